@@ -1,0 +1,49 @@
+# `make demo` and `make test` do all of their own set-up: a virtual environment from the lock file, nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+READY := $(VENV)/.ready
+BIN := $(VENV)/bin
+
+# No stage may reach for a model hub unless a config names a hub id; tests never do.
+OFFLINE := HF_HUB_OFFLINE=1
+
+.PHONY: demo test test-quick lint install benchmarks lock schema clean
+
+demo: $(READY)
+	$(OFFLINE) $(BIN)/snakemake --cores $(CORES)
+	@echo "The report: $$(pwd)/results/moving-shapes/report.html"
+
+test: $(READY)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist worksteal
+
+test-quick: $(READY)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) -m "not slow"
+
+lint: $(READY)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/mypy && $(BIN)/snakemake --lint
+
+benchmarks: $(READY)
+	$(OFFLINE) $(BIN)/python -m benchmarks
+
+install: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stm needs Python 3.11 or newer; say which with make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# For maintainers: the lock file and the schema, made anew.
+lock:
+	uv pip compile --universal --generate-hashes --no-annotate --no-header --extra dev --python-version 3.11 \
+		--constraint config/constraints.txt pyproject.toml --output-file requirements.lock
+
+schema: $(READY)
+	$(BIN)/stm schema > config/schema.json
+
+clean:
+	rm -rf results .snakemake

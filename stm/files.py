@@ -1,0 +1,232 @@
+"""How results reach the disk: atomically, byte for byte the same from the same inputs, and with a receipt.
+
+Every stage writes through this module. A receipt is a small JSON object that says what made a file: the stage, the
+part of the config that it used, the models' hashes and the versions of the libraries. It holds no time and no path of
+the machine, so that two runs of the same work give the same bytes.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import stm
+
+RECEIPT_KEY = b"stm.receipt"
+
+
+class UnsafePathError(ValueError):
+    """A path from a manifest or an archive that would leave the folder it belongs to."""
+
+
+def safe_join(root: Path, relative: str) -> Path:
+    """`root / relative`, refused when it is absolute or leaves `root`, links resolved.
+
+    Raises:
+        UnsafePathError: the path leaves `root`.
+    """
+    path = Path(relative)
+    if path.is_absolute() or "\x00" in relative:
+        raise UnsafePathError(f"{relative!r}: paths must be relative to {root}")
+    resolved, base = (root / path).resolve(), root.resolve()
+    if not resolved.is_relative_to(base):
+        raise UnsafePathError(f"{relative!r} leaves its root {root}")
+    return root / path
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path in the folder of `path`; renamed to it when the block ends well, removed when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes `data` to `path` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as sorted, indented JSON, atomically."""
+    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_weights(path: Path) -> str:
+    """One SHA-256 for a model: of the file, or of the names and bytes of all files in a folder."""
+    if path.is_file():
+        return sha256_file(path)
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def make_receipt(stage: str, settings: Any, libraries: Sequence[str] = (), **more: Any) -> dict[str, Any]:
+    """What made an output.
+
+    Args:
+        stage: the stage's name, `frames` for instance.
+        settings: the part of the config that the stage used; a pydantic model or a JSON value.
+        libraries: distribution names whose versions matter for the bytes (`av`, `torch`).
+        more: further JSON values, such as `model_sha256`, `seed`.
+    """
+    versions = {"stm": stm.__version__}
+    for name in libraries:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "missing"
+    if hasattr(settings, "model_dump"):
+        settings = settings.model_dump(mode="json")
+    return {"stage": stage, "settings": settings, "versions": versions, **more}
+
+
+def hash_receipt(receipt: Mapping[str, Any]) -> str:
+    """SHA-256 of a receipt; two receipts with the same hash stand for the same work."""
+    return hashlib.sha256(json.dumps(receipt, sort_keys=True).encode()).hexdigest()
+
+
+def write_table(path: Path, table: pa.Table, receipt: Mapping[str, Any], *, row_group_size: int = 1024) -> None:
+    """Writes a Parquet file (zstd) atomically, with the receipt in its schema's metadata."""
+    metadata = {RECEIPT_KEY: json.dumps(receipt, sort_keys=True).encode()}
+    strings = [f.name for f in table.schema if pa.types.is_string(f.type)]
+    with atomic_path(path) as temporary:
+        pq.write_table(
+            table.replace_schema_metadata(metadata),
+            temporary,
+            compression="zstd",
+            use_dictionary=strings,
+            row_group_size=row_group_size,
+        )
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Reads a Parquet file.
+
+    Raises:
+        ValueError: the file is missing, torn or not Parquet, or lacks a column; the message names it.
+    """
+    try:
+        return pq.read_table(path, columns=None if columns is None else list(columns))
+    except (OSError, pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        raise ValueError(f"{path}: cannot be read as a Parquet table ({error}); remove it and run again") from error
+
+
+def read_receipt(path: Path) -> dict[str, Any]:
+    """The receipt of a Parquet file that `write_table` wrote; empty when it has none."""
+    metadata = pq.read_schema(path).metadata or {}
+    return json.loads(metadata.get(RECEIPT_KEY, b"{}"))
+
+
+class Member(NamedTuple):
+    """Where one file lies inside a tar."""
+
+    name: str
+    offset: int  # bytes from the start of the tar to the file's first byte
+    size: int  # bytes
+    sha256: str
+
+
+class TarWriter:
+    """An uncompressed tar whose bytes depend on its members alone: no times, no owners, no order but yours."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self.members: list[Member] = []
+
+    def add(self, name: str, data: bytes) -> Member:
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = len(data), 0o644
+        self._tar.addfile(info, io.BytesIO(data))
+        padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        member = Member(name, self._tar.offset - padded, len(data), hashlib.sha256(data).hexdigest())
+        self.members.append(member)
+        return member
+
+    def __enter__(self) -> "TarWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._tar.close()
+        self._file.close()
+
+
+def read_member(tar: int, offset: int, size: int) -> bytes:
+    """Reads `size` bytes at `offset` of an open file descriptor; several threads may share the descriptor."""
+    data = os.pread(tar, size, offset)
+    if len(data) != size:
+        raise ValueError(f"the tar ends {size - len(data)} bytes before the end of the member at {offset}: torn file?")
+    return data
+
+
+class Journal:
+    """Finished items of a job that is not finished yet, kept beside its output.
+
+    Snakemake deletes the declared outputs of a failed or killed job. What a long job has already done is therefore
+    kept under an undeclared folder, one file an item, and used again when the job is restarted with the same receipt.
+    A journal of other settings is thrown away.
+
+    >>> journal = Journal(Path("frames/train-00000.tar"), receipt)   # doctest: +SKIP
+    >>> journal.get("clip-1")                                        # doctest: +SKIP
+    """
+
+    def __init__(self, output: Path, receipt: Mapping[str, Any]) -> None:
+        self.folder = output.with_name(f".{output.name}.journal")
+        stamp, current = self.folder / "receipt", hash_receipt(receipt)
+        if self.folder.exists() and (not stamp.exists() or stamp.read_text() != current):
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not stamp.exists():
+            write_bytes(stamp, current.encode())
+
+    def _path(self, item: str) -> Path:
+        return self.folder / hashlib.sha256(item.encode()).hexdigest()[:32]
+
+    def get(self, item: str) -> bytes | None:
+        """The bytes stored for `item`; None when it was not finished."""
+        path = self._path(item)
+        if not path.exists():
+            return None
+        data = path.read_bytes()
+        # A power cut can leave a renamed file whose blocks never reached the disk: the checksum in front tells.
+        return data[32:] if hashlib.sha256(data[32:]).digest() == data[:32] else None
+
+    def put(self, item: str, data: bytes) -> None:
+        path = self._path(item)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(hashlib.sha256(data).digest() + data)
+        temporary.replace(path)
+
+    def close(self) -> None:
+        """Removes the journal; call it once the output is in place."""
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,102 @@
+"""Where everything lies under `results/{name}/`. The workflow's rules say the same paths in their own words."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from stm.config import Config, FolderDataset
+from stm.manifest import split_of
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of one dataset's results."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, config: Config) -> "Layout":
+        return cls(Path(config.results) / config.name)
+
+    @property
+    def generated(self) -> Path:
+        """moving-shapes only: `videos/`, `annotations.parquet` and `truth.parquet`."""
+        return self.root / "generated"
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest.parquet"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.root / "quarantine.parquet"
+
+    @property
+    def shard_index(self) -> Path:
+        return self.root / "slices.json"
+
+    def slice(self, shard: str) -> Path:
+        return self.root / "slices" / f"{shard}.parquet"
+
+    def frames_tar(self, shard: str) -> Path:
+        return self.root / "frames" / f"{shard}.tar"
+
+    def frames(self, shard: str) -> Path:
+        return self.root / "frames" / f"{shard}.parquet"
+
+    def captions(self, source: str, shard: str) -> Path:
+        return self.root / "captions" / source / f"{shard}.parquet"
+
+    def embeddings(self, shard: str) -> Path:
+        return self.root / "embeddings" / f"{shard}.parquet"
+
+    def similarity(self, source: str, shard: str) -> Path:
+        return self.root / "similarity" / source / f"{shard}.parquet"
+
+    def motion(self, shard: str) -> Path:
+        return self.root / "motion" / f"{shard}.parquet"
+
+    def shard_tar(self, shard: str) -> Path:
+        return self.root / "shards" / split_of(shard) / f"{shard}.tar"
+
+    def shard(self, shard: str) -> Path:
+        return self.root / "shards" / split_of(shard) / f"{shard}.parquet"
+
+    def pretrain(self, run: str) -> Path:
+        """Folder with `weights.safetensors`, `config.json`, `metrics.jsonl`."""
+        return self.root / "pretrain" / run
+
+    def evaluate(self, run: str, task: str) -> Path:
+        """Folder with `metrics.json` and `predictions.parquet`."""
+        return self.root / "evaluate" / run / task
+
+    @property
+    def mask_quality(self) -> Path:
+        return self.root / "evaluate" / "mask_quality.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plan.json"
+
+    @property
+    def tables(self) -> Path:
+        return self.root / "tables"
+
+    @property
+    def figures(self) -> Path:
+        return self.root / "figures"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def benchmarks(self) -> Path:
+        """Snakemake's `benchmark:` files, one per job: `{rule}/{wildcards}.tsv`."""
+        return self.root / "benchmarks"
+
+
+def dataset_root(config: Config) -> Path:
+    """The folder that the paths in the manifest are relative to."""
+    if isinstance(config.dataset, FolderDataset):
+        return Path(config.dataset.root)
+    return Layout.of(config).generated

@@ -1,0 +1,202 @@
+"""The table of clips: what is in a dataset, what was refused and why, and how clips are dealt to shards."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from stm.files import read_json, read_table, write_bytes, write_json, write_table
+
+Policy = Literal["keep", "drop", "fail"]
+
+
+class Status(StrEnum):
+    """How a clip ended a stage. The list is closed: everything that can happen to a clip has its code here."""
+
+    OK = "ok"
+    # the manifest
+    BAD_ROW = "bad_row"  # an annotation row that cannot be used
+    DUPLICATE_ID = "duplicate_id"
+    PATH_OUTSIDE_ROOT = "path_outside_root"
+    MISSING_FILE = "missing_file"
+    EMPTY_FILE = "empty_file"
+    OPEN_FAILED = "open_failed"  # no container that ffmpeg knows
+    NO_VIDEO_STREAM = "no_video_stream"
+    TOO_SMALL = "too_small"
+    # decoding
+    TRUNCATED = "truncated"  # decoding ended early; the frames before are good
+    CORRUPT_FRAMES = "corrupt_frames"  # the decoder marked frames as damaged
+    TOO_SHORT = "too_short"
+    EDIT_LIST = "edit_list"  # the container hides some of the coded frames
+    VARIABLE_RATE = "variable_rate"
+    TIMEOUT = "timeout"
+    CRASHED = "crashed"  # the decoder took its process down
+    # captions, similarity, motion
+    CAPTION_MISSING = "caption_missing"  # the source has none for this clip
+    CAPTION_EMPTY = "caption_empty"
+    CAPTION_FAILED = "caption_failed"
+    UNSUPPORTED_MOTION = "unsupported_motion"  # the codec exports no motion vectors
+
+    @property
+    def default_policy(self) -> Policy:
+        return "keep" if self in _KEPT else "drop"
+
+
+_KEPT = {Status.OK, Status.TRUNCATED, Status.CORRUPT_FRAMES, Status.EDIT_LIST, Status.VARIABLE_RATE}
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),  # the clip's name in every tar and table; see `make_key`
+        pa.field("path", pa.string(), nullable=False),  # relative to the dataset's root
+        pa.field("start", pa.float64()),  # seconds; null: from the beginning
+        pa.field("end", pa.float64()),  # seconds; null: to the end
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("captions", pa.list_(pa.string())),
+        pa.field("questions", pa.list_(pa.struct([("question", pa.string()), ("answer", pa.string())]))),
+        pa.field("fps", pa.float64()),
+        pa.field("width", pa.int32()),  # pixels, as shown (rotation applied)
+        pa.field("height", pa.int32()),
+        pa.field("codec", pa.string()),
+        pa.field("frames", pa.int64()),  # the container's word, an estimate; null when it says none
+        pa.field("duration", pa.float64()),  # seconds, likewise
+        pa.field("bytes", pa.int64()),
+        pa.field("sha256", pa.string()),  # of the file
+    ]
+)
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("path", pa.string()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("policy", pa.string(), nullable=False),
+        pa.field("detail", pa.string()),  # what was wrong, for people
+    ]
+)
+
+_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def make_key(video_id: str) -> str:
+    """The name of a clip in tars and tables: plain characters, no dot (WebDataset splits names at the first), at most 64.
+
+    Ids that are plain already are their own key; others are slugged and carry a hash, so that keys stay unique.
+    """
+    if _PLAIN.fullmatch(video_id):
+        return video_id
+    slug = re.sub(r"[^A-Za-z0-9_-]+", "_", video_id).strip("_")[-48:].strip("_")
+    return f"{slug}-{hashlib.sha256(video_id.encode()).hexdigest()[:12]}".lstrip("-")
+
+
+def assign_shard(video_id: str, shards: int) -> int:
+    """The shard, from 0 to `shards` - 1, of a clip: linear hashing of its id.
+
+    Depends on nothing but the id and the number of shards, and when the number grows by one, clips of a single shard
+    move. So adding a video changes one shard, or, at a boundary, two: finished work on all others stays valid.
+    """
+    value = int.from_bytes(hashlib.sha256(video_id.encode()).digest()[:8], "big")
+    level = 1 << (shards.bit_length() - 1)
+    bucket = value % (2 * level)
+    return bucket if bucket < shards else bucket - level
+
+
+def name_shard(split: str, index: int) -> str:
+    return f"{split}-{index:05d}"
+
+
+def split_of(shard: str) -> str:
+    """`train-00012` -> `train`."""
+    return shard.rpartition("-")[0]
+
+
+def write_slices(manifest: Path, folder: Path, index: Path, shard_size: int) -> list[str]:
+    """Deals the clips of a manifest to shards: `folder/{shard}.parquet`, sorted by key, and an index of them all.
+
+    A slice whose content stays the same is not written again, so that nothing downstream of it is rerun; slices that
+    no longer exist are removed. Returns the shards' names, sorted.
+    """
+    table = read_table(manifest)
+    dealt: dict[str, list[int]] = {}
+    splits = table.column("split").to_pylist()
+    totals = {split: splits.count(split) for split in set(splits)}
+    for row, (video_id, split) in enumerate(zip(table.column("video_id").to_pylist(), splits, strict=True)):
+        shards = -(-totals[split] // shard_size)
+        dealt.setdefault(name_shard(split, assign_shard(video_id, shards)), []).append(row)
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = {}
+    for shard, rows in sorted(dealt.items()):
+        part = table.take(rows).sort_by("key")
+        sink = folder / f"{shard}.parquet"
+        _write_if_changed(sink, part)
+        entries[shard] = {"clips": len(rows), "split": split_of(shard)}
+    for stale in folder.glob("*.parquet"):
+        if stale.stem not in entries:
+            stale.unlink()
+    write_json(index, {"shards": entries})
+    return sorted(entries)
+
+
+def _write_if_changed(path: Path, table: pa.Table) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    write_table(temporary, table, {"stage": "split"})
+    data = temporary.read_bytes()
+    temporary.unlink()
+    if not path.exists() or path.read_bytes() != data:
+        write_bytes(path, data)
+
+
+def read_shards(index: Path) -> list[str]:
+    """The shards' names from the index that `write_slices` wrote."""
+    return sorted(read_json(index)["shards"])
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """A slice or manifest as a list of rows."""
+    return read_table(path).to_pylist()
+
+
+def quarantine_row(
+    stage: str, row: Mapping[str, Any], status: Status, policy: Policy, detail: str
+) -> dict[str, str | None]:
+    return {
+        "stage": stage,
+        "video_id": str(row.get("video_id") or row.get("path") or "?"),
+        "path": row.get("path"),
+        "status": str(status),
+        "policy": policy,
+        "detail": detail,
+    }
+
+
+class TooManyFailures(RuntimeError):
+    """More clips of a shard were dropped than the config allows, or one whose status has the policy `fail`."""
+
+
+def check_failures(stage: str, outcomes: Iterable[tuple[str, Status, Policy, str]], max_failure_rate: float) -> None:
+    """Stops a stage whose shard went wrong as a whole.
+
+    Args:
+        outcomes: (video id, status, policy, detail) of every clip of the shard.
+
+    Raises:
+        TooManyFailures: with counts per status and the first clips.
+    """
+    rows = list(outcomes)
+    fatal = [r for r in rows if r[2] == "fail" and r[1] != Status.OK]
+    dropped = [r for r in rows if r[2] == "drop"]
+    if fatal:
+        _raise(stage, "has clips whose policy is `fail`", fatal)
+    if len(rows) >= 8 and len(dropped) > max_failure_rate * len(rows):
+        _raise(stage, f"dropped {len(dropped)} of {len(rows)} clips (bad_input.max_failure_rate: {max_failure_rate})", dropped)
+
+
+def _raise(stage: str, what: str, rows: list[tuple[str, Status, Policy, str]]) -> None:
+    first = "\n".join(f"  {video_id}: {status}: {detail}" for video_id, status, _, detail in rows[:10])
+    raise TooManyFailures(f"{stage} {what}; the first:\n{first}")

@@ -1,0 +1,105 @@
+"""Progress of anything longer than a few seconds: what, how far, how fast, how long still.
+
+On a terminal the line is redrawn; in a log file (a workflow job's, for instance) a plain line is printed every few
+seconds, so that `tail -f` of the log is as good as a terminal.
+"""
+
+import io
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import TextIO, TypeVar
+
+T = TypeVar("T")
+
+
+def format_seconds(seconds: float) -> str:
+    """`3725` -> `1h02m`, `65` -> `1m05s`, `4.2` -> `4s`."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
+
+
+class Progress:
+    """Counts finished items and says so.
+
+    >>> with Progress("frames train-00000", total=64, unit="clips") as progress:   # doctest: +SKIP
+    ...     progress.advance()
+    """
+
+    def __init__(self, what: str, total: int, unit: str, *, every: float = 5.0, stream: TextIO | None = None) -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self.done = 0
+        self._stream = stream or sys.stderr
+        self._terminal = self._stream.isatty()
+        self._every = 0.2 if self._terminal else every
+        self._start = self._last = time.monotonic()
+        self._start_done = 0
+
+    def resume(self, done: int) -> None:
+        """Says that `done` items were finished by an earlier attempt; they do not count for the speed."""
+        self.done = self._start_done = done
+
+    def advance(self, items: int = 1, note: str = "") -> None:
+        self.done += items
+        now = time.monotonic()
+        if now - self._last >= self._every:
+            self._last = now
+            self._print(note)
+
+    def _print(self, note: str = "") -> None:
+        elapsed = max(time.monotonic() - self._start, 1e-9)
+        rate = (self.done - self._start_done) / elapsed
+        left = format_seconds((self.total - self.done) / rate) if rate > 0 else "?"
+        line = f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, {left} left"
+        line += f", {note}" if note else ""
+        self._stream.write(f"\r\x1b[2K{line}" if self._terminal else f"{line}\n")
+        self._stream.flush()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        elapsed = time.monotonic() - self._start
+        rate = (self.done - self._start_done) / max(elapsed, 1e-9)
+        line = f"{self.what}: {self.done}/{self.total} {self.unit} in {format_seconds(elapsed)}, {rate:.1f} {self.unit}/s"
+        self._stream.write(f"\r\x1b[2K{line}\n" if self._terminal else f"{line}\n")
+        self._stream.flush()
+
+
+def track(items: Iterable[T], what: str, total: int, unit: str) -> Iterator[T]:
+    """Iterates over `items` and shows the progress."""
+    with Progress(what, total, unit) as progress:
+        for item in items:
+            yield item
+            progress.advance()
+
+
+class _Tee(io.TextIOBase):
+    """Writes to several streams; never a terminal, so that progress comes as plain lines."""
+
+    def __init__(self, *streams: TextIO) -> None:
+        self._streams = streams
+
+    def write(self, text: str) -> int:
+        for stream in self._streams:
+            stream.write(text)
+            stream.flush()
+        return len(text)
+
+
+@contextmanager
+def log_to(path: str | Path) -> Iterator[None]:
+    """Copies what the block writes to standard error, warnings and a final traceback included, into a log file."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with Path(path).open("w", encoding="utf-8") as log:
+        try:
+            with redirect_stderr(_Tee(log, sys.stderr)):
+                yield
+        except BaseException:
+            traceback.print_exc(file=log)
+            raise
