@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stm.manifest import Policy, Status
+from stm.strategies import declared_strategies
 
 
 class ConfigError(ValueError):
@@ -47,7 +48,21 @@ class FolderDataset(Section):
         "`captions`, `start`, `end` (seconds), `questions`; a folder's videos that it does not name are left out",
     )
     extensions: tuple[str, ...] = _field(
-        (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".h264"),
+        (
+            ".mp4",
+            ".avi",
+            ".mkv",
+            ".webm",
+            ".mov",
+            ".m4v",
+            ".mpg",
+            ".mpeg",
+            ".ts",
+            ".flv",
+            ".wmv",
+            ".3gp",
+            ".h264",
+        ),
         "file name endings taken as videos when there are no annotations",
     )
     split: Name = _field("train", "split of clips whose annotation names none")
@@ -80,7 +95,8 @@ class BadInput(Section):
         "quarantine table, `fail`: stop. The defaults stand in stm/manifest.py",
     )
     max_failure_rate: Fraction = _field(
-        0.5, "a stage fails when more than this share of its shard's clips is dropped (shards of fewer than 8 never do)"
+        0.5,
+        "a stage fails when more than this share of its shard's clips is dropped (shards of fewer than 8 never do)",
     )
 
     def action(self, status: Status) -> Policy:
@@ -93,7 +109,9 @@ class BadInput(Section):
 class Frames(Section):
     """The frames stage: every k-th decoded frame as a JPEG."""
 
-    every: int = _field(4, "keep every k-th decoded frame; the training stride is a multiple of it", "frames", ge=1, le=64)
+    every: int = _field(
+        4, "keep every k-th decoded frame; the training stride is a multiple of it", "frames", ge=1, le=64
+    )
     short_side: int = _field(256, "short side of the stored frames", "pixels", ge=32, le=2160)
     quality: int = _field(90, "JPEG quality", "percent", ge=1, le=100)
     min_frames: int = _field(2, "clips with fewer stored frames are marked `too_short`", "stored frames", ge=1)
@@ -108,7 +126,9 @@ class Blip2Captions(Section):
 
     kind: Literal["blip2"]
     model: str = _field(..., "hub id or local folder of a Blip2ForConditionalGeneration")
-    key_frames: int = _field(3, "key frames a clip, at the centres of equal segments; TGM uses 3 or 1", "frames", ge=1, le=64)
+    key_frames: int = _field(
+        3, "key frames a clip, at the centres of equal segments; TGM uses 3 or 1", "frames", ge=1, le=64
+    )
     batch_size: int = _field(32, "key frames a forward pass, filled across clips", "frames", ge=1)
     max_new_tokens: int = _field(30, "longest caption", "tokens", ge=1, le=512)
     beams: int = _field(1, "beam search width; 1 is greedy", "beams", ge=1, le=64)
@@ -178,7 +198,9 @@ class Motion(Section):
         "`codec`: the stream's own vectors; `transcode`: H.264 without B-frames first, then `codec`; `mestimate`: "
         "ffmpeg's block matching, any codec",
     )
-    subtract_camera: bool = _field(False, "subtract the median vector of each frame, an estimate of the camera's motion")
+    subtract_camera: bool = _field(
+        False, "subtract the median vector of each frame, an estimate of the camera's motion"
+    )
     timeout_seconds: float = _field(600.0, "a clip that takes longer is killed and marked `timeout`", "seconds", gt=0)
 
 
@@ -198,6 +220,14 @@ class Mask(Section):
 
     strategy: Name = _field("tube", "a strategy of stm/masking")
     ratio: float = _field(0.9, "mask ratio: int(ratio x tokens of a time slot) are hidden in each slot", gt=0, lt=1)
+
+    @field_validator("strategy")
+    @classmethod
+    def _exists(cls, strategy: str) -> str:
+        names = sorted(declared_strategies())
+        if strategy not in names:
+            raise ValueError(f"no such masking strategy; there are: {', '.join(names)}")
+        return strategy
 
 
 class Optimisation(Section):
@@ -240,7 +270,9 @@ class PretrainRun(Section):
     mask: Mask = Mask()
     optimisation: Optimisation = Optimisation()
     augmentation: Augmentation = Augmentation()
-    precision: Literal["float32", "bf16"] = _field("float32", "arithmetic of forward and backward; weights stay float32")
+    precision: Literal["float32", "bf16"] = _field(
+        "float32", "arithmetic of forward and backward; weights stay float32"
+    )
     compile: bool = _field(False, "torch.compile; worth it on CUDA, not on CPU")
     decode_ratio: float = _field(1.0, "share of the masked tokens that is decoded; 1 is VideoMAE", gt=0, le=1)
     repeats: int = _field(1, "augmented views of each clip a visit (repeated augmentation)", "views", ge=1, le=8)
@@ -258,7 +290,9 @@ class PretrainRun(Section):
             raise ValueError(f"frames {self.frames} is not a multiple of tubelet {self.tubelet}")
         parts = self.optimisation.accumulate * self.processes
         if self.optimisation.batch_size % parts:
-            raise ValueError(f"batch_size {self.optimisation.batch_size} is not a multiple of accumulate x processes = {parts}")
+            raise ValueError(
+                f"batch_size {self.optimisation.batch_size} is not a multiple of accumulate x processes = {parts}"
+            )
         return self
 
 
@@ -273,7 +307,9 @@ class LinearProbe(Section):
     learning_rates: tuple[float, ...] = _field(
         # MAE's linear probe uses LARS with 0.1 per 256; the paper of TGM does not say. Ours: AdamW, best of a small
         # grid chosen on a fifth of the training split, never on the test split.
-        (1e-3, 3e-3, 1e-2), "tried; the best on held-out training clips is used", min_length=1,
+        (1e-3, 3e-3, 1e-2),
+        "tried; the best on held-out training clips is used",
+        min_length=1,
     )
     views: int = _field(1, "temporal views of a test clip, averaged after softmax", "views", ge=1, le=32)
 
@@ -328,7 +364,9 @@ class Config(Section):
     results: str = _field("results", "folder of all outputs")
     seed: int = _field(0, "seed of everything that is random", ge=0, lt=2**31)
     dataset: Dataset
-    shard_size: int = _field(256, "clips a shard, on average; a shard is the unit of every job", "clips", ge=1, le=100_000)
+    shard_size: int = _field(
+        256, "clips a shard, on average; a shard is the unit of every job", "clips", ge=1, le=100_000
+    )
     grid: int = _field(14, "cells on the short side of the similarity and motion maps", "cells", ge=2, le=64)
     bad_input: BadInput = BadInput()
     frames: Frames = Frames()
@@ -345,12 +383,19 @@ class Config(Section):
     @model_validator(mode="after")
     def _agrees(self) -> "Config":
         if self.pack.captions is not None and self.pack.captions not in self.captions:
-            raise ValueError(f"pack.captions names {self.pack.captions!r}; captions has: {', '.join(self.captions) or 'none'}")
-        guided = {"text": self.pack.captions is not None and self.pack.similarity, "motion": self.pack.motion}
+            raise ValueError(
+                f"pack.captions names {self.pack.captions!r}; captions has: {', '.join(self.captions) or 'none'}"
+            )
+        if self.mask_quality is not None and self.dataset.source != "moving-shapes":
+            raise ValueError("mask_quality needs a dataset with true boxes: moving-shapes")
+        packed = {
+            "similarity": self.pack.captions is not None and self.pack.similarity,
+            "motion": self.pack.motion,
+        }
         for name, run in self.pretrain.items():
-            for guide, packed in guided.items():
-                if run.mask.strategy.split("_")[0] == guide and not packed:
-                    raise ValueError(f"pretrain.{name} masks by {guide}, but pack does not pack the {guide} maps")
+            missing = [guide for guide in declared_strategies()[run.mask.strategy] if not packed.get(guide)]
+            if missing:
+                raise ValueError(f"pretrain.{name} masks by {missing[0]}, but pack does not pack the {missing[0]} maps")
         return self
 
 

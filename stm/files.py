@@ -230,3 +230,15 @@ class Journal:
     def close(self) -> None:
         """Removes the journal; call it once the output is in place."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def local_model_files(model: str | None) -> list[str]:
+    """The files behind a model id of the config, when it is local; hub ids have none.
+
+    Understands a folder, `local-dir:folder` and `architecture@checkpoint-file`. A workflow names them as inputs, so
+    that other weights rerun what was made with the old ones.
+    """
+    path = Path((model or "").removeprefix("local-dir:").rpartition("@")[2] or "/nowhere")
+    if path.is_dir():
+        return sorted(p.as_posix() for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    return [path.as_posix()] if path.is_file() else []

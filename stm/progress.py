@@ -66,7 +66,9 @@ class Progress:
     def __exit__(self, *exception: object) -> None:
         elapsed = time.monotonic() - self._start
         rate = (self.done - self._start_done) / max(elapsed, 1e-9)
-        line = f"{self.what}: {self.done}/{self.total} {self.unit} in {format_seconds(elapsed)}, {rate:.1f} {self.unit}/s"
+        line = (
+            f"{self.what}: {self.done}/{self.total} {self.unit} in {format_seconds(elapsed)}, {rate:.1f} {self.unit}/s"
+        )
         self._stream.write(f"\r\x1b[2K{line}\n" if self._terminal else f"{line}\n")
         self._stream.flush()
 

@@ -1,0 +1,49 @@
+# From raw videos to a report. Results go to {results}/{name}/ as the config says:
+#
+#   manifest.parquet, quarantine.parquet   what is in the dataset, what was refused and why
+#   slices/{shard}.parquet                 the clips of each shard; a shard is the unit of every later job
+#   frames/{shard}.tar                     JPEGs on the frame grid
+#   captions/{source}/{shard}.parquet      captions
+#   similarity/{source}/{shard}.parquet    patch-text similarity maps
+#   motion/{shard}.parquet                 motion maps
+#   shards/{split}/{shard}.tar             WebDataset shards and their index
+#   pretrain/{run}/                        weights, resolved config, metrics
+#   evaluate/{run}/{task}/                 metrics and predictions
+#   tables/, figures/, report.html         what to read
+#
+#   snakemake                                        the demo
+#   snakemake --configfile config/folder.yaml        your own videos
+#   snakemake plan                                   what a run will cost, before it runs
+#   snakemake --profile workflow/profiles/slurm ...  the same on a cluster
+
+from snakemake.utils import min_version
+
+min_version("9.16")
+
+if not workflow.overwrite_configfiles:
+
+    configfile: "config/demo.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/plan.smk"
+include: "workflow/rules/manifest.smk"
+include: "workflow/rules/split.smk"
+include: "workflow/rules/frames.smk"
+include: "workflow/rules/captions.smk"
+include: "workflow/rules/similarity.smk"
+include: "workflow/rules/motion.smk"
+include: "workflow/rules/shards.smk"
+include: "workflow/rules/pretrain.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+include: "workflow/rules/demo_models.smk"
+
+
+report: "workflow/report/workflow.rst"
+
+
+rule all:
+    default_target: True
+    input:
+        f"{ROOT}/report.html",

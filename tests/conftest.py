@@ -1,0 +1,39 @@
+"""What several rooms' tests share: small real videos."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+
+def encode(path: Path, frames: np.ndarray, codec: str = "libx264", fps: int = 10, **options: str) -> Path:
+    """Writes uint8 [F, H, W, 3] frames as a video; `options` go to the encoder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps, options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def moving_texture(frames: int = 20, height: int = 64, width: int = 96, seed: int = 0, speed: int = 2) -> np.ndarray:
+    """A smooth random texture that moves `speed` pixels to the right a frame, uint8 [F, H, W, 3]."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (height // 8 + 1, (width + frames * speed) // 8 + 2, 3))
+    texture = np.kron(coarse, np.ones((8, 8, 1)))[:height].astype(np.uint8)
+    return np.stack([texture[:, (frames - 1 - i) * speed :][:, :width] for i in range(frames)])
+
+
+@pytest.fixture(scope="session")
+def encode_video() -> Callable[..., Path]:
+    return encode
+
+
+@pytest.fixture(scope="session")
+def texture() -> Callable[..., np.ndarray]:
+    return moving_texture

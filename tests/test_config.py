@@ -1,0 +1,105 @@
+"""The config refuses what it does not know, in words that help; its JSON schema is the one in the repository."""
+
+import copy
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from stm.config import ConfigError, json_schema, load_config, parse_config
+from stm.strategies import declared_strategies
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
+DEMO = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_shipped_config_is_valid_for_us_and_for_the_schema(path):
+    assert load_config(path).name
+    jsonschema.validate(yaml.safe_load(path.read_text()), json_schema())
+
+
+def test_the_schema_in_the_repository_is_the_generated_one():
+    assert json.loads((ROOT / "config/schema.json").read_text()) == json_schema(), "run `make schema`"
+
+
+def test_the_schema_refuses_unknown_keys_too():
+    with pytest.raises(jsonschema.ValidationError, match="evry"):
+        jsonschema.validate(DEMO | {"frames": {"evry": 2}}, json_schema())
+
+
+def changed(path: str, value: object) -> dict:
+    config = copy.deepcopy(DEMO)
+    *parents, last = path.split(".")
+    place = config
+    for part in parents:
+        place = place[part]
+    place[last] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("frames.evry", 2, ["frames.evry", "no such key", "did you mean `every`", "short_side"]),
+        ("frames.every", 0, ["frames.every = 0", "greater than or equal to 1", "unit: frames"]),
+        ("frames.short_side", "128px", ["frames.short_side = '128px'", "integer", "unit: pixels"]),
+        ("motion.backend", "raft", ["motion.backend = 'raft'", "codec", "transcode", "mestimate"]),
+        ("dataset.source", "webdataset", ["dataset", "folder", "moving-shapes"]),
+        ("name", "../up", ["name = '../up'"]),
+        ("pack.captions", "gpt", ["pack.captions", "'gpt'", "blip2", "human"]),
+        ("captions.blip2.kind", "blip3", ["captions.blip2", "blip3", "blip2"]),
+        ("pretrain.text.image_size", 100, ["pretrain.text", "image_size 100", "patch_size 16"]),
+        ("pretrain.text.mask.ratio", 1.0, ["pretrain.text.mask.ratio = 1.0", "less than 1"]),
+        ("pretrain.text.mask.strategy", "txet", ["pretrain.text.mask.strategy = 'txet'", "text_top", "tube"]),
+        ("bad_input", {"policy": {"broken": "keep"}}, ["bad_input.policy", "broken", "truncated"]),
+        ("captions.label.templates", ["a video"], ["captions.label", "{}"]),
+    ],
+)
+def test_a_mistake_names_the_key_the_value_and_what_is_allowed(path, value, words):
+    with pytest.raises(ConfigError) as error:
+        parse_config(changed(path, value), "demo.yaml")
+    for word in ["demo.yaml", *words]:
+        assert word in str(error.value)
+
+
+def test_all_mistakes_are_told_at_once():
+    config = changed("frames.every", 0)
+    config["grid"] = 1
+    with pytest.raises(ConfigError) as error:
+        parse_config(config)
+    assert "frames.every" in str(error.value)
+    assert "grid = 1" in str(error.value)
+
+
+def test_guided_masks_need_their_guide_in_the_shards():
+    config = changed("pack.motion", False)
+    with pytest.raises(ConfigError, match=r"pretrain\.motion masks by motion"):
+        parse_config(config)
+
+
+def test_the_strategies_read_from_the_source_are_the_registered_ones():
+    from stm.masking import get_strategy, strategy_names
+
+    assert declared_strategies() == {name: get_strategy(name).needs for name in strategy_names()}
+
+
+def test_a_missing_or_broken_file_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        load_config(tmp_path / "nowhere.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(tmp_path / "broken.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ConfigError, match="mapping"):
+        load_config(tmp_path / "list.yaml")
+
+
+def test_shipped_configs_open_with_what_they_reproduce():
+    for path in CONFIGS:
+        head = path.read_text().split("\n\nname:")[0]
+        for word in ("Data", "Hardware", "Time", "Expect", "Source"):
+            assert f"# {word} " in head, f"{path.name} does not say {word}"

@@ -1,0 +1,89 @@
+"""Clips are dealt to shards so that adding one changes one shard."""
+
+from collections import Counter
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stm.files import write_table
+from stm.manifest import (
+    MANIFEST_SCHEMA,
+    Status,
+    TooManyFailures,
+    assign_shard,
+    check_failures,
+    make_key,
+    read_rows,
+    write_slices,
+)
+
+
+def test_growing_by_one_shard_moves_clips_of_one_shard_only():
+    ids = [f"clip-{i}" for i in range(4000)]
+    for shards in range(1, 40):
+        moves = {(assign_shard(i, shards), assign_shard(i, shards + 1)) for i in ids}
+        moved = {pair for pair in moves if pair[0] != pair[1]}
+        assert {new for _, new in moved} <= {shards}
+        assert len({old for old, _ in moved}) <= 1
+
+
+@given(st.text(min_size=1), st.integers(1, 5000))
+def test_every_clip_has_a_shard(video_id, shards):
+    assert 0 <= assign_shard(video_id, shards) < shards
+
+
+def test_shards_of_a_power_of_two_are_even():
+    counts = Counter(assign_shard(f"v{i}", 64) for i in range(64_000))
+    assert len(counts) == 64
+    assert max(counts.values()) < 1200
+
+
+@given(st.lists(st.text(min_size=1), unique=True, max_size=50))
+def test_keys_are_unique_plain_and_short(ids):
+    keys = [make_key(video_id) for video_id in ids]
+    assert len(set(keys)) == len(ids)
+    for key in keys:
+        assert "." not in key
+        assert "/" not in key
+        assert 0 < len(key) <= 64
+        assert key.isascii()
+
+
+def manifest_of(path, ids):
+    rows = [{"video_id": i, "key": make_key(i), "path": f"{i}.mp4", "split": "train"} for i in sorted(ids)]
+    write_table(path, pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA), {})
+
+
+def test_adding_a_clip_rewrites_one_slice(tmp_path):
+    manifest, folder, index = tmp_path / "m.parquet", tmp_path / "slices", tmp_path / "slices.json"
+    ids = [f"v{i}" for i in range(31)]  # 31 -> 32 clips: no new shard of 8
+    manifest_of(manifest, ids)
+    shards = write_slices(manifest, folder, index, 8)
+    before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir()}
+    manifest_of(manifest, [*ids, "new"])
+    assert write_slices(manifest, folder, index, 8) == shards
+    after = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir()}
+    assert sum(before[name] != after[name] for name in after) == 1
+    rows = [row["video_id"] for shard in shards for row in read_rows(folder / f"{shard}.parquet")]
+    assert sorted(rows) == sorted([*ids, "new"])
+
+
+def test_slices_of_a_smaller_manifest_are_removed(tmp_path):
+    manifest, folder, index = tmp_path / "m.parquet", tmp_path / "slices", tmp_path / "slices.json"
+    manifest_of(manifest, [f"v{i}" for i in range(40)])
+    write_slices(manifest, folder, index, 4)
+    manifest_of(manifest, ["v1"])
+    assert [p.stem for p in folder.iterdir()] != write_slices(manifest, folder, index, 4)
+    assert [p.stem for p in folder.iterdir()] == ["train-00000"]
+
+
+def test_a_shard_that_went_wrong_as_a_whole_stops_the_stage_and_names_clips():
+    rows = [(f"v{i}", Status.TIMEOUT, "drop", "30 s") for i in range(6)] + [("w", Status.OK, "keep", "")] * 4
+    check_failures("frames", rows, 0.6)
+    with pytest.raises(TooManyFailures, match=r"dropped 6 of 10.*\n.*v0: timeout: 30 s"):
+        check_failures("frames", rows, 0.5)
+    check_failures("frames", rows[:6], 0.5)  # small shards never stop
+    with pytest.raises(TooManyFailures, match="policy is `fail`"):
+        check_failures("frames", [("v", Status.TRUNCATED, "fail", "x")], 1.0)

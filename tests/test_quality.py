@@ -1,0 +1,127 @@
+"""The house rules, held by tools: linters, types, import order, what may not stand in the code."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+# Each level may import from itself and from those before it (design: imports point one way).
+LEVELS = [
+    {"files", "progress", "manifest", "strategies", "config", "layout"},
+    {"datasets"},
+    {"preprocess"},
+    {"data"},
+    {"masking", "models", "objectives"},
+    {"methods"},
+    {"training"},
+    {"evaluation"},
+    {"report"},
+    {"cli"},
+]
+# Siblings of one level that must not know each other.
+APART = [{"masking", "models", "objectives"}]
+
+
+def run(*command: str) -> None:
+    finished = subprocess.run(
+        [str(BIN / command[0]), *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, f"{' '.join(command)}\n{finished.stdout[-5000:]}{finished.stderr[-5000:]}"
+
+
+def test_ruff_finds_nothing():
+    run("ruff", "check", ".")
+
+
+def test_ruff_would_format_nothing():
+    run("ruff", "format", "--check", ".")
+
+
+def test_snakefmt_would_format_nothing():
+    run("snakefmt", "--check", "Snakefile", "workflow")
+
+
+@pytest.mark.slow
+def test_snakemake_lints_clean():
+    run("snakemake", "--lint")
+
+
+@pytest.mark.slow
+def test_the_package_type_checks():
+    run("mypy")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" if node.module == "stm" else node.module for alias in node.names]
+        rooms |= {name.split(".")[1] for name in names if name.startswith("stm.")}
+    return rooms
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "stm").rglob("*.py")), ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_imports_point_one_way(path):
+    room = path.relative_to(ROOT / "stm").parts[0].removesuffix(".py")
+    if room == "__init__":
+        assert imported_rooms(path) == set()
+        return
+    level = next(i for i, rooms in enumerate(LEVELS) if room in rooms)
+    allowed = set().union(*LEVELS[: level + 1])
+    for apart in APART:
+        if room in apart:
+            allowed -= apart - {room}
+    assert imported_rooms(path) <= allowed
+
+
+def test_import_stm_is_light():
+    heavy = "('torch', 'av', 'cv2', 'transformers', 'matplotlib', 'open_clip')"
+    code = "import sys, stm, stm.config, stm.layout, stm.manifest, stm.cli, stm.datasets, stm.report;"
+    code += f"print([m for m in {heavy} if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert loaded.strip() == "[]"
+
+
+FORBIDDEN = {
+    "unsafe load": re.compile(r"weights_only\s*=\s*False|\bpickle\b|yaml\.load\(|\beval\(|\bexec\("),
+    "shell string": re.compile(r"shell\s*=\s*True|os\.system\("),
+    "unfinished": re.compile("TO" + r"DO|FIX" + r"ME|NotImplemented" + "Error"),
+}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "stm").rglob("*.py")), ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_nothing_forbidden_stands_in_the_package(path):
+    text = re.sub(r"\.eval\(\)", "", path.read_text())
+    for name, pattern in FORBIDDEN.items():
+        assert not pattern.search(text), name
+
+
+def test_files_are_short_enough_to_read_in_one_sitting():
+    long = {p.name: n for p in (ROOT / "stm").rglob("*.py") if (n := len(p.read_text().splitlines())) > 450}
+    assert long == {}
+
+
+def test_shipped_assets_are_small():
+    total = sum(p.stat().st_size for p in (ROOT / "stm/assets").rglob("*") if p.is_file())
+    assert 0 < total <= 10 * 2**20
+
+
+def test_no_path_of_a_machine_and_no_registry_host_stands_in_the_repository():
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    pattern = re.compile("(?<![.A-Za-z0-9])/(wo" + "rk|fa" + "rm|ro" + "ot)/|index" + "-url|trusted" + "-host")
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        if path.suffix in {".png", ".safetensors", ".lock"} or not path.is_file() or path.is_symlink():
+            continue
+        assert not pattern.search(path.read_text(encoding="utf-8", errors="replace")), name

@@ -1,0 +1,289 @@
+"""The DAG itself: what runs, what runs again, what bad input does to it. Real Snakemake on real, small videos."""
+
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+RUN = {
+    "model": "tiny",
+    "image_size": 32,
+    "frames": 4,
+    "mask": {"strategy": "text_top", "ratio": 0.5},
+    "optimisation": {"epochs": 1, "batch_size": 2, "warmup_epochs": 0},
+    "workers": 0,
+}
+CONFIG = {
+    "name": "small",
+    "dataset": {"source": "folder", "root": "videos", "annotations": "videos/clips.csv"},
+    "shard_size": 3,
+    "grid": 4,
+    "frames": {"every": 2, "short_side": 64},
+    "captions": {"human": {"kind": "human"}, "label": {"kind": "label"}},
+    "similarity": {"model": f"local-dir:{ROOT / 'stm/assets/demo-clip'}", "batch_size": 256},
+    "pack": {"captions": "human"},
+    "pretrain": {"text": RUN},
+    "report": {"clips": 1, "split": "train"},
+}
+
+
+def write_config(folder: Path, **changes: object) -> None:
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG | changes))
+
+
+def write_annotations(folder: Path, rows: list[tuple[str, str]]) -> None:
+    lines = ["path,caption,label", *(f"{path},{caption},{path[0]}" for path, caption in rows)]
+    (folder / "videos/clips.csv").write_text("\n".join(lines) + "\n")
+
+
+def snakemake(folder: Path, *arguments: str) -> str:
+    """Runs the workflow in `folder` and returns all that it printed."""
+    command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(folder)]
+    command += ["--cores", "1", "--configfile", str(folder / "config.yaml"), *arguments]
+    finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    printed = finished.stdout + finished.stderr
+    assert finished.returncode == 0, printed[-6000:]
+    return printed
+
+
+def jobs(printed: str) -> dict[str, int]:
+    """Jobs that were run, by rule, from Snakemake's own list."""
+    counts: dict[str, int] = {}
+    for rule in re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):", printed, re.M):
+        counts[rule] = counts.get(rule, 0) + 1
+    return counts
+
+
+def content(folder: Path) -> dict[str, str]:
+    """Hashes of the results; logs, timings and the page (which shows timings) are left out."""
+    skipped = (
+        "logs/",
+        "benchmarks/",
+        "pretrain/text/tensorboard",
+        "pretrain/text/checkpoints",
+        "report.html",
+        "plan.json",
+    )
+    found = {}
+    for path in sorted((folder / "results/small").rglob("*")):
+        name = path.relative_to(folder / "results/small").as_posix()
+        if path.is_file() and not name.startswith(skipped) and path.name != "metrics.jsonl":
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, encode_video, texture) -> Path:
+    """A folder of seven clips in three shards, run to the end once."""
+    folder = tmp_path_factory.mktemp("finished")
+    rows = []
+    for number in range(7):
+        encode_video(folder / f"videos/clip{number}.mp4", texture(seed=number))
+        rows.append((f"clip{number}.mp4", f"a red circle number {number}"))
+    write_annotations(folder, rows)
+    write_config(folder)
+    ran = jobs(snakemake(folder))
+    assert ran["frames"] == 3
+    assert {
+        "manifest",
+        "split",
+        "captions",
+        "similarity",
+        "motion",
+        "shards",
+        "pretrain",
+        "report",
+        "plan",
+    } <= set(ran)
+    assert (folder / "results/small/report.html").stat().st_size > 10_000
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_touching_nothing_reruns_nothing(copy):
+    printed = snakemake(copy)
+    assert "Nothing to be done" in printed
+    assert jobs(printed) == {}
+
+
+def test_another_caption_source_reruns_captions_and_what_follows_only(copy):
+    before = content(copy)
+    write_config(copy, pack={"captions": "label"})
+    planned = jobs(snakemake(copy, "--dry-run"))
+    assert "similarity" in planned
+    assert not {"manifest", "split", "frames", "motion"} & set(planned)
+    ran = jobs(snakemake(copy))
+    assert not {"manifest", "split", "frames", "motion"} & set(ran)
+    assert {"similarity", "shards", "pretrain", "report"} <= set(ran)
+    after = content(copy)
+    assert {
+        n: h for n, h in before.items() if n.startswith(("frames/", "motion/", "similarity/human"))
+    }.items() <= after.items()
+    assert before["pretrain/text/weights.safetensors"] != after["pretrain/text/weights.safetensors"]
+
+
+def test_changed_settings_of_a_source_rerun_that_source_only(copy):
+    captions = {"human": {"kind": "human"}, "label": {"kind": "label", "templates": ["{} is what happens"]}}
+    write_config(copy, captions=captions)
+    ran = jobs(snakemake(copy))
+    assert ran["captions"] == 3
+    assert not {"manifest", "split", "frames", "motion", "similarity", "shards", "pretrain"} & set(ran)
+
+
+def test_one_video_added_reruns_one_shard(copy, encode_video, texture):
+    encode_video(copy / "videos/new.mp4", texture(seed=99))
+    lines = (copy / "videos/clips.csv").read_text()
+    (copy / "videos/clips.csv").write_text(lines + "new.mp4,a new clip,n\n")
+    before = content(copy)
+    ran = jobs(snakemake(copy))
+    assert ran["manifest"] == ran["split"] == 1
+    assert ran["frames"] == ran["motion"] == ran["shards"] == 1
+    assert ran["captions"] == 2  # two sources
+    changed = {n for n, h in content(copy).items() if before.get(n) != h}
+    assert len([n for n in changed if n.startswith("frames/") and n.endswith(".tar")]) == 1
+
+
+def test_the_same_stages_by_hand_give_the_same_bytes(copy, monkeypatch):
+    from stm.cli import main
+
+    by_workflow = content(copy)
+    shutil.rmtree(copy / "results")
+    monkeypatch.chdir(copy)
+    stages = [
+        "manifest",
+        "split",
+        "frames",
+        "captions",
+        "similarity",
+        "motion",
+        "shards",
+        "verify",
+        "pretrain",
+        "report",
+    ]
+    for stage in stages:
+        extra = ["--source", "human"] if stage == "similarity" else []
+        assert main([stage, "--config", "config.yaml", *extra]) == 0
+    assert content(copy) == by_workflow
+
+
+def test_bad_files_are_listed_with_their_reason_and_nothing_else_is_lost(copy, encode_video, texture):
+    videos = copy / "videos"
+    good = (videos / "clip0.mp4").read_bytes()
+    encode_video(videos / "long.mp4", texture(frames=60), **{"bf": "0"})
+    whole = (videos / "long.mp4").read_bytes()
+    (videos / "long.mp4").unlink()
+    encode_video(videos / "front.mp4", texture(frames=60, seed=5))
+    subprocess.run(
+        [
+            _ffmpeg(),
+            "-y",
+            "-loglevel",
+            "error",
+            "-i",
+            str(videos / "front.mp4"),
+            "-c",
+            "copy",
+            "-movflags",
+            "+faststart",
+            str(videos / "truncated.mp4"),
+        ],
+        check=True,
+    )
+    (videos / "front.mp4").unlink()
+    faststart = (videos / "truncated.mp4").read_bytes()
+    (videos / "truncated.mp4").write_bytes(faststart[: len(faststart) * 6 // 10])
+    (videos / "headless.mp4").write_bytes(whole[: len(whole) // 2])
+    (videos / "empty.mp4").write_bytes(b"")
+    (videos / "text.mp4").write_text("this is no video\n" * 50)
+    subprocess.run(
+        [_ffmpeg(), "-y", "-loglevel", "error", "-f", "lavfi", "-i", "sine=d=1", str(videos / "sound.mp4")],
+        check=True,
+    )
+    encode_video(videos / "one.mp4", texture(frames=1))
+    (videos / "silent.mp4").write_bytes(good)
+    (copy / "outside.mp4").write_bytes(good)
+    bad = ["truncated", "headless", "empty", "text", "sound", "one"]
+    rows = [f"{name},{name}.mp4,a caption" for name in bad]
+    rows += [
+        "silent,silent.mp4,",
+        "clip0,clip1.mp4,twice",
+        "out,../outside.mp4,out",
+        "absolute,/etc/hostname,out",
+        "gone,gone.mp4,x",
+    ]
+    lines = (videos / "clips.csv").read_text().splitlines()[1:]
+    known = [f"{line.split('.')[0]},{line.rsplit(',', 1)[0]}" for line in lines]
+    (videos / "clips.csv").write_text("\n".join(["video_id,path,caption", *known, *rows]) + "\n")
+    write_config(copy, captions={"human": {"kind": "human"}})
+    snakemake(copy)
+    table = (copy / "results/small/tables/quarantine.csv").read_text()
+    reasons = {
+        "truncated": "truncated",
+        "headless": "open_failed",
+        "empty": "empty_file",
+        "text": "open_failed",
+        "sound": "no_video_stream",
+        "one": "too_short",
+        "silent": "caption_",
+        "clip0": "duplicate_id",
+        "out": "path_outside_root",
+        "absolute": "path_outside_root",
+        "gone": "missing_file",
+    }
+    for video, reason in reasons.items():
+        assert re.search(rf"^[^\n]*\b{video}\b[^\n]*{reason}", table, re.M), f"{video} {reason}\n{table}"
+    packed = [
+        key
+        for path in (copy / "results/small/shards").rglob("*.parquet")
+        for key in pq.read_table(path)["key"].to_pylist()
+    ]
+    assert sorted(packed) == sorted([*(f"clip{n}" for n in range(7)), "truncated"])
+    page = (copy / "results/small/report.html").read_text()
+    assert "path_outside_root" in page
+
+
+def _ffmpeg() -> str:
+    import imageio_ffmpeg
+
+    return imageio_ffmpeg.get_ffmpeg_exe()
+
+
+def test_a_wrong_key_stops_before_anything_runs(copy):
+    write_config(copy, frames={"evry": 2})
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "-s",
+        str(ROOT / "Snakefile"),
+        "--directory",
+        str(copy),
+        "--dry-run",
+    ]
+    finished = subprocess.run(
+        [*command, "--configfile", str(copy / "config.yaml")], capture_output=True, text=True, check=False
+    )
+    assert finished.returncode != 0
+    assert "did you mean `every`" in finished.stdout + finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_the_plan_names_every_stage_that_runs(copy):
+    plan = yaml.safe_load((copy / "results/small/plan.json").read_text())
+    stages = {stage["stage"].split("/")[0] for stage in plan["stages"]}
+    assert {"manifest", "frames", "captions", "similarity", "motion", "shards", "pretrain"} <= stages
+    assert plan["clips"] == {"train": 7}

@@ -1,0 +1,26 @@
+# Stage 3: captions, by source.
+
+
+rule captions:
+    input:
+        slice=slice_of,
+        tar=rules.frames.output.tar,
+        frames=rules.frames.output.index,
+        model=source_model,
+    output:
+        captions=f"{ROOT}/captions/{{source}}/{{shard}}.parquet",
+    log:
+        f"{ROOT}/logs/captions/{{source}}/{{shard}}.log",
+    benchmark:
+        f"{ROOT}/benchmarks/captions/{{source}}/{{shard}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=16000,
+        runtime=480,
+    params:
+        source=lambda wildcards: dump(CONFIG.captions[wildcards.source]),
+        bad_input=dump(CONFIG.bad_input),
+    script:
+        "../scripts/captions.py"

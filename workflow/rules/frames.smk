@@ -1,0 +1,25 @@
+# Stage 2: every k-th frame, short side resized, as JPEGs in a tar.
+
+
+rule frames:
+    input:
+        slice=slice_of,
+    output:
+        tar=f"{ROOT}/frames/{{shard}}.tar",
+        index=f"{ROOT}/frames/{{shard}}.parquet",
+    log:
+        f"{ROOT}/logs/frames/{{shard}}.log",
+    benchmark:
+        f"{ROOT}/benchmarks/frames/{{shard}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    params:
+        root=lambda wildcards: dataset_root(CONFIG).as_posix(),
+        settings=dump(CONFIG.frames),
+        bad_input=dump(CONFIG.bad_input),
+    script:
+        "../scripts/frames.py"

@@ -1,0 +1,26 @@
+# Stage 5: motion magnitude and mean vector per patch and stored frame.
+
+
+rule motion:
+    input:
+        slice=slice_of,
+        frames=rules.frames.output.index,
+    output:
+        motion=f"{ROOT}/motion/{{shard}}.parquet",
+    log:
+        f"{ROOT}/logs/motion/{{shard}}.log",
+    benchmark:
+        f"{ROOT}/benchmarks/motion/{{shard}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    params:
+        root=lambda wildcards: dataset_root(CONFIG).as_posix(),
+        settings=dump(CONFIG.motion),
+        grid=CONFIG.grid,
+        bad_input=dump(CONFIG.bad_input),
+    script:
+        "../scripts/motion.py"

@@ -1,0 +1,17 @@
+# What the run will cost, before it runs.
+
+
+rule plan:
+    input:
+        annotations(),
+    output:
+        plan=f"{ROOT}/plan.json",
+    log:
+        f"{ROOT}/logs/plan.log",
+    conda:
+        "../../environment.yml"
+    params:
+        config=dump(CONFIG),
+        listing=list_fingerprint(CONFIG),
+    script:
+        "../scripts/plan.py"

@@ -1,0 +1,48 @@
+# Stage 4: patch-text similarity, one map a caption and frame. Embeddings are their own file where they are kept.
+
+
+rule embeddings:
+    input:
+        tar=rules.frames.output.tar,
+        frames=rules.frames.output.index,
+        model=local_model_files(CONFIG.similarity.model),
+    output:
+        embeddings=f"{ROOT}/embeddings/{{shard}}.parquet",
+    log:
+        f"{ROOT}/logs/embeddings/{{shard}}.log",
+    benchmark:
+        f"{ROOT}/benchmarks/embeddings/{{shard}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=16000,
+        runtime=480,
+    params:
+        settings=dump(CONFIG.similarity),
+        grid=CONFIG.grid,
+    script:
+        "../scripts/embeddings.py"
+
+
+rule similarity:
+    input:
+        unpack(similarity_inputs),
+    output:
+        similarity=f"{ROOT}/similarity/{{source}}/{{shard}}.parquet",
+    log:
+        f"{ROOT}/logs/similarity/{{source}}/{{shard}}.log",
+    benchmark:
+        f"{ROOT}/benchmarks/similarity/{{source}}/{{shard}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=16000,
+        runtime=480,
+    params:
+        settings=dump(CONFIG.similarity),
+        grid=CONFIG.grid,
+        bad_input=dump(CONFIG.bad_input),
+    script:
+        "../scripts/similarity.py"

@@ -1,0 +1,17 @@
+# Stage 1: clips are dealt to shards. A checkpoint, because only it knows how many there are.
+
+
+checkpoint split:
+    input:
+        manifest=rules.manifest.output.manifest,
+    output:
+        index=f"{ROOT}/slices.json",
+    log:
+        f"{ROOT}/logs/split.log",
+    conda:
+        "../../environment.yml"
+    params:
+        slices=f"{ROOT}/slices",
+        shard_size=CONFIG.shard_size,
+    script:
+        "../scripts/split.py"

@@ -1,0 +1,16 @@
+"""Rule `demo_models`: see stm.training.demo_models.train_demo_models."""
+
+from pathlib import Path
+
+from stm.training.demo_models import train_demo_models
+
+from stm.progress import log_to
+
+with log_to(snakemake.log[0]):
+    train_demo_models(
+        clip_output=Path(snakemake.output.clip),
+        blip2_output=Path(snakemake.output.blip2),
+        card=Path(snakemake.output.card),
+        seed=snakemake.params.seed,
+        threads=snakemake.threads,
+    )

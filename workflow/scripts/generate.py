@@ -1,0 +1,15 @@
+"""Rule `generate`: see stm.datasets.moving_shapes.generate."""
+
+from pathlib import Path
+
+from stm.config import MovingShapesDataset
+from stm.datasets.moving_shapes import generate
+from stm.progress import log_to
+
+with log_to(snakemake.log[0]):
+    generate(
+        MovingShapesDataset.model_validate(snakemake.params.dataset),
+        seed=snakemake.params.seed,
+        folder=Path(snakemake.output.annotations).parent,
+        processes=snakemake.threads,
+    )

@@ -1,0 +1,14 @@
+"""Rule `plan`: see stm.report.plan."""
+
+from pathlib import Path
+
+from stm.config import parse_config
+from stm.progress import log_to
+from stm.report.plan import describe_plan, make_plan, write_plan
+
+config = parse_config(snakemake.config)
+
+with log_to(snakemake.log[0]):
+    plan = make_plan(config)
+    write_plan(plan, Path(snakemake.output.plan))
+    print(describe_plan(plan, config))

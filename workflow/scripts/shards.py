@@ -1,0 +1,27 @@
+"""Rule `shards`: see stm.preprocess.shards.pack_shard."""
+
+from pathlib import Path
+
+from stm.config import BadInput, Pack
+from stm.preprocess.shards import pack_shard
+from stm.progress import log_to
+
+
+def optional(name):
+    path = snakemake.input.get(name)
+    return Path(path) if path else None
+
+
+with log_to(snakemake.log[0]):
+    pack_shard(
+        slice_path=Path(snakemake.input.slice),
+        frames_tar=Path(snakemake.input.tar),
+        frames_index=Path(snakemake.input.frames),
+        captions=optional("captions"),
+        similarity=optional("similarity"),
+        motion=optional("motion"),
+        tar=Path(snakemake.output.tar),
+        index=Path(snakemake.output.index),
+        pack=Pack.model_validate(snakemake.params.pack),
+        bad_input=BadInput.model_validate(snakemake.params.bad_input),
+    )

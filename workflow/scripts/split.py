@@ -1,0 +1,14 @@
+"""Checkpoint `split`: see stm.manifest.write_slices."""
+
+from pathlib import Path
+
+from stm.manifest import write_slices
+from stm.progress import log_to
+
+with log_to(snakemake.log[0]):
+    write_slices(
+        manifest=Path(snakemake.input.manifest),
+        folder=Path(snakemake.params.slices),
+        index=Path(snakemake.output.index),
+        shard_size=snakemake.params.shard_size,
+    )
