@@ -1,0 +1,78 @@
+"""Where a crop lies on the stored frame. One box and one flip hold for all frames and guides of a sample."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from stm.config import Augmentation
+
+# VideoMAE's MultiScaleCrop: sides as shares of the frame's short side.
+SCALES = (1.0, 0.875, 0.75, 0.66)
+
+# Places of a multi-scale crop, in quarters of the free width and height: corners, middles of the edges, the
+# centre, and half-way between centre and corners.
+PLACES = tuple((x, y) for x in (0, 2, 4) for y in (0, 2, 4)) + tuple((x, y) for x in (1, 3) for y in (1, 3))
+
+
+class Box(NamedTuple):
+    """A crop, in whole pixels of the stored frame."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def center_crop(width: int, height: int) -> Box:
+    """The largest square in the middle of a frame."""
+    side = min(width, height)
+    return Box((width - side) // 2, (height - side) // 2, side, side)
+
+
+def multi_scale_crop(generator: np.random.Generator, width: int, height: int) -> Box:
+    """VideoMAE's crop: width and height are scales at most one step apart, the place one of 13 fixed ones.
+
+    Unlike there, a side within 2 pixels of the image size is not rounded to it.
+    """
+    sides = [int(min(width, height) * scale) for scale in SCALES]
+    steps = range(len(sides))
+    pairs = [(sides[i], sides[j]) for i in steps for j in steps if abs(i - j) <= 1]
+    crop_width, crop_height = pairs[generator.integers(len(pairs))]
+    x, y = PLACES[generator.integers(len(PLACES))]
+    return Box((width - crop_width) // 4 * x, (height - crop_height) // 4 * y, crop_width, crop_height)
+
+
+def random_resized_crop(
+    generator: np.random.Generator,
+    width: int,
+    height: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Box:
+    """A crop of random area and log-uniform aspect ratio, anywhere; after 10 that do not fit, the centre.
+
+    Args:
+        scale: least and largest share of the frame's area.
+        ratio: least and largest width / height.
+    """
+    for _ in range(10):
+        area = generator.uniform(*scale) * width * height
+        aspect = math.exp(generator.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left = int(generator.integers(width - crop_width + 1))
+            return Box(left, int(generator.integers(height - crop_height + 1)), crop_width, crop_height)
+    return center_crop(width, height)
+
+
+def draw_crop(generator: np.random.Generator, augmentation: Augmentation, width: int, height: int) -> tuple[Box, bool]:
+    """The crop, and whether to flip, of a training sample from a frame of `width` x `height` pixels."""
+    drawers: dict[str, Callable[[], Box]] = {
+        "multi_scale": lambda: multi_scale_crop(generator, width, height),
+        "random_resized": lambda: random_resized_crop(generator, width, height, augmentation.scale),
+        "center": lambda: center_crop(width, height),
+    }
+    box = drawers[augmentation.crop]()
+    return box, augmentation.flip and bool(generator.random() < 0.5)

@@ -1,0 +1,150 @@
+"""From samples to batches, in an order that is a function of (seed, epoch).
+
+The whole state of loading is (epoch, clips seen): `batches(epoch, start)` goes on where a run has stopped,
+with exactly the batches that it would have seen. The number of worker processes changes nothing but the
+speed, and N processes of a run see together what one would.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Sampler
+
+from stm.data.dataset import ClipDataset, Sample
+
+Batch = dict[str, Any]
+
+
+def permute(clips: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order of an epoch's clips, int64 [clips]."""
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(clips)
+
+
+def collate(items: list[list[Sample]]) -> Batch:
+    """Joins clips' samples, clip after clip, into one batch.
+
+    Returns:
+        "video" uint8 [B, T, 3, S, S]; "guides" {"noise" and maps: float32 [B, slots, N]}; "label", "clip",
+        "view" int64 [B]; "key", "caption" lists of B strings. B counts samples: clips x repeats (or views).
+    """
+    samples = [sample for item in items for sample in item]
+    batch: Batch = {"video": torch.from_numpy(np.stack([sample["video"] for sample in samples]))}
+    names = samples[0]["guides"]
+    batch["guides"] = {n: torch.from_numpy(np.stack([s["guides"][n] for s in samples])) for n in names}
+    batch |= {name: torch.tensor([sample[name] for sample in samples]) for name in ("label", "clip", "view")}
+    return batch | {name: [sample[name] for sample in samples] for name in ("key", "caption")}
+
+
+class _Order(Sampler[list[tuple[int, int]]]):
+    """The (epoch, clip) pairs of this process's batches, from wherever the loader says."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[int, int]]] = []
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class ClipLoader:
+    """Batches of a data set for one process of a run.
+
+    >>> loader = ClipLoader(dataset, batch_size=32, shuffle=True, workers=4)   # doctest: +SKIP
+    >>> for batch in loader.batches(epoch=3, start=1024): ...                  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        dataset: ClipDataset,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        drop_last: bool | None = None,
+        rank: int = 0,
+        processes: int = 1,
+        workers: int = 0,
+    ) -> None:
+        """
+        Args:
+            batch_size: clips in this process's batch; the samples are that x repeats (or views).
+            shuffle: a new order each epoch, or always the data set's.
+            seed: of the order; the samples' own is the data set's.
+            drop_last: leave out the clips that do not fill a batch of all processes; by default, when
+                shuffling.
+            rank: this process's number among `processes`.
+            workers: loading processes; 0 loads in this one.
+
+        Raises:
+            ValueError: there are fewer clips than a batch, and these would be left out.
+        """
+        self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, seed
+        self.drop_last = shuffle if drop_last is None else drop_last
+        self.rank, self.processes = rank, processes
+        if self.drop_last and len(dataset) < self.global_batch:
+            raise ValueError(
+                f"the data has {len(dataset)} clips, and one batch takes {self.global_batch} "
+                f"({processes} processes x {batch_size}): lower batch_size or add clips"
+            )
+        self._order = _Order()
+        self._loader: DataLoader[list[Sample]] = DataLoader(
+            dataset,
+            batch_sampler=self._order,
+            collate_fn=collate,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_start_worker,
+            # Its own: a DataLoader draws a number when it starts, and a resumed run starts one more often.
+            generator=torch.Generator(),
+            persistent_workers=workers > 0,
+            prefetch_factor=4 if workers > 0 else None,
+        )
+
+    @property
+    def global_batch(self) -> int:
+        """Clips that all processes take together in one step."""
+        return self.batch_size * self.processes
+
+    @property
+    def clips_per_epoch(self) -> int:
+        """Clips of an epoch over all processes, without those that drop_last leaves out."""
+        clips = len(self.dataset)
+        return clips // self.global_batch * self.global_batch if self.drop_last else clips
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        return -(-self.clips_per_epoch // self.global_batch)
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """The epoch's batches after the first `start` clips, counted over all processes."""
+        clips = len(self.dataset)
+        order = permute(clips, self.seed, epoch) if self.shuffle else np.arange(clips)
+        self._order.batches = self._deal(order[start : self.clips_per_epoch].tolist(), epoch)
+        return iter(self._loader)
+
+    def _deal(self, clips: list[int], epoch: int) -> list[list[tuple[int, int]]]:
+        """Cuts the order into steps, and each step into one batch a process."""
+        first = self.rank * self.batch_size
+        parts = [clips[at + first : at + first + self.batch_size] for at in range(0, len(clips), self.global_batch)]
+        return [[(epoch, clip) for clip in part] for part in parts if part]
+
+
+def _start_worker(worker: int) -> None:
+    cv2.setNumThreads(0)  # the workers are the threads
+
+
+def move(batch: Batch, device: torch.device | str) -> Batch:
+    """The batch with its tensors on `device`; copies from pinned memory do not wait."""
+    return {name: _move_value(value, torch.device(device)) for name, value in batch.items()}
+
+
+def _move_value(value: Any, device: torch.device) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    return move(value, device) if isinstance(value, dict) else value

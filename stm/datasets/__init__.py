@@ -1,0 +1,155 @@
+"""From a dataset to the manifest: which clips there are, what is known about them, and which are refused and why."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from stm.config import Config, FolderDataset
+from stm.datasets.folder import DatasetError, NamedClip, Refused, list_clips, row_of, walk_videos
+from stm.datasets.probe_pool import Facts, probe_files
+from stm.files import Journal, make_receipt, safe_join, write_table
+from stm.manifest import (
+    MANIFEST_SCHEMA,
+    QUARANTINE_SCHEMA,
+    Policy,
+    Status,
+    check_failures,
+    quarantine_row,
+)
+from stm.progress import Progress
+
+__all__ = ["DatasetError", "build_manifest", "list_fingerprint"]
+
+# Clips that never reach the manifest, whatever the policy: there is no file, or no telling which.
+_UNUSABLE = {Status.BAD_ROW, Status.DUPLICATE_ID, Status.PATH_OUTSIDE_ROOT, Status.MISSING_FILE}
+
+
+def build_manifest(config: Config, generated: Path | None, manifest: Path, quarantine: Path, processes: int) -> None:
+    """Writes the table of clips and the table of refused ones.
+
+    Args:
+        generated: folder of the generated dataset; for `moving-shapes` only.
+        manifest: written: MANIFEST_SCHEMA, sorted by video_id.
+        quarantine: written: QUARANTINE_SCHEMA.
+        processes: number of processes that open files.
+
+    Raises:
+        DatasetError, AnnotationError: the dataset or its annotations cannot be used at all, or not one of its clips.
+        TooManyFailures: more clips were refused than `bad_input.max_failure_rate` allows, or one whose policy is `fail`.
+            Both tables are written before.
+    """
+    root, clips, refused = _list(config, generated)
+    receipt = _receipt(config)
+    journal = Journal(manifest, receipt)
+    facts = _probe(config, root, clips, journal, processes)
+    rows, outcomes, quarantined = [], [], []
+    for clip in clips:
+        fact = facts[clip.clip.path]
+        status, detail = Status(fact["status"]), str(fact["detail"])
+        policy: Policy = config.bad_input.action(status)
+        row = row_of(clip, fact)
+        outcomes.append((clip.video_id, status, policy, detail))
+        if policy == "keep":
+            rows.append(row)
+        if status is not Status.OK:
+            quarantined.append(quarantine_row("manifest", row, status, policy, detail))
+    for one in refused:
+        policy = _policy_of_refused(config, one.status)
+        outcomes.append((one.video_id, one.status, policy, one.detail))
+        values = {"video_id": one.video_id, "path": one.path}
+        quarantined.append(quarantine_row("manifest", values, one.status, policy, one.detail))
+    _write(manifest, rows, MANIFEST_SCHEMA, receipt)
+    _write(quarantine, quarantined, QUARANTINE_SCHEMA, receipt)
+    journal.close()
+    check_failures("manifest", outcomes, config.bad_input.max_failure_rate)
+    if not rows:
+        first = "\n".join(f"  {video_id}: {status}: {detail}" for video_id, status, _, detail in outcomes[:10])
+        raise DatasetError(f"dataset.root: not one clip in {root} can be used; the first:\n{first}")
+
+
+def _list(config: Config, generated: Path | None) -> tuple[Path, list[NamedClip], list[Refused]]:
+    dataset = config.dataset
+    if isinstance(dataset, FolderDataset):
+        annotations = None if dataset.annotations is None else Path(dataset.annotations)
+        return Path(dataset.root), *list_clips(Path(dataset.root), annotations, dataset.extensions, dataset.split)
+    if generated is None:
+        raise DatasetError("moving-shapes: the folder of the generated dataset is needed; run `stm generate` first")
+    return generated, *list_clips(generated, generated / "annotations.parquet", (".mp4",), "train")
+
+
+def _policy_of_refused(config: Config, status: Status) -> Policy:
+    policy = config.bad_input.action(status)
+    return "drop" if policy == "keep" and status in _UNUSABLE else policy
+
+
+def _receipt(config: Config) -> dict[str, Any]:
+    """Without the folders' names: the tables are the same wherever the videos lie."""
+    settings = {
+        "dataset": config.dataset.model_dump(mode="json", exclude={"root", "annotations"}),
+        "bad_input": config.bad_input.model_dump(mode="json"),
+        **_limits(config),
+    }
+    return make_receipt("manifest", settings, ("av",), seed=config.seed)
+
+
+def _limits(config: Config) -> dict[str, int]:
+    return {"min_side": config.frames.min_side, "max_side": config.frames.max_side}
+
+
+def _probe(
+    config: Config, root: Path, clips: Sequence[NamedClip], journal: Journal, processes: int
+) -> dict[str, Facts]:
+    """What each file is, by its path; files looked at by an earlier attempt are not opened again."""
+    stamps = {path: _stamp(root, path) for path in sorted({clip.clip.path for clip in clips})}
+    facts: dict[str, Facts] = {}
+    for path, stamp in stamps.items():
+        known = journal.get(stamp)
+        if known is not None:
+            facts[path] = json.loads(known)
+    missing = {safe_join(root, path): path for path in stamps if path not in facts}
+    timeout = config.dataset.probe_timeout_seconds
+    with Progress("manifest", len(stamps), "files") as progress:
+        progress.resume(len(facts))
+        for file, found in probe_files(list(missing), _limits(config), processes, timeout):
+            path = missing[file]
+            facts[path] = found
+            # A timeout or crash may be the machine's fault; the next attempt looks again.
+            if found["status"] not in (Status.TIMEOUT, Status.CRASHED):
+                journal.put(stamps[path], json.dumps(found).encode())
+            progress.advance()
+    return facts
+
+
+def _stamp(root: Path, path: str) -> str:
+    state = (root / path).stat()
+    return f"{path}\0{state.st_size}\0{state.st_mtime_ns}"
+
+
+def _write(path: Path, rows: list[dict[str, Any]], schema: pa.Schema, receipt: dict[str, Any]) -> None:
+    ordered = sorted(rows, key=lambda row: (row["video_id"], row["path"] or "", row.get("detail") or ""))
+    write_table(path, pa.Table.from_pylist(ordered, schema=schema), receipt)
+
+
+def list_fingerprint(config: Config) -> str:
+    """A hash of what the manifest would read, so that a workflow notices files that came, went or changed.
+
+    For a folder: the annotations' bytes, and the name, size and time of each file under the root that has one of
+    `extensions`; no file is opened. For moving-shapes: the dataset's settings and the seed. A folder that is missing has
+    a fingerprint too: making the manifest is what fails.
+    """
+    digest = hashlib.sha256()
+    dataset = config.dataset
+    digest.update(json.dumps([dataset.model_dump(mode="json"), config.seed], sort_keys=True).encode())
+    if isinstance(dataset, FolderDataset):
+        annotations = None if dataset.annotations is None else Path(dataset.annotations)
+        if annotations is not None and annotations.is_file():
+            digest.update(hashlib.sha256(annotations.read_bytes()).digest())
+        for path in sorted(walk_videos(Path(dataset.root), dataset.extensions)):
+            state = path.stat() if path.exists() else path.lstat()
+            line = f"{path.relative_to(dataset.root).as_posix()}\0{state.st_size}\0{state.st_mtime_ns}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()

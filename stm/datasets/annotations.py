@@ -1,0 +1,237 @@
+"""Annotation files of a folder of videos: CSV, TSV, JSON, JSON lines or Parquet, read into rows of plain values.
+
+A file that cannot be used as a whole is an error; a single row that cannot is a `BadRow`, and the others stay.
+"""
+
+import csv
+import json
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+COLUMNS = ("path", "video_id", "split", "label", "caption", "captions", "start", "end", "questions")
+_NUMBERED_CAPTION = re.compile(r"caption_\d+")
+_SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # as `Name` in stm/config.py
+_CSV_FIELD_LIMIT = 16 * 2**20  # characters
+
+
+class AnnotationError(ValueError):
+    """An annotation file that cannot be used; the message names the file and what to do."""
+
+
+class BadRow(ValueError):
+    """A row that cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What is said about a clip before its file is looked at."""
+
+    path: str
+    split: str
+    video_id: str | None = None
+    label: str | None = None
+    captions: tuple[str, ...] = ()
+    start: float | None = None  # seconds
+    end: float | None = None
+    questions: tuple[tuple[str, str], ...] = ()
+
+
+def read_annotations(file: Path) -> list[tuple[str, Any]]:
+    """Reads a file's rows, unchecked: (where the row stands, for messages; its values, a mapping if all is well).
+
+    Raises:
+        AnnotationError: the file is missing, of an unknown kind, torn, or has no column `path`.
+    """
+    readers = {".csv": _read_csv, ".tsv": _read_csv, ".json": _read_json, ".jsonl": _read_json_lines}
+    readers |= {".ndjson": _read_json_lines, ".parquet": _read_parquet}
+    reader = readers.get(file.suffix.lower())
+    if reader is None:
+        raise AnnotationError(f"{file}: unknown kind of annotations; use one of {', '.join(sorted(readers))}")
+    try:
+        rows = list(reader(file))
+    except (OSError, UnicodeError, csv.Error, json.JSONDecodeError, RecursionError, pa.ArrowException) as error:
+        raise AnnotationError(f"{file}: cannot be read as {file.suffix.lower()[1:]} ({error})") from error
+    columns = {str(key) for _, row in rows if isinstance(row, Mapping) for key in row}
+    if rows and "path" not in columns:
+        found = ", ".join(sorted(columns)) or "none"
+        raise AnnotationError(f"{file}: there is no column `path`; the columns are: {found}")
+    unknown = sorted(c for c in columns if c not in COLUMNS and not _NUMBERED_CAPTION.fullmatch(c) and c != _REST)
+    if unknown:
+        warnings.warn(f"{file}: columns that are not used: {', '.join(unknown)}", stacklevel=2)
+    return rows
+
+
+_REST = "(more fields than columns)"
+
+
+def _read_csv(file: Path) -> Iterator[tuple[str, Any]]:
+    csv.field_size_limit(_CSV_FIELD_LIMIT)
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        dialect = csv.excel_tab if file.suffix.lower() == ".tsv" else csv.excel
+        reader = csv.DictReader(stream, dialect=dialect, restkey=_REST)
+        names = [name.strip() for name in reader.fieldnames or []]
+        if "path" not in names or len(set(names)) < len(names):
+            what = "a column name twice" if "path" in names else "no column `path`"
+            raise AnnotationError(f"{file}: its first line has {what}: {', '.join(names) or '(empty file)'}")
+        reader.fieldnames = names
+        for row in reader:
+            # In CSV nothing tells an empty string from a missing value.
+            yield f"line {reader.line_num}", {k: v for k, v in row.items() if v not in (None, "")}
+
+
+def _read_json(file: Path) -> Iterator[tuple[str, Any]]:
+    text = file.read_text(encoding="utf-8-sig")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # several values: JSON lines under another name
+            yield from _parse_lines(text)
+            return
+        raise
+    if isinstance(value, dict) and isinstance(value.get("clips"), list):
+        value = value["clips"]
+    elif isinstance(value, dict) and "path" in value:
+        value = [value]
+    if not isinstance(value, list):
+        raise AnnotationError(f'{file}: must hold a list of clips, or {{"clips": [...]}}, or one clip a line')
+    yield from ((f"clip {number}", row) for number, row in enumerate(value))
+
+
+def _read_json_lines(file: Path) -> Iterator[tuple[str, Any]]:
+    yield from _parse_lines(file.read_text(encoding="utf-8-sig"))
+
+
+def _parse_lines(text: str) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield f"line {number}", json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                yield f"line {number}", BadRow(f"not JSON: {error}")
+
+
+def _read_parquet(file: Path) -> Iterator[tuple[str, Any]]:
+    table = pq.read_table(file)
+    if "path" not in table.column_names:
+        raise AnnotationError(f"{file}: there is no column `path`; the columns are: {', '.join(table.column_names)}")
+    yield from ((f"row {number}", row) for number, row in enumerate(table.to_pylist()))
+
+
+# ------------------------------------------------------------------------------------------------------- rows
+
+
+def parse_row(row: Any, default_split: str) -> Clip:
+    """Checks one row.
+
+    Raises:
+        BadRow: with the column, the value and what is allowed.
+    """
+    if isinstance(row, BadRow):
+        raise row
+    if not isinstance(row, Mapping):
+        raise BadRow(f"must be an object with a `path`, is {_show(row)}")
+    if row.get(_REST):
+        raise BadRow(f"has more fields than the first line has columns: {_show(row[_REST])}")
+    path = row.get("path")
+    if not isinstance(path, str) or not path.strip() or "\x00" in path:
+        raise BadRow(f"path must be a file's path, is {_show(path)}")
+    split = _text(row, "split") or default_split
+    if not _SPLIT.fullmatch(split):
+        raise BadRow(f"split must be letters, digits, _ and -, at most 64, is {_show(split)}")
+    start, end = _number(row, "start"), _number(row, "end")
+    if (end is not None and (start or 0.0) >= end) or (start is not None and start < 0):
+        raise BadRow(f"start and end must be 0 <= start < end, are {start} and {end}")
+    return Clip(
+        path=path,
+        split=split,
+        video_id=_text(row, "video_id") or None,
+        label=_text(row, "label"),
+        captions=tuple(_captions(row)),
+        start=start,
+        end=end,
+        questions=tuple(_questions(row.get("questions"))),
+    )
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _check_text(value: str, name: str) -> str:
+    """Text that any file can hold: lone surrogates, which JSON can spell, cannot be written as UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadRow(f"{name} is not valid Unicode: {value!r:.80}") from None
+    return value
+
+
+def _text(row: Mapping[str, Any], name: str) -> str | None:
+    """A string, or a whole number as one: labels and ids are often numbers."""
+    value = row.get(name)
+    if value is None:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise BadRow(f"{name} must be text, is {_show(value)}")
+    return _check_text(str(value), name)
+
+
+def _number(row: Mapping[str, Any], name: str) -> float | None:
+    """A finite number of seconds."""
+    value = row.get(name)
+    if value is None:
+        return None
+    try:
+        number = float("nan" if isinstance(value, bool) else value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadRow(f"{name} must be a number of seconds, is {_show(value)}")
+    return number
+
+
+def _captions(row: Mapping[str, Any]) -> list[str]:
+    """From `captions` (a list, or text with | between), `caption`, `caption_1`, `caption_2`, ..., in that order.
+
+    Empty captions stay: the captions stage marks them.
+    """
+    numbered = sorted((c for c in row if _NUMBERED_CAPTION.fullmatch(str(c))), key=lambda c: int(c[8:]))
+    values: list[Any] = []
+    for name in ("captions", "caption", *numbered):
+        value = row.get(name)
+        if name == "captions" and isinstance(value, str):
+            value = _parse_json(value, name) if value.lstrip().startswith("[") else value.split("|")
+        values += value if isinstance(value, list) else [value]
+    captions = [value for value in values if value is not None]
+    if not all(isinstance(caption, str) for caption in captions):
+        raise BadRow(f"captions must be text, are {_show(captions)}")
+    return [_check_text(caption.strip(), "caption") for caption in captions]
+
+
+def _parse_json(text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise BadRow(f"{name} is not valid JSON: {error}") from None
+
+
+def _questions(value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        value = _parse_json(value, "questions")
+    if value is None:
+        return
+    for pair in value if isinstance(value, list) else [value]:
+        if not isinstance(pair, Mapping) or not all(isinstance(pair.get(k), str) for k in ("question", "answer")):
+            raise BadRow(f'questions must be [{{"question": text, "answer": text}}, ...], have {_show(pair)}')
+        yield _check_text(pair["question"], "question"), _check_text(pair["answer"], "answer")

@@ -1,0 +1,185 @@
+"""The clips of a folder of videos: from its annotations, or from what lies in it. No file is opened here."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from stm.config import FolderDataset
+from stm.datasets.annotations import AnnotationError, BadRow, Clip, parse_row, read_annotations
+from stm.files import UnsafePathError, safe_join
+from stm.manifest import Status, make_key
+
+
+class DatasetError(ValueError):
+    """A dataset that cannot be used as a whole; the message says where and what to do."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A clip that the manifest cannot take."""
+
+    video_id: str
+    path: str | None
+    status: Status
+    detail: str
+
+
+@dataclass(frozen=True)
+class NamedClip:
+    """A clip with its id; `clip.path` is relative to the root, with forward slashes."""
+
+    video_id: str
+    clip: Clip
+
+
+def list_clips(
+    root: Path, annotations: Path | None, extensions: Sequence[str], split: str
+) -> tuple[list[NamedClip], list[Refused]]:
+    """The clips of a folder, and those that cannot be taken.
+
+    Args:
+        annotations: None takes every file under `root` whose name ends in one of `extensions`.
+        split: of the clips whose annotation names none.
+
+    Raises:
+        DatasetError: there is no such folder, or nothing in it.
+        AnnotationError: the annotations cannot be used.
+    """
+    if not root.is_dir():
+        raise DatasetError(
+            f"dataset.root: {root} is not a folder; paths in a config are relative to where stm is started"
+        )
+    refused: list[Refused] = []
+    if annotations is None:
+        clips = list(_clips_in(root, extensions, split, refused))
+    else:
+        clips = list(_clips_of(annotations, split, refused))
+    clips = list(_inside(root, clips, refused))
+    if not clips and not refused:
+        wanted = f"no file ending in {', '.join(extensions)}" if annotations is None else f"no row in {annotations}"
+        raise DatasetError(f"dataset.root: nothing to do in {root}: {wanted}")
+    return list(_named(clips, refused)), refused
+
+
+def list_videos(dataset: FolderDataset) -> list[Path]:
+    """The file of each clip that the manifest would look at, unopened; a file with several clips stands several times.
+
+    Raises:
+        DatasetError, AnnotationError: as `list_clips`.
+    """
+    root = Path(dataset.root)
+    annotations = None if dataset.annotations is None else Path(dataset.annotations)
+    return [root / named.clip.path for named in list_clips(root, annotations, dataset.extensions, dataset.split)[0]]
+
+
+def _clips_of(annotations: Path, split: str, refused: list[Refused]) -> Iterator[Clip]:
+    if not annotations.is_file():
+        raise AnnotationError(f"dataset.annotations: there is no file {annotations}")
+    for where, row in read_annotations(annotations):
+        try:
+            yield parse_row(row, split)
+        except BadRow as error:
+            path = row.get("path") if isinstance(row, dict) else None
+            name = path if isinstance(path, str) and path else where
+            refused.append(Refused(_printable(name), None, Status.BAD_ROW, f"{where}: {error}"))
+
+
+def _clips_in(root: Path, extensions: Sequence[str], split: str, refused: list[Refused]) -> Iterator[Clip]:
+    for path in sorted(walk_videos(root, extensions)):
+        relative = path.relative_to(root).as_posix()
+        if _printable(relative) != relative:
+            detail = "the file's name is not valid UTF-8; rename it"
+            refused.append(Refused(_printable(relative), _printable(relative), Status.BAD_ROW, detail))
+        elif path.is_dir():
+            # A link to a folder: its files would be found twice when it leads back, so links are not followed.
+            refused.append(
+                Refused(relative, relative, Status.PATH_OUTSIDE_ROOT, "a linked folder; links are not followed")
+            )
+        else:
+            yield Clip(relative, split)
+
+
+def walk_videos(root: Path, extensions: Sequence[str]) -> Iterator[Path]:
+    """The files under `root` with one of the endings (upper or lower case), and linked folders; nothing hidden."""
+    endings = tuple(ending.lower() for ending in extensions)
+    for folder, folders, files in os.walk(root):
+        here = Path(folder)
+        yield from (here / name for name in folders if not name.startswith(".") and (here / name).is_symlink())
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (here / name for name in files if name.lower().endswith(endings) and not name.startswith("."))
+
+
+def _printable(text: str) -> str:
+    """Text that can be written as UTF-8; undecodable bytes of file names are spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _inside(root: Path, clips: Sequence[Clip], refused: list[Refused]) -> Iterator[Clip]:
+    """The clips whose path stays under the root and leads to a file."""
+    for clip in clips:
+        name = _printable(clip.video_id or clip.path)
+        try:
+            path = safe_join(root, clip.path)
+            if path.is_file():
+                yield clip
+            else:
+                what = "it is no ordinary file" if path.exists() else "there is no such file"
+                refused.append(Refused(name, _printable(clip.path), Status.MISSING_FILE, what))
+        except UnsafePathError:
+            detail = "the path must be relative to dataset.root and stay under it, links resolved"
+            refused.append(Refused(name, _printable(clip.path), Status.PATH_OUTSIDE_ROOT, detail))
+        except (OSError, RuntimeError, ValueError) as error:  # too long a name, a loop of links
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            refused.append(Refused(name, _printable(clip.path), Status.MISSING_FILE, f"cannot be looked up: {reason}"))
+
+
+def _named(clips: Sequence[Clip], refused: list[Refused]) -> Iterator[NamedClip]:
+    """Gives ids; of several clips with one id the first stays."""
+    defaults = _default_ids({clip.path for clip in clips})
+    taken: set[str] = set()
+    for clip in clips:
+        video_id = clip.video_id or defaults[clip.path] + _segment(clip)
+        key = make_key(video_id)
+        if key in taken:
+            refused.append(Refused(video_id, clip.path, Status.DUPLICATE_ID, "an earlier clip has this video_id"))
+            continue
+        taken.add(key)
+        yield NamedClip(video_id, clip)
+
+
+def _default_ids(paths: set[str]) -> dict[str, str]:
+    """The relative path without its ending; with it where two files would collide."""
+    stems = {path: PurePosixPath(path).with_suffix("").as_posix() for path in paths}
+    count: Counter[str] = Counter(stems.values())
+    return {path: stem if count[stem] == 1 else PurePosixPath(path).as_posix() for path, stem in stems.items()}
+
+
+def _segment(clip: Clip) -> str:
+    """Tells the parts of one video apart: `@1.5-4` for the seconds from 1.5 to 4."""
+    if clip.start is None and clip.end is None:
+        return ""
+    end = "" if clip.end is None else f"{clip.end!r}".removesuffix(".0")
+    return f"@{clip.start or 0.0!r}".removesuffix(".0") + f"-{end}"
+
+
+def row_of(named: NamedClip, facts: dict[str, Any]) -> dict[str, Any]:
+    """A row of the manifest."""
+    clip = named.clip
+    return {
+        "video_id": named.video_id,
+        "key": make_key(named.video_id),
+        "path": clip.path,
+        "start": clip.start,
+        "end": clip.end,
+        "split": clip.split,
+        "label": clip.label,
+        "captions": list(clip.captions),
+        "questions": [{"question": question, "answer": answer} for question, answer in clip.questions],
+        **{name: facts.get(name) for name in _FACTS},
+    }
+
+
+_FACTS = ("fps", "width", "height", "codec", "frames", "duration", "bytes", "sha256")

@@ -1,0 +1,112 @@
+"""What a video file is, from its container and first frame: size as shown, rate, codec, hash."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import av
+
+from stm.datasets.probe_pool import Facts
+from stm.files import sha256_file
+from stm.manifest import Status
+
+# Only these are opened. ffmpeg has many more: some take any text for subtitles or ANSI art, and playlists (hls, dash,
+# concat) open other files and addresses.
+CONTAINERS = (
+    # video
+    "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc", "vvc",
+    "obu", "av1", "ivf", "flv", "live_flv", "kux", "asf", "ogg", "gif", "apng", "nut", "mxf", "gxf", "rm", "wtv", "dv",
+    "vc1", "h261", "h263", "mjpeg", "yuv4mpegpipe", "cavsvideo", "amv", "nsv",
+    # audio, so that it is said what is missing
+    "mp3", "wav", "w64", "flac", "aac", "aiff", "ac3", "eac3", "caf",
+)  # fmt: skip
+_OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
+
+
+def probe_file(path: Path, min_side: int, max_side: int) -> Facts:
+    """Looks at one file, in this process.
+
+    Args:
+        min_side: pixels; with a shorter side below this the file is `too_small`.
+        max_side: pixels; with a longer side above this it is `open_failed`.
+
+    Returns:
+        status, detail and, where known, fps, width, height, codec, frames, duration, bytes, sha256.
+    """
+    facts: Facts = {"status": Status.OK, "detail": ""}
+    try:
+        facts["bytes"] = path.stat().st_size
+        if not path.is_file():
+            return facts | {"status": Status.OPEN_FAILED, "detail": "not a regular file"}
+        if not facts["bytes"]:
+            return facts | {"status": Status.EMPTY_FILE, "detail": "the file has no bytes"}
+        facts["sha256"] = sha256_file(path)
+        facts |= _look_inside(path)
+    except FileNotFoundError:
+        return facts | {"status": Status.MISSING_FILE, "detail": "there is no such file"}
+    except (av.FFmpegError, OSError, ValueError) as error:
+        return facts | {"status": Status.OPEN_FAILED, "detail": f"cannot be opened as a video: {_first_words(error)}"}
+    return facts if facts["status"] is not Status.OK else _check_size(facts, min_side, max_side)
+
+
+def _first_words(error: Exception) -> str:
+    """An error's text without the path: quarantine tables are the same wherever the dataset lies."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return f"{type(error).__name__}: {text.splitlines()[0]:.200}"
+
+
+def _look_inside(path: Path) -> Facts:
+    # Python's log hook can deadlock in workers; ffmpeg's own one prints, so only the worst is printed.
+    av.logging.restore_default_callback()
+    av.logging.set_libav_level(av.logging.PANIC)
+    with av.open(str(path), options=_OPTIONS, metadata_errors="replace") as container:
+        videos = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+        if not videos:
+            kinds = {s.type for s in container.streams}
+            if not kinds & {"audio", "video"}:
+                return {"status": Status.OPEN_FAILED, "detail": "neither picture nor sound: cut off in its header?"}
+            detail = f"no video stream; the streams are: {', '.join(sorted(kinds))}"
+            return {"status": Status.NO_VIDEO_STREAM, "detail": detail}
+        stream = videos[0]
+        width, height = _size_as_shown(container, stream)
+        return {
+            "fps": _positive(stream.average_rate or stream.guessed_rate),
+            "width": width,
+            "height": height,
+            "codec": stream.codec_context.name,
+            "frames": stream.frames or None,
+            "duration": _duration(container, stream),
+        }
+
+
+def _size_as_shown(container: Any, stream: Any) -> tuple[int, int]:
+    """Width and height with the display matrix applied, from the first frame; the header's when none can be decoded."""
+    stream.codec_context.thread_count = 1
+    width, height, rotation = stream.codec_context.width, stream.codec_context.height, 0
+    with suppress(av.FFmpegError, StopIteration, OSError):
+        frame = next(container.decode(stream))
+        width, height, rotation = frame.width, frame.height, frame.rotation
+    return (height, width) if rotation % 180 == 90 else (width, height)
+
+
+def _positive(value: Any) -> float | None:
+    return float(value) if value else None
+
+
+def _duration(container: Any, stream: Any) -> float | None:
+    """Seconds, as the container says."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration else None
+
+
+def _check_size(facts: Facts, min_side: int, max_side: int) -> Facts:
+    width, height = facts["width"], facts["height"]
+    shown = f"{width} x {height} pixels"
+    if min(width, height) <= 0:
+        return facts | {"status": Status.OPEN_FAILED, "detail": "the stream has no picture size: damaged header?"}
+    if max(width, height) > max_side:
+        return facts | {"status": Status.OPEN_FAILED, "detail": f"{shown}; frames.max_side is {max_side}"}
+    if min(width, height) < min_side:
+        return facts | {"status": Status.TOO_SMALL, "detail": f"{shown}; frames.min_side is {min_side}"}
+    return facts

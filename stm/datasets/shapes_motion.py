@@ -1,0 +1,157 @@
+"""How the objects and the camera of `moving-shapes` move.
+
+The label of a clip is *how* its named object moves, and a single frame must not tell it. Position (x, y),
+size and orientation are therefore four channels with one rule: a channel that moves runs over
+`centre + amplitude * u` with u spread evenly over [-1, 1]; a channel that rests stands at one random point of that
+very range. So each channel has the same distribution over frames in every class:
+
+- drift, grow and spin run u from -1 to 1 or back, evenly in time;
+- bounce and sway run u as a triangle wave of random phase, which is uniform too;
+- a circle of random radius sqrt(1 - z^2), z uniform, is a random circle of latitude on the unit sphere, and
+  by Archimedes' theorem each coordinate of a uniform point on the sphere is uniform on [-1, 1]. Radii below
+  0.6 would hardly move and are left out, which bends the distribution a little.
+
+The distractors' motions are drawn without regard to the label.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+# name -> verb phrase of the captions
+MOTIONS: dict[str, str] = {
+    "drift_left": "drifts to the left",
+    "drift_right": "drifts to the right",
+    "drift_up": "drifts up",
+    "drift_down": "drifts down",
+    "circle_clockwise": "circles clockwise",
+    "circle_counterclockwise": "circles counterclockwise",
+    "grow": "grows",
+    "shrink": "shrinks",
+    "spin_clockwise": "spins clockwise",
+    "spin_counterclockwise": "spins counterclockwise",
+    "bounce": "bounces up and down",
+    "sway": "sways from side to side",
+}
+
+# What each class moves, as (channels, direction); channels: 0 x, 1 y, 2 logarithm of the size, 3 angle.
+_RAMPS: dict[str, tuple[int, float]] = {
+    "drift_left": (0, -1.0),
+    "drift_right": (0, 1.0),
+    "drift_up": (1, -1.0),
+    "drift_down": (1, 1.0),
+    "grow": (2, 1.0),
+    "shrink": (2, -1.0),
+    "spin_counterclockwise": (3, -1.0),
+    "spin_clockwise": (3, 1.0),
+}
+_WAVES: dict[str, int] = {"sway": 0, "bounce": 1}
+_WAVE_CYCLES = 1.5  # in a clip
+
+TRAVEL = (0.20, 0.24)  # amplitude of x and y, as a share of the frame's short side
+SIDE = 0.34  # an object's side at the middle of its range, as a share of the short side
+ZOOM = 0.29  # amplitude of the size's logarithm: sides from 0.25 to 0.45
+TURN = 1.9  # amplitude of the angle in radians: a spin turns by 218 degrees
+MIN_RADIUS = 0.6  # smallest circle, as a share of the travel
+SPREAD = 0.08  # how far a path's centre lies from the frame's centre at most, as a share of the short side
+
+# With 32 frames of 128 pixels the camera covers 1 to 5 pixels a frame on each axis, a drifting object 2.
+SWAY = (0.09, 0.16)  # amplitude of a moving camera on each axis, as a share of the short side
+SWAY_CYCLES = (1.0, 2.0)  # in a clip
+
+
+@dataclass(frozen=True)
+class PathSpec:
+    """Where an object is over time; pixels of the frame of a resting camera, radians."""
+
+    motion: str
+    x: float
+    y: float
+    side: float
+    angle: float
+    travel: float  # pixels; of a circle: its radius
+    phase: float  # turns; of circles and waves
+
+
+@dataclass(frozen=True)
+class CameraSpec:
+    """A camera that sways smoothly on both axes; all zero when it rests."""
+
+    amplitude: tuple[float, float] = (0.0, 0.0)  # pixels
+    cycles: tuple[float, float] = (0.0, 0.0)  # in a clip
+    phase: tuple[float, float] = (0.0, 0.0)  # turns
+
+    @property
+    def moving(self) -> bool:
+        return self.amplitude != (0.0, 0.0)
+
+
+def draw_path(rng: np.random.Generator, motion: str, width: int, height: int) -> PathSpec:
+    """Draws a path of a motion class; the module's text says why resting channels vary."""
+    short = min(width, height)
+    travel = rng.uniform(*TRAVEL) * short
+    spread = np.array([(width - short) / 2 + SPREAD * short, (height - short) / 2 + SPREAD * short])
+    centre = np.array([width, height]) / 2 + rng.uniform(-1, 1, 2) * spread
+    rest, size_rest = rng.uniform(-1, 1, 2) * travel, rng.uniform(-1, 1)
+    phase, latitude = float(rng.random()), rng.random()
+    moved = _moved_channels(motion)
+    centre += np.where([channel in moved for channel in (0, 1)], 0.0, rest)
+    side = SIDE * short * (1.0 if 2 in moved else float(np.exp(ZOOM * size_rest)))
+    if motion.startswith("circle"):
+        travel *= float(np.sqrt(1 - (latitude * np.sqrt(1 - MIN_RADIUS**2)) ** 2))
+    angle = float(rng.uniform(0, 2 * np.pi))
+    return PathSpec(motion, *_pair(centre), side, angle, float(travel), phase)
+
+
+def _moved_channels(motion: str) -> set[int]:
+    if motion in _RAMPS:
+        return {_RAMPS[motion][0]}
+    return {_WAVES[motion]} if motion in _WAVES else {0, 1}
+
+
+def track(path: PathSpec, frames: int) -> Array:
+    """Positions over time.
+
+    Returns:
+        [F, 4]: x and y of the centre and side in pixels, angle in radians (clockwise on the screen).
+    """
+    offsets = np.zeros((frames, 4))
+    turns = np.arange(frames) / frames
+    if path.motion in _RAMPS:
+        channel, direction = _RAMPS[path.motion]
+        offsets[:, channel] = direction * np.linspace(-1, 1, frames)
+    elif path.motion in _WAVES:
+        offsets[:, _WAVES[path.motion]] = _triangle(turns * _WAVE_CYCLES + path.phase)
+    else:
+        # The y axis points down, so growing angles run clockwise on the screen.
+        sign = 1 if path.motion == "circle_clockwise" else -1
+        around = 2 * np.pi * (sign * turns + path.phase)
+        offsets[:, 0], offsets[:, 1] = np.cos(around), np.sin(around)
+    place = np.array([path.x, path.y]) + path.travel * offsets[:, :2]
+    side, angle = path.side * np.exp(ZOOM * offsets[:, 2]), path.angle + TURN * offsets[:, 3]
+    return np.column_stack([place, side, angle])
+
+
+def _triangle(turns: Array) -> Array:
+    """A triangle wave of period 1 between -1 and 1."""
+    return 4 * np.abs(turns - np.floor(turns + 0.5)) - 1
+
+
+def draw_camera(rng: np.random.Generator, width: int, height: int, scale: float = 1.0) -> CameraSpec:
+    """Draws a moving camera; `scale` shrinks its amplitude."""
+    amplitude = rng.uniform(*SWAY, 2) * min(width, height) * scale
+    cycles, phase = rng.uniform(*SWAY_CYCLES, 2), rng.random(2)
+    return CameraSpec(_pair(amplitude), _pair(cycles), _pair(phase))
+
+
+def _pair(values: Array) -> tuple[float, float]:
+    return float(values[0]), float(values[1])
+
+
+def camera_track(camera: CameraSpec, frames: int) -> Array:
+    """[F, 2]: how far the camera has moved, in pixels; the picture's content moves the other way."""
+    turns = np.arange(frames)[:, None] / frames
+    return np.array(camera.amplitude) * np.sin(2 * np.pi * (turns * camera.cycles + np.array(camera.phase)))

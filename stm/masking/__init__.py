@@ -1,0 +1,126 @@
+"""Masking strategies: functions from guides (a score per token) to the tokens that are kept.
+
+A strategy is one file of this package with one decorated function:
+
+    @register("motion", needs=("motion",))
+    def motion(guides, ratio):
+        return hide_highest(guides["motion"], guides["noise"], ratio)
+
+It is found by its name; nothing else has to be edited. A strategy gets `guides`, a mapping of name to float
+tensor [B, slots, N] that always holds "noise" (uniform in [0, 1), drawn from the sample's own seed) and holds
+what the strategy `needs`. It returns the kept tokens, int64 [B, K], sorted ascending, where a token's number
+is `slot * N + row * side + column`. In each slot exactly `int(ratio * N)` tokens are hidden, so that shapes
+are fixed and all that follows is a gather. Strategies are pure: no state, no model, no randomness but the
+noise, no wait for the device.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Guides = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A registered strategy; call it like the function that it wraps."""
+
+    name: str
+    needs: tuple[str, ...]  # guides beside "noise"
+    function: Callable[[Guides, float], Tensor]
+
+    def __call__(self, guides: Guides, ratio: float) -> Tensor:
+        """Kept tokens, int64 [B, K], sorted ascending."""
+        return self.function(guides, ratio)
+
+
+_strategies: dict[str, Strategy] = {}
+
+
+def register(
+    name: str, needs: Sequence[str] = ()
+) -> Callable[[Callable[[Guides, float], Tensor]], Callable[[Guides, float], Tensor]]:
+    """Makes the decorated function the strategy `name`, which reads the guides `needs` beside the noise."""
+
+    def decorate(function: Callable[[Guides, float], Tensor]) -> Callable[[Guides, float], Tensor]:
+        known = _strategies.get(name)
+        if known is not None and known.function.__module__ != function.__module__:
+            first, second = known.function.__module__, function.__module__
+            raise ValueError(
+                f"two masking strategies are called {name!r}: in {first} and in {second}; rename one"
+            )
+        _strategies[name] = Strategy(name, tuple(needs), function)
+        return function
+
+    return decorate
+
+
+def strategy_names() -> list[str]:
+    """The names of all strategies in the package, sorted."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    return sorted(_strategies)
+
+
+def get_strategy(name: str) -> Strategy:
+    """The strategy of that name.
+
+    Raises:
+        ValueError: there is none; the message lists those that there are.
+    """
+    names = strategy_names()
+    if name not in _strategies:
+        raise ValueError(
+            f"no masking strategy {name!r}; there are: {', '.join(names)} (one file each in stm/masking/)"
+        )
+    return _strategies[name]
+
+
+def count_masked(tokens: int, ratio: float) -> int:
+    """Tokens hidden in a slot of `tokens`, truncated as in VideoMAE: 176 of 196 at 0.9, 20 kept."""
+    return int(ratio * tokens)
+
+
+def hide_highest(score: Tensor, noise: Tensor, ratio: float) -> Tensor:
+    """Hides the tokens of the highest score in each slot; the noise decides between equal scores.
+
+    Args:
+        score: [B, slots, N], any float dtype. NaN counts as the highest.
+        noise: float [B, slots, N]; of two equal scores the one with the higher noise is hidden.
+        ratio: share of a slot's tokens to hide.
+
+    Returns:
+        Kept tokens, int64 [B, slots * (N - int(ratio * N))], sorted ascending.
+    """
+    tokens = score.shape[-1]
+    # Two stable sorts, the minor key first, give the exact lexicographic order of (score, noise). Adding a
+    # small multiple of the noise to the score instead would reorder scores that differ by less.
+    by_noise = torch.argsort(noise, dim=-1, stable=True)
+    by_score = torch.argsort(score.gather(-1, by_noise), dim=-1, stable=True)
+    order = by_noise.gather(-1, by_score)
+    kept = order[..., : tokens - count_masked(tokens, ratio)].sort(dim=-1).values
+    return number_tokens(kept, tokens)
+
+
+def number_tokens(kept: Tensor, tokens: int) -> Tensor:
+    """Positions within slots, int64 [B, slots, k] -> token numbers, int64 [B, slots * k]."""
+    first = torch.arange(kept.shape[1], device=kept.device) * tokens
+    return (kept + first[:, None]).flatten(1)
+
+
+def to_boolean(kept: Tensor, slots: int, tokens: int) -> Tensor:
+    """Kept tokens, int64 [B, K] -> bool [B, slots, N], True where masked."""
+    masked = torch.ones(kept.shape[0], slots * tokens, dtype=torch.bool, device=kept.device)
+    return masked.scatter(1, kept, False).view(-1, slots, tokens)
+
+
+def complement(kept: Tensor, total: int) -> Tensor:
+    """The masked tokens, int64 [B, total - K], sorted ascending, of kept tokens int64 [B, K]."""
+    hidden = torch.ones(kept.shape[0], total, dtype=torch.uint8, device=kept.device).scatter(1, kept, 0)
+    # A stable sort by a flag lists the masked tokens in order and, unlike `nonzero`, has a shape known
+    # beforehand.
+    return torch.argsort(hidden, dim=1, descending=True, stable=True)[:, : total - kept.shape[1]]

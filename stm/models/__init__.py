@@ -1,0 +1,1 @@
+"""Networks: VideoMAE (`vit`); sizes, files, foreign checkpoints (`zoo`); arithmetic of a step (`cost`)."""

@@ -1,0 +1,49 @@
+"""Arithmetic of a step, from its shapes. A multiply-add counts as two operations (FLOPs).
+
+Counted are the matrix products, which are all but a few thousandths. torch's own counter does not see the
+fused attention of CPUs, so the formula is what the benchmarks and the plan use; a test compares it with a
+count.
+"""
+
+from typing import NamedTuple
+
+from stm.models.vit import Architecture
+
+
+class Cost(NamedTuple):
+    """FLOPs of one clip."""
+
+    encoder: int  # forward
+    decoder: int  # forward
+    step: int  # forward and backward; the latter is two products, for the input and for the weights
+
+    @property
+    def forward(self) -> int:
+        return self.encoder + self.decoder
+
+
+def blocks_cost(tokens: int, width: int, depth: int, mlp_ratio: float) -> int:
+    """FLOPs of `depth` transformer blocks on a sequence.
+
+    A block multiplies each token by 3 + 1 matrices of width^2 (attention) and 2 of width x hidden (the MLP),
+    and the tokens with one another twice (scores, and the mean of values).
+    """
+    hidden = int(width * mlp_ratio)
+    return depth * 2 * (tokens * (4 * width**2 + 2 * width * hidden) + 2 * tokens**2 * width)
+
+
+def pretraining_cost(architecture: Architecture, kept: int, decoded: int) -> Cost:
+    """FLOPs of one clip in pretraining, with `kept` visible tokens and `decoded` predicted ones."""
+    a = architecture
+    embedding = 2 * kept * a.token_values * a.width
+    encoder = embedding + blocks_cost(kept, a.width, a.depth, a.mlp_ratio)
+    entry = 2 * kept * a.width * a.decoder_width
+    head = 2 * decoded * a.decoder_width * a.token_values
+    decoder = entry + head + blocks_cost(kept + decoded, a.decoder_width, a.decoder_depth, a.mlp_ratio)
+    # The pixels need no gradient: the embedding's backward pass is one product, not two.
+    return Cost(encoder, decoder, 3 * (encoder + decoder) - embedding)
+
+
+def encoding_cost(architecture: Architecture) -> int:
+    """FLOPs of the encoder's forward pass on all tokens of one clip, as in evaluation."""
+    return pretraining_cost(architecture, architecture.tokens, 0).encoder

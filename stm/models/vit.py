@@ -1,0 +1,205 @@
+"""VideoMAE's encoder and decoder (Tong et al. 2022), with integer indices in place of boolean masks.
+
+The encoder sees the kept tokens only; the decoder gets them back with a mask token at each position to
+predict. Blocks are timm's, which equal VideoMAE's (pre-norm, joint space-time attention, no class token), so
+that published weights load. Everything is a gather of fixed shape: the forward pass compiles to one graph.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from stm.data.pixels import Normalise, gather_tokens, split_tubelets
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything that fixes the shape of a model; it is stored in the metadata of its weights."""
+
+    image_size: int  # pixels
+    patch_size: int  # pixels
+    tubelet: int  # frames
+    frames: int
+    width: int
+    depth: int  # blocks
+    heads: int
+    decoder_width: int
+    decoder_depth: int  # blocks
+    decoder_heads: int
+    mlp_ratio: float = 4.0
+    norm_eps: float = 1e-6  # VideoMAE's; transformers' configs say 1e-12
+    decoder_norm_eps: float = 1e-6  # of the decoder's last norm; transformers has 1e-5 there
+
+    @property
+    def slots(self) -> int:
+        return self.frames // self.tubelet
+
+    @property
+    def slot_tokens(self) -> int:
+        """Tokens of a time slot, N."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a clip, L = slots x N."""
+        return self.slots * self.slot_tokens
+
+    @property
+    def token_values(self) -> int:
+        """Numbers in a token's tubelet: 3 colours x frames x pixels."""
+        return 3 * self.tubelet * self.patch_size**2
+
+
+def position_table(positions: int, width: int) -> Tensor:
+    """Fixed sine-cosine table over a clip's token numbers, float32 [1, positions, width], as VideoMAE's.
+
+    Entry j of position p is sin(p / 10000^(2 (j // 2) / width)) for even j, and the cosine for odd j.
+    """
+    exponent = 2 * (torch.arange(width) // 2).to(torch.float64) / width
+    angle = torch.arange(positions).to(torch.float64)[:, None] / 10000**exponent
+    table = torch.where(torch.arange(width) % 2 == 0, angle.sin(), angle.cos())
+    return table.to(torch.float32)[None]
+
+
+def make_blocks(
+    width: int, depth: int, heads: int, mlp_ratio: float, norm_eps: float, drop_path: float = 0.0
+) -> nn.ModuleList:
+    """timm blocks whose stochastic depth rises linearly to `drop_path` in the last one."""
+    rates = [drop_path * block / max(depth - 1, 1) for block in range(depth)]
+    norm = cast(type[nn.Module], partial(nn.LayerNorm, eps=norm_eps))  # timm calls it like a class
+    return nn.ModuleList(
+        Block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=True, drop_path=rate, norm_layer=norm) for rate in rates
+    )
+
+
+def init_weights(module: nn.Module) -> None:
+    """VideoMAE's initialisation. The tubelet embedding keeps torch's, as VideoMAE's convolution does."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class TubeletEmbedding(nn.Module):
+    """The linear map of each tubelet's normalised pixels: a 3-D convolution whose stride is its kernel.
+
+    Written as gather + Linear, it costs nothing for masked tokens. `projection.weight` is the convolution's,
+    reshaped from [width, 3, tubelet, patch, patch] to [width, 3 * tubelet * patch^2].
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.tubelet, self.patch = architecture.tubelet, architecture.patch_size
+        self.normalise = Normalise((3, 1))
+        self.projection = nn.Linear(architecture.token_values, architecture.width)
+
+    def forward(self, video: Tensor, kept: Tensor | None) -> Tensor:
+        """Video [B, T, 3, S, S], uint8 or float in [0, 1]; kept tokens [B, K], None: all -> [B, K, width]."""
+        tubelets = split_tubelets(video, self.tubelet, self.patch)
+        if kept is not None:
+            tubelets = gather_tokens(tubelets, kept)
+        return self.projection(self.normalise(tubelets).flatten(2))
+
+
+class VideoEncoder(nn.Module):
+    """The part that is kept after pretraining: pixels of all tokens, or of the kept ones, to features."""
+
+    positions: Tensor
+
+    def __init__(self, architecture: Architecture, drop_path: float = 0.0) -> None:
+        super().__init__()
+        a = architecture
+        self.architecture = a
+        self.blocks = make_blocks(a.width, a.depth, a.heads, a.mlp_ratio, a.norm_eps, drop_path)
+        self.norm = nn.LayerNorm(a.width, eps=a.norm_eps)
+        self.apply(init_weights)
+        self.embedding = TubeletEmbedding(a)
+        self.register_buffer("positions", position_table(a.tokens, a.width), persistent=False)
+
+    def forward(self, video: Tensor, kept: Tensor | None = None, final_norm: bool = True) -> Tensor:
+        """Features of tokens.
+
+        Args:
+            video: [B, T, 3, S, S], uint8, or float in [0, 1]; normalised here with ImageNet's statistics.
+            kept: int64 [B, K], the tokens to encode; None: all.
+            final_norm: whether the last LayerNorm is applied.
+
+        Returns:
+            Float [B, K or L, width].
+        """
+        x = self.embedding(video, kept)
+        # In the precision of x: under autocast the residual stream is bfloat16, as with VideoMAE's half precision.
+        positions = self.positions.to(x.dtype).expand(x.shape[0], -1, -1)
+        x = x + (positions if kept is None else gather_tokens(positions, kept))
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x) if final_norm else x
+
+    def forward_features(self, video: Tensor, final_norm: bool = True) -> Tensor:
+        """The mean over all tokens, float [B, width].
+
+        VideoMAE fine-tunes with `final_norm=False` and a fresh norm between this mean and the classifier.
+        """
+        return self.forward(video, None, final_norm).mean(dim=1)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, object]:
+        """Groups for timm's layer decay: 0 the embedding, 1..depth the blocks, then the rest (scale 1)."""
+        return {"stem": r"^embedding", "blocks": [(r"^blocks\.(\d+)", None)]}
+
+
+class VideoDecoder(nn.Module):
+    """Predicts the pixels of hidden tokens from the encoder's features of the kept ones."""
+
+    positions: Tensor
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        a, width = architecture, architecture.decoder_width
+        self.entry = nn.Linear(a.width, width, bias=False)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.blocks = make_blocks(width, a.decoder_depth, a.decoder_heads, a.mlp_ratio, a.norm_eps)
+        self.norm = nn.LayerNorm(width, eps=a.decoder_norm_eps)
+        self.head = nn.Linear(width, a.token_values)
+        self.apply(init_weights)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.register_buffer("positions", position_table(a.tokens, width), persistent=False)
+
+    def forward(self, encoded: Tensor, kept: Tensor, decoded: Tensor) -> Tensor:
+        """Predictions for the tokens `decoded`.
+
+        Args:
+            encoded: [B, K, encoder's width].
+            kept: int64 [B, K], which tokens these are.
+            decoded: int64 [B, M], tokens to predict: all masked ones in VideoMAE, or some of them.
+
+        Returns:
+            Float [B, M, tubelet * patch^2 * 3], ordered frame, row, column, colour.
+        """
+        visible = self.entry(encoded)
+        positions = self.positions.to(visible.dtype).expand(encoded.shape[0], -1, -1)
+        visible = visible + gather_tokens(positions, kept)
+        hidden = self.mask_token.to(visible.dtype) + gather_tokens(positions, decoded)
+        # Attention does not mind the order of tokens: no unshuffling is needed, and the last M are the
+        # predictions.
+        x = torch.cat([visible, hidden], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x[:, kept.shape[1] :]))
+
+
+class VideoMAE(nn.Module):
+    """Encoder and decoder."""
+
+    def __init__(self, architecture: Architecture, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.encoder = VideoEncoder(architecture, drop_path)
+        self.decoder = VideoDecoder(architecture)
+
+    def forward(self, video: Tensor, kept: Tensor, decoded: Tensor) -> Tensor:
+        """Video [B, T, 3, S, S], kept [B, K] and tokens to predict [B, M] -> predictions [B, M, values]."""
+        return self.decoder(self.encoder(video, kept), kept, decoded)

@@ -1,0 +1,49 @@
+"""Pixel reconstruction (MAE, VideoMAE): mean squared error to each tubelet's normalised pixels."""
+
+import torch
+from torch import Tensor
+
+from stm.data.pixels import gather_tokens, split_tubelets, to_unit
+
+EPSILON = 1e-6  # added to the deviation, as in VideoMAE
+
+
+def gather_pixels(video: Tensor, index: Tensor, tubelet: int, patch: int) -> Tensor:
+    """Pixels in [0, 1] of some tokens, float32 [B, M, tubelet * patch^2, 3].
+
+    Args:
+        video: [B, T, 3, S, S], uint8, or float in [0, 1].
+        index: int64 [B, M], token numbers.
+    """
+    tubelets = gather_tokens(split_tubelets(video, tubelet, patch), index).transpose(2, 3)
+    return to_unit(tubelets) if tubelets.dtype == torch.uint8 else tubelets.to(torch.float32)
+
+
+def pixel_statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean, and unbiased deviation + EPSILON, of each token and colour, [B, M, 1, 3] each."""
+    deviation = pixels.var(dim=2, unbiased=True, keepdim=True).sqrt() + EPSILON
+    return pixels.mean(dim=2, keepdim=True), deviation
+
+
+def reconstruction_targets(video: Tensor, index: Tensor, tubelet: int, patch: int) -> Tensor:
+    """What to predict for the tokens `index`: pixels normalised PER TOKEN AND PER COLOUR.
+
+    Returns:
+        float32 [B, M, tubelet * patch^2 * 3], ordered frame, row, column, colour, as the decoder's head.
+    """
+    pixels = gather_pixels(video, index, tubelet, patch)
+    mean, deviation = pixel_statistics(pixels)
+    return ((pixels - mean) / deviation).flatten(2)
+
+
+def reconstruction_loss(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared error over all predicted values, in float32, scalar.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if predictions.shape != targets.shape:
+        raise ValueError(
+            f"predictions {tuple(predictions.shape)} and targets {tuple(targets.shape)} differ in shape"
+        )
+    return torch.nn.functional.mse_loss(predictions.float(), targets.float())

@@ -1,0 +1,115 @@
+"""Order, sharding and resume of loading."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stm.config import Augmentation
+from stm.data.dataset import ClipDataset
+from stm.data.geometry import Geometry
+from stm.data.loader import ClipLoader, move, permute
+
+GEOMETRY = Geometry(image_size=16, patch_size=8, tubelet=2, frames=2)
+
+
+@pytest.fixture
+def data(tmp_path: Path, shard: Callable, clip: Callable) -> ClipDataset:
+    clips = [clip(n, frames=3, width=20, height=16) for n in range(11)]
+    paths = [shard(tmp_path / f"train-{n:05d}.parquet", clips[n::2]) for n in range(2)]
+    return ClipDataset(paths, GEOMETRY, Augmentation(), seed=1, train=True, repeats=2)
+
+
+def keys(loader: ClipLoader, epoch: int = 0, start: int = 0) -> list[list[str]]:
+    return [batch["key"] for batch in loader.batches(epoch, start)]
+
+
+def equal(first: Any, second: Any) -> bool:
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(equal(first[name], second[name]) for name in first)
+    return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
+
+
+def test_a_batch_has_the_shapes_of_the_contract(data: ClipDataset) -> None:
+    batch = next(ClipLoader(data, 3, shuffle=True).batches())
+    assert batch["video"].shape == (6, 2, 3, 16, 16) and batch["video"].dtype == torch.uint8
+    for guide in ("noise", "similarity", "motion"):
+        assert batch["guides"][guide].shape == (6, 1, 4) and batch["guides"][guide].dtype == torch.float32
+    assert batch["label"].dtype == torch.int64 and batch["view"].tolist() == [0, 1] * 3
+    assert len(batch["key"]) == len(batch["caption"]) == 6
+    assert batch["key"][0] == batch["key"][1] != batch["key"][2]  # repeats lie side by side
+
+
+def test_an_epoch_is_a_permutation_that_depends_on_seed_and_epoch() -> None:
+    first = permute(100, 0, 0)
+    assert sorted(first.tolist()) == list(range(100))
+    assert permute(100, 0, 0).tolist() == first.tolist()
+    assert permute(100, 0, 1).tolist() != first.tolist() != permute(100, 1, 0).tolist()
+
+
+def test_shuffled_batches_are_full_and_take_each_clip_at_most_once(data: ClipDataset) -> None:
+    loader = ClipLoader(data, 3, shuffle=True, seed=5)
+    batches = keys(loader)
+    assert len(loader) == len(batches) == 3 and loader.clips_per_epoch == 9
+    seen = [key for batch in batches for key in batch[::2]]
+    assert len(set(seen)) == 9
+
+
+def test_evaluation_takes_every_clip_once_in_order(data: ClipDataset) -> None:
+    loader = ClipLoader(data, 4, shuffle=False)
+    seen = [key for batch in keys(loader) for key in batch[::2]]
+    assert len(loader) == 3 and seen == [data.index[n].key for n in range(11)]
+
+
+@pytest.mark.parametrize("start", [0, 3, 6])
+def test_a_resumed_epoch_goes_on_with_exactly_the_batches_left(data: ClipDataset, start: int) -> None:
+    whole = list(ClipLoader(data, 3, shuffle=True, seed=5).batches(epoch=2))
+    rest = list(ClipLoader(data, 3, shuffle=True, seed=5).batches(epoch=2, start=start))
+    assert len(rest) == 3 - start // 3
+    assert all(equal(a, b) for a, b in zip(whole[start // 3 :], rest, strict=True))
+
+
+def test_worker_processes_change_nothing(data: ClipDataset) -> None:
+    expected = [list(ClipLoader(data, 3, shuffle=True).batches(epoch)) for epoch in range(2)]
+    loader = ClipLoader(data, 3, shuffle=True, workers=2)
+    next(loader.batches(epoch=7))  # left unfinished, as by a run that stops
+    for epoch in range(2):
+        assert all(equal(a, b) for a, b in zip(loader.batches(epoch), expected[epoch], strict=True))
+
+
+def test_processes_take_together_what_one_would(data: ClipDataset) -> None:
+    alone = keys(ClipLoader(data, 4, shuffle=True, seed=5), epoch=1)
+    parts = [keys(ClipLoader(data, 2, shuffle=True, seed=5, rank=r, processes=2), epoch=1) for r in (0, 1)]
+    assert [first + second for first, second in zip(*parts, strict=True)] == alone
+
+
+def test_processes_share_the_last_clips_in_evaluation(data: ClipDataset) -> None:
+    parts = [keys(ClipLoader(data, 4, shuffle=False, rank=r, processes=2)) for r in (0, 1)]
+    seen = [key for part in parts for batch in part for key in batch[::2]]
+    assert sorted(seen) == sorted(data.index[n].key for n in range(11))
+
+
+def test_loading_leaves_the_global_random_state_alone(data: ClipDataset) -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    list(ClipLoader(data, 3, shuffle=True).batches())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
+
+
+def test_fewer_clips_than_a_batch_is_an_error_in_training_only(data: ClipDataset) -> None:
+    with pytest.raises(ValueError, match=r"11 clips, and one batch takes 12 \(2 processes x 6\)"):
+        ClipLoader(data, 6, shuffle=True, processes=2)
+    assert len(list(ClipLoader(data, 12, shuffle=False).batches())) == 1
+    assert len(list(ClipLoader(data, 12, shuffle=True, drop_last=False).batches())) == 1
+
+
+def test_move_keeps_what_is_no_tensor(data: ClipDataset) -> None:
+    batch = next(ClipLoader(data, 2, shuffle=False).batches())
+    moved = move(batch, "meta")
+    assert moved["video"].device.type == moved["guides"]["noise"].device.type == "meta"
+    assert moved["key"] == batch["key"]

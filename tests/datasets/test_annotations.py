@@ -1,0 +1,180 @@
+"""Annotation files: every kind says the same, a bad file is an error, a bad row is only a row."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stm.datasets.annotations import AnnotationError, BadRow, Clip, parse_row, read_annotations
+
+ROWS: list[dict[str, Any]] = [
+    {
+        "path": "a/one.mp4",
+        "video_id": "first",
+        "split": "test",
+        "label": "drift",
+        "captions": ["a red one", "one, still \u201cred\u201d"],
+        "start": 1.5,
+        "end": 4.0,
+        "questions": [{"question": "what?", "answer": "that"}],
+    },
+    {"path": "two.mp4", "captions": ["only one"]},
+]
+CLIPS = [
+    Clip("a/one.mp4", "test", "first", "drift", tuple(ROWS[0]["captions"]), 1.5, 4.0, (("what?", "that"),)),
+    Clip("two.mp4", "train", captions=("only one",)),
+]
+
+
+def clips_in(file: Path) -> list[Clip]:
+    return [parse_row(row, "train") for _, row in read_annotations(file)]
+
+
+def write_csv(file: Path) -> None:
+    file.write_text(
+        "path,video_id,split,label,caption_2,caption_1,start,end,questions\n"
+        'a/one.mp4,first,test,drift,"one, still \u201cred\u201d",a red one,1.5,4,'
+        '"[{""question"": ""what?"", ""answer"": ""that""}]"\n'
+        "two.mp4,,,,,only one,,,\n",
+        encoding="utf-8-sig",  # as spreadsheets write it
+    )
+
+
+def write_tsv(file: Path) -> None:
+    lines = ["path\tvideo_id\tsplit\tlabel\tcaptions\tstart\tend\tquestions"]
+    questions = json.dumps(ROWS[0]["questions"]).replace('"', '""')
+    lines += [f'a/one.mp4\tfirst\ttest\tdrift\ta red one|one, still \u201cred\u201d\t1.5\t4.0\t"{questions}"']
+    file.write_text("\n".join([*lines, "two.mp4\t\t\t\tonly one\t\t\t"]), encoding="utf-8")
+
+
+WRITERS = {
+    "a.csv": write_csv,
+    "a.tsv": write_tsv,
+    "list.json": lambda file: file.write_text(json.dumps(ROWS)),
+    "clips.json": lambda file: file.write_text(json.dumps({"version": 1, "clips": ROWS})),
+    "lines.json": lambda file: file.write_text("\n".join(map(json.dumps, ROWS))),
+    "a.jsonl": lambda file: file.write_text("\n\n".join(map(json.dumps, ROWS)) + "\n"),
+    "a.parquet": lambda file: pq.write_table(pa.Table.from_pylist(ROWS), file),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_kind_of_file_says_the_same(name: str, tmp_path: Path) -> None:
+    WRITERS[name](tmp_path / name)
+    assert clips_in(tmp_path / name) == CLIPS
+
+
+@pytest.mark.parametrize(
+    ("row", "captions"),
+    [
+        ({"caption": "one"}, ("one",)),
+        ({"captions": "one|two"}, ("one", "two")),
+        ({"captions": '["one | two", "three"]'}, ("one | two", "three")),
+        ({"captions": ["b"], "caption": "a", "caption_10": "d", "caption_2": "c"}, ("b", "a", "c", "d")),
+        ({"captions": ["", "one", None]}, ("", "one")),
+        ({"captions": None}, ()),
+    ],
+)
+def test_captions_come_in_many_forms(row: dict[str, Any], captions: tuple[str, ...]) -> None:
+    assert parse_row({"path": "a.mp4", **row}, "train").captions == captions
+
+
+def test_numbers_as_ids_and_labels_are_text() -> None:
+    clip = parse_row({"path": "a.mp4", "video_id": 12, "label": 3.0}, "train")
+    assert (clip.video_id, clip.label) == ("12", "3")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"path": ""}, "path"),
+        ({"path": "   "}, "path"),
+        ({"path": None}, "path"),
+        ({"path": 3}, "path"),
+        ({"path": "a\x00.mp4"}, "path"),
+        ({"split": "no/slash"}, "split"),
+        ({"split": "../x"}, "split"),
+        ({"split": "x" * 65}, "split"),
+        ({"start": "soon"}, "start.*seconds.*'soon'"),
+        ({"start": float("nan")}, "start"),
+        ({"end": "inf"}, "end"),
+        ({"start": 2, "end": 2}, "start < end"),
+        ({"start": 5, "end": 2}, "start < end"),
+        ({"start": -1}, "start < end"),
+        ({"end": 0}, "start < end"),
+        ({"start": True}, "start"),
+        ({"label": ["a"]}, "label"),
+        ({"label": "\ud800"}, "Unicode"),
+        ({"captions": [1]}, "captions"),
+        ({"captions": "[1"}, "JSON"),
+        ({"questions": "what?"}, "JSON"),
+        ({"questions": [{"question": "what?"}]}, "questions"),
+        ({"questions": 3}, "questions"),
+    ],
+)
+def test_a_bad_value_names_its_column(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadRow, match=message):
+        parse_row({"path": "a.mp4", **row}, "train")
+
+
+def test_a_row_that_is_no_object_or_no_json_is_a_bad_row(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"path": "a.mp4"}\nnot json\n[1]\n"text"\n')
+    rows = read_annotations(file)
+    assert parse_row(rows[0][1], "train").path == "a.mp4"
+    for where, row in rows[1:]:
+        assert where.startswith("line ")
+        with pytest.raises(BadRow):
+            parse_row(row, "train")
+
+
+def test_a_csv_row_with_too_many_fields_is_a_bad_row(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("path,caption\na.mp4,a dog, a cat\nb.mp4\n")
+    rows = read_annotations(file)
+    with pytest.raises(BadRow, match="more fields"):
+        parse_row(rows[0][1], "train")
+    assert parse_row(rows[1][1], "train") == Clip("b.mp4", "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"file,label\na.mp4,x\n", "no column `path`: file, label"),
+        ("a.csv", b"", "no column `path`"),
+        ("a.csv", b"path,label,label\na.mp4,x,y\n", "twice"),
+        ("a.csv", b"path\n\xff\xfe\n", "cannot be read as csv"),
+        ("a.json", b'[{"file": "a.mp4"}]', "no column `path`.*file"),
+        ("a.json", b'{"videos": []}', "must hold a list"),
+        ("a.json", b"[{", "cannot be read as json"),
+        ("a.json", b"[" * 100_000, "cannot be read as json"),
+        ("a.parquet", b"PAR1 not really", "cannot be read as parquet"),
+        ("a.xlsx", b"", "unknown kind"),
+    ],
+)
+def test_a_bad_file_is_an_error_that_names_it(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(AnnotationError, match=message) as caught:
+        read_annotations(tmp_path / name)
+    assert name in str(caught.value)
+
+
+def test_parquet_without_a_path_is_an_error(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"video": ["a.mp4"]}), tmp_path / "a.parquet")
+    with pytest.raises(AnnotationError, match="no column `path`; the columns are: video"):
+        read_annotations(tmp_path / "a.parquet")
+
+
+def test_unknown_columns_are_ignored_with_a_warning(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("path,weather,caption_1\na.mp4,rain,x\n")
+    with pytest.warns(UserWarning, match="not used: weather$"):
+        assert clips_in(file) == [Clip("a.mp4", "train", captions=("x",))]
+    file.write_text("path,caption_1\na.mp4,x\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_annotations(file)
