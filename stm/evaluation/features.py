@@ -1,0 +1,54 @@
+"""Running a network over all views of all clips of a data set, once."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stm.data.dataset import ClipDataset
+from stm.data.loader import ClipLoader, move
+from stm.progress import Progress
+from stm.training.interruption import signals_blocked
+
+VIEWS_A_PASS = 64
+
+
+@torch.inference_mode()
+def run_over(
+    function: Callable[[Tensor], Tensor],
+    dataset: ClipDataset,
+    device: torch.device,
+    *,
+    what: str,
+    workers: int = 0,
+    precision: str = "float32",
+) -> NDArray[np.float32]:
+    """Applies `function` to the video of each view of each clip.
+
+    Args:
+        function: video uint8 [B, T, 3, S, S] on `device` to [B, D].
+        dataset: not for training: its views are the same each time.
+        what: for the progress line.
+        workers: loading processes.
+        precision: `bf16` for autocast.
+
+    Returns:
+        float32 [clips, views, D], in the data set's order.
+    """
+    views = dataset.samples_per_clip
+    loader = ClipLoader(dataset, max(1, VIEWS_A_PASS // views), shuffle=False, workers=workers)
+    found: NDArray[np.float32] | None = None
+    with signals_blocked():
+        batches = loader.batches()
+    with Progress(what, len(dataset), "clips") as progress:
+        for batch in batches:
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                values = function(move(batch, device)["video"])
+            if found is None:
+                found = np.empty((len(dataset), views, values.shape[-1]), dtype=np.float32)
+            found[batch["clip"].numpy(), batch["view"].numpy()] = values.float().cpu().numpy()
+            progress.advance(len(values) // views)
+    assert found is not None  # a data set is never empty
+    return found

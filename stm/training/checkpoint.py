@@ -1,0 +1,141 @@
+"""The state of a run that is not finished: written so that a kill at any moment costs steps, never the run.
+
+A checkpoint is one file, `step-000000200.pt` (tensors, numbers and strings only, no pickled code), beside its
+SHA-256 in the form that `sha256sum -c` reads. Both are written under other names and renamed, so a file is
+whole or not there; where a power cut tears one all the same, the sum tells, and the one before is used.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stm.files import atomic_path, hash_receipt, read_json, sha256_file, write_bytes, write_json
+from stm.training.distributed import Process
+from stm.training.logs import say
+
+State = dict[str, Any]
+_NAME = re.compile(r"step-(\d{9})\.pt")
+
+
+class Checkpoints:
+    """The checkpoints of one run in one folder.
+
+    Args:
+        folder: belongs to the checkpoints alone.
+        origin: JSON values that say what is trained: settings, data, seed. Checkpoints of another origin are
+            never
+            used: they are moved aside.
+        kept: how many of the newest stay.
+    """
+
+    def __init__(self, folder: Path, origin: Mapping[str, Any], kept: int) -> None:
+        self.folder, self.kept = folder, kept
+        self.origin = json.loads(json.dumps(origin))
+        self._stamp = folder / "origin.json"
+
+    def save(self, step: int, state: State) -> None:
+        """Writes the state after `step` steps, then removes the oldest checkpoints."""
+        path = self._path(step)
+        with atomic_path(path) as temporary:
+            torch.save({"origin": hash_receipt(self.origin), "step": step, **state}, temporary)
+            write_bytes(_sum_of(path), f"{sha256_file(temporary)}  {path.name}\n".encode())
+        write_json(self._stamp, self.origin)
+        for old in self.steps()[: -self.kept]:
+            self._remove(old)
+
+    def newest(self) -> int:
+        """The step of the newest checkpoint that is whole and of this origin; 0 when there is none.
+
+        Says what it refuses. Torn checkpoints are removed; those of another origin are moved aside, all
+        together.
+        """
+        self._clean()
+        for step in reversed(self.steps()):
+            if not _verify(self._path(step)):
+                say(f"{self._path(step)}: torn, its checksum is not right; using the one before, if any")
+                self._remove(step)
+            elif self._origin_of(step) != hash_receipt(self.origin):
+                self._move_aside()
+                return 0
+            else:
+                return step
+        return 0
+
+    def load(self, step: int) -> State:
+        """The state that was saved after `step` steps; tensors on the CPU."""
+        state: State = torch.load(self._path(step), map_location="cpu", weights_only=True)
+        return state
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints in the folder, ascending, whole or not."""
+        names = [_NAME.fullmatch(p.name) for p in self.folder.glob("step-*.pt")]
+        return sorted(int(match[1]) for match in names if match)
+
+    def discard(self) -> None:
+        """Removes all; call it once the finished weights are in place."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:09d}.pt"
+
+    def _origin_of(self, step: int) -> Any:
+        # Mapped, so that gigabytes of weights are not read for one string.
+        return torch.load(self._path(step), map_location="cpu", weights_only=True, mmap=True)["origin"]
+
+    def _remove(self, step: int) -> None:
+        self._path(step).unlink(missing_ok=True)
+        _sum_of(self._path(step)).unlink(missing_ok=True)
+
+    def _clean(self) -> None:
+        """What a kill in the middle of a write has left."""
+        for temporary in self.folder.glob(".*.tmp"):
+            temporary.unlink()
+
+    def _move_aside(self) -> None:
+        aside = self.folder.with_name(f"{self.folder.name}-of-other-settings")
+        before = read_json(self._stamp) if self._stamp.exists() else {}
+        changed = ", ".join(_differences(before, self.origin)) or "unknown"
+        shutil.rmtree(aside, ignore_errors=True)
+        self.folder.rename(aside)
+        say(f"{self.folder}: of a run with other settings (changed: {changed}); not resumed, moved to {aside}")
+
+
+def _sum_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _verify(path: Path) -> bool:
+    expected = _sum_of(path)
+    return expected.exists() and expected.read_text().split()[:1] == [sha256_file(path)]
+
+
+def _differences(before: Any, after: Any, key: str = "") -> list[str]:
+    """Dotted keys of what differs between two JSON values."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        found: list[str] = []
+        for name in sorted(before.keys() | after.keys()):
+            found += _differences(before.get(name), after.get(name), f"{key}.{name}" if key else name)
+        return found
+    return [] if before == after else [key]
+
+
+def random_state(process: Process) -> dict[str, list[torch.Tensor]]:
+    """States of torch's random number generators of all processes, by rank; all processes must call it
+    together.
+    """
+    state = {"cpu": process.gather(torch.get_rng_state())}
+    if process.device.type == "cuda":
+        state["cuda"] = process.gather(torch.cuda.get_rng_state(process.device))
+    return state
+
+
+def restore_random_state(state: Mapping[str, list[torch.Tensor]], process: Process) -> None:
+    """Sets this process's generators to what `random_state` took."""
+    torch.set_rng_state(state["cpu"][process.rank])
+    if "cuda" in state and process.device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"][process.rank], process.device)

@@ -1,0 +1,144 @@
+"""What a run tells: means of its losses, `metrics.jsonl`, TensorBoard."""
+
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+import torch
+
+from stm.files import write_bytes
+from stm.training.distributed import Process
+
+
+def say(message: str) -> None:
+    """One line for people, on the standard error output."""
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+
+
+class Meter:
+    """Running means of named losses. They stay on the device, so that nothing waits for it until they are
+    read.
+    """
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._sums: dict[str, torch.Tensor] = {}
+        self._weights: dict[str, float] = {}
+
+    def add(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Adds scalars of one forward pass."""
+        for name, value in values.items():
+            zero = torch.zeros((), dtype=torch.float64, device=value.device)
+            self._sums[name] = self._sums.get(name, zero) + value.detach().double()
+            self._weights[name] = self._weights.get(name, 0.0) + 1.0
+
+    def read(self) -> dict[str, float]:
+        """The means over the passes since the last reading and over the processes; starts again. Waits for
+        the device.
+        """
+        names = sorted(self._sums)
+        if not names:
+            return {}
+        means = self._process.mean(torch.stack([self._sums[n] / self._weights[n] for n in names]))
+        self._sums, self._weights = {}, {}
+        return dict(zip(names, means.tolist(), strict=True))
+
+    def finite(self) -> bool:
+        """Whether all values since the last reading were finite: a sum keeps what was not."""
+        return not self._sums or bool(torch.stack(list(self._sums.values())).isfinite().all().item())
+
+    def state(self) -> dict[str, list[float | torch.Tensor]]:
+        """What is not read yet; the mean over the processes, from which each can go on."""
+        return {name: [self._weights[name], self._process.mean(value).cpu()] for name, value in self._sums.items()}
+
+    def restore(self, state: Mapping[str, list[float | torch.Tensor]], device: torch.device) -> None:
+        self._weights = {name: float(weight) for name, (weight, _) in state.items()}
+        self._sums = {name: torch.as_tensor(value).to(device) for name, (_, value) in state.items()}
+
+
+class Clock:
+    """Items a second since the last reading; the time it is stopped, and what earlier attempts did, do not
+    count.
+    """
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._items = 0
+
+    def add(self, items: int) -> None:
+        self._items += items
+
+    def read(self) -> float:
+        now = time.perf_counter()
+        rate = self._items / max(now - self._start, 1e-9)
+        self._start, self._items = now, 0
+        return rate
+
+
+def cut_lines(path: Path, step: int) -> None:
+    """Keeps the lines of a `metrics.jsonl` up to `step`, so that a resumed run's log is that of one without a
+    break.
+    """
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+        try:
+            if json.loads(line)["step"] <= step and line.endswith(b"\n"):
+                kept.append(line)
+        except (ValueError, KeyError):  # the last line of a run that was killed while it wrote
+            break
+    write_bytes(path, b"".join(kept))
+
+
+class MetricsLog:
+    """Writes `metrics.jsonl` (a line at a time, flushed) and TensorBoard events; processes but the first
+    write nothing.
+
+    Args:
+        folder: gets `metrics.jsonl` and `tensorboard/`.
+        step: steps that are done already; what an earlier attempt wrote for later ones is removed.
+    """
+
+    def __init__(self, folder: Path, step: int, process: Process) -> None:
+        self._file: TextIO | None = None
+        if not process.first:
+            return
+        # Imported here: it takes a second, and only the first process of a training run needs it.
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        cut_lines(folder / "metrics.jsonl", step)
+        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        if step == 0:
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        if self._file is None:
+            return
+        rounded = {name: _round(value) for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **rounded}, allow_nan=False) + "\n")
+        self._file.flush()
+        for name, value in rounded.items():
+            self._board.add_scalar(name, value, step)
+        self._board.flush()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
+
+
+def _round(value: float, digits: int = 7) -> float:
+    """`value` to `digits` significant digits: more is noise, and lines stay short."""
+    if value == 0 or not math.isfinite(value):
+        return value
+    return round(value, digits - 1 - math.floor(math.log10(abs(value))))

@@ -1,0 +1,128 @@
+"""AdamW's parameter groups and the learning rate over the steps."""
+
+import re
+from collections.abc import Callable
+
+import timm.scheduler
+import torch
+from torch import Tensor, nn
+
+from stm.config import Optimisation
+
+_BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+_EMBEDDING = re.compile(r"(?:^|\.)(patch_embed\w*|embed\w*|pos\w*)(?:\.|$)")
+
+
+def scale_learning_rate(settings: Optimisation) -> tuple[float, float, float]:
+    """Start of the warm-up, peak and end of the learning rate, for this batch: each is given for 256 clips.
+
+    The linear rule of VideoMAE's scripts, which scale all three.
+    """
+    factor = settings.batch_size / 256
+    return (
+        settings.warmup_learning_rate * factor,
+        settings.learning_rate * factor,
+        settings.min_learning_rate * factor,
+    )
+
+
+def layer_of_parameter(name: str, depth: int) -> int:
+    """The layer of a parameter by its name: embedding 0, blocks from 1, what comes after them depth + 1."""
+    if match := _BLOCK.search(name):
+        return int(match[1]) + 1
+    return 0 if _EMBEDDING.search(name) else depth + 1
+
+
+def layer_scale(layer: int, depth: int, decay: float) -> float:
+    """What the learning rate of a layer is multiplied by: `decay ** (depth + 1 - layer)`, so 1 for the head.
+
+    VideoMAE's fine-tuning recipe. timm's own grouping gives the final norm the last block's scale, hence not
+    used.
+    """
+    return decay ** (depth + 1 - layer)
+
+
+def _is_vector(parameter: Tensor) -> bool:
+    """Biases, norms, and learned tokens `[1, 1, D]`, which VideoMAE does not decay either."""
+    return parameter.ndim <= 1 or (parameter.ndim > 2 and parameter.numel() == parameter.shape[-1])
+
+
+def group_parameters(
+    module: nn.Module, weight_decay: float, scale_of: Callable[[str], float] | None = None
+) -> list[dict[str, object]]:
+    """Groups for AdamW, in the order in which the module names its parameters.
+
+    Args:
+        module: trained parameters are taken, those without gradient left out.
+        weight_decay: of everything but biases and other vectors (norms, mask tokens).
+        scale_of: factor of the learning rate by parameter name; 1 when not given.
+
+    Returns:
+        Groups with `params`, `weight_decay`, and `lr_scale`, which timm's schedules honour.
+    """
+    groups: dict[tuple[float, float], dict[str, object]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        scale = scale_of(name) if scale_of else 1.0
+        key = (0.0 if _is_vector(parameter) else weight_decay, scale)
+        group = groups.setdefault(key, {"params": [], "weight_decay": key[0], "lr_scale": scale})
+        members = group["params"]
+        assert isinstance(members, list)
+        members.append(parameter)
+    return list(groups.values())
+
+
+def build_optimizer(
+    module: nn.Module, settings: Optimisation, *, layer_decay: float = 1.0, depth: int = 0
+) -> torch.optim.AdamW:
+    """AdamW over a module's trained parameters; the fused kernel when they are on a CUDA device.
+
+    Args:
+        module: already on its device.
+        settings: learning rate, betas and weight decay.
+        layer_decay: 1 for one learning rate everywhere.
+        depth: encoder blocks; needed with `layer_decay` below 1.
+    """
+
+    def scale_of(name: str) -> float:
+        return layer_scale(layer_of_parameter(name, depth), depth, layer_decay)
+
+    groups = group_parameters(module, settings.weight_decay, scale_of if layer_decay < 1 else None)
+    _, peak, _ = scale_learning_rate(settings)
+    cuda = all(p.is_cuda for p in module.parameters())
+    return torch.optim.AdamW(groups, lr=peak, betas=settings.betas, fused=cuda or None)
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, settings: Optimisation, steps_per_epoch: int
+) -> timm.scheduler.CosineLRScheduler:
+    """Linear warm-up, then half a cosine. Call `step_update(step)` before step `step`, from 0; nothing else
+    is its state.
+
+    Raises:
+        ValueError: the warm-up is longer than the run, so that its learning rate would never be reached.
+    """
+    if settings.warmup_epochs > settings.epochs > 0:
+        raise ValueError(
+            f"optimisation.warmup_epochs = {settings.warmup_epochs:g} is longer than the run of "
+            f"optimisation.epochs = {settings.epochs}, so that its learning rate would never "
+            "be reached; make the warm-up shorter"
+        )
+    start, _, end = scale_learning_rate(settings)
+    total = settings.epochs * steps_per_epoch
+    warmup = min(round(settings.warmup_epochs * steps_per_epoch), total)
+    return timm.scheduler.CosineLRScheduler(
+        optimizer,
+        t_initial=max(total - warmup, 1),
+        lr_min=end,
+        warmup_t=warmup,
+        warmup_lr_init=start,
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
+
+
+def current_learning_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The learning rate of the layers whose scale is 1."""
+    return max(float(group["lr"]) for group in optimizer.param_groups)

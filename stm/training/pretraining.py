@@ -1,0 +1,105 @@
+"""Pretraining: from shards and a run's config to weights."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import stm
+from stm.config import PretrainRun
+from stm.data.dataset import ClipDataset
+from stm.data.geometry import Geometry
+from stm.files import make_receipt, write_json
+from stm.methods import build_method
+from stm.models import zoo
+from stm.models.vit import VideoMAE
+from stm.training.distributed import Process, join_processes
+from stm.training.feeding import count_steps, feed, hash_shards
+from stm.training.logs import say
+from stm.training.loop import Plan, fit
+
+# Settings that change how fast or how safely a run goes, but not what comes out of it.
+_INDIFFERENT = {"workers", "checkpoint_every", "checkpoints_kept", "seed"}
+
+
+def pretrain(
+    run: PretrainRun, shard_indexes: Sequence[Path], output: Path, seed: int, device: str | None = None
+) -> None:
+    """Pretrains a model and writes its weights; goes on from the newest checkpoint of an attempt that was
+    stopped.
+
+    Under torchrun, each process calls this. On a CPU the weights are a function of the arguments, byte for
+    byte: neither the number of loading processes nor a kill changes them.
+
+    Args:
+        run: the settings. Its own seed goes before `seed`; no epochs save the initial weights.
+        shard_indexes: `shards/{split}/{shard}.parquet` of the training split; each tar lies beside its index.
+        output: folder; gets `weights.safetensors`, `config.json` (the run and the receipt), `metrics.jsonl`
+            (a line every ten steps), `tensorboard/`, and, until the weights are there, `checkpoints/`.
+        device: `cuda`, `cpu`; CUDA when there is one, by default.
+
+    Raises:
+        ValueError: the data does not fit the settings; the message says which.
+        stm.training.interruption.Interrupted: after SIGTERM or SIGUSR1. The state is saved, the exit code is
+        not 0.
+    """
+    seed = seed if run.seed is None else run.seed
+    with join_processes(run.processes, device) as process:
+        torch.manual_seed(seed)
+        method = build_method(run).to(process.device)
+        guides = method.strategy.needs
+        dataset = ClipDataset(
+            shard_indexes, Geometry.of(run), run.augmentation, seed, True, repeats=run.repeats, guides=guides
+        )
+        steps_per_epoch = count_steps(dataset, run.optimisation) if run.optimisation.epochs else 0
+        data = hash_shards(shard_indexes)
+        plan = _make_plan(run, steps_per_epoch, seed, data, output)
+        _introduce(plan, dataset, zoo.count_parameters(method), process)
+        batches = feed(dataset, run.optimisation, process, seed, run.workers) if plan.steps else _nothing
+        checkpoints = fit(method, batches, plan, output, process)
+        if process.first:
+            _write(method.model, run, plan, data, output)
+            checkpoints.discard()
+        process.wait()
+
+
+def _make_plan(run: PretrainRun, steps_per_epoch: int, seed: int, data: dict[str, str], output: Path) -> Plan:
+    settings = run.model_dump(mode="json", exclude=_INDIFFERENT)
+    return Plan(
+        name=f"pretrain {output.name}",
+        optimisation=run.optimisation,
+        steps_per_epoch=steps_per_epoch,
+        seed=seed,
+        origin={"run": settings, "seed": seed, "data": data, "stm": stm.__version__},
+        precision=run.precision,
+        compile=run.compile,
+        checkpoint_every=run.checkpoint_every,
+        checkpoints_kept=run.checkpoints_kept,
+    )
+
+
+def _nothing(step: int) -> Any:
+    return iter(())
+
+
+def _introduce(plan: Plan, dataset: ClipDataset, parameters: int, process: Process) -> None:
+    if process.first:
+        say(
+            f"{plan.name}: {parameters / 1e6:.1f} million parameters, {len(dataset)} clips, "
+            f"{plan.optimisation.epochs} epochs of {plan.steps_per_epoch} steps, {process.count} x {process.device}"
+        )
+
+
+def _write(model: VideoMAE, run: PretrainRun, plan: Plan, data: dict[str, str], output: Path) -> None:
+    receipt = make_receipt(
+        "pretrain",
+        run.model_dump(mode="json", exclude=_INDIFFERENT),
+        ("torch", "timm", "numpy", "opencv-python-headless", "simplejpeg"),
+        seed=plan.seed,
+        data=data,
+        step=plan.steps,
+    )
+    # No more in the header than the architecture: safetensors writes several entries in an order of chance.
+    zoo.save(model, output / "weights.safetensors")
+    write_json(output / "config.json", {"run": run.model_dump(mode="json"), "receipt": receipt})

@@ -1,0 +1,131 @@
+"""The network's parts, against torch's convolution and transformers' table."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from stm.data.pixels import IMAGENET_MEAN, IMAGENET_STD, join_tubelets, split_tubelets
+from stm.models.vit import Architecture, TubeletEmbedding, VideoEncoder, VideoMAE, make_blocks, position_table
+
+SMALL = Architecture(32, 8, 2, 4, width=48, depth=3, heads=3, decoder_width=24, decoder_depth=2, decoder_heads=2)
+
+
+def draw_video(batch: int = 2, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (batch, 4, 3, 32, 32), dtype=torch.uint8, generator=generator)
+
+
+def normalise(video: torch.Tensor) -> torch.Tensor:
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (video.float() / 255 - mean) / deviation
+
+
+@pytest.mark.parametrize(("positions", "width"), [(1568, 768), (32, 48), (7, 6)])
+def test_the_position_table_is_transformers_own(positions: int, width: int) -> None:
+    from transformers.models.videomae.modeling_videomae import get_sinusoid_encoding_table
+
+    torch.testing.assert_close(
+        position_table(positions, width), get_sinusoid_encoding_table(positions, width), atol=1e-6, rtol=0
+    )
+
+
+def test_the_embedding_is_a_convolution_of_the_normalised_pixels() -> None:
+    embedding = TubeletEmbedding(SMALL)
+    convolution = nn.Conv3d(3, 48, kernel_size=(2, 8, 8), stride=(2, 8, 8))
+    with torch.no_grad():
+        convolution.weight.copy_(embedding.projection.weight.view_as(convolution.weight))
+        convolution.bias.copy_(embedding.projection.bias)
+    video = draw_video()
+    expected = convolution(normalise(video).transpose(1, 2)).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(embedding(video, None), expected, atol=1e-5, rtol=1e-5)
+    kept = torch.tensor([[0, 5, 31], [2, 3, 30]])
+    picked = torch.stack([expected[row, kept[row]] for row in range(2)])
+    torch.testing.assert_close(embedding(video, kept), picked, atol=1e-5, rtol=1e-5)
+
+
+def test_tubelets_are_numbered_slot_row_column_and_join_again() -> None:
+    video = draw_video()
+    tubelets = split_tubelets(video, 2, 8)
+    for slot in range(2):
+        for row in range(4):
+            for column in range(4):
+                block = video[:, 2 * slot : 2 * slot + 2, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+                assert torch.equal(tubelets[:, slot * 16 + row * 4 + column], block.transpose(1, 2).flatten(2))
+    assert torch.equal(join_tubelets(tubelets, 2, 8, 4), video)
+
+
+def test_bytes_and_fractions_of_one_are_the_same_pixels() -> None:
+    encoder = VideoEncoder(SMALL).eval()
+    video = draw_video()
+    torch.testing.assert_close(encoder(video), encoder(video.float() / 255))
+
+
+def test_keeping_all_tokens_is_keeping_none_out() -> None:
+    encoder = VideoEncoder(SMALL).eval()
+    everything = torch.arange(32).expand(2, -1)
+    torch.testing.assert_close(encoder(draw_video(), everything), encoder(draw_video()))
+
+
+def test_hidden_tokens_have_no_influence() -> None:
+    encoder = VideoEncoder(SMALL).eval()
+    kept = torch.tensor([[1, 4, 20], [7, 8, 31]])
+    video = draw_video()
+    tubelets = split_tubelets(video, 2, 8)
+    hidden = torch.ones(2, 32, dtype=torch.bool).scatter(1, kept, False)
+    changed = join_tubelets(torch.where(hidden[:, :, None, None], 255 - tubelets, tubelets), 2, 8, 4)
+    assert not torch.equal(changed, video)
+    assert torch.equal(encoder(changed, kept), encoder(video, kept))
+
+
+def test_a_prediction_belongs_to_its_place_whatever_the_order_of_the_tokens() -> None:
+    model = VideoMAE(SMALL).eval()
+    kept = torch.tensor([[1, 4, 20, 25]])
+    decoded = torch.tensor([[0, 2, 9, 30]])
+    forward = model(draw_video(1), kept, decoded)
+    backward = model(draw_video(1), kept.flip(1), decoded.flip(1))
+    assert forward.shape == (1, 4, 3 * 2 * 8 * 8)
+    torch.testing.assert_close(backward.flip(1), forward, atol=1e-5, rtol=1e-4)
+
+
+def test_features_are_the_mean_of_the_tokens() -> None:
+    encoder = VideoEncoder(SMALL).eval()
+    torch.testing.assert_close(encoder.forward_features(draw_video()), encoder(draw_video()).mean(dim=1))
+    raw = encoder(draw_video(), final_norm=False)
+    torch.testing.assert_close(encoder.forward_features(draw_video(), final_norm=False), raw.mean(dim=1))
+    torch.testing.assert_close(encoder.norm(raw), encoder(draw_video()))
+
+
+def test_stochastic_depth_rises_to_its_rate_and_is_off_in_evaluation() -> None:
+    blocks = make_blocks(48, 4, 3, 4.0, 1e-6, drop_path=0.3)
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in blocks]
+    assert rates == pytest.approx([0, 0.1, 0.2, 0.3])
+    encoder = VideoEncoder(SMALL, drop_path=0.9)
+    assert not torch.equal(encoder(draw_video()), encoder(draw_video()))
+    encoder.eval()
+    assert torch.equal(encoder(draw_video()), encoder(draw_video()))
+
+
+def test_the_initialisation_is_videomae_s() -> None:
+    torch.manual_seed(0)
+    model = VideoMAE(replace(SMALL, width=192, decoder_width=96))
+    qkv = model.encoder.blocks[0].attn.qkv
+    assert qkv.weight.abs().max() <= (6 / (192 + 576)) ** 0.5 and qkv.bias.abs().max() == 0
+    assert qkv.weight.std().item() == pytest.approx((2 / (192 + 576)) ** 0.5, rel=0.02)
+    assert model.decoder.mask_token.std().item() == pytest.approx(0.02, rel=0.3)
+    # The convolution there keeps torch's own: uniform in 1 / sqrt(values), bias and all.
+    embedding = model.encoder.embedding.projection
+    assert embedding.weight.abs().max() <= 384**-0.5 and embedding.bias.abs().max() > 0
+
+
+def test_layer_decay_finds_the_embedding_the_blocks_and_leaves_the_norm_at_one() -> None:
+    import timm.optim
+
+    encoder = VideoEncoder(SMALL)
+    groups = timm.optim.param_groups_layer_decay(encoder, layer_decay=0.5)
+    names = {id(parameter): name for name, parameter in encoder.named_parameters()}
+    scales = {names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
+    assert scales["embedding.projection.weight"] == 0.5**4  # decay^(depth + 1 - 0)
+    assert [scales[f"blocks.{i}.mlp.fc1.weight"] for i in range(3)] == [0.5**3, 0.5**2, 0.5]
+    assert scales["norm.weight"] == 1

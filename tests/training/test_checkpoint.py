@@ -1,0 +1,102 @@
+"""Checkpoints: torn ones are noticed, others' are not used, the last few stay."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from stm.training.checkpoint import Checkpoints, random_state, restore_random_state
+from stm.training.distributed import Process
+
+ORIGIN = {"run": {"model": "tiny", "mask": {"ratio": 0.9}}, "data": ["abc"], "seed": 1}
+ALONE = Process(0, 1, torch.device("cpu"))
+
+
+def store(folder: Path, kept: int = 2, origin: dict[str, object] = ORIGIN) -> Checkpoints:
+    return Checkpoints(folder / "checkpoints", origin, kept)
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    saved = {"model": {"weight": torch.randn(3, 4)}, "meter": {"loss": [2.0, torch.tensor(1.5)]}}
+    store(tmp_path).save(200, saved)
+    assert store(tmp_path).newest() == 200
+    loaded = store(tmp_path).load(200)
+    assert torch.equal(loaded["model"]["weight"], saved["model"]["weight"])
+    assert loaded["meter"]["loss"][0] == 2.0 and loaded["step"] == 200
+
+
+def test_nothing_is_there_at_first(tmp_path: Path) -> None:
+    assert store(tmp_path).newest() == 0
+
+
+def test_the_newest_few_stay(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path, kept=2)
+    for step in (5, 10, 15, 1000):
+        checkpoints.save(step, {})
+    assert checkpoints.steps() == [15, 1000]
+    assert len(list(checkpoints.folder.glob("*.sha256"))) == 2
+
+
+def test_sums_are_those_of_sha256sum(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path)
+    checkpoints.save(5, {"model": torch.ones(3)})
+    command = ["sha256sum", "-c", "step-000000005.pt.sha256"]
+    assert subprocess.run(command, cwd=checkpoints.folder, check=False, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("damage", ["short", "flipped", "no sum", "empty"])
+def test_a_torn_checkpoint_is_noticed_and_the_one_before_used(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = store(tmp_path)
+    for step in (5, 10):
+        checkpoints.save(step, {"model": torch.full((50,), float(step))})
+    path = checkpoints.folder / "step-000000010.pt"
+    data = bytearray(path.read_bytes())
+    if damage == "short":
+        path.write_bytes(data[:-100])
+    elif damage == "flipped":
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    elif damage == "no sum":
+        path.with_name(f"{path.name}.sha256").unlink()
+    else:
+        path.write_bytes(b"")
+    assert store(tmp_path).newest() == 5
+    assert "step-000000010.pt: torn" in capsys.readouterr().err
+    assert store(tmp_path).load(5)["model"][0] == 5
+
+
+def test_leftovers_of_a_killed_write_are_no_checkpoint(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path)
+    checkpoints.save(5, {})
+    (checkpoints.folder / ".step-000000010.pt.123.tmp").write_bytes(b"half")
+    assert store(tmp_path).newest() == 5
+    assert not list(checkpoints.folder.glob(".*.tmp"))
+
+
+def test_checkpoints_of_other_settings_are_moved_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store(tmp_path).save(5, {})
+    other = store(tmp_path, origin={**ORIGIN, "run": {"model": "tiny", "mask": {"ratio": 0.75}}})
+    assert other.newest() == 0
+    assert "changed: run.mask.ratio" in capsys.readouterr().err
+    assert not other.folder.exists()
+    assert (tmp_path / "checkpoints-of-other-settings" / "step-000000005.pt").exists()
+
+
+def test_loading_runs_no_code_from_the_file(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path)
+    with pytest.raises(Exception, match=r"(?i)weights.only"):
+        checkpoints.save(5, {"model": Path("not a tensor")})
+        checkpoints.load(5)
+
+
+def test_random_numbers_go_on_where_they_were() -> None:
+    torch.manual_seed(3)
+    torch.rand(5)
+    state = random_state(ALONE)
+    expected = torch.rand(5)
+    torch.rand(100)
+    restore_random_state(state, ALONE)
+    assert torch.equal(torch.rand(5), expected)
