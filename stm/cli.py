@@ -202,6 +202,7 @@ def shards(arguments: argparse.Namespace) -> None:
             layout.shard_tar(shard),
             layout.shard(shard),
             pack,
+            config.grid,
             config.bad_input,
         )
 
@@ -265,6 +266,28 @@ def mask_quality(arguments: argparse.Namespace) -> None:
     )
 
 
+def faithfulness(arguments: argparse.Namespace) -> None:
+    from stm.evaluation.faithfulness import measure_faithfulness
+
+    config = _load(arguments)
+    layout, settings, source = Layout.of(config), config.mask_quality, config.pack.captions
+    if settings is None or source is None:
+        raise ConfigError("faithfulness needs the section mask_quality and a caption source in pack.captions")
+    chosen = [s for s in read_shards(layout.shard_index) if split_of(s) == settings.split]
+    measure_faithfulness(
+        [layout.frames_tar(shard) for shard in chosen],
+        [layout.frames(shard) for shard in chosen],
+        [layout.similarity(source, shard) for shard in chosen],
+        config.similarity,
+        settings.image_size,
+        settings.patch_size,
+        layout.faithfulness,
+        crops=settings.crops,
+        seed=config.seed,
+        ratio=settings.text_ratio,
+    )
+
+
 def report(arguments: argparse.Namespace) -> None:
     from stm.report import build_report
 
@@ -289,6 +312,7 @@ STAGES: dict[str, tuple[Callable[[argparse.Namespace], None], str, tuple[str, ..
     "pretrain": (pretrain, "pretrain", ("run",)),
     "evaluate": (evaluate, "evaluate the pretrained weights", ("run", "task")),
     "mask-quality": (mask_quality, "how well masks cover the named object's true box", ()),
+    "faithfulness": (faithfulness, "how true cached maps stay under random crops", ()),
     "report": (report, "tables, figures and the page", ()),
     "schema": (schema, "print the JSON schema of the config", ()),
 }

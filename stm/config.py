@@ -244,6 +244,12 @@ class Optimisation(Section):
     betas: tuple[Fraction, Fraction] = _field((0.9, 0.95), "AdamW's")
     clip_grad: float | None = _field(None, "largest norm of the gradient", gt=0)
 
+    @model_validator(mode="after")
+    def _warms_up_in_time(self) -> "Optimisation":
+        if 0 < self.epochs < self.warmup_epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} is more than epochs {self.epochs}; lower it too")
+        return self
+
 
 class Augmentation(Section):
     """Crop and flip, applied to the pixels and the guides alike."""
@@ -340,6 +346,9 @@ class MaskQuality(Section):
     split: Name = "test"
     text_ratio: float = _field(0.6, "ratio of the text-guided mask (TGM, Table 6)", gt=0, lt=1)
     motion_ratio: float = _field(0.75, "ratio of the motion-guided mask (MGM)", gt=0, lt=1)
+    crops: int = _field(200, "random crops on which cached maps are held against maps computed anew", "crops", ge=1)
+    image_size: int = _field(224, "side of those crops after resizing", "pixels", ge=32, le=1024)
+    patch_size: int = _field(16, "side of a token", "pixels", ge=4, le=64)
 
 
 class Report(Section):

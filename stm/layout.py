@@ -74,6 +74,10 @@ class Layout:
         return self.root / "evaluate" / "mask_quality.json"
 
     @property
+    def faithfulness(self) -> Path:
+        return self.root / "evaluate" / "faithfulness.json"
+
+    @property
     def plan(self) -> Path:
         return self.root / "plan.json"
 

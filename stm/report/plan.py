@@ -242,27 +242,34 @@ def _computing(stage: str, jobs: int, flops: float, gigabytes: float = 0.0) -> S
 
 
 def _training(config: Config, clips: Clips) -> list[Stage]:
-    """Pretraining and evaluation, by the formula of stm.models.zoo."""
-    from stm.models.zoo import encoder_flops, training_flops
+    """Pretraining and evaluation, by the formulas of stm.models.cost."""
+    from stm.models.cost import encoding_cost
+    from stm.models.zoo import describe
 
     stages = []
     train = clips.per_split.get("train", clips.total)
     for name, run in config.pretrain.items():
-        flops = training_flops(run) * train * run.optimisation.epochs * run.repeats
-        stages.append(_computing(f"pretrain/{name}", 1, flops, gigabytes=_weights_gigabytes(run)))
+        flops = _step_flops(run) * train * run.optimisation.epochs * run.repeats
+        stages.append(_computing(f"pretrain/{name}", 1, flops))
     for name, task in config.evaluate.items():
         test = clips.per_split.get(task.test_split, 0) * task.views
+        passes = 3 * task.optimisation.epochs if isinstance(task, FineTune) else 1
         for run_name, run in config.pretrain.items():
-            forward = encoder_flops(run)
-            passes = 3.0 * task.optimisation.epochs if isinstance(task, FineTune) else 1.0
-            stages.append(_computing(f"evaluate/{run_name}/{name}", 1, forward * (train * passes + test)))
+            flops = encoding_cost(describe(run)) * (train * passes + test)
+            stages.append(_computing(f"evaluate/{run_name}/{name}", 1, flops))
     return stages
 
 
-def _weights_gigabytes(run: PretrainRun) -> float:
-    from stm.models.zoo import parameter_count
+def _step_flops(run: PretrainRun) -> int:
+    """FLOPs of a clip's forward and backward pass."""
+    from stm.models.cost import pretraining_cost
+    from stm.models.zoo import describe
 
-    return parameter_count(run) * 4 / 1e9
+    architecture = describe(run)
+    slots = run.frames // run.tubelet
+    per_slot = architecture.tokens // slots
+    masked = slots * int(run.mask.ratio * per_slot)
+    return pretraining_cost(architecture, architecture.tokens - masked, round(masked * run.decode_ratio)).step
 
 
 def clip_image_flops(model: str) -> float:

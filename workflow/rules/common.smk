@@ -12,12 +12,13 @@ from stm.layout import Layout, dataset_root
 from stm.manifest import read_shards, split_of
 from stm.report import figure_names, table_names
 
-validate(config, workflow.source_path("../../config/schema.json"))
-
 try:
     CONFIG = parse_config(config, ", ".join(map(str, workflow.configfiles)) or "config")
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
+
+# The schema is generated from the same classes; defaults stay theirs, jsonschema would fill in those of the wrong source.
+validate(config, workflow.source_path("../../config/schema.json"), set_default=False)
 
 LAYOUT = Layout.of(CONFIG)
 ROOT = LAYOUT.root.as_posix()
@@ -118,6 +119,17 @@ def mask_quality_inputs(wildcards):
     }
 
 
+def faithfulness_inputs(wildcards):
+    """The frames and the packed source's similarity of the measured split."""
+    shards = all_shards(CONFIG.mask_quality.split)
+    source = CONFIG.pack.captions
+    return {
+        "tars": [LAYOUT.frames_tar(shard).as_posix() for shard in shards],
+        "frames": [LAYOUT.frames(shard).as_posix() for shard in shards],
+        "similarity": [LAYOUT.similarity(source, shard).as_posix() for shard in shards],
+    }
+
+
 def report_inputs(wildcards):
     """Everything that the report shows."""
     shards = all_shards()
@@ -143,4 +155,6 @@ def report_inputs(wildcards):
     }
     if CONFIG.mask_quality is not None:
         inputs["mask_quality"] = LAYOUT.mask_quality.as_posix()
+        if CONFIG.pack.captions is not None:
+            inputs["faithfulness"] = LAYOUT.faithfulness.as_posix()
     return inputs

@@ -45,3 +45,23 @@ if CONFIG.mask_quality is not None:
             sources=list(CONFIG.captions),
         script:
             "../scripts/mask_quality.py"
+
+    if CONFIG.pack.captions is not None:
+
+        rule faithfulness:
+            input:
+                unpack(faithfulness_inputs),
+            output:
+                faithfulness=f"{ROOT}/evaluate/faithfulness.json",
+            log:
+                f"{ROOT}/logs/evaluate/faithfulness.log",
+            benchmark:
+                f"{ROOT}/benchmarks/faithfulness/all.tsv"
+            conda:
+                "../../environment.yml"
+            params:
+                settings=dump(CONFIG.mask_quality),
+                similarity=dump(CONFIG.similarity),
+                seed=CONFIG.seed,
+            script:
+                "../scripts/faithfulness.py"

@@ -8,6 +8,7 @@ rule plan:
         plan=f"{ROOT}/plan.json",
     log:
         f"{ROOT}/logs/plan.log",
+    priority: 100
     conda:
         "../../environment.yml"
     params:

@@ -18,6 +18,7 @@ rule shards:
         runtime=120,
     params:
         pack=dump(CONFIG.pack),
+        grid=CONFIG.grid,
         bad_input=dump(CONFIG.bad_input),
     script:
         "../scripts/shards.py"

@@ -23,5 +23,6 @@ with log_to(snakemake.log[0]):
         tar=Path(snakemake.output.tar),
         index=Path(snakemake.output.index),
         pack=Pack.model_validate(snakemake.params.pack),
+        grid=snakemake.params.grid,
         bad_input=BadInput.model_validate(snakemake.params.bad_input),
     )

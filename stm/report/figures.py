@@ -1,0 +1,175 @@
+"""The charts: loss curves and mask quality. Each is drawn once and comes as PNG bytes and as SVG for the page.
+
+The SVG takes its ink from the page's style sheet, so that it is legible in light and in dark; the PNG is for slides.
+"""
+
+import html
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.lines
+import matplotlib.patches
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from stm.report.records import MaskQualityRow, Run
+from stm.report.tables import camera_title
+
+# Okabe and Ito's palette without its yellow, which is too light for lines: distinct for all common kinds of colour
+# blindness. https://jfly.uni-koeln.de/color/
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)))
+CAMERAS = {"fixed": "#0072B2", "moving": "#E69F00"}
+
+# Colours that stand for the style sheet's in the SVG. They must not occur otherwise.
+INK, MUTED, GRID = "#101112", "#606162", "#d0d1d2"
+VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--rule)"}
+
+STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same picture everywhere
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+    "legend.frameon": False,
+}
+
+
+def run_style(number: int) -> dict[str, Any]:
+    """Colour and dash of the run with that number in the config: the same in every chart and on the page."""
+    return {"color": PALETTE[number % len(PALETTE)], "linestyle": DASHES[number // len(PALETTE) % len(DASHES)]}
+
+
+def run_color(number: int) -> str:
+    return str(run_style(number)["color"])
+
+
+def name_run(run: Run) -> str:
+    """`text: text_top 0.6`, or `tube 0.9` for a run that is called like its strategy."""
+    strategy, ratio = run.mask
+    return f"{strategy} {ratio:g}" if strategy == run.name else f"{run.name}: {strategy} {ratio:g}"
+
+
+def _figure(height: float) -> Figure:
+    """7.6 inches wide, on a transparent ground."""
+    figure = Figure(figsize=(7.6, height), layout="constrained")
+    figure.patch.set_alpha(0)
+    return figure
+
+
+def loss_curves(runs: Sequence[Run]) -> Figure:
+    """Loss by step of all runs: each step faintly, and a running mean."""
+    with mpl.rc_context(STYLE):
+        figure = _figure(3.5)
+        axes = figure.add_subplot(facecolor="none")
+        for number, run in enumerate(runs):
+            if not run.losses:
+                continue
+            style = run_style(number)
+            axes.plot(run.steps, run.losses, color=style["color"], linewidth=0.6, alpha=0.28)
+            marker = "o" if len(run.losses) == 1 else None  # a line of one point is invisible
+            axes.plot(run.steps, running_mean(run.losses), label=name_run(run), linewidth=1.7, marker=marker, **style)
+        axes.set(xlabel="Optimiser step", ylabel="Reconstruction loss")
+        axes.grid(axis="y")
+        axes.margins(x=0.01)
+        if any(run.losses for run in runs):
+            axes.legend(loc="upper right", labelcolor=INK, fontsize=9)
+        else:
+            _say(axes, "no losses were logged")
+    return figure
+
+
+def running_mean(values: Sequence[float], share: float = 0.05) -> list[float]:
+    """Mean over `share` of the curve around each point, over what there is of it at the ends; the same length."""
+    half = int(len(values) * share / 2)
+    windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
+
+
+def mask_quality_bars(rows: Sequence[MaskQualityRow]) -> Figure:
+    """Share of the named object's box that each mask hides, by camera, with its interval and the chance line."""
+    with mpl.rc_context(STYLE):
+        groups = list(dict.fromkeys((row.name, row.ratio) for row in rows))
+        cameras = list(dict.fromkeys(row.camera for row in sorted(rows, key=lambda row: row.camera)))
+        figure = _figure(max(2.0, 0.9 + 0.2 * len(groups) * (len(cameras) + 0.8)))
+        axes = figure.add_subplot(facecolor="none")
+        thickness = 0.8 / max(1, len(cameras))
+        for row in rows:
+            group, camera = groups.index((row.name, row.ratio)), cameras.index(row.camera)
+            middle = group - 0.4 + thickness * (camera + 0.5)
+            color = CAMERAS.get(row.camera, PALETTE[-1])
+            axes.barh(middle, 100 * row.coverage, thickness * 0.88, color=color, linewidth=0)
+            if row.interval is not None:
+                low, high = row.interval
+                axes.plot([100 * low, 100 * high], [middle, middle], color=INK, linewidth=1.1)
+            axes.plot(
+                [100 * row.chance] * 2, [group - 0.46, group + 0.46], color=INK, linewidth=1.2, linestyle=(0, (3, 2))
+            )
+        axes.set_yticks(range(len(groups)), [f"{name}\nratio {ratio:g}" for name, ratio in groups])
+        axes.set_ylim(max(1, len(groups)) - 0.4, -0.6)  # from the top down
+        axes.set(xlim=(0, 100), xlabel="Share of the object's box that is hidden, %")
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        if not rows:
+            _say(axes, "no mask quality was measured")
+        else:
+            _legend(figure, cameras)
+    return figure
+
+
+def _legend(figure: Figure, cameras: Sequence[str]) -> None:
+    handles: list[Any] = [mpl.patches.Patch(color=CAMERAS.get(c, PALETTE[-1]), label=camera_title(c)) for c in cameras]
+    handles.append(mpl.lines.Line2D([], [], color=INK, linewidth=1.1, label="95 % interval"))
+    handles.append(mpl.lines.Line2D([], [], color=INK, linewidth=1.2, linestyle=(0, (3, 2)), label="Chance"))
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), labelcolor=INK, fontsize=9)
+
+
+def _say(axes: Any, text: str) -> None:
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=MUTED)
+    axes.set(xticks=[], yticks=[])
+
+
+def to_png(figure: Figure) -> bytes:
+    """Opaque white ground, 200 dots an inch; nothing in the file but the picture."""
+    sink = io.BytesIO()
+    FigureCanvasAgg(figure)
+    with mpl.rc_context(STYLE):
+        figure.savefig(sink, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+    return sink.getvalue()
+
+
+def to_svg(figure: Figure, name: str, description: str) -> str:
+    """An `<svg>` element for the page: ids prefixed with `name`, ink from the style sheet, fonts from the page."""
+    sink = io.StringIO()
+    FigureCanvasSVG(figure)
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure.savefig(sink, format="svg", transparent=True, metadata=metadata)
+    svg = sink.getvalue()
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'(href="|url\()#', rf"\1#{name}-", svg)
+    svg = svg.replace("font-family: 'DejaVu Sans', sans-serif; ", "")
+    for color, variable in VARIABLES.items():
+        svg = svg.replace(color, variable)
+    view = re.search(r'viewBox="[^"]*"', svg)
+    assert view is not None, "matplotlib writes a viewBox"
+    opening = f'<svg class="chart" role="img" aria-label="{html.escape(description)}" {view.group()}'
+    opening += ' xmlns:xlink="http://www.w3.org/1999/xlink">'
+    return opening + svg[svg.index(">") + 1 :]

@@ -1,0 +1,330 @@
+"""What the shards stage promises: plain WebDataset reads the tar, and the index names every byte of it."""
+
+import hashlib
+import io
+import json
+import tarfile
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import simplejpeg
+import webdataset
+from made_shard import MOTION_SCHEMA, Clip, Made, make_shard
+
+from stm.config import BadInput, HumanCaptions, Pack
+from stm.files import read_receipt, read_table, sha256_file, write_table
+from stm.manifest import TooManyFailures
+from stm.preprocess.captions import read_captions, write_captions
+from stm.preprocess.frames_table import FRAMES_SCHEMA
+from stm.preprocess.grid import map_shape
+from stm.preprocess.rows import stream_rows, write_rows
+from stm.preprocess.shard_check import find_problems, list_members
+from stm.preprocess.shards import ShardError, pack_shard, verify_shard
+from stm.preprocess.similarity import SIMILARITY_SCHEMA
+
+GRID = 4
+KEEP_GOING = BadInput(max_failure_rate=1.0)
+CLIPS = [
+    Clip("b", frames=2, captions=["one", "two"]),
+    Clip("a video/with.dots", frames=3, width=32, height=40, captions=["three"], label=None),
+    Clip("silent", frames=1, captions=None),
+    Clip("lost", captions=["never"], kept=False),
+]
+ALL = Pack(captions="human", similarity=True, motion=True)
+
+
+def make_inputs(folder: Path, clips: list[Clip] = CLIPS) -> Made:
+    """A made shard with captions.parquet and similarity.parquet beside it."""
+    made = make_shard(folder, clips, GRID)
+    write_captions(
+        made.slice, made.tar, made.index, folder / "captions.parquet", HumanCaptions(kind="human"), KEEP_GOING
+    )
+    write_maps(made)
+    return made
+
+
+def write_maps(made: Made) -> None:
+    """Random similarity maps in the similarity stage's format."""
+    rng, said, rows = np.random.default_rng(1), read_captions(made.folder / "captions.parquet"), []
+    for clip in [r for r in read_table(made.index).to_pylist() if r["kept"]]:
+        words = [text for _, text in said[clip["key"]].texts]
+        cells = map_shape(clip["width"], clip["height"], GRID)
+        values = rng.uniform(-1, 1, (len(words), clip["frames"], *cells)).astype(np.float16)
+        rows.append(
+            {
+                "key": clip["key"],
+                "video_id": clip["video_id"],
+                "captions": words,
+                "frames": clip["frames"],
+                "rows": cells[0],
+                "columns": cells[1],
+                "similarity": values if words else None,
+                "status": str(said[clip["key"]].status),
+                "policy": "keep",
+                "detail": "",
+            }
+        )
+    write_rows(made.folder / "similarity.parquet", SIMILARITY_SCHEMA, rows, {}, group=2)
+
+
+def run(made: Made, pack: Pack = ALL, bad_input: BadInput = KEEP_GOING, name: str = "packed", **paths: Any) -> Path:
+    inputs = {part: made.folder / f"{part}.parquet" for part in ("captions", "similarity", "motion")} | paths
+    tar, index = made.folder / f"{name}.tar", made.folder / f"{name}.parquet"
+    pack_shard(made.slice, made.tar, made.index, *inputs.values(), tar, index, pack, GRID, bad_input)
+    return tar
+
+
+def index_of(tar: Path) -> list[dict[str, Any]]:
+    return read_table(tar.with_suffix(".parquet")).to_pylist()
+
+
+def member_of(tar: Path, offset: int, size: int) -> bytes:
+    with tar.open("rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+# -------------------------------------------------------------------------------------------------- format and content
+
+
+def test_plain_webdataset_reads_what_the_index_reads(tmp_path: Path) -> None:
+    tar = run(make_inputs(tmp_path))
+    samples = list(webdataset.WebDataset(str(tar), shardshuffle=False, empty_check=False).decode("rgb8"))
+    rows = index_of(tar)
+    assert [sample["__key__"] for sample in samples] == [row["key"] for row in rows]
+    assert [row["video_id"] for row in rows] == ["a video/with.dots", "b"]
+    for sample, row in zip(samples, rows, strict=True):
+        assert sample["json"]["video_id"] == row["video_id"]
+        names = {"json", "similarity.npy", "motion.npy", *(f"{n:04d}.jpg" for n in range(row["frames"]))}
+        assert {name for name in sample if not name.startswith("__")} == names
+        for number, (offset, size) in enumerate(zip(row["offsets"], row["sizes"], strict=True)):
+            ours = simplejpeg.decode_jpeg(member_of(tar, offset, size), colorspace="RGB")
+            # webdataset decodes with PIL, which rounds colours a little differently.
+            difference = np.abs(sample[f"{number:04d}.jpg"].astype(int) - ours)
+            assert difference.shape == (row["height"], row["width"], 3) and difference.max() <= 3
+        for part in ("similarity", "motion"):
+            data = member_of(tar, row[f"{part}_offset"], row[f"{part}_size"])
+            np.testing.assert_array_equal(sample[f"{part}.npy"], np.load(io.BytesIO(data)))
+
+
+def test_maps_and_description_are_those_of_the_stages(tmp_path: Path) -> None:
+    made = make_inputs(tmp_path)
+    tar = run(made)
+    similarity = {r["key"]: r for r in read_table(tmp_path / "similarity.parquet").to_pylist()}
+    motion = {r["key"]: r for r in read_table(made.motion).to_pylist()}
+    for row in index_of(tar):
+        shape = (row["frames"], row["rows"], row["columns"])
+        found = np.load(io.BytesIO(member_of(tar, row["similarity_offset"], row["similarity_size"])))
+        expected = np.array(similarity[row["key"]]["similarity"], np.float16)
+        assert found.dtype == np.float16 and found.shape == (len(row["captions"]), *shape)
+        np.testing.assert_array_equal(found.ravel(), expected)
+        found = np.load(io.BytesIO(member_of(tar, row["motion_offset"], row["motion_size"])))
+        assert found.dtype == np.float16 and found.shape == (*shape, 3)
+        np.testing.assert_array_equal(found[..., 0].ravel(), np.array(motion[row["key"]]["magnitude"], np.float16))
+        np.testing.assert_array_equal(found[..., 1:].ravel(), np.array(motion[row["key"]]["vector"], np.float16))
+        described = json.loads(member_of(tar, row["json_offset"], row["json_size"]))
+        assert described.pop("questions") == [{"question": "what?", "answer": "that"}]
+        assert described.pop("caption_source") == "human"
+        assert described == {name: row[name] for name in described} and len(described) == 10
+
+
+def test_frames_are_copied_not_recompressed(tmp_path: Path) -> None:
+    made = make_inputs(tmp_path)
+    tar = run(made)
+    stored = {r["key"]: r for r in read_table(made.index).to_pylist()}
+    for row in index_of(tar):
+        hashes = [
+            hashlib.sha256(member_of(tar, *place)).hexdigest()
+            for place in zip(row["offsets"], row["sizes"], strict=True)
+        ]
+        assert hashes == stored[row["key"]]["sha256"]
+
+
+def test_index_agrees_with_tarfile(tmp_path: Path) -> None:
+    tar = run(make_inputs(tmp_path))
+    with tarfile.open(tar) as archive:
+        members = [(m.name, m.offset_data, m.size) for m in archive]
+        hashes = [hashlib.sha256(archive.extractfile(name).read()).hexdigest() for name, *_ in members]  # type: ignore[union-attr]
+        plain = {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in archive.getmembers()}
+    rows = index_of(tar)
+    assert [place for row in rows for place in list_members(row)] == members
+    assert [digest for row in rows for digest in row["sha256"]] == hashes
+    assert plain == {(0, 0, 0, "", "", 0o644)}
+    receipt = read_receipt(tar.with_suffix(".parquet"))
+    assert (receipt["tar_sha256"], receipt["clips"]) == (sha256_file(tar), 2)
+
+
+def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
+    first, second = run(make_inputs(tmp_path / "x")), run(make_inputs(tmp_path / "y"))
+    assert first.read_bytes() == second.read_bytes()
+    assert first.with_suffix(".parquet").read_bytes() == second.with_suffix(".parquet").read_bytes()
+
+
+# --------------------------------------------------------------------------------------------------------- what is packed
+
+
+def test_parts_that_are_not_packed_are_not_read(tmp_path: Path) -> None:
+    made = make_inputs(tmp_path)
+    tar = run(made, Pack(captions=None, motion=False), captions=None, similarity=None, motion=None)
+    rows = index_of(tar)
+    assert [row["key"] for row in rows] == sorted(c.key for c in CLIPS if c.kept)
+    assert all(row["captions"] == [] and row["similarity_offset"] is row["motion_offset"] is None for row in rows)
+    assert all(len(row["sha256"]) == 1 + row["frames"] for row in rows)
+    tar = run(made, Pack(captions="human", similarity=False, motion=False), similarity=None, motion=None)
+    assert [row["captions"] for row in index_of(tar)] == [["three"], ["one", "two"]]
+
+
+def test_a_part_that_is_packed_must_be_given(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"pack\.motion is set"):
+        run(make_inputs(tmp_path), motion=None)
+
+
+def test_a_clip_without_captions_stays_when_the_policy_says_so(tmp_path: Path) -> None:
+    tar = run(make_inputs(tmp_path), bad_input=BadInput(policy={"caption_missing": "keep"}, max_failure_rate=1))
+    silent = next(row for row in index_of(tar) if row["key"] == "silent")
+    assert silent["captions"] == [] and silent["similarity_offset"] is None and silent["motion_offset"] is not None
+
+
+@pytest.mark.parametrize("policy", ["keep", "drop"])
+def test_motion_decides_too(tmp_path: Path, policy: str) -> None:
+    made = make_inputs(tmp_path)
+    rows = read_table(made.motion).to_pylist()
+    for row in rows:
+        if row["key"] == "b":
+            row |= {"magnitude": None, "vector": None, "intra": None, "status": "unsupported_motion", "policy": policy}
+    write_table(made.motion, pa.Table.from_pylist(rows, MOTION_SCHEMA), {})
+    packed = {row["key"]: row for row in index_of(run(made))}
+    assert ("b" in packed) == (policy == "keep")
+    assert policy == "drop" or packed["b"]["motion_offset"] is None
+
+
+def test_too_many_dropped_clips_stop_the_stage(tmp_path: Path) -> None:
+    made = make_inputs(tmp_path, [Clip(f"c{i}", frames=1, captions=None) for i in range(8)])
+    with pytest.raises(TooManyFailures, match="caption_missing"):
+        run(made, bad_input=BadInput(max_failure_rate=0.5))
+
+
+def test_a_shard_without_clips_is_empty_and_readable(tmp_path: Path) -> None:
+    tar = run(make_inputs(tmp_path, [Clip("lost", kept=False)]))
+    assert index_of(tar) == [] and verify_shard(tar, tar.with_suffix(".parquet")) == 0
+    assert list(webdataset.WebDataset(str(tar), shardshuffle=False, empty_check=False)) == []
+
+
+# ---------------------------------------------------------------------------------------------------------- wrong inputs
+
+
+def test_maps_of_other_captions_or_another_grid_are_refused(tmp_path: Path) -> None:
+    made = make_inputs(tmp_path)
+    similarity = tmp_path / "similarity.parquet"
+    rows = list(stream_rows(similarity, ("similarity",)))
+    changed = [{**rows[0], "captions": ["other"]}, *rows[1:]]
+    write_rows(similarity, SIMILARITY_SCHEMA, changed, {}, group=2)
+    with pytest.raises(ValueError, match="scored against other captions"):
+        run(made)
+    changed = [{**rows[0], "similarity": rows[0]["similarity"][:-1]}, *rows[1:]]
+    write_rows(similarity, SIMILARITY_SCHEMA, changed, {}, group=2)
+    with pytest.raises(ValueError, match="another grid or from other frames"):
+        run(made)
+    write_rows(similarity, SIMILARITY_SCHEMA, rows[1:], {}, group=2)
+    with pytest.raises(ValueError, match="has nothing on the kept clip"):
+        run(made)
+
+
+def test_rows_of_clips_that_were_not_kept_are_passed_over(tmp_path: Path) -> None:
+    made = make_inputs(tmp_path)
+    rows = read_table(made.motion).to_pylist()
+    lost = dict.fromkeys(MOTION_SCHEMA.names) | {"key": "lost", "status": "too_short", "policy": "drop"}
+    rows = sorted([*rows, lost], key=lambda row: row["key"])
+    write_table(made.motion, pa.Table.from_pylist(rows, MOTION_SCHEMA), {})
+    assert [row["key"] for row in index_of(run(made))] == [c.key for c in (CLIPS[1], CLIPS[0])]
+
+
+def test_damaged_frames_are_noticed_and_leave_nothing_behind(tmp_path: Path) -> None:
+    made = make_inputs(tmp_path)
+    row = next(r for r in read_table(made.index).to_pylist() if r["key"] == "b")
+    data = bytearray(made.tar.read_bytes())
+    data[row["offsets"][1] + 40] ^= 1
+    made.tar.write_bytes(data)
+    with pytest.raises(ValueError, match="stored frame 1 of clip 'b' is not what its index says"):
+        run(made)
+    assert not list(tmp_path.glob("*packed*"))
+
+
+@pytest.mark.parametrize("key", ["../../escape", "/root", "a.b", "", "a\nb", "x" * 65])
+def test_hostile_keys_never_become_names(tmp_path: Path, key: str) -> None:
+    made = make_inputs(tmp_path, [Clip("b", frames=1)])
+    for path, schema in ((made.index, FRAMES_SCHEMA), (made.slice, None)):
+        table = read_table(path)
+        rows = [row | {"key": key} for row in table.to_pylist()]
+        write_table(path, pa.Table.from_pylist(rows, schema or table.schema), {})
+    with pytest.raises(ValueError, match="is no key of a clip"):
+        run(made, Pack(captions=None, motion=False))
+    assert not list(tmp_path.glob("*packed*"))
+
+
+# -------------------------------------------------------------------------------------------------------------- checking
+
+
+def test_verify_finds_a_single_flipped_bit_anywhere(tmp_path: Path) -> None:
+    tar = run(make_inputs(tmp_path))
+    index, sound = tar.with_suffix(".parquet"), tar.read_bytes()
+    assert find_problems(tar, index) == []
+    assert verify_shard(tar, index) == sum(len(row["sha256"]) for row in index_of(tar))
+    for name, offset, size in [place for row in index_of(tar) for place in list_members(row)]:
+        for position in (offset, offset + size - 1):
+            damaged = bytearray(sound)
+            damaged[position] ^= 1
+            tar.write_bytes(damaged)
+            assert any(f"{name} has been changed" in problem for problem in find_problems(tar, index))
+    with pytest.raises(ShardError, match="has been changed"):
+        verify_shard(tar, index)
+    tar.write_bytes(sound[:1000])
+    assert any("torn" in problem for problem in find_problems(tar, index))
+    tar.unlink()
+    assert find_problems(tar, index) == [f"{tar}: does not exist"]
+
+
+def test_memory_does_not_grow_with_the_shard(tmp_path: Path) -> None:
+    def peak(clips: int) -> int:
+        made = make_inputs(
+            tmp_path / str(clips),
+            [Clip(f"c{i}", frames=6, width=160, height=120, captions=["x"]) for i in range(clips)],
+        )
+        tracemalloc.start()
+        run(made)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found - size_of_rows(clips)
+
+    def size_of_rows(clips: int) -> int:
+        return 8000 * clips  # the index's lines and the frames index are held, a few kilobytes a clip
+
+    assert peak(40) < peak(5) + 100_000
+
+
+# ------------------------------------------------------------------------------------------------------ the row helpers
+
+
+def test_written_rows_come_back_and_the_receipt_with_them(tmp_path: Path) -> None:
+    schema = pa.schema({"key": pa.string(), "map": pa.list_(pa.float16()), "plain": pa.list_(pa.int32())})
+    rows = [
+        {"key": str(i), "map": None if i % 3 == 1 else np.arange(i, dtype=np.float16), "plain": [i] * i}
+        for i in range(8)
+    ]
+    path = tmp_path / "rows.parquet"
+    assert write_rows(path, schema, iter(rows), {"stage": "test"}, group=3) == 8
+    assert read_receipt(path) == {"stage": "test"}
+    for found, row in zip(stream_rows(path, ("map",)), rows, strict=True):
+        assert (found["key"], found["plain"]) == (row["key"], row["plain"])
+        assert (found["map"] is None) == (row["map"] is None)
+        assert row["map"] is None or np.array_equal(found["map"], row["map"])
+
+
+def test_a_torn_table_is_named(tmp_path: Path) -> None:
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"torn\.parquet: cannot be read"):
+        list(stream_rows(tmp_path / "torn.parquet"))

@@ -1,0 +1,244 @@
+"""A small results folder in the formats of every stage: a bright square that moves over noise, tiny random models."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import simplejpeg
+import torch
+
+from stm.config import Config, parse_config
+from stm.files import TarWriter, make_receipt, write_json, write_table
+from stm.layout import Layout
+from stm.models import zoo
+
+WIDTH, HEIGHT, STORED, ROWS, COLUMNS = 48, 32, 8, 4, 6
+SPLITS = {"test": 5, "train": 3}
+HALF = pa.list_(pa.float16())
+
+
+def make_config(root: Path, **changes: Any) -> Config:
+    """Two runs with masks by different guides and an untrained one; two caption sources; two evaluations."""
+    run = {
+        "model": "tiny",
+        "image_size": 32,
+        "patch_size": 8,
+        "frames": 4,
+        "stride": 2,
+        "decoder_depth": 1,
+        "optimisation": {"epochs": 2, "batch_size": 2, "warmup_epochs": 0},
+        "workers": 0,
+    }
+    values: dict[str, Any] = {
+        "name": "made",
+        "results": str(root),
+        "dataset": {"source": "moving-shapes", "clips": SPLITS},
+        "grid": 4,
+        "frames": {"every": 2, "short_side": HEIGHT},
+        "captions": {"human": {"kind": "human"}, "label": {"kind": "label"}},
+        "pack": {"captions": "human"},
+        "pretrain": {
+            "tube": {**run, "mask": {"strategy": "tube", "ratio": 0.75}},
+            "text": {**run, "mask": {"strategy": "text_top", "ratio": 0.5}},
+            "scratch": {**run, "mask": {"strategy": "tube", "ratio": 0.75}, "optimisation": {"epochs": 0}},
+        },
+        "evaluate": {"linear": {"task": "linear"}, "finetune": {"task": "finetune"}},
+        "mask_quality": {"split": "test"},
+        "report": {"title": "A made run", "clips": 2},
+    }
+    return parse_config({**values, **changes})
+
+
+def clip_ids(split: str) -> list[str]:
+    return [f"{split}-{number}" for number in range(SPLITS.get(split, 0))]
+
+
+def box_of(number: int, frame: int) -> list[float]:
+    """The square's box in stored frame `frame` of the clip `number`; 12 pixels a side."""
+    left, top = 4 + 3 * frame, 4 + 2 * number
+    return [float(left), float(top), float(left + 12), float(top + 12)]
+
+
+def make_frames(number: int) -> list[bytes]:
+    """JPEGs, one a stored frame."""
+    generator = np.random.default_rng(number)
+    noise = generator.integers(60, 110, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    jpegs = []
+    for frame in range(STORED):
+        picture = noise.copy()
+        x0, y0, x1, y1 = map(int, box_of(number, frame))
+        picture[y0:y1, x0:x1] = (230, 120, 40)
+        jpegs.append(simplejpeg.encode_jpeg(picture, quality=90, colorspace="RGB"))
+    return jpegs
+
+
+def make_map(number: int) -> np.ndarray:
+    """Share of each cell that the square covers, float16 [frames, rows, columns]: a guide that knows the truth."""
+    cell = WIDTH // COLUMNS
+    cells = np.zeros((STORED, ROWS, COLUMNS), dtype=np.float16)
+    for frame in range(STORED):
+        x0, y0, x1, y1 = box_of(number, frame)
+        for row in range(ROWS):
+            for column in range(COLUMNS):
+                across = max(0.0, min(x1, (column + 1) * cell) - max(x0, column * cell))
+                down = max(0.0, min(y1, (row + 1) * cell) - max(y0, row * cell))
+                cells[frame, row, column] = across * down / cell**2
+    return cells
+
+
+def npy(values: np.ndarray) -> bytes:
+    sink = io.BytesIO()
+    np.save(sink, values)
+    return sink.getvalue()
+
+
+def write_shard(layout: Layout, split: str, captions: dict[str, list[str]]) -> None:
+    """A packed shard: tar and index."""
+    shard, rows = f"{split}-00000", []
+    layout.shard_tar(shard).parent.mkdir(parents=True, exist_ok=True)
+    with TarWriter(layout.shard_tar(shard)) as tar:
+        for number, key in enumerate(clip_ids(split)):
+            header = tar.add(f"{key}.json", json.dumps({"key": key}).encode())
+            jpegs = [tar.add(f"{key}.{i:04d}.jpg", data) for i, data in enumerate(make_frames(number))]
+            cells = make_map(number)
+            similarity = tar.add(f"{key}.similarity.npy", npy(np.stack([cells] * len(captions[key]))))
+            motion = tar.add(f"{key}.motion.npy", npy(np.stack([cells, cells, cells], axis=-1)))
+            rows.append(
+                {
+                    "key": key,
+                    "video_id": key,
+                    "split": split,
+                    "label": ("slides right", "spins")[number % 2],
+                    "captions": captions[key],
+                    "frames": STORED,
+                    "width": WIDTH,
+                    "height": HEIGHT,
+                    "rows": ROWS,
+                    "columns": COLUMNS,
+                    "pts": [i / 8 for i in range(STORED)],
+                    "json_offset": header.offset,
+                    "json_size": header.size,
+                    "offsets": [m.offset for m in jpegs],
+                    "sizes": [m.size for m in jpegs],
+                    "similarity_offset": similarity.offset,
+                    "similarity_size": similarity.size,
+                    "motion_offset": motion.offset,
+                    "motion_size": motion.size,
+                    "sha256": [m.sha256 for m in tar.members],
+                }
+            )
+    schema = pa.schema(
+        [(n, pa.string()) for n in ("key", "video_id", "split", "label")]
+        + [("captions", pa.list_(pa.string()))]
+        + [(n, pa.int32()) for n in ("frames", "width", "height", "rows", "columns")]
+        + [("pts", pa.list_(pa.float64())), ("json_offset", pa.int64()), ("json_size", pa.int64())]
+        + [("offsets", pa.list_(pa.int64())), ("sizes", pa.list_(pa.int32()))]
+        + [(f"{g}_{w}", pa.int64()) for g in ("similarity", "motion") for w in ("offset", "size")]
+        + [("sha256", pa.list_(pa.string()))]
+    )
+    write_table(layout.shard(shard), pa.Table.from_pylist(rows, schema), make_receipt("shards", {}, ["numpy"]))
+
+
+def write_offline(layout: Layout, config: Config) -> None:
+    """Manifest, slices, truth, and the tables of frames, captions, similarity and motion."""
+    names = [(split, key) for split in SPLITS for key in clip_ids(split)]
+    manifest = [{"video_id": key, "key": key, "split": split} for split, key in names]
+    write_table(layout.manifest, pa.Table.from_pylist(manifest), make_receipt("manifest", {}))
+    write_json(layout.shard_index, {"shards": {f"{s}-00000": {"clips": n, "split": s} for s, n in SPLITS.items()}})
+    refused = [{"stage": "manifest", "video_id": "<b>lost</b>", "path": "lost & found.mp4", "status": "missing_file",
+                "policy": "drop", "detail": "no such file"}]  # fmt: skip
+    write_table(layout.quarantine, pa.Table.from_pylist(refused), make_receipt("manifest", {}))
+    truth = [
+        {"video_id": key, "split": split, "camera": ("fixed", "moving")[number % 2], "width": 2 * WIDTH,
+         "height": 2 * HEIGHT, "frames": 2 * STORED,
+         "boxes": [2 * v for f in range(2 * STORED) for v in box_of(number, f // 2)]}
+        for split in SPLITS for number, key in enumerate(clip_ids(split))
+    ]  # fmt: skip
+    write_table(layout.generated / "truth.parquet", pa.Table.from_pylist(truth), make_receipt("generate", {}))
+    for split in SPLITS:
+        captions = {key: [f"an orange square, {key}", "a square & a <tag>"] for key in clip_ids(split)}
+        write_tables(layout, config, split, captions)
+        write_shard(layout, split, captions)
+
+
+def write_tables(layout: Layout, config: Config, split: str, captions: dict[str, list[str]]) -> None:
+    shard = f"{split}-00000"
+    common = [{"key": key, "video_id": key, "status": "ok", "policy": "keep", "detail": ""} for key in captions]
+    frames = [{**row, "path": f"{row['key']}.mp4", "kept": True, "decode_index": [2 * i for i in range(STORED)]}
+              for row in common]  # fmt: skip
+    frames[0] |= {"status": "truncated", "detail": "ends after 1.0 of 2.0 s"}
+    write_table(layout.frames(shard), pa.Table.from_pylist(frames), make_receipt("frames", config.frames, ["av"]))
+    motion = [dict(row) for row in common]
+    motion[-1] |= {"status": "unsupported_motion", "policy": "drop", "detail": "vp9"}
+    write_table(layout.motion(shard), pa.Table.from_pylist(motion), make_receipt("motion", config.motion, ["av"]))
+    for source in config.captions:
+        rows = [{**row, "caption_index": i, "caption": c} for row in common for i, c in enumerate(captions[row["key"]])]
+        if source == "label":
+            failed = {"caption_index": 0, "caption": None, "status": "caption_missing", "detail": "no label"}
+            rows = [*rows[2:], {**common[0], **failed, "policy": "drop"}]
+        write_table(layout.captions(source, shard), pa.Table.from_pylist(rows), make_receipt("captions", {}))
+        receipt = make_receipt(
+            "similarity",
+            config.similarity,
+            ["torch"],
+            model={"model": config.similarity.model, "weights_sha256": "ab" * 32},
+        )
+        write_table(layout.similarity(source, shard), pa.Table.from_pylist(common), receipt)
+
+
+def write_training(layout: Layout, config: Config) -> None:
+    """Weights and losses of every run, and every evaluation."""
+    for number, (name, run) in enumerate(config.pretrain.items()):
+        torch.manual_seed(number)
+        zoo.save(zoo.build(run), layout.pretrain(name) / "weights.safetensors")
+        steps = 40 * run.optimisation.epochs
+        lines = [
+            {"step": s, "epoch": s // 40, "loss": 0.3 + 0.7 * 0.97**s + 0.01 * number} for s in range(1, steps + 1)
+        ]
+        (layout.pretrain(name) / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        for task in config.evaluate:
+            top1 = 0.5 + 0.1 * number
+            per_class = {"slides right": {"clips": 3, "correct": 2, "accuracy": 2 / 3},
+                         "spins": {"clips": 0, "correct": 0, "accuracy": None}}  # fmt: skip
+            write_json(
+                layout.evaluate(name, task) / "metrics.json",
+                {"task": task, "top1": top1, "top5": 1.0, "classes": 4, "train_clips": 3, "test_clips": 5,
+                 "confidence95": [top1 - 0.2, top1 + 0.2], "per_class": per_class},
+            )  # fmt: skip
+    rows = [
+        {"guide": guide, "source": source, "camera": camera, "ratio": ratio, "coverage": coverage,
+         "low": coverage - 0.05, "high": coverage + 0.04, "clips": 3, "chance": ratio}
+        for guide, source, ratio, pair in (("text", "human", 0.6, (0.94, 0.92)), ("motion", None, 0.6, (0.96, 0.61)))
+        for camera, coverage in zip(("fixed", "moving"), pair, strict=True)
+    ]  # fmt: skip
+    write_json(layout.mask_quality, {"rows": rows})
+
+
+def write_costs(layout: Layout) -> None:
+    """Snakemake's benchmark files, and a plan."""
+    head = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
+    for rule, job, seconds in (
+        ("frames", "train-00000", 12.5),
+        ("frames", "test-00000", 7.5),
+        ("pretrain", "tube", 95.0),
+    ):
+        path = layout.benchmarks / rule / f"{job}.tsv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{head}{seconds}\t0:00:12\t220.5\t-\t-\t-\tNA\tNA\t98.0\t{seconds * 1.5}\n")
+    stages = [{"stage": "frames", "jobs": 2, "cpu_hours": 0.01, "gpu_hours": 0.0, "gigabytes": 0.1},
+              {"stage": "pretrain/tube", "jobs": 1, "cpu_hours": 0.02, "gpu_hours": 0.001, "gigabytes": 0.1},
+              {"stage": "pretrain/text", "jobs": 1, "cpu_hours": 0.03, "gpu_hours": 0.001, "gigabytes": 0.1}]  # fmt: skip
+    write_json(layout.plan, {"name": "made", "stages": stages})
+
+
+def make_results(root: Path) -> Config:
+    """A full results folder under `root`; its config."""
+    config = make_config(root)
+    layout = Layout.of(config)
+    write_offline(layout, config)
+    write_training(layout, config)
+    write_costs(layout)
+    return config

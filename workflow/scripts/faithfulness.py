@@ -1,0 +1,23 @@
+"""Rule `faithfulness`: see stm.evaluation.faithfulness.measure_faithfulness."""
+
+from pathlib import Path
+
+from stm.config import MaskQuality, Similarity
+from stm.evaluation.faithfulness import measure_faithfulness
+from stm.progress import log_to
+
+settings = MaskQuality.model_validate(snakemake.params.settings)
+
+with log_to(snakemake.log[0]):
+    measure_faithfulness(
+        [Path(path) for path in snakemake.input.tars],
+        [Path(path) for path in snakemake.input.frames],
+        [Path(path) for path in snakemake.input.similarity],
+        Similarity.model_validate(snakemake.params.similarity),
+        settings.image_size,
+        settings.patch_size,
+        Path(snakemake.output.faithfulness),
+        crops=settings.crops,
+        seed=snakemake.params.seed,
+        ratio=settings.text_ratio,
+    )
