@@ -46,4 +46,5 @@ report: "workflow/report/workflow.rst"
 rule all:
     default_target: True
     input:
+        f"{ROOT}/plan.json",
         f"{ROOT}/report.html",

@@ -50,11 +50,11 @@ class Clip(NamedTuple):
 
 
 def make_clip(seed: int, moving_camera: bool) -> Clip:
-    """A clip with known motion. Speeds are up to 5 pixels a frame for the object and 3 for the camera."""
+    """A clip with known motion. Speeds are up to 8 pixels a frame each way for the object, 3 for the camera."""
     random = np.random.default_rng(seed)
     world, thing = _texture(random, HEIGHT + 400, WIDTH + 400), _texture(random, SIDE, SIDE)
     room = np.array([WIDTH - SIDE, HEIGHT - SIDE])
-    places = _bounce(random.uniform(0, 1, 2) * room, random.uniform(-5, 5, 2), room)
+    places = _bounce(random.uniform(0, 1, 2) * room, random.uniform(-8, 8, 2), room)
     speed = random.uniform(-3, 3, 2) if moving_camera else np.zeros(2)
     camera = 200 + np.arange(FRAMES)[:, None] * speed
     clip = Clip(

@@ -194,7 +194,7 @@ class Motion(Section):
     """The motion stage: magnitude and mean vector per patch and stored frame."""
 
     backend: Literal["codec", "transcode", "mestimate"] = _field(
-        "mestimate",
+        "transcode",
         "`codec`: the stream's own vectors; `transcode`: H.264 without B-frames first, then `codec`; `mestimate`: "
         "ffmpeg's block matching, any codec",
     )

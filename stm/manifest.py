@@ -194,7 +194,11 @@ def check_failures(stage: str, outcomes: Iterable[tuple[str, Status, Policy, str
     if fatal:
         _raise(stage, "has clips whose policy is `fail`", fatal)
     if len(rows) >= 8 and len(dropped) > max_failure_rate * len(rows):
-        _raise(stage, f"dropped {len(dropped)} of {len(rows)} clips (bad_input.max_failure_rate: {max_failure_rate})", dropped)
+        _raise(
+            stage,
+            f"dropped {len(dropped)} of {len(rows)} clips (bad_input.max_failure_rate: {max_failure_rate})",
+            dropped,
+        )
 
 
 def _raise(stage: str, what: str, rows: list[tuple[str, Status, Policy, str]]) -> None:

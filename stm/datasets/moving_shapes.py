@@ -30,7 +30,6 @@ from stm.datasets.shapes_spec import (
     true_boxes,
 )
 from stm.datasets.shapes_text import appearance_caption, caption_of, phrases, questions_of
-from stm.datasets.workers import PlainSpawn
 from stm.files import (
     Journal,
     atomic_path,
@@ -42,6 +41,7 @@ from stm.files import (
     write_table,
 )
 from stm.progress import Progress
+from stm.workers import PlainSpawn
 
 __all__ = [
     "BACKGROUNDS",

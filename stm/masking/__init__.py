@@ -50,9 +50,7 @@ def register(
         known = _strategies.get(name)
         if known is not None and known.function.__module__ != function.__module__:
             first, second = known.function.__module__, function.__module__
-            raise ValueError(
-                f"two masking strategies are called {name!r}: in {first} and in {second}; rename one"
-            )
+            raise ValueError(f"two masking strategies are called {name!r}: in {first} and in {second}; rename one")
         _strategies[name] = Strategy(name, tuple(needs), function)
         return function
 
@@ -74,9 +72,7 @@ def get_strategy(name: str) -> Strategy:
     """
     names = strategy_names()
     if name not in _strategies:
-        raise ValueError(
-            f"no masking strategy {name!r}; there are: {', '.join(names)} (one file each in stm/masking/)"
-        )
+        raise ValueError(f"no masking strategy {name!r}; there are: {', '.join(names)} (one file each in stm/masking/)")
     return _strategies[name]
 
 

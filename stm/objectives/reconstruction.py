@@ -43,7 +43,5 @@ def reconstruction_loss(predictions: Tensor, targets: Tensor) -> Tensor:
         ValueError: the shapes differ.
     """
     if predictions.shape != targets.shape:
-        raise ValueError(
-            f"predictions {tuple(predictions.shape)} and targets {tuple(targets.shape)} differ in shape"
-        )
+        raise ValueError(f"predictions {tuple(predictions.shape)} and targets {tuple(targets.shape)} differ in shape")
     return torch.nn.functional.mse_loss(predictions.float(), targets.float())

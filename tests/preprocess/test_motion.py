@@ -122,6 +122,13 @@ def test_subtracting_the_camera_leaves_nothing_of_a_pan(backend: str, pans: Path
     assert np.median(still) < (0.25 if backend == "mestimate" else 0.05) * np.median(moving)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_motion_of_more_than_a_cell_a_frame_is_found(backend: str, tmp_path: Path) -> None:
+    path = make_video(tmp_path / "fast.mp4", make_pan(9, 20, 0, WIDTH, HEIGHT), [*X264, "-bf", "0", "-refs", "1"])
+    maps = measure_motion(path, None, None, np.array([0, 4, 8]), (10, 14), Motion(backend=backend))
+    assert np.median(inside(maps.vector)[..., 0]) == pytest.approx(20 * 4 / 16, rel=0.05)
+
+
 def test_the_first_stored_frame_has_the_values_of_the_second(pans: Path) -> None:
     for part in measure(pans / "no_b.mp4", "mestimate"):
         assert np.array_equal(part[0], part[1])

@@ -20,7 +20,7 @@ from stm.files import hash_weights, read_receipt, read_table
 from stm.preprocess.captions import write_captions
 from stm.preprocess.clip_model import load_clip
 from stm.preprocess.grid import map_shape
-from stm.preprocess.patch_scorer import PatchScorer, cut_batches, cut_cells, resize
+from stm.preprocess.patch_scorer import PatchScorer, cosine, cut_batches, cut_cells, resize
 from stm.preprocess.pretrained import ModelError
 from stm.preprocess.similarity import write_embeddings, write_similarity
 from stm.preprocess.stored_frames import load_frame
@@ -364,6 +364,30 @@ def test_checkpoint_files_load(model: Path, tmp_path: Path, monkeypatch: pytest.
     assert clip.identity["model"] == f"made-clip@weights.{ending}"
     for name, value in clip.model.state_dict().items():
         assert torch.equal(value, weights[name])
+
+
+def test_a_folder_without_weights_is_no_random_model(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "open_clip_config.json").write_bytes((model / "open_clip_config.json").read_bytes())
+    with pytest.raises(ModelError, match="weights"):
+        load_clip(f"local-dir:{tmp_path}", device="cpu")
+
+
+def test_a_tags_own_normalisation_is_used(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for SigLIP, whose mean and std are not CLIP's; a checkpoint file alone says nothing and gets CLIP's."""
+    file = str(model / "open_clip_model.safetensors")
+    tag = {"file": file, "mean": (0.5, 0.5, 0.5), "std": (0.1, 0.2, 0.3)}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "made-clip", CLIP_CONFIG)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "made-clip", {"made": tag})
+    clip = load_clip("made-clip@made", device="cpu")
+    assert (clip.mean, clip.std) == (tag["mean"], tag["std"])
+    assert load_clip(f"made-clip@{file}", device="cpu").mean == open_clip.OPENAI_DATASET_MEAN
+
+
+def test_cosine_stays_within_one_when_half_precision_rounds_up() -> None:
+    longest = np.full((1, 1, 1, 3), np.float16(0.5776))  # 1/sqrt(3), rounded up: the length is a little over 1
+    text = np.full((1, 3), 1 / np.sqrt(3), np.float32)
+    assert np.linalg.norm(longest.astype(np.float64)) > 1.0003
+    assert cosine(longest, text).item() == 1 and cosine(longest, -text).item() == -1
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,8 @@ def finished(tmp_path_factory, encode_video, texture) -> Path:
     write_annotations(folder, rows)
     write_config(folder)
     ran = jobs(snakemake(folder))
-    assert ran["frames"] == 3
+    shards = list((folder / "results/small/slices").iterdir())
+    assert ran["frames"] == ran["motion"] == len(shards) >= 2
     assert {
         "manifest",
         "split",
@@ -139,7 +140,7 @@ def test_changed_settings_of_a_source_rerun_that_source_only(copy):
     captions = {"human": {"kind": "human"}, "label": {"kind": "label", "templates": ["{} is what happens"]}}
     write_config(copy, captions=captions)
     ran = jobs(snakemake(copy))
-    assert ran["captions"] == 3
+    assert ran["captions"] == len(list((copy / "results/small/slices").iterdir()))
     assert not {"manifest", "split", "frames", "motion", "similarity", "shards", "pretrain"} & set(ran)
 
 

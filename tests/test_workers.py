@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from stm.manifest import Status
-from stm.preprocess.workers import Failure, run_isolated
+from stm.workers import Failure, run_isolated
 
 # The functions must live in a module that a child process can import; this one is written for it.
 MODULE = """
@@ -89,7 +89,7 @@ def test_a_script_without_a_main_guard_is_not_run_again_in_the_workers(act, tmp_
     script.write_text(
         textwrap.dedent("""
         import acts_for_workers
-        from stm.preprocess.workers import run_isolated
+        from stm.workers import run_isolated
         print("started", flush=True)
         print(sorted(run_isolated(acts_for_workers.act, [("square", 3)], 1, 60)), flush=True)
         """)
@@ -112,7 +112,7 @@ def test_a_function_of_the_main_script_is_refused_with_a_reason() -> None:
 def test_workers_end_when_their_parent_is_killed(act, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     script = tmp_path / "parent.py"
     script.write_text(
-        "import time, acts_for_workers\nfrom stm.preprocess.workers import run_isolated\n"
+        "import time, acts_for_workers\nfrom stm.workers import run_isolated\n"
         "for _, pid in run_isolated(acts_for_workers.act, [('pid', 0), ('square', 0)], 1, 600):\n"
         "    print(pid, flush=True)\n    time.sleep(600)\n"
     )

@@ -1,0 +1,38 @@
+"""The grid of the similarity and motion maps: how many cells a frame has, and where their edges lie."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def map_shape(width: int, height: int, grid: int) -> tuple[int, int]:
+    """Rows and columns of a map over a frame of `width` x `height` pixels.
+
+    The short side has `grid` cells; the long side as many of nearly the same size as fit, so that the cells cover the
+    whole frame exactly and are square to within half a cell over the whole long side.
+
+    Raises:
+        ValueError: a side or the grid is below 1.
+
+    >>> map_shape(340, 256, 14)
+    (14, 19)
+    """
+    if min(width, height, grid) < 1:
+        raise ValueError(f"a map needs a frame and a grid of at least 1; got {width} x {height} pixels, grid {grid}")
+    short, long = sorted((width, height))
+    # Half up, in whole numbers: Python's round() would send 2.5 down and 3.5 up.
+    along = max(grid, (2 * grid * long + short) // (2 * short))
+    return (grid, along) if width >= height else (along, grid)
+
+
+def cell_edges(length: float, cells: int) -> NDArray[np.float64]:
+    """The `cells` + 1 borders that cut `length` pixels into equal parts, float64."""
+    return np.arange(cells + 1, dtype=np.float64) * (length / cells)
+
+
+def cell_boxes(width: float, height: float, rows: int, columns: int) -> NDArray[np.float32]:
+    """Every cell's rectangle (x0, y0, x1, y1) in pixels of the frame: [rows, columns, 4], float32."""
+    x, y = cell_edges(width, columns), cell_edges(height, rows)
+    boxes = np.empty((rows, columns, 4), np.float32)
+    boxes[..., 0], boxes[..., 2] = x[:-1], x[1:]
+    boxes[..., 1], boxes[..., 3] = y[:-1, None], y[1:, None]
+    return boxes

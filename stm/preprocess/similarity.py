@@ -1,0 +1,286 @@
+"""The similarity stage: how much each patch of each stored frame resembles each caption (TGM, section 3.3)."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stm.config import BadInput, Similarity
+from stm.files import Journal, hash_receipt, make_receipt, read_receipt
+from stm.manifest import Status, check_failures
+from stm.preprocess.batches import prefetch
+from stm.preprocess.caption_text import ClipCaptions
+from stm.preprocess.captions import hash_frames, read_captions
+from stm.preprocess.clip_model import load_clip
+from stm.preprocess.frames_table import read_kept
+from stm.preprocess.grid import map_shape
+from stm.preprocess.patch_scorer import PatchScorer, Piece, cosine, cut_batches
+from stm.preprocess.rows import stream_rows, write_rows
+from stm.preprocess.stored_frames import load_frame
+from stm.progress import Progress
+
+EMBEDDINGS_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("frames", pa.int32(), nullable=False),  # T
+        pa.field("rows", pa.int32(), nullable=False),  # R
+        pa.field("columns", pa.int32(), nullable=False),  # C
+        pa.field("width", pa.int32(), nullable=False),  # D
+        pa.field("embeddings", pa.list_(pa.float16()), nullable=False),  # [T, R, C, D], of length 1
+    ]
+)
+SIMILARITY_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("captions", pa.list_(pa.string()), nullable=False),  # K
+        pa.field("frames", pa.int32(), nullable=False),  # T
+        pa.field("rows", pa.int32(), nullable=False),  # R
+        pa.field("columns", pa.int32(), nullable=False),  # C
+        pa.field("similarity", pa.list_(pa.float16())),  # [K, T, R, C], cosine; null: the clip has no caption
+        pa.field("status", pa.string(), nullable=False),  # the captions stage's
+        pa.field("policy", pa.string(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+    ]
+)
+_LIBRARIES = ("torch", "open_clip_torch", "timm", "numpy", "simplejpeg", "pyarrow")
+_CLIPS_A_GROUP = 16  # similarity maps are read a few clips at a time; embeddings are megabytes and go one by one
+
+Row = Mapping[str, Any]
+
+
+def write_embeddings(
+    frames_tar: Path,
+    frames_index: Path,
+    output: Path,
+    settings: Similarity,
+    grid: int,
+    device: str | None = None,
+) -> None:
+    """Embeds every patch of every stored frame of a shard's kept clips; large (megabytes a clip).
+
+    Raises:
+        ModelError: the config's model cannot be had.
+    """
+    kept = read_kept(frames_index)
+    scorer = PatchScorer(load_clip(settings.model, settings.precision, device), grid, settings.batch_size)
+    receipt = _make_receipt("embeddings", settings, scorer, kept)
+    journal = Journal(output, receipt)
+    _fill_journal(scorer, frames_tar, kept, set(), journal, "embeddings", lambda _, embeddings: embeddings)
+    write_rows(output, EMBEDDINGS_SCHEMA, _embedding_rows(kept, grid, journal), receipt, group=1)
+    journal.close()
+
+
+def write_similarity(
+    frames_tar: Path,
+    frames_index: Path,
+    captions: Path,
+    output: Path,
+    settings: Similarity,
+    grid: int,
+    bad_input: BadInput,
+    embeddings: Path | None = None,
+    device: str | None = None,
+) -> None:
+    """Scores every patch of every stored frame of a shard's kept clips against each caption of its clip.
+
+    Args:
+        embeddings: what `write_embeddings` wrote for the same frames, model and grid; then the image tower does not
+            run. The bytes are the same with and without (at the same batch size).
+
+    Raises:
+        TooManyFailures: more clips have no caption than the config allows.
+        ModelError: the config's model cannot be had.
+        ValueError: captions or embeddings belong to other frames.
+    """
+    kept, said = read_kept(frames_index), read_captions(captions)
+    _check_captions(kept, said, captions)
+    scorer = PatchScorer(load_clip(settings.model, settings.precision, device), grid, settings.batch_size)
+    texts = _embed_captions(scorer, kept, said)
+    worded = {row["key"]: [text for _, text in said[row["key"]].texts] for row in kept}
+    receipt = _make_receipt("similarity", settings, scorer, kept) | {"captions": hash_receipt(worded)}
+    journal = Journal(output, receipt)
+
+    def score(row: Row, found: np.ndarray) -> np.ndarray:
+        return cosine(found, np.stack([texts[text] for text in worded[row["key"]]]))
+
+    if embeddings is None:
+        mute = {key for key, words in worded.items() if not words}
+        _fill_journal(scorer, frames_tar, kept, mute, journal, "similarity", score)
+        maps: Iterable[np.ndarray | None] = (_stored_map(journal, row["key"]) for row in kept)
+    else:
+        _check_embeddings(embeddings, _make_receipt("embeddings", settings, scorer, kept))
+        maps = _score_stored(embeddings, kept, worded, score)
+    rows = _similarity_rows(kept, said, maps, grid, bad_input)
+    policy = {"policy": bad_input.model_dump(mode="json")["policy"]}
+    write_rows(output, SIMILARITY_SCHEMA, rows, receipt | policy, _CLIPS_A_GROUP)
+    ends = [(row["video_id"], said[row["key"]]) for row in kept]
+    outcomes = [(video_id, end.status, bad_input.action(end.status), end.detail) for video_id, end in ends]
+    check_failures(f"similarity {output.stem}", outcomes, bad_input.max_failure_rate)
+    journal.close()
+
+
+def _make_receipt(stage: str, settings: Similarity, scorer: PatchScorer, kept: Sequence[Row]) -> dict[str, Any]:
+    identity = scorer.clip.identity
+    # Whether embeddings are kept changes no byte of a map, so the receipt does not say it.
+    used = settings.model_dump(mode="json", exclude={"keep_embeddings"}) | {"model": identity["model"]}
+    return make_receipt(stage, used, _LIBRARIES, model=identity, grid=scorer.grid, frames=hash_frames(kept))
+
+
+# ------------------------------------------------------------------------------------------------ patches to clips
+
+
+def embed_clips(
+    scorer: PatchScorer, frames_tar: Path, kept: Sequence[Row], finished: set[str]
+) -> Iterator[tuple[Row, np.ndarray]]:
+    """Embeddings, float16 [T, R, C, D], of each kept clip whose key is not in `finished`.
+
+    Batches are filled across frames and clips. Where they begin and end does not depend on `finished`, so a resumed
+    job gives the same bits; it computes a few patches of finished clips again. JPEGs are decoded a batch ahead.
+    """
+    frames = [(clip, number) for clip, row in enumerate(kept) for number in range(row["frames"])]
+    shapes = [map_shape(row["width"], row["height"], scorer.grid) for row in kept]
+    cells = [shapes[clip][0] * shapes[clip][1] for clip, _ in frames]
+    every = cut_batches(cells, scorer.batch_size)
+    batches = [b for b in every if any(kept[frames[f][0]]["key"] not in finished for f, _, _ in b)]
+
+    # A frame may be spread over several batches in a row; it is decoded once for them.
+    @lru_cache(maxsize=2)
+    def decode(frame: int) -> np.ndarray:
+        clip, number = frames[frame]
+        return load_frame(frames_tar, kept[clip], number)
+
+    def load(batch: Sequence[tuple[int, int, int]]) -> list[Piece]:
+        return [Piece(decode(frame), start, stop) for frame, start, stop in batch]
+
+    loaded = prefetch(partial(load, batch) for batch in batches)
+    parts: dict[int, list[np.ndarray]] = {}
+    for batch, found in zip(batches, scorer.embed_batches(loaded), strict=True):
+        at = 0
+        for frame, start, stop in batch:
+            clip, number = frames[frame]
+            part = found[at : at + stop - start]
+            at += stop - start
+            if kept[clip]["key"] in finished:
+                continue
+            parts.setdefault(clip, []).append(part)
+            if number == kept[clip]["frames"] - 1 and stop == cells[frame]:
+                whole = np.concatenate(parts.pop(clip))
+                yield kept[clip], whole.reshape(kept[clip]["frames"], *shapes[clip], -1)
+
+
+def _fill_journal(
+    scorer: PatchScorer,
+    frames_tar: Path,
+    kept: Sequence[Row],
+    skipped: set[str],
+    journal: Journal,
+    what: str,
+    make: Callable[[Row, np.ndarray], np.ndarray],
+) -> None:
+    """Computes what the journal lacks: for each clip the bytes of `make(row, embeddings)`."""
+    finished = skipped | {row["key"] for row in kept if journal.get(row["key"]) is not None}
+    with Progress(f"{what} {frames_tar.stem}", len(kept), "clips") as progress:
+        progress.resume(len(finished))
+        for row, embeddings in embed_clips(scorer, frames_tar, kept, finished):
+            journal.put(row["key"], make(row, embeddings).tobytes())
+            progress.advance()
+
+
+# ---------------------------------------------------------------------------------------------------------- tables
+
+
+def _embedding_rows(kept: Sequence[Row], grid: int, journal: Journal) -> Iterator[dict[str, Any]]:
+    for row in kept:
+        data = journal.get(row["key"])
+        assert data is not None, row["key"]
+        flat = np.frombuffer(data, np.float16)
+        rows, columns = map_shape(row["width"], row["height"], grid)
+        yield {
+            "key": row["key"],
+            "video_id": row["video_id"],
+            "frames": row["frames"],
+            "rows": rows,
+            "columns": columns,
+            "width": len(flat) // (row["frames"] * rows * columns),
+            "embeddings": flat,
+        }
+
+
+def _similarity_rows(
+    kept: Sequence[Row],
+    said: Mapping[str, ClipCaptions],
+    maps: Iterable[np.ndarray | None],
+    grid: int,
+    bad_input: BadInput,
+) -> Iterator[dict[str, Any]]:
+    for row, similarity in zip(kept, maps, strict=True):
+        end = said[row["key"]]
+        rows, columns = map_shape(row["width"], row["height"], grid)
+        yield {
+            "key": row["key"],
+            "video_id": row["video_id"],
+            "captions": [text for _, text in end.texts],
+            "frames": row["frames"],
+            "rows": rows,
+            "columns": columns,
+            "similarity": similarity,
+            "status": str(end.status),
+            "policy": bad_input.action(end.status),
+            "detail": end.detail,
+        }
+
+
+def _embed_captions(
+    scorer: PatchScorer, kept: Sequence[Row], said: Mapping[str, ClipCaptions]
+) -> dict[str, np.ndarray]:
+    """float32 [D] of each different caption of the shard."""
+    different = list(dict.fromkeys(text for row in kept for _, text in said[row["key"]].texts))
+    return dict(zip(different, scorer.embed_texts(different), strict=True)) if different else {}
+
+
+def _stored_map(journal: Journal, key: str) -> np.ndarray | None:
+    data = journal.get(key)
+    return None if data is None else np.frombuffer(data, np.float16)
+
+
+def _score_stored(
+    embeddings: Path,
+    kept: Sequence[Row],
+    worded: Mapping[str, Sequence[str]],
+    score: Callable[[Row, np.ndarray], np.ndarray],
+) -> Iterator[np.ndarray | None]:
+    with Progress(f"similarity {embeddings.stem}", len(kept), "clips") as progress:
+        for row, stored in zip(kept, stream_rows(embeddings, ("embeddings",), group=1), strict=True):
+            shape = (stored["frames"], stored["rows"], stored["columns"], stored["width"])
+            yield score(row, stored["embeddings"].reshape(shape)) if worded[row["key"]] else None
+            progress.advance()
+
+
+def _check_captions(kept: Sequence[Row], said: Mapping[str, ClipCaptions], captions: Path) -> None:
+    missing = [row["video_id"] for row in kept if row["key"] not in said]
+    if missing:
+        raise ValueError(
+            f"{captions}: has nothing on {len(missing)} kept clips, {missing[0]!r} for instance: it was made from other "
+            "frames. Remove it and run the captions stage again"
+        )
+    odd = [key for key, end in said.items() if end.status == Status.OK and not end.texts]
+    if odd:
+        raise ValueError(f"{captions}: clip {odd[0]!r} is `ok` without a caption: a damaged table")
+
+
+def _check_embeddings(path: Path, wanted: Mapping[str, Any]) -> None:
+    """Refuses embeddings of other frames, another model or another grid."""
+    if pq.read_schema(path).names != EMBEDDINGS_SCHEMA.names:
+        raise ValueError(f"{path}: is no table of embeddings")
+    has = read_receipt(path)
+    wrong = [key for key in ("model", "grid", "frames") if has.get(key) != wanted[key]]
+    if has.get("settings", {}).get("precision") != wanted["settings"]["precision"]:
+        wrong.append("precision")
+    if wrong:
+        raise ValueError(f"{path}: was made with another {', '.join(wrong)}; remove it and run again")

@@ -1,0 +1,42 @@
+"""A stage's work on one shard: what the journal holds already is not done again, the rest goes to worker processes."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from stm.files import Journal
+from stm.workers import Failure, run_isolated
+from stm.progress import Progress
+
+
+class Task(Protocol):
+    """One clip's work; its function leaves the record in the journal under `item`."""
+
+    @property
+    def item(self) -> str: ...
+
+
+AnyTask = TypeVar("AnyTask", bound=Task)
+
+
+def run_shard(
+    title: str,
+    function: Callable[[AnyTask], None],
+    tasks: Sequence[AnyTask],
+    journal: Journal,
+    processes: int,
+    timeout_seconds: float,
+) -> dict[str, Failure]:
+    """Runs `function` on every task that the journal lacks, and shows the progress.
+
+    Returns:
+        the items that failed. They are not in the journal, so a later attempt tries them again.
+    """
+    todo = [task for task in tasks if journal.get(task.item) is None]
+    failures: dict[str, Failure] = {}
+    with Progress(title, total=len(tasks), unit="clips") as progress:
+        progress.resume(len(tasks) - len(todo))
+        for index, outcome in run_isolated(function, todo, processes, timeout_seconds):
+            if isinstance(outcome, Failure):
+                failures[todo[index].item] = outcome
+            progress.advance(note=f"{len(failures)} failed" if failures else "")
+    return failures
