@@ -24,9 +24,9 @@ from safetensors.torch import save_file
 
 from stm.files import TarWriter
 from stm.preprocess.clip_model import load_clip
+from stm.preprocess.embed_clips import embed_clips
 from stm.preprocess.grid import map_shape
 from stm.preprocess.patch_scorer import PatchScorer, Piece
-from stm.preprocess.similarity import embed_clips
 
 # A sixteenth of ViT-B/32's arithmetic: small enough for two cores, large enough that the tower is most of the work.
 SMALL_CLIP: dict[str, Any] = {

@@ -4,13 +4,13 @@ The JSON schema that the workflow validates against (`config/schema.json`) is ge
 `stm schema`. A key that is not here is an error, never ignored.
 """
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from stm.config_errors import explain_problem
 from stm.manifest import Policy, Status
 from stm.strategies import declared_strategies
 
@@ -411,28 +411,6 @@ class Config(Section):
 # ------------------------------------------------------------------------------------------------------ reading
 
 
-def _allowed(location: tuple[Any, ...], schema: dict[str, Any]) -> tuple[list[str], str | None]:
-    """The keys allowed at a place of the config, and the unit of the value there, looked up in the JSON schema."""
-    node: dict[str, Any] = schema
-    for part in location:
-        node = _resolve(node, schema)
-        if "oneOf" in node and part in node.get("discriminator", {}).get("mapping", {}):
-            node = {"$ref": node["discriminator"]["mapping"][part]}
-        elif part in node.get("properties", {}):
-            node = node["properties"][part]
-        elif isinstance(node.get("additionalProperties"), dict):
-            node = node["additionalProperties"]
-    resolved = _resolve(node, schema)
-    return sorted(resolved.get("properties", {})), node.get("unit")
-
-
-def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    while "$ref" in node:
-        node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
-    options = [o for o in node.get("anyOf", []) if o.get("type") != "null"]
-    return _resolve(options[0], schema) if len(options) == 1 else node
-
-
 def parse_config(values: Any, origin: str = "config") -> Config:
     """Checks a mapping (a parsed YAML file) and returns the config.
 
@@ -443,26 +421,8 @@ def parse_config(values: Any, origin: str = "config") -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         schema = Config.model_json_schema()
-        lines = [_explain(problem, schema) for problem in error.errors()]
+        lines = [explain_problem(problem, schema) for problem in error.errors()]
         raise ConfigError(f"{origin}:\n" + "\n".join(f"  {line}" for line in lines)) from None
-
-
-def _explain(problem: Any, schema: dict[str, Any]) -> str:
-    """One line for one of pydantic's errors."""
-    location = tuple(problem["loc"])
-    key = ".".join(str(part) for part in location) or "the whole config"
-    if problem["type"] == "extra_forbidden":
-        keys, _ = _allowed(location[:-1], schema)
-        close = get_close_matches(str(location[-1]), keys, n=1)
-        hint = f"; did you mean `{close[0]}`?" if close else ""
-        return f"{key}: no such key{hint} Allowed here: {', '.join(keys)}"
-    if problem["type"] == "missing":
-        return f"{key}: this key is required"
-    _, unit = _allowed(location, schema)
-    value = problem["input"]
-    shown = f" = {value!r}" if not isinstance(value, dict) else ""
-    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{key}{shown}: {message}" + (f" (unit: {unit})" if unit else "")
 
 
 def load_config(path: str | Path) -> Config:

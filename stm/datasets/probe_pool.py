@@ -27,8 +27,9 @@ def probe_files(
     """
     looks = [_Look(path, settings) for path in paths]
     for index, outcome in run_isolated(_probe, looks, processes, timeout):
-        failed = isinstance(outcome, Failure)
-        yield paths[index], {"status": outcome.status, "detail": outcome.detail} if failed else outcome
+        if isinstance(outcome, Failure):
+            outcome = {"status": outcome.status, "detail": outcome.detail}
+        yield paths[index], outcome
 
 
 def _probe(look: _Look) -> Facts:

@@ -93,7 +93,7 @@ class PatchScorer:
     def prepare(self, pieces: Sequence[Piece]) -> Tensor:
         """The image tower's input for one batch of cells: [batch_size, 3, height, width], the rest zeros."""
         height, width = self.clip.image_size
-        batch = torch.zeros(self.batch_size, 3, height, width, dtype=self.clip.precision, device=self.clip.device)
+        batch = torch.empty(self.batch_size, 3, height, width, dtype=self.clip.precision, device=self.clip.device)
         filled = 0
         for frame, start, stop in pieces:
             rows, columns = map_shape(frame.shape[1], frame.shape[0], self.grid)
@@ -102,6 +102,7 @@ class PatchScorer:
             # In place: on a CPU these passes over memory cost more than the resize itself.
             batch[filled : filled + len(cells)] = cells.sub_(self._mean).div_(self._std)
             filled += len(cells)
+        batch[filled:] = 0
         return batch
 
     def encode(self, batch: Tensor) -> Tensor:

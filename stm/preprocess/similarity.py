@@ -1,7 +1,6 @@
 """The similarity stage: how much each patch of each stored frame resembles each caption (TGM, section 3.3)."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,14 @@ import pyarrow.parquet as pq
 from stm.config import BadInput, Similarity
 from stm.files import Journal, hash_receipt, make_receipt, read_receipt
 from stm.manifest import Status, check_failures
-from stm.preprocess.batches import prefetch
 from stm.preprocess.caption_text import ClipCaptions
 from stm.preprocess.captions import hash_frames, read_captions
 from stm.preprocess.clip_model import load_clip
+from stm.preprocess.embed_clips import embed_clips
 from stm.preprocess.frames_table import read_kept
 from stm.preprocess.grid import map_shape
-from stm.preprocess.patch_scorer import PatchScorer, Piece, cosine, cut_batches
+from stm.preprocess.patch_scorer import PatchScorer, cosine
 from stm.preprocess.rows import stream_rows, write_rows
-from stm.preprocess.stored_frames import load_frame
 from stm.progress import Progress
 
 EMBEDDINGS_SCHEMA = pa.schema(
@@ -130,48 +128,6 @@ def _make_receipt(stage: str, settings: Similarity, scorer: PatchScorer, kept: S
     # Whether embeddings are kept changes no byte of a map, so the receipt does not say it.
     used = settings.model_dump(mode="json", exclude={"keep_embeddings"}) | {"model": identity["model"]}
     return make_receipt(stage, used, _LIBRARIES, model=identity, grid=scorer.grid, frames=hash_frames(kept))
-
-
-# ------------------------------------------------------------------------------------------------ patches to clips
-
-
-def embed_clips(
-    scorer: PatchScorer, frames_tar: Path, kept: Sequence[Row], finished: set[str]
-) -> Iterator[tuple[Row, np.ndarray]]:
-    """Embeddings, float16 [T, R, C, D], of each kept clip whose key is not in `finished`.
-
-    Batches are filled across frames and clips. Where they begin and end does not depend on `finished`, so a resumed
-    job gives the same bits; it computes a few patches of finished clips again. JPEGs are decoded a batch ahead.
-    """
-    frames = [(clip, number) for clip, row in enumerate(kept) for number in range(row["frames"])]
-    shapes = [map_shape(row["width"], row["height"], scorer.grid) for row in kept]
-    cells = [shapes[clip][0] * shapes[clip][1] for clip, _ in frames]
-    every = cut_batches(cells, scorer.batch_size)
-    batches = [b for b in every if any(kept[frames[f][0]]["key"] not in finished for f, _, _ in b)]
-
-    # A frame may be spread over several batches in a row; it is decoded once for them.
-    @lru_cache(maxsize=2)
-    def decode(frame: int) -> np.ndarray:
-        clip, number = frames[frame]
-        return load_frame(frames_tar, kept[clip], number)
-
-    def load(batch: Sequence[tuple[int, int, int]]) -> list[Piece]:
-        return [Piece(decode(frame), start, stop) for frame, start, stop in batch]
-
-    loaded = prefetch(partial(load, batch) for batch in batches)
-    parts: dict[int, list[np.ndarray]] = {}
-    for batch, found in zip(batches, scorer.embed_batches(loaded), strict=True):
-        at = 0
-        for frame, start, stop in batch:
-            clip, number = frames[frame]
-            part = found[at : at + stop - start]
-            at += stop - start
-            if kept[clip]["key"] in finished:
-                continue
-            parts.setdefault(clip, []).append(part)
-            if number == kept[clip]["frames"] - 1 and stop == cells[frame]:
-                whole = np.concatenate(parts.pop(clip))
-                yield kept[clip], whole.reshape(kept[clip]["frames"], *shapes[clip], -1)
 
 
 def _fill_journal(

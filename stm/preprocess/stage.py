@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from stm.files import Journal
-from stm.workers import Failure, run_isolated
 from stm.progress import Progress
+from stm.workers import Failure, run_isolated
 
 
 class Task(Protocol):

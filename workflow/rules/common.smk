@@ -1,4 +1,4 @@
-# What every rule uses: the checked config, where results go, and the lists of shards that the split yields.
+# Shared by all stages: the checked config, where results go, and the lists of shards that the split yields.
 
 from pathlib import Path
 

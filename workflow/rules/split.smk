@@ -11,7 +11,7 @@ checkpoint split:
     conda:
         "../../environment.yml"
     params:
-        slices=f"{ROOT}/slices",
+        slices=lambda wildcards, output: output.index.removesuffix(".json"),
         shard_size=CONFIG.shard_size,
     script:
         "../scripts/split.py"

@@ -1,0 +1,44 @@
+"""Mistakes in a config, told to people: the key, the value, what is allowed."""
+
+from difflib import get_close_matches
+from typing import Any
+
+
+def explain_problem(problem: Any, schema: dict[str, Any]) -> str:
+    """One line for one of pydantic's errors (`ValidationError.errors()`), with the help of the config's JSON schema."""
+    location = tuple(problem["loc"])
+    key = ".".join(str(part) for part in location) or "the whole config"
+    if problem["type"] == "extra_forbidden":
+        keys, _ = _allowed(location[:-1], schema)
+        close = get_close_matches(str(location[-1]), keys, n=1)
+        hint = f"; did you mean `{close[0]}`?" if close else ""
+        return f"{key}: no such key{hint} Allowed here: {', '.join(keys)}"
+    if problem["type"] == "missing":
+        return f"{key}: this key is required"
+    _, unit = _allowed(location, schema)
+    value = problem["input"]
+    shown = f" = {value!r}" if not isinstance(value, dict) else ""
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{key}{shown}: {message}" + (f" (unit: {unit})" if unit else "")
+
+
+def _allowed(location: tuple[Any, ...], schema: dict[str, Any]) -> tuple[list[str], str | None]:
+    """The keys allowed at a place of the config, and the unit of the value there, looked up in the JSON schema."""
+    node: dict[str, Any] = schema
+    for part in location:
+        node = _resolve(node, schema)
+        if "oneOf" in node and part in node.get("discriminator", {}).get("mapping", {}):
+            node = {"$ref": node["discriminator"]["mapping"][part]}
+        elif part in node.get("properties", {}):
+            node = node["properties"][part]
+        elif isinstance(node.get("additionalProperties"), dict):
+            node = node["additionalProperties"]
+    resolved = _resolve(node, schema)
+    return sorted(resolved.get("properties", {})), node.get("unit")
+
+
+def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in node:
+        node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
+    options = [o for o in node.get("anyOf", []) if o.get("type") != "null"]
+    return _resolve(options[0], schema) if len(options) == 1 else node

@@ -1,0 +1,1 @@
+"""Offline stages: from videos to training shards; one file a stage."""
