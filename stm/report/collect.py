@@ -18,7 +18,7 @@ from stm.config import Config
 from stm.files import read_json, read_table
 from stm.layout import Layout
 from stm.manifest import read_shards, split_of
-from stm.report.records import CaptionSummary, Evaluation, MaskQualityRow, Refusal, Results, Run, Split
+from stm.report.records import CaptionSummary, Evaluation, Faithfulness, MaskQualityRow, Refusal, Results, Run, Split
 
 
 def collect(config: Config, layout: Layout) -> Results:
@@ -29,6 +29,9 @@ def collect(config: Config, layout: Layout) -> Results:
     results.runs = [_read_run(config, layout, name, results) for name in config.pretrain]
     if layout.mask_quality.exists():
         results.mask_quality = results.attempt("mask quality", partial(_read_mask_quality, layout.mask_quality), [])
+    if layout.faithfulness.exists():
+        read = partial(_read_faithfulness, layout.faithfulness)
+        results.faithfulness = results.attempt("faithfulness", read, None)
     for source in config.captions:
         paths = _existing(layout.captions(source, shard) for shard in results.shards)
         if paths:
@@ -119,6 +122,14 @@ def _accuracy(value: Any) -> float:
 
 def _interval(value: Any) -> tuple[float, float] | None:
     return None if value is None or None in value else (float(value[0]), float(value[1]))
+
+
+def _read_faithfulness(path: Path) -> Faithfulness | None:
+    found = read_json(path)
+    interval = (float(found["low"]), float(found["high"]))
+    return Faithfulness(
+        float(found["iou"]), interval, float(found["chance_iou"]), int(found["crops"]), float(found["ratio"])
+    )
 
 
 def _read_mask_quality(path: Path) -> list[MaskQualityRow]:

@@ -130,6 +130,7 @@ def _context(
         "silent": [run.name for run in results.runs if not run.losses],
         **_clip_context(config, results, clips),
         "quality": made["mask_quality"],
+        "faithfulness": story.faithfulness(results),
         "quality_chart": charts.get("quality"),
         "captions": list(story.caption_sections(config, results)),
         "quarantine": tables.quarantine_table(refusals[:MOST_REFUSALS]),

@@ -97,6 +97,17 @@ class CaptionSummary:
         return self.failed / self.clips if self.clips else 0.0
 
 
+@dataclass(frozen=True)
+class Faithfulness:
+    """Agreement of masks from cached maps with masks from maps computed on the crop."""
+
+    iou: float
+    interval: tuple[float, float]
+    chance: float
+    crops: int
+    ratio: float
+
+
 @dataclass(frozen=True, order=True)
 class Refusal:
     """A clip whose status at a stage is not `ok`; it may have been kept nevertheless."""
@@ -121,6 +132,7 @@ class Results:
     splits: list[Split] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     mask_quality: list[MaskQualityRow] = field(default_factory=list)
+    faithfulness: Faithfulness | None = None
     captions: list[CaptionSummary] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)

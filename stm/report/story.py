@@ -66,6 +66,19 @@ def _masks(camera: str, rows: Sequence[MaskQualityRow]) -> str:
     )
 
 
+def faithfulness(results: Results) -> str:
+    """How true the maps stay that are computed once and follow the crop; empty when it was not measured."""
+    found = results.faithfulness
+    if found is None:
+        return ""
+    low, high = found.interval
+    return (
+        f"Maps are computed once on the full frame and follow the crop. On {found.crops} random crops, text-guided masks "
+        f"of ratio {found.ratio:g} from such maps and from maps computed on the crop itself overlap with an intersection "
+        f"over union of {found.iou:.3f} [{low:.3f}, {high:.3f}]; two random masks reach {found.chance:.3f}."
+    )
+
+
 def facts(config: Config, provenance: Provenance) -> list[tuple[str, str]]:
     """What was run, in short."""
     data, frames, pack = config.dataset, config.frames, config.pack

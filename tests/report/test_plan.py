@@ -1,0 +1,55 @@
+"""The plan's counts are the workflow's, and its arithmetic is that of the models."""
+
+from pathlib import Path
+
+import open_clip
+import pytest
+
+from stm.config import load_config, parse_config
+from stm.report.plan import clip_image_flops, count_clips, describe_plan, make_plan
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_clips_and_shards_of_the_generated_dataset_come_from_the_config(tmp_path):
+    config = load_config(ROOT / "config/demo.yaml").model_copy(update={"results": str(tmp_path)})
+    plan = make_plan(config)
+    assert plan.clips == config.dataset.clips
+    assert plan.shards == sum(-(-n // config.shard_size) for n in config.dataset.clips.values())
+    assert plan.stored_frames == config.dataset.frames / config.frames.every
+
+
+def test_a_folder_is_planned_from_its_files_before_there_is_a_manifest(tmp_path, encode_video, texture):
+    for number in range(3):
+        encode_video(tmp_path / f"videos/{number}.mp4", texture(frames=12))
+    (tmp_path / "videos/broken.mp4").write_bytes(b"no video")
+    values = {"name": "x", "results": str(tmp_path), "dataset": {"source": "folder", "root": str(tmp_path / "videos")}}
+    clips = count_clips(parse_config(values))
+    assert (clips.total, clips.frames, clips.width, clips.height) == (4, 12, 96, 64)
+    assert "4 files" in clips.basis
+
+
+def test_twice_the_clips_cost_twice_the_work(tmp_path):
+    values = load_config(ROOT / "config/demo.yaml").model_dump(mode="json") | {"results": str(tmp_path)}
+    hours = []
+    for clips in (1000, 2000):
+        values["dataset"]["clips"] = {"train": clips}
+        plan = make_plan(parse_config(values))
+        hours.append({s.stage: s.gigabytes for s in plan.stages if s.gigabytes})
+    for stage, gigabytes in hours[0].items():
+        assert hours[1][stage] == pytest.approx(2 * gigabytes)
+
+
+def test_the_image_tower_of_vit_b_32_takes_as_many_operations_as_published():
+    # 4.4 G multiply-adds; open_clip's own configuration is the source of the sizes.
+    assert open_clip.get_model_config("ViT-B-32")["vision_cfg"]["width"] == 768
+    assert clip_image_flops("ViT-B-32@openai") == pytest.approx(8.82e9, rel=0.01)
+
+
+def test_the_description_names_what_is_assumed_and_prices_only_when_there_are_some(tmp_path):
+    config = load_config(ROOT / "config/demo.yaml").model_copy(update={"results": str(tmp_path)})
+    text = describe_plan(make_plan(config), config)
+    assert "assumed" in text
+    assert "prices" not in text
+    values = config.model_dump(mode="json") | {"prices": {"cpu_core_hour": 0.05, "gpu_hour": 2.0}}
+    assert "prices" in describe_plan(make_plan(config), parse_config(values))
