@@ -32,7 +32,10 @@ def _load(arguments: argparse.Namespace) -> Config:
         key, separator, text = override.partition("=")
         if not separator:
             raise ConfigError(f"--set {override}: write key=value, for instance --set motion.backend=codec")
-        value: Any = yaml.safe_load(text)
+        try:
+            value: Any = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override}: the value is not valid YAML ({error})") from error
         for part_name in reversed(key.split(".")):
             value = {part_name: value}
         _merge(values, value)
@@ -56,10 +59,14 @@ def _chosen(what: str, wanted: Sequence[str] | None, known: Iterable[str]) -> li
     return list(wanted or names)
 
 
-def _shards(arguments: argparse.Namespace, layout: Layout) -> list[str]:
+def _all_shards(layout: Layout) -> list[str]:
     if not layout.shard_index.exists():
         raise ConfigError(f"{layout.shard_index} does not exist yet; run `stm manifest` and `stm split` first")
-    return _chosen("shard", arguments.shard, read_shards(layout.shard_index))
+    return read_shards(layout.shard_index)
+
+
+def _shards(arguments: argparse.Namespace, layout: Layout) -> list[str]:
+    return _chosen("shard", arguments.shard, _all_shards(layout))
 
 
 def schema(arguments: argparse.Namespace) -> None:
@@ -217,7 +224,7 @@ def verify(arguments: argparse.Namespace) -> None:
 
 
 def _packed(layout: Layout, split_name: str) -> list[Path]:
-    return [layout.shard(shard) for shard in read_shards(layout.shard_index) if split_of(shard) == split_name]
+    return [layout.shard(shard) for shard in _all_shards(layout) if split_of(shard) == split_name]
 
 
 def pretrain(arguments: argparse.Namespace) -> None:
@@ -255,7 +262,7 @@ def mask_quality(arguments: argparse.Namespace) -> None:
     layout = Layout.of(config)
     if config.mask_quality is None:
         raise ConfigError("the config has no section mask_quality")
-    chosen = [s for s in read_shards(layout.shard_index) if split_of(s) == config.mask_quality.split]
+    chosen = [s for s in _all_shards(layout) if split_of(s) == config.mask_quality.split]
     measure_mask_quality(
         [layout.frames(shard) for shard in chosen],
         {source: [layout.similarity(source, shard) for shard in chosen] for source in config.captions},
@@ -273,7 +280,7 @@ def faithfulness(arguments: argparse.Namespace) -> None:
     layout, settings, source = Layout.of(config), config.mask_quality, config.pack.captions
     if settings is None or source is None:
         raise ConfigError("faithfulness needs the section mask_quality and a caption source in pack.captions")
-    chosen = [s for s in read_shards(layout.shard_index) if split_of(s) == settings.split]
+    chosen = [s for s in _all_shards(layout) if split_of(s) == settings.split]
     measure_faithfulness(
         [layout.frames_tar(shard) for shard in chosen],
         [layout.frames(shard) for shard in chosen],
@@ -350,7 +357,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = build_parser().parse_args(arguments)
     try:
         parsed.function(parsed)
-    except ConfigError as error:
+    except (ValueError, RuntimeError) as error:
+        # Errors of our own kinds (config, dataset, model, too many failures) are written for people; others are bugs.
+        if not type(error).__module__.startswith("stm."):
+            raise
         print(f"stm {parsed.stage}: {error}", file=sys.stderr)
         return 2
     return 0

@@ -5,7 +5,7 @@ The JSON schema that the workflow validates against (`config/schema.json`) is ge
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -28,6 +28,12 @@ class Section(BaseModel):
     """Base of all sections: immutable, and strict about keys and types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True)
+    # Keys that change how fast or how safely a stage runs, but no byte of what it makes.
+    indifferent: ClassVar[frozenset[str]] = frozenset()
+
+    def deciding(self) -> dict[str, Any]:
+        """As plain values, without the keys that change no byte: what a result depends on."""
+        return self.model_dump(mode="json", exclude=set(self.indifferent))
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
@@ -40,6 +46,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class FolderDataset(Section):
     """Any videos, with an optional CSV, JSON or Parquet table of what is known about them."""
 
+    indifferent = frozenset({"probe_timeout_seconds"})
     source: Literal["folder"]
     root: str = _field(..., "folder of the videos; all paths in the annotations are relative to it")
     annotations: str | None = _field(
@@ -48,21 +55,7 @@ class FolderDataset(Section):
         "`captions`, `start`, `end` (seconds), `questions`; a folder's videos that it does not name are left out",
     )
     extensions: tuple[str, ...] = _field(
-        (
-            ".mp4",
-            ".avi",
-            ".mkv",
-            ".webm",
-            ".mov",
-            ".m4v",
-            ".mpg",
-            ".mpeg",
-            ".ts",
-            ".flv",
-            ".wmv",
-            ".3gp",
-            ".h264",
-        ),
+        (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".h264"),
         "file name endings taken as videos when there are no annotations",
     )
     split: Name = _field("train", "split of clips whose annotation names none")
@@ -72,6 +65,7 @@ class FolderDataset(Section):
 class MovingShapesDataset(Section):
     """The generated dataset: textured shapes that move over textured backgrounds, as real H.264 files."""
 
+    indifferent = frozenset({"probe_timeout_seconds"})
     source: Literal["moving-shapes"]
     clips: dict[Name, Annotated[int, Field(ge=1)]] = _field({"train": 256, "test": 128}, "clips in each split", "clips")
     frames: int = _field(32, "frames in a clip", "frames", ge=8, le=1024)
@@ -89,6 +83,7 @@ Dataset = Annotated[FolderDataset | MovingShapesDataset, Field(discriminator="so
 class BadInput(Section):
     """What to do with clips that are damaged, missing or unusual."""
 
+    indifferent = frozenset({"max_failure_rate"})
     policy: dict[Status, Policy] = _field(
         {},
         "overrides of the policy per status; `keep`: use what there is, `drop`: leave the clip out and list it in the "
@@ -109,9 +104,8 @@ class BadInput(Section):
 class Frames(Section):
     """The frames stage: every k-th decoded frame as a JPEG."""
 
-    every: int = _field(
-        4, "keep every k-th decoded frame; the training stride is a multiple of it", "frames", ge=1, le=64
-    )
+    indifferent = frozenset({"timeout_seconds"})
+    every: int = _field(4, "keep every k-th decoded frame; training strides count these", "frames", ge=1, le=64)
     short_side: int = _field(256, "short side of the stored frames", "pixels", ge=32, le=2160)
     quality: int = _field(90, "JPEG quality", "percent", ge=1, le=100)
     min_frames: int = _field(2, "clips with fewer stored frames are marked `too_short`", "stored frames", ge=1)
@@ -126,9 +120,7 @@ class Blip2Captions(Section):
 
     kind: Literal["blip2"]
     model: str = _field(..., "hub id or local folder of a Blip2ForConditionalGeneration")
-    key_frames: int = _field(
-        3, "key frames a clip, at the centres of equal segments; TGM uses 3 or 1", "frames", ge=1, le=64
-    )
+    key_frames: int = _field(3, "of a clip, at the centres of equal segments; TGM uses 3 or 1", "frames", ge=1, le=64)
     batch_size: int = _field(32, "key frames a forward pass, filled across clips", "frames", ge=1)
     max_new_tokens: int = _field(30, "longest caption", "tokens", ge=1, le=512)
     beams: int = _field(1, "beam search width; 1 is greedy", "beams", ge=1, le=64)
@@ -179,28 +171,26 @@ CaptionSource = Annotated[
 class Similarity(Section):
     """Patch-text similarity (TGM, section 3.3): each patch resized to CLIP's full input."""
 
+    indifferent = frozenset({"keep_embeddings"})
     model: str = _field(
         "ViT-B-32-quickgelu@openai",
         "`architecture@pretrained tag or checkpoint file`, `hf-hub:owner/name`, or `local-dir:folder` (open_clip)",
     )
     batch_size: int = _field(1024, "patches a forward pass, filled across frames and clips", "patches", ge=1)
     precision: Literal["float32", "bfloat16", "float16"] = _field("float32", "arithmetic of the image tower")
-    keep_embeddings: bool = _field(
-        False, "keep every patch's embedding (fp16), so that another caption source costs a dot product"
-    )
+    keep_embeddings: bool = _field(False, "keep every patch's embedding (fp16): more captions cost a dot product")
 
 
 class Motion(Section):
     """The motion stage: magnitude and mean vector per patch and stored frame."""
 
+    indifferent = frozenset({"timeout_seconds"})
     backend: Literal["codec", "transcode", "mestimate"] = _field(
         "transcode",
         "`codec`: the stream's own vectors; `transcode`: H.264 without B-frames first, then `codec`; `mestimate`: "
         "ffmpeg's block matching, any codec",
     )
-    subtract_camera: bool = _field(
-        False, "subtract the median vector of each frame, an estimate of the camera's motion"
-    )
+    subtract_camera: bool = _field(False, "subtract each frame's median vector, an estimate of the camera's motion")
     timeout_seconds: float = _field(600.0, "a clip that takes longer is killed and marked `timeout`", "seconds", gt=0)
 
 
@@ -234,7 +224,7 @@ class Optimisation(Section):
     """AdamW with warm-up and cosine decay. Defaults: VideoMAE's pretraining."""
 
     epochs: int = _field(200, "passes over the training split; 0 saves the initial weights", "epochs", ge=0)
-    batch_size: int = _field(512, "clips in an optimiser step, over all processes and accumulation", "clips", ge=1)
+    batch_size: int = _field(512, "clips x repeats in an optimiser step, of all processes and passes", "samples", ge=1)
     accumulate: int = _field(1, "forward passes an optimiser step", "passes", ge=1)
     learning_rate: float = _field(1.5e-4, "for 256 clips; scaled by batch_size / 256", "per 256 clips", gt=0, le=10)
     warmup_epochs: float = _field(40.0, "linear warm-up", "epochs", ge=0)
@@ -265,6 +255,7 @@ ModelSize = Literal["tiny", "small", "base", "large", "huge"]
 class PretrainRun(Section):
     """One pretraining run."""
 
+    indifferent = frozenset({"workers", "checkpoint_every", "checkpoints_kept"})
     method: Literal["mae"] = _field("mae", "how a training step is made; a file of stm/methods")
     model: ModelSize = _field("base", "ViT size of the student")
     image_size: int = _field(224, "side of the square crop", "pixels", ge=32, le=1024)
@@ -276,14 +267,12 @@ class PretrainRun(Section):
     mask: Mask = Mask()
     optimisation: Optimisation = Optimisation()
     augmentation: Augmentation = Augmentation()
-    precision: Literal["float32", "bf16"] = _field(
-        "float32", "arithmetic of forward and backward; weights stay float32"
-    )
+    precision: Literal["float32", "bf16"] = _field("float32", "arithmetic of a pass; weights stay float32")
     compile: bool = _field(False, "torch.compile; worth it on CUDA, not on CPU")
     decode_ratio: float = _field(1.0, "share of the masked tokens that is decoded; 1 is VideoMAE", gt=0, le=1)
     repeats: int = _field(1, "augmented views of each clip a visit (repeated augmentation)", "views", ge=1, le=8)
     workers: int = _field(2, "data loading processes", "processes", ge=0, le=256)
-    seed: int | None = _field(None, "this run's own seed; the config's when not given", ge=0)
+    seed: int | None = _field(None, "this run's own seed; the config's when not given", ge=0, lt=2**31)
     checkpoint_every: int = _field(200, "a checkpoint for resuming is written every so many steps", "steps", ge=1)
     checkpoints_kept: int = _field(2, "newest checkpoints kept", "checkpoints", ge=1, le=100)
     processes: int = _field(1, "processes of this run on one machine (DDP when more than 1)", "processes", ge=1, le=64)
@@ -294,10 +283,11 @@ class PretrainRun(Section):
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         if self.frames % self.tubelet:
             raise ValueError(f"frames {self.frames} is not a multiple of tubelet {self.tubelet}")
-        parts = self.optimisation.accumulate * self.processes
-        if self.optimisation.batch_size % parts:
+        o = self.optimisation
+        if o.batch_size % (o.accumulate * self.processes * self.repeats):
+            parts = f"{o.accumulate} x {self.processes} x {self.repeats}"
             raise ValueError(
-                f"batch_size {self.optimisation.batch_size} is not a multiple of accumulate x processes = {parts}"
+                f"batch_size {o.batch_size} is not a multiple of accumulate x processes x repeats = {parts}"
             )
         return self
 
@@ -320,16 +310,30 @@ class LinearProbe(Section):
     views: int = _field(1, "temporal views of a test clip, averaged after softmax", "views", ge=1, le=32)
 
 
+class FineTuneOptimisation(Optimisation):
+    """AdamW with warm-up and cosine decay. Defaults: VideoMAE's fine-tuning."""
+
+    epochs: int = _field(50, "passes over the training split", "epochs", ge=0)
+    learning_rate: float = _field(1e-3, "for 256 clips; scaled by batch_size / 256", "per 256 clips", gt=0, le=10)
+    warmup_epochs: float = _field(5.0, "linear warm-up", "epochs", ge=0)
+    min_learning_rate: float = _field(1e-6, "end of the cosine, scaled alike", "per 256 clips", ge=0)
+    betas: tuple[Fraction, Fraction] = _field((0.9, 0.999), "AdamW's")
+
+
+class FineTuneAugmentation(Augmentation):
+    """Crop and flip of fine-tuning."""
+
+    crop: Literal["multi_scale", "random_resized", "center"] = _field("random_resized", "how a training crop is drawn")
+
+
 class FineTune(Section):
     """End-to-end training on the action labels."""
 
     task: Literal["finetune"]
     train_split: Name = "train"
     test_split: Name = "test"
-    optimisation: Optimisation = Optimisation(
-        epochs=50, learning_rate=1e-3, warmup_epochs=5, min_learning_rate=1e-6, betas=(0.9, 0.999)
-    )
-    augmentation: Augmentation = Augmentation(crop="random_resized")
+    optimisation: FineTuneOptimisation = FineTuneOptimisation()
+    augmentation: FineTuneAugmentation = FineTuneAugmentation()
     layer_decay: float = _field(0.75, "learning rate of block i is scaled by layer_decay^(depth + 1 - i)", gt=0, le=1)
     drop_path: Fraction = _field(0.1, "stochastic depth")
     label_smoothing: Fraction = _field(0.1, "label smoothing")
@@ -373,9 +377,7 @@ class Config(Section):
     results: str = _field("results", "folder of all outputs")
     seed: int = _field(0, "seed of everything that is random", ge=0, lt=2**31)
     dataset: Dataset
-    shard_size: int = _field(
-        256, "clips a shard, on average; a shard is the unit of every job", "clips", ge=1, le=100_000
-    )
+    shard_size: int = _field(256, "clips a shard, on average; a job does a shard", "clips", ge=1, le=100_000)
     grid: int = _field(14, "cells on the short side of the similarity and motion maps", "cells", ge=2, le=64)
     bad_input: BadInput = BadInput()
     frames: Frames = Frames()

@@ -162,16 +162,14 @@ class TarWriter:
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
         self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
-        self.members: list[Member] = []
 
     def add(self, name: str, data: bytes) -> Member:
         info = tarfile.TarInfo(name)
         info.size, info.mode = len(data), 0o644
         self._tar.addfile(info, io.BytesIO(data))
+        vars(self._tar)["members"].clear()  # a list for reading only, which would grow with the shard
         padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        member = Member(name, self._tar.offset - padded, len(data), hashlib.sha256(data).hexdigest())
-        self.members.append(member)
-        return member
+        return Member(name, self._tar.offset - padded, len(data), hashlib.sha256(data).hexdigest())
 
     def __enter__(self) -> "TarWriter":
         return self
@@ -238,7 +236,10 @@ def local_model_files(model: str | None) -> list[str]:
     Understands a folder, `local-dir:folder` and `architecture@checkpoint-file`. A workflow names them as inputs, so
     that other weights rerun what was made with the old ones.
     """
-    path = Path((model or "").removeprefix("local-dir:").rpartition("@")[2] or "/nowhere")
-    if path.is_dir():
-        return sorted(p.as_posix() for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-    return [path.as_posix()] if path.is_file() else []
+    name = (model or "").removeprefix("local-dir:")
+    for path in (Path(part).expanduser() for part in (name, name.partition("@")[2]) if part):
+        if path.is_dir():
+            return sorted(p.as_posix() for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        if path.is_file():
+            return [path.as_posix()]
+    return []

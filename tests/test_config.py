@@ -22,6 +22,13 @@ def test_every_shipped_config_is_valid_for_us_and_for_the_schema(path):
     jsonschema.validate(yaml.safe_load(path.read_text()), json_schema())
 
 
+def test_what_decides_leaves_out_deadlines_and_loading_processes_only():
+    config = parse_config(DEMO)
+    for section in (config.frames, config.motion, config.dataset, config.bad_input, config.pretrain["tube"]):
+        assert section.indifferent < set(type(section).model_fields)
+        assert set(section.deciding()) == set(type(section).model_fields) - section.indifferent
+
+
 def test_the_schema_in_the_repository_is_the_generated_one():
     assert json.loads((ROOT / "config/schema.json").read_text()) == json_schema(), "run `make schema`"
 
@@ -53,6 +60,8 @@ def changed(path: str, value: object) -> dict:
         ("pack.captions", "gpt", ["pack.captions", "'gpt'", "blip2", "human"]),
         ("captions.blip2.kind", "blip3", ["captions.blip2", "blip3", "blip2"]),
         ("pretrain.text.image_size", 100, ["pretrain.text", "image_size 100", "patch_size 16"]),
+        ("pretrain.text.optimisation.warmup_epochs", 40, ["pretrain.text.optimisation", "40 is more than epochs 10"]),
+        ("pretrain.text.repeats", 3, ["pretrain.text", "batch_size 16", "repeats = 1 x 1 x 3"]),
         ("pretrain.text.mask.ratio", 1.0, ["pretrain.text.mask.ratio = 1.0", "less than 1"]),
         ("pretrain.text.mask.strategy", "txet", ["pretrain.text.mask.strategy = 'txet'", "text_top", "tube"]),
         ("bad_input", {"policy": {"broken": "keep"}}, ["bad_input.policy", "broken", "truncated"]),
@@ -73,6 +82,16 @@ def test_all_mistakes_are_told_at_once():
         parse_config(config)
     assert "frames.every" in str(error.value)
     assert "grid = 1" in str(error.value)
+
+
+def test_fine_tuning_given_in_part_keeps_its_own_other_defaults():
+    task = parse_config(changed("evaluate.finetune", {"task": "finetune", "optimisation": {"epochs": 60}}))
+    found = task.evaluate["finetune"].optimisation
+    assert (found.epochs, found.learning_rate, found.warmup_epochs, found.betas) == (60, 1e-3, 5, (0.9, 0.999))
+    short = task.model_dump(mode="json", exclude_defaults=True)  # as the report's page shows it
+    assert parse_config(short) == task
+    partly = parse_config(changed("evaluate.finetune", {"task": "finetune", "augmentation": {"flip": False}}))
+    assert partly.evaluate["finetune"].augmentation.crop == "random_resized"
 
 
 def test_guided_masks_need_their_guide_in_the_shards():

@@ -55,11 +55,11 @@ def test_the_tar_is_plain_and_its_index_is_true(tmp_path):
     contents = {"b.json": b"{}", "a.jpg": bytes(range(256)) * 7, "c.npy": b"", "d.bin": b"x" * 512}
     for name in ("one.tar", "two.tar"):
         with TarWriter(tmp_path / name) as tar:
-            for member, data in contents.items():
-                tar.add(member, data)
+            members = [tar.add(member, data) for member, data in contents.items()]
+            assert not tar._tar.getmembers()  # nothing is remembered of what is written
     raw = (tmp_path / "one.tar").read_bytes()
     assert raw == (tmp_path / "two.tar").read_bytes()
-    for member in tar.members:
+    for member in members:
         data = raw[member.offset : member.offset + member.size]
         assert data == contents[member.name]
         assert hashlib.sha256(data).hexdigest() == member.sha256
@@ -107,7 +107,7 @@ def test_the_journal_survives_a_kill_and_forgets_other_settings(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_local_models_are_inputs_and_hub_ids_are_not(tmp_path):
+def test_local_models_are_inputs_and_hub_ids_are_not(tmp_path, monkeypatch):
     (tmp_path / "m").mkdir()
     (tmp_path / "m/model.safetensors").write_bytes(b"1")
     (tmp_path / "m/.hidden").write_bytes(b"2")
@@ -115,6 +115,11 @@ def test_local_models_are_inputs_and_hub_ids_are_not(tmp_path):
     assert local_model_files((tmp_path / "m").as_posix()) == [file]
     assert local_model_files(f"local-dir:{tmp_path / 'm'}") == [file]
     assert local_model_files(f"ViT-B-32@{file}") == [file]
+    monkeypatch.setenv("HOME", tmp_path.as_posix())  # the stages accept a home folder's short name, so must this
+    assert local_model_files("~/m") == local_model_files("local-dir:~/m") == [file]
+    (tmp_path / "run@2").mkdir()
+    (tmp_path / "run@2/config.json").write_bytes(b"{}")
+    assert local_model_files((tmp_path / "run@2").as_posix()) == [(tmp_path / "run@2/config.json").as_posix()]
     assert local_model_files("ViT-B-32@openai") == local_model_files("owner/name") == local_model_files(None) == []
     before = hash_weights(tmp_path / "m")
     (tmp_path / "m/model.safetensors").write_bytes(b"3")

@@ -2,13 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+import stat
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from stm.config import Config, FolderDataset
+from stm.datasets.annotations import AnnotationError, read_annotations
 from stm.datasets.folder import DatasetError, NamedClip, Refused, list_clips, row_of, walk_videos
 from stm.datasets.probe_pool import Facts, probe_files
 from stm.files import Journal, make_receipt, safe_join, write_table
@@ -44,7 +48,8 @@ def build_manifest(config: Config, generated: Path | None, manifest: Path, quara
     """
     root, clips, refused = _list(config, generated)
     receipt = _receipt(config)
-    journal = Journal(manifest, receipt)
+    # What a file is does not depend on what the policies make of it: an attempt with others goes on from here.
+    journal = Journal(manifest, make_receipt("probe", _limits(config), ("av",)))
     facts = _probe(config, root, clips, journal, processes)
     rows, outcomes, quarantined = [], [], []
     for clip in clips:
@@ -64,11 +69,11 @@ def build_manifest(config: Config, generated: Path | None, manifest: Path, quara
         quarantined.append(quarantine_row("manifest", values, one.status, policy, one.detail))
     _write(manifest, rows, MANIFEST_SCHEMA, receipt)
     _write(quarantine, quarantined, QUARANTINE_SCHEMA, receipt)
-    journal.close()
     check_failures("manifest", outcomes, config.bad_input.max_failure_rate)
     if not rows:
         first = "\n".join(f"  {video_id}: {status}: {detail}" for video_id, status, _, detail in outcomes[:10])
         raise DatasetError(f"dataset.root: not one clip in {root} can be used; the first:\n{first}")
+    journal.close()
 
 
 def _list(config: Config, generated: Path | None) -> tuple[Path, list[NamedClip], list[Refused]]:
@@ -88,12 +93,14 @@ def _policy_of_refused(config: Config, status: Status) -> Policy:
 
 def _receipt(config: Config) -> dict[str, Any]:
     """Without the folders' names: the tables are the same wherever the videos lie."""
-    settings = {
-        "dataset": config.dataset.model_dump(mode="json", exclude={"root", "annotations"}),
-        "bad_input": config.bad_input.model_dump(mode="json"),
-        **_limits(config),
-    }
-    return make_receipt("manifest", settings, ("av",), seed=config.seed)
+    dataset = {name: value for name, value in config.dataset.deciding().items() if name not in ("root", "annotations")}
+    settings = {"dataset": dataset, "bad_input": config.bad_input.deciding(), **_limits(config)}
+    return make_receipt("manifest", settings, ("av",), **_seed(config))
+
+
+def _seed(config: Config) -> dict[str, int]:
+    """The seed where the clips are drawn with it; a folder's stay what they are."""
+    return {} if isinstance(config.dataset, FolderDataset) else {"seed": config.seed}
 
 
 def _limits(config: Config) -> dict[str, int]:
@@ -137,19 +144,41 @@ def _write(path: Path, rows: list[dict[str, Any]], schema: pa.Schema, receipt: d
 def list_fingerprint(config: Config) -> str:
     """A hash of what the manifest would read, so that a workflow notices files that came, went or changed.
 
-    For a folder: the annotations' bytes, and the name, size and time of each file under the root that has one of
-    `extensions`; no file is opened. For moving-shapes: the dataset's settings and the seed. A folder that is missing has
-    a fingerprint too: making the manifest is what fails.
+    For a folder: the annotations' bytes, and the name, size and time of each file that they name; without annotations,
+    of each file under the root that has one of `extensions`. No video is opened. For moving-shapes: the dataset's
+    settings and the seed. A folder that is missing has a fingerprint too: making the manifest is what fails.
     """
     digest = hashlib.sha256()
     dataset = config.dataset
-    digest.update(json.dumps([dataset.model_dump(mode="json"), config.seed], sort_keys=True).encode())
+    digest.update(json.dumps([dataset.deciding(), _seed(config)], sort_keys=True).encode())
     if isinstance(dataset, FolderDataset):
         annotations = None if dataset.annotations is None else Path(dataset.annotations)
         if annotations is not None and annotations.is_file():
             digest.update(hashlib.sha256(annotations.read_bytes()).digest())
-        for path in sorted(walk_videos(Path(dataset.root), dataset.extensions)):
-            state = path.stat() if path.exists() else path.lstat()
-            line = f"{path.relative_to(dataset.root).as_posix()}\0{state.st_size}\0{state.st_mtime_ns}\n"
-            digest.update(line.encode("utf-8", "surrogateescape"))
+        for name in _looked_at(Path(dataset.root), annotations, dataset.extensions):
+            digest.update(f"{name}\0{_state(Path(dataset.root), name)}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def _looked_at(root: Path, annotations: Path | None, extensions: Sequence[str]) -> Iterable[str]:
+    """The files, relative to the root, that the manifest would look at, sorted."""
+    if annotations is None:
+        return sorted(path.relative_to(root).as_posix() for path in walk_videos(root, extensions))
+    try:
+        with warnings.catch_warnings(action="ignore"):  # they are for the stage itself
+            rows = [row for _, row in read_annotations(annotations) if isinstance(row, Mapping)]
+    except AnnotationError:
+        return []
+    return sorted({row["path"] for row in rows if isinstance(row.get("path"), str)})
+
+
+def _state(root: Path, name: str) -> str:
+    """A file's size and time, those of a link where it leads nowhere."""
+    for look in (os.stat, os.lstat):
+        try:
+            state = look(root / name)
+        except (OSError, ValueError):  # gone, forbidden, too long, no name at all
+            continue
+        # A folder's time changes with the names in it, which are not looked at.
+        return "folder" if stat.S_ISDIR(state.st_mode) else f"{state.st_size}\0{state.st_mtime_ns}"
+    return ""

@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -150,7 +150,7 @@ def parse_row(row: Any, default_split: str) -> Clip:
     if (end is not None and (start or 0.0) >= end) or (start is not None and start < 0):
         raise BadRow(f"start and end must be 0 <= start < end, are {start} and {end}")
     return Clip(
-        path=path,
+        path=PurePosixPath(path).as_posix(),  # `./a.mp4` and `a.mp4` are one file
         split=split,
         video_id=_text(row, "video_id") or None,
         label=_text(row, "label"),

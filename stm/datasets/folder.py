@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stm.config import FolderDataset
 from stm.datasets.annotations import AnnotationError, BadRow, Clip, parse_row, read_annotations
 from stm.files import UnsafePathError, safe_join
 from stm.manifest import Status, make_key
@@ -62,17 +61,6 @@ def list_clips(
         wanted = f"no file ending in {', '.join(extensions)}" if annotations is None else f"no row in {annotations}"
         raise DatasetError(f"dataset.root: nothing to do in {root}: {wanted}")
     return list(_named(clips, refused)), refused
-
-
-def list_videos(dataset: FolderDataset) -> list[Path]:
-    """The file of each clip that the manifest would look at, unopened; a file with several clips stands several times.
-
-    Raises:
-        DatasetError, AnnotationError: as `list_clips`.
-    """
-    root = Path(dataset.root)
-    annotations = None if dataset.annotations is None else Path(dataset.annotations)
-    return [root / named.clip.path for named in list_clips(root, annotations, dataset.extensions, dataset.split)[0]]
 
 
 def _clips_of(annotations: Path, split: str, refused: list[Refused]) -> Iterator[Clip]:

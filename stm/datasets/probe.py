@@ -59,7 +59,8 @@ def _look_inside(path: Path) -> Facts:
     # Python's log hook can deadlock in workers; ffmpeg's own one prints, so only the worst is printed.
     av.logging.restore_default_callback()
     av.logging.set_libav_level(av.logging.PANIC)
-    with av.open(str(path), options=_OPTIONS, metadata_errors="replace") as container:
+    # `file:` keeps a colon in a name from being read as a protocol.
+    with av.open(f"file:{path}", options=_OPTIONS, metadata_errors="replace") as container:
         videos = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         if not videos:
             kinds = {s.type for s in container.streams}
@@ -68,6 +69,8 @@ def _look_inside(path: Path) -> Facts:
             detail = f"no video stream; the streams are: {', '.join(sorted(kinds))}"
             return {"status": Status.NO_VIDEO_STREAM, "detail": detail}
         stream = videos[0]
+        if stream.codec_context is None:
+            return {"status": Status.OPEN_FAILED, "detail": "its coding is one that ffmpeg does not know"}
         width, height = _size_as_shown(container, stream)
         return {
             "fps": _positive(stream.average_rate or stream.guessed_rate),

@@ -87,7 +87,9 @@ def measure_faithfulness(
         ValueError: no clip has a similarity map.
     """
     side = image_size // patch_size
-    scorer = PatchScorer(load_clip(settings.model, settings.precision, device), side, settings.batch_size)
+    # Crops are scored one by one: a larger batch would be mostly padding.
+    batch = min(settings.batch_size, side * side)
+    scorer = PatchScorer(load_clip(settings.model, settings.precision, device), side, batch)
     picks = _draw(frames_tars, frames_indexes, similarity, crops, seed)
     overlaps, correlations = [], []
     with Progress("faithfulness", crops, "crops") as progress:

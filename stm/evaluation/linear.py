@@ -120,8 +120,8 @@ def train_head(
         nn.init.zeros_(linear.bias)
     head = nn.Sequential(nn.BatchNorm1d(features.shape[1], affine=False, eps=1e-6), linear).to(features.device)
     optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=0.0)
-    # Batches of nearly one size: the last few clips alone would make a poor batch norm.
-    batches = max(1, round(len(features) / task.batch_size))
+    # Batches of nearly one size: the last few clips alone would make a poor batch norm, and one clip none.
+    batches = max(1, min(round(len(features) / task.batch_size), len(features) // 2))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.epochs * batches)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(task.epochs):

@@ -146,10 +146,6 @@ class VideoEncoder(nn.Module):
         """
         return self.forward(video, None, final_norm).mean(dim=1)
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, object]:
-        """Groups for timm's layer decay: 0 the embedding, 1..depth the blocks, then the rest (scale 1)."""
-        return {"stem": r"^embedding", "blocks": [(r"^blocks\.(\d+)", None)]}
-
 
 class VideoDecoder(nn.Module):
     """Predicts the pixels of hidden tokens from the encoder's features of the kept ones."""

@@ -61,11 +61,11 @@ def count_parameters(module: nn.Module) -> int:
 # files
 
 
-def save(model: VideoMAE, path: Path, **metadata: str) -> None:
-    """Writes weights (safetensors), atomically, with the architecture and `metadata` in the header."""
+def save(model: VideoMAE, path: Path) -> None:
+    """Writes weights (safetensors), atomically, with the architecture in the header: same weights, same bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     # One entry: safetensors writes several in an order that differs from run to run.
-    header = {"metadata": metadata, "architecture": asdict(model.architecture)}
+    header = {"architecture": asdict(model.architecture)}
     write_bytes(path, serialise(tensors, {HEADER_KEY: json.dumps(header, sort_keys=True)}))
 
 
@@ -78,7 +78,11 @@ def load(path: Path, drop_path: float = 0.0) -> VideoMAE:
     tensors, header = _read(path)
     if "architecture" not in header:
         raise ValueError(f"{path} was not written by stm: its header says no architecture. Convert it first")
-    model = VideoMAE(Architecture(**header["architecture"]), drop_path)
+    try:
+        architecture = Architecture(**header["architecture"])
+    except TypeError as error:
+        raise ValueError(f"{path} was written by another version of stm: {error}. Pretrain again") from error
+    model = VideoMAE(architecture, drop_path)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
@@ -89,11 +93,6 @@ def load(path: Path, drop_path: float = 0.0) -> VideoMAE:
 def load_encoder(path: Path, drop_path: float = 0.0) -> VideoEncoder:
     """The encoder alone of the file that `save` wrote; errors as `load`."""
     return load(path, drop_path).encoder
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata that `save` was given; empty for other files."""
-    return _read(path)[1].get("metadata", {})
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -194,7 +193,10 @@ def to_transformers(model: VideoMAE) -> dict[str, Tensor]:
 
 
 def transformers_config(architecture: Architecture) -> dict[str, Any]:
-    """Arguments for transformers' VideoMAEConfig under which it computes what `VideoMAE` does."""
+    """Arguments for transformers' VideoMAEConfig under which it computes what `VideoMAE` does.
+
+    But for the epsilon of the decoder's last norm, which transformers fixes at 1e-5 (see `decoder_norm_eps`).
+    """
     a = architecture
     return {
         "image_size": a.image_size,

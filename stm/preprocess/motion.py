@@ -79,8 +79,7 @@ def extract_motion(
         raise ValueError("motion.backend `transcode` needs PyAV with libx264, as its wheels have it; or set another")
     rows = {row["key"]: row for row in read_rows(slice_path)}
     kept = read_kept(frames_index)
-    chosen = settings.model_dump(mode="json", exclude={"timeout_seconds"})
-    receipt = make_receipt("motion", chosen, _LIBRARIES, grid=grid)
+    receipt = make_receipt("motion", settings.deciding(), _LIBRARIES, grid=grid)
     journal = Journal(output, receipt)
     tasks = [MotionTask(rows[frames["key"]], frames, root, settings, grid, journal) for frames in kept]
     title = f"motion {slice_path.stem}"

@@ -6,6 +6,7 @@ what was used.
 
 import json
 import random
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from stm.config import (
     MovingShapesDataset,
     PretrainRun,
 )
+from stm.datasets.annotations import Clip
 from stm.files import local_model_files, write_json
 from stm.layout import Layout
 
@@ -124,29 +126,39 @@ def _mean(values: list[Any], default: float) -> float:
 
 def _from_folder(dataset: FolderDataset, seed: int, sample: int = 32) -> Clips:
     """The headers of a few files stand for all of them."""
-    import av
+    from stm.datasets.folder import list_clips
+    from stm.preprocess.container import VideoError
 
-    from stm.datasets.folder import list_videos
-
-    videos = list_videos(dataset)
+    root, annotations = Path(dataset.root), None if dataset.annotations is None else Path(dataset.annotations)
+    clips = [named.clip for named in list_clips(root, annotations, dataset.extensions, dataset.split)[0]]
     sizes = []
-    for path in random.Random(seed).sample(videos, min(sample, len(videos))):
+    for clip in random.Random(seed).sample(clips, min(sample, len(clips))):
         try:
-            with av.open(str(path)) as container:
-                video = container.streams.video[0]
-                seconds = (container.duration or 0) / 1e6
-                sizes.append((video.frames or seconds * float(video.average_rate or 25), video.width, video.height))
-        except (av.FFmpegError, IndexError, OSError):
+            sizes.append(_read_header(root, clip))
+        except (VideoError, OSError):
             continue  # the manifest will name it; the plan only needs an average
     frames, widths, heights = zip(*sizes, strict=True) if sizes else ((), (), ())
-    basis = f"{len(videos)} files, the headers of {len(sizes)} of them"
+    basis = f"{len(clips)} clips, the headers of {len(sizes)} of their files"
     return Clips(
-        {dataset.split: len(videos)},
+        dict(Counter(clip.split for clip in clips)),
         _mean(list(frames), 250),
         _mean(list(widths), 340),
         _mean(list(heights), 256),
         basis,
     )
+
+
+def _read_header(root: Path, clip: Clip) -> tuple[float, int, int]:
+    """A clip's frames, width and height, as its file's container states them."""
+    from stm.preprocess.container import choose_stream, open_container
+
+    with open_container(root / clip.path) as container:
+        video = choose_stream(container)
+        rate, seconds = float(video.average_rate or 25), (container.duration or 0) / 1e6
+        frames = video.frames or seconds * rate
+        if clip.start is not None or clip.end is not None:
+            frames = max(0.0, (clip.end or seconds) - (clip.start or 0.0)) * rate
+        return frames, video.codec_context.width, video.codec_context.height
 
 
 def make_plan(config: Config) -> Plan:
@@ -215,7 +227,8 @@ def _scoring(config: Config, clips: int, shards: int, stored: float, cells: int)
         else []
     )
     if scored and config.similarity.keep_embeddings:
-        stages.append(_computing("embeddings", shards, tower, gigabytes=patches * 2 * 512 / 1e9))
+        width = _clip_config(config.similarity.model).get("embed_dim", 512)
+        stages.append(_computing("embeddings", shards, tower, gigabytes=patches * 2 * width / 1e9))
     for name in scored:
         size = clips * captions_of[name] * stored * cells * 2 / 1e9
         stages.append(
@@ -252,7 +265,7 @@ def _training(config: Config, clips: Clips) -> list[Stage]:
         flops = _step_flops(run) * train * run.optimisation.epochs * run.repeats
         stages.append(_computing(f"pretrain/{name}", 1, flops))
     for name, task in config.evaluate.items():
-        test = clips.per_split.get(task.test_split, 0) * task.views
+        train, test = clips.per_split.get(task.train_split, 0), clips.per_split.get(task.test_split, 0) * task.views
         passes = 3 * task.optimisation.epochs if isinstance(task, FineTune) else 1
         for run_name, run in config.pretrain.items():
             flops = encoding_cost(describe(run)) * (train * passes + test)
@@ -277,7 +290,7 @@ def clip_image_flops(model: str) -> float:
 
     Read from the architecture's config; a model that is not known counts as ViT-B/32, 8.8 GFLOP.
     """
-    vision = _vision_config(model)
+    vision = _clip_config(model).get("vision_cfg", {})
     width, layers, patch = vision.get("width", 768), vision.get("layers", 12), vision.get("patch_size", 32)
     if not isinstance(layers, int):  # a ResNet tower; none of ours
         return 8.8e9
@@ -288,15 +301,16 @@ def clip_image_flops(model: str) -> float:
     )
 
 
-def _vision_config(model: str) -> dict[str, Any]:
+def _clip_config(model: str) -> dict[str, Any]:
+    """The architecture's config; empty when it is not known."""
     for path in local_model_files(model):
         if path.endswith("open_clip_config.json"):
-            return dict(json.loads(Path(path).read_text())["model_cfg"]["vision_cfg"])
+            return dict(json.loads(Path(path).read_text())["model_cfg"])
     if model.startswith(("local-dir:", "hf-hub:")):
         return {}
     import open_clip
 
-    return dict((open_clip.get_model_config(model.partition("@")[0]) or {}).get("vision_cfg", {}))
+    return dict(open_clip.get_model_config(model.partition("@")[0]) or {})
 
 
 def _weights(model: str) -> float:

@@ -23,16 +23,15 @@ from transformers import (
 
 from stm.files import read_json, write_json
 from stm.progress import Progress
-from stm.training.demo_clip import PATCH_SIZE, WEIGHT_DECAY, cosine
+from stm.training.demo_clip import PATCH_SIZE
 from stm.training.demo_data import Frame
+from stm.training.demo_descent import Descent
 from stm.training.demo_hints import HintHead, answer_frames
 from stm.training.demo_tokenizer import IMAGE, build_tokenizer, collect_words
-from stm.training.optimizer import group_parameters
 
 IMAGE_SIZE = 96  # pixels; 8 x 8 tokens of 12 pixels
 QUERY_TOKENS = 8
 BATCH_SIZE = 32
-LEARNING_RATE = 1e-3
 IGNORED = -100  # label of positions without a loss (transformers' convention)
 
 
@@ -162,24 +161,18 @@ def encode_captions(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str])
 def train_blip2(
     model: Blip2ForConditionalGeneration, processor: Blip2Processor, frames: Sequence[Frame], steps: int, seed: int
 ) -> None:
-    """Trains `model` in place on frames and their appearance captions with AdamW, warm-up and cosine decay."""
+    """Trains `model` in place on frames and their appearance captions."""
     rng = np.random.default_rng([seed, 2])
     images, answers = shrink(processor, frames), answer_frames(frames, IMAGE_SIZE // PATCH_SIZE)
     hints = HintHead(model.vision_model.post_layernorm.normalized_shape[0])
-    parameters = [group for module in (model, hints) for group in group_parameters(module, WEIGHT_DECAY)]
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, max(1, steps // 20), steps))
+    descent = Descent((model, hints), steps)
     model.train()
     with Progress("demo BLIP-2", steps, "steps") as progress:
         for _ in range(steps):
             chosen = rng.choice(len(frames), min(BATCH_SIZE, len(frames)), replace=False)
             pixels, right = mirror(images[chosen], answers[chosen], rng)
             words, places = losses(model, hints, processor, pixels, [frames[i].appearance for i in chosen], right)
-            optimizer.zero_grad(set_to_none=True)
-            (words + places).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
+            descent.step(words + places)
             progress.advance(note=f"loss {words.item():.3f}, hints {places.item():.3f}")
     model.eval()
 

@@ -30,11 +30,13 @@ Weights are stored as float16 safetensors and load as float32.
 
 - Data: {frames:,} frames, two at random times of each of {clips:,} clips of the split `demo-models`, seed {seed};
   half of them with JPEG artefacts. The demo's own splits have other names and therefore other clips.
-- CLIP: {clip_steps:,} steps of 48 frames, 12 crops each (the scene, the object, patches of 10 to 27 px), with texts contrasted
-  against patches of other objects and of the background. `stm/training/demo_clip.py`.
-- BLIP-2: {blip2_steps:,} steps of 64 whole frames and their appearance captions. The image tower starts from CLIP's; a linear
-  layer that names what lies at each image token helps it to learn and is thrown away. `stm/training/demo_blip2.py`.
-- AdamW, warm-up and cosine decay, bfloat16 autocast, {threads} threads on a CPU. Time: {times}.
+- CLIP: {clip_steps:,} steps of 32 frames, 12 crops each (the scene, the object whole, patches of 10 to 27 px), with texts
+  contrasted against patches of other objects and of the background. `stm/training/demo_clip.py`.
+- BLIP-2: {blip2_steps:,} steps of 32 whole frames and their appearance captions. The image tower starts from CLIP's.
+  `stm/training/demo_blip2.py`.
+- In both a linear layer that names what a crop or an image token shows helps the tower to learn, and is thrown away.
+  `stm/training/demo_hints.py`.
+- Muon and AdamW, warm-up and cosine decay, bfloat16 autocast, {threads} threads on a CPU. Time: {times}.
 
 ## How good they are
 

@@ -14,22 +14,21 @@ import numpy as np
 import open_clip
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from stm.files import write_bytes, write_json
 from stm.progress import Progress
 from stm.training.demo_crops import BACKDROP, DISTRACTOR, EDGE, PART, WHOLE, draw_crops, match
 from stm.training.demo_data import Frame, all_texts, draw_background_text, draw_object_text
+from stm.training.demo_descent import Descent
+from stm.training.demo_hints import HintHead, answer_named
 from stm.training.demo_tokenizer import build_tokenizer, collect_words, save_tokenizer
-from stm.training.optimizer import group_parameters
 
 IMAGE_SIZE, PATCH_SIZE = 48, 12  # pixels
 WIDTH, LAYERS, HEADS, TEXT_LAYERS, EMBEDDING = 128, 4, 4, 2, 96
 CONTEXT = 24  # tokens; the longest generated caption has 16 words
-FRAMES_A_STEP = 48  # 12 crops and 2 texts each
-LEARNING_RATE = 1e-3
-WEIGHT_DECAY = 0.05
+FRAMES_A_STEP = 32  # 12 crops and 2 texts each
 WORD_DROPOUT = 0.03  # share of words replaced by [UNK], so that a caption with an unknown word still works
 MAX_SCALE = 100.0  # CLIP's bound of the inverse temperature
 
@@ -113,50 +112,44 @@ def rank_in_frame(similarity: Tensor, kinds: Tensor, same_frame: Tensor) -> Tens
 def train_clip(
     model: open_clip.CLIP, tokenize: Callable[..., Tensor], frames: Sequence[Frame], steps: int, seed: int
 ) -> None:
-    """Trains in place with AdamW, warm-up and cosine decay, in bfloat16 where the operations allow it."""
+    """Trains in place, in bfloat16 where the operations allow it."""
     rng = np.random.default_rng([seed, 1])
-    optimizer = torch.optim.AdamW(group_parameters(model, WEIGHT_DECAY), lr=LEARNING_RATE, betas=(0.9, 0.98))
-    warmup = max(1, steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, warmup, steps))
+    hints = HintHead(EMBEDDING)
+    descent = Descent((model, hints), steps)
     model.train()
     with Progress("demo CLIP", steps, "steps") as progress:
         for _ in range(steps):
             batch = [frames[i] for i in rng.choice(len(frames), min(FRAMES_A_STEP, len(frames)), replace=False)]
-            loss = clip_loss(model, tokenize, batch, rng)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
+            contrast, told = clip_losses(model, hints, tokenize, batch, rng)
+            descent.step(contrast + told)
             with torch.no_grad():
                 model.logit_scale.clamp_(0, float(np.log(MAX_SCALE)))
-            progress.advance(note=f"loss {loss.item():.3f}")
+            progress.advance(note=f"loss {contrast.item():.3f}, hints {told.item():.3f}")
     model.eval()
 
 
-def cosine(step: int, warmup: int, steps: int) -> float:
-    """Factor of the learning rate: linear warm-up, then a cosine to zero."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + float(np.cos(np.pi * min(1.0, (step - warmup) / max(1, steps - warmup)))))
-
-
-def clip_loss(
-    model: open_clip.CLIP, tokenize: Callable[..., Tensor], frames: Sequence[Frame], rng: np.random.Generator
-) -> Tensor:
-    """The loss of one batch of frames; a scalar."""
+def clip_losses(
+    model: open_clip.CLIP,
+    hints: HintHead,
+    tokenize: Callable[..., Tensor],
+    frames: Sequence[Frame],
+    rng: np.random.Generator,
+) -> tuple[Tensor, Tensor]:
+    """The contrast of crops and texts, and the hints about the crops that show an object whole; two scalars."""
     crops = draw_crops(frames, IMAGE_SIZE, rng)
     pairs = [draw_object_text(f, rng) for f in frames] + [draw_background_text(f, rng) for f in frames]
     tokens = _drop_words(tokenize([text for text, _ in pairs]), rng)
     with torch.autocast("cpu", torch.bfloat16):
         image, text = model.encode_image(normalise(crops.pixels)), model.encode_text(tokens)
-    image, text = functional.normalize(image.float(), dim=-1), functional.normalize(text.float(), dim=-1)
-    similarity = model.logit_scale.exp() * image @ text.T
+    image, text = image.float(), text.float()
+    kinds, owner = torch.from_numpy(crops.kinds), torch.from_numpy(crops.frames)
+    whole = kinds == WHOLE
+    told = hints.loss(image[None, whole], answer_named(frames)[None, owner[whole]])
+    similarity = model.logit_scale.exp() * functional.normalize(image, dim=-1) @ functional.normalize(text, dim=-1).T
     fits = torch.from_numpy(match(crops, frames, [meaning for _, meaning in pairs]))
-    kinds = torch.from_numpy(crops.kinds)
-    same_frame = torch.from_numpy(crops.frames)[:, None] == torch.arange(len(frames))
+    same_frame = owner[:, None] == torch.arange(len(frames))
     ranking = rank_in_frame(similarity[:, : len(frames)], kinds, same_frame)
-    return choose_text(similarity, fits) + choose_crop(similarity, fits) + ranking
+    return choose_text(similarity, fits) + choose_crop(similarity, fits) + ranking, told
 
 
 def _drop_words(tokens: Tensor, rng: np.random.Generator) -> Tensor:

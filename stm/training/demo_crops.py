@@ -17,7 +17,7 @@ _CELL = (10.0, 27.0)  # side of a patch in pixels: the demo's cells have 16 of a
 _PART, _TOUCH = 0.25, 0.02  # share of a patch that the named object covers: PART above the first, EDGE above the second
 _RESAMPLING = (cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_AREA)
 # How many crops of which kind each frame gives. A frame without distractors gives background instead.
-_PLAN = (SCENE, SCENE, WHOLE, WHOLE, PART, PART, PART, EDGE, DISTRACTOR, BACKDROP, BACKDROP, BACKDROP)
+_PLAN = (SCENE, WHOLE, WHOLE, WHOLE, WHOLE, PART, PART, PART, EDGE, DISTRACTOR, BACKDROP, BACKDROP)
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 

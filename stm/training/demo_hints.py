@@ -1,8 +1,9 @@
-"""Hints for the training of the demo's small BLIP-2: what each token of the image tower looks at.
+"""Hints for the training of the demo's small models: what lies where.
 
-From captions alone a model of this size needs far more pictures to find shapes than a demo's recipe can afford. While it is
-trained, a linear layer therefore also tells from each image token which object and which background lie there. The layer is
-thrown away afterwards.
+From captions alone models of this size need far more pictures to find textures and shapes than a demo's recipe can afford:
+700 steps of CLIP learned nothing but colors and backgrounds. While the models are trained, a linear layer therefore also
+tells which object and which background lie there: of CLIP's crops of whole objects, and of each image token of BLIP-2.
+The layers are thrown away afterwards.
 """
 
 from collections.abc import Sequence
@@ -53,13 +54,23 @@ def answer_frames(frames: Sequence[Frame], side: int) -> Tensor:
     return torch.from_numpy(np.stack([_answer(frame, side) for frame in frames]))
 
 
+def answer_named(frames: Sequence[Frame]) -> Tensor:
+    """The right answers about the named object of each frame: int64 [frames, questions]."""
+    return torch.from_numpy(np.stack([_table(frame)[1] for frame in frames])).long()
+
+
 def _answer(frame: Frame, side: int) -> npt.NDArray[np.uint8]:
-    there = _objects(frame.labels, side)
-    table = [[BACKGROUNDS.index(frame.background), 0, 0, 0, 0]]
-    for number, (color, texture, shape) in enumerate((frame.named, *frame.others)):
-        names = (color, texture, shape, "other" if number else "named")
-        table.append([table[0][0], *(answers.index(n) for n, answers in zip(names, QUESTIONS[1:], strict=True))])
-    return np.array(table, np.uint8)[there]
+    return np.asarray(_table(frame)[_objects(frame.labels, side)])
+
+
+def _table(frame: Frame) -> npt.NDArray[np.uint8]:
+    """[1 + objects, questions]: the answers where nothing is, and about each object in the order of the labels."""
+    background = BACKGROUNDS.index(frame.background)
+    rows = [[background, 0, 0, 0, 0]]
+    for number, looks in enumerate((frame.named, *frame.others)):
+        names = (*looks, "other" if number else "named")
+        rows.append([background, *(answers.index(n) for n, answers in zip(names, QUESTIONS[1:], strict=True))])
+    return np.array(rows, np.uint8)
 
 
 def _objects(labels: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.int64]:

@@ -46,7 +46,7 @@ def feed(
     """
     samples, parts = settings.batch_size, settings.accumulate * process.count
     clips, rest = divmod(samples, parts * dataset.samples_per_clip)
-    if rest or settings.batch_size % parts:
+    if rest:
         raise ValueError(
             f"optimisation.batch_size = {samples} is not a multiple of accumulate x processes x repeats = "
             f"{settings.accumulate} x {process.count} x {dataset.samples_per_clip}"

@@ -99,16 +99,7 @@ def build_schedule(
 ) -> timm.scheduler.CosineLRScheduler:
     """Linear warm-up, then half a cosine. Call `step_update(step)` before step `step`, from 0; nothing else
     is its state.
-
-    Raises:
-        ValueError: the warm-up is longer than the run, so that its learning rate would never be reached.
     """
-    if settings.warmup_epochs > settings.epochs > 0:
-        raise ValueError(
-            f"optimisation.warmup_epochs = {settings.warmup_epochs:g} is longer than the run of "
-            f"optimisation.epochs = {settings.epochs}, so that its learning rate would never "
-            "be reached; make the warm-up shorter"
-        )
     start, _, end = scale_learning_rate(settings)
     total = settings.epochs * steps_per_epoch
     warmup = min(round(settings.warmup_epochs * steps_per_epoch), total)

@@ -19,8 +19,8 @@ from stm.training.feeding import count_steps, feed, hash_shards
 from stm.training.logs import say
 from stm.training.loop import Plan, fit
 
-# Settings that change how fast or how safely a run goes, but not what comes out of it.
-_INDIFFERENT = {"workers", "checkpoint_every", "checkpoints_kept", "seed"}
+# Settings that do not decide what comes out of a run; its seed is told apart from them.
+_INDIFFERENT = {*PretrainRun.indifferent, "seed"}
 
 
 def pretrain(
@@ -100,6 +100,5 @@ def _write(model: VideoMAE, run: PretrainRun, plan: Plan, data: dict[str, str], 
         data=data,
         step=plan.steps,
     )
-    # No more in the header than the architecture: safetensors writes several entries in an order of chance.
     zoo.save(model, output / "weights.safetensors")
     write_json(output / "config.json", {"run": run.model_dump(mode="json"), "receipt": receipt})

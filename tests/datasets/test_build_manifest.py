@@ -12,10 +12,9 @@ import pytest
 from test_probe import ffmpeg, make_video
 
 import stm.datasets
-from stm.config import Config, FolderDataset, parse_config
+from stm.config import Config, parse_config
 from stm.datasets import DatasetError, build_manifest, list_fingerprint
 from stm.datasets.annotations import AnnotationError
-from stm.datasets.folder import list_videos
 from stm.datasets.moving_shapes import generate
 from stm.files import read_table, sha256_file
 from stm.manifest import MANIFEST_SCHEMA, QUARANTINE_SCHEMA, TooManyFailures, make_key
@@ -68,8 +67,6 @@ def test_a_folder_without_annotations(video: Path, tmp_path: Path) -> None:
     rows, refused = build(config_of(root), tmp_path / "out")
     assert [r["video_id"] for r in rows] == ["a/c", "a/d.e", "b", "same.mkv", "same.mp4", "ümlaut ö"]
     assert refused == {}
-    listed = list_videos(FolderDataset(source="folder", root=str(root)))
-    assert sorted(listed) == sorted(root / r["path"] for r in rows)
     row = rows[0]
     assert row["path"] == "a/c.mp4" and row["split"] == "train" and row["label"] is None and row["captions"] == []
     assert row["key"] == make_key("a/c") and row["sha256"] == sha256_file(video) and row["width"] == 96
@@ -253,24 +250,72 @@ def test_generated_clips_are_a_dataset_like_any_other(tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_sees_every_change_and_nothing_else(video: Path, tmp_path: Path) -> None:
-    root, annotations = tmp_path / "root", tmp_path / "notes.csv"
+    root = tmp_path / "root"
     place(video, root, "a.mp4", "b/c.mp4")
-    annotations.write_text("path\na.mp4\n")
-    config = config_of(root, annotations)
+    config = config_of(root)
     seen = [list_fingerprint(config)]
     (root / "notes.txt").write_text("not a video")
     assert list_fingerprint(config) == seen[0]
+    assert list_fingerprint(config_of(root, seed=1)) == seen[0]  # nothing of a folder is drawn
     changes = [
         lambda: place(video, root, "b/new.mp4"),
         lambda: os.utime(root / "a.mp4", (1, 1)),
         lambda: (root / "b/c.mp4").unlink(),
-        lambda: annotations.write_text("path\na.mp4\nb/new.mp4\n"),
     ]
     for change in changes:
         change()
         seen.append(list_fingerprint(config))
     assert len(set(seen)) == len(seen)
     assert list_fingerprint(config_of(tmp_path / "none")) != seen[-1]  # a missing folder has one too
+
+
+def test_the_fingerprint_sees_the_files_that_annotations_name_whatever_their_ending(
+    video: Path, tmp_path: Path
+) -> None:
+    root, annotations = tmp_path / "root", tmp_path / "notes.json"
+    place(video, root, "a.mp4", "film.vid", ".hidden/b.mp4")
+    odd = ["film.vid", ".hidden/b.mp4", "none.mp4", "x" * 5000, "\ud800", "a\0b", "", 7]
+    annotations.write_text(json.dumps([*({"path": path, "odd": 1} for path in odd), 7]))
+    config = config_of(root, annotations)
+    seen = [list_fingerprint(config)]
+    place(video, root, "unnamed.mp4")
+    assert list_fingerprint(config) == seen[0]
+    changes = [
+        lambda: (root / "film.vid").write_bytes(b"other"),
+        lambda: os.utime(root / ".hidden/b.mp4", (1, 1)),
+        lambda: place(video, root, "none.mp4"),
+        lambda: annotations.write_text('[{"path": "a.mp4"}]'),
+        lambda: annotations.write_text("[torn"),
+    ]
+    for change in changes:
+        change()
+        seen.append(list_fingerprint(config))
+    assert len(set(seen)) == len(seen)
+
+
+def test_one_file_under_two_spellings_is_one_file(video: Path, tmp_path: Path) -> None:
+    root, annotations = tmp_path / "root", tmp_path / "notes.csv"
+    place(video, root, "a/b.mp4")
+    annotations.write_text("path,start,end\na/b.mp4,0,0.1\n./a//b.mp4,0.1,0.2\n")
+    rows, refused = build(config_of(root, annotations), tmp_path / "out")
+    assert [(r["video_id"], r["path"]) for r in rows] == [("a/b@0-0.1", "a/b.mp4"), ("a/b@0.1-0.2", "a/b.mp4")]
+    assert refused == {}
+
+
+def test_after_too_many_failures_another_policy_opens_no_file_again(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    place(video, root, "good.mp4")
+    for number in range(9):
+        (root / f"bad{number}.mp4").write_text("text")
+    with pytest.raises(TooManyFailures):
+        build(config_of(root, bad_input={"max_failure_rate": 0.5}), tmp_path / "out")
+    asked: list[Any] = []
+    monkeypatch.setattr(stm.datasets, "probe_files", lambda paths, *rest: asked.extend(paths) or iter(()))
+    rows, _ = build(config_of(root, bad_input={"max_failure_rate": 0.95}), tmp_path / "out")
+    assert asked == [] and len(rows) == 1
+    assert not list((tmp_path / "out").glob(".*.journal"))
 
 
 def test_the_fingerprint_of_generated_clips_is_their_settings(tmp_path: Path) -> None:

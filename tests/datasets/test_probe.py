@@ -189,3 +189,16 @@ def test_a_file_that_hangs_or_kills_its_process_costs_one_file(tmp_path: Path) -
     statuses = [str(found[str(path)]["status"]) for path in files]
     assert statuses == ["ok", "crashed", "ok", "timeout", "ok", "crashed", "ok"]
     assert "4 s" in found["/sleeper"]["detail"] and "ZeroDivisionError" in found["/breaker"]["detail"]
+
+
+def test_a_coding_that_ffmpeg_does_not_know_is_said(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.mp4")
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+    facts = probe_file(path, **LIMITS)
+    assert facts["status"] == "open_failed" and "coding" in facts["detail"]
+
+
+def test_a_colon_in_a_name_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_video(tmp_path / "concat:a.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert status_of(Path("concat:a.mp4")) is Status.OK

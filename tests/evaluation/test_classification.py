@@ -183,6 +183,12 @@ def encoder_of_run() -> VideoEncoder:
     return zoo.build(RUN).encoder
 
 
+def test_no_batch_of_the_probe_is_a_single_clip() -> None:
+    task = LinearProbe(task="linear", epochs=1, batch_size=1)
+    head = train_head(torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 0]), 2, 1e-3, task, seed=0)
+    assert head(torch.randn(3, 4)).isfinite().all()
+
+
 def test_the_classifier_is_mean_norm_and_a_head_near_zero() -> None:
     encoder = encoder_of_run()
     classifier = Classifier(encoder, 5).eval()

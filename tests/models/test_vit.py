@@ -117,15 +117,3 @@ def test_the_initialisation_is_videomae_s() -> None:
     # The convolution there keeps torch's own: uniform in 1 / sqrt(values), bias and all.
     embedding = model.encoder.embedding.projection
     assert embedding.weight.abs().max() <= 384**-0.5 and embedding.bias.abs().max() > 0
-
-
-def test_layer_decay_finds_the_embedding_the_blocks_and_leaves_the_norm_at_one() -> None:
-    import timm.optim
-
-    encoder = VideoEncoder(SMALL)
-    groups = timm.optim.param_groups_layer_decay(encoder, layer_decay=0.5)
-    names = {id(parameter): name for name, parameter in encoder.named_parameters()}
-    scales = {names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
-    assert scales["embedding.projection.weight"] == 0.5**4  # decay^(depth + 1 - 0)
-    assert [scales[f"blocks.{i}.mlp.fc1.weight"] for i in range(3)] == [0.5**3, 0.5**2, 0.5]
-    assert scales["norm.weight"] == 1

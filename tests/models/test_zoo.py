@@ -1,6 +1,10 @@
 """Sizes, files and transformers' checkpoints."""
 
+import json
+import re
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ from stm.config import PretrainRun
 from stm.models import zoo
 from stm.models.vit import Architecture, VideoMAE
 
+README = Path(__file__).parents[2] / "README.md"
 TINY = PretrainRun(model="tiny", image_size=32, patch_size=8, frames=4)
 
 
@@ -49,12 +54,11 @@ def test_the_same_seed_builds_the_same_weights() -> None:
 
 def test_saved_weights_come_back_exactly_and_as_the_same_bytes(tmp_path: Path) -> None:
     model = zoo.build(TINY)
-    zoo.save(model, tmp_path / "a.safetensors", method="mae", run="demo")
+    zoo.save(model, tmp_path / "a.safetensors")
     again = zoo.load(tmp_path / "a.safetensors")
     assert again.architecture == model.architecture
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
-    zoo.save(again, tmp_path / "b.safetensors", run="demo", method="mae")
-    assert zoo.read_metadata(tmp_path / "b.safetensors") == {"method": "mae", "run": "demo"}
+    zoo.save(again, tmp_path / "b.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
@@ -74,6 +78,13 @@ def test_files_that_are_not_ours_or_torn_are_errors_that_name_them(tmp_path: Pat
     for path, reason in [(torn, "cannot be read"), (foreign, "not written by stm"), (absent, "cannot be read")]:
         with pytest.raises(ValueError, match=rf"{path.stem}\.safetensors.*{reason}"):
             zoo.load(path)
+
+
+def test_an_architecture_of_another_version_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    header = {"architecture": {**asdict(zoo.describe(TINY)), "newer": 1}}
+    save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors", {zoo.HEADER_KEY: json.dumps(header)})
+    with pytest.raises(ValueError, match=r"a\.safetensors was written by another version.*newer"):
+        zoo.load(tmp_path / "a.safetensors")
 
 
 def test_weights_of_another_shape_than_the_header_says_are_an_error(tmp_path: Path) -> None:
@@ -98,6 +109,21 @@ def test_the_export_loads_into_transformers_without_a_key_missing_or_left_over()
     peer = VideoMAEForPreTraining(VideoMAEConfig(**zoo.transformers_config(model.architecture)))
     assert peer.state_dict().keys() == zoo.to_transformers(model).keys()
     peer.load_state_dict(zoo.to_transformers(model))
+
+
+def test_the_readme_s_lines_on_weights_work_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = README.read_text(encoding="utf-8").partition("## Weights")[2].partition("\n## ")[0]
+    (code,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    (path,) = re.findall(r'"(results/\S+)"', code)
+    model = zoo.build(TINY)
+    zoo.save(model, tmp_path / path)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    expected = zoo.to_transformers(model)
+    found = names["peer"].state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
 
 
 def test_a_checkpoint_with_mean_pooling_or_other_depth_is_an_error() -> None:

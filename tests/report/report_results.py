@@ -127,7 +127,7 @@ def write_shard(layout: Layout, split: str, captions: dict[str, list[str]]) -> N
                     "similarity_size": similarity.size,
                     "motion_offset": motion.offset,
                     "motion_size": motion.size,
-                    "sha256": [m.sha256 for m in tar.members],
+                    "sha256": [m.sha256 for m in (header, *jpegs, similarity, motion)],
                 }
             )
     schema = pa.schema(

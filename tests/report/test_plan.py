@@ -23,10 +23,22 @@ def test_a_folder_is_planned_from_its_files_before_there_is_a_manifest(tmp_path,
     for number in range(3):
         encode_video(tmp_path / f"videos/{number}.mp4", texture(frames=12))
     (tmp_path / "videos/broken.mp4").write_bytes(b"no video")
+    whole = (tmp_path / "videos/0.mp4").read_bytes()
+    (tmp_path / "videos/odd.mp4").write_bytes(whole.replace(b"avc1", b"zzzz"))  # a coding that nobody knows
     values = {"name": "x", "results": str(tmp_path), "dataset": {"source": "folder", "root": str(tmp_path / "videos")}}
     clips = count_clips(parse_config(values))
-    assert (clips.total, clips.frames, clips.width, clips.height) == (4, 12, 96, 64)
-    assert "4 files" in clips.basis
+    assert (clips.total, clips.frames, clips.width, clips.height) == (5, 12, 96, 64)
+    assert "5 clips, the headers of 3" in clips.basis
+
+
+def test_annotated_splits_and_segments_are_planned_as_such(tmp_path, encode_video, texture):
+    encode_video(tmp_path / "videos/a.mp4", texture(frames=24))
+    rows = ["path,split,start,end", "a.mp4,train,0,0.5", "a.mp4,train,0.5,1", "a.mp4,val,0.2,0.7"]
+    (tmp_path / "clips.csv").write_text("\n".join(rows))
+    dataset = {"source": "folder", "root": str(tmp_path / "videos"), "annotations": str(tmp_path / "clips.csv")}
+    clips = count_clips(parse_config({"name": "x", "results": str(tmp_path), "dataset": dataset}))
+    assert clips.per_split == {"train": 2, "val": 1}
+    assert clips.frames < 24
 
 
 def test_twice_the_clips_cost_twice_the_work(tmp_path):

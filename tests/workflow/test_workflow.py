@@ -144,6 +144,26 @@ def test_changed_settings_of_a_source_rerun_that_source_only(copy):
     assert not {"manifest", "split", "frames", "motion", "similarity", "shards", "pretrain"} & set(ran)
 
 
+def test_what_changes_no_byte_reruns_nothing(copy):
+    changes = {
+        "frames": CONFIG["frames"] | {"timeout_seconds": 5},
+        "motion": {"timeout_seconds": 5},
+        "bad_input": {"max_failure_rate": 0.9},
+        "pretrain": {"text": RUN | {"workers": 1, "checkpoint_every": 7, "checkpoints_kept": 1}},
+    }
+    write_config(copy, **changes)
+    assert set(jobs(snakemake(copy, "--dry-run"))) <= {"plan", "report", "all"}
+    (copy / "videos").rename(copy / "moved")
+    dataset = {"source": "folder", "root": "moved", "annotations": "moved/clips.csv"}
+    write_config(copy, **changes, dataset=dataset)
+    assert set(jobs(snakemake(copy))) <= {"manifest", "split", "plan", "report", "all"}
+
+
+def test_a_limit_of_the_manifest_reruns_the_manifest(copy):
+    write_config(copy, frames=CONFIG["frames"] | {"max_side": 80})
+    assert "manifest" in jobs(snakemake(copy, "--dry-run"))
+
+
 def test_one_video_added_reruns_one_shard(copy, encode_video, texture):
     encode_video(copy / "videos/new.mp4", texture(seed=99))
     lines = (copy / "videos/clips.csv").read_text()

@@ -1,5 +1,6 @@
 # Shared by all stages: the checked config, where results go, and the lists of shards that the split yields.
 
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -34,8 +35,17 @@ wildcard_constraints:
 
 
 def dump(section):
-    """A section of the config as plain values, for `params`: when it changes, what depends on it is rerun."""
-    return section.model_dump(mode="json")
+    """What decides in a section of the config, for `params`: when it changes, what depends on it is rerun.
+
+    Keys that change no byte of a result (deadlines, loading processes) are left out; the scripts find them in the config.
+    """
+    return section.deciding()
+
+
+@cache
+def listing():
+    """The state of the dataset's files. Asked for when a job needs it: jobs on a cluster read these files too."""
+    return list_fingerprint(CONFIG)
 
 
 def all_shards(split=None):

@@ -18,7 +18,6 @@ rule frames:
         mem_mb=4000,
         runtime=240,
     params:
-        root=lambda wildcards: dataset_root(CONFIG).as_posix(),
         settings=dump(CONFIG.frames),
         bad_input=dump(CONFIG.bad_input),
     script:

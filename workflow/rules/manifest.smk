@@ -37,6 +37,7 @@ rule manifest:
         dataset=dump(CONFIG.dataset),
         bad_input=dump(CONFIG.bad_input),
         min_side=CONFIG.frames.min_side,
-        listing=list_fingerprint(CONFIG),
+        max_side=CONFIG.frames.max_side,
+        listing=lambda wildcards: listing(),
     script:
         "../scripts/manifest.py"

@@ -13,6 +13,6 @@ rule plan:
         "../../environment.yml"
     params:
         config=dump(CONFIG),
-        listing=list_fingerprint(CONFIG),
+        listing=lambda wildcards: listing(),
     script:
         "../scripts/plan.py"

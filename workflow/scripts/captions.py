@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
-from stm.config import BadInput, CaptionSource
+from stm.config import parse_config
 from stm.preprocess.captions import write_captions
 from stm.progress import log_to
+
+config = parse_config(snakemake.config)
 
 with log_to(snakemake.log[0]):
     write_captions(
@@ -14,6 +14,6 @@ with log_to(snakemake.log[0]):
         frames_tar=Path(snakemake.input.tar),
         frames_index=Path(snakemake.input.frames),
         output=Path(snakemake.output.captions),
-        source=TypeAdapter(CaptionSource).validate_python(snakemake.params.source),
-        bad_input=BadInput.model_validate(snakemake.params.bad_input),
+        source=config.captions[snakemake.wildcards.source],
+        bad_input=config.bad_input,
     )

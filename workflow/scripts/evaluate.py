@@ -2,19 +2,19 @@
 
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
-from stm.config import EvaluationTask, PretrainRun
+from stm.config import parse_config
 from stm.evaluation import evaluate
 from stm.progress import log_to
 
+config = parse_config(snakemake.config)
+
 with log_to(snakemake.log[0]):
     evaluate(
-        TypeAdapter(EvaluationTask).validate_python(snakemake.params.task),
-        PretrainRun.model_validate(snakemake.params.run),
+        config.evaluate[snakemake.wildcards.task],
+        config.pretrain[snakemake.wildcards.run],
         weights=Path(snakemake.input.weights),
         train_indexes=[Path(path) for path in snakemake.input.train],
         test_indexes=[Path(path) for path in snakemake.input.test],
         output=Path(snakemake.output.metrics).parent,
-        seed=snakemake.params.seed,
+        seed=config.seed,
     )

@@ -2,17 +2,20 @@
 
 from pathlib import Path
 
-from stm.config import BadInput, Frames
+from stm.config import parse_config
+from stm.layout import dataset_root
 from stm.preprocess.frames import extract_frames
 from stm.progress import log_to
+
+config = parse_config(snakemake.config)
 
 with log_to(snakemake.log[0]):
     extract_frames(
         slice_path=Path(snakemake.input.slice),
-        root=Path(snakemake.params.root),
+        root=dataset_root(config),
         tar=Path(snakemake.output.tar),
         index=Path(snakemake.output.index),
-        settings=Frames.model_validate(snakemake.params.settings),
-        bad_input=BadInput.model_validate(snakemake.params.bad_input),
+        settings=config.frames,
+        bad_input=config.bad_input,
         processes=snakemake.threads,
     )

@@ -2,19 +2,21 @@
 
 from pathlib import Path
 
+from stm.config import parse_config
+from stm.layout import dataset_root
 from stm.preprocess.motion import extract_motion
-
-from stm.config import BadInput, Motion
 from stm.progress import log_to
+
+config = parse_config(snakemake.config)
 
 with log_to(snakemake.log[0]):
     extract_motion(
         slice_path=Path(snakemake.input.slice),
-        root=Path(snakemake.params.root),
+        root=dataset_root(config),
         frames_index=Path(snakemake.input.frames),
         output=Path(snakemake.output.motion),
-        settings=Motion.model_validate(snakemake.params.settings),
-        grid=snakemake.params.grid,
-        bad_input=BadInput.model_validate(snakemake.params.bad_input),
+        settings=config.motion,
+        grid=config.grid,
+        bad_input=config.bad_input,
         processes=snakemake.threads,
     )

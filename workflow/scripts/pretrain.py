@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
-from stm.config import PretrainRun
+from stm.config import parse_config
 from stm.progress import log_to
 from stm.training.launch import run_pretraining
 
+config = parse_config(snakemake.config)
+
 with log_to(snakemake.log[0]):
     run_pretraining(
-        PretrainRun.model_validate(snakemake.params.run),
+        config.pretrain[snakemake.wildcards.run],
         shard_indexes=[Path(path) for path in snakemake.input.shards],
         output=Path(snakemake.output.weights).parent,
-        seed=snakemake.params.seed,
+        seed=config.seed,
     )

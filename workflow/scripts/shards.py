@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
-from stm.config import BadInput, Pack
+from stm.config import parse_config
 from stm.preprocess.shards import pack_shard
 from stm.progress import log_to
+
+config = parse_config(snakemake.config)
 
 
 def optional(name):
@@ -22,7 +24,7 @@ with log_to(snakemake.log[0]):
         motion=optional("motion"),
         tar=Path(snakemake.output.tar),
         index=Path(snakemake.output.index),
-        pack=Pack.model_validate(snakemake.params.pack),
-        grid=snakemake.params.grid,
-        bad_input=BadInput.model_validate(snakemake.params.bad_input),
+        pack=config.pack,
+        grid=config.grid,
+        bad_input=config.bad_input,
     )

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from stm.config import BadInput, Similarity
+from stm.config import parse_config
 from stm.preprocess.similarity import write_similarity
 from stm.progress import log_to
 
+config = parse_config(snakemake.config)
 embeddings = snakemake.input.get("embeddings")
 
 with log_to(snakemake.log[0]):
@@ -14,8 +15,8 @@ with log_to(snakemake.log[0]):
         frames_index=Path(snakemake.input.frames),
         captions=Path(snakemake.input.captions),
         output=Path(snakemake.output.similarity),
-        settings=Similarity.model_validate(snakemake.params.settings),
-        grid=snakemake.params.grid,
-        bad_input=BadInput.model_validate(snakemake.params.bad_input),
+        settings=config.similarity,
+        grid=config.grid,
+        bad_input=config.bad_input,
         embeddings=Path(embeddings) if embeddings else None,
     )
