@@ -30,9 +30,9 @@ class Size(NamedTuple):
 
 
 # VideoMAE's sizes (its modeling_pretrain.py), with the decoder depths of its pretraining scripts. `tiny` is
-# ours, for the demo and for tests: half of small, in both directions.
+# ours, for the demo and for tests: a third of small, in both directions.
 SIZES: Mapping[ModelSize, Size] = {
-    "tiny": Size(192, 6, 3, 96, 2, 3),
+    "tiny": Size(128, 4, 4, 64, 2, 2),
     "small": Size(384, 12, 6, 192, 4, 3),
     "base": Size(768, 12, 12, 384, 4, 6),
     "large": Size(1024, 24, 16, 512, 12, 8),

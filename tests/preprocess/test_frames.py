@@ -292,7 +292,8 @@ def test_a_clip_that_takes_too_long_is_killed_and_marked(root: Path, tmp_path: P
     videos.mkdir()
     (videos / "good.mp4").write_bytes((root / "good.mp4").read_bytes())
     make_video(videos / "long.mp4", np.repeat(make_pan(2, 0, 0, 96, 64), 1500, axis=0))
-    settings = SETTINGS.model_copy(update={"timeout_seconds": 1e-3})
+    # Large pictures, all of them: seconds of work, where the deadline is looked at ten times a second.
+    settings = SETTINGS.model_copy(update={"timeout_seconds": 1e-3, "every": 1, "short_side": 720})
     rows = extract(videos, tmp_path / "out", [make_row("long.mp4")], settings=settings)
     assert rows["long.mp4"]["status"] == "timeout"
     again = extract(videos, tmp_path / "out", [make_row("good.mp4"), make_row("long.mp4")])
