@@ -6,7 +6,6 @@ from typing import Any
 
 import av
 
-from stm.datasets.probe_pool import Facts
 from stm.files import sha256_file
 from stm.manifest import Status
 
@@ -20,7 +19,11 @@ CONTAINERS = (
     # audio, so that it is said what is missing
     "mp3", "wav", "w64", "flac", "aac", "aiff", "ac3", "eac3", "caf",
 )  # fmt: skip
-_OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
+# For every opening of a video file, here and in the offline stages.
+OPEN_OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
+
+
+Facts = dict[str, Any]
 
 
 def probe_file(path: Path, min_side: int, max_side: int) -> Facts:
@@ -60,7 +63,7 @@ def _look_inside(path: Path) -> Facts:
     av.logging.restore_default_callback()
     av.logging.set_libav_level(av.logging.PANIC)
     # `file:` keeps a colon in a name from being read as a protocol.
-    with av.open(f"file:{path}", options=_OPTIONS, metadata_errors="replace") as container:
+    with av.open(f"file:{path}", options=OPEN_OPTIONS, metadata_errors="replace") as container:
         videos = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         if not videos:
             kinds = {s.type for s in container.streams}

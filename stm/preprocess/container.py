@@ -5,14 +5,8 @@ from typing import Any
 
 import av
 
+from stm.datasets.probe import OPEN_OPTIONS
 from stm.manifest import Status
-
-# Containers of moving pictures. Without this list a text file that is named like a video could be a playlist that
-# makes ffmpeg open other files or addresses.
-DEMUXERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpegtsraw,mpeg,mpegvideo,flv,live_flv,asf,ogg,h264,hevc,m4v,h263,"
-    "ivf,obu,av1,mxf,nut,dv,rm,wtv,gif,yuv4mpegpipe,mjpeg,h261,vc1"
-)
 
 
 class VideoError(Exception):
@@ -37,7 +31,7 @@ def open_container(path: Path) -> Any:
         raise VideoError(Status.EMPTY_FILE, "the file has no bytes")
     try:
         # `file:` keeps a colon in a name from being read as a protocol.
-        return av.open(f"file:{path}", options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"})
+        return av.open(f"file:{path}", options=OPEN_OPTIONS)
     except (av.error.FFmpegError, OSError, UnicodeError) as error:
         raise VideoError(Status.OPEN_FAILED, f"no container that ffmpeg can read ({plain_error(error)})") from None
 
