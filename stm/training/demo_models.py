@@ -27,8 +27,8 @@ class Recipe:
 
     clips: int = 6000  # training clips, two frames each
     held_out_clips: int = 300  # clips for the measurement, two frames each
-    clip_steps: int = 900  # of 48 frames, 12 crops each
-    blip2_steps: int = 3000  # of 64 frames
+    clip_steps: int = 600  # of 32 frames, 12 crops each
+    blip2_steps: int = 8000  # of 32 frames
     seed: int = 0
     threads: int = 2  # for torch, and processes for rendering
 

@@ -48,6 +48,11 @@ def listing():
     return list_fingerprint(CONFIG)
 
 
+def share_of_cores(jobs):
+    """Threads of one of so many like jobs. Small models lose by more threads; runs side by side do not."""
+    return max(1, (workflow.cores or 1) // max(1, jobs))
+
+
 def all_shards(split=None):
     """The shards of a split (of all splits when None); waits for the checkpoint that deals the clips."""
     index = Path(checkpoints.split.get().output.index)

@@ -15,7 +15,7 @@ rule evaluate:
     retries: 2
     conda:
         "../../environment.yml"
-    threads: 2
+    threads: share_of_cores(len(CONFIG.pretrain) * len(CONFIG.evaluate))
     resources:
         mem_mb=32000,
         runtime=1440,

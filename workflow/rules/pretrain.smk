@@ -14,7 +14,7 @@ rule pretrain:
     retries: 2
     conda:
         "../../environment.yml"
-    threads: 2
+    threads: share_of_cores(len(CONFIG.pretrain))
     resources:
         mem_mb=32000,
         runtime=2880,
