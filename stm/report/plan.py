@@ -173,7 +173,7 @@ def make_plan(config: Config) -> Plan:
     cells = config.grid * max(config.grid, round(config.grid * long / short))
     plan.stages = [
         *_reading(config, clips, shards, frames, stored, long / short),
-        *_scoring(config, clips.total, shards, stored, cells),
+        *_scoring(config, clips, shards, stored, cells),
         *_training(config, clips),
     ]
     return plan
@@ -202,44 +202,47 @@ def _reading(config: Config, clips: Clips, shards: int, frames: float, stored: f
     return stages
 
 
-def _scoring(config: Config, clips: int, shards: int, stored: float, cells: int) -> list[Stage]:
+def _scoring(config: Config, clips: Clips, shards: int, stored: float, cells: int) -> list[Stage]:
     """Captions and similarity."""
     stages = []
-    patches = clips * stored * cells
+    patches = clips.total * stored * cells
     tower = patches * clip_image_flops(config.similarity.model)
     captions_of = {}
     for name, source in config.captions.items():
         flops = 0.0
         if isinstance(source, Blip2Captions):
             captions_of[name] = source.key_frames
-            flops = clips * source.key_frames * _caption_flops(source.model)
+            flops = clips.total * source.key_frames * _caption_flops(source.model)
         elif isinstance(source, LanguageModelCaptions):
             captions_of[name] = len(source.prompts)
-            flops = clips * len(source.prompts) * 2 * _weights(source.model) * source.max_new_tokens
+            flops = clips.total * len(source.prompts) * 2 * _weights(source.model) * source.max_new_tokens
         else:
             captions_of[name] = len(getattr(source, "templates", [1]))
         stages.append(_computing(f"captions/{name}", shards, flops))
-    scored = (
-        list(config.captions)
-        if config.mask_quality
-        else [config.pack.captions]
-        if config.pack.captions and config.pack.similarity
-        else []
-    )
+    scored = _scored_clips(config, clips)
     if scored and config.similarity.keep_embeddings:
         width = _clip_config(config.similarity.model).get("embed_dim", 512)
         stages.append(_computing("embeddings", shards, tower, gigabytes=patches * 2 * width / 1e9))
-    for name in scored:
-        size = clips * captions_of[name] * stored * cells * 2 / 1e9
-        stages.append(
-            _computing(
-                f"similarity/{name}",
-                shards,
-                0.0 if config.similarity.keep_embeddings else tower,
-                gigabytes=size,
-            )
-        )
+    for name, (count, jobs) in scored.items():
+        flops = 0.0 if config.similarity.keep_embeddings else tower * count / clips.total
+        size = count * captions_of[name] * stored * cells * 2 / 1e9
+        stages.append(_computing(f"similarity/{name}", jobs, flops, gigabytes=size))
     return stages
+
+
+def _scored_clips(config: Config, clips: Clips) -> dict[str, tuple[int, int]]:
+    """Clips and jobs of each caption source's similarity: all for the packed one, else those that masks are measured on."""
+    found = {}
+    if config.mask_quality is not None:
+        measured = {config.mask_quality.split: clips.per_split.get(config.mask_quality.split, 0)}
+        found = dict.fromkeys(config.captions, (sum(measured.values()), _count_shards(measured, config.shard_size)))
+    if config.pack.captions and config.pack.similarity:
+        found[config.pack.captions] = (clips.total, _count_shards(clips.per_split, config.shard_size))
+    return found
+
+
+def _count_shards(per_split: dict[str, int], shard_size: int) -> int:
+    return sum(-(-count // shard_size) for count in per_split.values())
 
 
 def _computing(stage: str, jobs: int, flops: float, gigabytes: float = 0.0) -> Stage:

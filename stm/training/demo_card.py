@@ -3,15 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import safe_open
 
 from stm.files import write_bytes
 from stm.progress import format_seconds
-
-if TYPE_CHECKING:
-    from stm.training.demo_models import Recipe
+from stm.training.demo_recipe import Recipe
 
 _TEXT = """\
 # The demo's two small models
@@ -36,7 +34,7 @@ Weights are stored as float16 safetensors and load as float32.
   `stm/training/demo_blip2.py`.
 - In both a linear layer that names what a crop or an image token shows helps the tower to learn, and is thrown away.
   `stm/training/demo_hints.py`.
-- Muon and AdamW, warm-up and cosine decay, bfloat16 autocast, {threads} threads on a CPU. Time: {times}.
+- Muon and AdamW, warm-up and cosine decay, bfloat16 autocast, on a CPU, torch threads: {threads}. Time: {times}.
 
 ## How good they are
 
@@ -77,7 +75,7 @@ _CLIP_COLUMNS = (
 
 def write_card(
     path: Path,
-    recipe: "Recipe",
+    recipe: Recipe,
     results: Mapping[str, Any],
     seconds: Mapping[str, float],
     folders: Sequence[Path],

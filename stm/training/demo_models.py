@@ -3,7 +3,6 @@
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,9 @@ from stm.training.demo_card import write_card
 from stm.training.demo_clip import build_clip, save_clip, train_clip, write_config
 from stm.training.demo_data import HELD_OUT_SPLIT, TRAIN_SPLIT, Frame, all_captions, render_frames
 from stm.training.demo_measure import measure_captions, measure_ceiling, measure_clip
+from stm.training.demo_recipe import Recipe
 
 FRAMES_A_CLIP = 2
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How much of everything; the defaults made the shipped assets."""
-
-    clips: int = 6000  # training clips, two frames each
-    held_out_clips: int = 300  # clips for the measurement, two frames each
-    clip_steps: int = 600  # of 32 frames, 12 crops each
-    blip2_steps: int = 8000  # of 32 frames
-    seed: int = 0
-    threads: int = 2  # for torch, and processes for rendering
 
 
 def train_demo_models(
@@ -44,7 +32,7 @@ def train_demo_models(
     clips: int = Recipe.clips,
     held_out_clips: int = Recipe.held_out_clips,
 ) -> dict[str, Any]:
-    """Trains the small CLIP, then the small BLIP-2 from its image tower; on a CPU, in about 25 minutes.
+    """Trains the small CLIP, then the small BLIP-2 from its image tower; on a CPU, in about 30 minutes.
 
     The outputs are replaced only once both models are trained and measured.
 

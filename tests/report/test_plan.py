@@ -19,6 +19,14 @@ def test_clips_and_shards_of_the_generated_dataset_come_from_the_config(tmp_path
     assert plan.stored_frames == config.dataset.frames / config.frames.every
 
 
+def test_only_the_packed_source_is_scored_on_every_split(tmp_path):
+    config = load_config(ROOT / "config/demo.yaml").model_copy(update={"results": str(tmp_path)})
+    jobs = {stage.stage: stage.jobs for stage in make_plan(config).stages}
+    measured = -(-config.dataset.clips["test"] // config.shard_size)
+    assert jobs["similarity/human"] == jobs["similarity/label"] == measured
+    assert jobs["similarity/blip2"] == make_plan(config).shards
+
+
 def test_a_folder_is_planned_from_its_files_before_there_is_a_manifest(tmp_path, encode_video, texture):
     for number in range(3):
         encode_video(tmp_path / f"videos/{number}.mp4", texture(frames=12))

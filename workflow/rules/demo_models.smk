@@ -12,7 +12,7 @@ rule demo_models:
         "results/demo-models/benchmark.tsv"
     conda:
         "../../environment.yml"
-    threads: 2
+    threads: 1
     params:
         seed=CONFIG.seed,
     script:
