@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from stm.training.demo_models import train_demo_models
-
 from stm.progress import log_to
+from stm.training.demo_models import train_demo_models
 
 with log_to(snakemake.log[0]):
     train_demo_models(

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from stm.evaluation.mask_quality import measure_mask_quality
-
 from stm.config import MaskQuality
+from stm.evaluation.mask_quality import measure_mask_quality
 from stm.progress import log_to
 
 sources = {source: [] for source in snakemake.params.sources}
