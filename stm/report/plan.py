@@ -164,7 +164,7 @@ def _read_header(root: Path, clip: Clip) -> tuple[float, int, int]:
 def make_plan(config: Config) -> Plan:
     """Works out the plan of a config; reads no more than headers."""
     clips = count_clips(config)
-    shards = sum(max(1, -(-n // config.shard_size)) for n in clips.per_split.values())
+    shards = _count_shards(clips.per_split, config.shard_size)
     window = config.frames.max_frames * config.frames.every
     frames = min(clips.frames, window)
     stored = max(1.0, frames / config.frames.every)

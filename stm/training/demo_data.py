@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 
 import cv2
 import numpy as np
@@ -31,6 +30,7 @@ from stm.datasets.shapes_motion import camera_track, track
 from stm.datasets.shapes_outline import RING_HOLE, outline
 from stm.datasets.shapes_spec import ObjectSpec
 from stm.progress import track as track_progress
+from stm.workers import PlainSpawn
 
 TRAIN_SPLIT, HELD_OUT_SPLIT = "demo-models", "demo-models-held-out"
 NOTHING, NAMED, OTHER = 0, 1, 2  # values of a label map; OTHER + i is the distractor number i
@@ -66,7 +66,7 @@ def render_frames(split: str, clips: int, frames: int, seed: int, processes: int
         parts = list(track_progress(map(render, chunks), what, len(chunks), "chunks"))
     else:
         # Processes are started afresh: forking a process that has run torch's threads can hang.
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(processes, mp_context=PlainSpawn()) as pool:
             parts = list(track_progress(pool.map(render, chunks), what, len(chunks), "chunks"))
     return [frame for part in parts for frame in part]
 

@@ -1,5 +1,7 @@
 """The demo's small models: the recipe runs, its parts do what they say, and the shipped ones are as good as their card."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -270,3 +272,15 @@ def test_the_recipe_runs_end_to_end(tmp_path):
     assert model.config.num_query_tokens == Blip2Processor.from_pretrained(outputs[1]).num_query_tokens
     card = outputs[2].read_text()
     assert "5 steps" in card and str(tmp_path) not in card
+
+
+def test_frames_can_be_rendered_from_a_script_without_a_main_guard(tmp_path):
+    """Workflow scripts have none; children that ran them again would break the pool."""
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "from stm.training.demo_data import HELD_OUT_SPLIT, render_frames\n"
+        "print(len(render_frames(HELD_OUT_SPLIT, 2, 2, 0, 2)))\n"
+    )
+    finished = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert int(finished.stdout.split()[-1]) == 4
