@@ -1,11 +1,14 @@
-# From raw videos to a report. Results go to {results}/{name}/ as the config says:
+# From raw videos to a report. Results go to {results}/{name}/ as the config says; with several datasets, what is made of
+# each goes to {results}/{dataset}/:
 #
 #   manifest.parquet, quarantine.parquet   what is in the dataset, what was refused and why
 #   slices/{shard}.parquet                 the clips of each shard; a shard is the unit of every later job
 #   frames/{shard}.tar                     JPEGs on the frame grid
 #   captions/{source}/{shard}.parquet      captions
 #   similarity/{source}/{shard}.parquet    patch-text similarity maps
+#   text/{source}/{shard}.parquet          captions' vectors
 #   motion/{shard}.parquet                 motion maps
+#   flow/{shard}.parquet                   optical flow
 #   shards/{split}/{shard}.tar             WebDataset shards and their index
 #   pretrain/{run}/                        weights, resolved config, metrics
 #   evaluate/{run}/{task}/                 metrics and predictions
@@ -14,6 +17,7 @@
 #   snakemake                                        the demo
 #   snakemake --configfile config/folder.yaml        your own videos
 #   snakemake plan                                   what a run will cost, before it runs
+#   snakemake --configfile config/tgm.yaml tgm_table1   one table of a paper, and all that it needs
 #   snakemake --profile workflow/profiles/slurm ...  the same on a cluster
 
 from snakemake.utils import min_version
@@ -32,7 +36,9 @@ include: "workflow/rules/split.smk"
 include: "workflow/rules/frames.smk"
 include: "workflow/rules/captions.smk"
 include: "workflow/rules/similarity.smk"
+include: "workflow/rules/text.smk"
 include: "workflow/rules/motion.smk"
+include: "workflow/rules/flow.smk"
 include: "workflow/rules/shards.smk"
 include: "workflow/rules/pretrain.smk"
 include: "workflow/rules/evaluate.smk"
@@ -46,5 +52,5 @@ report: "workflow/report/workflow.rst"
 rule all:
     default_target: True
     input:
-        f"{ROOT}/plan.json",
-        f"{ROOT}/report.html",
+        f"{SHOWN}/plan.json",
+        f"{SHOWN}/report.html",

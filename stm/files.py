@@ -233,10 +233,10 @@ class Journal:
 def local_model_files(model: str | None) -> list[str]:
     """The files behind a model id of the config, when it is local; hub ids have none.
 
-    Understands a folder, `local-dir:folder` and `architecture@checkpoint-file`. A workflow names them as inputs, so
-    that other weights rerun what was made with the old ones.
+    Understands a folder, `local-dir:folder`, `transformers:folder` and `architecture@checkpoint-file`. A workflow
+    names them as inputs, so that other weights rerun what was made with the old ones.
     """
-    name = (model or "").removeprefix("local-dir:")
+    name = (model or "").removeprefix("local-dir:").removeprefix("transformers:")
     for path in (Path(part).expanduser() for part in (name, name.partition("@")[2]) if part):
         if path.is_dir():
             return sorted(p.as_posix() for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))

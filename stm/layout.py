@@ -1,21 +1,26 @@
-"""Where everything lies under `results/{name}/`. The workflow's rules say the same paths in their own words."""
+"""Where everything lies under `results/{name}/`. The workflow's rules say the same paths in their own words.
+
+With one dataset, its folder and the config's are one. With several, each dataset has a folder of its own name, which
+also holds the runs that train on it, and the config's folder holds what is shown: plan, tables, figures and page.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from stm.config import Config, FolderDataset
+from stm.config import BenchmarkDataset, Config, FolderDataset
 from stm.manifest import split_of
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths of one dataset's results."""
+    """Paths of one dataset's results, or of what is shown of several."""
 
     root: Path
 
     @classmethod
-    def of(cls, config: Config) -> "Layout":
-        return cls(Path(config.results) / config.name)
+    def of(cls, config: Config, dataset: str | None = None) -> "Layout":
+        """The config's own folder, or that of one of its datasets."""
+        return cls(Path(config.results) / (dataset or config.name))
 
     @property
     def generated(self) -> Path:
@@ -52,8 +57,14 @@ class Layout:
     def similarity(self, source: str, shard: str) -> Path:
         return self.root / "similarity" / source / f"{shard}.parquet"
 
+    def text(self, source: str, shard: str) -> Path:
+        return self.root / "text" / source / f"{shard}.parquet"
+
     def motion(self, shard: str) -> Path:
         return self.root / "motion" / f"{shard}.parquet"
+
+    def flow(self, shard: str) -> Path:
+        return self.root / "flow" / f"{shard}.parquet"
 
     def shard_tar(self, shard: str) -> Path:
         return self.root / "shards" / split_of(shard) / f"{shard}.tar"
@@ -101,6 +112,6 @@ class Layout:
 
 def dataset_root(config: Config) -> Path:
     """The folder that the paths in the manifest are relative to."""
-    if isinstance(config.dataset, FolderDataset):
+    if isinstance(config.dataset, FolderDataset | BenchmarkDataset):
         return Path(config.dataset.root)
     return Layout.of(config).generated

@@ -31,6 +31,21 @@ def center_crop(width: int, height: int) -> Box:
     return Box((width - side) // 2, (height - side) // 2, side, side)
 
 
+def side_crops(crops: int, width: int, height: int) -> list[Box]:
+    """Squares of a frame's short side for evaluation: the centre, or three that lie evenly along the long side.
+
+    Three are the left, centre and right ones, or the top, centre and bottom ones of a frame that is higher than wide. They
+    cover the frame where it is at most three times as long as wide, and are all alike on a square one.
+    """
+    if crops == 1:
+        return [center_crop(width, height)]
+    side = min(width, height)
+    return [
+        Box((width - side) * place // (crops - 1), (height - side) * place // (crops - 1), side, side)
+        for place in range(crops)
+    ]
+
+
 def multi_scale_crop(generator: np.random.Generator, width: int, height: int) -> Box:
     """VideoMAE's crop: width and height are scales at most one step apart, the place one of 13 fixed ones.
 

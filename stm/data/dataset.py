@@ -1,4 +1,4 @@
-"""Clips as training samples: frames, crop, flip and guides from one seed a sample.
+"""Clips as training samples: frames, crop, flip, augmentation and guides from one seed a sample.
 
 What a sample looks like depends on (seed, epoch, key, repeat) alone: not on the order of loading, the number
 of worker processes or the other clips. So a resumed run sees what an uninterrupted one would have seen.
@@ -7,22 +7,28 @@ of worker processes or the other clips. So a resumed run sees what an uninterrup
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from stm.config import Augmentation
-from stm.data.crops import Box, center_crop, draw_crop
+from stm.config import Augmentation, CaptionChoice
+from stm.data.augment import RandAugment, draw_erased, erase
+from stm.data.captions import choose_captions
+from stm.data.crops import draw_crop, side_crops
+from stm.data.cut import Cut, cut_clip, cut_frames
 from stm.data.geometry import Geometry
-from stm.data.guides import crop_map, motion_between, pool_slots
-from stm.data.index import GUIDES, Clip, ClipIndex
+from stm.data.index import Clip, ClipIndex
+from stm.data.maps import COMPUTED, GUIDES, Maps, cut_maps, read_maps
 from stm.data.reader import ShardReader
 from stm.data.sampling import sample_window, view_windows
 
+__all__ = ["ClipDataset", "Sample", "cut_frames", "make_generator"]
+
 Sample = dict[str, Any]
+
+ALL_CAPTIONS = CaptionChoice()
 
 
 def make_generator(seed: int, epoch: int, key: str, repeat: int) -> np.random.Generator:
@@ -31,13 +37,22 @@ def make_generator(seed: int, epoch: int, key: str, repeat: int) -> np.random.Ge
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
 
 
+class Plan(NamedTuple):
+    """A sample before its pixels."""
+
+    window: NDArray[np.int64]
+    cut: Cut
+    sample: Sample  # all but the video
+    generator: np.random.Generator  # for what is drawn after the crop
+
+
 class ClipDataset(Dataset[list[Sample]]):
     """Clips of some shards, cut to a geometry.
 
-    An item is a list of samples of one clip: `repeats` augmented samples in training, one a temporal view
-    otherwise. A sample is a dict of numpy arrays: "video" uint8 [T, 3, S, S], "guides" {"noise": float32
-    [slots, N], ...}, "label" int (-1: none), "key", "caption" ("": none), "clip" (its number in the data set)
-    and "view" (number of the repeat or view).
+    An item is a list of samples of one clip: `repeats` augmented samples in training, views x crops otherwise. A sample is a
+    dict: "video" uint8 [T, 3, S, S], "guides" {"noise": float32 [slots, N], ...}, "label" int (-1: none), "key", "caption"
+    ("": none), "caption_index" (its number among the clip's packed captions, -1: none), "text" float32 [D] when asked for
+    (zeros: none), "clip" (its number in the data set) and "view" (the repeat, or temporal view x crops + crop).
     """
 
     def __init__(
@@ -52,43 +67,87 @@ class ClipDataset(Dataset[list[Sample]]):
         *,
         guides: Sequence[str] | None = None,
         classes: Sequence[str] | None = None,
+        text: bool = False,
+        captions: CaptionChoice = ALL_CAPTIONS,
+        crops: int = 1,
+        kept_gigabytes: float = 0.0,
     ) -> None:
         """
         Args:
             indexes: shard indexes (Parquet), each with its tar beside it.
-            augmentation: used when `train`; otherwise the crop is the central square and nothing is flipped.
-            train: random windows and crops, or evenly spread windows and central crops.
+            augmentation: used when `train`; otherwise crops are those of `crops` and nothing is flipped.
+            train: random windows and crops, or evenly spread windows and crops.
             views: temporal views of a clip when not `train`.
             repeats: augmented samples of a clip when `train`. They share the frames that were read.
-            guides: maps to read beside the noise, such as a masking strategy's `needs`. None: all that each
-                clip has.
-            classes: labels in the order of their numbers; None: this data set's own, sorted. Pass the
-                training set's `classes` to the test set's.
+            guides: maps to read beside the noise, such as a masking strategy's `needs`; those that the method makes itself
+                are passed over. None: all that every clip has.
+            classes: labels in the order of their numbers; None: this data set's own, sorted. Pass the training set's
+                `classes` to the test set's.
+            text: read the vector of the drawn caption.
+            captions: which captions are drawn from.
+            crops: square crops of each temporal view when not `train`: 1 or 3.
+            kept_gigabytes: memory for decoded frames in each loading process; see `ShardReader`.
 
         Raises:
-            ValueError: a shard cannot be used, or a clip lacks a map in `guides`.
+            ValueError: a shard cannot be used, or a clip lacks a map in `guides` or the vectors of its captions, or there
+                are no captions of a source.
         """
         self.index = ClipIndex(indexes)
         self.geometry, self.augmentation, self.seed, self.train = geometry, augmentation, seed, train
-        self.views, self.repeats, self.epoch = views, repeats, 0
+        self.views, self.repeats, self.crops, self.epoch = views, repeats, crops, 0
+        self.captions = self._check_choice(captions)
         self.guides = self._choose_guides(guides)
+        self.text_width = self._check_text() if text else None
         found = sorted({label for label in self.index.labels() if label is not None})
         self.classes = found if classes is None else list(classes)
         self._numbers = {label: number for number, label in enumerate(self.classes)}
-        self._reader = ShardReader()
+        self._reader = ShardReader(kept_gigabytes)
+        policy = augmentation.auto_augment if train else None
+        self._rand_augment = None if policy is None else RandAugment(policy, geometry.image_size)
+
+    def _check_choice(self, choice: CaptionChoice) -> CaptionChoice:
+        packed = self.index.sources()
+        missing = [source for source in choice.sources or () if source not in packed]
+        if missing:
+            raise ValueError(
+                f"captions.sources: no clip has captions of {', '.join(missing)}; packed are: "
+                f"{', '.join(packed) or 'none that name their source'} (config: pack.captions)"
+            )
+        return choice
 
     def _choose_guides(self, wanted: Sequence[str] | None) -> tuple[str, ...]:
+        sources = self.captions.sources
+        mute = self.index.count_captions(sources) == 0
+        lacking = {guide: self.index.lacking(packed) for guide, packed in GUIDES.items()}
+        lacking["similarity"] = np.union1d(lacking["similarity"], np.flatnonzero(mute))
         if wanted is None:
-            return tuple(guide for guide in GUIDES if not len(self.index.lacking(guide)))
-        for guide in wanted:
-            missing = self.index.lacking(guide)
-            if len(missing):
-                clip = self.index[int(missing[0])]
-                raise ValueError(
-                    f"{len(missing)} of {len(self.index)} clips have no {guide} map, such as {clip.key!r} in "
-                    f"{clip.tar}; pack it (config: pack) or choose a masking strategy that does without"
-                )
-        return tuple(wanted)
+            return tuple(guide for guide, clips in lacking.items() if not len(clips))
+        chosen = tuple(guide for guide in wanted if guide not in COMPUTED)
+        advice = "pack it (config: pack) or choose a masking strategy that does without"
+        for guide in chosen:
+            of = f" of a caption from {', '.join(sources)}" if guide == "similarity" and sources else ""
+            missing = lacking.get(guide, np.arange(len(self.index)))
+            self._refuse(missing, f"have no {GUIDES.get(guide, guide)} map{of}", advice)
+        if "flow" in chosen and len(cells := self.index.values("flow_cells")) > 1:
+            raise ValueError(f"the shards' flow maps have {cells} cells: pack them all with one flow.cells")
+        return chosen
+
+    def _check_text(self) -> int:
+        """The width of the captions' vectors."""
+        spoken = np.flatnonzero(self.index.count_captions())
+        advice = "pack them (config: pack.text) or leave out what needs them: contrast, zero_shot, retrieval"
+        self._refuse(np.intersect1d(self.index.lacking("text"), spoken), "have captions without vectors", advice)
+        widths = self.index.values("text_width")
+        if len(widths) != 1:
+            found = f"vectors of {widths} numbers: pack all shards with one text encoder" if widths else "no captions"
+            raise ValueError(f"the shards have {found}, and the captions' vectors are needed")
+        return widths[0]
+
+    def _refuse(self, clips: NDArray[np.int64], what: str, advice: str) -> None:
+        if len(clips):
+            clip = self.index[int(clips[0])]
+            example = f"such as {clip.key!r} in {clip.tar}"
+            raise ValueError(f"{len(clips)} of {len(self.index)} clips {what}, {example}; {advice}")
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch of `dataset[i]`. Loaders ask for (epoch, i) instead, which reaches worker processes."""
@@ -100,7 +159,7 @@ class ClipDataset(Dataset[list[Sample]]):
 
     @property
     def samples_per_clip(self) -> int:
-        return self.repeats if self.train else self.views
+        return self.repeats if self.train else self.views * self.crops
 
     def labels(self) -> NDArray[np.int64]:
         """Class numbers of all clips, int64 [clips]; -1: no label, or one that is not in `classes`."""
@@ -109,73 +168,78 @@ class ClipDataset(Dataset[list[Sample]]):
     def _number(self, label: str | None) -> int:
         return -1 if label is None else self._numbers.get(label, -1)
 
+    def caption_numbers(self, number: int) -> list[int]:
+        """Which of a clip's packed captions its samples draw from, ascending."""
+        return self._caption_numbers(self.index[number])
+
+    def _caption_numbers(self, clip: Clip) -> list[int]:
+        return choose_captions(len(clip.captions), clip.sources, self.captions)
+
+    def texts(self, number: int) -> NDArray[np.float32]:
+        """The vectors of those captions, float32 [captions, D], of unit length; for a data set made with `text`."""
+        return self._texts(self.index[number], self.caption_numbers(number))
+
+    def _texts(self, clip: Clip, captions: list[int]) -> NDArray[np.float32]:
+        if not captions:
+            return np.zeros((0, self.text_width or 0), dtype=np.float32)
+        return self._reader.text(clip, captions)
+
     def __getitem__(self, item: int | tuple[int, int]) -> list[Sample]:
         """All samples of a clip: `dataset[i]` in the epoch that was set, `dataset[epoch, i]` in another."""
         epoch, number = item if isinstance(item, tuple) else (self.epoch, item)
         clip = self.index[number]
-        windows = self._windows(clip, epoch)
+        each = self.repeats if self.train else self.crops
+        plans = [
+            self._plan(clip, window, maps, crop, make_generator(self.seed, epoch, clip.key, view * each + crop))
+            for view, window in enumerate(self._windows(clip, epoch))
+            for maps in [read_maps(self._reader, clip, self.guides, window, self.geometry)]
+            for crop in range(each)
+        ]
+        windows, cuts = [plan.window for plan in plans], [plan.cut for plan in plans]
         frames = self._reader.frames(clip, np.concatenate(windows).tolist())
+        videos = cut_clip(frames, windows, cuts, self.geometry.image_size)
         samples = []
-        for repeat, window in enumerate(windows):
-            generator = make_generator(self.seed, epoch, clip.key, repeat)
-            sample = self._sample(clip, window, [frames[position] for position in window.tolist()], generator)
-            samples.append({**sample, "clip": number, "view": repeat})
+        for view, (plan, video) in enumerate(zip(plans, videos, strict=True)):
+            self._erase(video, plan.generator)
+            samples.append({"video": video, **plan.sample, "clip": number, "view": view})
         return samples
 
     def _windows(self, clip: Clip, epoch: int) -> list[NDArray[np.int64]]:
         g = self.geometry
         if not self.train:
-            return view_windows(self.views, g.frames, g.stride, clip.frames)
+            return view_windows(self.views, g.frames, g.stride, clip.frames, g.sampling)
         # One window for all repeats: reading and decoding frames is what costs (repeated augmentation).
         generator = make_generator(self.seed, epoch, clip.key, -1)
-        return [sample_window(generator, g.frames, g.stride, clip.frames)] * self.repeats
+        return [sample_window(generator, g.frames, g.stride, clip.frames, g.sampling)]
 
-    def _sample(
-        self,
-        clip: Clip,
-        window: NDArray[np.int64],
-        frames: list[NDArray[np.uint8]],
-        generator: np.random.Generator,
-    ) -> Sample:
-        box, flip = center_crop(clip.width, clip.height), False
+    def _plan(
+        self, clip: Clip, window: NDArray[np.int64], maps: Maps, crop: int, generator: np.random.Generator
+    ) -> "Plan":
+        """Draws all that a sample is made of, in an order that stays: an option that is off draws nothing."""
         if self.train:
             box, flip = draw_crop(generator, self.augmentation, clip.width, clip.height)
-        caption = int(generator.integers(len(clip.captions))) if clip.captions else -1
+        else:
+            box, flip = side_crops(self.crops, clip.width, clip.height)[crop], False
+        numbers = self._caption_numbers(clip)
+        caption = numbers[int(generator.integers(len(numbers)))] if numbers else -1
         noise = generator.random((self.geometry.slots, self.geometry.tokens), dtype=np.float32)
-        return {
-            "video": cut_frames(frames, box, self.geometry.image_size, flip),
-            "guides": {"noise": noise, **self._read_guides(clip, window, caption, box, flip)},
+        change = None if self._rand_augment is None else self._rand_augment.draw(generator)
+        if "similarity" in self.guides:
+            maps = {**maps, "similarity": self._reader.similarity(clip, caption, window.tolist())}
+        sample = {
+            "guides": {"noise": noise, **cut_maps(maps, clip, box, flip, self.geometry)},
             "label": self._number(clip.label),
             "key": clip.key,
-            "caption": clip.captions[caption] if clip.captions else "",
+            "caption": clip.captions[caption] if numbers else "",
+            "caption_index": caption,
         }
+        if self.text_width is not None:
+            none = np.zeros(self.text_width, dtype=np.float32)
+            sample["text"] = self._texts(clip, [caption])[0] if numbers else none
+        return Plan(window, Cut(box, flip, change), sample, generator)
 
-    def _read_guides(
-        self, clip: Clip, window: NDArray[np.int64], caption: int, box: Box, flip: bool
-    ) -> dict[str, NDArray[np.float32]]:
-        """The maps of the taken frames, cut like the pixels, float32 [slots, N] each."""
-        maps: dict[str, NDArray[np.floating]] = {}
-        if "similarity" in self.guides:
-            maps["similarity"] = self._reader.similarity(clip, caption, window.tolist())
-        if "motion" in self.guides:
-            first = max(0, int(window[0]) - self.geometry.stride + 1)
-            magnitude = self._reader.motion(clip, first, int(window[-1]))[..., 0]
-            maps["motion"] = motion_between(magnitude, window - first, self.geometry.stride)
-        frame = (clip.width, clip.height)
-        return {
-            name: pool_slots(crop_map(values, frame, box, self.geometry.side, flip), self.geometry.tubelet)
-            for name, values in maps.items()
-        }
-
-
-def cut_frames(frames: list[NDArray[np.uint8]], box: Box, size: int, flip: bool) -> NDArray[np.uint8]:
-    """Crops frames [height, width, 3], resizes and mirrors them -> uint8 [T, 3, size, size]."""
-    # Area averaging when it shrinks avoids aliasing; when it enlarges, it would be nearest neighbour.
-    shrinks = box.width >= size and box.height >= size
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    video = np.empty((len(frames), 3, size, size), dtype=np.uint8)
-    for number, frame in enumerate(frames):
-        part = frame[box.top : box.top + box.height, box.left : box.left + box.width]
-        resized = cv2.resize(part, (size, size), interpolation=interpolation)
-        video[number] = (resized[:, ::-1] if flip else resized).transpose(2, 0, 1)
-    return video
+    def _erase(self, video: NDArray[np.uint8], generator: np.random.Generator) -> None:
+        if self.train and self.augmentation.erasing > 0:
+            box = draw_erased(generator, self.augmentation.erasing, self.geometry.image_size)
+            if box is not None:
+                erase(generator, video, box)

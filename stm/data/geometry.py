@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from stm.config import PretrainRun
+from stm.config import EvaluationTask, PretrainRun, Sampling
 
 
 @dataclass(frozen=True)
@@ -13,11 +13,15 @@ class Geometry:
     patch_size: int  # pixels
     tubelet: int  # frames
     frames: int  # stored frames
-    stride: int = 1  # stored frames from one frame of the clip to the next
+    stride: int = 1  # stored frames from one frame of the clip to the next, when dense
+    sampling: Sampling = "dense"
 
     @classmethod
-    def of(cls, run: PretrainRun) -> "Geometry":
-        return cls(run.image_size, run.patch_size, run.tubelet, run.frames, run.stride)
+    def of(cls, run: PretrainRun, task: EvaluationTask | None = None) -> "Geometry":
+        """The shape of a run's clips, or of its evaluation's: a task may have a stride and a sampling of its own."""
+        stride = run.stride if task is None or task.stride is None else task.stride
+        sampling = run.sampling if task is None or task.sampling is None else task.sampling
+        return cls(run.image_size, run.patch_size, run.tubelet, run.frames, stride, sampling)
 
     @property
     def slots(self) -> int:
@@ -33,3 +37,7 @@ class Geometry:
     def tokens(self) -> int:
         """Tokens of a slot, N."""
         return self.side**2
+
+    def step(self, stored: int) -> int:
+        """Stored frames from one frame taken to the next in a clip of `stored` frames; of segments, their mean."""
+        return self.stride if self.sampling == "dense" else max(1, stored // self.frames)

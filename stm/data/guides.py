@@ -6,14 +6,17 @@ the cells back, and any other an area-weighted mean. Rectangles are products of 
 do it.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
 from stm.data.crops import Box
 
 
+@lru_cache(maxsize=4096)  # a data set has few sizes of frames, and most crops are of few sizes and places
 def overlap_matrix(start: float, length: float, total: float, cells: int, tokens: int) -> NDArray[np.float32]:
-    """Share of each token in each cell along one axis, float32 [tokens, cells]; rows sum to 1.
+    """Share of each token in each cell along one axis, float32 [tokens, cells], read-only; rows sum to 1.
 
     Args:
         start, length: the crop's interval, in pixels.
@@ -24,7 +27,9 @@ def overlap_matrix(start: float, length: float, total: float, cells: int, tokens
     cell_edges = total * np.arange(cells + 1) / cells
     low = np.maximum(token_edges[:-1, None], cell_edges[None, :-1])
     high = np.minimum(token_edges[1:, None], cell_edges[None, 1:])
-    return (np.clip(high - low, 0, None) * tokens / length).astype(np.float32)
+    shares: NDArray[np.float32] = (np.clip(high - low, 0, None) * tokens / length).astype(np.float32)
+    shares.flags.writeable = False
+    return shares
 
 
 def crop_map(
@@ -59,21 +64,3 @@ def crop_vectors(
 def pool_slots(values: NDArray[np.float32], tubelet: int) -> NDArray[np.float32]:
     """Mean over each tubelet's frames: [frames, side, side] -> [slots, side * side]."""
     return values.reshape(-1, tubelet, values.shape[-2] * values.shape[-1]).mean(axis=1, dtype=np.float32)
-
-
-def motion_between(magnitude: NDArray[np.floating], positions: NDArray[np.int64], stride: int) -> NDArray[np.float32]:
-    """Motion that leads to each taken frame: the mean over the `stride` stored frames that end with it.
-
-    With a stride of 1 that is the frame's own map. At the clip's start there may be fewer; the mean is over
-    those.
-
-    Args:
-        magnitude: [stored frames, rows, columns], of the step to each stored frame from the one before it.
-        positions: the frames taken, ascending.
-        stride: stored frames from one to the next.
-
-    Returns:
-        float32 [frames, rows, columns], per step between stored frames.
-    """
-    steps = [magnitude[max(0, p - stride + 1) : p + 1] for p in positions.tolist()]
-    return np.stack([step.mean(axis=0, dtype=np.float32) for step in steps])

@@ -8,15 +8,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stm.files import read_table
 
-GUIDES = ("similarity", "motion")
+# Arrays that a clip may carry.
+MAPS = ("similarity", "motion", "flow", "text")
 
 _COUNTS = ("frames", "width", "height", "rows", "columns")
-_PLACES = tuple(f"{guide}_{what}" for guide in GUIDES for what in ("offset", "size"))
-_COLUMNS = ("key", "label", "captions", *_COUNTS, "offsets", "sizes", *_PLACES)
+_PLACES = tuple(f"{name}_{what}" for name in MAPS for what in ("offset", "size"))
+_SIZES = ("flow_cells", "text_width")
+_COLUMNS = ("key", "label", "captions", "caption_sources", *_COUNTS, "offsets", "sizes", *_PLACES, *_SIZES)
+
+# Columns that shards of version 0.1 do not have; they are read as if all were null.
+_LATER = {"caption_sources": pa.list_(pa.string())}
+_LATER |= dict.fromkeys(("flow_offset", "flow_size", "text_offset", "text_size"), pa.int64())
+_LATER |= dict.fromkeys(_SIZES, pa.int32())
 
 # Numpy pads the header of a .npy file to a multiple of 64 bytes; a map's fits into two or three such units.
 HEADER_SIZES = (64, 128, 192)
@@ -30,19 +39,30 @@ class Clip:
     tar: Path
     label: str | None
     captions: list[str]
+    sources: list[str]  # of the captions; empty when the shard does not say
     frames: int  # stored
     width: int  # pixels
     height: int  # pixels
     rows: int  # cells of its maps
     columns: int  # cells of its maps
+    flow_cells: int  # on a side of a map cell; -1: no flow
+    text_width: int  # of a caption's vector; -1: none
     offsets: NDArray[np.int64]  # bytes, of each frame's JPEG
     sizes: NDArray[np.int32]  # bytes
-    maps: dict[str, tuple[int, int]]  # guide -> offset and size in bytes; only those that are packed
+    maps: dict[str, tuple[int, int]]  # name -> offset and size in bytes; only those that are packed
 
-    def map_shape(self, guide: str) -> tuple[int, ...]:
-        """Of similarity: (captions, frames, rows, columns); of motion: (frames, rows, columns, 3)."""
-        grid = (self.frames, self.rows, self.columns)
-        return (len(self.captions), *grid) if guide == "similarity" else (*grid, 3)
+    def map_shape(self, name: str) -> tuple[int, ...]:
+        """Of similarity: (captions, frames, rows, columns); of motion: (frames, rows, columns, 3); of flow: (2, frames,
+        rows * flow_cells, columns * flow_cells, 2); of text: (captions, text_width).
+        """
+        captions, grid = len(self.captions), (self.frames, self.rows, self.columns)
+        if name == "similarity":
+            return (captions, *grid)
+        if name == "motion":
+            return (*grid, 3)
+        if name == "flow":
+            return (2, self.frames, self.rows * self.flow_cells, self.columns * self.flow_cells, 2)
+        return (captions, self.text_width)
 
 
 class ClipIndex:
@@ -63,8 +83,9 @@ class ClipIndex:
             raise ValueError(f"no clips in {', '.join(str(path) for path in paths) or 'no shards at all'}")
         table = pa.concat_tables(tables)
         self._shards = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
-        self._keys, self._labels, self._captions = (_join(table, name) for name in ("key", "label", "captions"))
-        self._numbers = {name: _integers(_join(table, name)) for name in (*_COUNTS, *_PLACES)}
+        self._keys, self._labels = (_join(table, name) for name in ("key", "label"))
+        self._captions, self._sources = (_join(table, name) for name in ("captions", "caption_sources"))
+        self._numbers = {name: _integers(_join(table, name)) for name in (*_COUNTS, *_PLACES, *_SIZES)}
         self._starts = np.concatenate([[0], np.cumsum(self._numbers["frames"])])
         self._offsets = _integers(_join(table, "offsets").flatten())
         self._sizes = _integers(_join(table, "sizes").flatten()).astype(np.int32)
@@ -80,23 +101,41 @@ class ClipIndex:
             tar=self.tars[self._shards[number]],
             label=self._labels[number].as_py(),
             captions=self._captions[number].as_py() or [],
-            **{name: int(self._numbers[name][number]) for name in _COUNTS},
+            sources=self._sources[number].as_py() or [],
+            **{name: int(self._numbers[name][number]) for name in (*_COUNTS, *_SIZES)},
             offsets=self._offsets[frames],
             sizes=self._sizes[frames],
-            maps={guide: self._place(guide, number) for guide in GUIDES if self.packed(guide, number)},
+            maps={name: self._place(name, number) for name in MAPS if self.packed(name, number)},
         )
 
-    def _place(self, guide: str, number: int) -> tuple[int, int]:
-        return int(self._numbers[f"{guide}_offset"][number]), int(self._numbers[f"{guide}_size"][number])
+    def _place(self, name: str, number: int) -> tuple[int, int]:
+        return int(self._numbers[f"{name}_offset"][number]), int(self._numbers[f"{name}_size"][number])
 
-    def packed(self, guide: str, number: int) -> bool:
+    def packed(self, name: str, number: int) -> bool:
         """Whether a clip carries a map."""
-        return bool(self._numbers[f"{guide}_offset"][number] >= 0)
+        return bool(self._numbers[f"{name}_offset"][number] >= 0)
 
-    def lacking(self, guide: str) -> NDArray[np.int64]:
-        """Numbers of the clips that do not carry a map; all of them, of a guide that does not exist."""
-        offsets = self._numbers.get(f"{guide}_offset", np.full(len(self), -1))
+    def lacking(self, name: str) -> NDArray[np.int64]:
+        """Numbers of the clips that do not carry a map; all of them, of a map that does not exist."""
+        offsets = self._numbers.get(f"{name}_offset", np.full(len(self), -1))
         return np.flatnonzero(offsets < 0)
+
+    def values(self, name: str) -> list[int]:
+        """The values of `flow_cells` or `text_width` among the clips, ascending."""
+        numbers = self._numbers[name]
+        return np.unique(numbers[numbers >= 0]).tolist()
+
+    def sources(self) -> list[str]:
+        """The sources of all captions, sorted; empty when no shard says."""
+        return sorted(pc.unique(self._sources.flatten()).to_pylist())
+
+    def count_captions(self, sources: Sequence[str] | None = None) -> NDArray[np.int64]:
+        """How many captions each clip has, int64 [clips]; only those of some sources, when given."""
+        if sources is None:
+            return _lengths(self._captions)
+        wanted = pc.is_in(self._sources.flatten(), value_set=pa.array(sources, pa.string()))
+        clips = pc.list_parent_indices(self._sources).to_numpy(zero_copy_only=False)
+        return np.bincount(clips[wanted.to_numpy(zero_copy_only=False)], minlength=len(self))
 
     def labels(self) -> list[str | None]:
         """The label of each clip."""
@@ -125,33 +164,52 @@ def _lengths(column: Any) -> NDArray[np.int64]:
     return _integers(column.value_lengths(), missing=0)
 
 
+def _read_columns(path: Path) -> pa.Table:
+    """The columns of an index; those that an old one does not have are null."""
+    try:
+        missing = [name for name in _LATER if name not in pq.read_schema(path).names]
+    except (OSError, pa.ArrowInvalid):
+        missing = []  # reading the table says what is wrong
+    table = read_table(path, [name for name in _COLUMNS if name not in missing])
+    for name in missing:
+        table = table.append_column(name, pa.nulls(table.num_rows, _LATER[name]))
+    return table.select(_COLUMNS)
+
+
 def _read_index(path: Path, tar: Path) -> pa.Table:
-    table = read_table(path, _COLUMNS)
+    table = _read_columns(path)
     if table.num_rows == 0:
         return table
     if not tar.is_file():
         raise ValueError(f"{tar} is missing; {path} is its index. Run the stage `shards` again")
-    counts = {name: _integers(_join(table, name)) for name in ("frames", "rows", "columns")}
+    frames = _integers(_join(table, "frames"))
     for name in ("offsets", "sizes"):
-        wrong = _lengths(_join(table, name)) != counts["frames"]
+        wrong = _lengths(_join(table, name)) != frames
         _refuse(path, table, wrong, f"it has another number of {name} than of frames")
-    _refuse(path, table, counts["frames"] < 1, "it has no frames")
-    cells = counts["frames"] * counts["rows"] * counts["columns"]
-    _check_maps(path, table, cells)
+    _refuse(path, table, frames < 1, "it has no frames")
+    sources = _join(table, "caption_sources")
+    wrong = _lengths(sources) != _lengths(_join(table, "captions"))
+    wrong &= sources.is_valid().to_numpy(zero_copy_only=False)
+    _refuse(path, table, wrong, "it has another number of caption sources than of captions")
+    _check_maps(path, table)
     return table
 
 
-def _check_maps(path: Path, table: pa.Table, cells: NDArray[np.int64]) -> None:
-    """Refuses maps that have not 2 bytes (float16) for each value: `cells` of them in each layer."""
-    layers = {"similarity": _lengths(_join(table, "captions")), "motion": np.full_like(cells, 3)}
-    for guide in GUIDES:
-        sizes = _integers(_join(table, f"{guide}_size"))
-        wrong = (sizes >= 0) & ~np.isin(sizes - 2 * cells * layers[guide], HEADER_SIZES)
+def _check_maps(path: Path, table: pa.Table) -> None:
+    """Refuses maps that have not 2 bytes (float16) for each value."""
+    counts = {name: _integers(_join(table, name)) for name in ("frames", "rows", "columns", *_SIZES)}
+    captions = _lengths(_join(table, "captions"))
+    cells = counts["frames"] * counts["rows"] * counts["columns"]
+    values = {"similarity": captions * cells, "motion": 3 * cells, "flow": 4 * cells * counts["flow_cells"] ** 2}
+    values["text"] = captions * counts["text_width"]
+    for name in MAPS:
+        sizes = _integers(_join(table, f"{name}_size"))
+        wrong = (sizes >= 0) & ~np.isin(sizes - 2 * values[name], HEADER_SIZES)
         _refuse(
             path,
             table,
             wrong,
-            f"its {guide} map has another shape than the clip: was it made from other frames?",
+            f"its {name} map has another shape than the clip: was it made from other frames?",
         )
 
 

@@ -18,6 +18,8 @@ from stm.data.dataset import ClipDataset, Sample
 
 Batch = dict[str, Any]
 
+INTEGERS = ("label", "clip", "view", "caption_index")
+
 
 def permute(clips: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order of an epoch's clips, int64 [clips]."""
@@ -28,14 +30,17 @@ def collate(items: list[list[Sample]]) -> Batch:
     """Joins clips' samples, clip after clip, into one batch.
 
     Returns:
-        "video" uint8 [B, T, 3, S, S]; "guides" {"noise" and maps: float32 [B, slots, N]}; "label", "clip",
-        "view" int64 [B]; "key", "caption" lists of B strings. B counts samples: clips x repeats (or views).
+        "video" uint8 [B, T, 3, S, S]; "guides" {"noise" and maps: float32 [B, slots, N], "flow": float32
+        [B, 2, T, R, C, 2]}; "text" float32 [B, D] when asked for; "label", "clip", "view", "caption_index" int64 [B];
+        "key", "caption" lists of B strings. B counts samples: clips x repeats (or views x crops).
     """
     samples = [sample for item in items for sample in item]
     batch: Batch = {"video": torch.from_numpy(np.stack([sample["video"] for sample in samples]))}
     names = samples[0]["guides"]
     batch["guides"] = {n: torch.from_numpy(np.stack([s["guides"][n] for s in samples])) for n in names}
-    batch |= {name: torch.tensor([sample[name] for sample in samples]) for name in ("label", "clip", "view")}
+    if "text" in samples[0]:
+        batch["text"] = torch.from_numpy(np.stack([sample["text"] for sample in samples]))
+    batch |= {name: torch.tensor([sample[name] for sample in samples]) for name in INTEGERS}
     return batch | {name: [sample[name] for sample in samples] for name in ("key", "caption")}
 
 

@@ -1,7 +1,13 @@
-"""Which frames of a clip are taken, as positions on its stored grid."""
+"""Which frames of a clip are taken, as positions on its stored grid. All rules hold for clips of any length from 1 frame.
+
+`dense`: frames `stride` apart, as VideoMAE does on Kinetics. `tsn`: one frame of each of as many equal segments as there are
+frames to take, as VideoMAE does on Something-Something (after TSN).
+"""
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stm.config import Sampling
 
 
 def spread_positions(start: int, frames: int, stride: int, stored: int) -> NDArray[np.int64]:
@@ -13,17 +19,57 @@ def spread_positions(start: int, frames: int, stride: int, stored: int) -> NDArr
     return start + stride * np.minimum(np.arange(frames), reachable)
 
 
-def sample_window(generator: np.random.Generator, frames: int, stride: int, stored: int) -> NDArray[np.int64]:
-    """A random window for training: VideoMAE's dense sampling, its start uniform where frames * stride fit.
+def sample_window(
+    generator: np.random.Generator, frames: int, stride: int, stored: int, sampling: Sampling = "dense"
+) -> NDArray[np.int64]:
+    """A random window for training, int64 [frames], ascending.
 
-    A clip shorter than that starts at 0 and repeats its last reachable frame.
+    `dense`: VideoMAE's dense sampling, its start uniform where frames * stride fit; a clip shorter than that starts at 0 and
+    repeats its last reachable frame. `tsn`: see `sample_segments`; `stride` plays no part.
     """
+    if sampling == "tsn":
+        return sample_segments(generator, frames, stored)
     start = int(generator.integers(max(0, stored - frames * stride) + 1))
     return spread_positions(start, frames, stride, stored)
 
 
-def view_windows(views: int, frames: int, stride: int, stored: int) -> list[NDArray[np.int64]]:
-    """Windows for evaluation, starts spread evenly over all that fit; a single view is the middle one."""
-    last = max(0, stored - 1 - (frames - 1) * stride)
-    starts = [last // 2] if views == 1 else [round(last * view / (views - 1)) for view in range(views)]
-    return [spread_positions(start, frames, stride, stored) for start in starts]
+def sample_segments(generator: np.random.Generator, frames: int, stored: int) -> NDArray[np.int64]:
+    """One random frame of each of `frames` equal segments that cover the whole clip.
+
+    A frame is drawn with the share that it has in the segment. Where `stored` is a multiple of `frames` that is VideoMAE's
+    rule. Elsewhere it is not: VideoMAE makes its segments stored // frames frames long, so that up to frames - 1 frames at
+    the clip's end are never seen, and of a clip with fewer frames than segments it takes frame 0 alone.
+    """
+    # In units of a frame's part 1 / frames, segments are `stored` and frames `frames` long: the shares are whole numbers.
+    return (np.arange(frames) * stored + generator.integers(stored, size=frames)) // frames
+
+
+def view_windows(
+    views: int, frames: int, stride: int, stored: int, sampling: Sampling = "dense"
+) -> list[NDArray[np.int64]]:
+    """`views` windows for evaluation, int64 [frames] each, the same every time."""
+    if sampling == "tsn":
+        return [segment_window(view, views, frames, stored) for view in range(views)]
+    if views == 1:
+        last = max(0, stored - 1 - (frames - 1) * stride)
+        return [spread_positions(last // 2, frames, stride, stored)]
+    return [dense_window(view, views, frames, stride, stored) for view in range(views)]
+
+
+def dense_window(view: int, views: int, frames: int, stride: int, stored: int) -> NDArray[np.int64]:
+    """VideoMAE's test view on Kinetics: of the T frames 0, stride, 2 stride, ... the window from int(view * (T - frames) /
+    (views - 1)) on, so that the first begins with the clip and the last ends with it; a short clip repeats its last frame.
+    """
+    taken = (stored - 1) // stride + 1
+    start = view * max(0, taken - frames) // (views - 1)
+    return spread_positions(start * stride, frames, stride, stored)
+
+
+def segment_window(view: int, views: int, frames: int, stored: int) -> NDArray[np.int64]:
+    """The frames that lie the share view / views into each segment; a single view takes the segments' middles.
+
+    With two views that is VideoMAE's test on Something-Something: it joins {tick / 2 + tick * x} and {tick * x}, tick being
+    a segment's length and x its number, sorts them, and view k takes every second one from the k-th on.
+    """
+    part, parts = (1, 2) if views == 1 else (view, views)
+    return stored * (parts * np.arange(frames) + part) // (frames * parts)

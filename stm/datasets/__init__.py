@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import stat
+import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from stm.config import Config, FolderDataset
+from stm.config import BenchmarkDataset, Config, Dataset, FolderDataset, MovingShapesDataset
 from stm.datasets.annotations import AnnotationError, read_annotations
+from stm.datasets.benchmarks import check_benchmark, read_benchmark
 from stm.datasets.folder import DatasetError, NamedClip, Refused, list_clips, row_of, walk_videos
 from stm.datasets.probe_pool import Facts, probe_files
 from stm.files import Journal, make_receipt, safe_join, write_table
@@ -42,7 +44,8 @@ def build_manifest(config: Config, generated: Path | None, manifest: Path, quara
         processes: number of processes that open files.
 
     Raises:
-        DatasetError, AnnotationError: the dataset or its annotations cannot be used at all, or not one of its clips.
+        DatasetError, AnnotationError: the dataset or its annotations cannot be used at all, or not one of its clips; or
+            a benchmark is not the official one (see `stm.datasets.benchmarks.check_benchmark`).
         TooManyFailures: more clips were refused than `bad_input.max_failure_rate` allows, or one whose policy is `fail`.
             Both tables are written before.
     """
@@ -64,7 +67,8 @@ def build_manifest(config: Config, generated: Path | None, manifest: Path, quara
             quarantined.append(quarantine_row("manifest", row, status, policy, detail))
     for one in refused:
         policy = _policy_of_refused(config, one.status)
-        outcomes.append((one.video_id, one.status, policy, one.detail))
+        if not (_may_miss(config) and one.status is Status.MISSING_FILE and policy != "fail"):
+            outcomes.append((one.video_id, one.status, policy, one.detail))
         values = {"video_id": one.video_id, "path": one.path}
         quarantined.append(quarantine_row("manifest", values, one.status, policy, one.detail))
     _write(manifest, rows, MANIFEST_SCHEMA, receipt)
@@ -76,14 +80,30 @@ def build_manifest(config: Config, generated: Path | None, manifest: Path, quara
     journal.close()
 
 
+def _dataset(config: Config) -> Dataset:
+    """The dataset of a config that has one."""
+    if config.dataset is None:
+        raise DatasetError(f"the config has several datasets ({', '.join(config.datasets)}); a manifest is made of one")
+    return config.dataset
+
+
 def _list(config: Config, generated: Path | None) -> tuple[Path, list[NamedClip], list[Refused]]:
-    dataset = config.dataset
+    dataset = _dataset(config)
     if isinstance(dataset, FolderDataset):
         annotations = None if dataset.annotations is None else Path(dataset.annotations)
         return Path(dataset.root), *list_clips(Path(dataset.root), annotations, dataset.extensions, dataset.split)
+    if isinstance(dataset, BenchmarkDataset):
+        benchmark = read_benchmark(dataset)
+        print(check_benchmark(dataset, benchmark).describe(), file=sys.stderr)
+        return Path(dataset.root), benchmark.clips, benchmark.refused
     if generated is None:
         raise DatasetError("moving-shapes: the folder of the generated dataset is needed; run `stm generate` first")
     return generated, *list_clips(generated, generated / "annotations.parquet", (".mp4",), "train")
+
+
+def _may_miss(config: Config) -> bool:
+    """Whether files may be missing, however many: the config says that the copy of a benchmark is partial."""
+    return isinstance(config.dataset, BenchmarkDataset) and config.dataset.partial
 
 
 def _policy_of_refused(config: Config, status: Status) -> Policy:
@@ -93,14 +113,15 @@ def _policy_of_refused(config: Config, status: Status) -> Policy:
 
 def _receipt(config: Config) -> dict[str, Any]:
     """Without the folders' names: the tables are the same wherever the videos lie."""
-    dataset = {name: value for name, value in config.dataset.deciding().items() if name not in ("root", "annotations")}
+    deciding = _dataset(config).deciding()
+    dataset = {name: value for name, value in deciding.items() if name not in ("root", "annotations")}
     settings = {"dataset": dataset, "bad_input": config.bad_input.deciding(), **_limits(config)}
     return make_receipt("manifest", settings, ("av",), **_seed(config))
 
 
 def _seed(config: Config) -> dict[str, int]:
-    """The seed where the clips are drawn with it; a folder's stay what they are."""
-    return {} if isinstance(config.dataset, FolderDataset) else {"seed": config.seed}
+    """The seed where the clips are drawn with it; those of a folder or a benchmark stay what they are."""
+    return {"seed": config.seed} if isinstance(config.dataset, MovingShapesDataset) else {}
 
 
 def _limits(config: Config) -> dict[str, int]:
@@ -118,7 +139,7 @@ def _probe(
         if known is not None:
             facts[path] = json.loads(known)
     missing = {safe_join(root, path): path for path in stamps if path not in facts}
-    timeout = config.dataset.probe_timeout_seconds
+    timeout = _dataset(config).probe_timeout_seconds
     with Progress("manifest", len(stamps), "files") as progress:
         progress.resume(len(facts))
         for file, found in probe_files(list(missing), _limits(config), processes, timeout):
@@ -145,19 +166,36 @@ def list_fingerprint(config: Config) -> str:
     """A hash of what the manifest would read, so that a workflow notices files that came, went or changed.
 
     For a folder: the annotations' bytes, and the name, size and time of each file that they name; without annotations,
-    of each file under the root that has one of `extensions`. No video is opened. For moving-shapes: the dataset's
-    settings and the seed. A folder that is missing has a fingerprint too: making the manifest is what fails.
+    of each file under the root that has one of `extensions`. For a benchmark: the bytes of its lists, and the name, size
+    and time of each file that is there of them. No video is opened. For moving-shapes: the dataset's settings and the
+    seed. A folder that is missing has a fingerprint too: making the manifest is what fails.
     """
     digest = hashlib.sha256()
-    dataset = config.dataset
+    dataset = _dataset(config)
     digest.update(json.dumps([dataset.deciding(), _seed(config)], sort_keys=True).encode())
     if isinstance(dataset, FolderDataset):
         annotations = None if dataset.annotations is None else Path(dataset.annotations)
         if annotations is not None and annotations.is_file():
             digest.update(hashlib.sha256(annotations.read_bytes()).digest())
-        for name in _looked_at(Path(dataset.root), annotations, dataset.extensions):
-            digest.update(f"{name}\0{_state(Path(dataset.root), name)}\n".encode("utf-8", "surrogatepass"))
+        files = _looked_at(Path(dataset.root), annotations, dataset.extensions)
+    elif isinstance(dataset, BenchmarkDataset):
+        lists, files = _of_benchmark(dataset)
+        digest.update(json.dumps(lists, sort_keys=True).encode())
+    else:
+        return digest.hexdigest()
+    for name in files:
+        digest.update(f"{name}\0{_state(Path(dataset.root), name)}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def _of_benchmark(dataset: BenchmarkDataset) -> tuple[dict[str, str], list[str]]:
+    """The lists' hashes, and the files that are there of them, sorted."""
+    try:
+        benchmark = read_benchmark(dataset)
+    except DatasetError:
+        return {}, []
+    lists = {path.as_posix(): sha256 for path, sha256 in benchmark.annotations.items()}
+    return lists, sorted({named.clip.path for named in benchmark.clips})
 
 
 def _looked_at(root: Path, annotations: Path | None, extensions: Sequence[str]) -> Iterable[str]:

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -72,15 +72,15 @@ def _clips_of(annotations: Path, split: str, refused: list[Refused]) -> Iterator
         except BadRow as error:
             path = row.get("path") if isinstance(row, dict) else None
             name = path if isinstance(path, str) and path else where
-            refused.append(Refused(_printable(name), None, Status.BAD_ROW, f"{where}: {error}"))
+            refused.append(Refused(printable(name), None, Status.BAD_ROW, f"{where}: {error}"))
 
 
 def _clips_in(root: Path, extensions: Sequence[str], split: str, refused: list[Refused]) -> Iterator[Clip]:
     for path in sorted(walk_videos(root, extensions)):
         relative = path.relative_to(root).as_posix()
-        if _printable(relative) != relative:
+        if printable(relative) != relative:
             detail = "the file's name is not valid UTF-8; rename it"
-            refused.append(Refused(_printable(relative), _printable(relative), Status.BAD_ROW, detail))
+            refused.append(Refused(printable(relative), printable(relative), Status.BAD_ROW, detail))
         elif path.is_dir():
             # A link to a folder: its files would be found twice when it leads back, so links are not followed.
             refused.append(
@@ -100,7 +100,7 @@ def walk_videos(root: Path, extensions: Sequence[str]) -> Iterator[Path]:
         yield from (here / name for name in files if name.lower().endswith(endings) and not name.startswith("."))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text that can be written as UTF-8; undecodable bytes of file names are spelled out."""
     return text.encode("utf-8", "backslashreplace").decode()
 
@@ -108,34 +108,40 @@ def _printable(text: str) -> str:
 def _inside(root: Path, clips: Sequence[Clip], refused: list[Refused]) -> Iterator[Clip]:
     """The clips whose path stays under the root and leads to a file."""
     for clip in clips:
-        name = _printable(clip.video_id or clip.path)
+        name = printable(clip.video_id or clip.path)
         try:
             path = safe_join(root, clip.path)
             if path.is_file():
                 yield clip
             else:
                 what = "it is no ordinary file" if path.exists() else "there is no such file"
-                refused.append(Refused(name, _printable(clip.path), Status.MISSING_FILE, what))
+                refused.append(Refused(name, printable(clip.path), Status.MISSING_FILE, what))
         except UnsafePathError:
             detail = "the path must be relative to dataset.root and stay under it, links resolved"
-            refused.append(Refused(name, _printable(clip.path), Status.PATH_OUTSIDE_ROOT, detail))
+            refused.append(Refused(name, printable(clip.path), Status.PATH_OUTSIDE_ROOT, detail))
         except (OSError, RuntimeError, ValueError) as error:  # too long a name, a loop of links
             reason = getattr(error, "strerror", None) or type(error).__name__
-            refused.append(Refused(name, _printable(clip.path), Status.MISSING_FILE, f"cannot be looked up: {reason}"))
+            refused.append(Refused(name, printable(clip.path), Status.MISSING_FILE, f"cannot be looked up: {reason}"))
 
 
 def _named(clips: Sequence[Clip], refused: list[Refused]) -> Iterator[NamedClip]:
     """Gives ids; of several clips with one id the first stays."""
     defaults = _default_ids({clip.path for clip in clips})
+    named = (NamedClip(clip.video_id or defaults[clip.path] + _segment(clip), clip) for clip in clips)
+    return take_unique(named, refused)
+
+
+def take_unique(clips: Iterable[NamedClip], refused: list[Refused]) -> Iterator[NamedClip]:
+    """The clips but those whose id an earlier one has."""
     taken: set[str] = set()
-    for clip in clips:
-        video_id = clip.video_id or defaults[clip.path] + _segment(clip)
-        key = make_key(video_id)
+    for named in clips:
+        key = make_key(named.video_id)
         if key in taken:
-            refused.append(Refused(video_id, clip.path, Status.DUPLICATE_ID, "an earlier clip has this video_id"))
+            detail = "an earlier clip has this video_id"
+            refused.append(Refused(named.video_id, named.clip.path, Status.DUPLICATE_ID, detail))
             continue
         taken.add(key)
-        yield NamedClip(video_id, clip)
+        yield named
 
 
 def _default_ids(paths: set[str]) -> dict[str, str]:

@@ -144,6 +144,7 @@ def generate(dataset: MovingShapesDataset, seed: int, folder: Path, processes: i
     Args:
         processes: number of worker processes; 1 works in this one.
     """
+    seed = seed if dataset.seed is None else dataset.seed
     clips = [(split, index) for split in sorted(dataset.clips) for index in range(dataset.clips[split])]
     receipt = _clip_receipt(dataset, seed)
     journal = Journal(folder / "annotations.parquet", receipt)
@@ -156,7 +157,7 @@ def generate(dataset: MovingShapesDataset, seed: int, folder: Path, processes: i
             finished[video_id] = digest
             progress.advance()
     specs = [draw_clip_spec(seed, split, index, dataset) for split, index in clips]
-    _write_tables(specs, folder, make_receipt("generate", dataset.deciding(), _LIBRARIES, seed=seed))
+    _write_tables(specs, dataset.label, folder, make_receipt("generate", dataset.deciding(), _LIBRARIES, seed=seed))
     write_json(folder / "videos" / "made.json", {"receipt": hash_receipt(receipt), "sha256": finished})
     journal.close()
 
@@ -166,7 +167,7 @@ _LIBRARIES = ("numpy", "opencv-python-headless", "imageio-ffmpeg")
 
 def _clip_receipt(dataset: MovingShapesDataset, seed: int) -> dict[str, Any]:
     """What decides over a single clip's bytes: not how many clips there are."""
-    settings = dataset.model_dump(mode="json", exclude={"clips", "probe_timeout_seconds"})
+    settings = dataset.model_dump(mode="json", exclude={"clips", "label", "seed", "probe_timeout_seconds"})
     return make_receipt("generate", settings, _LIBRARIES, seed=seed, encoder={k: str(v) for k, v in _ENCODER.items()})
 
 
@@ -217,20 +218,21 @@ def _make_clip(clip: tuple[str, int], dataset: MovingShapesDataset, seed: int, f
     return spec.video_id, sha256_file(path)
 
 
-def _write_tables(specs: list[ClipSpec], folder: Path, receipt: dict[str, Any]) -> None:
+def _write_tables(specs: list[ClipSpec], label: str, folder: Path, receipt: dict[str, Any]) -> None:
     specs = sorted(specs, key=lambda spec: spec.video_id)
-    annotations = [_annotation(spec) for spec in specs]
+    annotations = [_annotation(spec, label) for spec in specs]
     truth = [_truth(spec) for spec in specs]
     write_table(folder / "truth.parquet", pa.Table.from_pylist(truth, TRUTH_SCHEMA), receipt)
     write_table(folder / "annotations.parquet", pa.Table.from_pylist(annotations, ANNOTATION_SCHEMA), receipt)
 
 
-def _annotation(spec: ClipSpec) -> dict[str, Any]:
+def _annotation(spec: ClipSpec, label: str) -> dict[str, Any]:
+    """`label` says which of the named object's properties is the class."""
     return {
         "path": video_path(spec.split, spec.video_id),
         "video_id": spec.video_id,
         "split": spec.split,
-        "label": spec.label,
+        "label": getattr(spec.named, label),
         "captions": [caption_of(spec)],
         "questions": questions_of(spec),
     }

@@ -1,11 +1,11 @@
-"""What pretrained weights are worth: classification by a linear probe or fine-tuning, and the quality of
-masks.
+"""What pretrained weights are worth: classification by a linear probe, fine-tuning or label sentences, retrieval by
+captions, and the quality of masks.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from stm.config import EvaluationTask, LinearProbe, PretrainRun
+from stm.config import EvaluationTask, LinearProbe, PretrainRun, Retrieval, Text, ZeroShot
 
 
 def evaluate(
@@ -17,26 +17,40 @@ def evaluate(
     output: Path,
     seed: int,
     device: str | None = None,
+    text: Text | None = None,
 ) -> None:
     """Evaluates a pretraining run's weights on one task.
 
     Args:
-        task: a linear probe or fine-tuning, with its settings.
+        task: what to do, with its settings.
         run: the pretraining run, for the shape of its clips.
         weights: its `weights.safetensors`.
-        train_indexes: `shards/{split}/{shard}.parquet` of the training split.
+        train_indexes: `shards/{split}/{shard}.parquet` of the training split; not used by tasks without training.
         test_indexes: likewise of the test split.
-        output: folder; gets `metrics.json` and `predictions.parquet` (see `stm.evaluation.results`).
+        output: folder; gets `metrics.json`, and `predictions.parquet` (see `stm.evaluation.results`) of a
+            classification or `ranks.parquet` (see `stm.evaluation.retrieval`) of a retrieval.
+        seed: of everything random.
+        device: by default CUDA when there is any.
+        text: the text encoder that the run's captions were encoded by; zero-shot classification needs it.
 
     Raises:
-        ValueError: a split has no labels, or the weights are of another architecture than the run's.
+        ValueError: a split lacks labels or captions, the weights are of another architecture than the run's, or the run
+            has no `contrast` that the task needs.
     """
     # Imported here, so that `measure_mask_quality` does not load what classification needs.
-    from stm.evaluation.finetune import fine_tune
-    from stm.evaluation.linear import probe
-
-    splits = (train_indexes, test_indexes)
     if isinstance(task, LinearProbe):
-        probe(task, run, weights, *splits, output, seed, device)
+        from stm.evaluation.linear import probe
+
+        probe(task, run, weights, train_indexes, test_indexes, output, seed, device)
+    elif isinstance(task, ZeroShot):
+        from stm.evaluation.zero_shot import classify_unseen
+
+        classify_unseen(task, run, weights, test_indexes, output, seed, device, text)
+    elif isinstance(task, Retrieval):
+        from stm.evaluation.retrieval import retrieve
+
+        retrieve(task, run, weights, test_indexes, output, seed, device)
     else:
-        fine_tune(task, run, weights, *splits, output, seed, device)
+        from stm.evaluation.finetune import fine_tune
+
+        fine_tune(task, run, weights, train_indexes, test_indexes, output, seed, device)

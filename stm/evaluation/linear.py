@@ -1,10 +1,10 @@
 """Linear probe: what can be read from frozen features by one linear layer.
 
-The recipe is MAE's (its main_linprobe.py): batch norm without parameters before the layer, no weight decay,
-no augmentation but a central crop here, so that features are computed once. Two things are ours, because TGM
-does not say what it did: AdamW instead of LARS, and a learning rate that is chosen on a fifth of the TRAINING
-clips, never on the test split. The features are the mean over all tokens after the encoder's last norm, as
-for VideoMAE without a class token.
+The recipe is the field's, not a paper's about video: neither TGM nor MGM says what it did. From MAE (its
+main_linprobe.py) come batch norm without parameters before the layer, weights of deviation 0.01, 90 epochs and no
+weight decay. Three things are ours: no augmentation but the central crop, so that features are computed once; AdamW
+instead of LARS; and a learning rate that is chosen on a fifth of the TRAINING clips, never on the test split. The
+features are the mean over all tokens after the encoder's last norm, as for VideoMAE without a class token.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,9 @@ from stm.config import Augmentation, LinearProbe, PretrainRun
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.evaluation.features import run_over
-from stm.evaluation.results import check_labels, load_checked_encoder, write_results
+from stm.evaluation.results import check_labels, load_checked_encoder, write_classification
+from stm.evaluation.splits import clips_to_test
+from stm.evaluation.views import average_probabilities
 from stm.progress import track
 from stm.training.distributed import choose_device
 from stm.training.logs import say
@@ -37,10 +39,10 @@ def probe(
     device: str | None = None,
 ) -> None:
     """Trains and tests a linear probe; see `stm.evaluation.evaluate`."""
-    chosen, still, shape = choose_device(device), Augmentation(), Geometry.of(run)
-    train = ClipDataset(train_indexes, shape, still, seed, False, guides=())
-    test = ClipDataset(test_indexes, shape, still, seed, False, task.views, guides=(), classes=train.classes)
-    check_labels(train, test)
+    chosen = choose_device(device)
+    train = ClipDataset(train_indexes, Geometry.of(run, task), Augmentation(), seed, False, guides=())
+    test = clips_to_test(task, run, test_indexes, seed, classes=train.classes)
+    check_labels(test, train)
     encoder = load_checked_encoder(weights, run).to(chosen).eval()
     features = [
         torch.from_numpy(
@@ -58,31 +60,44 @@ def probe(
     labelled = np.flatnonzero(train.labels() >= 0)
     inputs, targets = features[0][labelled, 0].to(chosen), torch.from_numpy(train.labels()[labelled]).to(chosen)
     classes = len(train.classes)
-    rates = choose_learning_rate(inputs, targets, classes, task, seed)
-    best = max(task.learning_rates, key=lambda rate: rates[rate])
-    say(f"linear probe: learning rate {best:g} is best on held-out training clips")
+    rates, best = {}, task.learning_rates[0]
+    if len(task.learning_rates) > 1:
+        rates = try_learning_rates(inputs, targets, classes, task, seed)
+        best = max(task.learning_rates, key=lambda rate: rates[rate])
+        say(f"linear probe: learning rate {best:g} is best on held-out training clips")
     head = train_head(inputs, targets, classes, best, task, seed)
     with torch.inference_mode():
-        probabilities = head(features[1].to(chosen).flatten(0, 1)).softmax(-1).unflatten(0, (-1, task.views)).mean(1)
+        logits = head(features[1].to(chosen).flatten(0, 1)).unflatten(0, features[1].shape[:2])
+    probabilities = average_probabilities(logits.cpu().numpy())
     tried = [{"learning_rate": r, "held_out_top1": rates[r][0], "held_out_loss": -rates[r][1]} for r in rates]
     extra = {"learning_rate": best, "learning_rates": tried}
-    write_results(task, run, weights, train, test, probabilities.cpu().numpy(), output, seed, **extra)
+    write_classification(task, run, weights, test, probabilities, output, seed, train, more=extra)
 
 
 def hold_out(targets: NDArray[np.integer], seed: int) -> NDArray[np.bool_]:
-    """A fifth of the clips, each class in proportion, at least one clip: bool [n], True for those held out."""
+    """A fifth of the clips, each class in proportion and never all of it: bool [n], True for those held out.
+
+    Raises:
+        ValueError: no class has two clips, so that none can be spared.
+    """
+    _, place, count = np.unique(targets, return_inverse=True, return_counts=True)
+    # Every fifth clip in the order of classes: of two or more clips of a class this never takes all.
+    spare = np.flatnonzero(count[place] > 1)
+    if not len(spare):
+        raise ValueError(
+            "each class has a single training clip, so that none can be held out to choose the linear probe's learning "
+            "rate: give one learning rate (`learning_rates`), or more clips"
+        )
     noise = np.random.default_rng(seed).random(len(targets))
     held = np.zeros(len(targets), dtype=bool)
-    held[np.lexsort((noise, targets))[::5]] = True
+    held[spare[np.lexsort((noise[spare], targets[spare]))[::5]]] = True
     return held
 
 
-def choose_learning_rate(
+def try_learning_rates(
     features: Tensor, targets: Tensor, classes: int, task: LinearProbe, seed: int
 ) -> dict[float, tuple[float, float]]:
-    """Top-1 and negative loss on the held-out fifth, for each learning rate that is tried: the greatest pair
-    is best.
-    """
+    """Top-1 and negative loss on the held-out fifth, for each learning rate: the greatest pair is best."""
     held = torch.from_numpy(hold_out(targets.cpu().numpy(), seed)).to(targets.device)
     results = {}
     rates = track(task.learning_rates, "linear probe", len(task.learning_rates), "learning rates")

@@ -10,7 +10,7 @@ UNSEEN = -1
 """Class index of a test label that no training clip has: no prediction can be right."""
 
 
-def wilson_interval(successes: int, trials: int, z: float = 1.959963984540054) -> tuple[float, float]:
+def wilson_interval(successes: float, trials: int, z: float = 1.959963984540054) -> tuple[float, float]:
     """Wilson's score interval of a proportion; 95 % with the default `z`.
 
     Unlike the plain normal interval it stays inside [0, 1] and is sound for few trials (Wilson 1927, J. Am.

@@ -1,8 +1,6 @@
-"""What classification reads and writes: labelled splits, checked weights, `metrics.json`,
-`predictions.parquet`.
-"""
+"""What evaluations read and write: labelled splits, checked weights, `metrics.json`, `predictions.parquet`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stm.config import PretrainRun
+from stm.config import EvaluationTask, PretrainRun, Text
 from stm.data.dataset import ClipDataset
 from stm.evaluation.metrics import classification_metrics
 from stm.files import make_receipt, sha256_file, write_json, write_table
@@ -37,55 +35,69 @@ def load_checked_encoder(weights: Path, run: PretrainRun, drop_path: float = 0.0
         ValueError: the file holds another architecture than the run's; the message names what differs.
     """
     encoder = zoo.load_encoder(weights, drop_path)
+    check_architecture(encoder, weights, run)
+    return encoder
+
+
+def check_architecture(encoder: VideoEncoder, weights: Path, run: PretrainRun) -> None:
+    """Refuses weights that are not of the run's architecture; raises ValueError."""
     has, wanted = asdict(encoder.architecture), asdict(zoo.describe(run))
     wrong = [f"{name} {has[name]} instead of {wanted[name]}" for name in has if has[name] != wanted[name]]
     if wrong:
         raise ValueError(f"{weights}: is not of this run's architecture: {', '.join(wrong)}; pretrain again")
-    return encoder
 
 
-def check_labels(train: ClipDataset, test: ClipDataset) -> None:
+def check_labels(test: ClipDataset, train: ClipDataset | None = None) -> None:
     """Says how many clips have no label, or one that no training clip has.
 
+    Args:
+        train: None for a task without training, which knows the labels of the test split.
+
     Raises:
-        ValueError: a split has no labels at all, or the training split has but one.
+        ValueError: a split has no labels at all, or there is but one class.
     """
-    for name, dataset in (("training", train), ("test", test)):
-        missing = dataset.index.labels().count(None)
-        if missing == len(dataset):
+    splits = {"test": test} if train is None else {"training": train, "test": test}
+    for name, dataset in splits.items():
+        labels = dataset.index.labels()
+        missing = labels.count(None)
+        if missing == len(labels):
             raise ValueError(
                 f"none of the {missing} clips of the {name} split has a label: classification needs labels. Give them "
                 "in the annotations (`label`), or take the task out of `evaluate`"
             )
         if missing:
-            say(f"{missing} of {len(dataset)} clips of the {name} split have no label and are left out")
-    if len(train.classes) < 2:
-        raise ValueError(f"all training clips have the label {train.classes[0]!r}; classification needs two or more")
-    unseen = unseen_labels(train, test)
-    if unseen:
+            say(f"{missing} of {len(labels)} clips of the {name} split have no label and are left out")
+    name, known = next(iter(splits.items()))
+    if len(known.classes) < 2:
+        raise ValueError(f"all {name} clips have the label {known.classes[0]!r}; classification needs two or more")
+    if unseen := unseen_labels(test):
         say(f"test labels that no training clip has, counted as wrong: {', '.join(unseen)}")
 
 
-def unseen_labels(train: ClipDataset, test: ClipDataset) -> list[str]:
-    """Labels of the test split that the training split does not have."""
-    return sorted({label for label in test.index.labels() if label is not None} - set(train.classes))
+def unseen_labels(test: ClipDataset) -> list[str]:
+    """Labels of the test split that are no class."""
+    return sorted({label for label in test.index.labels() if label is not None} - set(test.classes))
 
 
-def write_results(
-    task: Any,
+def write_classification(
+    task: EvaluationTask,
     run: PretrainRun,
     weights: Path,
-    train: ClipDataset,
     test: ClipDataset,
     probabilities: NDArray[np.float32],
     output: Path,
     seed: int,
-    **more: Any,
+    train: ClipDataset | None = None,
+    text: Text | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes `metrics.json` and `predictions.parquet`.
 
     Args:
+        test: its `classes` are those of the columns of `probabilities`.
         probabilities: [test clips, classes], averaged over views, in the order of `test`.
+        train: the clips that were trained on, if any were.
+        text: the text encoder, if one was used.
         more: further entries of `metrics.json`.
 
     `metrics.json` holds what `classification_metrics` returns and `task`, `train_clips`, `test_clips` (both
@@ -94,56 +106,53 @@ def write_results(
     """
     labels = test.index.labels()
     known = np.array([label is not None for label in labels])
-    targets, probabilities = test.labels()[known], probabilities[known]
-    unseen = unseen_labels(train, test)
-    receipt = make_receipt(
-        "evaluate",
-        {"task": task.model_dump(mode="json"), "run": run.model_dump(mode="json", include=_SHAPE)},
-        ("torch", "timm", "numpy"),
-        weights=sha256_file(weights),
-        train=_hash(train),
-        test=_hash(test),
-        seed=seed,
-    )
+    probabilities = probabilities[known]
+    unseen = unseen_labels(test)
+    receipt = make_evaluation_receipt(task, run, weights, seed, test, train, text)
     metrics = {
         "task": task.task,
-        **classification_metrics(probabilities, targets, train.classes),
-        "train_clips": int((train.labels() >= 0).sum()),
+        **classification_metrics(probabilities, test.labels()[known], test.classes),
+        "train_clips": int((train.labels() >= 0).sum()) if train is not None else 0,
         "test_clips": int(known.sum()),
         "unlabelled_clips": int((~known).sum()),
         "unseen_labels": unseen,
         "unseen_clips": sum(label in set(unseen) for label in labels),
-        "settings": task.model_dump(mode="json"),
-        **more,
+        "settings": task.deciding(),
+        **(more or {}),
         "receipt": receipt,
     }
-    keys = [test.index[number].key for number in range(len(test))]
-    _write_predictions(output / "predictions.parquet", keys, labels, train.classes, probabilities, known, receipt)
+    clips = np.flatnonzero(known).tolist()
+    columns = {
+        "key": [test.index[number].key for number in clips],
+        "label": [labels[number] for number in clips],
+        "prediction": [test.classes[number] for number in probabilities.argmax(1).tolist()],
+        "probability": probabilities.max(1),
+    }
+    table = pa.table(columns, schema=PREDICTIONS_SCHEMA).sort_by("key")
+    write_table(output / "predictions.parquet", table, receipt)
     write_json(output / "metrics.json", metrics)
 
 
-_SHAPE = {"model", "image_size", "patch_size", "tubelet", "frames", "stride", "precision"}
+_SHAPE = {"model", "image_size", "patch_size", "tubelet", "frames", "stride", "sampling", "precision"}
+
+
+def make_evaluation_receipt(
+    task: EvaluationTask,
+    run: PretrainRun,
+    weights: Path,
+    seed: int,
+    test: ClipDataset,
+    train: ClipDataset | None = None,
+    text: Text | None = None,
+) -> dict[str, Any]:
+    """What an evaluation was made from."""
+    settings = {"task": task.deciding(), "run": run.model_dump(mode="json", include=_SHAPE)}
+    if text is not None:
+        settings["text"] = text.deciding()
+    made_from = {name: _hash(dataset) for name, dataset in (("train", train), ("test", test)) if dataset is not None}
+    sums = {"weights": sha256_file(weights), **made_from}
+    return make_receipt("evaluate", settings, ("torch", "timm", "numpy"), **sums, seed=seed)
 
 
 def _hash(dataset: ClipDataset) -> dict[str, str]:
     return hash_shards([tar.with_suffix(".parquet") for tar in dataset.index.tars])
-
-
-def _write_predictions(
-    path: Path,
-    keys: Sequence[str],
-    labels: Sequence[str | None],
-    classes: Sequence[str],
-    probabilities: NDArray[np.float32],
-    known: NDArray[np.bool_],
-    receipt: Mapping[str, Any],
-) -> None:
-    clips = np.flatnonzero(known).tolist()
-    best = probabilities.argmax(1)
-    columns = {
-        "key": [keys[i] for i in clips],
-        "label": [labels[i] for i in clips],
-        "prediction": [classes[i] for i in best.tolist()],
-        "probability": probabilities.max(1).astype(np.float32),
-    }
-    write_table(path, pa.table(columns, schema=PREDICTIONS_SCHEMA).sort_by("key"), receipt)

@@ -8,13 +8,14 @@ A strategy is one file of this package with one decorated function:
 
 It is found by its name; nothing else has to be edited. A strategy gets `guides`, a mapping of name to float
 tensor [B, slots, N] that always holds "noise" (uniform in [0, 1), drawn from the sample's own seed) and holds
-what the strategy `needs`. It returns the kept tokens, int64 [B, K], sorted ascending, where a token's number
-is `slot * N + row * side + column`. In each slot exactly `int(ratio * N)` tokens are hidden, so that shapes
-are fixed and all that follows is a gather. Strategies are pure: no state, no model, no randomness but the
-noise, no wait for the device.
+what the strategy `needs` ("flow" alone has another shape, see flow.py). It returns the kept tokens, int64 [B,
+K], sorted ascending, where a token's number is `slot * N + row * side + column`. In each slot exactly
+`int(ratio * N)` tokens are hidden, so that shapes are fixed and all that follows is a gather. Strategies are
+pure: no state, no model, no randomness but the noise, no wait for the device.
 """
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,14 +93,43 @@ def hide_highest(score: Tensor, noise: Tensor, ratio: float) -> Tensor:
     Returns:
         Kept tokens, int64 [B, slots * (N - int(ratio * N))], sorted ascending.
     """
-    tokens = score.shape[-1]
-    # Two stable sorts, the minor key first, give the exact lexicographic order of (score, noise). Adding a
-    # small multiple of the noise to the score instead would reorder scores that differ by less.
-    by_noise = torch.argsort(noise, dim=-1, stable=True)
-    by_score = torch.argsort(score.gather(-1, by_noise), dim=-1, stable=True)
-    order = by_noise.gather(-1, by_score)
+    return keep_first(sort_by(score, noise), ratio)
+
+
+def sort_by(*keys: Tensor) -> Tensor:
+    """Positions in ascending order of the first key, of the second where the first is equal, and so on.
+
+    Args:
+        keys: [..., N] each, all of one shape. NaN counts as the highest.
+
+    Returns:
+        int64 [..., N]; what is equal in all keys stays in its order.
+    """
+    # One stable sort a key, the least important first, gives the exact lexicographic order. Adding a small
+    # multiple of the noise to the score instead would reorder scores that differ by less.
+    order = torch.argsort(keys[-1], dim=-1, stable=True)
+    for key in reversed(keys[:-1]):
+        order = order.gather(-1, torch.argsort(key.gather(-1, order), dim=-1, stable=True))
+    return order
+
+
+def keep_first(order: Tensor, ratio: float) -> Tensor:
+    """Keeps the tokens that come first in each slot's order, int64 [B, slots, N] -> int64 [B, K], sorted."""
+    tokens = order.shape[-1]
     kept = order[..., : tokens - count_masked(tokens, ratio)].sort(dim=-1).values
     return number_tokens(kept, tokens)
+
+
+def find_side(tokens: int) -> int:
+    """Tokens on a side of a slot's square grid.
+
+    Raises:
+        ValueError: the grid is not square.
+    """
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise ValueError(f"a slot of {tokens} tokens is no square; strategies that use places need a square crop")
+    return side
 
 
 def number_tokens(kept: Tensor, tokens: int) -> Tensor:

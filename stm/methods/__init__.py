@@ -1,18 +1,58 @@
 """Methods: how a masking strategy, models and objectives make one training step.
 
-A method is a module whose forward takes a batch and returns named losses, of which "loss" is the one to
-minimise. It reads only tensors of the batch. `method.model` is what is saved; `method.model.encoder` is what
-is evaluated.
+A method is a module whose forward takes a batch and returns named values, of which "loss" is the one to
+minimise; all are logged. It reads only tensors of the batch. `method.model` is what is saved;
+`method.model.encoder` is what is evaluated.
 """
 
+from pathlib import Path
+from typing import NamedTuple
+
 from stm.config import PretrainRun
-from stm.methods.mae import MAE
+from stm.masking import get_strategy
+from stm.methods.mae import MAE, TEACHER_GUIDE
+from stm.methods.video_text import load_video_text
+from stm.models import zoo
 
 
-def build_method(run: PretrainRun) -> MAE:
-    """The method of a run, with fresh weights; seed torch before for the same ones.
+class Needs(NamedTuple):
+    """What a data set must provide for a method."""
+
+    guides: tuple[str, ...]  # beside the noise
+    text: bool  # vectors of the captions
+
+
+def dataset_needs(run: PretrainRun) -> Needs:
+    """What the run's data set must provide; what a teacher makes in the training step is not among it.
 
     Raises:
-        ValueError: the masking strategy does not exist, or the mask hides nothing.
+        ValueError: the masking strategy does not exist.
     """
-    return MAE.of(run)
+    guides = get_strategy(run.mask.strategy).needs
+    return Needs(tuple(guide for guide in guides if guide != TEACHER_GUIDE), run.contrast is not None)
+
+
+def build_method(run: PretrainRun, text_width: int | None = None) -> MAE:
+    """The method of a run, with fresh weights; seed torch before for the same ones.
+
+    Args:
+        run: the settings.
+        text_width: of the captions' vectors; needed by a run with `contrast`.
+
+    Raises:
+        ValueError: the masking strategy does not exist, the mask hides nothing, or the width is missing.
+    """
+    return MAE.of(run, text_width)
+
+
+def load_method(run: PretrainRun, weights: Path) -> MAE:
+    """The method of a run with its trained weights, in eval mode, to look at what it has learned.
+
+    Raises:
+        ValueError: the file cannot be read or does not fit the run.
+    """
+    contrast = load_video_text(weights) if run.contrast is not None else None
+    method = build_method(run, contrast.text_width if contrast is not None else None)
+    method.model.load_state_dict(zoo.load(weights).state_dict())
+    method.contrast = contrast
+    return method.eval()

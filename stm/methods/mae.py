@@ -1,14 +1,19 @@
-"""Masked autoencoding (VideoMAE): hide tokens, encode the rest, predict the pixels of the hidden ones."""
+"""Masked autoencoding (VideoMAE): hide tokens, encode the rest, predict the pixels of the hidden ones.
 
-from collections.abc import Mapping
+And what TGM adds (sections 3.4 and 3.5): the encoded tokens, pooled, shall match the clip's caption.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stm.config import PretrainRun
+from stm.config import PretrainRun, Reconstruction
 from stm.data.pixels import join_tubelets, split_tubelets, to_unit
 from stm.masking import Strategy, complement, count_masked, get_strategy, to_boolean
+from stm.methods.video_text import VideoText
 from stm.models import zoo
 from stm.models.vit import VideoMAE
 from stm.objectives.reconstruction import (
@@ -18,41 +23,100 @@ from stm.objectives.reconstruction import (
     reconstruction_targets,
 )
 
+TEACHER_GUIDE = "attention"
+"""The guide that no data set holds: the run's frozen teacher makes it in each step (UMT)."""
+
 
 class MAE(nn.Module):
-    """VideoMAE with any masking strategy."""
+    """VideoMAE with any masking strategy, and a contrast with captions if wanted."""
 
-    def __init__(self, model: VideoMAE, strategy: Strategy, ratio: float, decode_ratio: float = 1.0) -> None:
+    teacher: nn.Module | None
+
+    def __init__(
+        self,
+        model: VideoMAE,
+        strategy: Strategy,
+        ratio: float,
+        decode_ratio: float = 1.0,
+        reconstruction: Reconstruction | None = None,
+        contrast: VideoText | None = None,
+        teacher: nn.Module | None = None,
+    ) -> None:
         """
         Args:
+            model: encoder and decoder. Without weight on the reconstruction the decoder is frozen and not run.
+            strategy: what to hide.
             ratio: share of each slot's tokens to hide.
             decode_ratio: share of the hidden tokens that is predicted; 1 is VideoMAE.
+            reconstruction: weight and target; VideoMAE's when not given.
+            contrast: the contrastive branch.
+            teacher: frozen; video -> "attention", float32 [B, slots, N]. It is not part of this module: neither
+                saved, nor trained, nor exchanged between processes. It moves to devices with it.
         """
         super().__init__()
         self.model, self.strategy, self.ratio, self.decode_ratio = model, strategy, ratio, decode_ratio
+        self.reconstruction, self.contrast = reconstruction or Reconstruction(), contrast
+        self.__dict__["teacher"] = teacher  # past nn.Module's registration
         tokens = model.architecture.slot_tokens
         if count_masked(tokens, ratio) == 0:
             raise ValueError(
                 f"mask.ratio {ratio} hides none of a slot's {tokens} tokens; the least is {1 / tokens:.4f}"
             )
+        if not self.reconstruction.weight:
+            model.decoder.requires_grad_(False)
 
     @classmethod
-    def of(cls, run: PretrainRun) -> "MAE":
-        return cls(zoo.build(run), get_strategy(run.mask.strategy), run.mask.ratio, run.decode_ratio)
+    def of(cls, run: PretrainRun, text_width: int | None = None) -> "MAE":
+        """See `stm.methods.build_method`."""
+        # What comes after the model takes no random numbers from it: a run with `contrast` starts from the same
+        # encoder and decoder as one without.
+        model, strategy, contrast, teacher = zoo.build(run), get_strategy(run.mask.strategy), None, None
+        if run.contrast is not None:
+            if text_width is None:
+                raise ValueError("a run with `contrast` needs the width of the captions' vectors (text_width)")
+            contrast = VideoText(model.architecture.width, text_width, run.contrast)
+        if TEACHER_GUIDE in strategy.needs:
+            teacher = _load_teacher(run, model)
+        return cls(model, strategy, run.mask.ratio, run.decode_ratio, run.reconstruction, contrast, teacher)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MAE":
+        """Moves the teacher along, when all else is moved."""
+        if self.teacher is not None:
+            self.teacher._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        return self
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """One step's losses.
 
         Args:
-            batch: "video" uint8 [B, T, 3, S, S] and "guides" (see stm/masking), on the model's device.
+            batch: "video" uint8 [B, T, 3, S, S] and "guides" (see stm/masking), on the model's device; with a
+                contrast also "text" float32 [B, D] and "caption_index" int64 [B] (-1: the clip has no caption).
 
         Returns:
-            {"loss": float32 scalar}.
+            Float32 scalars: "loss", the weighted sum of "reconstruction" and "contrast", those of them that the run
+            has, and what `VideoText` tells beside its loss.
         """
-        kept, masked = self.mask(batch["guides"])
-        decoded = self.choose_decoded(masked, batch["guides"]["noise"])
-        predictions = self.model(batch["video"], kept, decoded)
-        return {"loss": self.compare(predictions, batch["video"], decoded)}
+        guides = self.guide(batch)
+        kept, masked = self.mask(guides)
+        encoded = self.model.encoder(batch["video"], kept)
+        values: dict[str, Tensor] = {}
+        if self.reconstruction.weight:
+            decoded = self.choose_decoded(masked, guides["noise"])
+            predictions = self.model.decoder(encoded, kept, decoded)
+            values["reconstruction"] = self.compare(predictions, batch["video"], decoded)
+        if self.contrast is not None:
+            tokens = encoded.detach() if self.contrast.observes else encoded
+            values |= self.contrast(tokens, batch["text"], batch["caption_index"] >= 0)
+        return {"loss": self.weigh(values), **values}
+
+    def guide(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
+        """The batch's guides, with the teacher's where the strategy needs it."""
+        guides: Mapping[str, Tensor] = batch["guides"]
+        if self.teacher is None:
+            return guides
+        with torch.no_grad():
+            return {**guides, TEACHER_GUIDE: self.teacher(batch["video"])}
 
     def mask(self, guides: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Kept tokens, int64 [B, K], and masked tokens, int64 [B, L - K], both sorted."""
@@ -76,23 +140,55 @@ class MAE(nn.Module):
         """Mean squared error of predictions [B, M, values] for the tokens [B, M] of the video."""
         shape = self.model.architecture
         with torch.no_grad():
-            targets = reconstruction_targets(video, decoded, shape.tubelet, shape.patch_size)
+            targets = reconstruction_targets(video, decoded, shape.tubelet, shape.patch_size, self._normalised)
         return reconstruction_loss(predictions, targets)
+
+    @property
+    def _normalised(self) -> bool:
+        return self.reconstruction.target == "normalised"
+
+    def weigh(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The loss to minimise (TGM, section 3.5)."""
+        terms = []
+        if self.reconstruction.weight:
+            terms.append(self.reconstruction.weight * values["reconstruction"])
+        if self.contrast is not None and self.contrast.observes:
+            # Adds zero to the value, and to the head the gradient by which it learns to read the encoder.
+            terms.append(values["contrast"] - values["contrast"].detach())
+        elif self.contrast is not None:
+            terms.append(self.contrast.settings.weight * values["contrast"])
+        return reduce(torch.add, terms)
+
+    def observers(self) -> list[nn.Parameter]:
+        """Parameters that learn from what the others do, which learn nothing from them: of a contrast without
+        weight. Their gradients must not count where the others' are clipped."""
+        return list(self.contrast.parameters()) if self.contrast is not None and self.contrast.observes else []
+
+    def embed_video(self, video: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Clips as unit vectors in the space of the text, float32 [B, text_width]; of all tokens, or the kept ones.
+
+        Raises:
+            ValueError: the run has no contrast.
+        """
+        if self.contrast is None:
+            raise ValueError("this run has no `contrast`: its clips have no place in the space of the text")
+        return self.contrast.embed(self.model.encoder(video, kept))
 
     @torch.no_grad()
     def reconstruct(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Pictures of what the model predicts; all masked tokens, whatever decode_ratio says.
 
         Returns:
-            "video": float32 [B, T, 3, S, S] in [0, 1]: kept tokens as they are, masked ones predicted and
-            scaled back with the mean and deviation of the true pixels, as VideoMAE shows them. "masked": bool
-            [B, slots, N].
+            "video": float32 [B, T, 3, S, S] in [0, 1]: kept tokens as they are, masked ones predicted and, where the
+            target is normalised, scaled back with the mean and deviation of the true pixels, as VideoMAE shows
+            them. "masked": bool [B, slots, N].
         """
         video, shape = batch["video"], self.model.architecture
-        kept, masked = self.mask(batch["guides"])
-        predictions = self.model(video, kept, masked).float()
-        mean, deviation = pixel_statistics(gather_pixels(video, masked, shape.tubelet, shape.patch_size))
-        pixels = predictions.unflatten(2, (-1, 3)) * deviation + mean  # [B, M, tubelet * patch^2, 3]
+        kept, masked = self.mask(self.guide(batch))
+        pixels = self.model(video, kept, masked).float().unflatten(2, (-1, 3))  # [B, M, tubelet * patch^2, 3]
+        if self._normalised:
+            mean, deviation = pixel_statistics(gather_pixels(video, masked, shape.tubelet, shape.patch_size))
+            pixels = pixels * deviation + mean
         tubelets = split_tubelets(video, shape.tubelet, shape.patch_size)
         tubelets = to_unit(tubelets) if video.dtype == torch.uint8 else tubelets.float()
         where = masked[:, :, None, None].expand(-1, -1, *tubelets.shape[2:])
@@ -100,3 +196,11 @@ class MAE(nn.Module):
         side = shape.image_size // shape.patch_size
         pasted = join_tubelets(tubelets, shape.tubelet, shape.patch_size, side).clamp(0, 1)
         return {"video": pasted, "masked": to_boolean(kept, shape.slots, shape.slot_tokens)}
+
+
+def _load_teacher(run: PretrainRun, model: VideoMAE) -> nn.Module:
+    from stm.models.teachers import AttentionTeacher  # open_clip takes seconds to import
+
+    if run.teacher is None:
+        raise ValueError(f"mask.strategy {run.mask.strategy!r} needs a teacher; give `teacher: {{model: ...}}`")
+    return AttentionTeacher.load(run.teacher, model.architecture)

@@ -33,6 +33,8 @@ class Architecture:
     mlp_ratio: float = 4.0
     norm_eps: float = 1e-6  # VideoMAE's; transformers' configs say 1e-12
     decoder_norm_eps: float = 1e-6  # of the decoder's last norm; transformers has 1e-5 there
+    positions: str = "joint"  # joint: one table over a clip's token numbers, VideoMAE's; separable: time, row, column
+    position_period: float = 10000.0  # VideoMAE's
 
     @property
     def slots(self) -> int:
@@ -54,15 +56,40 @@ class Architecture:
         return 3 * self.tubelet * self.patch_size**2
 
 
-def position_table(positions: int, width: int) -> Tensor:
+def position_table(positions: int, width: int, period: float = 10000.0) -> Tensor:
     """Fixed sine-cosine table over a clip's token numbers, float32 [1, positions, width], as VideoMAE's.
 
-    Entry j of position p is sin(p / 10000^(2 (j // 2) / width)) for even j, and the cosine for odd j.
+    Entry j of position p is sin(p / period^(2 (j // 2) / width)) for even j, and the cosine for odd j.
     """
     exponent = 2 * (torch.arange(width) // 2).to(torch.float64) / width
-    angle = torch.arange(positions).to(torch.float64)[:, None] / 10000**exponent
+    angle = torch.arange(positions).to(torch.float64)[:, None] / period**exponent
     table = torch.where(torch.arange(width) % 2 == 0, angle.sin(), angle.cos())
     return table.to(torch.float32)[None]
+
+
+def separable_table(slots: int, side: int, width: int, period: float = 10000.0) -> Tensor:
+    """Time, row and column in a part of the entries each, float32 [1, slots * side^2, width].
+
+    A third of the entries for each, of even length, as `position_table` has them; time takes what is left over.
+    """
+    space = width // 3 // 2 * 2
+    row = column = position_table(side, space, period)[0]
+    time = position_table(slots, width - 2 * space, period)[0]
+    grid = (slots, side, side)
+    parts = [
+        time[:, None, None].expand(*grid, -1),
+        row[None, :, None].expand(*grid, -1),
+        column[None, None].expand(*grid, -1),
+    ]
+    return torch.cat(parts, dim=-1).reshape(1, -1, width)
+
+
+def make_positions(architecture: Architecture, width: int) -> Tensor:
+    """The architecture's table for tokens of this width, float32 [1, L, width]."""
+    a = architecture
+    if a.positions == "separable":
+        return separable_table(a.slots, a.image_size // a.patch_size, width, a.position_period)
+    return position_table(a.tokens, width, a.position_period)
 
 
 def make_blocks(
@@ -118,7 +145,7 @@ class VideoEncoder(nn.Module):
         self.norm = nn.LayerNorm(a.width, eps=a.norm_eps)
         self.apply(init_weights)
         self.embedding = TubeletEmbedding(a)
-        self.register_buffer("positions", position_table(a.tokens, a.width), persistent=False)
+        self.register_buffer("positions", make_positions(a, a.width), persistent=False)
 
     def forward(self, video: Tensor, kept: Tensor | None = None, final_norm: bool = True) -> Tensor:
         """Features of tokens.
@@ -162,7 +189,7 @@ class VideoDecoder(nn.Module):
         self.head = nn.Linear(width, a.token_values)
         self.apply(init_weights)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-        self.register_buffer("positions", position_table(a.tokens, width), persistent=False)
+        self.register_buffer("positions", make_positions(a, width), persistent=False)
 
     def forward(self, encoded: Tensor, kept: Tensor, decoded: Tensor) -> Tensor:
         """Predictions for the tokens `decoded`.

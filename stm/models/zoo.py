@@ -1,43 +1,63 @@
-"""Sizes of models, their files, and the way to and from transformers' VideoMAE checkpoints."""
+"""Models by name, and the one door for weights: any source in, any format out.
 
-import json
+`own_format`, `official` and `huggingface` each know a format; `timm_export` makes timm models.
+"""
+
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, get_args
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from stm.config import ModelSize, PretrainRun
-from stm.files import write_bytes
+from stm.config import PretrainRun
+from stm.models.huggingface import (
+    from_transformers_state,
+    read_transformers,
+    to_transformers_state,
+    transformers_config,
+    write_transformers,
+)
+from stm.models.official import read_official, write_official
+from stm.models.own_format import HEADER_KEY, load_extra, read_own, save, write_own
+from stm.models.sizes import SIZES, Size
+from stm.models.timm_export import to_timm
 from stm.models.vit import Architecture, VideoEncoder, VideoMAE
+from stm.models.weights import (
+    Weights,
+    WeightsError,
+    adapt,
+    build_encoder,
+    build_module,
+    gather_weights,
+    outline,
+)
+from stm.preprocess.pretrained import ModelError, ModelSource, find_model
 
-HEADER_KEY = "stm"
+__all__ = [
+    "HEADER_KEY",
+    "SIZES",
+    "Format",
+    "Size",
+    "Weights",
+    "WeightsError",
+    "build",
+    "convert",
+    "count_parameters",
+    "describe",
+    "from_transformers",
+    "load",
+    "load_any",
+    "load_encoder",
+    "load_extra",
+    "read",
+    "save",
+    "to_timm",
+    "to_transformers",
+    "transformers_config",
+]
 
-
-class Size(NamedTuple):
-    """Widths, depths and heads of encoder and decoder."""
-
-    width: int
-    depth: int
-    heads: int
-    decoder_width: int
-    decoder_depth: int
-    decoder_heads: int
-
-
-# VideoMAE's sizes (its modeling_pretrain.py), with the decoder depths of its pretraining scripts. `tiny` is
-# ours, for the demo and for tests: a third of small, in both directions.
-SIZES: Mapping[ModelSize, Size] = {
-    "tiny": Size(128, 4, 4, 64, 2, 2),
-    "small": Size(384, 12, 6, 192, 4, 3),
-    "base": Size(768, 12, 12, 384, 4, 6),
-    "large": Size(1024, 24, 16, 512, 12, 8),
-    "huge": Size(1280, 32, 16, 640, 12, 8),
-}
+Format = Literal["stm", "official", "transformers"]
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
 def describe(run: PretrainRun) -> Architecture:
@@ -45,7 +65,15 @@ def describe(run: PretrainRun) -> Architecture:
     size = SIZES[run.model]
     if run.decoder_depth is not None:
         size = size._replace(decoder_depth=run.decoder_depth)
-    return Architecture(run.image_size, run.patch_size, run.tubelet, run.frames, **size._asdict())
+    return Architecture(
+        run.image_size,
+        run.patch_size,
+        run.tubelet,
+        run.frames,
+        **size._asdict(),
+        positions=run.positions,
+        position_period=run.position_period,
+    )
 
 
 def build(run: PretrainRun) -> VideoMAE:
@@ -57,160 +85,134 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-# -------------------------------------------------------------------------------------------------------
-# files
-
-
-def save(model: VideoMAE, path: Path) -> None:
-    """Writes weights (safetensors), atomically, with the architecture in the header: same weights, same bytes."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    # One entry: safetensors writes several in an order that differs from run to run.
-    header = {"architecture": asdict(model.architecture)}
-    write_bytes(path, serialise(tensors, {HEADER_KEY: json.dumps(header, sort_keys=True)}))
-
-
 def load(path: Path, drop_path: float = 0.0) -> VideoMAE:
     """A model from the file that `save` wrote.
 
     Raises:
-        ValueError: the file is missing, torn, or has no stm architecture; or its weights do not fit it.
+        WeightsError: the file is missing, torn, has no stm architecture or no decoder, or its weights do not fit.
     """
-    tensors, header = _read(path)
-    if "architecture" not in header:
-        raise ValueError(f"{path} was not written by stm: its header says no architecture. Convert it first")
-    try:
-        architecture = Architecture(**header["architecture"])
-    except TypeError as error:
-        raise ValueError(f"{path} was written by another version of stm: {error}. Pretrain again") from error
-    model = VideoMAE(architecture, drop_path)
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: the weights do not fit the architecture in the header: {error}") from error
+    model = build_module(read_own(path), drop_path)
+    if not isinstance(model, VideoMAE):
+        raise WeightsError(f"{path} has an encoder and no decoder: `load_encoder` reads it")
     return model
 
 
-def load_encoder(path: Path, drop_path: float = 0.0) -> VideoEncoder:
-    """The encoder alone of the file that `save` wrote; errors as `load`."""
-    return load(path, drop_path).encoder
+# -------------------------------------------------------------------------------------------------------
+# any source
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read(source: str | Path, architecture: Architecture | None = None, encoder_only: bool = False) -> Weights:
+    """Weights under our names, from any source that we know.
+
+    Args:
+        source: our safetensors file; a VideoMAE `.pth`; a transformers folder; a folder with our
+            `weights.safetensors`. A text that is no path on this machine may be a repository of the hub
+            (`owner/name`), which transformers then fetches.
+        architecture: of the model the weights are for. It may have clips of another length and pictures of another
+            size; what the weights fix must agree. Needed only for a `.pth` as wide as none of VideoMAE's sizes.
+        encoder_only: leave the rest out; then the decoders may differ.
+
+    Raises:
+        WeightsError: says what the source is, and what does not fit.
+    """
+    weights = _read_any(source, architecture)
+    return adapt(weights.encoder() if encoder_only else weights, architecture, str(source))
+
+
+def _read_any(source: str | Path, architecture: Architecture | None) -> Weights:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        own = path / "weights.safetensors"
+        if own.is_file():
+            return read_own(own)
+        if (path / "config.json").is_file():
+            return read_transformers(ModelSource(str(source), path))
+        raise WeightsError(f"{path}: a folder with neither stm's weights.safetensors nor transformers' config.json")
+    if path.is_file():
+        return _read_file(path, architecture)
+    if isinstance(source, Path) or path.suffix in _SUFFIXES:
+        raise WeightsError(f"{path}: cannot be read: there is no such file (from the working directory {Path.cwd()})")
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(HEADER_KEY, "{}"))
-            return {name: file.get_tensor(name) for name in sorted(file.keys())}, header
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{path}: cannot be read as safetensors ({error})") from error
+        return read_transformers(find_model(source))
+    except ModelError as error:
+        raise WeightsError(str(error)) from error
 
 
-# ------------------------------------------------------------------------------------------- transformers'
-# names
-
-# Where a module of ours is in transformers' VideoMAEForPreTraining; {n} is a block's number.
-_MODULES = {
-    "encoder.embedding.projection": "videomae.embeddings.patch_embeddings.projection",
-    "encoder.norm": "videomae.layernorm",
-    "decoder.entry": "encoder_to_decoder",
-    "decoder.norm": "decoder.norm",
-    "decoder.head": "decoder.head",
-}
-_BLOCKS = {"encoder.blocks": "videomae.encoder.layer", "decoder.blocks": "decoder.decoder_layers"}
-_IN_BLOCK = {
-    "norm1": "layernorm_before",
-    "norm2": "layernorm_after",
-    "attn.proj": "attention.output.dense",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-}
+def _read_file(path: Path, architecture: Architecture | None) -> Weights:
+    """By the first bytes, as endings are used freely: safetensors opens with a length and a brace."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start[8:9] == b"{" or path.suffix == ".safetensors":
+        return read_own(path)
+    if start.startswith((b"PK\x03\x04", b"\x80")):  # torch's zip, and its older plain pickle
+        return read_official(path, architecture)
+    raise WeightsError(f"{path}: neither safetensors nor a checkpoint of torch (.pth)")
 
 
-def _translate(architecture: Architecture) -> dict[str, str]:
-    """Our parameter names to transformers', of all weights but the joint query-key-value layers'."""
-    modules = dict(_MODULES)
-    for (ours, theirs), depth in zip(_BLOCKS.items(), (architecture.depth, architecture.decoder_depth), strict=True):
-        for block in range(depth):
-            modules |= {f"{ours}.{block}.{a}": f"{theirs}.{block}.{b}" for a, b in _IN_BLOCK.items()}
-    names = {f"{a}.{kind}": f"{b}.{kind}" for a, b in modules.items() for kind in ("weight", "bias")}
-    del names["decoder.entry.bias"]
-    return {**names, "decoder.mask_token": "mask_token"}
+def load_any(
+    source: str | Path, architecture: Architecture | None = None, drop_path: float = 0.0
+) -> VideoMAE | VideoEncoder:
+    """A model from any source (see `read`): a `VideoMAE`, or, of weights without decoder, a `VideoEncoder`."""
+    return build_module(read(source, architecture), drop_path)
 
 
-def _attentions(architecture: Architecture) -> list[tuple[str, str]]:
-    """Prefixes of the joint query-key-value layers, ours and transformers'."""
-    depths = (architecture.depth, architecture.decoder_depth)
-    return [
-        (f"{ours}.{block}.attn.qkv", f"{theirs}.{block}.attention.attention")
-        for (ours, theirs), depth in zip(_BLOCKS.items(), depths, strict=True)
-        for block in range(depth)
-    ]
+def load_encoder(source: str | Path, drop_path: float = 0.0, architecture: Architecture | None = None) -> VideoEncoder:
+    """The encoder alone, from any source (see `read`); the decoder, whatever its shape, is left out."""
+    return build_encoder(read(source, architecture, encoder_only=True), drop_path)
 
 
-_EMBEDDING = "encoder.embedding.projection.weight"
+def convert(
+    source: str | Path,
+    target: str | Path,
+    format: Format,
+    architecture: Architecture | None = None,
+    encoder_only: bool = False,
+) -> Path:
+    """Writes the weights of any source (see `read`) in another format.
+
+    Args:
+        source: what `read` takes.
+        target: a file, or, for transformers, a folder.
+        format: "stm", "official" (VideoMAE's `.pth`) or "transformers".
+        architecture: as in `read`; the target is written for it.
+        encoder_only: leave the decoder, or the classifier's head, out; transformers then has a `VideoMAEModel`.
+
+    Modules saved beside the model (see `load_extra`) are not taken along.
+
+    Returns:
+        `target`.
+    """
+    if format not in get_args(Format):
+        raise WeightsError(f"no format {format!r}; there are: {', '.join(get_args(Format))}")
+    weights, path = read(source, architecture, encoder_only), Path(target)
+    writers = {"stm": write_own, "official": write_official, "transformers": write_transformers}
+    writers[format](weights, path)
+    return path
+
+
+# -------------------------------------------------------------------------------------------------------
+# state dicts of transformers
 
 
 def from_transformers(state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
     """A state dict of transformers' VideoMAEForPreTraining -> one of `VideoMAE`, exactly.
 
-    The config must have had `use_mean_pooling=False`: with its default, True, transformers drops the
-    encoder's last norm even in pretraining. Give `norm_eps=config.layer_norm_eps, decoder_norm_eps=1e-5` to
-    the architecture.
+    The config must have had `use_mean_pooling=False`: with its default, True, transformers drops the encoder's last
+    norm even in pretraining. Give `norm_eps=config.layer_norm_eps, decoder_norm_eps=1e-5` to the architecture.
 
     Raises:
-        ValueError: a weight is missing; the message says which.
+        WeightsError: weights are missing, not expected, or of another shape.
     """
-    try:
-        found = {ours: state[theirs] for ours, theirs in _translate(architecture).items()}
-        for ours, theirs in _attentions(architecture):
-            parts = [state[f"{theirs}.{part}.weight"] for part in ("query", "key", "value")]
-            query, value = state[f"{theirs}.query.bias"], state[f"{theirs}.value.bias"]
-            found[f"{ours}.weight"] = torch.cat(parts)
-            found[f"{ours}.bias"] = torch.cat([query, torch.zeros_like(query), value])
-    except KeyError as error:
-        raise ValueError(
-            f"the checkpoint has no weight {error}: not a VideoMAEForPreTraining without mean pooling and "
-            f"{architecture.depth} + {architecture.decoder_depth} blocks?"
-        ) from error
-    found[_EMBEDDING] = found[_EMBEDDING].flatten(1)
-    return found
+    blank = Weights(architecture, outline(architecture, "pretraining"))
+    what = (
+        "this is taken for a VideoMAEForPreTraining without mean pooling, with "
+        f"{architecture.depth} + {architecture.decoder_depth} blocks"
+    )
+    return from_transformers_state(state, blank, what)
 
 
-def to_transformers(model: VideoMAE) -> dict[str, Tensor]:
-    """The weights under the names of transformers' VideoMAEForPreTraining (`use_mean_pooling=False`).
-
-    Its keys have no bias, and ours is left out: it adds the same number to all logits of a query, which
-    softmax does not notice.
+def to_transformers(model: nn.Module) -> dict[str, Tensor]:
+    """The weights under transformers' names: of VideoMAEForPreTraining for a `VideoMAE` (`use_mean_pooling=False`),
+    VideoMAEModel for a `VideoEncoder`, VideoMAEForVideoClassification for a classifier.
     """
-    state, a = model.state_dict(), model.architecture
-    found = {theirs: state[ours] for ours, theirs in _translate(a).items()}
-    for ours, theirs in _attentions(a):
-        weights, biases = state[f"{ours}.weight"].chunk(3), state[f"{ours}.bias"].chunk(3)
-        found |= {f"{theirs}.{part}.weight": w for part, w in zip(("query", "key", "value"), weights, strict=True)}
-        found |= {f"{theirs}.query.bias": biases[0], f"{theirs}.value.bias": biases[2]}
-    kernel = (3, a.tubelet, a.patch_size, a.patch_size)
-    found[_translate(a)[_EMBEDDING]] = state[_EMBEDDING].unflatten(1, kernel)
-    return {name: tensor.contiguous() for name, tensor in found.items()}
-
-
-def transformers_config(architecture: Architecture) -> dict[str, Any]:
-    """Arguments for transformers' VideoMAEConfig under which it computes what `VideoMAE` does.
-
-    But for the epsilon of the decoder's last norm, which transformers fixes at 1e-5 (see `decoder_norm_eps`).
-    """
-    a = architecture
-    return {
-        "image_size": a.image_size,
-        "patch_size": a.patch_size,
-        "num_frames": a.frames,
-        "tubelet_size": a.tubelet,
-        "hidden_size": a.width,
-        "num_hidden_layers": a.depth,
-        "num_attention_heads": a.heads,
-        "intermediate_size": int(a.width * a.mlp_ratio),
-        "decoder_hidden_size": a.decoder_width,
-        "decoder_num_hidden_layers": a.decoder_depth,
-        "decoder_num_attention_heads": a.decoder_heads,
-        "decoder_intermediate_size": int(a.decoder_width * a.mlp_ratio),
-        "layer_norm_eps": a.norm_eps,
-        "use_mean_pooling": False,
-    }
+    return to_transformers_state(gather_weights(model))

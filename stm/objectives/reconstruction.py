@@ -1,4 +1,4 @@
-"""Pixel reconstruction (MAE, VideoMAE): mean squared error to each tubelet's normalised pixels."""
+"""Pixel reconstruction (MAE, VideoMAE): mean squared error to each tubelet's pixels, normalised or not."""
 
 import torch
 from torch import Tensor
@@ -25,23 +25,34 @@ def pixel_statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
     return pixels.mean(dim=2, keepdim=True), deviation
 
 
-def reconstruction_targets(video: Tensor, index: Tensor, tubelet: int, patch: int) -> Tensor:
-    """What to predict for the tokens `index`: pixels normalised PER TOKEN AND PER COLOUR.
+def reconstruction_targets(video: Tensor, index: Tensor, tubelet: int, patch: int, normalised: bool = True) -> Tensor:
+    """What to predict for the tokens `index`.
+
+    Args:
+        video: [B, T, 3, S, S], uint8, or float in [0, 1].
+        index: int64 [B, M], token numbers.
+        tubelet: frames of a token.
+        patch: pixels on a side of a token.
+        normalised: pixels normalised PER TOKEN AND PER COLOUR; otherwise as they are, in [0, 1] (VideoMAE's
+            `normlize_target=False`).
 
     Returns:
         float32 [B, M, tubelet * patch^2 * 3], ordered frame, row, column, colour, as the decoder's head.
     """
     pixels = gather_pixels(video, index, tubelet, patch)
+    if not normalised:
+        return pixels.flatten(2)
     mean, deviation = pixel_statistics(pixels)
     return ((pixels - mean) / deviation).flatten(2)
 
 
 def reconstruction_loss(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared error over all predicted values, in float32, scalar.
+    """Mean squared error over all predicted values, in float32 at least, scalar.
 
     Raises:
         ValueError: the shapes differ.
     """
     if predictions.shape != targets.shape:
         raise ValueError(f"predictions {tuple(predictions.shape)} and targets {tuple(targets.shape)} differ in shape")
-    return torch.nn.functional.mse_loss(predictions.float(), targets.float())
+    dtype = torch.promote_types(predictions.dtype, torch.float32)
+    return torch.nn.functional.mse_loss(predictions.to(dtype), targets.to(dtype))

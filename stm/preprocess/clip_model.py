@@ -41,7 +41,9 @@ class _Source:
     weights_sha256: str
 
 
-def load_clip(name: str, precision: str = "float32", device: str | None = None) -> Clip:
+def load_clip(
+    name: str, precision: str = "float32", device: str | None = None, setting: str = "similarity.model"
+) -> Clip:
     """Loads the CLIP that a config names.
 
     Args:
@@ -49,11 +51,15 @@ def load_clip(name: str, precision: str = "float32", device: str | None = None) 
             Files and folders are relative to the working directory. Only tags and `hf-hub:` may download.
         precision: arithmetic of the image tower: float32, bfloat16 or float16.
         device: by default CUDA when there is any.
+        setting: the key of the config that names it, for error messages.
 
     Raises:
         ModelError: no such architecture, tag, file or folder, or its weights do not fit.
     """
-    source = _find(name)
+    try:
+        source = _find(name)
+    except ModelError as error:
+        raise ModelError(f"{setting} {name!r}: {error}") from error
     place = choose_device(device)
     arguments = {"pretrained": source.checkpoint} if source.checkpoint else {}
     try:
@@ -66,7 +72,7 @@ def load_clip(name: str, precision: str = "float32", device: str | None = None) 
         )
         tokenizer = open_clip.get_tokenizer(source.architecture)
     except Exception as error:  # open_clip raises half a dozen kinds, down to pickle's own
-        raise ModelError(f"similarity.model {name!r} cannot be loaded: {error}") from error
+        raise ModelError(f"{setting} {name!r} cannot be loaded: {error}") from error
     model = model.to(place).eval().requires_grad_(False)
     # open_clip's own half-precision modes would change the text tower as well.
     model.visual.to(PRECISIONS[precision])
@@ -86,42 +92,39 @@ def load_clip(name: str, precision: str = "float32", device: str | None = None) 
 
 
 def _find(name: str) -> _Source:
+    """Errors are the end of a sentence that the caller begins with the setting and the name."""
     if name.startswith(_FOLDER):
         return _find_folder(name)
     if name.startswith(_HUB):
-        weights = _download(name, lambda: download_pretrained_from_hf(name.removeprefix(_HUB)))
+        weights = _download(lambda: download_pretrained_from_hf(name.removeprefix(_HUB)))
         return _Source(name, None, {}, name, sha256_file(weights))
     architecture, _, weights_name = name.partition("@")
-    _check_architecture(name, architecture)
+    _check_architecture(architecture)
     if not weights_name:
         raise ModelError(
-            f"similarity.model {name!r} names no weights; write {architecture}@tag or {architecture}@file. "
-            f"Tags of it: {_tags(architecture)}"
+            f"names no weights; write {architecture}@tag or {architecture}@file. Tags of it: {_tags(architecture)}"
         )
     config = get_pretrained_cfg(architecture, weights_name)
-    return (
-        _find_tag(name, architecture, weights_name, config) if config else _find_file(name, architecture, weights_name)
-    )
+    return _find_tag(name, architecture, weights_name, config) if config else _find_file(architecture, weights_name)
 
 
 def _find_folder(name: str) -> _Source:
     folder = Path(name.removeprefix(_FOLDER)).expanduser()
     if not (folder / "open_clip_config.json").is_file():
         raise ModelError(
-            f"similarity.model {name!r}: {folder} has no open_clip_config.json (paths are relative to the working "
-            f"directory {Path.cwd()})"
+            f"{folder} has no open_clip_config.json (paths are relative to the working directory {Path.cwd()})"
         )
     return _Source(f"{_FOLDER}{folder}", None, {}, f"{_FOLDER}{folder.resolve().name}", hash_weights(folder))
 
 
-def _check_architecture(name: str, architecture: str) -> None:
+def _check_architecture(architecture: str) -> None:
     known = open_clip.list_models()
     if architecture in known:
         return
     close = get_close_matches(architecture, known, n=5, cutoff=0.5)
     hint = f"; close ones: {', '.join(close)}" if close else ""
     raise ModelError(
-        f"similarity.model {name!r}: open_clip has no architecture {architecture!r}{hint}. Allowed forms: "
+        f"open_clip has no architecture {architecture!r}{hint}. Allowed forms: "
         "architecture@tag, architecture@file, hf-hub:owner/name, local-dir:folder"
     )
 
@@ -135,28 +138,28 @@ def _find_tag(name: str, architecture: str, tag: str, config: dict[str, Any]) ->
     has = bool(open_clip.get_model_config(architecture).get("quick_gelu", False))
     if wanted != has:  # open_clip only warns, and the embeddings are quietly wrong
         other = f"{architecture}-quickgelu" if wanted else architecture.removesuffix("-quickgelu")
-        raise ModelError(f"similarity.model {name!r}: the weights {tag!r} belong to {other}; write {other}@{tag}")
-    weights = _download(name, lambda: download_pretrained(config))
+        raise ModelError(f"the weights {tag!r} belong to {other}; write {other}@{tag}")
+    weights = _download(lambda: download_pretrained(config))
     keys = ("mean", "std", "interpolation", "resize_mode")
     return _Source(architecture, str(weights), {k: config[k] for k in keys if k in config}, name, sha256_file(weights))
 
 
-def _find_file(name: str, architecture: str, file: str) -> _Source:
+def _find_file(architecture: str, file: str) -> _Source:
     path = Path(file).expanduser()
     if not path.is_file():
         close = get_close_matches(file, open_clip.list_pretrained_tags_by_model(architecture), n=3)
         hint = f" (did you mean {' or '.join(close)}?)" if close else ""
         raise ModelError(
-            f"similarity.model {name!r}: {file!r} is neither a file (relative to {Path.cwd()}) nor a tag of "
+            f"{file!r} is neither a file (relative to {Path.cwd()}) nor a tag of "
             f"{architecture}{hint}. Tags of it: {_tags(architecture)}"
         )
     if path.suffix not in _ENDINGS:
-        raise ModelError(f"similarity.model {name!r}: weights must end in {', '.join(_ENDINGS)}")
+        raise ModelError(f"weights must end in {', '.join(_ENDINGS)}")
     return _Source(architecture, str(path), {}, f"{architecture}@{path.name}", sha256_file(path))
 
 
-def _download(name: str, get: Any) -> Path:
+def _download(get: Any) -> Path:
     try:
         return Path(get())
     except Exception as error:  # network, permission, missing file: all of them mean the same here
-        raise ModelError(f"similarity.model {name!r} cannot be downloaded: {error}") from error
+        raise ModelError(f"cannot be downloaded: {error}") from error

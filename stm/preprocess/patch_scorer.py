@@ -9,7 +9,6 @@ range of pixels; PIL also rounds to whole numbers between, which is not copied.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -19,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from stm.preprocess.clip_model import Clip
+from stm.preprocess.clip_text import embed_texts
 from stm.preprocess.grid import map_shape
-
-TEXT_BATCH = 64  # captions a forward pass; the text tower costs next to nothing
+from stm.preprocess.pretrained import exact_convolutions
 
 
 class Piece(NamedTuple):
@@ -70,13 +69,6 @@ def cut_cells(frame: Tensor, rows: int, columns: int) -> Tensor:
     return cells.reshape(rows * columns, 3, side, side)
 
 
-def _exact(device: torch.device) -> AbstractContextManager[None]:
-    """Keeps cuDNN from rounding float32 to TF32, and from choosing algorithms by a race."""
-    if device.type != "cuda":
-        return nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-
-
 class PatchScorer:
     """Embeds patches and texts with a CLIP, in batches of one fixed shape."""
 
@@ -107,7 +99,7 @@ class PatchScorer:
 
     def encode(self, batch: Tensor) -> Tensor:
         """Projected CLS embeddings of a prepared batch, of length 1: float16 [batch_size, D] on the device."""
-        with _exact(self.clip.device):
+        with exact_convolutions(self.clip.device):
             features = self.clip.model.encode_image(batch)
         return functional.normalize(features.float(), dim=-1).half()
 
@@ -142,19 +134,9 @@ class PatchScorer:
         pieces = ([Piece(frames[f], start, stop) for f, start, stop in batch] for batch in batches)
         return np.concatenate(list(self.embed_batches(pieces))).reshape(len(frames), rows, columns, -1)
 
-    @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Projected embeddings of texts at [EOS], of length 1: float32 [K, D].
-
-        A text longer than the model's context is cut there, by the model's tokenizer.
-        """
-        found = []
-        for start in range(0, len(texts), TEXT_BATCH):
-            part = list(texts[start : start + TEXT_BATCH])
-            padded = part + [""] * (TEXT_BATCH - len(part))
-            features = self.clip.model.encode_text(self.clip.tokenizer(padded).to(self.clip.device))
-            found.append(functional.normalize(features.float(), dim=-1)[: len(part)].cpu().numpy())
-        return np.concatenate(found)
+        """Projected embeddings of texts at [EOS], of length 1: float32 [K, D]; see `clip_text.embed_texts`."""
+        return embed_texts(self.clip, texts)
 
 
 def cosine(embeddings: np.ndarray, texts: np.ndarray) -> np.ndarray:

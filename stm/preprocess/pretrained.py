@@ -1,5 +1,6 @@
 """Which device to compute on, where a transformers model's files are, and what identifies them."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,13 @@ class ModelError(ValueError):
 def choose_device(device: str | None = None) -> torch.device:
     """The device asked for; without one CUDA when there is any, else the CPU."""
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def exact_convolutions(device: torch.device) -> AbstractContextManager[None]:
+    """Keeps cuDNN from rounding float32 to TF32, and from choosing algorithms by a race."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
 class ModelSource(NamedTuple):
@@ -63,10 +71,10 @@ def find_model(name: str) -> ModelSource:
     return ModelSource(name, None)
 
 
-def load_complete(model_class: Any, source: ModelSource, precision: str, device: torch.device) -> Any:
+def load_complete(model_class: Any, source: ModelSource, precision: str, device: torch.device, **arguments: Any) -> Any:
     """A transformers model in evaluation mode, of which every weight came from its files.
 
-    transformers only warns of weights that the files lack, and leaves them random.
+    transformers only warns of weights that the files lack, and leaves them random. Further arguments go to the class.
 
     Raises:
         ModelError: the files lack weights, or cannot be had.
@@ -74,7 +82,7 @@ def load_complete(model_class: Any, source: ModelSource, precision: str, device:
     try:
         # The dtype is always said: without it transformers takes the checkpoint's, whatever that is.
         model, report = model_class.from_pretrained(
-            **source.arguments, dtype=PRECISIONS[precision], output_loading_info=True
+            **source.arguments, dtype=PRECISIONS[precision], output_loading_info=True, **arguments
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise explain_missing(source, error) from error

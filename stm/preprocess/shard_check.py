@@ -1,11 +1,15 @@
 """Does a shard hold what its index says? Every byte is read."""
 
 import hashlib
+import io
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stm.files import read_member, read_receipt, read_table, sha256_file
+from stm.preprocess.shard_table import SHARD_SCHEMA, array_shapes, list_members
 
 _SHOWN = 20  # problems in an error message
 
@@ -37,7 +41,7 @@ def find_problems(tar: Path, index: Path) -> list[str]:
     if not tar.is_file():
         return [f"{tar}: does not exist"]
     try:
-        rows, receipt = read_table(index).to_pylist(), read_receipt(index)
+        rows, receipt = read_table(index, SHARD_SCHEMA.names).to_pylist(), read_receipt(index)
     except ValueError as error:
         return [str(error)]
     problems = []
@@ -45,38 +49,41 @@ def find_problems(tar: Path, index: Path) -> list[str]:
         problems.append(f"{tar}: its SHA-256 is not the one in the receipt of {index}")
     if receipt.get("clips") != len(rows):
         problems.append(f"{index}: has {len(rows)} clips, its receipt says {receipt.get('clips')}")
-    descriptor = os.open(tar, os.O_RDONLY)
+    size, descriptor = tar.stat().st_size, os.open(tar, os.O_RDONLY)
     try:
         for row in rows:
-            problems += _check_clip(descriptor, row, tar)
+            problems += [f"{tar}: {problem}" for problem in _check_clip(descriptor, size, row)]
     finally:
         os.close(descriptor)
     return problems
 
 
-def _check_clip(descriptor: int, row: dict[str, Any], tar: Path) -> list[str]:
-    places = list_members(row)
+def _check_clip(descriptor: int, tar_size: int, row: dict[str, Any]) -> list[str]:
+    try:
+        places = list_members(row)
+    except ValueError:
+        return [f"clip {row['video_id']!r} has {len(row['offsets'])} offsets and {len(row['sizes'])} sizes of JPEGs"]
     if len(places) != len(row["sha256"]):
-        return [f"{tar}: clip {row['video_id']!r} has {len(places)} members and {len(row['sha256'])} hashes"]
-    problems = []
+        return [f"clip {row['video_id']!r} has {len(places)} members and {len(row['sha256'])} hashes"]
+    problems, shapes = [], array_shapes(row)
     for (name, offset, size), expected in zip(places, row["sha256"], strict=True):
-        try:
-            found = hashlib.sha256(read_member(descriptor, offset, size)).hexdigest()
-        except ValueError as error:
-            problems.append(f"{tar}: {name}: {error}")
+        if size is None or min(offset, size) < 0 or offset + size > tar_size:
+            problems.append(f"{name} lies outside the tar: torn file?")
             continue
-        if found != expected:
-            problems.append(f"{tar}: {name} has been changed or damaged")
+        data = read_member(descriptor, offset, size)
+        if hashlib.sha256(data).hexdigest() != expected:
+            problems.append(f"{name} has been changed or damaged")
+        elif name.endswith(".npy"):
+            problems += [f"{name} {problem}" for problem in _check_array(data, shapes[name.split(".")[1]])]
     return problems
 
 
-def list_members(row: dict[str, Any]) -> list[tuple[str, int, int]]:
-    """(name, offset, size) of a clip's members, in the order of the tar, from its line of the index."""
-    key = row["key"]
-    jpegs = zip(row["offsets"], row["sizes"], strict=True)
-    places = [(f"{key}.json", row["json_offset"], row["json_size"])]
-    places += [(f"{key}.{number:04d}.jpg", offset, size) for number, (offset, size) in enumerate(jpegs)]
-    for part in ("similarity", "motion"):
-        if row[f"{part}_offset"] is not None:
-            places.append((f"{key}.{part}.npy", row[f"{part}_offset"], row[f"{part}_size"]))
-    return places
+def _check_array(data: bytes, shape: tuple[int, ...]) -> list[str]:
+    """Whether an array is what the index lets a reader expect."""
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except ValueError as error:
+        return [f"is no array: {error}"]
+    if array.dtype != np.float16 or array.shape != shape:
+        return [f"is {array.dtype} {list(array.shape)} where the index says float16 {list(shape)}"]
+    return [] if np.isfinite(array).all() else ["has values that are not finite"]

@@ -20,13 +20,16 @@ AnyTask = TypeVar("AnyTask", bound=Task)
 
 def run_shard(
     title: str,
-    function: Callable[[AnyTask], None],
+    function: Callable[[AnyTask], Failure | None],
     tasks: Sequence[AnyTask],
     journal: Journal,
     processes: int,
     timeout_seconds: float,
 ) -> dict[str, Failure]:
     """Runs `function` on every task that the journal lacks, and shows the progress.
+
+    Args:
+        function: puts the record of its task into the journal, or returns why there is none.
 
     Returns:
         the items that failed. They are not in the journal, so a later attempt tries them again.

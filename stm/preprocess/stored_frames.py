@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import simplejpeg
@@ -10,11 +10,14 @@ import simplejpeg
 from stm.preprocess.frames_table import read_jpegs
 
 
-def load_frame(frames_tar: Path, row: Mapping[str, Any], number: int) -> np.ndarray:
+def load_frame(
+    frames_tar: Path, row: Mapping[str, Any], number: int, colours: Literal["RGB", "GRAY"] = "RGB"
+) -> np.ndarray:
     """One stored frame of a clip: uint8 [H, W, 3], RGB.
 
     Args:
         row: the clip's row of the frames index.
+        colours: `GRAY` gives the JPEG's own brightness, [H, W, 1].
 
     Raises:
         ValueError: the tar is damaged or does not belong to the index. The frames stage has checked every frame that it
@@ -22,7 +25,7 @@ def load_frame(frames_tar: Path, row: Mapping[str, Any], number: int) -> np.ndar
     """
     place = f"{frames_tar}: clip {row['video_id']!r}, stored frame {number}"
     try:
-        frame = simplejpeg.decode_jpeg(read_jpegs(frames_tar, dict(row), [number])[0], colorspace="RGB")
+        frame = simplejpeg.decode_jpeg(read_jpegs(frames_tar, dict(row), [number])[0], colorspace=colours)
     except ValueError as error:
         raise ValueError(
             f"{place}: not a readable JPEG ({error}). Remove the tar and its index and run again"

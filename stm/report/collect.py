@@ -18,17 +18,46 @@ from stm.config import Config
 from stm.files import read_json, read_table
 from stm.layout import Layout
 from stm.manifest import read_shards, split_of
-from stm.report.records import CaptionSummary, Evaluation, Faithfulness, MaskQualityRow, Refusal, Results, Run, Split
+from stm.report.records import (
+    CaptionSummary,
+    DatasetResults,
+    Evaluation,
+    Faithfulness,
+    MaskQualityRow,
+    Refusal,
+    Results,
+    Run,
+    Split,
+    Study,
+)
 
 
-def collect(config: Config, layout: Layout) -> Results:
-    """Everything under `layout` that the config speaks of."""
+def collect_study(config: Config, layout: Layout) -> Study:
+    """Every dataset of the config; `layout` is the config's own folder, and with one dataset that one's."""
+    found = []
+    for name in config.dataset_names:
+        corpus, place = config.of(name), Layout.of(config, name) if config.datasets else layout
+        found.append(DatasetResults(name, corpus, place, collect(corpus, place, config)))
+    return Study(config, found)
+
+
+def collect(config: Config, layout: Layout, whole: Config | None = None) -> Results:
+    """Everything under `layout` that the config of one dataset speaks of.
+
+    Args:
+        whole: the config with the evaluations, where `config` is that of one of its datasets.
+    """
     results = Results()
-    results.shards = results.attempt("shards", partial(_find_shards, layout), [])
+    results.shards = results.attempt("shards", partial(find_shards, layout), [])
     results.splits = results.attempt("splits", partial(_read_splits, layout, results.shards), [])
-    results.runs = [_read_run(config, layout, name, results) for name in config.pretrain]
+    results.runs = [
+        _read_run(config, layout, name, instance, (whole or config), results)
+        for name in config.pretrain
+        for instance in config.instances(name)
+    ]
     if layout.mask_quality.exists():
-        results.mask_quality = results.attempt("mask quality", partial(_read_mask_quality, layout.mask_quality), [])
+        read_quality = partial(_read_mask_quality, layout.mask_quality, config.name if whole and whole.datasets else "")
+        results.mask_quality = results.attempt("mask quality", read_quality, [])
     if layout.faithfulness.exists():
         read = partial(_read_faithfulness, layout.faithfulness)
         results.faithfulness = results.attempt("faithfulness", read, None)
@@ -41,7 +70,8 @@ def collect(config: Config, layout: Layout) -> Results:
     return results
 
 
-def _find_shards(layout: Layout) -> list[str]:
+def find_shards(layout: Layout) -> list[str]:
+    """All shards, whether they are packed already or not."""
     if layout.shard_index.exists():
         return read_shards(layout.shard_index)
     return sorted(path.stem for path in layout.slice("x").parent.glob("*.parquet"))
@@ -69,18 +99,19 @@ def _read_splits(layout: Layout, shards: list[str]) -> list[Split]:
     return [Split(name, listed[name], kept.get(name), packed.get(name)) for name in names]
 
 
-def _read_run(config: Config, layout: Layout, name: str, results: Results) -> Run:
-    folder = layout.pretrain(name)
+def _read_run(config: Config, layout: Layout, name: str, instance: str, whole: Config, results: Results) -> Run:
+    folder = layout.pretrain(instance)
     nothing: tuple[list[int], list[float]] = ([], [])
-    steps, losses = results.attempt(f"losses of {name}", partial(_read_losses, folder / "metrics.jsonl"), nothing)
+    steps, losses = results.attempt(f"losses of {instance}", partial(_read_losses, folder / "metrics.jsonl"), nothing)
     evaluations: dict[str, Evaluation] = {}
-    for task in config.evaluate:
-        path = layout.evaluate(name, task) / "metrics.json"
-        if path.exists():
-            found = results.attempt(f"{task} of {name}", partial(_read_evaluation, task, path), None)
+    for task in whole.evaluate:
+        path = layout.evaluate(instance, task) / "metrics.json"
+        if name in whole.runs_of(task) and path.exists():
+            found = results.attempt(f"{task} of {instance}", partial(_read_evaluation, task, path), None)
             evaluations |= {task: found} if found else {}
     weights = folder / "weights.safetensors"
-    return Run(name, config.pretrain[name], steps, losses, weights if weights.exists() else None, evaluations)
+    settings = config.runs[instance]
+    return Run(instance, settings, steps, losses, weights if weights.exists() else None, evaluations)
 
 
 def _read_losses(path: Path) -> tuple[list[int], list[float]]:
@@ -100,6 +131,8 @@ def _read_losses(path: Path) -> tuple[list[int], list[float]]:
 
 def _read_evaluation(name: str, path: Path) -> Evaluation:
     values = read_json(path)
+    if "text_to_video" in values:
+        return _read_retrieval(name, values)
     classes = values["classes"]
     per_class = values.get("per_class") or {}
     return Evaluation(
@@ -111,6 +144,21 @@ def _read_evaluation(name: str, path: Path) -> Evaluation:
         train_clips=values.get("train_clips"),
         test_clips=values.get("test_clips"),
         per_class={str(label): _accuracy(value) for label, value in sorted(per_class.items())},
+    )
+
+
+def _read_retrieval(name: str, values: Mapping[str, Any]) -> Evaluation:
+    """Text to video: a caption asks for its clip among all."""
+    found, intervals = values["text_to_video"], values.get("confidence95") or {}
+    return Evaluation(
+        name=name,
+        top1=float(found["r1"]),
+        top5=float(found["r5"]),
+        interval=_interval((intervals.get("text_to_video") or {}).get("r1")),
+        classes=int(values["clips"]),
+        train_clips=None,
+        test_clips=int(values["clips"]),
+        per_class={},
     )
 
 
@@ -132,7 +180,7 @@ def _read_faithfulness(path: Path) -> Faithfulness | None:
     )
 
 
-def _read_mask_quality(path: Path) -> list[MaskQualityRow]:
+def _read_mask_quality(path: Path, dataset: str) -> list[MaskQualityRow]:
     values = read_json(path)
     rows = values["rows"] if isinstance(values, dict) else values
     found = [
@@ -145,6 +193,7 @@ def _read_mask_quality(path: Path) -> list[MaskQualityRow]:
             interval=_interval((row.get("low"), row.get("high"))),
             clips=int(row["clips"]),
             chance=float(row["chance"]),
+            dataset=dataset,
         )
         for row in rows
     ]
@@ -170,10 +219,13 @@ def _summarise(source: str, paths: list[Path], examples: int = 6) -> CaptionSumm
 
 
 def _read_refusals(config: Config, layout: Layout, results: Results) -> list[Refusal]:
-    """The quarantine table and each row of later stages that is not `ok`; one entry a clip, stage and status."""
+    """The quarantine table and each row of later stages that is not `ok`; one entry a clip, stage and status.
+
+    The text stage repeats what the captions stage says and is left out.
+    """
     paths: list[tuple[str, Path]] = [("manifest", layout.quarantine)]
     for shard in results.shards:
-        paths += [("frames", layout.frames(shard)), ("motion", layout.motion(shard))]
+        paths += [("frames", layout.frames(shard)), ("motion", layout.motion(shard)), ("flow", layout.flow(shard))]
         for source in config.captions:
             paths += [(f"captions/{source}", layout.captions(source, shard))]
             paths += [(f"similarity/{source}", layout.similarity(source, shard))]

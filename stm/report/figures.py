@@ -16,13 +16,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from stm.report.records import MaskQualityRow, Run
+from stm.report.records import MaskQualityRow, Run, RunGroup
 from stm.report.tables import camera_title
 
 # Okabe and Ito's palette without its yellow, which is too light for lines: distinct for all common kinds of colour
 # blindness. https://jfly.uni-koeln.de/color/
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)))
+DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (10, 2)))
+MANY = 8  # runs that a chart shows with a legend inside it
 CAMERAS = {"fixed": "#0072B2", "moving": "#E69F00"}
 
 # Colours that stand for the style sheet's in the SVG. They must not occur otherwise.
@@ -58,39 +59,66 @@ def run_color(number: int) -> str:
     return str(run_style(number)["color"])
 
 
-def name_run(run: Run) -> str:
+def name_run(run: RunGroup) -> str:
     """`text: text_top 0.6`, or `tube 0.9` for a run that is called like its strategy."""
     strategy, ratio = run.mask
     return f"{strategy} {ratio:g}" if strategy == run.name else f"{run.name}: {strategy} {ratio:g}"
 
 
-def _figure(height: float) -> Figure:
+def new_figure(height: float) -> Figure:
     """7.6 inches wide, on a transparent ground."""
     figure = Figure(figsize=(7.6, height), layout="constrained")
     figure.patch.set_alpha(0)
     return figure
 
 
-def loss_curves(runs: Sequence[Run]) -> Figure:
-    """Loss by step of all runs: each step faintly, and a running mean."""
+def loss_curves(groups: Sequence[RunGroup]) -> Figure:
+    """Loss by step of all runs, as running means: of a single seed with each step faintly behind it, of several the mean
+    and the band between the least and the greatest.
+    """
+    logged = [group for group in groups if any(run.losses for run in group.instances)]
+    crowded = len(logged) > MANY
     with mpl.rc_context(STYLE):
-        figure = _figure(3.5)
+        figure = new_figure(3.5 if not crowded else max(3.5, 0.6 + 0.165 * len(logged)))
         axes = figure.add_subplot(facecolor="none")
-        for number, run in enumerate(runs):
-            if not run.losses:
-                continue
-            style = run_style(number)
-            axes.plot(run.steps, run.losses, color=style["color"], linewidth=0.6, alpha=0.28)
-            marker = "o" if len(run.losses) == 1 else None  # a line of one point is invisible
-            axes.plot(run.steps, running_mean(run.losses), label=name_run(run), linewidth=1.7, marker=marker, **style)
-        axes.set(xlabel="Optimiser step", ylabel="Reconstruction loss")
+        for group in logged:
+            _draw_losses(axes, group, crowded)
+        contrast = any(group.settings.contrast is not None for group in logged)
+        axes.set(xlabel="Optimiser step", ylabel="Loss" if contrast else "Reconstruction loss")
         axes.grid(axis="y")
         axes.margins(x=0.01)
-        if any(run.losses for run in runs):
+        if crowded:
+            # Beside the curves: a legend of so many lines leaves no place for them.
+            axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), labelcolor=INK, fontsize=7.5, handlelength=2.8)
+        elif logged:
             axes.legend(loc="upper right", labelcolor=INK, fontsize=9)
         else:
-            _say(axes, "no losses were logged")
+            say(axes, "no losses were logged")
     return figure
+
+
+def _draw_losses(axes: Any, group: RunGroup, crowded: bool) -> None:
+    style, runs = run_style(group.number), [run for run in group.instances if run.losses]
+    steps, means = mean_curves(runs)
+    width = 1.2 if crowded else 1.7
+    if len(runs) == 1 and not crowded:
+        axes.plot(runs[0].steps, runs[0].losses, color=style["color"], linewidth=0.6, alpha=0.28)
+    marker = "o" if len(steps) == 1 else None  # a line of one point is invisible
+    middle = [sum(values) / len(values) for values in zip(*means, strict=True)]
+    axes.plot(steps, middle, label=name_run(group), linewidth=width, marker=marker, **style)
+    if len(runs) > 1:
+        low, high = ([bound(values) for values in zip(*means, strict=True)] for bound in (min, max))
+        axes.fill_between(steps, low, high, color=style["color"], alpha=0.18, linewidth=0)
+
+
+def mean_curves(runs: Sequence[Run]) -> tuple[list[int], list[list[float]]]:
+    """The steps that all runs have logged, and each run's running mean there."""
+    steps = sorted(set.intersection(*(set(run.steps) for run in runs)))
+    curves = []
+    for run in runs:
+        smooth = dict(zip(run.steps, running_mean(run.losses), strict=True))
+        curves.append([smooth[step] for step in steps])
+    return steps, curves
 
 
 def running_mean(values: Sequence[float], share: float = 0.05) -> list[float]:
@@ -105,7 +133,7 @@ def mask_quality_bars(rows: Sequence[MaskQualityRow]) -> Figure:
     with mpl.rc_context(STYLE):
         groups = list(dict.fromkeys((row.name, row.ratio) for row in rows))
         cameras = list(dict.fromkeys(row.camera for row in sorted(rows, key=lambda row: row.camera)))
-        figure = _figure(max(2.0, 0.9 + 0.2 * len(groups) * (len(cameras) + 0.8)))
+        figure = new_figure(max(2.0, 0.9 + 0.2 * len(groups) * (len(cameras) + 0.8)))
         axes = figure.add_subplot(facecolor="none")
         thickness = 0.8 / max(1, len(cameras))
         for row in rows:
@@ -126,7 +154,7 @@ def mask_quality_bars(rows: Sequence[MaskQualityRow]) -> Figure:
         axes.set_axisbelow(True)
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         if not rows:
-            _say(axes, "no mask quality was measured")
+            say(axes, "no mask quality was measured")
         else:
             _legend(figure, cameras)
     return figure
@@ -139,7 +167,7 @@ def _legend(figure: Figure, cameras: Sequence[str]) -> None:
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), labelcolor=INK, fontsize=9)
 
 
-def _say(axes: Any, text: str) -> None:
+def say(axes: Any, text: str) -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=MUTED)
     axes.set(xticks=[], yticks=[])
 

@@ -1,14 +1,35 @@
 """What the page shows, as plain dataclasses. `stm.report.collect` fills them from the files."""
 
 import math
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from stm.config import PretrainRun
+from stm.config import Config, PretrainRun
+from stm.layout import Layout
+from stm.report import shown_datasets
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One number of one evaluation, from one seed or several."""
+
+    values: Sequence[float]  # one a seed
+    interval: tuple[float, float] | None  # 95 % interval of the only seed's, where the evaluation gives one
+    share: bool = True  # from 0 to 1, shown as per cent
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation over the seeds (n - 1); None for a single one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -23,7 +44,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of one run. Accuracies are shares from 0 to 1."""
+    """One evaluation of one run. Accuracies are shares from 0 to 1.
+
+    Retrieval of clips by text is a classification with as many classes as clips: `top1` is its R@1.
+    """
 
     name: str
     top1: float
@@ -41,9 +65,9 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """One pretraining run: its settings, its loss by step, and its evaluations by name."""
+    """One instance of a pretraining run: its settings, its loss by step, and its evaluations by name."""
 
-    name: str
+    name: str  # in the config's `runs`
     settings: PretrainRun
     steps: list[int]
     losses: list[float]
@@ -64,6 +88,55 @@ class Run:
 
 
 @dataclass(frozen=True)
+class RunGroup:
+    """A run of the config's `pretrain`: its instances, one a seed."""
+
+    name: str
+    number: int  # in the config, for its colour
+    instances: Sequence[Run]
+
+    @property
+    def settings(self) -> PretrainRun:
+        return self.instances[0].settings
+
+    @property
+    def mask(self) -> tuple[str, float]:
+        return self.instances[0].mask
+
+    @property
+    def final_loss(self) -> Measured | None:
+        return _measure([run.final_loss for run in self.instances])
+
+    def score(self, task: str) -> Measured | None:
+        """The first number of an evaluation; None when no instance has been evaluated."""
+        found = [run.evaluations[task] for run in self.instances if task in run.evaluations]
+        return _measure([e.top1 for e in found], found[0].interval if len(found) == 1 else None)
+
+    def class_accuracy(self, task: str) -> dict[str, float]:
+        """Accuracy of each class, the mean over the seeds that have one."""
+        found = [run.evaluations[task].per_class for run in self.instances if task in run.evaluations]
+        values = {
+            label: [c[label] for c in found if not math.isnan(c.get(label, math.nan))] for c in found for label in c
+        }
+        return {label: statistics.fmean(known) if known else math.nan for label, known in values.items()}
+
+
+def _measure(values: Iterable[float | None], interval: tuple[float, float] | None = None) -> Measured | None:
+    known = [value for value in values if value is not None]
+    return Measured(known, interval) if known else None
+
+
+def group_runs(config: Config, runs: Iterable[Run]) -> list[RunGroup]:
+    """Instances by the run of the config that they belong to, in the config's order."""
+    by_name = {run.name: run for run in runs}
+    groups = []
+    for number, name in enumerate(config.pretrain):
+        found = [by_name[instance] for instance in config.instances(name) if instance in by_name]
+        groups += [RunGroup(name, number, found)] if found else []
+    return groups
+
+
+@dataclass(frozen=True)
 class MaskQualityRow:
     """Share of the true box that a guide's mask hides, 0 to 1."""
 
@@ -75,10 +148,12 @@ class MaskQualityRow:
     interval: tuple[float, float] | None
     clips: int
     chance: float
+    dataset: str = ""  # named where a config has several
 
     @property
     def name(self) -> str:
-        return f"{self.guide} ({self.source})" if self.source else self.guide
+        name = f"{self.guide} ({self.source})" if self.source else self.guide
+        return f"{self.dataset}: {name}" if self.dataset else name
 
 
 @dataclass(frozen=True)
@@ -126,7 +201,7 @@ class Refusal:
 
 @dataclass
 class Results:
-    """All that was found."""
+    """All that was found of one dataset."""
 
     shards: list[str] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)
@@ -144,3 +219,49 @@ class Results:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             self.problems.append(f"{what}: {type(error).__name__}: {error}")
             return missing
+
+
+@dataclass(frozen=True)
+class DatasetResults:
+    """One dataset of a config: its own config, where its results lie, and what was found there."""
+
+    name: str
+    config: Config
+    layout: Layout
+    results: Results
+
+
+@dataclass(frozen=True)
+class Study:
+    """All datasets of a config."""
+
+    config: Config
+    datasets: Sequence[DatasetResults]
+    own: Results = field(default_factory=Results)  # for problems of what is no dataset's
+
+    @property
+    def several(self) -> bool:
+        return bool(self.config.datasets)
+
+    @property
+    def shown(self) -> list[DatasetResults]:
+        """The datasets whose clips are shown."""
+        names = shown_datasets(self.config)
+        return [dataset for dataset in self.datasets if dataset.name in names]
+
+    @property
+    def groups(self) -> list[RunGroup]:
+        """All runs, in the config's order."""
+        return group_runs(self.config, [run for dataset in self.datasets for run in dataset.results.runs])
+
+    @property
+    def mask_quality(self) -> list[MaskQualityRow]:
+        return [row for dataset in self.datasets for row in dataset.results.mask_quality]
+
+    @property
+    def problems(self) -> list[str]:
+        """Each with its dataset's name where there are several."""
+        named = [
+            (f"{d.name}: " if self.several else "", problem) for d in self.datasets for problem in d.results.problems
+        ]
+        return [prefix + problem for prefix, problem in named] + self.own.problems

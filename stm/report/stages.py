@@ -5,7 +5,7 @@ Receipts say which model, with which hash, and which library versions made a sta
 
 import csv
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,12 @@ from typing import Any
 from stm.config import Config
 from stm.files import hash_weights, read_json, read_receipt
 from stm.layout import Layout
-from stm.report.records import Results
+from stm.report.records import DatasetResults, Study
 
 # The order of the data's journey; rules that are not named here come after, by name.
 ORDER = (
-    "demo_models", "generate", "manifest", "split", "plan", "frames", "captions", "embeddings", "similarity", "motion",
-    "shards", "pretrain", "evaluate", "mask_quality", "report",
+    "demo_models", "generate", "manifest", "split", "plan", "frames", "captions", "embeddings", "similarity", "text",
+    "motion", "flow", "shards", "pretrain", "evaluate", "mask_quality", "faithfulness", "table", "figure", "report",
 )  # fmt: skip
 
 
@@ -35,6 +35,7 @@ class Stage:
     planned_jobs: int | None = None
     planned_cpu_seconds: float | None = None
     planned_gpu_seconds: float | None = None
+    planned_loading_seconds: float | None = None  # of cores, beside the GPU
     planned_gigabytes: float | None = None
 
 
@@ -54,18 +55,21 @@ class Provenance:
     stages: list[Stage]
     models: list[Model]
     versions: dict[str, str]  # library -> version, or versions when the stages' receipts differ
-    receipts: dict[str, dict[str, Any]]  # stage -> the receipt of its first shard
+    receipts: dict[str, dict[str, Any]]  # stage, or stage/dataset -> the receipt of its first shard
 
 
-def collect_provenance(config: Config, layout: Layout, results: Results) -> Provenance:
-    """Benchmarks, plan and receipts under `layout`."""
+def collect_provenance(study: Study, layout: Layout) -> Provenance:
+    """Benchmarks and receipts of all datasets, and the plan in `layout`, the config's own folder."""
     nothing: dict[str, dict[str, Any]] = {}
-    used = results.attempt("benchmarks", partial(_read_benchmarks, layout.benchmarks), nothing)
-    planned = results.attempt("plan", partial(_read_plan, layout.plan), nothing)
+    folders = dict.fromkeys([*(dataset.layout.benchmarks for dataset in study.datasets), layout.benchmarks])
+    used = study.own.attempt("benchmarks", partial(_read_benchmarks, list(folders)), nothing)
+    planned = study.own.attempt("plan", partial(_read_plan, layout.plan), nothing)
     names = sorted({*used, *planned}, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
-    receipts = _read_receipts(config, layout, results)
+    receipts: dict[str, dict[str, Any]] = {}
+    for dataset in study.datasets:
+        receipts |= _read_receipts(dataset, study.config)
     models = [model for stage, receipt in receipts.items() for model in _models(stage, receipt)]
-    for run in results.runs:
+    for run in (run for group in study.groups for run in group.instances):
         if run.weights is not None:
             made = f"{run.settings.method}, {run.settings.model}"
             models += [Model(f"pretrain/{run.name}", made, hash_weights(run.weights))]
@@ -73,10 +77,10 @@ def collect_provenance(config: Config, layout: Layout, results: Results) -> Prov
     return Provenance(stages, models, _merge_versions(receipts), receipts)
 
 
-def _read_benchmarks(folder: Path) -> dict[str, dict[str, Any]]:
+def _read_benchmarks(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """Per rule, summed over its jobs. A file has one row a repetition, of which the last one made the output."""
     used: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.rglob("*.tsv")):
+    for folder, path in ((place, file) for place in folders for file in sorted(place.rglob("*.tsv"))):
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
         if not rows:
@@ -107,15 +111,12 @@ def _read_plan(path: Path) -> dict[str, dict[str, Any]]:
     values = read_json(path) if path.exists() else {}
     planned: dict[str, dict[str, Any]] = {}
     for entry in values.get("stages") or []:
-        # The plan tells sources and runs apart, `captions/blip2`; Snakemake times rules.
+        # The plan tells datasets, sources and runs apart, `captions/k400/blip2`; Snakemake times rules.
         rule = str(entry["stage"]).partition("/")[0]
-        seconds = {key: _number(entry.get(key)) for key in ("cpu_hours", "gpu_hours")}
-        found = {
-            "planned_jobs": _number(entry.get("jobs")),
-            "planned_cpu_seconds": None if seconds["cpu_hours"] is None else seconds["cpu_hours"] * 3600,
-            "planned_gpu_seconds": None if seconds["gpu_hours"] is None else seconds["gpu_hours"] * 3600,
-            "planned_gigabytes": _number(entry.get("gigabytes")),
-        }
+        found = {"planned_jobs": _number(entry.get("jobs")), "planned_gigabytes": _number(entry.get("gigabytes"))}
+        for kind in ("cpu", "gpu", "loading"):
+            hours = _number(entry.get(f"{kind}_hours"))
+            found[f"planned_{kind}_seconds"] = None if hours is None else hours * 3600
         sums = planned.setdefault(rule, dict.fromkeys(found))
         for key, value in found.items():
             if value is not None:
@@ -123,18 +124,23 @@ def _read_plan(path: Path) -> dict[str, dict[str, Any]]:
     return planned
 
 
-def _read_receipts(config: Config, layout: Layout, results: Results) -> dict[str, dict[str, Any]]:
-    """One receipt a stage: that of the first shard that has one. All shards of a stage share their settings."""
+def _read_receipts(dataset: DatasetResults, whole: Config) -> dict[str, dict[str, Any]]:
+    """One receipt a stage: that of the first shard that has one. All shards of a stage share their settings.
+
+    Of several datasets the stages are named as in the plan: `captions/k400/blip2`.
+    """
     receipts: dict[str, dict[str, Any]] = {}
     nothing: dict[str, Any] = {}
-    for stage, path in _receipt_paths(config, layout, results.shards):
-        if stage not in receipts and path.exists():
-            receipt = results.attempt(f"receipt of {path}", partial(read_receipt, path), nothing)
+    for stage, path in _receipt_paths(dataset.config, dataset.layout, dataset.results.shards):
+        rule, slash, rest = stage.partition("/")
+        name = f"{rule}/{dataset.name}{slash}{rest}" if whole.datasets else stage
+        if name not in receipts and path.exists():
+            receipt = dataset.results.attempt(f"receipt of {path}", partial(read_receipt, path), nothing)
             if receipt:
-                receipts[stage] = receipt
-    for stage, path in _json_receipt_paths(config, layout):
+                receipts[name] = receipt
+    for stage, path in _json_receipt_paths(dataset, whole):
         if path.exists():
-            receipt = results.attempt(f"receipt of {path}", partial(_read_json_receipt, path), nothing)
+            receipt = dataset.results.attempt(f"receipt of {path}", partial(_read_json_receipt, path), nothing)
             receipts |= {stage: receipt} if receipt else {}
     return receipts
 
@@ -143,13 +149,15 @@ def _read_json_receipt(path: Path) -> dict[str, Any]:
     return dict(read_json(path).get("receipt") or {})
 
 
-def _json_receipt_paths(config: Config, layout: Layout) -> Iterator[tuple[str, Path]]:
+def _json_receipt_paths(dataset: DatasetResults, whole: Config) -> Iterator[tuple[str, Path]]:
     """Runs and evaluations keep theirs in their JSON files."""
-    for run in config.pretrain:
+    layout, ending = dataset.layout, f"/{dataset.name}" if whole.datasets else ""
+    for run in dataset.config.runs:
         yield f"pretrain/{run}", layout.pretrain(run) / "config.json"
-        for task in config.evaluate:
+        for task in whole.evaluate:
             yield f"evaluate/{run}/{task}", layout.evaluate(run, task) / "metrics.json"
-    yield "mask_quality", layout.mask_quality
+    yield f"mask_quality{ending}", layout.mask_quality
+    yield f"faithfulness{ending}", layout.faithfulness
 
 
 def _receipt_paths(config: Config, layout: Layout, shards: list[str]) -> Iterator[tuple[str, Path]]:
@@ -162,7 +170,10 @@ def _receipt_paths(config: Config, layout: Layout, shards: list[str]) -> Iterato
         yield "embeddings", layout.embeddings(shard)
         for source in config.captions:
             yield f"similarity/{source}", layout.similarity(source, shard)
+        for source in config.captions:
+            yield f"text/{source}", layout.text(source, shard)
         yield "motion", layout.motion(shard)
+        yield "flow", layout.flow(shard)
         yield "shards", layout.shard(shard)
 
 

@@ -3,41 +3,56 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
-from stm.config import Blip2Captions, Config, HumanCaptions, LabelCaptions, MovingShapesDataset, PretrainRun
+from stm.config import Blip2Captions, Config, HumanCaptions, LabelCaptions, PretrainRun
 from stm.progress import format_seconds
-from stm.report.records import Evaluation, MaskQualityRow, Results, Run
+from stm.report.records import MaskQualityRow, Measured, Results, RunGroup, Study
 from stm.report.stages import Provenance, Stage
-from stm.report.tables import Cell, Table, count, number, title, words
+from stm.report.tables import Cell, Table, count, measure_title, number, title, words
 
 
-def findings(config: Config, results: Results) -> list[str]:
+def findings(study: Study) -> list[str]:
     """The few numbers that a reader looks for first, in sentences."""
-    lines = [_best_run(task, results.runs) for task in config.evaluate]
-    if config.mask_quality is not None:
-        compared = _comparable(results.mask_quality, config.mask_quality.text_ratio, config.pack.captions)
-        lines += [_masks(camera, compared) for camera in ("fixed", "moving")]
+    groups = study.groups
+    lines = [_best_run(study.config, task, groups) for task in study.config.evaluate]
+    for dataset in study.datasets:
+        settings, rows = dataset.config.mask_quality, dataset.results.mask_quality
+        if settings is not None:
+            compared = _comparable(rows, settings.text_ratio, next(iter(dataset.config.pack.sources), None))
+            lines += [_masks(camera, compared) for camera in ("fixed", "moving")]
     return [line for line in lines if line]
 
 
-def _best_run(task: str, runs: Sequence[Run]) -> str:
-    scored = [(run, run.evaluations[task]) for run in runs if task in run.evaluations]
+def chances(groups: Sequence[RunGroup]) -> dict[str, float]:
+    """Chance level of each evaluation that has been done."""
+    runs = [run for group in groups for run in group.instances]
+    return {task: found.chance for run in reversed(runs) for task, found in run.evaluations.items()}
+
+
+def _best_run(config: Config, task: str, groups: Sequence[RunGroup]) -> str:
+    scored = [(group, found) for group in groups if (found := group.score(task)) is not None]
     trained = [entry for entry in scored if entry[0].settings.optimisation.epochs > 0]
     if not trained:
         return ""
-    found = max((entry[1] for entry in trained), key=lambda evaluation: evaluation.top1)
-    names = [run.name for run, evaluation in trained if evaluation.top1 == found.top1]
-    best = f"{names[0]} is best" if len(names) == 1 else f"{', '.join(names)} tie"
-    line = f"{title(task)}: {best} with {_accuracy(found)} top-1; chance is {100 * found.chance:.1f}\u00a0%"
-    untrained = [f for run, f in scored if run.settings.optimisation.epochs == 0]
+    best = max((found for _, found in trained), key=lambda found: found.mean)
+    names = [group.name for group, found in trained if found.mean == best.mean]
+    said = f"{names[0]} is best with" if len(names) == 1 else f"{', '.join(names)} tie with"
+    if len(trained) == 1:
+        said = f"{names[0]} reaches"
+    line = f"{title(task)}: {said} {_accuracy(best)} {measure_title(config, task)}"
+    line += f"; chance is {100 * chances(groups)[task]:.1f}\u00a0%"
+    untrained = [found for group, found in scored if group.settings.optimisation.epochs == 0]
     if untrained:
-        line += f", and without pretraining it is {_accuracy(max(untrained, key=lambda f: f.top1))}"
+        line += f", and without pretraining it is {_accuracy(max(untrained, key=lambda found: found.mean))}"
     return f"{line}."
 
 
-def _accuracy(found: Evaluation) -> str:
-    return f"{100 * found.top1:.1f}\u00a0%{_interval(found.interval)}"
+def _accuracy(found: Measured) -> str:
+    if found.deviation is not None:
+        return f"{100 * found.mean:.1f}\u00a0±\u00a0{100 * found.deviation:.1f}\u00a0%"
+    return f"{100 * found.mean:.1f}\u00a0%{_interval(found.interval)}"
 
 
 def _interval(interval: tuple[float, float] | None) -> str:
@@ -57,11 +72,14 @@ def _masks(camera: str, rows: Sequence[MaskQualityRow]) -> str:
     found = [row for row in rows if row.camera == camera]
     if not found:
         return ""
-    parts = ", ".join(f"{row.name} {100 * row.coverage:.1f}\u00a0%{_interval(row.interval)}" for row in found)
+    parts = ", ".join(
+        f"{replace(row, dataset='').name} {100 * row.coverage:.1f}\u00a0%{_interval(row.interval)}" for row in found
+    )
     chance = sorted({round(100 * row.chance) for row in found})
     level = " to ".join(str(value) for value in (chance if len(chance) < 3 else [chance[0], chance[-1]]))
+    where = f"{found[0].dataset}: with" if found[0].dataset else "With"
     return (
-        f"With a {camera} camera, masks of ratio {found[0].ratio:g} hide this share of the named object: {parts}; "
+        f"{where} a {camera} camera, masks of ratio {found[0].ratio:g} hide this share of the named object: {parts}; "
         f"chance is {level}\u00a0%."
     )
 
@@ -79,31 +97,47 @@ def faithfulness(results: Results) -> str:
     )
 
 
-def facts(config: Config, provenance: Provenance) -> list[tuple[str, str]]:
-    """What was run, in short."""
-    data, frames, pack = config.dataset, config.frames, config.pack
-    origin = "generated" if isinstance(data, MovingShapesDataset) else "folder of videos"
-    packed = [
-        name
-        for name, is_packed in (("similarity", pack.similarity and pack.captions), ("motion", pack.motion))
-        if is_packed
-    ]
-    lines = [
-        ("Results", config.name),
-        ("Dataset", f"{data.source}, {origin}" if data.source != "folder" else origin),
-        ("Frames", f"{_every(frames.every)} frame, short side {frames.short_side} px, JPEG quality {frames.quality}"),
-        (
-            "Captions",
-            ", ".join(config.captions) + (f"; {pack.captions} for training" if pack.captions else "") or "none",
-        ),
-        ("Similarity", config.similarity.model),
-        ("Motion", config.motion.backend + (", camera subtracted" if config.motion.subtract_camera else "")),
-        ("Guides packed", " and ".join(packed) or "none"),
-        *(("Pretraining", line) for line in dict.fromkeys(_describe(run) for run in config.pretrain.values())),
-        ("Seed", str(config.seed)),
-    ]
+def study_facts(study: Study, provenance: Provenance) -> list[tuple[str, str]]:
+    """What was run, in short: what concerns all datasets; of one dataset, all."""
+    config = study.config
+    lines = [("Results", config.name)]
+    if study.several:
+        lines += [("Datasets", ", ".join(config.dataset_names))]
+    else:
+        lines += dataset_facts(config)
+    lines += [("Pretraining", line) for line in dict.fromkeys(_describe(run) for run in config.pretrain.values())]
+    seeds = sorted({run.seed for run in config.runs.values() if run.seed is not None} | {config.seed})
+    lines += [("Seed" if len(seeds) == 1 else "Seeds", ", ".join(map(str, seeds)))]
     if provenance.versions:
         lines.append(("Versions", ", ".join(f"{name} {version}" for name, version in provenance.versions.items())))
+    return [(name, value) for name, value in lines if value]
+
+
+def dataset_facts(config: Config) -> list[tuple[str, str]]:
+    """What was made of one dataset's videos, in short; `config` is that of the dataset alone."""
+    data, frames, pack = config.dataset, config.frames, config.pack
+    assert data is not None, "the config is that of one dataset"
+    named = {"moving-shapes": "moving-shapes, generated", "folder": "folder of videos"}
+    packed = {
+        "similarity": pack.similarity and bool(pack.sources),
+        "motion": pack.motion,
+        "flow": pack.flow,
+        "text vectors": pack.text,
+    }
+    made = list(config.captions if config.mask_quality else pack.sources)
+    captions = ", ".join(made) + (f"; {', '.join(pack.sources)} for training" if pack.sources else "")
+    lines = [
+        ("Dataset", named.get(data.source, data.source)),
+        ("Frames", f"{_every(frames.every)} frame, short side {frames.short_side} px, JPEG quality {frames.quality}"),
+        ("Captions", captions if made != list(pack.sources) else ", ".join(made) or "none"),
+        ("Similarity", config.similarity.model if packed["similarity"] or config.mask_quality else ""),
+        ("Motion", config.motion.backend + (", camera subtracted" if config.motion.subtract_camera else "")),
+        ("Flow", config.flow.backend if pack.flow else ""),
+        ("Text", config.text.model if pack.text else ""),
+        ("Packed", ", ".join(name for name, is_packed in packed.items() if is_packed) or "frames only"),
+    ]
+    if not (pack.motion or config.mask_quality):
+        lines = [line for line in lines if line[0] != "Motion"]
     return [(name, value) for name, value in lines if value]
 
 
@@ -120,9 +154,17 @@ def _every(step: int) -> str:
     return f"every {step}{ending}"
 
 
-def splits_table(results: Results) -> Table:
-    rows = [[words(s.name), count(s.listed), count(s.kept), count(s.packed)] for s in results.splits]
-    return Table("splits", ["Split", "Listed", "Kept", "Packed"], ["split", "listed", "kept", "packed"], rows)
+def splits_table(study: Study) -> Table:
+    """Clips of each split, of all datasets."""
+    first = ["Dataset"] if study.several else []
+    rows = []
+    for dataset in study.datasets:
+        name = [words(dataset.name)] if study.several else []
+        rows += [
+            [*name, words(s.name), count(s.listed), count(s.kept), count(s.packed)] for s in dataset.results.splits
+        ]
+    columns = [*first, "Split", "Listed", "Kept", "Packed"]
+    return Table("splits", columns, [column.lower() for column in columns], rows)
 
 
 def models_table(provenance: Provenance) -> Table:
@@ -136,14 +178,15 @@ def stages_table(stages: Sequence[Stage]) -> Table:
     columns = ["Stage", "Jobs", "Time of jobs", "Core time", "Peak memory", "Planned jobs", "Planned core time"]
     gpu = any(stage.planned_gpu_seconds for stage in stages)
     if gpu:
-        columns, keys = [*columns, "or GPU time"], [*keys, "planned_gpu_seconds"]
+        columns += ["or GPU time", "with loading"]
+        keys += ["planned_gpu_seconds", "planned_loading_seconds"]
     rows = [_stage_row(stage, gpu) for stage in stages]
     total = Stage(
         "all",
         **{name: _total(stages, name) for name in ("jobs", "planned_jobs")},
         **{
             name: _total(stages, name)
-            for name in ("seconds", "cpu_seconds", "planned_cpu_seconds", "planned_gpu_seconds")
+            for name in ("seconds", "cpu_seconds", *(f"planned_{kind}_seconds" for kind in ("cpu", "gpu", "loading")))
         },
     )
     return Table("stages", columns, keys, rows, [_stage_row(total, gpu)])
@@ -157,7 +200,8 @@ def _total(stages: Sequence[Stage], name: str) -> Any:
 def _stage_row(stage: Stage, gpu: bool) -> list[Cell]:
     row = [words(stage.name), count(stage.jobs), _time(stage.seconds), _time(stage.cpu_seconds), _memory(stage.memory)]
     row += [count(stage.planned_jobs), _time(stage.planned_cpu_seconds)]
-    return [*row, _time(stage.planned_gpu_seconds or None)] if gpu else row
+    more = [_time(stage.planned_gpu_seconds or None), _time(stage.planned_loading_seconds or None)]
+    return row + more if gpu else row
 
 
 def _time(seconds: float | None) -> Cell:

@@ -5,6 +5,7 @@ All tiles are uint8 [slots, side, side, 3], red, green and blue.
 
 import io
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -17,9 +18,12 @@ Tiles = NDArray[np.uint8]
 
 TILE = 128  # pixels; frames of 96 to 160 pixels are shown as they are
 GAP = 4  # pixels between the tiles
-LABEL_INCHES, HEAD_INCHES = 1.7, 0.45  # of a composed figure
+LABEL_INCHES, HEAD_INCHES, BETWEEN_INCHES = 1.7, 0.45, 0.1  # of a composed figure
+MOST_INCHES = 9.0  # across, of clips side by side
+LABEL_LETTERS = 26  # in a line
 HIDDEN = 140  # grey of a masked patch
 BOX = (240, 228, 66)  # Okabe and Ito's yellow, with a black line around it: visible on anything
+QUERY = (220, 30, 30)  # the patch that asks where attention goes
 COLORMAP = "viridis"  # even in lightness, so it reads the same without colours
 
 
@@ -36,7 +40,7 @@ class Scale:
 class Row:
     """One quantity over the time slots of a clip."""
 
-    kind: str  # frames, map, mask or reconstruction
+    kind: str  # frames, map, mask, reconstruction or attention
     label: str
     tiles: Tiles
     note: str = ""
@@ -93,6 +97,19 @@ def draw_boxes(tiles: Tiles, boxes: NDArray[np.float64]) -> Tiles:
     return drawn
 
 
+def mark_cell(tiles: Tiles, slot: int, row: int, column: int, side: int) -> Tiles:
+    """Frames one of the `side` x `side` cells of a tile, in red with a white line around it."""
+    drawn = tiles.copy()
+    size = tiles.shape[1]
+    # The same rounding as in `enlarge`: a pixel belongs to the cell pixel * side // size.
+    x0, x1 = (-(-edge * size // side) for edge in (column, column + 1))
+    y0, y1 = (-(-edge * size // side) for edge in (row, row + 1))
+    for outset, width, color in ((3, 2, (255, 255, 255)), (1, 2, QUERY)):
+        box = (max(0, x0 - outset), max(0, y0 - outset), min(size, x1 + outset), min(size, y1 + outset))
+        _outline(drawn[slot], box, width, color)
+    return drawn
+
+
 def _outline(tile: Tiles, box: tuple[int, int, int, int], width: int, color: tuple[int, int, int]) -> None:
     x0, y0, x1, y1 = box
     tile[y0:y1, x0 : x0 + width] = tile[y0:y1, max(x0, x1 - width) : x1] = color
@@ -111,10 +128,15 @@ def join(tiles: Tiles) -> NDArray[np.uint8]:
 
 
 def encode(tiles: Tiles) -> tuple[str, bytes]:
-    """Media type and bytes of a strip for the page: WebP, a tenth of PNG's size, or PNG where Pillow lacks it."""
+    """Media type and bytes of a strip for the page."""
+    return encode_image(Image.fromarray(join(tiles)))
+
+
+def encode_image(image: Image.Image) -> tuple[str, bytes]:
+    """Media type and bytes of a picture: WebP, a tenth of PNG's size, or PNG where Pillow lacks it."""
     sink = io.BytesIO()
-    image = Image.fromarray(join(tiles))
-    if features.check("webp"):
+    # WebP holds no more than 16383 pixels a side.
+    if features.check("webp") and max(image.size) < 16384:
         image.save(sink, "WEBP", quality=88, method=4, use_sharp_yuv=True)
         return "image/webp", sink.getvalue()
     image.save(sink, "PNG", optimize=True)
@@ -122,27 +144,48 @@ def encode(tiles: Tiles) -> tuple[str, bytes]:
 
 
 def compose(title: str, rows: list[Row]) -> Figure:
-    """All rows of a clip as one figure, labels on the left: the same layout as the page's. Sizes are in inches."""
-    slots = max((len(row.tiles) for row in rows), default=1)
+    """All rows of a clip as one figure, labels on the left: the same layout as the page's."""
+    return compose_all([(title, rows)])
+
+
+def compose_all(clips: Sequence[tuple[str, list[Row]]], title: str = "") -> Figure:
+    """Clips, each a heading and its rows, one under the other, side by side where they are short. Sizes are in inches."""
+    slots = max((len(row.tiles) for _, rows in clips for row in rows), default=1)
     tile = 1.1 if slots < 6 else 6.6 / slots
-    width, height = max(5.0, LABEL_INCHES + slots * tile + 0.1), HEAD_INCHES + max(1, len(rows)) * tile + 0.05
+    across = max(5.0 if len(clips) == 1 else 0.0, LABEL_INCHES + slots * tile + 0.1)
+    columns = min(len(clips), max(1, int(MOST_INCHES / across)))
+    lines = [list(clips[start : start + columns]) for start in range(0, len(clips), columns)]
+    heights = [HEAD_INCHES + max(1, *(len(rows) for _, rows in line)) * tile + 0.05 for line in lines]
+    top = 0.3 if title else 0.0
+    width, height = columns * across, top + sum(heights) + BETWEEN_INCHES * (len(lines) - 1)
     with mpl.rc_context({"text.parse_math": False, "font.sans-serif": ["DejaVu Sans"]}):
         figure = Figure(figsize=(width, height), facecolor="white")
-        # Matplotlib's own wrapping takes a dollar sign for mathematics, whatever the settings say.
-        heading = textwrap.shorten(title or "no clip to show", int(2 * 15 * width), placeholder=" …")
-        heading = textwrap.fill(heading, int(15 * width))
-        figure.text(0.08 / width, 1 - 0.1 / height, heading, fontsize=8, va="top")
-        for number, row in enumerate(rows):
-            middle = height - HEAD_INCHES - (number + 0.5) * tile
-            figure.text(
-                (LABEL_INCHES - 0.1) / width, middle / height, _label(row), ha="right", va="center", fontsize=7.5
-            )
-        if rows:
-            place = (LABEL_INCHES / width, 0.05 / height, slots * tile / width, len(rows) * tile / height)
-            axes = figure.add_axes(place)
-            axes.imshow(_stack(rows, slots), interpolation="antialiased", aspect="auto")
-            axes.set_axis_off()
+        figure.text(0.08 / width, 1 - 0.1 / height, title, fontsize=10, va="top", fontweight="bold")
+        for line, extent in zip(lines, heights, strict=True):
+            for column, (heading, rows) in enumerate(line):
+                _draw_clip(figure, heading, rows, (column * across, height - top), across, tile, slots)
+            top += extent + BETWEEN_INCHES
     return figure
+
+
+def _draw_clip(
+    figure: Figure, heading: str, rows: list[Row], place: tuple[float, float], across: float, tile: float, slots: int
+) -> None:
+    """One clip, `across` inches wide, whose upper left corner is at `place`, inches from the figure's lower left one."""
+    (width, height), (left, upper) = figure.get_size_inches(), place
+    # Matplotlib's own wrapping takes a dollar sign for mathematics, whatever the settings say.
+    heading = textwrap.shorten(heading or "no clip to show", int(2 * 15 * across), placeholder=" …")
+    heading = textwrap.fill(heading, int(15 * across))
+    figure.text((left + 0.08) / width, (upper - 0.1) / height, heading, fontsize=8, va="top")
+    for number, row in enumerate(rows):
+        x, y = left + LABEL_INCHES - 0.1, upper - HEAD_INCHES - (number + 0.5) * tile
+        figure.text(x / width, y / height, _label(row), ha="right", va="center", fontsize=7.5)
+    if rows:
+        lower = upper - HEAD_INCHES - len(rows) * tile
+        extent = (slots * tile / width, len(rows) * tile / height)
+        axes = figure.add_axes(((left + LABEL_INCHES) / width, lower / height, *extent))
+        axes.imshow(_stack(rows, slots), interpolation="antialiased", aspect="auto")
+        axes.set_axis_off()
 
 
 def _stack(rows: list[Row], slots: int) -> Tiles:
@@ -157,5 +200,8 @@ def _stack(rows: list[Row], slots: int) -> Tiles:
 
 
 def _label(row: Row) -> str:
+    """Lines short enough for their place: a long note is broken at its commas."""
     scale = "" if row.scale is None else f"{row.scale.low:.2f} to {row.scale.high:.2f}\n{row.scale.unit}"
-    return "\n".join(filter(None, (row.label, row.note, scale)))
+    notes = [row.note] if len(row.note) <= LABEL_LETTERS else row.note.split(", ")
+    parts = (textwrap.shorten(part, 2 * LABEL_LETTERS, placeholder=" …") for part in (row.label, *notes))
+    return "\n".join(filter(None, (*(textwrap.fill(part, LABEL_LETTERS) for part in parts), scale)))

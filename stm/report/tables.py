@@ -3,11 +3,11 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from stm.config import Config
-from stm.report.records import MaskQualityRow, Refusal, Run
+from stm.config import Config, Retrieval
+from stm.report.records import MaskQualityRow, Measured, Refusal, RunGroup
 
 MISSING = "\u2013"  # an en dash, as in printed tables
 THIN_SPACE = "\u2009"
@@ -112,75 +112,140 @@ def estimate(share: float | None, interval: tuple[float, float] | None, best: bo
     return Cell(cell.text, (*cell.values, low, high, *more), note, numeric=True, best=best)
 
 
+def measured(cell: Measured | None, best: float = math.nan, seeds: int | None = None) -> Cell:
+    """A number over seeds; the CSV gets mean, deviation, number of seeds, and the interval of a single one.
+
+    Args:
+        best: the mean of this value is the best of its column.
+        seeds: how many there shall be; fewer are noted.
+    """
+    if cell is None:
+        return Cell(MISSING, (None,) * 5, numeric=True)
+    scale = 100 if cell.share else 1
+    text, note = f"{scale * cell.mean:.1f}", ""
+    low, high = cell.interval or (None, None)
+    if cell.deviation is not None:
+        text += f" ± {scale * cell.deviation:.1f}"
+    elif low is not None and high is not None:
+        note = f"[{scale * low:.1f}, {scale * high:.1f}]"
+    if seeds is not None and len(cell.values) < seeds:
+        note = f"{note} {len(cell.values)} of {seeds} seeds".strip()
+    values = (cell.mean, cell.deviation, len(cell.values), low, high)
+    return Cell(text, values, note, numeric=True, best=cell.mean == best)
+
+
 # ------------------------------------------------------------------------------------------------------ tables
 
 
-def results_table(config: Config, runs: Sequence[Run]) -> Table:
-    """One row a pretraining run, like the paper's Table 1; chance in the footer."""
-    tasks = list(config.evaluate)
-    keys = ["run", "mask", "ratio", "epochs", "final_loss"]
-    keys += [f"{task}_{part}" for task in tasks for part in ("top1", "low", "high")]
-    columns = ["Run", "Mask", "Ratio", "Epochs", "Final loss"] + [f"{title(task)}, top-1 %" for task in tasks]
-    found = {task: [run.evaluations[task] for run in runs if task in run.evaluations] for task in tasks}
-    best = {task: max((e.top1 for e in found[task]), default=math.nan) for task in tasks}
-    footer = [Cell("Chance", ("chance",))] + [Cell("", (None,))] * 4
-    footer += [estimate(found[task][0].chance if found[task] else None, None) for task in tasks]
-    shown = [footer] if any(found.values()) else []
-    return Table("results", columns, keys, [_result_row(run, tasks, best) for run in runs], shown)
+def results_table(
+    config: Config,
+    groups: Sequence[RunGroup],
+    chances: Mapping[str, float],
+    tasks: Sequence[str] | None = None,
+) -> Table:
+    """One row a pretraining run, like the paper's Table 1, its seeds averaged; chance in the footer.
+
+    Args:
+        chances: chance level of each evaluation that has been done.
+        tasks: only these evaluations; all when not given.
+    """
+    chosen = list(config.evaluate) if tasks is None else list(tasks)
+    keys = ["run", "dataset"] if config.datasets else ["run"]
+    keys += ["mask", "ratio", "epochs", "final_loss", "final_loss_deviation"]
+    keys += [
+        f"{task}_{part}" for task in chosen for part in (_short(config, task), "deviation", "seeds", "low", "high")
+    ]
+    columns = ["Run", "Dataset"] if config.datasets else ["Run"]
+    columns += ["Mask", "Ratio", "Epochs", "Final loss", *(column_title(config, task) for task in chosen)]
+    scores = {task: [found.mean for group in groups if (found := group.score(task))] for task in chosen}
+    best = {task: max(means, default=math.nan) for task, means in scores.items()}
+    footer = [
+        Cell("Chance", ("chance",)),
+        *[Cell("", (None,))] * (len(columns) - len(chosen) - 2),
+        Cell("", (None, None)),
+    ]
+    footer += [_chance(chances.get(task)) for task in chosen]
+    rows = [_result_row(config, group, chosen, best) for group in groups]
+    return Table("results", columns, keys, rows, [footer] if any(task in chances for task in chosen) else [])
+
+
+def _result_row(config: Config, group: RunGroup, tasks: Sequence[str], best: Mapping[str, float]) -> list[Cell]:
+    strategy, ratio = group.mask
+    row = [words(group.name), *([words(group.settings.dataset or "")] if config.datasets else [])]
+    row += [words(strategy), number(ratio, 2), count(group.settings.optimisation.epochs), _loss(group.final_loss)]
+    seeds = len(group.instances)
+    return row + [measured(group.score(task), best[task], seeds) for task in tasks]
+
+
+def _loss(found: Measured | None) -> Cell:
+    if found is None:
+        return Cell(MISSING, (None, None), numeric=True)
+    spread = "" if found.deviation is None else f" ± {found.deviation:.4f}"
+    return Cell(f"{found.mean:.4f}{spread}", (found.mean, found.deviation), numeric=True)
+
+
+def _chance(level: float | None) -> Cell:
+    return Cell(percent(level).text, (level, None, None, None, None), numeric=True)
 
 
 def title(task: str) -> str:
     """`finetune` -> `Fine-tuning`; other evaluations by their own name."""
-    return {"linear": "Linear probe", "finetune": "Fine-tuning"}.get(task, task)
+    known = {"linear": "Linear probe", "finetune": "Fine-tuning", "zero_shot": "Zero-shot", "retrieval": "Retrieval"}
+    return known.get(task, task)
 
 
-def _result_row(run: Run, tasks: Sequence[str], best: dict[str, float]) -> list[Cell]:
-    strategy, ratio = run.mask
-    row = [words(run.name), words(strategy), number(ratio, 2), count(run.settings.optimisation.epochs)]
-    row.append(number(run.final_loss, 4))
-    for task in tasks:
-        found = run.evaluations.get(task)
-        if found is None:
-            row.append(estimate(None, None))
-        else:
-            row.append(estimate(found.top1, found.interval, found.top1 == best[task]))
-    return row
+def measure_title(config: Config, task: str) -> str:
+    """What an evaluation's first number is called."""
+    return "text-to-video R@1" if isinstance(config.evaluate[task], Retrieval) else "top-1"
 
 
-def per_class_table(config: Config, runs: Sequence[Run]) -> Table:
-    """Accuracy of each class, one column a run."""
+def column_title(config: Config, task: str) -> str:
+    return f"{title(task)}, {measure_title(config, task)} %"
+
+
+def _short(config: Config, task: str) -> str:
+    return "r1" if isinstance(config.evaluate[task], Retrieval) else "top1"
+
+
+def per_class_table(config: Config, groups: Sequence[RunGroup]) -> Table:
+    """Accuracy of each class, one column a run, the mean over its seeds."""
     rows = []
     for task in config.evaluate:
-        found = {run.name: run.evaluations[task].per_class for run in runs if task in run.evaluations}
+        found = {group.name: group.class_accuracy(task) for group in groups}
         for label in sorted({label for classes in found.values() for label in classes}):
-            cells = [percent(found.get(run.name, {}).get(label)) for run in runs]
+            cells = [percent(found[group.name].get(label)) for group in groups]
             rows.append([Cell(title(task), (task,)), words(label), *cells])
-    names = [run.name for run in runs]
+    names = [group.name for group in groups]
     return Table("per_class", ["Evaluation", "Class", *names], ["evaluation", "class", *names], rows)
 
 
 def mask_quality_table(rows: Sequence[MaskQualityRow]) -> Table:
     """One row a guide and ratio; one column a kind of camera, with the interval."""
     cameras = sorted({row.camera for row in rows})
+    named = any(row.dataset for row in rows)
     # Only masks of the same ratio can be compared: the more is hidden, the more of the box is.
-    best: dict[tuple[str, float], float] = {}
+    best: dict[tuple[str, str, float], float] = {}
     for row in rows:
-        best[row.camera, row.ratio] = max(row.coverage, best.get((row.camera, row.ratio), 0.0))
-    keys = ["guide", "source", "ratio", "chance"]
+        place = row.dataset, row.camera, row.ratio
+        best[place] = max(row.coverage, best.get(place, 0.0))
+    keys = [*(["dataset"] if named else []), "guide", "source", "ratio", "chance"]
     keys += [f"{camera}_{part}" for camera in cameras for part in ("coverage", "low", "high", "clips")]
-    columns = ["Mask by", "Captions", "Ratio", "Chance, %"] + [camera_title(camera) + ", %" for camera in cameras]
+    columns = [*(["Dataset"] if named else []), "Mask by", "Captions", "Ratio", "Chance, %"]
+    columns += [camera_title(camera) + ", %" for camera in cameras]
     lines = []
-    for guide, source, ratio in dict.fromkeys((row.guide, row.source, row.ratio) for row in rows):
-        group = {r.camera: r for r in rows if (r.guide, r.source, r.ratio) == (guide, source, ratio)}
-        line = [words(guide), words(source), number(ratio, 2), percent(next(iter(group.values())).chance)]
+    for dataset, guide, source, ratio in dict.fromkeys((row.dataset, row.guide, row.source, row.ratio) for row in rows):
+        group = {
+            r.camera: r for r in rows if (r.dataset, r.guide, r.source, r.ratio) == (dataset, guide, source, ratio)
+        }
+        line = [words(dataset)] if named else []
+        line += [words(guide), words(source), number(ratio, 2), percent(next(iter(group.values())).chance)]
         for camera in cameras:
             found = group.get(camera)
             if found is None:
                 line.append(estimate(None, None, False, None))
             else:
-                line.append(
-                    estimate(found.coverage, found.interval, found.coverage == best[camera, ratio], found.clips)
-                )
+                is_best = found.coverage == best[dataset, camera, ratio]
+                line.append(estimate(found.coverage, found.interval, is_best, found.clips))
         lines.append(line)
     return Table("mask_quality", columns, keys, lines)
 
@@ -189,8 +254,12 @@ def camera_title(camera: str) -> str:
     return {"fixed": "Fixed camera", "moving": "Moving camera", "all": "All clips"}.get(camera, camera)
 
 
-def quarantine_table(refusals: Sequence[Refusal]) -> Table:
-    """Every clip that some stage did not call `ok`."""
+def quarantine_table(refusals: Sequence[Refusal], datasets: Sequence[str] | None = None) -> Table:
+    """Every clip that some stage did not call `ok`.
+
+    Args:
+        datasets: the dataset of each refusal, where there are several.
+    """
     columns = ["Stage", "Clip", "File", "Status", "Policy", "Kept", "Detail"]
     keys = ["stage", "video_id", "path", "status", "policy", "kept", "detail"]
     rows = [
@@ -201,4 +270,7 @@ def quarantine_table(refusals: Sequence[Refusal]) -> Table:
         ]
         for r in refusals
     ]
+    if datasets is not None:
+        columns, keys = ["Dataset", *columns], ["dataset", *keys]
+        rows = [[words(name), *row] for name, row in zip(datasets, rows, strict=True)]
     return Table("quarantine", columns, keys, rows)

@@ -3,15 +3,25 @@
 Several processes are started by `torchrun --nproc-per-node N`, which says rank and number in the environment.
 """
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+# The name of DDP's argument for sending buffers in each forward pass: the second is the older one,
+# and newer versions of torch warn of it.
+_BUFFERS_EACH_PASS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel).parameters
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,10 @@ class Process:
         if self.count == 1:
             return module
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
+        # Buffers are position tables, which never change, and running statistics, which GlobalBatchNorm makes the
+        # same on all processes: sending them in each pass would be for nothing.
+        without: dict[str, Any] = {_BUFFERS_EACH_PASS: False}
+        return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True, **without)
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """The mean over the processes."""

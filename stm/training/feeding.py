@@ -20,6 +20,23 @@ def hash_shards(indexes: Sequence[Path]) -> dict[str, str]:
     }
 
 
+def read_text_model(indexes: Sequence[Path]) -> dict[str, str] | None:
+    """What identifies the text encoder of the packed captions' vectors, from the receipts; None where they do not say.
+
+    Raises:
+        ValueError: the shards' vectors are of different encoders, and say nothing about each other.
+    """
+    models = {path: read_receipt(path).get("text_model") for path in indexes}
+    first = next(iter(models))
+    for path, model in models.items():
+        if model != models[first]:
+            raise ValueError(
+                f"the captions' vectors in {first} and in {path} are of different text encoders; run the stages `text` "
+                "and `shards` again for both"
+            )
+    return models[first]
+
+
 def count_steps(dataset: ClipDataset, settings: Optimisation) -> int:
     """Optimiser steps of an epoch: samples // batch_size; the rest is left out, another one in each epoch.
 

@@ -59,7 +59,8 @@ def fit(
     """Trains `module` in place, from the newest checkpoint under `output` if there is one.
 
     Args:
-        module: on the process's device. `module(batch)` returns scalars by name; `loss` is minimised.
+        module: on the process's device. `module(batch)` returns scalars by name; `loss` is minimised, all are
+            logged. It may have `observers()`, see `clip_gradient`.
         batches: `batches(step)` gives the forward passes' batches from optimiser step `step` (from 0) on, to
             the end of the run: `accumulate` of them a step, on the CPU.
         plan: the settings.
@@ -188,8 +189,20 @@ class _Run:
 
 
 def clip_gradient(module: nn.Module, largest: float | None) -> Tensor:
-    """Scales the gradient down to the norm `largest`, if that is given; returns its norm before, a scalar."""
-    parameters = [p for p in module.parameters() if p.grad is not None]
+    """Scales the gradient down to the norm `largest`, if that is given; returns its norm before, a scalar.
+
+    Parameters that the module names in `observers()` are clipped by themselves and do not count in what is
+    returned: whoever only watches must not slow down the others.
+    """
+    watching = {id(parameter) for parameter in module.observers()} if hasattr(module, "observers") else set()  # type: ignore[operator]
+    norm = _clip([p for p in module.parameters() if id(p) not in watching], largest)
+    if watching:
+        _clip([p for p in module.parameters() if id(p) in watching], largest)
+    return norm
+
+
+def _clip(parameters: list[nn.Parameter], largest: float | None) -> Tensor:
+    parameters = [p for p in parameters if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if largest is not None:
         nn.utils.clip_grads_with_norm_(parameters, largest, norm)

@@ -1,6 +1,7 @@
 """Pretraining: from shards and a run's config to weights."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ from stm.config import PretrainRun
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.files import make_receipt, write_json
-from stm.methods import build_method
+from stm.methods import build_method, dataset_needs
+from stm.methods.mae import MAE
+from stm.methods.video_text import EXTRA
 from stm.models import zoo
-from stm.models.vit import VideoMAE
 from stm.training.distributed import Process, join_processes
-from stm.training.feeding import count_steps, feed, hash_shards
+from stm.training.feeding import count_steps, feed, hash_shards, read_text_model
 from stm.training.logs import say
 from stm.training.loop import Plan, fit
+from stm.training.start import Start, start_from
 
 # Settings that do not decide what comes out of a run; its seed is told apart from them.
 _INDIFFERENT = {*PretrainRun.indifferent, "seed"}
@@ -46,32 +49,52 @@ def pretrain(
     """
     seed = seed if run.seed is None else run.seed
     with join_processes(run.processes, device) as process:
+        dataset = _open(run, shard_indexes, seed)
         torch.manual_seed(seed)
-        method = build_method(run).to(process.device)
-        guides = method.strategy.needs
-        dataset = ClipDataset(
-            shard_indexes, Geometry.of(run), run.augmentation, seed, True, repeats=run.repeats, guides=guides
-        )
+        method = build_method(run, dataset.text_width)
+        if method.contrast is not None:
+            method.contrast.text_model = read_text_model(shard_indexes)
+        start = start_from(method.model, run.init) if run.init else None
+        method.to(process.device)
         steps_per_epoch = count_steps(dataset, run.optimisation) if run.optimisation.epochs else 0
         data = hash_shards(shard_indexes)
-        plan = _make_plan(run, steps_per_epoch, seed, data, output)
+        plan = _make_plan(run, steps_per_epoch, seed, data, start, output)
         _introduce(plan, dataset, zoo.count_parameters(method), process)
         batches = feed(dataset, run.optimisation, process, seed, run.workers) if plan.steps else _nothing
         checkpoints = fit(method, batches, plan, output, process)
         if process.first:
-            _write(method.model, run, plan, data, output)
+            _write(method, run, plan, output)
             checkpoints.discard()
         process.wait()
 
 
-def _make_plan(run: PretrainRun, steps_per_epoch: int, seed: int, data: dict[str, str], output: Path) -> Plan:
+def _open(run: PretrainRun, shard_indexes: Sequence[Path], seed: int) -> ClipDataset:
+    needs = dataset_needs(run)
+    return ClipDataset(
+        shard_indexes,
+        Geometry.of(run),
+        run.augmentation,
+        seed,
+        True,
+        repeats=run.repeats,
+        guides=needs.guides,
+        text=needs.text,
+        captions=run.captions,
+        kept_gigabytes=run.kept_gigabytes,
+    )
+
+
+def _make_plan(
+    run: PretrainRun, steps_per_epoch: int, seed: int, data: dict[str, str], start: Start | None, output: Path
+) -> Plan:
     settings = run.model_dump(mode="json", exclude=_INDIFFERENT)
+    origin = {"run": settings, "seed": seed, "data": data, "stm": stm.__version__}
     return Plan(
         name=f"pretrain {output.name}",
         optimisation=run.optimisation,
         steps_per_epoch=steps_per_epoch,
         seed=seed,
-        origin={"run": settings, "seed": seed, "data": data, "stm": stm.__version__},
+        origin=origin | ({"init": asdict(start)} if start else {}),
         precision=run.precision,
         compile=run.compile,
         checkpoint_every=run.checkpoint_every,
@@ -91,14 +114,20 @@ def _introduce(plan: Plan, dataset: ClipDataset, parameters: int, process: Proce
         )
 
 
-def _write(model: VideoMAE, run: PretrainRun, plan: Plan, data: dict[str, str], output: Path) -> None:
+def _write(method: MAE, run: PretrainRun, plan: Plan, output: Path) -> None:
     receipt = make_receipt(
         "pretrain",
         run.model_dump(mode="json", exclude=_INDIFFERENT),
         ("torch", "timm", "numpy", "opencv-python-headless", "simplejpeg"),
         seed=plan.seed,
-        data=data,
         step=plan.steps,
+        **{name: plan.origin[name] for name in ("data", "init") if name in plan.origin},
     )
-    zoo.save(model, output / "weights.safetensors")
+    branch = method.contrast
+    zoo.save(
+        method.model,
+        output / "weights.safetensors",
+        extra={EXTRA: branch.state_dict()} if branch is not None else None,
+        header={EXTRA: branch.describe()} if branch is not None else None,
+    )
     write_json(output / "config.json", {"run": run.model_dump(mode="json"), "receipt": receipt})

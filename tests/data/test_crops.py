@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stm.config import Augmentation
-from stm.data.crops import center_crop, draw_crop, multi_scale_crop, random_resized_crop
+from stm.data.crops import center_crop, draw_crop, multi_scale_crop, random_resized_crop, side_crops
 
 FRAMES = [(340, 256), (256, 340), (256, 256), (33, 32), (455, 256)]
 
@@ -61,3 +61,22 @@ def test_half_the_samples_are_flipped_or_none() -> None:
     flips = [draw_crop(generator, Augmentation(flip=True), 80, 64)[1] for _ in range(2_000)]
     assert abs(np.mean(flips) - 0.5) < 5 * np.sqrt(0.25 / 2_000)
     assert not any(draw_crop(generator, Augmentation(flip=False), 80, 64)[1] for _ in range(50))
+
+
+@pytest.mark.parametrize(("width", "height"), [(340, 256), (256, 340), (256, 256), (33, 32), (767, 256)])
+def test_three_crops_cover_the_frame_and_nothing_else(width: int, height: int) -> None:
+    covered = np.zeros((height, width), dtype=bool)
+    side = min(width, height)
+    for box in side_crops(3, width, height):
+        assert (box.width, box.height) == (side, side) and box.left >= 0 and box.top >= 0
+        part = covered[box.top : box.top + side, box.left : box.left + side]
+        assert part.shape == (side, side)  # inside the frame
+        part[:] = True
+    assert covered.all()
+
+
+def test_three_crops_lie_along_the_long_side_and_the_second_is_the_centre() -> None:
+    assert [box.left for box in side_crops(3, 341, 256)] == [0, 42, 85]
+    assert [box.top for box in side_crops(3, 256, 341)] == [0, 42, 85]
+    for width, height in FRAMES:
+        assert side_crops(3, width, height)[1] == center_crop(width, height) == side_crops(1, width, height)[0]

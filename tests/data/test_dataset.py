@@ -40,7 +40,7 @@ def same(first: Any, second: Any) -> bool:
 def test_a_sample_has_the_shapes_of_the_contract(open_clips: Callable) -> None:
     (sample,) = open_clips()[0]
     assert sample["video"].shape == (4, 3, 32, 32) and sample["video"].dtype == np.uint8
-    assert set(sample["guides"]) == {"noise", "similarity", "motion"}
+    assert set(sample["guides"]) == {"noise", "similarity", "motion", "motion_compensated"}
     for values in sample["guides"].values():
         assert values.shape == (2, 16) and values.dtype == np.float32
     assert sample["guides"]["noise"].min() >= 0 and sample["guides"]["noise"].max() < 1
@@ -151,7 +151,7 @@ def test_evaluation_gives_central_crops_without_flip_and_even_views(open_clips: 
     samples = data[0]
     assert data.samples_per_clip == 3 and [sample["view"] for sample in samples] == [0, 1, 2]
     starts = [(sample["video"][0, 0].mean() - 10) / 5 for sample in samples]
-    np.testing.assert_allclose(starts, [0, 2, 5], atol=0.3)  # 12 frames, 7 in a window: starts from 0 to 5
+    np.testing.assert_allclose(starts, [0, 2, 4], atol=0.3)  # of frames 0, 2 ... 10, four from the 0th to the 2nd
     for sample in samples:
         green = sample["video"][0, 1].astype(float)
         assert (np.diff(green.mean(axis=0)) > 0).all()  # left to right, as stored
@@ -174,11 +174,11 @@ def test_only_wanted_guides_are_read(open_clips: Callable) -> None:
 def test_guides_that_some_clips_lack_are_left_out_unless_wanted(open_clips: Callable, clip: Callable) -> None:
     clips = [clip(0), clip(1, captions=[], similarity=None)]
     (sample,) = open_clips(clips)[1]
-    assert set(sample["guides"]) == {"noise", "motion"} and sample["caption"] == ""
+    assert set(sample["guides"]) == {"noise", "motion", "motion_compensated"} and sample["caption"] == ""
     with pytest.raises(ValueError, match=r"1 of 2 clips have no similarity map, such as 'clip-001'.*masking strategy"):
         open_clips(clips, guides=["similarity"])
-    with pytest.raises(ValueError, match="2 of 2 clips have no attention map"):
-        open_clips(clips, guides=["attention"])
+    with pytest.raises(ValueError, match="2 of 2 clips have no depth map"):
+        open_clips(clips, guides=["depth"])
 
 
 def test_a_torn_tar_is_named(open_clips: Callable, tmp_path: Path) -> None:

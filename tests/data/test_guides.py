@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from stm.data.crops import Box
-from stm.data.guides import crop_map, crop_vectors, motion_between, overlap_matrix, pool_slots
+from stm.data.guides import crop_map, crop_vectors, overlap_matrix, pool_slots
+from stm.data.motion import motion_between
 
 
 def integrate_exactly(values: np.ndarray, frame: tuple[int, int], box: Box, side: int) -> np.ndarray:

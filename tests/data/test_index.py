@@ -66,3 +66,29 @@ def test_a_torn_index_is_refused(tmp_path: Path, shard: Callable, clip: Callable
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(ValueError, match=r"a\.parquet: cannot be read"):
         ClipIndex([path])
+
+
+def test_arrays_of_another_shape_and_uncounted_sources_are_refused(
+    tmp_path: Path, shard: Callable, clip: Callable
+) -> None:
+    flow = np.zeros((2, 12, 8, 10, 2), np.float16)
+    cases = [
+        ({"flow": flow[:, :-1]}, "flow map has another shape"),
+        ({"text": np.zeros((2, 6), np.float16)}, "text map has another shape"),
+        ({"caption_sources": ["human"]}, "another number of caption sources than of captions"),
+    ]
+    for change, message in cases:
+        with pytest.raises(ValueError, match=message):
+            ClipIndex([shard(tmp_path / "a.parquet", [clip(0, **change)])])
+
+
+def test_old_and_new_shards_are_read_together(tmp_path: Path, shard: Callable, clip: Callable) -> None:
+    first = shard(tmp_path / "a.parquet", [clip(0)], old=True)
+    content = {"flow": np.zeros((2, 12, 8, 10, 2), np.float16), "text": np.zeros((3, 6), np.float16)}
+    second = shard(tmp_path / "b.parquet", [clip(1, **content, caption_sources=["a", "b", "a"])])
+    index = ClipIndex([first, second])
+    assert index.lacking("flow").tolist() == index.lacking("text").tolist() == [0]
+    assert (index.values("flow_cells"), index.values("text_width"), index.sources()) == ([2], [6], ["a", "b"])
+    assert index.count_captions().tolist() == [3, 3] and index.count_captions(["a"]).tolist() == [0, 2]
+    assert (index[0].sources, index[1].sources) == ([], ["a", "b", "a"])
+    assert index[1].map_shape("flow") == (2, 12, 8, 10, 2) and index[1].map_shape("text") == (3, 6)

@@ -80,6 +80,21 @@ def test_worker_processes_change_nothing(data: ClipDataset) -> None:
         assert all(equal(a, b) for a, b in zip(loader.batches(epoch), expected[epoch], strict=True))
 
 
+def test_worker_processes_change_nothing_in_augmented_samples(tmp_path: Path, shard: Callable, clip: Callable) -> None:
+    text = np.eye(3, 5, dtype=np.float16)
+    flow = np.random.default_rng(0).normal(size=(2, 9, 8, 10, 2)).astype(np.float16)
+    path = shard(tmp_path / "a.parquet", [clip(n, frames=9, text=text, flow=flow) for n in range(6)])
+    augmentation = Augmentation(crop="random_resized", auto_augment="rand-m7-n4-mstd0.5-inc1", erasing=0.5)
+    geometry = Geometry(32, 8, 2, 4, 1, "tsn")
+    data = ClipDataset([path], geometry, augmentation, 1, True, repeats=2, text=True)
+    expected = list(ClipLoader(data, 2, shuffle=True).batches(epoch=3))
+    assert expected[0]["text"].shape == (4, 5) and expected[0]["guides"]["flow"].shape == (4, 2, 4, 8, 8, 2)
+    assert expected[0]["caption_index"].dtype == torch.int64
+    for workers in (1, 2):
+        loaded = ClipLoader(data, 2, shuffle=True, workers=workers).batches(epoch=3)
+        assert all(equal(a, b) for a, b in zip(loaded, expected, strict=True))
+
+
 def test_processes_take_together_what_one_would(data: ClipDataset) -> None:
     alone = keys(ClipLoader(data, 4, shuffle=True, seed=5), epoch=1)
     parts = [keys(ClipLoader(data, 2, shuffle=True, seed=5, rank=r, processes=2), epoch=1) for r in (0, 1)]

@@ -1,4 +1,6 @@
-"""Which frames are taken, against VideoMAE's rule spelled out step by step."""
+"""Which frames are taken, against VideoMAE's rules spelled out step by step."""
+
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -40,12 +42,85 @@ def test_starts_are_uniform() -> None:
     assert np.abs(share - 0.1).max() < 5 * np.sqrt(0.1 * 0.9 / 10_000)
 
 
+def cut_every_stride(view: int, views: int, frames: int, stride: int, stored: int) -> list[int]:
+    """VideoMAE's test on Kinetics (notes, 4.3): every stride-th frame of the video, then starts from 0 to T - frames."""
+    taken = list(range(0, stored, stride))
+    while len(taken) < frames:
+        taken.append(taken[-1])
+    start = int(Fraction(view * (len(taken) - frames), views - 1))
+    return taken[start : start + frames]
+
+
+@pytest.mark.parametrize("views", [2, 3, 5, 10])
+def test_dense_views_are_videomae_s_for_every_length(views: int) -> None:
+    for stored in range(1, 401):
+        for frames, stride in ((16, 4), (8, 1), (4, 7)):
+            expected = [cut_every_stride(view, views, frames, stride, stored) for view in range(views)]
+            assert [window.tolist() for window in view_windows(views, frames, stride, stored)] == expected
+
+
 def test_views_spread_from_the_first_window_to_the_last() -> None:
     windows = view_windows(5, 16, 1, 75)  # VideoMAE on Kinetics: 5 starts from 0 to T - 16
-    assert [int(window[0]) for window in windows] == [0, 15, 30, 44, 59]
+    assert [int(window[0]) for window in windows] == [0, 14, 29, 44, 59]
     assert windows[-1][-1] == 74
     assert [window.tolist() for window in view_windows(1, 4, 2, 11)] == [[2, 4, 6, 8]]
 
 
 def test_views_of_a_short_clip_all_show_what_there_is() -> None:
     assert [window.tolist() for window in view_windows(3, 4, 1, 2)] == [[0, 1, 1, 1]] * 3
+
+
+def join_and_sort(views: int, segments: int, stored: int) -> list[list[int]]:
+    """VideoMAE's test on Something-Something (notes, 4.3): {tick/2 + tick*x} and {tick*x}, sorted; view k takes k::2."""
+    tick = stored / segments
+    joined = [int(tick / 2 + tick * x) for x in range(segments)] + [int(tick * x) for x in range(segments)]
+    return [sorted(joined)[view::views] for view in range(views)]
+
+
+@pytest.mark.parametrize("segments", [8, 16])
+def test_two_views_of_segments_are_videomae_s_for_every_length(segments: int) -> None:
+    for stored in range(1, 401):
+        windows = [window.tolist() for window in view_windows(2, segments, 1, stored, "tsn")]
+        assert windows == join_and_sort(2, segments, stored)
+
+
+@pytest.mark.parametrize(("views", "segments"), [(1, 16), (3, 16), (4, 12), (5, 7)])
+def test_views_of_segments_are_phases_of_them_for_every_length(views: int, segments: int) -> None:
+    phases = [Fraction(1, 2)] if views == 1 else [Fraction(view, views) for view in range(views)]
+    for stored in range(1, 401):
+        tick = Fraction(stored, segments)
+        joined = sorted(int(tick * phase + tick * x) for phase in phases for x in range(segments))
+        windows = [window.tolist() for window in view_windows(views, segments, 1, stored, "tsn")]
+        assert windows == [joined[view::views] for view in range(views)]
+
+
+def test_training_takes_one_frame_of_each_segment_for_every_length() -> None:
+    generator = np.random.default_rng(0)
+    for stored in range(1, 401):
+        for segments in (4, 16):
+            window = sample_window(generator, segments, 1, stored, "tsn")
+            tick = Fraction(stored, segments)
+            for x, position in enumerate(
+                window.tolist()
+            ):  # the frame [position, position + 1) reaches into the segment
+                assert 0 <= position < stored
+                assert position < tick * (x + 1) and position + 1 > tick * x
+
+
+def test_frames_are_drawn_by_their_share_in_the_segment() -> None:
+    """5 frames in 2 segments: the middle frame belongs to both by halves. VideoMAE's rule on 6 frames: equal thirds."""
+    generator = np.random.default_rng(1)
+    windows = np.array([sample_window(generator, 2, 9, 5, "tsn") for _ in range(20_000)])
+    margin = 5 * np.sqrt(0.4 * 0.6 / 20_000)
+    for segment, shares in enumerate([[0.4, 0.4, 0.2, 0, 0], [0, 0, 0.2, 0.4, 0.4]]):
+        assert np.abs(np.bincount(windows[:, segment], minlength=5) / 20_000 - shares).max() < margin
+    windows = np.array([sample_window(generator, 2, 9, 6, "tsn") for _ in range(20_000)])
+    for segment in (0, 1):
+        share = np.bincount(windows[:, segment] - 3 * segment, minlength=3) / 20_000
+        assert np.abs(share - 1 / 3).max() < margin
+
+
+def test_a_clip_shorter_than_its_segments_is_shown_as_a_whole() -> None:
+    generator = np.random.default_rng(2)
+    window = sample_window(generator, 16, 1, 5, "tsn")
+    assert (np.diff(window) >= 0).all() and set(window.tolist()) == set(range(5))

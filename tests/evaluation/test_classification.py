@@ -1,54 +1,28 @@
-"""Linear probe and fine-tuning on small shards whose labels are colours."""
+"""Linear probe, and what it shares with fine-tuning, on small shards whose labels are colours."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from coloured_clips import LABELS, PROBE, RUN, fine_tuning, make_splits, run_task
+from hypothesis import given
+from hypothesis import strategies as st
 from made_clips import make_run, make_shard
-from torch import nn
 from torch.nn import functional
 
-from stm.config import Augmentation, FineTune, LinearProbe, PretrainRun
+from stm.config import Augmentation, LinearProbe
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
-from stm.evaluation import evaluate
 from stm.evaluation.features import run_over
-from stm.evaluation.finetune import Classifier
 from stm.evaluation.linear import hold_out, train_head
 from stm.models import zoo
-from stm.models.vit import VideoEncoder
-from stm.training import pretrain
-from stm.training.optimizer import build_optimizer
-
-LABELS = ["red", "green", "blue"]
-RUN = make_run(optimisation={"epochs": 0})
-PROBE = LinearProbe(task="linear", epochs=40, batch_size=8, views=2)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("evaluation")
-    train = make_shard(folder / "train" / "train-00000.parquet", LABELS * 5, seed=0, prefix="train")
-    test = make_shard(folder / "test" / "test-00000.parquet", LABELS * 3, seed=1, prefix="test")
-    pretrain(RUN, [train], folder / "run", 3, "cpu")
-    return {"train": train, "test": test, "weights": folder / "run" / "weights.safetensors"}
-
-
-def run_task(
-    task: LinearProbe | FineTune, made: dict[str, Path], output: Path, run: PretrainRun = RUN, seed: int = 3
-) -> dict[str, Any]:
-    evaluate(task, run, made["weights"], [made["train"]], [made["test"]], output, seed, "cpu")
-    return json.loads((output / "metrics.json").read_text())
-
-
-def fine_tuning(**changes: object) -> FineTune:
-    optimisation = {"epochs": 8, "batch_size": 5, "warmup_epochs": 1, "learning_rate": 0.05, "clip_grad": 1.0}
-    values = {"task": "finetune", "augmentation": {"crop": "random_resized", "flip": True}, "views": 2, **changes}
-    return FineTune.model_validate({**values, "optimisation": optimisation})
+    return make_splits(tmp_path_factory.mktemp("evaluation"))
 
 
 def test_a_probe_finds_colours_in_random_features(made: dict[str, Path], tmp_path: Path) -> None:
@@ -70,35 +44,6 @@ def test_the_same_arguments_give_the_same_bytes(made: dict[str, Path], tmp_path:
         for file in ("metrics.json", "predictions.parquet"):
             first, second = (tmp_path / task.task / name / file for name in ("first", "second"))
             assert first.read_bytes() == second.read_bytes()
-
-
-def test_fine_tuning_learns_colours(made: dict[str, Path], tmp_path: Path) -> None:
-    metrics = run_task(fine_tuning(), made, tmp_path)
-    assert metrics["top1"] > 0.7
-    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 24
-    assert not (tmp_path / "checkpoints").exists()
-
-
-def test_fine_tuning_goes_on_from_a_checkpoint_with_stochastic_depth(
-    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task, run = fine_tuning(drop_path=0.5), RUN.model_copy(update={"checkpoint_every": 7})
-    expected = run_task(task, made, tmp_path / "straight", run)
-    calls = 0
-
-    def break_off(self: Classifier, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        nonlocal calls
-        calls += 1
-        if calls == 11:
-            raise KeyboardInterrupt
-        return original(self, batch)
-
-    original = Classifier.forward
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Classifier, "forward", break_off)
-        run_task(task, made, tmp_path / "broken", run)
-    assert [p.stem for p in (tmp_path / "broken" / "checkpoints").glob("*.pt")] == ["step-000000007"]
-    assert run_task(task, made, tmp_path / "broken", run) == expected
 
 
 def test_unseen_and_missing_test_labels_are_counted_and_said(
@@ -163,7 +108,25 @@ def test_a_fifth_of_each_class_is_held_out() -> None:
     held = hold_out(targets, seed=1)
     assert [int(held[targets == c].sum()) for c in range(3)] == [10, 5, 2]
     assert not (held == hold_out(targets, seed=2)).all()
-    assert hold_out(np.array([0, 1]), seed=1).sum() == 1
+
+
+@given(st.lists(st.integers(0, 40), min_size=2, max_size=60), st.integers(0, 100))
+def test_no_class_loses_all_its_clips_to_the_choice(labels: list[int], seed: int) -> None:
+    targets = np.array(labels)
+    if len(set(labels)) == len(labels):
+        with pytest.raises(ValueError, match="each class has a single training clip"):
+            hold_out(targets, seed)
+        return
+    held = hold_out(targets, seed)
+    assert set(targets[~held]) == set(labels)
+    spare = sum(labels.count(label) for label in set(labels) if labels.count(label) > 1)
+    assert held.sum() == -(-spare // 5)
+
+
+def test_a_single_learning_rate_is_not_chosen(made: dict[str, Path], tmp_path: Path) -> None:
+    train = make_shard(tmp_path / "train" / "train-00000.parquet", LABELS, prefix="train")
+    metrics = run_task(PROBE.model_copy(update={"learning_rates": (0.01,)}), {**made, "train": train}, tmp_path)
+    assert metrics["learning_rate"] == 0.01 and metrics["learning_rates"] == []
 
 
 def test_the_head_separates_what_is_separable_and_has_no_scale() -> None:
@@ -178,53 +141,16 @@ def test_the_head_separates_what_is_separable_and_has_no_scale() -> None:
     assert [name for name, _ in head.named_parameters()] == ["1.weight", "1.bias"]
 
 
-def encoder_of_run() -> VideoEncoder:
-    torch.manual_seed(0)
-    return zoo.build(RUN).encoder
-
-
 def test_no_batch_of_the_probe_is_a_single_clip() -> None:
     task = LinearProbe(task="linear", epochs=1, batch_size=1)
     head = train_head(torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 0]), 2, 1e-3, task, seed=0)
     assert head(torch.randn(3, 4)).isfinite().all()
 
 
-def test_the_classifier_is_mean_norm_and_a_head_near_zero() -> None:
-    encoder = encoder_of_run()
-    classifier = Classifier(encoder, 5).eval()
-    video = torch.randint(0, 256, (2, 4, 3, 32, 32), dtype=torch.uint8)
-    assert classifier.head.weight.std().item() == pytest.approx(2e-5, rel=0.2)
-    assert classifier.classify(video).softmax(-1).sub(0.2).abs().max() < 1e-3
-    pooled = encoder(video, final_norm=False).mean(1)
-    expected = nn.functional.layer_norm(pooled, pooled.shape[1:], eps=1e-6) @ classifier.head.weight.T
-    torch.testing.assert_close(classifier.classify(video), expected)
-
-
-def test_the_loss_leaves_out_clips_without_a_label() -> None:
-    classifier = Classifier(encoder_of_run(), 3, label_smoothing=0.1).eval()
-    nn.init.normal_(classifier.head.weight)
-    video = torch.randint(0, 256, (3, 4, 3, 32, 32), dtype=torch.uint8)
-    with torch.inference_mode():
-        losses = classifier({"video": video, "label": torch.tensor([2, -1, 0])})
-        logits = classifier.classify(video)[[0, 2]]
-        nothing = classifier({"video": video, "label": torch.tensor([-1, -1, -1])})
-    # Smoothing by its definition: 0.9 of the weight on the label, 0.1 spread over all classes.
-    target = 0.9 * functional.one_hot(torch.tensor([2, 0]), 3) + 0.1 / 3
-    torch.testing.assert_close(losses["loss"], -(target * logits.log_softmax(1)).sum(1).mean())
-    assert nothing["loss"] == 0 and nothing["top1"] == 0
-
-
-def test_layer_decay_reaches_every_part_of_the_classifier() -> None:
-    classifier = Classifier(encoder_of_run(), 3)
-    depth = classifier.encoder.architecture.depth
-    optimizer = build_optimizer(classifier, fine_tuning().optimisation, layer_decay=0.5, depth=depth)
-    scales = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
-    for name, parameter in classifier.named_parameters():
-        if not parameter.requires_grad:
-            assert name.startswith("encoder.norm.")
-            continue
-        part = name.split(".")
-        layer = depth + 1
-        if part[0] == "encoder":
-            layer = 0 if part[1] == "embedding" else int(part[2]) + 1
-        assert scales[id(parameter)] == pytest.approx(0.5 ** (depth + 1 - layer)), name
+def test_a_task_may_have_a_sampling_and_a_stride_of_its_own(made: dict[str, Path], tmp_path: Path) -> None:
+    same = run_task(PROBE, made, tmp_path / "same")
+    for changes in ({"stride": 2}, {"sampling": "tsn"}):
+        run_task(PROBE.model_copy(update=changes), made, tmp_path / "other")
+        tables = [pq.read_table(tmp_path / name / "predictions.parquet").to_pydict() for name in ("same", "other")]
+        assert tables[0]["key"] == tables[1]["key"] and tables[0]["probability"] != tables[1]["probability"]
+    assert same["settings"]["stride"] is None

@@ -1,9 +1,8 @@
 """A training step, against transformers' VideoMAEForPreTraining with the same weights, and its promises."""
 
-from typing import Any
-
 import pytest
 import torch
+from made_batches import draw_batch, draw_guides, make_run
 from torch import nn
 
 from stm.config import PretrainRun
@@ -14,38 +13,6 @@ from stm.methods.mae import MAE
 from stm.models import zoo
 from stm.models.vit import VideoMAE
 from stm.objectives.reconstruction import reconstruction_targets
-
-
-def make_run(**changes: Any) -> PretrainRun:
-    values = {
-        "model": "tiny",
-        "image_size": 64,
-        "patch_size": 16,
-        "frames": 8,
-        "mask": {"strategy": "tube", "ratio": 0.75},
-    }
-    return PretrainRun(**(values | changes))
-
-
-def draw_guides(run: PretrainRun, batch: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    shape = (batch, run.frames // run.tubelet, (run.image_size // run.patch_size) ** 2)
-    return {name: torch.rand(shape, generator=generator) for name in ("noise", "similarity", "motion")}
-
-
-def draw_batch(run: PretrainRun, batch: int = 2, seed: int = 0) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(seed)
-    slots, tokens = run.frames // run.tubelet, (run.image_size // run.patch_size) ** 2
-    guides = {name: torch.rand(batch, slots, tokens, generator=generator) for name in ("noise", "similarity", "motion")}
-    shape = (batch, run.frames, 3, run.image_size, run.image_size)
-    video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    # Blocky pictures on top of the noise: the colours of a tubelet differ, and so do their means.
-    video = (video // 4 + torch.arange(run.image_size) * 2 % 180).to(torch.uint8)
-    return {
-        "video": video,
-        "guides": guides,
-        "key": [f"k{seed}-{i}" for i in range(batch)],
-        "label": torch.zeros(batch),
-    }
 
 
 def make_peer(method: MAE) -> nn.Module:
@@ -205,10 +172,27 @@ def test_reconstruct_of_perfect_predictions_is_the_video(monkeypatch: pytest.Mon
     run = make_run(decode_ratio=0.5)
     method = build_method(run)
     batch = draw_batch(run)
-    perfect = lambda video, kept, decoded: reconstruction_targets(video, decoded, 2, 16)  # noqa: E731
-    monkeypatch.setattr(method.model, "forward", perfect)
+    perfect = lambda encoded, kept, decoded: reconstruction_targets(batch["video"], decoded, 2, 16)  # noqa: E731
+    monkeypatch.setattr(method.model.decoder, "forward", perfect)
     assert method(batch)["loss"] == 0
     torch.testing.assert_close(method.reconstruct(batch)["video"], batch["video"].float() / 255, atol=1e-5, rtol=0)
+
+
+def test_with_pixels_as_target_predictions_are_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(reconstruction={"target": "pixels"})
+    method = build_method(run)
+    batch = draw_batch(run)
+    perfect = lambda encoded, kept, decoded: reconstruction_targets(batch["video"], decoded, 2, 16, False)  # noqa: E731
+    monkeypatch.setattr(method.model.decoder, "forward", perfect)
+    assert method(batch)["loss"] == 0
+    torch.testing.assert_close(method.reconstruct(batch)["video"], batch["video"].float() / 255, atol=1e-6, rtol=0)
+    # A grey guess is off by the deviation of the hidden pixels from grey.
+    grey = lambda encoded, kept, decoded: torch.full((*decoded.shape, 2 * 16 * 16 * 3), 0.5)  # noqa: E731
+    monkeypatch.setattr(method.model.decoder, "forward", grey)
+    hidden = method.reconstruct(batch)["masked"].view(2, 4, 4, 4)
+    hidden = hidden.repeat_interleave(2, 1).repeat_interleave(16, 2).repeat_interleave(16, 3)
+    error = (batch["video"].double() / 255 - 0.5).square().mean(dim=2)[hidden].mean()
+    assert method(batch)["loss"].item() == pytest.approx(error.item(), rel=1e-5)
 
 
 def test_a_few_steps_on_one_batch_lower_the_loss() -> None:

@@ -37,6 +37,21 @@ def test_targets_are_normalised_per_token_and_colour() -> None:
             np.testing.assert_allclose(targets[sample, place].numpy(), expected, atol=1e-4)
 
 
+def test_pixels_as_they_are_are_a_target_in_0_to_1() -> None:
+    video = draw_video()
+    index = torch.tensor([[0, 4, 17], [3, 9, 12]])
+    targets = reconstruction_targets(video, index, 2, 8, normalised=False)
+    assert targets.shape == (2, 3, 2 * 8 * 8 * 3) and targets.dtype == torch.float32
+    for sample in range(2):
+        for place in range(3):
+            slot, rest = divmod(int(index[sample, place]), 9)
+            row, column = divmod(rest, 3)
+            frames = video[sample, 2 * slot : 2 * slot + 2]
+            cube = frames[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8].numpy().astype(np.float64) / 255
+            expected = cube.transpose(0, 2, 3, 1).flatten()  # frame, row, column, colour
+            np.testing.assert_allclose(targets[sample, place].numpy(), expected, atol=1e-7)
+
+
 def test_targets_do_not_see_brightness_or_contrast_of_a_colour() -> None:
     video = draw_video().float() / 255
     index = torch.arange(18).expand(2, -1)

@@ -9,15 +9,23 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
+    BertConfig,
+    BertModel,
     Blip2Config,
     Blip2ForConditionalGeneration,
     Blip2Processor,
     Blip2QFormerConfig,
     Blip2VisionConfig,
     BlipImageProcessor,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5Model,
 )
 
 CLIP_CONFIG: dict[str, Any] = {
@@ -117,4 +125,32 @@ def save_blip2(folder: Path, seed: int = 0) -> Path:
     _shake(model)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    return folder
+
+
+def save_text_encoder(folder: Path, kind: str, seed: int = 0) -> Path:
+    """A text encoder of transformers: `clip` (text tower with projection), `bert`, `t5` or a whole `two-towers` CLIP."""
+    torch.manual_seed(seed)
+    words = make_tokenizer()
+    size = {"vocab_size": len(words), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2}
+    places = {**heads, "max_position_embeddings": 16}
+    ends = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    makers: dict[str, Any] = {
+        "clip": lambda: CLIPTextModelWithProjection(CLIPTextConfig(**size, **places, **ends, projection_dim=6)),
+        "bert": lambda: BertModel(BertConfig(**size, **places, pad_token_id=1), add_pooling_layer=False),
+        "t5": lambda: T5Model(
+            T5Config(vocab_size=len(words), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, pad_token_id=1)
+        ),
+        "two-towers": lambda: CLIPModel(
+            CLIPConfig(
+                text_config={**size, **places, **ends},
+                vision_config={"image_size": 16, "patch_size": 8, **size, **heads},
+            )
+        ),
+    }
+    model = makers[kind]()
+    _shake(model)
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
     return folder

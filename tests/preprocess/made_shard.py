@@ -1,4 +1,4 @@
-"""A small shard in the formats that the frames and motion stages write, for the tests of what reads them."""
+"""A small shard in the formats that the frames, motion and flow stages write, for the tests of what reads them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +11,10 @@ import simplejpeg
 
 from stm.files import TarWriter, write_table
 from stm.manifest import MANIFEST_SCHEMA, make_key
+from stm.preprocess.flow import FLOW_SCHEMA
 from stm.preprocess.frames_table import FRAMES_SCHEMA
 from stm.preprocess.grid import map_shape
+from stm.preprocess.rows import write_rows
 
 MOTION_SCHEMA = pa.schema(
     {
@@ -58,9 +60,13 @@ class Made:
     motion: Path
     folder: Path
 
+    @property
+    def flow(self) -> Path:
+        return self.folder / "flow.parquet"
 
-def make_shard(folder: Path, clips: Sequence[Clip], grid: int = 4, seed: int = 0) -> Made:
-    """Writes `{slice,frames,motion}` files of noisy pictures."""
+
+def make_shard(folder: Path, clips: Sequence[Clip], grid: int = 4, seed: int = 0, cells: int = 2) -> Made:
+    """Writes `{slice,frames,motion,flow}` files of noisy pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     names = ("slice.parquet", "train-00000.tar", "train-00000.parquet", "motion.parquet")
     made = Made(*(folder / name for name in names), folder)
@@ -72,6 +78,9 @@ def make_shard(folder: Path, clips: Sequence[Clip], grid: int = 4, seed: int = 0
     write_table(made.index, pa.Table.from_pylist(rows, FRAMES_SCHEMA), {})
     motion = [_motion_row(clip, grid, rng) for clip in ordered if clip.kept]
     write_table(made.motion, pa.Table.from_pylist(motion, MOTION_SCHEMA), {})
+    rng = np.random.default_rng([seed, 1])
+    flow = [_flow_row(clip, grid, cells, rng) for clip in ordered if clip.kept]
+    write_rows(made.flow, FLOW_SCHEMA, flow, {}, group=2)
     return made
 
 
@@ -134,3 +143,11 @@ def _motion_row(clip: Clip, grid: int, rng: np.random.Generator) -> dict[str, An
         "policy": "keep",
         "detail": "",
     }
+
+
+def _flow_row(clip: Clip, grid: int, cells: int, rng: np.random.Generator) -> dict[str, Any]:
+    rows, columns = (cells * side for side in map_shape(clip.width, clip.height, grid))
+    forward, backward = rng.normal(size=(2, clip.frames, rows, columns, 2)).astype(np.float16)
+    forward[-1], backward[0] = 0, 0
+    names = {"key": clip.key, "video_id": clip.video_id, "frames": clip.frames, "rows": rows, "columns": columns}
+    return names | {"forward": forward, "backward": backward, "status": "ok", "policy": "keep", "detail": ""}

@@ -6,107 +6,45 @@ import json
 import tarfile
 import tracemalloc
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import simplejpeg
 import webdataset
-from made_shard import MOTION_SCHEMA, Clip, Made, make_shard
+from made_packed import CLIPS, EVERYTHING, index_of, make_inputs, member_of, path_of, run
+from made_shard import MOTION_SCHEMA, Clip
 
-from stm.config import BadInput, HumanCaptions, Pack
+from stm.config import BadInput, Pack
 from stm.files import read_receipt, read_table, sha256_file, write_table
 from stm.manifest import TooManyFailures
-from stm.preprocess.captions import read_captions, write_captions
+from stm.preprocess.flow import FLOW_SCHEMA
 from stm.preprocess.frames_table import FRAMES_SCHEMA
-from stm.preprocess.grid import map_shape
 from stm.preprocess.rows import stream_rows, write_rows
-from stm.preprocess.shard_check import find_problems, list_members
-from stm.preprocess.shards import ShardError, pack_shard, verify_shard
+from stm.preprocess.shard_table import ARRAYS, list_members
+from stm.preprocess.shards import verify_shard
 from stm.preprocess.similarity import SIMILARITY_SCHEMA
-
-GRID = 4
-KEEP_GOING = BadInput(max_failure_rate=1.0)
-CLIPS = [
-    Clip("b", frames=2, captions=["one", "two"]),
-    Clip("a video/with.dots", frames=3, width=32, height=40, captions=["three"], label=None),
-    Clip("silent", frames=1, captions=None),
-    Clip("lost", captions=["never"], kept=False),
-]
-ALL = Pack(captions="human", similarity=True, motion=True)
-
-
-def make_inputs(folder: Path, clips: list[Clip] = CLIPS) -> Made:
-    """A made shard with captions.parquet and similarity.parquet beside it."""
-    made = make_shard(folder, clips, GRID)
-    write_captions(
-        made.slice, made.tar, made.index, folder / "captions.parquet", HumanCaptions(kind="human"), KEEP_GOING
-    )
-    write_maps(made)
-    return made
-
-
-def write_maps(made: Made) -> None:
-    """Random similarity maps in the similarity stage's format."""
-    rng, said, rows = np.random.default_rng(1), read_captions(made.folder / "captions.parquet"), []
-    for clip in [r for r in read_table(made.index).to_pylist() if r["kept"]]:
-        words = [text for _, text in said[clip["key"]].texts]
-        cells = map_shape(clip["width"], clip["height"], GRID)
-        values = rng.uniform(-1, 1, (len(words), clip["frames"], *cells)).astype(np.float16)
-        rows.append(
-            {
-                "key": clip["key"],
-                "video_id": clip["video_id"],
-                "captions": words,
-                "frames": clip["frames"],
-                "rows": cells[0],
-                "columns": cells[1],
-                "similarity": values if words else None,
-                "status": str(said[clip["key"]].status),
-                "policy": "keep",
-                "detail": "",
-            }
-        )
-    write_rows(made.folder / "similarity.parquet", SIMILARITY_SCHEMA, rows, {}, group=2)
-
-
-def run(made: Made, pack: Pack = ALL, bad_input: BadInput = KEEP_GOING, name: str = "packed", **paths: Any) -> Path:
-    inputs = {part: made.folder / f"{part}.parquet" for part in ("captions", "similarity", "motion")} | paths
-    tar, index = made.folder / f"{name}.tar", made.folder / f"{name}.parquet"
-    pack_shard(made.slice, made.tar, made.index, *inputs.values(), tar, index, pack, GRID, bad_input)
-    return tar
-
-
-def index_of(tar: Path) -> list[dict[str, Any]]:
-    return read_table(tar.with_suffix(".parquet")).to_pylist()
-
-
-def member_of(tar: Path, offset: int, size: int) -> bytes:
-    with tar.open("rb") as file:
-        file.seek(offset)
-        return file.read(size)
-
 
 # -------------------------------------------------------------------------------------------------- format and content
 
 
 def test_plain_webdataset_reads_what_the_index_reads(tmp_path: Path) -> None:
-    tar = run(make_inputs(tmp_path))
+    tar = run(make_inputs(tmp_path), EVERYTHING)
     samples = list(webdataset.WebDataset(str(tar), shardshuffle=False, empty_check=False).decode("rgb8"))
     rows = index_of(tar)
     assert [sample["__key__"] for sample in samples] == [row["key"] for row in rows]
-    assert [row["video_id"] for row in rows] == ["a video/with.dots", "b"]
+    assert [row["video_id"] for row in rows] == ["a video/with.dots", "b", "silent"]
     for sample, row in zip(samples, rows, strict=True):
         assert sample["json"]["video_id"] == row["video_id"]
-        names = {"json", "similarity.npy", "motion.npy", *(f"{n:04d}.jpg" for n in range(row["frames"]))}
+        arrays = {f"{part}.npy" for part in ARRAYS}
+        names = {"json", *arrays, *(f"{n:04d}.jpg" for n in range(row["frames"]))}
         assert {name for name in sample if not name.startswith("__")} == names
         for number, (offset, size) in enumerate(zip(row["offsets"], row["sizes"], strict=True)):
             ours = simplejpeg.decode_jpeg(member_of(tar, offset, size), colorspace="RGB")
             # webdataset decodes with PIL, which rounds colours a little differently.
             difference = np.abs(sample[f"{number:04d}.jpg"].astype(int) - ours)
             assert difference.shape == (row["height"], row["width"], 3) and difference.max() <= 3
-        for part in ("similarity", "motion"):
+        for part in ARRAYS:
             data = member_of(tar, row[f"{part}_offset"], row[f"{part}_size"])
             np.testing.assert_array_equal(sample[f"{part}.npy"], np.load(io.BytesIO(data)))
 
@@ -128,8 +66,8 @@ def test_maps_and_description_are_those_of_the_stages(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found[..., 1:].ravel(), np.array(motion[row["key"]]["vector"], np.float16))
         described = json.loads(member_of(tar, row["json_offset"], row["json_size"]))
         assert described.pop("questions") == [{"question": "what?", "answer": "that"}]
-        assert described.pop("caption_source") == "human"
-        assert described == {name: row[name] for name in described} and len(described) == 10
+        assert described["caption_sources"] == ["human"] * len(row["captions"])
+        assert described == {name: row[name] for name in described} and len(described) == 11
 
 
 def test_frames_are_copied_not_recompressed(tmp_path: Path) -> None:
@@ -145,7 +83,7 @@ def test_frames_are_copied_not_recompressed(tmp_path: Path) -> None:
 
 
 def test_index_agrees_with_tarfile(tmp_path: Path) -> None:
-    tar = run(make_inputs(tmp_path))
+    tar = run(make_inputs(tmp_path), EVERYTHING)
     with tarfile.open(tar) as archive:
         members = [(m.name, m.offset_data, m.size) for m in archive]
         hashes = [hashlib.sha256(archive.extractfile(name).read()).hexdigest() for name, *_ in members]  # type: ignore[union-attr]
@@ -155,11 +93,11 @@ def test_index_agrees_with_tarfile(tmp_path: Path) -> None:
     assert [digest for row in rows for digest in row["sha256"]] == hashes
     assert plain == {(0, 0, 0, "", "", 0o644)}
     receipt = read_receipt(tar.with_suffix(".parquet"))
-    assert (receipt["tar_sha256"], receipt["clips"]) == (sha256_file(tar), 2)
+    assert (receipt["tar_sha256"], receipt["clips"]) == (sha256_file(tar), 3)
 
 
 def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
-    first, second = run(make_inputs(tmp_path / "x")), run(make_inputs(tmp_path / "y"))
+    first, second = (run(make_inputs(tmp_path / name), EVERYTHING) for name in "xy")
     assert first.read_bytes() == second.read_bytes()
     assert first.with_suffix(".parquet").read_bytes() == second.with_suffix(".parquet").read_bytes()
 
@@ -169,18 +107,24 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_parts_that_are_not_packed_are_not_read(tmp_path: Path) -> None:
     made = make_inputs(tmp_path)
-    tar = run(made, Pack(captions=None, motion=False), captions=None, similarity=None, motion=None)
+    tar = run(made, Pack(captions=None, motion=False), captions={}, similarity={}, motion=None, flow=None, text={})
     rows = index_of(tar)
     assert [row["key"] for row in rows] == sorted(c.key for c in CLIPS if c.kept)
     assert all(row["captions"] == [] and row["similarity_offset"] is row["motion_offset"] is None for row in rows)
     assert all(len(row["sha256"]) == 1 + row["frames"] for row in rows)
-    tar = run(made, Pack(captions="human", similarity=False, motion=False), similarity=None, motion=None)
+    tar = run(
+        made, Pack(captions="human", similarity=False, motion=False), similarity={}, motion=None, flow=None, text={}
+    )
     assert [row["captions"] for row in index_of(tar)] == [["three"], ["one", "two"]]
 
 
-def test_a_part_that_is_packed_must_be_given(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"pack\.motion is set"):
-        run(make_inputs(tmp_path), motion=None)
+@pytest.mark.parametrize("part", ["captions", "similarity", "text", "motion", "flow"])
+def test_a_part_that_is_packed_must_be_given(tmp_path: Path, part: str) -> None:
+    made = make_inputs(tmp_path)
+    missing = None if part in ("motion", "flow") else {"human": path_of(tmp_path, part)}  # the label source lacks it
+    with pytest.raises(ValueError, match=rf"pack\.{part} is set"):
+        run(made, EVERYTHING, **{part: missing})
+    assert not list(tmp_path.glob("*packed*"))
 
 
 def test_a_clip_without_captions_stays_when_the_policy_says_so(tmp_path: Path) -> None:
@@ -190,16 +134,19 @@ def test_a_clip_without_captions_stays_when_the_policy_says_so(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("policy", ["keep", "drop"])
-def test_motion_decides_too(tmp_path: Path, policy: str) -> None:
+@pytest.mark.parametrize(("part", "schema"), [("motion", MOTION_SCHEMA), ("flow", FLOW_SCHEMA)])
+def test_motion_and_flow_decide_too(tmp_path: Path, part: str, schema: pa.Schema, policy: str) -> None:
     made = make_inputs(tmp_path)
-    rows = read_table(made.motion).to_pylist()
+    rows = read_table(path_of(tmp_path, part)).to_pylist()
+    nothing = {name: None for name in ("magnitude", "vector", "intra", "forward", "backward") if name in schema.names}
     for row in rows:
         if row["key"] == "b":
-            row |= {"magnitude": None, "vector": None, "intra": None, "status": "unsupported_motion", "policy": policy}
-    write_table(made.motion, pa.Table.from_pylist(rows, MOTION_SCHEMA), {})
-    packed = {row["key"]: row for row in index_of(run(made))}
+            row |= nothing | {"status": "timeout", "policy": policy}
+    write_table(path_of(tmp_path, part), pa.Table.from_pylist(rows, schema), {})
+    packed = {row["key"]: row for row in index_of(run(made, Pack(captions="human", flow=True)))}
     assert ("b" in packed) == (policy == "keep")
-    assert policy == "drop" or packed["b"]["motion_offset"] is None
+    assert policy == "drop" or packed["b"][f"{part}_offset"] is packed["b"][f"{part}_size"] is None
+    assert policy == "drop" or (packed["b"]["flow_cells"] is None) == (part == "flow")
 
 
 def test_too_many_dropped_clips_stop_the_stage(tmp_path: Path) -> None:
@@ -264,28 +211,6 @@ def test_hostile_keys_never_become_names(tmp_path: Path, key: str) -> None:
     with pytest.raises(ValueError, match="is no key of a clip"):
         run(made, Pack(captions=None, motion=False))
     assert not list(tmp_path.glob("*packed*"))
-
-
-# -------------------------------------------------------------------------------------------------------------- checking
-
-
-def test_verify_finds_a_single_flipped_bit_anywhere(tmp_path: Path) -> None:
-    tar = run(make_inputs(tmp_path))
-    index, sound = tar.with_suffix(".parquet"), tar.read_bytes()
-    assert find_problems(tar, index) == []
-    assert verify_shard(tar, index) == sum(len(row["sha256"]) for row in index_of(tar))
-    for name, offset, size in [place for row in index_of(tar) for place in list_members(row)]:
-        for position in (offset, offset + size - 1):
-            damaged = bytearray(sound)
-            damaged[position] ^= 1
-            tar.write_bytes(damaged)
-            assert any(f"{name} has been changed" in problem for problem in find_problems(tar, index))
-    with pytest.raises(ShardError, match="has been changed"):
-        verify_shard(tar, index)
-    tar.write_bytes(sound[:1000])
-    assert any("torn" in problem for problem in find_problems(tar, index))
-    tar.unlink()
-    assert find_problems(tar, index) == [f"{tar}: does not exist"]
 
 
 def test_memory_does_not_grow_with_the_shard(tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ from stm.config import Config, parse_config
 from stm.files import TarWriter, make_receipt, write_json, write_table
 from stm.layout import Layout
 from stm.models import zoo
+from stm.preprocess.shard_table import SHARD_SCHEMA
 
 WIDTH, HEIGHT, STORED, ROWS, COLUMNS = 48, 32, 8, 4, 6
+CELLS, TEXT_WIDTH = 2, 16
 SPLITS = {"test": 5, "train": 3}
-HALF = pa.list_(pa.float16())
 
 
 def make_config(root: Path, **changes: Any) -> Config:
@@ -95,17 +96,16 @@ def npy(values: np.ndarray) -> bytes:
     return sink.getvalue()
 
 
-def write_shard(layout: Layout, split: str, captions: dict[str, list[str]]) -> None:
-    """A packed shard: tar and index."""
+def write_shard(layout: Layout, config: Config, split: str, captions: dict[str, list[str]]) -> None:
+    """A packed shard, tar and index, with what `config.pack` says."""
     shard, rows = f"{split}-00000", []
     layout.shard_tar(shard).parent.mkdir(parents=True, exist_ok=True)
     with TarWriter(layout.shard_tar(shard)) as tar:
         for number, key in enumerate(clip_ids(split)):
             header = tar.add(f"{key}.json", json.dumps({"key": key}).encode())
             jpegs = [tar.add(f"{key}.{i:04d}.jpg", data) for i, data in enumerate(make_frames(number))]
-            cells = make_map(number)
-            similarity = tar.add(f"{key}.similarity.npy", npy(np.stack([cells] * len(captions[key]))))
-            motion = tar.add(f"{key}.motion.npy", npy(np.stack([cells, cells, cells], axis=-1)))
+            arrays = make_arrays(config, number, len(captions[key]))
+            members = {name: tar.add(f"{key}.{name}.npy", npy(array)) for name, array in arrays.items()}
             rows.append(
                 {
                     "key": key,
@@ -113,33 +113,42 @@ def write_shard(layout: Layout, split: str, captions: dict[str, list[str]]) -> N
                     "split": split,
                     "label": ("slides right", "spins")[number % 2],
                     "captions": captions[key],
+                    "caption_sources": ["human"] * len(captions[key]),
                     "frames": STORED,
                     "width": WIDTH,
                     "height": HEIGHT,
                     "rows": ROWS,
                     "columns": COLUMNS,
+                    "flow_cells": CELLS if "flow" in members else None,
+                    "text_width": TEXT_WIDTH if "text" in members else None,
                     "pts": [i / 8 for i in range(STORED)],
                     "json_offset": header.offset,
                     "json_size": header.size,
                     "offsets": [m.offset for m in jpegs],
                     "sizes": [m.size for m in jpegs],
-                    "similarity_offset": similarity.offset,
-                    "similarity_size": similarity.size,
-                    "motion_offset": motion.offset,
-                    "motion_size": motion.size,
-                    "sha256": [m.sha256 for m in (header, *jpegs, similarity, motion)],
+                    **{f"{name}_offset": member.offset for name, member in members.items()},
+                    **{f"{name}_size": member.size for name, member in members.items()},
+                    "sha256": [m.sha256 for m in (header, *jpegs, *members.values())],
                 }
             )
-    schema = pa.schema(
-        [(n, pa.string()) for n in ("key", "video_id", "split", "label")]
-        + [("captions", pa.list_(pa.string()))]
-        + [(n, pa.int32()) for n in ("frames", "width", "height", "rows", "columns")]
-        + [("pts", pa.list_(pa.float64())), ("json_offset", pa.int64()), ("json_size", pa.int64())]
-        + [("offsets", pa.list_(pa.int64())), ("sizes", pa.list_(pa.int32()))]
-        + [(f"{g}_{w}", pa.int64()) for g in ("similarity", "motion") for w in ("offset", "size")]
-        + [("sha256", pa.list_(pa.string()))]
-    )
-    write_table(layout.shard(shard), pa.Table.from_pylist(rows, schema), make_receipt("shards", {}, ["numpy"]))
+    write_table(layout.shard(shard), pa.Table.from_pylist(rows, SHARD_SCHEMA), make_receipt("shards", {}, ["numpy"]))
+
+
+def make_arrays(config: Config, number: int, captions: int) -> dict[str, np.ndarray]:
+    """What is packed of a clip; the second caption's similarity is the first's upside down."""
+    cells, pack, found = make_map(number), config.pack, {}
+    if pack.flow:
+        moves = np.zeros((2, STORED, ROWS * CELLS, COLUMNS * CELLS, 2), dtype=np.float16)
+        moves[0, :-1, ..., 0], moves[1, 1:, ..., 0] = 3 * COLUMNS / WIDTH, -3 * COLUMNS / WIDTH
+        found["flow"] = moves
+    if pack.motion:
+        found["motion"] = np.stack([cells, cells, cells], axis=-1)
+    if pack.similarity and pack.sources:
+        found["similarity"] = np.stack([cells, cells[:, ::-1]] * captions)[:captions]
+    if pack.text:
+        vectors = np.random.default_rng(number).standard_normal((captions, TEXT_WIDTH))
+        found["text"] = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+    return found
 
 
 def write_offline(layout: Layout, config: Config) -> None:
@@ -161,7 +170,7 @@ def write_offline(layout: Layout, config: Config) -> None:
     for split in SPLITS:
         captions = {key: [f"an orange square, {key}", "a square & a <tag>"] for key in clip_ids(split)}
         write_tables(layout, config, split, captions)
-        write_shard(layout, split, captions)
+        write_shard(layout, config, split, captions)
 
 
 def write_tables(layout: Layout, config: Config, split: str, captions: dict[str, list[str]]) -> None:

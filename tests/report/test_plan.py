@@ -6,7 +6,9 @@ import open_clip
 import pytest
 
 from stm.config import load_config, parse_config
-from stm.report.plan import clip_image_flops, count_clips, describe_plan, make_plan
+from stm.report.plan import describe_plan, make_plan
+from stm.report.plan_clips import count_clips
+from stm.report.plan_costs import clip_image_flops
 
 ROOT = Path(__file__).parents[2]
 
@@ -14,9 +16,10 @@ ROOT = Path(__file__).parents[2]
 def test_clips_and_shards_of_the_generated_dataset_come_from_the_config(tmp_path):
     config = load_config(ROOT / "config/demo.yaml").model_copy(update={"results": str(tmp_path)})
     plan = make_plan(config)
-    assert plan.clips == config.dataset.clips
-    assert plan.shards == sum(-(-n // config.shard_size) for n in config.dataset.clips.values())
-    assert plan.stored_frames == config.dataset.frames / config.frames.every
+    found = plan.datasets[config.name]
+    assert found.clips == config.dataset.clips
+    assert found.shards == sum(-(-n // config.shard_size) for n in config.dataset.clips.values())
+    assert found.stored_frames == config.dataset.frames / config.frames.every
 
 
 def test_only_the_packed_source_is_scored_on_every_split(tmp_path):
@@ -24,7 +27,7 @@ def test_only_the_packed_source_is_scored_on_every_split(tmp_path):
     jobs = {stage.stage: stage.jobs for stage in make_plan(config).stages}
     measured = -(-config.dataset.clips["test"] // config.shard_size)
     assert jobs["similarity/human"] == jobs["similarity/label"] == measured
-    assert jobs["similarity/blip2"] == make_plan(config).shards
+    assert jobs["similarity/blip2"] == make_plan(config).datasets[config.name].shards
 
 
 def test_a_folder_is_planned_from_its_files_before_there_is_a_manifest(tmp_path, encode_video, texture):

@@ -8,7 +8,7 @@ import pytest
 
 from stm.config import Config
 from stm.layout import Layout
-from stm.report.collect import collect
+from stm.report.collect import collect, collect_study
 from stm.report.records import Evaluation, Run
 from stm.report.stages import collect_provenance
 
@@ -85,12 +85,12 @@ def test_nothing_at_all_is_no_error(made_results: Config, tmp_path: Path) -> Non
     empty = made_results.model_copy(update={"results": str(tmp_path)})
     results = collect(empty, Layout.of(empty))
     assert (results.splits, results.captions, results.refusals, results.problems) == ([], [], [], [])
-    assert collect_provenance(empty, Layout.of(empty), results).stages == []
+    assert collect_provenance(collect_study(empty, Layout.of(empty)), Layout.of(empty)).stages == []
 
 
 def test_time_is_summed_over_jobs_and_set_beside_the_plan(made_results: Config) -> None:
     layout = Layout.of(made_results)
-    frames, pretrain = collect_provenance(made_results, layout, collect(made_results, layout)).stages
+    frames, pretrain = collect_provenance(collect_study(made_results, layout), layout).stages
     assert (frames.name, frames.jobs, frames.seconds, frames.cpu_seconds, frames.memory) == (
         "frames",
         2,
@@ -104,7 +104,7 @@ def test_time_is_summed_over_jobs_and_set_beside_the_plan(made_results: Config) 
 
 def test_receipts_name_models_and_versions(made_results: Config) -> None:
     layout = Layout.of(made_results)
-    provenance = collect_provenance(made_results, layout, collect(made_results, layout))
+    provenance = collect_provenance(collect_study(made_results, layout), layout)
     models = {model.stage: model for model in provenance.models}
     assert models["similarity/human"].sha256 == "ab" * 32
     assert models["similarity/human"].name == made_results.similarity.model
@@ -115,6 +115,6 @@ def test_receipts_name_models_and_versions(made_results: Config) -> None:
 def test_a_plan_of_another_form_is_a_problem_not_a_crash(copied: Config) -> None:
     layout = Layout.of(copied)
     layout.plan.write_text("[1, 2]")
-    results = collect(copied, layout)
-    assert all(s.planned_jobs is None for s in collect_provenance(copied, layout, results).stages)
-    assert any(problem.startswith("plan") for problem in results.problems)
+    study = collect_study(copied, layout)
+    assert all(s.planned_jobs is None for s in collect_provenance(study, layout).stages)
+    assert any(problem.startswith("plan") for problem in study.problems)

@@ -12,9 +12,9 @@ from PIL import Image, features
 from stm.config import Config
 from stm.layout import Layout
 from stm.report import figures, strips
-from stm.report.clips import hidden_share
 from stm.report.collect import collect
-from stm.report.records import MaskQualityRow, Results
+from stm.report.cuts import hidden_share
+from stm.report.records import MaskQualityRow, Results, group_runs
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,8 @@ def results(made_results: Config) -> Results:
 
 
 def test_runs_keep_apart_by_colour_or_dash() -> None:
-    styles = {(s["color"], str(s["linestyle"])) for s in map(figures.run_style, range(21))}
-    assert len(styles) == 21
+    styles = {(s["color"], str(s["linestyle"])) for s in map(figures.run_style, range(35))}
+    assert len(styles) == 35
 
 
 @given(st.lists(st.floats(-10, 10), min_size=1, max_size=80), st.floats(0, 1))
@@ -40,8 +40,9 @@ def test_running_mean_of_a_line_is_the_line_in_the_middle() -> None:
     assert figures.running_mean(line, 0.1)[10:90] == line[10:90]
 
 
-def test_charts_come_out_the_same_twice(results: Results) -> None:
-    for draw, data in ((figures.loss_curves, results.runs), (figures.mask_quality_bars, results.mask_quality)):
+def test_charts_come_out_the_same_twice(made_results: Config, results: Results) -> None:
+    groups = group_runs(made_results, results.runs)
+    for draw, data in ((figures.loss_curves, groups), (figures.mask_quality_bars, results.mask_quality)):
         first, second = draw(data), draw(data)
         assert figures.to_png(first) == figures.to_png(second)
         assert figures.to_svg(first, "a", "x") == figures.to_svg(second, "a", "x")

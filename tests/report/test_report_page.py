@@ -18,11 +18,10 @@ from stm.layout import Layout
 from stm.report import build_report, figure_names, story, strips, table_names
 from stm.report.choose import choose_clips, choose_split
 from stm.report.clips import picture_clips
-from stm.report.collect import collect
+from stm.report.collect import collect, collect_study
 from stm.report.records import MaskQualityRow
-from stm.report.stages import Provenance
 
-VOID = {"meta", "link", "br", "img"}
+VOID = {"meta", "link", "br", "img", "wbr"}
 
 
 class Page(HTMLParser):
@@ -243,10 +242,11 @@ def _stored_crop() -> strips.Tiles:
 
 
 def test_findings_name_all_that_are_equal_and_compare_masks_of_one_ratio_only(made_results: Config) -> None:
-    results = collect(made_results, Layout.of(made_results))
+    study = collect_study(made_results, Layout.of(made_results))
+    results = study.datasets[0].results
     results.runs[0] = dataclasses.replace(results.runs[0], evaluations=results.runs[1].evaluations)
     results.mask_quality.append(MaskQualityRow("motion", "", "moving", 0.75, 0.123, None, 3, 0.75))
-    lines = " ".join(story.findings(made_results, results)).replace("\u00a0", " ")
+    lines = " ".join(story.findings(study)).replace("\u00a0", " ")
     assert "tube, text tie with 60.0 %" in lines
     assert "without pretraining it is 70.0 %" in lines
     assert "moving camera, masks of ratio 0.6 hide this share of the named object: text (human) 92.0 %" in lines
@@ -256,5 +256,4 @@ def test_findings_name_all_that_are_equal_and_compare_masks_of_one_ratio_only(ma
 @pytest.mark.parametrize(("step", "words"), [(1, "every"), (2, "every 2nd"), (11, "every 11th"), (21, "every 21st")])
 def test_steps_read_as_english(step: int, words: str, made_results: Config) -> None:
     config = make_config(Path(made_results.results), frames={"every": step})
-    provenance = Provenance([], [], {}, {})
-    assert dict(story.facts(config, provenance))["Frames"].startswith(f"{words} frame,")
+    assert dict(story.dataset_facts(config))["Frames"].startswith(f"{words} frame,")

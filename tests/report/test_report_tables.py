@@ -10,7 +10,8 @@ from stm.config import Config
 from stm.layout import Layout
 from stm.report import figure_names, table_names
 from stm.report.collect import collect
-from stm.report.records import MaskQualityRow, Refusal, Results
+from stm.report.records import MaskQualityRow, Refusal, Results, group_runs
+from stm.report.story import chances
 from stm.report.tables import (
     Table,
     count,
@@ -35,10 +36,10 @@ def read_csv(table: Table) -> list[dict[str, str]]:
 
 
 def test_csv_rows_have_a_value_for_every_key(made_results: Config, results: Results) -> None:
-    runs = results.runs
+    groups = group_runs(made_results, results.runs)
     for table in (
-        results_table(made_results, runs),
-        per_class_table(made_results, runs),
+        results_table(made_results, groups, chances(groups)),
+        per_class_table(made_results, groups),
         mask_quality_table(results.mask_quality),
         quarantine_table(results.refusals),
     ):
@@ -48,7 +49,8 @@ def test_csv_rows_have_a_value_for_every_key(made_results: Config, results: Resu
 
 
 def test_results_hold_what_the_files_say(made_results: Config, results: Results) -> None:
-    rows = {row["run"]: row for row in read_csv(results_table(made_results, results.runs))}
+    groups = group_runs(made_results, results.runs)
+    rows = {row["run"]: row for row in read_csv(results_table(made_results, groups, chances(groups)))}
     assert rows["text"]["mask"] == "text_top"
     assert float(rows["text"]["linear_top1"]) == pytest.approx(0.6)
     assert float(rows["text"]["linear_low"]) == pytest.approx(0.4)
@@ -57,20 +59,20 @@ def test_results_hold_what_the_files_say(made_results: Config, results: Results)
 
 
 def test_the_best_of_each_column_and_only_it_is_bold(made_results: Config, results: Results) -> None:
-    table = results_table(made_results, results.runs)
+    table = results_table(made_results, group_runs(made_results, results.runs), {})
     bold = [(row[0].text, table.columns[i]) for row in table.rows for i, cell in enumerate(row) if cell.best]
     assert bold == [("scratch", "Linear probe, top-1 %"), ("scratch", "Fine-tuning, top-1 %")]
 
 
 def test_a_run_without_evaluation_has_dashes_not_zeros(made_results: Config, results: Results) -> None:
     bare = [run.__class__(**{**run.__dict__, "evaluations": {}}) for run in results.runs]
-    table = results_table(made_results, bare)
+    table = results_table(made_results, group_runs(made_results, bare), {})
     assert table.footer == []
     assert all(cell.text == "\u2013" for row in table.rows for cell in row[5:])
 
 
 def test_classes_without_test_clips_are_empty(made_results: Config, results: Results) -> None:
-    rows = read_csv(per_class_table(made_results, results.runs))
+    rows = read_csv(per_class_table(made_results, group_runs(made_results, results.runs)))
     assert {(row["class"], row["tube"]) for row in rows} == {("slides right", "0.666667"), ("spins", "")}
 
 
@@ -118,7 +120,13 @@ def test_cells_format_what_they_hold() -> None:
 
 
 def test_names_follow_from_the_config_alone(made_results: Config) -> None:
-    assert figure_names(made_results) == ["loss_curves.png", "mask_quality.png", "clip_1.png", "clip_2.png"]
+    assert figure_names(made_results) == [
+        "loss_curves.png",
+        "mask_quality.png",
+        "clip_1.png",
+        "clip_2.png",
+        "masks.png",
+    ]
     assert {name.split(".")[0] for name in table_names(made_results)} == {
         "results",
         "per_class",
@@ -126,5 +134,5 @@ def test_names_follow_from_the_config_alone(made_results: Config) -> None:
         "quarantine",
     }
     bare = made_results.model_copy(update={"pretrain": {}, "mask_quality": None})
-    assert figure_names(bare) == ["clip_1.png", "clip_2.png"]
+    assert figure_names(bare) == ["clip_1.png", "clip_2.png", "masks.png"]
     assert table_names(bare) == ["quarantine.csv", "quarantine.md"]

@@ -3,7 +3,7 @@ them.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from stm.config import PretrainRun
 from stm.files import TarWriter, make_receipt, sha256_file, write_table
 from stm.preprocess.shards import SHARD_SCHEMA
 
-WIDTH, HEIGHT, FRAMES, ROWS, COLUMNS = 40, 32, 6, 4, 5
+WIDTH, HEIGHT, FRAMES, ROWS, COLUMNS, TEXT_WIDTH = 40, 32, 6, 4, 5, 12
 COLORS = {"red": (220, 40, 40), "green": (40, 220, 40), "blue": (40, 40, 220)}
 
 
@@ -32,8 +32,24 @@ def encode_map(values: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def make_shard(index: Path, labels: Sequence[str | None], seed: int = 0, prefix: str = "clip") -> Path:
-    """Writes a shard with one clip a label, both maps packed; returns `index`."""
+def draw_texts(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Unit vectors [count, TEXT_WIDTH]."""
+    vectors = rng.normal(size=(count, TEXT_WIDTH))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def make_shard(
+    index: Path,
+    labels: Sequence[str | None],
+    seed: int = 0,
+    prefix: str = "clip",
+    silent: Collection[int] = (),
+    text_model: str = "made",
+) -> Path:
+    """Writes a shard with one clip a label, similarity, motion and text packed; returns `index`.
+
+    The clips numbered in `silent` have no captions, hence neither similarity nor text.
+    """
     index.parent.mkdir(parents=True, exist_ok=True)
     rng, rows = np.random.default_rng(seed), []
     with TarWriter(index.with_suffix(".tar")) as tar:
@@ -44,15 +60,23 @@ def make_shard(index: Path, labels: Sequence[str | None], seed: int = 0, prefix:
                 tar.add(f"{key}.{t:04d}.jpg", simplejpeg.encode_jpeg(np.ascontiguousarray(frame), colorspace="RGB"))
                 for t, frame in enumerate(draw_clip(label, rng))
             ]
-            similarity = tar.add(f"{key}.similarity.npy", encode_map(rng.uniform(-1, 1, (2, FRAMES, ROWS, COLUMNS))))
-            motion = tar.add(f"{key}.motion.npy", encode_map(rng.uniform(0, 2, (FRAMES, ROWS, COLUMNS, 3))))
+            arrays = {
+                "similarity": rng.uniform(-1, 1, (2, FRAMES, ROWS, COLUMNS)),
+                "motion": rng.uniform(0, 2, (FRAMES, ROWS, COLUMNS, 3)),
+                "text": draw_texts(2, rng),
+            }
+            captions = [] if number in silent else ["one", "two"]
+            names = sorted(arrays if captions else ["motion"])
+            added = {name: tar.add(f"{key}.{name}.npy", encode_map(arrays[name])) for name in names}
             rows.append(
                 {
                     "key": key,
                     "video_id": key,
                     "split": index.parent.name,
                     "label": label,
-                    "captions": ["one", "two"],
+                    "captions": captions,
+                    "caption_sources": ["made"] * len(captions),
+                    "text_width": TEXT_WIDTH if captions else None,
                     "frames": FRAMES,
                     "width": WIDTH,
                     "height": HEIGHT,
@@ -63,14 +87,14 @@ def make_shard(index: Path, labels: Sequence[str | None], seed: int = 0, prefix:
                     "json_size": about.size,
                     "offsets": [frame.offset for frame in frames],
                     "sizes": [frame.size for frame in frames],
-                    "similarity_offset": similarity.offset,
-                    "similarity_size": similarity.size,
-                    "motion_offset": motion.offset,
-                    "motion_size": motion.size,
-                    "sha256": [member.sha256 for member in (about, *frames, similarity, motion)],
+                    **{f"{name}_offset": member.offset for name, member in added.items()},
+                    **{f"{name}_size": member.size for name, member in added.items()},
+                    "sha256": [member.sha256 for member in (about, *frames, *added.values())],
                 }
             )
-    receipt = make_receipt("shards", {}, tar_sha256=sha256_file(index.with_suffix(".tar")), clips=len(rows))
+    receipt = make_receipt(
+        "shards", {}, text_model=text_model, tar_sha256=sha256_file(index.with_suffix(".tar")), clips=len(rows)
+    )
     write_table(index, pa.Table.from_pylist(rows, schema=SHARD_SCHEMA), receipt)
     return index
 

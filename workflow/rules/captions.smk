@@ -20,7 +20,9 @@ rule captions:
         mem_mb=16000,
         runtime=480,
     params:
-        source=lambda wildcards: dump(CONFIG.captions[wildcards.source]),
-        bad_input=dump(CONFIG.bad_input),
+        source=lambda wildcards: dump(
+            CORPORA[wildcards.dataset].captions[wildcards.source]
+        ),
+        bad_input=stage("bad_input"),
     script:
         "../scripts/captions.py"

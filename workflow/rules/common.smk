@@ -6,8 +6,9 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
-from stm.config import ConfigError, parse_config
-from stm.datasets import list_fingerprint
+from stm.config import BenchmarkDataset, ConfigError, parse_config
+from stm.datasets import DatasetError, list_fingerprint
+from stm.datasets.benchmarks import check_benchmark
 from stm.files import local_model_files
 from stm.layout import Layout, dataset_root
 from stm.manifest import read_shards, split_of
@@ -21,17 +22,22 @@ except ConfigError as error:
 # The schema is generated from the same classes; defaults stay theirs, jsonschema would fill in those of the wrong source.
 validate(config, workflow.source_path("../../config/schema.json"), set_default=False)
 
-LAYOUT = Layout.of(CONFIG)
-ROOT = LAYOUT.root.as_posix()
-GENERATED = CONFIG.dataset.source == "moving-shapes"
+# Each dataset has a folder of its own, and what is shown of them all another; with one dataset the two are one.
+CORPORA = {name: CONFIG.of(name) for name in CONFIG.dataset_names}
+LAYOUTS = {name: Layout.of(CONFIG, name) for name in CORPORA}
+ROOT = f"{CONFIG.results}/{{dataset}}"
+SHOWN = Layout.of(CONFIG).root.as_posix()
 
 
 wildcard_constraints:
+    dataset="|".join(CORPORA),
     shard=r"[A-Za-z0-9][A-Za-z0-9_-]*-\d{5}",
     split=r"[A-Za-z0-9][A-Za-z0-9_-]*",
     source=r"[A-Za-z0-9][A-Za-z0-9_-]*",
     run=r"[A-Za-z0-9][A-Za-z0-9_-]*",
     task=r"[A-Za-z0-9][A-Za-z0-9_-]*",
+    table="|".join(CONFIG.tables) or "-",
+    figure="|".join(CONFIG.figures) or "-",
 
 
 def dump(section):
@@ -42,10 +48,22 @@ def dump(section):
     return section.deciding()
 
 
+def stage(*keys):
+    """For `params`: what decides in a section of the dataset's config, found by the keys that lead to it."""
+
+    def find(wildcards):
+        section = CORPORA[wildcards.dataset]
+        for key in keys:
+            section = getattr(section, key)
+        return dump(section) if hasattr(section, "deciding") else section
+
+    return find
+
+
 @cache
-def listing():
+def listing(dataset):
     """The state of the dataset's files. Asked for when a job needs it: jobs on a cluster read these files too."""
-    return list_fingerprint(CONFIG)
+    return list_fingerprint(CORPORA[dataset])
 
 
 def share_of_cores(jobs):
@@ -53,123 +71,209 @@ def share_of_cores(jobs):
     return max(1, (workflow.cores or 1) // max(1, jobs))
 
 
-def all_shards(split=None):
+def all_shards(dataset, split=None):
     """The shards of a split (of all splits when None); waits for the checkpoint that deals the clips."""
-    index = Path(checkpoints.split.get().output.index)
+    index = Path(checkpoints.split.get(dataset=dataset).output.index)
     return [shard for shard in read_shards(index) if split in (None, split_of(shard))]
 
 
 def slice_of(wildcards):
     """The slice of a shard. It is no declared output: unchanged slices stay untouched when the split runs again."""
-    checkpoints.split.get()
-    return LAYOUT.slice(wildcards.shard).as_posix()
+    checkpoints.split.get(dataset=wildcards.dataset)
+    return LAYOUTS[wildcards.dataset].slice(wildcards.shard).as_posix()
 
 
-def packed(split):
+def packed(dataset, split):
     """Index files of a split's packed shards, the tars lie beside them."""
-    return [LAYOUT.shard(shard).as_posix() for shard in all_shards(split)]
+    shards = all_shards(dataset, split)
+    if not shards:
+        raise WorkflowError(
+            f"the dataset {dataset} has no clips of the split {split!r}"
+        )
+    return [LAYOUTS[dataset].shard(shard).as_posix() for shard in shards]
 
 
-def annotations():
-    """The annotation file of a folder dataset, if it has one."""
-    path = getattr(CONFIG.dataset, "annotations", None)
-    return [path] if path else []
+def annotation_files(dataset):
+    """The annotation file of a folder, if it has one. A benchmark's lists are covered by `listing`."""
+    path = getattr(CORPORA[dataset].dataset, "annotations", None)
+    folder = CORPORA[dataset].dataset.source == "folder"
+    return [path] if path and folder else []
+
+
+@cache
+def manifest_inputs(dataset):
+    """What the manifest is made from.
+
+    The copy of a benchmark is checked here, before any job runs: a wrong or partial one is said now, not after a day.
+    """
+    source = CORPORA[dataset].dataset
+    if source.source == "moving-shapes":
+        return [(LAYOUTS[dataset].generated / "annotations.parquet").as_posix()]
+    if isinstance(source, BenchmarkDataset):
+        try:
+            check_benchmark(source)
+        except DatasetError as error:
+            raise WorkflowError(str(error)) from None
+    return annotation_files(dataset)
 
 
 def source_model(wildcards):
     """The files of a caption source's model, when it is a local folder."""
-    return local_model_files(getattr(CONFIG.captions[wildcards.source], "model", None))
+    source = CORPORA[wildcards.dataset].captions[wildcards.source]
+    return local_model_files(getattr(source, "model", None))
+
+
+def similarity_model(wildcards):
+    """The files of the CLIP that scores patches, when it is a local folder."""
+    return local_model_files(CORPORA[wildcards.dataset].similarity.model)
+
+
+def text_model(dataset):
+    """The files of the text encoder, when it is a local folder."""
+    return local_model_files(CORPORA[dataset].text.model.removeprefix("transformers:"))
+
+
+def captions_of(wildcards):
+    """The captions of a shard by one source."""
+    layout = LAYOUTS[wildcards.dataset]
+    return layout.captions(wildcards.source, wildcards.shard).as_posix()
 
 
 def similarity_inputs(wildcards):
     """What a shard's similarity is computed from; the embeddings too, where they are kept."""
+    layout = LAYOUTS[wildcards.dataset]
     inputs = {
-        "tar": LAYOUT.frames_tar(wildcards.shard).as_posix(),
-        "frames": LAYOUT.frames(wildcards.shard).as_posix(),
-        "captions": LAYOUT.captions(wildcards.source, wildcards.shard).as_posix(),
-        "model": local_model_files(CONFIG.similarity.model),
+        "tar": layout.frames_tar(wildcards.shard).as_posix(),
+        "frames": layout.frames(wildcards.shard).as_posix(),
+        "captions": captions_of(wildcards),
+        "model": similarity_model(wildcards),
     }
-    if CONFIG.similarity.keep_embeddings:
-        inputs["embeddings"] = LAYOUT.embeddings(wildcards.shard).as_posix()
+    if CORPORA[wildcards.dataset].similarity.keep_embeddings:
+        inputs["embeddings"] = layout.embeddings(wildcards.shard).as_posix()
     return inputs
 
 
 def shard_inputs(wildcards):
-    """What is packed into a shard."""
-    pack = CONFIG.pack
+    """What is packed into a shard; captions, similarity and text are lists, in the order of the sources."""
+    pack, layout, shard = (
+        CORPORA[wildcards.dataset].pack,
+        LAYOUTS[wildcards.dataset],
+        wildcards.shard,
+    )
     inputs = {
         "slice": slice_of(wildcards),
-        "tar": LAYOUT.frames_tar(wildcards.shard).as_posix(),
-        "frames": LAYOUT.frames(wildcards.shard).as_posix(),
+        "tar": layout.frames_tar(shard).as_posix(),
+        "frames": layout.frames(shard).as_posix(),
+        "captions": [layout.captions(s, shard).as_posix() for s in pack.sources],
     }
-    if pack.captions is not None:
-        inputs["captions"] = LAYOUT.captions(pack.captions, wildcards.shard).as_posix()
-        if pack.similarity:
-            inputs["similarity"] = LAYOUT.similarity(
-                pack.captions, wildcards.shard
-            ).as_posix()
+    if pack.similarity:
+        inputs["similarity"] = [
+            layout.similarity(s, shard).as_posix() for s in pack.sources
+        ]
+    if pack.text:
+        inputs["text"] = [layout.text(s, shard).as_posix() for s in pack.sources]
     if pack.motion:
-        inputs["motion"] = LAYOUT.motion(wildcards.shard).as_posix()
+        inputs["motion"] = layout.motion(shard).as_posix()
+    if pack.flow:
+        inputs["flow"] = layout.flow(shard).as_posix()
     return inputs
 
 
 def task_splits(wildcards):
-    """The packed shards that an evaluation reads."""
+    """The packed shards that an evaluation reads: of the run's own dataset, or of the one that the evaluation names."""
     task = CONFIG.evaluate[wildcards.task]
-    return {"train": packed(task.train_split), "test": packed(task.test_split)}
+    dataset = task.dataset or wildcards.dataset
+    inputs = {"test": packed(dataset, task.test_split)}
+    if hasattr(task, "train_split"):
+        inputs["train"] = packed(dataset, task.train_split)
+    return inputs | {
+        "text_model": (
+            text_model(wildcards.dataset) if task.task == "zero_shot" else []
+        )
+    }
+
+
+def weights_of(run):
+    """The weights of a run of `CONFIG.runs`."""
+    layout = LAYOUTS[CONFIG.dataset_of(run)]
+    return (layout.pretrain(run) / "weights.safetensors").as_posix()
+
+
+def metrics_of(run, task):
+    """What an evaluation of a run found; it lies beside the run, whatever dataset it used."""
+    layout = LAYOUTS[CONFIG.dataset_of(run)]
+    return (layout.evaluate(run, task) / "metrics.json").as_posix()
+
+
+def cells(spec):
+    """The files with the numbers of a table or figure, one a seed."""
+    return [
+        metrics_of(instance, task)
+        for run, task in sorted(spec.cells())
+        for instance in CONFIG.instances(run)
+    ]
 
 
 def mask_quality_inputs(wildcards):
     """Every caption source's similarity, the motion and the true boxes of the measured split."""
-    shards = all_shards(CONFIG.mask_quality.split)
+    corpus, layout = CORPORA[wildcards.dataset], LAYOUTS[wildcards.dataset]
+    shards = all_shards(wildcards.dataset, corpus.mask_quality.split)
     return {
-        "frames": [LAYOUT.frames(shard).as_posix() for shard in shards],
+        "frames": [layout.frames(shard).as_posix() for shard in shards],
         "similarity": [
-            LAYOUT.similarity(source, shard).as_posix()
-            for source in CONFIG.captions
+            layout.similarity(source, shard).as_posix()
+            for source in corpus.captions
             for shard in shards
         ],
-        "motion": [LAYOUT.motion(shard).as_posix() for shard in shards],
-        "truth": (LAYOUT.generated / "truth.parquet").as_posix(),
+        "motion": [layout.motion(shard).as_posix() for shard in shards],
+        "truth": (layout.generated / "truth.parquet").as_posix(),
     }
 
 
 def faithfulness_inputs(wildcards):
-    """The frames and the packed source's similarity of the measured split."""
-    shards = all_shards(CONFIG.mask_quality.split)
-    source = CONFIG.pack.captions
+    """The frames and the first packed source's similarity of the measured split."""
+    corpus, layout = CORPORA[wildcards.dataset], LAYOUTS[wildcards.dataset]
+    shards = all_shards(wildcards.dataset, corpus.mask_quality.split)
+    source = corpus.pack.sources[0]
     return {
-        "tars": [LAYOUT.frames_tar(shard).as_posix() for shard in shards],
-        "frames": [LAYOUT.frames(shard).as_posix() for shard in shards],
-        "similarity": [LAYOUT.similarity(source, shard).as_posix() for shard in shards],
+        "tars": [layout.frames_tar(shard).as_posix() for shard in shards],
+        "frames": [layout.frames(shard).as_posix() for shard in shards],
+        "similarity": [layout.similarity(source, shard).as_posix() for shard in shards],
     }
+
+
+def figure_inputs(wildcards):
+    """What a figure is drawn from: weights and clips, logs, or numbers."""
+    spec = CONFIG.figures[wildcards.figure]
+    instances = [run for name in spec.runs.values() for run in CONFIG.instances(name)]
+    inputs = {"weights": [weights_of(run) for run in instances], "cells": cells(spec)}
+    if spec.kind == "clips":
+        datasets = sorted({CONFIG.dataset_of(run) for run in instances})
+        inputs["shards"] = [path for d in datasets for path in packed(d, None)]
+    return inputs
+
+
+def dataset_inputs(dataset):
+    """What the report shows of a dataset's offline stages."""
+    corpus, layout, shards = CORPORA[dataset], LAYOUTS[dataset], all_shards(dataset)
+    inputs = [layout.quarantine, *(layout.frames(shard) for shard in shards)]
+    sources = corpus.captions if corpus.mask_quality else corpus.pack.sources
+    inputs += [layout.captions(s, shard) for s in sources for shard in shards]
+    if corpus.mask_quality is not None:
+        inputs.append(layout.mask_quality)
+        if corpus.pack.sources:
+            inputs.append(layout.faithfulness)
+    return [path.as_posix() for path in inputs] + packed(dataset, None)
 
 
 def report_inputs(wildcards):
     """Everything that the report shows."""
-    shards = all_shards()
-    inputs = {
-        "quarantine": LAYOUT.quarantine.as_posix(),
-        "plan": LAYOUT.plan.as_posix(),
-        "frames": [LAYOUT.frames(shard).as_posix() for shard in shards],
-        "captions": [
-            LAYOUT.captions(source, shard).as_posix()
-            for source in CONFIG.captions
-            for shard in shards
-        ],
-        "shards": packed(None),
-        "weights": [
-            (LAYOUT.pretrain(run) / "weights.safetensors").as_posix()
-            for run in CONFIG.pretrain
-        ],
-        "metrics": [
-            (LAYOUT.evaluate(run, task) / "metrics.json").as_posix()
-            for run in CONFIG.pretrain
-            for task in CONFIG.evaluate
-        ],
+    tables = [f"{SHOWN}/tables/{name}.csv" for name in CONFIG.tables]
+    figures = [f"{SHOWN}/figures/{name}.png" for name in CONFIG.figures]
+    return {
+        "plan": f"{SHOWN}/plan.json",
+        "datasets": [path for name in CORPORA for path in dataset_inputs(name)],
+        "weights": [weights_of(run) for run in CONFIG.runs],
+        "metrics": [metrics_of(run, task) for run, task in CONFIG.evaluations()],
+        "shown": tables + figures,
     }
-    if CONFIG.mask_quality is not None:
-        inputs["mask_quality"] = LAYOUT.mask_quality.as_posix()
-        if CONFIG.pack.captions is not None:
-            inputs["faithfulness"] = LAYOUT.faithfulness.as_posix()
-    return inputs

@@ -18,7 +18,7 @@ rule frames:
         mem_mb=4000,
         runtime=240,
     params:
-        settings=dump(CONFIG.frames),
-        bad_input=dump(CONFIG.bad_input),
+        settings=stage("frames"),
+        bad_input=stage("bad_input"),
     script:
         "../scripts/frames.py"

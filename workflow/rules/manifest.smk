@@ -1,28 +1,27 @@
 # Stage 0: the generated dataset where the config asks for it, and the table of clips.
 
-if GENERATED:
 
-    rule generate:
-        output:
-            annotations=f"{ROOT}/generated/annotations.parquet",
-            truth=f"{ROOT}/generated/truth.parquet",
-        log:
-            f"{ROOT}/logs/generate.log",
-        benchmark:
-            f"{ROOT}/benchmarks/generate/all.tsv"
-        conda:
-            "../../environment.yml"
-        threads: 16
-        params:
-            dataset=dump(CONFIG.dataset),
-            seed=CONFIG.seed,
-        script:
-            "../scripts/generate.py"
+rule generate:
+    output:
+        annotations=f"{ROOT}/generated/annotations.parquet",
+        truth=f"{ROOT}/generated/truth.parquet",
+    log:
+        f"{ROOT}/logs/generate.log",
+    benchmark:
+        f"{ROOT}/benchmarks/generate/all.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 16
+    params:
+        dataset=stage("dataset"),
+        seed=CONFIG.seed,
+    script:
+        "../scripts/generate.py"
 
 
 rule manifest:
     input:
-        rules.generate.output.annotations if GENERATED else annotations(),
+        lambda wildcards: manifest_inputs(wildcards.dataset),
     output:
         manifest=f"{ROOT}/manifest.parquet",
         quarantine=f"{ROOT}/quarantine.parquet",
@@ -34,10 +33,10 @@ rule manifest:
         "../../environment.yml"
     threads: 16
     params:
-        dataset=dump(CONFIG.dataset),
-        bad_input=dump(CONFIG.bad_input),
-        min_side=CONFIG.frames.min_side,
-        max_side=CONFIG.frames.max_side,
-        listing=lambda wildcards: listing(),
+        dataset=stage("dataset"),
+        bad_input=stage("bad_input"),
+        min_side=stage("frames", "min_side"),
+        max_side=stage("frames", "max_side"),
+        listing=lambda wildcards: listing(wildcards.dataset),
     script:
         "../scripts/manifest.py"

@@ -18,8 +18,8 @@ rule motion:
         mem_mb=4000,
         runtime=240,
     params:
-        settings=dump(CONFIG.motion),
-        grid=CONFIG.grid,
-        bad_input=dump(CONFIG.bad_input),
+        settings=stage("motion"),
+        grid=stage("grid"),
+        bad_input=stage("bad_input"),
     script:
         "../scripts/motion.py"

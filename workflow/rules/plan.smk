@@ -3,16 +3,16 @@
 
 rule plan:
     input:
-        annotations(),
+        [f for name in CORPORA for f in annotation_files(name)],
     output:
-        plan=f"{ROOT}/plan.json",
+        plan=f"{SHOWN}/plan.json",
     log:
-        f"{ROOT}/logs/plan.log",
+        f"{SHOWN}/logs/plan.log",
     priority: 100
     conda:
         "../../environment.yml"
     params:
         config=dump(CONFIG),
-        listing=lambda wildcards: listing(),
+        listing=lambda wildcards: [listing(name) for name in CORPORA],
     script:
         "../scripts/plan.py"

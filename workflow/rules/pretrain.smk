@@ -3,7 +3,10 @@
 
 rule pretrain:
     input:
-        shards=lambda wildcards: packed("train"),
+        shards=lambda wildcards: packed(
+            wildcards.dataset, CONFIG.runs[wildcards.run].split
+        ),
+        init=lambda wildcards: local_model_files(CONFIG.runs[wildcards.run].init),
     output:
         weights=f"{ROOT}/pretrain/{{run}}/weights.safetensors",
         config=f"{ROOT}/pretrain/{{run}}/config.json",
@@ -14,12 +17,12 @@ rule pretrain:
     retries: 2
     conda:
         "../../environment.yml"
-    threads: share_of_cores(len(CONFIG.pretrain))
+    threads: share_of_cores(len(CONFIG.runs))
     resources:
         mem_mb=32000,
         runtime=2880,
     params:
-        run=lambda wildcards: dump(CONFIG.pretrain[wildcards.run]),
+        run=lambda wildcards: dump(CONFIG.runs[wildcards.run]),
         seed=CONFIG.seed,
     script:
         "../scripts/pretrain.py"

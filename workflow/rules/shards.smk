@@ -17,8 +17,8 @@ rule shards:
         mem_mb=4000,
         runtime=120,
     params:
-        pack=dump(CONFIG.pack),
-        grid=CONFIG.grid,
-        bad_input=dump(CONFIG.bad_input),
+        pack=stage("pack"),
+        grid=stage("grid"),
+        bad_input=stage("bad_input"),
     script:
         "../scripts/shards.py"

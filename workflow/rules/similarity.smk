@@ -5,7 +5,7 @@ rule embeddings:
     input:
         tar=rules.frames.output.tar,
         frames=rules.frames.output.index,
-        model=local_model_files(CONFIG.similarity.model),
+        model=similarity_model,
     output:
         embeddings=f"{ROOT}/embeddings/{{shard}}.parquet",
     log:
@@ -19,8 +19,8 @@ rule embeddings:
         mem_mb=16000,
         runtime=480,
     params:
-        settings=dump(CONFIG.similarity),
-        grid=CONFIG.grid,
+        settings=stage("similarity"),
+        grid=stage("grid"),
     script:
         "../scripts/embeddings.py"
 
@@ -41,8 +41,8 @@ rule similarity:
         mem_mb=16000,
         runtime=480,
     params:
-        settings=dump(CONFIG.similarity),
-        grid=CONFIG.grid,
-        bad_input=dump(CONFIG.bad_input),
+        settings=stage("similarity"),
+        grid=stage("grid"),
+        bad_input=stage("bad_input"),
     script:
         "../scripts/similarity.py"

@@ -12,6 +12,6 @@ checkpoint split:
         "../../environment.yml"
     params:
         slices=lambda wildcards, output: output.index.removesuffix(".json"),
-        shard_size=CONFIG.shard_size,
+        shard_size=stage("shard_size"),
     script:
         "../scripts/split.py"

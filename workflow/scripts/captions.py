@@ -6,7 +6,7 @@ from stm.config import parse_config
 from stm.preprocess.captions import write_captions
 from stm.progress import log_to
 
-config = parse_config(snakemake.config)
+config = parse_config(snakemake.config).of(snakemake.wildcards.dataset)
 
 with log_to(snakemake.log[0]):
     write_captions(

@@ -7,14 +7,16 @@ from stm.evaluation import evaluate
 from stm.progress import log_to
 
 config = parse_config(snakemake.config)
+run = config.runs[snakemake.wildcards.run]
 
 with log_to(snakemake.log[0]):
     evaluate(
         config.evaluate[snakemake.wildcards.task],
-        config.pretrain[snakemake.wildcards.run],
+        run,
         weights=Path(snakemake.input.weights),
-        train_indexes=[Path(path) for path in snakemake.input.train],
+        train_indexes=[Path(path) for path in snakemake.input.get("train", [])],
         test_indexes=[Path(path) for path in snakemake.input.test],
         output=Path(snakemake.output.metrics).parent,
-        seed=config.seed,
+        seed=config.seed if run.seed is None else run.seed,
+        text=config.of(snakemake.wildcards.dataset).text,
     )

@@ -7,7 +7,7 @@ from stm.layout import dataset_root
 from stm.preprocess.frames import extract_frames
 from stm.progress import log_to
 
-config = parse_config(snakemake.config)
+config = parse_config(snakemake.config).of(snakemake.wildcards.dataset)
 
 with log_to(snakemake.log[0]):
     extract_frames(

@@ -7,7 +7,7 @@ from stm.datasets import build_manifest
 from stm.layout import Layout
 from stm.progress import log_to
 
-config = parse_config(snakemake.config)
+config = parse_config(snakemake.config).of(snakemake.wildcards.dataset)
 
 with log_to(snakemake.log[0]):
     build_manifest(

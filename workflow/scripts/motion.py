@@ -7,7 +7,7 @@ from stm.layout import dataset_root
 from stm.preprocess.motion import extract_motion
 from stm.progress import log_to
 
-config = parse_config(snakemake.config)
+config = parse_config(snakemake.config).of(snakemake.wildcards.dataset)
 
 with log_to(snakemake.log[0]):
     extract_motion(

@@ -10,7 +10,7 @@ config = parse_config(snakemake.config)
 
 with log_to(snakemake.log[0]):
     run_pretraining(
-        config.pretrain[snakemake.wildcards.run],
+        config.runs[snakemake.wildcards.run],
         shard_indexes=[Path(path) for path in snakemake.input.shards],
         output=Path(snakemake.output.weights).parent,
         seed=config.seed,

@@ -6,7 +6,12 @@ from stm.config import parse_config
 from stm.preprocess.shards import pack_shard
 from stm.progress import log_to
 
-config = parse_config(snakemake.config)
+config = parse_config(snakemake.config).of(snakemake.wildcards.dataset)
+
+
+def by_source(name):
+    """The files of each packed caption source, in the config's order; none when that part is not packed."""
+    return dict(zip(config.pack.sources, map(Path, snakemake.input.get(name, [])), strict=False))
 
 
 def optional(name):
@@ -19,9 +24,11 @@ with log_to(snakemake.log[0]):
         slice_path=Path(snakemake.input.slice),
         frames_tar=Path(snakemake.input.tar),
         frames_index=Path(snakemake.input.frames),
-        captions=optional("captions"),
-        similarity=optional("similarity"),
+        captions=by_source("captions"),
+        similarity=by_source("similarity"),
         motion=optional("motion"),
+        flow=optional("flow"),
+        text=by_source("text"),
         tar=Path(snakemake.output.tar),
         index=Path(snakemake.output.index),
         pack=config.pack,

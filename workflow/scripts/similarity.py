@@ -6,7 +6,7 @@ from stm.config import parse_config
 from stm.preprocess.similarity import write_similarity
 from stm.progress import log_to
 
-config = parse_config(snakemake.config)
+config = parse_config(snakemake.config).of(snakemake.wildcards.dataset)
 embeddings = snakemake.input.get("embeddings")
 
 with log_to(snakemake.log[0]):

@@ -1,0 +1,110 @@
+"""What a mask costs: each strategy, with the complement, as a share of the ViT-B training step that it is made for.
+
+    python benchmarks/masking.py                       # CPU: a step of 2 clips, times 16; some minutes on two cores
+    python benchmarks/masking.py --step-batch 32 --precision bf16 --json FILE
+
+Geometry: 16 frames of 224 x 224, 8 slots of 196 tokens, 90 % hidden, 32 clips; flow with 2 cells on a token's side, as
+it is packed by default. The step is VideoMAE's: forward, backward, AdamW. Where it is measured with fewer clips it is
+scaled by their number, which flatters the step (its fixed costs are counted several times), by a few per cent at most: the
+optimiser. Everything is measured in turns, and shares are medians over rounds of both. The teacher's forward pass is no
+part of the mask of `attention` and has a row of its own; it, too, is measured with as many clips as the step.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.transformer import VisionTransformer
+from torch import Tensor
+
+from benchmarks.training_step import make_batch, make_ours, measure
+from stm.config import PretrainRun
+from stm.masking import complement, get_strategy, strategy_names
+from stm.models.teachers import AttentionTeacher
+
+SLOTS, SIDE, TUBELET, RATIO, TARGET = 8, 14, 2, 0.9, 0.02
+TEACHER = {"image_size": 224, "patch_size": 16, "width": 768, "layers": 12, "heads": 12, "mlp_ratio": 4.0}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=32, help="clips of a mask")
+    parser.add_argument("--step-batch", type=int, default=2, help="clips of the measured step and teacher")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bf16"], help="of step and teacher")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    return parser.parse_args()
+
+
+def make_guides(batch: int, device: str) -> dict[str, Tensor]:
+    """Random guides; the flow is of moderate speed, as it decides how much memory a warp jumps over."""
+    generator, tokens = torch.Generator().manual_seed(0), SIDE * SIDE
+    names = ("noise", "similarity", "motion", "motion_compensated", "attention")
+    guides = {name: torch.rand(batch, SLOTS, tokens, generator=generator) for name in names}
+    guides["flow"] = 0.3 * torch.randn(batch, 2, SLOTS * TUBELET, 2 * SIDE, 2 * SIDE, 2, generator=generator)
+    return {name: guide.to(device) for name, guide in guides.items()}
+
+
+def make_mask(name: str, guides: dict[str, Tensor]) -> Callable[[], Tensor]:
+    strategy = get_strategy(name)
+    return lambda: complement(strategy(guides, RATIO), SLOTS * SIDE * SIDE)
+
+
+def make_teacher(batch: dict[str, Any], device: str, precision: str) -> Callable[[], Tensor]:
+    """UMT's teacher of ViT-B: CLIP's ViT-B/16, here with random weights."""
+    teacher = AttentionTeacher(VisionTransformer(**TEACHER), SIDE, TUBELET).to(device)
+
+    def look() -> Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            return teacher(batch["video"])
+
+    return look
+
+
+def measure_all(a: argparse.Namespace, device: str) -> tuple[list[float], dict[str, list[float]]]:
+    """Seconds for `a.batch` clips, a round each: of the step, and of each mask and the teacher."""
+    run = PretrainRun(model="base", mask={"strategy": "tube", "ratio": RATIO}, precision=a.precision)
+    batch, guides, scale = make_batch(run, a.step_batch, device), make_guides(a.batch, device), a.batch / a.step_batch
+    step = make_ours(run, batch, device)[1]
+    look = make_teacher(batch, device, a.precision)
+    masks = {name: make_mask(name, guides) for name in strategy_names()}
+    steps: list[float] = []
+    seconds: dict[str, list[float]] = {name: [] for name in [*masks, "teacher"]}
+    for turn in range(a.rounds + 1):
+        times = {name: measure(mask) for name, mask in masks.items()}
+        times["teacher"], whole = measure(look) * scale, measure(step) * scale
+        if turn > 0:  # the first warms up
+            steps.append(whole)
+            for name, time in times.items():
+                seconds[name].append(time)
+    return steps, seconds
+
+
+def main() -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a = parse_arguments()
+    steps, seconds = measure_all(a, device)
+    step = statistics.median(steps)
+    where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"base, 16x224^2, ratio {RATIO:g}, batch {a.batch}, {a.precision}, {where}, {a.rounds} rounds")
+    scaled = "" if a.step_batch == a.batch else f", measured with {a.step_batch} clips and scaled"
+    print(f"training step: {step:.2f} s{scaled}\n\n{'':24}{'ms':>10}{'of a step':>12}{'from':>9}{'to':>9}")
+    shares = {name: [time / whole for time, whole in zip(times, steps, strict=True)] for name, times in seconds.items()}
+    for name, times in seconds.items():
+        low, middle, high = min(shares[name]), statistics.median(shares[name]), max(shares[name])
+        label = "(teacher, ViT-B/16)" if name == "teacher" else name
+        print(f"{label:24}{1000 * statistics.median(times):10.1f}{middle:12.3%}{low:9.3%}{high:9.3%}")
+    worst = max(statistics.median(times) for name, times in shares.items() if name != "teacher")
+    print(f"\nthe dearest mask: {worst:.2%} of a step; target: under {TARGET:.0%}")
+    if a.json:
+        figures = {"device": where, "batch": a.batch, "step_batch": a.step_batch, "precision": a.precision}
+        figures |= {"step_seconds": steps, "mask_seconds": seconds, "worst_share": worst}
+        a.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

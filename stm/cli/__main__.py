@@ -1,0 +1,7 @@
+"""`python -m stm.cli`."""
+
+import sys
+
+from stm.cli import main
+
+sys.exit(main())

@@ -1,0 +1,143 @@
+"""What a run may say: every key of `config/*.yaml`, with its type, unit, bounds and default.
+
+The JSON schema that the workflow validates against (`config/schema.json`) is generated from these classes by
+`stm schema`. A key that is not here is an error, never ignored.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from stm.config.base import ConfigError, Fraction, Name, Section
+from stm.config.data import BadInput, BenchmarkDataset, BenchmarkSource, Dataset, FolderDataset, MovingShapesDataset
+from stm.config.errors import explain_problem
+from stm.config.evaluation import (
+    EvaluationTask,
+    FineTune,
+    FineTuneAugmentation,
+    FineTuneOptimisation,
+    LinearProbe,
+    MaskQuality,
+    Retrieval,
+    ZeroShot,
+)
+from stm.config.showing import FigureSpec, Prices, Report, TableColumn, TableRow, TableSpec
+from stm.config.stages import (
+    Blip2Captions,
+    CaptionSource,
+    Flow,
+    Frames,
+    HumanCaptions,
+    LabelCaptions,
+    LanguageModelCaptions,
+    Motion,
+    Pack,
+    Similarity,
+    Text,
+)
+from stm.config.study import Config, Corpus, instance_name, merge
+from stm.config.training import (
+    Augmentation,
+    CaptionChoice,
+    Contrast,
+    Mask,
+    ModelSize,
+    Optimisation,
+    PretrainRun,
+    Reconstruction,
+    Sampling,
+    Teacher,
+)
+
+__all__ = [
+    "Augmentation",
+    "BadInput",
+    "BenchmarkDataset",
+    "BenchmarkSource",
+    "Blip2Captions",
+    "CaptionChoice",
+    "CaptionSource",
+    "Config",
+    "ConfigError",
+    "Contrast",
+    "Corpus",
+    "Dataset",
+    "EvaluationTask",
+    "FigureSpec",
+    "FineTune",
+    "FineTuneAugmentation",
+    "FineTuneOptimisation",
+    "Flow",
+    "FolderDataset",
+    "Fraction",
+    "Frames",
+    "HumanCaptions",
+    "LabelCaptions",
+    "LanguageModelCaptions",
+    "LinearProbe",
+    "Mask",
+    "MaskQuality",
+    "ModelSize",
+    "Motion",
+    "MovingShapesDataset",
+    "Name",
+    "Optimisation",
+    "Pack",
+    "PretrainRun",
+    "Prices",
+    "Reconstruction",
+    "Report",
+    "Retrieval",
+    "Sampling",
+    "Section",
+    "Similarity",
+    "TableColumn",
+    "TableRow",
+    "TableSpec",
+    "Teacher",
+    "Text",
+    "ZeroShot",
+    "instance_name",
+    "json_schema",
+    "load_config",
+    "merge",
+    "parse_config",
+]
+
+
+def parse_config(values: Any, origin: str = "config") -> Config:
+    """Checks a mapping (a parsed YAML file) and returns the config.
+
+    Raises:
+        ConfigError: one line per mistake, with the key, the value and what is allowed.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        schema = Config.model_json_schema()
+        lines = [explain_problem(problem, schema) for problem in error.errors()]
+        raise ConfigError(f"{origin}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def load_config(path: str | Path) -> Config:
+    """Reads a YAML config.
+
+    Raises:
+        ConfigError: the file is missing, no YAML, or not a valid config.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must be a mapping of keys to values")
+    return parse_config(values, str(path))
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of a config."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}

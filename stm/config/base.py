@@ -1,0 +1,30 @@
+"""What all sections of a config are made of."""
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message has one line per mistake: key, value, what is allowed."""
+
+
+def field(default: Any, doc: str, unit: str | None = None, **bounds: Any) -> Any:
+    """A field with its meaning and unit; both go into the JSON schema and into error messages."""
+    return Field(default, description=doc, json_schema_extra={"unit": unit} if unit else None, **bounds)
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, and strict about keys and types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True)
+    # Keys that change how fast or how safely a stage runs, but no byte of what it makes.
+    indifferent: ClassVar[frozenset[str]] = frozenset()
+
+    def deciding(self) -> dict[str, Any]:
+        """As plain values, without the keys that change no byte: what a result depends on."""
+        return self.model_dump(mode="json", exclude=set(self.indifferent))
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
+Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -1,0 +1,225 @@
+"""A whole config: one dataset or several, what is pretrained and evaluated on them, and what is shown."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from stm.config.base import Name, Section, field
+from stm.config.data import BadInput, Dataset
+from stm.config.evaluation import EvaluationTask, MaskQuality, Retrieval, ZeroShot
+from stm.config.showing import FigureSpec, Prices, Report, TableSpec
+from stm.config.stages import CaptionSource, Flow, Frames, Motion, Pack, Similarity, Text
+from stm.config.training import PretrainRun
+from stm.strategies import declared_strategies
+
+
+class _Stages(Section):
+    """The offline stages of one dataset."""
+
+    shard_size: int = field(256, "clips a shard, on average; a job does a shard", "clips", ge=1, le=100_000)
+    grid: int = field(14, "cells on the short side of the similarity and motion maps", "cells", ge=2, le=64)
+    bad_input: BadInput = BadInput()
+    frames: Frames = Frames()
+    captions: dict[Name, CaptionSource] = field({}, "caption sources by name")
+    similarity: Similarity = Similarity()
+    text: Text = Text()
+    motion: Motion = Motion()
+    flow: Flow = Flow()
+    pack: Pack = Pack()
+    mask_quality: MaskQuality | None = None
+
+    @model_validator(mode="after")
+    def _packs_what_there_is(self) -> "_Stages":
+        unknown = [source for source in self.pack.sources if source not in self.captions]
+        if unknown:
+            known = ", ".join(self.captions) or "none"
+            raise ValueError(f"pack.captions names {unknown[0]!r}; captions has: {known}")
+        if self.pack.text and not self.pack.sources:
+            raise ValueError("pack.text packs the captions' vectors, but pack.captions names no source")
+        return self
+
+    @property
+    def packed_guides(self) -> set[str]:
+        """What a mask can be guided by, of what the shards hold."""
+        pack = self.pack
+        held = {"similarity": bool(pack.sources) and pack.similarity, "flow": pack.flow}
+        held |= {"motion": pack.motion, "motion_compensated": pack.motion}
+        return {guide for guide, there in held.items() if there}
+
+
+class Corpus(_Stages):
+    """A dataset of a config with several."""
+
+    dataset: Dataset
+
+
+STAGE_KEYS = tuple(_Stages.model_fields)
+
+
+class Config(_Stages):
+    """One file of `config/`."""
+
+    name: Name = field(..., "results go to {results}/{name}")
+    results: str = field("results", "folder of all outputs")
+    seed: int = field(0, "seed of everything that is random", ge=0, lt=2**31)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = field(
+        (), "repeat each pretraining run, and its evaluations, with each of these seeds"
+    )
+    dataset: Dataset | None = field(None, "the dataset, when there is one")
+    datasets: dict[Name, Corpus] = field(
+        {}, "several datasets by name; keys of the offline stages beside it hold for all that do not say otherwise"
+    )
+    pretrain: dict[Name, PretrainRun] = field({}, "pretraining runs by name")
+    evaluate: dict[Name, EvaluationTask] = field({}, "evaluations by name; each is done for each run that it names")
+    tables: dict[Name, TableSpec] = field({}, "tables by name, each a target of the workflow")
+    figures: dict[Name, FigureSpec] = field({}, "figures by name, each a target of the workflow")
+    report: Report = Report()
+    prices: Prices = Prices()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _share_stages(cls, values: Any) -> Any:
+        """Gives each dataset what stands beside `datasets`, where it does not say otherwise."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("datasets"), Mapping) or not values["datasets"]:
+            return values
+        shared = {key: value for key, value in values.items() if key in STAGE_KEYS}
+        datasets = {
+            name: merge(shared, own) if isinstance(own, Mapping) else own for name, own in values["datasets"].items()
+        }
+        return {**values, "datasets": datasets}
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "Config":
+        if (self.dataset is None) == (not self.datasets):
+            raise ValueError("give either `dataset` or `datasets`")
+        if self.name in self.datasets:
+            raise ValueError(f"name {self.name!r} is also the name of a dataset; both would write to the same folder")
+        for where, stages in self._corpora().items():
+            if stages.mask_quality is not None and stages.dataset.source != "moving-shapes":
+                raise ValueError(f"{where}mask_quality needs a dataset with true boxes: moving-shapes")
+        named = {*self.tables, *self.figures}
+        taken = {"results", "per_class", "mask_quality", "quarantine", "loss_curves", "masks"} & named
+        taken |= {name for name in named if name.startswith(("clip_", "masks_"))}  # of each clip, or each dataset
+        if taken:
+            raise ValueError(f"{min(taken)!r} is a name of the report's own; call the table or figure otherwise")
+        for name, run in self.pretrain.items():
+            self._check_run(f"pretrain.{name}", run)
+        for name, task in self.evaluate.items():
+            self._check_task(name, task)
+        for what, specs in (("tables", self.tables), ("figures", self.figures)):
+            for name, spec in specs.items():
+                self._check_cells(f"{what}.{name}", spec)
+        return self
+
+    def _corpora(self) -> dict[str, Any]:
+        return {f"datasets.{name}.": corpus for name, corpus in self.datasets.items()} or {"": self}
+
+    def _check_dataset(self, where: str, name: str | None, needed: bool) -> None:
+        if self.datasets and (name is not None or needed) and name not in self.datasets:
+            raise ValueError(f"{where}.dataset is {name!r}; datasets has: {', '.join(self.datasets)}")
+        if not self.datasets and name not in (None, self.name):
+            raise ValueError(f"{where}.dataset is {name!r}, but there is only one dataset")
+
+    def _check_run(self, where: str, run: PretrainRun) -> None:
+        self._check_dataset(where, run.dataset, needed=True)
+        corpus = self.datasets[run.dataset] if self.datasets and run.dataset else self
+        packed = corpus.packed_guides | ({"attention"} if run.teacher else set())
+        missing = [guide for guide in declared_strategies()[run.mask.strategy] if guide not in packed]
+        if missing == ["attention"]:
+            raise ValueError(f"{where} masks by a teacher's attention, but has no `teacher`")
+        if missing:
+            raise ValueError(f"{where} masks by {missing[0]}, but pack does not pack the {missing[0]} maps")
+        if run.contrast is not None and not corpus.pack.text:
+            raise ValueError(f"{where} has `contrast`, but pack.text is not set")
+        unknown = [source for source in run.captions.sources or () if source not in corpus.pack.sources]
+        if unknown:
+            raise ValueError(
+                f"{where}.captions.sources names {unknown[0]!r}; packed are: {', '.join(corpus.pack.sources) or 'none'}"
+            )
+
+    def _check_task(self, name: str, task: Any) -> None:
+        self._check_dataset(f"evaluate.{name}", task.dataset, needed=False)
+        unknown = [run for run in task.runs or () if run not in self.pretrain]
+        if unknown:
+            raise ValueError(f"evaluate.{name}.runs names {unknown[0]!r}; pretrain has: {', '.join(self.pretrain)}")
+        if isinstance(task, ZeroShot | Retrieval):
+            without = [run for run in task.runs or () if self.pretrain[run].contrast is None]
+            if without:
+                raise ValueError(f"evaluate.{name} needs runs with `contrast`; {without[0]} has none")
+
+    def _check_cells(self, where: str, spec: TableSpec | FigureSpec) -> None:
+        runs = set(spec.runs.values()) if isinstance(spec, FigureSpec) else {run for run, _ in spec.cells()}
+        if unknown := sorted(runs - set(self.pretrain)):
+            raise ValueError(f"{where} names the run {unknown[0]!r}; pretrain has: {', '.join(self.pretrain)}")
+        if unknown := sorted({task for _, task in spec.cells()} - set(self.evaluate)):
+            raise ValueError(f"{where} names the evaluation {unknown[0]!r}; evaluate has: {', '.join(self.evaluate)}")
+        if missing := sorted(cell for cell in spec.cells() if cell[0] not in self.runs_of(cell[1])):
+            raise ValueError(
+                f"{where} needs {missing[0][1]} of {missing[0][0]}, which evaluate.{missing[0][1]} leaves out"
+            )
+
+    # ------------------------------------------------------------------------------------------- what follows
+
+    @property
+    def dataset_names(self) -> tuple[str, ...]:
+        """Each dataset's results lie under `{results}/{its name}`."""
+        return tuple(self.datasets) or (self.name,)
+
+    def of(self, dataset: str) -> "Config":
+        """The config of one of the datasets alone, as if its file spoke of no other; itself when there is one."""
+        if not self.datasets:
+            return self
+        corpus = self.datasets[dataset]
+        update: dict[str, Any] = {key: getattr(corpus, key) for key in (*STAGE_KEYS, "dataset")}
+        runs = {name: run for name, run in self.pretrain.items() if run.dataset == dataset}
+        update |= {"name": dataset, "datasets": {}, "pretrain": runs, "evaluate": {}, "tables": {}, "figures": {}}
+        return self.model_copy(update=update)
+
+    def dataset_of(self, run: str, task: str | None = None) -> str:
+        """The dataset that a run trains on, or that an evaluation of it uses; `run` may be one of `runs`."""
+        own = self.runs[run] if run in self.runs else self.pretrain[run]
+        chosen = self.evaluate[task].dataset if task is not None else None
+        return chosen or own.dataset or self.name
+
+    @property
+    def runs(self) -> dict[str, PretrainRun]:
+        """The pretraining runs, one a seed: `tube`, or `tube-seed0`, `tube-seed1` where it is repeated."""
+        found = {}
+        for name, run in self.pretrain.items():
+            for seed in run.seeds or self.seeds or (None,):
+                found[instance_name(name, seed)] = (
+                    run if seed is None else run.model_copy(update={"seed": seed, "seeds": ()})
+                )
+        return found
+
+    def instances(self, run: str) -> list[str]:
+        """Names in `runs` of a run of `pretrain`."""
+        return [instance_name(run, seed) for seed in self.pretrain[run].seeds or self.seeds or (None,)]
+
+    def runs_of(self, task: str) -> list[str]:
+        """Names in `pretrain` of the runs that an evaluation is done for."""
+        settings = self.evaluate[task]
+        if settings.runs is not None:
+            return list(settings.runs)
+        contrast = isinstance(settings, ZeroShot | Retrieval)
+        return [name for name, run in self.pretrain.items() if not contrast or run.contrast is not None]
+
+    def evaluations(self) -> list[tuple[str, str]]:
+        """All (name in `runs`, evaluation) pairs, in the config's order."""
+        return [
+            (instance, task) for task in self.evaluate for run in self.runs_of(task) for instance in self.instances(run)
+        ]
+
+
+def instance_name(run: str, seed: int | None) -> str:
+    return run if seed is None else f"{run}-seed{seed}"
+
+
+def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
+    """Two mappings in one; where both have a key, mappings are merged and other values taken from `update`."""
+    merged = dict(base)
+    for key, value in update.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged

@@ -1,0 +1,38 @@
+"""Motion of the taken frames, from the packed vectors of the stored ones."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def motion_between(magnitude: NDArray[np.floating], positions: NDArray[np.int64], step: int) -> NDArray[np.float32]:
+    """Motion that leads to each taken frame: the mean over the `step` stored frames that end with it.
+
+    With a step of 1 that is the frame's own map. At the clip's start there may be fewer; the mean is over those.
+
+    Args:
+        magnitude: [stored frames, rows, columns], of the step to each stored frame from the one before it.
+        positions: the frames taken, ascending.
+        step: stored frames from one taken frame to the next.
+
+    Returns:
+        float32 [frames, rows, columns], per step between stored frames.
+    """
+    back = positions - np.arange(step)[:, None]
+    inside = (back >= 0).astype(np.float32)
+    steps = magnitude[np.maximum(back, 0)].astype(np.float32) * inside[:, :, None, None]
+    mean: NDArray[np.float32] = steps.sum(axis=0) / inside.sum(axis=0)[:, None, None]
+    return mean
+
+
+def compensate(motion: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Length of each cell's vector less the median vector of its frame, which stands for the camera's motion.
+
+    Args:
+        motion: [stored frames, rows, columns, 3]: magnitude, x, y, over the whole frame.
+
+    Returns:
+        float32 [stored frames, rows, columns], in the packed unit: cells a stored step.
+    """
+    vectors = motion[..., 1:].astype(np.float32)
+    own = vectors - np.median(vectors, axis=(1, 2), keepdims=True)
+    return np.hypot(own[..., 0], own[..., 1])

@@ -1,0 +1,187 @@
+"""What all benchmarks have in common: what is known of one before any data is there, and how its lists are read."""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stm.datasets.annotations import BadRow, Clip
+from stm.datasets.folder import DatasetError
+
+
+@dataclass(frozen=True)
+class Typical:
+    """A typical clip, for the plan; the manifest knows better once it is there."""
+
+    frames: int  # as the source codes them
+    width: int  # pixels
+    height: int
+    basis: str  # where the numbers come from
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of an official list: a clip whose file is still to be found.
+
+    `clip.path` is the file's official name. Its folders are not taken at their word: files are found by name anywhere
+    under the root, so no list can point out of it.
+    """
+
+    clip: Clip
+    other_names: tuple[str, ...] = ()  # names without ending under which copies of the dataset keep the file
+    folders: tuple[str, ...] = ()  # of several files with this name, the one in such a folder; the first weighs most
+    problem: str = ""  # why the line cannot be used
+
+    @property
+    def name(self) -> str:
+        """The official file name without folders and ending."""
+        return self.clip.path.rpartition("/")[2].rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The part of a BenchmarkDataset that the lists depend on."""
+
+    fold: int = 1
+    label: str = "action"
+
+
+@dataclass
+class Annotations:
+    """The folder of the official files, as downloaded; remembers what was read from it."""
+
+    folder: Path
+    title: str
+    subfolders: tuple[str, ...] = ()  # where the archives of the dataset put the files
+    hashes: dict[Path, str] = field(default_factory=dict)  # SHA-256 of the files read, by path relative to the folder
+
+    def find(self, *names: str) -> Path:
+        """The first file there is of these names.
+
+        Raises:
+            DatasetError: there is none.
+        """
+        if not self.folder.is_dir():
+            raise DatasetError(f"dataset.annotations: {self.folder} is not a folder; it must hold {self.title}'s lists")
+        for subfolder in ("", *self.subfolders):
+            for name in names:
+                if (self.folder / subfolder / name).is_file():
+                    return self.folder / subfolder / name
+        places = " or ".join(["it", *(f"{subfolder}/" for subfolder in self.subfolders)])
+        wanted = f"none of {', '.join(names)}" if len(names) > 1 else f"no {names[0]}"
+        raise DatasetError(
+            f"dataset.annotations: {self.folder} is to hold {self.title}'s official lists, but there is {wanted} in "
+            f"{places}; docs/datasets.md says where to get it"
+        )
+
+    def find_all(self, pattern: str) -> list[Path]:
+        """The files that fit a pattern, of the first place that has any, sorted."""
+        for subfolder in ("", *self.subfolders):
+            found = sorted((self.folder / subfolder).glob(pattern)) if self.folder.is_dir() else []
+            if found:
+                return found
+        return [self.find(pattern)]  # says what is missing
+
+    def text(self, path: Path) -> str:
+        try:
+            data = path.read_bytes()
+            self.hashes[path.relative_to(self.folder)] = hashlib.sha256(data).hexdigest()
+            return data.decode("utf-8-sig")
+        except (OSError, UnicodeError) as error:
+            raise DatasetError(f"{path}: cannot be read ({error}); get it again, see docs/datasets.md") from error
+
+    def lines(self, path: Path) -> list[tuple[str, str]]:
+        """(where, line) of each line that is not empty."""
+        lines = enumerate(self.text(path).splitlines(), 1)
+        return [(f"{path.name}, line {number}", line.strip()) for number, line in lines if line.strip()]
+
+    def csv(self, path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+        """(where, row by column) of each row of a file with a header that has `columns`."""
+        reader = csv.DictReader(io.StringIO(self.text(path), newline=""), restkey="", restval="")
+        missing = [column for column in columns if column not in (reader.fieldnames or ())]
+        if missing:
+            found = ", ".join(reader.fieldnames or ()) or "none"
+            raise DatasetError(
+                f"{path}: there is no column `{missing[0]}`, the columns are: {found}; is it the official file?"
+            )
+        try:
+            return [(f"{path.name}, line {reader.line_num}", row) for row in reader]
+        except csv.Error as error:
+            raise DatasetError(f"{path}: is no CSV file ({error}); get it again, see docs/datasets.md") from error
+
+    def json(self, path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
+        """A JSON file whose outermost value is a list or an object."""
+        try:
+            value = json.loads(self.text(path))
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DatasetError(f"{path}: is no JSON file ({error}); get it again, see docs/datasets.md") from error
+        if not isinstance(value, kind):
+            what = "a list" if kind is list else "an object"
+            raise DatasetError(f"{path}: must hold {what}, holds {str(value)[:60]!r}; is it the official file?")
+        return value
+
+    def json_rows(self, path: Path) -> list[tuple[str, Any]]:
+        """(where, row) of a JSON list."""
+        return [(f"{path.name}, entry {number}", row) for number, row in enumerate(self.json(path, list))]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What is known of a benchmark without its data."""
+
+    title: str
+    counts: Mapping[int, Mapping[str, int]]  # clips by split, for each fold; benchmarks without folds have only 1
+    typical: Typical
+    lists_from: str  # where the lists come from, for messages
+    subfolders: tuple[str, ...]
+    read: Callable[[Annotations, Settings], Iterable[Entry]]
+
+    def official(self, fold: int) -> Mapping[str, int]:
+        return self.counts[fold if fold in self.counts else 1]
+
+
+def make_entries(split: str, rows: Iterable[tuple[str, Any]], make: Callable[[Any, str], Entry]) -> Iterator[Entry]:
+    """One entry for each row of a list, in its order; a row that cannot be used becomes an entry with a problem.
+
+    Args:
+        rows: (where the row stands, the row).
+        make: the entry of a row and a split; raises BadRow.
+    """
+    for where, row in rows:
+        try:
+            yield make(row, split)
+        except BadRow as error:
+            yield Entry(Clip("", split, where), problem=f"{where}: {error}")
+
+
+def text_of(row: Any, key: str) -> str:
+    """A value of a row as text, without the white space around it.
+
+    Raises:
+        BadRow: there is none, or it cannot be written as UTF-8 (JSON can spell half of a surrogate pair).
+    """
+    value = row.get(key) if isinstance(row, Mapping) else None
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        raise BadRow(f"has no `{key}`: {str(row)[:80]}")
+    text = str(value).strip()
+    if not text:
+        raise BadRow(f"`{key}` is empty")
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise BadRow(f"`{key}` is not valid Unicode: {text!r:.80}")
+    return text
+
+
+def whole_of(row: Any, key: str) -> int:
+    """A value of a row as a whole number, which some releases write as `59.0`."""
+    text = text_of(row, key)
+    try:
+        number = float(text)
+        if number == int(number):
+            return int(number)
+    except (ValueError, OverflowError):
+        pass
+    raise BadRow(f"`{key}` must be a whole number, is {text!r}")

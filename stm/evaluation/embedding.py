@@ -1,0 +1,53 @@
+"""Clips in the space of the text, by the contrastive head that a run has trained."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stm.config import PretrainRun
+from stm.data.dataset import ClipDataset
+from stm.evaluation.features import run_over
+from stm.evaluation.results import check_architecture
+from stm.methods.video_text import VideoEmbedder, load_embedder
+from stm.training.distributed import choose_device
+
+
+def load_checked_embedder(weights: Path, run: PretrainRun) -> VideoEmbedder:
+    """Encoder and head of a run's weights.
+
+    Raises:
+        ValueError: the run has no `contrast`, or the file holds another architecture than the run's.
+    """
+    if run.contrast is None:
+        raise ValueError(
+            f"{weights}: its run has no `contrast`, and without it no video can be compared with a text; leave the run "
+            "out of this evaluation (`runs`), or evaluate it by a linear probe or fine-tuning"
+        )
+    embedder = load_embedder(weights)
+    check_architecture(embedder.encoder, weights, run)
+    return embedder
+
+
+def embed_clips(
+    embedder: VideoEmbedder, run: PretrainRun, clips: ClipDataset, device: str | None = None
+) -> NDArray[np.float32]:
+    """Unit vectors of all views of all clips, float32 [clips, views, D], from all tokens of each."""
+    chosen = choose_device(device)
+    return run_over(
+        embedder.to(chosen), clips, chosen, what="clips embedded", workers=run.workers, precision=run.precision
+    )
+
+
+def check_width(embedder: VideoEmbedder, width: int, what: str) -> None:
+    """Refuses text vectors that are not from the space of the head.
+
+    Raises:
+        ValueError: their width is another; `what` opens the message.
+    """
+    wanted = embedder.branch.text_width
+    if width != wanted:
+        raise ValueError(
+            f"{what} {width} values a vector, and the run's contrastive head was trained with {wanted}: they are of "
+            "different text encoders (config: text.model)"
+        )

@@ -1,0 +1,106 @@
+"""Mixup and cutmix of a batch, as timm's `Mixup` in its mode `batch`: the recipe of VideoMAE's fine-tuning.
+
+Clip i is mixed with clip B - 1 - i, all of them in one proportion, or with one box that is the same in all frames.
+What is drawn depends on (seed, number of the forward pass) alone, so that a resumed run mixes as an uninterrupted one.
+It is drawn beside the batches; the pixels are mixed where the model is.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from stm.config import FineTuneAugmentation
+from stm.data.loader import Batch
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one batch is mixed by."""
+
+    share: float = 1.0  # of the own label, and of the own pixels without a box
+    box: tuple[int, int, int, int] | None = None  # pixels from the other clip: top, bottom, left, right
+
+    def weights(self, size: int) -> Tensor:
+        """What own and other pixels are multiplied by, float32 [2, size, size]."""
+        if self.box is None:
+            return torch.tensor([self.share, 1 - self.share])[:, None, None].expand(2, size, size)
+        top, bottom, left, right = self.box
+        own = torch.ones(size, size)
+        own[top:bottom, left:right] = 0
+        return torch.stack([own, 1 - own])
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How a run's batches are mixed."""
+
+    settings: FineTuneAugmentation
+    seed: int
+
+    @property
+    def on(self) -> bool:
+        return max(self.settings.mixup, self.settings.cutmix) > 0 and self.settings.mix_probability > 0
+
+    def draw(self, number: int, size: int) -> Draw:
+        """The draw of forward pass `number`, for pictures of `size` x `size` pixels.
+
+        timm's draws in timm's order. It takes them from numpy's global generator; a generator of the same kind takes
+        its place here, whose stream numpy has promised never to change.
+        """
+        settings, random = self.settings, np.random.RandomState([self.seed, number])
+        if random.rand() >= settings.mix_probability:
+            return Draw()
+        cut = settings.mixup == 0
+        if settings.mixup > 0 and settings.cutmix > 0:
+            cut = random.rand() < settings.mix_switch
+        alpha = settings.cutmix if cut else settings.mixup
+        share = float(random.beta(alpha, alpha))
+        return _draw_box(random, share, size) if cut and share < 1 else Draw(share)
+
+    def mixed(self, batches: Callable[[int], Iterator[Batch]], accumulate: int) -> Callable[[int], Iterator[Batch]]:
+        """The same batches with what they are mixed by: "pixel_weights" float32 [2, S, S], "label_weights" float32 [2].
+
+        Args:
+            batches: from an optimiser step on, see `stm.training.feeding.feed`.
+            accumulate: batches a step.
+        """
+
+        def stream(step: int) -> Iterator[Batch]:
+            for number, batch in enumerate(batches(step), start=step * accumulate):
+                size = batch["video"].shape[-1]
+                draw = self.draw(number, size)
+                shares = torch.tensor([draw.share, 1 - draw.share])
+                yield {**batch, "pixel_weights": draw.weights(size), "label_weights": shares}
+
+        return stream
+
+
+def _draw_box(random: np.random.RandomState, share: float, size: int) -> Draw:
+    """A box of 1 - `share` of the picture around any pixel; what hangs over the edge is cut off and not counted."""
+    side = int(size * np.sqrt(1 - share))
+    middles = (int(random.randint(0, size)), int(random.randint(0, size)))
+    low, high = zip(*((max(m - side // 2, 0), min(m + (side + 1) // 2, size)) for m in middles), strict=True)
+    area = (high[0] - low[0]) * (high[1] - low[1])
+    return Draw(1 - area / size**2, (low[0], high[0], low[1], high[1]))
+
+
+def mix(values: Tensor, weights: Tensor) -> Tensor:
+    """Each of [B, ...] with its partner from the other end of the batch; the middle of an odd batch stays as it is.
+
+    Args:
+        values: float [B, ...].
+        weights: [2, ...], of the own value and of the partner's.
+    """
+    return values * weights[0] + values.flip(0) * weights[1]
+
+
+def soft_targets(label: Tensor, classes: int, smoothing: float) -> Tensor:
+    """Smoothed one-hot targets, int64 [B] -> float32 [B, classes]: `smoothing` of the weight goes to all alike."""
+    even = smoothing / classes
+    # Not one_hot * (1 - smoothing) + even: this rounds as timm does.
+    hard = functional.one_hot(label, classes).bool()
+    return torch.where(hard, 1.0 - smoothing + even, even)

@@ -1,0 +1,64 @@
+"""Retrieval figures: the place of what is right among all candidates, and how often it is near the top."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stm.evaluation.metrics import wilson_interval
+
+DEPTHS = (1, 5, 10)
+
+TIED = 1e-6
+"""Cosines that differ by less are equal: it is some ten times what float32 rounds, so that the place of a candidate
+in the list, on which rounding hangs, decides nothing. Packed text vectors are float16, whose rounding is greater."""
+
+_ROWS = 1024
+
+
+def rank_right(
+    queries: NDArray[np.float32], candidates: NDArray[np.float32], right: Sequence[NDArray[np.integer]]
+) -> NDArray[np.float64]:
+    """The rank, from 1, of the best right candidate of each query, by cosine.
+
+    Candidates that tie with it count as if their order were drawn: the rank is the mean over all orders. So a model
+    that gives all the same vector is in the middle of the list, not at its top.
+
+    Args:
+        queries: [Q, D], unit vectors.
+        candidates: [C, D], unit vectors.
+        right: for each query the numbers of the candidates that are right, one or more.
+
+    Returns:
+        Float64 [Q].
+    """
+    ranks = np.empty(len(queries))
+    for start in range(0, len(queries), _ROWS):
+        scores = queries[start : start + _ROWS] @ candidates.T
+        for number, row in enumerate(scores, start=start):
+            ranks[number] = _mean_rank(row, right[number])
+    return ranks
+
+
+def _mean_rank(scores: NDArray[np.float32], right: NDArray[np.integer]) -> float:
+    best = scores[right].max()
+    above = int((scores > best + TIED).sum())
+    tied = int((scores >= best - TIED).sum()) - above
+    right_tied = int((scores[right] >= best - TIED).sum())
+    # Of m right and w wrong ones in random order, the first right one has w / (m + 1) wrong ones before it on average.
+    return 1 + above + (tied - right_tied) / (right_tied + 1)
+
+
+def recall_figures(ranks: NDArray[np.floating]) -> dict[str, float]:
+    """R@1, R@5, R@10 as shares, median and mean of the ranks."""
+    recalls = {f"r{depth}": float((ranks <= depth).mean()) for depth in DEPTHS}
+    return {**recalls, "median_rank": float(np.median(ranks)), "mean_rank": float(ranks.mean())}
+
+
+def recall_intervals(ranks: NDArray[np.floating], clips: int) -> dict[str, list[float]]:
+    """Wilson's 95 % intervals of R@1, R@5 and R@10, with as many trials as clips.
+
+    The captions of one clip are no independent trials; this takes them for one, which errs on the wide side.
+    """
+    shares = {f"r{depth}": float((ranks <= depth).mean()) for depth in DEPTHS}
+    return {name: list(wilson_interval(share * clips, clips)) for name, share in shares.items()}

@@ -1,0 +1,55 @@
+"""The clips that are trained and tested on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stm.config import Augmentation, EvaluationTask, PretrainRun
+from stm.data.dataset import ClipDataset, Sample
+from stm.data.geometry import Geometry
+
+
+class LabelledClips(ClipDataset):
+    """Of a data set the clips with a label, for training: the others would be wasted passes, and cannot be mixed.
+
+    `index` and `labels()` are still those of the whole data set, and so is the number of a sample's clip ("clip").
+    """
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        """As a `ClipDataset`."""
+        super().__init__(*arguments, **more)
+        self.chosen = np.flatnonzero(self.labels() >= 0)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> list[Sample]:
+        epoch, number = item if isinstance(item, tuple) else (self.epoch, item)
+        return super().__getitem__((epoch, int(self.chosen[number])))
+
+
+def clips_to_test(
+    task: EvaluationTask,
+    run: PretrainRun,
+    indexes: Sequence[Path],
+    seed: int,
+    classes: Sequence[str] | None = None,
+) -> ClipDataset:
+    """The clips of a test split, in the task's views and crops.
+
+    Args:
+        classes: the training split's; None: the test split's own.
+    """
+    return ClipDataset(
+        indexes,
+        Geometry.of(run, task),
+        Augmentation(),
+        seed,
+        False,
+        task.views,
+        guides=(),
+        classes=classes,
+        crops=task.crops,
+    )

@@ -1,0 +1,125 @@
+"""The contrastive branch (TGM, section 3.4): a clip's pooled tokens, through a head, to the space of the text."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from stm.config import Contrast
+from stm.models import zoo
+from stm.models.head import PredictionHead
+from stm.models.vit import VideoEncoder
+from stm.objectives.contrast import match_pairs
+
+EXTRA = "contrast"
+"""Name of the branch's part of a weights file."""
+
+LEAST_TEMPERATURE = 0.01  # CLIP's
+
+
+class VideoText(nn.Module):
+    """Prediction head, temperature and loss."""
+
+    def __init__(self, width: int, text_width: int, settings: Contrast) -> None:
+        """
+        Args:
+            width: of the encoder.
+            text_width: of the captions' vectors.
+            settings: weight, temperature and the head's size.
+        """
+        super().__init__()
+        self.width, self.text_width, self.settings = width, text_width, settings
+        self.text_model: dict[str, str] | None = None  # which encoder made the vectors, where the shards say it
+        self.head = PredictionHead(width, settings.hidden, text_width, settings.layers)
+        start = torch.tensor(math.log(settings.temperature))
+        # As a logarithm, as CLIP learns it: steps are then relative, and it stays positive.
+        self.log_temperature = nn.Parameter(start) if settings.learnable else None
+
+    @property
+    def observes(self) -> bool:
+        """Whether the encoder learns nothing from the contrast, which is only measured (TGM, Figure 4)."""
+        return self.settings.weight == 0
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """The temperature, a scalar tensor where it is learned."""
+        if self.log_temperature is None:
+            return self.settings.temperature
+        return self.log_temperature.exp().clamp(min=LEAST_TEMPERATURE)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The encoder's features of a clip's tokens [B, K, width] -> unit vectors, float32 [B, text_width]."""
+        vectors = self.head(tokens.mean(dim=1))
+        return normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=1)
+
+    def forward(self, tokens: Tensor, text: Tensor, present: Tensor) -> dict[str, Tensor]:
+        """The contrast of a batch.
+
+        The head's batch norm sees all clips, those without a caption too; the loss sees the others.
+
+        Args:
+            tokens: features of the visible tokens, [B, K, width].
+            text: unit vectors of the captions, float32 [B, text_width].
+            present: bool [B], whether the clip has a caption.
+
+        Returns:
+            Scalars: "contrast", the loss; "accuracy", the share of clips whose own caption is the most similar;
+            "temperature" where it is learned.
+
+        Raises:
+            ValueError: the text has another width than the head.
+        """
+        self._hold_temperature()
+        match = match_pairs(self.embed(tokens), text, self.temperature, present)
+        values = {"contrast": match.loss, "accuracy": match.accuracy}
+        if isinstance(self.temperature, Tensor):
+            values["temperature"] = self.temperature.detach()
+        return values
+
+    @torch.no_grad()
+    def _hold_temperature(self) -> None:
+        """Sets what the last step took below the least value back to it, as CLIP does: below, a clamp alone would
+        have no gradient, and the temperature would never come up again."""
+        if self.log_temperature is not None and self.training:
+            self.log_temperature.clamp_(min=math.log(LEAST_TEMPERATURE))
+
+    def describe(self) -> dict[str, Any]:
+        """What `load_video_text` needs beside the weights, as JSON values."""
+        about = {"width": self.width, "text_width": self.text_width, "text_model": self.text_model}
+        return {**about, "settings": self.settings.model_dump(mode="json")}
+
+
+class VideoEmbedder(nn.Module):
+    """Clips to unit vectors in the space of the text: an encoder and the branch that was trained with it."""
+
+    def __init__(self, encoder: VideoEncoder, branch: VideoText) -> None:
+        super().__init__()
+        self.encoder, self.branch = encoder, branch
+
+    def forward(self, video: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Video [B, T, 3, S, S], uint8 or float in [0, 1]; kept tokens [B, K], None: all -> float32 [B, text_width].
+
+        Call it in eval mode: in training the batch norm mixes the clips of a batch.
+        """
+        return self.branch.embed(self.encoder(video, kept))
+
+
+def load_video_text(path: Path) -> VideoText:
+    """The branch from a run's weights, in eval mode.
+
+    Raises:
+        ValueError: the file cannot be read, or its run had no `contrast`.
+    """
+    tensors, about = zoo.load_extra(path, EXTRA)
+    branch = VideoText(about["width"], about["text_width"], Contrast.model_validate(about["settings"]))
+    branch.load_state_dict(tensors)
+    branch.text_model = about.get("text_model")
+    return branch.eval()
+
+
+def load_embedder(path: Path) -> VideoEmbedder:
+    """What embeds clips for zero-shot classification and retrieval, in eval mode; errors as `load_video_text`."""
+    return VideoEmbedder(zoo.load_encoder(path), load_video_text(path)).eval()

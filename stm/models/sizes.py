@@ -1,0 +1,45 @@
+"""VideoMAE's sizes."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from stm.config import ModelSize
+
+
+class Size(NamedTuple):
+    """Widths, depths and heads of encoder and decoder."""
+
+    width: int
+    depth: int
+    heads: int
+    decoder_width: int
+    decoder_depth: int
+    decoder_heads: int
+
+
+# VideoMAE's sizes (its modeling_pretrain.py), with the decoder depths of its pretraining scripts. `tiny` is
+# ours, for the demo and for tests: a third of small, in both directions.
+SIZES: Mapping[ModelSize, Size] = {
+    "tiny": Size(128, 4, 4, 64, 2, 2),
+    "small": Size(384, 12, 6, 192, 4, 3),
+    "base": Size(768, 12, 12, 384, 4, 6),
+    "large": Size(1024, 24, 16, 512, 12, 8),
+    "huge": Size(1280, 32, 16, 640, 12, 8),
+}
+
+
+def size_of_width(width: int) -> Size | None:
+    """The size with this encoder width; None: there is none."""
+    return next((size for size in SIZES.values() if size.width == width), None)
+
+
+def heads_of_width(width: int, decoder: bool = False) -> int | None:
+    """Heads of the encoder, or decoder, of this width among VideoMAE's; None: no size has it.
+
+    Weights do not show the number of heads. It is not the width / 64 either: huge has 80 values a head.
+    """
+    known = {
+        size.decoder_width if decoder else size.width: size.decoder_heads if decoder else size.heads
+        for size in SIZES.values()
+    }
+    return known.get(width)

@@ -1,0 +1,35 @@
+"""From a field of pixels to the cells in which flow is kept."""
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@lru_cache(maxsize=64)
+def average_weights(length: int, cells: int) -> NDArray[np.float32]:
+    """Weights that average `length` pixels into `cells` equal parts by exact areas: float32 [cells, length].
+
+    A pixel that a border cuts counts on both sides, by its shares; each row sums to 1.
+    """
+    edges = np.arange(cells + 1) * (length / cells)
+    pixels = np.arange(length)
+    shares = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return (np.clip(shares, 0, None) * (cells / length)).astype(np.float32)
+
+
+def to_cells(flow: NDArray[np.float32], rows: int, columns: int, cells: int) -> NDArray[np.float16]:
+    """Averages flow over cells, and converts it from pixels to widths and heights of the map's cells.
+
+    Args:
+        flow: float32 [H, W, 2], x right, y down, pixels.
+        rows, columns: of the map.
+        cells: flow cells on a side of a map cell.
+
+    Returns:
+        float16 [rows * cells, columns * cells, 2].
+    """
+    height, width = flow.shape[:2]
+    down, across = average_weights(height, rows * cells), average_weights(width, columns * cells)
+    mean = np.stack([down @ flow[..., axis] @ across.T for axis in (0, 1)], axis=-1)
+    return (mean * np.array([columns / width, rows / height], np.float32)).astype(np.float16)

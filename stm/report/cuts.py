@@ -1,0 +1,189 @@
+"""Clips as they are shown: cut as in evaluation, the middle window and the central square, without flip.
+
+Guides are those that training would see for that cut.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stm.config import Augmentation, CaptionChoice, Config, PretrainRun, Teacher
+from stm.data.crops import center_crop
+from stm.data.dataset import ClipDataset
+from stm.data.geometry import Geometry
+from stm.data.sampling import view_windows
+from stm.masking import get_strategy, to_boolean
+from stm.methods import TEACHER_GUIDE
+from stm.models import zoo
+from stm.report import strips
+from stm.report.choose import Chosen
+from stm.report.strips import Row, Scale
+
+MOST_SLOTS = 8  # columns; longer clips show every n-th slot
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A clip cut to a geometry, S pixels a side as it is shown."""
+
+    clip: Chosen
+    geometry: Geometry
+    batch: Mapping[str, Any]  # of one sample
+    caption: str
+    slots: list[int]  # those that are shown
+    frames: strips.Tiles  # [shown slots, S, S, 3]: the first frame of each
+    boxes: NDArray[np.float64] | None  # [frames, 4], shares of the crop; NaN: outside
+
+    def outline(self, tiles: strips.Tiles) -> strips.Tiles:
+        """The tiles with the true box drawn, where there is one."""
+        if self.boxes is None:
+            return tiles
+        return strips.draw_boxes(tiles, self.boxes[[slot * self.geometry.tubelet for slot in self.slots]])
+
+    def cells(self, tokens: Tensor) -> NDArray[np.float32]:
+        """A value for each token, [1, slots, N] or [1, slots * N] -> float32 [shown slots, side, side]."""
+        side = self.geometry.side
+        shown: NDArray[np.float32] = tokens.reshape(-1, side, side)[self.slots].float().numpy()
+        return shown
+
+
+def cut_clips(
+    chosen: Sequence[Chosen], geometry: Geometry, seed: int, captions: CaptionChoice | None = None
+) -> list[Cut]:
+    """Each clip cut to a geometry, with a caption of those that are allowed and all guides that the clips have."""
+    indexes: list[Path] = sorted({clip.index for clip in chosen})
+    if not indexes:
+        return []
+    plain = Augmentation(crop="center", flip=False)
+    dataset = ClipDataset(indexes, geometry, plain, seed, train=False, captions=captions or CaptionChoice())
+    numbers = {dataset.index[number].key: number for number in range(len(dataset))}
+    return [_cut(clip, geometry, dataset[numbers[clip.key]][0]) for clip in chosen]
+
+
+def _cut(clip: Chosen, geometry: Geometry, sample: Mapping[str, Any]) -> Cut:
+    step = -(-geometry.slots // MOST_SLOTS)
+    slots = list(range(geometry.slots // 2 % step, geometry.slots, step))  # the middle slot is among them
+    video = torch.from_numpy(sample["video"])[None]
+    guides = {name: torch.from_numpy(guide)[None] for name, guide in sample["guides"].items()}
+    frames = show_video(video, slots, geometry.tubelet)
+    batch = {"video": video, "guides": guides}
+    return Cut(clip, geometry, batch, str(sample["caption"]), slots, frames, _boxes_in_crop(clip, geometry))
+
+
+def show_video(video: Tensor, slots: Sequence[int], tubelet: int) -> strips.Tiles:
+    """uint8 [1, T, 3, S, S] -> the first frame of each slot, at the size that is shown."""
+    first = video[0, [slot * tubelet for slot in slots]]
+    return strips.resize(np.ascontiguousarray(first.permute(0, 2, 3, 1).numpy()))
+
+
+def _boxes_in_crop(clip: Chosen, geometry: Geometry) -> NDArray[np.float64] | None:
+    """The true boxes of the cut's frames, clipped to the crop and as shares of it."""
+    if clip.boxes is None:
+        return None
+    window = view_windows(1, geometry.frames, geometry.stride, clip.frames, geometry.sampling)[0]
+    crop = center_crop(*clip.size)
+    pixels = clip.boxes[window] * np.tile(clip.size, 2)
+    shares = (pixels - np.tile([crop.left, crop.top], 2)) / np.tile([crop.width, crop.height], 2)
+    inside = np.clip(shares, 0, 1)
+    empty = (inside[:, 2:] <= inside[:, :2]).any(axis=1)
+    inside[empty] = np.nan
+    return inside
+
+
+def default_geometry(config: Config, chosen: Sequence[Chosen]) -> Geometry:
+    """A shape that suits the stored frames, where no run says one."""
+    patch = max(1, config.frames.short_side // config.grid)
+    frames = min(MOST_SLOTS, min(clip.frames for clip in chosen))
+    stride = max(1, min(clip.frames for clip in chosen) // frames)
+    return Geometry(patch * config.grid, patch, 1, frames, stride)
+
+
+# ------------------------------------------------------------------------------------------------------ guides
+
+
+@cache
+def _load_teacher(settings: Teacher, geometry: Geometry) -> nn.Module:
+    from stm.models.teachers import AttentionTeacher  # open_clip takes seconds to import
+
+    shape = PretrainRun(
+        image_size=geometry.image_size, patch_size=geometry.patch_size, tubelet=geometry.tubelet, frames=geometry.frames
+    )
+    return AttentionTeacher.load(settings, zoo.describe(shape))
+
+
+def find_guides(cut: Cut, needs: Iterable[str], teacher: Teacher | None) -> Mapping[str, Tensor] | None:
+    """The cut's guides, with the teacher's attention where it is needed; None when one is missing."""
+    guides = dict(cut.batch["guides"])
+    if TEACHER_GUIDE in needs and teacher is not None:
+        guides[TEACHER_GUIDE] = _load_teacher(teacher, cut.geometry)(cut.batch["video"])
+    return None if any(guide not in guides for guide in needs) else guides
+
+
+def mask_cut(cut: Cut, strategy: str, ratio: float, teacher: Teacher | None = None) -> NDArray[np.bool_] | None:
+    """What a strategy hides of the cut, bool [slots, side, side]; None when a guide is missing."""
+    found, shape = get_strategy(strategy), cut.geometry
+    guides = find_guides(cut, found.needs, teacher)
+    if guides is None:
+        return None
+    kept = found(guides, ratio)
+    masked: NDArray[np.bool_] = to_boolean(kept, shape.slots, shape.tokens)[0].numpy()
+    return masked.reshape(-1, shape.side, shape.side)
+
+
+def hidden_share(boxes: NDArray[np.float64], masked: NDArray[np.bool_], tubelet: int) -> float | None:
+    """Share of the boxes' area that lies under masked tokens, over all frames of the cut.
+
+    Args:
+        boxes: [frames, 4], shares of the crop; NaN rows count nothing.
+        masked: [slots, side, side].
+
+    Returns:
+        None when no frame has a box.
+    """
+    side = masked.shape[1]
+    edges = np.arange(side + 1) / side
+    area = hidden = 0.0
+    for frame, (x0, y0, x1, y1) in enumerate(boxes):
+        if np.isfinite(x0):
+            across = np.clip(np.minimum(edges[1:], x1) - np.maximum(edges[:-1], x0), 0, None)
+            down = np.clip(np.minimum(edges[1:], y1) - np.maximum(edges[:-1], y0), 0, None)
+            overlap = np.outer(down, across)
+            area += overlap.sum()
+            hidden += overlap[masked[frame // tubelet]].sum()
+    return hidden / area if area else None
+
+
+# -------------------------------------------------------------------------------------------------------- rows
+
+
+def frames_row(cut: Cut) -> Row:
+    shape = cut.geometry
+    if shape.sampling == "tsn":
+        note = f"{shape.frames} frames, one a segment"
+    else:
+        note = f"{shape.frames} frames" + (f", stride {shape.stride}" if shape.stride > 1 else "")
+    return Row("frames", "Frames", cut.outline(cut.frames), note)
+
+
+def map_row(cut: Cut, guide: str, label: str, unit: str, note: str = "") -> Row | None:
+    """A guide over the frames; None when it is not packed."""
+    if guide not in cut.batch["guides"]:
+        return None
+    cells = cut.cells(cut.batch["guides"][guide])
+    scale = Scale(float(cells.min()), float(cells.max()), unit)
+    return Row("map", label, cut.outline(strips.heat(cut.frames, cells, scale)), note, scale)
+
+
+def mask_row(cut: Cut, label: str, masked: NDArray[np.bool_], note: str = "", run: int | None = None) -> Row:
+    """A mask, bool [slots, side, side], with the share of the true box that it hides."""
+    tiles = cut.outline(strips.grey_out(cut.frames, masked[cut.slots]))
+    covered = None if cut.boxes is None else hidden_share(cut.boxes, masked, cut.geometry.tubelet)
+    parts = [note, "" if covered is None else f"hides {100 * covered:.0f} % of the box"]
+    return Row("mask", label, tiles, ", ".join(filter(None, parts)), run=run)

@@ -1,0 +1,167 @@
+"""Figures of clips as a paper has them: frames, similarity, and what each run hides, paints and looks at."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from stm.config import CaptionChoice, Config, FigureSpec, PretrainRun
+from stm.data.geometry import Geometry
+from stm.layout import Layout
+from stm.models import zoo
+from stm.models.attention import attention_from, centre_token
+from stm.report import strips
+from stm.report.choose import Chosen, choose_clips
+from stm.report.clips import MAPS, describe_clip, reconstruct
+from stm.report.collect import find_shards
+from stm.report.cuts import Cut, cut_clips, frames_row, map_row, mask_cut, mask_row
+from stm.report.paper_tables import ReportError
+from stm.report.records import Results, Run
+from stm.report.strips import Row, Scale
+
+CutKey = tuple[Geometry, CaptionChoice]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A run of the figure: the first of its instances, with its clips."""
+
+    label: str
+    instance: str
+    settings: PretrainRun
+    weights: Path
+    cuts: Sequence[Cut]
+
+    @property
+    def key(self) -> CutKey:
+        return cut_key(self.settings)
+
+
+def cut_key(run: PretrainRun) -> CutKey:
+    """What decides how a run's clips are cut, and which caption is theirs."""
+    return Geometry.of(run), run.captions
+
+
+def draw_clips(config: Config, name: str) -> Figure:
+    """The clips of the figure `name`, one under the other; of runs on several datasets, each dataset's in turn.
+
+    Raises:
+        ReportError: there are no packed clips, or something that shall be shown is missing.
+    """
+    spec = config.figures[name]
+    blocks: list[tuple[str, list[Row]]] = []
+    datasets = list(dict.fromkeys(config.dataset_of(config.instances(run)[0]) for run in spec.runs.values()))
+    for dataset in datasets:
+        prefix = f"{dataset}:   " if len(datasets) > 1 else ""
+        blocks += [(prefix + heading, rows) for heading, rows in _draw_dataset(config, spec, dataset)]
+    return strips.compose_all(blocks, spec.title)
+
+
+def _draw_dataset(config: Config, spec: FigureSpec, dataset: str) -> list[tuple[str, list[Row]]]:
+    chosen = _choose(config, dataset, spec.clips)
+    cuts: dict[CutKey, list[Cut]] = {}
+    runs = []
+    for label, run in spec.runs.items():
+        instance = config.instances(run)[0]
+        if config.dataset_of(instance) == dataset:
+            settings = config.runs[instance]
+            key = cut_key(settings)
+            if key not in cuts:
+                cuts[key] = cut_clips(chosen, key[0], config.seed, key[1])
+            weights = Layout.of(config, dataset).pretrain(instance) / "weights.safetensors"
+            runs.append(Shown(label, instance, settings, weights, cuts[key]))
+    rows = [_common_rows(spec, list(cuts.values()), position) for position in range(len(chosen))]
+    for shown in runs:
+        for found, more in zip(rows, _run_rows(spec, shown), strict=True):
+            found += more
+    first = next(iter(cuts.values()))
+    return [(describe_clip(cut.clip, cut.caption), found) for cut, found in zip(first, rows, strict=True)]
+
+
+def _choose(config: Config, dataset: str, clips: int) -> list[Chosen]:
+    corpus, layout = config.of(dataset), Layout.of(config, dataset)
+    corpus = corpus.model_copy(update={"report": config.report.model_copy(update={"clips": clips})})
+    chosen = choose_clips(corpus, layout, Results(shards=find_shards(layout)))
+    if not chosen:
+        raise ReportError(f"there are no packed clips in {layout.root / 'shards'}; run the workflow")
+    return chosen
+
+
+def _common_rows(spec: FigureSpec, groups: Sequence[Sequence[Cut]], position: int) -> list[Row]:
+    """Frames of each geometry, and similarity of each caption, that the runs see of a clip."""
+    shapes: dict[Geometry, Cut] = {}
+    captions: dict[tuple[Geometry, str], Cut] = {}
+    for group in groups:
+        cut = group[position]
+        shapes.setdefault(cut.geometry, cut)
+        captions.setdefault((cut.geometry, cut.caption), cut)
+    rows = [frames_row(cut) for cut in shapes.values()] if "frames" in spec.show else []
+    for cut in captions.values() if "similarity" in spec.show else []:
+        row = map_row(cut, "similarity", *MAPS["similarity"], f"“{cut.caption}”" if len(captions) > 1 else "")
+        if row is None:
+            raise ReportError(f"{cut.clip.index} has no similarity of {cut.clip.key!r}; pack it (config: pack)")
+        rows.append(row)
+    return rows
+
+
+def _run_rows(spec: FigureSpec, shown: Shown) -> list[list[Row]]:
+    """For each clip the rows of a run, in the order of `show`."""
+    draw = {"masks": _masks, "reconstructions": _reconstructions, "attention": _attention}
+    kinds = [draw[what](shown) for what in spec.show if what in draw]
+    return [list(rows) for rows in zip(*kinds, strict=True)] if kinds else [[] for _ in shown.cuts]
+
+
+def _masks(shown: Shown) -> list[Row]:
+    mask, rows = shown.settings.mask, []
+    for cut in shown.cuts:
+        masked = mask_cut(cut, mask.strategy, mask.ratio, shown.settings.teacher)
+        if masked is None:
+            raise ReportError(
+                f"{cut.clip.index} lacks what the mask {mask.strategy} of {shown.instance} needs; pack it (config: pack)"
+            )
+        rows.append(mask_row(cut, shown.label, masked, f"{mask.strategy} {mask.ratio:g}"))
+    return rows
+
+
+def _reconstructions(shown: Shown) -> list[Row]:
+    settings = shown.settings
+    try:
+        painted = reconstruct(Run(shown.instance, settings, [], [], _find_weights(shown), {}), shown.cuts)
+    except RuntimeError as error:  # torch: weights that do not fit the config
+        raise ReportError(f"{shown.weights} does not fit the run {shown.instance}; pretrain again: {error}") from error
+    note = "reconstruction" if settings.reconstruction.weight else "decoder untrained: contrast only"
+    note = "untrained" if settings.optimisation.epochs == 0 else note
+    return [Row("reconstruction", shown.label, tiles, note) for tiles in painted]
+
+
+def _attention(shown: Shown) -> list[Row]:
+    """Attention of the encoder's last block, which sees all tokens, from the centre patch (TGM, section 4.7)."""
+    encoder = zoo.load_encoder(_find_weights(shown)).eval()
+    untrained = ", untrained" if shown.settings.optimisation.epochs == 0 else ""
+    rows = []
+    for cut in shown.cuts:
+        spread = attention_from(encoder, cut.batch["video"])
+        cells = cut.cells(spread * spread.shape[1])
+        # A few tokens, often the asking one itself, get so much that all others would look alike.
+        scale = Scale(float(cells.min()), float(np.percentile(cells, 99)), "times the mean")
+        tiles = mark_query(strips.heat(cut.frames, cells, scale), cut, centre_token(encoder.architecture))
+        rows.append(Row("attention", shown.label, tiles, f"attention of the red patch{untrained}", scale))
+    return rows
+
+
+def mark_query(tiles: strips.Tiles, cut: Cut, token: int) -> strips.Tiles:
+    """Frames the token that asks, where its slot is shown."""
+    shape = cut.geometry
+    slot, place = divmod(token, shape.tokens)
+    if slot not in cut.slots:
+        return tiles
+    row, column = divmod(place, shape.side)
+    return strips.mark_cell(tiles, cut.slots.index(slot), row, column, shape.side)
+
+
+def _find_weights(shown: Shown) -> Path:
+    if not shown.weights.exists():
+        raise ReportError(f"{shown.weights} is missing; run `stm pretrain --run {shown.instance}`, or the workflow")
+    return shown.weights

@@ -1,0 +1,250 @@
+"""The contrast in a training step: what it trains, what it leaves alone, what it is at the end."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from made_batches import draw_batch, make_run
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from stm.config import Contrast, PretrainRun
+from stm.masking import get_strategy
+from stm.methods import build_method, dataset_needs, load_method
+from stm.methods.mae import MAE
+from stm.methods.video_text import EXTRA, VideoText, load_embedder, load_video_text
+from stm.models import zoo
+from stm.objectives.contrast import info_nce
+
+TEXT = 9
+
+
+def make_method(contrast: dict[str, Any] | None = None, seed: int = 0, **changes: Any) -> MAE:
+    run = make_run(contrast=None if contrast is None else {"hidden": 16, **contrast}, **changes)
+    torch.manual_seed(seed)
+    return build_method(run, TEXT)
+
+
+def draw_captioned(run: PretrainRun | None = None, batch: int = 4, silent: tuple[int, ...] = ()) -> dict[str, Any]:
+    found = draw_batch(run or make_run(), batch)
+    generator = torch.Generator().manual_seed(8)
+    text = normalize(torch.randn(batch, TEXT, generator=generator), dim=1)
+    index = torch.zeros(batch, dtype=torch.int64)
+    for row in silent:
+        text[row], index[row] = 0, -1
+    return {**found, "text": text, "caption_index": index}
+
+
+def train(method: MAE, steps: int = 3, clip: float | None = None) -> None:
+    """As the loop does, in short."""
+    from stm.training.loop import clip_gradient
+    from stm.training.optimizer import group_parameters
+
+    optimiser = torch.optim.AdamW(group_parameters(method, 0.05), lr=1e-2)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        method(draw_captioned())["loss"].backward()
+        clip_gradient(method, clip)
+        optimiser.step()
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_the_loss_is_the_weighted_sum_and_its_parts_are_told() -> None:
+    method = make_method({"weight": 0.25}, reconstruction={"weight": 2.0})
+    batch = draw_captioned()
+    values = method(batch)
+    assert values.keys() == {"loss", "reconstruction", "contrast", "accuracy"}
+    expected = 2 * values["reconstruction"] + 0.25 * values["contrast"]
+    torch.testing.assert_close(values["loss"], expected)
+    assert torch.equal(values["reconstruction"], make_method()(batch)["reconstruction"])
+    kept, _ = method.mask(batch["guides"])
+    pooled = method.model.encoder(batch["video"], kept).mean(dim=1)
+    video = normalize(method.contrast.head(pooled), dim=1)
+    torch.testing.assert_close(values["contrast"], info_nce(video, batch["text"], 0.07))
+
+
+def test_with_weight_the_encoder_learns_from_the_contrast() -> None:
+    plain, both = make_method(), make_method({})
+    for method in (plain, both):
+        method(draw_captioned())["loss"].backward()
+    names = dict(plain.model.named_parameters())
+    differ = {n for n, p in both.model.named_parameters() if not torch.equal(p.grad, names[n].grad)}
+    assert any(n.startswith("encoder.") for n in differ) and not any(n.startswith("decoder.") for n in differ)
+
+
+def test_the_head_changes_neither_initial_weights_nor_what_is_drawn_in_training() -> None:
+    plain, observed = make_method(), make_method({"weight": 0, "learnable": True})
+    assert same(plain.model, observed.model)
+    state = torch.get_rng_state()
+    observed(draw_captioned())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_an_observed_run_is_a_run_without_contrast_to_the_bit(clip: float | None) -> None:
+    plain, observed = make_method(), make_method({"weight": 0, "learnable": True})
+    before = [p.clone() for p in observed.contrast.parameters()]
+    batch = draw_captioned()
+    assert torch.equal(plain(batch)["loss"], observed(batch)["loss"])
+    for method in (plain, observed):
+        train(method, clip=clip)
+    assert same(plain.model, observed.model)
+    assert all(not torch.equal(a, b) for a, b in zip(before, observed.contrast.parameters(), strict=True))
+
+
+def test_an_observing_head_learns_to_read_a_frozen_encoder() -> None:
+    method = make_method({"weight": 0, "temperature": 0.1})
+    first = method(draw_captioned())["contrast"].item()
+    method.model.requires_grad_(False)
+    train(method, steps=30)
+    assert method(draw_captioned())["contrast"].item() < 0.5 * first
+
+
+def test_contrast_alone_runs_no_decoder_and_trains_none() -> None:
+    method = make_method({}, reconstruction={"weight": 0})
+    calls = []
+    method.model.decoder.register_forward_hook(lambda *_: calls.append(1))
+    values = method(draw_captioned())
+    values["loss"].backward()
+    assert not calls and values.keys() == {"loss", "contrast", "accuracy"}
+    assert all(p.grad is None and not p.requires_grad for p in method.model.decoder.parameters())
+    assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
+
+
+def test_clips_without_a_caption_take_no_part_but_are_reconstructed() -> None:
+    method = make_method({})
+    batch = draw_captioned(silent=(1, 3))
+    values = method(batch)
+    kept, _ = method.mask(batch["guides"])
+    video = method.contrast.embed(method.model.encoder(batch["video"], kept))
+    torch.testing.assert_close(values["contrast"], info_nce(video[[0, 2]], batch["text"][[0, 2]], 0.07))
+    silent = method(draw_captioned(silent=(0, 1, 2, 3)))
+    assert silent["contrast"] == 0 and torch.equal(silent["loss"], silent["reconstruction"])
+
+
+def test_a_learned_temperature_falls_to_a_hundredth_and_rises_again() -> None:
+    method = make_method({"learnable": True, "temperature": 0.0101}, reconstruction={"weight": 0})
+    branch = method.contrast
+    assert branch.temperature.item() == pytest.approx(0.0101)
+    optimiser = torch.optim.SGD([branch.log_temperature], lr=1.0)
+    for direction, expected in ((1.0, 0.01), (-1.0, 0.01 * math.exp(0.1))):
+        values = method(draw_captioned())
+        assert values["temperature"].item() >= 0.00999999
+        optimiser.zero_grad()
+        (values["loss"] * 0).backward()
+        branch.log_temperature.grad.fill_(0.1 * direction)
+        optimiser.step()
+        assert branch.temperature.item() == pytest.approx(expected, rel=0.02)
+    method(draw_captioned())["loss"].backward()
+    assert branch.log_temperature.grad is not None and branch.log_temperature.grad != 0
+
+
+@pytest.mark.parametrize(("weight", "reconstruction"), [(0.5, 1.0), (0.0, 1.0), (0.5, 0.0)])
+def test_the_forward_with_contrast_is_one_graph(weight: float, reconstruction: float) -> None:
+    torch._dynamo.reset()
+    method = make_method({"weight": weight, "learnable": True}, reconstruction={"weight": reconstruction})
+    compiled = torch.compile(method, fullgraph=True, backend="eager")
+    torch._dynamo.utils.counters.clear()
+    for silent in ((), (1,), (0, 1, 2, 3)):
+        batch = draw_captioned(silent=silent)
+        batch["caption"] = [f"words {row} of {silent}" for row in range(4)]
+        for name, value in method(batch).items():
+            torch.testing.assert_close(compiled(batch)[name], value, msg=name)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_bfloat16_gives_nearly_the_same_contrast() -> None:
+    method = make_method({"temperature": 0.5})
+    exact = method(draw_captioned())["contrast"]
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = method(draw_captioned())["contrast"]
+    assert rough.dtype == torch.float32 and rough.item() == pytest.approx(exact.item(), rel=0.05)
+
+
+def test_norms_and_temperature_are_not_decayed() -> None:
+    from stm.training.optimizer import group_parameters
+
+    method = make_method({"learnable": True})
+    decayed = {id(p) for group in group_parameters(method, 0.05) for p in group["params"] if group["weight_decay"] > 0}
+    names = {n for n, p in method.contrast.named_parameters() if id(p) in decayed}
+    assert names == {"head.0.weight", "head.3.weight"}
+
+
+def test_what_is_saved_embeds_clips_as_the_method_does(tmp_path: Path) -> None:
+    run = make_run(contrast={"hidden": 16, "learnable": True})
+    torch.manual_seed(0)
+    method = build_method(run, TEXT)
+    train(method)
+    path = tmp_path / "weights.safetensors"
+    branch = method.contrast
+    zoo.save(method.model, path, extra={EXTRA: branch.state_dict()}, header={EXTRA: branch.describe()})
+    method.eval()
+    batch = draw_captioned()
+    expected = method.embed_video(batch["video"])
+    assert expected.shape == (4, TEXT) and expected.dtype == torch.float32
+    torch.testing.assert_close(expected.norm(dim=1), torch.ones(4))
+    assert torch.equal(load_embedder(path)(batch["video"]), expected)
+    assert torch.equal(load_method(run, path).embed_video(batch["video"]), expected)
+    assert load_video_text(path).temperature == branch.temperature
+    kept, _ = method.mask(batch["guides"])
+    assert not torch.equal(method.embed_video(batch["video"], kept), expected)
+    # In evaluation a clip's vector does not depend on the others of its batch.
+    torch.testing.assert_close(method.embed_video(batch["video"][:1]), expected[:1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_without_contrast_has_no_vectors(tmp_path: Path) -> None:
+    method = make_method()
+    assert method(draw_captioned()).keys() == {"loss", "reconstruction"}
+    with pytest.raises(ValueError, match="no `contrast`"):
+        method.embed_video(draw_captioned()["video"])
+    zoo.save(method.model, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="holds no 'contrast'"):
+        load_embedder(tmp_path / "a.safetensors")
+    assert same(load_method(make_run(), tmp_path / "a.safetensors").model, method.model)
+    with pytest.raises(ValueError, match="needs the width of the captions' vectors"):
+        build_method(make_run(contrast={}))
+
+
+def test_text_of_another_width_is_an_error() -> None:
+    branch = VideoText(16, 4, Contrast(hidden=8))
+    with pytest.raises(ValueError, match=r"video \(2, 4\) and text \(2, 9\)"):
+        branch(torch.randn(2, 3, 16), torch.randn(2, 9), torch.ones(2, dtype=torch.bool))
+
+
+class Teacher(nn.Module):
+    """Brighter patches get more attention; has a weight, as a real one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, video: Tensor) -> Tensor:
+        means = video.float().mean(dim=2).unflatten(1, (-1, 2)).mean(dim=2)
+        return self.gain * means.unflatten(2, (-1, 16)).unflatten(4, (-1, 16)).mean(dim=(3, 5)).flatten(2)
+
+
+def test_a_teacher_guides_the_mask_and_is_no_part_of_the_method() -> None:
+    model, teacher = zoo.build(make_run()), Teacher()
+    method = MAE(model, get_strategy("motion"), 0.75, teacher=teacher)
+    assert not any("teacher" in name or "gain" in name for name in method.state_dict())
+    assert all(p is not teacher.gain for p in method.parameters())
+    batch = draw_batch(make_run())
+    guides = method.guide(batch)
+    assert torch.equal(guides["attention"], teacher(batch["video"])) and not guides["attention"].requires_grad
+    assert "attention" not in batch["guides"]
+    assert method.double().teacher.gain.dtype == torch.float64  # moves along
+    method.float()(batch)["loss"].backward()
+    assert teacher.gain.grad is None
+
+
+def test_a_data_set_must_hold_what_the_strategy_needs_but_not_what_a_teacher_makes() -> None:
+    assert dataset_needs(make_run(mask={"strategy": "text_top"})) == (("similarity",), False)
+    assert dataset_needs(make_run(contrast={"weight": 0})) == ((), True)
+    assert dataset_needs(make_run(mask={"strategy": "attention"}, teacher={"model": "ViT-B-16"})) == ((), False)
+    with pytest.raises(ValueError, match=r"mask\.strategy 'attention' needs a teacher"):
+        build_method(make_run(mask={"strategy": "attention"}))

@@ -1,0 +1,28 @@
+# Stage 5b: optical flow between stored frames.
+
+
+rule flow:
+    input:
+        tar=rules.frames.output.tar,
+        frames=rules.frames.output.index,
+        model=lambda wildcards: local_model_files(
+            CORPORA[wildcards.dataset].flow.weights
+        ),
+    output:
+        flow=f"{ROOT}/flow/{{shard}}.parquet",
+    log:
+        f"{ROOT}/logs/flow/{{shard}}.log",
+    benchmark:
+        f"{ROOT}/benchmarks/flow/{{shard}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    params:
+        settings=stage("flow"),
+        grid=stage("grid"),
+        bad_input=stage("bad_input"),
+    script:
+        "../scripts/flow.py"

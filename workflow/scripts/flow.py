@@ -1,0 +1,20 @@
+"""Rule `flow`: see stm.preprocess.flow.write_flow."""
+
+from pathlib import Path
+
+from stm.config import parse_config
+from stm.preprocess.flow import write_flow
+from stm.progress import log_to
+
+config = parse_config(snakemake.config).of(snakemake.wildcards.dataset)
+
+with log_to(snakemake.log[0]):
+    write_flow(
+        frames_tar=Path(snakemake.input.tar),
+        frames_index=Path(snakemake.input.frames),
+        output=Path(snakemake.output.flow),
+        settings=config.flow,
+        grid=config.grid,
+        bad_input=config.bad_input,
+        processes=snakemake.threads,
+    )
