@@ -1,5 +1,6 @@
 """Clips in the space of the text, by the contrastive head that a run has trained."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,23 @@ def embed_clips(
     return run_over(
         embedder.to(chosen), clips, chosen, what="clips embedded", workers=run.workers, precision=run.precision
     )
+
+
+def check_encoder(embedder: VideoEmbedder, encoder: Mapping[str, str | None] | None, what: str) -> None:
+    """Refuses texts of another encoder than the head was trained with, where both are known, by the hash of its weights.
+
+    Raises:
+        ValueError: the hashes differ; `what` opens the message.
+    """
+    trained = embedder.branch.text_model
+    if trained is None or encoder is None:
+        return
+    hashes = [{key: value for key, value in e.items() if "sha256" in key and value} for e in (trained, encoder)]
+    if all(hashes) and hashes[0] != hashes[1]:
+        raise ValueError(
+            f"{what} {encoder.get('model')}, and the run's contrastive head was trained with {trained.get('model')}: their "
+            "weights differ (config: text.model)"
+        )
 
 
 def check_width(embedder: VideoEmbedder, width: int, what: str) -> None:

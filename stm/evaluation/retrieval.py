@@ -16,13 +16,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stm.config import PretrainRun, Retrieval
-from stm.evaluation.embedding import check_width, embed_clips, load_checked_embedder
+from stm.evaluation.embedding import check_encoder, check_width, embed_clips, load_checked_embedder
 from stm.evaluation.queries import Queries, collect_queries, first_source
 from stm.evaluation.ranking import DEPTHS, rank_right, recall_figures, recall_intervals
 from stm.evaluation.results import make_evaluation_receipt
 from stm.evaluation.splits import clips_to_test
 from stm.evaluation.views import average_vectors
 from stm.files import write_json, write_table
+from stm.training.feeding import read_text_model
 from stm.training.logs import say
 
 RANKS_SCHEMA = pa.schema(
@@ -52,6 +53,7 @@ def retrieve(
     source = task.source or first_source(test.index)
     queries, asking = collect_queries(test.index, source, task.count)
     check_width(embedder, queries.vectors.shape[1], f"{test.index.tars[0].parent}: its captions' vectors have")
+    check_encoder(embedder, read_text_model(test_indexes), f"{test.index.tars[0].parent}: its captions' vectors are of")
     vectors = average_vectors(embed_clips(embedder, run, test, device))[asking]
     found = retrieval_metrics(queries, vectors)
     receipt = make_evaluation_receipt(task, run, weights, seed, test)

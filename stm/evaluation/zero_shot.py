@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stm.config import PretrainRun, Text, ZeroShot
-from stm.evaluation.embedding import check_width, embed_clips, load_checked_embedder
+from stm.evaluation.embedding import check_encoder, check_width, embed_clips, load_checked_embedder
 from stm.evaluation.results import check_labels, write_classification
 from stm.evaluation.splits import clips_to_test
 from stm.evaluation.views import average_probabilities, average_vectors
@@ -37,7 +37,9 @@ def classify_unseen(
     test = clips_to_test(task, run, test_indexes, seed)
     check_labels(test)
     embedder = load_checked_embedder(weights, run)
-    labels = embed_labels(test.classes, task.templates, TextEncoder.load(text, device))
+    encoder = TextEncoder.load(text, device)
+    check_encoder(embedder, encoder.identity, "the labels' sentences are encoded by")
+    labels = embed_labels(test.classes, task.templates, encoder)
     check_width(embedder, labels.shape[1], f"{text.model}: it makes")
     temperature = float(embedder.branch.temperature)
     cosines = embed_clips(embedder, run, test, device) @ labels.T

@@ -154,7 +154,7 @@ def show_clips(
         "subsampled": any(run.settings.frames // run.settings.tubelet > slots for run in runs),
         "boxed": any(clip.clip.boxes is not None for clip in clips),
         "painted": bool(painted),
-        "left_out": len(weighty) - len(painted) if len(painted_runs(runs)) < len(weighty) else 0,
+        "chosen": len(painted_runs(runs)),
         "weighty": len(weighty),
         "missing_guides": [label for label, _ in MAPS.values() if label not in maps],
         "masks": [_show(clip) for clip in gallery.clips if len(clip.rows) > 1],

@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 
 from stm.config import CaptionChoice, Config, FigureSpec, PretrainRun
 from stm.data.geometry import Geometry
+from stm.evaluation.results import load_checked_encoder
 from stm.layout import Layout
-from stm.models import zoo
 from stm.models.attention import attention_from, centre_token
+from stm.models.vit import VideoEncoder
 from stm.report import strips
 from stm.report.choose import Chosen, choose_clips
 from stm.report.clips import MAPS, describe_clip, reconstruct
@@ -138,7 +139,7 @@ def _reconstructions(shown: Shown) -> list[Row]:
 
 def _attention(shown: Shown) -> list[Row]:
     """Attention of the encoder's last block, which sees all tokens, from the centre patch (TGM, section 4.7)."""
-    encoder = zoo.load_encoder(_find_weights(shown)).eval()
+    encoder = _load_encoder(shown)
     untrained = ", untrained" if shown.settings.optimisation.epochs == 0 else ""
     rows = []
     for cut in shown.cuts:
@@ -149,6 +150,13 @@ def _attention(shown: Shown) -> list[Row]:
         tiles = mark_query(strips.heat(cut.frames, cells, scale), cut, centre_token(encoder.architecture))
         rows.append(Row("attention", shown.label, tiles, f"attention of the red patch{untrained}", scale))
     return rows
+
+
+def _load_encoder(shown: Shown) -> VideoEncoder:
+    try:
+        return load_checked_encoder(_find_weights(shown), shown.settings).eval()
+    except ValueError as error:
+        raise ReportError(str(error)) from error
 
 
 def mark_query(tiles: strips.Tiles, cut: Cut, token: int) -> strips.Tiles:

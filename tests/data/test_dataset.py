@@ -230,3 +230,20 @@ def test_the_format_of_maps_is_numpy_s(open_clips: Callable, clip: Callable) -> 
     whole = np.load(io.BytesIO(raw))
     np.testing.assert_array_equal(data._reader.similarity(entry, 2, [3, 5, 5]), whole[2, [3, 5, 5]])
     np.testing.assert_array_equal(data._reader.motion(entry, 4, 6), content["motion"][4:7])
+
+
+@pytest.mark.parametrize("gigabytes", [1.0, 2e-5])
+def test_frames_kept_in_memory_change_nothing_but_how_often_files_are_read(
+    open_clips: Callable, gigabytes: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, keeping = open_clips(), open_clips(kept_gigabytes=gigabytes)
+    decoded = []
+    decode = type(keeping._reader)._decode
+    monkeypatch.setattr(type(keeping._reader), "_decode", lambda *a: decoded.append(a[2]) or decode(*a))
+    for epoch in range(3):
+        for number in range(3):
+            assert same(keeping[epoch, number], plain[epoch, number])
+    # Every frame at most once where there is room for all of them; more often where there is room for a few.
+    kept = sum(pixels.nbytes for pixels in keeping._reader._kept.values())
+    assert 0 < kept <= gigabytes * 1e9
+    assert (len(keeping._reader._kept) == len(decoded) - 3 * 3 * 4) == (gigabytes == 1.0)

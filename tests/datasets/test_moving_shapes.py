@@ -121,3 +121,14 @@ def test_a_failing_encoder_is_named_with_its_last_words(tmp_path: Path) -> None:
     with pytest.raises(moving_shapes.EncodeError, match=r"bad\.mp4.*ffmpeg failed"):
         encode(np.zeros((4, 63, 63, 3), np.uint8), 16, tmp_path / "bad.mp4")  # H.264 in 4:2:0 needs even sides
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_class_may_be_what_the_object_looks_like_and_the_clips_may_have_a_seed_of_their_own(tmp_path: Path) -> None:
+    generate(SMALL, 7, tmp_path / "motion", processes=1)
+    colors = SMALL.model_copy(update={"label": "color", "seed": 7})
+    generate(colors, 1, tmp_path / "color", processes=1)
+    truth = {row["video_id"]: row for row in read_table(tmp_path / "motion/truth.parquet").to_pylist()}
+    for row in read_table(tmp_path / "color/annotations.parquet").to_pylist():
+        assert row["label"] == truth[row["video_id"]]["color"]
+        path = Path("videos") / row["split"] / f"{row['video_id']}.mp4"
+        assert sha256_file(tmp_path / "motion" / path) == sha256_file(tmp_path / "color" / path)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from stm.data.pixels import IMAGENET_MEAN, IMAGENET_STD, join_tubelets, split_tubelets
-from stm.models.vit import Architecture, TubeletEmbedding, VideoEncoder, VideoMAE, make_blocks, position_table
+from stm.models.vit import Architecture, TubeletEmbedding, VideoEncoder, VideoMAE, make_blocks, position_table, separable_table
 
 SMALL = Architecture(32, 8, 2, 4, width=48, depth=3, heads=3, decoder_width=24, decoder_depth=2, decoder_heads=2)
 
@@ -117,3 +117,22 @@ def test_the_initialisation_is_videomae_s() -> None:
     # The convolution there keeps torch's own: uniform in 1 / sqrt(values), bias and all.
     embedding = model.encoder.embedding.projection
     assert embedding.weight.abs().max() <= 384**-0.5 and embedding.bias.abs().max() > 0
+
+
+def test_separable_positions_are_three_tables_side_by_side() -> None:
+    slots, side, width, period = 2, 3, 20, 50.0
+    table = separable_table(slots, side, width, period)[0]
+    assert table.shape == (slots * side**2, width)
+    for slot in range(slots):
+        for row in range(side):
+            for column in range(side):
+                parts = [position_table(9, part, period)[0, place] for part, place in ((8, slot), (6, row), (6, column))]
+                torch.testing.assert_close(table[slot * side**2 + row * side + column], torch.cat(parts))
+
+
+def test_an_architecture_chooses_the_table_of_encoder_and_decoder() -> None:
+    separable = replace(SMALL, positions="separable", position_period=50.0)
+    model, joint = VideoMAE(separable), VideoMAE(SMALL)
+    assert torch.equal(model.encoder.positions, separable_table(2, 4, 48, 50.0))
+    assert torch.equal(model.decoder.positions, separable_table(2, 4, 24, 50.0))
+    assert torch.equal(joint.encoder.positions, position_table(32, 48))

@@ -149,6 +149,10 @@ def test_weights_of_another_shape_are_refused(copied: Config) -> None:
     other = copied.model_copy(update={"pretrain": {**copied.pretrain, "tube": run}})
     with pytest.raises(ReportError, match="does not fit the run tube-seed0"):
         draw(other, show=("reconstructions",))
+    run = copied.pretrain["tube"].model_copy(update={"frames": 8, "stride": 1})
+    other = copied.model_copy(update={"pretrain": {**copied.pretrain, "tube": run}})
+    with pytest.raises(ReportError, match=r"frames 4 instead of 8.*pretrain again"):
+        draw(other, show=("attention",))
 
 
 def test_without_clips_the_figure_says_what_to_do(copied: Config) -> None:

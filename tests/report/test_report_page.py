@@ -69,6 +69,13 @@ def page(built: Config) -> Page:
     return Page(Layout.of(built).report)
 
 
+@pytest.fixture(scope="module")
+def rows(made_results: Config) -> list[strips.Row]:
+    """Of the first clip."""
+    layout = Layout.of(made_results)
+    return picture_clips(made_results, layout, collect(made_results, layout))[0].rows
+
+
 def test_everything_promised_is_written(built: Config) -> None:
     layout = Layout.of(built)
     assert sorted(path.name for path in layout.tables.iterdir()) == sorted(table_names(built))
@@ -206,25 +213,19 @@ def test_boxes_follow_the_stored_frames(made_results: Config) -> None:
     assert np.allclose(pixels, [box_of(0, frame) for frame in range(clip.frames)])
 
 
-def test_a_mask_that_knows_the_truth_hides_the_box_better_than_one_that_does_not(made_results: Config) -> None:
-    layout = Layout.of(made_results)
-    rows = picture_clips(made_results, layout, collect(made_results, layout))[0].rows
+def test_a_mask_that_knows_the_truth_hides_the_box_better_than_one_that_does_not(rows: list[strips.Row]) -> None:
     notes = {row.label: int(re.search(r"\d+", row.note).group()) for row in rows if row.kind == "mask"}  # type: ignore[union-attr]
     assert notes["text_top 0.5"] > notes["tube 0.75"]
 
 
-def test_reconstructions_stand_under_their_mask(made_results: Config) -> None:
-    layout = Layout.of(made_results)
-    rows = picture_clips(made_results, layout, collect(made_results, layout))[0].rows
+def test_reconstructions_stand_under_their_mask(rows: list[strips.Row]) -> None:
     kinds = [row.kind for row in rows]
     assert kinds == ["frames", "map", "map", "mask", "reconstruction", "reconstruction", "mask", "reconstruction"]
     assert [rows[i].label for i in (3, 4, 5, 6, 7)] == ["tube 0.75", "tube", "scratch", "text_top 0.5", "text"]
     assert [rows[i].run for i in (4, 5, 7)] == [0, 2, 1]
 
 
-def test_reconstructions_keep_the_visible_patches_and_paint_the_others(made_results: Config) -> None:
-    layout = Layout.of(made_results)
-    rows = picture_clips(made_results, layout, collect(made_results, layout))[0].rows
+def test_reconstructions_keep_the_visible_patches_and_paint_the_others(rows: list[strips.Row]) -> None:
     plain = strips.resize(_stored_crop())
     # Inside a patch, away from its edges, where enlarging mixes neighbours; 4 x 4 patches of 32 shown pixels.
     mask, painted = (rows[i].tiles.reshape(2, 4, 32, 4, 32, 3)[:, :, 12:20, :, 12:20].astype(int) for i in (3, 4))

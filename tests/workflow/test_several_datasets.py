@@ -1,0 +1,141 @@
+"""A config with several datasets: what is made of each lies in its own folder, and tables and figures are targets by name."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+CLIP = f"local-dir:{ROOT / 'stm/assets/demo-clip'}"
+CLIPS = {"source": "moving-shapes", "clips": {"train": 12, "test": 8}, "frames": 8, "height": 64, "width": 64}
+RUN = {
+    "dataset": "shapes",
+    "model": "tiny",
+    "image_size": 32,
+    "patch_size": 8,
+    "frames": 4,
+    "mask": {"strategy": "text_top", "ratio": 0.5},
+    "contrast": {"hidden": 16},
+    "optimisation": {"epochs": 1, "batch_size": 4, "warmup_epochs": 0},
+    "augmentation": {"flip": False},
+    "workers": 0,
+}
+CONFIG = {
+    "name": "paper",
+    "seeds": [0, 1],
+    "grid": 4,
+    "frames": {"every": 2, "short_side": 64},
+    "captions": {"human": {"kind": "human"}, "label": {"kind": "label"}},
+    "similarity": {"model": CLIP},
+    "text": {"model": CLIP},
+    "pack": {"captions": ["human", "label"], "text": True, "flow": True},
+    "datasets": {
+        "shapes": {"dataset": CLIPS},
+        "colors": {
+            "dataset": {**CLIPS, "label": "color", "seed": 1, "clips": {"train": 24, "test": 8}},
+            "pack": {"captions": None, "similarity": False, "motion": False, "flow": False, "text": False},
+        },
+    },
+    "pretrain": {"tgm": RUN, "tracks": {**RUN, "mask": {"strategy": "flow", "ratio": 0.5}, "contrast": None}},
+    "evaluate": {
+        "linear": {"task": "linear", "dataset": "colors", "epochs": 2, "learning_rates": [0.01]},
+        "retrieval": {"task": "retrieval", "source": "human"},
+        "zero": {"task": "zero_shot", "dataset": "colors", "runs": ["tgm"]},
+    },
+    "tables": {
+        "paper_table1": {
+            "title": "Colors",
+            "columns": [
+                {"title": "Linear", "task": "linear"},
+                {"title": "R@1", "task": "retrieval", "metric": "text_to_video.r1"},
+            ],
+            "rows": [
+                {"label": "TGM", "runs": "tgm", "paper": [50.0, None]},
+                {"label": "Tracks", "runs": ["tracks", None]},
+            ],
+        }
+    },
+    "figures": {
+        "paper_figure1": {"title": "Masks", "kind": "clips", "runs": {"TGM": "tgm", "Tracks": "tracks"}, "clips": 1},
+        "paper_figure2": {"title": "Contrast", "kind": "losses", "metric": "contrast", "runs": {"TGM": "tgm"}},
+    },
+    "report": {"clips": 1},
+}
+
+
+def snakemake(folder: Path, *arguments: str, fails: bool = False) -> str:
+    command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(folder)]
+    command += ["--cores", "1", *arguments, "--configfile", str(folder / "config.yaml")]
+    finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    printed = finished.stdout + finished.stderr
+    assert (finished.returncode != 0) == fails, printed[-6000:]
+    return printed
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("several")
+    (path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    return path
+
+
+def test_a_table_is_a_target_that_makes_all_it_needs_and_no_more(folder):
+    snakemake(folder, "paper_table1")
+    results = folder / "results"
+    with (results / "paper/tables/paper_table1.csv").open() as file:
+        tgm, tracks = csv.DictReader(file)
+    found = [
+        json.loads((results / f"shapes/evaluate/tgm-seed{seed}/linear/metrics.json").read_text()) for seed in (0, 1)
+    ]
+    assert float(tgm["linear_mean"]) == pytest.approx(sum(f["top1"] for f in found) / 2)
+    assert (tgm["linear_seeds"], tgm["linear_paper"], tracks["r_1_mean"]) == ("2", "50", "")
+    assert {f["train_clips"] for f in found} == {24}, "the probe learns from the other dataset's clips"
+    assert not (results / "colors/captions").exists(), "nothing asks for captions of a dataset that packs none"
+    assert not (results / "shapes/evaluate/tgm-seed0/zero").exists()
+
+
+def test_the_whole_config_ends_in_one_page_and_then_there_is_nothing_to_do(folder):
+    snakemake(folder)
+    page = (folder / "results/paper/report.html").read_text()
+    for word in ("Colors", "Masks", "Contrast", "shapes", "colors", "±"):
+        assert word in page
+    for name in ("paper_figure1", "paper_figure2"):
+        assert (folder / f"results/paper/figures/{name}.png").stat().st_size > 5000
+    zero = json.loads((folder / "results/shapes/evaluate/tgm-seed0/zero/metrics.json").read_text())
+    assert zero["task"] == "zero_shot" and zero["test_clips"] == 8
+    assert "Nothing to be done" in snakemake(folder)
+
+
+def test_another_seed_trains_that_seed_alone(folder):
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG | {"seeds": [0, 1, 2]}))
+    printed = snakemake(folder, "--dry-run", "paper_table1")
+    assert printed.count("rule pretrain:") == 2  # seed 2 of both runs
+    assert "rule frames:" not in printed and "rule shards:" not in printed
+
+
+def test_a_wrong_copy_of_a_benchmark_is_said_before_anything_runs(folder, tmp_path):
+    lists, videos = tmp_path / "lists", tmp_path / "videos"
+    lists.mkdir()
+    videos.mkdir()
+    (lists / "classInd.txt").write_text("1 Archery\n")
+    (lists / "trainlist01.txt").write_text("Archery/v_Archery_g08_c01.avi 1\n")
+    (lists / "testlist01.txt").write_text("Archery/v_Archery_g01_c01.avi\n")
+    dataset = {"source": "ucf101", "root": str(videos), "annotations": str(lists)}
+    broken = {
+        **CONFIG,
+        "datasets": {
+            **CONFIG["datasets"],
+            "colors": {"dataset": dataset, "pack": CONFIG["datasets"]["colors"]["pack"]},
+        },
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(broken))
+    printed = snakemake(tmp_path, "paper_table1", fails=True)
+    assert "9,537" in printed or "9537" in printed
+    assert "rule generate:" not in printed and not (tmp_path / "results/shapes/generated").exists()
+    assert "official" in snakemake(tmp_path, "plan")
