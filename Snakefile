@@ -14,11 +14,13 @@
 #   evaluate/{run}/{task}/                 metrics and predictions
 #   tables/, figures/, report.html         what to read
 #
-#   snakemake                                        the demo
-#   snakemake --configfile config/folder.yaml        your own videos
-#   snakemake plan                                   what a run will cost, before it runs
-#   snakemake --configfile config/tgm.yaml tgm_table1   one table of a paper, and all that it needs
-#   snakemake --profile workflow/profiles/slurm ...  the same on a cluster
+#   snakemake --cores 2                                             the demo
+#   snakemake --cores 8 --configfile config/folder.yaml             your own videos
+#   snakemake plan --cores 1 --configfile config/folder.yaml        what a run will cost, before it runs
+#   snakemake tgm_table1 --cores 64 --configfile config/tgm.yaml    one table of a paper, and all that it needs
+#   snakemake --workflow-profile workflow/profiles/slurm ...        the same on a cluster
+#
+# Targets stand before `--configfile`, which takes all words after it for files. `--resources gpu=1`: one job at a time on the GPUs.
 
 from snakemake.utils import min_version
 

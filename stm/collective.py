@@ -23,22 +23,41 @@ def own_rank() -> int:
     return torch.distributed.get_rank() if count_processes() > 1 else 0
 
 
-class _Gather(torch.autograd.Function):
-    """Written out, because torch's own (torch.distributed.nn) is deprecated and refuses to be compiled."""
+# Operators of our own, each one node of a compiled graph. torch's functions (torch.distributed.nn) are deprecated and
+# refuse to be compiled, and an autograd.Function becomes a graph within the graph, which DDP's optimiser of compiled
+# graphs refuses in older versions of torch.
+@torch.library.custom_op("stm::gather_rows", mutates_args=())
+def _gather_rows(part: Tensor) -> Tensor:
+    parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(count_processes())]
+    torch.distributed.all_gather(parts, part.contiguous())
+    return torch.cat(parts)
 
-    @staticmethod
-    def forward(ctx: Any, part: Tensor) -> Tensor:
-        parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(count_processes())]
-        torch.distributed.all_gather(parts, part.contiguous())
-        return torch.cat(parts)
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        # The sum of all, of which a process takes its part: gloo has no reduce-scatter in all versions.
-        total = gradients[0].contiguous().clone()
-        torch.distributed.all_reduce(total)
-        rows = total.shape[0] // count_processes()
-        return total.narrow(0, own_rank() * rows, rows)
+@torch.library.custom_op("stm::add_rows", mutates_args=())
+def _add_rows(whole: Tensor) -> Tensor:
+    # The sum of all, of which a process takes its part: gloo has no reduce-scatter in all versions.
+    total = whole.clone(memory_format=torch.contiguous_format)
+    torch.distributed.all_reduce(total)
+    rows = total.shape[0] // count_processes()
+    return total.narrow(0, own_rank() * rows, rows).clone()
+
+
+@_gather_rows.register_fake
+def _(part: Tensor) -> Tensor:
+    return part.new_empty((part.shape[0] * count_processes(), *part.shape[1:]))
+
+
+@_add_rows.register_fake
+def _(whole: Tensor) -> Tensor:
+    return whole.new_empty((whole.shape[0] // count_processes(), *whole.shape[1:]))
+
+
+def _differentiate(ctx: Any, gradient: Tensor) -> Tensor:
+    added: Tensor = _add_rows(gradient)
+    return added
+
+
+_gather_rows.register_autograd(_differentiate)
 
 
 def gather(part: Tensor) -> Tensor:
@@ -48,5 +67,5 @@ def gather(part: Tensor) -> Tensor:
     """
     if count_processes() == 1:
         return part
-    whole: Tensor = _Gather.apply(part)
+    whole: Tensor = _gather_rows(part)
     return whole

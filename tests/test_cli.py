@@ -32,6 +32,7 @@ def test_every_rule_of_the_workflow_is_a_stage_by_hand():
         (["frames", "--config", "CONFIG", "--set", "results=none"], ["stm manifest", "stm split"]),
         (["captions", "--config", "CONFIG", "--source", "gpt"], ["gpt", "blip2", "human"]),
         (["pretrain", "--config", "CONFIG", "--run", "tubes"], ["tubes", "tube"]),
+        (["evaluate", "--config", "CONFIG", "--run", "tube", "--task", "retrieval"], ["retrieval", "tube", "contrast"]),
         (["generate", "--config", "FOLDER"], ["nothing to generate"]),
         (["mask-quality", "--config", "FOLDER"], ["mask_quality"]),
     ],

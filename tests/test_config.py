@@ -66,6 +66,10 @@ def changed(path: str, value: object) -> dict:
         ("pretrain.text.mask.strategy", "txet", ["pretrain.text.mask.strategy = 'txet'", "text_top", "tube"]),
         ("bad_input", {"policy": {"broken": "keep"}}, ["bad_input.policy", "broken", "truncated"]),
         ("captions.label.templates", ["a video"], ["captions.label", "{}"]),
+        ("captions.label.template", ["{}"], ["captions.label.label.template", "did you mean `templates`"]),
+        ("pretrain.text.mask.ration", 0.6, ["pretrain.text.mask.ration", "did you mean `ratio`", "strategy"]),
+        ("pretrain.text.seeds", [0, 0], ["pretrain.text", "named twice"]),
+        ("evaluate.retrieval.source", "label", ["evaluate.retrieval.source", "'label'", "blip2"]),
     ],
 )
 def test_a_mistake_names_the_key_the_value_and_what_is_allowed(path, value, words):
@@ -98,6 +102,74 @@ def test_guided_masks_need_their_guide_in_the_shards():
     config = changed("pack.motion", False)
     with pytest.raises(ConfigError, match=r"pretrain\.motion masks by motion"):
         parse_config(config)
+
+
+def several(**more: object) -> dict:
+    """Two generated datasets, whose captions of one name are of different kinds."""
+    first = {"dataset": DEMO["dataset"], "captions": {"said": {"kind": "label"}}}
+    second = {"dataset": DEMO["dataset"], "captions": {"said": {"kind": "human"}}}
+    return {"name": "all", "datasets": {"first": first, "second": second}, **more}
+
+
+def test_what_stands_beside_datasets_need_not_be_whole():
+    config = parse_config(several(pack={"captions": "said", "text": True}))
+    assert [config.of(name).pack.sources for name in config.dataset_names] == [("said",), ("said",)]
+    with pytest.raises(ConfigError, match=r"datasets\.first: pack\.captions names 'told'"):
+        parse_config(several(pack={"captions": "told"}))
+
+
+def test_a_dataset_may_have_captions_of_another_kind_under_a_shared_name():
+    shared = {"said": {"kind": "blip2", "model": "nowhere/blip2"}, "also": {"kind": "label", "templates": ["{}!"]}}
+    config = parse_config(several(captions=shared))
+    assert [config.of(name).captions["said"].kind for name in config.dataset_names] == ["label", "human"]
+    assert config.of("first").captions["also"].templates == ("{}!",)
+    values = several(captions=shared)
+    values["datasets"]["first"]["captions"] = {"said": {"key_frames": 1}}
+    assert parse_config(values).of("first").captions["said"].key_frames == 1, "keys of the same kind are merged"
+
+
+def test_no_two_runs_write_to_the_same_folder():
+    runs = {"a": {"seeds": [0, 1]}, "a-seed0": {}}
+    with pytest.raises(ConfigError, match="both 'a-seed0'"):
+        parse_config(DEMO | {"pretrain": runs, "evaluate": {}})
+    assert len(parse_config(DEMO | {"pretrain": {**runs, "a": {"seeds": [1, 2]}}, "evaluate": {}}).runs) == 3
+
+
+def test_a_run_with_its_own_seed_is_not_repeated_with_the_configs():
+    config = parse_config(DEMO | {"seeds": [0, 1], "pretrain": {"a": {"seed": 7}, "b": {}}, "evaluate": {}})
+    assert {name: run.seed for name, run in config.runs.items()} == {"a": 7, "b-seed0": 0, "b-seed1": 1}
+    assert [*config.instances("a"), *config.instances("b")] == list(config.runs)
+    with pytest.raises(ConfigError, match="either `seed` or `seeds`"):
+        parse_config(DEMO | {"pretrain": {"a": {"seed": 7, "seeds": [1]}}, "evaluate": {}})
+
+
+def test_retrieval_needs_packed_text_where_it_is_done():
+    values = several(captions={"said": {"kind": "label"}}, pack={"captions": "said", "text": True})
+    values["datasets"]["second"]["pack"] = {"text": False}
+    values["pretrain"] = {"a": {"dataset": "first", "contrast": {}}}
+    parse_config(values | {"evaluate": {"find": {"task": "retrieval"}}})
+    with pytest.raises(ConfigError, match=r"evaluate\.find asks with captions of second, but pack\.text"):
+        parse_config(values | {"evaluate": {"find": {"task": "retrieval", "dataset": "second"}}})
+
+
+def test_a_table_and_a_figure_cannot_be_one_target():
+    table = {"title": "", "columns": [{"title": "", "task": "linear"}], "rows": [{"label": "", "runs": "tube"}]}
+    figure = {"title": "", "kind": "losses", "runs": {"Tube": "tube"}}
+    with pytest.raises(ConfigError, match="'both' is the name of a table and of a figure"):
+        parse_config(DEMO | {"tables": {"both": table}, "figures": {"both": figure}})
+
+
+def test_fine_tuning_at_full_size_takes_the_papers_steps_on_one_gpu():
+    config = load_config(ROOT / "config/tgm.yaml")
+    for name, rate in (("finetune-ssv2", 5e-4), ("finetune-k400", 1e-3)):  # TGM, Table 9: 384 clips, for 256
+        task = config.evaluate[name]
+        o, scale = task.optimisation, task.optimisation.batch_size / 256
+        assert o.batch_size / task.repeats == 384
+        assert o.learning_rate * scale == pytest.approx(rate * 384 / 256)
+        # VideoMAE scales both ends of the schedule by the clips of a batch, too.
+        assert o.warmup_learning_rate * scale == pytest.approx(1e-6 * 384 / 256)
+        assert o.min_learning_rate * scale == pytest.approx(1e-6 * 384 / 256)
+        assert o.batch_size / o.accumulate <= 64, "all passes are of one process"
 
 
 def test_the_strategies_read_from_the_source_are_the_registered_ones():

@@ -39,9 +39,12 @@ def evaluate(arguments: argparse.Namespace) -> None:
     config = load(arguments)
     runs = chosen("run", arguments.run, config.runs)
     tasks = chosen("task", arguments.task, config.evaluate)
-    for name, task_name in config.evaluations():
-        if name not in runs or task_name not in tasks:
-            continue
+    pairs = [(name, task) for name, task in config.evaluations() if name in runs and task in tasks]
+    if not pairs and (arguments.run or arguments.task):
+        raise ConfigError(
+            f"evaluate: none of {', '.join(tasks)} is done for any of {', '.join(runs)} (`runs`, `contrast`)"
+        )
+    for name, task_name in pairs:
         run, task, own = config.runs[name], config.evaluate[task_name], config.dataset_of(name)
         data, layout = Layout.of(config, config.dataset_of(name, task_name)), Layout.of(config, own)
         train_split = getattr(task, "train_split", None)

@@ -12,7 +12,7 @@ def explain_problem(problem: Any, schema: dict[str, Any]) -> str:
         keys, _ = _allowed(location[:-1], schema)
         close = get_close_matches(str(location[-1]), keys, n=1)
         hint = f"; did you mean `{close[0]}`?" if close else ""
-        return f"{key}: no such key{hint} Allowed here: {', '.join(keys)}"
+        return f"{key}: no such key{hint}. Allowed here: {', '.join(keys)}"
     if problem["type"] == "missing":
         return f"{key}: this key is required"
     _, unit = _allowed(location, schema)
@@ -33,6 +33,8 @@ def _allowed(location: tuple[Any, ...], schema: dict[str, Any]) -> tuple[list[st
             node = node["properties"][part]
         elif isinstance(node.get("additionalProperties"), dict):
             node = node["additionalProperties"]
+        elif node.get("patternProperties"):  # mappings from names: the keys have a pattern
+            node = next(iter(node["patternProperties"].values()))
     resolved = _resolve(node, schema)
     return sorted(resolved.get("properties", {})), node.get("unit")
 

@@ -31,6 +31,8 @@ class _Stages(Section):
 
     @model_validator(mode="after")
     def _packs_what_there_is(self) -> "_Stages":
+        if getattr(self, "datasets", None):
+            return self  # what stands beside them need not be whole; what each dataset makes of it is checked there
         unknown = [source for source in self.pack.sources if source not in self.captions]
         if unknown:
             known = ", ".join(self.captions) or "none"
@@ -80,12 +82,16 @@ class Config(_Stages):
     @model_validator(mode="before")
     @classmethod
     def _share_stages(cls, values: Any) -> Any:
-        """Gives each dataset what stands beside `datasets`, where it does not say otherwise."""
+        """Gives each dataset what stands beside `datasets`, where it does not say otherwise.
+
+        A caption source of another kind takes the place of the shared one: their keys are not those of one section.
+        """
         if not isinstance(values, Mapping) or not isinstance(values.get("datasets"), Mapping) or not values["datasets"]:
             return values
         shared = {key: value for key, value in values.items() if key in STAGE_KEYS}
         datasets = {
-            name: merge(shared, own) if isinstance(own, Mapping) else own for name, own in values["datasets"].items()
+            name: merge(shared, own, kind="kind") if isinstance(own, Mapping) else own
+            for name, own in values["datasets"].items()
         }
         return {**values, "datasets": datasets}
 
@@ -103,6 +109,11 @@ class Config(_Stages):
         taken |= {name for name in named if name.startswith(("clip_", "masks_"))}  # of each clip, or each dataset
         if taken:
             raise ValueError(f"{min(taken)!r} is a name of the report's own; call the table or figure otherwise")
+        if both := sorted({*self.tables} & {*self.figures}):
+            raise ValueError(
+                f"{both[0]!r} is the name of a table and of a figure; each is a target, call one otherwise"
+            )
+        self._check_instances()
         for name, run in self.pretrain.items():
             self._check_run(f"pretrain.{name}", run)
         for name, task in self.evaluate.items():
@@ -120,6 +131,19 @@ class Config(_Stages):
             raise ValueError(f"{where}.dataset is {name!r}; datasets has: {', '.join(self.datasets)}")
         if not self.datasets and name not in (None, self.name):
             raise ValueError(f"{where}.dataset is {name!r}, but there is only one dataset")
+
+    def _check_instances(self) -> None:
+        """Two runs, or two seeds of one, must not write to the same folder."""
+        owners: dict[str, str] = {}
+        for name in self.pretrain:
+            for instance in self.instances(name):
+                other = owners.setdefault(instance, name)
+                if other != name:
+                    raise ValueError(
+                        f"pretrain.{other}, repeated with seeds, and pretrain.{name} are both {instance!r}"
+                    )
+            if len(set(self.instances(name))) < len(self.instances(name)):
+                raise ValueError(f"pretrain.{name} is repeated with a seed that is named twice")
 
     def _check_run(self, where: str, run: PretrainRun) -> None:
         self._check_dataset(where, run.dataset, needed=True)
@@ -147,6 +171,18 @@ class Config(_Stages):
             without = [run for run in task.runs or () if self.pretrain[run].contrast is None]
             if without:
                 raise ValueError(f"evaluate.{name} needs runs with `contrast`; {without[0]} has none")
+        if isinstance(task, Retrieval):
+            self._check_queries(name, task)
+
+    def _check_queries(self, name: str, task: Retrieval) -> None:
+        """What a retrieval asks with must be packed on each dataset that it is done on: found out now, not after a week."""
+        for dataset in sorted({self._dataset_of(self.pretrain[run], task) for run in self.runs_of(name)}):
+            corpus, where = (self.datasets[dataset], f" of {dataset}") if self.datasets else (self, "")
+            if not corpus.pack.text:
+                raise ValueError(f"evaluate.{name} asks with captions{where}, but pack.text{where} is not set")
+            if task.source is not None and task.source not in corpus.pack.sources:
+                known = ", ".join(corpus.pack.sources)
+                raise ValueError(f"evaluate.{name}.source is {task.source!r}; packed{where} are: {known}")
 
     def _check_cells(self, where: str, spec: TableSpec | FigureSpec) -> None:
         runs = set(spec.runs.values()) if isinstance(spec, FigureSpec) else {run for run, _ in spec.cells()}
@@ -179,15 +215,21 @@ class Config(_Stages):
     def dataset_of(self, run: str, task: str | None = None) -> str:
         """The dataset that a run trains on, or that an evaluation of it uses; `run` may be one of `runs`."""
         own = self.runs[run] if run in self.runs else self.pretrain[run]
-        chosen = self.evaluate[task].dataset if task is not None else None
-        return chosen or own.dataset or self.name
+        return self._dataset_of(own, None if task is None else self.evaluate[task])
+
+    def _dataset_of(self, run: PretrainRun, task: EvaluationTask | None) -> str:
+        return (task.dataset if task is not None else None) or run.dataset or self.name
+
+    def _seeds_of(self, run: PretrainRun) -> tuple[int | None, ...]:
+        """The seeds that a run is repeated with; None: once, with its own or the config's. A seed of its own is the only one."""
+        return run.seeds or (() if run.seed is not None else self.seeds) or (None,)
 
     @property
     def runs(self) -> dict[str, PretrainRun]:
         """The pretraining runs, one a seed: `tube`, or `tube-seed0`, `tube-seed1` where it is repeated."""
         found = {}
         for name, run in self.pretrain.items():
-            for seed in run.seeds or self.seeds or (None,):
+            for seed in self._seeds_of(run):
                 found[instance_name(name, seed)] = (
                     run if seed is None else run.model_copy(update={"seed": seed, "seeds": ()})
                 )
@@ -195,7 +237,7 @@ class Config(_Stages):
 
     def instances(self, run: str) -> list[str]:
         """Names in `runs` of a run of `pretrain`."""
-        return [instance_name(run, seed) for seed in self.pretrain[run].seeds or self.seeds or (None,)]
+        return [instance_name(run, seed) for seed in self._seeds_of(self.pretrain[run])]
 
     def runs_of(self, task: str) -> list[str]:
         """Names in `pretrain` of the runs that an evaluation is done for."""
@@ -216,10 +258,21 @@ def instance_name(run: str, seed: int | None) -> str:
     return run if seed is None else f"{run}-seed{seed}"
 
 
-def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
-    """Two mappings in one; where both have a key, mappings are merged and other values taken from `update`."""
+def merge(base: Mapping[str, Any], update: Mapping[str, Any], kind: str | None = None) -> dict[str, Any]:
+    """Two mappings in one; where both have a key, mappings are merged and other values taken from `update`.
+
+    Args:
+        kind: a key that tells what a mapping is: two that both have it, and differ there, are not merged.
+    """
     merged = dict(base)
     for key, value in update.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if both else value
+        old = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping) and _alike(old, value, kind):
+            merged[key] = merge(old, value, kind)
+        else:
+            merged[key] = value
     return merged
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any], kind: str | None) -> bool:
+    return kind is None or kind not in one or kind not in other or one[kind] == other[kind]

@@ -68,7 +68,11 @@ class Reconstruction(Section):
 
 
 class Contrast(Section):
-    """Masked video-text contrast (TGM, section 3.4): InfoNCE between pooled visible tokens and a caption's vector."""
+    """Masked video-text contrast (TGM, section 3.4): InfoNCE between pooled visible tokens and a caption's vector.
+
+    Negatives and batch norm are those of one pass of all processes: with `optimisation.accumulate` the contrast's batch is
+    that much smaller than the optimiser's.
+    """
 
     weight: float = field(1.0, "its weight in the loss; 0: logged only, and the encoder learns nothing from it", ge=0)
     # The value in TGM's text is lost; 0.07 is InfoNCE's usual start (MoCo, CLIP).
@@ -140,7 +144,9 @@ class PretrainRun(Section):
     kept_gigabytes: float = field(
         0.0, "memory for decoded frames in each loading process, where the data fits into it", "gigabytes", ge=0
     )
-    seed: int | None = field(None, "this run's own seed; the config's when not given", ge=0, lt=2**31)
+    seed: int | None = field(
+        None, "this run's own seed; the config's, or each of its seeds, when not given", ge=0, lt=2**31
+    )
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = field((), "repeat the run with each of these seeds")
     checkpoint_every: int = field(200, "a checkpoint for resuming is written every so many steps", "steps", ge=1)
     checkpoints_kept: int = field(2, "newest checkpoints kept", "checkpoints", ge=1, le=100)
@@ -150,6 +156,12 @@ class PretrainRun(Section):
     def _learns(self) -> "PretrainRun":
         if self.reconstruction.weight == 0 and (self.contrast is None or self.contrast.weight == 0):
             raise ValueError("both objectives have no weight; give reconstruction.weight or contrast.weight")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_once(self) -> "PretrainRun":
+        if self.seed is not None and self.seeds:
+            raise ValueError("give either `seed` or `seeds`")
         return self
 
     @model_validator(mode="after")

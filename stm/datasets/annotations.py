@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 COLUMNS = ("path", "video_id", "split", "label", "caption", "captions", "start", "end", "questions")
 _NUMBERED_CAPTION = re.compile(r"caption_\d+")
-_SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # as `Name` in stm/config.py
+_SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # as `Name` in stm/config/base.py
 _CSV_FIELD_LIMIT = 16 * 2**20  # characters
 
 

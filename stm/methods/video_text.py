@@ -12,12 +12,15 @@ from stm.config import Contrast
 from stm.models import zoo
 from stm.models.head import PredictionHead
 from stm.models.vit import VideoEncoder
+from stm.models.weights import check_tensors
 from stm.objectives.contrast import match_pairs
 
 EXTRA = "contrast"
 """Name of the branch's part of a weights file."""
 
 LEAST_TEMPERATURE = 0.01  # CLIP's
+# A little above its logarithm: `exp` may round it down, and the clamp of what is then below has no gradient.
+_LEAST_LOGARITHM = math.log(LEAST_TEMPERATURE) + 2e-6
 
 
 class VideoText(nn.Module):
@@ -84,7 +87,7 @@ class VideoText(nn.Module):
         """Sets what the last step took below the least value back to it, as CLIP does: below, a clamp alone would
         have no gradient, and the temperature would never come up again."""
         if self.log_temperature is not None and self.training:
-            self.log_temperature.clamp_(min=math.log(LEAST_TEMPERATURE))
+            self.log_temperature.clamp_(min=_LEAST_LOGARITHM)
 
     def describe(self) -> dict[str, Any]:
         """What `load_video_text` needs beside the weights, as JSON values."""
@@ -111,10 +114,17 @@ def load_video_text(path: Path) -> VideoText:
     """The branch from a run's weights, in eval mode.
 
     Raises:
-        ValueError: the file cannot be read, or its run had no `contrast`.
+        ValueError: the file cannot be read, its run had no `contrast`, or its weights do not fit its header.
     """
     tensors, about = zoo.load_extra(path, EXTRA)
-    branch = VideoText(about["width"], about["text_width"], Contrast.model_validate(about["settings"]))
+    try:
+        sizes = about["width"], about["text_width"], Contrast.model_validate(about["settings"])
+        with torch.device("meta"):  # takes no memory, whatever the header says
+            blank = VideoText(*sizes).state_dict()
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise zoo.WeightsError(f"{path}: its header describes no {EXTRA!r} that can be built ({error!r})") from error
+    check_tensors(tensors, blank, f"{path} has a {EXTRA!r}")
+    branch = VideoText(*sizes)
     branch.load_state_dict(tensors)
     branch.text_model = about.get("text_model")
     return branch.eval()

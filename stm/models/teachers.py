@@ -30,6 +30,7 @@ class AttentionTeacher(nn.Module):
     mean: Tensor
     deviation: Tensor
     rows: Tensor
+    identity: dict[str, str] | None = None  # for receipts: the model and the hash of its weights, where it was loaded
 
     def __init__(
         self,
@@ -75,14 +76,13 @@ class AttentionTeacher(nn.Module):
         Raises:
             ModelError: it cannot be loaded or used; the message says why.
         """
-        try:
-            clip = load_clip(settings.model, device="cpu")
-        except ModelError as error:
-            raise ModelError(str(error).replace("similarity.model", "teacher.model", 1)) from error
+        clip = load_clip(settings.model, device="cpu", setting="teacher.model")
         side = architecture.image_size // architecture.patch_size
         own = settings.normalisation == "own"
         mean, deviation = (clip.mean, clip.std) if own else (IMAGENET_MEAN, IMAGENET_STD)
-        return cls(clip.model.visual, side, architecture.tubelet, settings.image_size, mean, deviation)
+        teacher = cls(clip.model.visual, side, architecture.tubelet, settings.image_size, mean, deviation)
+        teacher.identity = clip.identity
+        return teacher
 
     def train(self, mode: bool = True) -> "AttentionTeacher":
         """Stays in evaluation mode, whatever the method around it does."""

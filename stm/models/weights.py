@@ -16,8 +16,9 @@ from stm.models.vit import Architecture, VideoEncoder, VideoMAE
 Kind = Literal["pretraining", "encoder", "classifier"]
 
 # What the shapes and the computation of trained weights hang on. The clip's length and the picture's size are
-# not among them: positions are a fixed table, made anew for any number of tokens.
-ENCODER_FIELDS = ("patch_size", "tubelet", "width", "depth", "heads", "mlp_ratio")
+# not among them: positions are a fixed table, made anew for any number of tokens. Its kind is: weights that were
+# trained with one table would read nonsense from another, and no shape tells.
+ENCODER_FIELDS = ("patch_size", "tubelet", "width", "depth", "heads", "mlp_ratio", "positions", "position_period")
 DECODER_FIELDS = ("decoder_width", "decoder_depth", "decoder_heads")
 
 # A header may come from anyone: these bounds keep a forged one from filling the memory.

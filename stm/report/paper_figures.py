@@ -48,7 +48,8 @@ def draw_losses(config: Config, name: str) -> Figure:
             if not seeds:
                 continue
             steps = sorted(set.intersection(*(set(curve[0]) for curve in seeds)))
-            values = [running_mean([curve[1][curve[0].index(s)] for s in steps], 0.02) for curve in seeds]
+            found = [dict(zip(*curve, strict=True)) for curve in seeds]
+            values = [running_mean([logged[step] for step in steps], 0.02) for logged in found]
             style = run_style(place)
             axes.plot(steps, [sum(v) / len(v) for v in zip(*values, strict=True)], label=label, linewidth=1.6, **style)
             if len(values) > 1:

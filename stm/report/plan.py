@@ -66,7 +66,20 @@ def _plan_dataset(config: Config, clips: Clips) -> tuple[DatasetPlan, list[Stage
     cells = config.grid * max(config.grid, round(config.grid * long / short))
     stages = reading_stages(config, clips, shards, frames, stored, long / short)
     stages += scoring_stages(config, clips, shards, stored, cells)
+    _add_packed_maps(config, stages)
     return DatasetPlan(clips.per_split, round(frames, 1), round(stored, 1), shards, clips.basis), stages
+
+
+def _add_packed_maps(config: Config, stages: list[Stage]) -> None:
+    """A shard holds a copy of the frames, and of the maps and vectors that are packed."""
+    pack = config.pack
+    packed = {name for name, there in (("motion", pack.motion), ("flow", pack.flow)) if there}
+    packed |= {f"similarity/{source}" for source in pack.sources if pack.similarity}
+    packed |= {f"text/{source}" for source in pack.sources if pack.text}
+    size = sum(stage.gigabytes for stage in stages if stage.stage in packed)
+    for stage in stages:
+        if stage.stage == "shards":
+            stage.gigabytes += size
 
 
 def _name_after(dataset: str, stage: Stage) -> Stage:

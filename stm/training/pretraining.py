@@ -55,10 +55,11 @@ def pretrain(
         if method.contrast is not None:
             method.contrast.text_model = read_text_model(shard_indexes)
         start = start_from(method.model, run.init) if run.init else None
+        teacher = getattr(method.teacher, "identity", None)
         method.to(process.device)
         steps_per_epoch = count_steps(dataset, run.optimisation) if run.optimisation.epochs else 0
         data = hash_shards(shard_indexes)
-        plan = _make_plan(run, steps_per_epoch, seed, data, start, output)
+        plan = _make_plan(run, steps_per_epoch, seed, data, start, teacher, output)
         _introduce(plan, dataset, zoo.count_parameters(method), process)
         batches = feed(dataset, run.optimisation, process, seed, run.workers) if plan.steps else _nothing
         checkpoints = fit(method, batches, plan, output, process)
@@ -85,7 +86,13 @@ def _open(run: PretrainRun, shard_indexes: Sequence[Path], seed: int) -> ClipDat
 
 
 def _make_plan(
-    run: PretrainRun, steps_per_epoch: int, seed: int, data: dict[str, str], start: Start | None, output: Path
+    run: PretrainRun,
+    steps_per_epoch: int,
+    seed: int,
+    data: dict[str, str],
+    start: Start | None,
+    teacher: dict[str, str] | None,
+    output: Path,
 ) -> Plan:
     settings = run.model_dump(mode="json", exclude=_INDIFFERENT)
     origin = {"run": settings, "seed": seed, "data": data, "stm": stm.__version__}
@@ -94,7 +101,7 @@ def _make_plan(
         optimisation=run.optimisation,
         steps_per_epoch=steps_per_epoch,
         seed=seed,
-        origin=origin | ({"init": asdict(start)} if start else {}),
+        origin=origin | ({"init": asdict(start)} if start else {}) | ({"teacher": teacher} if teacher else {}),
         precision=run.precision,
         compile=run.compile,
         checkpoint_every=run.checkpoint_every,
@@ -121,7 +128,7 @@ def _write(method: MAE, run: PretrainRun, plan: Plan, output: Path) -> None:
         ("torch", "timm", "numpy", "opencv-python-headless", "simplejpeg"),
         seed=plan.seed,
         step=plan.steps,
-        **{name: plan.origin[name] for name in ("data", "init") if name in plan.origin},
+        **{name: plan.origin[name] for name in ("data", "init", "teacher") if name in plan.origin},
     )
     branch = method.contrast
     zoo.save(

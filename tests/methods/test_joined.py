@@ -103,6 +103,7 @@ def test_a_step_of_two_processes_is_a_step_on_the_joined_batch(two: list[Values]
 @pytest.mark.slow
 def test_the_messages_between_processes_are_part_of_the_one_graph(two: list[Values]) -> None:
     for values in two:  # "compiled" was captured whole (fullgraph), or it would not be there
+        assert values["nested"] == 0  # which DDP's optimiser refuses in older versions of torch
         compiled = {name: value for name, value in values.items() if name.startswith("compiled/")}
         assert compiled
         for name, value in compiled.items():

@@ -140,8 +140,12 @@ def test_a_learned_temperature_falls_to_a_hundredth_and_rises_again() -> None:
         branch.log_temperature.grad.fill_(0.1 * direction)
         optimiser.step()
         assert branch.temperature.item() == pytest.approx(expected, rel=0.02)
+    with torch.no_grad():
+        branch.log_temperature.fill_(-9.0)
     method(draw_captioned())["loss"].backward()
     assert branch.log_temperature.grad is not None and branch.log_temperature.grad != 0
+    # Not on the clamp's edge, where a device that rounds `exp` down would have no gradient.
+    assert branch.log_temperature.exp().item() > 0.01
 
 
 @pytest.mark.parametrize(("weight", "reconstruction"), [(0.5, 1.0), (0.0, 1.0), (0.5, 0.0)])
@@ -208,6 +212,27 @@ def test_a_run_without_contrast_has_no_vectors(tmp_path: Path) -> None:
     assert same(load_method(make_run(), tmp_path / "a.safetensors").model, method.model)
     with pytest.raises(ValueError, match="needs the width of the captions' vectors"):
         build_method(make_run(contrast={}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": None}, "describes no 'contrast' that can be built"),
+        ({"settings": {"hidden": 16, "unknown": 1}}, "describes no 'contrast' that can be built"),
+        ({"text_width": TEXT + 1}, r"head\.3\.weight \(9x16 instead of 10x16\)"),
+        ({"width": 2**45}, r"head\.0\.weight"),  # no memory is taken for it
+        ({"settings": {"hidden": 16, "learnable": True}}, "1 missing: log_temperature"),
+    ],
+)
+def test_a_header_that_does_not_fit_its_weights_is_an_error_of_one_kind(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    method = make_method({})
+    about = {**method.contrast.describe(), **change}
+    path = tmp_path / "weights.safetensors"
+    zoo.save(method.model, path, extra={EXTRA: method.contrast.state_dict()}, header={EXTRA: about})
+    with pytest.raises(zoo.WeightsError, match=message):
+        load_video_text(path)
 
 
 def test_text_of_another_width_is_an_error() -> None:

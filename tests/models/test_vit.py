@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from stm.data.pixels import IMAGENET_MEAN, IMAGENET_STD, join_tubelets, split_tubelets
-from stm.models.vit import Architecture, TubeletEmbedding, VideoEncoder, VideoMAE, make_blocks, position_table, separable_table
+from stm.models.vit import (
+    Architecture,
+    TubeletEmbedding,
+    VideoEncoder,
+    VideoMAE,
+    make_blocks,
+    position_table,
+    separable_table,
+)
 
 SMALL = Architecture(32, 8, 2, 4, width=48, depth=3, heads=3, decoder_width=24, decoder_depth=2, decoder_heads=2)
 
@@ -126,7 +134,9 @@ def test_separable_positions_are_three_tables_side_by_side() -> None:
     for slot in range(slots):
         for row in range(side):
             for column in range(side):
-                parts = [position_table(9, part, period)[0, place] for part, place in ((8, slot), (6, row), (6, column))]
+                parts = [
+                    position_table(9, part, period)[0, place] for part, place in ((8, slot), (6, row), (6, column))
+                ]
                 torch.testing.assert_close(table[slot * side**2 + row * side + column], torch.cat(parts))
 
 

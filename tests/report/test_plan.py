@@ -63,6 +63,42 @@ def test_twice_the_clips_cost_twice_the_work(tmp_path):
         assert hours[1][stage] == pytest.approx(2 * gigabytes)
 
 
+def hours(values: dict) -> dict:
+    return {stage.stage: stage for stage in make_plan(parse_config(values)).stages}
+
+
+def test_shards_hold_the_frames_and_what_is_packed(tmp_path):
+    values = load_config(ROOT / "config/demo.yaml").model_dump(mode="json") | {"results": str(tmp_path)}
+    packed = hours(values)
+    maps = sum(packed[name].gigabytes for name in ("motion", "flow", "similarity/blip2", "text/blip2"))
+    assert packed["shards"].gigabytes == pytest.approx(packed["frames"].gigabytes + maps)
+
+
+def test_generating_text_takes_the_time_of_its_tokens_not_of_its_arithmetic_alone(tmp_path):
+    values = load_config(ROOT / "config/demo.yaml").model_dump(mode="json") | {"results": str(tmp_path)}
+    source = values["captions"]["blip2"]
+    before = hours(values)["captions/blip2"].gpu_hours
+    source["max_new_tokens"] *= 2
+    more = hours(values)["captions/blip2"].gpu_hours - before
+    passes = sum(values["dataset"]["clips"].values()) * source["key_frames"] / source["batch_size"]
+    assert more == pytest.approx(passes * (source["max_new_tokens"] / 2) * 0.025 / 3600)
+
+
+def test_augmentation_of_fine_tuning_is_counted_for_each_repeat(tmp_path):
+    values = load_config(ROOT / "config/demo.yaml").model_dump(mode="json") | {"results": str(tmp_path)}
+    task = values["evaluate"]["finetune"]
+
+    def loading() -> float:
+        return hours(values)["evaluate/tube/finetune"].loading_hours
+
+    plain = loading()
+    task["augmentation"]["auto_augment"] = "rand-m7-n4-mstd0.5-inc1"
+    once = loading() - plain
+    task["repeats"] = 2
+    assert once > plain, "RandAugment takes longer than decoding"
+    assert loading() - plain == pytest.approx(2 * once)
+
+
 def test_the_image_tower_of_vit_b_32_takes_as_many_operations_as_published():
     # 4.4 G multiply-adds; open_clip's own configuration is the source of the sizes.
     assert open_clip.get_model_config("ViT-B-32")["vision_cfg"]["width"] == 768

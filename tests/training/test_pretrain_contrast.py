@@ -142,6 +142,8 @@ def test_a_run_can_start_from_another_s_weights(
 
     with pytest.raises(ValueError, match=r"init: .*first.*width 128 instead of 384"):
         pretrain(make_run(init=first, model="small", **untrained), shards, tmp_path / "fourth", 8, "cpu")
+    with pytest.raises(ValueError, match=r"init: .*first.*positions joint instead of separable"):
+        pretrain(make_run(init=first, positions="separable", **untrained), shards, tmp_path / "fifth", 8, "cpu")
 
 
 def test_weights_to_start_from_that_have_changed_are_not_resumed(
@@ -194,3 +196,5 @@ def test_a_teacher_guides_a_run_and_is_in_neither_weights_nor_checkpoints(
     assert model_weights(tmp_path).keys() == tube.model.state_dict().keys()
     assert saved and all(names == tube.state_dict().keys() for names in saved)
     assert read_log(tmp_path)[-1]["reconstruction"] > 0
+    receipt = json.loads((tmp_path / "config.json").read_text())["receipt"]
+    assert receipt["teacher"]["model"] == "local-dir:demo-clip" and len(receipt["teacher"]["weights_sha256"]) == 64

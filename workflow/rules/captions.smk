@@ -18,6 +18,7 @@ rule captions:
     threads: 1
     resources:
         mem_mb=16000,
+        gpu=1,
         runtime=480,
     params:
         source=lambda wildcards: dump(

@@ -193,6 +193,22 @@ def task_splits(wildcards):
     }
 
 
+def pretrain_models(wildcards):
+    """The files that a run starts from or is guided by, when they are local; weights of another run are waited for."""
+    run = CONFIG.runs[wildcards.run]
+    made = {weights_of(name) for name in CONFIG.runs}
+    init = Path(run.init).as_posix() if run.init else None
+    return {
+        "init": [init] if init in made else local_model_files(run.init),
+        "teacher": local_model_files(run.teacher.model if run.teacher else None),
+    }
+
+
+def gpus_of(wildcards):
+    """GPUs of a pretraining run: one a process."""
+    return CONFIG.runs[wildcards.run].processes
+
+
 def weights_of(run):
     """The weights of a run of `CONFIG.runs`."""
     layout = LAYOUTS[CONFIG.dataset_of(run)]

@@ -17,6 +17,7 @@ rule evaluate:
     threads: share_of_cores(len(CONFIG.evaluations()))
     resources:
         mem_mb=32000,
+        gpu=1,
         runtime=1440,
     params:
         run=lambda wildcards: dump(CONFIG.runs[wildcards.run]),

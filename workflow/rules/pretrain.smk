@@ -3,10 +3,10 @@
 
 rule pretrain:
     input:
+        unpack(pretrain_models),
         shards=lambda wildcards: packed(
             wildcards.dataset, CONFIG.runs[wildcards.run].split
         ),
-        init=lambda wildcards: local_model_files(CONFIG.runs[wildcards.run].init),
     output:
         weights=f"{ROOT}/pretrain/{{run}}/weights.safetensors",
         config=f"{ROOT}/pretrain/{{run}}/config.json",
@@ -17,9 +17,10 @@ rule pretrain:
     retries: 2
     conda:
         "../../environment.yml"
-    threads: share_of_cores(len(CONFIG.runs))
+    threads: lambda wildcards: max(share_of_cores(len(CONFIG.runs)), gpus_of(wildcards))
     resources:
-        mem_mb=32000,
+        mem_mb=lambda wildcards: 16000 + 16000 * gpus_of(wildcards),
+        gpu=gpus_of,
         runtime=2880,
     params:
         run=lambda wildcards: dump(CONFIG.runs[wildcards.run]),

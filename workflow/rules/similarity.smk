@@ -17,6 +17,7 @@ rule embeddings:
     threads: 1
     resources:
         mem_mb=16000,
+        gpu=1,
         runtime=480,
     params:
         settings=stage("similarity"),
@@ -39,6 +40,7 @@ rule similarity:
     threads: 1
     resources:
         mem_mb=16000,
+        gpu=1,
         runtime=480,
     params:
         settings=stage("similarity"),

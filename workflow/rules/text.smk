@@ -16,6 +16,7 @@ rule text:
     threads: 1
     resources:
         mem_mb=8000,
+        gpu=1,
         runtime=120,
     params:
         settings=stage("text"),
