@@ -149,5 +149,5 @@ def reconstruct(run: Run, cuts: Sequence[Cut]) -> list[strips.Tiles]:
     tiles = []
     for cut in cuts:
         video = method.reconstruct(cut.batch)["video"]
-        tiles.append(show_video((video * 255).round().to(torch.uint8), cut.slots, cut.geometry.tubelet))
+        tiles.append(show_video((video * 255).round().to(torch.uint8), cut.moments))
     return tiles

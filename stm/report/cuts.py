@@ -27,6 +27,7 @@ from stm.report.choose import Chosen
 from stm.report.strips import Row, Scale
 
 MOST_SLOTS = 8  # columns; longer clips show every n-th slot
+FEW_SLOTS = 3  # with so few, all frames are columns, or a clip would be one picture
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,20 @@ class Cut:
     geometry: Geometry
     batch: Mapping[str, Any]  # of one sample
     caption: str
-    slots: list[int]  # those that are shown
-    frames: strips.Tiles  # [shown slots, S, S, 3]: the first frame of each
+    moments: list[int]  # frames that are shown: the first of each slot, or several of each of few slots
+    frames: strips.Tiles  # [moments, S, S, 3]
     boxes: NDArray[np.float64] | None  # [frames, 4], shares of the crop; NaN: outside
+
+    @property
+    def slots(self) -> list[int]:
+        """The slot of each shown frame."""
+        return [moment // self.geometry.tubelet for moment in self.moments]
 
     def outline(self, tiles: strips.Tiles) -> strips.Tiles:
         """The tiles with the true box drawn, where there is one."""
         if self.boxes is None:
             return tiles
-        return strips.draw_boxes(tiles, self.boxes[[slot * self.geometry.tubelet for slot in self.slots]])
+        return strips.draw_boxes(tiles, self.boxes[self.moments])
 
     def cells(self, tokens: Tensor) -> NDArray[np.float32]:
         """A value for each token, [1, slots, N] or [1, slots * N] -> float32 [shown slots, side, side]."""
@@ -68,19 +74,27 @@ def cut_clips(
 
 
 def _cut(clip: Chosen, geometry: Geometry, sample: Mapping[str, Any]) -> Cut:
-    step = -(-geometry.slots // MOST_SLOTS)
-    slots = list(range(geometry.slots // 2 % step, geometry.slots, step))  # the middle slot is among them
+    moments = choose_moments(geometry)
     video = torch.from_numpy(sample["video"])[None]
     guides = {name: torch.from_numpy(guide)[None] for name, guide in sample["guides"].items()}
-    frames = show_video(video, slots, geometry.tubelet)
+    frames = show_video(video, moments)
     batch = {"video": video, "guides": guides}
-    return Cut(clip, geometry, batch, str(sample["caption"]), slots, frames, _boxes_in_crop(clip, geometry))
+    return Cut(clip, geometry, batch, str(sample["caption"]), moments, frames, _boxes_in_crop(clip, geometry))
 
 
-def show_video(video: Tensor, slots: Sequence[int], tubelet: int) -> strips.Tiles:
-    """uint8 [1, T, 3, S, S] -> the first frame of each slot, at the size that is shown."""
-    first = video[0, [slot * tubelet for slot in slots]]
-    return strips.resize(np.ascontiguousarray(first.permute(0, 2, 3, 1).numpy()))
+def choose_moments(geometry: Geometry) -> list[int]:
+    """Frames that stand for a clip, ascending: the first of each slot, or of every n-th; or, of few slots, all frames."""
+    if geometry.slots <= FEW_SLOTS:
+        step = -(-geometry.frames // MOST_SLOTS)
+        return list(range(0, geometry.frames, step))
+    step = -(-geometry.slots // MOST_SLOTS)
+    slots = range(geometry.slots // 2 % step, geometry.slots, step)  # the middle slot is among them
+    return [slot * geometry.tubelet for slot in slots]
+
+
+def show_video(video: Tensor, moments: Sequence[int]) -> strips.Tiles:
+    """uint8 [1, T, 3, S, S] -> the frames of these numbers, at the size that is shown."""
+    return strips.resize(np.ascontiguousarray(video[0, list(moments)].permute(0, 2, 3, 1).numpy()))
 
 
 def _boxes_in_crop(clip: Chosen, geometry: Geometry) -> NDArray[np.float64] | None:

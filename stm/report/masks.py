@@ -46,7 +46,7 @@ def ordered_strategies() -> list[str]:
 def picture_masks(config: Config, layout: Layout, results: Results) -> MaskGallery:
     """All strategies on the first clips of the report; of one dataset, whose config this is.
 
-    The clips are cut as the first run's are. The teacher is that of the first run that has one.
+    The clips are cut as those of the run with most tokens are. The teacher is that of the first run that has one.
     """
     wanted = config.report.model_copy(update={"clips": min(MOST_CLIPS, config.report.clips)})
     fewer = config.model_copy(update={"report": wanted})
@@ -55,7 +55,10 @@ def picture_masks(config: Config, layout: Layout, results: Results) -> MaskGalle
     if not chosen:
         return MaskGallery()
     runs = list(config.pretrain.values())
-    geometry = Geometry.of(runs[0]) if runs else default_geometry(config, chosen)
+    shapes = [Geometry.of(run) for run in runs]
+    # The shape with most tokens, where masks differ most from one another and from slot to slot.
+    finest = max(shapes, key=lambda shape: shape.slots * shape.tokens, default=None)
+    geometry = default_geometry(config, chosen) if finest is None else finest
     none: list[Cut] = []
     cuts = results.attempt("clips under all masks", partial(cut_clips, chosen, geometry, config.seed), none)
     teacher = next((run.teacher for run in runs if run.teacher is not None), None)

@@ -160,13 +160,13 @@ def _load_encoder(shown: Shown) -> VideoEncoder:
 
 
 def mark_query(tiles: strips.Tiles, cut: Cut, token: int) -> strips.Tiles:
-    """Frames the token that asks, where its slot is shown."""
+    """Frames the token that asks, in all shown frames of its slot."""
     shape = cut.geometry
     slot, place = divmod(token, shape.tokens)
-    if slot not in cut.slots:
-        return tiles
     row, column = divmod(place, shape.side)
-    return strips.mark_cell(tiles, cut.slots.index(slot), row, column, shape.side)
+    for shown in (number for number, found in enumerate(cut.slots) if found == slot):
+        tiles = strips.mark_cell(tiles, shown, row, column, shape.side)
+    return tiles
 
 
 def _find_weights(shown: Shown) -> Path:
