@@ -96,9 +96,8 @@ def scoring_stages(config: Config, clips: Clips, shards: int, stored: float, cel
     patches = clips.total * stored * cells
     tower = patches * clip_image_flops(config.similarity.model)
     captions_of = {}
-    for name, source in config.captions.items():
-        if config.mask_quality is None and name not in config.pack.sources:
-            continue  # nothing asks for it
+    needed = config.mask_quality is not None or bool(config.pack.sources)
+    for name, source in config.captions.items() if needed else ():
         flops, tokens = 0.0, 0.0
         if isinstance(source, Blip2Captions):
             captions_of[name] = source.key_frames

@@ -307,4 +307,4 @@ def test_the_plan_names_every_stage_that_runs(copy):
     plan = yaml.safe_load((copy / "results/small/plan.json").read_text())
     stages = {stage["stage"].split("/")[0] for stage in plan["stages"]}
     assert {"manifest", "frames", "captions", "similarity", "motion", "shards", "pretrain"} <= stages
-    assert plan["clips"] == {"train": 7}
+    assert plan["datasets"]["small"]["clips"] == {"train": 7}

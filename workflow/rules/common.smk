@@ -273,7 +273,8 @@ def dataset_inputs(dataset):
     """What the report shows of a dataset's offline stages."""
     corpus, layout, shards = CORPORA[dataset], LAYOUTS[dataset], all_shards(dataset)
     inputs = [layout.quarantine, *(layout.frames(shard) for shard in shards)]
-    sources = corpus.captions if corpus.mask_quality else corpus.pack.sources
+    # A dataset that packs none of the captions, for transfer, has no need of them.
+    sources = corpus.captions if corpus.mask_quality or corpus.pack.sources else ()
     inputs += [layout.captions(s, shard) for s in sources for shard in shards]
     if corpus.mask_quality is not None:
         inputs.append(layout.mask_quality)
