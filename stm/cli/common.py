@@ -67,3 +67,18 @@ def shards_of(arguments: argparse.Namespace, layout: Layout) -> list[str]:
 def packed(layout: Layout, split: str) -> list[Path]:
     """Index files of a split's packed shards."""
     return [layout.shard(shard) for shard in all_shards(layout, split)]
+
+
+def each_shard(arguments: argparse.Namespace) -> Iterator[tuple[Config, Layout, str]]:
+    """Every shard that the command line asks for, with its dataset's config and folder."""
+    for config, layout in corpora(arguments):
+        for shard in shards_of(arguments, layout):
+            yield config, layout, shard
+
+
+def each_source(arguments: argparse.Namespace) -> Iterator[tuple[Config, Layout, str, str]]:
+    """Every caption source and shard that the command line asks for."""
+    for config, layout in corpora(arguments):
+        for source in chosen("caption source", arguments.source, config.captions):
+            for shard in shards_of(arguments, layout):
+                yield config, layout, source, shard

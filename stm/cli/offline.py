@@ -2,7 +2,7 @@
 
 import argparse
 
-from stm.cli.common import chosen, corpora, shards_of
+from stm.cli.common import corpora, each_shard, each_source
 from stm.config import ConfigError, MovingShapesDataset
 from stm.layout import dataset_root
 from stm.manifest import write_slices
@@ -40,136 +40,124 @@ def split(arguments: argparse.Namespace) -> None:
 def frames(arguments: argparse.Namespace) -> None:
     from stm.preprocess.frames import extract_frames
 
-    for config, layout in corpora(arguments):
-        for shard in shards_of(arguments, layout):
-            extract_frames(
-                layout.slice(shard),
-                dataset_root(config),
-                layout.frames_tar(shard),
-                layout.frames(shard),
-                config.frames,
-                config.bad_input,
-                arguments.processes,
-            )
+    for config, layout, shard in each_shard(arguments):
+        extract_frames(
+            layout.slice(shard),
+            dataset_root(config),
+            layout.frames_tar(shard),
+            layout.frames(shard),
+            config.frames,
+            config.bad_input,
+            arguments.processes,
+        )
 
 
 def captions(arguments: argparse.Namespace) -> None:
     from stm.preprocess.captions import write_captions
 
-    for config, layout in corpora(arguments):
-        for source in chosen("caption source", arguments.source, config.captions):
-            for shard in shards_of(arguments, layout):
-                write_captions(
-                    layout.slice(shard),
-                    layout.frames_tar(shard),
-                    layout.frames(shard),
-                    layout.captions(source, shard),
-                    config.captions[source],
-                    config.bad_input,
-                )
+    for config, layout, source, shard in each_source(arguments):
+        write_captions(
+            layout.slice(shard),
+            layout.frames_tar(shard),
+            layout.frames(shard),
+            layout.captions(source, shard),
+            config.captions[source],
+            config.bad_input,
+        )
 
 
 def embeddings(arguments: argparse.Namespace) -> None:
     from stm.preprocess.similarity import write_embeddings
 
-    for config, layout in corpora(arguments):
-        for shard in shards_of(arguments, layout):
-            write_embeddings(
-                layout.frames_tar(shard),
-                layout.frames(shard),
-                layout.embeddings(shard),
-                config.similarity,
-                config.grid,
-            )
+    for config, layout, shard in each_shard(arguments):
+        write_embeddings(
+            layout.frames_tar(shard),
+            layout.frames(shard),
+            layout.embeddings(shard),
+            config.similarity,
+            config.grid,
+        )
 
 
 def similarity(arguments: argparse.Namespace) -> None:
     from stm.preprocess.similarity import write_similarity
 
-    for config, layout in corpora(arguments):
-        for source in chosen("caption source", arguments.source, config.captions):
-            for shard in shards_of(arguments, layout):
-                write_similarity(
-                    layout.frames_tar(shard),
-                    layout.frames(shard),
-                    layout.captions(source, shard),
-                    layout.similarity(source, shard),
-                    config.similarity,
-                    config.grid,
-                    config.bad_input,
-                    embeddings=layout.embeddings(shard) if config.similarity.keep_embeddings else None,
-                )
+    for config, layout, source, shard in each_source(arguments):
+        write_similarity(
+            layout.frames_tar(shard),
+            layout.frames(shard),
+            layout.captions(source, shard),
+            layout.similarity(source, shard),
+            config.similarity,
+            config.grid,
+            config.bad_input,
+            embeddings=layout.embeddings(shard) if config.similarity.keep_embeddings else None,
+        )
 
 
 def motion(arguments: argparse.Namespace) -> None:
     from stm.preprocess.motion import extract_motion
 
-    for config, layout in corpora(arguments):
-        for shard in shards_of(arguments, layout):
-            extract_motion(
-                layout.slice(shard),
-                dataset_root(config),
-                layout.frames(shard),
-                layout.motion(shard),
-                config.motion,
-                config.grid,
-                config.bad_input,
-                arguments.processes,
-            )
+    for config, layout, shard in each_shard(arguments):
+        extract_motion(
+            layout.slice(shard),
+            dataset_root(config),
+            layout.frames(shard),
+            layout.motion(shard),
+            config.motion,
+            config.grid,
+            config.bad_input,
+            arguments.processes,
+        )
 
 
 def text(arguments: argparse.Namespace) -> None:
     from stm.preprocess.text import write_text
 
-    for config, layout in corpora(arguments):
-        for source in chosen("caption source", arguments.source, config.captions):
-            for shard in shards_of(arguments, layout):
-                write_text(layout.captions(source, shard), layout.text(source, shard), config.text, config.bad_input)
+    for config, layout, source, shard in each_source(arguments):
+        write_text(layout.captions(source, shard), layout.text(source, shard), config.text, config.bad_input)
 
 
 def flow(arguments: argparse.Namespace) -> None:
     from stm.preprocess.flow import write_flow
 
-    for config, layout in corpora(arguments):
-        for shard in shards_of(arguments, layout):
-            write_flow(
-                layout.frames_tar(shard),
-                layout.frames(shard),
-                layout.flow(shard),
-                config.flow,
-                config.grid,
-                config.bad_input,
-                arguments.processes,
-            )
+    for config, layout, shard in each_shard(arguments):
+        write_flow(
+            layout.frames_tar(shard),
+            layout.frames(shard),
+            layout.flow(shard),
+            config.flow,
+            config.grid,
+            config.bad_input,
+            arguments.processes,
+        )
 
 
 def shards(arguments: argparse.Namespace) -> None:
     from stm.preprocess.shards import pack_shard
 
-    for config, layout in corpora(arguments):
+    for config, layout, shard in each_shard(arguments):
         pack, sources = config.pack, config.pack.sources
-        for shard in shards_of(arguments, layout):
-            pack_shard(
-                layout.slice(shard),
-                layout.frames_tar(shard),
-                layout.frames(shard),
-                {source: layout.captions(source, shard) for source in sources},
-                {source: layout.similarity(source, shard) for source in sources if pack.similarity},
-                layout.motion(shard) if pack.motion else None,
-                layout.flow(shard) if pack.flow else None,
-                {source: layout.text(source, shard) for source in sources if pack.text},
-                layout.shard_tar(shard),
-                layout.shard(shard),
-                pack,
-                config.grid,
-                config.bad_input,
-            )
+        pack_shard(
+            layout.slice(shard),
+            layout.frames_tar(shard),
+            layout.frames(shard),
+            {source: layout.captions(source, shard) for source in sources},
+            {source: layout.similarity(source, shard) for source in sources if pack.similarity},
+            layout.motion(shard) if pack.motion else None,
+            layout.flow(shard) if pack.flow else None,
+            {source: layout.text(source, shard) for source in sources if pack.text},
+            layout.shard_tar(shard),
+            layout.shard(shard),
+            pack,
+            config.grid,
+            config.bad_input,
+        )
 
 
 def verify(arguments: argparse.Namespace) -> None:
     from stm.preprocess.shards import verify_shard
 
-    for _, layout in corpora(arguments):
-        for shard in shards_of(arguments, layout):
-            verify_shard(layout.shard_tar(shard), layout.shard(shard))
-            print(f"{layout.shard_tar(shard)}: every member has the size and hash of its index")
+    for _, layout, shard in each_shard(arguments):
+        verify_shard(layout.shard_tar(shard), layout.shard(shard))
+        print(f"{layout.shard_tar(shard)}: every member has the size and hash of its index")

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 class ConfigError(ValueError):
@@ -26,5 +26,18 @@ class Section(BaseModel):
         return self.model_dump(mode="json", exclude=set(self.indifferent))
 
 
+def check_templates(templates: tuple[str, ...]) -> tuple[str, ...]:
+    """Sentences with one place for a label each.
+
+    Raises:
+        ValueError: one has none, or several.
+    """
+    bad = [template for template in templates if template.count("{}") != 1]
+    if bad:
+        raise ValueError(f"each template needs exactly one {{}} for the label; wrong: {bad}")
+    return templates
+
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Templates = Annotated[tuple[str, ...], AfterValidator(check_templates)]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stm.config.base import Fraction, Name, Section, field
+from stm.config.base import Fraction, Name, Section, Templates, field
 from stm.config.training import Augmentation, Optimisation, Sampling
 
 
@@ -87,16 +87,9 @@ class ZeroShot(_Task):
     """Classification by the likeness of a clip and its label's sentence, without training (runs with `contrast`)."""
 
     task: Literal["zero_shot"]
-    templates: tuple[str, ...] = field(
+    templates: Templates = field(
         ("a video of {}.",), "sentences with the label for {}; their vectors are averaged", min_length=1
     )
-
-    @model_validator(mode="after")
-    def _has_place(self) -> "ZeroShot":
-        bad = [t for t in self.templates if t.count("{}") != 1]
-        if bad:
-            raise ValueError(f"each template needs exactly one {{}} for the label; wrong: {bad}")
-        return self
 
 
 class Retrieval(_Task):

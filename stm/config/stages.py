@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stm.config.base import Name, Section, field
+from stm.config.base import Name, Section, Templates, field
 
 
 class Frames(Section):
@@ -43,14 +43,7 @@ class LabelCaptions(Section):
     """Templates filled with the action label: the oracle of TGM's Figure 5b."""
 
     kind: Literal["label"]
-    templates: tuple[str, ...] = field(("a video of {}.",), "captions; `{}` stands for the label", min_length=1)
-
-    @model_validator(mode="after")
-    def _has_place(self) -> "LabelCaptions":
-        bad = [t for t in self.templates if t.count("{}") != 1]
-        if bad:
-            raise ValueError(f"each template needs exactly one {{}} for the label; wrong: {bad}")
-        return self
+    templates: Templates = field(("a video of {}.",), "captions; `{}` stands for the label", min_length=1)
 
 
 class LanguageModelCaptions(Section):

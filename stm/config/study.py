@@ -214,7 +214,7 @@ class Config(_Stages):
 
     def dataset_of(self, run: str, task: str | None = None) -> str:
         """The dataset that a run trains on, or that an evaluation of it uses; `run` may be one of `runs`."""
-        own = self.runs[run] if run in self.runs else self.pretrain[run]
+        own = (self.pretrain | self.runs)[run]
         return self._dataset_of(own, None if task is None else self.evaluate[task])
 
     def _dataset_of(self, run: PretrainRun, task: EvaluationTask | None) -> str:

@@ -1,6 +1,6 @@
 """The flow stage: where each stored frame's content lies in the next frame, and in the one before (MGMAE)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from stm.manifest import check_failures
 from stm.preprocess.captions import hash_frames
 from stm.preprocess.flow_dis import FlowTask, extract_clip
 from stm.preprocess.frames_table import read_kept
-from stm.preprocess.outcome import Outcome, as_columns, decide
-from stm.preprocess.records import Record, read_record
+from stm.preprocess.outcome import Outcome, as_columns
+from stm.preprocess.records import Record
 from stm.preprocess.rows import write_rows
-from stm.preprocess.stage import run_shard
+from stm.preprocess.stage import Ended, finished_rows, run_shard
 
 FLOW_SCHEMA = pa.schema(
     [
@@ -84,18 +84,11 @@ def write_flow(
         journal = Journal(output, receipt)
         tasks = _make_tasks(kept, frames_tar, settings, grid, journal)
         failures = run_shard(title, extract_clip, tasks, journal, processes, settings.timeout_seconds)
-    outcomes: list[tuple[str, Outcome]] = []
-
-    def results() -> Iterator[dict[str, Any]]:
-        for task in tasks:
-            record = read_record(journal, task.item, failures)
-            outcome = decide(record.notes, bad_input, usable=bool(record.blobs))
-            outcomes.append((task.frames["video_id"], outcome))
-            yield _make_row(task, record, outcome)
-
+    outcomes: list[Ended] = []
+    found = finished_rows(tasks, journal, failures, bad_input, _make_row, outcomes)
     more = {"frames": hash_frames(kept), "policy": bad_input.model_dump(mode="json")["policy"]}
-    write_rows(output, FLOW_SCHEMA, results(), receipt | more, _ROW_GROUP)
-    check_failures("flow", [(v, *outcome) for v, outcome in outcomes], bad_input.max_failure_rate)
+    write_rows(output, FLOW_SCHEMA, found, receipt | more, _ROW_GROUP)
+    check_failures("flow", outcomes, bad_input.max_failure_rate)
     journal.close()
 
 

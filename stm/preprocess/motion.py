@@ -27,10 +27,10 @@ from stm.preprocess.motion_estimate import estimate_fields
 from stm.preprocess.motion_sum import MotionSum
 from stm.preprocess.motion_transcode import transcode_fields
 from stm.preprocess.motion_vectors import EXPORTING, Field, read_fields
-from stm.preprocess.outcome import Note, Outcome, as_columns, decide
-from stm.preprocess.records import Record, name_item, pack_record, read_record
+from stm.preprocess.outcome import Note, Outcome, as_columns
+from stm.preprocess.records import Record, name_item, pack_record
 from stm.preprocess.rows import write_rows
-from stm.preprocess.stage import run_shard
+from stm.preprocess.stage import Ended, finished_rows, run_shard
 from stm.preprocess.video import DecodedFrame, Video
 
 MOTION_SCHEMA = pa.schema(
@@ -84,17 +84,10 @@ def extract_motion(
     tasks = [MotionTask(rows[frames["key"]], frames, root, settings, grid, journal) for frames in kept]
     title = f"motion {slice_path.stem}"
     failures = run_shard(title, extract_clip, tasks, journal, processes, settings.timeout_seconds)
-    outcomes: list[tuple[str, Outcome]] = []
-
-    def results() -> Iterator[dict[str, Any]]:
-        for task in tasks:
-            record = read_record(journal, task.item, failures)
-            outcome = decide(record.notes, bad_input, usable=bool(record.blobs))
-            outcomes.append((task.row["video_id"], outcome))
-            yield _make_row(task, record, outcome)
-
-    write_rows(output, MOTION_SCHEMA, results(), receipt, _ROW_GROUP)
-    check_failures("motion", [(v, *outcome) for v, outcome in outcomes], bad_input.max_failure_rate)
+    outcomes: list[Ended] = []
+    found = finished_rows(tasks, journal, failures, bad_input, _make_row, outcomes)
+    write_rows(output, MOTION_SCHEMA, found, receipt, _ROW_GROUP)
+    check_failures("motion", outcomes, bad_input.max_failure_rate)
     journal.close()
 
 

@@ -1,9 +1,13 @@
 """A stage's work on one shard: what the journal holds already is not done again, the rest goes to worker processes."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
+from stm.config import BadInput
 from stm.files import Journal
+from stm.manifest import Policy, Status
+from stm.preprocess.outcome import Outcome, decide
+from stm.preprocess.records import Record, read_record
 from stm.progress import Progress
 from stm.workers import Failure, run_isolated
 
@@ -15,6 +19,7 @@ class Task(Protocol):
     def item(self) -> str: ...
 
 
+Ended = tuple[str, Status, Policy, str]  # video id, and how a clip ended, as `check_failures` takes it
 AnyTask = TypeVar("AnyTask", bound=Task)
 
 
@@ -43,3 +48,20 @@ def run_shard(
                 failures[todo[index].item] = outcome
             progress.advance(note=f"{len(failures)} failed" if failures else "")
     return failures
+
+
+def finished_rows(
+    tasks: Sequence[AnyTask],
+    journal: Journal,
+    failures: Mapping[str, Failure],
+    bad_input: BadInput,
+    make_row: Callable[[AnyTask, Record, Outcome], dict[str, Any]],
+    outcomes: list[Ended],
+) -> Iterator[dict[str, Any]]:
+    """The row of each task, from its record in the journal or its failure; how each ended is added to `outcomes`."""
+    for task in tasks:
+        record = read_record(journal, task.item, failures)
+        outcome = decide(record.notes, bad_input, usable=bool(record.blobs))
+        row = make_row(task, record, outcome)
+        outcomes.append((row["video_id"], *outcome))
+        yield row
