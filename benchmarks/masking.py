@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from benchmarks.training_step import make_batch, make_ours, measure
 from stm.config import PretrainRun
@@ -43,8 +44,9 @@ def parse_arguments() -> argparse.Namespace:
 def make_guides(batch: int, device: str) -> dict[str, Tensor]:
     """Random guides; the flow is of moderate speed, as it decides how much memory a warp jumps over."""
     generator, tokens = torch.Generator().manual_seed(0), SIDE * SIDE
-    names = ("noise", "similarity", "motion", "motion_compensated", "attention")
+    names = ("noise", "similarity", "motion", "motion_compensated", "attention", "spatiotemporal")
     guides = {name: torch.rand(batch, SLOTS, tokens, generator=generator) for name in names}
+    guides["features"] = normalize(torch.randn(batch, SLOTS, tokens, TEACHER["width"], generator=generator), dim=-1)
     guides["flow"] = 0.3 * torch.randn(batch, 2, SLOTS * TUBELET, 2 * SIDE, 2 * SIDE, 2, generator=generator)
     return {name: guide.to(device) for name, guide in guides.items()}
 

@@ -7,7 +7,7 @@ also holds the runs that train on it, and the config's folder holds what is show
 from dataclasses import dataclass
 from pathlib import Path
 
-from stm.config import BenchmarkDataset, Config, FolderDataset
+from stm.config import BenchmarkDataset, Config, FolderDataset, LanguageDataset
 from stm.manifest import split_of
 
 
@@ -112,6 +112,6 @@ class Layout:
 
 def dataset_root(config: Config) -> Path:
     """The folder that the paths in the manifest are relative to."""
-    if isinstance(config.dataset, FolderDataset | BenchmarkDataset):
+    if isinstance(config.dataset, FolderDataset | BenchmarkDataset | LanguageDataset):
         return Path(config.dataset.root)
     return Layout.of(config).generated

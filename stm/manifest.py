@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
@@ -46,6 +46,24 @@ class Status(StrEnum):
         return "keep" if self in _KEPT else "drop"
 
 
+class Question(NamedTuple):
+    """Something asked about a clip."""
+
+    question: str  # empty where only the choices are asked about
+    answer: str  # with choices: one of them
+    choices: tuple[str, ...] = ()  # what a multiple choice offers; none: the answer is open
+
+
+QUESTIONS = pa.list_(
+    pa.struct([("question", pa.string()), ("answer", pa.string()), ("choices", pa.list_(pa.string()))])
+)
+
+
+def read_questions(values: Iterable[Mapping[str, Any]] | None) -> tuple[Question, ...]:
+    """A value of a column of the type QUESTIONS; `choices` came later and may be missing."""
+    return tuple(Question(v["question"], v["answer"], tuple(v.get("choices") or ())) for v in values or ())
+
+
 _KEPT = {Status.OK, Status.TRUNCATED, Status.CORRUPT_FRAMES, Status.EDIT_LIST, Status.VARIABLE_RATE}
 
 MANIFEST_SCHEMA = pa.schema(
@@ -58,7 +76,7 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("split", pa.string(), nullable=False),
         pa.field("label", pa.string()),
         pa.field("captions", pa.list_(pa.string())),
-        pa.field("questions", pa.list_(pa.struct([("question", pa.string()), ("answer", pa.string())]))),
+        pa.field("questions", QUESTIONS),
         pa.field("fps", pa.float64()),
         pa.field("width", pa.int32()),  # pixels, as shown (rotation applied)
         pa.field("height", pa.int32()),

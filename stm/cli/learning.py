@@ -29,8 +29,12 @@ def pretrain(arguments: argparse.Namespace) -> None:
 
     config = load(arguments)
     for name in chosen("run", arguments.run, config.runs):
-        run, layout = config.runs[name], Layout.of(config, config.dataset_of(name))
-        run_pretraining(run, packed(layout, run.split), layout.pretrain(name), config.seed)
+        run, own = config.runs[name], config.dataset_of(name)
+        videos, images = (
+            [path for dataset, split in sources for path in packed(Layout.of(config, dataset or own), split)]
+            for sources in (run.video_sources, run.image_sources)
+        )
+        run_pretraining(run, videos, Layout.of(config, own).pretrain(name), config.seed, images)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -47,7 +51,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     for name, task_name in pairs:
         run, task, own = config.runs[name], config.evaluate[task_name], config.dataset_of(name)
         data, layout = Layout.of(config, config.dataset_of(name, task_name)), Layout.of(config, own)
-        train_split = getattr(task, "train_split", None)
+        train_split, held = getattr(task, "train_split", None), getattr(task, "validation_split", None)
         evaluate_run(
             task,
             run,
@@ -57,6 +61,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             layout.evaluate(name, task_name),
             config.seed if run.seed is None else run.seed,
             text=config.of(own).text,
+            validation_indexes=packed(data, held) if held else [],
         )
 
 

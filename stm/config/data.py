@@ -65,7 +65,47 @@ class BenchmarkDataset(Section):
     probe_timeout_seconds: float = field(60.0, "a file that takes longer to open is marked `timeout`", "seconds", gt=0)
 
 
-Dataset = Annotated[FolderDataset | MovingShapesDataset | BenchmarkDataset, Field(discriminator="source")]
+CorpusSource = Literal["webvid-2m", "webvid-10m", "cc3m", "cc12m", "sbu", "visual-genome", "coco"]
+ProtocolSource = Literal[
+    "msrvtt",
+    "msrvtt-7k",
+    "msrvtt-mc",
+    "msrvtt-qa",
+    "msrvtt-captioning",
+    "msvd",
+    "msvd-qa",
+    "msvd-captioning",
+    "didemo",
+    "activitynet",
+    "activitynet-qa",
+    "lsmdc",
+    "ssv2-label",
+    "ssv2-template",
+]
+
+
+class LanguageDataset(Section):
+    """A public corpus or benchmark of videos, or pictures, with text: its files, and its public annotation files.
+
+    What a benchmark asks for (paragraphs, trimmed videos, lengths of texts) stands in config/datasets/{source}.yaml and is
+    not to be chosen: results with other choices cannot be compared.
+    """
+
+    indifferent = frozenset({"probe_timeout_seconds"})
+    source: CorpusSource | ProtocolSource
+    root: str = field(..., "folder of the videos or pictures")
+    annotations: str = field(..., "folder of the annotation files")
+    partial: bool = field(
+        False,
+        "benchmarks: go on with the clips there are when files are missing; corpora of the web are never complete, and "
+        "always go on",
+    )
+    probe_timeout_seconds: float = field(60.0, "a file that takes longer to open is marked `timeout`", "seconds", gt=0)
+
+
+Dataset = Annotated[
+    FolderDataset | MovingShapesDataset | BenchmarkDataset | LanguageDataset, Field(discriminator="source")
+]
 
 
 class BadInput(Section):

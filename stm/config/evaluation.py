@@ -1,14 +1,14 @@
 """Evaluations of pretrained weights."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from stm.config.base import Fraction, Name, Section, Templates, field
 from stm.config.training import Augmentation, Optimisation, Sampling
 
 
-class _Task(Section):
+class Task(Section):
     """What all evaluations say: for which runs, on which clips, in which views."""
 
     indifferent = frozenset({"runs", "dataset"})
@@ -23,7 +23,7 @@ class _Task(Section):
     crops: Literal[1, 3] = field(1, "square crops of each temporal view: the centre, or three along the long side")
 
 
-class LinearProbe(_Task):
+class LinearProbe(Task):
     """Linear classifier on the frozen backbone's mean-pooled tokens (MAE's recipe: affine-free batch norm)."""
 
     task: Literal["linear"]
@@ -62,7 +62,7 @@ class FineTuneAugmentation(Augmentation):
     mix_switch: Fraction = field(0.5, "probability of cutmix where both are on")
 
 
-class FineTune(_Task):
+class FineTune(Task):
     """End-to-end training on the action labels."""
 
     task: Literal["finetune"]
@@ -83,7 +83,7 @@ class FineTune(_Task):
         return self
 
 
-class ZeroShot(_Task):
+class ZeroShot(Task):
     """Classification by the likeness of a clip and its label's sentence, without training (runs with `contrast`)."""
 
     task: Literal["zero_shot"]
@@ -92,15 +92,12 @@ class ZeroShot(_Task):
     )
 
 
-class Retrieval(_Task):
+class Retrieval(Task):
     """Zero-shot text-to-video and video-to-text retrieval by the contrastive head (runs with `contrast`)."""
 
     task: Literal["retrieval"]
     source: Name | None = field(None, "packed caption source of the queries; the first when not given")
     count: int = field(1, "captions of each clip that ask, evenly spread (1: the middle one)", "captions", ge=1)
-
-
-EvaluationTask = Annotated[LinearProbe | FineTune | ZeroShot | Retrieval, Field(discriminator="task")]
 
 
 class MaskQuality(Section):

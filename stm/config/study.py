@@ -3,15 +3,28 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from stm.config.base import Name, Section, field
 from stm.config.data import BadInput, Dataset
-from stm.config.evaluation import EvaluationTask, MaskQuality, Retrieval, ZeroShot
+from stm.config.evaluation import MaskQuality, Retrieval, ZeroShot
+from stm.config.language import LanguageRun
+from stm.config.language_tasks import EvaluationTask, LanguageTask
 from stm.config.showing import FigureSpec, Prices, Report, TableSpec
 from stm.config.stages import CaptionSource, Flow, Frames, Motion, Pack, Similarity, Text
-from stm.config.training import PretrainRun
+from stm.config.training import CaptionChoice, Mask, PretrainRun, Run
 from stm.strategies import declared_strategies
+
+
+def _kind_of(run: Any) -> str:
+    """Which section a run is; the method `mae` need not be said."""
+    method = run.get("method", "mae") if isinstance(run, Mapping) else getattr(run, "method", "mae")
+    return "language" if method in ("umt", "stm", "clusterstm") else "mae"
+
+
+AnyRun = Annotated[
+    Annotated[PretrainRun, Tag("mae")] | Annotated[LanguageRun, Tag("language")], Discriminator(_kind_of)
+]
 
 
 class _Stages(Section):
@@ -72,7 +85,7 @@ class Config(_Stages):
     datasets: dict[Name, Corpus] = field(
         {}, "several datasets by name; keys of the offline stages beside it hold for all that do not say otherwise"
     )
-    pretrain: dict[Name, PretrainRun] = field({}, "pretraining runs by name")
+    pretrain: dict[Name, AnyRun] = field({}, "pretraining runs by name")
     evaluate: dict[Name, EvaluationTask] = field({}, "evaluations by name; each is done for each run that it names")
     tables: dict[Name, TableSpec] = field({}, "tables by name, each a target of the workflow")
     figures: dict[Name, FigureSpec] = field({}, "figures by name, each a target of the workflow")
@@ -145,18 +158,51 @@ class Config(_Stages):
             if len(set(self.instances(name))) < len(self.instances(name)):
                 raise ValueError(f"pretrain.{name} is repeated with a seed that is named twice")
 
-    def _check_run(self, where: str, run: PretrainRun) -> None:
+    def _check_run(self, where: str, run: PretrainRun | LanguageRun) -> None:
         self._check_dataset(where, run.dataset, needed=True)
+        if isinstance(run, LanguageRun):
+            self._check_language_run(where, run)
+            return
         corpus = self.datasets[run.dataset] if self.datasets and run.dataset else self
-        packed = corpus.packed_guides | ({"attention"} if run.teacher else set())
-        missing = [guide for guide in declared_strategies()[run.mask.strategy] if guide not in packed]
-        if missing == ["attention"]:
-            raise ValueError(f"{where} masks by a teacher's attention, but has no `teacher`")
-        if missing:
-            raise ValueError(f"{where} masks by {missing[0]}, but pack does not pack the {missing[0]} maps")
+        self._check_mask(where, run.mask, corpus, {"attention"} if run.teacher else set())
         if run.contrast is not None and not corpus.pack.text:
             raise ValueError(f"{where} has `contrast`, but pack.text is not set")
-        unknown = [source for source in run.captions.sources or () if source not in corpus.pack.sources]
+        self._check_captions(where, run.captions, corpus)
+
+    def _check_language_run(self, where: str, run: LanguageRun) -> None:
+        """Each of the datasets that a run joins or takes turns with must have what the run reads."""
+        for key, names in (("more", run.more), ("images.datasets", run.images.datasets if run.images else ())):
+            if names and not self.datasets:
+                raise ValueError(f"{where}.{key} names {names[0]!r}, but there is only one dataset")
+            for other in names:
+                self._check_dataset(f"{where}.{key}", other, needed=True)
+        for name in run.all_datasets:
+            corpus = self.datasets[name] if self.datasets and name else self
+            mask = run.images.mask if run.images and name in run.images.datasets else run.mask
+            self._check_mask(where, mask, corpus, {"attention", "features", "spatiotemporal"})
+            of = f" of {name}" if self.datasets else ""
+            if run.language is not None and not corpus.pack.sources:
+                raise ValueError(f"{where} has `language`, but pack.captions{of} names no source")
+            if run.method == "clusterstm" and not corpus.pack.text:
+                raise ValueError(
+                    f"{where} compares tokens with the teacher's text vectors, but pack.text{of} is not set"
+                )
+            self._check_captions(where, run.captions, corpus)
+
+    def _check_mask(self, where: str, mask: Mask, corpus: _Stages, computed: set[str]) -> None:
+        there = corpus.packed_guides | computed
+        missing = [guide for guide in declared_strategies()[mask.strategy] if guide not in there]
+        if missing == ["attention"]:
+            raise ValueError(f"{where} masks by a teacher's attention, but has no `teacher`")
+        if missing == ["features"]:
+            raise ValueError(f"{where} masks by a teacher's features, which the methods umt, stm and clusterstm have")
+        if missing == ["spatiotemporal"]:
+            raise ValueError(f"{where}: the mask spatiotemporal is learned by the method stm alone")
+        if missing:
+            raise ValueError(f"{where} masks by {missing[0]}, but pack does not pack the {missing[0]} maps")
+
+    def _check_captions(self, where: str, captions: CaptionChoice, corpus: _Stages) -> None:
+        unknown = [source for source in captions.sources or () if source not in corpus.pack.sources]
         if unknown:
             raise ValueError(
                 f"{where}.captions.sources names {unknown[0]!r}; packed are: {', '.join(corpus.pack.sources) or 'none'}"
@@ -168,11 +214,15 @@ class Config(_Stages):
         if unknown:
             raise ValueError(f"evaluate.{name}.runs names {unknown[0]!r}; pretrain has: {', '.join(self.pretrain)}")
         if isinstance(task, ZeroShot | Retrieval):
-            without = [run for run in task.runs or () if self.pretrain[run].contrast is None]
+            without = [run for run in task.runs or () if not self.pretrain[run].has_contrast]
             if without:
                 raise ValueError(f"evaluate.{name} needs runs with `contrast`; {without[0]} has none")
         if isinstance(task, Retrieval):
             self._check_queries(name, task)
+        if isinstance(task, LanguageTask):
+            without = [run for run in task.runs or () if not _has_language(self.pretrain[run])]
+            if without:
+                raise ValueError(f"evaluate.{name} needs runs with `language`; {without[0]} has none")
 
     def _check_queries(self, name: str, task: Retrieval) -> None:
         """What a retrieval asks with must be packed on each dataset that it is done on: found out now, not after a week."""
@@ -217,17 +267,17 @@ class Config(_Stages):
         own = (self.pretrain | self.runs)[run]
         return self._dataset_of(own, None if task is None else self.evaluate[task])
 
-    def _dataset_of(self, run: PretrainRun, task: EvaluationTask | None) -> str:
+    def _dataset_of(self, run: Run, task: EvaluationTask | None) -> str:
         return (task.dataset if task is not None else None) or run.dataset or self.name
 
-    def _seeds_of(self, run: PretrainRun) -> tuple[int | None, ...]:
+    def _seeds_of(self, run: Run) -> tuple[int | None, ...]:
         """The seeds that a run is repeated with; None: once, with its own or the config's. A seed of its own is the only one."""
         return run.seeds or (() if run.seed is not None else self.seeds) or (None,)
 
     @property
-    def runs(self) -> dict[str, PretrainRun]:
+    def runs(self) -> dict[str, PretrainRun | LanguageRun]:
         """The pretraining runs, one a seed: `tube`, or `tube-seed0`, `tube-seed1` where it is repeated."""
-        found = {}
+        found: dict[str, PretrainRun | LanguageRun] = {}
         for name, run in self.pretrain.items():
             for seed in self._seeds_of(run):
                 found[instance_name(name, seed)] = (
@@ -244,14 +294,22 @@ class Config(_Stages):
         settings = self.evaluate[task]
         if settings.runs is not None:
             return list(settings.runs)
-        contrast = isinstance(settings, ZeroShot | Retrieval)
-        return [name for name, run in self.pretrain.items() if not contrast or run.contrast is not None]
+        if isinstance(settings, ZeroShot | Retrieval):
+            return [name for name, run in self.pretrain.items() if run.has_contrast]
+        if isinstance(settings, LanguageTask):
+            return [name for name, run in self.pretrain.items() if _has_language(run)]
+        return list(self.pretrain)
 
     def evaluations(self) -> list[tuple[str, str]]:
         """All (name in `runs`, evaluation) pairs, in the config's order."""
         return [
             (instance, task) for task in self.evaluate for run in self.runs_of(task) for instance in self.instances(run)
         ]
+
+
+def _has_language(run: PretrainRun | LanguageRun) -> bool:
+    """Whether the run has a text side."""
+    return isinstance(run, LanguageRun) and run.language is not None
 
 
 def instance_name(run: str, seed: int | None) -> str:

@@ -1,4 +1,4 @@
-"""A pretraining run: model, mask, objectives, optimisation."""
+"""Pretraining runs: model, mask, objectives, optimisation. Those with text are in language.py."""
 
 from typing import Annotated, Literal
 
@@ -25,6 +25,10 @@ class Mask(Section):
 
 class Optimisation(Section):
     """AdamW with warm-up and cosine decay. Defaults: VideoMAE's pretraining."""
+
+    scale_by_batch: bool = field(
+        True, "learning rates are for 256 clips and scaled by batch_size / 256; false: taken as they are (UMT stage 2)"
+    )
 
     epochs: int = field(200, "passes over the training split; 0 saves the initial weights", "epochs", ge=0)
     batch_size: int = field(512, "clips x repeats in an optimiser step, of all processes and passes", "samples", ge=1)
@@ -104,13 +108,12 @@ class Teacher(Section):
     )
 
 
-class PretrainRun(Section):
-    """One pretraining run."""
+class Run(Section):
+    """What all pretraining runs say: data, student, mask, optimisation."""
 
     indifferent = frozenset({"workers", "kept_gigabytes", "checkpoint_every", "checkpoints_kept", "dataset", "seeds"})
     dataset: Name | None = field(None, "which of `datasets` it trains on; needed when there are several")
     split: Name = field("train", "split it trains on")
-    method: Literal["mae"] = field("mae", "how a training step is made; a file of stm/methods")
     init: str | None = field(
         None,
         "weights to start from: a run's safetensors, an official VideoMAE .pth, or a transformers folder or hub id",
@@ -130,15 +133,11 @@ class PretrainRun(Section):
         10000.0, "longest period of the table; with few tokens, a smaller one tells neighbours apart", "tokens", gt=1
     )
     mask: Mask = Mask()
-    teacher: Teacher | None = None
     captions: CaptionChoice = CaptionChoice()
-    reconstruction: Reconstruction = Reconstruction()
-    contrast: Contrast | None = None
     optimisation: Optimisation = Optimisation()
     augmentation: Augmentation = Augmentation()
     precision: Literal["float32", "bf16"] = field("float32", "arithmetic of a pass; weights stay float32")
     compile: bool = field(False, "torch.compile; worth it on CUDA, not on CPU")
-    decode_ratio: float = field(1.0, "share of the masked tokens that is decoded; 1 is VideoMAE", gt=0, le=1)
     repeats: int = field(1, "augmented views of each clip a visit (repeated augmentation)", "views", ge=1, le=8)
     workers: int = field(2, "data loading processes", "processes", ge=0, le=256)
     kept_gigabytes: float = field(
@@ -152,20 +151,34 @@ class PretrainRun(Section):
     checkpoints_kept: int = field(2, "newest checkpoints kept", "checkpoints", ge=1, le=100)
     processes: int = field(1, "processes of this run on one machine (DDP when more than 1)", "processes", ge=1, le=64)
 
-    @model_validator(mode="after")
-    def _learns(self) -> "PretrainRun":
-        if self.reconstruction.weight == 0 and (self.contrast is None or self.contrast.weight == 0):
-            raise ValueError("both objectives have no weight; give reconstruction.weight or contrast.weight")
-        return self
+    @property
+    def has_contrast(self) -> bool:
+        """Whether it has TGM's contrastive branch."""
+        return False
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether it learns to predict pixels."""
+        return False
+
+    @property
+    def video_sources(self) -> tuple[tuple[str | None, str], ...]:
+        """(dataset, split) of the clips that it trains on; None: the config's only dataset."""
+        return ((self.dataset, self.split),)
+
+    @property
+    def image_sources(self) -> tuple[tuple[str | None, str], ...]:
+        """Likewise of the images."""
+        return ()
 
     @model_validator(mode="after")
-    def _seeds_once(self) -> "PretrainRun":
+    def _seeds_once(self) -> "Run":
         if self.seed is not None and self.seeds:
             raise ValueError("give either `seed` or `seeds`")
         return self
 
     @model_validator(mode="after")
-    def _divides(self) -> "PretrainRun":
+    def _divides(self) -> "Run":
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         if self.frames % self.tubelet:
@@ -176,4 +189,33 @@ class PretrainRun(Section):
             raise ValueError(
                 f"batch_size {o.batch_size} is not a multiple of accumulate x processes x repeats = {parts}"
             )
+        return self
+
+
+class PretrainRun(Run):
+    """One run of masked autoencoding, with a contrast if wanted: VideoMAE, MGM, MGMAE, TGM."""
+
+    method: Literal["mae"] = field("mae", "how a training step is made; a file of stm/methods")
+    teacher: Teacher | None = None
+    reconstruction: Reconstruction = Reconstruction()
+    contrast: Contrast | None = None
+    decode_ratio: float = field(1.0, "share of the masked tokens that is decoded; 1 is VideoMAE", gt=0, le=1)
+
+    @property
+    def has_contrast(self) -> bool:
+        return self.contrast is not None
+
+    @property
+    def reconstructs(self) -> bool:
+        return self.reconstruction.weight > 0
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The pretrained models that it loads beside `init`."""
+        return (self.teacher.model,) if self.teacher else ()
+
+    @model_validator(mode="after")
+    def _learns(self) -> "PretrainRun":
+        if self.reconstruction.weight == 0 and (self.contrast is None or self.contrast.weight == 0):
+            raise ValueError("both objectives have no weight; give reconstruction.weight or contrast.weight")
         return self

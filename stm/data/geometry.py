@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from stm.config import EvaluationTask, PretrainRun, Sampling
+from stm.config import EvaluationTask, Run, Sampling
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,13 @@ class Geometry:
     sampling: Sampling = "dense"
 
     @classmethod
-    def of(cls, run: PretrainRun, task: EvaluationTask | None = None) -> "Geometry":
-        """The shape of a run's clips, or of its evaluation's: a task may have a stride and a sampling of its own."""
+    def of(cls, run: Run, task: EvaluationTask | None = None) -> "Geometry":
+        """The shape of a run's clips, or of its evaluation's: a task may have a stride, a sampling and, with text, a
+        length of its own."""
         stride = run.stride if task is None or task.stride is None else task.stride
         sampling = run.sampling if task is None or task.sampling is None else task.sampling
-        return cls(run.image_size, run.patch_size, run.tubelet, run.frames, stride, sampling)
+        frames = getattr(task, "frames", None) or run.frames
+        return cls(run.image_size, run.patch_size, run.tubelet, frames, stride, sampling)
 
     @property
     def slots(self) -> int:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stm.files import read_table
+from stm.manifest import QUESTIONS, Question, read_questions
 
 # Arrays that a clip may carry.
 MAPS = ("similarity", "motion", "flow", "text")
@@ -20,10 +21,10 @@ MAPS = ("similarity", "motion", "flow", "text")
 _COUNTS = ("frames", "width", "height", "rows", "columns")
 _PLACES = tuple(f"{name}_{what}" for name in MAPS for what in ("offset", "size"))
 _SIZES = ("flow_cells", "text_width")
-_COLUMNS = ("key", "label", "captions", "caption_sources", *_COUNTS, "offsets", "sizes", *_PLACES, *_SIZES)
+_COLUMNS = ("key", "label", "captions", "caption_sources", "questions", *_COUNTS, "offsets", "sizes", *_PLACES, *_SIZES)
 
-# Columns that shards of version 0.1 do not have; they are read as if all were null.
-_LATER = {"caption_sources": pa.list_(pa.string())}
+# Columns that older shards do not have; they are read as if all were null.
+_LATER = {"caption_sources": pa.list_(pa.string()), "questions": QUESTIONS}
 _LATER |= dict.fromkeys(("flow_offset", "flow_size", "text_offset", "text_size"), pa.int64())
 _LATER |= dict.fromkeys(_SIZES, pa.int32())
 
@@ -40,6 +41,7 @@ class Clip:
     label: str | None
     captions: list[str]
     sources: list[str]  # of the captions; empty when the shard does not say
+    questions: tuple[Question, ...]  # empty when the shard does not say
     frames: int  # stored
     width: int  # pixels
     height: int  # pixels
@@ -85,6 +87,7 @@ class ClipIndex:
         self._shards = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
         self._keys, self._labels = (_join(table, name) for name in ("key", "label"))
         self._captions, self._sources = (_join(table, name) for name in ("captions", "caption_sources"))
+        self._questions = _join(table, "questions")
         self._numbers = {name: _integers(_join(table, name)) for name in (*_COUNTS, *_PLACES, *_SIZES)}
         self._starts = np.concatenate([[0], np.cumsum(self._numbers["frames"])])
         self._offsets = _integers(_join(table, "offsets").flatten())
@@ -102,6 +105,7 @@ class ClipIndex:
             label=self._labels[number].as_py(),
             captions=self._captions[number].as_py() or [],
             sources=self._sources[number].as_py() or [],
+            questions=read_questions(self._questions[number].as_py()),
             **{name: int(self._numbers[name][number]) for name in (*_COUNTS, *_SIZES)},
             offsets=self._offsets[frames],
             sizes=self._sizes[frames],

@@ -14,8 +14,8 @@ from stm.data.reader import ShardReader
 # Guide -> the packed map that it is made of.
 GUIDES = {"similarity": "similarity", "motion": "motion", "motion_compensated": "motion", "flow": "flow"}
 
-# Guides that are never packed: a method makes them from the pixels, such as UMT's by its teacher.
-COMPUTED = ("attention",)
+# Guides that are never packed: a method makes them from the pixels, by its teacher (UMT, ClusterSTM) or its own mask (STM).
+COMPUTED = ("attention", "features", "spatiotemporal")
 
 Maps = dict[str, NDArray[np.floating]]
 

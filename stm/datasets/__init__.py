@@ -12,10 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from stm.config import BenchmarkDataset, Config, Dataset, FolderDataset, MovingShapesDataset
+from stm.config import BenchmarkDataset, Config, Dataset, FolderDataset, LanguageDataset, MovingShapesDataset
 from stm.datasets.annotations import AnnotationError, read_annotations
 from stm.datasets.benchmarks import check_benchmark, read_benchmark
 from stm.datasets.folder import DatasetError, NamedClip, Refused, list_clips, row_of, walk_videos
+from stm.datasets.language import check_language, has_pictures, is_corpus, read_language, shape_of
 from stm.datasets.probe_pool import Facts, probe_files
 from stm.files import Journal, make_receipt, safe_join, write_table
 from stm.manifest import (
@@ -45,7 +46,8 @@ def build_manifest(config: Config, generated: Path | None, manifest: Path, quara
 
     Raises:
         DatasetError, AnnotationError: the dataset or its annotations cannot be used at all, or not one of its clips; or
-            a benchmark is not the official one (see `stm.datasets.benchmarks.check_benchmark`).
+            a benchmark is not the official one (see `stm.datasets.benchmarks.check_benchmark` and
+            `stm.datasets.language.check_language`).
         TooManyFailures: more clips were refused than `bad_input.max_failure_rate` allows, or one whose policy is `fail`.
             Both tables are written before.
     """
@@ -96,14 +98,30 @@ def _list(config: Config, generated: Path | None) -> tuple[Path, list[NamedClip]
         benchmark = read_benchmark(dataset)
         print(check_benchmark(dataset, benchmark).describe(), file=sys.stderr)
         return Path(dataset.root), benchmark.clips, benchmark.refused
+    if isinstance(dataset, LanguageDataset):
+        return _list_language(config, dataset)
     if generated is None:
         raise DatasetError("moving-shapes: the folder of the generated dataset is needed; run `stm generate` first")
     return generated, *list_clips(generated, generated / "annotations.parquet", (".mp4",), "train")
 
 
+def _list_language(config: Config, dataset: LanguageDataset) -> tuple[Path, list[NamedClip], list[Refused]]:
+    if has_pictures(dataset.source) and config.frames.min_frames > 1:
+        raise DatasetError(
+            f"frames.min_frames is {config.frames.min_frames}, but {dataset.source} has pictures, which are clips of one "
+            "frame: set it to 1"
+        )
+    said = read_language(dataset)
+    print(check_language(dataset, said).describe(), file=sys.stderr)
+    return Path(dataset.root), said.clips, said.refused
+
+
 def _may_miss(config: Config) -> bool:
-    """Whether files may be missing, however many: the config says that the copy of a benchmark is partial."""
-    return isinstance(config.dataset, BenchmarkDataset) and config.dataset.partial
+    """Whether files may be missing, however many: of a corpus, or where the config says that the copy is partial."""
+    dataset = config.dataset
+    if isinstance(dataset, LanguageDataset) and is_corpus(dataset.source):
+        return True
+    return isinstance(dataset, BenchmarkDataset | LanguageDataset) and dataset.partial
 
 
 def _policy_of_refused(config: Config, status: Status) -> Policy:
@@ -115,6 +133,8 @@ def _receipt(config: Config) -> dict[str, Any]:
     """Without the folders' names: the tables are the same wherever the videos lie."""
     deciding = _dataset(config).deciding()
     dataset = {name: value for name, value in deciding.items() if name not in ("root", "annotations")}
+    if isinstance(config.dataset, LanguageDataset):
+        dataset["protocol"] = shape_of(config.dataset.source)
     settings = {"dataset": dataset, "bad_input": config.bad_input.deciding(), **_limits(config)}
     return make_receipt("manifest", settings, ("av",), **_seed(config))
 
@@ -167,7 +187,8 @@ def list_fingerprint(config: Config) -> str:
 
     For a folder: the annotations' bytes, and the name, size and time of each file that they name; without annotations,
     of each file under the root that has one of `extensions`. For a benchmark: the bytes of its lists, and the name, size
-    and time of each file that is there of them. No video is opened. For moving-shapes: the dataset's settings and the
+    and time of each file that is there of them. Of a corpus the files' names have to do: to ask for the times of ten million
+    would take hours. No video is opened. For moving-shapes: the dataset's settings and the
     seed. A folder that is missing has a fingerprint too: making the manifest is what fails.
     """
     digest = hashlib.sha256()
@@ -179,8 +200,14 @@ def list_fingerprint(config: Config) -> str:
             digest.update(hashlib.sha256(annotations.read_bytes()).digest())
         files = _looked_at(Path(dataset.root), annotations, dataset.extensions)
     elif isinstance(dataset, BenchmarkDataset):
-        lists, files = _of_benchmark(dataset)
+        lists, files = _of_lists(dataset)
         digest.update(json.dumps(lists, sort_keys=True).encode())
+    elif isinstance(dataset, LanguageDataset):
+        lists, files = _of_lists(dataset)
+        digest.update(json.dumps([lists, shape_of(dataset.source)], sort_keys=True).encode())
+        if is_corpus(dataset.source):
+            digest.update("\n".join(files).encode("utf-8", "surrogatepass"))
+            return digest.hexdigest()
     else:
         return digest.hexdigest()
     for name in files:
@@ -188,14 +215,14 @@ def list_fingerprint(config: Config) -> str:
     return digest.hexdigest()
 
 
-def _of_benchmark(dataset: BenchmarkDataset) -> tuple[dict[str, str], list[str]]:
+def _of_lists(dataset: BenchmarkDataset | LanguageDataset) -> tuple[dict[str, str], list[str]]:
     """The lists' hashes, and the files that are there of them, sorted."""
     try:
-        benchmark = read_benchmark(dataset)
+        found = read_language(dataset) if isinstance(dataset, LanguageDataset) else read_benchmark(dataset)
     except DatasetError:
         return {}, []
-    lists = {path.as_posix(): sha256 for path, sha256 in benchmark.annotations.items()}
-    return lists, sorted({named.clip.path for named in benchmark.clips})
+    lists = {path.as_posix(): sha256 for path, sha256 in found.annotations.items()}
+    return lists, sorted({named.clip.path for named in found.clips})
 
 
 def _looked_at(root: Path, annotations: Path | None, extensions: Sequence[str]) -> Iterable[str]:

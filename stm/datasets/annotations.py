@@ -16,6 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stm.manifest import Question
+
 COLUMNS = ("path", "video_id", "split", "label", "caption", "captions", "start", "end", "questions")
 _NUMBERED_CAPTION = re.compile(r"caption_\d+")
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # as `Name` in stm/config/base.py
@@ -41,7 +43,7 @@ class Clip:
     captions: tuple[str, ...] = ()
     start: float | None = None  # seconds
     end: float | None = None
-    questions: tuple[tuple[str, str], ...] = ()
+    questions: tuple[Question, ...] = ()
 
 
 def read_annotations(file: Path) -> list[tuple[str, Any]]:
@@ -226,7 +228,7 @@ def _parse_json(text: str, name: str) -> Any:
         raise BadRow(f"{name} is not valid JSON: {error}") from None
 
 
-def _questions(value: Any) -> Iterator[tuple[str, str]]:
+def _questions(value: Any) -> Iterator[Question]:
     if isinstance(value, str):
         value = _parse_json(value, "questions")
     if value is None:
@@ -234,4 +236,16 @@ def _questions(value: Any) -> Iterator[tuple[str, str]]:
     for pair in value if isinstance(value, list) else [value]:
         if not isinstance(pair, Mapping) or not all(isinstance(pair.get(k), str) for k in ("question", "answer")):
             raise BadRow(f'questions must be [{{"question": text, "answer": text}}, ...], have {_show(pair)}')
-        yield _check_text(pair["question"], "question"), _check_text(pair["answer"], "answer")
+        question, answer = _check_text(pair["question"], "question"), _check_text(pair["answer"], "answer")
+        yield Question(question, answer, _choices(pair.get("choices"), answer))
+
+
+def _choices(value: Any, answer: str) -> tuple[str, ...]:
+    """What a multiple choice offers; its answer is among it."""
+    if value is None or value == []:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(choice, str) for choice in value):
+        raise BadRow(f"choices must be a list of texts, are {_show(value)}")
+    if answer not in value:
+        raise BadRow(f"the answer {_show(answer)} is not among the choices {_show(value)}")
+    return tuple(_check_text(choice, "choice") for choice in value)

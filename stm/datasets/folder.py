@@ -11,6 +11,8 @@ from stm.datasets.annotations import AnnotationError, BadRow, Clip, parse_row, r
 from stm.files import UnsafePathError, safe_join
 from stm.manifest import Status, make_key
 
+PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")  # files that are clips of one frame
+
 
 class DatasetError(ValueError):
     """A dataset that cannot be used as a whole; the message says where and what to do."""
@@ -171,7 +173,7 @@ def row_of(named: NamedClip, facts: dict[str, Any]) -> dict[str, Any]:
         "split": clip.split,
         "label": clip.label,
         "captions": list(clip.captions),
-        "questions": [{"question": question, "answer": answer} for question, answer in clip.questions],
+        "questions": [question._asdict() for question in clip.questions],
         **{name: facts.get(name) for name in _FACTS},
     }
 

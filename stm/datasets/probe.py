@@ -6,6 +6,7 @@ from typing import Any
 
 import av
 
+from stm.datasets.folder import PICTURE_ENDINGS
 from stm.files import sha256_file
 from stm.manifest import Status
 
@@ -22,6 +23,10 @@ CONTAINERS = (
 # For every opening of a video file, here and in the offline stages.
 OPEN_OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
 
+# Pictures are clips of one frame. Their demuxer is named to ffmpeg, which by itself takes them for `image2`: that one also
+# reads series of numbered files. The first bytes tell, as crawled pictures often bear another kind's ending.
+_PICTURES = ((0, b"\xff\xd8\xff", "jpeg_pipe"), (0, b"\x89PNG\r\n\x1a\n", "png_pipe"), (8, b"WEBP", "webp_pipe"))
+_PICTURE_FORMATS = {name for _, _, name in _PICTURES}
 
 Facts = dict[str, Any]
 
@@ -44,12 +49,32 @@ def probe_file(path: Path, min_side: int, max_side: int) -> Facts:
         if not facts["bytes"]:
             return facts | {"status": Status.EMPTY_FILE, "detail": "the file has no bytes"}
         facts["sha256"] = sha256_file(path)
-        facts |= _look_inside(path)
+        facts |= _look_inside(path, max_side)
     except FileNotFoundError:
         return facts | {"status": Status.MISSING_FILE, "detail": "there is no such file"}
     except (av.FFmpegError, OSError, ValueError) as error:
         return facts | {"status": Status.OPEN_FAILED, "detail": f"cannot be opened as a video: {_first_words(error)}"}
     return facts if facts["status"] is not Status.OK else _check_size(facts, min_side, max_side)
+
+
+def open_arguments(path: Path) -> dict[str, Any]:
+    """How `av.open` is to open a file: as a picture, or as one of CONTAINERS.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if path.suffix.lower() in PICTURE_ENDINGS:
+        with path.open("rb") as file:
+            start = file.read(16)
+        for offset, mark, name in _PICTURES:
+            if start[offset:].startswith(mark):
+                return {"format": name, "options": {**OPEN_OPTIONS, "format_whitelist": name}}
+    return {"options": OPEN_OPTIONS}
+
+
+def is_picture(container: Any) -> bool:
+    """Whether an open file is a single picture."""
+    return container.format.name in _PICTURE_FORMATS
 
 
 def _first_words(error: Exception) -> str:
@@ -58,12 +83,12 @@ def _first_words(error: Exception) -> str:
     return f"{type(error).__name__}: {text.splitlines()[0]:.200}"
 
 
-def _look_inside(path: Path) -> Facts:
+def _look_inside(path: Path, max_side: int) -> Facts:
     # Python's log hook can deadlock in workers; ffmpeg's own one prints, so only the worst is printed.
     av.logging.restore_default_callback()
     av.logging.set_libav_level(av.logging.PANIC)
     # `file:` keeps a colon in a name from being read as a protocol.
-    with av.open(f"file:{path}", options=OPEN_OPTIONS, metadata_errors="replace") as container:
+    with av.open(f"file:{path}", metadata_errors="replace", **open_arguments(path)) as container:
         videos = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         if not videos:
             kinds = {s.type for s in container.streams}
@@ -74,12 +99,15 @@ def _look_inside(path: Path) -> Facts:
         stream = videos[0]
         if stream.codec_context is None:
             return {"status": Status.OPEN_FAILED, "detail": "its coding is one that ffmpeg does not know"}
+        # A small file can hold an enormous picture, whose size is only known when it is decoded.
+        stream.codec_context.options = {"max_pixels": str(max_side**2)}
         width, height = _size_as_shown(container, stream)
+        shown = {"width": width, "height": height, "codec": stream.codec_context.name}
+        if is_picture(container):  # ffmpeg's rate for these is made up
+            return {"fps": None, **shown, "frames": 1, "duration": None}
         return {
             "fps": _positive(stream.average_rate or stream.guessed_rate),
-            "width": width,
-            "height": height,
-            "codec": stream.codec_context.name,
+            **shown,
             "frames": stream.frames or None,
             "duration": _duration(container, stream),
         }
@@ -110,7 +138,7 @@ def _check_size(facts: Facts, min_side: int, max_side: int) -> Facts:
     width, height = facts["width"], facts["height"]
     shown = f"{width} x {height} pixels"
     if min(width, height) <= 0:
-        return facts | {"status": Status.OPEN_FAILED, "detail": "the stream has no picture size: damaged header?"}
+        return facts | {"status": Status.OPEN_FAILED, "detail": "no picture size: damaged, or far too large"}
     if max(width, height) > max_side:
         return facts | {"status": Status.OPEN_FAILED, "detail": f"{shown}; frames.max_side is {max_side}"}
     if min(width, height) < min_side:

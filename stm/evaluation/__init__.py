@@ -5,12 +5,12 @@ captions, and the quality of masks.
 from collections.abc import Sequence
 from pathlib import Path
 
-from stm.config import EvaluationTask, LinearProbe, PretrainRun, Retrieval, Text, ZeroShot
+from stm.config import EvaluationTask, LanguageRun, LanguageTask, LinearProbe, Retrieval, Run, Text, ZeroShot
 
 
 def evaluate(
     task: EvaluationTask,
-    run: PretrainRun,
+    run: Run,
     weights: Path,
     train_indexes: Sequence[Path],
     test_indexes: Sequence[Path],
@@ -18,6 +18,7 @@ def evaluate(
     seed: int,
     device: str | None = None,
     text: Text | None = None,
+    validation_indexes: Sequence[Path] = (),
 ) -> None:
     """Evaluates a pretraining run's weights on one task.
 
@@ -31,6 +32,7 @@ def evaluate(
             classification or `ranks.parquet` (see `stm.evaluation.retrieval`) of a retrieval.
         seed: of everything random.
         device: by default CUDA when there is any.
+        validation_indexes: likewise of the split on which a task with text chooses its checkpoint.
         text: the text encoder that the run's captions were encoded by; zero-shot classification needs it.
 
     Raises:
@@ -38,7 +40,14 @@ def evaluate(
             has no `contrast` that the task needs.
     """
     # Imported here, so that `measure_mask_quality` does not load what classification needs.
-    if isinstance(task, LinearProbe):
+    if isinstance(task, LanguageTask):
+        from stm.evaluation.language import Splits, evaluate_language
+
+        if not isinstance(run, LanguageRun) or run.language is None:
+            raise ValueError(f"{task.task} needs a run with `language`")
+        splits = Splits(train_indexes, validation_indexes, test_indexes)
+        evaluate_language(task, run, weights, splits, output, seed, device)
+    elif isinstance(task, LinearProbe):
         from stm.evaluation.linear import probe
 
         probe(task, run, weights, train_indexes, test_indexes, output, seed, device)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stm.config import PretrainRun
+from stm.config import Run
 from stm.data.dataset import ClipDataset
 from stm.evaluation.features import run_over
 from stm.evaluation.results import check_architecture
@@ -14,13 +14,13 @@ from stm.methods.video_text import VideoEmbedder, load_embedder
 from stm.training.distributed import choose_device
 
 
-def load_checked_embedder(weights: Path, run: PretrainRun) -> VideoEmbedder:
+def load_checked_embedder(weights: Path, run: Run) -> VideoEmbedder:
     """Encoder and head of a run's weights.
 
     Raises:
         ValueError: the run has no `contrast`, or the file holds another architecture than the run's.
     """
-    if run.contrast is None:
+    if not run.has_contrast:
         raise ValueError(
             f"{weights}: its run has no `contrast`, and without it no video can be compared with a text; leave the run "
             "out of this evaluation (`runs`), or evaluate it by a linear probe or fine-tuning"
@@ -31,7 +31,7 @@ def load_checked_embedder(weights: Path, run: PretrainRun) -> VideoEmbedder:
 
 
 def embed_clips(
-    embedder: VideoEmbedder, run: PretrainRun, clips: ClipDataset, device: str | None = None
+    embedder: VideoEmbedder, run: Run, clips: ClipDataset, device: str | None = None
 ) -> NDArray[np.float32]:
     """Unit vectors of all views of all clips, float32 [clips, views, D], from all tokens of each."""
     chosen = choose_device(device)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import stm
-from stm.config import FineTune, PretrainRun
+from stm.config import FineTune, Run
 from stm.data.geometry import Geometry
 from stm.data.pixels import to_unit
 from stm.evaluation.features import run_over
@@ -80,7 +80,7 @@ class Classifier(nn.Module):
 
 def fine_tune(
     task: FineTune,
-    run: PretrainRun,
+    run: Run,
     weights: Path,
     train_indexes: Sequence[Path],
     test_indexes: Sequence[Path],
@@ -138,9 +138,7 @@ def fine_tune(
     checkpoints.discard()
 
 
-def _origin(
-    task: FineTune, run: PretrainRun, weights: Path, train_indexes: Sequence[Path], seed: int
-) -> dict[str, Any]:
+def _origin(task: FineTune, run: Run, weights: Path, train_indexes: Sequence[Path], seed: int) -> dict[str, Any]:
     tested = {"test_split", "views", "crops", *task.indifferent}
     return {
         "task": task.model_dump(mode="json", exclude=tested),

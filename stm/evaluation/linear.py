@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stm.config import Augmentation, LinearProbe, PretrainRun
+from stm.config import Augmentation, LinearProbe, Run
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.evaluation.features import run_over
@@ -30,7 +30,7 @@ from stm.training.logs import say
 
 def probe(
     task: LinearProbe,
-    run: PretrainRun,
+    run: Run,
     weights: Path,
     train_indexes: Sequence[Path],
     test_indexes: Sequence[Path],

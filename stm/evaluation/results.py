@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stm.config import EvaluationTask, PretrainRun, Text
+from stm.config import EvaluationTask, Run, Text
 from stm.data.dataset import ClipDataset
 from stm.evaluation.metrics import classification_metrics
 from stm.files import make_receipt, sha256_file, write_json, write_table
@@ -28,7 +28,7 @@ PREDICTIONS_SCHEMA = pa.schema(
 )
 
 
-def load_checked_encoder(weights: Path, run: PretrainRun, drop_path: float = 0.0) -> VideoEncoder:
+def load_checked_encoder(weights: Path, run: Run, drop_path: float = 0.0) -> VideoEncoder:
     """The encoder of a run's weights.
 
     Raises:
@@ -39,7 +39,7 @@ def load_checked_encoder(weights: Path, run: PretrainRun, drop_path: float = 0.0
     return encoder
 
 
-def check_architecture(encoder: VideoEncoder, weights: Path, run: PretrainRun) -> None:
+def check_architecture(encoder: VideoEncoder, weights: Path, run: Run) -> None:
     """Refuses weights that are not of the run's architecture; raises ValueError."""
     has, wanted = asdict(encoder.architecture), asdict(zoo.describe(run))
     wrong = [f"{name} {has[name]} instead of {wanted[name]}" for name in has if has[name] != wanted[name]]
@@ -81,7 +81,7 @@ def unseen_labels(test: ClipDataset) -> list[str]:
 
 def write_classification(
     task: EvaluationTask,
-    run: PretrainRun,
+    run: Run,
     weights: Path,
     test: ClipDataset,
     probabilities: NDArray[np.float32],
@@ -138,7 +138,7 @@ _SHAPE = {"model", "image_size", "patch_size", "tubelet", "frames", "stride", "s
 
 def make_evaluation_receipt(
     task: EvaluationTask,
-    run: PretrainRun,
+    run: Run,
     weights: Path,
     seed: int,
     test: ClipDataset,

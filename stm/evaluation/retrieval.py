@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stm.config import PretrainRun, Retrieval
+from stm.config import Retrieval, Run
 from stm.evaluation.embedding import check_encoder, check_width, embed_clips, load_checked_embedder
 from stm.evaluation.queries import Queries, collect_queries, first_source
 from stm.evaluation.ranking import DEPTHS, rank_right, recall_figures, recall_intervals
@@ -38,7 +38,7 @@ RANKS_SCHEMA = pa.schema(
 
 def retrieve(
     task: Retrieval,
-    run: PretrainRun,
+    run: Run,
     weights: Path,
     test_indexes: Sequence[Path],
     output: Path,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stm.config import Augmentation, EvaluationTask, PretrainRun
+from stm.config import Augmentation, EvaluationTask, Run
 from stm.data.dataset import ClipDataset, Sample
 from stm.data.geometry import Geometry
 
@@ -32,7 +32,7 @@ class LabelledClips(ClipDataset):
 
 def clips_to_test(
     task: EvaluationTask,
-    run: PretrainRun,
+    run: Run,
     indexes: Sequence[Path],
     seed: int,
     classes: Sequence[str] | None = None,

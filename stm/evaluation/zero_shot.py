@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stm.config import PretrainRun, Text, ZeroShot
+from stm.config import Run, Text, ZeroShot
 from stm.evaluation.embedding import check_encoder, check_width, embed_clips, load_checked_embedder
 from stm.evaluation.results import check_labels, write_classification
 from stm.evaluation.splits import clips_to_test
@@ -23,7 +23,7 @@ _INNER_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 def classify_unseen(
     task: ZeroShot,
-    run: PretrainRun,
+    run: Run,
     weights: Path,
     test_indexes: Sequence[Path],
     output: Path,

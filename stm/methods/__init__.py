@@ -6,13 +6,20 @@ minimise; all are logged. It reads only tensors of the batch. `method.model` is 
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from stm.config import PretrainRun
+from stm.config import LanguageRun, PretrainRun
+from stm.data.maps import COMPUTED
 from stm.masking import get_strategy
 from stm.methods.mae import MAE, TEACHER_GUIDE
 from stm.methods.video_text import load_video_text
 from stm.models import zoo
+
+if TYPE_CHECKING:
+    from stm.methods.video_language import VideoLanguage
+
+
+__all__ = ["MAE", "TEACHER_GUIDE", "Needs", "build_method", "dataset_needs", "load_method"]
 
 
 class Needs(NamedTuple):
@@ -22,17 +29,19 @@ class Needs(NamedTuple):
     text: bool  # vectors of the captions
 
 
-def dataset_needs(run: PretrainRun) -> Needs:
+def dataset_needs(run: PretrainRun | LanguageRun) -> Needs:
     """What the run's data set must provide; what a teacher makes in the training step is not among it.
 
     Raises:
         ValueError: the masking strategy does not exist.
     """
-    guides = get_strategy(run.mask.strategy).needs
-    return Needs(tuple(guide for guide in guides if guide != TEACHER_GUIDE), run.contrast is not None)
+    masks = [run.mask, run.images.mask] if isinstance(run, LanguageRun) and run.images else [run.mask]
+    guides = dict.fromkeys(guide for mask in masks for guide in get_strategy(mask.strategy).needs)
+    text = run.method == "clusterstm" if isinstance(run, LanguageRun) else run.contrast is not None
+    return Needs(tuple(guide for guide in guides if guide not in COMPUTED), text)
 
 
-def build_method(run: PretrainRun, text_width: int | None = None) -> MAE:
+def build_method(run: PretrainRun | LanguageRun, text_width: int | None = None) -> "MAE | VideoLanguage":
     """The method of a run, with fresh weights; seed torch before for the same ones.
 
     Args:
@@ -40,8 +49,13 @@ def build_method(run: PretrainRun, text_width: int | None = None) -> MAE:
         text_width: of the captions' vectors; needed by a run with `contrast`.
 
     Raises:
-        ValueError: the masking strategy does not exist, the mask hides nothing, or the width is missing.
+        ValueError: the masking strategy does not exist, the mask hides nothing, a model cannot be loaded, or the width is
+            missing.
     """
+    if isinstance(run, LanguageRun):
+        from stm.methods.language_runs import build_language_method  # transformers and open_clip take seconds to import
+
+        return build_language_method(run, text_width)
     return MAE.of(run, text_width)
 
 
@@ -52,7 +66,7 @@ def load_method(run: PretrainRun, weights: Path) -> MAE:
         ValueError: the file cannot be read or does not fit the run.
     """
     contrast = load_video_text(weights) if run.contrast is not None else None
-    method = build_method(run, contrast.text_width if contrast is not None else None)
+    method = MAE.of(run, contrast.text_width if contrast is not None else None)
     method.model.load_state_dict(zoo.load(weights).state_dict())
     method.contrast = contrast
     return method.eval()

@@ -122,8 +122,12 @@ def read_official(path: Path, architecture: Architecture | None = None) -> Weigh
     Raises:
         WeightsError: not such a file, torn, not safe to load, or with other weights than it should have.
     """
-    content = _load(path)
-    state, kind = _find_state(content)
+    return parse_checkpoint(load_checkpoint(path), path, architecture)
+
+
+def parse_checkpoint(content: Mapping[str, Any], path: Path, architecture: Architecture | None = None) -> Weights:
+    """As `read_official`, of a file's content that is loaded already."""
+    state, kind = find_state(content)
     what = f"{path} is a VideoMAE checkpoint (.pth, {kind})"
     header = content.get(HEADER_KEY)
     if isinstance(header, dict):
@@ -137,8 +141,12 @@ def read_official(path: Path, architecture: Architecture | None = None) -> Weigh
     return Weights(told, _from_official(state, blank), parse_labels(labels, classes, str(path)))
 
 
-def _load(path: Path) -> dict[str, Any]:
-    """The file's content: tensors, numbers, texts, and nothing that could run code."""
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A `.pth` file's content: tensors, numbers, texts, and nothing that could run code.
+
+    Raises:
+        WeightsError: it is torn, holds more than that, or is no dictionary.
+    """
     try:
         # weights_only refuses every class but tensors. The official files also hold their training arguments as an
         # argparse.Namespace; it is allowed here because to rebuild it sets attributes and runs no code.
@@ -163,8 +171,8 @@ def _explain(error: str) -> str:
     return f"it is torn or no such file ({error.splitlines()[0] if error else 'no reason given'})"
 
 
-def _find_state(content: Mapping[str, Any]) -> tuple[dict[str, Any], Kind]:
-    """The state dict in a file's content, and what it is of."""
+def find_state(content: Mapping[str, Any]) -> tuple[dict[str, Any], Kind]:
+    """The state dict in a file's content, without fixed position tables, and what it is of."""
     state = next((content[key] for key in ("model", "module") if isinstance(content.get(key), dict)), content)
     state = {str(name): tensor for name, tensor in state.items() if not _is_fixed_table(str(name), tensor)}
     if "encoder_to_decoder.weight" in state:

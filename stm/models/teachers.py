@@ -7,30 +7,25 @@ the patches, averaged over heads. They are computed in the training step, on the
 from collections.abc import Sequence
 
 import torch
-from open_clip.transformer import VisionTransformer
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
-from torch.nn import functional
 
 from stm.config import Teacher
 from stm.data.guides import overlap_matrix
-from stm.data.pixels import IMAGENET_MEAN, IMAGENET_STD, to_unit
+from stm.data.pixels import IMAGENET_MEAN, IMAGENET_STD
+from stm.models.frozen import FrozenTeacher
+from stm.models.tower_open_clip import check_tower, resize_tower
 from stm.models.vit import Architecture
 from stm.preprocess.clip_model import load_clip
-from stm.preprocess.pretrained import ModelError
 
 
-class AttentionTeacher(nn.Module):
+class AttentionTeacher(FrozenTeacher):
     """A frozen CLIP image tower that says how much it attends to each of the student's tokens.
 
     It never trains and stays in evaluation mode. It computes in the precision of its weights, or in that of the
     autocast around it; the result is float32.
     """
 
-    mean: Tensor
-    deviation: Tensor
     rows: Tensor
-    identity: dict[str, str] | None = None  # for receipts: the model and the hash of its weights, where it was loaded
 
     def __init__(
         self,
@@ -54,20 +49,13 @@ class AttentionTeacher(nn.Module):
         Raises:
             ModelError: the model has no class token that it reads, or the size is no whole number of its patches.
         """
-        super().__init__()
-        self.model, self.tubelet = _check_tower(model), tubelet
-        patch = self.model.patch_size[0]
-        self.image_size = image_size or side * patch
-        if self.image_size % patch:
-            raise ModelError(f"teacher.image_size {self.image_size} is not a multiple of its patches' {patch} pixels")
-        cells = self.image_size // patch
-        _resize_positions(self.model, cells)
-        self.requires_grad_(False)
-        self.train(False)
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor(deviation).view(3, 1, 1), persistent=False)
+        tower = check_tower(model)
+        super().__init__(tower.patch_size[0], side, image_size, mean, deviation)
+        self.model, self.tubelet = tower, tubelet
+        resize_tower(tower, self.cells)
         # Share of each of its patches in each of the student's tokens, along one axis.
-        self.register_buffer("rows", torch.tensor(overlap_matrix(0, 1, 1, cells, side)), persistent=False)
+        self.register_buffer("rows", torch.tensor(overlap_matrix(0, 1, 1, self.cells, side)), persistent=False)
+        self.freeze()
 
     @classmethod
     def load(cls, settings: Teacher, architecture: Architecture) -> "AttentionTeacher":
@@ -83,11 +71,6 @@ class AttentionTeacher(nn.Module):
         teacher = cls(clip.model.visual, side, architecture.tubelet, settings.image_size, mean, deviation)
         teacher.identity = clip.identity
         return teacher
-
-    def train(self, mode: bool = True) -> "AttentionTeacher":
-        """Stays in evaluation mode, whatever the method around it does."""
-        super().train(False)
-        return self
 
     @torch.no_grad()
     def forward(self, video: Tensor) -> Tensor:
@@ -107,19 +90,11 @@ class AttentionTeacher(nn.Module):
             attention = (self.rows @ attention.unflatten(1, (cells, cells)) @ self.rows.T).flatten(1)
         return attention.unflatten(0, (-1, self.tubelet)).mean(dim=1).unflatten(0, (video.shape[0], -1))
 
-    def prepare(self, frames: Tensor) -> Tensor:
-        """Its input: uint8 frames [F, 3, S, S] -> [F, 3, image_size, image_size], normalised."""
-        pixels = (to_unit(frames) - self.mean) / self.deviation
-        if pixels.shape[-1] != self.image_size:  # as UMT resizes: bicubic, without antialiasing
-            size = (self.image_size, self.image_size)
-            pixels = functional.interpolate(pixels, size, mode="bicubic", align_corners=False)
-        return pixels.to(self.model.conv1.weight.dtype)
-
     def attend(self, pixels: Tensor) -> Tensor:
         """Attention of the last block from the class token to the patches: float32 [F, patches]."""
         block = self.model.transformer.resblocks[-1]
         before = self.model.forward_intermediates(
-            pixels,
+            pixels.to(self.model.conv1.weight.dtype),
             indices=[len(self.model.transformer.resblocks) - 2],
             stop_early=True,
             intermediates_only=True,
@@ -131,28 +106,3 @@ class AttentionTeacher(nn.Module):
         # One query, the class token: the weights are those of the whole block at a fraction of its cost.
         weights = block.attn(tokens[:, :1], tokens, tokens, need_weights=True, average_attn_weights=True)[1]
         return weights[:, 0, 1:].float()
-
-
-def _check_tower(model: nn.Module) -> VisionTransformer:
-    """The model, if its last block's class token is what its embedding is read from."""
-    advice = "take a CLIP with a class token, ViT-B-16-quickgelu@openai for instance"
-    if not isinstance(model, VisionTransformer):
-        raise ModelError(f"teacher.model has no open_clip ViT image tower but a {type(model).__name__}; {advice}")
-    if model.attn_pool is not None or model.pool_type != "tok":
-        pooling = "an attention pooler" if model.attn_pool is not None else f"{model.pool_type!r} pooling"
-        raise ModelError(
-            f"teacher.model is read by {pooling}, not by a class token, which attends to nothing; {advice}"
-        )
-    blocks = model.transformer.resblocks
-    if len(blocks) < 2 or not isinstance(getattr(blocks[-1], "attn", None), nn.MultiheadAttention):
-        raise ModelError(f"teacher.model has no plain attention in its last block, or one block only; {advice}")
-    return model
-
-
-def _resize_positions(model: VisionTransformer, cells: int) -> None:
-    """Interpolates the position embedding to `cells` x `cells` patches, as open_clip does at loading."""
-    # timm leaves it alone when the number of patches is right, as open_clip does.
-    resized = resample_abs_pos_embed(model.positional_embedding[None].detach(), [cells, cells], list(model.grid_size))
-    model.positional_embedding = nn.Parameter(resized[0], requires_grad=False)
-    model.grid_size = (cells, cells)
-    model.image_size = tuple(cells * side for side in model.patch_size)

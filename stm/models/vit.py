@@ -151,20 +151,51 @@ class VideoEncoder(nn.Module):
         """Features of tokens.
 
         Args:
-            video: [B, T, 3, S, S], uint8, or float in [0, 1]; normalised here with ImageNet's statistics.
+            video: [B, T, 3, S, S], uint8, or float in [0, 1]; normalised here with ImageNet's statistics. A clip shorter
+                than the architecture's has the first positions of its table, as images do in UMT's second stage.
             kept: int64 [B, K], the tokens to encode; None: all.
             final_norm: whether the last LayerNorm is applied.
 
         Returns:
             Float [B, K or L, width].
         """
-        x = self.embedding(video, kept)
-        # In the precision of x: under autocast the residual stream is bfloat16, as with VideoMAE's half precision.
-        positions = self.positions.to(x.dtype).expand(x.shape[0], -1, -1)
-        x = x + (positions if kept is None else gather_tokens(positions, kept))
+        x = self.embed(video, kept)
         for block in self.blocks:
             x = block(x)
         return self.norm(x) if final_norm else x
+
+    def forward_layers(self, video: Tensor, kept: Tensor | None, layers: int) -> Tensor:
+        """Outputs of the last blocks, each through the same final norm, as UMT aligns them with its teacher's.
+
+        Args:
+            video, kept: as `forward` takes them.
+            layers: how many blocks, 1 to the depth.
+
+        Returns:
+            Float [layers, B, K or L, width], in the order of the blocks; the last entry is what `forward` returns.
+
+        Raises:
+            ValueError: there are not so many blocks.
+        """
+        return self.encode(self.embed(video, kept), layers)
+
+    def encode(self, x: Tensor, layers: int) -> Tensor:
+        """The second half of `forward_layers`: what `embed` gave, [B, K, width] -> [layers, B, K, width]."""
+        if not 1 <= layers <= len(self.blocks):
+            raise ValueError(f"asked for the last {layers} layers of an encoder with {len(self.blocks)} blocks")
+        outputs = []
+        for number, block in enumerate(self.blocks):
+            x = block(x)
+            if number >= len(self.blocks) - layers:
+                outputs.append(x)
+        return self.norm(torch.stack(outputs))
+
+    def embed(self, video: Tensor, kept: Tensor | None = None) -> Tensor:
+        """What goes into the first block: embedded tokens with their positions, [B, K or L, width]."""
+        x = self.embedding(video, kept)
+        # In the precision of x: under autocast the residual stream is bfloat16, as with VideoMAE's half precision.
+        positions = self.positions.to(x.dtype).expand(x.shape[0], -1, -1)
+        return x + (positions[:, : x.shape[1]] if kept is None else gather_tokens(positions, kept))
 
     def forward_features(self, video: Tensor, final_norm: bool = True) -> Tensor:
         """The mean over all tokens, float [B, width].

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from stm.config import PretrainRun
+from stm.config import Run
 from stm.models.huggingface import (
     from_transformers_state,
     read_transformers,
@@ -60,7 +60,7 @@ Format = Literal["stm", "official", "transformers"]
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
-def describe(run: PretrainRun) -> Architecture:
+def describe(run: Run) -> Architecture:
     """The architecture that a run's config asks for."""
     size = SIZES[run.model]
     if run.decoder_depth is not None:
@@ -76,7 +76,7 @@ def describe(run: PretrainRun) -> Architecture:
     )
 
 
-def build(run: PretrainRun) -> VideoMAE:
+def build(run: Run) -> VideoMAE:
     """A fresh model for a run; seed torch before for the same weights."""
     return VideoMAE(describe(run))
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import av
 
-from stm.datasets.probe import OPEN_OPTIONS
+from stm.datasets.probe import open_arguments
 from stm.manifest import Status
 
 
@@ -18,7 +18,7 @@ class VideoError(Exception):
 
 
 def open_container(path: Path) -> Any:
-    """Opens a file with ffmpeg's own log off (a callback into Python can deadlock a worker).
+    """Opens a video, or a picture as one of a single frame, with ffmpeg's log off: its callback can deadlock a worker.
 
     Raises:
         VideoError: missing, empty or no container that is known.
@@ -31,7 +31,7 @@ def open_container(path: Path) -> Any:
         raise VideoError(Status.EMPTY_FILE, "the file has no bytes")
     try:
         # `file:` keeps a colon in a name from being read as a protocol.
-        return av.open(f"file:{path}", options=OPEN_OPTIONS)
+        return av.open(f"file:{path}", **open_arguments(path))
     except (av.error.FFmpegError, OSError, UnicodeError) as error:
         raise VideoError(Status.OPEN_FAILED, f"no container that ffmpeg can read ({plain_error(error)})") from None
 

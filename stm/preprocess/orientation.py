@@ -1,11 +1,18 @@
-"""The display matrix: how a coded picture is turned before it is shown. PyAV hands it over and does not apply it."""
+"""How a coded picture is turned before it is shown: a video's display matrix, which PyAV hands over and does not apply, or
+a picture file's EXIF mark.
+"""
 
+import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+
+_EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,18 @@ class Orientation:
         if abs(a) + abs(d) >= abs(b) + abs(c):
             return cls(False, a < 0, d < 0)
         return cls(True, c < 0, b < 0)
+
+    @classmethod
+    def of_picture(cls, path: Path) -> "Orientation":
+        """From a picture file's EXIF orientation, 1 to 8. PyAV cannot say it: its list of side data does not know EXIF,
+        and an angle alone does not tell what is mirrored.
+        """
+        try:
+            with Image.open(path) as picture:  # reads the header, decodes nothing
+                mark = picture.getexif().get(_EXIF_ORIENTATION, 1)
+        except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError):
+            mark = 1  # the decoder says what is wrong with the file
+        return cls(mark in (5, 6, 7, 8), mark in (2, 3, 6, 7), mark in (3, 4, 7, 8))
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after turning."""

@@ -4,6 +4,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from stm.manifest import QUESTIONS
+
 ARRAYS = ("flow", "motion", "similarity", "text")  # members `{key}.{name}.npy`, in the order of the tar
 
 SHARD_SCHEMA = pa.schema(
@@ -14,6 +16,7 @@ SHARD_SCHEMA = pa.schema(
         pa.field("label", pa.string()),
         pa.field("captions", pa.list_(pa.string()), nullable=False),
         pa.field("caption_sources", pa.list_(pa.string()), nullable=False),  # of each caption
+        pa.field("questions", QUESTIONS),
         pa.field("frames", pa.int32(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),  # pixels
         pa.field("height", pa.int32(), nullable=False),

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from stm.config import BadInput, Pack
 from stm.files import Member, TarWriter, atomic_path, make_receipt, read_receipt, sha256_file, write_table
-from stm.manifest import Policy, Status, check_failures, make_key, read_rows
+from stm.manifest import Policy, Question, Status, check_failures, make_key, read_questions, read_rows
 from stm.preprocess.captions import hash_frames
 from stm.preprocess.frames_table import read_jpegs, read_kept
 from stm.preprocess.grid import map_shape
@@ -111,7 +111,8 @@ def _pack_clip(writer: TarWriter, clip: Row, row: Row, part: ClipParts, frames_t
         "columns": columns,
         "pts": row["pts"],
     }
-    described = shown | {"questions": clip["questions"] or []}
+    questions = read_questions(clip["questions"])
+    described = shown | {"questions": [_described(question) for question in questions]}
     header = writer.add(f"{key}.json", json.dumps(described, sort_keys=True, allow_nan=False).encode())
     jpegs = [
         _copy_frame(writer, row, number, data, frames_tar)
@@ -123,7 +124,13 @@ def _pack_clip(writer: TarWriter, clip: Row, row: Row, part: ClipParts, frames_t
         "flow_cells": None if part.flow is None else part.flow.shape[2] // rows,
         "text_width": None if part.text is None else part.text.shape[1],
     }
-    return shown | sizes | _places(header, jpegs, added)
+    asked = {"questions": [question._asdict() for question in questions]}
+    return shown | asked | sizes | _places(header, jpegs, added)
+
+
+def _described(question: Question) -> dict[str, Any]:
+    """A question as `{key}.json` has it; an open one has no choices."""
+    return {name: value for name, value in question._asdict().items() if name != "choices" or value}
 
 
 def _copy_frame(writer: TarWriter, row: Row, number: int, data: bytes, frames_tar: Path) -> Member:

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import av
 
+from stm.datasets.probe import is_picture
 from stm.manifest import Status
 from stm.preprocess.container import VideoError, choose_stream, hidden_frames, open_container, plain_error
 from stm.preprocess.orientation import Orientation
@@ -89,7 +90,10 @@ class Video:
         context.thread_count = 1
         # The size may change inside the stream; the decoder itself then refuses what is too large.
         options = {"max_pixels": str(self._max_side**2)}
-        context.options = options | ({"flags2": "+export_mvs"} if self._vectors else {})
+        options |= {"flags2": "+export_mvs"} if self._vectors else {}
+        # A video that is cut off still has good frames. A picture has none: ffmpeg would fill what is missing with grey.
+        options |= {"err_detect": "explode"} if is_picture(self._container) else {}
+        context.options = options
 
     def __enter__(self) -> Self:
         return self
@@ -137,7 +141,8 @@ class Video:
         """
         for number, (picture, seconds) in enumerate(self._timed()):
             if number == 0:
-                self.orientation = Orientation.of(picture)
+                still = is_picture(self._container)
+                self.orientation = Orientation.of_picture(self.path) if still else Orientation.of(picture)
             if self.end is not None and seconds >= self.end - _EPSILON:
                 if not surroundings:
                     return

@@ -6,7 +6,7 @@ module stays light: the workflow imports it to read the names.
 
 from pathlib import Path
 
-from stm.config import Config, Retrieval
+from stm.config import Config, LanguageTask, Retrieval
 from stm.layout import Layout
 
 
@@ -21,7 +21,7 @@ def table_names(config: Config) -> list[str]:
 
     The config's own tables are not among them: `write_table` makes those.
     """
-    classified = any(not isinstance(task, Retrieval) for task in config.evaluate.values())
+    classified = any(not isinstance(task, Retrieval | LanguageTask) for task in config.evaluate.values())
     stems = ["results"] if config.pretrain else []
     stems += ["per_class"] if config.pretrain and classified else []
     stems += ["mask_quality"] if measures_masks(config) else []

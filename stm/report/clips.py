@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from stm.config import CaptionChoice, Config, Teacher
+from stm.config import CaptionChoice, Config, PretrainRun, Teacher
 from stm.data.geometry import Geometry
 from stm.layout import Layout
 from stm.methods import load_method
@@ -72,7 +72,7 @@ def picture_clips(
 
 def painted_runs(groups: Sequence[RunGroup]) -> list[int]:
     """Numbers of the runs whose reconstructions are shown: the first that have weights and a trained decoder."""
-    able = [g.number for g in groups if g.instances[0].weights is not None and g.settings.reconstruction.weight]
+    able = [g.number for g in groups if g.instances[0].weights is not None and g.settings.reconstructs]
     return able[:MOST_RUNS]
 
 
@@ -144,7 +144,7 @@ def _attempt(group: RunGroup, cuts: Sequence[Cut], results: Results) -> list[str
 
 def reconstruct(run: Run, cuts: Sequence[Cut]) -> list[strips.Tiles]:
     """Each cut as a run's model paints it: tiles like the frames'. On the CPU, so that the bytes are the same anywhere."""
-    assert run.weights is not None
+    assert run.weights is not None and isinstance(run.settings, PretrainRun)
     method = load_method(run.settings, run.weights)
     tiles = []
     for cut in cuts:

@@ -133,6 +133,13 @@ def _read_evaluation(name: str, path: Path) -> Evaluation:
     values = read_json(path)
     if "text_to_video" in values:
         return _read_retrieval(name, values)
+    if "reranked" in values:
+        return _read_retrieval(name, values["reranked"])
+    if "cider" in values:
+        return _read_score(name, values, "cider", clips=values.get("clips"))
+    if "accuracy" in values:
+        chance = values.get("chance") or values.get("most_frequent_answer")
+        return _read_score(name, values, "accuracy", clips=values.get("questions"), chance=chance)
     classes = values["classes"]
     per_class = values.get("per_class") or {}
     return Evaluation(
@@ -158,6 +165,22 @@ def _read_retrieval(name: str, values: Mapping[str, Any]) -> Evaluation:
         classes=int(values["clips"]),
         train_clips=None,
         test_clips=int(values["clips"]),
+        per_class={},
+    )
+
+
+def _read_score(
+    name: str, values: Mapping[str, Any], metric: str, clips: int | None, chance: float | None = None
+) -> Evaluation:
+    """A share that is no classification; `chance`, where there is one, as if of so many equal classes."""
+    return Evaluation(
+        name=name,
+        top1=float(values[metric]),
+        top5=None,
+        interval=_interval(values.get("confidence95")),
+        classes=round(1 / chance) if chance else 0,
+        train_clips=None,
+        test_clips=clips,
         per_class={},
     )
 

@@ -58,7 +58,7 @@ def make_context(
         "per_class": made["per_class"] if cells <= MOST_CELLS else None,
         "loss_chart": charts.get("loss"),
         **_describe_curves(groups),
-        "contrast": any(group.settings.contrast is not None for group in groups),
+        "contrast": any(group.settings.has_contrast for group in groups),
         "silent": [group.name for group in groups if not any(run.losses for run in group.instances)],
         "wanted_clips": config.report.clips > 0,
         "boxed": any(clip.clip.boxes is not None for pictures in clips.values() for clip in pictures),

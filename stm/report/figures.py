@@ -83,7 +83,7 @@ def loss_curves(groups: Sequence[RunGroup]) -> Figure:
         axes = figure.add_subplot(facecolor="none")
         for group in logged:
             _draw_losses(axes, group, crowded)
-        contrast = any(group.settings.contrast is not None for group in logged)
+        contrast = any(group.settings.has_contrast for group in logged)
         axes.set(xlabel="Optimiser step", ylabel="Loss" if contrast else "Reconstruction loss")
         axes.grid(axis="y")
         axes.margins(x=0.01)

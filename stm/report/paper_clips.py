@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from stm.config import CaptionChoice, Config, FigureSpec, PretrainRun
+from stm.config import CaptionChoice, Config, FigureSpec, LanguageRun, PretrainRun
 from stm.data.geometry import Geometry
 from stm.evaluation.results import load_checked_encoder
 from stm.layout import Layout
@@ -31,7 +31,7 @@ class Shown:
 
     label: str
     instance: str
-    settings: PretrainRun
+    settings: PretrainRun | LanguageRun
     weights: Path
     cuts: Sequence[Cut]
 
@@ -40,7 +40,7 @@ class Shown:
         return cut_key(self.settings)
 
 
-def cut_key(run: PretrainRun) -> CutKey:
+def cut_key(run: PretrainRun | LanguageRun) -> CutKey:
     """What decides how a run's clips are cut, and which caption is theirs."""
     return Geometry.of(run), run.captions
 
@@ -132,7 +132,7 @@ def _reconstructions(shown: Shown) -> list[Row]:
         painted = reconstruct(Run(shown.instance, settings, [], [], _find_weights(shown), {}), shown.cuts)
     except RuntimeError as error:  # torch: weights that do not fit the config
         raise ReportError(f"{shown.weights} does not fit the run {shown.instance}; pretrain again: {error}") from error
-    note = "reconstruction" if settings.reconstruction.weight else "decoder untrained: contrast only"
+    note = "reconstruction" if settings.reconstructs else "decoder untrained: contrast only"
     note = "untrained" if settings.optimisation.epochs == 0 else note
     return [Row("reconstruction", shown.label, tiles, note) for tiles in painted]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stm.config import BenchmarkDataset, Config, FolderDataset, MovingShapesDataset
+from stm.config import BenchmarkDataset, Config, FolderDataset, LanguageDataset, MovingShapesDataset
 from stm.datasets.annotations import Clip
 from stm.layout import Layout
 
@@ -36,6 +36,8 @@ def count_clips(config: Config) -> Clips:
         return Clips(dict(data.clips), data.frames, data.width, data.height, "the config")
     if isinstance(config.dataset, BenchmarkDataset):
         return _from_benchmark(config.dataset)
+    if isinstance(config.dataset, LanguageDataset):
+        return _from_language(config.dataset)
     assert config.dataset is not None
     return _from_folder(config.dataset, config.seed)
 
@@ -47,6 +49,15 @@ def _from_benchmark(dataset: BenchmarkDataset) -> Clips:
     clip = typical(dataset.source)
     splits = official_counts(dataset.source, dataset.fold)
     return Clips(splits, clip.frames, clip.width, clip.height, "the official lists, with typical clips")
+
+
+def _from_language(dataset: LanguageDataset) -> Clips:
+    """The official size, or the published one of a corpus, which no copy has any more."""
+    from stm.datasets.language import is_corpus, official_counts, typical
+
+    clip = typical(dataset.source)
+    basis = "the published size" if is_corpus(dataset.source) else "the protocol"
+    return Clips(official_counts(dataset.source), clip.frames, clip.width, clip.height, f"{basis}, with typical clips")
 
 
 def _from_manifest(path: Path) -> Clips:

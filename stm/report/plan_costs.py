@@ -14,6 +14,7 @@ from stm.config import (
     Config,
     FineTune,
     LanguageModelCaptions,
+    LanguageRun,
     MovingShapesDataset,
     PretrainRun,
 )
@@ -171,18 +172,21 @@ def training_stages(config: Config, clips: Mapping[str, Clips]) -> list[Stage]:
 
     stages = []
     for name, run in config.runs.items():
-        dataset = config.dataset_of(name)
-        per_split = clips[dataset].per_split
-        visits = per_split.get(run.split, sum(per_split.values())) * run.optimisation.epochs
-        stage = _computing(f"pretrain/{name}", 1, _step_flops(run) * visits * run.repeats)
-        stages.append(
-            replace(stage, loading_hours=_loading_hours(config, dataset, clips[dataset], visits * run.frames))
-        )
+        flops = loading = 0.0
+        for sources, frames in ((run.video_sources, run.frames), (run.image_sources, 1)):
+            for own, split in sources:
+                dataset = own or config.dataset_of(name)
+                per_split = clips[dataset].per_split
+                visits = per_split.get(split, sum(per_split.values())) * run.optimisation.epochs
+                flops += _step_flops(run, image=frames == 1 < run.frames) * visits * run.repeats
+                loading += _loading_hours(config, dataset, clips[dataset], visits * frames)
+        stages.append(replace(_computing(f"pretrain/{name}", 1, flops), loading_hours=loading))
     for name, task_name in config.evaluations():
         run, task, dataset = config.runs[name], config.evaluate[task_name], config.dataset_of(name, task_name)
         per_split = clips[dataset].per_split
-        epochs, repeats = (task.optimisation.epochs, task.repeats) if isinstance(task, FineTune) else (1, 1)
-        passes = 3 * repeats if isinstance(task, FineTune) else 1  # forward, and twice that backward
+        optimisation = getattr(task, "optimisation", None)
+        epochs, repeats = (optimisation.epochs, getattr(task, "repeats", 1)) if optimisation else (1, 1)
+        passes = 3 * repeats if optimisation else 1  # forward, and twice that backward
         train = per_split.get(getattr(task, "train_split", ""), 0) * epochs
         test = per_split.get(task.test_split, 0) * task.views
         flops = encoding_cost(describe(run)) * (train * passes + test * task.crops)
@@ -194,8 +198,12 @@ def training_stages(config: Config, clips: Mapping[str, Clips]) -> list[Stage]:
     return stages
 
 
-def _step_flops(run: PretrainRun) -> int:
-    """FLOPs of a clip's forward and backward pass."""
+def _step_flops(run: PretrainRun | LanguageRun, image: bool = False) -> float:
+    """FLOPs of a clip's, or an image's, forward and backward pass."""
+    if isinstance(run, LanguageRun):
+        from stm.report.plan_language import language_step_flops
+
+        return language_step_flops(run, clip_image_flops(run.teacher.model), image)
     from stm.models.cost import pretraining_cost
     from stm.models.zoo import describe
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from stm.config import Config, PretrainRun
+from stm.config import Config, LanguageRun, PretrainRun
 from stm.layout import Layout
 from stm.report import shown_datasets
 
@@ -68,7 +68,7 @@ class Run:
     """One instance of a pretraining run: its settings, its loss by step, and its evaluations by name."""
 
     name: str  # in the config's `runs`
-    settings: PretrainRun
+    settings: PretrainRun | LanguageRun
     steps: list[int]
     losses: list[float]
     weights: Path | None
@@ -96,7 +96,7 @@ class RunGroup:
     instances: Sequence[Run]
 
     @property
-    def settings(self) -> PretrainRun:
+    def settings(self) -> PretrainRun | LanguageRun:
         return self.instances[0].settings
 
     @property

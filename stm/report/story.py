@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from stm.config import Blip2Captions, Config, HumanCaptions, LabelCaptions, PretrainRun
+from stm.config import Blip2Captions, Config, HumanCaptions, LabelCaptions, LanguageRun, PretrainRun
 from stm.progress import format_seconds
 from stm.report.records import MaskQualityRow, Measured, Results, RunGroup, Study
 from stm.report.stages import Provenance, Stage
@@ -141,7 +141,7 @@ def dataset_facts(config: Config) -> list[tuple[str, str]]:
     return [(name, value) for name, value in lines if value]
 
 
-def _describe(run: PretrainRun) -> str:
+def _describe(run: PretrainRun | LanguageRun) -> str:
     size = f"{run.frames} frames of {run.image_size} x {run.image_size} px, {_every(run.stride)} stored frame"
     return f"{run.method}, {run.model} ViT; {size}; tubelets of {run.tubelet} x {run.patch_size} x {run.patch_size}"
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from stm.config import Config, Retrieval
+from stm.config import Config
 from stm.report.records import MaskQualityRow, Measured, Refusal, RunGroup
 
 MISSING = "\u2013"  # an en dash, as in printed tables
@@ -191,12 +191,23 @@ def _chance(level: float | None) -> Cell:
 def title(task: str) -> str:
     """`finetune` -> `Fine-tuning`; other evaluations by their own name."""
     known = {"linear": "Linear probe", "finetune": "Fine-tuning", "zero_shot": "Zero-shot", "retrieval": "Retrieval"}
+    known |= {"video_text_retrieval": "Retrieval", "question_answering": "Questions", "captioning": "Captions"}
     return known.get(task, task)
+
+
+# Of tasks that are no classification: the first number's name in tables for machines, and for people.
+_MEASURES = {
+    "retrieval": ("r1", "text-to-video R@1"),
+    "video_text_retrieval": ("r1", "text-to-video R@1"),
+    "question_answering": ("accuracy", "accuracy"),
+    "multiple_choice": ("accuracy", "accuracy"),
+    "captioning": ("cider", "CIDEr"),
+}
 
 
 def measure_title(config: Config, task: str) -> str:
     """What an evaluation's first number is called."""
-    return "text-to-video R@1" if isinstance(config.evaluate[task], Retrieval) else "top-1"
+    return _MEASURES.get(config.evaluate[task].task, ("top1", "top-1"))[1]
 
 
 def column_title(config: Config, task: str) -> str:
@@ -204,7 +215,7 @@ def column_title(config: Config, task: str) -> str:
 
 
 def _short(config: Config, task: str) -> str:
-    return "r1" if isinstance(config.evaluate[task], Retrieval) else "top1"
+    return _MEASURES.get(config.evaluate[task].task, ("top1", "top-1"))[0]
 
 
 def per_class_table(config: Config, groups: Sequence[RunGroup]) -> Table:

@@ -44,8 +44,10 @@ class Process:
         devices = [self.device.index] if self.device.type == "cuda" else None
         # Buffers are position tables, which never change, and running statistics, which GlobalBatchNorm makes the
         # same on all processes: sending them in each pass would be for nothing.
-        without: dict[str, Any] = {_BUFFERS_EACH_PASS: False}
-        return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True, **without)
+        more: dict[str, Any] = {_BUFFERS_EACH_PASS: False}
+        # A step of images leaves out what compares frames.
+        more["find_unused_parameters"] = bool(getattr(module, "takes_turns", False))
+        return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True, **more)
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """The mean over the processes."""

@@ -7,16 +7,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread
-from typing import TextIO
+from typing import Any, TextIO
 
-from stm.config import PretrainRun
+from stm.config import LanguageRun, PretrainRun
 
 SHUTDOWN_SECONDS = 120
 """How long torchrun waits, after SIGTERM, for its processes to save; its own 30 seconds may be less than the steps
 between two looks at the signal."""
 
 
-def run_pretraining(run: PretrainRun, shard_indexes: Sequence[Path], output: Path, seed: int) -> None:
+def run_pretraining(
+    run: PretrainRun | LanguageRun,
+    shard_indexes: Sequence[Path],
+    output: Path,
+    seed: int,
+    image_indexes: Sequence[Path] = (),
+) -> None:
     """Pretrains with `run.processes` processes of this machine; see `stm.training.pretrain`.
 
     Raises:
@@ -26,13 +32,14 @@ def run_pretraining(run: PretrainRun, shard_indexes: Sequence[Path], output: Pat
     if run.processes == 1:
         from stm.training import pretrain
 
-        pretrain(run, shard_indexes, output, seed)
+        pretrain(run, shard_indexes, output, seed, image_indexes=image_indexes)
         return
     request = {
         "run": run.model_dump(mode="json"),
         "shard_indexes": [str(path) for path in shard_indexes],
         "output": str(output),
         "seed": seed,
+        "image_indexes": [str(path) for path in image_indexes],
     }
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={run.processes}"]
     status = supervise([*torchrun, "-m", "stm.training.launch", json.dumps(request)])
@@ -94,11 +101,14 @@ def _copy(messages: TextIO) -> None:
 def _worker(request: dict[str, object]) -> None:
     from stm.training import pretrain
 
+    asked: Any = request
+    kind = PretrainRun if asked["run"]["method"] == "mae" else LanguageRun
     pretrain(
-        PretrainRun.model_validate(request["run"]),
-        [Path(path) for path in request["shard_indexes"]],  # type: ignore[attr-defined]
-        Path(str(request["output"])),
-        int(str(request["seed"])),
+        kind.model_validate(asked["run"]),
+        [Path(path) for path in asked["shard_indexes"]],
+        Path(asked["output"]),
+        int(asked["seed"]),
+        image_indexes=[Path(path) for path in asked["image_indexes"]],
     )
 
 

@@ -54,7 +54,12 @@ class Plan:
 
 
 def fit(
-    module: nn.Module, batches: Callable[[int], Iterator[Batch]], plan: Plan, output: Path, process: Process
+    module: nn.Module,
+    batches: Callable[[int], Iterator[Batch]],
+    plan: Plan,
+    output: Path,
+    process: Process,
+    after_epoch: Callable[[int], None] | None = None,
 ) -> Checkpoints:
     """Trains `module` in place, from the newest checkpoint under `output` if there is one.
 
@@ -65,6 +70,8 @@ def fit(
             the end of the run: `accumulate` of them a step, on the CPU.
         plan: the settings.
         output: gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
+        after_epoch: called with the number of epochs that are done, before the checkpoint of that step is written; it
+            must leave the random state as it is. A run that goes on may call it again for an epoch that it repeats.
 
     Returns:
         The checkpoints, to be discarded once the weights are in place.
@@ -96,6 +103,8 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             run.step += 1
             run.write(log)
+            if after_epoch is not None and run.step % plan.steps_per_epoch == 0:
+                after_epoch(run.step // plan.steps_per_epoch)
             run.keep(interruption)
             progress.advance(plan.optimisation.batch_size, run.note)
     return run.checkpoints

@@ -1,7 +1,7 @@
 """AdamW's parameter groups and the learning rate over the steps."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import timm.scheduler
 import torch
@@ -16,9 +16,9 @@ _EMBEDDING = re.compile(r"(?:^|\.)(patch_embed\w*|embed\w*|pos\w*)(?:\.|$)")
 def scale_learning_rate(settings: Optimisation) -> tuple[float, float, float]:
     """Start of the warm-up, peak and end of the learning rate, for this batch: each is given for 256 clips.
 
-    The linear rule of VideoMAE's scripts, which scale all three.
+    The linear rule of VideoMAE's scripts, which scale all three. Without `scale_by_batch` they are taken as they are.
     """
-    factor = settings.batch_size / 256
+    factor = settings.batch_size / 256 if settings.scale_by_batch else 1.0
     return (
         settings.warmup_learning_rate * factor,
         settings.learning_rate * factor,
@@ -79,16 +79,20 @@ def build_optimizer(
     """AdamW over a module's trained parameters; the fused kernel when they are on a CUDA device.
 
     Args:
-        module: already on its device.
+        module: already on its device. It may have `learning_rate_factors`: what the rate of a parameter of that name is
+            multiplied by (STM's learned mix).
         settings: learning rate, betas and weight decay.
         layer_decay: 1 for one learning rate everywhere.
         depth: encoder blocks; needed with `layer_decay` below 1.
     """
 
-    def scale_of(name: str) -> float:
-        return layer_scale(layer_of_parameter(name, depth), depth, layer_decay)
+    own: Mapping[str, float] = getattr(module, "learning_rate_factors", {})
 
-    groups = group_parameters(module, settings.weight_decay, scale_of if layer_decay < 1 else None)
+    def scale_of(name: str) -> float:
+        by_layer = layer_scale(layer_of_parameter(name, depth), depth, layer_decay) if layer_decay < 1 else 1.0
+        return by_layer * own.get(name, 1.0)
+
+    groups = group_parameters(module, settings.weight_decay, scale_of)
     _, peak, _ = scale_learning_rate(settings)
     cuda = all(p.is_cuda for p in module.parameters())
     return torch.optim.AdamW(groups, lr=peak, betas=settings.betas, fused=cuda or None)
@@ -116,4 +120,4 @@ def build_schedule(
 
 def current_learning_rate(optimizer: torch.optim.Optimizer) -> float:
     """The learning rate of the layers whose scale is 1."""
-    return max(float(group["lr"]) for group in optimizer.param_groups)
+    return max(float(group["lr"]) for group in optimizer.param_groups if group.get("lr_scale", 1.0) <= 1)

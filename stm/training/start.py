@@ -1,13 +1,14 @@
 """Weights that a run starts from, instead of fresh ones (`init`)."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from stm.models import zoo
-from stm.models.vit import VideoMAE
-from stm.models.weights import DECODER_FIELDS, adapt
+from stm.models.student_init import read_first
+from stm.models.vit import VideoEncoder, VideoMAE
+from stm.models.weights import DECODER_FIELDS
 from stm.training.logs import say
 
 
@@ -19,33 +20,40 @@ class Start:
     decoder: bool  # whether the decoder's were taken too
 
 
-def start_from(model: VideoMAE, source: str) -> Start:
+def start_from(model: VideoMAE | VideoEncoder, source: str) -> Start:
     """Loads the encoder's weights into `model`, and the decoder's when they fit; says what it did not take.
 
     Args:
-        model: of the run; clips of another length or picture size than the source's are welcome.
-        source: any that `zoo.read` knows. A contrastive head in it is left out: it belongs to its text.
+        model: of the run, or its encoder alone; clips of another length or picture size than the source's are welcome.
+        source: any that `student_init.read_first` knows. A contrastive head in it is left out: it belongs to its text.
 
     Raises:
         ValueError: the source cannot be read, or its encoder is another.
     """
-    found = zoo.read(source)
-    encoder = adapt(found.encoder(), model.architecture, f"init: {source}").tensors
-    taken = dict(encoder)
+    found, notes = read_first(source, model.architecture)
+    for note in notes:
+        say(f"init: {source}: {note}")
+    taken = dict(found.encoder().tensors)
+    encoder = model if isinstance(model, VideoEncoder) else model.encoder
+    encoder.load_state_dict(_inside(taken, "encoder."))
+    if isinstance(model, VideoEncoder):
+        return Start(hash_tensors(taken), False)
     fields = (*DECODER_FIELDS, "decoder_depth")
     decoder = found.kind == "pretraining" and all(
         getattr(found.architecture, name) == getattr(model.architecture, name) for name in fields
     )
     if decoder:
         taken |= {name: tensor for name, tensor in found.tensors.items() if name.startswith("decoder.")}
+        model.decoder.load_state_dict(_inside(taken, "decoder."))
     else:
         say(
             f"init: {source}: its decoder is {'another' if found.kind == 'pretraining' else 'not there'}; ours is fresh"
         )
-    missing, unexpected = model.load_state_dict(taken, strict=False)
-    # Both were checked where the file was read; what is left over now would be a mistake of ours.
-    assert not unexpected and all(name.startswith("decoder.") and not decoder for name in missing)
     return Start(hash_tensors(taken), decoder)
+
+
+def _inside(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def hash_tensors(tensors: dict[str, Tensor]) -> str:

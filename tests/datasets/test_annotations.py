@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stm.datasets.annotations import AnnotationError, BadRow, Clip, parse_row, read_annotations
+from stm.manifest import Question
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -25,7 +26,7 @@ ROWS: list[dict[str, Any]] = [
     {"path": "two.mp4", "captions": ["only one"]},
 ]
 CLIPS = [
-    Clip("a/one.mp4", "test", "first", "drift", tuple(ROWS[0]["captions"]), 1.5, 4.0, (("what?", "that"),)),
+    Clip("a/one.mp4", "test", "first", "drift", tuple(ROWS[0]["captions"]), 1.5, 4.0, (Question("what?", "that"),)),
     Clip("two.mp4", "train", captions=("only one",)),
 ]
 
@@ -83,6 +84,15 @@ def test_captions_come_in_many_forms(row: dict[str, Any], captions: tuple[str, .
     assert parse_row({"path": "a.mp4", **row}, "train").captions == captions
 
 
+def test_a_multiple_choice_has_choices_and_an_open_question_none() -> None:
+    asked = [
+        {"question": "", "answer": "b", "choices": ["a", "b"]},
+        {"question": "what?", "answer": "c", "choices": None},
+    ]
+    clip = parse_row({"path": "a.mp4", "questions": asked}, "train")
+    assert clip.questions == (Question("", "b", ("a", "b")), Question("what?", "c"))
+
+
 def test_numbers_as_ids_and_labels_are_text() -> None:
     clip = parse_row({"path": "a.mp4", "video_id": 12, "label": 3.0}, "train")
     assert (clip.video_id, clip.label) == ("12", "3")
@@ -114,6 +124,8 @@ def test_numbers_as_ids_and_labels_are_text() -> None:
         ({"questions": "what?"}, "JSON"),
         ({"questions": [{"question": "what?"}]}, "questions"),
         ({"questions": 3}, "questions"),
+        ({"questions": [{"question": "", "answer": "a", "choices": "ab"}]}, "choices must be a list"),
+        ({"questions": [{"question": "", "answer": "c", "choices": ["a", "b"]}]}, "not among the choices"),
     ],
 )
 def test_a_bad_value_names_its_column(row: dict[str, Any], message: str) -> None:

@@ -15,6 +15,8 @@ GUIDED = {
     "motion_compensated": "motion_compensated",
     "motion_compensated_box": "motion_compensated",
     "attention": "attention",
+    "attention_hidden": "attention",
+    "spatiotemporal": "spatiotemporal",
 }
 NAMES = sorted([*GUIDED, "random", "tube", "flow"])
 CELLS = 8  # of the flow strategy's maps, on a token's side
@@ -41,6 +43,7 @@ def draw_guides(
         "motion": draw(*shape) * 5,
         "motion_compensated": draw(*shape) * 5,
         "attention": draw(*shape) / tokens,
+        "spatiotemporal": draw(*shape) * 4 - 2,
         "flow": draw(batch, 2, 2 * slots, 2 * side, 2 * side, 2) * 2 - (0 if levels == 1 else 1),
     }
 

@@ -105,6 +105,37 @@ def test_features_are_the_mean_of_the_tokens() -> None:
     torch.testing.assert_close(encoder.norm(raw), encoder(draw_video()))
 
 
+def test_layers_are_the_last_blocks_outputs_through_the_final_norm() -> None:
+    encoder = VideoEncoder(SMALL).eval()
+    with torch.no_grad():
+        encoder.norm.weight.normal_()
+    kept = torch.tensor([[1, 4, 20], [7, 8, 31]])
+    caught: list[torch.Tensor] = []
+    for block in encoder.blocks:
+        block.register_forward_hook(lambda module, inputs, output: caught.append(output))
+    layers = encoder.forward_layers(draw_video(), kept, 2)
+    assert layers.shape == (2, 2, 3, 48)
+    torch.testing.assert_close(layers, torch.stack([encoder.norm(output) for output in caught[1:]]))
+    assert torch.equal(layers[-1], encoder(draw_video(), kept))
+    torch.testing.assert_close(encoder.forward_layers(draw_video(), None, 1)[0], encoder(draw_video()))
+
+
+@pytest.mark.parametrize("layers", [0, 4])
+def test_more_layers_than_blocks_are_refused(layers: int) -> None:
+    with pytest.raises(ValueError, match=f"last {layers} layers of an encoder with 3 blocks"):
+        VideoEncoder(SMALL).forward_layers(draw_video(), None, layers)
+
+
+@pytest.mark.parametrize("positions", ["joint", "separable"])
+def test_a_shorter_clip_has_the_table_s_first_positions(positions: str) -> None:
+    """As if the same clip were the beginning of one that is long enough, of which only that part is kept."""
+    encoder = VideoEncoder(replace(SMALL, positions=positions)).eval()
+    video, first = draw_video(), torch.arange(16).expand(2, -1)
+    torch.testing.assert_close(encoder(video[:, :2]), encoder(video, first))
+    kept = torch.tensor([[0, 3, 15], [1, 2, 9]])
+    torch.testing.assert_close(encoder(video[:, :2], kept), encoder(video, kept))
+
+
 def test_stochastic_depth_rises_to_its_rate_and_is_off_in_evaluation() -> None:
     blocks = make_blocks(48, 4, 3, 4.0, 1e-6, drop_path=0.3)
     rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in blocks]

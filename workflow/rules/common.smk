@@ -6,9 +6,10 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
-from stm.config import BenchmarkDataset, ConfigError, parse_config
+from stm.config import BenchmarkDataset, ConfigError, LanguageDataset, parse_config
 from stm.datasets import DatasetError, list_fingerprint
 from stm.datasets.benchmarks import check_benchmark
+from stm.datasets.language import check_language
 from stm.files import local_model_files
 from stm.layout import Layout, dataset_root
 from stm.manifest import read_shards, split_of
@@ -93,6 +94,11 @@ def packed(dataset, split):
     return [LAYOUTS[dataset].shard(shard).as_posix() for shard in shards]
 
 
+def joined(dataset, sources):
+    """The packed shards of all (dataset, split) pairs that a run trains on; None: its own dataset."""
+    return [path for name, split in sources for path in packed(name or dataset, split)]
+
+
 def annotation_files(dataset):
     """The annotation file of a folder, if it has one. A benchmark's lists are covered by `listing`."""
     path = getattr(CORPORA[dataset].dataset, "annotations", None)
@@ -109,9 +115,10 @@ def manifest_inputs(dataset):
     source = CORPORA[dataset].dataset
     if source.source == "moving-shapes":
         return [(LAYOUTS[dataset].generated / "annotations.parquet").as_posix()]
-    if isinstance(source, BenchmarkDataset):
+    if isinstance(source, BenchmarkDataset | LanguageDataset):
+        check = check_language if isinstance(source, LanguageDataset) else check_benchmark
         try:
-            check_benchmark(source)
+            check(source)
         except DatasetError as error:
             raise WorkflowError(str(error)) from None
     return annotation_files(dataset)
@@ -186,6 +193,8 @@ def task_splits(wildcards):
     inputs = {"test": packed(dataset, task.test_split)}
     if hasattr(task, "train_split"):
         inputs["train"] = packed(dataset, task.train_split)
+    if getattr(task, "validation_split", None):
+        inputs["validation"] = packed(dataset, task.validation_split)
     return inputs | {
         "text_model": (
             text_model(wildcards.dataset) if task.task == "zero_shot" else []
@@ -200,7 +209,9 @@ def pretrain_models(wildcards):
     init = Path(run.init).as_posix() if run.init else None
     return {
         "init": [init] if init in made else local_model_files(run.init),
-        "teacher": local_model_files(run.teacher.model if run.teacher else None),
+        "teacher": [
+            path for model in run.models for path in local_model_files(model)
+        ],
     }
 
 

@@ -5,6 +5,7 @@ rule demo_models:
     output:
         clip=directory("results/demo-models/demo-clip"),
         blip2=directory("results/demo-models/demo-blip2"),
+        bert=directory("results/demo-models/demo-bert"),
         card="results/demo-models/README.md",
     log:
         "results/demo-models/train.log",

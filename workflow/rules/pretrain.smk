@@ -4,8 +4,11 @@
 rule pretrain:
     input:
         unpack(pretrain_models),
-        shards=lambda wildcards: packed(
-            wildcards.dataset, CONFIG.runs[wildcards.run].split
+        shards=lambda wildcards: joined(
+            wildcards.dataset, CONFIG.runs[wildcards.run].video_sources
+        ),
+        images=lambda wildcards: joined(
+            wildcards.dataset, CONFIG.runs[wildcards.run].image_sources
         ),
     output:
         weights=f"{ROOT}/pretrain/{{run}}/weights.safetensors",

@@ -18,5 +18,6 @@ with log_to(snakemake.log[0]):
         test_indexes=[Path(path) for path in snakemake.input.test],
         output=Path(snakemake.output.metrics).parent,
         seed=config.seed if run.seed is None else run.seed,
+        validation_indexes=[Path(path) for path in snakemake.input.get("validation", [])],
         text=config.of(snakemake.wildcards.dataset).text,
     )

@@ -14,4 +14,5 @@ with log_to(snakemake.log[0]):
         shard_indexes=[Path(path) for path in snakemake.input.shards],
         output=Path(snakemake.output.weights).parent,
         seed=config.seed,
+        image_indexes=[Path(path) for path in snakemake.input.images],
     )

@@ -11,7 +11,7 @@ from stm.datasets.folder import DatasetError
 from stm.files import UnsafePathError, safe_join
 from stm.manifest import Status
 
-_ENDINGS = tuple(FolderDataset.model_fields["extensions"].default)
+VIDEO_ENDINGS = tuple(FolderDataset.model_fields["extensions"].default)
 
 
 @dataclass
@@ -80,9 +80,9 @@ def list_videos(root: Path) -> Videos:
             f"dataset.root: {root} is not a folder; paths in a config are relative to where stm is started"
         )
     videos = Videos(root)
-    for path, link in _walk(root, ""):
+    for path, link in walk_files(root, ""):
         name, _, ending = path.rpartition("/")[2].rpartition(".")
-        if f".{ending.lower()}" in _ENDINGS:
+        if f".{ending.lower()}" in VIDEO_ENDINGS:
             videos.by_name.setdefault(name, []).append(path)
             if link:
                 videos.links.add(path)
@@ -91,7 +91,7 @@ def list_videos(root: Path) -> Videos:
     return videos
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, bool]]:
+def walk_files(folder: Path, prefix: str) -> Iterator[tuple[str, bool]]:
     """(relative path, whether it is a link) of files and links. Sorted, so that all machines see the same."""
     with os.scandir(folder) as entries:
         inside = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
@@ -99,6 +99,6 @@ def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, bool]]:
         if entry.is_symlink():
             yield prefix + entry.name, True
         elif entry.is_dir():
-            yield from _walk(folder / entry.name, f"{prefix}{entry.name}/")
+            yield from walk_files(folder / entry.name, f"{prefix}{entry.name}/")
         elif entry.is_file():
             yield prefix + entry.name, False

@@ -1,0 +1,136 @@
+"""What a benchmark of videos and text asks for: the files of config/datasets, checked.
+
+A protocol is data, and no part of a run's config: who could choose the trim or the paragraphs would get numbers that
+cannot be compared.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+import stm
+from stm.config.base import Name, Section
+from stm.datasets.folder import DatasetError
+
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.json$")]
+Count = Annotated[int, Field(ge=1)]
+Rule = Literal["join", "explode", "keep"]
+
+
+class Feed(Section):
+    """What a model is given."""
+
+    train_frames: Count | None = None  # of a clip; null: nothing is trained
+    test_frames: Count
+    max_text_tokens: Annotated[int, Field(ge=4, le=512)]  # of a caption or question; longer ones are cut
+
+
+class TypicalClip(Section):
+    """A typical clip, for the plan."""
+
+    frames: Count
+    width: Count
+    height: Count
+    basis: str
+
+
+class Protocol(Section):
+    """One file of config/datasets."""
+
+    title: str
+    task: Literal["retrieval", "question_answering", "multiple_choice", "captioning"]
+    lists_from: str  # who publishes the annotation files
+    # `list`: [{"video", "caption" | "question", "answer"}]; `videodatainfo`: MSR-VTT's own {"videos", "sentences"}
+    format: Literal["list", "videodatainfo"] = "list"
+    files: dict[Name, tuple[FileName, ...]]  # of each split; the first that is there is read
+    answers: FileName | None = None  # list of the answers to choose from
+    # Sizes by split. Several: copies of the official lists differ. Null: not known, counted but not checked.
+    videos: dict[Name, Count | tuple[Count, ...] | None]
+    texts: dict[Name, Count | None]  # captions (a paragraph is one), or questions
+    about: dict[Name, Count] = Field({})  # videos of a split whose size is only roughly known; for the plan
+    paragraph: bool = False  # all captions of a video, joined, are the one text that is asked with
+    # Several captions of a video: `join` to a paragraph, `explode` to a training pair each, `keep` all as right answers.
+    several_captions: dict[Name, Rule] = Field({})
+    several_videos_per_text: bool = False  # equal captions of different videos: each of the videos is right
+    trim_seconds: Annotated[float, Field(gt=0)] | None = None  # only the beginning of each video
+    fine_tuned: Feed
+    zero_shot: Feed | None = None
+    max_answer_tokens: Count | None = None
+    test: Name = "test"
+    validation: Name | None  # the split that the checkpoint is chosen on
+    checkpoint: Literal["best", "last"]  # of a fine-tuning: best on the validation split, or the last one
+    typical: TypicalClip
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "Protocol":
+        splits = set(self.files)
+        for name, values in (("videos", self.videos), ("texts", self.texts)):
+            if set(values) != splits:
+                raise ValueError(f"{name} must have the splits of files: {', '.join(self.files)}")
+        if wrong := sorted(split for split in self.about if self.videos.get(split, 0) is not None):
+            raise ValueError(f"about.{wrong[0]}: only for a split whose size in videos is null")
+        if self.test not in splits:
+            raise ValueError(f"test is {self.test!r}; files has: {', '.join(self.files)}")
+        if self.validation == self.test or (self.validation is not None and self.validation not in splits):
+            raise ValueError(f"validation must be another split than test, or null; is {self.validation!r}")
+        if (self.checkpoint == "best") != (self.validation is not None):
+            raise ValueError("checkpoint is `best` where there is a validation split, `last` where there is none")
+        captioned = {split for split in splits if self.asks(split) == "captions"}
+        if set(self.several_captions) != captioned:
+            raise ValueError(f"several_captions must have the splits with captions: {', '.join(sorted(captioned))}")
+        if captioned and self.paragraph != (set(self.several_captions.values()) == {"join"}):
+            raise ValueError("paragraph: true goes with the rule `join` in all splits, and only with it")
+        questions = self.task == "question_answering"
+        if questions != (self.answers is not None) or questions != (self.max_answer_tokens is not None):
+            raise ValueError("answers and max_answer_tokens belong to question_answering, and it needs both")
+        return self
+
+    def asks(self, split: str) -> Literal["captions", "questions", "choices"]:
+        """What the entries of a split's file hold. A multiple choice is trained on captions."""
+        if self.task == "question_answering":
+            return "questions"
+        return "choices" if self.task == "multiple_choice" and split == self.test else "captions"
+
+    def sizes(self, split: str) -> tuple[int, ...]:
+        """The official numbers of videos, any of which is right; none: not known."""
+        size = self.videos[split]
+        return () if size is None else (size,) if isinstance(size, int) else size
+
+
+def protocol_folder() -> Path:
+    """The folder of the protocols: config/datasets beside the package.
+
+    Raises:
+        DatasetError: it is not there, as when the package was installed without its repository.
+    """
+    folder = Path(stm.__file__).parents[1] / "config" / "datasets"
+    if not folder.is_dir():
+        raise DatasetError(
+            f"there is no folder {folder}: the protocols of the benchmarks lie in the repository beside the package. "
+            "Install it from a checkout with `pip install -e .`"
+        )
+    return folder
+
+
+def protocol_names() -> list[str]:
+    """The benchmarks that have a protocol, sorted."""
+    return sorted(path.stem for path in protocol_folder().glob("*.yaml"))
+
+
+@cache
+def read_protocol(name: str) -> Protocol:
+    """The protocol of a benchmark, `msrvtt` for instance.
+
+    Raises:
+        DatasetError: there is none of this name, or its file is not valid.
+    """
+    path = protocol_folder() / f"{name}.yaml"
+    if name not in protocol_names():
+        raise DatasetError(f"there is no protocol {name!r}; config/datasets has: {', '.join(protocol_names())}")
+    try:
+        return Protocol.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeError, yaml.YAMLError, ValidationError) as error:
+        raise DatasetError(f"{path}: is no valid protocol: {error}") from error

@@ -1,0 +1,124 @@
+"""Annotation files with millions of lines, read one line at a time: JSON lists and SQLite tables."""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from stm.datasets.folder import DatasetError
+
+_CHUNK = 1 << 20  # characters
+_LONGEST = 1 << 24  # characters of one element; a file that is no list of captions ends here, not in memory
+_SPACE = " \t\r\n"
+_AFTER = frozenset(f"{_SPACE},]")  # what may stand behind an element
+
+# Of the columns that name the file, VindLU's have the kind of media.
+_QUERIES = {
+    "filename": "SELECT id, filename, caption FROM annos ORDER BY id",
+    "video": "SELECT id, video, caption FROM annos ORDER BY id",
+    "image": "SELECT id, image, caption FROM annos ORDER BY id",
+}
+
+
+def stream_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """(where, row) of each entry of a `.json` list or of the table `annos` of an SQLite file.
+
+    A row of the table is {"filename", "caption"}, whatever its column is called.
+
+    Raises:
+        DatasetError: the file is torn, or is not what it should be.
+    """
+    return _stream_json(path) if path.suffix == ".json" else _stream_table(path)
+
+
+def _stream_json(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, row in enumerate(_elements(_Text(file))):
+                yield f"{path.name}, entry {number}", row
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(f"{path}: is no JSON list ({error}); get it again, see docs/datasets.md") from error
+
+
+class _Text:
+    """A text file as a window that moves over it."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self.window, self.at, self.ended = file, "", 0, False
+
+    def more(self) -> None:
+        """Adds a chunk and drops what was read."""
+        chunk = self._file.read(_CHUNK)
+        self.window, self.at, self.ended = self.window[self.at :] + chunk, 0, not chunk
+
+    def peek(self) -> str:
+        """The next character that is no white space; empty at the end of the file."""
+        while True:
+            while self.at < len(self.window) and self.window[self.at] in _SPACE:
+                self.at += 1
+            if self.at < len(self.window) or self.ended:
+                return self.window[self.at : self.at + 1]
+            self.more()
+
+
+def _elements(text: _Text) -> Iterator[Any]:
+    """The elements of a JSON list."""
+    decoder = json.JSONDecoder()
+    if text.peek() != "[":
+        raise ValueError("it does not begin with [")
+    text.at += 1
+    if text.peek() == "]":
+        return
+    while True:
+        text.peek()
+        yield _element(decoder, text)
+        separator = text.peek()
+        text.at += 1
+        if separator == "]":
+            return
+        if separator != ",":
+            raise ValueError("it ends early" if not separator else f"{separator!r} where , or ] must be")
+
+
+def _element(decoder: json.JSONDecoder, text: _Text) -> Any:
+    """The element at the window's place; the window grows until it is whole."""
+    while True:
+        try:
+            value, end = decoder.raw_decode(text.window, text.at)
+            if text.ended or text.window[end : end + 1] in _AFTER:  # else a number may go on
+                text.at = end
+                return value
+        except json.JSONDecodeError:
+            if text.ended:
+                raise
+        if len(text.window) - text.at > _LONGEST:
+            raise ValueError("an entry is too long to be a caption")
+        text.more()
+
+
+def _stream_table(path: Path) -> Iterator[tuple[str, Any]]:
+    # Read-only, without locks (network disks have none), and without what a foreign file's views might call.
+    address = f"file:{quote(path.absolute().as_posix())}?mode=ro&immutable=1"
+    try:
+        with closing(sqlite3.connect(address, uri=True)) as connection:
+            connection.execute("PRAGMA trusted_schema=OFF")
+            connection.text_factory = bytes  # text that is not UTF-8 would end the reading
+            columns = {row[1].decode() for row in connection.execute("PRAGMA table_info(annos)")}
+            named = [column for column in _QUERIES if column in columns]
+            if not named or not {"id", "caption"} <= columns:
+                found = ", ".join(sorted(columns)) or "none"
+                raise DatasetError(
+                    f"{path}: there is no table annos(id, filename, caption); its columns there are: {found}"
+                )
+            for number, name, caption in connection.execute(_QUERIES[named[0]]):
+                yield f"{path.name}, id {number}", {"filename": _decoded(name), "caption": _decoded(caption)}
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: is no SQLite file ({error}); get it again, see docs/datasets.md") from error
+
+
+def _decoded(value: Any) -> Any:
+    """Text as text; bytes that are none become half surrogates, which `text_of` refuses by row."""
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value

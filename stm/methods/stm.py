@@ -1,0 +1,82 @@
+"""STM: a learned mask that follows what moves between adjacent frames, and a decoder that aligns frames and text.
+
+Both groups of tokens are encoded, each by itself: from the visible ones the teacher's features of all tokens are predicted,
+and the text meets the hidden ones (as released; an option). Images have no adjacent frames: their mask is the attention's.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from stm.config import LanguageRun, SpatioTemporal
+from stm.masking import complement
+from stm.methods.masks import MediaMasks
+from stm.methods.video_language import Looked, Text
+from stm.models.frame_teacher import FrameTeacher, Seen
+from stm.models.spatiotemporal import Drawn, SpatioTemporalMask
+from stm.models.stm_decoder import SpatioTemporalDecoder, gather_visible
+from stm.models.vit import Architecture, VideoEncoder
+from stm.objectives.alignment import alignment_loss
+
+
+class SpatioTemporalBranch(nn.Module):
+    """STM's mask, decoder and alignment over all tokens."""
+
+    def __init__(self, run: LanguageRun, architecture: Architecture, teacher: FrameTeacher) -> None:
+        super().__init__()
+        a, self.settings = architecture, run.spatio_temporal or SpatioTemporal()
+        self.masks, self.ratio, self.layers, self.tokens = (
+            MediaMasks.of(run),
+            run.mask.ratio,
+            teacher.layers,
+            a.slot_tokens,
+        )
+        side = a.image_size // a.patch_size
+        self.predictor: SpatioTemporalMask | None = None
+        if run.mask.strategy == "spatiotemporal":
+            self.predictor = SpatioTemporalMask(teacher.stem_width, side, self.settings)
+        self.decoder = SpatioTemporalDecoder(
+            a.width, a.width, teacher.feature_width, teacher.layers, a.slots, side
+        )  # the BERT is as wide as the student
+
+    @property
+    def learning_rate_factors(self) -> dict[str, float]:
+        """By parameter name: the mix has a rate of its own."""
+        return {} if self.predictor is None else {"predictor.mix": self.settings.mix_learning_rate}
+
+    def forward(self, encoder: VideoEncoder, batch: Mapping[str, Any], seen: Seen, text: Text | None) -> Looked:
+        """See `stm.methods.video_language.Branch`."""
+        video = batch["video"]
+        drawn = self.draw(batch, seen)
+        kept, hidden = self._split(batch, seen, drawn)
+        if drawn is None:
+            layers = encoder.forward_layers(video, kept, self.layers)
+        else:
+            visible = gather_visible(encoder.embed(video), drawn.weight, kept)
+            layers = encoder.encode(visible, self.layers)
+        sentence = None if text is None or drawn is None else text.states[:, 0]
+        predicted = self.decoder(layers, kept, sentence, video.shape[1])
+        losses = {"alignment": alignment_loss(predicted, seen.features)}
+        met = {"visible": kept, "invisible": hidden, "all": None}[self.settings.text]
+        tokens = layers[-1] if met is kept else encoder(video, met)
+        return Looked(tokens, losses, {} if drawn is None or self.predictor is None else self._tell(drawn))
+
+    def draw(self, batch: Mapping[str, Any], seen: Seen) -> Drawn | None:
+        """The learned mask of clips; None for images, and where the run has another mask."""
+        if self.predictor is None or batch["video"].shape[1] == 1:
+            return None
+        return self.predictor(seen.stem, seen.attention, batch["guides"]["noise"], self.ratio)
+
+    def mask(self, batch: Mapping[str, Any], seen: Seen) -> tuple[Tensor, Tensor]:
+        """Kept tokens, int64 [B, K], and masked tokens, int64 [B, L - K], both sorted."""
+        return self._split(batch, seen, self.draw(batch, seen))
+
+    def _split(self, batch: Mapping[str, Any], seen: Seen, drawn: Drawn | None) -> tuple[Tensor, Tensor]:
+        more = None if drawn is None else {"spatiotemporal": drawn.score.detach()}
+        kept = self.masks.keep(batch, seen, more)
+        return kept, complement(kept, batch["video"].shape[1] * self.tokens)
+
+    def _tell(self, drawn: Drawn) -> dict[str, Tensor]:
+        assert self.predictor is not None
+        return {"divergence": drawn.divergence.detach(), "mix": self.predictor.mix.detach()}

@@ -1,0 +1,47 @@
+"""Unmasked teacher (UMT, section 3): the student sees what the teacher looks at, and aligns it with the teacher's features."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stm.config import LanguageRun
+from stm.data.pixels import gather_tokens
+from stm.masking import complement
+from stm.methods.masks import MediaMasks
+from stm.methods.video_language import Looked, Text
+from stm.models.frame_teacher import FrameTeacher, Seen
+from stm.models.language_decoders import LinearDecoders
+from stm.models.vit import Architecture, VideoEncoder
+from stm.objectives.alignment import alignment_loss
+
+
+class UnmaskedTeacher(nn.Module):
+    """UMT's mask, linear decoders and alignment. The text meets the visible tokens."""
+
+    def __init__(self, run: LanguageRun, architecture: Architecture, teacher: FrameTeacher) -> None:
+        super().__init__()
+        self.masks, self.layers, self.tokens = MediaMasks.of(run), teacher.layers, architecture.slot_tokens
+        self.decoders: LinearDecoders | None = None
+        if run.objectives.alignment:
+            self.decoders = LinearDecoders(architecture, teacher.feature_width, teacher.layers)
+
+    def forward(self, encoder: VideoEncoder, batch: Mapping[str, Any], seen: Seen, text: Text | None) -> Looked:
+        """See `stm.methods.video_language.Branch`."""
+        kept = self.masks.keep(batch, seen)
+        if self.decoders is None:
+            return Looked(encoder(batch["video"], kept), {}, {})
+        layers = encoder.forward_layers(batch["video"], kept, self.layers)
+        loss = alignment_loss(self.decoders(layers, kept), gather_layers(seen.features, kept))
+        return Looked(layers[-1], {"alignment": loss}, {})
+
+    def mask(self, batch: Mapping[str, Any], seen: Seen) -> tuple[Tensor, Tensor]:
+        """Kept tokens, int64 [B, K], and masked tokens, int64 [B, L - K], both sorted; for pictures and tests."""
+        kept = self.masks.keep(batch, seen)
+        return kept, complement(kept, batch["video"].shape[1] * self.tokens)
+
+
+def gather_layers(features: Tensor, index: Tensor) -> Tensor:
+    """Some tokens of each layer: [layers, B, L, C] and int64 [B, K] -> [layers, B, K, C]."""
+    return torch.stack([gather_tokens(layer, index) for layer in features])

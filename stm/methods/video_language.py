@@ -1,0 +1,180 @@
+"""One training step of video and language: a frozen teacher, a student that sees some tokens, and text (UMT, stage 2).
+
+UMT, STM and ClusterSTM differ in which tokens the student sees, what it predicts of the others, and which tokens the text
+meets. That is a `Branch`, one file each; everything about text is here. Without `language` it is UMT's first stage.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from stm.config import LanguageRun, Objectives
+from stm.models.frame_teacher import FrameTeacher, Seen
+from stm.models.video_language import VideoLanguageModel
+from stm.models.vit import VideoEncoder
+from stm.objectives.video_text import (
+    contrast_ids,
+    draw_negatives,
+    mask_words,
+    masked_language_loss,
+    matching_loss,
+)
+
+
+class Text(NamedTuple):
+    """The captions of a batch, read by the text layers."""
+
+    tokens: Tensor  # int64 [B, X]
+    states: Tensor  # [B, X, W]
+
+
+class Looked(NamedTuple):
+    """What a branch made of a batch."""
+
+    tokens: Tensor  # [B, K, W], features of the student that the text meets
+    losses: dict[str, Tensor]  # by the names of `Objectives`, unweighted scalars
+    values: dict[str, Tensor]  # scalars that are only logged
+
+
+def compare_pairs(
+    model: VideoLanguageModel, video: Tensor, tokens: Tensor, text: Text, clips: Tensor, wanted: Objectives
+) -> dict[str, Tensor]:
+    """Contrast and matching of a batch, those of them that have a weight: the losses that fine-tuning has too.
+
+    Args:
+        video: the clips in the common space, [B, E]; unit vectors, or the mean of the frames' (see `embed_frames`).
+        tokens: the student's features that the text meets, [B, K, W].
+        text: the captions, row i of clip i.
+        clips: int64 [B], the number of each clip; equal ones are positives of each other.
+
+    Returns:
+        "contrastive" and "matching", unweighted scalars.
+    """
+    if model.training:
+        model.hold_temperature()
+    losses: dict[str, Tensor] = {}
+    words = model.embed_text(text.states)
+    if wanted.contrastive:
+        losses["contrastive"] = contrast_ids(video, words, clips, model.temperature)
+    if wanted.matching:
+        with torch.no_grad():
+            similarity = video @ words.T
+            wrong_text = draw_negatives(similarity, clips, model.temperature)
+            wrong_video = draw_negatives(similarity.T, clips, model.temperature)
+        # UMT's order: the pairs, each caption with a wrong clip, each clip with a wrong caption.
+        states = torch.cat([text.states, text.states, text.states[wrong_text]])
+        ids = torch.cat([text.tokens, text.tokens, text.tokens[wrong_text]])
+        losses["matching"] = matching_loss(model.match(states, ids, torch.cat([tokens, tokens[wrong_video], tokens])))
+    return losses
+
+
+class Branch(Protocol):
+    """Mask, student and reconstruction of a method; a module."""
+
+    def __call__(self, encoder: VideoEncoder, batch: Mapping[str, Any], seen: Seen, text: Text | None) -> Looked: ...
+
+
+class VideoOnly(nn.Module):
+    """The model of a run without text: what is saved and evaluated is its encoder."""
+
+    def __init__(self, encoder: VideoEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+
+class VideoLanguage(nn.Module):
+    """Teacher, branch and text objectives."""
+
+    takes_turns = True  # a step of images leaves out what compares frames; see stm/training/distributed.py
+    teacher: FrameTeacher
+
+    def __init__(
+        self, model: VideoLanguageModel | VideoOnly, branch: nn.Module, teacher: FrameTeacher, run: LanguageRun
+    ) -> None:
+        """
+        Args:
+            model: the student and, in a run with `language`, the text side.
+            branch: see `Branch`.
+            teacher: frozen. It is not part of this module: neither saved, nor trained, nor exchanged between processes.
+            run: the settings; its objectives are the losses' weights.
+        """
+        super().__init__()
+        self.model, self.branch, self.objectives = model, branch, run.objectives
+        self.text = isinstance(model, VideoLanguageModel)
+        self.max_tokens = run.language.max_tokens if run.language is not None else 0
+        self.__dict__["teacher"] = teacher  # past nn.Module's registration
+        factors: Mapping[str, float] = getattr(branch, "learning_rate_factors", {})
+        self.learning_rate_factors = {f"branch.{name}": factor for name, factor in factors.items()}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "VideoLanguage":
+        """Moves the teacher along, when all else is moved."""
+        self.teacher._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        return self
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """One step's losses.
+
+        Args:
+            batch: "video" uint8 [B, T, 3, S, S] (images: T = 1) and "guides" with "noise" float32 [B, T, N]; with text
+                also "tokens" int64 [B, X] and "clip" int64 [B], whose equal numbers are the same sample.
+
+        Returns:
+            Float32 scalars: "loss", the weighted sum of the run's losses, these by name, and what is only logged.
+        """
+        with torch.no_grad():
+            seen = self.teacher(batch["video"])
+        text = self.read(batch["tokens"]) if self.text else None
+        looked = self.branch(self.model.encoder, batch, seen, text)
+        losses = dict(looked.losses)
+        if text is not None:
+            losses |= self.compare(looked.tokens, text, batch["clip"])
+        weights = {name: getattr(self.objectives, name) for name in losses}
+        total = sum(
+            (weights[name] * value.float() for name, value in losses.items()),
+            torch.zeros((), device=seen.features.device),
+        )
+        values = dict(looked.values)
+        if text is not None:
+            values["temperature"] = self._model.temperature.detach()
+        return {"loss": total, **losses, **values}
+
+    @property
+    def _model(self) -> VideoLanguageModel:
+        assert isinstance(self.model, VideoLanguageModel)
+        return self.model
+
+    def encode_captions(self, captions: list[str]) -> Tensor:
+        """Captions as token numbers, int64 [B, X]."""
+        return self._model.language.tokenizer.encode(captions, self.max_tokens)
+
+    def read(self, tokens: Tensor) -> Text:
+        """Captions int64 [B, X] through the text layers."""
+        return Text(tokens, self._model.encode_text(tokens))
+
+    def compare(self, tokens: Tensor, text: Text, clips: Tensor) -> dict[str, Tensor]:
+        """The text objectives that have a weight.
+
+        Args:
+            tokens: the student's features that the text meets, [B, K, W].
+            clips: int64 [B], the number of each clip; equal ones are positives of each other.
+        """
+        losses = compare_pairs(self._model, self._model.embed_video(tokens), tokens, text, clips, self.objectives)
+        if self.objectives.masked_language:
+            losses["masked_language"] = self._fill_in(tokens, text.tokens)
+        return losses
+
+    def _fill_in(self, tokens: Tensor, ids: Tensor) -> Tensor:
+        """Masked language modelling: the hidden words from the others and the video."""
+        model, language = self._model, self._model.language
+        masked, targets = mask_words(
+            ids,
+            probability=self.objectives.mask_probability,
+            mask_id=language.mask_id,
+            special=(language.pad_id, language.cls_id),
+            vocabulary=language.vocabulary,
+        )
+        fused = model.fuse(model.encode_text(masked), masked, tokens)
+        return masked_language_loss(model.predict_words(fused), targets)

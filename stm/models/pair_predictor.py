@@ -1,0 +1,97 @@
+"""Where in two adjacent frames the moving thing is (STM): a small convolutional network over pairs of frames.
+
+The mask has one and each layer of the decoder has one, of the same design with weights of their own.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+FEATURES = 256  # channels of the pair's feature, in the released code
+
+REACH = 0.75  # points stay this near to the centre, in half frames
+
+
+class Pairs(NamedTuple):
+    """What is said of all pairs of adjacent frames."""
+
+    points: Tensor  # float32 [B, T - 1, 2, 2]: in the former and the latter frame; x and y in [-0.75, 0.75]
+    feature: Tensor  # [B, T - 1, features, side, side], not negative
+
+    @property
+    def former(self) -> Tensor:
+        """The points in the first frame of each pair, [B, T - 1, 2]."""
+        return self.points[:, :, 0]
+
+    @property
+    def latter(self) -> Tensor:
+        """The points in the second frame of each pair, [B, T - 1, 2]."""
+        return self.points[:, :, 1]
+
+
+class PairPredictor(nn.Module):
+    """A point in each frame of each pair, and a feature of the pair.
+
+    Batch norm takes its statistics over the pairs of a batch of clips, all at once; the released code, which takes
+    one pair after the other, has those of each alone. Convolutions before a batch norm have no bias, which the
+    norm would take off again. All points start at the centre.
+    """
+
+    def __init__(self, width: int, side: int, features: int = FEATURES) -> None:
+        """
+        Args:
+            width: channels of a frame's tokens; a pair has twice as many.
+            side: tokens on a side of a frame, 2 or more. The two poolings halve it, as released, rounding down; on
+                grids below 4 they round up, so that a token is left: 2 -> 1 -> 1 and 3 -> 2 -> 1.
+                There, batch norm needs two pairs or more in a training batch.
+            features: channels of the pair's feature, a multiple of 8.
+
+        Raises:
+            ValueError: the grid is too small, or `features` cannot be divided.
+        """
+        super().__init__()
+        if side < 2:
+            raise ValueError(f"a frame of {side} x {side} tokens has no places to compare; it needs 2 x 2 or more")
+        if features % 8:
+            raise ValueError(f"features {features} must be a multiple of 8: they are halved, and in two groups")
+        self.side = side
+        pair, half, quarter = 2 * width, features // 2, features // 4
+        self.join = nn.Sequential(
+            nn.Conv2d(pair, pair, 3, padding=1, groups=pair, bias=False),
+            nn.BatchNorm2d(pair),
+            nn.ReLU(),
+            nn.Conv2d(pair, features, 1, bias=False),
+            nn.BatchNorm2d(features),
+            nn.ReLU(),
+            nn.Conv2d(features, features, 3, padding=1, bias=False),
+            nn.BatchNorm2d(features),
+            nn.ReLU(),
+        )
+        self.shrink = nn.Sequential(
+            nn.Conv2d(features, half, 3, padding=1, bias=False),
+            nn.BatchNorm2d(half),
+            nn.MaxPool2d(2, ceil_mode=side < 4),
+            nn.ReLU(),
+            nn.Conv2d(half, half, 3, padding=1, bias=False),
+            nn.BatchNorm2d(half),
+            nn.MaxPool2d(2, ceil_mode=side < 4),
+            nn.ReLU(),
+        )
+        # In two groups: half of the channels for each frame of the pair.
+        self.point = nn.Sequential(nn.Conv1d(half, quarter, 1, groups=2), nn.ReLU(), nn.Conv1d(quarter, 4, 1, groups=2))
+        last = self.point[-1]
+        assert isinstance(last, nn.Conv1d) and last.bias is not None
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, tokens: Tensor) -> Pairs:
+        """Tokens of clips, [B, T, N, width] with T of 2 or more, to their T - 1 pairs."""
+        maps = tokens.unflatten(2, (self.side, self.side)).movedim(-1, 2)  # [B, T, width, side, side]
+        pairs = torch.cat([maps[:, :-1], maps[:, 1:]], dim=2)
+        feature = self.join(pairs.flatten(0, 1))
+        pooled = self.shrink(feature).amax(dim=(2, 3))
+        points = self.point(pooled[:, :, None]).reshape(*pairs.shape[:2], 2, 2)
+        # Places are compared with tokens a few hundredths apart: in float32, also under autocast.
+        points = REACH * torch.tanh(points.to(torch.promote_types(points.dtype, torch.float32)))
+        return Pairs(points, feature.unflatten(0, pairs.shape[:2]))

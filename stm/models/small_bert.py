@@ -1,0 +1,48 @@
+"""A small BERT with random weights and a vocabulary of one's own, for demos and tests."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # in the order of their numbers
+
+
+def make_bert(folder: Path, words: Iterable[str], width: int, layers: int, heads: int, seed: int = 0) -> None:
+    """Writes a fresh `BertForMaskedLM` and its tokenizer, as transformers does; same arguments, same weights.
+
+    Args:
+        folder: is made; gets `config.json`, `model.safetensors` and the tokenizer's files.
+        words: the vocabulary in its order. Captions do as well: they are taken apart as BERT takes texts apart, in
+            lower case and at punctuation; a word counts once.
+        width: hidden size; the feed-forward layers have four times as much, as in BERT.
+        layers: number of layers.
+        heads: attention heads; they divide the width.
+        seed: of the weights. The state of torch's own generator stays as it is.
+
+    Raises:
+        ValueError: there are no words, or the heads do not divide the width.
+    """
+    backend = BertTokenizer().backend_tokenizer
+    pieces = [
+        piece
+        for word in words
+        for piece, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(word))
+    ]
+    if not pieces:
+        raise ValueError("a vocabulary needs words")
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys([*SPECIAL, *pieces]))}
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = BertForMaskedLM(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(str(folder))
+    BertTokenizer(vocab=vocabulary).save_pretrained(str(folder))

@@ -1,0 +1,54 @@
+"""Scores of multiple choice against the formula, and the accuracy of guesses and ties."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from stm.evaluation.choosing import choice_scores, choosing_figures
+from stm.evaluation.metrics import wilson_interval
+
+
+def test_scores_are_seven_tenths_of_the_match_probability_and_three_of_the_similarity() -> None:
+    generator = torch.Generator().manual_seed(0)
+    similarity, match = torch.rand(4, 5, generator=generator), torch.randn(4, 5, 2, generator=generator)
+    for weights in ((0.7, 0.3), (1.0, 0.0), (0.0, 1.0)):
+        found = (
+            choice_scores(similarity, match) if weights == (0.7, 0.3) else choice_scores(similarity, match, *weights)
+        )
+        for row in range(4):
+            for column in range(5):
+                no, yes = (math.exp(value) for value in match[row, column].tolist())
+                expected = weights[0] * yes / (no + yes) + weights[1] * similarity[row, column].item()
+                assert found[row, column].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_half_precision_is_scored_in_float32() -> None:
+    found = choice_scores(torch.zeros(1, 2, dtype=torch.bfloat16), torch.randn(1, 2, 2).bfloat16())
+    assert found.dtype == torch.float32
+
+
+def test_accuracy_of_a_small_case() -> None:
+    scores = torch.tensor([[0.1, 0.9, 0.0], [0.8, 0.1, 0.2], [0.2, 0.3, 0.1], [0.0, 0.0, 0.4]])
+    found = choosing_figures(scores, np.array([1, 0, 0, 2]))
+    assert found == {
+        "accuracy": 0.75,
+        "confidence95": list(wilson_interval(3, 4)),
+        "questions": 4,
+        "chance": pytest.approx(1 / 3),
+    }
+
+
+@pytest.mark.parametrize("place", [0, 4])
+def test_a_constant_score_is_at_chance_wherever_the_right_text_stands(place: int) -> None:
+    assert choosing_figures(torch.zeros(20, 5), np.full(20, place))["accuracy"] == pytest.approx(0.2)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"must be \[B, A\]"):
+        choice_scores(torch.zeros(2, 5), torch.zeros(2, 5))
+    with pytest.raises(ValueError, match="numbers from 0 to 4"):
+        choosing_figures(torch.zeros(2, 5), np.array([0, 5]))
+    with pytest.raises(ValueError, match="not all finite"):
+        choosing_figures(torch.tensor([[0.0, float("nan")]]), np.array([0]))

@@ -1,0 +1,117 @@
+"""Retrieval, questions, multiple choice and captions from shards to metrics, with a small model, fine-tuned for a few steps."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from made_clips import make_shard
+from made_language import make_run, make_small_bert
+
+from stm.config import Captioning, MultipleChoice, QuestionAnswering, VideoTextRetrieval
+from stm.evaluation import evaluate
+from stm.evaluation.caption_scores import CaptionScoreError, find_programs
+from stm.files import read_json, read_receipt, read_table, write_table
+from stm.training import pretrain
+
+COLORS = ["red", "blue", "green"]
+TUNING = {"epochs": 2, "batch_size": 6, "learning_rate": 1e-3, "warmup_epochs": 0}
+
+
+def make_told_shard(index: Path, clips: int, seed: int, prefix: str) -> Path:
+    """A shard whose captions and questions say a clip's color."""
+    labels = [COLORS[number % 3] for number in range(clips)]
+    make_shard(index, labels, seed, prefix)
+    rows = read_table(index).to_pylist()
+    for row, color in zip(rows, labels, strict=True):
+        row["captions"] = [f"a {color} circle moves", f"{color} {row['key'][-1]}"]
+        others = [c for c in COLORS if c != color]
+        row["questions"] = [
+            {"question": "what color is it", "answer": color, "choices": None},
+            {
+                "question": "which",
+                "answer": f"a {color} star",
+                "choices": [f"a {c} star" for c in (others[0], color, others[1])],
+            },
+        ]
+    schema = pq.read_schema(index).remove_metadata()
+    write_table(index, type(read_table(index)).from_pylist(rows, schema=schema), read_receipt(index))
+    return index
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("told")
+    splits = {
+        name: [make_told_shard(folder / name / f"{name}-00000.parquet", clips, seed, name)]
+        for seed, (name, clips) in enumerate((("train", 12), ("val", 6), ("test", 9)))
+    }
+    run = make_run("umt", make_small_bert(folder / "bert"), image_size=32, patch_size=8)
+    pretrain(run, splits["train"], folder / "run", 0, "cpu")
+    return folder, splits, run
+
+
+def do(task, world, output: Path) -> dict:
+    folder, splits, run = world
+    held = splits["val"] if task.validation_split else []
+    weights = folder / "run" / "weights.safetensors"
+    evaluate(task, run, weights, splits["train"], splits["test"], output, 0, "cpu", validation_indexes=held)
+    return read_json(output / "metrics.json")
+
+
+def test_zero_shot_retrieval_asks_with_every_caption(world, tmp_path):
+    found = do(VideoTextRetrieval(task="video_text_retrieval"), world, tmp_path)
+    assert found["checkpoint"] == {"chosen": "pretrained"}
+    assert found["dual_encoder"]["queries"] == 18 and found["reranked"]["clips"] == 9
+    table = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
+    ranks = np.array([row["rank"] for row in table])
+    assert len(ranks) == 18 and ranks.min() >= 1 and ranks.max() <= 9
+    assert found["dual_encoder"]["text_to_video"]["r5"] == pytest.approx((ranks <= 5).mean())
+    assert found["dual_encoder"]["text_to_video"]["mean_rank"] == pytest.approx(ranks.mean())
+
+
+@pytest.mark.slow
+def test_the_checkpoint_is_chosen_on_validation_or_is_the_last(world, tmp_path):
+    chosen = do(
+        VideoTextRetrieval(task="video_text_retrieval", optimisation=TUNING, validation_split="val", depth=4),
+        world,
+        tmp_path / "chosen",
+    )
+    assert chosen["checkpoint"]["chosen"] == "validation" and chosen["checkpoint"]["epoch"] in (1, 2)
+    last = do(VideoTextRetrieval(task="video_text_retrieval", optimisation=TUNING), world, tmp_path / "last")
+    assert last["checkpoint"]["chosen"] == "last"
+    assert not list((tmp_path / "chosen").glob("best.*")) and not (tmp_path / "chosen" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_questions_are_answered_from_the_training_split_s_answers(world, tmp_path):
+    task = QuestionAnswering(task="question_answering", optimisation=TUNING, validation_split="val", depth=3)
+    found = do(task, world, tmp_path)
+    assert found["questions"] == 18 and found["answers"] == 6
+    rows = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
+    assert {row["answer"] for row in rows} <= {*COLORS, *(f"a {color} star" for color in COLORS)}
+    assert found["accuracy"] == pytest.approx(np.mean([row["answer"] in row["accepted"] for row in rows]))
+    assert found["reachable"] == 1
+
+
+@pytest.mark.slow
+def test_multiple_choice_takes_questions_with_choices_only(world, tmp_path):
+    for number, tuning in enumerate((None, TUNING)):
+        found = do(MultipleChoice(task="multiple_choice", optimisation=tuning), world, tmp_path / str(number))
+        assert found["questions"] == 9 and found["chance"] == pytest.approx(1 / 3)
+        rows = pq.read_table(tmp_path / str(number) / "predictions.parquet").to_pylist()
+        assert found["accuracy"] == pytest.approx(np.mean([row["choice"] == row["right"] for row in rows]))
+
+
+@pytest.mark.slow
+def test_captions_are_written_and_scored(world, tmp_path):
+    try:
+        find_programs()
+    except CaptionScoreError as error:
+        pytest.skip(str(error))
+    found = do(Captioning(task="captioning", optimisation=TUNING, beams=2, max_caption_tokens=8), world, tmp_path)
+    rows = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
+    assert found["clips"] == len(rows) == 9
+    assert all(row["references"][0].startswith("a ") for row in rows)
+    assert {"bleu4", "meteor", "rouge_l", "cider"} <= set(found)
+    assert found["cider"] == pytest.approx(np.mean([row["cider"] for row in rows]))

@@ -1,0 +1,186 @@
+"""UMT, STM and ClusterSTM as whole steps: their losses against the formulas, where gradients go, clips and images in turn."""
+
+import pytest
+import torch
+from made_language import make_batch, make_run, make_small_bert
+from torch.nn.functional import cosine_similarity, normalize
+
+from stm.masking import get_strategy
+from stm.methods import build_method, dataset_needs
+from stm.methods.video_language import VideoLanguage
+
+METHODS = ("umt", "stm", "clusterstm")
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory) -> str:
+    return make_small_bert(tmp_path_factory.mktemp("bert"))
+
+
+def build(method: str, bert: str | None, **changes) -> VideoLanguage:
+    torch.manual_seed(0)
+    built = build_method(make_run(method, bert, **changes), 96)
+    assert isinstance(built, VideoLanguage)
+    return built.train()
+
+
+def batch_for(method: VideoLanguage, **shape) -> dict:
+    batch = make_batch(**shape)
+    return {**batch, "tokens": method.encode_captions(batch["caption"])} if method.text else batch
+
+
+def images_of(strategy: str) -> dict:
+    return {"images": {"datasets": ["stills"], "batch_size": 4, "mask": {"strategy": strategy, "ratio": 0.5}}}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_loss_is_the_weighted_sum_and_every_weight_learns(name, bert):
+    weights = {"alignment": 2.0, "relevance": 3.0, "contrastive": 0.5, "matching": 0.25, "masked_language": 0.125}
+    method = build(name, bert, objectives=weights)
+    values = method(batch_for(method))
+    expected = sum(weights[key] * value for key, value in values.items() if key in weights)
+    torch.testing.assert_close(values["loss"], expected)
+    values["loss"].backward()
+    still = [name for name, parameter in method.named_parameters() if parameter.grad is None]
+    assert still == []
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_images_take_their_own_mask_and_leave_out_what_compares_frames(name, bert):
+    method = build(name, bert, **images_of("attention_hidden"))
+    batch = batch_for(method, frames=1)
+    kept, masked = method.branch.mask(batch, method.teacher(batch["video"]))
+    assert kept.shape == (4, 8) and masked.shape == (4, 8)
+    method(batch)["loss"].backward()
+    still = {
+        name.split(".")[1] for name, p in method.named_parameters() if p.grad is None and name.startswith("branch")
+    }
+    assert still == ({"predictor", "decoder"} if name == "stm" else set())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_teacher_is_frozen_moves_along_and_is_not_saved(name, bert):
+    method = build(name, bert)
+    assert not any(key.startswith("teacher") for key in method.state_dict())
+    assert not any(p.requires_grad for p in method.teacher.parameters()) and not method.teacher.training
+    before = {key: value.clone() for key, value in method.teacher.state_dict().items()}
+    method(batch_for(method))["loss"].backward()
+    assert all(torch.equal(value, before[key]) for key, value in method.teacher.state_dict().items())
+    assert next(method.double().teacher.parameters()).dtype == torch.float64
+
+
+def test_umt_equals_its_formulas(bert):
+    method = build("umt", bert)
+    batch = batch_for(method)
+    seen = method.teacher(batch["video"])
+    kept = get_strategy("attention")({"noise": batch["guides"]["noise"], "attention": seen.attention}, 0.8)
+    assert kept.shape == (4, 4 * (16 - int(0.8 * 16)))
+    layers = method.model.encoder.forward_layers(batch["video"], kept, 2)
+    decoded = method.branch.decoders(layers, kept)
+    # Mean over layers, clips and visible tokens of 2 - 2 cos.
+    terms = [
+        2 - 2 * cosine_similarity(decoded[layer, clip, place], seen.features[layer, clip, kept[clip, place]], dim=0)
+        for layer in range(2)
+        for clip in range(4)
+        for place in range(kept.shape[1])
+    ]
+    torch.testing.assert_close(method(batch)["alignment"], torch.stack(terms).mean())
+
+
+def test_umt_s_first_stage_needs_no_text():
+    method = build("umt", None)
+    values = method(make_batch())
+    assert set(values) == {"loss", "alignment"}
+    torch.testing.assert_close(values["loss"], values["alignment"])
+    assert dataset_needs(make_run("umt", None)).text is False
+
+
+def test_clusterstm_equals_its_formulas(bert):
+    method = build("clusterstm", bert, mask={"strategy": "cluster", "ratio": 0.75}, cluster={"window": 3})
+    batch = batch_for(method)
+    seen = method.teacher(batch["video"])
+    kept, masked = method.branch.mask(batch, seen)
+    assert kept.shape == (4, 4 * 4)
+    pooled = method.teacher.pool_windows(seen, 3).flatten(1, 2)
+    decoded = method.branch.decoder(method.model.encoder(batch["video"], kept), kept, masked)
+    terms = [
+        (
+            cosine_similarity(decoded[clip, place], batch["text"][clip], dim=0)
+            - cosine_similarity(pooled[clip, masked[clip, place]], batch["text"][clip], dim=0)
+        )
+        ** 2
+        for clip in range(4)
+        for place in range(masked.shape[1])
+    ]
+    torch.testing.assert_close(method(batch)["relevance"], torch.stack(terms).mean())
+    assert dataset_needs(make_run("clusterstm", bert)).text is True
+
+
+def test_stm_predicts_all_tokens_and_its_text_meets_the_hidden_ones(bert):
+    method = build("stm", bert)
+    batch = batch_for(method)
+    seen = method.teacher(batch["video"])
+    kept, hidden = method.branch.mask(batch, seen)
+    assert hidden.shape == (4, 4 * int(0.7 * 16))
+    text = method.read(batch["tokens"])
+    looked = method.branch(method.model.encoder, batch, seen, text)
+    torch.testing.assert_close(looked.tokens, method.model.encoder(batch["video"], hidden))
+    predicted = method.branch.decoder(
+        method.model.encoder.forward_layers(batch["video"], kept, 2), kept, text.states[:, 0], 4
+    )
+    cosine = (normalize(predicted, dim=-1) * normalize(seen.features, dim=-1)).sum(-1)
+    torch.testing.assert_close(looked.losses["alignment"], (2 - 2 * cosine).mean(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("text", "tokens"), [("invisible", 44), ("visible", 20), ("all", 64)])
+def test_which_tokens_the_text_meets_is_a_choice(text, tokens, bert):
+    method = build("stm", bert, spatio_temporal={"text": text})
+    batch = batch_for(method)
+    looked = method.branch(method.model.encoder, batch, method.teacher(batch["video"]), method.read(batch["tokens"]))
+    assert looked.tokens.shape[1] == tokens
+
+
+@pytest.mark.slow
+def test_only_the_log_probability_form_moves_the_mask_away_from_uniform(bert):
+    """The released form starts uniform and stays so; the other starts away from it, and training moves it further."""
+    found = {}
+    for sampling in ("as_released", "log_probability"):
+        method = build("stm", bert, spatio_temporal={"sampling": sampling})
+        batch = batch_for(method)
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": [method.branch.predictor.mix], "lr": 5e-2},
+                {"params": [p for n, p in method.named_parameters() if n != "branch.predictor.mix"], "lr": 1e-3},
+            ]
+        )
+        divergence = []
+        for _ in range(30):
+            values = method(batch)
+            optimizer.zero_grad()
+            values["loss"].backward()
+            optimizer.step()
+            divergence.append(values["divergence"].item())
+        found[sampling] = divergence
+        assert method.branch.predictor.mix.item() != 0.5
+    assert max(found["as_released"]) < 1e-2 * min(found["log_probability"])
+    assert abs(found["log_probability"][-1] - found["log_probability"][0]) > 1e-3
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_bf16_autocast_gives_about_the_same_losses(name, bert):
+    method = build(name, bert).eval()
+    batch = batch_for(method)
+    torch.manual_seed(1)
+    exact = method(batch)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = method(batch)
+    assert all(value.dtype == torch.float32 for value in rough.values())
+    for key in ("alignment", "relevance", "contrastive"):
+        if key in exact:
+            assert abs(rough[key] - exact[key]) < 0.1 + 0.1 * abs(exact[key])
+
+
+def test_clusterstm_refuses_vectors_of_another_width(bert):
+    with pytest.raises(ValueError, match="own text tower"):
+        build_method(make_run("clusterstm", bert), 512)
