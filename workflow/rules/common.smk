@@ -116,7 +116,9 @@ def manifest_inputs(dataset):
     if source.source == "moving-shapes":
         return [(LAYOUTS[dataset].generated / "annotations.parquet").as_posix()]
     if isinstance(source, BenchmarkDataset | LanguageDataset):
-        check = check_language if isinstance(source, LanguageDataset) else check_benchmark
+        check = (
+            check_language if isinstance(source, LanguageDataset) else check_benchmark
+        )
         try:
             check(source)
         except DatasetError as error:
@@ -209,9 +211,7 @@ def pretrain_models(wildcards):
     init = Path(run.init).as_posix() if run.init else None
     return {
         "init": [init] if init in made else local_model_files(run.init),
-        "teacher": [
-            path for model in run.models for path in local_model_files(model)
-        ],
+        "teacher": [path for model in run.models for path in local_model_files(model)],
     }
 
 
