@@ -4,6 +4,7 @@ Rates are measured ones, named with their source; what was not measured says "as
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -224,6 +225,8 @@ def clip_image_flops(model: str) -> float:
     """
     vision = _clip_config(model).get("vision_cfg", {})
     width, layers, patch = vision.get("width", 768), vision.get("layers", 12), vision.get("patch_size", 32)
+    if found := re.search(r"patch(\d+)", str(vision.get("timm_model_name", ""))):  # such as SigLIP's towers
+        patch = int(found[1])
     if not isinstance(layers, int):  # a ResNet tower; none of ours
         return 8.8e9
     tokens = (vision.get("image_size", 224) // patch) ** 2 + 1
