@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from stm.config import Augmentation, CaptionChoice, Config, PretrainRun, Teacher
+from stm.config import FrameTeacher as FrameTeacherSettings
 from stm.data.crops import center_crop
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
@@ -132,11 +134,27 @@ def _load_teacher(settings: Teacher, geometry: Geometry) -> nn.Module:
     return AttentionTeacher.load(settings, zoo.describe(shape))
 
 
+@cache
+def _load_frame_teacher(settings: Teacher, side: int) -> nn.Module:
+    from stm.models.frame_teacher import FrameTeacher
+
+    shared = settings.model_dump(include=set(Teacher.model_fields))
+    return FrameTeacher.load(FrameTeacherSettings(**shared, layers=1), side)
+
+
+def _find_features(teacher: Teacher, cut: Cut) -> Tensor:
+    """The teacher's tokens as unit vectors, the mean over a tubelet's frames, [1, slots, N, D]."""
+    tokens = _load_frame_teacher(teacher, cut.geometry.side)(cut.batch["video"]).tokens
+    return normalize(tokens.unflatten(1, (-1, cut.geometry.tubelet)).mean(dim=2), dim=-1)
+
+
 def find_guides(cut: Cut, needs: Iterable[str], teacher: Teacher | None) -> Mapping[str, Tensor] | None:
     """The cut's guides, with the teacher's attention where it is needed; None when one is missing."""
     guides = dict(cut.batch["guides"])
     if TEACHER_GUIDE in needs and teacher is not None:
         guides[TEACHER_GUIDE] = _load_teacher(teacher, cut.geometry)(cut.batch["video"])
+    if "features" in needs and teacher is not None:
+        guides["features"] = _find_features(teacher, cut)
     return None if any(guide not in guides for guide in needs) else guides
 
 

@@ -18,6 +18,7 @@ MOST_CLIPS = 2
 
 # By the guide that a strategy needs: VideoMAE's and MGMAE's ratio, TGM's (Table 6), MGM's as TGM quotes it, UMT's.
 USUAL_RATIO = {"": 0.9, "flow": 0.9, "similarity": 0.6, "motion": 0.75, "motion_compensated": 0.75, TEACHER_GUIDE: 0.8}
+USUAL_RATIO |= {"features": 0.85, "spatiotemporal": 0.7}  # ClusterSTM's, told at second hand; STM's release
 
 
 @dataclass
@@ -83,6 +84,8 @@ def _draw(strategy: str, cuts: Sequence[Cut], teacher: Teacher | None, gallery: 
 
 
 def _explain(needs: Iterable[str]) -> str:
-    if TEACHER_GUIDE in needs:
+    if "spatiotemporal" in needs:
+        return "it is learned by a run of the method stm, not made from a clip alone"
+    if {TEACHER_GUIDE, "features"} & set(needs):
         return "no run has a teacher"
     return f"no {' and no '.join(need.replace('_compensated', '') for need in needs)} maps are packed"
