@@ -7,7 +7,8 @@ from typing import Any
 def explain_problem(problem: Any, schema: dict[str, Any]) -> str:
     """One line for one of pydantic's errors (`ValidationError.errors()`), with the help of the config's JSON schema."""
     location = tuple(problem["loc"])
-    key = ".".join(str(part) for part in location) or "the whole config"
+    # A section's name in it is the tag of a union, and no key of the config.
+    key = ".".join(str(part) for part in location if part not in schema.get("$defs", {})) or "the whole config"
     if problem["type"] == "extra_forbidden":
         keys, _ = _allowed(location[:-1], schema)
         close = get_close_matches(str(location[-1]), keys, n=1)
@@ -29,6 +30,8 @@ def _allowed(location: tuple[Any, ...], schema: dict[str, Any]) -> tuple[list[st
         node = _resolve(node, schema)
         if "oneOf" in node and part in node.get("discriminator", {}).get("mapping", {}):
             node = {"$ref": node["discriminator"]["mapping"][part]}
+        elif reference := [o for o in node.get("oneOf", []) if o.get("$ref", "").endswith(f"/{part}")]:
+            node = reference[0]
         elif part in node.get("properties", {}):
             node = node["properties"][part]
         elif isinstance(node.get("additionalProperties"), dict):

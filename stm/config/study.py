@@ -17,13 +17,13 @@ from stm.strategies import declared_strategies
 
 
 def _kind_of(run: Any) -> str:
-    """Which section a run is; the method `mae` need not be said."""
+    """The section that a run is (errors.py knows tags by these names); the method `mae` need not be said."""
     method = run.get("method", "mae") if isinstance(run, Mapping) else getattr(run, "method", "mae")
-    return "language" if method in ("umt", "stm", "clusterstm") else "mae"
+    return "LanguageRun" if method in ("umt", "stm", "clusterstm") else "PretrainRun"
 
 
 AnyRun = Annotated[
-    Annotated[PretrainRun, Tag("mae")] | Annotated[LanguageRun, Tag("language")], Discriminator(_kind_of)
+    Annotated[PretrainRun, Tag("PretrainRun")] | Annotated[LanguageRun, Tag("LanguageRun")], Discriminator(_kind_of)
 ]
 
 

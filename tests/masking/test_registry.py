@@ -21,7 +21,7 @@ def checkerboard(guides, ratio):
 
 
 def test_an_unknown_strategy_is_an_error_that_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'tubes'.*motion, .*random, text_bottom, text_top, tube"):
+    with pytest.raises(ValueError, match=r"'tubes'.*motion, .*random, .*text_bottom, text_top, tube"):
         get_strategy("tubes")
 
 
