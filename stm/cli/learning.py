@@ -38,9 +38,11 @@ def pretrain(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
+    from stm.datasets.language.tasks import check_tasks
     from stm.evaluation import evaluate as evaluate_run
 
     config = load(arguments)
+    check_tasks(config)
     runs = chosen("run", arguments.run, config.runs)
     tasks = chosen("task", arguments.task, config.evaluate)
     pairs = [(name, task) for name, task in config.evaluations() if name in runs and task in tasks]

@@ -10,6 +10,7 @@ from stm.config import BenchmarkDataset, ConfigError, LanguageDataset, parse_con
 from stm.datasets import DatasetError, list_fingerprint
 from stm.datasets.benchmarks import check_benchmark
 from stm.datasets.language import check_language
+from stm.datasets.language.tasks import check_tasks
 from stm.files import local_model_files
 from stm.layout import Layout, dataset_root
 from stm.manifest import read_shards, split_of
@@ -17,7 +18,8 @@ from stm.report import figure_names, table_names
 
 try:
     CONFIG = parse_config(config, ", ".join(map(str, workflow.configfiles)) or "config")
-except ConfigError as error:
+    check_tasks(CONFIG)
+except (ConfigError, DatasetError) as error:
     raise WorkflowError(str(error)) from None
 
 # The schema is generated from the same classes; defaults stay theirs, jsonschema would fill in those of the wrong source.
