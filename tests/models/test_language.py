@@ -165,7 +165,9 @@ def test_tokens_are_those_of_transformers_padded_and_cut_to_one_length(tmp_path:
     peer = AutoTokenizer.from_pretrained(tmp_path)
     for length in (4, 12, 30):
         cleaned = [clean_text(text) for text in TEXTS]
-        expected = peer(cleaned, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
+        expected = peer(
+            cleaned, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        ).input_ids
         found = model.tokenizer.encode(TEXTS, length)
         assert torch.equal(found, expected) and found.dtype == torch.int64
         assert (found[:, 0] == model.cls_id).all() and ((found == model.sep_id).sum(dim=1) == 1).all()

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from stm.progress import log_to
+from stm.training.demo_bert import make_demo_bert
 from stm.training.demo_models import train_demo_models
 
 with log_to(snakemake.log[0]):
@@ -13,3 +14,4 @@ with log_to(snakemake.log[0]):
         seed=snakemake.params.seed,
         threads=snakemake.threads,
     )
+    make_demo_bert(Path(snakemake.output.bert), snakemake.params.seed)
