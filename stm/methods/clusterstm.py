@@ -28,7 +28,7 @@ class ClusterWise(nn.Module):
 
     def __init__(self, run: LanguageRun, architecture: Architecture, teacher: FrameTeacher) -> None:
         super().__init__()
-        self.settings, self.masks = run.cluster or Cluster(), MediaMasks.of(run)
+        self.settings, self.masks = run.cluster or Cluster(), MediaMasks(run)
         self.tokens = architecture.slot_tokens
         # Not a part of this module; see `VideoLanguage`.
         self.__dict__["teacher"] = teacher

@@ -19,10 +19,6 @@ class MediaMasks:
         self.video, self.image = run.mask, run.images.mask if run.images else run.mask
         self._cluster = run.cluster
 
-    @classmethod
-    def of(cls, run: LanguageRun) -> "MediaMasks":
-        return cls(run)
-
     def keep(self, batch: Mapping[str, Any], seen: Seen, more: Guides | None = None) -> Tensor:
         """The visible tokens.
 

@@ -27,7 +27,7 @@ class SpatioTemporalBranch(nn.Module):
         super().__init__()
         a, self.settings = architecture, run.spatio_temporal or SpatioTemporal()
         self.masks, self.ratio, self.layers, self.tokens = (
-            MediaMasks.of(run),
+            MediaMasks(run),
             run.mask.ratio,
             teacher.layers,
             a.slot_tokens,

@@ -22,7 +22,7 @@ class UnmaskedTeacher(nn.Module):
 
     def __init__(self, run: LanguageRun, architecture: Architecture, teacher: FrameTeacher) -> None:
         super().__init__()
-        self.masks, self.layers, self.tokens = MediaMasks.of(run), teacher.layers, architecture.slot_tokens
+        self.masks, self.layers, self.tokens = MediaMasks(run), teacher.layers, architecture.slot_tokens
         self.decoders: LinearDecoders | None = None
         if run.objectives.alignment:
             self.decoders = LinearDecoders(architecture, teacher.feature_width, teacher.layers)

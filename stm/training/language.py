@@ -13,7 +13,7 @@ from stm.methods import build_method, dataset_needs
 from stm.models import zoo
 from stm.training.distributed import Process
 from stm.training.feeding import hash_shards, read_text_model
-from stm.training.loop import Plan, fit
+from stm.training.loop import fit
 from stm.training.media import Medium, count_media_steps, feed_media
 from stm.training.runs import introduce, make_plan, no_batches, write_record
 from stm.training.start import start_from
@@ -122,6 +122,3 @@ def check_text_model(teacher: dict[str, str] | None, packed: dict[str, str] | No
             f"the captions' vectors were made by {packed.get('model')}, and the teacher is {run.teacher.model}: relevance "
             "compares the two. Set text.model to the teacher and run the stages `text` and `shards` again"
         )
-
-
-__all__ = ["Plan", "check_text_model", "open_media", "pretrain_language", "with_tokens"]

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from stm.config import LanguageRun, QuestionAnswering
 from stm.data.dataset import ClipDataset
 from stm.data.loader import Batch
-from stm.evaluation.answering import answer_list, answering_figures, choose_answer
+from stm.evaluation.answering import answer_list, answering_figures, choose_answer, normalise
 from stm.evaluation.language import Splits
 from stm.evaluation.language.clips import QuestionClips, encode_clips, load_model, open_clips
 from stm.evaluation.language.selection import tune
-from stm.evaluation.language.tuning import AnswerTuning, make_tuning, seed_all, text_length, with_texts
+from stm.evaluation.language.tuning import AnswerTuning, make_tuning, text_length, with_texts
 from stm.evaluation.results import make_evaluation_receipt
 from stm.files import write_json, write_table
 from stm.progress import Progress
@@ -43,7 +43,7 @@ def answer(
 ) -> None:
     """Trains model and decoder on the training split's questions, and answers the test split's; see `evaluate_language`."""
     process = Process(0, 1, choose_device(device))
-    seed_all(seed)
+    torch.manual_seed(seed)
     model = load_model(weights, run, task, task.drop_path)
     module = AnswerTuning(model).to(process.device)
     train = open_clips(task, run, splits.train, seed, True, kind=QuestionClips)
@@ -145,6 +145,6 @@ def by_question(predicted: list[str], rows: list[dict[str, Any]], most: int = 20
     groups: dict[str, list[bool]] = {}
     for given, row in zip(predicted, rows, strict=True):
         words = " ".join(row["question"].lower().split()[:2])
-        groups.setdefault(words, []).append(given in {" ".join(right.lower().split()) for right in row["accepted"]})
+        groups.setdefault(words, []).append(given in {normalise(right) for right in row["accepted"]})
     largest = sorted(groups, key=lambda words: (-len(groups[words]), words))[:most]
     return {words: sum(groups[words]) / len(groups[words]) for words in sorted(largest)}

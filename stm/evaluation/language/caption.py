@@ -13,7 +13,7 @@ from stm.evaluation.caption_scores import find_programs, score_captions
 from stm.evaluation.language import Splits
 from stm.evaluation.language.clips import CLIPS_A_PASS, Spoken, load_model, open_clips
 from stm.evaluation.language.selection import tune
-from stm.evaluation.language.tuning import CaptionTuning, make_tuning, seed_all, with_texts
+from stm.evaluation.language.tuning import CaptionTuning, make_tuning, with_texts
 from stm.evaluation.results import make_evaluation_receipt
 from stm.files import write_json, write_table
 from stm.models.tokenizer import Tokenizer
@@ -46,7 +46,7 @@ def caption(
     """
     find_programs()
     process = Process(0, 1, choose_device(device))
-    seed_all(seed)
+    torch.manual_seed(seed)
     model = load_model(weights, run, task, task.drop_path)
     tokenizer, module = model.language.tokenizer, CaptionTuning(model).to(process.device)
     train = open_clips(task, run, splits.train, seed, True, task.source, Spoken)

@@ -13,7 +13,7 @@ from stm.evaluation.choosing import choice_scores, choosing_figures
 from stm.evaluation.language import Splits
 from stm.evaluation.language.clips import Spoken, encode_clips, load_model, open_clips
 from stm.evaluation.language.selection import tune
-from stm.evaluation.language.tuning import PairTuning, make_tuning, seed_all, text_length, with_texts
+from stm.evaluation.language.tuning import PairTuning, make_tuning, text_length, with_texts
 from stm.evaluation.results import make_evaluation_receipt
 from stm.files import write_json, write_table
 from stm.models.video_language import VideoLanguageModel
@@ -39,7 +39,7 @@ def choose(
 ) -> None:
     """Fine-tunes on captions if wanted, then chooses; see `evaluate_language`."""
     process = Process(0, 1, choose_device(device))
-    seed_all(seed)
+    torch.manual_seed(seed)
     model = load_model(weights, run, task, task.drop_path).to(process.device)
     which, discard = {"chosen": "pretrained"}, None
     choosing = _Choosing(model, task, run, process.device)

@@ -15,7 +15,7 @@ from stm.data.dataset import ClipDataset
 from stm.evaluation.language import Splits
 from stm.evaluation.language.clips import Spoken, encode_clips, load_model, open_clips, over_rows
 from stm.evaluation.language.selection import tune
-from stm.evaluation.language.tuning import PairTuning, make_tuning, seed_all, text_length, with_texts
+from stm.evaluation.language.tuning import PairTuning, make_tuning, text_length, with_texts
 from stm.evaluation.rerank import match_score, rank_scores, rerank, retrieval_figures
 from stm.evaluation.results import make_evaluation_receipt
 from stm.files import write_json, write_table
@@ -46,7 +46,7 @@ def retrieve_texts(
     Every caption of a clip asks, and any of them is right for it; clips without a caption take no part.
     """
     process = Process(0, 1, choose_device(device))
-    seed_all(seed)
+    torch.manual_seed(seed)
     model = load_model(weights, run, task, task.drop_path).to(process.device)
     which, discard = {"chosen": "pretrained"}, None
     if task.optimisation is not None:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 import stm
@@ -131,8 +130,3 @@ def text_length(task: LanguageTask, run: LanguageRun) -> int:
     """Tokens of the longest caption or question."""
     assert run.language is not None
     return task.max_tokens or run.language.max_tokens
-
-
-def seed_all(seed: int) -> None:
-    """Fresh parts of a model are drawn from this on."""
-    torch.manual_seed(seed)
