@@ -39,7 +39,7 @@ $(READY): requirements.lock pyproject.toml
 
 # For maintainers: the lock file and the schema, made anew.
 lock:
-	uv pip compile --universal --generate-hashes --no-annotate --no-header --extra dev --python-version 3.11 \
+	uv pip compile --universal --generate-hashes --no-annotate --no-header --extra dev --extra captions --python-version 3.11 \
 		--constraint config/constraints.txt pyproject.toml --output-file requirements.lock
 
 schema: $(READY)
