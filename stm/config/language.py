@@ -73,11 +73,18 @@ class SpatioTemporal(Section):
     # The released optimiser gives the mix 5e-2 where all else has 1e-4.
     mix_learning_rate: float = field(500.0, "learning rate of the mix, in units of the others'", gt=0)
     width: int = field(512, "channels that a frame's tokens are mapped to before pairs are compared", "channels", ge=8)
+    features: int = field(256, "channels of what is known of a pair of frames; a multiple of 8", "channels", ge=8)
     points_spread: float = field(0.2, "distance of the nine jittered points, in half frames", ge=0, le=1)
     text: Literal["invisible", "visible", "all"] = field(
         "invisible",
         "tokens that the text objectives see: the hidden ones, as released; the visible ones; all (its figure)",
     )
+
+    @model_validator(mode="after")
+    def _divides(self) -> "SpatioTemporal":
+        if self.features % 8:
+            raise ValueError(f"features {self.features} must be a multiple of 8: they are halved, and in two groups")
+        return self
 
 
 class Cluster(Section):

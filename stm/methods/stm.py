@@ -37,7 +37,7 @@ class SpatioTemporalBranch(nn.Module):
         if run.mask.strategy == "spatiotemporal":
             self.predictor = SpatioTemporalMask(teacher.stem_width, side, self.settings)
         self.decoder = SpatioTemporalDecoder(
-            a.width, a.width, teacher.feature_width, teacher.layers, a.slots, side
+            a.width, a.width, teacher.feature_width, teacher.layers, a.slots, side, self.settings.features
         )  # the BERT is as wide as the student
 
     @property

@@ -49,7 +49,7 @@ class SpatioTemporalMask(nn.Module):
         self.entry = nn.Linear(stem_width, settings.width)
         self.norm = nn.LayerNorm(settings.width)
         self.apply(init_weights)
-        self.predictor = PairPredictor(settings.width, side)
+        self.predictor = PairPredictor(settings.width, side, settings.features)
         self.mix = nn.Parameter(torch.tensor(settings.mix))
         self.learning_rate_factors = {"mix": settings.mix_learning_rate}
 
