@@ -57,8 +57,10 @@ class FigureSpec(Section):
         "`clips`: pictures of clips, in rows as `show` says; `losses`: curves of `metric`; `bars`: numbers of `tasks`",
     )
     runs: dict[str, Name] = field(..., "pretraining runs by what they are called in the figure", min_length=1)
-    show: tuple[Literal["frames", "similarity", "masks", "reconstructions", "attention"], ...] = field(
-        ("frames", "masks"), "`clips`: the rows; all but `frames` once a run"
+    show: tuple[Literal["frames", "similarity", "guides", "masks", "reconstructions", "attention"], ...] = field(
+        ("frames", "masks"),
+        "`clips`: the rows; all but `frames` once a run. `guides`: what a mask of umt, stm or clusterstm is made from, such "
+        "as STM's points and blobs",
     )
     clips: int = field(2, "`clips`: how many", "clips", ge=1, le=16)
     metric: str = field("loss", "`losses`: a name in metrics.jsonl, such as loss, reconstruction or contrast")

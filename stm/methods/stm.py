@@ -5,6 +5,7 @@ and the text meets the hidden ones (as released; an option). Images have no adja
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,11 +14,15 @@ from stm.config import LanguageRun, SpatioTemporal
 from stm.masking import complement
 from stm.methods.masks import MediaMasks
 from stm.methods.video_language import Looked, Text
+from stm.models import zoo
 from stm.models.frame_teacher import FrameTeacher, Seen
 from stm.models.spatiotemporal import Drawn, SpatioTemporalMask
 from stm.models.stm_decoder import SpatioTemporalDecoder, gather_visible
 from stm.models.vit import Architecture, VideoEncoder
+from stm.models.weights import check_tensors
 from stm.objectives.alignment import alignment_loss
+
+_MASK = "predictor."  # names of the mask's weights in the branch
 
 
 class SpatioTemporalBranch(nn.Module):
@@ -80,3 +85,24 @@ class SpatioTemporalBranch(nn.Module):
     def _tell(self, drawn: Drawn) -> dict[str, Tensor]:
         assert self.predictor is not None
         return {"divergence": drawn.divergence.detach(), "mix": self.predictor.mix.detach()}
+
+
+def load_mask(path: Path, run: LanguageRun, stem_width: int) -> SpatioTemporalMask:
+    """The learned mask of a run's weights, in eval mode, to look at what it has learned.
+
+    Args:
+        path: the run's weights.
+        run: its settings.
+        stem_width: of its teacher's patch embeddings.
+
+    Raises:
+        WeightsError: the file cannot be read, holds no mask, or one of another shape than the run's.
+    """
+    state, _ = zoo.load_extra(path, "branch")
+    own = {name.removeprefix(_MASK): tensor for name, tensor in state.items() if name.startswith(_MASK)}
+    if not own:
+        raise zoo.WeightsError(f"{path} holds no learned mask: the run that wrote it had none; pretrain again")
+    mask = SpatioTemporalMask(stem_width, run.image_size // run.patch_size, run.spatio_temporal or SpatioTemporal())
+    check_tensors(own, mask.state_dict(), f"{path} has a learned mask")
+    mask.load_state_dict(own)
+    return mask.eval()

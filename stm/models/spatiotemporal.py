@@ -19,7 +19,7 @@ from stm.masking.spatiotemporal import (
     share_out,
     straight_through,
 )
-from stm.models.pair_predictor import PairPredictor
+from stm.models.pair_predictor import PairPredictor, Pairs
 from stm.models.vit import init_weights
 
 
@@ -80,13 +80,18 @@ class SpatioTemporalMask(nn.Module):
         if self.training:
             with torch.no_grad():
                 self.mix.clamp_(0, 1)
-        pairs = self.predictor(self.norm(self.entry(stem)).unflatten(1, (frames, tokens)))
+        pairs = self.compare(stem, frames)
         # Probabilities of hundreds of tokens differ by less than bfloat16 can tell.
         with torch.autocast(stem.device.type, enabled=False):
             dtype = torch.promote_types(attention.dtype, torch.float32)
             return self.draw(
                 pairs.former.to(dtype), pairs.latter.to(dtype), attention.to(dtype), noise.to(dtype), ratio
             )
+
+    def compare(self, stem: Tensor, frames: int) -> Pairs:
+        """Where in the frames of each adjacent pair the points are; `stem` as in `forward`, of so many frames."""
+        pairs: Pairs = self.predictor(self.norm(self.entry(stem)).unflatten(1, (frames, -1)))
+        return pairs
 
     def draw(self, former: Tensor, latter: Tensor, attention: Tensor, noise: Tensor, ratio: float) -> Drawn:
         """The mask of clips whose pairs have these points, [B, T - 1, 2] each; the rest as in `forward`."""

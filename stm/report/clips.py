@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from stm.config import CaptionChoice, Config, PretrainRun, Teacher
+from stm.config import CaptionChoice, Cluster, Config, LanguageRun, PretrainRun, Teacher
 from stm.data.geometry import Geometry
 from stm.layout import Layout
 from stm.methods import load_method
@@ -14,12 +14,13 @@ from stm.report import strips
 from stm.report.choose import Chosen, choose_clips
 from stm.report.cuts import Cut, cut_clips, default_geometry, frames_row, map_row, mask_cut, mask_row, show_video
 from stm.report.records import Results, Run, RunGroup, group_runs
+from stm.report.run_masks import RunMask, draw_run_masks, draws_own_mask, guide_rows, learns_mask, run_mask_row
 from stm.report.strips import Row
 
 MOST_RUNS = 8  # whose reconstructions are shown
 MAPS = {"similarity": ("Text similarity", "cosine"), "motion": ("Motion", "cells per stored frame")}
 
-MaskKey = tuple[str, float, Teacher | None]
+MaskKey = tuple[str, float, Teacher | None, Cluster | str | None]
 Painted = Mapping[int, strips.Tiles]  # by the number of the run
 
 
@@ -62,10 +63,13 @@ def picture_clips(
             none: list[Cut] = []
             cut = partial(cut_clips, chosen, geometry, config.seed, choice)
             cuts = results.attempt("frames of clips", cut, none)
+            masked = _own_masks(fellows, cuts, results)
             painted = {g.number: _attempt(g, cuts, results) for g in fellows if g.number in painters}
             for position, cut_out in enumerate(cuts):
                 made = {number: tiles[position] for number, tiles in painted.items() if tiles}
-                rows[cut_out.clip.key] += [*_common_rows(cut_out, shown), *_run_rows(cut_out, fellows, made, results)]
+                own = {key: found[position] for key, found in masked.items() if found}
+                more = _run_rows(cut_out, fellows, own, made, results)
+                rows[cut_out.clip.key] += [*_common_rows(cut_out, shown), *more]
                 captions.setdefault(cut_out.clip.key, cut_out.caption)
     return [ClipPicture(clip, captions[clip.key], rows[clip.key]) for clip in chosen if rows[clip.key]]
 
@@ -108,27 +112,57 @@ def _common_rows(cut: Cut, shown: set[tuple[str, str]]) -> list[Row]:
     return [row for row in rows if row is not None]
 
 
-def _run_rows(cut: Cut, groups: Sequence[RunGroup], painted: Painted, results: Results) -> list[Row]:
-    """Each mask once, and under it the reconstructions of the runs that were trained with it."""
+def _run_rows(
+    cut: Cut, groups: Sequence[RunGroup], own: Mapping[MaskKey, RunMask], painted: Painted, results: Results
+) -> list[Row]:
+    """Each mask once, under what it is made from, and under it the reconstructions of the runs that were trained with it."""
     rows: list[Row] = []
-    for key in dict.fromkeys(mask_key(group) for group in groups):
+    for key, group in _by_mask(groups).items():
         nothing: list[Row] = []
-        rows += results.attempt(f"mask {key[0]}", partial(_mask_rows, cut, key), nothing)
-        for group in groups:
-            if mask_key(group) == key and group.number in painted:
-                untrained = group.settings.optimisation.epochs == 0
+        if not draws_own_mask(group.settings):
+            rows += results.attempt(f"mask {key[0]}", partial(_mask_rows, cut, group), nothing)
+        elif key in own:
+            number = group.number if learns_mask(group.settings) else None
+            rows += guide_rows(own[key], group.name, number)
+            rows += [run_mask_row(own[key], group.name, number)]
+        for fellow in groups:
+            if mask_key(fellow) == key and fellow.number in painted:
+                untrained = fellow.settings.optimisation.epochs == 0
                 note = "untrained" if untrained else "reconstruction"
-                rows.append(Row("reconstruction", group.name, painted[group.number], note, run=group.number))
+                rows.append(Row("reconstruction", fellow.name, painted[fellow.number], note, run=fellow.number))
     return rows
 
 
+def _by_mask(groups: Sequence[RunGroup]) -> dict[MaskKey, RunGroup]:
+    """The first run of each mask."""
+    found: dict[MaskKey, RunGroup] = {}
+    for group in groups:
+        found.setdefault(mask_key(group), group)
+    return found
+
+
 def mask_key(group: RunGroup) -> MaskKey:
-    return (*group.mask, group.settings.teacher)
+    """Runs with the same have the same mask on the same clip; a learned one is each run's own."""
+    settings = group.settings
+    own = group.name if learns_mask(settings) else settings.cluster if isinstance(settings, LanguageRun) else None
+    return (*group.mask, settings.teacher, own)
 
 
-def _mask_rows(cut: Cut, key: MaskKey) -> list[Row]:
-    strategy, ratio, teacher = key
-    masked = mask_cut(cut, strategy, ratio, teacher)
+def _own_masks(groups: Sequence[RunGroup], cuts: Sequence[Cut], results: Results) -> dict[MaskKey, list[RunMask]]:
+    """The masks of the runs with a teacher of frames, one a cut; learned ones only of runs with weights."""
+    found: dict[MaskKey, list[RunMask]] = {}
+    for key, group in _by_mask(groups).items():
+        run, none = group.instances[0], list[RunMask]()
+        settings, there = run.settings, run.weights is not None or not learns_mask(run.settings)
+        if there and draws_own_mask(settings):
+            draw = partial(draw_run_masks, settings, run.weights, cuts)
+            found[key] = results.attempt(f"mask of {run.name}", draw, none)
+    return found
+
+
+def _mask_rows(cut: Cut, group: RunGroup) -> list[Row]:
+    strategy, ratio = group.mask
+    masked = mask_cut(cut, strategy, ratio, group.settings.teacher)
     return [] if masked is None else [mask_row(cut, f"{strategy} {ratio:g}", masked)]
 
 

@@ -12,6 +12,7 @@ from stm.report import figures, story, strips, tables
 from stm.report.clips import MAPS, ClipPicture, painted_runs
 from stm.report.masks import MaskGallery
 from stm.report.records import DatasetResults, RunGroup, Study
+from stm.report.run_masks import draws_own_mask, learns_mask
 from stm.report.shown import data_address, to_markup
 from stm.report.stages import Provenance
 from stm.report.strips import Row
@@ -62,6 +63,8 @@ def make_context(
         "silent": [group.name for group in groups if not any(run.losses for run in group.instances)],
         "wanted_clips": config.report.clips > 0,
         "boxed": any(clip.clip.boxes is not None for pictures in clips.values() for clip in pictures),
+        "own_masks": any(draws_own_mask(group.settings) for group in groups),
+        "learned_masks": any(learns_mask(group.settings) for group in groups),
         "shown": [show_clips(d, groups, clips[d.name], masks[d.name], study.several) for d in study.shown],
         "stops": to_markup(", ".join(strips.colormap_stops())),
         "quality": made["mask_quality"],

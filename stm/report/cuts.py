@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from stm.models import zoo
 from stm.report import strips
 from stm.report.choose import Chosen
 from stm.report.strips import Row, Scale
+
+if TYPE_CHECKING:
+    from stm.models.frame_teacher import FrameTeacher
 
 MOST_SLOTS = 8  # columns; longer clips show every n-th slot
 FEW_SLOTS = 3  # with so few, all frames are columns, or a clip would be one picture
@@ -135,7 +138,8 @@ def _load_teacher(settings: Teacher, geometry: Geometry) -> nn.Module:
 
 
 @cache
-def _load_frame_teacher(settings: Teacher, side: int) -> nn.Module:
+def load_frame_teacher(settings: Teacher, side: int) -> "FrameTeacher":
+    """The teacher of a run with text, for its attention, tokens and patch embeddings; of its features only the last layer."""
     from stm.models.frame_teacher import FrameTeacher
 
     shared = settings.model_dump(include=set(Teacher.model_fields))
@@ -144,7 +148,7 @@ def _load_frame_teacher(settings: Teacher, side: int) -> nn.Module:
 
 def _find_features(teacher: Teacher, cut: Cut) -> Tensor:
     """The teacher's tokens as unit vectors, the mean over a tubelet's frames, [1, slots, N, D]."""
-    tokens = _load_frame_teacher(teacher, cut.geometry.side)(cut.batch["video"]).tokens
+    tokens = load_frame_teacher(teacher, cut.geometry.side)(cut.batch["video"]).tokens
     return normalize(tokens.unflatten(1, (-1, cut.geometry.tubelet)).mean(dim=2), dim=-1)
 
 

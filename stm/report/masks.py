@@ -85,7 +85,7 @@ def _draw(strategy: str, cuts: Sequence[Cut], teacher: Teacher | None, gallery: 
 
 def _explain(needs: Iterable[str]) -> str:
     if "spatiotemporal" in needs:
-        return "it is learned by a run of the method stm, not made from a clip alone"
+        return "it is learned by a run of the method stm, and stands with that run's clips"
     if {TEACHER_GUIDE, "features"} & set(needs):
         return "no run has a teacher"
     return f"no {' and no '.join(need.replace('_compensated', '') for need in needs)} maps are packed"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from stm.report.collect import find_shards
 from stm.report.cuts import Cut, cut_clips, frames_row, map_row, mask_cut, mask_row
 from stm.report.paper_tables import ReportError
 from stm.report.records import Results, Run
+from stm.report.run_masks import RunMask, draw_run_masks, draws_own_mask, guide_rows, learns_mask, run_mask_row
 from stm.report.strips import Row, Scale
 
 CutKey = tuple[Geometry, CaptionChoice]
@@ -109,24 +111,44 @@ def _common_rows(spec: FigureSpec, groups: Sequence[Sequence[Cut]], position: in
 
 def _run_rows(spec: FigureSpec, shown: Shown) -> list[list[Row]]:
     """For each clip the rows of a run, in the order of `show`."""
-    draw = {"masks": _masks, "reconstructions": _reconstructions, "attention": _attention}
+    draw = {"guides": _guides, "masks": _masks, "reconstructions": _reconstructions, "attention": _attention}
     kinds = [draw[what](shown) for what in spec.show if what in draw]
-    return [list(rows) for rows in zip(*kinds, strict=True)] if kinds else [[] for _ in shown.cuts]
+    return [list(chain(*rows)) for rows in zip(*kinds, strict=True)] if kinds else [[] for _ in shown.cuts]
 
 
-def _masks(shown: Shown) -> list[Row]:
-    mask, rows = shown.settings.mask, []
+def _guides(shown: Shown) -> list[list[Row]]:
+    """What the masks are made from, of runs with a teacher of frames."""
+    if not draws_own_mask(shown.settings):
+        raise ReportError(
+            f"{shown.instance} has no `guides` to show: its mask is not made from a teacher of umt, stm or clusterstm"
+        )
+    return [guide_rows(found, shown.label) for found in _own_masks(shown)]
+
+
+def _own_masks(shown: Shown) -> list[RunMask]:
+    assert draws_own_mask(shown.settings)
+    weights = _find_weights(shown) if learns_mask(shown.settings) else None
+    try:
+        return draw_run_masks(shown.settings, weights, shown.cuts)
+    except ValueError as error:
+        raise ReportError(f"mask of {shown.instance}: {error}") from error
+
+
+def _masks(shown: Shown) -> list[list[Row]]:
+    if draws_own_mask(shown.settings):
+        return [[run_mask_row(found, shown.label)] for found in _own_masks(shown)]
+    mask, rows = shown.settings.mask, list[list[Row]]()
     for cut in shown.cuts:
         masked = mask_cut(cut, mask.strategy, mask.ratio, shown.settings.teacher)
         if masked is None:
             raise ReportError(
                 f"{cut.clip.index} lacks what the mask {mask.strategy} of {shown.instance} needs; pack it (config: pack)"
             )
-        rows.append(mask_row(cut, shown.label, masked, f"{mask.strategy} {mask.ratio:g}"))
+        rows.append([mask_row(cut, shown.label, masked, f"{mask.strategy} {mask.ratio:g}")])
     return rows
 
 
-def _reconstructions(shown: Shown) -> list[Row]:
+def _reconstructions(shown: Shown) -> list[list[Row]]:
     settings = shown.settings
     try:
         painted = reconstruct(Run(shown.instance, settings, [], [], _find_weights(shown), {}), shown.cuts)
@@ -134,10 +156,10 @@ def _reconstructions(shown: Shown) -> list[Row]:
         raise ReportError(f"{shown.weights} does not fit the run {shown.instance}; pretrain again: {error}") from error
     note = "reconstruction" if settings.reconstructs else "decoder untrained: contrast only"
     note = "untrained" if settings.optimisation.epochs == 0 else note
-    return [Row("reconstruction", shown.label, tiles, note) for tiles in painted]
+    return [[Row("reconstruction", shown.label, tiles, note)] for tiles in painted]
 
 
-def _attention(shown: Shown) -> list[Row]:
+def _attention(shown: Shown) -> list[list[Row]]:
     """Attention of the encoder's last block, which sees all tokens, from the centre patch (TGM, section 4.7)."""
     encoder = _load_encoder(shown)
     untrained = ", untrained" if shown.settings.optimisation.epochs == 0 else ""
@@ -148,7 +170,7 @@ def _attention(shown: Shown) -> list[Row]:
         # A few tokens, often the asking one itself, get so much that all others would look alike.
         scale = Scale(float(cells.min()), float(np.percentile(cells, 99)), "times the mean")
         tiles = mark_query(strips.heat(cut.frames, cells, scale), cut, centre_token(encoder.architecture))
-        rows.append(Row("attention", shown.label, tiles, f"attention of the red patch{untrained}", scale))
+        rows.append([Row("attention", shown.label, tiles, f"attention of the red patch{untrained}", scale)])
     return rows
 
 

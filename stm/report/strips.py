@@ -7,9 +7,11 @@ import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, features
@@ -68,9 +70,21 @@ def heat(tiles: Tiles, cells: NDArray[np.float32], scale: Scale) -> Tiles:
     side = tiles.shape[1]
     spread = max(scale.high - scale.low, 1e-12)
     share = np.clip((enlarge(cells, side).astype(np.float64) - scale.low) / spread, 0, 1)
-    color = mpl.colormaps[COLORMAP](share)[..., :3] * 255
+    return _tint(tiles, mpl.colormaps[COLORMAP](share)[..., :3])
+
+
+def color_groups(tiles: Tiles, groups: NDArray[np.int64]) -> Tiles:
+    """Groups of cells [slots, n, n], numbered from 0, each in a colour of its own over the frames in grey."""
+    number = enlarge(groups, tiles.shape[1]).astype(np.float64)
+    # Steps of the golden ratio: hues of the first few groups are far apart, however many there are.
+    hue, strong = (number * 0.618034) % 1, number % 2 == 0
+    return _tint(tiles, hsv_to_rgb(np.stack([hue, np.where(strong, 0.9, 0.6), np.where(strong, 0.8, 1.0)], axis=-1)))
+
+
+def _tint(tiles: Tiles, color: NDArray[np.float64]) -> Tiles:
+    """Colours [slots, side, side, 3], of 0 to 1, over the frames in grey."""
     grey = tiles @ np.array([0.299, 0.587, 0.114])  # luma, ITU-R BT.601
-    return np.rint(0.62 * color + 0.38 * grey[..., None]).astype(np.uint8)
+    return np.rint(0.62 * 255 * color + 0.38 * grey[..., None]).astype(np.uint8)
 
 
 def colormap_stops(count: int = 7) -> list[str]:
@@ -107,6 +121,21 @@ def mark_cell(tiles: Tiles, slot: int, row: int, column: int, side: int) -> Tile
     for outset, width, color in ((3, 2, (255, 255, 255)), (1, 2, QUERY)):
         box = (max(0, x0 - outset), max(0, y0 - outset), min(size, x1 + outset), min(size, y1 + outset))
         _outline(drawn[slot], box, width, color)
+    return drawn
+
+
+def mark_points(
+    tiles: Tiles, points: NDArray[np.float64], shape: Literal["dot", "square"], color: tuple[int, int, int], size: float
+) -> Tiles:
+    """Marks points [slots, K, 2] (x, y as shares of the tile; NaN: none), `size` pixels wide, with a dark line around."""
+    drawn = tiles.copy()
+    axis = np.arange(tiles.shape[1]) + 0.5
+    for tile, found in zip(drawn, points * tiles.shape[1], strict=True):
+        for x, y in found[np.isfinite(found).all(axis=-1)]:
+            across, down = np.abs(axis - x), np.abs(axis - y)[:, None]
+            distance = np.hypot(across, down) if shape == "dot" else np.maximum(across, down)
+            tile[distance <= size / 2 + 1.5] = 0
+            tile[distance <= size / 2] = color
     return drawn
 
 
