@@ -134,9 +134,9 @@ def _run_rows(
 
 
 def _by_mask(groups: Sequence[RunGroup]) -> dict[MaskKey, RunGroup]:
-    """The first run of each mask."""
+    """The first run of each mask, one that trains with it where there is one."""
     found: dict[MaskKey, RunGroup] = {}
-    for group in groups:
+    for group in sorted(groups, key=lambda group: group.settings.optimisation.epochs == 0):
         found.setdefault(mask_key(group), group)
     return found
 
