@@ -38,7 +38,7 @@ def pretrain(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    from stm.datasets.language.tasks import check_tasks
+    from stm.datasets.language.tasks import check_tasks, has_shared_texts
     from stm.evaluation import evaluate as evaluate_run
 
     config = load(arguments)
@@ -64,6 +64,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             config.seed if run.seed is None else run.seed,
             text=config.of(own).text,
             validation_indexes=packed(data, held) if held else [],
+            shared_texts=has_shared_texts(config, name, task_name),
         )
 
 

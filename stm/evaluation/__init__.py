@@ -19,6 +19,7 @@ def evaluate(
     device: str | None = None,
     text: Text | None = None,
     validation_indexes: Sequence[Path] = (),
+    shared_texts: bool = False,
 ) -> None:
     """Evaluates a pretraining run's weights on one task.
 
@@ -33,6 +34,8 @@ def evaluate(
         seed: of everything random.
         device: by default CUDA when there is any.
         validation_indexes: likewise of the split on which a task with text chooses its checkpoint.
+        shared_texts: whether an equal caption of several clips is one query of retrieval with text, for which each of them
+            is right. The benchmark's protocol decides; see `stm.datasets.language.tasks.has_shared_texts`.
         text: the text encoder that the run's captions were encoded by; zero-shot classification needs it.
 
     Raises:
@@ -45,7 +48,7 @@ def evaluate(
 
         if not isinstance(run, LanguageRun) or run.language is None:
             raise ValueError(f"{task.task} needs a run with `language`")
-        splits = Splits(train_indexes, validation_indexes, test_indexes)
+        splits = Splits(train_indexes, validation_indexes, test_indexes, shared_texts)
         evaluate_language(task, run, weights, splits, output, seed, device)
     elif isinstance(task, LinearProbe):
         from stm.evaluation.linear import probe

@@ -1,14 +1,20 @@
 """Evaluations are held against the protocols of their benchmarks: a wrong number is refused before anything runs."""
 
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from stm.config import load_config
+import stm.evaluation
+from stm.cli import main
+from stm.config import Config, ConfigError, load_config, parse_config
 from stm.datasets import DatasetError
-from stm.datasets.language.tasks import check_tasks
+from stm.datasets.language.protocol import protocol_names
+from stm.datasets.language.tasks import check_tasks, has_shared_texts
 
-CONFIGS = Path(__file__).parents[2] / "config"
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "config"
 
 
 @pytest.mark.parametrize("name", ["stm", "clusterstm", "stm-small", "tgm-small"])
@@ -42,3 +48,41 @@ def test_a_benchmark_of_another_task_is_refused():
     config = config.model_copy(update={"evaluate": {**config.evaluate, "msrvtt": changed}})
     with pytest.raises(DatasetError, match="is a benchmark of question_answering"):
         check_tasks(config)
+
+
+def with_retrieval(source: str, results: Path) -> Config:
+    """config/stm.yaml with one more evaluation, on a benchmark of that name."""
+    values = load_config(CONFIGS / "stm.yaml").model_dump(mode="json", exclude_none=True) | {"results": str(results)}
+    values["datasets"]["more"] = {"dataset": {"source": source, "root": "videos", "annotations": "lists"}}
+    task = {"task": "video_text_retrieval", "dataset": "more", "frames": 12, "max_tokens": 25, "optimisation": {}}
+    values["evaluate"], values["tables"] = {"more": task}, {}
+    return parse_config(values)
+
+
+def test_the_protocol_alone_says_that_clips_share_texts(tmp_path):
+    shared = {name for name in protocol_names() if has_shared_texts(with_retrieval(name, tmp_path), "stm", "more")}
+    assert shared == {"ssv2-template", "ssv2-label"}  # VindLU's `has_multi_vision_gt`
+    assert not has_shared_texts(load_config(CONFIGS / "stm-small.yaml"), "stm", "retrieval")
+    values = with_retrieval("ssv2-template", tmp_path).model_dump(mode="json", exclude_none=True)
+    values["evaluate"]["more"]["shared_texts"] = False
+    with pytest.raises(ConfigError, match="shared_texts"):
+        parse_config(values)
+
+
+@pytest.mark.parametrize(("source", "shared"), [("ssv2-template", True), ("msvd", False)])
+def test_command_and_workflow_pass_on_what_the_protocol_says(source, shared, tmp_path, monkeypatch):
+    config, told = with_retrieval(source, tmp_path), []
+    monkeypatch.setattr(stm.evaluation, "evaluate", lambda *_, shared_texts, **__: told.append(shared_texts))
+    monkeypatch.setattr("stm.cli.learning.packed", lambda *_: [])
+    monkeypatch.setattr("stm.cli.learning.load", lambda _: config)
+    monkeypatch.setattr("stm.datasets.language.tasks.check_tasks", lambda _: None)
+    assert main(["evaluate", "--config", "any.yaml", "--run", "stm"]) in (None, 0)
+    job = SimpleNamespace(
+        config=config.model_dump(mode="json", exclude_none=True),
+        wildcards=SimpleNamespace(run="stm", task="more", dataset="webvid"),
+        input=type("Input", (dict,), {"weights": "w", "test": []})(),
+        output=SimpleNamespace(metrics=str(tmp_path / "metrics.json")),
+        log=[str(tmp_path / "log.txt")],
+    )
+    runpy.run_path(str(ROOT / "workflow/scripts/evaluate.py"), {"snakemake": job})
+    assert told == [shared, shared]

@@ -11,6 +11,7 @@ from made_language import make_run, make_small_bert
 from stm.config import Captioning, MultipleChoice, QuestionAnswering, VideoTextRetrieval
 from stm.evaluation import evaluate
 from stm.evaluation.caption_scores import CaptionScoreError, find_programs
+from stm.evaluation.language.retrieve import gather_queries
 from stm.files import read_json, read_receipt, read_table, write_table
 from stm.training import pretrain
 
@@ -51,11 +52,11 @@ def world(tmp_path_factory):
     return folder, splits, run
 
 
-def do(task, world, output: Path) -> dict:
+def do(task, world, output: Path, **more) -> dict:
     folder, splits, run = world
     held = splits["val"] if task.validation_split else []
     weights = folder / "run" / "weights.safetensors"
-    evaluate(task, run, weights, splits["train"], splits["test"], output, 0, "cpu", validation_indexes=held)
+    evaluate(task, run, weights, splits["train"], splits["test"], output, 0, "cpu", validation_indexes=held, **more)
     return read_json(output / "metrics.json")
 
 
@@ -68,6 +69,40 @@ def test_zero_shot_retrieval_asks_with_every_caption(world, tmp_path):
     assert len(ranks) == 18 and ranks.min() >= 1 and ranks.max() <= 9
     assert found["dual_encoder"]["text_to_video"]["r5"] == pytest.approx((ranks <= 5).mean())
     assert found["dual_encoder"]["text_to_video"]["mean_rank"] == pytest.approx(ranks.mean())
+
+
+def test_where_clips_share_captions_a_text_asks_once_and_any_of_its_clips_is_right(world, tmp_path):
+    task = VideoTextRetrieval(task="video_text_retrieval")
+    alone = do(task, world, tmp_path / "alone")
+    found = do(task, world, tmp_path / "shared", shared_texts=True)
+    assert (alone["shared_texts"], found["shared_texts"]) == (False, True)
+    # Three colors of three clips each, and a caption of each clip's own.
+    assert found["dual_encoder"]["queries"] == 3 + 9 and found["reranked"]["clips"] == 9
+    rows = pq.read_table(tmp_path / "shared" / "predictions.parquet").to_pylist()
+    single = pq.read_table(tmp_path / "alone" / "predictions.parquet").to_pylist()
+    keys = {color: [f"test-{n:03d}" for n in range(k, 9, 3)] for k, color in enumerate(COLORS)}
+    for row in rows:
+        assert row["keys"] == next(
+            (own for color, own in keys.items() if row["caption"].startswith(f"a {color}")), row["keys"]
+        )
+    for name in ("rank", "reranked"):  # of three right ones the best leaves at most six wrong ones before it
+        own = {row["caption"]: row[name] for row in rows}
+        assert all(1 <= own[f"a {color} circle moves"] <= 7 for color in COLORS)
+        for row in single:  # its own clip is one of those that are right, and equals are as good as the best of them
+            assert own[row["caption"]] <= row[name]
+    ranks = [row["rank"] for row in rows]
+    assert found["dual_encoder"]["text_to_video"]["mean_rank"] == pytest.approx(np.mean(ranks))
+    assert found["chance"]["r1"] == pytest.approx((3 * 3 / 9 + 9 * 1 / 9) / 12)
+    assert alone["chance"] == pytest.approx({"r1": 1 / 9, "r5": 5 / 9, "r10": 1})
+
+
+def test_queries_are_captions_or_texts_that_clips_share():
+    captions = [["opening"], ["closing", "opening"], ["closing"], ["closing", "closing"]]
+    texts, right = gather_queries(captions, shared=True)
+    assert texts == ["opening", "closing"] and [own.tolist() for own in right] == [[0, 1], [1, 2, 3]]
+    texts, right = gather_queries(captions, shared=False)
+    assert texts == ["opening", "closing", "opening", "closing", "closing", "closing"]
+    assert [own.tolist() for own in right] == [[0], [1], [1], [2], [3], [3]]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from stm.config import parse_config
+from stm.datasets.language.tasks import has_shared_texts
 from stm.evaluation import evaluate
 from stm.progress import log_to
 
@@ -20,4 +21,5 @@ with log_to(snakemake.log[0]):
         seed=config.seed if run.seed is None else run.seed,
         validation_indexes=[Path(path) for path in snakemake.input.get("validation", [])],
         text=config.of(snakemake.wildcards.dataset).text,
+        shared_texts=has_shared_texts(config, snakemake.wildcards.run, snakemake.wildcards.task),
     )

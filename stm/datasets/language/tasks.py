@@ -31,6 +31,24 @@ def check_tasks(config: Config) -> None:
         )
 
 
+def has_shared_texts(config: Config, run: str, task: str) -> bool:
+    """Whether clips with an equal caption share it in a retrieval: the caption asks once, and each of them is right.
+
+    The protocol of the evaluation's benchmark says it (`several_videos_per_text`: SSv2), and no key of a config can. Without
+    a protocol a caption means its own clip alone.
+
+    Args:
+        run, task: names in the config.
+
+    Raises:
+        DatasetError: the protocol cannot be read.
+    """
+    dataset = config.of(config.dataset_of(run, task)).dataset
+    if not isinstance(dataset, LanguageDataset) or dataset.source not in protocol_names():
+        return False
+    return read_protocol(dataset.source).several_videos_per_text
+
+
 def _differences(config: Config) -> Iterator[str]:
     for name, task in config.evaluate.items():
         if not isinstance(task, LanguageTask):

@@ -8,11 +8,13 @@ from stm.config import Captioning, LanguageRun, LanguageTask, MultipleChoice, Vi
 
 
 class Splits(NamedTuple):
-    """Indexes of the packed shards: `shards/{split}/{shard}.parquet`."""
+    """Indexes of the packed shards: `shards/{split}/{shard}.parquet`, and what their benchmark says of their captions."""
 
     train: Sequence[Path]
     validation: Sequence[Path]  # empty where the task names no such split
     test: Sequence[Path]
+    # Clips with an equal caption share it: it asks once, and each of them is right (SSv2). Else a caption means its clip alone.
+    shared_texts: bool = False
 
 
 def evaluate_language(
