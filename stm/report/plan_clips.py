@@ -2,13 +2,27 @@
 
 import random
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sized
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stm.config import BenchmarkDataset, Config, FolderDataset, LanguageDataset, MovingShapesDataset
 from stm.datasets.annotations import Clip
 from stm.layout import Layout
+
+# Of a benchmark of multiple choice, before it is read: MSRVTT-MC's.
+CHOICES = 5
+# Of moving-shapes; see `stm.datasets.shapes_text.questions_of`.
+QUESTIONS_A_CLIP = 7
+
+
+class Texts(NamedTuple):
+    """What is said of a split's clips."""
+
+    captions: float
+    questions: float  # each answer that was given counts, and each question with choices
+    choices: float  # texts of the questions with choices, all together
 
 
 @dataclass(frozen=True)
@@ -20,6 +34,7 @@ class Clips:
     width: float
     height: float
     basis: str
+    texts: Mapping[str, Texts] = field(default_factory=dict)  # by split, where it is known
 
     @property
     def total(self) -> int:
@@ -33,7 +48,8 @@ def count_clips(config: Config) -> Clips:
         return _from_manifest(manifest)
     if isinstance(config.dataset, MovingShapesDataset):
         data = config.dataset
-        return Clips(dict(data.clips), data.frames, data.width, data.height, "the config")
+        told = {split: Texts(count, count * QUESTIONS_A_CLIP, 0) for split, count in data.clips.items()}
+        return Clips(dict(data.clips), data.frames, data.width, data.height, "the config", told)
     if isinstance(config.dataset, BenchmarkDataset):
         return _from_benchmark(config.dataset)
     if isinstance(config.dataset, LanguageDataset):
@@ -53,11 +69,21 @@ def _from_benchmark(dataset: BenchmarkDataset) -> Clips:
 
 def _from_language(dataset: LanguageDataset) -> Clips:
     """The official size, or the published one of a corpus, which no copy has any more."""
-    from stm.datasets.language import is_corpus, official_counts, typical
+    from stm.datasets.language import is_corpus, official_counts, read_protocol, typical
 
-    clip = typical(dataset.source)
-    basis = "the published size" if is_corpus(dataset.source) else "the protocol"
-    return Clips(official_counts(dataset.source), clip.frames, clip.width, clip.height, f"{basis}, with typical clips")
+    clip, splits = typical(dataset.source), official_counts(dataset.source)
+    basis, told = "the published size", {}
+    if not is_corpus(dataset.source):
+        basis, protocol = "the protocol", read_protocol(dataset.source)
+        for split, clips in splits.items():
+            count = protocol.texts[split] or clips  # unknown: one of each clip
+            asks = protocol.asks(split)
+            told[split] = Texts(
+                0 if asks == "questions" else count,
+                0 if asks == "captions" else count,
+                count * CHOICES if asks == "choices" else 0,
+            )
+    return Clips(splits, clip.frames, clip.width, clip.height, f"{basis}, with typical clips", told)
 
 
 def _from_manifest(path: Path) -> Clips:
@@ -68,13 +94,25 @@ def _from_manifest(path: Path) -> Clips:
     for row in rows:
         splits[row["split"]] = splits.get(row["split"], 0) + 1
     frames = [_frames_of(row) for row in rows]
+    told = ((row["split"], row["captions"] or (), [q["choices"] for q in row["questions"] or ()]) for row in rows)
     return Clips(
         splits,
         _mean(frames, 250),
         _mean([r["width"] for r in rows], 340),
         _mean([r["height"] for r in rows], 256),
         "the manifest",
+        _count_texts(told),
     )
+
+
+def _count_texts(told: Iterable[tuple[str, Sized, list[Sized | None]]]) -> dict[str, Texts]:
+    """From each clip's split, captions, and the choices of its questions."""
+    found: dict[str, Texts] = {}
+    for split, captions, choices in told:
+        before = found.get(split, Texts(0, 0, 0))
+        more = len(captions), len(choices), sum(len(offered or ()) for offered in choices)
+        found[split] = Texts(*(old + new for old, new in zip(before, more, strict=True)))
+    return found
 
 
 def _frames_of(row: dict[str, Any]) -> float | None:
@@ -103,12 +141,14 @@ def _from_folder(dataset: FolderDataset, seed: int, sample: int = 32) -> Clips:
             continue  # the manifest will name it; the plan only needs an average
     frames, widths, heights = zip(*sizes, strict=True) if sizes else ((), (), ())
     basis = f"{len(clips)} clips, the headers of {len(sizes)} of their files"
+    told = ((clip.split, clip.captions, [question.choices for question in clip.questions]) for clip in clips)
     return Clips(
         dict(Counter(clip.split for clip in clips)),
         _mean(list(frames), 250),
         _mean(list(widths), 340),
         _mean(list(heights), 256),
         basis,
+        _count_texts(told),
     )
 
 

@@ -16,6 +16,7 @@ from stm.config import (
     FineTune,
     LanguageModelCaptions,
     LanguageRun,
+    LanguageTask,
     MovingShapesDataset,
     PretrainRun,
 )
@@ -184,6 +185,10 @@ def training_stages(config: Config, clips: Mapping[str, Clips]) -> list[Stage]:
         stages.append(replace(_computing(f"pretrain/{name}", 1, flops), loading_hours=loading))
     for name, task_name in config.evaluations():
         run, task, dataset = config.runs[name], config.evaluate[task_name], config.dataset_of(name, task_name)
+        if isinstance(task, LanguageTask):
+            assert isinstance(run, LanguageRun)
+            stages.append(_language_stage(config, f"evaluate/{name}/{task_name}", task, run, dataset, clips[dataset]))
+            continue
         per_split = clips[dataset].per_split
         optimisation = getattr(task, "optimisation", None)
         epochs, repeats = (optimisation.epochs, getattr(task, "repeats", 1)) if optimisation else (1, 1)
@@ -197,6 +202,16 @@ def training_stages(config: Config, clips: Mapping[str, Clips]) -> list[Stage]:
             loading += train * repeats * run.frames * run.image_size**2 * AUGMENT_SECONDS_PER_PIXEL / 3600
         stages.append(replace(stage, loading_hours=loading))
     return stages
+
+
+def _language_stage(
+    config: Config, stage: str, task: LanguageTask, run: LanguageRun, dataset: str, clips: Clips
+) -> Stage:
+    from stm.report.plan_language import language_work
+
+    work = language_work(task, run, clips)
+    loading = _loading_hours(config, dataset, clips, work.clips * (task.frames or run.frames))
+    return replace(_computing(stage, 1, work.flops), loading_hours=loading)
 
 
 def _step_flops(run: PretrainRun | LanguageRun, image: bool = False) -> float:
