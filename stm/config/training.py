@@ -116,7 +116,8 @@ class Run(Section):
     split: Name = field("train", "split it trains on")
     init: str | None = field(
         None,
-        "weights to start from: a run's safetensors, an official VideoMAE .pth, or a transformers folder or hub id",
+        "weights to start from: a run's safetensors, an official .pth of VideoMAE or UMT, a transformers folder or hub id, or "
+        "`clip:` and an open_clip model, written as in similarity.model, whose blocks the student takes",
     )
     model: ModelSize = field("base", "ViT size of the student")
     image_size: int = field(224, "side of the square crop", "pixels", ge=32, le=1024)

@@ -30,6 +30,11 @@ def build_language_method(run: LanguageRun, text_width: int | None = None) -> Vi
         language = SplitBert.load(run.language)
         model = VideoLanguageModel(encoder, language, run.language.embedding, run.language.temperature)
     teacher = FrameTeacher.load(run.teacher, architecture.image_size // architecture.patch_size)
+    if run.method != "clusterstm" and teacher.layers > architecture.depth:
+        raise ValueError(
+            f"teacher.layers {teacher.layers} is more than the {architecture.depth} blocks of the student (model: {run.model}), "
+            f"whose last layers are aligned with the teacher's; set it to {architecture.depth} or less"
+        )
     if run.method == "clusterstm" and text_width not in (None, teacher.feature_width):
         raise ValueError(
             f"the captions' vectors have {text_width} numbers and the teacher {run.teacher.model} makes {teacher.feature_width}: "

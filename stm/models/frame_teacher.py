@@ -68,7 +68,10 @@ class FrameTeacher(FrozenTeacher):
                 f"{side} tokens: its features would belong to other places. Leave it out, or set it to {side * tower.patch}"
             )
         if layers > tower.depth:
-            raise ModelError(f"teacher.layers {layers} is more than the {tower.depth} blocks that the teacher has")
+            raise ModelError(
+                f"teacher.layers {layers} is more than the {tower.depth} blocks that the teacher has; set it to {tower.depth} "
+                "or less"
+            )
         if fusion is not None and fusion.width != tower.feature_width:
             raise ModelError(
                 f"teacher.temporal_fusion is {fusion.width} wide, and the teacher's features are {tower.feature_width}"

@@ -1,15 +1,14 @@
 """The batches of a run, from any step on: what connects a data set to the loop."""
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
 from stm.config import Optimisation
 from stm.data.dataset import ClipDataset
-from stm.data.loader import Batch, ClipLoader
+from stm.data.loader import Batch
 from stm.files import read_receipt, sha256_file
 from stm.training.distributed import Process
-from stm.training.interruption import signals_blocked
+from stm.training.media import Medium, feed_media
 
 
 def hash_shards(indexes: Sequence[Path]) -> dict[str, str]:
@@ -43,47 +42,11 @@ def count_steps(dataset: ClipDataset, settings: Optimisation) -> int:
     Raises:
         ValueError: there are fewer samples than a batch.
     """
-    samples = len(dataset) * dataset.samples_per_clip
-    if samples < settings.batch_size:
-        views = f" x {dataset.samples_per_clip} repeats" if dataset.samples_per_clip > 1 else ""
-        raise ValueError(
-            f"the training split has {len(dataset)} clips{views}, fewer than one batch of "
-            f"optimisation.batch_size = {settings.batch_size}; set batch_size to {samples} or less, or add clips"
-        )
-    return samples // settings.batch_size
+    return Medium("clips", dataset, settings.batch_size).steps
 
 
 def feed(
     dataset: ClipDataset, settings: Optimisation, process: Process, seed: int, workers: int
 ) -> Callable[[int], Iterator[Batch]]:
-    """Batches for `fit`: `settings.accumulate` a step, from the step it is given to the end of the run.
-
-    Raises:
-        ValueError: a forward pass would not hold whole clips with all their repeats.
-    """
-    samples, parts = settings.batch_size, settings.accumulate * process.count
-    clips, rest = divmod(samples, parts * dataset.samples_per_clip)
-    if rest:
-        raise ValueError(
-            f"optimisation.batch_size = {samples} is not a multiple of accumulate x processes x repeats = "
-            f"{settings.accumulate} x {process.count} x {dataset.samples_per_clip}"
-        )
-    per_epoch = count_steps(dataset, settings)
-    loader = ClipLoader(
-        dataset,
-        clips,
-        shuffle=True,
-        seed=seed,
-        rank=process.rank,
-        processes=process.count,
-        workers=workers,
-    )
-
-    def batches(step: int) -> Iterator[Batch]:
-        for epoch in range(step // per_epoch, settings.epochs):
-            done = step % per_epoch if epoch == step // per_epoch else 0
-            with signals_blocked():
-                passes = loader.batches(epoch, start=done * settings.accumulate * loader.global_batch)
-            yield from islice(passes, (per_epoch - done) * settings.accumulate)
-
-    return batches
+    """Batches for `fit` of clips alone; see `stm.training.media.feed_media`."""
+    return feed_media([Medium("clips", dataset, settings.batch_size)], settings, process, seed, workers)

@@ -7,15 +7,14 @@ import torch
 
 from stm.config import LanguageRun
 from stm.data.dataset import ClipDataset
-from stm.data.geometry import Geometry
 from stm.data.loader import Batch
-from stm.methods import build_method, dataset_needs
+from stm.methods import build_method
 from stm.models import zoo
 from stm.training.distributed import Process
 from stm.training.feeding import hash_shards, read_text_model
 from stm.training.loop import fit
 from stm.training.media import Medium, count_media_steps, feed_media
-from stm.training.runs import introduce, make_plan, no_batches, write_record
+from stm.training.runs import introduce, make_plan, no_batches, open_clips, write_record
 from stm.training.start import start_from
 
 
@@ -70,24 +69,13 @@ def open_media(
     """
     media = [Medium("clips", _open(run, video_indexes, run.frames, seed), run.optimisation.batch_size)]
     if run.images is not None:
-        media.append(Medium("images", _open(run, image_indexes, 1, seed), run.images.batch_size))
+        images = _open(run, image_indexes, 1, seed)
+        media.append(Medium("images", images, run.images.batch_size, "images.batch_size"))
     return media
 
 
 def _open(run: LanguageRun, indexes: Sequence[Path], frames: int, seed: int) -> ClipDataset:
-    needs, shape = dataset_needs(run), Geometry.of(run)
-    dataset = ClipDataset(
-        indexes,
-        Geometry(shape.image_size, shape.patch_size, shape.tubelet, frames, shape.stride, shape.sampling),
-        run.augmentation,
-        seed,
-        True,
-        repeats=run.repeats,
-        guides=needs.guides,
-        text=needs.text,
-        captions=run.captions,
-        kept_gigabytes=run.kept_gigabytes,
-    )
+    dataset = open_clips(run, indexes, seed, frames)
     mute = int((dataset.index.count_captions(run.captions.sources) == 0).sum()) if run.language else 0
     if mute:
         raise ValueError(

@@ -19,6 +19,7 @@ class Medium(NamedTuple):
     name: str  # for messages
     dataset: ClipDataset
     batch_size: int  # samples in an optimiser step, of all processes and passes
+    key: str = "optimisation.batch_size"  # where a config says it, for messages
 
     @property
     def steps(self) -> int:
@@ -29,8 +30,10 @@ class Medium(NamedTuple):
         """
         samples = len(self.dataset) * self.dataset.samples_per_clip
         if samples < self.batch_size:
+            views = f" x {self.dataset.samples_per_clip} repeats" if self.dataset.samples_per_clip > 1 else ""
             raise ValueError(
-                f"there are {samples} {self.name}, fewer than one batch of {self.batch_size}; lower the batch size or add some"
+                f"the training split has {len(self.dataset)} {self.name}{views}, fewer than one batch of {self.key} = "
+                f"{self.batch_size}; set batch_size to {samples} or less, or add {self.name}"
             )
         return samples // self.batch_size
 
@@ -83,7 +86,7 @@ def _make_loader(medium: Medium, settings: Optimisation, process: Process, seed:
     clips, rest = divmod(medium.batch_size, parts * medium.dataset.samples_per_clip)
     if rest:
         raise ValueError(
-            f"the batch of {medium.batch_size} {medium.name} is not a multiple of accumulate x processes x repeats = "
+            f"{medium.key} = {medium.batch_size} is not a multiple of accumulate x processes x repeats = "
             f"{settings.accumulate} x {process.count} x {medium.dataset.samples_per_clip}"
         )
     return ClipLoader(

@@ -6,9 +6,7 @@ from pathlib import Path
 import torch
 
 from stm.config import LanguageRun, PretrainRun
-from stm.data.dataset import ClipDataset
-from stm.data.geometry import Geometry
-from stm.methods import build_method, dataset_needs
+from stm.methods import build_method
 from stm.methods.mae import MAE
 from stm.methods.video_text import EXTRA
 from stm.models import zoo
@@ -16,7 +14,7 @@ from stm.training.distributed import join_processes
 from stm.training.feeding import count_steps, feed, hash_shards, read_text_model
 from stm.training.language import pretrain_language
 from stm.training.loop import Plan, fit
-from stm.training.runs import introduce, make_plan, no_batches, write_record
+from stm.training.runs import introduce, make_plan, no_batches, open_clips, write_record
 from stm.training.start import start_from
 
 
@@ -53,7 +51,7 @@ def pretrain(
             pretrain_language(run, shard_indexes, image_indexes, output, seed, process)
         return
     with join_processes(run.processes, device) as process:
-        dataset = _open(run, shard_indexes, seed)
+        dataset = open_clips(run, shard_indexes, seed)
         torch.manual_seed(seed)
         method = build_method(run, dataset.text_width)
         assert isinstance(method, MAE)
@@ -72,22 +70,6 @@ def pretrain(
             _write(method, run, plan, output)
             checkpoints.discard()
         process.wait()
-
-
-def _open(run: PretrainRun, shard_indexes: Sequence[Path], seed: int) -> ClipDataset:
-    needs = dataset_needs(run)
-    return ClipDataset(
-        shard_indexes,
-        Geometry.of(run),
-        run.augmentation,
-        seed,
-        True,
-        repeats=run.repeats,
-        guides=needs.guides,
-        text=needs.text,
-        captions=run.captions,
-        kept_gigabytes=run.kept_gigabytes,
-    )
 
 
 def _write(method: MAE, run: PretrainRun, plan: Plan, output: Path) -> None:

@@ -1,14 +1,19 @@
-"""What all pretraining runs have in common: the loop's plan, the line that introduces a run, the record beside its weights."""
+"""What all pretraining runs have in common: their clips, the loop's plan, the line that introduces a run, the record beside
+its weights.
+"""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import stm
-from stm.config import Run
+from stm.config import LanguageRun, PretrainRun, Run
+from stm.data.dataset import ClipDataset
+from stm.data.geometry import Geometry
 from stm.data.loader import Batch
 from stm.files import make_receipt, write_json
+from stm.methods import dataset_needs
 from stm.training.distributed import Process
 from stm.training.logs import say
 from stm.training.loop import Plan
@@ -18,6 +23,33 @@ from stm.training.start import Start
 _INDIFFERENT = {*Run.indifferent, "seed"}
 
 _LIBRARIES = ("torch", "timm", "numpy", "opencv-python-headless", "simplejpeg")
+
+
+def open_clips(
+    run: PretrainRun | LanguageRun, indexes: Sequence[Path], seed: int, frames: int | None = None
+) -> ClipDataset:
+    """The clips that a run trains on, with what its method needs of them.
+
+    Args:
+        indexes: of the shards.
+        frames: of a sample; the run's when not given, 1 for images.
+
+    Raises:
+        ValueError: a shard cannot be used, or clips lack what is needed.
+    """
+    needs, shape = dataset_needs(run), Geometry.of(run)
+    return ClipDataset(
+        indexes,
+        shape if frames is None else replace(shape, frames=frames),
+        run.augmentation,
+        seed,
+        True,
+        repeats=run.repeats,
+        guides=needs.guides,
+        text=needs.text,
+        captions=run.captions,
+        kept_gigabytes=run.kept_gigabytes,
+    )
 
 
 def make_plan(

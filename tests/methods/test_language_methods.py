@@ -8,6 +8,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from stm.masking import get_strategy
 from stm.methods import build_method, dataset_needs
 from stm.methods.video_language import VideoLanguage
+from stm.models.sizes import SIZES
 
 METHODS = ("umt", "stm", "clusterstm")
 
@@ -184,3 +185,13 @@ def test_bf16_autocast_gives_about_the_same_losses(name, bert):
 def test_clusterstm_refuses_vectors_of_another_width(bert):
     with pytest.raises(ValueError, match="own text tower"):
         build_method(make_run("clusterstm", bert), 512)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_student_with_fewer_blocks_than_layers_to_align_is_refused_with_both_numbers(name, monkeypatch, bert):
+    monkeypatch.setitem(SIZES, "tiny", SIZES["tiny"]._replace(depth=1))
+    if name == "clusterstm":  # aligns nothing
+        build(name, bert)
+        return
+    with pytest.raises(ValueError, match=r"teacher\.layers 2 is more than the 1 blocks of the student .* set it to 1"):
+        build(name, bert)

@@ -8,7 +8,9 @@ from made_clips import make_shard
 from stm.config import Augmentation, Optimisation
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
+from stm.data.loader import ClipLoader
 from stm.training.distributed import Process
+from stm.training.feeding import feed
 from stm.training.media import Medium, count_media_steps, feed_media, order_steps
 
 ALONE = Process(0, 1, torch.device("cpu"))
@@ -79,5 +81,19 @@ def test_processes_see_together_what_one_sees(media):
 
 
 def test_too_few_samples_are_said_with_the_medium(media):
-    with pytest.raises(ValueError, match="9 images, fewer than one batch of 16"):
-        feed_media([media[0], media[1]._replace(batch_size=16)], settings(), ALONE, seed=1, workers=0)
+    with pytest.raises(
+        ValueError, match=r"9 images, fewer than one batch of images\.batch_size = 16; set batch_size to 9"
+    ):
+        feed_media(
+            [media[0], media[1]._replace(batch_size=16, key="images.batch_size")], settings(), ALONE, seed=1, workers=0
+        )
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 3])
+def test_clips_alone_come_in_their_loader_s_order(media, step):
+    clips = media[0].dataset  # ten: two batches of four an epoch
+    loader = ClipLoader(clips, 4, shuffle=True, seed=1)
+    expected = [batch for epoch in range(2) for batch in list(loader.batches(epoch))[:2]][step:]
+    found = list(feed(clips, settings(), ALONE, 1, 0)(step))
+    assert [batch["key"] for batch in found] == [batch["key"] for batch in expected]
+    assert all(torch.equal(a["video"], b["video"]) for a, b in zip(found, expected, strict=True))
