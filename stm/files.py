@@ -5,14 +5,17 @@ part of the config that it used, the models' hashes and the versions of the libr
 the machine, so that two runs of the same work give the same bytes.
 """
 
+import errno
 import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +24,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import stm
+from stm.tables import DamagedError, check_nulls, check_schema, unreadable
 
 RECEIPT_KEY = b"stm.receipt"
+
+_TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.tmp")
+
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+"""Error numbers that only writing can give: the disk, the quota or the largest file is full, or nothing may be written."""
 
 
 class UnsafePathError(ValueError):
@@ -46,17 +55,51 @@ def safe_join(root: Path, relative: str) -> Path:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path in the folder of `path`; renamed to it when the block ends well, removed when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """A temporary path in the folder of `path`; renamed to it when the block ends well, removed when it does not.
+
+    What processes that were killed have left of earlier attempts at the same file is removed too.
+
+    Raises:
+        OSError: the disk is full, for instance; the message says which file was being written. What was at `path`
+            before is still there.
+    """
+    with _named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Only those of this file: another machine's processes may be writing others into the folder.
+        for leftover in _leftovers(path.parent.absolute()).pop(path.name, ()):
+            leftover.unlink(missing_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            with suppress(FileNotFoundError):
+                temporary.unlink()
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Says of a full disk which file was being written: the system's own error does not."""
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS or error.filename is not None:
+            raise
+        what = f"{os.strerror(error.errno)}; what was finished before is kept: make room and run again; while writing"
+        raise OSError(error.errno, what, str(path)) from error
+
+
+@cache
+def _leftovers(folder: Path) -> dict[str, list[Path]]:
+    """Temporary files whose process is gone, by the file that they were for. Asked once a folder: some are large."""
+    found: dict[str, list[Path]] = {}
+    for path in folder.iterdir():
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and not Path("/proc", match[2]).exists():
+            found.setdefault(match[1], []).append(path)
+    return found
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -126,25 +169,49 @@ def write_table(path: Path, table: pa.Table, receipt: Mapping[str, Any], *, row_
             compression="zstd",
             use_dictionary=strings,
             row_group_size=row_group_size,
+            write_page_checksum=True,
         )
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Reads a Parquet file.
+def read_table(path: Path, columns: Sequence[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
+    """Reads a Parquet file and checks its pages' checksums, where it has any.
+
+    Args:
+        schema: what the columns must be; of those only these are read. Further columns are left out.
 
     Raises:
-        ValueError: the file is missing, torn or not Parquet, or lacks a column; the message names it.
+        DamagedError: the file is missing, torn, changed or not Parquet, lacks a column, or has another type than
+            `schema` or a null where that allows none; the message names the file, and the row where it is one.
     """
+    names = list(columns) if columns is not None else None if schema is None else schema.names
     try:
-        return pq.read_table(path, columns=None if columns is None else list(columns))
-    except (OSError, pa.ArrowInvalid, pa.ArrowKeyError) as error:
-        raise ValueError(f"{path}: cannot be read as a Parquet table ({error}); remove it and run again") from error
+        if schema is not None:
+            check_schema(path, pq.read_schema(path), schema, names)
+        table = pq.read_table(path, columns=names, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise unreadable(path, error) from error
+    if schema is not None:
+        check_nulls(path, table, schema)
+    return table
 
 
 def read_receipt(path: Path) -> dict[str, Any]:
-    """The receipt of a Parquet file that `write_table` wrote; empty when it has none."""
-    metadata = pq.read_schema(path).metadata or {}
-    return json.loads(metadata.get(RECEIPT_KEY, b"{}"))
+    """The receipt of a Parquet file that `write_table` wrote; empty when it has none.
+
+    Raises:
+        DamagedError: the file is no Parquet table, or its receipt no JSON object.
+    """
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowException) as error:
+        raise unreadable(path, error) from error
+    try:
+        receipt = json.loads(metadata.get(RECEIPT_KEY, b"{}"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path}: its receipt is no JSON ({error}); remove it and run again") from error
+    if not isinstance(receipt, dict):
+        raise DamagedError(f"{path}: its receipt is no JSON object; remove it and run again")
+    return receipt
 
 
 class Member(NamedTuple):
@@ -174,16 +241,21 @@ class TarWriter:
     def __enter__(self) -> "TarWriter":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._tar.close()
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        try:
+            if kind is None:  # a tar that is given up needs no end, and on a full disk there is no room for one
+                self._tar.close()
+        finally:
+            self._file.close()
 
 
 def read_member(tar: int, offset: int, size: int) -> bytes:
     """Reads `size` bytes at `offset` of an open file descriptor; several threads may share the descriptor."""
     data = os.pread(tar, size, offset)
     if len(data) != size:
-        raise ValueError(f"the tar ends {size - len(data)} bytes before the end of the member at {offset}: torn file?")
+        raise DamagedError(
+            f"the tar ends {size - len(data)} bytes before the end of the member at {offset}: torn file?"
+        )
     return data
 
 
@@ -201,7 +273,7 @@ class Journal:
     def __init__(self, output: Path, receipt: Mapping[str, Any]) -> None:
         self.folder = output.with_name(f".{output.name}.journal")
         stamp, current = self.folder / "receipt", hash_receipt(receipt)
-        if self.folder.exists() and (not stamp.exists() or stamp.read_text() != current):
+        if self.folder.exists() and (not stamp.exists() or stamp.read_bytes() != current.encode()):
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         if not stamp.exists():
@@ -222,8 +294,12 @@ class Journal:
     def put(self, item: str, data: bytes) -> None:
         path = self._path(item)
         temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(hashlib.sha256(data).digest() + data)
-        temporary.replace(path)
+        try:
+            with _named(path):
+                temporary.write_bytes(hashlib.sha256(data).digest() + data)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Removes the journal; call it once the output is in place."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 
 from stm.files import read_json, read_table, write_bytes, write_json, write_table
+from stm.tables import DamagedError
 
 Policy = Literal["keep", "drop", "fail"]
 
@@ -100,6 +101,7 @@ QUARANTINE_SCHEMA = pa.schema(
 )
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*-\d{5,}")
 
 
 def make_key(video_id: str) -> str:
@@ -139,10 +141,15 @@ def write_slices(manifest: Path, folder: Path, index: Path, shard_size: int) -> 
 
     A slice whose content stays the same is not written again, so that nothing downstream of it is rerun; slices that
     no longer exist are removed. Returns the shards' names, sorted.
+
+    Raises:
+        DamagedError: the manifest is torn, changed, or has a clip twice; nothing is written then.
     """
-    table = read_table(manifest)
+    table = read_table(manifest, schema=MANIFEST_SCHEMA)
     dealt: dict[str, list[int]] = {}
     splits = table.column("split").to_pylist()
+    check_keys(manifest, table.column("key").to_pylist())
+    _check_splits(manifest, splits)
     totals = {split: splits.count(split) for split in set(splits)}
     for row, (video_id, split) in enumerate(zip(table.column("video_id").to_pylist(), splits, strict=True)):
         shards = -(-totals[split] // shard_size)
@@ -171,13 +178,68 @@ def _write_if_changed(path: Path, table: pa.Table) -> None:
 
 
 def read_shards(index: Path) -> list[str]:
-    """The shards' names from the index that `write_slices` wrote."""
-    return sorted(read_json(index)["shards"])
+    """The shards' names from the index that `write_slices` wrote.
+
+    Raises:
+        DamagedError: it is torn, or names what no shard is called.
+    """
+    try:
+        shards = list(read_json(index)["shards"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedError(
+            f"{index}: is no list of shards ({type(error).__name__}: {error}); run `split` again"
+        ) from error
+    odd = [shard for shard in shards if not (isinstance(shard, str) and _SHARD.fullmatch(shard))]
+    if odd:
+        raise DamagedError(f"{index}: {odd[0]!r} is no shard's name; remove the file and run `split` again")
+    return sorted(shards)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """A slice or manifest as a list of rows."""
-    return read_table(path).to_pylist()
+    """A slice or manifest as a list of rows.
+
+    Raises:
+        DamagedError: it is torn or changed, or has a clip twice.
+    """
+    rows: list[dict[str, Any]] = read_table(path, schema=MANIFEST_SCHEMA).to_pylist()
+    check_keys(path, [row["key"] for row in rows])
+    return rows
+
+
+def check_keys(path: Path, keys: Sequence[str]) -> None:
+    """Refuses keys that occur twice, or that `make_key` would not make: they become names of files.
+
+    Raises:
+        DamagedError: with the file and the first such row.
+    """
+    seen: set[str] = set()
+    for row, key in enumerate(keys):
+        if not _PLAIN.fullmatch(key) or key in seen:
+            what = "occurs twice" if key in seen else "is no clip's key"
+            raise DamagedError(f"{path}: row {row}: {key!r:.100} {what}; remove the file and run again")
+        seen.add(key)
+
+
+def _check_splits(path: Path, splits: Sequence[str]) -> None:
+    """Splits become names of files, too."""
+    for row, split in enumerate(splits):
+        if not _SHARD.fullmatch(name_shard(split, 0)):
+            raise DamagedError(f"{path}: row {row}: {split!r:.100} is no split's name; remove the file and run again")
+
+
+def read_status(path: Path, row: Mapping[str, Any]) -> Status:
+    """The status in a row of a stage's table.
+
+    Raises:
+        DamagedError: there is no such status.
+    """
+    try:
+        return Status(row["status"])
+    except ValueError:
+        raise DamagedError(
+            f"{path}: clip {row['video_id']!r:.100} has the status {row['status']!r:.100}, which is none; remove the file "
+            "and run again"
+        ) from None
 
 
 def quarantine_row(

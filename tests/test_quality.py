@@ -13,7 +13,7 @@ BIN = Path(sys.executable).parent
 
 # Each level may import from itself and from those before it (design: imports point one way).
 LEVELS = [
-    {"files", "progress", "manifest", "strategies", "config", "layout", "workers", "collective"},
+    {"files", "tables", "progress", "manifest", "strategies", "config", "layout", "workers", "collective"},
     {"datasets"},
     {"preprocess"},
     {"data"},

@@ -7,6 +7,7 @@ from typing import Any
 
 import stm
 from stm.cli import learning, offline
+from stm.files import DISK_ERRORS
 
 __all__ = ["STAGES", "build_parser", "main"]
 
@@ -84,6 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Errors of our own kinds (config, dataset, model, too many failures) are written for people; others are bugs.
         if not type(error).__module__.startswith("stm."):
             raise
-        print(f"stm {parsed.stage}: {error}", file=sys.stderr)
-        return 2
+        return _refuse(parsed.stage, error)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        return _refuse(parsed.stage, error)
     return 0
+
+
+def _refuse(stage: str, error: Exception) -> int:
+    print(f"stm {stage}: {error}", file=sys.stderr)
+    return 2

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from stm.files import read_table
 from stm.manifest import QUESTIONS, Question, read_questions
+from stm.tables import DamagedError
 
 # Arrays that a clip may carry.
 MAPS = ("similarity", "motion", "flow", "text")
@@ -24,9 +25,23 @@ _SIZES = ("flow_cells", "text_width")
 _COLUMNS = ("key", "label", "captions", "caption_sources", "questions", *_COUNTS, "offsets", "sizes", *_PLACES, *_SIZES)
 
 # Columns that older shards do not have; they are read as if all were null.
-_LATER = {"caption_sources": pa.list_(pa.string()), "questions": QUESTIONS}
-_LATER |= dict.fromkeys(("flow_offset", "flow_size", "text_offset", "text_size"), pa.int64())
-_LATER |= dict.fromkeys(_SIZES, pa.int32())
+_LATER = ("caption_sources", "questions", "flow_offset", "flow_size", "text_offset", "text_size", *_SIZES)
+
+_COUNT, _PLACE = pa.int32(), pa.int64()
+_TYPES = {
+    "key": pa.string(),
+    "label": pa.string(),
+    "captions": pa.list_(pa.string()),
+    **dict.fromkeys((*_COUNTS, *_SIZES), _COUNT),
+    "offsets": pa.list_(_PLACE),
+    "sizes": pa.list_(_COUNT),
+    **dict.fromkeys(_PLACES, _PLACE),
+    "caption_sources": pa.list_(pa.string()),
+    "questions": QUESTIONS,
+}
+_NEEDED = ("key", *_COUNTS, "offsets", "sizes")  # never null
+_SCHEMA = pa.schema([pa.field(name, _TYPES[name], nullable=name not in _NEEDED) for name in _COLUMNS])
+_LONGEST_SIDE = 65535  # pixels; a JPEG has no more
 
 # Numpy pads the header of a .npy file to a multiple of 64 bytes; a map's fits into two or three such units.
 HEADER_SIZES = (64, 128, 192)
@@ -172,11 +187,11 @@ def _read_columns(path: Path) -> pa.Table:
     """The columns of an index; those that an old one does not have are null."""
     try:
         missing = [name for name in _LATER if name not in pq.read_schema(path).names]
-    except (OSError, pa.ArrowInvalid):
+    except (OSError, pa.ArrowException):
         missing = []  # reading the table says what is wrong
-    table = read_table(path, [name for name in _COLUMNS if name not in missing])
+    table = read_table(path, [name for name in _COLUMNS if name not in missing], _SCHEMA)
     for name in missing:
-        table = table.append_column(name, pa.nulls(table.num_rows, _LATER[name]))
+        table = table.append_column(name, pa.nulls(table.num_rows, _TYPES[name]))
     return table.select(_COLUMNS)
 
 
@@ -185,18 +200,39 @@ def _read_index(path: Path, tar: Path) -> pa.Table:
     if table.num_rows == 0:
         return table
     if not tar.is_file():
-        raise ValueError(f"{tar} is missing; {path} is its index. Run the stage `shards` again")
+        raise DamagedError(f"{tar} is missing; {path} is its index. Run the stage `shards` again")
     frames = _integers(_join(table, "frames"))
     for name in ("offsets", "sizes"):
         wrong = _lengths(_join(table, name)) != frames
         _refuse(path, table, wrong, f"it has another number of {name} than of frames")
     _refuse(path, table, frames < 1, "it has no frames")
+    sides = np.stack([_integers(_join(table, name)) for name in ("width", "height")])
+    _refuse(path, table, ((sides < 1) | (sides > _LONGEST_SIDE)).any(axis=0), "its pictures have an impossible size")
+    cells = np.stack([_integers(_join(table, name)) for name in ("rows", "columns")])
+    _refuse(path, table, ((cells < 1) | (cells > sides.max(axis=0))).any(axis=0), "its maps have an impossible size")
     sources = _join(table, "caption_sources")
     wrong = _lengths(sources) != _lengths(_join(table, "captions"))
     wrong &= sources.is_valid().to_numpy(zero_copy_only=False)
     _refuse(path, table, wrong, "it has another number of caption sources than of captions")
     _check_maps(path, table)
+    _check_places(path, table, tar)
     return table
+
+
+def _check_places(path: Path, table: pa.Table, tar: Path) -> None:
+    """Refuses members that lie outside the tar: a torn file is noticed now, not in the middle of an epoch."""
+    size, lists = tar.stat().st_size, _join(table, "offsets")
+    clips = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
+    places = [(_integers(lists.flatten()), _integers(_join(table, "sizes").flatten()), clips)]
+    every = np.arange(table.num_rows)
+    for name in MAPS:
+        offsets, sizes = (_integers(_join(table, f"{name}_{what}")) for what in ("offset", "size"))
+        present = (offsets != -1) | (sizes != -1)  # -1 for null
+        places.append((offsets[present], sizes[present], every[present]))
+    for offsets, sizes, owners in places:
+        wrong = np.zeros(table.num_rows, dtype=np.bool_)
+        wrong[owners[(offsets < 0) | (sizes < 1) | (offsets > size - sizes)]] = True
+        _refuse(path, table, wrong, f"it lies outside of {tar.name}, which has {size} bytes: a torn or another file")
 
 
 def _check_maps(path: Path, table: pa.Table) -> None:
@@ -220,4 +256,4 @@ def _check_maps(path: Path, table: pa.Table) -> None:
 def _refuse(path: Path, table: pa.Table, wrong: NDArray[np.bool_], reason: str) -> None:
     if wrong.any():
         key = table.column("key")[int(np.flatnonzero(wrong)[0])].as_py()
-        raise ValueError(f"{path}: clip {key!r} ({wrong.sum()} in all): {reason}. Run the stage `shards` again")
+        raise DamagedError(f"{path}: clip {key!r} ({wrong.sum()} in all): {reason}. Run the stage `shards` again")

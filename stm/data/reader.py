@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from stm.data.index import Clip
 from stm.files import read_member
+from stm.tables import DamagedError
 
 # Dimensions that number a map's layers, one after the other in the file: captions and frames, or directions and frames.
 LEADING = {"similarity": 2, "motion": 1, "flow": 2, "text": 1}
@@ -57,7 +58,7 @@ class ShardReader:
         try:
             return read_member(self._descriptor(clip.tar), offset, size)
         except (OSError, ValueError) as error:
-            raise ValueError(
+            raise DamagedError(
                 f"{clip.tar}: clip {clip.key!r} cannot be read: {error}. Run the stage `shards` again"
             ) from error
 
@@ -89,11 +90,11 @@ class ShardReader:
             if (height, width) == place.shape[:2]:
                 simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=place)
         except ValueError as error:
-            raise ValueError(
+            raise DamagedError(
                 f"{where} is not a JPEG that can be decoded ({error}). Run the stage `shards` again"
             ) from error
         if (height, width) != place.shape[:2]:
-            raise ValueError(
+            raise DamagedError(
                 f"{where} has {width}x{height} pixels, and {clip.width}x{clip.height} in the index: mixed up files?"
             )
 
@@ -148,8 +149,10 @@ def _check_header(header: bytes, shape: tuple[int, ...], where: str) -> None:
             raise ValueError(f"version {version}")
         found = np.lib.format.read_array_header_1_0(file)
     except ValueError as error:
-        raise ValueError(f"{where} is no .npy file that can be read ({error}). Run the stage `shards` again") from error
+        raise DamagedError(
+            f"{where} is no .npy file that can be read ({error}). Run the stage `shards` again"
+        ) from error
     if found != (shape, False, np.dtype("<f2")):
-        raise ValueError(
+        raise DamagedError(
             f"{where} is {found[0]} {found[2]}, and {shape} float16 is expected. Run the stage `shards` again"
         )

@@ -1,5 +1,6 @@
 """The captions stage: what is said about each clip, by the manifest, by templates or by a model."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from stm.config import (
     LanguageModelCaptions,
 )
 from stm.files import Journal, hash_receipt, make_receipt, read_table, write_table
-from stm.manifest import Status, check_failures, read_rows
+from stm.manifest import Status, check_failures, read_status
 from stm.preprocess.caption_text import WHOLE_CLIP, ClipCaptions, human_captions, label_captions
-from stm.preprocess.frames_table import read_kept
+from stm.preprocess.frames_table import read_kept, rows_of_kept
+from stm.tables import DamagedError
 
 CAPTIONS_SCHEMA = pa.schema(
     [
@@ -56,8 +58,7 @@ def write_captions(
         ModelError: the source's model cannot be had.
     """
     kept = read_kept(frames_index)
-    clips = {row["key"]: row for row in read_rows(slice_path)}
-    rows = [clips[row["key"]] for row in kept]
+    rows = rows_of_kept(slice_path, kept)
     if isinstance(source, HumanCaptions | LabelCaptions):
         found = {row["key"]: _say(row, source) for row in rows}
         receipt, journal = make_receipt("captions", source, ("pyarrow",)), None
@@ -140,14 +141,21 @@ def read_captions(path: Path) -> dict[str, ClipCaptions]:
     """The captions of each clip by key, in the order of caption_index.
 
     Raises:
-        ValueError: the file is missing, torn or no captions table.
+        DamagedError: the file is missing, torn or no captions table.
     """
     texts: dict[str, list[tuple[int, str]]] = {}
     ends: dict[str, tuple[Status, str]] = {}
-    rows = read_table(path, CAPTIONS_SCHEMA.names).to_pylist()
-    for row in sorted(rows, key=lambda row: (row["key"], row["caption_index"])):
-        said = texts.setdefault(row["key"], [])
-        ends[row["key"]] = (Status(row["status"]), row["detail"])
+    expected: Counter[str] = Counter()
+    for number, row in enumerate(read_table(path, schema=CAPTIONS_SCHEMA).to_pylist()):
+        key = row["key"]
+        if row["caption_index"] != expected[key]:
+            raise DamagedError(
+                f"{path}: row {number}: clip {row['video_id']!r:.100} has a caption numbered {row['caption_index']} where "
+                f"{expected[key]} is expected; remove the file and run again"
+            )
+        expected[key] += 1
+        said = texts.setdefault(key, [])
+        ends[key] = (read_status(path, row), row["detail"])
         if row["caption"] is not None:
             said.append((row["frame"], row["caption"]))
     return {key: ClipCaptions(tuple(said), *ends[key]) for key, said in texts.items()}

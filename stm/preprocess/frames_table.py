@@ -1,8 +1,11 @@
 """What the frames stage writes, and how later stages read it: the tar of JPEGs and the table of where they lie."""
 
+import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,10 @@ from numpy.typing import NDArray
 
 from stm.config import BadInput
 from stm.files import Journal, TarWriter, atomic_path, read_member, read_table, sha256_file, write_table
-from stm.manifest import Policy, Status
+from stm.manifest import Policy, Status, check_keys, read_rows
 from stm.preprocess.outcome import as_columns, decide
 from stm.preprocess.records import Record, name_item, read_record
+from stm.tables import DamagedError
 from stm.workers import Failure
 
 FRAMES_SCHEMA = pa.schema(
@@ -39,6 +43,8 @@ FRAMES_SCHEMA = pa.schema(
         pa.field("sha256", pa.list_(pa.string()), nullable=False),  # of the JPEGs
     ]
 )
+_LISTS = ("pts", "decode_index", "offsets", "sizes", "sha256")
+_LONGEST_SIDE = 65535  # pixels; a JPEG has no more
 _SIZES = ("width", "height", "source_width", "source_height")
 
 
@@ -95,9 +101,53 @@ def read_kept(index: Path) -> list[dict[str, Any]]:
     """The rows of the clips that the frames stage kept, sorted by key.
 
     Raises:
-        ValueError: the index is missing or torn.
+        DamagedError: the index is missing, torn, or says what cannot be.
     """
-    return [row for row in read_table(index).to_pylist() if row["kept"]]
+    rows: list[dict[str, Any]] = read_table(index, schema=FRAMES_SCHEMA).to_pylist()
+    keys = [row["key"] for row in rows]
+    check_keys(index, keys)
+    if keys != sorted(keys):
+        raise DamagedError(f"{index}: its rows are not sorted by key; remove it and its tar and run again")
+    for number, row in enumerate(rows):
+        problem = _find_problem(row) if row["kept"] else None
+        if problem:
+            raise DamagedError(
+                f"{index}: row {number}, clip {row['video_id']!r:.100}: {problem}; remove it and its tar and run again"
+            )
+    return [row for row in rows if row["kept"]]
+
+
+def _find_problem(row: Mapping[str, Any]) -> str | None:
+    """What cannot be in the row of a kept clip."""
+    if row["frames"] < 1:
+        return f"is kept with {row['frames']} frames"
+    for name in _LISTS:
+        if len(row[name]) != row["frames"]:
+            return f"has {len(row[name])} `{name}` of {row['frames']} frames"
+    for name in ("width", "height"):
+        if not 1 <= (row[name] or 0) <= _LONGEST_SIDE:
+            return f"has a {name} of {row[name]} pixels"
+    if min(row["offsets"]) < 0 or min(row["sizes"]) < 1 or min(row["decode_index"]) < 0:
+        return "has frames at negative places"
+    if any(first >= second for first, second in pairwise(row["decode_index"])):
+        return "has frames that are not in order"
+    return None if all(map(math.isfinite, row["pts"])) else "has times that are no numbers"
+
+
+def rows_of_kept(slice_path: Path, kept: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The slice's rows of the kept clips, in their order.
+
+    Raises:
+        DamagedError: the slice is torn, or lacks a clip: the frames were made from another one.
+    """
+    rows = {row["key"]: row for row in read_rows(slice_path)}
+    for row in kept:
+        if row["key"] not in rows:
+            raise DamagedError(
+                f"{slice_path}: has no clip {row['key']!r}, which the frames stage kept: its frames were made from "
+                "another slice. Remove them and run again"
+            )
+    return [rows[row["key"]] for row in kept]
 
 
 def read_jpegs(tar: Path, row: Mapping[str, Any], which: Sequence[int] | None = None) -> list[bytes]:
@@ -108,14 +158,33 @@ def read_jpegs(tar: Path, row: Mapping[str, Any], which: Sequence[int] | None = 
         which: numbers of the stored frames; None: all.
 
     Raises:
-        ValueError: the tar is shorter than the index says.
+        DamagedError: the tar does not hold the bytes that the index says.
     """
     numbers = range(row["frames"]) if which is None else which
-    file = os.open(tar, os.O_RDONLY)
     try:
-        return [read_member(file, row["offsets"][n], row["sizes"][n]) for n in numbers]
-    finally:
-        os.close(file)
+        file = os.open(tar, os.O_RDONLY)
+        try:
+            return [_read_jpeg(file, tar, row, number) for number in numbers]
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise DamagedError(
+            f"{tar}: cannot be read ({error.strerror}); remove it and its index and run again"
+        ) from error
+
+
+def _read_jpeg(file: int, tar: Path, row: Mapping[str, Any], number: int) -> bytes:
+    try:
+        data = read_member(file, row["offsets"][number], row["sizes"][number])
+        problem = "" if hashlib.sha256(data).hexdigest() == row["sha256"][number] else "is not what its index says"
+    except DamagedError as error:
+        problem = str(error)
+    if problem:
+        raise DamagedError(
+            f"{tar}: stored frame {number} of clip {row['video_id']!r}: {problem}; the file is damaged or of another "
+            "run. Remove the tar and its index and run again"
+        )
+    return data
 
 
 def read_frames(tar: Path, row: Mapping[str, Any], which: Sequence[int] | None = None) -> NDArray[np.uint8]:

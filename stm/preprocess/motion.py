@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from stm.config import BadInput, Motion
 from stm.files import Journal, UnsafePathError, make_receipt, safe_join
-from stm.manifest import Status, check_failures, read_rows
+from stm.manifest import Status, check_failures
 from stm.preprocess.container import VideoError
-from stm.preprocess.frames_table import read_kept
+from stm.preprocess.frames_table import read_kept, rows_of_kept
 from stm.preprocess.grid import map_shape
 from stm.preprocess.motion_estimate import estimate_fields
 from stm.preprocess.motion_sum import MotionSum
@@ -77,11 +77,11 @@ def extract_motion(
     """
     if settings.backend == "transcode" and "libx264" not in av.codecs_available:
         raise ValueError("motion.backend `transcode` needs PyAV with libx264, as its wheels have it; or set another")
-    rows = {row["key"]: row for row in read_rows(slice_path)}
     kept = read_kept(frames_index)
+    rows = rows_of_kept(slice_path, kept)
     receipt = make_receipt("motion", settings.deciding(), _LIBRARIES, grid=grid)
     journal = Journal(output, receipt)
-    tasks = [MotionTask(rows[frames["key"]], frames, root, settings, grid, journal) for frames in kept]
+    tasks = [MotionTask(*pair, root, settings, grid, journal) for pair in zip(rows, kept, strict=True)]
     title = f"motion {slice_path.stem}"
     failures = run_shard(title, extract_clip, tasks, journal, processes, settings.timeout_seconds)
     outcomes: list[Ended] = []

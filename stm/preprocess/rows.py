@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stm.files import RECEIPT_KEY, atomic_path
+from stm.tables import check_nulls, check_schema, unreadable
 
 
 def write_rows(
@@ -28,7 +29,9 @@ def write_rows(
     count = 0
     with (
         atomic_path(path) as temporary,
-        pq.ParquetWriter(temporary, stamped, compression="zstd", use_dictionary=strings) as writer,
+        pq.ParquetWriter(
+            temporary, stamped, compression="zstd", use_dictionary=strings, write_page_checksum=True
+        ) as writer,
     ):
         waiting: list[Mapping[str, Any]] = []
         for row in rows:
@@ -58,22 +61,30 @@ def _make_column(field: pa.Field, values: list[Any]) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, numbers, type=field.type, mask=missing)
 
 
-def stream_rows(path: Path, arrays: Sequence[str] = (), group: int = 4) -> Iterator[dict[str, Any]]:
-    """Reads a Parquet file row by row, `group` rows in memory at a time.
+def stream_rows(
+    path: Path, arrays: Sequence[str] = (), group: int = 4, schema: pa.Schema | None = None
+) -> Iterator[dict[str, Any]]:
+    """Reads a Parquet file row by row, `group` rows in memory at a time, and checks its pages' checksums.
 
     Args:
         arrays: list columns of numbers that come as flat numpy arrays (None when null) instead of lists.
+        schema: what the columns must be; of those only these are read.
 
     Raises:
-        ValueError: the file is missing, torn or not Parquet.
+        DamagedError: the file is missing, torn, changed, not Parquet or not of this schema.
     """
     try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=group):
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            wanted = file.schema_arrow if schema is None else schema
+            check_schema(path, file.schema_arrow, wanted)
+            first = 0
+            for batch in file.iter_batches(batch_size=group, columns=wanted.names):
+                check_nulls(path, batch, wanted, first)
+                first += batch.num_rows
                 plain = batch.drop_columns(list(arrays)).to_pylist() if arrays else batch.to_pylist()
                 for number, row in enumerate(plain):
                     cells = {name: batch.column(name)[number] for name in arrays}
                     row |= {n: c.values.to_numpy() if c.is_valid else None for n, c in cells.items()}
                     yield row
-    except (OSError, pa.ArrowInvalid, KeyError) as error:
-        raise ValueError(f"{path}: cannot be read as a Parquet table ({error}); remove it and run again") from error
+    except (OSError, pa.ArrowException) as error:
+        raise unreadable(path, error) from error

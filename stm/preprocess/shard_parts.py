@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from stm.config import BadInput, Pack
-from stm.manifest import Status
+from stm.manifest import Status, read_status
 from stm.preprocess.captions import read_captions
 from stm.preprocess.grid import map_shape
 from stm.preprocess.outcome import Outcome
 from stm.preprocess.rows import stream_rows
+from stm.tables import DamagedError
 
 _STRICTNESS = {"fail": 0, "drop": 1, "keep": 2}
 _OK = Outcome(Status.OK, "keep", "")
@@ -55,7 +57,7 @@ def join_parts(kept: Sequence[Row], tables: Tables, pack: Pack, grid: int, bad_i
         tables: only those that `pack` asks for are read.
 
     Raises:
-        ValueError: a table that is needed is not given, is torn, or does not belong to these frames.
+        DamagedError: a table that is needed is torn, or does not belong to these frames.
     """
     sources = [_Source(name, tables, pack, grid, bad_input) for name in pack.sources]
     moved = _Motion(_need(tables.motion, "motion"), grid) if pack.motion else None
@@ -89,7 +91,7 @@ def _concatenate(arrays: Sequence[Half | None]) -> Half | None:
     """Arrays of several sources one after another along K; sources without captions have none."""
     present = [array for array in arrays if array is not None]
     if len({array.shape[1:] for array in present}) > 1:  # maps of one clip always agree, vectors need not
-        raise ValueError(
+        raise DamagedError(
             f"text vectors of {' and '.join(str(array.shape[-1]) for array in present)} numbers are to be packed "
             "together: they are of different text encoders. Remove the text tables and run again"
         )
@@ -99,39 +101,65 @@ def _concatenate(arrays: Sequence[Half | None]) -> Half | None:
 # ---------------------------------------------------------------------------------------------- one table each
 
 
+def _string(name: str) -> pa.Field:
+    return pa.field(name, pa.string(), nullable=False)
+
+
+def _count(name: str) -> pa.Field:
+    return pa.field(name, pa.int32(), nullable=False)
+
+
+_OUTCOME = (_string("video_id"), _string("status"), _string("policy"), _string("detail"))
+
+
 class _Table:
     """A table sorted by key, read along with the kept clips, which are sorted too."""
 
-    arrays: tuple[str, ...] = ()  # columns that come as flat numpy arrays
+    arrays: tuple[str, ...]  # columns that come as flat numpy arrays
+    more: tuple[pa.Field, ...] = ()  # other columns that are needed
 
     def __init__(self, path: Path, grid: int) -> None:
         self._path, self._grid = path, grid
-        self._rows = stream_rows(path, self.arrays)
+        arrays = [pa.field(name, pa.list_(pa.float16())) for name in self.arrays]
+        self._rows = stream_rows(path, self.arrays, schema=pa.schema([_string("key"), *self.more, *arrays]))
 
     def read(self, clip: Row) -> dict[str, Any]:
         """The table's row of a clip; rows of clips between this one and the one before are passed over.
 
         Raises:
-            ValueError: the table has none.
+            DamagedError: the table has none.
         """
         for row in self._rows:
             if row["key"] == clip["key"]:
                 return row
             if row["key"] > clip["key"]:
                 break
-        raise ValueError(
+        raise DamagedError(
             f"{self._path}: has nothing on the kept clip {clip['video_id']!r}: it was made from other frames. Remove it "
             "and run again"
         )
 
     def shape(self, clip: Row, flat: NDArray[Any], shape: tuple[int, ...]) -> Half:
-        """A flat column as an array."""
+        """A flat column as an array.
+
+        Raises:
+            DamagedError: it has another size, or values that are no numbers.
+        """
         if flat.size != np.prod(shape):
-            raise ValueError(
+            raise DamagedError(
                 f"{self._path}: clip {clip['video_id']!r} has {flat.size} values where {shape} is expected: it was made "
                 "with another grid or from other frames. Remove it and run again"
             )
+        if not np.isfinite(flat).all():
+            raise DamagedError(
+                f"{self._path}: clip {clip['video_id']!r} has values that are not finite. Remove it and run again"
+            )
         return flat.reshape(shape)
+
+    def outcome(self, found: Row) -> Outcome:
+        if found["policy"] not in _STRICTNESS:
+            raise DamagedError(f"{self._path}: clip {found['video_id']!r} has no policy that is known: damaged")
+        return Outcome(read_status(self._path, found), found["policy"], found["detail"])
 
     def size(self, clip: Row) -> tuple[int, int, int]:
         """[T, R, C] of a clip's maps."""
@@ -140,15 +168,16 @@ class _Table:
     def check_captions(self, clip: Row, found: Row, words: list[str], made: str) -> None:
         """Refuses a row that was made of other captions, or that has nothing in spite of captions."""
         if found["captions"] != words:
-            raise ValueError(
+            raise DamagedError(
                 f"{self._path}: clip {clip['video_id']!r} was {made} other captions. Remove it and run again"
             )
         if words and found[self.arrays[0]] is None:
-            raise ValueError(f"{self._path}: clip {clip['video_id']!r} has captions and no {self.arrays[0]}: damaged")
+            raise DamagedError(f"{self._path}: clip {clip['video_id']!r} has captions and no {self.arrays[0]}: damaged")
 
 
 class _Similarity(_Table):
     arrays = ("similarity",)
+    more = (pa.field("captions", pa.list_(pa.string()), nullable=False),)
 
     def find(self, clip: Row, words: list[str]) -> Half | None:
         found = self.read(clip)
@@ -158,6 +187,7 @@ class _Similarity(_Table):
 
 class _Text(_Table):
     arrays = ("text",)
+    more = (pa.field("captions", pa.list_(pa.string()), nullable=False), _count("width"))
 
     def find(self, clip: Row, words: list[str]) -> Half | None:
         found = self.read(clip)
@@ -167,36 +197,34 @@ class _Text(_Table):
 
 class _Motion(_Table):
     arrays = ("magnitude", "vector")
+    more = _OUTCOME
 
     def find(self, clip: Row) -> tuple[Half | None, Outcome]:
         found = self.read(clip)
         if found["magnitude"] is None or found["vector"] is None:
-            return None, _read_outcome(found)
+            return None, self.outcome(found)
         magnitude = self.shape(clip, found["magnitude"], (*self.size(clip), 1))
         vector = self.shape(clip, found["vector"], (*self.size(clip), 2))
-        return np.concatenate([magnitude, vector], axis=-1), _read_outcome(found)
+        return np.concatenate([magnitude, vector], axis=-1), self.outcome(found)
 
 
 class _Flow(_Table):
     arrays = ("forward", "backward")
+    more = (_count("rows"), _count("columns"), *_OUTCOME)
 
     def find(self, clip: Row) -> tuple[Half | None, Outcome]:
         found = self.read(clip)
         if found["forward"] is None or found["backward"] is None:
-            return None, _read_outcome(found)
+            return None, self.outcome(found)
         frames, rows, columns = self.size(clip)
         cells = found["rows"] // rows
         if cells < 1 or (found["rows"], found["columns"]) != (rows * cells, columns * cells):
-            raise ValueError(
+            raise DamagedError(
                 f"{self._path}: clip {clip['video_id']!r} has flow of {found['rows']} x {found['columns']} cells, which "
                 f"is no multiple of the map's {rows} x {columns}: it was made with another grid. Remove it and run again"
             )
         shape = (frames, rows * cells, columns * cells, 2)
-        return np.stack([self.shape(clip, found[name], shape) for name in self.arrays]), _read_outcome(found)
-
-
-def _read_outcome(found: Row) -> Outcome:
-    return Outcome(Status(found["status"]), found["policy"], found["detail"] or "")
+        return np.stack([self.shape(clip, found[name], shape) for name in self.arrays]), self.outcome(found)
 
 
 # -------------------------------------------------------------------------------------------- a caption source
@@ -232,7 +260,7 @@ class _Source:
 
     def find(self, clip: Row) -> _Said:
         if clip["key"] not in self._said:
-            raise ValueError(
+            raise DamagedError(
                 f"{self._path}: has nothing on the kept clip {clip['video_id']!r}: it was made from other frames"
             )
         spoken, status, detail = self._said[clip["key"]]

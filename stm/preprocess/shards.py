@@ -16,14 +16,15 @@ import pyarrow as pa
 
 from stm.config import BadInput, Pack
 from stm.files import Member, TarWriter, atomic_path, make_receipt, read_receipt, sha256_file, write_table
-from stm.manifest import Policy, Question, Status, check_failures, make_key, read_questions, read_rows
+from stm.manifest import Policy, Question, Status, check_failures, read_questions
 from stm.preprocess.captions import hash_frames
-from stm.preprocess.frames_table import read_jpegs, read_kept
+from stm.preprocess.frames_table import read_jpegs, read_kept, rows_of_kept
 from stm.preprocess.grid import map_shape
 from stm.preprocess.shard_check import ShardError, verify_shard
 from stm.preprocess.shard_parts import ClipParts, Tables, join_parts
 from stm.preprocess.shard_table import ARRAYS, SHARD_SCHEMA
 from stm.progress import Progress
+from stm.tables import DamagedError
 
 __all__ = ["SHARD_SCHEMA", "ShardError", "pack_shard", "verify_shard"]
 
@@ -57,19 +58,19 @@ def pack_shard(
 
     Raises:
         TooManyFailures: more clips are left out than the config allows.
-        ValueError: the inputs do not belong together, or are damaged.
+        DamagedError: the inputs do not belong together, or are damaged.
     """
     kept = read_kept(frames_index)
-    clips = {row["key"]: row for row in read_rows(slice_path)}
+    clips = rows_of_kept(slice_path, kept)
     parts = join_parts(kept, Tables(captions, similarity, motion, flow, text), pack, grid, bad_input)
     lines: list[dict[str, Any]] = []
     outcomes: list[tuple[str, Status, Policy, str]] = []
     with atomic_path(tar) as temporary:
         with TarWriter(temporary) as writer, Progress(f"shards {tar.stem}", len(kept), "clips") as progress:
-            for row, part in zip(kept, parts, strict=True):
+            for clip, row, part in zip(clips, kept, parts, strict=True):
                 outcomes.append((row["video_id"], *part.outcome))
                 if part.outcome.policy != "drop":
-                    lines.append(_pack_clip(writer, clips[row["key"]], row, part, frames_tar, grid))
+                    lines.append(_pack_clip(writer, clip, row, part, frames_tar, grid))
                 progress.advance()
         digest = sha256_file(temporary)
     receipt = make_receipt("shards", pack, ("numpy", "pyarrow"), grid=grid, frames=hash_frames(kept))
@@ -88,15 +89,13 @@ def _text_model(tables: Sequence[Path]) -> dict[str, str] | None:
     models = [read_receipt(path).get("model") for path in tables]
     if any(model != models[0] for model in models):
         said = " and ".join(str(path) for path in tables)
-        raise ValueError(f"{said} are of different text encoders. Remove them and run the text stage again")
+        raise DamagedError(f"{said} are of different text encoders. Remove them and run the text stage again")
     return models[0] if models else None
 
 
 def _pack_clip(writer: TarWriter, clip: Row, row: Row, part: ClipParts, frames_tar: Path, grid: int) -> dict[str, Any]:
     """Adds one clip's members to the tar and returns its line of the index."""
     key = row["key"]
-    if make_key(key) != key:  # keys become file names when someone unpacks the tar
-        raise ValueError(f"{frames_tar}: {key!r} is no key of a clip; the frames index is damaged")
     rows, columns = map_shape(row["width"], row["height"], grid)
     shown = {
         "key": key,
@@ -115,8 +114,7 @@ def _pack_clip(writer: TarWriter, clip: Row, row: Row, part: ClipParts, frames_t
     described = shown | {"questions": [_described(question) for question in questions]}
     header = writer.add(f"{key}.json", json.dumps(described, sort_keys=True, allow_nan=False).encode())
     jpegs = [
-        _copy_frame(writer, row, number, data, frames_tar)
-        for number, data in enumerate(read_jpegs(frames_tar, dict(row)))
+        writer.add(f"{key}.{number:04d}.jpg", data) for number, data in enumerate(read_jpegs(frames_tar, dict(row)))
     ]
     arrays = {name: array for name in ARRAYS if (array := getattr(part, name)) is not None}
     added = {name: writer.add(f"{key}.{name}.npy", _npy_bytes(array)) for name, array in arrays.items()}
@@ -131,16 +129,6 @@ def _pack_clip(writer: TarWriter, clip: Row, row: Row, part: ClipParts, frames_t
 def _described(question: Question) -> dict[str, Any]:
     """A question as `{key}.json` has it; an open one has no choices."""
     return {name: value for name, value in question._asdict().items() if name != "choices" or value}
-
-
-def _copy_frame(writer: TarWriter, row: Row, number: int, data: bytes, frames_tar: Path) -> Member:
-    member = writer.add(f"{row['key']}.{number:04d}.jpg", data)
-    if member.sha256 != row["sha256"][number]:
-        raise ValueError(
-            f"{frames_tar}: stored frame {number} of clip {row['video_id']!r} is not what its index says; the file is "
-            "damaged. Remove the tar and its index and run again"
-        )
-    return member
 
 
 def _npy_bytes(array: np.ndarray) -> bytes:

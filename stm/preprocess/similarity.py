@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stm.config import BadInput, Similarity
 from stm.files import Journal, hash_receipt, make_receipt, read_receipt
@@ -20,6 +19,7 @@ from stm.preprocess.grid import map_shape
 from stm.preprocess.patch_scorer import PatchScorer, cosine
 from stm.preprocess.rows import stream_rows, write_rows
 from stm.progress import Progress
+from stm.tables import DamagedError
 
 EMBEDDINGS_SCHEMA = pa.schema(
     [
@@ -94,7 +94,7 @@ def write_similarity(
     Raises:
         TooManyFailures: more clips have no caption than the config allows.
         ModelError: the config's model cannot be had.
-        ValueError: captions or embeddings belong to other frames.
+        DamagedError: captions or embeddings belong to other frames.
     """
     kept, said = read_kept(frames_index), read_captions(captions)
     _check_captions(kept, said, captions)
@@ -212,7 +212,7 @@ def _score_stored(
     score: Callable[[Row, np.ndarray], np.ndarray],
 ) -> Iterator[np.ndarray | None]:
     with Progress(f"similarity {embeddings.stem}", len(kept), "clips") as progress:
-        for row, stored in zip(kept, stream_rows(embeddings, ("embeddings",), group=1), strict=True):
+        for row, stored in zip(kept, stream_rows(embeddings, ("embeddings",), 1, EMBEDDINGS_SCHEMA), strict=True):
             shape = (stored["frames"], stored["rows"], stored["columns"], stored["width"])
             yield score(row, stored["embeddings"].reshape(shape)) if worded[row["key"]] else None
             progress.advance()
@@ -221,22 +221,20 @@ def _score_stored(
 def _check_captions(kept: Sequence[Row], said: Mapping[str, ClipCaptions], captions: Path) -> None:
     missing = [row["video_id"] for row in kept if row["key"] not in said]
     if missing:
-        raise ValueError(
+        raise DamagedError(
             f"{captions}: has nothing on {len(missing)} kept clips, {missing[0]!r} for instance: it was made from other "
             "frames. Remove it and run the captions stage again"
         )
     odd = [key for key, end in said.items() if end.status == Status.OK and not end.texts]
     if odd:
-        raise ValueError(f"{captions}: clip {odd[0]!r} is `ok` without a caption: a damaged table")
+        raise DamagedError(f"{captions}: clip {odd[0]!r} is `ok` without a caption: a damaged table")
 
 
 def _check_embeddings(path: Path, wanted: Mapping[str, Any]) -> None:
     """Refuses embeddings of other frames, another model or another grid."""
-    if pq.read_schema(path).names != EMBEDDINGS_SCHEMA.names:
-        raise ValueError(f"{path}: is no table of embeddings")
     has = read_receipt(path)
     wrong = [key for key in ("model", "grid", "frames") if has.get(key) != wanted[key]]
     if has.get("settings", {}).get("precision") != wanted["settings"]["precision"]:
         wrong.append("precision")
     if wrong:
-        raise ValueError(f"{path}: was made with another {', '.join(wrong)}; remove it and run again")
+        raise DamagedError(f"{path}: was made with another {', '.join(wrong)}; remove it and run again")

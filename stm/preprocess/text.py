@@ -17,6 +17,7 @@ from stm.preprocess.pretrained import ModelError
 from stm.preprocess.rows import write_rows
 from stm.preprocess.text_model import TextEncoder
 from stm.progress import Progress
+from stm.tables import DamagedError
 
 TEXT_SCHEMA = pa.schema(
     [
@@ -46,7 +47,7 @@ def write_text(captions: Path, output: Path, settings: Text, bad_input: BadInput
     Raises:
         TooManyFailures: more clips have no caption than `bad_input` allows; `output` is written by then.
         ModelError: the config's encoder cannot be had, or tells no caption from another.
-        ValueError: the captions are missing or torn.
+        DamagedError: the captions are missing or torn.
     """
     said, names = read_captions(captions), _read_names(captions)
     _check(said, captions)
@@ -74,7 +75,7 @@ def _read_names(captions: Path) -> dict[str, str]:
 def _check(said: Mapping[str, ClipCaptions], captions: Path) -> None:
     odd = [key for key, end in said.items() if end.status == Status.OK and not end.texts]
     if odd:
-        raise ValueError(f"{captions}: clip {odd[0]!r} is `ok` without a caption: a damaged table")
+        raise DamagedError(f"{captions}: clip {odd[0]!r} is `ok` without a caption: a damaged table")
 
 
 def _encode(

@@ -42,7 +42,7 @@ class Checkpoints:
         """Writes the state after `step` steps, then removes the oldest checkpoints."""
         path = self._path(step)
         with atomic_path(path) as temporary:
-            torch.save({"origin": hash_receipt(self.origin), "step": step, **state}, temporary)
+            _write({"origin": hash_receipt(self.origin), "step": step, **state}, temporary)
             write_bytes(_sum_of(path), f"{sha256_file(temporary)}  {path.name}\n".encode())
         write_json(self._stamp, self.origin)
         for old in self.steps()[: -self.kept]:
@@ -98,11 +98,23 @@ class Checkpoints:
 
     def _move_aside(self) -> None:
         aside = self.folder.with_name(f"{self.folder.name}-of-other-settings")
-        before = read_json(self._stamp) if self._stamp.exists() else {}
+        try:
+            before = read_json(self._stamp)
+        except (OSError, ValueError):  # missing or torn: the checkpoints themselves say that they are others'
+            before = {}
         changed = ", ".join(_differences(before, self.origin)) or "unknown"
         shutil.rmtree(aside, ignore_errors=True)
         self.folder.rename(aside)
         say(f"{self.folder}: of a run with other settings (changed: {changed}); not resumed, moved to {aside}")
+
+
+def _write(state: State, path: Path) -> None:
+    with path.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            # Of a full disk torch says that a position is unexpected; the reason is the error before.
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def _sum_of(path: Path) -> Path:
@@ -111,7 +123,7 @@ def _sum_of(path: Path) -> Path:
 
 def _verify(path: Path) -> bool:
     expected = _sum_of(path)
-    return expected.exists() and expected.read_text().split()[:1] == [sha256_file(path)]
+    return expected.exists() and expected.read_bytes().split()[:1] == [sha256_file(path).encode()]
 
 
 def _differences(before: Any, after: Any, key: str = "") -> list[str]:
