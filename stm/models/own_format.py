@@ -1,5 +1,6 @@
 """Our own files: safetensors with the architecture in the header, and, beside the model, what was trained with it."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
@@ -7,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
@@ -59,8 +61,18 @@ def write_own(
     tensors = {name: tensor.contiguous() for name, tensor in weights.tensors.items()}
     for part, state in extra.items():
         tensors |= {f"{part}.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    header["sha256"] = _digest(header, tensors)
     # One entry: safetensors writes several in an order that differs from run to run.
     write_bytes(path, serialise(tensors, {HEADER_KEY: json.dumps(header, sort_keys=True)}))
+
+
+def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the tensors' bytes and of all that is said about them."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy(force=True))
+    return digest.hexdigest()
 
 
 def load_extra(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -90,7 +102,11 @@ def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise WeightsError(f"{path}: cannot be read as safetensors ({error})") from error
-    return tensors, header if isinstance(header, dict) else {}
+    header = header if isinstance(header, dict) else {}
+    stated = header.pop("sha256", None)  # files of older versions have none
+    if stated is not None and stated != _digest(header, tensors):
+        raise WeightsError(f"{path}: its SHA-256 is not the one that it states: damaged; make or copy it anew")
+    return tensors, header
 
 
 def read_own(path: Path) -> Weights:

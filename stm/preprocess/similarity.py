@@ -1,5 +1,6 @@
 """The similarity stage: how much each patch of each stored frame resembles each caption (TGM, section 3.3)."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -212,10 +213,24 @@ def _score_stored(
     score: Callable[[Row, np.ndarray], np.ndarray],
 ) -> Iterator[np.ndarray | None]:
     with Progress(f"similarity {embeddings.stem}", len(kept), "clips") as progress:
-        for row, stored in zip(kept, stream_rows(embeddings, ("embeddings",), 1, EMBEDDINGS_SCHEMA), strict=True):
-            shape = (stored["frames"], stored["rows"], stored["columns"], stored["width"])
-            yield score(row, stored["embeddings"].reshape(shape)) if worded[row["key"]] else None
+        stored = stream_rows(embeddings, ("embeddings",), 1, EMBEDDINGS_SCHEMA)
+        for row in kept:
+            found = _stored_embeddings(embeddings, row, next(stored, None))
+            yield score(row, found) if worded[row["key"]] else None
             progress.advance()
+
+
+def _stored_embeddings(path: Path, row: Row, found: Row | None) -> np.ndarray:
+    """A clip's embeddings [T, R, C, D] from its row of their table."""
+    if found is None or found["key"] != row["key"]:
+        raise DamagedError(f"{path}: clip {row['video_id']!r} is not in its place; remove the file and run again")
+    shape, flat = tuple(found[name] for name in ("frames", "rows", "columns", "width")), found["embeddings"]
+    if min(shape) < 1 or math.prod(shape) != flat.size or found["frames"] != row["frames"]:
+        raise DamagedError(
+            f"{path}: clip {row['video_id']!r} has {flat.size} values where {list(shape)} is said; remove the file and "
+            "run again"
+        )
+    return flat.reshape(shape)
 
 
 def _check_captions(kept: Sequence[Row], said: Mapping[str, ClipCaptions], captions: Path) -> None:

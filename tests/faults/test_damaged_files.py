@@ -1,0 +1,239 @@
+"""Every stage on damaged copies of the files that earlier stages wrote: refused by name, or without consequence."""
+
+import json
+from collections.abc import Callable
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_clips import make_run
+from made_clips import make_shard as make_packed
+from made_models import save_clip
+from made_packed import CLIPS, EVERYTHING, GRID, KEEP_GOING, make_inputs, path_of
+from made_videos import make_pan, make_row, make_video, write_slice
+from trial import Stage, Tally, run_here, try_all
+
+import stm.preprocess.similarity
+import stm.preprocess.stage
+from stm.config import Augmentation, Flow, Frames, HumanCaptions, LinearProbe, Motion, Similarity, Text
+from stm.data.dataset import ClipDataset
+from stm.data.geometry import Geometry
+from stm.data.loader import ClipLoader
+from stm.evaluation.features import run_over
+from stm.evaluation.splits import clips_to_test
+from stm.manifest import write_slices
+from stm.models import zoo
+from stm.models.weights import WeightsError
+from stm.preprocess.captions import write_captions
+from stm.preprocess.flow import write_flow
+from stm.preprocess.frames import extract_frames
+from stm.preprocess.motion import extract_motion
+from stm.preprocess.shard_check import find_problems
+from stm.preprocess.shards import pack_shard
+from stm.preprocess.similarity import write_embeddings, write_similarity
+from stm.preprocess.text import write_text
+from stm.preprocess.text_model import TextEncoder
+
+FEW, MANY = 25, 240
+HUMAN = HumanCaptions(kind="human")
+
+
+@pytest.fixture(autouse=True)
+def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of runs: in this process, and with models that are loaded once."""
+    monkeypatch.setattr(stm.preprocess.stage, "run_isolated", run_here)
+    load = lru_cache(stm.preprocess.similarity.load_clip)
+    monkeypatch.setattr(stm.preprocess.similarity, "load_clip", lambda *arguments: load(*arguments))
+    monkeypatch.setattr(TextEncoder, "load", staticmethod(lru_cache(TextEncoder.load)))
+
+
+def split(folder: Path) -> Stage:
+    made = make_inputs(folder / "inputs")
+    return Stage(
+        "split",
+        folder,
+        {"manifest": made.slice},
+        lambda out: write_slices(made.slice, out / "slices", out / "slices.json", 2) and None,
+    )
+
+
+def _videos(folder: Path) -> Path:
+    """Two videos, and their slice."""
+    for name in ("a.mp4", "b.mp4"):
+        make_video(folder / "videos" / name, make_pan(frames=16, width=64, height=48))
+    return write_slice(folder / "inputs/slice.parquet", [make_row("a.mp4"), make_row("b.mp4", start=0.1, end=0.6)])
+
+
+def frames(folder: Path) -> Stage:
+    (folder / "videos").mkdir()
+    slice_path = _videos(folder)
+    settings = Frames(every=2, short_side=32, min_side=16)
+    run = partial(extract_frames, slice_path, folder / "videos")
+    return Stage(
+        "frames",
+        folder,
+        {"slice": slice_path},
+        lambda out: run(out / "t.tar", out / "t.parquet", settings, KEEP_GOING, 1),
+        tables=("t.parquet",),
+    )
+
+
+def motion(folder: Path) -> Stage:
+    (folder / "videos").mkdir()
+    slice_path, index = _videos(folder), folder / "inputs/frames.parquet"
+    settings = Frames(every=2, short_side=32, min_side=16)
+    extract_frames(slice_path, folder / "videos", index.with_suffix(".tar"), index, settings, KEEP_GOING, 1)
+    return Stage(
+        "motion",
+        folder,
+        {"slice": slice_path, "frames": index},
+        lambda out: extract_motion(
+            slice_path, folder / "videos", index, out / "motion.parquet", Motion(), GRID, KEEP_GOING, 1
+        ),
+        tables=("motion.parquet",),
+    )
+
+
+def flow(folder: Path) -> Stage:
+    made = make_inputs(folder / "inputs", CLIPS[:2])
+    return Stage(
+        "flow",
+        folder,
+        {"tar": made.tar, "frames": made.index},
+        lambda out: write_flow(made.tar, made.index, out / "flow.parquet", Flow(), GRID, KEEP_GOING, 1),
+        tables=("flow.parquet",),
+    )
+
+
+def captions(folder: Path) -> Stage:
+    made = make_inputs(folder / "inputs")
+    return Stage(
+        "captions",
+        folder,
+        {"slice": made.slice, "frames": made.index},
+        lambda out: write_captions(made.slice, made.tar, made.index, out / "captions.parquet", HUMAN, KEEP_GOING),
+    )
+
+
+def _similarity(folder: Path, stored: bool) -> Stage:
+    made, model = make_inputs(folder / "inputs"), save_clip(folder / "clip")
+    settings, said = Similarity(model=f"local-dir:{model}", batch_size=64), path_of(made.folder, "captions")
+    inputs = {"frames": made.index, "captions": said}
+    embeddings = made.folder / "embeddings.parquet"
+    if stored:
+        write_embeddings(made.tar, made.index, embeddings, settings, GRID, "cpu")
+        inputs["embeddings"] = embeddings
+    else:
+        inputs["tar"] = made.tar
+    run = partial(write_similarity, made.tar, made.index, said)
+    more = {"embeddings": embeddings if stored else None, "device": "cpu"}
+    return Stage(
+        "similarity, stored embeddings" if stored else "similarity",
+        folder,
+        inputs,
+        lambda out: run(out / "similarity.parquet", settings, GRID, KEEP_GOING, **more),
+    )
+
+
+def text(folder: Path) -> Stage:
+    made, model = make_inputs(folder / "inputs"), save_clip(folder / "clip")
+    settings, said = Text(model=f"local-dir:{model}"), path_of(made.folder, "captions")
+    return Stage(
+        "text",
+        folder,
+        {"captions": said},
+        lambda out: write_text(said, out / "text.parquet", settings, KEEP_GOING, "cpu"),
+    )
+
+
+def shards(folder: Path) -> Stage:
+    made = make_inputs(folder / "inputs")
+    parts = ("captions", "similarity", "text")
+    tables = {part: {source: path_of(made.folder, part, source) for source in EVERYTHING.sources} for part in parts}
+    inputs = {"slice": made.slice, "tar": made.tar, "frames": made.index, "motion": made.motion, "flow": made.flow}
+    inputs |= {part: tables[part]["human"] for part in parts}
+    run = partial(pack_shard, made.slice, made.tar, made.index, **tables, motion=made.motion, flow=made.flow)
+    return Stage(
+        "shards",
+        folder,
+        inputs,
+        lambda out: run(tar=out / "s.tar", index=out / "s.parquet", pack=EVERYTHING, grid=GRID, bad_input=KEEP_GOING),
+    )
+
+
+def _load(indexes: list[Path], output: Path, train: bool) -> None:
+    """Writes down every sample of an epoch."""
+    run = make_run()
+    dataset = ClipDataset(indexes, Geometry.of(run), run.augmentation if train else Augmentation(), 0, train, text=True)
+    parts = []
+    for batch in ClipLoader(dataset, 2, shuffle=train).batches(epoch=1):
+        parts += [batch["video"].numpy(), batch["text"].numpy(), *(v.numpy() for v in batch["guides"].values())]
+        parts.append(np.frombuffer(json.dumps([batch["key"], batch["label"].tolist()]).encode(), np.uint8))
+    (output / "samples").write_bytes(b"".join(part.tobytes() for part in parts))
+
+
+def loader(folder: Path) -> Stage:
+    index = make_packed(folder / "inputs/train-00000.parquet", ["red", "green", "blue"])
+    return Stage(
+        "training loader",
+        folder,
+        {"tar": index.with_suffix(".tar"), "index": index},
+        lambda out: _load([index], out, train=True),
+        verify=lambda: bool(find_problems(index.with_suffix(".tar"), index)),
+        refusals=(ValueError,),
+    )
+
+
+def evaluation(folder: Path) -> Stage:
+    index, weights = make_packed(folder / "inputs/test-00000.parquet", ["red", "green"]), folder / "inputs/weights"
+    run = make_run()
+    torch.manual_seed(0)
+    zoo.save(zoo.build(run), weights)
+
+    def evaluate(output: Path) -> None:
+        encoder = zoo.load_encoder(weights).eval()
+        clips = clips_to_test(LinearProbe(task="linear"), run, [index], 0)
+        features = run_over(encoder.forward_features, clips, torch.device("cpu"), what="features")
+        np.save(output / "features.npy", features)
+
+    inputs = {"tar": index.with_suffix(".tar"), "index": index, "weights": weights}
+    return Stage(
+        "evaluation",
+        folder,
+        inputs,
+        evaluate,
+        verify=lambda: bool(find_problems(index.with_suffix(".tar"), index)),
+        refusals=(ValueError, WeightsError),
+    )
+
+
+STAGES: list[Callable[[Path], Stage]] = [
+    split, frames, motion, flow, captions, partial(_similarity, stored=False), partial(_similarity, stored=True), text,
+    shards, loader, evaluation,
+]  # fmt: skip
+NAMES = [
+    "split",
+    "frames",
+    "motion",
+    "flow",
+    "captions",
+    "similarity",
+    "stored",
+    "text",
+    "shards",
+    "loader",
+    "evaluation",
+]
+
+
+@pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("make", STAGES, ids=NAMES)
+def test_damaged_files_are_refused_by_name_or_change_nothing(
+    make: Callable[[Path], Stage], count: int, tmp_path: Path, table: Callable[[Tally], None]
+) -> None:
+    tally = try_all(make(tmp_path), count)
+    table(tally)
+    assert tally.total == count
+    assert not tally.wrong, "\n".join(tally.wrong)
