@@ -2,6 +2,7 @@
 
 import faulthandler
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -67,7 +68,7 @@ def run_here(function: Callable[[Any], Any], items: Sequence[Any], *_: Any) -> I
 @contextmanager
 def deadline(seconds: float = 120) -> Iterator[None]:
     """Ends the tests, with a traceback, where the block hangs."""
-    faulthandler.dump_traceback_later(seconds, exit=True)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
     try:
         yield
     finally:
