@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from stm.config import Config, ConfigError, merge, parse_config
+from stm.config import Config, ConfigError, merge, parse_config, read_values
 from stm.layout import Layout
 from stm.manifest import read_shards, split_of
 
@@ -16,13 +16,7 @@ def load(arguments: argparse.Namespace) -> Config:
     """The config files of the command line, later ones over earlier ones, then the --set overrides."""
     values: dict[str, Any] = {}
     for path in arguments.config:
-        try:
-            part = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: cannot be read as YAML ({error})") from error
-        if not isinstance(part, dict):
-            raise ConfigError(f"{path}: must be a mapping of keys to values")
-        values = merge(values, part)
+        values = merge(values, read_values(path))
     for override in arguments.set:
         key, separator, text = override.partition("=")
         if not separator:

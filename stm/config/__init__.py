@@ -151,6 +151,7 @@ __all__ = [
     "load_config",
     "merge",
     "parse_config",
+    "read_values",
 ]
 
 
@@ -174,15 +175,42 @@ def load_config(path: str | Path) -> Config:
     Raises:
         ConfigError: the file is missing, no YAML, or not a valid config.
     """
+    return parse_config(read_values(path), str(path))
+
+
+def read_values(path: str | Path) -> dict[str, Any]:
+    """The mapping of a YAML file, unchecked.
+
+    Raises:
+        ConfigError: the file is missing, no YAML, no mapping, or far too large for a config.
+    """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that is none
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid YAML: nested far too deeply") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must be a mapping of keys to values")
-    return parse_config(values, str(path))
+    if _is_huge(values):
+        raise ConfigError(f"{path}: has more than {_MOST_VALUES} values, counting what its aliases (`*name`) repeat")
+    return values
+
+
+_MOST_VALUES = 100_000
+
+
+def _is_huge(values: Any) -> bool:
+    """Whether there are too many values: with aliases of aliases a short file holds more than a memory."""
+    waiting, count = [values], 0
+    while waiting and count <= _MOST_VALUES:
+        value = waiting.pop()
+        count += 1
+        if isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
+    return count > _MOST_VALUES
 
 
 def json_schema() -> dict[str, Any]:

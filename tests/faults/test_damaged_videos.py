@@ -21,12 +21,12 @@ from stm.preprocess.motion import extract_motion
 FEW, MANY = 25, 240
 COUNTS = pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
 KEEP_GOING = BadInput(max_failure_rate=1.0)
-SETTINGS = Frames(every=2, short_side=32, min_side=16, timeout_seconds=60)
+SETTINGS = Frames(every=2, short_side=32, min_side=16, timeout_seconds=600)
 
 
 def config_of(root: Path, **dataset: Any) -> Config:
     endings = [".mp4", ".mkv", ".avi", ".ts", ".webm", ".gif", ".jpg", ".png", ".webp"]
-    source = {"source": "folder", "root": str(root), "extensions": endings, "probe_timeout_seconds": 60, **dataset}
+    source = {"source": "folder", "root": str(root), "extensions": endings, "probe_timeout_seconds": 600, **dataset}
     return parse_config(
         {"name": "x", "dataset": source, "bad_input": {"max_failure_rate": 1.0}, "frames": {"min_side": 16}}
     )
@@ -56,7 +56,7 @@ def test_the_manifest_accounts_for_every_file(
         for root in ("videos", "alone"):
             (tmp_path / root / f"good.{kind}").write_bytes(data)
     before = snapshot(tmp_path, tmp_path / "outputs")
-    with deadline(500):
+    with deadline(1500):
         kept, refused = build(config_of(tmp_path / "videos"), tmp_path / "outputs")
     alone, _ = build(config_of(tmp_path / "alone"), tmp_path / "outputs/alone")
     names = [f"good.{kind}" for kind in good]
@@ -114,7 +114,7 @@ def test_frames_and_motion_account_for_every_video(
         write_slice(outputs / f"{name}-slice.parquet", rows), root, outputs / f"{name}.tar", outputs / f"{name}.parquet",
         SETTINGS, KEEP_GOING, 1,
     )  # fmt: skip
-    with deadline(500):
+    with deadline(1500):
         extract("all", rows)
     extract("alone", alone)
     found = {row["key"]: row for row in read_table(outputs / "all.parquet").to_pylist()}
@@ -148,8 +148,8 @@ def _measure_motion(
     ]
     schema = read_table(outputs / "all.parquet").schema
     write_table(outputs / "stored.parquet", pa.Table.from_pylist(stored, schema=schema), {})
-    motion = Motion(timeout_seconds=60)
-    with deadline(500):
+    motion = Motion(timeout_seconds=600)
+    with deadline(1500):
         extract_motion(
             outputs / "all-slice.parquet",
             root,

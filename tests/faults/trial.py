@@ -2,6 +2,7 @@
 
 import faulthandler
 import hashlib
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -65,13 +66,25 @@ def run_here(function: Callable[[Any], Any], items: Sequence[Any], *_: Any) -> I
             yield index, Failure(Status.CRASHED, f"{type(error).__name__}: {error}")
 
 
+class Hang(BaseException):
+    """A stage did not end. No stage catches it."""
+
+
 @contextmanager
-def deadline(seconds: float = 120) -> Iterator[None]:
-    """Ends the tests, with a traceback, where the block hangs."""
-    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+def deadline(seconds: float = 600) -> Iterator[None]:
+    """Ends the test where the block hangs; where that is in native code, ends all tests."""
+
+    def give_up(*_: object) -> None:
+        raise Hang(f"not finished after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    faulthandler.dump_traceback_later(2 * seconds, exit=True, file=sys.__stderr__)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
         faulthandler.cancel_dump_traceback_later()
 
 

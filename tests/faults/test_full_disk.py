@@ -1,0 +1,196 @@
+"""A full disk: an error that says which file, nothing under the final name, and the same bytes once there is room."""
+
+import errno
+import os
+import resource
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from made_packed import EVERYTHING, GRID, KEEP_GOING, make_inputs, path_of
+from made_videos import make_pan, make_row, make_video, write_slice
+from torch import nn
+from trial import digests, run_here
+
+import stm.preprocess.stage
+from stm.config import Flow, Frames, HumanCaptions, Optimisation
+from stm.files import Journal, write_json
+from stm.manifest import write_slices
+from stm.preprocess.captions import write_captions
+from stm.preprocess.flow import write_flow
+from stm.preprocess.frames import extract_frames
+from stm.preprocess.shards import pack_shard
+from stm.training.checkpoint import Checkpoints
+from stm.training.distributed import Process
+from stm.training.loop import Plan, fit
+
+Run = Callable[[Path], None]
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file may grow beyond `size` bytes. To a program it looks as a full disk does, C++ libraries included."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[None]:
+    """A disk of `size` bytes at `folder`."""
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture(autouse=True)
+def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stm.preprocess.stage, "run_isolated", run_here)
+
+
+def frames(inputs: Path) -> Run:
+    make_video(inputs / "a.mp4", make_pan(frames=16, width=96, height=64))
+    slice_path = write_slice(inputs / "slice.parquet", [make_row("a.mp4")])
+    run = partial(extract_frames, slice_path, inputs)
+    return lambda out: run(out / "t.tar", out / "t.parquet", Frames(every=1, short_side=64), KEEP_GOING, 1)
+
+
+def split(inputs: Path) -> Run:
+    made = make_inputs(inputs)
+    return lambda out: write_slices(made.slice, out / "slices", out / "slices.json", 2) and None
+
+
+def captions(inputs: Path) -> Run:
+    made, human = make_inputs(inputs), HumanCaptions(kind="human")
+    return lambda out: write_captions(made.slice, made.tar, made.index, out / "c.parquet", human, KEEP_GOING)
+
+
+def flow(inputs: Path) -> Run:
+    made = make_inputs(inputs)
+    return lambda out: write_flow(made.tar, made.index, out / "flow.parquet", Flow(), GRID, KEEP_GOING, 1)
+
+
+def shards(inputs: Path) -> Run:
+    made = make_inputs(inputs)
+    parts = ("captions", "similarity", "text")
+    tables = {part: {source: path_of(made.folder, part, source) for source in EVERYTHING.sources} for part in parts}
+    run = partial(pack_shard, made.slice, made.tar, made.index, **tables, motion=made.motion, flow=made.flow)
+    return lambda out: run(tar=out / "s.tar", index=out / "s.parquet", pack=EVERYTHING, grid=GRID, bad_input=KEEP_GOING)
+
+
+def weights(inputs: Path) -> Run:
+    return lambda out: write_json(out / "metrics.json", {"values": list(range(2000))})
+
+
+STAGES = [frames, split, captions, flow, shards, weights]
+
+
+def check_error(error: OSError, folder: Path) -> None:
+    assert error.errno in (errno.ENOSPC, errno.EFBIG)
+    assert str(folder) in str(error), "says where"
+    assert "make room and run again" in str(error), "says what to do"
+
+
+@pytest.mark.parametrize("make", STAGES, ids=lambda make: make.__name__)
+def test_a_full_disk_costs_nothing_that_was_finished(make: Callable[[Path], Run], tmp_path: Path) -> None:
+    inputs, whole, output = (tmp_path / name for name in ("inputs", "whole", "output"))
+    for folder in (inputs, whole, output):
+        folder.mkdir()
+    run = make(inputs)
+    run(whole)
+    expected = digests(whole)
+    (output / "finished").write_bytes(b"earlier work")
+    largest = max(path.stat().st_size for path in whole.rglob("*") if path.is_file())
+    for limit in (0, 100, largest // 3, largest - 1):
+        before = digests(output)
+        with pytest.raises(OSError) as caught, largest_file(limit):
+            run(output)
+        check_error(caught.value, output)
+        after = digests(output)
+        assert {name: after[name] for name in before} == before
+        # Of several outputs some may be done; there is none that is not whole, and nothing half written.
+        assert {name for name in after if after[name] != expected.get(name)} == {"finished"}
+    run(output)
+    assert digests(output) == expected | {"finished": digests(output)["finished"]}
+    assert not list(output.rglob("*.journal"))
+
+
+@pytest.mark.parametrize("make", [frames, shards], ids=lambda make: make.__name__)
+def test_a_real_full_disk(make: Callable[[Path], Run], tmp_path: Path) -> None:
+    (tmp_path / "inputs").mkdir()
+    run = make(tmp_path / "inputs")
+    with small_disk(tmp_path / "disk", 12 * 4096):
+        with pytest.raises(OSError) as caught:
+            run(tmp_path / "disk")
+        check_error(caught.value, tmp_path / "disk")
+        assert digests(tmp_path / "disk") == {}
+
+
+def test_what_was_at_the_path_before_stays(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"old": 1})
+    with pytest.raises(OSError), largest_file(10):
+        write_json(tmp_path / "a.json", {"new": "x" * 100})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert "old" in (tmp_path / "a.json").read_text()
+
+
+def test_the_journal_keeps_what_it_has(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "output", {"stage": "x"})
+    journal.put("first", b"a" * 100)
+    with pytest.raises(OSError, match="make room"), largest_file(150):
+        journal.put("second", b"b" * 1000)
+    again = Journal(tmp_path / "output", {"stage": "x"})
+    assert again.get("first") == b"a" * 100 and again.get("second") is None
+    assert not list(journal.folder.glob("*.tmp"))
+
+
+class Line(nn.Module):
+    """Loses less and less; large enough for its checkpoint not to fit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3000))
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        noise = torch.randn(3000)  # a resumed run must draw what an undisturbed one would have
+        return {"loss": ((self.weight * batch["video"].mean() + 0.01 * noise) ** 2).mean()}
+
+
+def train(output: Path) -> Line:
+    module = Line()
+    settings = Optimisation(epochs=1, batch_size=1, warmup_epochs=0, learning_rate=0.01)
+    plan = Plan("made", settings, 6, 0, checkpoint_every=2, checkpoints_kept=1)
+    batches = lambda step: iter([{"video": torch.full((1,), 1.0 + s)} for s in range(step, 6)])  # noqa: E731
+    fit(module, batches, plan, output, Process(0, 1, torch.device("cpu")))
+    return module
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed = train(tmp_path / "undisturbed")
+    save, saved = Checkpoints.save, []
+
+    def save_on_a_disk_that_fills(self: Checkpoints, step: int, state: dict[str, object]) -> None:
+        with largest_file(10_000 if step == 4 and not saved else 10**9):
+            save(self, step, state)
+
+    monkeypatch.setattr(Checkpoints, "save", save_on_a_disk_that_fills)
+    with pytest.raises(OSError) as caught:
+        train(tmp_path / "run")
+    check_error(caught.value, tmp_path / "run/checkpoints/step-000000004.pt")
+    names = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
+    assert names == ["origin.json", "step-000000002.pt", "step-000000002.pt.sha256"]
+    saved.append(True)
+    resumed = train(tmp_path / "run")
+    assert torch.equal(resumed.weight, undisturbed.weight)
