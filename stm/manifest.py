@@ -101,7 +101,7 @@ QUARANTINE_SCHEMA = pa.schema(
 )
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*-\d{5,}")
+_SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}-\d{5,}")
 
 
 def make_key(video_id: str) -> str:

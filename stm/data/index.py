@@ -163,7 +163,11 @@ class ClipIndex:
     def _check_unique(self) -> None:
         key, count = Counter(self._keys.to_pylist()).most_common(1)[0]
         if count > 1:
-            raise ValueError(f"clip {key!r} is in the given shards {count} times: is one of them given twice?")
+            shards = {
+                str(self.tars[self._shards[row]]) for row, other in enumerate(self._keys.to_pylist()) if other == key
+            }
+            where = " and ".join(str(Path(shard).with_suffix(".parquet")) for shard in sorted(shards))
+            raise ValueError(f"{where}: clip {key!r} is in the given shards {count} times: is one of them given twice?")
 
 
 def _join(table: pa.Table, name: str) -> Any:

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import simplejpeg
@@ -148,7 +149,7 @@ def _check_header(header: bytes, shape: tuple[int, ...], where: str) -> None:
         if version != (1, 0):
             raise ValueError(f"version {version}")
         found = np.lib.format.read_array_header_1_0(file)
-    except ValueError as error:
+    except (ValueError, SyntaxError, TokenError) as error:  # numpy reads the header as it would a program
         raise DamagedError(
             f"{where} is no .npy file that can be read ({error}). Run the stage `shards` again"
         ) from error

@@ -25,7 +25,11 @@ def open_container(path: Path) -> Any:
     """
     av.logging.restore_default_callback()
     av.logging.set_libav_level(av.logging.FATAL)
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError as error:  # too long a name; it says nothing about the machine, so it must not end the stage
+        raise VideoError(Status.MISSING_FILE, f"cannot be looked up: {error.strerror}") from None
+    if not found:
         raise VideoError(Status.MISSING_FILE, "no such file")
     if path.stat().st_size == 0:
         raise VideoError(Status.EMPTY_FILE, "the file has no bytes")

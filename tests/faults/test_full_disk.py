@@ -129,9 +129,12 @@ def test_a_full_disk_costs_nothing_that_was_finished(make: Callable[[Path], Run]
 
 @pytest.mark.parametrize("make", [frames, shards], ids=lambda make: make.__name__)
 def test_a_real_full_disk(make: Callable[[Path], Run], tmp_path: Path) -> None:
-    (tmp_path / "inputs").mkdir()
+    for name in ("inputs", "whole"):
+        (tmp_path / name).mkdir()
     run = make(tmp_path / "inputs")
-    with small_disk(tmp_path / "disk", 12 * 4096):
+    run(tmp_path / "whole")
+    tar = max(path.stat().st_size for path in (tmp_path / "whole").glob("*.tar"))
+    with small_disk(tmp_path / "disk", tar // 2):
         with pytest.raises(OSError) as caught:
             run(tmp_path / "disk")
         check_error(caught.value, tmp_path / "disk")
