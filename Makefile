@@ -9,17 +9,21 @@ BIN := $(VENV)/bin
 # No stage may reach for a model hub unless a config names a hub id; tests never do.
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: demo test test-quick lint install benchmarks lock schema clean
+.PHONY: demo test test-quick test-slurm lint install benchmarks lock schema clean
 
 demo: $(READY)
 	$(OFFLINE) $(BIN)/snakemake --cores $(CORES)
 	@echo "The report: $$(pwd)/results/moving-shapes/report.html"
 
 test: $(READY)
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist worksteal
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist worksteal --ignore=tests/slurm
 
 test-quick: $(READY)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) -m "not slow"
+
+# Starts a Slurm of its own; needs no root, but Debian's packages: apt-get install munge slurm-wlm. -rP shows its accounting.
+test-slurm: $(READY)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rsP tests/slurm
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/snakefmt --check Snakefile workflow

@@ -17,7 +17,7 @@ rule captions:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=16000,
+        mem_mb=each_attempt(16000),
         gpu=1,
         runtime=480,
     params:

@@ -70,8 +70,16 @@ def listing(dataset):
 
 
 def share_of_cores(jobs):
-    """Threads of one of so many like jobs. Small models lose by more threads; runs side by side do not."""
-    return max(1, (workflow.cores or 1) // max(1, jobs))
+    """Threads of one of so many like jobs. Small models lose by more threads; runs side by side do not.
+
+    A cluster has no number of cores to share: there its profile sets the threads.
+    """
+    return max(1, (workflow.resource_settings.cores or 1) // max(1, jobs))
+
+
+def each_attempt(megabytes):
+    """Memory of a job: as much again for each further attempt. One that was killed for its memory would be killed again."""
+    return lambda wildcards, attempt: megabytes * attempt
 
 
 def all_shards(dataset, split=None):

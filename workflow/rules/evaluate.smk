@@ -16,7 +16,7 @@ rule evaluate:
         "../../environment.yml"
     threads: share_of_cores(len(CONFIG.evaluations()))
     resources:
-        mem_mb=32000,
+        mem_mb=each_attempt(32000),
         gpu=1,
         runtime=1440,
     params:

@@ -18,7 +18,7 @@ rule flow:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=each_attempt(4000),
         runtime=240,
     params:
         settings=stage("flow"),

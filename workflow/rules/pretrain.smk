@@ -22,7 +22,9 @@ rule pretrain:
         "../../environment.yml"
     threads: lambda wildcards: max(share_of_cores(len(CONFIG.runs)), gpus_of(wildcards))
     resources:
-        mem_mb=lambda wildcards: 16000 + 16000 * gpus_of(wildcards),
+        mem_mb=lambda wildcards, attempt: (
+            16000 * (1 + gpus_of(wildcards)) * attempt
+        ),
         gpu=gpus_of,
         runtime=2880,
     params:

@@ -14,7 +14,7 @@ rule shards:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=4000,
+        mem_mb=each_attempt(4000),
         runtime=120,
     params:
         pack=stage("pack"),

@@ -16,7 +16,7 @@ rule embeddings:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=16000,
+        mem_mb=each_attempt(16000),
         gpu=1,
         runtime=480,
     params:
@@ -39,7 +39,7 @@ rule similarity:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=16000,
+        mem_mb=each_attempt(16000),
         gpu=1,
         runtime=480,
     params:

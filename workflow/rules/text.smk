@@ -15,7 +15,7 @@ rule text:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=8000,
+        mem_mb=each_attempt(8000),
         gpu=1,
         runtime=120,
     params:
