@@ -171,7 +171,7 @@ class LanguageRun(Run):
             raise ValueError("images.mask: `spatiotemporal` compares frames, an image has one; use attention")
         if self.method == "stm" and self.frames < 2 and self.mask.strategy == "spatiotemporal":
             raise ValueError("stm compares adjacent frames: `frames` must be 2 or more")
-        if self.images and self.images.batch_size % (self.optimisation.accumulate * self.processes * self.repeats):
+        if self.images and self.images.batch_size % (self.optimisation.accumulate * self.world_size * self.repeats):
             raise ValueError(
                 f"images.batch_size {self.images.batch_size} is not a multiple of accumulate x processes x repeats"
             )

@@ -150,7 +150,18 @@ class Run(Section):
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = field((), "repeat the run with each of these seeds")
     checkpoint_every: int = field(200, "a checkpoint for resuming is written every so many steps", "steps", ge=1)
     checkpoints_kept: int = field(2, "newest checkpoints kept", "checkpoints", ge=1, le=100)
-    processes: int = field(1, "processes of this run on one machine (DDP when more than 1)", "processes", ge=1, le=64)
+    processes: int = field(1, "processes of this run on each of its nodes; one a GPU", "processes", ge=1, le=64)
+    nodes: int = field(1, "machines of this run; more than one in a Slurm job only", "nodes", ge=1, le=1024)
+    parallel: Literal["ddp", "fsdp"] = field(
+        "ddp",
+        "of several processes, each holds the whole model (ddp), or a part of weights, gradients and optimiser state "
+        "(fsdp): slower, for models that do not fit into one GPU",
+    )
+
+    @property
+    def world_size(self) -> int:
+        """Processes of the run on all nodes."""
+        return self.processes * self.nodes
 
     @property
     def has_contrast(self) -> bool:
@@ -185,8 +196,8 @@ class Run(Section):
         if self.frames % self.tubelet:
             raise ValueError(f"frames {self.frames} is not a multiple of tubelet {self.tubelet}")
         o = self.optimisation
-        if o.batch_size % (o.accumulate * self.processes * self.repeats):
-            parts = f"{o.accumulate} x {self.processes} x {self.repeats}"
+        if o.batch_size % (o.accumulate * self.world_size * self.repeats):
+            parts = f"{o.accumulate} x {self.world_size} x {self.repeats}"
             raise ValueError(
                 f"batch_size {o.batch_size} is not a multiple of accumulate x processes x repeats = {parts}"
             )

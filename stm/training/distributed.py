@@ -1,6 +1,6 @@
 """One process or several: what the loop needs to know of the others.
 
-Several processes are started by `torchrun --nproc-per-node N`, which says rank and number in the environment.
+Several processes are started by torchrun, on one node or on several, which says rank and number in the environment.
 """
 
 import inspect
@@ -97,9 +97,9 @@ def join_processes(expected: int, device: str | None = None) -> Iterator[Process
     count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if count != expected:
         raise ValueError(
-            f"the run says processes = {expected}, but {count} were started. `stm pretrain` and the workflow start as "
-            f"many as it says; by hand it is `torchrun --standalone --nproc-per-node {expected}` of a program that "
-            "calls stm.training.pretrain"
+            f"the run says {expected} processes (processes x nodes), but {count} were started. `stm pretrain` and the "
+            "workflow start as many as it says; by hand it is `torchrun --standalone --nproc-per-node "
+            f"{expected}` of a program that calls stm.training.pretrain"
         )
     chosen = choose_device(device)
     if chosen.type == "cuda":

@@ -1,7 +1,7 @@
-"""Starts a pretraining run: in this process, or as several under torchrun."""
+"""Starts a pretraining run: in this process, or as several under torchrun, on one node or on the nodes of a Slurm job."""
 
-import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,11 +9,15 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, TextIO
 
-from stm.config import LanguageRun, PretrainRun
+from stm.config import LanguageRun, PretrainRun, Run
+from stm.files import read_json, write_json
 
 SHUTDOWN_SECONDS = 120
 """How long torchrun waits, after SIGTERM, for its processes to save; its own 30 seconds may be less than the steps
 between two looks at the signal."""
+
+RESTARTS = 3
+"""How often torchrun starts all processes again, from the last checkpoint, when one of them has died."""
 
 
 def run_pretraining(
@@ -23,28 +27,74 @@ def run_pretraining(
     seed: int,
     image_indexes: Sequence[Path] = (),
 ) -> None:
-    """Pretrains with `run.processes` processes of this machine; see `stm.training.pretrain`.
+    """Pretrains with `run.processes` processes on each of `run.nodes` nodes; see `stm.training.pretrain`.
 
     Raises:
+        ValueError: the run wants several nodes, and this is no Slurm job.
         RuntimeError: the processes under torchrun ended with an error; their own messages stand above.
         stm.training.interruption.Interrupted: after SIGTERM or SIGUSR1. The state is saved, the exit code is not 0.
     """
-    if run.processes == 1:
+    if run.world_size == 1:
         from stm.training import pretrain
 
         pretrain(run, shard_indexes, output, seed, image_indexes=image_indexes)
         return
-    request = {
-        "run": run.model_dump(mode="json"),
-        "shard_indexes": [str(path) for path in shard_indexes],
-        "output": str(output),
-        "seed": seed,
-        "image_indexes": [str(path) for path in image_indexes],
-    }
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={run.processes}"]
-    status = supervise([*torchrun, "-m", "stm.training.launch", json.dumps(request)])
+    # A file, because the names of many shards are longer than a command may be, and other nodes read it too.
+    request = output / "launch.json"
+    command = torchrun_command(run, request)
+    write_json(
+        request,
+        {
+            "run": run.model_dump(mode="json"),
+            "shard_indexes": [str(path) for path in shard_indexes],
+            "output": str(output),
+            "seed": seed,
+            "image_indexes": [str(path) for path in image_indexes],
+        },
+    )
+    try:
+        status = supervise(command)
+    finally:
+        request.unlink(missing_ok=True)
     if status:
         raise RuntimeError(f"torchrun ended with status {status}; the processes' messages stand above")
+
+
+def torchrun_command(run: Run, request: Path) -> list[str]:
+    """What starts the run's processes: torchrun, or several of them by srun, one on each node, that meet on this one.
+
+    Raises:
+        ValueError: the run wants several nodes, and this is no Slurm job.
+    """
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={run.nodes}"]
+    # Slurm's warning reaches torchrun as well as its processes; unhandled, it would kill torchrun alone.
+    torchrun += [f"--nproc-per-node={run.processes}", f"--max-restarts={RESTARTS}"]
+    torchrun += ["--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
+    program = ["-m", "stm.training.launch", str(request)]
+    if run.nodes == 1:
+        return [*torchrun, "--standalone", *program]
+    job = os.environ.get("SLURM_JOB_ID", "")
+    if not job.isdecimal():
+        raise ValueError(
+            f"nodes = {run.nodes}: the processes of several nodes are started by srun, and this is no Slurm job. Use the "
+            "profile workflow/profiles/slurm, or call `stm pretrain` in a job of as many nodes (sbatch, salloc)"
+        )
+    srun = ["srun", f"--nodes={run.nodes}", f"--ntasks={run.nodes}", "--ntasks-per-node=1"]
+    # Unbound: the one task of a node starts all its processes. When one node fails, the others would wait for it.
+    srun += ["--cpu-bind=none", "--kill-on-bad-exit=1"]
+    # A port of the job's own, below those that systems give out themselves: two jobs may share a node.
+    endpoint = f"{_first_host()}:{10000 + int(job) % 20000}"
+    meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", f"--rdzv-id={job}"]
+    return [*srun, *torchrun, *meeting, *program]
+
+
+def _first_host() -> str:
+    """The job's first node. A batch job runs on it; only a program under salloc may be elsewhere."""
+    nodes = os.environ.get("SLURM_JOB_NODELIST")  # Snakemake's executor takes it away, in batch jobs
+    if nodes is None:
+        return socket.gethostname()
+    names = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)  # noqa: S603, S607
+    return names.stdout.split()[0]
 
 
 def supervise(command: Sequence[str]) -> int:
@@ -98,19 +148,31 @@ def _copy(messages: TextIO) -> None:
         sys.stderr.flush()
 
 
-def _worker(request: dict[str, object]) -> None:
+def _worker(path: Path) -> None:
+    """One process of the run that the request at `path` describes.
+
+    An error of the settings or of the data would come again: it takes the request away, and torchrun's further attempts
+    end at once.
+    """
+    try:
+        asked: Any = read_json(path)
+    except FileNotFoundError:
+        sys.exit("not tried again: the error above would come again")
     from stm.training import pretrain
 
-    asked: Any = request
     kind = PretrainRun if asked["run"]["method"] == "mae" else LanguageRun
-    pretrain(
-        kind.model_validate(asked["run"]),
-        [Path(path) for path in asked["shard_indexes"]],
-        Path(asked["output"]),
-        int(asked["seed"]),
-        image_indexes=[Path(path) for path in asked["image_indexes"]],
-    )
+    try:
+        pretrain(
+            kind.model_validate(asked["run"]),
+            [Path(name) for name in asked["shard_indexes"]],
+            Path(asked["output"]),
+            int(asked["seed"]),
+            image_indexes=[Path(name) for name in asked["image_indexes"]],
+        )
+    except (ValueError, ArithmeticError):
+        path.unlink(missing_ok=True)
+        raise
 
 
 if __name__ == "__main__":
-    _worker(json.loads(sys.argv[1]))
+    _worker(Path(sys.argv[1]))

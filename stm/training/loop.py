@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from stm.config import Optimisation
@@ -25,6 +27,7 @@ from stm.training.distributed import Process
 from stm.training.interruption import Interruption
 from stm.training.logs import Clock, Meter, MetricsLog, say
 from stm.training.optimizer import build_optimizer, build_schedule, current_learning_rate
+from stm.training.sharding import average_scalars, find_blocks, load_whole_state, make_whole, shard, whole_state
 
 LOG_EVERY = 10
 """Steps between two lines of the log. Only there does the loop wait for the device."""
@@ -41,6 +44,7 @@ class Plan:
     origin: Mapping[str, Any] = field(default_factory=dict)  # what is trained on what; see `Checkpoints`
     precision: str = "float32"
     compile: bool = False
+    parallel: str = "ddp"  # of several processes: "ddp", or "fsdp" (stm/training/sharding.py)
     layer_decay: float = 1.0
     depth: int = 0  # of the encoder; needed with `layer_decay`
     checkpoint_every: int = 200  # steps
@@ -83,7 +87,8 @@ def fit(
     run = _Run(module, plan, output, process)
     stream = batches(run.step)
     run.settle()
-    model, optimizer, accumulate = process.wrap(module), run.optimizer, plan.optimisation.accumulate
+    model = module if isinstance(module, FSDPModule) else process.wrap(module)
+    optimizer, accumulate = run.optimizer, plan.optimisation.accumulate
     with (
         MetricsLog(output, run.step, process) as log,
         run.progress() as progress,
@@ -98,6 +103,7 @@ def fit(
                         losses = model(batch)
                     (losses["loss"] / accumulate).backward()
                 run.meter.add(losses)
+            average_scalars(module, process)
             run.meter.add({"gradient_norm": clip_gradient(module, plan.optimisation.clip_grad)})
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -107,6 +113,7 @@ def fit(
                 after_epoch(run.step // plan.steps_per_epoch)
             run.keep(interruption)
             progress.advance(plan.optimisation.batch_size, run.note)
+    make_whole(module, process)
     return run.checkpoints
 
 
@@ -115,6 +122,7 @@ class _Run:
 
     def __init__(self, module: nn.Module, plan: Plan, output: Path, process: Process) -> None:
         self.module, self.plan, self.process = module, plan, process
+        self._prepare()
         self.optimizer = build_optimizer(module, plan.optimisation, layer_decay=plan.layer_decay, depth=plan.depth)
         self.schedule = build_schedule(self.optimizer, plan.optimisation, plan.steps_per_epoch)
         self.meter, self._clock = Meter(process), Clock()
@@ -122,8 +130,15 @@ class _Run:
         self.checkpoints = Checkpoints(output / "checkpoints", plan.origin, plan.checkpoints_kept)
         newest = self.checkpoints.newest() if process.first else 0
         self.step = int(process.gather(torch.tensor([newest]))[0].item())
-        if plan.compile:
-            module.compile(dynamic=False)
+
+    def _prepare(self) -> None:
+        sharded = self.plan.parallel == "fsdp" and self.process.count > 1
+        if self.plan.compile:
+            # FSDP's gathering is not part of a graph: it lies between those of the blocks.
+            for part in find_blocks(self.module) if sharded else [self.module]:
+                part.compile(dynamic=False)
+        if sharded:
+            shard(self.module, self.process, self.plan.precision)
 
     def settle(self) -> None:
         """Takes over the state of the checkpoint, or of a run's beginning."""
@@ -133,12 +148,16 @@ class _Run:
             torch.manual_seed(self.plan.seed * 1_000_003 + self.process.rank + 1)
             return
         state = self.checkpoints.load(self.step)
-        self.module.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_whole_state(self.module, self.optimizer, state["model"], state["optimizer"])
         self.meter.restore(state["meter"], self.process.device)
-        restore_random_state(state["random"], self.process)
+        before, now = len(state["random"]["cpu"]), self.process.count
+        if before == now:
+            restore_random_state(state["random"], self.process)
+        else:
+            torch.manual_seed((self.plan.seed * 1_000_003 + self.step) * 1_000_003 + self.process.rank + 1)
         if self.process.first:
-            say(f"{self.plan.name}: goes on after step {self.step} of {self.plan.steps}")
+            other = f", with {now} processes instead of {before}" if before != now else ""
+            say(f"{self.plan.name}: goes on after step {self.step} of {self.plan.steps}{other}")
 
     def progress(self) -> Progress:
         """The line for people; of all processes the first shows it."""
@@ -173,15 +192,17 @@ class _Run:
         if stop or self.last or self.step % self.plan.checkpoint_every == 0:
             self._save()
         if stop:
+            self.process.wait()  # who leaves first takes the others along, and the first process still writes
             interruption.stop(self.step)
 
     def _save(self) -> None:
         self._check_finite(self.process.any(not self.meter.finite()))
+        model, optimizer = whole_state(self.module, self.optimizer)
         state = {
             "samples": self.step * self.plan.optimisation.batch_size,
             "epoch": self.step // self.plan.steps_per_epoch,
-            "model": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": model,
+            "optimizer": optimizer,
             "meter": self.meter.state(),
             "random": random_state(self.process),
         }
@@ -212,10 +233,20 @@ def clip_gradient(module: nn.Module, largest: float | None) -> Tensor:
 
 def _clip(parameters: list[nn.Parameter], largest: float | None) -> Tensor:
     parameters = [p for p in parameters if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    # Sharded ones and others by themselves: torch refuses to work on both at once.
+    kinds = ([p for p in parameters if isinstance(p, DTensor) is sharded] for sharded in (True, False))
+    parts = [part for part in kinds if part] or [[]]
+    norms = [_norm(part) for part in parts]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     if largest is not None:
-        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+        for part in parts:
+            nn.utils.clip_grads_with_norm_(part, largest, norm)
     return norm
+
+
+def _norm(parameters: list[nn.Parameter]) -> Tensor:
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def _precision(name: str, device: torch.device) -> AbstractContextManager[Any]:
@@ -225,6 +256,8 @@ def _precision(name: str, device: torch.device) -> AbstractContextManager[Any]:
 
 def _gradients_averaged(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
     """Processes exchange gradients in the last pass of a step only."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
     if isinstance(model, DistributedDataParallel) and not last:
         return model.no_sync()
     return nullcontext()

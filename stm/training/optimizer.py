@@ -60,12 +60,13 @@ def group_parameters(
     Returns:
         Groups with `params`, `weight_decay`, and `lr_scale`, which timm's schedules honour.
     """
-    groups: dict[tuple[float, float], dict[str, object]] = {}
+    groups: dict[tuple[float, float, bool], dict[str, object]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         scale = scale_of(name) if scale_of else 1.0
-        key = (0.0 if _is_vector(parameter) else weight_decay, scale)
+        # Scalars by themselves: FSDP cannot cut them, and a fused step takes no mix of what is cut and what is not.
+        key = (0.0 if _is_vector(parameter) else weight_decay, scale, parameter.ndim == 0)
         group = groups.setdefault(key, {"params": [], "weight_decay": key[0], "lr_scale": scale})
         members = group["params"]
         assert isinstance(members, list)

@@ -47,10 +47,10 @@ def pretrain(
     """
     seed = seed if run.seed is None else run.seed
     if isinstance(run, LanguageRun):
-        with join_processes(run.processes, device) as process:
+        with join_processes(run.world_size, device) as process:
             pretrain_language(run, shard_indexes, image_indexes, output, seed, process)
         return
-    with join_processes(run.processes, device) as process:
+    with join_processes(run.world_size, device) as process:
         dataset = open_clips(run, shard_indexes, seed)
         torch.manual_seed(seed)
         method = build_method(run, dataset.text_width)

@@ -22,6 +22,10 @@ from stm.training.start import Start
 # Settings that do not decide what comes out of a run; its seed is told apart from them.
 _INDIFFERENT = {*Run.indifferent, "seed"}
 
+# How the work is divided changes the result by rounding and by each process's noise. A run may go on under another
+# division: a cluster does not always give the same nodes.
+_DIVISION = {"processes", "nodes", "parallel"}
+
 _LIBRARIES = ("torch", "timm", "numpy", "opencv-python-headless", "simplejpeg")
 
 
@@ -71,7 +75,7 @@ def make_plan(
         more: further things that decide what comes out.
     """
     origin = {
-        "run": run.model_dump(mode="json", exclude=_INDIFFERENT),
+        "run": run.model_dump(mode="json", exclude=_INDIFFERENT | _DIVISION),
         "seed": seed,
         "data": data,
         "stm": stm.__version__,
@@ -84,6 +88,7 @@ def make_plan(
         origin=origin | ({"init": asdict(start)} if start else {}) | ({"teacher": teacher} if teacher else {}) | more,
         precision=run.precision,
         compile=run.compile,
+        parallel=run.parallel,
         checkpoint_every=run.checkpoint_every,
         checkpoints_kept=run.checkpoints_kept,
     )

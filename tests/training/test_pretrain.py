@@ -149,7 +149,7 @@ def test_repeats_must_fit_into_a_pass() -> None:
 
 
 def test_a_run_of_several_processes_must_be_started_as_such(shards: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"processes = 2, but 1 were started.*torchrun"):
+    with pytest.raises(ValueError, match=r"2 processes .*, but 1 were started.*torchrun"):
         pretrain(make_run(processes=2), shards, tmp_path, 7, "cpu")
 
 

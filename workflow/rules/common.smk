@@ -226,8 +226,23 @@ def pretrain_models(wildcards):
 
 
 def gpus_of(wildcards):
-    """GPUs of a pretraining run: one a process."""
+    """GPUs of a pretraining run: one a process, on all its nodes."""
+    return CONFIG.runs[wildcards.run].world_size
+
+
+def processes_of(wildcards):
+    """Processes of a pretraining run on each of its nodes."""
     return CONFIG.runs[wildcards.run].processes
+
+
+def on_nodes(give):
+    """A resource of runs on several nodes, `give(run)`; others do not have it."""
+
+    def find(wildcards):
+        run = CONFIG.runs[wildcards.run]
+        return give(run) if run.nodes > 1 else None
+
+    return find
 
 
 def weights_of(run):

@@ -20,13 +20,23 @@ rule pretrain:
     retries: 2
     conda:
         "../../environment.yml"
-    threads: lambda wildcards: max(share_of_cores(len(CONFIG.runs)), gpus_of(wildcards))
+    threads:
+        lambda wildcards: max(
+            share_of_cores(len(CONFIG.runs)), processes_of(wildcards)
+        )
+    # Threads and memory are those of one node. On several, the Slurm executor leaves the script on the first of them
+    # (`mpi`), which starts one task on each by srun; one task a GPU, which it would ask for, is not wanted.
     resources:
         mem_mb=lambda wildcards, attempt: (
-            16000 * (1 + gpus_of(wildcards)) * attempt
+            16000 * (1 + processes_of(wildcards)) * attempt
         ),
         gpu=gpus_of,
         runtime=2880,
+        mpi=on_nodes(lambda run: "srun"),
+        nodes=on_nodes(lambda run: run.nodes),
+        tasks=on_nodes(lambda run: run.nodes),
+        tasks_per_gpu=on_nodes(lambda run: 0),
+        slurm_extra=on_nodes(lambda run: f"--gpus-per-node={run.processes}"),
     params:
         run=lambda wildcards: dump(CONFIG.runs[wildcards.run]),
         seed=CONFIG.seed,

@@ -1,0 +1,140 @@
+"""What two processes joined by gloo train, each with the whole model (DDP) or with a part of it (FSDP)."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.functional import normalize
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
+
+from joined import Values
+from made_clips import make_run
+from made_language import make_batch
+from made_language import make_run as make_language_run
+
+from stm.config import LanguageRun, PretrainRun
+from stm.data.loader import Batch
+from stm.methods import build_method
+from stm.models import zoo
+from stm.training.distributed import Process
+from stm.training.loop import Plan, fit
+
+CLIPS, STEPS, TEXT_WIDTH = 8, 6, 7
+BROKEN_AT = 3  # the step in which a run dies; its last checkpoint is that of step 2
+SETTINGS = {"epochs": 3, "batch_size": CLIPS, "warmup_epochs": 0, "learning_rate": 0.03, "clip_grad": 0.5}
+CONTRAST = {"hidden": 16, "layers": 2, "learnable": True}
+
+RUNS: dict[str, dict[str, Any]] = {
+    "mae": {},
+    "contrast": {"contrast": CONTRAST},
+    "observed": {"contrast": {**CONTRAST, "weight": 0}},
+    "contrast only": {"contrast": CONTRAST, "reconstruction": {"weight": 0}},
+    "accumulated": {"optimisation": {**SETTINGS, "accumulate": 2}},
+    "bf16": {"contrast": CONTRAST, "precision": "bf16"},
+    "compiled": {"compile": True},
+}
+LANGUAGE = ("umt", "stm", "clusterstm")
+IMAGES = {"datasets": ["stills"], "batch_size": CLIPS, "mask": {"strategy": "attention", "ratio": 0.5}}
+
+
+class Killed(Exception):
+    """Stands for what ends a run without a word."""
+
+
+def run_of(name: str, bert: str) -> PretrainRun | LanguageRun:
+    if name in LANGUAGE:
+        optimisation = {"epochs": 3, "batch_size": CLIPS, "warmup_epochs": 0, "scale_by_batch": False, "learning_rate": 1e-3}  # fmt: skip # noqa: E501
+        return make_language_run(name, bert, images=IMAGES, optimisation=optimisation)
+    return make_run(**{"optimisation": SETTINGS, **RUNS[name]})
+
+
+def draw_clips(run: PretrainRun | LanguageRun, step: int, encode: Callable[[list[str]], torch.Tensor] | None) -> Batch:
+    """A step's samples of all processes. Those of a run with images are clips and images in turn, images first."""
+    if isinstance(run, LanguageRun):
+        batch = make_batch(CLIPS, frames=4 if step % 2 else 1, seed=step)
+        assert encode is not None
+        return {**batch, "tokens": encode(batch.pop("caption"))}
+    generator = torch.Generator().manual_seed(step)
+    return {
+        "video": torch.randint(0, 256, (CLIPS, 4, 3, 32, 32), dtype=torch.uint8, generator=generator),
+        "guides": {name: torch.rand(CLIPS, 2, 4, generator=generator) for name in ("noise", "similarity")},
+        "text": normalize(torch.randn(CLIPS, TEXT_WIDTH, generator=generator), dim=1),
+        "caption_index": torch.tensor([0, -1, 1, 0, 0, 1, -1, 0]),
+    }
+
+
+def take(batch: Batch, rows: slice) -> Batch:
+    return {name: take(value, rows) if isinstance(value, dict) else value[rows] for name, value in batch.items()}
+
+
+def train(
+    run: PretrainRun | LanguageRun,
+    output: Path,
+    process: Process,
+    parallel: str,
+    broken_at: int | None = None,
+    seed: int = 3,
+) -> Values:
+    """Losses and gradient norms of the steps, the weights, and those that `zoo.save` wrote; of the first process alone."""
+    torch.manual_seed(seed)
+    method = build_method(run, 96 if isinstance(run, LanguageRun) else TEXT_WIDTH)
+    passes = run.optimisation.accumulate
+    rows = CLIPS // passes // process.count
+
+    def batches(step: int) -> Iterator[Batch]:
+        for number in range(step, STEPS):
+            if number == broken_at:
+                raise Killed
+            whole = draw_clips(run, number, getattr(method, "encode_captions", None))
+            for part in range(passes):
+                first = (part * process.count + process.rank) * rows
+                yield take(whole, slice(first, first + rows))
+
+    plan = Plan("made", run.optimisation, STEPS // 3, 3, precision=run.precision, parallel=parallel,
+                compile=run.compile, checkpoint_every=2, log_every=1)  # fmt: skip
+    fit(method.train(), batches, plan, output, process)
+    if not process.first:
+        return {}
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    model = method.model
+    zoo.save(model if isinstance(run, PretrainRun) else model.encoder, output / "weights.safetensors")
+    weights = {f"weights/{name}": tensor for name, tensor in method.state_dict().items()}
+    assert not any(isinstance(tensor, DTensor) for tensor in weights.values())
+    return {"loss": [x["loss"] for x in lines], "norm": [x["gradient_norm"] for x in lines], **weights}
+
+
+def break_off(run: PretrainRun | LanguageRun, output: Path, process: Process, parallel: str) -> None:
+    try:
+        train(run, output, process, parallel, BROKEN_AT)
+    except Killed:
+        process.wait()
+        return
+    raise AssertionError("the run was to die")
+
+
+def work(rank: int, folder: Path, bert: str) -> Values:
+    """All that one of two processes trains. `folder / "alone"` holds a run that one process has left unfinished."""
+    process, found = Process(rank, 2, torch.device("cpu")), {}
+    compiled = nn.Module.compile  # by torch's own kernels, so that no compiler of C++ is needed
+    nn.Module.compile = lambda self, **more: compiled(self, backend="aot_eager", **more)  # type: ignore[method-assign]
+    for name in (*RUNS, *LANGUAGE):
+        for parallel in ("ddp", "fsdp"):
+            values = train(run_of(name, bert), folder / f"{name}-{parallel}", process, parallel)
+            found |= {f"{name}/{parallel}/{key}": value for key, value in values.items()}
+    for name in ("contrast", "stm"):
+        output = folder / f"{name}-broken"
+        break_off(run_of(name, bert), output, process, "fsdp")
+        if rank == 0:
+            shutil.copytree(output, folder / f"{name}-left")
+        process.wait()
+        values = train(run_of(name, bert), output, process, "fsdp", seed=99)
+        found |= {f"{name}/resumed/{key}": value for key, value in values.items()}
+    values = train(run_of("contrast", bert), folder / "alone", process, "fsdp", seed=99)
+    return found | {f"contrast/from one/{key}": value for key, value in values.items()}
