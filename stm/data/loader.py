@@ -123,8 +123,8 @@ class ClipLoader:
         return clips // self.global_batch * self.global_batch if self.drop_last else clips
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
-        return -(-self.clips_per_epoch // self.global_batch)
+        """This process's batches of a whole epoch; without `drop_last` the last ones may have one less."""
+        return -(-max(self.clips_per_epoch - self.rank * self.batch_size, 0) // self.global_batch)
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """The epoch's batches after the first `start` clips, counted over all processes."""

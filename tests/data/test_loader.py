@@ -1,12 +1,15 @@
 """Order, sharding and resume of loading."""
 
 from collections.abc import Callable
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from stm.config import Augmentation
 from stm.data.dataset import ClipDataset
@@ -105,6 +108,83 @@ def test_processes_share_the_last_clips_in_evaluation(data: ClipDataset) -> None
     parts = [keys(ClipLoader(data, 4, shuffle=False, rank=r, processes=2)) for r in (0, 1)]
     seen = [key for part in parts for batch in part for key in batch[::2]]
     assert sorted(seen) == sorted(data.index[n].key for n in range(11))
+
+
+class Numbers:
+    """A data set of so many clips whose samples say which clip they are."""
+
+    def __init__(self, clips: int) -> None:
+        self.clips = clips
+
+    def __len__(self) -> int:
+        return self.clips
+
+    def __getitem__(self, item: tuple[int, int]) -> list[dict[str, Any]]:
+        epoch, clip = item
+        integers = {"label": 0, "clip": clip, "view": 0, "caption_index": -1}
+        pixels = np.zeros((1, 3, 1, 1), np.uint8)
+        return [{"video": pixels, "guides": {}, **integers, "key": f"{epoch}/{clip}", "caption": ""}]
+
+
+def deal(clips: int, batch_size: int, processes: int, *, start: int = 0, **settings: Any) -> list[list[list[str]]]:
+    """Keys of each process's batches in epoch 2, by process."""
+    loaders = [
+        ClipLoader(Numbers(clips), batch_size, rank=rank, processes=processes, **settings)  # type: ignore[arg-type]
+        for rank in range(processes)
+    ]
+    dealt = [keys(loader, 2, start) for loader in loaders]
+    assert start or [len(batches) for batches in dealt] == [len(loader) for loader in loaders]
+    return dealt
+
+
+def in_order(dealt: list[list[list[str]]]) -> list[str]:
+    """Step after step, and in a step process after process."""
+    return [key for step in zip_longest(*dealt, fillvalue=[]) for batch in step for key in batch]
+
+
+COUNTS = {"clips": st.integers(1, 40), "batch_size": st.integers(1, 7), "processes": st.integers(1, 5)}
+
+
+@settings(max_examples=150, deadline=None)
+@given(**COUNTS, seed=st.integers(0, 3), steps=st.integers(0, 4))
+def test_training_sees_each_clip_once_but_for_a_rest_smaller_than_a_batch(
+    clips: int, batch_size: int, processes: int, seed: int, steps: int
+) -> None:
+    step = batch_size * processes
+    assume(clips >= step)
+    dealt = deal(clips, batch_size, processes, shuffle=True, seed=seed)
+    whole = [f"2/{clip}" for clip in permute(clips, seed, 2)]
+    assert in_order(dealt) == whole[: clips // step * step]  # hence none twice, and clips % step left out
+    assert {len(batch) for batches in dealt for batch in batches} == {batch_size}
+    rest = deal(clips, batch_size, processes, shuffle=True, seed=seed, start=steps * step)
+    assert rest == [batches[steps:] for batches in dealt]
+
+
+@settings(max_examples=100, deadline=None)
+@given(**COUNTS)
+def test_evaluation_sees_each_clip_once_and_leaves_out_none(clips: int, batch_size: int, processes: int) -> None:
+    dealt = deal(clips, batch_size, processes, shuffle=False)
+    assert in_order(dealt) == [f"2/{clip}" for clip in range(clips)]
+
+
+@pytest.mark.parametrize(("clips", "batch_size", "processes"), [(13, 2, 3), (9, 4, 1), (5, 1, 2)])
+def test_no_number_of_workers_changes_the_order(clips: int, batch_size: int, processes: int) -> None:
+    expected = deal(clips, batch_size, processes, shuffle=True, drop_last=False)
+    assert len(in_order(expected)) == clips
+    for workers in (1, 3):
+        assert deal(clips, batch_size, processes, shuffle=True, drop_last=False, workers=workers) == expected
+
+
+def test_how_clips_are_cut_into_shards_changes_nothing(tmp_path: Path, shard: Callable, clip: Callable) -> None:
+    clips, found = [clip(n, frames=3, width=20, height=16) for n in range(7)], []
+    for number, cuts in enumerate([(), (1,), (3, 5), range(1, 7)]):
+        parts = [clips[a:b] for a, b in pairwise([0, *cuts, 7])]
+        paths = [shard(tmp_path / f"{number}" / f"train-{n:05d}.parquet", part) for n, part in enumerate(parts)]
+        data = ClipDataset(paths, GEOMETRY, Augmentation(), seed=1, train=True)
+        found.append(list(ClipLoader(data, 2, shuffle=True, seed=4, drop_last=False).batches(epoch=1)))
+    assert sorted(key for batch in found[0] for key in batch["key"]) == [c["key"] for c in clips]
+    for other in found[1:]:
+        assert all(equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
 def test_loading_leaves_the_global_random_state_alone(data: ClipDataset) -> None:

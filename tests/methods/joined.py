@@ -42,7 +42,7 @@ def run_joined(function: Callable[[int], Values], folder: Path) -> list[Values]:
     processes = [context.Process(target=_join, args=(rank, meeting, results, function)) for rank in range(PROCESSES)]
     for process in processes:
         process.start()
-    found = dict(results.get(timeout=300) for _ in processes)
+    found = dict(results.get(timeout=900) for _ in processes)
     for process in processes:
         process.join()
     failed = [f"rank {rank}: {values['error']}" for rank, values in found.items() if "error" in values]

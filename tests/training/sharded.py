@@ -26,15 +26,14 @@ from stm.models import zoo
 from stm.training.distributed import Process
 from stm.training.loop import Plan, fit
 
-CLIPS, STEPS, TEXT_WIDTH = 8, 6, 7
+CLIPS, STEPS, TEXT_WIDTH = 8, 4, 7
 BROKEN_AT = 3  # the step in which a run dies; its last checkpoint is that of step 2
-SETTINGS = {"epochs": 3, "batch_size": CLIPS, "warmup_epochs": 0, "learning_rate": 0.03, "clip_grad": 0.5}
+SETTINGS = {"epochs": 2, "batch_size": CLIPS, "warmup_epochs": 0, "learning_rate": 0.01, "clip_grad": 0.5}
 CONTRAST = {"hidden": 16, "layers": 2, "learnable": True}
 
 RUNS: dict[str, dict[str, Any]] = {
     "mae": {},
     "contrast": {"contrast": CONTRAST},
-    "observed": {"contrast": {**CONTRAST, "weight": 0}},
     "contrast only": {"contrast": CONTRAST, "reconstruction": {"weight": 0}},
     "accumulated": {"optimisation": {**SETTINGS, "accumulate": 2}},
     "bf16": {"contrast": CONTRAST, "precision": "bf16"},
@@ -48,9 +47,9 @@ class Killed(Exception):
     """Stands for what ends a run without a word."""
 
 
-def run_of(name: str, bert: str) -> PretrainRun | LanguageRun:
+def run_of(name: str, bert: str | None = None) -> PretrainRun | LanguageRun:
     if name in LANGUAGE:
-        optimisation = {"epochs": 3, "batch_size": CLIPS, "warmup_epochs": 0, "scale_by_batch": False, "learning_rate": 1e-3}  # fmt: skip # noqa: E501
+        optimisation = {"epochs": 2, "batch_size": CLIPS, "warmup_epochs": 0, "scale_by_batch": False, "learning_rate": 1e-3}  # fmt: skip # noqa: E501
         return make_language_run(name, bert, images=IMAGES, optimisation=optimisation)
     return make_run(**{"optimisation": SETTINGS, **RUNS[name]})
 
@@ -97,7 +96,7 @@ def train(
                 first = (part * process.count + process.rank) * rows
                 yield take(whole, slice(first, first + rows))
 
-    plan = Plan("made", run.optimisation, STEPS // 3, 3, precision=run.precision, parallel=parallel,
+    plan = Plan("made", run.optimisation, STEPS // 2, 3, precision=run.precision, parallel=parallel,
                 compile=run.compile, checkpoint_every=2, log_every=1)  # fmt: skip
     fit(method.train(), batches, plan, output, process)
     if not process.first:
@@ -119,22 +118,37 @@ def break_off(run: PretrainRun | LanguageRun, output: Path, process: Process, pa
     raise AssertionError("the run was to die")
 
 
-def work(rank: int, folder: Path, bert: str) -> Values:
-    """All that one of two processes trains. `folder / "alone"` holds a run that one process has left unfinished."""
+def work_on_clips(rank: int, folder: Path) -> Values:
+    """Runs without text of one of two processes. `folder / "alone"` holds one that a single process has left unfinished."""
     process, found = Process(rank, 2, torch.device("cpu")), {}
     compiled = nn.Module.compile  # by torch's own kernels, so that no compiler of C++ is needed
     nn.Module.compile = lambda self, **more: compiled(self, backend="aot_eager", **more)  # type: ignore[method-assign]
-    for name in (*RUNS, *LANGUAGE):
-        for parallel in ("ddp", "fsdp"):
-            values = train(run_of(name, bert), folder / f"{name}-{parallel}", process, parallel)
-            found |= {f"{name}/{parallel}/{key}": value for key, value in values.items()}
-    for name in ("contrast", "stm"):
-        output = folder / f"{name}-broken"
-        break_off(run_of(name, bert), output, process, "fsdp")
-        if rank == 0:
-            shutil.copytree(output, folder / f"{name}-left")
-        process.wait()
-        values = train(run_of(name, bert), output, process, "fsdp", seed=99)
-        found |= {f"{name}/resumed/{key}": value for key, value in values.items()}
-    values = train(run_of("contrast", bert), folder / "alone", process, "fsdp", seed=99)
-    return found | {f"contrast/from one/{key}": value for key, value in values.items()}
+    for name in RUNS:
+        found |= train_both(run_of(name), folder, name, process)
+    output = folder / "broken"
+    break_off(run_of("contrast"), output, process, "fsdp")
+    if rank == 0:
+        shutil.copytree(output, folder / "left")
+    process.wait()
+    found |= label("resumed", train(run_of("contrast"), output, process, "fsdp", seed=99))
+    return found | label("from one", train(run_of("contrast"), folder / "alone", process, "fsdp", seed=99))
+
+
+def work_on_texts(rank: int, folder: Path, bert: str) -> Values:
+    """Runs with text of one of two processes."""
+    process, found = Process(rank, 2, torch.device("cpu")), {}
+    for name in LANGUAGE:
+        found |= train_both(run_of(name, bert), folder, name, process)
+    break_off(run_of("stm", bert), folder / "broken", process, "fsdp")
+    return found | label("resumed", train(run_of("stm", bert), folder / "broken", process, "fsdp", seed=99))
+
+
+def train_both(run: PretrainRun | LanguageRun, folder: Path, name: str, process: Process) -> Values:
+    found: Values = {}
+    for parallel in ("ddp", "fsdp"):
+        found |= label(f"{name}/{parallel}", train(run, folder / f"{name}-{parallel}", process, parallel))
+    return found
+
+
+def label(name: str, values: Values) -> Values:
+    return {f"{name}/{key}": value for key, value in values.items()}
