@@ -62,4 +62,6 @@ class Orientation:
         field = self.turn(field)
         if self.transpose:
             field = field[..., ::-1]
+        if not (self.flip_x or self.flip_y):
+            return field
         return field * np.array([-1 if self.flip_x else 1, -1 if self.flip_y else 1], field.dtype)

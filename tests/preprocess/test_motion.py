@@ -208,7 +208,7 @@ def test_a_blocks_area_is_dealt_to_the_cells_it_lies_on(
     width, height = 7 * 9 * 8, 5 * 9 * 8  # divisible by every number of cells but 7: painted eight times finer below
     blocks = np.zeros(1, [("dst_x", "i2"), ("dst_y", "i2"), ("w", "u1"), ("h", "u1")])
     blocks["dst_x"], blocks["dst_y"], blocks["w"], blocks["h"] = x, y, w, h
-    shares = sum_over_cells(blocks, np.ones((1, 1)), width, height, rows, columns)[..., 0]
+    shares = sum_over_cells(blocks, [np.ones(1)], np.zeros(1, int), width, height, (1, rows, columns))[0, 0]
     cut_w = max(0, min(x - w // 2 + w, width) - max(x - w // 2, 0))
     cut_h = max(0, min(y - h // 2 + h, height) - max(y - h // 2, 0))
     assert shares.sum() * (width / columns) * (height / rows) == pytest.approx(cut_w * cut_h)
