@@ -77,6 +77,7 @@ class Similarity(Section):
     )
     batch_size: int = field(1024, "patches a forward pass, filled across frames and clips", "patches", ge=1)
     precision: Literal["float32", "bfloat16", "float16"] = field("float32", "arithmetic of the image tower")
+    compile: bool = field(False, "torch.compile of the image tower; worth it on CUDA, not on CPU")
     keep_embeddings: bool = field(False, "keep every patch's embedding (fp16): more captions cost a dot product")
 
 

@@ -61,10 +61,14 @@ class Blip2Captioner:
             )
         return 0 if self._model.language_model.config.is_encoder_decoder else config.num_query_tokens + 1
 
+    def prepare(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        """The model's input for images uint8 [H, W, 3]: float32 [B, 3, S, S], on the CPU."""
+        pixels: torch.Tensor = self._processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+        return pixels
+
     @torch.inference_mode()
-    def caption(self, images: Sequence[np.ndarray]) -> list[str]:
-        """One caption for each image, uint8 [H, W, 3]; greedy or beam search, never sampled."""
-        pixels = self._processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+    def caption(self, pixels: torch.Tensor) -> list[str]:
+        """One caption for each of `prepare`'s images; greedy or beam search, never sampled."""
         tokens = self._model.generate(
             pixel_values=pixels.to(self._device, PRECISIONS[self._source.precision]),
             do_sample=False,
@@ -85,8 +89,8 @@ class Blip2Captioner:
         chosen = {row["key"]: choose_key_frames(row["frames"], self._source.key_frames) for row in rows}
         items = [(row, frame) for row in rows for frame in chosen[row["key"]]]
 
-        def load(batch: range) -> list[np.ndarray]:
-            return [load_frame(frames_tar, *items[i]) for i in batch]
+        def load(batch: range) -> torch.Tensor:
+            return self.prepare([load_frame(frames_tar, *items[i]) for i in batch])
 
         with Progress(f"captions {frames_tar.stem}", len(rows), "clips") as progress:
             texts = generate_texts(

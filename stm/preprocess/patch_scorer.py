@@ -6,6 +6,9 @@ then cut: each cell holds its own share of the frame and nothing of its neighbou
 cells have one shape. A frame whose cells are whole pixels (224 x 224 with 14 x 14 cells, as in the paper) is not
 resized at all. Both resizes are bicubic with antialiasing, as torch and PIL define it, in float32 and clamped to the
 range of pixels; PIL also rounds to whole numbers between, which is not copied.
+
+Cells are normalised before they are enlarged, not after. Resizing is linear and its weights add up to 1, so that is the same
+but for rounding, and the large pictures are written once and clamped once: passes over memory are what costs here.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,13 +47,18 @@ def resize_matrix(source: int, target: int, device: torch.device) -> Tensor:
     return weights[0, 0].to(device)
 
 
-def resize(images: Tensor, height: int, width: int) -> Tensor:
-    """Float images [..., H, W] in 0 to 255, resized and clamped to that range; unchanged when they have the size."""
+def stretch(images: Tensor, height: int, width: int) -> Tensor:
+    """Float images [..., H, W] resized, not clamped; unchanged when they have the size."""
     if images.shape[-2:] == (height, width):
         return images
     down = resize_matrix(images.shape[-2], height, images.device)
     across = resize_matrix(images.shape[-1], width, images.device)
-    return (down @ images @ across.T).clamp_(0, 255)
+    return down @ images @ across.T
+
+
+def resize(images: Tensor, height: int, width: int) -> Tensor:
+    """Float images [..., H, W] in 0 to 255, resized and clamped to that range; unchanged when they have the size."""
+    return images if images.shape[-2:] == (height, width) else stretch(images, height, width).clamp_(0, 255)
 
 
 def cut_cells(frame: Tensor, rows: int, columns: int) -> Tensor:
@@ -72,15 +80,19 @@ def cut_cells(frame: Tensor, rows: int, columns: int) -> Tensor:
 class PatchScorer:
     """Embeds patches and texts with a CLIP, in batches of one fixed shape."""
 
-    def __init__(self, clip: Clip, grid: int, batch_size: int) -> None:
+    def __init__(self, clip: Clip, grid: int, batch_size: int, compile: bool = False) -> None:
         """
         Args:
             grid: cells on the short side of a map.
             batch_size: patches a forward pass; a smaller batch is filled up, so that the model sees one shape only.
+            compile: compile the image tower.
         """
         self.clip, self.grid, self.batch_size = clip, grid, batch_size
         self._mean = 255 * torch.tensor(clip.mean, device=clip.device).view(3, 1, 1)
         self._std = 255 * torch.tensor(clip.std, device=clip.device).view(3, 1, 1)
+        self._black, self._white = -self._mean / self._std, (255 - self._mean) / self._std
+        encode = clip.model.encode_image
+        self._encode = torch.compile(encode, dynamic=False) if compile else encode
 
     def prepare(self, pieces: Sequence[Piece]) -> Tensor:
         """The image tower's input for one batch of cells: [batch_size, 3, height, width], the rest zeros."""
@@ -90,9 +102,9 @@ class PatchScorer:
         for frame, start, stop in pieces:
             rows, columns = map_shape(frame.shape[1], frame.shape[0], self.grid)
             pixels = torch.from_numpy(frame).to(self.clip.device, non_blocking=True)
-            cells = resize(cut_cells(pixels, rows, columns)[start:stop], height, width)
-            # In place: on a CPU these passes over memory cost more than the resize itself.
-            batch[filled : filled + len(cells)] = cells.sub_(self._mean).div_(self._std)
+            cells = (cut_cells(pixels, rows, columns)[start:stop] - self._mean) / self._std
+            place = batch[filled : filled + len(cells)]
+            torch.clamp(stretch(cells, height, width), self._black, self._white, out=place)
             filled += len(cells)
         batch[filled:] = 0
         return batch
@@ -100,7 +112,7 @@ class PatchScorer:
     def encode(self, batch: Tensor) -> Tensor:
         """Projected CLS embeddings of a prepared batch, of length 1: float16 [batch_size, D] on the device."""
         with exact_convolutions(self.clip.device):
-            features = self.clip.model.encode_image(batch)
+            features = self._encode(batch)
         return functional.normalize(features.float(), dim=-1).half()
 
     @torch.inference_mode()

@@ -67,7 +67,8 @@ def write_embeddings(
         ModelError: the config's model cannot be had.
     """
     kept = read_kept(frames_index)
-    scorer = PatchScorer(load_clip(settings.model, settings.precision, device), grid, settings.batch_size)
+    clip = load_clip(settings.model, settings.precision, device)
+    scorer = PatchScorer(clip, grid, settings.batch_size, settings.compile)
     receipt = _make_receipt("embeddings", settings, scorer, kept)
     journal = Journal(output, receipt)
     _fill_journal(scorer, frames_tar, kept, set(), journal, "embeddings", lambda _, embeddings: embeddings)
@@ -99,7 +100,8 @@ def write_similarity(
     """
     kept, said = read_kept(frames_index), read_captions(captions)
     _check_captions(kept, said, captions)
-    scorer = PatchScorer(load_clip(settings.model, settings.precision, device), grid, settings.batch_size)
+    clip = load_clip(settings.model, settings.precision, device)
+    scorer = PatchScorer(clip, grid, settings.batch_size, settings.compile)
     texts = _embed_captions(scorer, kept, said)
     worded = {row["key"]: [text for _, text in said[row["key"]].texts] for row in kept}
     receipt = _make_receipt("similarity", settings, scorer, kept) | {"captions": hash_receipt(worded)}

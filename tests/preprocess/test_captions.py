@@ -143,7 +143,7 @@ def test_blip2_captions_depend_on_the_picture(blip2: Path) -> None:
     rng = np.random.default_rng(0)
     flat = [np.full((20, 30, 3), level, np.uint8) for level in (0, 128, 255)]
     noisy = [rng.integers(0, 256, (20, 30, 3), dtype=np.uint8) for _ in range(5)]
-    assert len(set(captioner.caption(flat + noisy))) > 1
+    assert len(set(captioner.caption(captioner.prepare(flat + noisy)))) > 1
 
 
 @pytest.mark.parametrize("more", [{"batch_size": 1}, {"batch_size": 64}])
@@ -181,11 +181,11 @@ def test_blip2_continues_after_a_kill_with_the_same_bytes(
     batches: list[int] = []
     caption = Blip2Captioner.caption
 
-    def die_at_the_third(self: Blip2Captioner, images: list[np.ndarray]) -> list[str]:
-        batches.append(len(images))
+    def die_at_the_third(self: Blip2Captioner, pixels: torch.Tensor) -> list[str]:
+        batches.append(len(pixels))
         if len(batches) == 3:
             raise Killed
-        return caption(self, images)
+        return caption(self, pixels)
 
     monkeypatch.setattr(Blip2Captioner, "caption", die_at_the_third)
     with pytest.raises(Killed):
@@ -201,10 +201,10 @@ def test_blip2_continues_after_a_kill_with_the_same_bytes(
 def test_a_journal_of_other_frames_is_not_used(tmp_path: Path, blip2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, batches = blip2_source(blip2, batch_size=2), iter(range(100))
 
-    def say(self: Blip2Captioner, images: list[np.ndarray]) -> list[str]:
+    def say(self: Blip2Captioner, pixels: torch.Tensor) -> list[str]:
         if next(batches) == 2:
             raise Killed
-        return [f"colour {image.sum()}" for image in images]
+        return [f"colour {image.sum()}" for image in pixels]
 
     monkeypatch.setattr(Blip2Captioner, "caption", say)
     with pytest.raises(Killed):

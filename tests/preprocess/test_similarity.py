@@ -13,6 +13,7 @@ from made_models import CLIP_CONFIG, NORMALISATION, save_clip
 from made_shard import Clip, Made, make_shard
 from PIL import Image
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 from torchvision.transforms.v2 import functional as vision
 
 from stm.config import BadInput, HumanCaptions, Similarity
@@ -20,7 +21,7 @@ from stm.files import hash_weights, read_receipt, read_table
 from stm.preprocess.captions import write_captions
 from stm.preprocess.clip_model import load_clip
 from stm.preprocess.grid import map_shape
-from stm.preprocess.patch_scorer import PatchScorer, cosine, cut_batches, cut_cells, resize
+from stm.preprocess.patch_scorer import PatchScorer, Piece, cosine, cut_batches, cut_cells, resize
 from stm.preprocess.pretrained import ModelError
 from stm.preprocess.similarity import write_embeddings, write_similarity
 from stm.preprocess.stored_frames import load_frame
@@ -137,6 +138,30 @@ def test_whole_pixel_cells_are_cut_without_resampling() -> None:
     for row, column in np.ndindex(4, 5):
         expected = frame[8 * row : 8 * row + 8, 8 * column : 8 * column + 8].permute(2, 0, 1).float()
         assert torch.equal(cells[5 * row + column], expected)
+
+
+def test_the_towers_input_is_resized_then_clamped_then_normalised(model: Path) -> None:
+    """What is computed in another order: with hard edges, where bicubic resizing leaves the range of pixels."""
+    scorer = PatchScorer(load_clip(f"local-dir:{model}", device="cpu"), GRID, 20)
+    frame = (255 * np.random.default_rng(0).integers(0, 2, (40, 48, 3))).astype(np.uint8)
+    cells = cut_cells(torch.from_numpy(frame), 4, 5)
+    large = vision.resize(cells, [24, 24], vision.InterpolationMode.BICUBIC, antialias=True)
+    assert large.min() < -10 and large.max() > 265
+    mean, std = (torch.tensor(NORMALISATION[name]).view(3, 1, 1) for name in ("mean", "std"))
+    expected = (large.clamp(0, 255) / 255 - mean) / std
+    torch.testing.assert_close(scorer.prepare([Piece(frame, 0, 20)]), expected, atol=1e-4, rtol=0)
+
+
+def test_compiling_the_tower_changes_no_embedding_and_makes_one_graph(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **kw: compiled(f, backend="eager", fullgraph=True, **kw))
+    frames = list(np.random.default_rng(0).integers(0, 256, (3, 37, 53, 3), dtype=np.uint8))
+    plain, fast = (PatchScorer(load_clip(f"local-dir:{model}", device="cpu"), GRID, 7, way) for way in (False, True))
+    counters.clear()
+    np.testing.assert_allclose(fast.embed_frames(frames), plain.embed_frames(frames), atol=1e-3)
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 @given(st.integers(20, 90), st.integers(20, 90), st.integers(2, 7))

@@ -118,3 +118,22 @@ def test_schedule_is_warmup_then_cosine_and_needs_no_history() -> None:
 def test_no_epochs_need_no_schedule() -> None:
     choice = settings(epochs=0, warmup_epochs=40)
     build_schedule(build_optimizer(Encoder(), choice), choice, 4)
+
+
+def test_the_fused_kernel_takes_the_same_steps_as_the_plain_loop() -> None:
+    torch.manual_seed(0)
+    fused, plain = Encoder(), Encoder()
+    plain.load_state_dict(fused.state_dict())
+    optimizers = [build_optimizer(fused, settings()), build_optimizer(plain, settings())]
+    assert all(group["fused"] for group in optimizers[0].param_groups)
+    for group in optimizers[1].param_groups:
+        group["fused"], group["foreach"] = False, False
+    for step in range(5):
+        generator = torch.Generator().manual_seed(step)
+        for one, other in zip(fused.parameters(), plain.parameters(), strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for (name, one), other in zip(fused.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
