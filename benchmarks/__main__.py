@@ -1,58 +1,190 @@
-"""All benchmarks, one after the other, on this machine: `python -m benchmarks [name ...]`.
+"""All benchmarks, one after the other, on this machine, and one table of what they found.
 
-What they print is kept in `benchmarks/results/`, with the date, the machine and the versions. Compare the ratios: absolute
-times are the machine's.
+    python -m benchmarks                         # all; says beforehand how long it takes
+    python -m benchmarks --only loader,motion --rounds 3
+    python -m benchmarks --quick                 # small sizes, minutes: to see that everything runs
+
+The table is kept in `benchmarks/results/{date}-{cpu or gpu}.md`, with the machine and the versions, and as JSON. A part that
+is run again on the same day replaces its former rows; one that fails is named, and does not keep the others from running.
+Compare the ratios: absolute speeds are the machine's.
 """
 
 import argparse
 import datetime
+import json
 import os
-import platform
 import subprocess
 import sys
-from importlib.metadata import version
+import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks._machine import describe
+from benchmarks._table import ROWS, Row, render
 
 FOLDER = Path(__file__).parent
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
-LIBRARIES = ("torch", "transformers", "timm", "open_clip_torch", "av", "simplejpeg", "numpy")
+FOUND = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
 
 
-def describe_machine() -> str:
-    """Processor or GPU, cores, system and versions."""
-    import torch
+class Part(NamedTuple):
+    """A benchmark: minutes on two idle cores, or with a GPU, and what it is told."""
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
-    versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    return f"{device}, {os.cpu_count()} cores, Python {platform.python_version()}, {platform.system()}\n{versions}"
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    minutes: float
+    cpu: tuple[str, ...] = ()
+    gpu: tuple[str, ...] = ()
+    quick: tuple[str, ...] = ()  # in place of either
 
 
-def main() -> None:
+VIT_B = ("--size", "base", "--image-size", "224", "--frames", "16")
+PARTS = {
+    "similarity": Part(
+        6, gpu=("--precision", "bfloat16", "--batch-size", "1024", "--clips", "32", "--compile"), quick=("--small",)
+    ),
+    "training_step": Part(
+        4, (*VIT_B, "--batch", "2"), (*VIT_B, "--batch", "64", "--precision", "bf16"), ("--size", "tiny")
+    ),
+    "loader": Part(3, quick=("--clips", "1", "--seconds", "4", "--visits", "1")),
+    "motion": Part(4, quick=("--clips", "1", "--frames", "48")),
+    "captions": Part(1, quick=("--clips", "4")),
+    "training_sweep": Part(20, ("--toy",), quick=("--toy",)),
+    "masking": Part(30, gpu=("--step-batch", "32", "--precision", "bf16"), quick=("--batch", "2", "--step-batch", "1")),
+}
+NAMES = [*(name for name in PARTS if name in FOUND), *(name for name in FOUND if name not in PARTS)]
+
+
+def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="name", help=f"which; default: all of {', '.join(NAMES)}")
-    chosen = parser.parse_args().names or NAMES
-    if unknown := set(chosen) - set(NAMES):
-        parser.error(f"no benchmark {', '.join(unknown)}; there are: {', '.join(NAMES)}")
-    machine = describe_machine()
-    print(machine, flush=True)
+    parser.add_argument("names", nargs="*", metavar="part", help=f"which; default: all of {', '.join(NAMES)}")
+    parser.add_argument("--only", help="the same, with commas between them", metavar="PART,PART")
+    parser.add_argument("--rounds", type=int, help="turns of each measurement; default: each part's own")
+    parser.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, and little else")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda when there is any")
+    parser.add_argument("--threads", type=int, help="of torch and numpy; default: theirs")
+    parser.add_argument("--output", type=Path, default=FOLDER / "results", help="folder for the table")
+    arguments = parser.parse_args(given)
+    arguments.names += [name for name in (arguments.only or "").split(",") if name]
+    if unknown := set(arguments.names) - set(NAMES):
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are: {', '.join(NAMES)}")
+    return arguments
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(given)
+    device = arguments.device or _find_device()
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    chosen = [name for name in NAMES if name in (arguments.names or NAMES)]
+    record = open_record(arguments.output, device)
+    for topic, value in record["machine"].items():
+        print(f"{topic}: {value}")
+    announce(chosen, arguments.quick)
+    failed = []
     for name in chosen:
         print(f"\n== {name}", flush=True)
-        command = [sys.executable, "-m", f"benchmarks.{name}"]
-        finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        print(finished.stdout, flush=True)
-        if finished.returncode:
-            sys.exit(f"benchmark {name} ended with status {finished.returncode}")
-        kept = FOLDER / "results" / f"{datetime.date.today()}-{name}.txt"
-        kept.parent.mkdir(exist_ok=True)
-        kept.write_text(f"{machine}\n\n{finished.stdout}")
+        result = run_part(name, make_command(name, device, arguments), arguments.threads)
+        record["parts"][name] = result
+        save_record(arguments.output, device, record)
+        if result["status"]:
+            failed.append(name)
+    print(f"\n{render([Row(**row) for part in record['parts'].values() for row in part['rows']])}")
+    print(f"\nkept in {name_record(arguments.output, device).with_suffix('.md')}")
+    if failed:
+        print(f"failed: {', '.join(failed)}; what they printed is in the table's file", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _find_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def announce(chosen: Sequence[str], quick: bool) -> None:
+    """How long it will take, on an idle machine."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > 0.5 * cores:
+        print(f"\nthe machine is not idle (load {load:.1f} on {cores} cores): ratios hold roughly, speeds do not")
+    if not quick:
+        known = {name: f"{PARTS[name].minutes:g} min" if name in PARTS else "not known" for name in chosen}
+        print("\nestimated: " + ", ".join(f"{name} {time}" for name, time in known.items()))
+
+
+def make_command(name: str, device: str, arguments: argparse.Namespace) -> list[str]:
+    part = PARTS.get(name, Part(0))
+    told = part.quick if arguments.quick else part.gpu if device == "cuda" else part.cpu
+    rounds: tuple[str, ...] = ()
+    if arguments.rounds and '"--rounds"' in (FOLDER / f"{name}.py").read_text():
+        rounds = ("--rounds", str(arguments.rounds))
+    return [sys.executable, "-m", f"benchmarks.{name}", *told, *rounds]
+
+
+def run_part(name: str, command: Sequence[str], threads: int | None) -> dict[str, Any]:
+    """Runs a part in a process of its own, shows what it prints, and returns its rows."""
+    # glibc gives large arrays back to the system after each step, and gets them again page by page; peers suffer alike.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31)}
+    environment["PYTHONPATH"] = os.pathsep.join([str(FOLDER.parent), os.environ.get("PYTHONPATH", "")])
+    if threads:
+        environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    load, began, printed = os.getloadavg()[0], time.monotonic(), []
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder) / "rows.json"
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env={**environment, ROWS: str(rows)}
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                printed.append(line)
+        found = json.loads(rows.read_text()) if rows.exists() else []
+    if process.returncode:
+        print(f"{name} ended with status {process.returncode}", file=sys.stderr)
+    return {
+        "status": process.returncode,
+        "command": " ".join(["python", *command[1:]]),
+        "minutes": round((time.monotonic() - began) / 60, 1),
+        "load": round(load, 1),
+        "rows": found,
+        "printed": "".join(printed),
+    }
+
+
+def name_record(folder: Path, device: str) -> Path:
+    return folder / f"{datetime.date.today()}-{'gpu' if device == 'cuda' else 'cpu'}.json"
+
+
+def open_record(folder: Path, device: str) -> dict[str, Any]:
+    """This day's record of this machine, or a new one."""
+    path, machine = name_record(folder, device), describe()
+    if path.exists():
+        record: dict[str, Any] = json.loads(path.read_text())
+        if record["machine"] != machine:
+            sys.exit(f"{path} is of another machine, or of other versions; say another folder with --output")
+        return record
+    return {"date": str(datetime.date.today()), "machine": machine, "parts": {}}
+
+
+def save_record(folder: Path, device: str, record: dict[str, Any]) -> None:
+    path = name_record(folder, device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    path.with_suffix(".md").write_text(render_record(record))
+
+
+def render_record(record: dict[str, Any]) -> str:
+    """The table, the machine, and below what each part printed."""
+    parts: dict[str, dict[str, Any]] = record["parts"]
+    rows = [Row(**row) for part in parts.values() for row in part["rows"]]
+    machine = [f"- {topic}: {value}" for topic, value in record["machine"].items()]
+    lines = [f"# Speed, {record['date']}", "", *machine, "", render(rows), ""]
+    lines += ["Ratios are medians of neighbouring turns in one run, with the least and the largest.", ""]
+    for name, part in parts.items():
+        ended = f", ended with status {part['status']}" if part["status"] else ""
+        lines += [f"## {name}", "", f"`{part['command']}`: {part['minutes']} min, load before it {part['load']}{ended}"]
+        lines += ["", "```", part["printed"].strip(), "```", ""]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,23 +6,27 @@ distance between measured and true motion of a cell, in cells per step of 4 fram
 saying that nothing moves. Area: how well the magnitude tells the cells of the object from the others (area under the
 ROC curve; 0.5 is chance), after the median has been taken off, so that a moving camera does not hide the object.
 
-Fast: frames a second of CPU time of one core for each backend and for decoding alone, in the same run. Ratios are
-what to compare; the machine may be shared.
+Fast: frames a second of CPU time of one core for each backend, against decoding alone in the same run: to the decoder's own
+pictures, which is the limit, and to RGB arrays, which is what users of PyAV and decord get. Ratios are what to compare; the
+machine may be shared.
 """
 
 import argparse
 import subprocess
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import cv2
+import decord
 import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks._table import Row, compare, cpu_seconds, report, take_turns
 from stm.config import Motion
 from stm.preprocess.container import VideoError
 from stm.preprocess.grid import map_shape
@@ -49,20 +53,21 @@ class Clip(NamedTuple):
     object: NDArray[np.bool_]  # [F, height, width]
 
 
-def make_clip(seed: int, moving_camera: bool) -> Clip:
+def make_clip(seed: int, moving_camera: bool, frames: int = FRAMES) -> Clip:
     """A clip with known motion. Speeds are up to 8 pixels a frame each way for the object, 3 for the camera."""
     random = np.random.default_rng(seed)
     world, thing = _texture(random, HEIGHT + 400, WIDTH + 400), _texture(random, SIDE, SIDE)
     room = np.array([WIDTH - SIDE, HEIGHT - SIDE])
-    places = _bounce(random.uniform(0, 1, 2) * room, random.uniform(-8, 8, 2), room)
+    places = _bounce(random.uniform(0, 1, 2) * room, random.uniform(-8, 8, 2), room, frames)
     speed = random.uniform(-3, 3, 2) if moving_camera else np.zeros(2)
-    camera = 200 + np.arange(FRAMES)[:, None] * speed
+    # It turns back when it has gone as far as the world reaches.
+    camera = 200 + _bounce(np.zeros(2), speed, np.full(2, 199.0), frames, low=-199.0)
     clip = Clip(
-        np.empty((FRAMES, HEIGHT, WIDTH, 3), np.uint8),
-        np.zeros((FRAMES, HEIGHT, WIDTH, 2), np.float32),
-        np.zeros((FRAMES, HEIGHT, WIDTH), bool),
+        np.empty((frames, HEIGHT, WIDTH, 3), np.uint8),
+        np.zeros((frames, HEIGHT, WIDTH, 2), np.float32),
+        np.zeros((frames, HEIGHT, WIDTH), bool),
     )
-    for number in range(FRAMES):
+    for number in range(frames):
         mask = _shift(np.ones((SIDE, SIDE), np.float32), places[number])[..., None]
         picture = _shift(world, -camera[number]) * (1 - mask) + _shift(thing, places[number]) * mask
         clip.frames[number] = np.clip(picture + random.normal(0, 1.5, picture.shape), 0, 255)
@@ -81,11 +86,11 @@ def _texture(random: np.random.Generator, height: int, width: int) -> NDArray[np
     return np.clip(picture, 0, 255)
 
 
-def _bounce(place: NDArray, speed: NDArray, room: NDArray) -> NDArray[np.float64]:
+def _bounce(place: NDArray, speed: NDArray, room: NDArray, frames: int, low: float = 0.0) -> NDArray[np.float64]:
     places = [place]
-    for _ in range(FRAMES - 1):
+    for _ in range(frames - 1):
         after = places[-1] + speed
-        speed = np.where((after < 0) | (after > room), -speed, speed)
+        speed = np.where((after < low) | (after > room), -speed, speed)
         places.append(places[-1] + speed)
     return np.array(places)
 
@@ -151,42 +156,83 @@ def _score(paths: list[Path], truths: list, stored: NDArray, shape: tuple[int, i
     return f"{'':9} {np.mean(errors):5.2f} {np.mean(areas):5.3f}"
 
 
-def speed(videos: Sequence[Path]) -> None:
-    print(
-        f"\n{'video':28} {'frames':>6} {'decoding f/s':>12} "
-        + " ".join(f"{b:>10}" for b in BACKENDS)
-        + "   (share of decoding's speed)"
-    )
+def speed(videos: Sequence[Path], rounds: int) -> list[Row]:
+    """Frames a second of CPU time, in turns: decoded only, as RGB by PyAV and by decord, and with motion by each backend."""
+    rows = []
     for path in videos:
-        begin = time.process_time()
         with Video(path) as video:
             for frame in video.frames():
                 shown = video.orientation.size(frame.picture.width, frame.picture.height)
             count = video.decoded
-        alone = count / (time.process_time() - begin)
         stored, shape = np.arange(0, count, STEP), map_shape(*shown, GRID)
-        rates = []
+
+        def measure(backend: str, path: Path = path, stored: NDArray = stored, shape: tuple = shape) -> float:
+            return cpu_seconds(lambda: measure_motion(path, None, None, stored, shape, Motion(backend=backend)))
+
+        work = {
+            "decoding": partial(cpu_seconds, partial(decode, path)),
+            "RGB": partial(cpu_seconds, partial(decode, path, True)),
+        }
+        work["decord"] = partial(cpu_seconds, partial(decode_with_decord, path))
+        work |= {backend: partial(measure, backend) for backend in BACKENDS if _can(measure, backend)}
+        seconds = take_turns(work, rounds)
+        rates = {name: [count / value for value in values] for name, values in seconds.items()}
+        print(
+            f"{path.name}, {count} frames: " + ", ".join(f"{n} {median(r):.0f} frames/s" for n, r in rates.items()),
+            flush=True,
+        )
         for backend in BACKENDS:
-            begin = time.process_time()
-            try:
-                measure_motion(path, None, None, stored, shape, Motion(backend=backend))
-                rate = stored[-1] / (time.process_time() - begin)
-                rates.append(f"{rate:5.0f} {rate / alone:4.2f}")
-            except VideoError:
-                rates.append(f"{'-':>10}")
-        print(f"{path.name:28.28} {count:6d} {alone:12.0f} " + " ".join(rates), flush=True)
+            for peer, said in (
+                ("decoding", "decoding to YUV"),
+                ("RGB", "decoding to RGB, PyAV"),
+                ("decord", "decoding to RGB, decord"),
+            ):
+                if backend in rates:
+                    against, aim = f"{said}: {median(rates[peer]):.0f} frames/s", "0.8" if backend == "codec" else ""
+                    rate = f"{median(rates[backend]):.0f} frames/s per core"
+                    rows.append(
+                        compare(f"motion, {backend}, {path.name}", rate, rates[backend], rates[peer], against, aim)
+                    )
+    return rows
+
+
+def _can(measure: Callable[[str], float], backend: str) -> bool:
+    try:
+        measure(backend)
+    except VideoError as error:
+        print(f"{backend}: {error}")
+        return False
+    return True
+
+
+def decode(path: Path, pictures: bool = False) -> None:
+    """All frames by PyAV; with `pictures` as RGB arrays too."""
+    with Video(path) as video:
+        for frame in video.frames():
+            if pictures:
+                frame.picture.to_ndarray(format="rgb24")
+
+
+def decode_with_decord(path: Path) -> None:
+    reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+    for _ in range(len(reader)):
+        reader.next().asnumpy()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=3, help="made clips for each line")
+    parser.add_argument("--clips", type=int, default=3, help="made clips for each line of the errors")
+    parser.add_argument("--frames", type=int, default=250, help="of the made video whose speed is measured")
+    parser.add_argument("--rounds", type=int, default=5, help="of speed")
     parser.add_argument("--video", type=Path, nargs="*", default=[], help="videos whose speed is measured, too")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         quality(arguments.clips, Path(folder))
-        made = Path(folder) / "made 340x256 x264.mkv"
-        encode(make_clip(0, True), CODINGS["x264 defaults"], made)
-        speed([made, *arguments.video])
+        names = {"x264 defaults": "340x256 x264.mkv", "x264 bf0 refs1 g12": "340x256 x264 no B.mkv"}
+        made = make_clip(0, True, arguments.frames)
+        for coding, name in names.items():
+            encode(made, CODINGS[coding], Path(folder) / name)
+        report(speed([*(Path(folder) / name for name in names.values()), *arguments.video], arguments.rounds))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,185 @@
+"""How fast training clips come out of shards, against decord at random offsets of the original files.
+
+    python -m benchmarks.loader
+    python -m benchmarks.loader --gop 12 --batch 32 --step 0.25
+
+Clips of 340 x 256 pixels are coded by x264 with B-frames, as downloaded videos are, and go through the stages `frames` and
+`shards` with their defaults. A visit takes 16 frames, 4 apart, from a random offset. Ours reads and decodes the JPEGs, cuts a
+random crop, resizes and flips it to 224 x 224, and joins clips into batches; decord seeks and decodes the same frames of the
+original file, and does nothing else with them. Both are counted in CPU time of one thread.
+
+How many cores keep a training step fed follows from that rate; that loading processes really add up is measured beside it,
+in wall-clock time.
+"""
+
+import argparse
+import itertools
+import math
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import cv2
+import decord
+import numpy as np
+import pyarrow as pa
+import torch
+
+from benchmarks._table import Row, compare, cpu_seconds, report, take_turns, wall_seconds
+from benchmarks.motion import encode, make_clip
+from stm.config import Augmentation, BadInput, Frames, Pack
+from stm.data.dataset import ClipDataset
+from stm.data.geometry import Geometry
+from stm.data.loader import ClipLoader, collate
+from stm.files import write_table
+from stm.manifest import MANIFEST_SCHEMA, make_key
+from stm.preprocess.frames import extract_frames
+from stm.preprocess.shards import pack_shard
+
+FRAMES, SIZE, RATE = 16, 224, 25
+EVERY = Frames().every
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=4, help="made videos")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of each")
+    parser.add_argument("--gop", type=int, nargs="*", default=[250, 12], help="frames between key frames")
+    parser.add_argument("--visits", type=int, default=4, help="of each clip in a round; ours makes eight times as many")
+    parser.add_argument("--batch", type=int, default=32, help="clips of the step that is to be fed")
+    parser.add_argument("--step", type=float, default=0.25, help="seconds of the step that is to be fed")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="loading processes, measured as a whole")
+    parser.add_argument("--rounds", type=int, default=5)
+    return parser.parse_args()
+
+
+def make_videos(folder: Path, clips: int, seconds: float, gop: int) -> list[str]:
+    """H.264 with x264's defaults but for the distance of key frames."""
+    folder.mkdir()
+    names = [f"{number}.mp4" for number in range(clips)]
+    for number, name in enumerate(names):
+        made = make_clip(number, moving_camera=True, frames=round(seconds * RATE))
+        encode(made, ["-c:v", "libx264", "-g", str(gop)], folder / name)
+    return names
+
+
+def make_shard(folder: Path, names: Sequence[str]) -> Path:
+    """The stages `frames` and `shards` on the videos; returns the shard's index."""
+    empty = dict.fromkeys(MANIFEST_SCHEMA.names)
+    rows = [{**empty, "video_id": name, "key": make_key(name), "path": name, "split": "train"} for name in names]
+    table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["key"]), schema=MANIFEST_SCHEMA)
+    slice_path, tar, index = (folder / name for name in ("slice.parquet", "frames.tar", "frames.parquet"))
+    write_table(slice_path, table, {"stage": "split"})
+    extract_frames(slice_path, folder / "videos", tar, index, Frames(), BadInput(), 1)
+    pack, shard = Pack(similarity=False, motion=False), folder / "shards/train-00000.parquet"
+    shard.parent.mkdir()
+    inputs = (slice_path, tar, index, {}, {}, None, None, {})
+    pack_shard(*inputs, shard.with_suffix(".tar"), shard, pack, 14, BadInput())
+    return shard
+
+
+class Source:
+    """The same clips as a shard and as files, and the windows to take from them."""
+
+    def __init__(self, folder: Path, arguments: argparse.Namespace, gop: int) -> None:
+        folder.mkdir()
+        names = make_videos(folder / "videos", arguments.clips, arguments.seconds, gop)
+        geometry = Geometry(SIZE, 16, 2, FRAMES, 1)
+        self.dataset = ClipDataset([make_shard(folder, names)], geometry, Augmentation(), 0, True, guides=())
+        self.folder, self.visits = folder / "videos", arguments.visits
+        self.size = sum((self.folder / name).stat().st_size for name in names) / len(names) / 1e6
+        files = {make_key(name): self.folder / name for name in names}
+        self._paths = [files[self.dataset.index[clip].key] for clip in range(len(names))]
+        self._epochs = itertools.count()
+
+    def load(self) -> float:
+        """CPU seconds a clip, from the shard to a batch."""
+        visits = 8 * self.visits
+        return self._spend(lambda epoch: [self.dataset[epoch, clip] for clip in range(len(self.dataset))], visits, True)
+
+    def decode(self) -> float:
+        """CPU seconds a clip for the JPEGs alone."""
+        reader = self.dataset._reader
+
+        def read(epoch: int) -> None:
+            for number, window in self._windows(epoch):
+                for _ in reader.frames(self.dataset.index[number], window):
+                    pass
+
+        return self._spend(read, 8 * self.visits)
+
+    def seek(self) -> float:
+        """CPU seconds a clip of decord: opening, seeking, decoding."""
+
+        def read(epoch: int) -> None:
+            for number, window in self._windows(epoch):
+                video = decord.VideoReader(str(self._paths[number]), ctx=decord.cpu(0), num_threads=1)
+                video.get_batch([EVERY * position for position in window]).asnumpy()
+
+        return self._spend(read, self.visits)
+
+    def _windows(self, epoch: int) -> list[tuple[int, list[int]]]:
+        clips = range(len(self.dataset))
+        return [(clip, self.dataset._windows(self.dataset.index[clip], epoch)[0].tolist()) for clip in clips]
+
+    def _spend(self, visit: Callable[[int], Any], visits: int, join: bool = False) -> float:
+        def work() -> None:
+            for _ in range(visits):
+                items = visit(next(self._epochs))
+                if join:
+                    collate(items)
+
+        return cpu_seconds(work) / visits / len(self.dataset)
+
+    def stream(self, workers: int, batch: int) -> float:
+        """Clips a second of wall-clock time from loading processes, once they are running."""
+        loader = ClipLoader(self.dataset, min(batch, len(self.dataset)), shuffle=True, workers=workers)
+        for epoch in range(4):
+            for _ in loader.batches(epoch):
+                pass
+        epochs = range(4, 4 + 8 * self.visits)
+        seconds = wall_seconds(lambda: [None for epoch in epochs for _ in loader.batches(epoch)])
+        return len(epochs) * loader.clips_per_epoch / seconds
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for gop in arguments.gop:
+            rows += measure(Source(Path(folder) / f"gop {gop}", arguments, gop), arguments, gop)
+    report(rows)
+
+
+def measure(source: Source, arguments: argparse.Namespace, gop: int) -> list[Row]:
+    seconds = take_turns({"ours": source.load, "JPEGs": source.decode, "decord": source.seek}, arguments.rounds)
+    rates = {name: [1 / value for value in values] for name, values in seconds.items()}
+    rate = {name: median(values) for name, values in rates.items()}
+    print(f"key frame every {gop} frames, {source.size:.2f} MB a video: ", end="")
+    print(", ".join(f"{name} {value:.1f} clips/s of a core" for name, value in rate.items()), flush=True)
+    against = f"decord {decord.__version__}, decoding alone: {rate['decord']:.1f} clips/s"
+    speed = f"{rate['ours']:.0f} clips/s per core"
+    rows = [compare(f"loader, key frame every {gop}", speed, rates["ours"], rates["decord"], against, "5")]
+    if gop != arguments.gop[0]:
+        return rows
+    limit = f"decoding its JPEGs alone: {rate['JPEGs']:.0f} clips/s"
+    rows.append(compare("loader, beside its own JPEGs", speed, rates["ours"], rates["JPEGs"], limit))
+    needed = arguments.batch / arguments.step
+    cores = f"{math.ceil(needed / rate['ours'])} cores"
+    against = f"a step of {arguments.step:g} s with {arguments.batch} clips: {needed:g} clips/s"
+    fed = [value / needed for value in rates["ours"]]
+    rows.append(Row("loader, cores that keep a step fed", cores, median(fed), min(fed), max(fed), against))
+    together = [source.stream(arguments.workers, arguments.batch) for _ in range(max(1, arguments.rounds // 2))]
+    what = f"loader, {arguments.workers} processes, wall-clock"
+    lone = [arguments.workers * rate["ours"]] * len(together)
+    rows.append(compare(what, f"{np.median(together):.0f} clips/s", together, lone, "so many times one core's rate"))
+    return rows
+
+
+if __name__ == "__main__":
+    main()
