@@ -142,7 +142,7 @@ def _make_fields(ready: Sequence[_Ready], rows: int, columns: int) -> Iterator[F
 def _join(parts: Sequence[MotionVectors | None]) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """The records of several frames, one after the other, and the number of the frame that each belongs to."""
     counts = [0 if part is None else len(part) for part in parts]
-    some = [part for part in parts if part is not None and len(part)]
+    some: list[Any] = [part for part in parts if part is not None and len(part)]
     if not some:
         empty = np.zeros(0, [(name, np.int32) for name in _FIELDS])
         return empty, np.zeros(0, np.int64)

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,7 +105,7 @@ def _from_manifest(path: Path) -> Clips:
     )
 
 
-def _count_texts(told: Iterable[tuple[str, Sized, list[Sized | None]]]) -> dict[str, Texts]:
+def _count_texts(told: Iterable[tuple[str, Sized, Sequence[Sized | None]]]) -> dict[str, Texts]:
     """From each clip's split, captions, and the choices of its questions."""
     found: dict[str, Texts] = {}
     for split, captions, choices in told:

@@ -92,7 +92,7 @@ def make_whole(module: nn.Module, process: Process) -> None:
     """
     if not isinstance(module, FSDPModule):
         return
-    weights = get_model_state_dict(module, options=_ON_FIRST)
+    weights: dict[str, Any] = get_model_state_dict(module, options=_ON_FIRST)
     if not process.first:
         return
     for name, parameter in list(module.named_parameters()):

@@ -184,7 +184,13 @@ def test_maps_of_other_captions_or_another_grid_are_refused(tmp_path: Path) -> N
 def test_rows_of_clips_that_were_not_kept_are_passed_over(tmp_path: Path) -> None:
     made = make_inputs(tmp_path)
     rows = read_table(made.motion).to_pylist()
-    lost = dict.fromkeys(MOTION_SCHEMA.names) | {"key": "lost", "video_id": "lost", "frames": 1, "rows": 4, "columns": 5}
+    lost = dict.fromkeys(MOTION_SCHEMA.names) | {
+        "key": "lost",
+        "video_id": "lost",
+        "frames": 1,
+        "rows": 4,
+        "columns": 5,
+    }
     lost |= {"status": "too_short", "policy": "drop", "detail": "1 frame"}
     rows = sorted([*rows, lost], key=lambda row: row["key"])
     write_table(made.motion, pa.Table.from_pylist(rows, MOTION_SCHEMA), {})

@@ -96,9 +96,32 @@ class Cluster:
 
         Keys: id, run (Snakemake's run id), rule, wildcards, partition, state, restarts, cpus, memory, gpus, limit, elapsed, node.
         """
-        fields = ["JobID", "Name", "Comment", "Partition", "State", "RestartCnt", "NumCPUs", "MinMemory", "tres-per-job"]
+        fields = [
+            "JobID",
+            "Name",
+            "Comment",
+            "Partition",
+            "State",
+            "RestartCnt",
+            "NumCPUs",
+            "MinMemory",
+            "tres-per-job",
+        ]
         fields += ["TimeLimit", "TimeUsed", "NodeList"]
-        keys = ["id", "run", "comment", "partition", "state", "restarts", "cpus", "memory", "gpus", "limit", "elapsed", "node"]
+        keys = [
+            "id",
+            "run",
+            "comment",
+            "partition",
+            "state",
+            "restarts",
+            "cpus",
+            "memory",
+            "gpus",
+            "limit",
+            "elapsed",
+            "node",
+        ]
         wanted = ",".join(f"{field}:200" for field in fields)
         lines = self.run("squeue", "--states=all", "--noheader", "--sort=i", f"--Format={wanted}").splitlines()
         found = []

@@ -67,7 +67,14 @@ CONFIG = {
     "report": {"clips": 1, "split": "train"},
 }
 # What a user changes for a small machine: few cores a job, few jobs at a time, and a look at the queue now and then.
-SMALL = ["--jobs", "2", "--slurm-init-seconds-before-status-checks", "5", "--slurm-keep-successful-logs", "--set-threads"]
+SMALL = [
+    "--jobs",
+    "2",
+    "--slurm-init-seconds-before-status-checks",
+    "5",
+    "--slurm-keep-successful-logs",
+    "--set-threads",
+]
 SMALL += [f"{rule}=1" for rule in ("generate", "manifest", "frames", "motion", "flow", "captions", "embeddings")]
 SMALL += [f"{rule}=1" for rule in ("similarity", "pretrain", "evaluate")]
 WEIGHTS = "results/micro/pretrain/text/weights.safetensors"
@@ -218,7 +225,20 @@ def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> N
 
 def table(jobs: list[dict[str, str]]) -> str:
     """The accounting as text."""
-    keys = ["id", "rule", "wildcards", "partition", "node", "cpus", "memory", "gpus", "limit", "elapsed", "restarts", "state"]
+    keys = [
+        "id",
+        "rule",
+        "wildcards",
+        "partition",
+        "node",
+        "cpus",
+        "memory",
+        "gpus",
+        "limit",
+        "elapsed",
+        "restarts",
+        "state",
+    ]
     rows = [keys, *([job[key] for key in keys] for job in jobs)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(keys))]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -226,8 +226,9 @@ def pretrain_models(wildcards):
 
 
 def gpus_of(wildcards):
-    """GPUs of a pretraining run: one a process, on all its nodes."""
-    return CONFIG.runs[wildcards.run].world_size
+    """GPUs of a pretraining run on one node: one a process. On several, Slurm is asked for those of each node (`gres`)."""
+    run = CONFIG.runs[wildcards.run]
+    return run.processes if run.nodes == 1 else None
 
 
 def processes_of(wildcards):

@@ -20,10 +20,7 @@ rule pretrain:
     retries: 2
     conda:
         "../../environment.yml"
-    threads:
-        lambda wildcards: max(
-            share_of_cores(len(CONFIG.runs)), processes_of(wildcards)
-        )
+    threads: lambda wildcards: max(share_of_cores(len(CONFIG.runs)), processes_of(wildcards))
     # Threads and memory are those of one node. On several, the Slurm executor leaves the script on the first of them
     # (`mpi`), which starts one task on each by srun; one task a GPU, which it would ask for, is not wanted.
     resources:
@@ -36,7 +33,7 @@ rule pretrain:
         nodes=on_nodes(lambda run: run.nodes),
         tasks=on_nodes(lambda run: run.nodes),
         tasks_per_gpu=on_nodes(lambda run: 0),
-        slurm_extra=on_nodes(lambda run: f"--gpus-per-node={run.processes}"),
+        gres=on_nodes(lambda run: f"gpu:{run.processes}"),
     params:
         run=lambda wildcards: dump(CONFIG.runs[wildcards.run]),
         seed=CONFIG.seed,
