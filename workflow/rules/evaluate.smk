@@ -11,7 +11,6 @@ rule evaluate:
         f"{ROOT}/logs/evaluate/{{run}}/{{task}}.log",
     benchmark:
         f"{ROOT}/benchmarks/evaluate/{{run}}/{{task}}.tsv"
-    retries: 2
     conda:
         "../../environment.yml"
     threads: share_of_cores(len(CONFIG.evaluations()))

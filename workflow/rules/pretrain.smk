@@ -1,4 +1,5 @@
-# Stage 7: pretraining. Checkpoints lie beside the outputs and survive a killed job; the retry resumes from them.
+# Stage 7: pretraining. Checkpoints lie beside the outputs and survive a killed job; the next attempt resumes from them.
+# How often a job is tried again is the profile's: `retries` of a rule count inside a cluster's job too, and would multiply.
 
 
 rule pretrain:
@@ -17,7 +18,6 @@ rule pretrain:
         f"{ROOT}/logs/pretrain/{{run}}.log",
     benchmark:
         f"{ROOT}/benchmarks/pretrain/{{run}}.tsv"
-    retries: 2
     conda:
         "../../environment.yml"
     threads: lambda wildcards: max(share_of_cores(len(CONFIG.runs)), processes_of(wildcards))
