@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -142,15 +142,20 @@ def make_receipt(stage: str, settings: Any, libraries: Sequence[str] = (), **mor
         libraries: distribution names whose versions matter for the bytes (`av`, `torch`).
         more: further JSON values, such as `model_sha256`, `seed`.
     """
+    if hasattr(settings, "model_dump"):
+        settings = settings.model_dump(mode="json")
+    return {"stage": stage, "settings": settings, "versions": library_versions(libraries), **more}
+
+
+def library_versions(libraries: Iterable[str]) -> dict[str, str]:
+    """The versions of stm and of distributions by name; `missing` where one is not installed."""
     versions = {"stm": stm.__version__}
     for name in libraries:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "missing"
-    if hasattr(settings, "model_dump"):
-        settings = settings.model_dump(mode="json")
-    return {"stage": stage, "settings": settings, "versions": versions, **more}
+    return versions
 
 
 def hash_receipt(receipt: Mapping[str, Any]) -> str:
@@ -312,10 +317,35 @@ def local_model_files(model: str | None) -> list[str]:
     Understands a folder, `local-dir:folder`, `transformers:folder` and `architecture@checkpoint-file`. A workflow
     names them as inputs, so that other weights rerun what was made with the old ones.
     """
-    name = (model or "").removeprefix("local-dir:").removeprefix("transformers:")
-    for path in (Path(part).expanduser() for part in (name, name.partition("@")[2]) if part):
-        if path.is_dir():
-            return sorted(p.as_posix() for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-        if path.is_file():
-            return [path.as_posix()]
-    return []
+    found = _find_local(model or "")
+    if found is None:
+        return []
+    _, path = found
+    if path.is_file():
+        return [path.as_posix()]
+    return sorted(p.as_posix() for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+
+
+def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's settings with a local `model` or `weights` by its own name, without the folders that lead to it.
+
+    `local-dir:/data/clip` becomes `local-dir:clip`; hub ids stay as they are.
+    """
+    plain = dict(settings)
+    for key in ("model", "weights"):
+        found = _find_local(plain.get(key) or "")
+        if found is not None:
+            before, path = found
+            plain[key] = f"{before}{path.resolve().name}"
+    return plain
+
+
+def _find_local(model: str) -> tuple[str, Path] | None:
+    """Where a local model lies, and what its id says before that."""
+    prefix = next((known for known in ("local-dir:", "transformers:") if model.startswith(known)), "")
+    name = model.removeprefix(prefix)
+    architecture, sign, checkpoint = name.partition("@")
+    for before, path in ((prefix, name), (f"{prefix}{architecture}{sign}", checkpoint)):
+        if path and (Path(path).expanduser().is_dir() or Path(path).expanduser().is_file()):
+            return before, Path(path).expanduser()
+    return None

@@ -13,6 +13,7 @@ rule captions:
         f"{ROOT}/logs/captions/{{source}}/{{shard}}.log",
     benchmark:
         f"{ROOT}/benchmarks/captions/{{source}}/{{shard}}.tsv"
+    cache: SHARED
     conda:
         "../../environment.yml"
     threads: 1
@@ -21,9 +22,8 @@ rule captions:
         gpu=1,
         runtime=480,
     params:
-        source=lambda wildcards: dump(
-            CORPORA[wildcards.dataset].captions[wildcards.source]
-        ),
+        source=lambda wildcards: caption_settings(wildcards.dataset, wildcards.source),
         bad_input=stage("bad_input"),
+        software=software,
     script:
         "../scripts/captions.py"

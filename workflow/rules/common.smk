@@ -1,5 +1,6 @@
 # Shared by all stages: the checked config, where results go, and the lists of shards that the split yields.
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from stm.datasets import DatasetError, list_fingerprint
 from stm.datasets.benchmarks import check_benchmark
 from stm.datasets.language import check_language
 from stm.datasets.language.tasks import check_tasks
-from stm.files import local_model_files
+from stm.files import library_versions, local_model_files, without_folders
 from stm.layout import Layout, dataset_root
 from stm.manifest import read_shards, split_of
 from stm.report import figure_names, table_names
@@ -43,6 +44,29 @@ wildcard_constraints:
     figure="|".join(CONFIG.figures) or "-",
 
 
+# Whether results are shared with other projects.
+SHARED = workflow.workflow_settings.cache is not None
+if SHARED:
+    # Snakemake itself looks at the folder when the first result is to go there: after the work.
+    place = os.environ.get("SNAKEMAKE_OUTPUT_CACHE", "")
+    if "://" not in place and not (place and os.access(place, os.W_OK)):
+        raise WorkflowError(
+            "--cache: set the environment variable SNAKEMAKE_OUTPUT_CACHE to a folder that exists and can be written; "
+            f"it is {place!r}"
+        )
+SOFTWARE = library_versions(
+    (
+        "av",
+        "numpy",
+        "opencv-python-headless",
+        "open_clip_torch",
+        "pyarrow",
+        "simplejpeg",
+    )
+    + ("timm", "tokenizers", "torch", "torchvision", "transformers")
+)
+
+
 def dump(section):
     """What decides in a section of the config, for `params`: when it changes, what depends on it is rerun.
 
@@ -52,15 +76,35 @@ def dump(section):
 
 
 def stage(*keys):
-    """For `params`: what decides in a section of the dataset's config, found by the keys that lead to it."""
+    """For `params`: what decides in a section of the dataset's config, found by the keys that lead to it.
 
-    def find(wildcards):
-        section = CORPORA[wildcards.dataset]
+    Local models go by their own names: their files are inputs, and where they lie makes no other result.
+    """
+
+    @cache
+    def find(dataset):
+        section = CORPORA[dataset]
         for key in keys:
             section = getattr(section, key)
-        return dump(section) if hasattr(section, "deciding") else section
+        return (
+            without_folders(dump(section)) if hasattr(section, "deciding") else section
+        )
 
-    return find
+    return lambda wildcards: find(wildcards.dataset)
+
+
+@cache
+def caption_settings(dataset, source):
+    """For `params`: what decides in a caption source."""
+    return without_folders(dump(CORPORA[dataset].captions[source]))
+
+
+def software(wildcards, input):
+    """For `params` of rules whose results can be shared: it stands in for an environment in the shared results' keys.
+
+    The unused `input` is why Snakemake takes it for no reason to run a finished job again.
+    """
+    return SOFTWARE
 
 
 @cache
@@ -82,10 +126,17 @@ def each_attempt(megabytes):
     return lambda wildcards, attempt: megabytes * attempt
 
 
+@cache
+def shards_in(index, changed):
+    """The shards that an index names; `changed` is the time of its last change."""
+    return read_shards(index)
+
+
 def all_shards(dataset, split=None):
     """The shards of a split (of all splits when None); waits for the checkpoint that deals the clips."""
     index = Path(checkpoints.split.get(dataset=dataset).output.index)
-    return [shard for shard in read_shards(index) if split in (None, split_of(shard))]
+    shards = shards_in(index, index.stat().st_mtime_ns)
+    return [shard for shard in shards if split in (None, split_of(shard))]
 
 
 def slice_of(wildcards):
@@ -136,20 +187,29 @@ def manifest_inputs(dataset):
     return annotation_files(dataset)
 
 
+# Asked for by every job: a folder is read once.
+model_files = cache(local_model_files)
+
+
 def source_model(wildcards):
     """The files of a caption source's model, when it is a local folder."""
     source = CORPORA[wildcards.dataset].captions[wildcards.source]
-    return local_model_files(getattr(source, "model", None))
+    return model_files(getattr(source, "model", None))
 
 
 def similarity_model(wildcards):
     """The files of the CLIP that scores patches, when it is a local folder."""
-    return local_model_files(CORPORA[wildcards.dataset].similarity.model)
+    return model_files(CORPORA[wildcards.dataset].similarity.model)
 
 
 def text_model(dataset):
     """The files of the text encoder, when it is a local folder."""
-    return local_model_files(CORPORA[dataset].text.model.removeprefix("transformers:"))
+    return model_files(CORPORA[dataset].text.model)
+
+
+def flow_model(wildcards):
+    """The file of RAFT's weights, where the flow is RAFT's."""
+    return model_files(CORPORA[wildcards.dataset].flow.weights)
 
 
 def captions_of(wildcards):
@@ -220,8 +280,8 @@ def pretrain_models(wildcards):
     made = {weights_of(name) for name in CONFIG.runs}
     init = Path(run.init).as_posix() if run.init else None
     return {
-        "init": [init] if init in made else local_model_files(run.init),
-        "teacher": [path for model in run.models for path in local_model_files(model)],
+        "init": [init] if init in made else model_files(run.init),
+        "teacher": [path for model in run.models for path in model_files(model)],
     }
 
 

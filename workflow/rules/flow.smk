@@ -5,15 +5,14 @@ rule flow:
     input:
         tar=rules.frames.output.tar,
         frames=rules.frames.output.index,
-        model=lambda wildcards: local_model_files(
-            CORPORA[wildcards.dataset].flow.weights
-        ),
+        model=flow_model,
     output:
         flow=f"{ROOT}/flow/{{shard}}.parquet",
     log:
         f"{ROOT}/logs/flow/{{shard}}.log",
     benchmark:
         f"{ROOT}/benchmarks/flow/{{shard}}.tsv"
+    cache: SHARED
     conda:
         "../../environment.yml"
     threads: 1
@@ -24,5 +23,6 @@ rule flow:
         settings=stage("flow"),
         grid=stage("grid"),
         bad_input=stage("bad_input"),
+        software=software,
     script:
         "../scripts/flow.py"

@@ -11,6 +11,7 @@ rule frames:
         f"{ROOT}/logs/frames/{{shard}}.log",
     benchmark:
         f"{ROOT}/benchmarks/frames/{{shard}}.tsv"
+    cache: SHARED
     conda:
         "../../environment.yml"
     threads: 1
@@ -20,5 +21,6 @@ rule frames:
     params:
         settings=stage("frames"),
         bad_input=stage("bad_input"),
+        software=software,
     script:
         "../scripts/frames.py"

@@ -11,6 +11,7 @@ rule motion:
         f"{ROOT}/logs/motion/{{shard}}.log",
     benchmark:
         f"{ROOT}/benchmarks/motion/{{shard}}.tsv"
+    cache: SHARED
     conda:
         "../../environment.yml"
     threads: 1
@@ -21,5 +22,6 @@ rule motion:
         settings=stage("motion"),
         grid=stage("grid"),
         bad_input=stage("bad_input"),
+        software=software,
     script:
         "../scripts/motion.py"

@@ -12,6 +12,7 @@ rule embeddings:
         f"{ROOT}/logs/embeddings/{{shard}}.log",
     benchmark:
         f"{ROOT}/benchmarks/embeddings/{{shard}}.tsv"
+    cache: SHARED
     conda:
         "../../environment.yml"
     threads: 1
@@ -22,6 +23,7 @@ rule embeddings:
     params:
         settings=stage("similarity"),
         grid=stage("grid"),
+        software=software,
     script:
         "../scripts/embeddings.py"
 
@@ -35,6 +37,7 @@ rule similarity:
         f"{ROOT}/logs/similarity/{{source}}/{{shard}}.log",
     benchmark:
         f"{ROOT}/benchmarks/similarity/{{source}}/{{shard}}.tsv"
+    cache: SHARED
     conda:
         "../../environment.yml"
     threads: 1
@@ -46,5 +49,6 @@ rule similarity:
         settings=stage("similarity"),
         grid=stage("grid"),
         bad_input=stage("bad_input"),
+        software=software,
     script:
         "../scripts/similarity.py"

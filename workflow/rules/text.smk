@@ -11,6 +11,7 @@ rule text:
         f"{ROOT}/logs/text/{{source}}/{{shard}}.log",
     benchmark:
         f"{ROOT}/benchmarks/text/{{source}}/{{shard}}.tsv"
+    cache: SHARED
     conda:
         "../../environment.yml"
     threads: 1
@@ -21,5 +22,6 @@ rule text:
     params:
         settings=stage("text"),
         bad_input=stage("bad_input"),
+        software=software,
     script:
         "../scripts/text.py"

@@ -2,15 +2,17 @@
 
 from pathlib import Path
 
-from stm.config import Similarity
+from stm.config import parse_config
 from stm.preprocess.similarity import write_embeddings
 from stm.progress import log_to
+
+config = parse_config(snakemake.config).of(snakemake.wildcards.dataset)
 
 with log_to(snakemake.log[0]):
     write_embeddings(
         frames_tar=Path(snakemake.input.tar),
         frames_index=Path(snakemake.input.frames),
         output=Path(snakemake.output.embeddings),
-        settings=Similarity.model_validate(snakemake.params.settings),
-        grid=snakemake.params.grid,
+        settings=config.similarity,
+        grid=config.grid,
     )

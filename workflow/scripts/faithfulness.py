@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stm.config import MaskQuality, Similarity
+from stm.config import MaskQuality, parse_config
 from stm.evaluation.faithfulness import measure_faithfulness
 from stm.progress import log_to
 
@@ -13,7 +13,7 @@ with log_to(snakemake.log[0]):
         [Path(path) for path in snakemake.input.tars],
         [Path(path) for path in snakemake.input.frames],
         [Path(path) for path in snakemake.input.similarity],
-        Similarity.model_validate(snakemake.params.similarity),
+        parse_config(snakemake.config).of(snakemake.wildcards.dataset).similarity,
         settings.image_size,
         settings.patch_size,
         Path(snakemake.output.faithfulness),

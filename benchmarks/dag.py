@@ -1,0 +1,149 @@
+"""Time and memory of Snakemake on the workflow alone, by the number of videos, at the default shard size.
+
+Every offline stage is on, and two runs are pretrained and evaluated. The videos are empty files and the results
+placeholders: no stage runs. Two questions are asked of Snakemake, in turns: a dry run when the clips are dealt to shards
+and all the rest is to be done, and a run when there is nothing to do. The aim at 240,000 videos is 10 and 20 seconds.
+
+    python -m benchmarks.dag
+    python -m benchmarks.dag --videos 1000000 --rounds 1
+"""
+
+import argparse
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from benchmarks._processes import Cost, run_measured
+from stm.config import parse_config
+from stm.files import write_table
+from stm.layout import Layout
+from stm.manifest import MANIFEST_SCHEMA, QUARANTINE_SCHEMA, make_key, write_slices
+
+ROOT = Path(__file__).parents[1]
+VIDEOS_A_FOLDER = 1000
+RUN = {
+    "model": "small",
+    "image_size": 224,
+    "frames": 16,
+    "mask": {"strategy": "text_top", "ratio": 0.6},
+    "optimisation": {"epochs": 1, "batch_size": 8, "warmup_epochs": 0},
+}
+CONFIG: dict[str, Any] = {
+    "name": "many",
+    "dataset": {"source": "folder", "root": "../videos", "annotations": "../clips.parquet"},
+    "captions": {"blip2": {"kind": "blip2", "model": "Salesforce/blip2-opt-2.7b"}},
+    "similarity": {"keep_embeddings": True},
+    "pack": {"captions": "blip2", "similarity": True, "motion": True, "flow": True, "text": True},
+    "pretrain": {"text": RUN, "flow": {**RUN, "mask": {"strategy": "flow", "ratio": 0.9}}},
+    "evaluate": {"linear": {"task": "linear"}},
+}
+# Snakemake's own way to take files for finished results, without its pause of 0.1 s a job.
+TOUCH = (
+    "from snakemake.executors import touch; touch.Executor.SLEEPING_TIME = 0; from snakemake.cli import main; main()"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--videos", type=int, nargs="*", default=[1000, 10_000, 240_000])
+    parser.add_argument("--rounds", type=int, default=3, help="the medians of so many are shown")
+    arguments = parser.parse_args()
+    print(f"{'':>9} {'':>6} {'':>6} | {'dry run, all to do':>22} | {'nothing to do':>22}")
+    columns = f"{'seconds':>8} {'CPU':>7} {'MB':>5}"
+    print(f"{'videos':>9} {'shards':>6} {'jobs':>6} | {columns} | {columns}", flush=True)
+    for videos in arguments.videos:
+        with tempfile.TemporaryDirectory() as folder:
+            print(measure(Path(folder), videos, arguments.rounds), flush=True)
+
+
+def measure(folder: Path, videos: int, rounds: int) -> str:
+    """A line of the table."""
+    todo, done = folder / "todo", folder / "done"
+    write_videos(folder, videos)
+    shards = deal_clips(todo)
+    shutil.copytree(todo, done)
+    finish(done)
+    costs: dict[Path, list[Cost]] = {todo: [], done: []}
+    for _ in range(rounds):
+        costs[todo].append(snakemake(todo, "--dry-run")[0])
+        cost, printed = snakemake(done)
+        assert "Nothing to be done" in printed, printed[-4000:]
+        costs[done].append(cost)
+    jobs = re.findall(r"^total +(\d+)", (todo / "printed").read_text(), re.M)[-1]
+    return f"{videos:9,} {shards:6,} {int(jobs):6,} | {_columns(costs[todo])} | {_columns(costs[done])}"
+
+
+def _columns(costs: list[Cost]) -> str:
+    return (
+        f"{median(c.wall for c in costs):8.1f} {median(c.cpu for c in costs):7.1f} {max(c.memory for c in costs):5.0f}"
+    )
+
+
+def write_videos(folder: Path, count: int) -> None:
+    """Empty files and their annotations: every tenth is a test clip."""
+    paths = [f"{number // VIDEOS_A_FOLDER:04d}/{number:07d}.mp4" for number in range(count)]
+    for path in paths:
+        video = folder / "videos" / path
+        video.parent.mkdir(parents=True, exist_ok=True)
+        video.touch()
+    splits = ["test" if number % 10 == 9 else "train" for number in range(count)]
+    labels = [str(number % 400) for number in range(count)]
+    pq.write_table(pa.table({"path": paths, "split": splits, "label": labels}), folder / "clips.parquet")
+
+
+def deal_clips(folder: Path) -> int:
+    """What the manifest and split rules leave, as if every video were a good one; returns the number of shards."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    config = parse_config(CONFIG)
+    layout = Layout(folder / Layout.of(config).root)
+    clips = pq.read_table(folder.parent / "clips.parquet")
+    names = [path.removesuffix(".mp4") for path in clips["path"].to_pylist()]
+    known = {
+        **dict(zip(clips.column_names, clips.columns, strict=True)),
+        "video_id": names,
+        "key": map(make_key, names),
+    }
+    columns = [
+        pa.array(known[f.name], f.type) if f.name in known else pa.nulls(len(names), f.type) for f in MANIFEST_SCHEMA
+    ]
+    table = pa.table(columns, schema=MANIFEST_SCHEMA)
+    write_table(layout.manifest, table, {})
+    write_table(layout.quarantine, QUARANTINE_SCHEMA.empty_table(), {})
+    shards = write_slices(layout.manifest, layout.root / "slices", layout.shard_index, config.shard_size)
+    snakemake(folder, "--touch", layout.shard_index.relative_to(folder).as_posix())
+    return len(shards)
+
+
+def finish(folder: Path) -> None:
+    """Puts an empty file in the place of every result, and has Snakemake take note of it."""
+    _, printed = snakemake(folder, "--summary")
+    lines = [line.split("\t") for line in printed.splitlines()]
+    outputs = [folder / line[0] for line in lines if line[0].startswith("results/")]
+    assert len(outputs) > 10, printed[-4000:]
+    for path in outputs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.touch()
+    # Many at a time: each choice of the next jobs looks at all that are ready.
+    snakemake(folder, "--touch", "--scheduler", "greedy", "--cores", "1000", program=("-c", TOUCH))
+
+
+def snakemake(folder: Path, *arguments: str, program: tuple[str, ...] = ("-m", "snakemake")) -> tuple[Cost, str]:
+    """What it cost and what it printed."""
+    command = [sys.executable, *program, "--snakefile", str(ROOT / "Snakefile"), "--cores", "1", *arguments]
+    command += ["--configfile", "config.yaml"]
+    cost = run_measured(command, folder / "printed", folder, {"PYTHONPATH": str(ROOT)})
+    return cost, (folder / "printed").read_text()
+
+
+if __name__ == "__main__":
+    main()

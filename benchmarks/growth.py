@@ -1,0 +1,102 @@
+"""Time and memory of each stage as the clips of one shard grow: 1, 4 and 16 times as many, each stage in a process of its own.
+
+A stage is in order when its time a clip stays the same and its memory does not follow the clips. What a process takes for
+itself (imports, the model) is the same at all sizes, so the time a clip is that between two sizes, and the memory a clip is
+what the largest run took above the smallest. The clips are generated, the models are those of the demo.
+
+    python -m benchmarks.growth
+    python -m benchmarks.growth --clips 32 --stages frames similarity pretrain
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks._processes import Cost, run_measured
+
+ROOT = Path(__file__).parents[1]
+TIMES = (1, 4, 16)
+STAGES = [
+    "generate", "manifest", "split", "frames", "motion", "flow", "captions", "embeddings", "similarity", "text", "shards", "pretrain",
+]  # fmt: skip
+ASSETS = ROOT / "stm/assets"
+CLIP = f"local-dir:{ASSETS / 'demo-clip'}"
+RUN = {
+    "model": "tiny",
+    "image_size": 64,
+    "frames": 8,
+    "stride": 1,
+    "mask": {"strategy": "text_top", "ratio": 0.6},
+    "contrast": {"hidden": 64},
+    "optimisation": {"epochs": 1, "batch_size": 8, "warmup_epochs": 0},
+    "augmentation": {"flip": False},
+    "workers": 0,
+}
+
+
+def make_config(clips: int) -> dict[str, Any]:
+    """One shard of so many clips, with every stage; 16 stored frames a clip."""
+    return {
+        "name": "growth",
+        "dataset": {"source": "moving-shapes", "clips": {"train": clips}, "frames": 32, "height": 96, "width": 96},
+        "shard_size": 100_000,
+        "grid": 6,
+        "frames": {"every": 2, "short_side": 96},
+        "captions": {"blip2": {"kind": "blip2", "model": str(ASSETS / "demo-blip2"), "max_new_tokens": 16}},
+        "similarity": {"model": CLIP, "batch_size": 256, "keep_embeddings": True},
+        "text": {"model": CLIP},
+        "pack": {"captions": "blip2", "flow": True, "text": True},
+        "pretrain": {"text": RUN},
+    }
+
+
+def measure(folder: Path, clips: int, stages: list[str]) -> dict[str, Cost]:
+    """Runs all stages up to the last one asked for on so many clips, one after the other."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(make_config(clips)))
+    environment = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    costs = {}
+    for stage in STAGES[: 1 + max(map(STAGES.index, stages))]:
+        command = [sys.executable, "-m", "stm.cli", stage, "--config", "config.yaml"]
+        costs[stage] = run_measured(command, folder / "printed", folder, environment)
+    return costs
+
+
+def describe(stage: str, clips: list[int], costs: list[Cost]) -> str:
+    """A line of the table."""
+    slopes = [
+        (after.cpu - before.cpu) / (many - few)
+        for before, after, few, many in zip(costs, costs[1:], clips, clips[1:], strict=False)
+    ]
+    growth = (costs[-1].memory - costs[0].memory) / (clips[-1] - clips[0])
+    ratio = costs[-1].memory / costs[0].memory
+    return (
+        f"{stage:11} | "
+        + " ".join(f"{cost.wall:7.1f} {cost.cpu:7.1f} {cost.memory:6.0f} |" for cost in costs)
+        + " ".join(f" {1000 * slope:7.1f}" for slope in slopes)
+        + f" | {ratio:9.2f} {growth:9.3f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=8, help="of the smallest run")
+    parser.add_argument("--stages", nargs="*", default=STAGES, choices=STAGES, metavar="stage")
+    arguments = parser.parse_args()
+    clips = [arguments.clips * times for times in TIMES]
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [measure(Path(folder) / str(count), count, arguments.stages) for count in clips]
+    print(f"{'':11} | " + " ".join(f"{f'{count} clips':>22} |" for count in clips) + f" {'CPU ms a clip':>15} | memory")
+    head = " ".join(f"{'seconds':>7} {'CPU':>7} {'MB':>6} |" for _ in clips)
+    between = " ".join(f"{f'to {times}x':>7}" for times in TIMES[1:])
+    print(f"{'stage':11} | {head} {between} | {'16x to 1x':>9} {'MB a clip':>9}")
+    for stage in arguments.stages:
+        print(describe(stage, clips, [costs[stage] for costs in runs]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
