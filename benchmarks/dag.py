@@ -119,7 +119,9 @@ def deal_clips(folder: Path) -> int:
     write_table(layout.manifest, table, {})
     write_table(layout.quarantine, QUARANTINE_SCHEMA.empty_table(), {})
     shards = write_slices(layout.manifest, layout.root / "slices", layout.shard_index, config.shard_size)
-    snakemake(folder, "--touch", layout.shard_index.relative_to(folder).as_posix())
+    snakemake(
+        folder, "--touch", *(path.relative_to(folder).as_posix() for path in (layout.manifest, layout.shard_index))
+    )
     return len(shards)
 
 

@@ -21,7 +21,8 @@ from benchmarks._processes import Cost, run_measured
 ROOT = Path(__file__).parents[1]
 TIMES = (1, 4, 16)
 STAGES = [
-    "generate", "manifest", "split", "frames", "motion", "flow", "captions", "embeddings", "similarity", "text", "shards", "pretrain",
+    "generate", "manifest", "split", "frames", "motion", "flow", "captions", "embeddings", "similarity", "text", "shards",
+    "pretrain",
 ]  # fmt: skip
 ASSETS = ROOT / "stm/assets"
 CLIP = f"local-dir:{ASSETS / 'demo-clip'}"

@@ -211,7 +211,7 @@ def list_fingerprint(config: Config) -> str:
     else:
         return digest.hexdigest()
     for name in files:
-        digest.update(f"{name}\0{_state(Path(dataset.root), name)}\n".encode("utf-8", "surrogatepass"))
+        digest.update(f"{name}\0{_state(dataset.root, name)}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
@@ -237,11 +237,12 @@ def _looked_at(root: Path, annotations: Path | None, extensions: Sequence[str]) 
     return sorted({row["path"] for row in rows if isinstance(row.get("path"), str)})
 
 
-def _state(root: Path, name: str) -> str:
+def _state(root: str, name: str) -> str:
     """A file's size and time, those of a link where it leads nowhere."""
+    path = os.path.join(root, name)  # noqa: PTH118 (a Path takes longer to make than the file to look up)
     for look in (os.stat, os.lstat):
         try:
-            state = look(root / name)
+            state = look(path)
         except (OSError, ValueError):  # gone, forbidden, too long, no name at all
             continue
         # A folder's time changes with the names in it, which are not looked at.
