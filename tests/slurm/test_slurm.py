@@ -62,7 +62,10 @@ CONFIG = {
             "checkpoint_every": 50,
         }
     },
-    "evaluate": {"linear": {"task": "linear", "epochs": 1, "learning_rates": [0.1]}, "retrieval": {"task": "retrieval"}},
+    "evaluate": {
+        "linear": {"task": "linear", "epochs": 1, "learning_rates": [0.1]},
+        "retrieval": {"task": "retrieval"},
+    },
     "mask_quality": {"split": "test", "crops": 2, "image_size": 32},
     "report": {"clips": 1, "split": "train"},
 }
