@@ -4,9 +4,10 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, TextIO
 
 from stm.config import LanguageRun, PretrainRun, Run
@@ -15,6 +16,10 @@ from stm.files import read_json, write_json
 SHUTDOWN_SECONDS = 120
 """How long torchrun waits, after SIGTERM, for its processes to save; its own 30 seconds may be less than the steps
 between two looks at the signal."""
+
+_GRACE_SECONDS = 1.0
+# What torchrun says when it has got a signal and passes it on.
+_PASSES_ON = "closing signal"
 
 RESTARTS = 3
 """How often torchrun starts all processes again, from the last checkpoint, when one of them has died."""
@@ -100,7 +105,8 @@ def _first_host() -> str:
 def supervise(command: Sequence[str]) -> int:
     """Runs a command to its end and returns its status; what it says on standard error is said on ours.
 
-    SIGTERM and SIGUSR1 reach it as SIGTERM (torchrun knows nothing of SIGUSR1, and would leave its processes behind).
+    SIGTERM and SIGUSR1 reach it as SIGTERM, unless it says that it has got one: batch systems signal all processes of a
+    job, and by a second signal torchrun leaves its processes behind while they still save.
 
     Raises:
         Interrupted: such a signal came, and the command did not end well after it.
@@ -108,7 +114,7 @@ def supervise(command: Sequence[str]) -> int:
     from stm.training.interruption import Interrupted, Interruption
 
     environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS), **os.environ}
-    told = False
+    told, closing, since = False, Event(), 0.0
     with (
         Interruption() as interruption,
         # Through a pipe, because a job's log is our `sys.stderr` and not the descriptor behind it.
@@ -117,13 +123,16 @@ def supervise(command: Sequence[str]) -> int:
         ) as process,
     ):
         assert process.stderr is not None
-        messages = Thread(target=_copy, args=(process.stderr,), daemon=True)
+        messages = Thread(target=_copy, args=(process.stderr, closing), daemon=True)
         messages.start()
         try:
             while process.poll() is None:
                 if interruption.received and not told:
-                    process.terminate()
-                    told = True
+                    since = since or time.monotonic()
+                    told = closing.is_set()
+                    if not told and time.monotonic() - since > _GRACE_SECONDS:
+                        process.terminate()
+                        told = True
                 _wait(process)
         except BaseException:  # ours is the only hand that can stop the processes
             process.terminate()
@@ -142,8 +151,10 @@ def _wait(process: subprocess.Popen[str], seconds: float = 0.2) -> None:
         return
 
 
-def _copy(messages: TextIO) -> None:
+def _copy(messages: TextIO, closing: Event) -> None:
     for line in messages:
+        if _PASSES_ON in line:
+            closing.set()
         sys.stderr.write(line)
         sys.stderr.flush()
 

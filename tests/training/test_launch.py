@@ -1,15 +1,20 @@
-"""Several processes under torchrun: signals reach them, their messages and their status come back."""
+"""Several processes under torchrun: signals reach them, their messages and their status come back, who dies is replaced."""
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from made_clips import make_run, make_shard
 
-from stm.training.launch import run_pretraining, supervise
+from stm.config import PretrainRun
+from stm.files import write_json
+from stm.training.launch import _worker, run_pretraining, supervise, torchrun_command
 
 # Stands for torchrun: says that it is there, then ends with status 3 when it gets a SIGTERM.
 CHILD = """
@@ -62,24 +67,164 @@ def test_a_signal_reaches_the_command_and_the_exit_code_names_it(tmp_path: Path,
     assert parent.returncode == 128 + number, messages
 
 
+# Stands for torchrun, which leaves its processes behind by a second signal.
+ONCE = """
+import signal, sys, time
+from pathlib import Path
+
+def stop(number, frame):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("left behind"))
+    print("Sending process 1 closing signal SIGTERM", file=sys.stderr, flush=True)
+    time.sleep(2.5)
+    print("saved", file=sys.stderr)
+    raise SystemExit(3)
+
+signal.signal(signal.SIGTERM, stop)
+Path(sys.argv[1]).touch()
+time.sleep(60)
+"""
+
+
+def test_a_signal_that_the_command_has_got_itself_is_not_sent_again(tmp_path: Path) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, "-c", ONCE, str(tmp_path / "ready")],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    wait_for(parent, tmp_path, "ready")
+    os.killpg(parent.pid, signal.SIGTERM)  # to all processes, as batch systems do
+    _, messages = parent.communicate(timeout=60)
+    assert "saved" in messages and "left behind" not in messages
+    assert parent.returncode == 128 + signal.SIGTERM
+
+
 def test_without_a_signal_the_status_and_the_messages_are_the_command_s(capsys: pytest.CaptureFixture[str]) -> None:
     assert supervise([sys.executable, "-c", "import sys; sys.exit('no such thing')"]) == 1
     assert "no such thing" in capsys.readouterr().err
     assert supervise([sys.executable, "-c", "pass"]) == 0
 
 
+def start(run: PretrainRun, shard: Path, output: Path) -> "subprocess.Popen[str]":
+    """`run_pretraining` in a process of its own."""
+    arguments = [run.model_dump_json(), str(output), str(shard)]
+    return subprocess.Popen([sys.executable, "-c", PRETRAIN, *arguments], stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shard(tmp_path_factory.mktemp("shards") / "train" / "train-00000.parquet", ["red", "green"] * 4)
+
+
 @pytest.mark.slow
-def test_sigterm_saves_a_run_of_two_processes(tmp_path: Path) -> None:
-    shard = make_shard(tmp_path / "train" / "train-00000.parquet", ["red", "green"] * 4)
+def test_sigterm_saves_a_run_of_two_processes(shard: Path, tmp_path: Path) -> None:
     run = make_run(processes=2, optimisation={"epochs": 300}, checkpoint_every=5)
-    arguments = [run.model_dump_json(), str(tmp_path / "run"), str(shard)]
-    process = subprocess.Popen([sys.executable, "-c", PRETRAIN, *arguments], stderr=subprocess.PIPE, text=True)
+    process = start(run, shard, tmp_path / "run")
     wait_for(process, tmp_path / "run", "checkpoints/step-*.pt")
     process.send_signal(signal.SIGTERM)
     _, messages = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, messages
     assert "SIGTERM: saved after step" in messages
     assert not (tmp_path / "run" / "weights.safetensors").exists()
+
+
+def workers_under(pid: int) -> list[int]:
+    """The processes that torchrun has started, which is started by the process `pid`."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [
+        int(worker) for agent in children for worker in Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+    ]
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_started_again_and_the_run_ends_in_the_same_bytes(
+    shard: Path, tmp_path: Path
+) -> None:
+    run = make_run(processes=2, parallel="fsdp", optimisation={"epochs": 8}, checkpoint_every=2)
+    straight = start(run, shard, tmp_path / "straight")
+    assert straight.wait(timeout=300) == 0, straight.communicate()[1]
+    process = start(run, shard, tmp_path / "run")
+    wait_for(process, tmp_path / "run", "checkpoints/step-*.pt")
+    os.kill(workers_under(process.pid)[-1], signal.SIGKILL)
+    _, messages = process.communicate(timeout=300)
+    assert process.returncode == 0, messages
+    assert "goes on after step" in messages  # in the same call: torchrun has started both again
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("straight", "run")]
+    assert weights[0] == weights[1]
+    assert not (tmp_path / "run" / "launch.json").exists()
+
+
+@pytest.mark.slow
+def test_two_nodes_train_as_two_processes_of_one(shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command that srun would run on each node, run twice on this one."""
+    settings = {"optimisation": {"epochs": 1}}
+    two = make_run(nodes=2, **settings)
+    monkeypatch.setenv("SLURM_JOB_ID", str(os.getpid()))
+    monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)
+    monkeypatch.setattr("stm.training.launch.supervise", run_everywhere)
+    run_pretraining(two, [shard], tmp_path / "nodes", 7)
+    run = make_run(processes=2, **settings)
+    process = start(run, shard, tmp_path / "processes")
+    assert process.wait(timeout=300) == 0, process.communicate()[1]
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("nodes", "processes")]
+    assert weights[0] == weights[1]
+
+
+def run_everywhere(command: Sequence[str]) -> int:
+    """Stands for `supervise` of srun: its command once for each of two nodes."""
+    task = command[next(n for n, word in enumerate(command) if word == sys.executable) :]
+    agents = [subprocess.Popen(task, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    ends = [(agent.communicate(timeout=300)[1], agent.returncode) for agent in agents]
+    assert [code for _, code in ends] == [0, 0], ends
+    return 0
+
+
+def test_several_nodes_are_started_by_srun_and_meet_on_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "123456")
+    monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)
+    run = make_run(nodes=4, processes=8, optimisation={"batch_size": 64})
+    command = torchrun_command(run, Path("out/launch.json"))
+    first = command.index(sys.executable)
+    assert command[:first] == [
+        "srun", "--nodes=4", "--ntasks=4", "--ntasks-per-node=1", "--cpu-bind=none", "--kill-on-bad-exit=1",
+    ]  # fmt: skip
+    rest = command[first:]
+    assert rest[1:3] == ["-m", "torch.distributed.run"] and rest[-3:] == [
+        "-m",
+        "stm.training.launch",
+        "out/launch.json",
+    ]
+    expected = {"--nnodes=4", "--nproc-per-node=8", "--rdzv-backend=c10d", "--rdzv-id=123456"}
+    assert expected | {f"--rdzv-endpoint={socket.gethostname()}:13456"} <= set(rest) and "--standalone" not in rest
+
+
+def test_the_first_node_is_the_one_that_slurm_names_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "scontrol").write_text(
+        '#!/bin/sh\n[ "$*" = "show hostnames gpu[07-08]" ] && printf "gpu07\\ngpu08\\n"\n'
+    )
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu[07-08]")
+    assert "--rdzv-endpoint=gpu07:10005" in torchrun_command(make_run(nodes=2), Path("a"))
+
+
+def test_several_nodes_without_slurm_are_refused_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with pytest.raises(ValueError, match=r"nodes = 2: .*no Slurm job.*profiles/slurm"):
+        run_pretraining(make_run(nodes=2), [tmp_path / "a.parquet"], tmp_path, 7)
+    assert torchrun_command(make_run(processes=2), Path("a")).count("--standalone") == 1
+
+
+def test_an_error_of_the_data_is_not_tried_again(tmp_path: Path) -> None:
+    request = tmp_path / "launch.json"
+    run = make_run(processes=2, optimisation={"epochs": 1})
+    values = {"shard_indexes": [], "image_indexes": [], "output": str(tmp_path), "seed": 7}
+    write_json(request, {"run": run.model_dump(mode="json"), **values})
+    with pytest.raises(ValueError, match="but 1 were started"):  # torchrun has not started this one
+        _worker(request)
+    with pytest.raises(SystemExit, match="not tried again"):
+        _worker(request)
 
 
 def test_an_error_in_the_processes_is_an_error_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

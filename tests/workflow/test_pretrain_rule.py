@@ -46,6 +46,7 @@ def dealt(tmp_path_factory) -> Path:
             "second": {**RUN, "init": "results/made/pretrain/first/weights.safetensors"},
             "taught": attention,
             "two": {**RUN, "processes": 2},
+            "nodes": {**RUN, "processes": 2, "nodes": 2, "parallel": "fsdp"},
         },
         "evaluate": {"linear": {"task": "linear", "test_split": "train"}},
     }
@@ -79,3 +80,10 @@ def test_a_run_asks_for_a_gpu_and_a_core_a_process(dealt):
     assert "threads: 2" in found["two"]
     # With a single place on the GPUs a run of more processes takes it: it is not refused.
     assert "gpu=1" in jobs(dealt, *targets, "--resources", "gpu=1")["two"]
+
+
+def test_a_run_on_two_nodes_asks_for_a_task_and_gpus_on_each(dealt):
+    found = jobs(dealt, *[f"results/made/pretrain/{run}/weights.safetensors" for run in ("two", "nodes")])
+    asked = ("gres=gpu:2", "mpi=srun", "nodes=2", "tasks=2", "tasks_per_gpu=0")
+    assert all(word in found["nodes"] for word in asked) and "threads: 2" in found["nodes"]
+    assert "nodes=" not in found["two"] and "mpi=" not in found["two"]
