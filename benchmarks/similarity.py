@@ -3,14 +3,14 @@
 The bare tower encodes one prepared batch of the same shape over and over, in the same process and in turns with the
 stage, so the ratio says what reading, decoding, cutting, resizing and fetching cost. 1 is the most there can be.
 
-    python benchmarks/similarity.py                                  # a small random CLIP, on the CPU
-    python benchmarks/similarity.py --model ViT-B-32-quickgelu@openai --precision bfloat16 --batch-size 1024 --clips 32
+    python -m benchmarks.similarity                                  # CLIP's ViT-B/32 with random weights
+    python -m benchmarks.similarity --small                          # a sixteenth of it
+    python -m benchmarks.similarity --precision bfloat16 --batch-size 1024 --clips 32 --compile     # on a GPU
 """
 
 import argparse
 import json
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -22,39 +22,49 @@ import simplejpeg
 import torch
 from safetensors.torch import save_file
 
+from benchmarks._table import Row, compare, cpu_seconds, report, wall_seconds
 from stm.files import TarWriter
 from stm.preprocess.clip_model import load_clip
 from stm.preprocess.embed_clips import embed_clips
 from stm.preprocess.grid import map_shape
 from stm.preprocess.patch_scorer import PatchScorer, Piece
 
-# A sixteenth of ViT-B/32's arithmetic: small enough for two cores, large enough that the tower is most of the work.
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}  # no caption is encoded here
+# The image tower of ViT-B/32, and a sixteenth of its arithmetic, for trying out.
+BASE_CLIP: dict[str, Any] = {
+    "embed_dim": 512,
+    "vision_cfg": {"image_size": 224, "layers": 12, "width": 768, "head_width": 64, "patch_size": 32},
+    "text_cfg": TEXT,
+    "quick_gelu": True,
+}
 SMALL_CLIP: dict[str, Any] = {
     "embed_dim": 128,
     "vision_cfg": {"image_size": 224, "layers": 6, "width": 256, "head_width": 64, "patch_size": 32},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
+    "text_cfg": TEXT,
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="as similarity.model of a config; by default a small random one is made")
+    parser.add_argument("--model", help="as similarity.model of a config; by default ViT-B/32 with random weights")
+    parser.add_argument("--small", action="store_true", help="a small random model instead")
+    parser.add_argument("--compile", action="store_true", help="compile the tower, the bare one too")
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--batch-size", type=int, default=64, help="patches a forward pass")
-    parser.add_argument("--clips", type=int, default=2, help="clips of 4 stored frames, 340 x 256 pixels")
+    parser.add_argument("--clips", type=int, default=1, help="clips of 4 stored frames, 340 x 256 pixels")
     parser.add_argument("--grid", type=int, default=14)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(Path(folder), arguments), indent=2))
+        report(measure(Path(folder), arguments))
 
 
-def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Patches a second of both, the median of the rounds, and the ratio of each round."""
-    name = arguments.model or save_small_clip(folder / "clip")
+def measure(folder: Path, arguments: argparse.Namespace) -> list[Row]:
+    """Patches a second of both, in turns."""
+    name = arguments.model or save_clip(folder / "clip", SMALL_CLIP if arguments.small else BASE_CLIP)
     clip = load_clip(name, arguments.precision, arguments.device)
-    scorer = PatchScorer(clip, arguments.grid, arguments.batch_size)
+    scorer = PatchScorer(clip, arguments.grid, arguments.batch_size, arguments.compile)
     rows = write_frames(folder / "frames.tar", arguments.clips)
     cells = sum(row["frames"] * np.prod(map_shape(row["width"], row["height"], arguments.grid)) for row in rows)
     batches = -(-int(cells) // arguments.batch_size)
@@ -64,35 +74,36 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     def bare() -> None:
         for _ in range(batches):
             scorer.encode(batch)
-        if clip.device.type == "cuda":
-            torch.cuda.synchronize()
 
     def stage() -> None:
         for _ in embed_clips(scorer, folder / "frames.tar", rows, set()):
             pass
 
     bare()  # warms up both
-    times = [(*seconds(bare), *seconds(stage)) for _ in range(arguments.rounds)]
     done, needed = batches * arguments.batch_size, int(cells)
-    return {
-        "model": clip.identity["model"],
-        "device": torch.cuda.get_device_name() if clip.device.type == "cuda" else "cpu",
-        "precision": arguments.precision,
-        "batch_size": arguments.batch_size,
-        "patches": needed,
-        "tower_patches_per_second": round(done / median(wall for wall, *_ in times), 1),
-        "stage_patches_per_second": round(needed / median(wall for *_, wall, _ in times), 1),
-        "stage_over_tower": [round((needed / stage) / (done / tower), 3) for tower, _, stage, _ in times],
-        # The one to read on a shared machine without a GPU, where wall-clock time is anybody's.
-        "stage_over_tower_by_cpu_time": [round((needed / stage) / (done / tower), 3) for _, tower, _, stage in times],
-    }
+    rates: dict[str, list[tuple[float, float]]] = {"tower": [], "stage": []}
+    for _ in range(arguments.rounds):
+        for kind, work, count in (("tower", bare, done), ("stage", stage, needed)):
+            wall, cpu = seconds(work)
+            rates[kind].append((count / wall, count / cpu))
+    where = "GPU" if clip.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    geometry = f"{arguments.precision}, batch {arguments.batch_size}{', compiled' if arguments.compile else ''}"
+    print(f"{clip.identity['model']}, {geometry}, {needed} patches, {where}")
+    rows = []
+    for number, clock in enumerate(("wall-clock", "CPU time")):
+        tower, mine = ([pair[number] for pair in rates[kind]] for kind in ("tower", "stage"))
+        against = f"bare image tower: {median(tower):.1f} patches/s"
+        what = f"similarity, {geometry}, {clock}"
+        rows.append(compare(what, f"{median(mine):.1f} patches/s", mine, tower, against, "0.95"))
+    # A GPU does not work on the CPU's time, and a shared CPU's wall-clock time is anybody's.
+    return rows[:1] if clip.device.type == "cuda" else rows
 
 
 def seconds(work: Callable[[], None]) -> tuple[float, float]:
     """Wall-clock and CPU seconds, the latter over all threads."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - wall, time.process_time() - cpu
+    found: list[float] = []
+    cpu = cpu_seconds(lambda: found.append(wall_seconds(work)))
+    return found[0], cpu
 
 
 def prepare_batch(scorer: PatchScorer) -> torch.Tensor:
@@ -126,11 +137,12 @@ def write_frames(tar: Path, clips: int) -> list[dict[str, Any]]:
     return rows
 
 
-def save_small_clip(folder: Path) -> str:
+def save_clip(folder: Path, config: dict[str, Any]) -> str:
+    """A CLIP with random weights; returns its name for a config."""
     torch.manual_seed(0)
     folder.mkdir()
-    save_file(open_clip.CLIP(**SMALL_CLIP).state_dict(), folder / "open_clip_model.safetensors")
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": SMALL_CLIP, "preprocess_cfg": {}}))
+    save_file(open_clip.CLIP(**config).state_dict(), folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
     return f"local-dir:{folder}"
 
 

@@ -1,23 +1,29 @@
 """One pretraining step of `stm` against transformers' VideoMAEForPreTraining, turn by turn with the same weights.
 
-    python benchmarks/training_step.py                          # small pictures, minutes on two cores
-    python benchmarks/training_step.py --size base --image-size 224 --frames 16 --batch 2
-    python benchmarks/training_step.py --size base --image-size 224 --frames 16 --batch 64 --precision bf16 --compile
+    python -m benchmarks.training_step                          # small pictures, minutes on two cores
+    python -m benchmarks.training_step --size base --image-size 224 --frames 16 --batch 2
+    python -m benchmarks.training_step --size base --image-size 224 --frames 16 --batch 64 --precision bf16 --compile
 
-A step is forward, backward and AdamW, with a tube mask. Ours starts from bytes and guides, and makes the mask and the
+A step is forward, backward and fused AdamW, with a tube mask. Ours starts from bytes and guides, and makes the mask and the
 normalised pixels inside the step; the peer is handed both ready-made, so the ratio is in its favour. What is stated is the
-median of the ratios of neighbouring turns: times of a shared machine drift, and such ratios do not.
+median of the ratios of neighbouring turns: times of a shared machine drift, and such ratios do not. A ratio above 1 says that
+ours is faster. Peak memory is that of two steps in a process of its own, less what the libraries take.
 """
 
 import argparse
+import os
 import statistics
-import time
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
+from benchmarks._machine import has_bf16
+from benchmarks._table import Row, compare, report, take_turns, wall_seconds
 from stm.config import PretrainRun
 from stm.data.pixels import Normalise
 from stm.masking import to_boolean
@@ -26,9 +32,11 @@ from stm.methods.mae import MAE
 from stm.models import zoo
 from stm.models.cost import pretraining_cost
 
+PEER, OURS = "transformers", "stm"
+
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="A training step against transformers' VideoMAE.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="small", choices=sorted(zoo.SIZES))
     parser.add_argument("--image-size", type=int, default=112, help="pixels")
     parser.add_argument("--frames", type=int, default=8)
@@ -40,6 +48,7 @@ def parse_arguments() -> argparse.Namespace:
         "--compile", action="store_true", help="torch.compile for ours; transformers' breaks into graphs"
     )
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--memory-of", choices=[PEER, OURS, "half"], help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -52,21 +61,30 @@ def make_batch(run: PretrainRun, batch: int, device: str) -> dict:
     return {"video": video.to(device), "guides": {"noise": noise.to(device)}}
 
 
-def make_peer(method: MAE, batch: dict, device: str, precision: str) -> Callable[[], Tensor]:
-    """transformers' model with our weights, on ready-made pixels and mask."""
+def peer_inputs(method: MAE, batch: dict, device: str) -> tuple[Tensor, Tensor]:
+    """Ready-made pixels and mask for transformers' model."""
     architecture = method.model.architecture
-    peer = VideoMAEForPreTraining(VideoMAEConfig(**zoo.transformers_config(architecture)))
-    peer.load_state_dict(zoo.to_transformers(method.model))
-    peer.to(device).train()
     kept, _ = method.mask(batch["guides"])
     mask = to_boolean(kept, architecture.slots, architecture.slot_tokens).flatten(1)
-    pixels = Normalise((3, 1, 1)).to(device)(batch["video"])
+    return Normalise((3, 1, 1)).to(device)(batch["video"]), mask
+
+
+def build_peer(method: MAE) -> nn.Module:
+    """transformers' model with our weights."""
+    peer = VideoMAEForPreTraining(VideoMAEConfig(**zoo.transformers_config(method.model.architecture)))
+    peer.load_state_dict(zoo.to_transformers(method.model))
+    return peer.train()
+
+
+def make_peer(method: MAE, batch: dict, device: str, precision: str) -> Callable[[], Tensor]:
+    """A step of it."""
+    peer, (pixels, mask) = build_peer(method).to(device), peer_inputs(method, batch, device)
     return make_step(peer, lambda: peer(pixels, mask).loss, device, precision)
 
 
 def make_step(model: nn.Module, forward: Callable[[], Tensor], device: str, precision: str) -> Callable[[], Tensor]:
     """Forward, backward, AdamW; returns the loss."""
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device == "cuda")
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> Tensor:
         optimiser.zero_grad(set_to_none=True)
@@ -81,19 +99,14 @@ def make_step(model: nn.Module, forward: Callable[[], Tensor], device: str, prec
 
 def measure(step: Callable[[], Tensor]) -> float:
     """Seconds of a step."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return wall_seconds(step)
 
 
 def make_ours(run: PretrainRun, batch: dict, device: str) -> tuple[MAE, Callable[[], Tensor]]:
     torch.manual_seed(0)
     method = build_method(run).to(device)
-    forward = torch.compile(method, dynamic=False) if run.compile else method
+    assert isinstance(method, MAE)
+    forward = torch.compile(method, dynamic=False, fullgraph=True) if run.compile else method
     return method, make_step(method, lambda: forward(batch)["loss"], device, run.precision)
 
 
@@ -112,33 +125,114 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     a = parse_arguments()
     run = describe_run(a)
+    if a.memory_of:
+        print(measure_memory(a.memory_of, run, a, device))
+        return
     batch = make_batch(run, a.batch, device)
     method, ours = make_ours(run, batch, device)
-    partial = f"stm, decoding {a.decode_ratio:g}"
-    steps = {"transformers": make_peer(method, batch, device, a.precision), "stm": ours}
-    steps[partial] = make_ours(run.model_copy(update={"decode_ratio": a.decode_ratio}), batch, device)[1]
-    losses = {name: step().item() for name, step in steps.items()}  # the first turn warms up, and compares
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(a.rounds):
-        for name, step in steps.items():
-            seconds[name].append(measure(step))
-    kept, masked = method.mask(batch["guides"])
+    half = run.model_copy(update={"decode_ratio": a.decode_ratio})
+    steps = {PEER: make_peer(method, batch, device, a.precision), OURS: ours}
+    steps["half"] = make_ours(half, batch, device)[1]
+    if a.precision == "float32" and (device == "cuda" or has_bf16()):
+        steps["bf16"] = make_ours(run.model_copy(update={"precision": "bf16"}), batch, device)[1]
+    elif a.precision == "float32":
+        print(
+            "bf16 is left out: this processor has neither avx512_bf16 nor amx_bf16, and emulates it slower than float32"
+        )
+    losses = {name: step().item() for name, step in steps.items()}
+    seconds = take_turns({name: lambda step=step: measure(step) for name, step in steps.items()}, a.rounds)
     where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(
-        f"{a.size}, {a.frames}x{a.image_size}^2, tube {a.ratio:g}, batch {a.batch}, {a.precision}, {where}, {a.rounds} rounds"
-    )
-    print(
-        f"{'':24}{'median s':>10}{'x peer':>8}{'from':>7}{'to':>7}{'GFLOP/clip':>12}{'GFLOP/s':>10}{'first loss':>12}"
-    )
+    geometry = f"{a.size}, {a.frames}x{a.image_size}^2, tube {a.ratio:g}, batch {a.batch}"
+    print(f"{geometry}, {a.precision}, {where}, {a.rounds} rounds")
+    print_steps(method, batch, a, seconds, losses)
+    report([*compare_steps(seconds, geometry, a), *compare_memory(a), count_graphs()])
+
+
+def print_steps(method: MAE, batch: dict, a: argparse.Namespace, seconds: dict, losses: dict[str, float]) -> None:
+    kept, masked = method.mask(batch["guides"])
+    print(f"{'':14}{'median s':>10}{'GFLOP/clip':>12}{'GFLOP/s':>10}{'first loss':>12}")
     for name, times in seconds.items():
-        ratios = [mine / peer for mine, peer in zip(times, seconds["transformers"], strict=True)]
-        decoded = max(1, int(a.decode_ratio * masked.shape[1])) if name == partial else masked.shape[1]
+        decoded = max(1, int(a.decode_ratio * masked.shape[1])) if name == "half" else masked.shape[1]
         flop = pretraining_cost(method.model.architecture, kept.shape[1], decoded).step / 1e9
         median = statistics.median(times)
-        print(
-            f"{name:24}{median:10.3f}{statistics.median(ratios):8.2f}{min(ratios):7.2f}{max(ratios):7.2f}"
-            f"{flop:12.1f}{flop * a.batch / median:10.0f}{losses[name]:12.5f}"
-        )
+        print(f"{name:14}{median:10.3f}{flop:12.1f}{flop * a.batch / median:10.0f}{losses[name]:12.5f}")
+
+
+def compare_steps(seconds: dict[str, list[float]], geometry: str, a: argparse.Namespace) -> list[Row]:
+    rates = {name: [1 / value for value in values] for name, values in seconds.items()}
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    said = {name: f"{value:.2f} s a step" for name, value in median.items()}
+    step, peer = f"step, {geometry}, {a.precision}", f"transformers, {said[PEER]}"
+    rows = [compare(step, said[OURS], rates[OURS], rates[PEER], peer, "1")]
+    rows.append(compare(f"{step}, {a.decode_ratio:g} decoded", said["half"], rates["half"], rates[PEER], peer, "1.45"))
+    if "bf16" in rates:
+        name = f"step, {geometry}, bf16"
+        rows.append(compare(name, said["bf16"], rates["bf16"], rates[OURS], f"our float32, {said[OURS]}", "2"))
+    return rows
+
+
+def compare_memory(a: argparse.Namespace) -> list[Row]:
+    peaks = {name: _ask_memory(name) for name in (PEER, OURS, "half")}
+    against, rows = f"transformers, {peaks[PEER]:.0f} MB", []
+    for name, said in ((OURS, ""), ("half", f", {a.decode_ratio:g} decoded")):
+        ratio = peaks[name] / peaks[PEER]
+        rows.append(Row(f"peak memory{said}", f"{peaks[name]:.0f} MB", ratio, ratio, ratio, against, "below 1"))
+    return rows
+
+
+def _ask_memory(name: str) -> float:
+    command = [sys.executable, "-m", "benchmarks.training_step", *sys.argv[1:], "--memory-of", name]
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=plain).stdout.split()[-1])
+
+
+def measure_memory(name: str, run: PretrainRun, a: argparse.Namespace, device: str) -> float:
+    """Peak of two steps in this process, MB: weights, gradients, optimiser, activations, inputs."""
+    method = build_method(run if name != "half" else run.model_copy(update={"decode_ratio": a.decode_ratio}))
+    assert isinstance(method, MAE)
+    batch = make_batch(run, a.batch, "cpu")
+    pixels, mask = peer_inputs(method, batch, "cpu")
+    if name == PEER:
+        model = build_peer(method)
+        del method, batch
+    else:
+        model = method
+        del pixels, mask
+    before = 0.0 if device == "cuda" else _resident("VmRSS") - sum(p.nbytes for p in model.parameters()) / 2**20
+    model.to(device)
+    if name == PEER:
+        pixels, mask = pixels.to(device), mask.to(device)
+        step = make_step(model, lambda: model(pixels, mask).loss, device, run.precision)
+    else:
+        batch = {"video": batch["video"].to(device), "guides": {"noise": batch["guides"]["noise"].to(device)}}
+        step = make_step(model, lambda: model(batch)["loss"], device, run.precision)
+    for _ in range(2):
+        step()
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return _resident("VmHWM") - before
+
+
+def _resident(kind: str) -> float:
+    """MB of this process now (`VmRSS`) or at most so far (`VmHWM`); Linux."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{kind}:"))
+
+
+def count_graphs() -> Row:
+    """Into how many graphs torch.compile cuts the forward pass of both; at a small size, as the number is the code's."""
+    run = PretrainRun(model="tiny", image_size=32, frames=4)
+    batch = make_batch(run, 2, "cpu")
+    method = build_method(run)
+    assert isinstance(method, MAE)
+    pixels, mask = peer_inputs(method, batch, "cpu")
+    whole = torch.compile(method, dynamic=False, fullgraph=True, backend="eager")  # raises where it would be cut
+    whole(batch)
+    ours = torch._dynamo.explain(method)(batch).graph_count
+    theirs = torch._dynamo.explain(build_peer(method))(pixels, mask).graph_count
+    return Row(
+        "graphs of a step", f"{ours} (fullgraph=True)", ours / theirs, None, None, f"transformers, {theirs}", "1 graph"
+    )
 
 
 if __name__ == "__main__":

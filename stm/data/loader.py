@@ -149,6 +149,33 @@ def move(batch: Batch, device: torch.device | str) -> Batch:
     return {name: _move_value(value, torch.device(device)) for name, value in batch.items()}
 
 
+def move_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches on `device`. On CUDA the next one is copied while the device works on what was asked of it with this one."""
+    if device.type != "cuda":
+        yield from (move(batch, device) for batch in batches)
+        return
+    side = torch.cuda.Stream(device)
+    while True:
+        with torch.cuda.stream(side):
+            batch = next(batches, None)
+            moved = None if batch is None else move(batch, device)
+        if moved is None:
+            return
+        here = torch.cuda.current_stream(device)
+        here.wait_stream(side)
+        _hold(moved, here)
+        yield moved
+
+
+def _hold(value: Any, stream: torch.cuda.Stream) -> None:
+    """Keeps the memory of a batch's tensors, which the copying stream had, until `stream` is done with them."""
+    if isinstance(value, torch.Tensor):
+        value.record_stream(stream)
+    elif isinstance(value, dict):
+        for part in value.values():
+            _hold(part, stream)
+
+
 def _move_value(value: Any, device: torch.device) -> Any:
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)

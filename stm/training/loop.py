@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from stm.config import Optimisation
-from stm.data.loader import Batch, move
+from stm.data.loader import Batch, move_ahead
 from stm.progress import Progress
 from stm.training.checkpoint import Checkpoints, random_state, restore_random_state
 from stm.training.distributed import Process
@@ -85,7 +85,7 @@ def fit(
         FloatingPointError: the loss is no longer finite.
     """
     run = _Run(module, plan, output, process)
-    stream = batches(run.step)
+    stream = move_ahead(batches(run.step), process.device)
     run.settle()
     model = module if isinstance(module, FSDPModule) else process.wrap(module)
     optimizer, accumulate = run.optimizer, plan.optimisation.accumulate
@@ -97,7 +97,7 @@ def fit(
         while run.step < plan.steps:
             run.schedule.step_update(run.step)
             for part in range(1, accumulate + 1):
-                batch = move(next(stream), process.device)
+                batch = next(stream)
                 with _gradients_averaged(model, part == accumulate):
                     with _precision(plan.precision, process.device):
                         losses = model(batch)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stm.config import Augmentation
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
-from stm.data.loader import ClipLoader, move, permute
+from stm.data.loader import ClipLoader, move, move_ahead, permute
 
 GEOMETRY = Geometry(image_size=16, patch_size=8, tubelet=2, frames=2)
 
@@ -208,3 +208,17 @@ def test_move_keeps_what_is_no_tensor(data: ClipDataset) -> None:
     moved = move(batch, "meta")
     assert moved["video"].device.type == moved["guides"]["noise"].device.type == "meta"
     assert moved["key"] == batch["key"]
+
+
+def test_moving_ahead_changes_no_batch_and_no_order(data: ClipDataset) -> None:
+    loader = ClipLoader(data, 3, shuffle=True, seed=5)
+    plain = list(loader.batches(1))
+    assert len(plain) == 3
+    assert all(map(equal, move_ahead(loader.batches(1), torch.device("cpu")), plain))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="copies ahead are made on CUDA alone")
+def test_moving_ahead_gives_the_device_the_same_batches(data: ClipDataset) -> None:
+    loader = ClipLoader(data, 3, shuffle=True, seed=5)
+    moved = move_ahead(loader.batches(1), torch.device("cuda"))
+    assert all(equal(a, move(b, "cuda")) for a, b in zip(moved, loader.batches(1), strict=True))
