@@ -9,6 +9,7 @@ stage, so the ratio says what reading, decoding, cutting, resizing and fetching 
 """
 
 import argparse
+import hashlib
 import json
 import tempfile
 from collections.abc import Callable
@@ -121,10 +122,11 @@ def write_frames(tar: Path, clips: int) -> list[dict[str, Any]]:
     rows = []
     with TarWriter(tar) as writer:
         for number in range(clips):
-            members = []
+            members, sums = [], []
             for frame in range(4):
                 coarse = rng.integers(0, 256, (32, 34, 3), dtype=np.uint8).repeat(8, 0).repeat(10, 1)
                 jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(coarse), quality=90)
+                sums.append(hashlib.sha256(jpeg).hexdigest())
                 members.append(writer.add(f"clip{number:05d}.{frame:04d}.jpg", jpeg))
             row = {
                 "key": f"clip{number:05d}",
@@ -133,7 +135,9 @@ def write_frames(tar: Path, clips: int) -> list[dict[str, Any]]:
                 "width": 340,
                 "height": 256,
             }
-            rows.append(row | {"offsets": [m.offset for m in members], "sizes": [m.size for m in members]})
+            rows.append(
+                row | {"offsets": [m.offset for m in members], "sizes": [m.size for m in members], "sha256": sums}
+            )
     return rows
 
 

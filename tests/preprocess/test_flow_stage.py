@@ -144,7 +144,7 @@ def test_damaged_frames_cost_their_clip_only_until_they_are_mended(tmp_path: Pat
     damaged = bytearray(sound)
     damaged[row["offsets"][1] : row["offsets"][1] + 20] = bytes(20)
     made.tar.write_bytes(damaged)
-    with pytest.raises(TooManyFailures, match="stored frame 1: not a readable JPEG"):
+    with pytest.raises(TooManyFailures, match="stored frame 1 of clip 'b': is not what its index says"):
         go(bad_input=BadInput(policy={"corrupt_frames": "fail"}))
     found = rows_of(go())
     assert [found[key]["status"] for key in "abc"] == ["ok", "corrupt_frames", "ok"]
