@@ -52,7 +52,7 @@ def make_plan(accumulate: int = 1, **changes: object) -> Plan:
     return Plan("test", optimisation, STEPS // 3, **values)  # type: ignore[arg-type]
 
 
-def make_batches(accumulate: int, stop_at: int | None = None, signal_at: int | None = None):
+def make_batches(accumulate: int, stop_at: int | None = None, signal_at: int | None = None, sent: int = signal.SIGTERM):
     """Batches that are a function of their number. A crash or a signal can be built in."""
 
     def batches(step: int) -> Iterator[Batch]:
@@ -60,7 +60,7 @@ def make_batches(accumulate: int, stop_at: int | None = None, signal_at: int | N
             if number == stop_at:
                 raise KeyboardInterrupt
             if number == signal_at:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), sent)
             generator = torch.Generator().manual_seed(number)
             video = torch.randn(8 // accumulate, 6, generator=generator)
             yield {"video": video, "guides": {"target": video.sum(1)}, "key": ["a"] * len(video)}
@@ -136,14 +136,15 @@ def test_a_run_that_broke_off_ends_as_one_that_did_not(tmp_path: Path, accumulat
     assert [line["step"] for line in logs[0]] == [3, 6, 9, 12]
 
 
-def test_sigterm_saves_at_the_end_of_the_step_and_leaves_with_a_code(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_at_the_end_of_the_step_and_leaves_with_a_code(tmp_path: Path, sent: signal.Signals) -> None:
     straight, module = make_module().train(), make_module().train()
     fit(straight, make_batches(1), make_plan(), tmp_path / "straight", CPU)
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(sent)
     with pytest.raises(Interrupted) as stopped:
-        fit(module, make_batches(1, signal_at=6), make_plan(), tmp_path / "run", CPU)
-    assert stopped.value.code == 128 + signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) == before
+        fit(module, make_batches(1, signal_at=6, sent=sent), make_plan(), tmp_path / "run", CPU)
+    assert stopped.value.code == 128 + sent
+    assert signal.getsignal(sent) == before
     assert module.calls == 7
     resumed = make_module().train()
     fit(resumed, make_batches(1), make_plan(), tmp_path / "run", CPU)

@@ -1,0 +1,45 @@
+"""A checkpoint that is damaged in any way is noticed, and the one before is used."""
+
+import shutil
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from damage import damage_bytes
+from trial import Tally, deadline
+
+from stm.training.checkpoint import Checkpoints
+
+FILES = ("step-000000010.pt", "step-000000010.pt.sha256", "origin.json")
+
+
+@pytest.mark.parametrize("count", [25, pytest.param(240, marks=pytest.mark.slow)])
+def test_the_one_before_is_used(count: int, tmp_path: Path, table: Callable[[Tally], None]) -> None:
+    whole, folder = Checkpoints(tmp_path / "whole", {"seed": 1}, 2), tmp_path / "checkpoints"
+    for step in (5, 10):
+        whole.save(step, {"model": torch.full((50,), float(step))})
+    draw, tally = np.random.default_rng(0), Tally("checkpoints")
+    damages = {name: damage_bytes((whole.folder / name).read_bytes(), draw) for name in FILES}
+    for number in range(count):
+        name = FILES[number % len(FILES)]
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(whole.folder, folder)
+        (folder / name).write_bytes(next(islice(damages[name], 1)).data)
+        checkpoints = Checkpoints(folder, {"seed": 1}, 2)
+        with deadline():
+            step = checkpoints.newest()
+        # The sums' second word is the file's name, and origin.json is for people: nothing depends on either.
+        assert step == 5 or (step == 10 and name != FILES[0]), name
+        assert torch.equal(checkpoints.load(step)["model"], torch.full((50,), float(step)))
+        tally.add("the one before used" if step == 5 else "no difference")
+    table(tally)
+
+
+def test_others_are_moved_aside_even_where_their_origin_is_torn(tmp_path: Path) -> None:
+    Checkpoints(tmp_path / "checkpoints", {"seed": 1}, 2).save(5, {})
+    (tmp_path / "checkpoints/origin.json").write_bytes(b'{"seed"\xff')
+    assert Checkpoints(tmp_path / "checkpoints", {"seed": 2}, 2).newest() == 0
+    assert (tmp_path / "checkpoints-of-other-settings/step-000000005.pt").exists()
