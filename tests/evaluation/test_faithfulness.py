@@ -18,6 +18,7 @@ from stm.evaluation import faithfulness
 from stm.evaluation.faithfulness import chance_overlap, measure_faithfulness, overlap
 from stm.files import TarWriter, write_table
 from stm.preprocess.clip_model import load_clip
+from stm.preprocess.frames_table import FRAMES_SCHEMA
 from stm.preprocess.patch_scorer import PatchScorer, cosine
 
 CONFIG: dict[str, Any] = {
@@ -74,7 +75,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "offsets": [[m.offset for m in members]], "sizes": [[m.size for m in members]],
         "sha256": [[m.sha256 for m in members]],
     }  # fmt: skip
-    write_table(folder / "train-00000.parquet", pa.table(frames), {})
+    write_table(folder / "train-00000.parquet", pa.table(frames, schema=FRAMES_SCHEMA), {})
     scorer = PatchScorer(load_clip(settings.model, "float32", "cpu"), 4, 16)
     maps = cosine(scorer.embed_frames(stored), scorer.embed_texts(CAPTIONS))
     similarity = {
