@@ -1,5 +1,6 @@
 """What `stm verify` finds."""
 
+import hashlib
 import io
 import re
 import tarfile
@@ -79,6 +80,11 @@ def test_verify_finds_values_that_are_not_finite(tmp_path: Path) -> None:
     data = bytearray(tar.read_bytes())
     data[member.offset_data : member.offset_data + member.size] = other.getvalue()
     tar.write_bytes(data)
+    index = tar.with_suffix(".parquet")
+    row = index_of(tar)[0]
+    names = [name for name, _, _ in list_members(row)]
+    row["sha256"][names.index("b.flow.npy")] = hashlib.sha256(other.getvalue()).hexdigest()
+    write_table(index, pa.Table.from_pylist([row], read_table(index).schema), {})
     assert any(
         "b.flow.npy has values that are not finite" in p for p in find_problems(tar, tar.with_suffix(".parquet"))
     )
