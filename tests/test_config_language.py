@@ -1,10 +1,11 @@
 """What a run with text may say: its own masks, what must be packed for it, and which of its keys belong to which method."""
 
 import copy
+from pathlib import Path
 
 import pytest
 
-from stm.config import ConfigError, LanguageRun, PretrainRun, parse_config
+from stm.config import ConfigError, LanguageRun, PretrainRun, load_config, parse_config
 
 STUDY = {
     "name": "study",
@@ -97,3 +98,12 @@ def test_text_evaluations_are_done_for_runs_with_text_only():
     config["evaluate"]["find"]["runs"] = ["mae"]
     with pytest.raises(ConfigError, match="needs runs with `language`; mae has none"):
         parse_config(config)
+
+
+def test_the_small_configs_share_their_runs():
+    """They write to one folder: what has the same name must be the same."""
+    folder = Path(__file__).parents[1] / "config"
+    part, whole = (load_config(folder / f"{name}-small.yaml") for name in ("stm", "clusterstm"))
+    assert part.datasets == whole.datasets and part.seeds == whole.seeds
+    assert part.pretrain == {name: run for name, run in whole.pretrain.items() if name != "clusterstm"}
+    assert part.evaluate == whole.evaluate

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "config"
 
 
-@pytest.mark.parametrize("name", ["stm", "clusterstm", "stm-small", "tgm-small"])
+@pytest.mark.parametrize("name", ["stm", "clusterstm", "stm-small", "clusterstm-small", "tgm-small"])
 def test_shipped_configs_follow_the_protocols(name):
     check_tasks(load_config(CONFIGS / f"{name}.yaml"))
 
