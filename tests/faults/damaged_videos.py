@@ -21,7 +21,7 @@ KINDS = {
 }
 NAMES = (
     "new\nline.mp4", "-rf.mp4", "$(touch pwned).mp4", "; touch pwned;.mp4", "%s%n%x.mp4", "\x1b[2Jscreen.mp4", "a:b.mp4",
-    "concat:a.mp4|b.mp4", "pipe:0.mp4", "\u202etxt.mp4", "'\"`.mp4", "...mp4", " .mp4", "x" * 240 + ".mp4", "%03d.mp4",
+    "concat:a.mp4|b.mp4", "pipe:0.mp4", "\u202etxt.mp4", "'\"`.mp4", "a...mp4", " .mp4", "x" * 240 + ".mp4", "%03d.mp4",
     "<script>alert(1)</script>.mp4".replace("/", "\u2215"), "back\\slash.mp4", "*?[a].mp4", "NUL.mp4", "a&b=c#d.mp4",
 )  # fmt: skip
 
