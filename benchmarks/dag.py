@@ -2,7 +2,9 @@
 
 Every offline stage is on, and two runs are pretrained and evaluated. The videos are empty files and the results
 placeholders: no stage runs. Two questions are asked of Snakemake, in turns: a dry run when the clips are dealt to shards
-and all the rest is to be done, and a run when there is nothing to do. The aim at 240,000 videos is 10 and 20 seconds.
+and all the rest is to be done, and a run when there is nothing to do. The aim at 240,000 videos is 10 and 20 seconds. The
+ratio is that of CPU time to a dry run of a bare workflow of as many jobs, in chains of eight rules without params, functions
+or configs: what Snakemake itself takes.
 
     python -m benchmarks.dag
     python -m benchmarks.dag --videos 1000000 --rounds 1
@@ -22,6 +24,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from benchmarks._processes import Cost, run_measured
+from benchmarks._table import Row, compare, report
 from stm.config import parse_config
 from stm.files import write_table
 from stm.layout import Layout
@@ -29,6 +32,9 @@ from stm.manifest import MANIFEST_SCHEMA, QUARANTINE_SCHEMA, make_key, write_sli
 
 ROOT = Path(__file__).parents[1]
 VIDEOS_A_FOLDER = 1000
+AIMS = {"dry run": "10 s at 240,000", "nothing to do": "20 s at 240,000"}
+SNAKEMAKE = (sys.executable, "-m", "snakemake")
+CHAIN = 8  # rules a shard: frames, captions, embeddings, similarity, text, motion, flow, shards
 RUN = {
     "model": "small",
     "image_size": 224,
@@ -56,35 +62,55 @@ def main() -> None:
     parser.add_argument("--videos", type=int, nargs="*", default=[1000, 10_000, 240_000])
     parser.add_argument("--rounds", type=int, default=3, help="the medians of so many are shown")
     arguments = parser.parse_args()
-    print(f"{'':>9} {'':>6} {'':>6} | {'dry run, all to do':>22} | {'nothing to do':>22}")
-    columns = f"{'seconds':>8} {'CPU':>7} {'MB':>5}"
-    print(f"{'videos':>9} {'shards':>6} {'jobs':>6} | {columns} | {columns}", flush=True)
+    print(f"{'videos':>9} {'shards':>6} {'jobs':>6}   {'':13} {'seconds':>8} {'CPU':>7} {'MB':>5}", flush=True)
+    rows = []
     for videos in arguments.videos:
         with tempfile.TemporaryDirectory() as folder:
-            print(measure(Path(folder), videos, arguments.rounds), flush=True)
+            rows += measure(Path(folder), videos, arguments.rounds)
+    report(rows)
 
 
-def measure(folder: Path, videos: int, rounds: int) -> str:
-    """A line of the table."""
-    todo, done = folder / "todo", folder / "done"
+def measure(folder: Path, videos: int, rounds: int) -> list[Row]:
+    """Two rows, for one number of videos."""
+    todo, done, bare = folder / "todo", folder / "done", folder / "bare"
     write_videos(folder, videos)
     shards = deal_clips(todo)
     shutil.copytree(todo, done)
     finish(done)
-    costs: dict[Path, list[Cost]] = {todo: [], done: []}
+    write_chains(bare, shards)
+    costs: dict[str, list[Cost]] = {"dry run": [], "nothing to do": [], "bare": []}
     for _ in range(rounds):
-        costs[todo].append(snakemake(todo, "--dry-run")[0])
+        costs["bare"].append(run_measured([*SNAKEMAKE, "--cores", "1", "--dry-run"], bare / "printed", bare))
+        costs["dry run"].append(snakemake(todo, "--dry-run")[0])
         cost, printed = snakemake(done)
         assert "Nothing to be done" in printed, printed[-4000:]
-        costs[done].append(cost)
+        costs["nothing to do"].append(cost)
     jobs = re.findall(r"^total +(\d+)", (todo / "printed").read_text(), re.M)[-1]
-    return f"{videos:9,} {shards:6,} {int(jobs):6,} | {_columns(costs[todo])} | {_columns(costs[done])}"
+    for name, found in costs.items():
+        print(f"{videos:9,} {shards:6,} {int(jobs):6,}   {name:13} {_columns(found)}", flush=True)
+    return [make_row(f"{name}, {videos:,} videos", costs[name], costs["bare"], aim) for name, aim in AIMS.items()]
+
+
+def make_row(what: str, costs: list[Cost], bare: list[Cost], aim: str) -> Row:
+    cpu, bare_cpu = [cost.cpu for cost in costs], [cost.cpu for cost in bare]
+    speed = f"{median(cost.wall for cost in costs):.1f} s, {median(cpu):.1f} s of CPU"
+    return compare(what, speed, cpu, bare_cpu, f"bare workflow, {median(bare_cpu):.1f} s of CPU", aim)
 
 
 def _columns(costs: list[Cost]) -> str:
     return (
         f"{median(c.wall for c in costs):8.1f} {median(c.cpu for c in costs):7.1f} {max(c.memory for c in costs):5.0f}"
     )
+
+
+def write_chains(folder: Path, shards: int) -> None:
+    """A workflow of as many jobs that has nothing of ours."""
+    rules = [f"rule all:\n    input: expand('{CHAIN - 1}/{{shard}}', shard=range({shards}))\n"]
+    for number in range(CHAIN):
+        needs = f"    input: '{number - 1}/{{shard}}'\n" if number else ""
+        rules.append(f"rule stage{number}:\n{needs}    output: '{number}/{{shard}}'\n    shell: ':'\n")
+    folder.mkdir()
+    (folder / "Snakefile").write_text("\n".join(rules))
 
 
 def write_videos(folder: Path, count: int) -> None:
@@ -139,9 +165,17 @@ def finish(folder: Path) -> None:
     snakemake(folder, "--touch", "--scheduler", "greedy", "--cores", "1000", program=("-c", TOUCH))
 
 
-def snakemake(folder: Path, *arguments: str, program: tuple[str, ...] = ("-m", "snakemake")) -> tuple[Cost, str]:
+def snakemake(folder: Path, *arguments: str, program: tuple[str, ...] = ()) -> tuple[Cost, str]:
     """What it cost and what it printed."""
-    command = [sys.executable, *program, "--snakefile", str(ROOT / "Snakefile"), "--cores", "1", *arguments]
+    command = [
+        sys.executable,
+        *(program or SNAKEMAKE[1:]),
+        "--snakefile",
+        str(ROOT / "Snakefile"),
+        "--cores",
+        "1",
+        *arguments,
+    ]
     command += ["--configfile", "config.yaml"]
     cost = run_measured(command, folder / "printed", folder, {"PYTHONPATH": str(ROOT)})
     return cost, (folder / "printed").read_text()

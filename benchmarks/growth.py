@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from benchmarks._processes import Cost, run_measured
+from benchmarks._table import Row, report
 
 ROOT = Path(__file__).parents[1]
 TIMES = (1, 4, 16)
@@ -67,12 +68,27 @@ def measure(folder: Path, clips: int, stages: list[str]) -> dict[str, Cost]:
     return costs
 
 
+def seconds_a_clip(clips: list[int], costs: list[Cost]) -> list[float]:
+    """CPU time of a further clip between each size and the next."""
+    steps = zip(costs, costs[1:], clips, clips[1:], strict=False)
+    return [(after.cpu - before.cpu) / (many - few) for before, after, few, many in steps]
+
+
+def make_rows(stage: str, clips: list[int], costs: list[Cost]) -> list[Row]:
+    early, late = seconds_a_clip(clips, costs)
+    least, most = costs[0].memory, costs[-1].memory
+    ratio = late / early if early > 0 else None
+    few, many = f"{clips[0]} clips, {least:.0f} MB", f"{stage}, memory, {clips[-1]} clips"
+    time = f"at a quarter of the clips, {1000 * early:.1f} ms"
+    return [
+        Row(f"{stage}, CPU time a clip", f"{1000 * late:.1f} ms", ratio, None, None, time, "1"),
+        Row(many, f"{most:.0f} MB", most / least, None, None, few, "1"),
+    ]
+
+
 def describe(stage: str, clips: list[int], costs: list[Cost]) -> str:
     """A line of the table."""
-    slopes = [
-        (after.cpu - before.cpu) / (many - few)
-        for before, after, few, many in zip(costs, costs[1:], clips, clips[1:], strict=False)
-    ]
+    slopes = seconds_a_clip(clips, costs)
     growth = (costs[-1].memory - costs[0].memory) / (clips[-1] - clips[0])
     ratio = costs[-1].memory / costs[0].memory
     return (
@@ -95,8 +111,12 @@ def main() -> None:
     head = " ".join(f"{'seconds':>7} {'CPU':>7} {'MB':>6} |" for _ in clips)
     between = " ".join(f"{f'to {times}x':>7}" for times in TIMES[1:])
     print(f"{'stage':11} | {head} {between} | {'16x to 1x':>9} {'MB a clip':>9}")
+    rows = []
     for stage in arguments.stages:
-        print(describe(stage, clips, [costs[stage] for costs in runs]), flush=True)
+        costs = [run[stage] for run in runs]
+        print(describe(stage, clips, costs), flush=True)
+        rows += make_rows(stage, clips, costs)
+    report(rows)
 
 
 if __name__ == "__main__":
