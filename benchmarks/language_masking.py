@@ -14,7 +14,6 @@ on the machine counts little.
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import BertConfig, BertTokenizer
 
+from benchmarks._table import cpu_seconds, wall_seconds
 from stm.config import LanguageRun, load_config
 from stm.masking import complement
 from stm.methods.clusterstm import ClusterWise
@@ -154,21 +154,10 @@ def make_step(
     return passes, optimizer.step
 
 
-def measure(work: Callable[[], Any]) -> float:
-    """Seconds: of the processor, or with a GPU those that pass."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
-    start = clock()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return clock() - start
-
-
 def measure_all(run: LanguageRun, a: argparse.Namespace, device: str) -> tuple[list[float], list[float]]:
     """Seconds of `a.batch` clips, a round each: of the mask and of the step."""
     method = make_method(run, device)
+    measure = wall_seconds if device == "cuda" else cpu_seconds
     (passes, update), mask = make_step(method, run, a.step_batch, device), make_mask(method, run, a.batch, device)
     masks, steps = [], []
     for turn in range(a.rounds + 1):

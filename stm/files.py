@@ -235,13 +235,14 @@ class TarWriter:
         self._file = path.open("wb")
         self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
 
-    def add(self, name: str, data: bytes) -> Member:
+    def add(self, name: str, data: bytes, sha256: str | None = None) -> Member:
+        """Adds a member; `sha256` is that of the data, where it is known already."""
         info = tarfile.TarInfo(name)
         info.size, info.mode = len(data), 0o644
         self._tar.addfile(info, io.BytesIO(data))
         vars(self._tar)["members"].clear()  # a list for reading only, which would grow with the shard
         padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        return Member(name, self._tar.offset - padded, len(data), hashlib.sha256(data).hexdigest())
+        return Member(name, self._tar.offset - padded, len(data), sha256 or hashlib.sha256(data).hexdigest())
 
     def __enter__(self) -> "TarWriter":
         return self

@@ -6,6 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+LONGEST_SIDE = 65535
+"""Pixels on the side of a stored picture; a JPEG has no more."""
+
 
 class DamagedError(ValueError):
     """A file that a stage wrote and that is not what it was, or belongs to other files; the message says which and where."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stm.files import read_table
 from stm.manifest import QUESTIONS, Question, read_questions
-from stm.tables import DamagedError
+from stm.tables import LONGEST_SIDE, DamagedError
 
 # Arrays that a clip may carry.
 MAPS = ("similarity", "motion", "flow", "text")
@@ -41,7 +41,6 @@ _TYPES = {
 }
 _NEEDED = ("key", *_COUNTS, "offsets", "sizes")  # never null
 _SCHEMA = pa.schema([pa.field(name, _TYPES[name], nullable=name not in _NEEDED) for name in _COLUMNS])
-_LONGEST_SIDE = 65535  # pixels; a JPEG has no more
 
 # Numpy pads the header of a .npy file to a multiple of 64 bytes; a map's fits into two or three such units.
 HEADER_SIZES = (64, 128, 192)
@@ -211,7 +210,7 @@ def _read_index(path: Path, tar: Path) -> pa.Table:
         _refuse(path, table, wrong, f"it has another number of {name} than of frames")
     _refuse(path, table, frames < 1, "it has no frames")
     sides = np.stack([_integers(_join(table, name)) for name in ("width", "height")])
-    _refuse(path, table, np.any((sides < 1) | (sides > _LONGEST_SIDE), axis=0), "its pictures have an impossible size")
+    _refuse(path, table, np.any((sides < 1) | (sides > LONGEST_SIDE), axis=0), "its pictures have an impossible size")
     cells = np.stack([_integers(_join(table, name)) for name in ("rows", "columns")])
     _refuse(path, table, np.any((cells < 1) | (cells > sides.max(axis=0)), axis=0), "its maps have an impossible size")
     sources = _join(table, "caption_sources")

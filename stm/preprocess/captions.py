@@ -159,3 +159,14 @@ def read_captions(path: Path) -> dict[str, ClipCaptions]:
         if row["caption"] is not None:
             said.append((row["frame"], row["caption"]))
     return {key: ClipCaptions(tuple(said), *ends[key]) for key, said in texts.items()}
+
+
+def check_spoken(path: Path, said: Mapping[str, ClipCaptions]) -> None:
+    """Refuses captions of which a clip has none without a reason.
+
+    Raises:
+        DamagedError: with the file and the first such clip.
+    """
+    odd = [key for key, end in said.items() if end.status == Status.OK and not end.texts]
+    if odd:
+        raise DamagedError(f"{path}: clip {odd[0]!r} is `ok` without a caption: a damaged table")

@@ -19,7 +19,7 @@ from stm.files import Journal, TarWriter, atomic_path, read_member, read_table, 
 from stm.manifest import Policy, Status, check_keys, read_rows
 from stm.preprocess.outcome import as_columns, decide
 from stm.preprocess.records import Record, name_item, read_record
-from stm.tables import DamagedError
+from stm.tables import LONGEST_SIDE, DamagedError
 from stm.workers import Failure
 
 FRAMES_SCHEMA = pa.schema(
@@ -44,7 +44,6 @@ FRAMES_SCHEMA = pa.schema(
     ]
 )
 _LISTS = ("pts", "decode_index", "offsets", "sizes", "sha256")
-_LONGEST_SIDE = 65535  # pixels; a JPEG has no more
 _SIZES = ("width", "height", "source_width", "source_height")
 
 
@@ -125,7 +124,7 @@ def _find_problem(row: Mapping[str, Any]) -> str | None:
         if len(row[name]) != row["frames"]:
             return f"has {len(row[name])} `{name}` of {row['frames']} frames"
     for name in ("width", "height"):
-        if not 1 <= (row[name] or 0) <= _LONGEST_SIDE:
+        if not 1 <= (row[name] or 0) <= LONGEST_SIDE:
             return f"has a {name} of {row[name]} pixels"
     if min(row["offsets"]) < 0 or min(row["sizes"]) < 1 or min(row["decode_index"]) < 0:
         return "has frames at negative places"

@@ -114,7 +114,8 @@ def _pack_clip(writer: TarWriter, clip: Row, row: Row, part: ClipParts, frames_t
     described = shown | {"questions": [_described(question) for question in questions]}
     header = writer.add(f"{key}.json", json.dumps(described, sort_keys=True, allow_nan=False).encode())
     jpegs = [
-        writer.add(f"{key}.{number:04d}.jpg", data) for number, data in enumerate(read_jpegs(frames_tar, dict(row)))
+        writer.add(f"{key}.{number:04d}.jpg", data, row["sha256"][number])  # which reading has compared
+        for number, data in enumerate(read_jpegs(frames_tar, dict(row)))
     ]
     arrays = {name: array for name in ARRAYS if (array := getattr(part, name)) is not None}
     added = {name: writer.add(f"{key}.{name}.npy", _npy_bytes(array)) for name, array in arrays.items()}

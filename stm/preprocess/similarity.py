@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from stm.config import BadInput, Similarity
 from stm.files import Journal, hash_receipt, make_receipt, read_receipt
-from stm.manifest import Status, check_failures
+from stm.manifest import check_failures
 from stm.preprocess.caption_text import ClipCaptions
-from stm.preprocess.captions import hash_frames, read_captions
+from stm.preprocess.captions import check_spoken, hash_frames, read_captions
 from stm.preprocess.clip_model import load_clip
 from stm.preprocess.embed_clips import embed_clips
 from stm.preprocess.frames_table import read_kept
@@ -242,9 +242,7 @@ def _check_captions(kept: Sequence[Row], said: Mapping[str, ClipCaptions], capti
             f"{captions}: has nothing on {len(missing)} kept clips, {missing[0]!r} for instance: it was made from other "
             "frames. Remove it and run the captions stage again"
         )
-    odd = [key for key, end in said.items() if end.status == Status.OK and not end.texts]
-    if odd:
-        raise DamagedError(f"{captions}: clip {odd[0]!r} is `ok` without a caption: a damaged table")
+    check_spoken(captions, said)
 
 
 def _check_embeddings(path: Path, wanted: Mapping[str, Any]) -> None:

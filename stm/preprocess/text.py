@@ -9,15 +9,13 @@ import pyarrow as pa
 
 from stm.config import BadInput, Text
 from stm.files import Journal, hash_receipt, make_receipt, read_table
-from stm.manifest import Status, check_failures
-from stm.preprocess.caption_text import ClipCaptions
-from stm.preprocess.captions import read_captions
+from stm.manifest import check_failures
+from stm.preprocess.captions import check_spoken, read_captions
 from stm.preprocess.outcome import Outcome, as_columns
 from stm.preprocess.pretrained import ModelError
 from stm.preprocess.rows import write_rows
 from stm.preprocess.text_model import TextEncoder
 from stm.progress import Progress
-from stm.tables import DamagedError
 
 TEXT_SCHEMA = pa.schema(
     [
@@ -50,7 +48,7 @@ def write_text(captions: Path, output: Path, settings: Text, bad_input: BadInput
         DamagedError: the captions are missing or torn.
     """
     said, names = read_captions(captions), _read_names(captions)
-    _check(said, captions)
+    check_spoken(captions, said)
     encoder = TextEncoder.load(settings, device)
     worded = {key: [text for _, text in said[key].texts] for key in sorted(said)}
     # The folder that a model lies in is no part of what it makes.
@@ -70,12 +68,6 @@ def _read_names(captions: Path) -> dict[str, str]:
     """Each clip's id by its key."""
     table = read_table(captions, ["key", "video_id"])
     return dict(zip(table.column("key").to_pylist(), table.column("video_id").to_pylist(), strict=True))
-
-
-def _check(said: Mapping[str, ClipCaptions], captions: Path) -> None:
-    odd = [key for key, end in said.items() if end.status == Status.OK and not end.texts]
-    if odd:
-        raise DamagedError(f"{captions}: clip {odd[0]!r} is `ok` without a caption: a damaged table")
 
 
 def _encode(

@@ -88,8 +88,8 @@ def draw_run_masks(run: LanguageRun, weights: Path | None, cuts: Sequence[Cut]) 
         learned = None
         if predictor is not None:
             with torch.no_grad():
-                drawn = predictor(seen.stem, seen.attention, noise, run.mask.ratio)
                 pairs = predictor.compare(seen.stem, noise.shape[1])
+                drawn = predictor.draw(pairs.former, pairs.latter, seen.attention, noise, run.mask.ratio)
             learned = Learned(pairs, drawn, predictor.mix.detach().clamp(0, 1).item())
         kept = masks.keep(cut.batch, seen, {} if learned is None else {"spatiotemporal": learned.drawn.score})
         hidden = to_boolean(kept, cut.geometry.slots, cut.geometry.tokens)[0].numpy()
