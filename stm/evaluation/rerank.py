@@ -34,8 +34,8 @@ UNRANKED = -np.inf
 Numbers = Sequence[NDArray[np.integer]]
 """For each query the numbers of the candidates that are right, one or more."""
 
-Score = Callable[[Tensor, Tensor], Tensor]
-"""Numbers of texts, int64 [P], and of videos, int64 [P] -> match logits, float [P]."""
+Score = Callable[[Tensor, int], Tensor]
+"""Numbers of texts, int64 [P], and of the one video that each is paired with -> match logits, float [P]."""
 
 
 class Reranked(NamedTuple):
@@ -51,6 +51,8 @@ class Reranked(NamedTuple):
 def match_score(model: VideoLanguageModel, states: Tensor, tokens: Tensor, seen: Tensor) -> Score:
     """What `rerank` asks: the logit of "match" of a pair, before any softmax, by the model as it stands.
 
+    The video is a batch of one that all its texts look at: its keys and values are made once.
+
     Args:
         model: in evaluation mode; pairs are moved to its device.
         states: float [Q, X, W], `encode_text` of all texts; they may stay in the host's memory.
@@ -60,8 +62,8 @@ def match_score(model: VideoLanguageModel, states: Tensor, tokens: Tensor, seen:
     device = next(model.parameters()).device
 
     @torch.no_grad()
-    def score(texts: Tensor, videos: Tensor) -> Tensor:
-        parts = (states[texts], tokens[texts], seen[videos])
+    def score(texts: Tensor, video: int) -> Tensor:
+        parts = (states[texts], tokens[texts], seen[video : video + 1])
         return model.match(*(part.to(device, non_blocking=True) for part in parts))[:, 1].float()
 
     return score
@@ -75,7 +77,7 @@ def rerank(similarity: NDArray[np.floating], score: Score, depth: int = DEPTH, b
 
     Args:
         similarity: [Q texts, V videos], the dual encoder's cosines, finite.
-        score: see `Score`; asked once about each pair, in order of videos, so that a video's pairs are together.
+        score: see `Score`; asked once about each pair, video after video.
         depth: candidates of a query, 1 or more.
         batch: pairs in a call of `score`.
 
@@ -84,18 +86,19 @@ def rerank(similarity: NDArray[np.floating], score: Score, depth: int = DEPTH, b
     """
     by_text = shortlist(similarity, depth)
     by_video = shortlist(similarity.T, depth).T
-    videos, texts = np.nonzero((by_text | by_video).T)
+    wanted = by_text | by_video
     logits = np.full(similarity.shape, UNRANKED, dtype=np.float32)
-    with Progress("re-ranking", total=len(texts), unit="pairs") as progress:
-        for start in range(0, len(texts), batch):
-            part = slice(start, start + batch)
-            logits[texts[part], videos[part]] = _ask(score, texts[part], videos[part])
-            progress.advance(len(texts[part]))
+    with Progress("re-ranking", total=int(wanted.sum()), unit="pairs") as progress:
+        for video in range(similarity.shape[1]):
+            texts = np.flatnonzero(wanted[:, video])
+            for part in np.split(texts, range(batch, len(texts), batch)):
+                logits[part, video] = _ask(score, part, video)
+                progress.advance(len(part))
     return Reranked(np.where(by_text, logits, UNRANKED), np.where(by_video, logits, UNRANKED))
 
 
-def _ask(score: Score, texts: NDArray[np.int64], videos: NDArray[np.int64]) -> NDArray[np.float32]:
-    found = score(torch.from_numpy(texts), torch.from_numpy(videos)).detach().float().cpu().numpy()
+def _ask(score: Score, texts: NDArray[np.int64], video: int) -> NDArray[np.float32]:
+    found = score(torch.from_numpy(texts), video).detach().float().cpu().numpy()
     if found.shape != texts.shape:
         raise ValueError(
             f"the matching score of {len(texts)} pairs has the shape {found.shape}, one logit each is needed"

@@ -210,7 +210,7 @@ class SplitBert(nn.Module):
         Args:
             states: [B, X, W] of `forward`.
             tokens: int64 [B, X], from which the padding is known.
-            seen: the video's tokens [B, K, W], all of which are looked at.
+            seen: the video's tokens [B, K, W], all of which are looked at; [1, K, W] where all texts look at one video.
 
         Returns:
             [B, X, W], the output of the last layer.

@@ -100,7 +100,7 @@ class VideoLanguageModel(nn.Module):
         Args:
             states: [B, X, W] of `encode_text`.
             tokens: int64 [B, X], the captions that these are of.
-            seen: [B, K, W], row i for caption i.
+            seen: [B, K, W], row i for caption i; [1, K, W] where all look at one clip.
 
         Returns:
             Float [B, X, W].

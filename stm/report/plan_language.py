@@ -108,8 +108,8 @@ def language_work(task: LanguageTask, run: LanguageRun, clips: Clips) -> Work:
     flops, read = _test(task, price, *test), float(test[0])
     if optimisation is None:
         return Work(flops, read)
-    train = _count(clips, task.train_split)
-    visits = optimisation.epochs * (train[1].questions if isinstance(task, QuestionAnswering) else train[0])
+    texts = _count(clips, task.train_split)[1]
+    visits = optimisation.epochs * (texts.questions if isinstance(task, QuestionAnswering) else texts.captions)
     flops += 3 * visits * _visit(task, price)  # forward, and twice that backward
     read += visits
     if task.validation_split is not None:

@@ -11,6 +11,7 @@ from made_language import make_run, make_small_bert
 from stm.config import Captioning, MultipleChoice, QuestionAnswering, VideoTextRetrieval
 from stm.evaluation import evaluate
 from stm.evaluation.caption_scores import CaptionScoreError, find_programs
+from stm.evaluation.language.clips import Spoken, open_clips
 from stm.evaluation.language.retrieve import gather_queries
 from stm.files import read_json, read_receipt, read_table, write_table
 from stm.training import pretrain
@@ -103,6 +104,22 @@ def test_queries_are_captions_or_texts_that_clips_share():
     texts, right = gather_queries(captions, shared=False)
     assert texts == ["opening", "closing", "opening", "closing", "closing", "closing"]
     assert [own.tolist() for own in right] == [[0], [1], [1], [2], [3], [3]]
+
+
+def test_an_epoch_of_fine_tuning_sees_every_caption_of_every_clip_once(world):
+    """12 clips of two captions: the protocols' `explode`."""
+    _, splits, run = world
+    task = VideoTextRetrieval(task="video_text_retrieval", optimisation=TUNING, augmentation={"crop": "random_resized"})
+    pairs = open_clips(task, run, splits["train"], 0, True, None, Spoken)
+    assert len(pairs) == 24
+    epochs = [[pairs[epoch, number][0] for number in range(24)] for epoch in range(2)]
+    for samples in epochs:
+        told = [(sample["clip"], sample["caption"]) for sample in samples]
+        assert told == [(clip, text) for clip in range(12) for text in pairs.index[clip].captions]
+    # Neither two captions of a clip nor two epochs share their crop.
+    videos = [samples[number]["video"].tobytes() for samples in epochs for number in (0, 1)]
+    assert len(set(videos)) == 4
+    assert pairs[1, 0][0]["video"].tobytes() == videos[2]  # and all of it comes again
 
 
 @pytest.mark.slow

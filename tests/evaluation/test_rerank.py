@@ -34,10 +34,10 @@ def draw(seed: int, *shape: int, levels: int | None = None) -> np.ndarray:
 def table(logits: np.ndarray, asked: list[tuple[int, int]] | None = None):
     """A matching head that looks its logits up, and notes what it was asked."""
 
-    def score(texts: Tensor, videos: Tensor) -> Tensor:
+    def score(texts: Tensor, video: int) -> Tensor:
         if asked is not None:
-            asked.extend(zip(texts.tolist(), videos.tolist(), strict=True))
-        return torch.from_numpy(logits)[texts, videos]
+            asked.extend((text, video) for text in texts.tolist())
+        return torch.from_numpy(logits)[texts, video]
 
     return score
 
@@ -91,7 +91,7 @@ def test_a_constant_matching_head_changes_nothing(levels: int | None, depth: int
     """With ties and without them, and where the dual encoder is constant too; 2 texts a video."""
     similarity = draw(0, 60, 30, levels=levels)
     right = list((np.arange(60) // 2)[:, None])
-    found = rerank(similarity, lambda texts, videos: torch.full(texts.shape, 0.3), depth)
+    found = rerank(similarity, lambda texts, video: torch.full(texts.shape, 0.3), depth)
     assert retrieval_figures(similarity, right, found) == retrieval_figures(similarity, right)
     np.testing.assert_array_equal(rank_scores(similarity, right, found.text_to_video), rank_scores(similarity, right))
 
@@ -111,7 +111,7 @@ def test_a_perfect_head_puts_what_is_right_first_if_it_is_short_listed() -> None
     assert (before > 10).any() and (before <= 10).any()
 
 
-def test_each_pair_is_scored_once_and_videos_come_together() -> None:
+def test_each_pair_is_scored_once_and_video_after_video() -> None:
     similarity, asked = draw(4, 30, 20), []
     found = rerank(similarity, table(draw(5, 30, 20), asked), depth=4, batch=7)
     expected = set()
@@ -177,7 +177,7 @@ def test_what_cannot_be_ranked_is_refused() -> None:
     with pytest.raises(ValueError, match="logits that are not finite"):
         rerank(similarity, table(similarity * np.nan))
     with pytest.raises(ValueError, match="one logit each"):
-        rerank(similarity, lambda texts, videos: torch.zeros(len(texts), 2))
+        rerank(similarity, lambda texts, video: torch.zeros(len(texts), 2))
     with pytest.raises(ValueError, match="at least one candidate"):
         rerank(similarity, table(similarity), depth=0)
     with pytest.raises(ValueError, match="query 1 has no right"):

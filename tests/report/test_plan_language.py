@@ -78,12 +78,12 @@ def test_retrieval_reads_every_caption_and_fuses_the_pairs_of_both_directions():
     assert deep.flops == 20 * encode(8) + 40 * READ + 800 * FUSE
 
 
-def test_fine_tuning_retrieval_fuses_three_pairs_a_clip_and_validates_by_the_dual_encoder():
+def test_fine_tuning_retrieval_fuses_three_pairs_a_caption_and_validates_by_the_dual_encoder():
     tested = language_work(VideoTextRetrieval(task="video_text_retrieval", depth=5), RUN, CLIPS)
     tuned = language_work(VideoTextRetrieval(task="video_text_retrieval", depth=5, **TUNED), RUN, CLIPS)
-    training = 3 * 2 * 50 * (encode(8) + READ + 3 * FUSE)
+    training = 3 * 2 * 100 * (encode(8) + READ + 3 * FUSE)
     assert tuned.flops - tested.flops == training + 2 * (10 * encode(8) + 20 * READ)
-    assert tuned.clips == 20 + 2 * 50 + 2 * 10
+    assert tuned.clips == 20 + 2 * 100 + 2 * 10
 
 
 def test_question_answering_is_counted_by_questions():
@@ -103,7 +103,7 @@ def test_multiple_choice_fuses_every_choice():
 
 def test_captions_are_written_by_every_beam():
     task = Captioning(task="captioning", max_caption_tokens=6, beams=3, optimisation={"epochs": 1})
-    training = 3 * 50 * (encode(8) + write(5, 8))
+    training = 3 * 100 * (encode(8) + write(5, 8))
     assert language_work(task, RUN, CLIPS).flops == training + 20 * (encode(8) + 3 * write(6, 8))
 
 
@@ -119,7 +119,7 @@ def test_a_local_bert_says_its_layers_and_words(tmp_path):
     task = Captioning(task="captioning", max_caption_tokens=6, beams=1, optimisation={"epochs": 1})
     one = 2 * (block(6) + crossing(6, 8)) + 2 * 6 * (W * W + W * 91)
     train = 2 * (block(5) + crossing(5, 8)) + 2 * 5 * (W * W + W * 91)
-    expected = 3 * 50 * (encode(8) + train) + 20 * (encode(8) + one)
+    expected = 3 * 100 * (encode(8) + train) + 20 * (encode(8) + one)
     assert language_work(task, run, CLIPS).flops == expected
 
 

@@ -110,8 +110,8 @@ class _Choosing:
         for number, question in found:
             tokens = model.language.tokenizer.encode(list(question.choices), length).to(self.device)
             states = model.encode_text(tokens)
-            clip = seen[number].to(self.device).float().expand(len(tokens), -1, -1)
-            similarity = model.embed_text(states) @ model.embed_frames(clip[:1], dataset.geometry.frames).T
+            clip = seen[number : number + 1].to(self.device).float()
+            similarity = model.embed_text(states) @ model.embed_frames(clip, dataset.geometry.frames).T
             logits = model.match(states, tokens, clip)
             parts.append(choice_scores(similarity.T, logits[None], weight, 1 - weight).cpu())
         right = np.array([question.choices.index(question.answer) for _, question in found])

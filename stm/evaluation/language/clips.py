@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,21 +58,30 @@ def open_clips(
 
 
 class Spoken(ClipDataset):
-    """Of a data set the clips with a caption, for training on captions."""
+    """A sample for each caption of each clip, for training on captions: an epoch sees every pair once.
+
+    So a clip with 20 captions counts 20 times, as in the lists that the field fine-tunes on (`explode` in a protocol).
+    """
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         """As a `ClipDataset`."""
         super().__init__(*arguments, **more)
-        self.chosen = np.flatnonzero(self.index.count_captions(self.captions.sources) > 0)
-        if not len(self.chosen):
+        numbers = [self.caption_numbers(clip) for clip in range(len(self.index))]
+        self.pairs = [(clip, turn, caption) for clip, own in enumerate(numbers) for turn, caption in enumerate(own)]
+        self._turns = max(map(len, numbers))
+        if not self.pairs:
             raise ValueError("no clip of the training split has a caption; name another source or pack one")
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self.pairs)
 
     def __getitem__(self, item: int | tuple[int, int]) -> list[Sample]:
         epoch, number = item if isinstance(item, tuple) else (self.epoch, item)
-        return super().__getitem__((epoch, int(self.chosen[number])))
+        clip, turn, caption = self.pairs[number]
+        # Another window and crop for each of a clip's captions: what is drawn depends on the epoch and the clip alone.
+        samples = super().__getitem__((epoch * self._turns + turn, clip))
+        told = {"caption": self.index[clip].captions[caption], "caption_index": caption}
+        return [{**sample, **told} for sample in samples]
 
 
 class QuestionClips(ClipDataset):
