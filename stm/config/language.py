@@ -115,6 +115,14 @@ class LanguageRun(Run):
     images: Images | None = None
     tubelet: int = field(1, "frames in a tubelet; teachers see single frames", "frames", ge=1, le=1)
     frames: int = field(4, "frames of a training clip", "stored frames", ge=1, le=256)
+    position_frames: int | None = field(
+        None,
+        "frames that the positions were made for, those of `init`'s pretraining; they are stretched to `frames`, and to those "
+        "of an evaluation, as in UMT; none: `frames`",
+        "frames",
+        ge=1,
+        le=256,
+    )
     sampling: Sampling = field("tsn", "`dense`: frames `stride` apart from a random start; `tsn`: one a segment")
     mask: Mask = Mask(strategy="attention", ratio=0.8)
     teacher: FrameTeacher = field(..., "what is learned from")

@@ -12,6 +12,7 @@ from typing import cast
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from stm.data.pixels import Normalise, gather_tokens, split_tubelets
 
@@ -35,6 +36,9 @@ class Architecture:
     decoder_norm_eps: float = 1e-6  # of the decoder's last norm; transformers has 1e-5 there
     positions: str = "joint"  # joint: one table over a clip's token numbers, VideoMAE's; separable: time, row, column
     position_period: float = 10000.0  # VideoMAE's
+    position_frames: int | None = (
+        None  # the table is made for so many frames and stretched to `frames`; None: no stretching
+    )
 
     @property
     def slots(self) -> int:
@@ -87,9 +91,31 @@ def separable_table(slots: int, side: int, width: int, period: float = 10000.0) 
 def make_positions(architecture: Architecture, width: int) -> Tensor:
     """The architecture's table for tokens of this width, float32 [1, L, width]."""
     a = architecture
+    slots = a.slots if a.position_frames is None else a.position_frames // a.tubelet
     if a.positions == "separable":
-        return separable_table(a.slots, a.image_size // a.patch_size, width, a.position_period)
-    return position_table(a.tokens, width, a.position_period)
+        table = separable_table(slots, a.image_size // a.patch_size, width, a.position_period)
+    else:
+        table = position_table(slots * a.slot_tokens, width, a.position_period)
+    return stretch_positions(table, slots, a.slots)
+
+
+def stretch_positions(table: Tensor, slots: int, new: int) -> Tensor:
+    """A table for clips of another length, linearly interpolated between the same places of the slots, as in UMT's release.
+
+    So weights that have seen 4 frames of a video meet times between those 4 when they are shown 12, and none beyond them.
+
+    Args:
+        table: [1, slots * N, width].
+        new: slots of the result.
+
+    Returns:
+        [1, new * N, width]; the table itself where the numbers are equal.
+    """
+    if new == slots:
+        return table
+    places = table[0].unflatten(0, (slots, -1)).permute(1, 2, 0)  # [N, width, slots]
+    stretched = interpolate(places, size=new, mode="linear", align_corners=False)
+    return stretched.permute(2, 0, 1).flatten(0, 1)[None]
 
 
 def make_blocks(

@@ -150,6 +150,11 @@ def check_positions(architecture: Architecture, format_name: str) -> None:
     Raises:
         WeightsError: its position table is not VideoMAE's.
     """
+    if architecture.position_frames not in (None, architecture.frames):
+        raise WeightsError(
+            f"this model's positions are those of {architecture.position_frames} frames, stretched to {architecture.frames}, and "
+            f"{format_name} does not stretch them: it would compute something else. Export to timm, which takes the table along"
+        )
     if (architecture.positions, architecture.position_period) != ("joint", 10000.0):
         raise WeightsError(
             f"this model has {architecture.positions} positions of period {architecture.position_period:g}, and {format_name} "
@@ -174,7 +179,9 @@ def parse_architecture(values: Any, what: str) -> Architecture:
         good = isinstance(value, int | float) and 0 < value <= 1e6
         if field.name == "positions":
             good = value in ("joint", "separable")
-        if field.type in (int, "int"):
+        if field.name == "position_frames" and value is None:
+            continue
+        if field.type in (int, "int", int | None, "int | None"):
             good = isinstance(value, int) and least <= value <= _MOST.get(field.name, _MOST_OTHERWISE)
         if not good:
             raise WeightsError(f"{what}: its architecture says {field.name} {value!r}, which cannot be")
@@ -203,8 +210,9 @@ def _check_divisions(a: Architecture, what: str) -> Architecture:
     for whole, part in divisions:
         if getattr(a, whole) % getattr(a, part):
             raise WeightsError(f"{what}: its {whole} {getattr(a, whole)} is no multiple of {part} {getattr(a, part)}")
-    if a.tokens > _MOST_TOKENS:
-        raise WeightsError(f"{what}: its architecture says {a.tokens} tokens a clip, which cannot be")
+    tokens = max(a.frames, a.position_frames or 0) // a.tubelet * a.slot_tokens
+    if tokens > _MOST_TOKENS:
+        raise WeightsError(f"{what}: its architecture says {tokens} tokens a clip, which cannot be")
     return a
 
 

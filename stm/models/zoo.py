@@ -73,6 +73,7 @@ def describe(run: Run) -> Architecture:
         **size._asdict(),
         positions=run.positions,
         position_period=run.position_period,
+        position_frames=getattr(run, "position_frames", None),
     )
 
 

@@ -113,7 +113,10 @@ def supervise(command: Sequence[str]) -> int:
     """
     from stm.training.interruption import Interrupted, Interruption
 
-    environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS), **os.environ}
+    # Processes that are started again must meet in a store of their own: in torchrun's they may read the address that a
+    # dead one has left there, and wait for it for ever.
+    fresh = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS), **os.environ, **fresh}
     told, closing, since = False, Event(), 0.0
     with (
         Interruption() as interruption,

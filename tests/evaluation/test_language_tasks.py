@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from made_clips import make_shard
 from made_language import make_run, make_small_bert
 
 from stm.config import Captioning, MultipleChoice, QuestionAnswering, VideoTextRetrieval
 from stm.evaluation import evaluate
 from stm.evaluation.caption_scores import CaptionScoreError, find_programs
-from stm.evaluation.language.clips import Spoken, open_clips
+from stm.evaluation.language.clips import Spoken, load_model, open_clips
 from stm.evaluation.language.retrieve import gather_queries
 from stm.files import read_json, read_receipt, read_table, write_table
 from stm.training import pretrain
@@ -120,6 +121,18 @@ def test_an_epoch_of_fine_tuning_sees_every_caption_of_every_clip_once(world):
     videos = [samples[number]["video"].tobytes() for samples in epochs for number in (0, 1)]
     assert len(set(videos)) == 4
     assert pairs[1, 0][0]["video"].tobytes() == videos[2]  # and all of it comes again
+
+
+def test_positions_are_stretched_to_an_evaluation_s_frames(world):
+    folder, _, run = world
+    weights = folder / "run" / "weights.safetensors"
+    same, longer = (
+        load_model(weights, run, VideoTextRetrieval(task="video_text_retrieval", frames=frames)).encoder.positions
+        for frames in (None, 3 * run.frames)
+    )
+    places = same.shape[1] // run.frames
+    thirds = longer[0].unflatten(0, (-1, places))[1::3]  # the middle one of three new frames is where an old one was
+    assert torch.allclose(thirds, same[0].unflatten(0, (-1, places)), atol=1e-6)
 
 
 @pytest.mark.slow

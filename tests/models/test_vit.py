@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from stm.models.vit import (
     VideoEncoder,
     VideoMAE,
     make_blocks,
+    make_positions,
     position_table,
     separable_table,
 )
@@ -156,6 +158,23 @@ def test_the_initialisation_is_videomae_s() -> None:
     # The convolution there keeps torch's own: uniform in 1 / sqrt(values), bias and all.
     embedding = model.encoder.embedding.projection
     assert embedding.weight.abs().max() <= 384**-0.5 and embedding.bias.abs().max() > 0
+
+
+@pytest.mark.parametrize("positions", ["joint", "separable"])
+@pytest.mark.parametrize(("known", "frames"), [(8, 4), (4, 12), (4, 4)])
+def test_positions_of_another_length_are_stretched_between_the_slots(positions: str, known: int, frames: int) -> None:
+    """Against numpy's interpolation of each place's numbers over time, whose samples lie in the middle of equal parts."""
+    made = replace(SMALL, tubelet=1, frames=known, positions=positions)
+    table = make_positions(made, 48)[0].unflatten(0, (known, -1)).numpy()
+    found = (
+        make_positions(replace(made, frames=frames, position_frames=known), 48)[0].unflatten(0, (frames, -1)).numpy()
+    )
+    times = (np.arange(frames) + 0.5) * known / frames - 0.5
+    for place in (0, 5, 15):
+        for number in (0, 1, 30, 47):
+            expected = np.interp(times, np.arange(known), table[:, place, number])
+            np.testing.assert_allclose(found[:, place, number], expected, atol=1e-6)
+    assert found.shape == (frames, 16, 48)
 
 
 def test_separable_positions_are_three_tables_side_by_side() -> None:

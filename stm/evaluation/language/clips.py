@@ -21,13 +21,16 @@ CLIPS_A_PASS = 32
 
 
 def load_model(weights: Path, run: LanguageRun, task: LanguageTask, drop_path: float = 0.0) -> VideoLanguageModel:
-    """The run's model, for clips of the task's length.
+    """The run's model, for clips of the task's length, to which its positions are stretched.
 
     Raises:
         ValueError: the file cannot be read, has no text side, or is of another architecture than the run's.
     """
     shape = zoo.describe(run)
-    return load_video_language(weights, drop_path, replace(shape, frames=task.frames or run.frames))
+    known = shape.position_frames or run.frames
+    return load_video_language(
+        weights, drop_path, replace(shape, frames=task.frames or run.frames, position_frames=known)
+    )
 
 
 def open_clips(
