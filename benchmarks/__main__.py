@@ -51,7 +51,15 @@ PARTS = {
     "dag": Part(20, quick=("--videos", "1000", "--rounds", "1")),
     "growth": Part(8, quick=("--clips", "2", "--stages", "frames", "motion")),
     "training_sweep": Part(20, ("--toy",), quick=("--toy",)),
-    "masking": Part(30, gpu=("--step-batch", "32", "--precision", "bf16"), quick=("--batch", "2", "--step-batch", "1")),
+    "masking": Part(
+        12,
+        ("--rounds", "2"),
+        ("--step-batch", "32", "--precision", "bf16"),
+        ("--batch", "2", "--step-batch", "1", "--rounds", "1"),
+    ),
+    "language_masking": Part(
+        12, ("--rounds", "2"), ("--step-batch", "32", "--precision", "bf16"), ("--batch", "2", "--rounds", "1")
+    ),
 }
 NAMES = [*(name for name in PARTS if name in FOUND), *(name for name in FOUND if name not in PARTS)]
 

@@ -76,6 +76,6 @@ def render(rows: Sequence[Row]) -> str:
     """A Markdown table."""
     lines = ["| what | speed | ratio | from | to | against | aim |", "|---|---:|---:|---:|---:|---|---|"]
     for row in rows:
-        numbers = " | ".join("" if value is None else f"{value:.2f}" for value in (row.ratio, row.low, row.high))
+        numbers = " | ".join("" if value is None else f"{value:.3g}" for value in (row.ratio, row.low, row.high))
         lines.append(f"| {row.what} | {row.speed} | {numbers} | {row.against} | {row.aim} |")
     return "\n".join(lines)

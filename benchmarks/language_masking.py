@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import BertConfig, BertTokenizer
 
-from benchmarks._table import cpu_seconds, wall_seconds
+from benchmarks._table import compare, cpu_seconds, report, wall_seconds
 from stm.config import LanguageRun, load_config
 from stm.masking import complement
 from stm.methods.clusterstm import ClusterWise
@@ -178,7 +178,7 @@ def main() -> None:
     if a.step_batch != a.batch:
         print(f"steps are measured with {a.step_batch} clips and scaled, but for AdamW")
     print(f"\n{'':12}{'mask s':>10}{'step s':>10}{'share':>10}{'from':>9}{'to':>9}")
-    worst = 0.0
+    rows, worst = [], 0.0
     for system in a.systems:
         masks, steps = measure_all(read_run(system, a), a, device)
         shares = [mask / step for mask, step in zip(masks, steps, strict=True)]
@@ -188,7 +188,10 @@ def main() -> None:
             f"{min(shares):9.2%}{max(shares):9.2%}",
             flush=True,
         )
+        speed, step = f"{statistics.median(masks):.2f} s", f"its ViT-B step, {statistics.median(steps):.1f} s"
+        rows.append(compare(f"mask of {system}, {a.batch} clips", speed, masks, steps, step, f"at most {TARGET:g}"))
     print(f"\nthe dearest mask: {worst:.2%} of a step; target: at most {TARGET:.0%}")
+    report(rows)
 
 
 if __name__ == "__main__":

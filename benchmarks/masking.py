@@ -22,6 +22,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from benchmarks._table import Row, compare, report
 from benchmarks.training_step import make_batch, make_ours, measure
 from stm.config import PretrainRun
 from stm.masking import complement, get_strategy, strategy_names
@@ -86,6 +87,14 @@ def measure_all(a: argparse.Namespace, device: str) -> tuple[list[float], dict[s
     return steps, seconds
 
 
+def make_row(name: str, seconds: list[float], steps: list[float], batch: int) -> Row:
+    """A mask's row of the table; its ratio is the share of a step."""
+    what = f"the teacher of `attention`, {batch} clips" if name == "teacher" else f"mask {name}, {batch} clips"
+    aim = "" if name == "teacher" else f"under {TARGET:g}"
+    against = f"ViT-B step, {statistics.median(steps):.1f} s"
+    return compare(what, f"{1000 * statistics.median(seconds):.1f} ms", seconds, steps, against, aim)
+
+
 def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     a = parse_arguments()
@@ -100,8 +109,10 @@ def main() -> None:
         low, middle, high = min(shares[name]), statistics.median(shares[name]), max(shares[name])
         label = "(teacher, ViT-B/16)" if name == "teacher" else name
         print(f"{label:24}{1000 * statistics.median(times):10.1f}{middle:12.3%}{low:9.3%}{high:9.3%}")
+    rows = [make_row(name, times, steps, a.batch) for name, times in seconds.items()]
     worst = max(statistics.median(times) for name, times in shares.items() if name != "teacher")
     print(f"\nthe dearest mask: {worst:.2%} of a step; target: under {TARGET:.0%}")
+    report(rows)
     if a.json:
         figures = {"device": where, "batch": a.batch, "step_batch": a.step_batch, "precision": a.precision}
         figures |= {"step_seconds": steps, "mask_seconds": seconds, "worst_share": worst}
