@@ -76,6 +76,11 @@ def render(rows: Sequence[Row]) -> str:
     """A Markdown table."""
     lines = ["| what | speed | ratio | from | to | against | aim |", "|---|---:|---:|---:|---:|---|---|"]
     for row in rows:
-        numbers = " | ".join("" if value is None else f"{value:.3g}" for value in (row.ratio, row.low, row.high))
+        numbers = " | ".join(_show(value) for value in (row.ratio, row.low, row.high))
         lines.append(f"| {row.what} | {row.speed} | {numbers} | {row.against} | {row.aim} |")
     return "\n".join(lines)
+
+
+def _show(value: float | None) -> str:
+    """A ratio; shares that masks have of a step are fractions of a per cent."""
+    return "" if value is None else f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"
