@@ -6,7 +6,8 @@
 Clips of 340 x 256 pixels are coded by x264 with B-frames, as downloaded videos are, and go through the stages `frames` and
 `shards` with their defaults. A visit takes 16 frames, 4 apart, from a random offset. Ours reads and decodes the JPEGs, cuts a
 random crop, resizes and flips it to 224 x 224, and joins clips into batches; decord seeks and decodes the same frames of the
-original file, and does nothing else with them. Both are counted in CPU time of one thread.
+original file, and does nothing else with them. Both are counted in CPU time of one thread. So is the same loader where it
+leaves resizing and flipping to the device (`resize_on: device`).
 
 How many cores keep a training step fed follows from that rate; that loading processes really add up is measured beside it,
 in wall-clock time.
@@ -87,7 +88,11 @@ class Source:
         folder.mkdir()
         names = make_videos(folder / "videos", arguments.clips, arguments.seconds, gop)
         geometry = Geometry(SIZE, 16, 2, FRAMES, 1)
-        self.dataset = ClipDataset([make_shard(folder, names)], geometry, Augmentation(), 0, True, guides=())
+        shard = make_shard(folder, names)
+        self.dataset, self.unresized = (
+            ClipDataset([shard], geometry, Augmentation(), 0, True, guides=(), resize=resize)
+            for resize in (True, False)
+        )
         self.folder, self.visits = folder / "videos", arguments.visits
         self.size = sum((self.folder / name).stat().st_size for name in names) / len(names) / 1e6
         files = {make_key(name): self.folder / name for name in names}
@@ -96,8 +101,14 @@ class Source:
 
     def load(self) -> float:
         """CPU seconds a clip, from the shard to a batch."""
-        visits = 8 * self.visits
-        return self._spend(lambda epoch: [self.dataset[epoch, clip] for clip in range(len(self.dataset))], visits, True)
+        return self._load(self.dataset)
+
+    def load_unresized(self) -> float:
+        """Likewise to a batch whose crops the device resizes."""
+        return self._load(self.unresized)
+
+    def _load(self, dataset: ClipDataset) -> float:
+        return self._spend(lambda epoch: [dataset[epoch, clip] for clip in range(len(dataset))], 8 * self.visits, True)
 
     def decode(self) -> float:
         """CPU seconds a clip for the JPEGs alone."""
@@ -159,7 +170,8 @@ def measure(source: Source, arguments: argparse.Namespace, gop: int) -> list[Row
     first = gop == arguments.gop[0]
     # Before decord starts threads, which loading processes, forked from this one, would not have.
     streams = [source.stream(arguments.workers) for _ in range(max(1, arguments.rounds // 2))] if first else []
-    seconds = take_turns({"ours": source.load, "JPEGs": source.decode, "decord": source.seek}, arguments.rounds)
+    work = {"ours": source.load, "unresized": source.load_unresized, "JPEGs": source.decode, "decord": source.seek}
+    seconds = take_turns(work, arguments.rounds)
     rates = {name: [1 / value for value in values] for name, values in seconds.items()}
     rate = {name: median(values) for name, values in rates.items()}
     print(f"key frame every {gop} frames, {source.size:.2f} MB a video: ", end="")
@@ -171,6 +183,8 @@ def measure(source: Source, arguments: argparse.Namespace, gop: int) -> list[Row
         return rows
     limit = f"decoding its JPEGs alone: {rate['JPEGs']:.0f} clips/s"
     rows.append(compare("loader, beside its own JPEGs", speed, rates["ours"], rates["JPEGs"], limit))
+    less, more = f"{rate['unresized']:.0f} clips/s per core", f"resizing in the loader: {rate['ours']:.0f} clips/s"
+    rows.append(compare("loader, resizing left to the device", less, rates["unresized"], rates["ours"], more))
     needed = arguments.batch / arguments.step
     fed = [value / needed for value in rates["ours"]]
     cores = f"{math.ceil(needed / rate['ours'])} cores"

@@ -68,6 +68,16 @@ def changed(path: str, value: object) -> dict:
         ("captions.label.templates", ["a video"], ["captions.label", "{}"]),
         ("captions.label.template", ["{}"], ["captions.label.label.template", "did you mean `templates`"]),
         ("pretrain.text.mask.ration", 0.6, ["pretrain.text.mask.ration", "did you mean `ratio`", "strategy"]),
+        (
+            "pretrain.text",
+            {
+                **DEMO["pretrain"]["text"],
+                "resize_on": "device",
+                "augmentation": {"auto_augment": "rand-m7", "erasing": 0.1},
+            },
+            ["pretrain.text", "augmentation.auto_augment and augmentation.erasing", "set resize_on to loader"],
+        ),
+        ("pretrain.text.resize_on", "gpu", ["pretrain.text.resize_on = 'gpu'", "loader", "device"]),
         ("pretrain.text.seeds", [0, 0], ["pretrain.text", "named twice"]),
         ("evaluate.retrieval.source", "label", ["evaluate.retrieval.source", "'label'", "blip2"]),
     ],

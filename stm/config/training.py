@@ -57,6 +57,12 @@ class Augmentation(Section):
     auto_augment: str | None = field(None, "timm's RandAugment, such as rand-m7-n4-mstd0.5-inc1; one draw a clip")
     erasing: Fraction = field(0.0, "probability of random erasing, of the same box in all frames, with noise")
 
+    @property
+    def after_resizing(self) -> tuple[str, ...]:
+        """Keys that are on and change pixels once they are resized."""
+        on = {"auto_augment": self.auto_augment is not None, "erasing": self.erasing > 0}
+        return tuple(key for key, there in on.items() if there)
+
 
 Sampling = Literal["dense", "tsn"]
 ModelSize = Literal["tiny", "small", "base", "large", "huge"]
@@ -144,6 +150,12 @@ class Run(Section):
     kept_gigabytes: float = field(
         0.0, "memory for decoded frames in each loading process, where the data fits into it", "gigabytes", ge=0
     )
+    resize_on: Literal["loader", "device"] = field(
+        "loader",
+        "where pretraining's crops are resized and mirrored: in the loading processes, or on the device. `device` is faster "
+        "where a GPU waits for loading processes that have all cores busy, and only there: larger pictures travel. Pixels "
+        "differ by a grey level at most; not with augmentation.auto_augment or augmentation.erasing",
+    )
     seed: int | None = field(
         None, "this run's own seed; the config's, or each of its seeds, when not given", ge=0, lt=2**31
     )
@@ -187,6 +199,13 @@ class Run(Section):
     def _seeds_once(self) -> "Run":
         if self.seed is not None and self.seeds:
             raise ValueError("give either `seed` or `seeds`")
+        return self
+
+    @model_validator(mode="after")
+    def _resizes_last(self) -> "Run":
+        if self.resize_on == "device" and (late := self.augmentation.after_resizing):
+            keys = " and ".join(f"augmentation.{key}" for key in late)
+            raise ValueError(f"{keys} change resized pixels in the loader: leave out, or set resize_on to loader")
         return self
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from stm.data.crops import Box
 
 Picture = NDArray[np.uint8]
+Decoded = Iterable[tuple[int, Picture]]  # positions and frames, of all windows together
 
 
 class Cut(NamedTuple):
@@ -35,6 +36,11 @@ class Cut(NamedTuple):
         # Several times as fast as a transposed copy.
         cv2.mixChannels([picture], list(place), [0, 0, 1, 1, 2, 2])
 
+    def copy(self, frame: Picture, place: NDArray[np.uint8]) -> None:
+        """Cuts a frame and does nothing else to it; `place` is uint8 [box.height, box.width, 3]."""
+        box = self.box
+        place[...] = frame[box.top : box.top + box.height, box.left : box.left + box.width]
+
 
 def cut_frames(frames: list[Picture], box: Box, size: int, flip: bool) -> NDArray[np.uint8]:
     """Crops frames [height, width, 3], resizes and mirrors them -> uint8 [T, 3, size, size]."""
@@ -45,22 +51,40 @@ def cut_frames(frames: list[Picture], box: Box, size: int, flip: bool) -> NDArra
 
 
 def cut_clip(
-    frames: Iterable[tuple[int, Picture]], windows: Sequence[NDArray[np.int64]], cuts: Sequence[Cut], size: int
+    frames: Decoded, windows: Sequence[NDArray[np.int64]], cuts: Sequence[Cut], size: int
 ) -> NDArray[np.uint8]:
     """Cuts the windows of several samples from frames that pass by once -> uint8 [samples, T, 3, size, size].
 
     Args:
-        frames: positions and frames, of all windows together.
         windows: the positions of each sample's frames, of one length.
         cuts: what is done to each sample's frames.
     """
     video = np.empty((len(windows), len(windows[0]), 3, size, size), dtype=np.uint8)
+    _pass_by(frames, windows, [cut.write for cut in cuts], video)
+    return video
+
+
+def copy_clip(frames: Decoded, windows: Sequence[NDArray[np.int64]], cuts: Sequence[Cut]) -> list[NDArray[np.uint8]]:
+    """`cut_clip` without resizing, mirroring and change -> uint8 [T, box.height, box.width, 3] of each sample."""
+    shapes = [(len(window), cut.box.height, cut.box.width, 3) for window, cut in zip(windows, cuts, strict=True)]
+    crops = [np.empty(shape, dtype=np.uint8) for shape in shapes]
+    _pass_by(frames, windows, [cut.copy for cut in cuts], crops)
+    return crops
+
+
+def _pass_by(
+    frames: Decoded,
+    windows: Sequence[NDArray[np.int64]],
+    writers: Sequence[Callable[[Picture, NDArray[np.uint8]], None]],
+    videos: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
+) -> None:
+    """Lets each sample's writer write the frames of its window into its video, [T, ...]."""
     takers: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))  # position -> sample -> its slots
     for sample, window in enumerate(windows):
         for slot, position in enumerate(window.tolist()):
             takers[position][sample].append(slot)
     for position, frame in frames:
         for sample, (first, *others) in takers[position].items():
-            cuts[sample].write(frame, video[sample, first])
-            video[sample, others] = video[sample, first]  # a short clip takes its last frame several times
-    return video
+            video = videos[sample]
+            writers[sample](frame, video[first])
+            video[others] = video[first]  # a short clip takes its last frame several times

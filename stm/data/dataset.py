@@ -17,7 +17,7 @@ from stm.config import Augmentation, CaptionChoice
 from stm.data.augment import RandAugment, draw_erased, erase
 from stm.data.captions import choose_captions
 from stm.data.crops import draw_crop, side_crops
-from stm.data.cut import Cut, cut_clip, cut_frames
+from stm.data.cut import Cut, Decoded, copy_clip, cut_clip, cut_frames
 from stm.data.geometry import Geometry
 from stm.data.index import Clip, ClipIndex
 from stm.data.maps import COMPUTED, GUIDES, Maps, cut_maps, read_maps
@@ -52,7 +52,8 @@ class ClipDataset(Dataset[list[Sample]]):
     An item is a list of samples of one clip: `repeats` augmented samples in training, views x crops otherwise. A sample is a
     dict: "video" uint8 [T, 3, S, S], "guides" {"noise": float32 [slots, N], ...}, "label" int (-1: none), "key", "caption"
     ("": none), "caption_index" (its number among the clip's packed captions, -1: none), "text" float32 [D] when asked for
-    (zeros: none), "clip" (its number in the data set) and "view" (the repeat, or temporal view x crops + crop).
+    (zeros: none), "clip" (its number in the data set) and "view" (the repeat, or temporal view x crops + crop). Without
+    `resize` it has no "video", but "crop" uint8 [T, height, width, 3], "flip" and "image_size": S.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class ClipDataset(Dataset[list[Sample]]):
         captions: CaptionChoice = ALL_CAPTIONS,
         crops: int = 1,
         kept_gigabytes: float = 0.0,
+        resize: bool = True,
     ) -> None:
         """
         Args:
@@ -87,14 +89,19 @@ class ClipDataset(Dataset[list[Sample]]):
             captions: which captions are drawn from.
             crops: square crops of each temporal view when not `train`: 1 or 3.
             kept_gigabytes: memory for decoded frames in each loading process; see `ShardReader`.
+            resize: make crops `image_size` wide and mirror them; or leave that to `stm.data.resizing`.
 
         Raises:
             ValueError: a shard cannot be used, or a clip lacks a map in `guides` or the vectors of its captions, or there
-                are no captions of a source.
+                are no captions of a source, or the augmentation changes pixels that are not to be resized here.
         """
+        if train and not resize and (late := augmentation.after_resizing):
+            raise ValueError(
+                f"augmentation: {' and '.join(late)} change resized pixels, and these are resized elsewhere"
+            )
         self.index = ClipIndex(indexes)
         self.geometry, self.augmentation, self.seed, self.train = geometry, augmentation, seed, train
-        self.views, self.repeats, self.crops, self.epoch = views, repeats, crops, 0
+        self.views, self.repeats, self.crops, self.resize, self.epoch = views, repeats, crops, resize, 0
         self.captions = self._check_choice(captions)
         self.guides = self._choose_guides(guides)
         self.text_width = self._check_text() if text else None
@@ -195,14 +202,23 @@ class ClipDataset(Dataset[list[Sample]]):
             for maps in [read_maps(self._reader, clip, self.guides, window, self.geometry)]
             for crop in range(each)
         ]
-        windows, cuts = [plan.window for plan in plans], [plan.cut for plan in plans]
-        frames = self._reader.frames(clip, np.concatenate(windows).tolist())
-        videos = cut_clip(frames, windows, cuts, self.geometry.image_size)
-        samples = []
-        for view, (plan, video) in enumerate(zip(plans, videos, strict=True)):
+        frames = self._reader.frames(clip, np.concatenate([plan.window for plan in plans]).tolist())
+        pixels = self._cut(frames, plans)
+        return [
+            {**own, **plan.sample, "clip": number, "view": view}
+            for view, (own, plan) in enumerate(zip(pixels, plans, strict=True))
+        ]
+
+    def _cut(self, frames: Decoded, plans: list["Plan"]) -> list[Sample]:
+        """The part of each sample that is pixels, or says what is still to be done to them."""
+        windows, cuts, size = [plan.window for plan in plans], [plan.cut for plan in plans], self.geometry.image_size
+        if not self.resize:
+            crops = copy_clip(frames, windows, cuts)
+            return [{"crop": crop, "flip": c.flip, "image_size": size} for crop, c in zip(crops, cuts, strict=True)]
+        videos = cut_clip(frames, windows, cuts, size)
+        for video, plan in zip(videos, plans, strict=True):
             self._erase(video, plan.generator)
-            samples.append({"video": video, **plan.sample, "clip": number, "view": view})
-        return samples
+        return [{"video": video} for video in videos]
 
     def _windows(self, clip: Clip, epoch: int) -> list[NDArray[np.int64]]:
         g = self.geometry

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
 from stm.data.dataset import ClipDataset, Sample
+from stm.data.resizing import join_crops, resize_batch
 
 Batch = dict[str, Any]
 
@@ -32,16 +33,24 @@ def collate(items: list[list[Sample]]) -> Batch:
     Returns:
         "video" uint8 [B, T, 3, S, S]; "guides" {"noise" and maps: float32 [B, slots, N], "flow": float32
         [B, 2, T, R, C, 2]}; "text" float32 [B, D] when asked for; "label", "clip", "view", "caption_index" int64 [B];
-        "key", "caption" lists of B strings. B counts samples: clips x repeats (or views x crops).
+        "key", "caption" lists of B strings. B counts samples: clips x repeats (or views x crops). Samples that are not
+        resized yet make "crops", see `join_crops`, and no "video".
     """
     samples = [sample for item in items for sample in item]
-    batch: Batch = {"video": torch.from_numpy(np.stack([sample["video"] for sample in samples]))}
+    batch: Batch = _join_pixels(samples)
     names = samples[0]["guides"]
     batch["guides"] = {n: torch.from_numpy(np.stack([s["guides"][n] for s in samples])) for n in names}
     if "text" in samples[0]:
         batch["text"] = torch.from_numpy(np.stack([sample["text"] for sample in samples]))
     batch |= {name: torch.tensor([sample[name] for sample in samples]) for name in INTEGERS}
     return batch | {name: [sample[name] for sample in samples] for name in ("key", "caption")}
+
+
+def _join_pixels(samples: list[Sample]) -> Batch:
+    if "video" in samples[0]:
+        return {"video": torch.from_numpy(np.stack([sample["video"] for sample in samples]))}
+    crops, flips = [sample["crop"] for sample in samples], [sample["flip"] for sample in samples]
+    return {"crops": join_crops(crops, flips, samples[0]["image_size"])}
 
 
 class _Order(Sampler[list[tuple[int, int]]]):
@@ -150,15 +159,16 @@ def move(batch: Batch, device: torch.device | str) -> Batch:
 
 
 def move_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The batches on `device`. On CUDA the next one is copied while the device works on what was asked of it with this one."""
+    """The batches on `device`, their crops resized there if they are not yet. On CUDA the next one is copied while the device
+    works on what was asked of it with this one."""
     if device.type != "cuda":
-        yield from (move(batch, device) for batch in batches)
+        yield from (resize_batch(move(batch, device)) for batch in batches)
         return
     side = torch.cuda.Stream(device)
     while True:
         with torch.cuda.stream(side):
             batch = next(batches, None)
-            moved = None if batch is None else move(batch, device)
+            moved = None if batch is None else resize_batch(move(batch, device))
         if moved is None:
             return
         here = torch.cuda.current_stream(device)

@@ -53,6 +53,7 @@ def open_clips(
         text=needs.text,
         captions=run.captions,
         kept_gigabytes=run.kept_gigabytes,
+        resize=run.resize_on == "loader",
     )
 
 

@@ -6,7 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +19,11 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from stm.config import PretrainRun
+from stm.data.loader import Batch
 from stm.methods import build_method
 from stm.training import pretrain
+from stm.training.feeding import feed
+from stm.training.runs import open_clips
 
 COLORS = ["red", "green", "blue"]
 PROGRAM = """
@@ -89,6 +95,34 @@ def test_neither_workers_nor_checkpoints_change_a_byte(shards: list[Path], tmp_p
     assert weights(tmp_path / "a") != weights(tmp_path / "d")
     pretrain(make_run(seed=8), shards, tmp_path / "e", 7, "cpu")  # a run's own seed goes first
     assert weights(tmp_path / "d") == weights(tmp_path / "e")
+
+
+def test_resizing_on_the_device_is_the_same_training_but_for_rounding(shards: list[Path], tmp_path: Path) -> None:
+    """Crops of these shards are smaller than the model's pictures: all are enlarged."""
+    for name, changes in {"loader": {}, "device": {"resize_on": "device"}}.items():
+        run = make_run(**changes)
+        assert ("video" in open_clips(run, shards, 7)[0][0]) == (name == "loader")
+        pretrain(run, shards, tmp_path / name, 7, "cpu")
+    losses = [read_log(tmp_path / name)[-1]["loss"] for name in ("loader", "device")]
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
+
+
+def test_a_stopped_run_that_resizes_on_the_device_ends_in_the_same_bytes(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(resize_on="device", checkpoint_every=1)
+
+    def stopping(*arguments: Any) -> Callable[[int], Iterator[Batch]]:
+        return lambda step: islice(feed(*arguments)(step), 3)  # the fourth step finds no batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stm.training.pretraining.feed", stopping)
+        with pytest.raises(StopIteration):
+            pretrain(run, shards, tmp_path / "stopped", 7, "cpu")
+    assert (tmp_path / "stopped" / "checkpoints" / "step-000000003.pt").exists()
+    pretrain(run, shards, tmp_path / "stopped", 7, "cpu")
+    pretrain(make_run(resize_on="device", workers=2), shards, tmp_path / "straight", 7, "cpu")
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "straight")
 
 
 def test_no_epochs_save_the_initial_weights_of_the_seed(shards: list[Path], tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Pretraining with text from shards to weights: the same bytes twice, and after a stop; what is saved can be loaded."""
 
+import json
+
 import pytest
 import torch
 from made_clips import make_shard
@@ -69,6 +71,20 @@ def test_what_is_saved_is_the_model_with_its_text_side(world, tmp_path):
         assert model.match(model.encode_text(tokens), tokens, model.encoder(video)).shape == (2, 2)
     record = read_json(tmp_path / "config.json")
     assert record["run"]["method"] == "umt" and set(record["receipt"]["data"]) == {"train-00000", "stills-00000"}
+
+
+@pytest.mark.slow
+def test_clips_and_images_are_resized_on_the_device(world, tmp_path):
+    _, clips, stills, bert = world
+    run = run_of("umt", bert)
+    for where in ("loader", "device"):
+        run = run.model_copy(update={"resize_on": where})
+        samples = [medium.dataset[0][0] for medium in language_training.open_media(run, clips, stills, 0)]
+        assert ["video" in sample for sample in samples] == [where == "loader"] * 2
+        pretrain(run, clips, tmp_path / where, 0, "cpu", stills)
+    logs = [(tmp_path / where / "metrics.jsonl").read_text().splitlines() for where in ("loader", "device")]
+    first, last = (json.loads(lines[-1]) for lines in logs)
+    assert first["step"] == last["step"] and first["loss"] == pytest.approx(last["loss"], rel=0.02)
 
 
 def test_clips_without_captions_are_refused_before_training(world, tmp_path):

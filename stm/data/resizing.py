@@ -1,0 +1,86 @@
+"""Crops resized and mirrored on the device that trains, so that loading processes need not: `Cut.write` as matrix products.
+
+Along one axis, each pixel of the result is a weighted mean of the crop's pixels. The weights of rows and of columns make two
+small matrices a clip, and a mirrored clip has its columns' matrix upside down. Padding has no weight: clips of any sizes
+make one batch, and the host never waits for the device.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def join_crops(crops: Sequence[NDArray[np.uint8]], flips: Sequence[bool], size: int) -> dict[str, Any]:
+    """Samples' crops, uint8 [T, height, width, 3] of any sizes, for a batch.
+
+    Returns:
+        "pixels" uint8 [B, T, H, W, 3], padded at the bottom and at the right to the highest and widest crop, hence never
+        larger than the stored frames; "sides" int64 [B, 2], height and width; "flip" bool [B]; "size", that of the result.
+    """
+    sides = np.array([crop.shape[1:3] for crop in crops], dtype=np.int64)
+    pixels = np.zeros((len(crops), len(crops[0]), *sides.max(axis=0), 3), dtype=np.uint8)
+    for place, crop in zip(pixels, crops, strict=True):
+        place[:, : crop.shape[1], : crop.shape[2]] = crop
+    parts = {"pixels": torch.from_numpy(pixels), "sides": torch.from_numpy(sides), "flip": torch.tensor(flips)}
+    return {**parts, "size": size}
+
+
+def resize_batch(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with its "crops", see `join_crops`, made into "video" uint8 [B, T, 3, S, S]; one without as it is."""
+    if "crops" not in batch:
+        return batch
+    rest = {name: value for name, value in batch.items() if name != "crops"}
+    return {"video": resize_crops(**batch["crops"]), **rest}
+
+
+@torch.no_grad()
+def resize_crops(pixels: Tensor, sides: Tensor, flip: Tensor, size: int) -> Tensor:
+    """Crops resized and mirrored as `stm.data.cut.Cut` does it, to one grey level: OpenCV rounds otherwise.
+
+    Args:
+        pixels: uint8 [B, T, H, W, 3]; what lies outside of a crop's sides does not matter.
+        sides: height and width of each crop, int64 [B, 2].
+        flip: which are mirrored left to right, bool [B].
+        size: S, side of the result, in pixels.
+
+    Returns:
+        uint8 [B, T, 3, S, S].
+    """
+    shrinks = (sides >= size).all(dim=1)
+    rows = weigh_pixels(sides[:, 0], size, pixels.shape[2], shrinks)
+    columns = weigh_pixels(sides[:, 1], size, pixels.shape[3], shrinks)
+    columns = torch.where(flip[:, None, None], columns.flip(1), columns)
+    # bf16 does not tell neighbouring grey levels apart.
+    with torch.autocast(pixels.device.type, enabled=False):
+        # One by one: all clips in float32 at once would take gigabytes.
+        return torch.stack([_resize_clip(*clip) for clip in zip(pixels, rows, columns, strict=True)])
+
+
+def _resize_clip(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    frames = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    return (rows @ (frames @ columns.T)).round_().to(torch.uint8)
+
+
+def weigh_pixels(sides: Tensor, size: int, pixels: int, shrinks: Tensor) -> Tensor:
+    """How much of each pixel along one axis goes into each of the result's.
+
+    Args:
+        sides: of the crops along this axis, in pixels, int64 [B].
+        size: S, pixels of the result.
+        pixels: P, those that there are of each crop, padding and all.
+        shrinks: bool [B]: by area, as OpenCV's INTER_AREA; or linear between the two nearest, as its INTER_LINEAR.
+
+    Returns:
+        float32 [B, S, P]; rows sum to 1.
+    """
+    pixel = torch.arange(pixels, device=sides.device)
+    edges = sides[:, None] * torch.arange(size + 1, device=sides.device) / size  # the last is a side's very number
+    left, right = edges[:, :-1, None], edges[:, 1:, None]
+    area = (torch.minimum(right, pixel + 1) - torch.maximum(left, pixel)).clamp(min=0) / (right - left)
+    middle = ((left + right) / 2 - 0.5).clamp(min=0).minimum(sides[:, None, None] - 1)
+    linear = (1 - (middle - pixel).abs()).clamp(min=0)
+    return torch.where(shrinks[:, None, None], area, linear)
