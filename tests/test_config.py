@@ -60,7 +60,7 @@ def changed(path: str, value: object) -> dict:
         ("pack.captions", "gpt", ["pack.captions", "'gpt'", "blip2", "human"]),
         ("captions.blip2.kind", "blip3", ["captions.blip2", "blip3", "blip2"]),
         ("pretrain.text.image_size", 100, ["pretrain.text", "image_size 100", "patch_size 16"]),
-        ("pretrain.text.optimisation.warmup_epochs", 40, ["pretrain.text.optimisation", "40 is more than epochs 10"]),
+        ("pretrain.text.optimisation.warmup_epochs", 40, ["pretrain.text.optimisation", "40 is more than epochs 5"]),
         ("pretrain.text.repeats", 3, ["pretrain.text", "batch_size 16", "repeats = 1 x 1 x 3"]),
         ("pretrain.text.mask.ratio", 1.0, ["pretrain.text.mask.ratio = 1.0", "less than 1"]),
         ("pretrain.text.mask.strategy", "txet", ["pretrain.text.mask.strategy = 'txet'", "text_top", "tube"]),
