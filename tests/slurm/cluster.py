@@ -7,6 +7,7 @@ Everything belongs to the user who runs the tests and lives in one folder: no ro
 
 import getpass
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -38,7 +39,6 @@ FIELDS = {
     "elapsed": "TimeUsed",
     "restarts": "RestartCnt",
     "state": "State",
-    "exit": "exit_code",
 }
 # Without File= a node's GPUs count as missing, and File= must be a device; no job of these tests opens it.
 DEVICE = "/dev/null"
@@ -116,17 +116,19 @@ class Cluster:
     def jobs(self) -> list[dict[str, str]]:
         """The accounting of all jobs, ended ones too, in the order of submission.
 
-        Keys: those of `FIELDS`, without `comment`; rule and wildcards; peak, the most memory that a step was seen with. The
-        name is Snakemake's, of the whole run.
+        Keys: those of `FIELDS`, without `comment`; rule and wildcards; exit, code and signal of an ended job; peak, the most
+        memory that a step was seen with. The name is Snakemake's, of the whole run.
         """
         wanted = ",".join(f"{field}:200" for field in FIELDS.values())
         lines = self.run("squeue", "--states=all", "--noheader", "--sort=i", f"--Format={wanted}").splitlines()
+        exits = dict(re.findall(r"(?m)^JobId=(\d+) .* ExitCode=(\S+)", self.record()))
         found = []
         for line in lines:
             values = [line[start : start + 200].strip() for start in range(0, 200 * len(FIELDS), 200)]
             job = dict(zip(FIELDS, values, strict=True))
             rule, _, job["wildcards"] = job.pop("comment").partition("_wildcards_")
             job["rule"] = rule.removeprefix("rule_").removeprefix("group_")
+            job["exit"] = exits.get(job["id"], "-")
             job["peak"] = f"{self._peaks[job['id']] / 1024:.0f}M" if job["id"] in self._peaks else "-"
             found.append(job)
         return found

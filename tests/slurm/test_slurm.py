@@ -120,7 +120,7 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
 
 
 class Run:
-    """The workflow in `folder`, started on the cluster or as one process of this machine."""
+    """The workflow in `folder`, started on the cluster or as one process of this machine. `with` leaves none behind."""
 
     def __init__(self, folder: Path, *arguments: str, cluster: Cluster | None = None) -> None:
         (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
@@ -140,12 +140,21 @@ class Run:
                 stderr=subprocess.STDOUT,
             )
 
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:  # it waits for its jobs
+            self.process.kill()
+            self.process.wait()
+
     def finish(self) -> None:
         """Waits for the end of the run, which must be a good one."""
-        try:
+        with self:
             self.process.wait(RUN_SECONDS)
-        finally:
-            self.process.kill()
         assert self.process.returncode == 0, self._printed.read_text()[-8000:]
 
     def wait_for(self, condition: Callable[[], object]) -> None:
@@ -184,10 +193,8 @@ def submitted(cluster: Cluster, known: list[dict[str, str]]) -> list[dict[str, s
 def local(tmp_path_factory) -> Iterator[tuple[Path, Run]]:
     """The same by one process, while the cluster's jobs wait for each other."""
     folder = tmp_path_factory.mktemp("local")
-    run = Run(folder)
-    yield folder, run
-    run.process.terminate()
-    run.process.wait()
+    with Run(folder) as run:
+        yield folder, run
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +275,6 @@ def preempt(cluster: Cluster, job: str) -> None:
 def test_a_pretraining_that_is_killed_warned_and_preempted_ends_with_the_same_weights(copy, cluster):
     expected, known = content(copy), cluster.jobs()
     shutil.rmtree(copy / "results/micro/pretrain")
-    run = Run(copy, WEIGHTS, cluster=cluster)
 
     def attempts() -> list[dict[str, str]]:
         return [job for job in submitted(cluster, known) if job["rule"] == "pretrain"]
@@ -276,12 +282,13 @@ def test_a_pretraining_that_is_killed_warned_and_preempted_ends_with_the_same_we
     def checkpoints() -> set[Path]:
         return set((copy / "results/micro/pretrain/text/checkpoints").glob("step-*.pt.sha256"))
 
-    for number, interrupt in enumerate([kill, warn, preempt], 1):
-        run.wait_for(lambda number=number: len(attempts()) == number)
-        before = checkpoints()
-        run.wait_for(lambda before=before: checkpoints() - before)
-        interrupt(cluster, attempts()[-1]["id"])
-    run.finish()
+    with Run(copy, WEIGHTS, cluster=cluster) as run:
+        for number, interrupt in enumerate([kill, warn, preempt], 1):
+            run.wait_for(lambda number=number: len(attempts()) == number)
+            before = checkpoints()
+            run.wait_for(lambda before=before: checkpoints() - before)
+            interrupt(cluster, attempts()[-1]["id"])
+        run.finish()
     print(table(submitted(cluster, known)))
     # Slurm itself puts a preempted job back into its queue; to Snakemake it is still the same job, the last of three.
     assert [(job["state"], job["restarts"]) for job in attempts()] == [
