@@ -50,7 +50,8 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+# As long as credentials hold, jobs that were put back into the queue wait there.
+AuthInfo=socket={folder}/munge.socket,cred_expire=15
 CredType=cred/munge
 SlurmctldPort={port}
 StateSaveLocation={folder}/state
