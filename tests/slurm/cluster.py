@@ -121,7 +121,9 @@ class Cluster:
         memory that a step was seen with. The name is Snakemake's, of the whole run.
         """
         wanted = ",".join(f"{field}:200" for field in FIELDS.values())
-        lines = self.run("squeue", "--states=all", "--noheader", "--sort=i", f"--Format={wanted}").splitlines()
+        lines = self.run(
+            "squeue", "--states=all", "--noheader", "--noconvert", "--sort=i", f"--Format={wanted}"
+        ).splitlines()
         exits = dict(re.findall(r"(?m)^JobId=(\d+) .* ExitCode=(\S+)", self.record()))
         found = []
         for line in lines:

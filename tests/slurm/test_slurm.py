@@ -297,7 +297,7 @@ def test_a_pretraining_that_is_killed_warned_and_preempted_ends_with_the_same_we
         ("COMPLETED", "1"),
     ]
     # Memory grows with each attempt.
-    assert [job["memory"] for job in attempts()] == ["32000M", "62.50G", "93.75G"]
+    assert [job["memory"] for job in attempts()] == ["32000M", "64000M", "96000M"]
     first, second, third = (
         next((copy / ".snakemake/slurm_logs").rglob(f"{job['id']}.log")).read_text() for job in attempts()
     )
