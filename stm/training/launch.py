@@ -37,8 +37,26 @@ def run_pretraining(
     Raises:
         ValueError: the run wants several nodes, and this is no Slurm job.
         RuntimeError: the processes under torchrun ended with an error; their own messages stand above.
-        stm.training.interruption.Interrupted: after SIGTERM or SIGUSR1. The state is saved, the exit code is not 0.
+        stm.training.interruption.Interrupted: after SIGTERM or SIGUSR1. The state is saved, the exit code is not 0, and a
+            Slurm job that is being preempted is back in the queue.
     """
+    from stm.training.interruption import Interrupted
+    from stm.training.preemption import requeue_if_preempted
+
+    try:
+        _run(run, shard_indexes, output, seed, image_indexes)
+    except Interrupted:
+        requeue_if_preempted()
+        raise
+
+
+def _run(
+    run: PretrainRun | LanguageRun,
+    shard_indexes: Sequence[Path],
+    output: Path,
+    seed: int,
+    image_indexes: Sequence[Path],
+) -> None:
     if run.world_size == 1:
         from stm.training import pretrain
 

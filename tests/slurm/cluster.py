@@ -1,12 +1,13 @@
 """A real Slurm on this machine, for tests: munged, one slurmctld, and a slurmd for each of several nodes.
 
 Everything belongs to the user who runs the tests and lives in one folder: no root, no systemd, no cgroups, nothing under
-/etc, no database. Accounting is what the controller remembers (`squeue --states=all`) and its record of finished jobs
-(`jobcomp/filetxt`).
+/etc, no database. Accounting is what the controller remembers (`squeue --states=all`), its record of ended jobs
+(`jobcomp/filetxt`), and the memory of running steps (`sstat`).
 """
 
 import getpass
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -14,13 +15,31 @@ import subprocess
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Event, Thread
 
 # Debian's daemons lie where an ordinary user's PATH does not lead.
 PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "sinfo", "scontrol")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "sinfo", "scontrol", "sstat")
 NODES = 3
 CPUS = 16
 START_SECONDS = 60
+WATCH_SECONDS = 1
+# What the accounting tells of a job, and squeue's name for it.
+FIELDS = {
+    "id": "JobID",
+    "name": "Name",
+    "comment": "Comment",
+    "account": "Account",
+    "partition": "Partition",
+    "node": "NodeList",
+    "cpus": "NumCPUs",
+    "memory": "MinMemory",
+    "gpus": "tres-per-job",
+    "limit": "TimeLimit",
+    "elapsed": "TimeUsed",
+    "restarts": "RestartCnt",
+    "state": "State",
+}
 # Without File= a node's GPUs count as missing, and File= must be a device; no job of these tests opens it.
 DEVICE = "/dev/null"
 
@@ -31,7 +50,8 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+# As long as credentials hold, jobs that were put back into the queue wait there.
+AuthInfo=socket={folder}/munge.socket,cred_expire=15
 CredType=cred/munge
 SlurmctldPort={port}
 StateSaveLocation={folder}/state
@@ -43,7 +63,8 @@ MpiDefault=none
 SwitchType=switch/none
 TaskPlugin=task/none
 ProctrackType=proctrack/linuxproc
-JobAcctGatherType=jobacct_gather/none
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=task=1
 AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/filetxt
 JobCompLoc={folder}/completed.txt
@@ -83,7 +104,9 @@ class Cluster:
         srun.write_text(f'#!/bin/sh\nSLURM_CONF={conf} exec {shutil.which("srun", path=PATH)} "$@"\n')
         srun.chmod(0o755)
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
-        self._stack = ExitStack()
+        self._peaks: dict[str, float] = {}
+        self._stopped = Event()
+        self._watcher = Thread(target=self._watch, daemon=True)
 
     def run(self, *command: str) -> str:
         """What a Slurm command prints."""
@@ -91,48 +114,54 @@ class Cluster:
             command, env=self.environment, capture_output=True, text=True, check=True, timeout=60
         ).stdout
 
-    def jobs(self, run: str = "") -> list[dict[str, str]]:
-        """The controller's record of all jobs, finished ones too, in the order of submission.
+    def jobs(self) -> list[dict[str, str]]:
+        """The accounting of all jobs, ended ones too, in the order of submission.
 
-        Keys: id, run (Snakemake's run id), rule, wildcards, partition, state, restarts, cpus, memory, gpus, limit, elapsed, node.
+        Keys: those of `FIELDS`, without `comment`; rule and wildcards; exit, code and signal of an ended job; peak, the most
+        memory that a step was seen with. The name is Snakemake's, of the whole run.
         """
-        fields = [
-            "JobID",
-            "Name",
-            "Comment",
-            "Partition",
-            "State",
-            "RestartCnt",
-            "NumCPUs",
-            "MinMemory",
-            "tres-per-job",
-        ]
-        fields += ["TimeLimit", "TimeUsed", "NodeList"]
-        keys = [
-            "id",
-            "run",
-            "comment",
-            "partition",
-            "state",
-            "restarts",
-            "cpus",
-            "memory",
-            "gpus",
-            "limit",
-            "elapsed",
-            "node",
-        ]
-        wanted = ",".join(f"{field}:200" for field in fields)
-        lines = self.run("squeue", "--states=all", "--noheader", "--sort=i", f"--Format={wanted}").splitlines()
+        wanted = ",".join(f"{field}:200" for field in FIELDS.values())
+        lines = self.run(
+            "squeue", "--states=all", "--noheader", "--noconvert", "--sort=i", f"--Format={wanted}"
+        ).splitlines()
+        exits = dict(re.findall(r"(?m)^JobId=(\d+) .* ExitCode=(\S+)", self.record()))
         found = []
         for line in lines:
-            values = [line[start : start + 200].strip() for start in range(0, 200 * len(keys), 200)]
-            job = dict(zip(keys, values, strict=True))
+            values = [line[start : start + 200].strip() for start in range(0, 200 * len(FIELDS), 200)]
+            job = dict(zip(FIELDS, values, strict=True))
             rule, _, job["wildcards"] = job.pop("comment").partition("_wildcards_")
             job["rule"] = rule.removeprefix("rule_").removeprefix("group_")
-            if run in ("", job["run"]):
-                found.append(job)
+            job["exit"] = exits.get(job["id"], "-")
+            job["peak"] = f"{self._peaks[job['id']] / 1024:.0f}M" if job["id"] in self._peaks else "-"
+            found.append(job)
         return found
+
+    def record(self) -> str:
+        """The controller's record of ended jobs, a line each; one that was put back into the queue has a line more."""
+        path = self.folder / "completed.txt"
+        return path.read_text() if path.is_file() else ""
+
+    def _watch(self) -> None:
+        """Keeps the most memory of each job: Slurm tells it of running steps, and later only to those with a database."""
+        while not self._stopped.wait(WATCH_SECONDS):
+            # Steps end meanwhile, and jobs begin; what fails is asked again.
+            running = self._ask("squeue", "--noheader", "--states=RUNNING", "--format=%i").split()
+            if not running:
+                continue
+            told = self._ask(
+                "sstat", "--allsteps", "--noheader", "--parsable2", "--format=JobID,MaxRSS", "--jobs", ",".join(running)
+            )
+            for line in told.splitlines():
+                step, _, memory = line.partition("|")
+                job = step.partition(".")[0]
+                if memory.endswith("K"):
+                    self._peaks[job] = max(self._peaks.get(job, 0.0), float(memory[:-1]))
+
+    def _ask(self, *command: str) -> str:
+        """What a Slurm command prints, if it succeeds or not."""
+        return subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, check=False, timeout=60
+        ).stdout
 
     def __enter__(self) -> "Cluster":
         try:
@@ -171,16 +200,10 @@ class Cluster:
         for name in names:
             self._daemon("slurmd", "-D", "-N", name, log=f"slurmd-{name}")
         self._wait_for(self._idle, f"{NODES} idle nodes")
+        self._watcher.start()
 
     def _idle(self) -> bool:
-        states = subprocess.run(
-            ["sinfo", "--noheader", "--Node", "--partition=cpu", "--format=%T"],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return states.stdout.split() == ["idle"] * NODES
+        return self._ask("sinfo", "--noheader", "--Node", "--partition=cpu", "--format=%T").split() == ["idle"] * NODES
 
     def _daemon(self, *command: str, log: str | None = None) -> None:
         name = log or command[0]
@@ -207,10 +230,13 @@ class Cluster:
         )
 
     def _stop(self) -> None:
+        self._stopped.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
         if {"slurmctld", "slurmd-node1"} <= self._daemons.keys():
             subprocess.run(["scancel", "--user", getpass.getuser()], env=self.environment, check=False, timeout=60)
             deadline = time.monotonic() + 60
-            while time.monotonic() < deadline and self._busy():
+            while time.monotonic() < deadline and self._ask("squeue", "--noheader").strip():
                 time.sleep(0.5)
         for daemon in reversed(self._daemons.values()):
             daemon.terminate()
@@ -219,12 +245,6 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
-
-    def _busy(self) -> bool:
-        listed = subprocess.run(
-            ["squeue", "--noheader"], env=self.environment, capture_output=True, text=True, check=False, timeout=60
-        )
-        return bool(listed.stdout.strip())
 
 
 def _free_ports(count: int) -> list[int]:

@@ -1,11 +1,12 @@
 """The workflow on a real Slurm, by the shipped profile: all stages, one stage again, jobs that are killed or preempted.
 
 What a run on a cluster leaves is compared byte by byte with what one process of this machine makes of the same config.
-`make test-slurm` runs these and shows Slurm's own accounting.
+`make test-slurm` runs these, shows Slurm's own accounting and keeps it in results/slurm-accounting.txt.
 """
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,8 @@ import yaml
 from cluster import Cluster, missing_programs
 
 ROOT = Path(__file__).parents[2]
+PROFILE = ROOT / "workflow/profiles/slurm/config.yaml"
+ACCOUNTING = ROOT / "results/slurm-accounting.txt"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
@@ -56,10 +59,11 @@ CONFIG = {
             "image_size": 32,
             "frames": 4,
             "mask": {"strategy": "text_top", "ratio": 0.5},
-            "optimisation": {"epochs": 400, "batch_size": 2, "warmup_epochs": 0},
+            "optimisation": {"epochs": 300, "batch_size": 2, "warmup_epochs": 0},
+            "contrast": {"hidden": 32},
             "augmentation": {"flip": False},
             "workers": 0,
-            "checkpoint_every": 50,
+            "checkpoint_every": 40,
         }
     },
     "evaluate": {
@@ -67,55 +71,109 @@ CONFIG = {
         "retrieval": {"task": "retrieval"},
     },
     "mask_quality": {"split": "test", "crops": 2, "image_size": 32},
+    "tables": {
+        "strategies": {
+            "title": "Masks",
+            "columns": [{"title": "Linear", "task": "linear"}],
+            "rows": [{"label": "Text", "runs": "text"}],
+        }
+    },
+    "figures": {"curves": {"title": "Losses", "kind": "losses", "runs": {"Text": "text"}}},
     "report": {"clips": 1, "split": "train"},
 }
-# What a user changes for a small machine: few cores a job, few jobs at a time, and a look at the queue now and then.
-SMALL = [
-    "--jobs",
-    "2",
-    "--slurm-init-seconds-before-status-checks",
-    "5",
-    "--slurm-keep-successful-logs",
-    "--set-threads",
-]
+# What a user changes for a small machine: few cores a job, few jobs at a time, and frequent looks at the queue.
+SMALL = ["--jobs", "4", "--slurm-init-seconds-before-status-checks", "5", "--slurm-keep-successful-logs"]
+SMALL += ["--set-threads"]
 SMALL += [f"{rule}=1" for rule in ("generate", "manifest", "frames", "motion", "flow", "captions", "embeddings")]
 SMALL += [f"{rule}=1" for rule in ("similarity", "pretrain", "evaluate")]
 WEIGHTS = "results/micro/pretrain/text/weights.safetensors"
+ACCOUNT = "vision-lab"
 GPU_RULES = {"captions", "embeddings", "similarity", "text", "pretrain", "evaluate"}
+
+
+# The jobs that it takes: frames, motion and flow of a shard are one, and so are the tables, the figures and the page.
+ONCE = [
+    "generate",
+    "manifest",
+    "split",
+    "plan",
+    "pretrain",
+    "mask_quality",
+    "faithfulness",
+    "report_figure_report_table",
+]
+TWICE = ["decode_flow_frames_motion", "captions", "embeddings", "similarity", "text", "shards", "evaluate"]
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[Cluster]:
     with Cluster(tmp_path_factory.mktemp("slurm")) as cluster:
         yield cluster
+        jobs = cluster.jobs()
+        ACCOUNTING.parent.mkdir(exist_ok=True)
+        ACCOUNTING.write_text(
+            f"Jobs, by squeue; `peak` is the most memory that sstat saw a step with:\n\n{table(jobs)}\n\n"
+            f"{len(jobs)} jobs: {dict(Counter(job['state'] for job in jobs))}; "
+            f"{sum(int(job['restarts']) for job in jobs)} put back into the queue\n\n"
+            f"Ended jobs, by jobcomp/filetxt:\n\n{cluster.record()}"
+        )
 
 
-def start(folder: Path, *arguments: str, cluster: Cluster | None = None) -> subprocess.Popen[str]:
-    """Starts the workflow in `folder`, on the cluster or as one process of this machine."""
-    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
-    command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(folder), *arguments]
-    if cluster is None:
-        command += ["--cores", "1"]
-    else:
-        command += ["--workflow-profile", str(ROOT / "workflow/profiles/slurm"), *SMALL]
-    return subprocess.Popen(
-        [*command, "--configfile", str(folder / "config.yaml")],
-        cwd=folder,
-        env=cluster.environment if cluster else os.environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+class Run:
+    """The workflow in `folder`, started on the cluster or as one process of this machine. `with` leaves none behind."""
+
+    def __init__(self, folder: Path, *arguments: str, cluster: Cluster | None = None) -> None:
+        (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+        command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(folder)]
+        if cluster is None:
+            command += ["--cores", "1"]
+        else:
+            command += ["--workflow-profile", str(filled_in(folder)), *SMALL]
+        # A file, because nobody reads a pipe while several runs go on.
+        self._printed = folder / "printed.txt"
+        with self._printed.open("wb") as printed:
+            self.process = subprocess.Popen(
+                [*command, "--configfile", str(folder / "config.yaml"), "--", *arguments],
+                cwd=folder,
+                env=cluster.environment if cluster else os.environ,
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+            )
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:  # it waits for its jobs
+            self.process.kill()
+            self.process.wait()
+
+    def finish(self) -> None:
+        """Waits for the end of the run, which must be a good one."""
+        with self:
+            self.process.wait(RUN_SECONDS)
+        assert self.process.returncode == 0, self._printed.read_text()[-8000:]
+
+    def wait_for(self, condition: Callable[[], object]) -> None:
+        """Waits until something holds, which must be before the end of the run."""
+        deadline = time.monotonic() + RUN_SECONDS
+        while not condition():
+            assert self.process.poll() is None, self._printed.read_text()[-8000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    """Waits for the end of a run, which must be a good one, and returns all that it printed."""
-    try:
-        printed, _ = process.communicate(timeout=RUN_SECONDS)
-    finally:
-        process.kill()
-    assert process.returncode == 0, printed[-8000:]
-    return printed
+def filled_in(folder: Path) -> Path:
+    """A copy of the profile with an account, as a user fills it in."""
+    text, count = re.subn(r"(?m)^  # (slurm_account:) .*$", rf'  \1 "{ACCOUNT}"', PROFILE.read_text())
+    assert count == 1
+    path = folder / "profile/config.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return path.parent
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -132,17 +190,18 @@ def submitted(cluster: Cluster, known: list[dict[str, str]]) -> list[dict[str, s
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory) -> Path:
+def local(tmp_path_factory) -> Iterator[tuple[Path, Run]]:
+    """The same by one process, while the cluster's jobs wait for each other."""
     folder = tmp_path_factory.mktemp("local")
-    finish(start(folder))
-    return folder
+    with Run(folder) as run:
+        yield folder, run
 
 
 @pytest.fixture(scope="module")
-def finished(cluster, tmp_path_factory) -> tuple[Path, list[dict[str, str]]]:
+def finished(cluster, local, tmp_path_factory) -> tuple[Path, list[dict[str, str]]]:
     """A folder in which the cluster has made everything, and the accounting of its jobs."""
     folder = tmp_path_factory.mktemp("finished")
-    finish(start(folder, cluster=cluster))
+    Run(folder, cluster=cluster).finish()
     return folder, cluster.jobs()
 
 
@@ -155,32 +214,50 @@ def test_all_stages_run_as_jobs_of_slurm(finished):
     folder, accounting = finished
     print(table(accounting))
     assert (folder / "results/micro/report.html").stat().st_size > 10_000
-    once = ["generate", "manifest", "split", "plan", "pretrain", "mask_quality", "faithfulness", "report"]
-    # Frames, motion and flow of a shard are one job.
-    twice = ["decode", "captions", "embeddings", "similarity", "text", "shards", "evaluate"]
-    assert Counter(job["rule"] for job in accounting) == Counter(once + 2 * twice)
-    assert {job["state"] for job in accounting} == {"COMPLETED"}
+    assert Counter(job["rule"] for job in accounting) == Counter(ONCE + 2 * TWICE)
+    assert {(job["state"], job["exit"], job["restarts"]) for job in accounting} == {("COMPLETED", "0:0", "0")}
     assert len({job["node"] for job in accounting}) > 1
-    for job in accounting:
+
+
+def test_no_rule_is_left_out():
+    # All rules but the one that makes the demo's models, which are in the repository.
+    files = [path for path in (ROOT / "workflow/rules").glob("*.smk") if path.stem != "demo_models"]
+    rules = {name for path in files for name in re.findall(r"(?m)^(?:rule|checkpoint) (\w+):", path.read_text())}
+    groups = yaml.safe_load(PROFILE.read_text())["groups"]
+    alone = {*ONCE, *TWICE} - {"decode_flow_frames_motion", "report_figure_report_table"}
+    assert alone | set(groups) == rules
+
+
+def test_jobs_ask_for_what_profile_and_rules_say(finished):
+    for job in finished[1]:
         on_gpu = job["rule"] in GPU_RULES
         assert (job["partition"], job["gpus"]) == (("gpu", "gres:gpu:1") if on_gpu else ("cpu", "N/A")), job
+        assert job["account"] == ACCOUNT, job
+    asked = {job["rule"]: (job["memory"], job["limit"]) for job in finished[1]}
+    assert asked["split"] == ("4000M", "2:00:00")  # the profile's
+    assert asked["captions"] == ("16000M", "8:00:00")
+    assert asked["pretrain"] == ("32000M", "2-00:00:00")
 
 
 def test_a_cluster_makes_the_same_bytes_as_one_process(finished, local):
-    assert content(finished[0]) == content(local)
+    folder, run = local
+    run.finish()
+    assert content(finished[0]) == content(folder)
 
 
 def test_only_the_stage_that_is_asked_for_is_submitted(copy, cluster):
     before, known = content(copy), cluster.jobs()
-    (copy / "results/micro/text/blip2/test-00000.parquet").unlink()
-    finish(start(copy, "results/micro/shards/test/test-00000.parquet", cluster=cluster))
+    text, shards = "results/micro/text/blip2/test-00000.parquet", "results/micro/shards/test/test-00000.parquet"
+    (copy / text).unlink()
+    Run(copy, text, shards, cluster=cluster).finish()
+    # The text vectors, and what is made of them.
     assert Counter(job["rule"] for job in submitted(cluster, known)) == Counter(["text", "shards"])
     assert content(copy) == before
 
 
 def kill(cluster: Cluster, job: str) -> None:
-    """Nothing is saved: the processes are gone."""
-    cluster.run("scancel", "--signal=KILL", job)
+    """Nothing is saved: the processes of the job's step are gone, as they are when a node's memory is used up."""
+    cluster.run("scancel", "--signal=KILL", f"{job}.0")
 
 
 def warn(cluster: Cluster, job: str) -> None:
@@ -195,35 +272,40 @@ def preempt(cluster: Cluster, job: str) -> None:
     cluster.run("sbatch", *urgent, "--comment=rule_urgent", "--wrap=sleep 5")
 
 
-@pytest.mark.parametrize("interrupt", [kill, warn, preempt])
-def test_an_interrupted_pretraining_goes_on_from_its_checkpoint(copy, cluster, interrupt):
+def test_a_pretraining_that_is_killed_warned_and_preempted_ends_with_the_same_weights(copy, cluster):
     expected, known = content(copy), cluster.jobs()
     shutil.rmtree(copy / "results/micro/pretrain")
-    process = start(copy, WEIGHTS, cluster=cluster)
-    checkpoints = copy / "results/micro/pretrain/text/checkpoints"
-    wait_for(process, lambda: any(checkpoints.glob("step-*.pt.sha256")))
-    [first] = submitted(cluster, known)
-    interrupt(cluster, first["id"])
-    finish(process)
-    attempts = [job for job in submitted(cluster, known) if job["rule"] == "pretrain"]
+
+    def attempts() -> list[dict[str, str]]:
+        return [job for job in submitted(cluster, known) if job["rule"] == "pretrain"]
+
+    def checkpoints() -> set[Path]:
+        return set((copy / "results/micro/pretrain/text/checkpoints").glob("step-*.pt.sha256"))
+
+    with Run(copy, WEIGHTS, cluster=cluster) as run:
+        for number, interrupt in enumerate([kill, warn, preempt], 1):
+            run.wait_for(lambda number=number: len(attempts()) == number)
+            before = checkpoints()
+            run.wait_for(lambda before=before: checkpoints() - before)
+            interrupt(cluster, attempts()[-1]["id"])
+        run.finish()
     print(table(submitted(cluster, known)))
-    if interrupt is preempt:
-        # Slurm itself puts the job back in its queue; to Snakemake it is still the same job.
-        assert [(job["state"], job["restarts"]) for job in attempts] == [("COMPLETED", "1")]
-    else:
-        assert [job["state"] for job in attempts] == ["FAILED", "COMPLETED"]
-    output = "\n".join(path.read_text() for path in (copy / ".snakemake/slurm_logs").rglob("*.log"))
-    assert "goes on after step" in output
-    assert ("SIGTERM: saved after step" in output) == (interrupt is not kill)
+    # Slurm itself puts a preempted job back into its queue; to Snakemake it is still the same job, the last of three.
+    assert [(job["state"], job["restarts"]) for job in attempts()] == [
+        ("FAILED", "0"),
+        ("FAILED", "0"),
+        ("COMPLETED", "1"),
+    ]
+    # Memory grows with each attempt.
+    assert [job["memory"] for job in attempts()] == ["32000M", "64000M", "96000M"]
+    first, second, third = (
+        next((copy / ".snakemake/slurm_logs").rglob(f"{job['id']}.log")).read_text() for job in attempts()
+    )
+    saved, goes_on = "SIGTERM: saved after step", "goes on after step"
+    assert (first.count(saved), first.count(goes_on)) == (0, 0)
+    assert (second.count(saved), second.count(goes_on)) == (1, 1)
+    assert (third.count(saved), third.count(goes_on)) == (1, 2)
     assert content(copy) == expected
-
-
-def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + RUN_SECONDS
-    while not condition():
-        assert process.poll() is None, finish(process)
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def table(jobs: list[dict[str, str]]) -> str:
@@ -232,16 +314,17 @@ def table(jobs: list[dict[str, str]]) -> str:
         "id",
         "rule",
         "wildcards",
+        "account",
         "partition",
         "node",
         "cpus",
         "memory",
+        "peak",
         "gpus",
         "limit",
         "elapsed",
-        "restarts",
-        "state",
     ]
+    keys += ["restarts", "state", "exit", "name"]
     rows = [keys, *([job[key] for key in keys] for job in jobs)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(keys))]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
