@@ -120,7 +120,7 @@ def test_sigterm_saves_a_run_of_two_processes(shard: Path, tmp_path: Path) -> No
     process = start(run, shard, tmp_path / "run")
     wait_for(process, tmp_path / "run", "checkpoints/step-*.pt")
     process.send_signal(signal.SIGTERM)
-    _, messages = process.communicate(timeout=60)
+    _, messages = process.communicate(timeout=150)
     assert process.returncode == 128 + signal.SIGTERM, messages
     assert "SIGTERM: saved after step" in messages
     assert not (tmp_path / "run" / "weights.safetensors").exists()

@@ -59,8 +59,14 @@ def check_equal(found: Values, expected: Values) -> None:
 def test_sharing_the_model_changes_nothing_but_rounding(clips: Values, name: str) -> None:
     shared, held = select(clips, f"{name}/fsdp/"), select(clips, f"{name}/ddp/")
     assert len(shared["loss"]) == STEPS and shared.keys() == held.keys()
-    # In bf16 the blocks' norms are rounded too.
-    check_curve(shared, held, 2e-2 if name == "bf16" else 1e-5)
+    if name != "bf16":
+        check_curve(shared, held, 1e-5)
+        return
+    # In bf16 the blocks' norms are rounded too: by one rounding (2^-8) in the first step. Each update then carries that on, how
+    # far depends on the processor's bf16.
+    first = [{key: values[key][:1] for key in ("loss", "norm")} for values in (shared, held)]
+    check_curve(*first, tolerance=2**-8)
+    check_curve(shared, held, 5e-2)
 
 
 @pytest.mark.parametrize("name", LANGUAGE)
