@@ -12,6 +12,7 @@ from made_language import make_run, make_small_bert
 from stm.config import Captioning, MultipleChoice, QuestionAnswering, VideoTextRetrieval
 from stm.evaluation import evaluate
 from stm.evaluation.caption_scores import CaptionScoreError, find_programs
+from stm.evaluation.language.caption import share_exact
 from stm.evaluation.language.clips import Spoken, load_model, open_clips
 from stm.evaluation.language.retrieve import gather_queries
 from stm.files import read_json, read_receipt, read_table, write_table
@@ -166,6 +167,12 @@ def test_multiple_choice_takes_questions_with_choices_only(world, tmp_path):
         assert found["questions"] == 9 and found["chance"] == pytest.approx(1 / 3)
         rows = pq.read_table(tmp_path / str(number) / "predictions.parquet").to_pylist()
         assert found["accuracy"] == pytest.approx(np.mean([row["choice"] == row["right"] for row in rows]))
+
+
+def test_a_caption_is_exact_where_it_is_what_the_model_read_of_a_reference():
+    """Models read "two-tone" as two words, and no full stop: they cannot write it otherwise."""
+    references = [["a red star", "A two-tone star."], ["a star"], ["a star"]]
+    assert share_exact(["a two tone star", "a star", "star"], references) == pytest.approx(2 / 3)
 
 
 @pytest.mark.slow

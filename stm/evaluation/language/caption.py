@@ -1,5 +1,6 @@
 """Captioning: a decoder on top of the clip's tokens, beam search, and the standard scores."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ from torch import nn
 from stm.config import Captioning, LanguageRun
 from stm.data.dataset import ClipDataset
 from stm.data.loader import ClipLoader, move
+from stm.datasets.language.cleaning import clean_text
 from stm.evaluation.caption_scores import find_programs, score_captions
 from stm.evaluation.language import Splits
 from stm.evaluation.language.clips import CLIPS_A_PASS, Spoken, load_model, open_clips
@@ -72,7 +74,7 @@ def caption(
     metrics = {
         "task": task.task,
         **scores.figures,
-        "exact": sum(one in {t.lower() for t in own} for one, own in zip(written, references, strict=True)) / len(keys),
+        "exact": share_exact(written, references),
         "clips": len(keys),
         "checkpoint": which,
         "settings": task.deciding(),
@@ -82,6 +84,12 @@ def caption(
     write_table(output / "predictions.parquet", pa.table(columns, schema=PREDICTIONS_SCHEMA).sort_by("key"), receipt)
     write_json(output / "metrics.json", metrics)
     discard()
+
+
+def share_exact(written: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Share of the captions that are one of their references, as these are when the model reads them (`clean_text`)."""
+    right = [one in map(clean_text, own) for one, own in zip(written, references, strict=True)]
+    return sum(right) / len(right)
 
 
 @torch.inference_mode()
