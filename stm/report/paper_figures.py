@@ -13,6 +13,8 @@ from stm.report.figures import INK, PALETTE, STYLE, new_figure, run_style, runni
 from stm.report.paper_tables import ReportError, measure
 from stm.report.records import Measured
 
+_NO_OBJECTIVES = ("loss", "divergence", "mix", "gradient_norm", "learning_rate", "clips_per_second")
+
 Curve = tuple[list[int], list[float]]
 
 
@@ -55,7 +57,7 @@ def draw_losses(config: Config, name: str) -> Figure:
             if len(values) > 1:
                 low, high = ([f(v) for v in zip(*values, strict=True)] for f in (min, max))
                 axes.fill_between(steps, low, high, color=style["color"], alpha=0.18, linewidth=0)
-        axes.set(xlabel="Optimiser step", ylabel=f"{spec.metric.replace('_', ' ').capitalize()} loss")
+        axes.set(xlabel="Optimiser step", ylabel=_name_metric(spec.metric))
         axes.set_title(spec.title, fontsize=10, loc="left")
         axes.grid(axis="y")
         axes.margins(x=0.01)
@@ -64,6 +66,12 @@ def draw_losses(config: Config, name: str) -> Figure:
         else:
             say(axes, "nothing was logged")
     return figure
+
+
+def _name_metric(metric: str) -> str:
+    """A name of metrics.jsonl, for people; what is one objective's is its loss."""
+    name = metric.replace("_", " ").capitalize()
+    return name if metric in _NO_OBJECTIVES else f"{name} loss"
 
 
 def draw_bars(config: Config, name: str) -> Figure:
