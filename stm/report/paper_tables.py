@@ -34,8 +34,9 @@ def measure(config: Config, run: str, task: str, metric: str) -> Measured:
         found = read_json(path)
         values.append(_look_up(found, metric, str(path)))
     interval = found.get("confidence95") if metric == "top1" and len(values) == 1 else None
-    ranks = metric.endswith("_rank") or any(value > 1 for value in values)
-    return Measured(values, None if interval is None else (float(interval[0]), float(interval[1])), not ranks)
+    # All else is from 0 to 1, or CIDEr, which may be higher and is told in hundredths as well.
+    share = not metric.endswith("_rank")
+    return Measured(values, None if interval is None else (float(interval[0]), float(interval[1])), share)
 
 
 def _look_up(metrics: Any, metric: str, where: str) -> float:

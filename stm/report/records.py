@@ -20,7 +20,7 @@ class Measured:
 
     values: Sequence[float]  # one a seed
     interval: tuple[float, float] | None  # 95 % interval of the only seed's, where the evaluation gives one
-    share: bool = True  # from 0 to 1, shown as per cent
+    share: bool = True  # shown in hundredths, and the more the better; else a rank
 
     @property
     def mean(self) -> float:

@@ -171,6 +171,20 @@ def test_ranks_are_no_percentages_and_shares_are(config: Config) -> None:
     assert [cell.best for cell in cells] == [False, True, False, False, False, False]
 
 
+def test_a_score_above_one_is_told_in_hundredths_too_and_the_highest_is_the_best(copied: Config) -> None:
+    """CIDEr: of one run's seeds some are above 1, another's are not."""
+    for run, scores in {"text": (0.9, 1.5, 1.8), "tube": (0.8, 0.9, 0.7)}.items():
+        for instance, score in zip(copied.instances(run), scores, strict=True):
+            path = Layout.of(copied).evaluate(instance, "linear") / "metrics.json"
+            path.write_text(json.dumps({**json.loads(path.read_text()), "cider": score}))
+    table = copied.tables["main"]
+    column = table.columns[0].model_copy(update={"metric": "cider"})
+    rows = tuple(table.rows[0].model_copy(update={"runs": run, "paper": None}) for run in ("tube", "text"))
+    spec = table.model_copy(update={"columns": (column,), "rows": rows})
+    cells = paper_table(copied.model_copy(update={"tables": {"main": spec}}), "main").rows
+    assert [(row[1].text, row[1].best) for row in cells] == [("80.0 ± 10.0", False), ("140.0 ± 45.8", True)]
+
+
 def test_tables_are_written_with_title_note_and_the_same_bytes(copied: Config) -> None:
     path = write_table(copied, "main")
     first = path.read_bytes()
