@@ -1,6 +1,7 @@
 """What the page says in words and small tables: findings, facts of the setup, time, captions, refusals."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -26,9 +27,10 @@ def findings(study: Study) -> list[str]:
 
 
 def chances(groups: Sequence[RunGroup]) -> dict[str, float]:
-    """Chance level of each evaluation that has been done."""
+    """Chance level of each evaluation that has been done and has one; captions have none."""
     runs = [run for group in groups for run in group.instances]
-    return {task: found.chance for run in reversed(runs) for task, found in run.evaluations.items()}
+    found = {task: found.chance for run in reversed(runs) for task, found in run.evaluations.items()}
+    return {task: chance for task, chance in found.items() if not math.isnan(chance)}
 
 
 def _best_run(config: Config, task: str, groups: Sequence[RunGroup]) -> str:
@@ -42,11 +44,13 @@ def _best_run(config: Config, task: str, groups: Sequence[RunGroup]) -> str:
     if len(trained) == 1:
         said = f"{names[0]} reaches"
     line = f"{title(task)}: {said} {_accuracy(best)} {measure_title(config, task)}"
-    line += f"; chance is {100 * chances(groups)[task]:.1f}\u00a0%"
+    beside = []
+    if (chance := chances(groups).get(task)) is not None:
+        beside.append(f"chance is {100 * chance:.1f}\u00a0%")
     untrained = [found for group, found in scored if group.settings.optimisation.epochs == 0]
     if untrained:
-        line += f", and without pretraining it is {_accuracy(max(untrained, key=lambda found: found.mean))}"
-    return f"{line}."
+        beside.append(f"without pretraining it is {_accuracy(max(untrained, key=lambda found: found.mean))}")
+    return f"{line}; {', and '.join(beside)}." if beside else f"{line}."
 
 
 def _accuracy(found: Measured) -> str:
