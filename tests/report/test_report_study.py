@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,19 @@ def test_findings_speak_of_means_and_recall(study: Study) -> None:
     assert "without pretraining it is 20.0 ± 10.0 %" in lines
     assert "Zero-shot: text reaches 80.0 ± 2.0 % top-1" in lines
     assert "Retrieval: text is best with 40.0 ± 1.0 % text-to-video R@1; chance is 12.5 %" in lines
+
+
+def test_no_chance_is_named_where_there_is_none(study: Study) -> None:
+    """As with captions."""
+    [dataset] = study.datasets
+    runs = [
+        replace(run, evaluations={task: replace(found, classes=0) for task, found in run.evaluations.items()})
+        for run in dataset.results.runs
+    ]
+    unknown = replace(study, datasets=[replace(dataset, results=replace(dataset.results, runs=runs))])
+    lines = " ".join(story.findings(unknown)).replace("\u00a0", " ")
+    assert "text is best with 80.0 ± 2.0 % top-1; without pretraining it is 20.0 ± 10.0 %." in lines
+    assert "chance" not in lines and "nan" not in lines
 
 
 def test_curves_are_averaged_where_all_seeds_have_logged(config: Config) -> None:
