@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=2, help="how often tests/faults/test_kills.py kills the workflow")
+
+
 def encode(path: Path, frames: np.ndarray, codec: str = "libx264", fps: int = 10, **options: str) -> Path:
     """Writes uint8 [F, H, W, 3] frames as a video; `options` go to the encoder."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,141 @@
+"""The whole workflow, killed at random moments and started again, ends in the bytes of a run that nothing disturbed.
+
+`pytest tests/faults/test_kills.py --kills 30` kills it 30 times.
+"""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+CLIP = f"local-dir:{ROOT / 'stm/assets/demo-clip'}"
+CONFIG = {
+    "name": "killed",
+    "dataset": {"source": "moving-shapes", "clips": {"train": 12}, "frames": 8, "height": 64, "width": 64},
+    "grid": 4,
+    "frames": {"every": 2, "short_side": 64},
+    "captions": {"human": {"kind": "human"}},
+    "similarity": {"model": CLIP},
+    "text": {"model": CLIP},
+    "pack": {"captions": "human", "text": True, "flow": True},
+    "mask_quality": {"split": "train"},
+    "pretrain": {
+        "tgm": {
+            "model": "tiny",
+            "image_size": 32,
+            "patch_size": 8,
+            "frames": 4,
+            "mask": {"strategy": "text_top", "ratio": 0.5},
+            "contrast": {"hidden": 16},
+            "optimisation": {"epochs": 4, "batch_size": 4, "warmup_epochs": 0},
+            "checkpoint_every": 2,
+            "augmentation": {"flip": False},
+            "workers": 0,
+        }
+    },
+    "evaluate": {
+        "linear": {"task": "linear", "test_split": "train", "epochs": 2, "learning_rates": [0.01]},
+    },
+    "report": {"clips": 1, "split": "train"},
+}
+# What holds times: logs, timings, what is drawn from them, and Snakemake's own.
+TIMED = ("logs/", "benchmarks/", "pretrain/tgm/tensorboard/", "pretrain/tgm/metrics.jsonl", "report.html", "plan.json")
+TIMED += ("tables/stages.csv", "tables/plan.csv")
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """Snakemake, in a process group of its own."""
+    command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(folder)]
+    command += ["--cores", "1", *arguments, "--configfile", str(folder / "config.yaml")]
+    with (folder / "printed").open("ab") as printed:
+        return subprocess.Popen(command, cwd=folder, stdout=printed, stderr=printed, start_new_session=True)
+
+
+def finish(folder: Path, *arguments: str) -> None:
+    code = start(folder, *arguments).wait()
+    assert code == 0, (folder / "printed").read_text()[-6000:]
+
+
+def alive(folder: Path) -> list[int]:
+    """Processes at work in a folder."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            if process.name.isdigit() and (process / "cwd").readlink().is_relative_to(folder):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def kill(workflow: subprocess.Popen[bytes], folder: Path) -> None:
+    os.killpg(workflow.pid, signal.SIGKILL)
+    workflow.wait()
+    deadline = time.monotonic() + 60
+    while left := alive(folder):
+        assert time.monotonic() < deadline, f"{left} outlive the workflow"
+        time.sleep(0.05)
+
+
+def content(folder: Path) -> dict[str, str]:
+    """SHA-256 of every result, hidden files too."""
+    results = folder / "results/killed"
+    files = {path.relative_to(results).as_posix(): path for path in sorted(results.rglob("*")) if path.is_file()}
+    return {
+        name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in files.items()
+        if not name.startswith(TIMED)
+    }
+
+
+def begin(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    return folder
+
+
+def test_a_killed_workflow_ends_in_the_same_bytes(
+    tmp_path: Path, pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kills, draw = pytestconfig.getoption("--kills"), np.random.default_rng(0)
+    started = time.monotonic()
+    finish(begin(tmp_path / "undisturbed"))
+    seconds, expected = time.monotonic() - started, content(tmp_path / "undisturbed")
+    assert {
+        "frames/train-00000.tar",
+        "shards/train/train-00000.tar",
+        "pretrain/tgm/weights.safetensors",
+    } <= expected.keys()
+    done, runs = 0, 0
+    while done < kills:
+        folder = begin(tmp_path / f"run{runs}")
+        runs += 1
+        while done < kills:
+            workflow = start(folder)
+            try:
+                # From the first imports on; several moments fall into each run.
+                code = workflow.wait(timeout=draw.uniform(0.02, 0.25) * seconds)
+            except subprocess.TimeoutExpired:
+                kill(workflow, folder)
+                done += 1
+                finish(folder, "--unlock")
+                with capsys.disabled():
+                    print(f"kill {done} of {kills}, in run {runs}: {len(content(folder))} results")
+                continue
+            assert code == 0, (folder / "printed").read_text()[-6000:]
+            break
+        finish(folder)
+        found = content(folder)
+        assert found == expected, {
+            name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
+        }
