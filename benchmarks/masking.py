@@ -104,15 +104,14 @@ def main() -> None:
     print(f"base, 16x224^2, ratio {RATIO:g}, batch {a.batch}, {a.precision}, {where}, {a.rounds} rounds")
     scaled = "" if a.step_batch == a.batch else f", measured with {a.step_batch} clips and scaled"
     print(f"training step: {step:.2f} s{scaled}\n\n{'':24}{'ms':>10}{'of a step':>12}{'from':>9}{'to':>9}")
-    shares = {name: [time / whole for time, whole in zip(times, steps, strict=True)] for name, times in seconds.items()}
-    for name, times in seconds.items():
-        low, middle, high = min(shares[name]), statistics.median(shares[name]), max(shares[name])
+    rows = {name: make_row(name, times, steps, a.batch) for name, times in seconds.items()}
+    for name, row in rows.items():
         label = "(teacher, ViT-B/16)" if name == "teacher" else name
-        print(f"{label:24}{1000 * statistics.median(times):10.1f}{middle:12.3%}{low:9.3%}{high:9.3%}")
-    rows = [make_row(name, times, steps, a.batch) for name, times in seconds.items()]
-    worst = max(statistics.median(times) for name, times in shares.items() if name != "teacher")
+        milliseconds = 1000 * statistics.median(seconds[name])
+        print(f"{label:24}{milliseconds:10.1f}{row.ratio:12.3%}{row.low:9.3%}{row.high:9.3%}")
+    worst = max(row.ratio for name, row in rows.items() if name != "teacher")
     print(f"\nthe dearest mask: {worst:.2%} of a step; target: under {TARGET:.0%}")
-    report(rows)
+    report(list(rows.values()))
     if a.json:
         figures = {"device": where, "batch": a.batch, "step_batch": a.step_batch, "precision": a.precision}
         figures |= {"step_seconds": steps, "mask_seconds": seconds, "worst_share": worst}

@@ -9,7 +9,7 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=2, help="how often tests/faults/test_kills.py kills the workflow")
+    parser.addoption("--kills", type=int, default=2, help="how often tests/workflow/test_kills.py kills the workflow")
 
 
 def encode(path: Path, frames: np.ndarray, codec: str = "libx264", fps: int = 10, **options: str) -> Path:

@@ -175,12 +175,12 @@ def parse_architecture(values: Any, what: str) -> Architecture:
         raise WeightsError(f"{what} was written by another version of stm: {error}. Pretrain again") from error
     for field in fields(architecture):
         value = getattr(architecture, field.name)
+        if value is None and field.default is None:
+            continue
         least = 0 if field.name.startswith("decoder_") else 1
         good = isinstance(value, int | float) and 0 < value <= 1e6
         if field.name == "positions":
             good = value in ("joint", "separable")
-        if field.name == "position_frames" and value is None:
-            continue
         if field.type in (int, "int", int | None, "int | None"):
             good = isinstance(value, int) and least <= value <= _MOST.get(field.name, _MOST_OTHERWISE)
         if not good:

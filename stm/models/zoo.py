@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from stm.config import Run
+from stm.config import LanguageRun, Run
 from stm.models.huggingface import (
     from_transformers_state,
     read_transformers,
@@ -73,7 +73,7 @@ def describe(run: Run) -> Architecture:
         **size._asdict(),
         positions=run.positions,
         position_period=run.position_period,
-        position_frames=getattr(run, "position_frames", None),
+        position_frames=run.position_frames if isinstance(run, LanguageRun) else None,
     )
 
 

@@ -44,8 +44,8 @@ def select(values: Values, prefix: str) -> Values:
     return {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
 
 
-def check_curve(found: Values, expected: Values, tolerance: float) -> None:
-    for name in ("loss", "norm"):
+def check_curve(found: Values, expected: Values, tolerance: float, names: tuple[str, ...] = ("loss", "norm")) -> None:
+    for name in names:
         np.testing.assert_allclose(found[name], expected[name], rtol=tolerance, atol=tolerance, err_msg=name)
 
 
@@ -66,7 +66,8 @@ def test_sharing_the_model_changes_nothing_but_rounding(clips: Values, name: str
     # far depends on the processor's bf16.
     first = [{key: values[key][:1] for key in ("loss", "norm")} for values in (shared, held)]
     check_curve(*first, tolerance=2**-8)
-    check_curve(shared, held, 5e-2)
+    check_curve(shared, held, 2e-2, ("loss",))
+    check_curve(shared, held, 5e-2, ("norm",))
 
 
 @pytest.mark.parametrize("name", LANGUAGE)

@@ -1,14 +1,12 @@
 """What a pretraining job waits for, and which devices it asks for."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from small_workflow import snakemake
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 RUN = {
@@ -19,15 +17,6 @@ RUN = {
     "mask": {"strategy": "tube", "ratio": 0.5},
     "optimisation": {"epochs": 1, "batch_size": 4, "warmup_epochs": 0},
 }
-
-
-def snakemake(folder: Path, *arguments: str) -> str:
-    command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(folder)]
-    command += ["--cores", "4", *arguments, "--configfile", str(folder / "config.yaml")]
-    finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    printed = finished.stdout + finished.stderr
-    assert finished.returncode == 0, printed[-6000:]
-    return printed
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +40,13 @@ def dealt(tmp_path_factory) -> Path:
         "evaluate": {"linear": {"task": "linear", "test_split": "train"}},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    snakemake(folder, "results/made/slices.json")
+    snakemake(folder, "results/made/slices.json", cores=4)
     return folder
 
 
 def jobs(folder: Path, *arguments: str) -> dict[str, str]:
     """What a dry run prints of each pretraining job, by run."""
-    printed = snakemake(folder, "--dry-run", *arguments)
+    printed = snakemake(folder, "--dry-run", *arguments, cores=4)
     blocks = re.findall(r"^rule pretrain:\n((?: .*\n)+)", printed, re.M)
     return {re.search(r"run=(\w+)", block)[1]: block for block in blocks}
 

@@ -1,48 +1,28 @@
 """The whole workflow, killed at random moments and started again, ends in the bytes of a run that nothing disturbed.
 
-`pytest tests/faults/test_kills.py --kills 30` kills it 30 times.
+`pytest tests/workflow/test_kills.py --kills 30` kills it 30 times.
 """
 
 import hashlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from small_workflow import CLIPS, RUN, STAGES, command
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
-CLIP = f"local-dir:{ROOT / 'stm/assets/demo-clip'}"
 CONFIG = {
+    **STAGES,
     "name": "killed",
-    "dataset": {"source": "moving-shapes", "clips": {"train": 12}, "frames": 8, "height": 64, "width": 64},
-    "grid": 4,
-    "frames": {"every": 2, "short_side": 64},
-    "captions": {"human": {"kind": "human"}},
-    "similarity": {"model": CLIP},
-    "text": {"model": CLIP},
-    "pack": {"captions": "human", "text": True, "flow": True},
+    "dataset": {**CLIPS, "clips": {"train": 12}},
     "mask_quality": {"split": "train"},
-    "pretrain": {
-        "tgm": {
-            "model": "tiny",
-            "image_size": 32,
-            "patch_size": 8,
-            "frames": 4,
-            "mask": {"strategy": "text_top", "ratio": 0.5},
-            "contrast": {"hidden": 16},
-            "optimisation": {"epochs": 4, "batch_size": 4, "warmup_epochs": 0},
-            "checkpoint_every": 2,
-            "augmentation": {"flip": False},
-            "workers": 0,
-        }
-    },
+    "pretrain": {"tgm": {**RUN, "optimisation": {**RUN["optimisation"], "epochs": 4}, "checkpoint_every": 2}},
     "evaluate": {
         "linear": {"task": "linear", "test_split": "train", "epochs": 2, "learning_rates": [0.01]},
     },
@@ -55,10 +35,9 @@ TIMED += ("tables/stages.csv", "tables/plan.csv")
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
     """Snakemake, in a process group of its own."""
-    command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(folder)]
-    command += ["--cores", "1", *arguments, "--configfile", str(folder / "config.yaml")]
+    called = command(folder, *arguments)
     with (folder / "printed").open("ab") as printed:
-        return subprocess.Popen(command, cwd=folder, stdout=printed, stderr=printed, start_new_session=True)
+        return subprocess.Popen(called, cwd=folder, stdout=printed, stderr=printed, start_new_session=True)
 
 
 def finish(folder: Path, *arguments: str) -> None:
