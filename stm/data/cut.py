@@ -33,8 +33,8 @@ class Cut(NamedTuple):
             picture = cv2.flip(picture, 1)
         if self.change is not None:
             picture = self.change(picture)
-        # Several times as fast as a transposed copy.
-        cv2.mixChannels([picture], list(place), [0, 0, 1, 1, 2, 2])
+        # Into the three planes of `place`; several times as fast as a transposed copy.
+        cv2.split(picture, list(place))
 
     def copy(self, frame: Picture, place: NDArray[np.uint8]) -> None:
         """Cuts a frame and does nothing else to it; `place` is uint8 [box.height, box.width, 3]."""

@@ -1,5 +1,6 @@
 # Shared by all stages: the checked config, where results go, and the lists of shards that the split yields.
 
+import inspect
 import os
 from functools import cache
 from pathlib import Path
@@ -67,6 +68,12 @@ SOFTWARE = library_versions(
 )
 
 
+def signed(function):
+    """Notes a function's signature. Snakemake asks for it anew in every job, which costs a tenth of a large dry run."""
+    function.__signature__ = inspect.signature(function)
+    return function
+
+
 def dump(section):
     """What decides in a section of the config, for `params`: when it changes, what depends on it is rerun.
 
@@ -90,7 +97,7 @@ def stage(*keys):
             without_folders(dump(section)) if hasattr(section, "deciding") else section
         )
 
-    return lambda wildcards: find(wildcards.dataset)
+    return signed(lambda wildcards: find(wildcards.dataset))
 
 
 @cache
@@ -99,6 +106,7 @@ def caption_settings(dataset, source):
     return without_folders(dump(CORPORA[dataset].captions[source]))
 
 
+@signed
 def software(wildcards, input):
     """For `params` of rules whose results can be shared: it stands in for an environment in the shared results' keys.
 
@@ -123,7 +131,7 @@ def share_of_cores(jobs):
 
 def each_attempt(megabytes):
     """Memory of a job: as much again for each further attempt. One that was killed for its memory would be killed again."""
-    return lambda wildcards, attempt: megabytes * attempt
+    return signed(lambda wildcards, attempt: megabytes * attempt)
 
 
 @cache
@@ -139,6 +147,7 @@ def all_shards(dataset, split=None):
     return [shard for shard in shards if split in (None, split_of(shard))]
 
 
+@signed
 def slice_of(wildcards):
     """The slice of a shard. It is no declared output: unchanged slices stay untouched when the split runs again."""
     checkpoints.split.get(dataset=wildcards.dataset)
