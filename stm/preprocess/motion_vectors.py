@@ -180,11 +180,8 @@ def sum_over_cells(
     sums = np.zeros((len(values), frames * high * wide))
     for down, tall in enumerate(vertical):
         for across, broad in enumerate(horizontal):
-            share, cell, each = tall * broad, first + (down * wide + across), values
-            if down or across:  # most blocks lie within one cell
-                some = np.flatnonzero(share)
-                share, cell, each = share[some], cell[some], [value[some] for value in values]
-            for row, value in zip(sums, each, strict=True):
+            cell, share = first + (down * wide + across), tall * broad
+            for row, value in zip(sums, values, strict=True):
                 row += np.bincount(cell, weights=share * value, minlength=len(row))
     return sums.reshape(-1, frames, high, wide)[:, :, :rows, :columns]
 
