@@ -50,7 +50,7 @@ class Video:
     Args:
         path: the file.
         start, end: the clip in seconds, start <= time < end; None: from the beginning, to the end.
-        vectors: ask the decoder to export its motion vectors with each frame.
+        vectors: ask the decoder to export its motion vectors with each frame, whose pixels it may then leave half decoded.
         max_side: a picture with a longer side is refused before it is decoded, in pixels.
 
     Raises:
@@ -90,7 +90,9 @@ class Video:
         context.thread_count = 1
         # The size may change inside the stream; the decoder itself then refuses what is too large.
         options = {"max_pixels": str(self._max_side**2)}
-        options |= {"flags2": "+export_mvs"} if self._vectors else {}
+        if self._vectors:
+            # They are in the stream as they are; the pictures are not looked at, so that they need not be right.
+            options |= {"flags2": "+export_mvs", "skip_loop_filter": "all", "skip_idct": "all"}
         # A video that is cut off still has good frames. A picture has none: ffmpeg would fill what is missing with grey.
         options |= {"err_detect": "explode"} if is_picture(self._container) else {}
         context.options = options
