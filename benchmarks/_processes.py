@@ -1,11 +1,15 @@
 """Commands of their own, measured: wall-clock time, CPU time and peak memory of each."""
 
+import json
 import os
 import subprocess
-import time
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+STARTER = Path(__file__).with_name("_usage.py")
 
 
 class Cost(NamedTuple):
@@ -29,17 +33,15 @@ def run_measured(
     Raises:
         RuntimeError: it ended with another status than 0; with the end of what it printed.
     """
-    with printed.open("wb") as sink:
-        begin = time.perf_counter()
-        process = subprocess.Popen(
-            command, cwd=folder, env={**os.environ, **(environment or {})}, stdout=sink, stderr=subprocess.STDOUT
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - begin
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        end = printed.read_text(errors="replace")[-4000:]
-        raise RuntimeError(f"{' '.join(command)} ended with status {process.returncode}:\n{end}")
+    with tempfile.TemporaryDirectory() as place, printed.open("wb") as sink:
+        usage = Path(place) / "usage.json"
+        starter = [sys.executable, "-I", "-S", str(STARTER), str(usage)]
+        shown = {**os.environ, **(environment or {})}
+        status = subprocess.run([*starter, *command], cwd=folder, env=shown, stdout=sink, stderr=subprocess.STDOUT)
+        if status.returncode:
+            end = printed.read_text(errors="replace")[-4000:]
+            raise RuntimeError(f"{' '.join(command)} ended with status {status.returncode}:\n{end}")
+        wall, cpu, memory = json.loads(usage.read_text())
     # Linux counts in KiB; macOS in bytes.
     unit = 1 if os.uname().sysname == "Darwin" else 1024
-    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e6)
+    return Cost(wall, cpu, memory * unit / 1e6)
