@@ -49,7 +49,7 @@ PARTS = {
     "motion": Part(4, quick=("--clips", "1", "--frames", "48")),
     "captions": Part(1, quick=("--clips", "4")),
     "dag": Part(12, quick=("--videos", "1000", "--rounds", "1")),
-    "growth": Part(8, quick=("--clips", "2", "--stages", "frames", "motion")),
+    "growth": Part(16, quick=("--clips", "2", "--stages", "frames", "motion")),
     "training_sweep": Part(20, ("--toy",), quick=("--toy",)),
     "masking": Part(
         12,
