@@ -111,7 +111,7 @@ class LanguageRun(Run):
     """One run of UMT, STM or ClusterSTM. Defaults: UMT's second stage."""
 
     method: Literal["umt", "stm", "clusterstm"] = field(..., "how a training step is made; a file of stm/methods")
-    more: tuple[Name, ...] = field((), "further video datasets, joined with `dataset`")
+    more: tuple[Name, ...] = field((), "further video datasets, joined with `dataset`; no two may have clips of one id")
     images: Images | None = None
     tubelet: int = field(1, "frames in a tubelet; teachers see single frames", "frames", ge=1, le=1)
     frames: int = field(4, "frames of a training clip", "stored frames", ge=1, le=256)

@@ -166,7 +166,10 @@ class ClipIndex:
                 str(self.tars[self._shards[row]]) for row, other in enumerate(self._keys.to_pylist()) if other == key
             }
             where = " and ".join(str(Path(shard).with_suffix(".parquet")) for shard in sorted(shards))
-            raise ValueError(f"{where}: clip {key!r} is in the given shards {count} times: is one of them given twice?")
+            raise ValueError(
+                f"{where}: clip {key!r} is in the given shards {count} times: is one of them given "
+                "twice, or do two datasets that are joined have clips of one id?"
+            )
 
 
 def _join(table: pa.Table, name: str) -> Any:

@@ -58,10 +58,13 @@ class ShardReader:
     def _read(self, clip: Clip, offset: int, size: int) -> bytes:
         try:
             return read_member(self._descriptor(clip.tar), offset, size)
-        except (OSError, ValueError) as error:
+        except (FileNotFoundError, ValueError) as error:
             raise DamagedError(
                 f"{clip.tar}: clip {clip.key!r} cannot be read: {error}. Run the stage `shards` again"
             ) from error
+        except OSError as error:
+            # Of the disk or the network: the shard may be in order, and a run that is started again may read it.
+            raise OSError(error.errno, f"clip {clip.key!r}: {error.strerror}", str(clip.tar)) from error
 
     def frames(self, clip: Clip, positions: Iterable[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Positions, ascending and each once, with the decoded frame there, uint8 [height, width, 3] (red, green, blue).

@@ -157,7 +157,8 @@ def read_jpegs(tar: Path, row: Mapping[str, Any], which: Sequence[int] | None = 
         which: numbers of the stored frames; None: all.
 
     Raises:
-        DamagedError: the tar does not hold the bytes that the index says.
+        DamagedError: the tar is missing, or does not hold the bytes that the index says.
+        OSError: the disk or the network has failed.
     """
     numbers = range(row["frames"]) if which is None else which
     try:
@@ -166,10 +167,8 @@ def read_jpegs(tar: Path, row: Mapping[str, Any], which: Sequence[int] | None = 
             return [_read_jpeg(file, tar, row, number) for number in numbers]
         finally:
             os.close(file)
-    except OSError as error:
-        raise DamagedError(
-            f"{tar}: cannot be read ({error.strerror}); remove it and its index and run again"
-        ) from error
+    except FileNotFoundError as error:
+        raise DamagedError(f"{tar}: cannot be read ({error.strerror}); remove its index and run again") from error
 
 
 def _read_jpeg(file: int, tar: Path, row: Mapping[str, Any], number: int) -> bytes:

@@ -12,11 +12,17 @@ from stm.training.media import Medium, feed_media
 
 
 def hash_shards(indexes: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 of each shard's tar, by shard, from the index's receipt, or of the file where it says none."""
-    return {
-        path.stem: read_receipt(path).get("tar_sha256") or sha256_file(path.with_suffix(".tar"))
-        for path in sorted(indexes)
-    }
+    """SHA-256 of each shard's tar, by shard, from the index's receipt, or of the file where it says none.
+
+    Shards of several datasets may have one name: all but the first are then numbered, in the order given.
+    """
+    found: dict[str, str] = {}
+    for path in sorted(indexes, key=lambda path: path.stem):
+        name, number = path.stem, 2
+        while name in found:
+            name, number = f"{path.stem} ({number})", number + 1
+        found[name] = read_receipt(path).get("tar_sha256") or sha256_file(path.with_suffix(".tar"))
+    return found
 
 
 def read_text_model(indexes: Sequence[Path]) -> dict[str, str] | None:

@@ -1,6 +1,7 @@
 """Starts a pretraining run: in this process, or as several under torchrun, on one node or on the nodes of a Slurm job."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,8 +19,8 @@ SHUTDOWN_SECONDS = 120
 between two looks at the signal."""
 
 _GRACE_SECONDS = 1.0
-# What torchrun says when it has got a signal and passes it on.
-_PASSES_ON = "closing signal"
+# What torchrun says when it has got a signal itself. ("closing signal", by which it goes on, it also says after an error.)
+_HAS_GOT = "death signal"
 
 RESTARTS = 3
 """How often torchrun starts all processes again, from the last checkpoint, when one of them has died."""
@@ -45,7 +46,10 @@ def run_pretraining(
 
     try:
         _run(run, shard_indexes, output, seed, image_indexes)
-    except Interrupted:
+    except (
+        Interrupted,
+        RuntimeError,
+    ):  # the batch script of a job on several nodes is not told itself; srun's steps are
         requeue_if_preempted()
         raise
 
@@ -124,7 +128,8 @@ def supervise(command: Sequence[str]) -> int:
     """Runs a command to its end and returns its status; what it says on standard error is said on ours.
 
     SIGTERM and SIGUSR1 reach it as SIGTERM, unless it says that it has got one: batch systems signal all processes of a
-    job, and by a second signal torchrun leaves its processes behind while they still save.
+    job, and by a second signal torchrun leaves its processes behind while they still save. They reach srun as SIGUSR1, which it
+    passes on: by SIGTERM it kills what it has started.
 
     Raises:
         Interrupted: such a signal came, and the command did not end well after it.
@@ -135,6 +140,7 @@ def supervise(command: Sequence[str]) -> int:
     # dead one has left there, and wait for it for ever.
     fresh = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS), **os.environ, **fresh}
+    warning = signal.SIGUSR1 if Path(command[0]).name == "srun" else signal.SIGTERM
     told, closing, since = False, Event(), 0.0
     with (
         Interruption() as interruption,
@@ -152,7 +158,7 @@ def supervise(command: Sequence[str]) -> int:
                     since = since or time.monotonic()
                     told = closing.is_set()
                     if not told and time.monotonic() - since > _GRACE_SECONDS:
-                        process.terminate()
+                        process.send_signal(warning)
                         told = True
                 _wait(process)
         except BaseException:  # ours is the only hand that can stop the processes
@@ -174,7 +180,7 @@ def _wait(process: subprocess.Popen[str], seconds: float = 0.2) -> None:
 
 def _copy(messages: TextIO, closing: Event) -> None:
     for line in messages:
-        if _PASSES_ON in line:
+        if _HAS_GOT in line:
             closing.set()
         sys.stderr.write(line)
         sys.stderr.flush()

@@ -32,6 +32,9 @@ from stm.training.sharding import average_scalars, find_blocks, load_whole_state
 LOG_EVERY = 10
 """Steps between two lines of the log. Only there does the loop wait for the device."""
 
+_LONG_STEP = 1.0
+"""Seconds. Processes whose steps take longer ask each other after each of them whether to stop, the others in every tenth."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -126,6 +129,7 @@ class _Run:
         self.optimizer = build_optimizer(module, plan.optimisation, layer_decay=plan.layer_decay, depth=plan.depth)
         self.schedule = build_schedule(self.optimizer, plan.optimisation, plan.steps_per_epoch)
         self.meter, self._clock = Meter(process), Clock()
+        self._slow = True  # until the time of a step is known
         self.note = ""
         self.checkpoints = Checkpoints(output / "checkpoints", plan.origin, plan.checkpoints_kept)
         newest = self.checkpoints.newest() if process.first else 0
@@ -180,15 +184,17 @@ class _Run:
         self._check_finite(not all(math.isfinite(value) for value in means.values()))
         self.note = f"loss {means['loss']:.4f}"
         epoch, rate = self.step / self.plan.steps_per_epoch, current_learning_rate(self.optimizer)
-        values = {"epoch": epoch, **means, "learning_rate": rate, "clips_per_second": self._clock.read()}
+        speed = self._clock.read()
+        self._slow = self.process.any(self.plan.optimisation.batch_size / speed > _LONG_STEP)
+        values = {"epoch": epoch, **means, "learning_rate": rate, "clips_per_second": speed}
         log.write(self.step, values)
 
     def keep(self, interruption: Interruption) -> None:
         """Writes a checkpoint when one is due or the run is to stop; stops it then."""
         stop = interruption.received is not None
         if self.process.count > 1:
-            # Processes must agree on the step, and asking makes them wait: only where they do anyway.
-            stop = self.step % self.plan.log_every == 0 and self.process.any(stop)
+            # Processes must agree on the step, and asking makes them wait: only where they do anyway, or steps are long.
+            stop = (self._slow or self.step % self.plan.log_every == 0) and self.process.any(stop)
         if stop or self.last or self.step % self.plan.checkpoint_every == 0:
             self._save()
         if stop:

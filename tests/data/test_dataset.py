@@ -1,7 +1,9 @@
 """Samples: pixels and guides of one crop, from one seed."""
 
 import copy
+import errno
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,6 +189,18 @@ def test_a_torn_tar_is_named(open_clips: Callable, tmp_path: Path) -> None:
     tar.write_bytes(tar.read_bytes()[:20_000])
     with pytest.raises(ValueError, match=r"train-00000\.tar: clip 'clip-002' cannot be read"):
         data[2]
+
+
+def test_a_disk_that_fails_is_no_damage_of_the_shard(open_clips: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    data = open_clips()
+    monkeypatch.setattr("stm.files.os.pread", fail)
+    with pytest.raises(OSError, match=r"clip 'clip-002': Stale file handle: '.*train-00000\.tar'") as raised:
+        data[2]
+    # What is restarted after an error is not restarted after one of the data, which are ValueErrors.
+    assert raised.value.errno == errno.ESTALE and not isinstance(raised.value, ValueError)
 
 
 def test_a_frame_that_is_no_jpeg_is_named(open_clips: Callable, tmp_path: Path) -> None:

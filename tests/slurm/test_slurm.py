@@ -122,8 +122,9 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
 class Run:
     """The workflow in `folder`, started on the cluster or as one process of this machine. `with` leaves none behind."""
 
-    def __init__(self, folder: Path, *arguments: str, cluster: Cluster | None = None) -> None:
-        (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    def __init__(self, folder: Path, *arguments: str, cluster: Cluster | None = None, **pretraining: int) -> None:
+        run = CONFIG["pretrain"]["text"] | pretraining
+        (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG | {"pretrain": {"text": run}}))
         command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(folder)]
         if cluster is None:
             command += ["--cores", "1"]
@@ -272,9 +273,9 @@ def preempt(cluster: Cluster, job: str) -> None:
     cluster.run("sbatch", *urgent, "--comment=rule_urgent", "--wrap=sleep 5")
 
 
-def test_a_pretraining_that_is_killed_warned_and_preempted_ends_with_the_same_weights(copy, cluster):
-    expected, known = content(copy), cluster.jobs()
-    shutil.rmtree(copy / "results/micro/pretrain")
+def interrupt_pretraining(copy: Path, cluster: Cluster, **pretraining: int) -> list[str]:
+    """Has a pretraining killed, warned and preempted by the cluster; returns what its three jobs have said."""
+    known = cluster.jobs()
 
     def attempts() -> list[dict[str, str]]:
         return [job for job in submitted(cluster, known) if job["rule"] == "pretrain"]
@@ -282,7 +283,7 @@ def test_a_pretraining_that_is_killed_warned_and_preempted_ends_with_the_same_we
     def checkpoints() -> set[Path]:
         return set((copy / "results/micro/pretrain/text/checkpoints").glob("step-*.pt.sha256"))
 
-    with Run(copy, WEIGHTS, cluster=cluster) as run:
+    with Run(copy, WEIGHTS, cluster=cluster, **pretraining) as run:
         for number, interrupt in enumerate([kill, warn, preempt], 1):
             run.wait_for(lambda number=number: len(attempts()) == number)
             before = checkpoints()
@@ -298,14 +299,35 @@ def test_a_pretraining_that_is_killed_warned_and_preempted_ends_with_the_same_we
     ]
     # Memory grows with each attempt.
     assert [job["memory"] for job in attempts()] == ["32000M", "64000M", "96000M"]
-    first, second, third = (
-        next((copy / ".snakemake/slurm_logs").rglob(f"{job['id']}.log")).read_text() for job in attempts()
-    )
+    return [next((copy / ".snakemake/slurm_logs").rglob(f"{job['id']}.log")).read_text() for job in attempts()]
+
+
+def test_a_pretraining_that_is_killed_warned_and_preempted_ends_with_the_same_weights(copy, cluster):
+    expected = content(copy)
+    shutil.rmtree(copy / "results/micro/pretrain")
+    first, second, third = interrupt_pretraining(copy, cluster)
     saved, goes_on = "SIGTERM: saved after step", "goes on after step"
     assert (first.count(saved), first.count(goes_on)) == (0, 0)
     assert (second.count(saved), second.count(goes_on)) == (1, 1)
     assert (third.count(saved), third.count(goes_on)) == (1, 2)
     assert content(copy) == expected
+
+
+def test_so_does_one_on_two_nodes(copy, cluster, tmp_path):
+    shutil.rmtree(copy / "results/micro/pretrain")
+    one_node = shutil.copytree(copy, tmp_path / "one node")
+    Run(one_node, WEIGHTS, processes=2).finish()
+    known = cluster.jobs()
+    first, second, third = interrupt_pretraining(copy, cluster, nodes=2)
+    assert {len(re.findall(r"\d", job["node"])) for job in submitted(cluster, known) if job["rule"] == "pretrain"} == {
+        2
+    }
+    # Each of the two processes says that it has saved, the first one where it goes on.
+    saved, goes_on = "saved after step", "goes on after step"
+    assert (first.count(saved), first.count(goes_on)) == (0, 0)
+    assert (second.count(saved), second.count(goes_on)) == (2, 1)
+    assert (third.count(saved), third.count(goes_on)) == (2, 2)
+    assert content(copy) == content(one_node)
 
 
 def table(jobs: list[dict[str, str]]) -> str:

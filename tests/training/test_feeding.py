@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from made_clips import make_shard
 
 from stm.config import Optimisation
 from stm.data.loader import Batch, permute
+from stm.files import sha256_file
 from stm.training.distributed import Process
-from stm.training.feeding import feed
+from stm.training.feeding import feed, hash_shards
 from stm.training.media import Medium, feed_media, order_steps
 
 EPOCHS = 2
@@ -96,3 +99,13 @@ def test_each_of_several_media_is_seen_once_an_epoch(
             whole = permute(size, 5, epoch)[: medium.steps * medium.batch_size]
             assert own == [f"{medium.name}{epoch}/{clip}" for clip in whole]
     assert read(feeds, passes, resume) == steps[resume:]
+
+
+def test_shards_of_two_datasets_are_told_apart_although_their_names_are_the_same(tmp_path: Path) -> None:
+    videos, images = (
+        make_shard(tmp_path / name / "train" / "train-00000.parquet", ["red"] * clips)
+        for name, clips in (("videos", 2), ("images", 3))
+    )
+    tars = [sha256_file(index.with_suffix(".tar")) for index in (videos, images)]
+    assert hash_shards([videos, images]) == {"train-00000": tars[0], "train-00000 (2)": tars[1]}
+    assert hash_shards([images, videos]) != hash_shards([videos, images])

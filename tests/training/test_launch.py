@@ -74,7 +74,7 @@ from pathlib import Path
 
 def stop(number, frame):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("left behind"))
-    print("Sending process 1 closing signal SIGTERM", file=sys.stderr, flush=True)
+    print("Received 15 death signal, shutting down workers", file=sys.stderr, flush=True)
     time.sleep(2.5)
     print("saved", file=sys.stderr)
     raise SystemExit(3)
@@ -95,6 +95,38 @@ def test_a_signal_that_the_command_has_got_itself_is_not_sent_again(tmp_path: Pa
     _, messages = parent.communicate(timeout=60)
     assert "saved" in messages and "left behind" not in messages
     assert parent.returncode == 128 + signal.SIGTERM
+
+
+# Stands for torchrun, which has ended its processes after an error, and has started them again.
+RESTARTED = "import sys\nprint('Sending process 1 closing signal SIGTERM', file=sys.stderr, flush=True)\n" + CHILD
+
+
+def test_a_signal_reaches_a_command_that_has_restarted_its_processes_before(tmp_path: Path) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, "-c", RESTARTED, str(tmp_path / "ready")], stderr=subprocess.PIPE, text=True
+    )
+    wait_for(parent, tmp_path, "ready")
+    parent.send_signal(signal.SIGTERM)
+    _, messages = parent.communicate(timeout=30)
+    assert "saving" in messages
+    assert parent.returncode == 128 + signal.SIGTERM, messages
+
+
+def test_srun_is_told_by_the_signal_that_it_passes_on(tmp_path: Path) -> None:
+    """By SIGTERM srun kills its tasks; by SIGUSR1 it tells them."""
+    srun = tmp_path / "srun"
+    program = CHILD.replace("SIGTERM", "SIGUSR1")
+    srun.write_text(f"#!{sys.executable}\n{program}")
+    srun.chmod(0o755)
+    code = "import sys; from stm.training.launch import supervise; sys.exit(supervise(sys.argv[1:]))"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(srun), str(tmp_path / "ready")], stderr=subprocess.PIPE, text=True
+    )
+    wait_for(parent, tmp_path, "ready")
+    parent.send_signal(signal.SIGTERM)
+    _, messages = parent.communicate(timeout=30)
+    assert "saving" in messages
+    assert parent.returncode == 128 + signal.SIGTERM, messages
 
 
 def test_without_a_signal_the_status_and_the_messages_are_the_command_s(capsys: pytest.CaptureFixture[str]) -> None:

@@ -152,6 +152,37 @@ def test_a_signal_saves_at_the_end_of_the_step_and_leaves_with_a_code(tmp_path: 
     assert same_weights(straight, resumed)
 
 
+class Twin(Process):
+    """One of two processes, of which the other does the same."""
+
+    def any(self, flag: bool) -> bool:
+        return flag
+
+    def gather(self, row: torch.Tensor) -> list[torch.Tensor]:
+        return [row, row]
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+    def wait(self) -> None:
+        pass
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        return module
+
+
+# The seventh step's batch brings the signal; the log has a line every third step.
+@pytest.mark.parametrize(("long_step", "done"), [(0.0, 7), (60.0, 9)])
+def test_processes_agree_to_stop_after_a_long_step_or_with_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long_step: float, done: int
+) -> None:
+    monkeypatch.setattr("stm.training.loop._LONG_STEP", long_step)
+    module = make_module().train()
+    with pytest.raises(Interrupted):
+        fit(module, make_batches(1, signal_at=6), make_plan(), tmp_path, Twin(0, 2, torch.device("cpu")))
+    assert module.calls == done
+
+
 def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
     first, second = make_module(), make_module(seed=9)
     fit(first, make_batches(1), make_plan(), tmp_path, CPU)

@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+from made_clips import make_run
 
+from stm.training.launch import run_pretraining
 from stm.training.preemption import requeue_if_preempted
 
 JOB = "JobId=7 JobName=a JobState={state} Reason=None Requeue=1 PreemptEligibleTime=2026-01-02T03:04:05 PreemptTime={time} "
@@ -34,6 +36,19 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_a_job_that_is_being_preempted_goes_back_into_the_queue(slurm) -> None:
     folder = slurm("RUNNING", "2026-01-02T04:05:06")
     assert requeue_if_preempted()
+    assert asked(folder) == ["show job 7 --oneliner", "requeue 7"]
+
+
+def test_so_does_one_whose_processes_on_other_nodes_were_told_alone(
+    slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm tells srun's tasks, and not the batch script that waits for them."""
+    folder = slurm("RUNNING", "2026-01-02T04:05:06")
+    program = folder / "srun"
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    with pytest.raises(RuntimeError, match="torchrun ended with status 1"):
+        run_pretraining(make_run(nodes=2), [], tmp_path / "run", 7)
     assert asked(folder) == ["show job 7 --oneliner", "requeue 7"]
 
 
