@@ -98,11 +98,12 @@ class Cluster:
         self.folder = folder
         conf, path = folder / "slurm.conf", os.pathsep.join([str(folder / "bin"), PATH])
         self.environment = {**os.environ, "PATH": path, "SLURM_CONF": str(conf)}
-        # Snakemake's job steps drop all of SLURM_* but a few names, and so the way to this Slurm.
-        srun = folder / "bin/srun"
-        srun.parent.mkdir()
-        srun.write_text(f'#!/bin/sh\nSLURM_CONF={conf} exec {shutil.which("srun", path=PATH)} "$@"\n')
-        srun.chmod(0o755)
+        # Snakemake drops all of SLURM_* but a few names inside jobs, and so the way to this Slurm.
+        (folder / "bin").mkdir()
+        for name in ("srun", "scontrol"):
+            program = folder / "bin" / name
+            program.write_text(f'#!/bin/sh\nSLURM_CONF={conf} exec {shutil.which(name, path=PATH)} "$@"\n')
+            program.chmod(0o755)
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._peaks: dict[str, float] = {}
         self._stopped = Event()
