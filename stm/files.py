@@ -256,8 +256,18 @@ class TarWriter:
 
 
 def read_member(tar: int, offset: int, size: int) -> bytes:
-    """Reads `size` bytes at `offset` of an open file descriptor; several threads may share the descriptor."""
-    data = os.pread(tar, size, offset)
+    """Reads `size` bytes at `offset` of an open file descriptor; several threads may share the descriptor.
+
+    Raises:
+        DamagedError: the file has no such bytes.
+        OSError: the disk or the network has failed.
+    """
+    try:
+        data = os.pread(tar, size, offset)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EISDIR):  # a place that no file has; a folder in the tar's place
+            raise DamagedError(f"it has no {size} bytes at {offset}: {error.strerror}") from error
+        raise
     if len(data) != size:
         raise DamagedError(
             f"the tar ends {size - len(data)} bytes before the end of the member at {offset}: torn file?"

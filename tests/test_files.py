@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -17,11 +18,13 @@ from stm.files import (
     hash_weights,
     local_model_files,
     make_receipt,
+    read_member,
     read_receipt,
     read_table,
     safe_join,
     write_table,
 )
+from stm.tables import DamagedError
 
 
 @pytest.mark.parametrize("bad", ["../x", "/etc/passwd", "a/../../x", "a\x00b"])
@@ -124,3 +127,24 @@ def test_local_models_are_inputs_and_hub_ids_are_not(tmp_path, monkeypatch):
     before = hash_weights(tmp_path / "m")
     (tmp_path / "m/model.safetensors").write_bytes(b"3")
     assert hash_weights(tmp_path / "m") != before
+
+
+@pytest.mark.parametrize("offset", [2**63 - 1, -1, 5])
+def test_bytes_that_a_file_does_not_have_are_damage_of_its_index(tmp_path, offset):
+    (tmp_path / "a.tar").write_bytes(b"123456")
+    file = os.open(tmp_path / "a.tar", os.O_RDONLY)
+    try:
+        assert read_member(file, 2, 3) == b"345"
+        with pytest.raises(DamagedError):
+            read_member(file, offset, 3)
+    finally:
+        os.close(file)
+
+
+def test_a_folder_in_a_tars_place_is_damage_of_the_tar(tmp_path):
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with pytest.raises(DamagedError, match="directory"):
+            read_member(folder, 0, 3)
+    finally:
+        os.close(folder)
