@@ -37,11 +37,11 @@ def run_measured(
         usage = Path(place) / "usage.json"
         starter = [sys.executable, "-I", "-S", str(STARTER), str(usage)]
         shown = {**os.environ, **(environment or {})}
-        status = subprocess.run([*starter, *command], cwd=folder, env=shown, stdout=sink, stderr=subprocess.STDOUT)
-        if status.returncode:
-            end = printed.read_text(errors="replace")[-4000:]
-            raise RuntimeError(f"{' '.join(command)} ended with status {status.returncode}:\n{end}")
-        wall, cpu, memory = json.loads(usage.read_text())
+        subprocess.run([*starter, *command], cwd=folder, env=shown, stdout=sink, stderr=subprocess.STDOUT, check=True)
+        wall, cpu, memory, status = json.loads(usage.read_text())
+    if status:
+        end = printed.read_text(errors="replace")[-4000:]
+        raise RuntimeError(f"{' '.join(command)} ended with status {status}:\n{end}")
     # Linux counts in KiB; macOS in bytes.
     unit = 1 if os.uname().sysname == "Darwin" else 1024
     return Cost(wall, cpu, memory * unit / 1e6)

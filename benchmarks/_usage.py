@@ -13,6 +13,6 @@ if __name__ == "__main__":
     process = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
     _, status, usage = os.wait4(process, 0)
     cost = [time.perf_counter() - begin, usage.ru_utime + usage.ru_stime, usage.ru_maxrss]
+    cost.append(os.waitstatus_to_exitcode(status))
     with open(sys.argv[1], "w", encoding="utf-8") as file:  # noqa: PTH123
         json.dump(cost, file)
-    sys.exit(os.waitstatus_to_exitcode(status))

@@ -81,17 +81,10 @@ def make_rows(stage: str, clips: list[int], costs: list[Cost]) -> list[Row]:
     line = costs[0].cpu + each * (some - few)
     time = f"measured at {some} clips: {costs[1].cpu:.1f} s; straight from {few} to {many}: {line:.1f} s"
     least, most = costs[0].memory, costs[2].memory
+    memory = f"{few} clips, {least:.0f} MB"
     return [
         Row(f"{stage}, CPU time", f"{1000 * each:.1f} ms a clip", line / costs[1].cpu, None, None, time, "1"),
-        Row(
-            f"{stage}, memory, {many} clips",
-            f"{most:.0f} MB",
-            most / least,
-            None,
-            None,
-            f"{few} clips, {least:.0f} MB",
-            "1",
-        ),
+        Row(f"{stage}, memory, {many} clips", f"{most:.0f} MB", most / least, None, None, memory, "1"),
     ]
 
 

@@ -46,10 +46,8 @@ def run_pretraining(
 
     try:
         _run(run, shard_indexes, output, seed, image_indexes)
-    except (
-        Interrupted,
-        RuntimeError,
-    ):  # the batch script of a job on several nodes is not told itself; srun's steps are
+    except (Interrupted, RuntimeError):
+        # Of a job on several nodes srun's tasks are told, and not the batch script: their end is then all that it hears.
         requeue_if_preempted()
         raise
 
@@ -141,7 +139,7 @@ def supervise(command: Sequence[str]) -> int:
     fresh = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS), **os.environ, **fresh}
     warning = signal.SIGUSR1 if Path(command[0]).name == "srun" else signal.SIGTERM
-    told, closing, since = False, Event(), 0.0
+    told, has_got, since = False, Event(), 0.0
     with (
         Interruption() as interruption,
         # Through a pipe, because a job's log is our `sys.stderr` and not the descriptor behind it.
@@ -150,13 +148,13 @@ def supervise(command: Sequence[str]) -> int:
         ) as process,
     ):
         assert process.stderr is not None
-        messages = Thread(target=_copy, args=(process.stderr, closing), daemon=True)
+        messages = Thread(target=_copy, args=(process.stderr, has_got), daemon=True)
         messages.start()
         try:
             while process.poll() is None:
                 if interruption.received and not told:
                     since = since or time.monotonic()
-                    told = closing.is_set()
+                    told = has_got.is_set()
                     if not told and time.monotonic() - since > _GRACE_SECONDS:
                         process.send_signal(warning)
                         told = True
@@ -178,10 +176,10 @@ def _wait(process: subprocess.Popen[str], seconds: float = 0.2) -> None:
         return
 
 
-def _copy(messages: TextIO, closing: Event) -> None:
+def _copy(messages: TextIO, has_got: Event) -> None:
     for line in messages:
         if _HAS_GOT in line:
-            closing.set()
+            has_got.set()
         sys.stderr.write(line)
         sys.stderr.flush()
 

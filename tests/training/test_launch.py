@@ -34,7 +34,7 @@ PARENT = """
 import sys
 from stm.training.launch import supervise
 
-sys.exit(supervise([sys.executable, *sys.argv[1:]]))
+sys.exit(supervise(sys.argv[1:]))
 """
 
 PRETRAIN = """
@@ -55,16 +55,20 @@ def wait_for(process: subprocess.Popen[str], folder: Path, pattern: str) -> None
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_reaches_the_command_and_the_exit_code_names_it(tmp_path: Path, number: signal.Signals) -> None:
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, "-c", CHILD, str(tmp_path / "ready")], stderr=subprocess.PIPE, text=True
-    )
-    wait_for(parent, tmp_path, "ready")
+def check_told(folder: Path, number: signal.Signals, *command: str) -> None:
+    """A signal to the process that supervises a command, one like CHILD, reaches it, and the exit code names the signal."""
+    called = [sys.executable, "-c", PARENT, *command, str(folder / "ready")]
+    parent = subprocess.Popen(called, stderr=subprocess.PIPE, text=True)
+    wait_for(parent, folder, "ready")
     parent.send_signal(number)
     _, messages = parent.communicate(timeout=30)
     assert "saving" in messages
     assert parent.returncode == 128 + number, messages
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_reaches_the_command_and_the_exit_code_names_it(tmp_path: Path, number: signal.Signals) -> None:
+    check_told(tmp_path, number, sys.executable, "-c", CHILD)
 
 
 # Stands for torchrun, which leaves its processes behind by a second signal.
@@ -87,7 +91,7 @@ time.sleep(60)
 
 def test_a_signal_that_the_command_has_got_itself_is_not_sent_again(tmp_path: Path) -> None:
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, "-c", ONCE, str(tmp_path / "ready")],
+        [sys.executable, "-c", PARENT, sys.executable, "-c", ONCE, str(tmp_path / "ready")],
         stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     wait_for(parent, tmp_path, "ready")
@@ -102,14 +106,7 @@ RESTARTED = "import sys\nprint('Sending process 1 closing signal SIGTERM', file=
 
 
 def test_a_signal_reaches_a_command_that_has_restarted_its_processes_before(tmp_path: Path) -> None:
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, "-c", RESTARTED, str(tmp_path / "ready")], stderr=subprocess.PIPE, text=True
-    )
-    wait_for(parent, tmp_path, "ready")
-    parent.send_signal(signal.SIGTERM)
-    _, messages = parent.communicate(timeout=30)
-    assert "saving" in messages
-    assert parent.returncode == 128 + signal.SIGTERM, messages
+    check_told(tmp_path, signal.SIGTERM, sys.executable, "-c", RESTARTED)
 
 
 def test_srun_is_told_by_the_signal_that_it_passes_on(tmp_path: Path) -> None:
@@ -118,15 +115,7 @@ def test_srun_is_told_by_the_signal_that_it_passes_on(tmp_path: Path) -> None:
     program = CHILD.replace("SIGTERM", "SIGUSR1")
     srun.write_text(f"#!{sys.executable}\n{program}")
     srun.chmod(0o755)
-    code = "import sys; from stm.training.launch import supervise; sys.exit(supervise(sys.argv[1:]))"
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code, str(srun), str(tmp_path / "ready")], stderr=subprocess.PIPE, text=True
-    )
-    wait_for(parent, tmp_path, "ready")
-    parent.send_signal(signal.SIGTERM)
-    _, messages = parent.communicate(timeout=30)
-    assert "saving" in messages
-    assert parent.returncode == 128 + signal.SIGTERM, messages
+    check_told(tmp_path, signal.SIGTERM, str(srun))
 
 
 def test_without_a_signal_the_status_and_the_messages_are_the_command_s(capsys: pytest.CaptureFixture[str]) -> None:

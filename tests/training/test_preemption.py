@@ -39,9 +39,7 @@ def test_a_job_that_is_being_preempted_goes_back_into_the_queue(slurm) -> None:
     assert asked(folder) == ["show job 7 --oneliner", "requeue 7"]
 
 
-def test_so_does_one_whose_processes_on_other_nodes_were_told_alone(
-    slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_so_does_one_whose_processes_on_other_nodes_were_told_alone(slurm, tmp_path: Path) -> None:
     """Slurm tells srun's tasks, and not the batch script that waits for them."""
     folder = slurm("RUNNING", "2026-01-02T04:05:06")
     program = folder / "srun"
