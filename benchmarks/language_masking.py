@@ -30,13 +30,13 @@ from stm.masking import complement
 from stm.methods.clusterstm import ClusterWise
 from stm.methods.stm import SpatioTemporalBranch
 from stm.methods.video_language import VideoLanguage
-from stm.models import zoo
-from stm.models.frame_teacher import FrameTeacher, Seen
-from stm.models.language import SplitBert, Tokenizer
-from stm.models.small_bert import SPECIAL
-from stm.models.temporal_fusion import TemporalFusion
-from stm.models.tower_open_clip import make_tower
+from stm.models.teachers.frame_teacher import FrameTeacher, Seen
+from stm.models.teachers.open_clip import make_tower
+from stm.models.teachers.temporal_fusion import TemporalFusion
+from stm.models.text.small_bert import SPECIAL
+from stm.models.text.split_bert import SplitBert, Tokenizer
 from stm.models.video_language import VideoLanguageModel
+from stm.models.weights import zoo
 from stm.training.optimizer import build_optimizer
 
 CONFIGS, TARGET = Path(__file__).parents[1] / "config", 0.03

@@ -34,10 +34,10 @@ from stm.config import Augmentation, BadInput, Frames, Pack
 from stm.data.dataset import ClipDataset, Sample
 from stm.data.geometry import Geometry
 from stm.data.loader import ClipLoader, collate
-from stm.files import write_table
 from stm.manifest import MANIFEST_SCHEMA, make_key
-from stm.preprocess.frames import extract_frames
-from stm.preprocess.shards import pack_shard
+from stm.preprocess.frames.stage import extract_frames
+from stm.preprocess.packing.stage import pack_shard
+from stm.storage.files import write_table
 
 FRAMES, SIZE, RATE = 16, 224, 25
 EVERY = Frames().every

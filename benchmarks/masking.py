@@ -26,7 +26,7 @@ from benchmarks._table import Row, compare, report
 from benchmarks.training_step import make_batch, make_ours, measure
 from stm.config import PretrainRun
 from stm.masking import complement, get_strategy, strategy_names
-from stm.models.teachers import AttentionTeacher
+from stm.models.teachers.attention_teacher import AttentionTeacher
 
 SLOTS, SIDE, TUBELET, RATIO, TARGET = 8, 14, 2, 0.9, 0.02
 TEACHER = {"image_size": 224, "patch_size": 16, "width": 768, "layers": 12, "heads": 12, "mlp_ratio": 4.0}

@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 
 from benchmarks._table import Row, compare, cpu_seconds, report, take_turns
 from stm.config import Motion
-from stm.preprocess.container import VideoError
-from stm.preprocess.grid import map_shape
-from stm.preprocess.motion import measure_motion
-from stm.preprocess.video import Video
+from stm.preprocess.motion.stage import measure_motion
+from stm.preprocess.video.container import VideoError
+from stm.preprocess.video.reader import Video
+from stm.shards.grid import map_shape
 
 WIDTH, HEIGHT, FRAMES, STEP, GRID, SIDE = 340, 256, 48, 4, 14, 96
 BACKENDS = ("codec", "transcode", "mestimate")

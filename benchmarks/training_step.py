@@ -25,12 +25,12 @@ from transformers import VideoMAEConfig, VideoMAEForPreTraining
 from benchmarks._machine import has_bf16
 from benchmarks._table import Row, compare, report, take_turns, wall_seconds
 from stm.config import PretrainRun
-from stm.data.pixels import Normalise
 from stm.masking import to_boolean
 from stm.methods import build_method
 from stm.methods.mae import MAE
-from stm.models import zoo
 from stm.models.cost import pretraining_cost
+from stm.models.weights import zoo
+from stm.tubelets import Normalise
 
 PEER, OURS = "transformers", "stm"
 

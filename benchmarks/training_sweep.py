@@ -31,8 +31,8 @@ from stm.data.geometry import Geometry
 from stm.data.loader import Batch, ClipLoader, move_ahead
 from stm.masking import count_masked
 from stm.methods import build_method
-from stm.models import zoo
 from stm.models.cost import blocks_cost, pretraining_cost
+from stm.models.weights import zoo
 from stm.training.loop import clip_gradient
 from stm.training.optimizer import build_optimizer
 

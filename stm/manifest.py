@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
-from stm.files import read_json, read_table, write_bytes, write_json, write_table
-from stm.tables import DamagedError
+from stm.storage.files import read_json, read_table, write_bytes, write_json, write_table
+from stm.storage.tables import DamagedError
 
 Policy = Literal["keep", "drop", "fail"]
 

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stm.files import write_table
 from stm.manifest import (
     MANIFEST_SCHEMA,
     Status,
@@ -18,6 +17,7 @@ from stm.manifest import (
     read_rows,
     write_slices,
 )
+from stm.storage.files import write_table
 
 
 def test_growing_by_one_shard_moves_clips_of_one_shard_only():

@@ -7,7 +7,7 @@ from typing import Any
 
 import stm
 from stm.cli import learning, offline
-from stm.files import DISK_ERRORS
+from stm.storage.files import DISK_ERRORS
 
 __all__ = ["STAGES", "build_parser", "main"]
 

@@ -16,7 +16,7 @@ def schema(arguments: argparse.Namespace) -> None:
 
 
 def plan(arguments: argparse.Namespace) -> None:
-    from stm.report.plan import describe_plan, make_plan, write_plan
+    from stm.plan.make import describe_plan, make_plan, write_plan
 
     config = load(arguments)
     made = make_plan(config)
@@ -38,7 +38,7 @@ def pretrain(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    from stm.datasets.language.tasks import check_tasks, has_shared_texts
+    from stm.datasets.video_text.tasks import check_tasks, has_shared_texts
     from stm.evaluation import evaluate as evaluate_run
 
     config = load(arguments)
@@ -69,7 +69,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def mask_quality(arguments: argparse.Namespace) -> None:
-    from stm.evaluation.mask_quality import measure_mask_quality
+    from stm.evaluation.masks.box_coverage import measure_mask_quality
 
     measured = [(config, layout) for config, layout in corpora(arguments) if config.mask_quality is not None]
     if not measured:
@@ -88,7 +88,7 @@ def mask_quality(arguments: argparse.Namespace) -> None:
 
 
 def faithfulness(arguments: argparse.Namespace) -> None:
-    from stm.evaluation.faithfulness import measure_faithfulness
+    from stm.evaluation.masks.crop_agreement import measure_faithfulness
 
     measured = [(c, layout) for c, layout in corpora(arguments) if c.mask_quality is not None and c.pack.sources]
     if not measured:
@@ -137,7 +137,7 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def convert(arguments: argparse.Namespace) -> None:
-    from stm.models.zoo import convert as convert_weights
+    from stm.models.weights.zoo import convert as convert_weights
 
     convert_weights(Path(arguments.weights), Path(arguments.target), arguments.format)
     print(arguments.target)

@@ -12,8 +12,8 @@ from stm.config.language import LanguageRun
 from stm.config.language_tasks import EvaluationTask, LanguageTask
 from stm.config.showing import FigureSpec, Prices, Report, TableSpec
 from stm.config.stages import CaptionSource, Flow, Frames, Motion, Pack, Similarity, Text
+from stm.config.strategies import declared_strategies
 from stm.config.training import CaptionChoice, Mask, PretrainRun, Run
-from stm.strategies import declared_strategies
 
 
 def _kind_of(run: Any) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from stm.config.base import Fraction, Name, Section, field
-from stm.strategies import declared_strategies
+from stm.config.strategies import declared_strategies
 
 
 class Mask(Section):

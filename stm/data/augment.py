@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stm.data.crops import Box
-from stm.data.pixels import IMAGENET_MEAN, IMAGENET_STD
+from stm.data.crop_boxes import Box
+from stm.tubelets import IMAGENET_MEAN, IMAGENET_STD
 
 # What rotated and moved pictures show at their edges: VideoMAE's pictures have timm's plain grey there.
 GREY = (128, 128, 128)

@@ -39,7 +39,7 @@ def resize_batch(batch: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def resize_crops(pixels: Tensor, sides: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Crops resized and mirrored as `stm.data.cut.Cut` does it, to one grey level: OpenCV rounds otherwise.
+    """Crops resized and mirrored as `stm.data.crop_pixels.Cut` does it, to one grey level: OpenCV rounds otherwise.
 
     Args:
         pixels: uint8 [B, T, H, W, 3]; what lies outside of a crop's sides does not matter.

@@ -13,12 +13,12 @@ from typing import Any
 import pyarrow as pa
 
 from stm.config import BenchmarkDataset, Config, Dataset, FolderDataset, LanguageDataset, MovingShapesDataset
+from stm.datasets.actions import check_benchmark, read_benchmark
 from stm.datasets.annotations import AnnotationError, read_annotations
-from stm.datasets.benchmarks import check_benchmark, read_benchmark
 from stm.datasets.folder import DatasetError, NamedClip, Refused, list_clips, row_of, walk_videos
-from stm.datasets.language import check_language, has_pictures, is_corpus, read_language, shape_of
 from stm.datasets.probe_pool import Facts, probe_files
-from stm.files import Journal, make_receipt, safe_join, write_table
+from stm.datasets.video_text import check_language, has_pictures, is_corpus, read_language, shape_of
+from stm.jobs.progress import Progress
 from stm.manifest import (
     MANIFEST_SCHEMA,
     QUARANTINE_SCHEMA,
@@ -27,7 +27,7 @@ from stm.manifest import (
     check_failures,
     quarantine_row,
 )
-from stm.progress import Progress
+from stm.storage.files import Journal, make_receipt, safe_join, write_table
 
 __all__ = ["DatasetError", "build_manifest", "list_fingerprint"]
 
@@ -46,8 +46,8 @@ def build_manifest(config: Config, generated: Path | None, manifest: Path, quara
 
     Raises:
         DatasetError, AnnotationError: the dataset or its annotations cannot be used at all, or not one of its clips; or
-            a benchmark is not the official one (see `stm.datasets.benchmarks.check_benchmark` and
-            `stm.datasets.language.check_language`).
+            a benchmark is not the official one (see `stm.datasets.actions.check_benchmark` and
+            `stm.datasets.video_text.check_language`).
         TooManyFailures: more clips were refused than `bad_input.max_failure_rate` allows, or one whose policy is `fail`.
             Both tables are written before.
     """

@@ -7,8 +7,8 @@ from typing import Any
 import av
 
 from stm.datasets.folder import PICTURE_ENDINGS
-from stm.files import sha256_file
 from stm.manifest import Status
+from stm.storage.files import sha256_file
 
 # Only these are opened. ffmpeg has many more: some take any text for subtitles or ANSI art, and playlists (hls, dash,
 # concat) open other files and addresses.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stm.workers import Failure, run_isolated
+from stm.jobs.workers import Failure, run_isolated
 
 Facts = dict[str, Any]  # as `stm.datasets.probe.probe_file` returns them
 

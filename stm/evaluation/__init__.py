@@ -30,12 +30,12 @@ def evaluate(
         train_indexes: `shards/{split}/{shard}.parquet` of the training split; not used by tasks without training.
         test_indexes: likewise of the test split.
         output: folder; gets `metrics.json`, and `predictions.parquet` (see `stm.evaluation.results`) of a
-            classification or `ranks.parquet` (see `stm.evaluation.retrieval`) of a retrieval.
+            classification or `ranks.parquet` (see `stm.evaluation.retrieval.zero_shot`) of a retrieval.
         seed: of everything random.
         device: by default CUDA when there is any.
         validation_indexes: likewise of the split on which a task with text chooses its checkpoint.
         shared_texts: whether an equal caption of several clips is one query of retrieval with text, for which each of them
-            is right. The benchmark's protocol decides; see `stm.datasets.language.tasks.has_shared_texts`.
+            is right. The benchmark's protocol decides; see `stm.datasets.video_text.tasks.has_shared_texts`.
         text: the text encoder that the run's captions were encoded by; zero-shot classification needs it.
 
     Raises:
@@ -51,18 +51,18 @@ def evaluate(
         splits = Splits(train_indexes, validation_indexes, test_indexes, shared_texts)
         evaluate_language(task, run, weights, splits, output, seed, device)
     elif isinstance(task, LinearProbe):
-        from stm.evaluation.linear import probe
+        from stm.evaluation.classification.linear import probe
 
         probe(task, run, weights, train_indexes, test_indexes, output, seed, device)
     elif isinstance(task, ZeroShot):
-        from stm.evaluation.zero_shot import classify_unseen
+        from stm.evaluation.classification.zero_shot import classify_unseen
 
         classify_unseen(task, run, weights, test_indexes, output, seed, device, text)
     elif isinstance(task, Retrieval):
-        from stm.evaluation.retrieval import retrieve
+        from stm.evaluation.retrieval.zero_shot import retrieve
 
         retrieve(task, run, weights, test_indexes, output, seed, device)
     else:
-        from stm.evaluation.finetune import fine_tune
+        from stm.evaluation.classification.finetune import fine_tune
 
         fine_tune(task, run, weights, train_indexes, test_indexes, output, seed, device)

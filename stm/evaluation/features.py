@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stm.data.dataset import ClipDataset
 from stm.data.loader import ClipLoader, move
-from stm.progress import Progress
+from stm.jobs.progress import Progress
 from stm.training.interruption import signals_blocked
 
 VIEWS_A_PASS = 64

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from stm.config import EvaluationTask, Run, Text
 from stm.data.dataset import ClipDataset
 from stm.evaluation.metrics import classification_metrics
-from stm.files import make_receipt, sha256_file, write_json, write_table
-from stm.models import zoo
 from stm.models.vit import VideoEncoder
+from stm.models.weights import zoo
+from stm.storage.files import make_receipt, sha256_file, write_json, write_table
 from stm.training.feeding import hash_shards
 from stm.training.logs import say
 

@@ -7,7 +7,7 @@ rate w. The first to ring is then token i with probability w_i / sum w, and, sin
 memory, the next is again in proportion among the rest, and so on.
 
 UMT masks single frames; a slot here is a tubelet, and its attention is the mean of its frames' (our
-inference). The guide comes from stm/models/teachers.py.
+inference). The guide comes from stm/models/teachers/attention_teacher.py.
 """
 
 import torch

@@ -3,7 +3,7 @@
 A network looks at each pair of adjacent frames and says where in either frame the moving thing is: a point. A soft
 blob around the points is a frame's temporal score; the teacher's attention is its spatial score; a learned share
 mixes them. Gumbel noise makes a draw of it, and the tokens of the highest noisy score are hidden. The network and
-the share are in stm/models/spatiotemporal.py; here are the strategy, which only ranks, and the pure functions.
+the share are in stm/models/spatiotemporal/mask.py; here are the strategy, which only ranks, and the pure functions.
 
 Written from the formulas of the released code. Two of its ways are kept and named: the constant that it adds to a
 blob, and the last frame's blob (`merge_pairs`). A third is the option `as_released` (`perturb`).

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from stm.config import LanguageRun, PretrainRun
-from stm.data.maps import COMPUTED
+from stm.data.guides.window import COMPUTED
 from stm.masking import get_strategy
 from stm.methods.mae import MAE, TEACHER_GUIDE
 from stm.methods.video_text import load_video_text
-from stm.models import zoo
+from stm.models.weights import zoo
 
 if TYPE_CHECKING:
     from stm.methods.video_language import VideoLanguage

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from stm.config import Cluster, LanguageRun
-from stm.data.pixels import gather_tokens
 from stm.masking import complement
 from stm.methods.masks import MediaMasks
 from stm.methods.video_language import Looked, Text
-from stm.models.frame_teacher import FrameTeacher, Seen
-from stm.models.language_decoders import TokenDecoder
+from stm.models.feature_decoders import TokenDecoder
+from stm.models.teachers.frame_teacher import FrameTeacher, Seen
 from stm.models.vit import Architecture, VideoEncoder
 from stm.objectives.relevance import relevance, relevance_loss
+from stm.tubelets import gather_tokens
 
 
 class ClusterWise(nn.Module):

@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 from stm.config import LanguageRun
 from stm.methods.video_language import VideoLanguage, VideoOnly
-from stm.models import zoo
-from stm.models.frame_teacher import FrameTeacher
-from stm.models.language import SplitBert
+from stm.models.teachers.frame_teacher import FrameTeacher
+from stm.models.text.split_bert import SplitBert
 from stm.models.video_language import EXTRA, VideoLanguageModel
 from stm.models.vit import Architecture, VideoEncoder
+from stm.models.weights import zoo
 
 
 def build_language_method(run: LanguageRun, text_width: int | None = None) -> VideoLanguage:

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from stm.config import PretrainRun, Reconstruction
-from stm.data.pixels import join_tubelets, split_tubelets, to_unit
 from stm.masking import Strategy, complement, count_masked, get_strategy, to_boolean
 from stm.methods.video_text import VideoText
-from stm.models import zoo
 from stm.models.vit import VideoMAE
+from stm.models.weights import zoo
 from stm.objectives.reconstruction import (
     gather_pixels,
     pixel_statistics,
     reconstruction_loss,
     reconstruction_targets,
 )
+from stm.tubelets import join_tubelets, split_tubelets, to_unit
 
 TEACHER_GUIDE = "attention"
 """The guide that no data set holds: the run's frozen teacher makes it in each step (UMT)."""
@@ -199,7 +199,7 @@ class MAE(nn.Module):
 
 
 def _load_teacher(run: PretrainRun, model: VideoMAE) -> nn.Module:
-    from stm.models.teachers import AttentionTeacher  # open_clip takes seconds to import
+    from stm.models.teachers.attention_teacher import AttentionTeacher  # open_clip takes seconds to import
 
     if run.teacher is None:
         raise ValueError(f"mask.strategy {run.mask.strategy!r} needs a teacher; give `teacher: {{model: ...}}`")

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from stm.config import LanguageRun, Mask
 from stm.masking import Guides, get_strategy
 from stm.masking.cluster import make_cluster_strategy
-from stm.models.frame_teacher import Seen
+from stm.models.teachers.frame_teacher import Seen
 
 
 class MediaMasks:

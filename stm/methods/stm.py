@@ -14,12 +14,12 @@ from stm.config import LanguageRun, SpatioTemporal
 from stm.masking import complement
 from stm.methods.masks import MediaMasks
 from stm.methods.video_language import Looked, Text
-from stm.models import zoo
-from stm.models.frame_teacher import FrameTeacher, Seen
-from stm.models.spatiotemporal import Drawn, SpatioTemporalMask
-from stm.models.stm_decoder import SpatioTemporalDecoder, gather_visible
+from stm.models.spatiotemporal.decoder import SpatioTemporalDecoder, gather_visible
+from stm.models.spatiotemporal.mask import Drawn, SpatioTemporalMask
+from stm.models.teachers.frame_teacher import FrameTeacher, Seen
 from stm.models.vit import Architecture, VideoEncoder
-from stm.models.weights import check_tensors
+from stm.models.weights import zoo
+from stm.models.weights.checks import check_tensors
 from stm.objectives.alignment import alignment_loss
 
 _MASK = "predictor."  # names of the mask's weights in the branch

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from stm.config import LanguageRun
-from stm.data.pixels import gather_tokens
 from stm.masking import complement
 from stm.methods.masks import MediaMasks
 from stm.methods.video_language import Looked, Text
-from stm.models.frame_teacher import FrameTeacher, Seen
-from stm.models.language_decoders import LinearDecoders
+from stm.models.feature_decoders import LinearDecoders
+from stm.models.teachers.frame_teacher import FrameTeacher, Seen
 from stm.models.vit import Architecture, VideoEncoder
 from stm.objectives.alignment import alignment_loss
+from stm.tubelets import gather_tokens
 
 
 class UnmaskedTeacher(nn.Module):

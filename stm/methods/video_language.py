@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stm.config import LanguageRun, Objectives
-from stm.models.frame_teacher import FrameTeacher, Seen
+from stm.models.teachers.frame_teacher import FrameTeacher, Seen
 from stm.models.video_language import VideoLanguageModel
 from stm.models.vit import VideoEncoder
 from stm.objectives.video_text import (
@@ -87,7 +87,7 @@ class VideoOnly(nn.Module):
 class VideoLanguage(nn.Module):
     """Teacher, branch and text objectives."""
 
-    takes_turns = True  # a step of images leaves out what compares frames; see stm/training/distributed.py
+    takes_turns = True  # a step of images leaves out what compares frames; see stm/distributed/process.py
     teacher: FrameTeacher
 
     def __init__(

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from stm.config import Contrast
-from stm.models import zoo
 from stm.models.head import PredictionHead
 from stm.models.vit import VideoEncoder
-from stm.models.weights import check_tensors
+from stm.models.weights import zoo
+from stm.models.weights.checks import check_tensors
 from stm.objectives.contrast import match_pairs
 
 EXTRA = "contrast"

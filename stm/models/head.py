@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from stm.collective import count_processes, gather
+from stm.distributed.gather import count_processes, gather
 
 
 class GlobalBatchNorm(nn.BatchNorm1d):

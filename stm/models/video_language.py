@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from stm.models import zoo
-from stm.models.language import SplitBert
+from stm.models.text.split_bert import SplitBert
 from stm.models.vit import Architecture, VideoEncoder
-from stm.models.weights import check_tensors
-from stm.preprocess.pretrained import ModelError
+from stm.models.weights import zoo
+from stm.models.weights.checks import check_tensors
+from stm.pretrained.hub import ModelError
 
 EXTRA = "language"
 """Name of the text side's part of a weights file."""

@@ -14,7 +14,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from stm.data.pixels import Normalise, gather_tokens, split_tubelets
+from stm.tubelets import Normalise, gather_tokens, split_tubelets
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from stm.collective import count_processes, gather, own_rank
+from stm.distributed.gather import count_processes, gather, own_rank
 
 
 class Match(NamedTuple):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from stm.data.pixels import gather_tokens, split_tubelets, to_unit
+from stm.tubelets import gather_tokens, split_tubelets, to_unit
 
 EPSILON = 1e-6  # added to the deviation, as in VideoMAE
 

@@ -1,6 +1,6 @@
 """UMT's objectives of clips and captions (second stage): contrast, matching with hard negatives, hidden words.
 
-Several processes learn what one would from their joined batch (see stm/collective.py), with one exception that is
+Several processes learn what one would from their joined batch (see stm/distributed/gather.py), with one exception that is
 UMT's: hard negatives come from a process's own batch, as their tokens would have to be exchanged.
 """
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from stm.collective import count_processes, gather
+from stm.distributed.gather import count_processes, gather
 
 IGNORED = -100  # target of a word that is not to be predicted
 _LEAST = 1e-4  # added to each negative's probability

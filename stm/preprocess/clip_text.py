@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from stm.preprocess.clip_model import Clip
+from stm.pretrained.clip import Clip
 
 TEXT_BATCH = 64  # texts a forward pass; beside the image tower the text tower costs next to nothing
 

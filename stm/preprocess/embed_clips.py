@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from stm.preprocess.batches import prefetch
-from stm.preprocess.grid import map_shape
-from stm.preprocess.patch_scorer import PatchScorer, Piece, cut_batches
+from stm.preprocess.similarity.patch_scorer import PatchScorer, Piece, cut_batches
 from stm.preprocess.stored_frames import load_frame
+from stm.shards.grid import map_shape
 
 
 def embed_clips(

@@ -8,10 +8,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from stm.files import Journal
+from stm.jobs.workers import Failure
 from stm.manifest import Status
 from stm.preprocess.outcome import Note
-from stm.workers import Failure
+from stm.storage.files import Journal
 
 
 class Record(NamedTuple):

@@ -1,6 +1,6 @@
 """Parquet files larger than memory should hold: written and read a few clips at a time.
 
-`stm.files.write_table` takes a whole table. The embeddings of one shard are gigabytes, and more numbers than one Arrow
+`stm.storage.files.write_table` takes a whole table. The embeddings of one shard are gigabytes, and more numbers than one Arrow
 list column can address, so they are written in row groups of a few clips.
 """
 
@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stm.files import RECEIPT_KEY, atomic_path
-from stm.tables import check_nulls, check_schema, unreadable
+from stm.storage.files import RECEIPT_KEY, atomic_path
+from stm.storage.tables import check_nulls, check_schema, unreadable
 
 
 def write_rows(

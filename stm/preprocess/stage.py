@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from stm.config import BadInput
-from stm.files import Journal
+from stm.jobs.progress import Progress
+from stm.jobs.workers import Failure, run_isolated
 from stm.manifest import Policy, Status
 from stm.preprocess.outcome import Outcome, decide
 from stm.preprocess.records import Record, read_record
-from stm.progress import Progress
-from stm.workers import Failure, run_isolated
+from stm.storage.files import Journal
 
 
 class Task(Protocol):

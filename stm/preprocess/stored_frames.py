@@ -7,8 +7,8 @@ from typing import Any, Literal
 import numpy as np
 import simplejpeg
 
-from stm.preprocess.frames_table import read_jpegs
-from stm.tables import DamagedError
+from stm.preprocess.frames.table import read_jpegs
+from stm.storage.tables import DamagedError
 
 
 def load_frame(

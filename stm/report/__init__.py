@@ -62,20 +62,20 @@ def build_report(config: Config, layout: Layout) -> None:
 
     Parts without results are named on the page; they never stop it.
     """
-    from stm.report.page import write_report
+    from stm.report.page.write import write_report
 
     write_report(config, layout)
 
 
 def write_table(config: Config, name: str) -> Path:
     """Writes one of `config.tables`: `tables/{name}.csv` and `.md`; returns the latter."""
-    from stm.report.paper import write_table
+    from stm.report.paper.write import write_table
 
     return write_table(config, name)
 
 
 def write_figure(config: Config, name: str) -> Path:
     """Writes one of `config.figures`: `figures/{name}.png`; returns its path."""
-    from stm.report.paper import write_figure
+    from stm.report.paper.write import write_figure
 
     return write_figure(config, name)

@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from stm.report.records import MaskQualityRow, Run, RunGroup
+from stm.report.results.records import MaskQualityRow, Run, RunGroup
 from stm.report.tables import camera_title
 
 # Okabe and Ito's palette without its yellow, which is too light for lines: distinct for all common kinds of colour

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from stm.config import Config
-from stm.report.records import MaskQualityRow, Measured, Refusal, RunGroup
+from stm.report.results.records import MaskQualityRow, Measured, Refusal, RunGroup
 
 MISSING = "\u2013"  # an en dash, as in printed tables
 THIN_SPACE = "\u2009"

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from stm.files import atomic_path, hash_receipt, read_json, sha256_file, write_bytes, write_json
-from stm.training.distributed import Process
+from stm.distributed.process import Process
+from stm.storage.files import atomic_path, hash_receipt, read_json, sha256_file, write_bytes, write_json
 from stm.training.logs import say
 
 State = dict[str, Any]

@@ -6,9 +6,9 @@ from pathlib import Path
 from stm.config import Optimisation
 from stm.data.dataset import ClipDataset
 from stm.data.loader import Batch
-from stm.files import read_receipt, sha256_file
-from stm.training.distributed import Process
-from stm.training.media import Medium, feed_media
+from stm.distributed.process import Process
+from stm.storage.files import read_receipt, sha256_file
+from stm.training.batches import Medium, feed_media
 
 
 def hash_shards(indexes: Sequence[Path]) -> dict[str, str]:
@@ -54,5 +54,5 @@ def count_steps(dataset: ClipDataset, settings: Optimisation) -> int:
 def feed(
     dataset: ClipDataset, settings: Optimisation, process: Process, seed: int, workers: int
 ) -> Callable[[int], Iterator[Batch]]:
-    """Batches for `fit` of clips alone; see `stm.training.media.feed_media`."""
+    """Batches for `fit` of clips alone; see `stm.training.batches.feed_media`."""
     return feed_media([Medium("clips", dataset, settings.batch_size)], settings, process, seed, workers)

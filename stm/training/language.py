@@ -8,14 +8,14 @@ import torch
 from stm.config import LanguageRun
 from stm.data.dataset import ClipDataset
 from stm.data.loader import Batch
+from stm.distributed.process import Process
 from stm.methods import build_method
-from stm.models import zoo
-from stm.training.distributed import Process
+from stm.models.weights import zoo
+from stm.training.batches import Medium, count_media_steps, feed_media
 from stm.training.feeding import hash_shards, read_text_model
+from stm.training.initialise import start_from
 from stm.training.loop import fit
-from stm.training.media import Medium, count_media_steps, feed_media
 from stm.training.runs import introduce, make_plan, no_batches, open_clips, write_record
-from stm.training.start import start_from
 
 
 def pretrain_language(

@@ -12,7 +12,7 @@ from threading import Event, Thread
 from typing import Any, TextIO
 
 from stm.config import LanguageRun, PretrainRun, Run
-from stm.files import read_json, write_json
+from stm.storage.files import read_json, write_json
 
 SHUTDOWN_SECONDS = 120
 """How long torchrun waits, after SIGTERM, for its processes to save; its own 30 seconds may be less than the steps

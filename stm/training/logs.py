@@ -11,8 +11,8 @@ from typing import TextIO
 
 import torch
 
-from stm.files import write_bytes
-from stm.training.distributed import Process
+from stm.distributed.process import Process
+from stm.storage.files import write_bytes
 
 
 def say(message: str) -> None:

@@ -21,13 +21,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stm.config import Optimisation
 from stm.data.loader import Batch, move_ahead
-from stm.progress import Progress
+from stm.distributed.fsdp import average_scalars, find_blocks, load_whole_state, make_whole, shard, whole_state
+from stm.distributed.process import Process
+from stm.jobs.progress import Progress
 from stm.training.checkpoint import Checkpoints, random_state, restore_random_state
-from stm.training.distributed import Process
 from stm.training.interruption import Interruption
 from stm.training.logs import Clock, Meter, MetricsLog, say
 from stm.training.optimizer import build_optimizer, build_schedule, current_learning_rate
-from stm.training.sharding import average_scalars, find_blocks, load_whole_state, make_whole, shard, whole_state
 
 LOG_EVERY = 10
 """Steps between two lines of the log. Only there does the loop wait for the device."""
@@ -47,7 +47,7 @@ class Plan:
     origin: Mapping[str, Any] = field(default_factory=dict)  # what is trained on what; see `Checkpoints`
     precision: str = "float32"
     compile: bool = False
-    parallel: str = "ddp"  # of several processes: "ddp", or "fsdp" (stm/training/sharding.py)
+    parallel: str = "ddp"  # of several processes: "ddp", or "fsdp" (stm/distributed/fsdp.py)
     layer_decay: float = 1.0
     depth: int = 0  # of the encoder; needed with `layer_decay`
     checkpoint_every: int = 200  # steps

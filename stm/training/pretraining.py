@@ -6,16 +6,16 @@ from pathlib import Path
 import torch
 
 from stm.config import LanguageRun, PretrainRun
+from stm.distributed.process import join_processes
 from stm.methods import build_method
 from stm.methods.mae import MAE
 from stm.methods.video_text import EXTRA
-from stm.models import zoo
-from stm.training.distributed import join_processes
+from stm.models.weights import zoo
 from stm.training.feeding import count_steps, feed, hash_shards, read_text_model
+from stm.training.initialise import start_from
 from stm.training.language import pretrain_language
 from stm.training.loop import Plan, fit
 from stm.training.runs import introduce, make_plan, no_batches, open_clips, write_record
-from stm.training.start import start_from
 
 
 def pretrain(

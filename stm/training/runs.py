@@ -12,12 +12,12 @@ from stm.config import LanguageRun, PretrainRun, Run
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.data.loader import Batch
-from stm.files import make_receipt, write_json
+from stm.distributed.process import Process
 from stm.methods import dataset_needs
-from stm.training.distributed import Process
+from stm.storage.files import make_receipt, write_json
+from stm.training.initialise import Start
 from stm.training.logs import say
 from stm.training.loop import Plan
-from stm.training.start import Start
 
 # Settings that do not decide what comes out of a run; its seed is told apart from them.
 _INDIFFERENT = {*Run.indifferent, "seed"}

@@ -1,108 +1,11 @@
-"""Small shards as the stage `shards` packs them, written from the format's description."""
+"""Small shards, written from the format's description."""
 
-import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
-import simplejpeg
-
-from stm.files import TarWriter, write_table
-
-ARRAYS = ("flow", "motion", "similarity", "text")
-
-# Columns that came after version 0.1.
-LATER = ("caption_sources", "flow_offset", "flow_size", "text_offset", "text_size", "flow_cells", "text_width")
-
-SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("video_id", pa.string()),
-        ("split", pa.string()),
-        ("label", pa.string()),
-        ("captions", pa.list_(pa.string())),
-        ("caption_sources", pa.list_(pa.string())),
-        *((name, pa.int32()) for name in ("frames", "width", "height", "rows", "columns")),
-        ("pts", pa.list_(pa.float64())),
-        ("json_offset", pa.int64()),
-        ("json_size", pa.int64()),
-        ("offsets", pa.list_(pa.int64())),
-        ("sizes", pa.list_(pa.int32())),
-        *((f"{name}_{what}", pa.int64()) for name in ARRAYS for what in ("offset", "size")),
-        ("flow_cells", pa.int32()),
-        ("text_width", pa.int32()),
-        ("sha256", pa.list_(pa.string())),
-    ]
-)
-
-
-def make_frames(clip: int, frames: int, width: int, height: int) -> np.ndarray:
-    """Smooth pictures, uint8 [frames, height, width, 3], in which red tells the frame and green the place."""
-    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
-    video = np.empty((frames, height, width, 3))
-    video[..., 0] = (10 + 5 * np.arange(frames))[:, None, None]
-    video[..., 1] = 40 + 150 * x
-    video[..., 2] = 40 + 150 * y + clip % 20
-    return video.round().astype(np.uint8)
-
-
-def make_clip(number: int = 0, **changes: Any) -> dict[str, Any]:
-    """A clip's content; `similarity` and `motion` may be None, or an array, or left to be random; `flow` and `text` None."""
-    clip: dict[str, Any] = {"key": f"clip-{number:03d}", "label": "ab"[number % 2], "captions": ["one", "two", "three"]}
-    clip |= {"frames": 12, "width": 80, "height": 64, "rows": 4, "columns": 5} | changes
-    clip |= {name: clip.get(name) for name in ("flow", "text")}
-    clip.setdefault("caption_sources", ["human"] * len(clip["captions"]))
-    generator = np.random.default_rng(number)
-    shape = (clip["frames"], clip["rows"], clip["columns"])
-    if "similarity" not in clip:
-        clip["similarity"] = generator.uniform(-1, 1, (len(clip["captions"]), *shape)).astype(np.float16)
-    if "motion" not in clip:
-        clip["motion"] = generator.uniform(0, 3, (*shape, 3)).astype(np.float16)
-    if "video" not in clip:
-        clip["video"] = make_frames(number, clip["frames"], clip["width"], clip["height"])
-    return clip
-
-
-def write_shard(index: Path, clips: list[dict[str, Any]], *, old: bool = False) -> Path:
-    """Writes `index` and the tar beside it; returns `index`. `old`: without the columns that came after version 0.1."""
-    index.parent.mkdir(parents=True, exist_ok=True)
-    with TarWriter(index.with_suffix(".tar")) as tar:
-        rows = [_write_clip(tar, clip) for clip in sorted(clips, key=lambda clip: clip["key"])]
-    table = pa.Table.from_pylist(rows, SCHEMA)
-    write_table(index, table.drop_columns(list(LATER)) if old else table, {"stage": "shards"})
-    return index
-
-
-def _write_clip(tar: TarWriter, clip: dict[str, Any]) -> dict[str, Any]:
-    key = clip["key"]
-    same = ("key", "label", "captions", "caption_sources", "frames", "width", "height", "rows", "columns")
-    row = {name: clip[name] for name in same} | {"flow_cells": None, "text_width": None}
-    if clip["flow"] is not None:
-        row["flow_cells"] = clip["flow"].shape[2] // clip["rows"]
-    if clip["text"] is not None:
-        row["text_width"] = clip["text"].shape[1]
-    row |= {"video_id": key, "split": "train", "pts": [0.25 * i for i in range(clip["frames"])]}
-    description = tar.add(f"{key}.json", json.dumps({"key": key}).encode())
-    encode = {"quality": 98, "colorspace": "RGB", "colorsubsampling": "444"}
-    pictures = [np.ascontiguousarray(picture) for picture in clip["video"]]
-    frames = [
-        tar.add(f"{key}.{i:04d}.jpg", simplejpeg.encode_jpeg(picture, **encode)) for i, picture in enumerate(pictures)
-    ]
-    members = [description, *frames]
-    for name in ARRAYS:
-        row |= {f"{name}_offset": None, f"{name}_size": None}
-        if clip[name] is not None:
-            file = io.BytesIO()
-            np.save(file, clip[name])
-            members.append(tar.add(f"{key}.{name}.npy", file.getvalue()))
-            row |= {f"{name}_offset": members[-1].offset, f"{name}_size": members[-1].size}
-    row |= {"json_offset": description.offset, "json_size": description.size}
-    row |= {"offsets": [m.offset for m in frames], "sizes": [m.size for m in frames]}
-    return row | {"sha256": [m.sha256 for m in members]}
+from written_shards import make_clip, write_shard
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 
 from stm.data.augment import RandAugment, draw_erased, erase
-from stm.data.crops import Box
-from stm.data.pixels import IMAGENET_MEAN, IMAGENET_STD
+from stm.data.crop_boxes import Box
+from stm.tubelets import IMAGENET_MEAN, IMAGENET_STD
 
 POLICY = "rand-m7-n4-mstd0.5-inc1"
 SIZE = 48

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stm.config import Augmentation
-from stm.data.crops import draw_crop
+from stm.data.crop_boxes import draw_crop
 from stm.data.dataset import ClipDataset, make_generator
 from stm.data.geometry import Geometry
 
@@ -196,7 +196,7 @@ def test_a_disk_that_fails_is_no_damage_of_the_shard(open_clips: Callable, monke
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     data = open_clips()
-    monkeypatch.setattr("stm.files.os.pread", fail)
+    monkeypatch.setattr("stm.storage.files.os.pread", fail)
     with pytest.raises(OSError, match=r"clip 'clip-002': Stale file handle: '.*train-00000\.tar'") as raised:
         data[2]
     # What is restarted after an error is not restarted after one of the data, which are ValueErrors.

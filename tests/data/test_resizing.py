@@ -10,8 +10,8 @@ import torch
 from torch.nn.functional import interpolate
 
 from stm.config import Augmentation
-from stm.data.crops import Box
-from stm.data.cut import cut_frames
+from stm.data.crop_boxes import Box
+from stm.data.crop_pixels import cut_frames
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.data.loader import ClipLoader, collate, move_ahead

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stm.config import BenchmarkDataset
-from stm.datasets.benchmarks import BENCHMARKS
+from stm.datasets.actions import BENCHMARKS
 
 SSV2_LABELS = {
     "Holding something next to something": "0",

@@ -10,9 +10,9 @@ import pytest
 
 import stm.datasets
 from stm.config import Config, LanguageDataset
-from stm.datasets import language
-from stm.datasets.language.protocol import read_protocol
+from stm.datasets import video_text
 from stm.datasets.probe import probe_file
+from stm.datasets.video_text.protocol import read_protocol
 
 
 def write_list(path: Path, entries: Any) -> None:
@@ -70,5 +70,5 @@ def make_benchmark(
         write_list(folder / "lists" / protocol.files[split][0], entries)
     unknown = dict.fromkeys(protocol.files)
     sizes = {"videos": unknown | dict(videos or {}), "texts": unknown | dict(texts or {})}
-    monkeypatch.setattr(language, "read_protocol", lambda name: protocol.model_copy(update=sizes))
+    monkeypatch.setattr(video_text, "read_protocol", lambda name: protocol.model_copy(update=sizes))
     return make_dataset(source, folder, files, **more)

@@ -15,9 +15,9 @@ import stm.datasets
 from stm.config import Config, parse_config
 from stm.datasets import DatasetError, build_manifest, list_fingerprint
 from stm.datasets.annotations import AnnotationError
-from stm.datasets.moving_shapes import generate
-from stm.files import read_table, sha256_file
+from stm.datasets.moving_shapes.generate import generate
 from stm.manifest import MANIFEST_SCHEMA, QUARANTINE_SCHEMA, TooManyFailures, make_key
+from stm.storage.files import read_table, sha256_file
 
 
 def config_of(root: Path, annotations: Path | None = None, **more: Any) -> Config:

@@ -11,11 +11,11 @@ from made_language import make_run, make_small_bert
 
 from stm.config import Captioning, MultipleChoice, QuestionAnswering, VideoTextRetrieval
 from stm.evaluation import evaluate
-from stm.evaluation.caption_scores import CaptionScoreError, find_programs
-from stm.evaluation.language.caption import share_exact
-from stm.evaluation.language.clips import Spoken, load_model, open_clips
-from stm.evaluation.language.retrieve import gather_queries
-from stm.files import read_json, read_receipt, read_table, write_table
+from stm.evaluation.captioning.generate import share_exact
+from stm.evaluation.captioning.scores import CaptionScoreError, find_programs
+from stm.evaluation.language_clips import Spoken, load_model, open_clips
+from stm.evaluation.retrieval.video_text import gather_queries
+from stm.storage.files import read_json, read_receipt, read_table, write_table
 from stm.training import pretrain
 
 COLORS = ["red", "blue", "green"]

@@ -13,11 +13,11 @@ import torch
 from made_clips import COLUMNS, FRAMES, HEIGHT, ROWS, WIDTH, draw_clip, make_run
 
 from stm.config import Contrast, PretrainRun
+from stm.evaluation.classification.clips import clips_to_test
 from stm.evaluation.features import run_over
-from stm.evaluation.splits import clips_to_test
-from stm.files import TarWriter, write_table
 from stm.methods.video_text import EXTRA, VideoText
-from stm.models import zoo
+from stm.models.weights import zoo
+from stm.storage.files import TarWriter, write_table
 
 SCHEMA = pa.schema(
     [

@@ -1,12 +1,9 @@
 """Damaged input, kills and full disks; the tests use what the tests of the stages make."""
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("preprocess", "training", "evaluation", "methods")]
 TALLIES = pytest.StashKey[list[str]]()
 
 

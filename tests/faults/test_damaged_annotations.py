@@ -23,8 +23,8 @@ from stm.config import parse_config
 from stm.datasets import build_manifest
 from stm.datasets.annotations import COLUMNS, AnnotationError
 from stm.datasets.folder import DatasetError
-from stm.files import read_table, write_table
 from stm.manifest import QUESTIONS
+from stm.storage.files import read_table, write_table
 
 COUNTS = pytest.mark.parametrize("count", [25, pytest.param(240, marks=pytest.mark.slow)])
 

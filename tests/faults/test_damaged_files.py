@@ -15,26 +15,26 @@ from made_packed import CLIPS, EVERYTHING, GRID, KEEP_GOING, make_inputs, path_o
 from made_videos import make_pan, make_row, make_video, write_slice
 from trial import Stage, Tally, run_here, try_all
 
-import stm.preprocess.similarity
+import stm.preprocess.similarity.stage
 import stm.preprocess.stage
 from stm.config import Augmentation, Flow, Frames, HumanCaptions, LinearProbe, Motion, Similarity, Text
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.data.loader import ClipLoader
+from stm.evaluation.classification.clips import clips_to_test
 from stm.evaluation.features import run_over
-from stm.evaluation.splits import clips_to_test
 from stm.manifest import write_slices
-from stm.models import zoo
-from stm.models.weights import WeightsError
-from stm.preprocess.captions import write_captions
-from stm.preprocess.flow import write_flow
-from stm.preprocess.frames import extract_frames
-from stm.preprocess.motion import extract_motion
-from stm.preprocess.shard_check import find_problems
-from stm.preprocess.shards import pack_shard
-from stm.preprocess.similarity import write_embeddings, write_similarity
-from stm.preprocess.text import write_text
-from stm.preprocess.text_model import TextEncoder
+from stm.models.weights import zoo
+from stm.models.weights.checks import WeightsError
+from stm.preprocess.captions.stage import write_captions
+from stm.preprocess.flow.stage import write_flow
+from stm.preprocess.frames.stage import extract_frames
+from stm.preprocess.motion.stage import extract_motion
+from stm.preprocess.packing.stage import pack_shard
+from stm.preprocess.similarity.stage import write_embeddings, write_similarity
+from stm.preprocess.text.stage import write_text
+from stm.pretrained.text_encoder import TextEncoder
+from stm.shards.check import find_problems
 
 FEW, MANY = 25, 240
 HUMAN = HumanCaptions(kind="human")
@@ -44,8 +44,8 @@ HUMAN = HumanCaptions(kind="human")
 def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hundreds of runs: in this process, and with models that are loaded once."""
     monkeypatch.setattr(stm.preprocess.stage, "run_isolated", run_here)
-    load = lru_cache(stm.preprocess.similarity.load_clip)
-    monkeypatch.setattr(stm.preprocess.similarity, "load_clip", lambda *arguments: load(*arguments))
+    load = lru_cache(stm.preprocess.similarity.stage.load_clip)
+    monkeypatch.setattr(stm.preprocess.similarity.stage, "load_clip", lambda *arguments: load(*arguments))
     monkeypatch.setattr(TextEncoder, "load", staticmethod(lru_cache(TextEncoder.load)))
 
 

@@ -12,11 +12,11 @@ from trial import Tally, deadline, snapshot
 
 from stm.config import BadInput, Config, Frames, Motion, parse_config
 from stm.datasets import build_manifest
-from stm.files import read_table, write_table
 from stm.manifest import make_key
-from stm.preprocess.frames import extract_frames
-from stm.preprocess.frames_table import read_jpegs
-from stm.preprocess.motion import extract_motion
+from stm.preprocess.frames.stage import extract_frames
+from stm.preprocess.frames.table import read_jpegs
+from stm.preprocess.motion.stage import extract_motion
+from stm.storage.files import read_table, write_table
 
 FEW, MANY = 25, 240
 COUNTS = pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])

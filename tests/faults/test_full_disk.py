@@ -18,14 +18,14 @@ from trial import digests, run_here
 
 import stm.preprocess.stage
 from stm.config import Flow, Frames, HumanCaptions, Optimisation
-from stm.files import Journal, write_json
+from stm.distributed.process import Process
 from stm.manifest import write_slices
-from stm.preprocess.captions import write_captions
-from stm.preprocess.flow import write_flow
-from stm.preprocess.frames import extract_frames
-from stm.preprocess.shards import pack_shard
+from stm.preprocess.captions.stage import write_captions
+from stm.preprocess.flow.stage import write_flow
+from stm.preprocess.frames.stage import extract_frames
+from stm.preprocess.packing.stage import pack_shard
+from stm.storage.files import Journal, write_json
 from stm.training.checkpoint import Checkpoints
-from stm.training.distributed import Process
 from stm.training.loop import Plan, fit
 
 Run = Callable[[Path], None]

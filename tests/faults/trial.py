@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from damage import Damage, damage_bytes, damage_table
 
-from stm.files import read_table
+from stm.jobs.workers import Failure
 from stm.manifest import Status
-from stm.tables import DamagedError
-from stm.workers import Failure
+from stm.storage.files import read_table
+from stm.storage.tables import DamagedError
 
 Rows = Mapping[str, Mapping[str, Any]]
 

@@ -6,13 +6,13 @@ from made_batches import draw_batch, draw_guides, make_run
 from torch import nn
 
 from stm.config import PretrainRun
-from stm.data.pixels import IMAGENET_MEAN, IMAGENET_STD
 from stm.masking import to_boolean
 from stm.methods import build_method
 from stm.methods.mae import MAE
-from stm.models import zoo
 from stm.models.vit import VideoMAE
+from stm.models.weights import zoo
 from stm.objectives.reconstruction import reconstruction_targets
+from stm.tubelets import IMAGENET_MEAN, IMAGENET_STD
 
 
 def make_peer(method: MAE) -> nn.Module:

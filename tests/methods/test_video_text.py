@@ -15,7 +15,7 @@ from stm.masking import get_strategy
 from stm.methods import build_method, dataset_needs, load_method
 from stm.methods.mae import MAE
 from stm.methods.video_text import EXTRA, VideoText, load_embedder, load_video_text
-from stm.models import zoo
+from stm.models.weights import zoo
 from stm.objectives.contrast import info_nce
 
 TEXT = 9

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import BertForMaskedLM
 
 from stm.config import Language
-from stm.models.small_bert import make_bert
+from stm.models.text.small_bert import make_bert
 from stm.models.vit import Architecture
 
 WORDS = ["a red square moves left", "two-tone circle", "over the grass, slowly"]

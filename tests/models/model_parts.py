@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from stm.data.pixels import IMAGENET_MEAN, IMAGENET_STD
 from stm.models.vit import Architecture, VideoEncoder
+from stm.tubelets import IMAGENET_MEAN, IMAGENET_STD
 
 TINY = Architecture(32, 8, 2, 4, width=48, depth=2, heads=3, decoder_width=24, decoder_depth=1, decoder_heads=2)
 

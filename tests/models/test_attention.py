@@ -4,9 +4,9 @@ import pytest
 import torch
 from model_parts import TINY, disturb, draw
 
-from stm.models import zoo
 from stm.models.attention import attention_from, centre_token
 from stm.models.vit import Architecture, VideoMAE
+from stm.models.weights import zoo
 
 
 def make_model() -> VideoMAE:

@@ -5,8 +5,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from stm.config import PretrainRun
-from stm.models import zoo
 from stm.models.cost import encoding_cost, pretraining_cost
+from stm.models.weights import zoo
 
 RUN = PretrainRun(model="tiny", image_size=64, patch_size=16, frames=8)
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from stm.config import PretrainRun
-from stm.models import zoo
 from stm.models.head import GlobalBatchNorm, PredictionHead
+from stm.models.weights import zoo
 
 
 def test_the_head_is_linear_norm_relu_and_a_last_linear() -> None:

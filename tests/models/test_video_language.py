@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertConfig
 
-from stm.models import zoo
-from stm.models.language import SplitBert
+from stm.models.text.split_bert import SplitBert
 from stm.models.video_language import EXTRA, VideoLanguageModel, load_video_language
 from stm.models.vit import VideoEncoder
-from stm.preprocess.pretrained import ModelError
+from stm.models.weights import zoo
+from stm.pretrained.hub import ModelError
 
 
 def make(folder: Path) -> VideoLanguageModel:

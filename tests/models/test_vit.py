@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from stm.data.pixels import IMAGENET_MEAN, IMAGENET_STD, join_tubelets, split_tubelets
 from stm.models.vit import (
     Architecture,
     TubeletEmbedding,
@@ -18,6 +17,7 @@ from stm.models.vit import (
     position_table,
     separable_table,
 )
+from stm.tubelets import IMAGENET_MEAN, IMAGENET_STD, join_tubelets, split_tubelets
 
 SMALL = Architecture(32, 8, 2, 4, width=48, depth=3, heads=3, decoder_width=24, decoder_depth=2, decoder_heads=2)
 

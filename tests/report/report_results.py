@@ -11,10 +11,10 @@ import simplejpeg
 import torch
 
 from stm.config import Config, parse_config
-from stm.files import TarWriter, make_receipt, write_json, write_table
 from stm.layout import Layout
-from stm.models import zoo
-from stm.preprocess.shard_table import SHARD_SCHEMA
+from stm.models.weights import zoo
+from stm.shards.schema import SHARD_SCHEMA
+from stm.storage.files import TarWriter, make_receipt, write_json, write_table
 
 WIDTH, HEIGHT, STORED, ROWS, COLUMNS = 48, 32, 8, 4, 6
 CELLS, TEXT_WIDTH = 2, 16

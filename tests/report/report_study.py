@@ -8,11 +8,11 @@ import torch
 from report_results import SPLITS, TEXT_WIDTH, make_config, write_offline
 
 from stm.config import Config, parse_config
-from stm.files import make_receipt, write_json
 from stm.layout import Layout
 from stm.methods import build_method
 from stm.methods.video_text import EXTRA
-from stm.models import zoo
+from stm.models.weights import zoo
+from stm.storage.files import make_receipt, write_json
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from stm.distributed.process import Process
 from stm.training.checkpoint import Checkpoints, random_state, restore_random_state
-from stm.training.distributed import Process
 
 ORIGIN = {"run": {"model": "tiny", "mask": {"ratio": 0.9}}, "data": ["abc"], "seed": 1}
 ALONE = Process(0, 1, torch.device("cpu"))

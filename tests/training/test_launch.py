@@ -13,7 +13,7 @@ import pytest
 from made_clips import make_run, make_shard
 
 from stm.config import PretrainRun
-from stm.files import write_json
+from stm.storage.files import write_json
 from stm.training.launch import _worker, run_pretraining, supervise, torchrun_command
 
 # Stands for torchrun: says that it is there, then ends with status 3 when it gets a SIGTERM.

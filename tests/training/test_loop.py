@@ -14,7 +14,7 @@ from torch import nn
 
 from stm.config import Optimisation
 from stm.data.loader import Batch
-from stm.training.distributed import Process
+from stm.distributed.process import Process
 from stm.training.interruption import Interrupted
 from stm.training.logs import Meter, cut_lines
 from stm.training.loop import Plan, clip_gradient, fit

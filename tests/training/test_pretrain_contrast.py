@@ -13,7 +13,7 @@ from test_pretrain import COLORS, read_log, torchrun, weights
 from stm.config import PretrainRun
 from stm.methods import build_method
 from stm.methods.video_text import load_video_text
-from stm.models import zoo
+from stm.models.weights import zoo
 from stm.training import pretrain
 from stm.training.checkpoint import Checkpoints
 
@@ -166,7 +166,7 @@ def test_weights_to_start_from_that_have_changed_are_not_resumed(
 
 
 def test_weights_are_hashed_by_what_they_are_and_not_by_their_file(tmp_path: Path) -> None:
-    from stm.training.start import start_from
+    from stm.training.initialise import start_from
 
     model = zoo.build(make_run())
     zoo.save(model, tmp_path / "a.safetensors")

@@ -7,9 +7,9 @@ import torch
 from made_clips import make_shard
 from made_language import make_run, make_small_bert
 
-from stm.files import read_json
-from stm.models import zoo
 from stm.models.video_language import load_video_language
+from stm.models.weights import zoo
+from stm.storage.files import read_json
 from stm.training import language as language_training
 from stm.training import pretrain
 from stm.training.language import check_text_model

@@ -10,10 +10,10 @@ from snakemake.utils import validate
 
 from stm.config import BenchmarkDataset, ConfigError, LanguageDataset, parse_config
 from stm.datasets import DatasetError, list_fingerprint
-from stm.datasets.benchmarks import check_benchmark
-from stm.datasets.language import check_language
-from stm.datasets.language.tasks import check_tasks
-from stm.files import library_versions, local_model_files, without_folders
+from stm.datasets.actions import check_benchmark
+from stm.datasets.video_text import check_language
+from stm.datasets.video_text.tasks import check_tasks
+from stm.storage.files import library_versions, local_model_files, without_folders
 from stm.layout import Layout, dataset_root
 from stm.manifest import read_shards, split_of
 from stm.report import figure_names, table_names

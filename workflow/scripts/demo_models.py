@@ -1,10 +1,10 @@
-"""Rule `demo_models`: see stm.training.demo_models.train_demo_models."""
+"""Rule `demo_models`: see stm.demo.train.train_demo_models."""
 
 from pathlib import Path
 
-from stm.progress import log_to
-from stm.training.demo_bert import make_demo_bert
-from stm.training.demo_models import train_demo_models
+from stm.demo.bert import make_demo_bert
+from stm.demo.train import train_demo_models
+from stm.jobs.progress import log_to
 
 with log_to(snakemake.log[0]):
     train_demo_models(

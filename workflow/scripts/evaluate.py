@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from stm.config import parse_config
-from stm.datasets.language.tasks import has_shared_texts
+from stm.datasets.video_text.tasks import has_shared_texts
 from stm.evaluation import evaluate
-from stm.progress import log_to
+from stm.jobs.progress import log_to
 
 config = parse_config(snakemake.config)
 run = config.runs[snakemake.wildcards.run]

@@ -1,10 +1,10 @@
-"""Rule `faithfulness`: see stm.evaluation.faithfulness.measure_faithfulness."""
+"""Rule `faithfulness`: see stm.evaluation.masks.crop_agreement.measure_faithfulness."""
 
 from pathlib import Path
 
 from stm.config import MaskQuality, parse_config
-from stm.evaluation.faithfulness import measure_faithfulness
-from stm.progress import log_to
+from stm.evaluation.masks.crop_agreement import measure_faithfulness
+from stm.jobs.progress import log_to
 
 settings = MaskQuality.model_validate(snakemake.params.settings)
 

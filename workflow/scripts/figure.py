@@ -1,7 +1,7 @@
 """Rule `figure`: see stm.report.write_figure."""
 
 from stm.config import parse_config
-from stm.progress import log_to
+from stm.jobs.progress import log_to
 from stm.report import write_figure
 
 config = parse_config(snakemake.config)

@@ -1,10 +1,10 @@
-"""Rule `flow`: see stm.preprocess.flow.write_flow."""
+"""Rule `flow`: see stm.preprocess.flow.stage.write_flow."""
 
 from pathlib import Path
 
 from stm.config import parse_config
-from stm.preprocess.flow import write_flow
-from stm.progress import log_to
+from stm.jobs.progress import log_to
+from stm.preprocess.flow.stage import write_flow
 
 config = parse_config(snakemake.config).of(snakemake.wildcards.dataset)
 

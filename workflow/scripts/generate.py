@@ -1,10 +1,10 @@
-"""Rule `generate`: see stm.datasets.moving_shapes.generate."""
+"""Rule `generate`: see stm.datasets.moving_shapes.generate.generate."""
 
 from pathlib import Path
 
 from stm.config import MovingShapesDataset
-from stm.datasets.moving_shapes import generate
-from stm.progress import log_to
+from stm.datasets.moving_shapes.generate import generate
+from stm.jobs.progress import log_to
 
 with log_to(snakemake.log[0]):
     generate(

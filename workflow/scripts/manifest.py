@@ -4,8 +4,8 @@ from pathlib import Path
 
 from stm.config import parse_config
 from stm.datasets import build_manifest
+from stm.jobs.progress import log_to
 from stm.layout import Layout
-from stm.progress import log_to
 
 config = parse_config(snakemake.config).of(snakemake.wildcards.dataset)
 

@@ -1,10 +1,10 @@
-"""Rule `mask_quality`: see stm.evaluation.mask_quality.measure_mask_quality."""
+"""Rule `mask_quality`: see stm.evaluation.masks.box_coverage.measure_mask_quality."""
 
 from pathlib import Path
 
 from stm.config import MaskQuality
-from stm.evaluation.mask_quality import measure_mask_quality
-from stm.progress import log_to
+from stm.evaluation.masks.box_coverage import measure_mask_quality
+from stm.jobs.progress import log_to
 
 sources = {source: [] for source in snakemake.params.sources}
 for path in map(Path, snakemake.input.similarity):

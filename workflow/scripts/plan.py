@@ -1,10 +1,10 @@
-"""Rule `plan`: see stm.report.plan."""
+"""Rule `plan`: see stm.plan.make."""
 
 from pathlib import Path
 
 from stm.config import parse_config
-from stm.progress import log_to
-from stm.report.plan import describe_plan, make_plan, write_plan
+from stm.jobs.progress import log_to
+from stm.plan.make import describe_plan, make_plan, write_plan
 
 config = parse_config(snakemake.config)
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from stm.config import parse_config
-from stm.progress import log_to
+from stm.jobs.progress import log_to
 from stm.training.launch import run_pretraining
 
 config = parse_config(snakemake.config)

@@ -1,10 +1,10 @@
-"""Rule `shards`: see stm.preprocess.shards.pack_shard."""
+"""Rule `shards`: see stm.preprocess.packing.stage.pack_shard."""
 
 from pathlib import Path
 
 from stm.config import parse_config
-from stm.preprocess.shards import pack_shard
-from stm.progress import log_to
+from stm.jobs.progress import log_to
+from stm.preprocess.packing.stage import pack_shard
 
 config = parse_config(snakemake.config).of(snakemake.wildcards.dataset)
 

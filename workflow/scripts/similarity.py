@@ -1,10 +1,10 @@
-"""Rule `similarity`: see stm.preprocess.similarity.write_similarity."""
+"""Rule `similarity`: see stm.preprocess.similarity.stage.write_similarity."""
 
 from pathlib import Path
 
 from stm.config import parse_config
-from stm.preprocess.similarity import write_similarity
-from stm.progress import log_to
+from stm.jobs.progress import log_to
+from stm.preprocess.similarity.stage import write_similarity
 
 config = parse_config(snakemake.config).of(snakemake.wildcards.dataset)
 embeddings = snakemake.input.get("embeddings")

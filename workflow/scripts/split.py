@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from stm.jobs.progress import log_to
 from stm.manifest import write_slices
-from stm.progress import log_to
 
 with log_to(snakemake.log[0]):
     write_slices(

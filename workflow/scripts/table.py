@@ -1,7 +1,7 @@
 """Rule `table`: see stm.report.write_table."""
 
 from stm.config import parse_config
-from stm.progress import log_to
+from stm.jobs.progress import log_to
 from stm.report import write_table
 
 config = parse_config(snakemake.config)

@@ -1,10 +1,10 @@
-"""Rule `text`: see stm.preprocess.text.write_text."""
+"""Rule `text`: see stm.preprocess.text.stage.write_text."""
 
 from pathlib import Path
 
 from stm.config import parse_config
-from stm.preprocess.text import write_text
-from stm.progress import log_to
+from stm.jobs.progress import log_to
+from stm.preprocess.text.stage import write_text
 
 config = parse_config(snakemake.config).of(snakemake.wildcards.dataset)
 

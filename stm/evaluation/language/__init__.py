@@ -32,18 +32,18 @@ def evaluate_language(
     pretrained, the last ones of fine-tuning, or the best on the validation split; never the best on the test split.
     """
     if isinstance(task, VideoTextRetrieval):
-        from stm.evaluation.language.retrieve import retrieve_texts
+        from stm.evaluation.retrieval.video_text import retrieve_texts
 
         retrieve_texts(task, run, weights, splits, output, seed, device)
     elif isinstance(task, MultipleChoice):
-        from stm.evaluation.language.choose import choose
+        from stm.evaluation.questions.multiple_choice import choose
 
         choose(task, run, weights, splits, output, seed, device)
     elif isinstance(task, Captioning):
-        from stm.evaluation.language.caption import caption
+        from stm.evaluation.captioning.generate import caption
 
         caption(task, run, weights, splits, output, seed, device)
     else:
-        from stm.evaluation.language.answer import answer
+        from stm.evaluation.questions.open_ended import answer
 
         answer(task, run, weights, splits, output, seed, device)

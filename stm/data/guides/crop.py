@@ -1,0 +1,66 @@
+"""Guides follow the crop: from a map of the full frame to one value for each token of the crop.
+
+A map is piecewise constant: each of its rows x columns cells covers an equal part of the frame. A token's
+value is the exact mean of that function over the token's rectangle, so a crop that falls on the cells gives
+the cells back, and any other an area-weighted mean. Rectangles are products of intervals: two small matrices
+do it.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stm.data.crop_boxes import Box
+
+
+@lru_cache(maxsize=4096)  # a data set has few sizes of frames, and most crops are of few sizes and places
+def overlap_matrix(start: float, length: float, total: float, cells: int, tokens: int) -> NDArray[np.float32]:
+    """Share of each token in each cell along one axis, float32 [tokens, cells], read-only; rows sum to 1.
+
+    Args:
+        start, length: the crop's interval, in pixels.
+        total: length of the frame, in pixels; `cells` equal cells cover it.
+        tokens: `tokens` equal tokens cover the crop's interval.
+    """
+    token_edges = start + length * np.arange(tokens + 1) / tokens
+    cell_edges = total * np.arange(cells + 1) / cells
+    low = np.maximum(token_edges[:-1, None], cell_edges[None, :-1])
+    high = np.minimum(token_edges[1:, None], cell_edges[None, 1:])
+    shares: NDArray[np.float32] = (np.clip(high - low, 0, None) * tokens / length).astype(np.float32)
+    shares.flags.writeable = False
+    return shares
+
+
+def crop_map(
+    values: NDArray[np.floating], frame: tuple[int, int], box: Box, side: int, flip: bool
+) -> NDArray[np.float32]:
+    """A map on the full frame -> the crop's token grid.
+
+    Args:
+        values: [..., rows, columns], covering the frame.
+        frame: width and height of the frame, in pixels.
+        box: the crop.
+        side: tokens on a side of the crop.
+        flip: whether the crop is mirrored left to right.
+
+    Returns:
+        float32 [..., side, side].
+    """
+    rows = overlap_matrix(box.top, box.height, frame[1], values.shape[-2], side)
+    columns = overlap_matrix(box.left, box.width, frame[0], values.shape[-1], side)
+    cropped = rows @ values.astype(np.float32) @ columns.T
+    return np.ascontiguousarray(cropped[..., ::-1]) if flip else cropped
+
+
+def crop_vectors(
+    values: NDArray[np.floating], frame: tuple[int, int], box: Box, side: int, flip: bool
+) -> NDArray[np.float32]:
+    """`crop_map` for vectors [..., rows, columns, 2] (x right, y down); a mirrored x changes its sign."""
+    parts = [crop_map(values[..., axis], frame, box, side, flip) for axis in (0, 1)]
+    return np.stack([-parts[0] if flip else parts[0], parts[1]], axis=-1)
+
+
+def pool_slots(values: NDArray[np.float32], tubelet: int) -> NDArray[np.float32]:
+    """Mean over each tubelet's frames: [frames, side, side] -> [slots, side * side]."""
+    return values.reshape(-1, tubelet, values.shape[-2] * values.shape[-1]).mean(axis=1, dtype=np.float32)

@@ -1,0 +1,97 @@
+"""Optical flow between a clip's taken frames, from the packed flow between its stored ones, in the crop's own units."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stm.data.crop_boxes import Box
+from stm.data.guides.crop import crop_vectors
+
+
+def flow_between(
+    packed: NDArray[np.floating], first: int, positions: NDArray[np.int64], cells: int
+) -> NDArray[np.float32]:
+    """Forward and backward flow from each taken frame to the next taken and to the one taken before.
+
+    Where stored frames lie between them, a point is followed through these, step by step. Frames taken twice, at the end of
+    a short clip, lie on top of each other and do not move; neither does the last forward nor the first backward.
+
+    Args:
+        packed: [2, stored frames, R, C, 2], forward and backward, x right and y down, in map cells.
+        first: stored position of the first of these frames.
+        positions: the frames taken, ascending.
+        cells: flow cells on a side of a map cell.
+
+    Returns:
+        float32 [2, frames, R, C, 2], in map cells.
+    """
+    taken = positions - first
+    steps = np.diff(taken)
+    result = np.zeros((2, len(taken), *packed.shape[2:]), dtype=np.float32)
+    result[0, :-1] = follow(packed[0], taken[:-1], steps, 1, cells)
+    result[1, 1:] = follow(packed[1], taken[1:], steps, -1, cells)
+    return result
+
+
+def follow(
+    flow: NDArray[np.floating], starts: NDArray[np.int64], steps: NDArray[np.int64], direction: int, cells: int
+) -> NDArray[np.float32]:
+    """How far the point at each cell's centre gets from each of the frames `starts` in its number of `steps`.
+
+    Args:
+        flow: [frames, R, C, 2], to the next frame in `direction`, in map cells.
+        direction: 1 or -1.
+
+    Returns:
+        float32 [starts, R, C, 2], in map cells.
+    """
+    moved = np.zeros((len(starts), *flow.shape[1:]), dtype=np.float32)
+    for step in range(int(steps.max(initial=0))):
+        going = np.flatnonzero(steps > step)
+        fields = flow[starts[going] + direction * step].astype(np.float32)
+        # All start at cells' centres, where the first step's flow is known.
+        moved[going] += fields if step == 0 else look_up(fields, moved[going] * np.float32(cells))
+    return moved
+
+
+def look_up(fields: NDArray[np.float32], displacements: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Values of fields at places that lie the given displacements away from their cells' centres.
+
+    Linear between the four centres around; beyond the outermost centres as there.
+
+    Args:
+        fields, displacements: [P, R, C, 2]; displacements in cells of these fields.
+    """
+    pictures, rows, columns, _ = fields.shape
+    x = np.clip(np.arange(columns, dtype=np.float32) + displacements[..., 0], 0, columns - 1)
+    y = np.clip(np.arange(rows, dtype=np.float32)[:, None] + displacements[..., 1], 0, rows - 1)
+    left, top = (np.floor(values).astype(np.int64) for values in (x, y))
+    right, below = np.minimum(left + 1, columns - 1), np.minimum(top + 1, rows - 1)
+    across, down = (x - left)[..., None], (y - top)[..., None]
+    flat = fields.reshape(-1, 2)
+    picture = np.arange(pictures)[:, None, None] * rows
+    upper, lower = (picture + top) * columns, (picture + below) * columns
+    above = flat[upper + left] * (1 - across) + flat[upper + right] * across
+    under = flat[lower + left] * (1 - across) + flat[lower + right] * across
+    mixed: NDArray[np.float32] = above * (1 - down) + under * down
+    return mixed
+
+
+def crop_flow(
+    flow: NDArray[np.float32], frame: tuple[int, int], box: Box, side: int, cells: int, flip: bool
+) -> NDArray[np.float32]:
+    """Flow on the full frame, in map cells -> flow on a crop, in the crop's tokens.
+
+    Args:
+        flow: [..., rows * cells, columns * cells, 2], covering the frame.
+        frame: width and height of the frame, in pixels.
+        box: the crop.
+        side: tokens on a side of the crop.
+        cells: flow cells on a side of a map cell, and of a token.
+        flip: whether the crop is mirrored left to right.
+
+    Returns:
+        float32 [..., side * cells, side * cells, 2].
+    """
+    rows, columns = flow.shape[-3] // cells, flow.shape[-2] // cells
+    scale = (frame[0] / columns * side / box.width, frame[1] / rows * side / box.height)
+    return crop_vectors(flow, frame, box, side * cells, flip) * np.array(scale, dtype=np.float32)

@@ -1,0 +1,45 @@
+"""Something-Something V2 (Goyal et al., 2017): people act out 174 templates with objects of their choice."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stm.datasets.annotations import BadRow, Clip
+from stm.datasets.official_lists import Annotations, Benchmark, Entry, Settings, Typical, make_entries, text_of
+
+_LISTS = {"train": "train.json", "val": "validation.json"}
+
+
+def read(annotations: Annotations, settings: Settings) -> Iterator[Entry]:
+    """The training and validation lists; results are reported on the latter, the test list is left out.
+
+    The label is the template, the caption what was written for the video with the objects' names.
+    """
+    classes = set(annotations.json(_find(annotations, "labels.json"), dict))
+
+    def make(row: Any, split: str) -> Entry:
+        # labels.json has the templates without the brackets that mark the places of the objects.
+        template = text_of(row, "template").replace("[", "").replace("]", "")
+        if template not in classes:
+            raise BadRow(f"the template {template!r} is not in labels.json")
+        video = text_of(row, "id")
+        return Entry(Clip(f"{video}.webm", split, video, label=template, captions=(text_of(row, "label"),)))
+
+    for split, name in _LISTS.items():
+        yield from make_entries(split, annotations.json_rows(_find(annotations, name)), make)
+
+
+def _find(annotations: Annotations, name: str) -> Path:
+    """The first release (20BN) put the dataset's name before each file's; the one by Qualcomm does not."""
+    return annotations.find(name, f"something-something-v2-{name}")
+
+
+BENCHMARK = Benchmark(
+    title="Something-Something V2",
+    # docs/DATASET.md of github.com/OpenGVLab/VideoMAEv2; with the 27,157 of the test list, the 220,847 of the dataset.
+    counts={1: {"train": 168_913, "val": 24_777}},
+    typical=Typical(48, 427, 240, "about 4 s at 12 frames/s, 240 pixels high; the width is assumed"),
+    lists_from="https://developer.qualcomm.com/software/ai-datasets/something-something (the labels archive)",
+    subfolders=("labels", "annotations"),
+    read=read,
+)

@@ -1,0 +1,104 @@
+"""The videos under a folder, by name: one walk through the folders, no file opened."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stm.config import FolderDataset
+from stm.datasets.folder import DatasetError
+from stm.datasets.official_lists import Entry
+from stm.manifest import Status
+from stm.storage.files import UnsafePathError, safe_join
+
+VIDEO_ENDINGS = tuple(FolderDataset.model_fields["extensions"].default)
+
+
+@dataclass
+class Videos:
+    """What lies under a folder; paths are relative to it, with forward slashes."""
+
+    root: Path
+    by_name: dict[str, list[str]] = field(default_factory=dict)  # paths by file name without ending
+    links: set[str] = field(default_factory=set)
+    linked_folders: list[str] = field(default_factory=list)  # not entered: a link may lead back
+    # UCF101 spells one class in two ways, and some copies change the case of names. Built from `by_name`.
+    _by_folded_name: dict[str, list[str]] = field(default_factory=dict)
+
+    def candidates(self, name: str) -> list[str]:
+        """Files of this name; of its other spellings, upper and lower case, when there is none."""
+        if name in self.by_name:
+            return self.by_name[name]
+        if not self._by_folded_name:
+            for other, paths in self.by_name.items():
+                self._by_folded_name.setdefault(other.casefold(), []).extend(paths)
+        return self._by_folded_name.get(name.casefold(), [])
+
+    def find(self, entry: Entry, shared: bool) -> str | None:
+        """The file of an entry.
+
+        Args:
+            shared: entries of other folders have the same file name, so the folder must be the right one.
+        """
+        for name in (entry.name, *entry.other_names):
+            paths = self.candidates(name)
+            if shared:
+                paths = [path for path in paths if entry.folders[-1] in path.split("/")[:-1]]
+            if len(paths) == 1:
+                return paths[0]
+            if paths:
+                return min(paths, key=lambda path: self._rank(path, entry.folders))
+        return None
+
+    def _rank(self, path: str, folders: tuple[str, ...]) -> tuple[bool, list[bool], str]:
+        """Files before links to them, then those in the wanted folders."""
+        parents = path.split("/")[:-1]
+        return path in self.links, [folder not in parents for folder in folders], path
+
+    def refuse(self, path: str) -> tuple[Status, str] | None:
+        """Why a file that was found cannot be taken; None when it can. Only links can be wrong: files lie under the root."""
+        if path not in self.links:
+            return None
+        try:
+            if safe_join(self.root, path).is_file():
+                return None
+            return Status.MISSING_FILE, "a link that leads to no file"
+        except UnsafePathError:
+            return Status.PATH_OUTSIDE_ROOT, "a link that leaves dataset.root; make the folder that holds both the root"
+        except (OSError, RuntimeError) as error:  # a loop of links
+            return Status.MISSING_FILE, f"a link that cannot be followed: {type(error).__name__}"
+
+
+def list_videos(root: Path) -> Videos:
+    """Every file under `root` whose name ends like a video's; nothing hidden, no linked folder.
+
+    Raises:
+        DatasetError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise DatasetError(
+            f"dataset.root: {root} is not a folder; paths in a config are relative to where stm is started"
+        )
+    videos = Videos(root)
+    for path, link in walk_files(root, ""):
+        name, _, ending = path.rpartition("/")[2].rpartition(".")
+        if f".{ending.lower()}" in VIDEO_ENDINGS:
+            videos.by_name.setdefault(name, []).append(path)
+            if link:
+                videos.links.add(path)
+        elif link and (root / path).is_dir():
+            videos.linked_folders.append(path)
+    return videos
+
+
+def walk_files(folder: Path, prefix: str) -> Iterator[tuple[str, bool]]:
+    """(relative path, whether it is a link) of files and links. Sorted, so that all machines see the same."""
+    with os.scandir(folder) as entries:
+        inside = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    for entry in inside:
+        if entry.is_symlink():
+            yield prefix + entry.name, True
+        elif entry.is_dir():
+            yield from walk_files(folder / entry.name, f"{prefix}{entry.name}/")
+        elif entry.is_file():
+            yield prefix + entry.name, False

@@ -1,0 +1,1 @@
+"""moving-shapes: generated clips of textured shapes, with every object's true box."""

@@ -1,0 +1,188 @@
+"""What a clip of `moving-shapes` shows: drawn from (seed, split, index) alone."""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from stm.config import MovingShapesDataset
+from stm.datasets.moving_shapes.motions import (
+    MOTIONS,
+    CameraSpec,
+    PathSpec,
+    camera_track,
+    draw_camera,
+    draw_path,
+    track,
+)
+from stm.datasets.moving_shapes.outlines import SHAPES, boxes_of
+
+COLORS: dict[str, tuple[int, int, int]] = {
+    "red": (222, 38, 38),
+    "orange": (255, 140, 20),
+    "yellow": (250, 226, 40),
+    "green": (44, 190, 60),
+    "cyan": (40, 214, 224),
+    "blue": (44, 72, 230),
+    "purple": (160, 50, 200),
+    "white": (244, 244, 244),
+}
+# No plain one: a plain circle that spins looks like one that rests.
+TEXTURES: tuple[str, ...] = ("striped", "checkered", "dotted", "two-tone")
+BACKGROUNDS: tuple[str, ...] = ("brick", "grass", "wood", "water", "sand", "stone")
+
+MIN_VISIBLE = 0.75  # share of the named object's box that a moving camera leaves in view, in each frame
+DISTRACTOR_SCALE = 0.85  # distractors are a little smaller than the named object
+_CANDIDATES = 8  # paths tried for a distractor; the one that overlaps least is taken
+
+
+@dataclass(frozen=True)
+class ObjectSpec:
+    """An object: what it looks like and how it moves."""
+
+    shape: str
+    color: str
+    texture: str
+    path: PathSpec
+
+    @property
+    def motion(self) -> str:
+        return self.path.motion
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """Everything that a clip shows. `named` is the object that the captions speak of."""
+
+    video_id: str
+    split: str
+    width: int
+    height: int
+    frames: int
+    fps: int
+    named: ObjectSpec
+    distractors: tuple[ObjectSpec, ...]  # each differs from `named` in shape and color
+    background: str
+    background_seed: int
+    camera: CameraSpec
+
+    @property
+    def label(self) -> str:
+        return self.named.motion
+
+
+def clip_id(split: str, index: int) -> str:
+    return f"{split}-{index:06d}"
+
+
+def draw_clip_spec(seed: int, split: str, index: int, dataset: MovingShapesDataset) -> ClipSpec:
+    """Draws clip number `index` (from 0) of a split.
+
+    Labels are dealt in blocks of as many clips as there are classes, each class once in a block, so that every
+    split is balanced and a clip stays the same when the number of clips changes.
+    """
+    rng = _generator(seed, split, "clip", index)
+    label = _label(seed, split, index)
+    size = dataset.width, dataset.height
+    named = ObjectSpec(*_appearance(rng), draw_path(rng, label, *size))
+    moves = bool(rng.random() < dataset.moving_camera)
+    camera = _fitting_camera(rng, named, dataset) if moves else CameraSpec()
+    distractors: tuple[ObjectSpec, ...] = ()
+    for _ in range(int(rng.integers(dataset.distractors + 1))):
+        distractors += (_distractor(rng, (named, *distractors), dataset),)
+    background = str(rng.choice(BACKGROUNDS))
+    background_seed = int(rng.integers(2**31))
+    return ClipSpec(
+        video_id=clip_id(split, index),
+        split=split,
+        width=dataset.width,
+        height=dataset.height,
+        frames=dataset.frames,
+        fps=dataset.fps,
+        named=named,
+        distractors=distractors,
+        background=background,
+        background_seed=background_seed,
+        camera=camera,
+    )
+
+
+def _generator(seed: int, split: str, what: str, number: int) -> np.random.Generator:
+    digest = hashlib.sha256(f"{seed}/{split}/{what}/{number}".encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
+
+
+def _label(seed: int, split: str, index: int) -> str:
+    block, place = divmod(index, len(MOTIONS))
+    return list(MOTIONS)[int(_generator(seed, split, "labels", block).permutation(len(MOTIONS))[place])]
+
+
+def _appearance(rng: np.random.Generator, unlike: ObjectSpec | None = None) -> tuple[str, str, str]:
+    """A shape, color and texture; shape and color other than those of `unlike`."""
+    shapes = [s for s in SHAPES if unlike is None or s != unlike.shape]
+    colors = [c for c in COLORS if unlike is None or c != unlike.color]
+    return str(rng.choice(shapes)), str(rng.choice(colors)), str(rng.choice(TEXTURES))
+
+
+def _fitting_camera(rng: np.random.Generator, named: ObjectSpec, dataset: MovingShapesDataset) -> CameraSpec:
+    """A moving camera that keeps most of the named object in view; a weaker one after each that does not."""
+    scale = 1.0
+    for _ in range(24):
+        camera = draw_camera(rng, dataset.width, dataset.height, scale)
+        if visible_share(named, camera, dataset.frames, dataset.width, dataset.height).min() >= MIN_VISIBLE:
+            break
+        scale *= 0.94
+    return camera
+
+
+def full_boxes(thing: ObjectSpec, camera: CameraSpec, frames: int) -> npt.NDArray[np.float64]:
+    """[F, 4]: x0, y0, x1, y1 in pixels of the picture; not clipped to it."""
+    places = track(thing.path, frames)
+    places[:, :2] -= camera_track(camera, frames)
+    return boxes_of(thing.shape, places)
+
+
+def true_boxes(thing: ObjectSpec, spec: ClipSpec) -> npt.NDArray[np.float32]:
+    """[F, 4]: x0, y0, x1, y1 in pixels, clipped to the picture; of no area where the object is out of view."""
+    boxes = full_boxes(thing, spec.camera, spec.frames)
+    return np.clip(boxes, 0, [spec.width, spec.height, spec.width, spec.height]).astype(np.float32)
+
+
+def visible_share(
+    thing: ObjectSpec, camera: CameraSpec, frames: int, width: int, height: int
+) -> npt.NDArray[np.float64]:
+    """[F]: the share of an object's box that lies in the picture."""
+    boxes = full_boxes(thing, camera, frames)
+    return _area(np.clip(boxes, 0, [width, height, width, height])) / _area(boxes)
+
+
+def _area(boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.clip(boxes[..., 2] - boxes[..., 0], 0, None) * np.clip(boxes[..., 3] - boxes[..., 1], 0, None)
+
+
+def _distractor(rng: np.random.Generator, others: tuple[ObjectSpec, ...], dataset: MovingShapesDataset) -> ObjectSpec:
+    """Another object, with its own motion, where it overlaps the others least; `others[0]` is the named one."""
+    shape, color, texture = _appearance(rng, unlike=others[0])
+    motion = str(rng.choice(list(MOTIONS)))
+    candidates = []
+    for _ in range(_CANDIDATES):
+        path = draw_path(rng, motion, dataset.width, dataset.height)
+        # Anywhere in the picture: distractors need not stay in view.
+        x, y = rng.uniform(0.1, 0.9, 2) * (dataset.width, dataset.height)
+        path = replace(path, side=path.side * DISTRACTOR_SCALE, x=float(x), y=float(y))
+        candidates.append(ObjectSpec(shape, color, texture, path))
+    return min(candidates, key=lambda candidate: _overlap(candidate, others, dataset.frames))
+
+
+def _overlap(candidate: ObjectSpec, others: tuple[ObjectSpec, ...], frames: int) -> float:
+    """The mean area, in pixels, that a candidate's box shares with the others' boxes."""
+    boxes, still = full_boxes(candidate, CameraSpec(), frames), CameraSpec()
+    total = 0.0
+    for other in others:
+        theirs = full_boxes(other, still, frames)
+        shared = np.concatenate(
+            [np.maximum(boxes[:, :2], theirs[:, :2]), np.minimum(boxes[:, 2:], theirs[:, 2:])], axis=1
+        )
+        total += float(_area(shared).mean())
+    return total

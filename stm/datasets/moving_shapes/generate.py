@@ -1,0 +1,258 @@
+"""The generated dataset `moving-shapes`: textured shapes that move over textured backgrounds, as H.264 files.
+
+`generate` writes what any downloaded dataset has (videos and annotations) and, beside it, the truth: where each object
+is in each frame.
+"""
+
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ffmpeg
+import imageio_ffmpeg
+import numpy as np
+import pyarrow as pa
+
+from stm.config import MovingShapesDataset
+from stm.datasets.moving_shapes.clip_spec import (
+    BACKGROUNDS,
+    COLORS,
+    TEXTURES,
+    ClipSpec,
+    clip_id,
+    draw_clip_spec,
+    true_boxes,
+)
+from stm.datasets.moving_shapes.motions import MOTIONS
+from stm.datasets.moving_shapes.outlines import SHAPES
+from stm.datasets.moving_shapes.render import RenderedClip, render_clip
+from stm.datasets.moving_shapes.sentences import appearance_caption, caption_of, phrases, questions_of
+from stm.jobs.progress import Progress
+from stm.jobs.workers import PlainSpawn
+from stm.storage.files import (
+    Journal,
+    atomic_path,
+    hash_receipt,
+    make_receipt,
+    read_json,
+    sha256_file,
+    write_json,
+    write_table,
+)
+
+__all__ = [
+    "BACKGROUNDS",
+    "COLORS",
+    "MOTIONS",
+    "SHAPES",
+    "TEXTURES",
+    "ClipSpec",
+    "RenderedClip",
+    "appearance_caption",
+    "caption_of",
+    "draw_clip_spec",
+    "encode",
+    "generate",
+    "phrases",
+    "questions_of",
+    "render_clip",
+]
+
+ANNOTATION_SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        ("video_id", pa.string()),
+        ("split", pa.string()),
+        ("label", pa.string()),
+        ("captions", pa.list_(pa.string())),
+        ("questions", pa.list_(pa.struct([("question", pa.string()), ("answer", pa.string())]))),
+    ]
+)
+
+TRUTH_SCHEMA = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("split", pa.string()),
+        ("label", pa.string()),
+        ("shape", pa.string()),
+        ("color", pa.string()),
+        ("texture", pa.string()),
+        ("background", pa.string()),
+        ("camera", pa.string()),  # fixed | moving
+        ("boxes", pa.list_(pa.float32())),  # [F, 4] flattened: x0, y0, x1, y1 of the named object, pixels
+        ("distractor_boxes", pa.list_(pa.float32())),  # [M, F, 4] flattened
+        ("distractors", pa.int32()),  # M
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("frames", pa.int32()),  # F
+    ]
+)
+
+# Ordinary H.264, as a download would be: B-frames, keyframes far apart. One thread and the bitexact flags make the
+# bytes the same every time.
+_ENCODER = {
+    "vcodec": "libx264",
+    "pix_fmt": "yuv420p",
+    "crf": 20,
+    "preset": "medium",
+    "bf": 2,
+    "g": 48,
+    "threads": 1,
+    "map_metadata": -1,
+    "movflags": "+faststart",
+    "flags:v": "+bitexact",
+    "fflags": "+bitexact",
+    "format": "mp4",
+}
+
+
+class EncodeError(RuntimeError):
+    """ffmpeg could not write a clip; the message holds its last words."""
+
+
+def encode(frames: np.ndarray[Any, np.dtype[np.uint8]], fps: int, path: Path) -> None:
+    """Writes frames [F, H, W, 3] uint8 RGB as an H.264 MP4, atomically.
+
+    Raises:
+        EncodeError: ffmpeg failed.
+    """
+    height, width = frames.shape[1:3]
+    pictures = ffmpeg.input("pipe:", format="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", framerate=fps)
+    with atomic_path(path) as temporary:
+        command = ffmpeg.output(pictures, str(temporary), **_ENCODER)
+        command = command.global_args("-hide_banner", "-loglevel", "error").overwrite_output()
+        arguments = command.compile(imageio_ffmpeg.get_ffmpeg_exe())
+        done = subprocess.run(arguments, input=frames.tobytes(), capture_output=True, check=False)  # noqa: S603
+        if done.returncode:
+            raise EncodeError(f"{path}: ffmpeg failed: {done.stderr.decode(errors='replace')[-500:]}")
+
+
+def video_path(split: str, video_id: str) -> str:
+    """Where a clip lies, relative to the dataset's folder."""
+    return f"videos/{split}/{video_id}.mp4"
+
+
+def generate(dataset: MovingShapesDataset, seed: int, folder: Path, processes: int) -> None:
+    """Makes the dataset: `videos/{split}/{id}.mp4`, `annotations.parquet` and `truth.parquet` under `folder`.
+
+    Videos that are there already, whole and of the same settings, are not made again; growing `clips` makes the new
+    ones only. The same dataset and seed give the same bytes.
+
+    Args:
+        processes: number of worker processes; 1 works in this one.
+    """
+    seed = seed if dataset.seed is None else dataset.seed
+    clips = [(split, index) for split in sorted(dataset.clips) for index in range(dataset.clips[split])]
+    receipt = _clip_receipt(dataset, seed)
+    journal = Journal(folder / "annotations.parquet", receipt)
+    finished = _finished(folder, receipt, journal, clips)
+    missing = [clip for clip in clips if clip_id(*clip) not in finished]
+    with Progress("moving-shapes", len(clips), "clips") as progress:
+        progress.resume(len(clips) - len(missing))
+        for video_id, digest in _make_all(dataset, seed, folder, missing, processes):
+            journal.put(video_id, digest.encode())
+            finished[video_id] = digest
+            progress.advance()
+    specs = [draw_clip_spec(seed, split, index, dataset) for split, index in clips]
+    _write_tables(specs, dataset.label, folder, make_receipt("generate", dataset.deciding(), _LIBRARIES, seed=seed))
+    write_json(folder / "videos" / "made.json", {"receipt": hash_receipt(receipt), "sha256": finished})
+    journal.close()
+
+
+_LIBRARIES = ("numpy", "opencv-python-headless", "imageio-ffmpeg")
+
+
+def _clip_receipt(dataset: MovingShapesDataset, seed: int) -> dict[str, Any]:
+    """What decides over a single clip's bytes: not how many clips there are."""
+    settings = dataset.model_dump(mode="json", exclude={"clips", "label", "seed", "probe_timeout_seconds"})
+    return make_receipt("generate", settings, _LIBRARIES, seed=seed, encoder={k: str(v) for k, v in _ENCODER.items()})
+
+
+def _finished(folder: Path, receipt: dict[str, Any], journal: Journal, clips: list[tuple[str, int]]) -> dict[str, str]:
+    """SHA-256 by id of the clips whose files are there and whole, from this attempt's journal or an earlier run."""
+    made = _read_made(folder / "videos" / "made.json", hash_receipt(receipt))
+    finished = {}
+    for split, index in clips:
+        video_id = clip_id(split, index)
+        noted = journal.get(video_id)
+        digest = noted.decode() if noted else made.get(video_id)
+        path = folder / video_path(split, video_id)
+        if digest and path.is_file() and sha256_file(path) == digest:
+            finished[video_id] = digest
+    return finished
+
+
+def _read_made(path: Path, receipt: str) -> dict[str, str]:
+    try:
+        made = read_json(path)
+        return dict(made["sha256"]) if made["receipt"] == receipt else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # none, or torn: everything is made again
+
+
+def _make_all(
+    dataset: MovingShapesDataset, seed: int, folder: Path, clips: list[tuple[str, int]], processes: int
+) -> Iterator[tuple[str, str]]:
+    make = partial(_make_clip, dataset=dataset, seed=seed, folder=folder)
+    if processes <= 1 or len(clips) < 2 * processes:
+        yield from map(make, clips)
+        return
+    with ProcessPoolExecutor(processes, mp_context=PlainSpawn(), initializer=_use_one_thread) as pool:
+        yield from pool.map(make, clips, chunksize=max(1, min(16, len(clips) // (4 * processes))))
+
+
+def _use_one_thread() -> None:
+    import cv2
+
+    cv2.setNumThreads(1)
+
+
+def _make_clip(clip: tuple[str, int], dataset: MovingShapesDataset, seed: int, folder: Path) -> tuple[str, str]:
+    """Renders and encodes one clip; returns its id and the SHA-256 of its file."""
+    spec = draw_clip_spec(seed, *clip, dataset)
+    path = folder / video_path(spec.split, spec.video_id)
+    encode(render_clip(spec).frames, spec.fps, path)
+    return spec.video_id, sha256_file(path)
+
+
+def _write_tables(specs: list[ClipSpec], label: str, folder: Path, receipt: dict[str, Any]) -> None:
+    specs = sorted(specs, key=lambda spec: spec.video_id)
+    annotations = [_annotation(spec, label) for spec in specs]
+    truth = [_truth(spec) for spec in specs]
+    write_table(folder / "truth.parquet", pa.Table.from_pylist(truth, TRUTH_SCHEMA), receipt)
+    write_table(folder / "annotations.parquet", pa.Table.from_pylist(annotations, ANNOTATION_SCHEMA), receipt)
+
+
+def _annotation(spec: ClipSpec, label: str) -> dict[str, Any]:
+    """`label` says which of the named object's properties is the class."""
+    return {
+        "path": video_path(spec.split, spec.video_id),
+        "video_id": spec.video_id,
+        "split": spec.split,
+        "label": getattr(spec.named, label),
+        "captions": [caption_of(spec)],
+        "questions": questions_of(spec),
+    }
+
+
+def _truth(spec: ClipSpec) -> dict[str, Any]:
+    others = [true_boxes(thing, spec).ravel() for thing in spec.distractors]
+    return {
+        "video_id": spec.video_id,
+        "split": spec.split,
+        "label": spec.label,
+        "shape": spec.named.shape,
+        "color": spec.named.color,
+        "texture": spec.named.texture,
+        "background": spec.background,
+        "camera": "moving" if spec.camera.moving else "fixed",
+        "boxes": true_boxes(spec.named, spec).ravel(),
+        "distractor_boxes": np.concatenate(others) if others else np.zeros(0, np.float32),
+        "distractors": len(spec.distractors),
+        "width": spec.width,
+        "height": spec.height,
+        "frames": spec.frames,
+    }

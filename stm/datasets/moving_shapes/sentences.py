@@ -1,0 +1,53 @@
+"""What is said about a clip of `moving-shapes`: captions, phrases, questions."""
+
+from stm.datasets.moving_shapes.clip_spec import ClipSpec
+from stm.datasets.moving_shapes.motions import MOTIONS
+
+COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def caption_of(spec: ClipSpec) -> str:
+    """What, how and where: `a red striped circle bounces up and down over a brick background`."""
+    return f"{_with_article(name_of(spec))} {MOTIONS[spec.label]} over a {spec.background} background"
+
+
+def appearance_caption(spec: ClipSpec) -> str:
+    """What a single frame can decide: `a red striped circle over a brick background`."""
+    return f"{_with_article(name_of(spec))} over a {spec.background} background"
+
+
+def _with_article(name: str) -> str:
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def name_of(spec: ClipSpec) -> str:
+    """`red striped circle`."""
+    return f"{spec.named.color} {spec.named.texture} {spec.named.shape}"
+
+
+def phrases(spec: ClipSpec) -> dict[str, str]:
+    """The parts of the caption by what they speak of; each stands in `caption_of(spec)` word for word."""
+    return {
+        "object": name_of(spec),
+        "color": spec.named.color,
+        "texture": spec.named.texture,
+        "shape": spec.named.shape,
+        "motion": MOTIONS[spec.label],
+        "background": f"{spec.background} background",
+    }
+
+
+def questions_of(spec: ClipSpec) -> list[dict[str, str]]:
+    """Questions with short answers, as `{"question": ..., "answer": ...}`; each names its object."""
+    named = spec.named
+    thing = f"the {named.color} {named.shape}"
+    pairs = [
+        (f"what color is the {named.shape}?", named.color),
+        (f"what shape is {named.color}?", named.shape),
+        (f"what pattern does {thing} have?", named.texture),
+        (f"how does {thing} move?", named.motion.replace("_", " ")),
+        ("what is the background?", spec.background),
+        ("does the camera move?", "yes" if spec.camera.moving else "no"),
+        ("how many objects are there?", COUNTS[len(spec.distractors)]),
+    ]
+    return [{"question": question, "answer": answer} for question, answer in pairs]

@@ -1,0 +1,124 @@
+"""Annotation files of retrieval, question answering, multiple choice and captioning, as VindLU and UMT share them."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from stm.datasets.annotations import BadRow
+from stm.datasets.folder import DatasetError
+from stm.datasets.official_lists import Annotations, text_of, whole_of
+from stm.datasets.video_text.gathering import Line
+from stm.datasets.video_text.protocol import Protocol
+from stm.manifest import Question
+
+_MSRVTT_SPLITS = {"val": "validate"}  # where the release has another name
+
+
+def read_lists(protocol: Protocol, annotations: Annotations) -> Iterator[Line]:
+    """What the files of a benchmark say, in their order; lines that cannot be used have a `problem`.
+
+    Raises:
+        DatasetError: a file is missing, or is not what it should be.
+    """
+    for split, names in protocol.files.items():
+        path = annotations.find(*names)
+        if protocol.format == "videodatainfo":
+            yield from _read_videodatainfo(annotations, path, split)
+            continue
+        asks = protocol.asks(split)
+        for where, row in annotations.json_rows(path):
+            try:
+                yield from _LINES[asks](split, where, row)
+            except BadRow as error:
+                yield Line(split, where, problem=str(error))
+
+
+def read_answers(protocol: Protocol, annotations: Annotations) -> tuple[str, ...]:
+    """The answers that a question answering benchmark lets choose from, as written.
+
+    Raises:
+        DatasetError: the protocol has none, the file is missing, or it is not a list of texts.
+    """
+    if protocol.answers is None:
+        raise DatasetError(f"{protocol.title} has no list of answers")
+    path = annotations.find(protocol.answers)
+    answers = annotations.json(path, list)
+    if not answers or not all(isinstance(answer, str) for answer in answers):
+        raise DatasetError(f"{path}: must hold a list of answers; is it the official file?")
+    return tuple(answers)
+
+
+def _videos_of(row: Any) -> list[str]:
+    """The video of an entry, or several that its text fits (SSv2). VindLU calls it `image` too."""
+    key = "video" if isinstance(row, Mapping) and "video" in row else "image"
+    value = row.get(key) if isinstance(row, Mapping) else None
+    if isinstance(value, list):
+        if not value:
+            raise BadRow(f"`{key}` is empty")
+        return [text_of({key: one}, key) for one in value]
+    return [text_of(row, key)]
+
+
+def _texts_of(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """One text, or several; empty ones among several are left out."""
+    value = row.get(key)
+    if not isinstance(value, list):
+        return (text_of(row, key),)
+    texts = tuple(text_of({key: one}, key) for one in value if one != "")
+    if not texts:
+        raise BadRow(f"`{key}` is empty")
+    return texts
+
+
+def _captions(split: str, where: str, row: Any) -> Iterator[Line]:
+    """{"video", "caption": text or several}"""
+    for video in _videos_of(row):
+        yield Line(split, where, video, captions=_texts_of(row, "caption"))
+
+
+def _questions(split: str, where: str, row: Any) -> Iterator[Line]:
+    """{"video", "question", "answer": text or several}: a question for each answer, so that frequent ones weigh more."""
+    for video in _videos_of(row):
+        question = text_of(row, "question")
+        yield Line(split, where, video, questions=tuple(Question(question, a) for a in _texts_of(row, "answer")))
+
+
+def _choices(split: str, where: str, row: Any) -> Iterator[Line]:
+    """{"video", "caption": [texts], "answer": number of the right one}. The right one is the clip's caption as well."""
+    for video in _videos_of(row):
+        value = row.get("caption")
+        if not isinstance(value, list) or len(value) < 2:
+            raise BadRow(f"`caption` must be a list of captions to choose from, is {str(value)[:60]!r}")
+        choices = tuple(text_of({"caption": one}, "caption") for one in value)
+        answer = whole_of(row, "answer")
+        if not 0 <= answer < len(choices):
+            raise BadRow(f"`answer` must be from 0 to {len(choices) - 1}, is {answer}")
+        right = choices[answer]
+        yield Line(split, where, video, captions=(right,), questions=(Question("", right, choices),))
+
+
+_LINES = {"captions": _captions, "questions": _questions, "choices": _choices}
+
+
+def _read_videodatainfo(annotations: Annotations, path: Path, split: str) -> Iterator[Line]:
+    """MSR-VTT's release: {"videos": [{"video_id", "split"}], "sentences": [{"video_id", "caption"}]}."""
+    release = annotations.json(path, dict)
+    videos, sentences = release.get("videos"), release.get("sentences")
+    if not isinstance(videos, list) or not isinstance(sentences, list):
+        raise DatasetError(f"{path}: has no lists `videos` and `sentences`; is it the official file?")
+    captions: defaultdict[str, list[str]] = defaultdict(list)
+    for number, sentence in enumerate(sentences):
+        try:
+            captions[text_of(sentence, "video_id")].append(text_of(sentence, "caption"))
+        except BadRow as error:
+            yield Line(split, f"{path.name}, sentence {number}", problem=str(error))
+    for number, video in enumerate(videos):
+        where = f"{path.name}, video {number}"
+        try:
+            name, part = text_of(video, "video_id"), text_of(video, "split")
+        except BadRow as error:
+            yield Line(split, where, problem=str(error))
+            continue
+        if part == _MSRVTT_SPLITS.get(split, split):
+            yield Line(split, where, f"{name}.mp4", captions=tuple(captions[name]))

@@ -1,0 +1,66 @@
+"""The corpora that UMT, STM and ClusterSTM pretrain on: what is known of them, and how their lists are read.
+
+Links on the web die, so no copy is whole and none is checked against a size: what is there is counted and said.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from stm.datasets.annotations import BadRow
+from stm.datasets.official_lists import Annotations, Typical, text_of
+from stm.datasets.video_text.gathering import Line
+from stm.datasets.video_text.streams import stream_rows
+from stm.storage.files import sha256_file
+
+SPLIT = "train"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What is known of a corpus without its data."""
+
+    title: str
+    media: Literal["video", "picture"]
+    names: tuple[str, ...]  # of the list, without ending
+    published: int  # videos or pictures, as its authors say; never checked
+    typical: Typical
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names under which the list may lie; the first that is there is read."""
+        return tuple(f"{name}{ending}" for ending in (".json", ".sqlite.db", ".db") for name in self.names)
+
+
+_PICTURE = Typical(1, 640, 480, "assumed")
+_WEBVID = Typical(450, 596, 336, "13,000 hours of 2.5 million videos (Bain et al. 2021), 25 frames a second assumed")
+
+CORPORA: dict[str, Corpus] = {
+    # Bain et al. 2021, Frozen in Time: 2.5 million; the project's page: 10.7 million. Both rounded.
+    "webvid-2m": Corpus("WebVid-2M", "video", ("webvid_train",), 2_500_000, _WEBVID),
+    "webvid-10m": Corpus("WebVid-10M", "video", ("webvid_10m_train",), 10_700_000, _WEBVID),
+    # Sharma et al. 2018, training links. Early copies have 2.9 million; 1.9 to 2.2 could be had in 2022.
+    "cc3m": Corpus("Conceptual Captions 3M", "picture", ("cc3m_train",), 3_318_333, _PICTURE),
+    # Changpinyo et al. 2021.
+    "cc12m": Corpus("Conceptual Captions 12M", "picture", ("cc12m_train", "cc12m"), 12_423_374, _PICTURE),
+    "sbu": Corpus("SBU Captions", "picture", ("sbu",), 1_000_000, _PICTURE),  # Ordonez et al. 2011, rounded
+    "visual-genome": Corpus("Visual Genome", "picture", ("vg",), 108_077, _PICTURE),  # Krishna et al. 2017
+    # Karpathy's training split with the rest of the validation pictures, five captions each.
+    "coco": Corpus("COCO captions", "picture", ("coco",), 113_287, _PICTURE),
+}
+
+
+def read_corpus(corpus: Corpus, annotations: Annotations) -> Iterator[Line]:
+    """What a corpus's list says, line by line; lines that cannot be used have a `problem`.
+
+    Raises:
+        DatasetError: the list is missing, torn, or is not what it should be.
+    """
+    path = annotations.find(*corpus.files)
+    annotations.hashes[path.relative_to(annotations.folder)] = sha256_file(path)
+    for where, row in stream_rows(path):
+        try:
+            key = next((key for key in ("video", "image", "filename") if isinstance(row, dict) and key in row), "video")
+            yield Line(SPLIT, where, text_of(row, key), captions=(text_of(row, "caption"),))
+        except BadRow as error:
+            yield Line(SPLIT, where, problem=str(error))

@@ -1,0 +1,160 @@
+"""The demo's small CLIP: trained on crops of every scale, so that a single patch of an object finds its caption.
+
+CLIP (Radford et al. 2021, arXiv 2103.00020) learns from whole pictures and their captions. The similarity stage asks it
+about single patches (TGM, section 3.3), which a model of this size would not generalise to. It is therefore trained on
+patches too: texts are contrasted with patches of the object they name, of other objects, and of the background.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn import functional
+
+from stm.demo.auxiliary_head import HintHead, answer_named
+from stm.demo.crops import BACKDROP, DISTRACTOR, EDGE, PART, WHOLE, draw_crops, match
+from stm.demo.frames import Frame, all_texts, draw_background_text, draw_object_text
+from stm.demo.optimizer import Descent
+from stm.demo.tokenizer import build_tokenizer, collect_words, save_tokenizer
+from stm.jobs.progress import Progress
+from stm.storage.files import write_bytes, write_json
+
+IMAGE_SIZE, PATCH_SIZE = 48, 12  # pixels
+WIDTH, LAYERS, HEADS, TEXT_LAYERS, EMBEDDING = 128, 4, 4, 2, 96
+CONTEXT = 24  # tokens; the longest generated caption has 16 words
+FRAMES_A_STEP = 32  # 12 crops and 2 texts each
+WORD_DROPOUT = 0.03  # share of words replaced by [UNK], so that a caption with an unknown word still works
+MAX_SCALE = 100.0  # CLIP's bound of the inverse temperature
+
+
+def write_config(folder: Path) -> None:
+    """Writes the tokenizer and `open_clip_config.json`, all that open_clip needs beside the weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer(collect_words(all_texts()), add_end=True)
+    save_tokenizer(tokenizer, folder)
+    vision = {
+        "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE, "width": WIDTH, "layers": LAYERS,
+        "head_width": WIDTH // HEADS, "no_ln_pre": True,  # so that BLIP-2's tower can take the weights
+    }  # fmt: skip
+    text = {
+        "context_length": CONTEXT, "vocab_size": len(tokenizer), "width": WIDTH, "heads": HEADS, "layers": TEXT_LAYERS,
+        "hf_tokenizer_name": "local", "pool_type": "eos", "eos_id": tokenizer.eos_token_id,
+        "pad_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+    model = {"embed_dim": EMBEDDING, "vision_cfg": vision, "text_cfg": text}
+    write_json(folder / "open_clip_config.json", {"model_cfg": model, "preprocess_cfg": preprocess})
+
+
+def build_clip(folder: Path, seed: int) -> tuple[open_clip.CLIP, Callable[..., Tensor]]:
+    """An untrained model and its tokenizer, from the config in `folder`."""
+    torch.manual_seed(seed)
+    config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
+    return open_clip.CLIP(**config["model_cfg"]), open_clip.get_tokenizer(f"local-dir:{folder}")
+
+
+def save_clip(model: open_clip.CLIP, folder: Path) -> None:
+    """Writes the weights in half precision; open_clip loads them as float32."""
+    state = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
+    write_bytes(folder / "open_clip_model.safetensors", save(state))
+
+
+def normalise(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
+    """uint8 [B, S, S, 3] -> float32 [B, 3, S, S] in [-1, 1]."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+# ------------------------------------------------------------------------------------------------------------ losses
+
+
+def choose_text(similarity: Tensor, fits: Tensor) -> Tensor:
+    """Image to text: each crop is to prefer the texts that fit it. similarity, fits: [C, texts]; a scalar."""
+    wrong_or_right = similarity.masked_fill(fits < 0, -torch.inf).logsumexp(1)
+    right = similarity.masked_fill(fits != 1, -torch.inf).logsumexp(1)
+    return (wrong_or_right - right)[(fits == 1).any(1)].mean()
+
+
+def choose_crop(similarity: Tensor, fits: Tensor) -> Tensor:
+    """Text to image: each fitting crop by itself is to beat all crops that do not fit. [C, texts]; a scalar."""
+    wrong = similarity.masked_fill(fits != 0, -torch.inf).logsumexp(0, keepdim=True)
+    return functional.softplus(wrong - similarity)[fits == 1].mean()
+
+
+def rank_in_frame(similarity: Tensor, kinds: Tensor, same_frame: Tensor) -> Tensor:
+    """Within each object text's frame: named object over distractors over background.
+
+    Args:
+        similarity: [C, B] of crops and object texts.
+        kinds: [C].
+        same_frame: bool [C, B].
+
+    A patch that the object only touches counts as the object's here: it hides part of it when masked.
+    """
+    backdrop = (kinds == BACKDROP)[:, None].expand_as(similarity)  # of all frames: none shows an object
+    distractor = (kinds == DISTRACTOR)[:, None] & same_frame
+    named = ((kinds == PART) | (kinds == EDGE) | (kinds == WHOLE))[:, None] & same_frame
+    beaten = similarity.masked_fill(~(backdrop | distractor), -torch.inf).logsumexp(0, keepdim=True)
+    floor = similarity.masked_fill(~backdrop, -torch.inf).logsumexp(0, keepdim=True)
+    first = functional.softplus(beaten - similarity)[named].mean()
+    second = functional.softplus(floor - similarity)[distractor]
+    return first + 0.5 * second.sum() / max(len(second), 1)
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+
+def train_clip(
+    model: open_clip.CLIP, tokenize: Callable[..., Tensor], frames: Sequence[Frame], steps: int, seed: int
+) -> None:
+    """Trains in place, in bfloat16 where the operations allow it."""
+    rng = np.random.default_rng([seed, 1])
+    hints = HintHead(EMBEDDING)
+    descent = Descent((model, hints), steps)
+    model.train()
+    with Progress("demo CLIP", steps, "steps") as progress:
+        for _ in range(steps):
+            batch = [frames[i] for i in rng.choice(len(frames), min(FRAMES_A_STEP, len(frames)), replace=False)]
+            contrast, told = clip_losses(model, hints, tokenize, batch, rng)
+            descent.step(contrast + told)
+            with torch.no_grad():
+                model.logit_scale.clamp_(0, float(np.log(MAX_SCALE)))
+            progress.advance(note=f"loss {contrast.item():.3f}, hints {told.item():.3f}")
+    model.eval()
+
+
+def clip_losses(
+    model: open_clip.CLIP,
+    hints: HintHead,
+    tokenize: Callable[..., Tensor],
+    frames: Sequence[Frame],
+    rng: np.random.Generator,
+) -> tuple[Tensor, Tensor]:
+    """The contrast of crops and texts, and the hints about the crops that show an object whole; two scalars."""
+    crops = draw_crops(frames, IMAGE_SIZE, rng)
+    pairs = [draw_object_text(f, rng) for f in frames] + [draw_background_text(f, rng) for f in frames]
+    tokens = _drop_words(tokenize([text for text, _ in pairs]), rng)
+    with torch.autocast("cpu", torch.bfloat16):
+        image, text = model.encode_image(normalise(crops.pixels)), model.encode_text(tokens)
+    image, text = image.float(), text.float()
+    kinds, owner = torch.from_numpy(crops.kinds), torch.from_numpy(crops.frames)
+    whole = kinds == WHOLE
+    told = hints.loss(image[None, whole], answer_named(frames)[None, owner[whole]])
+    similarity = model.logit_scale.exp() * functional.normalize(image, dim=-1) @ functional.normalize(text, dim=-1).T
+    fits = torch.from_numpy(match(crops, frames, [meaning for _, meaning in pairs]))
+    same_frame = owner[:, None] == torch.arange(len(frames))
+    ranking = rank_in_frame(similarity[:, : len(frames)], kinds, same_frame)
+    return choose_text(similarity, fits) + choose_crop(similarity, fits) + ranking, told
+
+
+def _drop_words(tokens: Tensor, rng: np.random.Generator) -> Tensor:
+    """Replaces a few words by [UNK]; special tokens stay."""
+    unknown, first_word, end = 1, 4, int(tokens.max())  # the order in which build_tokenizer numbers the tokens
+    word = (tokens >= first_word) & (tokens < end)
+    dropped = torch.from_numpy(rng.random(tokens.shape) < WORD_DROPOUT)
+    return tokens.masked_fill(word & dropped, unknown)

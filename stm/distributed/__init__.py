@@ -1,0 +1,1 @@
+"""The processes of one run: how they meet, gather tensors and shard their state."""

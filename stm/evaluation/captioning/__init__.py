@@ -1,0 +1,1 @@
+"""Video captioning: generated captions and their scores."""

@@ -1,0 +1,126 @@
+"""Captioning: a decoder on top of the clip's tokens, beam search, and the standard scores."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from torch import nn
+
+from stm.config import Captioning, LanguageRun
+from stm.data.dataset import ClipDataset
+from stm.data.loader import ClipLoader, move
+from stm.datasets.video_text.cleaning import clean_text
+from stm.distributed.process import Process, choose_device
+from stm.evaluation.captioning.scores import find_programs, score_captions
+from stm.evaluation.checkpoint_selection import tune
+from stm.evaluation.language import Splits
+from stm.evaluation.language_clips import CLIPS_A_PASS, Spoken, load_model, open_clips
+from stm.evaluation.results import make_evaluation_receipt
+from stm.evaluation.tuning import CaptionTuning, make_tuning, with_texts
+from stm.jobs.progress import Progress
+from stm.models.text.tokenizer import Tokenizer
+from stm.storage.files import write_json, write_table
+
+PREDICTIONS_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("references", pa.list_(pa.string()), nullable=False),
+        *(pa.field(name, pa.float64(), nullable=False) for name in ("bleu4", "meteor", "rouge_l", "cider")),
+    ]
+)
+
+
+def caption(
+    task: Captioning,
+    run: LanguageRun,
+    weights: Path,
+    splits: Splits,
+    output: Path,
+    seed: int,
+    device: str | None = None,
+) -> None:
+    """Trains encoder and decoder on the training split's captions, and captions the test split; see `evaluate_language`.
+
+    Raises:
+        CaptionScoreError: Java or pycocoevalcap is missing, which is found out before anything is trained.
+    """
+    find_programs()
+    process = Process(0, 1, choose_device(device))
+    torch.manual_seed(seed)
+    model = load_model(weights, run, task, task.drop_path)
+    tokenizer, module = model.language.tokenizer, CaptionTuning(model).to(process.device)
+    train = open_clips(task, run, splits.train, seed, True, task.source, Spoken)
+    plan, batches = make_tuning(
+        f"captions {output.parent.name}", task, run, weights, train, splits.train, seed, process
+    )
+    length = task.max_caption_tokens
+    told = with_texts(batches, lambda batch: {"tokens": tokenizer.encode(batch["caption"], length)})
+    measure = None
+    if splits.validation:
+        held = open_clips(task, run, splits.validation, seed, False, task.source)
+
+        def measure(_: nn.Module) -> float:
+            """CIDEr, by which the field chooses."""
+            _keys, written, references = write_captions(module, tokenizer, held, task, run, process.device)
+            return score_captions(written, references).figures["cider"]
+
+    which, discard = tune(module, told, plan, output, process, measure)
+    test = open_clips(task, run, splits.test, seed, False, task.source)
+    keys, written, references = write_captions(module, tokenizer, test, task, run, process.device)
+    scores = score_captions(written, references)
+    receipt = make_evaluation_receipt(task, run, weights, seed, test, train)
+    metrics = {
+        "task": task.task,
+        **scores.figures,
+        "exact": share_exact(written, references),
+        "clips": len(keys),
+        "checkpoint": which,
+        "settings": task.deciding(),
+        "receipt": receipt,
+    }
+    columns = {"key": keys, "caption": written, "references": references, **scores.clips}
+    write_table(output / "predictions.parquet", pa.table(columns, schema=PREDICTIONS_SCHEMA).sort_by("key"), receipt)
+    write_json(output / "metrics.json", metrics)
+    discard()
+
+
+def share_exact(written: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Share of the captions that are one of their references, as these are when the model reads them (`clean_text`)."""
+    right = [one in map(clean_text, own) for one, own in zip(written, references, strict=True)]
+    return sum(right) / len(right)
+
+
+@torch.inference_mode()
+def write_captions(
+    module: CaptionTuning,
+    tokenizer: Tokenizer,
+    dataset: ClipDataset,
+    task: Captioning,
+    run: LanguageRun,
+    device: torch.device,
+) -> tuple[list[str], list[str], list[list[str]]]:
+    """Keys, generated captions and references of the clips that have references.
+
+    Raises:
+        ValueError: no clip has one.
+    """
+    module.eval()
+    written: dict[int, str] = {}
+    loader = ClipLoader(dataset, CLIPS_A_PASS, shuffle=False, workers=run.workers)
+    with Progress("captions", len(dataset), "clips") as progress:
+        for batch in loader.batches():
+            with torch.autocast(device.type, torch.bfloat16, enabled=task.precision == "bf16"):
+                memory = module.encoder(move(batch, device)["video"])
+                found = module.decoder.generate(memory, task.beams, task.max_caption_tokens, task.length_penalty)
+            written |= dict(zip(batch["clip"].tolist(), map(tokenizer.decode, found), strict=True))
+            progress.advance(len(found))
+    chosen = [number for number in range(len(dataset)) if dataset.caption_numbers(number)]
+    if not chosen:
+        raise ValueError(
+            f"no clip of {dataset.index.tars[0].parent} has a caption of the source: nothing to compare with"
+        )
+    clips = [dataset.index[number] for number in chosen]
+    references = [[c.captions[n] for n in dataset.caption_numbers(i)] for i, c in zip(chosen, clips, strict=True)]
+    return [clip.key for clip in clips], [written[number] for number in chosen], references

@@ -1,0 +1,1 @@
+"""Action classification: linear probe, fine-tuning, zero-shot."""

@@ -1,0 +1,150 @@
+"""Fine-tuning: the whole encoder and a linear head, trained end to end on the labels (VideoMAE's recipe).
+
+Mean over all tokens, a norm, a linear layer that starts near zero; layer-wise learning rates; stochastic depth; mixup
+and cutmix; label smoothing; several augmented samples of a clip; several views of a test clip, averaged after softmax.
+
+`optimisation.batch_size` counts samples, repeats included, and the learning rate is for 256 of them. VideoMAE's scripts
+count clips: its batch of 384 clips with 2 repeats and 5e-4 is here a batch of 768 and 2.5e-4.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import stm
+from stm.config import FineTune, Run
+from stm.data.geometry import Geometry
+from stm.distributed.process import Process, choose_device
+from stm.evaluation.classification.clips import LabelledClips, clips_to_test
+from stm.evaluation.classification.mixup import Mixing, mix, soft_targets
+from stm.evaluation.features import run_over
+from stm.evaluation.results import check_labels, load_checked_encoder, write_classification
+from stm.evaluation.views import average_probabilities
+from stm.models.vit import VideoEncoder
+from stm.models.weights import zoo
+from stm.storage.files import sha256_file
+from stm.training.feeding import count_steps, feed, hash_shards
+from stm.training.loop import Plan, fit
+from stm.tubelets import to_unit
+
+HEAD_SCALE = 1e-3
+"""VideoMAE's `init_scale`: the head starts so small that the first predictions are even."""
+
+
+class Classifier(nn.Module):
+    """An encoder with a head on the mean of its tokens."""
+
+    def __init__(
+        self, encoder: VideoEncoder, classes: int, label_smoothing: float = 0.0, head_dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        width = encoder.architecture.width
+        self.encoder, self.classes, self.label_smoothing = encoder, classes, label_smoothing
+        # The mean is normalised instead of the tokens, by a norm that is trained from scratch.
+        self.encoder.norm.requires_grad_(False)
+        self.fc_norm = nn.LayerNorm(width, eps=encoder.architecture.norm_eps)
+        self.dropout = nn.Dropout(head_dropout)
+        self.head = nn.Linear(width, classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.02 * HEAD_SCALE, a=-2 * HEAD_SCALE, b=2 * HEAD_SCALE)
+        nn.init.zeros_(self.head.bias)
+
+    def classify(self, video: Tensor) -> Tensor:
+        """Video [B, T, 3, S, S], uint8 or float in [0, 1] -> logits [B, classes]."""
+        features = self.encoder.forward_features(video, final_norm=False)
+        return self.head(self.dropout(self.fc_norm(features)))
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Losses of a batch.
+
+        Args:
+            batch: "video" uint8 [B, T, 3, S, S], "label" int64 [B], and, if it is to be mixed, what
+                `Mixing.mixed` adds.
+
+        Returns:
+            {"loss": cross entropy, "top1": share of right predictions}, float32 scalars; of a mixed batch the loss
+            alone.
+        """
+        label = batch["label"]
+        if "pixel_weights" in batch:
+            logits = self.classify(mix(to_unit(batch["video"]), batch["pixel_weights"])).float()
+            targets = mix(soft_targets(label, self.classes, self.label_smoothing), batch["label_weights"])
+            return {"loss": functional.cross_entropy(logits, targets)}
+        logits = self.classify(batch["video"]).float()
+        loss = functional.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
+        return {"loss": loss, "top1": (logits.argmax(1) == label).float().mean()}
+
+
+def fine_tune(
+    task: FineTune,
+    run: Run,
+    weights: Path,
+    train_indexes: Sequence[Path],
+    test_indexes: Sequence[Path],
+    output: Path,
+    seed: int,
+    device: str | None = None,
+) -> None:
+    """Fine-tunes and tests; goes on from a checkpoint like pretraining. See `stm.evaluation.evaluate`.
+
+    Beside the results it writes `classifier.safetensors`, which `stm.models.weights.zoo` reads and converts.
+    """
+    process, settings = Process(0, 1, choose_device(device)), task.optimisation
+    train = LabelledClips(
+        train_indexes,
+        Geometry.of(run, task),
+        task.augmentation,
+        seed,
+        True,
+        repeats=task.repeats,
+        guides=(),
+        kept_gigabytes=run.kept_gigabytes,
+    )
+    test = clips_to_test(task, run, test_indexes, seed, classes=train.classes)
+    check_labels(test, train)
+    torch.manual_seed(seed)
+    encoder = load_checked_encoder(weights, run, task.drop_path)
+    classifier = Classifier(encoder, len(train.classes), task.label_smoothing, task.head_dropout).to(process.device)
+    plan = Plan(
+        name=f"fine-tune {output.parent.name}",
+        optimisation=settings,
+        steps_per_epoch=count_steps(train, settings),
+        seed=seed,
+        origin=_origin(task, run, weights, train_indexes, seed),
+        precision=task.precision,
+        compile=run.compile,
+        layer_decay=task.layer_decay,
+        depth=encoder.architecture.depth,
+        checkpoint_every=run.checkpoint_every,
+        checkpoints_kept=run.checkpoints_kept,
+    )
+    batches, mixing = feed(train, settings, process, seed, run.workers), Mixing(task.augmentation, seed)
+    if mixing.on:
+        batches = mixing.mixed(batches, settings.accumulate)
+    checkpoints = fit(classifier.train(), batches, plan, output, process)
+    zoo.save(classifier, output / "classifier.safetensors", labels=train.classes)
+    logits = run_over(
+        classifier.eval().classify,
+        test,
+        process.device,
+        what="test clips",
+        workers=run.workers,
+        precision=task.precision,
+    )
+    write_classification(task, run, weights, test, average_probabilities(logits), output, seed, train)
+    checkpoints.discard()
+
+
+def _origin(task: FineTune, run: Run, weights: Path, train_indexes: Sequence[Path], seed: int) -> dict[str, Any]:
+    tested = {"test_split", "views", "crops", *task.indifferent}
+    return {
+        "task": task.model_dump(mode="json", exclude=tested),
+        "run": run.model_dump(mode="json", include={"frames", "stride", "sampling", "compile"}),
+        "weights": sha256_file(weights),
+        "data": hash_shards(train_indexes),
+        "seed": seed,
+        "stm": stm.__version__,
+    }

@@ -1,0 +1,149 @@
+"""Linear probe: what can be read from frozen features by one linear layer.
+
+The recipe is the field's, not a paper's about video: neither TGM nor MGM says what it did. From MAE (its
+main_linprobe.py) come batch norm without parameters before the layer, weights of deviation 0.01, 90 epochs and no
+weight decay. Three things are ours: no augmentation but the central crop, so that features are computed once; AdamW
+instead of LARS; and a learning rate that is chosen on a fifth of the TRAINING clips, never on the test split. The
+features are the mean over all tokens after the encoder's last norm, as for VideoMAE without a class token.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stm.config import Augmentation, LinearProbe, Run
+from stm.data.dataset import ClipDataset
+from stm.data.geometry import Geometry
+from stm.distributed.process import choose_device
+from stm.evaluation.classification.clips import clips_to_test
+from stm.evaluation.features import run_over
+from stm.evaluation.results import check_labels, load_checked_encoder, write_classification
+from stm.evaluation.views import average_probabilities
+from stm.jobs.progress import track
+from stm.training.logs import say
+
+
+def probe(
+    task: LinearProbe,
+    run: Run,
+    weights: Path,
+    train_indexes: Sequence[Path],
+    test_indexes: Sequence[Path],
+    output: Path,
+    seed: int,
+    device: str | None = None,
+) -> None:
+    """Trains and tests a linear probe; see `stm.evaluation.evaluate`."""
+    chosen = choose_device(device)
+    train = ClipDataset(train_indexes, Geometry.of(run, task), Augmentation(), seed, False, guides=())
+    test = clips_to_test(task, run, test_indexes, seed, classes=train.classes)
+    check_labels(test, train)
+    encoder = load_checked_encoder(weights, run).to(chosen).eval()
+    features = [
+        torch.from_numpy(
+            run_over(
+                encoder.forward_features,
+                dataset,
+                chosen,
+                what=f"features of the {name} clips",
+                workers=run.workers,
+                precision=run.precision,
+            )
+        )
+        for name, dataset in (("training", train), ("test", test))
+    ]
+    labelled = np.flatnonzero(train.labels() >= 0)
+    inputs, targets = features[0][labelled, 0].to(chosen), torch.from_numpy(train.labels()[labelled]).to(chosen)
+    classes = len(train.classes)
+    rates, best = {}, task.learning_rates[0]
+    if len(task.learning_rates) > 1:
+        rates = try_learning_rates(inputs, targets, classes, task, seed)
+        best = max(task.learning_rates, key=lambda rate: rates[rate])
+        say(f"linear probe: learning rate {best:g} is best on held-out training clips")
+    head = train_head(inputs, targets, classes, best, task, seed)
+    with torch.inference_mode():
+        logits = head(features[1].to(chosen).flatten(0, 1)).unflatten(0, features[1].shape[:2])
+    probabilities = average_probabilities(logits.cpu().numpy())
+    tried = [{"learning_rate": r, "held_out_top1": rates[r][0], "held_out_loss": -rates[r][1]} for r in rates]
+    extra = {"learning_rate": best, "learning_rates": tried}
+    write_classification(task, run, weights, test, probabilities, output, seed, train, more=extra)
+
+
+def hold_out(targets: NDArray[np.integer], seed: int) -> NDArray[np.bool_]:
+    """A fifth of the clips, each class in proportion and never all of it: bool [n], True for those held out.
+
+    Raises:
+        ValueError: no class has two clips, so that none can be spared.
+    """
+    _, place, count = np.unique(targets, return_inverse=True, return_counts=True)
+    # Every fifth clip in the order of classes: of two or more clips of a class this never takes all.
+    spare = np.flatnonzero(count[place] > 1)
+    if not len(spare):
+        raise ValueError(
+            "each class has a single training clip, so that none can be held out to choose the linear probe's learning "
+            "rate: give one learning rate (`learning_rates`), or more clips"
+        )
+    noise = np.random.default_rng(seed).random(len(targets))
+    held = np.zeros(len(targets), dtype=bool)
+    held[spare[np.lexsort((noise[spare], targets[spare]))[::5]]] = True
+    return held
+
+
+def try_learning_rates(
+    features: Tensor, targets: Tensor, classes: int, task: LinearProbe, seed: int
+) -> dict[float, tuple[float, float]]:
+    """Top-1 and negative loss on the held-out fifth, for each learning rate: the greatest pair is best."""
+    held = torch.from_numpy(hold_out(targets.cpu().numpy(), seed)).to(targets.device)
+    results = {}
+    rates = track(task.learning_rates, "linear probe", len(task.learning_rates), "learning rates")
+    for rate in rates:
+        head = train_head(features[~held], targets[~held], classes, rate, task, seed)
+        with torch.inference_mode():
+            logits = head(features[held])
+        top1 = (logits.argmax(1) == targets[held]).double().mean().item()
+        results[rate] = (top1, -functional.cross_entropy(logits, targets[held]).item())
+    return results
+
+
+def train_head(
+    features: Tensor, targets: Tensor, classes: int, learning_rate: float, task: LinearProbe, seed: int
+) -> nn.Module:
+    """Trains the classifier on cached features.
+
+    Args:
+        features: float32 [n, D].
+        targets: int64 [n].
+        learning_rate: AdamW's, at the start of half a cosine that ends at 0.
+
+    Returns:
+        The classifier in evaluation mode: [n, D] to logits [n, classes].
+
+    Raises:
+        ValueError: there are fewer than two clips, of which no batch norm can be taken.
+    """
+    if len(features) < 2:
+        raise ValueError(f"the linear probe needs two training clips or more, and there are {len(features)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        linear = nn.Linear(features.shape[1], classes)
+        nn.init.normal_(linear.weight, std=0.01)
+        nn.init.zeros_(linear.bias)
+    head = nn.Sequential(nn.BatchNorm1d(features.shape[1], affine=False, eps=1e-6), linear).to(features.device)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=0.0)
+    # Batches of nearly one size: the last few clips alone would make a poor batch norm, and one clip none.
+    batches = max(1, min(round(len(features) / task.batch_size), len(features) // 2))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.epochs * batches)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(task.epochs):
+        order = torch.randperm(len(features), generator=generator).to(features.device)
+        for part in torch.tensor_split(order, batches):
+            functional.cross_entropy(head(features[part]), targets[part]).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
+    return head.eval()

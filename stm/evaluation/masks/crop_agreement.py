@@ -1,0 +1,171 @@
+"""Is a cached map that follows the crop as good as a map computed on the crop?
+
+Similarity is computed once, on the full frame's cells, and resampled to the tokens of each crop. The paper
+(TGM) scores the patches of the crop itself. Here both are done for random crops, and their text-guided masks
+compared.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stm.config import Augmentation, Similarity
+from stm.data.crop_boxes import Box, draw_crop
+from stm.data.dataset import cut_frames, make_generator
+from stm.data.guides.crop import crop_map
+from stm.evaluation.masks.box_coverage import bootstrap_interval
+from stm.jobs.progress import Progress
+from stm.masking import count_masked, get_strategy, to_boolean
+from stm.preprocess.frames.stage import read_kept
+from stm.preprocess.rows import stream_rows
+from stm.preprocess.similarity.patch_scorer import PatchScorer, cosine
+from stm.preprocess.stored_frames import load_frame
+from stm.pretrained.clip import load_clip
+from stm.storage.files import make_receipt, write_json
+
+Map = NDArray[np.float32]
+
+
+def overlap(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    """Intersection over union of two masks of one shape."""
+    return float((first & second).sum() / (first | second).sum())
+
+
+def chance_overlap(tokens: int, ratio: float) -> float:
+    """The expected intersection over union of two independent masks that hide `int(ratio * tokens)` tokens
+    each.
+
+    The intersection k of two random m-subsets is hypergeometric, and their union has 2 m - k elements.
+    """
+    hidden = count_masked(tokens, ratio)
+    ways = comb(tokens, hidden)
+    shared = range(max(0, 2 * hidden - tokens), hidden + 1)
+    return sum(comb(hidden, k) * comb(tokens - hidden, hidden - k) / ways * k / (2 * hidden - k) for k in shared)
+
+
+def mask_by_text(scores: Map, noise: Map, ratio: float) -> NDArray[np.bool_]:
+    """What `text_top` hides of one frame's tokens: scores and noise [side, side] -> bool [side * side]."""
+    guides = {
+        "similarity": torch.from_numpy(scores.reshape(1, 1, -1)),
+        "noise": torch.from_numpy(noise.reshape(1, 1, -1)),
+    }
+    return to_boolean(get_strategy("text_top")(guides, ratio), 1, scores.size).numpy().reshape(-1)
+
+
+def measure_faithfulness(
+    frames_tars: Sequence[Path],
+    frames_indexes: Sequence[Path],
+    similarity: Sequence[Path],
+    settings: Similarity,
+    image_size: int,
+    patch_size: int,
+    output: Path,
+    *,
+    crops: int = 200,
+    seed: int = 0,
+    ratio: float = 0.6,
+    device: str | None = None,
+) -> None:
+    """Compares text-guided masks from cached-then-cropped maps with those from maps computed on the crop.
+
+    Args:
+        frames_tars: `frames/{shard}.tar`, one for each of `frames_indexes` and `similarity`, in the same
+            order.
+        similarity: `similarity/{source}/{shard}.parquet` of one caption source, made with `settings`.
+        image_size: side of the crop after resizing, pixels.
+        patch_size: side of a token, pixels.
+        output: gets {"iou" (mean), "low", "high" (95 %, bootstrap over crops), "chance_iou", "correlation"
+            (mean Pearson correlation of the two maps), "crops", "tokens", "ratio", "receipt"}.
+        crops: random crops (of a random frame and caption of a random clip), drawn as in pretraining.
+
+    Raises:
+        ValueError: no clip has a similarity map.
+    """
+    side = image_size // patch_size
+    # Crops are scored one by one: a larger batch would be mostly padding.
+    batch = min(settings.batch_size, side * side)
+    scorer = PatchScorer(load_clip(settings.model, settings.precision, device), side, batch)
+    picks = _draw(frames_tars, frames_indexes, similarity, crops, seed)
+    overlaps, correlations = [], []
+    with Progress("faithfulness", crops, "crops") as progress:
+        for frame, caption, cached, box, noise_key in picks:
+            size = (frame.shape[1], frame.shape[0])
+            resampled = crop_map(cached, size, box, side, False)
+            computed = _score_crop(scorer, frame, box, image_size, caption)
+            noise = make_generator(seed, 0, noise_key, 0).random((side, side), dtype=np.float32)
+            overlaps.append(overlap(*(mask_by_text(m, noise, ratio) for m in (resampled, computed))))
+            correlations.append(_correlate(resampled, computed))
+            progress.advance()
+    low, high = bootstrap_interval(np.array(overlaps))
+    receipt = make_receipt(
+        "faithfulness", settings, ("torch", "open_clip_torch"), model=scorer.clip.identity, seed=seed
+    )
+    write_json(
+        output,
+        {
+            "iou": float(np.mean(overlaps)),
+            "low": low,
+            "high": high,
+            "chance_iou": chance_overlap(side * side, ratio),
+            "correlation": float(np.mean(correlations)),
+            "crops": len(overlaps),
+            "tokens": side * side,
+            "ratio": ratio,
+            "receipt": receipt,
+        },
+    )
+
+
+def _draw(
+    tars: Sequence[Path], indexes: Sequence[Path], similarity: Sequence[Path], crops: int, seed: int
+) -> list[tuple[NDArray[np.uint8], str, Map, Box, str]]:
+    """Frame, caption, its cached map of that frame [R, C], crop box, and a name for the noise, of each crop."""
+    frames = {row["key"]: (tar, row) for tar, index in zip(tars, indexes, strict=True) for row in read_kept(index)}
+    usable = sorted(
+        row["key"]
+        for path in similarity
+        for row in stream_rows(path, ("similarity",))
+        if row["similarity"] is not None and row["key"] in frames
+    )
+    if not usable:
+        raise ValueError(f"faithfulness: none of {', '.join(map(str, similarity))} has a map of a stored clip")
+    wanted: dict[str, list[int]] = {}
+    for number, pick in enumerate(np.random.default_rng(seed).integers(len(usable), size=crops)):
+        wanted.setdefault(usable[pick], []).append(number)
+    picks = []
+    for path in similarity:
+        for row in stream_rows(path, ("similarity",)):
+            for number in wanted.get(row["key"], []):
+                tar, stored = frames[row["key"]]
+                picks.append(_draw_crop(tar, stored, row, f"{row['key']}/{number}", seed))
+    return picks
+
+
+def _draw_crop(
+    tar: Path, stored: Mapping[str, Any], row: Mapping[str, Any], name: str, seed: int
+) -> tuple[NDArray[np.uint8], str, Map, Box, str]:
+    generator = make_generator(seed, 1, name, 0)
+    caption, frame = int(generator.integers(len(row["captions"]))), int(generator.integers(row["frames"]))
+    maps = row["similarity"].reshape(-1, row["frames"], row["rows"], row["columns"])
+    box, _ = draw_crop(generator, Augmentation(), stored["width"], stored["height"])
+    cached = maps[caption, frame].astype(np.float32)
+    return load_frame(tar, stored, frame), row["captions"][caption], cached, box, name
+
+
+def _score_crop(scorer: PatchScorer, frame: NDArray[np.uint8], box: Box, image_size: int, caption: str) -> Map:
+    """Similarity of each token of the resized crop, [side, side]."""
+    crop = np.ascontiguousarray(cut_frames([frame], box, image_size, False)[0].transpose(1, 2, 0))
+    found = cosine(scorer.embed_frames([crop]), scorer.embed_texts([caption]))
+    return found[0, 0].astype(np.float32)
+
+
+def _correlate(first: Map, second: Map) -> float:
+    """Pearson's correlation; 0 when a map is constant."""
+    if first.std() == 0 or second.std() == 0:
+        return 0.0
+    return float(np.corrcoef(first.reshape(-1), second.reshape(-1))[0, 1])

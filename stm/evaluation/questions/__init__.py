@@ -1,0 +1,1 @@
+"""Questions about videos: open-ended answers and multiple choice."""

@@ -1,0 +1,118 @@
+"""Multiple choice: which of a question's texts belongs to the clip, by matching and contrast (UMT, MSRVTT-MC)."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from stm.config import LanguageRun, MultipleChoice
+from stm.data.dataset import ClipDataset
+from stm.distributed.process import Process, choose_device
+from stm.evaluation.checkpoint_selection import tune
+from stm.evaluation.choosing import choice_scores, choosing_figures
+from stm.evaluation.language import Splits
+from stm.evaluation.language_clips import Spoken, encode_clips, load_model, open_clips
+from stm.evaluation.results import make_evaluation_receipt
+from stm.evaluation.tuning import PairTuning, make_tuning, text_length, with_texts
+from stm.models.video_language import VideoLanguageModel
+from stm.storage.files import write_json, write_table
+
+PREDICTIONS_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("choice", pa.string(), nullable=False),
+        pa.field("right", pa.string(), nullable=False),
+    ]
+)
+
+
+def choose(
+    task: MultipleChoice,
+    run: LanguageRun,
+    weights: Path,
+    splits: Splits,
+    output: Path,
+    seed: int,
+    device: str | None = None,
+) -> None:
+    """Fine-tunes on captions if wanted, then chooses; see `evaluate_language`."""
+    process = Process(0, 1, choose_device(device))
+    torch.manual_seed(seed)
+    model = load_model(weights, run, task, task.drop_path).to(process.device)
+    which, discard = {"chosen": "pretrained"}, None
+    choosing = _Choosing(model, task, run, process.device)
+    if task.optimisation is not None:
+        train = open_clips(task, run, splits.train, seed, True, task.source, Spoken)
+        name, length = f"multiple choice {output.parent.name}", text_length(task, run)
+        plan, batches = make_tuning(name, task, run, weights, train, splits.train, seed, process)
+        told = with_texts(batches, lambda b: {"tokens": model.language.tokenizer.encode(b["caption"], length)})
+        measure = None
+        if splits.validation:
+            held = open_clips(task, run, splits.validation, seed, False)
+
+            def measure(_: nn.Module) -> float:
+                scores, right, _rows = choosing.score(held)
+                return float(choosing_figures(scores, right)["accuracy"])
+
+        which, discard = tune(PairTuning(model), told, plan, output, process, measure)
+    test = open_clips(task, run, splits.test, seed, False)
+    scores, right, rows = choosing.score(test)
+    receipt = make_evaluation_receipt(task, run, weights, seed, test)
+    metrics = {
+        "task": task.task,
+        **choosing_figures(scores, right),
+        "checkpoint": which,
+        "settings": task.deciding(),
+        "receipt": receipt,
+    }
+    chosen = scores.argmax(dim=1).tolist()
+    table = [
+        {"key": key, "choice": choices[number], "right": choices[own]}
+        for (key, choices), number, own in zip(rows, chosen, right.tolist(), strict=True)
+    ]
+    write_table(output / "predictions.parquet", pa.Table.from_pylist(table, schema=PREDICTIONS_SCHEMA), receipt)
+    write_json(output / "metrics.json", metrics)
+    if discard is not None:
+        discard()
+
+
+class _Choosing:
+    """Scores the choices of every question of a split."""
+
+    def __init__(self, model: VideoLanguageModel, task: MultipleChoice, run: LanguageRun, device: torch.device) -> None:
+        self.model, self.task, self.run, self.device = model, task, run, device
+
+    @torch.inference_mode()
+    def score(self, dataset: ClipDataset) -> tuple[Tensor, np.ndarray, list[tuple[str, tuple[str, ...]]]]:
+        """Scores float32 [Q, A], the numbers of the right choices [Q], and each question's clip and choices.
+
+        Raises:
+            ValueError: there are no questions with choices, or they do not have equally many.
+        """
+        model = self.model.eval()
+        found = [
+            (number, question)
+            for number in range(len(dataset))
+            for question in dataset.index[number].questions
+            if question.choices
+        ]
+        sizes = sorted({len(question.choices) for _, question in found})
+        if len(sizes) != 1:
+            what = f"questions with {sizes} choices" if sizes else "no question with choices"
+            raise ValueError(
+                f"{dataset.index.tars[0].parent} has {what}; all must have equally many (annotations: `choices`)"
+            )
+        length, weight = text_length(self.task, self.run), self.task.matching_weight
+        seen = encode_clips(model, dataset, self.device, self.run.workers, self.task.precision)
+        parts = []
+        for number, question in found:
+            tokens = model.language.tokenizer.encode(list(question.choices), length).to(self.device)
+            states = model.encode_text(tokens)
+            clip = seen[number : number + 1].to(self.device).float()
+            similarity = model.embed_text(states) @ model.embed_frames(clip, dataset.geometry.frames).T
+            logits = model.match(states, tokens, clip)
+            parts.append(choice_scores(similarity.T, logits[None], weight, 1 - weight).cpu())
+        right = np.array([question.choices.index(question.answer) for _, question in found])
+        return torch.cat(parts), right, [(dataset.index[number].key, tuple(q.choices)) for number, q in found]

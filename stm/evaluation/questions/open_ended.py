@@ -1,0 +1,150 @@
+"""Open-ended question answering: a decoder ranks the answers of the training split (UMT)."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from stm.config import LanguageRun, QuestionAnswering
+from stm.data.dataset import ClipDataset
+from stm.data.loader import Batch
+from stm.distributed.process import Process, choose_device
+from stm.evaluation.answering import answer_list, answering_figures, choose_answer, normalise
+from stm.evaluation.checkpoint_selection import tune
+from stm.evaluation.language import Splits
+from stm.evaluation.language_clips import QuestionClips, encode_clips, load_model, open_clips
+from stm.evaluation.results import make_evaluation_receipt
+from stm.evaluation.tuning import AnswerTuning, make_tuning, text_length, with_texts
+from stm.jobs.progress import Progress
+from stm.storage.files import write_json, write_table
+
+PREDICTIONS_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("question", pa.string(), nullable=False),
+        pa.field("answer", pa.string(), nullable=False),
+        pa.field("accepted", pa.list_(pa.string()), nullable=False),
+    ]
+)
+
+QUESTIONS_A_PASS = 64
+
+
+def answer(
+    task: QuestionAnswering,
+    run: LanguageRun,
+    weights: Path,
+    splits: Splits,
+    output: Path,
+    seed: int,
+    device: str | None = None,
+) -> None:
+    """Trains model and decoder on the training split's questions, and answers the test split's; see `evaluate_language`."""
+    process = Process(0, 1, choose_device(device))
+    torch.manual_seed(seed)
+    model = load_model(weights, run, task, task.drop_path)
+    module = AnswerTuning(model).to(process.device)
+    train = open_clips(task, run, splits.train, seed, True, kind=QuestionClips)
+    assert isinstance(train, QuestionClips)
+    counts = answer_list(((question.answer,) for _, question in train.asked), task.answers)
+    answers, tokenizer, length = list(counts), model.language.tokenizer, text_length(task, run)
+    candidates = tokenizer.encode(answers, task.max_answer_tokens)
+
+    def read(batch: Batch) -> dict[str, Tensor]:
+        asked = [train.asked[number][1] for number in batch["label"].tolist()]
+        return {
+            "tokens": tokenizer.encode([question.question for question in asked], length),
+            "answers": tokenizer.encode([question.answer for question in asked], task.max_answer_tokens),
+        }
+
+    plan, batches = make_tuning(
+        f"questions {output.parent.name}", task, run, weights, train, splits.train, seed, process
+    )
+    asking = _Asking(module, candidates.to(process.device), answers, task, run, process.device)
+    measure = None
+    if splits.validation:
+        held = open_clips(task, run, splits.validation, seed, False)
+
+        def measure(_: nn.Module) -> float:
+            predicted, rows = asking.ask(held)
+            return float(answering_figures(predicted, [row["accepted"] for row in rows], answers)["accuracy"])
+
+    which, discard = tune(module, with_texts(batches, read), plan, output, process, measure)
+    test = open_clips(task, run, splits.test, seed, False)
+    predicted, rows = asking.ask(test)
+    receipt = make_evaluation_receipt(task, run, weights, seed, test, train)
+    figures = answering_figures(predicted, [row["accepted"] for row in rows], answers)
+    most = max(counts.values()) / sum(counts.values())
+    metrics = {
+        "task": task.task,
+        **figures,
+        "answers": len(answers),
+        "most_frequent_answer": most,  # of the training split: what answering always the same would about give
+        "by_question": by_question(predicted, rows),
+        "checkpoint": which,
+        "settings": task.deciding(),
+        "receipt": receipt,
+    }
+    rows = [{**row, "answer": given} for row, given in zip(rows, predicted, strict=True)]
+    write_table(output / "predictions.parquet", pa.Table.from_pylist(rows, schema=PREDICTIONS_SCHEMA), receipt)
+    write_json(output / "metrics.json", metrics)
+    discard()
+
+
+class _Asking:
+    """Answers every question of a split."""
+
+    def __init__(
+        self,
+        module: AnswerTuning,
+        candidates: Tensor,
+        answers: list[str],
+        task: QuestionAnswering,
+        run: LanguageRun,
+        device: torch.device,
+    ) -> None:
+        self.module, self.candidates, self.answers = module, candidates, answers
+        self.task, self.run, self.device = task, run, device
+
+    @torch.inference_mode()
+    def ask(self, dataset: ClipDataset) -> tuple[list[str], list[dict[str, Any]]]:
+        """The chosen answers, and for each question its "key", "question" and "accepted" answers.
+
+        Raises:
+            ValueError: no clip has a question.
+        """
+        task, module = self.task, self.module.eval()
+        clips: list[int] = []
+        rows: list[dict[str, Any]] = []
+        for number in range(len(dataset)):
+            clip = dataset.index[number]
+            accepted: dict[str, list[str]] = {}
+            for question in clip.questions:
+                accepted.setdefault(question.question, []).append(question.answer)
+            clips += [number] * len(accepted)
+            rows += [{"key": clip.key, "question": text, "accepted": right} for text, right in accepted.items()]
+        if not rows:
+            raise ValueError(f"no clip of {dataset.index.tars[0].parent} has a question")
+        tokens = module.model.language.tokenizer.encode([row["question"] for row in rows], text_length(task, self.run))
+        seen = encode_clips(module.model, dataset, self.device, self.run.workers, task.precision)
+        owners, predicted = torch.tensor(clips), list[str]()
+        with Progress("questions", len(rows), "questions") as progress:
+            for some, own in zip(tokens.split(QUESTIONS_A_PASS), owners.split(QUESTIONS_A_PASS), strict=True):
+                asked = some.to(self.device)
+                memory = module.remember(asked, seen[own].to(self.device).float())
+                scores = module.decoder.rank(memory, self.candidates, task.depth, task.ranking, module.present(asked))
+                predicted += choose_answer(scores.cpu(), self.answers)
+                progress.advance(len(some))
+        return predicted, rows
+
+
+def by_question(predicted: list[str], rows: list[dict[str, Any]], most: int = 20) -> dict[str, float]:
+    """Accuracy by the questions' first two words, as papers group them; the most frequent groups only."""
+    groups: dict[str, list[bool]] = {}
+    for given, row in zip(predicted, rows, strict=True):
+        words = " ".join(row["question"].lower().split()[:2])
+        groups.setdefault(words, []).append(given in {normalise(right) for right in row["accepted"]})
+    largest = sorted(groups, key=lambda words: (-len(groups[words]), words))[:most]
+    return {words: sum(groups[words]) / len(groups[words]) for words in sorted(largest)}

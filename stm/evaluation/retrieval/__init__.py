@@ -1,0 +1,1 @@
+"""Text-to-video and video-to-text retrieval."""

@@ -1,0 +1,71 @@
+"""Clips in the space of the text, by the contrastive head that a run has trained."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stm.config import Run
+from stm.data.dataset import ClipDataset
+from stm.distributed.process import choose_device
+from stm.evaluation.features import run_over
+from stm.evaluation.results import check_architecture
+from stm.methods.video_text import VideoEmbedder, load_embedder
+
+
+def load_checked_embedder(weights: Path, run: Run) -> VideoEmbedder:
+    """Encoder and head of a run's weights.
+
+    Raises:
+        ValueError: the run has no `contrast`, or the file holds another architecture than the run's.
+    """
+    if not run.has_contrast:
+        raise ValueError(
+            f"{weights}: its run has no `contrast`, and without it no video can be compared with a text; leave the run "
+            "out of this evaluation (`runs`), or evaluate it by a linear probe or fine-tuning"
+        )
+    embedder = load_embedder(weights)
+    check_architecture(embedder.encoder, weights, run)
+    return embedder
+
+
+def embed_clips(
+    embedder: VideoEmbedder, run: Run, clips: ClipDataset, device: str | None = None
+) -> NDArray[np.float32]:
+    """Unit vectors of all views of all clips, float32 [clips, views, D], from all tokens of each."""
+    chosen = choose_device(device)
+    return run_over(
+        embedder.to(chosen), clips, chosen, what="clips embedded", workers=run.workers, precision=run.precision
+    )
+
+
+def check_encoder(embedder: VideoEmbedder, encoder: Mapping[str, str | None] | None, what: str) -> None:
+    """Refuses texts of another encoder than the head was trained with, where both are known, by the hash of its weights.
+
+    Raises:
+        ValueError: the hashes differ; `what` opens the message.
+    """
+    trained = embedder.branch.text_model
+    if trained is None or encoder is None:
+        return
+    hashes = [{key: value for key, value in e.items() if "sha256" in key and value} for e in (trained, encoder)]
+    if all(hashes) and hashes[0] != hashes[1]:
+        raise ValueError(
+            f"{what} {encoder.get('model')}, and the run's contrastive head was trained with {trained.get('model')}: their "
+            "weights differ (config: text.model)"
+        )
+
+
+def check_width(embedder: VideoEmbedder, width: int, what: str) -> None:
+    """Refuses text vectors that are not from the space of the head.
+
+    Raises:
+        ValueError: their width is another; `what` opens the message.
+    """
+    wanted = embedder.branch.text_width
+    if width != wanted:
+        raise ValueError(
+            f"{what} {width} values a vector, and the run's contrastive head was trained with {wanted}: they are of "
+            "different text encoders (config: text.model)"
+        )

@@ -1,0 +1,93 @@
+"""The captions that ask in retrieval, and which clips they mean."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stm.config import CaptionChoice
+from stm.data.captions import choose_captions
+from stm.shards.index import ClipIndex
+from stm.shards.reader import ShardReader
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The captions that ask, of all clips: one after the other, clip after clip."""
+
+    captions: list[str]
+    clips: NDArray[np.int64]  # [Q], the clip of each, counted among those that have captions
+    vectors: NDArray[np.float32]  # [Q, D], unit vectors
+
+    def own_clip(self) -> list[NDArray[np.int64]]:
+        """For each caption its clip."""
+        return list(self.clips[:, None])
+
+    def own_captions(self) -> list[NDArray[np.int64]]:
+        """For each clip its captions."""
+        return np.split(np.arange(len(self.clips)), np.flatnonzero(np.diff(self.clips)) + 1)
+
+    def clips_of_text(self) -> list[NDArray[np.int64]]:
+        """For each caption all clips of which one reads the same."""
+        texts, members = self._by_text()
+        clips = [np.unique(self.clips[captions]) for captions in members]
+        return [clips[text] for text in texts]
+
+    def captions_of_texts(self) -> list[NDArray[np.int64]]:
+        """For each clip all captions, of any clip, that read like one of its own."""
+        texts, members = self._by_text()
+        return [np.unique(np.concatenate([members[t] for t in texts[own]])) for own in self.own_captions()]
+
+    def _by_text(self) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
+        """The number of each caption's text, and the captions of each text."""
+        numbers = {text: number for number, text in enumerate(dict.fromkeys(self.captions))}
+        texts = np.array([numbers[caption] for caption in self.captions])
+        order = np.argsort(texts, kind="stable")
+        return texts, np.split(order, np.flatnonzero(np.diff(texts[order])) + 1)
+
+
+def first_source(index: ClipIndex) -> str | None:
+    """The caption source that is packed first; None when the shards do not say.
+
+    Captions are in the order of `pack.captions`, which a clip that has captions of all sources shows.
+    """
+    orders = [list(dict.fromkeys(index[number].sources)) for number in range(len(index))]
+    fullest = max(orders, key=len)
+    return fullest[0] if fullest else None
+
+
+def collect_queries(index: ClipIndex, source: str | None, count: int) -> tuple[Queries, NDArray[np.int64]]:
+    """The captions that ask, and the numbers of the clips that have any.
+
+    Args:
+        index: the test split.
+        source: whose captions; None: all.
+        count: captions of each clip, evenly spread; 1 is the middle one.
+
+    Raises:
+        ValueError: no clip has a caption of the source, or a clip that has one has no text vectors, or those of several
+            encoders are mixed.
+    """
+    if len(widths := index.values("text_width")) > 1:
+        shown = " and ".join(str(width) for width in widths)
+        raise ValueError(f"the test split has text vectors of {shown} values: pack all shards with one text encoder")
+    reader, choice = ShardReader(), CaptionChoice(sources=None if source is None else (source,), count=count)
+    captions: list[str] = []
+    owners: list[int] = []
+    asking: list[int] = []
+    vectors = []
+    for number in range(len(index)):
+        clip = index[number]
+        chosen = choose_captions(len(clip.captions), clip.sources, choice)
+        if not chosen:
+            continue
+        if not index.packed("text", number):
+            raise ValueError(f"{clip.tar}: clip {clip.key!r} has captions without text vectors: set pack.text")
+        captions += [clip.captions[place] for place in chosen]
+        owners += [len(asking)] * len(chosen)
+        vectors.append(reader.text(clip, chosen))
+        asking.append(number)
+    if not asking:
+        known = ", ".join(index.sources()) or "none"
+        raise ValueError(f"no clip of the test split has a caption of the source {source!r}; packed are: {known}")
+    return Queries(captions, np.array(owners), np.concatenate(vectors)), np.array(asking)

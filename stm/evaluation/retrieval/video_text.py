@@ -1,0 +1,179 @@
+"""Text-to-video and video-to-text retrieval: by the dual encoder alone, and re-ranked by the matching head (UMT)."""
+
+from collections.abc import Callable, Sequence
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stm.config import LanguageRun, VideoTextRetrieval
+from stm.data.dataset import ClipDataset
+from stm.distributed.process import Process, choose_device
+from stm.evaluation.checkpoint_selection import tune
+from stm.evaluation.language import Splits
+from stm.evaluation.language_clips import Spoken, encode_clips, load_model, open_clips, over_rows
+from stm.evaluation.results import make_evaluation_receipt
+from stm.evaluation.retrieval.ranking import DEPTHS
+from stm.evaluation.retrieval.rerank import match_score, rank_scores, rerank, retrieval_figures
+from stm.evaluation.tuning import PairTuning, make_tuning, text_length, with_texts
+from stm.models.video_language import VideoLanguageModel
+from stm.storage.files import write_json, write_table
+
+PREDICTIONS_SCHEMA = pa.schema(
+    [
+        pa.field("keys", pa.list_(pa.string()), nullable=False),  # of the clips that are right
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field(
+            "rank", pa.float64(), nullable=False
+        ),  # of the best right clip, when the caption asks, by the dual encoder
+        pa.field("reranked", pa.float64(), nullable=False),  # after re-ranking
+    ]
+)
+
+
+def retrieve_texts(
+    task: VideoTextRetrieval,
+    run: LanguageRun,
+    weights: Path,
+    splits: Splits,
+    output: Path,
+    seed: int,
+    device: str | None = None,
+) -> None:
+    """Fine-tunes if wanted, then ranks clips for captions and captions for clips; see `evaluate_language`.
+
+    Every caption of a clip asks, and any of them is right for it (MSVD). Where the benchmark's clips share captions, each text
+    asks once, and any of its clips is right for it (SSv2). Clips without a caption take no part.
+    """
+    process = Process(0, 1, choose_device(device))
+    torch.manual_seed(seed)
+    model = load_model(weights, run, task, task.drop_path).to(process.device)
+    which, discard = {"chosen": "pretrained"}, None
+    if task.optimisation is not None:
+        which, discard = _tune(task, run, model, weights, splits, output, seed, process)
+    test = open_clips(task, run, splits.test, seed, False, task.source)
+    pairs = _Pairs(model.eval(), test, task, run, process.device, splits.shared_texts)
+    reranked = rerank(pairs.similarity, match_score(model, pairs.states, pairs.tokens, pairs.seen), task.depth)
+    receipt = make_evaluation_receipt(task, run, weights, seed, test)
+    clips = len(pairs.clips)
+    metrics = {
+        "task": task.task,
+        "dual_encoder": retrieval_figures(pairs.similarity, pairs.right),
+        "reranked": retrieval_figures(pairs.similarity, pairs.right, reranked),
+        "shared_texts": splits.shared_texts,
+        "chance": {f"r{depth}": _chance(pairs.right, clips, depth) for depth in DEPTHS},
+        "checkpoint": which,
+        "clips_without_caption": len(test) - clips,
+        "settings": task.deciding(),
+        "receipt": receipt,
+    }
+    names = [test.index[int(clip)].key for clip in pairs.clips]
+    keys = [sorted(names[clip] for clip in own) for own in pairs.right]
+    columns = {
+        "keys": keys,
+        "caption": pairs.texts,
+        "rank": rank_scores(pairs.similarity, pairs.right),
+        "reranked": rank_scores(pairs.similarity, pairs.right, reranked.text_to_video),
+    }
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    write_table(output / "predictions.parquet", pa.table(columns, schema=PREDICTIONS_SCHEMA).take(order), receipt)
+    write_json(output / "metrics.json", metrics)
+    if discard is not None:
+        discard()
+
+
+class _Pairs:
+    """A split's clips and captions, encoded, and how alike they are.
+
+    Attributes:
+        clips: int64 [V], numbers of the clips that have captions; texts: Q that ask; similarity: float32 [Q, V]; right: see
+        `gather_queries`.
+    """
+
+    def __init__(
+        self,
+        model: VideoLanguageModel,
+        dataset: ClipDataset,
+        task: VideoTextRetrieval,
+        run: LanguageRun,
+        device: torch.device,
+        shared: bool,
+    ) -> None:
+        numbers = [dataset.caption_numbers(clip) for clip in range(len(dataset))]
+        self.clips: NDArray[np.int64] = np.array([c for c, own in enumerate(numbers) if own], dtype=np.int64)
+        if not len(self.clips):
+            raise ValueError(
+                f"no clip of {dataset.index.tars[0].parent} has a caption: retrieval has nothing to ask with"
+            )
+        captions = [[dataset.index[c].captions[n] for n in numbers[c]] for c in self.clips.tolist()]
+        self.texts, self.right = gather_queries(captions, shared)
+        self.tokens = model.language.tokenizer.encode(self.texts, text_length(task, run))
+        self.states = over_rows(model.encode_text, self.tokens, device=device)
+        self.seen = encode_clips(model, dataset, device, run.workers, task.precision)[torch.from_numpy(self.clips)]
+        frames = dataset.geometry.frames
+
+        def embed(seen: Tensor) -> Tensor:
+            return model.embed_frames(seen.to(self.states.dtype), frames)
+
+        texts = over_rows(model.embed_text, self.states, device=device)
+        self.similarity = (texts @ over_rows(embed, self.seen, device=device).T).numpy()
+
+
+def gather_queries(captions: Sequence[Sequence[str]], shared: bool) -> tuple[list[str], list[NDArray[np.int64]]]:
+    """The texts that ask, and which clips are right for each.
+
+    Args:
+        captions: of each clip, one or more.
+        shared: whether a caption that several clips have asks once, and each of these is right; else every caption asks by
+            itself and means its own clip.
+
+    Returns:
+        Q texts, in the order in which they first occur, and for each the ascending numbers of its clips.
+    """
+    told = [(text, clip) for clip, own in enumerate(captions) for text in own]
+    if not shared:
+        return [text for text, _ in told], [np.array([clip]) for _, clip in told]
+    clips: dict[str, list[int]] = {}
+    for text, clip in told:
+        clips.setdefault(text, []).append(clip)
+    return list(clips), [np.unique(own) for own in clips.values()]
+
+
+def _chance(right: Sequence[NDArray[np.int64]], clips: int, depth: int) -> float:
+    """Share of the texts that find a right clip among `depth` drawn without replacement."""
+    depth = min(depth, clips)
+    return float(np.mean([1 - comb(clips - len(own), depth) / comb(clips, depth) for own in right]))
+
+
+def _tune(
+    task: VideoTextRetrieval,
+    run: LanguageRun,
+    model: VideoLanguageModel,
+    weights: Path,
+    splits: Splits,
+    output: Path,
+    seed: int,
+    process: Process,
+) -> tuple[dict[str, Any], Callable[[], None]]:
+    train = open_clips(task, run, splits.train, seed, True, task.source, Spoken)
+    length, language = text_length(task, run), model.language
+    plan, batches = make_tuning(
+        f"retrieval {output.parent.name}", task, run, weights, train, splits.train, seed, process
+    )
+    told = with_texts(batches, lambda batch: {"tokens": language.tokenizer.encode(batch["caption"], length)})
+    measure = None
+    if splits.validation:
+        held = open_clips(task, run, splits.validation, seed, False, task.source)
+
+        def measure(module: nn.Module) -> float:
+            """Mean of R@1, R@5 and R@10, both directions, by the dual encoder: re-ranking each epoch costs too much."""
+            pairs = _Pairs(model, held, task, run, process.device, splits.shared_texts)
+            figures = retrieval_figures(pairs.similarity, pairs.right)
+            return float(np.mean([figures[way][f"r{n}"] for way in ("text_to_video", "video_to_text") for n in DEPTHS]))
+
+    return tune(PairTuning(model), told, plan, output, process, measure)

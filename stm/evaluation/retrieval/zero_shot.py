@@ -1,0 +1,123 @@
+"""Zero-shot retrieval by the contrastive head: which clip does a caption mean, and which caption a clip.
+
+Captions are the packed text vectors, clips what the head makes of all their tokens. As in the field, a caption means
+its own clip alone and a clip its own captions. Generated captions repeat, and then even a perfect model cannot know
+which clip is meant: so it is said how many clips share a caption with another, and what the figures are when each of
+them is right.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stm.config import Retrieval, Run
+from stm.evaluation.classification.clips import clips_to_test
+from stm.evaluation.results import make_evaluation_receipt
+from stm.evaluation.retrieval.embed import check_encoder, check_width, embed_clips, load_checked_embedder
+from stm.evaluation.retrieval.queries import Queries, collect_queries, first_source
+from stm.evaluation.retrieval.ranking import DEPTHS, rank_right, recall_figures, recall_intervals
+from stm.evaluation.views import average_vectors
+from stm.storage.files import write_json, write_table
+from stm.training.feeding import read_text_model
+from stm.training.logs import say
+
+RANKS_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("rank", pa.float64(), nullable=False),  # of the clip, when the caption asks
+        pa.field("caption_rank", pa.float64(), nullable=False),  # of the clip's best caption, when the clip asks
+    ]
+)
+
+
+def retrieve(
+    task: Retrieval,
+    run: Run,
+    weights: Path,
+    test_indexes: Sequence[Path],
+    output: Path,
+    seed: int,
+    device: str | None = None,
+) -> None:
+    """Ranks clips for captions and captions for clips; see `stm.evaluation.evaluate`.
+
+    Clips without a caption of the source are left out: neither do they ask, nor are they found.
+    """
+    test, embedder = clips_to_test(task, run, test_indexes, seed), load_checked_embedder(weights, run)
+    source = task.source or first_source(test.index)
+    queries, asking = collect_queries(test.index, source, task.count)
+    check_width(embedder, queries.vectors.shape[1], f"{test.index.tars[0].parent}: its captions' vectors have")
+    check_encoder(embedder, read_text_model(test_indexes), f"{test.index.tars[0].parent}: its captions' vectors are of")
+    vectors = average_vectors(embed_clips(embedder, run, test, device))[asking]
+    found = retrieval_metrics(queries, vectors)
+    receipt = make_evaluation_receipt(task, run, weights, seed, test)
+    metrics = {
+        "task": task.task,
+        **found.metrics,
+        "source": source,
+        "clips_without_caption": len(test) - len(asking),
+        "settings": task.deciding(),
+        "receipt": receipt,
+    }
+    keys = [test.index[int(number)].key for number in asking]
+    columns = {
+        "key": [keys[clip] for clip in queries.clips.tolist()],
+        "caption": queries.captions,
+        "rank": found.clip_ranks,
+        "caption_rank": found.caption_ranks[queries.clips],
+    }
+    write_table(output / "ranks.parquet", pa.table(columns, schema=RANKS_SCHEMA).sort_by("key"), receipt)
+    write_json(output / "metrics.json", metrics)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """What is written of a retrieval."""
+
+    clip_ranks: NDArray[np.float64]  # [Q], of its clip for each caption
+    caption_ranks: NDArray[np.float64]  # [clips], of its best caption for each clip
+    metrics: dict[str, Any]
+
+
+def retrieval_metrics(queries: Queries, clips: NDArray[np.float32]) -> Ranks:
+    """Figures of both directions.
+
+    Args:
+        queries: the captions.
+        clips: [clips, D], the unit vectors of their clips.
+
+    Returns:
+        The ranks, and `text_to_video`, `video_to_text` (see `recall_figures`), `confidence95` of their recalls,
+        `queries`, `clips`, `chance` (of text to video), and `same_text`: `clips` that share a caption with another, and
+        the figures when all clips of a text are right for it.
+    """
+    texts = queries.vectors
+    clip_ranks = rank_right(texts, clips, queries.own_clip())
+    caption_ranks = rank_right(clips, texts, queries.own_captions())
+    sharing = queries.clips_of_text()
+    shared = {clip for clips_of_one in sharing if len(clips_of_one) > 1 for clip in clips_of_one.tolist()}
+    metrics = {
+        "text_to_video": recall_figures(clip_ranks),
+        "video_to_text": recall_figures(caption_ranks),
+        "confidence95": {
+            "text_to_video": recall_intervals(clip_ranks, len(clips)),
+            "video_to_text": recall_intervals(caption_ranks, len(clips)),
+        },
+        "queries": len(texts),
+        "clips": len(clips),
+        "chance": {f"r{depth}": min(1.0, depth / len(clips)) for depth in DEPTHS},
+        "same_text": {
+            "clips": len(shared),
+            "text_to_video": recall_figures(rank_right(texts, clips, sharing)),
+            "video_to_text": recall_figures(rank_right(clips, texts, queries.captions_of_texts())),
+        },
+    }
+    if shared:
+        say(f"retrieval: {len(shared)} of {len(clips)} clips share a caption with another; see `same_text`")
+    return Ranks(clip_ranks, caption_ranks, metrics)

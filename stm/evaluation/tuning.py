@@ -1,0 +1,132 @@
+"""What is trained in the evaluations with text: pairs of clips and captions, and decoders that write answers or captions."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+import stm
+from stm.config import LanguageOptimisation, LanguageRun, LanguageTask, Objectives
+from stm.data.dataset import ClipDataset
+from stm.data.loader import Batch
+from stm.distributed.process import Process
+from stm.methods.video_language import Text, compare_pairs
+from stm.models.text.decoder import TextDecoder
+from stm.models.video_language import VideoLanguageModel
+from stm.storage.files import sha256_file
+from stm.training.feeding import count_steps, feed, hash_shards
+from stm.training.loop import Plan
+
+_PAIRS = Objectives(alignment=0, relevance=0, masked_language=0)  # UMT's fine-tuning: no alignment, no hidden words
+
+
+class PairTuning(nn.Module):
+    """Contrast and matching of clips, unmasked, with captions (UMT's fine-tuning for retrieval)."""
+
+    def __init__(self, model: VideoLanguageModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Losses of a batch with "video" uint8 [B, T, 3, S, S], "tokens" int64 [B, X], "clip" int64 [B]."""
+        model, video = self.model, batch["video"]
+        seen = model.encoder(video)
+        text = Text(batch["tokens"], model.encode_text(batch["tokens"]))
+        losses = compare_pairs(model, model.embed_frames(seen, video.shape[1]), seen, text, batch["clip"], _PAIRS)
+        return {"loss": losses["contrastive"] + losses["matching"], **losses}
+
+
+class AnswerTuning(nn.Module):
+    """A decoder that answers questions, looking at the question's states, which have looked at the clip (UMT)."""
+
+    def __init__(self, model: VideoLanguageModel) -> None:
+        super().__init__()
+        self.model, self.decoder = model, TextDecoder.of(model.language)
+
+    def remember(self, tokens: Tensor, seen: Tensor) -> Tensor:
+        """Questions int64 [B, X] and clips [B, L, W] -> what the decoder looks at, [B, X, W]."""
+        return self.model.fuse(self.model.encode_text(tokens), tokens, seen)
+
+    def present(self, tokens: Tensor) -> Tensor:
+        """Which tokens of questions, int64 [B, X], are no padding, bool [B, X]."""
+        return tokens != self.model.language.pad_id
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The loss of a batch with "video", "tokens" (the questions) and "answers" int64 [B, Y]."""
+        tokens = batch["tokens"]
+        memory = self.remember(tokens, self.model.encoder(batch["video"]))
+        return {"loss": self.decoder(batch["answers"], memory, present=self.present(tokens)).mean()}
+
+
+class CaptionTuning(nn.Module):
+    """A decoder that writes captions, looking at the clip's tokens.
+
+    UMT has no captioning. This is our reading of ClusterSTM's, whose settings are not known: the decoder has the fusion
+    layers' weights, so that it has learned to look at clips already.
+    """
+
+    def __init__(self, model: VideoLanguageModel) -> None:
+        super().__init__()
+        self.encoder, self.decoder = model.encoder, TextDecoder.of(model.language)
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The loss of a batch with "video" and "tokens" (the captions), a mean over tokens."""
+        tokens = batch["tokens"]
+        losses = self.decoder(tokens, self.encoder(batch["video"]))
+        return {"loss": losses.sum() / (tokens[:, 1:] != self.decoder.pad_id).sum().clamp(min=1)}
+
+
+def make_tuning(
+    name: str,
+    task: LanguageTask,
+    run: LanguageRun,
+    weights: Path,
+    train: ClipDataset,
+    train_indexes: Sequence[Path],
+    seed: int,
+    process: Process,
+) -> tuple[Plan, Callable[[int], Iterator[Batch]]]:
+    """The plan of a fine-tuning, and its batches."""
+    settings = task.optimisation
+    assert isinstance(settings, LanguageOptimisation)
+    # What is only done in testing does not decide what is trained; the validation split does: it chooses.
+    tested = {"test_split", "depth", "beams", "length_penalty", "matching_weight", "ranking", "runs", "dataset"}
+    origin = {
+        "task": task.model_dump(mode="json", exclude=tested),
+        "run": run.model_dump(mode="json", include={"frames", "stride", "sampling", "compile"}),
+        "weights": sha256_file(weights),
+        "data": hash_shards(train_indexes),
+        "seed": seed,
+        "stm": stm.__version__,
+    }
+    plan = Plan(
+        name=name,
+        optimisation=settings,
+        steps_per_epoch=count_steps(train, settings),
+        seed=seed,
+        origin=origin,
+        precision=task.precision,
+        compile=run.compile,
+        checkpoint_every=run.checkpoint_every,
+        checkpoints_kept=run.checkpoints_kept,
+    )
+    return plan, feed(train, settings, process, seed, run.workers)
+
+
+def with_texts(
+    batches: Callable[[int], Iterator[Batch]], make: Callable[[Batch], dict[str, Tensor]]
+) -> Callable[[int], Iterator[Batch]]:
+    """Batches with more tensors, made of each, such as tokens."""
+
+    def read(step: int) -> Iterator[Batch]:
+        for batch in batches(step):
+            yield {**batch, **make(batch)}
+
+    return read
+
+
+def text_length(task: LanguageTask, run: LanguageRun) -> int:
+    """Tokens of the longest caption or question."""
+    assert run.language is not None
+    return task.max_tokens or run.language.max_tokens

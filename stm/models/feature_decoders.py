@@ -1,0 +1,83 @@
+"""What stands between the student's features and the teacher's space: UMT's linear heads, ClusterSTM's decoder."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from stm.models.vit import Architecture, VideoDecoder, init_weights, make_positions
+from stm.tubelets import gather_tokens
+
+
+class LinearDecoders(nn.Module):
+    """UMT's decoders, one a layer: add the token's fixed sine-cosine position, Linear, LayerNorm.
+
+    The loss brings the result to unit length. The norms have the student's epsilon [INF].
+    """
+
+    positions: Tensor
+
+    def __init__(self, architecture: Architecture, feature_width: int, layers: int) -> None:
+        """
+        Args:
+            architecture: the student's; gives the width of its features and the positions.
+            feature_width: of the teacher's joint space, C.
+            layers: how many of the student's last layers are aligned.
+        """
+        super().__init__()
+        width = architecture.width
+        self.heads = nn.ModuleList(nn.Linear(width, feature_width) for _ in range(layers))
+        self.norms = nn.ModuleList(nn.LayerNorm(feature_width, eps=architecture.norm_eps) for _ in range(layers))
+        self.apply(init_weights)
+        self.register_buffer("positions", make_positions(architecture, width), persistent=False)
+
+    def forward(self, features: Tensor, kept: Tensor) -> Tensor:
+        """The student's features in the teacher's space, layer by layer.
+
+        Args:
+            features: [layers, B, K, W], outputs of the student's last layers, in ascending order.
+            kept: int64 [B, K], which tokens these are; also those of a clip of fewer frames.
+
+        Returns:
+            Float [layers, B, K, C].
+
+        Raises:
+            ValueError: there are more or fewer layers than decoders.
+        """
+        if features.shape[0] != len(self.heads):
+            raise ValueError(f"features of {features.shape[0]} layers do not fit {len(self.heads)} linear decoders")
+        positions = gather_tokens(self.positions.to(features.dtype).expand(kept.shape[0], -1, -1), kept)
+        parts = zip(self.heads, self.norms, features, strict=True)
+        return torch.stack([norm(head(layer + positions)) for head, norm, layer in parts])
+
+
+class TokenDecoder(VideoDecoder):
+    """ClusterSTM's decoder: visible tokens and mask tokens through blocks, then to the teacher's joint space.
+
+    It is VideoMAE's with another last map. The paper calls it spatio-temporal and its size is unknown; joint attention,
+    and the architecture's decoder width and heads, are our inference [INF].
+    """
+
+    def __init__(self, architecture: Architecture, feature_width: int, depth: int) -> None:
+        """
+        Args:
+            architecture: the student's; gives the widths, the heads and the positions.
+            feature_width: of the teacher's joint space, C.
+            depth: decoder blocks, in place of the architecture's.
+        """
+        super().__init__(replace(architecture, decoder_depth=depth))
+        self.head = nn.Linear(architecture.decoder_width, feature_width)
+        init_weights(self.head)
+
+    def forward(self, encoded: Tensor, kept: Tensor, decoded: Tensor) -> Tensor:
+        """Hidden tokens in the teacher's joint space.
+
+        Args:
+            encoded: [B, K, W], the student's features of the visible tokens.
+            kept: int64 [B, K], which tokens these are.
+            decoded: int64 [B, M], tokens to predict.
+
+        Returns:
+            Float [B, M, C].
+        """
+        return super().forward(encoded, kept, decoded)

@@ -1,0 +1,1 @@
+"""STM's learned mask and its decoder (CVPR 2025)."""

@@ -1,0 +1,168 @@
+"""STM's decoder: from the visible tokens and the text to the teacher's features of all tokens.
+
+Each of the student's returned layers has a decoder of its own. Positions of hidden tokens are filled with the
+text's vector. Adjacent frames are compared once more, by a network of the mask's design, and what it finds is added in
+two ways: the tokens weighted by blobs around its points, and its features of the pairs. Written from the formulas of
+the released code.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stm.masking.spatiotemporal import average_blobs, merge_pairs
+from stm.models.spatiotemporal.pair_predictor import FEATURES, PairPredictor
+from stm.models.vit import init_weights, position_table
+from stm.tubelets import gather_tokens
+
+SPREAD = 0.2  # of the nine jittered points, in half frames, as in the mask
+
+
+class FrameAlignment(nn.Module):
+    """What adjacent frames tell of each token: a weighted copy of it, and features of the pairs around it."""
+
+    def __init__(self, width: int, side: int, features: int) -> None:
+        super().__init__()
+        self.side = side
+        self.predictor = PairPredictor(width, side, features)
+        # Along time alone; its size across channels is our inference.
+        self.temporal = nn.Conv3d(features // 2, features // 2, (3, 1, 1), padding=(1, 0, 0))
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [B, T, N, width], T of 2 or more -> [B, T, N, width] and [B, T, N, features / 2]."""
+        pairs = self.predictor(tokens)
+        first, second = (average_blobs(points, self.side, SPREAD) for points in (pairs.former, pairs.latter))
+        # The mean of a token weighted by two maps is the token weighted by their mean.
+        aligned = tokens * merge_pairs(first, second, last="latter")[..., None].to(tokens.dtype)
+        former, latter = pairs.feature.chunk(2, dim=2)
+        frames = merge_pairs(former, latter, last="latter")  # [B, T, features / 2, side, side]
+        between = self.temporal(frames.transpose(1, 2))
+        return aligned, between.flatten(3).movedim(1, -1)
+
+
+class LayerDecoder(nn.Module):
+    """The decoder of one layer."""
+
+    def __init__(self, width: int, feature_width: int, side: int, features: int) -> None:
+        super().__init__()
+        self.alignment = FrameAlignment(width, side, features)
+        self.from_aligned = nn.Linear(width, width)
+        self.from_pairs = nn.Linear(features // 2, width)
+        self.head = nn.Linear(width, feature_width)
+        self.norm = nn.LayerNorm(feature_width)
+        self.apply(init_weights)
+        # Both ways start as nothing, and the decoder as a linear head. The released code means it so too, but a
+        # later initialisation of all its linear layers overwrites these zeros, by accident; ours stay.
+        for branch in (self.from_aligned, self.from_pairs):
+            nn.init.zeros_(branch.weight)
+
+    def forward(self, empty: Tensor, filled: Tensor | None) -> Tensor:
+        """Features of the tokens.
+
+        Args:
+            empty: [B, T, N, width], zeros where tokens are hidden, plus positions.
+            filled: alike, the text where tokens are hidden; None: there are no pairs or there is no text.
+
+        Returns:
+            [B, T, N, feature_width].
+        """
+        if filled is None:
+            return self.norm(self.head(empty))
+        aligned, between = self.alignment(empty)
+        return self.norm(self.head(filled + self.from_aligned(aligned) + self.from_pairs(between)))
+
+
+class SpatioTemporalDecoder(nn.Module):
+    """One decoder for each of the student's returned layers."""
+
+    positions: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        text_width: int,
+        feature_width: int,
+        layers: int,
+        slots: int,
+        side: int,
+        features: int = FEATURES,
+    ) -> None:
+        """
+        Args:
+            width: of the student.
+            text_width: of the text's vector; projected, by one map for all layers, where it is not the student's
+                (in the released models they are equal).
+            feature_width: of the teacher's features.
+            layers: returned by the student.
+            slots: frames of the longest clip.
+            side: tokens on a side of a frame, 2 or more.
+            features: channels of the pairs' features, a multiple of 8.
+        """
+        super().__init__()
+        self.slots, self.side = slots, side
+        self.text_entry = nn.Identity() if text_width == width else nn.Linear(text_width, width)
+        self.text_entry.apply(init_weights)
+        self.layers = nn.ModuleList(LayerDecoder(width, feature_width, side, features) for _ in range(layers))
+        self.register_buffer("positions", position_table(slots * side**2, width), persistent=False)
+
+    def forward(self, visible: Tensor, kept: Tensor, text: Tensor | None, frames: int) -> Tensor:
+        """Predicts the teacher's features of all tokens.
+
+        Images (one frame) and clips without text are read from the tokens and zeros alone, as in the released code:
+        the pairs' networks have no part in it, and get no gradient.
+
+        Args:
+            visible: the student's features of the visible tokens, float [layers, B, K, width].
+            kept: int64 [B, K], which tokens these are.
+            text: the text encoder's state of its first token, before any projection, float [B, text_width], or None.
+            frames: of the clips, T.
+
+        Returns:
+            [layers, B, T * N, feature_width], layers in the order of `visible`.
+
+        Raises:
+            ValueError: there are more frames than slots, or another number of layers than decoders.
+        """
+        if not 1 <= frames <= self.slots:
+            raise ValueError(f"clips of {frames} frames; the decoder has positions for 1 to {self.slots}")
+        if len(visible) != len(self.layers):
+            raise ValueError(f"{len(visible)} layers of features for {len(self.layers)} decoders")
+        base = None
+        if text is not None and frames > 1:
+            base = self.text_entry(text).to(visible.dtype)[:, None]
+        predictions = []
+        for decoder, layer in zip(self.layers, visible, strict=True):
+            empty = self._place(layer, kept, layer.new_zeros(1, 1, 1), frames)
+            filled = None if base is None else self._place(layer, kept, base, frames)
+            predictions.append(decoder(empty, filled).flatten(1, 2))
+        return torch.stack(predictions)
+
+    def _place(self, visible: Tensor, kept: Tensor, base: Tensor, frames: int) -> Tensor:
+        """All tokens [B, T, N, width]: those that are visible, `base` in the others' places, and positions."""
+        batch, _, width = visible.shape
+        tokens = frames * self.side**2
+        index = kept[..., None].expand(-1, -1, width)
+        placed = base.expand(batch, tokens, width).scatter(1, index, visible)
+        placed = placed + self.positions[:, :tokens].to(placed.dtype)
+        return placed.unflatten(1, (frames, self.side**2))
+
+
+def gather_visible(tokens: Tensor, weight: Tensor, kept: Tensor) -> Tensor:
+    """The visible tokens, with a way for the gradient to the mask.
+
+    To what is gathered STM adds a term that is 0 in value: all tokens, the hidden ones as zeros, are pooled over their
+    numbers to as many as there are visible ones (adaptive max pooling, each feature by itself), less the same without
+    gradient. So the gradient at a visible token reaches `weight` at the token that won its window, and the tokens
+    themselves once more, as in the released code. That the pooling runs along the tokens' numbers is our inference.
+
+    Args:
+        tokens: embedded tokens of the whole clip, float [B, L, W], L = T * N.
+        weight: [B, T, N], 1 hidden and 0 visible (`Drawn.weight`).
+        kept: int64 [B, K], the visible tokens.
+
+    Returns:
+        [B, K, W] in the dtype of `tokens`, equal to `gather_tokens(tokens, kept)`.
+    """
+    visible = (1 - weight).flatten(1)[..., None].to(tokens.dtype)
+    pooled = functional.adaptive_max_pool1d((tokens * visible).transpose(1, 2), kept.shape[1]).transpose(1, 2)
+    return gather_tokens(tokens, kept) + (pooled - pooled.detach())

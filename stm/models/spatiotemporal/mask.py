@@ -1,0 +1,111 @@
+"""STM's learnable mask: which tokens of a clip to hide, by the motion between frames and a teacher's attention.
+
+The mask is trained with the student. What is hidden has no gradient, so `Drawn.weight` stands for the mask: its value
+is the mask, its gradient that of a softmax (a straight-through estimate). `gather_visible` of stm_decoder.py brings the
+student's gradient to it. The formulas are in stm/masking/spatiotemporal.py, written from those of the released code.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from stm.config import SpatioTemporal
+from stm.masking.spatiotemporal import (
+    average_blobs,
+    divergence,
+    merge_pairs,
+    perturb,
+    share_out,
+    straight_through,
+)
+from stm.models.spatiotemporal.pair_predictor import PairPredictor, Pairs
+from stm.models.vit import init_weights
+
+
+class Drawn(NamedTuple):
+    """A mask and what it was drawn from; all in float32 at least."""
+
+    score: Tensor  # [B, T, N], finite: the guide "spatiotemporal", whose highest are hidden
+    probability: Tensor  # [B, T, N], each token's part in its frame, of sum 1 (`share_out`)
+    weight: Tensor  # [B, T, N], exactly 1 hidden and 0 visible; carries the gradient
+    points: Tensor  # [B, T, 2], x and y in [-0.75, 0.75]: the mean of those that the frame's blobs are drawn around
+    blobs: Tensor  # [B, T, N], the temporal score, of sum 1 in a frame
+    divergence: Tensor  # scalar, without gradient: how far the draw is from uniform, in nats (`divergence`)
+
+
+class SpatioTemporalMask(nn.Module):
+    """Pairs of adjacent frames to points, points to blobs, blobs and attention to a mask."""
+
+    def __init__(self, stem_width: int, side: int, settings: SpatioTemporal) -> None:
+        """
+        Args:
+            stem_width: of the teacher's patch embeddings.
+            side: tokens on a side of a frame, 2 or more.
+            settings: of the mask.
+        """
+        super().__init__()
+        self.side, self.settings = side, settings
+        self.entry = nn.Linear(stem_width, settings.width)
+        self.norm = nn.LayerNorm(settings.width)
+        self.apply(init_weights)
+        self.predictor = PairPredictor(settings.width, side, settings.features)
+        self.mix = nn.Parameter(torch.tensor(settings.mix))
+        self.learning_rate_factors = {"mix": settings.mix_learning_rate}
+
+    def forward(self, stem: Tensor, attention: Tensor, noise: Tensor, ratio: float) -> Drawn:
+        """Draws the mask of clips.
+
+        In training the mix is set back into [0, 1] first, where the last step has left it: beyond, a clamp alone
+        would have no gradient, and it would never come back.
+
+        Args:
+            stem: the teacher's patch embeddings before positions, float [B, T * N, stem_width].
+            attention: its attention from the class token, float [B, T, N], not negative.
+            noise: float [B, T, N], uniform in [0, 1).
+            ratio: share of a frame's tokens to hide.
+
+        Returns:
+            The mask and its parts.
+
+        Raises:
+            ValueError: there is one frame only, or the frames are of another size.
+        """
+        frames, tokens = attention.shape[1:]
+        if frames < 2 or tokens != self.side**2 or stem.shape[1] != frames * tokens:
+            raise ValueError(
+                f"attention [B, {frames}, {tokens}] and stem [B, {stem.shape[1]}, width] must be of 2 frames or more, "
+                f"each of {self.side} x {self.side} tokens"
+            )
+        if self.training:
+            with torch.no_grad():
+                self.mix.clamp_(0, 1)
+        pairs = self.compare(stem, frames)
+        # Probabilities of hundreds of tokens differ by less than bfloat16 can tell.
+        with torch.autocast(stem.device.type, enabled=False):
+            dtype = torch.promote_types(attention.dtype, torch.float32)
+            return self.draw(
+                pairs.former.to(dtype), pairs.latter.to(dtype), attention.to(dtype), noise.to(dtype), ratio
+            )
+
+    def compare(self, stem: Tensor, frames: int) -> Pairs:
+        """Where in the frames of each adjacent pair the points are; `stem` as in `forward`, of so many frames."""
+        pairs: Pairs = self.predictor(self.norm(self.entry(stem)).unflatten(1, (frames, -1)))
+        return pairs
+
+    def draw(self, former: Tensor, latter: Tensor, attention: Tensor, noise: Tensor, ratio: float) -> Drawn:
+        """The mask of clips whose pairs have these points, [B, T - 1, 2] each; the rest as in `forward`."""
+        sampling, spread = self.settings.sampling, self.settings.points_spread
+        first, second = (average_blobs(points, self.side, spread) for points in (former, latter))
+        blobs = merge_pairs(first, second, last="former").softmax(dim=-1)
+        mix = self.mix.clamp(0, 1)
+        probability = share_out(mix * blobs + (1 - mix) * attention, sampling)
+        score = perturb(probability, noise, sampling)
+        return Drawn(
+            score=score,
+            probability=probability,
+            weight=straight_through(score, noise, ratio, self.settings.temperature),
+            points=merge_pairs(former, latter, last="former"),
+            blobs=blobs,
+            divergence=divergence(probability, sampling),
+        )

@@ -1,0 +1,1 @@
+"""Frozen image and video towers that students learn from."""

@@ -1,0 +1,146 @@
+"""ActionCLIP's temporal transformer over the frames of a clip, which STM's teacher has on top of its features.
+
+At each place of the picture the features of the T frames are a sequence (STM's release): a learned position for each
+frame is added, residual blocks follow, and what went in is added again at the end.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from stm.models.weights.checks import WeightsError, check_tensors
+from stm.models.weights.videomae import load_checkpoint
+
+POSITIONS = "frame_position_embeddings.weight"
+NEST = "fusion_model_state_dict"  # where ActionCLIP's checkpoints hold it, beside the CLIP
+HEAD_WIDTH = 64  # ActionCLIP's
+
+
+class _QuickGELU(nn.Module):
+    """CLIP's cheaper stand-in for GELU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class _Block(nn.Module):
+    """CLIP's residual block, under its names."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.ln_1, self.ln_2 = (nn.LayerNorm(width, eps=1e-12) for _ in range(2))  # ActionCLIP's epsilon
+        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        parts = {"c_fc": nn.Linear(width, 4 * width), "gelu": _QuickGELU(), "c_proj": nn.Linear(4 * width, width)}
+        self.mlp = nn.Sequential(OrderedDict(parts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, T, C] -> the same."""
+        normed = self.ln_1(x)
+        x = x + self.attn(normed, normed, normed, need_weights=False)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
+class _Blocks(nn.Module):
+    """As ActionCLIP names them: transformer.resblocks.N."""
+
+    def __init__(self, width: int, layers: int, heads: int) -> None:
+        super().__init__()
+        self.resblocks = nn.Sequential(*(_Block(width, heads) for _ in range(layers)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resblocks(x)
+
+
+class TemporalFusion(nn.Module):
+    """Lets the frames of a clip know of each other, place by place."""
+
+    def __init__(self, width: int, frames: int, heads: int | None = None, layers: int = 6) -> None:
+        """
+        Args:
+            width: C, of the features.
+            frames: rows of the position table, the longest clip. ActionCLIP's has 77, its text's context.
+            heads: of each block; by default one for 64 features, as in ActionCLIP.
+            layers: blocks; ActionCLIP's number.
+        """
+        super().__init__()
+        self.width = width
+        self.frame_position_embeddings = nn.Embedding(frames, width)
+        self.transformer = _Blocks(width, layers, heads or max(1, width // HEAD_WIDTH))
+
+    def forward(self, features: Tensor, frames: int) -> Tensor:
+        """Fuses the features of clips.
+
+        Args:
+            features: float [layers, B, T * N, C], numbered frame * N + place.
+            frames: T; a clip shorter than the table has its first rows.
+
+        Returns:
+            The same shape and dtype; each layer is fused by itself.
+
+        Raises:
+            ValueError: more frames than the table has rows.
+        """
+        table = self.frame_position_embeddings.weight
+        if frames > len(table):
+            raise ValueError(f"clips of {frames} frames: the temporal fusion knows positions of {len(table)} frames")
+        # Layer by layer, so that six of them do not need the memory of six.
+        return torch.stack([self._fuse(layer, frames, table[:frames]) for layer in features])
+
+    def _fuse(self, layer: Tensor, frames: int, positions: Tensor) -> Tensor:
+        """[B, T * N, C] -> the same."""
+        batch = len(layer)
+        sequences = layer.unflatten(1, (frames, -1)).transpose(1, 2).flatten(0, 1)  # [B * N, T, C]
+        fused = self.transformer(sequences + positions.to(layer.dtype)).to(layer.dtype) + sequences
+        return fused.unflatten(0, (batch, -1)).transpose(1, 2).flatten(1, 2)
+
+    @classmethod
+    def load(cls, path: Path) -> "TemporalFusion":
+        """Reads ActionCLIP's weights: its checkpoint, the fusion's state dict alone (.pth, .pt), or safetensors of it.
+
+        Raises:
+            WeightsError: the file cannot be read, is not safe to load, or holds no such transformer.
+        """
+        found = _strip(_read(path))
+        table, blocks = found.get(POSITIONS), _count_blocks(found)
+        if not isinstance(table, Tensor) or table.dim() != 2 or not blocks:
+            listed = ", ".join(sorted(found)[:5]) or "nothing"
+            raise WeightsError(
+                f"{path}: holds no temporal transformer of ActionCLIP: {POSITIONS} and transformer.resblocks are looked "
+                f"for, and there are {listed}, …. Of its heads only `Transf` has one"
+            )
+        frames, width = table.shape
+        with torch.device("meta"):
+            fusion = cls(width, frames, layers=blocks)
+        check_tensors(found, fusion.state_dict(), f"{path} is a temporal transformer of ActionCLIP")
+        fusion.load_state_dict({name: tensor.float() for name, tensor in found.items()}, assign=True)
+        return fusion
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise WeightsError(f"{path}: cannot be read: there is no such file (from the working directory {Path.cwd()})")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"{path}: cannot be read as safetensors ({error})") from error
+    content = load_checkpoint(path)
+    nested = content.get(NEST, content)
+    return nested if isinstance(nested, dict) else content
+
+
+def _strip(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Names without what stands before them in ActionCLIP's files: `module.`, or the key of a joint checkpoint."""
+    before = next((name.removesuffix(POSITIONS) for name in map(str, state) if name.endswith(POSITIONS)), "")
+    return {str(name).removeprefix(before): tensor for name, tensor in state.items() if str(name).startswith(before)}
+
+
+def _count_blocks(state: Mapping[str, Any]) -> int:
+    blocks = {name.split(".")[2] for name in state if name.startswith("transformer.resblocks.")}
+    return len(blocks)

@@ -1,0 +1,1 @@
+"""The text side: BERT in two halves, its files, its tokenizer and the decoder of answers."""

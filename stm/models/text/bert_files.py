@@ -1,0 +1,79 @@
+"""Reading a transformers BERT: its config, its weights, and our names for them."""
+
+import re
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoConfig, BertConfig, BertForMaskedLM
+
+from stm.pretrained.hub import ModelError, ModelSource, explain_missing
+
+
+def plain_config(config: BertConfig) -> BertConfig:
+    """A copy for an encoder, with torch's attention, which takes boolean masks."""
+    config = deepcopy(config)
+    config.is_decoder = config.add_cross_attention = False
+    config._attn_implementation = "sdpa"
+    return config
+
+
+def read_config(source: ModelSource) -> BertConfig:
+    """The config of a BERT.
+
+    Raises:
+        ModelError: it cannot be had, or is another model's.
+    """
+    try:
+        config = AutoConfig.from_pretrained(**source.arguments)
+    except (OSError, ValueError, KeyError) as error:
+        raise explain_missing(source, error) from error
+    if not isinstance(config, BertConfig) or config.model_type != "bert":
+        raise ModelError(
+            f"language.model {source.name!r} is a {config.model_type} model, not a BERT; bert-base-uncased is one"
+        )
+    return plain_config(config)
+
+
+def read_bert(source: ModelSource, config: BertConfig) -> tuple[BertForMaskedLM, str | None]:
+    """The whole BERT and the hub's commit, through transformers, which knows older names of weights.
+
+    The head of hidden words is fresh where the files have none of it.
+
+    Raises:
+        ModelError: there are no safetensors, or weights are missing.
+    """
+    try:
+        loaded: Any = BertForMaskedLM.from_pretrained(
+            **source.arguments, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise explain_missing(source, error) from error
+    model, report = loaded
+    # The head's decoder is the embeddings and the bias once more.
+    missing = {name for name in report["missing_keys"] if ".decoder." not in name}
+    head = {name for name in model.state_dict() if name.startswith("cls.predictions.") and ".decoder." not in name}
+    lacking = sorted(missing - head if head <= missing else missing)
+    if lacking:
+        raise ModelError(
+            f"model {source.name!r} is no complete BERT: {len(lacking)} weights are missing, {lacking[0]} for instance"
+        )
+    return model, getattr(model.config, "_commit_hash", None)
+
+
+def rename(state: Mapping[str, Tensor], fusion_layer: int) -> dict[str, Tensor]:
+    """A state dict of BertForMaskedLM under the names of `stm.models.text.split_bert.SplitBert`."""
+    found = {}
+    for theirs, tensor in state.items():
+        name = theirs.removeprefix("bert.").replace("cls.predictions.transform.", "transform.")
+        name = re.sub(r"^cls\.predictions\.bias$", "word_bias", name)
+        if layer := re.match(r"encoder\.layer\.(\d+)\.", name):
+            number = int(layer[1])
+            part, place = ("text", number) if number < fusion_layer else ("fusion", number - fusion_layer)
+            name = f"{part}_layers.{place}.{name[layer.end() :]}"
+        if not name.startswith("cls.predictions.decoder."):  # the embeddings and the bias once more
+            found[name] = tensor
+    return found

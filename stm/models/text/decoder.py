@@ -1,0 +1,222 @@
+"""A decoder that writes a text while it looks at given states: answers to questions (UMT), captions.
+
+It has as many layers as a split BERT has fusion layers and starts from their weights, as UMT's answers do: there it looks
+at the states of the question, which have looked at the clip. For captions it looks at the clip's tokens.
+"""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, log_softmax
+from transformers import BertConfig, BertLMHeadModel, GenerationConfig
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+from stm.models.text.split_bert import SplitBert
+
+DEPTH = 128
+"""Answers that UMT ranks by all their tokens."""
+
+_PREDICTED = 4096
+"""Tokens whose logits of all words are held at a time when answers are ranked: half a gigabyte with BERT's words."""
+
+_TIED = "cls.predictions.decoder."
+
+
+class TextDecoder(nn.Module):
+    """A BERT that looks back only, with cross-attention, and its head of words."""
+
+    def __init__(self, config: BertConfig, pad_id: int, cls_id: int, sep_id: int) -> None:
+        """A fresh one; `of` makes one from a split BERT.
+
+        Args:
+            config: a BERT's; `num_hidden_layers` are the decoder's.
+            pad_id: fills up short texts and is never to be predicted.
+            cls_id: opens a text.
+            sep_id: closes it.
+        """
+        super().__init__()
+        config = deepcopy(config)
+        config.is_decoder = config.add_cross_attention = True
+        config._attn_implementation = "sdpa"
+        self.pad_id, self.cls_id, self.sep_id = pad_id, cls_id, sep_id
+        self.bert = BertLMHeadModel(config)
+
+    @classmethod
+    def of(cls, language: SplitBert) -> "TextDecoder":
+        """Fusion layers, embeddings and head of words of a split BERT, copied.
+
+        Raises:
+            ModelError: it was made without a tokenizer, so that nothing says how a text begins and ends.
+        """
+        config = deepcopy(language.config)
+        config.num_hidden_layers = len(language.fusion_layers)
+        decoder = cls(config, language.pad_id, language.cls_id, language.sep_id)
+        parts = {
+            "bert.embeddings.": language.embeddings,
+            "bert.encoder.layer.": language.fusion_layers,
+            "cls.predictions.transform.": language.transform,
+        }
+        found = {
+            f"{place}{name}": tensor for place, part in parts.items() for name, tensor in part.state_dict().items()
+        }
+        decoder.load_weights({**found, "cls.predictions.bias": language.word_bias.detach()})
+        return decoder
+
+    def weights(self) -> dict[str, Tensor]:
+        """Its state dict without the head's matrix, which is that of the word embeddings; so safetensors takes it."""
+        return {name: tensor for name, tensor in self.bert.state_dict().items() if not name.startswith(_TIED)}
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Copies what `weights` gave.
+
+        Raises:
+            RuntimeError: names or shapes are not its own.
+        """
+        head = {
+            f"{_TIED}weight": weights["bert.embeddings.word_embeddings.weight"],
+            f"{_TIED}bias": weights["cls.predictions.bias"],
+        }
+        self.bert.load_state_dict({**weights, **head})
+
+    def forward(
+        self,
+        tokens: Tensor,
+        memory: Tensor,
+        weights: Tensor | None = None,
+        present: Tensor | None = None,
+        smoothing: float = 0.0,
+    ) -> Tensor:
+        """The language modelling loss of each text: every token is predicted from those before it and the memory.
+
+        Args:
+            tokens: int64 [B, X], from [CLS] to [SEP], then padding, which is not predicted.
+            memory: float [B, S, W], what is looked at; row i for text i.
+            weights: float [B], of the texts (an answer's share of its question's, in UMT); None: 1.
+            present: bool [B, S], False for padding of the memory; None: all is looked at.
+            smoothing: label smoothing, in [0, 1); UMT has none.
+
+        Returns:
+            Float32 (or wider) [B]: the sum over the text's tokens, times its weight. UMT divides the sum over the answers
+            by the number of questions.
+        """
+        logits = self._predict(tokens[:, :-1], memory, present)
+        losses = cross_entropy(
+            logits.transpose(1, 2), tokens[:, 1:], ignore_index=self.pad_id, reduction="none", label_smoothing=smoothing
+        ).sum(dim=1)
+        return losses if weights is None else losses * weights
+
+    def _predict(self, tokens: Tensor, memory: Tensor, present: Tensor | None) -> Tensor:
+        """Logits of the token after each one, float32 (or wider) [B, X, V]."""
+        logits: Tensor = self.bert(
+            input_ids=tokens, encoder_hidden_states=memory, encoder_attention_mask=present, use_cache=False
+        ).logits
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    @torch.no_grad()
+    def rank(
+        self,
+        memory: Tensor,
+        candidates: Tensor,
+        depth: int = DEPTH,
+        ranking: Literal["sum", "albef"] = "sum",
+        present: Tensor | None = None,
+    ) -> Tensor:
+        """Scores given answers: the `depth` whose first token is most probable get the log-probability of all tokens.
+
+        Answers with the same first token tie there; those that come first in the list are taken (so let it begin with the
+        most frequent ones). In evaluation mode only.
+
+        Args:
+            memory: float [B, S, W], the states of the questions.
+            candidates: int64 [A, X], each [CLS], its words, [SEP], padding.
+            depth: answers that are scored by all tokens.
+            ranking: `sum` of the tokens' log-probabilities; `albef` counts the first token's twice, as the released code of
+                ALBEF and UMT does (published numbers are made so).
+            present: bool [B, S], False for padding of the memory.
+
+        Returns:
+            Float32 [B, A]; minus infinity for answers beyond `depth`.
+
+        Raises:
+            ValueError: a candidate does not begin with [CLS] and a token, or `depth` is below 1.
+        """
+        if depth < 1 or candidates.shape[1] < 2:
+            raise ValueError("at least one candidate of two tokens must be ranked")
+        if bool((candidates[:, 0] != self.cls_id).any() | (candidates[:, 1] == self.pad_id).any()):
+            raise ValueError("every candidate must begin with [CLS] and go on with a token")
+        start = candidates.new_full((len(memory), 1), self.cls_id)
+        first = log_softmax(self._predict(start, memory, present)[:, 0], dim=-1)[:, candidates[:, 1]]  # [B, A]
+        best, chosen = (part[:, :depth] for part in first.sort(dim=1, descending=True, stable=True))
+        # Each answer is a row of its own, so that a few questions or many take the same memory.
+        answers, owners = (
+            chosen.flatten(),
+            torch.arange(len(memory), device=memory.device).repeat_interleave(best.shape[1]),
+        )
+        rows = max(1, _PREDICTED // candidates.shape[1])
+        parts = [
+            self(candidates[answer], memory[owner], present=None if present is None else present[owner])
+            for answer, owner in zip(answers.split(rows), owners.split(rows), strict=True)
+        ]
+        total = -torch.cat(parts).view_as(best)
+        if ranking == "albef":
+            total = total + best
+        return torch.full_like(first, -torch.inf).scatter(1, chosen, total).float()
+
+    @torch.no_grad()
+    def generate(
+        self,
+        memory: Tensor,
+        beams: int = 1,
+        max_tokens: int = 32,
+        length_penalty: float = 1.0,
+        present: Tensor | None = None,
+    ) -> list[list[int]]:
+        """Writes a text for each row of the memory, by transformers' beam search. In evaluation mode only.
+
+        Args:
+            memory: float [B, S, W], what is looked at.
+            beams: partial texts that are kept; 1 takes the most probable token each time.
+            max_tokens: most tokens after [CLS]; a text that has not closed by then is cut.
+            length_penalty: a finished text's log-probability is divided by its length to this power; above 0 longer texts
+                are favoured.
+            present: bool [B, S], False for padding of the memory.
+
+        Returns:
+            The token ids of each, without [CLS], [SEP] and what comes after.
+
+        Raises:
+            ValueError: `max_tokens` is more than the BERT has positions for.
+        """
+        config = self.bert.config
+        if max_tokens >= config.max_position_embeddings:
+            raise ValueError(
+                f"max_tokens {max_tokens} and [CLS] are more than {config.max_position_embeddings} positions"
+            )
+        start = torch.full((len(memory), 1), self.cls_id, device=memory.device)
+        settings = GenerationConfig(
+            num_beams=beams,
+            do_sample=False,
+            max_new_tokens=max_tokens,
+            length_penalty=length_penalty,
+            bos_token_id=self.cls_id,
+            eos_token_id=self.sep_id,
+            pad_token_id=self.pad_id,
+        )
+        model: Any = self.bert  # generate() is annotated for a protocol that no model fulfils
+        found = model.generate(
+            start,
+            generation_config=settings,
+            attention_mask=torch.ones_like(start),
+            encoder_hidden_states=memory,
+            encoder_attention_mask=present,
+            # Given, as generate() gives a decoder without an encoder no room for its cross-attention's keys.
+            past_key_values=EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config)),
+        )
+        return [self._words(row) for row in found[:, 1:].tolist()]
+
+    def _words(self, tokens: list[int]) -> list[int]:
+        tokens = tokens[: tokens.index(self.sep_id)] if self.sep_id in tokens else tokens
+        return [token for token in tokens if token != self.pad_id]

@@ -1,0 +1,237 @@
+"""A BERT that is split in two: its first layers read a text alone, its last layers look at the video as well.
+
+UMT, second stage: of BERT-base's twelve layers the first nine are the text encoder and the last three the cross-modal
+encoder, with a cross-attention to the video's tokens in each. All layers keep BERT's self-attention over the whole
+text; the cross-attentions are new. The head of masked language modelling is BERT's; its matrix is that of the word
+embeddings.
+"""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
+from transformers import BertConfig
+from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer, BertPredictionHeadTransform
+
+from stm.config import Language
+from stm.models.text.bert_files import plain_config, read_bert, read_config, rename
+from stm.models.text.small_bert import make_bert
+from stm.models.text.tokenizer import Tokenizer, load_tokenizer
+from stm.pretrained.hub import ModelError, find_model
+
+__all__ = ["SplitBert", "Tokenizer", "make_bert"]
+
+# What of a BERT's config fixes what it computes, and the most that a file may ask for of each.
+_SIZES = {
+    "vocab_size": 2**22,
+    "hidden_size": 2**16,
+    "num_hidden_layers": 1000,
+    "num_attention_heads": 2**12,
+    "intermediate_size": 2**18,
+    "max_position_embeddings": 2**16,
+    "type_vocab_size": 2**10,
+}
+_OTHERS = (
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "initializer_range",
+    "layer_norm_eps",
+    "pad_token_id",
+)
+
+
+class SplitBert(nn.Module):
+    """Text layers, fusion layers, and the head that fills in hidden words."""
+
+    def __init__(
+        self,
+        config: BertConfig,
+        fusion_layer: int,
+        tokenizer: Tokenizer | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        """A fresh one, initialised as BERT is; seed torch before for the same weights.
+
+        Args:
+            config: a BERT's; `num_hidden_layers` counts text and fusion layers.
+            fusion_layer: number of text layers.
+            tokenizer: its tokenizer; needed for texts, not for tokens.
+            gradient_checkpointing: in training, compute each layer's activations again in the backward pass.
+
+        Raises:
+            ModelError: no layer is left for one of the two parts, or the tokenizer has more words than the BERT.
+        """
+        super().__init__()
+        layers = config.num_hidden_layers
+        if not 0 < fusion_layer < layers:
+            raise ModelError(
+                f"fusion_layer {fusion_layer}: that many of the BERT's {layers} layers would read the text alone; at least "
+                "one layer must do so, and at least one must be left to look at the video"
+            )
+        if tokenizer is not None and tokenizer.vocabulary > config.vocab_size:
+            raise ModelError(
+                f"the tokenizer knows {tokenizer.vocabulary} words, the BERT {config.vocab_size}: they do not belong together"
+            )
+        self.config, self.fusion_layer = plain_config(config), fusion_layer
+        self.gradient_checkpointing = gradient_checkpointing
+        self.identity: dict[str, str | None] | None = None  # for receipts: model and hash, where it was loaded
+        self._tokenizer = tokenizer
+        fusion = deepcopy(self.config)
+        # transformers builds cross-attention into decoders only. A decoder's self-attention looks back only where
+        # no mask is given: here one always is.
+        fusion.is_decoder = fusion.add_cross_attention = True
+        self.embeddings = BertEmbeddings(self.config)
+        self.text_layers = nn.ModuleList(BertLayer(self.config) for _ in range(fusion_layer))
+        self.fusion_layers = nn.ModuleList(BertLayer(fusion) for _ in range(layers - fusion_layer))
+        self.transform = BertPredictionHeadTransform(self.config)
+        self.word_bias = nn.Parameter(torch.zeros(self.config.vocab_size))
+        self.apply(self._initialise)
+
+    @classmethod
+    def of(cls, config: BertConfig, fusion_layer: int, tokenizer: Tokenizer | None = None) -> "SplitBert":
+        """A fresh one; errors as in the constructor."""
+        return cls(config, fusion_layer, tokenizer)
+
+    @classmethod
+    def load(cls, settings: Language) -> "SplitBert":
+        """A pretrained BERT (BertModel, BertForMaskedLM or BertForPreTraining), split.
+
+        The cross-attentions are fresh, as BERT initialises its layers; seed torch before for the same ones. So is the
+        head of hidden words where the files have none (BertModel).
+
+        Raises:
+            ModelError: the model cannot be had, is no BERT, lacks weights or a tokenizer, or does not go with
+                `fusion_layer` or `max_tokens`.
+        """
+        source = find_model(settings.model)
+        config = read_config(source)
+        if settings.max_tokens > config.max_position_embeddings:
+            raise ModelError(
+                f"language.max_tokens {settings.max_tokens}: {settings.model!r} reads at most "
+                f"{config.max_position_embeddings} tokens"
+            )
+        model = cls(config, settings.fusion_layer, load_tokenizer(source), settings.gradient_checkpointing)
+        peer, commit = read_bert(source, config)
+        lacking = model.load_state_dict(rename(peer.state_dict(), settings.fusion_layer), strict=False)
+        assert not lacking.unexpected_keys and all(".crossattention." in name for name in lacking.missing_keys)
+        model.identity = source.identify(commit)
+        return model
+
+    @classmethod
+    def rebuild(cls, values: Mapping[str, Any]) -> "SplitBert":
+        """A fresh one from what `describe` gave.
+
+        Raises:
+            ModelError: the values describe no BERT.
+        """
+        try:
+            bert, fusion_layer, tokenizer = values["bert"], values["fusion_layer"], values["tokenizer"]
+            sizes = {name: (bert[name], most) for name, most in _SIZES.items()}
+            wrong = [name for name, (size, most) in sizes.items() if not (isinstance(size, int) and 0 < size <= most)]
+            if wrong or not isinstance(bert["hidden_act"], str):
+                raise ModelError(f"its {(wrong or ['hidden_act'])[0]} cannot be")
+            config = BertConfig(**{name: bert[name] for name in (*_SIZES, *_OTHERS)})
+            return cls(config, fusion_layer, None if tokenizer is None else Tokenizer(**tokenizer))
+        except ModelError:
+            raise
+        except Exception as error:  # transformers' checks of a config have errors of their own
+            raise ModelError(f"these values describe no BERT: {error!r}") from error
+
+    def describe(self) -> dict[str, Any]:
+        """What `rebuild` needs beside the weights, as JSON values: "bert", "fusion_layer" and "tokenizer"."""
+        return {
+            "bert": {name: getattr(self.config, name) for name in (*_SIZES, *_OTHERS)},
+            "fusion_layer": self.fusion_layer,
+            "tokenizer": None if self._tokenizer is None else self._tokenizer.describe(),
+        }
+
+    def _initialise(self, module: nn.Module) -> None:
+        """BERT's initialisation: normal weights, no biases; the padding's embedding is zero."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            with torch.no_grad():
+                module.weight[module.padding_idx].zero_()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises ModelError where it was made without one."""
+        if self._tokenizer is None:
+            raise ModelError("this BERT was made without a tokenizer")
+        return self._tokenizer
+
+    @property
+    def width(self) -> int:
+        """Hidden size, W."""
+        return int(self.config.hidden_size)
+
+    @property
+    def vocabulary(self) -> int:
+        """Words that it can predict, V."""
+        return int(self.config.vocab_size)
+
+    @property
+    def pad_id(self) -> int:
+        """The token that fills up short texts, which no other token looks at."""
+        return self._tokenizer.pad_id if self._tokenizer else int(self.config.pad_token_id or 0)
+
+    @property
+    def cls_id(self) -> int:
+        """The token that opens a text."""
+        return self.tokenizer.cls_id
+
+    @property
+    def sep_id(self) -> int:
+        """The token that closes a text."""
+        return self.tokenizer.sep_id
+
+    @property
+    def mask_id(self) -> int:
+        """The token that stands for a hidden word."""
+        return self.tokenizer.mask_id
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The text alone: int64 [B, X] -> [B, X, W], the output of the last text layer."""
+        states, mask = self.embeddings(tokens), self._mask(tokens)
+        for layer in self.text_layers:
+            states = self._run(layer, states, mask)
+        return states
+
+    def fuse(self, states: Tensor, tokens: Tensor, seen: Tensor) -> Tensor:
+        """The text with the video.
+
+        Args:
+            states: [B, X, W] of `forward`.
+            tokens: int64 [B, X], from which the padding is known.
+            seen: the video's tokens [B, K, W], all of which are looked at; [1, K, W] where all texts look at one video.
+
+        Returns:
+            [B, X, W], the output of the last layer.
+        """
+        mask = self._mask(tokens)
+        for layer in self.fusion_layers:
+            states = self._run(layer, states, mask, seen)
+        return states
+
+    def predict_words(self, fused: Tensor) -> Tensor:
+        """[B, X, W] of `fuse` -> logits of the words [B, X, V]."""
+        # Multiplied with the embeddings' own matrix: a tied copy in a module would be in the state dict twice.
+        return linear(self.transform(fused), self.embeddings.word_embeddings.weight, self.word_bias)
+
+    def _mask(self, tokens: Tensor) -> Tensor:
+        """Bool [B, 1, 1, X], True for what may be looked at; never None, as a fusion layer would then look back only."""
+        return (tokens != self.pad_id)[:, None, None]
+
+    def _run(self, layer: nn.Module, *inputs: Tensor) -> Tensor:
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            repeated: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
+            return repeated
+        once: Tensor = layer(*inputs)
+        return once

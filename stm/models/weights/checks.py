@@ -1,0 +1,224 @@
+"""Weights under our names, whatever file they came from, and the checks that all formats share.
+
+Names are those of a `VideoMAE` ("encoder.*", "decoder.*"), of an encoder alone ("encoder.*"), or of a
+classifier: an encoder, "fc_norm.*" and "head.*", as `stm.evaluation.classification.finetune.Classifier` has them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import torch
+from torch import Size, Tensor, nn
+
+from stm.models.vit import Architecture, VideoEncoder, VideoMAE
+
+Kind = Literal["pretraining", "encoder", "classifier"]
+
+# What the shapes and the computation of trained weights hang on. The clip's length and the picture's size are
+# not among them: positions are a fixed table, made anew for any number of tokens. Its kind is: weights that were
+# trained with one table would read nonsense from another, and no shape tells.
+ENCODER_FIELDS = ("patch_size", "tubelet", "width", "depth", "heads", "mlp_ratio", "positions", "position_period")
+DECODER_FIELDS = ("decoder_width", "decoder_depth", "decoder_heads")
+
+# A header may come from anyone: these bounds keep a forged one from filling the memory.
+_MOST = {"depth": 1000, "decoder_depth": 1000}
+_MOST_OTHERWISE = 2**16
+_MOST_TOKENS = 2**20
+
+
+class WeightsError(ValueError):
+    """A file of weights cannot be used; the message says which file, what it is, and what does not fit."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A state dict under our names with what is needed to build its model."""
+
+    architecture: Architecture
+    tensors: Mapping[str, Tensor]
+    labels: tuple[str, ...] | None = None  # names of a classifier's classes, in the order of its logits
+
+    @property
+    def kind(self) -> Kind:
+        if "head.weight" in self.tensors:
+            return "classifier"
+        return "pretraining" if any(name.startswith("decoder.") for name in self.tensors) else "encoder"
+
+    @property
+    def classes(self) -> int:
+        """Classes of a classifier; 0 without one."""
+        return len(self.tensors["head.weight"]) if self.kind == "classifier" else 0
+
+    def encoder(self) -> "Weights":
+        """Those of the encoder alone."""
+        kept = {name: tensor for name, tensor in self.tensors.items() if name.startswith("encoder.")}
+        return Weights(self.architecture, kept)
+
+
+def gather_weights(module: nn.Module, labels: Iterable[str] | None = None) -> Weights:
+    """The weights of a `VideoMAE`, of a `VideoEncoder`, or of a classifier around an encoder."""
+    prefix = "encoder." if isinstance(module, VideoEncoder) else ""
+    holder = module if isinstance(module, VideoEncoder | VideoMAE) else getattr(module, "encoder", None)
+    architecture = getattr(holder, "architecture", None)
+    if not isinstance(architecture, Architecture):
+        raise TypeError(f"{type(module).__name__} is no VideoMAE, no VideoEncoder, and has no `encoder` that is one")
+    tensors = {f"{prefix}{name}": tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+    weights = Weights(architecture, tensors)
+    named = parse_labels(None if labels is None else list(labels), weights.classes, type(module).__name__)
+    return replace(weights, labels=named)
+
+
+def build_module(weights: Weights, drop_path: float = 0.0) -> VideoMAE | VideoEncoder:
+    """A `VideoMAE`, or, of weights without a decoder, a `VideoEncoder`; a classifier's head is left out."""
+    if weights.kind == "pretraining":
+        model = VideoMAE(weights.architecture, drop_path)
+        model.load_state_dict(dict(weights.tensors))
+        return model
+    return build_encoder(weights, drop_path)
+
+
+def build_encoder(weights: Weights, drop_path: float = 0.0) -> VideoEncoder:
+    """The encoder alone, of weights of any kind."""
+    encoder = VideoEncoder(weights.architecture, drop_path)
+    encoder.load_state_dict({n.removeprefix("encoder."): t for n, t in weights.encoder().tensors.items()})
+    return encoder
+
+
+def outline(architecture: Architecture, kind: Kind, classes: int = 0) -> dict[str, Tensor]:
+    """The names of such weights, with tensors of the right shape that hold nothing (device "meta")."""
+    with torch.device("meta"):
+        if kind == "pretraining":
+            return dict(VideoMAE(architecture).state_dict())
+        found = {f"encoder.{name}": tensor for name, tensor in VideoEncoder(architecture).state_dict().items()}
+        if kind == "classifier":
+            width = architecture.width
+            parts = {"fc_norm": nn.LayerNorm(width), "head": nn.Linear(width, classes)}
+            found |= {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
+        return found
+
+
+def check_tensors(found: Mapping[str, Any], wanted: Mapping[str, Tensor], what: str) -> None:
+    """Compares the names and shapes of a file with those it should have.
+
+    Raises:
+        WeightsError: they differ; `what` opens the message, which gives the first five of each difference.
+    """
+    shapes = {name: tensor.shape for name, tensor in found.items() if isinstance(tensor, Tensor)}
+    differences = {
+        "no tensors": sorted(found.keys() - shapes.keys()),
+        "missing": sorted(wanted.keys() - found.keys()),
+        "not expected": sorted(shapes.keys() - wanted.keys()),
+        "of another shape": [
+            f"{name} ({_size(shapes[name])} instead of {_size(wanted[name].shape)})"
+            for name in sorted(shapes.keys() & wanted.keys())
+            if shapes[name] != wanted[name].shape
+        ],
+    }
+    say_differences(differences, what)
+
+
+def say_differences(differences: Mapping[str, Sequence[str]], what: str) -> None:
+    """Raises WeightsError with the first five names of each kind of difference, if there are any."""
+    parts = [f"{len(names)} {kind}: {_first(names)}" for kind, names in differences.items() if names]
+    if parts:
+        raise WeightsError(f"{what}, but its weights do not fit: {'; '.join(parts)}")
+
+
+def adapt(weights: Weights, architecture: Architecture | None, what: str) -> Weights:
+    """The same weights for a run's architecture, which may see clips of another length or picture size.
+
+    Raises:
+        WeightsError: the architectures differ in what the weights fix; `what`, the source, opens the message.
+    """
+    if architecture is None:
+        return weights
+    checked = ENCODER_FIELDS + (DECODER_FIELDS if weights.kind == "pretraining" else ())
+    differ = [
+        f"{name} {getattr(weights.architecture, name)} instead of {getattr(architecture, name)}"
+        for name in checked
+        if getattr(weights.architecture, name) != getattr(architecture, name)
+    ]
+    if differ:
+        raise WeightsError(f"{what}: is of another architecture than asked for: {', '.join(differ)}")
+    return replace(weights, architecture=architecture)
+
+
+def check_positions(architecture: Architecture, format_name: str) -> None:
+    """Refuses a model whose positions another's code would not make.
+
+    Raises:
+        WeightsError: its position table is not VideoMAE's.
+    """
+    if architecture.position_frames not in (None, architecture.frames):
+        raise WeightsError(
+            f"this model's positions are those of {architecture.position_frames} frames, stretched to {architecture.frames}, and "
+            f"{format_name} does not stretch them: it would compute something else. Export to timm, which takes the table along"
+        )
+    if (architecture.positions, architecture.position_period) != ("joint", 10000.0):
+        raise WeightsError(
+            f"this model has {architecture.positions} positions of period {architecture.position_period:g}, and {format_name} "
+            "makes VideoMAE's table (joint, 10000) itself: it would compute something else. Export to timm, which "
+            "takes the table along, or pretrain with `positions: joint`"
+        )
+
+
+def parse_architecture(values: Any, what: str) -> Architecture:
+    """The architecture of a file's header, which is not trusted.
+
+    Raises:
+        WeightsError: fields are missing, unknown, or no sensible numbers; `what` opens the message.
+    """
+    try:
+        architecture = Architecture(**values)
+    except TypeError as error:
+        raise WeightsError(f"{what} was written by another version of stm: {error}. Pretrain again") from error
+    for field in fields(architecture):
+        value = getattr(architecture, field.name)
+        if value is None and field.default is None:
+            continue
+        least = 0 if field.name.startswith("decoder_") else 1
+        good = isinstance(value, int | float) and 0 < value <= 1e6
+        if field.name == "positions":
+            good = value in ("joint", "separable")
+        if field.type in (int, "int", int | None, "int | None"):
+            good = isinstance(value, int) and least <= value <= _MOST.get(field.name, _MOST_OTHERWISE)
+        if not good:
+            raise WeightsError(f"{what}: its architecture says {field.name} {value!r}, which cannot be")
+    return _check_divisions(architecture, what)
+
+
+def parse_labels(labels: Any, classes: int, what: str) -> tuple[str, ...] | None:
+    """The names of a classifier's classes, of a file's header or a caller; None: there are none.
+
+    Raises:
+        WeightsError: they are no texts, or not as many as the classes; `what` opens the message.
+    """
+    if labels is None:
+        return None
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise WeightsError(f"{what}: the names of its classes are no list of texts")
+    if len(labels) != classes:
+        raise WeightsError(f"{what}: {len(labels)} names for {classes} classes")
+    return tuple(labels)
+
+
+def _check_divisions(a: Architecture, what: str) -> Architecture:
+    """Parts that must go into wholes, and a number of tokens that a memory can hold."""
+    divisions = [("image_size", "patch_size"), ("frames", "tubelet"), ("width", "heads")]
+    divisions += [("decoder_width", "decoder_heads")] if a.decoder_heads else []
+    for whole, part in divisions:
+        if getattr(a, whole) % getattr(a, part):
+            raise WeightsError(f"{what}: its {whole} {getattr(a, whole)} is no multiple of {part} {getattr(a, part)}")
+    tokens = max(a.frames, a.position_frames or 0) // a.tubelet * a.slot_tokens
+    if tokens > _MOST_TOKENS:
+        raise WeightsError(f"{what}: its architecture says {tokens} tokens a clip, which cannot be")
+    return a
+
+
+def _size(shape: Size) -> str:
+    return "x".join(str(length) for length in shape) or "one number"
+
+
+def _first(names: Sequence[str], number: int = 5) -> str:
+    return ", ".join(names[:number]) + (", …" if len(names) > number else "")

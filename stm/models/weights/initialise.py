@@ -1,0 +1,184 @@
+"""First weights of a student from models that are not quite its own: UMT's, VideoMAE's, a CLIP's.
+
+UMT's student is VideoMAE's encoder with one frame in a tubelet. What a source has and the student has not is left out,
+and every such thing is told to the caller, who says it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from stm.models.sizes import heads_of_width
+from stm.models.vit import Architecture
+from stm.models.weights import zoo
+from stm.models.weights.checks import Weights, WeightsError, adapt
+from stm.models.weights.videomae import EMBEDDING, HEADER_KEY, find_state, load_checkpoint, parse_checkpoint
+from stm.pretrained.hub import ModelError
+
+CLIP = "clip:"
+_ENCODER_PARTS = ("patch_embed", "blocks", "norm", "pos_embed", "cls_token")
+_CHECKPOINT_STARTS = (b"PK\x03\x04", b"\x80")  # torch's zip, and its older plain pickle
+
+
+class FirstWeights(NamedTuple):
+    """Weights for a student, and what was done to them, as ends of sentences for people."""
+
+    weights: Weights
+    notes: tuple[str, ...] = ()
+
+
+def read_first(source: str, architecture: Architecture) -> FirstWeights:
+    """Weights that a student can start from.
+
+    Args:
+        source: `clip:` and an open_clip model, written as in similarity.model; a `.pth` of UMT, whose encoder is taken
+            from among its decoders, text tower and whatever else is there; or any source of `zoo.read`. Weights for
+            tubelets of several frames become those for single frames, where the student has these.
+        architecture: the student's. Clips of another length or pictures of another size are welcome.
+
+    Returns:
+        Weights whose encoder is of that architecture. A decoder is there if the source has one and its tubelets are the
+        student's; it may be another than the student's.
+
+    Raises:
+        WeightsError: the source cannot be read, or its encoder is another.
+    """
+    if source.startswith(CLIP):
+        found = _read_clip(source.removeprefix(CLIP), architecture)
+    elif _is_checkpoint(Path(source).expanduser()):
+        found = _read_checkpoint(Path(source).expanduser(), architecture)
+    else:
+        found = FirstWeights(zoo.read(source))
+    if found.weights.architecture.tubelet > architecture.tubelet == 1:
+        found = _join_frames(found)
+    adapt(found.weights.encoder(), architecture, f"init: {source}")
+    return found
+
+
+def _is_checkpoint(path: Path) -> bool:
+    if not path.is_file() or path.suffix == ".safetensors":
+        return False
+    with path.open("rb") as file:
+        return file.read(4).startswith(_CHECKPOINT_STARTS)
+
+
+# ------------------------------------------------------------------------------------------------------------- UMT
+
+
+def _read_checkpoint(path: Path, architecture: Architecture) -> FirstWeights:
+    """VideoMAE's files as they are; of all others the encoder alone."""
+    content = load_checkpoint(path)
+    state, kind = find_state(content)
+    if kind != "encoder" or HEADER_KEY in content:
+        return FirstWeights(parse_checkpoint(content, path))
+    encoder, rest = _pick_encoder(state, path)
+    # Weights do not show their heads: VideoMAE's sizes do, and where there is no such size the student's are meant.
+    wanted = replace(architecture, heads=heads_of_width(architecture.width) or architecture.heads)
+    weights = parse_checkpoint({"model": encoder, "args": content.get("args")}, path, wanted)
+    notes = []
+    if rest:
+        parts = sorted({name.split(".")[0] for name in rest})
+        notes.append(f"of its weights only the encoder's are taken; left out: {', '.join(parts)}")
+    if "encoder.norm.weight" not in encoder:
+        notes.append("it has no norm after its blocks; ours is fresh")
+    return FirstWeights(weights, tuple(notes))
+
+
+def _pick_encoder(state: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The encoder's tensors as "encoder.*", and the names of all others.
+
+    It is where the patches are embedded by a 3-D convolution: at the root, below "encoder" in UMT's first stage, below
+    "vision_encoder.encoder" in its second.
+    """
+    volumes = [name for name, tensor in state.items() if isinstance(tensor, Tensor) and tensor.dim() == 5]
+    ends = [name for name in volumes if name.endswith(EMBEDDING) and "teacher" not in name]
+    if len(ends) != 1:
+        listed = ", ".join(sorted(ends or state)[:5]) or "nothing"
+        raise WeightsError(
+            f"{path}: has {len(ends)} video encoders, names that end in {EMBEDDING}; there are {listed}, …"
+        )
+    prefix = ends[0].removesuffix(EMBEDDING)
+    inside = {name: name.removeprefix(prefix) for name in state if name.startswith(prefix)}
+    taken = {name: short for name, short in inside.items() if short.split(".")[0] in _ENCODER_PARTS}
+    return {f"encoder.{short}": state[name] for name, short in taken.items()}, [n for n in state if n not in taken]
+
+
+# -------------------------------------------------------------------------------------------------------- tubelets
+
+
+def _join_frames(found: FirstWeights) -> FirstWeights:
+    """Weights for tubelets of one frame: a token of a frame is what a tubelet of that frame, repeated, would be.
+
+    The convolution is linear, so this is the sum of its weights over the tubelet's frames. The decoder predicts tubelets
+    of the old length and is left out.
+    """
+    a, name = found.weights.architecture, "encoder.embedding.projection.weight"
+    joint = found.weights.tensors[name].unflatten(1, (3, a.tubelet, a.patch_size**2))  # colour, frame, pixel
+    tensors = {**found.weights.encoder().tensors, name: joint.sum(dim=2).flatten(1)}
+    note = f"its tubelets have {a.tubelet} frames and ours 1: the embedding's weights are summed over the frames"
+    if found.weights.kind == "pretraining":
+        note += "; its decoder predicts such tubelets and is left out"
+    weights = Weights(replace(a, tubelet=1, frames=a.frames // a.tubelet), tensors)
+    return FirstWeights(weights, (*found.notes, note))
+
+
+# ------------------------------------------------------------------------------------------------------------ CLIP
+
+_CLIP_NAMES = {
+    "ln_1.": "norm1.",
+    "attn.in_proj_": "attn.qkv.",
+    "attn.out_proj.": "attn.proj.",
+    "ln_2.": "norm2.",
+    "mlp.c_fc.": "mlp.fc1.",
+    "mlp.c_proj.": "mlp.fc2.",
+}
+
+
+def _read_clip(name: str, architecture: Architecture) -> FirstWeights:
+    """The blocks, patch embedding and last norm of a CLIP's ViT."""
+    from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
+
+    from stm.pretrained.clip import load_clip
+
+    try:
+        tower = load_clip(name, device="cpu", setting="init").model.visual
+    except ModelError as error:
+        raise WeightsError(str(error)) from error
+    blocks = list(tower.transformer.resblocks) if isinstance(tower, VisionTransformer) else []
+    plain = [isinstance(b, ResidualAttentionBlock) and isinstance(b.ls_1, nn.Identity) for b in blocks]
+    if not blocks or not all(plain) or tower.attn_pool is not None:
+        raise WeightsError(f"init {CLIP}{name}: has no plain ViT of open_clip for its images: a {type(tower).__name__}")
+    width, hidden = tower.conv1.out_channels, blocks[0].mlp.c_fc.out_features
+    own = replace(
+        architecture,
+        tubelet=1,
+        frames=architecture.slots,
+        patch_size=tower.patch_size[0],
+        width=width,
+        depth=len(blocks),
+        heads=blocks[0].attn.num_heads,
+        mlp_ratio=hidden / width,
+    )
+    notes = ["of a CLIP the class token, the positions, the norm before its blocks and the projection are left out"]
+    if isinstance(blocks[0].mlp.gelu, QuickGELU):
+        notes.append("its blocks were trained with QuickGELU, and ours have GELU")
+    return FirstWeights(Weights(own, _rename_clip(tower)), tuple(notes))
+
+
+def _rename_clip(tower: Any) -> dict[str, Tensor]:
+    """open_clip's tensors under our names, float32. The convolution has no bias: ours is 0."""
+    kernel = tower.conv1.weight.detach().float()
+    tensors = {
+        "encoder.embedding.projection.weight": kernel.flatten(1),  # colour, row, column: one frame
+        "encoder.embedding.projection.bias": kernel.new_zeros(len(kernel)),
+        "encoder.norm.weight": tower.ln_post.weight.detach().float(),
+        "encoder.norm.bias": tower.ln_post.bias.detach().float(),
+    }
+    for name, tensor in tower.transformer.resblocks.state_dict().items():
+        number, _, inner = name.partition(".")
+        start = next(start for start in _CLIP_NAMES if inner.startswith(start))
+        tensors[f"encoder.blocks.{number}.{_CLIP_NAMES[start]}{inner.removeprefix(start)}"] = tensor.detach().float()
+    return tensors

@@ -1,0 +1,128 @@
+"""Our own files: safetensors with the architecture in the header, and, beside the model, what was trained with it."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor, nn
+
+from stm.models.weights.checks import (
+    Weights,
+    WeightsError,
+    check_tensors,
+    gather_weights,
+    outline,
+    parse_architecture,
+    parse_labels,
+)
+from stm.storage.files import write_bytes
+
+HEADER_KEY = "stm"
+
+
+def save(
+    model: nn.Module,
+    path: Path,
+    labels: Iterable[str] | None = None,
+    extra: Mapping[str, Mapping[str, Tensor]] | None = None,
+    header: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes weights (safetensors), atomically, with the architecture in the header: same weights, same bytes.
+
+    Args:
+        model: a `VideoMAE`, a `VideoEncoder`, or a classifier around an encoder (see `stm.models.weights.checks`).
+        path: the file.
+        labels: the names of a classifier's classes, in the order of its logits.
+        extra: state dicts of modules that were trained with it, by name, such as "contrast"; see `load_extra`.
+        header: of each of these, what is needed to build it, as JSON values.
+    """
+    write_own(gather_weights(model, labels), path, extra or {}, header or {})
+
+
+def write_own(
+    weights: Weights,
+    path: Path,
+    extra: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
+    about: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """As `save`, of weights that are no module."""
+    header: dict[str, Any] = {"architecture": asdict(weights.architecture)}
+    if weights.labels:
+        header["labels"] = weights.labels
+    if extra:
+        header["extra"] = {name: about.get(name, {}) for name in extra}
+    tensors = {name: tensor.contiguous() for name, tensor in weights.tensors.items()}
+    for part, state in extra.items():
+        tensors |= {f"{part}.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    header["sha256"] = _digest(header, tensors)
+    # One entry: safetensors writes several in an order that differs from run to run.
+    write_bytes(path, serialise(tensors, {HEADER_KEY: json.dumps(header, sort_keys=True)}))
+
+
+def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the tensors' bytes and of all that is said about them."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy(force=True).data)
+    return digest.hexdigest()
+
+
+def load_extra(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state dict of a module that was saved beside the model, and what `save` was told of it.
+
+    Raises:
+        WeightsError: the file cannot be read, or holds no such module.
+    """
+    tensors, header = _open(path)
+    if name not in _extras(header):
+        raise WeightsError(f"{path} holds no {name!r}: the run that wrote it had none")
+    return {n.removeprefix(f"{name}."): t for n, t in tensors.items() if n.startswith(f"{name}.")}, _extras(header)[
+        name
+    ]
+
+
+def _extras(header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    found = header.get("extra", {})
+    return found if isinstance(found, dict) and all(isinstance(about, dict) for about in found.values()) else {}
+
+
+def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All tensors of a safetensors file and our part of its header, empty where there is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get(HEADER_KEY, "{}"))
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise WeightsError(f"{path}: cannot be read as safetensors ({error})") from error
+    header = header if isinstance(header, dict) else {}
+    stated = header.pop("sha256", None)  # files of older versions have none
+    if stated is not None and stated != _digest(header, tensors):
+        raise WeightsError(f"{path}: its SHA-256 is not the one that it states: damaged; make or copy it anew")
+    return tensors, header
+
+
+def read_own(path: Path) -> Weights:
+    """The model's weights; what was saved beside it is left out.
+
+    Raises:
+        WeightsError: the file is missing, torn, not of stm, or its weights do not fit its header.
+    """
+    tensors, header = _open(path)
+    if "architecture" not in header:
+        raise WeightsError(
+            f"{path} was not written by stm: its header says no architecture. Of a transformers model give the folder"
+        )
+    beside = tuple(f"{name}." for name in _extras(header))
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(beside)}
+    found = Weights(parse_architecture(header["architecture"], str(path)), tensors)
+    blank = outline(found.architecture, found.kind, found.classes)
+    check_tensors(tensors, blank, f"{path} is a file of stm ({found.kind})")
+    return replace(found, labels=parse_labels(header.get("labels"), found.classes, str(path)))

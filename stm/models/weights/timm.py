@@ -1,0 +1,88 @@
+"""A trained encoder as a timm `VisionTransformer`: for timm's users, and for all that takes timm models.
+
+It takes normalised clips, float [B, 3, T, S, S] (colours before frames, as timm has channels first), where our
+encoder takes bytes [B, T, 3, S, S]. Everything else is the same: the blocks are timm's own.
+"""
+
+from functools import partial
+from typing import Any
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from stm.models.vit import make_positions
+from stm.models.weights.checks import Weights, gather_weights
+
+
+class TubeletConvolution(nn.Module):
+    """timm's `PatchEmbed` for clips: normalised [B, 3, T, S, S] -> tokens [B, L, width]."""
+
+    def __init__(
+        self,
+        img_size: int,
+        patch_size: int,
+        in_chans: int,
+        embed_dim: int,
+        frames: int,
+        tubelet: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        **_: Any,
+    ) -> None:
+        super().__init__()
+        self.patch_size, self.img_size = (tubelet, patch_size, patch_size), (frames, img_size, img_size)
+        self.grid_size = tuple(whole // part for whole, part in zip(self.img_size, self.patch_size, strict=True))
+        self.num_patches = self.grid_size[0] * self.grid_size[1] * self.grid_size[2]
+        kernel = self.patch_size
+        self.proj = nn.Conv3d(in_chans, embed_dim, kernel, stride=kernel, bias=bias, device=device, dtype=dtype)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        if clip.dim() != 5 or tuple(clip.shape[2:]) != self.img_size:
+            raise ValueError(f"clips must be [B, 3, {', '.join(map(str, self.img_size))}], not {list(clip.shape)}")
+        return self.proj(clip).flatten(2).transpose(1, 2)
+
+
+def to_timm_state(weights: Weights) -> dict[str, Tensor]:
+    """The state dict of `to_timm`'s model; the decoder is left out.
+
+    A classifier's has `fc_norm` in place of the last norm of the tokens.
+    """
+    a, classifier = weights.architecture, weights.kind == "classifier"
+    found = {"pos_embed": make_positions(a, a.width)}
+    for ours, tensor in weights.tensors.items():
+        if ours.startswith("decoder.") or (classifier and ours.startswith("encoder.norm.")):
+            continue
+        theirs = ours.removeprefix("encoder.").replace("embedding.projection.", "patch_embed.proj.")
+        if theirs == "patch_embed.proj.weight":
+            tensor = tensor.unflatten(1, (3, a.tubelet, a.patch_size, a.patch_size))
+        found[theirs] = tensor
+    return found
+
+
+def to_timm(model: nn.Module | Weights) -> VisionTransformer:
+    """A timm model with the weights of a `VideoEncoder`, a `VideoMAE`, or a classifier around an encoder.
+
+    `forward_features` gives the tokens [B, L, width], as our encoder does; `model(clip)` their mean [B, width], or,
+    of a classifier, the logits [B, classes]. The positions are a parameter, as timm has it, and not trained.
+    """
+    weights = model if isinstance(model, Weights) else gather_weights(model)
+    a, classifier = weights.architecture, weights.kind == "classifier"
+    found = VisionTransformer(
+        img_size=a.image_size,
+        patch_size=a.patch_size,
+        embed_dim=a.width,
+        depth=a.depth,
+        num_heads=a.heads,
+        mlp_ratio=a.mlp_ratio,
+        num_classes=weights.classes,
+        class_token=False,
+        global_pool="avg",
+        fc_norm=classifier,
+        weight_init="skip",
+        norm_layer=partial(nn.LayerNorm, eps=a.norm_eps),
+        embed_layer=partial(TubeletConvolution, frames=a.frames, tubelet=a.tubelet),
+    )
+    found.load_state_dict(to_timm_state(weights))
+    found.get_parameter("pos_embed").requires_grad_(False)
+    return found.eval()

@@ -1,0 +1,263 @@
+"""Folders of transformers (`config.json`, `model.safetensors`): VideoMAE's three models, in and out.
+
+`VideoMAEForPreTraining` and `VideoMAEModel` have the encoder's last norm only with `use_mean_pooling=False`;
+`VideoMAEForVideoClassification` with True is VideoMAE's fine-tuned model. Keys have no bias. Two epsilons are
+fixed in its code at 1e-5 where VideoMAE has 1e-6: those of the decoder's last norm, and of `fc_norm`.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from stm.models.vit import Architecture
+from stm.models.weights.checks import (
+    Kind,
+    Weights,
+    WeightsError,
+    check_positions,
+    check_tensors,
+    outline,
+    parse_architecture,
+    say_differences,
+)
+from stm.pretrained.hub import ModelSource, explain_missing
+from stm.storage.files import write_bytes, write_json
+from stm.tubelets import IMAGENET_MEAN, IMAGENET_STD
+
+CLASSES: Mapping[Kind, str] = {
+    "pretraining": "VideoMAEForPreTraining",
+    "encoder": "VideoMAEModel",
+    "classifier": "VideoMAEForVideoClassification",
+}
+EMBEDDING = "embeddings.patch_embeddings.projection.weight"
+DECODER_NORM_EPS = 1e-5  # fixed in its VideoMAEDecoder
+
+# -------------------------------------------------------------------------------------------------------
+# names
+
+# Beginnings, then, inside a block, endings; the first that fits is taken.
+_STARTS = {
+    r"encoder\.embedding\.projection": "videomae.embeddings.patch_embeddings.projection",
+    r"encoder\.norm": "videomae.layernorm",
+    r"encoder\.blocks": "videomae.encoder.layer",
+    r"decoder\.blocks": "decoder.decoder_layers",
+    r"decoder\.entry": "encoder_to_decoder",
+    r"decoder\.mask_token": "mask_token",
+    r"head": "classifier",
+}
+_IN_BLOCK = {
+    r"\bnorm1\b": "layernorm_before",
+    r"\bnorm2\b": "layernorm_after",
+    r"\battn\.proj\b": "attention.output.dense",
+    r"\battn\.qkv\b": "attention.attention.qkv",  # which transformers splits in three
+    r"\bmlp\.fc1\b": "intermediate.dense",
+    r"\bmlp\.fc2\b": "output.dense",
+}
+_PARTS = ("query", "key", "value")
+
+
+def _name(ours: str, kind: Kind) -> str:
+    """Where a tensor of ours is in transformers' state dict."""
+    name = ours
+    for pattern, theirs in _STARTS.items():
+        if re.match(rf"{pattern}(\.|$)", name):
+            name = re.sub(f"^{pattern}", theirs, name)
+            break
+    if ".blocks." in ours:
+        for pattern, theirs in _IN_BLOCK.items():
+            name = re.sub(pattern, theirs, name)
+    return name.removeprefix("videomae.") if kind == "encoder" else name
+
+
+def to_transformers_state(weights: Weights) -> dict[str, Tensor]:
+    """The state dict under transformers' names.
+
+    Its keys have no bias, and ours is left out: it adds the same number to all logits of a query, which softmax
+    does not notice. Nor has its classifier the encoder's last norm, which it does not use.
+    """
+    a, kind = weights.architecture, weights.kind
+    check_positions(a, "transformers")
+    found: dict[str, Tensor] = {}
+    for ours, tensor in weights.tensors.items():
+        theirs = _name(ours, kind)
+        if ".qkv." in theirs:
+            parts = zip(_PARTS, tensor.chunk(3), strict=True)
+            found |= {theirs.replace("qkv", part): t for part, t in parts if f"{part}{tensor.dim()}" != "key1"}
+        elif theirs.endswith(EMBEDDING):
+            found[theirs] = tensor.unflatten(1, (3, a.tubelet, a.patch_size, a.patch_size))
+        elif kind != "classifier" or not ours.startswith("encoder.norm."):
+            found[theirs] = tensor
+    return {name: tensor.contiguous() for name, tensor in found.items()}
+
+
+def from_transformers_state(state: Mapping[str, Tensor], blank: Weights, what: str) -> dict[str, Tensor]:
+    """Undoes `to_transformers_state`; `blank` has our names and shapes.
+
+    Raises:
+        WeightsError: weights are missing, not expected, or of another shape; `what` opens the message.
+    """
+    check_tensors(state, to_transformers_state(blank), what)
+    found = {}
+    for ours, shaped in blank.tensors.items():
+        theirs = _name(ours, blank.kind)
+        if ours.endswith("qkv.weight"):
+            found[ours] = torch.cat([state[theirs.replace("qkv", part)] for part in _PARTS])
+        elif ours.endswith("qkv.bias"):
+            query, value = (state[theirs.replace("qkv", part)] for part in ("query", "value"))
+            found[ours] = torch.cat([query, torch.zeros_like(query), value])
+        elif theirs in state:
+            found[ours] = state[theirs].reshape(shaped.shape)
+        else:  # the norm that a classifier lacks
+            found[ours] = (torch.ones if ours.endswith("weight") else torch.zeros)(shaped.shape)
+    return found
+
+
+# -------------------------------------------------------------------------------------------------------
+# configs
+
+
+def transformers_config(architecture: Architecture, kind: Kind = "pretraining") -> dict[str, Any]:
+    """Arguments for transformers' VideoMAEConfig under which it computes what our model does.
+
+    But for the two epsilons that it fixes at 1e-5 (see above).
+    """
+    a = architecture
+    return {
+        "image_size": a.image_size,
+        "patch_size": a.patch_size,
+        "num_frames": a.frames,
+        "tubelet_size": a.tubelet,
+        "hidden_size": a.width,
+        "num_hidden_layers": a.depth,
+        "num_attention_heads": a.heads,
+        "intermediate_size": int(a.width * a.mlp_ratio),
+        "decoder_hidden_size": a.decoder_width,
+        "decoder_num_hidden_layers": a.decoder_depth,
+        "decoder_num_attention_heads": a.decoder_heads,
+        "decoder_intermediate_size": int(a.decoder_width * a.mlp_ratio),
+        "layer_norm_eps": a.norm_eps,
+        "use_mean_pooling": kind == "classifier",
+    }
+
+
+def _parse_config(config: Any, what: str) -> tuple[Architecture, Kind]:
+    """What a VideoMAEConfig asks for, if our model computes the same."""
+    named = (config.architectures or ["no model"])[0]
+    kinds = [kind for kind, name in CLASSES.items() if name == named]
+    if not kinds:
+        raise WeightsError(f"{what}, but of {named}; stm reads {', '.join(CLASSES.values())}")
+    (kind,) = kinds
+    expected = {"num_channels": 3, "hidden_act": "gelu", "qv_bias": True}
+    expected["use_mean_pooling"] = kind == "classifier"
+    other = [
+        f"{key} {getattr(config, key)} instead of {value}"
+        for key, value in expected.items()
+        if getattr(config, key) != value
+    ]
+    if other:
+        raise WeightsError(f"{what} ({named}), but its config asks for another network than ours: {', '.join(other)}")
+    values = {
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "frames": config.num_frames,
+        "tubelet": config.tubelet_size,
+        "width": config.hidden_size,
+        "depth": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "decoder_width": config.decoder_hidden_size,
+        "decoder_depth": config.decoder_num_hidden_layers,
+        "decoder_heads": config.decoder_num_attention_heads,
+        "mlp_ratio": config.intermediate_size / config.hidden_size,
+        "norm_eps": config.layer_norm_eps,
+        "decoder_norm_eps": DECODER_NORM_EPS,
+    }
+    return parse_architecture(values, what), kind
+
+
+def _preprocessor(a: Architecture) -> dict[str, Any]:
+    """What transformers' VideoMAEImageProcessor is to do with frames: the pixels as our encoder normalises them."""
+    return {
+        "image_processor_type": "VideoMAEImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": a.image_size},
+        "do_center_crop": True,
+        "crop_size": {"height": a.image_size, "width": a.image_size},
+        "do_normalize": True,
+        "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
+    }
+
+
+# -------------------------------------------------------------------------------------------------------
+# folders
+
+
+def write_transformers(weights: Weights, folder: Path) -> None:
+    """Writes a folder for `from_pretrained` of `CLASSES[weights.kind]`; same weights, same bytes."""
+    if folder.exists() and not folder.is_dir():
+        raise WeightsError(f"{folder}: is a file; transformers' format is a folder")
+    config = transformers_config(weights.architecture, weights.kind)
+    # As transformers 5 saves and transformers 4 has them; on loading, 5 renames.
+    state = {
+        name.replace("query.bias", "q_bias").replace("value.bias", "v_bias"): tensor
+        for name, tensor in to_transformers_state(weights).items()
+    }
+    precision = str(next(iter(state.values())).dtype).removeprefix("torch.")
+    config |= {"model_type": "videomae", "architectures": [CLASSES[weights.kind]], "dtype": precision}
+    if weights.kind == "classifier":
+        labels = weights.labels or tuple(f"LABEL_{number}" for number in range(weights.classes))
+        config["id2label"] = {str(number): label for number, label in enumerate(labels)}
+        config["label2id"] = {label: number for number, label in enumerate(labels)}
+    write_bytes(folder / "model.safetensors", serialise(state, {"format": "pt"}))
+    write_json(folder / "preprocessor_config.json", _preprocessor(weights.architecture))
+    write_json(folder / "config.json", config)
+
+
+def read_transformers(source: ModelSource) -> Weights:
+    """Reads a folder or a repository of the hub, through transformers, in float32.
+
+    Raises:
+        WeightsError: it cannot be had, is no VideoMAE, or is one that our model does not compute.
+    """
+    import transformers
+
+    what = f"{source.name} is a transformers VideoMAE"
+    try:
+        config = transformers.AutoConfig.from_pretrained(**source.arguments)
+        if config.model_type != "videomae":
+            raise WeightsError(f"{source.name} is a transformers model of type {config.model_type}, not videomae")
+        told, kind = _parse_config(config, what)
+        # Through its class, which knows the older names of weights, files in several parts, and `.bin` files.
+        model, report = getattr(transformers, CLASSES[kind]).from_pretrained(
+            **source.arguments,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report then, and an error below
+        )
+    except WeightsError:
+        raise
+    except Exception as error:  # of five libraries' kinds, for torn files and configs that make no sense
+        raise WeightsError(str(explain_missing(source, error))) from error
+    _check_report(report, what)
+    state = model.state_dict()
+    labels = tuple(config.id2label[number] for number in range(config.num_labels)) if kind == "classifier" else None
+    blank = Weights(told, outline(told, kind, config.num_labels if kind == "classifier" else 0))
+    return Weights(told, from_transformers_state(state, blank, what), labels)
+
+
+def _check_report(report: Mapping[str, Any], what: str) -> None:
+    """transformers only warns of weights that the files lack, and leaves them random: here it is an error."""
+    say_differences(
+        {
+            "missing": sorted(report["missing_keys"]),
+            "not expected": sorted(report["unexpected_keys"]),
+            "of another shape": sorted(str(entry) for entry in report["mismatched_keys"]),
+        },
+        what,
+    )

@@ -1,0 +1,258 @@
+"""VideoMAE's own checkpoints (`.pth`): pretraining and fine-tuned ones, in and out.
+
+Facts of the format: a dictionary with the state dict under "model", or, written by DeepSpeed, "module". A
+pretraining state has "encoder.*", "decoder.*", "encoder_to_decoder.weight" and "mask_token"; a fine-tuned one
+has the encoder without prefix, "fc_norm.*" and "head.*", and no "norm.*", as the mean is normalised instead of
+the tokens. Queries, keys and values are one matrix; queries and values have a bias each, keys have none.
+Positions are a fixed table and not stored. The decoder's outputs are ordered frame, row, column, colour: as
+ours.
+"""
+
+import argparse
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from stm.models.sizes import heads_of_width, size_of_width
+from stm.models.vit import Architecture, position_table
+from stm.models.weights.checks import (
+    Kind,
+    Weights,
+    WeightsError,
+    check_positions,
+    check_tensors,
+    outline,
+    parse_architecture,
+    parse_labels,
+)
+from stm.storage.files import write_bytes
+
+HEADER_KEY = "stm"
+EMBEDDING = "patch_embed.proj.weight"
+
+# -------------------------------------------------------------------------------------------------------
+# names
+
+
+def _name(ours: str, prefix: str) -> str:
+    """Where a tensor of ours is in the official state; `prefix` is that of its encoder."""
+    for start, theirs in (
+        ("encoder.embedding.projection.", f"{prefix}patch_embed.proj."),
+        ("encoder.", prefix),
+        ("decoder.entry.", "encoder_to_decoder."),
+        ("decoder.mask_token", "mask_token"),
+    ):
+        if ours.startswith(start):
+            return theirs + ours.removeprefix(start)
+    return ours
+
+
+def _prefix(kind: Kind) -> str:
+    return "" if kind == "classifier" else "encoder."
+
+
+def to_official(weights: Weights) -> dict[str, Tensor]:
+    """The state dict as VideoMAE's code names it.
+
+    Left out are the keys' biases, which change nothing (they add the same number to all logits of a query), and a
+    classifier's last encoder norm, which it does not use.
+    """
+    a, kind = weights.architecture, weights.kind
+    check_positions(a, "VideoMAE's code")
+    found: dict[str, Tensor] = {}
+    for ours, tensor in weights.tensors.items():
+        theirs = _name(ours, _prefix(kind))
+        if ours.endswith("attn.qkv.bias"):
+            query, _, value = tensor.chunk(3)
+            found |= {theirs.replace("qkv.bias", "q_bias"): query, theirs.replace("qkv.bias", "v_bias"): value}
+        elif theirs.endswith(EMBEDDING):
+            found[theirs] = tensor.unflatten(1, (3, a.tubelet, a.patch_size, a.patch_size))
+        elif kind != "classifier" or not ours.startswith("encoder.norm."):
+            found[theirs] = tensor
+    # Cloned: torch.save would store the whole of the joint bias for each of its parts.
+    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in found.items()}
+
+
+def _from_official(state: Mapping[str, Tensor], blank: Weights) -> dict[str, Tensor]:
+    """Undoes `to_official`, in float32; `blank` has our names. The norm that a classifier lacks is a fresh one."""
+    found = {}
+    for ours, shaped in blank.tensors.items():
+        theirs = _name(ours, _prefix(blank.kind))
+        if ours.endswith("attn.qkv.bias"):
+            query, value = (state[theirs.replace("qkv.bias", part)].float() for part in ("q_bias", "v_bias"))
+            found[ours] = torch.cat([query, torch.zeros_like(query), value])
+        elif theirs in state:
+            found[ours] = state[theirs].float().reshape(shaped.shape)
+        else:
+            found[ours] = (torch.ones if ours.endswith("weight") else torch.zeros)(shaped.shape)
+    return found
+
+
+# -------------------------------------------------------------------------------------------------------
+# files
+
+
+def write_official(weights: Weights, path: Path) -> None:
+    """Writes a `.pth` that VideoMAE's scripts load; atomically; same weights, same bytes.
+
+    Beside "model" there is an entry "stm" with what the format cannot say: the heads, the clip's length and the
+    picture's size. VideoMAE's scripts do not look at it.
+    """
+    header: dict[str, Any] = {"architecture": asdict(weights.architecture)}
+    if weights.labels:
+        header["labels"] = list(weights.labels)
+    buffer = io.BytesIO()  # a file's own name would become part of its bytes
+    torch.save({"model": to_official(weights), HEADER_KEY: header}, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_official(path: Path, architecture: Architecture | None = None) -> Weights:
+    """Reads a `.pth` of VideoMAE, in float32.
+
+    Shapes tell widths, depths and patches. The heads are those of VideoMAE's size of that width; the clip's length
+    and the picture's size are the ones among the file's training arguments, or 16 and 224. `architecture`, when
+    given, says what the shapes do not; it is not compared with them here.
+
+    Raises:
+        WeightsError: not such a file, torn, not safe to load, or with other weights than it should have.
+    """
+    return parse_checkpoint(load_checkpoint(path), path, architecture)
+
+
+def parse_checkpoint(content: Mapping[str, Any], path: Path, architecture: Architecture | None = None) -> Weights:
+    """As `read_official`, of a file's content that is loaded already."""
+    state, kind = find_state(content)
+    what = f"{path} is a VideoMAE checkpoint (.pth, {kind})"
+    header = content.get(HEADER_KEY)
+    if isinstance(header, dict):
+        told, labels = parse_architecture(header.get("architecture"), str(path)), header.get("labels")
+    else:
+        told, labels = _infer(state, kind, content.get("args"), architecture, str(path)), None
+    head = state.get("head.weight")
+    classes = len(head) if isinstance(head, Tensor) and head.dim() else 0
+    blank = Weights(told, outline(told, kind, classes))
+    check_tensors(state, to_official(blank), what)
+    return Weights(told, _from_official(state, blank), parse_labels(labels, classes, str(path)))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A `.pth` file's content: tensors, numbers, texts, and nothing that could run code.
+
+    Raises:
+        WeightsError: it is torn, holds more than that, or is no dictionary.
+    """
+    try:
+        # weights_only refuses every class but tensors. The official files also hold their training arguments as an
+        # argparse.Namespace; it is allowed here because to rebuild it sets attributes and runs no code.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a torn or hostile pickle can raise nearly anything
+        raise WeightsError(f"{path}: cannot be loaded as a checkpoint: {_explain(str(error))}") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: holds a {type(content).__name__}, not a dictionary with the weights in it")
+    return content
+
+
+def _explain(error: str) -> str:
+    """torch's reason without its advice, which is to load the file unsafely."""
+    culprit = re.search(r"GLOBAL (\S+)", error)
+    if culprit or "weights_only" in error:
+        asked = f"({culprit[1]}) " if culprit else ""
+        return (
+            f"it holds more than weights {asked}and loading it could run code, which stm does not. If you trust it, save "
+            "its state dict alone from where it was made"
+        )
+    return f"it is torn or no such file ({error.splitlines()[0] if error else 'no reason given'})"
+
+
+def find_state(content: Mapping[str, Any]) -> tuple[dict[str, Any], Kind]:
+    """The state dict in a file's content, without fixed position tables, and what it is of."""
+    state = next((content[key] for key in ("model", "module") if isinstance(content.get(key), dict)), content)
+    state = {str(name): tensor for name, tensor in state.items() if not _is_fixed_table(str(name), tensor)}
+    if "encoder_to_decoder.weight" in state:
+        return state, "pretraining"
+    if "head.weight" in state:
+        return state, "classifier"
+    if EMBEDDING in state:
+        state = {f"encoder.{name}": tensor for name, tensor in state.items()}
+    return state, "encoder"
+
+
+def _is_fixed_table(name: str, tensor: Any) -> bool:
+    """Whether this is the position table that we make ourselves; a learnt one is not, and is not expected."""
+    if not name.endswith("pos_embed") or not isinstance(tensor, Tensor) or tensor.dim() != 3:
+        return False
+    return torch.allclose(tensor.float(), position_table(*tensor.shape[1:]), atol=1e-5)
+
+
+# -------------------------------------------------------------------------------------------------------
+# architecture
+
+
+def _infer(
+    state: Mapping[str, Any], kind: Kind, arguments: Any, wanted: Architecture | None, path: str
+) -> Architecture:
+    """The architecture as the shapes tell it; the rest from `wanted`, the training arguments or VideoMAE's sizes."""
+    prefix = _prefix(kind)
+    width, _, tubelet, patch, _ = _shape(state, prefix + EMBEDDING, 5, path)
+    hidden, _ = _shape(state, f"{prefix}blocks.0.mlp.fc1.weight", 2, path)
+    size = size_of_width(width)
+    values = {
+        "tubelet": tubelet,
+        "patch_size": patch,
+        "width": width,
+        "depth": _count_blocks(state, f"{prefix}blocks."),
+        "mlp_ratio": hidden / width,
+        "heads": wanted.heads if wanted and wanted.width == width else _heads(width, "encoder", path),
+        # An encoder alone says nothing of the decoder it came with: that of its size, if it has one.
+        "decoder_width": size.decoder_width if size else 0,
+        "decoder_depth": size.decoder_depth if size else 0,
+        "decoder_heads": size.decoder_heads if size else 0,
+    }
+    if kind == "pretraining":
+        inner, _ = _shape(state, "encoder_to_decoder.weight", 2, path)
+        known = wanted.decoder_heads if wanted and wanted.decoder_width == inner else None
+        values |= {
+            "decoder_width": inner,
+            "decoder_depth": _count_blocks(state, "decoder.blocks."),
+            "decoder_heads": known or _heads(inner, "decoder", path),
+        }
+    frames = _number(arguments, "num_frames", 16) * _number(arguments, "num_segments", 1)  # segments are joined
+    values["frames"] = wanted.frames if wanted else frames
+    values["image_size"] = wanted.image_size if wanted else _number(arguments, "input_size", 224)
+    return parse_architecture(values, path)
+
+
+def _number(arguments: Any, name: str, default: int) -> int:
+    value = getattr(arguments, name, default)
+    return value if isinstance(value, int) else default
+
+
+def _shape(state: Mapping[str, Any], name: str, dimensions: int, path: str) -> torch.Size:
+    tensor = state.get(name)
+    if isinstance(tensor, Tensor) and tensor.dim() == dimensions and tensor.numel():
+        return tensor.shape
+    listed = ", ".join(sorted(state)[:5]) or "nothing"
+    raise WeightsError(
+        f"{path}: is no VideoMAE checkpoint: it has no {name} of {dimensions} dimensions, but {listed}, …"
+    )
+
+
+def _count_blocks(state: Mapping[str, Any], prefix: str) -> int:
+    return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
+
+
+def _heads(width: int, part: Literal["encoder", "decoder"], path: str) -> int:
+    heads = heads_of_width(width, part == "decoder")
+    if heads is None:
+        raise WeightsError(
+            f"{path}: its {part} is {width} wide, as none of VideoMAE's sizes; weights do not show the number of heads: "
+            "give the architecture"
+        )
+    return heads

@@ -1,0 +1,165 @@
+"""What the plan starts from: how many clips of what size there are, before and after the manifest."""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stm.config import BenchmarkDataset, Config, FolderDataset, LanguageDataset, MovingShapesDataset
+from stm.datasets.annotations import Clip
+from stm.layout import Layout
+
+# Of a benchmark of multiple choice, before it is read: MSRVTT-MC's.
+CHOICES = 5
+# Of moving-shapes; see `stm.datasets.moving_shapes.sentences.questions_of`.
+QUESTIONS_A_CLIP = 7
+
+
+class Texts(NamedTuple):
+    """What is said of a split's clips."""
+
+    captions: float
+    questions: float  # each answer that was given counts, and each question with choices
+    choices: float  # texts of the questions with choices, all together
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Counts of one dataset, and its mean clip."""
+
+    per_split: dict[str, int]
+    frames: float
+    width: float
+    height: float
+    basis: str
+    texts: Mapping[str, Texts] = field(default_factory=dict)  # by split, where it is known
+
+    @property
+    def total(self) -> int:
+        return sum(self.per_split.values())
+
+
+def count_clips(config: Config) -> Clips:
+    """Clips per split and their mean size: from the manifest if there is one, else from the config or a sample of files."""
+    manifest = Layout.of(config).manifest
+    if manifest.exists():
+        return _from_manifest(manifest)
+    if isinstance(config.dataset, MovingShapesDataset):
+        data = config.dataset
+        told = {split: Texts(count, count * QUESTIONS_A_CLIP, 0) for split, count in data.clips.items()}
+        return Clips(dict(data.clips), data.frames, data.width, data.height, "the config", told)
+    if isinstance(config.dataset, BenchmarkDataset):
+        return _from_benchmark(config.dataset)
+    if isinstance(config.dataset, LanguageDataset):
+        return _from_language(config.dataset)
+    assert config.dataset is not None
+    return _from_folder(config.dataset, config.seed)
+
+
+def _from_benchmark(dataset: BenchmarkDataset) -> Clips:
+    """The official size: a plan can be made before there is a copy."""
+    from stm.datasets.actions import official_counts, typical
+
+    clip = typical(dataset.source)
+    splits = official_counts(dataset.source, dataset.fold)
+    return Clips(splits, clip.frames, clip.width, clip.height, "the official lists, with typical clips")
+
+
+def _from_language(dataset: LanguageDataset) -> Clips:
+    """The official size, or the published one of a corpus, which no copy has any more."""
+    from stm.datasets.video_text import is_corpus, official_counts, read_protocol, typical
+
+    clip, splits = typical(dataset.source), official_counts(dataset.source)
+    basis, told = "the published size", {}
+    if not is_corpus(dataset.source):
+        basis, protocol = "the protocol", read_protocol(dataset.source)
+        for split, clips in splits.items():
+            count = protocol.texts[split] or clips  # unknown: one of each clip
+            asks = protocol.asks(split)
+            told[split] = Texts(
+                0 if asks == "questions" else count,
+                0 if asks == "captions" else count,
+                count * CHOICES if asks == "choices" else 0,
+            )
+    return Clips(splits, clip.frames, clip.width, clip.height, f"{basis}, with typical clips", told)
+
+
+def _from_manifest(path: Path) -> Clips:
+    from stm.manifest import read_rows
+
+    rows = read_rows(path)
+    splits: dict[str, int] = {}
+    for row in rows:
+        splits[row["split"]] = splits.get(row["split"], 0) + 1
+    frames = [_frames_of(row) for row in rows]
+    told = ((row["split"], row["captions"] or (), [q["choices"] for q in row["questions"] or ()]) for row in rows)
+    return Clips(
+        splits,
+        _mean(frames, 250),
+        _mean([r["width"] for r in rows], 340),
+        _mean([r["height"] for r in rows], 256),
+        "the manifest",
+        _count_texts(told),
+    )
+
+
+def _count_texts(told: Iterable[tuple[str, Sized, Sequence[Sized | None]]]) -> dict[str, Texts]:
+    """From each clip's split, captions, and the choices of its questions."""
+    found: dict[str, Texts] = {}
+    for split, captions, choices in told:
+        before = found.get(split, Texts(0, 0, 0))
+        more = len(captions), len(choices), sum(len(offered or ()) for offered in choices)
+        found[split] = Texts(*(old + new for old, new in zip(before, more, strict=True)))
+    return found
+
+
+def _frames_of(row: dict[str, Any]) -> float | None:
+    if row["start"] is not None and row["end"] is not None and row["fps"]:
+        return float((row["end"] - row["start"]) * row["fps"])
+    return row["frames"] or (row["duration"] * row["fps"] if row["duration"] and row["fps"] else None)
+
+
+def _mean(values: list[Any], default: float) -> float:
+    known = [float(v) for v in values if v]
+    return sum(known) / len(known) if known else default
+
+
+def _from_folder(dataset: FolderDataset, seed: int, sample: int = 32) -> Clips:
+    """The headers of a few files stand for all of them."""
+    from stm.datasets.folder import list_clips
+    from stm.preprocess.video.container import VideoError
+
+    root, annotations = Path(dataset.root), None if dataset.annotations is None else Path(dataset.annotations)
+    clips = [named.clip for named in list_clips(root, annotations, dataset.extensions, dataset.split)[0]]
+    sizes = []
+    for clip in random.Random(seed).sample(clips, min(sample, len(clips))):
+        try:
+            sizes.append(_read_header(root, clip))
+        except (VideoError, OSError):
+            continue  # the manifest will name it; the plan only needs an average
+    frames, widths, heights = zip(*sizes, strict=True) if sizes else ((), (), ())
+    basis = f"{len(clips)} clips, the headers of {len(sizes)} of their files"
+    told = ((clip.split, clip.captions, [question.choices for question in clip.questions]) for clip in clips)
+    return Clips(
+        dict(Counter(clip.split for clip in clips)),
+        _mean(list(frames), 250),
+        _mean(list(widths), 340),
+        _mean(list(heights), 256),
+        basis,
+        _count_texts(told),
+    )
+
+
+def _read_header(root: Path, clip: Clip) -> tuple[float, int, int]:
+    """A clip's frames, width and height, as its file's container states them."""
+    from stm.preprocess.video.container import choose_stream, open_container
+
+    with open_container(root / clip.path) as container:
+        video = choose_stream(container)
+        rate, seconds = float(video.average_rate or 25), (container.duration or 0) / 1e6
+        frames = video.frames or seconds * rate
+        if clip.start is not None or clip.end is not None:
+            frames = max(0.0, (clip.end or seconds) - (clip.start or 0.0)) * rate
+        return frames, video.codec_context.width, video.codec_context.height

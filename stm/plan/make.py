@@ -1,0 +1,117 @@
+"""What a run will cost, before it runs: clips, shards, jobs, gigabytes, hours and, with prices, money.
+
+Rates are measured ones, named with their source; what was not measured says "assumed". The report sets the plan beside
+what was used.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from stm.config import Config
+from stm.plan.clips import Clips, count_clips
+from stm.plan.costs import CORE_FLOPS, GPU_FLOPS, Stage, count_shards, reading_stages, scoring_stages, training_stages
+from stm.storage.files import write_json
+
+
+@dataclass
+class DatasetPlan:
+    """One dataset's clips, and how they are dealt."""
+
+    clips: dict[str, int]
+    frames: float  # source frames a clip, mean
+    stored_frames: float  # a clip, mean
+    shards: int
+    basis: str  # where the counts come from
+
+
+@dataclass
+class Plan:
+    """What a run will cost."""
+
+    name: str
+    datasets: dict[str, DatasetPlan] = field(default_factory=dict)
+    stages: list[Stage] = field(default_factory=list)
+
+    @property
+    def jobs(self) -> int:
+        return sum(stage.jobs for stage in self.stages)
+
+
+def make_plan(config: Config) -> Plan:
+    """Works out the plan of a config; reads no more than headers."""
+    plan, clips = Plan(config.name), {}
+    for name in config.dataset_names:
+        corpus = config.of(name)
+        clips[name] = count_clips(corpus)
+        plan.datasets[name], stages = _plan_dataset(corpus, clips[name])
+        plan.stages += [_name_after(name, stage) for stage in stages] if config.datasets else stages
+    plan.stages += training_stages(config, clips)
+    return plan
+
+
+def _plan_dataset(config: Config, clips: Clips) -> tuple[DatasetPlan, list[Stage]]:
+    shards = count_shards(clips.per_split, config.shard_size)
+    window = config.frames.max_frames * config.frames.every
+    frames = min(clips.frames, window)
+    stored = max(1.0, frames / config.frames.every)
+    short, long = sorted((clips.width, clips.height))
+    cells = config.grid * max(config.grid, round(config.grid * long / short))
+    stages = reading_stages(config, clips, shards, frames, stored, long / short)
+    stages += scoring_stages(config, clips, shards, stored, cells)
+    _add_packed_maps(config, stages)
+    return DatasetPlan(clips.per_split, round(frames, 1), round(stored, 1), shards, clips.basis), stages
+
+
+def _add_packed_maps(config: Config, stages: list[Stage]) -> None:
+    """A shard holds a copy of the frames, and of the maps and vectors that are packed."""
+    pack = config.pack
+    packed = {name for name, there in (("motion", pack.motion), ("flow", pack.flow)) if there}
+    packed |= {f"similarity/{source}" for source in pack.sources if pack.similarity}
+    packed |= {f"text/{source}" for source in pack.sources if pack.text}
+    size = sum(stage.gigabytes for stage in stages if stage.stage in packed)
+    for stage in stages:
+        if stage.stage == "shards":
+            stage.gigabytes += size
+
+
+def _name_after(dataset: str, stage: Stage) -> Stage:
+    """`captions/blip2` of the dataset k400 -> `captions/k400/blip2`."""
+    rule, slash, rest = stage.stage.partition("/")
+    stage.stage = f"{rule}/{dataset}{slash}{rest}"
+    return stage
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Writes the plan as JSON; the report reads it."""
+    write_json(path, {**asdict(plan), "jobs": plan.jobs})
+
+
+def describe_plan(plan: Plan, config: Config | None = None) -> str:
+    """The plan as a table for people."""
+    lines = []
+    for name, dataset in plan.datasets.items():
+        splits = ", ".join(f"{n} {split}" for split, n in dataset.clips.items())
+        lines.append(
+            f"{name}: {splits} clips ({dataset.basis}), {dataset.frames:g} frames each, {dataset.stored_frames:g} stored; "
+            f"{dataset.shards} shards"
+        )
+    lines.append(f"{plan.jobs} jobs")
+    lines.append(f"{'stage':44} {'jobs':>6} {'core hours':>11} {'or GPU hours':>13} {'+ loading':>10} {'GB':>9}")
+    for s in plan.stages:
+        gpu = f"{s.gpu_hours:.3f}" if s.gpu_hours else "-"
+        loading = f"{s.loading_hours:.2f}" if s.loading_hours else "-"
+        lines.append(f"{s.stage:44} {s.jobs:>6} {s.cpu_hours:>11.3f} {gpu:>13} {loading:>10} {s.gigabytes:>9.3f}")
+    without = sum(s.cpu_hours for s in plan.stages)
+    cores = sum(s.cpu_hours for s in plan.stages if not s.gpu_hours) + sum(s.loading_hours for s in plan.stages)
+    gpus = sum(s.gpu_hours for s in plan.stages)
+    size = sum(s.gigabytes for s in plan.stages)
+    lines.append(
+        f"without a GPU: {without:.2f} core hours; with: {cores:.2f} core hours and {gpus:.2f} GPU hours; {size:.2f} GB"
+    )
+    if config is not None and (config.prices.cpu_core_hour or config.prices.gpu_hour):
+        price = cores * config.prices.cpu_core_hour + gpus * config.prices.gpu_hour
+        lines.append(f"with GPUs, at the config's prices: {price:.2f}")
+    lines.append(
+        f"assumed: {GPU_FLOPS / 1e12:.0f} TFLOP/s a GPU, {CORE_FLOPS / 1e9:.0f} GFLOP/s a core; small models reach less"
+    )
+    return "\n".join(lines)

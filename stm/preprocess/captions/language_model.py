@@ -1,0 +1,87 @@
+"""Descriptions of the action label by a causal language model (TGM, Figure 5b)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from stm.config import LanguageModelCaptions
+from stm.jobs.progress import Progress
+from stm.manifest import Status
+from stm.preprocess.batches import generate_texts
+from stm.preprocess.captions.templates import NO_LABEL, WHOLE_CLIP, ClipCaptions, collect, spoken_label
+from stm.pretrained.hub import choose_device, explain_missing, find_model, load_complete
+from stm.storage.files import Journal
+
+
+class LanguageModel:
+    """A loaded decoder-only language model."""
+
+    def __init__(self, source: LanguageModelCaptions, device: str | None = None) -> None:
+        """Loads the model; a local folder never reaches for the network.
+
+        Raises:
+            ModelError: the model cannot be had.
+        """
+        self._source = source
+        self._device = choose_device(device)
+        found = find_model(source.model)
+        try:
+            # Left padding: a decoder continues from the last token, which must not be padding.
+            self._tokenizer = AutoTokenizer.from_pretrained(**found.arguments, padding_side="left")
+        except (OSError, ValueError) as error:
+            raise explain_missing(found, error) from error
+        if self._tokenizer.pad_token_id is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        self._model = load_complete(AutoModelForCausalLM, found, source.precision, self._device)
+        self.identity = found.identify(getattr(self._model.config, "_commit_hash", None))
+
+    def _tokenize(self, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Prompts as the model expects them; through the chat template where the tokenizer has one."""
+        if not self._tokenizer.chat_template:
+            return self._tokenizer(list(prompts), return_tensors="pt", padding=True)
+        chats = [
+            self._tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+            )
+            for prompt in prompts
+        ]
+        # The template writes the special tokens itself.
+        return self._tokenizer(chats, return_tensors="pt", padding=True, add_special_tokens=False)
+
+    @torch.inference_mode()
+    def answer(self, prompts: Sequence[str]) -> list[str]:
+        """One answer for each prompt; greedy, so that it is always the same."""
+        tokens = {name: value.to(self._device) for name, value in self._tokenize(prompts).items()}
+        inputs = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+        output = self._model.generate(
+            **inputs,
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=self._source.max_new_tokens,
+            pad_token_id=self._tokenizer.pad_token_id,
+        )
+        new = output[:, inputs["input_ids"].shape[1] :]
+        return self._tokenizer.batch_decode(new, skip_special_tokens=True)
+
+    def describe_clips(self, rows: Sequence[Mapping[str, Any]], journal: Journal, what: str) -> dict[str, ClipCaptions]:
+        """Descriptions of clips by key: an answer for each prompt, the clip's label in place of `{}`.
+
+        A label is asked about once, however many clips have it; the journal has an entry for each finished label.
+
+        Args:
+            rows: rows of the slice; `label` is used.
+            what: the shard's name, for the progress line.
+        """
+        labels = sorted({spoken_label(row) for row in rows} - {""})
+        items = [(label, prompt) for label in labels for prompt in self._source.prompts]
+
+        def load(batch: range) -> list[str]:
+            return [prompt.replace("{}", label) for label, prompt in (items[i] for i in batch)]
+
+        with Progress(f"captions {what}", len(labels), "labels") as progress:
+            owners = [label for label, _ in items]
+            texts = generate_texts(owners, self._source.batch_size, journal, load, self.answer, progress)
+        found = {label: collect([(WHOLE_CLIP, t) for t in texts[label]], Status.CAPTION_FAILED) for label in labels}
+        return {row["key"]: found.get(spoken_label(row), NO_LABEL) for row in rows}

@@ -1,0 +1,1 @@
+"""Stage 5b: optical flow between stored frames."""

@@ -1,0 +1,92 @@
+"""Optical flow by OpenCV's DIS (Kroeger et al., ECCV 2016), a clip in a process of its own. No torch here."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from stm.config import Flow
+from stm.jobs.workers import Failure
+from stm.manifest import Status
+from stm.preprocess.flow.cells import to_cells
+from stm.preprocess.records import pack_record
+from stm.preprocess.stored_frames import load_frame
+from stm.shards.grid import map_shape
+from stm.storage.files import Journal
+
+_PRESETS = {
+    "ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
+    "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
+    "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
+}
+
+
+class FlowMaps(NamedTuple):
+    """The flow of one clip; T stored frames, map-cell widths and heights, x right, y down."""
+
+    forward: NDArray[np.float16]  # [T, rows, columns, 2] displacement of frame t's content to t + 1; last: 0
+    backward: NDArray[np.float16]  # [T, rows, columns, 2] displacement of frame t's content to t - 1; first: 0
+
+
+@dataclass(frozen=True)
+class FlowTask:
+    """One clip."""
+
+    frames: Mapping[str, Any]  # the clip's row of the table of frames
+    tar: Path
+    settings: Flow
+    grid: int
+    journal: Journal
+
+    @property
+    def item(self) -> str:
+        return json.dumps([self.frames[name] for name in ("key", "width", "height", "sha256")])
+
+    @property
+    def map_shape(self) -> tuple[int, int]:
+        """Rows and columns of the map."""
+        return map_shape(self.frames["width"], self.frames["height"], self.grid)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the flow."""
+        rows, columns = self.map_shape
+        return rows * self.settings.cells, columns * self.settings.cells
+
+    def empty(self) -> FlowMaps:
+        """Zeros of the clip's shape."""
+        shape = (self.frames["frames"], *self.shape, 2)
+        return FlowMaps(np.zeros(shape, np.float16), np.zeros(shape, np.float16))
+
+    def finish(self, maps: FlowMaps) -> None:
+        """Leaves the clip's flow in the journal."""
+        self.journal.put(self.item, pack_record({}, [], [part.tobytes() for part in maps]))
+
+
+def damaged(error: ValueError) -> Failure:
+    """For a clip whose stored frames cannot be read. It is not remembered: the tar may be made anew."""
+    return Failure(Status.CORRUPT_FRAMES, str(error))
+
+
+def extract_clip(task: FlowTask) -> Failure | None:
+    """Measures one clip, in a worker process, and leaves its flow in the journal."""
+    cv2.setNumThreads(1)  # a process a core is there already, and one thread adds in one order
+    estimate: Any = cv2.DISOpticalFlow.create(_PRESETS[task.settings.preset])
+    maps, place = task.empty(), (*task.map_shape, task.settings.cells)
+    previous: NDArray[np.uint8] | None = None
+    for number in range(task.frames["frames"]):
+        try:
+            frame = load_frame(task.tar, task.frames, number, "GRAY")[..., 0]
+        except ValueError as error:
+            return damaged(error)
+        if previous is not None:
+            maps.forward[number - 1] = to_cells(estimate.calc(previous, frame, None), *place)
+            maps.backward[number] = to_cells(estimate.calc(frame, previous, None), *place)
+        previous = frame
+    task.finish(maps)
+    return None

@@ -1,0 +1,137 @@
+"""Optical flow by torchvision's RAFT-small (Teed and Deng, ECCV 2020), as MGMAE estimates it."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional
+from torchvision.models.optical_flow import raft_small
+
+from stm.jobs.progress import Progress
+from stm.jobs.workers import Failure
+from stm.preprocess.batches import prefetch
+from stm.preprocess.flow.cells import to_cells
+from stm.preprocess.flow.dis import FlowMaps, FlowTask, damaged
+from stm.preprocess.stored_frames import load_frame
+from stm.pretrained.hub import ModelError, choose_device, exact_convolutions
+from stm.storage.files import sha256_file
+
+_STEPS = 8  # between stored frames, a forward pass; of one clip only, so that its flow does not depend on neighbours
+_MULTIPLE, _LEAST = 8, 128  # pixels of a side: RAFT's features have an eighth of them, and are halved thrice
+
+
+class Raft:
+    """A loaded RAFT-small."""
+
+    def __init__(self, weights: Path, iterations: int, device: str | None = None) -> None:
+        """
+        Args:
+            weights: a state dict of torchvision's `raft_small`, .safetensors or what `torch.save` writes.
+            iterations: refinements of the flow.
+            device: by default CUDA when there is any.
+
+        Raises:
+            ModelError: no such file, or no weights of RAFT-small in it.
+        """
+        self._device, self._iterations = choose_device(device), iterations
+        model = raft_small(weights=None)
+        try:
+            model.load_state_dict(_read_weights(weights))
+        except RuntimeError as error:
+            raise ModelError(f"flow.weights {str(weights)!r}: not torchvision's RAFT-small ({error})") from error
+        self._model = model.to(self._device).eval().requires_grad_(False)
+        self.identity = {"model": weights.name, "weights_sha256": sha256_file(weights)}
+
+    @torch.inference_mode()
+    def estimate(self, frames: NDArray[np.uint8], pairs: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
+        """The flow from the first frame of each pair to the second.
+
+        Args:
+            frames: uint8 [T, H, W, 3], RGB.
+            pairs: numbers of frames, at least one pair.
+
+        Returns:
+            float32 [pairs, H, W, 2], x right, y down, pixels.
+        """
+        height, width = frames.shape[1:3]
+        pixels = torch.from_numpy(frames).to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        left, right, top, bottom = (*_margins(width), *_margins(height))
+        padded = functional.pad(pixels, (left, right, top, bottom), mode="replicate")
+        first, second = zip(*pairs, strict=True)
+        with exact_convolutions(self._device):
+            flow = self._model(padded[list(first)], padded[list(second)], num_flow_updates=self._iterations)[-1]
+        return flow[..., top : top + height, left : left + width].permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _margins(length: int) -> tuple[int, int]:
+    """Pixels to add in front and behind, so that a side is what RAFT takes."""
+    missing = max(_LEAST, -(-length // _MULTIPLE) * _MULTIPLE) - length
+    return missing // 2, missing - missing // 2
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ModelError(f"flow.weights {str(path)!r}: no such file (paths are relative to {Path.cwd()})")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, pickle and safetensors raise half a dozen kinds
+        raise ModelError(f"flow.weights {str(path)!r} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"flow.weights {str(path)!r}: holds a {type(found).__name__}, no state dict")
+    return found
+
+
+def run_raft(raft: Raft, title: str, tasks: Sequence[FlowTask]) -> dict[str, Failure]:
+    """Measures, in this process, every clip that the journal lacks.
+
+    A clip is worked on a few frames at a time, so that memory does not grow with its length; the next ones are decoded
+    meanwhile.
+
+    Returns:
+        the clips, by item, whose frames cannot be read.
+    """
+    todo = [task for task in tasks if task.journal.get(task.item) is None]
+    chunks = [(task, start) for task in todo for start in range(0, max(task.frames["frames"] - 1, 1), _STEPS)]
+    failures: dict[str, Failure] = {}
+    with Progress(title, total=len(tasks), unit="clips") as progress:
+        progress.resume(len(tasks) - len(todo))
+        for (task, start), frames in zip(chunks, prefetch(partial(_load, *chunk) for chunk in chunks), strict=True):
+            if start == 0:
+                maps = task.empty()
+            if isinstance(frames, Failure):
+                failures.setdefault(task.item, frames)
+            else:
+                _measure(raft, task, start, frames, maps)
+            if start + _STEPS >= task.frames["frames"] - 1:
+                if task.item not in failures:
+                    task.finish(maps)
+                progress.advance(note=f"{len(failures)} failed" if failures else "")
+    return failures
+
+
+def _load(task: FlowTask, start: int) -> NDArray[np.uint8] | Failure:
+    """The frames from `start` on that hold the next _STEPS steps: one more than steps."""
+    numbers = range(start, min(start + _STEPS + 1, task.frames["frames"]))
+    try:
+        return np.stack([load_frame(task.tar, task.frames, number) for number in numbers])
+    except ValueError as error:
+        return damaged(error)
+
+
+def _measure(raft: Raft, task: FlowTask, start: int, frames: NDArray[np.uint8], maps: FlowMaps) -> None:
+    """Fills in the flow between these frames, the first of which has the number `start`."""
+    steps = len(frames) - 1
+    if not steps:
+        return
+    forward, backward = [(n, n + 1) for n in range(steps)], [(n + 1, n) for n in range(steps)]
+    place = (*task.map_shape, task.settings.cells)
+    both = [to_cells(flow, *place) for flow in raft.estimate(frames, [*forward, *backward])]
+    maps.forward[start : start + steps] = both[:steps]
+    maps.backward[start + 1 : start + 1 + steps] = both[steps:]

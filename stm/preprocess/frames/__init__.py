@@ -1,0 +1,1 @@
+"""Stage 2: sampled frames as JPEGs in a tar."""

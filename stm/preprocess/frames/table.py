@@ -1,0 +1,194 @@
+"""What the frames stage writes, and how later stages read it: the tar of JPEGs and the table of where they lie."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import simplejpeg
+from numpy.typing import NDArray
+
+from stm.config import BadInput
+from stm.jobs.workers import Failure
+from stm.manifest import Policy, Status, check_keys, read_rows
+from stm.preprocess.outcome import as_columns, decide
+from stm.preprocess.records import Record, name_item, read_record
+from stm.storage.files import Journal, TarWriter, atomic_path, read_member, read_table, sha256_file, write_table
+from stm.storage.tables import LONGEST_SIDE, DamagedError
+
+FRAMES_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("policy", pa.string(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+        pa.field("kept", pa.bool_(), nullable=False),
+        pa.field("frames", pa.int32(), nullable=False),  # stored frames; 0 when not kept
+        pa.field("width", pa.int32()),  # pixels of the stored frames; null when nothing was decoded
+        pa.field("height", pa.int32()),
+        pa.field("source_width", pa.int32()),  # pixels as shown (rotation applied)
+        pa.field("source_height", pa.int32()),
+        pa.field("pts", pa.list_(pa.float64()), nullable=False),  # s since the start of the file
+        pa.field("decode_index", pa.list_(pa.int32()), nullable=False),  # counted from the clip's first frame
+        pa.field("offsets", pa.list_(pa.int64()), nullable=False),  # bytes from the start of the tar
+        pa.field("sizes", pa.list_(pa.int32()), nullable=False),  # bytes
+        pa.field("sha256", pa.list_(pa.string()), nullable=False),  # of the JPEGs
+    ]
+)
+_LISTS = ("pts", "decode_index", "offsets", "sizes", "sha256")
+_SIZES = ("width", "height", "source_width", "source_height")
+
+
+def write_frames(
+    rows: Sequence[Mapping[str, Any]],
+    journal: Journal,
+    failures: Mapping[str, Failure],
+    tar: Path,
+    index: Path,
+    receipt: Mapping[str, Any],
+    bad_input: BadInput,
+) -> list[tuple[str, Status, Policy, str]]:
+    """Writes the tar and the index from the journal, one clip in memory at a time.
+
+    Returns:
+        (video id, status, policy, detail) of every clip.
+    """
+    with atomic_path(tar) as temporary, TarWriter(temporary) as writer:
+        table = [
+            _write_clip(writer, row, read_record(journal, name_item(row), failures), bad_input)
+            for row in sorted(rows, key=lambda r: str(r["key"]))
+        ]
+    receipt = {**receipt, "tar_sha256": sha256_file(tar)}
+    write_table(index, pa.Table.from_pylist(table, schema=FRAMES_SCHEMA), receipt)
+    return [(row["video_id"], Status(row["status"]), row["policy"], row["detail"]) for row in table]
+
+
+def _write_clip(writer: TarWriter, row: Mapping[str, Any], record: Record, bad_input: BadInput) -> dict[str, Any]:
+    """Adds one clip to the tar, if it is kept, and returns its row of the index."""
+    header = record.header
+    outcome = decide(record.notes, bad_input, usable=bool(record.blobs))
+    names = {name: row[name] for name in ("key", "video_id", "path")}
+    sizes = {name: header.get(name) for name in _SIZES}
+    times = {name: header[name] if outcome.kept else [] for name in ("pts", "decode_index")}
+    members = []
+    if outcome.kept:
+        described = {"key": row["key"], "video_id": row["video_id"], **sizes, **times}
+        writer.add(f"{row['key']}.json", json.dumps(described, sort_keys=True).encode())
+        members = [writer.add(f"{row['key']}.{n:04d}.jpg", jpeg) for n, jpeg in enumerate(record.blobs)]
+    return {
+        **names,
+        **as_columns(outcome),
+        "kept": outcome.kept,
+        "frames": len(members),
+        **sizes,
+        **times,
+        "offsets": [member.offset for member in members],
+        "sizes": [member.size for member in members],
+        "sha256": [member.sha256 for member in members],
+    }
+
+
+def read_kept(index: Path) -> list[dict[str, Any]]:
+    """The rows of the clips that the frames stage kept, sorted by key.
+
+    Raises:
+        DamagedError: the index is missing, torn, or says what cannot be.
+    """
+    rows: list[dict[str, Any]] = read_table(index, schema=FRAMES_SCHEMA).to_pylist()
+    keys = [row["key"] for row in rows]
+    check_keys(index, keys)
+    if keys != sorted(keys):
+        raise DamagedError(f"{index}: its rows are not sorted by key; remove it and its tar and run again")
+    for number, row in enumerate(rows):
+        problem = _find_problem(row) if row["kept"] else None
+        if problem:
+            raise DamagedError(
+                f"{index}: row {number}, clip {row['video_id']!r:.100}: {problem}; remove it and its tar and run again"
+            )
+    return [row for row in rows if row["kept"]]
+
+
+def _find_problem(row: Mapping[str, Any]) -> str | None:
+    """What cannot be in the row of a kept clip."""
+    if row["frames"] < 1:
+        return f"is kept with {row['frames']} frames"
+    for name in _LISTS:
+        if len(row[name]) != row["frames"]:
+            return f"has {len(row[name])} `{name}` of {row['frames']} frames"
+    for name in ("width", "height"):
+        if not 1 <= (row[name] or 0) <= LONGEST_SIDE:
+            return f"has a {name} of {row[name]} pixels"
+    if min(row["offsets"]) < 0 or min(row["sizes"]) < 1 or min(row["decode_index"]) < 0:
+        return "has frames at negative places"
+    if any(first >= second for first, second in pairwise(row["decode_index"])):
+        return "has frames that are not in order"
+    return None if all(map(math.isfinite, row["pts"])) else "has times that are no numbers"
+
+
+def rows_of_kept(slice_path: Path, kept: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The slice's rows of the kept clips, in their order.
+
+    Raises:
+        DamagedError: the slice is torn, or lacks a clip: the frames were made from another one.
+    """
+    rows = {row["key"]: row for row in read_rows(slice_path)}
+    for row in kept:
+        if row["key"] not in rows:
+            raise DamagedError(
+                f"{slice_path}: has no clip {row['key']!r}, which the frames stage kept: its frames were made from "
+                "another slice. Remove them and run again"
+            )
+    return [rows[row["key"]] for row in kept]
+
+
+def read_jpegs(tar: Path, row: Mapping[str, Any], which: Sequence[int] | None = None) -> list[bytes]:
+    """The JPEGs of a clip's stored frames.
+
+    Args:
+        row: the clip's row of the index.
+        which: numbers of the stored frames; None: all.
+
+    Raises:
+        DamagedError: the tar is missing, or does not hold the bytes that the index says.
+        OSError: the disk or the network has failed.
+    """
+    numbers = range(row["frames"]) if which is None else which
+    try:
+        file = os.open(tar, os.O_RDONLY)
+        try:
+            return [_read_jpeg(file, tar, row, number) for number in numbers]
+        finally:
+            os.close(file)
+    except FileNotFoundError as error:
+        raise DamagedError(f"{tar}: cannot be read ({error.strerror}); remove its index and run again") from error
+
+
+def _read_jpeg(file: int, tar: Path, row: Mapping[str, Any], number: int) -> bytes:
+    try:
+        data = read_member(file, row["offsets"][number], row["sizes"][number])
+        problem = "" if hashlib.sha256(data).hexdigest() == row["sha256"][number] else "is not what its index says"
+    except DamagedError as error:
+        problem = str(error)
+    if problem:
+        raise DamagedError(
+            f"{tar}: stored frame {number} of clip {row['video_id']!r}: {problem}; the file is damaged or of another "
+            "run. Remove the tar and its index and run again"
+        )
+    return data
+
+
+def read_frames(tar: Path, row: Mapping[str, Any], which: Sequence[int] | None = None) -> NDArray[np.uint8]:
+    """A clip's stored frames as RGB: uint8 [frames, height, width, 3]; arguments as of `read_jpegs`."""
+    jpegs = read_jpegs(tar, row, which)
+    frames = np.empty((len(jpegs), row["height"], row["width"], 3), np.uint8)
+    for number, jpeg in enumerate(jpegs):
+        simplejpeg.decode_jpeg(jpeg, "RGB", buffer=frames[number])
+    return frames

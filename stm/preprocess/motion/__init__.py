@@ -1,0 +1,1 @@
+"""Stage 5: motion magnitude and mean vector per cell and stored frame."""

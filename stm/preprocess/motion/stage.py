@@ -1,0 +1,226 @@
+"""The motion stage: how much, and where to, each cell's content moves between stored frames.
+
+Three backends fill one format (see `Motion.backend`): `codec` reads the stream's own vectors, `transcode` those of a
+transcode made for the purpose, `mestimate` lets ffmpeg match blocks of the decoded frames. All read the video through
+the decoding of the frames stage, with the same clip bounds, so that frame and motion belong together.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stm.config import BadInput, Motion
+from stm.manifest import Status, check_failures
+from stm.preprocess.frames.table import read_kept, rows_of_kept
+from stm.preprocess.motion.accumulate import MotionSum
+from stm.preprocess.motion.block_matching import estimate_fields
+from stm.preprocess.motion.codec import EXPORTING, Field, read_fields
+from stm.preprocess.motion.transcode import transcode_fields
+from stm.preprocess.outcome import Note, Outcome, as_columns
+from stm.preprocess.records import Record, name_item, pack_record
+from stm.preprocess.rows import write_rows
+from stm.preprocess.stage import Ended, finished_rows, run_shard
+from stm.preprocess.video.container import VideoError
+from stm.preprocess.video.reader import DecodedFrame, Video
+from stm.shards.grid import map_shape
+from stm.storage.files import Journal, UnsafePathError, make_receipt, safe_join
+
+MOTION_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("frames", pa.int32(), nullable=False),  # T, stored frames
+        pa.field("rows", pa.int32(), nullable=False),
+        pa.field("columns", pa.int32(), nullable=False),
+        pa.field("magnitude", pa.list_(pa.float16())),  # [T, rows, columns], cells per step between stored frames
+        pa.field("vector", pa.list_(pa.float16())),  # [T, rows, columns, 2], x right, y down, of the content
+        pa.field("intra", pa.list_(pa.uint8())),  # [T, rows, columns], 0 to 255: share that is interpolated
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("policy", pa.string(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+    ]
+)
+_ROW_GROUP = 16  # clips: a map is read by itself, so groups stay small
+_LIBRARIES = ("av", "numpy")
+
+
+def extract_motion(
+    slice_path: Path,
+    root: Path,
+    frames_index: Path,
+    output: Path,
+    settings: Motion,
+    grid: int,
+    bad_input: BadInput,
+    processes: int,
+) -> None:
+    """Writes the motion of one shard: one row for each clip that the frames stage kept; see `MOTION_SCHEMA`.
+
+    Args:
+        slice_path: the shard's clips (MANIFEST_SCHEMA, sorted by key).
+        root: the dataset's folder.
+        frames_index: the frames stage's table: which clips, which frames of them, and their size.
+        grid: cells on the short side of the maps.
+        processes: clips worked on at a time; the bytes do not depend on it.
+
+    Raises:
+        TooManyFailures: more clips have no motion than `bad_input` allows; `output` is written by then.
+        ValueError: the table of frames is missing or torn, or the backend `transcode` has no encoder.
+    """
+    if settings.backend == "transcode" and "libx264" not in av.codecs_available:
+        raise ValueError("motion.backend `transcode` needs PyAV with libx264, as its wheels have it; or set another")
+    kept = read_kept(frames_index)
+    rows = rows_of_kept(slice_path, kept)
+    receipt = make_receipt("motion", settings.deciding(), _LIBRARIES, grid=grid)
+    journal = Journal(output, receipt)
+    tasks = [MotionTask(*pair, root, settings, grid, journal) for pair in zip(rows, kept, strict=True)]
+    title = f"motion {slice_path.stem}"
+    failures = run_shard(title, extract_clip, tasks, journal, processes, settings.timeout_seconds)
+    outcomes: list[Ended] = []
+    found = finished_rows(tasks, journal, failures, bad_input, _make_row, outcomes)
+    write_rows(output, MOTION_SCHEMA, found, receipt, _ROW_GROUP)
+    check_failures("motion", outcomes, bad_input.max_failure_rate)
+    journal.close()
+
+
+@dataclass(frozen=True)
+class MotionTask:
+    """One clip for a worker process."""
+
+    row: Mapping[str, Any]  # of the slice
+    frames: Mapping[str, Any]  # of the table of frames
+    root: Path
+    settings: Motion
+    grid: int
+    journal: Journal
+
+    @property
+    def item(self) -> str:
+        return json.dumps([name_item(self.row), *(self.frames[n] for n in ("width", "height", "decode_index"))])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the map."""
+        return map_shape(self.frames["width"], self.frames["height"], self.grid)
+
+
+def extract_clip(task: MotionTask) -> None:
+    """Measures one clip, in a worker process, and leaves its maps in the journal."""
+    row, blobs, notes = task.row, [], []
+    stored = np.array(task.frames["decode_index"])
+    try:
+        path = safe_join(task.root, row["path"])
+        motion = measure_motion(path, row["start"], row["end"], stored, task.shape, task.settings)
+        blobs = [part.tobytes() for part in motion]
+    except UnsafePathError:
+        notes = [Note(Status.PATH_OUTSIDE_ROOT, f"{row['path']!r} leaves the dataset's folder")]
+    except VideoError as error:
+        notes = [Note(error.status, error.detail)]
+    task.journal.put(task.item, pack_record({}, notes, blobs))
+
+
+def _make_row(task: MotionTask, record: Record, outcome: Outcome) -> dict[str, Any]:
+    kinds = {"magnitude": np.float16, "vector": np.float16, "intra": np.uint8}
+    maps: list[NDArray[Any] | None] = [None] * 3
+    if record.blobs:
+        maps = [np.frombuffer(blob, kind) for blob, kind in zip(record.blobs, kinds.values(), strict=True)]
+    rows, columns = task.shape
+    return {
+        "key": task.row["key"],
+        "video_id": task.row["video_id"],
+        "frames": task.frames["frames"],
+        "rows": rows,
+        "columns": columns,
+        **dict(zip(kinds, maps, strict=True)),
+        **as_columns(outcome),
+    }
+
+
+class MotionMaps(NamedTuple):
+    """The motion of one clip; T stored frames. Stored frame 0 has none before it and takes the values of frame 1."""
+
+    magnitude: NDArray[np.float16]  # [T, rows, columns] cells per step
+    vector: NDArray[np.float16]  # [T, rows, columns, 2] cells per step
+    intra: NDArray[np.uint8]  # [T, rows, columns] 0 to 255
+
+
+def measure_motion(
+    path: Path,
+    start: float | None,
+    end: float | None,
+    decode_index: NDArray[np.integer],
+    shape: tuple[int, int],
+    settings: Motion,
+) -> MotionMaps:
+    """The motion of one clip between its stored frames.
+
+    Args:
+        path: the video.
+        start, end: the clip in seconds, as the frames stage had them.
+        decode_index: of the stored frames.
+        shape: rows and columns of the map over the frame as it is shown.
+
+    Raises:
+        VideoError: the file cannot be read, has no motion vectors, or has fewer frames than when it was stored.
+    """
+    total = MotionSum(decode_index, *shape)
+    with Video(path, start, end, vectors=settings.backend == "codec") as video:
+        for field in _read_backend(video, shape, settings.backend):
+            if field.index < 0:
+                continue
+            total.add(_remove_camera(field) if settings.subtract_camera else field)
+            if total.complete:
+                break
+    _check(total, video, decode_index)
+    maps = MotionMaps(total.magnitude.astype(np.float16), total.vector.astype(np.float16), total.intra)
+    for part in maps:
+        part[0] = part[min(1, len(part) - 1)]
+    return maps
+
+
+def _read_backend(video: Video, shape: tuple[int, int], backend: str) -> Iterator[Field]:
+    """Fields in the orientation in which the video is shown."""
+    if backend == "codec" and video.codec not in EXPORTING:
+        reason = f"{video.codec} exports no motion vectors; set motion.backend to `mestimate` or `transcode`"
+        raise VideoError(Status.UNSUPPORTED_MOTION, reason)
+    frames = video.frames(surroundings=backend == "codec")
+    first = next(frames, None)
+    if first is None:
+        return
+    rows, columns = video.orientation.size(*shape)  # turning back swaps them as turning does
+    for field in _BACKENDS[backend](chain([first], frames), video.codec, rows, columns):
+        vector = video.orientation.turn_vectors(field.vector)
+        yield Field(field.index, vector, video.orientation.turn(field.covered))
+
+
+_BACKENDS: Mapping[str, Callable[[Iterator[DecodedFrame], str, int, int], Iterator[Field]]] = {
+    "codec": read_fields,
+    "mestimate": lambda frames, codec, rows, columns: estimate_fields(frames, rows, columns),
+    "transcode": lambda frames, codec, rows, columns: transcode_fields(frames, rows, columns),
+}
+
+
+def _remove_camera(field: Field) -> Field:
+    """The field less its median vector, an estimate of the camera's motion while objects cover less than half."""
+    known = field.covered > 0
+    if not known.any():
+        return field
+    camera = np.median(field.vector[known], axis=0).astype(np.float32)
+    return replace(field, vector=field.vector - camera)
+
+
+def _check(total: MotionSum, video: Video, decode_index: NDArray[np.integer]) -> None:
+    if not total.complete:
+        found = f"{video.decoded} frames can be decoded, {decode_index[-1] + 1} when the frames were stored"
+        raise VideoError(Status.TRUNCATED, f"{found}: the file has changed; run the frames stage again")
+    if not total.finish():
+        reason = "no frame has motion vectors: each is coded by itself"
+        raise VideoError(Status.UNSUPPORTED_MOTION, f"{reason}; set motion.backend to `mestimate` or `transcode`")

@@ -1,0 +1,1 @@
+"""Stage 6: everything about a clip in one WebDataset sample."""

@@ -1,0 +1,152 @@
+"""The shards stage: a shard's frames, captions and maps in one WebDataset tar, with an index of every byte.
+
+A sample is `{key}.json`, `{key}.0000.jpg`, ..., and what was made of it: `{key}.flow.npy`, `{key}.motion.npy`,
+`{key}.similarity.npy`, `{key}.text.npy`. The tar holds nothing that is not a function of its inputs: no times, no
+owners, sorted keys.
+"""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from stm.config import BadInput, Pack
+from stm.jobs.progress import Progress
+from stm.manifest import Policy, Question, Status, check_failures, read_questions
+from stm.preprocess.captions.stage import hash_frames
+from stm.preprocess.frames.table import read_jpegs, read_kept, rows_of_kept
+from stm.preprocess.packing.parts import ClipParts, Tables, join_parts
+from stm.shards.check import ShardError, verify_shard
+from stm.shards.grid import map_shape
+from stm.shards.schema import ARRAYS, SHARD_SCHEMA
+from stm.storage.files import Member, TarWriter, atomic_path, make_receipt, read_receipt, sha256_file, write_table
+from stm.storage.tables import DamagedError
+
+__all__ = ["SHARD_SCHEMA", "ShardError", "pack_shard", "verify_shard"]
+
+Row = Mapping[str, Any]
+
+
+def pack_shard(
+    slice_path: Path,
+    frames_tar: Path,
+    frames_index: Path,
+    captions: Mapping[str, Path],
+    similarity: Mapping[str, Path],
+    motion: Path | None,
+    flow: Path | None,
+    text: Mapping[str, Path],
+    tar: Path,
+    index: Path,
+    pack: Pack,
+    grid: int,
+    bad_input: BadInput,
+) -> None:
+    """Packs the kept clips of a shard; one clip is in memory at a time.
+
+    A clip that the captions, motion or flow stage gave a status whose policy is `drop` is left out, when that part is
+    packed. With `keep` it stays, without the part. Of several caption sources one with a caption is enough.
+
+    Args:
+        captions: table of each of `pack.sources`; similarity and text likewise, when they are packed. A clip's captions
+            are those of all sources, in the order of `pack.sources`, and so are their maps and vectors.
+        motion, flow: needed when they are packed. Tables of parts that are not packed are not read.
+
+    Raises:
+        TooManyFailures: more clips are left out than the config allows.
+        DamagedError: the inputs do not belong together, or are damaged.
+    """
+    kept = read_kept(frames_index)
+    clips = rows_of_kept(slice_path, kept)
+    parts = join_parts(kept, Tables(captions, similarity, motion, flow, text), pack, grid, bad_input)
+    lines: list[dict[str, Any]] = []
+    outcomes: list[tuple[str, Status, Policy, str]] = []
+    with atomic_path(tar) as temporary:
+        with TarWriter(temporary) as writer, Progress(f"shards {tar.stem}", len(kept), "clips") as progress:
+            for clip, row, part in zip(clips, kept, parts, strict=True):
+                outcomes.append((row["video_id"], *part.outcome))
+                if part.outcome.policy != "drop":
+                    lines.append(_pack_clip(writer, clip, row, part, frames_tar, grid))
+                progress.advance()
+        digest = sha256_file(temporary)
+    receipt = make_receipt("shards", pack, ("numpy", "pyarrow"), grid=grid, frames=hash_frames(kept))
+    receipt |= {"policy": bad_input.model_dump(mode="json")["policy"], "tar_sha256": digest, "clips": len(lines)}
+    receipt |= {"text_model": _text_model([text[name] for name in pack.sources] if pack.text else [])}
+    write_table(index, pa.Table.from_pylist(lines, schema=SHARD_SCHEMA), receipt)
+    check_failures(f"shards {tar.stem}", outcomes, bad_input.max_failure_rate)
+
+
+def _text_model(tables: Sequence[Path]) -> dict[str, str] | None:
+    """What identifies the text encoder whose vectors are packed; whoever compares other texts with them needs it.
+
+    Raises:
+        ValueError: the tables are of different encoders, whose vectors say nothing about each other.
+    """
+    models = [read_receipt(path).get("model") for path in tables]
+    if any(model != models[0] for model in models):
+        said = " and ".join(str(path) for path in tables)
+        raise DamagedError(f"{said} are of different text encoders. Remove them and run the text stage again")
+    return models[0] if models else None
+
+
+def _pack_clip(writer: TarWriter, clip: Row, row: Row, part: ClipParts, frames_tar: Path, grid: int) -> dict[str, Any]:
+    """Adds one clip's members to the tar and returns its line of the index."""
+    key = row["key"]
+    rows, columns = map_shape(row["width"], row["height"], grid)
+    shown = {
+        "key": key,
+        "video_id": row["video_id"],
+        "split": clip["split"],
+        "label": clip["label"],
+        "captions": part.captions,
+        "caption_sources": part.sources,
+        "width": row["width"],
+        "height": row["height"],
+        "rows": rows,
+        "columns": columns,
+        "pts": row["pts"],
+    }
+    questions = read_questions(clip["questions"])
+    described = shown | {"questions": [_described(question) for question in questions]}
+    header = writer.add(f"{key}.json", json.dumps(described, sort_keys=True, allow_nan=False).encode())
+    jpegs = [
+        writer.add(f"{key}.{number:04d}.jpg", data, row["sha256"][number])  # which reading has compared
+        for number, data in enumerate(read_jpegs(frames_tar, dict(row)))
+    ]
+    arrays = {name: array for name in ARRAYS if (array := getattr(part, name)) is not None}
+    added = {name: writer.add(f"{key}.{name}.npy", _npy_bytes(array)) for name, array in arrays.items()}
+    sizes = {
+        "flow_cells": None if part.flow is None else part.flow.shape[2] // rows,
+        "text_width": None if part.text is None else part.text.shape[1],
+    }
+    asked = {"questions": [question._asdict() for question in questions]}
+    return shown | asked | sizes | _places(header, jpegs, added)
+
+
+def _described(question: Question) -> dict[str, Any]:
+    """A question as `{key}.json` has it; an open one has no choices."""
+    return {name: value for name, value in question._asdict().items() if name != "choices" or value}
+
+
+def _npy_bytes(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _places(header: Member, jpegs: list[Member], arrays: dict[str, Member]) -> dict[str, Any]:
+    """Where the members lie; nothing, which Arrow makes null, of arrays that are not there."""
+    return {
+        "frames": len(jpegs),
+        "json_offset": header.offset,
+        "json_size": header.size,
+        "offsets": [member.offset for member in jpegs],
+        "sizes": [member.size for member in jpegs],
+        **{f"{name}_offset": member.offset for name, member in arrays.items()},
+        **{f"{name}_size": member.size for name, member in arrays.items()},
+        "sha256": [member.sha256 for member in (header, *jpegs, *arrays.values())],
+    }

@@ -1,0 +1,1 @@
+"""Stage 4: patch-text similarity maps."""

@@ -1,0 +1,1 @@
+"""Stage 4b: one vector per caption, by a frozen text encoder."""

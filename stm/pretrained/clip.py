@@ -1,0 +1,165 @@
+"""Loading a CLIP with open_clip from a model string, and what it expects of its input."""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
+
+from stm.pretrained.hub import PRECISIONS, ModelError, choose_device
+from stm.storage.files import hash_weights, sha256_file
+
+_HUB, _FOLDER = "hf-hub:", "local-dir:"
+_ENDINGS = (".safetensors", ".pt", ".pth", ".bin")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A loaded CLIP; the text tower always computes in float32."""
+
+    model: Any  # an open_clip CLIP or CoCa, untyped
+    tokenizer: Any
+    image_size: tuple[int, int]  # height, width of the image tower's input, pixels
+    mean: tuple[float, float, float]  # of pixels in [0, 1]
+    std: tuple[float, float, float]
+    precision: torch.dtype  # of the image tower
+    device: torch.device
+    identity: dict[str, str]  # for receipts
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a model string stands for."""
+
+    architecture: str  # open_clip's name, with its `hf-hub:` or `local-dir:` prefix
+    checkpoint: str | None  # a file of weights; None: where the architecture says
+    normalisation: dict[str, Any]  # of the pretrained tag, overriding open_clip's default
+    label: str  # for receipts: without paths of the machine
+    weights_sha256: str
+
+
+def load_clip(
+    name: str, precision: str = "float32", device: str | None = None, setting: str = "similarity.model"
+) -> Clip:
+    """Loads the CLIP that a config names.
+
+    Args:
+        name: `architecture@pretrained tag`, `architecture@checkpoint file`, `hf-hub:owner/name` or `local-dir:folder`.
+            Files and folders are relative to the working directory. Only tags and `hf-hub:` may download.
+        precision: arithmetic of the image tower: float32, bfloat16 or float16.
+        device: by default CUDA when there is any.
+        setting: the key of the config that names it, for error messages.
+
+    Raises:
+        ModelError: no such architecture, tag, file or folder, or its weights do not fit.
+    """
+    try:
+        source = _find(name)
+    except ModelError as error:
+        raise ModelError(f"{setting} {name!r}: {error}") from error
+    place = choose_device(device)
+    arguments = {"pretrained": source.checkpoint} if source.checkpoint else {}
+    try:
+        model = open_clip.create_model(
+            source.architecture,
+            require_pretrained=True,  # a folder without weights would otherwise give a random model and a log line
+            weights_only=True,
+            force_preprocess_cfg=source.normalisation or None,
+            **arguments,
+        )
+        tokenizer = open_clip.get_tokenizer(source.architecture)
+    except Exception as error:  # open_clip raises half a dozen kinds, down to pickle's own
+        raise ModelError(f"{setting} {name!r} cannot be loaded: {error}") from error
+    model = model.to(place).eval().requires_grad_(False)
+    # open_clip's own half-precision modes would change the text tower as well.
+    model.visual.to(PRECISIONS[precision])
+    config = model.visual.preprocess_cfg
+    size = config["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return Clip(
+        model=model,
+        tokenizer=tokenizer,
+        image_size=(height, width),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        precision=PRECISIONS[precision],
+        device=place,
+        identity={"model": source.label, "weights_sha256": source.weights_sha256},
+    )
+
+
+def _find(name: str) -> _Source:
+    """Errors are the end of a sentence that the caller begins with the setting and the name."""
+    if name.startswith(_FOLDER):
+        return _find_folder(name)
+    if name.startswith(_HUB):
+        weights = _download(lambda: download_pretrained_from_hf(name.removeprefix(_HUB)))
+        return _Source(name, None, {}, name, sha256_file(weights))
+    architecture, _, weights_name = name.partition("@")
+    _check_architecture(architecture)
+    if not weights_name:
+        raise ModelError(
+            f"names no weights; write {architecture}@tag or {architecture}@file. Tags of it: {_tags(architecture)}"
+        )
+    config = get_pretrained_cfg(architecture, weights_name)
+    return _find_tag(name, architecture, weights_name, config) if config else _find_file(architecture, weights_name)
+
+
+def _find_folder(name: str) -> _Source:
+    folder = Path(name.removeprefix(_FOLDER)).expanduser()
+    if not (folder / "open_clip_config.json").is_file():
+        raise ModelError(
+            f"{folder} has no open_clip_config.json (paths are relative to the working directory {Path.cwd()})"
+        )
+    return _Source(f"{_FOLDER}{folder}", None, {}, f"{_FOLDER}{folder.resolve().name}", hash_weights(folder))
+
+
+def _check_architecture(architecture: str) -> None:
+    known = open_clip.list_models()
+    if architecture in known:
+        return
+    close = get_close_matches(architecture, known, n=5, cutoff=0.5)
+    hint = f"; close ones: {', '.join(close)}" if close else ""
+    raise ModelError(
+        f"open_clip has no architecture {architecture!r}{hint}. Allowed forms: "
+        "architecture@tag, architecture@file, hf-hub:owner/name, local-dir:folder"
+    )
+
+
+def _tags(architecture: str) -> str:
+    return ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
+
+
+def _find_tag(name: str, architecture: str, tag: str, config: dict[str, Any]) -> _Source:
+    wanted = bool(config.get("quick_gelu", False))
+    has = bool(open_clip.get_model_config(architecture).get("quick_gelu", False))
+    if wanted != has:  # open_clip only warns, and the embeddings are quietly wrong
+        other = f"{architecture}-quickgelu" if wanted else architecture.removesuffix("-quickgelu")
+        raise ModelError(f"the weights {tag!r} belong to {other}; write {other}@{tag}")
+    weights = _download(lambda: download_pretrained(config))
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    return _Source(architecture, str(weights), {k: config[k] for k in keys if k in config}, name, sha256_file(weights))
+
+
+def _find_file(architecture: str, file: str) -> _Source:
+    path = Path(file).expanduser()
+    if not path.is_file():
+        close = get_close_matches(file, open_clip.list_pretrained_tags_by_model(architecture), n=3)
+        hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+        raise ModelError(
+            f"{file!r} is neither a file (relative to {Path.cwd()}) nor a tag of "
+            f"{architecture}{hint}. Tags of it: {_tags(architecture)}"
+        )
+    if path.suffix not in _ENDINGS:
+        raise ModelError(f"weights must end in {', '.join(_ENDINGS)}")
+    return _Source(architecture, str(path), {}, f"{architecture}@{path.name}", sha256_file(path))
+
+
+def _download(get: Any) -> Path:
+    try:
+        return Path(get())
+    except Exception as error:  # network, permission, missing file: all of them mean the same here
+        raise ModelError(f"cannot be downloaded: {error}") from error

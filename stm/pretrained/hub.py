@@ -1,0 +1,102 @@
+"""Which device to compute on, where a transformers model's files are, and what identifies them."""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from stm.storage.files import hash_weights
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ModelError(ValueError):
+    """A model that a config names cannot be had; the message says what was looked for and what to do."""
+
+
+def choose_device(device: str | None = None) -> torch.device:
+    """The device asked for; without one CUDA when there is any, else the CPU."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def exact_convolutions(device: torch.device) -> AbstractContextManager[None]:
+    """Keeps cuDNN from rounding float32 to TF32, and from choosing algorithms by a race."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
+class ModelSource(NamedTuple):
+    """A hub id or a local folder."""
+
+    name: str
+    folder: Path | None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """For a transformers `from_pretrained`; a local folder never reaches for the network."""
+        return {
+            "pretrained_model_name_or_path": self.name if self.folder is None else str(self.folder),
+            "local_files_only": self.folder is not None,
+            "trust_remote_code": False,
+        }
+
+    @property
+    def label(self) -> str:
+        """The name for receipts, which hold no path of the machine: a folder's own name stands for it."""
+        return self.name if self.folder is None else f"local:{self.folder.resolve().name}"
+
+    def identify(self, commit: str | None) -> dict[str, str | None]:
+        """For the receipt: a folder's hash, or the hub's commit."""
+        if self.folder is not None:
+            return {"model": self.label, "weights_sha256": hash_weights(self.folder)}
+        return {"model": self.label, "commit": commit}
+
+
+def find_model(name: str) -> ModelSource:
+    """Tells a local folder from a hub id (`name` or `owner/name`).
+
+    A relative folder is relative to the working directory. What can only be a path must exist, so that a mistyped
+    folder is never asked of the hub.
+
+    Raises:
+        ModelError: a path that is no folder.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return ModelSource(name, folder)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
+        raise ModelError(f"model {name!r}: no such folder (paths are relative to the working directory {Path.cwd()})")
+    return ModelSource(name, None)
+
+
+def load_complete(model_class: Any, source: ModelSource, precision: str, device: torch.device, **arguments: Any) -> Any:
+    """A transformers model in evaluation mode, of which every weight came from its files.
+
+    transformers only warns of weights that the files lack, and leaves them random. Further arguments go to the class.
+
+    Raises:
+        ModelError: the files lack weights, or cannot be had.
+    """
+    try:
+        # The dtype is always said: without it transformers takes the checkpoint's, whatever that is.
+        model, report = model_class.from_pretrained(
+            **source.arguments, dtype=PRECISIONS[precision], output_loading_info=True, **arguments
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise explain_missing(source, error) from error
+    lacking = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
+    if lacking:
+        raise ModelError(
+            f"model {source.name!r} is no complete {model_class.__name__}: {len(lacking)} weights are missing or have "
+            f"another shape, {lacking[0]} for instance"
+        )
+    return model.to(device).eval()
+
+
+def explain_missing(source: ModelSource, error: Exception) -> ModelError:
+    """The error for a model that transformers could not load."""
+    where = "the hub" if source.folder is None else f"the folder {source.folder}"
+    hint = "" if source.folder is not None else f"; nor is there a local folder {source.name!r}"
+    return ModelError(f"model {source.name!r} cannot be loaded from {where}{hint}: {error}")

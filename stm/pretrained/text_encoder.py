@@ -1,0 +1,142 @@
+"""Frozen text encoders: an open_clip text tower, or any text encoder of transformers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, CLIPTextModelWithProjection
+
+from stm.config import Text
+from stm.preprocess.clip_text import embed_texts
+from stm.pretrained.clip import load_clip
+from stm.pretrained.hub import PRECISIONS, ModelError, choose_device, explain_missing, find_model, load_complete
+
+TRANSFORMERS = "transformers:"
+_ABSURD = 10**6  # tokens; a tokenizer that does not know its model's context says 1e30
+
+
+class TextEncoder(ABC):
+    """A text encoder with its tokenizer; `TextEncoder.load` gives the one that a config names."""
+
+    identity: dict[str, str | None]  # for receipts
+
+    @staticmethod
+    def load(settings: Text, device: str | None = None) -> "TextEncoder":
+        """Loads the encoder of `settings.model`.
+
+        Args:
+            device: by default CUDA when there is any.
+
+        Raises:
+            ModelError: the model cannot be had, is no text encoder, or does not go with `settings.pooling`.
+        """
+        kind = TransformersText if settings.model.startswith(TRANSFORMERS) else ClipText
+        return kind(settings, device)
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """One vector of length 1 for each text, float32 [n, D]; texts longer than the model's context are cut there.
+
+        Raises:
+            ModelError: a vector is not finite, which half precision can bring about.
+        """
+        if not texts:
+            return self.encode(["nothing"])[:0]  # the width is the model's to say
+        vectors = self._encode(list(texts))
+        if not np.isfinite(vectors).all():
+            raise ModelError(f"{self.identity['model']}: vectors are not finite; set text.precision to float32")
+        return vectors
+
+    @abstractmethod
+    def _encode(self, texts: list[str]) -> np.ndarray: ...
+
+
+class ClipText(TextEncoder):
+    """The text tower of an open_clip model."""
+
+    def __init__(self, settings: Text, device: str | None) -> None:
+        if settings.pooling != "projected":
+            raise ModelError(
+                f"text.pooling {settings.pooling!r} is for `{TRANSFORMERS}` models; an open_clip text tower such as "
+                f"{settings.model!r} has `projected` only"
+            )
+        self._clip = load_clip(settings.model, device=device, setting="text.model")
+        self._clip.model.to(PRECISIONS[settings.precision])
+        self._batch_size = settings.batch_size
+        self.identity = dict(self._clip.identity)
+
+    def _encode(self, texts: list[str]) -> np.ndarray:
+        return embed_texts(self._clip, texts, self._batch_size)
+
+
+class TransformersText(TextEncoder):
+    """A text encoder of transformers, from the hub or a local folder."""
+
+    def __init__(self, settings: Text, device: str | None) -> None:
+        self._settings, self._device = settings, choose_device(device)
+        source = find_model(settings.model.removeprefix(TRANSFORMERS))
+        try:
+            config = AutoConfig.from_pretrained(**source.arguments)
+            self._tokenizer = AutoTokenizer.from_pretrained(**source.arguments)
+        except (OSError, ValueError, KeyError) as error:
+            raise explain_missing(source, error) from error
+        model_class, arguments = _choose_class(settings, config)
+        model = load_complete(model_class, source, settings.precision, self._device, **arguments)
+        self._model = model.get_encoder() if config.is_encoder_decoder else model
+        self._tokenizer.padding_side = "right"  # the first token is the text's, not a filling
+        if self._tokenizer.pad_token is None:  # what stands behind the mask does not matter
+            self._tokenizer.pad_token = self._tokenizer.eos_token or self._tokenizer.unk_token
+        self._longest = _context(self._tokenizer.model_max_length, config)
+        identity = source.identify(getattr(model.config, "_commit_hash", None))
+        self.identity = identity | {"model": f"{TRANSFORMERS}{source.label}"}
+
+    @torch.inference_mode()
+    def _encode(self, texts: list[str]) -> np.ndarray:
+        size = self._settings.batch_size
+        parts = [self._embed(texts[start : start + size]) for start in range(0, len(texts), size)]
+        return np.concatenate([functional.normalize(part.float(), dim=-1).cpu().numpy() for part in parts])
+
+    def _embed(self, texts: list[str]) -> Tensor:
+        tokens = self._tokenizer(texts, padding=True, truncation=True, max_length=self._longest, return_tensors="pt")
+        mask = tokens["attention_mask"].to(self._device)
+        found = self._model(input_ids=tokens["input_ids"].to(self._device), attention_mask=mask)
+        if self._settings.pooling == "projected":
+            return found.text_embeds
+        hidden = found.last_hidden_state.float()  # [n, tokens, D]
+        if self._settings.pooling == "cls":
+            return hidden[:, 0]
+        share = mask[..., None].float()
+        return (hidden * share).sum(dim=1) / share.sum(dim=1)
+
+
+def _choose_class(settings: Text, config: Any) -> tuple[Any, dict[str, Any]]:
+    """The model class for a pooling, and what it must be told.
+
+    Raises:
+        ModelError: the model has no such pooling.
+    """
+    kind = config.model_type
+    if settings.pooling == "projected":
+        if kind in ("clip", "clip_text_model"):
+            return CLIPTextModelWithProjection, {}
+        raise ModelError(
+            f"text.model {settings.model!r}: pooling `projected` is CLIP's, and this is a {kind} model; set "
+            "text.pooling to `cls` or `mean`"
+        )
+    if hasattr(config, "vision_config") or type(config) not in MODEL_MAPPING:
+        hint = "; its text tower has pooling `projected`" if kind == "clip" else ""
+        raise ModelError(f"text.model {settings.model!r} is a {kind} model, no text encoder{hint}")
+    model_class: Any = MODEL_MAPPING[type(config)]
+    # A pooler on top would go unused, and many published encoders come without its weights.
+    pooler = "add_pooling_layer" in signature(model_class).parameters
+    return model_class, {"add_pooling_layer": False} if pooler else {}
+
+
+def _context(stated: int, config: Any) -> int:
+    """Tokens that a text may have; from the positions of the model when its tokenizer does not know."""
+    # RoBERTa and its kin spend two positions on the filling.
+    return stated if stated < _ABSURD else getattr(config, "max_position_embeddings", 514) - 2

@@ -1,0 +1,1 @@
+"""Pictures of clips, their guides and their masks."""

@@ -1,0 +1,116 @@
+"""Figures as a paper has them: curves of a loss, and bars of evaluations, each over seeds."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from stm.config import Config
+from stm.layout import Layout
+from stm.report.figures import INK, PALETTE, STYLE, new_figure, run_style, running_mean, say
+from stm.report.paper.tables import ReportError, measure
+from stm.report.results.records import Measured
+
+_NO_OBJECTIVES = ("loss", "divergence", "mix", "gradient_norm", "learning_rate", "clips_per_second")
+
+Curve = tuple[list[int], list[float]]
+
+
+def read_curve(config: Config, instance: str, metric: str) -> Curve:
+    """Steps and values of one number of a run's metrics.jsonl.
+
+    Raises:
+        ReportError: the run has no log, or logged no such number.
+    """
+    path = Layout.of(config, config.dataset_of(instance)).pretrain(instance) / "metrics.jsonl"
+    if not path.exists():
+        raise ReportError(f"{path} is missing; run `stm pretrain --run {instance}`, or the workflow")
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    # A resumed run may have logged a step twice; the later line is the one that counted.
+    found = {int(line["step"]): float(line[metric]) for line in lines if metric in line}
+    if not found and lines:
+        raise ReportError(f"{path} has no {metric}; it has: {', '.join(sorted(lines[-1]))}")
+    return sorted(found), [found[step] for step in sorted(found)]
+
+
+def draw_losses(config: Config, name: str) -> Figure:
+    """The curves of the figure `name`: the mean over the seeds, and between which values they lie."""
+    spec = config.figures[name]
+    curves = {
+        label: [read_curve(config, instance, spec.metric) for instance in config.instances(run)]
+        for label, run in spec.runs.items()
+    }
+    with mpl.rc_context(STYLE):
+        figure = new_figure(3.8)
+        axes = figure.add_subplot(facecolor="none")
+        for place, (label, seeds) in enumerate(curves.items()):
+            seeds = [curve for curve in seeds if curve[0]]
+            if not seeds:
+                continue
+            steps = sorted(set.intersection(*(set(curve[0]) for curve in seeds)))
+            found = [dict(zip(*curve, strict=True)) for curve in seeds]
+            values = [running_mean([logged[step] for step in steps], 0.02) for logged in found]
+            style = run_style(place)
+            axes.plot(steps, [sum(v) / len(v) for v in zip(*values, strict=True)], label=label, linewidth=1.6, **style)
+            if len(values) > 1:
+                low, high = ([f(v) for v in zip(*values, strict=True)] for f in (min, max))
+                axes.fill_between(steps, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        axes.set(xlabel="Optimiser step", ylabel=_name_metric(spec.metric))
+        axes.set_title(spec.title, fontsize=10, loc="left")
+        axes.grid(axis="y")
+        axes.margins(x=0.01)
+        if any(curve[0] for seeds in curves.values() for curve in seeds):
+            axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), labelcolor=INK, fontsize=8.5)
+        else:
+            say(axes, "nothing was logged")
+    return figure
+
+
+def _name_metric(metric: str) -> str:
+    """A name of metrics.jsonl, for people; what is one objective's is its loss."""
+    name = metric.replace("_", " ").capitalize()
+    return name if metric in _NO_OBJECTIVES else f"{name} loss"
+
+
+def draw_bars(config: Config, name: str) -> Figure:
+    """The bars of the figure `name`: a group an evaluation, a bar a run; dots are single seeds, lines 95 % intervals."""
+    spec = config.figures[name]
+    found = {
+        task: {label: measure(config, run, task, "top1") for label, run in spec.runs.items()} for task in spec.tasks
+    }
+    with mpl.rc_context(STYLE):
+        figure = new_figure(3.4)
+        axes = figure.add_subplot(facecolor="none")
+        width = 0.8 / len(spec.runs)
+        for group, bars in enumerate(found.values()):
+            _draw_group(axes, group, bars, width, named=group == 0)
+        axes.set_xticks(range(len(found)), list(found))
+        axes.set(ylabel="Top-1, %")
+        axes.set_title(spec.title, fontsize=10, loc="left")
+        axes.tick_params(axis="x", length=0, labelcolor=INK)
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), labelcolor=INK, fontsize=8.5)
+    return figure
+
+
+def _draw_group(axes: mpl.axes.Axes, group: int, bars: Mapping[str, Measured], width: float, named: bool) -> None:
+    for place, (label, bar) in enumerate(bars.items()):
+        x = group - 0.4 + width * (place + 0.5)
+        color = PALETTE[place % len(PALETTE)]
+        axes.bar(x, 100 * bar.mean, width * 0.86, color=color, linewidth=0, label=label if named else None)
+        if len(bar.values) > 1:
+            axes.plot([x] * len(bar.values), [100 * v for v in bar.values], "o", color=INK, markersize=2.5)
+        elif bar.interval is not None:
+            axes.plot([x, x], [100 * bound for bound in bar.interval], color=INK, linewidth=1.1)
+        axes.annotate(
+            f"{100 * bar.mean:.1f}", (x, _top(bar)), (0, 4), textcoords="offset points", ha="center", fontsize=7.5
+        )
+
+
+def _top(bar: Measured) -> float:
+    """Height over which a bar's number stands, in per cent."""
+    heights: Sequence[float] = [*bar.values, *(bar.interval or ())]
+    return 100 * max(heights, default=math.nan)

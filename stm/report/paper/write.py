@@ -1,0 +1,47 @@
+"""The tables and figures that a config names, each on its own: what `snakemake tgm_table1` makes in the end."""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from stm.config import Config
+from stm.layout import Layout
+from stm.report.figures import to_png
+from stm.report.paper.figures import draw_bars, draw_losses
+from stm.report.paper.tables import paper_table
+from stm.storage.files import write_bytes
+
+
+def write_table(config: Config, name: str) -> Path:
+    """Writes `tables/{name}.csv` and `.md`; returns the latter.
+
+    Raises:
+        ReportError: a number that it needs is missing.
+    """
+    table, folder = paper_table(config, name), Layout.of(config).tables
+    spec = config.tables[name]
+    write_bytes(folder / f"{name}.csv", table.to_csv().encode())
+    text = f"**{spec.title}**\n\n{table.to_markdown()}" + (f"\n{spec.note}\n" if spec.note else "")
+    write_bytes(folder / f"{name}.md", text.encode())
+    return folder / f"{name}.md"
+
+
+def write_figure(config: Config, name: str) -> Path:
+    """Writes `figures/{name}.png` and returns its path.
+
+    Raises:
+        ReportError: a run or evaluation that it needs is missing.
+    """
+    path = Layout.of(config).figures / f"{name}.png"
+    write_bytes(path, to_png(draw_figure(config, name)))
+    return path
+
+
+def draw_figure(config: Config, name: str) -> Figure:
+    """The figure `name`; errors as `write_figure`."""
+    kind = config.figures[name].kind
+    if kind == "clips":
+        from stm.report.paper.clips import draw_clips  # needs torch, which takes seconds to import
+
+        return draw_clips(config, name)
+    return draw_losses(config, name) if kind == "losses" else draw_bars(config, name)

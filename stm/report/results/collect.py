@@ -1,0 +1,259 @@
+"""Reads every result that the page shows into the dataclasses of `stm.report.results.records`.
+
+Whatever is absent stays empty, and a file that is there but cannot be read becomes a line of `problems`: the report
+is also the place where one finds out what went wrong.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from stm.config import Config
+from stm.storage.files import read_json, read_table
+from stm.layout import Layout
+from stm.manifest import read_shards, split_of
+from stm.report.results.records import CaptionSummary, DatasetResults, Evaluation, Faithfulness, MaskQualityRow, Refusal, Results, Run, Split, Study
+
+
+def collect_study(config: Config, layout: Layout) -> Study:
+    """Every dataset of the config; `layout` is the config's own folder, and with one dataset that one's."""
+    found = []
+    for name in config.dataset_names:
+        corpus, place = config.of(name), Layout.of(config, name) if config.datasets else layout
+        found.append(DatasetResults(name, corpus, place, collect(corpus, place, config)))
+    return Study(config, found)
+
+
+def collect(config: Config, layout: Layout, whole: Config | None = None) -> Results:
+    """Everything under `layout` that the config of one dataset speaks of.
+
+    Args:
+        whole: the config with the evaluations, where `config` is that of one of its datasets.
+    """
+    results = Results()
+    results.shards = results.attempt("shards", partial(find_shards, layout), [])
+    results.splits = results.attempt("splits", partial(_read_splits, layout, results.shards), [])
+    results.runs = [
+        _read_run(config, layout, name, instance, (whole or config), results)
+        for name in config.pretrain
+        for instance in config.instances(name)
+    ]
+    if layout.mask_quality.exists():
+        read_quality = partial(_read_mask_quality, layout.mask_quality, config.name if whole and whole.datasets else "")
+        results.mask_quality = results.attempt("mask quality", read_quality, [])
+    if layout.faithfulness.exists():
+        read = partial(_read_faithfulness, layout.faithfulness)
+        results.faithfulness = results.attempt("faithfulness", read, None)
+    for source in config.captions:
+        paths = _existing(layout.captions(source, shard) for shard in results.shards)
+        if paths:
+            summary = results.attempt(f"captions {source}", partial(_summarise, source, paths), None)
+            results.captions += [summary] if summary else []
+    results.refusals = _read_refusals(config, layout, results)
+    return results
+
+
+def find_shards(layout: Layout) -> list[str]:
+    """All shards, whether they are packed already or not."""
+    if layout.shard_index.exists():
+        return read_shards(layout.shard_index)
+    return sorted(path.stem for path in layout.slice("x").parent.glob("*.parquet"))
+
+
+def _existing(paths: Iterable[Path]) -> list[Path]:
+    return [path for path in paths if path.exists()]
+
+
+def _read_splits(layout: Layout, shards: list[str]) -> list[Split]:
+    """Clips per split: listed in the manifest, kept by the frames stage, packed for training."""
+    listed: Counter[str] = Counter()
+    if layout.manifest.exists():
+        listed.update(str(row["split"]) for row in read_table(layout.manifest, ["split"]).to_pylist())
+    kept: dict[str, int] = {}
+    packed: dict[str, int] = {}
+    for shard in shards:
+        split = split_of(shard)
+        if layout.frames(shard).exists():
+            column = read_table(layout.frames(shard), ["kept"]).column("kept").to_pylist()
+            kept[split] = kept.get(split, 0) + sum(map(bool, column))
+        if layout.shard(shard).exists():
+            packed[split] = packed.get(split, 0) + read_table(layout.shard(shard), ["key"]).num_rows
+    names = sorted({*listed, *kept, *packed})
+    return [Split(name, listed[name], kept.get(name), packed.get(name)) for name in names]
+
+
+def _read_run(config: Config, layout: Layout, name: str, instance: str, whole: Config, results: Results) -> Run:
+    folder = layout.pretrain(instance)
+    nothing: tuple[list[int], list[float]] = ([], [])
+    steps, losses = results.attempt(f"losses of {instance}", partial(_read_losses, folder / "metrics.jsonl"), nothing)
+    evaluations: dict[str, Evaluation] = {}
+    for task in whole.evaluate:
+        path = layout.evaluate(instance, task) / "metrics.json"
+        if name in whole.runs_of(task) and path.exists():
+            found = results.attempt(f"{task} of {instance}", partial(_read_evaluation, task, path), None)
+            evaluations |= {task: found} if found else {}
+    weights = folder / "weights.safetensors"
+    settings = config.runs[instance]
+    return Run(instance, settings, steps, losses, weights if weights.exists() else None, evaluations)
+
+
+def _read_losses(path: Path) -> tuple[list[int], list[float]]:
+    """(step, loss) of every line; a torn last line, of a run that is still going, is left out."""
+    by_step: dict[int, float] = {}
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            step, loss = int(entry["step"]), float(entry["loss"])
+        except (ValueError, KeyError, TypeError):
+            continue
+        if math.isfinite(loss):
+            by_step[step] = loss  # a resumed run may log a step twice; the later line is the one that counted
+    return sorted(by_step), [by_step[step] for step in sorted(by_step)]
+
+
+def _read_evaluation(name: str, path: Path) -> Evaluation:
+    values = read_json(path)
+    if "text_to_video" in values:
+        return _read_retrieval(name, values)
+    if "reranked" in values:
+        return _read_retrieval(name, values["reranked"])
+    if "cider" in values:
+        return _read_score(name, values, "cider", clips=values.get("clips"))
+    if "accuracy" in values:
+        chance = values.get("chance") or values.get("most_frequent_answer")
+        return _read_score(name, values, "accuracy", clips=values.get("questions"), chance=chance)
+    classes = values["classes"]
+    per_class = values.get("per_class") or {}
+    return Evaluation(
+        name=name,
+        top1=float(values["top1"]),
+        top5=None if values.get("top5") is None else float(values["top5"]),
+        interval=_interval(values.get("confidence95")),
+        classes=classes if isinstance(classes, int) else len(classes),
+        train_clips=values.get("train_clips"),
+        test_clips=values.get("test_clips"),
+        per_class={str(label): _accuracy(value) for label, value in sorted(per_class.items())},
+    )
+
+
+def _read_retrieval(name: str, values: Mapping[str, Any]) -> Evaluation:
+    """Text to video: a caption asks for its clip among all."""
+    found, intervals = values["text_to_video"], values.get("confidence95") or {}
+    return Evaluation(
+        name=name,
+        top1=float(found["r1"]),
+        top5=float(found["r5"]),
+        interval=_interval((intervals.get("text_to_video") or {}).get("r1")),
+        classes=int(values["clips"]),
+        train_clips=None,
+        test_clips=int(values["clips"]),
+        per_class={},
+    )
+
+
+def _read_score(
+    name: str, values: Mapping[str, Any], metric: str, clips: int | None, chance: float | None = None
+) -> Evaluation:
+    """A share that is no classification; `chance`, where there is one, as if of so many equal classes."""
+    return Evaluation(
+        name=name,
+        top1=float(values[metric]),
+        top5=None,
+        interval=_interval(values.get("confidence95")),
+        classes=round(1 / chance) if chance else 0,
+        train_clips=None,
+        test_clips=clips,
+        per_class={},
+    )
+
+
+def _accuracy(value: Any) -> float:
+    """A class's accuracy: the number itself, or `top1` of an object that also counts clips."""
+    found = value.get("top1", value.get("accuracy")) if isinstance(value, Mapping) else value
+    return math.nan if found is None else float(found)
+
+
+def _interval(value: Any) -> tuple[float, float] | None:
+    return None if value is None or None in value else (float(value[0]), float(value[1]))
+
+
+def _read_faithfulness(path: Path) -> Faithfulness | None:
+    found = read_json(path)
+    interval = (float(found["low"]), float(found["high"]))
+    return Faithfulness(
+        float(found["iou"]), interval, float(found["chance_iou"]), int(found["crops"]), float(found["ratio"])
+    )
+
+
+def _read_mask_quality(path: Path, dataset: str) -> list[MaskQualityRow]:
+    values = read_json(path)
+    rows = values["rows"] if isinstance(values, dict) else values
+    found = [
+        MaskQualityRow(
+            guide=str(row["guide"]),
+            source=str(row.get("source") or ""),
+            camera=str(row.get("camera") or "all"),
+            ratio=float(row["ratio"]),
+            coverage=float(row["coverage"]),
+            interval=_interval((row.get("low"), row.get("high"))),
+            clips=int(row["clips"]),
+            chance=float(row["chance"]),
+            dataset=dataset,
+        )
+        for row in rows
+    ]
+    return sorted(found, key=lambda row: row.ratio)  # masks of one ratio side by side, in the file's order
+
+
+def _summarise(source: str, paths: list[Path], examples: int = 6) -> CaptionSummary:
+    """Counts, and one example caption of each of the first clips whose captions differ."""
+    clips: dict[str, int] = {}
+    seen: set[str] = set()
+    shown: dict[str, str] = {}
+    for path in paths:
+        table = read_table(path, ["video_id", "caption"])
+        for video_id, caption in zip(*(table.column(c).to_pylist() for c in ("video_id", "caption")), strict=True):
+            clips[video_id] = clips.get(video_id, 0) + (caption is not None)
+            if caption is None:
+                continue
+            if caption not in seen and video_id not in shown and len(shown) < examples:
+                shown[video_id] = caption
+            seen.add(caption)
+    failed = sum(count == 0 for count in clips.values())
+    return CaptionSummary(source, len(clips), sum(clips.values()), len(seen), failed, list(shown.items()))
+
+
+def _read_refusals(config: Config, layout: Layout, results: Results) -> list[Refusal]:
+    """The quarantine table and each row of later stages that is not `ok`; one entry a clip, stage and status.
+
+    The text stage repeats what the captions stage says and is left out.
+    """
+    paths: list[tuple[str, Path]] = [("manifest", layout.quarantine)]
+    for shard in results.shards:
+        paths += [("frames", layout.frames(shard)), ("motion", layout.motion(shard)), ("flow", layout.flow(shard))]
+        for source in config.captions:
+            paths += [(f"captions/{source}", layout.captions(source, shard))]
+            paths += [(f"similarity/{source}", layout.similarity(source, shard))]
+    refusals: set[Refusal] = set()
+    for stage, path in paths:
+        if path.exists():
+            refusals |= results.attempt(str(path), partial(_not_ok, stage, path), set())
+    return sorted(refusals)
+
+
+def _not_ok(stage: str, path: Path) -> set[Refusal]:
+    wanted = ["stage", "video_id", "path", "status", "policy", "detail"]
+    columns = [name for name in wanted if name in pq.read_schema(path).names]
+    rows = read_table(path, columns).to_pylist()
+    return {
+        Refusal(**{name: str(row.get(name) or (stage if name == "stage" else "")) for name in wanted})
+        for row in rows
+        if row["status"] != "ok"
+    }

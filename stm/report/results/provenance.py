@@ -1,0 +1,196 @@
+"""What made the results and what it cost: Snakemake's benchmark files, the plan, the receipts.
+
+Receipts say which model, with which hash, and which library versions made a stage's files (`stm.storage.files.make_receipt`).
+"""
+
+import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from stm.config import Config
+from stm.storage.files import hash_weights, read_json, read_receipt
+from stm.layout import Layout
+from stm.report.results.records import DatasetResults, Study
+
+# The order of the data's journey; rules that are not named here come after, by name.
+ORDER = (
+    "demo_models", "generate", "manifest", "split", "plan", "frames", "captions", "embeddings", "similarity", "text",
+    "motion", "flow", "shards", "pretrain", "evaluate", "mask_quality", "faithfulness", "table", "figure", "report",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: what it used, and what the plan said. None: not known."""
+
+    name: str
+    jobs: int | None = None
+    seconds: float | None = None  # wall clock, summed over the jobs
+    cpu_seconds: float | None = None
+    memory: float | None = None  # MB, the largest job
+    planned_jobs: int | None = None
+    planned_cpu_seconds: float | None = None
+    planned_gpu_seconds: float | None = None
+    planned_loading_seconds: float | None = None  # of cores, beside the GPU
+    planned_gigabytes: float | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that a stage used, or made."""
+
+    stage: str
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the results come from."""
+
+    stages: list[Stage]
+    models: list[Model]
+    versions: dict[str, str]  # library -> version, or versions when the stages' receipts differ
+    receipts: dict[str, dict[str, Any]]  # stage, or stage/dataset -> the receipt of its first shard
+
+
+def collect_provenance(study: Study, layout: Layout) -> Provenance:
+    """Benchmarks and receipts of all datasets, and the plan in `layout`, the config's own folder."""
+    nothing: dict[str, dict[str, Any]] = {}
+    folders = dict.fromkeys([*(dataset.layout.benchmarks for dataset in study.datasets), layout.benchmarks])
+    used = study.own.attempt("benchmarks", partial(_read_benchmarks, list(folders)), nothing)
+    planned = study.own.attempt("plan", partial(_read_plan, layout.plan), nothing)
+    names = sorted({*used, *planned}, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    receipts: dict[str, dict[str, Any]] = {}
+    for dataset in study.datasets:
+        receipts |= _read_receipts(dataset, study.config)
+    models = [model for stage, receipt in receipts.items() for model in _models(stage, receipt)]
+    for run in (run for group in study.groups for run in group.instances):
+        if run.weights is not None:
+            made = f"{run.settings.method}, {run.settings.model}"
+            models += [Model(f"pretrain/{run.name}", made, hash_weights(run.weights))]
+    stages = [Stage(name, **used.get(name, {}), **planned.get(name, {})) for name in names]
+    return Provenance(stages, models, _merge_versions(receipts), receipts)
+
+
+def _read_benchmarks(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Per rule, summed over its jobs. A file has one row a repetition, of which the last one made the output."""
+    used: dict[str, dict[str, Any]] = {}
+    for folder, path in ((place, file) for place in folders for file in sorted(place.rglob("*.tsv"))):
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        if not rows:
+            continue
+        parts = path.relative_to(folder).parts
+        rule = parts[0] if len(parts) > 1 else path.stem
+        entry = used.setdefault(rule, {"jobs": 0, "seconds": 0.0, "cpu_seconds": None, "memory": None})
+        entry["jobs"] += 1
+        entry["seconds"] += _number(rows[-1].get("s")) or 0.0
+        cpu, memory = _number(rows[-1].get("cpu_time")), _number(rows[-1].get("max_rss"))
+        if cpu is not None:
+            entry["cpu_seconds"] = (entry["cpu_seconds"] or 0.0) + cpu
+        if memory is not None:
+            entry["memory"] = max(entry["memory"] or 0.0, memory)
+    return used
+
+
+def _number(text: Any) -> float | None:
+    """A number of a benchmark file; None for `NA`, `-` and jobs too short to be sampled."""
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _read_plan(path: Path) -> dict[str, dict[str, Any]]:
+    values = read_json(path) if path.exists() else {}
+    planned: dict[str, dict[str, Any]] = {}
+    for entry in values.get("stages") or []:
+        # The plan tells datasets, sources and runs apart, `captions/k400/blip2`; Snakemake times rules.
+        rule = str(entry["stage"]).partition("/")[0]
+        found = {"planned_jobs": _number(entry.get("jobs")), "planned_gigabytes": _number(entry.get("gigabytes"))}
+        for kind in ("cpu", "gpu", "loading"):
+            hours = _number(entry.get(f"{kind}_hours"))
+            found[f"planned_{kind}_seconds"] = None if hours is None else hours * 3600
+        sums = planned.setdefault(rule, dict.fromkeys(found))
+        for key, value in found.items():
+            if value is not None:
+                sums[key] = (sums[key] or 0) + (int(value) if key == "planned_jobs" else value)
+    return planned
+
+
+def _read_receipts(dataset: DatasetResults, whole: Config) -> dict[str, dict[str, Any]]:
+    """One receipt a stage: that of the first shard that has one. All shards of a stage share their settings.
+
+    Of several datasets the stages are named as in the plan: `captions/k400/blip2`.
+    """
+    receipts: dict[str, dict[str, Any]] = {}
+    nothing: dict[str, Any] = {}
+    for stage, path in _receipt_paths(dataset.config, dataset.layout, dataset.results.shards):
+        rule, slash, rest = stage.partition("/")
+        name = f"{rule}/{dataset.name}{slash}{rest}" if whole.datasets else stage
+        if name not in receipts and path.exists():
+            receipt = dataset.results.attempt(f"receipt of {path}", partial(read_receipt, path), nothing)
+            if receipt:
+                receipts[name] = receipt
+    for stage, path in _json_receipt_paths(dataset, whole):
+        if path.exists():
+            receipt = dataset.results.attempt(f"receipt of {path}", partial(_read_json_receipt, path), nothing)
+            receipts |= {stage: receipt} if receipt else {}
+    return receipts
+
+
+def _read_json_receipt(path: Path) -> dict[str, Any]:
+    return dict(read_json(path).get("receipt") or {})
+
+
+def _json_receipt_paths(dataset: DatasetResults, whole: Config) -> Iterator[tuple[str, Path]]:
+    """Runs and evaluations keep theirs in their JSON files."""
+    layout, ending = dataset.layout, f"/{dataset.name}" if whole.datasets else ""
+    for run in dataset.config.runs:
+        yield f"pretrain/{run}", layout.pretrain(run) / "config.json"
+        for task in whole.evaluate:
+            yield f"evaluate/{run}/{task}", layout.evaluate(run, task) / "metrics.json"
+    yield f"mask_quality{ending}", layout.mask_quality
+    yield f"faithfulness{ending}", layout.faithfulness
+
+
+def _receipt_paths(config: Config, layout: Layout, shards: list[str]) -> Iterator[tuple[str, Path]]:
+    yield "generate", layout.generated / "truth.parquet"
+    yield "manifest", layout.manifest
+    for shard in shards:
+        yield "frames", layout.frames(shard)
+        for source in config.captions:
+            yield f"captions/{source}", layout.captions(source, shard)
+        yield "embeddings", layout.embeddings(shard)
+        for source in config.captions:
+            yield f"similarity/{source}", layout.similarity(source, shard)
+        for source in config.captions:
+            yield f"text/{source}", layout.text(source, shard)
+        yield "motion", layout.motion(shard)
+        yield "flow", layout.flow(shard)
+        yield "shards", layout.shard(shard)
+
+
+def _models(stage: str, receipt: Mapping[str, Any]) -> Iterator[Model]:
+    """The model that a receipt names: an object `model` of its name and its weights' hash, or plain entries."""
+    described = receipt.get("model")
+    entries = described if isinstance(described, Mapping) else receipt
+    settings = receipt.get("settings")
+    name = entries.get("model") or (settings.get("model") if isinstance(settings, Mapping) else None)
+    for key, value in sorted(entries.items()):
+        if "sha256" in key and ("model" in key or "weights" in key) and isinstance(value, str):
+            yield Model(stage, str(name or "?"), value)
+
+
+def _merge_versions(receipts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    found: dict[str, set[str]] = {}
+    for receipt in receipts.values():
+        for library, version in (receipt.get("versions") or {}).items():
+            found.setdefault(str(library), set()).add(str(version))
+    return {library: " and ".join(sorted(found[library])) for library in sorted(found)}

@@ -1,0 +1,1 @@
+"""How bytes reach the disk: files, tables, tars and their receipts."""

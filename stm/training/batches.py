@@ -1,0 +1,100 @@
+"""Batches of several media, such as clips and images, that take turns: each optimiser step sees one of them (UMT stage 2)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stm.config import Optimisation
+from stm.data.dataset import ClipDataset
+from stm.data.loader import Batch, ClipLoader
+from stm.distributed.process import Process
+from stm.training.interruption import signals_blocked
+
+
+class Medium(NamedTuple):
+    """What is drawn from, and how much of it a step takes."""
+
+    name: str  # for messages
+    dataset: ClipDataset
+    batch_size: int  # samples in an optimiser step, of all processes and passes
+    key: str = "optimisation.batch_size"  # where a config says it, for messages
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of an epoch; the samples that fill none are left out, others in each epoch.
+
+        Raises:
+            ValueError: there are fewer samples than a batch.
+        """
+        samples = len(self.dataset) * self.dataset.samples_per_clip
+        if samples < self.batch_size:
+            views = f" x {self.dataset.samples_per_clip} repeats" if self.dataset.samples_per_clip > 1 else ""
+            raise ValueError(
+                f"the training split has {len(self.dataset)} {self.name}{views}, fewer than one batch of {self.key} = "
+                f"{self.batch_size}; set batch_size to {samples} or less, or add {self.name}"
+            )
+        return samples // self.batch_size
+
+
+def order_steps(media: Sequence[Medium], seed: int, epoch: int) -> NDArray[np.int64]:
+    """Which medium each step of an epoch sees, int64 [steps]: all steps of all media, shuffled."""
+    steps = np.repeat(np.arange(len(media)), [medium.steps for medium in media])
+    generator = np.random.Generator(np.random.PCG64([seed, epoch, 7]))  # another stream than the clips' order
+    return generator.permutation(steps) if len(media) > 1 else steps
+
+
+def count_media_steps(media: Sequence[Medium]) -> int:
+    """Optimiser steps of an epoch over all media."""
+    return sum(medium.steps for medium in media)
+
+
+def feed_media(
+    media: Sequence[Medium], settings: Optimisation, process: Process, seed: int, workers: int
+) -> Callable[[int], Iterator[Batch]]:
+    """Batches for `fit`: `settings.accumulate` a step, all of one medium, from the step it is given to the end.
+
+    The media of the steps and the order of each medium's clips hang on (seed, epoch) alone, so that a resumed run goes on
+    with just the batches that it would have seen.
+
+    Raises:
+        ValueError: a forward pass would not hold whole clips with all their repeats, or a medium does not fill a batch.
+    """
+    per_epoch = count_media_steps(media)
+    loaders = [_make_loader(medium, settings, process, seed, workers) for medium in media]
+
+    def batches(step: int) -> Iterator[Batch]:
+        for epoch in range(step // per_epoch, settings.epochs):
+            order = order_steps(media, seed, epoch)
+            done = step % per_epoch if epoch == step // per_epoch else 0
+            before = np.bincount(order[:done], minlength=len(media)).tolist()
+            with signals_blocked():
+                streams = [
+                    loader.batches(epoch, start=steps * settings.accumulate * loader.global_batch)
+                    for loader, steps in zip(loaders, before, strict=True)
+                ]
+            for medium in order[done:].tolist():
+                for _ in range(settings.accumulate):
+                    yield next(streams[medium])
+
+    return batches
+
+
+def _make_loader(medium: Medium, settings: Optimisation, process: Process, seed: int, workers: int) -> ClipLoader:
+    parts = settings.accumulate * process.count
+    clips, rest = divmod(medium.batch_size, parts * medium.dataset.samples_per_clip)
+    if rest:
+        raise ValueError(
+            f"{medium.key} = {medium.batch_size} is not a multiple of accumulate x processes x repeats = "
+            f"{settings.accumulate} x {process.count} x {medium.dataset.samples_per_clip}"
+        )
+    return ClipLoader(
+        medium.dataset,
+        clips,
+        shuffle=True,
+        seed=seed,
+        rank=process.rank,
+        processes=process.count,
+        workers=workers,
+    )

@@ -1,0 +1,65 @@
+"""Weights that a run starts from, instead of fresh ones (`init`)."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from stm.models.vit import VideoEncoder, VideoMAE
+from stm.models.weights.checks import DECODER_FIELDS
+from stm.models.weights.initialise import read_first
+from stm.training.logs import say
+
+
+@dataclass(frozen=True)
+class Start:
+    """What was taken over."""
+
+    sha256: str  # of names and values, so that the same weights in another format are the same start
+    decoder: bool  # whether the decoder's were taken too
+
+
+def start_from(model: VideoMAE | VideoEncoder, source: str) -> Start:
+    """Loads the encoder's weights into `model`, and the decoder's when they fit; says what it did not take.
+
+    Args:
+        model: of the run, or its encoder alone; clips of another length or picture size than the source's are welcome.
+        source: any that `student_init.read_first` knows. A contrastive head in it is left out: it belongs to its text.
+
+    Raises:
+        ValueError: the source cannot be read, or its encoder is another.
+    """
+    found, notes = read_first(source, model.architecture)
+    for note in notes:
+        say(f"init: {source}: {note}")
+    taken = dict(found.encoder().tensors)
+    encoder = model if isinstance(model, VideoEncoder) else model.encoder
+    encoder.load_state_dict(_inside(taken, "encoder."))
+    if isinstance(model, VideoEncoder):
+        return Start(hash_tensors(taken), False)
+    fields = (*DECODER_FIELDS, "decoder_depth")
+    decoder = found.kind == "pretraining" and all(
+        getattr(found.architecture, name) == getattr(model.architecture, name) for name in fields
+    )
+    if decoder:
+        taken |= {name: tensor for name, tensor in found.tensors.items() if name.startswith("decoder.")}
+        model.decoder.load_state_dict(_inside(taken, "decoder."))
+    else:
+        say(
+            f"init: {source}: its decoder is {'another' if found.kind == 'pretraining' else 'not there'}; ours is fresh"
+        )
+    return Start(hash_tensors(taken), decoder)
+
+
+def _inside(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def hash_tensors(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of a state dict's names, dtypes, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

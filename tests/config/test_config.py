@@ -1,0 +1,206 @@
+"""The config refuses what it does not know, in words that help; its JSON schema is the one in the repository."""
+
+import copy
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from stm.config import ConfigError, json_schema, load_config, parse_config
+from stm.config.strategies import declared_strategies
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
+DEMO = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_shipped_config_is_valid_for_us_and_for_the_schema(path):
+    assert load_config(path).name
+    jsonschema.validate(yaml.safe_load(path.read_text()), json_schema())
+
+
+def test_what_decides_leaves_out_deadlines_and_loading_processes_only():
+    config = parse_config(DEMO)
+    for section in (config.frames, config.motion, config.dataset, config.bad_input, config.pretrain["tube"]):
+        assert section.indifferent < set(type(section).model_fields)
+        assert set(section.deciding()) == set(type(section).model_fields) - section.indifferent
+
+
+def test_the_schema_in_the_repository_is_the_generated_one():
+    assert json.loads((ROOT / "config/schema.json").read_text()) == json_schema(), "run `make schema`"
+
+
+def test_the_schema_refuses_unknown_keys_too():
+    with pytest.raises(jsonschema.ValidationError, match="evry"):
+        jsonschema.validate(DEMO | {"frames": {"evry": 2}}, json_schema())
+
+
+def changed(path: str, value: object) -> dict:
+    config = copy.deepcopy(DEMO)
+    *parents, last = path.split(".")
+    place = config
+    for part in parents:
+        place = place[part]
+    place[last] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("frames.evry", 2, ["frames.evry", "no such key", "did you mean `every`", "short_side"]),
+        ("frames.every", 0, ["frames.every = 0", "greater than or equal to 1", "unit: frames"]),
+        ("frames.short_side", "128px", ["frames.short_side = '128px'", "integer", "unit: pixels"]),
+        ("motion.backend", "raft", ["motion.backend = 'raft'", "codec", "transcode", "mestimate"]),
+        ("dataset.source", "webdataset", ["dataset", "folder", "moving-shapes"]),
+        ("name", "../up", ["name = '../up'"]),
+        ("pack.captions", "gpt", ["pack.captions", "'gpt'", "blip2", "human"]),
+        ("captions.blip2.kind", "blip3", ["captions.blip2", "blip3", "blip2"]),
+        ("pretrain.text.image_size", 100, ["pretrain.text", "image_size 100", "patch_size 16"]),
+        ("pretrain.text.optimisation.warmup_epochs", 40, ["pretrain.text.optimisation", "40 is more than epochs 5"]),
+        ("pretrain.text.repeats", 3, ["pretrain.text", "batch_size 16", "repeats = 1 x 1 x 3"]),
+        ("pretrain.text.mask.ratio", 1.0, ["pretrain.text.mask.ratio = 1.0", "less than 1"]),
+        ("pretrain.text.mask.strategy", "txet", ["pretrain.text.mask.strategy = 'txet'", "text_top", "tube"]),
+        ("bad_input", {"policy": {"broken": "keep"}}, ["bad_input.policy", "broken", "truncated"]),
+        ("captions.label.templates", ["a video"], ["captions.label", "{}"]),
+        ("captions.label.template", ["{}"], ["captions.label.label.template", "did you mean `templates`"]),
+        ("pretrain.text.mask.ration", 0.6, ["pretrain.text.mask.ration", "did you mean `ratio`", "strategy"]),
+        (
+            "pretrain.text",
+            {
+                **DEMO["pretrain"]["text"],
+                "resize_on": "device",
+                "augmentation": {"auto_augment": "rand-m7", "erasing": 0.1},
+            },
+            ["pretrain.text", "augmentation.auto_augment and augmentation.erasing", "set resize_on to loader"],
+        ),
+        ("pretrain.text.resize_on", "gpu", ["pretrain.text.resize_on = 'gpu'", "loader", "device"]),
+        ("pretrain.text.seeds", [0, 0], ["pretrain.text", "named twice"]),
+        ("evaluate.retrieval.source", "label", ["evaluate.retrieval.source", "'label'", "blip2"]),
+    ],
+)
+def test_a_mistake_names_the_key_the_value_and_what_is_allowed(path, value, words):
+    with pytest.raises(ConfigError) as error:
+        parse_config(changed(path, value), "demo.yaml")
+    for word in ["demo.yaml", *words]:
+        assert word in str(error.value)
+
+
+def test_all_mistakes_are_told_at_once():
+    config = changed("frames.every", 0)
+    config["grid"] = 1
+    with pytest.raises(ConfigError) as error:
+        parse_config(config)
+    assert "frames.every" in str(error.value)
+    assert "grid = 1" in str(error.value)
+
+
+def test_fine_tuning_given_in_part_keeps_its_own_other_defaults():
+    task = parse_config(changed("evaluate.finetune", {"task": "finetune", "optimisation": {"epochs": 60}}))
+    found = task.evaluate["finetune"].optimisation
+    assert (found.epochs, found.learning_rate, found.warmup_epochs, found.betas) == (60, 1e-3, 5, (0.9, 0.999))
+    short = task.model_dump(mode="json", exclude_defaults=True)  # as the report's page shows it
+    assert parse_config(short) == task
+    partly = parse_config(changed("evaluate.finetune", {"task": "finetune", "augmentation": {"flip": False}}))
+    assert partly.evaluate["finetune"].augmentation.crop == "random_resized"
+
+
+def test_guided_masks_need_their_guide_in_the_shards():
+    config = changed("pack.motion", False)
+    with pytest.raises(ConfigError, match=r"pretrain\.motion masks by motion"):
+        parse_config(config)
+
+
+def several(**more: object) -> dict:
+    """Two generated datasets, whose captions of one name are of different kinds."""
+    first = {"dataset": DEMO["dataset"], "captions": {"said": {"kind": "label"}}}
+    second = {"dataset": DEMO["dataset"], "captions": {"said": {"kind": "human"}}}
+    return {"name": "all", "datasets": {"first": first, "second": second}, **more}
+
+
+def test_what_stands_beside_datasets_need_not_be_whole():
+    config = parse_config(several(pack={"captions": "said", "text": True}))
+    assert [config.of(name).pack.sources for name in config.dataset_names] == [("said",), ("said",)]
+    with pytest.raises(ConfigError, match=r"datasets\.first: pack\.captions names 'told'"):
+        parse_config(several(pack={"captions": "told"}))
+
+
+def test_a_dataset_may_have_captions_of_another_kind_under_a_shared_name():
+    shared = {"said": {"kind": "blip2", "model": "nowhere/blip2"}, "also": {"kind": "label", "templates": ["{}!"]}}
+    config = parse_config(several(captions=shared))
+    assert [config.of(name).captions["said"].kind for name in config.dataset_names] == ["label", "human"]
+    assert config.of("first").captions["also"].templates == ("{}!",)
+    values = several(captions=shared)
+    values["datasets"]["first"]["captions"] = {"said": {"key_frames": 1}}
+    assert parse_config(values).of("first").captions["said"].key_frames == 1, "keys of the same kind are merged"
+
+
+def test_no_two_runs_write_to_the_same_folder():
+    runs = {"a": {"seeds": [0, 1]}, "a-seed0": {}}
+    with pytest.raises(ConfigError, match="both 'a-seed0'"):
+        parse_config(DEMO | {"pretrain": runs, "evaluate": {}})
+    assert len(parse_config(DEMO | {"pretrain": {**runs, "a": {"seeds": [1, 2]}}, "evaluate": {}}).runs) == 3
+
+
+def test_a_run_with_its_own_seed_is_not_repeated_with_the_configs():
+    config = parse_config(DEMO | {"seeds": [0, 1], "pretrain": {"a": {"seed": 7}, "b": {}}, "evaluate": {}})
+    assert {name: run.seed for name, run in config.runs.items()} == {"a": 7, "b-seed0": 0, "b-seed1": 1}
+    assert [*config.instances("a"), *config.instances("b")] == list(config.runs)
+    with pytest.raises(ConfigError, match="either `seed` or `seeds`"):
+        parse_config(DEMO | {"pretrain": {"a": {"seed": 7, "seeds": [1]}}, "evaluate": {}})
+
+
+def test_retrieval_needs_packed_text_where_it_is_done():
+    values = several(captions={"said": {"kind": "label"}}, pack={"captions": "said", "text": True})
+    values["datasets"]["second"]["pack"] = {"text": False}
+    values["pretrain"] = {"a": {"dataset": "first", "contrast": {}}}
+    parse_config(values | {"evaluate": {"find": {"task": "retrieval"}}})
+    with pytest.raises(ConfigError, match=r"evaluate\.find asks with captions of second, but pack\.text"):
+        parse_config(values | {"evaluate": {"find": {"task": "retrieval", "dataset": "second"}}})
+
+
+def test_a_table_and_a_figure_cannot_be_one_target():
+    table = {"title": "", "columns": [{"title": "", "task": "linear"}], "rows": [{"label": "", "runs": "tube"}]}
+    figure = {"title": "", "kind": "losses", "runs": {"Tube": "tube"}}
+    with pytest.raises(ConfigError, match="'both' is the name of a table and of a figure"):
+        parse_config(DEMO | {"tables": {"both": table}, "figures": {"both": figure}})
+
+
+def test_fine_tuning_at_full_size_takes_the_papers_steps_on_one_gpu():
+    config = load_config(ROOT / "config/tgm.yaml")
+    for name, rate in (("finetune-ssv2", 5e-4), ("finetune-k400", 1e-3)):  # TGM, Table 9: 384 clips, for 256
+        task = config.evaluate[name]
+        o, scale = task.optimisation, task.optimisation.batch_size / 256
+        assert o.batch_size / task.repeats == 384
+        assert o.learning_rate * scale == pytest.approx(rate * 384 / 256)
+        # VideoMAE scales both ends of the schedule by the clips of a batch, too.
+        assert o.warmup_learning_rate * scale == pytest.approx(1e-6 * 384 / 256)
+        assert o.min_learning_rate * scale == pytest.approx(1e-6 * 384 / 256)
+        assert o.batch_size / o.accumulate <= 64, "all passes are of one process"
+
+
+def test_the_strategies_read_from_the_source_are_the_registered_ones():
+    from stm.masking import get_strategy, strategy_names
+
+    assert declared_strategies() == {name: get_strategy(name).needs for name in strategy_names()}
+
+
+def test_a_missing_or_broken_file_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        load_config(tmp_path / "nowhere.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(tmp_path / "broken.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ConfigError, match="mapping"):
+        load_config(tmp_path / "list.yaml")
+
+
+def test_shipped_configs_open_with_what_they_reproduce():
+    for path in CONFIGS:
+        head = path.read_text().split("\n\nname:")[0]
+        for word in ("Data", "Hardware", "Time", "Expect", "Source"):
+            assert f"# {word} " in head, f"{path.name} does not say {word}"

@@ -1,0 +1,109 @@
+"""What a run with text may say: its own masks, what must be packed for it, and which of its keys belong to which method."""
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from stm.config import ConfigError, LanguageRun, PretrainRun, load_config, parse_config
+
+STUDY = {
+    "name": "study",
+    "captions": {"human": {"kind": "human"}},
+    "pack": {"captions": "human", "similarity": False, "motion": False, "text": True},
+    "datasets": {
+        "clips": {"dataset": {"source": "folder", "root": "clips"}},
+        "stills": {"dataset": {"source": "folder", "root": "stills"}, "frames": {"min_frames": 1}},
+    },
+    "pretrain": {
+        "run": {
+            "method": "umt",
+            "dataset": "clips",
+            "images": {"datasets": ["stills"]},
+            "teacher": {"model": "local-dir:clip"},
+            "language": {"model": "bert"},
+        }
+    },
+}
+
+
+def study(**changes: object) -> dict:
+    config = copy.deepcopy(STUDY)
+    config["pretrain"]["run"] |= changes
+    return config
+
+
+def test_methods_are_told_apart_and_mae_need_not_be_named():
+    config = parse_config(study() | {"pretrain": {**STUDY["pretrain"], "mae": {"dataset": "clips"}}})
+    assert isinstance(config.pretrain["run"], LanguageRun)
+    assert isinstance(config.pretrain["mae"], PretrainRun)
+
+
+@pytest.mark.parametrize(
+    ("method", "mask"),
+    [("umt", ("attention", 0.8)), ("stm", ("spatiotemporal", 0.7)), ("clusterstm", ("cluster", 0.85))],
+)
+def test_each_method_has_its_own_mask(method, mask):
+    run = parse_config(study(method=method)).pretrain["run"]
+    assert (run.mask.strategy, run.mask.ratio) == mask
+
+
+def test_joined_and_image_datasets_are_what_the_workflow_waits_for():
+    run = parse_config(study(more=["stills"])).pretrain["run"]
+    assert run.video_sources == (("clips", "train"), ("stills", "train"))
+    assert run.image_sources == (("stills", "train"),)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"language": None}, "need `language`"),
+        ({"cluster": {}}, "`cluster` belongs to the method clusterstm"),
+        ({"mask": {"strategy": "spatiotemporal", "ratio": 0.7}}, "learned by the method stm alone"),
+        ({"more": ["films"]}, "'films'"),
+        ({"mask": {"strategy": "text_top", "ratio": 0.6}}, "similarity"),
+        ({"captions": {"sources": ["blip2"]}}, "'blip2'"),
+        ({"method": "clusterstm", "cluster": {"window": 4}}, "must be odd"),
+        (
+            {"images": {"datasets": ["stills"], "batch_size": 7}, "optimisation": {"accumulate": 2}},
+            "images.batch_size 7",
+        ),
+        ({"tubelet": 2}, "less than or equal to 1"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_runs(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        parse_config(study(**changes))
+
+
+def test_a_mae_run_cannot_cluster():
+    with pytest.raises(ConfigError, match="umt, stm and clusterstm"):
+        parse_config(
+            study() | {"pretrain": {"mae": {"dataset": "clips", "mask": {"strategy": "cluster", "ratio": 0.8}}}}
+        )
+
+
+def test_relevance_needs_the_captions_vectors():
+    config = study(method="clusterstm")
+    config["pack"] = config["pack"] | {"text": False}
+    with pytest.raises(ConfigError, match=r"pack\.text of clips is not set"):
+        parse_config(config)
+
+
+def test_text_evaluations_are_done_for_runs_with_text_only():
+    config = study() | {"evaluate": {"find": {"task": "video_text_retrieval"}, "probe": {"task": "linear"}}}
+    config["pretrain"]["mae"] = {"dataset": "clips"}
+    parsed = parse_config(config)
+    assert parsed.runs_of("find") == ["run"] and parsed.runs_of("probe") == ["run", "mae"]
+    config["evaluate"]["find"]["runs"] = ["mae"]
+    with pytest.raises(ConfigError, match="needs runs with `language`; mae has none"):
+        parse_config(config)
+
+
+def test_the_small_configs_share_their_runs():
+    """They write to one folder: what has the same name must be the same."""
+    folder = Path(__file__).parents[2] / "config"
+    part, whole = (load_config(folder / f"{name}-small.yaml") for name in ("stm", "clusterstm"))
+    assert part.datasets == whole.datasets and part.seeds == whole.seeds
+    assert part.pretrain == {name: run for name, run in whole.pretrain.items() if name != "clusterstm"}
+    assert part.evaluate == whole.evaluate

@@ -1,0 +1,1 @@
+"""Small copies of benchmarks, laid out like the official ones, lie here."""

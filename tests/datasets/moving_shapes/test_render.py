@@ -1,0 +1,88 @@
+"""The pictures agree with the truth that is written beside them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from stm.config import MovingShapesDataset
+from stm.datasets.moving_shapes.clip_spec import ClipSpec
+from stm.datasets.moving_shapes.generate import BACKGROUNDS, draw_clip_spec, render_clip
+
+DATASET = MovingShapesDataset(source="moving-shapes", moving_camera=0.5)
+
+
+def clip(index: int, **changes: object) -> ClipSpec:
+    return draw_clip_spec(3, "train", index, DATASET.model_copy(update=changes))
+
+
+def without_named(spec: ClipSpec) -> ClipSpec:
+    far = replace(spec.named.path, x=-1000.0, y=-1000.0)
+    return replace(spec, named=replace(spec.named, path=far))
+
+
+@pytest.mark.parametrize("index", range(14))
+def test_boxes_hold_exactly_the_pixels_that_the_named_object_changes(index: int) -> None:
+    spec = clip(index)
+    shown, bare = render_clip(spec), render_clip(without_named(spec))
+    for frame in range(0, spec.frames, 5):
+        changed = np.abs(shown.frames[frame].astype(int) - bare.frames[frame]).max(axis=2) > 24
+        rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+        measured = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+        np.testing.assert_allclose(measured, shown.boxes[frame], atol=2.0)
+
+
+def test_boxes_are_clipped_and_their_shapes_are_as_stated() -> None:
+    spec = next(s for s in (clip(i, distractors=4) for i in range(50)) if len(s.distractors) == 4)
+    rendered = render_clip(spec)
+    assert rendered.frames.shape == (32, 128, 160, 3) and rendered.frames.dtype == np.uint8
+    assert rendered.boxes.shape == (32, 4) and rendered.boxes.dtype == np.float32
+    assert rendered.distractor_boxes.shape == (4, 32, 4) and rendered.distractor_boxes.dtype == np.float32
+    for boxes in (rendered.boxes, rendered.distractor_boxes):
+        assert (boxes >= 0).all() and (boxes <= [160, 128, 160, 128]).all()
+        assert (boxes[..., 2:] >= boxes[..., :2]).all()
+    assert render_clip(replace(spec, distractors=())).distractor_boxes.shape == (0, 32, 4)
+
+
+def test_a_frame_rendered_alone_is_the_same() -> None:
+    for index in range(12):  # one of each class
+        spec = clip(index)
+        whole, some = render_clip(spec), render_clip(spec, which=[20, 3])
+        np.testing.assert_array_equal(some.frames, whole.frames[[20, 3]])
+        np.testing.assert_array_equal(some.boxes, whole.boxes[[20, 3]])
+
+
+def test_rendering_twice_gives_the_same_pixels() -> None:
+    np.testing.assert_array_equal(render_clip(clip(4)).frames, render_clip(clip(4)).frames)
+
+
+def test_a_resting_camera_changes_pixels_only_near_objects_and_a_moving_one_everywhere() -> None:
+    def share_changed(spec: ClipSpec) -> float:
+        frames = render_clip(replace(spec, distractors=())).frames.astype(int)
+        return float((np.abs(np.diff(frames, axis=0)).max(axis=3) > 8).mean())
+
+    resting = [share_changed(clip(i, moving_camera=0.0)) for i in range(4)]
+    moving = [share_changed(clip(i, moving_camera=1.0)) for i in range(4)]
+    assert max(resting) < 0.15 < 0.3 < min(moving)
+    assert min(resting) > 0.002  # and something does move
+
+
+def test_the_backgrounds_are_textured_and_differ() -> None:
+    means = []
+    for background in BACKGROUNDS:
+        picture = (
+            render_clip(replace(clip(0), background=background, distractors=()), which=[0]).frames[0].astype(float)
+        )
+        assert picture.mean(axis=2).std() > 8
+        means.append(picture.mean(axis=(0, 1)))
+    gaps = [np.abs(a - b).max() for i, a in enumerate(means) for b in means[:i]]
+    assert min(gaps) > 8
+
+
+@pytest.mark.parametrize(("width", "height", "frames"), [(64, 64, 8), (66, 200, 9), (400, 64, 12)])
+def test_other_sizes_work(width: int, height: int, frames: int) -> None:
+    for index in range(6):
+        rendered = render_clip(clip(index, width=width, height=height, frames=frames, distractors=8))
+        assert rendered.frames.shape == (frames, height, width, 3)
+        area = (rendered.boxes[:, 2] - rendered.boxes[:, 0]) * (rendered.boxes[:, 3] - rendered.boxes[:, 1])
+        assert (area > 0.02 * min(width, height) ** 2).all()

@@ -1,0 +1,88 @@
+"""Evaluations are held against the protocols of their benchmarks: a wrong number is refused before anything runs."""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import stm.evaluation
+from stm.cli import main
+from stm.config import Config, ConfigError, load_config, parse_config
+from stm.datasets import DatasetError
+from stm.datasets.video_text.protocol import protocol_names
+from stm.datasets.video_text.tasks import check_tasks, has_shared_texts
+
+ROOT = Path(__file__).parents[3]
+CONFIGS = ROOT / "config"
+
+
+@pytest.mark.parametrize("name", ["stm", "clusterstm", "stm-small", "clusterstm-small", "tgm-small"])
+def test_shipped_configs_follow_the_protocols(name):
+    check_tasks(load_config(CONFIGS / f"{name}.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("task", "key", "value", "asked"),
+    [
+        ("msrvtt", "frames", 8, "12"),
+        ("msrvtt-zero", "frames", 12, "4"),
+        ("didemo", "max_tokens", 32, "64"),
+        ("didemo", "validation_split", None, "val"),
+        ("msrvtt", "validation_split", "test", "None"),
+        ("msrvtt-qa", "max_answer_tokens", 10, "5"),
+        ("activitynet", "test_split", "val", "test"),
+    ],
+)
+def test_a_number_that_is_not_the_protocol_s_is_refused_with_what_it_must_be(task, key, value, asked):
+    config = load_config(CONFIGS / "stm.yaml")
+    changed = config.evaluate[task].model_copy(update={key: value})
+    config = config.model_copy(update={"evaluate": {**config.evaluate, task: changed}})
+    with pytest.raises(DatasetError, match=rf"evaluate\.{task}\.{key} is {value}, and .* asks for {asked}"):
+        check_tasks(config)
+
+
+def test_a_benchmark_of_another_task_is_refused():
+    config = load_config(CONFIGS / "stm.yaml")
+    changed = config.evaluate["msrvtt"].model_copy(update={"dataset": "msrvtt-qa"})
+    config = config.model_copy(update={"evaluate": {**config.evaluate, "msrvtt": changed}})
+    with pytest.raises(DatasetError, match="is a benchmark of question_answering"):
+        check_tasks(config)
+
+
+def with_retrieval(source: str, results: Path) -> Config:
+    """config/stm.yaml with one more evaluation, on a benchmark of that name."""
+    values = load_config(CONFIGS / "stm.yaml").model_dump(mode="json", exclude_none=True) | {"results": str(results)}
+    values["datasets"]["more"] = {"dataset": {"source": source, "root": "videos", "annotations": "lists"}}
+    task = {"task": "video_text_retrieval", "dataset": "more", "frames": 12, "max_tokens": 25, "optimisation": {}}
+    values["evaluate"], values["tables"] = {"more": task}, {}
+    return parse_config(values)
+
+
+def test_the_protocol_alone_says_that_clips_share_texts(tmp_path):
+    shared = {name for name in protocol_names() if has_shared_texts(with_retrieval(name, tmp_path), "stm", "more")}
+    assert shared == {"ssv2-template", "ssv2-label"}  # VindLU's `has_multi_vision_gt`
+    assert not has_shared_texts(load_config(CONFIGS / "stm-small.yaml"), "stm", "retrieval")
+    values = with_retrieval("ssv2-template", tmp_path).model_dump(mode="json", exclude_none=True)
+    values["evaluate"]["more"]["shared_texts"] = False
+    with pytest.raises(ConfigError, match="shared_texts"):
+        parse_config(values)
+
+
+@pytest.mark.parametrize(("source", "shared"), [("ssv2-template", True), ("msvd", False)])
+def test_command_and_workflow_pass_on_what_the_protocol_says(source, shared, tmp_path, monkeypatch):
+    config, told = with_retrieval(source, tmp_path), []
+    monkeypatch.setattr(stm.evaluation, "evaluate", lambda *_, shared_texts, **__: told.append(shared_texts))
+    monkeypatch.setattr("stm.cli.learning.packed", lambda *_: [])
+    monkeypatch.setattr("stm.cli.learning.load", lambda _: config)
+    monkeypatch.setattr("stm.datasets.video_text.tasks.check_tasks", lambda _: None)
+    assert main(["evaluate", "--config", "any.yaml", "--run", "stm"]) in (None, 0)
+    job = SimpleNamespace(
+        config=config.model_dump(mode="json", exclude_none=True),
+        wildcards=SimpleNamespace(run="stm", task="more", dataset="webvid"),
+        input=type("Input", (dict,), {"weights": "w", "test": []})(),
+        output=SimpleNamespace(metrics=str(tmp_path / "metrics.json")),
+        log=[str(tmp_path / "log.txt")],
+    )
+    runpy.run_path(str(ROOT / "workflow/scripts/evaluate.py"), {"snakemake": job})
+    assert told == [shared, shared]

@@ -1,0 +1,114 @@
+"""The plan's counts are the workflow's, and its arithmetic is that of the models."""
+
+from pathlib import Path
+
+import open_clip
+import pytest
+
+from stm.config import load_config, parse_config
+from stm.plan.clips import count_clips
+from stm.plan.costs import clip_image_flops
+from stm.plan.make import describe_plan, make_plan
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_clips_and_shards_of_the_generated_dataset_come_from_the_config(tmp_path):
+    config = load_config(ROOT / "config/demo.yaml").model_copy(update={"results": str(tmp_path)})
+    plan = make_plan(config)
+    found = plan.datasets[config.name]
+    assert found.clips == config.dataset.clips
+    assert found.shards == sum(-(-n // config.shard_size) for n in config.dataset.clips.values())
+    assert found.stored_frames == config.dataset.frames / config.frames.every
+
+
+def test_only_the_packed_source_is_scored_on_every_split(tmp_path):
+    config = load_config(ROOT / "config/demo.yaml").model_copy(update={"results": str(tmp_path)})
+    jobs = {stage.stage: stage.jobs for stage in make_plan(config).stages}
+    measured = -(-config.dataset.clips["test"] // config.shard_size)
+    assert jobs["similarity/human"] == jobs["similarity/label"] == measured
+    assert jobs["similarity/blip2"] == make_plan(config).datasets[config.name].shards
+
+
+def test_a_folder_is_planned_from_its_files_before_there_is_a_manifest(tmp_path, encode_video, texture):
+    for number in range(3):
+        encode_video(tmp_path / f"videos/{number}.mp4", texture(frames=12))
+    (tmp_path / "videos/broken.mp4").write_bytes(b"no video")
+    whole = (tmp_path / "videos/0.mp4").read_bytes()
+    (tmp_path / "videos/odd.mp4").write_bytes(whole.replace(b"avc1", b"zzzz"))  # a coding that nobody knows
+    values = {"name": "x", "results": str(tmp_path), "dataset": {"source": "folder", "root": str(tmp_path / "videos")}}
+    clips = count_clips(parse_config(values))
+    assert (clips.total, clips.frames, clips.width, clips.height) == (5, 12, 96, 64)
+    assert "5 clips, the headers of 3" in clips.basis
+
+
+def test_annotated_splits_and_segments_are_planned_as_such(tmp_path, encode_video, texture):
+    encode_video(tmp_path / "videos/a.mp4", texture(frames=24))
+    rows = ["path,split,start,end", "a.mp4,train,0,0.5", "a.mp4,train,0.5,1", "a.mp4,val,0.2,0.7"]
+    (tmp_path / "clips.csv").write_text("\n".join(rows))
+    dataset = {"source": "folder", "root": str(tmp_path / "videos"), "annotations": str(tmp_path / "clips.csv")}
+    clips = count_clips(parse_config({"name": "x", "results": str(tmp_path), "dataset": dataset}))
+    assert clips.per_split == {"train": 2, "val": 1}
+    assert clips.frames < 24
+
+
+def test_twice_the_clips_cost_twice_the_work(tmp_path):
+    values = load_config(ROOT / "config/demo.yaml").model_dump(mode="json") | {"results": str(tmp_path)}
+    hours = []
+    for clips in (1000, 2000):
+        values["dataset"]["clips"] = {"train": clips}
+        plan = make_plan(parse_config(values))
+        hours.append({s.stage: s.gigabytes for s in plan.stages if s.gigabytes})
+    for stage, gigabytes in hours[0].items():
+        assert hours[1][stage] == pytest.approx(2 * gigabytes)
+
+
+def hours(values: dict) -> dict:
+    return {stage.stage: stage for stage in make_plan(parse_config(values)).stages}
+
+
+def test_shards_hold_the_frames_and_what_is_packed(tmp_path):
+    values = load_config(ROOT / "config/demo.yaml").model_dump(mode="json") | {"results": str(tmp_path)}
+    packed = hours(values)
+    maps = sum(packed[name].gigabytes for name in ("motion", "flow", "similarity/blip2", "text/blip2"))
+    assert packed["shards"].gigabytes == pytest.approx(packed["frames"].gigabytes + maps)
+
+
+def test_generating_text_takes_the_time_of_its_tokens_not_of_its_arithmetic_alone(tmp_path):
+    values = load_config(ROOT / "config/demo.yaml").model_dump(mode="json") | {"results": str(tmp_path)}
+    source = values["captions"]["blip2"]
+    before = hours(values)["captions/blip2"].gpu_hours
+    source["max_new_tokens"] *= 2
+    more = hours(values)["captions/blip2"].gpu_hours - before
+    passes = sum(values["dataset"]["clips"].values()) * source["key_frames"] / source["batch_size"]
+    assert more == pytest.approx(passes * (source["max_new_tokens"] / 2) * 0.025 / 3600)
+
+
+def test_augmentation_of_fine_tuning_is_counted_for_each_repeat(tmp_path):
+    values = load_config(ROOT / "config/demo.yaml").model_dump(mode="json") | {"results": str(tmp_path)}
+    task = values["evaluate"]["finetune"]
+
+    def loading() -> float:
+        return hours(values)["evaluate/tube/finetune"].loading_hours
+
+    plain = loading()
+    task["augmentation"]["auto_augment"] = "rand-m7-n4-mstd0.5-inc1"
+    once = loading() - plain
+    task["repeats"] = 2
+    assert once > plain, "RandAugment takes longer than decoding"
+    assert loading() - plain == pytest.approx(2 * once)
+
+
+def test_the_image_tower_of_vit_b_32_takes_as_many_operations_as_published():
+    # 4.4 G multiply-adds; open_clip's own configuration is the source of the sizes.
+    assert open_clip.get_model_config("ViT-B-32")["vision_cfg"]["width"] == 768
+    assert clip_image_flops("ViT-B-32@openai") == pytest.approx(8.82e9, rel=0.01)
+
+
+def test_the_description_names_what_is_assumed_and_prices_only_when_there_are_some(tmp_path):
+    config = load_config(ROOT / "config/demo.yaml").model_copy(update={"results": str(tmp_path)})
+    text = describe_plan(make_plan(config), config)
+    assert "assumed" in text
+    assert "prices" not in text
+    values = config.model_dump(mode="json") | {"prices": {"cpu_core_hour": 0.05, "gpu_hour": 2.0}}
+    assert "prices" in describe_plan(make_plan(config), parse_config(values))

@@ -1,0 +1,1 @@
+"""The stages, each in the folder of its own name."""

@@ -1,0 +1,106 @@
+"""Several caption sources, text vectors and flow in one shard."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_packed import EVERYTHING, WIDTH, index_of, make_inputs, member_of, path_of, run
+from made_shard import Clip
+
+from stm.config import BadInput
+from stm.manifest import TooManyFailures
+from stm.preprocess.flow.stage import FLOW_SCHEMA
+from stm.preprocess.rows import stream_rows, write_rows
+from stm.preprocess.text.stage import TEXT_SCHEMA
+from stm.storage.files import read_receipt, read_table
+
+
+def test_a_clips_captions_maps_and_vectors_are_those_of_all_sources_in_the_packs_order(tmp_path: Path) -> None:
+    tar = run(make_inputs(tmp_path), EVERYTHING)
+    found = {row["video_id"]: row for row in index_of(tar)}
+    spoken = ["opening a door.", "a video of opening a door."]
+    assert found["b"]["captions"] == [*spoken, "one", "two"]
+    assert found["b"]["caption_sources"] == ["label", "label", "human", "human"]
+    # One source has nothing to say of a clip: the other's captions stay.
+    assert (found["a video/with.dots"]["captions"], found["a video/with.dots"]["caption_sources"]) == (
+        ["three"],
+        ["human"],
+    )
+    assert (found["silent"]["captions"], found["silent"]["caption_sources"]) == (spoken, ["label", "label"])
+    for part in ("similarity", "text"):
+        tables = [read_table(path_of(tmp_path, part, source)).to_pylist() for source in EVERYTHING.sources]
+        for row in found.values():
+            array = np.load(io.BytesIO(member_of(tar, row[f"{part}_offset"], row[f"{part}_size"])))
+            assert array.dtype == np.float16 and len(array) == len(row["captions"])
+            pieces = [piece[part] for table in tables for piece in table if piece["key"] == row["key"] and piece[part]]
+            np.testing.assert_array_equal(array.ravel(), np.concatenate(pieces).astype(np.float16))
+    assert {row["text_width"] for row in found.values()} == {WIDTH}
+
+
+def test_a_clip_that_no_source_speaks_of_is_dropped_or_packed_without(tmp_path: Path) -> None:
+    made = make_inputs(tmp_path, [Clip("mute", label=None, captions=None), Clip("said", captions=["x"])])
+    assert [row["key"] for row in index_of(run(made, EVERYTHING))] == ["said"]
+    kept = index_of(run(made, EVERYTHING, BadInput(policy={"caption_missing": "keep"})))[0]
+    assert (kept["captions"], kept["caption_sources"]) == ([], [])
+    assert kept["similarity_offset"] is kept["text_offset"] is kept["text_width"] is None
+    assert kept["motion_offset"] is not None and kept["flow_offset"] is not None
+    with pytest.raises(TooManyFailures, match="caption_missing"):
+        run(made, EVERYTHING, BadInput(policy={"caption_missing": "fail"}))
+
+
+def test_flow_is_packed_forward_and_backward_in_its_own_resolution(tmp_path: Path) -> None:
+    made = make_inputs(tmp_path)
+    tar = run(made, EVERYTHING)
+    flow = {r["key"]: r for r in read_table(made.flow).to_pylist()}
+    for row in index_of(tar):
+        array = np.load(io.BytesIO(member_of(tar, row["flow_offset"], row["flow_size"])))
+        assert array.dtype == np.float16 and row["flow_cells"] == 2
+        assert array.shape == (2, row["frames"], 2 * row["rows"], 2 * row["columns"], 2)
+        for half, name in zip(array, ("forward", "backward"), strict=True):
+            np.testing.assert_array_equal(half.ravel(), np.array(flow[row["key"]][name], np.float16))
+
+
+def test_the_index_says_which_text_encoder_was_used(tmp_path: Path) -> None:
+    made = make_inputs(tmp_path)
+    tar = run(made, EVERYTHING)
+    assert read_receipt(tar.with_suffix(".parquet"))["text_model"] == {"model": "made"}
+    assert read_receipt(run(made).with_suffix(".parquet"))["text_model"] is None
+    path = path_of(tmp_path, "text", "label")
+    write_rows(path, TEXT_SCHEMA, stream_rows(path, ("text",)), {"model": {"model": "other"}}, group=2)
+    with pytest.raises(ValueError, match="are of different text encoders"):
+        run(made, EVERYTHING)
+
+
+def test_vectors_of_other_captions_or_another_width_are_refused(tmp_path: Path) -> None:
+    made, path = make_inputs(tmp_path), path_of(tmp_path, "text")
+    rows = list(stream_rows(path, ("text",)))
+    for change, message in (
+        ({"captions": ["other"]}, "was encoded from other captions"),
+        ({"text": rows[0]["text"][:-1]}, r"has 4 values where \(1, 5\) is expected"),
+        ({"text": None}, "has captions and no text"),
+    ):
+        write_rows(path, TEXT_SCHEMA, [{**rows[0], **change}, *rows[1:]], {"model": {"model": "made"}}, group=2)
+        with pytest.raises(ValueError, match=message):
+            run(made, EVERYTHING)
+    wider = [{**row, "width": 6, "text": np.zeros(6 * len(row["captions"]), np.float16)} for row in rows]
+    write_rows(path, TEXT_SCHEMA, wider, {"model": {"model": "made"}}, group=2)
+    with pytest.raises(ValueError, match="of 5 and 6 numbers"):
+        run(made, EVERYTHING)
+
+
+def test_flow_of_another_grid_or_other_frames_is_refused(tmp_path: Path) -> None:
+    made = make_inputs(tmp_path)
+    rows = list(stream_rows(made.flow, ("forward", "backward")))
+    for change, message in (
+        ({"rows": rows[0]["rows"] + 1}, "is no multiple of the map's"),
+        ({"rows": 0, "columns": 0}, "is no multiple of the map's"),
+        ({"backward": rows[0]["backward"][:-2]}, "another grid or from other frames"),
+    ):
+        write_rows(made.flow, FLOW_SCHEMA, [{**rows[0], **change}, *rows[1:]], {}, group=2)
+        with pytest.raises(ValueError, match=message):
+            run(made, EVERYTHING)
+    made.flow.write_bytes(made.flow.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"flow\.parquet: cannot be read"):
+        run(made, EVERYTHING)
+    assert not list(tmp_path.glob("*packed*"))

@@ -1,0 +1,262 @@
+"""The page: complete, self-contained, escaped, the same twice, and there whatever is missing."""
+
+import dataclasses
+import re
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+import yaml
+from report_results import box_of, make_config, make_frames
+
+from stm.config import Config, parse_config
+from stm.layout import Layout
+from stm.report import build_report, figure_names, table_names
+from stm.report.clips import film_strips
+from stm.report.clips.draw import picture_clips
+from stm.report.clips.select import choose_clips, choose_split
+from stm.report.page import sentences
+from stm.report.results.collect import collect, collect_study
+from stm.report.results.records import MaskQualityRow
+
+VOID = {"meta", "link", "br", "img", "wbr"}
+
+
+class Page(HTMLParser):
+    """Text, attributes and ids of a page; fails when tags do not close in order."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text = ""
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+    def values(self, name: str) -> list[str]:
+        return [value for _, found, value in self.attributes if found == name]
+
+
+@pytest.fixture(scope="module")
+def built(made_results: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    folder = tmp_path_factory.mktemp("built") / "copy"
+    shutil.copytree(made_results.results, folder)
+    config = made_results.model_copy(update={"results": str(folder)})
+    build_report(config, Layout.of(config))
+    return config
+
+
+@pytest.fixture(scope="module")
+def page(built: Config) -> Page:
+    return Page(Layout.of(built).report)
+
+
+@pytest.fixture(scope="module")
+def rows(made_results: Config) -> list[film_strips.Row]:
+    """Of the first clip."""
+    layout = Layout.of(made_results)
+    return picture_clips(made_results, layout, collect(made_results, layout))[0].rows
+
+
+def test_everything_promised_is_written(built: Config) -> None:
+    layout = Layout.of(built)
+    assert sorted(path.name for path in layout.tables.iterdir()) == sorted(table_names(built))
+    assert sorted(path.name for path in layout.figures.iterdir()) == sorted(figure_names(built))
+
+
+def test_two_builds_give_the_same_bytes(built: Config) -> None:
+    layout = Layout.of(built)
+    files = [layout.report, *sorted(layout.tables.iterdir()), *sorted(layout.figures.iterdir())]
+    before = {path: path.read_bytes() for path in files}
+    build_report(built, layout)
+    assert {path: path.read_bytes() for path in files} == before
+
+
+def test_the_page_asks_nothing_of_the_network(page: Page) -> None:
+    assert all(src.startswith("data:image/") for src in page.values("src"))
+    assert all(re.match(r"#|data:,", href) for href in page.values("href") + page.values("xlink:href"))
+    assert not [tag for tag, _, _ in page.attributes if tag in ("script", "iframe", "object")]
+    assert not re.search(r"@import|url\((?!#)", page.source)
+    assert "default-src 'none'" in page.source
+
+
+def test_links_and_ids_agree_and_pictures_have_words(page: Page) -> None:
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    assert {href[1:] for href in page.values("href") if href.startswith("#")} <= set(ids)
+    assert page.values("alt") and all(page.values("alt"))
+
+
+def test_text_from_data_is_escaped(page: Page) -> None:
+    assert "<b>lost</b>" not in page.source and "<b>lost</b>" in page.text
+    assert "<tag>" not in page.source and "a square & a <tag>" in page.text
+
+
+def test_numbers_on_the_page_are_those_of_the_files(page: Page) -> None:
+    text = " ".join(page.text.split())
+    for expected in (
+        "60.0 [40.0, 80.0]",
+        "92.0",
+        "[87.0, 96.0]",
+        "2m22s",
+        "220 MB",
+        "ab" * 32,
+        "2 truncated (0 dropped)",
+    ):
+        assert expected in text
+    assert "text is best with 60.0 % [40.0, 80.0] top-1; chance is 25.0 %" in text
+
+
+def test_the_config_on_the_page_gives_the_run_again(built: Config, page: Page) -> None:
+    shown = re.search(r"differs from the defaults(name: .*?)Every file carries", page.text, re.DOTALL)
+    assert shown is not None
+    assert parse_config(yaml.safe_load(shown.group(1))) == built
+
+
+REMOVALS: dict[str, Callable[[Layout], list[Path]]] = {
+    "truth": lambda layout: [layout.generated],
+    "captions": lambda layout: [layout.root / "captions"],
+    "quarantine": lambda layout: [layout.quarantine],
+    "evaluations": lambda layout: [layout.root / "evaluate"],
+    "pretraining": lambda layout: [layout.root / "pretrain"],
+    "shards": lambda layout: [layout.root / "shards"],
+    "one tar": lambda layout: [layout.shard_tar("test-00000")],
+    "frames": lambda layout: [layout.root / "frames"],
+    "plan and times": lambda layout: [layout.plan, layout.benchmarks],
+    "index": lambda layout: [layout.shard_index],
+    "everything": lambda layout: [layout.root],
+}
+SAID = {
+    "captions": "There are no captions.",
+    "evaluations": "Nothing has been evaluated yet.",
+    "pretraining": "There are no trained weights",
+    "shards": "No clips to show",
+    "one tar": "could not be read",
+    "plan and times": "No job was timed and there is no plan.",
+    "everything": "No clips yet: there is no manifest.",
+}
+
+
+@pytest.mark.parametrize("missing", list(REMOVALS))
+def test_a_missing_part_is_said_and_the_rest_is_there(missing: str, made_results: Config, tmp_path: Path) -> None:
+    shutil.copytree(made_results.results, tmp_path / "copy")
+    config = make_config(tmp_path / "copy", report={"clips": 1})
+    config = config.model_copy(update={"pretrain": {"text": config.pretrain["text"]}})  # one model is quicker
+    layout = Layout.of(config)
+    for path in REMOVALS[missing](layout):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    build_report(config, layout)
+    assert SAID.get(missing, "Reproduce") in " ".join(Page(layout.report).text.split())
+    assert {path.name for path in layout.figures.iterdir()} == set(figure_names(config))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pretrain": {}, "evaluate": {}, "mask_quality": None},
+        {"captions": {}, "pack": {"captions": None}, "pretrain": {}},
+        {"report": {"clips": 0}},
+        {"pretrain": {}, "report": {"clips": 6, "title": "<i>&amp;"}},
+        {"report": {"split": "validation", "clips": 1}},
+    ],
+)
+def test_other_configs_on_the_same_results(changes: dict, made_results: Config, tmp_path: Path) -> None:
+    shutil.copytree(made_results.results, tmp_path / "copy")
+    config = make_config(tmp_path / "copy", **changes)
+    layout = Layout.of(config)
+    build_report(config, layout)
+    page = Page(layout.report)
+    assert config.report.title in page.text
+    assert {path.name for path in layout.figures.iterdir()} == set(figure_names(config))
+
+
+def test_without_runs_frames_and_maps_are_still_shown(made_results: Config) -> None:
+    config = make_config(Path(made_results.results), pretrain={}, evaluate={})
+    layout = Layout.of(config)
+    pictures = picture_clips(config, layout, collect(config, layout))
+    assert [row.label for row in pictures[0].rows] == ["Frames", "Text similarity", "Motion"]
+
+
+def test_clips_take_turns_between_cameras_and_labels(made_results: Config) -> None:
+    layout = Layout.of(made_results)
+    chosen = choose_clips(made_results, layout, collect(made_results, layout))
+    assert [clip.camera for clip in chosen] == ["fixed", "moving"]
+    assert choose_split(made_results, layout, ["train-00000", "test-00000"]) == "test"
+    assert choose_split(made_results, layout, ["train-00000"]) == "train"
+    assert choose_split(made_results, layout, ["none-00000"]) is None
+
+
+def test_boxes_follow_the_stored_frames(made_results: Config) -> None:
+    """The truth has a box for each decoded frame of a video twice as large; every second frame was stored."""
+    layout = Layout.of(made_results)
+    clip = choose_clips(made_results, layout, collect(made_results, layout))[0]
+    assert clip.boxes is not None
+    pixels = clip.boxes * np.tile(clip.size, 2)
+    assert np.allclose(pixels, [box_of(0, frame) for frame in range(clip.frames)])
+
+
+def test_a_mask_that_knows_the_truth_hides_the_box_better_than_one_that_does_not(rows: list[film_strips.Row]) -> None:
+    notes = {row.label: int(re.search(r"\d+", row.note).group()) for row in rows if row.kind == "mask"}  # type: ignore[union-attr]
+    assert notes["text_top 0.5"] > notes["tube 0.75"]
+
+
+def test_reconstructions_stand_under_their_mask(rows: list[film_strips.Row]) -> None:
+    kinds = [row.kind for row in rows]
+    assert kinds == ["frames", "map", "map", "mask", "reconstruction", "reconstruction", "mask", "reconstruction"]
+    assert [rows[i].label for i in (3, 4, 5, 6, 7)] == ["tube 0.75", "tube", "scratch", "text_top 0.5", "text"]
+    assert [rows[i].run for i in (4, 5, 7)] == [0, 2, 1]
+
+
+def test_reconstructions_keep_the_visible_patches_and_paint_the_others(rows: list[film_strips.Row]) -> None:
+    plain = film_strips.resize(_stored_crop())
+    # Inside a patch, away from its edges, where enlarging mixes neighbours; 4 x 4 patches of 32 shown pixels.
+    mask, painted = (rows[i].tiles[::2].reshape(2, 4, 32, 4, 32, 3)[:, :, 12:20, :, 12:20].astype(int) for i in (3, 4))
+    hidden = (mask == film_strips.HIDDEN).mean(axis=(2, 4, 5)) > 0.5  # the box's outline crosses some
+    original = plain.reshape(2, 4, 32, 4, 32, 3)[:, :, 12:20, :, 12:20].astype(int)
+    error = np.abs(painted - original).max(axis=(2, 4, 5))
+    assert hidden.sum() == 2 * 12
+    assert (error[~hidden] <= 2).all() and (error[hidden] > 2).all()
+
+
+def _stored_crop() -> film_strips.Tiles:
+    """The first clip's frames 0 and 4, the central square: the middle window of 4 frames with stride 2 starts at 0."""
+    frames = [simplejpeg.decode_jpeg(data, colorspace="RGB") for data in make_frames(0)]
+    return np.stack([frames[i][:, 8:40] for i in (0, 4)])
+
+
+def test_findings_name_all_that_are_equal_and_compare_masks_of_one_ratio_only(made_results: Config) -> None:
+    study = collect_study(made_results, Layout.of(made_results))
+    results = study.datasets[0].results
+    results.runs[0] = dataclasses.replace(results.runs[0], evaluations=results.runs[1].evaluations)
+    results.mask_quality.append(MaskQualityRow("motion", "", "moving", 0.75, 0.123, None, 3, 0.75))
+    lines = " ".join(sentences.findings(study)).replace("\u00a0", " ")
+    assert "tube, text tie with 60.0 %" in lines
+    assert "without pretraining it is 70.0 %" in lines
+    assert "moving camera, masks of ratio 0.6 hide this share of the named object: text (human) 92.0 %" in lines
+    assert "12.3" not in lines
+
+
+@pytest.mark.parametrize(("step", "words"), [(1, "every"), (2, "every 2nd"), (11, "every 11th"), (21, "every 21st")])
+def test_steps_read_as_english(step: int, words: str, made_results: Config) -> None:
+    config = make_config(Path(made_results.results), frames={"every": step})
+    assert dict(sentences.dataset_facts(config))["Frames"].startswith(f"{words} frame,")

@@ -1,0 +1,319 @@
+"""Several seeds, contrast and retrieval: tables, charts and sentences over seeds, and the tables of a config."""
+
+import csv
+import io
+import json
+import math
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from report_results import make_config
+from report_study import make_study, make_study_config
+
+from stm.config import Config, ConfigError
+from stm.layout import Layout
+from stm.report import build_report, figure_names, figures, table_names, write_figure, write_table
+from stm.report.page import sentences
+from stm.report.page.context import MOST_EVALUATIONS, split_results
+from stm.report.page.own_tables import show_figures, show_tables
+from stm.report.paper.figures import read_curve
+from stm.report.paper.tables import ReportError, measure, paper_table
+from stm.report.results.collect import collect_study
+from stm.report.results.records import Measured, Run, RunGroup, Study
+from stm.report.tables import measured, per_class_table, results_table
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Read only."""
+    return make_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture
+def copied(config: Config, tmp_path: Path) -> Config:
+    """To spoil."""
+    shutil.copytree(config.results, tmp_path / "copy")
+    return config.model_copy(update={"results": str(tmp_path / "copy")})
+
+
+@pytest.fixture(scope="module")
+def study(config: Config) -> Study:
+    return collect_study(config, Layout.of(config))
+
+
+def read_csv(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+# ---------------------------------------------------------------------------------------------- over seeds
+
+
+def test_every_seed_is_read_and_belongs_to_its_run(study: Study) -> None:
+    groups = {group.name: [run.name for run in group.instances] for group in study.groups}
+    assert groups["text"] == ["text-seed0", "text-seed1", "text-seed2"]
+    assert list(groups) == ["tube", "text", "attentive", "scratch"]
+    assert set(study.groups[0].instances[0].evaluations) == {"linear"}  # the other evaluations leave tube out
+
+
+def test_results_have_a_row_a_run_with_mean_and_deviation(config: Config, study: Study) -> None:
+    """By hand: the mean of 0.4, 0.5, 0.6 is 0.5; squared distances sum to 0.02, over n - 1 = 2 is 0.1 squared."""
+    table = results_table(config, study.groups, sentences.chances(study.groups))
+    rows = {row["run"]: row for row in read_csv(table.to_csv())}
+    assert list(rows) == ["tube", "text", "attentive", "scratch", "chance"]
+    assert float(rows["tube"]["linear_top1"]) == pytest.approx(0.5)
+    assert float(rows["tube"]["linear_deviation"]) == pytest.approx(0.1)
+    assert (rows["tube"]["linear_seeds"], rows["tube"]["linear_low"]) == ("3", "")
+    assert [row[5].text for row in table.rows] == ["50.0 ± 10.0", "80.0 ± 2.0", "30.0 ± 0.0", "20.0 ± 10.0"]
+    assert [row[5].best for row in table.rows] == [False, True, False, False]
+
+
+def test_retrieval_is_shown_as_recall_and_a_run_without_it_as_a_dash(config: Config, study: Study) -> None:
+    table = results_table(config, study.groups, sentences.chances(study.groups))
+    assert table.columns[5:] == ["Linear probe, top-1 %", "Zero-shot, top-1 %", "Retrieval, text-to-video R@1 %"]
+    assert [row[7].text for row in table.rows] == ["\u2013", "40.0 ± 1.0", "15.0 ± 0.0", "\u2013"]
+    assert [row[6].text for row in table.rows] == ["\u2013", "80.0 ± 2.0", "\u2013", "\u2013"]
+    chance = read_csv(table.to_csv())[-1]
+    assert float(chance["retrieval_r1"]) == 1 / 8 and float(chance["linear_top1"]) == 1 / 4
+
+
+def test_a_missing_seed_is_said(copied: Config) -> None:
+    (Layout.of(copied).evaluate("tube-seed2", "linear") / "metrics.json").unlink()
+    (Layout.of(copied).evaluate("scratch-seed1", "linear") / "metrics.json").unlink()
+    (Layout.of(copied).evaluate("scratch-seed2", "linear") / "metrics.json").unlink()
+    groups = collect_study(copied, Layout.of(copied)).groups
+    tube, _, _, scratch = (row[5] for row in results_table(copied, groups, {}).rows)
+    assert (tube.text, tube.note) == ("45.0 ± 7.1", "2 of 3 seeds")
+    assert (scratch.text, scratch.note) == ("10.0", "[0.0, 20.0] 1 of 3 seeds")
+
+
+def test_classes_are_averaged_over_seeds_and_retrieval_has_none(config: Config, study: Study) -> None:
+    rows = read_csv(per_class_table(config, study.groups).to_csv())
+    assert {(row["evaluation"], row["class"]) for row in rows} == {
+        (task, label) for task in ("linear", "zero_shot") for label in ("slides right", "spins")
+    }
+    assert float(rows[0]["tube"]) == pytest.approx(0.5) and rows[1]["tube"] == ""
+
+
+def test_findings_speak_of_means_and_recall(study: Study) -> None:
+    lines = " ".join(sentences.findings(study)).replace("\u00a0", " ")
+    assert "Linear probe: text is best with 80.0 ± 2.0 % top-1; chance is 25.0 %" in lines
+    assert "without pretraining it is 20.0 ± 10.0 %" in lines
+    assert "Zero-shot: text reaches 80.0 ± 2.0 % top-1" in lines
+    assert "Retrieval: text is best with 40.0 ± 1.0 % text-to-video R@1; chance is 12.5 %" in lines
+
+
+def test_no_chance_is_named_where_there_is_none(study: Study) -> None:
+    """As with captions."""
+    [dataset] = study.datasets
+    runs = [
+        replace(run, evaluations={task: replace(found, classes=0) for task, found in run.evaluations.items()})
+        for run in dataset.results.runs
+    ]
+    unknown = replace(study, datasets=[replace(dataset, results=replace(dataset.results, runs=runs))])
+    lines = " ".join(sentences.findings(unknown)).replace("\u00a0", " ")
+    assert "text is best with 80.0 ± 2.0 % top-1; without pretraining it is 20.0 ± 10.0 %." in lines
+    assert "chance" not in lines and "nan" not in lines
+
+
+def test_curves_are_averaged_where_all_seeds_have_logged(config: Config) -> None:
+    run = config.runs["tube-seed0"]
+    runs = [Run("a", run, [1, 2, 3], [1.0, 2.0, 3.0], None, {}), Run("b", run, [2, 3, 4], [4.0, 5.0, 6.0], None, {})]
+    assert figures.mean_curves(runs) == ([2, 3], [[2.0, 3.0], [4.0, 5.0]])
+    drawn = figures.loss_curves([RunGroup("tube", 0, runs)]).axes[0]
+    assert drawn.lines[0].get_ydata().tolist() == [3.0, 4.0]
+    band = drawn.collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == (2.0, 5.0)
+
+
+def test_many_curves_have_their_legend_beside_them(config: Config) -> None:
+    groups = [
+        RunGroup(f"run{i}", i, [Run(f"run{i}", config.runs["tube-seed0"], [1, 2], [1.0, 0.5], None, {})])
+        for i in range(30)
+    ]
+    figure = figures.loss_curves(groups)
+    figures.to_png(figure)
+    axes = figure.axes[0]
+    assert len(axes.lines) == 30  # no single values behind them
+    assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1
+    assert axes.get_legend().get_window_extent().y0 >= 0
+
+
+def test_many_evaluations_are_split_by_the_runs_that_have_them(tmp_path: Path) -> None:
+    tasks = {f"linear{i}": {"task": "linear", "runs": ["tube"] if i % 2 else ["tube", "text"]} for i in range(6)}
+    assert len(tasks) > MOST_EVALUATIONS
+    config = make_study_config(tmp_path, evaluate=tasks, tables={}, figures={}, seeds=[])
+    groups = [
+        RunGroup(name, i, [Run(name, run, [], [], None, {})]) for i, (name, run) in enumerate(config.runs.items())
+    ]
+    parts = [(part["table"].rows, part["table"].columns[5:]) for part in split_results(config, groups)]
+    assert [[row[0].text for row in rows] for rows, _ in parts] == [
+        ["tube", "text"],
+        ["tube"],
+        ["attentive", "scratch"],
+    ]
+    assert [len(columns) for _, columns in parts] == [3, 3, 0]
+
+
+def test_a_number_over_seeds_shows_what_it_has() -> None:
+    assert measured(None).text == "\u2013"
+    assert measured(Measured([0.5], (0.4, 0.6))).note == "[40.0, 60.0]"
+    assert measured(Measured([3.0, 5.0], None, share=False)).text == "4.0 ± 1.4"
+    assert measured(Measured([0.25], None), best=0.25).best
+    assert not measured(Measured([0.25], None), best=math.nan).best
+
+
+# -------------------------------------------------------------------------------- the config's tables, figures
+
+
+def test_the_table_is_what_a_hand_would_compute(config: Config) -> None:
+    tube, text = read_csv(paper_table(config, "main").to_csv())
+    assert float(tube["linear_mean"]) == pytest.approx(0.5) and float(tube["linear_deviation"]) == pytest.approx(0.1)
+    assert (tube["linear_seeds"], tube["linear_paper"]) == ("3", "66.6")
+    assert tube["text_to_video_r_1_mean"] == tube["text_to_video_r_1_paper"] == ""
+    # Half of 0.78, 0.80, 0.82; ten times these are the ranks.
+    assert float(text["text_to_video_r_1_mean"]) == pytest.approx(0.4)
+    assert float(text["text_to_video_r_1_deviation"]) == pytest.approx(0.01)
+    assert float(text["median_rank_mean"]) == pytest.approx(8.0)
+    assert text["text_to_video_r_1_paper"] == "12"
+
+
+def test_ranks_are_no_percentages_and_shares_are(config: Config) -> None:
+    cells = paper_table(config, "main").rows[1]
+    assert [cell.text for cell in cells] == ["Text", "80.0 ± 2.0", "67.5", "40.0 ± 1.0", "12.0", "8.0 ± 0.2"]
+    assert [cell.best for cell in cells] == [False, True, False, False, False, False]
+
+
+def test_a_score_above_one_is_told_in_hundredths_too_and_the_highest_is_the_best(copied: Config) -> None:
+    """CIDEr: of one run's seeds some are above 1, another's are not."""
+    for run, scores in {"text": (0.9, 1.5, 1.8), "tube": (0.8, 0.9, 0.7)}.items():
+        for instance, score in zip(copied.instances(run), scores, strict=True):
+            path = Layout.of(copied).evaluate(instance, "linear") / "metrics.json"
+            path.write_text(json.dumps({**json.loads(path.read_text()), "cider": score}))
+    table = copied.tables["main"]
+    column = table.columns[0].model_copy(update={"metric": "cider"})
+    rows = tuple(table.rows[0].model_copy(update={"runs": run, "paper": None}) for run in ("tube", "text"))
+    spec = table.model_copy(update={"columns": (column,), "rows": rows})
+    cells = paper_table(copied.model_copy(update={"tables": {"main": spec}}), "main").rows
+    assert [(row[1].text, row[1].best) for row in cells] == [("80.0 ± 10.0", False), ("140.0 ± 45.8", True)]
+
+
+def test_tables_are_written_with_title_note_and_the_same_bytes(copied: Config) -> None:
+    path = write_table(copied, "main")
+    first = path.read_bytes()
+    assert path == Layout.of(copied).tables / "main.md"
+    assert b"**Masks & <more>**" in first and b"Numbers of a <paper>." in first
+    assert path.with_suffix(".csv").exists() and write_table(copied, "main").read_bytes() == first
+
+
+@pytest.mark.parametrize("name", ["curves", "heights"])
+def test_charts_are_written_and_the_same_twice(name: str, copied: Config) -> None:
+    first = write_figure(copied, name).read_bytes()
+    assert first.startswith(b"\x89PNG") and len(first) > 5000
+    assert write_figure(copied, name).read_bytes() == first
+
+
+def test_what_is_missing_is_named_with_the_command_that_makes_it(copied: Config) -> None:
+    layout = Layout.of(copied)
+    (layout.evaluate("text-seed1", "linear") / "metrics.json").unlink()
+    (layout.pretrain("text-seed2") / "metrics.jsonl").unlink()
+    with pytest.raises(ReportError, match=r"stm evaluate --run text-seed1 --task linear"):
+        write_table(copied, "main")
+    with pytest.raises(ReportError, match=r"stm evaluate --run text-seed1 --task linear"):
+        write_figure(copied, "heights")
+    with pytest.raises(ReportError, match=r"stm pretrain --run text-seed2"):
+        write_figure(copied, "curves")
+
+
+def test_a_number_that_an_evaluation_lacks_is_refused_with_those_it_has(config: Config) -> None:
+    with pytest.raises(ReportError, match=r"no r1; it has: .*text_to_video"):
+        measure(config, "text", "retrieval", "r1")
+    with pytest.raises(ReportError, match="per_class is no number"):
+        measure(config, "text", "linear", "per_class")
+    with pytest.raises(ReportError, match="no accuracy; it has: contrast, loss, step"):
+        read_curve(config, "text-seed0", "accuracy")
+
+
+def test_a_step_logged_twice_counts_once(copied: Config) -> None:
+    lines = [{"step": 1, "loss": 9.0}, {"step": 2, "loss": 2.0}, {"step": 1, "loss": 1.0}]
+    path = Layout.of(copied).pretrain("tube-seed0") / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_curve(copied, "tube-seed0", "loss") == ([1, 2], [1.0, 2.0])
+
+
+# ------------------------------------------------------------------------------------------------- the page
+
+
+@pytest.fixture(scope="module")
+def page(config: Config, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page's source."""
+    folder = tmp_path_factory.mktemp("built") / "copy"
+    shutil.copytree(config.results, folder)
+    built = config.model_copy(update={"results": str(folder)})
+    layout = Layout.of(built)
+    build_report(built, layout)
+    assert sorted(path.name for path in layout.tables.iterdir()) == sorted(table_names(built))
+    assert sorted(path.name for path in layout.figures.iterdir()) == sorted(figure_names(built))
+    return layout.report.read_text(encoding="utf-8")
+
+
+def test_the_config_s_tables_and_figures_stand_before_all_else(page: str) -> None:
+    assert page.index('id="table-main"') < page.index('id="figure-pictures"') < page.index('id="setup"')
+    assert "Masks &amp; &lt;more&gt;" in page and "Numbers of a &lt;paper&gt;." in page
+    assert "Masks & <more>" not in page and "<paper>" not in page
+    assert page.count('class="chart"') == 3  # contrast, bars, losses; mask quality was not measured
+    whole = re.search(r'class="whole" alt="What is hidden" src="data:image/(?:webp|png);base64,', page)
+    assert whole is not None
+    assert "could not be read" not in page
+
+
+def test_every_mask_is_drawn_and_none_is_missing(page: str) -> None:
+    section = page[page.index('id="masks"') : page.index('id="quality"')]
+    labels = {label.replace("<wbr>", "") for label in re.findall(r'class="label">([^<]*(?:<wbr>[^<]*)*)<', section)}
+    assert {
+        "tube 0.9",
+        "random 0.9",
+        "flow 0.9",
+        "motion 0.75",
+        "motion_box 0.75",
+        "text_top 0.6",
+        "attention 0.8",
+    } <= labels
+    undrawn = section[section.index("Not drawn") :]
+    assert "spatiotemporal" in undrawn and "cluster" not in undrawn  # which is learned by a run of the method stm
+
+
+def test_missing_results_are_said_in_the_place_of_the_table(copied: Config) -> None:
+    layout = Layout.of(copied)
+    shutil.rmtree(layout.root / "evaluate")
+    shutil.rmtree(layout.root / "shards")
+    study = collect_study(copied, layout)
+    (table,) = show_tables(study)
+    assert table.table is None and "stm evaluate --run tube-seed0 --task linear" in table.absent
+    shown = {figure.name: figure for figure in show_figures(study, layout)}
+    assert "no packed clips" in shown["pictures"].absent and "stm evaluate" in shown["heights"].absent
+    assert shown["curves"].svg and not shown["curves"].absent
+    assert study.problems == []
+
+
+def test_a_damaged_result_is_a_problem_and_the_rest_is_shown(copied: Config) -> None:
+    layout = Layout.of(copied)
+    (layout.evaluate("text-seed1", "linear") / "metrics.json").write_text("{ not json")
+    study = collect_study(copied, layout)
+    assert show_tables(study)[0].table is None
+    assert any(problem.startswith("table main") for problem in study.problems)
+
+
+@pytest.mark.parametrize("name", ["masks", "clip_1", "masks_near", "loss_curves"])
+def test_names_of_the_report_s_own_files_are_taken(name: str, tmp_path: Path) -> None:
+    spec = {"title": "t", "kind": "losses", "runs": {"T": "tube"}}
+    with pytest.raises(ConfigError, match="report's own"):
+        make_config(tmp_path, figures={name: spec})
+
+
+def test_evaluations_without_classes_promise_no_table_of_them(tmp_path: Path) -> None:
+    tasks = {"retrieval": {"task": "retrieval", "runs": ["text"]}}
+    config = make_study_config(tmp_path, evaluate=tasks, tables={}, figures={})
+    assert "per_class.csv" not in table_names(config) and "results.csv" in table_names(config)

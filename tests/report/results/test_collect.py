@@ -1,0 +1,120 @@
+"""Reading results: what is counted, and what happens to files that are damaged or absent."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from stm.config import Config
+from stm.layout import Layout
+from stm.report.results.collect import collect, collect_study
+from stm.report.results.provenance import collect_provenance
+from stm.report.results.records import Evaluation, Run
+
+
+@pytest.fixture
+def copied(made_results: Config, tmp_path: Path) -> Config:
+    """A results folder of one's own to spoil."""
+    shutil.copytree(made_results.results, tmp_path / "copy")
+    return made_results.model_copy(update={"results": str(tmp_path / "copy")})
+
+
+def test_clips_are_counted_at_each_stage(made_results: Config) -> None:
+    results = collect(made_results, Layout.of(made_results))
+    assert [(s.name, s.listed, s.kept, s.packed) for s in results.splits] == [("test", 5, 5, 5), ("train", 3, 3, 3)]
+    assert results.problems == []
+
+
+def test_final_loss_is_the_mean_of_the_last_twentieth(made_results: Config) -> None:
+    run = Run("r", made_results.pretrain["tube"], list(range(40)), [1.0] * 38 + [2.0, 4.0], None, {})
+    assert run.final_loss == 3.0
+    assert Run("r", made_results.pretrain["tube"], [1], [0.25], None, {}).final_loss == 0.25
+    assert Run("r", made_results.pretrain["tube"], [], [], None, {}).final_loss is None
+
+
+def test_a_step_logged_twice_counts_once_and_a_torn_line_not_at_all(copied: Config) -> None:
+    lines = [
+        {"step": 1, "loss": 9.0},
+        {"step": 2, "loss": 2.0},
+        {"step": 1, "loss": 1.0},
+        {"step": 3, "loss": float("nan")},
+    ]
+    path = Layout.of(copied).pretrain("tube") / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "lo')
+    run = collect(copied, Layout.of(copied)).runs[0]
+    assert (run.steps, run.losses) == ([1, 2], [1.0, 2.0])
+
+
+def test_chance_is_one_over_the_classes() -> None:
+    assert Evaluation("linear", 0.5, None, None, 10, None, None, {}).chance == 0.1
+
+
+def test_a_damaged_file_is_named_and_the_rest_is_read(copied: Config) -> None:
+    layout = Layout.of(copied)
+    (layout.evaluate("text", "linear") / "metrics.json").write_text("{ not json")
+    layout.mask_quality.write_text('{"rows": [{"guide": "text"}]}')
+    layout.captions("human", "test-00000").write_bytes(b"PAR1 torn")
+    results = collect(copied, layout)
+    assert len([p for p in results.problems if p.startswith("linear of text")]) == 1
+    assert len([p for p in results.problems if p.startswith("mask quality")]) == 1
+    assert any("captions" in p for p in results.problems)
+    assert set(results.runs[1].evaluations) == {"finetune"}
+    assert set(results.runs[0].evaluations) == {"linear", "finetune"}
+
+
+def test_the_quarantine_is_the_union_of_all_stages(made_results: Config) -> None:
+    found = {(r.stage, r.video_id, r.status, r.kept) for r in collect(made_results, Layout.of(made_results)).refusals}
+    assert found == {
+        ("manifest", "<b>lost</b>", "missing_file", False),
+        *(("frames", f"{split}-0", "truncated", True) for split in ("test", "train")),
+        *(("motion", clip, "unsupported_motion", False) for clip in ("test-4", "train-2")),
+        *(("captions/label", f"{split}-0", "caption_missing", False) for split in ("test", "train")),
+    }
+
+
+def test_caption_failures_are_counted_by_clip(made_results: Config) -> None:
+    human, label = collect(made_results, Layout.of(made_results)).captions
+    assert (human.clips, human.captions, human.failed) == (8, 16, 0)
+    assert (label.clips, label.captions, label.failed) == (8, 12, 2)
+    assert label.failed_share == 0.25
+    assert len({caption for _, caption in human.examples}) == len(human.examples)
+
+
+def test_nothing_at_all_is_no_error(made_results: Config, tmp_path: Path) -> None:
+    empty = made_results.model_copy(update={"results": str(tmp_path)})
+    results = collect(empty, Layout.of(empty))
+    assert (results.splits, results.captions, results.refusals, results.problems) == ([], [], [], [])
+    assert collect_provenance(collect_study(empty, Layout.of(empty)), Layout.of(empty)).stages == []
+
+
+def test_time_is_summed_over_jobs_and_set_beside_the_plan(made_results: Config) -> None:
+    layout = Layout.of(made_results)
+    frames, pretrain = collect_provenance(collect_study(made_results, layout), layout).stages
+    assert (frames.name, frames.jobs, frames.seconds, frames.cpu_seconds, frames.memory) == (
+        "frames",
+        2,
+        20.0,
+        30.0,
+        220.5,
+    )
+    assert (frames.planned_jobs, frames.planned_cpu_seconds) == (2, pytest.approx(36.0))
+    assert (pretrain.planned_jobs, pretrain.planned_cpu_seconds) == (2, pytest.approx(180.0))
+
+
+def test_receipts_name_models_and_versions(made_results: Config) -> None:
+    layout = Layout.of(made_results)
+    provenance = collect_provenance(collect_study(made_results, layout), layout)
+    models = {model.stage: model for model in provenance.models}
+    assert models["similarity/human"].sha256 == "ab" * 32
+    assert models["similarity/human"].name == made_results.similarity.model
+    assert {"pretrain/tube", "pretrain/text", "pretrain/scratch"} <= set(models)
+    assert {"stm", "av", "torch"} <= set(provenance.versions)
+
+
+def test_a_plan_of_another_form_is_a_problem_not_a_crash(copied: Config) -> None:
+    layout = Layout.of(copied)
+    layout.plan.write_text("[1, 2]")
+    study = collect_study(copied, layout)
+    assert all(s.planned_jobs is None for s in collect_provenance(study, layout).stages)
+    assert any(problem.startswith("plan") for problem in study.problems)

@@ -1,0 +1,138 @@
+"""Tables: what machines read agrees with what people read."""
+
+import csv
+import io
+import math
+
+import pytest
+
+from stm.config import Config
+from stm.layout import Layout
+from stm.report import figure_names, table_names
+from stm.report.page.sentences import chances
+from stm.report.results.collect import collect
+from stm.report.results.records import MaskQualityRow, Refusal, Results, group_runs
+from stm.report.tables import (
+    Table,
+    count,
+    estimate,
+    mask_quality_table,
+    number,
+    per_class_table,
+    percent,
+    quarantine_table,
+    results_table,
+    words,
+)
+
+
+@pytest.fixture(scope="module")
+def results(made_results: Config) -> Results:
+    return collect(made_results, Layout.of(made_results))
+
+
+def read_csv(table: Table) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(table.to_csv())))
+
+
+def test_csv_rows_have_a_value_for_every_key(made_results: Config, results: Results) -> None:
+    groups = group_runs(made_results, results.runs)
+    for table in (
+        results_table(made_results, groups, chances(groups)),
+        per_class_table(made_results, groups),
+        mask_quality_table(results.mask_quality),
+        quarantine_table(results.refusals),
+    ):
+        lines = list(csv.reader(io.StringIO(table.to_csv())))
+        assert {len(line) for line in lines} == {len(table.keys)}
+        assert {len(row) for row in table.rows + table.footer} == {len(table.columns)}
+
+
+def test_results_hold_what_the_files_say(made_results: Config, results: Results) -> None:
+    groups = group_runs(made_results, results.runs)
+    rows = {row["run"]: row for row in read_csv(results_table(made_results, groups, chances(groups)))}
+    assert rows["text"]["mask"] == "text_top"
+    assert float(rows["text"]["linear_top1"]) == pytest.approx(0.6)
+    assert float(rows["text"]["linear_low"]) == pytest.approx(0.4)
+    assert rows["scratch"]["final_loss"] == ""
+    assert float(rows["chance"]["finetune_top1"]) == 0.25
+
+
+def test_the_best_of_each_column_and_only_it_is_bold(made_results: Config, results: Results) -> None:
+    table = results_table(made_results, group_runs(made_results, results.runs), {})
+    bold = [(row[0].text, table.columns[i]) for row in table.rows for i, cell in enumerate(row) if cell.best]
+    assert bold == [("scratch", "Linear probe, top-1 %"), ("scratch", "Fine-tuning, top-1 %")]
+
+
+def test_a_run_without_evaluation_has_dashes_not_zeros(made_results: Config, results: Results) -> None:
+    bare = [run.__class__(**{**run.__dict__, "evaluations": {}}) for run in results.runs]
+    table = results_table(made_results, group_runs(made_results, bare), {})
+    assert table.footer == []
+    assert all(cell.text == "\u2013" for row in table.rows for cell in row[5:])
+
+
+def test_classes_without_test_clips_are_empty(made_results: Config, results: Results) -> None:
+    rows = read_csv(per_class_table(made_results, group_runs(made_results, results.runs)))
+    assert {(row["class"], row["tube"]) for row in rows} == {("slides right", "0.666667"), ("spins", "")}
+
+
+def test_mask_quality_best_is_that_of_its_ratio() -> None:
+    rows = [
+        MaskQualityRow("text", "human", "fixed", 0.6, 0.90, None, 9, 0.6),
+        MaskQualityRow("motion", "", "fixed", 0.6, 0.94, None, 9, 0.6),
+        MaskQualityRow("motion", "", "fixed", 0.75, 0.96, None, 9, 0.75),
+    ]
+    assert [row[4].best for row in mask_quality_table(rows).rows] == [False, True, True]
+
+
+def test_a_camera_that_a_guide_lacks_leaves_its_cells_empty() -> None:
+    rows = [
+        MaskQualityRow("text", "a", "fixed", 0.6, 0.9, (0.8, 1.0), 4, 0.6),
+        MaskQualityRow("motion", "", "moving", 0.75, 0.7, (0.6, 0.8), 4, 0.75),
+    ]
+    first, second = read_csv(mask_quality_table(rows))
+    assert (first["fixed_coverage"], first["moving_coverage"], second["fixed_clips"]) == ("0.9", "", "")
+
+
+def test_markdown_cells_stay_cells() -> None:
+    refusal = Refusal("frames", "a|b", "x\ny.mp4", "timeout", "drop", "<script>*boo*</script> [x](y) `z` \\")
+    lines = quarantine_table([refusal]).to_markdown().splitlines()
+    assert len(lines) == 3
+    unescaped = lines[2].replace("\\\\", "").replace("\\|", "")
+    assert unescaped.count("|") == 8
+    assert "\\<script\\>\\*boo\\*" in lines[2]
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: percent(None), lambda: percent(math.nan), lambda: number(None, 2), lambda: count(None)]
+)
+def test_unknown_numbers_are_a_dash_for_people_and_nothing_for_machines(make) -> None:  # type: ignore[no-untyped-def]
+    cell = make()
+    assert (cell.text, cell.values) == ("\u2013", (None,))
+
+
+def test_cells_format_what_they_hold() -> None:
+    assert percent(0.12345).text == "12.3"
+    assert estimate(0.5, (0.4, 0.6)).note == "[40.0, 60.0]"
+    assert estimate(0.5, None).values == (0.5, None, None)
+    assert count(1234567).text == "1\u2009234\u2009567"
+    assert words("").text == "\u2013"
+
+
+def test_names_follow_from_the_config_alone(made_results: Config) -> None:
+    assert figure_names(made_results) == [
+        "loss_curves.png",
+        "mask_quality.png",
+        "clip_1.png",
+        "clip_2.png",
+        "masks.png",
+    ]
+    assert {name.split(".")[0] for name in table_names(made_results)} == {
+        "results",
+        "per_class",
+        "mask_quality",
+        "quarantine",
+    }
+    bare = made_results.model_copy(update={"pretrain": {}, "mask_quality": None})
+    assert figure_names(bare) == ["clip_1.png", "clip_2.png", "masks.png"]
+    assert table_names(bare) == ["quarantine.csv", "quarantine.md"]
