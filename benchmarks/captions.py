@@ -18,9 +18,9 @@ import torch
 from benchmarks._table import compare, report, take_turns, wall_seconds
 from benchmarks.similarity import write_frames
 from stm.config import Blip2Captions
+from stm.jobs.journal import Journal
 from stm.preprocess.captions.blip2 import Blip2Captioner, choose_key_frames
-from stm.preprocess.stored_frames import load_frame
-from stm.storage.files import Journal
+from stm.preprocess.frames.table import load_frame
 
 SMALL = Path(__file__).parents[1] / "stm/assets/demo-blip2"
 

@@ -28,7 +28,7 @@ from benchmarks._table import Row, compare, report
 from stm.config import parse_config
 from stm.layout import Layout
 from stm.manifest import MANIFEST_SCHEMA, QUARANTINE_SCHEMA, make_key, write_slices
-from stm.storage.files import write_table
+from stm.storage.tables import write_table
 
 ROOT = Path(__file__).parents[1]
 VIDEOS_A_FOLDER = 1000

@@ -37,7 +37,7 @@ from stm.data.loader import ClipLoader, collate
 from stm.manifest import MANIFEST_SCHEMA, make_key
 from stm.preprocess.frames.stage import extract_frames
 from stm.preprocess.packing.stage import pack_shard
-from stm.storage.files import write_table
+from stm.storage.tables import write_table
 
 FRAMES, SIZE, RATE = 16, 224, 25
 EVERY = Frames().every

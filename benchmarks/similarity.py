@@ -24,11 +24,10 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks._table import Row, compare, cpu_seconds, report, wall_seconds
-from stm.preprocess.embed_clips import embed_clips
-from stm.preprocess.similarity.patch_scorer import PatchScorer, Piece
+from stm.preprocess.similarity.patch_scorer import PatchScorer, Piece, embed_clips
 from stm.pretrained.clip import load_clip
 from stm.shards.grid import map_shape
-from stm.storage.files import TarWriter
+from stm.storage.tars import TarWriter
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}  # no caption is encoded here
 # The image tower of ViT-B/32, and a sixteenth of its arithmetic, for trying out.

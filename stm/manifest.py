@@ -3,48 +3,14 @@
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from stm.storage.files import read_json, read_table, write_bytes, write_json, write_table
-from stm.storage.tables import DamagedError
-
-Policy = Literal["keep", "drop", "fail"]
-
-
-class Status(StrEnum):
-    """How a clip ended a stage. The list is closed: everything that can happen to a clip has its code here."""
-
-    OK = "ok"
-    # the manifest
-    BAD_ROW = "bad_row"  # an annotation row that cannot be used
-    DUPLICATE_ID = "duplicate_id"
-    PATH_OUTSIDE_ROOT = "path_outside_root"
-    MISSING_FILE = "missing_file"
-    EMPTY_FILE = "empty_file"
-    OPEN_FAILED = "open_failed"  # no container that ffmpeg knows
-    NO_VIDEO_STREAM = "no_video_stream"
-    TOO_SMALL = "too_small"
-    # decoding
-    TRUNCATED = "truncated"  # decoding ended early; the frames before are good
-    CORRUPT_FRAMES = "corrupt_frames"  # the decoder marked frames as damaged
-    TOO_SHORT = "too_short"
-    EDIT_LIST = "edit_list"  # the container hides some of the coded frames
-    VARIABLE_RATE = "variable_rate"
-    TIMEOUT = "timeout"
-    CRASHED = "crashed"  # the decoder took its process down
-    # captions, similarity, motion
-    CAPTION_MISSING = "caption_missing"  # the source has none for this clip
-    CAPTION_EMPTY = "caption_empty"
-    CAPTION_FAILED = "caption_failed"
-    UNSUPPORTED_MOTION = "unsupported_motion"  # the codec exports no motion vectors
-
-    @property
-    def default_policy(self) -> Policy:
-        return "keep" if self in _KEPT else "drop"
+from stm.jobs.status import Policy, Status
+from stm.storage.files import read_json, write_bytes, write_json
+from stm.storage.tables import DamagedError, read_table, write_table
 
 
 class Question(NamedTuple):
@@ -64,8 +30,6 @@ def read_questions(values: Iterable[Mapping[str, Any]] | None) -> tuple[Question
     """A value of a column of the type QUESTIONS; `choices` came later and may be missing."""
     return tuple(Question(v["question"], v["answer"], tuple(v.get("choices") or ())) for v in values or ())
 
-
-_KEPT = {Status.OK, Status.TRUNCATED, Status.CORRUPT_FRAMES, Status.EDIT_LIST, Status.VARIABLE_RATE}
 
 MANIFEST_SCHEMA = pa.schema(
     [

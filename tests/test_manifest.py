@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stm.jobs.status import Status
 from stm.manifest import (
     MANIFEST_SCHEMA,
-    Status,
     TooManyFailures,
     assign_shard,
     check_failures,
@@ -17,7 +17,7 @@ from stm.manifest import (
     read_rows,
     write_slices,
 )
-from stm.storage.files import write_table
+from stm.storage.tables import write_table
 
 
 def test_growing_by_one_shard_moves_clips_of_one_shard_only():

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from stm.config.base import Fraction, Name, Section, field
-from stm.manifest import Policy, Status
+from stm.jobs.status import Policy, Status
 
 
 class FolderDataset(Section):

@@ -15,12 +15,11 @@ from torch.utils.data import Dataset
 
 from stm.config import Augmentation, CaptionChoice
 from stm.data.augment import RandAugment, draw_erased, erase
-from stm.data.captions import choose_captions
 from stm.data.crop_boxes import draw_crop, side_crops
 from stm.data.crop_pixels import Cut, Decoded, copy_clip, cut_clip, cut_frames
 from stm.data.geometry import Geometry
 from stm.data.guides.window import COMPUTED, GUIDES, Maps, cut_maps, read_maps
-from stm.data.sampling import sample_window, view_windows
+from stm.data.sampling import choose_captions, sample_window, view_windows
 from stm.shards.index import Clip, ClipIndex
 from stm.shards.reader import ShardReader
 

@@ -18,16 +18,13 @@ from stm.datasets.annotations import AnnotationError, read_annotations
 from stm.datasets.folder import DatasetError, NamedClip, Refused, list_clips, row_of, walk_videos
 from stm.datasets.probe_pool import Facts, probe_files
 from stm.datasets.video_text import check_language, has_pictures, is_corpus, read_language, shape_of
+from stm.jobs.journal import Journal
 from stm.jobs.progress import Progress
-from stm.manifest import (
-    MANIFEST_SCHEMA,
-    QUARANTINE_SCHEMA,
-    Policy,
-    Status,
-    check_failures,
-    quarantine_row,
-)
-from stm.storage.files import Journal, make_receipt, safe_join, write_table
+from stm.jobs.status import Policy, Status
+from stm.manifest import MANIFEST_SCHEMA, QUARANTINE_SCHEMA, check_failures, quarantine_row
+from stm.storage.files import safe_join
+from stm.storage.receipts import make_receipt
+from stm.storage.tables import write_table
 
 __all__ = ["DatasetError", "build_manifest", "list_fingerprint"]
 

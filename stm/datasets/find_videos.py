@@ -8,7 +8,7 @@ from pathlib import Path
 from stm.config import FolderDataset
 from stm.datasets.folder import DatasetError
 from stm.datasets.official_lists import Entry
-from stm.manifest import Status
+from stm.jobs.status import Status
 from stm.storage.files import UnsafePathError, safe_join
 
 VIDEO_ENDINGS = tuple(FolderDataset.model_fields["extensions"].default)

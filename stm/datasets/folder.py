@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stm.datasets.annotations import AnnotationError, BadRow, Clip, parse_row, read_annotations
-from stm.manifest import Status, make_key
+from stm.jobs.status import Status
+from stm.manifest import make_key
 from stm.storage.files import UnsafePathError, safe_join
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")  # files that are clips of one frame

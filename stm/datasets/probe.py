@@ -7,7 +7,7 @@ from typing import Any
 import av
 
 from stm.datasets.folder import PICTURE_ENDINGS
-from stm.manifest import Status
+from stm.jobs.status import Status
 from stm.storage.files import sha256_file
 
 # Only these are opened. ffmpeg has many more: some take any text for subtitles or ANSI art, and playlists (hls, dash,

@@ -5,7 +5,20 @@ captions, and the quality of masks.
 from collections.abc import Sequence
 from pathlib import Path
 
-from stm.config import EvaluationTask, LanguageRun, LanguageTask, LinearProbe, Retrieval, Run, Text, ZeroShot
+from stm.config import (
+    Captioning,
+    EvaluationTask,
+    LanguageRun,
+    LanguageTask,
+    LinearProbe,
+    MultipleChoice,
+    Retrieval,
+    Run,
+    Text,
+    VideoTextRetrieval,
+    ZeroShot,
+)
+from stm.evaluation.inputs import Splits
 
 
 def evaluate(
@@ -44,7 +57,8 @@ def evaluate(
     """
     # Imported here, so that `measure_mask_quality` does not load what classification needs.
     if isinstance(task, LanguageTask):
-        from stm.evaluation.language import Splits, evaluate_language
+        from stm.evaluation import evaluate_language
+        from stm.evaluation.inputs import Splits
 
         if not isinstance(run, LanguageRun) or run.language is None:
             raise ValueError(f"{task.task} needs a run with `language`")
@@ -66,3 +80,35 @@ def evaluate(
         from stm.evaluation.classification.finetune import fine_tune
 
         fine_tune(task, run, weights, train_indexes, test_indexes, output, seed, device)
+
+
+def evaluate_language(
+    task: LanguageTask,
+    run: LanguageRun,
+    weights: Path,
+    splits: Splits,
+    output: Path,
+    seed: int,
+    device: str | None = None,
+) -> None:
+    """Evaluates a run's weights on one task with text; see `stm.evaluation.evaluate`.
+
+    Writes `metrics.json` and `predictions.parquet`. `checkpoint` in the former says which weights were tested: those as
+    pretrained, the last ones of fine-tuning, or the best on the validation split; never the best on the test split.
+    """
+    if isinstance(task, VideoTextRetrieval):
+        from stm.evaluation.retrieval.video_text import retrieve_texts
+
+        retrieve_texts(task, run, weights, splits, output, seed, device)
+    elif isinstance(task, MultipleChoice):
+        from stm.evaluation.questions.multiple_choice import choose
+
+        choose(task, run, weights, splits, output, seed, device)
+    elif isinstance(task, Captioning):
+        from stm.evaluation.captioning.generate import caption
+
+        caption(task, run, weights, splits, output, seed, device)
+    else:
+        from stm.evaluation.questions.open_ended import answer
+
+        answer(task, run, weights, splits, output, seed, device)

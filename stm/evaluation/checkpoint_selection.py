@@ -10,7 +10,8 @@ from torch import nn
 
 from stm.data.loader import Batch
 from stm.distributed.process import Process
-from stm.storage.files import hash_receipt, read_json, write_bytes, write_json
+from stm.storage.files import read_json, write_bytes, write_json
+from stm.storage.receipts import hash_receipt
 from stm.training.logs import say
 from stm.training.loop import Plan, fit
 

@@ -14,8 +14,10 @@ from stm.data.dataset import ClipDataset
 from stm.evaluation.metrics import classification_metrics
 from stm.models.vit import VideoEncoder
 from stm.models.weights import zoo
-from stm.storage.files import make_receipt, sha256_file, write_json, write_table
-from stm.training.feeding import hash_shards
+from stm.storage.files import sha256_file, write_json
+from stm.storage.receipts import make_receipt
+from stm.storage.tables import write_table
+from stm.training.batches import hash_shards
 from stm.training.logs import say
 
 PREDICTIONS_SCHEMA = pa.schema(

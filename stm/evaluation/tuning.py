@@ -15,7 +15,7 @@ from stm.methods.video_language import Text, compare_pairs
 from stm.models.text.decoder import TextDecoder
 from stm.models.video_language import VideoLanguageModel
 from stm.storage.files import sha256_file
-from stm.training.feeding import count_steps, feed, hash_shards
+from stm.training.batches import count_steps, feed, hash_shards
 from stm.training.loop import Plan
 
 _PAIRS = Objectives(alignment=0, relevance=0, masked_language=0)  # UMT's fine-tuning: no alignment, no hidden words

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
-from stm.manifest import Status
+from stm.jobs.status import Status
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

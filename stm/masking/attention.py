@@ -37,3 +37,9 @@ def ring_times(weight: Tensor, noise: Tensor) -> Tensor:
     weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
     time = torch.log(-torch.log1p(-noise)) - torch.log(weight)
     return torch.where(weight > 0, time, torch.inf)
+
+
+@register("attention_hidden", needs=("attention",))
+def attention_hidden(guides: Guides, ratio: float) -> Tensor:
+    """Kept tokens, int64 [B, K]: hidden ones are drawn without replacement in proportion to the teacher's attention."""
+    return hide_highest(-ring_times(guides["attention"], guides["noise"]), guides["noise"], ratio)

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from stm.config import Cluster, LanguageRun
 from stm.masking import complement
-from stm.methods.masks import MediaMasks
-from stm.methods.video_language import Looked, Text
+from stm.methods.video_language import Looked, MediaMasks, Text
 from stm.models.feature_decoders import TokenDecoder
 from stm.models.teachers.frame_teacher import FrameTeacher, Seen
 from stm.models.vit import Architecture, VideoEncoder

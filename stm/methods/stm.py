@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from stm.config import LanguageRun, SpatioTemporal
 from stm.masking import complement
-from stm.methods.masks import MediaMasks
-from stm.methods.video_language import Looked, Text
+from stm.methods.video_language import Looked, MediaMasks, Text
 from stm.models.spatiotemporal.decoder import SpatioTemporalDecoder, gather_visible
 from stm.models.spatiotemporal.mask import Drawn, SpatioTemporalMask
 from stm.models.teachers.frame_teacher import FrameTeacher, Seen

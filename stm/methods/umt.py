@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from stm.config import LanguageRun
 from stm.masking import complement
-from stm.methods.masks import MediaMasks
-from stm.methods.video_language import Looked, Text
+from stm.methods.video_language import Looked, MediaMasks, Text
 from stm.models.feature_decoders import LinearDecoders
 from stm.models.teachers.frame_teacher import FrameTeacher, Seen
 from stm.models.vit import Architecture, VideoEncoder

@@ -21,7 +21,7 @@ from stm.config import (
     PretrainRun,
 )
 from stm.plan.clips import Clips
-from stm.storage.files import local_model_files
+from stm.pretrained.local_files import local_model_files
 
 # Measured on one core of an AMD EPYC (AVX-512): decode, resize and JPEG took 1.31 ms a frame at 340x256 and 5.18 ms
 # at 1280x720; the line through both.

@@ -14,7 +14,7 @@ from stm.models.sizes import SIZES
 from stm.models.vit import Architecture
 from stm.models.weights.zoo import describe
 from stm.plan.clips import Clips, Texts
-from stm.storage.files import local_model_files
+from stm.pretrained.local_files import local_model_files
 
 # Layers of the BERT that goes with a student: UMT takes bert-base with B and bert-large with L, whose widths are theirs.
 _BERT_DEPTH = {"tiny": 4, "small": 12, "base": 12, "large": 24, "huge": 24}

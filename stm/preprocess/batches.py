@@ -12,8 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
+from stm.jobs.journal import Journal
 from stm.jobs.progress import Progress
-from stm.storage.files import Journal
 
 T = TypeVar("T")
 

@@ -1,16 +1,20 @@
 """Loading a CLIP with open_clip from a model string, and what it expects of its input."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
+from torch.nn import functional
 
 from stm.pretrained.hub import PRECISIONS, ModelError, choose_device
-from stm.storage.files import hash_weights, sha256_file
+from stm.pretrained.local_files import hash_weights
+from stm.storage.files import sha256_file
 
 _HUB, _FOLDER = "hf-hub:", "local-dir:"
 _ENDINGS = (".safetensors", ".pt", ".pth", ".bin")
@@ -163,3 +167,24 @@ def _download(get: Any) -> Path:
         return Path(get())
     except Exception as error:  # network, permission, missing file: all of them mean the same here
         raise ModelError(f"cannot be downloaded: {error}") from error
+
+
+TEXT_BATCH = 64  # texts a forward pass; beside the image tower the text tower costs next to nothing
+
+
+@torch.inference_mode()
+def embed_texts(clip: Clip, texts: Sequence[str], batch_size: int = TEXT_BATCH) -> np.ndarray:
+    """Projected embeddings of texts at [EOS], of length 1: float32 [K, D].
+
+    A text longer than the model's context is cut there, by the model's tokenizer. The last batch is filled up with
+    empty texts to a full one, or to the next multiple of TEXT_BATCH: sums can differ in the last bit with the number
+    of rows, so that few numbers of rows occur.
+    """
+    found = []
+    unit = min(batch_size, TEXT_BATCH)
+    for start in range(0, len(texts), batch_size):
+        part = list(texts[start : start + batch_size])
+        padded = part + [""] * (min(batch_size, -(-len(part) // unit) * unit) - len(part))
+        features = clip.model.encode_text(clip.tokenizer(padded).to(clip.device))
+        found.append(functional.normalize(features.float(), dim=-1)[: len(part)].cpu().numpy())
+    return np.concatenate(found)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stm.storage.files import hash_weights
+from stm.pretrained.local_files import hash_weights
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -12,8 +12,7 @@ from torch.nn import functional
 from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, CLIPTextModelWithProjection
 
 from stm.config import Text
-from stm.preprocess.clip_text import embed_texts
-from stm.pretrained.clip import load_clip
+from stm.pretrained.clip import embed_texts, load_clip
 from stm.pretrained.hub import PRECISIONS, ModelError, choose_device, explain_missing, find_model, load_complete
 
 TRANSFORMERS = "transformers:"

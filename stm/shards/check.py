@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from stm.shards.schema import SHARD_SCHEMA, array_shapes, list_members
-from stm.storage.files import read_member, read_receipt, read_table, sha256_file
+from stm.storage.files import sha256_file
+from stm.storage.tables import read_receipt, read_table
+from stm.storage.tars import read_member
 
 _SHOWN = 20  # problems in an error message
 _READ = [

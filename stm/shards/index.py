@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stm.manifest import QUESTIONS, Question, read_questions
-from stm.storage.files import read_table
-from stm.storage.tables import LONGEST_SIDE, DamagedError
+from stm.storage.tables import LONGEST_SIDE, DamagedError, read_table
 
 # Arrays that a clip may carry.
 MAPS = ("similarity", "motion", "flow", "text")

@@ -15,8 +15,8 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from stm.shards.index import Clip
-from stm.storage.files import read_member
 from stm.storage.tables import DamagedError
+from stm.storage.tars import read_member
 
 # Dimensions that number a map's layers, one after the other in the file: captions and frames, or directions and frames.
 LEADING = {"similarity": 2, "motion": 1, "flow": 2, "text": 1}

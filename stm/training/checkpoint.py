@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from stm.distributed.process import Process
-from stm.storage.files import atomic_path, hash_receipt, read_json, sha256_file, write_bytes, write_json
+from stm.storage.files import atomic_path, read_json, sha256_file, write_bytes, write_json
+from stm.storage.receipts import hash_receipt
 from stm.training.logs import say
 
 State = dict[str, Any]

@@ -41,8 +41,7 @@ def run_pretraining(
         stm.training.interruption.Interrupted: after SIGTERM or SIGUSR1. The state is saved, the exit code is not 0, and a
             Slurm job that is being preempted is back in the queue.
     """
-    from stm.training.interruption import Interrupted
-    from stm.training.preemption import requeue_if_preempted
+    from stm.training.interruption import Interrupted, requeue_if_preempted
 
     try:
         _run(run, shard_indexes, output, seed, image_indexes)

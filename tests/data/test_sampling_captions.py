@@ -3,7 +3,7 @@
 import pytest
 
 from stm.config import CaptionChoice
-from stm.data.captions import choose_captions, spread
+from stm.data.sampling import choose_captions, spread
 from stm.preprocess.captions.blip2 import choose_key_frames
 
 

@@ -17,7 +17,8 @@ from stm.datasets import DatasetError, build_manifest, list_fingerprint
 from stm.datasets.annotations import AnnotationError
 from stm.datasets.moving_shapes.generate import generate
 from stm.manifest import MANIFEST_SCHEMA, QUARANTINE_SCHEMA, TooManyFailures, make_key
-from stm.storage.files import read_table, sha256_file
+from stm.storage.files import sha256_file
+from stm.storage.tables import read_table
 
 
 def config_of(root: Path, annotations: Path | None = None, **more: Any) -> Config:

@@ -13,7 +13,7 @@ import pytest
 from stm.datasets.moving_shapes.generate import encode
 from stm.datasets.probe import probe_file
 from stm.datasets.probe_pool import probe_files
-from stm.manifest import Status
+from stm.jobs.status import Status
 from stm.storage.files import sha256_file
 
 LIMITS = {"min_side": 32, "max_side": 4096}

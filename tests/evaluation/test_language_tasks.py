@@ -15,7 +15,8 @@ from stm.evaluation.captioning.generate import share_exact
 from stm.evaluation.captioning.scores import CaptionScoreError, find_programs
 from stm.evaluation.language_clips import Spoken, load_model, open_clips
 from stm.evaluation.retrieval.video_text import gather_queries
-from stm.storage.files import read_json, read_receipt, read_table, write_table
+from stm.storage.files import read_json
+from stm.storage.tables import read_receipt, read_table, write_table
 from stm.training import pretrain
 
 COLORS = ["red", "blue", "green"]

@@ -17,7 +17,8 @@ from stm.evaluation.classification.clips import clips_to_test
 from stm.evaluation.features import run_over
 from stm.methods.video_text import EXTRA, VideoText
 from stm.models.weights import zoo
-from stm.storage.files import TarWriter, write_table
+from stm.storage.tables import write_table
+from stm.storage.tars import TarWriter
 
 SCHEMA = pa.schema(
     [

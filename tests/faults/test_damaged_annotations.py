@@ -24,7 +24,7 @@ from stm.datasets import build_manifest
 from stm.datasets.annotations import COLUMNS, AnnotationError
 from stm.datasets.folder import DatasetError
 from stm.manifest import QUESTIONS
-from stm.storage.files import read_table, write_table
+from stm.storage.tables import read_table, write_table
 
 COUNTS = pytest.mark.parametrize("count", [25, pytest.param(240, marks=pytest.mark.slow)])
 

@@ -15,8 +15,8 @@ from made_packed import CLIPS, EVERYTHING, GRID, KEEP_GOING, make_inputs, path_o
 from made_videos import make_pan, make_row, make_video, write_slice
 from trial import Stage, Tally, run_here, try_all
 
+import stm.preprocess.clip_outcomes
 import stm.preprocess.similarity.stage
-import stm.preprocess.stage
 from stm.config import Augmentation, Flow, Frames, HumanCaptions, LinearProbe, Motion, Similarity, Text
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
@@ -43,7 +43,7 @@ HUMAN = HumanCaptions(kind="human")
 @pytest.fixture(autouse=True)
 def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hundreds of runs: in this process, and with models that are loaded once."""
-    monkeypatch.setattr(stm.preprocess.stage, "run_isolated", run_here)
+    monkeypatch.setattr(stm.preprocess.clip_outcomes, "run_isolated", run_here)
     load = lru_cache(stm.preprocess.similarity.stage.load_clip)
     monkeypatch.setattr(stm.preprocess.similarity.stage, "load_clip", lambda *arguments: load(*arguments))
     monkeypatch.setattr(TextEncoder, "load", staticmethod(lru_cache(TextEncoder.load)))

@@ -16,7 +16,7 @@ from stm.manifest import make_key
 from stm.preprocess.frames.stage import extract_frames
 from stm.preprocess.frames.table import read_jpegs
 from stm.preprocess.motion.stage import extract_motion
-from stm.storage.files import read_table, write_table
+from stm.storage.tables import read_table, write_table
 
 FEW, MANY = 25, 240
 COUNTS = pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])

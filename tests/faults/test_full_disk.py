@@ -16,15 +16,16 @@ from made_videos import make_pan, make_row, make_video, write_slice
 from torch import nn
 from trial import digests, run_here
 
-import stm.preprocess.stage
+import stm.preprocess.clip_outcomes
 from stm.config import Flow, Frames, HumanCaptions, Optimisation
 from stm.distributed.process import Process
+from stm.jobs.journal import Journal
 from stm.manifest import write_slices
 from stm.preprocess.captions.stage import write_captions
 from stm.preprocess.flow.stage import write_flow
 from stm.preprocess.frames.stage import extract_frames
 from stm.preprocess.packing.stage import pack_shard
-from stm.storage.files import Journal, write_json
+from stm.storage.files import write_json
 from stm.training.checkpoint import Checkpoints
 from stm.training.loop import Plan, fit
 
@@ -57,7 +58,7 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stm.preprocess.stage, "run_isolated", run_here)
+    monkeypatch.setattr(stm.preprocess.clip_outcomes, "run_isolated", run_here)
 
 
 def frames(inputs: Path) -> Run:

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from damage import Damage, damage_bytes, damage_table
 
+from stm.jobs.status import Status
 from stm.jobs.workers import Failure
-from stm.manifest import Status
-from stm.storage.files import read_table
-from stm.storage.tables import DamagedError
+from stm.storage.tables import DamagedError, read_table
 
 Rows = Mapping[str, Mapping[str, Any]]
 

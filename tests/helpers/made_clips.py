@@ -12,7 +12,10 @@ import simplejpeg
 
 from stm.config import PretrainRun
 from stm.preprocess.packing.stage import SHARD_SCHEMA
-from stm.storage.files import TarWriter, make_receipt, sha256_file, write_table
+from stm.storage.files import sha256_file
+from stm.storage.receipts import make_receipt
+from stm.storage.tables import write_table
+from stm.storage.tars import TarWriter
 
 WIDTH, HEIGHT, FRAMES, ROWS, COLUMNS, TEXT_WIDTH = 40, 32, 6, 4, 5, 12
 COLORS = {"red": (220, 40, 40), "green": (40, 220, 40), "blue": (40, 40, 220)}

@@ -13,7 +13,8 @@ from torchvision.models.optical_flow import raft_small
 from stm.config import BadInput, Flow
 from stm.preprocess.flow.stage import write_flow
 from stm.preprocess.frames.table import FRAMES_SCHEMA
-from stm.storage.files import TarWriter, read_table, write_table
+from stm.storage.tables import read_table, write_table
+from stm.storage.tars import TarWriter
 
 GRID = 5
 KEEP_GOING = BadInput(max_failure_rate=1.0)

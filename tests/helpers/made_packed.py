@@ -9,11 +9,10 @@ from made_shard import Clip, Made, make_shard
 from stm.config import BadInput, HumanCaptions, LabelCaptions, Pack
 from stm.preprocess.captions.stage import read_captions, write_captions
 from stm.preprocess.packing.stage import pack_shard
-from stm.preprocess.rows import write_rows
 from stm.preprocess.similarity.stage import SIMILARITY_SCHEMA
 from stm.preprocess.text.stage import TEXT_SCHEMA
 from stm.shards.grid import map_shape
-from stm.storage.files import read_table
+from stm.storage.tables import read_table, write_rows
 
 GRID = 4
 KEEP_GOING = BadInput(max_failure_rate=1.0)

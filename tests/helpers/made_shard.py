@@ -12,9 +12,9 @@ import simplejpeg
 from stm.manifest import MANIFEST_SCHEMA, make_key
 from stm.preprocess.flow.stage import FLOW_SCHEMA
 from stm.preprocess.frames.table import FRAMES_SCHEMA
-from stm.preprocess.rows import write_rows
 from stm.shards.grid import map_shape
-from stm.storage.files import TarWriter, write_table
+from stm.storage.tables import write_rows, write_table
+from stm.storage.tars import TarWriter
 
 MOTION_SCHEMA = pa.schema(
     {

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from stm.manifest import MANIFEST_SCHEMA, make_key
-from stm.storage.files import write_table
+from stm.storage.tables import write_table
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 X264 = ("-c:v", "libx264", "-preset", "veryfast")

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import simplejpeg
 
-from stm.storage.files import TarWriter, write_table
+from stm.storage.tables import write_table
+from stm.storage.tars import TarWriter
 
 ARRAYS = ("flow", "motion", "similarity", "text")
 

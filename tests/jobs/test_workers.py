@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from stm.jobs.status import Status
 from stm.jobs.workers import Failure, run_isolated
-from stm.manifest import Status
 
 # The functions must live in a module that a child process can import; this one is written for it.
 MODULE = """

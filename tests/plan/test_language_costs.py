@@ -20,7 +20,7 @@ from stm.layout import Layout
 from stm.manifest import MANIFEST_SCHEMA
 from stm.plan.clips import QUESTIONS_A_CLIP, Clips, Texts, count_clips
 from stm.plan.language_costs import count_pairs, language_work
-from stm.storage.files import write_table
+from stm.storage.tables import write_table
 
 RUN = LanguageRun(
     method="umt",

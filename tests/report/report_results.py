@@ -14,7 +14,10 @@ from stm.config import Config, parse_config
 from stm.layout import Layout
 from stm.models.weights import zoo
 from stm.shards.schema import SHARD_SCHEMA
-from stm.storage.files import TarWriter, make_receipt, write_json, write_table
+from stm.storage.files import write_json
+from stm.storage.receipts import make_receipt
+from stm.storage.tables import write_table
+from stm.storage.tars import TarWriter
 
 WIDTH, HEIGHT, STORED, ROWS, COLUMNS = 48, 32, 8, 4, 6
 CELLS, TEXT_WIDTH = 2, 16

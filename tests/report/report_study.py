@@ -12,7 +12,8 @@ from stm.layout import Layout
 from stm.methods import build_method
 from stm.methods.video_text import EXTRA
 from stm.models.weights import zoo
-from stm.storage.files import make_receipt, write_json
+from stm.storage.files import write_json
+from stm.storage.receipts import make_receipt
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,8 @@ from report_study import make_several
 
 from stm.config import Config, parse_config
 from stm.layout import Layout
-from stm.report import build_report, figure_names, shown_datasets, table_names, write_figure
+from stm.report import build_report, write_figure
+from stm.report.names import figure_names, shown_datasets, table_names
 from stm.report.page.context import dump_config
 from stm.report.results.collect import collect_study
 from stm.report.results.provenance import collect_provenance

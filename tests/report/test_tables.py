@@ -8,7 +8,7 @@ import pytest
 
 from stm.config import Config
 from stm.layout import Layout
-from stm.report import figure_names, table_names
+from stm.report.names import figure_names, table_names
 from stm.report.page.sentences import chances
 from stm.report.results.collect import collect
 from stm.report.results.records import MaskQualityRow, Refusal, Results, group_runs

@@ -16,7 +16,7 @@ from made_shard import Clip
 from stm.preprocess.packing.stage import ShardError, verify_shard
 from stm.shards.check import find_problems
 from stm.shards.schema import list_members
-from stm.storage.files import read_receipt, read_table, write_table
+from stm.storage.tables import read_receipt, read_table, write_table
 
 
 def test_verify_finds_a_single_flipped_bit_anywhere(tmp_path: Path) -> None:

@@ -10,21 +10,12 @@ import tarfile
 import pyarrow as pa
 import pytest
 
-from stm.storage.files import (
-    Journal,
-    TarWriter,
-    UnsafePathError,
-    atomic_path,
-    hash_weights,
-    local_model_files,
-    make_receipt,
-    read_member,
-    read_receipt,
-    read_table,
-    safe_join,
-    write_table,
-)
-from stm.storage.tables import DamagedError
+from stm.jobs.journal import Journal
+from stm.pretrained.local_files import hash_weights, local_model_files
+from stm.storage.files import UnsafePathError, atomic_path, safe_join
+from stm.storage.receipts import make_receipt
+from stm.storage.tables import DamagedError, read_receipt, read_table, write_table
+from stm.storage.tars import TarWriter, read_member
 
 
 @pytest.mark.parametrize("bad", ["../x", "/etc/passwd", "a/../../x", "a\x00b"])

@@ -15,8 +15,7 @@ from stm.config import Optimisation
 from stm.data.loader import Batch, permute
 from stm.distributed.process import Process
 from stm.storage.files import sha256_file
-from stm.training.batches import Medium, feed_media, order_steps
-from stm.training.feeding import feed, hash_shards
+from stm.training.batches import Medium, feed, feed_media, hash_shards, order_steps
 
 EPOCHS = 2
 CPU = torch.device("cpu")

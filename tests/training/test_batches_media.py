@@ -10,8 +10,7 @@ from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.data.loader import ClipLoader
 from stm.distributed.process import Process
-from stm.training.batches import Medium, count_media_steps, feed_media, order_steps
-from stm.training.feeding import feed
+from stm.training.batches import Medium, count_media_steps, feed, feed_media, order_steps
 
 ALONE = Process(0, 1, torch.device("cpu"))
 

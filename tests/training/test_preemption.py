@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from made_clips import make_run
 
+from stm.training.interruption import requeue_if_preempted
 from stm.training.launch import run_pretraining
-from stm.training.preemption import requeue_if_preempted
 
 JOB = "JobId=7 JobName=a JobState={state} Reason=None Requeue=1 PreemptEligibleTime=2026-01-02T03:04:05 PreemptTime={time} "
 

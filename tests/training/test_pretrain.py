@@ -22,8 +22,8 @@ from stm.config import PretrainRun
 from stm.data.loader import Batch
 from stm.methods import build_method
 from stm.training import pretrain
-from stm.training.feeding import feed
-from stm.training.runs import open_clips
+from stm.training.batches import feed
+from stm.training.pretraining import open_clips
 
 COLORS = ["red", "green", "blue"]
 PROGRAM = """

@@ -10,9 +10,9 @@ from made_language import make_run, make_small_bert
 from stm.models.video_language import load_video_language
 from stm.models.weights import zoo
 from stm.storage.files import read_json
-from stm.training import language as language_training
 from stm.training import pretrain
-from stm.training.language import check_text_model
+from stm.training import pretraining as language_training
+from stm.training.pretraining import check_text_model
 
 
 @pytest.fixture(scope="module")

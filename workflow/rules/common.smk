@@ -13,10 +13,11 @@ from stm.datasets import DatasetError, list_fingerprint
 from stm.datasets.actions import check_benchmark
 from stm.datasets.video_text import check_language
 from stm.datasets.video_text.tasks import check_tasks
-from stm.storage.files import library_versions, local_model_files, without_folders
+from stm.storage.receipts import library_versions
+from stm.pretrained.local_files import local_model_files, without_folders
 from stm.layout import Layout, dataset_root
 from stm.manifest import read_shards, split_of
-from stm.report import figure_names, table_names
+from stm.report.names import figure_names, table_names
 
 try:
     CONFIG = parse_config(config, ", ".join(map(str, workflow.configfiles)) or "config")

@@ -14,7 +14,7 @@ from stm.datasets.completeness import Report, SplitCounts
 from stm.datasets.find_videos import Videos, list_videos
 from stm.datasets.folder import DatasetError, NamedClip, Refused, printable, take_unique
 from stm.datasets.official_lists import Annotations, Benchmark, Entry, Settings, Typical
-from stm.manifest import Status
+from stm.jobs.status import Status
 
 __all__ = [
     "BENCHMARKS",

@@ -30,18 +30,12 @@ from stm.datasets.moving_shapes.motions import MOTIONS
 from stm.datasets.moving_shapes.outlines import SHAPES
 from stm.datasets.moving_shapes.render import RenderedClip, render_clip
 from stm.datasets.moving_shapes.sentences import appearance_caption, caption_of, phrases, questions_of
+from stm.jobs.journal import Journal
 from stm.jobs.progress import Progress
 from stm.jobs.workers import PlainSpawn
-from stm.storage.files import (
-    Journal,
-    atomic_path,
-    hash_receipt,
-    make_receipt,
-    read_json,
-    sha256_file,
-    write_json,
-    write_table,
-)
+from stm.storage.files import atomic_path, read_json, sha256_file, write_json
+from stm.storage.receipts import hash_receipt, make_receipt
+from stm.storage.tables import write_table
 
 __all__ = [
     "BACKGROUNDS",

@@ -14,14 +14,14 @@ from stm.config import LanguageDataset
 from stm.datasets.annotations import Clip
 from stm.datasets.find_videos import Videos, list_videos, walk_files
 from stm.datasets.folder import DatasetError, NamedClip, Refused, take_unique
-from stm.datasets.language.report import Counts, Report
 from stm.datasets.official_lists import Annotations, Entry, Typical
 from stm.datasets.video_text import benchmarks
 from stm.datasets.video_text.cleaning import clean_text
 from stm.datasets.video_text.corpora import CORPORA, SPLIT, read_corpus
 from stm.datasets.video_text.gathering import Gathered, gather
 from stm.datasets.video_text.protocol import Protocol, protocol_names, read_protocol
-from stm.manifest import Status
+from stm.datasets.video_text.report import Counts, Report
+from stm.jobs.status import Status
 
 __all__ = [
     "CORPORA",

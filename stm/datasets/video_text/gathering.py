@@ -9,7 +9,8 @@ from typing import NamedTuple
 from stm.datasets.annotations import Clip
 from stm.datasets.find_videos import VIDEO_ENDINGS
 from stm.datasets.folder import PICTURE_ENDINGS, Refused, printable
-from stm.manifest import Question, Status
+from stm.jobs.status import Status
+from stm.manifest import Question
 
 
 class Line(NamedTuple):

@@ -14,13 +14,14 @@ from stm.datasets.video_text.cleaning import clean_text
 from stm.distributed.process import Process, choose_device
 from stm.evaluation.captioning.scores import find_programs, score_captions
 from stm.evaluation.checkpoint_selection import tune
-from stm.evaluation.language import Splits
+from stm.evaluation.inputs import Splits
 from stm.evaluation.language_clips import CLIPS_A_PASS, Spoken, load_model, open_clips
 from stm.evaluation.results import make_evaluation_receipt
 from stm.evaluation.tuning import CaptionTuning, make_tuning, with_texts
 from stm.jobs.progress import Progress
 from stm.models.text.tokenizer import Tokenizer
-from stm.storage.files import write_json, write_table
+from stm.storage.files import write_json
+from stm.storage.tables import write_table
 
 PREDICTIONS_SCHEMA = pa.schema(
     [

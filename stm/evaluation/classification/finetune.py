@@ -21,13 +21,12 @@ from stm.data.geometry import Geometry
 from stm.distributed.process import Process, choose_device
 from stm.evaluation.classification.clips import LabelledClips, clips_to_test
 from stm.evaluation.classification.mixup import Mixing, mix, soft_targets
-from stm.evaluation.features import run_over
+from stm.evaluation.features import average_probabilities, run_over
 from stm.evaluation.results import check_labels, load_checked_encoder, write_classification
-from stm.evaluation.views import average_probabilities
 from stm.models.vit import VideoEncoder
 from stm.models.weights import zoo
 from stm.storage.files import sha256_file
-from stm.training.feeding import count_steps, feed, hash_shards
+from stm.training.batches import count_steps, feed, hash_shards
 from stm.training.loop import Plan, fit
 from stm.tubelets import to_unit
 

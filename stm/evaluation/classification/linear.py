@@ -21,9 +21,8 @@ from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.distributed.process import choose_device
 from stm.evaluation.classification.clips import clips_to_test
-from stm.evaluation.features import run_over
+from stm.evaluation.features import average_probabilities, run_over
 from stm.evaluation.results import check_labels, load_checked_encoder, write_classification
-from stm.evaluation.views import average_probabilities
 from stm.jobs.progress import track
 from stm.training.logs import say
 

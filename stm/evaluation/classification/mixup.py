@@ -65,7 +65,7 @@ class Mixing:
         """The same batches with what they are mixed by: "pixel_weights" float32 [2, S, S], "label_weights" float32 [2].
 
         Args:
-            batches: from an optimiser step on, see `stm.training.feeding.feed`.
+            batches: from an optimiser step on, see `stm.training.batches.feed`.
             accumulate: batches a step.
         """
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from stm.config import Run, Text, ZeroShot
 from stm.evaluation.classification.clips import clips_to_test
+from stm.evaluation.features import average_probabilities, average_vectors
 from stm.evaluation.results import check_labels, write_classification
 from stm.evaluation.retrieval.embed import check_encoder, check_width, embed_clips, load_checked_embedder
-from stm.evaluation.views import average_probabilities, average_vectors
 from stm.pretrained.text_encoder import TextEncoder
 
 _INNER_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")

@@ -19,8 +19,9 @@ from stm.config import MaskQuality
 from stm.data.dataset import make_generator
 from stm.jobs.progress import Progress
 from stm.masking import count_masked, get_strategy, to_boolean
-from stm.preprocess.rows import stream_rows
-from stm.storage.files import make_receipt, read_table, write_json
+from stm.storage.files import write_json
+from stm.storage.receipts import make_receipt
+from stm.storage.tables import read_table, stream_rows
 
 Map = NDArray[np.float32]
 Shares = NDArray[np.float64]

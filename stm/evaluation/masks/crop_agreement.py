@@ -22,11 +22,12 @@ from stm.evaluation.masks.box_coverage import bootstrap_interval
 from stm.jobs.progress import Progress
 from stm.masking import count_masked, get_strategy, to_boolean
 from stm.preprocess.frames.stage import read_kept
-from stm.preprocess.rows import stream_rows
+from stm.preprocess.frames.table import load_frame
 from stm.preprocess.similarity.patch_scorer import PatchScorer, cosine
-from stm.preprocess.stored_frames import load_frame
 from stm.pretrained.clip import load_clip
-from stm.storage.files import make_receipt, write_json
+from stm.storage.files import write_json
+from stm.storage.receipts import make_receipt
+from stm.storage.tables import stream_rows
 
 Map = NDArray[np.float32]
 

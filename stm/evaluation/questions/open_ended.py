@@ -1,5 +1,7 @@
 """Open-ended question answering: a decoder ranks the answers of the training split (UMT)."""
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,15 @@ from stm.config import LanguageRun, QuestionAnswering
 from stm.data.dataset import ClipDataset
 from stm.data.loader import Batch
 from stm.distributed.process import Process, choose_device
-from stm.evaluation.answering import answer_list, answering_figures, choose_answer, normalise
 from stm.evaluation.checkpoint_selection import tune
-from stm.evaluation.language import Splits
+from stm.evaluation.inputs import Splits
 from stm.evaluation.language_clips import QuestionClips, encode_clips, load_model, open_clips
+from stm.evaluation.metrics import wilson_interval
 from stm.evaluation.results import make_evaluation_receipt
 from stm.evaluation.tuning import AnswerTuning, make_tuning, text_length, with_texts
 from stm.jobs.progress import Progress
-from stm.storage.files import write_json, write_table
+from stm.storage.files import write_json
+from stm.storage.tables import write_table
 
 PREDICTIONS_SCHEMA = pa.schema(
     [
@@ -148,3 +151,82 @@ def by_question(predicted: list[str], rows: list[dict[str, Any]], most: int = 20
         groups.setdefault(words, []).append(given in {normalise(right) for right in row["accepted"]})
     largest = sorted(groups, key=lambda words: (-len(groups[words]), words))[:most]
     return {words: sum(groups[words]) / len(groups[words]) for words in sorted(largest)}
+
+
+def answer_list(answers: Iterable[Sequence[str]], most: int | None = None) -> dict[str, int]:
+    """The answers of a split, how often each was given, the most frequent first; equals in order of the alphabet.
+
+    Args:
+        answers: of each question the answers that were given, repeated ones included.
+        most: keep so many of the most frequent; None: all.
+    """
+    counts = Counter(normalise(answer) for given in answers for answer in given)
+    counts.pop("", None)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most])
+
+
+def weigh_answers(given: Sequence[str]) -> dict[str, float]:
+    """The answers of one question to train on and the weight of each: its share of those that were given (UMT).
+
+    The weights add up to 1, so that each question counts alike. Empty answers are left out.
+    """
+    counts = answer_list([given])
+    total = sum(counts.values())
+    return {answer: count / total for answer, count in counts.items()}
+
+
+def choose_answer(scores: Tensor, answers: Sequence[str]) -> list[str]:
+    """The answer of highest score for each question; of equal ones the first, which is the more frequent.
+
+    Args:
+        scores: float [B, A], as of `TextDecoder.rank`; minus infinity for an answer that was not ranked.
+        answers: A of them, in the order of the columns.
+
+    Raises:
+        ValueError: there are not as many answers as columns, or a row has no score or one that is no number.
+    """
+    if scores.dim() != 2 or scores.shape[1] != len(answers):
+        raise ValueError(f"scores {tuple(scores.shape)} must be [B, {len(answers)}], one column an answer")
+    ordered, numbers = scores.sort(dim=1, descending=True, stable=True)  # a NaN comes first
+    if not bool(ordered[:, :1].isfinite().all()):
+        raise ValueError("a question has no answer with a finite score: were the weights trained to the end?")
+    return [answers[number] for number in numbers[:, 0].tolist()]
+
+
+def normalise(answer: str) -> str:
+    """An answer as it is compared: lower case, single spaces."""
+    return " ".join(answer.lower().split())
+
+
+def answering_figures(
+    predicted: Sequence[str], accepted: Sequence[Sequence[str]], answers: Iterable[str]
+) -> dict[str, Any]:
+    """Exact-match accuracy.
+
+    Args:
+        predicted: the chosen answer of each question.
+        accepted: of each question the answers that are right, one or more.
+        answers: all answers that could be chosen.
+
+    Returns:
+        `accuracy`, `confidence95` (Wilson's), `questions`, and `reachable`: the share of questions that have an accepted
+        answer among `answers`, which no model that chooses from them can exceed.
+
+    Raises:
+        ValueError: not one prediction a question, or a question without an accepted answer.
+    """
+    if len(predicted) != len(accepted):
+        raise ValueError(f"{len(predicted)} predictions for {len(accepted)} questions")
+    right = [{normalise(answer) for answer in own} - {""} for own in accepted]
+    if unanswered := sum(not own for own in right):
+        raise ValueError(f"{unanswered} questions have no accepted answer: leave them out")
+    known = {normalise(answer) for answer in answers}
+    hits = sum(normalise(answer) in own for answer, own in zip(predicted, right, strict=True))
+    reachable = sum(not own.isdisjoint(known) for own in right)
+    questions = len(right)
+    return {
+        "accuracy": hits / max(questions, 1),
+        "confidence95": list(wilson_interval(hits, questions)),
+        "questions": questions,
+        "reachable": reachable / max(questions, 1),
+    }

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stm.config import CaptionChoice
-from stm.data.captions import choose_captions
+from stm.data.sampling import choose_captions
 from stm.shards.index import ClipIndex
 from stm.shards.reader import ShardReader
 

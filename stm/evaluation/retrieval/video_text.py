@@ -15,14 +15,15 @@ from stm.config import LanguageRun, VideoTextRetrieval
 from stm.data.dataset import ClipDataset
 from stm.distributed.process import Process, choose_device
 from stm.evaluation.checkpoint_selection import tune
-from stm.evaluation.language import Splits
+from stm.evaluation.inputs import Splits
 from stm.evaluation.language_clips import Spoken, encode_clips, load_model, open_clips, over_rows
 from stm.evaluation.results import make_evaluation_receipt
 from stm.evaluation.retrieval.ranking import DEPTHS
 from stm.evaluation.retrieval.rerank import match_score, rank_scores, rerank, retrieval_figures
 from stm.evaluation.tuning import PairTuning, make_tuning, text_length, with_texts
 from stm.models.video_language import VideoLanguageModel
-from stm.storage.files import write_json, write_table
+from stm.storage.files import write_json
+from stm.storage.tables import write_table
 
 PREDICTIONS_SCHEMA = pa.schema(
     [

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from stm.config import Retrieval, Run
 from stm.evaluation.classification.clips import clips_to_test
+from stm.evaluation.features import average_vectors
 from stm.evaluation.results import make_evaluation_receipt
 from stm.evaluation.retrieval.embed import check_encoder, check_width, embed_clips, load_checked_embedder
 from stm.evaluation.retrieval.queries import Queries, collect_queries, first_source
 from stm.evaluation.retrieval.ranking import DEPTHS, rank_right, recall_figures, recall_intervals
-from stm.evaluation.views import average_vectors
-from stm.storage.files import write_json, write_table
-from stm.training.feeding import read_text_model
+from stm.storage.files import write_json
+from stm.storage.tables import write_table
+from stm.training.batches import read_text_model
 from stm.training.logs import say
 
 RANKS_SCHEMA = pa.schema(

@@ -9,13 +9,13 @@ import torch
 from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
 from stm.config import Blip2Captions
+from stm.jobs.journal import Journal
 from stm.jobs.progress import Progress
-from stm.manifest import Status
+from stm.jobs.status import Status
 from stm.preprocess.batches import generate_texts
 from stm.preprocess.captions.templates import ClipCaptions, collect
-from stm.preprocess.stored_frames import load_frame
+from stm.preprocess.frames.table import load_frame
 from stm.pretrained.hub import PRECISIONS, ModelError, choose_device, explain_missing, find_model, load_complete
-from stm.storage.files import Journal
 
 
 def choose_key_frames(stored: int, wanted: int) -> list[int]:

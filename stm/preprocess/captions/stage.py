@@ -15,11 +15,13 @@ from stm.config import (
     LabelCaptions,
     LanguageModelCaptions,
 )
-from stm.manifest import Status, check_failures, read_status
+from stm.jobs.journal import Journal
+from stm.jobs.status import Status
+from stm.manifest import check_failures, read_status
 from stm.preprocess.captions.templates import WHOLE_CLIP, ClipCaptions, human_captions, label_captions
 from stm.preprocess.frames.table import read_kept, rows_of_kept
-from stm.storage.files import Journal, hash_receipt, make_receipt, read_table, write_table
-from stm.storage.tables import DamagedError
+from stm.storage.receipts import hash_receipt, make_receipt
+from stm.storage.tables import DamagedError, read_table, write_table
 
 CAPTIONS_SCHEMA = pa.schema(
     [

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from stm.manifest import Status
+from stm.jobs.status import Status
 
 WHOLE_CLIP = -1  # in place of a frame number
 

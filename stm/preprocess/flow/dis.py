@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stm.config import Flow
+from stm.jobs.journal import Journal
+from stm.jobs.status import Status
 from stm.jobs.workers import Failure
-from stm.manifest import Status
+from stm.preprocess.clip_outcomes import pack_record
 from stm.preprocess.flow.cells import to_cells
-from stm.preprocess.records import pack_record
-from stm.preprocess.stored_frames import load_frame
+from stm.preprocess.frames.table import load_frame
 from stm.shards.grid import map_shape
-from stm.storage.files import Journal
 
 _PRESETS = {
     "ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,

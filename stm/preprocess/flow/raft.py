@@ -17,7 +17,7 @@ from stm.jobs.workers import Failure
 from stm.preprocess.batches import prefetch
 from stm.preprocess.flow.cells import to_cells
 from stm.preprocess.flow.dis import FlowMaps, FlowTask, damaged
-from stm.preprocess.stored_frames import load_frame
+from stm.preprocess.frames.table import load_frame
 from stm.pretrained.hub import ModelError, choose_device, exact_convolutions
 from stm.storage.files import sha256_file
 

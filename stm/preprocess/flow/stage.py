@@ -8,15 +8,14 @@ import numpy as np
 import pyarrow as pa
 
 from stm.config import BadInput, Flow
+from stm.jobs.journal import Journal
 from stm.manifest import check_failures
 from stm.preprocess.captions.stage import hash_frames
+from stm.preprocess.clip_outcomes import Ended, Outcome, Record, as_columns, finished_rows, run_shard
 from stm.preprocess.flow.dis import FlowTask, extract_clip
 from stm.preprocess.frames.table import read_kept
-from stm.preprocess.outcome import Outcome, as_columns
-from stm.preprocess.records import Record
-from stm.preprocess.rows import write_rows
-from stm.preprocess.stage import Ended, finished_rows, run_shard
-from stm.storage.files import Journal, make_receipt
+from stm.storage.receipts import make_receipt
+from stm.storage.tables import write_rows
 
 FLOW_SCHEMA = pa.schema(
     [

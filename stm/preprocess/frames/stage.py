@@ -10,15 +10,16 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from stm.config import BadInput, Frames
-from stm.manifest import Status, check_failures, read_rows
+from stm.jobs.journal import Journal
+from stm.jobs.status import Status
+from stm.manifest import check_failures, read_rows
+from stm.preprocess.clip_outcomes import Note, name_item, pack_record, run_shard
 from stm.preprocess.frames.table import read_frames, read_jpegs, read_kept, write_frames
-from stm.preprocess.outcome import Note
-from stm.preprocess.records import name_item, pack_record
-from stm.preprocess.stage import run_shard
 from stm.preprocess.video.container import VideoError
 from stm.preprocess.video.reader import Video
 from stm.preprocess.video.resize import Resizer
-from stm.storage.files import Journal, UnsafePathError, make_receipt, safe_join
+from stm.storage.files import UnsafePathError, safe_join
+from stm.storage.receipts import make_receipt
 
 __all__ = ["encode_jpeg", "extract_frames", "read_frames", "read_jpegs", "read_kept", "stored_size"]
 

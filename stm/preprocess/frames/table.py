@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +15,14 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from stm.config import BadInput
+from stm.jobs.journal import Journal
+from stm.jobs.status import Policy, Status
 from stm.jobs.workers import Failure
-from stm.manifest import Policy, Status, check_keys, read_rows
-from stm.preprocess.outcome import as_columns, decide
-from stm.preprocess.records import Record, name_item, read_record
-from stm.storage.files import Journal, TarWriter, atomic_path, read_member, read_table, sha256_file, write_table
-from stm.storage.tables import LONGEST_SIDE, DamagedError
+from stm.manifest import check_keys, read_rows
+from stm.preprocess.clip_outcomes import Record, as_columns, decide, name_item, read_record
+from stm.storage.files import atomic_path, sha256_file
+from stm.storage.tables import LONGEST_SIDE, DamagedError, read_table, write_table
+from stm.storage.tars import TarWriter, read_member
 
 FRAMES_SCHEMA = pa.schema(
     [
@@ -192,3 +194,32 @@ def read_frames(tar: Path, row: Mapping[str, Any], which: Sequence[int] | None =
     for number, jpeg in enumerate(jpegs):
         simplejpeg.decode_jpeg(jpeg, "RGB", buffer=frames[number])
     return frames
+
+
+def load_frame(
+    frames_tar: Path, row: Mapping[str, Any], number: int, colours: Literal["RGB", "GRAY"] = "RGB"
+) -> np.ndarray:
+    """One stored frame of a clip: uint8 [H, W, 3], RGB.
+
+    Args:
+        row: the clip's row of the frames index.
+        colours: `GRAY` gives the JPEG's own brightness, [H, W, 1].
+
+    Raises:
+        DamagedError: the tar is damaged or does not belong to the index. The frames stage has checked every frame that it
+            wrote, so this is no bad clip but a bad file, and stops the job.
+    """
+    place = f"{frames_tar}: clip {row['video_id']!r}, stored frame {number}"
+    data = read_jpegs(frames_tar, row, [number])[0]
+    try:
+        frame = simplejpeg.decode_jpeg(data, colorspace=colours)
+    except ValueError as error:
+        raise DamagedError(
+            f"{place}: not a readable JPEG ({error}). Remove the tar and its index and run again"
+        ) from error
+    if frame.shape[:2] != (row["height"], row["width"]):
+        raise DamagedError(
+            f"{place}: is {frame.shape[1]} x {frame.shape[0]} pixels, the index says {row['width']} x {row['height']}; "
+            "tar and index do not belong together. Remove both and run again"
+        )
+    return frame

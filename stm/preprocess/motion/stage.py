@@ -18,20 +18,31 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stm.config import BadInput, Motion
-from stm.manifest import Status, check_failures
+from stm.jobs.journal import Journal
+from stm.jobs.status import Status
+from stm.manifest import check_failures
+from stm.preprocess.clip_outcomes import (
+    Ended,
+    Note,
+    Outcome,
+    Record,
+    as_columns,
+    finished_rows,
+    name_item,
+    pack_record,
+    run_shard,
+)
 from stm.preprocess.frames.table import read_kept, rows_of_kept
 from stm.preprocess.motion.accumulate import MotionSum
 from stm.preprocess.motion.block_matching import estimate_fields
 from stm.preprocess.motion.codec import EXPORTING, Field, read_fields
 from stm.preprocess.motion.transcode import transcode_fields
-from stm.preprocess.outcome import Note, Outcome, as_columns
-from stm.preprocess.records import Record, name_item, pack_record
-from stm.preprocess.rows import write_rows
-from stm.preprocess.stage import Ended, finished_rows, run_shard
 from stm.preprocess.video.container import VideoError
 from stm.preprocess.video.reader import DecodedFrame, Video
 from stm.shards.grid import map_shape
-from stm.storage.files import Journal, UnsafePathError, make_receipt, safe_join
+from stm.storage.files import UnsafePathError, safe_join
+from stm.storage.receipts import make_receipt
+from stm.storage.tables import write_rows
 
 MOTION_SCHEMA = pa.schema(
     [

@@ -10,12 +10,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stm.config import BadInput, Pack
-from stm.manifest import Status, read_status
+from stm.jobs.status import Status
+from stm.manifest import read_status
 from stm.preprocess.captions.stage import read_captions
-from stm.preprocess.outcome import Outcome
-from stm.preprocess.rows import stream_rows
+from stm.preprocess.clip_outcomes import Outcome
 from stm.shards.grid import map_shape
-from stm.storage.tables import DamagedError
+from stm.storage.tables import DamagedError, stream_rows
 
 _STRICTNESS = {"fail": 0, "drop": 1, "keep": 2}
 _OK = Outcome(Status.OK, "keep", "")

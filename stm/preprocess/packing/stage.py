@@ -16,15 +16,18 @@ import pyarrow as pa
 
 from stm.config import BadInput, Pack
 from stm.jobs.progress import Progress
-from stm.manifest import Policy, Question, Status, check_failures, read_questions
+from stm.jobs.status import Policy, Status
+from stm.manifest import Question, check_failures, read_questions
 from stm.preprocess.captions.stage import hash_frames
 from stm.preprocess.frames.table import read_jpegs, read_kept, rows_of_kept
 from stm.preprocess.packing.parts import ClipParts, Tables, join_parts
 from stm.shards.check import ShardError, verify_shard
 from stm.shards.grid import map_shape
 from stm.shards.schema import ARRAYS, SHARD_SCHEMA
-from stm.storage.files import Member, TarWriter, atomic_path, make_receipt, read_receipt, sha256_file, write_table
-from stm.storage.tables import DamagedError
+from stm.storage.files import atomic_path, sha256_file
+from stm.storage.receipts import make_receipt
+from stm.storage.tables import DamagedError, read_receipt, write_table
+from stm.storage.tars import Member, TarWriter
 
 __all__ = ["SHARD_SCHEMA", "ShardError", "pack_shard", "verify_shard"]
 

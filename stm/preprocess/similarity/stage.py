@@ -9,18 +9,17 @@ import numpy as np
 import pyarrow as pa
 
 from stm.config import BadInput, Similarity
+from stm.jobs.journal import Journal
 from stm.jobs.progress import Progress
 from stm.manifest import check_failures
 from stm.preprocess.captions.stage import check_spoken, hash_frames, read_captions
 from stm.preprocess.captions.templates import ClipCaptions
-from stm.preprocess.embed_clips import embed_clips
 from stm.preprocess.frames.table import read_kept
-from stm.preprocess.rows import stream_rows, write_rows
-from stm.preprocess.similarity.patch_scorer import PatchScorer, cosine
+from stm.preprocess.similarity.patch_scorer import PatchScorer, cosine, embed_clips
 from stm.pretrained.clip import load_clip
 from stm.shards.grid import map_shape
-from stm.storage.files import Journal, hash_receipt, make_receipt, read_receipt
-from stm.storage.tables import DamagedError
+from stm.storage.receipts import hash_receipt, make_receipt
+from stm.storage.tables import DamagedError, read_receipt, stream_rows, write_rows
 
 EMBEDDINGS_SCHEMA = pa.schema(
     [

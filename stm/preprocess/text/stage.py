@@ -8,14 +8,15 @@ import numpy as np
 import pyarrow as pa
 
 from stm.config import BadInput, Text
+from stm.jobs.journal import Journal
 from stm.jobs.progress import Progress
 from stm.manifest import check_failures
 from stm.preprocess.captions.stage import check_spoken, read_captions
-from stm.preprocess.outcome import Outcome, as_columns
-from stm.preprocess.rows import write_rows
+from stm.preprocess.clip_outcomes import Outcome, as_columns
 from stm.pretrained.hub import ModelError
 from stm.pretrained.text_encoder import TextEncoder
-from stm.storage.files import Journal, hash_receipt, make_receipt, read_table
+from stm.storage.receipts import hash_receipt, make_receipt
+from stm.storage.tables import read_table, write_rows
 
 TEXT_SCHEMA = pa.schema(
     [

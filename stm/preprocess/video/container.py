@@ -6,7 +6,7 @@ from typing import Any
 import av
 
 from stm.datasets.probe import open_arguments
-from stm.manifest import Status
+from stm.jobs.status import Status
 
 
 class VideoError(Exception):

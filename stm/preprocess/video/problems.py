@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from stm.manifest import Status
-from stm.preprocess.outcome import Note
+from stm.jobs.status import Status
+from stm.preprocess.clip_outcomes import Note
 from stm.preprocess.video.container import stated_seconds
 
 _VARIABLE = 1.5  # longest / shortest distance of neighbouring frames; rounding to milliseconds stays far below

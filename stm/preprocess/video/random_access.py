@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stm.manifest import Status
+from stm.jobs.status import Status
 from stm.preprocess.video.container import VideoError
 from stm.preprocess.video.reader import Video
 from stm.preprocess.video.resize import Resizer

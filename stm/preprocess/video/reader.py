@@ -14,8 +14,8 @@ from typing import Any, Self
 import av
 
 from stm.datasets.probe import is_picture
-from stm.manifest import Status
-from stm.preprocess.outcome import Note
+from stm.jobs.status import Status
+from stm.preprocess.clip_outcomes import Note
 from stm.preprocess.video.container import VideoError, choose_stream, hidden_frames, open_container, plain_error
 from stm.preprocess.video.orientation import Orientation
 from stm.preprocess.video.problems import Watch

@@ -19,7 +19,7 @@ from stm.config import Cluster, LanguageRun, PretrainRun, SpatioTemporal
 from stm.data.guides.window import COMPUTED
 from stm.masking import get_strategy, to_boolean
 from stm.masking.cluster import cluster_tokens
-from stm.methods.masks import MediaMasks
+from stm.methods.video_language import MediaMasks
 from stm.models.spatiotemporal.mask import Drawn
 from stm.models.spatiotemporal.pair_predictor import Pairs
 from stm.models.teachers.frame_teacher import Seen

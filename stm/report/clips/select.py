@@ -13,7 +13,7 @@ from stm.config import Config
 from stm.layout import Layout
 from stm.manifest import split_of
 from stm.report.results.records import Results
-from stm.storage.files import read_table
+from stm.storage.tables import read_table
 
 
 @dataclass(frozen=True)

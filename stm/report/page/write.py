@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from stm.config import Config
 from stm.jobs.progress import Progress
 from stm.layout import Layout
-from stm.report import clip_name, figure_names, figures, masks_name, table_names, tables
+from stm.report import figures, tables
 from stm.report.clips import film_strips
 from stm.report.clips.draw import ClipPicture, picture_clips
 from stm.report.clips.gallery import MaskGallery, picture_masks
+from stm.report.names import clip_name, figure_names, masks_name, table_names
 from stm.report.page import context, sentences
 from stm.report.page.own_tables import show_figures, show_tables, to_markup
 from stm.report.results.collect import collect_study

@@ -1,6 +1,6 @@
 """What made the results and what it cost: Snakemake's benchmark files, the plan, the receipts.
 
-Receipts say which model, with which hash, and which library versions made a stage's files (`stm.storage.files.make_receipt`).
+Receipts say which model, with which hash, and which library versions made a stage's files (`stm.storage.receipts.make_receipt`).
 """
 
 import csv
@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from stm.config import Config
-from stm.storage.files import hash_weights, read_json, read_receipt
+from stm.pretrained.local_files import hash_weights
+from stm.storage.files import read_json
+from stm.storage.tables import read_receipt
 from stm.layout import Layout
 from stm.report.results.records import DatasetResults, Study
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from stm.config import Config, LanguageRun, PretrainRun
 from stm.layout import Layout
-from stm.report import shown_datasets
+from stm.report.names import shown_datasets
 
 T = TypeVar("T")
 

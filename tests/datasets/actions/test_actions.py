@@ -16,8 +16,9 @@ import stm.datasets.actions
 from stm.config import Config, parse_config
 from stm.datasets import DatasetError, build_manifest, list_fingerprint
 from stm.datasets.actions import BENCHMARKS, check_benchmark, official_counts, read_benchmark, typical
-from stm.manifest import Status, TooManyFailures, make_key
-from stm.storage.files import read_table
+from stm.jobs.status import Status
+from stm.manifest import TooManyFailures, make_key
+from stm.storage.tables import read_table
 
 
 @pytest.fixture(params=MAKERS)

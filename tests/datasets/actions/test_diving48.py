@@ -9,7 +9,7 @@ from benchmark_copies import Copy, make_copy
 from stm.datasets import DatasetError
 from stm.datasets.actions import read_benchmark
 from stm.datasets.actions.diving48 import name_dive
-from stm.manifest import Status
+from stm.jobs.status import Status
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from stm.datasets import DatasetError
 from stm.datasets.actions import check_benchmark, read_benchmark
 from stm.datasets.actions.epic_kitchens import seconds, split_of
 from stm.datasets.annotations import BadRow
-from stm.manifest import Status
+from stm.jobs.status import Status
 
 
 @pytest.fixture

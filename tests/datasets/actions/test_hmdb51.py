@@ -6,7 +6,8 @@ import pytest
 from benchmark_copies import Copy, make_copy
 
 from stm.datasets.actions import check_benchmark, read_benchmark
-from stm.manifest import Status, make_key
+from stm.jobs.status import Status
+from stm.manifest import make_key
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from benchmark_copies import Copy, make_copy, write
 
 from stm.datasets import DatasetError
 from stm.datasets.actions import check_benchmark, read_benchmark
-from stm.manifest import Status
+from stm.jobs.status import Status
 
 
 @pytest.fixture

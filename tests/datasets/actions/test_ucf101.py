@@ -7,7 +7,7 @@ from benchmark_copies import Copy, make_copy
 
 from stm.datasets.actions import check_benchmark, read_benchmark
 from stm.datasets.actions.ucf101 import spell_out
-from stm.manifest import Status
+from stm.jobs.status import Status
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import pytest
 from stm.config import MovingShapesDataset
 from stm.datasets.moving_shapes import generate as moving_shapes
 from stm.datasets.moving_shapes.generate import draw_clip_spec, encode, generate, render_clip
-from stm.storage.files import read_receipt, read_table, sha256_file
+from stm.storage.files import sha256_file
+from stm.storage.tables import read_receipt, read_table
 
 SMALL = MovingShapesDataset(source="moving-shapes", clips={"train": 5, "test": 3}, frames=12, width=64, height=64)
 

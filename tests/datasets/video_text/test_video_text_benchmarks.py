@@ -11,8 +11,9 @@ from test_probe import make_video
 from stm.config import Config, LanguageDataset, parse_config
 from stm.datasets import DatasetError, list_fingerprint
 from stm.datasets.video_text import check_language, clean_text, read_answers, read_language
-from stm.manifest import Question, Status
-from stm.storage.files import read_receipt, read_table
+from stm.jobs.status import Status
+from stm.manifest import Question
+from stm.storage.tables import read_receipt, read_table
 
 RETRIEVAL = {
     "train": [

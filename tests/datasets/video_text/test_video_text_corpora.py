@@ -20,8 +20,8 @@ from stm.datasets.video_text import (
     read_language,
     streams,
 )
-from stm.manifest import Status
-from stm.storage.files import read_table
+from stm.jobs.status import Status
+from stm.storage.tables import read_table
 
 ENTRIES = [
     {"image": "a/1.jpg", "caption": "A red bus."},

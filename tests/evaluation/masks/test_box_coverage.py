@@ -19,7 +19,7 @@ from stm.evaluation.masks.box_coverage import (
     share_in_cells,
     subtract_camera,
 )
-from stm.storage.files import write_table
+from stm.storage.tables import write_table
 
 ROWS, COLUMNS, FRAMES = 4, 5, 3
 SETTINGS = MaskQuality(split="test", text_ratio=0.5, motion_ratio=0.75)

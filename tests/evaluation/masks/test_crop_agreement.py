@@ -19,7 +19,8 @@ from stm.evaluation.masks.crop_agreement import chance_overlap, measure_faithful
 from stm.preprocess.frames.table import FRAMES_SCHEMA
 from stm.preprocess.similarity.patch_scorer import PatchScorer, cosine
 from stm.pretrained.clip import load_clip
-from stm.storage.files import TarWriter, write_table
+from stm.storage.tables import write_table
+from stm.storage.tars import TarWriter
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 8,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from stm.evaluation.choosing import choice_scores, choosing_figures
 from stm.evaluation.metrics import wilson_interval
+from stm.evaluation.questions.multiple_choice import choice_scores, choosing_figures
 
 
 def test_scores_are_seven_tenths_of_the_match_probability_and_three_of_the_similarity() -> None:

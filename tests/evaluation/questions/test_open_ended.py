@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from stm.evaluation.answering import answer_list, answering_figures, choose_answer, normalise, weigh_answers
 from stm.evaluation.metrics import wilson_interval
+from stm.evaluation.questions.open_ended import answer_list, answering_figures, choose_answer, normalise, weigh_answers
 
 
 def test_the_answer_list_is_in_order_of_frequency_and_then_of_the_alphabet() -> None:

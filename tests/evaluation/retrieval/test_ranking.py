@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stm.evaluation.features import average_probabilities, average_vectors, unit
 from stm.evaluation.metrics import wilson_interval
 from stm.evaluation.retrieval.ranking import rank_right, recall_figures, recall_intervals
-from stm.evaluation.views import average_probabilities, average_vectors, unit
 
 
 def draw_vectors(seed: int, rows: int, width: int = 8) -> np.ndarray:

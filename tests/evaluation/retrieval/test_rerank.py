@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from stm.evaluation.features import unit
 from stm.evaluation.metrics import wilson_interval
 from stm.evaluation.retrieval.ranking import rank_right
 from stm.evaluation.retrieval.rerank import (
@@ -21,7 +22,6 @@ from stm.evaluation.retrieval.rerank import (
     right_texts,
     shortlist,
 )
-from stm.evaluation.views import unit
 
 
 def draw(seed: int, *shape: int, levels: int | None = None) -> np.ndarray:

@@ -12,10 +12,10 @@ from told_clips import RUN, Told, save_fitted, write_told
 
 from stm.config import Retrieval
 from stm.evaluation import evaluate
+from stm.evaluation.features import unit
 from stm.evaluation.metrics import wilson_interval
 from stm.evaluation.retrieval.queries import Queries, collect_queries, first_source
 from stm.evaluation.retrieval.zero_shot import retrieval_metrics
-from stm.evaluation.views import unit
 from stm.shards.index import ClipIndex
 
 TASK = Retrieval(task="retrieval")

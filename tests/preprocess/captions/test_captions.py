@@ -14,13 +14,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Blip2ForConditionalGeneration, Blip2Processor
 
 from stm.config import BadInput, Blip2Captions, HumanCaptions, LabelCaptions, LanguageModelCaptions
+from stm.jobs.journal import Journal
 from stm.manifest import TooManyFailures
 from stm.preprocess.captions.blip2 import Blip2Captioner, choose_key_frames
 from stm.preprocess.captions.language_model import LanguageModel
 from stm.preprocess.captions.stage import read_captions, write_captions
-from stm.preprocess.stored_frames import load_frame
+from stm.preprocess.frames.table import load_frame
 from stm.pretrained.hub import ModelError, find_model
-from stm.storage.files import Journal, hash_weights, read_receipt, read_table
+from stm.pretrained.local_files import hash_weights
+from stm.storage.tables import read_receipt, read_table
 
 KEEP_GOING = BadInput(max_failure_rate=1.0)
 

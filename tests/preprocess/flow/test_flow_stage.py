@@ -19,7 +19,8 @@ from stm.preprocess.flow.cells import average_weights, to_cells
 from stm.preprocess.flow.stage import FLOW_SCHEMA
 from stm.preprocess.frames.table import FRAMES_SCHEMA, read_kept
 from stm.shards.grid import map_shape
-from stm.storage.files import read_receipt, read_table, sha256_file, write_table
+from stm.storage.files import sha256_file
+from stm.storage.tables import read_receipt, read_table, write_table
 
 
 @pytest.fixture(scope="module")

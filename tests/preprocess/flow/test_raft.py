@@ -15,7 +15,8 @@ from stm.preprocess.flow import raft as flow_raft
 from stm.preprocess.flow.raft import Raft
 from stm.pretrained.hub import ModelError
 from stm.shards.grid import map_shape
-from stm.storage.files import read_receipt, sha256_file
+from stm.storage.files import sha256_file
+from stm.storage.tables import read_receipt
 
 
 @pytest.fixture(scope="module")

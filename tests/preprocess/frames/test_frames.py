@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 from made_videos import X264, decode_by_program, ffmpeg, make_pan, make_row, make_video, write_slice
 
 from stm.config import BadInput, Frames
-from stm.manifest import Status, TooManyFailures
+from stm.jobs.status import Status
+from stm.manifest import TooManyFailures
+from stm.preprocess.clip_outcomes import Note, decide, pack_record, unpack_record
 from stm.preprocess.frames.stage import extract_frames, read_frames, read_jpegs, read_kept, stored_size
-from stm.preprocess.outcome import Note, decide
-from stm.preprocess.records import pack_record, unpack_record
-from stm.storage.files import read_table, sha256_file
+from stm.storage.files import sha256_file
+from stm.storage.tables import read_table
 
 SETTINGS = Frames(every=4, short_side=64, min_side=32, timeout_seconds=60)
 WIDTH, HEIGHT, FRAMES = 160, 96, 24

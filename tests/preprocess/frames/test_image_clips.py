@@ -16,12 +16,14 @@ from PIL import Image, ImageOps
 from stm.config import BadInput, Frames, Pack
 from stm.datasets.folder import list_clips, row_of
 from stm.datasets.probe import probe_file
-from stm.manifest import Question, Status
+from stm.jobs.journal import Journal
+from stm.jobs.status import Status
+from stm.manifest import Question
 from stm.preprocess.frames.stage import FrameTask, extract_clip, read_frames
 from stm.preprocess.frames.table import write_frames
 from stm.preprocess.packing.stage import pack_shard, verify_shard
 from stm.shards.index import ClipIndex
-from stm.storage.files import Journal, read_table
+from stm.storage.tables import read_table
 
 SETTINGS = Frames(every=1, short_side=64, min_side=32, min_frames=1, quality=95)
 LIMITS = {"min_side": 32, "max_side": 4096}

@@ -22,7 +22,8 @@ from stm.preprocess.motion.transcode import GROUP, transcode_fields
 from stm.preprocess.video.container import VideoError
 from stm.preprocess.video.reader import Video
 from stm.shards.grid import map_shape
-from stm.storage.files import read_table, sha256_file
+from stm.storage.files import sha256_file
+from stm.storage.tables import read_table
 
 WIDTH, HEIGHT, FRAMES, GRID, EVERY = 224, 160, 24, 5, 4
 SHAPE = map_shape(WIDTH, HEIGHT, GRID)

@@ -20,10 +20,10 @@ from stm.manifest import TooManyFailures
 from stm.preprocess.flow.stage import FLOW_SCHEMA
 from stm.preprocess.frames.table import FRAMES_SCHEMA
 from stm.preprocess.packing.stage import verify_shard
-from stm.preprocess.rows import stream_rows, write_rows
 from stm.preprocess.similarity.stage import SIMILARITY_SCHEMA
 from stm.shards.schema import ARRAYS, list_members
-from stm.storage.files import read_receipt, read_table, sha256_file, write_table
+from stm.storage.files import sha256_file
+from stm.storage.tables import read_receipt, read_table, stream_rows, write_rows, write_table
 
 # -------------------------------------------------------------------------------------------------- format and content
 

@@ -11,9 +11,8 @@ from made_shard import Clip
 from stm.config import BadInput
 from stm.manifest import TooManyFailures
 from stm.preprocess.flow.stage import FLOW_SCHEMA
-from stm.preprocess.rows import stream_rows, write_rows
 from stm.preprocess.text.stage import TEXT_SCHEMA
-from stm.storage.files import read_receipt, read_table
+from stm.storage.tables import read_receipt, read_table, stream_rows, write_rows
 
 
 def test_a_clips_captions_maps_and_vectors_are_those_of_all_sources_in_the_packs_order(tmp_path: Path) -> None:

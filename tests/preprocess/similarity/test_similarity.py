@@ -18,13 +18,14 @@ from torchvision.transforms.v2 import functional as vision
 
 from stm.config import BadInput, HumanCaptions, Similarity
 from stm.preprocess.captions.stage import write_captions
+from stm.preprocess.frames.table import load_frame
 from stm.preprocess.similarity.patch_scorer import PatchScorer, Piece, cosine, cut_batches, cut_cells, resize
 from stm.preprocess.similarity.stage import write_embeddings, write_similarity
-from stm.preprocess.stored_frames import load_frame
 from stm.pretrained.clip import load_clip
 from stm.pretrained.hub import ModelError
+from stm.pretrained.local_files import hash_weights
 from stm.shards.grid import map_shape
-from stm.storage.files import hash_weights, read_receipt, read_table
+from stm.storage.tables import read_receipt, read_table
 
 GRID = 4
 KEEP_GOING = BadInput(max_failure_rate=1.0)

@@ -15,13 +15,13 @@ from transformers import AutoTokenizer, BertModel, CLIPTextModelWithProjection, 
 from stm.config import BadInput, HumanCaptions, Text
 from stm.manifest import TooManyFailures
 from stm.preprocess.captions.stage import CAPTIONS_SCHEMA, write_captions
-from stm.preprocess.rows import write_rows
 from stm.preprocess.similarity.patch_scorer import PatchScorer
 from stm.preprocess.text.stage import TEXT_SCHEMA, write_text
 from stm.pretrained.clip import load_clip
 from stm.pretrained.hub import ModelError
+from stm.pretrained.local_files import hash_weights, local_model_files
 from stm.pretrained.text_encoder import TextEncoder, TransformersText
-from stm.storage.files import hash_weights, local_model_files, read_receipt, read_table
+from stm.storage.tables import read_receipt, read_table, write_rows
 
 KEEP_GOING = BadInput(max_failure_rate=1.0)
 # Of different lengths, so that a batch has fillings.

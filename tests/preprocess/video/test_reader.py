@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_videos import X264, decode_by_program, ffmpeg, make_pan, make_video
 
-from stm.manifest import Status
+from stm.jobs.status import Status
 from stm.preprocess.video.container import VideoError
 from stm.preprocess.video.random_access import read_clip
 from stm.preprocess.video.reader import Video, decode

@@ -15,10 +15,11 @@ from report_results import box_of, make_config, make_frames
 
 from stm.config import Config, parse_config
 from stm.layout import Layout
-from stm.report import build_report, figure_names, table_names
+from stm.report import build_report
 from stm.report.clips import film_strips
 from stm.report.clips.draw import picture_clips
 from stm.report.clips.select import choose_clips, choose_split
+from stm.report.names import figure_names, table_names
 from stm.report.page import sentences
 from stm.report.results.collect import collect, collect_study
 from stm.report.results.records import MaskQualityRow

@@ -15,7 +15,8 @@ from report_study import make_study, make_study_config
 
 from stm.config import Config, ConfigError
 from stm.layout import Layout
-from stm.report import build_report, figure_names, figures, table_names, write_figure, write_table
+from stm.report import build_report, figures, write_figure, write_table
+from stm.report.names import figure_names, table_names
 from stm.report.page import sentences
 from stm.report.page.context import MOST_EVALUATIONS, split_results
 from stm.report.page.own_tables import show_figures, show_tables

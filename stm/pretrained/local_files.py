@@ -1,0 +1,58 @@
+"""Model ids that name local folders or files: which files they stand for, and their hash."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stm.storage.files import sha256_file
+
+
+def hash_weights(path: Path) -> str:
+    """One SHA-256 for a model: of the file, or of the names and bytes of all files in a folder."""
+    if path.is_file():
+        return sha256_file(path)
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def local_model_files(model: str | None) -> list[str]:
+    """The files behind a model id of the config, when it is local; hub ids have none.
+
+    Understands a folder, `local-dir:folder`, `transformers:folder` and `architecture@checkpoint-file`. A workflow
+    names them as inputs, so that other weights rerun what was made with the old ones.
+    """
+    found = _find_local(model or "")
+    if found is None:
+        return []
+    _, path = found
+    if path.is_file():
+        return [path.as_posix()]
+    return sorted(p.as_posix() for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+
+
+def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's settings with a local `model` or `weights` by its own name, without the folders that lead to it.
+
+    `local-dir:/data/clip` becomes `local-dir:clip`; hub ids stay as they are.
+    """
+    plain = dict(settings)
+    for key in ("model", "weights"):
+        found = _find_local(plain.get(key) or "")
+        if found is not None:
+            before, path = found
+            plain[key] = f"{before}{path.resolve().name}"
+    return plain
+
+
+def _find_local(model: str) -> tuple[str, Path] | None:
+    """Where a local model lies, and what its id says before that."""
+    prefix = next((known for known in ("local-dir:", "transformers:") if model.startswith(known)), "")
+    name = model.removeprefix(prefix)
+    architecture, sign, checkpoint = name.partition("@")
+    for before, path in ((prefix, name), (f"{prefix}{architecture}{sign}", checkpoint)):
+        if path and (Path(path).expanduser().is_dir() or Path(path).expanduser().is_file()):
+            return before, Path(path).expanduser()
+    return None

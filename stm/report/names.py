@@ -1,0 +1,53 @@
+"""The names of what a report writes.
+
+They follow from the config alone, so that the workflow can declare them, and importing them is cheap.
+"""
+
+from stm.config import Config, LanguageTask, Retrieval
+
+
+def shown_datasets(config: Config) -> list[str]:
+    """The datasets whose clips are shown: of several those that runs train on, or all when there are no runs."""
+    used = [name for name in config.dataset_names if any(run.dataset == name for run in config.pretrain.values())]
+    return used or list(config.dataset_names)
+
+
+def table_names(config: Config) -> list[str]:
+    """File names under `tables/` that `build_report` writes for this config: each table as CSV and Markdown.
+
+    The config's own tables are not among them: `write_table` makes those.
+    """
+    classified = any(not isinstance(task, Retrieval | LanguageTask) for task in config.evaluate.values())
+    stems = ["results"] if config.pretrain else []
+    stems += ["per_class"] if config.pretrain and classified else []
+    stems += ["mask_quality"] if measures_masks(config) else []
+    stems += ["quarantine"]
+    return [f"{stem}.{ending}" for stem in stems for ending in ("csv", "md")]
+
+
+def figure_names(config: Config) -> list[str]:
+    """File names under `figures/` that `build_report` writes for this config, whatever results there are.
+
+    Clips and masks are drawn for each of `shown_datasets`, named after it where there are several. The config's own
+    figures are not among them: `write_figure` makes those.
+    """
+    names = ["loss_curves.png"] if config.pretrain else []
+    names += ["mask_quality.png"] if measures_masks(config) else []
+    for dataset in shown_datasets(config) if config.report.clips else []:
+        names += [clip_name(config, dataset, number) for number in range(1, config.report.clips + 1)]
+        names += [masks_name(config, dataset)]
+    return names
+
+
+def clip_name(config: Config, dataset: str, number: int) -> str:
+    """File name of a clip's picture; the first has number 1."""
+    return f"clip_{dataset}_{number}.png" if config.datasets else f"clip_{number}.png"
+
+
+def masks_name(config: Config, dataset: str) -> str:
+    """File name of the picture of all masks."""
+    return f"masks_{dataset}.png" if config.datasets else "masks.png"
+
+
+def measures_masks(config: Config) -> bool:
+    return any(config.of(name).mask_quality is not None for name in config.dataset_names)
