@@ -15,11 +15,22 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from stm.config import Config
-from stm.storage.files import read_json
-from stm.storage.tables import read_table
 from stm.layout import Layout
 from stm.manifest import read_shards, split_of
-from stm.report.results.records import CaptionSummary, DatasetResults, Evaluation, Faithfulness, MaskQualityRow, Refusal, Results, Run, Split, Study
+from stm.report.results.records import (
+    CaptionSummary,
+    DatasetResults,
+    Evaluation,
+    Faithfulness,
+    MaskQualityRow,
+    Refusal,
+    Results,
+    Run,
+    Split,
+    Study,
+)
+from stm.storage.files import read_json
+from stm.storage.tables import read_table
 
 
 def collect_study(config: Config, layout: Layout) -> Study:

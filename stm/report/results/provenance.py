@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from stm.config import Config
+from stm.layout import Layout
 from stm.pretrained.local_files import hash_weights
+from stm.report.results.records import DatasetResults, Study
 from stm.storage.files import read_json
 from stm.storage.tables import read_receipt
-from stm.layout import Layout
-from stm.report.results.records import DatasetResults, Study
 
 # The order of the data's journey; rules that are not named here come after, by name.
 ORDER = (
