@@ -18,12 +18,12 @@ class Section(BaseModel):
     """Base of all sections: immutable, and strict about keys and types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True)
-    # Keys that change how fast or how safely a stage runs, but no byte of what it makes.
-    indifferent: ClassVar[frozenset[str]] = frozenset()
+    # Keys that change how fast or how safely a stage runs, but no byte of its output.
+    cache_neutral: ClassVar[frozenset[str]] = frozenset()
 
-    def deciding(self) -> dict[str, Any]:
-        """As plain values, without the keys that change no byte: what a result depends on."""
-        return self.model_dump(mode="json", exclude=set(self.indifferent))
+    def fingerprint(self) -> dict[str, Any]:
+        """The values that results depend on, as plain JSON types: all keys but the cache-neutral ones."""
+        return self.model_dump(mode="json", exclude=set(self.cache_neutral))
 
 
 def check_templates(templates: tuple[str, ...]) -> tuple[str, ...]:

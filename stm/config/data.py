@@ -11,7 +11,7 @@ from stm.jobs.status import Policy, Status
 class FolderDataset(Section):
     """Any videos, with an optional CSV, JSON or Parquet table of what is known about them."""
 
-    indifferent = frozenset({"probe_timeout_seconds"})
+    cache_neutral = frozenset({"probe_timeout_seconds"})
     source: Literal["folder"]
     root: str = field(..., "folder of the videos; all paths in the annotations are relative to it")
     annotations: str | None = field(
@@ -30,7 +30,7 @@ class FolderDataset(Section):
 class MovingShapesDataset(Section):
     """The generated dataset: textured shapes that move over textured backgrounds, as real H.264 files."""
 
-    indifferent = frozenset({"probe_timeout_seconds"})
+    cache_neutral = frozenset({"probe_timeout_seconds"})
     source: Literal["moving-shapes"]
     clips: dict[Name, Annotated[int, Field(ge=1)]] = field({"train": 256, "test": 128}, "clips in each split", "clips")
     frames: int = field(32, "frames in a clip", "frames", ge=8, le=1024)
@@ -52,7 +52,7 @@ BenchmarkSource = Literal["kinetics-400", "something-something-v2", "ucf101", "h
 class BenchmarkDataset(Section):
     """A public benchmark: its videos, and its annotation files as they are downloaded (docs/datasets.md)."""
 
-    indifferent = frozenset({"probe_timeout_seconds"})
+    cache_neutral = frozenset({"probe_timeout_seconds"})
     source: BenchmarkSource
     root: str = field(..., "folder of the videos")
     annotations: str = field(..., "folder of the official annotation files")
@@ -91,7 +91,7 @@ class LanguageDataset(Section):
     not to be chosen: results with other choices cannot be compared.
     """
 
-    indifferent = frozenset({"probe_timeout_seconds"})
+    cache_neutral = frozenset({"probe_timeout_seconds"})
     source: CorpusSource | ProtocolSource
     root: str = field(..., "folder of the videos or pictures")
     annotations: str = field(..., "folder of the annotation files")
@@ -111,7 +111,7 @@ Dataset = Annotated[
 class BadInput(Section):
     """What to do with clips that are damaged, missing or unusual."""
 
-    indifferent = frozenset({"max_failure_rate"})
+    cache_neutral = frozenset({"max_failure_rate"})
     policy: dict[Status, Policy] = field(
         {},
         "overrides of the policy per status; `keep`: use what there is, `drop`: leave the clip out and list it in the "

@@ -11,7 +11,7 @@ from stm.config.training import Augmentation, Optimisation, Sampling
 class Task(Section):
     """What all evaluations say: for which runs, on which clips, in which views."""
 
-    indifferent = frozenset({"runs", "dataset"})
+    cache_neutral = frozenset({"runs", "dataset"})
     runs: tuple[Name, ...] | None = field(None, "pretraining runs that are evaluated so; all when not given")
     dataset: Name | None = field(None, "which of `datasets` it uses; the run's own when not given")
     test_split: Name = "test"

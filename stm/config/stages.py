@@ -10,7 +10,7 @@ from stm.config.base import Name, Section, Templates, field
 class Frames(Section):
     """The frames stage: every k-th decoded frame as a JPEG."""
 
-    indifferent = frozenset({"timeout_seconds"})
+    cache_neutral = frozenset({"timeout_seconds"})
     every: int = field(4, "keep every k-th decoded frame; training strides count these", "frames", ge=1, le=64)
     short_side: int = field(256, "short side of the stored frames", "pixels", ge=32, le=2160)
     quality: int = field(90, "JPEG quality", "percent", ge=1, le=100)
@@ -70,7 +70,7 @@ CaptionSource = Annotated[
 class Similarity(Section):
     """Patch-text similarity (TGM, section 3.3): each patch resized to CLIP's full input."""
 
-    indifferent = frozenset({"keep_embeddings"})
+    cache_neutral = frozenset({"keep_embeddings"})
     model: str = field(
         "ViT-B-32-quickgelu@openai",
         "`architecture@pretrained tag or checkpoint file`, `hf-hub:owner/name`, or `local-dir:folder` (open_clip)",
@@ -84,7 +84,7 @@ class Similarity(Section):
 class Motion(Section):
     """The motion stage: magnitude and mean vector per patch and stored frame."""
 
-    indifferent = frozenset({"timeout_seconds"})
+    cache_neutral = frozenset({"timeout_seconds"})
     backend: Literal["codec", "transcode", "mestimate"] = field(
         "transcode",
         "`codec`: the stream's own vectors; `transcode`: H.264 without B-frames first, then `codec`; `mestimate`: "
@@ -112,7 +112,7 @@ class Text(Section):
 class Flow(Section):
     """The flow stage: optical flow from each stored frame to the next and to the one before (MGMAE)."""
 
-    indifferent = frozenset({"timeout_seconds"})
+    cache_neutral = frozenset({"timeout_seconds"})
     backend: Literal["dis", "raft"] = field("dis", "OpenCV's DIS, or torchvision's RAFT (MGMAE uses RAFT-small)")
     preset: Literal["ultrafast", "fast", "medium"] = field("medium", "`dis`: speed against accuracy")
     weights: str | None = field(None, "`raft`: file with torchvision's RAFT-small weights (.pth or .safetensors)")

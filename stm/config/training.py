@@ -117,7 +117,7 @@ class Teacher(Section):
 class Run(Section):
     """What all pretraining runs say: data, student, mask, optimisation."""
 
-    indifferent = frozenset({"workers", "kept_gigabytes", "checkpoint_every", "checkpoints_kept", "dataset", "seeds"})
+    cache_neutral = frozenset({"workers", "kept_gigabytes", "checkpoint_every", "checkpoints_kept", "dataset", "seeds"})
     dataset: Name | None = field(None, "which of `datasets` it trains on; needed when there are several")
     split: Name = field("train", "split it trains on")
     init: str | None = field(

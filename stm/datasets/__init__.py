@@ -128,11 +128,12 @@ def _policy_of_refused(config: Config, status: Status) -> Policy:
 
 def _receipt(config: Config) -> dict[str, Any]:
     """Without the folders' names: the tables are the same wherever the videos lie."""
-    deciding = _dataset(config).deciding()
-    dataset = {name: value for name, value in deciding.items() if name not in ("root", "annotations")}
+    dataset = {
+        name: value for name, value in _dataset(config).fingerprint().items() if name not in ("root", "annotations")
+    }
     if isinstance(config.dataset, LanguageDataset):
         dataset["protocol"] = shape_of(config.dataset.source)
-    settings = {"dataset": dataset, "bad_input": config.bad_input.deciding(), **_limits(config)}
+    settings = {"dataset": dataset, "bad_input": config.bad_input.fingerprint(), **_limits(config)}
     return make_receipt("manifest", settings, ("av",), **_seed(config))
 
 
@@ -190,7 +191,7 @@ def list_fingerprint(config: Config) -> str:
     """
     digest = hashlib.sha256()
     dataset = _dataset(config)
-    digest.update(json.dumps([dataset.deciding(), _seed(config)], sort_keys=True).encode())
+    digest.update(json.dumps([dataset.fingerprint(), _seed(config)], sort_keys=True).encode())
     if isinstance(dataset, FolderDataset):
         annotations = None if dataset.annotations is None else Path(dataset.annotations)
         if annotations is not None and annotations.is_file():

@@ -119,7 +119,7 @@ def write_classification(
         "unlabelled_clips": int((~known).sum()),
         "unseen_labels": unseen,
         "unseen_clips": sum(label in set(unseen) for label in labels),
-        "settings": task.deciding(),
+        "settings": task.fingerprint(),
         **(more or {}),
         "receipt": receipt,
     }
@@ -148,9 +148,9 @@ def make_evaluation_receipt(
     text: Text | None = None,
 ) -> dict[str, Any]:
     """What an evaluation was made from."""
-    settings = {"task": task.deciding(), "run": run.model_dump(mode="json", include=_SHAPE)}
+    settings = {"task": task.fingerprint(), "run": run.model_dump(mode="json", include=_SHAPE)}
     if text is not None:
-        settings["text"] = text.deciding()
+        settings["text"] = text.fingerprint()
     made_from = {name: _hash(dataset) for name, dataset in (("train", train), ("test", test)) if dataset is not None}
     sums = {"weights": sha256_file(weights), **made_from}
     return make_receipt("evaluate", settings, ("torch", "timm", "numpy"), **sums, seed=seed)

@@ -185,7 +185,7 @@ def check_text_model(teacher: dict[str, str] | None, packed: dict[str, str] | No
 
 
 # Settings that do not decide what comes out of a run; its seed is told apart from them.
-_INDIFFERENT = {*Run.indifferent, "seed"}
+_CACHE_NEUTRAL = {*Run.cache_neutral, "seed"}
 
 # How the work is divided changes the result by rounding and by each process's noise. A run may go on under another
 # division: a cluster does not always give the same nodes.
@@ -241,7 +241,7 @@ def make_plan(
         more: further things that decide what comes out.
     """
     origin = {
-        "run": run.model_dump(mode="json", exclude=_INDIFFERENT | _DIVISION),
+        "run": run.model_dump(mode="json", exclude=_CACHE_NEUTRAL | _DIVISION),
         "seed": seed,
         "data": data,
         "stm": stm.__version__,
@@ -278,7 +278,7 @@ def write_record(run: Run, plan: Plan, output: Path) -> None:
     """Writes `config.json`: the run and the receipt."""
     receipt = make_receipt(
         "pretrain",
-        run.model_dump(mode="json", exclude=_INDIFFERENT),
+        run.model_dump(mode="json", exclude=_CACHE_NEUTRAL),
         _LIBRARIES,
         seed=plan.seed,
         step=plan.steps,

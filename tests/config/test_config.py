@@ -25,8 +25,8 @@ def test_every_shipped_config_is_valid_for_us_and_for_the_schema(path):
 def test_what_decides_leaves_out_deadlines_and_loading_processes_only():
     config = parse_config(DEMO)
     for section in (config.frames, config.motion, config.dataset, config.bad_input, config.pretrain["tube"]):
-        assert section.indifferent < set(type(section).model_fields)
-        assert set(section.deciding()) == set(type(section).model_fields) - section.indifferent
+        assert section.cache_neutral < set(type(section).model_fields)
+        assert set(section.fingerprint()) == set(type(section).model_fields) - section.cache_neutral
 
 
 def test_the_schema_in_the_repository_is_the_generated_one():

@@ -80,7 +80,7 @@ def dump(section):
 
     Keys that change no byte of a result (deadlines, loading processes) are left out; the scripts find them in the config.
     """
-    return section.deciding()
+    return section.fingerprint()
 
 
 def stage(*keys):
@@ -95,7 +95,7 @@ def stage(*keys):
         for key in keys:
             section = getattr(section, key)
         return (
-            without_folders(dump(section)) if hasattr(section, "deciding") else section
+            without_folders(dump(section)) if hasattr(section, "fingerprint") else section
         )
 
     return signed(lambda wildcards: find(wildcards.dataset))

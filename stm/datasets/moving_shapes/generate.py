@@ -151,7 +151,7 @@ def generate(dataset: MovingShapesDataset, seed: int, folder: Path, processes: i
             finished[video_id] = digest
             progress.advance()
     specs = [draw_clip_spec(seed, split, index, dataset) for split, index in clips]
-    _write_tables(specs, dataset.label, folder, make_receipt("generate", dataset.deciding(), _LIBRARIES, seed=seed))
+    _write_tables(specs, dataset.label, folder, make_receipt("generate", dataset.fingerprint(), _LIBRARIES, seed=seed))
     write_json(folder / "videos" / "made.json", {"receipt": hash_receipt(receipt), "sha256": finished})
     journal.close()
 

@@ -78,7 +78,7 @@ def caption(
         "exact": share_exact(written, references),
         "clips": len(keys),
         "checkpoint": which,
-        "settings": task.deciding(),
+        "settings": task.fingerprint(),
         "receipt": receipt,
     }
     columns = {"key": keys, "caption": written, "references": references, **scores.clips}

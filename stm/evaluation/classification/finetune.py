@@ -138,7 +138,7 @@ def fine_tune(
 
 
 def _origin(task: FineTune, run: Run, weights: Path, train_indexes: Sequence[Path], seed: int) -> dict[str, Any]:
-    tested = {"test_split", "views", "crops", *task.indifferent}
+    tested = {"test_split", "views", "crops", *task.cache_neutral}
     return {
         "task": task.model_dump(mode="json", exclude=tested),
         "run": run.model_dump(mode="json", include={"frames", "stride", "sampling", "compile"}),

@@ -67,7 +67,7 @@ def choose(
         "task": task.task,
         **choosing_figures(scores, right),
         "checkpoint": which,
-        "settings": task.deciding(),
+        "settings": task.fingerprint(),
         "receipt": receipt,
     }
     chosen = scores.argmax(dim=1).tolist()

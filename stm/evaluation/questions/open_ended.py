@@ -87,7 +87,7 @@ def answer(
         "most_frequent_answer": most,  # of the training split: what answering always the same would about give
         "by_question": by_question(predicted, rows),
         "checkpoint": which,
-        "settings": task.deciding(),
+        "settings": task.fingerprint(),
         "receipt": receipt,
     }
     rows = [{**row, "answer": given} for row, given in zip(rows, predicted, strict=True)]

@@ -70,7 +70,7 @@ def retrieve_texts(
         "chance": {f"r{depth}": _chance(pairs.right, clips, depth) for depth in DEPTHS},
         "checkpoint": which,
         "clips_without_caption": len(test) - clips,
-        "settings": task.deciding(),
+        "settings": task.fingerprint(),
         "receipt": receipt,
     }
     names = [test.index[int(clip)].key for clip in pairs.clips]

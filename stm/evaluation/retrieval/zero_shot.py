@@ -63,7 +63,7 @@ def retrieve(
         **found.metrics,
         "source": source,
         "clips_without_caption": len(test) - len(asking),
-        "settings": task.deciding(),
+        "settings": task.fingerprint(),
         "receipt": receipt,
     }
     keys = [test.index[int(number)].key for number in asking]

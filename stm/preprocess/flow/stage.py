@@ -37,7 +37,7 @@ _LIBRARIES = {
     "dis": ("opencv-python-headless", "numpy", "simplejpeg"),
     "raft": ("torch", "torchvision", "numpy", "simplejpeg"),
 }
-_DECIDING = {"dis": ("backend", "preset", "cells"), "raft": ("backend", "iterations", "cells")}
+_FINGERPRINTED = {"dis": ("backend", "preset", "cells"), "raft": ("backend", "iterations", "cells")}
 
 
 def write_flow(
@@ -67,7 +67,7 @@ def write_flow(
         ValueError: the table of frames is missing or torn.
     """
     kept = read_kept(frames_index)
-    used = {name: settings.deciding()[name] for name in _DECIDING[settings.backend]}
+    used = {name: settings.fingerprint()[name] for name in _FINGERPRINTED[settings.backend]}
     receipt = make_receipt("flow", used, _LIBRARIES[settings.backend], grid=grid)
     title = f"flow {frames_tar.stem}"
     if settings.backend == "raft":

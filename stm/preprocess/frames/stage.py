@@ -51,7 +51,7 @@ def extract_frames(
     """
     rows = read_rows(slice_path)
     # The deadline changes no byte of a clip that is done in time.
-    receipt = make_receipt("frames", settings.deciding(), _LIBRARIES)
+    receipt = make_receipt("frames", settings.fingerprint(), _LIBRARIES)
     journal = Journal(tar, receipt)
     tasks = [FrameTask(row, root, settings, journal) for row in rows]
     title = f"frames {slice_path.stem}"

@@ -90,7 +90,7 @@ def extract_motion(
         raise ValueError("motion.backend `transcode` needs PyAV with libx264, as its wheels have it; or set another")
     kept = read_kept(frames_index)
     rows = rows_of_kept(slice_path, kept)
-    receipt = make_receipt("motion", settings.deciding(), _LIBRARIES, grid=grid)
+    receipt = make_receipt("motion", settings.fingerprint(), _LIBRARIES, grid=grid)
     journal = Journal(output, receipt)
     tasks = [MotionTask(*pair, root, settings, grid, journal) for pair in zip(rows, kept, strict=True)]
     title = f"motion {slice_path.stem}"

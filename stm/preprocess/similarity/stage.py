@@ -128,7 +128,7 @@ def write_similarity(
 def _make_receipt(stage: str, settings: Similarity, scorer: PatchScorer, kept: Sequence[Row]) -> dict[str, Any]:
     identity = scorer.clip.identity
     # Whether embeddings are kept changes no byte of a map, so the receipt does not say it.
-    used = settings.deciding() | {"model": identity["model"]}
+    used = settings.fingerprint() | {"model": identity["model"]}
     return make_receipt(stage, used, _LIBRARIES, model=identity, grid=scorer.grid, frames=hash_frames(kept))
 
 
