@@ -26,7 +26,7 @@ test-slurm: $(READY)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rsP tests/slurm
 
 lint: $(READY)
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/snakefmt --check Snakefile workflow && $(BIN)/codespell
 	$(BIN)/mypy && $(BIN)/snakemake --lint
 
 benchmarks: $(READY)

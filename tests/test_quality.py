@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -59,6 +60,10 @@ def test_ruff_would_format_nothing():
 
 def test_snakefmt_would_format_nothing():
     run("snakefmt", "--check", "Snakefile", "workflow")
+
+
+def test_codespell_finds_nothing():
+    run("codespell")
 
 
 @pytest.mark.slow
@@ -124,6 +129,43 @@ def test_nothing_forbidden_stands_in_the_package(path):
 def test_files_are_short_enough_to_read_in_one_sitting():
     long = {p.name: n for p in (ROOT / "stm").rglob("*.py") if (n := len(p.read_text().splitlines())) > 450}
     assert long == {}
+
+
+AUTOMATION = sorted(p for p in (ROOT / ".github").rglob("*") if p.suffix in {".yml", ".yaml"})
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.M))
+
+
+@pytest.mark.parametrize(
+    "path", [*AUTOMATION, ROOT / ".pre-commit-config.yaml"], ids=lambda p: p.relative_to(ROOT).as_posix()
+)
+def test_automation_parses_and_calls_make_targets_that_exist(path):
+    text = path.read_text()
+    assert isinstance(yaml.safe_load(text), dict)
+    assert set(re.findall(r"\bmake ([a-z-]+)", text)) <= make_targets()
+
+
+def test_workflows_run_only_make_and_with_minimal_permissions():
+    commands = set()
+    for path in (ROOT / ".github/workflows").glob("*.yml"):
+        workflow = yaml.safe_load(path.read_text())
+        assert workflow["permissions"] == {"contents": "read"}, path.name
+        for job in workflow["jobs"].values():
+            assert "permissions" not in job, path.name
+            commands |= {step["run"] for step in job["steps"] if "run" in step}
+    assert commands == {f"make {target}" for target in ("lint", "test-quick", "test", "demo")}
+
+
+def test_pre_commit_runs_the_locked_versions():
+    repos = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    revisions = {Path(repo["repo"]).name.removesuffix("-pre-commit"): repo["rev"] for repo in repos}
+    lock = dict(re.findall(r"^([a-z-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), re.M))
+    assert {"ruff", "snakefmt", "codespell"} <= revisions.keys()
+    assert {name: f"v{lock[name]}" for name in revisions if name in lock} == {
+        name: revision for name, revision in revisions.items() if name in lock
+    }
 
 
 def test_shipped_assets_are_small():
