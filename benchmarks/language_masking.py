@@ -120,7 +120,8 @@ def make_seen(method: VideoLanguage, run: LanguageRun, clips: int, device: str) 
 
 def make_mask(method: VideoLanguage, run: LanguageRun, clips: int, device: str) -> Callable[[], Tensor]:
     """Draws the masks of so many clips; STM's with the backward pass from the mask to what drew it."""
-    branch, seen = method.branch, make_seen(method, run, clips, device)
+    branch: Any = method.branch
+    seen = make_seen(method, run, clips, device)
     noise = torch.rand(seen.attention.shape, generator=torch.Generator().manual_seed(2)).to(device)
     batch = {"video": torch.empty(clips, run.frames, device=device), "guides": {"noise": noise}}
 
@@ -184,6 +185,7 @@ def main() -> None:
         speed, step = f"{statistics.median(masks):.2f} s", f"its ViT-B step, {statistics.median(steps):.1f} s"
         row = compare(f"mask of {system}, {a.batch} clips", speed, masks, steps, step, f"at most {TARGET:g}")
         rows.append(row)
+        assert row.ratio is not None
         worst = max(worst, row.ratio)
         print(
             f"{system:12}{statistics.median(masks):10.2f}{statistics.median(steps):10.1f}{row.ratio:10.2%}"

@@ -70,14 +70,14 @@ def make_shard(folder: Path, names: Sequence[str]) -> Path:
     """The stages `frames` and `shards` on the videos; returns the shard's index."""
     empty = dict.fromkeys(MANIFEST_SCHEMA.names)
     rows = [{**empty, "video_id": name, "key": make_key(name), "path": name, "split": "train"} for name in names]
-    table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["key"]), schema=MANIFEST_SCHEMA)
+    table = pa.Table.from_pylist(sorted(rows, key=lambda row: str(row["key"])), schema=MANIFEST_SCHEMA)
     slice_path, tar, index = (folder / name for name in ("slice.parquet", "frames.tar", "frames.parquet"))
     write_table(slice_path, table, {"stage": "split"})
     extract_frames(slice_path, folder / "videos", tar, index, Frames(), BadInput(), 1)
     pack, shard = Pack(similarity=False, motion=False), folder / "shards/train-00000.parquet"
     shard.parent.mkdir()
-    inputs = (slice_path, tar, index, {}, {}, None, None, {})
-    pack_shard(*inputs, shard.with_suffix(".tar"), shard, pack, 14, BadInput())
+    packed = shard.with_suffix(".tar")
+    pack_shard(slice_path, tar, index, {}, {}, None, None, {}, packed, shard, pack, 14, BadInput())
     return shard
 
 
@@ -163,7 +163,7 @@ class Longer(ClipDataset):
     def __len__(self) -> int:
         return self._times * super().__len__()
 
-    def __getitem__(self, item: tuple[int, int]) -> list[Sample]:
+    def __getitem__(self, item: tuple[int, int]) -> list[Sample]:  # type: ignore[override]  # a loader gives both
         epoch, clip = item
         return super().__getitem__((self._times * epoch + clip // super().__len__(), clip % super().__len__()))
 

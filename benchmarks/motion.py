@@ -96,8 +96,8 @@ def _bounce(place: NDArray, speed: NDArray, room: NDArray, frames: int, low: flo
 
 
 def _shift(picture: NDArray[np.float32], by: NDArray) -> NDArray[np.float32]:
-    matrix = np.float32([[1, 0, by[0]], [0, 1, by[1]]])
-    return cv2.warpAffine(picture, matrix, (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR)
+    matrix = np.array([[1, 0, by[0]], [0, 1, by[1]]], np.float32)
+    return cv2.warpAffine(picture, matrix, (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR).astype(np.float32, copy=False)
 
 
 def encode(clip: Clip, coding: Sequence[str], path: Path) -> None:
@@ -147,7 +147,11 @@ def _score(paths: list[Path], truths: list, stored: NDArray, shape: tuple[int, i
     errors, areas = [], []
     for path, (steps, inside) in zip(paths, truths, strict=True):
         try:
-            found = measure_motion(path, None, None, stored, shape, Motion(backend=backend)).vector[1:].astype(float)
+            found = (
+                measure_motion(path, None, None, stored, shape, Motion.model_validate({"backend": backend}))
+                .vector[1:]
+                .astype(float)
+            )
         except VideoError as error:
             return f"{str(error.status)[:21]:>21}"
         errors.append(np.linalg.norm(found - steps, axis=-1).mean())
@@ -167,7 +171,9 @@ def speed(videos: Sequence[Path], rounds: int) -> list[Row]:
         stored, shape = np.arange(0, count, STEP), map_shape(*shown, GRID)
 
         def measure(backend: str, path: Path = path, stored: NDArray = stored, shape: tuple = shape) -> float:
-            return cpu_seconds(lambda: measure_motion(path, None, None, stored, shape, Motion(backend=backend)))
+            return cpu_seconds(
+                lambda: measure_motion(path, None, None, stored, shape, Motion.model_validate({"backend": backend}))
+            )
 
         work = {
             "decoding": partial(cpu_seconds, partial(decode, path)),

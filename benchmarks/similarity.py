@@ -89,14 +89,14 @@ def measure(folder: Path, arguments: argparse.Namespace) -> list[Row]:
     where = "GPU" if clip.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     geometry = f"{arguments.precision}, batch {arguments.batch_size}{', compiled' if arguments.compile else ''}"
     print(f"{clip.identity['model']}, {geometry}, {needed} patches, {where}")
-    rows = []
+    table = []
     for number, clock in enumerate(("wall-clock", "CPU time")):
         tower, mine = ([pair[number] for pair in rates[kind]] for kind in ("tower", "stage"))
         against = f"bare image tower: {median(tower):.1f} patches/s"
         what = f"similarity, {geometry}, {clock}"
-        rows.append(compare(what, f"{median(mine):.1f} patches/s", mine, tower, against, "0.95"))
+        table.append(compare(what, f"{median(mine):.1f} patches/s", mine, tower, against, "0.95"))
     # A GPU does not work on the CPU's time, and a shared CPU's wall-clock time is anybody's.
-    return rows[:1] if clip.device.type == "cuda" else rows
+    return table[:1] if clip.device.type == "cuda" else table
 
 
 def seconds(work: Callable[[], None]) -> tuple[float, float]:

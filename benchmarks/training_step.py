@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
 from benchmarks._machine import has_bf16
 from benchmarks._table import Row, compare, report, take_turns, wall_seconds
-from stm.config import PretrainRun
+from stm.config import Mask, PretrainRun
 from stm.masking import to_boolean
 from stm.methods import build_method
 from stm.methods.mae import MAE
@@ -115,7 +116,7 @@ def describe_run(a: argparse.Namespace) -> PretrainRun:
         model=a.size,
         image_size=a.image_size,
         frames=a.frames,
-        mask={"strategy": "tube", "ratio": a.ratio},
+        mask=Mask(strategy="tube", ratio=a.ratio),
         precision=a.precision,
         compile=a.compile,
     )
@@ -140,7 +141,7 @@ def main() -> None:
             "bf16 is left out: this processor has neither avx512_bf16 nor amx_bf16, and emulates it slower than float32"
         )
     losses = {name: step().item() for name, step in steps.items()}
-    seconds = take_turns({name: lambda step=step: measure(step) for name, step in steps.items()}, a.rounds)
+    seconds = take_turns({name: partial(measure, step) for name, step in steps.items()}, a.rounds)
     where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     geometry = f"{a.size}, {a.frames}x{a.image_size}^2, tube {a.ratio:g}, batch {a.batch}"
     print(f"{geometry}, {a.precision}, {where}, {a.rounds} rounds")

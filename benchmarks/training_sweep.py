@@ -17,7 +17,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +109,9 @@ def measure_peak(device: torch.device, a: argparse.Namespace) -> float:
 
 def make_jobs(folder: Path, a: argparse.Namespace) -> Iterator[Job]:
     """MAE by ratio, then UMT, each by batch size, plain and compiled."""
-    size = {"model": "tiny", "image_size": 32, "frames": 4} if a.toy else {"model": "base", "image_size": 224}
+    size: dict[str, Any] = (
+        {"model": "tiny", "image_size": 32, "frames": 4} if a.toy else {"model": "base", "image_size": 224}
+    )
     runs: list[tuple[str, PretrainRun | LanguageRun, float]] = []
     for ratio in a.ratios:
         run = PretrainRun.model_validate({"frames": 16, **size, "mask": {"ratio": ratio}, "precision": "bf16"})
@@ -131,11 +133,11 @@ def make_jobs(folder: Path, a: argparse.Namespace) -> Iterator[Job]:
         }
     )
     runs.append(("UMT 0.8", umt, umt_flop(umt, teacher)))
-    for name, run, flop in runs:
+    for name, chosen, flop in runs:
         for batch in a.batches:
             for compiled in (False, True):
                 said = f"{name}, batch {batch}{', compiled' if compiled else ''}"
-                yield Job(said, run.model_copy(update={"compile": compiled}), batch, flop)
+                yield Job(said, chosen.model_copy(update={"compile": compiled}), batch, flop)
 
 
 def save_teacher(folder: Path, teacher: dict[str, int], image_size: int) -> str:
@@ -251,7 +253,8 @@ def fed_row(job: Job, ready: float, folder: Path, device: torch.device, a: argpa
     geometry = Geometry(run.image_size, run.patch_size, run.tubelet, run.frames, 1)
     index = shards / "shards/train-00000.parquet"
     dataset = ClipDataset([index], geometry, Augmentation(), 0, True, guides=())
-    loader = ClipLoader(Repeated(dataset, job.batch * (steps + 3)), job.batch, shuffle=True, workers=a.workers)
+    repeated = cast(ClipDataset, Repeated(dataset, job.batch * (steps + 3)))
+    loader = ClipLoader(repeated, job.batch, shuffle=True, workers=a.workers)
     with _fresh(device):
         step = build_step(job, device)
         batches = move_ahead(loader.batches(0), device)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stm.jobs.status import Status
+from stm.jobs.status import Policy, Status
 from stm.manifest import (
     MANIFEST_SCHEMA,
     TooManyFailures,
@@ -80,7 +80,8 @@ def test_slices_of_a_smaller_manifest_are_removed(tmp_path):
 
 
 def test_a_shard_that_went_wrong_as_a_whole_stops_the_stage_and_names_clips():
-    rows = [(f"v{i}", Status.TIMEOUT, "drop", "30 s") for i in range(6)] + [("w", Status.OK, "keep", "")] * 4
+    rows: list[tuple[str, Status, Policy, str]] = [(f"v{i}", Status.TIMEOUT, "drop", "30 s") for i in range(6)]
+    rows += [("w", Status.OK, "keep", "")] * 4
     check_failures("frames", rows, 0.6)
     with pytest.raises(TooManyFailures, match=r"dropped 6 of 10.*\n.*v0: timeout: 30 s"):
         check_failures("frames", rows, 0.5)

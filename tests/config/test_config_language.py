@@ -2,12 +2,13 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stm.config import ConfigError, LanguageRun, PretrainRun, load_config, parse_config
 
-STUDY = {
+STUDY: dict[str, Any] = {
     "name": "study",
     "captions": {"human": {"kind": "human"}},
     "pack": {"captions": "human", "similarity": False, "motion": False, "text": True},

@@ -12,7 +12,7 @@ FRAMES = [(340, 256), (256, 340), (256, 256), (33, 32), (455, 256)]
 @pytest.mark.parametrize(("width", "height"), FRAMES)
 @pytest.mark.parametrize("kind", ["multi_scale", "random_resized", "center"])
 def test_crops_lie_inside_the_frame(kind: str, width: int, height: int) -> None:
-    augmentation = Augmentation(crop=kind, scale=(0.08, 1.0))
+    augmentation = Augmentation.model_validate({"crop": kind, "scale": (0.08, 1.0)})
     generator = np.random.default_rng(0)
     for _ in range(300):
         box, _ = draw_crop(generator, augmentation, width, height)

@@ -25,7 +25,12 @@ def open_clips(tmp_path: Path, shard: Callable, clip: Callable) -> Callable[...,
 
     def build(clips: list[dict] | None = None, **changes: Any) -> ClipDataset:
         path = shard(tmp_path / "train-00000.parquet", clips or [clip(0), clip(1), clip(2)])
-        arguments = {"geometry": GEOMETRY, "augmentation": Augmentation(), "seed": 3, "train": True} | changes
+        arguments: dict[str, Any] = {
+            "geometry": GEOMETRY,
+            "augmentation": Augmentation(),
+            "seed": 3,
+            "train": True,
+        } | changes
         return ClipDataset([path], **arguments)
 
     return build
@@ -109,7 +114,7 @@ def test_guides_follow_the_pixels_through_crop_and_flip(open_clips: Callable, cl
     }
     content = {"video": video, "width": columns * cell, "height": rows * cell, "rows": rows, "columns": columns, **maps}
     geometry = Geometry(image_size=64, patch_size=16, tubelet=2, frames=4, stride=1)
-    augmentation = Augmentation(crop=crop, scale=(0.2, 1))
+    augmentation = Augmentation.model_validate({"crop": crop, "scale": (0.2, 1)})
     data = open_clips([clip(0, **content)], geometry=geometry, augmentation=augmentation)
     flipped = set()
     for epoch in range(25):

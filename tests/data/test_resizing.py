@@ -109,7 +109,7 @@ def same(first: Any, second: Any) -> bool:
 
 
 def test_batches_differ_from_the_loader_s_in_the_rounding_of_pixels_alone(open_clips: Callable) -> None:
-    settings = {"batch_size": 3, "shuffle": True}
+    settings: dict[str, Any] = {"batch_size": 3, "shuffle": True}
     for epoch in range(8):
         loaded = ClipLoader(open_clips(), **settings).batches(epoch)
         resized = move_ahead(ClipLoader(open_clips(resize=False), **settings).batches(epoch), torch.device("cpu"))
@@ -145,5 +145,5 @@ def test_what_changes_resized_pixels_is_refused(open_clips: Callable, late: dict
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
 def test_cuda_resizes_to_a_grey_level_as_a_cpu_does() -> None:
     crops = join_crops([noise(2, 256, 340), noise(2, 168, 192)], [True, False], 224)
-    on_cuda = resize_crops(*(crops[name].cuda() for name in ("pixels", "sides", "flip")), crops["size"]).cpu()
+    on_cuda = resize_crops(**{**crops, **{name: crops[name].cuda() for name in ("pixels", "sides", "flip")}}).cpu()
     assert (on_cuda.int() - resize_crops(**crops).int()).abs().max() <= 1

@@ -12,7 +12,7 @@ import pytest
 from test_probe import ffmpeg, make_video
 
 import stm.datasets
-from stm.config import Config, parse_config
+from stm.config import Config, MovingShapesDataset, parse_config
 from stm.datasets import DatasetError, build_manifest, list_fingerprint
 from stm.datasets.annotations import AnnotationError
 from stm.datasets.moving_shapes.generate import generate
@@ -158,7 +158,7 @@ def test_policies_of_the_config_are_followed(video: Path, tmp_path: Path) -> Non
     root = tmp_path / "root"
     place(video, root, "good.mp4")
     make_video(root / "tiny.mp4", frames=2, width=40, height=16)
-    keep = {"bad_input": {"policy": {"too_small": "keep", "missing_file": "keep"}}}
+    keep: dict[str, Any] = {"bad_input": {"policy": {"too_small": "keep", "missing_file": "keep"}}}
     (root / "gone.mp4").symlink_to(root / "nowhere.mp4")
     rows, _ = build(config_of(root, **keep), tmp_path / "out")
     assert [r["video_id"] for r in rows] == ["good", "tiny"]
@@ -239,7 +239,7 @@ def test_a_killed_run_does_not_open_finished_files_again(
 def test_generated_clips_are_a_dataset_like_any_other(tmp_path: Path) -> None:
     dataset = {"source": "moving-shapes", "clips": {"train": 3, "test": 2}, "frames": 8, "width": 64, "height": 64}
     config = parse_config({"name": "test", "dataset": dataset})
-    assert config.dataset.source == "moving-shapes"
+    assert isinstance(config.dataset, MovingShapesDataset)
     generate(config.dataset, 0, tmp_path / "generated", processes=1)
     rows, refused = build(config, tmp_path, tmp_path / "generated")
     assert refused == {} and len(rows) == 5

@@ -116,7 +116,8 @@ def break_off(run: PretrainRun | LanguageRun, output: Path, process: Process, pa
 
 def work_on_clips(rank: int, folder: Path) -> Values:
     """Runs without text of one of two processes. `folder / "alone"` holds one that a single process has left unfinished."""
-    process, found = Process(rank, 2, torch.device("cpu")), {}
+    process = Process(rank, 2, torch.device("cpu"))
+    found: Values = {}
     compiled = nn.Module.compile  # by torch's own kernels, so that no compiler of C++ is needed
     nn.Module.compile = lambda self, **more: compiled(self, backend="aot_eager", **more)  # type: ignore[method-assign]
     for name in RUNS:
@@ -132,7 +133,8 @@ def work_on_clips(rank: int, folder: Path) -> Values:
 
 def work_on_texts(rank: int, folder: Path, bert: str) -> Values:
     """Runs with text of one of two processes."""
-    process, found = Process(rank, 2, torch.device("cpu")), {}
+    process = Process(rank, 2, torch.device("cpu"))
+    found: Values = {}
     for name in LANGUAGE:
         found |= train_both(run_of(name, bert), folder, name, process)
     break_off(run_of("stm", bert), folder / "broken", process, "fsdp")

@@ -65,7 +65,7 @@ def test_sharing_the_model_changes_nothing_but_rounding(clips: Values, name: str
     # In bf16 the blocks' norms are rounded too: by one rounding (2^-8) in the first step. Each update then carries that on, how
     # far depends on the processor's bf16.
     first = [{key: values[key][:1] for key in ("loss", "norm")} for values in (shared, held)]
-    check_curve(*first, tolerance=2**-8)
+    check_curve(first[0], first[1], tolerance=2**-8)
     check_curve(shared, held, 2e-2, ("loss",))
     check_curve(shared, held, 5e-2, ("norm",))
 

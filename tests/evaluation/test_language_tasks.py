@@ -9,7 +9,14 @@ import torch
 from made_clips import make_shard
 from made_language import make_run, make_small_bert
 
-from stm.config import Captioning, MultipleChoice, QuestionAnswering, VideoTextRetrieval
+from stm.config import (
+    Captioning,
+    LanguageAugmentation,
+    LanguageOptimisation,
+    MultipleChoice,
+    QuestionAnswering,
+    VideoTextRetrieval,
+)
 from stm.evaluation import evaluate
 from stm.evaluation.captioning.generate import share_exact
 from stm.evaluation.captioning.scores import CaptionScoreError, find_programs
@@ -20,7 +27,7 @@ from stm.storage.tables import read_receipt, read_table, write_table
 from stm.training import pretrain
 
 COLORS = ["red", "blue", "green"]
-TUNING = {"epochs": 2, "batch_size": 6, "learning_rate": 1e-3, "warmup_epochs": 0}
+TUNING = LanguageOptimisation(epochs=2, batch_size=6, learning_rate=1e-3, warmup_epochs=0)
 
 
 def make_told_shard(index: Path, clips: int, seed: int, prefix: str) -> Path:
@@ -112,7 +119,9 @@ def test_queries_are_captions_or_texts_that_clips_share():
 def test_an_epoch_of_fine_tuning_sees_every_caption_of_every_clip_once(world):
     """12 clips of two captions: the protocols' `explode`."""
     _, splits, run = world
-    task = VideoTextRetrieval(task="video_text_retrieval", optimisation=TUNING, augmentation={"crop": "random_resized"})
+    task = VideoTextRetrieval(
+        task="video_text_retrieval", optimisation=TUNING, augmentation=LanguageAugmentation(crop="random_resized")
+    )
     pairs = open_clips(task, run, splits["train"], 0, True, None, Spoken)
     assert len(pairs) == 24
     epochs = [[pairs[epoch, number][0] for number in range(24)] for epoch in range(2)]

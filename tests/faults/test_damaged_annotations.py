@@ -28,7 +28,7 @@ from stm.storage.tables import read_table, write_table
 
 COUNTS = pytest.mark.parametrize("count", [25, pytest.param(240, marks=pytest.mark.slow)])
 
-ANNOTATIONS = [
+ANNOTATIONS: list[dict[str, Any]] = [
     {
         "path": "a.mp4",
         "video_id": "a",
@@ -106,9 +106,9 @@ def write_annotations(file: Path) -> bytes:
         return file.read_bytes()
     if file.suffix == ".csv":
         text = io.StringIO()
-        writer = csv.DictWriter(text, ANNOTATIONS[0])
+        writer = csv.DictWriter(text, list(ANNOTATIONS[0]))
         writer.writeheader()
-        writer.writerows(row | {"captions": "|".join(row["captions"])} for row in ANNOTATIONS)  # type: ignore[arg-type]
+        writer.writerows(row | {"captions": "|".join(row["captions"])} for row in ANNOTATIONS)
         return text.getvalue().encode()
     if file.suffix == ".json":
         return json.dumps(ANNOTATIONS).encode()

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def split(folder: Path) -> Stage:
         "split",
         folder,
         {"manifest": made.slice},
-        lambda out: write_slices(made.slice, out / "slices", out / "slices.json", 2) and None,
+        lambda out: write_slices(made.slice, out / "slices", out / "slices.json", 2),
     )
 
 
@@ -128,7 +129,7 @@ def _similarity(folder: Path, stored: bool) -> Stage:
     else:
         inputs["tar"] = made.tar
     run = partial(write_similarity, made.tar, made.index, said)
-    more = {"embeddings": embeddings if stored else None, "device": "cpu"}
+    more: dict[str, Any] = {"embeddings": embeddings if stored else None, "device": "cpu"}
     return Stage(
         "similarity, stored embeddings" if stored else "similarity",
         folder,
@@ -151,7 +152,9 @@ def text(folder: Path) -> Stage:
 def shards(folder: Path) -> Stage:
     made = make_inputs(folder / "inputs")
     parts = ("captions", "similarity", "text")
-    tables = {part: {source: path_of(made.folder, part, source) for source in EVERYTHING.sources} for part in parts}
+    tables: dict[str, Any] = {
+        part: {source: path_of(made.folder, part, source) for source in EVERYTHING.sources} for part in parts
+    }
     inputs = {"slice": made.slice, "tar": made.tar, "frames": made.index, "motion": made.motion, "flow": made.flow}
     inputs |= {part: tables[part]["human"] for part in parts}
     run = partial(pack_shard, made.slice, made.tar, made.index, **tables, motion=made.motion, flow=made.flow)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ from stm.storage.files import write_json
 from stm.training.checkpoint import Checkpoints
 from stm.training.loop import Plan, fit
 
-Run = Callable[[Path], None]
+Run = Callable[[Path], object]
 
 
 @contextmanager
@@ -70,7 +71,7 @@ def frames(inputs: Path) -> Run:
 
 def split(inputs: Path) -> Run:
     made = make_inputs(inputs)
-    return lambda out: write_slices(made.slice, out / "slices", out / "slices.json", 2) and None
+    return lambda out: write_slices(made.slice, out / "slices", out / "slices.json", 2)
 
 
 def captions(inputs: Path) -> Run:
@@ -86,7 +87,9 @@ def flow(inputs: Path) -> Run:
 def shards(inputs: Path) -> Run:
     made = make_inputs(inputs)
     parts = ("captions", "similarity", "text")
-    tables = {part: {source: path_of(made.folder, part, source) for source in EVERYTHING.sources} for part in parts}
+    tables: dict[str, Any] = {
+        part: {source: path_of(made.folder, part, source) for source in EVERYTHING.sources} for part in parts
+    }
     run = partial(pack_shard, made.slice, made.tar, made.index, **tables, motion=made.motion, flow=made.flow)
     return lambda out: run(tar=out / "s.tar", index=out / "s.parquet", pack=EVERYTHING, grid=GRID, bad_input=KEEP_GOING)
 
@@ -183,7 +186,8 @@ def train(output: Path) -> Line:
 
 def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     undisturbed = train(tmp_path / "undisturbed")
-    save, saved = Checkpoints.save, []
+    save = Checkpoints.save
+    saved: list[int] = []
 
     def save_on_a_disk_that_fills(self: Checkpoints, step: int, state: dict[str, object]) -> None:
         with largest_file(10_000 if step == 4 and not saved else 10**9):

@@ -28,7 +28,7 @@ class Stage:
     name: str
     folder: Path  # of all that the test has; `outputs` in it is the stage's
     inputs: Mapping[str, Path]
-    run: Callable[[Path], None]  # given an empty folder for its outputs
+    run: Callable[[Path], object]  # given an empty folder for its outputs
     tables: Sequence[str] = ()  # outputs with a row a clip, whose `status` may say what was wrong
     verify: Callable[[], bool] | None = None  # whether `stm verify` refuses the inputs
     refusals: tuple[type[Exception], ...] = (DamagedError,)
@@ -78,6 +78,7 @@ def deadline(seconds: float = 600) -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, give_up)
     signal.setitimer(signal.ITIMER_REAL, seconds)
+    assert sys.__stderr__ is not None
     faulthandler.dump_traceback_later(2 * seconds, exit=True, file=sys.__stderr__)
     try:
         yield

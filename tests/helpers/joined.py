@@ -13,7 +13,7 @@ from torch import nn
 from torch._dynamo import lookup_backend
 from torch.nn.functional import normalize
 
-from stm.config import PretrainRun
+from stm.config import Contrast, Mask, PretrainRun, Reconstruction
 from stm.distributed.process import Process
 from stm.methods import build_method
 from stm.methods.mae import MAE
@@ -118,12 +118,14 @@ def make_norm(kind: type[nn.BatchNorm1d], affine: bool) -> nn.Module:
 def make_method(weight: float = 1.0, reconstruction: float = 1.0) -> MAE:
     run = PretrainRun(
         model="tiny", image_size=32, frames=4, decoder_depth=1,
-        mask={"strategy": "text_top", "ratio": 0.5},
-        reconstruction={"weight": reconstruction},
-        contrast={"weight": weight, "learnable": True, "hidden": 16, "layers": 3},
+        mask=Mask(strategy="text_top", ratio=0.5),
+        reconstruction=Reconstruction(weight=reconstruction),
+        contrast=Contrast(weight=weight, learnable=True, hidden=16, layers=3),
     )  # fmt: skip
     torch.manual_seed(0)
-    return build_method(run, WIDTH).double()
+    method = build_method(run, WIDTH)
+    assert isinstance(method, MAE)
+    return method.double()
 
 
 def draw_batch(rank: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ them.
 import io
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -102,10 +103,10 @@ def make_shard(
     return index
 
 
-def make_run(**changes: object) -> PretrainRun:
+def make_run(**changes: Any) -> PretrainRun:
     """A run of seconds; `optimisation` is merged, the rest replaced."""
     optimisation = {"epochs": 2, "batch_size": 4, "warmup_epochs": 1, "learning_rate": 0.01}
-    optimisation |= changes.pop("optimisation", {})  # type: ignore[arg-type]
+    optimisation |= changes.pop("optimisation", {})
     values = {"model": "tiny", "image_size": 32, "patch_size": 16, "frames": 4, "decoder_depth": 1, "workers": 0}
     mask = {"strategy": "text_top", "ratio": 0.5}
     return PretrainRun.model_validate({**values, "mask": mask, "optimisation": optimisation, **changes})

@@ -132,10 +132,15 @@ def save_text_encoder(folder: Path, kind: str, seed: int = 0) -> Path:
     """A text encoder of transformers: `clip` (text tower with projection), `bert`, `t5` or a whole `two-towers` CLIP."""
     torch.manual_seed(seed)
     words = make_tokenizer()
-    size = {"vocab_size": len(words), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2}
-    places = {**heads, "max_position_embeddings": 16}
-    ends = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    size: dict[str, Any] = {
+        "vocab_size": len(words),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+    }
+    heads: dict[str, Any] = {"num_attention_heads": 2}
+    places: dict[str, Any] = {**heads, "max_position_embeddings": 16}
+    ends: dict[str, Any] = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
     makers: dict[str, Any] = {
         "clip": lambda: CLIPTextModelWithProjection(CLIPTextConfig(**size, **places, **ends, projection_dim=6)),
         "bert": lambda: BertModel(BertConfig(**size, **places, pad_token_id=1), add_pooling_layer=False),

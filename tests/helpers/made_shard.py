@@ -69,7 +69,7 @@ def make_shard(folder: Path, clips: Sequence[Clip], grid: int = 4, seed: int = 0
     """Writes `{slice,frames,motion,flow}` files of noisy pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     names = ("slice.parquet", "train-00000.tar", "train-00000.parquet", "motion.parquet")
-    made = Made(*(folder / name for name in names), folder)
+    made = Made(*[*(folder / name for name in names), folder])
     rng = np.random.default_rng(seed)
     ordered = sorted(clips, key=lambda clip: clip.key)
     write_table(made.slice, pa.Table.from_pylist([_manifest_row(c) for c in ordered], MANIFEST_SCHEMA), {})

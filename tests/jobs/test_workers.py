@@ -38,17 +38,17 @@ def act(item):
 
 
 @pytest.fixture
-def act(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+def act(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "acts_for_workers.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    import acts_for_workers
+    import acts_for_workers  # type: ignore[import-not-found]
 
     yield acts_for_workers.act
     sys.modules.pop("acts_for_workers")
 
 
 @pytest.mark.slow
-def test_hanging_and_crashing_items_are_marked_and_all_others_finish(act) -> None:  # type: ignore[no-untyped-def]
+def test_hanging_and_crashing_items_are_marked_and_all_others_finish(act) -> None:
     items = [
         ("square", 2),
         ("hang", 0),
@@ -67,24 +67,25 @@ def test_hanging_and_crashing_items_are_marked_and_all_others_finish(act) -> Non
     assert "exit code 3" in outcomes[4].detail
 
 
-def test_a_full_disk_stops_the_job_instead_of_marking_clips(act) -> None:  # type: ignore[no-untyped-def]
+def test_a_full_disk_stops_the_job_instead_of_marking_clips(act) -> None:
     with pytest.raises(OSError, match="No space left"):
         list(run_isolated(act, [("disk", 0)], processes=1, timeout_seconds=60))
 
 
-def test_nothing_to_do_starts_nothing(act) -> None:  # type: ignore[no-untyped-def]
+def test_nothing_to_do_starts_nothing(act) -> None:
     assert list(run_isolated(act, [], processes=4, timeout_seconds=60)) == []
 
 
-def test_workers_are_gone_when_the_caller_stops_early(act) -> None:  # type: ignore[no-untyped-def]
+def test_workers_are_gone_when_the_caller_stops_early(act) -> None:
     outcomes = run_isolated(act, [("pid", 0)] * 3, processes=1, timeout_seconds=60)
     _, pid = next(outcomes)
-    outcomes.close()
+    assert isinstance(pid, int)
+    outcomes.close()  # type: ignore[attr-defined]
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
 
-def test_a_script_without_a_main_guard_is_not_run_again_in_the_workers(act, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_script_without_a_main_guard_is_not_run_again_in_the_workers(act, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent("""
@@ -109,7 +110,7 @@ def test_a_function_of_the_main_script_is_refused_with_a_reason() -> None:
 
 
 @pytest.mark.slow
-def test_workers_end_when_their_parent_is_killed(act, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_workers_end_when_their_parent_is_killed(act, tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
         "import time, acts_for_workers\nfrom stm.jobs.workers import run_isolated\n"

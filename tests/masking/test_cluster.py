@@ -184,7 +184,7 @@ def test_where_all_tokens_are_one_vector_the_noise_keeps_its_lowest(density: str
     """Centres are the tokens of the lowest noise; all that are none belong to the first, which is kept before them."""
     vector = unit(torch.randn(2, 1, 1, width, generator=torch.Generator().manual_seed(2)))
     guides = {"features": vector.expand(-1, 3, 49, -1).contiguous(), "noise": draw_guides(slots=3, batch=2)["noise"]}
-    kept = make_cluster_strategy(Cluster(density=density))(guides, 0.8)
+    kept = make_cluster_strategy(Cluster.model_validate({"density": density}))(guides, 0.8)
     lowest = guides["noise"].argsort(dim=-1)[..., :10].sort(dim=-1).values
     assert torch.equal(kept, number_tokens(lowest, 49))
 

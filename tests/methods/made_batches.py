@@ -8,7 +8,7 @@ from stm.config import PretrainRun
 
 
 def make_run(**changes: Any) -> PretrainRun:
-    values = {
+    values: dict[str, Any] = {
         "model": "tiny",
         "image_size": 64,
         "patch_size": 16,

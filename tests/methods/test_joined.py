@@ -49,8 +49,8 @@ def check(found: np.ndarray, expected: torch.Tensor | None, name: str, tolerance
 @pytest.mark.parametrize("case", PRESENT)
 def test_the_contrast_of_two_processes_is_that_of_the_joined_batch(two: list[Values], case: str) -> None:
     video, text = (torch.cat(parts) for parts in zip(draw_pairs(0), draw_pairs(1), strict=True))
-    rows = [draw_presence(case, rank) for rank in (0, 1)]
-    expected = measure_contrast(video, text, None if rows[0] is None else torch.cat(rows), case)
+    rows = [row for rank in (0, 1) if (row := draw_presence(case, rank)) is not None]
+    expected = measure_contrast(video, text, torch.cat(rows) if rows else None, case)
     for name in ("loss", "accuracy", "temperature"):
         check(mean(two, f"{case}/{name}"), expected[f"{case}/{name}"], name)
     for name in ("video", "text"):  # DDP divides what flows on into the weights by the number of processes
@@ -87,7 +87,9 @@ def test_global_batch_norm_is_batch_norm_of_the_joined_rows(two: list[Values], c
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_of_two_processes_is_a_step_on_the_joined_batch(two: list[Values], name: str) -> None:
     parts = [draw_batch(rank) for rank in (0, 1)]
-    batch = {key: torch.cat([part[key] for part in parts]) for key in ("video", "text", "caption_index")}
+    batch: dict[str, Any] = {
+        key: torch.cat([part[key] for part in parts]) for key in ("video", "text", "caption_index")
+    }
     batch["guides"] = {key: torch.cat([part["guides"][key] for part in parts]) for key in parts[0]["guides"]}
     method = make_method(*METHODS[name])
     expected = measure_method(method, method, batch, name)

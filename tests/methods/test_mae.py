@@ -35,6 +35,7 @@ def disturb(model: nn.Module) -> None:
 def check_parity(run: PretrainRun, batch_size: int) -> None:
     torch.manual_seed(0)
     method = build_method(run)
+    assert isinstance(method, MAE)
     disturb(method.model)
     peer = make_peer(method)
     batch = draw_batch(run, batch_size)
@@ -61,14 +62,20 @@ def check_gradients(method: MAE, peer: nn.Module) -> None:
     holder = VideoMAE(method.model.architecture)
     with torch.no_grad():
         for name, parameter in holder.named_parameters():
-            parameter.copy_(ours[name])
+            gradient = ours[name]
+            assert gradient is not None
+            parameter.copy_(gradient)
     translated = zoo.to_transformers(holder)
     theirs = {name: parameter.grad for name, parameter in peer.named_parameters()}
     assert translated.keys() == theirs.keys()
     for name, gradient in theirs.items():
         scale = gradient.abs().max().item()
         torch.testing.assert_close(
-            translated[name], gradient, rtol=1e-3, atol=1e-3 * scale, msg=lambda m, n=name: f"{n}: {m}"
+            translated[name],
+            gradient,
+            rtol=1e-3,
+            atol=1e-3 * scale,
+            msg=lambda m, n=name: f"{n}: {m}",  # type: ignore[misc]
         )
     qkv = ours["encoder.blocks.0.attn.qkv.bias"]
     width = qkv.numel() // 3
@@ -118,7 +125,9 @@ def test_bfloat16_gives_nearly_the_same_loss_and_finite_gradients() -> None:
 
 def test_decoding_everything_is_videomae_and_decoding_less_is_the_same_prediction_task() -> None:
     run = make_run()
-    half = MAE(build_method(run).model, build_method(run).strategy, 0.75, decode_ratio=0.5)
+    whole = build_method(run)
+    assert isinstance(whole, MAE)
+    half = MAE(whole.model, whole.strategy, 0.75, decode_ratio=0.5)
     batch = draw_batch(run, batch=3)
     _, masked = half.mask(batch["guides"])
     decoded = half.choose_decoded(masked, batch["guides"]["noise"])

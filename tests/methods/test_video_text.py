@@ -24,7 +24,9 @@ TEXT = 9
 def make_method(contrast: dict[str, Any] | None = None, seed: int = 0, **changes: Any) -> MAE:
     run = make_run(contrast=None if contrast is None else {"hidden": 16, **contrast}, **changes)
     torch.manual_seed(seed)
-    return build_method(run, TEXT)
+    method = build_method(run, TEXT)
+    assert isinstance(method, MAE)
+    return method
 
 
 def draw_captioned(run: PretrainRun | None = None, batch: int = 4, silent: tuple[int, ...] = ()) -> dict[str, Any]:
@@ -73,7 +75,7 @@ def test_with_weight_the_encoder_learns_from_the_contrast() -> None:
     for method in (plain, both):
         method(draw_captioned())["loss"].backward()
     names = dict(plain.model.named_parameters())
-    differ = {n for n, p in both.model.named_parameters() if not torch.equal(p.grad, names[n].grad)}
+    differ = {n for n, p in both.model.named_parameters() if not torch.equal(p.grad, names[n].grad)}  # type: ignore[arg-type]
     assert any(n.startswith("encoder.") for n in differ) and not any(n.startswith("decoder.") for n in differ)
 
 
@@ -129,7 +131,7 @@ def test_clips_without_a_caption_take_no_part_but_are_reconstructed() -> None:
 
 def test_a_learned_temperature_falls_to_a_hundredth_and_rises_again() -> None:
     method = make_method({"learnable": True, "temperature": 0.0101}, reconstruction={"weight": 0})
-    branch = method.contrast
+    branch: Any = method.contrast
     assert branch.temperature.item() == pytest.approx(0.0101)
     optimiser = torch.optim.SGD([branch.log_temperature], lr=1.0)
     for direction, expected in ((1.0, 0.01), (-1.0, 0.01 * math.exp(0.1))):
@@ -174,7 +176,8 @@ def test_norms_and_temperature_are_not_decayed() -> None:
     from stm.training.optimizer import group_parameters
 
     method = make_method({"learnable": True})
-    decayed = {id(p) for group in group_parameters(method, 0.05) for p in group["params"] if group["weight_decay"] > 0}
+    groups: list[dict[str, Any]] = group_parameters(method, 0.05)
+    decayed = {id(p) for group in groups for p in group["params"] if group["weight_decay"] > 0}
     names = {n for n, p in method.contrast.named_parameters() if id(p) in decayed}
     assert names == {"head.0.weight", "head.3.weight"}
 
@@ -183,6 +186,7 @@ def test_what_is_saved_embeds_clips_as_the_method_does(tmp_path: Path) -> None:
     run = make_run(contrast={"hidden": 16, "learnable": True})
     torch.manual_seed(0)
     method = build_method(run, TEXT)
+    assert isinstance(method, MAE)
     train(method)
     path = tmp_path / "weights.safetensors"
     branch = method.contrast

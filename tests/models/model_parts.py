@@ -1,6 +1,7 @@
 """What the tests of weights share: a small architecture, a classifier, clips and masks."""
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from stm.models.vit import Architecture, VideoEncoder
 from stm.tubelets import IMAGENET_MEAN, IMAGENET_STD
 
+Model = TypeVar("Model", bound=nn.Module)
 TINY = Architecture(32, 8, 2, 4, width=48, depth=2, heads=3, decoder_width=24, decoder_depth=1, decoder_heads=2)
 
 
@@ -45,7 +47,7 @@ def double(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.double() for name, tensor in state.items()}
 
 
-def disturb(model: nn.Module) -> nn.Module:
+def disturb(model: Model) -> Model:
     """Moves biases and norms away from their initial 0 and 1, so that swapped ones are noticed."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -20,7 +20,7 @@ def transformers_attention(model: VideoMAE, clip: torch.Tensor, masked: torch.Te
     """The last block's weights, [B, heads, K, K]."""
     from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
-    config = VideoMAEConfig(**zoo.transformers_config(model.architecture), attn_implementation="eager")
+    config = VideoMAEConfig(**zoo.transformers_config(model.architecture), attn_implementation="eager")  # type: ignore[call-arg]
     peer = VideoMAEForPreTraining(config).eval()
     peer.load_state_dict(zoo.to_transformers(model))
     with torch.no_grad():
@@ -48,7 +48,7 @@ def test_the_weights_make_the_output_of_the_fused_attention() -> None:
     model = make_model()
     video, _, _ = draw(TINY)
     attention = model.encoder.blocks[-1].attn
-    seen = {}
+    seen: dict[str, torch.Tensor] = {}
     hook = attention.register_forward_hook(lambda module, args, output: seen.update(x=args[0], y=output))
     with torch.no_grad():
         model.encoder(video)

@@ -15,7 +15,7 @@ def count(run: PretrainRun, kept: int, decoded: int, backward: bool) -> int:
     model = zoo.build(run)
     for module in model.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = False  # torch does not count the fused attention of CPUs
+            module.fused_attn = False  # type: ignore[assignment]  # torch does not count the fused attention of CPUs
     order = torch.randperm(model.architecture.tokens)
     video = torch.randint(0, 256, (1, run.frames, 3, run.image_size, run.image_size), dtype=torch.uint8)
     with FlopCounterMode(display=False) as counter:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def map_by(x: Tensor, layer: nn.Module) -> Tensor:
     return y if layer.bias is None else y + layer.bias
 
 
-def run_block(x: Tensor, block: nn.Module, heads: int) -> Tensor:
+def run_block(x: Tensor, block: Any, heads: int) -> Tensor:
     """A pre-norm transformer block on tokens [L, W]."""
     q, k, v = map_by(norm(x, block.norm1), block.attn.qkv).chunk(3, dim=1)
     outputs = []
@@ -57,7 +58,7 @@ def run_block(x: Tensor, block: nn.Module, heads: int) -> Tensor:
 
 
 def test_each_layer_adds_its_tokens_positions_and_goes_through_its_own_linear_map_and_norm() -> None:
-    decoders = disturb(LinearDecoders(TINY, CHANNELS, layers=3)).double()
+    decoders: Any = disturb(LinearDecoders(TINY, CHANNELS, layers=3)).double()
     features, kept = draw(3, 2, 5, 24), draw_kept(2, 5)
     found = decoders(features, kept)
     assert found.shape == (3, 2, 5, CHANNELS)
@@ -70,7 +71,7 @@ def test_each_layer_adds_its_tokens_positions_and_goes_through_its_own_linear_ma
 
 
 def test_decoded_tokens_equal_blocks_written_out_over_visible_and_mask_tokens() -> None:
-    decoder = disturb(TokenDecoder(TINY, CHANNELS, depth=2)).double()
+    decoder: Any = disturb(TokenDecoder(TINY, CHANNELS, depth=2)).double()
     assert len(decoder.blocks) == 2  # not the architecture's
     encoded, kept = draw(2, 6, 24), draw_kept(2, 6)
     decoded = complement(kept, TINY.tokens)[:, ::7]
@@ -110,7 +111,7 @@ def test_images_have_the_places_of_a_clip_s_first_frame(positions: str) -> None:
     """A clip of one frame has the first N token numbers; a student of single frames has the same table of them."""
     architecture = replace(TINY, positions=positions)
     kept = draw_kept(2, 5, total=TINY.slot_tokens)
-    decoders = disturb(LinearDecoders(architecture, CHANNELS, layers=1))
+    decoders: Any = disturb(LinearDecoders(architecture, CHANNELS, layers=1))
     decoder = disturb(TokenDecoder(architecture, CHANNELS, depth=1))
     hidden = complement(kept, TINY.slot_tokens)
     shorter = replace(architecture, frames=1)

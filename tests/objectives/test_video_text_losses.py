@@ -215,7 +215,7 @@ def test_words_are_hidden_as_the_noise_says() -> None:
     for b in range(30):
         for x in range(12):
             token, (choice, fate, word) = tokens[b, x].item(), noise[:, b, x].tolist()
-            expected = (token, IGNORED)
+            expected: tuple[float, float] = (token, IGNORED)
             if token not in (PAD, CLS) and choice < 0.5:
                 expected = (MASK if fate < 0.8 else int(word * WORDS) if fate < 0.9 else token, token)
             assert (read[b, x].item(), targets[b, x].item()) == expected

@@ -2,11 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from stm.config import (
     Captioning,
+    FrameTeacher,
+    Language,
+    LanguageOptimisation,
     LanguageRun,
     MovingShapesDataset,
     MultipleChoice,
@@ -28,8 +32,8 @@ RUN = LanguageRun(
     image_size=32,
     patch_size=16,  # 4 tokens a frame
     frames=2,
-    teacher={"model": "ViT-B-16"},
-    language={"model": "nowhere/bert", "fusion_layer": 3, "max_tokens": 10},
+    teacher=FrameTeacher(model="ViT-B-16"),
+    language=Language(model="nowhere/bert", fusion_layer=3, max_tokens=10),
 )
 W, WORDS = 128, 30522
 
@@ -61,7 +65,7 @@ CLIPS = Clips(
     "here",
     {"train": Texts(100, 200, 0), "val": Texts(20, 40, 30), "test": Texts(40, 80, 100)},
 )
-TUNED = {"optimisation": {"epochs": 2, "batch_size": 4}, "validation_split": "val"}
+TUNED: dict[str, Any] = {"optimisation": {"epochs": 2, "batch_size": 4}, "validation_split": "val"}
 
 
 def test_pairs_are_those_of_both_directions_and_never_more_than_there_are():
@@ -102,7 +106,7 @@ def test_multiple_choice_fuses_every_choice():
 
 
 def test_captions_are_written_by_every_beam():
-    task = Captioning(task="captioning", max_caption_tokens=6, beams=3, optimisation={"epochs": 1})
+    task = Captioning(task="captioning", max_caption_tokens=6, beams=3, optimisation=LanguageOptimisation(epochs=1))
     training = 3 * 100 * (encode(8) + write(5, 8))
     assert language_work(task, RUN, CLIPS).flops == training + 20 * (encode(8) + 3 * write(6, 8))
 
@@ -116,7 +120,7 @@ def test_the_task_s_own_frames_and_lengths_count():
 def test_a_local_bert_says_its_layers_and_words(tmp_path):
     (tmp_path / "config.json").write_text('{"num_hidden_layers": 5, "vocab_size": 91}')
     run = RUN.model_copy(update={"language": RUN.language.model_copy(update={"model": str(tmp_path)})})
-    task = Captioning(task="captioning", max_caption_tokens=6, beams=1, optimisation={"epochs": 1})
+    task = Captioning(task="captioning", max_caption_tokens=6, beams=1, optimisation=LanguageOptimisation(epochs=1))
     one = 2 * (block(6) + crossing(6, 8)) + 2 * 6 * (W * W + W * 91)
     train = 2 * (block(5) + crossing(5, 8)) + 2 * 5 * (W * W + W * 91)
     expected = 3 * 100 * (encode(8) + train) + 20 * (encode(8) + one)
@@ -147,7 +151,7 @@ def test_texts_of_a_manifest_are_counted(tmp_path):
         known = {"video_id": key, "key": key, "path": f"{key}.mp4", "split": "test"}
         return dict.fromkeys(MANIFEST_SCHEMA.names) | known | {"captions": captions, "questions": questions}
 
-    asked = [
+    asked: list[dict] = [
         {"question": "q", "answer": "a", "choices": None},
         {"question": "", "answer": "a", "choices": ["a", "b", "c"]},
     ]

@@ -18,7 +18,7 @@ def test_clips_and_shards_of_the_generated_dataset_come_from_the_config(tmp_path
     plan = make_plan(config)
     found = plan.datasets[config.name]
     assert found.clips == config.dataset.clips
-    assert found.shards == sum(-(-n // config.shard_size) for n in config.dataset.clips.values())
+    assert found.shards == sum(-(-n // config.shard_size) for n in config.dataset.clips.values())  # type: ignore[misc]
     assert found.stored_frames == config.dataset.frames / config.frames.every
 
 

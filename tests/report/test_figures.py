@@ -44,7 +44,7 @@ def test_running_mean_of_a_line_is_the_line_in_the_middle() -> None:
 def test_charts_come_out_the_same_twice(made_results: Config, results: Results) -> None:
     groups = group_runs(made_results, results.runs)
     for draw, data in ((figures.loss_curves, groups), (figures.mask_quality_bars, results.mask_quality)):
-        first, second = draw(data), draw(data)
+        first, second = draw(data), draw(data)  # type: ignore[arg-type]
         assert figures.to_png(first) == figures.to_png(second)
         assert figures.to_svg(first, "a", "x") == figures.to_svg(second, "a", "x")
 

@@ -106,7 +106,7 @@ def test_markdown_cells_stay_cells() -> None:
 @pytest.mark.parametrize(
     "make", [lambda: percent(None), lambda: percent(math.nan), lambda: number(None, 2), lambda: count(None)]
 )
-def test_unknown_numbers_are_a_dash_for_people_and_nothing_for_machines(make) -> None:  # type: ignore[no-untyped-def]
+def test_unknown_numbers_are_a_dash_for_people_and_nothing_for_machines(make) -> None:
     cell = make()
     assert (cell.text, cell.values) == ("\u2013", (None,))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -72,7 +73,7 @@ def test_arrays_of_another_shape_and_uncounted_sources_are_refused(
     tmp_path: Path, shard: Callable, clip: Callable
 ) -> None:
     flow = np.zeros((2, 12, 8, 10, 2), np.float16)
-    cases = [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"flow": flow[:, :-1]}, "flow map has another shape"),
         ({"text": np.zeros((2, 6), np.float16)}, "text map has another shape"),
         ({"caption_sources": ["human"]}, "another number of caption sources than of captions"),

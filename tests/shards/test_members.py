@@ -31,7 +31,12 @@ def open_clips(tmp_path: Path, shard: Callable, clip: Callable) -> Callable[...,
     def build(clips: list[dict] | None = None, *, old: bool = False, **changes: Any) -> ClipDataset:
         made = [clip(n, text=make_text(n), flow=make_flow(n), caption_sources=SOURCES) for n in range(3)]
         path = shard(tmp_path / "train-00000.parquet", clips or made, old=old)
-        arguments = {"geometry": GEOMETRY, "augmentation": Augmentation(), "seed": 3, "train": True} | changes
+        arguments: dict[str, Any] = {
+            "geometry": GEOMETRY,
+            "augmentation": Augmentation(),
+            "seed": 3,
+            "train": True,
+        } | changes
         return ClipDataset([path], **arguments)
 
     return build

@@ -285,9 +285,9 @@ def interrupt_pretraining(copy: Path, cluster: Cluster, **pretraining: int) -> l
 
     with Run(copy, WEIGHTS, cluster=cluster, **pretraining) as run:
         for number, interrupt in enumerate([kill, warn, preempt], 1):
-            run.wait_for(lambda number=number: len(attempts()) == number)
+            run.wait_for(lambda number=number: len(attempts()) == number)  # type: ignore[misc]
             before = checkpoints()
-            run.wait_for(lambda before=before: checkpoints() - before)
+            run.wait_for(lambda before=before: checkpoints() - before)  # type: ignore[misc]
             interrupt(cluster, attempts()[-1]["id"])
         run.finish()
     print(table(submitted(cluster, known)))

@@ -258,15 +258,15 @@ def test_the_gradient_norm_is_torchs(tmp_path: Path) -> None:
 def test_observers_are_clipped_by_themselves() -> None:
     watched, alone = make_module().eval(), make_module().eval()
     watched.watcher = nn.Linear(6, 1)
-    watched.observers = lambda: list(watched.watcher.parameters())
+    watched.observers = lambda: list(watched.watcher.parameters())  # type: ignore[assignment]
     batch = next(make_batches(1)(0))
     for module in (watched, alone):
         module(batch)["loss"].backward()
     (1e3 * watched.watcher(batch["video"]).sum()).backward()
     assert torch.equal(clip_gradient(watched, 0.1), clip_gradient(alone, 0.1))
-    assert all(torch.equal(p.grad, dict(watched.named_parameters())[n].grad) for n, p in alone.named_parameters())
+    assert all(torch.equal(p.grad, dict(watched.named_parameters())[n].grad) for n, p in alone.named_parameters())  # type: ignore[arg-type]
     gradients = [p.grad for p in watched.watcher.parameters()]
-    torch.testing.assert_close(nn.utils.get_total_norm(gradients), torch.tensor(0.1), rtol=1e-4, atol=0)
+    torch.testing.assert_close(nn.utils.get_total_norm(gradients), torch.tensor(0.1), rtol=1e-4, atol=0)  # type: ignore[arg-type]
 
 
 def test_lines_after_the_checkpoint_and_torn_ones_are_cut(tmp_path: Path) -> None:

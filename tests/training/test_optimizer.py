@@ -45,7 +45,7 @@ def test_vectors_are_not_decayed_and_everything_is_in_one_group() -> None:
     groups = group_parameters(module, 0.05)
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}  # type: ignore[attr-defined]
     assert decay.keys() == {id(p) for p in module.parameters()}
-    assert sum(len(group["params"]) for group in groups) == len(decay)  # type: ignore[arg-type]
+    assert sum(len(group["params"]) for group in groups) == len(decay)  # type: ignore[arg-type, misc]
     for name, parameter in module.named_parameters():
         plain = name.endswith("bias") or "norm" in name or name == "mask_token"
         assert decay[id(parameter)] == (0.0 if plain else 0.05), name
@@ -136,4 +136,4 @@ def test_the_fused_kernel_takes_the_same_steps_as_the_plain_loop() -> None:
         for optimizer in optimizers:
             optimizer.step()
     for (name, one), other in zip(fused.named_parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")  # type: ignore[misc]

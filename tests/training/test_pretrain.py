@@ -209,7 +209,7 @@ def wait_for_checkpoint(process: subprocess.Popen[bytes], output: Path) -> None:
     """Until a checkpoint is there and the run is not finished."""
     deadline = time.monotonic() + 120
     while not list(output.glob("checkpoints/step-*.pt")):
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()  # type: ignore[union-attr]
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
         time.sleep(0.005)
 
 

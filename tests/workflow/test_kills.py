@@ -29,7 +29,14 @@ CONFIG = {
     "report": {"clips": 1, "split": "train"},
 }
 # What holds times: logs, timings, what is drawn from them, and Snakemake's own.
-TIMED = ("logs/", "benchmarks/", "pretrain/tgm/tensorboard/", "pretrain/tgm/metrics.jsonl", "report.html", "plan.json")
+TIMED: tuple[str, ...] = (
+    "logs/",
+    "benchmarks/",
+    "pretrain/tgm/tensorboard/",
+    "pretrain/tgm/metrics.jsonl",
+    "report.html",
+    "plan.json",
+)
 TIMED += ("tables/stages.csv", "tables/plan.csv")
 
 

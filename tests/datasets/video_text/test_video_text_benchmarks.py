@@ -15,7 +15,7 @@ from stm.jobs.status import Status
 from stm.manifest import Question
 from stm.storage.tables import read_receipt, read_table
 
-RETRIEVAL = {
+RETRIEVAL: dict[str, Any] = {
     "train": [
         {"video": "video1.mp4", "caption": "A man, driving.", "duration": 12.3},
         {"video": "video2.mp4", "caption": "a dog"},

@@ -139,7 +139,7 @@ def test_a_streamed_list_is_the_parsed_list_wherever_the_chunks_end(
     chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams, "_CHUNK", chunk)
-    values = [
+    values: list[Any] = [
         *ENTRIES,
         {"caption": 'a "quoted" ] , [ text\\', "image": "\u00e9\U0001f600.jpg"},
         12345,

@@ -39,7 +39,7 @@ def bleu4(predicted: list[str], references: list[list[str]]) -> float:
     for size in range(1, 5):
         right = total = 0
         for text, own in zip(predicted, references, strict=True):
-            most = Counter()
+            most: Counter[tuple[str, ...]] = Counter()
             for reference in own:
                 most |= grams(reference, size)
             right += (grams(text, size) & most).total()

@@ -64,7 +64,7 @@ def mix_as_timm(
         {"cutmix": 0.05, "mixup": 0.0},  # shares near 0 and 1: whole pictures, and boxes of nothing
     ],
 )
-def test_mixing_is_timms_value_for_value(changes: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixing_is_timms_value_for_value(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     mixing, kinds = make_mixing(**changes), set()
     for number in range(40):
         batch = make_batch(6, seed=number)
@@ -87,7 +87,7 @@ def test_pictures_that_are_not_even_sized_are_cut_as_timm_cuts_them(monkeypatch:
 
 
 @pytest.mark.parametrize("changes", [{"cutmix": 0.0}, {"mixup": 0.0}])
-def test_of_an_odd_batch_the_middle_stays_as_it_is(changes: dict[str, float]) -> None:
+def test_of_an_odd_batch_the_middle_stays_as_it_is(changes: dict[str, Any]) -> None:
     """timm refuses odd batches; mixing each clip with its partner needs no such thing."""
     batch = make_batch(5)
     found, targets = mix_batch(make_mixing(**changes), batch, 1)

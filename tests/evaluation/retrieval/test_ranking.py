@@ -1,5 +1,6 @@
 """Ranks and recalls against brute force, with ties and without; averaging of views."""
 
+from collections.abc import Sequence
 from itertools import permutations
 
 import numpy as np
@@ -16,7 +17,7 @@ def draw_vectors(seed: int, rows: int, width: int = 8) -> np.ndarray:
     return unit(np.random.default_rng(seed).normal(size=(rows, width)))
 
 
-def expected_rank(scores: list[float], right: set[int]) -> float:
+def expected_rank(scores: Sequence[float], right: set[int]) -> float:
     """By trying all orders in which equal scores may come."""
     ranks = []
     for order in permutations(range(len(scores))):

@@ -1,6 +1,7 @@
 """Re-ranking against a loop over all orders, with ties and several right answers; a head that says nothing."""
 
 from itertools import permutations
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from stm.evaluation.retrieval.rerank import (
     right_texts,
     shortlist,
 )
+from stm.models.video_language import VideoLanguageModel
 
 
 def draw(seed: int, *shape: int, levels: int | None = None) -> np.ndarray:
@@ -112,7 +114,8 @@ def test_a_perfect_head_puts_what_is_right_first_if_it_is_short_listed() -> None
 
 
 def test_each_pair_is_scored_once_and_video_after_video() -> None:
-    similarity, asked = draw(4, 30, 20), []
+    similarity = draw(4, 30, 20)
+    asked: list[Any] = []
     found = rerank(similarity, table(draw(5, 30, 20), asked), depth=4, batch=7)
     expected = set()
     for text in range(30):
@@ -163,7 +166,9 @@ def test_the_model_is_asked_for_the_logit_of_a_match_of_each_pair() -> None:
     generator = torch.Generator().manual_seed(0)
     states, seen = torch.rand(5, 3, 4, generator=generator), torch.rand(6, 2, 4, generator=generator)
     tokens = torch.randint(1, 9, (5, 3), generator=generator)
-    found = rerank(draw(6, 5, 6), match_score(Matcher(), states, tokens, seen), depth=3, batch=4)
+    found = rerank(
+        draw(6, 5, 6), match_score(cast(VideoLanguageModel, Matcher()), states, tokens, seen), depth=3, batch=4
+    )
     expected = 2 * (states.sum((1, 2)) * tokens.sum(1))[:, None] * seen.sum((1, 2))
     ranked = np.isfinite(found.text_to_video)
     np.testing.assert_allclose(found.text_to_video[ranked], expected.numpy()[ranked], rtol=1e-5)

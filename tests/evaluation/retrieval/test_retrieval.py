@@ -36,7 +36,7 @@ def loop_rank(scores: list[float], right: list[bool]) -> float:
 
 def loop_figures(queries: Queries, clips: np.ndarray, same: bool) -> dict[str, dict[str, float]]:
     """Both directions, one pair after the other; `same`: a text is right for each clip that has it."""
-    texts = [set() for _ in clips]
+    texts: list[set[Any]] = [set() for _ in clips]
     for caption, clip in zip(queries.captions, queries.clips, strict=True):
         texts[clip].add(caption)
     scores = [[float(t @ c) for c in clips.astype(float)] for t in queries.vectors.astype(float)]

@@ -12,7 +12,7 @@ from open_clip.transformer import VisionTransformer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stm.config import PretrainRun, Teacher
+from stm.config import Mask, PretrainRun, Teacher
 from stm.masking import get_strategy, to_boolean
 from stm.models.teachers.attention_teacher import AttentionTeacher
 from stm.models.weights.zoo import build
@@ -186,8 +186,8 @@ def test_a_config_s_teacher_is_loaded_and_guides_the_mask(tmp_path: Path) -> Non
         model="tiny",
         image_size=64,
         frames=4,
-        mask={"strategy": "attention", "ratio": 0.75},
-        teacher={"model": name, "normalisation": "own"},
+        mask=Mask(strategy="attention", ratio=0.75),
+        teacher=Teacher(model=name, normalisation="own"),
     )
     assert run.teacher is not None
     teacher = AttentionTeacher.load(run.teacher, build(run).architecture)

@@ -156,7 +156,7 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
         assert model.gradient_checkpointing == again
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, gradient in gradients[0].items():
-        assert torch.equal(gradient, gradients[1][name]), name
+        assert torch.equal(gradient, gradients[1][name]), name  # type: ignore[arg-type]
 
 
 def test_tokens_are_those_of_transformers_padded_and_cut_to_one_length(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_what_make_bert_writes_is_a_bert_for_transformers_and_the_same_each_time
         "slowly",
     ]
     assert peer.config.vocab_size == len(tokenizer) == 5 + len(pieces)
-    assert tokenizer.convert_ids_to_tokens(range(5, len(tokenizer))) == pieces
+    assert tokenizer.convert_ids_to_tokens(list(range(5, len(tokenizer)))) == pieces
     assert tokenizer.tokenize("Two-tone SQUARE zebra") == ["two", "-", "tone", "square", "[UNK]"]
     with pytest.raises(ValueError, match="needs words"):
         make_bert(tmp_path / "d", [" "], width=32, layers=2, heads=2)

@@ -3,6 +3,7 @@
 import math
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ def test_the_loss_is_float32_under_autocast_and_trains_the_memory() -> None:
 @pytest.mark.parametrize("ranking", ["sum", "albef"])
 @pytest.mark.parametrize("depth", [1, 4, 10, 128])
 def test_answers_are_ranked_as_if_each_were_scored_alone(
-    ranking: str, depth: int, monkeypatch: pytest.MonkeyPatch
+    ranking: Literal["sum", "albef"], depth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(text_decoder, "_PREDICTED", 15)  # three answers at a time
     model, memory = decoder(), memories(3)

@@ -30,7 +30,7 @@ def test_sizes_have_transformers_number_of_parameters(size: str) -> None:
     from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
     with torch.device("meta"):
-        architecture = zoo.describe(PretrainRun(model=size))
+        architecture = zoo.describe(PretrainRun.model_validate({"model": size}))
         model = VideoMAE(architecture)
         peer = VideoMAEForPreTraining(VideoMAEConfig(**zoo.transformers_config(architecture)))
     key_biases = architecture.depth * architecture.width + architecture.decoder_depth * architecture.decoder_width
@@ -259,4 +259,4 @@ def test_folders_and_files_of_no_known_kind_are_errors_that_say_so(tmp_path: Pat
         with pytest.raises(zoo.WeightsError, match=rf"{name}: .*{message}"):
             zoo.load_any(tmp_path / name)
     with pytest.raises(zoo.WeightsError, match="no format 'keras'; there are: stm, official, transformers"):
-        zoo.convert(tmp_path / "run", tmp_path / "x", "keras")
+        zoo.convert(tmp_path / "run", tmp_path / "x", "keras")  # type: ignore[arg-type]

@@ -76,7 +76,9 @@ def test_too_many_missing_captions_stop_the_stage(tmp_path: Path) -> None:
 
 def test_policy_of_the_config_is_written(tmp_path: Path) -> None:
     made = make_shard(tmp_path, [Clip("a", label=None)])
-    rows = rows_of(run(made, LabelCaptions(kind="label"), BadInput(policy={"caption_missing": "keep"})))
+    rows = rows_of(
+        run(made, LabelCaptions(kind="label"), BadInput.model_validate({"policy": {"caption_missing": "keep"}}))
+    )
     assert [(r["status"], r["policy"]) for r in rows] == [("caption_missing", "keep")]
 
 
@@ -274,7 +276,7 @@ def test_language_model_is_asked_once_for_each_label(tmp_path: Path, language_mo
     model = LanguageModel(source, "cpu")
     asked: list[str] = []
     answer = model.answer
-    model.answer = lambda prompts: asked.extend(prompts) or answer(prompts)  # type: ignore[method-assign,func-returns-value]
+    model.answer = lambda prompts: asked.extend(prompts) or answer(prompts)  # type: ignore[method-assign]
     rows = [{"key": f"k{i}", "label": "red_circle" if i % 2 else "blue"} for i in range(6)]
     model.describe_clips(rows, Journal(tmp_path / "out", {}), "test")
     assert sorted(asked) == sorted(p.replace("{}", label) for label in ("red circle", "blue") for p in source.prompts)

@@ -62,7 +62,7 @@ def test_a_moving_texture_has_its_displacement_everywhere(tmp_path: Path, preset
     """Right and down, left and up, mixed; less than a cell, and less than a pixel."""
     moves = {"a": (5.0, 3.0), "b": (-4.0, -2.5), "c": (0.6, -0.4), "d": (-7.0, 6.0)}
     stored = store(tmp_path, {key: texture(3, *move, width=120, height=100) for key, move in moves.items()})
-    found = rows_of(run(stored, tmp_path / "flow.parquet", Flow(preset=preset, cells=cells)))
+    found = rows_of(run(stored, tmp_path / "flow.parquet", Flow.model_validate({"preset": preset, "cells": cells})))
     rows, columns = map_shape(120, 100, GRID)
     for key, move in moves.items():
         truth = np.array(move) * [columns / 120, rows / 100]
@@ -84,7 +84,7 @@ def test_flow_is_that_of_opencv_on_the_stored_jpegs(tmp_path: Path) -> None:
     ]
     rows, columns = map_shape(90, 70, GRID)
     for t, name, other in ((0, "forward", 1), (1, "forward", 2), (1, "backward", 0), (2, "backward", 1)):
-        fresh = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(grey[t], grey[other], None)
+        fresh = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(grey[t], grey[other], None)  # type: ignore[attr-defined]
         for r, c in np.ndindex(rows, columns):
             block = fresh[14 * r : 14 * r + 14, 15 * c : 15 * c + 15].mean(axis=(0, 1))
             np.testing.assert_allclose(row[name][t, r, c], block / [90 / columns, 70 / rows], atol=2e-3)
@@ -146,14 +146,14 @@ def test_damaged_frames_cost_their_clip_only_until_they_are_mended(tmp_path: Pat
     damaged[row["offsets"][1] : row["offsets"][1] + 20] = bytes(20)
     made.tar.write_bytes(damaged)
     with pytest.raises(TooManyFailures, match="stored frame 1 of clip 'b': is not what its index says"):
-        go(bad_input=BadInput(policy={"corrupt_frames": "fail"}))
+        go(bad_input=BadInput.model_validate({"policy": {"corrupt_frames": "fail"}}))
     found = rows_of(go())
     assert [found[key]["status"] for key in "abc"] == ["ok", "corrupt_frames", "ok"]
     assert (found["b"]["policy"], found["b"]["forward"]) == ("drop", None)
     with pytest.raises(TooManyFailures):
-        go(bad_input=BadInput(policy={"corrupt_frames": "fail"}))
+        go(bad_input=BadInput.model_validate({"policy": {"corrupt_frames": "fail"}}))
     made.tar.write_bytes(sound)
-    assert rows_of(go(bad_input=BadInput(policy={"corrupt_frames": "fail"})))["b"]["status"] == "ok"
+    assert rows_of(go(bad_input=BadInput.model_validate({"policy": {"corrupt_frames": "fail"}})))["b"]["status"] == "ok"
 
 
 def test_a_torn_tar_or_index_is_named(tmp_path: Path) -> None:

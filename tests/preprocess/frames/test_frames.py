@@ -66,7 +66,7 @@ def extract(root: Path, folder: Path, rows: list[dict[str, Any]], **more: Any) -
     """Runs the stage; the table's rows by video id."""
     folder.mkdir(parents=True, exist_ok=True)
     slice_path = write_slice(folder / "train-00000.parquet", rows)
-    values = {"settings": SETTINGS, "bad_input": BadInput(max_failure_rate=1), "processes": 1} | more
+    values: dict[str, Any] = {"settings": SETTINGS, "bad_input": BadInput(max_failure_rate=1), "processes": 1} | more
     extract_frames(slice_path, root, folder / "frames.tar", folder / "frames.parquet", **values)
     return {row["video_id"]: row for row in read_table(folder / "frames.parquet").to_pylist()}
 
@@ -91,7 +91,7 @@ def test_every_kth_frame_is_stored_as_the_ffmpeg_program_resizes_it(root: Path, 
     truth = decode_by_program(root / "good.mp4", 106, 64, "-vf", scale)[::4]
     stored = read_frames(folder / "frames.tar", row)
     assert stored.shape == truth.shape
-    lossy = [cv2.imdecode(cv2.imencode(".jpg", f, [cv2.IMWRITE_JPEG_QUALITY, 90])[1], -1) for f in truth]
+    lossy: list[Any] = [cv2.imdecode(cv2.imencode(".jpg", f, [cv2.IMWRITE_JPEG_QUALITY, 90])[1], -1) for f in truth]
     ours, peers = (np.abs(other.astype(int) - truth).mean() for other in (stored, np.stack(lossy)))
     assert ours < peers + 0.5  # nothing is lost but what JPEG of this quality loses
 

@@ -52,7 +52,7 @@ def pans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measure(path: Path, backend: str, **more: Any) -> MotionMaps:
-    return measure_motion(path, None, None, STORED, SHAPE, Motion(backend=backend, **more))
+    return measure_motion(path, None, None, STORED, SHAPE, Motion.model_validate({"backend": backend, **more}))
 
 
 def inside(maps: np.ndarray) -> np.ndarray:
@@ -105,7 +105,7 @@ def test_vectors_turn_with_the_picture(turn: str, backend: str, pans: Path, tmp_
     path = tmp_path / "turned.mp4"
     ffmpeg("-display_rotation", turn, "-i", pans / "no_b.mp4", "-c", "copy", path)
     shape = SHAPE if turn == "180" else SHAPE[::-1]
-    maps = measure_motion(path, None, None, STORED, shape, Motion(backend=backend))
+    maps = measure_motion(path, None, None, STORED, shape, Motion.model_validate({"backend": backend}))
     upright = measure(pans / "no_b.mp4", backend)
     quarters = {"90": 1, "180": 2, "-90": 3}[turn]  # counterclockwise, as the display matrix counts
     x, y = np.moveaxis(upright.vector.astype(float), -1, 0)
@@ -126,7 +126,7 @@ def test_subtracting_the_camera_leaves_nothing_of_a_pan(backend: str, pans: Path
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_motion_of_more_than_a_cell_a_frame_is_found(backend: str, tmp_path: Path) -> None:
     path = make_video(tmp_path / "fast.mp4", make_pan(9, 20, 0, WIDTH, HEIGHT), [*X264, "-bf", "0", "-refs", "1"])
-    maps = measure_motion(path, None, None, np.array([0, 4, 8]), (10, 14), Motion(backend=backend))
+    maps = measure_motion(path, None, None, np.array([0, 4, 8]), (10, 14), Motion.model_validate({"backend": backend}))
     assert np.median(inside(maps.vector)[..., 0]) == pytest.approx(20 * 4 / 16, rel=0.05)
 
 
@@ -150,7 +150,7 @@ def test_magnitudes_are_a_plain_sum_over_the_decoders_vectors(tmp_path: Path) ->
             if number == 0:
                 continue
             field, count = np.zeros((height, width, 2)), np.zeros((height, width))
-            for vector in frame.side_data["MOTION_VECTORS"]:
+            for vector in frame.side_data["MOTION_VECTORS"]:  # type: ignore[attr-defined]
                 for y in range(vector.dst_y - vector.h // 2, vector.dst_y - vector.h // 2 + vector.h):
                     for x in range(vector.dst_x - vector.w // 2, vector.dst_x - vector.w // 2 + vector.w):
                         if 0 <= x < width and 0 <= y < height:
@@ -249,8 +249,12 @@ def test_the_transcode_has_the_vectors_of_one_by_the_ffmpeg_program(pans: Path, 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["defaults.mp4", "mpeg2_b.mpg"])
 def test_a_part_of_a_video_moves_like_that_part_of_the_whole(name: str, backend: str, pans: Path) -> None:
-    part = measure_motion(pans / name, 0.2, 0.72, np.array([0, 4, 8, 12]), SHAPE, Motion(backend=backend))
-    whole = measure_motion(pans / name, None, None, np.array([0, 5, 9, 13, 17]), SHAPE, Motion(backend=backend))
+    part = measure_motion(
+        pans / name, 0.2, 0.72, np.array([0, 4, 8, 12]), SHAPE, Motion.model_validate({"backend": backend})
+    )
+    whole = measure_motion(
+        pans / name, None, None, np.array([0, 5, 9, 13, 17]), SHAPE, Motion.model_validate({"backend": backend})
+    )
     difference = np.abs(inside(part.vector[1:]) - inside(whole.vector[2:]))
     # The codec's vectors are the very same, B-frames' references outside of the part included.
     assert difference.max() < 2e-3 if backend == "codec" else np.median(difference) < 0.03
@@ -258,7 +262,9 @@ def test_a_part_of_a_video_moves_like_that_part_of_the_whole(name: str, backend:
 
 def test_one_stored_frame_has_no_step(pans: Path) -> None:
     for backend in BACKENDS:
-        maps = measure_motion(pans / "no_b.mp4", None, None, np.array([0]), SHAPE, Motion(backend=backend))
+        maps = measure_motion(
+            pans / "no_b.mp4", None, None, np.array([0]), SHAPE, Motion.model_validate({"backend": backend})
+        )
         assert maps.magnitude.shape == (1, *SHAPE)
         assert not maps.magnitude.any() and (maps.intra == 255).all()
 

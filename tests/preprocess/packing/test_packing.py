@@ -6,6 +6,7 @@ import json
 import tarfile
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -86,7 +87,7 @@ def test_index_agrees_with_tarfile(tmp_path: Path) -> None:
     tar = run(make_inputs(tmp_path), EVERYTHING)
     with tarfile.open(tar) as archive:
         members = [(m.name, m.offset_data, m.size) for m in archive]
-        hashes = [hashlib.sha256(archive.extractfile(name).read()).hexdigest() for name, *_ in members]  # type: ignore[union-attr]
+        hashes = [hashlib.sha256(archive.extractfile(name).read()).hexdigest() for name, *_ in members]
         plain = {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in archive.getmembers()}
     rows = index_of(tar)
     assert [place for row in rows for place in list_members(row)] == members
@@ -121,14 +122,18 @@ def test_parts_that_are_not_packed_are_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", ["captions", "similarity", "text", "motion", "flow"])
 def test_a_part_that_is_packed_must_be_given(tmp_path: Path, part: str) -> None:
     made = make_inputs(tmp_path)
-    missing = None if part in ("motion", "flow") else {"human": path_of(tmp_path, part)}  # the label source lacks it
+    # The label source lacks it.
+    missing: Any = None if part in ("motion", "flow") else {"human": path_of(tmp_path, part)}
     with pytest.raises(ValueError, match=rf"pack\.{part} is set"):
         run(made, EVERYTHING, **{part: missing})
     assert not list(tmp_path.glob("*packed*"))
 
 
 def test_a_clip_without_captions_stays_when_the_policy_says_so(tmp_path: Path) -> None:
-    tar = run(make_inputs(tmp_path), bad_input=BadInput(policy={"caption_missing": "keep"}, max_failure_rate=1))
+    tar = run(
+        make_inputs(tmp_path),
+        bad_input=BadInput.model_validate({"policy": {"caption_missing": "keep"}, "max_failure_rate": 1}),
+    )
     silent = next(row for row in index_of(tar) if row["key"] == "silent")
     assert silent["captions"] == [] and silent["similarity_offset"] is None and silent["motion_offset"] is not None
 

@@ -40,12 +40,12 @@ def test_a_clips_captions_maps_and_vectors_are_those_of_all_sources_in_the_packs
 def test_a_clip_that_no_source_speaks_of_is_dropped_or_packed_without(tmp_path: Path) -> None:
     made = make_inputs(tmp_path, [Clip("mute", label=None, captions=None), Clip("said", captions=["x"])])
     assert [row["key"] for row in index_of(run(made, EVERYTHING))] == ["said"]
-    kept = index_of(run(made, EVERYTHING, BadInput(policy={"caption_missing": "keep"})))[0]
+    kept = index_of(run(made, EVERYTHING, BadInput.model_validate({"policy": {"caption_missing": "keep"}})))[0]
     assert (kept["captions"], kept["caption_sources"]) == ([], [])
     assert kept["similarity_offset"] is kept["text_offset"] is kept["text_width"] is None
     assert kept["motion_offset"] is not None and kept["flow_offset"] is not None
     with pytest.raises(TooManyFailures, match="caption_missing"):
-        run(made, EVERYTHING, BadInput(policy={"caption_missing": "fail"}))
+        run(made, EVERYTHING, BadInput.model_validate({"policy": {"caption_missing": "fail"}}))
 
 
 def test_flow_is_packed_forward_and_backward_in_its_own_resolution(tmp_path: Path) -> None:

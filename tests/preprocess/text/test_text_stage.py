@@ -92,7 +92,7 @@ def test_the_similarity_stage_has_the_same_vectors(folder: Path) -> None:
 
 def plain(folder: Path, name: str, pooling: str, text: str) -> np.ndarray:
     """One text by itself, without fillings and without a mask."""
-    kinds = {"clip": CLIPTextModelWithProjection, "bert": BertModel, "t5": T5EncoderModel}
+    kinds: dict[str, Any] = {"clip": CLIPTextModelWithProjection, "bert": BertModel, "t5": T5EncoderModel}
     model = kinds[name].from_pretrained(folder / name).eval()
     tokens = AutoTokenizer.from_pretrained(folder / name)(text, return_tensors="pt")["input_ids"]
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """Decoding: the frames that ffmpeg shows, with their times, and a word for everything that is odd about a file."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -236,7 +237,7 @@ def test_frames_by_number_are_the_same_with_both_readers(plain: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", ["pyav", "decord"])
-def test_a_number_behind_the_end_is_an_error(plain: Path, backend: str) -> None:
+def test_a_number_behind_the_end_is_an_error(plain: Path, backend: Literal["pyav", "decord"]) -> None:
     with pytest.raises(IndexError, match=f"has {FRAMES} frames; asked for frame {FRAMES}"):
         read_clip(plain, [0, FRAMES], backend=backend)
 

@@ -87,7 +87,7 @@ def test_each_mask_is_the_run_s_own(config: Config, blocks: list[tuple[str, list
         cut = cut_clips(choose(config), Geometry.of(run), config.seed, run.captions)[0]
         guides = cut.batch["guides"]
         if name == "attentive":
-            method = load_method(run, Layout.of(config).pretrain("attentive-seed0") / "weights.safetensors")
+            method = load_method(run, Layout.of(config).pretrain("attentive-seed0") / "weights.safetensors")  # type: ignore[arg-type]
             guides = method.guide(cut.batch)
         kept = get_strategy(run.mask.strategy)(guides, run.mask.ratio)
         masked = to_boolean(kept, 2, 16)[0].view(2, 4, 4).numpy()
@@ -102,7 +102,7 @@ def test_attention_is_that_of_the_encoder_from_the_centre_patch_which_is_marked(
     config: Config, blocks: list[tuple[str, list[Row]]]
 ) -> None:
     run = config.runs["tube-seed0"]
-    encoder = load_method(run, Layout.of(config).pretrain("tube-seed0") / "weights.safetensors").model.encoder
+    encoder = load_method(run, Layout.of(config).pretrain("tube-seed0") / "weights.safetensors").model.encoder  # type: ignore[arg-type]
     cut = cut_clips(choose(config), Geometry.of(run), config.seed)[0]
     row = next(row for row in blocks[0][1] if row.kind == "attention")
     # Two slots of 4 x 4 tokens: the centre is row 2, column 2 of the second slot.
@@ -258,7 +258,7 @@ def test_a_mask_says_how_much_of_the_box_it_hides(config: Config) -> None:
     assert masked is not None and cut.boxes is not None
     assert masked.sum(axis=(1, 2)).tolist() == [int(0.6 * 16)] * 2
     share = hidden_share(cut.boxes, masked, 2)
-    assert mask_row(cut, "m", masked).note == f"hides {100 * share:.0f} % of the box"  # type: ignore[operator]
+    assert mask_row(cut, "m", masked).note == f"hides {100 * share:.0f} % of the box"
     blind = Cut(cut.clip, cut.geometry, cut.batch, cut.caption, cut.moments, cut.frames, None)
     assert mask_row(blind, "m", masked).note == "" and frames_row(blind).note == "4 frames, stride 2"
 
@@ -292,7 +292,7 @@ def test_a_report_without_clips_draws_no_masks(made_results: Config) -> None:
 def test_attention_is_spread_over_all_tokens(config: Config) -> None:
     """The encoder of the figure sees the whole clip: no token is without attention."""
     weights = Layout.of(config).pretrain("text-seed0") / "weights.safetensors"
-    encoder = load_method(config.runs["text-seed0"], weights).model.encoder
+    encoder = load_method(config.runs["text-seed0"], weights).model.encoder  # type: ignore[arg-type]
     cut = cut_clips(choose(config), Geometry.of(config.runs["text-seed0"]), config.seed)[0]
     spread = attention_from(encoder, cut.batch["video"])
     assert spread.shape == (1, 32) and (spread > 0).all()

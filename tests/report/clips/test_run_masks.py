@@ -8,7 +8,7 @@ import pytest
 import torch
 from report_results import make_config, write_offline
 
-from stm.config import Config, FigureSpec, LanguageRun
+from stm.config import Config, FigureSpec, LanguageRun, PretrainRun
 from stm.data.geometry import Geometry
 from stm.layout import Layout
 from stm.masking import to_boolean
@@ -54,8 +54,9 @@ def load_teacher() -> FrameTeacher:
     return FrameTeacher.load(LanguageRun.model_validate(RUNS["umt"]).teacher, side=8)
 
 
-def build_branch(run: LanguageRun) -> torch.nn.Module:
+def build_branch(run: PretrainRun | LanguageRun) -> torch.nn.Module:
     """What draws the masks in training; points are scattered, and the mix is 0.25."""
+    assert isinstance(run, LanguageRun)
     teacher = load_teacher()
     torch.manual_seed(3)
     branch = _build_branch(run, zoo.describe(run), teacher)
@@ -91,6 +92,12 @@ def cuts(config: Config) -> list[Cut]:
     return cut_clips(chosen, Geometry.of(config.runs["stm"]), config.seed)
 
 
+def language_run(config: Config, name: str) -> LanguageRun:
+    run = config.runs[name]
+    assert isinstance(run, LanguageRun)
+    return run
+
+
 def weights_of(config: Config, name: str) -> Path:
     return Layout.of(config).pretrain(name) / "weights.safetensors"
 
@@ -105,7 +112,7 @@ def find_marks(tile: film_strips.Tiles, color: tuple[int, int, int]) -> np.ndarr
 
 @pytest.mark.parametrize("name", ["umt", "stm", "released", "clusters"])
 def test_the_mask_is_the_one_that_the_training_step_draws(name: str, config: Config, cuts: list[Cut]) -> None:
-    run, branch = config.runs[name], build_branch(config.runs[name])
+    run, branch = language_run(config, name), build_branch(config.runs[name])
     for found in draw_run_masks(run, weights_of(config, name), cuts):
         with torch.no_grad():
             kept, _ = branch.mask(found.cut.batch, load_teacher()(found.cut.batch["video"]))
@@ -115,9 +122,9 @@ def test_the_mask_is_the_one_that_the_training_step_draws(name: str, config: Con
 def test_a_learned_mask_is_the_same_twice_and_another_where_it_is_drawn_otherwise(
     config: Config, cuts: list[Cut]
 ) -> None:
-    drawn = [draw_run_masks(config.runs["stm"], weights_of(config, "stm"), cuts)[0] for _ in range(2)]
+    drawn = [draw_run_masks(language_run(config, "stm"), weights_of(config, "stm"), cuts)[0] for _ in range(2)]
     assert (drawn[0].masked == drawn[1].masked).all()
-    other = draw_run_masks(config.runs["released"], weights_of(config, "released"), cuts)[0]
+    other = draw_run_masks(language_run(config, "released"), weights_of(config, "released"), cuts)[0]
     assert (drawn[0].masked != other.masked).any()
 
 
@@ -135,7 +142,7 @@ def test_a_point_is_placed_on_the_highest_token_of_its_blob(side: int) -> None:
 
 
 def test_dots_and_squares_stand_on_the_points_of_the_pairs(config: Config, cuts: list[Cut]) -> None:
-    found = draw_run_masks(config.runs["stm"], weights_of(config, "stm"), cuts)[0]
+    found = draw_run_masks(language_run(config, "stm"), weights_of(config, "stm"), cuts)[0]
     row, size = guide_rows(found, "STM")[0], cuts[0].frames.shape[1]
     points = build_branch(config.runs["stm"]).predictor.compare(found.seen.stem, 4).points[0].detach().numpy()
     assert np.ptp(points.reshape(-1, 2), axis=0).min() > 0.01
@@ -152,7 +159,7 @@ def test_dots_and_squares_stand_on_the_points_of_the_pairs(config: Config, cuts:
 def test_rows_of_stm_say_the_mix_and_how_uniform_the_draw_is(config: Config, cuts: list[Cut]) -> None:
     told = {}
     for name in ("stm", "released"):
-        found = draw_run_masks(config.runs[name], weights_of(config, name), cuts)[0]
+        found = draw_run_masks(language_run(config, name), weights_of(config, name), cuts)[0]
         rows = [*guide_rows(found, name), run_mask_row(found, name)]
         assert [row.kind for row in rows] == ["map", "map", "map", "mask"]
         assert "0.25 x blobs" in rows[2].note and "0.75 x attention" in rows[2].note
@@ -164,7 +171,7 @@ def test_rows_of_stm_say_the_mix_and_how_uniform_the_draw_is(config: Config, cut
 
 
 def test_each_cluster_has_a_colour_and_one_dot_on_its_kept_token(config: Config, cuts: list[Cut]) -> None:
-    found = draw_run_masks(config.runs["clusters"], None, cuts)[0]
+    found = draw_run_masks(language_run(config, "clusters"), None, cuts)[0]
     bare = type(found)(found.run, Cut(**{**vars(found.cut), "boxes": None}), found.seen, found.masked, None)
     (row,) = guide_rows(bare, "ClusterSTM")
     size = row.tiles.shape[1] // 8

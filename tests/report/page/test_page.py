@@ -217,7 +217,7 @@ def test_boxes_follow_the_stored_frames(made_results: Config) -> None:
 
 
 def test_a_mask_that_knows_the_truth_hides_the_box_better_than_one_that_does_not(rows: list[film_strips.Row]) -> None:
-    notes = {row.label: int(re.search(r"\d+", row.note).group()) for row in rows if row.kind == "mask"}  # type: ignore[union-attr]
+    notes = {row.label: int(re.search(r"\d+", row.note).group()) for row in rows if row.kind == "mask"}
     assert notes["text_top 0.5"] > notes["tube 0.75"]
 
 
