@@ -86,7 +86,7 @@ def test_a_torn_table_is_an_error_that_names_the_file(tmp_path):
 def test_the_journal_survives_a_kill_and_forgets_other_settings(tmp_path):
     output = tmp_path / "out.tar"
     code = (
-        "import os, sys; from pathlib import Path; from stm.storage.files import Journal\n"
+        "import os, sys; from pathlib import Path; from stm.jobs.journal import Journal\n"
         "j = Journal(Path(sys.argv[1]), {'a': 1}); j.put('x', b'one'); j.put('y', b'two'); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(output)], check=False).returncode == -9
