@@ -54,10 +54,11 @@ OFFLINE: dict[str, Any] = {
 PACKED: dict[str, Any] = {
     "captions": {"said": {"kind": "human"}},
     "similarity": {"model": CLIP},
-    "text": {"model": CLIP},
+    "text": {"model": "local-dir:models/one/text"},
     "pack": {"captions": "said", "text": True, "motion": False},
 }
-TGM: dict[str, Any] = {**RUN, "contrast": {}, "teacher": {"model": CLIP}, "init": "models/one/start.pth"}
+TEACHER = {"model": "local-dir:models/one/teacher"}
+TGM: dict[str, Any] = {**RUN, "contrast": {}, "teacher": TEACHER, "init": "models/one/start.pth"}
 MASKING: dict[str, Any] = {
     **PACKED,
     "name": "paper",
@@ -86,7 +87,7 @@ MASKING: dict[str, Any] = {
 TAUGHT: dict[str, Any] = {
     **RUN,
     "dataset": "clips",
-    "teacher": {"model": CLIP},
+    "teacher": TEACHER,
     "language": {"model": "models/one/bert"},
 }
 PAIRS: dict[str, Any] = {"runs": ["umt", "stm"], "validation_split": "train", "optimisation": OPTIMISATION}
@@ -367,9 +368,9 @@ def expected(key: Key, names: frozenset[str]) -> set[str]:
 def make_models(folder: Path) -> None:
     """Files in the places of models: no model is loaded here."""
     for place in ("one", "two"):
-        for model in ("clip", "blip2", "llm", "bert"):
+        for model in ("clip", "blip2", "llm", "bert", "text", "teacher"):
             touch(folder / "models" / place / model / "weights.bin")
-        for file in ("raft.pth", "start.pth", "fusion.pth"):
+        for file in ("raft.pth", "start.pth"):
             touch(folder / "models" / place / file)
     touch(folder / "videos/clips.csv")
     for name in ("clips.csv", "more.csv"):
@@ -492,9 +493,11 @@ LOADED_BY = {
     ("offline", "blip2"): {"captions/told"},
     ("offline", "llm"): {"captions/described"},
     ("offline", "raft.pth"): {"flow"},
-    ("masking", "clip"): {"*:similarity/*", "*:text/*", "*:pretrain/tgm", "*:evaluate/tgm/zero"},
+    ("masking", "clip"): {"*:similarity/*"},
+    ("masking", "text"): {"*:text/*", "*:evaluate/tgm/zero"},  # which encodes its sentences
+    ("masking", "teacher"): {"*:pretrain/tgm"},
     ("masking", "start.pth"): {"*:pretrain/tgm"},
-    ("language", "clip"): {"*:similarity/*", "*:text/*", "*:pretrain/*"},
+    ("language", "teacher"): {"*:pretrain/*"},
     ("language", "bert"): {"*:pretrain/*"},
 }
 
