@@ -1,0 +1,401 @@
+"""The papers' numbers, written down from the papers and releases themselves, against what the configs resolve to.
+
+Each line says where its number stands. A default of `stm/config` counts as much as a key of a file: what is asked is the whole
+config, as a run gets it. Numbers that are our own choice, or known at second hand only, are not here.
+"""
+
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stm.config import (
+    Config,
+    FineTune,
+    LanguageRun,
+    MultipleChoice,
+    PretrainRun,
+    QuestionAnswering,
+    VideoTextRetrieval,
+    load_config,
+)
+
+FOLDER = Path(__file__).parents[1] / "config"
+
+Line = tuple[str, Any, str]  # key below the section, number, where it stands
+
+# Text-Guided Video Masked Autoencoder: what all of its pretraining runs share.
+TGM_RUN: list[Line] = [
+    ("model", "base", "TGM 4.2: ViT-B"),
+    ("image_size", 224, "TGM Table 8"),
+    ("patch_size", 16, "TGM 4.2: cubes of 2 x 16 x 16"),
+    ("tubelet", 2, "TGM 4.2: cubes of 2 x 16 x 16"),
+    ("frames", 16, "TGM 4.2"),
+    ("sampling", "dense", "VideoMAE 4.2: consecutive frames of the stride"),
+    ("optimisation.batch_size", 512, "TGM Table 8"),
+    ("optimisation.learning_rate", 1.5e-4, "TGM Table 8"),
+    ("optimisation.scale_by_batch", True, "VideoMAE: rate x batch / 256"),
+    ("optimisation.warmup_epochs", 40, "TGM Table 8"),
+    ("optimisation.min_learning_rate", 1e-5, "VideoMAE's scripts"),
+    ("optimisation.weight_decay", 0.05, "TGM Table 8"),
+    ("optimisation.betas", (0.9, 0.95), "VideoMAE's scripts"),
+    ("optimisation.clip_grad", None, "VideoMAE's scripts: none"),
+    ("augmentation.crop", "multi_scale", "TGM Table 8"),
+    ("positions", "joint", "VideoMAE: one table over all cubes"),
+    ("position_period", 10000.0, "VideoMAE: the usual sine-cosine table"),
+    ("decoder_depth", None, "VideoMAE's scripts: 4 for B, the default by size"),
+    ("reconstruction.target", "normalised", "VideoMAE: normalised pixels"),
+    ("decode_ratio", 1.0, "VideoMAE: all hidden cubes are decoded"),
+]
+TUBE, MGM, TGM = (("tube", 0.9), ("motion", 0.75), ("text_top", 0.6))  # TGM 4.6: the best ratio of each
+ABLATIONS: list[tuple[str, str, float, int, float | None, float]] = [
+    # run, mask, ratio, epochs (TGM 4.3: 200; Table 7), weight of the contrast (none: not there), of the reconstruction
+    ("tube-k400", *TUBE, 200, None, 1),
+    ("mgm-k400", *MGM, 200, None, 1),
+    ("tgm-k400", *TGM, 200, None, 1),
+    ("mgm-k400-contrast", *MGM, 200, 1, 1),
+    ("tgm-k400-contrast", *TGM, 200, 1, 1),
+    ("tgm-k400-contrast-400", *TGM, 400, 1, 1),
+    ("tgm-k400-contrast-800", *TGM, 800, 1, 1),
+    ("tube-ssv2", *TUBE, 200, 0, 1),
+    ("mgm-ssv2", *MGM, 200, 0, 1),
+    ("tgm-ssv2", *TGM, 200, 0, 1),
+    ("tube-ssv2-contrast", *TUBE, 200, 1, 1),
+    ("mgm-ssv2-contrast", *MGM, 200, 1, 1),
+    ("tgm-ssv2-contrast", *TGM, 200, 1, 1),
+    ("tube-ssv2-contrast-only", *TUBE, 200, 1, 0),
+    ("mgm-ssv2-contrast-only", *MGM, 200, 1, 0),
+    ("tgm-ssv2-055", "text_top", 0.55, 200, 1, 1),
+    ("tgm-ssv2-075", "text_top", 0.75, 200, 1, 1),
+    ("bottom-ssv2", "text_bottom", 0.6, 200, 1, 1),
+    ("tgm-ssv2-1-caption", *TGM, 200, 1, 1),
+    ("tgm-ssv2-label", *TGM, 200, 1, 1),
+    ("tgm-ssv2-llm", *TGM, 200, 1, 1),
+    ("tgm-ssv2-blip2-llm", *TGM, 200, 1, 1),
+]
+TGM_TUNING: list[Line] = [
+    ("repeats", 2, "TGM Table 9"),
+    ("layer_decay", 0.75, "TGM Table 9"),
+    ("drop_path", 0.1, "TGM Table 9"),
+    ("crops", 3, "TGM 4.2"),
+    ("head_dropout", 0.0, "VideoMAE's scripts for B"),
+    ("label_smoothing", 0.1, "VideoMAE's defaults"),
+    ("optimisation.weight_decay", 0.05, "TGM Table 9"),
+    ("optimisation.warmup_epochs", 5, "TGM Table 9"),
+    ("optimisation.betas", (0.9, 0.999), "VideoMAE's defaults"),
+    ("augmentation.crop", "random_resized", "VideoMAE's defaults"),
+    ("augmentation.scale", (0.08, 1.0), "VideoMAE's defaults"),
+    ("augmentation.auto_augment", "rand-m7-n4-mstd0.5-inc1", "VideoMAE's defaults"),
+    ("augmentation.erasing", 0.25, "VideoMAE's defaults"),
+    ("augmentation.mixup", 0.8, "VideoMAE's defaults"),
+    ("augmentation.cutmix", 1.0, "VideoMAE's defaults"),
+    ("augmentation.mix_probability", 1.0, "VideoMAE's defaults"),
+    ("augmentation.mix_switch", 0.5, "VideoMAE's defaults"),
+]
+
+# UMT's second stage (exp/pretraining/b16_5m), which STM and ClusterSTM follow.
+UMT_RUN: list[Line] = [
+    ("model", "base", "UMT b16_5m"),
+    ("image_size", 224, "UMT b16_5m"),
+    ("patch_size", 16, "UMT b16_5m"),
+    ("tubelet", 1, "UMT b16_5m"),
+    ("frames", 4, "UMT b16_5m"),
+    ("sampling", "tsn", "UMT b16_5m: a random frame of each of 4 intervals"),
+    ("teacher.layers", 6, "UMT: the last 6 blocks"),
+    ("language.model", "bert-base-uncased", "UMT b16_5m"),
+    ("language.fusion_layer", 9, "UMT b16_5m"),
+    ("language.max_tokens", 32, "UMT b16_5m"),
+    ("language.embedding", 512, "UMT b16_5m"),
+    ("language.temperature", 0.07, "UMT b16_5m"),
+    ("language.gradient_checkpointing", True, "UMT b16_5m"),
+    ("objectives.contrastive", 1.0, "UMT b16_5m: all losses weigh 1"),
+    ("objectives.matching", 1.0, "UMT b16_5m: all losses weigh 1"),
+    ("objectives.masked_language", 1.0, "UMT b16_5m: all losses weigh 1"),
+    ("objectives.mask_probability", 0.5, "UMT b16_5m: half of the words are hidden"),
+    ("optimisation.scale_by_batch", False, "UMT: the rate is taken as it is"),
+    ("optimisation.learning_rate", 1e-4, "UMT b16_5m"),
+    ("optimisation.weight_decay", 0.02, "UMT b16_5m"),
+    ("optimisation.betas", (0.9, 0.999), "UMT b16_5m"),
+    ("optimisation.clip_grad", None, "UMT b16_5m: none"),
+    ("augmentation.crop", "random_resized", "UMT b16_5m"),
+    ("augmentation.scale", (0.5, 1.0), "UMT b16_5m"),
+    ("augmentation.flip", True, "UMT b16_5m"),
+    ("augmentation.auto_augment", None, "UMT b16_5m: no RandAugment"),
+    ("augmentation.erasing", 0.0, "UMT b16_5m: none"),
+    ("seed", None, "UMT b16_5m: that of the config, 42"),
+    ("images.datasets", ("cc3m",), "UMT: 5M is WebVid-2.5M and CC3M"),
+    ("dataset", "webvid", "UMT: 5M is WebVid-2.5M and CC3M"),
+]
+UMT_OWN: list[Line] = [
+    ("mask.strategy", "attention", "UMT b16_5m"),
+    ("mask.ratio", 0.8, "UMT b16_5m"),
+    ("images.mask.strategy", "attention", "UMT b16_5m"),
+    ("images.mask.ratio", 0.5, "UMT b16_5m"),
+    ("objectives.alignment", 1.0, "UMT b16_5m: all losses weigh 1"),
+    ("teacher.normalisation", "imagenet", "UMT: no statistics of CLIP's own"),
+    ("optimisation.epochs", 10, "UMT b16_5m"),
+    ("optimisation.warmup_epochs", 1, "UMT b16_5m"),
+    ("optimisation.min_learning_rate", 1e-6, "UMT b16_5m: 0.01 of the peak"),
+]
+STM_OWN: list[Line] = [
+    ("mask.strategy", "spatiotemporal", "STM b16_5m: temporal"),
+    ("mask.ratio", 0.7, "STM b16_5m"),
+    ("images.mask.strategy", "attention_hidden", "STM's stm.py: what the teacher looks at is hidden"),
+    ("images.mask.ratio", 0.5, "STM b16_5m"),
+    ("images.batch_size", 1024, "STM b16_5m: 8 x 128"),
+    ("objectives.alignment", 1.0, "STM b16_5m: all losses weigh 1"),
+    ("optimisation.batch_size", 256, "STM b16_5m: 8 x 32"),
+    ("optimisation.epochs", 15, "STM b16_5m"),
+    ("optimisation.warmup_epochs", 2, "STM b16_5m"),
+    ("optimisation.min_learning_rate", 1e-6, "STM b16_5m: 0.01 of the peak"),
+    ("spatio_temporal.temperature", 0.05, "STM's stm.py: tau"),
+    ("spatio_temporal.mix", 0.5, "STM's stm.py: lambda's first value"),
+    ("spatio_temporal.mix_learning_rate", 500.0, "STM's optimiser: 5e-2 where the rest has 1e-4"),
+    ("spatio_temporal.width", 512, "STM's align.py: 768 to 512 channels"),
+    ("spatio_temporal.features", 256, "STM's align.py: 256 channels of a pair"),
+    ("spatio_temporal.points_spread", 0.2, "STM's align.py: 0.2 x {-1, 0, 1}"),
+    ("spatio_temporal.text", "invisible", "STM's stm.py: texts meet the hidden tokens"),
+]
+CLUSTERSTM_OWN: list[Line] = [
+    ("mask.strategy", "cluster", "ClusterSTM's abstract"),
+    ("objectives.relevance", 1.0, "ClusterSTM: no weights are mentioned"),
+    ("teacher.model", "ViT-B-16-SigLIP@webli", "ClusterSTM: SigLIP, at UMT's patches of 16"),
+    ("optimisation.epochs", 10, "ClusterSTM: UMT's set-up"),
+    ("optimisation.warmup_epochs", 1, "ClusterSTM: UMT's set-up"),
+]
+LANGUAGE_RUNS: list[tuple[str, str, list[Line]]] = [
+    ("stm.yaml", "umt", UMT_RUN + UMT_OWN),
+    ("stm.yaml", "stm", UMT_RUN + STM_OWN + [("spatio_temporal.sampling", "log_probability", "STM's intention")]),
+    ("stm.yaml", "stm-released", UMT_RUN + STM_OWN + [("spatio_temporal.sampling", "as_released", "STM's stm.py")]),
+    ("clusterstm.yaml", "umt", UMT_RUN + UMT_OWN),
+    ("clusterstm.yaml", "clusterstm", UMT_RUN + CLUSTERSTM_OWN),
+]
+# Fine-tuning on texts: UMT's B/16, 5M (its MODEL_ZOO and configs), with the batches of STM's release where it has its own.
+# Task, dataset, rate, epochs, warm-up, drop path, longest text (none: pretraining's 32; questions: 25), batch
+RETRIEVAL: list[tuple[str, str, float, float, float, float, int | None, int]] = [
+    ("msrvtt", "msrvtt", 2e-5, 10, 0, 0.2, None, 224),
+    ("didemo", "didemo", 2e-5, 15, 1, 0.1, 64, 128),
+    ("activitynet", "activitynet", 4e-5, 20, 1, 0.1, 150, 256),
+    ("msvd", "msvd", 1e-5, 5, 0, 0.2, 64, 256),
+]
+QUESTIONS: list[tuple[str, str, float, float, float, float, int | None, int]] = [
+    ("msrvtt-qa", "msrvtt-qa", 2e-5, 8, 1, 0.2, 25, 192),
+    ("msvd-qa", "msvd-qa", 2e-5, 15, 1, 0.2, 25, 256),
+    ("activitynet-qa", "activitynet-qa", 4e-5, 12, 1, 0.2, 25, 256),
+]
+ZERO_SHOT = [("msrvtt-zero", None), ("didemo-zero", 64), ("activitynet-zero", 150), ("msvd-zero", 64)]
+
+# What a run says that gives nothing but what it must.
+DEFAULTS: list[tuple[type, dict[str, Any], list[Line]]] = [
+    (
+        PretrainRun,
+        {},
+        [
+            *(line for line in TGM_RUN if line[0] != "optimisation.scale_by_batch"),
+            ("mask.strategy", "tube", "VideoMAE"),
+            ("mask.ratio", 0.9, "VideoMAE"),
+            ("reconstruction.weight", 1.0, "VideoMAE: the only loss"),
+        ],
+    ),
+    (
+        LanguageRun,
+        {"method": "umt", "teacher": {"model": "any"}, "language": {}},
+        [line for line in UMT_RUN + UMT_OWN if line[0].split(".")[0] in ("frames", "sampling", "mask", "objectives")]
+        + [
+            ("teacher.layers", 6, "UMT"),
+            ("language.fusion_layer", 9, "UMT b16_5m"),
+            ("language.max_tokens", 32, "UMT b16_5m"),
+            ("language.embedding", 512, "UMT b16_5m"),
+            ("language.temperature", 0.07, "UMT b16_5m"),
+        ],
+    ),
+    (
+        LanguageRun,
+        {"method": "stm", "teacher": {"model": "any"}, "language": {}, "spatio_temporal": {}},
+        [line for line in STM_OWN if line[0].split(".")[0] in ("mask", "spatio_temporal", "objectives")],
+    ),
+    (
+        LanguageRun,
+        {"method": "umt", "teacher": {"model": "any"}, "language": {}, "images": {"datasets": ["any"]}},
+        [line for line in UMT_OWN if line[0].startswith("images.mask")],
+    ),
+    (
+        FineTune,
+        {"task": "finetune"},
+        [line for line in TGM_TUNING if line[0] not in ("repeats", "crops")]
+        + [("optimisation.min_learning_rate", 1e-6, "VideoMAE's defaults")],
+    ),
+    (
+        VideoTextRetrieval,
+        {"task": "video_text_retrieval", "optimisation": {}},
+        [
+            ("depth", 128, "UMT: k_test"),
+            ("optimisation.scale_by_batch", False, "UMT"),
+            ("optimisation.weight_decay", 0.02, "UMT's fine-tuning"),
+            ("optimisation.betas", (0.9, 0.999), "UMT's fine-tuning"),
+            ("optimisation.batch_size", 256, "UMT's fine-tuning: 8 x 32"),
+            ("optimisation.learning_rate", 2e-5, "UMT's MSR-VTT, 5M"),
+            ("optimisation.epochs", 10, "UMT's MSR-VTT, 5M"),
+            ("optimisation.warmup_epochs", 0, "UMT's MSR-VTT, 5M"),
+            ("optimisation.min_learning_rate", 2e-7, "UMT: 0.01 of the peak"),
+            ("augmentation.crop", "random_resized", "UMT's fine-tuning"),
+            ("augmentation.scale", (0.5, 1.0), "UMT's fine-tuning"),
+            ("augmentation.flip", True, "UMT's fine-tuning"),
+        ],
+    ),
+    (
+        QuestionAnswering,
+        {"task": "question_answering"},
+        [
+            ("max_tokens", 25, "UMT: max_q_len"),
+            ("max_answer_tokens", 5, "UMT: max_a_len"),
+            ("depth", 128, "UMT: k_test"),
+        ],
+    ),
+    (MultipleChoice, {"task": "multiple_choice"}, [("matching_weight", 0.7, "UMT's retrieval_mc.py: 0.7 and 0.3")]),
+]
+
+
+@cache
+def read(file: str) -> Config:
+    return load_config(FOLDER / file)
+
+
+def differences(section: Any, lines: Iterable[Line]) -> list[str]:
+    """A sentence for each number that is another; all are said at once."""
+    found = []
+    for key, number, source in lines:
+        value = section
+        for part in key.split("."):
+            value = getattr(value, part)
+        if value != number:
+            found.append(f"{key} is {value}, {source} has {number}")
+    return found
+
+
+def test_the_runs_of_tgm_are_those_of_its_tables() -> None:
+    assert {name for name, *_ in ABLATIONS} == set(read("tgm.yaml").pretrain), "a run without its numbers in ABLATIONS"
+
+
+@pytest.mark.parametrize(("name", "mask", "ratio", "epochs", "contrast", "pixels"), ABLATIONS)
+def test_tgms_pretraining(
+    name: str, mask: str, ratio: float, epochs: int, contrast: float | None, pixels: float
+) -> None:
+    run = read("tgm.yaml").pretrain[name]
+    assert isinstance(run, PretrainRun)
+    dataset = name.split("-")[1]
+    own: list[Line] = [
+        ("mask.strategy", mask, "TGM 4.6"),
+        ("mask.ratio", ratio, "TGM 4.6"),
+        ("optimisation.epochs", epochs, "TGM 4.3 and Table 7"),
+        ("reconstruction.weight", pixels, "TGM Table 2"),
+        ("dataset", dataset, "TGM 4.1"),
+        ("augmentation.flip", dataset == "k400", "TGM Table 8"),
+        ("captions.count", 1 if name == "tgm-ssv2-1-caption" else None, "TGM: 3 captions, or 1"),
+    ]
+    assert differences(run, [*TGM_RUN, *own]) == []
+    assert (run.contrast and run.contrast.weight) == contrast, "TGM Table 2: which losses there are"
+
+
+def test_tgms_frames_and_captions() -> None:
+    config = read("tgm.yaml")
+    strides = {name: config.datasets[name].frames.every for name in ("k400", "ssv2")}
+    assert strides == {"k400": 4, "ssv2": 2}, "TGM 4.2"
+    assert {run.stride for run in config.pretrain.values()} == {1}, "of the stored grid, which has the paper's stride"
+    for name in ("k400", "ssv2"):
+        corpus = config.datasets[name]
+        assert corpus.captions["blip2"].kind == "blip2" and corpus.captions["blip2"].key_frames == 3, "TGM 3.2"
+        assert corpus.similarity.model.startswith("ViT-B-32"), "TGM 3.3: CLIP's ViT-B/32"
+        assert corpus.grid == 14, "TGM 3.3: 224 / 16 tokens on a side"
+    prompts = ("Describe the action {}.", "What does a person {} look like?", "What does the act of {} look like?")
+    assert config.datasets["ssv2"].captions["llm"].prompts == prompts, "TGM Figure 5b"
+    assert {config.datasets[name].dataset.fold for name in ("ucf101", "hmdb51")} == {1}, "TGM 4.1: split 1"
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "rate", "flip", "sampling", "views"),
+    [
+        ("finetune-ssv2", 30, 5e-4, False, "tsn", 2),
+        ("finetune-k400", 75, 1e-3, True, "dense", 5),
+    ],
+)
+def test_tgms_fine_tuning(name: str, epochs: int, rate: float, flip: bool, sampling: str, views: int) -> None:
+    task = read("tgm.yaml").evaluate[name]
+    assert isinstance(task, FineTune)
+    own: list[Line] = [
+        ("optimisation.epochs", epochs, "TGM Table 9"),
+        ("augmentation.flip", flip, "TGM Table 9"),
+        ("sampling", sampling, "TGM 4.2"),
+        ("views", views, "TGM 4.2"),
+    ]
+    assert differences(task, [*TGM_TUNING, *own]) == []
+    # Clips in a step, without their repeats, and the rate of that step: TGM Table 9 has 384 and `rate` for 256 of them.
+    chosen = task.optimisation
+    assert chosen.batch_size / task.repeats == 384
+    assert chosen.learning_rate * chosen.batch_size / 256 == pytest.approx(rate * 384 / 256)
+
+
+@pytest.mark.parametrize(
+    ("name", "views"), [("linear-ssv2", 2), ("linear-k400", 5), ("linear-ucf101", 5), ("linear-epic55", 5)]
+)
+def test_tgms_tests_of_frozen_features(name: str, views: int) -> None:
+    assert differences(read("tgm.yaml").evaluate[name], [("views", views, "TGM 4.2"), ("crops", 3, "TGM 4.2")]) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "lines"), LANGUAGE_RUNS, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_pretraining_with_text(file: str, name: str, lines: list[Line]) -> None:
+    assert differences(read(file).pretrain[name], lines) == []
+    assert read(file).seed == 42, "UMT b16_5m"
+
+
+@pytest.mark.parametrize("file", ["stm.yaml", "clusterstm.yaml"])
+@pytest.mark.parametrize(
+    ("name", "dataset", "rate", "epochs", "warmup", "drop_path", "tokens", "batch"), RETRIEVAL + QUESTIONS
+)
+def test_fine_tuning_with_text(
+    file: str,
+    name: str,
+    dataset: str,
+    rate: float,
+    epochs: float,
+    warmup: float,
+    drop_path: float,
+    tokens: int | None,
+    batch: int,
+) -> None:
+    lines: list[Line] = [
+        ("dataset", dataset, "the task's name"),
+        ("frames", 12, "UMT's fine-tuning"),
+        ("drop_path", drop_path, "UMT's B/16, 5M"),
+        ("max_tokens", tokens, "UMT's B/16, 5M"),
+        ("optimisation.learning_rate", rate, "UMT's B/16, 5M"),
+        ("optimisation.epochs", epochs, "UMT's B/16, 5M"),
+        ("optimisation.warmup_epochs", warmup, "UMT's B/16, 5M"),
+        ("optimisation.batch_size", batch, "STM's release, or UMT's 8 x 32"),
+        ("optimisation.weight_decay", 0.02, "UMT's fine-tuning"),
+        ("optimisation.betas", (0.9, 0.999), "UMT's fine-tuning"),
+        ("optimisation.scale_by_batch", False, "UMT: the rate is taken as it is"),
+        ("depth", 128, "UMT: k_test"),
+    ]
+    assert differences(read(file).evaluate[name], lines) == []
+
+
+@pytest.mark.parametrize("file", ["stm.yaml", "clusterstm.yaml"])
+@pytest.mark.parametrize(("name", "tokens"), ZERO_SHOT)
+def test_zero_shot_retrieval(file: str, name: str, tokens: int | None) -> None:
+    lines: list[Line] = [
+        ("frames", 4, "UMT: zero-shot takes 4 frames"),
+        ("max_tokens", tokens, "UMT: as in fine-tuning"),
+        ("optimisation", None, "zero-shot"),
+        ("depth", 128, "UMT: k_test"),
+    ]
+    assert differences(read(file).evaluate[name], lines) == []
+
+
+@pytest.mark.parametrize(("section", "given", "lines"), DEFAULTS, ids=lambda value: getattr(value, "__name__", ""))
+def test_defaults_are_the_papers(section: Any, given: dict[str, Any], lines: list[Line]) -> None:
+    assert differences(section.model_validate(given), lines) == []

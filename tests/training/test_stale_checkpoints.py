@@ -1,0 +1,143 @@
+"""Checkpoints of other settings, data, seeds or models are never resumed; those of another division of the work are."""
+
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from made_clips import make_run, make_shard
+from pydantic import BaseModel
+
+from stm.config import LanguageRun, PretrainRun
+from stm.training import pretrain
+from stm.training.runs import make_plan
+from stm.training.start import Start, hash_tensors
+
+# How fast, how safely and where a run is done; how its work is divided, by which a cluster may resume it otherwise.
+NO_RESULT = {"workers", "kept_gigabytes", "checkpoint_every", "checkpoints_kept", "dataset", "seeds"}
+NO_RESULT |= {"processes", "nodes", "parallel"}
+TOLD_APART = {"seed"}  # what holds is the seed that the run is given
+
+MASKED = PretrainRun.model_validate({"teacher": {"model": "any"}, "contrast": {}})
+TAUGHT: dict[str, Any] = {"teacher": {"model": "any"}, "language": {}, "images": {"datasets": ["others"]}}
+RUNS = {
+    "mae": MASKED,
+    "stm": LanguageRun.model_validate({**TAUGHT, "method": "stm", "spatio_temporal": {}}),
+    "clusterstm": LanguageRun.model_validate({**TAUGHT, "method": "clusterstm", "cluster": {}}),
+}
+
+
+def changes(section: BaseModel, path: str = "") -> Iterator[tuple[str, BaseModel]]:
+    """Of each key, however deep: its name, and the section with another value of it, valid or not."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            for key, changed in changes(value, f"{path}{name}."):
+                yield key, section.model_copy(update={name: changed})
+        else:
+            yield f"{path}{name}", section.model_copy(update={name: "another" if value != "another" else "other"})
+
+
+def origin(run: Any = MASKED, **more: Any) -> Any:
+    """What checkpoints of a run are held against."""
+    given: dict[str, Any] = {"seed": 0, "data": {"train-00000": "a"}, "start": None, "teacher": {"model": "a"}} | more
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # values that no config could have
+        return make_plan(run, 10, given["seed"], given["data"], given["start"], given["teacher"], Path("run")).origin
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_each_setting_that_decides_tells_checkpoints_apart(run: PretrainRun | LanguageRun) -> None:
+    before = origin(run)
+    apart = {key for key, changed in changes(run) if origin(changed) != before}
+    assert apart == {key for key, _ in changes(run)} - NO_RESULT - TOLD_APART
+
+
+def test_seed_data_first_weights_and_teacher_tell_checkpoints_apart() -> None:
+    others: list[dict[str, Any]] = [
+        {"seed": 1},
+        {"data": {"train-00000": "b"}},
+        {"data": {"train-00001": "a"}},
+        {"teacher": {"model": "b"}},
+        {"teacher": None},
+        {"start": Start("a", decoder=False)},
+        {"start": Start("b", decoder=False)},
+        {"start": Start("a", decoder=True)},
+    ]
+    found = [origin(), *(origin(**other) for other in others)]
+    assert all(one != other for number, one in enumerate(found) for other in found[:number])
+
+
+def test_the_hash_of_first_weights_is_of_names_shapes_and_values() -> None:
+    first = {"a": torch.zeros(2, 3), "b": torch.ones(2)}
+    others = [
+        {**first, "a": torch.zeros(3, 2)},
+        {**first, "b": torch.tensor([1.0, 1.0001])},
+        {"a": first["a"], "c": first["b"]},
+        {**first, "b": torch.ones(2, dtype=torch.float64)},
+        {"a": first["a"]},
+    ]
+    assert len({hash_tensors(tensors) for tensors in (first, *others)}) == 1 + len(others)
+    assert hash_tensors(dict(reversed(first.items()))) == hash_tensors(first)
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shard(tmp_path_factory.mktemp("shards") / "train" / "train-00000.parquet", ["red", "green"] * 3)
+
+
+@pytest.fixture(scope="module")
+def killed(shard: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed when it was trained and nothing was written yet but its checkpoints."""
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    folder = tmp_path_factory.mktemp("killed")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setitem(pretrain.__globals__, "_write", kill)
+        pretrain(make_run(), [shard], folder, 7, "cpu")
+    assert list((folder / "checkpoints").glob("*.pt"))
+    return folder
+
+
+def train(shard: Path, folder: Path, seed: int = 7, **changes: object) -> bytes:
+    pretrain(make_run(**changes), [shard], folder, seed, "cpu")
+    return (folder / "weights.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def unchanged(shard: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return train(shard, tmp_path_factory.mktemp("unchanged"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimisation": {"learning_rate": 0.02}},
+        {"mask": {"strategy": "tube", "ratio": 0.5}},
+        {"augmentation": {"flip": False}},
+        {"precision": "bf16"},
+        {"seed": 8},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_killed_run_with_another_setting_starts_anew(
+    shard: Path, killed: Path, unchanged: bytes, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    shutil.copytree(killed, tmp_path / "killed")
+    found = train(shard, tmp_path / "killed", **change)
+    assert found == train(shard, tmp_path / "clean", **change)
+    assert found != unchanged
+    assert (tmp_path / "killed/checkpoints-of-other-settings").exists(), "they are put aside, not thrown away"
+
+
+def test_a_killed_run_with_nothing_changed_is_resumed(
+    shard: Path, killed: Path, unchanged: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(killed, tmp_path / "killed")
+    assert train(shard, tmp_path / "killed") == unchanged
+    assert "step 2 of 2" in capsys.readouterr().err

@@ -1,0 +1,588 @@
+"""Every key of the config, changed one at a time: what its bytes decide runs again, and nothing else does.
+
+`RERUN` is written by hand and says of each key what it decides. It knows nothing of the rules' `params`, nor of the keys that
+the config's sections call indifferent: it is what those are held against. A key that `RERUN` does not know fails its test.
+"""
+
+import json
+import os
+import re
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+import yaml
+from recorded_runs import find_jobs, finish, touch
+from small_workflow import snakemake
+
+from stm.cli.common import load
+from stm.config import Config, ConfigError, Corpus, Section, merge, parse_config
+from stm.datasets.benchmarks import BENCHMARKS
+
+CLIP = "local-dir:models/one/clip"
+OPTIMISATION = {"epochs": 2, "warmup_epochs": 1, "batch_size": 8}
+RUN: dict[str, Any] = {"model": "tiny", "image_size": 32, "patch_size": 8, "frames": 4, "optimisation": OPTIMISATION}
+SHAPES: dict[str, Any] = {"source": "moving-shapes", "clips": {"train": 4, "test": 2}}
+
+# Every offline stage, on one dataset. Its keys below `Corpus` are asked about, and `dataset`.
+OFFLINE: dict[str, Any] = {
+    "name": "small",
+    "dataset": SHAPES,
+    "captions": {
+        "said": {"kind": "human"},
+        "label": {"kind": "label"},
+        "told": {"kind": "blip2", "model": "models/one/blip2"},
+        "described": {"kind": "llm", "model": "models/one/llm"},
+    },
+    "similarity": {"model": CLIP, "keep_embeddings": True},
+    "text": {"model": CLIP},
+    "flow": {"backend": "raft", "weights": "models/one/raft.pth"},
+    # Not in the order of the alphabet: captions, maps and vectors are packed in the order that is given here.
+    "pack": {"captions": ["said", "label"], "text": True, "flow": True},
+    "mask_quality": {},
+    "pretrain": {"tube": RUN},
+    "evaluate": {"linear": {"task": "linear"}},
+}
+# Runs and evaluations without text, and all that is shown.
+PACKED: dict[str, Any] = {
+    "captions": {"said": {"kind": "human"}},
+    "similarity": {"model": CLIP},
+    "text": {"model": "local-dir:models/one/text"},
+    "pack": {"captions": "said", "text": True, "motion": False},
+}
+TEACHER = {"model": "local-dir:models/one/teacher"}
+TGM: dict[str, Any] = {**RUN, "contrast": {}, "teacher": TEACHER, "init": "models/one/start.pth"}
+MASKING: dict[str, Any] = {
+    **PACKED,
+    "name": "paper",
+    "datasets": {"clips": {"dataset": SHAPES, "mask_quality": {}}, "others": {"dataset": {**SHAPES, "label": "color"}}},
+    "pretrain": {"tgm": {**TGM, "dataset": "clips"}, "tube": {**RUN, "dataset": "clips"}},
+    "evaluate": {
+        "linear": {"task": "linear"},
+        "finetune": {"task": "finetune", "optimisation": OPTIMISATION},
+        "zero": {"task": "zero_shot"},
+        "retrieval": {"task": "retrieval"},
+    },
+    "tables": {
+        "numbers": {
+            "title": "Numbers",
+            "columns": [{"title": "Linear", "task": "linear"}, {"title": "Tuned", "task": "finetune"}],
+            "rows": [{"label": "TGM", "runs": ["tgm", "tgm"]}],
+        }
+    },
+    "figures": {
+        "bars": {"title": "Bars", "kind": "bars", "runs": {"TGM": "tgm"}, "tasks": ["linear"]},
+        "clips": {"title": "Clips", "kind": "clips", "runs": {"TGM": "tgm"}},
+        "losses": {"title": "Losses", "kind": "losses", "runs": {"TGM": "tgm"}},
+    },
+}
+# Runs and evaluations with text.
+TAUGHT: dict[str, Any] = {
+    **RUN,
+    "dataset": "clips",
+    "teacher": TEACHER,
+    "language": {"model": "models/one/bert"},
+}
+PAIRS: dict[str, Any] = {"runs": ["umt", "stm"], "validation_split": "train", "optimisation": OPTIMISATION}
+FOLDER = {"source": "folder", "root": "videos", "annotations": "videos/clips.csv"}
+LANGUAGE: dict[str, Any] = {
+    **PACKED,
+    "name": "paper",
+    "datasets": {
+        "clips": {"dataset": FOLDER},
+        "others": {"dataset": {**SHAPES, "label": "color"}},
+        "pictures": {"dataset": {**SHAPES, "label": "shape"}},
+    },
+    "pretrain": {
+        "umt": {**TAUGHT, "method": "umt", "images": {"datasets": ["pictures"], "batch_size": 8}},
+        "stm": {**TAUGHT, "method": "stm", "spatio_temporal": {}},
+        "clusterstm": {**TAUGHT, "method": "clusterstm", "cluster": {}},
+    },
+    "evaluate": {
+        "ranks": {"task": "video_text_retrieval", **PAIRS},
+        "answers": {"task": "question_answering", **PAIRS},
+        "choices": {"task": "multiple_choice", **PAIRS},
+        "sentences": {"task": "captioning", **PAIRS},
+    },
+}
+# Datasets with official lists.
+LISTS: dict[str, Any] = {
+    "name": "paper",
+    "datasets": {
+        "actions": {"dataset": {"source": "ucf101", "root": "actions", "annotations": "lists"}},
+        "corpus": {"dataset": {"source": "webvid-2m", "root": "corpus", "annotations": "lists"}},
+    },
+    "pack": {"motion": False},
+}
+CONFIGS = {"offline": OFFLINE, "masking": MASKING, "language": LANGUAGE, "lists": LISTS}
+
+# What decides what. The first line that fits a key holds; a star stands for one part of the key and is the value of {0}, {1};
+# two stars stand for the rest. In names of jobs a star stands for any name. Keys that decide nothing have an empty list.
+# `plan` and `report` show the whole config: they may run again whatever is changed, and must where they are named.
+# Keys of one of several datasets are written as those of a config with one.
+RERUN: tuple[tuple[str, list[str]], ...] = (
+    ("name", ["table/*", "figure/*", "plan", "report"]),  # of several datasets: where they are shown
+    ("results", ["*", "!demo_models"]),
+    ("seed", ["generate", "manifest", "pretrain/*", "evaluate/*", "faithfulness", "demo_models"]),
+    ("seeds", ["pretrain/*", "evaluate/*", "table/*", "figure/*", "report"]),
+    # The offline stages.
+    ("dataset.probe_timeout_seconds", []),
+    ("dataset.**", ["generate?", "manifest"]),
+    ("shard_size", ["split"]),
+    ("grid", ["embeddings", "similarity/*", "motion", "flow", "shards"]),
+    ("bad_input.max_failure_rate", []),
+    (
+        "bad_input.policy",
+        ["manifest", "frames", "captions/*", "similarity/*", "text/*", "motion", "flow", "shards"],
+    ),
+    ("frames.timeout_seconds", []),
+    ("frames.min_side", ["manifest", "frames"]),
+    ("frames.max_side", ["manifest", "frames"]),
+    ("frames.*", ["frames"]),
+    ("captions.*.kind", ["captions/{0}"]),
+    ("captions.*.*", ["captions/{0}"]),
+    # Whether embeddings are kept changes no map, but which files the maps are made from.
+    ("similarity.keep_embeddings", ["similarity/*"]),
+    ("similarity.*", ["embeddings", "similarity/*", "faithfulness?"]),
+    ("text.model", ["text/*", "evaluate/*/zero?"]),  # whose sentences it encodes
+    ("text.*", ["text/*"]),
+    ("motion.timeout_seconds", []),
+    ("motion.*", ["motion"]),
+    ("flow.timeout_seconds", []),
+    ("flow.*", ["flow"]),
+    ("pack.captions", ["shards", "faithfulness?"]),  # whose measure is of the first source
+    ("pack.*", ["shards"]),
+    # The other split's clips need the maps of the captions that are not packed.
+    ("mask_quality.split", ["mask_quality", "faithfulness", "similarity/told", "similarity/described"]),
+    ("mask_quality.*", ["mask_quality", "faithfulness"]),
+    # Pretraining.
+    ("pretrain.*.workers", []),
+    ("pretrain.*.kept_gigabytes", []),
+    ("pretrain.*.checkpoint_every", []),
+    ("pretrain.*.checkpoints_kept", []),
+    (
+        "pretrain.*.dataset",
+        ["pretrain/{0}", "evaluate/{0}/*?", "table/*?", "figure/*?"],
+    ),  # the run and what it yields lie in another folder
+    ("pretrain.*.seeds", ["pretrain/{0}-*", "evaluate/{0}-*", "table/*?", "figure/*?"]),
+    ("pretrain.*.**", ["pretrain/{0}", "evaluate/{0}/*?"]),
+    # Evaluation.
+    ("evaluate.*.runs", []),  # the others' numbers stay what they are
+    ("evaluate.*.**", ["evaluate/*/{0}"]),
+    # What is shown.
+    ("tables.*.**", ["table/{0}", "report"]),
+    ("figures.*.**", ["figure/{0}", "report"]),
+    ("report.*", ["report"]),
+    ("prices.*", ["plan", "report"]),
+)
+ALWAYS_ALLOWED = {"plan", "report"}
+
+TASKS = ("LinearProbe", "FineTune", "ZeroShot", "Retrieval")
+TASKS += ("VideoTextRetrieval", "QuestionAnswering", "MultipleChoice", "Captioning")
+# Values to change a key to, where adding one, halving, or another of a closed list will not do. By section and key.
+VALUES: dict[str, list[Any]] = {
+    "BadInput.policy": [{"too_short": "fail"}],
+    "CaptionChoice.sources": [["said"]],
+    "FigureSpec.runs": [{"TGM": "tube"}],
+    "FigureSpec.tasks": [["finetune"]],
+    "BenchmarkDataset.annotations": ["lists-again"],
+    "BenchmarkDataset.source": ["hmdb51"],
+    "FolderDataset.annotations": ["videos/more.csv"],
+    "LanguageDataset.annotations": ["lists-again"],
+    "LanguageDataset.root": ["corpus-again"],
+    "LanguageDataset.source": ["webvid-10m"],
+    "BenchmarkDataset.root": ["actions-again"],
+    "Images.datasets": [["others"]],
+    "LanguageRun.more": [["others"]],
+    "Mask.strategy": ["tube", "random"],
+    "MovingShapesDataset.clips": [{"train": 4, "test": 3}],
+    "TableColumn.task": ["finetune"],
+    "TableRow.paper": [[1.0, 2.0]],
+    "TableRow.runs": [["tgm", "tube"]],
+    **{f"{section}.dataset": ["others"] for section in ("PretrainRun", "LanguageRun", *TASKS)},
+    **{f"{section}.runs": [["tgm"], ["umt"]] for section in TASKS},
+    **{f"{section}.source": ["said"] for section in TASKS},
+    **{f"{section}.image_size": [64] for section in ("Teacher", "FrameTeacher")},
+}
+SPLITS = ["test", "train"]  # values of keys that name a split
+
+# Keys with a single value.
+FIXED = {"LanguageRun.tubelet"}
+# Keys that not all entries of their kind can change: which one can.
+PLACES = {"FigureSpec.kind": "figures.clips.kind"}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a config of `CONFIGS`."""
+
+    config: str
+    path: tuple[str | int, ...]
+    section: type[Section]
+
+    @property
+    def dataset(self) -> str | None:
+        return str(self.path[1]) if self.path[0] == "datasets" else None
+
+    @property
+    def name(self) -> str:
+        """The key as `RERUN` writes it."""
+        return ".".join(map(str, self.path[2:] if self.dataset else self.path))
+
+    @property
+    def field(self) -> str:
+        """The key by its section, as `VALUES` writes it."""
+        return f"{self.section.__name__}.{self.path[-1]}"
+
+
+def sections_in(annotation: Any) -> Iterator[type[Section]]:
+    """The sections that a field may hold: itself, one of several, or the values of a mapping or list."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    yield from chain.from_iterable(map(sections_in, get_args(annotation)))
+
+
+def walk(section: Section, path: tuple[str | int, ...] = (), place: tuple[str, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Of every key that holds no section: its path, its section, and the sections that lead to it without their names."""
+    for name, field in type(section).model_fields.items():
+        value: Any = getattr(section, name)
+        if isinstance(section, Config) and section.datasets and name in Corpus.model_fields:
+            continue  # beside several datasets it holds for those that do not say otherwise, and here all do
+        if not list(sections_in(field.annotation)):
+            yield (*path, name), type(section), (*place, name)
+            continue
+        parts: Iterable[tuple[Any, Any]] = [((), value)] if isinstance(value, Section) else ()
+        if isinstance(value, Mapping):
+            parts = [((key,), part) for key, part in value.items()]
+        elif isinstance(value, tuple):
+            parts = [((number,), part) for number, part in enumerate(value)]
+        for key, part in parts:
+            where = () if name == "datasets" else (*place, name, type(part).__name__)
+            yield from walk(part, (*path, name, *key), where)
+
+
+def find_keys() -> list[Key]:
+    """Each key once for each kind of place that its section stands at."""
+    found: dict[tuple[str, ...], Key] = {}
+    for config, values in CONFIGS.items():
+        for path, section, place in walk(parse_config(values)):
+            key = Key(config, path, section)
+            of_stages, listed = place[0] in Corpus.model_fields, place[:1] == ("dataset",)
+            if of_stages == (config == "offline") or listed:
+                found.setdefault(place, key)
+            if key.name == PLACES.get(key.field):
+                found[place] = key
+    return [key for key in found.values() if not is_tag(key)]
+
+
+def is_tag(key: Key) -> bool:
+    """Whether the key only says which section it stands in, as `kind: human` does: it has no other value there."""
+    annotation = key.section.model_fields[str(key.path[-1])].annotation
+    return key.field in FIXED or (get_origin(annotation) is Literal and len(get_args(annotation)) == 1)
+
+
+def others(key: Key, value: Any) -> Iterator[Any]:
+    """Values that a key may be changed to, the most likely first; not all are valid."""
+    if key.field in VALUES or key.field.endswith("split"):
+        yield from VALUES.get(key.field, SPLITS)
+        return
+    annotation = key.section.model_fields[str(key.path[-1])].annotation
+    yield from (choice for choice in choices_of(annotation) if choice != value)
+    if isinstance(value, bool):
+        yield not value
+    elif isinstance(value, int | float):
+        yield from (value + 1, value * 2, value / 2, value * 0.75, value // 2, value + 0.125)
+    elif isinstance(value, str):
+        yield f"{value}x"
+    elif isinstance(value, list) and value:
+        yield from ([*value[1:], value[0]], [part / 2 for part in value if isinstance(part, float)], value[:-1])
+        yield [*value, f"{value[0]}x"]
+    yield from (1, 0.5, 8, "other", [1])
+
+
+def choices_of(annotation: Any) -> Iterator[Any]:
+    if get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    else:
+        yield from chain.from_iterable(map(choices_of, get_args(annotation)))
+
+
+def change(key: Key) -> dict[str, Any]:
+    """The whole config with another valid value of one key."""
+    before = parse_config(CONFIGS[key.config])
+    plain = before.model_dump(mode="json")
+    holder = plain
+    for part in key.path[:-1]:
+        holder = holder[part]
+    for value in others(key, holder[key.path[-1]]):
+        old, holder[key.path[-1]] = holder[key.path[-1]], value
+        try:
+            if parse_config(plain) != before:
+                return plain
+        except ConfigError:
+            pass
+        holder[key.path[-1]] = old
+    pytest.fail(f"no other valid value of {key.field} was found: name one in VALUES of {Path(__file__).name}")
+
+
+def find_line(key: Key) -> list[str]:
+    """What `RERUN` says of a key, the places of its stars filled in."""
+    for pattern, jobs in RERUN:
+        names = fit(pattern.split("."), key.name.split("."))
+        if names is not None:
+            return [job.format(*names) for job in jobs]
+    pytest.fail(
+        f"{key.name} is a new key of the config. Add to RERUN in {Path(__file__).name} which rules' bytes it decides: those "
+        "that must run again when it changes; an empty list if it changes none"
+    )
+
+
+def fit(pattern: list[str], key: list[str]) -> list[str] | None:
+    """The parts of a key that stand for a pattern's stars; None when it does not fit."""
+    if pattern[-1] == "**" and len(key) >= len(pattern):
+        pattern, key = pattern[:-1], key[: len(pattern) - 1]
+    if len(pattern) != len(key) or any(one not in ("*", part) for one, part in zip(pattern, key, strict=True)):
+        return None
+    return [part for one, part in zip(pattern, key, strict=True) if one == "*"]
+
+
+def expected(key: Key, names: frozenset[str]) -> set[str]:
+    """The jobs that must run again when a key changes, of those that the changed config has."""
+    found: set[str] = set()
+    for pattern in find_line(key):
+        plain = pattern.strip("!?")
+        scope = f"{key.dataset}:" if key.dataset else "*:"
+        fitting = {n for n in names if fnmatchcase(n, f"{scope}{plain}") or (not key.dataset and fnmatchcase(n, plain))}
+        assert fitting or pattern.endswith("?"), f"RERUN names {plain} for {key.name}, but the config has no such job"
+        found = found - fitting if pattern.startswith("!") else found | fitting
+    return found
+
+
+def make_models(folder: Path) -> None:
+    """Files in the places of models: no model is loaded here."""
+    for place in ("one", "two"):
+        for model in ("clip", "blip2", "llm", "bert", "text", "teacher"):
+            touch(folder / "models" / place / model / "weights.bin")
+        for file in ("raft.pth", "start.pth"):
+            touch(folder / "models" / place / file)
+    touch(folder / "videos/clips.csv")
+    for name in ("clips.csv", "more.csv"):
+        (folder / "videos" / name).write_text("path,caption\na.mp4,a cat\n")
+    for again in ("", "-again"):
+        make_lists(folder / f"lists{again}")
+        for file in ("actions/YoYo/v_YoYo_g01_c01.avi", "actions/clap/v_YoYo_g02_c01.avi", "corpus/1.mp4"):
+            top, _, rest = file.partition("/")
+            touch(folder / f"{top}{again}" / rest)
+
+
+def make_lists(lists: Path) -> None:
+    """The lists of UCF101 (two folds), of HMDB51 and of both WebVid, of one or two clips each."""
+    lists.mkdir()
+    clips = ("YoYo/v_YoYo_g01_c01.avi", "YoYo/v_YoYo_g02_c01.avi")
+    (lists / "classInd.txt").write_text("1 YoYo\n")
+    for fold, (train, test) in enumerate((clips, clips[::-1]), 1):
+        (lists / f"trainlist0{fold}.txt").write_text(f"{train} 1\n")
+        (lists / f"testlist0{fold}.txt").write_text(f"{test}\n")
+    (lists / "clap_test_split1.txt").write_text("v_YoYo_g01_c01.avi 1 \nv_YoYo_g02_c01.avi 2 \n")
+    for name in ("webvid_train", "webvid_10m_train"):
+        (lists / f"{name}.json").write_text(json.dumps([{"video": "1.mp4", "caption": "a cat"}]))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_lists() -> Iterator[None]:
+    """Makes lists of a clip in each split the official ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        for source in ("ucf101", "hmdb51"):
+            counts = {fold: {"train": 1, "test": 1} for fold in (1, 2, 3)}
+            patch.setitem(BENCHMARKS, source, replace(BENCHMARKS[source], counts=counts))
+        yield
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A folder for each config in which the workflow seems to have run."""
+
+    @cache
+    def make(config: str) -> Path:
+        folder = tmp_path_factory.mktemp(config)
+        make_models(folder)
+        finish(folder, parse_config(CONFIGS[config]).model_dump(mode="json"))
+        return folder
+
+    return make
+
+
+KEYS = find_keys()
+
+
+def test_every_section_of_the_config_is_asked_about() -> None:
+    """A new section must stand in one of `CONFIGS`, or its keys would go by unasked."""
+    waiting, there = [Config], {Config}
+    while waiting:
+        kinds = {kind for field in waiting.pop().model_fields.values() for kind in sections_in(field.annotation)}
+        waiting += kinds - there
+        there |= kinds
+    asked = {section for values in CONFIGS.values() for _, section, _ in walk(parse_config(values))}
+    assert {section.__name__ for section in there - asked} == set()
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: f"{key.config}-{'.'.join(map(str, key.path))}")
+def test_a_key_reruns_what_it_decides_and_nothing_else(key: Key, folders: Callable[[str], Path]) -> None:
+    jobs = find_jobs(folders(key.config), change(key))
+    must = expected(key, jobs.names)
+    assert set(jobs.changed) - ALWAYS_ALLOWED == must - ALWAYS_ALLOWED, key.name
+    assert must & ALWAYS_ALLOWED <= jobs.changed
+
+
+def test_untouched_configs_rerun_nothing(folders: Callable[[str], Path]) -> None:
+    for config, values in CONFIGS.items():
+        jobs = find_jobs(folders(config), values)
+        assert jobs.changed == jobs.rerun == frozenset(), config
+
+
+# What needs the outputs of what, directly; `test_what_follows` adds what follows from that.
+NEEDED_BY = {
+    "generate": {"manifest", "mask_quality"},
+    "manifest": {"split", "report"},
+    "frames": {
+        *(
+            "captions/*",
+            "embeddings",
+            "similarity/*",
+            "motion",
+            "flow",
+            "shards",
+            "mask_quality",
+            "faithfulness",
+            "report",
+        ),
+    },
+    "embeddings": {"similarity/*"},
+    "captions/said": {"similarity/said", "text/said", "shards", "report"},
+    "captions/told": {"similarity/told", "report"},
+    "similarity/said": {"shards", "mask_quality", "faithfulness"},
+    "similarity/told": {"mask_quality"},
+    "text/said": {"shards"},
+    "motion": {"shards", "mask_quality"},
+    "flow": {"shards"},
+    "shards": {"pretrain/tube", "evaluate/tube/linear", "report"},
+    "pretrain/tube": {"evaluate/tube/linear", "report"},
+    "evaluate/tube/linear": {"report"},
+    "mask_quality": {"report"},
+    "faithfulness": {"report"},
+}
+
+
+@pytest.mark.parametrize("job", NEEDED_BY)
+def test_what_follows_a_job_that_runs_again(job: str, folders: Callable[[str], Path]) -> None:
+    jobs = find_jobs(folders("offline"), OFFLINE)
+    direct = {name for pattern in NEEDED_BY[job] for name in jobs.names if fnmatchcase(name, pattern)}
+    assert jobs.following[job] == direct.union(*(jobs.following[name] for name in direct))
+
+
+# The jobs that load each model of `make_models`, where a config names it.
+LOADED_BY = {
+    ("offline", "clip"): {"embeddings", "similarity/*", "text/*"},
+    ("offline", "blip2"): {"captions/told"},
+    ("offline", "llm"): {"captions/described"},
+    ("offline", "raft.pth"): {"flow"},
+    ("masking", "clip"): {"*:similarity/*"},
+    ("masking", "text"): {"*:text/*", "*:evaluate/tgm/zero"},  # which encodes its sentences
+    ("masking", "teacher"): {"*:pretrain/tgm"},
+    ("masking", "start.pth"): {"*:pretrain/tgm"},
+    ("language", "teacher"): {"*:pretrain/*"},
+    ("language", "bert"): {"*:pretrain/*"},
+}
+
+
+@pytest.mark.parametrize(("config", "model"), LOADED_BY)
+def test_another_folder_of_a_local_model_reruns_what_loads_it(
+    config: str, model: str, folders: Callable[[str], Path]
+) -> None:
+    """The folders are of one name, so that it is the files that show it: they are inputs."""
+    plain = parse_config(CONFIGS[config]).model_dump(mode="json")
+    moved = json.loads(json.dumps(plain).replace(f"models/one/{model}", f"models/two/{model}"))
+    jobs = find_jobs(folders(config), moved)
+    loading = loaders(config, model, jobs.names)
+    # An evaluation's params hold its run's settings, with the folders that these name.
+    runs = [name.split("/")[1] for name in loading if ":pretrain/" in name]
+    loading |= {name for name in jobs.names for run in runs if f":evaluate/{run}/" in name}
+    assert jobs.changed - ALWAYS_ALLOWED == loading
+
+
+@pytest.mark.parametrize(("config", "model"), LOADED_BY)
+def test_a_models_file_that_changed_reruns_what_loads_it(
+    config: str, model: str, folders: Callable[[str], Path]
+) -> None:
+    folder, place = folders(config), f"models/one/{model}"
+    file = folder / place if (folder / place).is_file() else folder / place / "weights.bin"
+    before = file.stat()
+    file.write_bytes(b"other weights")
+    os.utime(file, ns=(before.st_atime_ns, time.time_ns()))
+    try:
+        jobs = find_jobs(folder, parse_config(CONFIGS[config]).model_dump(mode="json"))
+    finally:
+        file.write_bytes(b"")
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    loading = loaders(config, model, jobs.names)
+    assert not jobs.changed
+    assert jobs.rerun == loading.union(*(jobs.following[name] for name in loading))
+
+
+def loaders(config: str, model: str, names: frozenset[str]) -> set[str]:
+    return {name for pattern in LOADED_BY[config, model] for name in names if fnmatchcase(name, pattern)}
+
+
+def test_sources_are_packed_in_the_order_of_the_config(folders: Callable[[str], Path]) -> None:
+    """The script pairs sources with files by their place, and Snakemake's criterion does not see it."""
+    inputs = find_jobs(folders("offline"), OFFLINE).inputs["shards"]
+    for part in ("captions", "similarity", "text"):
+        found = [Path(path).parent.name for path in inputs if f"/{part}/" in path]
+        assert found == ["said", "label"], part
+
+
+def test_several_config_files_are_merged_key_by_key(tmp_path: Path) -> None:
+    """As Snakemake does with several `--configfile`, however deep a key stands."""
+    update = {"pretrain": {"tube": {"mask": {"ratio": 0.75}, "optimisation": {"betas": [0.5, 0.6]}}}}
+    for name, values in (("base.yaml", OFFLINE), ("update.yaml", update)):
+        (tmp_path / name).write_text(yaml.safe_dump(values))
+    files = [str(tmp_path / name) for name in ("base.yaml", "update.yaml")]
+    tube = load(Namespace(config=files, set=["pretrain.tube.optimisation.accumulate=2"])).pretrain["tube"]
+    assert (tube.mask.strategy, tube.mask.ratio, tube.model) == ("tube", 0.75, "tiny")
+    assert (tube.optimisation.epochs, tube.optimisation.betas, tube.optimisation.accumulate) == (2, (0.5, 0.6), 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "rules"),
+    [
+        ({}, set()),
+        ({"motion": {"timeout_seconds": 5}, "report": {"title": "Other"}}, set()),
+        ({"flow": {"cells": 4}}, {"flow", "shards", "pretrain", "evaluate"}),
+        ({"pretrain": {"tube": {"mask": {"ratio": 0.5}}}}, {"pretrain", "evaluate"}),
+        ({"evaluate": {"linear": {"epochs": 3}}}, {"evaluate"}),
+        (
+            {"text": {"model": "local-dir:models/two/clip"}, "similarity": {"precision": "bfloat16"}},
+            {"embeddings", "similarity", "text", "shards", "mask_quality", "faithfulness", "pretrain", "evaluate"},
+        ),
+    ],
+)
+def test_snakemake_on_the_command_line_agrees(
+    changes: dict[str, Any], rules: set[str], folders: Callable[[str], Path]
+) -> None:
+    """The records that this test makes, and the criterion that it asks for, are those of a real dry run."""
+    folder = folders("offline")
+    values = merge(parse_config(OFFLINE).model_dump(mode="json"), changes)
+    asked = find_jobs(folder, values)
+    printed = snakemake(folder, "--dry-run")
+    planned = set(re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):", printed, re.M)) - {"all"}
+    assert planned - ALWAYS_ALLOWED == rules
+    follow = asked.changed.union(*(asked.following[name] for name in asked.changed))
+    assert planned == {name.split("/")[0] for name in follow}
