@@ -132,6 +132,10 @@ class LanguageRun(Run):
     cluster: Cluster | None = field(None, "ClusterSTM's clusters; defaults when not given")
 
     @property
+    def masks(self) -> tuple[Mask, ...]:
+        return (self.mask, self.images.mask) if self.images else (self.mask,)
+
+    @property
     def video_sources(self) -> tuple[tuple[str | None, str], ...]:
         return tuple((name, self.split) for name in (self.dataset, *self.more))
 

@@ -12,7 +12,7 @@ from stm.config.language import LanguageRun
 from stm.config.language_tasks import EvaluationTask, LanguageTask
 from stm.config.showing import FigureSpec, Prices, Report, TableSpec
 from stm.config.stages import CaptionSource, Flow, Frames, Motion, Pack, Similarity, Text
-from stm.config.strategies import declared_strategies
+from stm.config.strategies import find_strategy
 from stm.config.training import CaptionChoice, Mask, PretrainRun, Run
 
 
@@ -191,7 +191,7 @@ class Config(_Stages):
 
     def _check_mask(self, where: str, mask: Mask, corpus: _Stages, computed: set[str]) -> None:
         there = corpus.packed_guides | computed
-        missing = [guide for guide in declared_strategies()[mask.strategy] if guide not in there]
+        missing = [guide for guide in find_strategy(mask.strategy).needs if guide not in there]
         if missing == ["attention"]:
             raise ValueError(f"{where} masks by a teacher's attention, but has no `teacher`")
         if missing == ["features"]:

@@ -5,21 +5,22 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from stm.config.base import Fraction, Name, Section, field
-from stm.config.strategies import declared_strategies
+from stm.config.strategies import find_strategy, user_file
 
 
 class Mask(Section):
     """Which tokens the student does not see."""
 
-    strategy: Name = field("tube", "a strategy of stm/masking")
+    strategy: str = field(
+        "tube",
+        "a strategy of stm/masking or of an installed package, or `path/to/file.py:name` for one of your own file",
+    )
     ratio: float = field(0.9, "mask ratio: int(ratio x tokens of a time slot) are hidden in each slot", gt=0, lt=1)
 
     @field_validator("strategy")
     @classmethod
     def _exists(cls, strategy: str) -> str:
-        names = sorted(declared_strategies())
-        if strategy not in names:
-            raise ValueError(f"no such masking strategy; there are: {', '.join(names)}")
+        find_strategy(strategy)
         return strategy
 
 
@@ -184,6 +185,17 @@ class Run(Section):
     def reconstructs(self) -> bool:
         """Whether it learns to predict pixels."""
         return False
+
+    @property
+    def masks(self) -> tuple[Mask, ...]:
+        """Every mask that it uses."""
+        return (self.mask,)
+
+    @property
+    def mask_files(self) -> tuple[str, ...]:
+        """The user's own files that its masking strategies are in."""
+        files = (user_file(mask.strategy) for mask in self.masks)
+        return tuple(dict.fromkeys(file for file in files if file is not None))
 
     @property
     def video_sources(self) -> tuple[tuple[str | None, str], ...]:

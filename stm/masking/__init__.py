@@ -1,152 +1,55 @@
-"""Masking strategies: functions from guides (a score per token) to the tokens that are kept.
+"""Masking strategies: functions from guides (scores per token) to the tokens that stay visible.
 
-A strategy is one file of this package with one decorated function:
+A strategy is one decorated function in a file of this package, of an installed package or of the user's own:
 
     @register("motion", needs=("motion",))
     def motion(guides, ratio):
         return hide_highest(guides["motion"], guides["noise"], ratio)
 
-It is found by its name; nothing else has to be edited. A strategy gets `guides`, a mapping of name to float
-tensor [B, slots, N] that always holds "noise" (uniform in [0, 1), drawn from the sample's own seed) and holds
-what the strategy `needs` ("flow" alone has another shape, see flow.py). It returns the kept tokens, int64 [B,
-K], sorted ascending, where a token's number is `slot * N + row * side + column`. In each slot exactly
-`int(ratio * N)` tokens are hidden, so that shapes are fixed and all that follows is a gather. Strategies are
-pure: no state, no model, no randomness but the noise, no wait for the device.
+The config finds it by its name, or by `path/to/file.py:name`; no other file has to be edited. `guides` maps names to float
+tensors [B, slots, N]. It always holds "noise" (uniform in [0, 1), drawn from the sample's own seed) and what the strategy
+`needs`; "flow" and "features" have shapes of their own, see flow.py and cluster.py. A strategy returns the kept tokens,
+int64 [B, K], strictly ascending, where a token's number is `slot * N + row * side + column`. Each slot hides exactly
+`int(ratio * N)` tokens, so that shapes are fixed and all that follows is a gather. Strategies are pure: they hold no
+state, load no model, draw no randomness but the noise, and never wait for the device.
 """
 
-import importlib
-import math
-import pkgutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from stm.masking.checks import MaskError
+from stm.masking.registry import (
+    Guides,
+    Strategy,
+    get_strategy,
+    register,
+    start_checks,
+    strategy_digests,
+    strategy_names,
+)
+from stm.masking.tokens import (
+    complement,
+    count_masked,
+    find_side,
+    hide_highest,
+    keep_first,
+    number_tokens,
+    sort_by,
+    to_boolean,
+)
 
-import torch
-from torch import Tensor
-
-Guides = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """A registered strategy; call it like the function that it wraps."""
-
-    name: str
-    needs: tuple[str, ...]  # guides beside "noise"
-    function: Callable[[Guides, float], Tensor]
-
-    def __call__(self, guides: Guides, ratio: float) -> Tensor:
-        """Kept tokens, int64 [B, K], sorted ascending."""
-        return self.function(guides, ratio)
-
-
-_strategies: dict[str, Strategy] = {}
-
-
-def register(
-    name: str, needs: Sequence[str] = ()
-) -> Callable[[Callable[[Guides, float], Tensor]], Callable[[Guides, float], Tensor]]:
-    """Makes the decorated function the strategy `name`, which reads the guides `needs` beside the noise."""
-
-    def decorate(function: Callable[[Guides, float], Tensor]) -> Callable[[Guides, float], Tensor]:
-        known = _strategies.get(name)
-        if known is not None and known.function.__module__ != function.__module__:
-            first, second = known.function.__module__, function.__module__
-            raise ValueError(f"two masking strategies are called {name!r}: in {first} and in {second}; rename one")
-        _strategies[name] = Strategy(name, tuple(needs), function)
-        return function
-
-    return decorate
-
-
-def strategy_names() -> list[str]:
-    """The names of all strategies in the package, sorted."""
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
-    return sorted(_strategies)
-
-
-def get_strategy(name: str) -> Strategy:
-    """The strategy of that name.
-
-    Raises:
-        ValueError: there is none; the message lists those that there are.
-    """
-    names = strategy_names()
-    if name not in _strategies:
-        raise ValueError(f"no masking strategy {name!r}; there are: {', '.join(names)} (one file each in stm/masking/)")
-    return _strategies[name]
-
-
-def count_masked(tokens: int, ratio: float) -> int:
-    """Tokens hidden in a slot of `tokens`, truncated as in VideoMAE: 176 of 196 at 0.9, 20 kept."""
-    return int(ratio * tokens)
-
-
-def hide_highest(score: Tensor, noise: Tensor, ratio: float) -> Tensor:
-    """Hides the tokens of the highest score in each slot; the noise decides between equal scores.
-
-    Args:
-        score: [B, slots, N], any float dtype. NaN counts as the highest.
-        noise: float [B, slots, N]; of two equal scores the one with the higher noise is hidden.
-        ratio: share of a slot's tokens to hide.
-
-    Returns:
-        Kept tokens, int64 [B, slots * (N - int(ratio * N))], sorted ascending.
-    """
-    return keep_first(sort_by(score, noise), ratio)
-
-
-def sort_by(*keys: Tensor) -> Tensor:
-    """Positions in ascending order of the first key, of the second where the first is equal, and so on.
-
-    Args:
-        keys: [..., N] each, all of one shape. NaN counts as the highest.
-
-    Returns:
-        int64 [..., N]; what is equal in all keys stays in its order.
-    """
-    # One stable sort a key, the least important first, gives the exact lexicographic order. Adding a small
-    # multiple of the noise to the score instead would reorder scores that differ by less.
-    order = torch.argsort(keys[-1], dim=-1, stable=True)
-    for key in reversed(keys[:-1]):
-        order = order.gather(-1, torch.argsort(key.gather(-1, order), dim=-1, stable=True))
-    return order
-
-
-def keep_first(order: Tensor, ratio: float) -> Tensor:
-    """Keeps the tokens that come first in each slot's order, int64 [B, slots, N] -> int64 [B, K], sorted."""
-    tokens = order.shape[-1]
-    kept = order[..., : tokens - count_masked(tokens, ratio)].sort(dim=-1).values
-    return number_tokens(kept, tokens)
-
-
-def find_side(tokens: int) -> int:
-    """Tokens on a side of a slot's square grid.
-
-    Raises:
-        ValueError: the grid is not square.
-    """
-    side = math.isqrt(tokens)
-    if side * side != tokens:
-        raise ValueError(f"a slot of {tokens} tokens is no square; strategies that use places need a square crop")
-    return side
-
-
-def number_tokens(kept: Tensor, tokens: int) -> Tensor:
-    """Positions within slots, int64 [B, slots, k] -> token numbers, int64 [B, slots * k]."""
-    first = torch.arange(kept.shape[1], device=kept.device) * tokens
-    return (kept + first[:, None]).flatten(1)
-
-
-def to_boolean(kept: Tensor, slots: int, tokens: int) -> Tensor:
-    """Kept tokens, int64 [B, K] -> bool [B, slots, N], True where masked."""
-    masked = torch.ones(kept.shape[0], slots * tokens, dtype=torch.bool, device=kept.device)
-    return masked.scatter(1, kept, False).view(-1, slots, tokens)
-
-
-def complement(kept: Tensor, total: int) -> Tensor:
-    """The masked tokens, int64 [B, total - K], sorted ascending, of kept tokens int64 [B, K]."""
-    hidden = torch.ones(kept.shape[0], total, dtype=torch.uint8, device=kept.device).scatter(1, kept, 0)
-    # A stable sort by a flag lists the masked tokens in order and, unlike `nonzero`, has a shape known
-    # beforehand.
-    return torch.argsort(hidden, dim=1, descending=True, stable=True)[:, : total - kept.shape[1]]
+__all__ = [
+    "Guides",
+    "MaskError",
+    "Strategy",
+    "complement",
+    "count_masked",
+    "find_side",
+    "get_strategy",
+    "hide_highest",
+    "keep_first",
+    "number_tokens",
+    "register",
+    "sort_by",
+    "start_checks",
+    "strategy_digests",
+    "strategy_names",
+    "to_boolean",
+]

@@ -35,8 +35,7 @@ def dataset_needs(run: PretrainRun | LanguageRun) -> Needs:
     Raises:
         ValueError: the masking strategy does not exist.
     """
-    masks = [run.mask, run.images.mask] if isinstance(run, LanguageRun) and run.images else [run.mask]
-    guides = dict.fromkeys(guide for mask in masks for guide in get_strategy(mask.strategy).needs)
+    guides = dict.fromkeys(guide for mask in run.masks for guide in get_strategy(mask.strategy).needs)
     text = run.method == "clusterstm" if isinstance(run, LanguageRun) else run.contrast is not None
     return Needs(tuple(guide for guide in guides if guide not in COMPUTED), text)
 

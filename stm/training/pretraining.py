@@ -13,6 +13,7 @@ from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.data.loader import Batch
 from stm.distributed.process import Process, join_processes
+from stm.masking import start_checks, strategy_digests
 from stm.methods import build_method, dataset_needs
 from stm.methods.mae import MAE
 from stm.methods.video_text import EXTRA
@@ -53,6 +54,7 @@ def pretrain(
         not 0.
     """
     seed = seed if run.seed is None else run.seed
+    start_checks()
     if isinstance(run, LanguageRun):
         with join_processes(run.world_size, device) as process:
             pretrain_language(run, shard_indexes, image_indexes, output, seed, process)
@@ -246,12 +248,17 @@ def make_plan(
         "data": data,
         "stm": stm.__version__,
     }
+    optional = {
+        "init": asdict(start) if start else None,
+        "teacher": teacher,
+        "masks": strategy_digests(mask.strategy for mask in run.masks),
+    }
     return Plan(
         name=f"pretrain {output.name}",
         optimisation=run.optimisation,
         steps_per_epoch=steps_per_epoch,
         seed=seed,
-        origin=origin | ({"init": asdict(start)} if start else {}) | ({"teacher": teacher} if teacher else {}) | more,
+        origin=origin | {name: value for name, value in optional.items() if value} | more,
         precision=run.precision,
         compile=run.compile,
         parallel=run.parallel,

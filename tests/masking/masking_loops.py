@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stm.config.strategies import find_strategy, strategy_names
+
 GUIDED = {
     "text_top": "similarity",
     "text_bottom": "similarity",
@@ -18,7 +20,7 @@ GUIDED = {
     "attention_hidden": "attention",
     "spatiotemporal": "spatiotemporal",
 }
-NAMES = sorted([*GUIDED, "random", "tube", "flow"])
+NAMES = sorted([*GUIDED, "random", "tube", "flow"])  # those that have a loop here
 CELLS = 8  # of the flow strategy's maps, on a token's side
 
 
@@ -37,7 +39,7 @@ def draw_guides(
         return torch.randint(0, levels, shape, generator=generator).to(dtype) / levels
 
     side, shape = math.isqrt(tokens), (batch, slots, tokens)
-    return {
+    guides = {
         "noise": draw(*shape),
         "similarity": draw(*shape) * 2 - 1,
         "motion": draw(*shape) * 5,
@@ -45,7 +47,11 @@ def draw_guides(
         "attention": draw(*shape) / tokens,
         "spatiotemporal": draw(*shape) * 4 - 2,
         "flow": draw(batch, 2, 2 * slots, 2 * side, 2 * side, 2) * 2 - (0 if levels == 1 else 1),
+        "features": torch.nn.functional.normalize(torch.randn(*shape, 8, generator=generator, dtype=dtype), dim=-1),
     }
+    # What a strategy that was added later needs.
+    needed = sorted({guide for name in strategy_names() for guide in find_strategy(name).needs} - guides.keys())
+    return guides | {guide: draw(*shape) for guide in needed}
 
 
 def hide_by_loops(name: str, guides: dict[str, Tensor], ratio: float) -> list[list[int]]:

@@ -285,13 +285,14 @@ def task_splits(wildcards):
 
 
 def pretrain_models(wildcards):
-    """The files that a run starts from or is guided by, when they are local; weights of another run are waited for."""
+    """The local files that a run starts from or is guided by; weights of another run are waited for."""
     run = CONFIG.runs[wildcards.run]
     made = {weights_of(name) for name in CONFIG.runs}
     init = Path(run.init).as_posix() if run.init else None
     return {
         "init": [init] if init in made else model_files(run.init),
         "teacher": [path for model in run.models for path in model_files(model)],
+        "masks": run.mask_files,
     }
 
 

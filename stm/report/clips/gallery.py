@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from stm.config import Config, Teacher
+from stm.config.strategies import find_strategy, strategy_names
 from stm.data.geometry import Geometry
 from stm.layout import Layout
-from stm.masking import get_strategy, strategy_names
 from stm.methods import TEACHER_GUIDE
 from stm.report.clips.cuts import Cut, cut_clips, default_geometry, frames_row, mask_cut, mask_row
 from stm.report.clips.draw import ClipPicture
@@ -31,17 +31,27 @@ class MaskGallery:
 
 def usual_ratio(strategy: str) -> float:
     """The ratio that a strategy's paper uses; 0.75 for those that need guides which no paper has."""
-    needs = get_strategy(strategy).needs
+    needs = _needs(strategy)
     return USUAL_RATIO.get(needs[0] if needs else "", 0.75)
 
 
-def ordered_strategies() -> list[str]:
-    """All strategies, those of one guide side by side: first those without any."""
-    order = list(USUAL_RATIO)
-    places = {
-        name: [order.index(need) for need in get_strategy(name).needs if need in order] for name in strategy_names()
-    }
-    return sorted(places, key=lambda name: (places[name] or [0 if not get_strategy(name).needs else len(order)], name))
+def ordered_strategies(own: Iterable[str] = ()) -> list[str]:
+    """All strategies, those of one guide side by side: first those without any.
+
+    Args:
+        own: strategies of the user's own files, which no list names.
+    """
+    order, needs = list(USUAL_RATIO), {name: _needs(name) for name in {*strategy_names(), *own}}
+    places = {name: [order.index(need) for need in found if need in order] for name, found in needs.items()}
+    return sorted(places, key=lambda name: (places[name] or [len(order) if needs[name] else 0], name))
+
+
+def _needs(strategy: str) -> tuple[str, ...]:
+    """Nothing where its source cannot be read: drawing it says why."""
+    try:
+        return find_strategy(strategy).needs
+    except ValueError:
+        return ()
 
 
 def picture_masks(config: Config, layout: Layout, results: Results) -> MaskGallery:
@@ -64,9 +74,12 @@ def picture_masks(config: Config, layout: Layout, results: Results) -> MaskGalle
     cuts = results.attempt("clips under all masks", partial(cut_clips, chosen, geometry, config.seed), none)
     teacher = next((run.teacher for run in runs if run.teacher is not None), None)
     gallery = MaskGallery([ClipPicture(cut.clip, cut.caption, [frames_row(cut)]) for cut in cuts])
-    for strategy in ordered_strategies():
+    for strategy in ordered_strategies(mask.strategy for run in runs for mask in run.masks):
         draw = partial(_draw, strategy, cuts, teacher, gallery)
-        results.attempt(f"mask {strategy}", draw, None)
+        try:
+            results.attempt(f"mask {strategy}", draw, None)
+        except Exception as error:  # a strategy of the user's may raise anything, and must not take the others along
+            results.problems.append(f"mask {strategy}: {type(error).__name__}: {error}")
     return gallery
 
 
@@ -78,7 +91,7 @@ def _draw(strategy: str, cuts: Sequence[Cut], teacher: Teacher | None, gallery: 
         if masked is not None:
             picture.rows.append(mask_row(cut, f"{strategy} {ratio:g}", masked))
     if any(masked is None for masked in drawn):
-        gallery.missing[strategy] = _explain(get_strategy(strategy).needs)
+        gallery.missing[strategy] = _explain(_needs(strategy))
     else:
         del gallery.missing[strategy]
 
