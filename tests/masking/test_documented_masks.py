@@ -1,0 +1,109 @@
+"""The strategies of README.md and docs/masking.md train as they are printed, through the config and the command line."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from made_clips import make_shard
+
+ROOT = Path(__file__).parents[2]
+SECTIONS = {"README.md": "## A masking strategy of your own", "docs/masking.md": "## A strategy of your own"}
+SMALL = {
+    "model": "tiny",
+    "image_size": 32,
+    "patch_size": 8,
+    "frames": 4,
+    "decoder_depth": 1,
+    "workers": 1,
+    "optimisation": {"epochs": 1, "batch_size": 4, "warmup_epochs": 0},
+}
+SETTINGS = {"name": "made", "dataset": {"source": "folder", "root": "videos"}, "pretrain": {"mine": SMALL}}
+
+
+def blocks(file: str, language: str) -> list[str]:
+    """The code blocks of the section on strategies of one's own."""
+    section = (ROOT / file).read_text().split(f"{SECTIONS[file]}\n", 1)[1].split("\n## ", 1)[0]
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", section, re.M | re.S)
+    return ["".join(line.removeprefix(indent) for line in block.splitlines(True)) for indent, block in found]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with packed shards and the settings beside the documented ones."""
+    make_shard(tmp_path / "results/made/shards/train/train-00000.parquet", ["red", "green"] * 4)
+    (tmp_path / "results/made/slices.json").write_text(json.dumps({"shards": ["train-00000"]}))
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SETTINGS))
+    return tmp_path
+
+
+def pretrain(project: Path, config: str, package: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    (project / "own.yaml").write_text(config)
+    command = [sys.executable, "-m", "stm.cli", "pretrain", "--config", "small.yaml", "own.yaml"]
+    environment = {**os.environ, "PYTHONPATH": str(package), "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+
+
+def trained(project: Path, finished: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """The record of a run that must have ended well."""
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert (project / "results/made/pretrain/mine/weights.safetensors").is_file()
+    record: dict[str, Any] = json.loads((project / "results/made/pretrain/mine/config.json").read_text())
+    assert record["receipt"]["step"] == 2
+    return record
+
+
+@pytest.mark.parametrize("file", SECTIONS)
+def test_the_documented_strategy_trains_from_a_file_of_the_users_own(project: Path, file: str) -> None:
+    (code,), config = blocks(file, "python"), blocks(file, "yaml")[0]
+    (project / "masks").mkdir()
+    (project / "masks/top_rows.py").write_text(code)
+    record = trained(project, pretrain(project, config))
+    name = "masks/top_rows.py:top_rows"
+    assert record["run"]["mask"] == {"strategy": name, "ratio": 0.75}
+    assert record["receipt"]["masks"] == {name: hashlib.sha256(code.encode()).hexdigest()}
+
+
+def test_the_documented_strategy_trains_from_the_packages_folder(project: Path, tmp_path: Path) -> None:
+    (code,), config = blocks("docs/masking.md", "python"), blocks("docs/masking.md", "yaml")[1]
+    copy = tmp_path / "copy"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "stm", copy / "stm", copy_function=os.symlink, ignore=ignored)
+    (copy / "stm/masking/top_rows.py").write_text(code)
+    record = trained(project, pretrain(project, config, copy))
+    assert record["run"]["mask"] == {"strategy": "top_rows", "ratio": 0.75}
+    assert "masks" not in record["receipt"]
+
+
+def test_a_strategy_that_hides_too_little_stops_in_the_first_step(project: Path) -> None:
+    wrong = (
+        '@register("half")\ndef half(guides, ratio):\n    return hide_highest(guides["noise"], guides["noise"], 0.5)\n'
+    )
+    (project / "half.py").write_text(f"from stm.masking import hide_highest, register\n\n{wrong}")
+    finished = pretrain(project, "pretrain: {mine: {mask: {strategy: 'half.py:half', ratio: 0.75}}}")
+    assert finished.returncode != 0
+    assert "'half.py:half' at ratio 0.75 must return 4 kept tokens of 16 in each of 2 slots" in finished.stderr
+    assert "hides 0.5" in finished.stderr
+    assert not (project / "results/made/pretrain/mine/weights.safetensors").exists()
+
+
+def test_a_file_that_does_not_exist_stops_before_anything_runs(project: Path) -> None:
+    finished = pretrain(project, "pretrain: {mine: {mask: {strategy: 'masks/gone.py:gone'}}}")
+    assert finished.returncode != 0 and "Traceback" not in finished.stderr
+    assert "pretrain.mine.mask.strategy = 'masks/gone.py:gone': masks/gone.py does not exist" in finished.stderr
+
+
+@pytest.mark.slow
+def test_the_file_reaches_several_processes_under_torchrun(project: Path) -> None:
+    (code,) = blocks("README.md", "python")
+    (project / "masks").mkdir()
+    (project / "masks/top_rows.py").write_text(code)
+    mine = "{mask: {strategy: 'masks/top_rows.py:top_rows', ratio: 0.75}, processes: 2}"
+    trained(project, pretrain(project, f"pretrain: {{mine: {mine}}}"))
