@@ -23,6 +23,10 @@ GROUP = "stm.masking"
 _REGISTER = ("register", "masking.register", "stm.masking.register")
 
 
+class StrategyError(ValueError):
+    """A masking strategy cannot be found or imported; the message says where and what to do."""
+
+
 @dataclass(frozen=True)
 class Declaration:
     """A strategy as its source file declares it."""
@@ -39,22 +43,22 @@ def find_strategy(strategy: str) -> Declaration:
     Only the files that can define it matter: a broken one does not hide the others.
 
     Raises:
-        ValueError: it does not exist, its file cannot be read, or its name is taken twice; the message says what to do.
+        StrategyError: it does not exist, its file cannot be read, or its name is taken twice; the message says what to do.
     """
     path, separator, name = strategy.rpartition(":")
     if separator:
         return _declared_in(Path(path), name, None)
     if strategy.endswith(".py"):
-        raise ValueError(
+        raise StrategyError(
             f"names a file, but not which strategy of it; write {strategy}:NAME, as in its @register(NAME)"
         )
     found = [_declared_in(path, name, _module_of(path)) for path in package_files() if name in _names_in(path)]
     found += [_entry_declaration(point) for point in _entry_points() if point.name == name]
     if len(found) > 1:
         places = " and ".join(str(declaration.path) for declaration in found)
-        raise ValueError(f"{len(found)} masking strategies are called {name!r}: in {places}; rename one")
+        raise StrategyError(f"{len(found)} masking strategies are called {name!r}: in {places}; rename one")
     if not found:
-        raise ValueError(f"no masking strategy {name!r}; there are: {', '.join(strategy_names())}{_unreadable()}")
+        raise StrategyError(f"no masking strategy {name!r}; there are: {', '.join(strategy_names())}{_unreadable()}")
     return found[0]
 
 
@@ -82,7 +86,7 @@ def _names_in(path: Path) -> tuple[str, ...]:
     """What a file of the package registers; nothing where it cannot be read (see `_unreadable`)."""
     try:
         return tuple(_read(path))
-    except ValueError:
+    except StrategyError:
         return ()
 
 
@@ -92,7 +96,7 @@ def _unreadable() -> str:
     for path in package_files():
         try:
             _read(path)
-        except ValueError as error:
+        except StrategyError as error:
             faults.append(str(error))
     return "".join(f". Not searched: {fault}" for fault in faults)
 
@@ -101,7 +105,7 @@ def _declared_in(path: Path, name: str, module: str | None) -> Declaration:
     declared = _read(path) if module else _read_registrations(path)
     if name not in declared:
         there = f"it registers: {', '.join(declared)}" if declared else "it registers none"
-        raise ValueError(f"{path} registers no masking strategy {name!r} (`@register({name!r})`); {there}")
+        raise StrategyError(f"{path} registers no masking strategy {name!r} (`@register({name!r})`); {there}")
     return Declaration(name, declared[name], path, module)
 
 
@@ -114,7 +118,7 @@ def _entry_declaration(point: EntryPoint) -> Declaration:
     package = f"the package {point.dist.name}" if point.dist else "an installed package"
     path = _locate(point.module)
     if path is None:
-        raise ValueError(
+        raise StrategyError(
             f"the masking strategy {point.name!r} is an entry point of {package}, whose module {point.module} is not there; "
             "install the package again"
         )
@@ -136,22 +140,22 @@ def _read_registrations(path: Path) -> dict[str, tuple[str, ...]]:
     """Name -> guides needed, from the `@register(name, needs=(...))` decorators of a file.
 
     Raises:
-        ValueError: the file cannot be read, or a decorator's name or needs are not literals.
+        StrategyError: the file cannot be read, or a decorator's name or needs are not literals.
     """
     try:
         tree = ast.parse(path.read_bytes(), str(path))
     except OSError as error:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         hint = "" if path.is_absolute() else f" (paths are relative to the working directory, {Path.cwd()})"
-        raise ValueError(f"{path} {reason}{hint}") from error
+        raise StrategyError(f"{path} {reason}{hint}") from error
     except (SyntaxError, ValueError) as error:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
-        raise ValueError(f"{path}{line}: not valid Python ({error.args[0]})") from error
+        raise StrategyError(f"{path}{line}: not valid Python ({error.args[0]})") from error
     found: dict[str, tuple[str, ...]] = {}
     for call in _registrations(tree):
         name, needs = _arguments(call, path)
         if name in found:
-            raise ValueError(f"{path}, line {call.lineno}: two masking strategies are called {name!r}; rename one")
+            raise StrategyError(f"{path}, line {call.lineno}: two masking strategies are called {name!r}; rename one")
         found[name] = needs
     return found
 
@@ -175,7 +179,7 @@ def _arguments(call: ast.Call, path: Path) -> tuple[str, tuple[str, ...]]:
     except ValueError:
         name, needs = None, ()
     if not isinstance(name, str) or isinstance(needs, str) or not all(isinstance(need, str) for need in needs):
-        raise ValueError(
+        raise StrategyError(
             f"{path}, line {call.lineno}: @register needs a literal name and a literal tuple of guides, as in "
             "@register('mine', needs=('motion',)): the config is checked without running the file"
         )

@@ -1,13 +1,14 @@
-"""Attention masking (UMT, "semantic masking"): what a teacher looks at stays visible, by chance.
+"""Attention masking (UMT, "semantic masking"; STM for images): a teacher's attention is the probability of a token.
 
-In each frame UMT draws the visible tokens without replacement, each with a probability in proportion to the
-teacher's attention from its class token, by `torch.multinomial`. Here the sample's own noise draws them, with
-exactly that distribution: a token of weight w gets an alarm clock that rings after an exponential time of
-rate w. The first to ring is then token i with probability w_i / sum w, and, since exponential times have no
-memory, the next is again in proportion among the rest, and so on.
+In each frame UMT samples the visible tokens without replacement, each with a probability proportional to the teacher's
+attention from its class token, by `torch.multinomial`. `attention` does the same; `attention_hidden` samples the hidden
+tokens instead, as STM's release does for images. Here the sample's own noise decides, with exactly the distribution of
+`torch.multinomial`: a token of weight w gets an exponential key of rate w, and the tokens with the smallest keys are
+taken. The smallest key is that of token i with probability w_i / sum w, and since exponential variables are memoryless,
+the next is again proportional among the remaining tokens, and so on.
 
-UMT masks single frames; a slot here is a tubelet, and its attention is the mean of its frames' (our
-inference). The guide comes from stm/models/teachers/attention_teacher.py.
+UMT masks single frames; a slot here is a tubelet, and its attention is the mean over its frames (our inference). The
+guide comes from stm/models/teachers/attention_teacher.py.
 """
 
 import torch
@@ -18,28 +19,28 @@ from stm.masking import Guides, hide_highest, register
 
 @register("attention", needs=("attention",))
 def attention(guides: Guides, ratio: float) -> Tensor:
-    """Kept tokens, int64 [B, K]; with equal attention everywhere the same as `random`."""
-    return hide_highest(ring_times(guides["attention"], guides["noise"]), guides["noise"], ratio)
-
-
-def ring_times(weight: Tensor, noise: Tensor) -> Tensor:
-    """Logarithm of an exponential time of rate `weight`.
-
-    Args:
-        weight: [..., N], need not sum to 1. What is no positive number (zero, negative, NaN) never rings, so
-            such tokens are hidden before any other; among themselves the noise decides.
-        noise: [..., N], uniform in [0, 1).
-
-    Returns:
-        [..., N], from -inf (at once) to inf (never).
-    """
-    # The logarithm keeps the order and does not overflow where attention is near nothing.
-    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    time = torch.log(-torch.log1p(-noise)) - torch.log(weight)
-    return torch.where(weight > 0, time, torch.inf)
+    """Keep tokens sampled in proportion to the attention: int64 [B, K]; where it is uniform, the same as `random`."""
+    return hide_highest(exponential_keys(guides["attention"], guides["noise"]), guides["noise"], ratio)
 
 
 @register("attention_hidden", needs=("attention",))
 def attention_hidden(guides: Guides, ratio: float) -> Tensor:
-    """Kept tokens, int64 [B, K]: hidden ones are drawn without replacement in proportion to the teacher's attention."""
-    return hide_highest(-ring_times(guides["attention"], guides["noise"]), guides["noise"], ratio)
+    """Hide tokens sampled in proportion to the attention; returns the kept ones, int64 [B, K]."""
+    return hide_highest(-exponential_keys(guides["attention"], guides["noise"]), guides["noise"], ratio)
+
+
+def exponential_keys(weight: Tensor, noise: Tensor) -> Tensor:
+    """Logarithms of exponential variables of rate `weight`; the k smallest are a sample without replacement.
+
+    Args:
+        weight: [..., N], need not sum to 1. Where it is zero, negative or NaN the key is inf, so that such tokens come
+            last; among them the noise decides.
+        noise: [..., N], uniform in [0, 1).
+
+    Returns:
+        [..., N], from -inf to inf.
+    """
+    # The logarithm keeps the order and does not overflow where the attention is close to zero.
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    key = torch.log(-torch.log1p(-noise)) - torch.log(weight)
+    return torch.where(weight > 0, key, torch.inf)

@@ -1,18 +1,18 @@
 """Motion-guided masking (MGM) as a box: a rectangle of fixed size that follows the motion over time.
 
 MGM's abstract says that motion vectors "guide the position of each mask over time"; its construction is not
-public. All of the following is our inference.
+public. Everything below is our inference.
 
-Size. One for all slots and clips: of the rectangles that hold at most int(ratio * N) tokens and are at most
-half as wide again as they are tall, never taller than wide, the largest, and of two as large the squarer.
-Of 14 x 14 tokens that is 13 x 13 at 0.9, 12 x 12 at 0.75, 9 x 13 at 0.6.
+Size. The same for all slots and clips: of the rectangles with at most int(ratio * N) tokens that are at least as wide as
+tall and at most 1.5 times as wide, the largest, and of two equally large ones the squarer. On 14 x 14 tokens that is
+13 x 13 at 0.9, 12 x 12 at 0.75, 9 x 13 at 0.6.
 
-Place. In each slot where the sum of the motion inside is greatest, of all places inside the frame; the noise
-of the top left token decides between equal sums, so that each is equally likely. Slots are placed one by
-one. At the ratios in use the box leaves itself little room (2 tokens each way at 0.75), so it cannot jump,
-and a smoothed path would only lag behind the motion that is to be hidden.
+Position. In each slot, where the sum of the motion inside is greatest; the noise of the top left token breaks ties, so
+that equal positions are equally likely. Each slot is placed independently. At the ratios in use the box has little room
+(2 tokens in each direction at 0.75), so it cannot jump, and a smoothed path would only lag behind the motion that should
+be hidden.
 
-Rest. The tokens that the box lacks of int(ratio * N) are those outside of it that move most.
+Remaining tokens. The box is filled up to int(ratio * N) with the tokens outside it that move most.
 """
 
 import math
@@ -26,22 +26,22 @@ from stm.masking import Guides, count_masked, find_side, hide_highest, keep_firs
 
 @register("motion_box", needs=("motion",))
 def motion_box(guides: Guides, ratio: float) -> Tensor:
-    """Kept tokens, int64 [B, K]: hidden are each slot's box of most motion and what it lacks of the count."""
+    """Hide each slot's box with the most motion, and the most moving tokens outside it; kept tokens, int64 [B, K]."""
     return hide_box(guides["motion"], guides["noise"], ratio)
 
 
 @register("motion_compensated_box", needs=("motion_compensated",))
 def motion_compensated_box(guides: Guides, ratio: float) -> Tensor:
-    """As `motion_box`, by the motion against the camera."""
+    """The same as `motion_box` for motion relative to the camera."""
     return hide_box(guides["motion_compensated"], guides["noise"], ratio)
 
 
 def hide_box(motion: Tensor, noise: Tensor, ratio: float) -> Tensor:
-    """Hides a box in each slot.
+    """Hide a box in each slot.
 
     Args:
-        motion: float [B, slots, N], N a square. A box with a NaN in it counts as the one of most motion.
-        noise: float [B, slots, N], decides between equals.
+        motion: float [B, slots, N], N a square number. A box that contains a NaN counts as the one with the most motion.
+        noise: float [B, slots, N], breaks ties.
         ratio: share of a slot's tokens to hide.
 
     Returns:
@@ -60,8 +60,8 @@ def hide_box(motion: Tensor, noise: Tensor, ratio: float) -> Tensor:
 
 
 def box_shape(masked: int, side: int) -> tuple[int, int]:
-    """Height and width of the box for `masked` tokens of a grid of `side` x `side`; (0, 0) for none."""
-    # Wider than tall, since videos are and move that way more often.
+    """Height and width, in tokens, of the box for `masked` tokens of a `side` x `side` grid; (0, 0) for none."""
+    # Wider than tall, as videos are; most motion is horizontal.
     shapes = [(height, min(side, masked // height, 3 * height // 2)) for height in range(1, math.isqrt(masked) + 1)]
     return max(shapes, key=lambda shape: (shape[0] * shape[1], shape[0]), default=(0, 0))
 
@@ -70,8 +70,8 @@ def find_box(motion: Tensor, noise: Tensor, height: int, width: int) -> tuple[Te
     """Top row and left column, int64 [B, slots] each, of the box with the greatest sum of motion [B, slots, N]."""
     side = find_side(motion.shape[-1])
     maps = motion.to(torch.promote_types(motion.dtype, torch.float32)).unflatten(-1, (side, side))
-    # A pool adds each box up by itself. Differences of running sums would be as fast, but round equal boxes
-    # unequally, and one NaN would spoil them all.
+    # Pooling sums each box separately. An integral image would be as fast, but would round equal boxes differently, and
+    # one NaN would reach all of them.
     sums = functional.avg_pool2d(maps, (height, width), stride=1, divisor_override=1)
     corners = noise.unflatten(-1, (side, side))[..., : sums.shape[-2], : sums.shape[-1]]
     best = sort_by(sums.flatten(2), corners.flatten(2))[..., -1]

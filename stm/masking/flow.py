@@ -1,21 +1,21 @@
-"""Flow masking (MGMAE): the visible tokens follow the motion, so that what is hidden once stays hidden.
+"""Flow masking (MGMAE): the visible tokens follow the motion, so that hidden content stays hidden in all frames.
 
-As in the paper: in the base frame, the middle one, random tokens are chosen; a map with a Gaussian of each
-of them is carried from frame to frame by optical flow, outward to both sides; in each slot the tokens with
-the most of the map are visible. Formulas are those of MGMAE's released code (`engine_for_mgmae.py`,
-`masking_generator.py`), with these differences:
+As in the paper: random tokens are chosen in the base frame, the middle one; a map with a Gaussian at each of them is
+warped from frame to frame by optical flow, outward in both directions; in each slot the tokens with the highest map stay
+visible. The formulas are those of MGMAE's released code (`engine_for_mgmae.py`, `masking_generator.py`), with these
+differences:
 
-- To warp backward, the flow must lead from the frame that is made to the frame that is known. The released
-  code does so after the base frame; before it, it takes the opposite flow (its loop tests for another word
-  than the option has). Here both sides are right.
-- A slot keeps N - int(ratio * N) tokens, 20 of 196 at 0.9, like all strategies here; MGMAE int((1 - ratio) * N),
-  which is 19. It starts from 20 places, as here.
-- The map is tracked at 8 cells a token's side, MGMAE's at 16 (pixels), and the flow, which is stored coarser, is
-  brought to that by linear interpolation. Every bilinear warp blurs the map by up to a quarter of a squared cell.
-  At 2 cells a token a moving Gaussian is so flat after seven frames that tokens beside a resting one win over
-  it: with a camera that moves by up to half a token a frame each way, 68 % of the farthest slot's visible
-  tokens are those of an almost unblurred map (32 cells); at 8 cells 91 %, at 16 cells 96 %, at six times the cost.
-- The flow is measured once on the stored frames and cropped, not on the augmented ones.
+- Backward warping needs the flow from the frame to be computed to the frame that is known. The released code uses it after
+  the base frame; before it, it uses the opposite flow (its loop compares the option with a value that it never has). Here
+  both sides are right.
+- A slot keeps N - int(ratio * N) tokens, 20 of 196 at 0.9, like all strategies here; MGMAE keeps int((1 - ratio) * N),
+  which is 19. It starts from 20 seeds, as here.
+- The map is tracked at 8 cells per token side, MGMAE's at 16 (pixels), and the flow, which is stored more coarsely, is
+  upsampled to that by linear interpolation. Every bilinear warp blurs the map by up to a quarter of a squared cell. At 2
+  cells per token, a moving Gaussian is so flat after seven frames that tokens beside a resting one exceed it: with a camera
+  that moves by up to half a token per frame in each direction, 68 % of the farthest slot's visible tokens agree with an
+  almost unblurred map (32 cells); at 8 cells 91 %, at 16 cells 96 %, at six times the cost.
+- The flow is computed once on the stored frames and cropped, instead of on the augmented frames.
 """
 
 import torch
@@ -24,15 +24,15 @@ from torch.nn import functional
 
 from stm.masking import Guides, count_masked, find_side, hide_highest, register, sort_by
 
-CELLS = 8  # cells on a token's side, at least
+CELLS = 8  # cells per token side, at least
 
 
 @register("flow", needs=("flow",))
 def flow(guides: Guides, ratio: float) -> Tensor:
-    """Kept tokens, int64 [B, K].
+    """Keep the tokens that follow the flow from random seeds; kept tokens, int64 [B, K].
 
-    guides["flow"] is float [B, 2, T, R, C, 2]: the displacement of the content of each frame to the next one and
-    to the one before it, in tokens of the crop, x right and y down, with R = C a multiple of a slot's side.
+    guides["flow"] is float [B, 2, T, R, C, 2]: the displacement of each frame's content to the next frame and to
+    the previous one, in tokens of the crop, x right and y down, with R = C a multiple of a slot's side.
     """
     vectors, noise = guides["flow"], guides["noise"]
     vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
@@ -41,18 +41,18 @@ def flow(guides: Guides, ratio: float) -> Tensor:
     base = frames // 2
     seeds = choose_seeds(noise[:, base // (frames // noise.shape[1])], ratio)
     maps = spread(draw_seeds(seeds, side, cells, vectors.dtype), vectors, cells)
-    # The sum inside each token's cell, of all the frames of its slot.
+    # The sum inside each token, over the frames of its slot.
     score = functional.avg_pool2d(maps, cells, divisor_override=1).flatten(2).unflatten(1, (noise.shape[1], -1)).sum(2)
     return hide_highest(-score, noise, ratio)
 
 
 def choose_seeds(noise: Tensor, ratio: float) -> Tensor:
-    """As many tokens as a slot keeps, by its noise [B, N]: those that `random` keeps. int64 [B, seeds]."""
+    """Choose as many tokens as a slot keeps, by its noise [B, N], as `random` does: int64 [B, seeds]."""
     return sort_by(noise)[:, : noise.shape[-1] - count_masked(noise.shape[-1], ratio)]
 
 
 def draw_seeds(seeds: Tensor, side: int, cells: int, dtype: torch.dtype) -> Tensor:
-    """The greatest of the seeds' Gaussians, exp(-(distance in tokens)^2): [B, side * cells, side * cells]."""
+    """Draw the maximum of the seeds' Gaussians, exp(-(distance in tokens)^2): [B, side * cells, side * cells]."""
     centres = (torch.arange(side * cells, device=seeds.device, dtype=dtype) + 0.5) / cells
     rows = (centres - (seeds // side + 0.5)[..., None]) ** 2
     columns = (centres - (seeds % side + 0.5)[..., None]) ** 2
@@ -62,10 +62,10 @@ def draw_seeds(seeds: Tensor, side: int, cells: int, dtype: torch.dtype) -> Tens
 
 
 def spread(middle: Tensor, vectors: Tensor, cells: int) -> Tensor:
-    """Carries the map of frame T // 2 to all frames.
+    """Warp the map of frame T // 2 to all frames.
 
     Args:
-        middle: [B, W, W], with `cells` cells on a token's side.
+        middle: [B, W, W], with `cells` cells per token side.
         vectors: [B, 2, T, R, C, 2], as in `flow`.
 
     Returns:
@@ -74,7 +74,7 @@ def spread(middle: Tensor, vectors: Tensor, cells: int) -> Tensor:
     base, steps = vectors.shape[2] // 2, vectors.shape[2] - 1 - vectors.shape[2] // 2
     back = vectors[:, 0, :base].flip(1)  # nearest to the base first
     ahead = functional.pad(vectors[:, 1, base + 1 :], (0, 0) * 3 + (0, base - steps))
-    # Both sides at once, as two halves of the batch: half as many steps one after the other.
+    # Both directions at once, as two halves of the batch: half as many sequential steps.
     grid = sampling_grid(torch.cat([back, ahead]), middle.shape[-1], cells)
     beginning = torch.cat([middle, middle])[:, None]
     maps = [beginning]
@@ -85,28 +85,28 @@ def spread(middle: Tensor, vectors: Tensor, cells: int) -> Tensor:
 
 
 def sampling_grid(vectors: Tensor, width: int, cells: int) -> Tensor:
-    """Where each cell of a frame comes from: vectors in tokens, [B, S, R, C, 2] -> [B, S, width, width, 2].
+    """Where each cell of a frame is sampled from: vectors in tokens, [B, S, R, C, 2] -> [B, S, width, width, 2].
 
-    In `grid_sample`'s coordinates with align_corners, for a map filled up to `padded_width`.
+    In `grid_sample`'s coordinates with align_corners, for a map padded to `padded_width`.
     """
     fine = functional.interpolate(vectors.flatten(0, 1).movedim(-1, 1), (width, width), mode="bilinear")
     place = torch.arange(width, device=vectors.device, dtype=vectors.dtype)
     here = torch.stack([place.expand(width, width), place[:, None].expand(width, width)])
     grid = (here + fine * cells) * (2 / (padded_width(width) - 1)) - 1
-    # Flow that is no number points out of the frame, that is to a hole. The bound is far outside, too.
+    # NaN flow points outside the frame, where the map is zero; so does the bound.
     grid = torch.nan_to_num(grid, nan=3.0).clamp(-3, 3)
     return grid.movedim(1, -1).unflatten(0, vectors.shape[:2])
 
 
 def padded_width(width: int) -> int:
-    """The next power of two, and 1: `grid_sample` scales by it without rounding, so that resting cells stay exact."""
+    """The next power of two plus 1: `grid_sample` scales by it without rounding, so that resting cells stay exact."""
     return (1 << (width - 1).bit_length()) + 1
 
 
 def warp(known: Tensor, grid: Tensor, beginning: Tensor) -> Tensor:
-    """One step of backward warping: maps [B, 1, W, W] of a frame -> those of its neighbour.
+    """Backward-warp maps [B, 1, W, W] of a frame to its neighbour.
 
-    Where nothing of the known frame arrives, the map of the base frame stands in (MGMAE's "consist").
+    Where the warped map is zero, the base frame's map is used (MGMAE's "consist").
     """
     room = padded_width(known.shape[-1]) - known.shape[-1]
     moved = functional.grid_sample(functional.pad(known, (0, room, 0, room)), grid, align_corners=True)

@@ -1,4 +1,4 @@
-"""Random masking: each slot hides its own uniformly drawn tokens, the same number in each."""
+"""Random masking (MAE): each slot hides tokens sampled uniformly and independently, the same number in each."""
 
 import torch
 from torch import Tensor
@@ -8,6 +8,6 @@ from stm.masking import Guides, hide_highest, register
 
 @register("random")
 def random(guides: Guides, ratio: float) -> Tensor:
-    """Kept tokens, int64 [B, K]; every subset of a slot is equally likely, and slots are independent."""
+    """Keep a uniformly random subset of each slot: int64 [B, K]; slots are independent."""
     noise = guides["noise"]
     return hide_highest(torch.zeros_like(noise), noise, ratio)

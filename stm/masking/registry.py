@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from stm.config.strategies import FOLDER, Declaration, find_strategy, strategy_names
+from stm.config.strategies import FOLDER, Declaration, StrategyError, find_strategy, strategy_names
 from stm.masking.checks import check_first, start_checks
 
 __all__ = ["Guides", "Strategy", "get_strategy", "register", "start_checks", "strategy_digests", "strategy_names"]
@@ -70,19 +70,21 @@ def get_strategy(strategy: str) -> Strategy:
         strategy: a name, or `path/to/file.py:name`.
 
     Raises:
-        ValueError: it does not exist (the message lists those that do), or its file cannot be imported.
+        StrategyError: it does not exist (the message lists those that do), or its file cannot be imported.
     """
     if strategy not in _found:
         declared = find_strategy(strategy)
         try:
             module, digest = _import(declared)
         except Exception as error:  # whatever the file raises
-            raise ValueError(
+            raise StrategyError(
                 f"{declared.path}, which defines the masking strategy {declared.name!r}, cannot be imported: "
                 f"{type(error).__name__}: {error}"
             ) from error
         if (module, declared.name) not in _registered:
-            raise ValueError(f"{declared.path} was imported without registering the masking strategy {declared.name!r}")
+            raise StrategyError(
+                f"{declared.path} was imported without registering the masking strategy {declared.name!r}"
+            )
         _found[strategy] = replace(_registered[module, declared.name], name=strategy, sha256=digest)
     return _found[strategy]
 

@@ -1,12 +1,12 @@
-"""Spatio-temporal masking (STM): hide what moves from frame to frame and what a teacher looks at.
+"""Spatio-temporal masking (STM): hide what moves from frame to frame and what a teacher attends to.
 
-A network looks at each pair of adjacent frames and says where in either frame the moving thing is: a point. A soft
-blob around the points is a frame's temporal score; the teacher's attention is its spatial score; a learned share
-mixes them. Gumbel noise makes a draw of it, and the tokens of the highest noisy score are hidden. The network and
-the share are in stm/models/spatiotemporal/mask.py; here are the strategy, which only ranks, and the pure functions.
+A network looks at each pair of adjacent frames and predicts a point in either frame: where the moving object is. A soft
+blob around the points is a frame's temporal score; the teacher's attention is its spatial score; a learned weight mixes
+them. Gumbel noise turns the scores into a sample, and the tokens with the highest noisy score are hidden. The network and
+the weight are in stm/models/spatiotemporal/mask.py; here are the strategy, which only ranks, and the pure functions.
 
-Written from the formulas of the released code. Two of its ways are kept and named: the constant that it adds to a
-blob, and the last frame's blob (`merge_pairs`). A third is the option `as_released` (`perturb`).
+Written from the formulas of the released code. Two of its peculiarities are kept and documented: the constant added to a
+blob (`draw_blobs`), and the last frame's blob (`merge_pairs`). A third is the option `as_released` (`perturb`).
 """
 
 import math
@@ -19,25 +19,25 @@ from stm.masking import Guides, hide_highest, register, to_boolean
 
 Sampling = Literal["as_released", "log_probability"]
 
-PLATEAU = 0.25  # half side of the square in which a blob is at its height; coordinates run from -1 to 1
-SLOPE = 1.5  # a blob's fall outside of it
+PLATEAU = 0.25  # half the side of the square where a blob has its maximum; coordinates run from -1 to 1
+SLOPE = 1.5  # decrease of a blob per unit of distance outside that square
 
 
 @register("spatiotemporal", needs=("spatiotemporal",))
 def spatiotemporal(guides: Guides, ratio: float) -> Tensor:
-    """Kept tokens, int64 [B, K]: hidden are each frame's highest scores; the noise decides between equal ones."""
+    """Hide each frame's highest scores; the noise breaks ties. Kept tokens, int64 [B, K]."""
     return hide_highest(guides["spatiotemporal"], guides["noise"], ratio)
 
 
 def jitter(points: Tensor, spread: float) -> Tensor:
-    """Nine points around each: itself and its neighbours `spread` apart.
+    """Return nine points per point: itself and its eight neighbours at a distance of `spread`.
 
     Args:
         points: [..., 2], x and y.
-        spread: in half frames; 0.2 in the released code, where the jitter is on also outside of training.
+        spread: in half frames; 0.2 in the released code, which also jitters outside of training.
 
     Returns:
-        [..., 9, 2], row by row.
+        [..., 9, 2], in row-major order.
     """
     step = torch.arange(-1, 2, device=points.device, dtype=points.dtype) * spread
     offsets = torch.stack([step.repeat(3), step.repeat_interleave(3)], dim=-1)
@@ -45,17 +45,17 @@ def jitter(points: Tensor, spread: float) -> Tensor:
 
 
 def draw_blobs(points: Tensor, side: int) -> Tensor:
-    """A map of each point: g(x - its x) times g(y - its y) at the tokens' places, `side` steps from -1 to 1.
+    """Draw a map per point: g(x - its x) * g(y - its y) at the token positions, `side` steps from -1 to 1.
 
-    g(d) is 2 up to a distance of 0.25, falls from there by 1.5 a unit, and stays at 1. The 1 is a term of the
-    released code that has lost its meaning there; without it tokens far from the point would have 0, not 1.
+    g(d) is 2 up to a distance of 0.25, then decreases by 1.5 per unit down to 1. The constant 1 is a leftover term of the
+    released code; without it, tokens far from the point would have 0 instead of 1.
 
     Args:
         points: float [..., 2], x (column) and y (row) in half frames; (0, 0) is the centre.
-        side: tokens on a side, 2 or more.
+        side: tokens per side, 2 or more.
 
     Returns:
-        [..., side * side], from 1 to 4, row by row; differentiable in the points.
+        [..., side * side], from 1 to 4, in row-major order; differentiable in the points.
     """
     axis = torch.linspace(-1, 1, side, device=points.device, dtype=points.dtype)
     beyond = ((axis - points[..., None]).abs() - PLATEAU).clamp(min=0)  # [..., 2, side]
@@ -65,21 +65,21 @@ def draw_blobs(points: Tensor, side: int) -> Tensor:
 
 
 def average_blobs(points: Tensor, side: int, spread: float) -> Tensor:
-    """The mean of the maps of the nine points around each: [..., 2] -> [..., side * side]."""
+    """Average the maps of the nine jittered points: [..., 2] -> [..., side * side]."""
     return draw_blobs(jitter(points, spread), side).mean(dim=-2)
 
 
 def merge_pairs(former: Tensor, latter: Tensor, last: Literal["former", "latter"]) -> Tensor:
-    """What pairs of adjacent frames say of their frames, as one value a frame.
+    """Merge values of pairs of adjacent frames into one value per frame.
 
-    The first frame is in one pair only, and gets what that says of its former frame. A frame in the middle is in
-    two, and gets the mean. The last frame would get what the last pair says of its latter frame, and does so in the
-    decoder (`latter`); in the mask the released code gives it what is said of the former frame (`former`).
+    The first frame is in one pair and gets its `former` value. A middle frame is in two pairs and gets the mean. The last
+    frame should get the last pair's `latter` value, and does so in the decoder; in the mask, the released code gives it
+    the `former` value.
 
     Args:
-        former: [B, T - 1, ...], of the first frame of each pair; one pair or more.
-        latter: alike, of the second.
-        last: which of them the last frame takes.
+        former: [B, T - 1, ...], values of the first frame of each pair; one pair or more.
+        latter: the same for the second frame of each pair.
+        last: which of the two the last frame takes.
 
     Returns:
         [B, T, ...].
@@ -88,16 +88,16 @@ def merge_pairs(former: Tensor, latter: Tensor, last: Literal["former", "latter"
     return torch.cat([former[:, :1], (former[:, 1:] + latter[:, :-1]) / 2, end], dim=1)
 
 
-def share_out(mixture: Tensor, sampling: Sampling) -> Tensor:
-    """Each token's part in its frame, from the mixture of the temporal and the spatial score.
+def mixture_probability(mixture: Tensor, sampling: Sampling) -> Tensor:
+    """Normalise the mixture of temporal and spatial score to a probability per token of a frame.
 
     Args:
-        mixture: float [..., N], not negative; no sum is asked for.
-        sampling: `as_released` takes a softmax over the mixture, though its parts are probabilities already;
+        mixture: float [..., N], non-negative, of any sum.
+        sampling: `as_released` takes a softmax over the mixture, although it is made of probabilities already;
             `log_probability` divides by the sum.
 
     Returns:
-        [..., N], not negative, of sum 1 (of sum 0 where the whole mixture is 0 and `log_probability` divides).
+        [..., N], non-negative, of sum 1 (of sum 0 for `log_probability` where the whole mixture is 0).
     """
     if sampling == "as_released":
         return mixture.softmax(dim=-1)
@@ -105,14 +105,14 @@ def share_out(mixture: Tensor, sampling: Sampling) -> Tensor:
 
 
 def perturb(probability: Tensor, noise: Tensor, sampling: Sampling) -> Tensor:
-    """The score that is ranked: Gumbel noise on the tokens' parts or on their logarithms.
+    """Return the score to rank: Gumbel noise added to the probabilities or to their logarithms.
 
-    With `log_probability` (our inference of what is meant) the highest k are k draws without replacement, each in
-    proportion to the parts of the rest, as `torch.multinomial` draws. With `as_released` parts of about 1/196 meet
-    noise of deviation 1.28, so that the mask is all but uniform whatever the network says: see `divergence`.
+    With `log_probability` (our inference of what is meant) the top k are k samples without replacement in proportion to the
+    probabilities, as `torch.multinomial` gives them. With `as_released`, probabilities of about 1/196 meet noise with a
+    standard deviation of 1.28, so that the mask is nearly uniform whatever the network predicts: see `divergence`.
 
     Args:
-        probability: float [..., N], from `share_out` with the same sampling.
+        probability: float [..., N], from `mixture_probability` with the same sampling.
         noise: float [..., N], uniform in [0, 1).
         sampling: as above.
 
@@ -120,20 +120,20 @@ def perturb(probability: Tensor, noise: Tensor, sampling: Sampling) -> Tensor:
         [..., N], finite.
     """
     info = torch.finfo(noise.dtype)
-    # Neither end may become infinite, which a softmax cannot take; 1 itself is what rounding to fewer bits can give.
+    # Both ends must stay finite for the softmax; noise can be exactly 1 after rounding to fewer bits.
     gumbel = -torch.log(-torch.log(noise.clamp(info.tiny, 1 - info.eps / 2)))
     return (probability if sampling == "as_released" else _log(probability)) + gumbel
 
 
 def straight_through(score: Tensor, noise: Tensor, ratio: float, temperature: float) -> Tensor:
-    """The mask as numbers that carry a gradient: in value 1 where `spatiotemporal` hides a token, else 0.
+    """Return the mask as floats with a gradient: 1 where `spatiotemporal` hides a token, else 0.
 
-    The gradient is that of a softmax over the frame's scores divided by the temperature. It is not that of the mask,
-    which has none; the temperature shapes it and changes no mask.
+    The gradient is that of a softmax over the frame's scores divided by the temperature, since the mask itself has none. The
+    temperature shapes this gradient and leaves the mask as it is.
 
     Args:
         score: float [B, T, N], from `perturb`.
-        noise: float [B, T, N], as the strategy gets it.
+        noise: float [B, T, N], the same that the strategy gets.
         ratio: share of a frame's tokens to hide.
         temperature: above 0; 0.05 in the released code.
 
@@ -143,25 +143,25 @@ def straight_through(score: Tensor, noise: Tensor, ratio: float, temperature: fl
     kept = hide_highest(score.detach(), noise, ratio)
     hidden = to_boolean(kept, score.shape[1], score.shape[2]).to(score.dtype)
     soft = (score / temperature).softmax(dim=-1)
-    # The difference first: it is exactly 0, while 1 - soft + soft may be off by a rounding.
+    # The difference first: it is exactly 0, whereas 1 - soft + soft may be off by rounding.
     return hidden + (soft - soft.detach())
 
 
 def divergence(probability: Tensor, sampling: Sampling) -> Tensor:
-    """How far the mask is from a uniform one: KL(p || uniform) in nats, where p is the distribution of the token of a
-    frame that is hidden first (the one of the highest score); the mean over clips and frames.
+    """KL(p || uniform) in nats, where p is the distribution of a frame's first hidden token (the one with the highest
+    score), averaged over clips and frames: how far the mask is from a uniform one.
 
-    The highest of scores plus Gumbel noise is token i with probability softmax(scores)_i. So p is the softmax of the
-    parts for `as_released`, and the parts themselves for `log_probability`. Tokens hidden later are drawn alike from
-    what is left, so 0 means a uniformly random mask, and log N one whose first token is certain. As p is known,
-    nothing has to be counted: KL = log N + sum p log p.
+    Token i has the highest score plus Gumbel noise with probability softmax(scores)_i. So p is the softmax of the
+    probabilities for `as_released`, and the probabilities themselves for `log_probability`. Tokens hidden later are sampled
+    likewise from the remaining ones: 0 means a uniformly random mask, log N one whose first token is certain. Since p is
+    known, the divergence is exact: KL = log N + sum p log p.
 
     Args:
-        probability: float [..., N], from `share_out` with the same sampling.
+        probability: float [..., N], from `mixture_probability` with the same sampling.
         sampling: as in `perturb`.
 
     Returns:
-        A scalar of the same dtype, without gradient, in [0, log N] up to rounding.
+        A scalar of the same dtype, without gradient, in [0, log N] up to rounding errors.
     """
     parts = probability.detach()
     log_first = parts.log_softmax(dim=-1) if sampling == "as_released" else _log(parts)
@@ -169,5 +169,5 @@ def divergence(probability: Tensor, sampling: Sampling) -> Tensor:
 
 
 def _log(probability: Tensor) -> Tensor:
-    """The logarithm, finite also of 0: that is a token which is hidden only after all others."""
+    """The logarithm, finite also at 0: such a token is hidden after all others."""
     return torch.log(probability.clamp(min=torch.finfo(probability.dtype).tiny))

@@ -1,4 +1,4 @@
-"""Counting, ranking and numbering of tokens: what strategies and those who use their masks share."""
+"""Counting, ranking and numbering tokens, for strategies and for code that uses their masks."""
 
 import math
 
@@ -7,35 +7,35 @@ from torch import Tensor
 
 
 def count_masked(tokens: int, ratio: float) -> int:
-    """Tokens hidden in a slot of `tokens`, truncated as in VideoMAE: 176 of 196 at 0.9, 20 kept."""
+    """Number of hidden tokens in a slot of `tokens`, truncated as in VideoMAE: 176 of 196 at 0.9."""
     return int(ratio * tokens)
 
 
 def hide_highest(score: Tensor, noise: Tensor, ratio: float) -> Tensor:
-    """Hides the tokens of the highest score in each slot; the noise decides between equal scores.
+    """Hide the tokens with the highest score in each slot; the noise breaks ties.
 
     Args:
         score: [B, slots, N], any float dtype. NaN counts as the highest.
-        noise: float [B, slots, N]; of two equal scores the one with the higher noise is hidden.
+        noise: float [B, slots, N]; of two equal scores, the one with the higher noise is hidden.
         ratio: share of a slot's tokens to hide.
 
     Returns:
-        Kept tokens, int64 [B, slots * (N - int(ratio * N))], sorted ascending.
+        Kept tokens, int64 [B, slots * (N - int(ratio * N))], ascending.
     """
     return keep_first(sort_by(score, noise), ratio)
 
 
 def sort_by(*keys: Tensor) -> Tensor:
-    """Positions in ascending order of the first key, of the second where the first is equal, and so on.
+    """Sort positions by the first key, by the second where the first is equal, and so on, ascending.
 
     Args:
-        keys: [..., N] each, all of one shape. NaN counts as the highest.
+        keys: [..., N] each, of the same shape. NaN counts as the highest.
 
     Returns:
-        int64 [..., N]; what is equal in all keys stays in its order.
+        int64 [..., N]; positions that are equal in all keys keep their order.
     """
-    # One stable sort a key, the least important first, gives the exact lexicographic order. Adding a small
-    # multiple of the noise to the score instead would reorder scores that differ by less.
+    # One stable sort per key, the least important first, gives the exact lexicographic order. Adding a small
+    # multiple of the noise to the score would reorder scores that differ by less.
     order = torch.argsort(keys[-1], dim=-1, stable=True)
     for key in reversed(keys[:-1]):
         order = order.gather(-1, torch.argsort(key.gather(-1, order), dim=-1, stable=True))
@@ -43,21 +43,23 @@ def sort_by(*keys: Tensor) -> Tensor:
 
 
 def keep_first(order: Tensor, ratio: float) -> Tensor:
-    """Keeps the tokens that come first in each slot's order, int64 [B, slots, N] -> int64 [B, K], sorted."""
+    """Keep the first tokens of each slot's order, int64 [B, slots, N] -> int64 [B, K], ascending."""
     tokens = order.shape[-1]
     kept = order[..., : tokens - count_masked(tokens, ratio)].sort(dim=-1).values
     return number_tokens(kept, tokens)
 
 
 def find_side(tokens: int) -> int:
-    """Tokens on a side of a slot's square grid.
+    """Tokens per side of a slot's square grid.
 
     Raises:
         ValueError: the grid is not square.
     """
     side = math.isqrt(tokens)
     if side * side != tokens:
-        raise ValueError(f"a slot of {tokens} tokens is no square; strategies that use places need a square crop")
+        raise ValueError(
+            f"a slot of {tokens} tokens is not a square grid; strategies that use positions need a square crop"
+        )
     return side
 
 
@@ -74,8 +76,7 @@ def to_boolean(kept: Tensor, slots: int, tokens: int) -> Tensor:
 
 
 def complement(kept: Tensor, total: int) -> Tensor:
-    """The masked tokens, int64 [B, total - K], sorted ascending, of kept tokens int64 [B, K]."""
+    """The masked tokens, int64 [B, total - K], ascending, of kept tokens int64 [B, K]."""
     hidden = torch.ones(kept.shape[0], total, dtype=torch.uint8, device=kept.device).scatter(1, kept, 0)
-    # A stable sort by a flag lists the masked tokens in order and, unlike `nonzero`, has a shape known
-    # beforehand.
+    # A stable sort by a flag lists the masked tokens in order and, unlike `nonzero`, has a shape that is known in advance.
     return torch.argsort(hidden, dim=1, descending=True, stable=True)[:, : total - kept.shape[1]]

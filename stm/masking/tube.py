@@ -8,6 +8,6 @@ from stm.masking import Guides, hide_highest, register
 
 @register("tube")
 def tube(guides: Guides, ratio: float) -> Tensor:
-    """Kept tokens, int64 [B, K]; the first slot's noise decides for all slots."""
+    """Keep the tokens with the lowest noise of the first slot, in every slot: int64 [B, K]."""
     noise = guides["noise"][:, :1].expand_as(guides["noise"])
     return hide_highest(torch.zeros_like(noise), noise, ratio)

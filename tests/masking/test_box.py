@@ -90,5 +90,5 @@ def test_the_compensated_box_is_the_box_of_the_compensated_motion() -> None:
 
 def test_a_slot_that_is_no_square_is_an_error_for_people() -> None:
     guides = {"noise": torch.rand(1, 1, 12), "motion": torch.rand(1, 1, 12)}
-    with pytest.raises(ValueError, match="12 tokens is no square"):
+    with pytest.raises(ValueError, match="12 tokens is not a square"):
         get_strategy("motion_box")(guides, 0.5)

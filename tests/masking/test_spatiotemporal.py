@@ -16,8 +16,8 @@ from stm.masking.spatiotemporal import (
     draw_blobs,
     jitter,
     merge_pairs,
+    mixture_probability,
     perturb,
-    share_out,
     straight_through,
 )
 
@@ -106,7 +106,7 @@ def test_frames_get_the_mean_of_their_pairs_and_the_outer_ones_what_one_pair_say
 @pytest.mark.parametrize("sampling", BOTH)
 def test_scores_equal_those_of_loops(sampling: Sampling) -> None:
     mixture, noise = peaky(5, 2, 3, 9), draw(6, 2, 3, 9)
-    score = perturb(share_out(mixture, sampling), noise, sampling)
+    score = perturb(mixture_probability(mixture, sampling), noise, sampling)
     for row, draws, found in zip(mixture.view(-1, 9), noise.view(-1, 9), score.view(-1, 9), strict=True):
         parts = [math.exp(v) if sampling == "as_released" else v for v in row.tolist()]
         parts = [v / math.fsum(parts) for v in parts]
@@ -120,13 +120,13 @@ def test_no_noise_and_no_probability_makes_a_score_infinite(sampling: Sampling) 
     mixture = torch.tensor([0.0, 0.0, 0.3, 1e-30])
     for noise in (torch.tensor([0.0, 0.5, 1 - 2**-24, 1.0]), torch.zeros(4), torch.ones(4)):
         for given in (mixture, torch.zeros(4)):
-            assert perturb(share_out(given, sampling), noise, sampling).isfinite().all()
+            assert perturb(mixture_probability(given, sampling), noise, sampling).isfinite().all()
 
 
 def test_tokens_without_any_part_are_hidden_after_all_others() -> None:
     noise = draw(7, 1000, 1, 6).float()
     mixture = torch.tensor([0.0, 0.4, 0.0, 0.2, 0.0, 1e-6])
-    score = perturb(share_out(mixture, "log_probability"), noise, "log_probability")
+    score = perturb(mixture_probability(mixture, "log_probability"), noise, "log_probability")
     kept = get_strategy("spatiotemporal")({"spatiotemporal": score, "noise": noise}, 0.5)
     assert (kept == torch.tensor([0, 2, 4])).all()
 
@@ -137,7 +137,7 @@ def test_the_strategy_hides_the_highest_and_the_weight_is_the_same_mask(
     sampling: Sampling, tokens: int, ratio: float
 ) -> None:
     noise = draw(8, 3, 4, tokens).float()
-    score = perturb(share_out(peaky(9, 3, 4, tokens).float(), sampling), noise, sampling)
+    score = perturb(mixture_probability(peaky(9, 3, 4, tokens).float(), sampling), noise, sampling)
     kept = get_strategy("spatiotemporal")({"spatiotemporal": score, "noise": noise}, ratio)
     hidden = to_boolean(kept, 4, tokens)
     masked = int(tokens * ratio)
@@ -181,7 +181,7 @@ DRAWS = 40_000
 def draw_masks(mixture: Tensor, sampling: Sampling, ratio: float, draws: int) -> Tensor:
     """Masks of one frame of that mixture [N], bool [draws, N]."""
     noise = torch.rand(draws, 1, len(mixture), generator=torch.Generator().manual_seed(15))
-    score = perturb(share_out(mixture, sampling), noise, sampling)
+    score = perturb(mixture_probability(mixture, sampling), noise, sampling)
     kept = get_strategy("spatiotemporal")({"spatiotemporal": score, "noise": noise}, ratio)
     return to_boolean(kept, 1, len(mixture))[:, 0]
 
@@ -214,15 +214,15 @@ def test_as_released_hides_every_token_of_a_frame_about_equally_often_and_log_pr
     mixture = 0.5 * temporal + 0.5 * peaky(17, 196).float()
     released = draw_masks(mixture, "as_released", 0.7, 20_000).float().mean(dim=0)
     assert released.min() > 0.684 and released.max() < 0.716
-    assert divergence(share_out(mixture, "as_released"), "as_released") < 1e-4
+    assert divergence(mixture_probability(mixture, "as_released"), "as_released") < 1e-4
     drawn = draw_masks(mixture, "log_probability", 0.7, 5_000).float().mean(dim=0)
     assert drawn.min() < 0.5 and drawn.max() > 0.95
-    assert divergence(share_out(mixture, "log_probability"), "log_probability") > 0.1
+    assert divergence(mixture_probability(mixture, "log_probability"), "log_probability") > 0.1
 
 
 @pytest.mark.parametrize("sampling", BOTH)
 def test_the_divergence_is_that_of_the_first_hidden_token_from_uniform(sampling: Sampling) -> None:
-    probability = share_out(peaky(18, 2, 3, 10), sampling)
+    probability = mixture_probability(peaky(18, 2, 3, 10), sampling)
     frames = probability.softmax(dim=-1) if sampling == "as_released" else probability
     total = math.fsum(p * math.log(p * 10) for frame in frames.view(-1, 10).tolist() for p in frame if p > 0)
     torch.testing.assert_close(divergence(probability, sampling).item(), total / 6)

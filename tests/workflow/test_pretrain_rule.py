@@ -25,6 +25,8 @@ def dealt(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("dealt")
     (folder / "teacher").mkdir()
     (folder / "teacher/weights.bin").write_bytes(b"weights")
+    (folder / "masks").mkdir()
+    (folder / "masks/own.py").write_text("@register('own')\ndef own(guides, ratio): ...\n")
     attention = {**RUN, "mask": {"strategy": "attention", "ratio": 0.5}, "teacher": {"model": "local-dir:teacher"}}
     config = {
         "name": "made",
@@ -34,6 +36,7 @@ def dealt(tmp_path_factory) -> Path:
             "first": RUN,
             "second": {**RUN, "init": "results/made/pretrain/first/weights.safetensors"},
             "taught": attention,
+            "own": {**RUN, "mask": {"strategy": "masks/own.py:own", "ratio": 0.5}},
             "two": {**RUN, "processes": 2},
             "nodes": {**RUN, "processes": 2, "nodes": 2, "parallel": "fsdp"},
         },
@@ -60,6 +63,11 @@ def test_a_run_waits_for_the_run_whose_weights_it_starts_from(dealt):
 def test_the_teachers_files_are_inputs(dealt):
     found = jobs(dealt, "results/made/pretrain/taught/weights.safetensors")
     assert "teacher/weights.bin" in found["taught"]
+
+
+def test_the_file_of_a_mask_of_ones_own_is_an_input(dealt):
+    found = jobs(dealt, "results/made/pretrain/own/weights.safetensors")
+    assert "masks/own.py" in found["own"]
 
 
 def test_a_run_asks_for_a_gpu_and_a_core_a_process(dealt):

@@ -15,8 +15,8 @@ from stm.masking.spatiotemporal import (
     average_blobs,
     divergence,
     merge_pairs,
+    mixture_probability,
     perturb,
-    share_out,
     straight_through,
 )
 from stm.models.spatiotemporal.pair_predictor import PairPredictor, Pairs
@@ -27,7 +27,7 @@ class Drawn(NamedTuple):
     """A mask and what it was drawn from; all in float32 at least."""
 
     score: Tensor  # [B, T, N], finite: the guide "spatiotemporal", whose highest are hidden
-    probability: Tensor  # [B, T, N], each token's part in its frame, of sum 1 (`share_out`)
+    probability: Tensor  # [B, T, N], each token's part in its frame, of sum 1 (`mixture_probability`)
     weight: Tensor  # [B, T, N], exactly 1 hidden and 0 visible; carries the gradient
     points: Tensor  # [B, T, 2], x and y in [-0.75, 0.75]: the mean of those that the frame's blobs are drawn around
     blobs: Tensor  # [B, T, N], the temporal score, of sum 1 in a frame
@@ -99,7 +99,7 @@ class SpatioTemporalMask(nn.Module):
         first, second = (average_blobs(points, self.side, spread) for points in (former, latter))
         blobs = merge_pairs(first, second, last="former").softmax(dim=-1)
         mix = self.mix.clamp(0, 1)
-        probability = share_out(mix * blobs + (1 - mix) * attention, sampling)
+        probability = mixture_probability(mix * blobs + (1 - mix) * attention, sampling)
         score = perturb(probability, noise, sampling)
         return Drawn(
             score=score,

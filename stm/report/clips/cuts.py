@@ -217,9 +217,23 @@ def map_row(cut: Cut, guide: str, label: str, unit: str, note: str = "") -> Row 
     return Row("map", label, cut.outline(film_strips.heat(cut.frames, cells, scale)), note, scale)
 
 
-def mask_row(cut: Cut, label: str, masked: NDArray[np.bool_], note: str = "", run: int | None = None) -> Row:
-    """A mask, bool [slots, side, side], with the share of the true box that it hides."""
+def mask_row(
+    cut: Cut,
+    label: str,
+    masked: NDArray[np.bool_],
+    note: str = "",
+    run: int | None = None,
+    ratio: float | None = None,
+) -> Row:
+    """A mask, bool [slots, side, side], with the share of the true box that it hides.
+
+    Where truncation makes the share of hidden tokens differ visibly from the run's `ratio`, the row says the real one.
+    """
     tiles = cut.outline(film_strips.grey_out(cut.frames, masked[cut.slots]))
     covered = None if cut.boxes is None else hidden_share(cut.boxes, masked, cut.geometry.tubelet)
-    parts = [note, "" if covered is None else f"hides {100 * covered:.0f} % of the box"]
+    share = float(masked.mean())
+    truncated = ratio is not None and abs(share - ratio) >= 0.005
+    hidden = [f"{100 * share:.3g} % of the tokens"] if truncated else []
+    hidden += [] if covered is None else [f"{100 * covered:.0f} % of the box"]
+    parts = [note, f"hides {' and '.join(hidden)}" if hidden else ""]
     return Row("mask", label, tiles, ", ".join(filter(None, parts)), run=run)

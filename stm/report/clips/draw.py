@@ -163,7 +163,7 @@ def _own_masks(groups: Sequence[RunGroup], cuts: Sequence[Cut], results: Results
 def _mask_rows(cut: Cut, group: RunGroup) -> list[Row]:
     strategy, ratio = group.mask
     masked = mask_cut(cut, strategy, ratio, group.settings.teacher)
-    return [] if masked is None else [mask_row(cut, f"{strategy} {ratio:g}", masked)]
+    return [] if masked is None else [mask_row(cut, f"{strategy} {ratio:g}", masked, ratio=ratio)]
 
 
 def _attempt(group: RunGroup, cuts: Sequence[Cut], results: Results) -> list[film_strips.Tiles]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from stm.config import Config, Teacher
-from stm.config.strategies import find_strategy, strategy_names
+from stm.config.strategies import StrategyError, find_strategy, strategy_names
 from stm.data.geometry import Geometry
 from stm.layout import Layout
 from stm.methods import TEACHER_GUIDE
@@ -50,7 +50,7 @@ def _needs(strategy: str) -> tuple[str, ...]:
     """Nothing where its source cannot be read: drawing it says why."""
     try:
         return find_strategy(strategy).needs
-    except ValueError:
+    except StrategyError:
         return ()
 
 
@@ -89,7 +89,7 @@ def _draw(strategy: str, cuts: Sequence[Cut], teacher: Teacher | None, gallery: 
     drawn = [mask_cut(cut, strategy, ratio, teacher) for cut in cuts]
     for cut, picture, masked in zip(cuts, gallery.clips, drawn, strict=True):
         if masked is not None:
-            picture.rows.append(mask_row(cut, f"{strategy} {ratio:g}", masked))
+            picture.rows.append(mask_row(cut, f"{strategy} {ratio:g}", masked, ratio=ratio))
     if any(masked is None for masked in drawn):
         gallery.missing[strategy] = _explain(_needs(strategy))
     else:

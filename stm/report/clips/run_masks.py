@@ -108,7 +108,8 @@ def run_mask_row(found: RunMask, label: str, run: int | None = None) -> Row:
         divergence = max(0.0, float(found.learned.drawn.divergence))  # rounding may leave it below 0
         notes += [f"drawn {SAMPLING[sampling]}", f"{divergence:.3f} nats from uniform"]
     notes += ["untrained"] if found.learned is not None and found.run.optimisation.epochs == 0 else []
-    return mask_row(found.cut, label, found.masked, ", ".join([f"{mask.strategy} {mask.ratio:g}", *notes]), run)
+    note = ", ".join([f"{mask.strategy} {mask.ratio:g}", *notes])
+    return mask_row(found.cut, label, found.masked, note, run, mask.ratio)
 
 
 def guide_rows(found: RunMask, label: str, run: int | None = None) -> list[Row]:

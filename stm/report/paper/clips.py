@@ -144,7 +144,7 @@ def _masks(shown: Shown) -> list[list[Row]]:
             raise ReportError(
                 f"{cut.clip.index} lacks what the mask {mask.strategy} of {shown.instance} needs; pack it (config: pack)"
             )
-        rows.append([mask_row(cut, shown.label, masked, f"{mask.strategy} {mask.ratio:g}")])
+        rows.append([mask_row(cut, shown.label, masked, f"{mask.strategy} {mask.ratio:g}", ratio=mask.ratio)])
     return rows
 
 

@@ -9,7 +9,7 @@ import torch
 from report_results import make_config
 from report_study import make_study
 
-from stm.config import Config, FigureSpec, Teacher
+from stm.config import Config, FigureSpec, Mask, Teacher
 from stm.data.geometry import Geometry
 from stm.layout import Layout
 from stm.masking import get_strategy, strategy_names, to_boolean
@@ -261,6 +261,34 @@ def test_a_mask_says_how_much_of_the_box_it_hides(config: Config) -> None:
     assert mask_row(cut, "m", masked).note == f"hides {100 * share:.0f} % of the box"
     blind = Cut(cut.clip, cut.geometry, cut.batch, cut.caption, cut.moments, cut.frames, None)
     assert mask_row(blind, "m", masked).note == "" and frames_row(blind).note == "4 frames, stride 2"
+
+
+def test_a_mask_says_what_it_really_hides_where_truncation_shows(config: Config) -> None:
+    cut = cut_clips(choose(config), Geometry.of(config.runs["tube-seed0"]), config.seed)[0]
+    blind = Cut(cut.clip, cut.geometry, cut.batch, cut.caption, cut.moments, cut.frames, None)
+    masked = mask_cut(blind, "tube", 0.9)
+    assert masked is not None  # 14 of 16 tokens
+    assert mask_row(blind, "m", masked, "tube 0.9", ratio=0.9).note == "tube 0.9, hides 87.5 % of the tokens"
+    assert mask_row(blind, "m", masked, ratio=0.875).note == ""
+
+
+def test_a_strategy_of_the_users_own_is_drawn_and_a_failing_one_stops_no_other(config: Config, tmp_path: Path) -> None:
+    code = "from stm.masking import get_strategy, register\n\n"
+    code += "@register('fine')\ndef fine(guides, ratio):\n    return get_strategy('tube')(guides, ratio)\n\n"
+    code += "@register('failing')\ndef failing(guides, ratio):\n    raise RuntimeError('of its own')\n"
+    (tmp_path / "own.py").write_text(code)
+    run = config.pretrain["tube"]
+    own = {
+        name: run.model_copy(update={"mask": Mask(strategy=f"{tmp_path / 'own.py'}:{name}", ratio=0.5)})
+        for name in ("fine", "failing")
+    }
+    changed = config.model_copy(update={"pretrain": {**config.pretrain, **own}})
+    results = Results(shards=find_shards(Layout.of(config)))
+    gallery = picture_masks(changed, Layout.of(config), results)
+    labels = [row.label for row in gallery.clips[0].rows]
+    assert f"{tmp_path / 'own.py'}:fine 0.9" in labels and "tube 0.9" in labels
+    assert gallery.missing[f"{tmp_path / 'own.py'}:failing"] == "it could not be drawn"
+    assert results.problems == [f"mask {tmp_path / 'own.py'}:failing: RuntimeError: of its own"]
 
 
 def test_strategies_without_their_guides_are_named_and_do_not_stop_the_others(made_results: Config) -> None:
