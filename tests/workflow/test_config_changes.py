@@ -24,7 +24,7 @@ from small_workflow import snakemake
 
 from stm.cli.common import load
 from stm.config import Config, ConfigError, Corpus, Section, merge, parse_config
-from stm.datasets.benchmarks import BENCHMARKS
+from stm.datasets.actions import BENCHMARKS
 
 CLIP = "local-dir:models/one/clip"
 OPTIMISATION = {"epochs": 2, "warmup_epochs": 1, "batch_size": 8}

@@ -95,7 +95,9 @@ def stage(*keys):
         for key in keys:
             section = getattr(section, key)
         return (
-            without_folders(dump(section)) if hasattr(section, "fingerprint") else section
+            without_folders(dump(section))
+            if hasattr(section, "fingerprint")
+            else section
         )
 
     return signed(lambda wildcards: find(wildcards.dataset))
