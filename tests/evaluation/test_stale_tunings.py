@@ -11,9 +11,9 @@ from made_clips import make_shard
 from pydantic import BaseModel
 
 from stm.config import Captioning, LanguageRun, MultipleChoice, QuestionAnswering, VideoTextRetrieval
-from stm.evaluation.finetune import fine_tune
-from stm.evaluation.language.tuning import make_tuning
-from stm.models import zoo
+from stm.evaluation.classification.finetune import fine_tune
+from stm.evaluation.tuning import make_tuning
+from stm.models.weights import zoo
 
 # What is done after training, on the test split, and where results lie.
 TESTED = {"task", "runs", "dataset", "test_split"}

@@ -34,16 +34,18 @@ from stm.config import (
     Text,
     parse_config,
 )
-from stm.datasets.moving_shapes import generate
+from stm.datasets.moving_shapes.generate import generate
 from stm.datasets.probe import probe_file
-from stm.files import Journal, read_table, sha256_file, write_table
-from stm.preprocess.captions import write_captions
-from stm.preprocess.flow import write_flow
-from stm.preprocess.frames import extract_frames
-from stm.preprocess.motion import extract_motion
-from stm.preprocess.similarity import write_embeddings, write_similarity
-from stm.preprocess.stage import run_shard
-from stm.preprocess.text import write_text
+from stm.jobs.journal import Journal
+from stm.preprocess.captions.stage import write_captions
+from stm.preprocess.clip_outcomes import run_shard
+from stm.preprocess.flow.stage import write_flow
+from stm.preprocess.frames.stage import extract_frames
+from stm.preprocess.motion.stage import extract_motion
+from stm.preprocess.similarity.stage import write_embeddings, write_similarity
+from stm.preprocess.text.stage import write_text
+from stm.storage.files import sha256_file
+from stm.storage.tables import read_table, write_table
 
 KEEP_GOING = BadInput(max_failure_rate=1.0)
 Values = Mapping[str, Any]
@@ -277,7 +279,7 @@ CASES = [(stage, key) for stage in STAGES for key in STAGES[stage].changes]
 @pytest.mark.parametrize("name", STAGES)
 def test_every_setting_that_decides_is_changed_here(name: str) -> None:
     stage = STAGES[name]
-    deciding = set(stage.section.model_fields) - set(stage.section.indifferent)
+    deciding = set(stage.section.model_fields) - set(stage.section.cache_neutral)
     assert deciding <= {*stage.changes, *stage.same}, (
         "name the new key in STAGES, with a value that changes the results"
     )

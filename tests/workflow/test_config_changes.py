@@ -1,7 +1,7 @@
 """Every key of the config, changed one at a time: what its bytes decide runs again, and nothing else does.
 
 `RERUN` is written by hand and says of each key what it decides. It knows nothing of the rules' `params`, nor of the keys that
-the config's sections call indifferent: it is what those are held against. A key that `RERUN` does not know fails its test.
+the config's sections call neutral: it is what those are held against. A key that `RERUN` does not know fails its test.
 """
 
 import json
@@ -184,8 +184,8 @@ RERUN: tuple[tuple[str, list[str]], ...] = (
 )
 ALWAYS_ALLOWED = {"plan", "report"}
 
-TASKS = ("LinearProbe", "FineTune", "ZeroShot", "Retrieval")
-TASKS += ("VideoTextRetrieval", "QuestionAnswering", "MultipleChoice", "Captioning")
+TASKS = ["LinearProbe", "FineTune", "ZeroShot", "Retrieval"]
+TASKS += ["VideoTextRetrieval", "QuestionAnswering", "MultipleChoice", "Captioning"]
 # Values to change a key to, where adding one, halving, or another of a closed list will not do. By section and key.
 VALUES: dict[str, list[Any]] = {
     "BadInput.policy": [{"too_short": "fail"}],
@@ -424,7 +424,8 @@ KEYS = find_keys()
 
 def test_every_section_of_the_config_is_asked_about() -> None:
     """A new section must stand in one of `CONFIGS`, or its keys would go by unasked."""
-    waiting, there = [Config], {Config}
+    waiting: list[type[Section]] = [Config]
+    there: set[type[Section]] = {Config}
     while waiting:
         kinds = {kind for field in waiting.pop().model_fields.values() for kind in sections_in(field.annotation)}
         waiting += kinds - there
