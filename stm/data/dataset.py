@@ -18,16 +18,19 @@ from stm.data.augment import RandAugment, draw_erased, erase
 from stm.data.crop_boxes import draw_crop, side_crops
 from stm.data.crop_pixels import Cut, Decoded, copy_clip, cut_clip, cut_frames
 from stm.data.geometry import Geometry
-from stm.data.guides.window import COMPUTED, GUIDES, Maps, cut_maps, read_maps
+from stm.data.guides.window import COMPUTED, Maps, cut_maps, read_maps
 from stm.data.sampling import choose_captions, sample_window, view_windows
 from stm.shards.index import Clip, ClipIndex
 from stm.shards.reader import ShardReader
+from stm.shards.schema import PackedArray, guide_arrays
 
 __all__ = ["ClipDataset", "Sample", "cut_frames", "make_generator"]
 
 Sample = dict[str, Any]
 
 ALL_CAPTIONS = CaptionChoice()
+
+_PACK_IT = "pack it (config: pack) or choose a masking strategy that does without"
 
 
 def make_generator(seed: int, epoch: int, key: str, repeat: int) -> np.random.Generator:
@@ -99,8 +102,15 @@ class ClipDataset(Dataset[list[Sample]]):
                 f"augmentation: {' and '.join(late)} change resized pixels, and these are resized elsewhere"
             )
         self.index = ClipIndex(indexes)
-        self.geometry, self.augmentation, self.seed, self.train = geometry, augmentation, seed, train
-        self.views, self.repeats, self.crops, self.resize, self.epoch = views, repeats, crops, resize, 0
+        self.geometry = geometry
+        self.augmentation = augmentation
+        self.seed = seed
+        self.train = train
+        self.views = views
+        self.repeats = repeats
+        self.crops = crops
+        self.resize = resize
+        self.epoch = 0
         self.captions = self._check_choice(captions)
         self.guides = self._choose_guides(guides)
         self.text_width = self._check_text() if text else None
@@ -122,27 +132,42 @@ class ClipDataset(Dataset[list[Sample]]):
         return choice
 
     def _choose_guides(self, wanted: Sequence[str] | None) -> tuple[str, ...]:
-        sources = self.captions.sources
-        mute = self.index.count_captions(sources) == 0
-        lacking = {guide: self.index.lacking(packed) for guide, packed in GUIDES.items()}
-        lacking["similarity"] = np.union1d(lacking["similarity"], np.flatnonzero(mute))
+        arrays = guide_arrays()
         if wanted is None:
-            return tuple(guide for guide, clips in lacking.items() if not len(clips))
+            return tuple(guide for guide, array in arrays.items() if not len(self._lacking(array)))
         chosen = tuple(guide for guide in wanted if guide not in COMPUTED)
-        advice = "pack it (config: pack) or choose a masking strategy that does without"
         for guide in chosen:
-            of = f" of a caption from {', '.join(sources)}" if guide == "similarity" and sources else ""
-            missing = lacking.get(guide, np.arange(len(self.index)))
-            self._refuse(missing, f"have no {GUIDES.get(guide, guide)} map{of}", advice)
-        if "flow" in chosen and len(cells := self.index.values("flow_cells")) > 1:
-            raise ValueError(f"the shards' flow maps have {cells} cells: pack them all with one flow.cells")
+            if guide in arrays:
+                self._check_array(arrays[guide])
+            else:
+                self._refuse(np.arange(len(self.index)), f"have no {guide} map", _PACK_IT)
         return chosen
+
+    def _lacking(self, array: PackedArray) -> NDArray[np.int64]:
+        """Numbers of the clips without an array, or without a caption that one of its maps can be chosen by."""
+        lacking = self.index.lacking(array.name)
+        if not array.per_source:
+            return lacking
+        without_captions = np.flatnonzero(self.index.count_captions(self.captions.sources) == 0)
+        return np.union1d(lacking, without_captions)
+
+    def _check_array(self, array: PackedArray) -> None:
+        """Refuse an array that some clips lack, or whose layers of two clips cannot be in one batch."""
+        sources = self.captions.sources
+        of = f" of a caption from {', '.join(sources)}" if array.per_source and sources else ""
+        self._refuse(self._lacking(array), f"have no {array.name} map{of}", _PACK_IT)
+        for column in array.size_columns:
+            if len(found := self.index.values(column)) > 1:
+                what = column.removeprefix(f"{array.name}_")
+                raise ValueError(
+                    f"the shards' {array.name} maps have {found} {what}: pack them all with one {array.name}.{what}"
+                )
 
     def _check_text(self) -> int:
         """The width of the captions' vectors."""
-        spoken = np.flatnonzero(self.index.count_captions())
+        captioned = np.flatnonzero(self.index.count_captions())
         advice = "pack them (config: pack.text) or leave out what needs them: contrast, zero_shot, retrieval"
-        self._refuse(np.intersect1d(self.index.lacking("text"), spoken), "have captions without vectors", advice)
+        self._refuse(np.intersect1d(self.index.lacking("text"), captioned), "have captions without vectors", advice)
         widths = self.index.values("text_width")
         if len(widths) != 1:
             found = f"vectors of {widths} numbers: pack all shards with one text encoder" if widths else "no captions"
@@ -239,8 +264,8 @@ class ClipDataset(Dataset[list[Sample]]):
         caption = numbers[int(generator.integers(len(numbers)))] if numbers else -1
         noise = generator.random((self.geometry.slots, self.geometry.tokens), dtype=np.float32)
         change = None if self._rand_augment is None else self._rand_augment.draw(generator)
-        if "similarity" in self.guides:
-            maps = {**maps, "similarity": self._reader.similarity(clip, caption, window.tolist())}
+        if numbers:
+            maps = {**maps, **read_maps(self._reader, clip, self.guides, window, self.geometry, caption)}
         sample = {
             "guides": {"noise": noise, **cut_maps(maps, clip, box, flip, self.geometry)},
             "label": self._number(clip.label),

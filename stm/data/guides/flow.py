@@ -4,7 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stm.data.crop_boxes import Box
+from stm.data.geometry import Geometry
 from stm.data.guides.crop import crop_vectors
+from stm.data.guides.maker import GuideMaker, Stored
+from stm.shards.index import Clip
 
 
 def flow_between(
@@ -77,7 +80,7 @@ def look_up(fields: NDArray[np.float32], displacements: NDArray[np.float32]) -> 
 
 
 def crop_flow(
-    flow: NDArray[np.float32], frame: tuple[int, int], box: Box, side: int, cells: int, flip: bool
+    flow: NDArray[np.floating], frame: tuple[int, int], box: Box, side: int, cells: int, flip: bool
 ) -> NDArray[np.float32]:
     """Flow on the full frame, in map cells -> flow on a crop, in the crop's tokens.
 
@@ -95,3 +98,17 @@ def crop_flow(
     rows, columns = flow.shape[-3] // cells, flow.shape[-2] // cells
     scale = (frame[0] / columns * side / box.width, frame[1] / rows * side / box.height)
     return crop_vectors(flow, frame, box, side * cells, flip) * np.array(scale, dtype=np.float32)
+
+
+def _make_flow(stored: Stored) -> NDArray[np.float32]:
+    return flow_between(stored.values, 0, stored.taken, stored.clip.array_sizes["flow_cells"])
+
+
+def _cut_flow(
+    values: NDArray[np.floating], clip: Clip, box: Box, flip: bool, geometry: Geometry
+) -> NDArray[np.float32]:
+    """[2, T, R, C, 2] on the whole frame, in map cells -> of the crop, in tokens."""
+    return crop_flow(values, (clip.width, clip.height), box, geometry.side, clip.array_sizes["flow_cells"], flip)
+
+
+FLOW = GuideMaker({"flow": _make_flow}, cut=_cut_flow)
