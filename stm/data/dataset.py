@@ -1,7 +1,7 @@
-"""Clips as training samples: frames, crop, flip, augmentation and guides from one seed a sample.
+"""Clips as training samples: frames, crop, flip, augmentation and guides from one seed per sample.
 
-What a sample looks like depends on (seed, epoch, key, repeat) alone: not on the order of loading, the number
-of worker processes or the other clips. So a resumed run sees what an uninterrupted one would have seen.
+A sample is a function of (seed, epoch, key, repeat) alone, whatever the order of loading, the number of worker
+processes and the other clips. So a resumed run sees what an uninterrupted one would have seen.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ _PACK_IT = "pack it (config: pack) or choose a masking strategy that does withou
 
 
 def make_generator(seed: int, epoch: int, key: str, repeat: int) -> np.random.Generator:
-    """The source of all randomness of one sample."""
+    """The generator of all random numbers of one sample."""
     digest = hashlib.blake2b(f"{seed}/{epoch}/{repeat}/{key}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
 
@@ -44,7 +44,7 @@ class Plan(NamedTuple):
 
     window: NDArray[np.int64]
     cut: Cut
-    sample: Sample  # all but the video
+    sample: Sample  # everything except the video
     generator: np.random.Generator  # for what is drawn after the crop
 
 
@@ -53,8 +53,8 @@ class ClipDataset(Dataset[list[Sample]]):
 
     An item is a list of samples of one clip: `repeats` augmented samples in training, views x crops otherwise. A sample is a
     dict: "video" uint8 [T, 3, S, S], "guides" {"noise": float32 [slots, N], ...}, "label" int (-1: none), "key", "caption"
-    ("": none), "caption_index" (its number among the clip's packed captions, -1: none), "text" float32 [D] when asked for
-    (zeros: none), "clip" (its number in the data set) and "view" (the repeat, or temporal view x crops + crop). Without
+    ("": none), "caption_index" (its number among the clip's packed captions, -1: none), "text" float32 [D] with the option
+    `text` (zeros: none), "clip" (its number in the data set) and "view" (the repeat, or temporal view x crops + crop). Without
     `resize` it has no "video", but "crop" uint8 [T, height, width, 3], "flip" and "image_size": S.
     """
 
@@ -84,18 +84,18 @@ class ClipDataset(Dataset[list[Sample]]):
             views: temporal views of a clip when not `train`.
             repeats: augmented samples of a clip when `train`. They share the frames that were read.
             guides: maps to read beside the noise, such as a masking strategy's `needs`; those that the method makes itself
-                are passed over. None: all that every clip has.
+                are ignored. None: all that every clip has.
             classes: labels in the order of their numbers; None: this data set's own, sorted. Pass the training set's
                 `classes` to the test set's.
-            text: read the vector of the drawn caption.
-            captions: which captions are drawn from.
+            text: read the vector of the sampled caption.
+            captions: which captions are sampled from.
             crops: square crops of each temporal view when not `train`: 1 or 3.
             kept_gigabytes: memory for decoded frames in each loading process; see `ShardReader`.
-            resize: make crops `image_size` wide and mirror them; or leave that to `stm.data.resizing`.
+            resize: resize crops to `image_size` and mirror them; or leave that to `stm.data.resizing`.
 
         Raises:
-            ValueError: a shard cannot be used, or a clip lacks a map in `guides` or the vectors of its captions, or there
-                are no captions of a source, or the augmentation changes pixels that are not to be resized here.
+            ValueError: a shard cannot be used, or a clip lacks a map in `guides` or the vectors of its captions, or a source
+                has no captions, or the augmentation changes pixels and `resize` is off.
         """
         if train and not resize and (late := augmentation.after_resizing):
             raise ValueError(
@@ -181,11 +181,11 @@ class ClipDataset(Dataset[list[Sample]]):
             raise ValueError(f"{len(clips)} of {len(self.index)} clips {what}, {example}; {advice}")
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch of `dataset[i]`. Loaders ask for (epoch, i) instead, which reaches worker processes."""
+        """Set the epoch of `dataset[i]`. Loaders ask for (epoch, i) instead, which reaches worker processes."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Clips."""
+        """The number of clips."""
         return len(self.index)
 
     @property
@@ -200,7 +200,7 @@ class ClipDataset(Dataset[list[Sample]]):
         return -1 if label is None else self._numbers.get(label, -1)
 
     def caption_numbers(self, number: int) -> list[int]:
-        """Which of a clip's packed captions its samples draw from, ascending."""
+        """Which of a clip's packed captions its samples are drawn from, ascending."""
         return self._caption_numbers(self.index[number])
 
     def _caption_numbers(self, clip: Clip) -> list[int]:
@@ -216,7 +216,7 @@ class ClipDataset(Dataset[list[Sample]]):
         return self._reader.text(clip, captions)
 
     def __getitem__(self, item: int | tuple[int, int]) -> list[Sample]:
-        """All samples of a clip: `dataset[i]` in the epoch that was set, `dataset[epoch, i]` in another."""
+        """All samples of a clip: `dataset[i]` in the current epoch, `dataset[epoch, i]` in another."""
         epoch, number = item if isinstance(item, tuple) else (self.epoch, item)
         clip = self.index[number]
         each = self.repeats if self.train else self.crops
@@ -234,7 +234,7 @@ class ClipDataset(Dataset[list[Sample]]):
         ]
 
     def _cut(self, frames: Decoded, plans: list["Plan"]) -> list[Sample]:
-        """The part of each sample that is pixels, or says what is still to be done to them."""
+        """Each sample's pixels: its video, or its crop with what is still to be done to it."""
         windows, cuts, size = [plan.window for plan in plans], [plan.cut for plan in plans], self.geometry.image_size
         if not self.resize:
             crops = copy_clip(frames, windows, cuts)
@@ -255,7 +255,7 @@ class ClipDataset(Dataset[list[Sample]]):
     def _plan(
         self, clip: Clip, window: NDArray[np.int64], maps: Maps, crop: int, generator: np.random.Generator
     ) -> "Plan":
-        """Draws all that a sample is made of, in an order that stays: an option that is off draws nothing."""
+        """Draw all random numbers of a sample in a fixed order, in which an option that is off draws none."""
         if self.train:
             box, flip = draw_crop(generator, self.augmentation, clip.width, clip.height)
         else:

@@ -184,7 +184,7 @@ class FlowTable(ClipTable):
         if cells < 1 or (row["rows"], row["columns"]) != (rows * cells, columns * cells):
             raise DamagedError(
                 f"{self._path}: clip {clip['video_id']!r} has flow of {row['rows']} x {row['columns']} cells, which "
-                f"is no multiple of the map's {rows} x {columns}: it was made with another grid. Remove it and run again"
+                f"is not a multiple of the map's {rows} x {columns}: it was made with another grid. Remove it and run again"
             )
         _, *direction = self.shape(clip, flow_cells=cells)
         return np.stack([self.reshape(clip, row[name], tuple(direction)) for name in self.values])
