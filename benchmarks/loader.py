@@ -77,7 +77,7 @@ def make_shard(folder: Path, names: Sequence[str]) -> Path:
     pack, shard = Pack(similarity=False, motion=False), folder / "shards/train-00000.parquet"
     shard.parent.mkdir()
     packed = shard.with_suffix(".tar")
-    pack_shard(slice_path, tar, index, {}, {}, None, None, {}, packed, shard, pack, 14, BadInput())
+    pack_shard(slice_path, tar, index, {}, {}, packed, shard, pack, 14, BadInput())
     return shard
 
 

@@ -18,10 +18,10 @@ ORDER: tuple[str, ...] = (
     "storage",
     "jobs",
     "distributed",
-    "config",
     "manifest",
-    "layout",
     "shards",
+    "config",
+    "layout",
     "pretrained",
     "datasets",
 )

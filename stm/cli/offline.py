@@ -143,10 +143,12 @@ def shards(arguments: argparse.Namespace) -> None:
             layout.frames_tar(shard),
             layout.frames(shard),
             {source: layout.captions(source, shard) for source in sources},
-            {source: layout.similarity(source, shard) for source in sources if pack.similarity},
-            layout.motion(shard) if pack.motion else None,
-            layout.flow(shard) if pack.flow else None,
-            {source: layout.text(source, shard) for source in sources if pack.text},
+            {
+                array.name: {source: getattr(layout, array.name)(source, shard) for source in sources}
+                if array.per_source
+                else getattr(layout, array.name)(shard)
+                for array in pack.arrays
+            },
             layout.shard_tar(shard),
             layout.shard(shard),
             pack,

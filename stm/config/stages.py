@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from stm.config.base import Name, Section, Templates, field
+from stm.shards.schema import ARRAYS, PackedArray
 
 
 class Frames(Section):
@@ -153,3 +154,9 @@ class Pack(Section):
         if self.captions is None:
             return ()
         return (self.captions,) if isinstance(self.captions, str) else self.captions
+
+    @property
+    def arrays(self) -> tuple[PackedArray, ...]:
+        """The packed arrays, in the order of the tar; each has its key here. Those of captions need a caption source."""
+        chosen = [array for array in ARRAYS.values() if getattr(self, array.name)]
+        return tuple(array for array in chosen if self.sources or not array.per_source)

@@ -57,10 +57,7 @@ class _Stages(Section):
     @property
     def packed_guides(self) -> set[str]:
         """What a mask can be guided by, of what the shards hold."""
-        pack = self.pack
-        held = {"similarity": bool(pack.sources) and pack.similarity, "flow": pack.flow}
-        held |= {"motion": pack.motion, "motion_compensated": pack.motion}
-        return {guide for guide, there in held.items() if there}
+        return {guide for array in self.pack.arrays for guide in array.guides}
 
 
 class Corpus(_Stages):

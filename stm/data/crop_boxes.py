@@ -32,10 +32,10 @@ def center_crop(width: int, height: int) -> Box:
 
 
 def side_crops(crops: int, width: int, height: int) -> list[Box]:
-    """Squares of a frame's short side for evaluation: the centre, or three that lie evenly along the long side.
+    """Squares of a frame's short side for evaluation: the centre, or three evenly spaced along the long side.
 
-    Three are the left, centre and right ones, or the top, centre and bottom ones of a frame that is higher than wide. They
-    cover the frame where it is at most three times as long as wide, and are all alike on a square one.
+    Three are the left, centre and right ones, or the top, centre and bottom ones of a portrait frame. They cover a frame
+    whose long side is at most three times the short one, and coincide on a square one.
     """
     if crops == 1:
         return [center_crop(width, height)]
@@ -66,7 +66,7 @@ def random_resized_crop(
     scale: tuple[float, float],
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
-    """A crop of random area and log-uniform aspect ratio, anywhere; after 10 that do not fit, the centre.
+    """A crop of random area and log-uniform aspect ratio, anywhere; the centre crop after 10 attempts that do not fit.
 
     Args:
         scale: least and largest share of the frame's area.

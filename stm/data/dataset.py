@@ -1,7 +1,7 @@
-"""Clips as training samples: frames, crop, flip, augmentation and guides from one seed a sample.
+"""Clips as training samples: frames, crop, flip, augmentation and guides from one seed per sample.
 
-What a sample looks like depends on (seed, epoch, key, repeat) alone: not on the order of loading, the number
-of worker processes or the other clips. So a resumed run sees what an uninterrupted one would have seen.
+A sample is a function of (seed, epoch, key, repeat) alone, whatever the order of loading, the number of worker
+processes and the other clips. So a resumed run sees what an uninterrupted one would have seen.
 """
 
 import hashlib
@@ -18,10 +18,11 @@ from stm.data.augment import RandAugment, draw_erased, erase
 from stm.data.crop_boxes import draw_crop, side_crops
 from stm.data.crop_pixels import Cut, Decoded, copy_clip, cut_clip, cut_frames
 from stm.data.geometry import Geometry
-from stm.data.guides.window import COMPUTED, GUIDES, Maps, cut_maps, read_maps
+from stm.data.guides.window import COMPUTED, Maps, cut_maps, read_maps
 from stm.data.sampling import choose_captions, sample_window, view_windows
 from stm.shards.index import Clip, ClipIndex
 from stm.shards.reader import ShardReader
+from stm.shards.schema import PackedArray, guide_arrays
 
 __all__ = ["ClipDataset", "Sample", "cut_frames", "make_generator"]
 
@@ -29,9 +30,11 @@ Sample = dict[str, Any]
 
 ALL_CAPTIONS = CaptionChoice()
 
+_PACK_IT = "pack it (config: pack) or choose a masking strategy that does without"
+
 
 def make_generator(seed: int, epoch: int, key: str, repeat: int) -> np.random.Generator:
-    """The source of all randomness of one sample."""
+    """The generator of all random numbers of one sample."""
     digest = hashlib.blake2b(f"{seed}/{epoch}/{repeat}/{key}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
 
@@ -41,7 +44,7 @@ class Plan(NamedTuple):
 
     window: NDArray[np.int64]
     cut: Cut
-    sample: Sample  # all but the video
+    sample: Sample  # everything except the video
     generator: np.random.Generator  # for what is drawn after the crop
 
 
@@ -50,8 +53,8 @@ class ClipDataset(Dataset[list[Sample]]):
 
     An item is a list of samples of one clip: `repeats` augmented samples in training, views x crops otherwise. A sample is a
     dict: "video" uint8 [T, 3, S, S], "guides" {"noise": float32 [slots, N], ...}, "label" int (-1: none), "key", "caption"
-    ("": none), "caption_index" (its number among the clip's packed captions, -1: none), "text" float32 [D] when asked for
-    (zeros: none), "clip" (its number in the data set) and "view" (the repeat, or temporal view x crops + crop). Without
+    ("": none), "caption_index" (its number among the clip's packed captions, -1: none), "text" float32 [D] with the option
+    `text` (zeros: none), "clip" (its number in the data set) and "view" (the repeat, or temporal view x crops + crop). Without
     `resize` it has no "video", but "crop" uint8 [T, height, width, 3], "flip" and "image_size": S.
     """
 
@@ -81,26 +84,33 @@ class ClipDataset(Dataset[list[Sample]]):
             views: temporal views of a clip when not `train`.
             repeats: augmented samples of a clip when `train`. They share the frames that were read.
             guides: maps to read beside the noise, such as a masking strategy's `needs`; those that the method makes itself
-                are passed over. None: all that every clip has.
+                are ignored. None: all that every clip has.
             classes: labels in the order of their numbers; None: this data set's own, sorted. Pass the training set's
                 `classes` to the test set's.
-            text: read the vector of the drawn caption.
-            captions: which captions are drawn from.
+            text: read the vector of the sampled caption.
+            captions: which captions are sampled from.
             crops: square crops of each temporal view when not `train`: 1 or 3.
             kept_gigabytes: memory for decoded frames in each loading process; see `ShardReader`.
-            resize: make crops `image_size` wide and mirror them; or leave that to `stm.data.resizing`.
+            resize: resize crops to `image_size` and mirror them; or leave that to `stm.data.resizing`.
 
         Raises:
-            ValueError: a shard cannot be used, or a clip lacks a map in `guides` or the vectors of its captions, or there
-                are no captions of a source, or the augmentation changes pixels that are not to be resized here.
+            ValueError: a shard cannot be used, or a clip lacks a map in `guides` or the vectors of its captions, or a source
+                has no captions, or the augmentation changes pixels and `resize` is off.
         """
         if train and not resize and (late := augmentation.after_resizing):
             raise ValueError(
                 f"augmentation: {' and '.join(late)} change resized pixels, and these are resized elsewhere"
             )
         self.index = ClipIndex(indexes)
-        self.geometry, self.augmentation, self.seed, self.train = geometry, augmentation, seed, train
-        self.views, self.repeats, self.crops, self.resize, self.epoch = views, repeats, crops, resize, 0
+        self.geometry = geometry
+        self.augmentation = augmentation
+        self.seed = seed
+        self.train = train
+        self.views = views
+        self.repeats = repeats
+        self.crops = crops
+        self.resize = resize
+        self.epoch = 0
         self.captions = self._check_choice(captions)
         self.guides = self._choose_guides(guides)
         self.text_width = self._check_text() if text else None
@@ -122,27 +132,42 @@ class ClipDataset(Dataset[list[Sample]]):
         return choice
 
     def _choose_guides(self, wanted: Sequence[str] | None) -> tuple[str, ...]:
-        sources = self.captions.sources
-        mute = self.index.count_captions(sources) == 0
-        lacking = {guide: self.index.lacking(packed) for guide, packed in GUIDES.items()}
-        lacking["similarity"] = np.union1d(lacking["similarity"], np.flatnonzero(mute))
+        arrays = guide_arrays()
         if wanted is None:
-            return tuple(guide for guide, clips in lacking.items() if not len(clips))
+            return tuple(guide for guide, array in arrays.items() if not len(self._lacking(array)))
         chosen = tuple(guide for guide in wanted if guide not in COMPUTED)
-        advice = "pack it (config: pack) or choose a masking strategy that does without"
         for guide in chosen:
-            of = f" of a caption from {', '.join(sources)}" if guide == "similarity" and sources else ""
-            missing = lacking.get(guide, np.arange(len(self.index)))
-            self._refuse(missing, f"have no {GUIDES.get(guide, guide)} map{of}", advice)
-        if "flow" in chosen and len(cells := self.index.values("flow_cells")) > 1:
-            raise ValueError(f"the shards' flow maps have {cells} cells: pack them all with one flow.cells")
+            if guide in arrays:
+                self._check_array(arrays[guide])
+            else:
+                self._refuse(np.arange(len(self.index)), f"have no {guide} map", _PACK_IT)
         return chosen
+
+    def _lacking(self, array: PackedArray) -> NDArray[np.int64]:
+        """Numbers of the clips without an array, or without a caption that one of its maps can be chosen by."""
+        lacking = self.index.lacking(array.name)
+        if not array.per_source:
+            return lacking
+        without_captions = np.flatnonzero(self.index.count_captions(self.captions.sources) == 0)
+        return np.union1d(lacking, without_captions)
+
+    def _check_array(self, array: PackedArray) -> None:
+        """Refuse an array that some clips lack, or whose layers of two clips cannot be in one batch."""
+        sources = self.captions.sources
+        of = f" of a caption from {', '.join(sources)}" if array.per_source and sources else ""
+        self._refuse(self._lacking(array), f"have no {array.name} map{of}", _PACK_IT)
+        for column in array.size_columns:
+            if len(found := self.index.values(column)) > 1:
+                what = column.removeprefix(f"{array.name}_")
+                raise ValueError(
+                    f"the shards' {array.name} maps have {found} {what}: pack them all with one {array.name}.{what}"
+                )
 
     def _check_text(self) -> int:
         """The width of the captions' vectors."""
-        spoken = np.flatnonzero(self.index.count_captions())
+        captioned = np.flatnonzero(self.index.count_captions())
         advice = "pack them (config: pack.text) or leave out what needs them: contrast, zero_shot, retrieval"
-        self._refuse(np.intersect1d(self.index.lacking("text"), spoken), "have captions without vectors", advice)
+        self._refuse(np.intersect1d(self.index.lacking("text"), captioned), "have captions without vectors", advice)
         widths = self.index.values("text_width")
         if len(widths) != 1:
             found = f"vectors of {widths} numbers: pack all shards with one text encoder" if widths else "no captions"
@@ -156,11 +181,11 @@ class ClipDataset(Dataset[list[Sample]]):
             raise ValueError(f"{len(clips)} of {len(self.index)} clips {what}, {example}; {advice}")
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch of `dataset[i]`. Loaders ask for (epoch, i) instead, which reaches worker processes."""
+        """Set the epoch of `dataset[i]`. Loaders ask for (epoch, i) instead, which reaches worker processes."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Clips."""
+        """The number of clips."""
         return len(self.index)
 
     @property
@@ -175,7 +200,7 @@ class ClipDataset(Dataset[list[Sample]]):
         return -1 if label is None else self._numbers.get(label, -1)
 
     def caption_numbers(self, number: int) -> list[int]:
-        """Which of a clip's packed captions its samples draw from, ascending."""
+        """Which of a clip's packed captions its samples are drawn from, ascending."""
         return self._caption_numbers(self.index[number])
 
     def _caption_numbers(self, clip: Clip) -> list[int]:
@@ -191,7 +216,7 @@ class ClipDataset(Dataset[list[Sample]]):
         return self._reader.text(clip, captions)
 
     def __getitem__(self, item: int | tuple[int, int]) -> list[Sample]:
-        """All samples of a clip: `dataset[i]` in the epoch that was set, `dataset[epoch, i]` in another."""
+        """All samples of a clip: `dataset[i]` in the current epoch, `dataset[epoch, i]` in another."""
         epoch, number = item if isinstance(item, tuple) else (self.epoch, item)
         clip = self.index[number]
         each = self.repeats if self.train else self.crops
@@ -209,7 +234,7 @@ class ClipDataset(Dataset[list[Sample]]):
         ]
 
     def _cut(self, frames: Decoded, plans: list["Plan"]) -> list[Sample]:
-        """The part of each sample that is pixels, or says what is still to be done to them."""
+        """Each sample's pixels: its video, or its crop with what is still to be done to it."""
         windows, cuts, size = [plan.window for plan in plans], [plan.cut for plan in plans], self.geometry.image_size
         if not self.resize:
             crops = copy_clip(frames, windows, cuts)
@@ -230,7 +255,7 @@ class ClipDataset(Dataset[list[Sample]]):
     def _plan(
         self, clip: Clip, window: NDArray[np.int64], maps: Maps, crop: int, generator: np.random.Generator
     ) -> "Plan":
-        """Draws all that a sample is made of, in an order that stays: an option that is off draws nothing."""
+        """Draw all random numbers of a sample in a fixed order, in which an option that is off draws none."""
         if self.train:
             box, flip = draw_crop(generator, self.augmentation, clip.width, clip.height)
         else:
@@ -239,8 +264,8 @@ class ClipDataset(Dataset[list[Sample]]):
         caption = numbers[int(generator.integers(len(numbers)))] if numbers else -1
         noise = generator.random((self.geometry.slots, self.geometry.tokens), dtype=np.float32)
         change = None if self._rand_augment is None else self._rand_augment.draw(generator)
-        if "similarity" in self.guides:
-            maps = {**maps, "similarity": self._reader.similarity(clip, caption, window.tolist())}
+        if numbers:
+            maps = {**maps, **read_maps(self._reader, clip, self.guides, window, self.geometry, caption)}
         sample = {
             "guides": {"noise": noise, **cut_maps(maps, clip, box, flip, self.geometry)},
             "label": self._number(clip.label),

@@ -18,8 +18,7 @@ class Geometry:
 
     @classmethod
     def of(cls, run: Run, task: EvaluationTask | None = None) -> "Geometry":
-        """The shape of a run's clips, or of its evaluation's: a task may have a stride, a sampling and, with text, a
-        length of its own."""
+        """The shape of a run's clips; or of an evaluation's, whose stride, sampling and, with text, length may differ."""
         stride = run.stride if task is None or task.stride is None else task.stride
         sampling = run.sampling if task is None or task.sampling is None else task.sampling
         frames = getattr(task, "frames", None) or run.frames
@@ -27,17 +26,17 @@ class Geometry:
 
     @property
     def slots(self) -> int:
-        """Time slots of a clip."""
+        """Time slots per clip."""
         return self.frames // self.tubelet
 
     @property
     def side(self) -> int:
-        """Tokens on a side of the picture."""
+        """Tokens per side of the image."""
         return self.image_size // self.patch_size
 
     @property
     def tokens(self) -> int:
-        """Tokens of a slot, N."""
+        """Tokens per slot, N."""
         return self.side**2
 
     def step(self, stored: int) -> int:

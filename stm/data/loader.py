@@ -1,8 +1,8 @@
 """From samples to batches, in an order that is a function of (seed, epoch).
 
-The whole state of loading is (epoch, clips seen): `batches(epoch, start)` goes on where a run has stopped,
-with exactly the batches that it would have seen. The number of worker processes changes nothing but the
-speed, and N processes of a run see together what one would.
+The whole state of loading is (epoch, clips seen): `batches(epoch, start)` resumes where a run has stopped,
+with exactly the batches that it would have seen. The number of worker processes changes only the speed, and the N
+processes of a run together see what a single one would.
 """
 
 from collections.abc import Iterator
@@ -32,9 +32,9 @@ def collate(items: list[list[Sample]]) -> Batch:
 
     Returns:
         "video" uint8 [B, T, 3, S, S]; "guides" {"noise" and maps: float32 [B, slots, N], "flow": float32
-        [B, 2, T, R, C, 2]}; "text" float32 [B, D] when asked for; "label", "clip", "view", "caption_index" int64 [B];
+        [B, 2, T, R, C, 2]}; "text" float32 [B, D] when the data set reads it; "label", "clip", "view", "caption_index" int64 [B];
         "key", "caption" lists of B strings. B counts samples: clips x repeats (or views x crops). Samples that are not
-        resized yet make "crops", see `join_crops`, and no "video".
+        resized yet give "crops", see `join_crops`, instead of "video".
     """
     samples = [sample for item in items for sample in item]
     batch: Batch = _join_pixels(samples)
@@ -89,18 +89,21 @@ class ClipLoader:
         Args:
             batch_size: clips in this process's batch; the samples are that x repeats (or views).
             shuffle: a new order each epoch, or always the data set's.
-            seed: of the order; the samples' own is the data set's.
-            drop_last: leave out the clips that do not fill a batch of all processes; by default, when
-                shuffling.
+            seed: of the order; that of the samples is the data set's.
+            drop_last: leave out the clips that do not fill a batch of all processes; on by default when shuffling.
             rank: this process's number among `processes`.
             workers: loading processes; 0 loads in this one.
 
         Raises:
-            ValueError: there are fewer clips than a batch, and these would be left out.
+            ValueError: with `drop_last`, there are fewer clips than one batch.
         """
-        self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, seed
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
         self.drop_last = shuffle if drop_last is None else drop_last
-        self.rank, self.processes = rank, processes
+        self.rank = rank
+        self.processes = processes
         if self.drop_last and len(dataset) < self.global_batch:
             raise ValueError(
                 f"the data has {len(dataset)} clips, and one batch takes {self.global_batch} "
@@ -127,12 +130,12 @@ class ClipLoader:
 
     @property
     def clips_per_epoch(self) -> int:
-        """Clips of an epoch over all processes, without those that drop_last leaves out."""
+        """Clips per epoch over all processes, without those that `drop_last` leaves out."""
         clips = len(self.dataset)
         return clips // self.global_batch * self.global_batch if self.drop_last else clips
 
     def __len__(self) -> int:
-        """This process's batches of a whole epoch; without `drop_last` the last ones may have one less."""
+        """This process's batches per epoch; without `drop_last` the last processes may have one less."""
         return -(-max(self.clips_per_epoch - self.rank * self.batch_size, 0) // self.global_batch)
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
@@ -143,7 +146,7 @@ class ClipLoader:
         return iter(self._loader)
 
     def _deal(self, clips: list[int], epoch: int) -> list[list[tuple[int, int]]]:
-        """Cuts the order into steps, and each step into one batch a process."""
+        """Cut the order into steps, and each step into one batch per process."""
         first = self.rank * self.batch_size
         parts = [clips[at + first : at + first + self.batch_size] for at in range(0, len(clips), self.global_batch)]
         return [[(epoch, clip) for clip in part] for part in parts if part]
@@ -154,7 +157,7 @@ def _start_worker(worker: int) -> None:
 
 
 def move(batch: Batch, device: torch.device | str) -> Batch:
-    """The batch with its tensors on `device`; copies from pinned memory do not wait."""
+    """The batch with its tensors on `device`; copies from pinned memory are asynchronous."""
     return {name: _move_value(value, torch.device(device)) for name, value in batch.items()}
 
 

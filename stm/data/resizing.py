@@ -1,7 +1,7 @@
-"""Crops resized and mirrored on the device that trains, so that loading processes need not: `Cut.write` as matrix products.
+"""Resizing and mirroring of crops on the training device instead of in loading processes: `Cut.write` as matrix products.
 
 Along one axis, each pixel of the result is a weighted mean of the crop's pixels. The weights of rows and of columns make two
-small matrices a clip, and a mirrored clip has its columns' matrix upside down. Padding has no weight: clips of any sizes
+small matrices per clip, and a mirrored clip has its columns' matrix upside down. Padding has no weight: clips of any sizes
 make one batch, and the host never waits for the device.
 """
 
@@ -15,10 +15,10 @@ from torch import Tensor
 
 
 def join_crops(crops: Sequence[NDArray[np.uint8]], flips: Sequence[bool], size: int) -> dict[str, Any]:
-    """Samples' crops, uint8 [T, height, width, 3] of any sizes, for a batch.
+    """Pad samples' crops, uint8 [T, height, width, 3] of any sizes, to a batch.
 
     Returns:
-        "pixels" uint8 [B, T, H, W, 3], padded at the bottom and at the right to the highest and widest crop, hence never
+        "pixels" uint8 [B, T, H, W, 3], padded at the bottom and at the right to the tallest and widest crop, hence never
         larger than the stored frames; "sides" int64 [B, 2], height and width; "flip" bool [B]; "size", that of the result.
     """
     sides = np.array([crop.shape[1:3] for crop in crops], dtype=np.int64)
@@ -30,7 +30,7 @@ def join_crops(crops: Sequence[NDArray[np.uint8]], flips: Sequence[bool], size: 
 
 
 def resize_batch(batch: dict[str, Any]) -> dict[str, Any]:
-    """The batch with its "crops", see `join_crops`, made into "video" uint8 [B, T, 3, S, S]; one without as it is."""
+    """The batch with its "crops", see `join_crops`, resized to "video" uint8 [B, T, 3, S, S]; unchanged if it has none."""
     if "crops" not in batch:
         return batch
     rest = {name: value for name, value in batch.items() if name != "crops"}
@@ -39,7 +39,7 @@ def resize_batch(batch: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def resize_crops(pixels: Tensor, sides: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Crops resized and mirrored as `stm.data.crop_pixels.Cut` does it, to one grey level: OpenCV rounds otherwise.
+    """Crops resized and mirrored as `stm.data.crop_pixels.Cut` does it, to within one grey level: OpenCV rounds differently.
 
     Args:
         pixels: uint8 [B, T, H, W, 3]; what lies outside of a crop's sides does not matter.
@@ -54,7 +54,7 @@ def resize_crops(pixels: Tensor, sides: Tensor, flip: Tensor, size: int) -> Tens
     rows = weigh_pixels(sides[:, 0], size, pixels.shape[2], shrinks)
     columns = weigh_pixels(sides[:, 1], size, pixels.shape[3], shrinks)
     columns = torch.where(flip[:, None, None], columns.flip(1), columns)
-    # bf16 does not tell neighbouring grey levels apart.
+    # bf16 cannot represent neighbouring grey levels.
     with torch.autocast(pixels.device.type, enabled=False):
         # One by one: all clips in float32 at once would take gigabytes.
         return torch.stack([_resize_clip(*clip) for clip in zip(pixels, rows, columns, strict=True)])
@@ -66,19 +66,19 @@ def _resize_clip(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def weigh_pixels(sides: Tensor, size: int, pixels: int, shrinks: Tensor) -> Tensor:
-    """How much of each pixel along one axis goes into each of the result's.
+    """The weight of each pixel along one axis in each pixel of the result.
 
     Args:
         sides: of the crops along this axis, in pixels, int64 [B].
         size: S, pixels of the result.
-        pixels: P, those that there are of each crop, padding and all.
+        pixels: P, of each crop, including its padding.
         shrinks: bool [B]: by area, as OpenCV's INTER_AREA; or linear between the two nearest, as its INTER_LINEAR.
 
     Returns:
         float32 [B, S, P]; rows sum to 1.
     """
     pixel = torch.arange(pixels, device=sides.device)
-    edges = sides[:, None] * torch.arange(size + 1, device=sides.device) / size  # the last is a side's very number
+    edges = sides[:, None] * torch.arange(size + 1, device=sides.device) / size  # the last one is exactly the side
     left, right = edges[:, :-1, None], edges[:, 1:, None]
     area = (torch.minimum(right, pixel + 1) - torch.maximum(left, pixel)).clamp(min=0) / (right - left)
     middle = ((left + right) / 2 - 0.5).clamp(min=0).minimum(sides[:, None, None] - 1)

@@ -13,7 +13,7 @@ from stm.config import CaptionChoice, Sampling
 
 
 def spread_positions(start: int, frames: int, stride: int, stored: int) -> NDArray[np.int64]:
-    """`frames` positions from `start` in steps of `stride`; at the end the last one repeats (VideoMAE).
+    """`frames` positions from `start` in steps of `stride`; at the end the last one is repeated (VideoMAE).
 
     The last one is the last that a step of `stride` reaches, not the clip's last frame.
     """
@@ -78,11 +78,11 @@ def segment_window(view: int, views: int, frames: int, stored: int) -> NDArray[n
 
 
 def choose_captions(captions: int, sources: Sequence[str], choice: CaptionChoice) -> list[int]:
-    """Numbers of the captions that a visit draws from, ascending.
+    """Numbers of the captions that a visit samples from, ascending.
 
     Args:
         captions: how many the clip has.
-        sources: the source of each; empty when the shard is of a version that does not say: they then count as one source.
+        sources: the source of each; empty in shards of the first version: the captions then count as one source.
     """
     names = list(sources) or [""] * captions
     wanted = dict.fromkeys(names) if choice.sources is None else choice.sources
@@ -91,7 +91,7 @@ def choose_captions(captions: int, sources: Sequence[str], choice: CaptionChoice
 
 
 def spread(total: int, count: int | None) -> list[int]:
-    """`count` of `total` numbers, at the centres of equal segments; all when there are not more.
+    """`count` of `total` numbers, at the centres of equal segments; all of them when `total` is at most `count`.
 
     Captions of key frames, themselves at the centres of a clip's equal segments, are thinned out to those whose segment
     holds one of `count` uniform key frames: 1 of 3 captions is the middle one, as in TGM's ablation.

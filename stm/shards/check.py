@@ -8,23 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from stm.shards.schema import SHARD_SCHEMA, array_shapes, list_members
+from stm.shards.schema import ARRAYS, PackedArray, clip_sizes, list_members, shard_schema
 from stm.storage.files import sha256_file
 from stm.storage.tables import read_receipt, read_table
 from stm.storage.tars import read_member
 
 _SHOWN = 20  # problems in an error message
-_READ = [
-    name for name in SHARD_SCHEMA.names if name != "questions"
-]  # which say nothing about bytes; older shards lack them
 
 
 class ShardError(ValueError):
-    """A shard that is not what its index says; the message has a line for each thing that is wrong."""
+    """A shard that differs from its index; the message has one line per problem."""
 
 
 def verify_shard(tar: Path, index: Path) -> int:
-    """Checks every byte of a shard against its index, and returns how many members it has.
+    """Check every byte of a shard against its index, and return the number of its members.
 
     Raises:
         ShardError: something differs.
@@ -38,23 +35,27 @@ def verify_shard(tar: Path, index: Path) -> int:
 
 
 def find_problems(tar: Path, index: Path) -> list[str]:
-    """Compares a shard with its index.
+    """Compare a shard with its index.
 
     Returns:
-        What is wrong, a line each, for people; empty when all is well.
+        One human-readable line per problem; empty when all is well.
     """
     if not tar.is_file():
         return [f"{tar}: does not exist"]
     try:
-        rows, receipt = read_table(index, _READ).to_pylist(), read_receipt(index)
+        # Questions say nothing about bytes, and older shards lack them.
+        columns = [name for name in shard_schema().names if name != "questions"]
+        rows = read_table(index, columns).to_pylist()
+        receipt = read_receipt(index)
     except ValueError as error:
         return [str(error)]
     problems = []
     if sha256_file(tar) != receipt.get("tar_sha256"):
-        problems.append(f"{tar}: its SHA-256 is not the one in the receipt of {index}")
+        problems.append(f"{tar}: its SHA-256 differs from the one in the receipt of {index}")
     if receipt.get("clips") != len(rows):
         problems.append(f"{index}: has {len(rows)} clips, its receipt says {receipt.get('clips')}")
-    size, descriptor = tar.stat().st_size, os.open(tar, os.O_RDONLY)
+    size = tar.stat().st_size
+    descriptor = os.open(tar, os.O_RDONLY)
     try:
         for row in rows:
             problems += [f"{tar}: {problem}" for problem in _check_clip(descriptor, size, row)]
@@ -65,13 +66,14 @@ def find_problems(tar: Path, index: Path) -> list[str]:
 
 def _check_clip(descriptor: int, tar_size: int, row: dict[str, Any]) -> list[str]:
     try:
-        places = list_members(row)
+        members = list_members(row)
     except ValueError:
         return [f"clip {row['video_id']!r} has {len(row['offsets'])} offsets and {len(row['sizes'])} sizes of JPEGs"]
-    if len(places) != len(row["sha256"]):
-        return [f"clip {row['video_id']!r} has {len(places)} members and {len(row['sha256'])} hashes"]
-    problems, shapes = [], array_shapes(row)
-    for (name, offset, size), expected in zip(places, row["sha256"], strict=True):
+    if len(members) != len(row["sha256"]):
+        return [f"clip {row['video_id']!r} has {len(members)} members and {len(row['sha256'])} hashes"]
+    problems = []
+    sizes = clip_sizes(row)
+    for (name, offset, size), expected in zip(members, row["sha256"], strict=True):
         if size is None or min(offset, size) < 0 or offset + size > tar_size:
             problems.append(f"{name} lies outside the tar: torn file?")
             continue
@@ -79,16 +81,17 @@ def _check_clip(descriptor: int, tar_size: int, row: dict[str, Any]) -> list[str
         if hashlib.sha256(data).hexdigest() != expected:
             problems.append(f"{name} has been changed or damaged")
         elif name.endswith(".npy"):
-            problems += [f"{name} {problem}" for problem in _check_array(data, shapes[name.split(".")[1]])]
+            array = ARRAYS[name.split(".")[1]]
+            problems += [f"{name} {problem}" for problem in _check_array(data, array, array.shape(sizes))]
     return problems
 
 
-def _check_array(data: bytes, shape: tuple[int, ...]) -> list[str]:
-    """Whether an array is what the index lets a reader expect."""
+def _check_array(data: bytes, declared: PackedArray, shape: tuple[int, ...]) -> list[str]:
+    """Whether a member is what the index lets a reader expect."""
     try:
-        array = np.load(io.BytesIO(data), allow_pickle=False)
+        values = np.load(io.BytesIO(data), allow_pickle=False)
     except ValueError as error:
-        return [f"is no array: {error}"]
-    if array.dtype != np.float16 or array.shape != shape:
-        return [f"is {array.dtype} {list(array.shape)} where the index says float16 {list(shape)}"]
-    return [] if np.isfinite(array).all() else ["has values that are not finite"]
+        return [f"is not a .npy file: {error}"]
+    if values.dtype != declared.dtype or values.shape != shape:
+        return [f"is {values.dtype} {list(values.shape)} where the index says {declared.dtype} {list(shape)}"]
+    return [] if np.isfinite(values).all() else ["has values that are not finite"]

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 def map_shape(width: int, height: int, grid: int) -> tuple[int, int]:
     """Rows and columns of a map over a frame of `width` x `height` pixels.
 
-    The short side has `grid` cells; the long side as many of nearly the same size as fit, so that the cells cover the
-    whole frame exactly and are square to within half a cell over the whole long side.
+    The short side has `grid` cells; the long side the nearest number of cells of that size, so that the cells cover the
+    frame exactly and are square to within half a cell over the whole long side.
 
     Raises:
         ValueError: a side or the grid is below 1.

@@ -12,36 +12,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stm.manifest import QUESTIONS, Question, read_questions
+from stm.manifest import Question, read_questions
+from stm.shards.schema import ARRAYS, GRID, PackedArray, later_columns, shard_schema, size_columns
 from stm.storage.tables import LONGEST_SIDE, DamagedError, read_table
 
-# Arrays that a clip may carry.
-MAPS = ("similarity", "motion", "flow", "text")
-
 _COUNTS = ("frames", "width", "height", "rows", "columns")
-_PLACES = tuple(f"{name}_{what}" for name in MAPS for what in ("offset", "size"))
-_SIZES = ("flow_cells", "text_width")
-_COLUMNS = ("key", "label", "captions", "caption_sources", "questions", *_COUNTS, "offsets", "sizes", *_PLACES, *_SIZES)
-
-# Columns that older shards do not have; they are read as if all were null.
-_LATER = ("caption_sources", "questions", "flow_offset", "flow_size", "text_offset", "text_size", *_SIZES)
-
-_COUNT, _PLACE = pa.int32(), pa.int64()
-_TYPES = {
-    "key": pa.string(),
-    "label": pa.string(),
-    "captions": pa.list_(pa.string()),
-    **dict.fromkeys((*_COUNTS, *_SIZES), _COUNT),
-    "offsets": pa.list_(_PLACE),
-    "sizes": pa.list_(_COUNT),
-    **dict.fromkeys(_PLACES, _PLACE),
-    "caption_sources": pa.list_(pa.string()),
-    "questions": QUESTIONS,
-}
+_UNREAD = {"video_id", "split", "pts", "json_offset", "json_size", "sha256"}  # columns that training does without
 _NEEDED = ("key", *_COUNTS, "offsets", "sizes")  # never null
-_SCHEMA = pa.schema([pa.field(name, _TYPES[name], nullable=name not in _NEEDED) for name in _COLUMNS])
 
-# Numpy pads the header of a .npy file to a multiple of 64 bytes; a map's fits into two or three such units.
+# Numpy pads the header of a .npy file to a multiple of 64 bytes; an array's fits into one to three such units.
 HEADER_SIZES = (64, 128, 192)
 
 
@@ -53,35 +32,33 @@ class Clip:
     tar: Path
     label: str | None
     captions: list[str]
-    sources: list[str]  # of the captions; empty when the shard does not say
-    questions: tuple[Question, ...]  # empty when the shard does not say
+    sources: list[str]  # of the captions; empty in shards of the first version
+    questions: tuple[Question, ...]
     frames: int  # stored
     width: int  # pixels
     height: int  # pixels
     rows: int  # cells of its maps
-    columns: int  # cells of its maps
-    flow_cells: int  # on a side of a map cell; -1: no flow
-    text_width: int  # of a caption's vector; -1: none
+    columns: int
     offsets: NDArray[np.int64]  # bytes, of each frame's JPEG
     sizes: NDArray[np.int32]  # bytes
-    maps: dict[str, tuple[int, int]]  # name -> offset and size in bytes; only those that are packed
+    arrays: dict[str, tuple[int, int]]  # name -> offset and size in bytes; only those that are packed
+    array_sizes: dict[str, int]  # the arrays' own sizes, such as "flow_cells"; only those that are packed
 
-    def map_shape(self, name: str) -> tuple[int, ...]:
-        """Of similarity: (captions, frames, rows, columns); of motion: (frames, rows, columns, 3); of flow: (2, frames,
-        rows * flow_cells, columns * flow_cells, 2); of text: (captions, text_width).
-        """
-        captions, grid = len(self.captions), (self.frames, self.rows, self.columns)
-        if name == "similarity":
-            return (captions, *grid)
-        if name == "motion":
-            return (*grid, 3)
-        if name == "flow":
-            return (2, self.frames, self.rows * self.flow_cells, self.columns * self.flow_cells, 2)
-        return (captions, self.text_width)
+    def array_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a packed array, see `stm.shards.schema.ARRAYS`."""
+        return ARRAYS[name].shape(self._sizes())
+
+    def count_layers(self, name: str) -> tuple[int, ...]:
+        """The dimensions that number a packed array's layers."""
+        return ARRAYS[name].count_layers(self._sizes())
+
+    def _sizes(self) -> dict[str, int]:
+        own = {"captions": len(self.captions), "frames": self.frames, "rows": self.rows, "columns": self.columns}
+        return own | self.array_sizes
 
 
 class ClipIndex:
-    """All clips of some shards: about 12 bytes a stored frame, so 240,000 clips take some 300 MB."""
+    """All clips of some shards: about 12 bytes per stored frame, so 240,000 clips take some 300 MB."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """
@@ -89,8 +66,8 @@ class ClipIndex:
             paths: shard indexes (Parquet); each tar lies beside its index, with the ending `.tar`.
 
         Raises:
-            ValueError: an index is unreadable, its tar is missing, a clip's maps do not have its shape, a
-                clip occurs twice, or there are no clips at all.
+            ValueError: an index is unreadable, its tar is missing, a clip's arrays do not fit it, a clip occurs twice, or
+                there are no clips at all.
         """
         self.tars = [Path(path).with_suffix(".tar") for path in paths]
         tables = [_read_index(Path(path), tar) for path, tar in zip(paths, self.tars, strict=True)]
@@ -98,10 +75,13 @@ class ClipIndex:
             raise ValueError(f"no clips in {', '.join(str(path) for path in paths) or 'no shards at all'}")
         table = pa.concat_tables(tables)
         self._shards = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
-        self._keys, self._labels = (_join(table, name) for name in ("key", "label"))
-        self._captions, self._sources = (_join(table, name) for name in ("captions", "caption_sources"))
+        self._keys = _join(table, "key")
+        self._labels = _join(table, "label")
+        self._captions = _join(table, "captions")
+        self._sources = _join(table, "caption_sources")
         self._questions = _join(table, "questions")
-        self._numbers = {name: _integers(_join(table, name)) for name in (*_COUNTS, *_PLACES, *_SIZES)}
+        numbers = [*_COUNTS, *(name for array in ARRAYS.values() for name in array.columns)]
+        self._numbers = {name: _integers(_join(table, name)) for name in numbers}
         self._starts = np.concatenate([[0], np.cumsum(self._numbers["frames"])])
         self._offsets = _integers(_join(table, "offsets").flatten())
         self._sizes = _integers(_join(table, "sizes").flatten()).astype(np.int32)
@@ -112,6 +92,7 @@ class ClipIndex:
 
     def __getitem__(self, number: int) -> Clip:
         frames = slice(self._starts[number], self._starts[number + 1])
+        packed = [array for array in ARRAYS.values() if self.packed(array.name, number)]
         return Clip(
             key=self._keys[number].as_py(),
             tar=self.tars[self._shards[number]],
@@ -119,31 +100,34 @@ class ClipIndex:
             captions=self._captions[number].as_py() or [],
             sources=self._sources[number].as_py() or [],
             questions=read_questions(self._questions[number].as_py()),
-            **{name: int(self._numbers[name][number]) for name in (*_COUNTS, *_SIZES)},
+            **{name: int(self._numbers[name][number]) for name in _COUNTS},
             offsets=self._offsets[frames],
             sizes=self._sizes[frames],
-            maps={name: self._place(name, number) for name in MAPS if self.packed(name, number)},
+            arrays={array.name: self._place(array, number) for array in packed},
+            array_sizes={name: int(self._numbers[name][number]) for array in packed for name in array.size_columns},
         )
 
-    def _place(self, name: str, number: int) -> tuple[int, int]:
-        return int(self._numbers[f"{name}_offset"][number]), int(self._numbers[f"{name}_size"][number])
+    def _place(self, array: PackedArray, number: int) -> tuple[int, int]:
+        offset, size = array.place_columns
+        return int(self._numbers[offset][number]), int(self._numbers[size][number])
 
     def packed(self, name: str, number: int) -> bool:
-        """Whether a clip carries a map."""
-        return bool(self._numbers[f"{name}_offset"][number] >= 0)
+        """Whether a clip carries an array."""
+        offset, _ = ARRAYS[name].place_columns
+        return bool(self._numbers[offset][number] >= 0)
 
     def lacking(self, name: str) -> NDArray[np.int64]:
-        """Numbers of the clips that do not carry a map; all of them, of a map that does not exist."""
-        offsets = self._numbers.get(f"{name}_offset", np.full(len(self), -1))
-        return np.flatnonzero(offsets < 0)
+        """Numbers of the clips without an array, int64, ascending."""
+        offset, _ = ARRAYS[name].place_columns
+        return np.flatnonzero(self._numbers[offset] < 0)
 
     def values(self, name: str) -> list[int]:
-        """The values of `flow_cells` or `text_width` among the clips, ascending."""
+        """The values of an array's own size, such as `flow_cells`, among the clips, ascending."""
         numbers = self._numbers[name]
         return np.unique(numbers[numbers >= 0]).tolist()
 
     def sources(self) -> list[str]:
-        """The sources of all captions, sorted; empty when no shard says."""
+        """The sources of all captions, sorted; empty when no shard names them."""
         return sorted(pc.unique(self._sources.flatten()).to_pylist())
 
     def count_captions(self, sources: Sequence[str] | None = None) -> NDArray[np.int64]:
@@ -188,16 +172,24 @@ def _lengths(column: Any) -> NDArray[np.int64]:
     return _integers(column.value_lengths(), missing=0)
 
 
+def _index_schema() -> pa.Schema:
+    """The columns that are read."""
+    fields = [field for field in shard_schema() if field.name not in _UNREAD]
+    return pa.schema([field.with_nullable(field.name not in _NEEDED) for field in fields])
+
+
 def _read_columns(path: Path) -> pa.Table:
-    """The columns of an index; those that an old one does not have are null."""
+    """The columns of an index; those that an older one lacks are null."""
+    schema = _index_schema()
     try:
-        missing = [name for name in _LATER if name not in pq.read_schema(path).names]
+        found = pq.read_schema(path).names
+        missing = [name for name in later_columns() if name not in found]
     except (OSError, pa.ArrowException):
         missing = []  # reading the table says what is wrong
-    table = read_table(path, [name for name in _COLUMNS if name not in missing], _SCHEMA)
+    table = read_table(path, [name for name in schema.names if name not in missing], schema)
     for name in missing:
-        table = table.append_column(name, pa.nulls(table.num_rows, _TYPES[name]))
-    return table.select(_COLUMNS)
+        table = table.append_column(name, pa.nulls(table.num_rows, schema.field(name).type))
+    return table.select(schema.names)
 
 
 def _read_index(path: Path, tar: Path) -> pa.Table:
@@ -206,32 +198,43 @@ def _read_index(path: Path, tar: Path) -> pa.Table:
         return table
     if not tar.is_file():
         raise DamagedError(f"{tar} is missing; {path} is its index. Run the stage `shards` again")
-    frames = _integers(_join(table, "frames"))
-    for name in ("offsets", "sizes"):
-        wrong = _lengths(_join(table, name)) != frames
-        _refuse(path, table, wrong, f"it has another number of {name} than of frames")
-    _refuse(path, table, frames < 1, "it has no frames")
-    sides = np.stack([_integers(_join(table, name)) for name in ("width", "height")])
-    _refuse(path, table, np.any((sides < 1) | (sides > LONGEST_SIDE), axis=0), "its pictures have an impossible size")
-    cells = np.stack([_integers(_join(table, name)) for name in ("rows", "columns")])
-    _refuse(path, table, np.any((cells < 1) | (cells > sides.max(axis=0)), axis=0), "its maps have an impossible size")
-    sources = _join(table, "caption_sources")
-    wrong = _lengths(sources) != _lengths(_join(table, "captions"))
-    wrong &= sources.is_valid().to_numpy(zero_copy_only=False)
-    _refuse(path, table, wrong, "it has another number of caption sources than of captions")
-    _check_maps(path, table)
+    _check_counts(path, table)
+    _check_sides(path, table)
+    _check_arrays(path, table)
     _check_places(path, table, tar)
     return table
 
 
+def _check_counts(path: Path, table: pa.Table) -> None:
+    """Refuse lists that do not have one entry per frame, or per caption."""
+    frames = _integers(_join(table, "frames"))
+    for name in ("offsets", "sizes"):
+        _refuse_unequal(path, table, (_lengths(_join(table, name)), name), (frames, "frames"))
+    _refuse(path, table, frames < 1, "it has no frames")
+    sources = _join(table, "caption_sources")
+    captions = _lengths(_join(table, "captions"))
+    named = sources.is_valid().to_numpy(zero_copy_only=False)  # null in indexes of the first version
+    counts = np.where(named, _lengths(sources), captions)
+    _refuse_unequal(path, table, (counts, "caption sources"), (captions, "captions"))
+
+
+def _check_sides(path: Path, table: pa.Table) -> None:
+    """Refuse frames and grids of a size that none can have."""
+    sides = np.stack([_integers(_join(table, name)) for name in ("width", "height")])
+    cells = np.stack([_integers(_join(table, name)) for name in GRID])
+    _refuse(path, table, np.any((sides < 1) | (sides > LONGEST_SIDE), axis=0), "its frames have an impossible size")
+    _refuse(path, table, np.any((cells < 1) | (cells > sides.max(axis=0)), axis=0), "its maps have an impossible size")
+
+
 def _check_places(path: Path, table: pa.Table, tar: Path) -> None:
-    """Refuses members that lie outside the tar: a torn file is noticed now, not in the middle of an epoch."""
-    size, lists = tar.stat().st_size, _join(table, "offsets")
+    """Refuse members that lie outside the tar: a torn file is noticed now, not in the middle of an epoch."""
+    size = tar.stat().st_size
+    lists = _join(table, "offsets")
     clips = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
     places = [(_integers(lists.flatten()), _integers(_join(table, "sizes").flatten()), clips)]
     every = np.arange(table.num_rows)
-    for name in MAPS:
-        offsets, sizes = (_integers(_join(table, f"{name}_{what}")) for what in ("offset", "size"))
+    for array in ARRAYS.values():
+        offsets, sizes = (_integers(_join(table, name)) for name in array.place_columns)
         present = (offsets != -1) | (sizes != -1)  # -1 for null
         places.append((offsets[present], sizes[present], every[present]))
     for offsets, sizes, owners in places:
@@ -240,22 +243,28 @@ def _check_places(path: Path, table: pa.Table, tar: Path) -> None:
         _refuse(path, table, wrong, f"it lies outside of {tar.name}, which has {size} bytes: a torn or another file")
 
 
-def _check_maps(path: Path, table: pa.Table) -> None:
-    """Refuses maps that have not 2 bytes (float16) for each value."""
-    counts = {name: _integers(_join(table, name)) for name in ("frames", "rows", "columns", *_SIZES)}
-    captions = _lengths(_join(table, "captions"))
-    cells = counts["frames"] * counts["rows"] * counts["columns"]
-    values = {"similarity": captions * cells, "motion": 3 * cells, "flow": 4 * cells * counts["flow_cells"] ** 2}
-    values["text"] = captions * counts["text_width"]
-    for name in MAPS:
-        sizes = _integers(_join(table, f"{name}_size"))
-        wrong = (sizes >= 0) & ~np.isin(sizes - 2 * values[name], HEADER_SIZES)
-        _refuse(
-            path,
-            table,
-            wrong,
-            f"its {name} map has another shape than the clip: was it made from other frames?",
-        )
+def _check_arrays(path: Path, table: pa.Table) -> None:
+    """Refuse arrays that have more or fewer bytes than a header and their values."""
+    sizes = {name: _integers(_join(table, name)) for name in ("frames", *GRID, *size_columns())}
+    sizes["captions"] = _lengths(_join(table, "captions"))
+    for array in ARRAYS.values():
+        found = _integers(_join(table, array.place_columns[1]))
+        wrong = ~np.isin(found - array.count_bytes(sizes), HEADER_SIZES)
+        for name in array.size_columns:
+            wrong |= sizes[name] < 1
+        wrong &= found >= 0  # -1 for null
+        reason = f"its {array.name} array has another shape than the clip: was it made from other frames?"
+        _refuse(path, table, wrong, reason)
+
+
+def _refuse_unequal(
+    path: Path, table: pa.Table, found: tuple[NDArray[np.int64], str], wanted: tuple[NDArray[np.int64], str]
+) -> None:
+    """Refuse clips whose two counts, each with its unit, differ."""
+    wrong = found[0] != wanted[0]
+    if wrong.any():
+        first = int(np.flatnonzero(wrong)[0])
+        _refuse(path, table, wrong, f"it has {found[0][first]} {found[1]} for {wanted[0][first]} {wanted[1]}")
 
 
 def _refuse(path: Path, table: pa.Table, wrong: NDArray[np.bool_], reason: str) -> None:

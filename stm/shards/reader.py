@@ -1,4 +1,4 @@
-"""Reading members of shards: a tar is opened once in a process, and only the needed bytes are read."""
+"""Reading members of shards: each process opens a tar once, and only the needed bytes are read."""
 
 import io
 import math
@@ -9,29 +9,29 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from tokenize import TokenError
+from typing import Any
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
 from stm.shards.index import Clip
+from stm.shards.schema import ARRAYS
 from stm.storage.tables import DamagedError
 from stm.storage.tars import read_member
 
-# Dimensions that number a map's layers, one after the other in the file: captions and frames, or directions and frames.
-LEADING = {"similarity": 2, "motion": 1, "flow": 2, "text": 1}
-
 
 class ShardReader:
-    """Open tars, by path. May be copied to a worker process, where it opens its own.
+    """Open tars, by path. A copy in a worker process opens its own.
 
     Args:
-        kept_gigabytes: memory for decoded frames, which are kept as they come until it is full. For data that fits; each
-            loading process keeps its own.
+        kept_gigabytes: memory for a cache of decoded frames, filled in the order of reading and never evicted. For data that
+            fits; each loading process has its own.
     """
 
     def __init__(self, kept_gigabytes: float = 0.0) -> None:
-        self._kept_gigabytes, self._room = kept_gigabytes, kept_gigabytes * 1e9
+        self._kept_gigabytes = kept_gigabytes
+        self._room = kept_gigabytes * 1e9  # bytes
         self._kept: dict[tuple[str, int], NDArray[np.uint8]] = {}
         self._open: OrderedDict[Path, int] = OrderedDict()
         # Half of what the system lets a process open; a thousand shards may be more than that.
@@ -67,13 +67,13 @@ class ShardReader:
             raise OSError(error.errno, f"clip {clip.key!r}: {error.strerror}", str(clip.tar)) from error
 
     def frames(self, clip: Clip, positions: Iterable[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Positions, ascending and each once, with the decoded frame there, uint8 [height, width, 3] (red, green, blue).
+        """Each distinct position, ascending, with its decoded frame, uint8 [height, width, 3] (red, green, blue).
 
-        A frame is good until the next one is asked for, which takes its place in memory: a clip's frames together do not
-        fit into a processor's cache.
+        A frame is valid until the next one is decoded, which overwrites it: a clip's frames together do not fit into a
+        processor's cache.
 
         Raises:
-            ValueError: the tar is torn, a frame is no JPEG, or it has another size than the index says.
+            ValueError: the tar is torn, a frame is not a JPEG, or its size is not the one in the index.
         """
         pixels = np.empty((clip.height, clip.width, 3), dtype=np.uint8)
         for position in sorted(set(positions)):
@@ -102,49 +102,56 @@ class ShardReader:
                 f"{where} has {width}x{height} pixels, and {clip.width}x{clip.height} in the index: mixed up files?"
             )
 
-    def similarity(self, clip: Clip, caption: int, frames: Sequence[int]) -> NDArray[np.float16]:
-        """Similarity of one caption to some frames, ascending, float16 [frames, rows, columns]."""
-        first, last = int(frames[0]), int(frames[-1])
-        block = self._layers(clip, "similarity", caption * clip.frames + first, last - first + 1)
-        return block[np.asarray(frames) - first]
+    def layers(self, clip: Clip, name: str, first: int, last: int, *, outer: int | None = None) -> NDArray[Any]:
+        """Layers `first` to `last`, both included, of one of a clip's arrays; only their bytes are read.
 
-    def motion(self, clip: Clip, first: int, last: int) -> NDArray[np.float16]:
-        """Motion of the frames from `first` to `last`, both included, float16 [frames, rows, columns, 3]."""
-        return self._layers(clip, "motion", first, last - first + 1)
+        Args:
+            name: of an array that the clip carries, see `stm.shards.schema.ARRAYS`.
+            first, last: along the last dimension that numbers its layers: frames, or the captions of an array without frames.
+            outer: the number along the dimension before that, such as the caption; None: all of it.
 
-    def flow(self, clip: Clip, first: int, last: int) -> NDArray[np.float16]:
-        """Forward and backward flow of the frames from `first` to `last`, float16 [2, frames, R, C, 2], in map cells."""
-        count = last - first + 1
-        return np.stack([self._layers(clip, "flow", start + first, count) for start in (0, clip.frames)])
+        Returns:
+            The array's dtype, [last - first + 1, *layer]; with the outer dimension before it when it has one and `outer` is
+            None.
+
+        Raises:
+            ValueError: the tar is torn, or the member is not the array that the index says.
+        """
+        *before, inner = clip.count_layers(name)
+        numbers = range(before[0] if before else 1) if outer is None else [outer]
+        blocks = [self._block(clip, name, number * inner + first, last - first + 1) for number in numbers]
+        return np.stack(blocks) if before and outer is None else blocks[0]
 
     def text(self, clip: Clip, captions: Sequence[int]) -> NDArray[np.float32]:
         """The captions' text vectors, float32 [captions, D], of unit length."""
-        vectors = self._layers(clip, "text", 0, len(clip.captions))[list(captions)].astype(np.float32)
+        vectors = self.layers(clip, "text", 0, len(clip.captions) - 1)[list(captions)].astype(np.float32)
         # They are stored with 11 bits: their length is 1 to within 0.05 % only.
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
-    def _layers(self, clip: Clip, name: str, first: int, count: int) -> NDArray[np.float16]:
-        """`count` layers of a map from number `first`, such as frames; only these are read."""
-        offset, size = clip.maps[name]
-        shape = clip.map_shape(name)
-        layer = shape[LEADING[name] :]
-        header = size - 2 * math.prod(shape)
-        _check_header(self._read(clip, offset, header), shape, f"{clip.tar}: {name} map of clip {clip.key!r}")
-        each = 2 * math.prod(layer)
+    def _block(self, clip: Clip, name: str, first: int, count: int) -> NDArray[Any]:
+        """`count` layers from number `first`, of all layers one after the other: [count, *layer]."""
+        declared = ARRAYS[name]
+        offset, size = clip.arrays[name]
+        shape = clip.array_shape(name)
+        layer = shape[len(declared.layers) :]
+        header = size - declared.dtype.itemsize * math.prod(shape)
+        where = f"{clip.tar}: {name} array of clip {clip.key!r}"
+        _check_header(self._read(clip, offset, header), shape, declared.dtype, where)
+        each = declared.dtype.itemsize * math.prod(layer)
         data = self._read(clip, offset + header + first * each, count * each)
-        return np.frombuffer(data, dtype="<f2").reshape(count, *layer)
+        return np.frombuffer(data, dtype=declared.dtype).reshape(count, *layer)
 
 
 @cache
-def _write_header(shape: tuple[int, ...]) -> bytes:
-    """The header that numpy writes for float16 of a shape."""
+def _write_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    """The header that numpy writes for an array."""
     file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
     return file.getvalue()
 
 
-def _check_header(header: bytes, shape: tuple[int, ...], where: str) -> None:
-    if header == _write_header(shape):  # parsing it takes longer than reading the map
+def _check_header(header: bytes, shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> None:
+    if header == _write_header(shape, dtype):  # parsing it takes longer than reading the array
         return
     file = io.BytesIO(header)
     try:
@@ -154,9 +161,9 @@ def _check_header(header: bytes, shape: tuple[int, ...], where: str) -> None:
         found = np.lib.format.read_array_header_1_0(file)
     except (ValueError, SyntaxError, TokenError) as error:  # numpy reads the header as it would a program
         raise DamagedError(
-            f"{where} is no .npy file that can be read ({error}). Run the stage `shards` again"
+            f"{where} is not a .npy file that can be read ({error}). Run the stage `shards` again"
         ) from error
-    if found != (shape, False, np.dtype("<f2")):
+    if found != (shape, False, dtype):
         raise DamagedError(
-            f"{where} is {found[0]} {found[2]}, and {shape} float16 is expected. Run the stage `shards` again"
+            f"{where} is {found[0]} {found[2]}, and {shape} {dtype} is expected. Run the stage `shards` again"
         )

@@ -1,57 +1,220 @@
-"""The index of a shard: one row a clip, and where each of its members lies in the tar."""
+"""The format of a packed shard: the arrays that a clip may carry, and the index with one row per clip.
 
+`ARRAYS` declares each array once. Packing, checking, indexing, reading and cropping follow from it. One more array is an entry
+here, its key in `stm.config.Pack`, the code that makes its values (`stm.preprocess.packing.tables`) and, when it guides masks,
+the code that crops it (`stm.data.guides`). Frames (JPEGs) and questions are not arrays and have columns of their own.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from stm.manifest import QUESTIONS
 
-ARRAYS = ("flow", "motion", "similarity", "text")  # members `{key}.{name}.npy`, in the order of the tar
+# A dimension of an array: a number, the name of one of the clip's sizes, or several names, whose product it is.
+Dimension = int | str | tuple[str, ...]
 
-SHARD_SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("video_id", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("label", pa.string()),
-        pa.field("captions", pa.list_(pa.string()), nullable=False),
-        pa.field("caption_sources", pa.list_(pa.string()), nullable=False),  # of each caption
-        pa.field("questions", QUESTIONS),
-        pa.field("frames", pa.int32(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),  # pixels
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("rows", pa.int32(), nullable=False),  # of the maps
-        pa.field("columns", pa.int32(), nullable=False),
-        pa.field("flow_cells", pa.int32()),  # flow cells on a side of a map's cell; null: no flow
-        pa.field("text_width", pa.int32()),  # of a caption's vector; null: no vectors
-        pa.field("pts", pa.list_(pa.float64()), nullable=False),  # seconds
-        pa.field("json_offset", pa.int64(), nullable=False),  # bytes from the start of the tar
-        pa.field("json_size", pa.int64(), nullable=False),
-        pa.field("offsets", pa.list_(pa.int64()), nullable=False),  # of the JPEGs
-        pa.field("sizes", pa.list_(pa.int32()), nullable=False),
-        *(pa.field(f"{name}_{what}", pa.int64()) for name in ARRAYS for what in ("offset", "size")),  # null: not packed
-        pa.field("sha256", pa.list_(pa.string()), nullable=False),  # of the clip's members, in the order of the tar
-    ]
+GRID = ("rows", "columns")  # cells of a clip's maps
+CLIP_SIZES = ("captions", "frames", *GRID)  # what every clip has, whatever it carries
+
+FIRST_VERSION = 1  # of the format
+
+HALF = np.dtype("<f2")
+
+
+@dataclass(frozen=True)
+class PackedArray:
+    """An array that a clip may carry: the member `{key}.{name}.npy`, of shape [*layers, *layer].
+
+    A name among the dimensions that is not in `CLIP_SIZES` is an integer column of the index, null where the clip does not
+    carry the array. It is called `{array}_{what}`.
+    """
+
+    name: str
+    layers: tuple[Dimension, ...]  # one or two, such as captions and frames: layers lie one after the other in the file
+    layer: tuple[Dimension, ...]  # the shape of one layer; a reader takes as few of them as it needs
+    since: int  # version of the format; older indexes lack the array's columns
+    guides: tuple[str, ...] = ()  # of masks, made of it
+    dtype: np.dtype[Any] = HALF
+
+    @property
+    def per_source(self) -> bool:
+        """Whether each caption source has its own, which are joined caption after caption."""
+        return self.layers[0] == "captions"
+
+    @property
+    def size_columns(self) -> tuple[str, ...]:
+        """Sizes of its own, integer columns of the index."""
+        names = [name for dimension in (*self.layers, *self.layer) for name in _names(dimension)]
+        return tuple(dict.fromkeys(name for name in names if name not in CLIP_SIZES))
+
+    @property
+    def place_columns(self) -> tuple[str, str]:
+        """The columns of its offset and its size in the tar, in bytes; null where a clip does not carry it."""
+        return f"{self.name}_offset", f"{self.name}_size"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All of its columns of the index."""
+        return (*self.size_columns, *self.place_columns)
+
+    def shape(self, sizes: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Its shape in a clip.
+
+        Args:
+            sizes: `CLIP_SIZES` and the array's own, as integers; or as int64 [clips], which makes such dimensions.
+        """
+        return tuple(_resolve(dimension, sizes) for dimension in (*self.layers, *self.layer))
+
+    def count_layers(self, sizes: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The dimensions that number its layers, as `shape` has them."""
+        return self.shape(sizes)[: len(self.layers)]
+
+    def count_bytes(self, sizes: Mapping[str, Any]) -> Any:
+        """Bytes of its values in a clip, or int64 [clips]."""
+        return math.prod(self.shape(sizes)) * self.dtype.itemsize
+
+    def measure(self, values: np.ndarray, sizes: Mapping[str, int]) -> dict[str, int]:
+        """The array's own sizes, by column, found in its values.
+
+        Args:
+            sizes: `CLIP_SIZES` of the clip that the values belong to.
+
+        Raises:
+            ValueError: the values do not have the declared type, or no own sizes give their shape.
+        """
+        own: dict[str, int] = {}
+        for dimension, length in zip((*self.layers, *self.layer), values.shape, strict=False):
+            for name in set(_names(dimension)) - {*sizes, *own}:
+                known = [sizes[other] for other in _names(dimension) if other != name]
+                own[name] = length // math.prod(known)
+        if (
+            values.dtype != self.dtype
+            or len(own) < len(self.size_columns)
+            or values.shape != self.shape({**sizes, **own})
+        ):
+            declared = [*self.layers, *self.layer]
+            raise ValueError(
+                f"the array {self.name} is {values.dtype} {list(values.shape)}, and {self.dtype} {declared} is declared "
+                f"for a clip with {dict(sizes)}"
+            )
+        return own
+
+
+def _names(dimension: Dimension) -> tuple[str, ...]:
+    if isinstance(dimension, int):
+        return ()
+    return (dimension,) if isinstance(dimension, str) else dimension
+
+
+def _resolve(dimension: Dimension, sizes: Mapping[str, Any]) -> Any:
+    return dimension if isinstance(dimension, int) else math.prod(sizes[name] for name in _names(dimension))
+
+
+def _declare(*arrays: PackedArray) -> dict[str, PackedArray]:
+    return {array.name: array for array in arrays}
+
+
+# By name, in the order of the tar; a new one comes last.
+ARRAYS = _declare(
+    PackedArray(
+        "flow",
+        layers=(2, "frames"),  # forward, backward
+        layer=(("rows", "flow_cells"), ("columns", "flow_cells"), 2),  # x, y, in map cells
+        guides=("flow",),
+        since=2,
+    ),
+    PackedArray(
+        "motion",
+        layers=("frames",),
+        layer=(*GRID, 3),  # magnitude, x, y
+        guides=("motion", "motion_compensated"),
+        since=FIRST_VERSION,
+    ),
+    PackedArray(
+        "similarity",
+        layers=("captions", "frames"),
+        layer=GRID,
+        guides=("similarity",),
+        since=FIRST_VERSION,
+    ),
+    PackedArray("text", layers=("captions",), layer=("text_width",), since=2),
 )
 
 
-def list_members(row: dict[str, Any]) -> list[tuple[str, int, int]]:
-    """(name, offset, size) of a clip's members, in the order of the tar, from its line of the index."""
+def guide_arrays() -> dict[str, PackedArray]:
+    """The array that each guide is made of."""
+    return {guide: array for array in ARRAYS.values() for guide in array.guides}
+
+
+# ------------------------------------------------------------------------------------------------------- the index
+
+# Columns beside the arrays' that came after the first version.
+_LATER = ("caption_sources", "questions")
+
+
+def size_columns() -> tuple[str, ...]:
+    """The integer columns that the arrays' shapes need."""
+    return tuple(name for array in ARRAYS.values() for name in array.size_columns)
+
+
+def later_columns() -> tuple[str, ...]:
+    """The columns that indexes of the first version lack."""
+    later = [array.columns for array in ARRAYS.values() if array.since > FIRST_VERSION]
+    return (*_LATER, *(name for columns in later for name in columns))
+
+
+def shard_schema() -> pa.Schema:
+    """The columns of an index."""
+    places = [name for array in ARRAYS.values() for name in array.place_columns]
+    return pa.schema(
+        [
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("video_id", pa.string(), nullable=False),
+            pa.field("split", pa.string(), nullable=False),
+            pa.field("label", pa.string()),
+            pa.field("captions", pa.list_(pa.string()), nullable=False),
+            pa.field("caption_sources", pa.list_(pa.string()), nullable=False),  # of each caption
+            pa.field("questions", QUESTIONS),
+            pa.field("frames", pa.int32(), nullable=False),
+            pa.field("width", pa.int32(), nullable=False),  # pixels
+            pa.field("height", pa.int32(), nullable=False),
+            pa.field("rows", pa.int32(), nullable=False),  # of the maps
+            pa.field("columns", pa.int32(), nullable=False),
+            *(pa.field(name, pa.int32()) for name in size_columns()),
+            pa.field("pts", pa.list_(pa.float64()), nullable=False),  # seconds
+            pa.field("json_offset", pa.int64(), nullable=False),  # bytes from the start of the tar
+            pa.field("json_size", pa.int64(), nullable=False),
+            pa.field("offsets", pa.list_(pa.int64()), nullable=False),  # of the JPEGs
+            pa.field("sizes", pa.list_(pa.int32()), nullable=False),
+            *(pa.field(name, pa.int64()) for name in places),
+            pa.field("sha256", pa.list_(pa.string()), nullable=False),  # of the clip's members, in the order of the tar
+        ]
+    )
+
+
+def clip_sizes(row: Mapping[str, Any]) -> dict[str, int]:
+    """What the shapes of a clip's arrays depend on, from its row of the index; 0 for the sizes of arrays it lacks."""
+    sizes = {name: row[name] or 0 for name in ("frames", *GRID, *size_columns())}
+    return {"captions": len(row["captions"]), **sizes}
+
+
+def list_members(row: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+    """(name, offset, size) of a clip's members, in the order of the tar, from its row of the index.
+
+    Raises:
+        ValueError: the row does not have as many sizes as offsets of JPEGs.
+    """
     key = row["key"]
-    jpegs = zip(row["offsets"], row["sizes"], strict=True)
-    places = [(f"{key}.json", row["json_offset"], row["json_size"])]
-    places += [(f"{key}.{number:04d}.jpg", offset, size) for number, (offset, size) in enumerate(jpegs)]
-    present = [name for name in ARRAYS if row[f"{name}_offset"] is not None]
-    return places + [(f"{key}.{name}.npy", row[f"{name}_offset"], row[f"{name}_size"]) for name in present]
-
-
-def array_shapes(row: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shape of each of a clip's arrays, all float16, from its line of the index; packed or not."""
-    frames, rows, columns = row["frames"], row["rows"], row["columns"]
-    captions, cells, width = len(row["captions"]), row["flow_cells"] or 0, row["text_width"] or 0
-    return {
-        "flow": (2, frames, rows * cells, columns * cells, 2),  # forward and backward; x, y
-        "motion": (frames, rows, columns, 3),  # magnitude, x, y
-        "similarity": (captions, frames, rows, columns),
-        "text": (captions, width),
-    }
+    jpegs: Sequence[tuple[int, int]] = list(zip(row["offsets"], row["sizes"], strict=True))
+    members = [(f"{key}.json", row["json_offset"], row["json_size"])]
+    members += [(f"{key}.{number:04d}.jpg", offset, size) for number, (offset, size) in enumerate(jpegs)]
+    for array in ARRAYS.values():
+        offset, size = (row[column] for column in array.place_columns)
+        if offset is not None:
+            members.append((f"{key}.{array.name}.npy", offset, size))
+    return members

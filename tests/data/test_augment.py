@@ -69,7 +69,7 @@ def test_it_survives_the_way_to_a_worker_process() -> None:
 
 @pytest.mark.parametrize("policy", ["augmix-m3", "rand-k3", "rand-mx7.5"])
 def test_a_policy_that_timm_does_not_know_is_refused(policy: str) -> None:
-    with pytest.raises(ValueError, match=f"augmentation.auto_augment: '{policy}' is no policy"):
+    with pytest.raises(ValueError, match=f"augmentation.auto_augment: '{policy}' is not a policy"):
         RandAugment(policy, SIZE)
 
 

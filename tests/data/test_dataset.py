@@ -227,7 +227,9 @@ def test_a_frame_of_another_size_is_refused(open_clips: Callable, clip: Callable
 
 def test_a_map_of_the_right_size_in_bytes_but_another_shape_is_refused(open_clips: Callable, clip: Callable) -> None:
     data = open_clips([clip(0, motion=np.zeros((12, 5, 4, 3), dtype=np.float16))])  # rows and columns swapped
-    with pytest.raises(ValueError, match=r"motion map of clip 'clip-000' is \(12, 5, 4, 3\).*\(12, 4, 5, 3\) float16"):
+    with pytest.raises(
+        ValueError, match=r"motion array of clip 'clip-000' is \(12, 5, 4, 3\).*\(12, 4, 5, 3\) float16"
+    ):
         data[0]
 
 
@@ -245,10 +247,10 @@ def test_the_format_of_maps_is_numpy_s(open_clips: Callable, clip: Callable) -> 
     content = clip(0)
     data = open_clips([content])
     entry = data.index[0]
-    raw = entry.tar.read_bytes()[entry.maps["similarity"][0] :][: entry.maps["similarity"][1]]
+    raw = entry.tar.read_bytes()[entry.arrays["similarity"][0] :][: entry.arrays["similarity"][1]]
     whole = np.load(io.BytesIO(raw))
-    np.testing.assert_array_equal(data._reader.similarity(entry, 2, [3, 5, 5]), whole[2, [3, 5, 5]])
-    np.testing.assert_array_equal(data._reader.motion(entry, 4, 6), content["motion"][4:7])
+    np.testing.assert_array_equal(data._reader.layers(entry, "similarity", 3, 5, outer=2), whole[2, 3:6])
+    np.testing.assert_array_equal(data._reader.layers(entry, "motion", 4, 6), content["motion"][4:7])
 
 
 @pytest.mark.parametrize("gigabytes", [1.0, 2e-5])

@@ -157,7 +157,8 @@ def shards(folder: Path) -> Stage:
     }
     inputs = {"slice": made.slice, "tar": made.tar, "frames": made.index, "motion": made.motion, "flow": made.flow}
     inputs |= {part: tables[part]["human"] for part in parts}
-    run = partial(pack_shard, made.slice, made.tar, made.index, **tables, motion=made.motion, flow=made.flow)
+    arrays = {**tables, "motion": made.motion, "flow": made.flow}
+    run = partial(pack_shard, made.slice, made.tar, made.index, arrays.pop("captions"), arrays)
     return Stage(
         "shards",
         folder,

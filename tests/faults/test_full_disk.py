@@ -87,10 +87,11 @@ def flow(inputs: Path) -> Run:
 def shards(inputs: Path) -> Run:
     made = make_inputs(inputs)
     parts = ("captions", "similarity", "text")
-    tables: dict[str, Any] = {
+    arrays: dict[str, Any] = {
         part: {source: path_of(made.folder, part, source) for source in EVERYTHING.sources} for part in parts
     }
-    run = partial(pack_shard, made.slice, made.tar, made.index, **tables, motion=made.motion, flow=made.flow)
+    arrays |= {"motion": made.motion, "flow": made.flow}
+    run = partial(pack_shard, made.slice, made.tar, made.index, arrays.pop("captions"), arrays)
     return lambda out: run(tar=out / "s.tar", index=out / "s.parquet", pack=EVERYTHING, grid=GRID, bad_input=KEEP_GOING)
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import simplejpeg
 
 from stm.config import PretrainRun
-from stm.preprocess.packing.stage import SHARD_SCHEMA
+from stm.shards.schema import shard_schema
 from stm.storage.files import sha256_file
 from stm.storage.receipts import make_receipt
 from stm.storage.tables import write_table
@@ -99,7 +99,7 @@ def make_shard(
     receipt = make_receipt(
         "shards", {}, text_model=text_model, tar_sha256=sha256_file(index.with_suffix(".tar")), clips=len(rows)
     )
-    write_table(index, pa.Table.from_pylist(rows, schema=SHARD_SCHEMA), receipt)
+    write_table(index, pa.Table.from_pylist(rows, schema=shard_schema()), receipt)
     return index
 
 

@@ -69,10 +69,9 @@ def run(made: Made, pack: Pack = ALL, bad_input: BadInput = KEEP_GOING, name: st
     parts = ("captions", "similarity", "text")
     inputs = {part: {source: path_of(made.folder, part, source) for source in pack.sources} for part in parts}
     tar, index = made.folder / f"{name}.tar", made.folder / f"{name}.parquet"
-    given = {**inputs, "motion": made.motion, "flow": made.flow, **paths}
-    pack_shard(
-        made.slice, made.tar, made.index, **given, tar=tar, index=index, pack=pack, grid=GRID, bad_input=bad_input
-    )
+    arrays = {**inputs, "motion": made.motion, "flow": made.flow, **paths}
+    captions = arrays.pop("captions")
+    pack_shard(made.slice, made.tar, made.index, captions, arrays, tar, index, pack, GRID, bad_input)
     return tar
 
 

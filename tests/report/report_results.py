@@ -13,7 +13,7 @@ import torch
 from stm.config import Config, parse_config
 from stm.layout import Layout
 from stm.models.weights import zoo
-from stm.shards.schema import SHARD_SCHEMA
+from stm.shards.schema import shard_schema
 from stm.storage.files import write_json
 from stm.storage.receipts import make_receipt
 from stm.storage.tables import write_table
@@ -134,7 +134,7 @@ def write_shard(layout: Layout, config: Config, split: str, captions: dict[str, 
                     "sha256": [m.sha256 for m in (header, *jpegs, *members.values())],
                 }
             )
-    write_table(layout.shard(shard), pa.Table.from_pylist(rows, SHARD_SCHEMA), make_receipt("shards", {}, ["numpy"]))
+    write_table(layout.shard(shard), pa.Table.from_pylist(rows, shard_schema()), make_receipt("shards", {}, ["numpy"]))
 
 
 def make_arrays(config: Config, number: int, captions: int) -> dict[str, np.ndarray]:

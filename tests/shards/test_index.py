@@ -21,23 +21,25 @@ def test_clips_of_several_shards_come_in_order_with_their_places(
     assert [index[i].key for i in range(len(index))] == ["clip-000", "clip-001", "clip-002"]
     assert index.labels() == ["a", "b", None]
     last = index[2]
-    assert (last.tar, last.frames, last.captions, set(last.maps)) == (second.with_suffix(".tar"), 2, [], {"motion"})
+    assert (last.tar, last.frames, last.captions, set(last.arrays)) == (second.with_suffix(".tar"), 2, [], {"motion"})
     assert index.lacking("similarity").tolist() == [2] and index.lacking("motion").tolist() == []
     rows = pq.read_table(first).to_pylist()
     assert index[1].offsets.tolist() == rows[1]["offsets"] and index[1].sizes.tolist() == rows[1]["sizes"]
-    assert index[1].maps["motion"] == (rows[1]["motion_offset"], rows[1]["motion_size"])
+    assert index[1].arrays["motion"] == (rows[1]["motion_offset"], rows[1]["motion_size"])
 
 
 def test_a_map_made_from_other_frames_is_refused(tmp_path: Path, shard: Callable, clip: Callable) -> None:
     wrong = np.zeros((11, 4, 5, 3), dtype=np.float16)  # the clip has 12 frames
     path = shard(tmp_path / "a.parquet", [clip(0), clip(1, motion=wrong)])
-    with pytest.raises(ValueError, match=r"a\.parquet: clip 'clip-001' \(1 in all\): its motion map has another shape"):
+    with pytest.raises(
+        ValueError, match=r"a\.parquet: clip 'clip-001' \(1 in all\): its motion array has another shape"
+    ):
         ClipIndex([path])
 
 
 def test_a_similarity_map_without_its_captions_is_refused(tmp_path: Path, shard: Callable, clip: Callable) -> None:
     path = shard(tmp_path / "a.parquet", [clip(0, captions=["one"], similarity=np.zeros((2, 12, 4, 5), np.float16))])
-    with pytest.raises(ValueError, match="similarity map has another shape"):
+    with pytest.raises(ValueError, match="similarity array has another shape"):
         ClipIndex([path])
 
 
@@ -74,9 +76,9 @@ def test_arrays_of_another_shape_and_uncounted_sources_are_refused(
 ) -> None:
     flow = np.zeros((2, 12, 8, 10, 2), np.float16)
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"flow": flow[:, :-1]}, "flow map has another shape"),
-        ({"text": np.zeros((2, 6), np.float16)}, "text map has another shape"),
-        ({"caption_sources": ["human"]}, "another number of caption sources than of captions"),
+        ({"flow": flow[:, :-1]}, "flow array has another shape"),
+        ({"text": np.zeros((2, 6), np.float16)}, "text array has another shape"),
+        ({"caption_sources": ["human"]}, "it has 1 caption sources for 3 captions"),
     ]
     for change, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -92,4 +94,4 @@ def test_old_and_new_shards_are_read_together(tmp_path: Path, shard: Callable, c
     assert (index.values("flow_cells"), index.values("text_width"), index.sources()) == ([2], [6], ["a", "b"])
     assert index.count_captions().tolist() == [3, 3] and index.count_captions(["a"]).tolist() == [0, 2]
     assert (index[0].sources, index[1].sources) == ([], ["a", "b", "a"])
-    assert index[1].map_shape("flow") == (2, 12, 8, 10, 2) and index[1].map_shape("text") == (3, 6)
+    assert index[1].array_shape("flow") == (2, 12, 8, 10, 2) and index[1].array_shape("text") == (3, 6)

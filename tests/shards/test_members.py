@@ -59,7 +59,7 @@ def test_captions_come_from_the_chosen_sources_only(open_clips: Callable) -> Non
     assert {data[epoch, 0][0]["caption_index"] for epoch in range(10)} == {1}
     assert data.caption_numbers(0) == [1]
     np.testing.assert_allclose(data.texts(0), make_text(0)[[1]], atol=1e-3)
-    similarity = data._reader.similarity(data.index[0], 1, list(range(12))).astype(np.float32)
+    similarity = data._reader.layers(data.index[0], "similarity", 0, 11, outer=1).astype(np.float32)
     (sample,) = data[4, 0]
     assert similarity.min() <= sample["guides"]["similarity"].min()
     whole = open_clips(train=False, captions=CaptionChoice(sources=("blip2",)))

@@ -1,9 +1,9 @@
 """Guides follow the crop: from a map of the full frame to one value for each token of the crop.
 
 A map is piecewise constant: each of its rows x columns cells covers an equal part of the frame. A token's
-value is the exact mean of that function over the token's rectangle, so a crop that falls on the cells gives
-the cells back, and any other an area-weighted mean. Rectangles are products of intervals: two small matrices
-do it.
+value is the exact mean of that function over the token's rectangle, so a crop along the cells' edges
+returns the cells, and any other area-weighted means. Rectangles are products of intervals, so two small matrices
+suffice.
 """
 
 from functools import lru_cache
@@ -41,7 +41,7 @@ def crop_map(
         values: [..., rows, columns], covering the frame.
         frame: width and height of the frame, in pixels.
         box: the crop.
-        side: tokens on a side of the crop.
+        side: tokens per side of the crop.
         flip: whether the crop is mirrored left to right.
 
     Returns:

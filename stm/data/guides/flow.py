@@ -4,7 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stm.data.crop_boxes import Box
+from stm.data.geometry import Geometry
 from stm.data.guides.crop import crop_vectors
+from stm.data.guides.maker import GuideMaker, Stored
+from stm.shards.index import Clip
 
 
 def flow_between(
@@ -12,14 +15,14 @@ def flow_between(
 ) -> NDArray[np.float32]:
     """Forward and backward flow from each taken frame to the next taken and to the one taken before.
 
-    Where stored frames lie between them, a point is followed through these, step by step. Frames taken twice, at the end of
+    A point is tracked step by step through the stored frames between them. Frames taken twice, at the end of
     a short clip, lie on top of each other and do not move; neither does the last forward nor the first backward.
 
     Args:
         packed: [2, stored frames, R, C, 2], forward and backward, x right and y down, in map cells.
         first: stored position of the first of these frames.
         positions: the frames taken, ascending.
-        cells: flow cells on a side of a map cell.
+        cells: flow cells per side of a map cell.
 
     Returns:
         float32 [2, frames, R, C, 2], in map cells.
@@ -35,7 +38,7 @@ def flow_between(
 def follow(
     flow: NDArray[np.floating], starts: NDArray[np.int64], steps: NDArray[np.int64], direction: int, cells: int
 ) -> NDArray[np.float32]:
-    """How far the point at each cell's centre gets from each of the frames `starts` in its number of `steps`.
+    """Displacement of the point at each cell's centre from each of the frames `starts` over its number of `steps`.
 
     Args:
         flow: [frames, R, C, 2], to the next frame in `direction`, in map cells.
@@ -54,22 +57,22 @@ def follow(
 
 
 def look_up(fields: NDArray[np.float32], displacements: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Values of fields at places that lie the given displacements away from their cells' centres.
+    """Sample fields at their cells' centres plus the given displacements.
 
-    Linear between the four centres around; beyond the outermost centres as there.
+    Bilinear between the four centres around; beyond the outermost centres, their values.
 
     Args:
         fields, displacements: [P, R, C, 2]; displacements in cells of these fields.
     """
-    pictures, rows, columns, _ = fields.shape
+    count, rows, columns, _ = fields.shape
     x = np.clip(np.arange(columns, dtype=np.float32) + displacements[..., 0], 0, columns - 1)
     y = np.clip(np.arange(rows, dtype=np.float32)[:, None] + displacements[..., 1], 0, rows - 1)
     left, top = (np.floor(values).astype(np.int64) for values in (x, y))
     right, below = np.minimum(left + 1, columns - 1), np.minimum(top + 1, rows - 1)
     across, down = (x - left)[..., None], (y - top)[..., None]
     flat = fields.reshape(-1, 2)
-    picture = np.arange(pictures)[:, None, None] * rows
-    upper, lower = (picture + top) * columns, (picture + below) * columns
+    field = np.arange(count)[:, None, None] * rows
+    upper, lower = (field + top) * columns, (field + below) * columns
     above = flat[upper + left] * (1 - across) + flat[upper + right] * across
     under = flat[lower + left] * (1 - across) + flat[lower + right] * across
     mixed: NDArray[np.float32] = above * (1 - down) + under * down
@@ -77,7 +80,7 @@ def look_up(fields: NDArray[np.float32], displacements: NDArray[np.float32]) -> 
 
 
 def crop_flow(
-    flow: NDArray[np.float32], frame: tuple[int, int], box: Box, side: int, cells: int, flip: bool
+    flow: NDArray[np.floating], frame: tuple[int, int], box: Box, side: int, cells: int, flip: bool
 ) -> NDArray[np.float32]:
     """Flow on the full frame, in map cells -> flow on a crop, in the crop's tokens.
 
@@ -85,8 +88,8 @@ def crop_flow(
         flow: [..., rows * cells, columns * cells, 2], covering the frame.
         frame: width and height of the frame, in pixels.
         box: the crop.
-        side: tokens on a side of the crop.
-        cells: flow cells on a side of a map cell, and of a token.
+        side: tokens per side of the crop.
+        cells: flow cells per side of a map cell, and of a token.
         flip: whether the crop is mirrored left to right.
 
     Returns:
@@ -95,3 +98,17 @@ def crop_flow(
     rows, columns = flow.shape[-3] // cells, flow.shape[-2] // cells
     scale = (frame[0] / columns * side / box.width, frame[1] / rows * side / box.height)
     return crop_vectors(flow, frame, box, side * cells, flip) * np.array(scale, dtype=np.float32)
+
+
+def _make_flow(stored: Stored) -> NDArray[np.float32]:
+    return flow_between(stored.values, 0, stored.taken, stored.clip.array_sizes["flow_cells"])
+
+
+def _cut_flow(
+    values: NDArray[np.floating], clip: Clip, box: Box, flip: bool, geometry: Geometry
+) -> NDArray[np.float32]:
+    """[2, T, R, C, 2] on the whole frame, in map cells -> of the crop, in tokens."""
+    return crop_flow(values, (clip.width, clip.height), box, geometry.side, clip.array_sizes["flow_cells"], flip)
+
+
+FLOW = GuideMaker({"flow": _make_flow}, cut=_cut_flow)

@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from stm.data.guides.maker import GuideMaker
+
 
 def motion_between(magnitude: NDArray[np.floating], positions: NDArray[np.int64], step: int) -> NDArray[np.float32]:
     """Motion that leads to each taken frame: the mean over the `step` stored frames that end with it.
@@ -25,14 +27,23 @@ def motion_between(magnitude: NDArray[np.floating], positions: NDArray[np.int64]
 
 
 def compensate(motion: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Length of each cell's vector less the median vector of its frame, which stands for the camera's motion.
+    """Length of each cell's vector minus the median vector of its frame, an estimate of the camera's motion.
 
     Args:
         motion: [stored frames, rows, columns, 3]: magnitude, x, y, over the whole frame.
 
     Returns:
-        float32 [stored frames, rows, columns], in the packed unit: cells a stored step.
+        float32 [stored frames, rows, columns], in the packed unit: cells per stored frame.
     """
     vectors = motion[..., 1:].astype(np.float32)
     own = vectors - np.median(vectors, axis=(1, 2), keepdims=True)
     return np.hypot(own[..., 0], own[..., 1])
+
+
+MOTION = GuideMaker(
+    {
+        "motion": lambda stored: motion_between(stored.values[..., 0], stored.taken, stored.step),
+        "motion_compensated": lambda stored: motion_between(compensate(stored.values), stored.taken, stored.step),
+    },
+    looks_back=True,
+)

@@ -5,14 +5,16 @@ from numpy.typing import NDArray
 
 from stm.data.crop_boxes import Box
 from stm.data.geometry import Geometry
-from stm.data.guides.crop import crop_map, pool_slots
-from stm.data.guides.flow import crop_flow, flow_between
-from stm.data.guides.motion import compensate, motion_between
+from stm.data.guides.flow import FLOW
+from stm.data.guides.maker import GuideMaker, Stored
+from stm.data.guides.motion import MOTION
+from stm.data.guides.similarity import SIMILARITY
 from stm.shards.index import Clip
 from stm.shards.reader import ShardReader
+from stm.shards.schema import ARRAYS, guide_arrays
 
-# Guide -> the packed map that it is made of.
-GUIDES = {"similarity": "similarity", "motion": "motion", "motion_compensated": "motion", "flow": "flow"}
+# How the guides of each packed array are made; which these are stands in `stm.shards.schema.ARRAYS`.
+MAKERS: dict[str, GuideMaker] = {"flow": FLOW, "motion": MOTION, "similarity": SIMILARITY}
 
 # Guides that are never packed: a method makes them from the pixels, by its teacher (UMT, ClusterSTM) or its own mask (STM).
 COMPUTED = ("attention", "features", "spatiotemporal")
@@ -21,34 +23,38 @@ Maps = dict[str, NDArray[np.floating]]
 
 
 def read_maps(
-    reader: ShardReader, clip: Clip, guides: tuple[str, ...], window: NDArray[np.int64], geometry: Geometry
+    reader: ShardReader,
+    clip: Clip,
+    guides: tuple[str, ...],
+    window: NDArray[np.int64],
+    geometry: Geometry,
+    caption: int | None = None,
 ) -> Maps:
-    """The maps of a window's frames that do not depend on a caption, on the whole frame.
+    """The maps of a window's frames that some guides need, on the whole frame.
+
+    Args:
+        window: the stored frames taken, ascending.
+        caption: its number among the clip's; the result holds the maps that depend on it. None: those that depend on none.
 
     Returns:
-        "motion", "motion_compensated": float32 [frames, rows, columns]; "flow": float32 [2, frames, R, C, 2], in map cells.
+        "similarity", "motion", "motion_compensated" [frames, rows, columns]; "flow" [2, frames, R, C, 2], in map cells.
     """
     maps: Maps = {}
     first, last = int(window[0]), int(window[-1])
-    if "motion" in guides or "motion_compensated" in guides:
-        step = geometry.step(clip.frames)
-        start = max(0, first - step + 1)
-        motion = reader.motion(clip, start, last)
-        if "motion" in guides:
-            maps["motion"] = motion_between(motion[..., 0], window - start, step)
-        if "motion_compensated" in guides:
-            maps["motion_compensated"] = motion_between(compensate(motion), window - start, step)
-    if "flow" in guides:
-        maps["flow"] = flow_between(reader.flow(clip, first, last), first, window, clip.flow_cells)
+    step = geometry.step(clip.frames)
+    for array in ARRAYS.values():
+        wanted = [guide for guide in array.guides if guide in guides]
+        if not wanted or array.per_source != (caption is not None):
+            continue
+        maker = MAKERS[array.name]
+        start = max(0, first - step + 1) if maker.looks_back else first
+        values = reader.layers(clip, array.name, start, last, outer=caption)
+        stored = Stored(values, window - start, step, clip)
+        maps |= {guide: maker.make[guide](stored) for guide in wanted}
     return maps
 
 
 def cut_maps(maps: Maps, clip: Clip, box: Box, flip: bool, geometry: Geometry) -> dict[str, NDArray[np.float32]]:
     """Maps of the whole frame as guides of a crop: flow float32 [2, T, R, C, 2] in tokens, all others [slots, N]."""
-    frame, side = (clip.width, clip.height), geometry.side
-    return {
-        name: crop_flow(values, frame, box, side, clip.flow_cells, flip)
-        if name == "flow"
-        else pool_slots(crop_map(values, frame, box, side, flip), geometry.tubelet)
-        for name, values in maps.items()
-    }
+    arrays = guide_arrays()
+    return {guide: MAKERS[arrays[guide].name].cut(values, clip, box, flip, geometry) for guide, values in maps.items()}

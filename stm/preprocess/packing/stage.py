@@ -1,8 +1,7 @@
-"""The shards stage: a shard's frames, captions and maps in one WebDataset tar, with an index of every byte.
+"""The shards stage: a shard's frames, captions and arrays in one WebDataset tar, with an index of every byte.
 
-A sample is `{key}.json`, `{key}.0000.jpg`, ..., and what was made of it: `{key}.flow.npy`, `{key}.motion.npy`,
-`{key}.similarity.npy`, `{key}.text.npy`. The tar holds nothing that is not a function of its inputs: no times, no
-owners, sorted keys.
+A sample is `{key}.json`, `{key}.0000.jpg`, ..., and a `{key}.{name}.npy` of each array (`stm.shards.schema`). The tar holds
+nothing but functions of its inputs: no times, no owners, sorted keys.
 """
 
 import io
@@ -20,16 +19,16 @@ from stm.jobs.status import Policy, Status
 from stm.manifest import Question, check_failures, read_questions
 from stm.preprocess.captions.stage import hash_frames
 from stm.preprocess.frames.table import read_jpegs, read_kept, rows_of_kept
-from stm.preprocess.packing.parts import ClipParts, Tables, join_parts
+from stm.preprocess.packing.parts import ClipParts, Inputs, join_parts
 from stm.shards.check import ShardError, verify_shard
 from stm.shards.grid import map_shape
-from stm.shards.schema import ARRAYS, SHARD_SCHEMA
+from stm.shards.schema import ARRAYS, shard_schema
 from stm.storage.files import atomic_path, sha256_file
 from stm.storage.receipts import make_receipt
 from stm.storage.tables import DamagedError, read_receipt, write_table
 from stm.storage.tars import Member, TarWriter
 
-__all__ = ["SHARD_SCHEMA", "ShardError", "pack_shard", "verify_shard"]
+__all__ = ["ShardError", "pack_shard", "verify_shard"]
 
 Row = Mapping[str, Any]
 
@@ -39,33 +38,32 @@ def pack_shard(
     frames_tar: Path,
     frames_index: Path,
     captions: Mapping[str, Path],
-    similarity: Mapping[str, Path],
-    motion: Path | None,
-    flow: Path | None,
-    text: Mapping[str, Path],
+    arrays: Mapping[str, Path | Mapping[str, Path] | None],
     tar: Path,
     index: Path,
     pack: Pack,
     grid: int,
     bad_input: BadInput,
 ) -> None:
-    """Packs the kept clips of a shard; one clip is in memory at a time.
+    """Pack the kept clips of a shard; one clip is in memory at a time.
 
-    A clip that the captions, motion or flow stage gave a status whose policy is `drop` is left out, when that part is
-    packed. With `keep` it stays, without the part. Of several caption sources one with a caption is enough.
+    A clip is left out when the stage of a packed part gave it a status whose policy is `drop`. With `keep` it stays, without
+    the part. Of several caption sources one with a caption is enough.
 
     Args:
-        captions: table of each of `pack.sources`; similarity and text likewise, when they are packed. A clip's captions
-            are those of all sources, in the order of `pack.sources`, and so are their maps and vectors.
-        motion, flow: needed when they are packed. Tables of parts that are not packed are not read.
+        captions: table of each of `pack.sources`. A clip's captions are those of all sources, in the order of
+            `pack.sources`, and so are the layers of its arrays that have one per caption.
+        arrays: table of each of `pack.arrays` by name; by source of those that are per caption source. Others are not read.
 
     Raises:
+        ValueError: a table of a packed part is missing.
         TooManyFailures: more clips are left out than the config allows.
         DamagedError: the inputs do not belong together, or are damaged.
     """
     kept = read_kept(frames_index)
     clips = rows_of_kept(slice_path, kept)
-    parts = join_parts(kept, Tables(captions, similarity, motion, flow, text), pack, grid, bad_input)
+    inputs = Inputs(captions, arrays)
+    parts = join_parts(kept, inputs, pack, grid, bad_input)
     lines: list[dict[str, Any]] = []
     outcomes: list[tuple[str, Status, Policy, str]] = []
     with atomic_path(tar) as temporary:
@@ -78,8 +76,8 @@ def pack_shard(
         digest = sha256_file(temporary)
     receipt = make_receipt("shards", pack, ("numpy", "pyarrow"), grid=grid, frames=hash_frames(kept))
     receipt |= {"policy": bad_input.model_dump(mode="json")["policy"], "tar_sha256": digest, "clips": len(lines)}
-    receipt |= {"text_model": _text_model([text[name] for name in pack.sources] if pack.text else [])}
-    write_table(index, pa.Table.from_pylist(lines, schema=SHARD_SCHEMA), receipt)
+    receipt["text_model"] = _text_model([inputs.of_source("text", name) for name in pack.sources] if pack.text else [])
+    write_table(index, pa.Table.from_pylist(lines, schema=shard_schema()), receipt)
     check_failures(f"shards {tar.stem}", outcomes, bad_input.max_failure_rate)
 
 
@@ -87,17 +85,17 @@ def _text_model(tables: Sequence[Path]) -> dict[str, str] | None:
     """What identifies the text encoder whose vectors are packed; whoever compares other texts with them needs it.
 
     Raises:
-        ValueError: the tables are of different encoders, whose vectors say nothing about each other.
+        DamagedError: the sources' tables are of different encoders, whose vectors cannot be compared.
     """
     models = [read_receipt(path).get("model") for path in tables]
     if any(model != models[0] for model in models):
-        said = " and ".join(str(path) for path in tables)
-        raise DamagedError(f"{said} are of different text encoders. Remove them and run the text stage again")
+        names = " and ".join(str(path) for path in tables)
+        raise DamagedError(f"{names} are of different text encoders. Remove them and run the text stage again")
     return models[0] if models else None
 
 
 def _pack_clip(writer: TarWriter, clip: Row, row: Row, part: ClipParts, frames_tar: Path, grid: int) -> dict[str, Any]:
-    """Adds one clip's members to the tar and returns its line of the index."""
+    """Add one clip's members to the tar, and return its row of the index."""
     key = row["key"]
     rows, columns = map_shape(row["width"], row["height"], grid)
     shown = {
@@ -120,12 +118,12 @@ def _pack_clip(writer: TarWriter, clip: Row, row: Row, part: ClipParts, frames_t
         writer.add(f"{key}.{number:04d}.jpg", data, row["sha256"][number])  # which reading has compared
         for number, data in enumerate(read_jpegs(frames_tar, dict(row)))
     ]
-    arrays = {name: array for name in ARRAYS if (array := getattr(part, name)) is not None}
-    added = {name: writer.add(f"{key}.{name}.npy", _npy_bytes(array)) for name, array in arrays.items()}
-    sizes = {
-        "flow_cells": None if part.flow is None else part.flow.shape[2] // rows,
-        "text_width": None if part.text is None else part.text.shape[1],
-    }
+    clip_sizes = {"captions": len(part.captions), "frames": len(jpegs), "rows": rows, "columns": columns}
+    added: dict[str, Member] = {}
+    sizes: dict[str, int] = {}  # nothing, which Arrow makes null, of arrays that are not there
+    for name, values in part.arrays.items():
+        sizes |= ARRAYS[name].measure(values, clip_sizes)
+        added[name] = writer.add(f"{key}.{name}.npy", _npy_bytes(values))
     asked = {"questions": [question._asdict() for question in questions]}
     return shown | asked | sizes | _places(header, jpegs, added)
 

@@ -172,7 +172,7 @@ def test_a_picture_becomes_a_shard_that_training_reads_with_its_questions(made, 
     extract(root, tmp_path, read_table(slice_path).to_pylist())
     tar, packed = tmp_path / "train-00000.tar", tmp_path / "train-00000.parquet"
     pack = Pack(similarity=False, motion=False)
-    pack_shard(slice_path, frames, index, {}, {}, None, None, {}, tar, packed, pack, 4, BadInput())
+    pack_shard(slice_path, frames, index, {}, {}, tar, packed, pack, 4, BadInput())
     assert verify_shard(tar, packed) == 4
     clips = {clip.key: clip for clip in map(ClipIndex([packed]).__getitem__, range(2))}
     assert clips["q"].questions == (Question("", "b", ("a", "b")), Question("what?", "that"))

@@ -92,8 +92,8 @@ def test_flow_of_another_grid_or_other_frames_is_refused(tmp_path: Path) -> None
     made = make_inputs(tmp_path)
     rows = list(stream_rows(made.flow, ("forward", "backward")))
     for change, message in (
-        ({"rows": rows[0]["rows"] + 1}, "is no multiple of the map's"),
-        ({"rows": 0, "columns": 0}, "is no multiple of the map's"),
+        ({"rows": rows[0]["rows"] + 1}, "is not a multiple of the map's"),
+        ({"rows": 0, "columns": 0}, "is not a multiple of the map's"),
         ({"backward": rows[0]["backward"][:-2]}, "another grid or from other frames"),
     ):
         write_rows(made.flow, FLOW_SCHEMA, [{**rows[0], **change}, *rows[1:]], {}, group=2)

@@ -1,0 +1,48 @@
+"""What each file of guides declares: how the guides of one packed array are made and cut."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stm.data.crop_boxes import Box
+from stm.data.geometry import Geometry
+from stm.data.guides.crop import crop_map, pool_slots
+from stm.shards.index import Clip
+
+
+class Stored(NamedTuple):
+    """The layers of a packed array that cover a window of a clip, on the whole frame."""
+
+    values: NDArray[np.floating]  # [stored frames, *layer]; of flow [2, stored frames, *layer]
+    taken: NDArray[np.int64]  # the window's frames as positions among these stored frames, ascending
+    step: int  # stored frames from one taken frame to the next
+    clip: Clip
+
+
+class Cut(Protocol):
+    """Cuts a map of a window's frames to a crop of the frame."""
+
+    def __call__(
+        self, values: NDArray[np.floating], clip: Clip, box: Box, flip: bool, geometry: Geometry
+    ) -> NDArray[np.float32]: ...
+
+
+def cut_tokens(
+    values: NDArray[np.floating], clip: Clip, box: Box, flip: bool, geometry: Geometry
+) -> NDArray[np.float32]:
+    """A score per token of the crop: [frames, rows, columns] on the whole frame -> float32 [slots, N]."""
+    cropped = crop_map(values, (clip.width, clip.height), box, geometry.side, flip)
+    return pool_slots(cropped, geometry.tubelet)
+
+
+@dataclass(frozen=True)
+class GuideMaker:
+    """How the guides of one packed array are made: from its stored frames to the window's, then cut to a crop."""
+
+    # For each guide of the array, the function that gives its map of the window's frames, on the whole frame.
+    make: Mapping[str, Callable[[Stored], NDArray[np.floating]]]
+    cut: Cut = cut_tokens
+    looks_back: bool = False  # whether the stored frames of the step to the window's first frame are needed

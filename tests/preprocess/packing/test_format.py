@@ -1,0 +1,29 @@
+"""The format of packed shards is held: the same inputs give the bytes that they have always given."""
+
+import hashlib
+import tarfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from made_packed import EVERYTHING, make_inputs, run
+
+# Of everything that depends on this repository alone: JPEGs vary with the encoder's version, Parquet with pyarrow's.
+MEMBERS = "20047c1cacd8d1c6a8bb78b45d2447c4a57dde5a4c19b6d1c2837e5e0a98cdf5"
+COLUMNS = "5ce28daba7fd2fcd9fce43fc528e7afdd9f8e4319110a1c73385e16161706526"
+
+
+def test_a_small_shard_keeps_its_bytes(tmp_path: Path) -> None:
+    tar = run(make_inputs(tmp_path), EVERYTHING)
+    digest = hashlib.sha256()
+    with tarfile.open(tar) as archive:
+        for member in archive:
+            digest.update(f"{member.name}\n".encode())
+            if not member.name.endswith(".jpg"):
+                digest.update(archive.extractfile(member).read())
+    assert digest.hexdigest() == MEMBERS
+
+
+def test_the_index_keeps_its_columns(tmp_path: Path) -> None:
+    schema = pq.read_schema(run(make_inputs(tmp_path), EVERYTHING).with_suffix(".parquet"))
+    columns = [f"{field.name} {field.type} {field.nullable}" for field in schema]
+    assert hashlib.sha256("\n".join(columns).encode()).hexdigest() == COLUMNS
