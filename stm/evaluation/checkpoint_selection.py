@@ -13,7 +13,7 @@ from stm.distributed.process import Process
 from stm.storage.files import read_json, write_bytes, write_json
 from stm.storage.receipts import hash_receipt
 from stm.training.logs import say
-from stm.training.loop import Plan, fit
+from stm.training.loop import TrainingPlan, fit
 
 Measure = Callable[[nn.Module], float]
 """A module in evaluation mode -> its score on the validation split, the higher the better."""
@@ -72,7 +72,7 @@ class Best:
 def tune(
     module: nn.Module,
     batches: Callable[[int], Iterator[Batch]],
-    plan: Plan,
+    plan: TrainingPlan,
     output: Path,
     process: Process,
     measure: Measure | None,

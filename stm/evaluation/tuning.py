@@ -16,7 +16,7 @@ from stm.models.text.decoder import TextDecoder
 from stm.models.video_language import VideoLanguageModel
 from stm.storage.files import sha256_file
 from stm.training.batches import count_steps, feed, hash_shards
-from stm.training.loop import Plan
+from stm.training.loop import TrainingPlan
 
 _PAIRS = Objectives(alignment=0, relevance=0, masked_language=0)  # UMT's fine-tuning: no alignment, no hidden words
 
@@ -86,7 +86,7 @@ def make_tuning(
     train_indexes: Sequence[Path],
     seed: int,
     process: Process,
-) -> tuple[Plan, Callable[[int], Iterator[Batch]]]:
+) -> tuple[TrainingPlan, Callable[[int], Iterator[Batch]]]:
     """The plan of a fine-tuning, and its batches."""
     settings = task.optimisation
     assert isinstance(settings, LanguageOptimisation)
@@ -100,7 +100,7 @@ def make_tuning(
         "seed": seed,
         "stm": stm.__version__,
     }
-    plan = Plan(
+    plan = TrainingPlan(
         name=name,
         optimisation=settings,
         steps_per_epoch=count_steps(train, settings),

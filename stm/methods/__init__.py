@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from stm.config import LanguageRun, PretrainRun
 from stm.data.guides.window import COMPUTED
 from stm.masking import get_strategy
+from stm.methods.contrast_head import load_contrast_head
 from stm.methods.mae import MAE, TEACHER_GUIDE
-from stm.methods.video_text import load_video_text
 from stm.models.weights import zoo
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def load_method(run: PretrainRun, weights: Path) -> MAE:
     Raises:
         ValueError: the file cannot be read or does not fit the run.
     """
-    contrast = load_video_text(weights) if run.contrast is not None else None
+    contrast = load_contrast_head(weights) if run.contrast is not None else None
     method = MAE.of(run, contrast.text_width if contrast is not None else None)
     method.model.load_state_dict(zoo.load(weights).state_dict())
     method.contrast = contrast

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stm.config import Cluster, LanguageRun
 from stm.masking import complement
-from stm.methods.video_language import Looked, MediaMasks, Text
+from stm.methods.video_language import BranchOutput, MediaMasks, Text
 from stm.models.feature_decoders import TokenDecoder
 from stm.models.teachers.frame_teacher import FrameTeacher, Seen
 from stm.models.vit import Architecture, VideoEncoder
@@ -35,18 +35,18 @@ class ClusterWise(nn.Module):
         if run.objectives.relevance:
             self.decoder = TokenDecoder(architecture, teacher.feature_width, self.settings.decoder_depth)
 
-    def forward(self, encoder: VideoEncoder, batch: Mapping[str, Any], seen: Seen, text: Text | None) -> Looked:
+    def forward(self, encoder: VideoEncoder, batch: Mapping[str, Any], seen: Seen, text: Text | None) -> BranchOutput:
         """See `stm.methods.video_language.Branch`; the batch also has "text" float32 [B, C], the teacher's own vectors of
         the captions, of unit length."""
         kept, masked = self.mask(batch, seen)
         encoded = encoder(batch["video"], kept)
         if self.decoder is None:
-            return Looked(encoded, {}, {})
+            return BranchOutput(encoded, {}, {})
         decoded = self.decoder(encoded, kept, masked)
         everything = self.settings.texts == "batch"
         target = relevance(gather_tokens(self.pool(seen), masked), batch["text"], everything)
         loss = relevance_loss(decoded, target, batch["text"], everything)
-        return Looked(encoded, {"relevance": loss}, {"relevance_target": target.mean()})
+        return BranchOutput(encoded, {"relevance": loss}, {"relevance_target": target.mean()})
 
     def mask(self, batch: Mapping[str, Any], seen: Seen) -> tuple[Tensor, Tensor]:
         """Kept tokens, int64 [B, K], and masked tokens, int64 [B, L - K], both sorted."""

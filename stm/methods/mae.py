@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stm.config import PretrainRun, Reconstruction
 from stm.masking import Strategy, complement, count_masked, get_strategy, to_boolean
-from stm.methods.video_text import VideoText
+from stm.methods.contrast_head import ContrastHead
 from stm.models.vit import VideoMAE
 from stm.models.weights import zoo
 from stm.objectives.reconstruction import (
@@ -39,7 +39,7 @@ class MAE(nn.Module):
         ratio: float,
         decode_ratio: float = 1.0,
         reconstruction: Reconstruction | None = None,
-        contrast: VideoText | None = None,
+        contrast: ContrastHead | None = None,
         teacher: nn.Module | None = None,
     ) -> None:
         """
@@ -74,7 +74,7 @@ class MAE(nn.Module):
         if run.contrast is not None:
             if text_width is None:
                 raise ValueError("a run with `contrast` needs the width of the captions' vectors (text_width)")
-            contrast = VideoText(model.architecture.width, text_width, run.contrast)
+            contrast = ContrastHead(model.architecture.width, text_width, run.contrast)
         if TEACHER_GUIDE in strategy.needs:
             teacher = _load_teacher(run, model)
         return cls(model, strategy, run.mask.ratio, run.decode_ratio, run.reconstruction, contrast, teacher)
@@ -95,7 +95,7 @@ class MAE(nn.Module):
 
         Returns:
             Float32 scalars: "loss", the weighted sum of "reconstruction" and "contrast", those of them that the run
-            has, and what `VideoText` tells beside its loss.
+            has, and what `ContrastHead` tells beside its loss.
         """
         guides = self.guide(batch)
         kept, masked = self.mask(guides)

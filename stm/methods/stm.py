@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stm.config import LanguageRun, SpatioTemporal
 from stm.masking import complement
-from stm.methods.video_language import Looked, MediaMasks, Text
+from stm.methods.video_language import BranchOutput, MediaMasks, Text
 from stm.models.spatiotemporal.decoder import SpatioTemporalDecoder, gather_visible
 from stm.models.spatiotemporal.mask import Drawn, SpatioTemporalMask
 from stm.models.teachers.frame_teacher import FrameTeacher, Seen
@@ -49,7 +49,7 @@ class SpatioTemporalBranch(nn.Module):
         """By parameter name: the mix has a rate of its own."""
         return {} if self.predictor is None else {"predictor.mix": self.settings.mix_learning_rate}
 
-    def forward(self, encoder: VideoEncoder, batch: Mapping[str, Any], seen: Seen, text: Text | None) -> Looked:
+    def forward(self, encoder: VideoEncoder, batch: Mapping[str, Any], seen: Seen, text: Text | None) -> BranchOutput:
         """See `stm.methods.video_language.Branch`."""
         video = batch["video"]
         drawn = self.draw(batch, seen)
@@ -64,7 +64,7 @@ class SpatioTemporalBranch(nn.Module):
         losses = {"alignment": alignment_loss(predicted, seen.features)}
         met = {"visible": kept, "invisible": hidden, "all": None}[self.settings.text]
         tokens = layers[-1] if met is kept else encoder(video, met)
-        return Looked(tokens, losses, {} if drawn is None or self.predictor is None else self._tell(drawn))
+        return BranchOutput(tokens, losses, {} if drawn is None or self.predictor is None else self._tell(drawn))
 
     def draw(self, batch: Mapping[str, Any], seen: Seen) -> Drawn | None:
         """The learned mask of clips; None for images, and where the run has another mask."""

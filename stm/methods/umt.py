@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from stm.config import LanguageRun
 from stm.masking import complement
-from stm.methods.video_language import Looked, MediaMasks, Text
+from stm.methods.video_language import BranchOutput, MediaMasks, Text
 from stm.models.feature_decoders import LinearDecoders
 from stm.models.teachers.frame_teacher import FrameTeacher, Seen
 from stm.models.vit import Architecture, VideoEncoder
@@ -26,14 +26,14 @@ class UnmaskedTeacher(nn.Module):
         if run.objectives.alignment:
             self.decoders = LinearDecoders(architecture, teacher.feature_width, teacher.layers)
 
-    def forward(self, encoder: VideoEncoder, batch: Mapping[str, Any], seen: Seen, text: Text | None) -> Looked:
+    def forward(self, encoder: VideoEncoder, batch: Mapping[str, Any], seen: Seen, text: Text | None) -> BranchOutput:
         """See `stm.methods.video_language.Branch`."""
         kept = self.masks.keep(batch, seen)
         if self.decoders is None:
-            return Looked(encoder(batch["video"], kept), {}, {})
+            return BranchOutput(encoder(batch["video"], kept), {}, {})
         layers = encoder.forward_layers(batch["video"], kept, self.layers)
         loss = alignment_loss(self.decoders(layers, kept), gather_layers(seen.features, kept))
-        return Looked(layers[-1], {"alignment": loss}, {})
+        return BranchOutput(layers[-1], {"alignment": loss}, {})
 
     def mask(self, batch: Mapping[str, Any], seen: Seen) -> tuple[Tensor, Tensor]:
         """Kept tokens, int64 [B, K], and masked tokens, int64 [B, L - K], both sorted; for pictures and tests."""

@@ -17,13 +17,9 @@ from stm.masking.cluster import make_cluster_strategy
 from stm.models.teachers.frame_teacher import FrameTeacher, Seen
 from stm.models.video_language import VideoLanguageModel
 from stm.models.vit import VideoEncoder
-from stm.objectives.video_text import (
-    contrast_ids,
-    draw_negatives,
-    mask_words,
-    masked_language_loss,
-    matching_loss,
-)
+from stm.objectives.contrast import contrast_ids
+from stm.objectives.masked_language import mask_words, masked_language_loss
+from stm.objectives.matching import draw_negatives, matching_loss
 
 
 class MediaMasks:
@@ -63,7 +59,7 @@ class Text(NamedTuple):
     states: Tensor  # [B, X, W]
 
 
-class Looked(NamedTuple):
+class BranchOutput(NamedTuple):
     """What a branch made of a batch."""
 
     tokens: Tensor  # [B, K, W], features of the student that the text meets
@@ -106,7 +102,9 @@ def compare_pairs(
 class Branch(Protocol):
     """Mask, student and reconstruction of a method; a module."""
 
-    def __call__(self, encoder: VideoEncoder, batch: Mapping[str, Any], seen: Seen, text: Text | None) -> Looked: ...
+    def __call__(
+        self, encoder: VideoEncoder, batch: Mapping[str, Any], seen: Seen, text: Text | None
+    ) -> BranchOutput: ...
 
 
 class VideoOnly(nn.Module):

@@ -1,6 +1,9 @@
-"""Video-text contrast (TGM, section 3.4): InfoNCE over the clips and captions of all processes.
+"""Video-text contrast: InfoNCE over the clips and captions of all processes.
 
-Two clips whose captions have the same words are each other's negatives, as in the paper. That does less harm than
+`match_pairs` is TGM's (section 3.4): row i of one side belongs to row i of the other. `contrast_ids` is UMT's (VTC): rows of
+the same sample are each other's positives.
+
+In TGM's, two clips whose captions have the same words are each other's negatives, as in the paper. That does less harm than
 it seems: equal texts have equal logits, so of m copies each gets at most 1/m of the probability, the loss has the
 floor log(m), and the gradient vanishes when a clip is as near to its text as all copies together can be. What does
 push wrongly are different texts for the same content, such as two captions of one clip that is in the batch twice
@@ -74,3 +77,38 @@ def _logits(rows: Tensor, columns: Tensor, temperature: float | Tensor, absent: 
     else would become NaN."""
     logits = rows @ columns.T / temperature
     return logits.masked_fill(absent, torch.finfo(logits.dtype).min)
+
+
+def contrast_ids(video: Tensor, text: Tensor, ids: Tensor, temperature: float | Tensor) -> Tensor:
+    """Symmetric contrast in which all rows of the same sample are each other's positives (UMT's VTC).
+
+    A row's target is shared equally among its positives. Without repeated ids it is the loss of
+    `match_pairs`. All negatives of all processes are gathered; each process compares its own
+    rows with all columns, and the gradient reaches the others' on the process that they came from.
+
+    Args:
+        video: unit vectors [B, E]; B is the same on all processes.
+        text: unit vectors [B, E]; row i belongs to row i of `video`.
+        ids: int64 [B], the number of each sample; the same one for its other views or captions.
+        temperature: above 0; a scalar tensor may learn.
+
+    Returns:
+        Scalar, float32 at least, also under autocast: half the sum of the cross entropies of finding captions and of
+        finding clips. Its mean over the processes is that of the joined batch.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if video.shape != text.shape or video.dim() != 2 or ids.shape != video.shape[:1]:
+        shapes = [tuple(x.shape) for x in (video, text, ids)]
+        raise ValueError(f"video {shapes[0]} and text {shapes[1]} must be [B, E] alike, and ids {shapes[2]} be [B]")
+    with torch.autocast(video.device.type, enabled=False):
+        dtype = torch.promote_types(video.dtype, torch.float32)
+        video, text = video.to(dtype), text.to(dtype)
+        all_video, all_text = gather(torch.cat([video, text], dim=1)).chunk(2, dim=1)
+        # In a message of their own: as float32 numbers, large ids would run into each other.
+        positive = (ids[:, None] == gather(ids)).to(dtype)  # [B, all]
+        target = positive / positive.sum(dim=1, keepdim=True)
+        to_text = cross_entropy(video @ all_text.T / temperature, target)
+        to_video = cross_entropy(text @ all_video.T / temperature, target)
+        return (to_text + to_video) / 2

@@ -12,7 +12,8 @@ import torch
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
 from torch.nn import functional
 
-from stm.pretrained.hub import PRECISIONS, ModelError, choose_device
+from stm.distributed.process import choose_device
+from stm.pretrained.hub import PRECISIONS, ModelError
 from stm.pretrained.local_files import hash_weights
 from stm.storage.files import sha256_file
 

@@ -1,4 +1,4 @@
-"""Which device to compute on, where a transformers model's files are, and what identifies them."""
+"""Where a transformers model's files are, and what identifies them."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -13,11 +13,6 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 class ModelError(ValueError):
     """A model that a config names cannot be had; the message says what was looked for and what to do."""
-
-
-def choose_device(device: str | None = None) -> torch.device:
-    """The device asked for; without one CUDA when there is any, else the CPU."""
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def exact_convolutions(device: torch.device) -> AbstractContextManager[None]:

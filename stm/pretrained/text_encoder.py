@@ -12,8 +12,9 @@ from torch.nn import functional
 from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, CLIPTextModelWithProjection
 
 from stm.config import Text
+from stm.distributed.process import choose_device
 from stm.pretrained.clip import embed_texts, load_clip
-from stm.pretrained.hub import PRECISIONS, ModelError, choose_device, explain_missing, find_model, load_complete
+from stm.pretrained.hub import PRECISIONS, ModelError, explain_missing, find_model, load_complete
 
 TRANSFORMERS = "transformers:"
 _ABSURD = 10**6  # tokens; a tokenizer that does not know its model's context says 1e30

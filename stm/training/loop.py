@@ -37,7 +37,7 @@ _LONG_STEP = 1.0
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """What the loop has to know beside the module and the batches."""
 
     name: str  # for people
@@ -63,7 +63,7 @@ class Plan:
 def fit(
     module: nn.Module,
     batches: Callable[[int], Iterator[Batch]],
-    plan: Plan,
+    plan: TrainingPlan,
     output: Path,
     process: Process,
     after_epoch: Callable[[int], None] | None = None,
@@ -123,7 +123,7 @@ def fit(
 class _Run:
     """All that changes during training."""
 
-    def __init__(self, module: nn.Module, plan: Plan, output: Path, process: Process) -> None:
+    def __init__(self, module: nn.Module, plan: TrainingPlan, output: Path, process: Process) -> None:
         self.module, self.plan, self.process = module, plan, process
         self._prepare()
         self.optimizer = build_optimizer(module, plan.optimisation, layer_decay=plan.layer_decay, depth=plan.depth)

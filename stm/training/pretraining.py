@@ -15,15 +15,15 @@ from stm.data.loader import Batch
 from stm.distributed.process import Process, join_processes
 from stm.masking import start_checks, strategy_digests
 from stm.methods import build_method, dataset_needs
+from stm.methods.contrast_head import EXTRA
 from stm.methods.mae import MAE
-from stm.methods.video_text import EXTRA
 from stm.models.weights import zoo
 from stm.storage.files import write_json
 from stm.storage.receipts import make_receipt
 from stm.training.batches import Medium, count_media_steps, count_steps, feed, feed_media, hash_shards, read_text_model
 from stm.training.initialise import Start, start_from
 from stm.training.logs import say
-from stm.training.loop import Plan, fit
+from stm.training.loop import TrainingPlan, fit
 
 
 def pretrain(
@@ -81,7 +81,7 @@ def pretrain(
         process.wait()
 
 
-def _write(method: MAE, run: PretrainRun, plan: Plan, output: Path) -> None:
+def _write(method: MAE, run: PretrainRun, plan: TrainingPlan, output: Path) -> None:
     branch = method.contrast
     zoo.save(
         method.model,
@@ -233,7 +233,7 @@ def make_plan(
     teacher: Mapping[str, str] | None,
     output: Path,
     **more: Any,
-) -> Plan:
+) -> TrainingPlan:
     """The loop's plan of a run.
 
     Args:
@@ -253,7 +253,7 @@ def make_plan(
         "teacher": teacher,
         "masks": strategy_digests(mask.strategy for mask in run.masks),
     }
-    return Plan(
+    return TrainingPlan(
         name=f"pretrain {output.name}",
         optimisation=run.optimisation,
         steps_per_epoch=steps_per_epoch,
@@ -272,7 +272,7 @@ def no_batches(step: int) -> Iterator[Batch]:
     return iter(())
 
 
-def introduce(plan: Plan, clips: str, parameters: int, process: Process) -> None:
+def introduce(plan: TrainingPlan, clips: str, parameters: int, process: Process) -> None:
     """Says what is about to be trained."""
     if process.first:
         say(
@@ -281,7 +281,7 @@ def introduce(plan: Plan, clips: str, parameters: int, process: Process) -> None
         )
 
 
-def write_record(run: Run, plan: Plan, output: Path) -> None:
+def write_record(run: Run, plan: TrainingPlan, output: Path) -> None:
     """Writes `config.json`: the run and the receipt."""
     receipt = make_receipt(
         "pretrain",

@@ -20,7 +20,7 @@ from stm.data.loader import Batch
 from stm.distributed.process import Process
 from stm.methods import build_method
 from stm.models.weights import zoo
-from stm.training.loop import Plan, fit
+from stm.training.loop import TrainingPlan, fit
 
 CLIPS, STEPS, TEXT_WIDTH = 8, 4, 7
 BROKEN_AT = 3  # the step in which a run dies; its last checkpoint is that of step 2
@@ -92,7 +92,7 @@ def train(
                 first = (part * process.count + process.rank) * rows
                 yield take(whole, slice(first, first + rows))
 
-    plan = Plan("made", run.optimisation, STEPS // 2, 3, precision=run.precision, parallel=parallel,
+    plan = TrainingPlan("made", run.optimisation, STEPS // 2, 3, precision=run.precision, parallel=parallel,
                 compile=run.compile, checkpoint_every=2, log_every=1)  # fmt: skip
     fit(method.train(), batches, plan, output, process)
     if not process.first:

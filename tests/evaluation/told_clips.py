@@ -15,7 +15,7 @@ from made_clips import COLUMNS, FRAMES, HEIGHT, ROWS, WIDTH, draw_clip, make_run
 from stm.config import Contrast, PretrainRun
 from stm.evaluation.classification.clips import clips_to_test
 from stm.evaluation.features import run_over
-from stm.methods.video_text import EXTRA, VideoText
+from stm.methods.contrast_head import EXTRA, ContrastHead
 from stm.models.weights import zoo
 from stm.storage.tables import write_table
 from stm.storage.tars import TarWriter
@@ -93,7 +93,7 @@ def save_fitted(path: Path, task: Any, indexes: Sequence[Path], wanted: np.ndarr
     inputs = np.concatenate([features, np.ones((len(features), 1))], axis=1)
     solution = np.linalg.lstsq(inputs, wanted, rcond=1e-4)[0]
     assert isinstance(run.contrast, Contrast)
-    branch = VideoText(model.architecture.width, wanted.shape[1], run.contrast)
+    branch = ContrastHead(model.architecture.width, wanted.shape[1], run.contrast)
     with torch.no_grad():
         branch.head[-1].weight.copy_(torch.from_numpy(solution[:-1].T))
         branch.head[-1].bias.copy_(torch.from_numpy(solution[-1]))

@@ -28,7 +28,7 @@ from stm.preprocess.frames.stage import extract_frames
 from stm.preprocess.packing.stage import pack_shard
 from stm.storage.files import write_json
 from stm.training.checkpoint import Checkpoints
-from stm.training.loop import Plan, fit
+from stm.training.loop import TrainingPlan, fit
 
 Run = Callable[[Path], object]
 
@@ -179,7 +179,7 @@ class Line(nn.Module):
 def train(output: Path) -> Line:
     module = Line()
     settings = Optimisation(epochs=1, batch_size=1, warmup_epochs=0, learning_rate=0.01)
-    plan = Plan("made", settings, 6, 0, checkpoint_every=2, checkpoints_kept=1)
+    plan = TrainingPlan("made", settings, 6, 0, checkpoint_every=2, checkpoints_kept=1)
     batches = lambda step: iter([{"video": torch.full((1,), 1.0 + s)} for s in range(step, 6)])  # noqa: E731
     fit(module, batches, plan, output, Process(0, 1, torch.device("cpu")))
     return module

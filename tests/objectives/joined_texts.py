@@ -11,7 +11,8 @@ import torch.distributed
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from stm.objectives.video_text import contrast_ids, mask_words, masked_language_loss
+from stm.objectives.contrast import contrast_ids
+from stm.objectives.masked_language import mask_words, masked_language_loss
 
 ROWS, WIDTH = 5, 7
 LARGE = 2**40  # in float32 its neighbours are the same number

@@ -10,7 +10,7 @@ from report_results import SPLITS, TEXT_WIDTH, make_config, write_offline
 from stm.config import Config, parse_config
 from stm.layout import Layout
 from stm.methods import build_method
-from stm.methods.video_text import EXTRA
+from stm.methods.contrast_head import EXTRA
 from stm.models.weights import zoo
 from stm.storage.files import write_json
 from stm.storage.receipts import make_receipt

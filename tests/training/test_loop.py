@@ -17,7 +17,7 @@ from stm.data.loader import Batch
 from stm.distributed.process import Process
 from stm.training.interruption import Interrupted
 from stm.training.logs import Meter, cut_lines
-from stm.training.loop import Plan, clip_gradient, fit
+from stm.training.loop import TrainingPlan, clip_gradient, fit
 
 CPU = Process(0, 1, torch.device("cpu"))
 STEPS = 12
@@ -44,12 +44,12 @@ def make_module(seed: int = 5) -> Regression:
     return Regression()
 
 
-def make_plan(accumulate: int = 1, **changes: object) -> Plan:
+def make_plan(accumulate: int = 1, **changes: object) -> TrainingPlan:
     optimisation = Optimisation(
         epochs=3, batch_size=8, accumulate=accumulate, learning_rate=0.3, warmup_epochs=1, clip_grad=1.0
     )
     values = {"checkpoint_every": 5, "log_every": 3, "seed": 1, **changes}
-    return Plan("test", optimisation, STEPS // 3, **values)  # type: ignore[arg-type]
+    return TrainingPlan("test", optimisation, STEPS // 3, **values)  # type: ignore[arg-type]
 
 
 def make_batches(accumulate: int, stop_at: int | None = None, signal_at: int | None = None, sent: int = signal.SIGTERM):
@@ -212,7 +212,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path: Pa
 
 def test_no_epochs_leave_the_weights_alone(tmp_path: Path) -> None:
     module, untouched = make_module(), make_module()
-    plan = Plan("test", Optimisation(epochs=0, batch_size=8), 0, seed=1)
+    plan = TrainingPlan("test", Optimisation(epochs=0, batch_size=8), 0, seed=1)
     fit(module, lambda step: iter(()), plan, tmp_path, CPU)
     assert same_weights(module, untouched)
 

@@ -12,7 +12,7 @@ from test_pretrain import COLORS, read_log, torchrun, weights
 
 from stm.config import PretrainRun
 from stm.methods import build_method
-from stm.methods.video_text import load_video_text
+from stm.methods.contrast_head import load_contrast_head
 from stm.models.weights import zoo
 from stm.training import pretrain
 from stm.training.checkpoint import Checkpoints
@@ -43,7 +43,7 @@ def test_every_value_is_logged_and_the_head_is_saved_beside_the_model(shards: li
     line = read_log(tmp_path)[-1]
     assert {"loss", "reconstruction", "contrast", "accuracy", "temperature", "gradient_norm"} <= line.keys()
     assert line["loss"] == pytest.approx(line["reconstruction"] + line["contrast"], rel=1e-5)
-    branch = load_video_text(tmp_path / "weights.safetensors")
+    branch = load_contrast_head(tmp_path / "weights.safetensors")
     assert branch.text_model == "made" and branch.text_width == TEXT_WIDTH and branch.head[1].num_batches_tracked == 6
     assert zoo.load(tmp_path / "weights.safetensors").state_dict().keys() == model_weights(tmp_path).keys()
 

@@ -27,7 +27,7 @@ from stm.models.vit import VideoEncoder
 from stm.models.weights import zoo
 from stm.storage.files import sha256_file
 from stm.training.batches import count_steps, feed, hash_shards
-from stm.training.loop import Plan, fit
+from stm.training.loop import TrainingPlan, fit
 from stm.tubelets import to_unit
 
 HEAD_SCALE = 1e-3
@@ -107,7 +107,7 @@ def fine_tune(
     torch.manual_seed(seed)
     encoder = load_checked_encoder(weights, run, task.drop_path)
     classifier = Classifier(encoder, len(train.classes), task.label_smoothing, task.head_dropout).to(process.device)
-    plan = Plan(
+    plan = TrainingPlan(
         name=f"fine-tune {output.parent.name}",
         optimisation=settings,
         steps_per_epoch=count_steps(train, settings),

@@ -11,7 +11,7 @@ from stm.data.dataset import ClipDataset
 from stm.distributed.process import choose_device
 from stm.evaluation.features import run_over
 from stm.evaluation.results import check_architecture
-from stm.methods.video_text import VideoEmbedder, load_embedder
+from stm.methods.contrast_head import VideoEmbedder, load_embedder
 
 
 def load_checked_embedder(weights: Path, run: Run) -> VideoEmbedder:

@@ -9,13 +9,14 @@ import torch
 from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
 from stm.config import Blip2Captions
+from stm.distributed.process import choose_device
 from stm.jobs.journal import Journal
 from stm.jobs.progress import Progress
 from stm.jobs.status import Status
 from stm.preprocess.batches import generate_texts
 from stm.preprocess.captions.templates import ClipCaptions, collect
 from stm.preprocess.frames.table import load_frame
-from stm.pretrained.hub import PRECISIONS, ModelError, choose_device, explain_missing, find_model, load_complete
+from stm.pretrained.hub import PRECISIONS, ModelError, explain_missing, find_model, load_complete
 
 
 def choose_key_frames(stored: int, wanted: int) -> list[int]:

@@ -7,12 +7,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stm.config import LanguageModelCaptions
+from stm.distributed.process import choose_device
 from stm.jobs.journal import Journal
 from stm.jobs.progress import Progress
 from stm.jobs.status import Status
 from stm.preprocess.batches import generate_texts
 from stm.preprocess.captions.templates import NO_LABEL, WHOLE_CLIP, ClipCaptions, collect, spoken_label
-from stm.pretrained.hub import choose_device, explain_missing, find_model, load_complete
+from stm.pretrained.hub import explain_missing, find_model, load_complete
 
 
 class LanguageModel:

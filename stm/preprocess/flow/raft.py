@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.models.optical_flow import raft_small
 
+from stm.distributed.process import choose_device
 from stm.jobs.progress import Progress
 from stm.jobs.workers import Failure
 from stm.preprocess.batches import prefetch
 from stm.preprocess.flow.cells import to_cells
 from stm.preprocess.flow.dis import FlowMaps, FlowTask, damaged
 from stm.preprocess.frames.table import load_frame
-from stm.pretrained.hub import ModelError, choose_device, exact_convolutions
+from stm.pretrained.hub import ModelError, exact_convolutions
 from stm.storage.files import sha256_file
 
 _STEPS = 8  # between stored frames, a forward pass; of one clip only, so that its flow does not depend on neighbours

@@ -14,7 +14,7 @@ from stm.config import Text, ZeroShot
 from stm.evaluation import evaluate
 from stm.evaluation.classification.clips import clips_to_test
 from stm.evaluation.classification.zero_shot import embed_labels, spell
-from stm.methods.video_text import load_embedder
+from stm.methods.contrast_head import load_embedder
 from stm.pretrained.text_encoder import TextEncoder
 
 CLIP = Path(__file__).parents[3] / "stm" / "assets" / "demo-clip"

@@ -23,7 +23,7 @@ LEAST_TEMPERATURE = 0.01  # CLIP's
 _LEAST_LOGARITHM = math.log(LEAST_TEMPERATURE) + 2e-6
 
 
-class VideoText(nn.Module):
+class ContrastHead(nn.Module):
     """Prediction head, temperature and loss."""
 
     def __init__(self, width: int, text_width: int, settings: Contrast) -> None:
@@ -90,7 +90,7 @@ class VideoText(nn.Module):
             self.log_temperature.clamp_(min=_LEAST_LOGARITHM)
 
     def describe(self) -> dict[str, Any]:
-        """What `load_video_text` needs beside the weights, as JSON values."""
+        """What `load_contrast_head` needs beside the weights, as JSON values."""
         about = {"width": self.width, "text_width": self.text_width, "text_model": self.text_model}
         return {**about, "settings": self.settings.model_dump(mode="json")}
 
@@ -98,7 +98,7 @@ class VideoText(nn.Module):
 class VideoEmbedder(nn.Module):
     """Clips to unit vectors in the space of the text: an encoder and the branch that was trained with it."""
 
-    def __init__(self, encoder: VideoEncoder, branch: VideoText) -> None:
+    def __init__(self, encoder: VideoEncoder, branch: ContrastHead) -> None:
         super().__init__()
         self.encoder, self.branch = encoder, branch
 
@@ -110,7 +110,7 @@ class VideoEmbedder(nn.Module):
         return self.branch.embed(self.encoder(video, kept))
 
 
-def load_video_text(path: Path) -> VideoText:
+def load_contrast_head(path: Path) -> ContrastHead:
     """The branch from a run's weights, in eval mode.
 
     Raises:
@@ -120,16 +120,16 @@ def load_video_text(path: Path) -> VideoText:
     try:
         sizes = about["width"], about["text_width"], Contrast.model_validate(about["settings"])
         with torch.device("meta"):  # takes no memory, whatever the header says
-            blank = VideoText(*sizes).state_dict()
+            blank = ContrastHead(*sizes).state_dict()
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise zoo.WeightsError(f"{path}: its header describes no {EXTRA!r} that can be built ({error!r})") from error
     check_tensors(tensors, blank, f"{path} has a {EXTRA!r}")
-    branch = VideoText(*sizes)
+    branch = ContrastHead(*sizes)
     branch.load_state_dict(tensors)
     branch.text_model = about.get("text_model")
     return branch.eval()
 
 
 def load_embedder(path: Path) -> VideoEmbedder:
-    """What embeds clips for zero-shot classification and retrieval, in eval mode; errors as `load_video_text`."""
-    return VideoEmbedder(zoo.load_encoder(path), load_video_text(path)).eval()
+    """What embeds clips for zero-shot classification and retrieval, in eval mode; errors as `load_contrast_head`."""
+    return VideoEmbedder(zoo.load_encoder(path), load_contrast_head(path)).eval()

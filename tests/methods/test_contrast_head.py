@@ -13,8 +13,8 @@ from torch.nn.functional import normalize
 from stm.config import Contrast, PretrainRun
 from stm.masking import get_strategy
 from stm.methods import build_method, dataset_needs, load_method
+from stm.methods.contrast_head import EXTRA, ContrastHead, load_contrast_head, load_embedder
 from stm.methods.mae import MAE
-from stm.methods.video_text import EXTRA, VideoText, load_embedder, load_video_text
 from stm.models.weights import zoo
 from stm.objectives.contrast import info_nce
 
@@ -198,7 +198,7 @@ def test_what_is_saved_embeds_clips_as_the_method_does(tmp_path: Path) -> None:
     torch.testing.assert_close(expected.norm(dim=1), torch.ones(4))
     assert torch.equal(load_embedder(path)(batch["video"]), expected)
     assert torch.equal(load_method(run, path).embed_video(batch["video"]), expected)
-    assert load_video_text(path).temperature == branch.temperature
+    assert load_contrast_head(path).temperature == branch.temperature
     kept, _ = method.mask(batch["guides"])
     assert not torch.equal(method.embed_video(batch["video"], kept), expected)
     # In evaluation a clip's vector does not depend on the others of its batch.
@@ -236,11 +236,11 @@ def test_a_header_that_does_not_fit_its_weights_is_an_error_of_one_kind(
     path = tmp_path / "weights.safetensors"
     zoo.save(method.model, path, extra={EXTRA: method.contrast.state_dict()}, header={EXTRA: about})
     with pytest.raises(zoo.WeightsError, match=message):
-        load_video_text(path)
+        load_contrast_head(path)
 
 
 def test_text_of_another_width_is_an_error() -> None:
-    branch = VideoText(16, 4, Contrast(hidden=8))
+    branch = ContrastHead(16, 4, Contrast(hidden=8))
     with pytest.raises(ValueError, match=r"video \(2, 4\) and text \(2, 9\)"):
         branch(torch.randn(2, 3, 16), torch.randn(2, 9), torch.ones(2, dtype=torch.bool))
 
