@@ -65,12 +65,13 @@ from stm.config.stages import (
     Similarity,
     Text,
 )
-from stm.config.study import Config, Corpus, instance_name, merge
+from stm.config.study import AnyRun, Config, Corpus, instance_name, is_language_run, merge
 from stm.config.training import (
     Augmentation,
     CaptionChoice,
     Contrast,
     Mask,
+    MediumSettings,
     ModelSize,
     Optimisation,
     PretrainRun,
@@ -81,6 +82,7 @@ from stm.config.training import (
 )
 
 __all__ = [
+    "AnyRun",
     "Augmentation",
     "BadInput",
     "BenchmarkDataset",
@@ -119,6 +121,7 @@ __all__ = [
     "LinearProbe",
     "Mask",
     "MaskQuality",
+    "MediumSettings",
     "ModelSize",
     "Motion",
     "MovingShapesDataset",
@@ -147,6 +150,7 @@ __all__ = [
     "VideoTextRetrieval",
     "ZeroShot",
     "instance_name",
+    "is_language_run",
     "json_schema",
     "load_config",
     "merge",

@@ -1,11 +1,19 @@
 """Pretraining runs with a frozen teacher and text: UMT, STM, ClusterSTM."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import model_validator
 
 from stm.config.base import Fraction, Name, Section, field
-from stm.config.training import Mask, Run, Sampling, Teacher
+from stm.config.training import Mask, MediumSettings, Run, Sampling, Teacher
+
+# A method's mask where none is given. Ratios: STM's release, and what a note tells of ClusterSTM.
+_OWN_MASKS = {
+    "stm": {"strategy": "spatiotemporal", "ratio": 0.7},
+    "clusterstm": {"strategy": "cluster", "ratio": 0.85},
+}
+_OWN_SECTIONS = {"spatio_temporal": "stm", "cluster": "clusterstm"}
 
 
 class FrameTeacher(Teacher):
@@ -132,10 +140,6 @@ class LanguageRun(Run):
     cluster: Cluster | None = field(None, "ClusterSTM's clusters; defaults when not given")
 
     @property
-    def masks(self) -> tuple[Mask, ...]:
-        return (self.mask, self.images.mask) if self.images else (self.mask,)
-
-    @property
     def video_sources(self) -> tuple[tuple[str | None, str], ...]:
         return tuple((name, self.split) for name in (self.dataset, *self.more))
 
@@ -144,26 +148,54 @@ class LanguageRun(Run):
         return tuple((name, self.images.split) for name in self.images.datasets) if self.images else ()
 
     @property
-    def models(self) -> tuple[str, ...]:
-        """The pretrained models that it loads beside `init`."""
-        named = (self.teacher.model.removeprefix("transformers:"), self.teacher.temporal_fusion)
-        return tuple(name for name in (*named, self.language.model if self.language else None) if name is not None)
+    def further_datasets(self) -> Mapping[str, tuple[str, ...]]:
+        return {"more": self.more, "images.datasets": self.images.datasets if self.images else ()}
 
     @property
-    def all_datasets(self) -> tuple[str | None, ...]:
-        """Every dataset that it trains on; None: the config's only one."""
-        return (self.dataset, *self.more, *(self.images.datasets if self.images else ()))
+    def media(self) -> tuple[MediumSettings, ...]:
+        if self.images is None:
+            return super().media
+        images = self.images
+        return (
+            *super().media,
+            MediumSettings("images", self.image_sources, 1, images.batch_size, "images.batch_size", images.mask),
+        )
+
+    @property
+    def has_text(self) -> bool:
+        return self.language is not None
+
+    @property
+    def has_frame_teacher(self) -> bool:
+        return True
+
+    @property
+    def text_vectors_for(self) -> str | None:
+        return "compares tokens with the teacher's text vectors" if self.method == "clusterstm" else None
+
+    @property
+    def computed_guides(self) -> frozenset[str]:
+        return frozenset({"attention", "features", "spatiotemporal"})
+
+    @property
+    def mask_settings(self) -> Section | None:
+        return self.cluster
+
+    @property
+    def position_table_frames(self) -> int | None:
+        return self.position_frames
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        named = (self.teacher.model.removeprefix("transformers:"), self.teacher.temporal_fusion)
+        return tuple(name for name in (*named, self.language.model if self.language else None) if name is not None)
 
     @model_validator(mode="before")
     @classmethod
     def _own_mask(cls, values: object) -> object:
-        """STM and ClusterSTM have masks of their own; ratios: STM's release, and what a note tells of ClusterSTM."""
-        if isinstance(values, dict) and "mask" not in values:
-            own = {
-                "stm": {"strategy": "spatiotemporal", "ratio": 0.7},
-                "clusterstm": {"strategy": "cluster", "ratio": 0.85},
-            }
-            return {**values, **({"mask": own[values["method"]]} if values.get("method") in own else {})}
+        """STM and ClusterSTM have masks of their own."""
+        if isinstance(values, dict) and "mask" not in values and values.get("method") in _OWN_MASKS:
+            return {**values, "mask": _OWN_MASKS[values["method"]]}
         return values
 
     @model_validator(mode="after")
@@ -174,7 +206,7 @@ class LanguageRun(Run):
             )
         if self.method == "clusterstm" and self.language is None:
             raise ValueError("clusterstm compares tokens with the text: give `language`")
-        for section, method in (("spatio_temporal", "stm"), ("cluster", "clusterstm")):
+        for section, method in _OWN_SECTIONS.items():
             if getattr(self, section) is not None and self.method != method:
                 raise ValueError(f"`{section}` belongs to the method {method}, this is {self.method}")
         if self.mask.strategy == "spatiotemporal" and self.method != "stm":

@@ -1,7 +1,7 @@
 """A whole config: one dataset or several, what is pretrained and evaluated on them, and what is shown."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeGuard, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -15,11 +15,18 @@ from stm.config.stages import CaptionSource, Flow, Frames, Motion, Pack, Similar
 from stm.config.strategies import find_strategy
 from stm.config.training import CaptionChoice, Mask, PretrainRun, Run
 
+# The section of each method, which its own `method` names; errors.py knows the tags by these names.
+_SECTIONS = {
+    method: section.__name__
+    for section in (PretrainRun, LanguageRun)
+    for method in get_args(section.model_fields["method"].annotation)
+}
+
 
 def _kind_of(run: Any) -> str:
-    """The section that a run is (errors.py knows tags by these names); the method `mae` need not be said."""
+    """The section that a run is; the method `mae` need not be given, and an unknown one is an error of its section."""
     method = run.get("method", "mae") if isinstance(run, Mapping) else getattr(run, "method", "mae")
-    return "LanguageRun" if method in ("umt", "stm", "clusterstm") else "PretrainRun"
+    return _SECTIONS.get(method, "PretrainRun") if isinstance(method, str) else "PretrainRun"
 
 
 AnyRun = Annotated[
@@ -155,38 +162,25 @@ class Config(_Stages):
             if len(set(self.instances(name))) < len(self.instances(name)):
                 raise ValueError(f"pretrain.{name} is repeated with a seed that is named twice")
 
-    def _check_run(self, where: str, run: PretrainRun | LanguageRun) -> None:
+    def _check_run(self, where: str, run: Run) -> None:
+        """Each dataset that a run joins or takes turns with must have what the run reads."""
         self._check_dataset(where, run.dataset, needed=True)
-        if isinstance(run, LanguageRun):
-            self._check_language_run(where, run)
-            return
-        corpus = self.datasets[run.dataset] if self.datasets and run.dataset else self
-        self._check_mask(where, run.mask, corpus, {"attention"} if run.teacher else set())
-        if run.contrast is not None and not corpus.pack.text:
-            raise ValueError(f"{where} has `contrast`, but pack.text is not set")
-        self._check_captions(where, run.captions, corpus)
-
-    def _check_language_run(self, where: str, run: LanguageRun) -> None:
-        """Each of the datasets that a run joins or takes turns with must have what the run reads."""
-        for key, names in (("more", run.more), ("images.datasets", run.images.datasets if run.images else ())):
+        for key, names in run.further_datasets.items():
             if names and not self.datasets:
                 raise ValueError(f"{where}.{key} names {names[0]!r}, but there is only one dataset")
             for other in names:
                 self._check_dataset(f"{where}.{key}", other, needed=True)
-        for name in run.all_datasets:
-            corpus = self.datasets[name] if self.datasets and name else self
-            mask = run.images.mask if run.images and name in run.images.datasets else run.mask
-            self._check_mask(where, mask, corpus, {"attention", "features", "spatiotemporal"})
-            of = f" of {name}" if self.datasets else ""
-            if run.language is not None and not corpus.pack.sources:
-                raise ValueError(f"{where} has `language`, but pack.captions{of} names no source")
-            if run.method == "clusterstm" and not corpus.pack.text:
-                raise ValueError(
-                    f"{where} compares tokens with the teacher's text vectors, but pack.text{of} is not set"
-                )
-            self._check_captions(where, run.captions, corpus)
+        for medium in run.media:
+            for name, _ in medium.sources:
+                corpus, of = (self.datasets[name], f" of {name}") if self.datasets and name else (self, "")
+                self._check_mask(where, medium.mask, corpus, run.computed_guides)
+                if run.has_text and not corpus.pack.sources:
+                    raise ValueError(f"{where} has `language`, but pack.captions{of} names no source")
+                if run.text_vectors_for is not None and not corpus.pack.text:
+                    raise ValueError(f"{where} {run.text_vectors_for}, but pack.text{of} is not set")
+                self._check_captions(where, run.captions, corpus)
 
-    def _check_mask(self, where: str, mask: Mask, corpus: _Stages, computed: set[str]) -> None:
+    def _check_mask(self, where: str, mask: Mask, corpus: _Stages, computed: frozenset[str]) -> None:
         there = corpus.packed_guides | computed
         missing = [guide for guide in find_strategy(mask.strategy).needs if guide not in there]
         if missing == ["attention"]:
@@ -217,7 +211,7 @@ class Config(_Stages):
         if isinstance(task, Retrieval):
             self._check_queries(name, task)
         if isinstance(task, LanguageTask):
-            without = [run for run in task.runs or () if not _has_language(self.pretrain[run])]
+            without = [run for run in task.runs or () if not self.pretrain[run].has_text]
             if without:
                 raise ValueError(f"evaluate.{name} needs runs with `language`; {without[0]} has none")
 
@@ -272,9 +266,9 @@ class Config(_Stages):
         return run.seeds or (() if run.seed is not None else self.seeds) or (None,)
 
     @property
-    def runs(self) -> dict[str, PretrainRun | LanguageRun]:
+    def runs(self) -> dict[str, AnyRun]:
         """The pretraining runs, one a seed: `tube`, or `tube-seed0`, `tube-seed1` where it is repeated."""
-        found: dict[str, PretrainRun | LanguageRun] = {}
+        found: dict[str, AnyRun] = {}
         for name, run in self.pretrain.items():
             for seed in self._seeds_of(run):
                 found[instance_name(name, seed)] = (
@@ -294,7 +288,7 @@ class Config(_Stages):
         if isinstance(settings, ZeroShot | Retrieval):
             return [name for name, run in self.pretrain.items() if run.has_contrast]
         if isinstance(settings, LanguageTask):
-            return [name for name, run in self.pretrain.items() if _has_language(run)]
+            return [name for name, run in self.pretrain.items() if run.has_text]
         return list(self.pretrain)
 
     def evaluations(self) -> list[tuple[str, str]]:
@@ -304,9 +298,9 @@ class Config(_Stages):
         ]
 
 
-def _has_language(run: PretrainRun | LanguageRun) -> bool:
-    """Whether the run has a text side."""
-    return isinstance(run, LanguageRun) and run.language is not None
+def is_language_run(run: Run) -> TypeGuard[LanguageRun]:
+    """Whether the run has a text side; those that do are of one section, which a type checker then knows."""
+    return run.has_text
 
 
 def instance_name(run: str, seed: int | None) -> str:

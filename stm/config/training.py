@@ -1,6 +1,7 @@
 """Pretraining runs: model, mask, objectives, optimisation. Those with text are in language.py."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
@@ -55,7 +56,7 @@ class Augmentation(Section):
     crop: Literal["multi_scale", "random_resized", "center"] = field("multi_scale", "how a training crop is drawn")
     scale: tuple[Fraction, Fraction] = field((0.5, 1.0), "`random_resized`: share of the frame's area")
     flip: bool = field(True, "horizontal flip of half the clips; not for labels that know left from right")
-    auto_augment: str | None = field(None, "timm's RandAugment, such as rand-m7-n4-mstd0.5-inc1; one draw a clip")
+    auto_augment: str | None = field(None, "timm's RandAugment, such as rand-m7-n4-mstd0.5-inc1; sampled once per clip")
     erasing: Fraction = field(0.0, "probability of random erasing, of the same box in all frames, with noise")
 
     @property
@@ -115,8 +116,22 @@ class Teacher(Section):
     )
 
 
+class MediumSettings(NamedTuple):
+    """What a run draws samples from, and how it trains on them."""
+
+    name: str  # "clips" or "images"
+    sources: tuple[tuple[str | None, str], ...]  # (dataset, split); None: the config's only dataset
+    frames: int  # of a sample
+    batch_size: int  # samples in an optimiser step, of all processes and passes
+    key: str  # where a config says the batch size, for messages
+    mask: Mask
+
+
 class Run(Section):
-    """What all pretraining runs say: data, student, mask, optimisation."""
+    """What all pretraining runs say: data, student, mask, optimisation.
+
+    The properties are what the other stages ask of a run, whatever its method: they need not know which section it is.
+    """
 
     cache_neutral = frozenset({"workers", "kept_gigabytes", "checkpoint_every", "checkpoints_kept", "dataset", "seeds"})
     dataset: Name | None = field(None, "which of `datasets` it trains on; needed when there are several")
@@ -182,14 +197,62 @@ class Run(Section):
         return False
 
     @property
+    def has_text(self) -> bool:
+        """Whether it has a text side, which tasks with text need."""
+        return False
+
+    @property
     def reconstructs(self) -> bool:
         """Whether it learns to predict pixels."""
         return False
 
     @property
+    def has_frame_teacher(self) -> bool:
+        """Whether a frozen teacher sees every frame, and the mask may be made from what it says."""
+        return False
+
+    @property
+    def text_vectors_for(self) -> str | None:
+        """What it needs the captions' packed vectors for, in the words of an error message; None: it reads none."""
+        return None
+
+    @property
+    def computed_guides(self) -> frozenset[str]:
+        """Guides of masks that its method makes in the training step; all others must be packed."""
+        return frozenset()
+
+    @property
+    def mask_settings(self) -> Section | None:
+        """What decides its mask beside strategy, ratio and teacher."""
+        return None
+
+    @property
+    def position_table_frames(self) -> int | None:
+        """Frames that the position table is made for, and stretched from; None: those of a clip."""
+        return None
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The pretrained models that it loads beside `init`."""
+        return ()
+
+    @property
+    def further_datasets(self) -> Mapping[str, tuple[str, ...]]:
+        """The datasets that it names beside `dataset`, by the key that names them."""
+        return {}
+
+    @property
+    def media(self) -> tuple[MediumSettings, ...]:
+        """What it trains on: clips, and for some runs images, which take turns."""
+        batch_size = self.optimisation.batch_size
+        return (
+            MediumSettings("clips", self.video_sources, self.frames, batch_size, "optimisation.batch_size", self.mask),
+        )
+
+    @property
     def masks(self) -> tuple[Mask, ...]:
-        """Every mask that it uses."""
-        return (self.mask,)
+        """The mask of each medium."""
+        return tuple(medium.mask for medium in self.media)
 
     @property
     def mask_files(self) -> tuple[str, ...]:
@@ -253,8 +316,15 @@ class PretrainRun(Run):
         return self.reconstruction.weight > 0
 
     @property
+    def text_vectors_for(self) -> str | None:
+        return "has `contrast`" if self.contrast is not None else None
+
+    @property
+    def computed_guides(self) -> frozenset[str]:
+        return frozenset({"attention"} if self.teacher else ())
+
+    @property
     def models(self) -> tuple[str, ...]:
-        """The pretrained models that it loads beside `init`."""
         return (self.teacher.model,) if self.teacher else ()
 
     @model_validator(mode="after")

@@ -1,46 +1,53 @@
 """Methods: how a masking strategy, models and objectives make one training step.
 
-A method is a module whose forward takes a batch and returns named values, of which "loss" is the one to
-minimise; all are logged. It reads only tensors of the batch. `method.model` is what is saved;
-`method.model.encoder` is what is evaluated.
+A method is one file of this package, named as the `method` of a run, with a function
+
+    def build(run, text_width): ...
+
+that makes a `Method` (see base.py) with fresh weights. It is found by its name; nothing here has to be edited. A file may
+also have `load(run, weights)`, for methods whose reconstructions the report shows.
 """
 
+import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
-from stm.config import LanguageRun, PretrainRun
+from stm.config import AnyRun
 from stm.data.guides.window import COMPUTED
 from stm.masking import get_strategy
-from stm.methods.contrast_head import load_contrast_head
-from stm.methods.mae import MAE, TEACHER_GUIDE
-from stm.models.weights import zoo
+from stm.methods.base import TEACHER_GUIDE, Method, Part, Reconstructing
 
-if TYPE_CHECKING:
-    from stm.methods.video_language import VideoLanguage
-
-
-__all__ = ["MAE", "TEACHER_GUIDE", "Needs", "build_method", "dataset_needs", "load_method"]
+__all__ = [
+    "TEACHER_GUIDE",
+    "Method",
+    "Needs",
+    "Part",
+    "Reconstructing",
+    "build_method",
+    "dataset_needs",
+    "load_method",
+]
 
 
 class Needs(NamedTuple):
-    """What a data set must provide for a method."""
+    """What a dataset must provide for a method."""
 
     guides: tuple[str, ...]  # beside the noise
     text: bool  # vectors of the captions
 
 
-def dataset_needs(run: PretrainRun | LanguageRun) -> Needs:
-    """What the run's data set must provide; what a teacher makes in the training step is not among it.
+def dataset_needs(run: AnyRun) -> Needs:
+    """What the run's dataset must provide; guides that a method computes in the training step are not among it.
 
     Raises:
         ValueError: the masking strategy does not exist.
     """
     guides = dict.fromkeys(guide for mask in run.masks for guide in get_strategy(mask.strategy).needs)
-    text = run.method == "clusterstm" if isinstance(run, LanguageRun) else run.contrast is not None
-    return Needs(tuple(guide for guide in guides if guide not in COMPUTED), text)
+    return Needs(tuple(guide for guide in guides if guide not in COMPUTED), run.text_vectors_for is not None)
 
 
-def build_method(run: PretrainRun | LanguageRun, text_width: int | None = None) -> "MAE | VideoLanguage":
+def build_method(run: AnyRun, text_width: int | None = None) -> Method:
     """The method of a run, with fresh weights; seed torch before for the same ones.
 
     Args:
@@ -51,21 +58,23 @@ def build_method(run: PretrainRun | LanguageRun, text_width: int | None = None) 
         ValueError: the masking strategy does not exist, the mask hides nothing, a model cannot be loaded, or the width is
             missing.
     """
-    if isinstance(run, LanguageRun):
-        from stm.methods.language_runs import build_language_method  # transformers and open_clip take seconds to import
-
-        return build_language_method(run, text_width)
-    return MAE.of(run, text_width)
+    method: Method = _file_of(run).build(run, text_width)
+    return method
 
 
-def load_method(run: PretrainRun, weights: Path) -> MAE:
-    """The method of a run with its trained weights, in eval mode, to look at what it has learned.
+def load_method(run: AnyRun, weights: Path) -> Reconstructing:
+    """The method of a run that `reconstructs`, with its trained weights, in eval mode, to look at what it has learned.
 
     Raises:
-        ValueError: the file cannot be read or does not fit the run.
+        ValueError: the file cannot be read or does not fit the run, or runs of this method do not predict pixels.
     """
-    contrast = load_contrast_head(weights) if run.contrast is not None else None
-    method = MAE.of(run, contrast.text_width if contrast is not None else None)
-    method.model.load_state_dict(zoo.load(weights).state_dict())
-    method.contrast = contrast
-    return method.eval()
+    file = _file_of(run)
+    if not hasattr(file, "load"):
+        raise ValueError(f"runs of the method {run.method} do not predict pixels: there is no reconstruction to load")
+    method: Reconstructing = file.load(run, weights)
+    return method
+
+
+def _file_of(run: AnyRun) -> ModuleType:
+    """The file of a run's method. Imported when a run needs it: transformers and open_clip take seconds to import."""
+    return importlib.import_module(f"{__name__}.{run.method}")

@@ -1,6 +1,6 @@
 """ClusterSTM: one token a cluster stays visible, and the others' relevance to the caption is predicted.
 
-The paper's text is not to be had: docs/language.md says what is known of it and what is our inference. Alignment with the
+The paper's text was not available: docs/language.md says what is known of it and what is our inference. Alignment with the
 teacher's features, which UMT and STM have and this has not, plays no part.
 """
 
@@ -12,12 +12,28 @@ from torch import Tensor, nn
 
 from stm.config import Cluster, LanguageRun
 from stm.masking import complement
-from stm.methods.video_language import BranchOutput, MediaMasks, Text
+from stm.methods.video_language import BranchOutput, MediaMasks, Text, VideoLanguage, build_video_language
 from stm.models.feature_decoders import TokenDecoder
 from stm.models.teachers.frame_teacher import FrameTeacher, Seen
 from stm.models.vit import Architecture, VideoEncoder
 from stm.objectives.relevance import relevance, relevance_loss
 from stm.tubelets import gather_tokens
+
+
+def build(run: LanguageRun, text_width: int | None = None) -> VideoLanguage:
+    """See `stm.methods.build_method`.
+
+    Raises:
+        ValueError: also where the captions' vectors are of another width than the teacher's.
+    """
+    method = build_video_language(run, ClusterWise)
+    width = method.teacher.feature_width
+    if text_width not in (None, width):
+        raise ValueError(
+            f"the captions' vectors have {text_width} numbers and the teacher {run.teacher.model} makes {width}: "
+            "encode the captions by the teacher's own text tower (config: text.model)"
+        )
+    return method
 
 
 class ClusterWise(nn.Module):
@@ -27,9 +43,10 @@ class ClusterWise(nn.Module):
 
     def __init__(self, run: LanguageRun, architecture: Architecture, teacher: FrameTeacher) -> None:
         super().__init__()
-        self.settings, self.masks = run.cluster or Cluster(), MediaMasks(run)
+        self.settings = run.cluster or Cluster()
+        self.masks = MediaMasks(run)
         self.tokens = architecture.slot_tokens
-        # Not a part of this module; see `VideoLanguage`.
+        # Not a part of this module; see `stm.methods.base.Method`.
         self.__dict__["teacher"] = teacher
         self.decoder: TokenDecoder | None = None
         if run.objectives.relevance:
@@ -47,6 +64,21 @@ class ClusterWise(nn.Module):
         target = relevance(gather_tokens(self.pool(seen), masked), batch["text"], everything)
         loss = relevance_loss(decoded, target, batch["text"], everything)
         return BranchOutput(encoded, {"relevance": loss}, {"relevance_target": target.mean()})
+
+    def accept_text_model(self, text_model: dict[str, str] | None) -> None:
+        """Refuses captions' vectors of another model than the teacher: cosines between the two would mean nothing.
+
+        Raises:
+            ValueError: both are identified, and differ.
+        """
+        teacher = self.teacher.identity
+        if teacher is None or text_model is None:
+            return
+        if teacher.get("weights_sha256") != text_model.get("weights_sha256"):
+            raise ValueError(
+                f"the captions' vectors were made by {text_model.get('model')}, and the teacher is {teacher.get('model')}: "
+                "relevance compares the two. Set text.model to the teacher and run the stages `text` and `shards` again"
+            )
 
     def mask(self, batch: Mapping[str, Any], seen: Seen) -> tuple[Tensor, Tensor]:
         """Kept tokens, int64 [B, K], and masked tokens, int64 [B, L - K], both sorted."""

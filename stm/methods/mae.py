@@ -3,8 +3,9 @@
 And what TGM adds (sections 3.4 and 3.5): the encoded tokens, pooled, shall match the clip's caption.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from stm.config import PretrainRun, Reconstruction
 from stm.masking import Strategy, complement, count_masked, get_strategy, to_boolean
-from stm.methods.contrast_head import ContrastHead
+from stm.methods.base import TEACHER_GUIDE, Method, Part
+from stm.methods.contrast_head import EXTRA, ContrastHead, load_contrast_head
 from stm.models.vit import VideoMAE
 from stm.models.weights import zoo
 from stm.objectives.reconstruction import (
@@ -23,14 +25,9 @@ from stm.objectives.reconstruction import (
 )
 from stm.tubelets import join_tubelets, split_tubelets, to_unit
 
-TEACHER_GUIDE = "attention"
-"""The guide that no data set holds: the run's frozen teacher makes it in each step (UMT)."""
 
-
-class MAE(nn.Module):
+class MAE(Method):
     """VideoMAE with any masking strategy, and a contrast with captions if wanted."""
-
-    teacher: nn.Module | None
 
     def __init__(
         self,
@@ -50,13 +47,15 @@ class MAE(nn.Module):
             decode_ratio: share of the hidden tokens that is predicted; 1 is VideoMAE.
             reconstruction: weight and target; VideoMAE's when not given.
             contrast: the contrastive branch.
-            teacher: frozen; video -> "attention", float32 [B, slots, N]. It is not part of this module: neither
-                saved, nor trained, nor exchanged between processes. It moves to devices with it.
+            teacher: frozen; video -> "attention", float32 [B, slots, N].
         """
-        super().__init__()
-        self.model, self.strategy, self.ratio, self.decode_ratio = model, strategy, ratio, decode_ratio
-        self.reconstruction, self.contrast = reconstruction or Reconstruction(), contrast
-        self.__dict__["teacher"] = teacher  # past nn.Module's registration
+        super().__init__(teacher)
+        self.model = model
+        self.strategy = strategy
+        self.ratio = ratio
+        self.decode_ratio = decode_ratio
+        self.reconstruction = reconstruction or Reconstruction()
+        self.contrast = contrast
         tokens = model.architecture.slot_tokens
         if count_masked(tokens, ratio) == 0:
             raise ValueError(
@@ -65,26 +64,20 @@ class MAE(nn.Module):
         if not self.reconstruction.weight:
             model.decoder.requires_grad_(False)
 
-    @classmethod
-    def of(cls, run: PretrainRun, text_width: int | None = None) -> "MAE":
-        """See `stm.methods.build_method`."""
-        # What comes after the model takes no random numbers from it: a run with `contrast` starts from the same
-        # encoder and decoder as one without.
-        model, strategy, contrast, teacher = zoo.build(run), get_strategy(run.mask.strategy), None, None
-        if run.contrast is not None:
-            if text_width is None:
-                raise ValueError("a run with `contrast` needs the width of the captions' vectors (text_width)")
-            contrast = ContrastHead(model.architecture.width, text_width, run.contrast)
-        if TEACHER_GUIDE in strategy.needs:
-            teacher = _load_teacher(run, model)
-        return cls(model, strategy, run.mask.ratio, run.decode_ratio, run.reconstruction, contrast, teacher)
+    @property
+    def student(self) -> VideoMAE:
+        return self.model
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MAE":
-        """Moves the teacher along, when all else is moved."""
-        if self.teacher is not None:
-            self.teacher._apply(fn, recurse)
-        super()._apply(fn, recurse)
-        return self
+    def accept_text_model(self, text_model: dict[str, str] | None) -> None:
+        """Saved with the contrastive head: evaluation encodes its texts by the same encoder."""
+        if self.contrast is not None:
+            self.contrast.text_model = text_model
+
+    def parts(self) -> dict[str, Part]:
+        """The contrastive head of a run that has one."""
+        if self.contrast is None:
+            return {}
+        return {EXTRA: Part(self.contrast.state_dict(), self.contrast.describe())}
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """One step's losses.
@@ -95,7 +88,7 @@ class MAE(nn.Module):
 
         Returns:
             Float32 scalars: "loss", the weighted sum of "reconstruction" and "contrast", those of them that the run
-            has, and what `ContrastHead` tells beside its loss.
+            has, and what `ContrastHead` logs beside its loss.
         """
         guides = self.guide(batch)
         kept, masked = self.mask(guides)
@@ -171,12 +164,12 @@ class MAE(nn.Module):
             ValueError: the run has no contrast.
         """
         if self.contrast is None:
-            raise ValueError("this run has no `contrast`: its clips have no place in the space of the text")
+            raise ValueError("no contrastive head (`contrast`): cannot embed clips")
         return self.contrast.embed(self.model.encoder(video, kept))
 
     @torch.no_grad()
     def reconstruct(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Pictures of what the model predicts; all masked tokens, whatever decode_ratio says.
+        """Frames as the model predicts them; all masked tokens, whatever decode_ratio is.
 
         Returns:
             "video": float32 [B, T, 3, S, S] in [0, 1]: kept tokens as they are, masked ones predicted and, where the
@@ -196,6 +189,30 @@ class MAE(nn.Module):
         side = shape.image_size // shape.patch_size
         pasted = join_tubelets(tubelets, shape.tubelet, shape.patch_size, side).clamp(0, 1)
         return {"video": pasted, "masked": to_boolean(kept, shape.slots, shape.slot_tokens)}
+
+
+def build(run: PretrainRun, text_width: int | None = None) -> MAE:
+    """See `stm.methods.build_method`."""
+    # What comes after the model takes no random numbers from it: a run with `contrast` starts from the same encoder and
+    # decoder as one without.
+    model = zoo.build(run)
+    strategy = get_strategy(run.mask.strategy)
+    contrast = None
+    if run.contrast is not None:
+        if text_width is None:
+            raise ValueError("a run with `contrast` needs the width of the captions' vectors (text_width)")
+        contrast = ContrastHead(model.architecture.width, text_width, run.contrast)
+    teacher = _load_teacher(run, model) if TEACHER_GUIDE in strategy.needs else None
+    return MAE(model, strategy, run.mask.ratio, run.decode_ratio, run.reconstruction, contrast, teacher)
+
+
+def load(run: PretrainRun, weights: Path) -> MAE:
+    """See `stm.methods.load_method`."""
+    contrast = load_contrast_head(weights) if run.contrast is not None else None
+    method = build(run, contrast.text_width if contrast is not None else None)
+    method.model.load_state_dict(zoo.load(weights).state_dict())
+    method.contrast = contrast
+    return method.eval()
 
 
 def _load_teacher(run: PretrainRun, model: VideoMAE) -> nn.Module:

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from stm.config import LanguageRun, SpatioTemporal
 from stm.masking import complement
-from stm.methods.video_language import BranchOutput, MediaMasks, Text
+from stm.methods.video_language import (
+    BranchOutput,
+    MediaMasks,
+    Text,
+    VideoLanguage,
+    build_video_language,
+    check_aligned_layers,
+)
 from stm.models.spatiotemporal.decoder import SpatioTemporalDecoder, gather_visible
 from stm.models.spatiotemporal.mask import Drawn, SpatioTemporalMask
 from stm.models.teachers.frame_teacher import FrameTeacher, Seen
@@ -24,29 +31,39 @@ from stm.objectives.alignment import alignment_loss
 _MASK = "predictor."  # names of the mask's weights in the branch
 
 
+def build(run: LanguageRun, text_width: int | None = None) -> VideoLanguage:
+    """See `stm.methods.build_method`; captions' vectors are not read."""
+    return build_video_language(run, SpatioTemporalBranch)
+
+
 class SpatioTemporalBranch(nn.Module):
     """STM's mask, decoder and alignment over all tokens."""
 
     def __init__(self, run: LanguageRun, architecture: Architecture, teacher: FrameTeacher) -> None:
         super().__init__()
-        a, self.settings = architecture, run.spatio_temporal or SpatioTemporal()
-        self.masks, self.ratio, self.layers, self.tokens = (
-            MediaMasks(run),
-            run.mask.ratio,
-            teacher.layers,
-            a.slot_tokens,
-        )
-        side = a.image_size // a.patch_size
+        check_aligned_layers(run, architecture, teacher)
+        self.settings = run.spatio_temporal or SpatioTemporal()
+        self.masks = MediaMasks(run)
+        self.ratio = run.mask.ratio
+        self.layers = teacher.layers
+        self.tokens = architecture.slot_tokens
+        side = architecture.image_size // architecture.patch_size
         self.predictor: SpatioTemporalMask | None = None
         if run.mask.strategy == "spatiotemporal":
             self.predictor = SpatioTemporalMask(teacher.stem_width, side, self.settings)
         self.decoder = SpatioTemporalDecoder(
-            a.width, a.width, teacher.feature_width, teacher.layers, a.slots, side, self.settings.features
-        )  # the BERT is as wide as the student
+            architecture.width,
+            architecture.width,  # the BERT is as wide as the student
+            teacher.feature_width,
+            teacher.layers,
+            architecture.slots,
+            side,
+            self.settings.features,
+        )
 
     @property
     def learning_rate_factors(self) -> dict[str, float]:
-        """By parameter name: the mix has a rate of its own."""
+        """Factors by parameter name: the mix has a learning rate of its own."""
         return {} if self.predictor is None else {"predictor.mix": self.settings.mix_learning_rate}
 
     def forward(self, encoder: VideoEncoder, batch: Mapping[str, Any], seen: Seen, text: Text | None) -> BranchOutput:
@@ -64,7 +81,7 @@ class SpatioTemporalBranch(nn.Module):
         losses = {"alignment": alignment_loss(predicted, seen.features)}
         met = {"visible": kept, "invisible": hidden, "all": None}[self.settings.text]
         tokens = layers[-1] if met is kept else encoder(video, met)
-        return BranchOutput(tokens, losses, {} if drawn is None or self.predictor is None else self._tell(drawn))
+        return BranchOutput(tokens, losses, {} if drawn is None or self.predictor is None else self._logged(drawn))
 
     def draw(self, batch: Mapping[str, Any], seen: Seen) -> Drawn | None:
         """The learned mask of clips; None for images, and where the run has another mask."""
@@ -81,7 +98,7 @@ class SpatioTemporalBranch(nn.Module):
         kept = self.masks.keep(batch, seen, more)
         return kept, complement(kept, batch["video"].shape[1] * self.tokens)
 
-    def _tell(self, drawn: Drawn) -> dict[str, Tensor]:
+    def _logged(self, drawn: Drawn) -> dict[str, Tensor]:
         assert self.predictor is not None
         return {"divergence": drawn.divergence.detach(), "mix": self.predictor.mix.detach()}
 

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from stm.config import LanguageRun
 from stm.masking import complement
-from stm.methods.video_language import BranchOutput, MediaMasks, Text
+from stm.methods.video_language import (
+    BranchOutput,
+    MediaMasks,
+    Text,
+    VideoLanguage,
+    build_video_language,
+    check_aligned_layers,
+)
 from stm.models.feature_decoders import LinearDecoders
 from stm.models.teachers.frame_teacher import FrameTeacher, Seen
 from stm.models.vit import Architecture, VideoEncoder
@@ -16,12 +23,20 @@ from stm.objectives.alignment import alignment_loss
 from stm.tubelets import gather_tokens
 
 
+def build(run: LanguageRun, text_width: int | None = None) -> VideoLanguage:
+    """See `stm.methods.build_method`; captions' vectors are not read."""
+    return build_video_language(run, UnmaskedTeacher)
+
+
 class UnmaskedTeacher(nn.Module):
     """UMT's mask, linear decoders and alignment. The text meets the visible tokens."""
 
     def __init__(self, run: LanguageRun, architecture: Architecture, teacher: FrameTeacher) -> None:
         super().__init__()
-        self.masks, self.layers, self.tokens = MediaMasks(run), teacher.layers, architecture.slot_tokens
+        check_aligned_layers(run, architecture, teacher)
+        self.masks = MediaMasks(run)
+        self.layers = teacher.layers
+        self.tokens = architecture.slot_tokens
         self.decoders: LinearDecoders | None = None
         if run.objectives.alignment:
             self.decoders = LinearDecoders(architecture, teacher.feature_width, teacher.layers)
@@ -36,7 +51,7 @@ class UnmaskedTeacher(nn.Module):
         return BranchOutput(layers[-1], {"alignment": loss}, {})
 
     def mask(self, batch: Mapping[str, Any], seen: Seen) -> tuple[Tensor, Tensor]:
-        """Kept tokens, int64 [B, K], and masked tokens, int64 [B, L - K], both sorted; for pictures and tests."""
+        """Kept tokens, int64 [B, K], and masked tokens, int64 [B, L - K], both sorted."""
         kept = self.masks.keep(batch, seen)
         return kept, complement(kept, batch["video"].shape[1] * self.tokens)
 

@@ -12,11 +12,15 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from stm.config import LanguageRun, Mask, Objectives
+from stm.data.loader import Batch
 from stm.masking import Guides, get_strategy
 from stm.masking.cluster import make_cluster_strategy
+from stm.methods.base import Method, Part
 from stm.models.teachers.frame_teacher import FrameTeacher, Seen
-from stm.models.video_language import VideoLanguageModel
-from stm.models.vit import VideoEncoder
+from stm.models.text.split_bert import SplitBert
+from stm.models.video_language import EXTRA, VideoLanguageModel
+from stm.models.vit import Architecture, VideoEncoder
+from stm.models.weights import zoo
 from stm.objectives.contrast import contrast_ids
 from stm.objectives.masked_language import mask_words, masked_language_loss
 from stm.objectives.matching import draw_negatives, matching_loss
@@ -26,7 +30,8 @@ class MediaMasks:
     """Keeps tokens of clips and of images, each by its own rule."""
 
     def __init__(self, run: LanguageRun) -> None:
-        self.video, self.image = run.mask, run.images.mask if run.images else run.mask
+        self.video = run.mask
+        self.image = run.images.mask if run.images else run.mask
         self._cluster = run.cluster
 
     def keep(self, batch: Mapping[str, Any], seen: Seen, more: Guides | None = None) -> Tensor:
@@ -100,7 +105,8 @@ def compare_pairs(
 
 
 class Branch(Protocol):
-    """Mask, student and reconstruction of a method; a module."""
+    """Mask, student and reconstruction of a method; a module. It may have what a `Method` may have: `accept_text_model`, and
+    `learning_rate_factors` (see stm/training/optimizer.py)."""
 
     def __call__(
         self, encoder: VideoEncoder, batch: Mapping[str, Any], seen: Seen, text: Text | None
@@ -115,10 +121,10 @@ class VideoOnly(nn.Module):
         self.encoder = encoder
 
 
-class VideoLanguage(nn.Module):
+class VideoLanguage(Method):
     """Teacher, branch and text objectives."""
 
-    takes_turns = True  # a step of images leaves out what compares frames; see stm/distributed/process.py
+    takes_turns = True  # a step of images leaves out what compares frames
     teacher: FrameTeacher
 
     def __init__(
@@ -128,22 +134,36 @@ class VideoLanguage(nn.Module):
         Args:
             model: the student and, in a run with `language`, the text side.
             branch: see `Branch`.
-            teacher: frozen. It is not part of this module: neither saved, nor trained, nor exchanged between processes.
+            teacher: frozen.
             run: the settings; its objectives are the losses' weights.
         """
-        super().__init__()
-        self.model, self.branch, self.objectives = model, branch, run.objectives
+        super().__init__(teacher)
+        self.model = model
+        self.branch = branch
+        self.objectives = run.objectives
         self.text = isinstance(model, VideoLanguageModel)
         self.max_tokens = run.language.max_tokens if run.language is not None else 0
-        self.__dict__["teacher"] = teacher  # past nn.Module's registration
         factors: Mapping[str, float] = getattr(branch, "learning_rate_factors", {})
         self.learning_rate_factors = {f"branch.{name}": factor for name, factor in factors.items()}
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "VideoLanguage":
-        """Moves the teacher along, when all else is moved."""
-        self.teacher._apply(fn, recurse)
-        super()._apply(fn, recurse)
-        return self
+    @property
+    def student(self) -> VideoEncoder:
+        return self.model.encoder
+
+    def accept_text_model(self, text_model: dict[str, str] | None) -> None:
+        if accept := getattr(self.branch, "accept_text_model", None):
+            accept(text_model)
+
+    def prepare(self, batch: Batch) -> Batch:
+        """With text, adds the captions as "tokens", int64 [B, X]."""
+        return {**batch, "tokens": self.encode_captions(batch["caption"])} if self.text else batch
+
+    def parts(self) -> dict[str, Part]:
+        """The branch (mask predictor, decoders), which the report shows; and the text side, which evaluation needs."""
+        parts = {"branch": Part(self.branch.state_dict(), {})}
+        if self.text:
+            parts[EXTRA] = Part(self._model.language_state(), self._model.describe())
+        return parts
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """One step's losses.
@@ -158,16 +178,16 @@ class VideoLanguage(nn.Module):
         with torch.no_grad():
             seen = self.teacher(batch["video"])
         text = self.read(batch["tokens"]) if self.text else None
-        looked = self.branch(self.model.encoder, batch, seen, text)
-        losses = dict(looked.losses)
+        output = self.branch(self.model.encoder, batch, seen, text)
+        losses = dict(output.losses)
         if text is not None:
-            losses |= self.compare(looked.tokens, text, batch["clip"])
+            losses |= self.compare(output.tokens, text, batch["clip"])
         weights = {name: getattr(self.objectives, name) for name in losses}
         total = sum(
             (weights[name] * value.float() for name, value in losses.items()),
             torch.zeros((), device=seen.features.device),
         )
-        values = dict(looked.values)
+        values = dict(output.values)
         if text is not None:
             values["temperature"] = self._model.temperature.detach()
         return {"loss": total, **losses, **values}
@@ -209,3 +229,38 @@ class VideoLanguage(nn.Module):
         )
         fused = model.fuse(model.encode_text(masked), masked, tokens)
         return masked_language_loss(model.predict_words(fused), targets)
+
+
+def build_video_language(
+    run: LanguageRun, branch: Callable[[LanguageRun, Architecture, FrameTeacher], nn.Module]
+) -> VideoLanguage:
+    """UMT, STM or ClusterSTM with a fresh student; seed torch before for the same one.
+
+    Args:
+        run: the settings.
+        branch: makes the method's `Branch`, of the run, the student's architecture and the teacher.
+
+    Raises:
+        ValueError: a model cannot be loaded, or widths do not fit each other.
+    """
+    architecture = zoo.describe(run)
+    encoder = VideoEncoder(architecture)
+    model: VideoLanguageModel | VideoOnly = VideoOnly(encoder)
+    if run.language is not None:
+        language = SplitBert.load(run.language)
+        model = VideoLanguageModel(encoder, language, run.language.embedding, run.language.temperature)
+    teacher = FrameTeacher.load(run.teacher, architecture.image_size // architecture.patch_size)
+    return VideoLanguage(model, branch(run, architecture, teacher), teacher, run)
+
+
+def check_aligned_layers(run: LanguageRun, architecture: Architecture, teacher: FrameTeacher) -> None:
+    """Refuses a teacher with more layers to align than the student has blocks.
+
+    Raises:
+        ValueError: with both numbers.
+    """
+    if teacher.layers > architecture.depth:
+        raise ValueError(
+            f"teacher.layers {teacher.layers} is more than the {architecture.depth} blocks of the student (model: {run.model}), "
+            f"whose last layers are aligned with the teacher's; set it to {architecture.depth} or less"
+        )

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from stm.config import (
     LanguageTask,
     MovingShapesDataset,
     PretrainRun,
+    Run,
+    is_language_run,
 )
 from stm.plan.clips import Clips
 from stm.pretrained.local_files import local_model_files
@@ -186,7 +189,7 @@ def training_stages(config: Config, clips: Mapping[str, Clips]) -> list[Stage]:
     for name, task_name in config.evaluations():
         run, task, dataset = config.runs[name], config.evaluate[task_name], config.dataset_of(name, task_name)
         if isinstance(task, LanguageTask):
-            assert isinstance(run, LanguageRun)
+            assert is_language_run(run)  # which the config has checked
             stages.append(_language_stage(config, f"evaluate/{name}/{task_name}", task, run, dataset, clips[dataset]))
             continue
         per_split = clips[dataset].per_split
@@ -214,12 +217,21 @@ def _language_stage(
     return replace(_computing(stage, 1, work.flops), loading_hours=loading)
 
 
-def _step_flops(run: PretrainRun | LanguageRun, image: bool = False) -> float:
-    """FLOPs of a clip's, or an image's, forward and backward pass."""
-    if isinstance(run, LanguageRun):
-        from stm.plan.language_costs import language_step_flops
+@singledispatch
+def _step_flops(run: Run, image: bool = False) -> float:
+    """FLOPs of a clip's, or an image's, forward and backward pass; a function for each section of runs."""
+    raise TypeError(f"what a step of {type(run).__name__} costs is not known")
 
-        return language_step_flops(run, clip_image_flops(run.teacher.model), image)
+
+@_step_flops.register
+def _(run: LanguageRun, image: bool = False) -> float:
+    from stm.plan.language_costs import language_step_flops
+
+    return language_step_flops(run, clip_image_flops(run.teacher.model), image)
+
+
+@_step_flops.register
+def _(run: PretrainRun, image: bool = False) -> float:
     from stm.models.cost import pretraining_cost
     from stm.models.weights.zoo import describe
 

@@ -1,4 +1,4 @@
-"""Pretraining: from shards and a run's config to weights."""
+"""Pretraining: from shards and a run's config to weights, for all methods."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -8,40 +8,46 @@ from typing import Any
 import torch
 
 import stm
-from stm.config import LanguageRun, PretrainRun, Run
+from stm.config import AnyRun, Run
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.data.loader import Batch
 from stm.distributed.process import Process, join_processes
 from stm.masking import start_checks, strategy_digests
-from stm.methods import build_method, dataset_needs
-from stm.methods.contrast_head import EXTRA
-from stm.methods.mae import MAE
+from stm.methods import Method, build_method, dataset_needs
 from stm.models.weights import zoo
 from stm.storage.files import write_json
 from stm.storage.receipts import make_receipt
-from stm.training.batches import Medium, count_media_steps, count_steps, feed, feed_media, hash_shards, read_text_model
+from stm.training.batches import Medium, count_media_steps, feed_media, hash_shards, read_text_model
 from stm.training.initialise import Start, start_from
 from stm.training.logs import say
 from stm.training.loop import TrainingPlan, fit
 
+# Settings that change no result; the seed stands beside the run.
+_CACHE_NEUTRAL = {*Run.cache_neutral, "seed"}
+
+# How the work is divided changes the result by rounding and by each process's noise. A run may be resumed under another
+# division: a cluster does not always give the same nodes.
+_DIVISION = {"processes", "nodes", "parallel"}
+
+_LIBRARIES = ("torch", "timm", "numpy", "opencv-python-headless", "simplejpeg")
+
 
 def pretrain(
-    run: PretrainRun | LanguageRun,
+    run: AnyRun,
     shard_indexes: Sequence[Path],
     output: Path,
     seed: int,
     device: str | None = None,
     image_indexes: Sequence[Path] = (),
 ) -> None:
-    """Pretrains a model and writes its weights; goes on from the newest checkpoint of an attempt that was
-    stopped.
+    """Pretrains a model and writes its weights; resumes from the newest checkpoint of an attempt that was stopped.
 
     Under torchrun, each process calls this. On a CPU the weights are a function of the arguments, byte for
     byte: neither the number of loading processes nor a kill changes them.
 
     Args:
-        run: the settings. Its own seed goes before `seed`; no epochs save the initial weights.
+        run: the settings. Its own seed overrides `seed`; with no epochs the initial weights are saved.
         shard_indexes: `shards/{split}/{shard}.parquet` of the training split; each tar lies beside its index.
         output: folder; gets `weights.safetensors`, `config.json` (the run and the receipt), `metrics.jsonl`
             (a line every ten steps), `tensorboard/`, and, until the weights are there, `checkpoints/`.
@@ -49,156 +55,44 @@ def pretrain(
         image_indexes: likewise of the image datasets of a run with `images`.
 
     Raises:
-        ValueError: the data does not fit the settings; the message says which.
+        ValueError: the data does not fit the settings, or a model cannot be loaded; the message says which.
         stm.training.interruption.Interrupted: after SIGTERM or SIGUSR1. The state is saved, the exit code is
         not 0.
     """
     seed = seed if run.seed is None else run.seed
+    indexes = [*shard_indexes, *image_indexes]
     start_checks()
-    if isinstance(run, LanguageRun):
-        with join_processes(run.world_size, device) as process:
-            pretrain_language(run, shard_indexes, image_indexes, output, seed, process)
-        return
     with join_processes(run.world_size, device) as process:
-        dataset = open_clips(run, shard_indexes, seed)
-        torch.manual_seed(seed)
-        method = build_method(run, dataset.text_width)
-        assert isinstance(method, MAE)
-        if method.contrast is not None:
-            method.contrast.text_model = read_text_model(shard_indexes)
-        start = start_from(method.model, run.init) if run.init else None
-        teacher = getattr(method.teacher, "identity", None)
+        media = open_media(run, shard_indexes, image_indexes, seed)
+        torch.manual_seed(seed)  # fresh weights depend on the seed alone
+        method = build_method(run, media[0].dataset.text_width)
+        if run.text_vectors_for is not None:
+            method.accept_text_model(read_text_model(indexes))
+        start = start_from(method.student, run.init) if run.init else None
         method.to(process.device)
-        steps_per_epoch = count_steps(dataset, run.optimisation) if run.optimisation.epochs else 0
-        data = hash_shards(shard_indexes)
-        plan = make_plan(run, steps_per_epoch, seed, data, start, teacher, output)
-        introduce(plan, f"{len(dataset)} clips", zoo.count_parameters(method), process)
-        batches = feed(dataset, run.optimisation, process, seed, run.workers) if plan.steps else no_batches
+        steps = count_media_steps(media) if run.optimisation.epochs else 0
+        plan = make_plan(run, steps, seed, hash_shards(indexes), start, method.teacher_identity, output)
+        introduce(plan, media, method, process)
+        batches = make_batches(run, media, method, seed, process) if plan.steps else no_batches
         checkpoints = fit(method, batches, plan, output, process)
         if process.first:
-            _write(method, run, plan, output)
+            write_weights(method, output / "weights.safetensors")
+            write_record(run, plan, output)
             checkpoints.discard()
         process.wait()
 
 
-def _write(method: MAE, run: PretrainRun, plan: TrainingPlan, output: Path) -> None:
-    branch = method.contrast
-    zoo.save(
-        method.model,
-        output / "weights.safetensors",
-        extra={EXTRA: branch.state_dict()} if branch is not None else None,
-        header={EXTRA: branch.describe()} if branch is not None else None,
-    )
-    write_record(run, plan, output)
-
-
-def pretrain_language(
-    run: LanguageRun,
-    video_indexes: Sequence[Path],
-    image_indexes: Sequence[Path],
-    output: Path,
-    seed: int,
-    process: Process,
-) -> None:
-    """Trains and writes the same files as a run without text; `weights.safetensors` also holds the text side.
-
-    Raises:
-        ValueError: the data does not fit the settings, or a model cannot be loaded; the message says which.
-    """
-    from stm.methods.language_runs import language_parts
-    from stm.methods.video_language import VideoLanguage
-
-    media = open_media(run, video_indexes, image_indexes, seed)
-    torch.manual_seed(seed)
-    method = build_method(run, media[0].dataset.text_width)
-    assert isinstance(method, VideoLanguage)
-    indexes = [*video_indexes, *image_indexes]
-    if run.method == "clusterstm":
-        check_text_model(method.teacher.identity, read_text_model(indexes), run)
-    start = start_from(method.model.encoder, run.init) if run.init else None
-    method.to(process.device)
-    steps = count_media_steps(media) if run.optimisation.epochs else 0
-    plan = make_plan(run, steps, seed, hash_shards(indexes), start, method.teacher.identity, output)
-    clips = " and ".join(f"{len(medium.dataset)} {medium.name}" for medium in media)
-    introduce(plan, clips, zoo.count_parameters(method), process)
-    batches = feed_media(media, run.optimisation, process, seed, run.workers) if plan.steps else no_batches
-    if run.language is not None:
-        batches = with_tokens(batches, method.encode_captions)
-    checkpoints = fit(method, batches, plan, output, process)
-    if process.first:
-        extra, header = language_parts(method)
-        zoo.save(method.model.encoder, output / "weights.safetensors", extra=extra, header=header)
-        write_record(run, plan, output)
-        checkpoints.discard()
-    process.wait()
-
-
-def open_media(
-    run: LanguageRun, video_indexes: Sequence[Path], image_indexes: Sequence[Path], seed: int
-) -> list[Medium]:
+def open_media(run: AnyRun, video_indexes: Sequence[Path], image_indexes: Sequence[Path], seed: int) -> list[Medium]:
     """The run's clips and, where it has them, images.
 
     Raises:
-        ValueError: clips lack captions, or the vectors that the method needs.
+        ValueError: a shard cannot be used, or clips lack captions or the vectors that the method needs.
     """
-    media = [Medium("clips", _open(run, video_indexes, run.frames, seed), run.optimisation.batch_size)]
-    if run.images is not None:
-        images = _open(run, image_indexes, 1, seed)
-        media.append(Medium("images", images, run.images.batch_size, "images.batch_size"))
-    return media
+    indexes = {"clips": video_indexes, "images": image_indexes}
+    return [Medium(m.name, open_clips(run, indexes[m.name], seed, m.frames), m.batch_size, m.key) for m in run.media]
 
 
-def _open(run: LanguageRun, indexes: Sequence[Path], frames: int, seed: int) -> ClipDataset:
-    dataset = open_clips(run, indexes, seed, frames)
-    mute = int((dataset.index.count_captions(run.captions.sources) == 0).sum()) if run.language else 0
-    if mute:
-        raise ValueError(
-            f"{mute} of {len(dataset)} clips have no caption to train on; set bad_input.policy.caption_missing to drop "
-            "and run the stage `shards` again, or choose other captions.sources"
-        )
-    return dataset
-
-
-def with_tokens(
-    batches: Callable[[int], Iterator[Batch]], encode: Callable[[list[str]], torch.Tensor]
-) -> Callable[[int], Iterator[Batch]]:
-    """Batches with their captions as "tokens", int64 [B, X]."""
-
-    def read(step: int) -> Iterator[Batch]:
-        for batch in batches(step):
-            yield {**batch, "tokens": encode(batch["caption"])}
-
-    return read
-
-
-def check_text_model(teacher: dict[str, str] | None, packed: dict[str, str] | None, run: LanguageRun) -> None:
-    """Refuses captions' vectors of another model than the teacher: cosines between the two would mean nothing.
-
-    Raises:
-        ValueError: both say what they are, and differ.
-    """
-    if teacher is None or packed is None:
-        return
-    if teacher.get("weights_sha256") != packed.get("weights_sha256"):
-        raise ValueError(
-            f"the captions' vectors were made by {packed.get('model')}, and the teacher is {run.teacher.model}: relevance "
-            "compares the two. Set text.model to the teacher and run the stages `text` and `shards` again"
-        )
-
-
-# Settings that do not decide what comes out of a run; its seed is told apart from them.
-_CACHE_NEUTRAL = {*Run.cache_neutral, "seed"}
-
-# How the work is divided changes the result by rounding and by each process's noise. A run may go on under another
-# division: a cluster does not always give the same nodes.
-_DIVISION = {"processes", "nodes", "parallel"}
-
-_LIBRARIES = ("torch", "timm", "numpy", "opencv-python-headless", "simplejpeg")
-
-
-def open_clips(
-    run: PretrainRun | LanguageRun, indexes: Sequence[Path], seed: int, frames: int | None = None
-) -> ClipDataset:
+def open_clips(run: AnyRun, indexes: Sequence[Path], seed: int, frames: int | None = None) -> ClipDataset:
     """The clips that a run trains on, with what its method needs of them.
 
     Args:
@@ -209,7 +103,7 @@ def open_clips(
         ValueError: a shard cannot be used, or clips lack what is needed.
     """
     needs, shape = dataset_needs(run), Geometry.of(run)
-    return ClipDataset(
+    dataset = ClipDataset(
         indexes,
         shape if frames is None else replace(shape, frames=frames),
         run.augmentation,
@@ -222,6 +116,36 @@ def open_clips(
         kept_gigabytes=run.kept_gigabytes,
         resize=run.resize_on == "loader",
     )
+    if run.has_text:
+        check_has_captions(dataset, run.captions.sources)
+    return dataset
+
+
+def check_has_captions(dataset: ClipDataset, sources: Sequence[str] | None) -> None:
+    """Refuses clips without a caption to train on.
+
+    Raises:
+        ValueError: with their number, and what to do.
+    """
+    missing = int((dataset.index.count_captions(sources) == 0).sum())
+    if missing:
+        raise ValueError(
+            f"{missing} of {len(dataset)} clips have no caption to train on; set bad_input.policy.caption_missing to drop "
+            "and run the stage `shards` again, or choose other captions.sources"
+        )
+
+
+def make_batches(
+    run: AnyRun, media: Sequence[Medium], method: Method, seed: int, process: Process
+) -> Callable[[int], Iterator[Batch]]:
+    """Batches for `fit`, with what the method adds to them."""
+    batches = feed_media(media, run.optimisation, process, seed, run.workers)
+    return lambda step: map(method.prepare, batches(step))
+
+
+def no_batches(step: int) -> Iterator[Batch]:
+    """Those of a run without epochs."""
+    return iter(())
 
 
 def make_plan(
@@ -230,9 +154,8 @@ def make_plan(
     seed: int,
     data: Mapping[str, Any],
     start: Start | None,
-    teacher: Mapping[str, str] | None,
+    teacher: Mapping[str, Any] | None,
     output: Path,
-    **more: Any,
 ) -> TrainingPlan:
     """The loop's plan of a run.
 
@@ -240,25 +163,26 @@ def make_plan(
         data: SHA-256 of its shards.
         start: weights that it starts from, if any.
         teacher: what identifies its teacher, if it has one.
-        more: further things that decide what comes out.
     """
-    origin = {
+    # A checkpoint of another origin is not resumed: all that the result depends on is in it.
+    origin: dict[str, Any] = {
         "run": run.model_dump(mode="json", exclude=_CACHE_NEUTRAL | _DIVISION),
         "seed": seed,
         "data": data,
         "stm": stm.__version__,
     }
-    optional = {
-        "init": asdict(start) if start else None,
-        "teacher": teacher,
-        "masks": strategy_digests(mask.strategy for mask in run.masks),
-    }
+    if start:
+        origin["init"] = asdict(start)
+    if teacher:
+        origin["teacher"] = teacher
+    if masks := strategy_digests(mask.strategy for mask in run.masks):
+        origin["masks"] = masks
     return TrainingPlan(
         name=f"pretrain {output.name}",
         optimisation=run.optimisation,
         steps_per_epoch=steps_per_epoch,
         seed=seed,
-        origin=origin | {name: value for name, value in optional.items() if value} | more,
+        origin=origin,
         precision=run.precision,
         compile=run.compile,
         parallel=run.parallel,
@@ -267,18 +191,25 @@ def make_plan(
     )
 
 
-def no_batches(step: int) -> Iterator[Batch]:
-    """Those of a run without epochs."""
-    return iter(())
-
-
-def introduce(plan: TrainingPlan, clips: str, parameters: int, process: Process) -> None:
-    """Says what is about to be trained."""
+def introduce(plan: TrainingPlan, media: Sequence[Medium], method: Method, process: Process) -> None:
+    """Logs what is about to be trained."""
     if process.first:
+        clips = " and ".join(f"{len(medium.dataset)} {medium.name}" for medium in media)
         say(
-            f"{plan.name}: {parameters / 1e6:.1f} million parameters, {clips}, "
+            f"{plan.name}: {zoo.count_parameters(method) / 1e6:.1f} million parameters, {clips}, "
             f"{plan.optimisation.epochs} epochs of {plan.steps_per_epoch} steps, {process.count} x {process.device}"
         )
+
+
+def write_weights(method: Method, path: Path) -> None:
+    """Writes the student, and beside it what else of the method is kept."""
+    parts = method.parts()
+    zoo.save(
+        method.student,
+        path,
+        extra={name: part.state for name, part in parts.items()},
+        header={name: part.about for name, part in parts.items()},
+    )
 
 
 def write_record(run: Run, plan: TrainingPlan, output: Path) -> None:

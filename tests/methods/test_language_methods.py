@@ -124,21 +124,21 @@ def test_stm_predicts_all_tokens_and_its_text_meets_the_hidden_ones(bert):
     kept, hidden = method.branch.mask(batch, seen)
     assert hidden.shape == (4, 4 * int(0.7 * 16))
     text = method.read(batch["tokens"])
-    looked = method.branch(method.model.encoder, batch, seen, text)
-    torch.testing.assert_close(looked.tokens, method.model.encoder(batch["video"], hidden))
+    output = method.branch(method.model.encoder, batch, seen, text)
+    torch.testing.assert_close(output.tokens, method.model.encoder(batch["video"], hidden))
     predicted = method.branch.decoder(
         method.model.encoder.forward_layers(batch["video"], kept, 2), kept, text.states[:, 0], 4
     )
     cosine = (normalize(predicted, dim=-1) * normalize(seen.features, dim=-1)).sum(-1)
-    torch.testing.assert_close(looked.losses["alignment"], (2 - 2 * cosine).mean(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.losses["alignment"], (2 - 2 * cosine).mean(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("text", "tokens"), [("invisible", 44), ("visible", 20), ("all", 64)])
 def test_which_tokens_the_text_meets_is_a_choice(text, tokens, bert):
     method = build("stm", bert, spatio_temporal={"text": text})
     batch = batch_for(method)
-    looked = method.branch(method.model.encoder, batch, method.teacher(batch["video"]), method.read(batch["tokens"]))
-    assert looked.tokens.shape[1] == tokens
+    output = method.branch(method.model.encoder, batch, method.teacher(batch["video"]), method.read(batch["tokens"]))
+    assert output.tokens.shape[1] == tokens
 
 
 @pytest.mark.slow
@@ -180,6 +180,20 @@ def test_bf16_autocast_gives_about_the_same_losses(name, bert):
     for key in ("alignment", "relevance", "contrastive"):
         if key in exact:
             assert abs(rough[key] - exact[key]) < 0.1 + 0.1 * abs(exact[key])
+
+
+def test_clusterstm_refuses_vectors_of_another_model_than_its_teacher(bert):
+    method = build("clusterstm", bert)
+    teacher = method.teacher.identity
+    method.accept_text_model({"model": "another name of it", "weights_sha256": teacher["weights_sha256"]})
+    method.accept_text_model(None)  # shards that do not say
+    with pytest.raises(
+        ValueError, match=r"made by other, and the teacher is .*demo-clip.*Set text\.model to the teacher"
+    ):
+        method.accept_text_model({"model": "other", "weights_sha256": "2"})
+    method.teacher.identity = None  # a teacher made by hand
+    method.accept_text_model({"model": "other", "weights_sha256": "2"})
+    build("umt", bert).accept_text_model({"model": "other", "weights_sha256": "2"})  # compares nothing with them
 
 
 def test_clusterstm_refuses_vectors_of_another_width(bert):

@@ -22,7 +22,7 @@ from stm.config import PretrainRun
 from stm.data.loader import Batch
 from stm.methods import build_method
 from stm.training import pretrain
-from stm.training.batches import feed
+from stm.training.batches import feed_media
 from stm.training.pretraining import open_clips
 
 COLORS = ["red", "green", "blue"]
@@ -113,10 +113,10 @@ def test_a_stopped_run_that_resizes_on_the_device_ends_in_the_same_bytes(
     run = make_run(resize_on="device", checkpoint_every=1)
 
     def stopping(*arguments: Any) -> Callable[[int], Iterator[Batch]]:
-        return lambda step: islice(feed(*arguments)(step), 3)  # the fourth step finds no batch
+        return lambda step: islice(feed_media(*arguments)(step), 3)  # the fourth step finds no batch
 
     with monkeypatch.context() as patch:
-        patch.setattr("stm.training.pretraining.feed", stopping)
+        patch.setattr("stm.training.pretraining.feed_media", stopping)
         with pytest.raises(StopIteration):
             pretrain(run, shards, tmp_path / "stopped", 7, "cpu")
     assert (tmp_path / "stopped" / "checkpoints" / "step-000000003.pt").exists()
@@ -195,7 +195,7 @@ def test_changed_data_are_not_resumed(
 
     run, other = make_run(), make_shard(tmp_path / "train" / "train-00000.parquet", COLORS * 2, seed=9)
     with monkeypatch.context() as patch:
-        patch.setattr("stm.training.pretraining._write", killed)
+        patch.setattr("stm.training.pretraining.write_weights", killed)
         with pytest.raises(KeyboardInterrupt):
             pretrain(run, [other], tmp_path / "run", 7, "cpu")
     assert list((tmp_path / "run" / "checkpoints").glob("*.pt"))

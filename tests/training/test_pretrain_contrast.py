@@ -157,7 +157,7 @@ def test_weights_to_start_from_that_have_changed_are_not_resumed(
     zoo.save(zoo.build(make_run()), source)
     run = make_run(init=str(source))
     with monkeypatch.context() as patch:
-        patch.setattr("stm.training.pretraining._write", killed)
+        patch.setattr("stm.training.pretraining.write_weights", killed)
         with pytest.raises(Killed):
             pretrain(run, shards, tmp_path / "run", 7, "cpu")
     zoo.save(zoo.build(make_run()), source)

@@ -11,8 +11,8 @@ from stm.models.video_language import load_video_language
 from stm.models.weights import zoo
 from stm.storage.files import read_json
 from stm.training import pretrain
-from stm.training import pretraining as language_training
-from stm.training.pretraining import check_text_model
+from stm.training.batches import feed_media
+from stm.training.pretraining import open_media
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +38,19 @@ def test_a_stopped_run_ends_in_the_same_bytes(method, world, tmp_path, monkeypat
     class Stopped(Exception):
         pass
 
-    def stopping(batches, encode):
+    def stopping(*arguments):
         def read(step):
-            for number, batch in enumerate(whole(batches, encode)(step)):
+            for number, batch in enumerate(feed_media(*arguments)(step)):
                 if number == 5:
                     raise Stopped
                 yield batch
 
         return read
 
-    whole = language_training.with_tokens
-    monkeypatch.setattr(language_training, "with_tokens", stopping)
-    with pytest.raises(Stopped):
-        pretrain(run, clips, tmp_path / "stopped", 0, "cpu", stills)
-    monkeypatch.setattr(language_training, "with_tokens", whole)
+    with monkeypatch.context() as patch:
+        patch.setattr("stm.training.pretraining.feed_media", stopping)
+        with pytest.raises(Stopped):
+            pretrain(run, clips, tmp_path / "stopped", 0, "cpu", stills)
     assert list((tmp_path / "stopped" / "checkpoints").glob("step-*.pt"))
     pretrain(run, clips, tmp_path / "stopped", 0, "cpu", stills)
     names = ("weights.safetensors", "config.json")
@@ -79,7 +78,7 @@ def test_clips_and_images_are_resized_on_the_device(world, tmp_path):
     run = run_of("umt", bert)
     for where in ("loader", "device"):
         run = run.model_copy(update={"resize_on": where})
-        samples = [medium.dataset[0][0] for medium in language_training.open_media(run, clips, stills, 0)]
+        samples = [medium.dataset[0][0] for medium in open_media(run, clips, stills, 0)]
         assert ["video" in sample for sample in samples] == [where == "loader"] * 2
         pretrain(run, clips, tmp_path / where, 0, "cpu", stills)
     logs = [(tmp_path / where / "metrics.jsonl").read_text().splitlines() for where in ("loader", "device")]
@@ -92,11 +91,3 @@ def test_clips_without_captions_are_refused_before_training(world, tmp_path):
     mute = make_shard(tmp_path / "train" / "train-00000.parquet", ["red"] * 6, silent=(1, 2))
     with pytest.raises(ValueError, match="2 of 6 clips have no caption"):
         pretrain(run_of("umt", bert), [mute], tmp_path / "out", 0, "cpu", stills)
-
-
-def test_vectors_of_another_model_than_the_teacher_are_refused(world):
-    run = make_run("clusterstm", world[3])
-    check_text_model({"model": "a", "weights_sha256": "1"}, {"model": "b", "weights_sha256": "1"}, run)
-    check_text_model(None, {"model": "b", "weights_sha256": "1"}, run)
-    with pytest.raises(ValueError, match=r"Set text\.model to the teacher"):
-        check_text_model({"model": "a", "weights_sha256": "1"}, {"model": "b", "weights_sha256": "2"}, run)

@@ -6,7 +6,7 @@ says other ones than the protocol is refused before anything runs.
 
 from collections.abc import Iterator
 
-from stm.config import Config, LanguageDataset, LanguageRun, LanguageTask
+from stm.config import Config, LanguageDataset, LanguageRun, LanguageTask, is_language_run
 from stm.datasets.folder import DatasetError
 from stm.datasets.video_text.protocol import Feed, Protocol, protocol_names, read_protocol
 
@@ -55,7 +55,7 @@ def _differences(config: Config) -> Iterator[str]:
             continue
         for run_name in config.runs_of(name):
             run, dataset = config.pretrain[run_name], config.of(config.dataset_of(run_name, name)).dataset
-            if not isinstance(dataset, LanguageDataset) or not isinstance(run, LanguageRun):
+            if not isinstance(dataset, LanguageDataset) or not is_language_run(run):
                 continue
             if dataset.source not in protocol_names():  # a corpus of the web
                 continue

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from stm.config import LanguageRun, Run
+from stm.config import Run
 from stm.models.sizes import SIZES, Size
 from stm.models.vit import Architecture, VideoEncoder, VideoMAE
 from stm.models.weights.checks import Weights, WeightsError, adapt, build_encoder, build_module, gather_weights, outline
@@ -65,7 +65,7 @@ def describe(run: Run) -> Architecture:
         **size._asdict(),
         positions=run.positions,
         position_period=run.position_period,
-        position_frames=run.position_frames if isinstance(run, LanguageRun) else None,
+        position_frames=run.position_table_frames,
     )
 
 

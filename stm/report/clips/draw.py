@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from stm.config import CaptionChoice, Cluster, Config, LanguageRun, PretrainRun, Teacher
+from stm.config import CaptionChoice, Config, Section, Teacher
 from stm.data.geometry import Geometry
 from stm.layout import Layout
 from stm.methods import load_method
@@ -20,7 +20,7 @@ from stm.report.results.records import Results, Run, RunGroup, group_runs
 MOST_RUNS = 8  # whose reconstructions are shown
 MAPS = {"similarity": ("Text similarity", "cosine"), "motion": ("Motion", "cells per stored frame")}
 
-MaskKey = tuple[str, float, Teacher | None, Cluster | str | None]
+MaskKey = tuple[str, float, Teacher | None, Section | str | None]
 Painted = Mapping[int, film_strips.Tiles]  # by the number of the run
 
 
@@ -144,7 +144,7 @@ def _by_mask(groups: Sequence[RunGroup]) -> dict[MaskKey, RunGroup]:
 def mask_key(group: RunGroup) -> MaskKey:
     """Runs with the same have the same mask on the same clip; a learned one is each run's own."""
     settings = group.settings
-    own = group.name if learns_mask(settings) else settings.cluster if isinstance(settings, LanguageRun) else None
+    own = group.name if learns_mask(settings) else settings.mask_settings
     return (*group.mask, settings.teacher, own)
 
 
@@ -178,7 +178,7 @@ def _attempt(group: RunGroup, cuts: Sequence[Cut], results: Results) -> list[fil
 
 def reconstruct(run: Run, cuts: Sequence[Cut]) -> list[film_strips.Tiles]:
     """Each cut as a run's model paints it: tiles like the frames'. On the CPU, so that the bytes are the same anywhere."""
-    assert run.weights is not None and isinstance(run.settings, PretrainRun)
+    assert run.weights is not None
     method = load_method(run.settings, run.weights)
     tiles = []
     for cut in cuts:

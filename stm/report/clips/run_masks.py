@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from stm.config import Cluster, LanguageRun, PretrainRun, SpatioTemporal
+from stm.config import Cluster, LanguageRun, Run, SpatioTemporal
 from stm.data.guides.window import COMPUTED
 from stm.masking import get_strategy, to_boolean
 from stm.masking.cluster import cluster_tokens
@@ -52,12 +52,12 @@ class RunMask:
     learned: Learned | None
 
 
-def draws_own_mask(run: PretrainRun | LanguageRun) -> TypeGuard[LanguageRun]:
+def draws_own_mask(run: Run) -> TypeGuard[LanguageRun]:
     """Whether it has a teacher of frames that its mask is made from."""
-    return isinstance(run, LanguageRun) and any(need in COMPUTED for need in get_strategy(run.mask.strategy).needs)
+    return run.has_frame_teacher and any(need in COMPUTED for need in get_strategy(run.mask.strategy).needs)
 
 
-def learns_mask(run: PretrainRun | LanguageRun) -> bool:
+def learns_mask(run: Run) -> bool:
     """Whether its mask is in its weights."""
     return "spatiotemporal" in get_strategy(run.mask.strategy).needs
 

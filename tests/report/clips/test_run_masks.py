@@ -14,7 +14,9 @@ from stm.layout import Layout
 from stm.masking import to_boolean
 from stm.masking.cluster import cluster_tokens
 from stm.masking.spatiotemporal import draw_blobs
-from stm.methods.language_runs import _build_branch
+from stm.methods.clusterstm import ClusterWise
+from stm.methods.stm import SpatioTemporalBranch
+from stm.methods.umt import UnmaskedTeacher
 from stm.models.teachers.frame_teacher import FrameTeacher
 from stm.models.vit import VideoEncoder
 from stm.models.weights import zoo
@@ -30,6 +32,7 @@ from stm.report.results.collect import collect, find_shards
 from stm.report.results.records import Results
 
 ROOT = Path(__file__).resolve().parents[3]
+BRANCHES = {"umt": UnmaskedTeacher, "stm": SpatioTemporalBranch, "clusterstm": ClusterWise}
 RUN = {
     "model": "tiny", "image_size": 32, "patch_size": 4, "frames": 4, "workers": 0,
     "teacher": {"model": f"local-dir:{ROOT}/stm/assets/demo-clip", "layers": 1},
@@ -59,7 +62,7 @@ def build_branch(run: PretrainRun | LanguageRun) -> torch.nn.Module:
     assert isinstance(run, LanguageRun)
     teacher = load_teacher()
     torch.manual_seed(3)
-    branch = _build_branch(run, zoo.describe(run), teacher)
+    branch = BRANCHES[run.method](run, zoo.describe(run), teacher)
     if run.method == "stm":
         with torch.no_grad():
             branch.predictor.predictor.point[-1].weight.normal_(std=3)
