@@ -287,3 +287,59 @@ def test_a_meter_goes_on_from_its_state() -> None:
         meter.add({"loss": torch.tensor(4.0)})
     assert whole.read() == after.read() == {"loss": 2.5}
     assert whole.read() == {}
+
+
+class Neighbour(Twin):
+    """One of two processes; the other one's values are all 8."""
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        return (values + 8) / 2
+
+
+def test_the_log_holds_means_over_the_processes(tmp_path: Path) -> None:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(()))
+
+        def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+            return {"loss": self.weight * 0 + 2, "other": torch.tensor(4.0)}
+
+    fit(Constant(), make_batches(1), make_plan(), tmp_path, Neighbour(0, 2, torch.device("cpu")))
+    lines = lines_without_time(tmp_path / "metrics.jsonl")
+    assert [(line["loss"], line["other"]) for line in lines] == [(5.0, 6.0)] * 4
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_the_gradient_of_several_passes_is_that_of_the_whole_batch(tmp_path: Path, accumulate: int) -> None:
+    """AdamW and clipping hide the gradient's scale; its norm, which the log holds, does not."""
+    module, alone = make_module().eval(), make_module().eval()
+    whole = next(make_batches(1)(0))
+
+    def parts(step: int) -> Iterator[Batch]:
+        video, target = (x.chunk(accumulate) for x in (whole["video"], whole["guides"]["target"]))
+        for one, other in zip(video, target, strict=True):
+            yield {"video": one, "guides": {"target": other}}
+        yield from make_batches(accumulate)(step + 1)
+
+    alone(whole)["loss"].backward()
+    expected = torch.cat([p.grad.flatten() for p in alone.parameters() if p.grad is not None]).norm().item()
+    fit(module, parts, make_plan(accumulate, log_every=1), tmp_path, CPU)
+    assert lines_without_time(tmp_path / "metrics.jsonl")[0]["gradient_norm"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_follows_an_epoch_is_done_before_its_checkpoint_and_again_after_a_kill(tmp_path: Path) -> None:
+    """Otherwise a kill between the two would lose what the callback does, such as choosing the best checkpoint."""
+    calls: list[tuple[int, list[str]]] = []
+
+    def after_epoch(epoch: int) -> None:
+        calls.append((epoch, sorted(p.name for p in (tmp_path / "checkpoints").glob("*.pt"))))
+        if epoch == 2 and len(calls) == 2:
+            raise KeyboardInterrupt
+
+    plan = make_plan(checkpoint_every=4)  # at the end of each epoch
+    with pytest.raises(KeyboardInterrupt):
+        fit(make_module(), make_batches(1), plan, tmp_path, CPU, after_epoch)
+    fit(make_module(), make_batches(1), plan, tmp_path, CPU, after_epoch)
+    first, second = "step-000000004.pt", "step-000000008.pt"
+    assert calls == [(1, []), (2, [first]), (2, [first]), (3, [first, second])]
