@@ -65,7 +65,7 @@ from stm.config.stages import (
     Similarity,
     Text,
 )
-from stm.config.study import AnyRun, Config, Corpus, instance_name, is_language_run, merge
+from stm.config.study import AnyRun, Config, Corpus, instance_name, is_language_run, merge, parse_run
 from stm.config.training import (
     Augmentation,
     CaptionChoice,
@@ -155,6 +155,7 @@ __all__ = [
     "load_config",
     "merge",
     "parse_config",
+    "parse_run",
     "read_values",
 ]
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeGuard, get_args
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
 from stm.config.base import Name, Section, field
 from stm.config.data import BadInput, Dataset
@@ -296,6 +296,16 @@ class Config(_Stages):
         return [
             (instance, task) for task in self.evaluate for run in self.runs_of(task) for instance in self.instances(run)
         ]
+
+
+def parse_run(values: Mapping[str, Any]) -> AnyRun:
+    """A run from its plain values, such as `model_dump` or a `config.json` holds.
+
+    Raises:
+        ValueError: they are not valid.
+    """
+    run: AnyRun = TypeAdapter(AnyRun).validate_python(values)
+    return run
 
 
 def is_language_run(run: Run) -> TypeGuard[LanguageRun]:

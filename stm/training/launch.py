@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any, TextIO
 
-from stm.config import LanguageRun, PretrainRun, Run
+from stm.config import AnyRun, Run, parse_run
 from stm.storage.files import read_json, write_json
 
 SHUTDOWN_SECONDS = 120
@@ -27,7 +27,7 @@ RESTARTS = 3
 
 
 def run_pretraining(
-    run: PretrainRun | LanguageRun,
+    run: AnyRun,
     shard_indexes: Sequence[Path],
     output: Path,
     seed: int,
@@ -52,7 +52,7 @@ def run_pretraining(
 
 
 def _run(
-    run: PretrainRun | LanguageRun,
+    run: AnyRun,
     shard_indexes: Sequence[Path],
     output: Path,
     seed: int,
@@ -195,10 +195,9 @@ def _worker(path: Path) -> None:
         sys.exit("not tried again: the error above would come again")
     from stm.training import pretrain
 
-    kind = PretrainRun if asked["run"]["method"] == "mae" else LanguageRun
     try:
         pretrain(
-            kind.model_validate(asked["run"]),
+            parse_run(asked["run"]),
             [Path(name) for name in asked["shard_indexes"]],
             Path(asked["output"]),
             int(asked["seed"]),
