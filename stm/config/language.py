@@ -8,7 +8,7 @@ from pydantic import model_validator
 from stm.config.base import Fraction, Name, Section, field
 from stm.config.training import Mask, MediumSettings, Run, Sampling, Teacher
 
-# A method's mask where none is given. Ratios: STM's release, and what a note tells of ClusterSTM.
+# A method's mask where none is given. Ratios: STM's release, and a note on ClusterSTM.
 _OWN_MASKS = {
     "stm": {"strategy": "spatiotemporal", "ratio": 0.7},
     "clusterstm": {"strategy": "cluster", "ratio": 0.85},
@@ -96,7 +96,7 @@ class SpatioTemporal(Section):
 
 
 class Cluster(Section):
-    """ClusterSTM's clusters and relevance targets. The paper's text is not to be had: what it leaves open is an option."""
+    """ClusterSTM's clusters and relevance targets. The paper's text was not available: what is open is an option."""
 
     density: Literal["kernel", "knn"] = field(
         "kernel", "local density: exp(-distance / cutoff) of all, or of neighbours"

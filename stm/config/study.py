@@ -37,7 +37,7 @@ AnyRun = Annotated[
 class _Stages(Section):
     """The offline stages of one dataset."""
 
-    shard_size: int = field(1000, "clips a shard, on average; a job does a shard", "clips", ge=1, le=100_000)
+    shard_size: int = field(1000, "clips per shard, on average; a job does one shard", "clips", ge=1, le=100_000)
     grid: int = field(14, "cells on the short side of the similarity and motion maps", "cells", ge=2, le=64)
     bad_input: BadInput = BadInput()
     frames: Frames = Frames()

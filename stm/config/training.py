@@ -95,7 +95,7 @@ class Contrast(Section):
 
 
 class CaptionChoice(Section):
-    """Which of a clip's captions a visit draws from."""
+    """Which of a clip's captions each visit samples from."""
 
     sources: tuple[Name, ...] | None = field(None, "packed caption sources; all when not given")
     count: int | None = field(
@@ -123,7 +123,7 @@ class MediumSettings(NamedTuple):
     sources: tuple[tuple[str | None, str], ...]  # (dataset, split); None: the config's only dataset
     frames: int  # of a sample
     batch_size: int  # samples in an optimiser step, of all processes and passes
-    key: str  # where a config says the batch size, for messages
+    key: str  # of the batch size in a config, for messages
     mask: Mask
 
 
@@ -161,7 +161,7 @@ class Run(Section):
     augmentation: Augmentation = Augmentation()
     precision: Literal["float32", "bf16"] = field("float32", "arithmetic of a pass; weights stay float32")
     compile: bool = field(False, "torch.compile; worth it on CUDA, not on CPU")
-    repeats: int = field(1, "augmented views of each clip a visit (repeated augmentation)", "views", ge=1, le=8)
+    repeats: int = field(1, "augmented views of each clip per visit (repeated augmentation)", "views", ge=1, le=8)
     workers: int = field(2, "data loading processes", "processes", ge=0, le=256)
     kept_gigabytes: float = field(
         0.0, "memory for decoded frames in each loading process, where the data fits into it", "gigabytes", ge=0
@@ -169,7 +169,7 @@ class Run(Section):
     resize_on: Literal["loader", "device"] = field(
         "loader",
         "where pretraining's crops are resized and mirrored: in the loading processes, or on the device. `device` is faster "
-        "where a GPU waits for loading processes that have all cores busy, and only there: larger pictures travel. Pixels "
+        "where a GPU waits for loading processes that have all cores busy, and only there: larger images are moved. Pixels "
         "differ by a grey level at most; not with augmentation.auto_augment or augmentation.erasing",
     )
     seed: int | None = field(
@@ -208,7 +208,7 @@ class Run(Section):
 
     @property
     def has_frame_teacher(self) -> bool:
-        """Whether a frozen teacher sees every frame, and the mask may be made from what it says."""
+        """Whether a frozen teacher sees every frame, and the mask may be made from its output."""
         return False
 
     @property

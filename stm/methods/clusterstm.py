@@ -1,6 +1,6 @@
 """ClusterSTM: one token a cluster stays visible, and the others' relevance to the caption is predicted.
 
-The paper's text was not available: docs/language.md says what is known of it and what is our inference. Alignment with the
+The paper's text was not available: docs/language.md lists what is known of it and what is our inference. Alignment with the
 teacher's features, which UMT and STM have and this has not, plays no part.
 """
 

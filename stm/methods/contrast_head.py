@@ -34,8 +34,10 @@ class ContrastHead(nn.Module):
             settings: weight, temperature and the head's size.
         """
         super().__init__()
-        self.width, self.text_width, self.settings = width, text_width, settings
-        self.text_model: dict[str, str] | None = None  # which encoder made the vectors, where the shards say it
+        self.width = width
+        self.text_width = text_width
+        self.settings = settings
+        self.text_model: dict[str, str] | None = None  # the encoder of the vectors, where the shards name it
         self.head = PredictionHead(width, settings.hidden, text_width, settings.layers)
         start = torch.tensor(math.log(settings.temperature))
         # As a logarithm, as CLIP learns it: steps are then relative, and it stays positive.
@@ -84,8 +86,8 @@ class ContrastHead(nn.Module):
 
     @torch.no_grad()
     def _hold_temperature(self) -> None:
-        """Sets what the last step took below the least value back to it, as CLIP does: below, a clamp alone would
-        have no gradient, and the temperature would never come up again."""
+        """Sets a temperature that the last step took below the least value back to it, as CLIP does. A clamp in the forward
+        pass would have no gradient there, and the temperature would never rise again."""
         if self.log_temperature is not None and self.training:
             self.log_temperature.clamp_(min=_LEAST_LOGARITHM)
 
@@ -100,7 +102,8 @@ class VideoEmbedder(nn.Module):
 
     def __init__(self, encoder: VideoEncoder, branch: ContrastHead) -> None:
         super().__init__()
-        self.encoder, self.branch = encoder, branch
+        self.encoder = encoder
+        self.branch = branch
 
     def forward(self, video: Tensor, kept: Tensor | None = None) -> Tensor:
         """Video [B, T, 3, S, S], uint8 or float in [0, 1]; kept tokens [B, K], None: all -> float32 [B, text_width].
@@ -119,7 +122,7 @@ def load_contrast_head(path: Path) -> ContrastHead:
     tensors, about = zoo.load_extra(path, EXTRA)
     try:
         sizes = about["width"], about["text_width"], Contrast.model_validate(about["settings"])
-        with torch.device("meta"):  # takes no memory, whatever the header says
+        with torch.device("meta"):  # takes no memory, whatever sizes the header has
             blank = ContrastHead(*sizes).state_dict()
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise zoo.WeightsError(f"{path}: its header describes no {EXTRA!r} that can be built ({error!r})") from error

@@ -1,6 +1,6 @@
 """Masked autoencoding (VideoMAE): hide tokens, encode the rest, predict the pixels of the hidden ones.
 
-And what TGM adds (sections 3.4 and 3.5): the encoded tokens, pooled, shall match the clip's caption.
+And what TGM adds (sections 3.4 and 3.5): the pooled encoded tokens are matched with the clip's caption.
 """
 
 from collections.abc import Mapping
@@ -153,8 +153,8 @@ class MAE(Method):
         return reduce(torch.add, terms)
 
     def observers(self) -> list[nn.Parameter]:
-        """Parameters that learn from what the others do, which learn nothing from them: of a contrast without
-        weight. Their gradients must not count where the others' are clipped."""
+        """Parameters that the others learn nothing from: of a contrast without weight. Their gradients must not count where
+        the others' are clipped."""
         return list(self.contrast.parameters()) if self.contrast is not None and self.contrast.observes else []
 
     def embed_video(self, video: Tensor, kept: Tensor | None = None) -> Tensor:
@@ -176,7 +176,8 @@ class MAE(Method):
             target is normalised, scaled back with the mean and deviation of the true pixels, as VideoMAE shows
             them. "masked": bool [B, slots, N].
         """
-        video, shape = batch["video"], self.model.architecture
+        video = batch["video"]
+        shape = self.model.architecture
         kept, masked = self.mask(self.guide(batch))
         pixels = self.model(video, kept, masked).float().unflatten(2, (-1, 3))  # [B, M, tubelet * patch^2, 3]
         if self._normalised:

@@ -39,7 +39,7 @@ class MediaMasks:
 
         Args:
             batch: "video" [B, T, 3, S, S] and "guides".
-            seen: what the teacher says of it.
+            seen: the teacher's output for it.
             more: guides that the method itself made.
 
         Returns:
@@ -219,7 +219,8 @@ class VideoLanguage(Method):
 
     def _fill_in(self, tokens: Tensor, ids: Tensor) -> Tensor:
         """Masked language modelling: the hidden words from the others and the video."""
-        model, language = self._model, self._model.language
+        model = self._model
+        language = model.language
         masked, targets = mask_words(
             ids,
             probability=self.objectives.mask_probability,

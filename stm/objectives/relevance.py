@@ -1,7 +1,7 @@
 """Masked relevance modelling (ClusterSTM): how relevant to the text is what is hidden?
 
 The target is the cosine of the text with each hidden token, which the teacher has pooled with its neighbours; the
-prediction is that with the token that the student's decoder puts in its place. The paper's text is not to be had. From its
+prediction is that with the token that the student's decoder puts in its place. The paper's text was not available. From its
 abstract and a note on it come the relevance to the text and the L2 distance. Our inference [INF]: cosines without the
 teacher's logit scale, each clip's own text (the paper speaks of matrices, which may as well be all texts of the batch:
 `all_texts`), a mean over the masked tokens alone.

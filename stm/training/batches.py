@@ -17,7 +17,7 @@ from stm.training.interruption import signals_blocked
 
 
 class Medium(NamedTuple):
-    """What is drawn from, and how much of it a step takes."""
+    """A dataset that samples are drawn from, and how many of them a step takes."""
 
     name: str  # for messages
     dataset: ClipDataset
@@ -58,8 +58,8 @@ def feed_media(
 ) -> Callable[[int], Iterator[Batch]]:
     """Batches for `fit`: `settings.accumulate` a step, all of one medium, from the step it is given to the end.
 
-    The media of the steps and the order of each medium's clips hang on (seed, epoch) alone, so that a resumed run goes on
-    with just the batches that it would have seen.
+    The media of the steps and the order of each medium's clips depend on (seed, epoch) alone, so that a resumed run sees
+    exactly the batches that it would have seen.
 
     Raises:
         ValueError: a forward pass would not hold whole clips with all their repeats, or a medium does not fill a batch.
@@ -104,24 +104,26 @@ def _make_loader(medium: Medium, settings: Optimisation, process: Process, seed:
 
 
 def hash_shards(indexes: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 of each shard's tar, by shard, from the index's receipt, or of the file where it says none.
+    """SHA-256 of each shard's tar, by shard, from the index's receipt, or of the file where the receipt has none.
 
     Shards of several datasets may have one name: all but the first are then numbered, in the order given.
     """
     found: dict[str, str] = {}
     for path in sorted(indexes, key=lambda path: path.stem):
-        name, number = path.stem, 2
+        name = path.stem
+        number = 2
         while name in found:
-            name, number = f"{path.stem} ({number})", number + 1
+            name = f"{path.stem} ({number})"
+            number += 1
         found[name] = read_receipt(path).get("tar_sha256") or sha256_file(path.with_suffix(".tar"))
     return found
 
 
 def read_text_model(indexes: Sequence[Path]) -> dict[str, str] | None:
-    """What identifies the text encoder of the packed captions' vectors, from the receipts; None where they do not say.
+    """What identifies the text encoder of the packed captions' vectors, from the receipts; None where they do not name it.
 
     Raises:
-        ValueError: the shards' vectors are of different encoders, and say nothing about each other.
+        ValueError: the shards' vectors are of different encoders, and cannot be compared.
     """
     models = {path: read_receipt(path).get("text_model") for path in indexes}
     first = next(iter(models))
@@ -135,7 +137,7 @@ def read_text_model(indexes: Sequence[Path]) -> dict[str, str] | None:
 
 
 def count_steps(dataset: ClipDataset, settings: Optimisation) -> int:
-    """Optimiser steps of an epoch: samples // batch_size; the rest is left out, another one in each epoch.
+    """Optimiser steps of an epoch: samples // batch_size; the remaining samples are left out, others in each epoch.
 
     Raises:
         ValueError: there are fewer samples than a batch.
@@ -146,5 +148,5 @@ def count_steps(dataset: ClipDataset, settings: Optimisation) -> int:
 def feed(
     dataset: ClipDataset, settings: Optimisation, process: Process, seed: int, workers: int
 ) -> Callable[[int], Iterator[Batch]]:
-    """Batches for `fit` of clips alone; see `stm.training.batches.feed_media`."""
+    """Batches for `fit` of clips alone; see `feed_media`."""
     return feed_media([Medium("clips", dataset, settings.batch_size)], settings, process, seed, workers)

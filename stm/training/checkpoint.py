@@ -1,8 +1,8 @@
-"""The state of a run that is not finished: written so that a kill at any moment costs steps, never the run.
+"""The state of an unfinished run: written so that a kill at any moment costs steps, never the run.
 
 A checkpoint is one file, `step-000000200.pt` (tensors, numbers and strings only, no pickled code), beside its
-SHA-256 in the form that `sha256sum -c` reads. Both are written under other names and renamed, so a file is
-whole or not there; where a power cut tears one all the same, the sum tells, and the one before is used.
+SHA-256 in the format of `sha256sum -c`. Both are written under temporary names and renamed, so a file is
+complete or missing; corruption, as by a power cut, is caught by the checksum, and the previous checkpoint is used.
 """
 
 import json
@@ -28,14 +28,14 @@ class Checkpoints:
 
     Args:
         folder: belongs to the checkpoints alone.
-        origin: JSON values that say what is trained: settings, data, seed. Checkpoints of another origin are
-            never
+        origin: JSON values that the result depends on: settings, data, seed. Checkpoints of another origin are never
             used: they are moved aside.
-        kept: how many of the newest stay.
+        kept: how many of the newest are kept.
     """
 
     def __init__(self, folder: Path, origin: Mapping[str, Any], kept: int) -> None:
-        self.folder, self.kept = folder, kept
+        self.folder = folder
+        self.kept = kept
         self.origin = json.loads(json.dumps(origin))
         self._stamp = folder / "origin.json"
 
@@ -50,15 +50,14 @@ class Checkpoints:
             self._remove(old)
 
     def newest(self) -> int:
-        """The step of the newest checkpoint that is whole and of this origin; 0 when there is none.
+        """The step of the newest intact checkpoint of this origin; 0 when there is none.
 
-        Says what it refuses. Torn checkpoints are removed; those of another origin are moved aside, all
-        together.
+        Logs what it refuses. Corrupt checkpoints are removed; those of another origin are moved aside, all together.
         """
         self._clean()
         for step in reversed(self.steps()):
             if not _verify(self._path(step)):
-                say(f"{self._path(step)}: torn, its checksum is not right; using the one before, if any")
+                say(f"{self._path(step)}: corrupt, its checksum does not match; using the previous one, if any")
                 self._remove(step)
             elif self._origin_of(step) != hash_receipt(self.origin):
                 self._move_aside()
@@ -73,19 +72,19 @@ class Checkpoints:
         return state
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints in the folder, ascending, whole or not."""
+        """Steps of the checkpoints in the folder, ascending, intact or not."""
         names = [_NAME.fullmatch(p.name) for p in self.folder.glob("step-*.pt")]
         return sorted(int(match[1]) for match in names if match)
 
     def discard(self) -> None:
-        """Removes all; call it once the finished weights are in place."""
+        """Removes all checkpoints; call it once the finished weights are in place."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}.pt"
 
     def _origin_of(self, step: int) -> Any:
-        # Mapped, so that gigabytes of weights are not read for one string.
+        # Memory-mapped, so that gigabytes of weights are not read for one string.
         return torch.load(self._path(step), map_location="cpu", weights_only=True, mmap=True)["origin"]
 
     def _remove(self, step: int) -> None:
@@ -93,7 +92,7 @@ class Checkpoints:
         _sum_of(self._path(step)).unlink(missing_ok=True)
 
     def _clean(self) -> None:
-        """What a kill in the middle of a write has left."""
+        """Removes what a kill in the middle of a write has left."""
         for temporary in self.folder.glob(".*.tmp"):
             temporary.unlink()
 
@@ -101,7 +100,10 @@ class Checkpoints:
         aside = self.folder.with_name(f"{self.folder.name}-of-other-settings")
         try:
             before = read_json(self._stamp)
-        except (OSError, ValueError):  # missing or torn: the checkpoints themselves say that they are others'
+        except (
+            OSError,
+            ValueError,
+        ):  # missing or corrupt: the checkpoints themselves have shown that they are of another origin
             before = {}
         changed = ", ".join(_differences(before, self.origin)) or "unknown"
         shutil.rmtree(aside, ignore_errors=True)
@@ -114,7 +116,7 @@ def _write(state: State, path: Path) -> None:
         try:
             torch.save(state, file)
         except RuntimeError as error:
-            # Of a full disk torch says that a position is unexpected; the reason is the error before.
+            # On a full disk torch complains of an unexpected position; the cause is the error before it.
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
@@ -138,9 +140,7 @@ def _differences(before: Any, after: Any, key: str = "") -> list[str]:
 
 
 def random_state(process: Process) -> dict[str, list[torch.Tensor]]:
-    """States of torch's random number generators of all processes, by rank; all processes must call it
-    together.
-    """
+    """States of torch's random number generators of all processes, by rank; all processes must call it together."""
     state = {"cpu": process.gather(torch.get_rng_state())}
     if process.device.type == "cuda":
         state["cuda"] = process.gather(torch.cuda.get_rng_state(process.device))

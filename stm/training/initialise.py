@@ -21,14 +21,15 @@ class Start:
 
 
 def start_from(model: VideoMAE | VideoEncoder, source: str) -> Start:
-    """Loads the encoder's weights into `model`, and the decoder's when they fit; says what it did not take.
+    """Loads the encoder's weights into `model`, and the decoder's when they fit; logs what it leaves out.
 
     Args:
-        model: of the run, or its encoder alone; clips of another length or picture size than the source's are welcome.
-        source: any that `student_init.read_first` knows. A contrastive head in it is left out: it belongs to its text.
+        model: of the run, or its encoder alone; its clips may have another length or image size than the source's.
+        source: any that `stm.models.weights.initialise.read_first` reads. A contrastive head in it is left out: it belongs to
+            its text encoder.
 
     Raises:
-        ValueError: the source cannot be read, or its encoder is another.
+        ValueError: the source cannot be read, or its encoder has another architecture.
     """
     found, notes = read_first(source, model.architecture)
     for note in notes:
@@ -46,9 +47,8 @@ def start_from(model: VideoMAE | VideoEncoder, source: str) -> Start:
         taken |= {name: tensor for name, tensor in found.tensors.items() if name.startswith("decoder.")}
         model.decoder.load_state_dict(_inside(taken, "decoder."))
     else:
-        say(
-            f"init: {source}: its decoder is {'another' if found.kind == 'pretraining' else 'not there'}; ours is fresh"
-        )
+        why = "its decoder differs" if found.kind == "pretraining" else "it has no decoder"
+        say(f"init: {source}: {why}; the run's starts fresh")
     return Start(hash_tensors(taken), decoder)
 
 

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it saves at the next step's end and leaves with a code that says so."""
+"""Signals that ask a run to stop: it saves at the end of the current step and exits with a code of its own."""
 
 import os
 import re
@@ -38,7 +38,7 @@ class Interruption:
     def stop(self, step: int) -> None:
         """Leaves the run, whose state after `step` steps is saved."""
         number = self.received or signal.SIGTERM
-        say(f"{signal.Signals(number).name}: saved after step {step}; the same command goes on from there")
+        say(f"{signal.Signals(number).name}: saved after step {step}; the same command resumes from there")
         raise Interrupted(128 + number)
 
     def __enter__(self) -> "Interruption":

@@ -1,4 +1,4 @@
-"""What a run tells: means of its losses, `metrics.jsonl`, TensorBoard."""
+"""What a run logs: means of its losses, `metrics.jsonl`, TensorBoard."""
 
 import json
 import math
@@ -16,15 +16,13 @@ from stm.storage.files import write_bytes
 
 
 def say(message: str) -> None:
-    """One line for people, on the standard error output."""
+    """Prints one line to standard error."""
     sys.stderr.write(f"{message}\n")
     sys.stderr.flush()
 
 
 class Meter:
-    """Running means of named losses. They stay on the device, so that nothing waits for it until they are
-    read.
-    """
+    """Running means of named losses. They stay on the device, so that nothing waits for it until they are read."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -39,22 +37,21 @@ class Meter:
             self._weights[name] = self._weights.get(name, 0.0) + 1.0
 
     def read(self) -> dict[str, float]:
-        """The means over the passes since the last reading and over the processes; starts again. Waits for
-        the device.
-        """
+        """The means over the passes since the last reading and over the processes; resets them. Waits for the device."""
         names = sorted(self._sums)
         if not names:
             return {}
         means = self._process.mean(torch.stack([self._sums[n] / self._weights[n] for n in names]))
-        self._sums, self._weights = {}, {}
+        self._sums = {}
+        self._weights = {}
         return dict(zip(names, means.tolist(), strict=True))
 
     def finite(self) -> bool:
-        """Whether all values since the last reading were finite: a sum keeps what was not."""
+        """Whether all values since the last reading were finite: a sum with one that was not is not finite either."""
         return not self._sums or bool(torch.stack(list(self._sums.values())).isfinite().all().item())
 
     def state(self) -> dict[str, list[float | torch.Tensor]]:
-        """What is not read yet; the mean over the processes, from which each can go on."""
+        """The sums not yet read, as the mean over the processes, from which each can resume."""
         return {name: [self._weights[name], self._process.mean(value).cpu()] for name, value in self._sums.items()}
 
     def restore(self, state: Mapping[str, list[float | torch.Tensor]], device: torch.device) -> None:
@@ -63,9 +60,7 @@ class Meter:
 
 
 class Clock:
-    """Items a second since the last reading; the time it is stopped, and what earlier attempts did, do not
-    count.
-    """
+    """Items per second since the last reading; earlier attempts of the run do not count."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
@@ -77,14 +72,13 @@ class Clock:
     def read(self) -> float:
         now = time.perf_counter()
         rate = self._items / max(now - self._start, 1e-9)
-        self._start, self._items = now, 0
+        self._start = now
+        self._items = 0
         return rate
 
 
 def cut_lines(path: Path, step: int) -> None:
-    """Keeps the lines of a `metrics.jsonl` up to `step`, so that a resumed run's log is that of one without a
-    break.
-    """
+    """Keeps the lines of a `metrics.jsonl` up to `step`, so that a resumed run's log equals an uninterrupted one's."""
     kept = []
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
         try:
@@ -96,12 +90,11 @@ def cut_lines(path: Path, step: int) -> None:
 
 
 class MetricsLog:
-    """Writes `metrics.jsonl` (a line at a time, flushed) and TensorBoard events; processes but the first
-    write nothing.
+    """Writes `metrics.jsonl` (flushed line by line) and TensorBoard events, in the first process only.
 
     Args:
         folder: gets `metrics.jsonl` and `tensorboard/`.
-        step: steps that are done already; what an earlier attempt wrote for later ones is removed.
+        step: finished steps; what an earlier attempt wrote for later ones is removed.
     """
 
     def __init__(self, folder: Path, step: int, process: Process) -> None:

@@ -30,24 +30,25 @@ from stm.training.logs import Clock, Meter, MetricsLog, say
 from stm.training.optimizer import build_optimizer, build_schedule, current_learning_rate
 
 LOG_EVERY = 10
-"""Steps between two lines of the log. Only there does the loop wait for the device."""
+"""Steps between two lines of the log. The loop waits for the device only there."""
 
 _LONG_STEP = 1.0
-"""Seconds. Processes whose steps take longer ask each other after each of them whether to stop, the others in every tenth."""
+"""Seconds. Processes with longer steps agree after every step on whether to stop, those with shorter steps at every line of
+the log."""
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What the loop has to know beside the module and the batches."""
+    """Settings of the loop, beside the module and the batches."""
 
-    name: str  # for people
+    name: str  # for messages
     optimisation: Optimisation
     steps_per_epoch: int
     seed: int
-    origin: Mapping[str, Any] = field(default_factory=dict)  # what is trained on what; see `Checkpoints`
+    origin: Mapping[str, Any] = field(default_factory=dict)  # what the result depends on; see `Checkpoints`
     precision: str = "float32"
     compile: bool = False
-    parallel: str = "ddp"  # of several processes: "ddp", or "fsdp" (stm/distributed/fsdp.py)
+    parallel: str = "ddp"  # for several processes: "ddp", or "fsdp" (stm/distributed/fsdp.py)
     layer_decay: float = 1.0
     depth: int = 0  # of the encoder; needed with `layer_decay`
     checkpoint_every: int = 200  # steps
@@ -74,11 +75,11 @@ def fit(
         module: on the process's device. `module(batch)` returns scalars by name; `loss` is minimised, all are
             logged. It may have `observers()`, see `clip_gradient`.
         batches: `batches(step)` gives the forward passes' batches from optimiser step `step` (from 0) on, to
-            the end of the run: `accumulate` of them a step, on the CPU.
+            the end of the run: `accumulate` of them per step, on the CPU.
         plan: the settings.
         output: gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
-        after_epoch: called with the number of epochs that are done, before the checkpoint of that step is written; it
-            must leave the random state as it is. A run that goes on may call it again for an epoch that it repeats.
+        after_epoch: called with the number of finished epochs, before the checkpoint of that step is written; it must not
+            change the random state. A resumed run may call it again for an epoch that it repeats.
 
     Returns:
         The checkpoints, to be discarded once the weights are in place.
@@ -91,7 +92,8 @@ def fit(
     stream = move_ahead(batches(run.step), process.device)
     run.settle()
     model = module if isinstance(module, FSDPModule) else process.wrap(module)
-    optimizer, accumulate = run.optimizer, plan.optimisation.accumulate
+    optimizer = run.optimizer
+    accumulate = plan.optimisation.accumulate
     with (
         MetricsLog(output, run.step, process) as log,
         run.progress() as progress,
@@ -124,11 +126,14 @@ class _Run:
     """All that changes during training."""
 
     def __init__(self, module: nn.Module, plan: TrainingPlan, output: Path, process: Process) -> None:
-        self.module, self.plan, self.process = module, plan, process
+        self.module = module
+        self.plan = plan
+        self.process = process
         self._prepare()
         self.optimizer = build_optimizer(module, plan.optimisation, layer_decay=plan.layer_decay, depth=plan.depth)
         self.schedule = build_schedule(self.optimizer, plan.optimisation, plan.steps_per_epoch)
-        self.meter, self._clock = Meter(process), Clock()
+        self.meter = Meter(process)
+        self._clock = Clock()
         self._slow = True  # until the time of a step is known
         self.note = ""
         self.checkpoints = Checkpoints(output / "checkpoints", plan.origin, plan.checkpoints_kept)
@@ -138,15 +143,15 @@ class _Run:
     def _prepare(self) -> None:
         sharded = self.plan.parallel == "fsdp" and self.process.count > 1
         if self.plan.compile:
-            # FSDP's gathering is not part of a graph: it lies between those of the blocks.
+            # FSDP gathers between the graphs of the blocks, never inside one.
             for part in find_blocks(self.module) if sharded else [self.module]:
                 part.compile(dynamic=False)
         if sharded:
             shard(self.module, self.process, self.plan.precision)
 
     def settle(self) -> None:
-        """Takes over the state of the checkpoint, or of a run's beginning."""
-        self._clock.read()  # the preparation is no training time
+        """Loads the state of the newest checkpoint; a new run only seeds its random numbers."""
+        self._clock.read()  # preparation does not count as training time
         if self.step == 0:
             # Each process has its own noise, which does not depend on what the initial weights took.
             torch.manual_seed(self.plan.seed * 1_000_003 + self.process.rank + 1)
@@ -161,10 +166,10 @@ class _Run:
             torch.manual_seed((self.plan.seed * 1_000_003 + self.step) * 1_000_003 + self.process.rank + 1)
         if self.process.first:
             other = f", with {now} processes instead of {before}" if before != now else ""
-            say(f"{self.plan.name}: goes on after step {self.step} of {self.plan.steps}{other}")
+            say(f"{self.plan.name}: resuming from step {self.step} of {self.plan.steps}{other}")
 
     def progress(self) -> Progress:
-        """The line for people; of all processes the first shows it."""
+        """The progress bar, which the first process alone shows."""
         batch = self.plan.optimisation.batch_size
         stream = None if self.process.first else io.StringIO()
         progress = Progress(self.plan.name, self.plan.steps * batch, "clips", stream=stream)
@@ -176,29 +181,31 @@ class _Run:
         return self.step == self.plan.steps
 
     def write(self, log: MetricsLog) -> None:
-        """Writes a line of the log when one is due. Waits for the device only then."""
+        """Writes a line of the log when one is due, and waits for the device only then."""
         self._clock.add(self.plan.optimisation.batch_size)
         if self.step % self.plan.log_every and not self.last:
             return
         means = self.meter.read()
         self._check_finite(not all(math.isfinite(value) for value in means.values()))
         self.note = f"loss {means['loss']:.4f}"
-        epoch, rate = self.step / self.plan.steps_per_epoch, current_learning_rate(self.optimizer)
+        epoch = self.step / self.plan.steps_per_epoch
+        rate = current_learning_rate(self.optimizer)
         speed = self._clock.read()
         self._slow = self.process.any(self.plan.optimisation.batch_size / speed > _LONG_STEP)
         values = {"epoch": epoch, **means, "learning_rate": rate, "clips_per_second": speed}
         log.write(self.step, values)
 
     def keep(self, interruption: Interruption) -> None:
-        """Writes a checkpoint when one is due or the run is to stop; stops it then."""
+        """Writes a checkpoint when one is due or the run has been asked to stop, and in the latter case stops it."""
         stop = interruption.received is not None
         if self.process.count > 1:
-            # Processes must agree on the step, and asking makes them wait: only where they do anyway, or steps are long.
+            # Processes must stop at the same step, and agreeing makes them wait for each other: only where they wait anyway,
+            # or where steps are long.
             stop = (self._slow or self.step % self.plan.log_every == 0) and self.process.any(stop)
         if stop or self.last or self.step % self.plan.checkpoint_every == 0:
             self._save()
         if stop:
-            self.process.wait()  # who leaves first takes the others along, and the first process still writes
+            self.process.wait()  # a process that leaves ends all the others, and the first one may still be writing
             interruption.stop(self.step)
 
     def _save(self) -> None:
@@ -227,8 +234,8 @@ class _Run:
 def clip_gradient(module: nn.Module, largest: float | None) -> Tensor:
     """Scales the gradient down to the norm `largest`, if that is given; returns its norm before, a scalar.
 
-    Parameters that the module names in `observers()` are clipped by themselves and do not count in what is
-    returned: whoever only watches must not slow down the others.
+    Parameters that the module names in `observers()` are clipped separately and do not count towards the returned norm: what
+    only measures must not slow down what is measured.
     """
     watching = {id(parameter) for parameter in module.observers()} if hasattr(module, "observers") else set()  # type: ignore[operator]
     norm = _clip([p for p in module.parameters() if id(p) not in watching], largest)
@@ -239,7 +246,7 @@ def clip_gradient(module: nn.Module, largest: float | None) -> Tensor:
 
 def _clip(parameters: list[nn.Parameter], largest: float | None) -> Tensor:
     parameters = [p for p in parameters if p.grad is not None]
-    # Sharded ones and others by themselves: torch refuses to work on both at once.
+    # Sharded gradients separately from the others: torch refuses to work on both at once.
     kinds = ([p for p in parameters if isinstance(p, DTensor) is sharded] for sharded in (True, False))
     parts = [part for part in kinds if part] or [[]]
     norms = [_norm(part) for part in parts]
@@ -261,7 +268,7 @@ def _precision(name: str, device: torch.device) -> AbstractContextManager[Any]:
 
 
 def _gradients_averaged(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
-    """Processes exchange gradients in the last pass of a step only."""
+    """Lets processes exchange gradients in the last pass of a step only."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
     if isinstance(model, DistributedDataParallel) and not last:

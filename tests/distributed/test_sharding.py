@@ -105,7 +105,7 @@ def test_a_checkpoint_goes_from_two_processes_to_one_and_back(
     straight = select(clips, "contrast/fsdp/")
     check_curve(select(clips, "from one/"), straight, 1e-5)
     alone = train(run_of("contrast"), folder / "left", ALONE, "ddp", seed=99)
-    assert f"goes on after step 2 of {STEPS}, with 1 processes instead of 2" in capsys.readouterr().err
+    assert f"resuming from step 2 of {STEPS}, with 1 processes instead of 2" in capsys.readouterr().err
     check_curve(alone, straight, 1e-5)
 
 

@@ -306,7 +306,7 @@ def test_a_pretraining_that_is_killed_warned_and_preempted_ends_with_the_same_we
     expected = content(copy)
     shutil.rmtree(copy / "results/micro/pretrain")
     first, second, third = interrupt_pretraining(copy, cluster)
-    saved, goes_on = "SIGTERM: saved after step", "goes on after step"
+    saved, goes_on = "SIGTERM: saved after step", "resuming from step"
     assert (first.count(saved), first.count(goes_on)) == (0, 0)
     assert (second.count(saved), second.count(goes_on)) == (1, 1)
     assert (third.count(saved), third.count(goes_on)) == (1, 2)
@@ -322,7 +322,7 @@ def test_so_does_one_on_two_nodes(copy, cluster, tmp_path):
     nodes = [job["node"] for job in submitted(cluster, known) if job["rule"] == "pretrain"]
     assert [len(re.findall(r"\d", names)) for names in nodes] == [2, 2, 2]  # such as node[1-2]
     # Each of the two processes says that it has saved, the first one where it goes on.
-    saved, goes_on = "saved after step", "goes on after step"
+    saved, goes_on = "saved after step", "resuming from step"
     assert (first.count(saved), first.count(goes_on)) == (0, 0)
     assert (second.count(saved), second.count(goes_on)) == (2, 1)
     assert (third.count(saved), third.count(goes_on)) == (2, 2)

@@ -1,4 +1,4 @@
-"""Checkpoints: torn ones are noticed, others' are not used, the last few stay."""
+"""Checkpoints: corrupt ones are noticed, others' are not used, the last few stay."""
 
 import subprocess
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_sums_are_those_of_sha256sum(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["short", "flipped", "no sum", "empty"])
-def test_a_torn_checkpoint_is_noticed_and_the_one_before_used(
+def test_a_corrupt_checkpoint_is_noticed_and_the_one_before_used(
     tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoints = store(tmp_path)
@@ -64,7 +64,7 @@ def test_a_torn_checkpoint_is_noticed_and_the_one_before_used(
     else:
         path.write_bytes(b"")
     assert store(tmp_path).newest() == 5
-    assert "step-000000010.pt: torn" in capsys.readouterr().err
+    assert "step-000000010.pt: corrupt" in capsys.readouterr().err
     assert store(tmp_path).load(5)["model"][0] == 5
 
 

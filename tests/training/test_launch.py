@@ -167,7 +167,7 @@ def test_a_process_that_is_killed_is_started_again_and_the_run_ends_in_the_same_
     os.kill(workers_under(process.pid)[-1], signal.SIGKILL)
     _, messages = process.communicate(timeout=300)
     assert process.returncode == 0, messages
-    assert "goes on after step" in messages  # in the same call: torchrun has started both again
+    assert "resuming from step" in messages  # in the same call: torchrun has started both again
     weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("straight", "run")]
     assert weights[0] == weights[1]
     assert not (tmp_path / "run" / "launch.json").exists()

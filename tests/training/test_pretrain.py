@@ -228,7 +228,7 @@ def test_kill_9_and_again_gives_the_same_bytes(
     killed.communicate()
     assert not (tmp_path / "killed" / "weights.safetensors").exists()
     pretrain(run, shards, tmp_path / "killed", 7, "cpu")
-    assert "goes on after step" in capsys.readouterr().err
+    assert "resuming from step" in capsys.readouterr().err
     pretrain(run, shards, tmp_path / "straight", 7, "cpu")
     assert weights(tmp_path / "killed") == weights(tmp_path / "straight")
     logs = [read_log(tmp_path / name) for name in ("killed", "straight")]
