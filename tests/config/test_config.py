@@ -22,19 +22,18 @@ def test_every_shipped_config_is_valid_for_us_and_for_the_schema(path):
     jsonschema.validate(yaml.safe_load(path.read_text()), json_schema())
 
 
-TASK = {"runs", "dataset"}
+DATASETS = ("FolderDataset", "MovingShapesDataset", "BenchmarkDataset", "LanguageDataset")
+TASKS = ("LinearProbe", "FineTune", "ZeroShot", "Retrieval")
+TASKS += ("VideoTextRetrieval", "QuestionAnswering", "MultipleChoice", "Captioning")
 RUN = {"workers", "kept_gigabytes", "checkpoint_every", "checkpoints_kept", "dataset", "seeds"}
 # Written out: a key that is added to these changes what is rerun, and here that is seen.
 CACHE_NEUTRAL = {
-    **dict.fromkeys(["Frames", "Motion", "Flow"], {"timeout_seconds"}),
+    **{name: {"timeout_seconds"} for name in ("Frames", "Motion", "Flow")},
     "Similarity": {"keep_embeddings"},
     "BadInput": {"max_failure_rate"},
-    **dict.fromkeys(
-        ["FolderDataset", "MovingShapesDataset", "BenchmarkDataset", "LanguageDataset"], {"probe_timeout_seconds"}
-    ),
-    **dict.fromkeys(["PretrainRun", "LanguageRun"], RUN),
-    **dict.fromkeys(["LinearProbe", "FineTune", "ZeroShot", "Retrieval"], TASK),
-    **dict.fromkeys(["VideoTextRetrieval", "QuestionAnswering", "MultipleChoice", "Captioning"], TASK),
+    **{name: {"probe_timeout_seconds"} for name in DATASETS},
+    **dict.fromkeys(("PretrainRun", "LanguageRun"), RUN),
+    **{name: {"runs", "dataset"} for name in TASKS},
 }
 
 

@@ -98,7 +98,7 @@ def killed(shard: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("killed")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setitem(pretrain.__globals__, "_write", kill)
+        patch.setitem(pretrain.__globals__, "write_weights", kill)
         pretrain(make_run(), [shard], folder, 7, "cpu")
     assert list((folder / "checkpoints").glob("*.pt"))
     return folder
