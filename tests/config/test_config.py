@@ -23,8 +23,8 @@ def test_every_shipped_config_is_valid_for_us_and_for_the_schema(path):
 
 
 DATASETS = ("FolderDataset", "MovingShapesDataset", "BenchmarkDataset", "LanguageDataset")
-TASKS = ("LinearProbe", "FineTune", "ZeroShot", "Retrieval")
-TASKS += ("VideoTextRetrieval", "QuestionAnswering", "MultipleChoice", "Captioning")
+TASKS = ["LinearProbe", "FineTune", "ZeroShot", "Retrieval"]
+TASKS += ["VideoTextRetrieval", "QuestionAnswering", "MultipleChoice", "Captioning"]
 RUN = {"workers", "kept_gigabytes", "checkpoint_every", "checkpoints_kept", "dataset", "seeds"}
 # Written out: a key that is added to these changes what is rerun, and here that is seen.
 CACHE_NEUTRAL = {

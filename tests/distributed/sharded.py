@@ -98,8 +98,7 @@ def train(
     if not process.first:
         return {}
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    model = method.model
-    zoo.save(model if isinstance(run, PretrainRun) else model.encoder, output / "weights.safetensors")
+    zoo.save(method.student, output / "weights.safetensors")
     weights = {f"weights/{name}": tensor for name, tensor in method.state_dict().items()}
     assert not any(isinstance(tensor, DTensor) for tensor in weights.values())
     return {"loss": [x["loss"] for x in lines], "norm": [x["gradient_norm"] for x in lines], **weights}

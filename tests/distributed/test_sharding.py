@@ -14,6 +14,7 @@ from sharded import LANGUAGE, RUNS, STEPS, break_off, run_of, train, work_on_cli
 from stm.distributed.fsdp import find_blocks
 from stm.distributed.process import Process
 from stm.methods import build_method
+from stm.models.vit import VideoEncoder
 
 pytestmark = pytest.mark.slow
 ALONE = Process(0, 1, torch.device("cpu"))
@@ -111,6 +112,8 @@ def test_a_checkpoint_goes_from_two_processes_to_one_and_back(
 
 def test_the_blocks_are_the_layers_of_all_transformers(tmp_path: Path) -> None:
     method = build_method(run_of("umt", make_small_bert(tmp_path)), 96)
+    encoder = method.student
+    assert isinstance(encoder, VideoEncoder)
     kinds = [type(block).__name__ for block in find_blocks(method)]
-    assert kinds.count("Block") == len(method.model.encoder.blocks)
+    assert kinds.count("Block") == len(encoder.blocks)
     assert kinds.count("BertLayer") == 3 and len(kinds) == kinds.count("Block") + 3

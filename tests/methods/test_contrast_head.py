@@ -197,7 +197,8 @@ def test_what_is_saved_embeds_clips_as_the_method_does(tmp_path: Path) -> None:
     assert expected.shape == (4, TEXT) and expected.dtype == torch.float32
     torch.testing.assert_close(expected.norm(dim=1), torch.ones(4))
     assert torch.equal(load_embedder(path)(batch["video"]), expected)
-    assert torch.equal(load_method(run, path).embed_video(batch["video"]), expected)
+    loaded = load_method(run, path)
+    assert isinstance(loaded, MAE) and torch.equal(loaded.embed_video(batch["video"]), expected)
     assert load_contrast_head(path).temperature == branch.temperature
     kept, _ = method.mask(batch["guides"])
     assert not torch.equal(method.embed_video(batch["video"], kept), expected)
@@ -213,7 +214,8 @@ def test_a_run_without_contrast_has_no_vectors(tmp_path: Path) -> None:
     zoo.save(method.model, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="holds no 'contrast'"):
         load_embedder(tmp_path / "a.safetensors")
-    assert same(load_method(make_run(), tmp_path / "a.safetensors").model, method.model)
+    loaded = load_method(make_run(), tmp_path / "a.safetensors")
+    assert isinstance(loaded, MAE) and same(loaded.model, method.model)
     with pytest.raises(ValueError, match="needs the width of the captions' vectors"):
         build_method(make_run(contrast={}))
 

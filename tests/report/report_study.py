@@ -10,10 +10,9 @@ from report_results import SPLITS, TEXT_WIDTH, make_config, write_offline
 from stm.config import Config, parse_config
 from stm.layout import Layout
 from stm.methods import build_method
-from stm.methods.contrast_head import EXTRA
-from stm.models.weights import zoo
 from stm.storage.files import write_json
 from stm.storage.receipts import make_receipt
+from stm.training.pretraining import write_weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -142,9 +141,7 @@ def write_runs(config: Config) -> None:
         torch.manual_seed(number)
         method = build_method(run.model_copy(update={"teacher": None, "mask": config.runs[next(iter(config.runs))].mask}),
                               TEXT_WIDTH)  # fmt: skip
-        branch = method.contrast
-        extra = {} if branch is None else {"extra": {EXTRA: branch.state_dict()}, "header": {EXTRA: branch.describe()}}
-        zoo.save(method.model, layout.pretrain(instance) / "weights.safetensors", **extra)
+        write_weights(method, layout.pretrain(instance) / "weights.safetensors")
         lines = [{"step": s, "loss": 1 / s + number, "contrast": 2 / s + number} for s in range(1, 21)]
         kept = lines[: 20 * min(1, run.optimisation.epochs)]
         (layout.pretrain(instance) / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))

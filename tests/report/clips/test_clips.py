@@ -9,11 +9,12 @@ import torch
 from report_results import make_config
 from report_study import make_study
 
-from stm.config import Config, FigureSpec, Mask, Teacher
+from stm.config import AnyRun, Config, FigureSpec, Mask, Teacher
 from stm.data.geometry import Geometry
 from stm.layout import Layout
 from stm.masking import get_strategy, strategy_names, to_boolean
 from stm.methods import load_method
+from stm.methods.mae import MAE
 from stm.models.attention import attention_from, centre_token
 from stm.report import write_figure
 from stm.report.clips import film_strips
@@ -80,6 +81,12 @@ def test_clips_are_those_of_the_page_as_many_as_asked_for(config: Config) -> Non
     ]
 
 
+def load_mae(run: AnyRun, weights: Path) -> MAE:
+    method = load_method(run, weights)
+    assert isinstance(method, MAE)
+    return method
+
+
 def test_each_mask_is_the_run_s_own(config: Config, blocks: list[tuple[str, list[Row]]]) -> None:
     """The run's strategy on the run's guides gives the grey patches, without a look at any weights."""
     for number, name in enumerate(("tube", "text", "attentive")):
@@ -87,7 +94,7 @@ def test_each_mask_is_the_run_s_own(config: Config, blocks: list[tuple[str, list
         cut = cut_clips(choose(config), Geometry.of(run), config.seed, run.captions)[0]
         guides = cut.batch["guides"]
         if name == "attentive":
-            method = load_method(run, Layout.of(config).pretrain("attentive-seed0") / "weights.safetensors")  # type: ignore[arg-type]
+            method = load_mae(run, Layout.of(config).pretrain("attentive-seed0") / "weights.safetensors")
             guides = method.guide(cut.batch)
         kept = get_strategy(run.mask.strategy)(guides, run.mask.ratio)
         masked = to_boolean(kept, 2, 16)[0].view(2, 4, 4).numpy()
@@ -102,7 +109,7 @@ def test_attention_is_that_of_the_encoder_from_the_centre_patch_which_is_marked(
     config: Config, blocks: list[tuple[str, list[Row]]]
 ) -> None:
     run = config.runs["tube-seed0"]
-    encoder = load_method(run, Layout.of(config).pretrain("tube-seed0") / "weights.safetensors").model.encoder  # type: ignore[arg-type]
+    encoder = load_mae(run, Layout.of(config).pretrain("tube-seed0") / "weights.safetensors").model.encoder
     cut = cut_clips(choose(config), Geometry.of(run), config.seed)[0]
     row = next(row for row in blocks[0][1] if row.kind == "attention")
     # Two slots of 4 x 4 tokens: the centre is row 2, column 2 of the second slot.
@@ -320,7 +327,7 @@ def test_a_report_without_clips_draws_no_masks(made_results: Config) -> None:
 def test_attention_is_spread_over_all_tokens(config: Config) -> None:
     """The encoder of the figure sees the whole clip: no token is without attention."""
     weights = Layout.of(config).pretrain("text-seed0") / "weights.safetensors"
-    encoder = load_method(config.runs["text-seed0"], weights).model.encoder  # type: ignore[arg-type]
+    encoder = load_mae(config.runs["text-seed0"], weights).model.encoder
     cut = cut_clips(choose(config), Geometry.of(config.runs["text-seed0"]), config.seed)[0]
     spread = attention_from(encoder, cut.batch["video"])
     assert spread.shape == (1, 32) and (spread > 0).all()
