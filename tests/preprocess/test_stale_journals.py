@@ -120,7 +120,7 @@ def write_shard(folder: Path, values: Values) -> tuple[Path, Path, Path]:
 
 
 def run_captions(world: Path, folder: Path, values: Values) -> None:
-    kinds = {"blip2": Blip2Captions, "llm": LanguageModelCaptions}
+    kinds: dict[str, type[Section]] = {"blip2": Blip2Captions, "llm": LanguageModelCaptions}
     source = settings_of(kinds[values["kind"]], {**values, "model": str(world / values["model"])})
     write_captions(*write_shard(folder, values), folder / "out.parquet", source, KEEP_GOING, device="cpu")
 
