@@ -38,7 +38,9 @@ def changes(section: BaseModel, path: str = "") -> Iterator[tuple[str, BaseModel
             for key, changed in changes(value, f"{path}{name}."):
                 yield key, section.model_copy(update={name: changed})
         else:
-            yield f"{path}{name}", section.model_copy(update={name: "another" if value != "another" else "other"})
+            # A strategy's file is hashed, so the other one must exist.
+            other = "random" if name == "strategy" else "another"
+            yield f"{path}{name}", section.model_copy(update={name: other if value != other else "other"})
 
 
 def origin(run: Any = MASKED, **more: Any) -> Any:
