@@ -7,16 +7,14 @@ from typing import Any
 
 import yaml
 
-from stm.config import Config, ConfigError, merge, parse_config, read_values
+from stm.config import Config, ConfigError, merge, parse_config, read_files
 from stm.layout import Layout
 from stm.manifest import read_shards, split_of
 
 
 def load(arguments: argparse.Namespace) -> Config:
     """The config files of the command line, later ones over earlier ones, then the --set overrides."""
-    values: dict[str, Any] = {}
-    for path in arguments.config:
-        values = merge(values, read_values(path))
+    values = read_files(arguments.config)
     for override in arguments.set:
         key, separator, text = override.partition("=")
         if not separator:

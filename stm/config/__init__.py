@@ -7,7 +7,6 @@ The JSON schema that the workflow validates against (`config/schema.json`) is ge
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from stm.config.base import ConfigError, Fraction, Name, Section
@@ -32,6 +31,7 @@ from stm.config.evaluation import (
     Retrieval,
     ZeroShot,
 )
+from stm.config.files import inherit, read_files, read_values, resolve_config
 from stm.config.language import (
     Cluster,
     FrameTeacher,
@@ -149,6 +149,7 @@ __all__ = [
     "Text",
     "VideoTextRetrieval",
     "ZeroShot",
+    "inherit",
     "instance_name",
     "is_language_run",
     "json_schema",
@@ -156,18 +157,22 @@ __all__ = [
     "merge",
     "parse_config",
     "parse_run",
+    "read_files",
     "read_values",
+    "resolve_config",
 ]
 
 
 def parse_config(values: Any, origin: str = "config") -> Config:
-    """Checks a mapping (a parsed YAML file) and returns the config.
+    """Checks a mapping (a parsed YAML file, over the files that it extends) and returns the config.
 
     Raises:
         ConfigError: one line per mistake, with the key, the value and what is allowed.
     """
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(inherit(values))
+    except ConfigError as error:
+        raise ConfigError(f"{origin}:\n  {error}") from None
     except ValidationError as error:
         schema = Config.model_json_schema()
         lines = [explain_problem(problem, schema) for problem in error.errors()]
@@ -175,47 +180,12 @@ def parse_config(values: Any, origin: str = "config") -> Config:
 
 
 def load_config(path: str | Path) -> Config:
-    """Reads a YAML config.
+    """Reads a YAML config, with the files that it extends.
 
     Raises:
-        ConfigError: the file is missing, no YAML, or not a valid config.
+        ConfigError: a file is missing or not YAML, or the whole is not a valid config.
     """
     return parse_config(read_values(path), str(path))
-
-
-def read_values(path: str | Path) -> dict[str, Any]:
-    """The mapping of a YAML file, unchecked.
-
-    Raises:
-        ConfigError: the file is missing, no YAML, no mapping, or far too large for a config.
-    """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that is none
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    except RecursionError:
-        raise ConfigError(f"{path}: not valid YAML: nested far too deeply") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: must be a mapping of keys to values")
-    if _is_huge(values):
-        raise ConfigError(f"{path}: has more than {_MOST_VALUES} values, counting what its aliases (`*name`) repeat")
-    return values
-
-
-_MOST_VALUES = 100_000
-
-
-def _is_huge(values: Any) -> bool:
-    """Whether there are too many values: with aliases of aliases a short file holds more than a memory."""
-    waiting, count = [values], 0
-    while waiting and count <= _MOST_VALUES:
-        value = waiting.pop()
-        count += 1
-        if isinstance(value, dict | list):
-            waiting += value.values() if isinstance(value, dict) else value
-    return count > _MOST_VALUES
 
 
 def json_schema() -> dict[str, Any]:

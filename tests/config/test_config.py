@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 import yaml
 
-from stm.config import ConfigError, Section, json_schema, load_config, parse_config
+from stm.config import ConfigError, Section, inherit, json_schema, load_config, parse_config, read_values
 from stm.config.strategies import find_strategy
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +19,7 @@ DEMO = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_shipped_config_is_valid_for_us_and_for_the_schema(path):
     assert load_config(path).name
-    jsonschema.validate(yaml.safe_load(path.read_text()), json_schema())
+    jsonschema.validate(inherit(read_values(path)), json_schema())
 
 
 DATASETS = ("FolderDataset", "MovingShapesDataset", "BenchmarkDataset", "LanguageDataset")

@@ -8,7 +8,13 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
-from stm.config import BenchmarkDataset, ConfigError, LanguageDataset, parse_config
+from stm.config import (
+    BenchmarkDataset,
+    ConfigError,
+    LanguageDataset,
+    resolve_config,
+    parse_config,
+)
 from stm.datasets import DatasetError, list_fingerprint
 from stm.datasets.actions import check_benchmark
 from stm.datasets.video_text import check_language
@@ -20,6 +26,12 @@ from stm.manifest import read_shards, split_of
 from stm.report.names import figure_names, table_names
 
 try:
+    # `extends` is ours; from here on, and for the scripts, `config` has what it stands for.
+    resolved = resolve_config(
+        config, workflow.configfiles, workflow.config_settings.config
+    )
+    config.clear()
+    config.update(resolved)
     CONFIG = parse_config(config, ", ".join(map(str, workflow.configfiles)) or "config")
     check_tasks(CONFIG)
 except (ConfigError, DatasetError) as error:

@@ -1,0 +1,160 @@
+"""Config files that extend others: merged deeply, the same by the command line, by Snakemake and in Python."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from snakemake.settings.types import ConfigSettings
+
+from stm.cli.common import load
+from stm.config import ConfigError, LanguageRun, inherit, load_config, parse_config, read_values, resolve_config
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
+FRAMES = {"every": 4, "short_side": 64}
+RUN = {"frames": 8, "optimisation": {"epochs": 3, "betas": [0.9, 0.95], "warmup_epochs": 1}}
+
+
+def write(folder: Path, **files: dict[str, Any]) -> Path:
+    """YAML files of these names; the last one's path."""
+    for name, values in files.items():
+        path = folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+def by_snakemake(files: list[Path], overrides: dict[str, Any]) -> dict[str, Any]:
+    """The values that the workflow gets: Snakemake's own merge, resolved as workflow/rules/common.smk does."""
+    settings = ConfigSettings(config=overrides, configfiles=files)
+    return resolve_config(settings.overwrite_config, settings.configfiles, settings.config)
+
+
+def test_a_file_is_merged_over_the_one_that_it_extends_at_every_depth(tmp_path):
+    deep = {"optimisation": {"betas": [0.8, 0.9]}, "frames": 4}
+    path = write(
+        tmp_path,
+        base={"seed": 7, "frames": FRAMES, "pretrain": {"a": RUN}},
+        top={"extends": "base.yaml", "name": "top", "frames": {"every": 2}, "pretrain": {"a": deep}},
+    )
+    assert read_values(path) == {
+        "seed": 7,
+        "name": "top",
+        "frames": {"every": 2, "short_side": 64},
+        "pretrain": {"a": {"frames": 4, "optimisation": {"epochs": 3, "betas": [0.8, 0.9], "warmup_epochs": 1}}},
+    }
+
+
+def test_of_several_files_the_later_ones_win_and_each_knows_its_own_folder(tmp_path):
+    (tmp_path / "base").mkdir()
+    write(tmp_path / "base", root={"seed": 1, "grid": 1, "shard_size": 1}, one={"extends": "root.yaml", "grid": 2})
+    write(tmp_path / "base", two={"shard_size": 3})
+    path = write(tmp_path, top={"extends": ["base/one.yaml", "base/two.yaml"], "seed": 4})
+    assert read_values(path) == {"seed": 4, "grid": 2, "shard_size": 3}
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"top": {"extends": "gone.yaml"}}, ["top.yaml", "gone.yaml", "no file"]),
+        ({"top": {"extends": "top.yaml"}}, ["top.yaml", "in turn"]),
+        ({"a": {"extends": "top.yaml"}, "top": {"extends": ["a.yaml"]}}, ["a.yaml", "top.yaml", "in turn"]),
+        ({"top": {"extends": {"a": 1}}}, ["top.yaml", "extends", "a list of such paths"]),
+        ({"top": {"extends": [1]}}, ["top.yaml", "extends = [1]"]),
+    ],
+)
+def test_a_file_that_cannot_be_extended_is_named(tmp_path, files, words):
+    with pytest.raises(ConfigError) as caught:
+        read_values(write(tmp_path, **files))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_an_entry_has_what_it_does_not_say_from_the_one_that_it_extends():
+    runs = {
+        "a": RUN,
+        "b": {"extends": "a", "optimisation": {"epochs": 5}},
+        "c": {"extends": "b", "frames": 16, "optimisation": {"warmup_epochs": 0}},
+    }
+    found = inherit({"name": "x", "pretrain": runs})["pretrain"]
+    assert found["a"] == RUN
+    assert found["b"] == {"frames": 8, "optimisation": {"epochs": 5, "betas": [0.9, 0.95], "warmup_epochs": 1}}
+    assert found["c"] == {"frames": 16, "optimisation": {"epochs": 5, "betas": [0.9, 0.95], "warmup_epochs": 0}}
+    assert runs["b"] == {"extends": "a", "optimisation": {"epochs": 5}}, "the values given are left as they are"
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "evaluate", "tables", "figures"])
+def test_an_entry_that_begins_with_a_dot_is_only_there_to_be_extended(kind):
+    entries = {".common": {"title": "T", "clips": 2}, "one": {"extends": ".common", "clips": 3}}
+    assert inherit({kind: entries}) == {kind: {"one": {"title": "T", "clips": 3}}}
+
+
+@pytest.mark.parametrize(
+    ("runs", "words"),
+    [
+        ({"a": {"extends": "b"}, "c": {}}, ["pretrain.a.extends = 'b'", "must be one of c"]),
+        ({"a": {"extends": "b"}, "b": {"extends": "a"}}, ["pretrain", "in turn"]),
+        ({"a": {"extends": "a"}, "b": {}}, ["pretrain.a.extends = 'a'", "in turn"]),
+        ({"a": {"extends": ["b"]}, "b": {}}, ["pretrain.a.extends = ['b']"]),
+        ({"a": {"extends": "b"}, "b": 3}, ["pretrain.b is not a mapping"]),
+    ],
+)
+def test_an_entry_that_cannot_be_extended_is_named(runs, words):
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"name": "x", "dataset": {"source": "moving-shapes"}, "pretrain": runs}, "mine.yaml")
+    for word in ["mine.yaml", *words]:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_snakemake_the_commands_and_python_read_the_same_config(path):
+    values = by_snakemake([path], {"seed": 3})
+    assert parse_config(values) == load(argparse.Namespace(config=[str(path)], set=["seed=3"]))
+    assert parse_config(by_snakemake([path], {})) == load_config(path)
+    assert "extends" not in yaml.safe_dump(values)
+
+
+def test_files_and_overrides_keep_their_order_where_a_later_file_extends_another(tmp_path):
+    dataset = {"source": "moving-shapes"}
+    write(tmp_path, base={"grid": 2, "seed": 1}, first={"name": "x", "dataset": dataset, "grid": 3, "seed": 2})
+    write(tmp_path, last={"extends": "base.yaml", "pretrain": {"a": RUN, "b": {"extends": "a"}}})
+    files = [tmp_path / "first.yaml", tmp_path / "last.yaml"]
+    overrides = {"pretrain": {"a": {"frames": 16}}}
+    config = parse_config(by_snakemake(files, overrides))
+    assert (config.grid, config.seed) == (2, 1), "what the second file extends comes after the first file"
+    assert config.pretrain["a"].frames == config.pretrain["b"].frames == 16, "b follows a, however a is changed"
+    arguments = argparse.Namespace(config=[str(file) for file in files], set=["pretrain.a.frames=16"])
+    assert load(arguments) == config
+
+
+def test_the_papers_settings_survive_the_merge():
+    """The keys that a merge of one level only would lose."""
+    stm, clusterstm = (load_config(ROOT / f"config/{name}.yaml") for name in ("stm", "clusterstm"))
+    assert stm.pretrain["umt"] == clusterstm.pretrain["umt"] and stm.evaluate == clusterstm.evaluate
+    run, other = stm.pretrain["stm"], clusterstm.pretrain["clusterstm"]
+    assert isinstance(run, LanguageRun) and isinstance(other, LanguageRun)
+    rates = run.optimisation.learning_rate, run.optimisation.betas, run.optimisation.scale_by_batch
+    assert rates == (1e-4, (0.9, 0.999), False) and run.optimisation.epochs == 15
+    assert run.images is not None and run.images.datasets == ("cc3m",) and run.images.batch_size == 1024
+    assert run.teacher.model == "ViT-B-16-quickgelu@openai" and run.teacher.temporal_fusion is not None
+    assert other.teacher.model == "ViT-B-16-SigLIP@webli" and other.teacher.layers == 6
+    assert not stm.pack.text and clusterstm.pack.text and stm.pack.sources == clusterstm.pack.sources == ("human",)
+    small = load_config(ROOT / "config/clusterstm-small.yaml")
+    released = small.pretrain["stm-released"]
+    assert isinstance(released, LanguageRun) and released.spatio_temporal is not None
+    assert (released.spatio_temporal.sampling, released.spatio_temporal.width) == ("as_released", 64)
+
+
+@pytest.mark.slow
+def test_the_workflow_takes_a_config_that_extends_another(tmp_path):
+    """The jobs of a run and of an evaluation that the file itself does not have."""
+    snakemake = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(tmp_path)]
+    files = ["--configfile", str(ROOT / "config/stm-small.yaml"), str(write(tmp_path, mine={"seeds": [5]}))]
+    called = [*snakemake, "--dry-run", "--cores", "1", "stm_table1", *files]
+    finished = subprocess.run(called, cwd=ROOT, capture_output=True, text=True, check=False)
+    printed = finished.stdout + finished.stderr
+    assert finished.returncode == 0, printed[-4000:]
+    assert "stm-released-seed5" in printed and "-seed0" not in printed
