@@ -17,7 +17,7 @@ from stm.datasets.actions import check_benchmark, read_benchmark
 from stm.datasets.annotations import AnnotationError, read_annotations
 from stm.datasets.folder import DatasetError, NamedClip, Refused, list_clips, row_of, walk_videos
 from stm.datasets.probe_pool import Facts, probe_files
-from stm.datasets.video_text import check_language, has_pictures, is_corpus, read_language, shape_of
+from stm.datasets.video_text import check_language, has_images, is_corpus, read_language, shape_of
 from stm.jobs.journal import Journal
 from stm.jobs.progress import Progress
 from stm.jobs.status import Policy, Status
@@ -103,14 +103,14 @@ def _list(config: Config, generated: Path | None) -> tuple[Path, list[NamedClip]
 
 
 def _list_language(config: Config, dataset: LanguageDataset) -> tuple[Path, list[NamedClip], list[Refused]]:
-    if has_pictures(dataset.source) and config.frames.min_frames > 1:
+    if has_images(dataset.source) and config.frames.min_frames > 1:
         raise DatasetError(
             f"frames.min_frames is {config.frames.min_frames}, but {dataset.source} has pictures, which are clips of one "
             "frame: set it to 1"
         )
-    said = read_language(dataset)
-    print(check_language(dataset, said).describe(), file=sys.stderr)
-    return Path(dataset.root), said.clips, said.refused
+    copy = read_language(dataset)
+    print(check_language(dataset, copy).describe(), file=sys.stderr)
+    return Path(dataset.root), copy.clips, copy.refused
 
 
 def _may_miss(config: Config) -> bool:

@@ -12,7 +12,7 @@ from stm.jobs.status import Status
 from stm.manifest import make_key
 from stm.storage.files import UnsafePathError, safe_join
 
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")  # files that are clips of one frame
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")  # files that are clips of one frame
 
 
 class DatasetError(ValueError):

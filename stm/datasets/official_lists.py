@@ -133,6 +133,7 @@ class Annotations:
 class Benchmark:
     """What is known of a benchmark without its data."""
 
+    source: str  # `dataset.source` in a config; also in `BenchmarkSource` (stm/config/data.py)
     title: str
     counts: Mapping[int, Mapping[str, int]]  # clips by split, for each fold; benchmarks without folds have only 1
     typical: Typical

@@ -6,7 +6,7 @@ from typing import Any
 
 import av
 
-from stm.datasets.folder import PICTURE_ENDINGS
+from stm.datasets.folder import IMAGE_ENDINGS
 from stm.jobs.status import Status
 from stm.storage.files import sha256_file
 
@@ -25,8 +25,8 @@ OPEN_OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": 
 
 # Pictures are clips of one frame. Their demuxer is named to ffmpeg, which by itself takes them for `image2`: that one also
 # reads series of numbered files. The first bytes tell, as crawled pictures often bear another kind's ending.
-_PICTURES = ((0, b"\xff\xd8\xff", "jpeg_pipe"), (0, b"\x89PNG\r\n\x1a\n", "png_pipe"), (8, b"WEBP", "webp_pipe"))
-_PICTURE_FORMATS = {name for _, _, name in _PICTURES}
+_IMAGES = ((0, b"\xff\xd8\xff", "jpeg_pipe"), (0, b"\x89PNG\r\n\x1a\n", "png_pipe"), (8, b"WEBP", "webp_pipe"))
+_IMAGE_FORMATS = {name for _, _, name in _IMAGES}
 
 Facts = dict[str, Any]
 
@@ -63,18 +63,18 @@ def open_arguments(path: Path) -> dict[str, Any]:
     Raises:
         OSError: the file cannot be read.
     """
-    if path.suffix.lower() in PICTURE_ENDINGS:
+    if path.suffix.lower() in IMAGE_ENDINGS:
         with path.open("rb") as file:
             start = file.read(16)
-        for offset, mark, name in _PICTURES:
+        for offset, mark, name in _IMAGES:
             if start[offset:].startswith(mark):
                 return {"format": name, "options": {**OPEN_OPTIONS, "format_whitelist": name}}
     return {"options": OPEN_OPTIONS}
 
 
-def is_picture(container: Any) -> bool:
+def is_image(container: Any) -> bool:
     """Whether an open file is a single picture."""
-    return container.format.name in _PICTURE_FORMATS
+    return container.format.name in _IMAGE_FORMATS
 
 
 def _first_words(error: Exception) -> str:
@@ -103,7 +103,7 @@ def _look_inside(path: Path, max_side: int) -> Facts:
         stream.codec_context.options = {"max_pixels": str(max_side**2)}
         width, height = _size_as_shown(container, stream)
         shown = {"width": width, "height": height, "codec": stream.codec_context.name}
-        if is_picture(container):  # ffmpeg's rate for these is made up
+        if is_image(container):  # ffmpeg's rate for these is made up
             return {"fps": None, **shown, "frames": 1, "duration": None}
         return {
             "fps": _positive(stream.average_rate or stream.guessed_rate),

@@ -1,51 +1,33 @@
-"""Public benchmarks: from their official annotation files to clips, with the official sizes checked.
+"""Public benchmarks of actions: from their official annotation files to clips, with the official sizes checked.
 
-Nothing here opens a video, and nothing heavy is imported: a workflow can ask before it starts.
+Each module of this package declares one in `BENCHMARK`. Nothing here opens a video, and nothing heavy is imported: a
+workflow can ask before it starts.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 from stm.config import BenchmarkDataset
-from stm.datasets.actions import diving48, epic_kitchens, hmdb51, kinetics, something_something, ucf101
-from stm.datasets.completeness import Report, SplitCounts
+from stm.datasets.annotations import Clip
+from stm.datasets.copies import CopyReport, DatasetCopy, SplitCounts, check_copy, match_files
 from stm.datasets.find_videos import Videos, list_videos
-from stm.datasets.folder import DatasetError, NamedClip, Refused, printable, take_unique
+from stm.datasets.folder import Refused, printable
 from stm.datasets.official_lists import Annotations, Benchmark, Entry, Settings, Typical
 from stm.jobs.status import Status
 
-__all__ = [
-    "BENCHMARKS",
-    "BenchmarkClips",
-    "Report",
-    "Typical",
-    "check_benchmark",
-    "official_counts",
-    "read_benchmark",
-    "typical",
-]
-
-BENCHMARKS: dict[str, Benchmark] = {
-    "kinetics-400": kinetics.BENCHMARK,
-    "something-something-v2": something_something.BENCHMARK,
-    "ucf101": ucf101.BENCHMARK,
-    "hmdb51": hmdb51.BENCHMARK,
-    "diving48": diving48.BENCHMARK,
-    "epic-kitchens-55": epic_kitchens.BENCHMARK,
-}
+__all__ = ["BENCHMARKS", "check_benchmark", "official_counts", "read_benchmark", "typical"]
 
 
-@dataclass(frozen=True)
-class BenchmarkClips:
-    """A benchmark as it lies on the disk."""
+def _declared() -> dict[str, Benchmark]:
+    """The benchmarks of this package's modules, by the source that a config names."""
+    modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
+    return {module.BENCHMARK.source: module.BENCHMARK for module in modules}
 
-    clips: list[NamedClip]  # those with a file, in the order of the lists
-    refused: list[Refused]  # the lists' other lines, and why
-    official: Mapping[str, int]  # clips by split
-    report: Report
-    annotations: Mapping[Path, str]  # SHA-256 of the annotation files read, by path relative to their folder
+
+BENCHMARKS = _declared()
 
 
 def official_counts(source: str, fold: int = 1) -> dict[str, int]:
@@ -58,7 +40,7 @@ def typical(source: str) -> Typical:
     return BENCHMARKS[source].typical
 
 
-def read_benchmark(dataset: BenchmarkDataset) -> BenchmarkClips:
+def read_benchmark(dataset: BenchmarkDataset) -> DatasetCopy:
     """Reads the official lists and looks for each clip's file by name, wherever it lies under the root.
 
     The counts are not judged; see `check_benchmark`.
@@ -70,43 +52,37 @@ def read_benchmark(dataset: BenchmarkDataset) -> BenchmarkClips:
     annotations = Annotations(Path(dataset.annotations), benchmark.title, benchmark.subfolders)
     entries = list(benchmark.read(annotations, Settings(dataset.fold, dataset.label)))
     videos = list_videos(Path(dataset.root))
-    refused: list[Refused] = []
-    missing: Counter[str] = Counter()
-    found = list(_with_files(entries, videos, refused, missing))
+    matched = match_files(_with_files(entries, videos), videos, _unusable(entries))
     official = benchmark.official(dataset.fold)
     listed = Counter(entry.clip.split for entry in entries)
-    clips = list(take_unique(found, refused))
-    there = Counter(named.clip.split for named in clips)
-    splits = {split: SplitCounts(official.get(split, 0), listed[split], there[split]) for split in [*official, *listed]}
-    problems = tuple(f"{one.video_id}: {one.detail}" for one in refused if one.path not in missing)
-    report = Report(benchmark.title, splits, missing, problems, tuple(videos.linked_folders))
-    return BenchmarkClips(clips, refused, official, report, annotations.hashes)
+    found = Counter(named.clip.split for named in matched.clips)
+    splits = {
+        split: SplitCounts(listed[split], found[split], (official.get(split, 0),)) for split in [*official, *listed]
+    }
+    report = CopyReport(
+        benchmark.title, "clips", splits, matched.missing, matched.problems, tuple(videos.linked_folders)
+    )
+    return DatasetCopy(matched.clips, matched.refused, report, annotations.hashes)
 
 
-def _with_files(
-    entries: Sequence[Entry], videos: Videos, refused: list[Refused], missing: Counter[str]
-) -> Iterator[NamedClip]:
-    """The entries whose file is there, with its path; counts the clips of each file that is not."""
+def _unusable(entries: Sequence[Entry]) -> Iterator[Refused]:
+    """The entries whose line cannot be used."""
+    for entry in entries:
+        if entry.problem:
+            video_id = printable(entry.clip.video_id or entry.clip.path)
+            yield Refused(video_id, None, Status.BAD_ROW, entry.problem)
+
+
+def _with_files(entries: Sequence[Entry], videos: Videos) -> Iterator[tuple[Clip, str | None]]:
+    """The clips of the usable entries, each with the path of its file if there is one."""
     shared = _shared_names(entries)
     for entry in entries:
-        video_id = entry.clip.video_id or entry.clip.path
-        if entry.problem:
-            refused.append(Refused(printable(video_id), None, Status.BAD_ROW, entry.problem))
-            continue
-        path = videos.find(entry, entry.name in shared)
-        if path is None:
-            missing[entry.clip.path] += 1
-            refused.append(Refused(video_id, entry.clip.path, Status.MISSING_FILE, "no file of this name is there"))
-            continue
-        wrong = videos.refuse(path)
-        if wrong is not None:
-            refused.append(Refused(video_id, path, *wrong))
-            continue
-        yield NamedClip(video_id, replace(entry.clip, path=path))
+        if not entry.problem:
+            yield entry.clip, videos.find(entry, entry.name in shared)
 
 
 def _shared_names(entries: Sequence[Entry]) -> set[str]:
-    """File names that entries of different folders have; segments of one video share theirs rightly."""
+    """File names that entries of different folders have; segments of one video rightly share theirs."""
     folders: defaultdict[str, set[tuple[str, ...]]] = defaultdict(set)
     for entry in entries:
         if entry.folders:
@@ -114,31 +90,14 @@ def _shared_names(entries: Sequence[Entry]) -> set[str]:
     return {name for name, places in folders.items() if len(places) > 1}
 
 
-def check_benchmark(dataset: BenchmarkDataset, clips: BenchmarkClips | None = None) -> Report:
+def check_benchmark(dataset: BenchmarkDataset, copy: DatasetCopy | None = None) -> CopyReport:
     """Whether a copy is the official one and complete; takes seconds, as it only lists folders and reads the lists.
 
     Args:
-        clips: what `read_benchmark` found, if it was asked already.
+        copy: what `read_benchmark` returned, if it was called already.
 
     Raises:
         DatasetError: the lists do not have the official sizes; or files are missing and `dataset.partial` is not set;
             or there is not one. With the counts, the first missing files, and what to do.
     """
-    benchmark = BENCHMARKS[dataset.source]
-    report = (clips or read_benchmark(dataset)).report
-    if not report.is_official:
-        raise DatasetError(
-            f"dataset.annotations: the lists in {dataset.annotations} are not the official ones.\n{report.table()}\n"
-            f"The lists must be whole, however many videos you have. Get them from {benchmark.lists_from}."
-        )
-    if not report.found:
-        raise DatasetError(
-            f"dataset.root: {dataset.root} has no file of {benchmark.title}.\n{report.describe()}\n"
-            "Files are found by name in any folder below; docs/datasets.md says what to download."
-        )
-    if not report.is_complete and not dataset.partial:
-        raise DatasetError(
-            f"dataset.root: {dataset.root} is not all of {benchmark.title}.\n{report.describe()}\n"
-            "Complete the copy, or set `dataset.partial: true` to go on with the clips there are."
-        )
-    return report
+    return check_copy((copy or read_benchmark(dataset)).report, dataset, BENCHMARKS[dataset.source].lists_from)

@@ -59,6 +59,7 @@ def _count(code: str, unit: str, word: str) -> str:
 
 
 BENCHMARK = Benchmark(
+    source="diving48",
     title="Diving48 V2",
     # As users of the two lists report; the accuracies of MTEB's Diving48 V2 are whole multiples of 1/1970.
     counts={1: {"train": 15_027, "test": 1_970}},

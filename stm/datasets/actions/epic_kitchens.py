@@ -88,6 +88,7 @@ def seconds(timestamp: str) -> float:
 
 
 BENCHMARK = Benchmark(
+    source="epic-kitchens-55",
     title="EPIC-KITCHENS-55",
     # 28,472 in all. TRAIN.DATASET_SIZE and TEST.DATASET_SIZE of configs/epic_verb_r50_baseline.yaml in
     # github.com/facebookresearch/video-long-term-feature-banks, which uses the same split.

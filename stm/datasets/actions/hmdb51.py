@@ -31,6 +31,7 @@ def _make(row: tuple[str, str, str], _: str) -> Entry:
 
 
 BENCHMARK = Benchmark(
+    source="hmdb51",
     title="HMDB51",
     counts={fold: {"train": 51 * 70, "test": 51 * 30} for fold in (1, 2, 3)},  # the paper, section 3
     typical=Typical(95, 320, 240, "30 frames/s, 240 pixels high (the paper); about 3 s and the width are assumed"),

@@ -38,6 +38,7 @@ def _make(row: Any, split: str) -> Entry:
 
 
 BENCHMARK = Benchmark(
+    source="kinetics-400",
     title="Kinetics-400",
     # Rows of the lists that CVDF hosts: arrange_by_classes.py of github.com/cvdfoundation/kinetics-dataset, and issue 51
     # there. (test.csv has 39,805.)

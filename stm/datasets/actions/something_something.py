@@ -35,6 +35,7 @@ def _find(annotations: Annotations, name: str) -> Path:
 
 
 BENCHMARK = Benchmark(
+    source="something-something-v2",
     title="Something-Something V2",
     # docs/DATASET.md of github.com/OpenGVLab/VideoMAEv2; with the 27,157 of the test list, the 220,847 of the dataset.
     counts={1: {"train": 168_913, "val": 24_777}},

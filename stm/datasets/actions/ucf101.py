@@ -31,6 +31,7 @@ def spell_out(name: str) -> str:
 
 
 BENCHMARK = Benchmark(
+    source="ucf101",
     title="UCF101",
     # Lines of the lists, as tests of public code state them. Each split holds all 13,320 clips of the paper.
     counts={

@@ -8,7 +8,7 @@ from typing import Any
 from stm.datasets.annotations import BadRow
 from stm.datasets.folder import DatasetError
 from stm.datasets.official_lists import Annotations, text_of, whole_of
-from stm.datasets.video_text.gathering import Line
+from stm.datasets.video_text.by_video import Line
 from stm.datasets.video_text.protocol import Protocol
 from stm.manifest import Question
 

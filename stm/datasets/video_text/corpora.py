@@ -9,7 +9,7 @@ from typing import Literal
 
 from stm.datasets.annotations import BadRow
 from stm.datasets.official_lists import Annotations, Typical, text_of
-from stm.datasets.video_text.gathering import Line
+from stm.datasets.video_text.by_video import Line
 from stm.datasets.video_text.streams import stream_rows
 from stm.storage.files import sha256_file
 
@@ -21,7 +21,7 @@ class Corpus:
     """What is known of a corpus without its data."""
 
     title: str
-    media: Literal["video", "picture"]
+    media: Literal["video", "image"]
     names: tuple[str, ...]  # of the list, without ending
     published: int  # videos or pictures, as its authors say; never checked
     typical: Typical
@@ -32,7 +32,7 @@ class Corpus:
         return tuple(f"{name}{ending}" for ending in (".json", ".sqlite.db", ".db") for name in self.names)
 
 
-_PICTURE = Typical(1, 640, 480, "assumed")
+_IMAGE = Typical(1, 640, 480, "assumed")
 _WEBVID = Typical(450, 596, 336, "13,000 hours of 2.5 million videos (Bain et al. 2021), 25 frames a second assumed")
 
 CORPORA: dict[str, Corpus] = {
@@ -40,13 +40,13 @@ CORPORA: dict[str, Corpus] = {
     "webvid-2m": Corpus("WebVid-2M", "video", ("webvid_train",), 2_500_000, _WEBVID),
     "webvid-10m": Corpus("WebVid-10M", "video", ("webvid_10m_train",), 10_700_000, _WEBVID),
     # Sharma et al. 2018, training links. Early copies have 2.9 million; 1.9 to 2.2 could be had in 2022.
-    "cc3m": Corpus("Conceptual Captions 3M", "picture", ("cc3m_train",), 3_318_333, _PICTURE),
+    "cc3m": Corpus("Conceptual Captions 3M", "image", ("cc3m_train",), 3_318_333, _IMAGE),
     # Changpinyo et al. 2021.
-    "cc12m": Corpus("Conceptual Captions 12M", "picture", ("cc12m_train", "cc12m"), 12_423_374, _PICTURE),
-    "sbu": Corpus("SBU Captions", "picture", ("sbu",), 1_000_000, _PICTURE),  # Ordonez et al. 2011, rounded
-    "visual-genome": Corpus("Visual Genome", "picture", ("vg",), 108_077, _PICTURE),  # Krishna et al. 2017
+    "cc12m": Corpus("Conceptual Captions 12M", "image", ("cc12m_train", "cc12m"), 12_423_374, _IMAGE),
+    "sbu": Corpus("SBU Captions", "image", ("sbu",), 1_000_000, _IMAGE),  # Ordonez et al. 2011, rounded
+    "visual-genome": Corpus("Visual Genome", "image", ("vg",), 108_077, _IMAGE),  # Krishna et al. 2017
     # Karpathy's training split with the rest of the validation pictures, five captions each.
-    "coco": Corpus("COCO captions", "picture", ("coco",), 113_287, _PICTURE),
+    "coco": Corpus("COCO captions", "image", ("coco",), 113_287, _IMAGE),
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import av
 
-from stm.datasets.probe import is_picture
+from stm.datasets.probe import is_image
 from stm.jobs.status import Status
 from stm.preprocess.clip_outcomes import Note
 from stm.preprocess.video.container import VideoError, choose_stream, hidden_frames, open_container, plain_error
@@ -94,7 +94,7 @@ class Video:
             # They are in the stream as they are; the pictures are not looked at, so that they need not be right.
             options |= {"flags2": "+export_mvs", "skip_loop_filter": "all", "skip_idct": "all"}
         # A video that is cut off still has good frames. A picture has none: ffmpeg would fill what is missing with grey.
-        options |= {"err_detect": "explode"} if is_picture(self._container) else {}
+        options |= {"err_detect": "explode"} if is_image(self._container) else {}
         context.options = options
 
     def __enter__(self) -> Self:
@@ -143,7 +143,7 @@ class Video:
         """
         for number, (picture, seconds) in enumerate(self._timed()):
             if number == 0:
-                still = is_picture(self._container)
+                still = is_image(self._container)
                 self.orientation = Orientation.of_picture(self.path) if still else Orientation.of(picture)
             if self.end is not None and seconds >= self.end - _EPSILON:
                 if not surroundings:

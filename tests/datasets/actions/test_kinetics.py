@@ -75,5 +75,5 @@ def test_a_list_without_labels_or_with_broken_rows_is_said(copy: Copy) -> None:
     found = read_benchmark(copy.dataset)
     assert [(one.status, one.path) for one in found.refused] == [(Status.BAD_ROW, None)]
     assert "val.csv, line 2" in found.refused[0].detail and "'soon'" in found.refused[0].detail
-    with pytest.raises(DatasetError, match=r"1 clips cannot be used[^\n]*\n  val\.csv, line 2"):
+    with pytest.raises(DatasetError, match=r"1 lines or files cannot be used[^\n]*\n  val\.csv, line 2"):
         check_benchmark(copy.dataset)

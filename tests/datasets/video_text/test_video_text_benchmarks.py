@@ -186,7 +186,9 @@ def test_lists_of_another_size_are_refused_even_if_partial(
 
 def test_missing_files_are_said_with_counts_and_go_on_when_partial(msrvtt: LanguageDataset) -> None:
     (Path(msrvtt.root) / VIDEOS[1]).unlink()
-    with pytest.raises(DatasetError, match=r"1 videos have no file. The first:\n  video2\.mp4\n.*partial: true"):
+    with pytest.raises(
+        DatasetError, match=r"1 videos have no file. The first of 1 missing files:\n  video2\.mp4\n.*partial: true"
+    ):
         check_language(msrvtt)
     partial = msrvtt.model_copy(update={"partial": True})
     found = read_language(partial)

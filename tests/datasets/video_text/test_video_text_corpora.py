@@ -14,7 +14,7 @@ from stm.datasets import DatasetError, list_fingerprint
 from stm.datasets.video_text import (
     CORPORA,
     check_language,
-    has_pictures,
+    has_images,
     is_corpus,
     official_counts,
     read_language,
@@ -33,8 +33,8 @@ FILES = ["a/1.jpg", "b/1.jpg", "stranger.jpg"]
 
 
 def test_all_corpora_of_umts_mixtures_are_known() -> None:
-    assert {name for name in CORPORA if has_pictures(name)} == {"cc3m", "cc12m", "sbu", "visual-genome", "coco"}
-    assert all(is_corpus(name) for name in CORPORA) and not is_corpus("msrvtt") and not has_pictures("msrvtt")
+    assert {name for name in CORPORA if has_images(name)} == {"cc3m", "cc12m", "sbu", "visual-genome", "coco"}
+    assert all(is_corpus(name) for name in CORPORA) and not is_corpus("msrvtt") and not has_images("msrvtt")
     assert official_counts("cc3m") == {"train": 3_318_333}
 
 
@@ -61,7 +61,7 @@ def test_what_is_missing_is_said_against_the_published_size_and_stops_nothing(tm
     report = check_language(dataset)
     assert not report.is_complete and report.is_official and report.found == 2
     assert "  train   ~3,318,333            3            2            4            ?" in report.describe()
-    assert "1 pictures have no file. The first:\n  gone.jpg" in report.describe()
+    assert "1 images have no file. The first of 1 missing files:\n  gone.jpg" in report.describe()
     for name in FILES[:2]:
         (Path(dataset.root) / name).unlink()
     with pytest.raises(DatasetError, match="at the listed paths below it"):
@@ -94,7 +94,7 @@ def test_links_must_not_leave_the_root_and_linked_folders_are_said(tmp_path: Pat
         "out.jpg": Status.PATH_OUTSIDE_ROOT,
         "again/a/1.jpg": Status.MISSING_FILE,
     }
-    assert "Linked folders are not looked into: again" in found.report.describe()
+    assert "Linked folders are not searched: again" in found.report.describe()
 
 
 def test_bad_lines_of_a_table_are_rows_and_no_crash(tmp_path: Path) -> None:

@@ -1,0 +1,181 @@
+"""The local copy of a public dataset: the listed clips whose files are there, and how the lists and files compare with
+the official numbers."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from stm.config import BenchmarkDataset, LanguageDataset
+from stm.datasets.annotations import Clip
+from stm.datasets.find_videos import Videos
+from stm.datasets.folder import DatasetError, NamedClip, Refused, take_unique
+from stm.jobs.status import Status
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """Clips of one split, and texts about them where the dataset has texts."""
+
+    listed: int = 0  # clips in the lists
+    found: int = 0  # of these, clips whose file is there
+    official: tuple[int, ...] = ()  # clips, any of these numbers is right; empty: not known
+    published: int | None = None  # clips, as the authors say; not checked
+    texts: int | None = None  # captions or questions in the lists
+    official_texts: int | None = None
+
+    @property
+    def is_official(self) -> bool:
+        """Whether the list has the official size, as far as that is known."""
+        clips = not self.official or self.listed in self.official
+        return clips and self.official_texts in (None, self.texts)
+
+    @property
+    def shown_official(self) -> str:
+        """The official number of clips: of several the one that the list has; `~` before one that is not checked."""
+        if self.published is not None:
+            return f"~{self.published:,}"
+        if not self.official:
+            return "?"
+        return f"{self.listed if self.listed in self.official else self.official[0]:,}"
+
+
+@dataclass(frozen=True)
+class CopyReport:
+    """How complete a copy is; `describe` writes it out."""
+
+    title: str
+    media: str  # what a clip is: `clips`, `videos` or `images`
+    splits: Mapping[str, SplitCounts]
+    missing: Mapping[str, int]  # listed names of files that are not there, and the number of clips in each
+    problems: tuple[str, ...] = ()  # lines and links that cannot be used
+    linked_folders: tuple[str, ...] = ()  # not searched
+
+    @property
+    def is_official(self) -> bool:
+        """Whether the lists have the official sizes."""
+        return all(counts.is_official for counts in self.splits.values())
+
+    @property
+    def is_complete(self) -> bool:
+        return not self.problems and all(counts.found == counts.listed for counts in self.splits.values())
+
+    @property
+    def found(self) -> int:
+        return sum(counts.found for counts in self.splits.values())
+
+    def describe(self) -> str:
+        """The table of counts, the first missing files, and the first lines that cannot be used."""
+        lines = [self.table()]
+        if self.missing:
+            clips = sum(self.missing.values())
+            lines.append(f"{clips:,} {self.media} have no file. The first of {len(self.missing):,} missing files:")
+            for name, count in list(self.missing.items())[:_SHOWN]:
+                lines.append(f"  {name}" + (f" ({count:,} {self.media})" if count > 1 else ""))
+        if self.problems:
+            lines.append(f"{len(self.problems):,} lines or files cannot be used. The first:")
+            lines += [f"  {problem}" for problem in self.problems[:_SHOWN]]
+        if self.linked_folders and not self.is_complete:
+            shown = ", ".join(self.linked_folders[:_SHOWN])
+            lines.append(f"Linked folders are not searched: {shown}. Set dataset.root to the folder that they lead to.")
+        return "\n".join(lines)
+
+    def table(self) -> str:
+        """Counts by split; `?` where no official number is known, `~` before one that is not checked."""
+        width = max(5, *(len(split) for split in self.splits))
+        has_texts = any(counts.texts is not None for counts in self.splits.values())
+        head = ["official", "listed", "on disk"] + (["texts", "official"] if has_texts else [])
+        lines = [f"{self.title}: {self.media}" + (", and texts about them" if has_texts else "")]
+        lines.append(f"  {'split':{width}}" + "".join(f" {name:>12}" for name in head))
+        for split, counts in self.splits.items():
+            cells = [counts.shown_official, f"{counts.listed:,}", f"{counts.found:,}"]
+            if has_texts:
+                cells += ["?" if n is None else f"{n:,}" for n in (counts.texts, counts.official_texts)]
+            lines.append(f"  {split:{width}}" + "".join(f" {cell:>12}" for cell in cells))
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class DatasetCopy:
+    """A benchmark or corpus as it lies on the disk."""
+
+    clips: list[NamedClip]  # those with a file, in the order of the lists
+    refused: list[Refused]  # the other clips and lines of the lists, and why
+    report: CopyReport
+    annotations: Mapping[Path, str]  # SHA-256 of the annotation files read, by path relative to their folder
+
+
+@dataclass(frozen=True)
+class MatchedFiles:
+    """The listed clips, matched with files."""
+
+    clips: list[NamedClip]  # with the path of the file that is there
+    refused: list[Refused]
+    missing: Counter[str]  # listed names of files that are not there, and the number of clips in each
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is refused for another reason than a missing file."""
+        return tuple(f"{one.video_id}: {one.detail}" for one in self.refused if one.path not in self.missing)
+
+
+def match_files(clips: Iterable[tuple[Clip, str | None]], videos: Videos, refused: Iterable[Refused]) -> MatchedFiles:
+    """Sorts listed clips into those whose file can be taken and those that are refused.
+
+    Args:
+        clips: each clip with the path of its file, relative to the root; None where there is none.
+        refused: lines of the lists that were refused before.
+    """
+    refusals, missing, named = list(refused), Counter[str](), []
+    for clip, path in clips:
+        video_id = clip.video_id or clip.path
+        if path is None:
+            missing[clip.path] += 1
+            refusals.append(Refused(video_id, clip.path, Status.MISSING_FILE, "no file of this name is there"))
+            continue
+        problem = videos.refuse(path)
+        if problem is not None:
+            refusals.append(Refused(video_id, path, *problem))
+            continue
+        named.append(NamedClip(video_id, replace(clip, path=path)))
+    unique = list(take_unique(named, refusals))
+    return MatchedFiles(unique, refusals, missing)
+
+
+def check_copy(
+    report: CopyReport,
+    dataset: BenchmarkDataset | LanguageDataset,
+    lists_from: str,
+    places: str = "by name in any folder below it",
+    may_be_partial: bool = False,
+) -> CopyReport:
+    """The report of a copy that can be used.
+
+    Args:
+        lists_from: who publishes the lists.
+        places: where files are searched, for the message.
+        may_be_partial: missing files are no error, whatever `dataset.partial` says.
+
+    Raises:
+        DatasetError: the lists do not have the official sizes; or files are missing and the copy may not be partial; or
+            there is not one file. With the counts, the first missing files, and what to do.
+    """
+    if not report.is_official:
+        shown = report.describe() if report.problems else report.table()
+        raise DatasetError(
+            f"dataset.annotations: the lists in {dataset.annotations} are not the official ones.\n{shown}\n"
+            f"The lists must be whole, however many videos you have. Get them from {lists_from}."
+        )
+    if not report.found:
+        raise DatasetError(
+            f"dataset.root: {dataset.root} has no file of {report.title}.\n{report.describe()}\n"
+            f"Files are found {places}; docs/datasets.md says what to download."
+        )
+    if not report.is_complete and not may_be_partial and not dataset.partial:
+        raise DatasetError(
+            f"dataset.root: {dataset.root} is not all of {report.title}.\n{report.describe()}\n"
+            "Complete the copy, or set `dataset.partial: true` to use the clips that are there."
+        )
+    return report
