@@ -21,7 +21,7 @@ class FolderDataset(Section):
     )
     extensions: tuple[str, ...] = field(
         (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".h264"),
-        "file name endings taken as videos when there are no annotations",
+        "file name endings of videos, used when there are no annotations",
     )
     split: Name = field("train", "split of clips whose annotation names none")
     probe_timeout_seconds: float = field(60.0, "a file that takes longer to open is marked `timeout`", "seconds", gt=0)
@@ -35,11 +35,11 @@ class MovingShapesDataset(Section):
     clips: dict[Name, Annotated[int, Field(ge=1)]] = field({"train": 256, "test": 128}, "clips in each split", "clips")
     frames: int = field(32, "frames in a clip", "frames", ge=8, le=1024)
     fps: int = field(16, "frame rate", "frames per second", ge=1, le=120)
-    height: int = field(128, "height of the pictures; even", "pixels", ge=64, le=2160, multiple_of=2)
-    width: int = field(160, "width of the pictures; even", "pixels", ge=64, le=4096, multiple_of=2)
+    height: int = field(128, "height of the frames; even", "pixels", ge=64, le=2160, multiple_of=2)
+    width: int = field(160, "width of the frames; even", "pixels", ge=64, le=4096, multiple_of=2)
     distractors: int = field(2, "most other objects in a clip", "objects", ge=0, le=8)
     label: Literal["motion", "color", "shape", "texture"] = field(
-        "motion", "what is the class: how the named object moves, or what it looks like"
+        "motion", "the class: how the named object moves, or what it looks like"
     )
     seed: int | None = field(None, "the clips' own seed; the config's when not given", ge=0, lt=2**31)
     moving_camera: Fraction = field(0.5, "share of clips whose camera moves")
@@ -60,7 +60,7 @@ class BenchmarkDataset(Section):
     label: Literal["action", "verb", "noun"] = field("action", "EPIC-Kitchens: what counts as a class")
     partial: bool = field(
         False,
-        "go on with the clips there are when files of the official lists are missing; they are listed as missing_file",
+        "use the clips that are there when files of the official lists are missing; those are listed as missing_file",
     )
     probe_timeout_seconds: float = field(60.0, "a file that takes longer to open is marked `timeout`", "seconds", gt=0)
 
@@ -85,20 +85,20 @@ ProtocolSource = Literal[
 
 
 class LanguageDataset(Section):
-    """A public corpus or benchmark of videos, or pictures, with text: its files, and its public annotation files.
+    """A public corpus or benchmark of videos, or images, with text: its files, and its public annotation files.
 
-    What a benchmark asks for (paragraphs, trimmed videos, lengths of texts) stands in config/datasets/{source}.yaml and is
-    not to be chosen: results with other choices cannot be compared.
+    The protocol of a benchmark (paragraphs, trimmed videos, text lengths) is in config/datasets/{source}.yaml and cannot be
+    changed here: results with another one cannot be compared.
     """
 
     cache_neutral = frozenset({"probe_timeout_seconds"})
     source: CorpusSource | ProtocolSource
-    root: str = field(..., "folder of the videos or pictures")
+    root: str = field(..., "folder of the videos or images")
     annotations: str = field(..., "folder of the annotation files")
     partial: bool = field(
         False,
-        "benchmarks: go on with the clips there are when files are missing; corpora of the web are never complete, and "
-        "always go on",
+        "benchmarks: use the clips that are there when files are missing; corpora of the web are never complete, and are "
+        "always used as they are",
     )
     probe_timeout_seconds: float = field(60.0, "a file that takes longer to open is marked `timeout`", "seconds", gt=0)
 
@@ -115,7 +115,7 @@ class BadInput(Section):
     policy: dict[Status, Policy] = field(
         {},
         "overrides of the policy per status; `keep`: use what there is, `drop`: leave the clip out and list it in the "
-        "quarantine table, `fail`: stop. The defaults stand in stm/manifest.py",
+        "quarantine table, `fail`: stop. The defaults are in stm/manifest.py",
     )
     max_failure_rate: Fraction = field(
         0.5,

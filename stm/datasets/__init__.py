@@ -28,7 +28,7 @@ from stm.storage.tables import write_table
 
 __all__ = ["DatasetError", "build_manifest", "list_fingerprint"]
 
-# Clips that never reach the manifest, whatever the policy: there is no file, or no telling which.
+# Clips that never reach the manifest, whatever the policy: there is no file, or it is not clear which one.
 _UNUSABLE = {Status.BAD_ROW, Status.DUPLICATE_ID, Status.PATH_OUTSIDE_ROOT, Status.MISSING_FILE}
 
 
@@ -42,7 +42,7 @@ def build_manifest(config: Config, generated: Path | None, manifest: Path, quara
         processes: number of processes that open files.
 
     Raises:
-        DatasetError, AnnotationError: the dataset or its annotations cannot be used at all, or not one of its clips; or
+        DatasetError, AnnotationError: the dataset or its annotations cannot be used at all, or none of its clips; or
             a benchmark is not the official one (see `stm.datasets.actions.check_benchmark` and
             `stm.datasets.video_text.check_language`).
         TooManyFailures: more clips were refused than `bad_input.max_failure_rate` allows, or one whose policy is `fail`.
@@ -50,7 +50,7 @@ def build_manifest(config: Config, generated: Path | None, manifest: Path, quara
     """
     root, clips, refused = _list(config, generated)
     receipt = _receipt(config)
-    # What a file is does not depend on what the policies make of it: an attempt with others goes on from here.
+    # The facts of a file do not depend on the policies: an attempt with other policies resumes from here.
     journal = Journal(manifest, make_receipt("probe", _limits(config), ("av",)))
     facts = _probe(config, root, clips, journal, processes)
     rows, outcomes, quarantined = [], [], []
@@ -82,7 +82,9 @@ def build_manifest(config: Config, generated: Path | None, manifest: Path, quara
 def _dataset(config: Config) -> Dataset:
     """The dataset of a config that has one."""
     if config.dataset is None:
-        raise DatasetError(f"the config has several datasets ({', '.join(config.datasets)}); a manifest is made of one")
+        raise DatasetError(
+            f"the config has several datasets ({', '.join(config.datasets)}); a manifest is made from one"
+        )
     return config.dataset
 
 
@@ -105,8 +107,8 @@ def _list(config: Config, generated: Path | None) -> tuple[Path, list[NamedClip]
 def _list_language(config: Config, dataset: LanguageDataset) -> tuple[Path, list[NamedClip], list[Refused]]:
     if has_images(dataset.source) and config.frames.min_frames > 1:
         raise DatasetError(
-            f"frames.min_frames is {config.frames.min_frames}, but {dataset.source} has pictures, which are clips of one "
-            "frame: set it to 1"
+            f"frames.min_frames is {config.frames.min_frames}, but the clips of {dataset.source} are images, of one frame "
+            "each: set it to 1"
         )
     copy = read_language(dataset)
     print(check_language(dataset, copy).describe(), file=sys.stderr)
@@ -114,7 +116,7 @@ def _list_language(config: Config, dataset: LanguageDataset) -> tuple[Path, list
 
 
 def _may_miss(config: Config) -> bool:
-    """Whether files may be missing, however many: of a corpus, or where the config says that the copy is partial."""
+    """Whether any number of files may be missing: in a corpus, or where the config says that the copy is partial."""
     dataset = config.dataset
     if isinstance(dataset, LanguageDataset) and is_corpus(dataset.source):
         return True
@@ -138,7 +140,7 @@ def _receipt(config: Config) -> dict[str, Any]:
 
 
 def _seed(config: Config) -> dict[str, int]:
-    """The seed where the clips are drawn with it; those of a folder or a benchmark stay what they are."""
+    """The seed of generated clips; the clips of a folder or a benchmark do not depend on it."""
     return {"seed": config.seed} if isinstance(config.dataset, MovingShapesDataset) else {}
 
 
@@ -149,7 +151,7 @@ def _limits(config: Config) -> dict[str, int]:
 def _probe(
     config: Config, root: Path, clips: Sequence[NamedClip], journal: Journal, processes: int
 ) -> dict[str, Facts]:
-    """What each file is, by its path; files looked at by an earlier attempt are not opened again."""
+    """The facts of each file, by its path; files that an earlier attempt has probed are not opened again."""
     stamps = {path: _stamp(root, path) for path in sorted({clip.clip.path for clip in clips})}
     facts: dict[str, Facts] = {}
     for path, stamp in stamps.items():
@@ -163,7 +165,7 @@ def _probe(
         for file, found in probe_files(list(missing), _limits(config), processes, timeout):
             path = missing[file]
             facts[path] = found
-            # A timeout or crash may be the machine's fault; the next attempt looks again.
+            # A timeout or crash may be the machine's fault; the next attempt probes again.
             if found["status"] not in (Status.TIMEOUT, Status.CRASHED):
                 journal.put(stamps[path], json.dumps(found).encode())
             progress.advance()
@@ -181,13 +183,15 @@ def _write(path: Path, rows: list[dict[str, Any]], schema: pa.Schema, receipt: d
 
 
 def list_fingerprint(config: Config) -> str:
-    """A hash of what the manifest would read, so that a workflow notices files that came, went or changed.
+    """A hash of what the manifest would read, so that a workflow notices files that are added, removed or changed.
 
-    For a folder: the annotations' bytes, and the name, size and time of each file that they name; without annotations,
-    of each file under the root that has one of `extensions`. For a benchmark: the bytes of its lists, and the name, size
-    and time of each file that is there of them. Of a corpus the files' names have to do: to ask for the times of ten million
-    would take hours. No video is opened. For moving-shapes: the dataset's settings and the
-    seed. A folder that is missing has a fingerprint too: making the manifest is what fails.
+    - A folder: the bytes of the annotations, and the name, size and time of each file that they name; without
+      annotations, of each file under the root that has one of `extensions`.
+    - A benchmark: the bytes of its lists, and the name, size and time of each listed file that is there.
+    - A corpus: the bytes of its lists and the names of its files; asking for ten million times would take hours.
+    - moving-shapes: the dataset's settings and the seed.
+
+    No video is opened. A missing folder has a fingerprint too: it is the manifest that fails.
     """
     digest = hashlib.sha256()
     dataset = _dataset(config)
@@ -196,12 +200,12 @@ def list_fingerprint(config: Config) -> str:
         annotations = None if dataset.annotations is None else Path(dataset.annotations)
         if annotations is not None and annotations.is_file():
             digest.update(hashlib.sha256(annotations.read_bytes()).digest())
-        files = _looked_at(Path(dataset.root), annotations, dataset.extensions)
+        files = _files_of_folder(Path(dataset.root), annotations, dataset.extensions)
     elif isinstance(dataset, BenchmarkDataset):
-        lists, files = _of_lists(dataset)
+        lists, files = _listed_files(dataset)
         digest.update(json.dumps(lists, sort_keys=True).encode())
     elif isinstance(dataset, LanguageDataset):
-        lists, files = _of_lists(dataset)
+        lists, files = _listed_files(dataset)
         digest.update(json.dumps([lists, shape_of(dataset.source)], sort_keys=True).encode())
         if is_corpus(dataset.source):
             digest.update("\n".join(files).encode("utf-8", "surrogatepass"))
@@ -213,8 +217,8 @@ def list_fingerprint(config: Config) -> str:
     return digest.hexdigest()
 
 
-def _of_lists(dataset: BenchmarkDataset | LanguageDataset) -> tuple[dict[str, str], list[str]]:
-    """The lists' hashes, and the files that are there of them, sorted."""
+def _listed_files(dataset: BenchmarkDataset | LanguageDataset) -> tuple[dict[str, str], list[str]]:
+    """The hashes of the lists, and the listed files that are there, sorted."""
     try:
         found = read_language(dataset) if isinstance(dataset, LanguageDataset) else read_benchmark(dataset)
     except DatasetError:
@@ -223,12 +227,12 @@ def _of_lists(dataset: BenchmarkDataset | LanguageDataset) -> tuple[dict[str, st
     return lists, sorted({named.clip.path for named in found.clips})
 
 
-def _looked_at(root: Path, annotations: Path | None, extensions: Sequence[str]) -> Iterable[str]:
-    """The files, relative to the root, that the manifest would look at, sorted."""
+def _files_of_folder(root: Path, annotations: Path | None, extensions: Sequence[str]) -> Iterable[str]:
+    """The files, relative to the root, that the manifest would read, sorted."""
     if annotations is None:
         return sorted(path.relative_to(root).as_posix() for path in walk_videos(root, extensions))
     try:
-        with warnings.catch_warnings(action="ignore"):  # they are for the stage itself
+        with warnings.catch_warnings(action="ignore"):  # the stage itself shows them
             rows = [row for _, row in read_annotations(annotations) if isinstance(row, Mapping)]
     except AnnotationError:
         return []
@@ -236,13 +240,13 @@ def _looked_at(root: Path, annotations: Path | None, extensions: Sequence[str]) 
 
 
 def _state(root: str, name: str) -> str:
-    """A file's size and time, those of a link where it leads nowhere."""
-    path = os.path.join(root, name)  # noqa: PTH118 (a Path takes longer to make than the file to look up)
+    """A file's size and time; of a broken link, its own."""
+    path = os.path.join(root, name)  # noqa: PTH118 (making a Path takes longer than looking up the file)
     for look in (os.stat, os.lstat):
         try:
             state = look(path)
-        except (OSError, ValueError):  # gone, forbidden, too long, no name at all
+        except (OSError, ValueError):  # missing, forbidden, too long, or not a valid name
             continue
-        # A folder's time changes with the names in it, which are not looked at.
+        # A folder's time changes with the names in it, which do not matter.
         return "folder" if stat.S_ISDIR(state.st_mode) else f"{state.st_size}\0{state.st_mtime_ns}"
     return ""

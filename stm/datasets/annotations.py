@@ -34,7 +34,7 @@ class BadRow(ValueError):
 
 @dataclass(frozen=True)
 class Clip:
-    """What is said about a clip before its file is looked at."""
+    """What the annotations say about a clip, before its file is opened."""
 
     path: str
     split: str
@@ -50,7 +50,7 @@ def read_annotations(file: Path) -> list[tuple[str, Any]]:
     """Reads a file's rows, unchecked: (where the row stands, for messages; its values, a mapping if all is well).
 
     Raises:
-        AnnotationError: the file is missing, of an unknown kind, torn, or has no column `path`.
+        AnnotationError: the file is missing, of an unknown kind or damaged, or has no column `path`.
     """
     readers = {".csv": _read_csv, ".tsv": _read_csv, ".json": _read_json, ".jsonl": _read_json_lines}
     readers |= {".ndjson": _read_json_lines, ".parquet": _read_parquet}
@@ -85,7 +85,7 @@ def _read_csv(file: Path) -> Iterator[tuple[str, Any]]:
             raise AnnotationError(f"{file}: its first line has {what}: {', '.join(names) or '(empty file)'}")
         reader.fieldnames = names
         for row in reader:
-            # In CSV nothing tells an empty string from a missing value.
+            # CSV does not distinguish an empty string from a missing value.
             yield f"line {reader.line_num}", {k: v for k, v in row.items() if v not in (None, "")}
 
 
@@ -103,7 +103,7 @@ def _read_json(file: Path) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, dict) and "path" in value:
         value = [value]
     if not isinstance(value, list):
-        raise AnnotationError(f'{file}: must hold a list of clips, or {{"clips": [...]}}, or one clip a line')
+        raise AnnotationError(f'{file}: must hold a list of clips, or {{"clips": [...]}}, or one clip per line')
     yield from ((f"clip {number}", row) for number, row in enumerate(value))
 
 
@@ -169,7 +169,7 @@ def _show(value: Any) -> str:
 
 
 def _check_text(value: str, name: str) -> str:
-    """Text that any file can hold: lone surrogates, which JSON can spell, cannot be written as UTF-8."""
+    """Text that can be written as UTF-8, unlike the lone surrogates that JSON can encode."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -204,7 +204,7 @@ def _number(row: Mapping[str, Any], name: str) -> float | None:
 
 
 def _captions(row: Mapping[str, Any]) -> list[str]:
-    """From `captions` (a list, or text with | between), `caption`, `caption_1`, `caption_2`, ..., in that order.
+    """From `captions` (a list, or text separated by |), `caption`, `caption_1`, `caption_2`, ..., in that order.
 
     Empty captions stay: the captions stage marks them.
     """
@@ -241,7 +241,7 @@ def _questions(value: Any) -> Iterator[Question]:
 
 
 def _choices(value: Any, answer: str) -> tuple[str, ...]:
-    """What a multiple choice offers; its answer is among it."""
+    """The options of a multiple choice question, which include its answer."""
     if value is None or value == []:
         return ()
     if not isinstance(value, list) or not all(isinstance(choice, str) for choice in value):

@@ -16,17 +16,17 @@ VIDEO_ENDINGS = tuple(FolderDataset.model_fields["extensions"].default)
 
 @dataclass
 class Videos:
-    """What lies under a folder; paths are relative to it, with forward slashes."""
+    """The video files under a folder; paths are relative to it, with forward slashes."""
 
     root: Path
     by_name: dict[str, list[str]] = field(default_factory=dict)  # paths by file name without ending
     links: set[str] = field(default_factory=set)
-    linked_folders: list[str] = field(default_factory=list)  # not entered: a link may lead back
-    # UCF101 spells one class in two ways, and some copies change the case of names. Built from `by_name`.
+    linked_folders: list[str] = field(default_factory=list)  # not searched: a link may lead back
+    # UCF101 spells one class in two ways, and some copies change the case of names. Filled from `by_name` when needed.
     _by_folded_name: dict[str, list[str]] = field(default_factory=dict)
 
     def candidates(self, name: str) -> list[str]:
-        """Files of this name; of its other spellings, upper and lower case, when there is none."""
+        """Files of this name; when there are none, those whose name differs in case only."""
         if name in self.by_name:
             return self.by_name[name]
         if not self._by_folded_name:
@@ -38,7 +38,7 @@ class Videos:
         """The file of an entry.
 
         Args:
-            shared: entries of other folders have the same file name, so the folder must be the right one.
+            shared: entries in other folders have the same file name, so the folder must match too.
         """
         for name in (entry.name, *entry.other_names):
             paths = self.candidates(name)
@@ -56,13 +56,13 @@ class Videos:
         return path in self.links, [folder not in parents for folder in folders], path
 
     def refuse(self, path: str) -> tuple[Status, str] | None:
-        """Why a file that was found cannot be taken; None when it can. Only links can be wrong: files lie under the root."""
+        """Why a file cannot be used; None when it can. Only links can be wrong: files lie under the root."""
         if path not in self.links:
             return None
         try:
             if safe_join(self.root, path).is_file():
                 return None
-            return Status.MISSING_FILE, "a link that leads to no file"
+            return Status.MISSING_FILE, "a broken link"
         except UnsafePathError:
             return Status.PATH_OUTSIDE_ROOT, "a link that leaves dataset.root; make the folder that holds both the root"
         except (OSError, RuntimeError) as error:  # a loop of links
@@ -70,7 +70,7 @@ class Videos:
 
 
 def list_videos(root: Path) -> Videos:
-    """Every file under `root` whose name ends like a video's; nothing hidden, no linked folder.
+    """Every video file under `root`, by its ending; hidden files and linked folders are skipped.
 
     Raises:
         DatasetError: there is no such folder.

@@ -1,4 +1,4 @@
-"""The clips of a folder of videos: from its annotations, or from what lies in it. No file is opened here."""
+"""The clips of a folder of videos: from its annotations, or from the files in it. No file is opened here."""
 
 import os
 from collections import Counter
@@ -21,7 +21,7 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True)
 class Refused:
-    """A clip that the manifest cannot take."""
+    """A clip that the manifest cannot use."""
 
     video_id: str
     path: str | None
@@ -40,10 +40,10 @@ class NamedClip:
 def list_clips(
     root: Path, annotations: Path | None, extensions: Sequence[str], split: str
 ) -> tuple[list[NamedClip], list[Refused]]:
-    """The clips of a folder, and those that cannot be taken.
+    """The clips of a folder, and those that cannot be used.
 
     Args:
-        annotations: None takes every file under `root` whose name ends in one of `extensions`.
+        annotations: None uses every file under `root` whose name ends in one of `extensions`.
         split: of the clips whose annotation names none.
 
     Raises:
@@ -85,7 +85,7 @@ def _clips_in(root: Path, extensions: Sequence[str], split: str, refused: list[R
             detail = "the file's name is not valid UTF-8; rename it"
             refused.append(Refused(printable(relative), printable(relative), Status.BAD_ROW, detail))
         elif path.is_dir():
-            # A link to a folder: its files would be found twice when it leads back, so links are not followed.
+            # A linked folder may be one that is searched anyway, whose files would be found twice.
             refused.append(
                 Refused(relative, relative, Status.PATH_OUTSIDE_ROOT, "a linked folder; links are not followed")
             )
@@ -104,7 +104,7 @@ def walk_videos(root: Path, extensions: Sequence[str]) -> Iterator[Path]:
 
 
 def printable(text: str) -> str:
-    """Text that can be written as UTF-8; undecodable bytes of file names are spelled out."""
+    """Text that can be written as UTF-8; undecodable bytes of file names are escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -117,25 +117,25 @@ def _inside(root: Path, clips: Sequence[Clip], refused: list[Refused]) -> Iterat
             if path.is_file():
                 yield clip
             else:
-                what = "it is no ordinary file" if path.exists() else "there is no such file"
+                what = "it is not a regular file" if path.exists() else "there is no such file"
                 refused.append(Refused(name, printable(clip.path), Status.MISSING_FILE, what))
         except UnsafePathError:
             detail = "the path must be relative to dataset.root and stay under it, links resolved"
             refused.append(Refused(name, printable(clip.path), Status.PATH_OUTSIDE_ROOT, detail))
-        except (OSError, RuntimeError, ValueError) as error:  # too long a name, a loop of links
+        except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, a loop of links
             reason = getattr(error, "strerror", None) or type(error).__name__
             refused.append(Refused(name, printable(clip.path), Status.MISSING_FILE, f"cannot be looked up: {reason}"))
 
 
 def _named(clips: Sequence[Clip], refused: list[Refused]) -> Iterator[NamedClip]:
-    """Gives ids; of several clips with one id the first stays."""
+    """Assigns ids; of several clips with the same id the first is kept."""
     defaults = _default_ids({clip.path for clip in clips})
     named = (NamedClip(clip.video_id or defaults[clip.path] + _segment(clip), clip) for clip in clips)
     return take_unique(named, refused)
 
 
 def take_unique(clips: Iterable[NamedClip], refused: list[Refused]) -> Iterator[NamedClip]:
-    """The clips but those whose id an earlier one has."""
+    """The clips without those whose id an earlier clip has."""
     taken: set[str] = set()
     for named in clips:
         key = make_key(named.video_id)
@@ -155,7 +155,7 @@ def _default_ids(paths: set[str]) -> dict[str, str]:
 
 
 def _segment(clip: Clip) -> str:
-    """Tells the parts of one video apart: `@1.5-4` for the seconds from 1.5 to 4."""
+    """Distinguishes the segments of one video: `@1.5-4` for the seconds from 1.5 to 4."""
     if clip.start is None and clip.end is None:
         return ""
     end = "" if clip.end is None else f"{clip.end!r}".removesuffix(".0")

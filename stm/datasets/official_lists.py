@@ -1,4 +1,4 @@
-"""What all benchmarks have in common: what is known of one before any data is there, and how its lists are read."""
+"""What all benchmarks share: the facts that are known without any data, and the reading of their lists."""
 
 import csv
 import hashlib
@@ -17,7 +17,7 @@ from stm.datasets.folder import DatasetError
 class Typical:
     """A typical clip, for the plan; the manifest knows better once it is there."""
 
-    frames: int  # as the source codes them
+    frames: int  # as encoded in the source
     width: int  # pixels
     height: int
     basis: str  # where the numbers come from
@@ -27,13 +27,13 @@ class Typical:
 class Entry:
     """A line of an official list: a clip whose file is still to be found.
 
-    `clip.path` is the file's official name. Its folders are not taken at their word: files are found by name anywhere
-    under the root, so no list can point out of it.
+    `clip.path` is the file's official name. Its folders are not trusted: files are found by name anywhere under the root,
+    so no list can point outside of it.
     """
 
     clip: Clip
     other_names: tuple[str, ...] = ()  # names without ending under which copies of the dataset keep the file
-    folders: tuple[str, ...] = ()  # of several files with this name, the one in such a folder; the first weighs most
+    folders: tuple[str, ...] = ()  # where files with this name are preferred; the first one most
     problem: str = ""  # why the line cannot be used
 
     @property
@@ -44,7 +44,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Settings:
-    """The part of a BenchmarkDataset that the lists depend on."""
+    """The settings of a BenchmarkDataset that its clips depend on."""
 
     fold: int = 1
     label: str = "action"
@@ -52,7 +52,7 @@ class Settings:
 
 @dataclass
 class Annotations:
-    """The folder of the official files, as downloaded; remembers what was read from it."""
+    """The folder of the official files, as downloaded; keeps the hash of each file that is read."""
 
     folder: Path
     title: str
@@ -60,13 +60,15 @@ class Annotations:
     hashes: dict[Path, str] = field(default_factory=dict)  # SHA-256 of the files read, by path relative to the folder
 
     def find(self, *names: str) -> Path:
-        """The first file there is of these names.
+        """The first of these names that exists.
 
         Raises:
             DatasetError: there is none.
         """
         if not self.folder.is_dir():
-            raise DatasetError(f"dataset.annotations: {self.folder} is not a folder; it must hold {self.title}'s lists")
+            raise DatasetError(
+                f"dataset.annotations: {self.folder} is not a folder; it must hold the lists of {self.title}"
+            )
         for subfolder in ("", *self.subfolders):
             for name in names:
                 if (self.folder / subfolder / name).is_file():
@@ -74,17 +76,17 @@ class Annotations:
         places = " or ".join(["it", *(f"{subfolder}/" for subfolder in self.subfolders)])
         wanted = f"none of {', '.join(names)}" if len(names) > 1 else f"no {names[0]}"
         raise DatasetError(
-            f"dataset.annotations: {self.folder} is to hold {self.title}'s official lists, but there is {wanted} in "
+            f"dataset.annotations: {self.folder} must hold {self.title}'s official lists, but there is {wanted} in "
             f"{places}; docs/datasets.md says where to get it"
         )
 
     def find_all(self, pattern: str) -> list[Path]:
-        """The files that fit a pattern, of the first place that has any, sorted."""
+        """The files that match a pattern in the first folder that has any, sorted."""
         for subfolder in ("", *self.subfolders):
             found = sorted((self.folder / subfolder).glob(pattern)) if self.folder.is_dir() else []
             if found:
                 return found
-        return [self.find(pattern)]  # says what is missing
+        return [self.find(pattern)]  # raises the error
 
     def text(self, path: Path) -> str:
         try:
@@ -111,14 +113,14 @@ class Annotations:
         try:
             return [(f"{path.name}, line {reader.line_num}", row) for row in reader]
         except csv.Error as error:
-            raise DatasetError(f"{path}: is no CSV file ({error}); get it again, see docs/datasets.md") from error
+            raise DatasetError(f"{path}: is not a CSV file ({error}); get it again, see docs/datasets.md") from error
 
     def json(self, path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
         """A JSON file whose outermost value is a list or an object."""
         try:
             value = json.loads(self.text(path))
         except (json.JSONDecodeError, RecursionError) as error:
-            raise DatasetError(f"{path}: is no JSON file ({error}); get it again, see docs/datasets.md") from error
+            raise DatasetError(f"{path}: is not a JSON file ({error}); get it again, see docs/datasets.md") from error
         if not isinstance(value, kind):
             what = "a list" if kind is list else "an object"
             raise DatasetError(f"{path}: must hold {what}, holds {str(value)[:60]!r}; is it the official file?")
@@ -131,7 +133,7 @@ class Annotations:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is known of a benchmark without its data."""
+    """What is known about a benchmark without its data."""
 
     source: str  # `dataset.source` in a config; also in `BenchmarkSource` (stm/config/data.py)
     title: str
@@ -146,7 +148,7 @@ class Benchmark:
 
 
 def make_entries(split: str, rows: Iterable[tuple[str, Any]], make: Callable[[Any, str], Entry]) -> Iterator[Entry]:
-    """One entry for each row of a list, in its order; a row that cannot be used becomes an entry with a problem.
+    """One entry per row of a list, in order; a row that cannot be used becomes an entry with a problem.
 
     Args:
         rows: (where the row stands, the row).
@@ -160,10 +162,10 @@ def make_entries(split: str, rows: Iterable[tuple[str, Any]], make: Callable[[An
 
 
 def text_of(row: Any, key: str) -> str:
-    """A value of a row as text, without the white space around it.
+    """A value of a row as text, stripped of surrounding white space.
 
     Raises:
-        BadRow: there is none, or it cannot be written as UTF-8 (JSON can spell half of a surrogate pair).
+        BadRow: there is none, or it cannot be written as UTF-8 (JSON can encode half of a surrogate pair).
     """
     value = row.get(key) if isinstance(row, Mapping) else None
     if not isinstance(value, str | int | float) or isinstance(value, bool):
@@ -177,7 +179,7 @@ def text_of(row: Any, key: str) -> str:
 
 
 def whole_of(row: Any, key: str) -> int:
-    """A value of a row as a whole number, which some releases write as `59.0`."""
+    """An integer value of a row; some releases write it as `59.0`."""
     text = text_of(row, key)
     try:
         number = float(text)

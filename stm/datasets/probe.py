@@ -1,4 +1,4 @@
-"""What a video file is, from its container and first frame: size as shown, rate, codec, hash."""
+"""The facts of a video file, from its container and first frame: displayed size, frame rate, codec, hash."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -17,14 +17,14 @@ CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc", "vvc",
     "obu", "av1", "ivf", "flv", "live_flv", "kux", "asf", "ogg", "gif", "apng", "nut", "mxf", "gxf", "rm", "wtv", "dv",
     "vc1", "h261", "h263", "mjpeg", "yuv4mpegpipe", "cavsvideo", "amv", "nsv",
-    # audio, so that it is said what is missing
+    # audio, so that the error can say what is missing
     "mp3", "wav", "w64", "flac", "aac", "aiff", "ac3", "eac3", "caf",
 )  # fmt: skip
 # For every opening of a video file, here and in the offline stages.
 OPEN_OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
 
-# Pictures are clips of one frame. Their demuxer is named to ffmpeg, which by itself takes them for `image2`: that one also
-# reads series of numbered files. The first bytes tell, as crawled pictures often bear another kind's ending.
+# Images are clips of one frame. Their demuxer is given explicitly: by default ffmpeg chooses `image2`, which also reads series
+# of numbered files. The first bytes decide, since crawled images often have the ending of another format.
 _IMAGES = ((0, b"\xff\xd8\xff", "jpeg_pipe"), (0, b"\x89PNG\r\n\x1a\n", "png_pipe"), (8, b"WEBP", "webp_pipe"))
 _IMAGE_FORMATS = {name for _, _, name in _IMAGES}
 
@@ -32,7 +32,7 @@ Facts = dict[str, Any]
 
 
 def probe_file(path: Path, min_side: int, max_side: int) -> Facts:
-    """Looks at one file, in this process.
+    """Probes one file, in this process.
 
     Args:
         min_side: pixels; with a shorter side below this the file is `too_small`.
@@ -49,7 +49,7 @@ def probe_file(path: Path, min_side: int, max_side: int) -> Facts:
         if not facts["bytes"]:
             return facts | {"status": Status.EMPTY_FILE, "detail": "the file has no bytes"}
         facts["sha256"] = sha256_file(path)
-        facts |= _look_inside(path, max_side)
+        facts |= _probe_container(path, max_side)
     except FileNotFoundError:
         return facts | {"status": Status.MISSING_FILE, "detail": "there is no such file"}
     except (av.FFmpegError, OSError, ValueError) as error:
@@ -58,7 +58,7 @@ def probe_file(path: Path, min_side: int, max_side: int) -> Facts:
 
 
 def open_arguments(path: Path) -> dict[str, Any]:
-    """How `av.open` is to open a file: as a picture, or as one of CONTAINERS.
+    """Arguments for `av.open`: to open a file as an image, or as one of CONTAINERS.
 
     Raises:
         OSError: the file cannot be read.
@@ -73,17 +73,17 @@ def open_arguments(path: Path) -> dict[str, Any]:
 
 
 def is_image(container: Any) -> bool:
-    """Whether an open file is a single picture."""
+    """Whether an open file is a single image."""
     return container.format.name in _IMAGE_FORMATS
 
 
 def _first_words(error: Exception) -> str:
-    """An error's text without the path: quarantine tables are the same wherever the dataset lies."""
+    """An error's text without the path: quarantine tables do not depend on where the dataset lies."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return f"{type(error).__name__}: {text.splitlines()[0]:.200}"
 
 
-def _look_inside(path: Path, max_side: int) -> Facts:
+def _probe_container(path: Path, max_side: int) -> Facts:
     # Python's log hook can deadlock in workers; ffmpeg's own one prints, so only the worst is printed.
     av.logging.restore_default_callback()
     av.logging.set_libav_level(av.logging.PANIC)
@@ -93,17 +93,17 @@ def _look_inside(path: Path, max_side: int) -> Facts:
         if not videos:
             kinds = {s.type for s in container.streams}
             if not kinds & {"audio", "video"}:
-                return {"status": Status.OPEN_FAILED, "detail": "neither picture nor sound: cut off in its header?"}
+                return {"status": Status.OPEN_FAILED, "detail": "neither video nor audio: is the header cut off?"}
             detail = f"no video stream; the streams are: {', '.join(sorted(kinds))}"
             return {"status": Status.NO_VIDEO_STREAM, "detail": detail}
         stream = videos[0]
         if stream.codec_context is None:
-            return {"status": Status.OPEN_FAILED, "detail": "its coding is one that ffmpeg does not know"}
-        # A small file can hold an enormous picture, whose size is only known when it is decoded.
+            return {"status": Status.OPEN_FAILED, "detail": "its codec is unknown to ffmpeg"}
+        # A small file can hold an enormous frame, whose size is only known when it is decoded.
         stream.codec_context.options = {"max_pixels": str(max_side**2)}
-        width, height = _size_as_shown(container, stream)
+        width, height = _displayed_size(container, stream)
         shown = {"width": width, "height": height, "codec": stream.codec_context.name}
-        if is_image(container):  # ffmpeg's rate for these is made up
+        if is_image(container):  # ffmpeg invents a frame rate for these
             return {"fps": None, **shown, "frames": 1, "duration": None}
         return {
             "fps": _positive(stream.average_rate or stream.guessed_rate),
@@ -113,7 +113,7 @@ def _look_inside(path: Path, max_side: int) -> Facts:
         }
 
 
-def _size_as_shown(container: Any, stream: Any) -> tuple[int, int]:
+def _displayed_size(container: Any, stream: Any) -> tuple[int, int]:
     """Width and height with the display matrix applied, from the first frame; the header's when none can be decoded."""
     stream.codec_context.thread_count = 1
     width, height, rotation = stream.codec_context.width, stream.codec_context.height, 0
@@ -128,7 +128,7 @@ def _positive(value: Any) -> float | None:
 
 
 def _duration(container: Any, stream: Any) -> float | None:
-    """Seconds, as the container says."""
+    """Seconds, as reported by the container."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
     return container.duration / av.time_base if container.duration else None
@@ -138,7 +138,7 @@ def _check_size(facts: Facts, min_side: int, max_side: int) -> Facts:
     width, height = facts["width"], facts["height"]
     shown = f"{width} x {height} pixels"
     if min(width, height) <= 0:
-        return facts | {"status": Status.OPEN_FAILED, "detail": "no picture size: damaged, or far too large"}
+        return facts | {"status": Status.OPEN_FAILED, "detail": "no frame size: damaged, or far too large"}
     if max(width, height) > max_side:
         return facts | {"status": Status.OPEN_FAILED, "detail": f"{shown}; frames.max_side is {max_side}"}
     if min(width, height) < min_side:

@@ -1,4 +1,4 @@
-"""Looks at many video files in worker processes, so that a file that hangs or crashes a decoder costs one file."""
+"""Probes many video files in worker processes: one that hangs or crashes a decoder does not affect the others."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ Facts = dict[str, Any]  # as `stm.datasets.probe.probe_file` returns them
 
 
 @dataclass(frozen=True)
-class _Look:
+class _Task:
     path: Path
     settings: Mapping[str, int]
 
@@ -19,20 +19,20 @@ class _Look:
 def probe_files(
     paths: Sequence[Path], settings: Mapping[str, int], processes: int, timeout: float
 ) -> Iterator[tuple[Path, Facts]]:
-    """Looks at many files in worker processes; yields (path, facts) in the order in which they finish.
+    """Probes many files in worker processes; yields (path, facts) in the order in which they finish.
 
     Args:
         settings: `min_side` and `max_side` of `probe_file`.
         timeout: seconds for one file.
     """
-    looks = [_Look(path, settings) for path in paths]
-    for index, outcome in run_isolated(_probe, looks, processes, timeout):
+    tasks = [_Task(path, settings) for path in paths]
+    for index, outcome in run_isolated(_probe, tasks, processes, timeout):
         if isinstance(outcome, Failure):
             outcome = {"status": outcome.status, "detail": outcome.detail}
         yield paths[index], outcome
 
 
-def _probe(look: _Look) -> Facts:
+def _probe(task: _Task) -> Facts:
     from stm.datasets.probe import probe_file  # PyAV is loaded in the workers only
 
-    return probe_file(look.path, **look.settings)
+    return probe_file(task.path, **task.settings)

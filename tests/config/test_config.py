@@ -111,7 +111,7 @@ def test_a_mistake_names_the_key_the_value_and_what_is_allowed(path, value, word
         assert word in str(error.value)
 
 
-def test_all_mistakes_are_told_at_once():
+def test_all_mistakes_are_reported_at_once():
     config = changed("frames.every", 0)
     config["grid"] = 1
     with pytest.raises(ConfigError) as error:
@@ -138,26 +138,26 @@ def test_guided_masks_need_their_guide_in_the_shards():
 
 def several(**more: object) -> dict:
     """Two generated datasets, whose captions of one name are of different kinds."""
-    first = {"dataset": DEMO["dataset"], "captions": {"said": {"kind": "label"}}}
-    second = {"dataset": DEMO["dataset"], "captions": {"said": {"kind": "human"}}}
+    first = {"dataset": DEMO["dataset"], "captions": {"texts": {"kind": "label"}}}
+    second = {"dataset": DEMO["dataset"], "captions": {"texts": {"kind": "human"}}}
     return {"name": "all", "datasets": {"first": first, "second": second}, **more}
 
 
 def test_what_stands_beside_datasets_need_not_be_whole():
-    config = parse_config(several(pack={"captions": "said", "text": True}))
-    assert [config.of(name).pack.sources for name in config.dataset_names] == [("said",), ("said",)]
-    with pytest.raises(ConfigError, match=r"datasets\.first: pack\.captions names 'told'"):
-        parse_config(several(pack={"captions": "told"}))
+    config = parse_config(several(pack={"captions": "texts", "text": True}))
+    assert [config.of(name).pack.sources for name in config.dataset_names] == [("texts",), ("texts",)]
+    with pytest.raises(ConfigError, match=r"datasets\.first: pack\.captions names 'other'"):
+        parse_config(several(pack={"captions": "other"}))
 
 
 def test_a_dataset_may_have_captions_of_another_kind_under_a_shared_name():
-    shared = {"said": {"kind": "blip2", "model": "nowhere/blip2"}, "also": {"kind": "label", "templates": ["{}!"]}}
+    shared = {"texts": {"kind": "blip2", "model": "nowhere/blip2"}, "also": {"kind": "label", "templates": ["{}!"]}}
     config = parse_config(several(captions=shared))
-    assert [config.of(name).captions["said"].kind for name in config.dataset_names] == ["label", "human"]
+    assert [config.of(name).captions["texts"].kind for name in config.dataset_names] == ["label", "human"]
     assert config.of("first").captions["also"].templates == ("{}!",)
     values = several(captions=shared)
-    values["datasets"]["first"]["captions"] = {"said": {"key_frames": 1}}
-    assert parse_config(values).of("first").captions["said"].key_frames == 1, "keys of the same kind are merged"
+    values["datasets"]["first"]["captions"] = {"texts": {"key_frames": 1}}
+    assert parse_config(values).of("first").captions["texts"].key_frames == 1, "keys of the same kind are merged"
 
 
 def test_no_two_runs_write_to_the_same_folder():
@@ -176,7 +176,7 @@ def test_a_run_with_its_own_seed_is_not_repeated_with_the_configs():
 
 
 def test_retrieval_needs_packed_text_where_it_is_done():
-    values = several(captions={"said": {"kind": "label"}}, pack={"captions": "said", "text": True})
+    values = several(captions={"texts": {"kind": "label"}}, pack={"captions": "texts", "text": True})
     values["datasets"]["second"]["pack"] = {"text": False}
     values["pretrain"] = {"a": {"dataset": "first", "contrast": {}}}
     parse_config(values | {"evaluate": {"find": {"task": "retrieval"}}})

@@ -34,7 +34,7 @@ def study(**changes: object) -> dict:
     return config
 
 
-def test_methods_are_told_apart_and_mae_need_not_be_named():
+def test_the_method_decides_the_section_and_mae_is_the_default():
     config = parse_config(study() | {"pretrain": {**STUDY["pretrain"], "mae": {"dataset": "clips"}}})
     assert isinstance(config.pretrain["run"], LanguageRun)
     assert isinstance(config.pretrain["mae"], PretrainRun)
@@ -72,7 +72,7 @@ def test_joined_and_image_datasets_are_what_the_workflow_waits_for():
         ({"tubelet": 2}, "less than or equal to 1"),
     ],
 )
-def test_what_does_not_fit_is_said_before_anything_runs(changes, words):
+def test_a_run_that_does_not_fit_is_refused_before_anything_runs(changes, words):
     with pytest.raises(ConfigError, match=words):
         parse_config(study(**changes))
 

@@ -1,4 +1,4 @@
-"""Looking at files: each kind of bad file gets its own status, and none takes the others with it."""
+"""Probing files: each kind of bad file gets its own status, and none takes the others with it."""
 
 import os
 import subprocess
@@ -120,15 +120,15 @@ def test_a_playlist_does_not_open_other_files(ending: str, tmp_path: Path) -> No
         assert status_of(tmp_path / f"a.{ending}") is Status.OPEN_FAILED
 
 
-def test_pictures_and_sound_are_no_video(tmp_path: Path) -> None:
+def test_images_and_audio_are_not_videos(tmp_path: Path) -> None:
     video = make_video(tmp_path / "a.mp4")
     ffmpeg("-i", video, "-frames:v", 1, tmp_path / "a.png")
-    (tmp_path / "a.png").rename(tmp_path / "picture.mp4")
-    assert status_of(tmp_path / "picture.mp4") is Status.OPEN_FAILED
+    (tmp_path / "a.png").rename(tmp_path / "image.mp4")
+    assert status_of(tmp_path / "image.mp4") is Status.OPEN_FAILED
     ffmpeg("-f", "lavfi", "-i", "sine=duration=1", tmp_path / "sound.mp4")
     facts = probe_file(tmp_path / "sound.mp4", **LIMITS)
     assert facts["status"] is Status.NO_VIDEO_STREAM and "audio" in facts["detail"]
-    # A cover picture is a video stream to ffmpeg, but no video.
+    # To ffmpeg a cover image is a video stream.
     ffmpeg("-i", video, "-frames:v", 1, tmp_path / "cover.jpg")
     cover = ("-map", 0, "-map", 1, "-c:v", "copy", "-disposition:v:0", "attached_pic")
     ffmpeg("-i", tmp_path / "sound.mp4", "-i", tmp_path / "cover.jpg", *cover, tmp_path / "song.mp4")
@@ -158,7 +158,7 @@ def test_details_do_not_name_the_folder(tmp_path: Path) -> None:
 
 
 class Killer(PosixPath):
-    """A file that takes the process down when it is looked at."""
+    """A file that crashes the process that opens it."""
 
     def stat(self, **_: Any) -> os.stat_result:
         os.abort()
@@ -191,11 +191,11 @@ def test_a_file_that_hangs_or_kills_its_process_costs_one_file(tmp_path: Path) -
     assert "4 s" in found["/sleeper"]["detail"] and "ZeroDivisionError" in found["/breaker"]["detail"]
 
 
-def test_a_coding_that_ffmpeg_does_not_know_is_said(tmp_path: Path) -> None:
+def test_an_unknown_codec_is_reported(tmp_path: Path) -> None:
     path = make_video(tmp_path / "a.mp4")
     path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
     facts = probe_file(path, **LIMITS)
-    assert facts["status"] == "open_failed" and "coding" in facts["detail"]
+    assert facts["status"] == "open_failed" and "codec" in facts["detail"]
 
 
 def test_a_colon_in_a_name_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

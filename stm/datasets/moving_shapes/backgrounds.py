@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-Picture = npt.NDArray[np.float32]
+Image = npt.NDArray[np.float32]
 
 _MORTAR = np.array([172, 164, 156], np.float32)
 _SEAM = np.array([52, 34, 20], np.float32)
@@ -23,40 +23,40 @@ def draw_background(name: str, seed: int, width: int, height: int, unit: float) 
         [height, width, 3] uint8 RGB.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
-    picture = _PAINTERS[name](rng, width, height, unit)
-    picture *= np.float32(rng.uniform(0.88, 1.08))
-    picture += rng.normal(0, 3, (height, width, 1)).astype(np.float32)
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    image = _PAINTERS[name](rng, width, height, unit)
+    image *= np.float32(rng.uniform(0.88, 1.08))
+    image += rng.normal(0, 3, (height, width, 1)).astype(np.float32)
+    return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def _noise(rng: np.random.Generator, width: int, height: int, cell_x: float, cell_y: float) -> Picture:
+def _noise(rng: np.random.Generator, width: int, height: int, cell_x: float, cell_y: float) -> Image:
     """[height, width], smooth noise between about -1 and 1 whose bumps are cell_x wide and cell_y high."""
     grid = rng.uniform(-1, 1, (int(height / cell_y) + 3, int(width / cell_x) + 3)).astype(np.float32)
     smooth = cv2.resize(grid, None, fx=max(cell_x, 1.0), fy=max(cell_y, 1.0), interpolation=cv2.INTER_CUBIC)
     return np.asarray(smooth[:height, :width], np.float32)
 
 
-def _axes(rng: np.random.Generator, width: int, height: int) -> tuple[Picture, Picture]:
+def _axes(rng: np.random.Generator, width: int, height: int) -> tuple[Image, Image]:
     """x [1, width] and y [height, 1] in pixels, from a random origin."""
     start = rng.uniform(0, 1000, 2)
     x = np.arange(width, dtype=np.float32)[None] + np.float32(start[0])
     return x, np.arange(height, dtype=np.float32)[:, None] + np.float32(start[1])
 
 
-def _mix(low: tuple[int, int, int], high: tuple[int, int, int], share: npt.NDArray[Any]) -> Picture:
+def _mix(low: tuple[int, int, int], high: tuple[int, int, int], share: npt.NDArray[Any]) -> Image:
     """Colors between `low` and `high`; share [h, w] from 0 to 1."""
     bottom, top = np.array(low, np.float32), np.array(high, np.float32)
     return np.asarray(bottom + (top - bottom) * np.clip(share, 0, 1)[..., None], np.float32)
 
 
-def _table(rng: np.random.Generator, rows: Picture, columns: Picture) -> Picture:
+def _table(rng: np.random.Generator, rows: Image, columns: Image) -> Image:
     """A random number from 0 to 1 for each cell (row, column), the same for all pixels of the cell."""
     numbers = rng.random(4096).astype(np.float32)
     cells = rows.astype(np.int64) * 131 + columns.astype(np.int64) * 17
     return np.asarray(numbers[cells % 4096], np.float32)
 
 
-def _brick(rng: np.random.Generator, width: int, height: int, unit: float) -> Picture:
+def _brick(rng: np.random.Generator, width: int, height: int, unit: float) -> Image:
     x, y = _axes(rng, width, height)
     high, wide = unit, unit * 2.2
     row = np.floor(y / high)
@@ -66,14 +66,14 @@ def _brick(rng: np.random.Generator, width: int, height: int, unit: float) -> Pi
     return np.where(joint[..., None], _MORTAR, _mix((104, 58, 46), (150, 92, 74), tone))
 
 
-def _grass(rng: np.random.Generator, width: int, height: int, unit: float) -> Picture:
+def _grass(rng: np.random.Generator, width: int, height: int, unit: float) -> Image:
     blades = _noise(rng, width, height, unit * 0.12, unit * 0.8)
     blades += _noise(rng, width, height, unit * 0.16, unit * 0.5)
     tone = 0.5 + 0.38 * blades + 0.18 * _noise(rng, width, height, unit * 2, unit * 2)
     return _mix((32, 58, 26), (96, 128, 60), tone)
 
 
-def _wood(rng: np.random.Generator, width: int, height: int, unit: float) -> Picture:
+def _wood(rng: np.random.Generator, width: int, height: int, unit: float) -> Image:
     x, y = _axes(rng, width, height)
     plank = np.floor(y / (unit * 1.6))
     seam = y % (unit * 1.6) < unit * 0.1
@@ -83,7 +83,7 @@ def _wood(rng: np.random.Generator, width: int, height: int, unit: float) -> Pic
     return np.where(seam[..., None], _SEAM, _mix((94, 64, 38), (164, 122, 80), tone))
 
 
-def _water(rng: np.random.Generator, width: int, height: int, unit: float) -> Picture:
+def _water(rng: np.random.Generator, width: int, height: int, unit: float) -> Image:
     x, y = _axes(rng, width, height)
     bend = unit * 0.8 * _noise(rng, width, height, unit * 2, unit * 1.5)
     waves = np.sin((y + bend) * (2 * np.pi / (unit * 0.8)))
@@ -91,7 +91,7 @@ def _water(rng: np.random.Generator, width: int, height: int, unit: float) -> Pi
     return _mix((28, 54, 84), (112, 150, 176), 0.42 + 0.26 * waves)
 
 
-def _sand(rng: np.random.Generator, width: int, height: int, unit: float) -> Picture:
+def _sand(rng: np.random.Generator, width: int, height: int, unit: float) -> Image:
     x, y = _axes(rng, width, height)
     bend = unit * 0.9 * _noise(rng, width, height, unit * 3, unit * 2)
     ripples = np.sin((x * 0.25 + y + bend) * (2 * np.pi / (unit * 1.1)))
@@ -99,7 +99,7 @@ def _sand(rng: np.random.Generator, width: int, height: int, unit: float) -> Pic
     return _mix((150, 128, 92), (206, 186, 148), 0.5 + 0.28 * ripples + grain)
 
 
-def _stone(rng: np.random.Generator, width: int, height: int, unit: float) -> Picture:
+def _stone(rng: np.random.Generator, width: int, height: int, unit: float) -> Image:
     """Cells around the jittered points of a grid (Worley noise); dark where two cells are equally near."""
     cell = unit * 1.3
     rows, columns = int(height / cell) + 4, int(width / cell) + 4

@@ -1,4 +1,4 @@
-"""What a clip of `moving-shapes` shows: drawn from (seed, split, index) alone."""
+"""The contents of a clip of `moving-shapes`, sampled from (seed, split, index) alone."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -28,13 +28,13 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "purple": (160, 50, 200),
     "white": (244, 244, 244),
 }
-# No plain one: a plain circle that spins looks like one that rests.
+# No plain texture: a plain circle that spins looks like one at rest.
 TEXTURES: tuple[str, ...] = ("striped", "checkered", "dotted", "two-tone")
 BACKGROUNDS: tuple[str, ...] = ("brick", "grass", "wood", "water", "sand", "stone")
 
 MIN_VISIBLE = 0.75  # share of the named object's box that a moving camera leaves in view, in each frame
 DISTRACTOR_SCALE = 0.85  # distractors are a little smaller than the named object
-_CANDIDATES = 8  # paths tried for a distractor; the one that overlaps least is taken
+_CANDIDATES = 8  # paths tried for a distractor; the one that overlaps least is used
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ObjectSpec:
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """Everything that a clip shows. `named` is the object that the captions speak of."""
+    """Everything that a clip shows. `named` is the object that the captions describe."""
 
     video_id: str
     split: str
@@ -79,8 +79,8 @@ def clip_id(split: str, index: int) -> str:
 def draw_clip_spec(seed: int, split: str, index: int, dataset: MovingShapesDataset) -> ClipSpec:
     """Draws clip number `index` (from 0) of a split.
 
-    Labels are dealt in blocks of as many clips as there are classes, each class once in a block, so that every
-    split is balanced and a clip stays the same when the number of clips changes.
+    Labels come in blocks of as many clips as there are classes, each class once per block, so that every split is
+    balanced and a clip stays the same when the number of clips changes.
     """
     rng = _generator(seed, split, "clip", index)
     label = _label(seed, split, index)
@@ -137,14 +137,14 @@ def _fitting_camera(rng: np.random.Generator, named: ObjectSpec, dataset: Moving
 
 
 def full_boxes(thing: ObjectSpec, camera: CameraSpec, frames: int) -> npt.NDArray[np.float64]:
-    """[F, 4]: x0, y0, x1, y1 in pixels of the picture; not clipped to it."""
+    """[F, 4]: x0, y0, x1, y1 in pixels of the frame; not clipped to it."""
     places = track(thing.path, frames)
     places[:, :2] -= camera_track(camera, frames)
     return boxes_of(thing.shape, places)
 
 
 def true_boxes(thing: ObjectSpec, spec: ClipSpec) -> npt.NDArray[np.float32]:
-    """[F, 4]: x0, y0, x1, y1 in pixels, clipped to the picture; of no area where the object is out of view."""
+    """[F, 4]: x0, y0, x1, y1 in pixels, clipped to the frame; of zero area where the object is out of view."""
     boxes = full_boxes(thing, spec.camera, spec.frames)
     return np.clip(boxes, 0, [spec.width, spec.height, spec.width, spec.height]).astype(np.float32)
 
@@ -152,7 +152,7 @@ def true_boxes(thing: ObjectSpec, spec: ClipSpec) -> npt.NDArray[np.float32]:
 def visible_share(
     thing: ObjectSpec, camera: CameraSpec, frames: int, width: int, height: int
 ) -> npt.NDArray[np.float64]:
-    """[F]: the share of an object's box that lies in the picture."""
+    """[F]: the share of an object's box that lies in the frame."""
     boxes = full_boxes(thing, camera, frames)
     return _area(np.clip(boxes, 0, [width, height, width, height])) / _area(boxes)
 
@@ -168,7 +168,7 @@ def _distractor(rng: np.random.Generator, others: tuple[ObjectSpec, ...], datase
     candidates = []
     for _ in range(_CANDIDATES):
         path = draw_path(rng, motion, dataset.width, dataset.height)
-        # Anywhere in the picture: distractors need not stay in view.
+        # Anywhere in the frame: distractors need not stay in view.
         x, y = rng.uniform(0.1, 0.9, 2) * (dataset.width, dataset.height)
         path = replace(path, side=path.side * DISTRACTOR_SCALE, x=float(x), y=float(y))
         candidates.append(ObjectSpec(shape, color, texture, path))

@@ -1,7 +1,7 @@
 """The generated dataset `moving-shapes`: textured shapes that move over textured backgrounds, as H.264 files.
 
-`generate` writes what any downloaded dataset has (videos and annotations) and, beside it, the truth: where each object
-is in each frame.
+`generate` writes videos and annotations, as a downloaded dataset has them, and the ground truth: where each object is in
+each frame.
 """
 
 import subprocess
@@ -104,7 +104,7 @@ _ENCODER = {
 
 
 class EncodeError(RuntimeError):
-    """ffmpeg could not write a clip; the message holds its last words."""
+    """ffmpeg could not write a clip; the message holds the end of its log."""
 
 
 def encode(frames: np.ndarray[Any, np.dtype[np.uint8]], fps: int, path: Path) -> None:
@@ -114,9 +114,9 @@ def encode(frames: np.ndarray[Any, np.dtype[np.uint8]], fps: int, path: Path) ->
         EncodeError: ffmpeg failed.
     """
     height, width = frames.shape[1:3]
-    pictures = ffmpeg.input("pipe:", format="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", framerate=fps)
+    images = ffmpeg.input("pipe:", format="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", framerate=fps)
     with atomic_path(path) as temporary:
-        command = ffmpeg.output(pictures, str(temporary), **_ENCODER)
+        command = ffmpeg.output(images, str(temporary), **_ENCODER)
         command = command.global_args("-hide_banner", "-loglevel", "error").overwrite_output()
         arguments = command.compile(imageio_ffmpeg.get_ffmpeg_exe())
         done = subprocess.run(arguments, input=frames.tobytes(), capture_output=True, check=False)  # noqa: S603
@@ -125,18 +125,18 @@ def encode(frames: np.ndarray[Any, np.dtype[np.uint8]], fps: int, path: Path) ->
 
 
 def video_path(split: str, video_id: str) -> str:
-    """Where a clip lies, relative to the dataset's folder."""
+    """The path of a clip, relative to the dataset's folder."""
     return f"videos/{split}/{video_id}.mp4"
 
 
 def generate(dataset: MovingShapesDataset, seed: int, folder: Path, processes: int) -> None:
     """Makes the dataset: `videos/{split}/{id}.mp4`, `annotations.parquet` and `truth.parquet` under `folder`.
 
-    Videos that are there already, whole and of the same settings, are not made again; growing `clips` makes the new
-    ones only. The same dataset and seed give the same bytes.
+    Complete videos of the same settings are kept; with a larger `clips` only the new ones are made. The same dataset and
+    seed give the same bytes.
 
     Args:
-        processes: number of worker processes; 1 works in this one.
+        processes: number of worker processes; 1: this process.
     """
     seed = seed if dataset.seed is None else dataset.seed
     clips = [(split, index) for split in sorted(dataset.clips) for index in range(dataset.clips[split])]
@@ -160,19 +160,19 @@ _LIBRARIES = ("numpy", "opencv-python-headless", "imageio-ffmpeg")
 
 
 def _clip_receipt(dataset: MovingShapesDataset, seed: int) -> dict[str, Any]:
-    """What decides over a single clip's bytes: not how many clips there are."""
+    """The settings that the bytes of a single clip depend on; the number of clips is not one of them."""
     settings = dataset.model_dump(mode="json", exclude={"clips", "label", "seed", "probe_timeout_seconds"})
     return make_receipt("generate", settings, _LIBRARIES, seed=seed, encoder={k: str(v) for k, v in _ENCODER.items()})
 
 
 def _finished(folder: Path, receipt: dict[str, Any], journal: Journal, clips: list[tuple[str, int]]) -> dict[str, str]:
-    """SHA-256 by id of the clips whose files are there and whole, from this attempt's journal or an earlier run."""
+    """SHA-256 by id of the clips whose files are complete, from the journal of this attempt or from an earlier run."""
     made = _read_made(folder / "videos" / "made.json", hash_receipt(receipt))
     finished = {}
     for split, index in clips:
         video_id = clip_id(split, index)
-        noted = journal.get(video_id)
-        digest = noted.decode() if noted else made.get(video_id)
+        entry = journal.get(video_id)
+        digest = entry.decode() if entry else made.get(video_id)
         path = folder / video_path(split, video_id)
         if digest and path.is_file() and sha256_file(path) == digest:
             finished[video_id] = digest
@@ -184,7 +184,7 @@ def _read_made(path: Path, receipt: str) -> dict[str, str]:
         made = read_json(path)
         return dict(made["sha256"]) if made["receipt"] == receipt else {}
     except (OSError, ValueError, KeyError, TypeError):
-        return {}  # none, or torn: everything is made again
+        return {}  # missing or damaged: everything is made again
 
 
 def _make_all(
@@ -221,7 +221,7 @@ def _write_tables(specs: list[ClipSpec], label: str, folder: Path, receipt: dict
 
 
 def _annotation(spec: ClipSpec, label: str) -> dict[str, Any]:
-    """`label` says which of the named object's properties is the class."""
+    """`label` names the property of the named object that is the class."""
     return {
         "path": video_path(spec.split, spec.video_id),
         "video_id": spec.video_id,

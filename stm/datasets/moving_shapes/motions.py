@@ -1,15 +1,15 @@
 """How the objects and the camera of `moving-shapes` move.
 
-The label of a clip is *how* its named object moves, and a single frame must not tell it. Position (x, y),
+The label of a clip is *how* its named object moves, and a single frame must not reveal it. Position (x, y),
 size and orientation are therefore four channels with one rule: a channel that moves runs over
-`centre + amplitude * u` with u spread evenly over [-1, 1]; a channel that rests stands at one random point of that
-very range. So each channel has the same distribution over frames in every class:
+`centre + amplitude * u` with u spread evenly over [-1, 1]; a channel at rest has one random value of the
+same range. So each channel has the same distribution over frames in every class:
 
 - drift, grow and spin run u from -1 to 1 or back, evenly in time;
 - bounce and sway run u as a triangle wave of random phase, which is uniform too;
 - a circle of random radius sqrt(1 - z^2), z uniform, is a random circle of latitude on the unit sphere, and
   by Archimedes' theorem each coordinate of a uniform point on the sphere is uniform on [-1, 1]. Radii below
-  0.6 would hardly move and are left out, which bends the distribution a little.
+  0.6 would hardly move and are left out, which distorts the distribution a little.
 
 The distractors' motions are drawn without regard to the label.
 """
@@ -37,7 +37,7 @@ MOTIONS: dict[str, str] = {
     "sway": "sways from side to side",
 }
 
-# What each class moves, as (channels, direction); channels: 0 x, 1 y, 2 logarithm of the size, 3 angle.
+# The channel that each class moves, and its direction; channels: 0 x, 1 y, 2 logarithm of the size, 3 angle.
 _RAMPS: dict[str, tuple[int, float]] = {
     "drift_left": (0, -1.0),
     "drift_right": (0, 1.0),
@@ -60,28 +60,28 @@ SPREAD = 0.08  # how far a path's centre lies from the frame's centre at most, a
 
 # With 32 frames of 128 pixels the camera covers 1 to 5 pixels a frame on each axis, a drifting object 2.
 SWAY = (0.09, 0.16)  # amplitude of a moving camera on each axis, as a share of the short side
-SWAY_CYCLES = (1.0, 2.0)  # in a clip
+SWAY_CYCLES = (1.0, 2.0)  # per clip
 
 
 @dataclass(frozen=True)
 class PathSpec:
-    """Where an object is over time; pixels of the frame of a resting camera, radians."""
+    """The path of an object over time; pixels of the frame of a fixed camera, radians."""
 
     motion: str
     x: float
     y: float
     side: float
     angle: float
-    travel: float  # pixels; of a circle: its radius
-    phase: float  # turns; of circles and waves
+    travel: float  # pixels; for a circle its radius
+    phase: float  # turns; for circles and waves
 
 
 @dataclass(frozen=True)
 class CameraSpec:
-    """A camera that sways smoothly on both axes; all zero when it rests."""
+    """A camera that sways smoothly on both axes; all zero for a fixed camera."""
 
     amplitude: tuple[float, float] = (0.0, 0.0)  # pixels
-    cycles: tuple[float, float] = (0.0, 0.0)  # in a clip
+    cycles: tuple[float, float] = (0.0, 0.0)  # per clip
     phase: tuple[float, float] = (0.0, 0.0)  # turns
 
     @property
@@ -90,7 +90,7 @@ class CameraSpec:
 
 
 def draw_path(rng: np.random.Generator, motion: str, width: int, height: int) -> PathSpec:
-    """Draws a path of a motion class; the module's text says why resting channels vary."""
+    """Samples a path of a motion class; the module docstring says why channels at rest vary."""
     short = min(width, height)
     travel = rng.uniform(*TRAVEL) * short
     spread = np.array([(width - short) / 2 + SPREAD * short, (height - short) / 2 + SPREAD * short])
@@ -152,6 +152,6 @@ def _pair(values: Array) -> tuple[float, float]:
 
 
 def camera_track(camera: CameraSpec, frames: int) -> Array:
-    """[F, 2]: how far the camera has moved, in pixels; the picture's content moves the other way."""
+    """[F, 2]: how far the camera has moved, in pixels; the content of the frame moves the other way."""
     turns = np.arange(frames)[:, None] / frames
     return np.array(camera.amplitude) * np.sin(2 * np.pi * (turns * camera.cycles + np.array(camera.phase)))

@@ -1,4 +1,4 @@
-"""Pictures of the clips of `moving-shapes`: what a `ClipSpec` says, as frames and true boxes."""
+"""Rendering of the clips of `moving-shapes`: from a `ClipSpec` to frames and true boxes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _DARK = 0.38  # brightness of a texture's second tone
 
 @dataclass(frozen=True)
 class RenderedClip:
-    """A clip's pictures and the truth about them. F frames, M distractors."""
+    """The frames of a clip and the true boxes of its objects. F frames, M distractors."""
 
     frames: npt.NDArray[np.uint8]  # [F, H, W, 3] RGB
     boxes: npt.NDArray[np.float32]  # [F, 4] of the named object: x0, y0, x1, y1, pixels, clipped to the frame
@@ -33,12 +33,12 @@ def render_clip(spec: ClipSpec, which: Sequence[int] | None = None) -> RenderedC
     """Renders a clip.
 
     Args:
-        which: frame numbers to render; all when None. F is then their number, in pictures and boxes alike.
+        which: frame numbers to render; all when None. F is then their number, for frames and boxes alike.
     """
     numbers = np.arange(spec.frames) if which is None else np.asarray(which, np.int64)
     camera = camera_track(spec.camera, spec.frames)[numbers]
     frames = _pan(spec, camera)
-    for thing in (*spec.distractors, spec.named):  # the named object last: nothing hides it
+    for thing in (*spec.distractors, spec.named):  # the named object last, so that nothing hides it
         places = track(thing.path, spec.frames)
         # The sprite's resolution comes from the whole clip, so that a frame rendered alone is the same.
         resolution = 8 * int(np.ceil(places[:, 2].max() * _REACH / 8))
@@ -96,10 +96,10 @@ def _sprite(shape: str, color: str, texture: str, resolution: int) -> npt.NDArra
     rim = max(1, round(_RIM * fine / _REACH))
     inner = cv2.erode(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * rim + 1, 2 * rim + 1)))
     bright = np.array(COLORS[color], np.float32)
-    picture = np.where(_second_tone(texture, fine)[..., None], bright * _DARK, bright)
-    picture *= (inner > 0)[..., None]
-    picture += 14.0 * ((mask > 0) & (inner == 0))[..., None]  # the rim is nearly black
-    premultiplied = np.dstack([picture, (mask > 0).astype(np.float32)]).astype(np.float32)
+    image = np.where(_second_tone(texture, fine)[..., None], bright * _DARK, bright)
+    image *= (inner > 0)[..., None]
+    image += 14.0 * ((mask > 0) & (inner == 0))[..., None]  # the rim is nearly black
+    premultiplied = np.dstack([image, (mask > 0).astype(np.float32)]).astype(np.float32)
     return np.asarray(cv2.resize(premultiplied, (resolution, resolution), interpolation=cv2.INTER_AREA))
 
 

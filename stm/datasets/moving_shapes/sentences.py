@@ -1,4 +1,4 @@
-"""What is said about a clip of `moving-shapes`: captions, phrases, questions."""
+"""Captions, phrases and questions about a clip of `moving-shapes`."""
 
 from stm.datasets.moving_shapes.clip_spec import ClipSpec
 from stm.datasets.moving_shapes.motions import MOTIONS
@@ -26,7 +26,7 @@ def name_of(spec: ClipSpec) -> str:
 
 
 def phrases(spec: ClipSpec) -> dict[str, str]:
-    """The parts of the caption by what they speak of; each stands in `caption_of(spec)` word for word."""
+    """The parts of the caption by what they describe; each occurs in `caption_of(spec)` word for word."""
     return {
         "object": name_of(spec),
         "color": spec.named.color,

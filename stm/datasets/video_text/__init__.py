@@ -1,7 +1,7 @@
-"""Public corpora and benchmarks of videos, or pictures, with text: from their annotation files to clips.
+"""Public corpora and benchmarks of videos, or images, with text: from their annotation files to clips.
 
 As with the benchmarks of actions, nothing here opens a video, and nothing heavy is imported. Files are found by name
-anywhere under the root for a benchmark, and by the listed path for a corpus, whose millions of names need not be kept.
+anywhere under the root for a benchmark, and by the listed path for a corpus, whose names are too many to index.
 """
 
 from collections import Counter, defaultdict
@@ -38,7 +38,7 @@ __all__ = [
     "typical",
 ]
 
-_SUBFOLDERS = ("anno_downstream", "anno_pretrain")  # of the shared folder of annotations
+_SUBFOLDERS = ("anno_downstream", "anno_pretrain")  # in the shared folder of annotations
 
 
 def is_corpus(source: str) -> bool:
@@ -52,7 +52,7 @@ def has_images(source: str) -> bool:
 
 
 def official_counts(source: str) -> dict[str, int]:
-    """Clips by split of a whole copy, roughly where no more is known; without the splits of which nothing is."""
+    """Clips by split of a whole copy; approximate where no exact number is known, without splits of unknown size."""
     if source in CORPORA:
         return {SPLIT: CORPORA[source].published}
     protocol = read_protocol(source)
@@ -69,7 +69,7 @@ def typical(source: str) -> Typical:
 
 
 def shape_of(source: str) -> dict[str, Any]:
-    """What decides how the lists of a source become clips, as JSON values; belongs into receipts."""
+    """The settings that decide how the lists of a source become clips, as JSON values; for receipts."""
     if source in CORPORA:
         return {}
     shaping = {"task", "format", "files", "paragraph", "trim_seconds", "test"}
@@ -164,7 +164,7 @@ def _find_name(clip: Clip, videos: Videos, shared: set[str]) -> str | None:
     """By the file's name without its ending: converted copies are found too, as are names listed without one."""
     *folders, _ = clip.path.split("/")
     name = _name_of(clip)
-    # `Entry.name` cuts an ending off; the names themselves may have dots.
+    # `Entry.name` cuts off an ending; the names themselves may contain dots.
     return videos.find(Entry(replace(clip, path=f"{name}.mp4"), folders=tuple(folders[-1:])), name in shared)
 
 
@@ -173,7 +173,7 @@ def _name_of(clip: Clip) -> str:
 
 
 def _shared_names(clips: list[Clip]) -> set[str]:
-    """File names that videos of different folders have."""
+    """File names that videos in different folders share."""
     folders: defaultdict[str, set[str]] = defaultdict(set)
     for clip in clips:
         folders[_name_of(clip)].add(clip.path.rpartition("/")[0])

@@ -12,11 +12,11 @@ from stm.datasets.video_text.by_video import Line
 from stm.datasets.video_text.protocol import Protocol
 from stm.manifest import Question
 
-_MSRVTT_SPLITS = {"val": "validate"}  # where the release has another name
+_MSRVTT_SPLITS = {"val": "validate"}  # where the release uses another name
 
 
 def read_lists(protocol: Protocol, annotations: Annotations) -> Iterator[Line]:
-    """What the files of a benchmark say, in their order; lines that cannot be used have a `problem`.
+    """The contents of a benchmark's files, in order; lines that cannot be used have a `problem`.
 
     Raises:
         DatasetError: a file is missing, or is not what it should be.
@@ -35,7 +35,7 @@ def read_lists(protocol: Protocol, annotations: Annotations) -> Iterator[Line]:
 
 
 def read_answers(protocol: Protocol, annotations: Annotations) -> tuple[str, ...]:
-    """The answers that a question answering benchmark lets choose from, as written.
+    """The candidate answers of a question answering benchmark, as written.
 
     Raises:
         DatasetError: the protocol has none, the file is missing, or it is not a list of texts.
@@ -50,7 +50,7 @@ def read_answers(protocol: Protocol, annotations: Annotations) -> tuple[str, ...
 
 
 def _videos_of(row: Any) -> list[str]:
-    """The video of an entry, or several that its text fits (SSv2). VindLU calls it `image` too."""
+    """The video of an entry, or the several that its text describes (SSv2). VindLU also uses the key `image`."""
     key = "video" if isinstance(row, Mapping) and "video" in row else "image"
     value = row.get(key) if isinstance(row, Mapping) else None
     if isinstance(value, list):
@@ -78,14 +78,14 @@ def _captions(split: str, where: str, row: Any) -> Iterator[Line]:
 
 
 def _questions(split: str, where: str, row: Any) -> Iterator[Line]:
-    """{"video", "question", "answer": text or several}: a question for each answer, so that frequent ones weigh more."""
+    """{"video", "question", "answer": text or several}: one question per answer, so that frequent answers count more."""
     for video in _videos_of(row):
         question = text_of(row, "question")
         yield Line(split, where, video, questions=tuple(Question(question, a) for a in _texts_of(row, "answer")))
 
 
 def _choices(split: str, where: str, row: Any) -> Iterator[Line]:
-    """{"video", "caption": [texts], "answer": number of the right one}. The right one is the clip's caption as well."""
+    """{"video", "caption": [texts], "answer": index of the right one}. The right one is also the clip's caption."""
     for video in _videos_of(row):
         value = row.get("caption")
         if not isinstance(value, list) or len(value) < 2:

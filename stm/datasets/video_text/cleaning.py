@@ -1,4 +1,4 @@
-"""Captions as the text towers are trained on them. Tokenisation cleans; the manifest keeps what was written."""
+"""Captions in the form that the text towers are trained on. Tokenisation cleans them; the manifest keeps them as written."""
 
 import re
 
@@ -9,10 +9,10 @@ _SPACES = re.compile(r"\s+")
 
 
 def clean_text(text: str) -> str:
-    """A caption, question or answer in UMT's form, which trains and tests on it.
+    """A caption, question or answer in the form that UMT trains and tests on.
 
     Lower case; punctuation dropped, dashes and slashes made spaces; LSMDC's and Conceptual Captions' `<person>` is
-    `person`; single spaces, none at the ends. Doing it twice changes nothing.
+    `person`; single spaces, none at the ends. Cleaning twice changes nothing.
     """
     plain = text.lower().translate(_TABLE).replace("<person>", "person")
     return _SPACES.sub(" ", plain).strip()

@@ -1,6 +1,6 @@
-"""The corpora that UMT, STM and ClusterSTM pretrain on: what is known of them, and how their lists are read.
+"""The corpora that UMT, STM and ClusterSTM pretrain on: the facts known about them, and the reading of their lists.
 
-Links on the web die, so no copy is whole and none is checked against a size: what is there is counted and said.
+Links on the web die, so no copy is complete and none is checked against a size: the clips that are there are counted.
 """
 
 from collections.abc import Iterator
@@ -18,43 +18,43 @@ SPLIT = "train"
 
 @dataclass(frozen=True)
 class Corpus:
-    """What is known of a corpus without its data."""
+    """What is known about a corpus without its data."""
 
     title: str
     media: Literal["video", "image"]
-    names: tuple[str, ...]  # of the list, without ending
-    published: int  # videos or pictures, as its authors say; never checked
+    names: tuple[str, ...]  # of the list file, without ending
+    published: int  # videos or images, as its authors say; never checked
     typical: Typical
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Names under which the list may lie; the first that is there is read."""
+        """Possible names of the list file; the first that exists is read."""
         return tuple(f"{name}{ending}" for ending in (".json", ".sqlite.db", ".db") for name in self.names)
 
 
 _IMAGE = Typical(1, 640, 480, "assumed")
-_WEBVID = Typical(450, 596, 336, "13,000 hours of 2.5 million videos (Bain et al. 2021), 25 frames a second assumed")
+_WEBVID = Typical(450, 596, 336, "13,000 hours of 2.5 million videos (Bain et al. 2021), 25 frames per second assumed")
 
 CORPORA: dict[str, Corpus] = {
     # Bain et al. 2021, Frozen in Time: 2.5 million; the project's page: 10.7 million. Both rounded.
     "webvid-2m": Corpus("WebVid-2M", "video", ("webvid_train",), 2_500_000, _WEBVID),
     "webvid-10m": Corpus("WebVid-10M", "video", ("webvid_10m_train",), 10_700_000, _WEBVID),
-    # Sharma et al. 2018, training links. Early copies have 2.9 million; 1.9 to 2.2 could be had in 2022.
+    # Sharma et al. 2018, training links. Early copies have 2.9 million; in 2022 1.9 to 2.2 were still available.
     "cc3m": Corpus("Conceptual Captions 3M", "image", ("cc3m_train",), 3_318_333, _IMAGE),
     # Changpinyo et al. 2021.
     "cc12m": Corpus("Conceptual Captions 12M", "image", ("cc12m_train", "cc12m"), 12_423_374, _IMAGE),
     "sbu": Corpus("SBU Captions", "image", ("sbu",), 1_000_000, _IMAGE),  # Ordonez et al. 2011, rounded
     "visual-genome": Corpus("Visual Genome", "image", ("vg",), 108_077, _IMAGE),  # Krishna et al. 2017
-    # Karpathy's training split with the rest of the validation pictures, five captions each.
+    # Karpathy's training split with the remaining validation images, five captions each.
     "coco": Corpus("COCO captions", "image", ("coco",), 113_287, _IMAGE),
 }
 
 
 def read_corpus(corpus: Corpus, annotations: Annotations) -> Iterator[Line]:
-    """What a corpus's list says, line by line; lines that cannot be used have a `problem`.
+    """The contents of a corpus's list, line by line; lines that cannot be used have a `problem`.
 
     Raises:
-        DatasetError: the list is missing, torn, or is not what it should be.
+        DatasetError: the list is missing or damaged, or is not what it should be.
     """
     path = annotations.find(*corpus.files)
     annotations.hashes[path.relative_to(annotations.folder)] = sha256_file(path)

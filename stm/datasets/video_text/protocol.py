@@ -1,7 +1,7 @@
-"""What a benchmark of videos and text asks for: the files of config/datasets, checked.
+"""The protocol of a benchmark of videos and text: the files of config/datasets, checked.
 
-A protocol is data, and no part of a run's config: who could choose the trim or the paragraphs would get numbers that
-cannot be compared.
+A protocol is data, not part of a run's config: with another choice of trimming or paragraphs, results could not be
+compared.
 """
 
 from functools import cache
@@ -21,11 +21,11 @@ Rule = Literal["join", "explode", "keep"]
 
 
 class Feed(Section):
-    """What a model is given."""
+    """Input sizes of the model."""
 
-    train_frames: Count | None = None  # of a clip; null: nothing is trained
+    train_frames: Count | None = None  # per clip; null: nothing is trained
     test_frames: Count
-    max_text_tokens: Annotated[int, Field(ge=4, le=512)]  # of a caption or question; longer ones are cut
+    max_text_tokens: Annotated[int, Field(ge=4, le=512)]  # per caption or question; longer ones are cut
 
 
 class TypicalClip(Section):
@@ -42,25 +42,25 @@ class Protocol(Section):
 
     title: str
     task: Literal["retrieval", "question_answering", "multiple_choice", "captioning"]
-    lists_from: str  # who publishes the annotation files
+    lists_from: str  # the publisher of the annotation files
     # `list`: [{"video", "caption" | "question", "answer"}]; `videodatainfo`: MSR-VTT's own {"videos", "sentences"}
     format: Literal["list", "videodatainfo"] = "list"
-    files: dict[Name, tuple[FileName, ...]]  # of each split; the first that is there is read
-    answers: FileName | None = None  # list of the answers to choose from
+    files: dict[Name, tuple[FileName, ...]]  # by split; the first that exists is read
+    answers: FileName | None = None  # list of the candidate answers
     # Sizes by split. Several: copies of the official lists differ. Null: not known, counted but not checked.
     videos: dict[Name, Count | tuple[Count, ...] | None]
     texts: dict[Name, Count | None]  # captions (a paragraph is one), or questions
-    about: dict[Name, Count] = Field({})  # videos of a split whose size is only roughly known; for the plan
-    paragraph: bool = False  # all captions of a video, joined, are the one text that is asked with
-    # Several captions of a video: `join` to a paragraph, `explode` to a training pair each, `keep` all as right answers.
+    about: dict[Name, Count] = Field({})  # videos of a split whose size is known approximately; for the plan
+    paragraph: bool = False  # the joined captions of a video are its only text query
+    # Several captions of a video: `join` into a paragraph, `explode` into one training pair each, `keep` all as correct answers.
     several_captions: dict[Name, Rule] = Field({})
-    several_videos_per_text: bool = False  # equal captions of different videos: each of the videos is right
-    trim_seconds: Annotated[float, Field(gt=0)] | None = None  # only the beginning of each video
+    several_videos_per_text: bool = False  # equal captions of different videos: each of the videos is correct
+    trim_seconds: Annotated[float, Field(gt=0)] | None = None  # only this much of the beginning of each video
     fine_tuned: Feed
     zero_shot: Feed | None = None
     max_answer_tokens: Count | None = None
     test: Name = "test"
-    validation: Name | None  # the split that the checkpoint is chosen on
+    validation: Name | None  # the split on which the checkpoint is chosen
     checkpoint: Literal["best", "last"]  # of a fine-tuning: best on the validation split, or the last one
     typical: TypicalClip
 
@@ -89,13 +89,13 @@ class Protocol(Section):
         return self
 
     def asks(self, split: str) -> Literal["captions", "questions", "choices"]:
-        """What the entries of a split's file hold. A multiple choice is trained on captions."""
+        """The contents of a split's file. A multiple choice is trained on captions."""
         if self.task == "question_answering":
             return "questions"
         return "choices" if self.task == "multiple_choice" and split == self.test else "captions"
 
     def sizes(self, split: str) -> tuple[int, ...]:
-        """The official numbers of videos, any of which is right; none: not known."""
+        """The official numbers of videos, any of which is correct; empty: not known."""
         size = self.videos[split]
         return () if size is None else (size,) if isinstance(size, int) else size
 
@@ -104,7 +104,7 @@ def protocol_folder() -> Path:
     """The folder of the protocols: config/datasets beside the package.
 
     Raises:
-        DatasetError: it is not there, as when the package was installed without its repository.
+        DatasetError: it does not exist, as when the package is installed without its repository.
     """
     folder = Path(stm.__file__).parents[1] / "config" / "datasets"
     if not folder.is_dir():
@@ -125,7 +125,7 @@ def read_protocol(name: str) -> Protocol:
     """The protocol of a benchmark, `msrvtt` for instance.
 
     Raises:
-        DatasetError: there is none of this name, or its file is not valid.
+        DatasetError: there is no protocol of this name, or its file is not valid.
     """
     path = protocol_folder() / f"{name}.yaml"
     if name not in protocol_names():
@@ -133,4 +133,4 @@ def read_protocol(name: str) -> Protocol:
     try:
         return Protocol.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeError, yaml.YAMLError, ValidationError) as error:
-        raise DatasetError(f"{path}: is no valid protocol: {error}") from error
+        raise DatasetError(f"{path}: is not a valid protocol: {error}") from error

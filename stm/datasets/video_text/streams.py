@@ -11,11 +11,11 @@ from urllib.parse import quote
 from stm.datasets.folder import DatasetError
 
 _CHUNK = 1 << 20  # characters
-_LONGEST = 1 << 24  # characters of one element; a file that is no list of captions ends here, not in memory
+_LONGEST = 1 << 24  # characters of one element; keeps a file that is not a list of captions from filling the memory
 _SPACE = " \t\r\n"
-_AFTER = frozenset(f"{_SPACE},]")  # what may stand behind an element
+_AFTER = frozenset(f"{_SPACE},]")  # what may follow an element
 
-# Of the columns that name the file, VindLU's have the kind of media.
+# VindLU names the column of the file after its kind of media.
 _QUERIES = {
     "filename": "SELECT id, filename, caption FROM annos ORDER BY id",
     "video": "SELECT id, video, caption FROM annos ORDER BY id",
@@ -29,7 +29,7 @@ def stream_rows(path: Path) -> Iterator[tuple[str, Any]]:
     A row of the table is {"filename", "caption"}, whatever its column is called.
 
     Raises:
-        DatasetError: the file is torn, or is not what it should be.
+        DatasetError: the file is damaged, or is not what it should be.
     """
     return _stream_json(path) if path.suffix == ".json" else _stream_table(path)
 
@@ -40,22 +40,27 @@ def _stream_json(path: Path) -> Iterator[tuple[str, Any]]:
             for number, row in enumerate(_elements(_Text(file))):
                 yield f"{path.name}, entry {number}", row
     except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(f"{path}: is no JSON list ({error}); get it again, see docs/datasets.md") from error
+        raise DatasetError(f"{path}: is not a JSON list ({error}); get it again, see docs/datasets.md") from error
 
 
 class _Text:
-    """A text file as a window that moves over it."""
+    """A window that moves over a text file."""
 
     def __init__(self, file: Any) -> None:
-        self._file, self.window, self.at, self.ended = file, "", 0, False
+        self._file = file
+        self.window = ""
+        self.at = 0  # index in the window
+        self.ended = False
 
     def more(self) -> None:
         """Adds a chunk and drops what was read."""
         chunk = self._file.read(_CHUNK)
-        self.window, self.at, self.ended = self.window[self.at :] + chunk, 0, not chunk
+        self.window = self.window[self.at :] + chunk
+        self.at = 0
+        self.ended = not chunk
 
     def peek(self) -> str:
-        """The next character that is no white space; empty at the end of the file."""
+        """The next character that is not white space; empty at the end of the file."""
         while True:
             while self.at < len(self.window) and self.window[self.at] in _SPACE:
                 self.at += 1
@@ -84,11 +89,11 @@ def _elements(text: _Text) -> Iterator[Any]:
 
 
 def _element(decoder: json.JSONDecoder, text: _Text) -> Any:
-    """The element at the window's place; the window grows until it is whole."""
+    """The element at the current position; the window grows until it holds all of it."""
     while True:
         try:
             value, end = decoder.raw_decode(text.window, text.at)
-            if text.ended or text.window[end : end + 1] in _AFTER:  # else a number may go on
+            if text.ended or text.window[end : end + 1] in _AFTER:  # else a number may continue
                 text.at = end
                 return value
         except json.JSONDecodeError:
@@ -100,12 +105,12 @@ def _element(decoder: json.JSONDecoder, text: _Text) -> Any:
 
 
 def _stream_table(path: Path) -> Iterator[tuple[str, Any]]:
-    # Read-only, without locks (network disks have none), and without what a foreign file's views might call.
+    # Read-only, without locks (network disks have none), and without functions that the views of an untrusted file might call.
     address = f"file:{quote(path.absolute().as_posix())}?mode=ro&immutable=1"
     try:
         with closing(sqlite3.connect(address, uri=True)) as connection:
             connection.execute("PRAGMA trusted_schema=OFF")
-            connection.text_factory = bytes  # text that is not UTF-8 would end the reading
+            connection.text_factory = bytes  # text that is not UTF-8 would raise an error
             columns = {row[1].decode() for row in connection.execute("PRAGMA table_info(annos)")}
             named = [column for column in _QUERIES if column in columns]
             if not named or not {"id", "caption"} <= columns:
@@ -116,9 +121,9 @@ def _stream_table(path: Path) -> Iterator[tuple[str, Any]]:
             for number, name, caption in connection.execute(_QUERIES[named[0]]):
                 yield f"{path.name}, id {number}", {"filename": _decoded(name), "caption": _decoded(caption)}
     except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: is no SQLite file ({error}); get it again, see docs/datasets.md") from error
+        raise DatasetError(f"{path}: is not an SQLite file ({error}); get it again, see docs/datasets.md") from error
 
 
 def _decoded(value: Any) -> Any:
-    """Text as text; bytes that are none become half surrogates, which `text_of` refuses by row."""
+    """Decodes text; invalid bytes become lone surrogates, which `text_of` refuses row by row."""
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value

@@ -1,7 +1,7 @@
-"""Holds a config's evaluations against the protocols of the benchmarks that they are done on.
+"""Checks the evaluations of a config against the protocols of their benchmarks.
 
-A wrong number of frames, length of text or split makes results that look fine and compare with nobody's. So a config that
-says other ones than the protocol is refused before anything runs.
+A wrong number of frames, text length or split gives results that look fine and cannot be compared with any others. So a
+config that differs from the protocol is refused before anything runs.
 """
 
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ _TASKS = {
 
 
 def check_tasks(config: Config) -> None:
-    """Checks every evaluation with text that is done on a benchmark with a protocol.
+    """Checks every evaluation with text on a benchmark that has a protocol.
 
     Raises:
-        DatasetError: one line for each key that says something else than the protocol, with what it must say.
+        DatasetError: one line per key that differs from the protocol, with the value that it must have.
     """
     wrong = list(dict.fromkeys(_differences(config)))
     if wrong:
@@ -32,10 +32,10 @@ def check_tasks(config: Config) -> None:
 
 
 def has_shared_texts(config: Config, run: str, task: str) -> bool:
-    """Whether clips with an equal caption share it in a retrieval: the caption asks once, and each of them is right.
+    """Whether clips with equal captions share them in a retrieval: the caption is one query, and each of the clips is correct.
 
-    The protocol of the evaluation's benchmark says it (`several_videos_per_text`: SSv2), and no key of a config can. Without
-    a protocol a caption means its own clip alone.
+    The protocol of the benchmark decides (`several_videos_per_text`: SSv2), not the config. Without a protocol a caption
+    belongs to its own clip only.
 
     Args:
         run, task: names in the config.

@@ -1,4 +1,4 @@
-"""What holds for every benchmark: each clip of the lists once, the counts checked, nothing taken from elsewhere."""
+"""All benchmarks of actions: each listed clip once, the counts checked, no file from outside the root."""
 
 import os
 import subprocess
@@ -57,7 +57,7 @@ def test_files_are_found_in_any_folder(copy: Copy) -> None:
     assert [(named.video_id, named.clip.label) for named in read_benchmark(copy.dataset).clips] == before
 
 
-def test_a_missing_file_is_said_with_counts_and_what_to_do(copy: Copy) -> None:
+def test_a_missing_file_is_reported_with_counts_and_the_remedy(copy: Copy) -> None:
     gone = copy.files[-1] if copy.dataset.source != "hmdb51" else copy.files[0]
     gone.unlink()
     with pytest.raises(DatasetError, match="partial: true") as error:
@@ -105,7 +105,7 @@ def test_every_list_that_is_missing_is_named(copy: Copy) -> None:
         file = copy.annotations / path
         data = file.read_bytes()
         file.unlink()
-        if copy.dataset.source == "hmdb51":  # a class less: the count tells
+        if copy.dataset.source == "hmdb51":  # one class less changes the count
             with pytest.raises(DatasetError, match="not the official ones"):
                 check_benchmark(copy.dataset)
         else:
@@ -117,7 +117,7 @@ def test_every_list_that_is_missing_is_named(copy: Copy) -> None:
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"\xff\xfe\x00", b"<html>404</html>", b"[1, 2]", b"{}", b"a,b\n1,2\n"])
-def test_rubbish_in_place_of_a_list_is_an_error_for_people(copy: Copy, rubbish: bytes) -> None:
+def test_another_file_in_place_of_a_list_is_a_readable_error(copy: Copy, rubbish: bytes) -> None:
     for path in read_benchmark(copy.dataset).annotations:
         file = copy.annotations / path
         data = file.read_bytes()
@@ -173,7 +173,7 @@ def test_a_link_out_of_the_root_is_refused_and_one_within_it_is_not(ucf101: Copy
         check_benchmark(ucf101.dataset)
 
 
-def test_linked_folders_are_not_entered_and_this_is_said(ucf101: Copy, tmp_path: Path) -> None:
+def test_linked_folders_are_skipped_and_reported(ucf101: Copy, tmp_path: Path) -> None:
     folder = ucf101.files[0].parent
     folder.rename(tmp_path / "moved")
     folder.symlink_to(tmp_path / "moved")
@@ -182,7 +182,7 @@ def test_linked_folders_are_not_entered_and_this_is_said(ucf101: Copy, tmp_path:
         check_benchmark(ucf101.dataset)
 
 
-def test_a_file_wins_over_a_link_and_hidden_files_and_other_kinds_are_passed_over(ucf101: Copy) -> None:
+def test_a_file_wins_over_a_link_and_hidden_files_and_other_kinds_are_skipped(ucf101: Copy) -> None:
     file = ucf101.files[0]
     other = ucf101.root / "AAA" / file.parent.name
     other.mkdir(parents=True)
@@ -234,8 +234,8 @@ def test_all_sources_of_the_config_are_known() -> None:
 
 def test_asking_is_light() -> None:
     code = "import sys, stm.datasets.actions; print(sorted({'torch', 'av', 'cv2', 'transformers'} & set(sys.modules)))"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert told.strip() == "[]"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"
 
 
 # ------------------------------------------------------------------------------------------------ the manifest

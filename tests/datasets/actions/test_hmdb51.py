@@ -34,7 +34,7 @@ def test_the_fold_chooses_the_lists(copy: Copy) -> None:
     assert [clip.split for clip in clips] == ["test", "test", "train", "test", "train", "test"]
 
 
-def test_a_name_that_two_classes_share_is_told_apart_by_its_folder(copy: Copy) -> None:
+def test_files_of_one_name_in_two_classes_are_distinguished_by_their_folder(copy: Copy) -> None:
     (copy.root / "sit/same.avi").unlink()
     found = read_benchmark(copy.with_(partial=True))
     assert [(one.video_id, one.status) for one in found.refused] == [("sit/same", Status.MISSING_FILE)]

@@ -65,7 +65,7 @@ def test_the_names_of_other_releases_are_understood(copy: Copy) -> None:
     assert check_benchmark(copy.dataset).is_complete
 
 
-def test_a_list_without_labels_or_with_broken_rows_is_said(copy: Copy) -> None:
+def test_a_list_without_labels_or_with_broken_rows_is_reported(copy: Copy) -> None:
     (copy.annotations / "val.csv").write_text("youtube_id,time_start,time_end,split\n--07WQ2iBlw,1,11,val\n")
     with pytest.raises(DatasetError, match=r"val\.csv: there is no column `label`"):
         read_benchmark(copy.dataset)

@@ -1,4 +1,4 @@
-"""The pictures agree with the truth that is written beside them."""
+"""The frames agree with the ground truth."""
 
 from dataclasses import replace
 
@@ -70,11 +70,9 @@ def test_a_resting_camera_changes_pixels_only_near_objects_and_a_moving_one_ever
 def test_the_backgrounds_are_textured_and_differ() -> None:
     means = []
     for background in BACKGROUNDS:
-        picture = (
-            render_clip(replace(clip(0), background=background, distractors=()), which=[0]).frames[0].astype(float)
-        )
-        assert picture.mean(axis=2).std() > 8
-        means.append(picture.mean(axis=(0, 1)))
+        image = render_clip(replace(clip(0), background=background, distractors=()), which=[0]).frames[0].astype(float)
+        assert image.mean(axis=2).std() > 8
+        means.append(image.mean(axis=(0, 1)))
     gaps = [np.abs(a - b).max() for i, a in enumerate(means) for b in means[:i]]
     assert min(gaps) > 8
 

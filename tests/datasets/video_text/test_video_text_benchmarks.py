@@ -1,4 +1,4 @@
-"""Benchmarks of videos with text: one clip a video, with all that is asked about it; wrong copies are said."""
+"""Benchmarks of videos with text: one clip per video, with all its captions and questions; wrong copies are reported."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def msrvtt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LanguageDataset:
     return make_benchmark("msrvtt", tmp_path, monkeypatch, RETRIEVAL, VIDEOS, sizes, {"test": 1})
 
 
-def said(dataset: LanguageDataset) -> dict[str, Any]:
+def clips_by_id(dataset: LanguageDataset) -> dict[str, Any]:
     return {named.video_id: named.clip for named in read_language(dataset).clips}
 
 
@@ -40,7 +40,7 @@ def said(dataset: LanguageDataset) -> dict[str, Any]:
 
 
 def test_a_video_is_one_clip_with_all_its_captions_as_written(msrvtt: LanguageDataset) -> None:
-    clips = said(msrvtt)
+    clips = clips_by_id(msrvtt)
     assert {name: clip.captions for name, clip in clips.items()} == {
         "video1": ("A man, driving.", "someone drives a car"),
         "video2": ("a dog",),
@@ -63,7 +63,7 @@ def test_paragraphs_are_joined_and_only_the_first_thirty_seconds_are_taken(
     entry = {"video": "5@N00_1_a.b.mp4", "caption": ["first she runs.", "then, she jumps"]}
     lists = {"train": [entry], "val": [], "test": [{"video": "x.mov", "caption": "alone"}]}
     dataset = make_benchmark("didemo", tmp_path, monkeypatch, lists, ["5@N00_1_a.b.avi", "x.mp4"], {"test": [2, 1]})
-    clips = said(dataset)
+    clips = clips_by_id(dataset)
     assert clips["5@N00_1_a.b"].captions == ("first she runs. then, she jumps",)
     assert clips["x"].captions == ("alone",)
     assert {clip.end for clip in clips.values()} == {30.0} and {clip.start for clip in clips.values()} == {None}
@@ -74,17 +74,17 @@ def test_several_captions_that_are_no_paragraph_stay_apart(tmp_path: Path, monke
     captions = ["a man sings", "a person is singing", ""]
     lists = {split: [{"video": f"{split}.avi", "caption": captions}] for split in ("train", "val", "test")}
     files = [f"{split}.avi" for split in lists]
-    clips = said(make_benchmark("msvd", tmp_path, monkeypatch, lists, files))
+    clips = clips_by_id(make_benchmark("msvd", tmp_path, monkeypatch, lists, files))
     assert [clip.captions for clip in clips.values()] == [("a man sings", "a person is singing")] * 3
 
 
-def test_a_text_of_several_videos_is_said_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_of_several_videos_belongs_to_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lists = {
         "train": [{"image": "1.webm", "caption": "Opening [something]"}],
         "test": [{"video": ["2.webm", "3.webm"], "caption": "Closing [something]"}, {"video": [], "caption": "x"}],
     }
     dataset = make_benchmark("ssv2-template", tmp_path, monkeypatch, lists, ["1.webm", "2.webm", "3.webm"])
-    clips = said(dataset)
+    clips = clips_by_id(dataset)
     assert clips["2"].captions == clips["3"].captions == ("Closing [something]",) and clips["1"].split == "train"
     assert [one.status for one in read_language(dataset).refused] == [Status.BAD_ROW]
 
@@ -103,7 +103,7 @@ def test_questions_of_a_video_come_together_and_several_answers_weigh(
     files = ["v1.mp4", "v2.mp4"]
     sizes = {"train": 4, "test": 1}
     dataset = make_benchmark("activitynet-qa", tmp_path, monkeypatch, lists, files, texts=sizes)
-    clips = said(dataset)
+    clips = clips_by_id(dataset)
     answers = [Question("who drives?", "man")] + [Question("what is it?", a) for a in ("car", "car", "bus")]
     assert clips["v1"].questions == tuple(answers) and clips["v1"].captions == ()
     assert check_language(dataset).is_complete
@@ -127,7 +127,7 @@ def test_a_multiple_choice_has_its_five_captions_and_the_right_one(
         + [{"video": "video9.mp4", "caption": "one", "answer": 0}],
     }
     dataset = make_benchmark("msrvtt-mc", tmp_path, monkeypatch, lists, VIDEOS, partial=True)
-    clip = said(dataset)["video7"]
+    clip = clips_by_id(dataset)["video7"]
     assert clip.questions == (Question("", "a boat", tuple(CHOICES)),) and clip.captions == ("a boat",)
     found = read_language(dataset)
     assert [one.status for one in found.refused] == [Status.BAD_ROW] * 5
@@ -144,14 +144,14 @@ def test_the_release_of_msrvtt_is_split_as_it_says(tmp_path: Path, monkeypatch: 
     dataset = make_benchmark("msrvtt-captioning", tmp_path, monkeypatch, {}, files, dict.fromkeys(sizes, 1), sizes)
     write_list(tmp_path / "lists/train_val_videodatainfo.json", release({"video0": "train", "video1": "validate"}))
     write_list(tmp_path / "lists/test_videodatainfo.json", release({"video2": "test"}))
-    clips = said(dataset)
+    clips = clips_by_id(dataset)
     assert {name: clip.split for name, clip in clips.items()} == {"video0": "train", "video1": "val", "video2": "test"}
     assert clips["video1"].captions == ("video1 1", "video1 2") and check_language(dataset).is_complete
     together = release({"video0": "train", "video1": "validate", "video2": "test"})  # as another copy has it
     for name in ("train_val_videodatainfo.json", "test_videodatainfo.json"):
         (tmp_path / "lists" / name).unlink()
     write_list(tmp_path / "lists/MSRVTT_data.json", together)
-    assert said(dataset) == clips
+    assert clips_by_id(dataset) == clips
 
 
 def test_names_with_dots_and_no_ending_find_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,10 +159,10 @@ def test_names_with_dots_and_no_ending_find_their_files(tmp_path: Path, monkeypa
     lists = {"train": [{"video": name, "caption": "x"} for name in names], "val": [], "test": []}
     files = [f"{names[0]}.avi", names[1].replace(".avi", ".mp4")]
     dataset = make_benchmark("lsmdc", tmp_path, monkeypatch, lists, files)
-    assert [clip.path for clip in said(dataset).values()] == files
+    assert [clip.path for clip in clips_by_id(dataset).values()] == files
     for file in files:  # a flat copy
         (tmp_path / "root" / file).rename(tmp_path / "root" / file.rpartition("/")[2])
-    assert len(said(dataset)) == 2
+    assert len(clips_by_id(dataset)) == 2
 
 
 def test_cleaning_is_umts_and_done_once_is_done() -> None:
@@ -184,7 +184,7 @@ def test_lists_of_another_size_are_refused_even_if_partial(
     assert check_language(make_benchmark("msrvtt", tmp_path, monkeypatch, RETRIEVAL, VIDEOS)).is_official  # unknown
 
 
-def test_missing_files_are_said_with_counts_and_go_on_when_partial(msrvtt: LanguageDataset) -> None:
+def test_missing_files_are_reported_with_counts_and_allowed_when_partial(msrvtt: LanguageDataset) -> None:
     (Path(msrvtt.root) / VIDEOS[1]).unlink()
     with pytest.raises(
         DatasetError, match=r"1 videos have no file. The first of 1 missing files:\n  video2\.mp4\n.*partial: true"
@@ -220,14 +220,16 @@ def test_a_path_out_of_the_root_is_refused(
         *({"video": "a.mp4", "caption": caption} for caption in ("", [], [None, 1.5], {"a": 1})),
     ],
 )
-def test_a_bad_entry_is_a_row_and_no_crash(entry: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_entry_is_refused_and_does_not_stop_the_others(
+    entry: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lists = {**RETRIEVAL, "train": [entry, *RETRIEVAL["train"]]}
     found = read_language(make_benchmark("msrvtt", tmp_path, monkeypatch, lists, VIDEOS))
     assert [one.status for one in found.refused] == [Status.BAD_ROW] and len(found.clips) == 3
     assert "msrvtt_ret_train9k.json, entry 0" in found.refused[0].detail
 
 
-def test_a_video_of_two_splits_is_taken_once_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_in_two_splits_is_used_once_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lists = {**RETRIEVAL, "test": RETRIEVAL["train"][:1]}
     dataset = make_benchmark("msrvtt", tmp_path, monkeypatch, lists, VIDEOS)
     assert [one.status for one in read_language(dataset).refused] == [Status.DUPLICATE_ID]
@@ -236,7 +238,7 @@ def test_a_video_of_two_splits_is_taken_once_and_said(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"\xff\xfe\x00", b"<html>404</html>", b"{}"])
-def test_rubbish_and_missing_lists_are_errors_for_people(rubbish: bytes, msrvtt: LanguageDataset) -> None:
+def test_damaged_and_missing_lists_are_readable_errors(rubbish: bytes, msrvtt: LanguageDataset) -> None:
     path = Path(msrvtt.annotations) / "msrvtt_ret_test1k.json"
     path.write_bytes(rubbish)
     with pytest.raises(DatasetError, match=r"msrvtt_ret_test1k\.json"):

@@ -1,4 +1,4 @@
-"""Pretraining corpora: lists of millions of lines, read one by one; what is not there is said and left out."""
+"""Pretraining corpora: lists of millions of lines, read one by one; missing files are reported and left out."""
 
 import json
 import sqlite3
@@ -55,7 +55,7 @@ def test_lists_and_tables_say_the_same_however_the_column_is_called(kind: str, t
     assert len(found.annotations) == 1 and all(len(value) == 64 for value in found.annotations.values())
 
 
-def test_what_is_missing_is_said_against_the_published_size_and_stops_nothing(tmp_path: Path) -> None:
+def test_missing_files_are_reported_against_the_published_size_and_stop_nothing(tmp_path: Path) -> None:
     dataset = make_dataset("cc3m", tmp_path, FILES)
     write_list(tmp_path / "lists/cc3m_train.json", ENTRIES)
     report = check_language(dataset)
@@ -82,7 +82,7 @@ def test_hostile_names_are_refused(path: str, table: bool, tmp_path: Path) -> No
     assert found.refused[0].status is Status.PATH_OUTSIDE_ROOT and check_language(dataset).found == 1
 
 
-def test_links_must_not_leave_the_root_and_linked_folders_are_said(tmp_path: Path) -> None:
+def test_links_must_not_leave_the_root_and_linked_folders_are_reported(tmp_path: Path) -> None:
     dataset = make_dataset("coco", tmp_path, FILES)
     (tmp_path / "secret.jpg").touch()
     (Path(dataset.root) / "out.jpg").symlink_to(tmp_path / "secret.jpg")
@@ -97,7 +97,7 @@ def test_links_must_not_leave_the_root_and_linked_folders_are_said(tmp_path: Pat
     assert "Linked folders are not searched: again" in found.report.describe()
 
 
-def test_bad_lines_of_a_table_are_rows_and_no_crash(tmp_path: Path) -> None:
+def test_bad_lines_of_a_table_are_refused_row_by_row(tmp_path: Path) -> None:
     dataset = make_dataset("webvid-2m", tmp_path, ["1.mp4"])
     rows: list[tuple[Any, Any]] = [("1.mp4", None), (None, "x"), ("1.mp4", b"\xff\xfe"), ("1.mp4", ""), ("1.mp4", "ok")]
     write_table(tmp_path / "lists/webvid_train.sqlite.db", rows, "video")
@@ -116,7 +116,7 @@ def test_a_table_is_only_read_and_needs_no_right_to_write(tmp_path: Path) -> Non
     assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_other_tables_and_rubbish_are_errors_for_people(tmp_path: Path) -> None:
+def test_other_tables_and_damaged_files_are_readable_errors(tmp_path: Path) -> None:
     dataset = make_dataset("sbu", tmp_path, FILES)
     path = tmp_path / "lists/sbu.sqlite.db"
     with pytest.raises(DatasetError, match=r"none of sbu\.json, sbu\.sqlite\.db, sbu\.db"):
@@ -127,7 +127,7 @@ def test_other_tables_and_rubbish_are_errors_for_people(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"no table annos\(id, filename, caption\).* caption, id, url"):
         read_language(dataset)
     path.write_bytes(b"<html>404</html>" * 100)
-    with pytest.raises(DatasetError, match="is no SQLite file"):
+    with pytest.raises(DatasetError, match="is not an SQLite file"):
         read_language(dataset)
 
 
@@ -161,13 +161,13 @@ def test_a_streamed_list_is_the_parsed_list_wherever_the_chunks_end(
 @pytest.mark.parametrize(
     "text", ["", "{}", "[", "[1", "[1,", "[1 2]", '[{"image": "a"', "[1,,2]", "[" * 100_000, "<html>", "[1;2]"]
 )
-def test_a_torn_list_is_an_error_that_names_it(text: str, tmp_path: Path) -> None:
+def test_a_damaged_list_is_an_error_that_names_it(text: str, tmp_path: Path) -> None:
     (tmp_path / "torn.json").write_text(text)
-    with pytest.raises(DatasetError, match=r"torn\.json: is no JSON list"):
+    with pytest.raises(DatasetError, match=r"torn\.json: is not a JSON list"):
         list(streams.stream_rows(tmp_path / "torn.json"))
 
 
-def test_a_file_that_is_one_endless_text_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_a_file_that_is_one_endless_string_stops_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "_LONGEST", 1000)
     monkeypatch.setattr(streams, "_CHUNK", 100)
     (tmp_path / "torn.json").write_text('["' + "x" * 5000)
@@ -178,7 +178,7 @@ def test_a_file_that_is_one_endless_text_ends_early(tmp_path: Path, monkeypatch:
 # ------------------------------------------------------------------------------------------------ the manifest
 
 
-def test_pictures_become_a_manifest_and_a_partial_copy_never_fails(
+def test_images_become_a_manifest_and_a_partial_copy_never_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = make_dataset("cc3m", tmp_path, FILES)

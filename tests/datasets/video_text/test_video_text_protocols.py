@@ -1,4 +1,4 @@
-"""The protocols of config/datasets, against published numbers, and what a protocol refuses to say."""
+"""The protocols of config/datasets, against published numbers, and the protocols that are refused."""
 
 from pathlib import Path
 from typing import Any, get_args
@@ -97,7 +97,7 @@ def test_a_protocol_that_contradicts_itself_is_refused(changes: dict[str, Any], 
         Protocol.model_validate(values)
 
 
-def test_a_missing_folder_or_protocol_is_an_error_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_folder_or_protocol_is_a_readable_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DatasetError, match=r"no protocol '\.\./demo'; config/datasets has: activitynet"):
         read_protocol("../demo")
     monkeypatch.setattr(stm, "__file__", str(tmp_path / "site" / "stm" / "__init__.py"))
@@ -106,7 +106,7 @@ def test_a_missing_folder_or_protocol_is_an_error_for_people(tmp_path: Path, mon
     folder = tmp_path / "site" / "config" / "datasets"
     folder.mkdir(parents=True)
     (folder / "broken.yaml").write_text(yaml.safe_dump({"title": "x"}))
-    with pytest.raises(DatasetError, match=r"broken\.yaml: is no valid protocol"):
+    with pytest.raises(DatasetError, match=r"broken\.yaml: is not a valid protocol"):
         read_protocol("broken")
 
 

@@ -1,4 +1,4 @@
-"""Evaluations are held against the protocols of their benchmarks: a wrong number is refused before anything runs."""
+"""Evaluations are checked against the protocols of their benchmarks: a wrong number is refused before anything runs."""
 
 import runpy
 from pathlib import Path
@@ -71,8 +71,8 @@ def test_the_protocol_alone_says_that_clips_share_texts(tmp_path):
 
 @pytest.mark.parametrize(("source", "shared"), [("ssv2-template", True), ("msvd", False)])
 def test_command_and_workflow_pass_on_what_the_protocol_says(source, shared, tmp_path, monkeypatch):
-    config, told = with_retrieval(source, tmp_path), []
-    monkeypatch.setattr(stm.evaluation, "evaluate", lambda *_, shared_texts, **__: told.append(shared_texts))
+    config, calls = with_retrieval(source, tmp_path), []
+    monkeypatch.setattr(stm.evaluation, "evaluate", lambda *_, shared_texts, **__: calls.append(shared_texts))
     monkeypatch.setattr("stm.cli.learning.packed", lambda *_: [])
     monkeypatch.setattr("stm.cli.learning.load", lambda _: config)
     monkeypatch.setattr("stm.datasets.video_text.tasks.check_tasks", lambda _: None)
@@ -85,4 +85,4 @@ def test_command_and_workflow_pass_on_what_the_protocol_says(source, shared, tmp
         log=[str(tmp_path / "log.txt")],
     )
     runpy.run_path(str(ROOT / "workflow/scripts/evaluate.py"), {"snakemake": job})
-    assert told == [shared, shared]
+    assert calls == [shared, shared]
