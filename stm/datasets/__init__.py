@@ -17,7 +17,7 @@ from stm.datasets.actions import check_benchmark, read_benchmark
 from stm.datasets.annotations import AnnotationError, read_annotations
 from stm.datasets.folder import DatasetError, NamedClip, Refused, list_clips, row_of, walk_videos
 from stm.datasets.probe_pool import Facts, probe_files
-from stm.datasets.video_text import check_language, has_images, is_corpus, read_language, shape_of
+from stm.datasets.video_text import check_language, has_images, is_corpus, protocol_settings, read_language
 from stm.jobs.journal import Journal
 from stm.jobs.progress import Progress
 from stm.jobs.status import Policy, Status
@@ -134,7 +134,7 @@ def _receipt(config: Config) -> dict[str, Any]:
         name: value for name, value in _dataset(config).fingerprint().items() if name not in ("root", "annotations")
     }
     if isinstance(config.dataset, LanguageDataset):
-        dataset["protocol"] = shape_of(config.dataset.source)
+        dataset["protocol"] = protocol_settings(config.dataset.source)
     settings = {"dataset": dataset, "bad_input": config.bad_input.fingerprint(), **_limits(config)}
     return make_receipt("manifest", settings, ("av",), **_seed(config))
 
@@ -206,7 +206,7 @@ def list_fingerprint(config: Config) -> str:
         digest.update(json.dumps(lists, sort_keys=True).encode())
     elif isinstance(dataset, LanguageDataset):
         lists, files = _listed_files(dataset)
-        digest.update(json.dumps([lists, shape_of(dataset.source)], sort_keys=True).encode())
+        digest.update(json.dumps([lists, protocol_settings(dataset.source)], sort_keys=True).encode())
         if is_corpus(dataset.source):
             digest.update("\n".join(files).encode("utf-8", "surrogatepass"))
             return digest.hexdigest()

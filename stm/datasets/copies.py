@@ -9,7 +9,7 @@ from pathlib import Path
 from stm.config import BenchmarkDataset, LanguageDataset
 from stm.datasets.annotations import Clip
 from stm.datasets.find_videos import Videos
-from stm.datasets.folder import DatasetError, NamedClip, Refused, take_unique
+from stm.datasets.folder import DatasetError, NamedClip, Refused, drop_duplicates
 from stm.jobs.status import Status
 
 _SHOWN = 10
@@ -140,7 +140,7 @@ def match_files(clips: Iterable[tuple[Clip, str | None]], videos: Videos, refuse
             refusals.append(Refused(video_id, path, *problem))
             continue
         named.append(NamedClip(video_id, replace(clip, path=path)))
-    unique = list(take_unique(named, refusals))
+    unique = list(drop_duplicates(named, refusals))
     return MatchedFiles(unique, refusals, missing)
 
 

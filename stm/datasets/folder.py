@@ -131,10 +131,10 @@ def _named(clips: Sequence[Clip], refused: list[Refused]) -> Iterator[NamedClip]
     """Assigns ids; of several clips with the same id the first is kept."""
     defaults = _default_ids({clip.path for clip in clips})
     named = (NamedClip(clip.video_id or defaults[clip.path] + _segment(clip), clip) for clip in clips)
-    return take_unique(named, refused)
+    return drop_duplicates(named, refused)
 
 
-def take_unique(clips: Iterable[NamedClip], refused: list[Refused]) -> Iterator[NamedClip]:
+def drop_duplicates(clips: Iterable[NamedClip], refused: list[Refused]) -> Iterator[NamedClip]:
     """The clips without those whose id an earlier clip has."""
     taken: set[str] = set()
     for named in clips:

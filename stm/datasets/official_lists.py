@@ -178,7 +178,7 @@ def text_of(row: Any, key: str) -> str:
     return text
 
 
-def whole_of(row: Any, key: str) -> int:
+def integer_of(row: Any, key: str) -> int:
     """An integer value of a row; some releases write it as `59.0`."""
     text = text_of(row, key)
     try:

@@ -77,7 +77,7 @@ def _from_language(dataset: LanguageDataset) -> Clips:
         basis, protocol = "the protocol", read_protocol(dataset.source)
         for split, clips in splits.items():
             count = protocol.texts[split] or clips  # unknown: one of each clip
-            asks = protocol.asks(split)
+            asks = protocol.text_kind(split)
             told[split] = Texts(
                 0 if asks == "questions" else count,
                 0 if asks == "captions" else count,

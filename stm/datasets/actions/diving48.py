@@ -12,9 +12,9 @@ from stm.datasets.official_lists import (
     Entry,
     Settings,
     Typical,
+    integer_of,
     make_entries,
     text_of,
-    whole_of,
 )
 
 _POSITIONS = {"FREE": "free", "PIKE": "pike", "TUCK": "tuck", "STR": "straight"}
@@ -28,7 +28,7 @@ def read(annotations: Annotations, settings: Settings) -> Iterator[Entry]:
         raise DatasetError(f"{vocabulary}: has a class twice; get it again, see docs/datasets.md")
 
     def make(row: Any, split: str) -> Entry:
-        video, label = text_of(row, "vid_name"), whole_of(row, "label")
+        video, label = text_of(row, "vid_name"), integer_of(row, "label")
         if not 0 <= label < len(classes):
             raise BadRow(f"label {label} is not one of the {len(classes)} of Diving48_vocab.json")
         return Entry(Clip(f"{video}.mp4", split, video, label=classes[label]))

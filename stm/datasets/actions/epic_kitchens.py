@@ -12,9 +12,9 @@ from stm.datasets.official_lists import (
     Entry,
     Settings,
     Typical,
+    integer_of,
     make_entries,
     text_of,
-    whole_of,
 )
 
 # The labels of the two test sets were never published. Baradel et al. (ECCV 2018) train on participants 1 to 25 and
@@ -29,7 +29,7 @@ def read(annotations: Annotations, settings: Settings) -> Iterator[Entry]:
     nouns = _classes(annotations, "EPIC_noun_classes.csv", "noun_id")
 
     def make(row: Any, _: str) -> Entry:
-        verb, noun = _look_up(verbs, whole_of(row, "verb_class")), _look_up(nouns, whole_of(row, "noun_class"))
+        verb, noun = _look_up(verbs, integer_of(row, "verb_class")), _look_up(nouns, integer_of(row, "noun_class"))
         participant, video = text_of(row, "participant_id"), text_of(row, "video_id")
         start, end = seconds(text_of(row, "start_timestamp")), seconds(text_of(row, "stop_timestamp"))
         if start >= end:
@@ -37,7 +37,7 @@ def read(annotations: Annotations, settings: Settings) -> Iterator[Entry]:
         clip = Clip(
             path=f"{participant}/{video}.MP4",
             split=split_of(participant),
-            video_id=f"{video}_{whole_of(row, 'uid')}",
+            video_id=f"{video}_{integer_of(row, 'uid')}",
             label={"verb": verb, "noun": noun}.get(settings.label, f"{verb} {noun}"),
             captions=(text_of(row, "narration"),),
             start=start,
@@ -56,7 +56,7 @@ def _classes(annotations: Annotations, name: str, number: str) -> dict[int, str]
     try:
         for _, row in annotations.csv(path, (number, "class_key")):
             key = text_of(row, "class_key")
-            names[whole_of(row, number)] = " ".join(reversed(key.split(":"))).replace("-", " ")
+            names[integer_of(row, number)] = " ".join(reversed(key.split(":"))).replace("-", " ")
     except BadRow as error:
         raise DatasetError(f"{path}: {error}; get it again, see docs/datasets.md") from error
     if len(set(names.values())) < len(names):

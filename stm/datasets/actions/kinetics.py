@@ -10,9 +10,9 @@ from stm.datasets.official_lists import (
     Entry,
     Settings,
     Typical,
+    integer_of,
     make_entries,
     text_of,
-    whole_of,
 )
 
 _LISTS = {"train": ("train",), "val": ("val", "validate", "validation")}
@@ -31,7 +31,7 @@ def read(annotations: Annotations, settings: Settings) -> Iterator[Entry]:
 
 def _make(row: Any, split: str) -> Entry:
     youtube_id, label = text_of(row, "youtube_id"), text_of(row, "label")
-    video = f"{youtube_id}_{whole_of(row, 'time_start'):06d}_{whole_of(row, 'time_end'):06d}"
+    video = f"{youtube_id}_{integer_of(row, 'time_start'):06d}_{integer_of(row, 'time_end'):06d}"
     clip = Clip(path=f"{video}.mp4", split=split, video_id=video, label=label)
     # Some copies name a file by the id alone, which no two clips share.
     return Entry(clip, other_names=(youtube_id,), folders=(_REPLACED, split, label))

@@ -136,24 +136,24 @@ def _fitting_camera(rng: np.random.Generator, named: ObjectSpec, dataset: Moving
     return camera
 
 
-def full_boxes(thing: ObjectSpec, camera: CameraSpec, frames: int) -> npt.NDArray[np.float64]:
+def full_boxes(item: ObjectSpec, camera: CameraSpec, frames: int) -> npt.NDArray[np.float64]:
     """[F, 4]: x0, y0, x1, y1 in pixels of the frame; not clipped to it."""
-    places = track(thing.path, frames)
+    places = track(item.path, frames)
     places[:, :2] -= camera_track(camera, frames)
-    return boxes_of(thing.shape, places)
+    return boxes_of(item.shape, places)
 
 
-def true_boxes(thing: ObjectSpec, spec: ClipSpec) -> npt.NDArray[np.float32]:
+def true_boxes(item: ObjectSpec, spec: ClipSpec) -> npt.NDArray[np.float32]:
     """[F, 4]: x0, y0, x1, y1 in pixels, clipped to the frame; of zero area where the object is out of view."""
-    boxes = full_boxes(thing, spec.camera, spec.frames)
+    boxes = full_boxes(item, spec.camera, spec.frames)
     return np.clip(boxes, 0, [spec.width, spec.height, spec.width, spec.height]).astype(np.float32)
 
 
 def visible_share(
-    thing: ObjectSpec, camera: CameraSpec, frames: int, width: int, height: int
+    item: ObjectSpec, camera: CameraSpec, frames: int, width: int, height: int
 ) -> npt.NDArray[np.float64]:
     """[F]: the share of an object's box that lies in the frame."""
-    boxes = full_boxes(thing, camera, frames)
+    boxes = full_boxes(item, camera, frames)
     return _area(np.clip(boxes, 0, [width, height, width, height])) / _area(boxes)
 
 

@@ -233,7 +233,7 @@ def _annotation(spec: ClipSpec, label: str) -> dict[str, Any]:
 
 
 def _truth(spec: ClipSpec) -> dict[str, Any]:
-    others = [true_boxes(thing, spec).ravel() for thing in spec.distractors]
+    others = [true_boxes(item, spec).ravel() for item in spec.distractors]
     return {
         "video_id": spec.video_id,
         "split": spec.split,

@@ -38,14 +38,14 @@ def render_clip(spec: ClipSpec, which: Sequence[int] | None = None) -> RenderedC
     numbers = np.arange(spec.frames) if which is None else np.asarray(which, np.int64)
     camera = camera_track(spec.camera, spec.frames)[numbers]
     frames = _pan(spec, camera)
-    for thing in (*spec.distractors, spec.named):  # the named object last, so that nothing hides it
-        places = track(thing.path, spec.frames)
+    for item in (*spec.distractors, spec.named):  # the named object last, so that nothing hides it
+        places = track(item.path, spec.frames)
         # The sprite's resolution comes from the whole clip, so that a frame rendered alone is the same.
         resolution = 8 * int(np.ceil(places[:, 2].max() * _REACH / 8))
         places = places[numbers]
         places[:, :2] -= camera
-        _paint(frames, thing, places, resolution)
-    others = [true_boxes(thing, spec)[numbers] for thing in spec.distractors]
+        _paint(frames, item, places, resolution)
+    others = [true_boxes(item, spec)[numbers] for item in spec.distractors]
     distractor_boxes = np.stack(others) if others else np.zeros((0, len(numbers), 4), np.float32)
     return RenderedClip(frames, true_boxes(spec.named, spec)[numbers], distractor_boxes)
 
@@ -64,9 +64,9 @@ def _pan(spec: ClipSpec, camera: npt.NDArray[np.float64]) -> npt.NDArray[np.uint
     return frames
 
 
-def _paint(frames: npt.NDArray[np.uint8], thing: ObjectSpec, places: npt.NDArray[np.float64], resolution: int) -> None:
+def _paint(frames: npt.NDArray[np.uint8], item: ObjectSpec, places: npt.NDArray[np.float64], resolution: int) -> None:
     """Paints an object into each frame. places: [F, 4] x, y, side, angle."""
-    sprite = _sprite(thing.shape, thing.color, thing.texture, resolution)
+    sprite = _sprite(item.shape, item.color, item.texture, resolution)
     height, width = frames.shape[1:3]
     for frame, (x, y, side, angle) in zip(frames, places, strict=True):
         reach = side * _REACH / 2

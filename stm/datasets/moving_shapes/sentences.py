@@ -40,12 +40,12 @@ def phrases(spec: ClipSpec) -> dict[str, str]:
 def questions_of(spec: ClipSpec) -> list[dict[str, str]]:
     """Questions with short answers, as `{"question": ..., "answer": ...}`; each names its object."""
     named = spec.named
-    thing = f"the {named.color} {named.shape}"
+    item = f"the {named.color} {named.shape}"
     pairs = [
         (f"what color is the {named.shape}?", named.color),
         (f"what shape is {named.color}?", named.shape),
-        (f"what pattern does {thing} have?", named.texture),
-        (f"how does {thing} move?", named.motion.replace("_", " ")),
+        (f"what pattern does {item} have?", named.texture),
+        (f"how does {item} move?", named.motion.replace("_", " ")),
         ("what is the background?", spec.background),
         ("does the camera move?", "yes" if spec.camera.moving else "no"),
         ("how many objects are there?", COUNTS[len(spec.distractors)]),

@@ -31,10 +31,10 @@ __all__ = [
     "is_corpus",
     "official_counts",
     "protocol_names",
+    "protocol_settings",
     "read_answers",
     "read_language",
     "read_protocol",
-    "shape_of",
     "typical",
 ]
 
@@ -68,7 +68,7 @@ def typical(source: str) -> Typical:
     return Typical(clip.frames, clip.width, clip.height, clip.basis)
 
 
-def shape_of(source: str) -> dict[str, Any]:
+def protocol_settings(source: str) -> dict[str, Any]:
     """The settings that decide how the lists of a source become clips, as JSON values; for receipts."""
     if source in CORPORA:
         return {}

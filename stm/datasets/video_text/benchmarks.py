@@ -7,7 +7,7 @@ from typing import Any
 
 from stm.datasets.annotations import BadRow
 from stm.datasets.folder import DatasetError
-from stm.datasets.official_lists import Annotations, text_of, whole_of
+from stm.datasets.official_lists import Annotations, integer_of, text_of
 from stm.datasets.video_text.by_video import Line
 from stm.datasets.video_text.protocol import Protocol
 from stm.manifest import Question
@@ -26,10 +26,10 @@ def read_lists(protocol: Protocol, annotations: Annotations) -> Iterator[Line]:
         if protocol.format == "videodatainfo":
             yield from _read_videodatainfo(annotations, path, split)
             continue
-        asks = protocol.asks(split)
+        kind = protocol.text_kind(split)
         for where, row in annotations.json_rows(path):
             try:
-                yield from _LINES[asks](split, where, row)
+                yield from _LINES[kind](split, where, row)
             except BadRow as error:
                 yield Line(split, where, problem=str(error))
 
@@ -91,7 +91,7 @@ def _choices(split: str, where: str, row: Any) -> Iterator[Line]:
         if not isinstance(value, list) or len(value) < 2:
             raise BadRow(f"`caption` must be a list of captions to choose from, is {str(value)[:60]!r}")
         choices = tuple(text_of({"caption": one}, "caption") for one in value)
-        answer = whole_of(row, "answer")
+        answer = integer_of(row, "answer")
         if not 0 <= answer < len(choices):
             raise BadRow(f"`answer` must be from 0 to {len(choices) - 1}, is {answer}")
         right = choices[answer]

@@ -20,7 +20,7 @@ Count = Annotated[int, Field(ge=1)]
 Rule = Literal["join", "explode", "keep"]
 
 
-class Feed(Section):
+class InputSizes(Section):
     """Input sizes of the model."""
 
     train_frames: Count | None = None  # per clip; null: nothing is trained
@@ -56,8 +56,8 @@ class Protocol(Section):
     several_captions: dict[Name, Rule] = Field({})
     several_videos_per_text: bool = False  # equal captions of different videos: each of the videos is correct
     trim_seconds: Annotated[float, Field(gt=0)] | None = None  # only this much of the beginning of each video
-    fine_tuned: Feed
-    zero_shot: Feed | None = None
+    fine_tuned: InputSizes
+    zero_shot: InputSizes | None = None
     max_answer_tokens: Count | None = None
     test: Name = "test"
     validation: Name | None  # the split on which the checkpoint is chosen
@@ -78,7 +78,7 @@ class Protocol(Section):
             raise ValueError(f"validation must be another split than test, or null; is {self.validation!r}")
         if (self.checkpoint == "best") != (self.validation is not None):
             raise ValueError("checkpoint is `best` where there is a validation split, `last` where there is none")
-        captioned = {split for split in splits if self.asks(split) == "captions"}
+        captioned = {split for split in splits if self.text_kind(split) == "captions"}
         if set(self.several_captions) != captioned:
             raise ValueError(f"several_captions must have the splits with captions: {', '.join(sorted(captioned))}")
         if captioned and self.paragraph != (set(self.several_captions.values()) == {"join"}):
@@ -88,7 +88,7 @@ class Protocol(Section):
             raise ValueError("answers and max_answer_tokens belong to question_answering, and it needs both")
         return self
 
-    def asks(self, split: str) -> Literal["captions", "questions", "choices"]:
+    def text_kind(self, split: str) -> Literal["captions", "questions", "choices"]:
         """The contents of a split's file. A multiple choice is trained on captions."""
         if self.task == "question_answering":
             return "questions"

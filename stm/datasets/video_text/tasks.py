@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from stm.config import Config, LanguageDataset, LanguageRun, LanguageTask, is_language_run
 from stm.datasets.folder import DatasetError
-from stm.datasets.video_text.protocol import Feed, Protocol, protocol_names, read_protocol
+from stm.datasets.video_text.protocol import InputSizes, Protocol, protocol_names, read_protocol
 
 _TASKS = {
     "video_text_retrieval": "retrieval",
@@ -69,14 +69,14 @@ def _differences(config: Config) -> Iterator[str]:
 
 def _compare(where: str, task: LanguageTask, run: LanguageRun, protocol: Protocol) -> Iterator[str]:
     tuned = task.optimisation is not None
-    feed: Feed | None = protocol.fine_tuned if tuned else protocol.zero_shot
-    if feed is None:
+    sizes: InputSizes | None = protocol.fine_tuned if tuned else protocol.zero_shot
+    if sizes is None:
         yield f"{where} is zero-shot, for which {protocol.title} has no protocol; give `optimisation`"
         return
     own = run.language.max_tokens if run.language is not None else None
     wanted: dict[str, tuple[object, object]] = {
-        "frames": (task.frames or run.frames, feed.test_frames),
-        "max_tokens": (task.max_tokens or own, feed.max_text_tokens),
+        "frames": (task.frames or run.frames, sizes.test_frames),
+        "max_tokens": (task.max_tokens or own, sizes.max_text_tokens),
         "test_split": (task.test_split, protocol.test),
     }
     if tuned:
