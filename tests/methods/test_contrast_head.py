@@ -254,8 +254,8 @@ class Teacher(nn.Module):
         super().__init__()
         self.gain = nn.Parameter(torch.ones(()))
 
-    def forward(self, video: Tensor) -> Tensor:
-        means = video.float().mean(dim=2).unflatten(1, (-1, 2)).mean(dim=2)
+    def attend(self, video: Tensor, tubelet: int) -> Tensor:
+        means = video.float().mean(dim=2).unflatten(1, (-1, tubelet)).mean(dim=2)
         return self.gain * means.unflatten(2, (-1, 16)).unflatten(4, (-1, 16)).mean(dim=(3, 5)).flatten(2)
 
 
@@ -266,7 +266,7 @@ def test_a_teacher_guides_the_mask_and_is_no_part_of_the_method() -> None:
     assert all(p is not teacher.gain for p in method.parameters())
     batch = draw_batch(make_run())
     guides = method.guide(batch)
-    assert torch.equal(guides["attention"], teacher(batch["video"])) and not guides["attention"].requires_grad
+    assert torch.equal(guides["attention"], teacher.attend(batch["video"], 2)) and not guides["attention"].requires_grad
     assert "attention" not in batch["guides"]
     assert method.double().teacher.gain.dtype == torch.float64  # moves along
     method.float()(batch)["loss"].backward()
