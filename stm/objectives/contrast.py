@@ -26,11 +26,6 @@ class Match(NamedTuple):
     accuracy: Tensor  # scalar, share of clips whose most similar caption is their own
 
 
-def info_nce(video: Tensor, text: Tensor, temperature: float | Tensor, present: Tensor | None = None) -> Tensor:
-    """The symmetric InfoNCE loss; see `match_pairs`."""
-    return match_pairs(video, text, temperature, present).loss
-
-
 def match_pairs(video: Tensor, text: Tensor, temperature: float | Tensor, present: Tensor | None = None) -> Match:
     """Symmetric InfoNCE: the mean of the cross entropies of finding the caption of a clip and the clip of a caption.
 

@@ -16,7 +16,7 @@ from stm.methods import build_method, dataset_needs, load_method
 from stm.methods.contrast_head import EXTRA, ContrastHead, load_contrast_head, load_embedder
 from stm.methods.mae import MAE
 from stm.models.weights import zoo
-from stm.objectives.contrast import info_nce
+from stm.objectives.contrast import match_pairs
 
 TEXT = 9
 
@@ -67,7 +67,7 @@ def test_the_loss_is_the_weighted_sum_and_its_parts_are_told() -> None:
     kept, _ = method.mask(batch["guides"])
     pooled = method.model.encoder(batch["video"], kept).mean(dim=1)
     video = normalize(method.contrast.head(pooled), dim=1)
-    torch.testing.assert_close(values["contrast"], info_nce(video, batch["text"], 0.07))
+    torch.testing.assert_close(values["contrast"], match_pairs(video, batch["text"], 0.07).loss)
 
 
 def test_with_weight_the_encoder_learns_from_the_contrast() -> None:
@@ -124,7 +124,7 @@ def test_clips_without_a_caption_take_no_part_but_are_reconstructed() -> None:
     values = method(batch)
     kept, _ = method.mask(batch["guides"])
     video = method.contrast.embed(method.model.encoder(batch["video"], kept))
-    torch.testing.assert_close(values["contrast"], info_nce(video[[0, 2]], batch["text"][[0, 2]], 0.07))
+    torch.testing.assert_close(values["contrast"], match_pairs(video[[0, 2]], batch["text"][[0, 2]], 0.07).loss)
     silent = method(draw_captioned(silent=(0, 1, 2, 3)))
     assert silent["contrast"] == 0 and torch.equal(silent["loss"], silent["reconstruction"])
 
