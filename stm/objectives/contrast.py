@@ -20,24 +20,24 @@ from stm.distributed.gather import count_processes, gather, own_rank
 
 
 class Match(NamedTuple):
-    """How well clips and captions find each other; the mean over the processes is that of the joined batch."""
+    """Loss and retrieval within the batch; the mean over the processes is that of the joined batch."""
 
     loss: Tensor  # scalar
     accuracy: Tensor  # scalar, share of clips whose most similar caption is their own
 
 
 def match_pairs(video: Tensor, text: Tensor, temperature: float | Tensor, present: Tensor | None = None) -> Match:
-    """Symmetric InfoNCE: the mean of the cross entropies of finding the caption of a clip and the clip of a caption.
+    """Symmetric InfoNCE: the mean of the cross entropies of clip-to-caption and caption-to-clip retrieval.
 
-    Computed in float32 at least, also under autocast: logits at temperature 0.01 reach 100, where bfloat16 has
-    steps of a half. With several processes, all negatives are gathered, and the gradient reaches them on the
-    process that they came from. Each process compares its own rows with all columns, so that the work is shared.
+    Computed in float32 at least, also under autocast: logits at temperature 0.01 reach 100, where bfloat16 resolves
+    half a unit. With several processes, all negatives are gathered, and their gradient goes back to the process that they
+    came from. Each process compares its own rows with all columns, so that the work is shared.
 
     Args:
         video: unit vectors [B, D]; B is the same on all processes.
         text: unit vectors [B, D]; row i belongs to row i of `video`.
-        temperature: above 0; a scalar tensor may learn.
-        present: bool [B], False for a pair that takes no part (a clip without a caption). None: all take part.
+        temperature: above 0; a scalar tensor may be learned.
+        present: bool [B], False for a pair that takes no part (a clip without a caption). None: all do.
 
     Returns:
         Scalars. Both are 0 when no pair takes part.
@@ -46,13 +46,13 @@ def match_pairs(video: Tensor, text: Tensor, temperature: float | Tensor, presen
         ValueError: the shapes differ.
     """
     if video.shape != text.shape or video.dim() != 2:
-        raise ValueError(f"video {tuple(video.shape)} and text {tuple(text.shape)} must be [B, D] alike")
+        raise ValueError(f"video {tuple(video.shape)} and text {tuple(text.shape)} must both be [B, D]")
     with torch.autocast(video.device.type, enabled=False):
         dtype = torch.promote_types(video.dtype, torch.float32)
         video, text = video.to(dtype), text.to(dtype)
         if present is None:
             present = torch.ones(len(video), dtype=torch.bool, device=video.device)
-        # One message between the processes, not three.
+        # One collective between the processes, not three.
         joined = gather(torch.cat([video, text, present[:, None].to(dtype)], dim=1))
         all_video, all_text, all_present = joined.split([video.shape[1], video.shape[1], 1], dim=1)
         absent = all_present.detach().T == 0  # [1, all]
@@ -68,8 +68,8 @@ def match_pairs(video: Tensor, text: Tensor, temperature: float | Tensor, presen
 
 
 def _logits(rows: Tensor, columns: Tensor, temperature: float | Tensor, absent: Tensor) -> Tensor:
-    """Similarities [B, all]. Absent columns get the least finite number: with minus infinity, a row of nothing
-    else would become NaN."""
+    """Similarities [B, all]. Absent columns get the lowest finite number: with minus infinity, a row without any other
+    column would become NaN."""
     logits = rows @ columns.T / temperature
     return logits.masked_fill(absent, torch.finfo(logits.dtype).min)
 

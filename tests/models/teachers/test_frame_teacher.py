@@ -471,7 +471,7 @@ def test_a_model_of_another_kind_or_a_clip_without_projection_is_refused(tmp_pat
         FrameTeacher.load(Settings(model=f"transformers:{tmp_path / 'bert'}"), SIDE)
     torch.manual_seed(0)
     transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**VISION)).save_pretrained(tmp_path / "clip")
-    with pytest.raises(ModelError, match=r"no complete CLIPVisionModelWithProjection: .* missing"):
+    with pytest.raises(ModelError, match=r"not a complete CLIPVisionModelWithProjection: .* missing"):
         FrameTeacher.load(Settings(model=f"transformers:{tmp_path / 'clip'}"), SIDE)
 
 
