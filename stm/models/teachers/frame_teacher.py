@@ -1,8 +1,8 @@
-"""A frozen CLIP or SigLIP that looks at every frame of a clip: which tokens matter, and features to learn from.
+"""A frozen CLIP or SigLIP that encodes every frame of a clip: attention to mask by, and features to learn from.
 
 Each frame of a clip is an image to it. UMT masks by its attention, which is computed in the training step, on the
 augmented pixels themselves; UMT, STM and ClusterSTM learn from its features. ActionCLIP's temporal transformer may follow,
-which lets the frames of a clip know of each other (STM).
+with attention between the frames of a clip (STM).
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ class FrameTeacher(nn.Module):
     mean: Tensor
     deviation: Tensor
     overlap: Tensor
-    identity: dict[str, Any] | None = None  # for receipts: the model and the hash of its weights, where it was loaded
+    identity: dict[str, Any] | None = None  # for receipts: the model and the hash of its weights, if it was loaded
 
     def __init__(
         self,
@@ -60,12 +60,12 @@ class FrameTeacher(nn.Module):
     ) -> None:
         """
         Args:
-            tower: taken over: frozen, its position embedding resized to the patches of `image_size`.
+            tower: becomes part of this module, is frozen, and gets the position embedding of `image_size`.
             side: the student's tokens on a side of a frame.
-            layers: its last blocks, which it returns features of; UMT and STM: 6. 0: it is asked for attention alone.
+            layers: number of its last blocks whose features it returns; UMT and STM: 6. 0: only `attend` is called.
             image_size: side its frames are resized to, in pixels; by default `side` of its own patches, so that each
-                of them is a token. With features it can be no other.
-            mean, deviation: what is taken off the pixels, in [0, 1]. The default is UMT's: its release gives the
+                of them is a token. With `layers` it must be that.
+            mean, deviation: of pixels in [0, 1], for their normalisation. The default is UMT's: its release gives the
                 CLIP the student's pixels with ImageNet's statistics, not those that CLIP was trained with.
             fusion: on top of the features of clips; images, T = 1, are left as they are (STM).
 
@@ -75,12 +75,12 @@ class FrameTeacher(nn.Module):
         """
         super().__init__()
         self.image_size = image_size or side * tower.patch
+        _check_sizes(tower, side, layers, self.image_size)
         self.side = side
         self.layers = layers
         self.feature_width = tower.feature_width
         self.token_width = tower.token_width
         self.stem_width = tower.stem_width
-        _check_sizes(tower, side, layers, self.image_size)
         if fusion is not None and fusion.width != tower.feature_width:
             raise ModelError(
                 f"teacher.temporal_fusion is {fusion.width} wide, and the teacher's features are {tower.feature_width}"
@@ -118,11 +118,11 @@ class FrameTeacher(nn.Module):
         return teacher
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode, whatever the method around it does."""
+        """Keeps eval mode, whatever mode the module around it is in."""
         return super().train(False)
 
     def prepare(self, frames: Tensor) -> Tensor:
-        """Its input: uint8 frames [F, 3, S, S] -> float32 [F, 3, image_size, image_size], normalised."""
+        """The tower's input: uint8 frames [F, 3, S, S] -> float32 [F, 3, image_size, image_size], normalised."""
         pixels = (to_unit(frames) - self.mean) / self.deviation
         if pixels.shape[-1] != self.image_size:  # as UMT resizes: bicubic, without antialiasing
             size = (self.image_size, self.image_size)
@@ -131,7 +131,7 @@ class FrameTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, video: Tensor) -> TeacherOutput:
-        """All that it computes from clips: uint8 [B, T, 3, S, S] -> see `TeacherOutput`. It needs `layers`."""
+        """All outputs for clips, uint8 [B, T, 3, S, S] -> see `TeacherOutput`; for a teacher with `layers`."""
         batch, frames = video.shape[:2]
         found = self.tower.run(self.prepare(video.flatten(0, 1)), self.layers)
         features = found.features.float().unflatten(1, (batch, frames)).flatten(2, 3)
@@ -201,7 +201,7 @@ class FrameTeacher(nn.Module):
     def _near(self, window: int) -> Tensor:
         """Which tokens lie in the window around each, bool [N, N]."""
         if window < 1 or window % 2 == 0:
-            raise ValueError(f"window {window} must be odd and at least 1: a token stands in its middle")
+            raise ValueError(f"window {window} must be odd and at least 1: a token is at its centre")
         place = torch.arange(self.side, device=self.mean.device)
         close = (place[:, None] - place).abs() <= window // 2  # along one axis
         return (close[:, None, :, None] & close[None, :, None, :]).reshape(self.side**2, self.side**2)
@@ -243,7 +243,7 @@ def _load_fusion(path: Path) -> TemporalFusion:
 
 
 def _load_tower(name: str) -> LoadedTower:
-    """Libraries take seconds to import: only the one that is needed is."""
+    """The libraries take seconds to import, so only the needed one is."""
     if name.startswith(TRANSFORMERS):
         from stm.models.teachers.transformers import load_transformers
 

@@ -36,7 +36,7 @@ def load_open_clip(name: str) -> LoadedTower:
 
 
 def make_tower(model: nn.Module) -> Tower:
-    """A tower around open_clip's `visual`, which is taken over."""
+    """A tower around open_clip's `visual`, which it changes in place."""
     trunk = getattr(model, "trunk", None)
     if isinstance(trunk, TimmTransformer) and trunk.attn_pool is not None:
         return TimmProbeTower(model)

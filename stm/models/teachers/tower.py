@@ -35,7 +35,7 @@ class LoadedTower(NamedTuple):
 
     tower: "Tower"
     identity: dict[str, str | None]
-    mean: tuple[float, ...] | None  # of the pixels it was trained with, in [0, 1]; None: the files do not say
+    mean: tuple[float, ...] | None  # of the pixels it was trained with, in [0, 1]; None: unknown
     deviation: tuple[float, ...] | None
 
 
@@ -64,7 +64,7 @@ class Tower(nn.Module, ABC):
 
         Args:
             pixels: as `run` takes them.
-            numbers: of the blocks, counted from 0, ascending. Blocks behind the last of them are not needed.
+            numbers: of the blocks, counted from 0, ascending. Blocks after the last of them need not run.
 
         Returns:
             A tensor for each number, [F, M, D]: M is 1 + N, the class token first, or N where there is none.
@@ -80,7 +80,7 @@ class Tower(nn.Module, ABC):
 
     @abstractmethod
     def attend(self, pixels: Tensor) -> Tensor:
-        """The attention of `run` alone, float32 [F, N], without what it does not need."""
+        """The attention of `run` alone, float32 [F, N], at less cost."""
 
     @abstractmethod
     def run(self, pixels: Tensor, layers: int) -> TowerOutput:
@@ -132,13 +132,13 @@ class ClassTokenTower(Tower):
 
     @abstractmethod
     def finish(self, states: Tensor, mixed: Tensor) -> Tensor:
-        """The last block behind its attention: its input [F, M, D] and mixed values [F, M, D] -> its output."""
+        """The last block after its attention: its input [F, M, D] and mixed values [F, M, D] -> its output."""
 
     def attend(self, pixels: Tensor) -> Tensor:
         return self._read(self.run_blocks(pixels, [self.depth - 2])[0])
 
     def run(self, pixels: Tensor, layers: int) -> TowerOutput:
-        # One block more than the layers: the second last one's output is the last one's input.
+        # At least two: the second last block's output is the last one's input.
         states = self.run_blocks(pixels, range(self.depth - max(layers, 2), self.depth))
         before = states[-2]
         features = torch.stack([self.to_joint(layer[:, 1:]) for layer in states[-layers:]])
@@ -173,7 +173,7 @@ class ProbeTower(Tower):
 
     @abstractmethod
     def finish(self, mixed: Tensor) -> Tensor:
-        """The head behind its attention: mixed values [F, M, D] -> [F, M, C]."""
+        """The head after its attention: mixed values [F, M, D] -> [F, M, C]."""
 
     def attend(self, pixels: Tensor) -> Tensor:
         return self._read(self.to_joint(self.run_blocks(pixels, [self.depth - 1])[0]))

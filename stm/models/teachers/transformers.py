@@ -19,7 +19,7 @@ from stm.models.teachers.tower import (
 )
 from stm.pretrained.hub import ModelError, ModelSource, explain_missing, find_model, load_complete
 
-# What a folder's config says it is -> what to load of it. A CLIP needs its projection.
+# From the model type in a config to the class to load. A CLIP needs its projection.
 CLASSES = {
     "clip": "CLIPModel",
     "clip_vision_model": "CLIPVisionModelWithProjection",
@@ -44,7 +44,7 @@ def load_transformers(name: str) -> LoadedTower:
         raise explain_missing(source, error) from error
     if kind not in CLASSES:
         known = ", ".join(CLASSES.values())
-        raise ModelError(f"model {name!r} is of the kind {kind!r}; a teacher is one of {known}")
+        raise ModelError(f"model {name!r} is of type {kind!r}; a teacher is one of {known}")
     model = load_complete(getattr(transformers, CLASSES[kind]), source, "float32", torch.device("cpu"))
     mean, deviation = _read_statistics(source)
     identity = source.identify(getattr(model.config, "_commit_hash", None))
@@ -52,7 +52,7 @@ def load_transformers(name: str) -> LoadedTower:
 
 
 def make_tower(model: Any, name: str = "teacher.model") -> Tower:
-    """A tower around the image half of a model of `CLASSES`, which is taken over; its text half is dropped."""
+    """A tower around the image half of a model of `CLASSES`, which it changes in place; the text half is dropped."""
     vision = getattr(model, "vision_model", model)
     if hasattr(model, "visual_projection"):
         return TransformersClipTower(vision, model.visual_projection)

@@ -467,7 +467,7 @@ def test_a_folder_without_statistics_has_no_normalisation_of_its_own(tmp_path: P
 
 def test_a_model_of_another_kind_or_a_clip_without_projection_is_refused(tmp_path: Path) -> None:
     transformers.BertConfig().save_pretrained(tmp_path / "bert")
-    with pytest.raises(ModelError, match="is of the kind 'bert'; a teacher is one of CLIPModel"):
+    with pytest.raises(ModelError, match="is of type 'bert'; a teacher is one of CLIPModel"):
         FrameTeacher.load(Settings(model=f"transformers:{tmp_path / 'bert'}"), SIDE)
     torch.manual_seed(0)
     transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**VISION)).save_pretrained(tmp_path / "clip")
