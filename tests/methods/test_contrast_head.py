@@ -260,7 +260,8 @@ class Teacher(nn.Module):
 
 
 def test_a_teacher_guides_the_mask_and_is_no_part_of_the_method() -> None:
-    model, teacher = zoo.build(make_run()), Teacher()
+    model = zoo.build(make_run())
+    teacher: Any = Teacher()  # it has what the method uses of a FrameTeacher
     method = MAE(model, get_strategy("motion"), 0.75, teacher=teacher)
     assert not any("teacher" in name or "gain" in name for name in method.state_dict())
     assert all(p is not teacher.gain for p in method.parameters())
