@@ -30,7 +30,7 @@ from stm.masking import complement
 from stm.methods.clusterstm import ClusterWise
 from stm.methods.stm import SpatioTemporalBranch
 from stm.methods.video_language import VideoLanguage
-from stm.models.teachers.frame_teacher import FrameTeacher, Seen
+from stm.models.teachers.frame_teacher import FrameTeacher, TeacherOutput
 from stm.models.teachers.open_clip import make_tower
 from stm.models.teachers.temporal_fusion import TemporalFusion
 from stm.models.text.small_bert import SPECIAL
@@ -106,11 +106,11 @@ def make_batch(method: VideoLanguage, run: LanguageRun, clips: int, device: str)
     return {**moved, "guides": {"noise": moved["noise"]}}
 
 
-def make_seen(method: VideoLanguage, run: LanguageRun, clips: int, device: str) -> Seen:
+def make_seen(method: VideoLanguage, run: LanguageRun, clips: int, device: str) -> TeacherOutput:
     """Random values in place of what a teacher says of so many clips; of its features a mask reads nothing."""
     generator = torch.Generator().manual_seed(1)
     tokens, teacher = (run.image_size // run.patch_size) ** 2, method.teacher
-    return Seen(
+    return TeacherOutput(
         features=torch.empty(0, device=device),
         attention=torch.rand(clips, run.frames, tokens, generator=generator).softmax(dim=-1).to(device),
         tokens=torch.randn(clips, run.frames, tokens, teacher.token_width, generator=generator).to(device),

@@ -26,7 +26,8 @@ from benchmarks._table import Row, compare, report
 from benchmarks.training_step import make_batch, make_ours, measure
 from stm.config import Mask, PretrainRun
 from stm.masking import complement, get_strategy, strategy_names
-from stm.models.teachers.attention_teacher import AttentionTeacher
+from stm.models.teachers.frame_teacher import FrameTeacher
+from stm.models.teachers.open_clip import make_tower
 
 SLOTS, SIDE, TUBELET, RATIO, TARGET = 8, 14, 2, 0.9, 0.02
 WIDTH = 768
@@ -67,11 +68,11 @@ def make_mask(name: str, guides: dict[str, Tensor]) -> Callable[[], Tensor]:
 
 def make_teacher(batch: dict[str, Any], device: str, precision: str) -> Callable[[], Tensor]:
     """UMT's teacher of ViT-B: CLIP's ViT-B/16, here with random weights."""
-    teacher = AttentionTeacher(VisionTransformer(**TEACHER), SIDE, TUBELET).to(device)
+    teacher = FrameTeacher(make_tower(VisionTransformer(**TEACHER)), SIDE, layers=0).to(device)
 
     def look() -> Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-            return teacher(batch["video"])
+            return teacher.attend(batch["video"], TUBELET)
 
     return look
 

@@ -8,7 +8,7 @@ taken. The smallest key is that of token i with probability w_i / sum w, and sin
 the next is again proportional among the remaining tokens, and so on.
 
 UMT masks single frames; a slot here is a tubelet, and its attention is the mean over its frames (our inference). The
-guide comes from stm/models/teachers/attention_teacher.py.
+guide comes from stm/models/teachers/frame_teacher.py.
 """
 
 import torch

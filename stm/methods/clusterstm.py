@@ -14,7 +14,7 @@ from stm.config import Cluster, LanguageRun
 from stm.masking import complement
 from stm.methods.video_language import BranchOutput, MediaMasks, Text, VideoLanguage, build_video_language
 from stm.models.feature_decoders import TokenDecoder
-from stm.models.teachers.frame_teacher import FrameTeacher, Seen
+from stm.models.teachers.frame_teacher import FrameTeacher, TeacherOutput
 from stm.models.vit import Architecture, VideoEncoder
 from stm.objectives.relevance import relevance, relevance_loss
 from stm.tubelets import gather_tokens
@@ -52,7 +52,9 @@ class ClusterWise(nn.Module):
         if run.objectives.relevance:
             self.decoder = TokenDecoder(architecture, teacher.feature_width, self.settings.decoder_depth)
 
-    def forward(self, encoder: VideoEncoder, batch: Mapping[str, Any], seen: Seen, text: Text | None) -> BranchOutput:
+    def forward(
+        self, encoder: VideoEncoder, batch: Mapping[str, Any], seen: TeacherOutput, text: Text | None
+    ) -> BranchOutput:
         """See `stm.methods.video_language.Branch`; the batch also has "text" float32 [B, C], the teacher's own vectors of
         the captions, of unit length."""
         kept, masked = self.mask(batch, seen)
@@ -80,13 +82,13 @@ class ClusterWise(nn.Module):
                 "relevance compares the two. Set text.model to the teacher and run the stages `text` and `shards` again"
             )
 
-    def mask(self, batch: Mapping[str, Any], seen: Seen) -> tuple[Tensor, Tensor]:
+    def mask(self, batch: Mapping[str, Any], seen: TeacherOutput) -> tuple[Tensor, Tensor]:
         """Kept tokens, int64 [B, K], and masked tokens, int64 [B, L - K], both sorted."""
         kept = self.masks.keep(batch, seen)
         return kept, complement(kept, batch["video"].shape[1] * self.tokens)
 
     @torch.no_grad()
-    def pool(self, seen: Seen) -> Tensor:
+    def pool(self, seen: TeacherOutput) -> Tensor:
         """Each token with its neighbours, as the teacher pools them, float32 [B, L, C]."""
         if self.settings.pooling == "mean":
             return self.teacher.pool_means(seen, self.settings.window).flatten(1, 2)

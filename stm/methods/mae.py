@@ -15,6 +15,7 @@ from stm.config import PretrainRun, Reconstruction
 from stm.masking import Strategy, complement, count_masked, get_strategy, to_boolean
 from stm.methods.base import TEACHER_GUIDE, Method, Part
 from stm.methods.contrast_head import EXTRA, ContrastHead, load_contrast_head
+from stm.models.teachers.frame_teacher import FrameTeacher
 from stm.models.vit import VideoMAE
 from stm.models.weights import zoo
 from stm.objectives.reconstruction import (
@@ -29,6 +30,8 @@ from stm.tubelets import join_tubelets, split_tubelets, to_unit
 class MAE(Method):
     """VideoMAE with any masking strategy, and a contrast with captions if wanted."""
 
+    teacher: FrameTeacher | None
+
     def __init__(
         self,
         model: VideoMAE,
@@ -37,7 +40,7 @@ class MAE(Method):
         decode_ratio: float = 1.0,
         reconstruction: Reconstruction | None = None,
         contrast: ContrastHead | None = None,
-        teacher: nn.Module | None = None,
+        teacher: FrameTeacher | None = None,
     ) -> None:
         """
         Args:
@@ -47,7 +50,7 @@ class MAE(Method):
             decode_ratio: share of the hidden tokens that is predicted; 1 is VideoMAE.
             reconstruction: weight and target; VideoMAE's when not given.
             contrast: the contrastive branch.
-            teacher: frozen; video -> "attention", float32 [B, slots, N].
+            teacher: frozen; its `attend` makes the guide "attention".
         """
         super().__init__(teacher)
         self.model = model
@@ -109,7 +112,7 @@ class MAE(Method):
         if self.teacher is None:
             return guides
         with torch.no_grad():
-            return {**guides, TEACHER_GUIDE: self.teacher(batch["video"])}
+            return {**guides, TEACHER_GUIDE: self.teacher.attend(batch["video"], self.model.architecture.tubelet)}
 
     def mask(self, guides: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Kept tokens, int64 [B, K], and masked tokens, int64 [B, L - K], both sorted."""
@@ -216,9 +219,7 @@ def load(run: PretrainRun, weights: Path) -> MAE:
     return method.eval()
 
 
-def _load_teacher(run: PretrainRun, model: VideoMAE) -> nn.Module:
-    from stm.models.teachers.attention_teacher import AttentionTeacher  # open_clip takes seconds to import
-
+def _load_teacher(run: PretrainRun, model: VideoMAE) -> FrameTeacher:
     if run.teacher is None:
         raise ValueError(f"mask.strategy {run.mask.strategy!r} needs a teacher; give `teacher: {{model: ...}}`")
-    return AttentionTeacher.load(run.teacher, model.architecture)
+    return FrameTeacher.load(run.teacher, model.architecture.image_size // model.architecture.patch_size)

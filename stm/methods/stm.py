@@ -22,7 +22,7 @@ from stm.methods.video_language import (
 )
 from stm.models.spatiotemporal.decoder import SpatioTemporalDecoder, gather_visible
 from stm.models.spatiotemporal.mask import Drawn, SpatioTemporalMask
-from stm.models.teachers.frame_teacher import FrameTeacher, Seen
+from stm.models.teachers.frame_teacher import FrameTeacher, TeacherOutput
 from stm.models.vit import Architecture, VideoEncoder
 from stm.models.weights import zoo
 from stm.models.weights.checks import check_tensors
@@ -66,7 +66,9 @@ class SpatioTemporalBranch(nn.Module):
         """Factors by parameter name: the mix has a learning rate of its own."""
         return {} if self.predictor is None else {"predictor.mix": self.settings.mix_learning_rate}
 
-    def forward(self, encoder: VideoEncoder, batch: Mapping[str, Any], seen: Seen, text: Text | None) -> BranchOutput:
+    def forward(
+        self, encoder: VideoEncoder, batch: Mapping[str, Any], seen: TeacherOutput, text: Text | None
+    ) -> BranchOutput:
         """See `stm.methods.video_language.Branch`."""
         video = batch["video"]
         drawn = self.draw(batch, seen)
@@ -83,17 +85,17 @@ class SpatioTemporalBranch(nn.Module):
         tokens = layers[-1] if met is kept else encoder(video, met)
         return BranchOutput(tokens, losses, {} if drawn is None or self.predictor is None else self._logged(drawn))
 
-    def draw(self, batch: Mapping[str, Any], seen: Seen) -> Drawn | None:
+    def draw(self, batch: Mapping[str, Any], seen: TeacherOutput) -> Drawn | None:
         """The learned mask of clips; None for images, and where the run has another mask."""
         if self.predictor is None or batch["video"].shape[1] == 1:
             return None
         return self.predictor(seen.stem, seen.attention, batch["guides"]["noise"], self.ratio)
 
-    def mask(self, batch: Mapping[str, Any], seen: Seen) -> tuple[Tensor, Tensor]:
+    def mask(self, batch: Mapping[str, Any], seen: TeacherOutput) -> tuple[Tensor, Tensor]:
         """Kept tokens, int64 [B, K], and masked tokens, int64 [B, L - K], both sorted."""
         return self._split(batch, seen, self.draw(batch, seen))
 
-    def _split(self, batch: Mapping[str, Any], seen: Seen, drawn: Drawn | None) -> tuple[Tensor, Tensor]:
+    def _split(self, batch: Mapping[str, Any], seen: TeacherOutput, drawn: Drawn | None) -> tuple[Tensor, Tensor]:
         more = None if drawn is None else {"spatiotemporal": drawn.score.detach()}
         kept = self.masks.keep(batch, seen, more)
         return kept, complement(kept, batch["video"].shape[1] * self.tokens)

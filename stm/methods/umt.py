@@ -17,7 +17,7 @@ from stm.methods.video_language import (
     check_aligned_layers,
 )
 from stm.models.feature_decoders import LinearDecoders
-from stm.models.teachers.frame_teacher import FrameTeacher, Seen
+from stm.models.teachers.frame_teacher import FrameTeacher, TeacherOutput
 from stm.models.vit import Architecture, VideoEncoder
 from stm.objectives.alignment import alignment_loss
 from stm.tubelets import gather_tokens
@@ -41,7 +41,9 @@ class UnmaskedTeacher(nn.Module):
         if run.objectives.alignment:
             self.decoders = LinearDecoders(architecture, teacher.feature_width, teacher.layers)
 
-    def forward(self, encoder: VideoEncoder, batch: Mapping[str, Any], seen: Seen, text: Text | None) -> BranchOutput:
+    def forward(
+        self, encoder: VideoEncoder, batch: Mapping[str, Any], seen: TeacherOutput, text: Text | None
+    ) -> BranchOutput:
         """See `stm.methods.video_language.Branch`."""
         kept = self.masks.keep(batch, seen)
         if self.decoders is None:
@@ -50,7 +52,7 @@ class UnmaskedTeacher(nn.Module):
         loss = alignment_loss(self.decoders(layers, kept), gather_layers(seen.features, kept))
         return BranchOutput(layers[-1], {"alignment": loss}, {})
 
-    def mask(self, batch: Mapping[str, Any], seen: Seen) -> tuple[Tensor, Tensor]:
+    def mask(self, batch: Mapping[str, Any], seen: TeacherOutput) -> tuple[Tensor, Tensor]:
         """Kept tokens, int64 [B, K], and masked tokens, int64 [B, L - K], both sorted."""
         kept = self.masks.keep(batch, seen)
         return kept, complement(kept, batch["video"].shape[1] * self.tokens)

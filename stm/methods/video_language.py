@@ -16,7 +16,7 @@ from stm.data.loader import Batch
 from stm.masking import Guides, get_strategy
 from stm.masking.cluster import make_cluster_strategy
 from stm.methods.base import Method, Part
-from stm.models.teachers.frame_teacher import FrameTeacher, Seen
+from stm.models.teachers.frame_teacher import FrameTeacher, TeacherOutput
 from stm.models.text.split_bert import SplitBert
 from stm.models.video_language import EXTRA, VideoLanguageModel
 from stm.models.vit import Architecture, VideoEncoder
@@ -34,7 +34,7 @@ class MediaMasks:
         self.image = run.images.mask if run.images else run.mask
         self._cluster = run.cluster
 
-    def keep(self, batch: Mapping[str, Any], seen: Seen, more: Guides | None = None) -> Tensor:
+    def keep(self, batch: Mapping[str, Any], seen: TeacherOutput, more: Guides | None = None) -> Tensor:
         """The visible tokens.
 
         Args:
@@ -109,7 +109,7 @@ class Branch(Protocol):
     `learning_rate_factors` (see stm/training/optimizer.py)."""
 
     def __call__(
-        self, encoder: VideoEncoder, batch: Mapping[str, Any], seen: Seen, text: Text | None
+        self, encoder: VideoEncoder, batch: Mapping[str, Any], seen: TeacherOutput, text: Text | None
     ) -> BranchOutput: ...
 
 

@@ -1,8 +1,7 @@
-"""Arithmetic of a step, from its shapes. A multiply-add counts as two operations (FLOPs).
+"""FLOPs of a step, from its shapes. A multiply-add counts as two operations.
 
-Counted are the matrix products, which are all but a few thousandths. torch's own counter does not see the
-fused attention of CPUs, so the formula is what the benchmarks and the plan use; a test compares it with a
-count.
+Only matrix products are counted; all else is a few thousandths. torch's own counter does not see the fused attention of
+CPUs, so the benchmarks and the plan use this formula; a test compares it with a count.
 """
 
 from typing import NamedTuple
@@ -15,7 +14,7 @@ class Cost(NamedTuple):
 
     encoder: int  # forward
     decoder: int  # forward
-    step: int  # forward and backward; the latter is two products, for the input and for the weights
+    step: int  # forward and backward; the backward pass has two products per product: for the input and for the weights
 
     @property
     def forward(self) -> int:

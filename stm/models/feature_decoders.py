@@ -1,4 +1,4 @@
-"""What stands between the student's features and the teacher's space: UMT's linear heads, ClusterSTM's decoder."""
+"""From the student's features to the teacher's joint space: UMT's linear heads, ClusterSTM's decoder."""
 
 from dataclasses import replace
 
@@ -10,9 +10,9 @@ from stm.tubelets import gather_tokens
 
 
 class LinearDecoders(nn.Module):
-    """UMT's decoders, one a layer: add the token's fixed sine-cosine position, Linear, LayerNorm.
+    """UMT's decoders, one per layer: add the token's fixed sine-cosine position, Linear, LayerNorm.
 
-    The loss brings the result to unit length. The norms have the student's epsilon [INF].
+    The loss normalises the result. The norms have the student's epsilon [INF].
     """
 
     positions: Tensor
@@ -20,7 +20,7 @@ class LinearDecoders(nn.Module):
     def __init__(self, architecture: Architecture, feature_width: int, layers: int) -> None:
         """
         Args:
-            architecture: the student's; gives the width of its features and the positions.
+            architecture: the student's; determines the width of its features and the positions.
             feature_width: of the teacher's joint space, C.
             layers: how many of the student's last layers are aligned.
         """
@@ -36,13 +36,13 @@ class LinearDecoders(nn.Module):
 
         Args:
             features: [layers, B, K, W], outputs of the student's last layers, in ascending order.
-            kept: int64 [B, K], which tokens these are; also those of a clip of fewer frames.
+            kept: int64 [B, K], the numbers of these tokens; a clip may have fewer frames than the architecture.
 
         Returns:
             Float [layers, B, K, C].
 
         Raises:
-            ValueError: there are more or fewer layers than decoders.
+            ValueError: the number of layers is not that of the decoders.
         """
         if features.shape[0] != len(self.heads):
             raise ValueError(f"features of {features.shape[0]} layers do not fit {len(self.heads)} linear decoders")
@@ -54,14 +54,14 @@ class LinearDecoders(nn.Module):
 class TokenDecoder(VideoDecoder):
     """ClusterSTM's decoder: visible tokens and mask tokens through blocks, then to the teacher's joint space.
 
-    It is VideoMAE's with another last map. The paper calls it spatio-temporal and its size is unknown; joint attention,
+    It is VideoMAE's with another output layer. The paper calls it spatio-temporal and its size is unknown; joint attention,
     and the architecture's decoder width and heads, are our inference [INF].
     """
 
     def __init__(self, architecture: Architecture, feature_width: int, depth: int) -> None:
         """
         Args:
-            architecture: the student's; gives the widths, the heads and the positions.
+            architecture: the student's; determines the widths, the heads and the positions.
             feature_width: of the teacher's joint space, C.
             depth: decoder blocks, in place of the architecture's.
         """
@@ -74,7 +74,7 @@ class TokenDecoder(VideoDecoder):
 
         Args:
             encoded: [B, K, W], the student's features of the visible tokens.
-            kept: int64 [B, K], which tokens these are.
+            kept: int64 [B, K], the numbers of these tokens.
             decoded: int64 [B, M], tokens to predict.
 
         Returns:

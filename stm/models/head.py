@@ -11,9 +11,9 @@ from stm.distributed.gather import count_processes, gather
 class GlobalBatchNorm(nn.BatchNorm1d):
     """Batch norm over the rows of all processes ("global batch norm", as in SimCLR and MoCo v3).
 
-    What torch's BatchNorm1d computes on the joined batch: values, gradients, running statistics, which are the same
-    on all processes and are used in evaluation. torch's own SyncBatchNorm does not work on the CPU. Processes may
-    hold unequal numbers of rows, none included. Statistics are taken in float32 at least.
+    It computes what torch's BatchNorm1d does on the joined batch: values, gradients, and running statistics, which are the
+    same on all processes and are used in evaluation. torch's own SyncBatchNorm does not work on the CPU. Processes may
+    hold unequal numbers of rows, or none. Statistics are computed in float32 at least.
     """
 
     def __init__(self, features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
@@ -23,21 +23,21 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         """[B, features] -> the same shape.
 
         Raises:
-            ValueError: in training, one process with a single row, which has no deviation.
+            ValueError: in training, a single process with a single row, which has no variance.
         """
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         if not self.training or count_processes() == 1:
             return super().forward(x)
         self._check_input_dim(x)
-        mean, variance = self._measure(x)
+        mean, variance = self._global_statistics(x)
         x = (x - mean) * (variance + self.eps).rsqrt()
         return x * self.weight + self.bias if self.affine else x
 
-    def _measure(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance [features] over all processes, with gradients; keeps the running ones.
+    def _global_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance [features] over all processes, with gradients; updates the running ones.
 
-        Squares are taken of the deviations from each process's own mean, and joined by Chan's formula: unlike
-        E[x^2] - E[x]^2 that loses no digits when the mean is large.
+        Each process squares the deviations from its own mean, and Chan's formula joins them: unlike E[x^2] - E[x]^2 that
+        loses no digits when the mean is large.
         """
         rows = x.shape[0]
         mean = x.sum(dim=0) / max(rows, 1)
@@ -48,11 +48,12 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         total = counts.sum()
         mean = (counts * means).sum(dim=0) / total
         variance = (sums + counts * (means - mean).square()).sum(dim=0) / total
-        self._keep(mean.detach(), variance.detach() * total / (total - 1))
+        # The running variance is the unbiased one, as torch's.
+        self._update_running(mean.detach(), variance.detach() * total / (total - 1))
         return mean, variance
 
     @torch.no_grad()
-    def _keep(self, mean: Tensor, variance: Tensor) -> None:
+    def _update_running(self, mean: Tensor, variance: Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
         self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
@@ -61,7 +62,7 @@ class GlobalBatchNorm(nn.BatchNorm1d):
 
 
 class PredictionHead(nn.Sequential):
-    """Linear layers with global batch norm and ReLU between them; the last one maps to the width of the text."""
+    """Linear layers with global batch norm and ReLU between them; the last one maps to the width of the text's vectors."""
 
     def __init__(self, in_width: int, hidden: int, out_width: int, layers: int) -> None:
         """
@@ -69,11 +70,11 @@ class PredictionHead(nn.Sequential):
             in_width: of the features.
             hidden: width between the layers.
             out_width: of the text's vectors.
-            layers: linear ones, at least 1; 1 is a plain projection without batch norm.
+            layers: number of linear layers; 1 is a plain projection without batch norm.
         """
         widths = [in_width] + [hidden] * (layers - 1)
         modules: list[nn.Module] = []
         for before, after in pairwise(widths):
-            # No bias: the norm would take it away again.
+            # No bias: the norm would subtract it again.
             modules += [nn.Linear(before, after, bias=False), GlobalBatchNorm(after), nn.ReLU()]
         super().__init__(*modules, nn.Linear(widths[-1], out_width))

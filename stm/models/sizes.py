@@ -17,8 +17,8 @@ class Size(NamedTuple):
     decoder_heads: int
 
 
-# VideoMAE's sizes (its modeling_pretrain.py), with the decoder depths of its pretraining scripts. `tiny` is
-# ours, for the demo and for tests: a third of small, in both directions.
+# VideoMAE's sizes (its modeling_pretrain.py), with the decoder depths of its pretraining scripts. `tiny` is ours, for the
+# demo and for tests: a third of small in width and depth.
 SIZES: Mapping[ModelSize, Size] = {
     "tiny": Size(128, 4, 4, 64, 2, 2),
     "small": Size(384, 12, 6, 192, 4, 3),
@@ -29,14 +29,14 @@ SIZES: Mapping[ModelSize, Size] = {
 
 
 def size_of_width(width: int) -> Size | None:
-    """The size with this encoder width; None: there is none."""
+    """The size with this encoder width, if there is one."""
     return next((size for size in SIZES.values() if size.width == width), None)
 
 
 def heads_of_width(width: int, decoder: bool = False) -> int | None:
-    """Heads of the encoder, or decoder, of this width among VideoMAE's; None: no size has it.
+    """Heads of VideoMAE's encoder, or decoder, of this width; None: no size has it.
 
-    Weights do not show the number of heads. It is not the width / 64 either: huge has 80 values a head.
+    Weights do not show the number of heads, nor is it always width / 64: huge has 80 values per head.
     """
     known = {
         size.decoder_width if decoder else size.width: size.decoder_heads if decoder else size.heads

@@ -1,7 +1,7 @@
-"""Video and language side by side (UMT, second stage): an encoder of clips, a split BERT, and what compares them.
+"""The model of video and language (UMT, second stage): an encoder of clips, a split BERT, and what compares them.
 
-Clips and captions meet twice: as single vectors, in a common space (the contrast, and fast retrieval); and token by
-token, in the BERT's fusion layers (matching, hidden words).
+Clips and captions are compared twice: as single vectors in a joint space (the contrast, and fast retrieval), and token by
+token in the BERT's fusion layers (matching, masked language modelling).
 """
 
 from collections.abc import Mapping
@@ -19,24 +19,24 @@ from stm.models.weights.checks import check_tensors
 from stm.pretrained.hub import ModelError
 
 EXTRA = "language"
-"""Name of the text side's part of a weights file."""
+"""Key of the text side in a weights file."""
 
 TEMPERATURES = (0.001, 0.5)  # UMT's bounds
-_MOST_FEATURES = 2**16  # of the common space; a header may come from anyone
+_MOST_FEATURES = 2**16  # of the joint space; a header may come from anyone
 
 
 class VideoLanguageModel(nn.Module):
-    """Encoder, split BERT, projections to the common space, temperature of the contrast, and matching head."""
+    """Encoder, split BERT, projections to the joint space, temperature of the contrast, and matching head."""
 
     def __init__(
         self, encoder: VideoEncoder, language: SplitBert, embedding: int = 512, temperature: float = 0.07
     ) -> None:
         """
         Args:
-            encoder: of width W. It is taken over, as is `language`.
+            encoder: of width W. It becomes part of this module, as does `language`.
             language: a BERT of the same width.
-            embedding: E, width of the common space; UMT: 512 with a base model, 768 with a large one.
-            temperature: first value of the contrast's temperature, which is learned.
+            embedding: E, width of the joint space; UMT: 512 with a base model, 768 with a large one.
+            temperature: initial value of the contrast's temperature, which is learned.
 
         Raises:
             ModelError: the widths differ.
@@ -48,7 +48,9 @@ class VideoLanguageModel(nn.Module):
                 f"the video encoder is {width} wide and the BERT {language.width}: the fusion layers attend from one to the "
                 "other, so take a BERT as wide as the encoder (base: bert-base-uncased, 768; large: bert-large-uncased, 1024)"
             )
-        self.encoder, self.language, self.embedding = encoder, language, embedding
+        self.encoder = encoder
+        self.language = language
+        self.embedding = embedding
         self.pool_norm = nn.LayerNorm(width, eps=encoder.architecture.norm_eps)  # [INF] the encoder's epsilon
         self.video_projection = nn.Linear(width, embedding)
         self.text_projection = nn.Linear(width, embedding)
@@ -61,55 +63,55 @@ class VideoLanguageModel(nn.Module):
         return states
 
     def embed_text(self, states: Tensor) -> Tensor:
-        """[B, X, W] of `encode_text` -> unit vectors of the captions, of their [CLS], float32 [B, E]."""
+        """[B, X, W] of `encode_text` -> unit vectors of the captions, from their [CLS], float32 [B, E]."""
         return _to_unit(self.text_projection(states[:, 0]))
 
-    def pool_video(self, seen: Tensor) -> Tensor:
+    def pool_video(self, features: Tensor) -> Tensor:
         """The encoder's features of a clip's tokens, [B, K, W] -> the norm of their mean, [B, W]."""
-        pooled: Tensor = self.pool_norm(seen.mean(dim=1))
+        pooled: Tensor = self.pool_norm(features.mean(dim=1))
         return pooled
 
-    def embed_video(self, seen: Tensor) -> Tensor:
+    def embed_video(self, features: Tensor) -> Tensor:
         """[B, K, W] -> unit vectors of the clips, float32 [B, E]."""
-        return _to_unit(self.video_projection(self.pool_video(seen)))
+        return _to_unit(self.video_projection(self.pool_video(features)))
 
-    def embed_frames(self, seen: Tensor, frames: int) -> Tensor:
-        """Clips without a mask, as UMT compares them: the mean over frames of each frame's unit vector.
+    def embed_frames(self, features: Tensor, frames: int) -> Tensor:
+        """Vectors of unmasked clips, as UMT compares them: the mean over frames of each frame's unit vector.
 
-        The product with a caption's vector is then the mean of the frames' similarities. So these vectors are not longer
-        than 1, and shorter where frames differ.
+        The product with a caption's vector is then the mean of the frames' similarities. Such a vector has length 1 or
+        less: the more frames differ, the shorter it is.
 
         Args:
-            seen: features of all tokens, [B, T * N, W], frame after frame.
+            features: of all tokens, [B, T * N, W], frame after frame.
             frames: T.
 
         Returns:
             Float32 [B, E].
 
         Raises:
-            ValueError: the tokens do not part into so many frames.
+            ValueError: the number of tokens is not divisible by the frames.
         """
-        if seen.shape[1] % frames:
-            raise ValueError(f"{seen.shape[1]} tokens do not part into {frames} frames")
-        single = self.embed_video(seen.unflatten(1, (frames, -1)).flatten(0, 1))
+        if features.shape[1] % frames:
+            raise ValueError(f"{features.shape[1]} tokens are not divisible by {frames} frames")
+        single = self.embed_video(features.unflatten(1, (frames, -1)).flatten(0, 1))
         return single.unflatten(0, (-1, frames)).mean(dim=1)
 
-    def fuse(self, states: Tensor, tokens: Tensor, seen: Tensor) -> Tensor:
-        """Captions that look at clips.
+    def fuse(self, states: Tensor, tokens: Tensor, memory: Tensor) -> Tensor:
+        """Captions through the fusion layers, which cross-attend to clips.
 
         Args:
             states: [B, X, W] of `encode_text`.
             tokens: int64 [B, X], the captions that these are of.
-            seen: [B, K, W], row i for caption i; [1, K, W] where all look at one clip.
+            memory: the encoder's features [B, K, W], row i for caption i; [1, K, W] where one clip serves all.
 
         Returns:
             Float [B, X, W].
         """
-        return self.language.fuse(states, tokens, seen)
+        return self.language.fuse(states, tokens, memory)
 
-    def match(self, states: Tensor, tokens: Tensor, seen: Tensor) -> Tensor:
+    def match(self, states: Tensor, tokens: Tensor, memory: Tensor) -> Tensor:
         """Whether captions belong to clips, from the fused [CLS]: logits [B, 2] of no and yes; arguments as in `fuse`."""
-        logits: Tensor = self.matching_head(self.fuse(states, tokens, seen)[:, 0])
+        logits: Tensor = self.matching_head(self.fuse(states, tokens, memory)[:, 0])
         return logits
 
     def predict_words(self, fused: Tensor) -> Tensor:
@@ -118,16 +120,16 @@ class VideoLanguageModel(nn.Module):
 
     @torch.no_grad()
     def hold_temperature(self) -> None:
-        """Sets the temperature back between its bounds, as UMT does before each step. A clamp in the forward pass would
-        leave it without a gradient outside, and it would never come back."""
+        """Clamps the temperature to its bounds, as UMT does before each step. A clamp in the forward pass would leave it
+        without a gradient outside them, and it would never come back."""
         self.temperature.clamp_(*TEMPERATURES)
 
     def language_state(self) -> dict[str, Tensor]:
-        """The weights of all but the encoder; no tensor is in it twice, so that safetensors takes it."""
+        """The weights of all but the encoder. No tensor is in it twice, which safetensors would refuse."""
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("encoder.")}
 
     def describe(self) -> dict[str, Any]:
-        """What `load_video_language` needs beside the weights, as JSON values."""
+        """What `load_video_language` needs in addition to the weights, as JSON values."""
         return {**self.language.describe(), "embedding": self.embedding}
 
 
@@ -142,15 +144,15 @@ def load_video_language(
     Args:
         path: the file.
         drop_path: of the encoder, for fine-tuning.
-        architecture: for clips of another length or pictures of another size, see `zoo.read`.
+        architecture: for clips of another length or images of another size, see `zoo.read`.
 
     Raises:
-        WeightsError: the file cannot be read, its run had no text side, or its weights do not fit its header.
+        WeightsError: the file cannot be read, its run had no text, or its weights do not fit its header.
     """
     tensors, about = zoo.load_extra(path, EXTRA)
     encoder = zoo.load_encoder(path, drop_path, architecture)
     try:
-        with torch.device("meta"):  # takes no memory, whatever the header says
+        with torch.device("meta"):  # allocates no memory, whatever sizes the header asks for
             blank = _rebuild(encoder, about).language_state()
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise zoo.WeightsError(f"{path}: its header describes no {EXTRA!r} that can be built ({error})") from error
@@ -163,7 +165,7 @@ def load_video_language(
 def _rebuild(encoder: VideoEncoder, about: Mapping[str, Any]) -> VideoLanguageModel:
     embedding = about.get("embedding")
     if not isinstance(embedding, int) or not 0 < embedding <= _MOST_FEATURES:
-        raise ModelError(f"its embedding {embedding!r} cannot be")
+        raise ModelError(f"invalid embedding {embedding!r}: must be 1 to {_MOST_FEATURES}")
     return VideoLanguageModel(encoder, SplitBert.rebuild(about), embedding)
 
 

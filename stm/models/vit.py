@@ -19,7 +19,7 @@ from stm.tubelets import Normalise, gather_tokens, split_tubelets
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything that fixes the shape of a model; it is stored in the metadata of its weights."""
+    """All that determines a model's shapes and positions; it is stored in the metadata of its weights."""
 
     image_size: int  # pixels
     patch_size: int  # pixels
@@ -56,7 +56,7 @@ class Architecture:
 
     @property
     def token_values(self) -> int:
-        """Numbers in a token's tubelet: 3 colours x frames x pixels."""
+        """Values in a token's tubelet: 3 colours x frames x pixels."""
         return 3 * self.tubelet * self.patch_size**2
 
 
@@ -72,9 +72,9 @@ def position_table(positions: int, width: int, period: float = 10000.0) -> Tenso
 
 
 def separable_table(slots: int, side: int, width: int, period: float = 10000.0) -> Tensor:
-    """Time, row and column in a part of the entries each, float32 [1, slots * side^2, width].
+    """A table whose entries are split between time, row and column, float32 [1, slots * side^2, width].
 
-    A third of the entries for each, of even length, as `position_table` has them; time takes what is left over.
+    Row and column have a third of the entries each, rounded down to an even number; time has the rest.
     """
     space = width // 3 // 2 * 2
     row = column = position_table(side, space, period)[0]
@@ -102,7 +102,7 @@ def make_positions(architecture: Architecture, width: int) -> Tensor:
 def stretch_positions(table: Tensor, slots: int, new: int) -> Tensor:
     """A table for clips of another length, linearly interpolated between the same places of the slots, as in UMT's release.
 
-    So weights that have seen 4 frames of a video meet times between those 4 when they are shown 12, and none beyond them.
+    So weights that were trained with 4 frames of a video are given times between those 4 for 12 frames, and none beyond them.
 
     Args:
         table: [1, slots * N, width].
@@ -140,13 +140,14 @@ def init_weights(module: nn.Module) -> None:
 class TubeletEmbedding(nn.Module):
     """The linear map of each tubelet's normalised pixels: a 3-D convolution whose stride is its kernel.
 
-    Written as gather + Linear, it costs nothing for masked tokens. `projection.weight` is the convolution's,
+    Written as gather and Linear, it costs nothing for masked tokens. `projection.weight` is the convolution's,
     reshaped from [width, 3, tubelet, patch, patch] to [width, 3 * tubelet * patch^2].
     """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.tubelet, self.patch = architecture.tubelet, architecture.patch_size
+        self.tubelet = architecture.tubelet
+        self.patch = architecture.patch_size
         self.normalise = Normalise((3, 1))
         self.projection = nn.Linear(architecture.token_values, architecture.width)
 
@@ -154,12 +155,12 @@ class TubeletEmbedding(nn.Module):
         """Video [B, T, 3, S, S], uint8 or float in [0, 1]; kept tokens [B, K], None: all -> [B, K, width]."""
         tubelets = split_tubelets(video, self.tubelet, self.patch)
         if kept is not None:
-            tubelets = gather_tokens(tubelets, kept)
+            tubelets = gather_tokens(tubelets, kept)  # before the embedding: hidden tokens cost nothing
         return self.projection(self.normalise(tubelets).flatten(2))
 
 
 class VideoEncoder(nn.Module):
-    """The part that is kept after pretraining: pixels of all tokens, or of the kept ones, to features."""
+    """From pixels of all tokens, or of the kept ones, to features; the part that is used after pretraining."""
 
     positions: Tensor
 
@@ -178,7 +179,7 @@ class VideoEncoder(nn.Module):
 
         Args:
             video: [B, T, 3, S, S], uint8, or float in [0, 1]; normalised here with ImageNet's statistics. A clip shorter
-                than the architecture's has the first positions of its table, as images do in UMT's second stage.
+                than the architecture's gets the first positions of its table, as images do in UMT's second stage.
             kept: int64 [B, K], the tokens to encode; None: all.
             final_norm: whether the last LayerNorm is applied.
 
@@ -201,14 +202,14 @@ class VideoEncoder(nn.Module):
             Float [layers, B, K or L, width], in the order of the blocks; the last entry is what `forward` returns.
 
         Raises:
-            ValueError: there are not so many blocks.
+            ValueError: the encoder has fewer blocks.
         """
         return self.encode(self.embed(video, kept), layers)
 
     def encode(self, x: Tensor, layers: int) -> Tensor:
-        """The second half of `forward_layers`: what `embed` gave, [B, K, width] -> [layers, B, K, width]."""
+        """The second half of `forward_layers`: the output of `embed` [B, K, width] -> [layers, B, K, width]."""
         if not 1 <= layers <= len(self.blocks):
-            raise ValueError(f"asked for the last {layers} layers of an encoder with {len(self.blocks)} blocks")
+            raise ValueError(f"layers {layers} must be 1 to {len(self.blocks)}, the number of the encoder's blocks")
         outputs = []
         for number, block in enumerate(self.blocks):
             x = block(x)
@@ -217,7 +218,7 @@ class VideoEncoder(nn.Module):
         return self.norm(torch.stack(outputs))
 
     def embed(self, video: Tensor, kept: Tensor | None = None) -> Tensor:
-        """What goes into the first block: embedded tokens with their positions, [B, K or L, width]."""
+        """The first block's input: embedded tokens plus their positions, [B, K or L, width]."""
         x = self.embedding(video, kept)
         # In the precision of x: under autocast the residual stream is bfloat16, as with VideoMAE's half precision.
         positions = self.positions.to(x.dtype).expand(x.shape[0], -1, -1)
@@ -253,7 +254,7 @@ class VideoDecoder(nn.Module):
 
         Args:
             encoded: [B, K, encoder's width].
-            kept: int64 [B, K], which tokens these are.
+            kept: int64 [B, K], the numbers of these tokens.
             decoded: int64 [B, M], tokens to predict: all masked ones in VideoMAE, or some of them.
 
         Returns:
@@ -263,7 +264,7 @@ class VideoDecoder(nn.Module):
         positions = self.positions.to(visible.dtype).expand(encoded.shape[0], -1, -1)
         visible = visible + gather_tokens(positions, kept)
         hidden = self.mask_token.to(visible.dtype) + gather_tokens(positions, decoded)
-        # Attention does not mind the order of tokens: no unshuffling is needed, and the last M are the
+        # Attention does not depend on the order of tokens: no unshuffling is needed, and the last M outputs are the
         # predictions.
         x = torch.cat([visible, hidden], dim=1)
         for block in self.blocks:

@@ -3,11 +3,10 @@
 `match_pairs` is TGM's (section 3.4): row i of one side belongs to row i of the other. `contrast_ids` is UMT's (VTC): rows of
 the same sample are each other's positives.
 
-In TGM's, two clips whose captions have the same words are each other's negatives, as in the paper. That does less harm than
-it seems: equal texts have equal logits, so of m copies each gets at most 1/m of the probability, the loss has the
-floor log(m), and the gradient vanishes when a clip is as near to its text as all copies together can be. What does
-push wrongly are different texts for the same content, such as two captions of one clip that is in the batch twice
-(`repeats`).
+In TGM's, two clips with the same caption are each other's negatives, as in the paper. That does less harm than it seems:
+equal texts have equal logits, so each of m copies gets at most 1/m of the probability, the loss has the floor log(m), and
+its gradient vanishes when all probability lies on the copies. What does push apart wrongly are different texts for the
+same content, such as two captions of one clip that is in the batch twice (`repeats`).
 """
 
 from typing import NamedTuple
@@ -20,29 +19,24 @@ from stm.distributed.gather import count_processes, gather, own_rank
 
 
 class Match(NamedTuple):
-    """How well clips and captions find each other; the mean over the processes is that of the joined batch."""
+    """Loss and retrieval within the batch; the mean over the processes is that of the joined batch."""
 
     loss: Tensor  # scalar
     accuracy: Tensor  # scalar, share of clips whose most similar caption is their own
 
 
-def info_nce(video: Tensor, text: Tensor, temperature: float | Tensor, present: Tensor | None = None) -> Tensor:
-    """The symmetric InfoNCE loss; see `match_pairs`."""
-    return match_pairs(video, text, temperature, present).loss
-
-
 def match_pairs(video: Tensor, text: Tensor, temperature: float | Tensor, present: Tensor | None = None) -> Match:
-    """Symmetric InfoNCE: the mean of the cross entropies of finding the caption of a clip and the clip of a caption.
+    """Symmetric InfoNCE: the mean of the cross entropies of clip-to-caption and caption-to-clip retrieval.
 
-    Computed in float32 at least, also under autocast: logits at temperature 0.01 reach 100, where bfloat16 has
-    steps of a half. With several processes, all negatives are gathered, and the gradient reaches them on the
-    process that they came from. Each process compares its own rows with all columns, so that the work is shared.
+    Computed in float32 at least, also under autocast: logits at temperature 0.01 reach 100, where bfloat16 resolves
+    half a unit. With several processes, all negatives are gathered, and their gradient goes back to the process that they
+    came from. Each process compares its own rows with all columns, so that the work is shared.
 
     Args:
         video: unit vectors [B, D]; B is the same on all processes.
         text: unit vectors [B, D]; row i belongs to row i of `video`.
-        temperature: above 0; a scalar tensor may learn.
-        present: bool [B], False for a pair that takes no part (a clip without a caption). None: all take part.
+        temperature: above 0; a scalar tensor may be learned.
+        present: bool [B], False for a pair that takes no part (a clip without a caption). None: all do.
 
     Returns:
         Scalars. Both are 0 when no pair takes part.
@@ -51,13 +45,13 @@ def match_pairs(video: Tensor, text: Tensor, temperature: float | Tensor, presen
         ValueError: the shapes differ.
     """
     if video.shape != text.shape or video.dim() != 2:
-        raise ValueError(f"video {tuple(video.shape)} and text {tuple(text.shape)} must be [B, D] alike")
+        raise ValueError(f"video {tuple(video.shape)} and text {tuple(text.shape)} must both be [B, D]")
     with torch.autocast(video.device.type, enabled=False):
         dtype = torch.promote_types(video.dtype, torch.float32)
         video, text = video.to(dtype), text.to(dtype)
         if present is None:
             present = torch.ones(len(video), dtype=torch.bool, device=video.device)
-        # One message between the processes, not three.
+        # One collective between the processes, not three.
         joined = gather(torch.cat([video, text, present[:, None].to(dtype)], dim=1))
         all_video, all_text, all_present = joined.split([video.shape[1], video.shape[1], 1], dim=1)
         absent = all_present.detach().T == 0  # [1, all]
@@ -73,8 +67,8 @@ def match_pairs(video: Tensor, text: Tensor, temperature: float | Tensor, presen
 
 
 def _logits(rows: Tensor, columns: Tensor, temperature: float | Tensor, absent: Tensor) -> Tensor:
-    """Similarities [B, all]. Absent columns get the least finite number: with minus infinity, a row of nothing
-    else would become NaN."""
+    """Similarities [B, all]. Absent columns get the lowest finite number: with minus infinity, a row without any other
+    column would become NaN."""
     logits = rows @ columns.T / temperature
     return logits.masked_fill(absent, torch.finfo(logits.dtype).min)
 
@@ -84,29 +78,29 @@ def contrast_ids(video: Tensor, text: Tensor, ids: Tensor, temperature: float | 
 
     A row's target is shared equally among its positives. Without repeated ids it is the loss of
     `match_pairs`. All negatives of all processes are gathered; each process compares its own
-    rows with all columns, and the gradient reaches the others' on the process that they came from.
+    rows with all columns, and the others' gradient goes back to the process that they came from.
 
     Args:
         video: unit vectors [B, E]; B is the same on all processes.
         text: unit vectors [B, E]; row i belongs to row i of `video`.
-        ids: int64 [B], the number of each sample; the same one for its other views or captions.
-        temperature: above 0; a scalar tensor may learn.
+        ids: int64 [B], the number of each sample, shared by its views and captions.
+        temperature: above 0; a scalar tensor may be learned.
 
     Returns:
-        Scalar, float32 at least, also under autocast: half the sum of the cross entropies of finding captions and of
-        finding clips. Its mean over the processes is that of the joined batch.
+        Scalar, float32 at least, also under autocast: the mean of the cross entropies of clip-to-caption and
+        caption-to-clip retrieval. Its mean over the processes is that of the joined batch.
 
     Raises:
         ValueError: the shapes differ.
     """
     if video.shape != text.shape or video.dim() != 2 or ids.shape != video.shape[:1]:
         shapes = [tuple(x.shape) for x in (video, text, ids)]
-        raise ValueError(f"video {shapes[0]} and text {shapes[1]} must be [B, E] alike, and ids {shapes[2]} be [B]")
+        raise ValueError(f"video {shapes[0]} and text {shapes[1]} must both be [B, E], and ids {shapes[2]} be [B]")
     with torch.autocast(video.device.type, enabled=False):
         dtype = torch.promote_types(video.dtype, torch.float32)
         video, text = video.to(dtype), text.to(dtype)
         all_video, all_text = gather(torch.cat([video, text], dim=1)).chunk(2, dim=1)
-        # In a message of their own: as float32 numbers, large ids would run into each other.
+        # In a collective of their own: as float32, large ids would collide.
         positive = (ids[:, None] == gather(ids)).to(dtype)  # [B, all]
         target = positive / positive.sum(dim=1, keepdim=True)
         to_text = cross_entropy(video @ all_text.T / temperature, target)

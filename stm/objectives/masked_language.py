@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 
 from stm.distributed.gather import count_processes, gather
 
-IGNORED = -100  # target of a word that is not to be predicted
+IGNORED = -100  # target of a word that is not predicted
 
 
 def mask_words(
@@ -19,29 +19,29 @@ def mask_words(
 ) -> tuple[Tensor, Tensor]:
     """Hides words for masked language modelling: BERT's 80 / 10 / 10, at UMT's higher rate.
 
-    Of the words that are chosen, 80 % become [MASK], 10 % any word of the vocabulary, 10 % stay.
+    Of the chosen words, 80 % become [MASK], 10 % a random word of the vocabulary, and 10 % stay.
 
     Args:
         tokens: int64 [B, X].
-        probability: of being chosen, of each word by itself; UMT: 0.5.
+        probability: of each word to be chosen, independently; UMT: 0.5.
         mask_id: the token [MASK].
         special: tokens that are never chosen. UMT: [PAD] and [CLS]; [SEP] may be, and may be predicted.
         vocabulary: number of tokens; a random word is any of them, special ones included, as in UMT.
-        noise: uniform in [0, 1), [3, B, X]: which are chosen, what becomes of them, which word. None: torch's own
-            generator draws it.
+        noise: uniform in [0, 1), [3, B, X]: for the choice, its outcome, and the random word. None: from torch's global
+            generator.
 
     Returns:
-        The tokens to read, int64 [B, X], and those to predict, int64 [B, X], -100 where none is.
+        The input tokens, int64 [B, X], and the targets, int64 [B, X], -100 where there is none.
     """
     if noise is None:
         noise = torch.rand(3, *tokens.shape, device=tokens.device)
-    choice, fate, word = noise
+    choice, outcome, word = noise
     chosen = choice < probability
     for token in special:
         chosen = chosen & (tokens != token)
-    # A product may be rounded up to the vocabulary's size, which is no word.
+    # The product may be rounded up to the vocabulary's size, which is out of range.
     words = (word * vocabulary).long().clamp(max=vocabulary - 1)
-    read = torch.where(fate < 0.8, mask_id, torch.where(fate < 0.9, words, tokens))
+    read = torch.where(outcome < 0.8, mask_id, torch.where(outcome < 0.9, words, tokens))
     return torch.where(chosen, read, tokens), torch.where(chosen, tokens, IGNORED)
 
 
@@ -54,8 +54,8 @@ def masked_language_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
     Returns:
         Scalar, float32 at least: the mean over hidden words; 0 where there are none. With several processes, its mean
-        over them is that of the joined batch. (UMT takes each process's own mean, in which a word counts the more the
-        fewer are hidden beside it.)
+        over them is that of the joined batch. (UMT averages over each process by itself, so that the fewer words a process
+        hides, the more each counts.)
     """
     with torch.autocast(logits.device.type, enabled=False):
         exact = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,55 +1,55 @@
 """Video-text matching with hard negatives (UMT, second stage: VTM).
 
-Several processes learn what one would from their joined batch (see stm/distributed/gather.py), with one exception that is
-UMT's: hard negatives come from a process's own batch, as their tokens would have to be exchanged.
+Several processes compute what one would from their joined batch (see stm/distributed/gather.py), with one exception, which
+is UMT's: hard negatives come from a process's own batch, because their tokens would have to be exchanged.
 """
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-_LEAST = 1e-4  # added to each negative's probability
+_FLOOR = 1e-4  # added to each negative's probability
 
 
 @torch.no_grad()
 def draw_negatives(
     similarity: Tensor, ids: Tensor, temperature: float | Tensor = 1.0, noise: Tensor | None = None
 ) -> Tensor:
-    """One hard negative for each row: a column of another sample, the more probable the more similar (UMT's VTM).
+    """One hard negative per row: a column of another sample, the more similar the more probable (UMT's VTM).
 
     The probability is in proportion to softmax(similarity / temperature) + 1e-4. UMT adds the 1e-4 inside the softmax,
-    where it changes nothing; outside it keeps a row drawable whose negatives have all rounded to 0 [INF]. The noise
+    where it changes nothing; outside, a row whose negatives have all rounded to 0 can still be sampled [INF]. The noise
     gives each column an exponentially distributed key of rate w, its weight, and the column with the smallest key is
     drawn: column i with probability w_i / sum w.
 
     Args:
         similarity: float [B, B], of clips (rows) and captions for a wrong caption of each clip, or its transpose for a
-            wrong clip of each caption. A row with NaN or infinity in it draws evenly from its negatives.
-        ids: int64 [B], the number of each sample; columns with a row's own are never drawn.
+            wrong clip of each caption. A row with NaN or infinity samples uniformly from its negatives.
+        ids: int64 [B], the number of each sample; columns with a row's own are never sampled.
         temperature: 1 where the similarity is divided by it already.
-        noise: uniform in [0, 1), [B, B]; None: torch's own generator draws it.
+        noise: uniform in [0, 1), [B, B]; None: from torch's global generator.
 
     Returns:
-        int64 [B]. A row without any negative gets another row of its own sample, or itself where it is alone: its
-        label will be wrong, but nothing fails, where UMT's draw does.
+        int64 [B]. A row without negatives gets another row of its own sample, or itself where it is alone: its label will
+        be wrong, but nothing fails, where UMT's code does.
     """
     dtype = torch.promote_types(similarity.dtype, torch.float32)
     positive = ids[:, None] == ids
-    weight = (similarity.to(dtype) / temperature).softmax(dim=1) + _LEAST
+    weight = (similarity.to(dtype) / temperature).softmax(dim=1) + _FLOOR
     weight = weight.nan_to_num(nan=1e-2).masked_fill(positive, 0)
     others = ~torch.eye(len(ids), dtype=torch.bool, device=ids.device)
     weight = torch.where(positive.all(dim=1, keepdim=True), others.to(dtype), weight)
     noise = torch.rand_like(weight) if noise is None else noise.to(dtype)
-    time = torch.log(-torch.log1p(-noise)) - torch.log(weight)
-    return torch.where(weight > 0, time, torch.inf).argmin(dim=1)
+    keys = torch.log(-torch.log1p(-noise)) - torch.log(weight)  # logarithms of exponential variates of rate `weight`
+    return torch.where(weight > 0, keys, torch.inf).argmin(dim=1)
 
 
 def matching_loss(logits: Tensor) -> Tensor:
     """Cross entropy of whether pairs match (UMT's VTM).
 
     Args:
-        logits: [3B, 2] of no and yes: B pairs that match, then B of a wrong clip with a caption, then B of a clip with
-            a wrong caption.
+        logits: [3B, 2] for no and yes: B matching pairs, then B captions with a wrong clip, then B clips with a wrong
+            caption.
 
     Returns:
         Scalar, float32 at least: the mean over all pairs, of which two thirds do not match.

@@ -26,18 +26,18 @@ def pixel_statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reconstruction_targets(video: Tensor, index: Tensor, tubelet: int, patch: int, normalised: bool = True) -> Tensor:
-    """What to predict for the tokens `index`.
+    """Targets for the tokens `index`.
 
     Args:
         video: [B, T, 3, S, S], uint8, or float in [0, 1].
         index: int64 [B, M], token numbers.
         tubelet: frames of a token.
         patch: pixels on a side of a token.
-        normalised: pixels normalised PER TOKEN AND PER COLOUR; otherwise as they are, in [0, 1] (VideoMAE's
+        normalised: whether pixels are normalised per token and per colour; otherwise they stay in [0, 1] (VideoMAE's
             `normlize_target=False`).
 
     Returns:
-        float32 [B, M, tubelet * patch^2 * 3], ordered frame, row, column, colour, as the decoder's head.
+        float32 [B, M, tubelet * patch^2 * 3], ordered frame, row, column, colour, as the decoder's outputs.
     """
     pixels = gather_pixels(video, index, tubelet, patch)
     if not normalised:

@@ -1,8 +1,8 @@
 """Masked relevance modelling (ClusterSTM): how relevant to the text is what is hidden?
 
 The target is the cosine of the text with each hidden token, which the teacher has pooled with its neighbours; the
-prediction is that with the token that the student's decoder puts in its place. The paper's text was not available. From its
-abstract and a note on it come the relevance to the text and the L2 distance. Our inference [INF]: cosines without the
+prediction is that with the token that the student's decoder puts in its place. The paper's text is not available: its
+abstract and a note on it give the relevance to the text and the L2 distance. Our inference [INF]: cosines without the
 teacher's logit scale, each clip's own text (the paper speaks of matrices, which may as well be all texts of the batch:
 `all_texts`), a mean over the masked tokens alone.
 """
@@ -15,12 +15,12 @@ from torch.nn.functional import normalize
 def relevance(tokens: Tensor, text: Tensor, all_texts: bool = False) -> Tensor:
     """Cosines of tokens with texts [INF].
 
-    Computed in float32 at least, also under autocast. A text of zeros, of a clip without a caption, is at 0 from all.
+    Computed in float32 at least, also under autocast. A text of zeros (a clip without a caption) has cosine 0 with all.
 
     Args:
-        tokens: [B, K, C], any length of vectors.
-        text: [B, C], any length of vectors; row i belongs to clip i.
-        all_texts: with all texts of this process's batch, not the clip's own alone.
+        tokens: [B, K, C], not normalised.
+        text: [B, C], not normalised; row i belongs to clip i.
+        all_texts: with all texts of this process's batch instead of the clip's own.
 
     Returns:
         [B, K] with the own text, [B, K, B] with all, in [-1, 1].
@@ -41,7 +41,7 @@ def relevance_loss(student: Tensor, target: Tensor, text: Tensor, all_texts: boo
 
     Args:
         student: [B, M, C], the decoder's tokens for the M masked ones [INF: these alone], in the teacher's joint space.
-        target: `relevance` of the teacher's tokens in these places, [B, M], or [B, M, B] with `all_texts`.
+        target: `relevance` of the teacher's tokens at the same places, [B, M], or [B, M, B] with `all_texts`.
         text: [B, C], the teacher's vectors of the captions.
         all_texts: see `relevance`.
 

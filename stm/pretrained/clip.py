@@ -1,4 +1,4 @@
-"""Loading a CLIP with open_clip from a model string, and what it expects of its input."""
+"""Loading a CLIP with open_clip from a model string, with the statistics of its input; text embeddings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,12 +37,12 @@ class Clip:
 
 @dataclass(frozen=True)
 class _Source:
-    """What a model string stands for."""
+    """The parts of a model string."""
 
     architecture: str  # open_clip's name, with its `hf-hub:` or `local-dir:` prefix
-    checkpoint: str | None  # a file of weights; None: where the architecture says
+    checkpoint: str | None  # a weights file; None: the architecture's own
     normalisation: dict[str, Any]  # of the pretrained tag, overriding open_clip's default
-    label: str  # for receipts: without paths of the machine
+    label: str  # for receipts, without paths of this machine
     weights_sha256: str
 
 
@@ -55,11 +55,11 @@ def load_clip(
         name: `architecture@pretrained tag`, `architecture@checkpoint file`, `hf-hub:owner/name` or `local-dir:folder`.
             Files and folders are relative to the working directory. Only tags and `hf-hub:` may download.
         precision: arithmetic of the image tower: float32, bfloat16 or float16.
-        device: by default CUDA when there is any.
-        setting: the key of the config that names it, for error messages.
+        device: by default CUDA where available.
+        setting: the config's key of the model, for error messages.
 
     Raises:
-        ModelError: no such architecture, tag, file or folder, or its weights do not fit.
+        ModelError: the architecture, tag, file or folder is unknown, or the weights do not fit.
     """
     try:
         source = _find(name)
@@ -70,7 +70,7 @@ def load_clip(
     try:
         model = open_clip.create_model(
             source.architecture,
-            require_pretrained=True,  # a folder without weights would otherwise give a random model and a log line
+            require_pretrained=True,  # without it a folder without weights gives a random model and a log line
             weights_only=True,
             force_preprocess_cfg=source.normalisation or None,
             **arguments,
@@ -97,7 +97,7 @@ def load_clip(
 
 
 def _find(name: str) -> _Source:
-    """Errors are the end of a sentence that the caller begins with the setting and the name."""
+    """Its errors end a sentence that the caller begins with the setting and the name."""
     if name.startswith(_FOLDER):
         return _find_folder(name)
     if name.startswith(_HUB):
@@ -141,7 +141,7 @@ def _tags(architecture: str) -> str:
 def _find_tag(name: str, architecture: str, tag: str, config: dict[str, Any]) -> _Source:
     wanted = bool(config.get("quick_gelu", False))
     has = bool(open_clip.get_model_config(architecture).get("quick_gelu", False))
-    if wanted != has:  # open_clip only warns, and the embeddings are quietly wrong
+    if wanted != has:  # open_clip only warns, and the embeddings are silently wrong
         other = f"{architecture}-quickgelu" if wanted else architecture.removesuffix("-quickgelu")
         raise ModelError(f"the weights {tag!r} belong to {other}; write {other}@{tag}")
     weights = _download(lambda: download_pretrained(config))
@@ -170,16 +170,16 @@ def _download(get: Any) -> Path:
         raise ModelError(f"cannot be downloaded: {error}") from error
 
 
-TEXT_BATCH = 64  # texts a forward pass; beside the image tower the text tower costs next to nothing
+TEXT_BATCH = 64  # texts per forward pass; compared with the image tower the text tower costs next to nothing
 
 
 @torch.inference_mode()
 def embed_texts(clip: Clip, texts: Sequence[str], batch_size: int = TEXT_BATCH) -> np.ndarray:
-    """Projected embeddings of texts at [EOS], of length 1: float32 [K, D].
+    """Projected embeddings of texts at [EOS], normalised: float32 [K, D].
 
-    A text longer than the model's context is cut there, by the model's tokenizer. The last batch is filled up with
-    empty texts to a full one, or to the next multiple of TEXT_BATCH: sums can differ in the last bit with the number
-    of rows, so that few numbers of rows occur.
+    The model's tokenizer truncates texts that are longer than its context. The last batch is padded with empty texts to a
+    full one, or to the next multiple of TEXT_BATCH: sums can differ in the last bit with the number of rows, so that only
+    few numbers of rows occur.
     """
     found = []
     unit = min(batch_size, TEXT_BATCH)

@@ -12,11 +12,11 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 
 class ModelError(ValueError):
-    """A model that a config names cannot be had; the message says what was looked for and what to do."""
+    """A model that a config names cannot be loaded; the message says what was looked for and what to do."""
 
 
 def exact_convolutions(device: torch.device) -> AbstractContextManager[None]:
-    """Keeps cuDNN from rounding float32 to TF32, and from choosing algorithms by a race."""
+    """Keeps cuDNN from rounding float32 to TF32, and from choosing algorithms by timing them."""
     if device.type != "cuda":
         return nullcontext()
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
@@ -30,7 +30,7 @@ class ModelSource(NamedTuple):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """For a transformers `from_pretrained`; a local folder never reaches for the network."""
+        """For a transformers `from_pretrained`; a local folder never uses the network."""
         return {
             "pretrained_model_name_or_path": self.name if self.folder is None else str(self.folder),
             "local_files_only": self.folder is not None,
@@ -39,7 +39,7 @@ class ModelSource(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The name for receipts, which hold no path of the machine: a folder's own name stands for it."""
+        """The name for receipts, which hold no path of this machine: a folder is reduced to its own name."""
         return self.name if self.folder is None else f"local:{self.folder.resolve().name}"
 
     def identify(self, commit: str | None) -> dict[str, str | None]:
@@ -52,11 +52,11 @@ class ModelSource(NamedTuple):
 def find_model(name: str) -> ModelSource:
     """Tells a local folder from a hub id (`name` or `owner/name`).
 
-    A relative folder is relative to the working directory. What can only be a path must exist, so that a mistyped
-    folder is never asked of the hub.
+    A relative folder is relative to the working directory. What can only be a path must exist, so that the hub is never
+    asked for a mistyped folder.
 
     Raises:
-        ModelError: a path that is no folder.
+        ModelError: a path that is not a folder.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -67,15 +67,15 @@ def find_model(name: str) -> ModelSource:
 
 
 def load_complete(model_class: Any, source: ModelSource, precision: str, device: torch.device, **arguments: Any) -> Any:
-    """A transformers model in evaluation mode, of which every weight came from its files.
+    """A transformers model in eval mode, with every weight from its files.
 
-    transformers only warns of weights that the files lack, and leaves them random. Further arguments go to the class.
+    transformers only warns about missing weights, and leaves them random. Further arguments go to the class.
 
     Raises:
-        ModelError: the files lack weights, or cannot be had.
+        ModelError: weights are missing, or the model cannot be loaded.
     """
     try:
-        # The dtype is always said: without it transformers takes the checkpoint's, whatever that is.
+        # The dtype is always given: without it transformers takes the checkpoint's, whatever that is.
         model, report = model_class.from_pretrained(
             **source.arguments, dtype=PRECISIONS[precision], output_loading_info=True, **arguments
         )
@@ -84,7 +84,7 @@ def load_complete(model_class: Any, source: ModelSource, precision: str, device:
     lacking = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
     if lacking:
         raise ModelError(
-            f"model {source.name!r} is no complete {model_class.__name__}: {len(lacking)} weights are missing or have "
+            f"model {source.name!r} is not a complete {model_class.__name__}: {len(lacking)} weights are missing or have "
             f"another shape, {lacking[0]} for instance"
         )
     return model.to(device).eval()

@@ -1,4 +1,4 @@
-"""Model ids that name local folders or files: which files they stand for, and their hash."""
+"""Model ids that name local folders or files: their files, and a hash of them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ def hash_weights(path: Path) -> str:
 
 
 def local_model_files(model: str | None) -> list[str]:
-    """The files behind a model id of the config, when it is local; hub ids have none.
+    """The files of a model id in the config, if it is local; hub ids have none.
 
-    Understands a folder, `local-dir:folder`, `transformers:folder` and `architecture@checkpoint-file`. A workflow
-    names them as inputs, so that other weights rerun what was made with the old ones.
+    It reads a folder, `local-dir:folder`, `transformers:folder` and `architecture@checkpoint-file`. A workflow names them
+    as inputs, so that other weights rerun what was made with the old ones.
     """
     found = _find_local(model or "")
     if found is None:
@@ -34,7 +34,7 @@ def local_model_files(model: str | None) -> list[str]:
 
 
 def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage's settings with a local `model` or `weights` by its own name, without the folders that lead to it.
+    """A stage's settings with a local `model` or `weights` reduced to its own name, without its parent folders.
 
     `local-dir:/data/clip` becomes `local-dir:clip`; hub ids stay as they are.
     """
@@ -48,7 +48,7 @@ def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _find_local(model: str) -> tuple[str, Path] | None:
-    """Where a local model lies, and what its id says before that."""
+    """The prefix of a local model's id, and its path."""
     prefix = next((known for known in ("local-dir:", "transformers:") if model.startswith(known)), "")
     name = model.removeprefix(prefix)
     architecture, sign, checkpoint = name.partition("@")

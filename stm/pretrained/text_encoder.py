@@ -17,11 +17,11 @@ from stm.pretrained.clip import embed_texts, load_clip
 from stm.pretrained.hub import PRECISIONS, ModelError, explain_missing, find_model, load_complete
 
 TRANSFORMERS = "transformers:"
-_ABSURD = 10**6  # tokens; a tokenizer that does not know its model's context says 1e30
+_UNKNOWN = 10**6  # tokens; a tokenizer that does not know its model's context has 1e30
 
 
 class TextEncoder(ABC):
-    """A text encoder with its tokenizer; `TextEncoder.load` gives the one that a config names."""
+    """A text encoder with its tokenizer; `TextEncoder.load` returns the one that a config names."""
 
     identity: dict[str, str | None]  # for receipts
 
@@ -30,22 +30,22 @@ class TextEncoder(ABC):
         """Loads the encoder of `settings.model`.
 
         Args:
-            device: by default CUDA when there is any.
+            device: by default CUDA where available.
 
         Raises:
-            ModelError: the model cannot be had, is no text encoder, or does not go with `settings.pooling`.
+            ModelError: the model cannot be loaded, is not a text encoder, or has no such `settings.pooling`.
         """
         kind = TransformersText if settings.model.startswith(TRANSFORMERS) else ClipText
         return kind(settings, device)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """One vector of length 1 for each text, float32 [n, D]; texts longer than the model's context are cut there.
+        """One unit vector per text, float32 [n, D]; texts longer than the model's context are truncated.
 
         Raises:
-            ModelError: a vector is not finite, which half precision can bring about.
+            ModelError: a vector is not finite, which half precision can cause.
         """
         if not texts:
-            return self.encode(["nothing"])[:0]  # the width is the model's to say
+            return self.encode(["nothing"])[:0]  # only the model knows the width
         vectors = self._encode(list(texts))
         if not np.isfinite(vectors).all():
             raise ModelError(f"{self.identity['model']}: vectors are not finite; set text.precision to float32")
@@ -77,7 +77,8 @@ class TransformersText(TextEncoder):
     """A text encoder of transformers, from the hub or a local folder."""
 
     def __init__(self, settings: Text, device: str | None) -> None:
-        self._settings, self._device = settings, choose_device(device)
+        self._settings = settings
+        self._device = choose_device(device)
         source = find_model(settings.model.removeprefix(TRANSFORMERS))
         try:
             config = AutoConfig.from_pretrained(**source.arguments)
@@ -87,8 +88,8 @@ class TransformersText(TextEncoder):
         model_class, arguments = _choose_class(settings, config)
         model = load_complete(model_class, source, settings.precision, self._device, **arguments)
         self._model = model.get_encoder() if config.is_encoder_decoder else model
-        self._tokenizer.padding_side = "right"  # the first token is the text's, not a filling
-        if self._tokenizer.pad_token is None:  # what stands behind the mask does not matter
+        self._tokenizer.padding_side = "right"  # so that the first token is the text's, not padding
+        if self._tokenizer.pad_token is None:  # masked, so that any token will do
             self._tokenizer.pad_token = self._tokenizer.eos_token or self._tokenizer.unk_token
         self._longest = _context(self._tokenizer.model_max_length, config)
         identity = source.identify(getattr(model.config, "_commit_hash", None))
@@ -114,7 +115,7 @@ class TransformersText(TextEncoder):
 
 
 def _choose_class(settings: Text, config: Any) -> tuple[Any, dict[str, Any]]:
-    """The model class for a pooling, and what it must be told.
+    """The model class for a pooling, and its arguments.
 
     Raises:
         ModelError: the model has no such pooling.
@@ -129,14 +130,14 @@ def _choose_class(settings: Text, config: Any) -> tuple[Any, dict[str, Any]]:
         )
     if hasattr(config, "vision_config") or type(config) not in MODEL_MAPPING:
         hint = "; its text tower has pooling `projected`" if kind == "clip" else ""
-        raise ModelError(f"text.model {settings.model!r} is a {kind} model, no text encoder{hint}")
+        raise ModelError(f"text.model {settings.model!r} is a {kind} model, not a text encoder{hint}")
     model_class: Any = MODEL_MAPPING[type(config)]
-    # A pooler on top would go unused, and many published encoders come without its weights.
+    # A pooler on top would be unused, and many published encoders come without its weights.
     pooler = "add_pooling_layer" in signature(model_class).parameters
     return model_class, {"add_pooling_layer": False} if pooler else {}
 
 
 def _context(stated: int, config: Any) -> int:
-    """Tokens that a text may have; from the positions of the model when its tokenizer does not know."""
-    # RoBERTa and its kin spend two positions on the filling.
-    return stated if stated < _ABSURD else getattr(config, "max_position_embeddings", 514) - 2
+    """Longest text, in tokens: the tokenizer's limit, or, if it has none, the number of the model's positions."""
+    # RoBERTa and its relatives reserve two positions for padding.
+    return stated if stated < _UNKNOWN else getattr(config, "max_position_embeddings", 514) - 2

@@ -18,7 +18,7 @@ from stm.distributed.process import Process
 from stm.methods import build_method
 from stm.methods.mae import MAE
 from stm.models.head import GlobalBatchNorm
-from stm.objectives.contrast import info_nce, match_pairs
+from stm.objectives.contrast import match_pairs
 
 PROCESSES, ROWS, WIDTH = 2, 5, 7
 TEMPERATURE = 0.3
@@ -158,7 +158,7 @@ def work(rank: int) -> Values:
         found |= measure_contrast(video, text, draw_presence(case, rank), case)
 
     peer = ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=PROCESSES)
-    for name, loss_of in {"peer": lambda v, t: peer(v, t, 1 / TEMPERATURE), "ours": lambda v, t: info_nce(v, t, TEMPERATURE)}.items():  # fmt: skip # noqa: E501
+    for name, loss_of in {"peer": lambda v, t: peer(v, t, 1 / TEMPERATURE), "ours": lambda v, t: match_pairs(v, t, TEMPERATURE).loss}.items():  # fmt: skip # noqa: E501
         v, t = video.clone().requires_grad_(), text.clone().requires_grad_()
         loss = loss_of(v, t)
         loss.backward()

@@ -85,5 +85,5 @@ def test_a_token_that_is_not_seen_cannot_be_asked() -> None:
     kept = torch.tensor([[0, 1, 2], [0, 1, 3]])
     with pytest.raises(ValueError, match="token 2 is masked in a clip"):
         attention_from(model.encoder, video, 2, kept)
-    with pytest.raises(ValueError, match=r"no token 32; there are 0 to 31"):
+    with pytest.raises(ValueError, match=r"token 32 is out of range; there are 0 to 31"):
         attention_from(model.encoder, video, 32)

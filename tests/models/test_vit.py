@@ -124,7 +124,7 @@ def test_layers_are_the_last_blocks_outputs_through_the_final_norm() -> None:
 
 @pytest.mark.parametrize("layers", [0, 4])
 def test_more_layers_than_blocks_are_refused(layers: int) -> None:
-    with pytest.raises(ValueError, match=f"last {layers} layers of an encoder with 3 blocks"):
+    with pytest.raises(ValueError, match=f"layers {layers} must be 1 to 3"):
         VideoEncoder(SMALL).forward_layers(draw_video(), None, layers)
 
 

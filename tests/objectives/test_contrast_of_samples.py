@@ -56,5 +56,5 @@ def test_the_contrast_is_float32_under_autocast() -> None:
 def test_shapes_that_do_not_fit_are_errors() -> None:
     video, text = draw_pairs(4)
     for arguments in ((video[:3], text, torch.arange(4)), (video, text, torch.arange(3)), (video[0], text[0], text)):
-        with pytest.raises(ValueError, match=r"must be \[B, E\] alike, and ids"):
+        with pytest.raises(ValueError, match=r"must both be \[B, E\], and ids"):
             contrast_ids(*arguments, 0.1)

@@ -1,9 +1,8 @@
 """STM's decoder: from the visible tokens and the text to the teacher's features of all tokens.
 
-Each of the student's returned layers has a decoder of its own. Positions of hidden tokens are filled with the
-text's vector. Adjacent frames are compared once more, by a network of the mask's design, and what it finds is added in
-two ways: the tokens weighted by blobs around its points, and its features of the pairs. Written from the formulas of
-the released code.
+Each of the student's returned layers has a decoder of its own. Hidden tokens are filled with the text's vector. Adjacent
+frames are compared once more, by a network of the mask's design, and its output is added in two ways: the tokens weighted
+by blobs around its points, and its features of the pairs. Written from the formulas of the released code.
 """
 
 import torch
@@ -19,13 +18,13 @@ SPREAD = 0.2  # of the nine jittered points, in half frames, as in the mask
 
 
 class FrameAlignment(nn.Module):
-    """What adjacent frames tell of each token: a weighted copy of it, and features of the pairs around it."""
+    """From adjacent frames, per token: a weighted copy of it, and features of the pairs that its frame is in."""
 
     def __init__(self, width: int, side: int, features: int) -> None:
         super().__init__()
         self.side = side
         self.predictor = PairPredictor(width, side, features)
-        # Along time alone; its size across channels is our inference.
+        # Along time alone; its number of channels is our inference.
         self.temporal = nn.Conv3d(features // 2, features // 2, (3, 1, 1), padding=(1, 0, 0))
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,8 +50,8 @@ class LayerDecoder(nn.Module):
         self.head = nn.Linear(width, feature_width)
         self.norm = nn.LayerNorm(feature_width)
         self.apply(init_weights)
-        # Both ways start as nothing, and the decoder as a linear head. The released code means it so too, but a
-        # later initialisation of all its linear layers overwrites these zeros, by accident; ours stay.
+        # Both branches start at zero, and the decoder as a linear head. The released code intends the same, but a later
+        # initialisation of all its linear layers overwrites these zeros, by accident; ours stay.
         for branch in (self.from_aligned, self.from_pairs):
             nn.init.zeros_(branch.weight)
 
@@ -61,7 +60,7 @@ class LayerDecoder(nn.Module):
 
         Args:
             empty: [B, T, N, width], zeros where tokens are hidden, plus positions.
-            filled: alike, the text where tokens are hidden; None: there are no pairs or there is no text.
+            filled: of the same shape, the text where tokens are hidden; None: an image, or no text.
 
         Returns:
             [B, T, N, feature_width].
@@ -90,16 +89,17 @@ class SpatioTemporalDecoder(nn.Module):
         """
         Args:
             width: of the student.
-            text_width: of the text's vector; projected, by one map for all layers, where it is not the student's
-                (in the released models they are equal).
+            text_width: of the text's vector; where it is not the student's, one projection for all layers maps it (in the
+                released models they are equal).
             feature_width: of the teacher's features.
-            layers: returned by the student.
+            layers: number of layers that the student returns.
             slots: frames of the longest clip.
             side: tokens on a side of a frame, 2 or more.
             features: channels of the pairs' features, a multiple of 8.
         """
         super().__init__()
-        self.slots, self.side = slots, side
+        self.slots = slots
+        self.side = side
         self.text_entry = nn.Identity() if text_width == width else nn.Linear(text_width, width)
         self.text_entry.apply(init_weights)
         self.layers = nn.ModuleList(LayerDecoder(width, feature_width, side, features) for _ in range(layers))
@@ -108,12 +108,12 @@ class SpatioTemporalDecoder(nn.Module):
     def forward(self, visible: Tensor, kept: Tensor, text: Tensor | None, frames: int) -> Tensor:
         """Predicts the teacher's features of all tokens.
 
-        Images (one frame) and clips without text are read from the tokens and zeros alone, as in the released code:
-        the pairs' networks have no part in it, and get no gradient.
+        Images (one frame) and clips without text are predicted from the tokens and zeros alone, as in the released code: the
+        pairs' networks take no part in it, and get no gradient.
 
         Args:
             visible: the student's features of the visible tokens, float [layers, B, K, width].
-            kept: int64 [B, K], which tokens these are.
+            kept: int64 [B, K], the numbers of these tokens.
             text: the text encoder's state of its first token, before any projection, float [B, text_width], or None.
             frames: of the clips, T.
 
@@ -121,12 +121,12 @@ class SpatioTemporalDecoder(nn.Module):
             [layers, B, T * N, feature_width], layers in the order of `visible`.
 
         Raises:
-            ValueError: there are more frames than slots, or another number of layers than decoders.
+            ValueError: there are more frames than slots, or the number of layers is not that of the decoders.
         """
         if not 1 <= frames <= self.slots:
             raise ValueError(f"clips of {frames} frames; the decoder has positions for 1 to {self.slots}")
         if len(visible) != len(self.layers):
-            raise ValueError(f"{len(visible)} layers of features for {len(self.layers)} decoders")
+            raise ValueError(f"features of {len(visible)} layers do not fit {len(self.layers)} decoders")
         base = None
         if text is not None and frames > 1:
             base = self.text_entry(text).to(visible.dtype)[:, None]
@@ -138,7 +138,7 @@ class SpatioTemporalDecoder(nn.Module):
         return torch.stack(predictions)
 
     def _place(self, visible: Tensor, kept: Tensor, base: Tensor, frames: int) -> Tensor:
-        """All tokens [B, T, N, width]: those that are visible, `base` in the others' places, and positions."""
+        """All tokens [B, T, N, width]: the visible ones, `base` in place of the others, plus positions."""
         batch, _, width = visible.shape
         tokens = frames * self.side**2
         index = kept[..., None].expand(-1, -1, width)
@@ -148,12 +148,12 @@ class SpatioTemporalDecoder(nn.Module):
 
 
 def gather_visible(tokens: Tensor, weight: Tensor, kept: Tensor) -> Tensor:
-    """The visible tokens, with a way for the gradient to the mask.
+    """The visible tokens, with a path for the gradient to the mask.
 
-    To what is gathered STM adds a term that is 0 in value: all tokens, the hidden ones as zeros, are pooled over their
-    numbers to as many as there are visible ones (adaptive max pooling, each feature by itself), less the same without
-    gradient. So the gradient at a visible token reaches `weight` at the token that won its window, and the tokens
-    themselves once more, as in the released code. That the pooling runs along the tokens' numbers is our inference.
+    STM adds a term whose value is 0: all tokens, the hidden ones as zeros, are pooled along their numbers to as many as
+    are visible (adaptive max pooling, each feature by itself), minus the same without gradient. So the gradient at a
+    visible token reaches `weight` at the maximum of its window, and the tokens themselves once more, as in the released
+    code. That the pooling runs along the tokens' numbers is our inference.
 
     Args:
         tokens: embedded tokens of the whole clip, float [B, L, W], L = T * N.

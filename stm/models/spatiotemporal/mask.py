@@ -1,8 +1,8 @@
 """STM's learnable mask: which tokens of a clip to hide, by the motion between frames and a teacher's attention.
 
 The mask is trained with the student. What is hidden has no gradient, so `Drawn.weight` stands for the mask: its value
-is the mask, its gradient that of a softmax (a straight-through estimate). `gather_visible` of stm_decoder.py brings the
-student's gradient to it. The formulas are in stm/masking/spatiotemporal.py, written from those of the released code.
+is the mask, its gradient that of a softmax (a straight-through estimate). `gather_visible` of `decoder.py` passes the
+student's gradient on to it. The formulas are in stm/masking/spatiotemporal.py, written from those of the released code.
 """
 
 from typing import NamedTuple
@@ -24,18 +24,18 @@ from stm.models.vit import init_weights
 
 
 class Drawn(NamedTuple):
-    """A mask and what it was drawn from; all in float32 at least."""
+    """A sampled mask and what it was sampled from; all in float32 at least."""
 
     score: Tensor  # [B, T, N], finite: the guide "spatiotemporal", whose highest are hidden
-    probability: Tensor  # [B, T, N], each token's part in its frame, of sum 1 (`mixture_probability`)
+    probability: Tensor  # [B, T, N], sums to 1 in each frame (`mixture_probability`)
     weight: Tensor  # [B, T, N], exactly 1 hidden and 0 visible; carries the gradient
-    points: Tensor  # [B, T, 2], x and y in [-0.75, 0.75]: the mean of those that the frame's blobs are drawn around
-    blobs: Tensor  # [B, T, N], the temporal score, of sum 1 in a frame
-    divergence: Tensor  # scalar, without gradient: how far the draw is from uniform, in nats (`divergence`)
+    points: Tensor  # [B, T, 2], x and y in [-0.75, 0.75]: mean of the centres of the frame's blobs
+    blobs: Tensor  # [B, T, N], the temporal score, sums to 1 in each frame
+    divergence: Tensor  # scalar, without gradient: distance of the probabilities from uniform, in nats (`divergence`)
 
 
 class SpatioTemporalMask(nn.Module):
-    """Pairs of adjacent frames to points, points to blobs, blobs and attention to a mask."""
+    """From pairs of adjacent frames to points, from points to blobs, from blobs and attention to a mask."""
 
     def __init__(self, stem_width: int, side: int, settings: SpatioTemporal) -> None:
         """
@@ -45,7 +45,8 @@ class SpatioTemporalMask(nn.Module):
             settings: of the mask.
         """
         super().__init__()
-        self.side, self.settings = side, settings
+        self.side = side
+        self.settings = settings
         self.entry = nn.Linear(stem_width, settings.width)
         self.norm = nn.LayerNorm(settings.width)
         self.apply(init_weights)
@@ -54,10 +55,10 @@ class SpatioTemporalMask(nn.Module):
         self.learning_rate_factors = {"mix": settings.mix_learning_rate}
 
     def forward(self, stem: Tensor, attention: Tensor, noise: Tensor, ratio: float) -> Drawn:
-        """Draws the mask of clips.
+        """Samples the mask of clips.
 
-        In training the mix is set back into [0, 1] first, where the last step has left it: beyond, a clamp alone
-        would have no gradient, and it would never come back.
+        In training the mix is first clamped in place to [0, 1], which the last step may have left: a clamp in the forward
+        pass alone has no gradient outside, and the mix would never come back.
 
         Args:
             stem: the teacher's patch embeddings before positions, float [B, T * N, stem_width].
@@ -65,11 +66,8 @@ class SpatioTemporalMask(nn.Module):
             noise: float [B, T, N], uniform in [0, 1).
             ratio: share of a frame's tokens to hide.
 
-        Returns:
-            The mask and its parts.
-
         Raises:
-            ValueError: there is one frame only, or the frames are of another size.
+            ValueError: there is a single frame, or the shapes do not fit.
         """
         frames, tokens = attention.shape[1:]
         if frames < 2 or tokens != self.side**2 or stem.shape[1] != frames * tokens:
@@ -81,7 +79,7 @@ class SpatioTemporalMask(nn.Module):
             with torch.no_grad():
                 self.mix.clamp_(0, 1)
         pairs = self.compare(stem, frames)
-        # Probabilities of hundreds of tokens differ by less than bfloat16 can tell.
+        # Probabilities of hundreds of tokens differ by less than bfloat16 resolves.
         with torch.autocast(stem.device.type, enabled=False):
             dtype = torch.promote_types(attention.dtype, torch.float32)
             return self.draw(
@@ -89,12 +87,12 @@ class SpatioTemporalMask(nn.Module):
             )
 
     def compare(self, stem: Tensor, frames: int) -> Pairs:
-        """Where in the frames of each adjacent pair the points are; `stem` as in `forward`, of so many frames."""
+        """The points in the frames of each adjacent pair; `stem` as in `forward`."""
         pairs: Pairs = self.predictor(self.norm(self.entry(stem)).unflatten(1, (frames, -1)))
         return pairs
 
     def draw(self, former: Tensor, latter: Tensor, attention: Tensor, noise: Tensor, ratio: float) -> Drawn:
-        """The mask of clips whose pairs have these points, [B, T - 1, 2] each; the rest as in `forward`."""
+        """The mask of clips whose pairs have these points, [B, T - 1, 2] each; other arguments as in `forward`."""
         sampling, spread = self.settings.sampling, self.settings.points_spread
         first, second = (average_blobs(points, self.side, spread) for points in (former, latter))
         blobs = merge_pairs(first, second, last="former").softmax(dim=-1)

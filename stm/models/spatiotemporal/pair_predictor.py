@@ -1,6 +1,6 @@
-"""Where in two adjacent frames the moving thing is (STM): a small convolutional network over pairs of frames.
+"""Locates the moving object in two adjacent frames (STM): a small convolutional network over pairs of frames.
 
-The mask has one and each layer of the decoder has one, of the same design with weights of their own.
+The mask and each layer of the decoder have one of their own.
 """
 
 from typing import NamedTuple
@@ -8,13 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-FEATURES = 256  # channels of the pair's feature, in the released code
-
-REACH = 0.75  # points stay this near to the centre, in half frames
+FEATURES = 256  # channels of a pair's feature map, in the released code
+REACH = 0.75  # largest distance of a point from the centre along each axis, in half frames
 
 
 class Pairs(NamedTuple):
-    """What is said of all pairs of adjacent frames."""
+    """Predictions for all pairs of adjacent frames."""
 
     points: Tensor  # float32 [B, T - 1, 2, 2]: in the former and the latter frame; x and y in [-0.75, 0.75]
     feature: Tensor  # [B, T - 1, features, side, side], not negative
@@ -31,11 +30,11 @@ class Pairs(NamedTuple):
 
 
 class PairPredictor(nn.Module):
-    """A point in each frame of each pair, and a feature of the pair.
+    """A point in each frame of each pair, and a feature map of the pair.
 
-    Batch norm takes its statistics over the pairs of a batch of clips, all at once; the released code, which takes
-    one pair after the other, has those of each alone. Convolutions before a batch norm have no bias, which the
-    norm would take off again. All points start at the centre.
+    Batch norm takes its statistics over all pairs of a batch of clips; the released code, which processes one pair after
+    the other, over each alone. Convolutions before a batch norm have no bias, which the norm would subtract again. All
+    points start at the centre.
     """
 
     def __init__(self, width: int, side: int, features: int = FEATURES) -> None:
@@ -45,16 +44,16 @@ class PairPredictor(nn.Module):
             side: tokens on a side of a frame, 2 or more. The two poolings halve it, as released, rounding down; on
                 grids below 4 they round up, so that a token is left: 2 -> 1 -> 1 and 3 -> 2 -> 1.
                 There, batch norm needs two pairs or more in a training batch.
-            features: channels of the pair's feature, a multiple of 8.
+            features: channels of the pair's feature map, a multiple of 8.
 
         Raises:
-            ValueError: the grid is too small, or `features` cannot be divided.
+            ValueError: the grid is too small, or `features` is not a multiple of 8.
         """
         super().__init__()
         if side < 2:
-            raise ValueError(f"a frame of {side} x {side} tokens has no places to compare; it needs 2 x 2 or more")
+            raise ValueError(f"frames of {side} x {side} tokens are too small to compare: 2 x 2 or more are needed")
         if features % 8:
-            raise ValueError(f"features {features} must be a multiple of 8: they are halved, and in two groups")
+            raise ValueError(f"features {features} must be a multiple of 8: they are halved twice, in two groups")
         self.side = side
         pair, half, quarter = 2 * width, features // 2, features // 4
         self.join = nn.Sequential(
@@ -86,12 +85,12 @@ class PairPredictor(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(self, tokens: Tensor) -> Pairs:
-        """Tokens of clips, [B, T, N, width] with T of 2 or more, to their T - 1 pairs."""
+        """Tokens of clips [B, T, N, width], T of 2 or more -> the T - 1 pairs of each."""
         maps = tokens.unflatten(2, (self.side, self.side)).movedim(-1, 2)  # [B, T, width, side, side]
         pairs = torch.cat([maps[:, :-1], maps[:, 1:]], dim=2)
         feature = self.join(pairs.flatten(0, 1))
         pooled = self.shrink(feature).amax(dim=(2, 3))
         points = self.point(pooled[:, :, None]).reshape(*pairs.shape[:2], 2, 2)
-        # Places are compared with tokens a few hundredths apart: in float32, also under autocast.
+        # Points are compared with tokens a few hundredths apart: in float32, also under autocast.
         points = REACH * torch.tanh(points.to(torch.promote_types(points.dtype, torch.float32)))
         return Pairs(points, feature.unflatten(0, pairs.shape[:2]))

@@ -1,44 +1,52 @@
-"""A frozen CLIP or SigLIP whose features of every frame are learned from (UMT, STM, ClusterSTM).
+"""A frozen CLIP or SigLIP that encodes every frame of a clip: attention to mask by, and features to learn from.
 
-Each frame of a clip is an image to it. ActionCLIP's temporal transformer may follow, which lets the frames of a clip
-know of each other (STM).
+Each frame of a clip is an image to it. UMT masks by its attention, which is computed in the training step, on the
+augmented pixels themselves; UMT, STM and ClusterSTM learn from its features. ActionCLIP's temporal transformer may follow,
+with attention between the frames of a clip (STM).
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-from stm.config import FrameTeacher as Settings
-from stm.models.teachers.frozen import FrozenTeacher
+from stm.config import FrameTeacher as FeatureSettings
+from stm.config import Teacher as Settings
+from stm.data.guides.crop import overlap_matrix
 from stm.models.teachers.temporal_fusion import TemporalFusion
 from stm.models.teachers.tower import LoadedTower, Tower
 from stm.models.weights.checks import WeightsError
 from stm.pretrained.hub import ModelError
 from stm.storage.files import sha256_file
-from stm.tubelets import IMAGENET_MEAN, IMAGENET_STD
+from stm.tubelets import IMAGENET_MEAN, IMAGENET_STD, to_unit
 
 TRANSFORMERS = "transformers:"
 
 
-class Seen(NamedTuple):
-    """What a teacher says of B clips of T frames of N patches, L = T * N. All are float32."""
+class TeacherOutput(NamedTuple):
+    """What a teacher computes from B clips of T frames of N patches, L = T * N. All are float32."""
 
     features: Tensor  # [layers, B, L, C], last blocks' tokens in the joint space, in the blocks' order; not normalised
-    attention: Tensor  # [B, T, N], what the image's embedding is read from; the mean of the heads, not negative
+    attention: Tensor  # [B, T, N], what the image's embedding is read from; mean over heads, not negative
     tokens: Tensor  # [B, T, N, D], what the pooling reads: CLIP's last block's input, SigLIP's normalised last tokens
     stem: Tensor  # [B, L, S], patch embeddings before positions are added
     class_token: Tensor | None = None  # [B, T, D], CLIP's last block's input; a SigLIP has none
 
 
-class FrameTeacher(FrozenTeacher):
+class FrameTeacher(nn.Module):
     """A frozen image tower, with temporal fusion if wanted, on the student's grid of tokens.
 
-    It never trains and stays in evaluation mode. It computes in the precision of its weights, or in that of the
+    It never trains and is always in eval mode. It computes in the precision of its weights, or in that of the
     autocast around it; what it returns is float32.
     """
+
+    mean: Tensor
+    deviation: Tensor
+    overlap: Tensor
+    identity: dict[str, Any] | None = None  # for receipts: the model and the hash of its weights, if it was loaded
 
     def __init__(
         self,
@@ -52,89 +60,119 @@ class FrameTeacher(FrozenTeacher):
     ) -> None:
         """
         Args:
-            tower: taken over: frozen, its position embedding resized to side x side patches.
+            tower: becomes part of this module, is frozen, and gets the position embedding of `image_size`.
             side: the student's tokens on a side of a frame.
-            layers: its last blocks, which it returns features of; UMT and STM: 6.
-            image_size, mean, deviation: as `FrozenTeacher` has them.
+            layers: number of its last blocks whose features it returns; UMT and STM: 6. 0: only `attend` is called.
+            image_size: side its frames are resized to, in pixels; by default `side` of its own patches, so that each
+                of them is a token. With `layers` it must be that.
+            mean, deviation: of pixels in [0, 1], for their normalisation. The default is UMT's: its release gives the
+                CLIP the student's pixels with ImageNet's statistics, not those that CLIP was trained with.
             fusion: on top of the features of clips; images, T = 1, are left as they are (STM).
 
         Raises:
-            ModelError: fewer blocks than layers, another grid than the student's, or a fusion of another width.
+            ModelError: the size is not a multiple of its patches', there are fewer blocks than layers, features of
+                another grid than the student's, or a fusion of another width.
         """
-        super().__init__(tower.patch, side, image_size, mean, deviation)
-        if self.cells != side:
-            raise ModelError(
-                f"teacher.image_size {self.image_size} gives the teacher {self.cells} patches on a side and the student has "
-                f"{side} tokens: its features would belong to other places. Leave it out, or set it to {side * tower.patch}"
-            )
-        if layers > tower.depth:
-            raise ModelError(
-                f"teacher.layers {layers} is more than the {tower.depth} blocks that the teacher has; set it to {tower.depth} "
-                "or less"
-            )
+        super().__init__()
+        self.image_size = image_size or side * tower.patch
+        _check_sizes(tower, side, layers, self.image_size)
+        self.side = side
+        self.layers = layers
+        self.feature_width = tower.feature_width
+        self.token_width = tower.token_width
+        self.stem_width = tower.stem_width
         if fusion is not None and fusion.width != tower.feature_width:
             raise ModelError(
                 f"teacher.temporal_fusion is {fusion.width} wide, and the teacher's features are {tower.feature_width}"
             )
-        self.layers, self.side, self.feature_width = layers, side, tower.feature_width
-        self.token_width, self.stem_width = tower.token_width, tower.stem_width
-        tower.resize(side)
-        self.tower, self.fusion = tower, fusion
-        self.freeze()
+        cells = self.image_size // tower.patch
+        tower.resize(cells)
+        self.tower = tower
+        self.fusion = fusion
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(deviation).view(3, 1, 1), persistent=False)
+        # Share of each of its patches in each of the student's tokens, along one axis.
+        self.register_buffer("overlap", torch.tensor(overlap_matrix(0, 1, 1, cells, side)), persistent=False)
+        self.requires_grad_(False)
+        self.train(False)
 
     @classmethod
     def load(cls, settings: Settings, side: int) -> "FrameTeacher":
-        """The teacher that a run's settings name, on the CPU, for a student of side x side tokens a frame.
+        """The teacher that a run's settings name, on the CPU, for a student of side x side tokens per frame.
 
         Raises:
             ModelError: it cannot be loaded or used; the message says why.
         """
-        loaded, fusion = _load_tower(settings.model), None
-        identity = dict(loaded.identity)
-        if settings.temporal_fusion is not None:
-            path = Path(settings.temporal_fusion).expanduser()
-            try:
-                fusion = TemporalFusion.load(path)
-            except WeightsError as error:
-                raise ModelError(f"teacher.temporal_fusion: {error}") from error
-            identity["temporal_fusion_sha256"] = sha256_file(path)
-        mean: Sequence[float] = IMAGENET_MEAN
-        deviation: Sequence[float] = IMAGENET_STD
-        if settings.normalisation == "own":
-            if loaded.mean is None or loaded.deviation is None:
-                raise ModelError(
-                    f"teacher.normalisation `own`: {settings.model} has no preprocessor_config.json that says what it is"
-                )
-            mean, deviation = loaded.mean, loaded.deviation
-        teacher = cls(loaded.tower, side, settings.layers, settings.image_size, mean, deviation, fusion)
+        loaded = _load_tower(settings.model)
+        identity: dict[str, Any] = dict(loaded.identity)
+        layers, fusion = 0, None
+        if isinstance(settings, FeatureSettings):
+            layers = settings.layers
+            if settings.temporal_fusion is not None:
+                path = Path(settings.temporal_fusion).expanduser()
+                fusion = _load_fusion(path)
+                identity["temporal_fusion_sha256"] = sha256_file(path)
+        mean, deviation = _choose_statistics(settings, loaded)
+        teacher = cls(loaded.tower, side, layers, settings.image_size, mean, deviation, fusion)
         teacher.identity = identity
         return teacher
 
+    def train(self, mode: bool = True) -> Self:
+        """Keeps eval mode, whatever mode the module around it is in."""
+        return super().train(False)
+
+    def prepare(self, frames: Tensor) -> Tensor:
+        """The tower's input: uint8 frames [F, 3, S, S] -> float32 [F, 3, image_size, image_size], normalised."""
+        pixels = (to_unit(frames) - self.mean) / self.deviation
+        if pixels.shape[-1] != self.image_size:  # as UMT resizes: bicubic, without antialiasing
+            size = (self.image_size, self.image_size)
+            pixels = functional.interpolate(pixels, size, mode="bicubic", align_corners=False)
+        return pixels
+
     @torch.no_grad()
-    def forward(self, video: Tensor) -> Seen:
-        """What it says of clips: uint8 [B, T, 3, S, S] -> see `Seen`."""
+    def forward(self, video: Tensor) -> TeacherOutput:
+        """All outputs for clips, uint8 [B, T, 3, S, S] -> see `TeacherOutput`; for a teacher with `layers`."""
         batch, frames = video.shape[:2]
-        view = self.tower.run(self.prepare(video.flatten(0, 1)), self.layers)
-        features = view.features.float().unflatten(1, (batch, frames)).flatten(2, 3)
+        found = self.tower.run(self.prepare(video.flatten(0, 1)), self.layers)
+        features = found.features.float().unflatten(1, (batch, frames)).flatten(2, 3)
         if self.fusion is not None and frames > 1:
             features = self.fusion(features, frames).float()
-        return Seen(
+        return TeacherOutput(
             features,
-            view.attention.unflatten(0, (batch, frames)),
-            view.tokens.float().unflatten(0, (batch, frames)),
-            view.stem.float().unflatten(0, (batch, frames)).flatten(1, 2),
-            None if view.class_token is None else view.class_token[:, 0].float().unflatten(0, (batch, frames)),
+            found.attention.unflatten(0, (batch, frames)),
+            found.tokens.float().unflatten(0, (batch, frames)),
+            found.stem.float().unflatten(0, (batch, frames)).flatten(1, 2),
+            None if found.class_token is None else found.class_token[:, 0].float().unflatten(0, (batch, frames)),
         )
 
     @torch.no_grad()
-    def pool_windows(self, seen: Seen, window: int) -> Tensor:
+    def attend(self, video: Tensor, tubelet: int) -> Tensor:
+        """The guide "attention" of clips (UMT), without the blocks that only features need.
+
+        Args:
+            video: uint8 [B, T, 3, S, S], T a multiple of the tubelet.
+            tubelet: frames per slot.
+
+        Returns:
+            float32 [B, slots, N]: mean over the tubelet's frames (our inference; UMT's slots are frames) of the
+            attention that an image's embedding is read with, averaged over heads. Not negative; a frame's sum is at most
+            1, as a CLIP's class token attends to itself as well.
+        """
+        attention = self.tower.attend(self.prepare(video.flatten(0, 1)))  # [frames, cells^2]
+        cells = self.overlap.shape[1]
+        if cells != self.side:
+            attention = (self.overlap @ attention.unflatten(1, (cells, cells)) @ self.overlap.T).flatten(1)
+        return attention.unflatten(0, (-1, tubelet)).mean(dim=1).unflatten(0, (video.shape[0], -1))
+
+    @torch.no_grad()
+    def pool_windows(self, output: TeacherOutput, window: int) -> Tensor:
         """Each token with its neighbours through the teacher's own pooling (ClusterSTM's enhanced tokens).
 
         SigLIP's head reads the window. CLIP's class token, in the last block, reads itself and the window [INF: the
         paper's teacher is SigLIP].
 
         Args:
-            seen: what `forward` returned.
+            output: of `forward`.
             window: side of the neighbourhood, odd; it is clipped at the frame's border [INF]. 1: the token alone.
 
         Returns:
@@ -144,33 +182,68 @@ class FrameTeacher(FrozenTeacher):
             ValueError: the window is even or less than 1.
         """
         near = self._near(window)
-        pooled = self.tower.pool(*self._flatten(seen), near)
-        return pooled.float().unflatten(0, seen.tokens.shape[:2])
+        pooled = self.tower.pool(*self._flatten(output), near)
+        return pooled.float().unflatten(0, output.tokens.shape[:2])
 
     @torch.no_grad()
-    def pool_means(self, seen: Seen, window: int) -> Tensor:
+    def pool_means(self, output: TeacherOutput, window: int) -> Tensor:
         """As `pool_windows`, with the mean of the neighbours' last tokens in place of the pooling head."""
         near = self._near(window).float()
-        means = self.tower.average(*self._flatten(seen), near / near.sum(dim=1, keepdim=True))
-        return means.float().unflatten(0, seen.tokens.shape[:2])
+        means = self.tower.average(*self._flatten(output), near / near.sum(dim=1, keepdim=True))
+        return means.float().unflatten(0, output.tokens.shape[:2])
 
-    def _flatten(self, seen: Seen) -> tuple[Tensor, Tensor | None]:
+    def _flatten(self, output: TeacherOutput) -> tuple[Tensor, Tensor | None]:
         """Tokens [F, N, D] and class tokens [F, 1, D] of all frames, in the precision of the tower's weights."""
         precision = next(self.tower.parameters()).dtype
-        token = None if seen.class_token is None else seen.class_token.flatten(0, 1)[:, None].to(precision)
-        return seen.tokens.flatten(0, 1).to(precision), token
+        token = None if output.class_token is None else output.class_token.flatten(0, 1)[:, None].to(precision)
+        return output.tokens.flatten(0, 1).to(precision), token
 
     def _near(self, window: int) -> Tensor:
         """Which tokens lie in the window around each, bool [N, N]."""
         if window < 1 or window % 2 == 0:
-            raise ValueError(f"window {window} must be odd and at least 1: a token stands in its middle")
+            raise ValueError(f"window {window} must be odd and at least 1: a token is at its centre")
         place = torch.arange(self.side, device=self.mean.device)
         close = (place[:, None] - place).abs() <= window // 2  # along one axis
         return (close[:, None, :, None] & close[None, :, None, :]).reshape(self.side**2, self.side**2)
 
 
+def _check_sizes(tower: Tower, side: int, layers: int, image_size: int) -> None:
+    """Raises ModelError where frames of this size, in pixels, or so many layers do not go with the tower."""
+    if image_size % tower.patch:
+        raise ModelError(f"teacher.image_size {image_size} is not a multiple of its patches' {tower.patch} pixels")
+    cells = image_size // tower.patch
+    if layers and cells != side:
+        raise ModelError(
+            f"teacher.image_size {image_size} gives the teacher {cells} patches on a side and the student has "
+            f"{side} tokens: its features would belong to other places. Leave it out, or set it to {side * tower.patch}"
+        )
+    if layers > tower.depth:
+        raise ModelError(
+            f"teacher.layers {layers} is more than the {tower.depth} blocks that the teacher has; set it to {tower.depth} "
+            "or less"
+        )
+
+
+def _choose_statistics(settings: Settings, loaded: LoadedTower) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation to take off the pixels."""
+    if settings.normalisation != "own":
+        return IMAGENET_MEAN, IMAGENET_STD
+    if loaded.mean is None or loaded.deviation is None:
+        raise ModelError(
+            f"teacher.normalisation `own`: {settings.model} has no preprocessor_config.json that says what it is"
+        )
+    return loaded.mean, loaded.deviation
+
+
+def _load_fusion(path: Path) -> TemporalFusion:
+    try:
+        return TemporalFusion.load(path)
+    except WeightsError as error:
+        raise ModelError(f"teacher.temporal_fusion: {error}") from error
+
+
 def _load_tower(name: str) -> LoadedTower:
-    """Libraries take seconds to import: only the one that is needed is."""
+    """The libraries take seconds to import, so only the needed one is."""
     if name.startswith(TRANSFORMERS):
         from stm.models.teachers.transformers import load_transformers
 

@@ -9,8 +9,16 @@ from timm.layers import AttentionPoolLatent
 from timm.models.vision_transformer import VisionTransformer as TimmTransformer
 from torch import Tensor, nn
 
-from stm.models.teachers.frozen import resize_positions
-from stm.models.teachers.tower import ClassTokenTower, LoadedTower, Part, ProbeTower, Tower, project_joint, split_heads
+from stm.models.teachers.tower import (
+    ClassTokenTower,
+    LoadedTower,
+    Part,
+    ProbeTower,
+    Tower,
+    project_joint,
+    resize_positions,
+    split_heads,
+)
 from stm.pretrained.clip import load_clip
 from stm.pretrained.hub import ModelError
 
@@ -28,7 +36,7 @@ def load_open_clip(name: str) -> LoadedTower:
 
 
 def make_tower(model: nn.Module) -> Tower:
-    """A tower around open_clip's `visual`, which is taken over."""
+    """A tower around open_clip's `visual`, which it changes in place."""
     trunk = getattr(model, "trunk", None)
     if isinstance(trunk, TimmTransformer) and trunk.attn_pool is not None:
         return TimmProbeTower(model)
@@ -40,31 +48,38 @@ class OpenClipTower(ClassTokenTower):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = check_tower(model)
+        self.model = _check_class_token(model)
         self.last: ResidualAttentionBlock = self.model.transformer.resblocks[-1]
-        self.patch, self.heads = self.model.patch_size[0], self.last.attn.num_heads
-        self.token_width = self.stem_width = self.model.conv1.out_channels
+        self.patch = self.model.patch_size[0]
+        self.heads = self.last.attn.num_heads
+        self.depth = len(self.model.transformer.resblocks)
+        self.token_width = self.stem_width = self.convolution.out_channels
         self.feature_width = self.model.proj.shape[1]
 
     def resize(self, cells: int) -> None:
-        resize_tower(self.model, cells)
-
-    def embed(self, pixels: Tensor) -> Tensor:
-        convolution = self.model.conv1
-        return convolution(pixels.to(convolution.weight.dtype)).flatten(2).transpose(1, 2)
-
-    def enter(self, stem: Tensor) -> Tensor:
-        token = self.model.class_embedding.to(stem.dtype).expand(len(stem), 1, -1)
-        states = torch.cat([token, stem], dim=1)
-        return self.model.ln_pre(states + self.model.positional_embedding.to(stem.dtype))
+        model = self.model
+        model.positional_embedding = resize_positions(model.positional_embedding, cells, 1, tuple(model.grid_size))
+        model.grid_size = (cells, cells)
+        model.image_size = tuple(cells * side for side in model.patch_size)
 
     @property
-    def blocks(self) -> Sequence[nn.Module]:
-        return self.model.transformer.resblocks
+    def convolution(self) -> nn.Conv2d:
+        return self.model.conv1
 
-    @property
-    def depth(self) -> int:
-        return len(self.blocks)
+    def run_blocks(self, pixels: Tensor, numbers: Sequence[int]) -> list[Tensor]:
+        found = self.model.forward_intermediates(
+            self.cast(pixels),
+            indices=list(numbers),
+            stop_early=True,
+            intermediates_only=True,
+            output_fmt="NLC",
+            output_extra_tokens=True,
+        )
+        pairs = zip(found["image_intermediates_prefix"], found["image_intermediates"], strict=True)
+        return [torch.cat(pair, dim=1) for pair in pairs]
+
+    def run_last(self, states: Tensor) -> Tensor:
+        return self.last(states)
 
     def to_joint(self, tokens: Tensor) -> Tensor:
         return self.model.ln_post(tokens) @ self.model.proj
@@ -83,27 +98,23 @@ class TimmProbeTower(ProbeTower):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.trunk: Any
-        self.trunk, self.head = _check_trunk(model)
-        self.convolution: nn.Conv2d = self.trunk.patch_embed.proj
-        self.patch, self.heads = self.convolution.kernel_size[0], self.head.num_heads
+        self.trunk, self.head = _check_probe(model)
+        self.patch = self.convolution.kernel_size[0]
+        self.heads = self.head.num_heads
+        self.depth = len(self.trunk.blocks)
         self.token_width = self.stem_width = self.feature_width = self.convolution.out_channels
 
     def resize(self, cells: int) -> None:
-        self.trunk.pos_embed = nn.Parameter(resize_positions(self.trunk.pos_embed[0], cells, 0)[None])
-
-    def embed(self, pixels: Tensor) -> Tensor:
-        return self.convolution(pixels.to(self.convolution.weight.dtype)).flatten(2).transpose(1, 2)
-
-    def enter(self, stem: Tensor) -> Tensor:
-        return self.trunk.norm_pre(stem + self.trunk.pos_embed.to(stem.dtype))
+        self.trunk.set_input_size((cells * self.patch, cells * self.patch))
 
     @property
-    def blocks(self) -> Sequence[nn.Module]:
-        return self.trunk.blocks
+    def convolution(self) -> nn.Conv2d:
+        return self.trunk.patch_embed.proj
 
-    @property
-    def depth(self) -> int:
-        return len(self.blocks)
+    def run_blocks(self, pixels: Tensor, numbers: Sequence[int]) -> list[Tensor]:
+        return self.trunk.forward_intermediates(
+            self.cast(pixels), indices=list(numbers), stop_early=True, intermediates_only=True, output_fmt="NLC"
+        )
 
     def to_joint(self, tokens: Tensor) -> Tensor:
         return self.trunk.norm(tokens)
@@ -114,7 +125,8 @@ class TimmProbeTower(ProbeTower):
         key, value = (split_heads(half, self.heads) for half in self.head.kv(states).chunk(2, dim=-1))
         return self.head.k_norm(key) if part == "key" else value
 
-    def ask(self) -> Tensor:
+    @property
+    def probe(self) -> Tensor:
         return self.head.latent
 
     def finish(self, mixed: Tensor) -> Tensor:
@@ -122,7 +134,7 @@ class TimmProbeTower(ProbeTower):
         return pooled + self.head.mlp(self.head.norm(pooled))
 
 
-def check_tower(model: nn.Module) -> VisionTransformer:
+def _check_class_token(model: nn.Module) -> VisionTransformer:
     """The model, if its last block's class token is what its embedding is read from.
 
     Raises:
@@ -141,14 +153,7 @@ def check_tower(model: nn.Module) -> VisionTransformer:
     return model
 
 
-def resize_tower(model: VisionTransformer, cells: int) -> None:
-    """Interpolates the position embedding of open_clip's ViT to `cells` x `cells` patches."""
-    model.positional_embedding = resize_positions(model.positional_embedding, cells, 1, tuple(model.grid_size))
-    model.grid_size = (cells, cells)
-    model.image_size = tuple(cells * side for side in model.patch_size)
-
-
-def _check_trunk(model: nn.Module) -> tuple[TimmTransformer, AttentionPoolLatent]:
+def _check_probe(model: nn.Module) -> tuple[TimmTransformer, AttentionPoolLatent]:
     """timm's ViT and its pooling head, if tokens go from the blocks through one norm to the head, and nothing follows."""
     trunk = model.trunk
     assert isinstance(trunk, TimmTransformer)

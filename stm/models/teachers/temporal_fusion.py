@@ -1,11 +1,11 @@
 """ActionCLIP's temporal transformer over the frames of a clip, which STM's teacher has on top of its features.
 
-At each place of the picture the features of the T frames are a sequence (STM's release): a learned position for each
-frame is added, residual blocks follow, and what went in is added again at the end.
+At each place of the image the features of the T frames are a sequence (STM's release): a learned position per frame is
+added, residual blocks follow, and their input is added again at the end.
 """
 
-from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,56 +22,27 @@ NEST = "fusion_model_state_dict"  # where ActionCLIP's checkpoints hold it, besi
 HEAD_WIDTH = 64  # ActionCLIP's
 
 
-class _QuickGELU(nn.Module):
-    """CLIP's cheaper stand-in for GELU."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
-
-
-class _Block(nn.Module):
-    """CLIP's residual block, under its names."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.ln_1, self.ln_2 = (nn.LayerNorm(width, eps=1e-12) for _ in range(2))  # ActionCLIP's epsilon
-        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
-        parts = {"c_fc": nn.Linear(width, 4 * width), "gelu": _QuickGELU(), "c_proj": nn.Linear(4 * width, width)}
-        self.mlp = nn.Sequential(OrderedDict(parts))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, T, C] -> the same."""
-        normed = self.ln_1(x)
-        x = x + self.attn(normed, normed, normed, need_weights=False)[0]
-        return x + self.mlp(self.ln_2(x))
-
-
-class _Blocks(nn.Module):
-    """As ActionCLIP names them: transformer.resblocks.N."""
-
-    def __init__(self, width: int, layers: int, heads: int) -> None:
-        super().__init__()
-        self.resblocks = nn.Sequential(*(_Block(width, heads) for _ in range(layers)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.resblocks(x)
-
-
 class TemporalFusion(nn.Module):
-    """Lets the frames of a clip know of each other, place by place."""
+    """Attention between the frames of a clip, at each place by itself."""
 
     def __init__(self, width: int, frames: int, heads: int | None = None, layers: int = 6) -> None:
         """
         Args:
             width: C, of the features.
-            frames: rows of the position table, the longest clip. ActionCLIP's has 77, its text's context.
-            heads: of each block; by default one for 64 features, as in ActionCLIP.
+            frames: rows of the position table, the longest clip; ActionCLIP's has 77, its text's context.
+            heads: of each block; by default one per 64 features, as in ActionCLIP.
             layers: blocks; ActionCLIP's number.
         """
+        from open_clip.transformer import QuickGELU, Transformer  # takes seconds to import, and few runs have a fusion
+
         super().__init__()
         self.width = width
         self.frame_position_embeddings = nn.Embedding(frames, width)
-        self.transformer = _Blocks(width, layers, heads or max(1, width // HEAD_WIDTH))
+        # CLIP's blocks, under their names in ActionCLIP's files, with ActionCLIP's epsilon.
+        norm = partial(nn.LayerNorm, eps=1e-12)
+        self.transformer = Transformer(
+            width, layers, heads or max(1, width // HEAD_WIDTH), act_layer=QuickGELU, norm_layer=norm
+        )
 
     def forward(self, features: Tensor, frames: int) -> Tensor:
         """Fuses the features of clips.
@@ -81,7 +52,7 @@ class TemporalFusion(nn.Module):
             frames: T; a clip shorter than the table has its first rows.
 
         Returns:
-            The same shape and dtype; each layer is fused by itself.
+            The same shape and dtype; layers are fused one by one.
 
         Raises:
             ValueError: more frames than the table has rows.
@@ -111,8 +82,8 @@ class TemporalFusion(nn.Module):
         if not isinstance(table, Tensor) or table.dim() != 2 or not blocks:
             listed = ", ".join(sorted(found)[:5]) or "nothing"
             raise WeightsError(
-                f"{path}: holds no temporal transformer of ActionCLIP: {POSITIONS} and transformer.resblocks are looked "
-                f"for, and there are {listed}, …. Of its heads only `Transf` has one"
+                f"{path}: holds no temporal transformer of ActionCLIP: {POSITIONS} and transformer.resblocks are expected, "
+                f"and it has {listed}, …. Of its heads only `Transf` has one"
             )
         frames, width = table.shape
         with torch.device("meta"):

@@ -2,13 +2,17 @@
 
 Two families: a class token that the last block reads the frame with (CLIP), and a head whose learned query, the probe,
 reads all tokens (SigLIP). Both are attention of one query, so both can read a part of the frame as well.
+
+Running the blocks is left to the libraries. What they do not offer is here: the weights of that one query (timm's head
+and torch's fused attention return none), and pooling a window around each token.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,22 +20,22 @@ Part = Literal["query", "key", "value"]
 PARTS: tuple[Part, ...] = ("query", "key", "value")  # in the order in which joint weights hold them
 
 
-class View(NamedTuple):
-    """What a tower says of F frames of N patches."""
+class TowerOutput(NamedTuple):
+    """What a tower computes from F frames of N patches."""
 
     features: Tensor  # [layers, F, N, C], see `Tower.to_joint`
-    attention: Tensor  # float32 [F, N], of the pooling's query, mean of the heads
+    attention: Tensor  # float32 [F, N], of the pooling's query, mean over heads
     tokens: Tensor  # [F, N, D], what the pooling reads
-    class_token: Tensor | None  # [F, 1, D], what the pooling asks with; None: a probe, the same for all frames
-    stem: Tensor  # [F, N, S], the patches' embedding before positions are added
+    class_token: Tensor | None  # [F, 1, D], the pooling's query before its projection; None: a probe, the same for all
+    stem: Tensor  # [F, N, S], patch embeddings before positions are added
 
 
 class LoadedTower(NamedTuple):
-    """A tower with what its files say of it."""
+    """A tower and the metadata of its files."""
 
     tower: "Tower"
     identity: dict[str, str | None]
-    mean: tuple[float, ...] | None  # of the pixels it was trained with, in [0, 1]; None: the files do not say
+    mean: tuple[float, ...] | None  # of the pixels it was trained with, in [0, 1]; None: unknown
     deviation: tuple[float, ...] | None
 
 
@@ -40,31 +44,31 @@ class Tower(nn.Module, ABC):
 
     patch: int  # pixels
     heads: int  # of the attention that pools
+    depth: int  # blocks
     token_width: int  # D
     stem_width: int  # S
     feature_width: int  # C, of the space that it shares with its text tower
 
     @abstractmethod
     def resize(self, cells: int) -> None:
-        """Makes its positions those of `cells` x `cells` patches."""
-
-    @abstractmethod
-    def embed(self, pixels: Tensor) -> Tensor:
-        """The patches' embedding alone: pixels [F, 3, height, width] -> the stem [F, N, S]."""
-
-    @abstractmethod
-    def enter(self, stem: Tensor) -> Tensor:
-        """What goes into the first block: [F, N, S] -> [F, 1 + N with a class token, else N, D]."""
+        """Interpolates its position embedding to `cells` x `cells` patches."""
 
     @property
     @abstractmethod
-    def blocks(self) -> Iterable[Callable[[Tensor], Tensor]]:
-        """Its blocks, each from states to states of the same shape."""
+    def convolution(self) -> nn.Conv2d:
+        """The convolution that embeds the patches."""
 
-    @property
     @abstractmethod
-    def depth(self) -> int:
-        """How many blocks it has."""
+    def run_blocks(self, pixels: Tensor, numbers: Sequence[int]) -> list[Tensor]:
+        """Outputs of some of its blocks.
+
+        Args:
+            pixels: as `run` takes them.
+            numbers: of the blocks, counted from 0, ascending. Blocks after the last of them need not run.
+
+        Returns:
+            A tensor for each number, [F, M, D]: M is 1 + N, the class token first, or N where there is none.
+        """
 
     @abstractmethod
     def to_joint(self, tokens: Tensor) -> Tensor:
@@ -75,8 +79,12 @@ class Tower(nn.Module, ABC):
         """The pooling attention's query, key or value map of [F, M, D], split into heads: [F, heads, M, D / heads]."""
 
     @abstractmethod
-    def run(self, pixels: Tensor, layers: int) -> View:
-        """Looks at frames.
+    def attend(self, pixels: Tensor) -> Tensor:
+        """The attention of `run` alone, float32 [F, N], at less cost."""
+
+    @abstractmethod
+    def run(self, pixels: Tensor, layers: int) -> TowerOutput:
+        """Encodes frames.
 
         Args:
             pixels: float [F, 3, height, width], normalised, of the size that `resize` made it ready for.
@@ -85,7 +93,7 @@ class Tower(nn.Module, ABC):
 
     @abstractmethod
     def pool(self, tokens: Tensor, class_token: Tensor | None, near: Tensor) -> Tensor:
-        """Its own pooling, of a part of the frame for each token.
+        """Its own pooling, of a part of the frame per token.
 
         Args:
             tokens, class_token: as `run` returned them, [F, N, D] and [F, 1, D].
@@ -99,6 +107,17 @@ class Tower(nn.Module, ABC):
     def average(self, tokens: Tensor, class_token: Tensor | None, shares: Tensor) -> Tensor:
         """Means of tokens in the joint space: as `pool`, with float `shares` [N, N], whose rows sum to 1."""
 
+    def cast(self, pixels: Tensor) -> Tensor:
+        """Pixels in the precision of its weights."""
+        return pixels.to(self.convolution.weight.dtype)
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Patch embeddings before positions are added: pixels [F, 3, height, width] -> the stem [F, N, S].
+
+        No library returns them beside its blocks' outputs. Computed once more they cost next to nothing.
+        """
+        return self.convolution(self.cast(pixels)).flatten(2).transpose(1, 2)
+
 
 class ClassTokenTower(Tower):
     """CLIP: the class token of the last block's output is the image's embedding.
@@ -108,61 +127,70 @@ class ClassTokenTower(Tower):
     """
 
     @abstractmethod
-    def finish(self, states: Tensor, mixed: Tensor) -> Tensor:
-        """The last block behind its attention: its input [F, M, D] and mixed values [F, M, D] -> its output."""
+    def run_last(self, states: Tensor) -> Tensor:
+        """The last block: [F, 1 + N, D] -> the same shape."""
 
-    def run(self, pixels: Tensor, layers: int) -> View:
-        stem = self.embed(pixels)
-        states = before = self.enter(stem)
-        features = []
-        for number, block in enumerate(self.blocks):
-            before, states = states, block(states)
-            if number >= self.depth - layers:
-                features.append(self.to_joint(states[:, 1:]))
-        # One query, the class token: the weights are those of the whole block at a fraction of its cost.
-        attention = spread(self.project(before[:, :1], "query"), self.project(before, "key"))
-        return View(torch.stack(features), attention[:, 1:], before[:, 1:], before[:, :1], stem)
+    @abstractmethod
+    def finish(self, states: Tensor, mixed: Tensor) -> Tensor:
+        """The last block after its attention: its input [F, M, D] and mixed values [F, M, D] -> its output."""
+
+    def attend(self, pixels: Tensor) -> Tensor:
+        return self._read(self.run_blocks(pixels, [self.depth - 2])[0])
+
+    def run(self, pixels: Tensor, layers: int) -> TowerOutput:
+        # At least two: the second last block's output is the last one's input.
+        states = self.run_blocks(pixels, range(self.depth - max(layers, 2), self.depth))
+        before = states[-2]
+        features = torch.stack([self.to_joint(layer[:, 1:]) for layer in states[-layers:]])
+        return TowerOutput(features, self._read(before), before[:, 1:], before[:, :1], self.embed(pixels))
+
+    def _read(self, before: Tensor) -> Tensor:
+        """The last block's attention from the class token to the patches; its input [F, 1 + N, D] -> float32 [F, N]."""
+        # One query: the weights are those of the whole block at a fraction of its cost.
+        return weigh(self.project(before[:, :1], "query"), self.project(before, "key"))[:, 1:]
 
     def pool(self, tokens: Tensor, class_token: Tensor | None, near: Tensor) -> Tensor:
         assert class_token is not None
         states = torch.cat([class_token, tokens], dim=1)
         allowed = torch.cat([near.new_ones(len(near), 1), near], dim=1)  # it attends to itself as well
         query = self.project(class_token, "query").expand(-1, -1, len(near), -1)
-        mixed = attend(query, self.project(states, "key"), self.project(states, "value"), allowed)
+        mixed = mix(query, self.project(states, "key"), self.project(states, "value"), allowed)
         return self.to_joint(self.finish(class_token.expand(-1, len(near), -1), mixed))
 
     def average(self, tokens: Tensor, class_token: Tensor | None, shares: Tensor) -> Tensor:
         assert class_token is not None
         states = torch.cat([class_token, tokens], dim=1)
-        *_, last = self.blocks
-        return self.to_joint(shares.to(states.dtype) @ last(states)[:, 1:])
+        return self.to_joint(shares.to(states.dtype) @ self.run_last(states)[:, 1:])
 
 
 class ProbeTower(Tower):
-    """SigLIP: a learned query reads the normalised tokens; what it brings home is in the joint space already."""
+    """SigLIP: a learned query reads the normalised tokens, and the head's output is in the joint space already."""
 
+    @property
     @abstractmethod
-    def ask(self) -> Tensor:
-        """The probe, [1, 1, D]."""
+    def probe(self) -> Tensor:
+        """The learned query, [1, 1, D]."""
 
     @abstractmethod
     def finish(self, mixed: Tensor) -> Tensor:
-        """The head behind its attention: mixed values [F, M, D] -> [F, M, C]."""
+        """The head after its attention: mixed values [F, M, D] -> [F, M, C]."""
 
-    def run(self, pixels: Tensor, layers: int) -> View:
-        stem = self.embed(pixels)
-        states, features = self.enter(stem), []
-        for number, block in enumerate(self.blocks):
-            states = block(states)
-            if number >= self.depth - layers:
-                features.append(self.to_joint(states))
-        tokens = features[-1]
-        query = self.project(self.ask(), "query").expand(len(tokens), -1, -1, -1)
-        return View(torch.stack(features), spread(query, self.project(tokens, "key")), tokens, None, stem)
+    def attend(self, pixels: Tensor) -> Tensor:
+        return self._read(self.to_joint(self.run_blocks(pixels, [self.depth - 1])[0]))
+
+    def run(self, pixels: Tensor, layers: int) -> TowerOutput:
+        states = self.run_blocks(pixels, range(self.depth - layers, self.depth))
+        features = torch.stack([self.to_joint(layer) for layer in states])
+        return TowerOutput(features, self._read(features[-1]), features[-1], None, self.embed(pixels))
+
+    def _read(self, tokens: Tensor) -> Tensor:
+        """The head's attention to the normalised tokens: [F, N, D] -> float32 [F, N]."""
+        query = self.project(self.probe, "query").expand(len(tokens), -1, -1, -1)
+        return weigh(query, self.project(tokens, "key"))
 
     def pool(self, tokens: Tensor, class_token: Tensor | None, near: Tensor) -> Tensor:
-        query = self.project(self.ask(), "query").expand(len(tokens), -1, len(near), -1)
-        return self.finish(attend(query, self.project(tokens, "key"), self.project(tokens, "value"), near))
+        query = self.project(self.probe, "query").expand(len(tokens), -1, len(near), -1)
+        return self.finish(mix(query, self.project(tokens, "key"), self.project(tokens, "value"), near))
 
     def average(self, tokens: Tensor, class_token: Tensor | None, shares: Tensor) -> Tensor:
         return shares.to(tokens.dtype) @ tokens
@@ -183,7 +211,7 @@ def project_joint(attention: nn.MultiheadAttention, states: Tensor, part: Part) 
     return split_heads(functional.linear(states, weight, bias), attention.num_heads)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
+def mix(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
     """Attention of [F, heads, M, d] to [F, heads, N, d] where bool [M, N] allows it -> [F, M, heads * d].
 
     Masked, so that a window of any size costs what the whole frame does, and that the softmax is exact.
@@ -192,7 +220,27 @@ def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor
     return mixed.transpose(1, 2).flatten(2)
 
 
-def spread(query: Tensor, key: Tensor) -> Tensor:
-    """How one query's attention is spread, the mean of the heads: [F, heads, 1, d], [F, heads, N, d] -> float32 [F, N]."""
+def weigh(query: Tensor, key: Tensor) -> Tensor:
+    """Attention weights of one query, mean over heads: [F, heads, 1, d] and [F, heads, N, d] -> float32 [F, N]."""
     logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     return logits[:, :, 0].float().softmax(dim=-1).mean(dim=1)
+
+
+# ------------------------------------------------------------------------------------------------------- positions
+
+
+def resize_positions(table: Tensor, cells: int, class_tokens: int, grid: tuple[int, int] | None = None) -> nn.Parameter:
+    """A position embedding for another number of patches, interpolated as open_clip does when it loads a model.
+
+    Args:
+        table: float [class_tokens + patches, D].
+        cells: patches on a side, from now on.
+        class_tokens: rows at the beginning that stand for no patch; they stay as they are.
+        grid: rows and columns of patches so far; None: it is a square.
+
+    Returns:
+        Float [class_tokens + cells^2, D], a frozen copy; equal to `table` where the number is right.
+    """
+    old = None if grid is None else list(grid)
+    resized = resample_abs_pos_embed(table[None].detach(), [cells, cells], old, class_tokens)
+    return nn.Parameter(resized[0].clone(), requires_grad=False)

@@ -1,18 +1,25 @@
 """transformers' CLIP and SigLIP image towers as teachers, from the hub or a local folder."""
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 
-from stm.models.teachers.frozen import resize_positions
-from stm.models.teachers.tower import ClassTokenTower, LoadedTower, Part, ProbeTower, Tower, project_joint, split_heads
+from stm.models.teachers.tower import (
+    ClassTokenTower,
+    LoadedTower,
+    Part,
+    ProbeTower,
+    Tower,
+    project_joint,
+    resize_positions,
+    split_heads,
+)
 from stm.pretrained.hub import ModelError, ModelSource, explain_missing, find_model, load_complete
 
-# What a folder's config says it is -> what to load of it. A CLIP needs its projection.
+# From the model type in a config to the class to load. A CLIP needs its projection.
 CLASSES = {
     "clip": "CLIPModel",
     "clip_vision_model": "CLIPVisionModelWithProjection",
@@ -28,7 +35,7 @@ def load_transformers(name: str) -> LoadedTower:
         name: a hub id or a local folder.
 
     Raises:
-        ModelError: it cannot be had, lacks weights, or is no CLIP and no SigLIP with an image tower.
+        ModelError: it cannot be loaded, lacks weights, or is neither a CLIP nor a SigLIP with an image tower.
     """
     source = find_model(name)
     try:
@@ -37,7 +44,7 @@ def load_transformers(name: str) -> LoadedTower:
         raise explain_missing(source, error) from error
     if kind not in CLASSES:
         known = ", ".join(CLASSES.values())
-        raise ModelError(f"model {name!r} is of the kind {kind!r}; a teacher is one of {known}")
+        raise ModelError(f"model {name!r} is of type {kind!r}; a teacher is one of {known}")
     model = load_complete(getattr(transformers, CLASSES[kind]), source, "float32", torch.device("cpu"))
     mean, deviation = _read_statistics(source)
     identity = source.identify(getattr(model.config, "_commit_hash", None))
@@ -45,7 +52,7 @@ def load_transformers(name: str) -> LoadedTower:
 
 
 def make_tower(model: Any, name: str = "teacher.model") -> Tower:
-    """A tower around the image half of a model of `CLASSES`, which is taken over; its text half is let go."""
+    """A tower around the image half of a model of `CLASSES`, which it changes in place; the text half is dropped."""
     vision = getattr(model, "vision_model", model)
     if hasattr(model, "visual_projection"):
         return TransformersClipTower(vision, model.visual_projection)
@@ -63,52 +70,52 @@ def _read_statistics(source: ModelSource) -> tuple[tuple[float, ...] | None, tup
     return tuple(processor.image_mean), tuple(processor.image_std)
 
 
-def _embed(vision: Any, pixels: Tensor) -> Tensor:
-    convolution = vision.embeddings.patch_embedding
-    return convolution(pixels.to(convolution.weight.dtype)).flatten(2).transpose(1, 2)
+class _TransformersTower(Tower):
+    """What the image towers of CLIP and SigLIP have in common in transformers."""
 
+    class_tokens: int  # rows of the position embedding that stand for no patch
 
-def _resize(vision: Any, cells: int, class_tokens: int) -> None:
-    table = vision.embeddings.position_embedding
-    table.weight = resize_positions(table.weight, cells, class_tokens)
-    table.num_embeddings = len(table.weight)
-
-
-def _blocks(vision: Any) -> list[Callable[[Tensor], Tensor]]:
-    return [partial(layer, attention_mask=None) for layer in vision.encoder.layers]
-
-
-class TransformersClipTower(ClassTokenTower):
-    """CLIPVisionModel and the projection of CLIPModel or CLIPVisionModelWithProjection."""
-
-    def __init__(self, vision: Any, projection: nn.Linear) -> None:
+    def __init__(self, vision: Any) -> None:
         super().__init__()
-        self.vision, self.projection = vision, projection
+        self.vision = vision
+        self.entry_norm = getattr(vision, "pre_layrnorm", nn.Identity())  # transformers' spelling; SigLIP has none
         self.patch = vision.config.patch_size
         self.heads = vision.config.num_attention_heads
-        self.token_width = self.stem_width = vision.config.hidden_size
+        self.depth = len(vision.encoder.layers)
+        self.token_width = self.stem_width = self.feature_width = vision.config.hidden_size
+
+    def resize(self, cells: int) -> None:
+        embeddings, table = self.vision.embeddings, self.vision.embeddings.position_embedding
+        table.weight = resize_positions(table.weight, cells, self.class_tokens)
+        table.num_embeddings = len(table.weight)
+        embeddings.position_ids = torch.arange(len(table.weight), device=table.weight.device)[None]
+        embeddings.image_size = cells * self.patch
+
+    @property
+    def convolution(self) -> nn.Conv2d:
+        return self.vision.embeddings.patch_embedding
+
+    def run_blocks(self, pixels: Tensor, numbers: Sequence[int]) -> list[Tensor]:
+        # Not with `output_hidden_states`: the hooks by which transformers records them break the compiled graph.
+        states = [self.entry_norm(self.vision.embeddings(pixels))]
+        for layer in self.vision.encoder.layers[: numbers[-1] + 1]:
+            states.append(layer(states[-1], attention_mask=None))
+        return [states[number + 1] for number in numbers]
+
+
+class TransformersClipTower(_TransformersTower, ClassTokenTower):
+    """CLIPVisionModel and the projection of CLIPModel or CLIPVisionModelWithProjection."""
+
+    class_tokens = 1
+
+    def __init__(self, vision: Any, projection: nn.Linear) -> None:
+        super().__init__(vision)
+        self.projection = projection
         self.feature_width = projection.out_features
         self.last = vision.encoder.layers[-1]
 
-    def resize(self, cells: int) -> None:
-        _resize(self.vision, cells, class_tokens=1)
-
-    def embed(self, pixels: Tensor) -> Tensor:
-        return _embed(self.vision, pixels)
-
-    def enter(self, stem: Tensor) -> Tensor:
-        embeddings = self.vision.embeddings
-        token = embeddings.class_embedding.to(stem.dtype).expand(len(stem), 1, -1)
-        states = torch.cat([token, stem], dim=1) + embeddings.position_embedding.weight.to(stem.dtype)
-        return self.vision.pre_layrnorm(states)  # transformers' spelling
-
-    @property
-    def blocks(self) -> list[Callable[[Tensor], Tensor]]:
-        return _blocks(self.vision)
-
-    @property
-    def depth(self) -> int:
-        return len(self.vision.encoder.layers)
+    def run_last(self, states: Tensor) -> Tensor:
+        return self.last(states, attention_mask=None)
 
     def to_joint(self, tokens: Tensor) -> Tensor:
         return self.projection(self.vision.post_layernorm(tokens))
@@ -123,32 +130,14 @@ class TransformersClipTower(ClassTokenTower):
         return states + self.last.mlp(self.last.layer_norm2(states))
 
 
-class TransformersSiglipTower(ProbeTower):
+class TransformersSiglipTower(_TransformersTower, ProbeTower):
     """SiglipVisionModel with its head; SigLIP 2 of fixed size is the same model."""
 
+    class_tokens = 0
+
     def __init__(self, vision: Any) -> None:
-        super().__init__()
-        self.vision, self.head = vision, vision.head
-        self.patch = vision.config.patch_size
-        self.heads = vision.config.num_attention_heads
-        self.token_width = self.stem_width = self.feature_width = vision.config.hidden_size
-
-    def resize(self, cells: int) -> None:
-        _resize(self.vision, cells, class_tokens=0)
-
-    def embed(self, pixels: Tensor) -> Tensor:
-        return _embed(self.vision, pixels)
-
-    def enter(self, stem: Tensor) -> Tensor:
-        return stem + self.vision.embeddings.position_embedding.weight.to(stem.dtype)
-
-    @property
-    def blocks(self) -> list[Callable[[Tensor], Tensor]]:
-        return _blocks(self.vision)
-
-    @property
-    def depth(self) -> int:
-        return len(self.vision.encoder.layers)
+        super().__init__(vision)
+        self.head = vision.head
 
     def to_joint(self, tokens: Tensor) -> Tensor:
         return self.vision.post_layernorm(tokens)
@@ -156,7 +145,8 @@ class TransformersSiglipTower(ProbeTower):
     def project(self, states: Tensor, part: Part) -> Tensor:
         return project_joint(self.head.attention, states, part)
 
-    def ask(self) -> Tensor:
+    @property
+    def probe(self) -> Tensor:
         return self.head.probe
 
     def finish(self, mixed: Tensor) -> Tensor:

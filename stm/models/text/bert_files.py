@@ -1,4 +1,4 @@
-"""Reading a transformers BERT: its config, its weights, and our names for them."""
+"""Reading a transformers BERT: its config, its weights, and their names in `SplitBert`."""
 
 import re
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def read_config(source: ModelSource) -> BertConfig:
     """The config of a BERT.
 
     Raises:
-        ModelError: it cannot be had, or is another model's.
+        ModelError: it cannot be loaded, or belongs to another kind of model.
     """
     try:
         config = AutoConfig.from_pretrained(**source.arguments)
@@ -41,10 +41,10 @@ def read_config(source: ModelSource) -> BertConfig:
 def read_bert(source: ModelSource, config: BertConfig) -> tuple[BertForMaskedLM, str | None]:
     """The whole BERT and the hub's commit, through transformers, which knows older names of weights.
 
-    The head of hidden words is fresh where the files have none of it.
+    The masked language modelling head is freshly initialised where the files have none.
 
     Raises:
-        ModelError: there are no safetensors, or weights are missing.
+        ModelError: safetensors or weights are missing.
     """
     try:
         loaded: Any = BertForMaskedLM.from_pretrained(
@@ -53,13 +53,13 @@ def read_bert(source: ModelSource, config: BertConfig) -> tuple[BertForMaskedLM,
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise explain_missing(source, error) from error
     model, report = loaded
-    # The head's decoder is the embeddings and the bias once more.
+    # The head's decoder is tied to the embeddings and the bias.
     missing = {name for name in report["missing_keys"] if ".decoder." not in name}
     head = {name for name in model.state_dict() if name.startswith("cls.predictions.") and ".decoder." not in name}
     lacking = sorted(missing - head if head <= missing else missing)
     if lacking:
         raise ModelError(
-            f"model {source.name!r} is no complete BERT: {len(lacking)} weights are missing, {lacking[0]} for instance"
+            f"model {source.name!r} is not a complete BERT: {len(lacking)} weights are missing, {lacking[0]} for instance"
         )
     return model, getattr(model.config, "_commit_hash", None)
 
@@ -74,6 +74,6 @@ def rename(state: Mapping[str, Tensor], fusion_layer: int) -> dict[str, Tensor]:
             number = int(layer[1])
             part, place = ("text", number) if number < fusion_layer else ("fusion", number - fusion_layer)
             name = f"{part}_layers.{place}.{name[layer.end() :]}"
-        if not name.startswith("cls.predictions.decoder."):  # the embeddings and the bias once more
+        if not name.startswith("cls.predictions.decoder."):  # tied to the embeddings and the bias
             found[name] = tensor
     return found

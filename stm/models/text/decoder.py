@@ -1,7 +1,7 @@
-"""A decoder that writes a text while it looks at given states: answers to questions (UMT), captions.
+"""A text decoder with cross-attention: answers to questions (UMT), captions.
 
-It has as many layers as a split BERT has fusion layers and starts from their weights, as UMT's answers do: there it looks
-at the states of the question, which have looked at the clip. For captions it looks at the clip's tokens.
+It has as many layers as a split BERT has fusion layers and starts from their weights, as UMT's does. For answers it
+attends to the states of the question, which have attended to the clip; for captions to the clip's tokens.
 """
 
 from collections.abc import Mapping
@@ -17,39 +17,41 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from stm.models.text.split_bert import SplitBert
 
 DEPTH = 128
-"""Answers that UMT ranks by all their tokens."""
+"""Number of answers that UMT ranks by all their tokens."""
 
 _PREDICTED = 4096
-"""Tokens whose logits of all words are held at a time when answers are ranked: half a gigabyte with BERT's words."""
+"""Tokens whose logits are held at a time when answers are ranked: half a gigabyte with BERT's vocabulary."""
 
 _TIED = "cls.predictions.decoder."
 
 
 class TextDecoder(nn.Module):
-    """A BERT that looks back only, with cross-attention, and its head of words."""
+    """A causal BERT with cross-attention and its language modelling head."""
 
     def __init__(self, config: BertConfig, pad_id: int, cls_id: int, sep_id: int) -> None:
         """A fresh one; `of` makes one from a split BERT.
 
         Args:
-            config: a BERT's; `num_hidden_layers` are the decoder's.
-            pad_id: fills up short texts and is never to be predicted.
-            cls_id: opens a text.
-            sep_id: closes it.
+            config: a BERT's; `num_hidden_layers` counts the decoder's layers.
+            pad_id: padding, which is never a target.
+            cls_id: the first token of a text.
+            sep_id: its last.
         """
         super().__init__()
         config = deepcopy(config)
         config.is_decoder = config.add_cross_attention = True
         config._attn_implementation = "sdpa"
-        self.pad_id, self.cls_id, self.sep_id = pad_id, cls_id, sep_id
+        self.pad_id = pad_id
+        self.cls_id = cls_id
+        self.sep_id = sep_id
         self.bert = BertLMHeadModel(config)
 
     @classmethod
     def of(cls, language: SplitBert) -> "TextDecoder":
-        """Fusion layers, embeddings and head of words of a split BERT, copied.
+        """A decoder from copies of a split BERT's fusion layers, embeddings and language modelling head.
 
         Raises:
-            ModelError: it was made without a tokenizer, so that nothing says how a text begins and ends.
+            ModelError: it has no tokenizer, which defines a text's first and last token.
         """
         config = deepcopy(language.config)
         config.num_hidden_layers = len(language.fusion_layers)
@@ -66,14 +68,14 @@ class TextDecoder(nn.Module):
         return decoder
 
     def weights(self) -> dict[str, Tensor]:
-        """Its state dict without the head's matrix, which is that of the word embeddings; so safetensors takes it."""
+        """Its state dict without the head's matrix, which is tied to the word embeddings: safetensors refuses shared tensors."""
         return {name: tensor for name, tensor in self.bert.state_dict().items() if not name.startswith(_TIED)}
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Copies what `weights` gave.
+        """Copies weights of `weights` into this module.
 
         Raises:
-            RuntimeError: names or shapes are not its own.
+            RuntimeError: names or shapes differ.
         """
         head = {
             f"{_TIED}weight": weights["bert.embeddings.word_embeddings.weight"],
@@ -93,9 +95,9 @@ class TextDecoder(nn.Module):
 
         Args:
             tokens: int64 [B, X], from [CLS] to [SEP], then padding, which is not predicted.
-            memory: float [B, S, W], what is looked at; row i for text i.
+            memory: float [B, S, W], what is attended to; row i for text i.
             weights: float [B], of the texts (an answer's share of its question's, in UMT); None: 1.
-            present: bool [B, S], False for padding of the memory; None: all is looked at.
+            present: bool [B, S], False for padding of the memory; None: no padding.
             smoothing: label smoothing, in [0, 1); UMT has none.
 
         Returns:
@@ -124,17 +126,17 @@ class TextDecoder(nn.Module):
         ranking: Literal["sum", "albef"] = "sum",
         present: Tensor | None = None,
     ) -> Tensor:
-        """Scores given answers: the `depth` whose first token is most probable get the log-probability of all tokens.
+        """Scores given answers: the `depth` with the most probable first token get the log-probability of all their tokens.
 
-        Answers with the same first token tie there; those that come first in the list are taken (so let it begin with the
-        most frequent ones). In evaluation mode only.
+        Answers with the same first token tie there, and the first of the list are taken: sort it by frequency. For eval
+        mode only.
 
         Args:
             memory: float [B, S, W], the states of the questions.
             candidates: int64 [A, X], each [CLS], its words, [SEP], padding.
-            depth: answers that are scored by all tokens.
+            depth: number of answers that are scored by all tokens.
             ranking: `sum` of the tokens' log-probabilities; `albef` counts the first token's twice, as the released code of
-                ALBEF and UMT does (published numbers are made so).
+                ALBEF and UMT does (published numbers come from it).
             present: bool [B, S], False for padding of the memory.
 
         Returns:
@@ -144,9 +146,9 @@ class TextDecoder(nn.Module):
             ValueError: a candidate does not begin with [CLS] and a token, or `depth` is below 1.
         """
         if depth < 1 or candidates.shape[1] < 2:
-            raise ValueError("at least one candidate of two tokens must be ranked")
+            raise ValueError("depth must be at least 1, and candidates must have at least 2 tokens")
         if bool((candidates[:, 0] != self.cls_id).any() | (candidates[:, 1] == self.pad_id).any()):
-            raise ValueError("every candidate must begin with [CLS] and go on with a token")
+            raise ValueError("every candidate must begin with [CLS] and a token other than padding")
         start = candidates.new_full((len(memory), 1), self.cls_id)
         first = log_softmax(self._predict(start, memory, present)[:, 0], dim=-1)[:, candidates[:, 1]]  # [B, A]
         best, chosen = (part[:, :depth] for part in first.sort(dim=1, descending=True, stable=True))
@@ -174,18 +176,18 @@ class TextDecoder(nn.Module):
         length_penalty: float = 1.0,
         present: Tensor | None = None,
     ) -> list[list[int]]:
-        """Writes a text for each row of the memory, by transformers' beam search. In evaluation mode only.
+        """Generates a text for each row of the memory, by transformers' beam search. For eval mode only.
 
         Args:
-            memory: float [B, S, W], what is looked at.
-            beams: partial texts that are kept; 1 takes the most probable token each time.
-            max_tokens: most tokens after [CLS]; a text that has not closed by then is cut.
-            length_penalty: a finished text's log-probability is divided by its length to this power; above 0 longer texts
-                are favoured.
+            memory: float [B, S, W], what is attended to.
+            beams: number of beams; 1 is greedy decoding.
+            max_tokens: maximum number of tokens after [CLS]; a text without [SEP] by then is truncated.
+            length_penalty: a finished text's log-probability is divided by its length to this power; values above 0
+                favour longer texts.
             present: bool [B, S], False for padding of the memory.
 
         Returns:
-            The token ids of each, without [CLS], [SEP] and what comes after.
+            The token ids of each text, without [CLS], and without [SEP] and all after it.
 
         Raises:
             ValueError: `max_tokens` is more than the BERT has positions for.
@@ -212,7 +214,7 @@ class TextDecoder(nn.Module):
             attention_mask=torch.ones_like(start),
             encoder_hidden_states=memory,
             encoder_attention_mask=present,
-            # Given, as generate() gives a decoder without an encoder no room for its cross-attention's keys.
+            # Passed in, because generate() allocates no cross-attention cache for a decoder without an encoder.
             past_key_values=EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config)),
         )
         return [self._words(row) for row in found[:, 1:].tolist()]

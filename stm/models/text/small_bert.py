@@ -1,4 +1,4 @@
-"""A small BERT with random weights and a vocabulary of one's own, for demos and tests."""
+"""A small BERT with random weights and a given vocabulary, for demos and tests."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,19 +10,19 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # in the order of thei
 
 
 def make_bert(folder: Path, words: Iterable[str], width: int, layers: int, heads: int, seed: int = 0) -> None:
-    """Writes a fresh `BertForMaskedLM` and its tokenizer, as transformers does; same arguments, same weights.
+    """Saves a fresh `BertForMaskedLM` and its tokenizer in transformers' format; same arguments, same weights.
 
     Args:
-        folder: is made; gets `config.json`, `model.safetensors` and the tokenizer's files.
-        words: the vocabulary in its order. Captions do as well: they are taken apart as BERT takes texts apart, in
-            lower case and at punctuation; a word counts once.
+        folder: is created; gets `config.json`, `model.safetensors` and the tokenizer's files.
+        words: the vocabulary in its order, or captions: they are split as BERT splits texts, in lower case and at
+            punctuation; repeated words count once.
         width: hidden size; the feed-forward layers have four times as much, as in BERT.
         layers: number of layers.
         heads: attention heads; they divide the width.
-        seed: of the weights. The state of torch's own generator stays as it is.
+        seed: of the weights. The state of torch's global generator is left as it is.
 
     Raises:
-        ValueError: there are no words, or the heads do not divide the width.
+        ValueError: `words` is empty, or the heads do not divide the width.
     """
     backend = BertTokenizer().backend_tokenizer
     pieces = [

@@ -25,7 +25,7 @@ from stm.pretrained.hub import ModelError, find_model
 
 __all__ = ["SplitBert", "Tokenizer", "make_bert"]
 
-# What of a BERT's config fixes what it computes, and the most that a file may ask for of each.
+# The sizes in a BERT's config, and the largest that a file may ask for: a header may come from anyone.
 _SIZES = {
     "vocab_size": 2**22,
     "hidden_size": 2**16,
@@ -46,7 +46,7 @@ _OTHERS = (
 
 
 class SplitBert(nn.Module):
-    """Text layers, fusion layers, and the head that fills in hidden words."""
+    """Text layers, fusion layers, and the masked language modelling head."""
 
     def __init__(
         self,
@@ -55,16 +55,16 @@ class SplitBert(nn.Module):
         tokenizer: Tokenizer | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
-        """A fresh one, initialised as BERT is; seed torch before for the same weights.
+        """A fresh one, initialised as BERT is; seed torch first for reproducible weights.
 
         Args:
             config: a BERT's; `num_hidden_layers` counts text and fusion layers.
             fusion_layer: number of text layers.
-            tokenizer: its tokenizer; needed for texts, not for tokens.
-            gradient_checkpointing: in training, compute each layer's activations again in the backward pass.
+            tokenizer: its tokenizer; needed to encode texts.
+            gradient_checkpointing: in training, recompute each layer's activations in the backward pass.
 
         Raises:
-            ModelError: no layer is left for one of the two parts, or the tokenizer has more words than the BERT.
+            ModelError: one of the two parts would have no layer, or the tokenizer has more tokens than the BERT.
         """
         super().__init__()
         layers = config.num_hidden_layers
@@ -75,15 +75,16 @@ class SplitBert(nn.Module):
             )
         if tokenizer is not None and tokenizer.vocabulary > config.vocab_size:
             raise ModelError(
-                f"the tokenizer knows {tokenizer.vocabulary} words, the BERT {config.vocab_size}: they do not belong together"
+                f"the tokenizer has {tokenizer.vocabulary} tokens and the BERT {config.vocab_size}: they do not belong together"
             )
-        self.config, self.fusion_layer = plain_config(config), fusion_layer
+        self.config = plain_config(config)
+        self.fusion_layer = fusion_layer
         self.gradient_checkpointing = gradient_checkpointing
-        self.identity: dict[str, str | None] | None = None  # for receipts: model and hash, where it was loaded
+        self.identity: dict[str, str | None] | None = None  # for receipts: model and hash, if it was loaded
         self._tokenizer = tokenizer
         fusion = deepcopy(self.config)
-        # transformers builds cross-attention into decoders only. A decoder's self-attention looks back only where
-        # no mask is given: here one always is.
+        # transformers builds cross-attention into decoders only. A decoder's self-attention is causal only where no mask
+        # is given: here one always is.
         fusion.is_decoder = fusion.add_cross_attention = True
         self.embeddings = BertEmbeddings(self.config)
         self.text_layers = nn.ModuleList(BertLayer(self.config) for _ in range(fusion_layer))
@@ -101,11 +102,11 @@ class SplitBert(nn.Module):
     def load(cls, settings: Language) -> "SplitBert":
         """A pretrained BERT (BertModel, BertForMaskedLM or BertForPreTraining), split.
 
-        The cross-attentions are fresh, as BERT initialises its layers; seed torch before for the same ones. So is the
-        head of hidden words where the files have none (BertModel).
+        The cross-attentions are fresh, as BERT initialises its layers; seed torch first for reproducible ones. So is the
+        masked language modelling head where the files have none (BertModel).
 
         Raises:
-            ModelError: the model cannot be had, is no BERT, lacks weights or a tokenizer, or does not go with
+            ModelError: the model cannot be loaded, is not a BERT, lacks weights or a tokenizer, or does not go with
                 `fusion_layer` or `max_tokens`.
         """
         source = find_model(settings.model)
@@ -124,26 +125,26 @@ class SplitBert(nn.Module):
 
     @classmethod
     def rebuild(cls, values: Mapping[str, Any]) -> "SplitBert":
-        """A fresh one from what `describe` gave.
+        """A fresh one from the values of `describe`.
 
         Raises:
-            ModelError: the values describe no BERT.
+            ModelError: the values do not describe a BERT.
         """
         try:
             bert, fusion_layer, tokenizer = values["bert"], values["fusion_layer"], values["tokenizer"]
             sizes = {name: (bert[name], most) for name, most in _SIZES.items()}
             wrong = [name for name, (size, most) in sizes.items() if not (isinstance(size, int) and 0 < size <= most)]
             if wrong or not isinstance(bert["hidden_act"], str):
-                raise ModelError(f"its {(wrong or ['hidden_act'])[0]} cannot be")
+                raise ModelError(f"invalid {(wrong or ['hidden_act'])[0]}")
             config = BertConfig(**{name: bert[name] for name in (*_SIZES, *_OTHERS)})
             return cls(config, fusion_layer, None if tokenizer is None else Tokenizer(**tokenizer))
         except ModelError:
             raise
         except Exception as error:  # transformers' checks of a config have errors of their own
-            raise ModelError(f"these values describe no BERT: {error!r}") from error
+            raise ModelError(f"these values do not describe a BERT: {error!r}") from error
 
     def describe(self) -> dict[str, Any]:
-        """What `rebuild` needs beside the weights, as JSON values: "bert", "fusion_layer" and "tokenizer"."""
+        """What `rebuild` needs in addition to the weights, as JSON values: "bert", "fusion_layer" and "tokenizer"."""
         return {
             "bert": {name: getattr(self.config, name) for name in (*_SIZES, *_OTHERS)},
             "fusion_layer": self.fusion_layer,
@@ -162,9 +163,9 @@ class SplitBert(nn.Module):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Raises ModelError where it was made without one."""
+        """Its tokenizer; raises ModelError where it has none."""
         if self._tokenizer is None:
-            raise ModelError("this BERT was made without a tokenizer")
+            raise ModelError("this BERT has no tokenizer")
         return self._tokenizer
 
     @property
@@ -174,27 +175,27 @@ class SplitBert(nn.Module):
 
     @property
     def vocabulary(self) -> int:
-        """Words that it can predict, V."""
+        """Tokens that it can predict, V."""
         return int(self.config.vocab_size)
 
     @property
     def pad_id(self) -> int:
-        """The token that fills up short texts, which no other token looks at."""
+        """The padding token, which no other token attends to."""
         return self._tokenizer.pad_id if self._tokenizer else int(self.config.pad_token_id or 0)
 
     @property
     def cls_id(self) -> int:
-        """The token that opens a text."""
+        """The first token of a text."""
         return self.tokenizer.cls_id
 
     @property
     def sep_id(self) -> int:
-        """The token that closes a text."""
+        """The last token of a text."""
         return self.tokenizer.sep_id
 
     @property
     def mask_id(self) -> int:
-        """The token that stands for a hidden word."""
+        """The token in place of a hidden word."""
         return self.tokenizer.mask_id
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -204,29 +205,29 @@ class SplitBert(nn.Module):
             states = self._run(layer, states, mask)
         return states
 
-    def fuse(self, states: Tensor, tokens: Tensor, seen: Tensor) -> Tensor:
-        """The text with the video.
+    def fuse(self, states: Tensor, tokens: Tensor, memory: Tensor) -> Tensor:
+        """The text through the fusion layers, which cross-attend to the video.
 
         Args:
             states: [B, X, W] of `forward`.
-            tokens: int64 [B, X], from which the padding is known.
-            seen: the video's tokens [B, K, W], all of which are looked at; [1, K, W] where all texts look at one video.
+            tokens: int64 [B, X], which show the padding.
+            memory: the video's features [B, K, W], all of which are attended to; [1, K, W] where one video serves all texts.
 
         Returns:
             [B, X, W], the output of the last layer.
         """
         mask = self._mask(tokens)
         for layer in self.fusion_layers:
-            states = self._run(layer, states, mask, seen)
+            states = self._run(layer, states, mask, memory)
         return states
 
     def predict_words(self, fused: Tensor) -> Tensor:
-        """[B, X, W] of `fuse` -> logits of the words [B, X, V]."""
-        # Multiplied with the embeddings' own matrix: a tied copy in a module would be in the state dict twice.
+        """[B, X, W] of `fuse` -> logits of the tokens [B, X, V]."""
+        # With the embeddings' own matrix: a tied module would put it into the state dict twice.
         return linear(self.transform(fused), self.embeddings.word_embeddings.weight, self.word_bias)
 
     def _mask(self, tokens: Tensor) -> Tensor:
-        """Bool [B, 1, 1, X], True for what may be looked at; never None, as a fusion layer would then look back only."""
+        """Bool [B, 1, 1, X], True for what may be attended to; never None, which would make a fusion layer causal."""
         return (tokens != self.pad_id)[:, None, None]
 
     def _run(self, layer: nn.Module, *inputs: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Captions to numbers: a BERT's tokenizer, of which nothing but its JSON text is kept."""
+"""Captions to token ids: a BERT's tokenizer, stored as its JSON text alone."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,17 +17,17 @@ _FILES = ("tokenizer.json", "vocab.txt")
 class Tokenizer:
     """Texts to a fixed number of token ids.
 
-    It is no module: it has no weights and stands in no state dict. `describe` gives all of it as JSON values.
+    It has no weights and no part in a state dict. `describe` returns all of it as JSON values.
     """
 
     def __init__(self, text: str, special: Mapping[str, str]) -> None:
         """
         Args:
-            text: a `tokenizer.json` of the tokenizers library. It must close a text with [CLS] and [SEP] itself.
-            special: the words of "pad", "cls", "sep" and "mask".
+            text: a `tokenizer.json` of the tokenizers library. It must add [CLS] and [SEP] itself.
+            special: the tokens for "pad", "cls", "sep" and "mask".
 
         Raises:
-            ModelError: the text is no tokenizer, or lacks one of these words.
+            ModelError: the text cannot be read as a tokenizer, or lacks one of these tokens.
         """
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(text)
@@ -37,21 +37,21 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._special = {name: special.get(name) for name in _SPECIAL}
         self.pad_id, self.cls_id, self.sep_id, self.mask_id = (self._find(name) for name in _SPECIAL)
-        self.vocabulary: int = self._tokenizer.get_vocab_size(with_added_tokens=True)  # words that it knows
+        self.vocabulary: int = self._tokenizer.get_vocab_size(with_added_tokens=True)  # tokens that it knows
 
     def _find(self, name: str) -> int:
         word = self._special[name]
         number = self._tokenizer.token_to_id(word) if isinstance(word, str) else None
         if number is None:
-            raise ModelError(f"the tokenizer has no {name} token (it is said to be {word!r}), which a BERT's has")
+            raise ModelError(f"the tokenizer lacks the {name} token {word!r}, which a BERT needs")
         return int(number)
 
     def encode(self, texts: Sequence[str], max_tokens: int) -> Tensor:
-        """Token ids, padded and cut to one length, so that all batches have the same shape.
+        """Token ids, padded and truncated to one length, so that all batches have the same shape.
 
         Args:
-            texts: B captions as they are; they are cleaned here, as UMT does (see `clean_text`).
-            max_tokens: X, [CLS] and [SEP] included; a longer text loses its last words and keeps [SEP].
+            texts: B raw captions; they are cleaned here, as UMT does (see `clean_text`).
+            max_tokens: X, including [CLS] and [SEP]; a longer text loses its last words and keeps [SEP].
 
         Returns:
             int64 [B, X].
@@ -62,11 +62,11 @@ class Tokenizer:
         return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), max_tokens)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Token ids as a text, special ones left out, word pieces joined."""
+        """The text of token ids, without special tokens and with word pieces joined."""
         return self._tokenizer.decode(list(tokens)).strip()
 
     def describe(self) -> dict[str, Any]:
-        """What `Tokenizer(**values)` needs, as JSON values; the same whatever was encoded before."""
+        """The arguments of `Tokenizer(**values)`, as JSON values; the same whatever was encoded before."""
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         return {"text": self._tokenizer.to_str(), "special": dict(self._special)}
@@ -76,12 +76,12 @@ def load_tokenizer(source: ModelSource) -> Tokenizer:
     """The tokenizer of a transformers model.
 
     Raises:
-        ModelError: the model comes without tokenizer files, or its tokenizer is not one of the tokenizers library.
+        ModelError: tokenizer files are missing, or its tokenizer is not one of the tokenizers library.
     """
     from transformers import AutoTokenizer
 
-    advice = f"a BERT needs {' or '.join(_FILES)} beside its weights"
-    # transformers answers a folder without these files with a tokenizer that knows no word.
+    advice = f"a BERT needs {' or '.join(_FILES)} next to its weights"
+    # Of a folder without these files transformers makes a tokenizer with an empty vocabulary.
     if source.folder is not None and not any((source.folder / name).is_file() for name in _FILES):
         raise ModelError(f"model {source.name!r} has no tokenizer files: {advice}")
     try:
@@ -90,7 +90,7 @@ def load_tokenizer(source: ModelSource) -> Tokenizer:
         raise explain_missing(source, error) from error
     backend = getattr(found, "backend_tokenizer", None)
     if not isinstance(backend, tokenizers.Tokenizer):
-        raise ModelError(f"model {source.name!r}: its tokenizer is a {type(found).__name__}, no fast one; {advice}")
+        raise ModelError(f"model {source.name!r}: its tokenizer is a {type(found).__name__}, not a fast one; {advice}")
     if len(found) <= len(found.all_special_tokens):
-        raise ModelError(f"model {source.name!r} has a tokenizer without words: {advice}")
+        raise ModelError(f"model {source.name!r} has a tokenizer with an empty vocabulary: {advice}")
     return Tokenizer(backend.to_str(), {name: getattr(found, f"{name}_token") for name in _SPECIAL})

@@ -15,25 +15,25 @@ from stm.models.vit import Architecture, VideoEncoder, VideoMAE
 
 Kind = Literal["pretraining", "encoder", "classifier"]
 
-# What the shapes and the computation of trained weights hang on. The clip's length and the picture's size are
-# not among them: positions are a fixed table, made anew for any number of tokens. Its kind is: weights that were
-# trained with one table would read nonsense from another, and no shape tells.
+# What the shapes and the computation of trained weights depend on. The clip's length and the image size are not among
+# them: positions are a fixed table, computed for any number of tokens. Its kind is: weights that were trained with one
+# table compute nonsense with another, and no shape shows it.
 ENCODER_FIELDS = ("patch_size", "tubelet", "width", "depth", "heads", "mlp_ratio", "positions", "position_period")
 DECODER_FIELDS = ("decoder_width", "decoder_depth", "decoder_heads")
 
-# A header may come from anyone: these bounds keep a forged one from filling the memory.
+# A header may come from anyone: these bounds keep a forged one from exhausting the memory.
 _MOST = {"depth": 1000, "decoder_depth": 1000}
 _MOST_OTHERWISE = 2**16
 _MOST_TOKENS = 2**20
 
 
 class WeightsError(ValueError):
-    """A file of weights cannot be used; the message says which file, what it is, and what does not fit."""
+    """A weights file cannot be used; the message says which file, what it is, and what does not fit."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict under our names with what is needed to build its model."""
+    """A state dict under our names, and what is needed to build its model."""
 
     architecture: Architecture
     tensors: Mapping[str, Tensor]
@@ -51,7 +51,7 @@ class Weights:
         return len(self.tensors["head.weight"]) if self.kind == "classifier" else 0
 
     def encoder(self) -> "Weights":
-        """Those of the encoder alone."""
+        """The encoder's alone."""
         kept = {name: tensor for name, tensor in self.tensors.items() if name.startswith("encoder.")}
         return Weights(self.architecture, kept)
 
@@ -62,7 +62,7 @@ def gather_weights(module: nn.Module, labels: Iterable[str] | None = None) -> We
     holder = module if isinstance(module, VideoEncoder | VideoMAE) else getattr(module, "encoder", None)
     architecture = getattr(holder, "architecture", None)
     if not isinstance(architecture, Architecture):
-        raise TypeError(f"{type(module).__name__} is no VideoMAE, no VideoEncoder, and has no `encoder` that is one")
+        raise TypeError(f"{type(module).__name__} must be a VideoMAE or VideoEncoder, or have one as its `encoder`")
     tensors = {f"{prefix}{name}": tensor.detach().cpu() for name, tensor in module.state_dict().items()}
     weights = Weights(architecture, tensors)
     named = parse_labels(None if labels is None else list(labels), weights.classes, type(module).__name__)
@@ -70,7 +70,7 @@ def gather_weights(module: nn.Module, labels: Iterable[str] | None = None) -> We
 
 
 def build_module(weights: Weights, drop_path: float = 0.0) -> VideoMAE | VideoEncoder:
-    """A `VideoMAE`, or, of weights without a decoder, a `VideoEncoder`; a classifier's head is left out."""
+    """A `VideoMAE`, or a `VideoEncoder` if the weights have no decoder; a classifier's head is left out."""
     if weights.kind == "pretraining":
         model = VideoMAE(weights.architecture, drop_path)
         model.load_state_dict(dict(weights.tensors))
@@ -79,14 +79,14 @@ def build_module(weights: Weights, drop_path: float = 0.0) -> VideoMAE | VideoEn
 
 
 def build_encoder(weights: Weights, drop_path: float = 0.0) -> VideoEncoder:
-    """The encoder alone, of weights of any kind."""
+    """The encoder alone, from weights of any kind."""
     encoder = VideoEncoder(weights.architecture, drop_path)
     encoder.load_state_dict({n.removeprefix("encoder."): t for n, t in weights.encoder().tensors.items()})
     return encoder
 
 
 def outline(architecture: Architecture, kind: Kind, classes: int = 0) -> dict[str, Tensor]:
-    """The names of such weights, with tensors of the right shape that hold nothing (device "meta")."""
+    """The names of such weights, with tensors of the right shape without data (device "meta")."""
     with torch.device("meta"):
         if kind == "pretraining":
             return dict(VideoMAE(architecture).state_dict())
@@ -99,7 +99,7 @@ def outline(architecture: Architecture, kind: Kind, classes: int = 0) -> dict[st
 
 
 def check_tensors(found: Mapping[str, Any], wanted: Mapping[str, Tensor], what: str) -> None:
-    """Compares the names and shapes of a file with those it should have.
+    """Compares the names and shapes in a file with the expected ones.
 
     Raises:
         WeightsError: they differ; `what` opens the message, which gives the first five of each difference.
@@ -126,7 +126,7 @@ def say_differences(differences: Mapping[str, Sequence[str]], what: str) -> None
 
 
 def adapt(weights: Weights, architecture: Architecture | None, what: str) -> Weights:
-    """The same weights for a run's architecture, which may see clips of another length or picture size.
+    """The same weights for a run's architecture, whose clips may have another length or image size.
 
     Raises:
         WeightsError: the architectures differ in what the weights fix; `what`, the source, opens the message.
@@ -140,12 +140,12 @@ def adapt(weights: Weights, architecture: Architecture | None, what: str) -> Wei
         if getattr(weights.architecture, name) != getattr(architecture, name)
     ]
     if differ:
-        raise WeightsError(f"{what}: is of another architecture than asked for: {', '.join(differ)}")
+        raise WeightsError(f"{what}: its architecture is not the run's: {', '.join(differ)}")
     return replace(weights, architecture=architecture)
 
 
 def check_positions(architecture: Architecture, format_name: str) -> None:
-    """Refuses a model whose positions another's code would not make.
+    """Checks that another format's code computes this model's positions.
 
     Raises:
         WeightsError: its position table is not VideoMAE's.
@@ -167,7 +167,7 @@ def parse_architecture(values: Any, what: str) -> Architecture:
     """The architecture of a file's header, which is not trusted.
 
     Raises:
-        WeightsError: fields are missing, unknown, or no sensible numbers; `what` opens the message.
+        WeightsError: fields are missing, unknown or out of range; `what` opens the message.
     """
     try:
         architecture = Architecture(**values)
@@ -184,40 +184,40 @@ def parse_architecture(values: Any, what: str) -> Architecture:
         if field.type in (int, "int", int | None, "int | None"):
             good = isinstance(value, int) and least <= value <= _MOST.get(field.name, _MOST_OTHERWISE)
         if not good:
-            raise WeightsError(f"{what}: its architecture says {field.name} {value!r}, which cannot be")
+            raise WeightsError(f"{what}: invalid {field.name} {value!r} in its architecture")
     return _check_divisions(architecture, what)
 
 
 def parse_labels(labels: Any, classes: int, what: str) -> tuple[str, ...] | None:
-    """The names of a classifier's classes, of a file's header or a caller; None: there are none.
+    """The names of a classifier's classes, from a file's header or a caller; None: it has none.
 
     Raises:
-        WeightsError: they are no texts, or not as many as the classes; `what` opens the message.
+        WeightsError: they are not strings, or not as many as the classes; `what` opens the message.
     """
     if labels is None:
         return None
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise WeightsError(f"{what}: the names of its classes are no list of texts")
+        raise WeightsError(f"{what}: the names of its classes must be a list of strings")
     if len(labels) != classes:
         raise WeightsError(f"{what}: {len(labels)} names for {classes} classes")
     return tuple(labels)
 
 
 def _check_divisions(a: Architecture, what: str) -> Architecture:
-    """Parts that must go into wholes, and a number of tokens that a memory can hold."""
+    """Raises WeightsError where a size is not divisible by its part, or there are too many tokens for any memory."""
     divisions = [("image_size", "patch_size"), ("frames", "tubelet"), ("width", "heads")]
     divisions += [("decoder_width", "decoder_heads")] if a.decoder_heads else []
     for whole, part in divisions:
         if getattr(a, whole) % getattr(a, part):
-            raise WeightsError(f"{what}: its {whole} {getattr(a, whole)} is no multiple of {part} {getattr(a, part)}")
+            raise WeightsError(f"{what}: its {whole} {getattr(a, whole)} is not divisible by {part} {getattr(a, part)}")
     tokens = max(a.frames, a.position_frames or 0) // a.tubelet * a.slot_tokens
     if tokens > _MOST_TOKENS:
-        raise WeightsError(f"{what}: its architecture says {tokens} tokens a clip, which cannot be")
+        raise WeightsError(f"{what}: its architecture has {tokens} tokens per clip; the most is {_MOST_TOKENS}")
     return a
 
 
 def _size(shape: Size) -> str:
-    return "x".join(str(length) for length in shape) or "one number"
+    return "x".join(str(length) for length in shape) or "scalar"
 
 
 def _first(names: Sequence[str], number: int = 5) -> str:

@@ -1,7 +1,7 @@
-"""First weights of a student from models that are not quite its own: UMT's, VideoMAE's, a CLIP's.
+"""Initial weights of a student from similar models: UMT's, VideoMAE's, a CLIP's.
 
-UMT's student is VideoMAE's encoder with one frame in a tubelet. What a source has and the student has not is left out,
-and every such thing is told to the caller, who says it.
+UMT's student is VideoMAE's encoder with one frame per tubelet. What a source has and the student lacks is left out, and
+each omission is returned as a note for the run's log.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ _CHECKPOINT_STARTS = (b"PK\x03\x04", b"\x80")  # torch's zip, and its older plai
 
 
 class FirstWeights(NamedTuple):
-    """Weights for a student, and what was done to them, as ends of sentences for people."""
+    """Weights for a student, and notes on what was changed, human-readable."""
 
     weights: Weights
     notes: tuple[str, ...] = ()
@@ -37,14 +37,14 @@ def read_first(source: str, architecture: Architecture) -> FirstWeights:
         source: `clip:` and an open_clip model, written as in similarity.model; a `.pth` of UMT, whose encoder is taken
             from among its decoders, text tower and whatever else is there; or any source of `zoo.read`. Weights for
             tubelets of several frames become those for single frames, where the student has these.
-        architecture: the student's. Clips of another length or pictures of another size are welcome.
+        architecture: the student's. Clips may have another length and images another size.
 
     Returns:
-        Weights whose encoder is of that architecture. A decoder is there if the source has one and its tubelets are the
-        student's; it may be another than the student's.
+        Weights whose encoder has that architecture. They have a decoder if the source has one for the student's tubelets;
+        its architecture may differ from the student's.
 
     Raises:
-        WeightsError: the source cannot be read, or its encoder is another.
+        WeightsError: the source cannot be read, or its encoder has another architecture.
     """
     if source.startswith(CLIP):
         found = _read_clip(source.removeprefix(CLIP), architecture)
@@ -69,13 +69,13 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def _read_checkpoint(path: Path, architecture: Architecture) -> FirstWeights:
-    """VideoMAE's files as they are; of all others the encoder alone."""
+    """VideoMAE's files unchanged; of all others the encoder alone."""
     content = load_checkpoint(path)
     state, kind = find_state(content)
     if kind != "encoder" or HEADER_KEY in content:
         return FirstWeights(parse_checkpoint(content, path))
     encoder, rest = _pick_encoder(state, path)
-    # Weights do not show their heads: VideoMAE's sizes do, and where there is no such size the student's are meant.
+    # Weights do not show their heads: they are those of VideoMAE's size, or, where there is none, the student's.
     wanted = replace(architecture, heads=heads_of_width(architecture.width) or architecture.heads)
     weights = parse_checkpoint({"model": encoder, "args": content.get("args")}, path, wanted)
     notes = []
@@ -90,7 +90,7 @@ def _read_checkpoint(path: Path, architecture: Architecture) -> FirstWeights:
 def _pick_encoder(state: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], list[str]]:
     """The encoder's tensors as "encoder.*", and the names of all others.
 
-    It is where the patches are embedded by a 3-D convolution: at the root, below "encoder" in UMT's first stage, below
+    It is found by the 3-D convolution that embeds the patches: at the root, below "encoder" in UMT's first stage, below
     "vision_encoder.encoder" in its second.
     """
     volumes = [name for name, tensor in state.items() if isinstance(tensor, Tensor) and tensor.dim() == 5]
@@ -110,10 +110,10 @@ def _pick_encoder(state: Mapping[str, Any], path: Path) -> tuple[dict[str, Any],
 
 
 def _join_frames(found: FirstWeights) -> FirstWeights:
-    """Weights for tubelets of one frame: a token of a frame is what a tubelet of that frame, repeated, would be.
+    """Weights for tubelets of one frame: a frame gets the token of a tubelet that repeats it.
 
     The convolution is linear, so this is the sum of its weights over the tubelet's frames. The decoder predicts tubelets
-    of the old length and is left out.
+    of the old length and is dropped.
     """
     a, name = found.weights.architecture, "encoder.embedding.projection.weight"
     joint = found.weights.tensors[name].unflatten(1, (3, a.tubelet, a.patch_size**2))  # colour, frame, pixel

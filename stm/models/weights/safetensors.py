@@ -1,4 +1,4 @@
-"""Our own files: safetensors with the architecture in the header, and, beside the model, what was trained with it."""
+"""Our own files: safetensors with the architecture in the header, and modules that were trained with the model."""
 
 import hashlib
 import json
@@ -34,14 +34,14 @@ def save(
     extra: Mapping[str, Mapping[str, Tensor]] | None = None,
     header: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes weights (safetensors), atomically, with the architecture in the header: same weights, same bytes.
+    """Writes weights (safetensors) atomically, with the architecture in the header; same weights, same bytes.
 
     Args:
         model: a `VideoMAE`, a `VideoEncoder`, or a classifier around an encoder (see `stm.models.weights.checks`).
         path: the file.
         labels: the names of a classifier's classes, in the order of its logits.
         extra: state dicts of modules that were trained with it, by name, such as "contrast"; see `load_extra`.
-        header: of each of these, what is needed to build it, as JSON values.
+        header: what is needed to build each of these, as JSON values.
     """
     write_own(gather_weights(model, labels), path, extra or {}, header or {})
 
@@ -52,7 +52,7 @@ def write_own(
     extra: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
     about: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """As `save`, of weights that are no module."""
+    """As `save`, from `Weights` instead of a module."""
     header: dict[str, Any] = {"architecture": asdict(weights.architecture)}
     if weights.labels:
         header["labels"] = weights.labels
@@ -62,12 +62,12 @@ def write_own(
     for part, state in extra.items():
         tensors |= {f"{part}.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     header["sha256"] = _digest(header, tensors)
-    # One entry: safetensors writes several in an order that differs from run to run.
+    # One entry: safetensors writes several in an order that varies from run to run.
     write_bytes(path, serialise(tensors, {HEADER_KEY: json.dumps(header, sort_keys=True)}))
 
 
 def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the tensors' bytes and of all that is said about them."""
+    """SHA-256 of the header and of the tensors' names, types, shapes and bytes."""
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
@@ -76,7 +76,7 @@ def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 
 
 def load_extra(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state dict of a module that was saved beside the model, and what `save` was told of it.
+    """The state dict of a module that was saved with the model, and its entry in the header.
 
     Raises:
         WeightsError: the file cannot be read, or holds no such module.
@@ -84,9 +84,8 @@ def load_extra(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]
     tensors, header = _open(path)
     if name not in _extras(header):
         raise WeightsError(f"{path} holds no {name!r}: the run that wrote it had none")
-    return {n.removeprefix(f"{name}."): t for n, t in tensors.items() if n.startswith(f"{name}.")}, _extras(header)[
-        name
-    ]
+    state = {n.removeprefix(f"{name}."): t for n, t in tensors.items() if n.startswith(f"{name}.")}
+    return state, _extras(header)[name]
 
 
 def _extras(header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -105,24 +104,24 @@ def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     header = header if isinstance(header, dict) else {}
     stated = header.pop("sha256", None)  # files of older versions have none
     if stated is not None and stated != _digest(header, tensors):
-        raise WeightsError(f"{path}: its SHA-256 is not the one that it states: damaged; make or copy it anew")
+        raise WeightsError(f"{path}: is damaged: its SHA-256 is not the one in its header. Copy or create it again")
     return tensors, header
 
 
 def read_own(path: Path) -> Weights:
-    """The model's weights; what was saved beside it is left out.
+    """The model's weights, without the modules that were saved with it.
 
     Raises:
-        WeightsError: the file is missing, torn, not of stm, or its weights do not fit its header.
+        WeightsError: the file is missing, damaged, not written by stm, or its weights do not fit its header.
     """
     tensors, header = _open(path)
     if "architecture" not in header:
         raise WeightsError(
-            f"{path} was not written by stm: its header says no architecture. Of a transformers model give the folder"
+            f"{path} was not written by stm: its header has no architecture. For a transformers model give the folder"
         )
-    beside = tuple(f"{name}." for name in _extras(header))
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(beside)}
+    extra = tuple(f"{name}." for name in _extras(header))
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(extra)}
     found = Weights(parse_architecture(header["architecture"], str(path)), tensors)
     blank = outline(found.architecture, found.kind, found.classes)
-    check_tensors(tensors, blank, f"{path} is a file of stm ({found.kind})")
+    check_tensors(tensors, blank, f"{path} was written by stm ({found.kind})")
     return replace(found, labels=parse_labels(header.get("labels"), found.classes, str(path)))

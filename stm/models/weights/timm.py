@@ -1,4 +1,4 @@
-"""A trained encoder as a timm `VisionTransformer`: for timm's users, and for all that takes timm models.
+"""A trained encoder as a timm `VisionTransformer`, for timm's users and tools.
 
 It takes normalised clips, float [B, 3, T, S, S] (colours before frames, as timm has channels first), where our
 encoder takes bytes [B, T, 3, S, S]. Everything else is the same: the blocks are timm's own.
@@ -31,7 +31,8 @@ class TubeletConvolution(nn.Module):
         **_: Any,
     ) -> None:
         super().__init__()
-        self.patch_size, self.img_size = (tubelet, patch_size, patch_size), (frames, img_size, img_size)
+        self.patch_size = (tubelet, patch_size, patch_size)
+        self.img_size = (frames, img_size, img_size)
         self.grid_size = tuple(whole // part for whole, part in zip(self.img_size, self.patch_size, strict=True))
         self.num_patches = self.grid_size[0] * self.grid_size[1] * self.grid_size[2]
         kernel = self.patch_size
@@ -44,9 +45,9 @@ class TubeletConvolution(nn.Module):
 
 
 def to_timm_state(weights: Weights) -> dict[str, Tensor]:
-    """The state dict of `to_timm`'s model; the decoder is left out.
+    """The state dict of `to_timm`'s model, without the decoder.
 
-    A classifier's has `fc_norm` in place of the last norm of the tokens.
+    A classifier's has `fc_norm` in place of the tokens' last norm.
     """
     a, classifier = weights.architecture, weights.kind == "classifier"
     found = {"pos_embed": make_positions(a, a.width)}
@@ -63,8 +64,8 @@ def to_timm_state(weights: Weights) -> dict[str, Tensor]:
 def to_timm(model: nn.Module | Weights) -> VisionTransformer:
     """A timm model with the weights of a `VideoEncoder`, a `VideoMAE`, or a classifier around an encoder.
 
-    `forward_features` gives the tokens [B, L, width], as our encoder does; `model(clip)` their mean [B, width], or,
-    of a classifier, the logits [B, classes]. The positions are a parameter, as timm has it, and not trained.
+    `forward_features` returns the tokens [B, L, width], as our encoder does; `model(clip)` their mean [B, width], or a
+    classifier's logits [B, classes]. The positions are a parameter, as in timm, and frozen.
     """
     weights = model if isinstance(model, Weights) else gather_weights(model)
     a, classifier = weights.architecture, weights.kind == "classifier"

@@ -40,7 +40,7 @@ DECODER_NORM_EPS = 1e-5  # fixed in its VideoMAEDecoder
 # -------------------------------------------------------------------------------------------------------
 # names
 
-# Beginnings, then, inside a block, endings; the first that fits is taken.
+# First the start of a name, by the first pattern that matches; then, in a block, its parts.
 _STARTS = {
     r"encoder\.embedding\.projection": "videomae.embeddings.patch_embeddings.projection",
     r"encoder\.norm": "videomae.layernorm",
@@ -77,8 +77,8 @@ def _name(ours: str, kind: Kind) -> str:
 def to_transformers_state(weights: Weights) -> dict[str, Tensor]:
     """The state dict under transformers' names.
 
-    Its keys have no bias, and ours is left out: it adds the same number to all logits of a query, which softmax
-    does not notice. Nor has its classifier the encoder's last norm, which it does not use.
+    Its keys have no bias, and ours is left out: it adds the same number to all logits of a query, which cancels in the
+    softmax. Its classifier has no last norm of the encoder, which it does not use.
     """
     a, kind = weights.architecture, weights.kind
     check_positions(a, "transformers")
@@ -122,9 +122,9 @@ def from_transformers_state(state: Mapping[str, Tensor], blank: Weights, what: s
 
 
 def transformers_config(architecture: Architecture, kind: Kind = "pretraining") -> dict[str, Any]:
-    """Arguments for transformers' VideoMAEConfig under which it computes what our model does.
+    """Arguments for transformers' VideoMAEConfig with which it computes what our model does.
 
-    But for the two epsilons that it fixes at 1e-5 (see above).
+    Except for the two epsilons that are 1e-5 in its code (see above).
     """
     a = architecture
     return {
@@ -146,7 +146,7 @@ def transformers_config(architecture: Architecture, kind: Kind = "pretraining") 
 
 
 def _parse_config(config: Any, what: str) -> tuple[Architecture, Kind]:
-    """What a VideoMAEConfig asks for, if our model computes the same."""
+    """Architecture and kind of a VideoMAEConfig, if our model computes the same."""
     named = (config.architectures or ["no model"])[0]
     kinds = [kind for kind, name in CLASSES.items() if name == named]
     if not kinds:
@@ -160,7 +160,7 @@ def _parse_config(config: Any, what: str) -> tuple[Architecture, Kind]:
         if getattr(config, key) != value
     ]
     if other:
-        raise WeightsError(f"{what} ({named}), but its config asks for another network than ours: {', '.join(other)}")
+        raise WeightsError(f"{what} ({named}), but its config describes another network than ours: {', '.join(other)}")
     values = {
         "image_size": config.image_size,
         "patch_size": config.patch_size,
@@ -180,7 +180,7 @@ def _parse_config(config: Any, what: str) -> tuple[Architecture, Kind]:
 
 
 def _preprocessor(a: Architecture) -> dict[str, Any]:
-    """What transformers' VideoMAEImageProcessor is to do with frames: the pixels as our encoder normalises them."""
+    """Config of transformers' VideoMAEImageProcessor that normalises pixels as our encoder does."""
     return {
         "image_processor_type": "VideoMAEImageProcessor",
         "do_resize": True,
@@ -222,7 +222,7 @@ def read_transformers(source: ModelSource) -> Weights:
     """Reads a folder or a repository of the hub, through transformers, in float32.
 
     Raises:
-        WeightsError: it cannot be had, is no VideoMAE, or is one that our model does not compute.
+        WeightsError: it cannot be loaded, is not a VideoMAE, or is one that our model does not compute.
     """
     import transformers
 
@@ -231,24 +231,24 @@ def read_transformers(source: ModelSource) -> Weights:
         config = transformers.AutoConfig.from_pretrained(**source.arguments)
         if config.model_type != "videomae":
             raise WeightsError(f"{source.name} is a transformers model of type {config.model_type}, not videomae")
-        told, kind = _parse_config(config, what)
+        architecture, kind = _parse_config(config, what)
         # Through its class, which knows the older names of weights, files in several parts, and `.bin` files.
         model, report = getattr(transformers, CLASSES[kind]).from_pretrained(
             **source.arguments,
             config=config,
             dtype=torch.float32,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are in the report then, and an error below
+            ignore_mismatched_sizes=True,  # the report names them, and an error is raised below
         )
     except WeightsError:
         raise
-    except Exception as error:  # of five libraries' kinds, for torn files and configs that make no sense
+    except Exception as error:  # five libraries raise their own kinds for damaged files and invalid configs
         raise WeightsError(str(explain_missing(source, error))) from error
     _check_report(report, what)
     state = model.state_dict()
     labels = tuple(config.id2label[number] for number in range(config.num_labels)) if kind == "classifier" else None
-    blank = Weights(told, outline(told, kind, config.num_labels if kind == "classifier" else 0))
-    return Weights(told, from_transformers_state(state, blank, what), labels)
+    blank = Weights(architecture, outline(architecture, kind, config.num_labels if kind == "classifier" else 0))
+    return Weights(architecture, from_transformers_state(state, blank, what), labels)
 
 
 def _check_report(report: Mapping[str, Any], what: str) -> None:

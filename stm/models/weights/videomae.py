@@ -60,7 +60,7 @@ def _prefix(kind: Kind) -> str:
 def to_official(weights: Weights) -> dict[str, Tensor]:
     """The state dict as VideoMAE's code names it.
 
-    Left out are the keys' biases, which change nothing (they add the same number to all logits of a query), and a
+    Without the keys' biases, which change nothing (they add the same number to all logits of a query), and without a
     classifier's last encoder norm, which it does not use.
     """
     a, kind = weights.architecture, weights.kind
@@ -101,8 +101,8 @@ def _from_official(state: Mapping[str, Tensor], blank: Weights) -> dict[str, Ten
 def write_official(weights: Weights, path: Path) -> None:
     """Writes a `.pth` that VideoMAE's scripts load; atomically; same weights, same bytes.
 
-    Beside "model" there is an entry "stm" with what the format cannot say: the heads, the clip's length and the
-    picture's size. VideoMAE's scripts do not look at it.
+    In addition to "model" there is an entry "stm" with what the format does not hold: the heads, the clip's length and
+    the image size. VideoMAE's scripts ignore it.
     """
     header: dict[str, Any] = {"architecture": asdict(weights.architecture)}
     if weights.labels:
@@ -115,44 +115,44 @@ def write_official(weights: Weights, path: Path) -> None:
 def read_official(path: Path, architecture: Architecture | None = None) -> Weights:
     """Reads a `.pth` of VideoMAE, in float32.
 
-    Shapes tell widths, depths and patches. The heads are those of VideoMAE's size of that width; the clip's length
-    and the picture's size are the ones among the file's training arguments, or 16 and 224. `architecture`, when
-    given, says what the shapes do not; it is not compared with them here.
+    Shapes give widths, depths and patches. The heads are those of VideoMAE's size of that width; the clip's length and
+    the image size come from the file's training arguments, or are 16 and 224. `architecture` supplies what the shapes do
+    not show; it is not compared with them here.
 
     Raises:
-        WeightsError: not such a file, torn, not safe to load, or with other weights than it should have.
+        WeightsError: another kind of file, damaged, not safe to load, or its weights do not fit.
     """
     return parse_checkpoint(load_checkpoint(path), path, architecture)
 
 
 def parse_checkpoint(content: Mapping[str, Any], path: Path, architecture: Architecture | None = None) -> Weights:
-    """As `read_official`, of a file's content that is loaded already."""
+    """As `read_official`, from a file's loaded content."""
     state, kind = find_state(content)
     what = f"{path} is a VideoMAE checkpoint (.pth, {kind})"
     header = content.get(HEADER_KEY)
     if isinstance(header, dict):
-        told, labels = parse_architecture(header.get("architecture"), str(path)), header.get("labels")
+        found, labels = parse_architecture(header.get("architecture"), str(path)), header.get("labels")
     else:
-        told, labels = _infer(state, kind, content.get("args"), architecture, str(path)), None
+        found, labels = _infer(state, kind, content.get("args"), architecture, str(path)), None
     head = state.get("head.weight")
     classes = len(head) if isinstance(head, Tensor) and head.dim() else 0
-    blank = Weights(told, outline(told, kind, classes))
+    blank = Weights(found, outline(found, kind, classes))
     check_tensors(state, to_official(blank), what)
-    return Weights(told, _from_official(state, blank), parse_labels(labels, classes, str(path)))
+    return Weights(found, _from_official(state, blank), parse_labels(labels, classes, str(path)))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A `.pth` file's content: tensors, numbers, texts, and nothing that could run code.
 
     Raises:
-        WeightsError: it is torn, holds more than that, or is no dictionary.
+        WeightsError: it is damaged, holds more than that, or is not a dictionary.
     """
     try:
         # weights_only refuses every class but tensors. The official files also hold their training arguments as an
         # argparse.Namespace; it is allowed here because to rebuild it sets attributes and runs no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a torn or hostile pickle can raise nearly anything
+    except Exception as error:  # a damaged or hostile pickle can raise nearly anything
         raise WeightsError(f"{path}: cannot be loaded as a checkpoint: {_explain(str(error))}") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: holds a {type(content).__name__}, not a dictionary with the weights in it")
@@ -168,11 +168,11 @@ def _explain(error: str) -> str:
             f"it holds more than weights {asked}and loading it could run code, which stm does not. If you trust it, save "
             "its state dict alone from where it was made"
         )
-    return f"it is torn or no such file ({error.splitlines()[0] if error else 'no reason given'})"
+    return f"it is damaged or not a checkpoint ({error.splitlines()[0] if error else 'no reason given'})"
 
 
 def find_state(content: Mapping[str, Any]) -> tuple[dict[str, Any], Kind]:
-    """The state dict in a file's content, without fixed position tables, and what it is of."""
+    """The state dict in a file's content, without fixed position tables, and its kind."""
     state = next((content[key] for key in ("model", "module") if isinstance(content.get(key), dict)), content)
     state = {str(name): tensor for name, tensor in state.items() if not _is_fixed_table(str(name), tensor)}
     if "encoder_to_decoder.weight" in state:
@@ -185,7 +185,7 @@ def find_state(content: Mapping[str, Any]) -> tuple[dict[str, Any], Kind]:
 
 
 def _is_fixed_table(name: str, tensor: Any) -> bool:
-    """Whether this is the position table that we make ourselves; a learnt one is not, and is not expected."""
+    """Whether this is the fixed position table, which we compute ourselves; a learned one is not, and is refused later."""
     if not name.endswith("pos_embed") or not isinstance(tensor, Tensor) or tensor.dim() != 3:
         return False
     return torch.allclose(tensor.float(), position_table(*tensor.shape[1:]), atol=1e-5)
@@ -198,7 +198,7 @@ def _is_fixed_table(name: str, tensor: Any) -> bool:
 def _infer(
     state: Mapping[str, Any], kind: Kind, arguments: Any, wanted: Architecture | None, path: str
 ) -> Architecture:
-    """The architecture as the shapes tell it; the rest from `wanted`, the training arguments or VideoMAE's sizes."""
+    """The architecture from the shapes; the rest from `wanted`, the training arguments or VideoMAE's sizes."""
     prefix = _prefix(kind)
     width, _, tubelet, patch, _ = _shape(state, prefix + EMBEDDING, 5, path)
     hidden, _ = _shape(state, f"{prefix}blocks.0.mlp.fc1.weight", 2, path)
@@ -210,7 +210,7 @@ def _infer(
         "depth": _count_blocks(state, f"{prefix}blocks."),
         "mlp_ratio": hidden / width,
         "heads": wanted.heads if wanted and wanted.width == width else _heads(width, "encoder", path),
-        # An encoder alone says nothing of the decoder it came with: that of its size, if it has one.
+        # An encoder alone does not show its decoder: that of its size, if there is such a size.
         "decoder_width": size.decoder_width if size else 0,
         "decoder_depth": size.decoder_depth if size else 0,
         "decoder_heads": size.decoder_heads if size else 0,
@@ -240,7 +240,7 @@ def _shape(state: Mapping[str, Any], name: str, dimensions: int, path: str) -> t
         return tensor.shape
     listed = ", ".join(sorted(state)[:5]) or "nothing"
     raise WeightsError(
-        f"{path}: is no VideoMAE checkpoint: it has no {name} of {dimensions} dimensions, but {listed}, …"
+        f"{path}: is not a VideoMAE checkpoint: it has no {name} of {dimensions} dimensions, but {listed}, …"
     )
 
 

@@ -1,6 +1,6 @@
-"""Models by name, and the one door for weights: any source in, any format out.
+"""Models by name, and the one entry point for weights: any source in, any format out.
 
-`own_format`, `official` and `huggingface` each know a format; `timm_export` makes timm models.
+`safetensors`, `videomae` and `transformers` know a format each; `timm` makes timm models.
 """
 
 from collections.abc import Mapping
@@ -70,7 +70,7 @@ def describe(run: Run) -> Architecture:
 
 
 def build(run: Run) -> VideoMAE:
-    """A fresh model for a run; seed torch before for the same weights."""
+    """A fresh model for a run; seed torch first for reproducible weights."""
     return VideoMAE(describe(run))
 
 
@@ -82,7 +82,7 @@ def load(path: Path, drop_path: float = 0.0) -> VideoMAE:
     """A model from the file that `save` wrote.
 
     Raises:
-        WeightsError: the file is missing, torn, has no stm architecture or no decoder, or its weights do not fit.
+        WeightsError: the file is missing, damaged, has no stm architecture or no decoder, or its weights do not fit.
     """
     model = build_module(read_own(path), drop_path)
     if not isinstance(model, VideoMAE):
@@ -95,18 +95,19 @@ def load(path: Path, drop_path: float = 0.0) -> VideoMAE:
 
 
 def read(source: str | Path, architecture: Architecture | None = None, encoder_only: bool = False) -> Weights:
-    """Weights under our names, from any source that we know.
+    """Weights under our names, from any known source.
 
     Args:
         source: our safetensors file; a VideoMAE `.pth`; a transformers folder; a folder with our
-            `weights.safetensors`. A text that is no path on this machine may be a repository of the hub
+            `weights.safetensors`. A string that is not a path on this machine may be a repository of the hub
             (`owner/name`), which transformers then fetches.
-        architecture: of the model the weights are for. It may have clips of another length and pictures of another
-            size; what the weights fix must agree. Needed only for a `.pth` as wide as none of VideoMAE's sizes.
-        encoder_only: leave the rest out; then the decoders may differ.
+        architecture: of the model that the weights are for. Its clips may have another length and its images another
+            size; all that the weights determine must agree. Needed only for a `.pth` of a width that none of VideoMAE's
+            sizes has.
+        encoder_only: without the decoder or head; then the decoders may differ.
 
     Raises:
-        WeightsError: says what the source is, and what does not fit.
+        WeightsError: the source cannot be read, or does not fit; the message says what it is.
     """
     weights = _read_any(source, architecture)
     return adapt(weights.encoder() if encoder_only else weights, architecture, str(source))
@@ -120,7 +121,7 @@ def _read_any(source: str | Path, architecture: Architecture | None) -> Weights:
             return read_own(own)
         if (path / "config.json").is_file():
             return read_transformers(ModelSource(str(source), path))
-        raise WeightsError(f"{path}: a folder with neither stm's weights.safetensors nor transformers' config.json")
+        raise WeightsError(f"{path}: this folder has neither stm's weights.safetensors nor transformers' config.json")
     if path.is_file():
         return _read_file(path, architecture)
     if isinstance(source, Path) or path.suffix in _SUFFIXES:
@@ -132,25 +133,25 @@ def _read_any(source: str | Path, architecture: Architecture | None) -> Weights:
 
 
 def _read_file(path: Path, architecture: Architecture | None) -> Weights:
-    """By the first bytes, as endings are used freely: safetensors opens with a length and a brace."""
+    """By the first bytes, because suffixes are used freely: safetensors starts with a length and a brace."""
     with path.open("rb") as file:
         start = file.read(9)
     if start[8:9] == b"{" or path.suffix == ".safetensors":
         return read_own(path)
     if start.startswith((b"PK\x03\x04", b"\x80")):  # torch's zip, and its older plain pickle
         return read_official(path, architecture)
-    raise WeightsError(f"{path}: neither safetensors nor a checkpoint of torch (.pth)")
+    raise WeightsError(f"{path}: neither safetensors nor a torch checkpoint (.pth)")
 
 
 def load_any(
     source: str | Path, architecture: Architecture | None = None, drop_path: float = 0.0
 ) -> VideoMAE | VideoEncoder:
-    """A model from any source (see `read`): a `VideoMAE`, or, of weights without decoder, a `VideoEncoder`."""
+    """A model from any source (see `read`): a `VideoMAE`, or a `VideoEncoder` if the weights have no decoder."""
     return build_module(read(source, architecture), drop_path)
 
 
 def load_encoder(source: str | Path, drop_path: float = 0.0, architecture: Architecture | None = None) -> VideoEncoder:
-    """The encoder alone, from any source (see `read`); the decoder, whatever its shape, is left out."""
+    """The encoder alone, from any source (see `read`), without the decoder, whatever its shape."""
     return build_encoder(read(source, architecture, encoder_only=True), drop_path)
 
 
@@ -165,18 +166,18 @@ def convert(
 
     Args:
         source: what `read` takes.
-        target: a file, or, for transformers, a folder.
+        target: a file; for transformers a folder.
         format: "stm", "official" (VideoMAE's `.pth`) or "transformers".
         architecture: as in `read`; the target is written for it.
-        encoder_only: leave the decoder, or the classifier's head, out; transformers then has a `VideoMAEModel`.
+        encoder_only: without the decoder or the classifier's head; transformers then has a `VideoMAEModel`.
 
-    Modules saved beside the model (see `load_extra`) are not taken along.
+    Modules saved with the model (see `load_extra`) are not converted.
 
     Returns:
         `target`.
     """
     if format not in get_args(Format):
-        raise WeightsError(f"no format {format!r}; there are: {', '.join(get_args(Format))}")
+        raise WeightsError(f"unknown format {format!r}; there are: {', '.join(get_args(Format))}")
     weights, path = read(source, architecture, encoder_only), Path(target)
     writers = {"stm": write_own, "official": write_official, "transformers": write_transformers}
     writers[format](weights, path)
@@ -198,7 +199,7 @@ def from_transformers(state: Mapping[str, Tensor], architecture: Architecture) -
     """
     blank = Weights(architecture, outline(architecture, "pretraining"))
     what = (
-        "this is taken for a VideoMAEForPreTraining without mean pooling, with "
+        "this is read as a VideoMAEForPreTraining without mean pooling, with "
         f"{architecture.depth} + {architecture.decoder_depth} blocks"
     )
     return from_transformers_state(state, blank, what)

@@ -35,7 +35,7 @@ class Blip2Captioner:
         """Loads the model; a local folder never reaches for the network.
 
         Raises:
-            ModelError: the model cannot be had, or is of a kind that cannot caption.
+            ModelError: the model cannot be loaded, or is of a kind that cannot caption.
         """
         self._source = source
         self._device = choose_device(device)

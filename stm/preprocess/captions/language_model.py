@@ -23,7 +23,7 @@ class LanguageModel:
         """Loads the model; a local folder never reaches for the network.
 
         Raises:
-            ModelError: the model cannot be had.
+            ModelError: the model cannot be loaded.
         """
         self._source = source
         self._device = choose_device(device)

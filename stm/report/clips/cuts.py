@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
-from stm.config import Augmentation, CaptionChoice, Config, PretrainRun, Teacher
+from stm.config import Augmentation, CaptionChoice, Config, Teacher
 from stm.config import FrameTeacher as FrameTeacherSettings
 from stm.data.crop_boxes import center_crop
 from stm.data.dataset import ClipDataset
@@ -23,7 +23,6 @@ from stm.data.geometry import Geometry
 from stm.data.sampling import view_windows
 from stm.masking import get_strategy, to_boolean
 from stm.methods import TEACHER_GUIDE
-from stm.models.weights import zoo
 from stm.report.clips import film_strips
 from stm.report.clips.film_strips import Row, Scale
 from stm.report.clips.select import Chosen
@@ -128,22 +127,12 @@ def default_geometry(config: Config, chosen: Sequence[Chosen]) -> Geometry:
 
 
 @cache
-def _load_teacher(settings: Teacher, geometry: Geometry) -> nn.Module:
-    from stm.models.teachers.attention_teacher import AttentionTeacher  # open_clip takes seconds to import
-
-    shape = PretrainRun(
-        image_size=geometry.image_size, patch_size=geometry.patch_size, tubelet=geometry.tubelet, frames=geometry.frames
-    )
-    return AttentionTeacher.load(settings, zoo.describe(shape))
-
-
-@cache
-def load_frame_teacher(settings: Teacher, side: int) -> "FrameTeacher":
-    """The teacher of a run with text, for its attention, tokens and patch embeddings; of its features only the last layer."""
+def load_frame_teacher(settings: Teacher, side: int, layers: int = 1) -> "FrameTeacher":
+    """A run's teacher: of its features only the last layer; with 0 layers for its attention alone."""
     from stm.models.teachers.frame_teacher import FrameTeacher
 
     shared = settings.model_dump(include=set(Teacher.model_fields))
-    return FrameTeacher.load(FrameTeacherSettings(**shared, layers=1), side)
+    return FrameTeacher.load(FrameTeacherSettings(**shared, layers=layers) if layers else Teacher(**shared), side)
 
 
 def _find_features(teacher: Teacher, cut: Cut) -> Tensor:
@@ -156,7 +145,8 @@ def find_guides(cut: Cut, needs: Iterable[str], teacher: Teacher | None) -> Mapp
     """The cut's guides, with the teacher's attention where it is needed; None when one is missing."""
     guides = dict(cut.batch["guides"])
     if TEACHER_GUIDE in needs and teacher is not None:
-        guides[TEACHER_GUIDE] = _load_teacher(teacher, cut.geometry)(cut.batch["video"])
+        attention_teacher = load_frame_teacher(teacher, cut.geometry.side, layers=0)
+        guides[TEACHER_GUIDE] = attention_teacher.attend(cut.batch["video"], cut.geometry.tubelet)
     if "features" in needs and teacher is not None:
         guides["features"] = _find_features(teacher, cut)
     return None if any(guide not in guides for guide in needs) else guides

@@ -22,7 +22,7 @@ from stm.masking.cluster import cluster_tokens
 from stm.methods.video_language import MediaMasks
 from stm.models.spatiotemporal.mask import Drawn
 from stm.models.spatiotemporal.pair_predictor import Pairs
-from stm.models.teachers.frame_teacher import Seen
+from stm.models.teachers.frame_teacher import TeacherOutput
 from stm.report.clips import film_strips
 from stm.report.clips.cuts import Cut, load_frame_teacher, mask_row
 from stm.report.clips.film_strips import Row, Scale
@@ -47,7 +47,7 @@ class RunMask:
 
     run: LanguageRun
     cut: Cut
-    seen: Seen
+    seen: TeacherOutput
     masked: NDArray[np.bool_]  # [slots, side, side]
     learned: Learned | None
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from stm.config import Mask, PretrainRun, Teacher
 from stm.masking import get_strategy, to_boolean
-from stm.models.teachers.attention_teacher import AttentionTeacher
-from stm.models.weights.zoo import build
+from stm.models.teachers.frame_teacher import FrameTeacher
+from stm.models.teachers.open_clip import make_tower as wrap_tower
 from stm.pretrained.hub import ModelError
 from stm.tubelets import IMAGENET_MEAN, IMAGENET_STD
 
@@ -32,6 +32,10 @@ def make_tower(**changes: Any) -> VisionTransformer:
         for parameter in tower.parameters():  # so that attention is not all but uniform
             parameter.add_(0.3 * torch.randn_like(parameter))
     return tower
+
+
+def make_teacher(tower: nn.Module, side: int, **arguments: Any) -> FrameTeacher:
+    return FrameTeacher(wrap_tower(tower), side, layers=0, **arguments)
 
 
 def make_video(batch: int = 2, frames: int = 4, size: int = 32) -> Tensor:
@@ -74,7 +78,7 @@ def normalise(video: Tensor, mean: Any = IMAGENET_MEAN, deviation: Any = IMAGENE
 def test_attention_is_the_last_block_s_from_the_class_token_averaged_over_heads_and_tubelet() -> None:
     tower, video = make_tower(), make_video()
     expected = attend_by_hand(tower.eval(), normalise(video)).view(2, 2, 2, 16).mean(dim=2)
-    attention = AttentionTeacher(tower, side=4, tubelet=2)(video)
+    attention = make_teacher(tower, 4).attend(video, 2)
     assert attention.dtype == torch.float32 and attention.shape == (2, 2, 16)
     assert torch.allclose(attention.double(), expected, atol=1e-6)
     assert expected.amax() > 2 * expected.amin()  # it says something
@@ -85,28 +89,28 @@ def test_attention_equals_what_torch_s_attention_returns_for_all_queries() -> No
     tower, video = make_tower(), make_video(1, 2)
     caught: list[Tensor] = []
     tower.transformer.resblocks[-1].ln_1.register_forward_hook(lambda module, inputs, output: caught.append(output))
-    attention = AttentionTeacher(tower, side=4, tubelet=1)(video)
-    tokens = caught[0]
+    attention = make_teacher(tower, 4).attend(video, 1)
+    tokens = caught[-1]  # of all tokens; the query is normalised by itself
     weights = tower.transformer.resblocks[-1].attn(tokens, tokens, tokens, need_weights=True)[1]
     assert torch.allclose(attention[0], weights[:, 0, 1:], atol=1e-6)
 
 
 def test_frames_are_normalised_with_imagenet_s_statistics_unless_told_otherwise() -> None:
     video = make_video()
-    own = AttentionTeacher(make_tower(), 4, 2, None, NORMALISATION["mean"], NORMALISATION["std"])
+    own = make_teacher(make_tower(), 4, mean=NORMALISATION["mean"], deviation=NORMALISATION["std"])
     assert torch.allclose(own.prepare(video.flatten(0, 1)), normalise(video, *NORMALISATION.values()), atol=1e-6)
-    usual = AttentionTeacher(make_tower(), 4, 2)
+    usual = make_teacher(make_tower(), 4)
     assert torch.allclose(usual.prepare(video.flatten(0, 1)), normalise(video), atol=1e-6)
 
 
 def test_frames_are_resized_so_that_each_of_its_patches_is_a_token() -> None:
     """A student of 7 x 7 tokens of 16 pixels, a teacher with patches of 8 pixels."""
     tower, video = make_tower(), make_video(size=112)
-    teacher = AttentionTeacher(tower, side=7, tubelet=2)
+    teacher = make_teacher(tower, 7)
     assert teacher.image_size == 56
     pixels = nn.functional.interpolate(normalise(video), (56, 56), mode="bicubic", align_corners=False)
     expected = attend_by_hand(tower, pixels).view(2, 2, 2, 49).mean(dim=2)
-    assert torch.allclose(teacher(video).double(), expected, atol=1e-6)
+    assert torch.allclose(teacher.attend(video, 2).double(), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("side", [3, 7])
@@ -116,47 +120,47 @@ def test_the_position_embedding_is_resized_as_open_clip_does_when_it_loads(side:
     resize_pos_embed(weights, nn.ModuleDict({"visual": large}))
     large.load_state_dict({name.removeprefix("visual."): value for name, value in weights.items()})
     video = make_video(size=8 * side)
-    assert torch.equal(AttentionTeacher(small, side, 2)(video), AttentionTeacher(large, side, 2)(video))
+    assert torch.equal(make_teacher(small, side).attend(video, 2), make_teacher(large, side).attend(video, 2))
 
 
 def test_at_its_own_size_a_finer_teacher_gives_each_token_the_mean_of_its_patches() -> None:
     tower, video = make_tower(), make_video()
     expected = attend_by_hand(tower.eval(), normalise(video)).view(2, 2, 2, 2, 2, 2, 2).mean(dim=(2, 4, 6))
-    attention = AttentionTeacher(tower, side=2, tubelet=2, image_size=32)(video)
+    attention = make_teacher(tower, 2, image_size=32).attend(video, 2)
     assert torch.allclose(attention.double(), expected.flatten(2), atol=1e-6)
 
 
 def test_clips_do_not_depend_on_each_other_nor_slots_on_other_slots() -> None:
-    teacher, video = AttentionTeacher(make_tower(), 4, 2), make_video(3)
-    attention = teacher(video)
-    assert torch.allclose(teacher(video[1:2])[0], attention[1], atol=1e-6)
+    teacher, video = make_teacher(make_tower(), 4), make_video(3)
+    attention = teacher.attend(video, 2)
+    assert torch.allclose(teacher.attend(video[1:2], 2)[0], attention[1], atol=1e-6)
     swapped = video.unflatten(1, (2, 2)).flip(1).flatten(1, 2)
-    assert torch.allclose(teacher(swapped), attention.flip(1), atol=1e-6)
+    assert torch.allclose(teacher.attend(swapped, 2), attention.flip(1), atol=1e-6)
 
 
 def test_it_is_frozen_and_stays_in_evaluation_mode() -> None:
-    teacher = AttentionTeacher(make_tower(patch_dropout=0.5), 4, 2)
+    teacher = make_teacher(make_tower(patch_dropout=0.5), 4)
     method = nn.ModuleDict({"teacher": teacher}).train()
     assert not teacher.training and not any(module.training for module in teacher.modules())
     assert not any(parameter.requires_grad for parameter in method.parameters())
-    attention = teacher(make_video())
+    attention = teacher.attend(make_video(), 2)
     assert not attention.requires_grad
-    assert torch.equal(attention, teacher(make_video()))
+    assert torch.equal(attention, teacher.attend(make_video(), 2))
 
 
 def test_it_compiles_to_one_graph() -> None:
     torch._dynamo.reset()
-    teacher = AttentionTeacher(make_tower(), 4, 2)
-    compiled = torch.compile(teacher, fullgraph=True, backend="eager")
-    assert torch.allclose(compiled(make_video()), teacher(make_video()), atol=1e-6)
+    teacher = make_teacher(make_tower(), 4)
+    compiled = torch.compile(teacher.attend, fullgraph=True, backend="eager")
+    assert torch.allclose(compiled(make_video(), 2), teacher.attend(make_video(), 2), atol=1e-6)
 
 
 def test_under_autocast_the_guide_is_still_float32_and_nearly_the_same() -> None:
-    teacher, video = AttentionTeacher(make_tower(), 4, 2), make_video()
+    teacher, video = make_teacher(make_tower(), 4), make_video()
     with torch.autocast("cpu", torch.bfloat16):
-        rough = teacher(video)
+        rough = teacher.attend(video, 2)
     assert rough.dtype == torch.float32
-    assert (rough - teacher(video)).abs().max() < 0.02
+    assert (rough - teacher.attend(video, 2)).abs().max() < 0.02
 
 
 @pytest.mark.parametrize(
@@ -170,14 +174,14 @@ def test_under_autocast_the_guide_is_still_float32_and_nearly_the_same() -> None
 )
 def test_towers_whose_class_token_says_nothing_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        AttentionTeacher(make_tower(**changes), 4, 2)
+        make_teacher(make_tower(**changes), 4)
 
 
 def test_other_models_and_impossible_sizes_are_refused() -> None:
     with pytest.raises(ModelError, match=r"no open_clip ViT image tower but a Linear; take a CLIP with a class token"):
-        AttentionTeacher(nn.Linear(2, 2), 4, 2)
+        make_teacher(nn.Linear(2, 2), 4)
     with pytest.raises(ModelError, match=r"image_size 36 is not a multiple of its patches' 8 pixels"):
-        AttentionTeacher(make_tower(), 4, 2, image_size=36)
+        make_teacher(make_tower(), 4, image_size=36)
 
 
 def test_a_config_s_teacher_is_loaded_and_guides_the_mask(tmp_path: Path) -> None:
@@ -190,9 +194,9 @@ def test_a_config_s_teacher_is_loaded_and_guides_the_mask(tmp_path: Path) -> Non
         teacher=Teacher(model=name, normalisation="own"),
     )
     assert run.teacher is not None
-    teacher = AttentionTeacher.load(run.teacher, build(run).architecture)
+    teacher = FrameTeacher.load(run.teacher, side=4)
     assert torch.allclose(teacher.mean.flatten(), torch.tensor(NORMALISATION["mean"]))
-    attention = teacher(make_video(size=64))
+    attention = teacher.attend(make_video(size=64), 2)
     assert attention.shape == (2, 2, 16)
     noise = torch.rand(2, 2, 16, generator=torch.Generator().manual_seed(2))
     hidden = to_boolean(get_strategy("attention")({"noise": noise, "attention": attention}, 0.75), 2, 16)
@@ -200,6 +204,5 @@ def test_a_config_s_teacher_is_loaded_and_guides_the_mask(tmp_path: Path) -> Non
 
 
 def test_a_teacher_that_is_not_there_is_named_by_its_own_key(tmp_path: Path) -> None:
-    architecture = build(PretrainRun(model="tiny", image_size=64, frames=4)).architecture
     with pytest.raises(ModelError, match=r"^teacher\.model 'local-dir:nowhere'"):
-        AttentionTeacher.load(Teacher(model="local-dir:nowhere"), architecture)
+        FrameTeacher.load(Teacher(model="local-dir:nowhere"), side=4)

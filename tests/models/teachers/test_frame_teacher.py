@@ -12,10 +12,10 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
 from stm.config import FrameTeacher as Settings
-from stm.models.teachers.attention_teacher import AttentionTeacher
-from stm.models.teachers.frame_teacher import FrameTeacher, Seen
+from stm.models.teachers.frame_teacher import FrameTeacher, TeacherOutput
 from stm.models.teachers.open_clip import make_tower
 from stm.models.teachers.temporal_fusion import TemporalFusion
+from stm.models.teachers.tower import ClassTokenTower
 from stm.models.teachers.transformers import make_tower as make_transformers_tower
 from stm.pretrained.hub import ModelError
 from stm.tubelets import IMAGENET_MEAN, IMAGENET_STD
@@ -190,12 +190,27 @@ def test_the_stem_is_the_patch_convolution_before_positions(family: str, convolu
 # ------------------------------------------------------------------------------------------------------ attention
 
 
-def test_clip_s_attention_is_that_of_the_attention_teacher() -> None:
-    video = make_video()
-    expected = AttentionTeacher(make_open_clip(), SIDE, tubelet=1)(video)
+def test_clip_s_attention_is_what_torch_s_attention_returns_with_its_weights() -> None:
+    model, video = make_open_clip(), make_video()
+    block = model.transformer.resblocks[-1]
+    with torch.no_grad():
+        found = model.forward_intermediates(
+            normalise(video), indices=[1], output_fmt="NLC", output_extra_tokens=True, intermediates_only=True
+        )
+        states = torch.cat([found["image_intermediates_prefix"][0], found["image_intermediates"][0]], dim=1)
+        states = block.ln_1(states)
+        weights = block.attn(states, states, states, need_weights=True)[1]
     attention = make_teacher("open_clip")(video).attention
-    torch.testing.assert_close(attention, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(attention.flatten(0, 1), weights[:, 0, 1:], atol=1e-6, rtol=1e-5)
     assert attention.max() > 2 * attention.min()  # it says something
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_alone_is_the_whole_output_s_averaged_over_the_tubelet(family: str) -> None:
+    make, _, wrap = FAMILIES[family]
+    video, alone = make_video(frames=4), FrameTeacher(wrap(make()), SIDE, layers=0)
+    expected = make_teacher(family)(video).attention.unflatten(1, (2, 2)).mean(dim=2)
+    assert torch.equal(alone.attend(video, 2), expected)
 
 
 def test_transformers_clip_s_attention_is_what_it_returns_itself() -> None:
@@ -291,9 +306,8 @@ def test_pooled_means_are_means_of_the_neighbours_in_the_joint_space(family: str
     tokens = seen.tokens.flatten(0, 1)
     if seen.class_token is not None:
         states = torch.cat([seen.class_token.flatten(0, 1)[:, None], tokens], dim=1)
-        *_, last = teacher.tower.blocks
         with torch.no_grad():
-            tokens = last(states)[:, 1:]
+            tokens = teacher.tower.run_last(states)[:, 1:]
     means = torch.stack([tokens[:, window_of(token, 3)].mean(dim=1) for token in range(16)], dim=1)
     expected = teacher.tower.to_joint(means) if seen.class_token is not None else means
     torch.testing.assert_close(teacher.pool_means(seen, 3).flatten(0, 1), expected, atol=1e-5, rtol=1e-5)
@@ -373,7 +387,7 @@ def test_frames_and_positions_are_resized_to_the_student_s_grid(family: str) -> 
     pixels = nn.functional.interpolate(normalise(video), (24, 24), mode="bicubic", align_corners=False)
     torch.testing.assert_close(teacher.prepare(video.flatten(0, 1)), pixels, atol=1e-4, rtol=1e-4)
     tower, stem = wrap(make()), teacher.tower.embed(pixels)
-    prefix = int(tower.enter(torch.zeros(1, 16, 32)).shape[1] == 17)
+    prefix = int(isinstance(tower, ClassTokenTower))
     tables = {"open_clip": "model.positional_embedding", "siglip in open_clip": "trunk.pos_embed"}
     table = tower.get_parameter(tables.get(family, "vision.embeddings.position_embedding.weight")).detach()
     resized = resample_abs_pos_embed(table.reshape(1, 16 + prefix, 32), [3, 3], num_prefix_tokens=prefix)[0]
@@ -453,11 +467,11 @@ def test_a_folder_without_statistics_has_no_normalisation_of_its_own(tmp_path: P
 
 def test_a_model_of_another_kind_or_a_clip_without_projection_is_refused(tmp_path: Path) -> None:
     transformers.BertConfig().save_pretrained(tmp_path / "bert")
-    with pytest.raises(ModelError, match="is of the kind 'bert'; a teacher is one of CLIPModel"):
+    with pytest.raises(ModelError, match="is of type 'bert'; a teacher is one of CLIPModel"):
         FrameTeacher.load(Settings(model=f"transformers:{tmp_path / 'bert'}"), SIDE)
     torch.manual_seed(0)
     transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**VISION)).save_pretrained(tmp_path / "clip")
-    with pytest.raises(ModelError, match=r"no complete CLIPVisionModelWithProjection: .* missing"):
+    with pytest.raises(ModelError, match=r"not a complete CLIPVisionModelWithProjection: .* missing"):
         FrameTeacher.load(Settings(model=f"transformers:{tmp_path / 'clip'}"), SIDE)
 
 
@@ -477,4 +491,4 @@ def test_a_fusion_is_loaded_with_its_teacher(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = fusion(plain(video).features, 2)
     torch.testing.assert_close(teacher(video).features, expected)
-    assert isinstance(teacher(video), Seen)
+    assert isinstance(teacher(video), TeacherOutput)

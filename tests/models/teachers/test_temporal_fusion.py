@@ -1,13 +1,12 @@
-"""The temporal transformer against open_clip's blocks, place by place and layer by layer, and its files."""
+"""The temporal transformer against torch's encoder layers, place by place and layer by layer, and its files."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from stm.models.teachers.temporal_fusion import TemporalFusion
 from stm.models.weights.checks import WeightsError
@@ -26,15 +25,34 @@ def features(layers: int = 2, batch: int = 2, frames: int = 3, tokens: int = 4, 
     return torch.randn(layers, batch, frames * tokens, width, generator=torch.Generator().manual_seed(1))
 
 
+def make_peer(state: dict[str, Tensor], start: str) -> nn.TransformerEncoderLayer:
+    """torch's own block, of two heads, with the weights of the one whose names begin so."""
+    peer = nn.TransformerEncoderLayer(
+        128,
+        2,
+        dim_feedforward=512,
+        dropout=0,
+        activation=lambda x: x * torch.sigmoid(1.702 * x),  # CLIP's quick GELU
+        layer_norm_eps=1e-12,  # ActionCLIP's
+        batch_first=True,
+        norm_first=True,
+    )
+    names = {"ln_1": "norm1", "ln_2": "norm2", "attn": "self_attn", "mlp.c_fc": "linear1", "mlp.c_proj": "linear2"}
+    found = {
+        name.removeprefix(start).replace(ours, theirs): tensor
+        for name, tensor in state.items()
+        for ours, theirs in names.items()
+        if name.startswith(f"{start}{ours}.")
+    }
+    peer.load_state_dict(found)
+    return peer.eval()
+
+
 @torch.no_grad()
 def test_each_place_s_frames_are_a_sequence_for_clip_s_blocks_and_what_went_in_is_added_again() -> None:
     fusion, given = make_fusion(), features()
     state = fusion.state_dict()
-    blocks = [ResidualAttentionBlock(128, 2, act_layer=QuickGELU).eval() for _ in range(2)]
-    for number, block in enumerate(blocks):
-        start = f"transformer.resblocks.{number}."
-        block.load_state_dict({n.removeprefix(start): t for n, t in state.items() if n.startswith(start)})
-        block.ln_1.eps = block.ln_2.eps = 1e-12  # ActionCLIP's
+    blocks = [make_peer(state, f"transformer.resblocks.{number}.") for number in range(2)]
     fused = fusion(given, 3)
     assert fused.shape == given.shape
     for layer in range(2):

@@ -250,7 +250,7 @@ def test_mistakes_are_errors_that_say_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="cannot be loaded from the folder"):
         SplitBert.load(ask(tmp_path / "empty"))
-    with pytest.raises(ModelError, match="made without a tokenizer"):
+    with pytest.raises(ModelError, match="this BERT has no tokenizer"):
         _ = SplitBert.of(BertConfig(hidden_size=24, num_hidden_layers=2, vocab_size=9), 1).mask_id
 
 
@@ -258,9 +258,9 @@ def test_files_that_lack_weights_or_words_are_errors(tmp_path: Path) -> None:
     write_bert(tmp_path)
     whole = load_file(tmp_path / "model.safetensors")
     for lacking, message in [
-        ("bert.encoder.layer.4.output.dense.bias", "no complete BERT: 1 weights are missing, bert.encoder.layer.4"),
-        ("cls.predictions.transform.dense.bias", "no complete BERT: 1 weights are missing, cls.predictions"),
-        ("cls.predictions.bias", "no complete BERT: .*, cls.predictions.bias for instance"),
+        ("bert.encoder.layer.4.output.dense.bias", "not a complete BERT: 1 weights are missing, bert.encoder.layer.4"),
+        ("cls.predictions.transform.dense.bias", "not a complete BERT: 1 weights are missing, cls.predictions"),
+        ("cls.predictions.bias", "not a complete BERT: .*, cls.predictions.bias for instance"),
     ]:
         part = {name: tensor for name, tensor in whole.items() if name != lacking}
         save_file(part, tmp_path / "model.safetensors", {"format": "pt"})
@@ -282,20 +282,20 @@ def test_files_that_lack_weights_or_words_are_errors(tmp_path: Path) -> None:
 def test_tokenizers_without_words_or_marks_are_errors(tmp_path: Path) -> None:
     write_bert(tmp_path)
     values = read(tmp_path)[0].tokenizer.describe()
-    with pytest.raises(ModelError, match=r"has no mask token \(it is said to be '\[HIDE\]'\)"):
+    with pytest.raises(ModelError, match=r"lacks the mask token '\[HIDE\]'"):
         Tokenizer(values["text"], values["special"] | {"mask": "[HIDE]"})
     with pytest.raises(ModelError, match="the tokenizer cannot be read"):
         Tokenizer("{}", values["special"])
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
-    with pytest.raises(ModelError, match="a tokenizer without words"):
+    with pytest.raises(ModelError, match="a tokenizer with an empty vocabulary"):
         SplitBert.load(ask(tmp_path))
 
 
 def test_a_tokenizer_with_more_words_than_the_bert_is_refused(tmp_path: Path) -> None:
     write_bert(tmp_path)
     tokenizer = read(tmp_path)[0].tokenizer
-    with pytest.raises(ModelError, match=rf"knows {tokenizer.vocabulary} words, the BERT 9"):
+    with pytest.raises(ModelError, match=rf"has {tokenizer.vocabulary} tokens and the BERT 9"):
         SplitBert.of(BertConfig(hidden_size=24, num_hidden_layers=2, vocab_size=9), 1, tokenizer)
 
 

@@ -122,7 +122,7 @@ def test_candidates_that_cannot_be_answers_are_refused() -> None:
     for wrong in ([[5, 6, SEP]], [[CLS, PAD, PAD]]):
         with pytest.raises(ValueError, match="must begin with"):
             model.rank(memory, torch.tensor(wrong))
-    with pytest.raises(ValueError, match="at least one candidate"):
+    with pytest.raises(ValueError, match="depth must be at least 1, and candidates must have at least 2 tokens"):
         model.rank(memory, pad(CANDIDATES), depth=0)
 
 
@@ -182,7 +182,7 @@ def test_it_starts_as_the_fusion_layers_of_the_split_bert(tmp_path: Path) -> Non
 
 def test_a_bert_without_a_tokenizer_makes_no_decoder() -> None:
     config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8)
-    with pytest.raises(ModelError, match="without a tokenizer"):
+    with pytest.raises(ModelError, match="has no tokenizer"):
         TextDecoder.of(SplitBert.of(config, 1))
 
 

@@ -94,7 +94,9 @@ def test_a_sine_table_in_the_checkpoint_is_ours_and_need_not_be_taken(tmp_path: 
 
 def test_an_encoder_of_another_shape_is_refused_with_its_name(tmp_path: Path) -> None:
     torch.save({"model": umt_state()}, tmp_path / "umt.pth")
-    with pytest.raises(WeightsError, match=r"^init: .*umt\.pth: is of another architecture .* depth 2 instead of 5"):
+    with pytest.raises(
+        WeightsError, match=r"^init: .*umt\.pth: its architecture is not the run's: depth 2 instead of 5"
+    ):
         read_first(str(tmp_path / "umt.pth"), replace(STUDENT, depth=5))
 
 
@@ -173,7 +175,9 @@ def test_a_clip_with_quick_gelu_is_taken_with_a_word_about_it(monkeypatch: pytes
 
 
 def test_a_clip_that_does_not_fit_or_is_not_there_is_named() -> None:
-    with pytest.raises(WeightsError, match=r"^init: clip:local-dir:.*: is of another .* patch_size 12 instead of 8"):
+    with pytest.raises(
+        WeightsError, match=r"^init: clip:.*: its architecture is not the run's: patch_size 12 instead of 8"
+    ):
         read_first(f"clip:{DEMO}", STUDENT)
     with pytest.raises(WeightsError, match=r"^init 'local-dir:nowhere'"):
         read_first("clip:local-dir:nowhere", STUDENT)

@@ -157,7 +157,7 @@ def test_the_folder_s_processor_makes_the_pixels_that_the_encoder_sees(tmp_path:
         ({"num_hidden_layers": 3}, "3 missing|16 missing|missing: .*layer.2"),
         ({"patch_size": 16}, "of another shape"),
         ({"num_hidden_layers": "many"}, "cannot be loaded"),
-        ({"num_frames": 10**9}, "tokens a clip, which cannot be|frames 1000000000"),
+        ({"num_frames": 10**9}, "tokens per clip; the most is|frames 1000000000"),
     ],
 )
 def test_folders_of_another_network_are_errors_that_say_so(

@@ -192,7 +192,7 @@ def test_files_with_other_things_say_what_they_hold(tmp_path: Path) -> None:
     torch.save([torch.zeros(2)], path)
     with pytest.raises(zoo.WeightsError, match=r"a\.pth: holds a list"):
         zoo.load_any(path)
-    with pytest.raises(zoo.WeightsError, match=r"a\.pth: is no VideoMAE checkpoint.*patch_embed.*but conv1\.weight"):
+    with pytest.raises(zoo.WeightsError, match=r"a\.pth: is not a VideoMAE checkpoint.*patch_embed.*but conv1\.weight"):
         zoo.load_any(save({"conv1.weight": torch.zeros(2, 2)}, path))
 
 

@@ -146,7 +146,7 @@ def test_what_cannot_be_had_is_said(folder: Path, tmp_path: Path) -> None:
     for settings, message in (
         (choose(folder, "open_clip", pooling="mean"), "text.pooling 'mean' is for `transformers:` models"),
         (choose(folder, "bert"), "pooling `projected` is CLIP's, and this is a bert model; .* `cls` or `mean`"),
-        (choose(folder, "two-towers", pooling="mean"), "is a clip model, no text encoder; .*`projected`"),
+        (choose(folder, "two-towers", pooling="mean"), "is a clip model, not a text encoder; .*`projected`"),
         (Text(model="ViT-B32@openai"), "text.model 'ViT-B32@openai': open_clip has no architecture"),
         (Text(model="local-dir:nowhere"), "text.model 'local-dir:nowhere': nowhere has no open_clip_config"),
         (Text(model=f"transformers:{tmp_path}/none"), "no such folder"),
