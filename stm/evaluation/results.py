@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from stm.config import EvaluationTask, Run, Text
 from stm.data.dataset import ClipDataset
+from stm.evaluation.inputs import EvaluationInputs
 from stm.evaluation.metrics import classification_metrics
+from stm.evaluation.tasks import TASKS
 from stm.models.vit import VideoEncoder
 from stm.models.weights import zoo
 from stm.storage.files import sha256_file, write_json
@@ -84,11 +86,9 @@ def unseen_labels(test: ClipDataset) -> list[str]:
 def write_classification(
     task: EvaluationTask,
     run: Run,
-    weights: Path,
+    inputs: EvaluationInputs,
     test: ClipDataset,
     probabilities: NDArray[np.float32],
-    output: Path,
-    seed: int,
     train: ClipDataset | None = None,
     text: Text | None = None,
     more: Mapping[str, Any] | None = None,
@@ -102,26 +102,22 @@ def write_classification(
         text: the text encoder, if one was used.
         more: further entries of `metrics.json`.
 
-    `metrics.json` holds what `classification_metrics` returns and `task`, `train_clips`, `test_clips` (both
-    labelled ones), `unlabelled_clips` (of the test split), `unseen_labels`, `unseen_clips`, `settings` and
-    `receipt`.
+    `metrics.json` holds what `classification_metrics` returns and `train_clips`, `test_clips` (both
+    labelled ones), `unlabelled_clips` (of the test split), `unseen_labels` and `unseen_clips`; see `write_metrics`.
     """
     labels = test.index.labels()
     known = np.array([label is not None for label in labels])
     probabilities = probabilities[known]
     unseen = unseen_labels(test)
-    receipt = make_evaluation_receipt(task, run, weights, seed, test, train, text)
+    receipt = make_evaluation_receipt(task, run, inputs, test, train, text)
     metrics = {
-        "task": task.task,
         **classification_metrics(probabilities, test.labels()[known], test.classes),
         "train_clips": int((train.labels() >= 0).sum()) if train is not None else 0,
         "test_clips": int(known.sum()),
         "unlabelled_clips": int((~known).sum()),
         "unseen_labels": unseen,
         "unseen_clips": sum(label in set(unseen) for label in labels),
-        "settings": task.fingerprint(),
         **(more or {}),
-        "receipt": receipt,
     }
     clips = np.flatnonzero(known).tolist()
     columns = {
@@ -131,8 +127,16 @@ def write_classification(
         "probability": probabilities.max(1),
     }
     table = pa.table(columns, schema=PREDICTIONS_SCHEMA).sort_by("key")
-    write_table(output / "predictions.parquet", table, receipt)
-    write_json(output / "metrics.json", metrics)
+    write_table(inputs.output / "predictions.parquet", table, receipt)
+    write_metrics(task, inputs, metrics, receipt)
+
+
+def write_metrics(
+    task: EvaluationTask, inputs: EvaluationInputs, metrics: Mapping[str, Any], receipt: Mapping[str, Any]
+) -> None:
+    """Writes `metrics.json`: `task`, `headline` (see `Metric.read`), the metrics, `settings` and `receipt`."""
+    found = {"task": task.task, "headline": TASKS[task.task].headline.read(metrics), **metrics}
+    write_json(inputs.output / "metrics.json", {**found, "settings": task.fingerprint(), "receipt": receipt})
 
 
 _SHAPE = {"model", "image_size", "patch_size", "tubelet", "frames", "stride", "sampling", "precision"}
@@ -141,8 +145,7 @@ _SHAPE = {"model", "image_size", "patch_size", "tubelet", "frames", "stride", "s
 def make_evaluation_receipt(
     task: EvaluationTask,
     run: Run,
-    weights: Path,
-    seed: int,
+    inputs: EvaluationInputs,
     test: ClipDataset,
     train: ClipDataset | None = None,
     text: Text | None = None,
@@ -152,8 +155,8 @@ def make_evaluation_receipt(
     if text is not None:
         settings["text"] = text.fingerprint()
     made_from = {name: _hash(dataset) for name, dataset in (("train", train), ("test", test)) if dataset is not None}
-    sums = {"weights": sha256_file(weights), **made_from}
-    return make_receipt("evaluate", settings, ("torch", "timm", "numpy"), **sums, seed=seed)
+    sums = {"weights": sha256_file(inputs.weights), **made_from}
+    return make_receipt("evaluate", settings, ("torch", "timm", "numpy"), **sums, seed=inputs.seed)
 
 
 def _hash(dataset: ClipDataset) -> dict[str, str]:

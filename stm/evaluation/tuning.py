@@ -1,7 +1,6 @@
 """What is trained in the evaluations with text: pairs of clips and captions, and decoders that write answers or captions."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from stm.config import LanguageOptimisation, LanguageRun, LanguageTask, Objectiv
 from stm.data.dataset import ClipDataset
 from stm.data.loader import Batch
 from stm.distributed.process import Process
+from stm.evaluation.inputs import EvaluationInputs
 from stm.methods.video_language import Text, compare_pairs
 from stm.models.text.decoder import TextDecoder
 from stm.models.video_language import VideoLanguageModel
@@ -81,13 +81,16 @@ def make_tuning(
     name: str,
     task: LanguageTask,
     run: LanguageRun,
-    weights: Path,
+    inputs: EvaluationInputs,
     train: ClipDataset,
-    train_indexes: Sequence[Path],
-    seed: int,
     process: Process,
 ) -> tuple[TrainingPlan, Callable[[int], Iterator[Batch]]]:
-    """The plan of a fine-tuning, and its batches."""
+    """The plan of a fine-tuning, and its batches.
+
+    Args:
+        name: of the task, for the log; the run's name is added.
+        train: the clips of `inputs.train`.
+    """
     settings = task.optimisation
     assert isinstance(settings, LanguageOptimisation)
     # What is only done in testing does not decide what is trained; the validation split does: it chooses.
@@ -95,23 +98,23 @@ def make_tuning(
     origin = {
         "task": task.model_dump(mode="json", exclude=tested),
         "run": run.model_dump(mode="json", include={"frames", "stride", "sampling", "compile"}),
-        "weights": sha256_file(weights),
-        "data": hash_shards(train_indexes),
-        "seed": seed,
+        "weights": sha256_file(inputs.weights),
+        "data": hash_shards(inputs.train),
+        "seed": inputs.seed,
         "stm": stm.__version__,
     }
     plan = TrainingPlan(
-        name=name,
+        name=f"{name} {inputs.output.parent.name}",
         optimisation=settings,
         steps_per_epoch=count_steps(train, settings),
-        seed=seed,
+        seed=inputs.seed,
         origin=origin,
         precision=task.precision,
         compile=run.compile,
         checkpoint_every=run.checkpoint_every,
         checkpoints_kept=run.checkpoints_kept,
     )
-    return plan, feed(train, settings, process, seed, run.workers)
+    return plan, feed(train, settings, process, inputs.seed, run.workers)
 
 
 def with_texts(

@@ -17,7 +17,7 @@ from stm.config import (
     QuestionAnswering,
     VideoTextRetrieval,
 )
-from stm.evaluation import evaluate
+from stm.evaluation import EvaluationInputs, evaluate
 from stm.evaluation.captioning.generate import share_exact
 from stm.evaluation.captioning.scores import CaptionScoreError, find_programs
 from stm.evaluation.language_clips import Spoken, load_model, open_clips
@@ -67,7 +67,10 @@ def do(task, world, output: Path, **more) -> dict:
     folder, splits, run = world
     held = splits["val"] if task.validation_split else []
     weights = folder / "run" / "weights.safetensors"
-    evaluate(task, run, weights, splits["train"], splits["test"], output, 0, "cpu", validation_indexes=held, **more)
+    inputs = EvaluationInputs(
+        weights, splits["test"], output, 0, train=splits["train"], validation=held, device="cpu", **more
+    )
+    evaluate(task, run, inputs)
     return read_json(output / "metrics.json")
 
 

@@ -7,9 +7,6 @@ instead of LARS; and a learning rate that is chosen on a fifth of the TRAINING c
 features are the mean over all tokens after the encoder's last norm, as for VideoMAE without a class token.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,27 +19,19 @@ from stm.data.geometry import Geometry
 from stm.distributed.process import choose_device
 from stm.evaluation.classification.clips import clips_to_test
 from stm.evaluation.features import average_probabilities, run_over
+from stm.evaluation.inputs import EvaluationInputs
 from stm.evaluation.results import check_labels, load_checked_encoder, write_classification
 from stm.jobs.progress import track
 from stm.training.logs import say
 
 
-def probe(
-    task: LinearProbe,
-    run: Run,
-    weights: Path,
-    train_indexes: Sequence[Path],
-    test_indexes: Sequence[Path],
-    output: Path,
-    seed: int,
-    device: str | None = None,
-) -> None:
+def probe(task: LinearProbe, run: Run, inputs: EvaluationInputs) -> None:
     """Trains and tests a linear probe; see `stm.evaluation.evaluate`."""
-    chosen = choose_device(device)
-    train = ClipDataset(train_indexes, Geometry.of(run, task), Augmentation(), seed, False, guides=())
-    test = clips_to_test(task, run, test_indexes, seed, classes=train.classes)
+    chosen = choose_device(inputs.device)
+    train = ClipDataset(inputs.train, Geometry.of(run, task), Augmentation(), inputs.seed, False, guides=())
+    test = clips_to_test(task, run, inputs.test, inputs.seed, classes=train.classes)
     check_labels(test, train)
-    encoder = load_checked_encoder(weights, run).to(chosen).eval()
+    encoder = load_checked_encoder(inputs.weights, run).to(chosen).eval()
     features = [
         torch.from_numpy(
             run_over(
@@ -57,20 +46,21 @@ def probe(
         for name, dataset in (("training", train), ("test", test))
     ]
     labelled = np.flatnonzero(train.labels() >= 0)
-    inputs, targets = features[0][labelled, 0].to(chosen), torch.from_numpy(train.labels()[labelled]).to(chosen)
+    vectors = features[0][labelled, 0].to(chosen)
+    targets = torch.from_numpy(train.labels()[labelled]).to(chosen)
     classes = len(train.classes)
     rates, best = {}, task.learning_rates[0]
     if len(task.learning_rates) > 1:
-        rates = try_learning_rates(inputs, targets, classes, task, seed)
+        rates = try_learning_rates(vectors, targets, classes, task, inputs.seed)
         best = max(task.learning_rates, key=lambda rate: rates[rate])
         say(f"linear probe: learning rate {best:g} is best on held-out training clips")
-    head = train_head(inputs, targets, classes, best, task, seed)
+    head = train_head(vectors, targets, classes, best, task, inputs.seed)
     with torch.inference_mode():
         logits = head(features[1].to(chosen).flatten(0, 1)).unflatten(0, features[1].shape[:2])
     probabilities = average_probabilities(logits.cpu().numpy())
     tried = [{"learning_rate": r, "held_out_top1": rates[r][0], "held_out_loss": -rates[r][1]} for r in rates]
     extra = {"learning_rate": best, "learning_rates": tried}
-    write_classification(task, run, weights, test, probabilities, output, seed, train, more=extra)
+    write_classification(task, run, inputs, test, probabilities, train, more=extra)
 
 
 def hold_out(targets: NDArray[np.integer], seed: int) -> NDArray[np.bool_]:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,13 +13,12 @@ from stm.data.dataset import ClipDataset
 from stm.data.loader import Batch
 from stm.distributed.process import Process, choose_device
 from stm.evaluation.checkpoint_selection import tune
-from stm.evaluation.inputs import Splits
+from stm.evaluation.inputs import EvaluationInputs
 from stm.evaluation.language_clips import QuestionClips, encode_clips, load_model, open_clips
 from stm.evaluation.metrics import wilson_interval
-from stm.evaluation.results import make_evaluation_receipt
+from stm.evaluation.results import make_evaluation_receipt, write_metrics
 from stm.evaluation.tuning import AnswerTuning, make_tuning, text_length, with_texts
 from stm.jobs.progress import Progress
-from stm.storage.files import write_json
 from stm.storage.tables import write_table
 
 PREDICTIONS_SCHEMA = pa.schema(
@@ -35,21 +33,13 @@ PREDICTIONS_SCHEMA = pa.schema(
 QUESTIONS_A_PASS = 64
 
 
-def answer(
-    task: QuestionAnswering,
-    run: LanguageRun,
-    weights: Path,
-    splits: Splits,
-    output: Path,
-    seed: int,
-    device: str | None = None,
-) -> None:
+def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) -> None:
     """Trains model and decoder on the training split's questions, and answers the test split's; see `evaluate_language`."""
-    process = Process(0, 1, choose_device(device))
-    torch.manual_seed(seed)
-    model = load_model(weights, run, task, task.drop_path)
+    process = Process(0, 1, choose_device(inputs.device))
+    torch.manual_seed(inputs.seed)
+    model = load_model(inputs.weights, run, task, task.drop_path)
     module = AnswerTuning(model).to(process.device)
-    train = open_clips(task, run, splits.train, seed, True, kind=QuestionClips)
+    train = open_clips(task, run, inputs.train, inputs.seed, True, kind=QuestionClips)
     assert isinstance(train, QuestionClips)
     counts = answer_list(((question.answer,) for _, question in train.asked), task.answers)
     answers, tokenizer, length = list(counts), model.language.tokenizer, text_length(task, run)
@@ -62,37 +52,32 @@ def answer(
             "answers": tokenizer.encode([question.answer for question in asked], task.max_answer_tokens),
         }
 
-    plan, batches = make_tuning(
-        f"questions {output.parent.name}", task, run, weights, train, splits.train, seed, process
-    )
+    plan, batches = make_tuning("questions", task, run, inputs, train, process)
     asking = _Asking(module, candidates.to(process.device), answers, task, run, process.device)
     measure = None
-    if splits.validation:
-        held = open_clips(task, run, splits.validation, seed, False)
+    if inputs.validation:
+        held = open_clips(task, run, inputs.validation, inputs.seed, False)
 
         def measure(_: nn.Module) -> float:
             predicted, rows = asking.ask(held)
             return float(answering_figures(predicted, [row["accepted"] for row in rows], answers)["accuracy"])
 
-    which, discard = tune(module, with_texts(batches, read), plan, output, process, measure)
-    test = open_clips(task, run, splits.test, seed, False)
+    which, discard = tune(module, with_texts(batches, read), plan, inputs.output, process, measure)
+    test = open_clips(task, run, inputs.test, inputs.seed, False)
     predicted, rows = asking.ask(test)
-    receipt = make_evaluation_receipt(task, run, weights, seed, test, train)
+    receipt = make_evaluation_receipt(task, run, inputs, test, train)
     figures = answering_figures(predicted, [row["accepted"] for row in rows], answers)
     most = max(counts.values()) / sum(counts.values())
     metrics = {
-        "task": task.task,
         **figures,
         "answers": len(answers),
         "most_frequent_answer": most,  # of the training split: what answering always the same would about give
         "by_question": by_question(predicted, rows),
         "checkpoint": which,
-        "settings": task.fingerprint(),
-        "receipt": receipt,
     }
     rows = [{**row, "answer": given} for row, given in zip(rows, predicted, strict=True)]
-    write_table(output / "predictions.parquet", pa.Table.from_pylist(rows, schema=PREDICTIONS_SCHEMA), receipt)
-    write_json(output / "metrics.json", metrics)
+    write_table(inputs.output / "predictions.parquet", pa.Table.from_pylist(rows, schema=PREDICTIONS_SCHEMA), receipt)
+    write_metrics(task, inputs, metrics, receipt)
     discard()
 
 

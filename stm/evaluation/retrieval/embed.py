@@ -18,13 +18,8 @@ def load_checked_embedder(weights: Path, run: Run) -> VideoEmbedder:
     """Encoder and head of a run's weights.
 
     Raises:
-        ValueError: the run has no `contrast`, or the file holds another architecture than the run's.
+        ValueError: the file has no head, or holds another architecture than the run's.
     """
-    if not run.has_contrast:
-        raise ValueError(
-            f"{weights}: its run has no `contrast`, and without it no video can be compared with a text; leave the run "
-            "out of this evaluation (`runs`), or evaluate it by a linear probe or fine-tuning"
-        )
     embedder = load_embedder(weights)
     check_architecture(embedder.encoder, weights, run)
     return embedder

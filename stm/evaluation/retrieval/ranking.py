@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stm.evaluation.metrics import wilson_interval
-
-DEPTHS = (1, 5, 10)
+from stm.evaluation.retrieval import DEPTHS
 
 TIED = 1e-6
 """Cosines that differ by less are equal: it is some ten times what float32 rounds, so that the place of a candidate

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from math import comb
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,13 @@ from stm.config import LanguageRun, VideoTextRetrieval
 from stm.data.dataset import ClipDataset
 from stm.distributed.process import Process, choose_device
 from stm.evaluation.checkpoint_selection import tune
-from stm.evaluation.inputs import Splits
+from stm.evaluation.inputs import EvaluationInputs
 from stm.evaluation.language_clips import Spoken, encode_clips, load_model, open_clips, over_rows
-from stm.evaluation.results import make_evaluation_receipt
-from stm.evaluation.retrieval.ranking import DEPTHS
+from stm.evaluation.results import make_evaluation_receipt, write_metrics
+from stm.evaluation.retrieval import DEPTHS
 from stm.evaluation.retrieval.rerank import match_score, rank_scores, rerank, retrieval_figures
 from stm.evaluation.tuning import PairTuning, make_tuning, text_length, with_texts
 from stm.models.video_language import VideoLanguageModel
-from stm.storage.files import write_json
 from stm.storage.tables import write_table
 
 PREDICTIONS_SCHEMA = pa.schema(
@@ -37,41 +35,30 @@ PREDICTIONS_SCHEMA = pa.schema(
 )
 
 
-def retrieve_texts(
-    task: VideoTextRetrieval,
-    run: LanguageRun,
-    weights: Path,
-    splits: Splits,
-    output: Path,
-    seed: int,
-    device: str | None = None,
-) -> None:
+def retrieve_texts(task: VideoTextRetrieval, run: LanguageRun, inputs: EvaluationInputs) -> None:
     """Fine-tunes if wanted, then ranks clips for captions and captions for clips; see `evaluate_language`.
 
     Every caption of a clip asks, and any of them is right for it (MSVD). Where the benchmark's clips share captions, each text
     asks once, and any of its clips is right for it (SSv2). Clips without a caption take no part.
     """
-    process = Process(0, 1, choose_device(device))
-    torch.manual_seed(seed)
-    model = load_model(weights, run, task, task.drop_path).to(process.device)
+    process = Process(0, 1, choose_device(inputs.device))
+    torch.manual_seed(inputs.seed)
+    model = load_model(inputs.weights, run, task, task.drop_path).to(process.device)
     which, discard = {"chosen": "pretrained"}, None
     if task.optimisation is not None:
-        which, discard = _tune(task, run, model, weights, splits, output, seed, process)
-    test = open_clips(task, run, splits.test, seed, False, task.source)
-    pairs = _Pairs(model.eval(), test, task, run, process.device, splits.shared_texts)
+        which, discard = _tune(task, run, model, inputs, process)
+    test = open_clips(task, run, inputs.test, inputs.seed, False, task.source)
+    pairs = _Pairs(model.eval(), test, task, run, process.device, inputs.shared_texts)
     reranked = rerank(pairs.similarity, match_score(model, pairs.states, pairs.tokens, pairs.seen), task.depth)
-    receipt = make_evaluation_receipt(task, run, weights, seed, test)
+    receipt = make_evaluation_receipt(task, run, inputs, test)
     clips = len(pairs.clips)
     metrics = {
-        "task": task.task,
         "dual_encoder": retrieval_figures(pairs.similarity, pairs.right),
         "reranked": retrieval_figures(pairs.similarity, pairs.right, reranked),
-        "shared_texts": splits.shared_texts,
+        "shared_texts": inputs.shared_texts,
         "chance": {f"r{depth}": _chance(pairs.right, clips, depth) for depth in DEPTHS},
         "checkpoint": which,
         "clips_without_caption": len(test) - clips,
-        "settings": task.fingerprint(),
-        "receipt": receipt,
     }
     names = [test.index[int(clip)].key for clip in pairs.clips]
     keys = [sorted(names[clip] for clip in own) for own in pairs.right]
@@ -82,8 +69,10 @@ def retrieve_texts(
         "reranked": rank_scores(pairs.similarity, pairs.right, reranked.text_to_video),
     }
     order = sorted(range(len(keys)), key=keys.__getitem__)
-    write_table(output / "predictions.parquet", pa.table(columns, schema=PREDICTIONS_SCHEMA).take(order), receipt)
-    write_json(output / "metrics.json", metrics)
+    write_table(
+        inputs.output / "predictions.parquet", pa.table(columns, schema=PREDICTIONS_SCHEMA).take(order), receipt
+    )
+    write_metrics(task, inputs, metrics, receipt)
     if discard is not None:
         discard()
 
@@ -155,26 +144,21 @@ def _tune(
     task: VideoTextRetrieval,
     run: LanguageRun,
     model: VideoLanguageModel,
-    weights: Path,
-    splits: Splits,
-    output: Path,
-    seed: int,
+    inputs: EvaluationInputs,
     process: Process,
 ) -> tuple[dict[str, Any], Callable[[], None]]:
-    train = open_clips(task, run, splits.train, seed, True, task.source, Spoken)
+    train = open_clips(task, run, inputs.train, inputs.seed, True, task.source, Spoken)
     length, language = text_length(task, run), model.language
-    plan, batches = make_tuning(
-        f"retrieval {output.parent.name}", task, run, weights, train, splits.train, seed, process
-    )
+    plan, batches = make_tuning("retrieval", task, run, inputs, train, process)
     told = with_texts(batches, lambda batch: {"tokens": language.tokenizer.encode(batch["caption"], length)})
     measure = None
-    if splits.validation:
-        held = open_clips(task, run, splits.validation, seed, False, task.source)
+    if inputs.validation:
+        held = open_clips(task, run, inputs.validation, inputs.seed, False, task.source)
 
         def measure(module: nn.Module) -> float:
             """Mean of R@1, R@5 and R@10, both directions, by the dual encoder: re-ranking each epoch costs too much."""
-            pairs = _Pairs(model, held, task, run, process.device, splits.shared_texts)
+            pairs = _Pairs(model, held, task, run, process.device, inputs.shared_texts)
             figures = retrieval_figures(pairs.similarity, pairs.right)
             return float(np.mean([figures[way][f"r{n}"] for way in ("text_to_video", "video_to_text") for n in DEPTHS]))
 
-    return tune(PairTuning(model), told, plan, output, process, measure)
+    return tune(PairTuning(model), told, plan, inputs.output, process, measure)

@@ -6,9 +6,7 @@ which clip is meant: so it is said how many clips share a caption with another, 
 them is right.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +16,12 @@ from numpy.typing import NDArray
 from stm.config import Retrieval, Run
 from stm.evaluation.classification.clips import clips_to_test
 from stm.evaluation.features import average_vectors
-from stm.evaluation.results import make_evaluation_receipt
+from stm.evaluation.inputs import EvaluationInputs
+from stm.evaluation.results import make_evaluation_receipt, write_metrics
+from stm.evaluation.retrieval import DEPTHS
 from stm.evaluation.retrieval.embed import check_encoder, check_width, embed_clips, load_checked_embedder
 from stm.evaluation.retrieval.queries import Queries, collect_queries, first_source
-from stm.evaluation.retrieval.ranking import DEPTHS, rank_right, recall_figures, recall_intervals
-from stm.storage.files import write_json
+from stm.evaluation.retrieval.ranking import rank_right, recall_figures, recall_intervals
 from stm.storage.tables import write_table
 from stm.training.batches import read_text_model
 from stm.training.logs import say
@@ -37,34 +36,24 @@ RANKS_SCHEMA = pa.schema(
 )
 
 
-def retrieve(
-    task: Retrieval,
-    run: Run,
-    weights: Path,
-    test_indexes: Sequence[Path],
-    output: Path,
-    seed: int,
-    device: str | None = None,
-) -> None:
+def retrieve(task: Retrieval, run: Run, inputs: EvaluationInputs) -> None:
     """Ranks clips for captions and captions for clips; see `stm.evaluation.evaluate`.
 
     Clips without a caption of the source are left out: neither do they ask, nor are they found.
     """
-    test, embedder = clips_to_test(task, run, test_indexes, seed), load_checked_embedder(weights, run)
+    test = clips_to_test(task, run, inputs.test, inputs.seed)
+    embedder = load_checked_embedder(inputs.weights, run)
     source = task.source or first_source(test.index)
     queries, asking = collect_queries(test.index, source, task.count)
     check_width(embedder, queries.vectors.shape[1], f"{test.index.tars[0].parent}: its captions' vectors have")
-    check_encoder(embedder, read_text_model(test_indexes), f"{test.index.tars[0].parent}: its captions' vectors are of")
-    vectors = average_vectors(embed_clips(embedder, run, test, device))[asking]
+    check_encoder(embedder, read_text_model(inputs.test), f"{test.index.tars[0].parent}: its captions' vectors are of")
+    vectors = average_vectors(embed_clips(embedder, run, test, inputs.device))[asking]
     found = retrieval_metrics(queries, vectors)
-    receipt = make_evaluation_receipt(task, run, weights, seed, test)
+    receipt = make_evaluation_receipt(task, run, inputs, test)
     metrics = {
-        "task": task.task,
         **found.metrics,
         "source": source,
         "clips_without_caption": len(test) - len(asking),
-        "settings": task.fingerprint(),
-        "receipt": receipt,
     }
     keys = [test.index[int(number)].key for number in asking]
     columns = {
@@ -73,8 +62,8 @@ def retrieve(
         "rank": found.clip_ranks,
         "caption_rank": found.caption_ranks[queries.clips],
     }
-    write_table(output / "ranks.parquet", pa.table(columns, schema=RANKS_SCHEMA).sort_by("key"), receipt)
-    write_json(output / "metrics.json", metrics)
+    write_table(inputs.output / "ranks.parquet", pa.table(columns, schema=RANKS_SCHEMA).sort_by("key"), receipt)
+    write_metrics(task, inputs, metrics, receipt)
 
 
 @dataclass(frozen=True)

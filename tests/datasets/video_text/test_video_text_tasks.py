@@ -72,7 +72,7 @@ def test_the_protocol_alone_says_that_clips_share_texts(tmp_path):
 @pytest.mark.parametrize(("source", "shared"), [("ssv2-template", True), ("msvd", False)])
 def test_command_and_workflow_pass_on_what_the_protocol_says(source, shared, tmp_path, monkeypatch):
     config, told = with_retrieval(source, tmp_path), []
-    monkeypatch.setattr(stm.evaluation, "evaluate", lambda *_, shared_texts, **__: told.append(shared_texts))
+    monkeypatch.setattr(stm.evaluation, "evaluate", lambda *given: told.append(given[2].shared_texts))
     monkeypatch.setattr("stm.cli.learning.packed", lambda *_: [])
     monkeypatch.setattr("stm.cli.learning.load", lambda _: config)
     monkeypatch.setattr("stm.datasets.video_text.tasks.check_tasks", lambda _: None)

@@ -11,7 +11,7 @@ import torch
 from told_clips import RUN, Told, save_fitted, write_told
 
 from stm.config import Text, ZeroShot
-from stm.evaluation import evaluate
+from stm.evaluation import EvaluationInputs, evaluate
 from stm.evaluation.classification.clips import clips_to_test
 from stm.evaluation.classification.zero_shot import embed_labels, spell
 from stm.methods.contrast_head import load_embedder
@@ -40,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, vectors: np.ndarray) -> dict[
 
 
 def run_task(made: dict[str, Path], output: Path, task: ZeroShot = TASK, text: Text | None = TEXT) -> dict[str, Any]:
-    evaluate(task, RUN, made["weights"], [], [made["test"]], output, 3, "cpu", text)
+    evaluate(task, RUN, EvaluationInputs(made["weights"], [made["test"]], output, 3, text=text, device="cpu"))
     return json.loads((output / "metrics.json").read_text())
 
 

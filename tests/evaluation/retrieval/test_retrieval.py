@@ -10,8 +10,8 @@ import pytest
 from made_clips import make_run
 from told_clips import RUN, Told, save_fitted, write_told
 
-from stm.config import Retrieval
-from stm.evaluation import evaluate
+from stm.config import PretrainRun, Retrieval
+from stm.evaluation import EvaluationInputs, evaluate
 from stm.evaluation.features import unit
 from stm.evaluation.metrics import wilson_interval
 from stm.evaluation.retrieval.queries import Queries, collect_queries, first_source
@@ -152,9 +152,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"index": index, "weights": save_fitted(folder / "weights.safetensors", TASK, [index], text), "text": text}
 
 
-def run_task(made: dict[str, Any], output: Path, task: Retrieval = TASK, **changes: Any) -> dict[str, Any]:
-    run = RUN.model_copy(update=changes)
-    evaluate(task, run, made["weights"], [], [made["index"]], output, 3, "cpu")
+def run_task(
+    made: dict[str, Any], output: Path, task: Retrieval = TASK, run: PretrainRun = RUN, **changes: Any
+) -> dict[str, Any]:
+    run = run.model_copy(update=changes)
+    evaluate(task, run, EvaluationInputs(made["weights"], [made["index"]], output, 3, device="cpu"))
     return json.loads((output / "metrics.json").read_text())
 
 
@@ -199,6 +201,4 @@ def test_runs_and_vectors_that_do_not_go_together_are_refused(made: dict[str, An
     with pytest.raises(ValueError, match=r"captions' vectors have 16 values a vector, and .* trained with 17"):
         run_task({**made, "weights": other}, tmp_path)
     with pytest.raises(ValueError, match="is not of this run's architecture"):
-        evaluate(
-            TASK, make_run(frames=2, contrast={"layers": 1}), made["weights"], [], [made["index"]], tmp_path, 3, "cpu"
-        )
+        run_task(made, tmp_path, run=make_run(frames=2, contrast={"layers": 1}))
