@@ -29,6 +29,11 @@ class Metric:
     scale: float = 100.0
     unit: str = "%"
 
+    @property
+    def key(self) -> str:
+        """The last part of the name, for the columns of tables that machines read: `r1`."""
+        return self.name.rpartition(".")[2]
+
     def read(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """The metric with its value, as `headline` in `metrics.json`.
 
