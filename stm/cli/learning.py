@@ -88,7 +88,7 @@ def mask_quality(arguments: argparse.Namespace) -> None:
 
 
 def faithfulness(arguments: argparse.Namespace) -> None:
-    from stm.evaluation.masks.crop_agreement import measure_faithfulness
+    from stm.evaluation.masks.crop_agreement import measure_crop_agreement
 
     measured = [(c, layout) for c, layout in corpora(arguments) if c.mask_quality is not None and c.pack.sources]
     if not measured:
@@ -97,7 +97,7 @@ def faithfulness(arguments: argparse.Namespace) -> None:
         settings, source = config.mask_quality, config.pack.sources[0]
         assert settings is not None
         shards = all_shards(layout, settings.split)
-        measure_faithfulness(
+        measure_crop_agreement(
             [layout.frames_tar(shard) for shard in shards],
             [layout.frames(shard) for shard in shards],
             [layout.similarity(source, shard) for shard in shards],

@@ -1,4 +1,4 @@
-"""What evaluations read and write: labelled splits, checked weights, `metrics.json`, `predictions.parquet`."""
+"""Inputs and outputs that evaluations share: labelled splits, checked weights, `metrics.json`, `predictions.parquet`."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -36,7 +36,7 @@ def load_checked_encoder(weights: Path, run: Run, drop_path: float = 0.0) -> Vid
     """The encoder of a run's weights.
 
     Raises:
-        ValueError: the file holds another architecture than the run's; the message names what differs.
+        ValueError: the architecture in the file differs from the run's; the message names what differs.
     """
     encoder = zoo.load_encoder(weights, drop_path)
     check_architecture(encoder, weights, run)
@@ -44,21 +44,25 @@ def load_checked_encoder(weights: Path, run: Run, drop_path: float = 0.0) -> Vid
 
 
 def check_architecture(encoder: VideoEncoder, weights: Path, run: Run) -> None:
-    """Refuses weights that are not of the run's architecture; raises ValueError."""
+    """Checks that the weights are of the run's architecture.
+
+    Raises:
+        ValueError: they are not; the message names what differs.
+    """
     has, wanted = asdict(encoder.architecture), asdict(zoo.describe(run))
-    wrong = [f"{name} {has[name]} instead of {wanted[name]}" for name in has if has[name] != wanted[name]]
-    if wrong:
-        raise ValueError(f"{weights}: is not of this run's architecture: {', '.join(wrong)}; pretrain again")
+    differences = [f"{name} {has[name]} instead of {wanted[name]}" for name in has if has[name] != wanted[name]]
+    if differences:
+        raise ValueError(f"{weights}: is not of this run's architecture: {', '.join(differences)}; pretrain again")
 
 
 def check_labels(test: ClipDataset, train: ClipDataset | None = None) -> None:
-    """Says how many clips have no label, or one that no training clip has.
+    """Checks that a classification is possible; logs how many clips have no label, or one that no training clip has.
 
     Args:
         train: None for a task without training, which knows the labels of the test split.
 
     Raises:
-        ValueError: a split has no labels at all, or there is but one class.
+        ValueError: a split has no labels at all, or there is only one class.
     """
     splits = {"test": test} if train is None else {"training": train, "test": test}
     for name, dataset in splits.items():
@@ -79,7 +83,7 @@ def check_labels(test: ClipDataset, train: ClipDataset | None = None) -> None:
 
 
 def unseen_labels(test: ClipDataset) -> list[str]:
-    """Labels of the test split that are no class."""
+    """Labels of the test split that no training clip has."""
     return sorted({label for label in test.index.labels() if label is not None} - set(test.classes))
 
 
@@ -150,7 +154,7 @@ def make_evaluation_receipt(
     train: ClipDataset | None = None,
     text: Text | None = None,
 ) -> dict[str, Any]:
-    """What an evaluation was made from."""
+    """What an evaluation was made from: settings, hashes of weights and shards, versions, seed."""
     settings = {"task": task.fingerprint(), "run": run.model_dump(mode="json", include=_SHAPE)}
     if text is not None:
         settings["text"] = text.fingerprint()

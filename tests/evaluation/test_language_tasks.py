@@ -20,7 +20,7 @@ from stm.config import (
 from stm.evaluation import EvaluationInputs, evaluate
 from stm.evaluation.captioning.generate import share_exact
 from stm.evaluation.captioning.scores import CaptionScoreError, find_programs
-from stm.evaluation.language_clips import Spoken, load_model, open_clips
+from stm.evaluation.language_clips import CaptionPairs, load_model, open_clips
 from stm.evaluation.retrieval.video_text import gather_queries
 from stm.storage.files import read_json
 from stm.storage.tables import read_receipt, read_table, write_table
@@ -30,7 +30,7 @@ COLORS = ["red", "blue", "green"]
 TUNING = LanguageOptimisation(epochs=2, batch_size=6, learning_rate=1e-3, warmup_epochs=0)
 
 
-def make_told_shard(index: Path, clips: int, seed: int, prefix: str) -> Path:
+def make_captioned_shard(index: Path, clips: int, seed: int, prefix: str) -> Path:
     """A shard whose captions and questions say a clip's color."""
     labels = [COLORS[number % 3] for number in range(clips)]
     make_shard(index, labels, seed, prefix)
@@ -55,7 +55,7 @@ def make_told_shard(index: Path, clips: int, seed: int, prefix: str) -> Path:
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("told")
     splits = {
-        name: [make_told_shard(folder / name / f"{name}-00000.parquet", clips, seed, name)]
+        name: [make_captioned_shard(folder / name / f"{name}-00000.parquet", clips, seed, name)]
         for seed, (name, clips) in enumerate((("train", 12), ("val", 6), ("test", 9)))
     }
     run = make_run("umt", make_small_bert(folder / "bert"), image_size=32, patch_size=8)
@@ -125,7 +125,7 @@ def test_an_epoch_of_fine_tuning_sees_every_caption_of_every_clip_once(world):
     task = VideoTextRetrieval(
         task="video_text_retrieval", optimisation=TUNING, augmentation=LanguageAugmentation(crop="random_resized")
     )
-    pairs = open_clips(task, run, splits["train"], 0, True, None, Spoken)
+    pairs = open_clips(task, run, splits["train"], 0, True, None, CaptionPairs)
     assert len(pairs) == 24
     epochs = [[pairs[epoch, number][0] for number in range(24)] for epoch in range(2)]
     for samples in epochs:

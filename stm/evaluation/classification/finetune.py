@@ -31,7 +31,7 @@ from stm.training.loop import TrainingPlan, fit
 from stm.tubelets import to_unit
 
 HEAD_SCALE = 1e-3
-"""VideoMAE's `init_scale`: the head starts so small that the first predictions are even."""
+"""VideoMAE's `init_scale`: the head starts so small that the first predictions are uniform."""
 
 
 class Classifier(nn.Module):
@@ -42,7 +42,9 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         width = encoder.architecture.width
-        self.encoder, self.classes, self.label_smoothing = encoder, classes, label_smoothing
+        self.encoder = encoder
+        self.classes = classes
+        self.label_smoothing = label_smoothing
         # The mean is normalised instead of the tokens, by a norm that is trained from scratch.
         self.encoder.norm.requires_grad_(False)
         self.fc_norm = nn.LayerNorm(width, eps=encoder.architecture.norm_eps)
@@ -60,8 +62,8 @@ class Classifier(nn.Module):
         """Losses of a batch.
 
         Args:
-            batch: "video" uint8 [B, T, 3, S, S], "label" int64 [B], and, if it is to be mixed, what
-                `Mixing.mixed` adds.
+            batch: "video" uint8 [B, T, 3, S, S], "label" int64 [B], and for mixup or cutmix what `Mixing.mixed`
+                adds.
 
         Returns:
             {"loss": cross entropy, "top1": share of right predictions}, float32 scalars; of a mixed batch the loss
@@ -78,7 +80,7 @@ class Classifier(nn.Module):
 
 
 def fine_tune(task: FineTune, run: Run, inputs: EvaluationInputs) -> None:
-    """Fine-tunes and tests; goes on from a checkpoint like pretraining. See `stm.evaluation.evaluate`.
+    """Fine-tunes and tests; resumes from a checkpoint like pretraining. See `stm.evaluation.evaluate`.
 
     Beside the results it writes `classifier.safetensors`, which `stm.models.weights.zoo` reads and converts.
     """
@@ -130,9 +132,9 @@ def fine_tune(task: FineTune, run: Run, inputs: EvaluationInputs) -> None:
 
 
 def _origin(task: FineTune, run: Run, inputs: EvaluationInputs) -> dict[str, Any]:
-    tested = {"test_split", "views", "crops", *task.cache_neutral}
+    test_only = {"test_split", "views", "crops", *task.cache_neutral}
     return {
-        "task": task.model_dump(mode="json", exclude=tested),
+        "task": task.model_dump(mode="json", exclude=test_only),
         "run": run.model_dump(mode="json", include={"frames", "stride", "sampling", "compile"}),
         "weights": sha256_file(inputs.weights),
         "data": hash_shards(inputs.train),

@@ -1,4 +1,4 @@
-"""Linear probe: what can be read from frozen features by one linear layer.
+"""Linear probe: a linear classifier on frozen features.
 
 The recipe is the field's, not a paper's about video: neither TGM nor MGM says what it did. From MAE (its
 main_linprobe.py) come batch norm without parameters before the layer, weights of deviation 0.01, 90 epochs and no
@@ -64,10 +64,10 @@ def probe(task: LinearProbe, run: Run, inputs: EvaluationInputs) -> None:
 
 
 def hold_out(targets: NDArray[np.integer], seed: int) -> NDArray[np.bool_]:
-    """A fifth of the clips, each class in proportion and never all of it: bool [n], True for those held out.
+    """A fifth of the clips, in proportion to the classes, but never all clips of a class: bool [n], True for held-out clips.
 
     Raises:
-        ValueError: no class has two clips, so that none can be spared.
+        ValueError: no class has two clips, so that none can be held out.
     """
     _, place, count = np.unique(targets, return_inverse=True, return_counts=True)
     # Every fifth clip in the order of classes: of two or more clips of a class this never takes all.
@@ -110,13 +110,13 @@ def train_head(
         learning_rate: AdamW's, at the start of half a cosine that ends at 0.
 
     Returns:
-        The classifier in evaluation mode: [n, D] to logits [n, classes].
+        The classifier in eval mode: [n, D] to logits [n, classes].
 
     Raises:
-        ValueError: there are fewer than two clips, of which no batch norm can be taken.
+        ValueError: there are fewer than two clips, too few for batch norm.
     """
     if len(features) < 2:
-        raise ValueError(f"the linear probe needs two training clips or more, and there are {len(features)}")
+        raise ValueError(f"the linear probe needs at least 2 training clips, and there are {len(features)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         linear = nn.Linear(features.shape[1], classes)

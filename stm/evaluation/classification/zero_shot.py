@@ -1,7 +1,7 @@
-"""Zero-shot classification: a clip gets the label whose sentence is nearest to it in the space of the text.
+"""Zero-shot classification: the label whose sentence is nearest to the clip in the space of the text.
 
-Nothing is trained. As with CLIP, a label's vectors over all templates are averaged, each of length 1, and brought to
-length 1 again. A clip's vector is what the contrastive head makes of the mean over all its tokens.
+Nothing is trained. As with CLIP, a label's vectors of all templates are normalised, averaged, and normalised again. A
+clip's vector is the contrastive head's embedding of the mean over all its tokens.
 """
 
 import re
@@ -41,12 +41,12 @@ def classify_by_sentences(task: ZeroShot, run: Run, inputs: EvaluationInputs) ->
 
 
 def embed_labels(labels: Sequence[str], templates: Sequence[str], encoder: TextEncoder) -> NDArray[np.float32]:
-    """One unit vector a label, float32 [labels, D]: the mean over the templates."""
+    """One unit vector per label, float32 [labels, D]: the mean over the templates."""
     sentences = [template.replace("{}", spell(label)) for label in labels for template in templates]
     return average_vectors(encoder.encode(sentences).reshape(len(labels), len(templates), -1))
 
 
 def spell(label: str) -> str:
-    """A label as words: `brushing_teeth` (Kinetics, HMDB51) and `ApplyEyeMakeup` (UCF101) are none."""
+    """A label as words: `brushing_teeth` (HMDB51) becomes `brushing teeth`, `ApplyEyeMakeup` (UCF101) `Apply Eye Makeup`."""
     words = label.replace("_", " ").strip()
     return words if " " in words else _INNER_CAPITAL.sub(" ", words)

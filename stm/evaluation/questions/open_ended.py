@@ -30,43 +30,43 @@ PREDICTIONS_SCHEMA = pa.schema(
     ]
 )
 
-QUESTIONS_A_PASS = 64
+QUESTIONS_PER_BATCH = 64
 
 
 def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) -> None:
-    """Trains model and decoder on the training split's questions, and answers the test split's; see `evaluate_language`."""
+    """Trains model and decoder on the training questions and answers the test questions; see `stm.evaluation.evaluate`."""
     process = Process(0, 1, choose_device(inputs.device))
     torch.manual_seed(inputs.seed)
     model = load_model(inputs.weights, run, task, task.drop_path)
     module = AnswerTuning(model).to(process.device)
     train = open_clips(task, run, inputs.train, inputs.seed, True, kind=QuestionClips)
     assert isinstance(train, QuestionClips)
-    counts = answer_list(((question.answer,) for _, question in train.asked), task.answers)
+    counts = count_answers(((question.answer,) for _, question in train.pairs), task.answers)
     answers, tokenizer, length = list(counts), model.language.tokenizer, text_length(task, run)
     candidates = tokenizer.encode(answers, task.max_answer_tokens)
 
     def read(batch: Batch) -> dict[str, Tensor]:
-        asked = [train.asked[number][1] for number in batch["label"].tolist()]
+        questions = [train.pairs[number][1] for number in batch["label"].tolist()]
         return {
-            "tokens": tokenizer.encode([question.question for question in asked], length),
-            "answers": tokenizer.encode([question.answer for question in asked], task.max_answer_tokens),
+            "tokens": tokenizer.encode([question.question for question in questions], length),
+            "answers": tokenizer.encode([question.answer for question in questions], task.max_answer_tokens),
         }
 
     plan, batches = make_tuning("questions", task, run, inputs, train, process)
-    asking = _Asking(module, candidates.to(process.device), answers, task, run, process.device)
+    answerer = _Answerer(module, candidates.to(process.device), answers, task, run, process.device)
     measure = None
     if inputs.validation:
         held = open_clips(task, run, inputs.validation, inputs.seed, False)
 
         def measure(_: nn.Module) -> float:
-            predicted, rows = asking.ask(held)
-            return float(answering_figures(predicted, [row["accepted"] for row in rows], answers)["accuracy"])
+            predicted, rows = answerer.answer(held)
+            return float(open_ended_metrics(predicted, [row["accepted"] for row in rows], answers)["accuracy"])
 
     which, discard = tune(module, with_texts(batches, read), plan, inputs.output, process, measure)
     test = open_clips(task, run, inputs.test, inputs.seed, False)
-    predicted, rows = asking.ask(test)
+    predicted, rows = answerer.answer(test)
     receipt = make_evaluation_receipt(task, run, inputs, test, train)
-    figures = answering_figures(predicted, [row["accepted"] for row in rows], answers)
+    figures = open_ended_metrics(predicted, [row["accepted"] for row in rows], answers)
     most = max(counts.values()) / sum(counts.values())
     metrics = {
         **figures,
@@ -81,7 +81,7 @@ def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) 
     discard()
 
 
-class _Asking:
+class _Answerer:
     """Answers every question of a split."""
 
     def __init__(
@@ -93,11 +93,15 @@ class _Asking:
         run: LanguageRun,
         device: torch.device,
     ) -> None:
-        self.module, self.candidates, self.answers = module, candidates, answers
-        self.task, self.run, self.device = task, run, device
+        self.module = module
+        self.candidates = candidates
+        self.answers = answers
+        self.task = task
+        self.run = run
+        self.device = device
 
     @torch.inference_mode()
-    def ask(self, dataset: ClipDataset) -> tuple[list[str], list[dict[str, Any]]]:
+    def answer(self, dataset: ClipDataset) -> tuple[list[str], list[dict[str, Any]]]:
         """The chosen answers, and for each question its "key", "question" and "accepted" answers.
 
         Raises:
@@ -119,10 +123,12 @@ class _Asking:
         seen = encode_clips(module.model, dataset, self.device, self.run.workers, task.precision)
         owners, predicted = torch.tensor(clips), list[str]()
         with Progress("questions", len(rows), "questions") as progress:
-            for some, own in zip(tokens.split(QUESTIONS_A_PASS), owners.split(QUESTIONS_A_PASS), strict=True):
-                asked = some.to(self.device)
-                memory = module.remember(asked, seen[own].to(self.device).float())
-                scores = module.decoder.rank(memory, self.candidates, task.depth, task.ranking, module.present(asked))
+            for some, own in zip(tokens.split(QUESTIONS_PER_BATCH), owners.split(QUESTIONS_PER_BATCH), strict=True):
+                questions = some.to(self.device)
+                memory = module.encode_questions(questions, seen[own].to(self.device).float())
+                scores = module.decoder.rank(
+                    memory, self.candidates, task.depth, task.ranking, module.is_word(questions)
+                )
                 predicted += choose_answer(scores.cpu(), self.answers)
                 progress.advance(len(some))
         return predicted, rows
@@ -138,12 +144,12 @@ def by_question(predicted: list[str], rows: list[dict[str, Any]], most: int = 20
     return {words: sum(groups[words]) / len(groups[words]) for words in sorted(largest)}
 
 
-def answer_list(answers: Iterable[Sequence[str]], most: int | None = None) -> dict[str, int]:
-    """The answers of a split, how often each was given, the most frequent first; equals in order of the alphabet.
+def count_answers(answers: Iterable[Sequence[str]], most: int | None = None) -> dict[str, int]:
+    """The answers of a split and how often each was given: the most frequent first, equals in alphabetical order.
 
     Args:
-        answers: of each question the answers that were given, repeated ones included.
-        most: keep so many of the most frequent; None: all.
+        answers: the answers given to each question, with repetitions.
+        most: number of answers to return; None: all.
     """
     counts = Counter(normalise(answer) for given in answers for answer in given)
     counts.pop("", None)
@@ -155,23 +161,23 @@ def weigh_answers(given: Sequence[str]) -> dict[str, float]:
 
     The weights add up to 1, so that each question counts alike. Empty answers are left out.
     """
-    counts = answer_list([given])
+    counts = count_answers([given])
     total = sum(counts.values())
     return {answer: count / total for answer, count in counts.items()}
 
 
 def choose_answer(scores: Tensor, answers: Sequence[str]) -> list[str]:
-    """The answer of highest score for each question; of equal ones the first, which is the more frequent.
+    """The highest-scored answer of each question; of equal ones the first, which is the more frequent.
 
     Args:
         scores: float [B, A], as of `TextDecoder.rank`; minus infinity for an answer that was not ranked.
         answers: A of them, in the order of the columns.
 
     Raises:
-        ValueError: there are not as many answers as columns, or a row has no score or one that is no number.
+        ValueError: the number of answers is not that of the columns, or a row has no finite score or a NaN.
     """
     if scores.dim() != 2 or scores.shape[1] != len(answers):
-        raise ValueError(f"scores {tuple(scores.shape)} must be [B, {len(answers)}], one column an answer")
+        raise ValueError(f"scores {tuple(scores.shape)} must be [B, {len(answers)}], one column per answer")
     ordered, numbers = scores.sort(dim=1, descending=True, stable=True)  # a NaN comes first
     if not bool(ordered[:, :1].isfinite().all()):
         raise ValueError("a question has no answer with a finite score: were the weights trained to the end?")
@@ -179,18 +185,18 @@ def choose_answer(scores: Tensor, answers: Sequence[str]) -> list[str]:
 
 
 def normalise(answer: str) -> str:
-    """An answer as it is compared: lower case, single spaces."""
+    """An answer as compared: lower case, single spaces."""
     return " ".join(answer.lower().split())
 
 
-def answering_figures(
+def open_ended_metrics(
     predicted: Sequence[str], accepted: Sequence[Sequence[str]], answers: Iterable[str]
 ) -> dict[str, Any]:
     """Exact-match accuracy.
 
     Args:
         predicted: the chosen answer of each question.
-        accepted: of each question the answers that are right, one or more.
+        accepted: the right answers of each question, one or more.
         answers: all answers that could be chosen.
 
     Returns:
@@ -198,7 +204,7 @@ def answering_figures(
         answer among `answers`, which no model that chooses from them can exceed.
 
     Raises:
-        ValueError: not one prediction a question, or a question without an accepted answer.
+        ValueError: the numbers of predictions and questions differ, or a question has no accepted answer.
     """
     if len(predicted) != len(accepted):
         raise ValueError(f"{len(predicted)} predictions for {len(accepted)} questions")

@@ -1,4 +1,4 @@
-"""Clips in the space of the text, by the contrastive head that a run has trained."""
+"""Clips embedded in the space of the text, by the contrastive head that a run has trained."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +36,7 @@ def embed_clips(
 
 
 def check_encoder(embedder: VideoEmbedder, encoder: Mapping[str, str | None] | None, what: str) -> None:
-    """Refuses texts of another encoder than the head was trained with, where both are known, by the hash of its weights.
+    """Checks that texts are encoded by the encoder that the head was trained with, where the hashes of both are known.
 
     Raises:
         ValueError: the hashes differ; `what` opens the message.
@@ -53,10 +53,10 @@ def check_encoder(embedder: VideoEmbedder, encoder: Mapping[str, str | None] | N
 
 
 def check_width(embedder: VideoEmbedder, width: int, what: str) -> None:
-    """Refuses text vectors that are not from the space of the head.
+    """Checks that text vectors have the width of the head.
 
     Raises:
-        ValueError: their width is another; `what` opens the message.
+        ValueError: they do not; `what` opens the message.
     """
     wanted = embedder.branch.text_width
     if width != wanted:
