@@ -156,16 +156,6 @@ def count_answers(answers: Iterable[Sequence[str]], most: int | None = None) -> 
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most])
 
 
-def weigh_answers(given: Sequence[str]) -> dict[str, float]:
-    """The answers of one question to train on and the weight of each: its share of those that were given (UMT).
-
-    The weights add up to 1, so that each question counts alike. Empty answers are left out.
-    """
-    counts = count_answers([given])
-    total = sum(counts.values())
-    return {answer: count / total for answer, count in counts.items()}
-
-
 def choose_answer(scores: Tensor, answers: Sequence[str]) -> list[str]:
     """The highest-scored answer of each question; of equal ones the first, which is the more frequent.
 

@@ -1,4 +1,4 @@
-"""Answer lists, weights and exact-match accuracy against small cases worked by hand."""
+"""Counted answers and exact-match accuracy against small cases worked by hand."""
 
 import pytest
 import torch
@@ -9,20 +9,14 @@ from stm.evaluation.questions.open_ended import (
     count_answers,
     normalise,
     open_ended_metrics,
-    weigh_answers,
 )
 
 
-def test_the_count_answers_is_in_order_of_frequency_and_then_of_the_alphabet() -> None:
+def test_answers_are_counted_in_order_of_frequency_and_then_of_the_alphabet() -> None:
     given = [["Man", "dog"], ["man "], ["two  dogs"], ["cat"], ["cat"], ["dog"], ["cat"], ["  "]]
     found = count_answers(given)
     assert list(found.items()) == [("cat", 3), ("dog", 2), ("man", 2), ("two dogs", 1)]
     assert list(count_answers(given, most=2)) == ["cat", "dog"] and count_answers([]) == {}
-
-
-def test_an_answer_weighs_its_share_of_those_given_to_the_question() -> None:
-    assert weigh_answers(["dog", "Dog", "cat", "dog"]) == {"dog": 0.75, "cat": 0.25}
-    assert weigh_answers(["run"]) == {"run": 1.0} and weigh_answers([]) == {}
 
 
 def test_the_answer_of_highest_score_is_chosen_and_of_equal_ones_the_first() -> None:
@@ -34,7 +28,7 @@ def test_the_answer_of_highest_score_is_chosen_and_of_equal_ones_the_first() -> 
 
 
 def test_scores_without_a_choice_are_refused() -> None:
-    with pytest.raises(ValueError, match="one column an answer"):
+    with pytest.raises(ValueError, match="one column per answer"):
         choose_answer(torch.zeros(2, 3), ["a", "b"])
     infinity = float("inf")
     for last in ([-infinity, -infinity], [0.0, float("nan")], [0.0, infinity]):

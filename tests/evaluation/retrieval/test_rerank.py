@@ -181,7 +181,7 @@ def test_what_cannot_be_ranked_is_refused() -> None:
         rerank(np.full((2, 2), np.nan, dtype=np.float32), table(similarity))
     with pytest.raises(ValueError, match="logits that are not finite"):
         rerank(similarity, table(similarity * np.nan))
-    with pytest.raises(ValueError, match="one logit each"):
+    with pytest.raises(ValueError, match="one logit per pair"):
         rerank(similarity, lambda texts, video: torch.zeros(len(texts), 2))
     with pytest.raises(ValueError, match="at least one candidate"):
         rerank(similarity, table(similarity), depth=0)
