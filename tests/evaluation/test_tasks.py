@@ -51,7 +51,7 @@ def test_a_new_task_needs_a_section_and_a_declaration(tmp_path: Path, monkeypatc
 
     declared = Task(Counting, "Counting", (Metric("shards", "shards", scale=1, unit=""),), f"{__name__}:count_shards")
     monkeypatch.setitem(evaluation.TASKS, "counting", declared)
-    evaluate(Counting(), PretrainRun(), EvaluationInputs(tmp_path, [tmp_path, tmp_path], tmp_path / "out", 0))  # type: ignore[arg-type]
+    evaluate(Counting(), PretrainRun(), EvaluationInputs(tmp_path, [tmp_path, tmp_path], tmp_path / "out", 0))
     assert (tmp_path / "out" / "count").read_text() == "2"
 
 
