@@ -39,6 +39,7 @@ def pretrain(arguments: argparse.Namespace) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     from stm.datasets.video_text.tasks import check_tasks, has_shared_texts
+    from stm.evaluation import EvaluationInputs
     from stm.evaluation import evaluate as evaluate_run
 
     config = load(arguments)
@@ -53,19 +54,18 @@ def evaluate(arguments: argparse.Namespace) -> None:
     for name, task_name in pairs:
         run, task, own = config.runs[name], config.evaluate[task_name], config.dataset_of(name)
         data, layout = Layout.of(config, config.dataset_of(name, task_name)), Layout.of(config, own)
-        train_split, held = getattr(task, "train_split", None), getattr(task, "validation_split", None)
-        evaluate_run(
-            task,
-            run,
-            layout.pretrain(name) / "weights.safetensors",
-            [] if train_split is None else packed(data, train_split),
-            packed(data, task.test_split),
-            layout.evaluate(name, task_name),
-            config.seed if run.seed is None else run.seed,
-            text=config.of(own).text,
-            validation_indexes=packed(data, held) if held else [],
+        indexes = {use: packed(data, split) for use, split in task.splits.items()}
+        inputs = EvaluationInputs(
+            weights=layout.pretrain(name) / "weights.safetensors",
+            train=indexes.get("train", []),
+            validation=indexes.get("validation", []),
+            test=indexes["test"],
+            output=layout.evaluate(name, task_name),
+            seed=config.seed if run.seed is None else run.seed,
             shared_texts=has_shared_texts(config, name, task_name),
+            text=config.of(own).text,
         )
+        evaluate_run(task, run, inputs)
 
 
 def mask_quality(arguments: argparse.Namespace) -> None:
@@ -88,7 +88,7 @@ def mask_quality(arguments: argparse.Namespace) -> None:
 
 
 def faithfulness(arguments: argparse.Namespace) -> None:
-    from stm.evaluation.masks.crop_agreement import measure_faithfulness
+    from stm.evaluation.masks.crop_agreement import measure_crop_agreement
 
     measured = [(c, layout) for c, layout in corpora(arguments) if c.mask_quality is not None and c.pack.sources]
     if not measured:
@@ -97,7 +97,7 @@ def faithfulness(arguments: argparse.Namespace) -> None:
         settings, source = config.mask_quality, config.pack.sources[0]
         assert settings is not None
         shards = all_shards(layout, settings.split)
-        measure_faithfulness(
+        measure_crop_agreement(
             [layout.frames_tar(shard) for shard in shards],
             [layout.frames(shard) for shard in shards],
             [layout.similarity(source, shard) for shard in shards],

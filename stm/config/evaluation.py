@@ -1,17 +1,29 @@
 """Evaluations of pretrained weights."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
 from stm.config.base import Fraction, Name, Section, Templates, field
-from stm.config.training import Augmentation, Optimisation, Sampling
+from stm.config.training import Augmentation, CaptionChoice, Optimisation, Run, Sampling
 
 
-class Task(Section):
-    """What all evaluations say: for which runs, on which clips, in which views."""
+class TaskSettings(Section):
+    """What all evaluations say: for which runs, on which clips, in which views.
+
+    What the rest of a config and the workflow must know of a task is said here, by its section; what only evaluations and
+    reports must know, by its declaration (`stm.evaluation.tasks`).
+    """
 
     cache_neutral = frozenset({"runs", "dataset"})
+    # What a run must have to be evaluated so: TGM's contrastive branch, or a text side. None: every run can be.
+    needs: ClassVar[Literal["contrast", "language"] | None] = None
+    # Whether its results hold an accuracy per class.
+    per_class: ClassVar[bool] = False
+    # Whether it encodes texts of its own with the dataset's text encoder.
+    encodes_text: ClassVar[bool] = False
+    # What the protocols of benchmarks call it (`stm.datasets.video_text.protocol`); None: none prescribes it.
+    benchmark_task: ClassVar[str | None] = None
     runs: tuple[Name, ...] | None = field(None, "pretraining runs that are evaluated so; all when not given")
     dataset: Name | None = field(None, "which of `datasets` it uses; the run's own when not given")
     test_split: Name = "test"
@@ -22,10 +34,35 @@ class Task(Section):
     views: int = field(1, "temporal views of a test clip, averaged after softmax", "views", ge=1, le=32)
     crops: Literal[1, 3] = field(1, "square crops of each temporal view: the centre, or three along the long side")
 
+    @property
+    def splits(self) -> dict[str, str]:
+        """The names of the splits that it reads, by their use: those of `train`, `validation` and `test` that it names."""
+        named = {use: getattr(self, f"{use}_split", None) for use in ("train", "validation", "test")}
+        return {use: split for use, split in named.items() if split is not None}
 
-class LinearProbe(Task):
+    @property
+    def packed_vectors(self) -> CaptionChoice | None:
+        """The captions whose packed text vectors it reads; None: it reads none."""
+        return None
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether the run's weights are trained further."""
+        return getattr(self, "optimisation", None) is not None
+
+    def suits(self, run: Run) -> bool:
+        """Whether a run has what the task needs."""
+        return {None: True, "contrast": run.has_contrast, "language": run.has_text}[self.needs]
+
+    def prescribed(self, run: Run) -> dict[str, object]:
+        """The values, for a run, of the keys that a benchmark's protocol prescribes."""
+        return {}
+
+
+class LinearProbe(TaskSettings):
     """Linear classifier on the frozen backbone's mean-pooled tokens (MAE's recipe: affine-free batch norm)."""
 
+    per_class = True
     task: Literal["linear"]
     train_split: Name = "train"
     epochs: int = field(90, "passes over the cached features", "epochs", ge=1)
@@ -62,9 +99,10 @@ class FineTuneAugmentation(Augmentation):
     mix_switch: Fraction = field(0.5, "probability of cutmix where both are on")
 
 
-class FineTune(Task):
+class FineTune(TaskSettings):
     """End-to-end training on the action labels."""
 
+    per_class = True
     task: Literal["finetune"]
     train_split: Name = "train"
     optimisation: FineTuneOptimisation = FineTuneOptimisation()
@@ -83,21 +121,29 @@ class FineTune(Task):
         return self
 
 
-class ZeroShot(Task):
+class ZeroShot(TaskSettings):
     """Classification by the likeness of a clip and its label's sentence, without training (runs with `contrast`)."""
 
+    needs = "contrast"
+    per_class = True
+    encodes_text = True
     task: Literal["zero_shot"]
     templates: Templates = field(
         ("a video of {}.",), "sentences with the label for {}; their vectors are averaged", min_length=1
     )
 
 
-class Retrieval(Task):
+class Retrieval(TaskSettings):
     """Zero-shot text-to-video and video-to-text retrieval by the contrastive head (runs with `contrast`)."""
 
+    needs = "contrast"
     task: Literal["retrieval"]
     source: Name | None = field(None, "packed caption source of the queries; the first when not given")
     count: int = field(1, "captions of each clip that ask, evenly spread (1: the middle one)", "captions", ge=1)
+
+    @property
+    def packed_vectors(self) -> CaptionChoice:
+        return CaptionChoice(sources=None if self.source is None else (self.source,), count=self.count)
 
 
 class MaskQuality(Section):

@@ -140,6 +140,10 @@ class LanguageRun(Run):
     cluster: Cluster | None = field(None, "ClusterSTM's clusters; defaults when not given")
 
     @property
+    def text_tokens(self) -> int | None:
+        return None if self.language is None else self.language.max_tokens
+
+    @property
     def video_sources(self) -> tuple[tuple[str | None, str], ...]:
         return tuple((name, self.split) for name in (self.dataset, *self.more))
 

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from stm.config.base import Fraction, Name, field
-from stm.config.evaluation import FineTune, FineTuneOptimisation, LinearProbe, Retrieval, Task, ZeroShot
-from stm.config.training import Augmentation
+from stm.config.evaluation import FineTune, FineTuneOptimisation, LinearProbe, Retrieval, TaskSettings, ZeroShot
+from stm.config.training import Augmentation, Run
 
 
 class LanguageOptimisation(FineTuneOptimisation):
@@ -30,9 +30,10 @@ class LanguageAugmentation(Augmentation):
     crop: Literal["multi_scale", "random_resized", "center"] = field("random_resized", "how a training crop is drawn")
 
 
-class _LanguageTask(Task):
+class _LanguageTask(TaskSettings):
     """What these evaluations have in common. The checkpoint is chosen on the validation split, never on the test split."""
 
+    needs = "language"
     train_split: Name = "train"
     validation_split: Name | None = field(
         None,
@@ -48,10 +49,19 @@ class _LanguageTask(Task):
     )
     precision: Literal["float32", "bf16"] = "float32"
 
+    def prescribed(self, run: Run) -> dict[str, object]:
+        return {
+            "frames": self.frames or run.frames,
+            "max_tokens": self.max_tokens or run.text_tokens,
+            "test_split": self.test_split,
+            "validation_split": self.validation_split,
+        }
+
 
 class VideoTextRetrieval(_LanguageTask):
     """Text-to-video and video-to-text retrieval: by the dual encoder, and re-ranked by the matching head (UMT's protocol)."""
 
+    benchmark_task = "retrieval"
     task: Literal["video_text_retrieval"]
     source: Name | None = field(None, "packed caption source of the queries; the first when not given")
     optimisation: LanguageOptimisation | None = field(None, "fine-tuning on the training split; none: zero-shot")
@@ -61,6 +71,7 @@ class VideoTextRetrieval(_LanguageTask):
 class QuestionAnswering(_LanguageTask):
     """Open-ended questions: every answer of the training split is ranked by a decoder on top of the fusion layers (UMT)."""
 
+    benchmark_task = "question_answering"
     task: Literal["question_answering"]
     optimisation: LanguageOptimisation = LanguageOptimisation()
     max_tokens: int | None = field(25, "longest question", "tokens", ge=4, le=512)
@@ -71,10 +82,14 @@ class QuestionAnswering(_LanguageTask):
     )
     answers: int | None = field(None, "most frequent training answers to choose from; all when not given", ge=1)
 
+    def prescribed(self, run: Run) -> dict[str, object]:
+        return {**super().prescribed(run), "max_answer_tokens": self.max_answer_tokens}
+
 
 class MultipleChoice(_LanguageTask):
     """Which of a question's choices fits the clip, by matching and contrast (UMT: 0.7 and 0.3)."""
 
+    benchmark_task = "multiple_choice"
     task: Literal["multiple_choice"]
     source: Name | None = field(None, "packed caption source that is trained on; the first when not given")
     optimisation: LanguageOptimisation | None = field(
@@ -86,6 +101,7 @@ class MultipleChoice(_LanguageTask):
 class Captioning(_LanguageTask):
     """Captions by a decoder on top of the fusion layers, beam search, and the standard scores."""
 
+    benchmark_task = "captioning"
     task: Literal["captioning"]
     source: Name | None = field(None, "packed caption source of the references; the first when not given")
     optimisation: LanguageOptimisation = LanguageOptimisation()

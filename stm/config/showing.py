@@ -12,7 +12,9 @@ class TableColumn(Section):
 
     title: str
     task: Name = field(..., "an evaluation")
-    metric: str = field("top1", "a number of its metrics.json, such as top1, top5 or text_to_video.r1")
+    metric: str | None = field(
+        None, "a number of its metrics.json, such as top5 or text_to_video.r1; its headline when not given"
+    )
 
 
 class TableRow(Section):

@@ -7,9 +7,9 @@ from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
 from stm.config.base import Name, Section, field
 from stm.config.data import BadInput, Dataset
-from stm.config.evaluation import MaskQuality, Retrieval, ZeroShot
+from stm.config.evaluation import MaskQuality
 from stm.config.language import LanguageRun
-from stm.config.language_tasks import EvaluationTask, LanguageTask
+from stm.config.language_tasks import EvaluationTask
 from stm.config.showing import FigureSpec, Prices, Report, TableSpec
 from stm.config.stages import CaptionSource, Flow, Frames, Motion, Pack, Similarity, Text
 from stm.config.strategies import find_strategy
@@ -199,31 +199,27 @@ class Config(_Stages):
                 f"{where}.captions.sources names {unknown[0]!r}; packed are: {', '.join(corpus.pack.sources) or 'none'}"
             )
 
-    def _check_task(self, name: str, task: Any) -> None:
+    def _check_task(self, name: str, task: EvaluationTask) -> None:
         self._check_dataset(f"evaluate.{name}", task.dataset, needed=False)
         unknown = [run for run in task.runs or () if run not in self.pretrain]
         if unknown:
             raise ValueError(f"evaluate.{name}.runs names {unknown[0]!r}; pretrain has: {', '.join(self.pretrain)}")
-        if isinstance(task, ZeroShot | Retrieval):
-            without = [run for run in task.runs or () if not self.pretrain[run].has_contrast]
-            if without:
-                raise ValueError(f"evaluate.{name} needs runs with `contrast`; {without[0]} has none")
-        if isinstance(task, Retrieval):
-            self._check_queries(name, task)
-        if isinstance(task, LanguageTask):
-            without = [run for run in task.runs or () if not self.pretrain[run].has_text]
-            if without:
-                raise ValueError(f"evaluate.{name} needs runs with `language`; {without[0]} has none")
+        without = [run for run in task.runs or () if not task.suits(self.pretrain[run])]
+        if without:
+            raise ValueError(f"evaluate.{name} needs runs with `{task.needs}`; {without[0]} has none")
+        if task.packed_vectors is not None:
+            self._check_queries(name, task, task.packed_vectors)
 
-    def _check_queries(self, name: str, task: Retrieval) -> None:
+    def _check_queries(self, name: str, task: EvaluationTask, queries: CaptionChoice) -> None:
         """What a retrieval asks with must be packed on each dataset that it is done on: found out now, not after a week."""
         for dataset in sorted({self._dataset_of(self.pretrain[run], task) for run in self.runs_of(name)}):
             corpus, where = (self.datasets[dataset], f" of {dataset}") if self.datasets else (self, "")
             if not corpus.pack.text:
                 raise ValueError(f"evaluate.{name} asks with captions{where}, but pack.text{where} is not set")
-            if task.source is not None and task.source not in corpus.pack.sources:
-                known = ", ".join(corpus.pack.sources)
-                raise ValueError(f"evaluate.{name}.source is {task.source!r}; packed{where} are: {known}")
+            for source in queries.sources or ():
+                if source not in corpus.pack.sources:
+                    known = ", ".join(corpus.pack.sources)
+                    raise ValueError(f"evaluate.{name}.source is {source!r}; packed{where} are: {known}")
 
     def _check_cells(self, where: str, spec: TableSpec | FigureSpec) -> None:
         runs = set(spec.runs.values()) if isinstance(spec, FigureSpec) else {run for run, _ in spec.cells()}
@@ -285,11 +281,7 @@ class Config(_Stages):
         settings = self.evaluate[task]
         if settings.runs is not None:
             return list(settings.runs)
-        if isinstance(settings, ZeroShot | Retrieval):
-            return [name for name, run in self.pretrain.items() if run.has_contrast]
-        if isinstance(settings, LanguageTask):
-            return [name for name, run in self.pretrain.items() if run.has_text]
-        return list(self.pretrain)
+        return [name for name, run in self.pretrain.items() if settings.suits(run)]
 
     def evaluations(self) -> list[tuple[str, str]]:
         """All (name in `runs`, evaluation) pairs, in the config's order."""

@@ -202,6 +202,11 @@ class Run(Section):
         return False
 
     @property
+    def text_tokens(self) -> int | None:
+        """Tokens of the longest caption that it reads; None: it has no text side."""
+        return None
+
+    @property
     def reconstructs(self) -> bool:
         """Whether it learns to predict pixels."""
         return False

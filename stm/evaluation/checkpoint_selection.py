@@ -16,23 +16,26 @@ from stm.training.logs import say
 from stm.training.loop import TrainingPlan, fit
 
 Measure = Callable[[nn.Module], float]
-"""A module in evaluation mode -> its score on the validation split, the higher the better."""
+"""A module in eval mode -> its score on the validation split; higher is better."""
 
 
 class Best:
-    """The best weights of a run so far, kept beside its checkpoints, so that a run that goes on knows them."""
+    """The best weights so far, stored beside the checkpoints, so that a resumed run knows them."""
 
     def __init__(self, folder: Path, measure: Measure | None, origin: str) -> None:
         """
         Args:
-            origin: what the run is made from; what another run has left here counts for nothing.
+            measure: scores the module on the validation split; None: there is none, and the last weights are tested.
+            origin: what the run is made from; files of a run with another origin are ignored.
         """
-        self.weights, self.record, self.measure = folder / "best.safetensors", folder / "best.json", measure
+        self.weights = folder / "best.safetensors"
+        self.record = folder / "best.json"
+        self.measure = measure
         self.origin = origin
 
-    def look(self, module: nn.Module, epoch: int) -> None:
-        """Measures the module after an epoch, and keeps its weights when none before were better; equals: the earlier."""
-        if self.measure is None or epoch <= self._seen():
+    def update(self, module: nn.Module, epoch: int) -> None:
+        """Scores the module after an epoch and stores its weights if it is better than all before; of equals the first stays."""
+        if self.measure is None or epoch <= self._last_epoch():
             return
         training = module.training
         score = self.measure(module.eval())
@@ -51,20 +54,20 @@ class Best:
         known = dict(read_json(self.record))
         return known if known.get("origin") == self.origin else None
 
-    def _seen(self) -> int:
+    def _last_epoch(self) -> int:
         known = self._read()
         return 0 if known is None else int(known["seen"])
 
-    def take(self, module: nn.Module) -> dict[str, Any]:
-        """Gives the module the weights that are to be tested, and says which they are."""
+    def load(self, module: nn.Module) -> dict[str, Any]:
+        """Loads the weights to test into the module; returns which they are, for `metrics.json`."""
         known = self._read()
         if self.measure is None or known is None:
             return {"chosen": "last", "why": "no validation split is named"}
         module.load_state_dict(load_file(self.weights))
         return {"chosen": "validation", "epoch": known["epoch"], "score": known["score"]}
 
-    def forget(self) -> None:
-        """Removes what was kept, once the results are written."""
+    def discard(self) -> None:
+        """Removes the stored weights, once the results are written."""
         self.weights.unlink(missing_ok=True)
         self.record.unlink(missing_ok=True)
 
@@ -77,23 +80,24 @@ def tune(
     process: Process,
     measure: Measure | None,
 ) -> tuple[dict[str, Any], Callable[[], None]]:
-    """Trains `module` in place and leaves it with the weights to test, in evaluation mode.
+    """Trains `module` in place and leaves it with the weights to test, in eval mode.
 
     Returns:
-        Which weights these are, for `metrics.json`; and what removes the checkpoints, to be called when all is written.
+        Which weights these are, for `metrics.json`; and a function that removes the checkpoints, to be called when all results
+        are written.
     """
     best = Best(output, measure, hash_receipt(dict(plan.origin)))
 
     def after(epoch: int) -> None:
         with torch.inference_mode():
-            best.look(module, epoch)
+            best.update(module, epoch)
 
     checkpoints = fit(module.train(), batches, plan, output, process, after_epoch=after)
-    which = best.take(module)
+    which = best.load(module)
     module.eval()
 
     def discard() -> None:
         checkpoints.discard()
-        best.forget()
+        best.discard()
 
     return which, discard

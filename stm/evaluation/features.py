@@ -1,4 +1,4 @@
-"""Running a network over all views of all clips of a data set, once."""
+"""Runs a network over all views of all clips of a dataset, once."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from stm.data.loader import ClipLoader, move
 from stm.jobs.progress import Progress
 from stm.training.interruption import signals_blocked
 
-VIEWS_A_PASS = 64
+VIEWS_PER_BATCH = 64
 
 
 @torch.inference_mode()
@@ -25,20 +25,20 @@ def run_over(
     workers: int = 0,
     precision: str = "float32",
 ) -> NDArray[np.float32]:
-    """Applies `function` to the video of each view of each clip.
+    """Applies `function` to the video of each view of each clip, in batches.
 
     Args:
         function: video uint8 [B, T, 3, S, S] on `device` to [B, D].
-        dataset: not for training: its views are the same each time.
+        dataset: in test mode, so that its views are the same each time.
         what: for the progress line.
         workers: loading processes.
         precision: `bf16` for autocast.
 
     Returns:
-        float32 [clips, views, D], in the data set's order.
+        float32 [clips, views, D], in the dataset's order.
     """
     views = dataset.samples_per_clip
-    loader = ClipLoader(dataset, max(1, VIEWS_A_PASS // views), shuffle=False, workers=workers)
+    loader = ClipLoader(dataset, max(1, VIEWS_PER_BATCH // views), shuffle=False, workers=workers)
     found: NDArray[np.float32] | None = None
     with signals_blocked():
         batches = loader.batches()
@@ -50,22 +50,22 @@ def run_over(
                 found = np.empty((len(dataset), views, values.shape[-1]), dtype=np.float32)
             found[batch["clip"].numpy(), batch["view"].numpy()] = values.float().cpu().numpy()
             progress.advance(len(values) // views)
-    assert found is not None  # a data set is never empty
+    assert found is not None  # a dataset is never empty
     return found
 
 
 def average_probabilities(logits: NDArray[np.floating]) -> NDArray[np.float32]:
     """Softmax of each view, then the mean, as VideoMAE tests: [clips, views, classes] -> float32 [clips, classes]."""
-    powers = np.exp(logits - logits.max(-1, keepdims=True), dtype=np.float64)
-    return (powers / powers.sum(-1, keepdims=True)).mean(1).astype(np.float32)
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True), dtype=np.float64)
+    return (exponentials / exponentials.sum(-1, keepdims=True)).mean(1).astype(np.float32)
 
 
 def average_vectors(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
-    """The direction between the views' unit vectors: [clips, views, D] -> float32 [clips, D], each of length 1."""
+    """Mean of the views' unit vectors, normalised: [clips, views, D] -> float32 [clips, D], of length 1."""
     return unit(unit(vectors).sum(1, dtype=np.float64))
 
 
 def unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Vectors [..., D] brought to length 1, float32; zeros stay zeros."""
+    """Vectors [..., D] normalised to length 1, float32; zero vectors stay zero."""
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=-1, keepdims=True)
     return (vectors / np.where(lengths == 0, 1, lengths)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Classification figures: accuracies, their uncertainty, the table per class."""
+"""Classification metrics: accuracies, their confidence intervals, accuracy per class."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 UNSEEN = -1
-"""Class index of a test label that no training clip has: no prediction can be right."""
+"""Class index of a test label that no training clip has: every prediction is wrong."""
 
 
 def wilson_interval(successes: float, trials: int, z: float = 1.959963984540054) -> tuple[float, float]:
@@ -28,8 +28,7 @@ def wilson_interval(successes: float, trials: int, z: float = 1.959963984540054)
 def top_accuracy(probabilities: NDArray[np.floating], targets: NDArray[np.integer], top: int) -> float:
     """Share of clips whose right class is among the `top` most probable ones; `top` is capped by the classes.
 
-    With more classes tied at the border than fit, a clip counts with the chance that its class would be
-    drawn.
+    Where classes tie at the border, a clip counts with the probability that its class would be drawn among them.
     """
     if not len(targets):
         return 0.0
@@ -44,7 +43,7 @@ def top_accuracy(probabilities: NDArray[np.floating], targets: NDArray[np.intege
 def classification_metrics(
     probabilities: NDArray[np.floating], targets: NDArray[np.integer], labels: Sequence[str]
 ) -> dict[str, object]:
-    """All figures of a classification.
+    """All metrics of a classification.
 
     Args:
         probabilities: `[n, classes]`, averaged over views.

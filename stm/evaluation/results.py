@@ -1,4 +1,4 @@
-"""What evaluations read and write: labelled splits, checked weights, `metrics.json`, `predictions.parquet`."""
+"""Inputs and outputs that evaluations share: labelled splits, checked weights, `metrics.json`, `predictions.parquet`."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from stm.config import EvaluationTask, Run, Text
 from stm.data.dataset import ClipDataset
+from stm.evaluation.inputs import EvaluationInputs
 from stm.evaluation.metrics import classification_metrics
+from stm.evaluation.tasks import TASKS
 from stm.models.vit import VideoEncoder
 from stm.models.weights import zoo
 from stm.storage.files import sha256_file, write_json
@@ -34,7 +36,7 @@ def load_checked_encoder(weights: Path, run: Run, drop_path: float = 0.0) -> Vid
     """The encoder of a run's weights.
 
     Raises:
-        ValueError: the file holds another architecture than the run's; the message names what differs.
+        ValueError: the architecture in the file differs from the run's; the message names what differs.
     """
     encoder = zoo.load_encoder(weights, drop_path)
     check_architecture(encoder, weights, run)
@@ -42,21 +44,25 @@ def load_checked_encoder(weights: Path, run: Run, drop_path: float = 0.0) -> Vid
 
 
 def check_architecture(encoder: VideoEncoder, weights: Path, run: Run) -> None:
-    """Refuses weights that are not of the run's architecture; raises ValueError."""
+    """Checks that the weights are of the run's architecture.
+
+    Raises:
+        ValueError: they are not; the message names what differs.
+    """
     has, wanted = asdict(encoder.architecture), asdict(zoo.describe(run))
-    wrong = [f"{name} {has[name]} instead of {wanted[name]}" for name in has if has[name] != wanted[name]]
-    if wrong:
-        raise ValueError(f"{weights}: is not of this run's architecture: {', '.join(wrong)}; pretrain again")
+    differences = [f"{name} {has[name]} instead of {wanted[name]}" for name in has if has[name] != wanted[name]]
+    if differences:
+        raise ValueError(f"{weights}: is not of this run's architecture: {', '.join(differences)}; pretrain again")
 
 
 def check_labels(test: ClipDataset, train: ClipDataset | None = None) -> None:
-    """Says how many clips have no label, or one that no training clip has.
+    """Checks that a classification is possible; logs how many clips have no label, or one that no training clip has.
 
     Args:
         train: None for a task without training, which knows the labels of the test split.
 
     Raises:
-        ValueError: a split has no labels at all, or there is but one class.
+        ValueError: a split has no labels at all, or there is only one class.
     """
     splits = {"test": test} if train is None else {"training": train, "test": test}
     for name, dataset in splits.items():
@@ -77,18 +83,16 @@ def check_labels(test: ClipDataset, train: ClipDataset | None = None) -> None:
 
 
 def unseen_labels(test: ClipDataset) -> list[str]:
-    """Labels of the test split that are no class."""
+    """Labels of the test split that no training clip has."""
     return sorted({label for label in test.index.labels() if label is not None} - set(test.classes))
 
 
 def write_classification(
     task: EvaluationTask,
     run: Run,
-    weights: Path,
+    inputs: EvaluationInputs,
     test: ClipDataset,
     probabilities: NDArray[np.float32],
-    output: Path,
-    seed: int,
     train: ClipDataset | None = None,
     text: Text | None = None,
     more: Mapping[str, Any] | None = None,
@@ -102,26 +106,22 @@ def write_classification(
         text: the text encoder, if one was used.
         more: further entries of `metrics.json`.
 
-    `metrics.json` holds what `classification_metrics` returns and `task`, `train_clips`, `test_clips` (both
-    labelled ones), `unlabelled_clips` (of the test split), `unseen_labels`, `unseen_clips`, `settings` and
-    `receipt`.
+    `metrics.json` holds what `classification_metrics` returns and `train_clips`, `test_clips` (both
+    labelled ones), `unlabelled_clips` (of the test split), `unseen_labels` and `unseen_clips`; see `write_metrics`.
     """
     labels = test.index.labels()
     known = np.array([label is not None for label in labels])
     probabilities = probabilities[known]
     unseen = unseen_labels(test)
-    receipt = make_evaluation_receipt(task, run, weights, seed, test, train, text)
+    receipt = make_evaluation_receipt(task, run, inputs, test, train, text)
     metrics = {
-        "task": task.task,
         **classification_metrics(probabilities, test.labels()[known], test.classes),
         "train_clips": int((train.labels() >= 0).sum()) if train is not None else 0,
         "test_clips": int(known.sum()),
         "unlabelled_clips": int((~known).sum()),
         "unseen_labels": unseen,
         "unseen_clips": sum(label in set(unseen) for label in labels),
-        "settings": task.fingerprint(),
         **(more or {}),
-        "receipt": receipt,
     }
     clips = np.flatnonzero(known).tolist()
     columns = {
@@ -131,8 +131,16 @@ def write_classification(
         "probability": probabilities.max(1),
     }
     table = pa.table(columns, schema=PREDICTIONS_SCHEMA).sort_by("key")
-    write_table(output / "predictions.parquet", table, receipt)
-    write_json(output / "metrics.json", metrics)
+    write_table(inputs.output / "predictions.parquet", table, receipt)
+    write_metrics(task, inputs, metrics, receipt)
+
+
+def write_metrics(
+    task: EvaluationTask, inputs: EvaluationInputs, metrics: Mapping[str, Any], receipt: Mapping[str, Any]
+) -> None:
+    """Writes `metrics.json`: `task`, `headline` (see `Metric.read`), the metrics, `settings` and `receipt`."""
+    found = {"task": task.task, "headline": TASKS[task.task].headline.read(metrics), **metrics}
+    write_json(inputs.output / "metrics.json", {**found, "settings": task.fingerprint(), "receipt": receipt})
 
 
 _SHAPE = {"model", "image_size", "patch_size", "tubelet", "frames", "stride", "sampling", "precision"}
@@ -141,19 +149,18 @@ _SHAPE = {"model", "image_size", "patch_size", "tubelet", "frames", "stride", "s
 def make_evaluation_receipt(
     task: EvaluationTask,
     run: Run,
-    weights: Path,
-    seed: int,
+    inputs: EvaluationInputs,
     test: ClipDataset,
     train: ClipDataset | None = None,
     text: Text | None = None,
 ) -> dict[str, Any]:
-    """What an evaluation was made from."""
+    """What an evaluation was made from: settings, hashes of weights and shards, versions, seed."""
     settings = {"task": task.fingerprint(), "run": run.model_dump(mode="json", include=_SHAPE)}
     if text is not None:
         settings["text"] = text.fingerprint()
     made_from = {name: _hash(dataset) for name, dataset in (("train", train), ("test", test)) if dataset is not None}
-    sums = {"weights": sha256_file(weights), **made_from}
-    return make_receipt("evaluate", settings, ("torch", "timm", "numpy"), **sums, seed=seed)
+    sums = {"weights": sha256_file(inputs.weights), **made_from}
+    return make_receipt("evaluate", settings, ("torch", "timm", "numpy"), **sums, seed=inputs.seed)
 
 
 def _hash(dataset: ClipDataset) -> dict[str, str]:

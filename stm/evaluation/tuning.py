@@ -1,7 +1,6 @@
-"""What is trained in the evaluations with text: pairs of clips and captions, and decoders that write answers or captions."""
+"""Fine-tuning in the evaluations with text: contrast and matching of pairs, and decoders of answers or captions."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from stm.config import LanguageOptimisation, LanguageRun, LanguageTask, Objectiv
 from stm.data.dataset import ClipDataset
 from stm.data.loader import Batch
 from stm.distributed.process import Process
+from stm.evaluation.inputs import EvaluationInputs
 from stm.methods.video_language import Text, compare_pairs
 from stm.models.text.decoder import TextDecoder
 from stm.models.video_language import VideoLanguageModel
@@ -38,32 +38,32 @@ class PairTuning(nn.Module):
 
 
 class AnswerTuning(nn.Module):
-    """A decoder that answers questions, looking at the question's states, which have looked at the clip (UMT)."""
+    """A decoder that answers questions; it attends to the question's states, fused with the clip (UMT)."""
 
     def __init__(self, model: VideoLanguageModel) -> None:
         super().__init__()
         self.model, self.decoder = model, TextDecoder.of(model.language)
 
-    def remember(self, tokens: Tensor, seen: Tensor) -> Tensor:
-        """Questions int64 [B, X] and clips [B, L, W] -> what the decoder looks at, [B, X, W]."""
+    def encode_questions(self, tokens: Tensor, seen: Tensor) -> Tensor:
+        """Questions int64 [B, X] and clips [B, L, W] -> the states that the decoder attends to, [B, X, W]."""
         return self.model.fuse(self.model.encode_text(tokens), tokens, seen)
 
-    def present(self, tokens: Tensor) -> Tensor:
-        """Which tokens of questions, int64 [B, X], are no padding, bool [B, X]."""
+    def is_word(self, tokens: Tensor) -> Tensor:
+        """True where the tokens of questions, int64 [B, X], are not padding, bool [B, X]."""
         return tokens != self.model.language.pad_id
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The loss of a batch with "video", "tokens" (the questions) and "answers" int64 [B, Y]."""
         tokens = batch["tokens"]
-        memory = self.remember(tokens, self.model.encoder(batch["video"]))
-        return {"loss": self.decoder(batch["answers"], memory, present=self.present(tokens)).mean()}
+        memory = self.encode_questions(tokens, self.model.encoder(batch["video"]))
+        return {"loss": self.decoder(batch["answers"], memory, present=self.is_word(tokens)).mean()}
 
 
 class CaptionTuning(nn.Module):
-    """A decoder that writes captions, looking at the clip's tokens.
+    """A decoder that writes captions and attends to the clip's tokens.
 
-    UMT has no captioning. This is our reading of ClusterSTM's, whose settings are not known: the decoder has the fusion
-    layers' weights, so that it has learned to look at clips already.
+    UMT has no captioning. This is our reading of ClusterSTM's, whose settings are not known: the decoder starts from the
+    fusion layers' weights, which have learned to attend to clips.
     """
 
     def __init__(self, model: VideoLanguageModel) -> None:
@@ -81,43 +81,46 @@ def make_tuning(
     name: str,
     task: LanguageTask,
     run: LanguageRun,
-    weights: Path,
+    inputs: EvaluationInputs,
     train: ClipDataset,
-    train_indexes: Sequence[Path],
-    seed: int,
     process: Process,
 ) -> tuple[TrainingPlan, Callable[[int], Iterator[Batch]]]:
-    """The plan of a fine-tuning, and its batches."""
+    """The plan of a fine-tuning, and its batches.
+
+    Args:
+        name: of the task, for the log; the run's name is added.
+        train: the clips of `inputs.train`.
+    """
     settings = task.optimisation
     assert isinstance(settings, LanguageOptimisation)
-    # What is only done in testing does not decide what is trained; the validation split does: it chooses.
-    tested = {"test_split", "depth", "beams", "length_penalty", "matching_weight", "ranking", "runs", "dataset"}
+    # Settings of the test alone do not decide the trained weights; the validation split does: it chooses them.
+    test_only = {"test_split", "depth", "beams", "length_penalty", "matching_weight", "ranking", "runs", "dataset"}
     origin = {
-        "task": task.model_dump(mode="json", exclude=tested),
+        "task": task.model_dump(mode="json", exclude=test_only),
         "run": run.model_dump(mode="json", include={"frames", "stride", "sampling", "compile"}),
-        "weights": sha256_file(weights),
-        "data": hash_shards(train_indexes),
-        "seed": seed,
+        "weights": sha256_file(inputs.weights),
+        "data": hash_shards(inputs.train),
+        "seed": inputs.seed,
         "stm": stm.__version__,
     }
     plan = TrainingPlan(
-        name=name,
+        name=f"{name} {inputs.output.parent.name}",
         optimisation=settings,
         steps_per_epoch=count_steps(train, settings),
-        seed=seed,
+        seed=inputs.seed,
         origin=origin,
         precision=task.precision,
         compile=run.compile,
         checkpoint_every=run.checkpoint_every,
         checkpoints_kept=run.checkpoints_kept,
     )
-    return plan, feed(train, settings, process, seed, run.workers)
+    return plan, feed(train, settings, process, inputs.seed, run.workers)
 
 
 def with_texts(
     batches: Callable[[int], Iterator[Batch]], make: Callable[[Batch], dict[str, Tensor]]
 ) -> Callable[[int], Iterator[Batch]]:
-    """Batches with more tensors, made of each, such as tokens."""
+    """Adds tensors that `make` returns for each batch, such as tokens."""
 
     def read(step: int) -> Iterator[Batch]:
         for batch in batches(step):

@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import singledispatch
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from stm.config import (
     Blip2Captions,
     Config,
-    FineTune,
     LanguageModelCaptions,
     LanguageRun,
     LanguageTask,
@@ -188,9 +187,10 @@ def training_stages(config: Config, clips: Mapping[str, Clips]) -> list[Stage]:
         stages.append(replace(_computing(f"pretrain/{name}", 1, flops), loading_hours=loading))
     for name, task_name in config.evaluations():
         run, task, dataset = config.runs[name], config.evaluate[task_name], config.dataset_of(name, task_name)
-        if isinstance(task, LanguageTask):
+        if task.needs == "language":
             assert is_language_run(run)  # which the config has checked
-            stages.append(_language_stage(config, f"evaluate/{name}/{task_name}", task, run, dataset, clips[dataset]))
+            line, settings = f"evaluate/{name}/{task_name}", cast(LanguageTask, task)
+            stages.append(_language_stage(config, line, settings, run, dataset, clips[dataset]))
             continue
         per_split = clips[dataset].per_split
         optimisation = getattr(task, "optimisation", None)
@@ -201,7 +201,8 @@ def training_stages(config: Config, clips: Mapping[str, Clips]) -> list[Stage]:
         flops = encoding_cost(describe(run)) * (train * passes + test * task.crops)
         stage = _computing(f"evaluate/{name}/{task_name}", 1, flops)
         loading = _loading_hours(config, dataset, clips[dataset], (train + test) * run.frames)
-        if isinstance(task, FineTune) and task.augmentation.auto_augment is not None:
+        augmentation = getattr(task, "augmentation", None)
+        if augmentation is not None and augmentation.auto_augment is not None:
             loading += train * repeats * run.frames * run.image_size**2 * AUGMENT_SECONDS_PER_PIXEL / 3600
         stages.append(replace(stage, loading_hours=loading))
     return stages

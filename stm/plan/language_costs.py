@@ -4,9 +4,10 @@ Where a number hangs on the data (candidates that tie, lengths of texts), it is 
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stm.config import Captioning, LanguageRun, LanguageTask, MultipleChoice, QuestionAnswering, VideoTextRetrieval
 from stm.models.cost import blocks_cost, encoding_cost
@@ -97,25 +98,32 @@ class _Prices:
         return fusion_flops(self.width, tokens, met, self.layers) + head
 
 
+class _TaskWork(NamedTuple):
+    """What a task computes: (task, prices, ...) -> FLOPs of forward passes."""
+
+    visit: Callable[[Any, _Prices], float]  # of a training sample
+    test: Callable[[Any, _Prices, int, Texts], float]  # of a split's clips and texts
+    validate: Callable[[Any, _Prices, int, Texts], float]  # likewise, of the validation split after an epoch
+    samples: Callable[[Texts], float] = lambda texts: texts.captions  # in a training epoch
+
+
 def language_work(task: LanguageTask, run: LanguageRun, clips: Clips) -> Work:
     """Fine-tuning, the looks at the validation split after each epoch, and the test.
 
     Args:
-        clips: of the data set that the task is done on.
+        clips: of the dataset that the task is done on.
     """
-    price, optimisation = _Prices(task, run), task.optimisation
+    price, work, optimisation = _Prices(task, run), _WORK[task.task], task.optimisation
     test = _count(clips, task.test_split)
-    flops, read = _test(task, price, *test), float(test[0])
+    flops, read = work.test(task, price, *test), float(test[0])
     if optimisation is None:
         return Work(flops, read)
-    texts = _count(clips, task.train_split)[1]
-    visits = optimisation.epochs * (texts.questions if isinstance(task, QuestionAnswering) else texts.captions)
-    flops += 3 * visits * _visit(task, price)  # forward, and twice that backward
+    visits = optimisation.epochs * work.samples(_count(clips, task.train_split)[1])
+    flops += 3 * visits * work.visit(task, price)  # forward, and twice that backward
     read += visits
     if task.validation_split is not None:
         held = _count(clips, task.validation_split)
-        looks = _compare_all(price, *held) if isinstance(task, VideoTextRetrieval) else _test(task, price, *held)
-        flops += optimisation.epochs * looks
+        flops += optimisation.epochs * work.validate(task, price, *held)
         read += optimisation.epochs * held[0]
     return Work(flops, read)
 
@@ -126,31 +134,48 @@ def _count(clips: Clips, split: str) -> tuple[int, Texts]:
     return count, clips.texts.get(split, Texts(count, count, 0))
 
 
-def _visit(task: LanguageTask, price: _Prices) -> float:
-    """The forward pass of a clip in training."""
-    if isinstance(task, QuestionAnswering):
-        answer = price.write(task.max_answer_tokens - 1, price.length)
-        return price.encode + price.read + price.fuse + answer
-    if isinstance(task, Captioning):
-        return price.encode + price.write(task.max_caption_tokens - 1, price.seen)
-    return price.encode + price.read + 3 * price.fuse  # the pair, and a wrong text and a wrong clip
+def _tune_pairs(task: VideoTextRetrieval | MultipleChoice, price: _Prices) -> float:
+    """The pair, and a wrong text and a wrong clip."""
+    return price.encode + price.read + 3 * price.fuse
 
 
-def _test(task: LanguageTask, price: _Prices, clips: int, texts: Texts) -> float:
-    if isinstance(task, VideoTextRetrieval):
-        return _compare_all(price, clips, texts) + count_pairs(texts.captions, clips, task.depth) * price.fuse
-    if isinstance(task, MultipleChoice):
-        return clips * price.encode + texts.choices * (price.read + price.fuse)
-    if isinstance(task, QuestionAnswering):
-        ranked = min(task.depth, task.answers or task.depth) * price.write(task.max_answer_tokens - 1, price.length)
-        asking = price.read + price.fuse + price.write(1, price.length) + ranked
-        return clips * price.encode + texts.questions * asking
+def _compare_all(task: VideoTextRetrieval, price: _Prices, clips: int, texts: Texts) -> float:
+    """The dual encoder."""
+    return clips * price.encode + texts.captions * price.read
+
+
+def _retrieve(task: VideoTextRetrieval, price: _Prices, clips: int, texts: Texts) -> float:
+    return _compare_all(task, price, clips, texts) + count_pairs(texts.captions, clips, task.depth) * price.fuse
+
+
+def _choose(task: MultipleChoice, price: _Prices, clips: int, texts: Texts) -> float:
+    return clips * price.encode + texts.choices * (price.read + price.fuse)
+
+
+def _tune_answers(task: QuestionAnswering, price: _Prices) -> float:
+    return price.encode + price.read + price.fuse + price.write(task.max_answer_tokens - 1, price.length)
+
+
+def _answer(task: QuestionAnswering, price: _Prices, clips: int, texts: Texts) -> float:
+    ranked = min(task.depth, task.answers or task.depth) * price.write(task.max_answer_tokens - 1, price.length)
+    per_question = price.read + price.fuse + price.write(1, price.length) + ranked
+    return clips * price.encode + texts.questions * per_question
+
+
+def _tune_captions(task: Captioning, price: _Prices) -> float:
+    return price.encode + price.write(task.max_caption_tokens - 1, price.seen)
+
+
+def _caption(task: Captioning, price: _Prices, clips: int, texts: Texts) -> float:
     return clips * (price.encode + task.beams * price.write(task.max_caption_tokens, price.seen))
 
 
-def _compare_all(price: _Prices, clips: int, texts: Texts) -> float:
-    """The dual encoder."""
-    return clips * price.encode + texts.captions * price.read
+_WORK = {
+    "video_text_retrieval": _TaskWork(_tune_pairs, _retrieve, _compare_all),
+    "multiple_choice": _TaskWork(_tune_pairs, _choose, _choose),
+    "question_answering": _TaskWork(_tune_answers, _answer, _answer, lambda texts: texts.questions),
+    "captioning": _TaskWork(_tune_captions, _caption, _caption),
+}
 
 
 def count_pairs(texts: float, clips: float, depth: int) -> float:

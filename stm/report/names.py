@@ -3,7 +3,7 @@
 They follow from the config alone, so that the workflow can declare them, and importing them is cheap.
 """
 
-from stm.config import Config, LanguageTask, Retrieval
+from stm.config import Config
 
 
 def shown_datasets(config: Config) -> list[str]:
@@ -17,7 +17,7 @@ def table_names(config: Config) -> list[str]:
 
     The config's own tables are not among them: `write_table` makes those.
     """
-    classified = any(not isinstance(task, Retrieval | LanguageTask) for task in config.evaluate.values())
+    classified = any(task.per_class for task in config.evaluate.values())
     stems = ["results"] if config.pretrain else []
     stems += ["per_class"] if config.pretrain and classified else []
     stems += ["mask_quality"] if measures_masks(config) else []

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from stm.config import Config
-from stm.report.results.records import MaskQualityRow, Measured, Refusal, RunGroup
+from stm.evaluation.task import Metric
+from stm.evaluation.tasks import TASKS
+from stm.report.results.records import MaskQualityRow, Measured, Refusal, RunGroup, best_mean
 
 MISSING = "\u2013"  # an en dash, as in printed tables
 THIN_SPACE = "\u2009"
@@ -121,7 +123,7 @@ def measured(cell: Measured | None, best: float = math.nan, seeds: int | None = 
     """
     if cell is None:
         return Cell(MISSING, (None,) * 5, numeric=True)
-    scale = 100 if cell.share else 1
+    scale = cell.scale
     text, note = f"{scale * cell.mean:.1f}", ""
     low, high = cell.interval or (None, None)
     if cell.deviation is not None:
@@ -153,18 +155,19 @@ def results_table(
     keys = ["run", "dataset"] if config.datasets else ["run"]
     keys += ["mask", "ratio", "epochs", "final_loss", "final_loss_deviation"]
     keys += [
-        f"{task}_{part}" for task in chosen for part in (_short(config, task), "deviation", "seeds", "low", "high")
+        f"{task}_{part}"
+        for task in chosen
+        for part in (headline_of(config, task).key, "deviation", "seeds", "low", "high")
     ]
     columns = ["Run", "Dataset"] if config.datasets else ["Run"]
     columns += ["Mask", "Ratio", "Epochs", "Final loss", *(column_title(config, task) for task in chosen)]
-    scores = {task: [found.mean for group in groups if (found := group.score(task))] for task in chosen}
-    best = {task: max(means, default=math.nan) for task, means in scores.items()}
+    best = {task: best_mean(found for group in groups if (found := group.score(task))) for task in chosen}
     footer = [
         Cell("Chance", ("chance",)),
         *[Cell("", (None,))] * (len(columns) - len(chosen) - 2),
         Cell("", (None, None)),
     ]
-    footer += [_chance(chances.get(task)) for task in chosen]
+    footer += [_chance(chances.get(task), headline_of(config, task).scale) for task in chosen]
     rows = [_result_row(config, group, chosen, best) for group in groups]
     return Table("results", columns, keys, rows, [footer] if any(task in chances for task in chosen) else [])
 
@@ -184,38 +187,25 @@ def _loss(found: Measured | None) -> Cell:
     return Cell(f"{found.mean:.4f}{spread}", (found.mean, found.deviation), numeric=True)
 
 
-def _chance(level: float | None) -> Cell:
-    return Cell(percent(level).text, (level, None, None, None, None), numeric=True)
+def _chance(level: float | None, scale: float) -> Cell:
+    text = MISSING if level is None else f"{scale * level:.1f}"
+    return Cell(text, (level, None, None, None, None), numeric=True)
 
 
 def title(task: str) -> str:
-    """`finetune` -> `Fine-tuning`; other evaluations by their own name."""
-    known = {"linear": "Linear probe", "finetune": "Fine-tuning", "zero_shot": "Zero-shot", "retrieval": "Retrieval"}
-    known |= {"video_text_retrieval": "Retrieval", "question_answering": "Questions", "captioning": "Captions"}
-    return known.get(task, task)
+    """`finetune` -> `Fine-tuning`; evaluations that are not named after their task, by their own name."""
+    return TASKS[task].title if task in TASKS else task
 
 
-# Of tasks that are no classification: the first number's name in tables for machines, and for people.
-_MEASURES = {
-    "retrieval": ("r1", "text-to-video R@1"),
-    "video_text_retrieval": ("r1", "text-to-video R@1"),
-    "question_answering": ("accuracy", "accuracy"),
-    "multiple_choice": ("accuracy", "accuracy"),
-    "captioning": ("cider", "CIDEr"),
-}
-
-
-def measure_title(config: Config, task: str) -> str:
-    """What an evaluation's first number is called."""
-    return _MEASURES.get(config.evaluate[task].task, ("top1", "top-1"))[1]
+def headline_of(config: Config, task: str) -> Metric:
+    """The number of an evaluation that is shown first."""
+    return TASKS[config.evaluate[task].task].headline
 
 
 def column_title(config: Config, task: str) -> str:
-    return f"{title(task)}, {measure_title(config, task)} %"
-
-
-def _short(config: Config, task: str) -> str:
-    return _MEASURES.get(config.evaluate[task].task, ("top1", "top-1"))[0]
+    """`Linear probe, top-1 %`."""
+    headline = headline_of(config, task)
+    return f"{title(task)}, {headline.label} {headline.unit}".rstrip()
 
 
 def per_class_table(config: Config, groups: Sequence[RunGroup]) -> Table:

@@ -17,12 +17,13 @@ from stm.config import (
     QuestionAnswering,
     VideoTextRetrieval,
 )
-from stm.evaluation import evaluate
+from stm.data.dataset import ClipDataset
+from stm.evaluation import EvaluationInputs, evaluate
 from stm.evaluation.captioning.generate import share_exact
-from stm.evaluation.captioning.scores import CaptionScoreError, find_programs
-from stm.evaluation.language_clips import Spoken, load_model, open_clips
+from stm.evaluation.captioning.scores import NAMES, CaptionScoreError, CaptionScores, find_programs
+from stm.evaluation.language_clips import CaptionPairs, load_model, open_clips
 from stm.evaluation.retrieval.video_text import gather_queries
-from stm.storage.files import read_json
+from stm.storage.files import read_json, sha256_file
 from stm.storage.tables import read_receipt, read_table, write_table
 from stm.training import pretrain
 
@@ -30,7 +31,7 @@ COLORS = ["red", "blue", "green"]
 TUNING = LanguageOptimisation(epochs=2, batch_size=6, learning_rate=1e-3, warmup_epochs=0)
 
 
-def make_told_shard(index: Path, clips: int, seed: int, prefix: str) -> Path:
+def make_captioned_shard(index: Path, clips: int, seed: int, prefix: str) -> Path:
     """A shard whose captions and questions say a clip's color."""
     labels = [COLORS[number % 3] for number in range(clips)]
     make_shard(index, labels, seed, prefix)
@@ -55,7 +56,7 @@ def make_told_shard(index: Path, clips: int, seed: int, prefix: str) -> Path:
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("told")
     splits = {
-        name: [make_told_shard(folder / name / f"{name}-00000.parquet", clips, seed, name)]
+        name: [make_captioned_shard(folder / name / f"{name}-00000.parquet", clips, seed, name)]
         for seed, (name, clips) in enumerate((("train", 12), ("val", 6), ("test", 9)))
     }
     run = make_run("umt", make_small_bert(folder / "bert"), image_size=32, patch_size=8)
@@ -67,7 +68,10 @@ def do(task, world, output: Path, **more) -> dict:
     folder, splits, run = world
     held = splits["val"] if task.validation_split else []
     weights = folder / "run" / "weights.safetensors"
-    evaluate(task, run, weights, splits["train"], splits["test"], output, 0, "cpu", validation_indexes=held, **more)
+    inputs = EvaluationInputs(
+        weights, splits["test"], output, 0, train=splits["train"], validation=held, device="cpu", **more
+    )
+    evaluate(task, run, inputs)
     return read_json(output / "metrics.json")
 
 
@@ -76,6 +80,9 @@ def test_zero_shot_retrieval_asks_with_every_caption(world, tmp_path):
     assert found["checkpoint"] == {"chosen": "pretrained"}
     assert found["dual_encoder"]["queries"] == 18 and found["reranked"]["clips"] == 9
     table = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
+    assert found["headline"]["name"] == "reranked.text_to_video.r1"
+    assert found["headline"]["value"] == pytest.approx(np.mean([row["reranked"] <= 1 for row in table]))
+    assert found["headline"]["chance"] == pytest.approx(1 / 9)
     ranks = np.array([row["rank"] for row in table])
     assert len(ranks) == 18 and ranks.min() >= 1 and ranks.max() <= 9
     assert found["dual_encoder"]["text_to_video"]["r5"] == pytest.approx((ranks <= 5).mean())
@@ -122,7 +129,7 @@ def test_an_epoch_of_fine_tuning_sees_every_caption_of_every_clip_once(world):
     task = VideoTextRetrieval(
         task="video_text_retrieval", optimisation=TUNING, augmentation=LanguageAugmentation(crop="random_resized")
     )
-    pairs = open_clips(task, run, splits["train"], 0, True, None, Spoken)
+    pairs = open_clips(task, run, splits["train"], 0, True, None, CaptionPairs)
     assert len(pairs) == 24
     epochs = [[pairs[epoch, number][0] for number in range(24)] for epoch in range(2)]
     for samples in epochs:
@@ -144,6 +151,63 @@ def test_positions_are_stretched_to_an_evaluation_s_frames(world):
     places = same.shape[1] // run.frames
     thirds = longer[0].unflatten(0, (-1, places))[1::3]  # the middle one of three new frames is where an old one was
     assert torch.allclose(thirds, same[0].unflatten(0, (-1, places)), atol=1e-6)
+
+
+TASKS = {
+    "retrieval.video_text": VideoTextRetrieval(
+        task="video_text_retrieval", optimisation=TUNING, validation_split="val"
+    ),
+    "questions.open_ended": QuestionAnswering(task="question_answering", optimisation=TUNING, validation_split="val"),
+    "questions.multiple_choice": MultipleChoice(task="multiple_choice", optimisation=TUNING, validation_split="val"),
+    "captioning.generate": Captioning(task="captioning", optimisation=TUNING, validation_split="val", beams=1),
+}
+
+
+@pytest.mark.parametrize("module", list(TASKS))
+def test_checkpoints_are_scored_on_the_validation_clips_and_results_on_the_test_clips(
+    module, world, tmp_path, monkeypatch
+):
+    """Which split each sample is read from, with a training that only scores its first weights."""
+    read = []
+    take = ClipDataset.__getitem__
+
+    def note(self, item):
+        read.append(self.index.tars[0].parent.name)
+        return take(self, item)
+
+    def score_first_weights(module, batches, plan, output, process, measure):
+        read.clear()
+        assert np.isfinite(measure(module))
+        assert set(read) == {"val"}
+        read.clear()
+        return {"chosen": "validation"}, lambda: None
+
+    monkeypatch.setattr(ClipDataset, "__getitem__", note)
+    monkeypatch.setattr(f"stm.evaluation.{module}.tune", score_first_weights)
+    if module == "captioning.generate":
+        scores = CaptionScores(dict.fromkeys(NAMES, 0.5), {name: np.full(9, 0.5) for name in NAMES})
+        monkeypatch.setattr("stm.evaluation.captioning.generate.find_programs", lambda: None)
+        monkeypatch.setattr("stm.evaluation.captioning.generate.score_captions", lambda *_: scores)
+    found = do(TASKS[module], world, tmp_path)
+    assert set(read) == {"test"}
+    rows = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
+    keys = [key for row in rows for key in row.get("keys", [row.get("key")])]
+    assert all(key.startswith("test-") for key in keys) and len(set(keys)) == 9
+    assert found["checkpoint"] == {"chosen": "validation"}
+    weights = world[0] / "run" / "weights.safetensors"
+    assert found["receipt"]["weights"] == sha256_file(weights)
+
+
+def test_references_and_scores_stand_beside_their_own_clip(world, tmp_path, monkeypatch):
+    scores = CaptionScores(dict.fromkeys(NAMES, 0.5), {name: np.arange(9.0) for name in NAMES})
+    monkeypatch.setattr("stm.evaluation.captioning.generate.find_programs", lambda: None)
+    monkeypatch.setattr("stm.evaluation.captioning.generate.score_captions", lambda *_: scores)
+    monkeypatch.setattr("stm.evaluation.captioning.generate.tune", lambda *_: ({"chosen": "last"}, lambda: None))
+    do(Captioning(task="captioning", optimisation=TUNING, beams=1), world, tmp_path)
+    for number, row in enumerate(pq.read_table(tmp_path / "predictions.parquet").to_pylist()):
+        color = COLORS[number % 3]
+        assert row["key"] == f"test-{number:03d}" and row["cider"] == number
+        assert row["references"] == [f"a {color} circle moves", f"{color} {number}"]
 
 
 @pytest.mark.slow
@@ -168,13 +232,15 @@ def test_questions_are_answered_from_the_training_split_s_answers(world, tmp_pat
     assert {row["answer"] for row in rows} <= {*COLORS, *(f"a {color} star" for color in COLORS)}
     assert found["accuracy"] == pytest.approx(np.mean([row["answer"] in row["accepted"] for row in rows]))
     assert found["reachable"] == 1
+    # Of 24 training answers each color is 4 and each star another 4.
+    assert found["headline"]["value"] == found["accuracy"] and found["headline"]["chance"] == pytest.approx(1 / 6)
 
 
 @pytest.mark.slow
 def test_multiple_choice_takes_questions_with_choices_only(world, tmp_path):
     for number, tuning in enumerate((None, TUNING)):
         found = do(MultipleChoice(task="multiple_choice", optimisation=tuning), world, tmp_path / str(number))
-        assert found["questions"] == 9 and found["chance"] == pytest.approx(1 / 3)
+        assert found["questions"] == 9 and found["headline"]["chance"] == pytest.approx(1 / 3)
         rows = pq.read_table(tmp_path / str(number) / "predictions.parquet").to_pylist()
         assert found["accuracy"] == pytest.approx(np.mean([row["choice"] == row["right"] for row in rows]))
 
@@ -196,4 +262,5 @@ def test_captions_are_written_and_scored(world, tmp_path):
     assert found["clips"] == len(rows) == 9
     assert all(row["references"][0].startswith("a ") for row in rows)
     assert {"bleu4", "meteor", "rouge_l", "cider"} <= set(found)
-    assert found["cider"] == pytest.approx(np.mean([row["cider"] for row in rows]))
+    assert found["cider"] == pytest.approx(np.mean([row["cider"] for row in rows])) == found["headline"]["value"]
+    assert (found["headline"]["chance"], found["headline"]["unit"]) == (None, "")

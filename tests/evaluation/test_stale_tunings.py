@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from coloured_clips import LABELS, RUN, fine_tuning, make_splits
+from color_clips import LABELS, RUN, fine_tuning, make_splits
 from made_clips import make_shard
 from pydantic import BaseModel
 
 from stm.config import Captioning, LanguageRun, MultipleChoice, QuestionAnswering, VideoTextRetrieval
+from stm.evaluation import EvaluationInputs
 from stm.evaluation.classification.finetune import fine_tune
 from stm.evaluation.tuning import make_tuning
 from stm.models.weights import zoo
@@ -60,10 +61,10 @@ def language_origin(made: dict[str, Path], task: Any, run: Any = LANGUAGE_RUN, *
         warnings.simplefilter("ignore")  # values that no config could have
         patch.setitem(make_tuning.__globals__, "count_steps", lambda *_: 1)
         patch.setitem(make_tuning.__globals__, "feed", lambda *_: None)
-        train: Any = None
-        plan, _ = make_tuning(
-            "any", task, run, made[names["weights"]], train, [made[names["train"]]], more.get("seed", 0), train
-        )
+        unused: Any = None
+        train, seed = [made[names["train"]]], more.get("seed", 0)
+        inputs = EvaluationInputs(made[names["weights"]], [made["test"]], Path("run/task"), seed, train=train)
+        plan, _ = make_tuning("any", task, run, inputs, unused, unused)
     return plan.origin
 
 
@@ -104,7 +105,8 @@ def fine_tuning_origin(made: dict[str, Path], folder: Path, task: Any = FINE_TUN
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Planned):
         patch.setitem(fine_tune.__globals__, "fit", stop)
         run = RUN.model_copy(update=more.get("run", {}))
-        fine_tune(task, run, weights, [train], [made["test"]], folder, more.get("seed", 0), "cpu")
+        seed = more.get("seed", 0)
+        fine_tune(task, run, EvaluationInputs(weights, [made["test"]], folder, seed, train=[train], device="cpu"))
     return plans[0].origin
 
 

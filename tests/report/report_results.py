@@ -201,6 +201,14 @@ def write_tables(layout: Layout, config: Config, split: str, captions: dict[str,
         write_table(layout.similarity(source, shard), pa.Table.from_pylist(common), receipt)
 
 
+def make_headline(
+    name: str, label: str, value: float, interval: list[float] | None, chance: float | None
+) -> dict[str, Any]:
+    """The headline of a share, as evaluations write it."""
+    return {"name": name, "label": label, "value": value, "interval": interval, "chance": chance,
+            "higher_is_better": True, "scale": 100, "unit": "%"}  # fmt: skip
+
+
 def write_training(layout: Layout, config: Config) -> None:
     """Weights and losses of every run, and every evaluation."""
     for number, (name, run) in enumerate(config.pretrain.items()):
@@ -215,10 +223,11 @@ def write_training(layout: Layout, config: Config) -> None:
             top1 = 0.5 + 0.1 * number
             per_class = {"slides right": {"clips": 3, "correct": 2, "accuracy": 2 / 3},
                          "spins": {"clips": 0, "correct": 0, "accuracy": None}}  # fmt: skip
+            interval = [top1 - 0.2, top1 + 0.2]
             write_json(
                 layout.evaluate(name, task) / "metrics.json",
-                {"task": task, "top1": top1, "top5": 1.0, "classes": 4, "train_clips": 3, "test_clips": 5,
-                 "confidence95": [top1 - 0.2, top1 + 0.2], "per_class": per_class},
+                {"task": task, "headline": make_headline("top1", "top-1", top1, interval, 0.25), "top1": top1, "top5": 1.0,
+                 "classes": 4, "train_clips": 3, "test_clips": 5, "confidence95": interval, "per_class": per_class},
             )  # fmt: skip
     rows = [
         {"guide": guide, "source": source, "camera": camera, "ratio": ratio, "coverage": coverage,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from report_results import SPLITS, TEXT_WIDTH, make_config, write_offline
+from report_results import SPLITS, TEXT_WIDTH, make_config, make_headline, write_offline
 
 from stm.config import Config, parse_config
 from stm.layout import Layout
@@ -151,16 +151,20 @@ def write_runs(config: Config) -> None:
 
 
 def make_metrics(config: Config, instance: str, task: str) -> dict[str, Any]:
-    share = TOP1.get(instance, 0.5)
-    if config.evaluate[task].task == "retrieval":
+    share, kind = TOP1.get(instance, 0.5), config.evaluate[task].task
+    if kind == "retrieval":
         figures = {"r1": share / 2, "r5": share, "r10": 1.0, "median_rank": 10 * share, "mean_rank": 3.0}
         bounds = {"r1": [share / 2 - 0.1, share / 2 + 0.1]}
+        headline = make_headline("text_to_video.r1", "text-to-video R@1", share / 2, bounds["r1"], 1 / 8)
         found = {"text_to_video": figures, "video_to_text": figures, "queries": 16, "clips": 8}
-        return {"task": "retrieval", **found, "confidence95": {"text_to_video": bounds, "video_to_text": bounds}}
+        intervals = {"text_to_video": bounds, "video_to_text": bounds}
+        return {"task": kind, "headline": headline, **found, "confidence95": intervals, "chance": {"r1": 1 / 8}}
     classes = {"slides right": {"clips": 3, "correct": 2, "accuracy": share}, "spins": {"clips": 0, "accuracy": None}}
+    interval = [share - 0.1, share + 0.1]
     return {
-        "task": task, "top1": share, "top5": 1.0, "classes": 4, "train_clips": 3, "test_clips": 5,
-        "confidence95": [share - 0.1, share + 0.1], "per_class": classes, "receipt": make_receipt("evaluate", {}, ["torch"]),
+        "task": kind, "headline": make_headline("top1", "top-1", share, interval, 1 / 4), "top1": share, "top5": 1.0,
+        "classes": 4, "train_clips": 3, "test_clips": 5, "confidence95": interval, "chance": 1 / 4, "per_class": classes,
+        "receipt": make_receipt("evaluate", {}, ["torch"]),
     }  # fmt: skip
 
 

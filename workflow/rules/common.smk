@@ -286,15 +286,9 @@ def task_splits(wildcards):
     """The packed shards that an evaluation reads: of the run's own dataset, or of the one that the evaluation names."""
     task = CONFIG.evaluate[wildcards.task]
     dataset = task.dataset or wildcards.dataset
-    inputs = {"test": packed(dataset, task.test_split)}
-    if hasattr(task, "train_split"):
-        inputs["train"] = packed(dataset, task.train_split)
-    if getattr(task, "validation_split", None):
-        inputs["validation"] = packed(dataset, task.validation_split)
+    inputs = {use: packed(dataset, split) for use, split in task.splits.items()}
     return inputs | {
-        "text_model": (
-            text_model(wildcards.dataset) if task.task == "zero_shot" else []
-        )
+        "text_model": text_model(wildcards.dataset) if task.encodes_text else []
     }
 
 

@@ -6,16 +6,9 @@ config that differs from the protocol is refused before anything runs.
 
 from collections.abc import Iterator
 
-from stm.config import Config, LanguageDataset, LanguageRun, LanguageTask, is_language_run
+from stm.config import Config, EvaluationTask, LanguageDataset, Run
 from stm.datasets.folder import DatasetError
 from stm.datasets.video_text.protocol import InputSizes, Protocol, protocol_names, read_protocol
-
-_TASKS = {
-    "video_text_retrieval": "retrieval",
-    "question_answering": "question_answering",
-    "multiple_choice": "multiple_choice",
-    "captioning": "captioning",
-}
 
 
 def check_tasks(config: Config) -> None:
@@ -51,38 +44,36 @@ def has_shared_texts(config: Config, run: str, task: str) -> bool:
 
 def _differences(config: Config) -> Iterator[str]:
     for name, task in config.evaluate.items():
-        if not isinstance(task, LanguageTask):
+        if task.benchmark_task is None:
             continue
-        for run_name in config.runs_of(name):
-            run, dataset = config.pretrain[run_name], config.of(config.dataset_of(run_name, name)).dataset
-            if not isinstance(dataset, LanguageDataset) or not is_language_run(run):
+        for run in config.runs_of(name):
+            dataset = config.of(config.dataset_of(run, name)).dataset
+            if (
+                not isinstance(dataset, LanguageDataset) or dataset.source not in protocol_names()
+            ):  # or a corpus of the web
                 continue
-            if dataset.source not in protocol_names():  # a corpus of the web
-                continue
-            protocol = read_protocol(dataset.source)
-            where = f"evaluate.{name}"
-            if _TASKS[task.task] != protocol.task:
+            protocol, where = read_protocol(dataset.source), f"evaluate.{name}"
+            if task.benchmark_task != protocol.task:
                 yield f"{where}.task is {task.task}, and {protocol.title} is a benchmark of {protocol.task}"
                 continue
-            yield from _compare(where, task, run, protocol)
+            yield from _compare(where, task, config.pretrain[run], protocol)
 
 
-def _compare(where: str, task: LanguageTask, run: LanguageRun, protocol: Protocol) -> Iterator[str]:
-    tuned = task.optimisation is not None
-    sizes: InputSizes | None = protocol.fine_tuned if tuned else protocol.zero_shot
+def _compare(where: str, task: EvaluationTask, run: Run, protocol: Protocol) -> Iterator[str]:
+    sizes: InputSizes | None = protocol.fine_tuned if task.fine_tunes else protocol.zero_shot
     if sizes is None:
         yield f"{where} is zero-shot, for which {protocol.title} has no protocol; give `optimisation`"
         return
-    own = run.language.max_tokens if run.language is not None else None
-    wanted: dict[str, tuple[object, object]] = {
-        "frames": (task.frames or run.frames, sizes.test_frames),
-        "max_tokens": (task.max_tokens or own, sizes.max_text_tokens),
-        "test_split": (task.test_split, protocol.test),
+    wanted: dict[str, object] = {
+        "frames": sizes.test_frames,
+        "max_tokens": sizes.max_text_tokens,
+        "test_split": protocol.test,
     }
-    if tuned:
-        wanted["validation_split"] = (task.validation_split, protocol.validation)
+    if task.fine_tunes:
+        wanted["validation_split"] = protocol.validation
     if protocol.max_answer_tokens is not None:
-        wanted["max_answer_tokens"] = (getattr(task, "max_answer_tokens", None), protocol.max_answer_tokens)
-    for key, (found, right) in wanted.items():
-        if found != right:
-            yield f"{where}.{key} is {found}, and {protocol.title} asks for {right} (config/datasets)"
+        wanted["max_answer_tokens"] = protocol.max_answer_tokens
+    found = task.prescribed(run)
+    for key, right in wanted.items():
+        if found[key] != right:
+            yield f"{where}.{key} is {found[key]}, and {protocol.title} asks for {right} (config/datasets)"

@@ -1,7 +1,6 @@
-"""Captioning: a decoder on top of the clip's tokens, beam search, and the standard scores."""
+"""Captioning: a decoder that attends to the clip's tokens, beam search, and the standard scores."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pyarrow as pa
 import torch
@@ -14,13 +13,12 @@ from stm.datasets.video_text.cleaning import clean_text
 from stm.distributed.process import Process, choose_device
 from stm.evaluation.captioning.scores import find_programs, score_captions
 from stm.evaluation.checkpoint_selection import tune
-from stm.evaluation.inputs import Splits
-from stm.evaluation.language_clips import CLIPS_A_PASS, Spoken, load_model, open_clips
-from stm.evaluation.results import make_evaluation_receipt
+from stm.evaluation.inputs import EvaluationInputs
+from stm.evaluation.language_clips import CLIPS_PER_BATCH, CaptionPairs, load_model, open_clips
+from stm.evaluation.results import make_evaluation_receipt, write_metrics
 from stm.evaluation.tuning import CaptionTuning, make_tuning, with_texts
 from stm.jobs.progress import Progress
 from stm.models.text.tokenizer import Tokenizer
-from stm.storage.files import write_json
 from stm.storage.tables import write_table
 
 PREDICTIONS_SCHEMA = pa.schema(
@@ -33,57 +31,46 @@ PREDICTIONS_SCHEMA = pa.schema(
 )
 
 
-def caption(
-    task: Captioning,
-    run: LanguageRun,
-    weights: Path,
-    splits: Splits,
-    output: Path,
-    seed: int,
-    device: str | None = None,
-) -> None:
-    """Trains encoder and decoder on the training split's captions, and captions the test split; see `evaluate_language`.
+def caption(task: Captioning, run: LanguageRun, inputs: EvaluationInputs) -> None:
+    """Trains encoder and decoder on the training split's captions and captions the test split; see `stm.evaluation.evaluate`.
 
     Raises:
-        CaptionScoreError: Java or pycocoevalcap is missing, which is found out before anything is trained.
+        CaptionScoreError: Java or pycocoevalcap is missing; checked before anything is trained.
     """
     find_programs()
-    process = Process(0, 1, choose_device(device))
-    torch.manual_seed(seed)
-    model = load_model(weights, run, task, task.drop_path)
+    process = Process(0, 1, choose_device(inputs.device))
+    torch.manual_seed(inputs.seed)
+    model = load_model(inputs.weights, run, task, task.drop_path)
     tokenizer, module = model.language.tokenizer, CaptionTuning(model).to(process.device)
-    train = open_clips(task, run, splits.train, seed, True, task.source, Spoken)
-    plan, batches = make_tuning(
-        f"captions {output.parent.name}", task, run, weights, train, splits.train, seed, process
-    )
+    train = open_clips(task, run, inputs.train, inputs.seed, True, task.source, CaptionPairs)
+    plan, batches = make_tuning("captions", task, run, inputs, train, process)
     length = task.max_caption_tokens
-    told = with_texts(batches, lambda batch: {"tokens": tokenizer.encode(batch["caption"], length)})
+    batches = with_texts(batches, lambda batch: {"tokens": tokenizer.encode(batch["caption"], length)})
     measure = None
-    if splits.validation:
-        held = open_clips(task, run, splits.validation, seed, False, task.source)
+    if inputs.validation:
+        held = open_clips(task, run, inputs.validation, inputs.seed, False, task.source)
 
         def measure(_: nn.Module) -> float:
-            """CIDEr, by which the field chooses."""
-            _keys, written, references = write_captions(module, tokenizer, held, task, run, process.device)
-            return score_captions(written, references).figures["cider"]
+            """CIDEr, by which the field chooses checkpoints."""
+            _keys, captions, references = write_captions(module, tokenizer, held, task, run, process.device)
+            return score_captions(captions, references).figures["cider"]
 
-    which, discard = tune(module, told, plan, output, process, measure)
-    test = open_clips(task, run, splits.test, seed, False, task.source)
-    keys, written, references = write_captions(module, tokenizer, test, task, run, process.device)
-    scores = score_captions(written, references)
-    receipt = make_evaluation_receipt(task, run, weights, seed, test, train)
+    which, discard = tune(module, batches, plan, inputs.output, process, measure)
+    test = open_clips(task, run, inputs.test, inputs.seed, False, task.source)
+    keys, captions, references = write_captions(module, tokenizer, test, task, run, process.device)
+    scores = score_captions(captions, references)
+    receipt = make_evaluation_receipt(task, run, inputs, test, train)
     metrics = {
-        "task": task.task,
         **scores.figures,
-        "exact": share_exact(written, references),
+        "exact": share_exact(captions, references),
         "clips": len(keys),
         "checkpoint": which,
-        "settings": task.fingerprint(),
-        "receipt": receipt,
     }
-    columns = {"key": keys, "caption": written, "references": references, **scores.clips}
-    write_table(output / "predictions.parquet", pa.table(columns, schema=PREDICTIONS_SCHEMA).sort_by("key"), receipt)
-    write_json(output / "metrics.json", metrics)
+    columns = {"key": keys, "caption": captions, "references": references, **scores.clips}
+    write_table(
+        inputs.output / "predictions.parquet", pa.table(columns, schema=PREDICTIONS_SCHEMA).sort_by("key"), receipt
+    )
+    write_metrics(task, inputs, metrics, receipt)
     discard()
 
 
@@ -108,14 +95,14 @@ def write_captions(
         ValueError: no clip has one.
     """
     module.eval()
-    written: dict[int, str] = {}
-    loader = ClipLoader(dataset, CLIPS_A_PASS, shuffle=False, workers=run.workers)
+    generated: dict[int, str] = {}
+    loader = ClipLoader(dataset, CLIPS_PER_BATCH, shuffle=False, workers=run.workers)
     with Progress("captions", len(dataset), "clips") as progress:
         for batch in loader.batches():
             with torch.autocast(device.type, torch.bfloat16, enabled=task.precision == "bf16"):
                 memory = module.encoder(move(batch, device)["video"])
                 found = module.decoder.generate(memory, task.beams, task.max_caption_tokens, task.length_penalty)
-            written |= dict(zip(batch["clip"].tolist(), map(tokenizer.decode, found), strict=True))
+            generated |= dict(zip(batch["clip"].tolist(), map(tokenizer.decode, found), strict=True))
             progress.advance(len(found))
     chosen = [number for number in range(len(dataset)) if dataset.caption_numbers(number)]
     if not chosen:
@@ -124,4 +111,4 @@ def write_captions(
         )
     clips = [dataset.index[number] for number in chosen]
     references = [[c.captions[n] for n in dataset.caption_numbers(i)] for i, c in zip(chosen, clips, strict=True)]
-    return [clip.key for clip in clips], [written[number] for number in chosen], references
+    return [clip.key for clip in clips], [generated[number] for number in chosen], references

@@ -1,4 +1,4 @@
-"""The clips that are trained and tested on."""
+"""The clips of classification: labelled ones for training, and views of test clips."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +12,9 @@ from stm.data.geometry import Geometry
 
 
 class LabelledClips(ClipDataset):
-    """Of a data set the clips with a label, for training: the others would be wasted passes, and cannot be mixed.
+    """The labelled clips of a dataset, for training: the others would be wasted passes, and cannot be mixed.
 
-    `index` and `labels()` are still those of the whole data set, and so is the number of a sample's clip ("clip").
+    `index` and `labels()` are still those of the whole dataset, and so is the number of a sample's clip ("clip").
     """
 
     def __init__(self, *arguments: Any, **more: Any) -> None:

@@ -7,8 +7,7 @@ and cutmix; label smoothing; several augmented samples of a clip; several views 
 count clips: its batch of 384 clips with 2 repeats and 5e-4 is here a batch of 768 and 2.5e-4.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from stm.distributed.process import Process, choose_device
 from stm.evaluation.classification.clips import LabelledClips, clips_to_test
 from stm.evaluation.classification.mixup import Mixing, mix, soft_targets
 from stm.evaluation.features import average_probabilities, run_over
+from stm.evaluation.inputs import EvaluationInputs
 from stm.evaluation.results import check_labels, load_checked_encoder, write_classification
 from stm.models.vit import VideoEncoder
 from stm.models.weights import zoo
@@ -31,7 +31,7 @@ from stm.training.loop import TrainingPlan, fit
 from stm.tubelets import to_unit
 
 HEAD_SCALE = 1e-3
-"""VideoMAE's `init_scale`: the head starts so small that the first predictions are even."""
+"""VideoMAE's `init_scale`: the head starts so small that the first predictions are uniform."""
 
 
 class Classifier(nn.Module):
@@ -42,7 +42,9 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         width = encoder.architecture.width
-        self.encoder, self.classes, self.label_smoothing = encoder, classes, label_smoothing
+        self.encoder = encoder
+        self.classes = classes
+        self.label_smoothing = label_smoothing
         # The mean is normalised instead of the tokens, by a norm that is trained from scratch.
         self.encoder.norm.requires_grad_(False)
         self.fc_norm = nn.LayerNorm(width, eps=encoder.architecture.norm_eps)
@@ -60,8 +62,8 @@ class Classifier(nn.Module):
         """Losses of a batch.
 
         Args:
-            batch: "video" uint8 [B, T, 3, S, S], "label" int64 [B], and, if it is to be mixed, what
-                `Mixing.mixed` adds.
+            batch: "video" uint8 [B, T, 3, S, S], "label" int64 [B], and for mixup or cutmix what `Mixing.mixed`
+                adds.
 
         Returns:
             {"loss": cross entropy, "top1": share of right predictions}, float32 scalars; of a mixed batch the loss
@@ -77,42 +79,33 @@ class Classifier(nn.Module):
         return {"loss": loss, "top1": (logits.argmax(1) == label).float().mean()}
 
 
-def fine_tune(
-    task: FineTune,
-    run: Run,
-    weights: Path,
-    train_indexes: Sequence[Path],
-    test_indexes: Sequence[Path],
-    output: Path,
-    seed: int,
-    device: str | None = None,
-) -> None:
-    """Fine-tunes and tests; goes on from a checkpoint like pretraining. See `stm.evaluation.evaluate`.
+def fine_tune(task: FineTune, run: Run, inputs: EvaluationInputs) -> None:
+    """Fine-tunes and tests; resumes from a checkpoint like pretraining. See `stm.evaluation.evaluate`.
 
     Beside the results it writes `classifier.safetensors`, which `stm.models.weights.zoo` reads and converts.
     """
-    process, settings = Process(0, 1, choose_device(device)), task.optimisation
+    process, settings = Process(0, 1, choose_device(inputs.device)), task.optimisation
     train = LabelledClips(
-        train_indexes,
+        inputs.train,
         Geometry.of(run, task),
         task.augmentation,
-        seed,
+        inputs.seed,
         True,
         repeats=task.repeats,
         guides=(),
         kept_gigabytes=run.kept_gigabytes,
     )
-    test = clips_to_test(task, run, test_indexes, seed, classes=train.classes)
+    test = clips_to_test(task, run, inputs.test, inputs.seed, classes=train.classes)
     check_labels(test, train)
-    torch.manual_seed(seed)
-    encoder = load_checked_encoder(weights, run, task.drop_path)
+    torch.manual_seed(inputs.seed)
+    encoder = load_checked_encoder(inputs.weights, run, task.drop_path)
     classifier = Classifier(encoder, len(train.classes), task.label_smoothing, task.head_dropout).to(process.device)
     plan = TrainingPlan(
-        name=f"fine-tune {output.parent.name}",
+        name=f"fine-tune {inputs.output.parent.name}",
         optimisation=settings,
         steps_per_epoch=count_steps(train, settings),
-        seed=seed,
-        origin=_origin(task, run, weights, train_indexes, seed),
+        seed=inputs.seed,
+        origin=_origin(task, run, inputs),
         precision=task.precision,
         compile=run.compile,
         layer_decay=task.layer_decay,
@@ -120,11 +113,12 @@ def fine_tune(
         checkpoint_every=run.checkpoint_every,
         checkpoints_kept=run.checkpoints_kept,
     )
-    batches, mixing = feed(train, settings, process, seed, run.workers), Mixing(task.augmentation, seed)
+    batches = feed(train, settings, process, inputs.seed, run.workers)
+    mixing = Mixing(task.augmentation, inputs.seed)
     if mixing.on:
         batches = mixing.mixed(batches, settings.accumulate)
-    checkpoints = fit(classifier.train(), batches, plan, output, process)
-    zoo.save(classifier, output / "classifier.safetensors", labels=train.classes)
+    checkpoints = fit(classifier.train(), batches, plan, inputs.output, process)
+    zoo.save(classifier, inputs.output / "classifier.safetensors", labels=train.classes)
     logits = run_over(
         classifier.eval().classify,
         test,
@@ -133,17 +127,17 @@ def fine_tune(
         workers=run.workers,
         precision=task.precision,
     )
-    write_classification(task, run, weights, test, average_probabilities(logits), output, seed, train)
+    write_classification(task, run, inputs, test, average_probabilities(logits), train)
     checkpoints.discard()
 
 
-def _origin(task: FineTune, run: Run, weights: Path, train_indexes: Sequence[Path], seed: int) -> dict[str, Any]:
-    tested = {"test_split", "views", "crops", *task.cache_neutral}
+def _origin(task: FineTune, run: Run, inputs: EvaluationInputs) -> dict[str, Any]:
+    test_only = {"test_split", "views", "crops", *task.cache_neutral}
     return {
-        "task": task.model_dump(mode="json", exclude=tested),
+        "task": task.model_dump(mode="json", exclude=test_only),
         "run": run.model_dump(mode="json", include={"frames", "stride", "sampling", "compile"}),
-        "weights": sha256_file(weights),
-        "data": hash_shards(train_indexes),
-        "seed": seed,
+        "weights": sha256_file(inputs.weights),
+        "data": hash_shards(inputs.train),
+        "seed": inputs.seed,
         "stm": stm.__version__,
     }

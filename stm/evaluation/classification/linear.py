@@ -1,4 +1,4 @@
-"""Linear probe: what can be read from frozen features by one linear layer.
+"""Linear probe: a linear classifier on frozen features.
 
 The recipe is the field's, not a paper's about video: neither TGM nor MGM says what it did. From MAE (its
 main_linprobe.py) come batch norm without parameters before the layer, weights of deviation 0.01, 90 epochs and no
@@ -6,9 +6,6 @@ weight decay. Three things are ours: no augmentation but the central crop, so th
 instead of LARS; and a learning rate that is chosen on a fifth of the TRAINING clips, never on the test split. The
 features are the mean over all tokens after the encoder's last norm, as for VideoMAE without a class token.
 """
-
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,27 +19,19 @@ from stm.data.geometry import Geometry
 from stm.distributed.process import choose_device
 from stm.evaluation.classification.clips import clips_to_test
 from stm.evaluation.features import average_probabilities, run_over
+from stm.evaluation.inputs import EvaluationInputs
 from stm.evaluation.results import check_labels, load_checked_encoder, write_classification
 from stm.jobs.progress import track
 from stm.training.logs import say
 
 
-def probe(
-    task: LinearProbe,
-    run: Run,
-    weights: Path,
-    train_indexes: Sequence[Path],
-    test_indexes: Sequence[Path],
-    output: Path,
-    seed: int,
-    device: str | None = None,
-) -> None:
+def probe(task: LinearProbe, run: Run, inputs: EvaluationInputs) -> None:
     """Trains and tests a linear probe; see `stm.evaluation.evaluate`."""
-    chosen = choose_device(device)
-    train = ClipDataset(train_indexes, Geometry.of(run, task), Augmentation(), seed, False, guides=())
-    test = clips_to_test(task, run, test_indexes, seed, classes=train.classes)
+    chosen = choose_device(inputs.device)
+    train = ClipDataset(inputs.train, Geometry.of(run, task), Augmentation(), inputs.seed, False, guides=())
+    test = clips_to_test(task, run, inputs.test, inputs.seed, classes=train.classes)
     check_labels(test, train)
-    encoder = load_checked_encoder(weights, run).to(chosen).eval()
+    encoder = load_checked_encoder(inputs.weights, run).to(chosen).eval()
     features = [
         torch.from_numpy(
             run_over(
@@ -57,27 +46,28 @@ def probe(
         for name, dataset in (("training", train), ("test", test))
     ]
     labelled = np.flatnonzero(train.labels() >= 0)
-    inputs, targets = features[0][labelled, 0].to(chosen), torch.from_numpy(train.labels()[labelled]).to(chosen)
+    vectors = features[0][labelled, 0].to(chosen)
+    targets = torch.from_numpy(train.labels()[labelled]).to(chosen)
     classes = len(train.classes)
     rates, best = {}, task.learning_rates[0]
     if len(task.learning_rates) > 1:
-        rates = try_learning_rates(inputs, targets, classes, task, seed)
+        rates = try_learning_rates(vectors, targets, classes, task, inputs.seed)
         best = max(task.learning_rates, key=lambda rate: rates[rate])
         say(f"linear probe: learning rate {best:g} is best on held-out training clips")
-    head = train_head(inputs, targets, classes, best, task, seed)
+    head = train_head(vectors, targets, classes, best, task, inputs.seed)
     with torch.inference_mode():
         logits = head(features[1].to(chosen).flatten(0, 1)).unflatten(0, features[1].shape[:2])
     probabilities = average_probabilities(logits.cpu().numpy())
     tried = [{"learning_rate": r, "held_out_top1": rates[r][0], "held_out_loss": -rates[r][1]} for r in rates]
     extra = {"learning_rate": best, "learning_rates": tried}
-    write_classification(task, run, weights, test, probabilities, output, seed, train, more=extra)
+    write_classification(task, run, inputs, test, probabilities, train, more=extra)
 
 
 def hold_out(targets: NDArray[np.integer], seed: int) -> NDArray[np.bool_]:
-    """A fifth of the clips, each class in proportion and never all of it: bool [n], True for those held out.
+    """A fifth of the clips, in proportion to the classes, but never all clips of a class: bool [n], True for held-out clips.
 
     Raises:
-        ValueError: no class has two clips, so that none can be spared.
+        ValueError: no class has two clips, so that none can be held out.
     """
     _, place, count = np.unique(targets, return_inverse=True, return_counts=True)
     # Every fifth clip in the order of classes: of two or more clips of a class this never takes all.
@@ -120,13 +110,13 @@ def train_head(
         learning_rate: AdamW's, at the start of half a cosine that ends at 0.
 
     Returns:
-        The classifier in evaluation mode: [n, D] to logits [n, classes].
+        The classifier in eval mode: [n, D] to logits [n, classes].
 
     Raises:
-        ValueError: there are fewer than two clips, of which no batch norm can be taken.
+        ValueError: there are fewer than two clips, too few for batch norm.
     """
     if len(features) < 2:
-        raise ValueError(f"the linear probe needs two training clips or more, and there are {len(features)}")
+        raise ValueError(f"the linear probe needs at least 2 training clips, and there are {len(features)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         linear = nn.Linear(features.shape[1], classes)

@@ -1,19 +1,19 @@
-"""Zero-shot classification: a clip gets the label whose sentence is nearest to it in the space of the text.
+"""Zero-shot classification: the label whose sentence is nearest to the clip in the space of the text.
 
-Nothing is trained. As with CLIP, a label's vectors over all templates are averaged, each of length 1, and brought to
-length 1 again. A clip's vector is what the contrastive head makes of the mean over all its tokens.
+Nothing is trained. As with CLIP, a label's vectors of all templates are normalised, averaged, and normalised again. A
+clip's vector is the contrastive head's embedding of the mean over all its tokens.
 """
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stm.config import Run, Text, ZeroShot
+from stm.config import Run, ZeroShot
 from stm.evaluation.classification.clips import clips_to_test
 from stm.evaluation.features import average_probabilities, average_vectors
+from stm.evaluation.inputs import EvaluationInputs
 from stm.evaluation.results import check_labels, write_classification
 from stm.evaluation.retrieval.embed import check_encoder, check_width, embed_clips, load_checked_embedder
 from stm.pretrained.text_encoder import TextEncoder
@@ -21,41 +21,32 @@ from stm.pretrained.text_encoder import TextEncoder
 _INNER_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
-def classify_unseen(
-    task: ZeroShot,
-    run: Run,
-    weights: Path,
-    test_indexes: Sequence[Path],
-    output: Path,
-    seed: int,
-    device: str | None = None,
-    text: Text | None = None,
-) -> None:
+def classify_by_sentences(task: ZeroShot, run: Run, inputs: EvaluationInputs) -> None:
     """Classifies the test split's clips by its own labels; see `stm.evaluation.evaluate`."""
-    if text is None:
+    if inputs.text is None:
         raise ValueError("zero-shot classification needs the text encoder of the captions (config: text)")
-    test = clips_to_test(task, run, test_indexes, seed)
+    test = clips_to_test(task, run, inputs.test, inputs.seed)
     check_labels(test)
-    embedder = load_checked_embedder(weights, run)
-    encoder = TextEncoder.load(text, device)
+    embedder = load_checked_embedder(inputs.weights, run)
+    encoder = TextEncoder.load(inputs.text, inputs.device)
     check_encoder(embedder, encoder.identity, "the labels' sentences are encoded by")
     labels = embed_labels(test.classes, task.templates, encoder)
-    check_width(embedder, labels.shape[1], f"{text.model}: it makes")
+    check_width(embedder, labels.shape[1], f"{inputs.text.model}: it makes")
     temperature = float(embedder.branch.temperature)
-    cosines = embed_clips(embedder, run, test, device) @ labels.T
+    cosines = embed_clips(embedder, run, test, inputs.device) @ labels.T
     probabilities = average_probabilities(cosines / temperature)
     spelt = {label: spell(label) for label in test.classes}
-    more = {"temperature": temperature, "text_model": text.model, "spelt": spelt}
-    write_classification(task, run, weights, test, probabilities, output, seed, text=text, more=more)
+    more = {"temperature": temperature, "text_model": inputs.text.model, "spelt": spelt}
+    write_classification(task, run, inputs, test, probabilities, text=inputs.text, more=more)
 
 
 def embed_labels(labels: Sequence[str], templates: Sequence[str], encoder: TextEncoder) -> NDArray[np.float32]:
-    """One unit vector a label, float32 [labels, D]: the mean over the templates."""
+    """One unit vector per label, float32 [labels, D]: the mean over the templates."""
     sentences = [template.replace("{}", spell(label)) for label in labels for template in templates]
     return average_vectors(encoder.encode(sentences).reshape(len(labels), len(templates), -1))
 
 
 def spell(label: str) -> str:
-    """A label as words: `brushing_teeth` (Kinetics, HMDB51) and `ApplyEyeMakeup` (UCF101) are none."""
+    """A label as words: `brushing_teeth` (HMDB51) becomes `brushing teeth`, `ApplyEyeMakeup` (UCF101) `Apply Eye Makeup`."""
     words = label.replace("_", " ").strip()
     return words if " " in words else _INNER_CAPITAL.sub(" ", words)

@@ -1,8 +1,7 @@
-"""Is a cached map that follows the crop as good as a map computed on the crop?
+"""Agreement of masks from cached maps that follow the crop with masks from maps computed on the crop.
 
-Similarity is computed once, on the full frame's cells, and resampled to the tokens of each crop. The paper
-(TGM) scores the patches of the crop itself. Here both are done for random crops, and their text-guided masks
-compared.
+Similarity is computed once, on the full frame's cells, and resampled to the tokens of each crop. The paper (TGM) scores
+the patches of the crop itself. Here both are done for random crops, and their text-guided masks compared.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,7 +57,7 @@ def mask_by_text(scores: Map, noise: Map, ratio: float) -> NDArray[np.bool_]:
     return to_boolean(get_strategy("text_top")(guides, ratio), 1, scores.size).numpy().reshape(-1)
 
 
-def measure_faithfulness(
+def measure_crop_agreement(
     frames_tars: Sequence[Path],
     frames_indexes: Sequence[Path],
     similarity: Sequence[Path],

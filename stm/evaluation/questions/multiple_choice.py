@@ -1,6 +1,5 @@
 """Multiple choice: which of a question's texts belongs to the clip, by matching and contrast (UMT, MSRVTT-MC)."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,12 @@ from stm.config import LanguageRun, MultipleChoice
 from stm.data.dataset import ClipDataset
 from stm.distributed.process import Process, choose_device
 from stm.evaluation.checkpoint_selection import tune
-from stm.evaluation.inputs import Splits
-from stm.evaluation.language_clips import Spoken, encode_clips, load_model, open_clips
+from stm.evaluation.inputs import EvaluationInputs
+from stm.evaluation.language_clips import CaptionPairs, encode_clips, load_model, open_clips
 from stm.evaluation.metrics import top_accuracy, wilson_interval
-from stm.evaluation.results import make_evaluation_receipt
+from stm.evaluation.results import make_evaluation_receipt, write_metrics
 from stm.evaluation.tuning import PairTuning, make_tuning, text_length, with_texts
 from stm.models.video_language import VideoLanguageModel
-from stm.storage.files import write_json
 from stm.storage.tables import write_table
 
 PREDICTIONS_SCHEMA = pa.schema(
@@ -31,61 +29,53 @@ PREDICTIONS_SCHEMA = pa.schema(
 )
 
 
-def choose(
-    task: MultipleChoice,
-    run: LanguageRun,
-    weights: Path,
-    splits: Splits,
-    output: Path,
-    seed: int,
-    device: str | None = None,
-) -> None:
-    """Fine-tunes on captions if wanted, then chooses; see `evaluate_language`."""
-    process = Process(0, 1, choose_device(device))
-    torch.manual_seed(seed)
-    model = load_model(weights, run, task, task.drop_path).to(process.device)
+def choose(task: MultipleChoice, run: LanguageRun, inputs: EvaluationInputs) -> None:
+    """Fine-tunes on captions if the task says so, then chooses; see `stm.evaluation.evaluate`."""
+    process = Process(0, 1, choose_device(inputs.device))
+    torch.manual_seed(inputs.seed)
+    model = load_model(inputs.weights, run, task, task.drop_path).to(process.device)
     which, discard = {"chosen": "pretrained"}, None
-    choosing = _Choosing(model, task, run, process.device)
+    scorer = _Scorer(model, task, run, process.device)
     if task.optimisation is not None:
-        train = open_clips(task, run, splits.train, seed, True, task.source, Spoken)
-        name, length = f"multiple choice {output.parent.name}", text_length(task, run)
-        plan, batches = make_tuning(name, task, run, weights, train, splits.train, seed, process)
-        told = with_texts(batches, lambda b: {"tokens": model.language.tokenizer.encode(b["caption"], length)})
+        train = open_clips(task, run, inputs.train, inputs.seed, True, task.source, CaptionPairs)
+        length = text_length(task, run)
+        plan, batches = make_tuning("multiple choice", task, run, inputs, train, process)
+        batches = with_texts(batches, lambda b: {"tokens": model.language.tokenizer.encode(b["caption"], length)})
         measure = None
-        if splits.validation:
-            held = open_clips(task, run, splits.validation, seed, False)
+        if inputs.validation:
+            held = open_clips(task, run, inputs.validation, inputs.seed, False)
 
             def measure(_: nn.Module) -> float:
-                scores, right, _rows = choosing.score(held)
-                return float(choosing_figures(scores, right)["accuracy"])
+                scores, right, _rows = scorer.score(held)
+                return float(multiple_choice_metrics(scores, right)["accuracy"])
 
-        which, discard = tune(PairTuning(model), told, plan, output, process, measure)
-    test = open_clips(task, run, splits.test, seed, False)
-    scores, right, rows = choosing.score(test)
-    receipt = make_evaluation_receipt(task, run, weights, seed, test)
+        which, discard = tune(PairTuning(model), batches, plan, inputs.output, process, measure)
+    test = open_clips(task, run, inputs.test, inputs.seed, False)
+    scores, right, rows = scorer.score(test)
+    receipt = make_evaluation_receipt(task, run, inputs, test)
     metrics = {
-        "task": task.task,
-        **choosing_figures(scores, right),
+        **multiple_choice_metrics(scores, right),
         "checkpoint": which,
-        "settings": task.fingerprint(),
-        "receipt": receipt,
     }
     chosen = scores.argmax(dim=1).tolist()
     table = [
         {"key": key, "choice": choices[number], "right": choices[own]}
         for (key, choices), number, own in zip(rows, chosen, right.tolist(), strict=True)
     ]
-    write_table(output / "predictions.parquet", pa.Table.from_pylist(table, schema=PREDICTIONS_SCHEMA), receipt)
-    write_json(output / "metrics.json", metrics)
+    write_table(inputs.output / "predictions.parquet", pa.Table.from_pylist(table, schema=PREDICTIONS_SCHEMA), receipt)
+    write_metrics(task, inputs, metrics, receipt)
     if discard is not None:
         discard()
 
 
-class _Choosing:
+class _Scorer:
     """Scores the choices of every question of a split."""
 
     def __init__(self, model: VideoLanguageModel, task: MultipleChoice, run: LanguageRun, device: torch.device) -> None:
-        self.model, self.task, self.run, self.device = model, task, run, device
+        self.model = model
+        self.task = task
+        self.run = run
+        self.device = device
 
     @torch.inference_mode()
     def score(self, dataset: ClipDataset) -> tuple[Tensor, np.ndarray, list[tuple[str, tuple[str, ...]]]]:
@@ -149,19 +139,19 @@ def choice_scores(
     return torch.add(match_weight * probability, similarity.float(), alpha=similarity_weight)
 
 
-def choosing_figures(scores: Tensor, right: NDArray) -> dict[str, Any]:
-    """How often the text of highest score is the right one.
+def multiple_choice_metrics(scores: Tensor, right: NDArray) -> dict[str, Any]:
+    """How often the highest-scored text is the right one.
 
     Args:
         scores: float [B, A], finite.
         right: int [B], the number of the right text of each clip.
 
     Returns:
-        `accuracy` (where the right text ties with others it counts with the chance that it would be drawn),
+        `accuracy` (where the right text ties with others, with the probability that it would be drawn),
         `confidence95` (Wilson's), `questions`, and `chance`.
 
     Raises:
-        ValueError: a score is not finite, or a number is not that of a text.
+        ValueError: a score is not finite, or a number is out of range.
     """
     if not bool(scores.isfinite().all()):
         raise ValueError("the scores are not all finite: were the weights trained to the end?")

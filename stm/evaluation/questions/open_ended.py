@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,13 +13,12 @@ from stm.data.dataset import ClipDataset
 from stm.data.loader import Batch
 from stm.distributed.process import Process, choose_device
 from stm.evaluation.checkpoint_selection import tune
-from stm.evaluation.inputs import Splits
+from stm.evaluation.inputs import EvaluationInputs
 from stm.evaluation.language_clips import QuestionClips, encode_clips, load_model, open_clips
 from stm.evaluation.metrics import wilson_interval
-from stm.evaluation.results import make_evaluation_receipt
+from stm.evaluation.results import make_evaluation_receipt, write_metrics
 from stm.evaluation.tuning import AnswerTuning, make_tuning, text_length, with_texts
 from stm.jobs.progress import Progress
-from stm.storage.files import write_json
 from stm.storage.tables import write_table
 
 PREDICTIONS_SCHEMA = pa.schema(
@@ -32,71 +30,58 @@ PREDICTIONS_SCHEMA = pa.schema(
     ]
 )
 
-QUESTIONS_A_PASS = 64
+QUESTIONS_PER_BATCH = 64
 
 
-def answer(
-    task: QuestionAnswering,
-    run: LanguageRun,
-    weights: Path,
-    splits: Splits,
-    output: Path,
-    seed: int,
-    device: str | None = None,
-) -> None:
-    """Trains model and decoder on the training split's questions, and answers the test split's; see `evaluate_language`."""
-    process = Process(0, 1, choose_device(device))
-    torch.manual_seed(seed)
-    model = load_model(weights, run, task, task.drop_path)
+def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) -> None:
+    """Trains model and decoder on the training questions and answers the test questions; see `stm.evaluation.evaluate`."""
+    process = Process(0, 1, choose_device(inputs.device))
+    torch.manual_seed(inputs.seed)
+    model = load_model(inputs.weights, run, task, task.drop_path)
     module = AnswerTuning(model).to(process.device)
-    train = open_clips(task, run, splits.train, seed, True, kind=QuestionClips)
+    train = open_clips(task, run, inputs.train, inputs.seed, True, kind=QuestionClips)
     assert isinstance(train, QuestionClips)
-    counts = answer_list(((question.answer,) for _, question in train.asked), task.answers)
+    counts = count_answers(((question.answer,) for _, question in train.pairs), task.answers)
     answers, tokenizer, length = list(counts), model.language.tokenizer, text_length(task, run)
     candidates = tokenizer.encode(answers, task.max_answer_tokens)
 
     def read(batch: Batch) -> dict[str, Tensor]:
-        asked = [train.asked[number][1] for number in batch["label"].tolist()]
+        questions = [train.pairs[number][1] for number in batch["label"].tolist()]
         return {
-            "tokens": tokenizer.encode([question.question for question in asked], length),
-            "answers": tokenizer.encode([question.answer for question in asked], task.max_answer_tokens),
+            "tokens": tokenizer.encode([question.question for question in questions], length),
+            "answers": tokenizer.encode([question.answer for question in questions], task.max_answer_tokens),
         }
 
-    plan, batches = make_tuning(
-        f"questions {output.parent.name}", task, run, weights, train, splits.train, seed, process
-    )
-    asking = _Asking(module, candidates.to(process.device), answers, task, run, process.device)
+    plan, batches = make_tuning("questions", task, run, inputs, train, process)
+    answerer = _Answerer(module, candidates.to(process.device), answers, task, run, process.device)
     measure = None
-    if splits.validation:
-        held = open_clips(task, run, splits.validation, seed, False)
+    if inputs.validation:
+        held = open_clips(task, run, inputs.validation, inputs.seed, False)
 
         def measure(_: nn.Module) -> float:
-            predicted, rows = asking.ask(held)
-            return float(answering_figures(predicted, [row["accepted"] for row in rows], answers)["accuracy"])
+            predicted, rows = answerer.answer(held)
+            return float(open_ended_metrics(predicted, [row["accepted"] for row in rows], answers)["accuracy"])
 
-    which, discard = tune(module, with_texts(batches, read), plan, output, process, measure)
-    test = open_clips(task, run, splits.test, seed, False)
-    predicted, rows = asking.ask(test)
-    receipt = make_evaluation_receipt(task, run, weights, seed, test, train)
-    figures = answering_figures(predicted, [row["accepted"] for row in rows], answers)
+    which, discard = tune(module, with_texts(batches, read), plan, inputs.output, process, measure)
+    test = open_clips(task, run, inputs.test, inputs.seed, False)
+    predicted, rows = answerer.answer(test)
+    receipt = make_evaluation_receipt(task, run, inputs, test, train)
+    figures = open_ended_metrics(predicted, [row["accepted"] for row in rows], answers)
     most = max(counts.values()) / sum(counts.values())
     metrics = {
-        "task": task.task,
         **figures,
         "answers": len(answers),
         "most_frequent_answer": most,  # of the training split: what answering always the same would about give
         "by_question": by_question(predicted, rows),
         "checkpoint": which,
-        "settings": task.fingerprint(),
-        "receipt": receipt,
     }
     rows = [{**row, "answer": given} for row, given in zip(rows, predicted, strict=True)]
-    write_table(output / "predictions.parquet", pa.Table.from_pylist(rows, schema=PREDICTIONS_SCHEMA), receipt)
-    write_json(output / "metrics.json", metrics)
+    write_table(inputs.output / "predictions.parquet", pa.Table.from_pylist(rows, schema=PREDICTIONS_SCHEMA), receipt)
+    write_metrics(task, inputs, metrics, receipt)
     discard()
 
 
-class _Asking:
+class _Answerer:
     """Answers every question of a split."""
 
     def __init__(
@@ -108,11 +93,15 @@ class _Asking:
         run: LanguageRun,
         device: torch.device,
     ) -> None:
-        self.module, self.candidates, self.answers = module, candidates, answers
-        self.task, self.run, self.device = task, run, device
+        self.module = module
+        self.candidates = candidates
+        self.answers = answers
+        self.task = task
+        self.run = run
+        self.device = device
 
     @torch.inference_mode()
-    def ask(self, dataset: ClipDataset) -> tuple[list[str], list[dict[str, Any]]]:
+    def answer(self, dataset: ClipDataset) -> tuple[list[str], list[dict[str, Any]]]:
         """The chosen answers, and for each question its "key", "question" and "accepted" answers.
 
         Raises:
@@ -134,10 +123,12 @@ class _Asking:
         seen = encode_clips(module.model, dataset, self.device, self.run.workers, task.precision)
         owners, predicted = torch.tensor(clips), list[str]()
         with Progress("questions", len(rows), "questions") as progress:
-            for some, own in zip(tokens.split(QUESTIONS_A_PASS), owners.split(QUESTIONS_A_PASS), strict=True):
-                asked = some.to(self.device)
-                memory = module.remember(asked, seen[own].to(self.device).float())
-                scores = module.decoder.rank(memory, self.candidates, task.depth, task.ranking, module.present(asked))
+            for some, own in zip(tokens.split(QUESTIONS_PER_BATCH), owners.split(QUESTIONS_PER_BATCH), strict=True):
+                questions = some.to(self.device)
+                memory = module.encode_questions(questions, seen[own].to(self.device).float())
+                scores = module.decoder.rank(
+                    memory, self.candidates, task.depth, task.ranking, module.is_word(questions)
+                )
                 predicted += choose_answer(scores.cpu(), self.answers)
                 progress.advance(len(some))
         return predicted, rows
@@ -153,40 +144,30 @@ def by_question(predicted: list[str], rows: list[dict[str, Any]], most: int = 20
     return {words: sum(groups[words]) / len(groups[words]) for words in sorted(largest)}
 
 
-def answer_list(answers: Iterable[Sequence[str]], most: int | None = None) -> dict[str, int]:
-    """The answers of a split, how often each was given, the most frequent first; equals in order of the alphabet.
+def count_answers(answers: Iterable[Sequence[str]], most: int | None = None) -> dict[str, int]:
+    """The answers of a split and how often each was given: the most frequent first, equals in alphabetical order.
 
     Args:
-        answers: of each question the answers that were given, repeated ones included.
-        most: keep so many of the most frequent; None: all.
+        answers: the answers given to each question, with repetitions.
+        most: number of answers to return; None: all.
     """
     counts = Counter(normalise(answer) for given in answers for answer in given)
     counts.pop("", None)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most])
 
 
-def weigh_answers(given: Sequence[str]) -> dict[str, float]:
-    """The answers of one question to train on and the weight of each: its share of those that were given (UMT).
-
-    The weights add up to 1, so that each question counts alike. Empty answers are left out.
-    """
-    counts = answer_list([given])
-    total = sum(counts.values())
-    return {answer: count / total for answer, count in counts.items()}
-
-
 def choose_answer(scores: Tensor, answers: Sequence[str]) -> list[str]:
-    """The answer of highest score for each question; of equal ones the first, which is the more frequent.
+    """The highest-scored answer of each question; of equal ones the first, which is the more frequent.
 
     Args:
         scores: float [B, A], as of `TextDecoder.rank`; minus infinity for an answer that was not ranked.
         answers: A of them, in the order of the columns.
 
     Raises:
-        ValueError: there are not as many answers as columns, or a row has no score or one that is no number.
+        ValueError: the number of answers is not that of the columns, or a row has no finite score or a NaN.
     """
     if scores.dim() != 2 or scores.shape[1] != len(answers):
-        raise ValueError(f"scores {tuple(scores.shape)} must be [B, {len(answers)}], one column an answer")
+        raise ValueError(f"scores {tuple(scores.shape)} must be [B, {len(answers)}], one column per answer")
     ordered, numbers = scores.sort(dim=1, descending=True, stable=True)  # a NaN comes first
     if not bool(ordered[:, :1].isfinite().all()):
         raise ValueError("a question has no answer with a finite score: were the weights trained to the end?")
@@ -194,18 +175,18 @@ def choose_answer(scores: Tensor, answers: Sequence[str]) -> list[str]:
 
 
 def normalise(answer: str) -> str:
-    """An answer as it is compared: lower case, single spaces."""
+    """An answer as compared: lower case, single spaces."""
     return " ".join(answer.lower().split())
 
 
-def answering_figures(
+def open_ended_metrics(
     predicted: Sequence[str], accepted: Sequence[Sequence[str]], answers: Iterable[str]
 ) -> dict[str, Any]:
     """Exact-match accuracy.
 
     Args:
         predicted: the chosen answer of each question.
-        accepted: of each question the answers that are right, one or more.
+        accepted: the right answers of each question, one or more.
         answers: all answers that could be chosen.
 
     Returns:
@@ -213,7 +194,7 @@ def answering_figures(
         answer among `answers`, which no model that chooses from them can exceed.
 
     Raises:
-        ValueError: not one prediction a question, or a question without an accepted answer.
+        ValueError: the numbers of predictions and questions differ, or a question has no accepted answer.
     """
     if len(predicted) != len(accepted):
         raise ValueError(f"{len(predicted)} predictions for {len(accepted)} questions")

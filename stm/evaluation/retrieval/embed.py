@@ -1,4 +1,4 @@
-"""Clips in the space of the text, by the contrastive head that a run has trained."""
+"""Clips embedded in the space of the text, by the contrastive head that a run has trained."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,13 +18,8 @@ def load_checked_embedder(weights: Path, run: Run) -> VideoEmbedder:
     """Encoder and head of a run's weights.
 
     Raises:
-        ValueError: the run has no `contrast`, or the file holds another architecture than the run's.
+        ValueError: the file has no head, or holds another architecture than the run's.
     """
-    if not run.has_contrast:
-        raise ValueError(
-            f"{weights}: its run has no `contrast`, and without it no video can be compared with a text; leave the run "
-            "out of this evaluation (`runs`), or evaluate it by a linear probe or fine-tuning"
-        )
     embedder = load_embedder(weights)
     check_architecture(embedder.encoder, weights, run)
     return embedder
@@ -41,7 +36,7 @@ def embed_clips(
 
 
 def check_encoder(embedder: VideoEmbedder, encoder: Mapping[str, str | None] | None, what: str) -> None:
-    """Refuses texts of another encoder than the head was trained with, where both are known, by the hash of its weights.
+    """Checks that texts are encoded by the encoder that the head was trained with, where the hashes of both are known.
 
     Raises:
         ValueError: the hashes differ; `what` opens the message.
@@ -58,10 +53,10 @@ def check_encoder(embedder: VideoEmbedder, encoder: Mapping[str, str | None] | N
 
 
 def check_width(embedder: VideoEmbedder, width: int, what: str) -> None:
-    """Refuses text vectors that are not from the space of the head.
+    """Checks that text vectors have the width of the head.
 
     Raises:
-        ValueError: their width is another; `what` opens the message.
+        ValueError: they do not; `what` opens the message.
     """
     wanted = embedder.branch.text_width
     if width != wanted:

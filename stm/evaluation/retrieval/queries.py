@@ -1,4 +1,4 @@
-"""The captions that ask in retrieval, and which clips they mean."""
+"""The query captions of a retrieval, and the clips that they mean."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from stm.shards.reader import ShardReader
 
 @dataclass(frozen=True)
 class Queries:
-    """The captions that ask, of all clips: one after the other, clip after clip."""
+    """The query captions of all clips, clip after clip."""
 
     captions: list[str]
     clips: NDArray[np.int64]  # [Q], the clip of each, counted among those that have captions
@@ -28,13 +28,13 @@ class Queries:
         return np.split(np.arange(len(self.clips)), np.flatnonzero(np.diff(self.clips)) + 1)
 
     def clips_of_text(self) -> list[NDArray[np.int64]]:
-        """For each caption all clips of which one reads the same."""
+        """For each caption all clips that have a caption of the same text."""
         texts, members = self._by_text()
         clips = [np.unique(self.clips[captions]) for captions in members]
         return [clips[text] for text in texts]
 
     def captions_of_texts(self) -> list[NDArray[np.int64]]:
-        """For each clip all captions, of any clip, that read like one of its own."""
+        """For each clip all captions, of any clip, with the text of one of its own."""
         texts, members = self._by_text()
         return [np.unique(np.concatenate([members[t] for t in texts[own]])) for own in self.own_captions()]
 
@@ -57,7 +57,7 @@ def first_source(index: ClipIndex) -> str | None:
 
 
 def collect_queries(index: ClipIndex, source: str | None, count: int) -> tuple[Queries, NDArray[np.int64]]:
-    """The captions that ask, and the numbers of the clips that have any.
+    """The query captions, and the numbers of the clips that have any.
 
     Args:
         index: the test split.

@@ -1,4 +1,4 @@
-"""Retrieval figures: the place of what is right among all candidates, and how often it is near the top."""
+"""Retrieval metrics: the rank of the right candidate, and recalls."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stm.evaluation.metrics import wilson_interval
-
-DEPTHS = (1, 5, 10)
+from stm.evaluation.retrieval import DEPTHS
 
 TIED = 1e-6
-"""Cosines that differ by less are equal: it is some ten times what float32 rounds, so that the place of a candidate
-in the list, on which rounding hangs, decides nothing. Packed text vectors are float16, whose rounding is greater."""
+"""Cosines that differ by less are equal. It is about ten times float32's rounding, which depends on a candidate's place in
+the list, so that the place decides nothing. Packed text vectors are float16, whose rounding is greater."""
 
 _ROWS = 1024
 
@@ -21,13 +20,13 @@ def rank_right(
 ) -> NDArray[np.float64]:
     """The rank, from 1, of the best right candidate of each query, by cosine.
 
-    Candidates that tie with it count as if their order were drawn: the rank is the mean over all orders. So a model
-    that gives all the same vector is in the middle of the list, not at its top.
+    Ties count as if their order were random: the rank is the mean over all orders. So a model that gives all candidates
+    the same vector ranks in the middle of the list, not at its top.
 
     Args:
         queries: [Q, D], unit vectors.
         candidates: [C, D], unit vectors.
-        right: for each query the numbers of the candidates that are right, one or more.
+        right: the numbers of the right candidates of each query, one or more.
 
     Returns:
         Float64 [Q].
@@ -49,7 +48,7 @@ def _mean_rank(scores: NDArray[np.float32], right: NDArray[np.integer]) -> float
     return 1 + above + (tied - right_tied) / (right_tied + 1)
 
 
-def recall_figures(ranks: NDArray[np.floating]) -> dict[str, float]:
+def recall_metrics(ranks: NDArray[np.floating]) -> dict[str, float]:
     """R@1, R@5, R@10 as shares, median and mean of the ranks."""
     recalls = {f"r{depth}": float((ranks <= depth).mean()) for depth in DEPTHS}
     return {**recalls, "median_rank": float(np.median(ranks)), "mean_rank": float(ranks.mean())}
@@ -58,7 +57,7 @@ def recall_figures(ranks: NDArray[np.floating]) -> dict[str, float]:
 def recall_intervals(ranks: NDArray[np.floating], clips: int) -> dict[str, list[float]]:
     """Wilson's 95 % intervals of R@1, R@5 and R@10, with as many trials as clips.
 
-    The captions of one clip are no independent trials; this takes them for one, which errs on the wide side.
+    The captions of one clip are not independent trials; counting them as one trial errs on the wide side.
     """
     shares = {f"r{depth}": float((ranks <= depth).mean()) for depth in DEPTHS}
     return {name: list(wilson_interval(share * clips, clips)) for name, share in shares.items()}

@@ -1,11 +1,10 @@
-"""Re-ranking: the best candidates of the dual encoder are put in order by the matching head (UMT, section 1.2 of its
-release's retrieval).
+"""Re-ranking: the matching head sorts the dual encoder's best candidates (UMT, section 1.2 of its release's retrieval).
 
-The score of a re-ranked pair is the head's logit for "match" alone, nothing of the similarity is added. Two things are
-defined here that UMT's code leaves to the place of a candidate in the list:
+The score of a re-ranked pair is the head's logit for "match" alone, without the similarity. Two things are defined here
+that in UMT's code depend on the place of a candidate in the list:
 
-- Equal logits are put in order by the dual encoder's similarity, and what is equal in that too counts as if its order
-  were drawn (see `stm.evaluation.retrieval.ranking`). So a matching head that says the same of every pair changes no rank.
+- Equal logits are sorted by the dual encoder's similarity, and what is equal in that too counts as if its order were random
+  (see `stm.evaluation.retrieval.ranking`). So a constant matching head changes no rank.
 - All that is not re-ranked comes after all that is, in the dual encoder's order. UMT gives it the score -100, so that
   its order is that of the file. Recalls do not depend on this as long as `depth` is above 10.
 """
@@ -18,21 +17,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stm.evaluation.retrieval.ranking import TIED, recall_figures, recall_intervals
+from stm.evaluation.retrieval.ranking import TIED, recall_intervals, recall_metrics
 from stm.jobs.progress import Progress
 from stm.models.video_language import VideoLanguageModel
 
 DEPTH = 128
-"""Candidates of a query that UMT re-ranks."""
+"""Candidates per query that UMT re-ranks."""
 
 EQUAL_LOGITS = 1e-5
-"""Match logits that differ by less are equal: it is some ten times what float32 rounds between two batches."""
+"""Match logits that differ by less are equal: about ten times float32's rounding between two batches."""
 
 UNRANKED = -np.inf
 """In place of a logit, for a pair that is not re-ranked."""
 
 Numbers = Sequence[NDArray[np.integer]]
-"""For each query the numbers of the candidates that are right, one or more."""
+"""The numbers of the right candidates of each query, one or more."""
 
 Score = Callable[[Tensor, int], Tensor]
 """Numbers of texts, int64 [P], and of the one video that each is paired with -> match logits, float [P]."""
@@ -49,12 +48,12 @@ class Reranked(NamedTuple):
 
 
 def match_score(model: VideoLanguageModel, states: Tensor, tokens: Tensor, seen: Tensor) -> Score:
-    """What `rerank` asks: the logit of "match" of a pair, before any softmax, by the model as it stands.
+    """The score for `rerank`: the model's "match" logit of pairs, before softmax.
 
-    The video is a batch of one that all its texts look at: its keys and values are made once.
+    The video is a batch of one that all its texts attend to: its keys and values are computed once.
 
     Args:
-        model: in evaluation mode; pairs are moved to its device.
+        model: in eval mode; pairs are moved to its device.
         states: float [Q, X, W], `encode_text` of all texts; they may stay in the host's memory.
         tokens: int64 [Q, X], theirs.
         seen: float [V, K, W], the encoder's tokens of all videos; likewise.
@@ -70,16 +69,16 @@ def match_score(model: VideoLanguageModel, states: Tensor, tokens: Tensor, seen:
 
 
 def rerank(similarity: NDArray[np.floating], score: Score, depth: int = DEPTH, batch: int = 64) -> Reranked:
-    """Asks the matching head about each text's `depth` most similar videos and each video's most similar texts.
+    """Scores each text's `depth` most similar videos and each video's most similar texts by the matching head.
 
-    Candidates that tie with the last of them are asked about too (see `shortlist`): otherwise the place in the list
-    would decide.
+    Candidates that tie with the last of them are scored too (see `shortlist`): otherwise the place in the list would
+    decide.
 
     Args:
         similarity: [Q texts, V videos], the dual encoder's cosines, finite.
-        score: see `Score`; asked once about each pair, video after video.
-        depth: candidates of a query, 1 or more.
-        batch: pairs in a call of `score`.
+        score: see `Score`; called once per pair, video after video.
+        depth: candidates per query, 1 or more.
+        batch: pairs per call of `score`.
 
     Raises:
         ValueError: a similarity or a logit is not finite, or `score` returned another shape.
@@ -101,7 +100,7 @@ def _ask(score: Score, texts: NDArray[np.int64], video: int) -> NDArray[np.float
     found = score(torch.from_numpy(texts), video).detach().float().cpu().numpy()
     if found.shape != texts.shape:
         raise ValueError(
-            f"the matching score of {len(texts)} pairs has the shape {found.shape}, one logit each is needed"
+            f"the matching score of {len(texts)} pairs has the shape {found.shape}; one logit per pair is needed"
         )
     if not np.isfinite(found).all():
         raise ValueError("the matching head returned logits that are not finite: were the weights trained to the end?")
@@ -144,10 +143,10 @@ def rank_scores(
         Float64 [Q].
 
     Raises:
-        ValueError: the shapes differ, or nothing is right for a query.
+        ValueError: the shapes differ, or a query has no right candidate.
     """
     if len(right) != len(similarity) or (logits is not None and logits.shape != similarity.shape):
-        raise ValueError("similarities, logits and what is right must be of the same queries and candidates")
+        raise ValueError("similarities, logits and right candidates must be of the same queries and candidates")
     ranks = np.empty(len(similarity))
     flat = np.zeros(similarity.shape[1], dtype=np.float32)
     for number, (row, numbers) in enumerate(zip(similarity, right, strict=True)):
@@ -194,18 +193,18 @@ def right_texts(right_videos: Numbers, videos: int) -> list[NDArray[np.int64]]:
     return found
 
 
-def retrieval_figures(
+def retrieval_metrics(
     similarity: NDArray[np.floating], right_videos: Numbers, reranked: Reranked | None = None
 ) -> dict[str, Any]:
-    """Figures of both directions, before re-ranking or after it.
+    """Metrics of both directions, before or after re-ranking.
 
     Args:
         similarity: [Q texts, V videos], cosines.
-        right_videos: for each text the videos that are right, one or more.
+        right_videos: the right videos of each text, one or more.
         reranked: what `rerank` returned; None: the dual encoder alone.
 
     Returns:
-        `text_to_video`, `video_to_text` (R@1, R@5, R@10, median and mean rank, see `recall_figures`), `confidence95` of
+        `text_to_video`, `video_to_text` (R@1, R@5, R@10, median and mean rank, see `recall_metrics`), `confidence95` of
         their recalls, and the numbers of `queries` and `clips`. A video's rank is that of its best text. Trials of the
         intervals are clips, as texts of one clip are not independent; of text to video, texts where they are fewer.
 
@@ -217,8 +216,8 @@ def retrieval_figures(
     video_ranks = rank_scores(similarity, right_videos, to_video)
     text_ranks = rank_scores(similarity.T, right_texts(right_videos, videos), to_text)
     return {
-        "text_to_video": recall_figures(video_ranks),
-        "video_to_text": recall_figures(text_ranks),
+        "text_to_video": recall_metrics(video_ranks),
+        "video_to_text": recall_metrics(text_ranks),
         "confidence95": {
             "text_to_video": recall_intervals(video_ranks, min(texts, videos)),
             "video_to_text": recall_intervals(text_ranks, videos),

@@ -1,14 +1,12 @@
-"""Zero-shot retrieval by the contrastive head: which clip does a caption mean, and which caption a clip.
+"""Zero-shot retrieval by the contrastive head: clips for captions, and captions for clips.
 
-Captions are the packed text vectors, clips what the head makes of all their tokens. As in the field, a caption means
-its own clip alone and a clip its own captions. Generated captions repeat, and then even a perfect model cannot know
-which clip is meant: so it is said how many clips share a caption with another, and what the figures are when each of
-them is right.
+Captions are the packed text vectors, clips the head's embedding of all their tokens. As usual, only its own clip is right
+for a caption, and only its own captions for a clip. Generated captions repeat, and then even a perfect model cannot know
+which clip is meant: so the metrics also count the clips that share a caption, and hold the recalls where each of them
+is right (`same_text`).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +16,12 @@ from numpy.typing import NDArray
 from stm.config import Retrieval, Run
 from stm.evaluation.classification.clips import clips_to_test
 from stm.evaluation.features import average_vectors
-from stm.evaluation.results import make_evaluation_receipt
+from stm.evaluation.inputs import EvaluationInputs
+from stm.evaluation.results import make_evaluation_receipt, write_metrics
+from stm.evaluation.retrieval import DEPTHS
 from stm.evaluation.retrieval.embed import check_encoder, check_width, embed_clips, load_checked_embedder
 from stm.evaluation.retrieval.queries import Queries, collect_queries, first_source
-from stm.evaluation.retrieval.ranking import DEPTHS, rank_right, recall_figures, recall_intervals
-from stm.storage.files import write_json
+from stm.evaluation.retrieval.ranking import rank_right, recall_intervals, recall_metrics
 from stm.storage.tables import write_table
 from stm.training.batches import read_text_model
 from stm.training.logs import say
@@ -31,40 +30,30 @@ RANKS_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("caption", pa.string(), nullable=False),
-        pa.field("rank", pa.float64(), nullable=False),  # of the clip, when the caption asks
-        pa.field("caption_rank", pa.float64(), nullable=False),  # of the clip's best caption, when the clip asks
+        pa.field("rank", pa.float64(), nullable=False),  # of the clip, for the caption as query
+        pa.field("caption_rank", pa.float64(), nullable=False),  # of the clip's best caption, for the clip as query
     ]
 )
 
 
-def retrieve(
-    task: Retrieval,
-    run: Run,
-    weights: Path,
-    test_indexes: Sequence[Path],
-    output: Path,
-    seed: int,
-    device: str | None = None,
-) -> None:
+def retrieve(task: Retrieval, run: Run, inputs: EvaluationInputs) -> None:
     """Ranks clips for captions and captions for clips; see `stm.evaluation.evaluate`.
 
-    Clips without a caption of the source are left out: neither do they ask, nor are they found.
+    Clips without a caption of the source are left out, as queries and as candidates.
     """
-    test, embedder = clips_to_test(task, run, test_indexes, seed), load_checked_embedder(weights, run)
+    test = clips_to_test(task, run, inputs.test, inputs.seed)
+    embedder = load_checked_embedder(inputs.weights, run)
     source = task.source or first_source(test.index)
     queries, asking = collect_queries(test.index, source, task.count)
     check_width(embedder, queries.vectors.shape[1], f"{test.index.tars[0].parent}: its captions' vectors have")
-    check_encoder(embedder, read_text_model(test_indexes), f"{test.index.tars[0].parent}: its captions' vectors are of")
-    vectors = average_vectors(embed_clips(embedder, run, test, device))[asking]
-    found = retrieval_metrics(queries, vectors)
-    receipt = make_evaluation_receipt(task, run, weights, seed, test)
+    check_encoder(embedder, read_text_model(inputs.test), f"{test.index.tars[0].parent}: its captions' vectors are of")
+    vectors = average_vectors(embed_clips(embedder, run, test, inputs.device))[asking]
+    found = rank_queries(queries, vectors)
+    receipt = make_evaluation_receipt(task, run, inputs, test)
     metrics = {
-        "task": task.task,
         **found.metrics,
         "source": source,
         "clips_without_caption": len(test) - len(asking),
-        "settings": task.fingerprint(),
-        "receipt": receipt,
     }
     keys = [test.index[int(number)].key for number in asking]
     columns = {
@@ -73,30 +62,30 @@ def retrieve(
         "rank": found.clip_ranks,
         "caption_rank": found.caption_ranks[queries.clips],
     }
-    write_table(output / "ranks.parquet", pa.table(columns, schema=RANKS_SCHEMA).sort_by("key"), receipt)
-    write_json(output / "metrics.json", metrics)
+    write_table(inputs.output / "ranks.parquet", pa.table(columns, schema=RANKS_SCHEMA).sort_by("key"), receipt)
+    write_metrics(task, inputs, metrics, receipt)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """What is written of a retrieval."""
+    """The ranks of a retrieval, and its metrics."""
 
     clip_ranks: NDArray[np.float64]  # [Q], of its clip for each caption
     caption_ranks: NDArray[np.float64]  # [clips], of its best caption for each clip
     metrics: dict[str, Any]
 
 
-def retrieval_metrics(queries: Queries, clips: NDArray[np.float32]) -> Ranks:
-    """Figures of both directions.
+def rank_queries(queries: Queries, clips: NDArray[np.float32]) -> Ranks:
+    """Ranks of the right clips and captions, and the metrics of both directions.
 
     Args:
         queries: the captions.
         clips: [clips, D], the unit vectors of their clips.
 
     Returns:
-        The ranks, and `text_to_video`, `video_to_text` (see `recall_figures`), `confidence95` of their recalls,
+        The ranks, and `text_to_video`, `video_to_text` (see `recall_metrics`), `confidence95` of their recalls,
         `queries`, `clips`, `chance` (of text to video), and `same_text`: `clips` that share a caption with another, and
-        the figures when all clips of a text are right for it.
+        the recalls when all clips of a text are right for it.
     """
     texts = queries.vectors
     clip_ranks = rank_right(texts, clips, queries.own_clip())
@@ -104,8 +93,8 @@ def retrieval_metrics(queries: Queries, clips: NDArray[np.float32]) -> Ranks:
     sharing = queries.clips_of_text()
     shared = {clip for clips_of_one in sharing if len(clips_of_one) > 1 for clip in clips_of_one.tolist()}
     metrics = {
-        "text_to_video": recall_figures(clip_ranks),
-        "video_to_text": recall_figures(caption_ranks),
+        "text_to_video": recall_metrics(clip_ranks),
+        "video_to_text": recall_metrics(caption_ranks),
         "confidence95": {
             "text_to_video": recall_intervals(clip_ranks, len(clips)),
             "video_to_text": recall_intervals(caption_ranks, len(clips)),
@@ -115,8 +104,8 @@ def retrieval_metrics(queries: Queries, clips: NDArray[np.float32]) -> Ranks:
         "chance": {f"r{depth}": min(1.0, depth / len(clips)) for depth in DEPTHS},
         "same_text": {
             "clips": len(shared),
-            "text_to_video": recall_figures(rank_right(texts, clips, sharing)),
-            "video_to_text": recall_figures(rank_right(clips, texts, queries.captions_of_texts())),
+            "text_to_video": recall_metrics(rank_right(texts, clips, sharing)),
+            "video_to_text": recall_metrics(rank_right(clips, texts, queries.captions_of_texts())),
         },
     }
     if shared:

@@ -13,8 +13,9 @@ from stm.config import Config
 from stm.layout import Layout
 from stm.report import figures
 from stm.report.clips import film_strips
-from stm.report.paper.tables import ReportError, paper_table
+from stm.report.paper.tables import paper_table
 from stm.report.paper.write import draw_figure
+from stm.report.results.evaluations import ReportError
 from stm.report.results.records import Study
 from stm.report.tables import Table
 

@@ -1,7 +1,6 @@
 """What the page says in words and small tables: findings, facts of the setup, time, captions, refusals."""
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,14 +9,14 @@ from typing import Any
 from stm.config import Blip2Captions, Config, HumanCaptions, LabelCaptions, LanguageRun, PretrainRun
 from stm.jobs.progress import format_seconds
 from stm.report.results.provenance import Provenance, Stage
-from stm.report.results.records import MaskQualityRow, Measured, Results, RunGroup, Study
-from stm.report.tables import Cell, Table, count, measure_title, number, title, words
+from stm.report.results.records import MaskQualityRow, Measured, Results, RunGroup, Study, best_mean
+from stm.report.tables import Cell, Table, count, number, title, words
 
 
 def findings(study: Study) -> list[str]:
     """The few numbers that a reader looks for first, in sentences."""
     groups = study.groups
-    lines = [_best_run(study.config, task, groups) for task in study.config.evaluate]
+    lines = [_best_run(task, groups) for task in study.config.evaluate]
     for dataset in study.datasets:
         settings, rows = dataset.config.mask_quality, dataset.results.mask_quality
         if settings is not None:
@@ -29,38 +28,45 @@ def findings(study: Study) -> list[str]:
 def chances(groups: Sequence[RunGroup]) -> dict[str, float]:
     """Chance level of each evaluation that has been done and has one; captions have none."""
     runs = [run for group in groups for run in group.instances]
-    found = {task: found.chance for run in reversed(runs) for task, found in run.evaluations.items()}
-    return {task: chance for task, chance in found.items() if not math.isnan(chance)}
+    found = {task: found.headline.chance for run in reversed(runs) for task, found in run.evaluations.items()}
+    return {task: chance for task, chance in found.items() if chance is not None}
 
 
-def _best_run(config: Config, task: str, groups: Sequence[RunGroup]) -> str:
+def _best_run(task: str, groups: Sequence[RunGroup]) -> str:
     scored = [(group, found) for group in groups if (found := group.score(task)) is not None]
     trained = [entry for entry in scored if entry[0].settings.optimisation.epochs > 0]
     if not trained:
         return ""
-    best = max((found for _, found in trained), key=lambda found: found.mean)
-    names = [group.name for group, found in trained if found.mean == best.mean]
+    highest = best_mean(found for _, found in trained)
+    names = [group.name for group, found in trained if found.mean == highest]
+    best = next(found for _, found in trained if found.mean == highest)
     said = f"{names[0]} is best with" if len(names) == 1 else f"{', '.join(names)} tie with"
     if len(trained) == 1:
         said = f"{names[0]} reaches"
-    line = f"{title(task)}: {said} {_accuracy(best)} {measure_title(config, task)}"
+    line = f"{title(task)}: {said} {_show_measured(best)} {best.label}"
     beside = []
     if (chance := chances(groups).get(task)) is not None:
-        beside.append(f"chance is {100 * chance:.1f}\u00a0%")
+        beside.append(f"chance is {_show_value(best.scale * chance, best.unit)}")
     untrained = [found for group, found in scored if group.settings.optimisation.epochs == 0]
     if untrained:
-        beside.append(f"without pretraining it is {_accuracy(max(untrained, key=lambda found: found.mean))}")
+        level = best_mean(untrained)
+        beside.append(f"without pretraining it is {_show_measured(next(u for u in untrained if u.mean == level))}")
     return f"{line}; {', and '.join(beside)}." if beside else f"{line}."
 
 
-def _accuracy(found: Measured) -> str:
+def _show_measured(found: Measured) -> str:
+    """`60.0 % [40.0, 80.0]`, or over seeds `60.0 ± 2.0 %`."""
     if found.deviation is not None:
-        return f"{100 * found.mean:.1f}\u00a0±\u00a0{100 * found.deviation:.1f}\u00a0%"
-    return f"{100 * found.mean:.1f}\u00a0%{_interval(found.interval)}"
+        return f"{found.scale * found.mean:.1f}\u00a0±\u00a0{_show_value(found.scale * found.deviation, found.unit)}"
+    return _show_value(found.scale * found.mean, found.unit) + _interval(found.interval, found.scale)
 
 
-def _interval(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+def _show_value(value: float, unit: str) -> str:
+    return f"{value:.1f}\u00a0{unit}" if unit else f"{value:.1f}"
+
+
+def _interval(interval: tuple[float, float] | None, scale: float = 100.0) -> str:
+    return "" if interval is None else f" [{scale * interval[0]:.1f}, {scale * interval[1]:.1f}]"
 
 
 def _comparable(rows: Sequence[MaskQualityRow], ratio: float, source: str | None) -> list[MaskQualityRow]:

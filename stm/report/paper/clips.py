@@ -20,8 +20,8 @@ from stm.report.clips.draw import MAPS, describe_clip, reconstruct
 from stm.report.clips.film_strips import Row, Scale
 from stm.report.clips.run_masks import RunMask, draw_run_masks, draws_own_mask, guide_rows, learns_mask, run_mask_row
 from stm.report.clips.select import Chosen, choose_clips
-from stm.report.paper.tables import ReportError
 from stm.report.results.collect import find_shards
+from stm.report.results.evaluations import ReportError
 from stm.report.results.records import Results, Run
 
 CutKey = tuple[Geometry, CaptionChoice]

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from stm.config import Config
 from stm.layout import Layout
 from stm.report.figures import INK, PALETTE, STYLE, new_figure, run_style, running_mean, say
-from stm.report.paper.tables import ReportError, measure
+from stm.report.results.evaluations import ReportError, measure
 from stm.report.results.records import Measured
 
 _NO_OBJECTIVES = ("loss", "divergence", "mix", "gradient_norm", "learning_rate", "clips_per_second")
@@ -77,9 +77,7 @@ def _name_metric(metric: str) -> str:
 def draw_bars(config: Config, name: str) -> Figure:
     """The bars of the figure `name`: a group an evaluation, a bar a run; dots are single seeds, lines 95 % intervals."""
     spec = config.figures[name]
-    found = {
-        task: {label: measure(config, run, task, "top1") for label, run in spec.runs.items()} for task in spec.tasks
-    }
+    found = {task: {label: measure(config, run, task) for label, run in spec.runs.items()} for task in spec.tasks}
     with mpl.rc_context(STYLE):
         figure = new_figure(3.4)
         axes = figure.add_subplot(facecolor="none")
@@ -87,7 +85,7 @@ def draw_bars(config: Config, name: str) -> Figure:
         for group, bars in enumerate(found.values()):
             _draw_group(axes, group, bars, width, named=group == 0)
         axes.set_xticks(range(len(found)), list(found))
-        axes.set(ylabel="Top-1, %")
+        axes.set(ylabel=_name_headlines(found))
         axes.set_title(spec.title, fontsize=10, loc="left")
         axes.tick_params(axis="x", length=0, labelcolor=INK)
         axes.grid(axis="y")
@@ -96,21 +94,28 @@ def draw_bars(config: Config, name: str) -> Figure:
     return figure
 
 
+def _name_headlines(found: Mapping[str, Mapping[str, Measured]]) -> str:
+    """`Top-1, %`; of evaluations with several headlines all."""
+    first = [next(iter(bars.values())) for bars in found.values()]
+    names = dict.fromkeys(", ".join(filter(None, (bar.label, bar.unit))) for bar in first)
+    return " or ".join(name[:1].upper() + name[1:] for name in names)
+
+
 def _draw_group(axes: mpl.axes.Axes, group: int, bars: Mapping[str, Measured], width: float, named: bool) -> None:
     for place, (label, bar) in enumerate(bars.items()):
         x = group - 0.4 + width * (place + 0.5)
         color = PALETTE[place % len(PALETTE)]
-        axes.bar(x, 100 * bar.mean, width * 0.86, color=color, linewidth=0, label=label if named else None)
+        axes.bar(x, bar.scale * bar.mean, width * 0.86, color=color, linewidth=0, label=label if named else None)
         if len(bar.values) > 1:
-            axes.plot([x] * len(bar.values), [100 * v for v in bar.values], "o", color=INK, markersize=2.5)
+            axes.plot([x] * len(bar.values), [bar.scale * v for v in bar.values], "o", color=INK, markersize=2.5)
         elif bar.interval is not None:
-            axes.plot([x, x], [100 * bound for bound in bar.interval], color=INK, linewidth=1.1)
+            axes.plot([x, x], [bar.scale * bound for bound in bar.interval], color=INK, linewidth=1.1)
         axes.annotate(
-            f"{100 * bar.mean:.1f}", (x, _top(bar)), (0, 4), textcoords="offset points", ha="center", fontsize=7.5
+            f"{bar.scale * bar.mean:.1f}", (x, _top(bar)), (0, 4), textcoords="offset points", ha="center", fontsize=7.5
         )
 
 
 def _top(bar: Measured) -> float:
-    """Height over which a bar's number stands, in per cent."""
+    """Height over which a bar's number stands, as shown."""
     heights: Sequence[float] = [*bar.values, *(bar.interval or ())]
-    return 100 * max(heights, default=math.nan)
+    return bar.scale * max(heights, default=math.nan)

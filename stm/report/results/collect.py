@@ -7,7 +7,7 @@ is also the place where one finds out what went wrong.
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from stm.config import Config
 from stm.layout import Layout
 from stm.manifest import read_shards, split_of
+from stm.report.results.evaluations import read_evaluation
 from stm.report.results.records import (
     CaptionSummary,
     DatasetResults,
@@ -108,7 +109,7 @@ def _read_run(config: Config, layout: Layout, name: str, instance: str, whole: C
     for task in whole.evaluate:
         path = layout.evaluate(instance, task) / "metrics.json"
         if name in whole.runs_of(task) and path.exists():
-            found = results.attempt(f"{task} of {instance}", partial(_read_evaluation, task, path), None)
+            found = results.attempt(f"{task} of {instance}", partial(read_evaluation, path, instance, task), None)
             evaluations |= {task: found} if found else {}
     weights = folder / "weights.safetensors"
     settings = config.runs[instance]
@@ -128,68 +129,6 @@ def _read_losses(path: Path) -> tuple[list[int], list[float]]:
         if math.isfinite(loss):
             by_step[step] = loss  # a resumed run may log a step twice; the later line is the one that counted
     return sorted(by_step), [by_step[step] for step in sorted(by_step)]
-
-
-def _read_evaluation(name: str, path: Path) -> Evaluation:
-    values = read_json(path)
-    if "text_to_video" in values:
-        return _read_retrieval(name, values)
-    if "reranked" in values:
-        return _read_retrieval(name, values["reranked"])
-    if "cider" in values:
-        return _read_score(name, values, "cider", clips=values.get("clips"))
-    if "accuracy" in values:
-        chance = values.get("chance") or values.get("most_frequent_answer")
-        return _read_score(name, values, "accuracy", clips=values.get("questions"), chance=chance)
-    classes = values["classes"]
-    per_class = values.get("per_class") or {}
-    return Evaluation(
-        name=name,
-        top1=float(values["top1"]),
-        top5=None if values.get("top5") is None else float(values["top5"]),
-        interval=_interval(values.get("confidence95")),
-        classes=classes if isinstance(classes, int) else len(classes),
-        train_clips=values.get("train_clips"),
-        test_clips=values.get("test_clips"),
-        per_class={str(label): _accuracy(value) for label, value in sorted(per_class.items())},
-    )
-
-
-def _read_retrieval(name: str, values: Mapping[str, Any]) -> Evaluation:
-    """Text to video: a caption asks for its clip among all."""
-    found, intervals = values["text_to_video"], values.get("confidence95") or {}
-    return Evaluation(
-        name=name,
-        top1=float(found["r1"]),
-        top5=float(found["r5"]),
-        interval=_interval((intervals.get("text_to_video") or {}).get("r1")),
-        classes=int(values["clips"]),
-        train_clips=None,
-        test_clips=int(values["clips"]),
-        per_class={},
-    )
-
-
-def _read_score(
-    name: str, values: Mapping[str, Any], metric: str, clips: int | None, chance: float | None = None
-) -> Evaluation:
-    """A share that is no classification; `chance`, where there is one, as if of so many equal classes."""
-    return Evaluation(
-        name=name,
-        top1=float(values[metric]),
-        top5=None,
-        interval=_interval(values.get("confidence95")),
-        classes=round(1 / chance) if chance else 0,
-        train_clips=None,
-        test_clips=clips,
-        per_class={},
-    )
-
-
-def _accuracy(value: Any) -> float:
-    """A class's accuracy: the number itself, or `top1` of an object that also counts clips."""
-    found = value.get("top1", value.get("accuracy")) if isinstance(value, Mapping) else value
-    return math.nan if found is None else float(found)
 
 
 def _interval(value: Any) -> tuple[float, float] | None:

@@ -15,12 +15,28 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One number of one evaluation, from one seed or several."""
+class Number:
+    """A number of one evaluation as its `metrics.json` tells it; value, interval and chance are not scaled."""
 
-    values: Sequence[float]  # one a seed
-    interval: tuple[float, float] | None  # 95 % interval of the only seed's, where the evaluation gives one
-    share: bool = True  # shown in hundredths, and the more the better; else a rank
+    label: str
+    value: float
+    interval: tuple[float, float] | None  # 95 %
+    chance: float | None
+    higher_is_better: bool = True
+    scale: float = 100.0  # between the value and what is shown
+    unit: str = "%"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One number of a run, from one seed or several."""
+
+    values: Sequence[float]  # one per seed
+    interval: tuple[float, float] | None  # 95 % interval of the only seed's, where there is one
+    higher_is_better: bool = True
+    scale: float = 100.0
+    unit: str = "%"
+    label: str = ""
 
     @property
     def mean(self) -> float:
@@ -30,6 +46,22 @@ class Measured:
     def deviation(self) -> float | None:
         """Standard deviation over the seeds (n - 1); None for a single one."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+def measure_numbers(numbers: Sequence[Number]) -> Measured:
+    """One number of one evaluation over seeds, one or more."""
+    first = numbers[0]
+    interval = first.interval if len(numbers) == 1 else None
+    values = [number.value for number in numbers]
+    return Measured(values, interval, first.higher_is_better, first.scale, first.unit, first.label)
+
+
+def best_mean(found: Iterable[Measured]) -> float:
+    """The best of the means of one number: the highest, or the lowest where lower is better; NaN when there is none."""
+    cells = list(found)
+    if not cells:
+        return math.nan
+    return (max if cells[0].higher_is_better else min)(cell.mean for cell in cells)
 
 
 @dataclass(frozen=True)
@@ -44,23 +76,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of one run. Accuracies are shares from 0 to 1.
+    """One evaluation of one run."""
 
-    Retrieval of clips by text is a classification with as many classes as clips: `top1` is its R@1.
-    """
-
-    name: str
-    top1: float
-    top5: float | None
-    interval: tuple[float, float] | None  # 95 % interval of top1
-    classes: int
-    train_clips: int | None
-    test_clips: int | None
-    per_class: Mapping[str, float]
-
-    @property
-    def chance(self) -> float:
-        return 1 / self.classes if self.classes else math.nan
+    headline: Number
+    per_class: Mapping[str, float | None]  # accuracy of each class; None: no test clip has it
 
 
 @dataclass(frozen=True)
@@ -105,25 +124,20 @@ class RunGroup:
 
     @property
     def final_loss(self) -> Measured | None:
-        return _measure([run.final_loss for run in self.instances])
+        known = [loss for run in self.instances if (loss := run.final_loss) is not None]
+        return Measured(known, None, higher_is_better=False, scale=1.0, unit="", label="loss") if known else None
 
     def score(self, task: str) -> Measured | None:
-        """The first number of an evaluation; None when no instance has been evaluated."""
-        found = [run.evaluations[task] for run in self.instances if task in run.evaluations]
-        return _measure([e.top1 for e in found], found[0].interval if len(found) == 1 else None)
+        """The headline of an evaluation; None when no instance has been evaluated."""
+        found = [run.evaluations[task].headline for run in self.instances if task in run.evaluations]
+        return measure_numbers(found) if found else None
 
     def class_accuracy(self, task: str) -> dict[str, float]:
         """Accuracy of each class, the mean over the seeds that have one."""
         found = [run.evaluations[task].per_class for run in self.instances if task in run.evaluations]
-        values = {
-            label: [c[label] for c in found if not math.isnan(c.get(label, math.nan))] for c in found for label in c
-        }
+        labels = [label for classes in found for label in classes]
+        values = {label: [a for classes in found if (a := classes.get(label)) is not None] for label in labels}
         return {label: statistics.fmean(known) if known else math.nan for label, known in values.items()}
-
-
-def _measure(values: Iterable[float | None], interval: tuple[float, float] | None = None) -> Measured | None:
-    known = [value for value in values if value is not None]
-    return Measured(known, interval) if known else None
 
 
 def group_runs(config: Config, runs: Iterable[Run]) -> list[RunGroup]:

@@ -55,6 +55,7 @@ def with_retrieval(source: str, results: Path) -> Config:
     values = load_config(CONFIGS / "stm.yaml").model_dump(mode="json", exclude_none=True) | {"results": str(results)}
     values["datasets"]["more"] = {"dataset": {"source": source, "root": "videos", "annotations": "lists"}}
     task = {"task": "video_text_retrieval", "dataset": "more", "frames": 12, "max_tokens": 25, "optimisation": {}}
+    task |= {"train_split": "learn", "validation_split": "held", "test_split": "asked"}
     values["evaluate"], values["tables"] = {"more": task}, {}
     return parse_config(values)
 
@@ -70,19 +71,28 @@ def test_the_protocol_alone_says_that_clips_share_texts(tmp_path):
 
 
 @pytest.mark.parametrize(("source", "shared"), [("ssv2-template", True), ("msvd", False)])
-def test_command_and_workflow_pass_on_what_the_protocol_says(source, shared, tmp_path, monkeypatch):
-    config, calls = with_retrieval(source, tmp_path), []
-    monkeypatch.setattr(stm.evaluation, "evaluate", lambda *_, shared_texts, **__: calls.append(shared_texts))
-    monkeypatch.setattr("stm.cli.learning.packed", lambda *_: [])
+def test_command_and_workflow_pass_on_splits_seed_and_what_the_protocol_says(source, shared, tmp_path, monkeypatch):
+    config, passed = with_retrieval(source, tmp_path), []
+    monkeypatch.setattr(stm.evaluation, "evaluate", lambda *given: passed.append(given))
+    monkeypatch.setattr("stm.cli.learning.packed", lambda layout, split: [layout.root / split])
     monkeypatch.setattr("stm.cli.learning.load", lambda _: config)
     monkeypatch.setattr("stm.datasets.video_text.tasks.check_tasks", lambda _: None)
     assert main(["evaluate", "--config", "any.yaml", "--run", "stm"]) in (None, 0)
     job = SimpleNamespace(
         config=config.model_dump(mode="json", exclude_none=True),
         wildcards=SimpleNamespace(run="stm", task="more", dataset="webvid"),
-        input=type("Input", (dict,), {"weights": "w", "test": []})(),
+        input=type("Input", (dict,), {"weights": "w", "test": ["more/asked"]})(
+            train=["more/learn"], validation=["more/held"]
+        ),
         output=SimpleNamespace(metrics=str(tmp_path / "metrics.json")),
         log=[str(tmp_path / "log.txt")],
     )
     runpy.run_path(str(ROOT / "workflow/scripts/evaluate.py"), {"snakemake": job})
-    assert calls == [shared, shared]
+    (_, _, by_hand), (_, _, by_rule) = passed
+    for inputs in (by_hand, by_rule):
+        assert (inputs.shared_texts, inputs.seed) == (shared, config.seed)
+        found = [[path.name for path in indexes] for indexes in (inputs.train, inputs.validation, inputs.test)]
+        assert found == [["learn"], ["held"], ["asked"]]
+        assert all(path.parent.name == "more" for path in (*inputs.train, *inputs.validation, *inputs.test))
+    for task, run, _ in passed:
+        assert (task, run) == (config.evaluate["more"], config.runs["stm"])

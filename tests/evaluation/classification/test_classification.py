@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from coloured_clips import LABELS, PROBE, RUN, fine_tuning, make_splits, run_task
+from color_clips import LABELS, PROBE, RUN, fine_tuning, make_splits, run_task
 from hypothesis import given
 from hypothesis import strategies as st
 from made_clips import make_run, make_shard

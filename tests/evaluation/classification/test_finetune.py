@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from coloured_clips import LABELS, RUN, fine_tuning, make_splits, run_task
+from color_clips import LABELS, RUN, fine_tuning, make_splits, run_task
 from made_clips import make_shard
 from torch import nn
 from torch.nn import functional

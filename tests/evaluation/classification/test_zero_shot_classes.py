@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from told_clips import RUN, Told, save_fitted, write_told
+from captioned_clips import RUN, CaptionedClip, save_fitted, write_captioned
 
 from stm.config import Text, ZeroShot
-from stm.evaluation import evaluate
+from stm.evaluation import EvaluationInputs, evaluate
 from stm.evaluation.classification.clips import clips_to_test
 from stm.evaluation.classification.zero_shot import embed_labels, spell
 from stm.methods.contrast_head import load_embedder
@@ -33,14 +33,18 @@ def vectors() -> np.ndarray:
 def made(tmp_path_factory: pytest.TempPathFactory, vectors: np.ndarray) -> dict[str, Path]:
     """Weights fitted on other clips than those to be tested."""
     folder, labels = tmp_path_factory.mktemp("zero-shot"), LABELS * 30
-    fitted = write_told(folder / "train" / "train-00000.parquet", [Told(label) for label in labels], seed=1)
-    test = write_told(folder / "test" / "test-00000.parquet", [*(Told(label) for label in LABELS * 5), Told(None)])
+    fitted = write_captioned(
+        folder / "train" / "train-00000.parquet", [CaptionedClip(label) for label in labels], seed=1
+    )
+    test = write_captioned(
+        folder / "test" / "test-00000.parquet", [*(CaptionedClip(label) for label in LABELS * 5), CaptionedClip(None)]
+    )
     wanted = vectors[[LABELS.index(label) for label in labels]]
     return {"test": test, "weights": save_fitted(folder / "weights.safetensors", TASK, [fitted], wanted)}
 
 
 def run_task(made: dict[str, Path], output: Path, task: ZeroShot = TASK, text: Text | None = TEXT) -> dict[str, Any]:
-    evaluate(task, RUN, made["weights"], [], [made["test"]], output, 3, "cpu", text)
+    evaluate(task, RUN, EvaluationInputs(made["weights"], [made["test"]], output, 3, text=text, device="cpu"))
     return json.loads((output / "metrics.json").read_text())
 
 
@@ -101,9 +105,9 @@ def test_labels_are_spelt_as_words(label: str, words: str) -> None:
 def test_what_cannot_be_compared_is_refused(made: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs the text encoder"):
         run_task(made, tmp_path, text=None)
-    bare = write_told(tmp_path / "test" / "test-00000.parquet", [Told(None)] * 2)
+    bare = write_captioned(tmp_path / "test" / "test-00000.parquet", [CaptionedClip(None)] * 2)
     with pytest.raises(ValueError, match="none of the 2 clips of the test split has a label"):
         run_task({**made, "test": bare}, tmp_path)
-    single = write_told(tmp_path / "one" / "test-00000.parquet", [Told("red")] * 2)
+    single = write_captioned(tmp_path / "one" / "test-00000.parquet", [CaptionedClip("red")] * 2)
     with pytest.raises(ValueError, match="all test clips have the label 'red'"):
         run_task({**made, "test": single}, tmp_path)

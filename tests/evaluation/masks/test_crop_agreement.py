@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from stm.config import Similarity
 from stm.data.crop_boxes import Box
 from stm.evaluation.masks import crop_agreement
-from stm.evaluation.masks.crop_agreement import chance_overlap, measure_faithfulness, overlap
+from stm.evaluation.masks.crop_agreement import chance_overlap, measure_crop_agreement, overlap
 from stm.preprocess.frames.table import FRAMES_SCHEMA
 from stm.preprocess.similarity.patch_scorer import PatchScorer, cosine
 from stm.pretrained.clip import load_clip
@@ -99,7 +99,7 @@ def test_a_crop_of_the_whole_frame_has_the_cached_map_itself(
     inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(crop_agreement, "draw_crop", lambda *_: (Box(0, 0, SIDE, SIDE), False))
-    measure_faithfulness(**inputs, output=tmp_path / "out.json", crops=6)
+    measure_crop_agreement(**inputs, output=tmp_path / "out.json", crops=6)
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["iou"] == found["low"] == found["high"] == 1
     assert found["correlation"] == pytest.approx(1)
@@ -107,7 +107,7 @@ def test_a_crop_of_the_whole_frame_has_the_cached_map_itself(
 
 def test_random_crops_agree_beyond_chance_and_the_same_each_time(inputs: dict[str, Any], tmp_path: Path) -> None:
     for name in ("first", "second"):
-        measure_faithfulness(**inputs, output=tmp_path / name, crops=20, seed=4)
+        measure_crop_agreement(**inputs, output=tmp_path / name, crops=20, seed=4)
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
     found = json.loads((tmp_path / "first").read_text())
     assert found["crops"] == 20 and found["tokens"] == 16
@@ -119,4 +119,4 @@ def test_no_maps_are_a_clear_error(inputs: dict[str, Any], tmp_path: Path) -> No
     table = pa.table({"key": ["b"], "similarity": pa.array([None], pa.list_(pa.float16()))})
     write_table(tmp_path / "none.parquet", table, {})
     with pytest.raises(ValueError, match=r"none of .*none.parquet has a map of a stored clip"):
-        measure_faithfulness(**{**inputs, "similarity": [tmp_path / "none.parquet"]}, output=tmp_path / "out.json")
+        measure_crop_agreement(**{**inputs, "similarity": [tmp_path / "none.parquet"]}, output=tmp_path / "out.json")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stm.evaluation.metrics import wilson_interval
-from stm.evaluation.questions.multiple_choice import choice_scores, choosing_figures
+from stm.evaluation.questions.multiple_choice import choice_scores, multiple_choice_metrics
 
 
 def test_scores_are_seven_tenths_of_the_match_probability_and_three_of_the_similarity() -> None:
@@ -31,7 +31,7 @@ def test_half_precision_is_scored_in_float32() -> None:
 
 def test_accuracy_of_a_small_case() -> None:
     scores = torch.tensor([[0.1, 0.9, 0.0], [0.8, 0.1, 0.2], [0.2, 0.3, 0.1], [0.0, 0.0, 0.4]])
-    found = choosing_figures(scores, np.array([1, 0, 0, 2]))
+    found = multiple_choice_metrics(scores, np.array([1, 0, 0, 2]))
     assert found == {
         "accuracy": 0.75,
         "confidence95": list(wilson_interval(3, 4)),
@@ -42,13 +42,13 @@ def test_accuracy_of_a_small_case() -> None:
 
 @pytest.mark.parametrize("place", [0, 4])
 def test_a_constant_score_is_at_chance_wherever_the_right_text_stands(place: int) -> None:
-    assert choosing_figures(torch.zeros(20, 5), np.full(20, place))["accuracy"] == pytest.approx(0.2)
+    assert multiple_choice_metrics(torch.zeros(20, 5), np.full(20, place))["accuracy"] == pytest.approx(0.2)
 
 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"must be \[B, A\]"):
         choice_scores(torch.zeros(2, 5), torch.zeros(2, 5))
     with pytest.raises(ValueError, match="numbers from 0 to 4"):
-        choosing_figures(torch.zeros(2, 5), np.array([0, 5]))
+        multiple_choice_metrics(torch.zeros(2, 5), np.array([0, 5]))
     with pytest.raises(ValueError, match="not all finite"):
-        choosing_figures(torch.tensor([[0.0, float("nan")]]), np.array([0]))
+        multiple_choice_metrics(torch.tensor([[0.0, float("nan")]]), np.array([0]))

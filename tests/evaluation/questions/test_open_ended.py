@@ -1,22 +1,22 @@
-"""Answer lists, weights and exact-match accuracy against small cases worked by hand."""
+"""Counted answers and exact-match accuracy against small cases worked by hand."""
 
 import pytest
 import torch
 
 from stm.evaluation.metrics import wilson_interval
-from stm.evaluation.questions.open_ended import answer_list, answering_figures, choose_answer, normalise, weigh_answers
+from stm.evaluation.questions.open_ended import (
+    choose_answer,
+    count_answers,
+    normalise,
+    open_ended_metrics,
+)
 
 
-def test_the_answer_list_is_in_order_of_frequency_and_then_of_the_alphabet() -> None:
+def test_answers_are_counted_in_order_of_frequency_and_then_of_the_alphabet() -> None:
     given = [["Man", "dog"], ["man "], ["two  dogs"], ["cat"], ["cat"], ["dog"], ["cat"], ["  "]]
-    found = answer_list(given)
+    found = count_answers(given)
     assert list(found.items()) == [("cat", 3), ("dog", 2), ("man", 2), ("two dogs", 1)]
-    assert list(answer_list(given, most=2)) == ["cat", "dog"] and answer_list([]) == {}
-
-
-def test_an_answer_weighs_its_share_of_those_given_to_the_question() -> None:
-    assert weigh_answers(["dog", "Dog", "cat", "dog"]) == {"dog": 0.75, "cat": 0.25}
-    assert weigh_answers(["run"]) == {"run": 1.0} and weigh_answers([]) == {}
+    assert list(count_answers(given, most=2)) == ["cat", "dog"] and count_answers([]) == {}
 
 
 def test_the_answer_of_highest_score_is_chosen_and_of_equal_ones_the_first() -> None:
@@ -28,7 +28,7 @@ def test_the_answer_of_highest_score_is_chosen_and_of_equal_ones_the_first() -> 
 
 
 def test_scores_without_a_choice_are_refused() -> None:
-    with pytest.raises(ValueError, match="one column an answer"):
+    with pytest.raises(ValueError, match="one column per answer"):
         choose_answer(torch.zeros(2, 3), ["a", "b"])
     infinity = float("inf")
     for last in ([-infinity, -infinity], [0.0, float("nan")], [0.0, infinity]):
@@ -39,7 +39,7 @@ def test_scores_without_a_choice_are_refused() -> None:
 def test_accuracy_counts_questions_whose_answer_reads_as_one_of_the_accepted() -> None:
     predicted = ["Dog", "cat", "two  dogs", "red", "a man"]
     accepted = [["dog"], ["dog", "cat"], ["two dogs"], ["blue"], ["man"]]
-    found = answering_figures(predicted, accepted, ["dog", "cat", "two dogs", "red", "man"])
+    found = open_ended_metrics(predicted, accepted, ["dog", "cat", "two dogs", "red", "man"])
     assert found["accuracy"] == pytest.approx(3 / 5) and found["questions"] == 5
     assert found["confidence95"] == list(wilson_interval(3, 5))
     assert found["reachable"] == pytest.approx(4 / 5)  # blue is not among the answers
@@ -47,8 +47,8 @@ def test_accuracy_counts_questions_whose_answer_reads_as_one_of_the_accepted() -
 
 
 def test_an_empty_prediction_is_never_right_and_an_empty_question_is_refused() -> None:
-    assert answering_figures([""], [["", "dog"]], ["dog"])["accuracy"] == 0
+    assert open_ended_metrics([""], [["", "dog"]], ["dog"])["accuracy"] == 0
     with pytest.raises(ValueError, match="1 questions have no accepted answer"):
-        answering_figures(["a", "b"], [["a"], [" "]], ["a"])
+        open_ended_metrics(["a", "b"], [["a"], [" "]], ["a"])
     with pytest.raises(ValueError, match="1 predictions for 2 questions"):
-        answering_figures(["a"], [["a"], ["b"]], ["a"])
+        open_ended_metrics(["a"], [["a"], ["b"]], ["a"])

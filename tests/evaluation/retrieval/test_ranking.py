@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from stm.evaluation.features import average_probabilities, average_vectors, unit
 from stm.evaluation.metrics import wilson_interval
-from stm.evaluation.retrieval.ranking import rank_right, recall_figures, recall_intervals
+from stm.evaluation.retrieval.ranking import rank_right, recall_intervals, recall_metrics
 
 
 def draw_vectors(seed: int, rows: int, width: int = 8) -> np.ndarray:
@@ -55,7 +55,7 @@ def test_ranks_without_ties_are_places_in_the_sorted_list(each: int) -> None:
 @pytest.mark.parametrize("each", [1, 4])
 def test_a_constant_embedding_is_in_the_middle_and_not_at_the_top(each: int) -> None:
     clips, texts = np.repeat(draw_vectors(0, 1), 101, axis=0), draw_vectors(1, 101 * each)
-    figures = recall_figures(rank_right(texts, clips, list(np.repeat(np.arange(101), each)[:, None])))
+    figures = recall_metrics(rank_right(texts, clips, list(np.repeat(np.arange(101), each)[:, None])))
     assert figures == {"r1": 0, "r5": 0, "r10": 0, "median_rank": 51, "mean_rank": 51}
     same = np.repeat(texts[:1], 101 * each, axis=0)
     ranks = rank_right(draw_vectors(2, 101), same, list(np.arange(101 * each).reshape(101, each)))
@@ -72,7 +72,7 @@ def test_rounding_breaks_no_tie() -> None:
 
 def test_figures_of_a_small_case() -> None:
     ranks = np.array([1, 1.5, 5, 11, 2.0])
-    figures = recall_figures(ranks)
+    figures = recall_metrics(ranks)
     assert figures == {"r1": 0.2, "r5": 0.8, "r10": 0.8, "median_rank": 2.0, "mean_rank": pytest.approx(4.1)}
     intervals = recall_intervals(ranks, 5)
     assert intervals["r1"] == list(wilson_interval(1, 5)) and intervals["r10"] == list(wilson_interval(4, 5))

@@ -19,7 +19,7 @@ from stm.evaluation.retrieval.rerank import (
     match_score,
     rank_scores,
     rerank,
-    retrieval_figures,
+    retrieval_metrics,
     right_texts,
     shortlist,
 )
@@ -94,7 +94,7 @@ def test_a_constant_matching_head_changes_nothing(levels: int | None, depth: int
     similarity = draw(0, 60, 30, levels=levels)
     right = list((np.arange(60) // 2)[:, None])
     found = rerank(similarity, lambda texts, video: torch.full(texts.shape, 0.3), depth)
-    assert retrieval_figures(similarity, right, found) == retrieval_figures(similarity, right)
+    assert retrieval_metrics(similarity, right, found) == retrieval_metrics(similarity, right)
     np.testing.assert_array_equal(rank_scores(similarity, right, found.text_to_video), rank_scores(similarity, right))
 
 
@@ -140,7 +140,7 @@ def test_figures_of_a_small_case_with_several_right_ones() -> None:
     similarity = np.array([[0.2, 0.9], [0.8, 0.1], [0.3, 0.4]], dtype=np.float32)
     logits = np.array([[2.0, 1.0], [3.0, 1.0], [5.0, 0.0]], dtype=np.float32)
     right = [np.array([0]), np.array([1]), np.array([0, 1])]
-    before, after = (retrieval_figures(similarity, right, found) for found in (None, Reranked(logits, logits)))
+    before, after = (retrieval_metrics(similarity, right, found) for found in (None, Reranked(logits, logits)))
     assert before["text_to_video"]["mean_rank"] == pytest.approx((2 + 2 + 1) / 3)
     assert before["video_to_text"]["mean_rank"] == pytest.approx((2 + 2) / 2)
     assert after["text_to_video"]["r1"] == pytest.approx(2 / 3) and after["text_to_video"]["median_rank"] == 1
@@ -181,7 +181,7 @@ def test_what_cannot_be_ranked_is_refused() -> None:
         rerank(np.full((2, 2), np.nan, dtype=np.float32), table(similarity))
     with pytest.raises(ValueError, match="logits that are not finite"):
         rerank(similarity, table(similarity * np.nan))
-    with pytest.raises(ValueError, match="one logit each"):
+    with pytest.raises(ValueError, match="one logit per pair"):
         rerank(similarity, lambda texts, video: torch.zeros(len(texts), 2))
     with pytest.raises(ValueError, match="at least one candidate"):
         rerank(similarity, table(similarity), depth=0)
@@ -190,4 +190,4 @@ def test_what_cannot_be_ranked_is_refused() -> None:
     with pytest.raises(ValueError, match="of the same queries"):
         rank_scores(similarity, [np.array([0])])
     with pytest.raises(ValueError, match="1 of 4 videos have no text"):
-        retrieval_figures(similarity, [np.array([0]), np.array([1]), np.array([2]), np.array([2])])
+        retrieval_metrics(similarity, [np.array([0]), np.array([1]), np.array([2]), np.array([2])])

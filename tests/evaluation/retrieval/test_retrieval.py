@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from captioned_clips import RUN, CaptionedClip, save_fitted, write_captioned
 from made_clips import make_run
-from told_clips import RUN, Told, save_fitted, write_told
 
-from stm.config import Retrieval
-from stm.evaluation import evaluate
+from stm.config import PretrainRun, Retrieval
+from stm.evaluation import EvaluationInputs, evaluate
 from stm.evaluation.features import unit
 from stm.evaluation.metrics import wilson_interval
 from stm.evaluation.retrieval.queries import Queries, collect_queries, first_source
-from stm.evaluation.retrieval.zero_shot import retrieval_metrics
+from stm.evaluation.retrieval.zero_shot import rank_queries
 from stm.shards.index import ClipIndex
 
 TASK = Retrieval(task="retrieval")
@@ -77,7 +77,7 @@ def test_figures_are_those_of_a_loop(seed: int, different: int, tied: bool) -> N
     queries, clips = draw_queries(seed, 30, different), draw_vectors(seed + 7, 30)
     if tied:
         clips = clips[np.arange(30) // 4]  # clips that look alike
-    found = retrieval_metrics(queries, clips)
+    found = rank_queries(queries, clips)
     expected, same = loop_figures(queries, clips, False), loop_figures(queries, clips, True)
     for direction in ("text_to_video", "video_to_text"):
         assert found.metrics[direction] == pytest.approx(expected[direction])
@@ -92,7 +92,7 @@ def test_figures_are_those_of_a_loop(seed: int, different: int, tied: bool) -> N
 
 def test_a_constant_embedding_is_at_the_level_of_chance() -> None:
     queries = Queries([f"text {number}" for number in range(40)], np.arange(40), draw_vectors(0, 40))
-    metrics = retrieval_metrics(queries, np.repeat(draw_vectors(1, 1), 40, axis=0)).metrics
+    metrics = rank_queries(queries, np.repeat(draw_vectors(1, 1), 40, axis=0)).metrics
     assert metrics["text_to_video"] == {"r1": 0, "r5": 0, "r10": 0, "median_rank": 20.5, "mean_rank": 20.5}
     # All clips find the same list of captions: each caption's clip but one stands elsewhere in it.
     assert metrics["video_to_text"]["r1"] == 1 / 40 == metrics["chance"]["r1"]
@@ -101,14 +101,14 @@ def test_a_constant_embedding_is_at_the_level_of_chance() -> None:
 def test_a_model_of_the_text_is_perfect_only_where_all_clips_of_a_text_count() -> None:
     texts = np.arange(20) // 2  # each caption twice
     vectors = draw_vectors(3, 10)[texts]
-    metrics = retrieval_metrics(Queries([f"text {n}" for n in texts], np.arange(20), vectors), vectors).metrics
+    metrics = rank_queries(Queries([f"text {n}" for n in texts], np.arange(20), vectors), vectors).metrics
     assert metrics["text_to_video"]["r1"] == 0 and metrics["text_to_video"]["mean_rank"] == 1.5
     assert metrics["same_text"]["clips"] == 20
     for direction in ("text_to_video", "video_to_text"):
         assert metrics["same_text"][direction]["r1"] == 1 == metrics["same_text"][direction]["mean_rank"]
 
 
-def make_told(clips: int, text: np.ndarray) -> list[Told]:
+def make_captioned(clips: int, text: np.ndarray) -> list[CaptionedClip]:
     """Three captions of `blip` and one of `human` each, but the first clip has no `blip`; text: [clips, D]."""
     told = []
     for number in range(clips):
@@ -116,13 +116,15 @@ def make_told(clips: int, text: np.ndarray) -> list[Told]:
         sources = ["blip"] * (len(captions) - 1) + ["human"]
         vectors = draw_vectors(100 + number, len(captions))
         vectors[1 if number else 0] = text[number]  # the middle one of `blip`
-        told.append(Told(("red", "green", "blue")[number % 3], captions, sources, vectors))
+        told.append(CaptionedClip(("red", "green", "blue")[number % 3], captions, sources, vectors))
     return told
 
 
 def test_captions_are_those_of_the_source_evenly_spread(tmp_path: Path) -> None:
     text = draw_vectors(0, 4)
-    index = ClipIndex([write_told(tmp_path / "test" / "test-00000.parquet", [*make_told(4, text), Told()])])
+    index = ClipIndex(
+        [write_captioned(tmp_path / "test" / "test-00000.parquet", [*make_captioned(4, text), CaptionedClip()])]
+    )
     assert first_source(index) == "blip"
     queries, asking = collect_queries(index, "blip", 1)
     assert queries.captions == ["blip 1 1", "blip 2 1", "blip 3 1"]
@@ -134,11 +136,13 @@ def test_captions_are_those_of_the_source_evenly_spread(tmp_path: Path) -> None:
     assert collect_queries(index, "human", 5)[0].captions == [f"human {number}" for number in range(4)]
     with pytest.raises(ValueError, match=r"has a caption of the source 'gpt'; packed are: blip, human"):
         collect_queries(index, "gpt", 1)
-    bare = ClipIndex([write_told(tmp_path / "bare" / "test-00000.parquet", [Told(None, ["a"], ["blip"])])])
+    bare = ClipIndex(
+        [write_captioned(tmp_path / "bare" / "test-00000.parquet", [CaptionedClip(None, ["a"], ["blip"])])]
+    )
     with pytest.raises(ValueError, match="captions without text vectors"):
         collect_queries(bare, "blip", 1)
-    wide = write_told(
-        tmp_path / "wide" / "test-00000.parquet", [Told(None, ["a"], ["blip"], np.eye(1, 5))], prefix="wide"
+    wide = write_captioned(
+        tmp_path / "wide" / "test-00000.parquet", [CaptionedClip(None, ["a"], ["blip"], np.eye(1, 5))], prefix="wide"
     )
     with pytest.raises(ValueError, match=r"vectors of 5 and 16 values"):
         collect_queries(ClipIndex([tmp_path / "test" / "test-00000.parquet", wide]), "blip", 1)
@@ -148,13 +152,15 @@ def test_captions_are_those_of_the_source_evenly_spread(tmp_path: Path) -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Twelve clips, the head fitted so that each is at the middle caption of `blip`; the first has none."""
     folder, text = tmp_path_factory.mktemp("retrieval"), draw_vectors(0, 12)
-    index = write_told(folder / "test" / "test-00000.parquet", make_told(12, text))
+    index = write_captioned(folder / "test" / "test-00000.parquet", make_captioned(12, text))
     return {"index": index, "weights": save_fitted(folder / "weights.safetensors", TASK, [index], text), "text": text}
 
 
-def run_task(made: dict[str, Any], output: Path, task: Retrieval = TASK, **changes: Any) -> dict[str, Any]:
-    run = RUN.model_copy(update=changes)
-    evaluate(task, run, made["weights"], [], [made["index"]], output, 3, "cpu")
+def run_task(
+    made: dict[str, Any], output: Path, task: Retrieval = TASK, run: PretrainRun = RUN, **changes: Any
+) -> dict[str, Any]:
+    run = run.model_copy(update=changes)
+    evaluate(task, run, EvaluationInputs(made["weights"], [made["index"]], output, 3, device="cpu"))
     return json.loads((output / "metrics.json").read_text())
 
 
@@ -194,11 +200,9 @@ def test_views_and_crops_and_workers_change_no_byte_they_should_not(made: dict[s
 def test_runs_and_vectors_that_do_not_go_together_are_refused(made: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="its run has no `contrast`"):
         run_task(made, tmp_path, contrast=None)
-    narrow = write_told(tmp_path / "test" / "test-00000.parquet", make_told(3, draw_vectors(0, 3)))
+    narrow = write_captioned(tmp_path / "test" / "test-00000.parquet", make_captioned(3, draw_vectors(0, 3)))
     other = save_fitted(tmp_path / "weights.safetensors", TASK, [narrow], draw_vectors(0, 3, WIDTH + 1))
     with pytest.raises(ValueError, match=r"captions' vectors have 16 values a vector, and .* trained with 17"):
         run_task({**made, "weights": other}, tmp_path)
     with pytest.raises(ValueError, match="is not of this run's architecture"):
-        evaluate(
-            TASK, make_run(frames=2, contrast={"layers": 1}), made["weights"], [], [made["index"]], tmp_path, 3, "cpu"
-        )
+        run_task(made, tmp_path, run=make_run(frames=2, contrast={"layers": 1}))

@@ -24,8 +24,8 @@ from stm.report.clips.film_strips import Row, Scale
 from stm.report.clips.gallery import ordered_strategies, picture_masks, usual_ratio
 from stm.report.clips.select import Chosen, choose_clips
 from stm.report.paper import clips as paper_clips
-from stm.report.paper.tables import ReportError
 from stm.report.results.collect import collect, collect_study, find_shards
+from stm.report.results.evaluations import ReportError
 from stm.report.results.records import Results
 
 

@@ -27,8 +27,8 @@ from stm.report.clips.film_strips import Row
 from stm.report.clips.run_masks import FORMER, KEPT, LATTER, draw_run_masks, guide_rows, place_points, run_mask_row
 from stm.report.clips.select import choose_clips
 from stm.report.paper import clips as paper_clips
-from stm.report.paper.tables import ReportError
 from stm.report.results.collect import collect, find_shards
+from stm.report.results.evaluations import ReportError
 from stm.report.results.records import Results
 
 ROOT = Path(__file__).resolve().parents[3]

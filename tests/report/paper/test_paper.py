@@ -21,9 +21,10 @@ from stm.report.page import sentences
 from stm.report.page.context import MOST_EVALUATIONS, split_results
 from stm.report.page.own_tables import show_figures, show_tables
 from stm.report.paper.figures import read_curve
-from stm.report.paper.tables import ReportError, measure, paper_table
+from stm.report.paper.tables import paper_table
 from stm.report.results.collect import collect_study
-from stm.report.results.records import Measured, Run, RunGroup, Study
+from stm.report.results.evaluations import ReportError, measure
+from stm.report.results.records import Evaluation, Measured, Run, RunGroup, Study
 from stm.report.tables import measured, per_class_table, results_table
 
 
@@ -106,11 +107,15 @@ def test_findings_speak_of_means_and_recall(study: Study) -> None:
     assert "Retrieval: text is best with 40.0 ± 1.0 % text-to-video R@1; chance is 12.5 %" in lines
 
 
+def without_chance(found: Evaluation) -> Evaluation:
+    return replace(found, headline=replace(found.headline, chance=None))
+
+
 def test_no_chance_is_named_where_there_is_none(study: Study) -> None:
     """As with captions."""
     [dataset] = study.datasets
     runs = [
-        replace(run, evaluations={task: replace(found, classes=0) for task, found in run.evaluations.items()})
+        replace(run, evaluations={task: without_chance(found) for task, found in run.evaluations.items()})
         for run in dataset.results.runs
     ]
     unknown = replace(study, datasets=[replace(dataset, results=replace(dataset.results, runs=runs))])
@@ -161,7 +166,7 @@ def test_many_evaluations_are_split_by_the_runs_that_have_them(tmp_path: Path) -
 def test_a_number_over_seeds_shows_what_it_has() -> None:
     assert measured(None).text == "\u2013"
     assert measured(Measured([0.5], (0.4, 0.6))).note == "[40.0, 60.0]"
-    assert measured(Measured([3.0, 5.0], None, share=False)).text == "4.0 ± 1.4"
+    assert measured(Measured([3.0, 5.0], None, scale=1)).text == "4.0 ± 1.4"
     assert measured(Measured([0.25], None), best=0.25).best
     assert not measured(Measured([0.25], None), best=math.nan).best
 
@@ -231,7 +236,7 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(copied: Config)
 def test_a_number_that_an_evaluation_lacks_is_refused_with_those_it_has(config: Config) -> None:
     with pytest.raises(ReportError, match=r"no r1; it has: .*text_to_video"):
         measure(config, "text", "retrieval", "r1")
-    with pytest.raises(ReportError, match="per_class is no number"):
+    with pytest.raises(ReportError, match="per_class is not a number"):
         measure(config, "text", "linear", "per_class")
     with pytest.raises(ReportError, match="no accuracy; it has: contrast, loss, step"):
         read_curve(config, "text-seed0", "accuracy")

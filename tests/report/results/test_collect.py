@@ -10,7 +10,7 @@ from stm.config import Config
 from stm.layout import Layout
 from stm.report.results.collect import collect, collect_study
 from stm.report.results.provenance import collect_provenance
-from stm.report.results.records import Evaluation, Run
+from stm.report.results.records import Run
 
 
 @pytest.fixture
@@ -46,8 +46,13 @@ def test_a_step_logged_twice_counts_once_and_a_torn_line_not_at_all(copied: Conf
     assert (run.steps, run.losses) == ([1, 2], [1.0, 2.0])
 
 
-def test_chance_is_one_over_the_classes() -> None:
-    assert Evaluation("linear", 0.5, None, None, 10, None, None, {}).chance == 0.1
+def test_an_evaluation_of_an_earlier_version_is_named_with_the_command_that_makes_it_anew(copied: Config) -> None:
+    path = Layout.of(copied).evaluate("text", "linear") / "metrics.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "headline"}))
+    results = collect(copied, Layout.of(copied))
+    (problem,) = results.problems
+    assert str(path) in problem and "`stm evaluate --run text --task linear` again" in problem
+    assert set(results.runs[1].evaluations) == {"finetune"}
 
 
 def test_a_damaged_file_is_named_and_the_rest_is_read(copied: Config) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from made_clips import make_run, make_shard
 
 from stm.config import FineTune, LinearProbe, PretrainRun
-from stm.evaluation import evaluate
+from stm.evaluation import EvaluationInputs, evaluate
 from stm.training import pretrain
 
 LABELS = ["red", "green", "blue"]
@@ -26,7 +26,8 @@ def make_splits(folder: Path) -> dict[str, Path]:
 def run_task(
     task: LinearProbe | FineTune, made: dict[str, Path], output: Path, run: PretrainRun = RUN, seed: int = 3
 ) -> dict[str, Any]:
-    evaluate(task, run, made["weights"], [made["train"]], [made["test"]], output, seed, "cpu")
+    inputs = EvaluationInputs(made["weights"], [made["test"]], output, seed, train=[made["train"]], device="cpu")
+    evaluate(task, run, inputs)
     return json.loads((output / "metrics.json").read_text())
 
 

@@ -38,7 +38,7 @@ RUN = make_run(contrast={"layers": 1, "temperature": 0.1}, optimisation={"epochs
 
 
 @dataclass(frozen=True)
-class Told:
+class CaptionedClip:
     """What is said of a clip."""
 
     label: str | None = None
@@ -47,7 +47,7 @@ class Told:
     text: np.ndarray | None = None  # [K, D]
 
 
-def write_told(index: Path, clips: Sequence[Told], seed: int = 0, prefix: str = "clip") -> Path:
+def write_captioned(index: Path, clips: Sequence[CaptionedClip], seed: int = 0, prefix: str = "clip") -> Path:
     """A shard of such clips; returns `index`."""
     index.parent.mkdir(parents=True, exist_ok=True)
     rng, rows = np.random.default_rng(seed), []
@@ -58,7 +58,7 @@ def write_told(index: Path, clips: Sequence[Told], seed: int = 0, prefix: str = 
     return index
 
 
-def _write_clip(tar: TarWriter, key: str, told: Told, video: np.ndarray) -> dict[str, Any]:
+def _write_clip(tar: TarWriter, key: str, told: CaptionedClip, video: np.ndarray) -> dict[str, Any]:
     row = dict.fromkeys(SCHEMA.names) | {"key": key, "video_id": key, "split": "test", "label": told.label}
     about = tar.add(f"{key}.json", b"{}")
     pictures = [simplejpeg.encode_jpeg(np.ascontiguousarray(frame), colorspace="RGB") for frame in video]
