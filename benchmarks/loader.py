@@ -35,8 +35,8 @@ from stm.data.dataset import ClipDataset, Sample
 from stm.data.geometry import Geometry
 from stm.data.loader import ClipLoader, collate
 from stm.manifest import MANIFEST_SCHEMA, make_key
-from stm.preprocess.frames.stage import extract_frames
-from stm.preprocess.packing.stage import pack_shard
+from stm.preprocess.frames.extract import extract_frames
+from stm.preprocess.packing.pack import pack_shard
 from stm.storage.tables import write_table
 
 FRAMES, SIZE, RATE = 16, 224, 25

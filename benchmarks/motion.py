@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from benchmarks._table import Row, compare, cpu_seconds, report, take_turns
 from stm.config import Motion
-from stm.preprocess.motion.stage import measure_motion
+from stm.preprocess.motion.measure import measure_motion
 from stm.preprocess.video.container import VideoError
 from stm.preprocess.video.reader import Video
 from stm.shards.grid import map_shape

@@ -38,7 +38,7 @@ def split(arguments: argparse.Namespace) -> None:
 
 
 def frames(arguments: argparse.Namespace) -> None:
-    from stm.preprocess.frames.stage import extract_frames
+    from stm.preprocess.frames.extract import extract_frames
 
     for config, layout, shard in each_shard(arguments):
         extract_frames(
@@ -53,7 +53,7 @@ def frames(arguments: argparse.Namespace) -> None:
 
 
 def captions(arguments: argparse.Namespace) -> None:
-    from stm.preprocess.captions.stage import write_captions
+    from stm.preprocess.captions.write import write_captions
 
     for config, layout, source, shard in each_source(arguments):
         write_captions(
@@ -67,7 +67,7 @@ def captions(arguments: argparse.Namespace) -> None:
 
 
 def embeddings(arguments: argparse.Namespace) -> None:
-    from stm.preprocess.similarity.stage import write_embeddings
+    from stm.preprocess.similarity.score import write_embeddings
 
     for config, layout, shard in each_shard(arguments):
         write_embeddings(
@@ -80,7 +80,7 @@ def embeddings(arguments: argparse.Namespace) -> None:
 
 
 def similarity(arguments: argparse.Namespace) -> None:
-    from stm.preprocess.similarity.stage import write_similarity
+    from stm.preprocess.similarity.score import write_similarity
 
     for config, layout, source, shard in each_source(arguments):
         write_similarity(
@@ -96,7 +96,7 @@ def similarity(arguments: argparse.Namespace) -> None:
 
 
 def motion(arguments: argparse.Namespace) -> None:
-    from stm.preprocess.motion.stage import extract_motion
+    from stm.preprocess.motion.measure import extract_motion
 
     for config, layout, shard in each_shard(arguments):
         extract_motion(
@@ -112,14 +112,14 @@ def motion(arguments: argparse.Namespace) -> None:
 
 
 def text(arguments: argparse.Namespace) -> None:
-    from stm.preprocess.text.stage import write_text
+    from stm.preprocess.text.encode import write_text
 
     for config, layout, source, shard in each_source(arguments):
         write_text(layout.captions(source, shard), layout.text(source, shard), config.text, config.bad_input)
 
 
 def flow(arguments: argparse.Namespace) -> None:
-    from stm.preprocess.flow.stage import write_flow
+    from stm.preprocess.flow.estimate import write_flow
 
     for config, layout, shard in each_shard(arguments):
         write_flow(
@@ -134,7 +134,7 @@ def flow(arguments: argparse.Namespace) -> None:
 
 
 def shards(arguments: argparse.Namespace) -> None:
-    from stm.preprocess.packing.stage import pack_shard
+    from stm.preprocess.packing.pack import pack_shard
 
     for config, layout, shard in each_shard(arguments):
         pack, sources = config.pack, config.pack.sources
@@ -158,7 +158,7 @@ def shards(arguments: argparse.Namespace) -> None:
 
 
 def verify(arguments: argparse.Namespace) -> None:
-    from stm.preprocess.packing.stage import verify_shard
+    from stm.preprocess.packing.pack import verify_shard
 
     for _, layout, shard in each_shard(arguments):
         verify_shard(layout.shard_tar(shard), layout.shard(shard))

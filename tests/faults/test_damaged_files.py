@@ -17,7 +17,7 @@ from made_videos import make_pan, make_row, make_video, write_slice
 from trial import Stage, Tally, run_here, try_all
 
 import stm.preprocess.clip_outcomes
-import stm.preprocess.similarity.stage
+import stm.preprocess.similarity.score
 from stm.config import Augmentation, Flow, Frames, HumanCaptions, LinearProbe, Motion, Similarity, Text
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
@@ -27,13 +27,13 @@ from stm.evaluation.features import run_over
 from stm.manifest import write_slices
 from stm.models.weights import zoo
 from stm.models.weights.checks import WeightsError
-from stm.preprocess.captions.stage import write_captions
-from stm.preprocess.flow.stage import write_flow
-from stm.preprocess.frames.stage import extract_frames
-from stm.preprocess.motion.stage import extract_motion
-from stm.preprocess.packing.stage import pack_shard
-from stm.preprocess.similarity.stage import write_embeddings, write_similarity
-from stm.preprocess.text.stage import write_text
+from stm.preprocess.captions.write import write_captions
+from stm.preprocess.flow.estimate import write_flow
+from stm.preprocess.frames.extract import extract_frames
+from stm.preprocess.motion.measure import extract_motion
+from stm.preprocess.packing.pack import pack_shard
+from stm.preprocess.similarity.score import write_embeddings, write_similarity
+from stm.preprocess.text.encode import write_text
 from stm.pretrained.text_encoder import TextEncoder
 from stm.shards.check import find_problems
 
@@ -45,8 +45,8 @@ HUMAN = HumanCaptions(kind="human")
 def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hundreds of runs: in this process, and with models that are loaded once."""
     monkeypatch.setattr(stm.preprocess.clip_outcomes, "run_isolated", run_here)
-    load = lru_cache(stm.preprocess.similarity.stage.load_clip)
-    monkeypatch.setattr(stm.preprocess.similarity.stage, "load_clip", lambda *arguments: load(*arguments))
+    load = lru_cache(stm.preprocess.similarity.score.load_clip)
+    monkeypatch.setattr(stm.preprocess.similarity.score, "load_clip", lambda *arguments: load(*arguments))
     monkeypatch.setattr(TextEncoder, "load", staticmethod(lru_cache(TextEncoder.load)))
 
 

@@ -13,9 +13,9 @@ from trial import Tally, deadline, snapshot
 from stm.config import BadInput, Config, Frames, Motion, parse_config
 from stm.datasets import build_manifest
 from stm.manifest import make_key
-from stm.preprocess.frames.stage import extract_frames
+from stm.preprocess.frames.extract import extract_frames
 from stm.preprocess.frames.table import read_jpegs
-from stm.preprocess.motion.stage import extract_motion
+from stm.preprocess.motion.measure import extract_motion
 from stm.storage.tables import read_table, write_table
 
 FEW, MANY = 25, 240

@@ -22,10 +22,10 @@ from stm.config import Flow, Frames, HumanCaptions, Optimisation
 from stm.distributed.process import Process
 from stm.jobs.journal import Journal
 from stm.manifest import write_slices
-from stm.preprocess.captions.stage import write_captions
-from stm.preprocess.flow.stage import write_flow
-from stm.preprocess.frames.stage import extract_frames
-from stm.preprocess.packing.stage import pack_shard
+from stm.preprocess.captions.write import write_captions
+from stm.preprocess.flow.estimate import write_flow
+from stm.preprocess.frames.extract import extract_frames
+from stm.preprocess.packing.pack import pack_shard
 from stm.storage.files import write_json
 from stm.training.checkpoint import Checkpoints
 from stm.training.loop import TrainingPlan, fit

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torchvision.models.optical_flow import raft_small
 
 from stm.config import BadInput, Flow
-from stm.preprocess.flow.stage import write_flow
+from stm.preprocess.flow.estimate import write_flow
 from stm.preprocess.frames.table import FRAMES_SCHEMA
 from stm.storage.tables import read_table, write_table
 from stm.storage.tars import TarWriter

@@ -7,10 +7,10 @@ import numpy as np
 from made_shard import Clip, Made, make_shard
 
 from stm.config import BadInput, HumanCaptions, LabelCaptions, Pack
-from stm.preprocess.captions.stage import read_captions, write_captions
-from stm.preprocess.packing.stage import pack_shard
-from stm.preprocess.similarity.stage import SIMILARITY_SCHEMA
-from stm.preprocess.text.stage import TEXT_SCHEMA
+from stm.preprocess.captions.write import read_captions, write_captions
+from stm.preprocess.packing.pack import pack_shard
+from stm.preprocess.similarity.score import SIMILARITY_SCHEMA
+from stm.preprocess.text.encode import TEXT_SCHEMA
 from stm.shards.grid import map_shape
 from stm.storage.tables import read_table, write_rows
 

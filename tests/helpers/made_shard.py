@@ -10,7 +10,7 @@ import pyarrow as pa
 import simplejpeg
 
 from stm.manifest import MANIFEST_SCHEMA, make_key
-from stm.preprocess.flow.stage import FLOW_SCHEMA
+from stm.preprocess.flow.estimate import FLOW_SCHEMA
 from stm.preprocess.frames.table import FRAMES_SCHEMA
 from stm.shards.grid import map_shape
 from stm.storage.tables import write_rows, write_table

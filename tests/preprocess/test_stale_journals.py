@@ -37,13 +37,13 @@ from stm.config import (
 from stm.datasets.moving_shapes.generate import generate
 from stm.datasets.probe import probe_file
 from stm.jobs.journal import Journal
-from stm.preprocess.captions.stage import write_captions
+from stm.preprocess.captions.write import write_captions
 from stm.preprocess.clip_outcomes import run_shard
-from stm.preprocess.flow.stage import write_flow
-from stm.preprocess.frames.stage import extract_frames
-from stm.preprocess.motion.stage import extract_motion
-from stm.preprocess.similarity.stage import write_embeddings, write_similarity
-from stm.preprocess.text.stage import write_text
+from stm.preprocess.flow.estimate import write_flow
+from stm.preprocess.frames.extract import extract_frames
+from stm.preprocess.motion.measure import extract_motion
+from stm.preprocess.similarity.score import write_embeddings, write_similarity
+from stm.preprocess.text.encode import write_text
 from stm.storage.files import sha256_file
 from stm.storage.tables import read_table, write_table
 

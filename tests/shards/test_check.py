@@ -13,7 +13,7 @@ import pytest
 from made_packed import EVERYTHING, index_of, make_inputs, run
 from made_shard import Clip
 
-from stm.preprocess.packing.stage import ShardError, verify_shard
+from stm.preprocess.packing.pack import ShardError, verify_shard
 from stm.shards.check import find_problems
 from stm.shards.schema import list_members
 from stm.storage.tables import read_receipt, read_table, write_table

@@ -1,10 +1,10 @@
-"""Rule `captions`: see stm.preprocess.captions.stage.write_captions."""
+"""Rule `captions`: see stm.preprocess.captions.write.write_captions."""
 
 from pathlib import Path
 
 from stm.config import parse_config
 from stm.jobs.progress import log_to
-from stm.preprocess.captions.stage import write_captions
+from stm.preprocess.captions.write import write_captions
 
 config = parse_config(snakemake.config).of(snakemake.wildcards.dataset)
 

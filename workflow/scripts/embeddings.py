@@ -1,10 +1,10 @@
-"""Rule `embeddings`: see stm.preprocess.similarity.stage.write_embeddings."""
+"""Rule `embeddings`: see stm.preprocess.similarity.score.write_embeddings."""
 
 from pathlib import Path
 
 from stm.config import parse_config
 from stm.jobs.progress import log_to
-from stm.preprocess.similarity.stage import write_embeddings
+from stm.preprocess.similarity.score import write_embeddings
 
 config = parse_config(snakemake.config).of(snakemake.wildcards.dataset)
 

@@ -1,10 +1,10 @@
-"""Rule `flow`: see stm.preprocess.flow.stage.write_flow."""
+"""Rule `flow`: see stm.preprocess.flow.estimate.write_flow."""
 
 from pathlib import Path
 
 from stm.config import parse_config
 from stm.jobs.progress import log_to
-from stm.preprocess.flow.stage import write_flow
+from stm.preprocess.flow.estimate import write_flow
 
 config = parse_config(snakemake.config).of(snakemake.wildcards.dataset)
 

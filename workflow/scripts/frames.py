@@ -1,11 +1,11 @@
-"""Rule `frames`: see stm.preprocess.frames.stage.extract_frames."""
+"""Rule `frames`: see stm.preprocess.frames.extract.extract_frames."""
 
 from pathlib import Path
 
 from stm.config import parse_config
 from stm.jobs.progress import log_to
 from stm.layout import dataset_root
-from stm.preprocess.frames.stage import extract_frames
+from stm.preprocess.frames.extract import extract_frames
 
 config = parse_config(snakemake.config).of(snakemake.wildcards.dataset)
 

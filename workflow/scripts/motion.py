@@ -1,11 +1,11 @@
-"""Rule `motion`: see stm.preprocess.motion.stage.extract_motion."""
+"""Rule `motion`: see stm.preprocess.motion.measure.extract_motion."""
 
 from pathlib import Path
 
 from stm.config import parse_config
 from stm.jobs.progress import log_to
 from stm.layout import dataset_root
-from stm.preprocess.motion.stage import extract_motion
+from stm.preprocess.motion.measure import extract_motion
 
 config = parse_config(snakemake.config).of(snakemake.wildcards.dataset)
 

@@ -1,10 +1,10 @@
-"""Rule `shards`: see stm.preprocess.packing.stage.pack_shard."""
+"""Rule `shards`: see stm.preprocess.packing.pack.pack_shard."""
 
 from pathlib import Path
 
 from stm.config import parse_config
 from stm.jobs.progress import log_to
-from stm.preprocess.packing.stage import pack_shard
+from stm.preprocess.packing.pack import pack_shard
 
 config = parse_config(snakemake.config).of(snakemake.wildcards.dataset)
 

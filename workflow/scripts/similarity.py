@@ -1,10 +1,10 @@
-"""Rule `similarity`: see stm.preprocess.similarity.stage.write_similarity."""
+"""Rule `similarity`: see stm.preprocess.similarity.score.write_similarity."""
 
 from pathlib import Path
 
 from stm.config import parse_config
 from stm.jobs.progress import log_to
-from stm.preprocess.similarity.stage import write_similarity
+from stm.preprocess.similarity.score import write_similarity
 
 config = parse_config(snakemake.config).of(snakemake.wildcards.dataset)
 embeddings = snakemake.input.get("embeddings")

@@ -1,10 +1,10 @@
-"""Rule `text`: see stm.preprocess.text.stage.write_text."""
+"""Rule `text`: see stm.preprocess.text.encode.write_text."""
 
 from pathlib import Path
 
 from stm.config import parse_config
 from stm.jobs.progress import log_to
-from stm.preprocess.text.stage import write_text
+from stm.preprocess.text.encode import write_text
 
 config = parse_config(snakemake.config).of(snakemake.wildcards.dataset)
 

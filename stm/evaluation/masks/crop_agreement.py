@@ -20,7 +20,7 @@ from stm.data.guides.crop import crop_map
 from stm.evaluation.masks.box_coverage import bootstrap_interval
 from stm.jobs.progress import Progress
 from stm.masking import count_masked, get_strategy, to_boolean
-from stm.preprocess.frames.stage import read_kept
+from stm.preprocess.frames.extract import read_kept
 from stm.preprocess.frames.table import load_frame
 from stm.preprocess.similarity.patch_scorer import PatchScorer, cosine
 from stm.pretrained.clip import load_clip

@@ -9,7 +9,7 @@ import numpy as np
 
 from stm.config import BadInput, Pack
 from stm.jobs.status import Status
-from stm.preprocess.captions.stage import read_captions
+from stm.preprocess.captions.write import read_captions
 from stm.preprocess.clip_outcomes import Outcome
 from stm.preprocess.packing.tables import OK, STRICTNESS, TABLES, CaptionTable, ClipTable, Row, Values
 from stm.storage.tables import DamagedError

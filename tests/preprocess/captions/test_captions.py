@@ -18,7 +18,7 @@ from stm.jobs.journal import Journal
 from stm.manifest import TooManyFailures
 from stm.preprocess.captions.blip2 import Blip2Captioner, choose_key_frames
 from stm.preprocess.captions.language_model import LanguageModel
-from stm.preprocess.captions.stage import read_captions, write_captions
+from stm.preprocess.captions.write import read_captions, write_captions
 from stm.preprocess.frames.table import load_frame
 from stm.pretrained.hub import ModelError, find_model
 from stm.pretrained.local_files import hash_weights

@@ -16,7 +16,7 @@ from made_shard import Clip, make_shard
 from stm.config import BadInput, Flow
 from stm.manifest import TooManyFailures
 from stm.preprocess.flow.cells import average_weights, to_cells
-from stm.preprocess.flow.stage import FLOW_SCHEMA
+from stm.preprocess.flow.estimate import FLOW_SCHEMA
 from stm.preprocess.frames.table import FRAMES_SCHEMA, read_kept
 from stm.shards.grid import map_shape
 from stm.storage.files import sha256_file

@@ -24,7 +24,7 @@ from stm.config import BadInput, Frames
 from stm.jobs.status import Status
 from stm.manifest import TooManyFailures
 from stm.preprocess.clip_outcomes import Note, decide, pack_record, unpack_record
-from stm.preprocess.frames.stage import extract_frames, read_frames, read_jpegs, read_kept, stored_size
+from stm.preprocess.frames.extract import extract_frames, read_frames, read_jpegs, read_kept, stored_size
 from stm.storage.files import sha256_file
 from stm.storage.tables import read_table
 
@@ -263,7 +263,7 @@ def test_a_killed_stage_continues_inside_its_shard_and_ends_with_the_same_bytes(
     code = f"""
 from pathlib import Path
 from stm.config import BadInput, Frames
-from stm.preprocess.frames.stage import extract_frames
+from stm.preprocess.frames.extract import extract_frames
 out = Path({str(tmp_path)!r})
 settings = Frames.model_validate_json({SETTINGS.model_dump_json()!r})
 extract_frames(out / "train-00000.parquet", Path({str(root)!r}), out / "frames.tar", out / "frames.parquet",

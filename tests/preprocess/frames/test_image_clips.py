@@ -19,9 +19,9 @@ from stm.datasets.probe import probe_file
 from stm.jobs.journal import Journal
 from stm.jobs.status import Status
 from stm.manifest import Question
-from stm.preprocess.frames.stage import FrameTask, extract_clip, read_frames
+from stm.preprocess.frames.extract import FrameTask, extract_clip, read_frames
 from stm.preprocess.frames.table import write_frames
-from stm.preprocess.packing.stage import pack_shard, verify_shard
+from stm.preprocess.packing.pack import pack_shard, verify_shard
 from stm.shards.index import ClipIndex
 from stm.storage.tables import read_table
 

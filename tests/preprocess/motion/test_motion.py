@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from made_videos import FFMPEG, X264, ffmpeg, make_pan, make_row, make_video, write_slice
 
 from stm.config import BadInput, Frames, Motion
-from stm.preprocess.frames.stage import extract_frames, read_kept
+from stm.preprocess.frames.extract import extract_frames, read_kept
 from stm.preprocess.motion.accumulate import MotionSum
 from stm.preprocess.motion.block_matching import BLOCK, CellScaler
 from stm.preprocess.motion.codec import Field, read_fields, sum_over_cells
-from stm.preprocess.motion.stage import MotionMaps, extract_motion, measure_motion
+from stm.preprocess.motion.measure import MotionMaps, extract_motion, measure_motion
 from stm.preprocess.motion.transcode import GROUP, transcode_fields
 from stm.preprocess.video.container import VideoError
 from stm.preprocess.video.reader import Video

@@ -18,10 +18,10 @@ from made_shard import MOTION_SCHEMA, Clip
 
 from stm.config import BadInput, Pack
 from stm.manifest import TooManyFailures
-from stm.preprocess.flow.stage import FLOW_SCHEMA
+from stm.preprocess.flow.estimate import FLOW_SCHEMA
 from stm.preprocess.frames.table import FRAMES_SCHEMA
-from stm.preprocess.packing.stage import verify_shard
-from stm.preprocess.similarity.stage import SIMILARITY_SCHEMA
+from stm.preprocess.packing.pack import verify_shard
+from stm.preprocess.similarity.score import SIMILARITY_SCHEMA
 from stm.shards.schema import ARRAYS, list_members
 from stm.storage.files import sha256_file
 from stm.storage.tables import read_receipt, read_table, stream_rows, write_rows, write_table

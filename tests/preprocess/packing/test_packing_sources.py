@@ -10,8 +10,8 @@ from made_shard import Clip
 
 from stm.config import BadInput
 from stm.manifest import TooManyFailures
-from stm.preprocess.flow.stage import FLOW_SCHEMA
-from stm.preprocess.text.stage import TEXT_SCHEMA
+from stm.preprocess.flow.estimate import FLOW_SCHEMA
+from stm.preprocess.text.encode import TEXT_SCHEMA
 from stm.storage.tables import read_receipt, read_table, stream_rows, write_rows
 
 

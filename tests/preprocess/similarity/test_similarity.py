@@ -17,10 +17,10 @@ from torch._dynamo.utils import counters
 from torchvision.transforms.v2 import functional as vision
 
 from stm.config import BadInput, HumanCaptions, Similarity
-from stm.preprocess.captions.stage import write_captions
+from stm.preprocess.captions.write import write_captions
 from stm.preprocess.frames.table import load_frame
 from stm.preprocess.similarity.patch_scorer import PatchScorer, Piece, cosine, cut_batches, cut_cells, resize
-from stm.preprocess.similarity.stage import write_embeddings, write_similarity
+from stm.preprocess.similarity.score import write_embeddings, write_similarity
 from stm.pretrained.clip import load_clip
 from stm.pretrained.hub import ModelError
 from stm.pretrained.local_files import hash_weights

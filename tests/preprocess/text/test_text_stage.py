@@ -14,9 +14,9 @@ from transformers import AutoTokenizer, BertModel, CLIPTextModelWithProjection, 
 
 from stm.config import BadInput, HumanCaptions, Text
 from stm.manifest import TooManyFailures
-from stm.preprocess.captions.stage import CAPTIONS_SCHEMA, write_captions
+from stm.preprocess.captions.write import CAPTIONS_SCHEMA, write_captions
 from stm.preprocess.similarity.patch_scorer import PatchScorer
-from stm.preprocess.text.stage import TEXT_SCHEMA, write_text
+from stm.preprocess.text.encode import TEXT_SCHEMA, write_text
 from stm.pretrained.clip import load_clip
 from stm.pretrained.hub import ModelError
 from stm.pretrained.local_files import hash_weights, local_model_files

@@ -17,7 +17,7 @@ from stm.config import BadInput, Pack
 from stm.jobs.progress import Progress
 from stm.jobs.status import Policy, Status
 from stm.manifest import Question, check_failures, read_questions
-from stm.preprocess.captions.stage import hash_frames
+from stm.preprocess.captions.write import hash_frames
 from stm.preprocess.frames.table import read_jpegs, read_kept, rows_of_kept
 from stm.preprocess.packing.parts import ClipParts, Inputs, join_parts
 from stm.shards.check import ShardError, verify_shard

@@ -10,7 +10,7 @@ import pyarrow as pa
 from stm.config import BadInput, Flow
 from stm.jobs.journal import Journal
 from stm.manifest import check_failures
-from stm.preprocess.captions.stage import hash_frames
+from stm.preprocess.captions.write import hash_frames
 from stm.preprocess.clip_outcomes import Ended, Outcome, Record, as_columns, finished_rows, run_shard
 from stm.preprocess.flow.dis import FlowTask, extract_clip
 from stm.preprocess.frames.table import read_kept

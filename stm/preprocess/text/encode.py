@@ -11,7 +11,7 @@ from stm.config import BadInput, Text
 from stm.jobs.journal import Journal
 from stm.jobs.progress import Progress
 from stm.manifest import check_failures
-from stm.preprocess.captions.stage import check_spoken, read_captions
+from stm.preprocess.captions.write import check_spoken, read_captions
 from stm.preprocess.clip_outcomes import Outcome, as_columns
 from stm.pretrained.hub import ModelError
 from stm.pretrained.text_encoder import TextEncoder

@@ -12,8 +12,8 @@ from stm.config import BadInput, Similarity
 from stm.jobs.journal import Journal
 from stm.jobs.progress import Progress
 from stm.manifest import check_failures
-from stm.preprocess.captions.stage import check_spoken, hash_frames, read_captions
 from stm.preprocess.captions.templates import ClipCaptions
+from stm.preprocess.captions.write import check_spoken, hash_frames, read_captions
 from stm.preprocess.frames.table import read_kept
 from stm.preprocess.similarity.patch_scorer import PatchScorer, cosine, embed_clips
 from stm.pretrained.clip import load_clip
