@@ -60,5 +60,5 @@ report: "workflow/report/workflow.rst"
 rule all:
     default_target: True
     input:
-        f"{SHOWN}/plan.json",
-        f"{SHOWN}/report.html",
+        PLAN.output.plan,
+        REPORT.output.page,

@@ -1,4 +1,4 @@
-"""Where everything lies under `results/{name}/`. The workflow's rules say the same paths in their own words.
+"""Where everything lies under `results/{name}/`. Stages declare their files by it, and nothing else spells a path.
 
 With one dataset, its folder and the config's are one. With several, each dataset has a folder of its own name, which
 also holds the runs that train on it, and the config's folder holds what is shown: plan, tables, figures and page.
@@ -39,8 +39,13 @@ class Layout:
     def shard_index(self) -> Path:
         return self.root / "slices.json"
 
+    @property
+    def slices(self) -> Path:
+        """Folder of the shards' clips."""
+        return self.root / "slices"
+
     def slice(self, shard: str) -> Path:
-        return self.root / "slices" / f"{shard}.parquet"
+        return self.slices / f"{shard}.parquet"
 
     def frames_tar(self, shard: str) -> Path:
         return self.root / "frames" / f"{shard}.tar"
@@ -66,27 +71,34 @@ class Layout:
     def flow(self, shard: str) -> Path:
         return self.root / "flow" / f"{shard}.parquet"
 
-    def shard_tar(self, shard: str) -> Path:
-        return self.root / "shards" / split_of(shard) / f"{shard}.tar"
+    def shard_tar(self, shard: str, split: str | None = None) -> Path:
+        return self.root / "shards" / (split or split_of(shard)) / f"{shard}.tar"
 
-    def shard(self, shard: str) -> Path:
-        return self.root / "shards" / split_of(shard) / f"{shard}.parquet"
+    def shard(self, shard: str, split: str | None = None) -> Path:
+        """The index of a packed shard, by default of the split that its name says."""
+        return self.root / "shards" / (split or split_of(shard)) / f"{shard}.parquet"
 
     def pretrain(self, run: str) -> Path:
         """Folder with `weights.safetensors`, `config.json`, `metrics.jsonl`."""
         return self.root / "pretrain" / run
 
+    def weights(self, run: str) -> Path:
+        return self.pretrain(run) / "weights.safetensors"
+
     def evaluate(self, run: str, task: str) -> Path:
         """Folder with `metrics.json` and `predictions.parquet`."""
         return self.root / "evaluate" / run / task
+
+    def metrics(self, run: str, task: str) -> Path:
+        return self.evaluate(run, task) / "metrics.json"
 
     @property
     def mask_quality(self) -> Path:
         return self.root / "evaluate" / "mask_quality.json"
 
     @property
-    def faithfulness(self) -> Path:
-        return self.root / "evaluate" / "faithfulness.json"
+    def crop_agreement(self) -> Path:
+        return self.root / "evaluate" / "crop_agreement.json"
 
     @property
     def plan(self) -> Path:
@@ -108,6 +120,11 @@ class Layout:
     def benchmarks(self) -> Path:
         """Snakemake's `benchmark:` files, one per job: `{rule}/{wildcards}.tsv`."""
         return self.root / "benchmarks"
+
+    @property
+    def logs(self) -> Path:
+        """What each job wrote to standard error: `{rule}/{wildcards}.log`."""
+        return self.root / "logs"
 
 
 def dataset_root(config: Config) -> Path:

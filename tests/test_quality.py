@@ -23,6 +23,7 @@ ORDER: tuple[str, ...] = (
     "config",
     "layout",
     "pretrained",
+    "stages",
     "datasets",
 )
 ORDER += (

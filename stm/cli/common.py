@@ -1,15 +1,14 @@
 """What the commands share: the config of the command line, and the names that it may choose among."""
 
 import argparse
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from stm.config import Config, ConfigError, merge, parse_config, read_files
-from stm.layout import Layout
-from stm.manifest import read_shards, split_of
+from stm.stages.declaration import Stage
+from stm.stages.jobs import Job, Jobs
 
 
 def load(arguments: argparse.Namespace) -> Config:
@@ -29,13 +28,6 @@ def load(arguments: argparse.Namespace) -> Config:
     return parse_config(values, ", ".join(arguments.config))
 
 
-def corpora(arguments: argparse.Namespace) -> Iterator[tuple[Config, Layout]]:
-    """The config and folder of each dataset that the command line asks for: all by default."""
-    config = load(arguments)
-    for name in chosen("dataset", arguments.dataset, config.dataset_names):
-        yield config.of(name), Layout.of(config, name)
-
-
 def chosen(what: str, wanted: Sequence[str] | None, known: Iterable[str]) -> list[str]:
     """The names asked for, or all; an unknown one is an error that lists what there is."""
     names = list(known)
@@ -45,32 +37,35 @@ def chosen(what: str, wanted: Sequence[str] | None, known: Iterable[str]) -> lis
     return list(wanted or names)
 
 
-def all_shards(layout: Layout, split: str | None = None) -> list[str]:
-    """The shards of a split, or of all."""
-    if not layout.shard_index.exists():
-        raise ConfigError(f"{layout.shard_index} does not exist yet; run `stm manifest` and `stm split` first")
-    return [shard for shard in read_shards(layout.shard_index) if split in (None, split_of(shard))]
+def jobs_of(stage: Stage, config: Config, wanted: Mapping[str, Sequence[str] | None]) -> Iterator[Job]:
+    """The jobs of a stage that the command line asks for: all by default.
 
+    Args:
+        wanted: by wildcard; None or missing: all.
 
-def shards_of(arguments: argparse.Namespace, layout: Layout) -> list[str]:
-    return chosen("shard", arguments.shard, all_shards(layout))
-
-
-def packed(layout: Layout, split: str) -> list[Path]:
-    """Index files of a split's packed shards."""
-    return [layout.shard(shard) for shard in all_shards(layout, split)]
-
-
-def each_shard(arguments: argparse.Namespace) -> Iterator[tuple[Config, Layout, str]]:
-    """Every shard that the command line asks for, with its dataset's config and folder."""
-    for config, layout in corpora(arguments):
-        for shard in shards_of(arguments, layout):
-            yield config, layout, shard
-
-
-def each_source(arguments: argparse.Namespace) -> Iterator[tuple[Config, Layout, str, str]]:
-    """Every caption source and shard that the command line asks for."""
-    for config, layout in corpora(arguments):
-        for source in chosen("caption source", arguments.source, config.captions):
-            for shard in shards_of(arguments, layout):
-                yield config, layout, source, shard
+    Raises:
+        ConfigError: a name is unknown, or the stage has nothing to do for what was asked.
+    """
+    jobs = Jobs(config)
+    kinds: dict[str, Iterable[str]] = {
+        "run": config.runs,
+        "task": config.evaluate,
+        "table": config.tables,
+        "figure": config.figures,
+    }
+    for name in (name for name in stage.per if name in kinds):
+        chosen(name, wanted.get(name), kinds[name])
+    datasets = chosen("dataset", wanted.get("dataset"), config.dataset_names) if "dataset" in stage.per else [""]
+    found = False
+    for dataset in datasets:
+        if "source" in stage.per:
+            chosen("caption source", wanted.get("source"), jobs.configs[dataset].captions)
+        if "shard" in stage.per:
+            chosen("shard", wanted.get("shard"), jobs.list_shards(dataset))
+        for job in stage.each(jobs, dataset):
+            if all(getattr(job, name) in names for name, names in wanted.items() if names):
+                found = True
+                yield job
+    asked = ", ".join(f"{name} {' '.join(names)}" for name, names in wanted.items() if names)
+    if not found and (asked or stage.otherwise):
+        raise ConfigError(": ".join(filter(None, [asked, stage.otherwise or "there is nothing to do"])))

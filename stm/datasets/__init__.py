@@ -26,7 +26,7 @@ from stm.storage.files import safe_join
 from stm.storage.receipts import make_receipt
 from stm.storage.tables import write_table
 
-__all__ = ["DatasetError", "build_manifest", "list_fingerprint"]
+__all__ = ["DatasetError", "build_manifest", "check_copy", "list_fingerprint"]
 
 # Clips that never reach the manifest, whatever the policy: there is no file, or it is not clear which one.
 _UNUSABLE = {Status.BAD_ROW, Status.DUPLICATE_ID, Status.PATH_OUTSIDE_ROOT, Status.MISSING_FILE}
@@ -77,6 +77,19 @@ def build_manifest(config: Config, generated: Path | None, manifest: Path, quara
         first = "\n".join(f"  {video_id}: {status}: {detail}" for video_id, status, _, detail in outcomes[:10])
         raise DatasetError(f"dataset.root: not one clip in {root} can be used; the first:\n{first}")
     journal.close()
+
+
+def check_copy(config: Config) -> None:
+    """Checks that the copy of a benchmark is the official one and complete, as `build_manifest` does; reads lists alone.
+
+    Raises:
+        DatasetError: it is not; with the counts, and what to do.
+    """
+    dataset = config.dataset
+    if isinstance(dataset, LanguageDataset):
+        check_language(dataset)
+    elif isinstance(dataset, BenchmarkDataset):
+        check_benchmark(dataset)
 
 
 def _dataset(config: Config) -> Dataset:

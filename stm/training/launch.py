@@ -59,7 +59,7 @@ def _run(
     image_indexes: Sequence[Path],
 ) -> None:
     if run.world_size == 1:
-        from stm.training import pretrain
+        from stm.training.pretraining import pretrain
 
         pretrain(run, shard_indexes, output, seed, image_indexes=image_indexes)
         return
@@ -193,7 +193,7 @@ def _worker(path: Path) -> None:
         asked: Any = read_json(path)
     except FileNotFoundError:
         sys.exit("not tried again: the error above would come again")
-    from stm.training import pretrain
+    from stm.training.pretraining import pretrain
 
     try:
         pretrain(

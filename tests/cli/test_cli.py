@@ -5,18 +5,52 @@ from pathlib import Path
 
 import pytest
 
-from stm.cli import STAGES, main
+from stm.cli import main
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_rule_of_the_workflow_is_a_stage_by_hand():
+def test_every_rule_of_the_workflow_is_a_stage_by_hand(capsys):
     rules = {
         rule.replace("_", "-")
         for path in (ROOT / "workflow/rules").glob("*.smk")
         for rule in re.findall(r"^ *(?:rule|checkpoint) (\w+):", path.read_text(), re.M)
     }
-    assert rules - {"demo-models"} <= set(STAGES)
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    offered = re.findall(r"^    ([a-z-]+)(?: |$)", capsys.readouterr().out, re.M)
+    assert len(rules) > 15 and rules <= set(offered)
+
+
+def test_a_command_by_its_former_name_runs_and_says_the_new_one(capsys):
+    assert main(["faithfulness", "--config", str(ROOT / "config/folder.yaml")]) == 2
+    renamed, refused = capsys.readouterr().err.splitlines()
+    assert "stm crop-agreement" in renamed
+    assert refused.startswith("stm crop-agreement: ") and "mask_quality" in refused
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("plan", set()),
+        ("manifest", {"dataset", "processes"}),
+        ("split", {"dataset"}),
+        ("frames", {"dataset", "shard", "processes"}),
+        ("captions", {"dataset", "shard", "source"}),
+        ("shards", {"dataset", "shard"}),
+        ("verify", {"dataset", "shard"}),
+        ("pretrain", {"run"}),
+        ("evaluate", {"run", "task"}),
+        ("crop-agreement", {"dataset"}),
+        ("table", {"table"}),
+        ("schema", set()),
+    ],
+)
+def test_the_options_of_a_command_are_what_tells_its_jobs_apart(command, options, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    offered = set(re.findall(r"^  --(\w+)", capsys.readouterr().out, re.M))
+    assert offered - {"help", "config", "set"} == options
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from made_clips import make_run, make_shard
 
 from stm.config import FineTune, LinearProbe, PretrainRun
 from stm.evaluation import EvaluationInputs, evaluate
-from stm.training import pretrain
+from stm.training.pretraining import pretrain
 
 LABELS = ["red", "green", "blue"]
 RUN = make_run(optimisation={"epochs": 0})

@@ -25,7 +25,7 @@ from stm.evaluation.language_clips import CaptionPairs, load_model, open_clips
 from stm.evaluation.retrieval.video_text import gather_queries
 from stm.storage.files import read_json, sha256_file
 from stm.storage.tables import read_receipt, read_table, write_table
-from stm.training import pretrain
+from stm.training.pretraining import pretrain
 
 COLORS = ["red", "blue", "green"]
 TUNING = LanguageOptimisation(epochs=2, batch_size=6, learning_rate=1e-3, warmup_epochs=0)

@@ -99,7 +99,7 @@ ONCE = [
     "plan",
     "pretrain",
     "mask_quality",
-    "faithfulness",
+    "crop_agreement",
     "report_figure_report_table",
 ]
 TWICE = ["decode_flow_frames_motion", "captions", "embeddings", "similarity", "text", "shards", "evaluate"]

@@ -21,16 +21,15 @@ from torch._dynamo.utils import counters
 from stm.config import PretrainRun
 from stm.data.loader import Batch
 from stm.methods import build_method
-from stm.training import pretrain
 from stm.training.batches import feed_media
-from stm.training.pretraining import open_clips
+from stm.training.pretraining import open_clips, pretrain
 
 COLORS = ["red", "green", "blue"]
 PROGRAM = """
 import sys
 from pathlib import Path
 from stm.config import PretrainRun
-from stm.training import pretrain
+from stm.training.pretraining import pretrain
 
 run, output, *shards = sys.argv[1:]
 pretrain(PretrainRun.model_validate_json(run), [Path(s) for s in shards], Path(output), 7, "cpu")

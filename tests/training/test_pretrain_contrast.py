@@ -14,8 +14,8 @@ from stm.config import PretrainRun
 from stm.methods import build_method
 from stm.methods.contrast_head import load_contrast_head
 from stm.models.weights import zoo
-from stm.training import pretrain
 from stm.training.checkpoint import Checkpoints
+from stm.training.pretraining import pretrain
 
 CONTRAST = {"hidden": 16, "learnable": True}
 SETTINGS = {"epochs": 3, "warmup_epochs": 0, "learning_rate": 1e-2}

@@ -10,9 +10,8 @@ from made_language import make_run, make_small_bert
 from stm.models.video_language import load_video_language
 from stm.models.weights import zoo
 from stm.storage.files import read_json
-from stm.training import pretrain
 from stm.training.batches import feed_media
-from stm.training.pretraining import open_media
+from stm.training.pretraining import open_media, pretrain
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,8 @@ from made_clips import make_run, make_shard
 from pydantic import BaseModel
 
 from stm.config import LanguageRun, PretrainRun
-from stm.training import pretrain
 from stm.training.initialise import Start, hash_tensors
-from stm.training.pretraining import make_plan
+from stm.training.pretraining import make_plan, pretrain
 
 # How fast, how safely and where a run is done; how its work is divided, by which a cluster may resume it otherwise.
 NO_RESULT = {"workers", "kept_gigabytes", "checkpoint_every", "checkpoints_kept", "dataset", "seeds"}

@@ -1,29 +1,29 @@
 # Stage 3: captions, by source.
 
 
+CAPTIONS = declared("captions")
+
+
 rule captions:
+    """Captions of a shard's clips, by one source."""
     input:
-        slice=slice_of,
-        tar=rules.frames.output.tar,
-        frames=rules.frames.output.index,
-        model=source_model,
+        unpack(CAPTIONS.inputs),  # slice, tar, frames, model
     output:
-        captions=f"{ROOT}/captions/{{source}}/{{shard}}.parquet",
+        captions=CAPTIONS.output.captions,  # captions/{source}/{shard}.parquet
     log:
-        f"{ROOT}/logs/captions/{{source}}/{{shard}}.log",
+        CAPTIONS.log,
     benchmark:
-        f"{ROOT}/benchmarks/captions/{{source}}/{{shard}}.tsv"
-    cache: SHARED
+        CAPTIONS.benchmark
+    cache: CAPTIONS.shared
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: CAPTIONS.threads
     resources:
-        mem_mb=each_attempt(16000),
-        gpu=1,
-        runtime=480,
+        mem_mb=CAPTIONS.resource.mem_mb,
+        gpu=CAPTIONS.resource.gpu,
+        runtime=CAPTIONS.resource.runtime,
     params:
-        source=lambda wildcards: caption_settings(wildcards.dataset, wildcards.source),
-        bad_input=stage("bad_input"),
-        software=software,
+        settings=CAPTIONS.settings,
+        made_with=CAPTIONS.made_with,
     script:
-        "../scripts/captions.py"
+        "../scripts/stage.py"

@@ -1,20 +1,23 @@
 # The demo's small CLIP and BLIP-2, trained anew. The repository ships a copy of the results in stm/assets.
 
 
+DEMO_MODELS = declared("demo_models")
+
+
 rule demo_models:
+    """The demo's small CLIP, BLIP-2 and BERT, trained anew."""
     output:
-        clip=directory("results/demo-models/demo-clip"),
-        blip2=directory("results/demo-models/demo-blip2"),
-        bert=directory("results/demo-models/demo-bert"),
-        card="results/demo-models/README.md",
+        clip=directory(DEMO_MODELS.output.clip),  # results/demo-models/demo-clip
+        blip2=directory(DEMO_MODELS.output.blip2),  # results/demo-models/demo-blip2
+        bert=directory(DEMO_MODELS.output.bert),  # results/demo-models/demo-bert
+        card=DEMO_MODELS.output.card,  # results/demo-models/README.md
     log:
         "results/demo-models/train.log",
     benchmark:
         "results/demo-models/benchmark.tsv"
     conda:
         "../../environment.yml"
-    threads: 1
     params:
-        seed=CONFIG.seed,
+        settings=DEMO_MODELS.settings,
     script:
-        "../scripts/demo_models.py"
+        "../scripts/stage.py"

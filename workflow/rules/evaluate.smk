@@ -1,63 +1,69 @@
 # Stage 8: evaluation of every run, and how well the masks hit what they should.
 
 
+EVALUATE = declared("evaluate")
+
+
 rule evaluate:
+    """One evaluation of one run's weights."""
     input:
-        unpack(task_splits),
-        weights=rules.pretrain.output.weights,
+        unpack(EVALUATE.inputs),  # train, validation, test, weights, text_model
     output:
-        metrics=f"{ROOT}/evaluate/{{run}}/{{task}}/metrics.json",
+        metrics=EVALUATE.output.metrics,  # evaluate/{run}/{task}/metrics.json
     log:
-        f"{ROOT}/logs/evaluate/{{run}}/{{task}}.log",
+        EVALUATE.log,
     benchmark:
-        f"{ROOT}/benchmarks/evaluate/{{run}}/{{task}}.tsv"
+        EVALUATE.benchmark
     conda:
         "../../environment.yml"
-    threads: share_of_cores(len(CONFIG.evaluations()))
+    threads: EVALUATE.threads
     resources:
-        mem_mb=each_attempt(32000),
-        gpu=1,
-        runtime=1440,
+        mem_mb=EVALUATE.resource.mem_mb,
+        gpu=EVALUATE.resource.gpu,
+        runtime=EVALUATE.resource.runtime,
     params:
-        run=lambda wildcards: dump(CONFIG.runs[wildcards.run]),
-        task=lambda wildcards: dump(CONFIG.evaluate[wildcards.task]),
-        seed=CONFIG.seed,
+        settings=EVALUATE.settings,
     script:
-        "../scripts/evaluate.py"
+        "../scripts/stage.py"
+
+
+MASK_QUALITY = declared("mask_quality")
 
 
 rule mask_quality:
+    """How well masks cover the named object's true box."""
     input:
-        unpack(mask_quality_inputs),
+        unpack(MASK_QUALITY.inputs),  # frames, similarity, motion, truth
     output:
-        quality=f"{ROOT}/evaluate/mask_quality.json",
+        quality=MASK_QUALITY.output.quality,  # evaluate/mask_quality.json
     log:
-        f"{ROOT}/logs/evaluate/mask_quality.log",
+        MASK_QUALITY.log,
     benchmark:
-        f"{ROOT}/benchmarks/mask_quality/all.tsv"
+        MASK_QUALITY.benchmark
     conda:
         "../../environment.yml"
     params:
-        settings=stage("mask_quality"),
-        sources=lambda wildcards: list(CORPORA[wildcards.dataset].captions),
+        settings=MASK_QUALITY.settings,
     script:
-        "../scripts/mask_quality.py"
+        "../scripts/stage.py"
 
 
-rule faithfulness:
+CROP_AGREEMENT = declared("crop_agreement")
+
+
+rule crop_agreement:
+    """How well masks from cached maps agree with masks from maps of the crop itself."""
     input:
-        unpack(faithfulness_inputs),
+        unpack(CROP_AGREEMENT.inputs),  # tars, frames, similarity
     output:
-        faithfulness=f"{ROOT}/evaluate/faithfulness.json",
+        agreement=CROP_AGREEMENT.output.agreement,  # evaluate/crop_agreement.json
     log:
-        f"{ROOT}/logs/evaluate/faithfulness.log",
+        CROP_AGREEMENT.log,
     benchmark:
-        f"{ROOT}/benchmarks/faithfulness/all.tsv"
+        CROP_AGREEMENT.benchmark
     conda:
         "../../environment.yml"
     params:
-        settings=stage("mask_quality"),
-        similarity=stage("similarity"),
-        seed=CONFIG.seed,
+        settings=CROP_AGREEMENT.settings,
     script:
-        "../scripts/faithfulness.py"
+        "../scripts/stage.py"

@@ -1,28 +1,28 @@
 # Stage 5b: optical flow between stored frames.
 
 
+FLOW = declared("flow")
+
+
 rule flow:
+    """Optical flow between a shard's stored frames."""
     input:
-        tar=rules.frames.output.tar,
-        frames=rules.frames.output.index,
-        model=flow_model,
+        unpack(FLOW.inputs),  # tar, frames, model
     output:
-        flow=f"{ROOT}/flow/{{shard}}.parquet",
+        flow=FLOW.output.flow,  # flow/{shard}.parquet
     log:
-        f"{ROOT}/logs/flow/{{shard}}.log",
+        FLOW.log,
     benchmark:
-        f"{ROOT}/benchmarks/flow/{{shard}}.tsv"
-    cache: SHARED
+        FLOW.benchmark
+    cache: FLOW.shared
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: FLOW.threads
     resources:
-        mem_mb=each_attempt(4000),
-        runtime=240,
+        mem_mb=FLOW.resource.mem_mb,
+        runtime=FLOW.resource.runtime,
     params:
-        settings=stage("flow"),
-        grid=stage("grid"),
-        bad_input=stage("bad_input"),
-        software=software,
+        settings=FLOW.settings,
+        made_with=FLOW.made_with,
     script:
-        "../scripts/flow.py"
+        "../scripts/stage.py"

@@ -1,26 +1,29 @@
 # Stage 2: every k-th frame, short side resized, as JPEGs in a tar.
 
 
+FRAMES = declared("frames")
+
+
 rule frames:
+    """Sampled frames of a shard's clips, as JPEGs."""
     input:
-        slice=slice_of,
+        unpack(FRAMES.inputs),  # slice
     output:
-        tar=f"{ROOT}/frames/{{shard}}.tar",
-        index=f"{ROOT}/frames/{{shard}}.parquet",
+        tar=FRAMES.output.tar,  # frames/{shard}.tar
+        index=FRAMES.output.index,  # frames/{shard}.parquet
     log:
-        f"{ROOT}/logs/frames/{{shard}}.log",
+        FRAMES.log,
     benchmark:
-        f"{ROOT}/benchmarks/frames/{{shard}}.tsv"
-    cache: SHARED
+        FRAMES.benchmark
+    cache: FRAMES.shared
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: FRAMES.threads
     resources:
-        mem_mb=each_attempt(4000),
-        runtime=240,
+        mem_mb=FRAMES.resource.mem_mb,
+        runtime=FRAMES.resource.runtime,
     params:
-        settings=stage("frames"),
-        bad_input=stage("bad_input"),
-        software=software,
+        settings=FRAMES.settings,
+        made_with=FRAMES.made_with,
     script:
-        "../scripts/frames.py"
+        "../scripts/stage.py"

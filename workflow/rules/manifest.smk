@@ -1,42 +1,45 @@
 # Stage 0: the generated dataset where the config asks for it, and the table of clips.
 
 
+GENERATE = declared("generate")
+
+
 rule generate:
+    """The clips of moving-shapes: H.264 files, their annotations, and the true box of every object."""
     output:
-        annotations=f"{ROOT}/generated/annotations.parquet",
-        truth=f"{ROOT}/generated/truth.parquet",
+        annotations=GENERATE.output.annotations,  # generated/annotations.parquet
+        truth=GENERATE.output.truth,  # generated/truth.parquet
     log:
-        f"{ROOT}/logs/generate.log",
+        GENERATE.log,
     benchmark:
-        f"{ROOT}/benchmarks/generate/all.tsv"
+        GENERATE.benchmark
     conda:
         "../../environment.yml"
-    threads: 16
+    threads: GENERATE.threads
     params:
-        dataset=stage("dataset"),
-        seed=CONFIG.seed,
+        settings=GENERATE.settings,
     script:
-        "../scripts/generate.py"
+        "../scripts/stage.py"
+
+
+MANIFEST = declared("manifest")
 
 
 rule manifest:
+    """The table of clips, and what was refused and why."""
     input:
-        lambda wildcards: manifest_inputs(wildcards.dataset),
+        unpack(MANIFEST.inputs),  # annotations
     output:
-        manifest=f"{ROOT}/manifest.parquet",
-        quarantine=f"{ROOT}/quarantine.parquet",
+        manifest=MANIFEST.output.manifest,  # manifest.parquet
+        quarantine=MANIFEST.output.quarantine,  # quarantine.parquet
     log:
-        f"{ROOT}/logs/manifest.log",
+        MANIFEST.log,
     benchmark:
-        f"{ROOT}/benchmarks/manifest/all.tsv"
+        MANIFEST.benchmark
     conda:
         "../../environment.yml"
-    threads: 16
+    threads: MANIFEST.threads
     params:
-        dataset=stage("dataset"),
-        bad_input=stage("bad_input"),
-        min_side=stage("frames", "min_side"),
-        max_side=stage("frames", "max_side"),
-        listing=lambda wildcards: listing(wildcards.dataset),
+        settings=MANIFEST.settings,
     script:
-        "../scripts/manifest.py"
+        "../scripts/stage.py"

@@ -1,27 +1,28 @@
-# Stage 5: motion magnitude and mean vector per patch and stored frame.
+# Stage 5: motion magnitude and mean vector per cell and stored frame.
+
+
+MOTION = declared("motion")
 
 
 rule motion:
+    """Motion between a shard's stored frames."""
     input:
-        slice=slice_of,
-        frames=rules.frames.output.index,
+        unpack(MOTION.inputs),  # slice, frames
     output:
-        motion=f"{ROOT}/motion/{{shard}}.parquet",
+        motion=MOTION.output.motion,  # motion/{shard}.parquet
     log:
-        f"{ROOT}/logs/motion/{{shard}}.log",
+        MOTION.log,
     benchmark:
-        f"{ROOT}/benchmarks/motion/{{shard}}.tsv"
-    cache: SHARED
+        MOTION.benchmark
+    cache: MOTION.shared
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: MOTION.threads
     resources:
-        mem_mb=each_attempt(4000),
-        runtime=240,
+        mem_mb=MOTION.resource.mem_mb,
+        runtime=MOTION.resource.runtime,
     params:
-        settings=stage("motion"),
-        grid=stage("grid"),
-        bad_input=stage("bad_input"),
-        software=software,
+        settings=MOTION.settings,
+        made_with=MOTION.made_with,
     script:
-        "../scripts/motion.py"
+        "../scripts/stage.py"

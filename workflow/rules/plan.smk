@@ -1,18 +1,21 @@
 # What the run will cost, before it runs.
 
 
+PLAN = declared("plan")
+
+
 rule plan:
+    """What the run will cost, before it runs."""
     input:
-        [f for name in CORPORA for f in annotation_files(name)],
+        unpack(PLAN.inputs),  # the annotation files of folders of videos
     output:
-        plan=f"{SHOWN}/plan.json",
+        plan=PLAN.output.plan,  # plan.json
     log:
-        f"{SHOWN}/logs/plan.log",
+        PLAN.log,
     priority: 100
     conda:
         "../../environment.yml"
     params:
-        config=dump(CONFIG),
-        listing=lambda wildcards: [listing(name) for name in CORPORA],
+        settings=PLAN.settings,
     script:
-        "../scripts/plan.py"
+        "../scripts/stage.py"

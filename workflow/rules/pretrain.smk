@@ -2,40 +2,33 @@
 # How often a job is tried again is the profile's: `retries` of a rule count inside a cluster's job too, and would multiply.
 
 
+PRETRAIN = declared("pretrain")
+
+
 rule pretrain:
+    """One pretraining run: weights, the resolved config, and a log of metrics."""
     input:
-        unpack(pretrain_models),
-        shards=lambda wildcards: joined(
-            wildcards.dataset, CONFIG.runs[wildcards.run].video_sources
-        ),
-        images=lambda wildcards: joined(
-            wildcards.dataset, CONFIG.runs[wildcards.run].image_sources
-        ),
+        unpack(PRETRAIN.inputs),  # shards, images, init, teacher, masks
     output:
-        weights=f"{ROOT}/pretrain/{{run}}/weights.safetensors",
-        config=f"{ROOT}/pretrain/{{run}}/config.json",
+        weights=PRETRAIN.output.weights,  # pretrain/{run}/weights.safetensors
+        config=PRETRAIN.output.config,  # pretrain/{run}/config.json
     log:
-        f"{ROOT}/logs/pretrain/{{run}}.log",
+        PRETRAIN.log,
     benchmark:
-        f"{ROOT}/benchmarks/pretrain/{{run}}.tsv"
+        PRETRAIN.benchmark
     conda:
         "../../environment.yml"
-    threads: lambda wildcards: max(share_of_cores(len(CONFIG.runs)), processes_of(wildcards))
-    # Threads and memory are those of one node. On several, the Slurm executor leaves the script on the first of them
-    # (`mpi`), which starts one task on each by srun; one task a GPU, which it would ask for, is not wanted.
+    threads: PRETRAIN.threads
     resources:
-        mem_mb=lambda wildcards, attempt: (
-            16000 * (1 + processes_of(wildcards)) * attempt
-        ),
-        gpu=gpus_of,
-        runtime=2880,
-        mpi=on_nodes(lambda run: "srun"),
-        nodes=on_nodes(lambda run: run.nodes),
-        tasks=on_nodes(lambda run: run.nodes),
-        tasks_per_gpu=on_nodes(lambda run: 0),
-        gres=on_nodes(lambda run: f"gpu:{run.processes}"),
+        mem_mb=PRETRAIN.resource.mem_mb,
+        gpu=PRETRAIN.resource.gpu,
+        runtime=PRETRAIN.resource.runtime,
+        mpi=PRETRAIN.resource.mpi,
+        nodes=PRETRAIN.resource.nodes,
+        tasks=PRETRAIN.resource.tasks,
+        tasks_per_gpu=PRETRAIN.resource.tasks_per_gpu,
+        gres=PRETRAIN.resource.gres,
     params:
-        run=lambda wildcards: dump(CONFIG.runs[wildcards.run]),
-        seed=CONFIG.seed,
+        settings=PRETRAIN.settings,
     script:
-        "../scripts/pretrain.py"
+        "../scripts/stage.py"

@@ -1,81 +1,95 @@
 # Stage 9: tables, figures and the page. Each of a config's tables and figures is also a target by its name.
 
 
+TABLE = declared("table")
+
+
 rule table:
+    """One of the config's tables, as CSV and Markdown."""
     input:
-        lambda wildcards: cells(CONFIG.tables[wildcards.table]),
+        unpack(TABLE.inputs),  # metrics of its cells
     output:
         csv=report(
-            f"{SHOWN}/tables/{{table}}.csv",
+            TABLE.output.csv,
             caption="../report/tables.rst",
             category="Tables",
         ),
-        markdown=f"{SHOWN}/tables/{{table}}.md",
+        markdown=TABLE.output.markdown,  # tables/{table}.md
     log:
-        f"{SHOWN}/logs/table/{{table}}.log",
+        TABLE.log,
     conda:
         "../../environment.yml"
     params:
-        table=lambda wildcards: dump(CONFIG.tables[wildcards.table]),
+        settings=TABLE.settings,
     script:
-        "../scripts/table.py"
+        "../scripts/stage.py"
+
+
+FIGURE = declared("figure")
 
 
 rule figure:
+    """One of the config's figures."""
     input:
-        unpack(figure_inputs),
+        unpack(FIGURE.inputs),  # weights, metrics of its cells, shards
     output:
         png=report(
-            f"{SHOWN}/figures/{{figure}}.png",
+            FIGURE.output.png,
             caption="../report/figures.rst",
             category="Figures",
         ),
     log:
-        f"{SHOWN}/logs/figure/{{figure}}.log",
+        FIGURE.log,
     conda:
         "../../environment.yml"
     params:
-        figure=lambda wildcards: dump(CONFIG.figures[wildcards.figure]),
+        settings=FIGURE.settings,
     script:
-        "../scripts/figure.py"
+        "../scripts/stage.py"
+
+
+REPORT = declared("report")
 
 
 rule report:
+    """The page, with what it shows of all datasets and runs."""
     input:
-        unpack(report_inputs),
+        unpack(REPORT.inputs),  # everything that it shows
     output:
         page=report(
-            f"{SHOWN}/report.html", caption="../report/page.rst", category="Report"
+            REPORT.output.page,
+            caption="../report/page.rst",
+            category="Report",
         ),
         figures=report(
-            expand(f"{SHOWN}/figures/{{name}}", name=figure_names(CONFIG)),
+            REPORT.output.figures,
             caption="../report/figures.rst",
             category="Figures",
         ),
         tables=report(
-            expand(f"{SHOWN}/tables/{{name}}", name=table_names(CONFIG)),
+            REPORT.output.tables,
             caption="../report/tables.rst",
             category="Tables",
         ),
     log:
-        f"{SHOWN}/logs/report.log",
+        REPORT.log,
     conda:
         "../../environment.yml"
-    threads: 2
+    threads: REPORT.threads
     params:
-        config=dump(CONFIG),
+        settings=REPORT.settings,
     script:
-        "../scripts/report.py"
+        "../scripts/stage.py"
 
 
 # `snakemake tgm_table1`; a figure in several parts, tgm_figure5a and tgm_figure5b, is one target too: tgm_figure5.
 TARGETS = {
-    **{name: [f"{SHOWN}/tables/{name}.csv"] for name in CONFIG.tables},
-    **{name: [f"{SHOWN}/figures/{name}.png"] for name in CONFIG.figures},
+    **{name: [TABLE.output.csv.format(table=name)] for name in CONFIG.tables},
+    **{name: [FIGURE.output.png.format(figure=name)] for name in CONFIG.figures},
 }
 for name in CONFIG.figures:
     if name[-1] in "abcdefgh" and name[-2:-1].isdigit():
-        TARGETS.setdefault(name[:-1], []).append(f"{SHOWN}/figures/{name}.png")
+        TARGETS.setdefault(name[:-1], []).append(FIGURE.output.png.format(figure=name))
 
 for name, files in TARGETS.items():
 

@@ -1,24 +1,26 @@
 # Stage 6: WebDataset shards with an index.
 
 
+SHARDS = declared("shards")
+
+
 rule shards:
+    """A shard's frames, captions and maps in one WebDataset tar, with an index."""
     input:
-        unpack(shard_inputs),
+        unpack(SHARDS.inputs),  # slice, tar, frames, captions, similarity, text, motion, flow
     output:
-        tar=f"{ROOT}/shards/{{split}}/{{shard}}.tar",
-        index=f"{ROOT}/shards/{{split}}/{{shard}}.parquet",
+        tar=SHARDS.output.tar,  # shards/{split}/{shard}.tar
+        index=SHARDS.output.index,  # shards/{split}/{shard}.parquet
     log:
-        f"{ROOT}/logs/shards/{{split}}/{{shard}}.log",
+        SHARDS.log,
     benchmark:
-        f"{ROOT}/benchmarks/shards/{{split}}/{{shard}}.tsv"
+        SHARDS.benchmark
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=each_attempt(4000),
-        runtime=120,
+        mem_mb=SHARDS.resource.mem_mb,
+        runtime=SHARDS.resource.runtime,
     params:
-        pack=stage("pack"),
-        grid=stage("grid"),
-        bad_input=stage("bad_input"),
+        settings=SHARDS.settings,
     script:
-        "../scripts/shards.py"
+        "../scripts/stage.py"

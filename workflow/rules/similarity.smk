@@ -1,54 +1,57 @@
-# Stage 4: patch-text similarity, one map a caption and frame. Embeddings are their own file where they are kept.
+# Stage 4: patch-text similarity, one map per caption and frame. Embeddings are their own file where they are kept.
+
+
+EMBEDDINGS = declared("embeddings")
 
 
 rule embeddings:
+    """CLIP's embedding of every patch of a shard's frames."""
     input:
-        tar=rules.frames.output.tar,
-        frames=rules.frames.output.index,
-        model=similarity_model,
+        unpack(EMBEDDINGS.inputs),  # tar, frames, model
     output:
-        embeddings=f"{ROOT}/embeddings/{{shard}}.parquet",
+        embeddings=EMBEDDINGS.output.embeddings,  # embeddings/{shard}.parquet
     log:
-        f"{ROOT}/logs/embeddings/{{shard}}.log",
+        EMBEDDINGS.log,
     benchmark:
-        f"{ROOT}/benchmarks/embeddings/{{shard}}.tsv"
-    cache: SHARED
+        EMBEDDINGS.benchmark
+    cache: EMBEDDINGS.shared
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: EMBEDDINGS.threads
     resources:
-        mem_mb=each_attempt(16000),
-        gpu=1,
-        runtime=480,
+        mem_mb=EMBEDDINGS.resource.mem_mb,
+        gpu=EMBEDDINGS.resource.gpu,
+        runtime=EMBEDDINGS.resource.runtime,
     params:
-        settings=stage("similarity"),
-        grid=stage("grid"),
-        software=software,
+        settings=EMBEDDINGS.settings,
+        made_with=EMBEDDINGS.made_with,
     script:
-        "../scripts/embeddings.py"
+        "../scripts/stage.py"
+
+
+SIMILARITY = declared("similarity")
 
 
 rule similarity:
+    """How much each patch of a shard's frames resembles each caption of its clip."""
     input:
-        unpack(similarity_inputs),
+        unpack(SIMILARITY.inputs),  # tar, frames, captions, model, and embeddings where they are kept
     output:
-        similarity=f"{ROOT}/similarity/{{source}}/{{shard}}.parquet",
+        similarity=SIMILARITY.output.similarity,  # similarity/{source}/{shard}.parquet
     log:
-        f"{ROOT}/logs/similarity/{{source}}/{{shard}}.log",
+        SIMILARITY.log,
     benchmark:
-        f"{ROOT}/benchmarks/similarity/{{source}}/{{shard}}.tsv"
-    cache: SHARED
+        SIMILARITY.benchmark
+    cache: SIMILARITY.shared
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: SIMILARITY.threads
     resources:
-        mem_mb=each_attempt(16000),
-        gpu=1,
-        runtime=480,
+        mem_mb=SIMILARITY.resource.mem_mb,
+        gpu=SIMILARITY.resource.gpu,
+        runtime=SIMILARITY.resource.runtime,
     params:
-        settings=stage("similarity"),
-        grid=stage("grid"),
-        bad_input=stage("bad_input"),
-        software=software,
+        settings=SIMILARITY.settings,
+        made_with=SIMILARITY.made_with,
     script:
-        "../scripts/similarity.py"
+        "../scripts/stage.py"

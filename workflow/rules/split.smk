@@ -1,17 +1,20 @@
 # Stage 1: clips are dealt to shards. A checkpoint, because only it knows how many there are.
 
 
+SPLIT = declared("split")
+
+
 checkpoint split:
+    """The clips, dealt to shards: slices/{shard}.parquet, and the list of them all."""
     input:
-        manifest=rules.manifest.output.manifest,
+        unpack(SPLIT.inputs),  # manifest
     output:
-        index=f"{ROOT}/slices.json",
+        index=SPLIT.output.index,  # slices.json
     log:
-        f"{ROOT}/logs/split.log",
+        SPLIT.log,
     conda:
         "../../environment.yml"
     params:
-        slices=lambda wildcards, output: output.index.removesuffix(".json"),
-        shard_size=stage("shard_size"),
+        settings=SPLIT.settings,
     script:
-        "../scripts/split.py"
+        "../scripts/stage.py"

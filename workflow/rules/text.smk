@@ -1,27 +1,29 @@
-# Stage 4b: one vector a caption, by a frozen text encoder.
+# Stage 4b: one vector per caption, by a frozen text encoder.
+
+
+TEXT = declared("text")
 
 
 rule text:
+    """One vector per caption of a shard, by a frozen text encoder."""
     input:
-        captions=captions_of,
-        model=lambda wildcards: text_model(wildcards.dataset),
+        unpack(TEXT.inputs),  # captions, model
     output:
-        text=f"{ROOT}/text/{{source}}/{{shard}}.parquet",
+        text=TEXT.output.text,  # text/{source}/{shard}.parquet
     log:
-        f"{ROOT}/logs/text/{{source}}/{{shard}}.log",
+        TEXT.log,
     benchmark:
-        f"{ROOT}/benchmarks/text/{{source}}/{{shard}}.tsv"
-    cache: SHARED
+        TEXT.benchmark
+    cache: TEXT.shared
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: TEXT.threads
     resources:
-        mem_mb=each_attempt(8000),
-        gpu=1,
-        runtime=120,
+        mem_mb=TEXT.resource.mem_mb,
+        gpu=TEXT.resource.gpu,
+        runtime=TEXT.resource.runtime,
     params:
-        settings=stage("text"),
-        bad_input=stage("bad_input"),
-        software=software,
+        settings=TEXT.settings,
+        made_with=TEXT.made_with,
     script:
-        "../scripts/text.py"
+        "../scripts/stage.py"

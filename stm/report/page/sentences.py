@@ -8,7 +8,7 @@ from typing import Any
 
 from stm.config import Blip2Captions, Config, HumanCaptions, LabelCaptions, LanguageRun, PretrainRun
 from stm.jobs.progress import format_seconds
-from stm.report.results.provenance import Provenance, Stage
+from stm.report.results.provenance import Provenance, StageUse
 from stm.report.results.records import MaskQualityRow, Measured, Results, RunGroup, Study, best_mean
 from stm.report.tables import Cell, Table, count, number, title, words
 
@@ -182,7 +182,7 @@ def models_table(provenance: Provenance) -> Table:
     return Table("models", ["Stage", "Model", "SHA-256"], ["stage", "model", "sha256"], rows)
 
 
-def stages_table(stages: Sequence[Stage]) -> Table:
+def stages_table(stages: Sequence[StageUse]) -> Table:
     """Time used and planned; the sum below."""
     keys = ["stage", "jobs", "seconds", "cpu_seconds", "memory_mb", "planned_jobs", "planned_cpu_seconds"]
     columns = ["Stage", "Jobs", "Time of jobs", "Core time", "Peak memory", "Planned jobs", "Planned core time"]
@@ -191,7 +191,7 @@ def stages_table(stages: Sequence[Stage]) -> Table:
         columns += ["or GPU time", "with loading"]
         keys += ["planned_gpu_seconds", "planned_loading_seconds"]
     rows = [_stage_row(stage, gpu) for stage in stages]
-    total = Stage(
+    total = StageUse(
         "all",
         **{name: _total(stages, name) for name in ("jobs", "planned_jobs")},
         **{
@@ -202,12 +202,12 @@ def stages_table(stages: Sequence[Stage]) -> Table:
     return Table("stages", columns, keys, rows, [_stage_row(total, gpu)])
 
 
-def _total(stages: Sequence[Stage], name: str) -> Any:
+def _total(stages: Sequence[StageUse], name: str) -> Any:
     known = [getattr(stage, name) for stage in stages if getattr(stage, name) is not None]
     return sum(known) if known else None
 
 
-def _stage_row(stage: Stage, gpu: bool) -> list[Cell]:
+def _stage_row(stage: StageUse, gpu: bool) -> list[Cell]:
     row = [words(stage.name), count(stage.jobs), _time(stage.seconds), _time(stage.cpu_seconds), _memory(stage.memory)]
     row += [count(stage.planned_jobs), _time(stage.planned_cpu_seconds)]
     more = [_time(stage.planned_gpu_seconds or None), _time(stage.planned_loading_seconds or None)]

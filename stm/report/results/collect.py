@@ -60,8 +60,8 @@ def collect(config: Config, layout: Layout, whole: Config | None = None) -> Resu
     if layout.mask_quality.exists():
         read_quality = partial(_read_mask_quality, layout.mask_quality, config.name if whole and whole.datasets else "")
         results.mask_quality = results.attempt("mask quality", read_quality, [])
-    if layout.faithfulness.exists():
-        read = partial(_read_faithfulness, layout.faithfulness)
+    if layout.crop_agreement.exists():
+        read = partial(_read_faithfulness, layout.crop_agreement)
         results.faithfulness = results.attempt("faithfulness", read, None)
     for source in config.captions:
         paths = _existing(layout.captions(source, shard) for shard in results.shards)

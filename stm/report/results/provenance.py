@@ -15,18 +15,14 @@ from stm.config import Config
 from stm.layout import Layout
 from stm.pretrained.local_files import hash_weights
 from stm.report.results.records import DatasetResults, Study
+from stm.stages.jobs import Jobs
+from stm.stages.journey import all_stages
 from stm.storage.files import read_json
 from stm.storage.tables import read_receipt
 
-# The order of the data's journey; rules that are not named here come after, by name.
-ORDER = (
-    "demo_models", "generate", "manifest", "split", "plan", "frames", "captions", "embeddings", "similarity", "text",
-    "motion", "flow", "shards", "pretrain", "evaluate", "mask_quality", "faithfulness", "table", "figure", "report",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
-class Stage:
+class StageUse:
     """One stage: what it used, and what the plan said. None: not known."""
 
     name: str
@@ -54,7 +50,7 @@ class Model:
 class Provenance:
     """Where the results come from."""
 
-    stages: list[Stage]
+    stages: list[StageUse]
     models: list[Model]
     versions: dict[str, str]  # library -> version, or versions when the stages' receipts differ
     receipts: dict[str, dict[str, Any]]  # stage, or stage/dataset -> the receipt of its first shard
@@ -66,7 +62,8 @@ def collect_provenance(study: Study, layout: Layout) -> Provenance:
     folders = dict.fromkeys([*(dataset.layout.benchmarks for dataset in study.datasets), layout.benchmarks])
     used = study.own.attempt("benchmarks", partial(_read_benchmarks, list(folders)), nothing)
     planned = study.own.attempt("plan", partial(_read_plan, layout.plan), nothing)
-    names = sorted({*used, *planned}, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    order = list(all_stages())
+    names = sorted({*used, *planned}, key=lambda name: (order.index(name) if name in order else len(order), name))
     receipts: dict[str, dict[str, Any]] = {}
     for dataset in study.datasets:
         receipts |= _read_receipts(dataset, study.config)
@@ -75,7 +72,7 @@ def collect_provenance(study: Study, layout: Layout) -> Provenance:
         if run.weights is not None:
             made = f"{run.settings.method}, {run.settings.model}"
             models += [Model(f"pretrain/{run.name}", made, hash_weights(run.weights))]
-    stages = [Stage(name, **used.get(name, {}), **planned.get(name, {})) for name in names]
+    stages = [StageUse(name, **used.get(name, {}), **planned.get(name, {})) for name in names]
     return Provenance(stages, models, _merge_versions(receipts), receipts)
 
 
@@ -127,56 +124,35 @@ def _read_plan(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _read_receipts(dataset: DatasetResults, whole: Config) -> dict[str, dict[str, Any]]:
-    """One receipt a stage: that of the first shard that has one. All shards of a stage share their settings.
+    """One receipt per stage: that of the first shard that has one. All shards of a stage share their settings.
 
-    Of several datasets the stages are named as in the plan: `captions/k400/blip2`.
+    Stages are named as in the plan: `captions/blip2`; `captions/k400/blip2` with several datasets.
     """
     receipts: dict[str, dict[str, Any]] = {}
     nothing: dict[str, Any] = {}
-    for stage, path in _receipt_paths(dataset.config, dataset.layout, dataset.results.shards):
-        rule, slash, rest = stage.partition("/")
-        name = f"{rule}/{dataset.name}{slash}{rest}" if whole.datasets else stage
+    for name, path in _receipt_files(dataset, whole):
         if name not in receipts and path.exists():
-            receipt = dataset.results.attempt(f"receipt of {path}", partial(read_receipt, path), nothing)
-            if receipt:
-                receipts[name] = receipt
-    for stage, path in _json_receipt_paths(dataset, whole):
-        if path.exists():
-            receipt = dataset.results.attempt(f"receipt of {path}", partial(_read_json_receipt, path), nothing)
-            receipts |= {stage: receipt} if receipt else {}
+            receipt = dataset.results.attempt(f"receipt of {path}", partial(_read_receipt, path), nothing)
+            receipts |= {name: receipt} if receipt else {}
     return receipts
 
 
-def _read_json_receipt(path: Path) -> dict[str, Any]:
-    return dict(read_json(path).get("receipt") or {})
+def _receipt_files(dataset: DatasetResults, whole: Config) -> Iterator[tuple[str, Path]]:
+    """The files of a dataset that say what made them, with what they are shown as."""
+    jobs = Jobs(whole, list_shards=lambda name: dataset.results.shards)
+    for stage in all_stages().values():
+        if stage.receipt is None or "dataset" not in stage.per:
+            continue
+        for job in stage.each(jobs, dataset.name):
+            # A run's name says which dataset it trains on.
+            named = dataset.name if whole.datasets and not job.run else ""
+            parts = [stage.name, named, job.source, job.run, job.task]
+            yield "/".join(filter(None, parts)), stage.outputs(job)[stage.receipt]
 
 
-def _json_receipt_paths(dataset: DatasetResults, whole: Config) -> Iterator[tuple[str, Path]]:
-    """Runs and evaluations keep theirs in their JSON files."""
-    layout, ending = dataset.layout, f"/{dataset.name}" if whole.datasets else ""
-    for run in dataset.config.runs:
-        yield f"pretrain/{run}", layout.pretrain(run) / "config.json"
-        for task in whole.evaluate:
-            yield f"evaluate/{run}/{task}", layout.evaluate(run, task) / "metrics.json"
-    yield f"mask_quality{ending}", layout.mask_quality
-    yield f"faithfulness{ending}", layout.faithfulness
-
-
-def _receipt_paths(config: Config, layout: Layout, shards: list[str]) -> Iterator[tuple[str, Path]]:
-    yield "generate", layout.generated / "truth.parquet"
-    yield "manifest", layout.manifest
-    for shard in shards:
-        yield "frames", layout.frames(shard)
-        for source in config.captions:
-            yield f"captions/{source}", layout.captions(source, shard)
-        yield "embeddings", layout.embeddings(shard)
-        for source in config.captions:
-            yield f"similarity/{source}", layout.similarity(source, shard)
-        for source in config.captions:
-            yield f"text/{source}", layout.text(source, shard)
-        yield "motion", layout.motion(shard)
-        yield "flow", layout.flow(shard)
-        yield "shards", layout.shard(shard)
+def _read_receipt(path: Path) -> dict[str, Any]:
+    """From a table's metadata, or a JSON file's own key."""
+    return dict(read_json(path).get("receipt") or {}) if path.suffix == ".json" else read_receipt(path)
 
 
 def _models(stage: str, receipt: Mapping[str, Any]) -> Iterator[Model]:

@@ -74,25 +74,29 @@ def test_the_protocol_alone_says_that_clips_share_texts(tmp_path):
 def test_command_and_workflow_pass_on_splits_seed_and_what_the_protocol_says(source, shared, tmp_path, monkeypatch):
     config, passed = with_retrieval(source, tmp_path), []
     monkeypatch.setattr(stm.evaluation, "evaluate", lambda *given: passed.append(given))
-    monkeypatch.setattr("stm.cli.learning.packed", lambda layout, split: [layout.root / split])
-    monkeypatch.setattr("stm.cli.learning.load", lambda _: config)
+    splits = ("learn", "held", "asked")
+    monkeypatch.setattr("stm.stages.jobs.Jobs._read_shards", lambda self, _: [f"{split}-00000" for split in splits])
+    monkeypatch.setattr("stm.cli.load", lambda _: config)
     monkeypatch.setattr("stm.datasets.video_text.tasks.check_tasks", lambda _: None)
     assert main(["evaluate", "--config", "any.yaml", "--run", "stm"]) in (None, 0)
+    files = {
+        use: [f"more/shards/{split}/x"] for use, split in zip(("train", "validation", "test"), splits, strict=True)
+    }
     job = SimpleNamespace(
+        rule="evaluate",
         config=config.model_dump(mode="json", exclude_none=True),
-        wildcards=SimpleNamespace(run="stm", task="more", dataset="webvid"),
-        input=type("Input", (dict,), {"weights": "w", "test": ["more/asked"]})(
-            train=["more/learn"], validation=["more/held"]
-        ),
-        output=SimpleNamespace(metrics=str(tmp_path / "metrics.json")),
+        wildcards={"run": "stm", "task": "more", "dataset": "webvid"},
+        input={"weights": "w", **files},
+        output={"metrics": str(tmp_path / "metrics.json")},
+        threads=1,
         log=[str(tmp_path / "log.txt")],
     )
-    runpy.run_path(str(ROOT / "workflow/scripts/evaluate.py"), {"snakemake": job})
+    runpy.run_path(str(ROOT / "workflow/scripts/stage.py"), {"snakemake": job})
     (_, _, by_hand), (_, _, by_rule) = passed
     for inputs in (by_hand, by_rule):
         assert (inputs.shared_texts, inputs.seed) == (shared, config.seed)
-        found = [[path.name for path in indexes] for indexes in (inputs.train, inputs.validation, inputs.test)]
+        found = [[path.parent.name for path in indexes] for indexes in (inputs.train, inputs.validation, inputs.test)]
         assert found == [["learn"], ["held"], ["asked"]]
-        assert all(path.parent.name == "more" for path in (*inputs.train, *inputs.validation, *inputs.test))
+        assert all(path.parents[2].name == "more" for path in (*inputs.train, *inputs.validation, *inputs.test))
     for task, run, _ in passed:
         assert (task, run) == (config.evaluate["more"], config.runs["stm"])

@@ -1,0 +1,63 @@
+"""The manifest stage, the table of a dataset's clips, and the split stage, which deals them to shards."""
+
+from pathlib import Path
+
+from stm.config import FolderDataset
+from stm.datasets import build_manifest, check_copy, list_fingerprint
+from stm.datasets.moving_shapes.stage import GENERATE
+from stm.manifest import write_slices
+from stm.stages.declaration import Files, Stage
+from stm.stages.jobs import Job
+
+
+def annotation_files(job: Job) -> list[Path]:
+    """The annotation file of a folder of videos, if it has one. A benchmark's lists are part of `listing`."""
+    dataset = job.config.dataset
+    return [Path(dataset.annotations)] if isinstance(dataset, FolderDataset) and dataset.annotations else []
+
+
+def listing(job: Job) -> str:
+    """The state of the dataset's files. Asked for when a job needs it: jobs on a cluster read these files too."""
+    return job.jobs.once(("listing", job.dataset), lambda: list_fingerprint(job.config))
+
+
+def _sources(job: Job) -> Files:
+    generated = GENERATE.applies(job.config)
+    return {"annotations": [GENERATE.outputs(job)["annotations"]] if generated else annotation_files(job)}
+
+
+def _build(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
+    generated = job.layout.generated if GENERATE.applies(job.config) else None
+    build_manifest(job.config, generated, outputs["manifest"], outputs["quarantine"], processes)
+
+
+def _deal(job: Job, inputs: Files, outputs: Files, processes: int) -> str:
+    shards = write_slices(inputs["manifest"], job.layout.slices, outputs["index"], job.config.shard_size)
+    return "\n".join(shards)
+
+
+MANIFEST = Stage(
+    name="manifest",
+    title="the table of clips, and the quarantine",
+    per=("dataset",),
+    inputs=_sources,
+    outputs=lambda job: {"manifest": job.layout.manifest, "quarantine": job.layout.quarantine},
+    settings=("dataset", "bad_input", "frames.min_side", "frames.max_side"),
+    facts=lambda job: {"listing": listing(job)},
+    threads=16,
+    processes=True,
+    receipt="manifest",
+    # A wrong or partial copy of a benchmark is refused before anything runs, not after a day.
+    check=lambda job: check_copy(job.config),
+    run=_build,
+)
+
+SPLIT = Stage(
+    name="split",
+    title="deal the clips to shards",
+    per=("dataset",),
+    inputs=lambda job: {"manifest": job.layout.manifest},
+    outputs=lambda job: {"index": job.layout.shard_index},
+    settings=("shard_size",),
+    run=_deal,
+)

@@ -1,0 +1,32 @@
+"""The demo_models stage: the demo's small models, trained anew. The package ships a copy of the results in `stm/assets`."""
+
+from pathlib import Path
+
+from stm.stages.declaration import Files, Stage
+from stm.stages.jobs import Job
+
+FOLDER = Path("results/demo-models")  # whatever the config: it has no say in them but for the seed
+
+
+def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
+    from stm.demo.bert import make_demo_bert
+    from stm.demo.train import train_demo_models
+
+    train_demo_models(outputs["clip"], outputs["blip2"], outputs["card"], seed=job.study.seed, threads=processes)
+    make_demo_bert(outputs["bert"], job.study.seed)
+
+
+DEMO_MODELS = Stage(
+    name="demo_models",
+    title="train the demo's small models anew",
+    per=(),
+    outputs=lambda job: {
+        "clip": FOLDER / "demo-clip",
+        "blip2": FOLDER / "demo-blip2",
+        "bert": FOLDER / "demo-bert",
+        "card": FOLDER / "README.md",
+    },
+    settings=("seed",),
+    processes=True,
+    run=_run,
+)

@@ -1,0 +1,48 @@
+"""The evaluate stage: one evaluation of one run's weights."""
+
+from stm.stages.declaration import Files, Stage
+from stm.stages.jobs import Job
+
+
+def _splits(job: Job) -> Files:
+    """The packed shards of the run's own dataset, or of the one that the evaluation names, and the run's weights."""
+    task = job.study.evaluate[job.task]
+    data = job.on(task.dataset)
+    splits = {use: data.packed(split) for use, split in task.splits.items()}
+    return {**splits, "weights": job.layout.weights(job.run)}
+
+
+def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
+    from stm.datasets.video_text.tasks import check_tasks, has_shared_texts
+    from stm.evaluation import EvaluationInputs, evaluate
+
+    check_tasks(job.study)
+    run = job.study.runs[job.run]
+    given = EvaluationInputs(
+        weights=inputs["weights"],
+        train=inputs.get("train", []),
+        validation=inputs.get("validation", []),
+        test=inputs["test"],
+        output=outputs["metrics"].parent,
+        seed=job.study.seed if run.seed is None else run.seed,
+        shared_texts=has_shared_texts(job.study, job.run, job.task),
+        text=job.config.text,
+    )
+    evaluate(job.study.evaluate[job.task], run, given)
+
+
+EVALUATE = Stage(
+    name="evaluate",
+    title="evaluate the pretrained weights",
+    per=("dataset", "run", "task"),
+    inputs=_splits,
+    # Label sentences are encoded by the encoder that the captions were encoded by.
+    models=lambda job: {"text_model": [job.config.text.model] if job.study.evaluate[job.task].encodes_text else []},
+    outputs=lambda job: {"metrics": job.layout.metrics(job.run, job.task)},
+    settings=("runs.{run}", "evaluate.{task}", "seed"),
+    resources={"mem_mb": 32000, "runtime": 1440, "gpu": 1},
+    threads=lambda job, cores: max(1, cores // max(1, len(job.study.evaluations()))),
+    receipt="metrics",
+    otherwise="no evaluation of the config is done for these runs (`runs`, `contrast`)",
+    run=_run,
+)

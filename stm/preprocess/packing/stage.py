@@ -1,0 +1,56 @@
+"""The shards stage: a shard's frames, captions and maps in one WebDataset tar, with an index."""
+
+from pathlib import Path
+
+from stm.preprocess.frames.stage import frames_of
+from stm.stages.declaration import Files, Stage
+from stm.stages.jobs import Job
+
+
+def _parts(job: Job) -> Files:
+    """What is packed; of a part that each caption source has, a list in the order of the sources."""
+    pack, layout, shard = job.config.pack, job.layout, job.shard
+    inputs: dict[str, Path | list[Path]] = {"slice": job.slice, **frames_of(job)}
+    inputs["captions"] = [layout.captions(source, shard) for source in pack.sources]
+    for array in pack.arrays:
+        lies = getattr(layout, array.name)
+        inputs[array.name] = [lies(source, shard) for source in pack.sources] if array.per_source else lies(shard)
+    return inputs
+
+
+def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
+    from stm.preprocess.packing.pack import pack_shard
+
+    pack = job.config.pack
+    arrays = {
+        array.name: dict(zip(pack.sources, inputs[array.name], strict=True)) if array.per_source else inputs[array.name]
+        for array in pack.arrays
+    }
+    pack_shard(
+        inputs["slice"],
+        inputs["tar"],
+        inputs["frames"],
+        dict(zip(pack.sources, inputs["captions"], strict=True)),
+        arrays,
+        outputs["tar"],
+        outputs["index"],
+        pack,
+        job.config.grid,
+        job.config.bad_input,
+    )
+
+
+SHARDS = Stage(
+    name="shards",
+    title="pack WebDataset shards",
+    per=("dataset", "split", "shard"),
+    inputs=_parts,
+    outputs=lambda job: {
+        "tar": job.layout.shard_tar(job.shard, job.split),
+        "index": job.layout.shard(job.shard, job.split),
+    },
+    settings=("pack", "grid", "bad_input"),
+    resources={"mem_mb": 4000, "runtime": 120},
+    receipt="index",
+    run=_run,
+)

@@ -1,0 +1,120 @@
+"""What is shown: a paper's tables and figures, and the page."""
+
+from pathlib import Path
+
+from stm.config import FigureSpec, TableSpec
+from stm.evaluation.masks.stage import CROP_AGREEMENT, MASK_QUALITY
+from stm.report.names import figure_names, table_names
+from stm.stages.declaration import Files, Stage
+from stm.stages.jobs import Job
+from stm.training.stage import weights_of
+
+
+def _metrics_of(job: Job, run: str, task: str) -> Path:
+    """What an evaluation of a run found; it lies beside the run, whatever dataset it used."""
+    return job.on(job.study.dataset_of(run)).layout.metrics(run, task)
+
+
+def _cells(job: Job, spec: TableSpec | FigureSpec) -> list[Path]:
+    """The files with the numbers of a table or figure, one per seed."""
+    return [
+        _metrics_of(job, instance, task) for run, task in sorted(spec.cells()) for instance in job.study.instances(run)
+    ]
+
+
+def _drawn(job: Job) -> Files:
+    """What a figure is drawn from: weights and clips, logs, or numbers."""
+    spec, study = job.study.figures[job.figure], job.study
+    instances = [run for name in spec.runs.values() for run in study.instances(name)]
+    inputs = {"weights": [weights_of(job, run) for run in instances], "cells": _cells(job, spec)}
+    if spec.kind == "clips":
+        datasets = sorted({study.dataset_of(run) for run in instances})
+        inputs["shards"] = [path for name in datasets for path in job.on(name).packed()]
+    return inputs
+
+
+def _of_dataset(job: Job) -> list[Path]:
+    """What the page shows of a dataset's offline stages."""
+    config, layout, shards = job.config, job.layout, job.shards()
+    inputs = [layout.quarantine, *(layout.frames(shard) for shard in shards)]
+    # A dataset that packs none of the captions, for transfer, has no need of them.
+    sources = config.captions if MASK_QUALITY.applies(config) or config.pack.sources else ()
+    inputs += [layout.captions(source, shard) for source in sources for shard in shards]
+    for stage in (MASK_QUALITY, CROP_AGREEMENT):
+        inputs += list(stage.outputs(job).values()) if stage.applies(config) else []
+    return inputs + job.packed()
+
+
+def _shown(job: Job) -> Files:
+    """Everything that the page shows."""
+    study, layout = job.study, job.layout
+    tables = [layout.tables / f"{name}.csv" for name in study.tables]
+    figures = [layout.figures / f"{name}.png" for name in study.figures]
+    return {
+        "plan": layout.plan,
+        "datasets": [path for name in study.dataset_names for path in _of_dataset(job.on(name))],
+        "weights": [weights_of(job, run) for run in study.runs],
+        "metrics": [_metrics_of(job, run, task) for run, task in study.evaluations()],
+        "shown": tables + figures,
+    }
+
+
+def _write_table(job: Job, inputs: Files, outputs: Files, processes: int) -> str:
+    from stm.report import write_table
+
+    return str(write_table(job.study, job.table))
+
+
+def _write_figure(job: Job, inputs: Files, outputs: Files, processes: int) -> str:
+    from stm.report import write_figure
+
+    return str(write_figure(job.study, job.figure))
+
+
+def _write_report(job: Job, inputs: Files, outputs: Files, processes: int) -> str:
+    from stm.report import build_report
+
+    build_report(job.study, job.layout)
+    return str(job.layout.report)
+
+
+TABLE = Stage(
+    name="table",
+    title="a table of a paper",
+    per=("table",),
+    inputs=lambda job: {"cells": _cells(job, job.study.tables[job.table])},
+    outputs=lambda job: {
+        "csv": job.layout.tables / f"{job.table}.csv",
+        "markdown": job.layout.tables / f"{job.table}.md",
+    },
+    settings=("tables.{table}",),
+    partial=True,
+    run=_write_table,
+)
+
+FIGURE = Stage(
+    name="figure",
+    title="a figure of a paper",
+    per=("figure",),
+    inputs=_drawn,
+    outputs=lambda job: {"png": job.layout.figures / f"{job.figure}.png"},
+    settings=("figures.{figure}",),
+    partial=True,
+    run=_write_figure,
+)
+
+REPORT = Stage(
+    name="report",
+    title="tables, figures and the page",
+    per=(),
+    inputs=_shown,
+    outputs=lambda job: {
+        "page": job.layout.report,
+        "figures": [job.layout.figures / name for name in figure_names(job.study)],
+        "tables": [job.layout.tables / name for name in table_names(job.study)],
+    },
+    settings=("*",),
+    threads=2,
+    partial=True,
+    run=_write_report,
+)

@@ -1,0 +1,121 @@
+"""What a rule of the workflow reads of its stage's declaration: patterns of files, and functions of Snakemake's wildcards."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from stm.pretrained.local_files import local_model_files
+from stm.stages.declaration import Resource, Stage
+from stm.stages.jobs import Job, Jobs
+from stm.storage.receipts import library_versions
+
+# Those whose versions decide the bytes of results that are shared.
+SHARED_LIBRARIES = (
+    *("av", "numpy", "opencv-python-headless", "open_clip_torch", "pyarrow", "simplejpeg"),
+    *("timm", "tokenizers", "torch", "torchvision", "transformers"),
+)
+
+
+class DeclaredRule:
+    """A stage as its rule needs it.
+
+    Args:
+        refuse: turns an error of the config or dataset into one that the workflow shows without a traceback.
+        cores: of this machine; None on a cluster, whose profile sets the threads.
+        sharing: whether results are shared with other projects (`--cache`).
+
+    Attributes:
+        inputs, settings, made_with, threads: functions of the wildcards, or plain values, for the rule's sections.
+        output: each output's pattern, `results/{dataset}/frames/{shard}.tar` for instance, by its name.
+        resource: each resource by its name.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        jobs: Jobs,
+        refuse: Callable[[Exception], Exception] = lambda error: error,
+        cores: int | None = None,
+        sharing: bool = False,
+    ) -> None:
+        self.stage = stage
+        self._jobs = jobs
+        self._refuse = refuse
+        pattern = jobs.make(**{name: f"{{{name}}}" for name in stage.per})
+        self.output = SimpleNamespace(**_as_text(stage.outputs(pattern)))
+        names = [name for name in stage.per if name != "dataset"]
+        wildcards = "/".join(f"{{{name}}}" for name in names)
+        self.log = (pattern.layout.logs / stage.name / f"{wildcards}.log").as_posix()
+        self.benchmark = (pattern.layout.benchmarks / stage.name / f"{wildcards or 'all'}.tsv").as_posix()
+        if not names:
+            self.log = (pattern.layout.logs / f"{stage.name}.log").as_posix()
+        self.shared = stage.shared and sharing
+        self.inputs = signed(lambda wildcards: self._inputs(wildcards))
+        self.settings = signed(lambda wildcards: self._settings(wildcards))
+        # It stands in for an environment in the shared results' keys, which know neither rule nor versions. The unused
+        # `input` is why Snakemake takes another version for no reason to run a finished job again.
+        made_with = {"stage": stage.name, **library_versions(SHARED_LIBRARIES)}
+        self.made_with = signed(lambda wildcards, input: made_with)
+        self.threads = self._threads(cores or 1)
+        self.resource = SimpleNamespace(**{name: self._resource(name, r) for name, r in stage.resources.items()})
+
+    def _job(self, wildcards: Any) -> Job:
+        return self._jobs.make(**{name: getattr(wildcards, name) for name in self.stage.per})
+
+    def _inputs(self, wildcards: Any) -> dict[str, str | list[str]]:
+        """The files that a job reads, and those of the models that it loads."""
+        job, stage = self._job(wildcards), self.stage
+        try:
+            if stage.check is not None:
+                self._jobs.once(("check", stage.name, job.dataset), partial(stage.check, job))
+            models = {name: self._files(models) for name, models in stage.models(job).items()}
+            return models | _as_text(stage.inputs(job))
+        except ValueError as error:
+            # Errors of our own kinds are written for people; others are bugs, and keep their traceback.
+            if not type(error).__module__.startswith("stm."):
+                raise
+            raise self._refuse(error) from None
+
+    def _files(self, models: Sequence[str | None]) -> list[str]:
+        """The files of local models. Asked for by every job: a folder is read once."""
+        return [
+            path for model in models for path in self._jobs.once(("model", model), partial(local_model_files, model))
+        ]
+
+    def _settings(self, wildcards: Any) -> dict[str, Any]:
+        """What decides a job's bytes. All shards of a dataset, and of a source, share it."""
+        job = self._job(wildcards)
+        common = (self.stage.name, job.dataset, job.source, job.run, job.task, job.table, job.figure)
+        return self._jobs.once(("settings", common), lambda: job.settings(self.stage.settings) | self.stage.facts(job))
+
+    def _threads(self, cores: int) -> int | Callable[..., int]:
+        threads = self.stage.threads
+        if isinstance(threads, int):
+            return threads
+        return signed(lambda wildcards: threads(self._job(wildcards), cores))
+
+    def _resource(self, name: str, resource: Resource) -> Any:
+        if name == "mem_mb":
+            return signed(lambda wildcards, attempt: self._amount(wildcards, resource) * attempt)
+        if isinstance(resource, int):
+            return resource
+        return signed(lambda wildcards: self._amount(wildcards, resource))
+
+    def _amount(self, wildcards: Any, resource: Resource) -> Any:
+        return resource if isinstance(resource, int) else resource(self._job(wildcards))
+
+
+def signed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Notes a function's signature. Snakemake asks for it anew in every job, which costs a tenth of a large dry run."""
+    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return function
+
+
+def _as_text(files: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: found.as_posix() if isinstance(found, Path) else [path.as_posix() for path in found]
+        for name, found in files.items()
+    }

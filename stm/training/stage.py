@@ -1,0 +1,85 @@
+"""The pretrain stage: one run of `pretrain`, with one seed."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from stm.config import Run
+from stm.stages.declaration import Files, Stage
+from stm.stages.jobs import Job
+
+
+def weights_of(job: Job, run: str) -> Path:
+    """The weights of a run of `Config.runs`."""
+    return job.on(job.study.dataset_of(run)).layout.weights(run)
+
+
+def _settings(job: Job) -> Run:
+    return job.study.runs[job.run]
+
+
+def _joined(job: Job, sources: Sequence[tuple[str | None, str]]) -> list[Path]:
+    """The packed shards of all (dataset, split) pairs that a run trains on; None: its own dataset."""
+    return [path for name, split in sources for path in job.on(name).packed(split)]
+
+
+def _starts_from_run(job: Job) -> bool:
+    """Whether it starts from another run's weights, which are waited for."""
+    init = _settings(job).init
+    return init is not None and Path(init) in {weights_of(job, name) for name in job.study.runs}
+
+
+def _inputs(job: Job) -> Files:
+    run = _settings(job)
+    shards = {"shards": _joined(job, run.video_sources), "images": _joined(job, run.image_sources)}
+    init = {"init": [Path(str(run.init))]} if _starts_from_run(job) else {}
+    return shards | init | {"masks": [Path(file) for file in run.mask_files]}
+
+
+def _models(job: Job) -> dict[str, list[str | None]]:
+    run = _settings(job)
+    return {"init": [None if _starts_from_run(job) else run.init], "teacher": list(run.models)}
+
+
+def _on_nodes(find: Callable[[Run], Any]) -> Callable[[Job], Any]:
+    """A resource of runs on several nodes; others do not have it."""
+    return lambda job: find(_settings(job)) if _settings(job).nodes > 1 else None
+
+
+def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
+    from stm.training.launch import run_pretraining
+
+    run_pretraining(
+        _settings(job), inputs["shards"], outputs["weights"].parent, job.study.seed, image_indexes=inputs["images"]
+    )
+
+
+PRETRAIN = Stage(
+    name="pretrain",
+    title="pretrain the runs of the config",
+    per=("dataset", "run"),
+    inputs=_inputs,
+    models=_models,
+    outputs=lambda job: {
+        "weights": job.layout.weights(job.run),
+        "config": job.layout.pretrain(job.run) / "config.json",
+    },
+    settings=("runs.{run}", "seed"),
+    # Threads and memory are those of one node. On several, the Slurm executor leaves the script on the first of them
+    # (`mpi`), which starts one task on each by srun; one task a GPU, which it would ask for, is not wanted.
+    resources={
+        "mem_mb": lambda job: 16000 * (1 + _settings(job).processes),
+        "runtime": 2880,
+        # One a process. On several nodes Slurm is asked for those of each node (`gres`).
+        "gpu": lambda job: _settings(job).processes if _settings(job).nodes == 1 else None,
+        "mpi": _on_nodes(lambda run: "srun"),
+        "nodes": _on_nodes(lambda run: run.nodes),
+        "tasks": _on_nodes(lambda run: run.nodes),
+        "tasks_per_gpu": _on_nodes(lambda run: 0),
+        "gres": _on_nodes(lambda run: f"gpu:{run.processes}"),
+    },
+    # Small models lose by more threads; runs side by side do not.
+    threads=lambda job, cores: max(1, cores // max(1, len(job.study.runs)), _settings(job).processes),
+    receipt="config",
+    run=_run,
+)
