@@ -6,6 +6,7 @@ from stm.config import FolderDataset
 from stm.datasets import build_manifest, check_copy, list_fingerprint
 from stm.datasets.moving_shapes.stage import GENERATE
 from stm.manifest import write_slices
+from stm.stages.costs import Cost
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
 
@@ -49,6 +50,7 @@ MANIFEST = Stage(
     receipt="manifest",
     # A wrong or partial copy of a benchmark is refused before anything runs, not after a day.
     check=lambda job: check_copy(job.config),
+    cost=lambda job, load: Cost(1, load.clips * 0.02),
     run=_build,
 )
 
@@ -59,5 +61,6 @@ SPLIT = Stage(
     inputs=lambda job: {"manifest": job.layout.manifest},
     outputs=lambda job: {"index": job.layout.shard_index},
     settings=("shard_size",),
+    cost=lambda job, load: Cost(1),
     run=_deal,
 )

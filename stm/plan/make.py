@@ -9,7 +9,8 @@ from pathlib import Path
 
 from stm.config import Config
 from stm.plan.clips import Clips, count_clips
-from stm.plan.costs import CORE_FLOPS, GPU_FLOPS, Stage, count_shards, reading_stages, scoring_stages, training_stages
+from stm.plan.costs import CORE_FLOPS, GPU_FLOPS, Line, dataset_lines, training_stages
+from stm.stages.costs import Workload
 from stm.storage.files import write_json
 
 
@@ -30,7 +31,7 @@ class Plan:
 
     name: str
     datasets: dict[str, DatasetPlan] = field(default_factory=dict)
-    stages: list[Stage] = field(default_factory=list)
+    stages: list[Line] = field(default_factory=list)
 
     @property
     def jobs(self) -> int:
@@ -43,42 +44,27 @@ def make_plan(config: Config) -> Plan:
     for name in config.dataset_names:
         corpus = config.of(name)
         clips[name] = count_clips(corpus)
-        plan.datasets[name], stages = _plan_dataset(corpus, clips[name])
-        plan.stages += [_name_after(name, stage) for stage in stages] if config.datasets else stages
+        load = _measure(corpus, clips[name])
+        plan.datasets[name] = DatasetPlan(
+            clips[name].per_split, round(load.frames, 1), round(load.stored_frames, 1), load.shards, clips[name].basis
+        )
+        plan.stages += dataset_lines(config, name, load)
     plan.stages += training_stages(config, clips)
     return plan
 
 
-def _plan_dataset(config: Config, clips: Clips) -> tuple[DatasetPlan, list[Stage]]:
-    shards = count_shards(clips.per_split, config.shard_size)
-    window = config.frames.max_frames * config.frames.every
-    frames = min(clips.frames, window)
-    stored = max(1.0, frames / config.frames.every)
+def _measure(config: Config, clips: Clips) -> Workload:
+    frames = min(clips.frames, config.frames.max_frames * config.frames.every)
     short, long = sorted((clips.width, clips.height))
-    cells = config.grid * max(config.grid, round(config.grid * long / short))
-    stages = reading_stages(config, clips, shards, frames, stored, long / short)
-    stages += scoring_stages(config, clips, shards, stored, cells)
-    _add_packed_maps(config, stages)
-    return DatasetPlan(clips.per_split, round(frames, 1), round(stored, 1), shards, clips.basis), stages
-
-
-def _add_packed_maps(config: Config, stages: list[Stage]) -> None:
-    """A shard holds a copy of the frames, and of the maps and vectors that are packed."""
-    pack = config.pack
-    packed = {name for name, there in (("motion", pack.motion), ("flow", pack.flow)) if there}
-    packed |= {f"similarity/{source}" for source in pack.sources if pack.similarity}
-    packed |= {f"text/{source}" for source in pack.sources if pack.text}
-    size = sum(stage.gigabytes for stage in stages if stage.stage in packed)
-    for stage in stages:
-        if stage.stage == "shards":
-            stage.gigabytes += size
-
-
-def _name_after(dataset: str, stage: Stage) -> Stage:
-    """`captions/blip2` of the dataset k400 -> `captions/k400/blip2`."""
-    rule, slash, rest = stage.stage.partition("/")
-    stage.stage = f"{rule}/{dataset}{slash}{rest}"
-    return stage
+    return Workload(
+        per_split=clips.per_split,
+        shard_size=config.shard_size,
+        frames=frames,
+        stored_frames=max(1.0, frames / config.frames.every),
+        pixels=clips.width * clips.height,
+        stored_pixels=config.frames.short_side**2 * long / short,
+        cells=config.grid * max(config.grid, round(config.grid * long / short)),
+    )
 
 
 def write_plan(plan: Plan, path: Path) -> None:

@@ -9,6 +9,7 @@ from itertools import product
 from typing import Any, Protocol
 
 from stm.config import Config
+from stm.stages.costs import Cost, Workload
 from stm.stages.jobs import Job, Jobs
 
 Files = Mapping[str, Any]  # by name: a Path, or a list of Paths
@@ -52,6 +53,8 @@ class Stage:
     # For which datasets there is anything to do, and the message where there is for none.
     applies: Callable[[Config], bool] = lambda config: True
     otherwise: str = ""
+    # What all jobs of a dataset, and source, cost; None where the config asks for none. Stages without a dataset are not priced.
+    cost: Callable[[Job, Workload], Cost | None] | None = None
     check: Callable[[Job], None] | None = None  # refuses a wrong config or dataset before any job runs
 
     @property

@@ -109,7 +109,7 @@ class Job:
         return [self.layout.shard(shard) for shard in shards]
 
     def settings(self, keys: Sequence[str]) -> dict[str, Any]:
-        """What decides in sections of the config, by their dotted keys; `captions.{source}` is filled in, `*` is all.
+        """What decides in sections of the config, by their dotted keys; `captions.{source}` is that of the job, `*` is all.
 
         Keys that change no byte of a result (deadlines, loading processes) are left out. Local models of the dataset's stages
         go by their own names: their files are inputs, and where they lie makes no other result.

@@ -7,8 +7,8 @@ import pytest
 
 from stm.config import load_config, parse_config
 from stm.plan.clips import count_clips
-from stm.plan.costs import clip_image_flops
 from stm.plan.make import describe_plan, make_plan
+from stm.pretrained.sizes import clip_image_flops
 
 ROOT = Path(__file__).parents[2]
 

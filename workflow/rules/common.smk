@@ -71,7 +71,7 @@ JOBS = Jobs(CONFIG, list_shards)
 
 
 def declared(name):
-    """A stage as its rule needs it: patterns of its files, functions of the wildcards, and what it asks for."""
+    """What a rule reads of its stage: patterns of files, functions of the wildcards, what it asks for."""
     return DeclaredRule(
         all_stages()[name],
         JOBS,

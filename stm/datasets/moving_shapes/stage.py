@@ -1,6 +1,7 @@
 """The generate stage: the clips of moving-shapes."""
 
 from stm.config import MovingShapesDataset
+from stm.stages.costs import Cost, Workload
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
 
@@ -11,6 +12,12 @@ def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
     dataset = job.config.dataset
     assert isinstance(dataset, MovingShapesDataset)
     generate(dataset, job.config.seed, outputs["annotations"].parent, processes)
+
+
+def _cost(job: Job, load: Workload) -> Cost | None:
+    if not GENERATE.applies(job.config):
+        return None
+    return Cost(1, load.clips * load.frames * 4e-8 * load.pixels, gigabytes=load.clips * 5e-5)
 
 
 GENERATE = Stage(
@@ -27,5 +34,6 @@ GENERATE = Stage(
     receipt="truth",
     applies=lambda config: isinstance(config.dataset, MovingShapesDataset),
     otherwise="dataset.source is not moving-shapes: there is nothing to generate",
+    cost=_cost,
     run=_run,
 )

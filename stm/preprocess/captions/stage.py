@@ -1,8 +1,15 @@
 """The captions stage: what is said about each clip, by source."""
 
+from stm.config import Blip2Captions, CaptionSource, LanguageModelCaptions
 from stm.preprocess.frames.stage import frames_of
+from stm.pretrained.sizes import caption_flops, count_weights
+from stm.stages.costs import Cost, Workload
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
+
+# Assumed: a language model writes a token for a whole batch in so long on a GPU, however small the batch; reading the
+# weights and starting the kernels, not arithmetic, is what takes the time.
+TOKEN_SECONDS = 0.025
 
 
 def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
@@ -10,6 +17,26 @@ def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
 
     source = job.config.captions[job.source]
     write_captions(inputs["slice"], inputs["tar"], inputs["frames"], outputs["captions"], source, job.config.bad_input)
+
+
+def captions_per_clip(source: CaptionSource) -> int:
+    if isinstance(source, Blip2Captions):
+        return source.key_frames
+    return len(source.prompts if isinstance(source, LanguageModelCaptions) else getattr(source, "templates", [1]))
+
+
+def _cost(job: Job, load: Workload) -> Cost | None:
+    if job.config.mask_quality is None and not job.config.pack.sources:
+        return None
+    source = job.config.captions[job.source]
+    texts, flops, tokens = load.clips * captions_per_clip(source), 0.0, 0.0
+    if isinstance(source, Blip2Captions):
+        flops, tokens = texts * caption_flops(source.model), texts / source.batch_size * source.max_new_tokens
+    elif isinstance(source, LanguageModelCaptions):
+        # As if no two clips of a shard had the same label; it is asked about once.
+        flops = texts * 2 * count_weights(source.model) * source.max_new_tokens
+        tokens = texts / source.batch_size * source.max_new_tokens
+    return Cost(load.shards, flops=flops, gpu_seconds=tokens * TOKEN_SECONDS)
 
 
 CAPTIONS = Stage(
@@ -23,5 +50,6 @@ CAPTIONS = Stage(
     resources={"mem_mb": 16000, "runtime": 480, "gpu": 1},
     shared=True,
     receipt="captions",
+    cost=_cost,
     run=_run,
 )

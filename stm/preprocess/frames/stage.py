@@ -1,8 +1,15 @@
 """The frames stage: every k-th decoded frame as a JPEG."""
 
 from stm.layout import dataset_root
+from stm.stages.costs import Cost, Workload
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
+
+# Measured on one core of an AMD EPYC (AVX-512): decode, resize and JPEG took 1.31 ms a frame at 340x256 and 5.18 ms
+# at 1280x720; the line through both.
+DECODE_SECONDS, DECODE_SECONDS_PER_PIXEL = 9.1e-4, 4.64e-9
+# JPEG of quality 90, bytes a pixel. Measured on generated clips; real pictures take 0.1 to 0.3.
+JPEG_BYTES_PER_PIXEL = 0.25
 
 
 def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
@@ -19,6 +26,12 @@ def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
     )
 
 
+def _cost(job: Job, load: Workload) -> Cost:
+    seconds = load.clips * load.frames * (DECODE_SECONDS + DECODE_SECONDS_PER_PIXEL * load.pixels)
+    stored = load.clips * load.stored_frames * load.stored_pixels
+    return Cost(load.shards, seconds, gigabytes=stored * JPEG_BYTES_PER_PIXEL / 1e9)
+
+
 FRAMES = Stage(
     name="frames",
     title="sampled frames as JPEGs",
@@ -30,6 +43,7 @@ FRAMES = Stage(
     processes=True,
     shared=True,
     receipt="index",
+    cost=_cost,
     run=_run,
 )
 

@@ -1,8 +1,14 @@
 """The shards stage: a shard's frames, captions and maps in one WebDataset tar, with an index."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from stm.preprocess.frames.stage import frames_of
+from stm.preprocess.flow.stage import FLOW
+from stm.preprocess.frames.stage import FRAMES, frames_of
+from stm.preprocess.motion.stage import MOTION
+from stm.preprocess.similarity.stage import SIMILARITY
+from stm.preprocess.text.stage import TEXT
+from stm.stages.costs import Cost, Workload
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
 
@@ -40,6 +46,16 @@ def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
     )
 
 
+def _cost(job: Job, load: Workload) -> Cost:
+    """A shard holds a copy of the frames, and of the maps and vectors that are packed."""
+    pack, copied = job.config.pack, [(FRAMES, job)]
+    copied += [(stage, job) for stage, there in ((MOTION, pack.motion), (FLOW, pack.flow)) if there]
+    for stage, there in ((SIMILARITY, pack.similarity), (TEXT, pack.text)):
+        copied += [(stage, replace(job, source=source)) for source in pack.sources if there]
+    parts = [stage.cost(one, load) for stage, one in copied if stage.cost is not None]
+    return Cost(load.shards, load.clips * 0.01, gigabytes=sum(part.gigabytes for part in parts if part is not None))
+
+
 SHARDS = Stage(
     name="shards",
     title="pack WebDataset shards",
@@ -52,5 +68,6 @@ SHARDS = Stage(
     settings=("pack", "grid", "bad_input"),
     resources={"mem_mb": 4000, "runtime": 120},
     receipt="index",
+    cost=_cost,
     run=_run,
 )

@@ -1,6 +1,9 @@
 """The similarity stage, patch-text similarity maps, and that of the patches' embeddings, where they are kept."""
 
+from stm.preprocess.captions.stage import captions_per_clip
 from stm.preprocess.frames.stage import frames_of
+from stm.pretrained.sizes import clip_image_flops, clip_width
+from stm.stages.costs import Cost, Workload
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
 
@@ -34,6 +37,33 @@ def _scored(job: Job) -> Files:
     return {**frames_of(job), "captions": job.layout.captions(job.source, job.shard), **embeddings}
 
 
+def _scored_clips(job: Job, load: Workload) -> Workload | None:
+    """The clips that a source's maps are made of: all for packed ones, else those that masks are measured on."""
+    config = job.config
+    if config.pack.similarity and job.source in config.pack.sources:
+        return load
+    return None if config.mask_quality is None else load.of(config.mask_quality.split)
+
+
+def _cost_of_embeddings(job: Job, load: Workload) -> Cost | None:
+    packed = job.config.pack.similarity and job.config.pack.sources
+    scored = job.config.captions and (packed or job.config.mask_quality is not None)
+    if not (scored and job.config.similarity.keep_embeddings):
+        return None
+    model, patches = job.config.similarity.model, load.clips * load.stored_frames * load.cells
+    return Cost(load.shards, flops=patches * clip_image_flops(model), gigabytes=patches * 2 * clip_width(model) / 1e9)
+
+
+def _cost_of_maps(job: Job, load: Workload) -> Cost | None:
+    scored, settings = _scored_clips(job, load), job.config.similarity
+    if scored is None:
+        return None
+    patches = scored.clips * load.stored_frames * load.cells
+    flops = 0.0 if settings.keep_embeddings else patches * clip_image_flops(settings.model)
+    maps = patches * captions_per_clip(job.config.captions[job.source])
+    return Cost(scored.shards, flops=flops, gigabytes=maps * 2 / 1e9)
+
+
 EMBEDDINGS = Stage(
     name="embeddings",
     title="patch embeddings, where the config keeps them",
@@ -45,6 +75,7 @@ EMBEDDINGS = Stage(
     resources={"mem_mb": 16000, "runtime": 480, "gpu": 1},
     shared=True,
     receipt="embeddings",
+    cost=_cost_of_embeddings,
     run=_embed,
 )
 
@@ -59,5 +90,6 @@ SIMILARITY = Stage(
     resources={"mem_mb": 16000, "runtime": 480, "gpu": 1},
     shared=True,
     receipt="similarity",
+    cost=_cost_of_maps,
     run=_score,
 )

@@ -1,5 +1,8 @@
 """The text stage: one vector per caption, by a frozen text encoder."""
 
+from stm.preprocess.captions.stage import captions_per_clip
+from stm.pretrained.sizes import TEXT_FLOPS
+from stm.stages.costs import Cost, Workload
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
 
@@ -8,6 +11,13 @@ def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
     from stm.preprocess.text.encode import write_text
 
     write_text(inputs["captions"], outputs["text"], job.config.text, job.config.bad_input)
+
+
+def _cost(job: Job, load: Workload) -> Cost | None:
+    if not (job.config.pack.text and job.source in job.config.pack.sources):
+        return None
+    texts = load.clips * captions_per_clip(job.config.captions[job.source])
+    return Cost(load.shards, flops=texts * TEXT_FLOPS, gigabytes=texts * 1e-6)
 
 
 TEXT = Stage(
@@ -21,5 +31,6 @@ TEXT = Stage(
     resources={"mem_mb": 8000, "runtime": 120, "gpu": 1},
     shared=True,
     receipt="text",
+    cost=_cost,
     run=_run,
 )

@@ -1,0 +1,59 @@
+"""What models of others cost to run, from their configs and the sizes of their files; nothing is loaded."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from stm.pretrained.local_files import local_model_files
+
+# BLIP-2 with OPT-2.7b, from its sizes: image tower 1.0e9 weights x 257 tokens, language model 2.7e9 x 62 tokens.
+HUB_CAPTION_FLOPS = 2 * (1.0e9 * 257 + 2.7e9 * 62)
+# CLIP ViT-B/32's text tower: 12 blocks of width 512 on 77 tokens, 38 million weights.
+TEXT_FLOPS = 5.9e9
+
+
+def clip_image_flops(model: str) -> float:
+    """FLOPs (multiply and add counted apart) of one image through a CLIP image tower: blocks and projections.
+
+    Read from the architecture's config; a model that is not known counts as ViT-B/32, 8.8 GFLOP.
+    """
+    vision = _clip_config(model).get("vision_cfg", {})
+    width, layers, patch = vision.get("width", 768), vision.get("layers", 12), vision.get("patch_size", 32)
+    if found := re.search(r"patch(\d+)", str(vision.get("timm_model_name", ""))):  # such as SigLIP's towers
+        patch = int(found[1])
+    if not isinstance(layers, int):  # a ResNet tower; none of ours
+        return 8.8e9
+    tokens = (vision.get("image_size", 224) // patch) ** 2 + 1
+    ratio = vision.get("mlp_ratio", 4.0)
+    return float(
+        layers * (2 * tokens * width**2 * (4 + 2 * ratio) + 4 * tokens**2 * width) + 2 * tokens * 3 * patch**2 * width
+    )
+
+
+def clip_width(model: str) -> int:
+    """Width of a CLIP's embeddings; 512 for a model that is not known."""
+    return int(_clip_config(model).get("embed_dim", 512))
+
+
+def _clip_config(model: str) -> dict[str, Any]:
+    """The architecture's config; empty when it is not known."""
+    for path in local_model_files(model):
+        if path.endswith("open_clip_config.json"):
+            return dict(json.loads(Path(path).read_text())["model_cfg"])
+    if model.startswith(("local-dir:", "hf-hub:")):
+        return {}
+    import open_clip
+
+    return dict(open_clip.get_model_config(model.partition("@")[0]) or {})
+
+
+def count_weights(model: str) -> float:
+    """Number of weights of a local model, from its file sizes at two bytes a weight; 7e9 for one on the hub (assumed)."""
+    sizes = [Path(path).stat().st_size for path in local_model_files(model) if path.endswith(".safetensors")]
+    return sum(sizes) / 2 if sizes else 7e9
+
+
+def caption_flops(model: str) -> float:
+    """FLOPs of one caption of one image by BLIP-2."""
+    return 2 * count_weights(model) * 64 if local_model_files(model) else HUB_CAPTION_FLOPS

@@ -1,0 +1,204 @@
+"""Each stage is declared once; the rules, Snakemake's profile for Slurm and the command line say the same."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from stm.config import Config, ConfigError, load_config, parse_config
+from stm.stages.declaration import Stage
+from stm.stages.jobs import Job, Jobs
+from stm.stages.journey import all_stages
+from stm.stages.rules import DeclaredRule
+
+ROOT = Path(__file__).parents[2]
+STAGES = list(all_stages().values())
+RULES = {path.name: path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk")}
+SHAPES = {"source": "moving-shapes", "clips": {"train": 8, "test": 4}}
+RUN = {"model": "tiny", "image_size": 32, "patch_size": 8, "frames": 4}
+SEVERAL: dict[str, Any] = {
+    "name": "paper",
+    "grid": 8,
+    "datasets": {"one": {"dataset": SHAPES}, "two": {"dataset": {**SHAPES, "seed": 1}, "grid": 4}},
+    "captions": {"said": {"kind": "human"}, "label": {"kind": "label"}},
+    "pack": {"captions": ["said", "label"]},
+    "pretrain": {"tube": {**RUN, "dataset": "two", "seeds": [0, 1]}, "random": {**RUN, "dataset": "one", "workers": 3}},
+    "evaluate": {"linear": {"task": "linear", "dataset": "one", "runs": ["tube"]}},
+}
+
+
+def made_jobs(values: dict[str, Any] = SEVERAL) -> Jobs:
+    return Jobs(parse_config(values), lambda dataset: ["test-00000", "train-00000", "train-00001"])
+
+
+def text_of(rule: str) -> str:
+    """A rule's part of its file."""
+    pattern = rf"^(?:rule|checkpoint) {rule}:\n(.*?)(?=^\S|\Z)"
+    (found,) = [m[1] for text in RULES.values() for m in re.finditer(pattern, text, re.M | re.S)]
+    return found
+
+
+def name(stage: Stage) -> str:
+    return stage.name
+
+
+def test_the_declarations_are_light() -> None:
+    heavy = "('torch', 'av', 'cv2', 'transformers', 'matplotlib', 'open_clip', 'simplejpeg')"
+    code = f"import sys; from stm.stages.journey import all_stages; all_stages(); print([m for m in {heavy} if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert loaded.strip() == "[]"
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=name)
+def test_a_rule_shows_every_output_where_it_will_lie(stage: Stage) -> None:
+    """The comment beside an output says the same as the declaration."""
+    output, text = DeclaredRule(stage, made_jobs()).output, text_of(stage.name)
+    for key, pattern in vars(output).items():
+        line = f"{stage.name.upper()}.output.{key}"
+        assert line in text
+        comment = re.search(rf"{re.escape(line)}[,)]+ +# (\S+)$", text, re.M)
+        if isinstance(pattern, str) and comment is not None:
+            assert pattern == comment[1] or pattern.endswith(f"/{comment[1]}")
+        else:
+            assert "report(" in text
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=name)
+def test_a_rule_has_a_sentence_for_list_rules_and_all_that_its_stage_asks_for(stage: Stage) -> None:
+    text, upper = text_of(stage.name), stage.name.upper()
+    assert re.match(r'    """[A-Z][^"]+\."""\n', text)
+    assert f"settings={upper}.settings" in text and '"../scripts/stage.py"' in text
+    for resource in stage.resources:
+        assert f"{resource}={upper}.resource.{resource}," in text
+    assert ("input:" in text) == (stage.inputs(made_job(stage)) != {})
+    assert (f"cache: {upper}.shared" in text) == (f"made_with={upper}.made_with" in text) == stage.shared
+    if stage.threads != 1:
+        assert f"threads: {upper}.threads" in text
+
+
+def made_job(stage: Stage) -> Job:
+    jobs = made_jobs({**SEVERAL, "mask_quality": {}, **SHOWN})
+    dataset = "two" if "dataset" in stage.per else ""
+    return next(stage.each(jobs, dataset))
+
+
+SHOWN: dict[str, Any] = {
+    "tables": {
+        "numbers": {
+            "title": "Numbers",
+            "columns": [{"title": "Linear", "task": "linear"}],
+            "rows": [{"label": "Tube", "runs": "tube"}],
+        }
+    },
+    "figures": {"losses": {"title": "Losses", "kind": "losses", "runs": {"Tube": "tube"}}},
+}
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=name)
+def test_every_output_of_a_job_fits_its_rules_pattern(stage: Stage) -> None:
+    """Snakemake finds the wildcards from the files' names, so that both must be the same."""
+    job = made_job(stage)
+    patterns = vars(DeclaredRule(stage, job.jobs).output)
+    wildcards = {key: getattr(job, key) for key in stage.per} | {"split": job.shard.split("-")[0]}
+    for key, found in stage.outputs(job).items():
+        if not isinstance(found, list):
+            assert patterns[key].format(**wildcards) == found.as_posix()
+
+
+def test_the_slurm_profile_asks_for_what_the_stages_declare() -> None:
+    """Numbers in the profile stand before those of the rules; users change them, we ship the same."""
+    profile = yaml.safe_load((ROOT / "workflow/profiles/slurm/config.yaml").read_text())
+    for stage in STAGES:
+        shipped = profile["set-resources"].get(stage.name, {})
+        for resource, amount in stage.resources.items():
+            if isinstance(amount, int):
+                expected = f"attempt * {amount}" if resource == "mem_mb" else amount
+                assert shipped[resource] == expected, (stage.name, resource)
+
+
+def test_jobs_are_told_apart_by_dataset_source_shard_run_and_task() -> None:
+    jobs, stages = made_jobs(), all_stages()
+    shards = ["test-00000", "train-00000", "train-00001"]
+    assert [(j.dataset, j.source, j.shard) for j in stages["captions"].each(jobs, "one")] == [
+        ("one", source, shard) for source in ("said", "label") for shard in shards
+    ]
+    assert [j.run for j in stages["pretrain"].each(jobs, "two")] == ["tube-seed0", "tube-seed1"]
+    assert [(j.run, j.task) for j in stages["evaluate"].each(jobs, "two")] == [
+        ("tube-seed0", "linear"),
+        ("tube-seed1", "linear"),
+    ]
+    assert list(stages["evaluate"].each(jobs, "one")) == []
+    assert list(stages["mask_quality"].each(jobs, "one")) == []
+    assert len(list(stages["plan"].each(jobs))) == 1
+
+
+def test_settings_are_the_datasets_own_without_what_changes_no_byte() -> None:
+    jobs = made_jobs()
+    assert jobs.make(dataset="one").settings(("grid", "seed")) == {"grid": 8, "seed": 0}
+    assert jobs.make(dataset="two").settings(("grid", "frames.min_side")) == {"grid": 4, "frames.min_side": 32}
+    frames = jobs.make(dataset="one").settings(("frames",))["frames"]
+    assert "short_side" in frames and "timeout_seconds" not in frames
+    said = jobs.make(dataset="one", source="said").settings(("captions.{source}",))
+    # By no name of the source: another project, with another name for it, may take what this one has made.
+    assert said == {"captions.{source}": {"kind": "human"}}
+    run = jobs.make(dataset="one", run="random").settings(("runs.{run}",))["runs.random"]
+    assert "workers" not in run and run["model"] == "tiny"
+    assert jobs.make().settings(("*",))["*"]["name"] == "paper"
+
+
+def test_local_models_go_by_their_own_names_and_their_files_are_inputs(tmp_path: Path) -> None:
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip/weights.bin").touch()
+    jobs = made_jobs({**SEVERAL, "similarity": {"model": f"local-dir:{tmp_path}/clip"}})
+    rule = DeclaredRule(all_stages()["similarity"], jobs)
+    wildcards = SimpleNamespace(dataset="one", source="said", shard="train-00000")
+    assert rule.settings(wildcards)["similarity"]["model"] == "local-dir:clip"
+    assert rule.inputs(wildcards)["model"] == [f"{tmp_path}/clip/weights.bin"]
+    assert rule.inputs(wildcards)["captions"] == "results/one/captions/said/train-00000.parquet"
+
+
+def test_memory_grows_with_each_attempt_and_threads_are_shared_among_runs() -> None:
+    config = {**SEVERAL, "pretrain": {**SEVERAL["pretrain"], "two": {**RUN, "dataset": "one", "processes": 4}}}
+    jobs, stages = made_jobs(config), all_stages()
+    assert DeclaredRule(stages["captions"], jobs).resource.mem_mb("any", attempt=2) == 32000
+    rule = DeclaredRule(stages["pretrain"], jobs, cores=8)
+    small, large = (SimpleNamespace(dataset="one", run=run) for run in ("random", "two"))
+    assert (rule.threads(small), rule.threads(large)) == (2, 4)  # eight cores, four runs
+    assert rule.resource.mem_mb(large, attempt=1) == 80000
+    assert (rule.resource.gpu(large), rule.resource.nodes(large)) == (4, None)
+
+
+def test_a_split_without_clips_is_refused_with_both_names() -> None:
+    class Shown(Exception):
+        pass
+
+    values = {**SEVERAL, "evaluate": {"linear": {"task": "linear", "test_split": "held-out"}}}
+    rule = DeclaredRule(all_stages()["evaluate"], made_jobs(values), refuse=lambda error: Shown(str(error)))
+    with pytest.raises(Shown, match=r"two has no clips of the split 'held-out'"):
+        rule.inputs(SimpleNamespace(dataset="two", run="tube-seed0", task="linear"))
+
+
+def test_a_run_waits_for_the_run_whose_weights_it_starts_from_and_for_no_other_file() -> None:
+    first = "results/two/pretrain/tube-seed0/weights.safetensors"
+    values = {**SEVERAL, "pretrain": {**SEVERAL["pretrain"], "random": {**RUN, "dataset": "one", "init": first}}}
+    job = made_jobs(values).make(dataset="one", run="random")
+    pretrain = all_stages()["pretrain"]
+    assert pretrain.inputs(job)["init"] == [Path(first)]
+    assert pretrain.models(job)["init"] == [None]
+
+
+def test_shards_that_are_not_dealt_yet_are_named_with_what_to_run(tmp_path: Path) -> None:
+    config: Config = load_config(ROOT / "config/demo.yaml").model_copy(update={"results": str(tmp_path)})
+    with pytest.raises(ConfigError, match="stm split"):
+        list(all_stages()["frames"].each(Jobs(config), config.name))
+
+
+def test_what_is_asked_for_once_is_found_once() -> None:
+    jobs, asked = made_jobs(), []
+    for _ in range(3):
+        assert jobs.once("listing", lambda: asked.append(1) or len(asked)) == 1
