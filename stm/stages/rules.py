@@ -57,7 +57,8 @@ class DeclaredRule:
         self.settings = signed(lambda wildcards: self._settings(wildcards))
         # It stands in for an environment in the shared results' keys, which know neither rule nor versions. The unused
         # `input` is why Snakemake takes another version for no reason to run a finished job again.
-        made_with = {"stage": stage.name, **library_versions(SHARED_LIBRARIES)}
+        versions = jobs.once("versions", partial(library_versions, SHARED_LIBRARIES))
+        made_with = {"stage": stage.name, **versions}
         self.made_with = signed(lambda wildcards, input: made_with)
         self.threads = self._threads(cores or 1)
         self.resource = SimpleNamespace(**{name: self._resource(name, r) for name, r in stage.resources.items()})
