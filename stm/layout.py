@@ -53,23 +53,27 @@ class Layout:
     def frames(self, shard: str) -> Path:
         return self.root / "frames" / f"{shard}.parquet"
 
+    def table(self, stage: str, shard: str, source: str = "") -> Path:
+        """A stage's table of a shard; with `source`, that of one caption source."""
+        return self.root / stage / source / f"{shard}.parquet"
+
     def captions(self, source: str, shard: str) -> Path:
-        return self.root / "captions" / source / f"{shard}.parquet"
+        return self.table("captions", shard, source)
 
     def embeddings(self, shard: str) -> Path:
-        return self.root / "embeddings" / f"{shard}.parquet"
+        return self.table("embeddings", shard)
 
     def similarity(self, source: str, shard: str) -> Path:
-        return self.root / "similarity" / source / f"{shard}.parquet"
+        return self.table("similarity", shard, source)
 
     def text(self, source: str, shard: str) -> Path:
-        return self.root / "text" / source / f"{shard}.parquet"
+        return self.table("text", shard, source)
 
     def motion(self, shard: str) -> Path:
-        return self.root / "motion" / f"{shard}.parquet"
+        return self.table("motion", shard)
 
     def flow(self, shard: str) -> Path:
-        return self.root / "flow" / f"{shard}.parquet"
+        return self.table("flow", shard)
 
     def shard_tar(self, shard: str, split: str | None = None) -> Path:
         return self.root / "shards" / (split or split_of(shard)) / f"{shard}.tar"

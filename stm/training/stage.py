@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stm.config import Run
+from stm.config import LanguageRun, PretrainRun
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
 
@@ -14,7 +14,7 @@ def weights_of(job: Job, run: str) -> Path:
     return job.on(job.study.dataset_of(run)).layout.weights(run)
 
 
-def _settings(job: Job) -> Run:
+def _settings(job: Job) -> PretrainRun | LanguageRun:
     return job.study.runs[job.run]
 
 
@@ -41,7 +41,7 @@ def _models(job: Job) -> dict[str, list[str | None]]:
     return {"init": [None if _starts_from_run(job) else run.init], "teacher": list(run.models)}
 
 
-def _on_nodes(find: Callable[[Run], Any]) -> Callable[[Job], Any]:
+def _on_nodes(find: Callable[[PretrainRun | LanguageRun], Any]) -> Callable[[Job], Any]:
     """A resource of runs on several nodes; others do not have it."""
     return lambda job: find(_settings(job)) if _settings(job).nodes > 1 else None
 

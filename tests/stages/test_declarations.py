@@ -146,7 +146,7 @@ def test_settings_are_the_datasets_own_without_what_changes_no_byte() -> None:
     said = jobs.make(dataset="one", source="said").settings(("captions.{source}",))
     # By no name of the source: another project, with another name for it, may take what this one has made.
     assert said == {"captions.{source}": {"kind": "human"}}
-    run = jobs.make(dataset="one", run="random").settings(("runs.{run}",))["runs.random"]
+    run = jobs.make(dataset="one", run="random").settings(("runs.{run}",))["runs.{run}"]
     assert "workers" not in run and run["model"] == "tiny"
     assert jobs.make().settings(("*",))["*"]["name"] == "paper"
 

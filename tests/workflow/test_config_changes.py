@@ -130,7 +130,7 @@ CONFIGS = {"offline": OFFLINE, "masking": MASKING, "language": LANGUAGE, "lists"
 RERUN: tuple[tuple[str, list[str]], ...] = (
     ("name", ["table/*", "figure/*", "plan", "report"]),  # of several datasets: where they are shown
     ("results", ["*", "!demo_models"]),
-    ("seed", ["generate", "manifest", "pretrain/*", "evaluate/*", "faithfulness", "demo_models"]),
+    ("seed", ["generate", "manifest", "pretrain/*", "evaluate/*", "crop_agreement", "demo_models"]),
     ("seeds", ["pretrain/*", "evaluate/*", "table/*", "figure/*", "report"]),
     # The offline stages.
     ("dataset.probe_timeout_seconds", []),
@@ -150,18 +150,18 @@ RERUN: tuple[tuple[str, list[str]], ...] = (
     ("captions.*.*", ["captions/{0}"]),
     # Whether embeddings are kept changes no map, but which files the maps are made from.
     ("similarity.keep_embeddings", ["similarity/*"]),
-    ("similarity.*", ["embeddings", "similarity/*", "faithfulness?"]),
+    ("similarity.*", ["embeddings", "similarity/*", "crop_agreement?"]),
     ("text.model", ["text/*", "evaluate/*/zero?"]),  # whose sentences it encodes
     ("text.*", ["text/*"]),
     ("motion.timeout_seconds", []),
     ("motion.*", ["motion"]),
     ("flow.timeout_seconds", []),
     ("flow.*", ["flow"]),
-    ("pack.captions", ["shards", "faithfulness?"]),  # whose measure is of the first source
+    ("pack.captions", ["shards", "crop_agreement?"]),  # whose measure is of the first source
     ("pack.*", ["shards"]),
     # The other split's clips need the maps of the captions that are not packed.
-    ("mask_quality.split", ["mask_quality", "faithfulness", "similarity/told", "similarity/described"]),
-    ("mask_quality.*", ["mask_quality", "faithfulness"]),
+    ("mask_quality.split", ["mask_quality", "crop_agreement", "similarity/told", "similarity/described"]),
+    ("mask_quality.*", ["mask_quality", "crop_agreement"]),
     # Pretraining.
     ("pretrain.*.workers", []),
     ("pretrain.*.kept_gigabytes", []),
@@ -461,14 +461,14 @@ NEEDED_BY = {
             "flow",
             "shards",
             "mask_quality",
-            "faithfulness",
+            "crop_agreement",
             "report",
         ),
     },
     "embeddings": {"similarity/*"},
     "captions/said": {"similarity/said", "text/said", "shards", "report"},
     "captions/told": {"similarity/told", "report"},
-    "similarity/said": {"shards", "mask_quality", "faithfulness"},
+    "similarity/said": {"shards", "mask_quality", "crop_agreement"},
     "similarity/told": {"mask_quality"},
     "text/said": {"shards"},
     "motion": {"shards", "mask_quality"},
@@ -477,7 +477,7 @@ NEEDED_BY = {
     "pretrain/tube": {"evaluate/tube/linear", "report"},
     "evaluate/tube/linear": {"report"},
     "mask_quality": {"report"},
-    "faithfulness": {"report"},
+    "crop_agreement": {"report"},
 }
 
 
@@ -571,7 +571,7 @@ def test_several_config_files_are_merged_key_by_key(tmp_path: Path) -> None:
         ({"evaluate": {"linear": {"epochs": 3}}}, {"evaluate"}),
         (
             {"text": {"model": "local-dir:models/two/clip"}, "similarity": {"precision": "bfloat16"}},
-            {"embeddings", "similarity", "text", "shards", "mask_quality", "faithfulness", "pretrain", "evaluate"},
+            {"embeddings", "similarity", "text", "shards", "mask_quality", "crop_agreement", "pretrain", "evaluate"},
         ),
     ],
 )

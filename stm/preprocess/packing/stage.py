@@ -3,14 +3,18 @@
 from dataclasses import replace
 from pathlib import Path
 
-from stm.preprocess.flow.stage import FLOW
 from stm.preprocess.frames.stage import FRAMES, frames_of
-from stm.preprocess.motion.stage import MOTION
-from stm.preprocess.similarity.stage import SIMILARITY
-from stm.preprocess.text.stage import TEXT
+from stm.shards.schema import PackedArray
 from stm.stages.costs import Cost, Workload
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
+from stm.stages.journey import all_stages
+
+
+def _made_by(job: Job, array: PackedArray) -> tuple[Stage, list[Job]]:
+    """The stage of an array's name and its jobs: one, or one of each packed caption source, in their order."""
+    jobs = [replace(job, source=source) for source in job.config.pack.sources] if array.per_source else [job]
+    return all_stages()[array.name], jobs
 
 
 def _parts(job: Job) -> Files:
@@ -19,8 +23,9 @@ def _parts(job: Job) -> Files:
     inputs: dict[str, Path | list[Path]] = {"slice": job.slice, **frames_of(job)}
     inputs["captions"] = [layout.captions(source, shard) for source in pack.sources]
     for array in pack.arrays:
-        lies = getattr(layout, array.name)
-        inputs[array.name] = [lies(source, shard) for source in pack.sources] if array.per_source else lies(shard)
+        stage, jobs = _made_by(job, array)
+        paths = [stage.outputs(one)[array.name] for one in jobs]
+        inputs[array.name] = paths if array.per_source else paths[0]
     return inputs
 
 
@@ -48,11 +53,8 @@ def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
 
 def _cost(job: Job, load: Workload) -> Cost:
     """A shard holds a copy of the frames, and of the maps and vectors that are packed."""
-    pack, copied = job.config.pack, [(FRAMES, job)]
-    copied += [(stage, job) for stage, there in ((MOTION, pack.motion), (FLOW, pack.flow)) if there]
-    for stage, there in ((SIMILARITY, pack.similarity), (TEXT, pack.text)):
-        copied += [(stage, replace(job, source=source)) for source in pack.sources if there]
-    parts = [stage.cost(one, load) for stage, one in copied if stage.cost is not None]
+    copied = [(FRAMES, [job]), *(_made_by(job, array) for array in job.config.pack.arrays)]
+    parts = [stage.cost(one, load) for stage, jobs in copied if stage.cost is not None for one in jobs]
     return Cost(load.shards, load.clips * 0.01, gigabytes=sum(part.gigabytes for part in parts if part is not None))
 
 
