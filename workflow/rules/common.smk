@@ -71,7 +71,7 @@ JOBS = Jobs(CONFIG, list_shards)
 
 
 def declared(name):
-    """What a rule reads of its stage: patterns of files, functions of the wildcards, what it asks for."""
+    """A stage as the rules files need it; see `stm.stages.rules.DeclaredRule`."""
     return DeclaredRule(
         all_stages()[name],
         JOBS,
