@@ -1,1 +1,1 @@
-"""How work is done: worker processes with deadlines, journals, progress."""
+"""Running jobs: worker processes with deadlines, journals, progress, status codes."""

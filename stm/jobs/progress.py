@@ -1,7 +1,7 @@
-"""Progress of anything longer than a few seconds: what, how far, how fast, how long still.
+"""Progress of long jobs: items done, rate and remaining time.
 
-On a terminal the line is redrawn; in a log file (a workflow job's, for instance) a plain line is printed every few
-seconds, so that `tail -f` of the log is as good as a terminal.
+On a terminal the line is redrawn; in a log file, such as that of a workflow job, a plain line is printed every few
+seconds, so that `tail -f` on the log works as well as a terminal.
 """
 
 import io
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def format_seconds(seconds: float) -> str:
-    """`3725` -> `1h02m`, `65` -> `1m05s`, `4.2` -> `4s`."""
+    """Format a duration: `3725` -> `1h02m`, `65` -> `1m05s`, `4.2` -> `4s`."""
     whole = round(seconds)
     if whole >= 3600:
         return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
@@ -25,26 +25,31 @@ def format_seconds(seconds: float) -> str:
 
 
 class Progress:
-    """Counts finished items and says so.
+    """Counts finished items and prints the progress.
 
     >>> with Progress("frames train-00000", total=64, unit="clips") as progress:   # doctest: +SKIP
     ...     progress.advance()
     """
 
     def __init__(self, what: str, total: int, unit: str, *, every: float = 5.0, stream: TextIO | None = None) -> None:
-        self.what, self.total, self.unit = what, total, unit
+        self.what = what
+        self.total = total
+        self.unit = unit
         self.done = 0
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
         self._every = 0.2 if self._terminal else every
-        self._start = self._last = time.monotonic()
+        self._start = time.monotonic()
+        self._last = self._start
         self._start_done = 0
 
     def resume(self, done: int) -> None:
-        """Says that `done` items were finished by an earlier attempt; they do not count for the speed."""
-        self.done = self._start_done = done
+        """Start from `done` items that an earlier attempt finished; they do not count towards the rate."""
+        self.done = done
+        self._start_done = done
 
     def advance(self, items: int = 1, note: str = "") -> None:
+        """Count finished items, and print a line if the last one is old enough."""
         self.done += items
         now = time.monotonic()
         if now - self._last >= self._every:
@@ -74,7 +79,7 @@ class Progress:
 
 
 def track(items: Iterable[T], what: str, total: int, unit: str) -> Iterator[T]:
-    """Iterates over `items` and shows the progress."""
+    """Iterate over `items` and print the progress."""
     with Progress(what, total, unit) as progress:
         for item in items:
             yield item
@@ -82,7 +87,7 @@ def track(items: Iterable[T], what: str, total: int, unit: str) -> Iterator[T]:
 
 
 class _Tee(io.TextIOBase):
-    """Writes to several streams; never a terminal, so that progress comes as plain lines."""
+    """Writes to several streams; never counts as a terminal, so that progress is printed as plain lines."""
 
     def __init__(self, *streams: TextIO) -> None:
         self._streams = streams
@@ -96,12 +101,12 @@ class _Tee(io.TextIOBase):
 
 @contextmanager
 def log_to(path: str | Path) -> Iterator[None]:
-    """Copies what the block writes to standard error, warnings and a final traceback included, into a log file."""
+    """Copy the block's standard error, including warnings and a final traceback, into a log file."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with Path(path).open("w", encoding="utf-8") as log:
         try:
             with redirect_stderr(_Tee(log, sys.stderr)):
                 yield
-        except BaseException:
+        except BaseException:  # also KeyboardInterrupt and SystemExit: the log must say why a job ended
             traceback.print_exc(file=log)
             raise

@@ -1,7 +1,7 @@
-"""Runs one function on many items in processes of their own, so that an item can hang or crash and no other notices.
+"""Worker processes that run one function on many items, isolated so that a hanging or crashing item affects no other.
 
-Decoders are native code: a damaged file can make one loop for ever with the interpreter lock held, or take its process
-down. Only the operating system can end that, so each item has a deadline after which its process is killed.
+Decoders are native code: a damaged file can make one loop forever while holding the interpreter lock, or crash its
+process. Only the operating system can stop that, so each item has a deadline after which its process is killed.
 """
 
 import os
@@ -24,14 +24,15 @@ from stm.jobs.status import Status
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# An orphan (its parent was killed outright) ends itself so long after the deadline that nobody enforced.
+# A worker whose parent was killed has nobody to enforce its deadline: it ends itself this long afterwards.
 _ORPHAN_GRACE_SECONDS = 30.0
+# `_without_main` and `_single_threaded` change global state, so only one process may be started at a time.
 _LAUNCH = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An item without a result: its process was killed at the deadline, or died."""
+    """The outcome of an item without a result: its process was killed at the deadline, or crashed."""
 
     status: Status  # TIMEOUT or CRASHED
     detail: str
@@ -40,36 +41,36 @@ class Failure:
 def run_isolated(
     function: Callable[[Item], Result], items: Sequence[Item], processes: int, timeout_seconds: float
 ) -> Iterator[tuple[int, Result | Failure]]:
-    """Yields `(index of the item, function(item) or Failure)` in the order in which items finish.
+    """Yield `(index of the item, function(item) or Failure)` in the order in which items finish.
+
+    An exception in `function` becomes a `crashed` Failure, except an OSError: it means that the machine has a problem
+    (a full disk, a lost mount) rather than the item, so it is raised here.
 
     Args:
         function: a function of an importable module (not of the main script); it and the items are pickled.
-        items: what to work on; an item that hangs or crashes takes none of the others with it.
-        processes: how many items are worked on at a time; each process is used for many items.
-        timeout_seconds: wall-clock time of one item, its process is killed after it.
-
-    An exception of `function` becomes a `crashed` Failure, except an OSError: that says that the machine is in trouble
-    (a full disk, a lost mount), which is no property of one item, so it is raised here.
+        items: the arguments, one per call.
+        processes: the number of items processed in parallel; each process handles many items in turn.
+        timeout_seconds: wall-clock limit per item, after which its process is killed.
 
     Raises:
-        OSError: `function` raised one.
-        RuntimeError: the processes cannot be started at all.
-        ValueError: `function` belongs to the main script.
+        OSError: raised by `function`.
+        RuntimeError: the processes cannot be started.
+        ValueError: `function` is defined in the main script.
     """
     if getattr(function, "__module__", None) == "__main__":
         raise ValueError(
             f"{function!r} is defined in the main script; worker processes can only import it from a module"
         )
-    left = list(range(len(items)))
-    while left:
+    remaining = list(range(len(items)))
+    while remaining:
         finished: set[int] = set()
-        for index, outcome in _run_pool(function, items, left, processes, timeout_seconds):
+        for index, outcome in _run_pool(function, items, remaining, processes, timeout_seconds):
             finished.add(index)
             yield index, outcome
         if not finished:
-            raise RuntimeError("worker processes end before they take any work; see their messages above")
-        # The pool broke (a process died between two items): what is left goes to a new one.
-        left = [index for index in left if index not in finished]
+            raise RuntimeError("worker processes exit before they start any work; see their messages above")
+        # If the pool broke (a process died between two items), a new one takes the remaining items.
+        remaining = [index for index in remaining if index not in finished]
 
 
 def _run_pool(
@@ -81,13 +82,13 @@ def _run_pool(
 ) -> Iterator[tuple[int, Result | Failure]]:
     pool = ProcessPool(max_workers=max(1, min(processes, len(todo))), context=PlainSpawn())
     try:
-        waiting: dict[Future[Any], int] = {
+        pending: dict[Future[Any], int] = {
             pool.schedule(_call, args=(function, items[index], timeout), timeout=timeout): index for index in todo
         }
-        while waiting:
-            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in sorted(done, key=waiting.__getitem__):
-                index = waiting.pop(future)
+        while pending:
+            done, _ = wait(pending, return_when=FIRST_COMPLETED)
+            for future in sorted(done, key=pending.__getitem__):
+                index = pending.pop(future)
                 try:
                     outcome = _outcome(future, timeout)
                 except BrokenProcessPool:
@@ -102,7 +103,7 @@ def _outcome(future: Future[Any], timeout: float) -> Any:
     try:
         return future.result()
     except TimeoutError as error:
-        if error.args[:1] != ("Task timeout",):  # the function's own, not the pool's
+        if error.args[:1] != ("Task timeout",):  # raised by the function, not by the pool
             raise
         return Failure(Status.TIMEOUT, f"not finished after {timeout:g} s; its process was killed")
     except ProcessExpired as error:
@@ -125,7 +126,7 @@ def _describe_exit(code: int) -> str:
 
 
 def _call(function: Callable[[Item], Result], item: Item, timeout: float) -> Result:
-    """Runs in the worker. The alarm's default action kills the process even when native code holds the lock."""
+    """Run the function in the worker, under an alarm whose default action kills the process even inside native code."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, timeout + _ORPHAN_GRACE_SECONDS)
     try:
@@ -135,10 +136,10 @@ def _call(function: Callable[[Item], Result], item: Item, timeout: float) -> Res
 
 
 class _Process(SpawnProcess):
-    """A spawned process that does not run the caller's main script again.
+    """A spawned process that does not import the caller's main script.
 
     Python's `spawn` imports the main script in every child. Workflow scripts and notebooks have no main guard, so each
-    child would start the whole job anew. Spawn, not fork: the parent has threads by then.
+    child would start the whole job again. Forking is not an option, because the parent already has threads.
     """
 
     @staticmethod
@@ -148,14 +149,14 @@ class _Process(SpawnProcess):
 
 
 class PlainSpawn(SpawnContext):
-    """The multiprocessing context of such processes."""
+    """A multiprocessing context whose processes do not import the main script."""
 
     Process = _Process
 
 
 @contextmanager
 def _without_main() -> Iterator[None]:
-    """Hides the main script for the milliseconds in which a child's start-up instructions are written."""
+    """Hide the main script while a child's start-up data are written, which takes milliseconds."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
@@ -166,9 +167,9 @@ def _without_main() -> Iterator[None]:
 
 @contextmanager
 def _single_threaded() -> Iterator[None]:
-    """Children inherit one thread for numpy's products: a process a core is there already.
+    """Let children inherit a limit of one thread for numpy's matrix products: there is already one process per core.
 
-    Without it the codec backend was measured ten times slower: the threads spin on products that are too small.
+    Without it, the codec backend was measured to be ten times slower: threads spin on products that are too small.
     """
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}

@@ -1,1 +1,1 @@
-"""How bytes reach the disk: files, tables, tars and their receipts."""
+"""Reading and writing results: files, Parquet tables, tars and their receipts."""

@@ -1,7 +1,7 @@
-"""Receipts: what made a file.
+"""Receipts: the provenance of a file.
 
 A receipt is a small JSON object: the stage, the part of the config that it used, the models' hashes and the versions of
-the libraries. It holds no time and no path of the machine, so that two runs of the same work give the same bytes.
+the libraries. It contains no timestamp and no machine-specific path, so that repeating the same work gives the same bytes.
 """
 
 import hashlib
@@ -14,12 +14,12 @@ import stm
 
 
 def make_receipt(stage: str, settings: Any, libraries: Sequence[str] = (), **more: Any) -> dict[str, Any]:
-    """What made an output.
+    """Return the receipt of an output.
 
     Args:
-        stage: the stage's name, `frames` for instance.
+        stage: the stage's name, such as `frames`.
         settings: the part of the config that the stage used; a pydantic model or a JSON value.
-        libraries: distribution names whose versions matter for the bytes (`av`, `torch`).
+        libraries: names of the distributions whose versions affect the bytes (`av`, `torch`).
         more: further JSON values, such as `model_sha256`, `seed`.
     """
     if hasattr(settings, "model_dump"):
@@ -28,7 +28,7 @@ def make_receipt(stage: str, settings: Any, libraries: Sequence[str] = (), **mor
 
 
 def library_versions(libraries: Iterable[str]) -> dict[str, str]:
-    """The versions of stm and of distributions by name; `missing` where one is not installed."""
+    """Return the versions of stm and of the named distributions; `missing` for one that is not installed."""
     versions = {"stm": stm.__version__}
     for name in libraries:
         try:
@@ -39,5 +39,6 @@ def library_versions(libraries: Iterable[str]) -> dict[str, str]:
 
 
 def hash_receipt(receipt: Mapping[str, Any]) -> str:
-    """SHA-256 of a receipt; two receipts with the same hash stand for the same work."""
+    """Return the SHA-256 of a receipt; receipts with the same hash describe the same work."""
+    # Sorted keys: the hash must not depend on the order in which a caller filled the mapping.
     return hashlib.sha256(json.dumps(receipt, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What a table of ours must be before anything is read from it: its columns, their types, no nulls where none belong."""
+"""Reading and writing Parquet tables, with checks of columns, types, nulls and page checksums."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,9 +16,10 @@ RECEIPT_KEY = b"stm.receipt"
 
 
 def write_table(path: Path, table: pa.Table, receipt: Mapping[str, Any], *, row_group_size: int = 1024) -> None:
-    """Writes a Parquet file (zstd) atomically, with the receipt in its schema's metadata."""
+    """Write a Parquet file (zstd) atomically, with the receipt in its schema's metadata."""
     metadata = {RECEIPT_KEY: json.dumps(receipt, sort_keys=True).encode()}
-    strings = [f.name for f in table.schema if pa.types.is_string(f.type)]
+    # Dictionaries pay off for strings, which repeat; maps and vectors hardly ever do.
+    strings = [field.name for field in table.schema if pa.types.is_string(field.type)]
     with atomic_path(path) as temporary:
         pq.write_table(
             table.replace_schema_metadata(metadata),
@@ -31,20 +32,22 @@ def write_table(path: Path, table: pa.Table, receipt: Mapping[str, Any], *, row_
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
-    """Reads a Parquet file and checks its pages' checksums, where it has any.
+    """Read a Parquet file and check its pages' checksums, if it has any.
 
     Args:
-        schema: what the columns must be; of those only these are read. Further columns are left out.
+        columns: the columns to read; by default those of `schema`, or all without one.
+        schema: the required types and nullability of those columns.
 
     Raises:
-        DamagedError: the file is missing, torn, changed or not Parquet, lacks a column, or has another type than
-            `schema` or a null where that allows none; the message names the file, and the row where it is one.
+        DamagedError: the file is missing, truncated, corrupt or not Parquet, or a column is missing, has the wrong type
+            or contains a null that `schema` forbids; the message names the file and, for a null, the row.
     """
-    names = list(columns) if columns is not None else None if schema is None else schema.names
+    if columns is None and schema is not None:
+        columns = schema.names
     try:
         if schema is not None:
-            check_schema(path, pq.read_schema(path), schema, names)
-        table = pq.read_table(path, columns=names, page_checksum_verification=True)
+            check_schema(path, pq.read_schema(path), schema, columns)
+        table = pq.read_table(path, columns=None if columns is None else list(columns), page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from error
     if schema is not None:
@@ -53,10 +56,10 @@ def read_table(path: Path, columns: Sequence[str] | None = None, schema: pa.Sche
 
 
 def read_receipt(path: Path) -> dict[str, Any]:
-    """The receipt of a Parquet file that `write_table` wrote; empty when it has none.
+    """Return the receipt that `write_table` stored in a Parquet file; empty if there is none.
 
     Raises:
-        DamagedError: the file is no Parquet table, or its receipt no JSON object.
+        DamagedError: the file is not a Parquet table, or its receipt is not a JSON object.
     """
     try:
         metadata = pq.read_schema(path).metadata or {}
@@ -65,62 +68,64 @@ def read_receipt(path: Path) -> dict[str, Any]:
     try:
         receipt = json.loads(metadata.get(RECEIPT_KEY, b"{}"))
     except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{path}: its receipt is no JSON ({error}); remove it and run again") from error
+        raise DamagedError(f"{path}: its receipt is not JSON ({error}); remove it and run again") from error
     if not isinstance(receipt, dict):
-        raise DamagedError(f"{path}: its receipt is no JSON object; remove it and run again")
+        raise DamagedError(f"{path}: its receipt is not a JSON object; remove it and run again")
     return receipt
 
 
 LONGEST_SIDE = 65535
-"""Pixels on the side of a stored picture; a JPEG has no more."""
+"""Maximum side of a stored image in pixels: the limit of JPEG."""
 
 
 class DamagedError(ValueError):
-    """A file that a stage wrote and that is not what it was, or belongs to other files; the message says which and where."""
+    """A stage's output file that is damaged or does not belong with the other files; the message says which and where."""
 
 
 def unreadable(path: Path, error: Exception) -> DamagedError:
-    """The error for a file that is no sound Parquet table."""
-    return DamagedError(f"{path}: cannot be read as a Parquet table ({_first_line(error)}); remove it and run again")
+    """Return the error for a file that cannot be read as a Parquet table."""
+    # Some Arrow messages add details over several lines.
+    first_line = f"{error}".strip().split("\n")[0]
+    return DamagedError(f"{path}: cannot be read as a Parquet table ({first_line}); remove it and run again")
 
 
-def _first_line(error: Exception) -> str:
-    return f"{error}".strip().split("\n")[0]
-
-
-def check_schema(path: Path, found: pa.Schema, wanted: pa.Schema, names: Sequence[str] | None = None) -> None:
-    """Refuses a table that lacks a column, or has one of another type.
+def check_schema(path: Path, actual: pa.Schema, expected: pa.Schema, names: Sequence[str] | None = None) -> None:
+    """Refuse a table with a missing column or a column of the wrong type.
 
     Args:
-        names: the columns that matter; by default all of `wanted`.
+        names: the columns to check; by default all of `expected`.
 
     Raises:
         DamagedError: with the file, the column and the types.
     """
-    for name in wanted.names if names is None else names:
-        count, kind = found.names.count(name), wanted.field(name).type
+    for name in expected.names if names is None else names:
+        count = actual.names.count(name)
+        kind = expected.field(name).type
         if count != 1:
-            raise DamagedError(f"{path}: has {count} columns `{name}`, 1 is needed; remove it and run again")
-        if not _same_type(found.field(name).type, kind):
+            raise DamagedError(f"{path}: has {count} columns `{name}`, needs exactly 1; remove it and run again")
+        if not _same_type(actual.field(name).type, kind):
             raise DamagedError(
-                f"{path}: column `{name}` is {found.field(name).type}, {kind} is needed; remove it and run again"
+                f"{path}: column `{name}` is {actual.field(name).type}, must be {kind}; remove it and run again"
             )
 
 
-def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether types agree; of a struct fields may be missing, as tables of older versions lack what came later."""
-    if pa.types.is_list(found) and pa.types.is_list(wanted):
-        return _same_type(found.value_type, wanted.value_type)
-    if pa.types.is_struct(found) and pa.types.is_struct(wanted):
-        return all(wanted.get_field_index(f.name) >= 0 and _same_type(f.type, wanted.field(f.name).type) for f in found)
-    return bool(found == wanted)
+def _same_type(actual: pa.DataType, expected: pa.DataType) -> bool:
+    """Whether the types agree; a struct may lack fields, because older versions wrote tables without them."""
+    if pa.types.is_list(actual) and pa.types.is_list(expected):
+        return _same_type(actual.value_type, expected.value_type)
+    if pa.types.is_struct(actual) and pa.types.is_struct(expected):
+        return all(
+            expected.get_field_index(field.name) >= 0 and _same_type(field.type, expected.field(field.name).type)
+            for field in actual
+        )
+    return bool(actual == expected)
 
 
 def check_nulls(path: Path, table: pa.Table | pa.RecordBatch, schema: pa.Schema, first_row: int = 0) -> None:
-    """Refuses nulls in columns that `schema` says have none, and inside of lists.
+    """Refuse nulls in columns that `schema` declares non-nullable, and nulls inside lists.
 
     Args:
-        first_row: the number of the table's first row in the file.
+        first_row: the row number in the file of the table's first row.
 
     Raises:
         DamagedError: with the file, the row and the column.
@@ -133,34 +138,34 @@ def check_nulls(path: Path, table: pa.Table | pa.RecordBatch, schema: pa.Schema,
             row = column.is_null().to_pylist().index(True)
             raise DamagedError(f"{path}: row {first_row + row} has no `{field.name}`; remove it and run again")
         if pa.types.is_list(field.type) and pc.list_flatten(column).null_count:
-            raise DamagedError(f"{path}: a list of `{field.name}` has nulls in it; remove it and run again")
+            raise DamagedError(f"{path}: a list of `{field.name}` contains nulls; remove it and run again")
 
 
 def write_rows(
     path: Path, schema: pa.Schema, rows: Iterable[Mapping[str, Any]], receipt: Mapping[str, Any], group: int
 ) -> int:
-    """Writes rows as they come, atomically, `group` rows a row group; returns how many there were.
+    """Stream rows into a Parquet file, atomically, `group` rows per row group; return the number of rows.
 
-    Values of list columns of numbers may be numpy arrays of the column's type, of any shape; they are flattened.
+    Values of numeric list columns may be numpy arrays of the column's type and of any shape; they are flattened.
     """
-    stamped = schema.with_metadata({RECEIPT_KEY: json.dumps(receipt, sort_keys=True).encode()})
+    full_schema = schema.with_metadata({RECEIPT_KEY: json.dumps(receipt, sort_keys=True).encode()})
     strings = [field.name for field in schema if pa.types.is_string(field.type)]
     count = 0
     with (
         atomic_path(path) as temporary,
         pq.ParquetWriter(
-            temporary, stamped, compression="zstd", use_dictionary=strings, write_page_checksum=True
+            temporary, full_schema, compression="zstd", use_dictionary=strings, write_page_checksum=True
         ) as writer,
     ):
-        waiting: list[Mapping[str, Any]] = []
+        batch: list[Mapping[str, Any]] = []
         for row in rows:
-            waiting.append(row)
+            batch.append(row)
             count += 1
-            if len(waiting) == group:
-                writer.write_table(_make_table(stamped, waiting))
-                waiting = []
-        if waiting:
-            writer.write_table(_make_table(stamped, waiting))
+            if len(batch) == group:
+                writer.write_table(_make_table(full_schema, batch))
+                batch = []
+        if batch:
+            writer.write_table(_make_table(full_schema, batch))
     return count
 
 
@@ -172,6 +177,7 @@ def _make_table(schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> pa.Tabl
 def _make_column(field: pa.Field, values: list[Any]) -> pa.Array:
     if not any(isinstance(value, np.ndarray) for value in values):
         return pa.array(values, field.type)
+    # Built from offsets and one flat buffer: `pa.array` would turn every number of a map into a Python object.
     flat = [None if value is None else np.ascontiguousarray(value).reshape(-1) for value in values]
     lengths = [0 if value is None else len(value) for value in flat]
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
@@ -183,27 +189,27 @@ def _make_column(field: pa.Field, values: list[Any]) -> pa.Array:
 def stream_rows(
     path: Path, arrays: Sequence[str] = (), group: int = 4, schema: pa.Schema | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Reads a Parquet file row by row, `group` rows in memory at a time, and checks its pages' checksums.
+    """Yield the rows of a Parquet file, `group` rows in memory at a time, and check its pages' checksums.
 
     Args:
-        arrays: list columns of numbers that come as flat numpy arrays (None when null) instead of lists.
-        schema: what the columns must be; of those only these are read.
+        arrays: numeric list columns to return as flat numpy arrays (None for null) instead of lists.
+        schema: the columns to read, with their required types; by default all columns as they are.
 
     Raises:
-        DamagedError: the file is missing, torn, changed, not Parquet or not of this schema.
+        DamagedError: the file is missing, truncated, corrupt, not Parquet or not of this schema.
     """
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            wanted = file.schema_arrow if schema is None else schema
-            check_schema(path, file.schema_arrow, wanted)
+            expected = file.schema_arrow if schema is None else schema
+            check_schema(path, file.schema_arrow, expected)
             first = 0
-            for batch in file.iter_batches(batch_size=group, columns=wanted.names):
-                check_nulls(path, batch, wanted, first)
+            for batch in file.iter_batches(batch_size=group, columns=expected.names):
+                check_nulls(path, batch, expected, first)
                 first += batch.num_rows
-                plain = batch.drop_columns(list(arrays)).to_pylist() if arrays else batch.to_pylist()
-                for number, row in enumerate(plain):
-                    cells = {name: batch.column(name)[number] for name in arrays}
-                    row |= {n: c.values.to_numpy() if c.is_valid else None for n, c in cells.items()}
+                rows = batch.drop_columns(list(arrays)).to_pylist() if arrays else batch.to_pylist()
+                for number, row in enumerate(rows):
+                    scalars = {name: batch.column(name)[number] for name in arrays}
+                    row |= {name: s.values.to_numpy() if s.is_valid else None for name, s in scalars.items()}
                     yield row
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from error
