@@ -1,1 +1,1 @@
-"""The processes of one run: how they meet, gather tensors and shard their state."""
+"""Multi-process training: process groups, gathering with gradients, sharded models."""

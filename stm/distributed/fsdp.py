@@ -1,8 +1,8 @@
-"""FSDP2: each process holds a part of every weight, gradient and optimiser state, for models that no single device holds.
+"""FSDP2: each process holds a shard of all weights, gradients and optimiser state, for models too large for one device.
 
-Each transformer block is a group, gathered before it runs and let go after it; all other parameters are one more group.
-Outside this module and the clipping of the gradient, nothing knows of it: checkpoints and final weights are whole, as
-those of a run of one process.
+Each transformer block is one group, gathered before it runs and freed afterwards; all other parameters form one more
+group. Only this module and gradient clipping depend on it: checkpoints and final weights are whole tensors, as in a run
+with a single process.
 """
 
 from typing import Any
@@ -22,20 +22,20 @@ _ON_FIRST = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def find_blocks(module: nn.Module) -> list[nn.Module]:
-    """The transformer blocks: members of a ModuleList that are themselves made of modules."""
+    """Return the transformer blocks: members of a ModuleList that contain modules themselves."""
     lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
     return [block for part in lists for block in part if any(True for _ in block.children())]
 
 
 def shard(module: nn.Module, process: Process, precision: str) -> None:
-    """Shards a module in place. Its weights must be the same on all processes; build the optimiser afterwards.
+    """Shard a module in place. Its weights must be equal on all processes; build the optimiser afterwards.
 
-    With `bf16`, blocks are gathered in that precision, which is what autocast computes in (their norms are rounded too);
-    all else, and every sum of gradients, stays float32. Scalars cannot be cut: each process keeps them whole, see
+    With `bf16`, blocks are gathered in that precision, in which autocast computes anyway (their norms are rounded, too);
+    other parameters and all gradient sums stay float32. Scalars cannot be split: each process keeps its own copy, see
     `average_scalars`.
     """
     mesh = init_device_mesh(process.device.type, (process.count,))
-    # Inputs are left as they are: the masks are drawn from the batch's noise.
+    # Inputs are not cast: masks are sampled from the batch's noise, and rounding it would change them.
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if precision == "bf16" else None,
         reduce_dtype=torch.float32 if precision == "bf16" else None,
@@ -44,12 +44,12 @@ def shard(module: nn.Module, process: Process, precision: str) -> None:
     for block in find_blocks(module):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     scalars = {parameter for parameter in module.parameters() if parameter.ndim == 0}
-    whole = MixedPrecisionPolicy(cast_forward_inputs=False)
-    fully_shard(module, mesh=mesh, mp_policy=whole, ignored_params=scalars)
+    float32_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    fully_shard(module, mesh=mesh, mp_policy=float32_policy, ignored_params=scalars)
 
 
 def average_scalars(module: nn.Module, process: Process) -> None:
-    """Averages over the processes the gradients that FSDP leaves alone; call it after the last pass of a step."""
+    """Average the gradients that FSDP does not handle over the processes; call it after the last pass of a step."""
     if not isinstance(module, FSDPModule):
         return
     gradients = [p.grad for p in module.parameters() if not isinstance(p, DTensor) and p.grad is not None]
@@ -59,20 +59,21 @@ def average_scalars(module: nn.Module, process: Process) -> None:
 
 
 def whole_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[State, State]:
-    """The state of module and optimiser with whole tensors. All processes must call it; where the module is sharded, only the
-    first gets them, on the CPU.
+    """Return the state dicts of module and optimiser with whole tensors.
+
+    All processes must call it. If the module is sharded, only the first process gets the tensors, on the CPU.
     """
     if not isinstance(module, FSDPModule):
         return module.state_dict(), optimizer.state_dict()
-    # torch's own `get_optimizer_state_dict` makes up a state for parameters that had no gradient yet, and a resumed run
-    # would then differ from an undisturbed one.
-    found = optimizer.state_dict()
-    state = {number: {name: _gather(v) for name, v in values.items()} for number, values in found["state"].items()}
-    return get_model_state_dict(module, options=_ON_FIRST), {**found, "state": state}
+    # torch's `get_optimizer_state_dict` invents a state for parameters without a gradient so far, and a resumed run would
+    # then differ from an uninterrupted one.
+    sharded = optimizer.state_dict()
+    state = {number: {name: _gather(v) for name, v in values.items()} for number, values in sharded["state"].items()}
+    return get_model_state_dict(module, options=_ON_FIRST), {**sharded, "state": state}
 
 
 def load_whole_state(module: nn.Module, optimizer: torch.optim.Optimizer, model: State, state: State) -> None:
-    """Takes over what `whole_state` gave, in a run of any number of processes, sharded or not."""
+    """Load the result of `whole_state` in a run with any number of processes, sharded or not."""
     if not isinstance(module, FSDPModule):
         module.load_state_dict(model)
         optimizer.load_state_dict(state)
@@ -80,15 +81,16 @@ def load_whole_state(module: nn.Module, optimizer: torch.optim.Optimizer, model:
     set_model_state_dict(module, model, options=StateDictOptions(full_state_dict=True))
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     parts = {
-        number: {name: _cut(value, parameters[number]) for name, value in values.items()}
+        number: {name: _shard_like(value, parameters[number]) for name, value in values.items()}
         for number, values in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": parts})
 
 
 def make_whole(module: nn.Module, process: Process) -> None:
-    """Gives the first process the whole parameters, on the CPU, so that it can write them. All must call it, and the module
-    runs no more.
+    """Gather the whole parameters on the first process, on the CPU, so that it can write them.
+
+    All processes must call it, and the module cannot run afterwards.
     """
     if not isinstance(module, FSDPModule):
         return
@@ -105,11 +107,12 @@ def _gather(value: Any) -> Any:
     if not isinstance(value, DTensor):
         return value
     whole = value.full_tensor()
+    # The other processes return nothing, so that only one of them holds a whole copy in memory.
     return whole.cpu() if torch.distributed.get_rank() == 0 else whole.new_empty(0)
 
 
-def _cut(value: Any, parameter: Tensor) -> Any:
-    """This process's part of a value that has the parameter's shape; the count of steps is a scalar."""
+def _shard_like(value: Any, parameter: Tensor) -> Any:
+    """Return this process's shard of a value of the parameter's shape; other values, such as the step, stay whole."""
     if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
         return value
     return distribute_tensor(

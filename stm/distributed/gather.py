@@ -1,8 +1,8 @@
-"""What all processes of a run hold, in one tensor, with gradients.
+"""All-gather with gradients: the rows of all processes of a run in one tensor.
 
-Several processes shall learn what one would from their joined batch. DDP takes the MEAN of the processes'
-gradients. So each process returns a loss whose mean over the processes is the joined batch's loss, and the
-gradient that flows back through `gather` is that of the SUM of all processes' losses: the mean divides it again.
+Several processes must learn what one process would learn from their joint batch. DDP takes the MEAN of the processes'
+gradients. Each process therefore returns a loss whose mean over the processes is the loss of the joint batch, and the
+gradient that flows back through `gather` is that of the SUM of all processes' losses: DDP's mean divides it again.
 """
 
 from typing import Any
@@ -13,19 +13,19 @@ from torch import Tensor
 
 
 def count_processes() -> int:
-    """Processes of the run; 1 where none were joined."""
+    """Return the number of processes of the run; 1 if no process group is initialised."""
     joined = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if joined else 1
 
 
 def own_rank() -> int:
-    """This process's number among them."""
+    """Return the rank of this process."""
     return torch.distributed.get_rank() if count_processes() > 1 else 0
 
 
-# Operators of our own, each one node of a compiled graph. torch's functions (torch.distributed.nn) are deprecated and
-# refuse to be compiled, and an autograd.Function becomes a graph within the graph, which DDP's optimiser of compiled
-# graphs refuses in older versions of torch.
+# Custom operators, each a single node of a compiled graph. torch's own functions (torch.distributed.nn) are deprecated and
+# cannot be compiled, and an autograd.Function becomes a subgraph, which DDP's optimiser of compiled graphs rejects in older
+# versions of torch.
 @torch.library.custom_op("stm::gather_rows", mutates_args=())
 def _gather_rows(part: Tensor) -> Tensor:
     parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(count_processes())]
@@ -35,7 +35,7 @@ def _gather_rows(part: Tensor) -> Tensor:
 
 @torch.library.custom_op("stm::add_rows", mutates_args=())
 def _add_rows(whole: Tensor) -> Tensor:
-    # The sum of all, of which a process takes its part: gloo has no reduce-scatter in all versions.
+    # All-reduce, then take this process's rows: not every version of gloo has reduce-scatter.
     total = whole.clone(memory_format=torch.contiguous_format)
     torch.distributed.all_reduce(total)
     rows = total.shape[0] // count_processes()
@@ -61,9 +61,9 @@ _gather_rows.register_autograd(_differentiate)
 
 
 def gather(part: Tensor) -> Tensor:
-    """The rows of all processes, by rank: [n, ...] -> [processes x n, ...]; `part` itself where there is one.
+    """Gather the rows of all processes in rank order: [n, ...] -> [processes x n, ...]; `part` itself for one process.
 
-    All processes must call it together, with the same number of rows.
+    All processes must call it at the same point, with the same number of rows.
     """
     if count_processes() == 1:
         return part

@@ -1,6 +1,6 @@
-"""One process or several: what the loop needs to know of the others.
+"""The processes of a run, and the collective operations that the training loop needs.
 
-Several processes are started by torchrun, on one node or on several, which says rank and number in the environment.
+Torchrun starts the processes, on one node or several, and sets rank and world size in their environment.
 """
 
 import inspect
@@ -15,8 +15,8 @@ import torch.distributed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-# The name of DDP's argument for sending buffers in each forward pass: the second is the older one,
-# and newer versions of torch warn of it.
+# DDP's argument for broadcasting buffers in each forward pass: the second name is the older one, about which newer versions
+# of torch warn.
 _BUFFERS_EACH_PASS = next(
     name
     for name in ("forward_sync_buffers", "broadcast_buffers")
@@ -26,7 +26,7 @@ _BUFFERS_EACH_PASS = next(
 
 @dataclass(frozen=True)
 class Process:
-    """This process among those of the run."""
+    """One process of a run: its rank, the number of processes and its device."""
 
     rank: int
     count: int
@@ -34,23 +34,25 @@ class Process:
 
     @property
     def first(self) -> bool:
-        """The one that writes."""
+        """Whether this is the process that writes files and logs."""
         return self.rank == 0
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with its gradients averaged over the processes; itself when there is one."""
+        """Wrap the module so that gradients are averaged over the processes; return it unchanged if there is only one."""
         if self.count == 1:
             return module
         devices = [self.device.index] if self.device.type == "cuda" else None
-        # Buffers are position tables, which never change, and running statistics, which GlobalBatchNorm makes the
-        # same on all processes: sending them in each pass would be for nothing.
-        more: dict[str, Any] = {_BUFFERS_EACH_PASS: False}
-        # A step of images leaves out what compares frames.
-        more["find_unused_parameters"] = bool(getattr(module, "takes_turns", False))
-        return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True, **more)
+        options: dict[str, Any] = {
+            # Buffers are position tables, which never change, and running statistics, which GlobalBatchNorm keeps equal on
+            # all processes: there is nothing to broadcast.
+            _BUFFERS_EACH_PASS: False,
+            # A step on images does not use the parameters that compare frames.
+            "find_unused_parameters": bool(getattr(module, "takes_turns", False)),
+        }
+        return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True, **options)
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """The mean over the processes."""
+        """Return the elementwise mean over the processes; the same shape everywhere."""
         if self.count == 1:
             return values
         total = values.clone()
@@ -58,15 +60,15 @@ class Process:
         return total / self.count
 
     def any(self, flag: bool) -> bool:
-        """Whether one process at least says yes; all must ask at the same step."""
+        """Whether the flag is true on at least one process; all processes must call it at the same step."""
         if self.count == 1:
             return flag
-        answer = torch.tensor(float(flag), device=self.device)
-        torch.distributed.all_reduce(answer, op=torch.distributed.ReduceOp.MAX)
-        return bool(answer.item())
+        maximum = torch.tensor(float(flag), device=self.device)
+        torch.distributed.all_reduce(maximum, op=torch.distributed.ReduceOp.MAX)
+        return bool(maximum.item())
 
     def gather(self, row: torch.Tensor) -> list[torch.Tensor]:
-        """The rows of all processes, by rank, on the CPU; the same shape and dtype everywhere."""
+        """Return the rows of all processes in rank order, on the CPU; shape and dtype must be equal everywhere."""
         if self.count == 1:
             return [row.cpu()]
         rows = [torch.empty_like(row, device=self.device) for _ in range(self.count)]
@@ -74,32 +76,31 @@ class Process:
         return [r.cpu() for r in rows]
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Block until all processes have called it."""
         if self.count > 1:
             torch.distributed.barrier()
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The device of that name; without a name CUDA if there is any, else the CPU. `cuda` is this process's
-    own.
-    """
+    """Return the named device; by default CUDA if available, else the CPU. `cuda` means this process's own GPU."""
     kind = name or ("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device(kind)
 
 
 @contextmanager
 def join_processes(expected: int, device: str | None = None) -> Iterator[Process]:
-    """Joins the processes that torchrun started.
+    """Join the process group of the processes that torchrun started; leave it at the end of the block.
 
     Raises:
-        ValueError: they are not as many as the run says.
+        ValueError: torchrun started a different number of processes than `expected`.
     """
-    count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
     if count != expected:
         raise ValueError(
-            f"the run says {expected} processes (processes x nodes), but {count} were started. `stm pretrain` and the "
-            "workflow start as many as it says; by hand it is `torchrun --standalone --nproc-per-node "
-            f"{expected}` of a program that calls stm.training.pretrain"
+            f"the run is configured for {expected} processes (processes x nodes), but {count} were started. `stm pretrain` "
+            "and the workflow start the right number; by hand, use `torchrun --standalone --nproc-per-node "
+            f"{expected}` with a program that calls stm.training.pretrain"
         )
     chosen = choose_device(device)
     if chosen.type == "cuda":
