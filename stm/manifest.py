@@ -1,4 +1,4 @@
-"""The table of clips: what is in a dataset, what was refused and why, and how clips are dealt to shards."""
+"""The manifest: the clips of a dataset, the rejected ones with reasons, and the assignment of clips to shards."""
 
 import hashlib
 import re
@@ -14,11 +14,11 @@ from stm.storage.tables import DamagedError, read_table, write_table
 
 
 class Question(NamedTuple):
-    """Something asked about a clip."""
+    """A question about a clip, with its answer."""
 
-    question: str  # empty where only the choices are asked about
-    answer: str  # with choices: one of them
-    choices: tuple[str, ...] = ()  # what a multiple choice offers; none: the answer is open
+    question: str  # empty if there are only choices
+    answer: str  # one of the choices, if there are any
+    choices: tuple[str, ...] = ()  # options of a multiple-choice question; none: open-ended
 
 
 QUESTIONS = pa.list_(
@@ -27,7 +27,7 @@ QUESTIONS = pa.list_(
 
 
 def read_questions(values: Iterable[Mapping[str, Any]] | None) -> tuple[Question, ...]:
-    """A value of a column of the type QUESTIONS; `choices` came later and may be missing."""
+    """Parse a value of a QUESTIONS column; older tables do not have `choices`."""
     return tuple(Question(v["question"], v["answer"], tuple(v.get("choices") or ())) for v in values or ())
 
 
@@ -46,8 +46,8 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("width", pa.int32()),  # pixels, as shown (rotation applied)
         pa.field("height", pa.int32()),
         pa.field("codec", pa.string()),
-        pa.field("frames", pa.int64()),  # the container's word, an estimate; null when it says none
-        pa.field("duration", pa.float64()),  # seconds, likewise
+        pa.field("frames", pa.int64()),  # as reported by the container: an estimate; null if it reports none
+        pa.field("duration", pa.float64()),  # seconds, as reported by the container
         pa.field("bytes", pa.int64()),
         pa.field("sha256", pa.string()),  # of the file
     ]
@@ -60,18 +60,20 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field("path", pa.string()),
         pa.field("status", pa.string(), nullable=False),
         pa.field("policy", pa.string(), nullable=False),
-        pa.field("detail", pa.string()),  # what was wrong, for people
+        pa.field("detail", pa.string()),  # human-readable reason
     ]
 )
 
+# Keys and shards become file names, so their characters are restricted.
 _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}-\d{5,}")
 
 
 def make_key(video_id: str) -> str:
-    """The name of a clip in tars and tables: plain characters, no dot (WebDataset splits names at the first), at most 64.
+    """Return the name of a clip in tars and tables: at most 64 letters, digits, `_` and `-`.
 
-    Ids that are plain already are their own key; others are slugged and carry a hash, so that keys stay unique.
+    It has no dot, because WebDataset splits member names at the first one. Ids that already fit are their own key; others
+    become a slug with a hash, so that keys stay unique.
     """
     if _PLAIN.fullmatch(video_id):
         return video_id
@@ -80,10 +82,10 @@ def make_key(video_id: str) -> str:
 
 
 def assign_shard(video_id: str, shards: int) -> int:
-    """The shard, from 0 to `shards` - 1, of a clip: linear hashing of its id.
+    """Return the shard of a clip, from 0 to `shards` - 1, by linear hashing of its id.
 
-    Depends on nothing but the id and the number of shards, and when the number grows by one, clips of a single shard
-    move. So adding a video changes one shard, or, at a boundary, two: finished work on all others stays valid.
+    The shard depends only on the id and the number of shards, and when that number grows by one, only clips of a single
+    shard move. Adding a video therefore changes one shard, or two at a boundary; finished work on all others stays valid.
     """
     value = int.from_bytes(hashlib.sha256(video_id.encode()).digest()[:8], "big")
     level = 1 << (shards.bit_length() - 1)
@@ -92,38 +94,37 @@ def assign_shard(video_id: str, shards: int) -> int:
 
 
 def name_shard(split: str, index: int) -> str:
+    """Return a shard's name: `train`, 12 -> `train-00012`."""
     return f"{split}-{index:05d}"
 
 
 def split_of(shard: str) -> str:
-    """`train-00012` -> `train`."""
+    """Return the split in a shard's name: `train-00012` -> `train`."""
     return shard.rpartition("-")[0]
 
 
 def write_slices(manifest: Path, folder: Path, index: Path, shard_size: int) -> list[str]:
-    """Deals the clips of a manifest to shards: `folder/{shard}.parquet`, sorted by key, and an index of them all.
+    """Split a manifest into one slice per shard, `folder/{shard}.parquet`, and write an index of all shards.
 
-    A slice whose content stays the same is not written again, so that nothing downstream of it is rerun; slices that
-    no longer exist are removed. Returns the shards' names, sorted.
+    Rows are sorted by key. A slice whose content is unchanged is not rewritten, so that nothing downstream of it reruns;
+    slices of shards that no longer exist are removed. Returns the sorted names of the shards.
 
     Raises:
-        DamagedError: the manifest is torn, changed, or has a clip twice; nothing is written then.
+        DamagedError: the manifest is damaged or contains a clip twice; nothing is written then.
     """
     table = read_table(manifest, schema=MANIFEST_SCHEMA)
-    dealt: dict[str, list[int]] = {}
+    rows_by_shard: dict[str, list[int]] = {}
     splits = table.column("split").to_pylist()
     check_keys(manifest, table.column("key").to_pylist())
     _check_splits(manifest, splits)
     totals = {split: splits.count(split) for split in set(splits)}
     for row, (video_id, split) in enumerate(zip(table.column("video_id").to_pylist(), splits, strict=True)):
-        shards = -(-totals[split] // shard_size)
-        dealt.setdefault(name_shard(split, assign_shard(video_id, shards)), []).append(row)
+        shards = -(-totals[split] // shard_size)  # rounded up
+        rows_by_shard.setdefault(name_shard(split, assign_shard(video_id, shards)), []).append(row)
     folder.mkdir(parents=True, exist_ok=True)
     entries = {}
-    for shard, rows in sorted(dealt.items()):
-        part = table.take(rows).sort_by("key")
-        sink = folder / f"{shard}.parquet"
-        _write_if_changed(sink, part)
+    for shard, rows in sorted(rows_by_shard.items()):
+        _write_if_changed(folder / f"{shard}.parquet", table.take(rows).sort_by("key"))
         entries[shard] = {"clips": len(rows), "split": split_of(shard)}
     for stale in folder.glob("*.parquet"):
         if stale.stem not in entries:
@@ -133,6 +134,7 @@ def write_slices(manifest: Path, folder: Path, index: Path, shard_size: int) -> 
 
 
 def _write_if_changed(path: Path, table: pa.Table) -> None:
+    # Compared as bytes: an unchanged file must also keep its modification time, which Snakemake looks at.
     temporary = path.with_name(f".{path.name}.new")
     write_table(temporary, table, {"stage": "split"})
     data = temporary.read_bytes()
@@ -142,28 +144,28 @@ def _write_if_changed(path: Path, table: pa.Table) -> None:
 
 
 def read_shards(index: Path) -> list[str]:
-    """The shards' names from the index that `write_slices` wrote.
+    """Read the sorted names of the shards from the index that `write_slices` wrote.
 
     Raises:
-        DamagedError: it is torn, or names what no shard is called.
+        DamagedError: the index is damaged or contains an invalid shard name.
     """
     try:
         shards = list(read_json(index)["shards"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedError(
-            f"{index}: is no list of shards ({type(error).__name__}: {error}); run `split` again"
+            f"{index}: is not a list of shards ({type(error).__name__}: {error}); run `split` again"
         ) from error
-    odd = [shard for shard in shards if not (isinstance(shard, str) and _SHARD.fullmatch(shard))]
-    if odd:
-        raise DamagedError(f"{index}: {odd[0]!r} is no shard's name; remove the file and run `split` again")
+    invalid = [shard for shard in shards if not (isinstance(shard, str) and _SHARD.fullmatch(shard))]
+    if invalid:
+        raise DamagedError(f"{index}: {invalid[0]!r} is not a valid shard name; remove the file and run `split` again")
     return sorted(shards)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """A slice or manifest as a list of rows.
+    """Read a slice or a manifest as a list of rows.
 
     Raises:
-        DamagedError: it is torn or changed, or has a clip twice.
+        DamagedError: the file is damaged or contains a clip twice.
     """
     rows: list[dict[str, Any]] = read_table(path, schema=MANIFEST_SCHEMA).to_pylist()
     check_keys(path, [row["key"] for row in rows])
@@ -171,7 +173,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def check_keys(path: Path, keys: Sequence[str]) -> None:
-    """Refuses keys that occur twice, or that `make_key` would not make: they become names of files.
+    """Refuse duplicate keys and keys that `make_key` cannot return, because keys become file names.
 
     Raises:
         DamagedError: with the file and the first such row.
@@ -179,36 +181,39 @@ def check_keys(path: Path, keys: Sequence[str]) -> None:
     seen: set[str] = set()
     for row, key in enumerate(keys):
         if not _PLAIN.fullmatch(key) or key in seen:
-            what = "occurs twice" if key in seen else "is no clip's key"
-            raise DamagedError(f"{path}: row {row}: {key!r:.100} {what}; remove the file and run again")
+            problem = "occurs twice" if key in seen else "is not a valid clip key"
+            raise DamagedError(f"{path}: row {row}: {key!r:.100} {problem}; remove the file and run again")
         seen.add(key)
 
 
 def _check_splits(path: Path, splits: Sequence[str]) -> None:
-    """Splits become names of files, too."""
+    """Refuse invalid names of splits, because they become file names, too."""
     for row, split in enumerate(splits):
         if not _SHARD.fullmatch(name_shard(split, 0)):
-            raise DamagedError(f"{path}: row {row}: {split!r:.100} is no split's name; remove the file and run again")
+            raise DamagedError(
+                f"{path}: row {row}: {split!r:.100} is not a valid split name; remove the file and run again"
+            )
 
 
 def read_status(path: Path, row: Mapping[str, Any]) -> Status:
-    """The status in a row of a stage's table.
+    """Return the status in a row of a stage's table.
 
     Raises:
-        DamagedError: there is no such status.
+        DamagedError: the status is unknown.
     """
     try:
         return Status(row["status"])
     except ValueError:
         raise DamagedError(
-            f"{path}: clip {row['video_id']!r:.100} has the status {row['status']!r:.100}, which is none; remove the file "
-            "and run again"
+            f"{path}: clip {row['video_id']!r:.100} has the unknown status {row['status']!r:.100}; remove the file and "
+            "run again"
         ) from None
 
 
 def quarantine_row(
     stage: str, row: Mapping[str, Any], status: Status, policy: Policy, detail: str
 ) -> dict[str, str | None]:
+    """Return a row of QUARANTINE_SCHEMA; `row` may be an annotation without an id."""
     return {
         "stage": stage,
         "video_id": str(row.get("video_id") or row.get("path") or "?"),
@@ -220,23 +225,25 @@ def quarantine_row(
 
 
 class TooManyFailures(RuntimeError):
-    """More clips of a shard were dropped than the config allows, or one whose status has the policy `fail`."""
+    """A shard has more dropped clips than the config allows, or a clip whose status has the policy `fail`."""
 
 
 def check_failures(stage: str, outcomes: Iterable[tuple[str, Status, Policy, str]], max_failure_rate: float) -> None:
-    """Stops a stage whose shard went wrong as a whole.
+    """Stop a stage if too many clips of a shard failed.
 
     Args:
         outcomes: (video id, status, policy, detail) of every clip of the shard.
+        max_failure_rate: the largest accepted share of dropped clips.
 
     Raises:
-        TooManyFailures: with counts per status and the first clips.
+        TooManyFailures: with the number of clips and the first ten.
     """
     rows = list(outcomes)
-    fatal = [r for r in rows if r[2] == "fail" and r[1] != Status.OK]
-    dropped = [r for r in rows if r[2] == "drop"]
+    fatal = [row for row in rows if row[2] == "fail" and row[1] != Status.OK]
+    dropped = [row for row in rows if row[2] == "drop"]
     if fatal:
         _raise(stage, "has clips whose policy is `fail`", fatal)
+    # In a small shard a few bad clips are a large share without meaning that the stage is broken.
     if len(rows) >= 8 and len(dropped) > max_failure_rate * len(rows):
         _raise(
             stage,
@@ -245,6 +252,6 @@ def check_failures(stage: str, outcomes: Iterable[tuple[str, Status, Policy, str
         )
 
 
-def _raise(stage: str, what: str, rows: list[tuple[str, Status, Policy, str]]) -> None:
+def _raise(stage: str, problem: str, rows: list[tuple[str, Status, Policy, str]]) -> None:
     first = "\n".join(f"  {video_id}: {status}: {detail}" for video_id, status, _, detail in rows[:10])
-    raise TooManyFailures(f"{stage} {what}; the first:\n{first}")
+    raise TooManyFailures(f"{stage} {problem}; the first:\n{first}")

@@ -220,7 +220,7 @@ def test_hostile_keys_never_become_names(tmp_path: Path, key: str) -> None:
         table = read_table(path)
         rows = [row | {"key": key} for row in table.to_pylist()]
         write_table(path, pa.Table.from_pylist(rows, schema or table.schema), {})
-    with pytest.raises(ValueError, match="is no clip's key"):
+    with pytest.raises(ValueError, match="is not a valid clip key"):
         run(made, Pack(captions=None, motion=False))
     assert not list(tmp_path.glob("*packed*"))
 
