@@ -1,7 +1,7 @@
-"""What a run may say: every key of `config/*.yaml`, with its type, unit, bounds and default.
+"""The config: every key of `config/*.yaml`, with its type, unit, bounds and default.
 
-The JSON schema that the workflow validates against (`config/schema.json`) is generated from these classes by
-`stm schema`. A key that is not here is an error, never ignored.
+`stm schema` generates `config/schema.json`, the JSON schema that the workflow validates against, from these classes. An
+unknown key is an error and never ignored.
 """
 
 from pathlib import Path
@@ -51,7 +51,7 @@ from stm.config.language_tasks import (
     QuestionAnswering,
     VideoTextRetrieval,
 )
-from stm.config.showing import FigureSpec, Prices, Report, TableColumn, TableRow, TableSpec
+from stm.config.report import FigureSpec, Prices, Report, TableColumn, TableRow, TableSpec
 from stm.config.stages import (
     Blip2Captions,
     CaptionSource,
@@ -164,7 +164,11 @@ __all__ = [
 
 
 def parse_config(values: Any, origin: str = "config") -> Config:
-    """Checks a mapping (a parsed YAML file, over the files that it extends) and returns the config.
+    """Validate a mapping and return the config.
+
+    Args:
+        values: a parsed YAML file, already merged over the files that it extends.
+        origin: where the values come from, for error messages.
 
     Raises:
         ConfigError: one line per mistake, with the key, the value and what is allowed.
@@ -180,14 +184,14 @@ def parse_config(values: Any, origin: str = "config") -> Config:
 
 
 def load_config(path: str | Path) -> Config:
-    """Reads a YAML config, with the files that it extends.
+    """Read a YAML config and the files that it extends.
 
     Raises:
-        ConfigError: a file is missing or not YAML, or the whole is not a valid config.
+        ConfigError: a file is missing or not YAML, or the result is not a valid config.
     """
     return parse_config(read_values(path), str(path))
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema (draft 2020-12) of a config."""
+    """Return the JSON schema (draft 2020-12) of a config."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}

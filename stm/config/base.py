@@ -1,4 +1,4 @@
-"""What all sections of a config are made of."""
+"""Base class and shared types of all config sections."""
 
 from typing import Annotated, Any, ClassVar
 
@@ -6,35 +6,35 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 class ConfigError(ValueError):
-    """A config that cannot be used; the message has one line per mistake: key, value, what is allowed."""
+    """An invalid config; the message has one line per mistake: key, value, what is allowed."""
 
 
 def field(default: Any, doc: str, unit: str | None = None, **bounds: Any) -> Any:
-    """A field with its meaning and unit; both go into the JSON schema and into error messages."""
+    """Declare a field with its meaning and unit, which appear in the JSON schema and in error messages."""
     return Field(default, description=doc, json_schema_extra={"unit": unit} if unit else None, **bounds)
 
 
 class Section(BaseModel):
-    """Base of all sections: immutable, and strict about keys and types."""
+    """Base class of all sections: immutable; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True)
-    # Keys that change how fast or how safely a stage runs, but no byte of its output.
+    # Keys that affect speed or robustness of a stage, but not the bytes of its output. Changing them must not rerun it.
     cache_neutral: ClassVar[frozenset[str]] = frozenset()
 
     def fingerprint(self) -> dict[str, Any]:
-        """The values that results depend on, as plain JSON types: all keys but the cache-neutral ones."""
+        """Return the values that results depend on, as plain JSON types: all keys except the cache-neutral ones."""
         return self.model_dump(mode="json", exclude=set(self.cache_neutral))
 
 
 def check_templates(templates: tuple[str, ...]) -> tuple[str, ...]:
-    """Sentences with one place for a label each.
+    """Return the templates if each has exactly one `{}` for the label.
 
     Raises:
-        ValueError: one has none, or several.
+        ValueError: a template has none or several.
     """
-    bad = [template for template in templates if template.count("{}") != 1]
-    if bad:
-        raise ValueError(f"each template needs exactly one {{}} for the label; wrong: {bad}")
+    invalid = [template for template in templates if template.count("{}") != 1]
+    if invalid:
+        raise ValueError(f"each template needs exactly one {{}} for the label; invalid: {invalid}")
     return templates
 
 

@@ -1,13 +1,13 @@
-"""Mistakes in a config, told to people: the key, the value, what is allowed."""
+"""Human-readable messages for mistakes in a config: the key, the value, what is allowed."""
 
 from difflib import get_close_matches
 from typing import Any
 
 
 def explain_problem(problem: Any, schema: dict[str, Any]) -> str:
-    """One line for one of pydantic's errors (`ValidationError.errors()`), with the help of the config's JSON schema."""
+    """Return one line for an entry of pydantic's `ValidationError.errors()`, using the config's JSON schema."""
     location = tuple(problem["loc"])
-    # A section's name in it is the tag of a union, and no key of the config.
+    # A section's name in the location is the tag of a union rather than a key of the config.
     key = ".".join(str(part) for part in location if part not in schema.get("$defs", {})) or "the whole config"
     if problem["type"] == "extra_forbidden":
         keys, _ = _allowed(location[:-1], schema)
@@ -18,31 +18,32 @@ def explain_problem(problem: Any, schema: dict[str, Any]) -> str:
         return f"{key}: this key is required"
     _, unit = _allowed(location, schema)
     value = problem["input"]
-    shown = f" = {value!r}" if not isinstance(value, dict) else ""
+    shown = "" if isinstance(value, dict) else f" = {value!r}"  # a whole section would bury the message
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return f"{key}{shown}: {message}" + (f" (unit: {unit})" if unit else "")
 
 
 def _allowed(location: tuple[Any, ...], schema: dict[str, Any]) -> tuple[list[str], str | None]:
-    """The keys allowed at a place of the config, and the unit of the value there, looked up in the JSON schema."""
+    """Return the keys allowed at a location of the config and the unit of its value, from the JSON schema."""
     node: dict[str, Any] = schema
     for part in location:
         node = _resolve(node, schema)
         if "oneOf" in node and part in node.get("discriminator", {}).get("mapping", {}):
             node = {"$ref": node["discriminator"]["mapping"][part]}
-        elif reference := [o for o in node.get("oneOf", []) if o.get("$ref", "").endswith(f"/{part}")]:
-            node = reference[0]
+        elif references := [o for o in node.get("oneOf", []) if o.get("$ref", "").endswith(f"/{part}")]:
+            node = references[0]
         elif part in node.get("properties", {}):
             node = node["properties"][part]
         elif isinstance(node.get("additionalProperties"), dict):
             node = node["additionalProperties"]
-        elif node.get("patternProperties"):  # mappings from names: the keys have a pattern
+        elif node.get("patternProperties"):  # a mapping whose keys are names: any key leads to the same schema
             node = next(iter(node["patternProperties"].values()))
     resolved = _resolve(node, schema)
     return sorted(resolved.get("properties", {})), node.get("unit")
 
 
 def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """Follow references, and the only option of a nullable value."""
     while "$ref" in node:
         node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
     options = [o for o in node.get("anyOf", []) if o.get("type") != "null"]

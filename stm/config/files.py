@@ -1,8 +1,8 @@
-"""Config files: read, and put over what they extend.
+"""Config files: reading them and merging them over the files and entries that they extend.
 
-`extends` at the top of a file names files whose values it starts from, merged as Snakemake merges `--configfile a b`.
-`extends` in a run, an evaluation, a table or a figure names another one of its kind, in which it changes some keys, as
-`use rule b from a with` does in a Snakefile. A name that begins with a dot is there to be extended and nothing else.
+`extends` at the top of a file lists the files that it builds on, merged as Snakemake merges `--configfile a b`. `extends`
+in a run, an evaluation, a table or a figure names another entry of the same kind and overrides some of its keys, like
+`use rule b from a with` in a Snakefile. An entry whose name begins with a dot is a template: it can only be extended.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,24 +14,24 @@ import yaml
 from stm.config.base import ConfigError
 from stm.config.study import merge
 
-_KINDS = ("pretrain", "evaluate", "tables", "figures")  # whose entries may extend each other
-_MOST_VALUES = 100_000
+_KINDS = ("pretrain", "evaluate", "tables", "figures")  # entries of these can extend each other
+_MAX_VALUES = 100_000  # far more than any real config has
 
 
 def read_values(path: str | Path) -> dict[str, Any]:
-    """The mapping of a YAML file over the files that it extends, unchecked. Their paths are relative to the file.
+    """Read a YAML file, merged over the files that it extends, without validation. Their paths are relative to it.
 
     Raises:
-        ConfigError: a file is missing, no YAML, no mapping, far too large for a config, or extends itself.
+        ConfigError: a file is missing, not YAML, not a mapping, far too large for a config, or extends itself.
     """
     return _read(Path(path), ())
 
 
 def read_files(paths: Iterable[str | Path]) -> dict[str, Any]:
-    """The values of several files, each with what it extends, later ones over earlier ones.
+    """Read several files, each merged over the files that it extends; later files override earlier ones.
 
     Raises:
-        ConfigError: as `read_values`.
+        ConfigError: see `read_values`.
     """
     values: dict[str, Any] = {}
     for path in paths:
@@ -42,39 +42,42 @@ def read_files(paths: Iterable[str | Path]) -> dict[str, Any]:
 def resolve_config(
     config: Mapping[str, Any], files: Iterable[str | Path], overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Snakemake's `config` with everything that it extends filled in.
+    """Resolve `extends` in Snakemake's `config`.
 
     Args:
-        config: the merged files with the overrides, as Snakemake makes it, which does not know `extends`.
-        files: the config files, in their order.
+        config: the files merged with the overrides by Snakemake, which does not know `extends`.
+        files: the config files, in order.
         overrides: the values of `--config`.
 
     Raises:
-        ConfigError: a file or an entry extends what is not there, or itself.
+        ConfigError: a file or an entry extends one that does not exist, or itself.
     """
     if "extends" in config:
+        # Snakemake keeps only the last file's `extends`, so the files are read and merged again.
         config = merge(read_files(files), overrides)
     return inherit(config)
 
 
 def inherit(values: Any) -> Any:
-    """The values with each entry that `extends` another one filled in from it, and without names that begin with a dot.
+    """Merge each entry over the one that it `extends`, and drop the templates, whose names begin with a dot.
 
     Raises:
-        ConfigError: an entry extends one that is not there, or itself.
+        ConfigError: an entry extends one that does not exist, or itself.
     """
     if not isinstance(values, Mapping):
-        return values  # refused where the config is checked
-    filled = dict(values)
+        return values  # validation reports it
+    resolved = dict(values)
     for kind in _KINDS:
         entries = values.get(kind)
         if isinstance(entries, Mapping):
-            filled[kind] = {name: _fill(kind, name, entries, ()) for name in entries if not str(name).startswith(".")}
-    return filled
+            resolved[kind] = {
+                name: _resolve_entry(kind, name, entries, ()) for name in entries if not str(name).startswith(".")
+            }
+    return resolved
 
 
-def _fill(kind: str, name: Any, entries: Mapping[str, Any], extending: tuple[Any, ...]) -> Any:
-    """An entry over the one that it extends; `extending`: the entries that led here."""
+def _resolve_entry(kind: str, name: Any, entries: Mapping[str, Any], extending: tuple[Any, ...]) -> Any:
+    """Return an entry merged over the one that it extends; `extending` is the chain of entries that led here."""
     entry = entries[name]
     if not isinstance(entry, Mapping) or "extends" not in entry:
         return entry
@@ -85,14 +88,14 @@ def _fill(kind: str, name: Any, entries: Mapping[str, Any], extending: tuple[Any
     if base in (*extending, name):
         raise ConfigError(f"{where} = {base!r}: {kind}.{base} extends {name} in turn")
     own = {key: value for key, value in entry.items() if key != "extends"}
-    whole = _fill(kind, base, entries, (*extending, name))
+    whole = _resolve_entry(kind, base, entries, (*extending, name))
     if not isinstance(whole, Mapping):
         raise ConfigError(f"{where} = {base!r}: {kind}.{base} is not a mapping")
     return merge(whole, own)
 
 
 def _read(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
-    """A file over the files that it extends; `extending`: the files that led here."""
+    """Read a file, merged over the files that it extends; `extending` is the chain of files that led here."""
     own = _parse(path)
     names = own.pop("extends", [])
     names = [names] if isinstance(names, str) else names
@@ -104,7 +107,9 @@ def _read(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
         if base.resolve() in (path.resolve(), *(above.resolve() for above in extending)):
             raise ConfigError(f"{path}: extends {name}, which extends it in turn")
         if not base.is_file():
-            raise ConfigError(f"{path}: extends {name}, but there is no file {base}; paths are relative to the file")
+            raise ConfigError(
+                f"{path}: extends {name}, but there is no file {base}; paths are relative to the extending file"
+            )
         values = merge(values, _read(base, (*extending, path)))
     return merge(values, own)
 
@@ -117,20 +122,21 @@ def _parse(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or an impossible date
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     except RecursionError:
-        raise ConfigError(f"{path}: not valid YAML: nested far too deeply") from None
+        raise ConfigError(f"{path}: not valid YAML: nested too deeply") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must be a mapping of keys to values")
     if _is_huge(values):
-        raise ConfigError(f"{path}: has more than {_MOST_VALUES} values, counting what its aliases (`*name`) repeat")
+        raise ConfigError(f"{path}: has more than {_MAX_VALUES} values, counting values repeated by aliases (`*name`)")
     return values
 
 
 def _is_huge(values: Any) -> bool:
-    """Whether there are too many values: with aliases of aliases a short file can fill the memory."""
-    waiting, count = [values], 0
-    while waiting and count <= _MOST_VALUES:
-        value = waiting.pop()
+    """Whether there are too many values, counted with a limit because aliases can multiply them without end."""
+    stack = [values]
+    count = 0
+    while stack and count <= _MAX_VALUES:
+        value = stack.pop()
         count += 1
         if isinstance(value, dict | list):
-            waiting += value.values() if isinstance(value, dict) else value
-    return count > _MOST_VALUES
+            stack += value.values() if isinstance(value, dict) else value
+    return count > _MAX_VALUES

@@ -1,11 +1,11 @@
-"""Where masking strategies are defined and which guides they need, read from source files without running them.
+"""Finding masking strategies and the guides that they need, by parsing source files without running them.
 
-The config is checked when a workflow starts, where importing torch would cost seconds; a misspelt strategy must be noticed
-there, not after a day of preprocessing. A strategy is one of
+The config is checked when a workflow starts, where importing torch would take seconds; a misspelt strategy must be reported
+there and not after a day of preprocessing. A strategy is one of
 
 - `tube`: registered by a file of `stm/masking`,
 - `top_rows`: an entry point of an installed package, in the group `stm.masking`,
-- `masks/top_rows.py:top_rows`: in a file of the user's own; the path is relative to the working directory.
+- `masks/top_rows.py:top_rows`: in a user's own file; the path is relative to the working directory.
 """
 
 import ast
@@ -20,37 +20,38 @@ from pathlib import Path
 FOLDER = Path(__file__).parents[1] / "masking"
 GROUP = "stm.masking"
 
+# The decorator under the names by which it can be imported; aliases would need the file to be run.
 _REGISTER = ("register", "masking.register", "stm.masking.register")
 
 
 class StrategyError(ValueError):
-    """A masking strategy cannot be found or imported; the message says where and what to do."""
+    """A masking strategy that cannot be found or imported; the message says where and what to do."""
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """A strategy as its source file declares it."""
+    """A strategy as declared in its source file."""
 
     name: str
     needs: tuple[str, ...]  # guides besides the noise
     path: Path  # the source file
-    module: str | None  # what to import; None: a user's file, which is loaded by its path
+    module: str | None  # module to import; None: a user's own file, which is loaded by path
 
 
 def find_strategy(strategy: str) -> Declaration:
-    """The declaration of a strategy, by its name or by `path/to/file.py:name`.
+    """Return the declaration of a strategy, given its name or `path/to/file.py:name`.
 
-    Only the files that can define it matter: a broken one does not hide the others.
+    A broken file does not affect strategies in other files.
 
     Raises:
-        StrategyError: it does not exist, its file cannot be read, or its name is taken twice; the message says what to do.
+        StrategyError: it does not exist, its file cannot be read, or its name is not unique; the message says what to do.
     """
     path, separator, name = strategy.rpartition(":")
     if separator:
         return _declared_in(Path(path), name, None)
     if strategy.endswith(".py"):
         raise StrategyError(
-            f"names a file, but not which strategy of it; write {strategy}:NAME, as in its @register(NAME)"
+            f"names a file, but no strategy in it; write {strategy}:NAME, with the name from its @register(NAME)"
         )
     found = [_declared_in(path, name, _module_of(path)) for path in package_files() if name in _names_in(path)]
     found += [_entry_declaration(point) for point in _entry_points() if point.name == name]
@@ -63,18 +64,18 @@ def find_strategy(strategy: str) -> Declaration:
 
 
 def strategy_names() -> list[str]:
-    """The names of all strategies of the package and of installed packages, sorted; nothing is imported."""
+    """Return the sorted names of all strategies of stm and of installed packages, without importing them."""
     names = {name for path in package_files() for name in _names_in(path)}
     return sorted(names | {point.name for point in _entry_points()})
 
 
 def user_file(strategy: str) -> str | None:
-    """The user's own file that a strategy is in; None for a strategy with a plain name."""
+    """Return the user's own file that defines a strategy; None for a strategy without a path."""
     return strategy.rpartition(":")[0] or None
 
 
 def package_files() -> list[Path]:
-    """The source files of `stm/masking`."""
+    """Return the source files of `stm/masking`, sorted."""
     return sorted(FOLDER.glob("*.py"))
 
 
@@ -83,7 +84,7 @@ def _module_of(path: Path) -> str:
 
 
 def _names_in(path: Path) -> tuple[str, ...]:
-    """What a file of the package registers; nothing where it cannot be read (see `_unreadable`)."""
+    """Return the strategies that a file of the package registers; none if it cannot be read (see `_unreadable`)."""
     try:
         return tuple(_read(path))
     except StrategyError:
@@ -91,21 +92,21 @@ def _names_in(path: Path) -> tuple[str, ...]:
 
 
 def _unreadable() -> str:
-    """A sentence about the files of the package that cannot be read: the missing strategy may be in one of them."""
-    faults = []
+    """Return a note on unreadable files of the package: a missing strategy may be defined in one of them."""
+    problems = []
     for path in package_files():
         try:
             _read(path)
         except StrategyError as error:
-            faults.append(str(error))
-    return "".join(f". Not searched: {fault}" for fault in faults)
+            problems.append(str(error))
+    return "".join(f". Not searched: {problem}" for problem in problems)
 
 
 def _declared_in(path: Path, name: str, module: str | None) -> Declaration:
     declared = _read(path) if module else _read_registrations(path)
     if name not in declared:
-        there = f"it registers: {', '.join(declared)}" if declared else "it registers none"
-        raise StrategyError(f"{path} registers no masking strategy {name!r} (`@register({name!r})`); {there}")
+        known = f"it registers: {', '.join(declared)}" if declared else "it registers none"
+        raise StrategyError(f"{path} registers no masking strategy {name!r} (`@register({name!r})`); {known}")
     return Declaration(name, declared[name], path, module)
 
 
@@ -119,25 +120,26 @@ def _entry_declaration(point: EntryPoint) -> Declaration:
     path = _locate(point.module)
     if path is None:
         raise StrategyError(
-            f"the masking strategy {point.name!r} is an entry point of {package}, whose module {point.module} is not there; "
-            "install the package again"
+            f"the masking strategy {point.name!r} is an entry point of {package}, whose module {point.module} does not exist; "
+            "reinstall the package"
         )
     return _declared_in(path, point.name, point.module)
 
 
 def _locate(module: str) -> Path | None:
-    """The source file of an installed module, found without importing the packages that it is in."""
-    first, *inner = module.split(".")
-    spec, name = find_spec(first), first
-    for part in inner:
+    """Return the source file of an installed module without importing its parent packages."""
+    name, *parts = module.split(".")
+    spec = find_spec(name)
+    # `find_spec` of the dotted name would import the parents, and with them possibly torch.
+    for part in parts:
         name = f"{name}.{part}"
-        inside = spec.submodule_search_locations if spec else None
-        spec = PathFinder.find_spec(name, inside) if inside else None
+        locations = spec.submodule_search_locations if spec else None
+        spec = PathFinder.find_spec(name, locations) if locations else None
     return Path(spec.origin) if spec and spec.origin else None
 
 
 def _read_registrations(path: Path) -> dict[str, tuple[str, ...]]:
-    """Name -> guides needed, from the `@register(name, needs=(...))` decorators of a file.
+    """Return the guides needed per strategy, from the `@register(name, needs=(...))` decorators of a file.
 
     Raises:
         StrategyError: the file cannot be read, or a decorator's name or needs are not literals.
@@ -151,16 +153,16 @@ def _read_registrations(path: Path) -> dict[str, tuple[str, ...]]:
     except (SyntaxError, ValueError) as error:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         raise StrategyError(f"{path}{line}: not valid Python ({error.args[0]})") from error
-    found: dict[str, tuple[str, ...]] = {}
+    needs_by_name: dict[str, tuple[str, ...]] = {}
     for call in _registrations(tree):
         name, needs = _arguments(call, path)
-        if name in found:
+        if name in needs_by_name:
             raise StrategyError(f"{path}, line {call.lineno}: two masking strategies are called {name!r}; rename one")
-        found[name] = needs
-    return found
+        needs_by_name[name] = needs
+    return needs_by_name
 
 
-_read = cache(_read_registrations)  # of installed files; a user's own may change while a session lasts
+_read = cache(_read_registrations)  # for installed files only: a user's own file may change during a session
 
 
 def _registrations(tree: ast.Module) -> Iterator[ast.Call]:
@@ -172,15 +174,15 @@ def _registrations(tree: ast.Module) -> Iterator[ast.Call]:
 
 
 def _arguments(call: ast.Call, path: Path) -> tuple[str, tuple[str, ...]]:
-    given = dict(zip(("name", "needs"), call.args, strict=False))
-    given |= {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
+    arguments = dict(zip(("name", "needs"), call.args, strict=False))
+    arguments |= {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
     try:
-        name, needs = (ast.literal_eval(given[key]) if key in given else () for key in ("name", "needs"))
+        name, needs = (ast.literal_eval(arguments[key]) if key in arguments else () for key in ("name", "needs"))
     except ValueError:
         name, needs = None, ()
     if not isinstance(name, str) or isinstance(needs, str) or not all(isinstance(need, str) for need in needs):
         raise StrategyError(
             f"{path}, line {call.lineno}: @register needs a literal name and a literal tuple of guides, as in "
-            "@register('mine', needs=('motion',)): the config is checked without running the file"
+            "@register('mine', needs=('motion',)), because the config is checked without running the file"
         )
     return name, tuple(needs)

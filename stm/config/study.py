@@ -1,4 +1,4 @@
-"""A whole config: one dataset or several, what is pretrained and evaluated on them, and what is shown."""
+"""The whole config: one or more datasets, pretraining runs and evaluations on them, tables and figures."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeGuard, get_args
@@ -10,12 +10,12 @@ from stm.config.data import BadInput, Dataset
 from stm.config.evaluation import MaskQuality
 from stm.config.language import LanguageRun
 from stm.config.language_tasks import EvaluationTask
-from stm.config.showing import FigureSpec, Prices, Report, TableSpec
+from stm.config.report import FigureSpec, Prices, Report, TableSpec
 from stm.config.stages import CaptionSource, Flow, Frames, Motion, Pack, Similarity, Text
 from stm.config.strategies import find_strategy
 from stm.config.training import CaptionChoice, Mask, PretrainRun, Run
 
-# The section of each method, which its own `method` names; errors.py knows the tags by these names.
+# The section of each method, from the values of its `method` key; errors.py recognises union tags by these names.
 _SECTIONS = {
     method: section.__name__
     for section in (PretrainRun, LanguageRun)
@@ -24,7 +24,7 @@ _SECTIONS = {
 
 
 def _kind_of(run: Any) -> str:
-    """The section that a run is; the method `mae` need not be given, and an unknown one is an error of its section."""
+    """Return the section of a run: the method defaults to `mae`, and the section itself rejects an unknown one."""
     method = run.get("method", "mae") if isinstance(run, Mapping) else getattr(run, "method", "mae")
     return _SECTIONS.get(method, "PretrainRun") if isinstance(method, str) else "PretrainRun"
 
@@ -35,10 +35,10 @@ AnyRun = Annotated[
 
 
 class _Stages(Section):
-    """The offline stages of one dataset."""
+    """Settings of the offline stages for one dataset."""
 
-    shard_size: int = field(1000, "clips per shard, on average; a job does one shard", "clips", ge=1, le=100_000)
-    grid: int = field(14, "cells on the short side of the similarity and motion maps", "cells", ge=2, le=64)
+    shard_size: int = field(1000, "clips per shard, on average; a job processes one shard", "clips", ge=1, le=100_000)
+    grid: int = field(14, "cells along the short side of the similarity and motion maps", "cells", ge=2, le=64)
     bad_input: BadInput = BadInput()
     frames: Frames = Frames()
     captions: dict[Name, CaptionSource] = field({}, "caption sources by name")
@@ -50,25 +50,25 @@ class _Stages(Section):
     mask_quality: MaskQuality | None = None
 
     @model_validator(mode="after")
-    def _packs_what_there_is(self) -> "_Stages":
+    def _check_pack(self) -> "_Stages":
         if getattr(self, "datasets", None):
-            return self  # what stands beside them need not be whole; what each dataset makes of it is checked there
+            return self  # shared defaults may be incomplete; each dataset is checked with its own keys merged in
         unknown = [source for source in self.pack.sources if source not in self.captions]
         if unknown:
             known = ", ".join(self.captions) or "none"
             raise ValueError(f"pack.captions names {unknown[0]!r}; captions has: {known}")
         if self.pack.text and not self.pack.sources:
-            raise ValueError("pack.text packs the captions' vectors, but pack.captions names no source")
+            raise ValueError("pack.text packs vectors of captions, but pack.captions names no source")
         return self
 
     @property
     def packed_guides(self) -> set[str]:
-        """What a mask can be guided by, of what the shards hold."""
+        """The mask guides that the shards contain."""
         return {guide for array in self.pack.arrays for guide in array.guides}
 
 
 class Corpus(_Stages):
-    """A dataset of a config with several."""
+    """One dataset of a config with several, with its settings of the offline stages."""
 
     dataset: Dataset
 
@@ -77,31 +77,31 @@ STAGE_KEYS = tuple(_Stages.model_fields)
 
 
 class Config(_Stages):
-    """One file of `config/`."""
+    """A whole config: one file of `config/`."""
 
-    name: Name = field(..., "results go to {results}/{name}")
-    results: str = field("results", "folder of all outputs")
-    seed: int = field(0, "seed of everything that is random", ge=0, lt=2**31)
+    name: Name = field(..., "results are written to {results}/{name}")
+    results: str = field("results", "folder for all outputs")
+    seed: int = field(0, "seed of all random numbers", ge=0, lt=2**31)
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = field(
-        (), "repeat each pretraining run, and its evaluations, with each of these seeds"
+        (), "repeat each pretraining run and its evaluations with each of these seeds"
     )
-    dataset: Dataset | None = field(None, "the dataset, when there is one")
+    dataset: Dataset | None = field(None, "the dataset, if there is only one")
     datasets: dict[Name, Corpus] = field(
-        {}, "several datasets by name; keys of the offline stages beside it hold for all that do not say otherwise"
+        {}, "several datasets by name; top-level keys of the offline stages are defaults for all of them"
     )
     pretrain: dict[Name, AnyRun] = field({}, "pretraining runs by name")
-    evaluate: dict[Name, EvaluationTask] = field({}, "evaluations by name; each is done for each run that it names")
-    tables: dict[Name, TableSpec] = field({}, "tables by name, each a target of the workflow")
-    figures: dict[Name, FigureSpec] = field({}, "figures by name, each a target of the workflow")
+    evaluate: dict[Name, EvaluationTask] = field({}, "evaluations by name; each is done for all runs that it lists")
+    tables: dict[Name, TableSpec] = field({}, "tables by name; each is a target of the workflow")
+    figures: dict[Name, FigureSpec] = field({}, "figures by name; each is a target of the workflow")
     report: Report = Report()
     prices: Prices = Prices()
 
     @model_validator(mode="before")
     @classmethod
     def _share_stages(cls, values: Any) -> Any:
-        """Gives each dataset what stands beside `datasets`, where it does not say otherwise.
+        """Merge the keys of each dataset over the shared defaults beside `datasets`.
 
-        A caption source of another kind takes the place of the shared one: their keys are not those of one section.
+        A caption source of a different kind replaces the shared one instead, because the two have different keys.
         """
         if not isinstance(values, Mapping) or not isinstance(values.get("datasets"), Mapping) or not values["datasets"]:
             return values
@@ -113,22 +113,22 @@ class Config(_Stages):
         return {**values, "datasets": datasets}
 
     @model_validator(mode="after")
-    def _agrees(self) -> "Config":
+    def _check_consistency(self) -> "Config":
         if (self.dataset is None) == (not self.datasets):
             raise ValueError("give either `dataset` or `datasets`")
         if self.name in self.datasets:
             raise ValueError(f"name {self.name!r} is also the name of a dataset; both would write to the same folder")
         for where, stages in self._corpora().items():
             if stages.mask_quality is not None and stages.dataset.source != "moving-shapes":
-                raise ValueError(f"{where}mask_quality needs a dataset with true boxes: moving-shapes")
-        named = {*self.tables, *self.figures}
-        taken = {"results", "per_class", "mask_quality", "quarantine", "loss_curves", "masks"} & named
-        taken |= {name for name in named if name.startswith(("clip_", "masks_"))}  # of each clip, or each dataset
-        if taken:
-            raise ValueError(f"{min(taken)!r} is a name of the report's own; call the table or figure otherwise")
+                raise ValueError(f"{where}mask_quality needs a dataset with true boxes, which only moving-shapes has")
+        targets = {*self.tables, *self.figures}
+        reserved = {"results", "per_class", "mask_quality", "quarantine", "loss_curves", "masks"} & targets
+        reserved |= {name for name in targets if name.startswith(("clip_", "masks_"))}  # one per clip or dataset
+        if reserved:
+            raise ValueError(f"{min(reserved)!r} is one of the report's own names; rename the table or figure")
         if both := sorted({*self.tables} & {*self.figures}):
             raise ValueError(
-                f"{both[0]!r} is the name of a table and of a figure; each is a target, call one otherwise"
+                f"{both[0]!r} is the name of a table and of a figure; names of targets must be unique, rename one"
             )
         self._check_instances()
         for name, run in self.pretrain.items():
@@ -150,20 +150,20 @@ class Config(_Stages):
             raise ValueError(f"{where}.dataset is {name!r}, but there is only one dataset")
 
     def _check_instances(self) -> None:
-        """Two runs, or two seeds of one, must not write to the same folder."""
+        """Refuse two runs, or two seeds of one run, that would write to the same folder."""
         owners: dict[str, str] = {}
         for name in self.pretrain:
             for instance in self.instances(name):
                 other = owners.setdefault(instance, name)
                 if other != name:
                     raise ValueError(
-                        f"pretrain.{other}, repeated with seeds, and pretrain.{name} are both {instance!r}"
+                        f"pretrain.{other} and pretrain.{name}, with their seeds, both result in the run {instance!r}"
                     )
             if len(set(self.instances(name))) < len(self.instances(name)):
-                raise ValueError(f"pretrain.{name} is repeated with a seed that is named twice")
+                raise ValueError(f"pretrain.{name} lists a seed twice")
 
     def _check_run(self, where: str, run: Run) -> None:
-        """Each dataset that a run joins or takes turns with must have what the run reads."""
+        """Check that each dataset of a run, also those of images, has everything that the run reads."""
         self._check_dataset(where, run.dataset, needed=True)
         for key, names in run.further_datasets.items():
             if names and not self.datasets:
@@ -172,25 +172,27 @@ class Config(_Stages):
                 self._check_dataset(f"{where}.{key}", other, needed=True)
         for medium in run.media:
             for name, _ in medium.sources:
-                corpus, of = (self.datasets[name], f" of {name}") if self.datasets and name else (self, "")
+                corpus, suffix = (self.datasets[name], f" of {name}") if self.datasets and name else (self, "")
                 self._check_mask(where, medium.mask, corpus, run.computed_guides)
                 if run.has_text and not corpus.pack.sources:
-                    raise ValueError(f"{where} has `language`, but pack.captions{of} names no source")
+                    raise ValueError(f"{where} has `language`, but pack.captions{suffix} names no source")
                 if run.text_vectors_for is not None and not corpus.pack.text:
-                    raise ValueError(f"{where} {run.text_vectors_for}, but pack.text{of} is not set")
+                    raise ValueError(f"{where} {run.text_vectors_for}, but pack.text{suffix} is not set")
                 self._check_captions(where, run.captions, corpus)
 
     def _check_mask(self, where: str, mask: Mask, corpus: _Stages, computed: frozenset[str]) -> None:
-        there = corpus.packed_guides | computed
-        missing = [guide for guide in find_strategy(mask.strategy).needs if guide not in there]
+        available = corpus.packed_guides | computed
+        missing = [guide for guide in find_strategy(mask.strategy).needs if guide not in available]
         if missing == ["attention"]:
             raise ValueError(f"{where} masks by a teacher's attention, but has no `teacher`")
         if missing == ["features"]:
-            raise ValueError(f"{where} masks by a teacher's features, which the methods umt, stm and clusterstm have")
+            raise ValueError(
+                f"{where} masks by a teacher's features, which only the methods umt, stm and clusterstm have"
+            )
         if missing == ["spatiotemporal"]:
             raise ValueError(f"{where}: the mask spatiotemporal is learned by the method stm alone")
         if missing:
-            raise ValueError(f"{where} masks by {missing[0]}, but pack does not pack the {missing[0]} maps")
+            raise ValueError(f"{where} masks by {missing[0]}, but `pack` does not include the {missing[0]} maps")
 
     def _check_captions(self, where: str, captions: CaptionChoice, corpus: _Stages) -> None:
         unknown = [source for source in captions.sources or () if source not in corpus.pack.sources]
@@ -211,11 +213,11 @@ class Config(_Stages):
             self._check_queries(name, task, task.packed_vectors)
 
     def _check_queries(self, name: str, task: EvaluationTask, queries: CaptionChoice) -> None:
-        """What a retrieval asks with must be packed on each dataset that it is done on: found out now, not after a week."""
+        """Check that query vectors are packed for each dataset of a retrieval, before days of pretraining."""
         for dataset in sorted({self._dataset_of(self.pretrain[run], task) for run in self.runs_of(name)}):
             corpus, where = (self.datasets[dataset], f" of {dataset}") if self.datasets else (self, "")
             if not corpus.pack.text:
-                raise ValueError(f"evaluate.{name} asks with captions{where}, but pack.text{where} is not set")
+                raise ValueError(f"evaluate.{name} uses captions{where} as queries, but pack.text{where} is not set")
             for source in queries.sources or ():
                 if source not in corpus.pack.sources:
                     known = ", ".join(corpus.pack.sources)
@@ -229,18 +231,18 @@ class Config(_Stages):
             raise ValueError(f"{where} names the evaluation {unknown[0]!r}; evaluate has: {', '.join(self.evaluate)}")
         if missing := sorted(cell for cell in spec.cells() if cell[0] not in self.runs_of(cell[1])):
             raise ValueError(
-                f"{where} needs {missing[0][1]} of {missing[0][0]}, which evaluate.{missing[0][1]} leaves out"
+                f"{where} needs {missing[0][1]} of {missing[0][0]}, but evaluate.{missing[0][1]} does not include that run"
             )
 
-    # ------------------------------------------------------------------------------------------- what follows
+    # -------------------------------------------------------------------------------------- derived values
 
     @property
     def dataset_names(self) -> tuple[str, ...]:
-        """Each dataset's results lie under `{results}/{its name}`."""
+        """The names of all datasets; the results of each are in `{results}/{its name}`."""
         return tuple(self.datasets) or (self.name,)
 
     def of(self, dataset: str) -> "Config":
-        """The config of one of the datasets alone, as if its file spoke of no other; itself when there is one."""
+        """Return the config of one dataset alone, without the others; the config itself if there is only one."""
         if not self.datasets:
             return self
         corpus = self.datasets[dataset]
@@ -250,80 +252,87 @@ class Config(_Stages):
         return self.model_copy(update=update)
 
     def dataset_of(self, run: str, task: str | None = None) -> str:
-        """The dataset that a run trains on, or that an evaluation of it uses; `run` may be one of `runs`."""
-        own = (self.pretrain | self.runs)[run]
-        return self._dataset_of(own, None if task is None else self.evaluate[task])
+        """Return the dataset that a run trains on, or that an evaluation of it uses.
+
+        Args:
+            run: a name in `pretrain` or in `runs`.
+            task: a name in `evaluate`; None: the dataset of pretraining.
+        """
+        settings = (self.pretrain | self.runs)[run]
+        return self._dataset_of(settings, None if task is None else self.evaluate[task])
 
     def _dataset_of(self, run: Run, task: EvaluationTask | None) -> str:
         return (task.dataset if task is not None else None) or run.dataset or self.name
 
     def _seeds_of(self, run: Run) -> tuple[int | None, ...]:
-        """The seeds that a run is repeated with; None: once, with its own or the config's. A seed of its own is the only one."""
+        """Return the seeds of a run's repetitions; None stands for a single run with its own seed or the config's."""
+        # A run with its own `seed` is not repeated, whatever the config's `seeds` are.
         return run.seeds or (() if run.seed is not None else self.seeds) or (None,)
 
     @property
     def runs(self) -> dict[str, AnyRun]:
-        """The pretraining runs, one a seed: `tube`, or `tube-seed0`, `tube-seed1` where it is repeated."""
-        found: dict[str, AnyRun] = {}
+        """The pretraining runs, one per seed: `tube`, or `tube-seed0` and `tube-seed1` if it is repeated."""
+        runs: dict[str, AnyRun] = {}
         for name, run in self.pretrain.items():
             for seed in self._seeds_of(run):
-                found[instance_name(name, seed)] = (
+                runs[instance_name(name, seed)] = (
                     run if seed is None else run.model_copy(update={"seed": seed, "seeds": ()})
                 )
-        return found
+        return runs
 
     def instances(self, run: str) -> list[str]:
-        """Names in `runs` of a run of `pretrain`."""
+        """Return the names in `runs` of a run of `pretrain`, one per seed."""
         return [instance_name(run, seed) for seed in self._seeds_of(self.pretrain[run])]
 
     def runs_of(self, task: str) -> list[str]:
-        """Names in `pretrain` of the runs that an evaluation is done for."""
+        """Return the names in `pretrain` of the runs that a task evaluates."""
         settings = self.evaluate[task]
         if settings.runs is not None:
             return list(settings.runs)
         return [name for name, run in self.pretrain.items() if settings.suits(run)]
 
     def evaluations(self) -> list[tuple[str, str]]:
-        """All (name in `runs`, evaluation) pairs, in the config's order."""
+        """Return all (name in `runs`, evaluation) pairs, in the config's order."""
         return [
             (instance, task) for task in self.evaluate for run in self.runs_of(task) for instance in self.instances(run)
         ]
 
 
 def parse_run(values: Mapping[str, Any]) -> AnyRun:
-    """A run from its plain values, such as `model_dump` or a `config.json` holds.
+    """Return a run from its plain values, as written by `model_dump` or in a `config.json`.
 
     Raises:
-        ValueError: they are not valid.
+        ValueError: the values are invalid.
     """
     run: AnyRun = TypeAdapter(AnyRun).validate_python(values)
     return run
 
 
 def is_language_run(run: Run) -> TypeGuard[LanguageRun]:
-    """Whether the run has a text side; those that do are of one section, which a type checker then knows."""
+    """Whether the run has a text side; tells the type checker that only a LanguageRun can have one."""
     return run.has_text
 
 
 def instance_name(run: str, seed: int | None) -> str:
+    """Return the name of a run with a seed: `tube`, 0 -> `tube-seed0`."""
     return run if seed is None else f"{run}-seed{seed}"
 
 
 def merge(base: Mapping[str, Any], update: Mapping[str, Any], kind: str | None = None) -> dict[str, Any]:
-    """Two mappings in one; where both have a key, mappings are merged and other values taken from `update`.
+    """Merge `update` into `base` recursively: nested mappings are merged, other values come from `update`.
 
     Args:
-        kind: a key that tells what a mapping is: two that both have it, and differ there, are not merged.
+        kind: key that holds the type of a mapping; mappings with different values of it are not merged, but replaced.
     """
     merged = dict(base)
     for key, value in update.items():
         old = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(old, Mapping) and _alike(old, value, kind):
+        if isinstance(value, Mapping) and isinstance(old, Mapping) and _same_kind(old, value, kind):
             merged[key] = merge(old, value, kind)
         else:
             merged[key] = value
     return merged
 
 
-def _alike(one: Mapping[str, Any], other: Mapping[str, Any], kind: str | None) -> bool:
+def _same_kind(one: Mapping[str, Any], other: Mapping[str, Any], kind: str | None) -> bool:
     return kind is None or kind not in one or kind not in other or one[kind] == other[kind]

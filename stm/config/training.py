@@ -1,4 +1,4 @@
-"""Pretraining runs: model, mask, objectives, optimisation. Those with text are in language.py."""
+"""Pretraining runs: model, mask, objectives, optimisation. Runs with text are in language.py."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal, NamedTuple
@@ -10,60 +10,63 @@ from stm.config.strategies import find_strategy, user_file
 
 
 class Mask(Section):
-    """Which tokens the student does not see."""
+    """The tokens that are hidden from the student."""
 
     strategy: str = field(
         "tube",
-        "a strategy of stm/masking or of an installed package, or `path/to/file.py:name` for one of your own file",
+        "a strategy of stm/masking or of an installed package, or `path/to/file.py:name` for one in a file of your own",
     )
-    ratio: float = field(0.9, "mask ratio: int(ratio x tokens of a time slot) are hidden in each slot", gt=0, lt=1)
+    ratio: float = field(0.9, "mask ratio: int(ratio x tokens per slot) tokens are hidden in each slot", gt=0, lt=1)
 
     @field_validator("strategy")
     @classmethod
-    def _exists(cls, strategy: str) -> str:
-        find_strategy(strategy)
+    def _check_strategy(cls, strategy: str) -> str:
+        find_strategy(strategy)  # raises for an unknown one: now, rather than after a day of preprocessing
         return strategy
 
 
 class Optimisation(Section):
-    """AdamW with warm-up and cosine decay. Defaults: VideoMAE's pretraining."""
+    """AdamW with warm-up and cosine decay; defaults of VideoMAE's pretraining."""
 
     scale_by_batch: bool = field(
-        True, "learning rates are for 256 clips and scaled by batch_size / 256; false: taken as they are (UMT stage 2)"
+        True, "learning rates are for 256 clips and scaled by batch_size / 256; false: used as given (UMT stage 2)"
     )
-
     epochs: int = field(200, "passes over the training split; 0 saves the initial weights", "epochs", ge=0)
-    batch_size: int = field(512, "clips x repeats in an optimiser step, of all processes and passes", "samples", ge=1)
-    accumulate: int = field(1, "forward passes an optimiser step", "passes", ge=1)
-    learning_rate: float = field(1.5e-4, "for 256 clips; scaled by batch_size / 256", "per 256 clips", gt=0, le=10)
-    warmup_epochs: float = field(40.0, "linear warm-up", "epochs", ge=0)
-    warmup_learning_rate: float = field(1e-6, "start of the warm-up, scaled alike", "per 256 clips", ge=0)
-    min_learning_rate: float = field(1e-5, "end of the cosine, scaled alike", "per 256 clips", ge=0)
-    weight_decay: float = field(0.05, "AdamW's; not applied to biases and norms", ge=0, le=1)
-    betas: tuple[Fraction, Fraction] = field((0.9, 0.95), "AdamW's")
-    clip_grad: float | None = field(None, "largest norm of the gradient", gt=0)
+    batch_size: int = field(512, "clips x repeats per optimiser step, over all processes and passes", "samples", ge=1)
+    accumulate: int = field(1, "forward passes per optimiser step", "passes", ge=1)
+    learning_rate: float = field(1.5e-4, "peak for 256 clips; scaled by batch_size / 256", "per 256 clips", gt=0, le=10)
+    warmup_epochs: float = field(40.0, "length of the linear warm-up", "epochs", ge=0)
+    warmup_learning_rate: float = field(1e-6, "initial value of the warm-up; scaled likewise", "per 256 clips", ge=0)
+    min_learning_rate: float = field(1e-5, "final value of the cosine decay; scaled likewise", "per 256 clips", ge=0)
+    weight_decay: float = field(0.05, "AdamW's weight decay; not applied to biases and norms", ge=0, le=1)
+    betas: tuple[Fraction, Fraction] = field((0.9, 0.95), "AdamW's betas")
+    clip_grad: float | None = field(None, "maximum gradient norm; none: no clipping", gt=0)
 
     @model_validator(mode="after")
-    def _warms_up_in_time(self) -> "Optimisation":
+    def _check_warmup(self) -> "Optimisation":
         if 0 < self.epochs < self.warmup_epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs:g} is more than epochs {self.epochs}; lower it too")
         return self
 
 
 class Augmentation(Section):
-    """What is done to a training clip: crop and flip, to the pixels and the guides alike; the rest to pixels only."""
+    """Augmentation of training clips: crop and flip apply to pixels and guides alike, all else to pixels only."""
 
-    crop: Literal["multi_scale", "random_resized", "center"] = field("multi_scale", "how a training crop is drawn")
-    scale: tuple[Fraction, Fraction] = field((0.5, 1.0), "`random_resized`: share of the frame's area")
-    flip: bool = field(True, "horizontal flip of half the clips; not for labels that know left from right")
+    crop: Literal["multi_scale", "random_resized", "center"] = field("multi_scale", "how training crops are sampled")
+    scale: tuple[Fraction, Fraction] = field(
+        (0.5, 1.0), "`random_resized`: range of the crop's share of the frame area"
+    )
+    flip: bool = field(
+        True, "flip half of the clips horizontally; turn it off for labels that distinguish left from right"
+    )
     auto_augment: str | None = field(None, "timm's RandAugment, such as rand-m7-n4-mstd0.5-inc1; sampled once per clip")
-    erasing: Fraction = field(0.0, "probability of random erasing, of the same box in all frames, with noise")
+    erasing: Fraction = field(0.0, "probability of random erasing: one box in all frames, filled with noise")
 
     @property
     def after_resizing(self) -> tuple[str, ...]:
-        """Keys that are on and change pixels once they are resized."""
-        on = {"auto_augment": self.auto_augment is not None, "erasing": self.erasing > 0}
-        return tuple(key for key, there in on.items() if there)
+        """The enabled keys that change pixels after resizing."""
+        enabled = {"auto_augment": self.auto_augment is not None, "erasing": self.erasing > 0}
+        return tuple(key for key, value in enabled.items() if value)
 
 
 Sampling = Literal["dense", "tsn"]
@@ -71,184 +74,193 @@ ModelSize = Literal["tiny", "small", "base", "large", "huge"]
 
 
 class Reconstruction(Section):
-    """The masked autoencoder's objective."""
+    """The reconstruction objective of the masked autoencoder."""
 
-    weight: float = field(1.0, "its weight in the loss; 0: contrast only, no decoder runs", ge=0)
+    weight: float = field(1.0, "weight in the loss; 0: contrast only, without a decoder", ge=0)
     target: Literal["normalised", "pixels"] = field(
-        "normalised", "each tubelet's pixels less their mean, by their deviation (VideoMAE), or pixels as they are"
+        "normalised", "`normalised`: pixels standardised per tubelet (VideoMAE); `pixels`: unchanged"
     )
 
 
 class Contrast(Section):
     """Masked video-text contrast (TGM, section 3.4): InfoNCE between pooled visible tokens and a caption's vector.
 
-    Negatives and batch norm are those of one pass of all processes: with `optimisation.accumulate` the contrast's batch is
-    that much smaller than the optimiser's.
+    Negatives and batch statistics come from one forward pass over all processes: with `optimisation.accumulate`, the batch
+    of the contrast is smaller than the optimiser's by that factor.
     """
 
-    weight: float = field(1.0, "its weight in the loss; 0: logged only, and the encoder learns nothing from it", ge=0)
-    # The value in TGM's text is lost; 0.07 is InfoNCE's usual start (MoCo, CLIP).
-    temperature: float = field(0.07, "temperature, or its first value", gt=0, le=10)
-    learnable: bool = field(False, "learn the temperature, as CLIP does, kept at 0.01 or above")
-    hidden: int = field(2048, "width of the prediction head's hidden layers; MoCo v3's is 4096", "features", ge=8)
-    layers: int = field(2, "linear layers of the prediction head, batch norm over all processes between", ge=1, le=4)
+    weight: float = field(1.0, "weight in the loss; 0: only logged, without a gradient to the encoder", ge=0)
+    # The value is missing from TGM's text; 0.07 is the usual initial value for InfoNCE (MoCo, CLIP).
+    temperature: float = field(0.07, "temperature, or its initial value if it is learned", gt=0, le=10)
+    learnable: bool = field(False, "learn the temperature, as in CLIP, with a minimum of 0.01")
+    hidden: int = field(2048, "width of the prediction head's hidden layers; MoCo v3 uses 4096", "features", ge=8)
+    layers: int = field(
+        2, "linear layers of the prediction head, with batch norm over all processes in between", ge=1, le=4
+    )
 
 
 class CaptionChoice(Section):
-    """Which of a clip's captions each visit samples from."""
+    """The captions of a clip from which one is sampled each time the clip is loaded."""
 
-    sources: tuple[Name, ...] | None = field(None, "packed caption sources; all when not given")
+    sources: tuple[Name, ...] | None = field(None, "packed caption sources; by default all")
     count: int | None = field(
-        None, "captions of each source, evenly spread among those there are (1: the middle one); all", ge=1, le=1000
+        None, "captions per source, evenly spaced (1: the middle one); by default all", ge=1, le=1000
     )
 
 
 class Teacher(Section):
     """A frozen image model whose attention guides the mask (UMT)."""
 
-    model: str = field(..., "open_clip model with a ViT image tower, written as in similarity.model")
+    model: str = field(..., "open_clip model with a ViT image tower, in the syntax of similarity.model")
     image_size: int | None = field(
-        None, "side its frames are resized to; by default what gives it as many patches as a slot has tokens", ge=16
+        None, "side of its input frames; by default such that it has as many patches as a slot has tokens", ge=16
     )
-    # UMT's release feeds its CLIP the student's pixels, and these have ImageNet's statistics.
+    # UMT's release feeds the student's pixels to CLIP, and these are normalised with ImageNet's statistics.
     normalisation: Literal["imagenet", "own"] = field(
-        "imagenet", "mean and deviation taken off its pixels: ImageNet's, as UMT does, or those it was trained with"
+        "imagenet", "normalisation of its pixels: ImageNet's, as in UMT, or the one that it was trained with"
     )
 
 
 class MediumSettings(NamedTuple):
-    """What a run draws samples from, and how it trains on them."""
+    """One kind of sample (clips or images) that a run trains on, with its sources, batch size and mask."""
 
     name: str  # "clips" or "images"
     sources: tuple[tuple[str | None, str], ...]  # (dataset, split); None: the config's only dataset
-    frames: int  # of a sample
-    batch_size: int  # samples in an optimiser step, of all processes and passes
-    key: str  # of the batch size in a config, for messages
+    frames: int  # per sample
+    batch_size: int  # samples per optimiser step, over all processes and passes
+    key: str  # config key of the batch size, for error messages
     mask: Mask
 
 
 class Run(Section):
-    """What all pretraining runs say: data, student, mask, optimisation.
+    """Settings of all pretraining runs: data, student, mask, optimisation.
 
-    The properties are what the other stages ask of a run, whatever its method: they need not know which section it is.
+    The properties answer the other stages' questions about a run, so that these need not know its method.
     """
 
     cache_neutral = frozenset({"workers", "kept_gigabytes", "checkpoint_every", "checkpoints_kept", "dataset", "seeds"})
-    dataset: Name | None = field(None, "which of `datasets` it trains on; needed when there are several")
-    split: Name = field("train", "split it trains on")
+    dataset: Name | None = field(None, "which of `datasets` to train on; required if there are several")
+    split: Name = field("train", "split to train on")
     init: str | None = field(
         None,
-        "weights to start from: a run's safetensors, an official .pth of VideoMAE or UMT, a transformers folder or hub id, or "
-        "`clip:` and an open_clip model, written as in similarity.model, whose blocks the student takes",
+        "initial weights: a run's safetensors, an official .pth of VideoMAE or UMT, a transformers folder or hub id, or "
+        "`clip:` followed by an open_clip model in the syntax of similarity.model, whose blocks initialise the student",
     )
     model: ModelSize = field("base", "ViT size of the student")
     image_size: int = field(224, "side of the square crop", "pixels", ge=32, le=1024)
     patch_size: int = field(16, "side of a tubelet", "pixels", ge=4, le=64)
-    tubelet: int = field(2, "frames in a tubelet", "frames", ge=1, le=8)
-    frames: int = field(16, "frames of a training clip", "stored frames", ge=2, le=256)
-    stride: int = field(1, "step between a clip's frames on the stored grid", "stored frames", ge=1, le=64)
-    sampling: Sampling = field("dense", "`dense`: frames `stride` apart from a random start; `tsn`: one a segment")
-    decoder_depth: int | None = field(None, "decoder blocks; by model size when not given", "blocks", ge=1, le=32)
+    tubelet: int = field(2, "frames per tubelet", "frames", ge=1, le=8)
+    frames: int = field(16, "frames per training clip", "stored frames", ge=2, le=256)
+    stride: int = field(1, "step between a clip's frames, counted in stored frames", "stored frames", ge=1, le=64)
+    sampling: Sampling = field("dense", "`dense`: frames `stride` apart from a random start; `tsn`: one per segment")
+    decoder_depth: int | None = field(
+        None, "decoder blocks; by default depends on the model size", "blocks", ge=1, le=32
+    )
     positions: Literal["joint", "separable"] = field(
-        "joint", "sine-cosine table over a clip's token numbers (VideoMAE), or over time, row and column each by itself"
+        "joint", "sine-cosine table over token numbers (VideoMAE), or separately over time, row and column"
     )
     position_period: float = field(
-        10000.0, "longest period of the table; with few tokens, a smaller one tells neighbours apart", "tokens", gt=1
+        10000.0,
+        "longest period of the table; with few tokens, a smaller one makes neighbours more distinct",
+        "tokens",
+        gt=1,
     )
     mask: Mask = Mask()
     captions: CaptionChoice = CaptionChoice()
     optimisation: Optimisation = Optimisation()
     augmentation: Augmentation = Augmentation()
-    precision: Literal["float32", "bf16"] = field("float32", "arithmetic of a pass; weights stay float32")
-    compile: bool = field(False, "torch.compile; worth it on CUDA, not on CPU")
-    repeats: int = field(1, "augmented views of each clip per visit (repeated augmentation)", "views", ge=1, le=8)
+    precision: Literal["float32", "bf16"] = field(
+        "float32", "precision of forward and backward passes; weights stay float32"
+    )
+    compile: bool = field(False, "use torch.compile; worthwhile on CUDA, not on CPU")
+    repeats: int = field(1, "augmented views per clip and epoch (repeated augmentation)", "views", ge=1, le=8)
     workers: int = field(2, "data loading processes", "processes", ge=0, le=256)
     kept_gigabytes: float = field(
-        0.0, "memory for decoded frames in each loading process, where the data fits into it", "gigabytes", ge=0
+        0.0, "cache for decoded frames per data loading process, used if the data fit into it", "gigabytes", ge=0
     )
     resize_on: Literal["loader", "device"] = field(
         "loader",
-        "where pretraining's crops are resized and mirrored: in the loading processes, or on the device. `device` is faster "
-        "where a GPU waits for loading processes that have all cores busy, and only there: larger images are moved. Pixels "
-        "differ by a grey level at most; not with augmentation.auto_augment or augmentation.erasing",
+        "where training crops are resized and flipped: in the data loading processes, or on the device. `device` is faster "
+        "only if a GPU waits for loading processes that keep all cores busy, because it transfers larger frames. Pixels "
+        "differ by at most one grey level; not with augmentation.auto_augment or augmentation.erasing",
     )
     seed: int | None = field(
-        None, "this run's own seed; the config's, or each of its seeds, when not given", ge=0, lt=2**31
+        None, "this run's own seed; by default the config's seed, or each of its seeds", ge=0, lt=2**31
     )
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = field((), "repeat the run with each of these seeds")
-    checkpoint_every: int = field(200, "a checkpoint for resuming is written every so many steps", "steps", ge=1)
-    checkpoints_kept: int = field(2, "newest checkpoints kept", "checkpoints", ge=1, le=100)
-    processes: int = field(1, "processes of this run on each of its nodes; one a GPU", "processes", ge=1, le=64)
-    nodes: int = field(1, "machines of this run; more than one in a Slurm job only", "nodes", ge=1, le=1024)
+    checkpoint_every: int = field(200, "interval between checkpoints for resuming", "steps", ge=1)
+    checkpoints_kept: int = field(2, "number of newest checkpoints to keep", "checkpoints", ge=1, le=100)
+    processes: int = field(1, "processes per node; one per GPU", "processes", ge=1, le=64)
+    nodes: int = field(1, "number of machines; more than one only in a Slurm job", "nodes", ge=1, le=1024)
     parallel: Literal["ddp", "fsdp"] = field(
         "ddp",
-        "of several processes, each holds the whole model (ddp), or a part of weights, gradients and optimiser state "
-        "(fsdp): slower, for models that do not fit into one GPU",
+        "`ddp`: each process holds the whole model; `fsdp`: each process holds a shard of weights, gradients and optimiser "
+        "state, which is slower, for models that do not fit on one GPU",
     )
 
     @property
     def world_size(self) -> int:
-        """Processes of the run on all nodes."""
+        """Number of processes on all nodes together."""
         return self.processes * self.nodes
 
     @property
     def has_contrast(self) -> bool:
-        """Whether it has TGM's contrastive branch."""
+        """Whether the run has TGM's contrastive branch."""
         return False
 
     @property
     def has_text(self) -> bool:
-        """Whether it has a text side, which tasks with text need."""
+        """Whether the run has a text side, which tasks with text require."""
         return False
 
     @property
     def text_tokens(self) -> int | None:
-        """Tokens of the longest caption that it reads; None: it has no text side."""
+        """Maximum number of tokens per caption; None: the run has no text side."""
         return None
 
     @property
     def reconstructs(self) -> bool:
-        """Whether it learns to predict pixels."""
+        """Whether the run predicts pixels."""
         return False
 
     @property
     def has_frame_teacher(self) -> bool:
-        """Whether a frozen teacher sees every frame, and the mask may be made from its output."""
+        """Whether a frozen teacher encodes every frame, so that masks can be computed from its output."""
         return False
 
     @property
     def text_vectors_for(self) -> str | None:
-        """What it needs the captions' packed vectors for, in the words of an error message; None: it reads none."""
+        """Why the run needs packed text vectors, worded for an error message; None: it needs none."""
         return None
 
     @property
     def computed_guides(self) -> frozenset[str]:
-        """Guides of masks that its method makes in the training step; all others must be packed."""
+        """Mask guides that the method computes in the training step; all others must be packed."""
         return frozenset()
 
     @property
     def mask_settings(self) -> Section | None:
-        """What decides its mask beside strategy, ratio and teacher."""
+        """Settings that affect the mask besides strategy, ratio and teacher."""
         return None
 
     @property
     def position_table_frames(self) -> int | None:
-        """Frames that the position table is made for, and stretched from; None: those of a clip."""
+        """Frames for which the position table is computed before it is interpolated; None: those of a clip."""
         return None
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The pretrained models that it loads beside `init`."""
+        """The pretrained models that the run loads besides `init`."""
         return ()
 
     @property
     def further_datasets(self) -> Mapping[str, tuple[str, ...]]:
-        """The datasets that it names beside `dataset`, by the key that names them."""
+        """The datasets that the run uses besides `dataset`, by config key."""
         return {}
 
     @property
     def media(self) -> tuple[MediumSettings, ...]:
-        """What it trains on: clips, and for some runs images, which take turns."""
+        """The kinds of samples that the run trains on: clips, and for some runs also images, in alternating steps."""
         batch_size = self.optimisation.batch_size
         return (
             MediumSettings("clips", self.video_sources, self.frames, batch_size, "optimisation.batch_size", self.mask),
@@ -256,40 +268,40 @@ class Run(Section):
 
     @property
     def masks(self) -> tuple[Mask, ...]:
-        """The mask of each medium."""
+        """The masks, in the order of `media`."""
         return tuple(medium.mask for medium in self.media)
 
     @property
     def mask_files(self) -> tuple[str, ...]:
-        """The user's own files that its masking strategies are in."""
+        """The user's own files that define the masking strategies."""
         files = (user_file(mask.strategy) for mask in self.masks)
         return tuple(dict.fromkeys(file for file in files if file is not None))
 
     @property
     def video_sources(self) -> tuple[tuple[str | None, str], ...]:
-        """(dataset, split) of the clips that it trains on; None: the config's only dataset."""
+        """(dataset, split) of the training clips; None: the config's only dataset."""
         return ((self.dataset, self.split),)
 
     @property
     def image_sources(self) -> tuple[tuple[str | None, str], ...]:
-        """Likewise of the images."""
+        """(dataset, split) of the training images."""
         return ()
 
     @model_validator(mode="after")
-    def _seeds_once(self) -> "Run":
+    def _check_seeds(self) -> "Run":
         if self.seed is not None and self.seeds:
             raise ValueError("give either `seed` or `seeds`")
         return self
 
     @model_validator(mode="after")
-    def _resizes_last(self) -> "Run":
-        if self.resize_on == "device" and (late := self.augmentation.after_resizing):
-            keys = " and ".join(f"augmentation.{key}" for key in late)
-            raise ValueError(f"{keys} change resized pixels in the loader: leave out, or set resize_on to loader")
+    def _check_resizing(self) -> "Run":
+        if self.resize_on == "device" and (conflicts := self.augmentation.after_resizing):
+            keys = " and ".join(f"augmentation.{key}" for key in conflicts)
+            raise ValueError(f"{keys} change resized pixels in the loader: remove them, or set resize_on to loader")
         return self
 
     @model_validator(mode="after")
-    def _divides(self) -> "Run":
+    def _check_divisibility(self) -> "Run":
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         if self.frames % self.tubelet:
@@ -304,13 +316,13 @@ class Run(Section):
 
 
 class PretrainRun(Run):
-    """One run of masked autoencoding, with a contrast if wanted: VideoMAE, MGM, MGMAE, TGM."""
+    """A run of masked autoencoding, optionally with a contrast: VideoMAE, MGM, MGMAE, TGM."""
 
-    method: Literal["mae"] = field("mae", "how a training step is made; a file of stm/methods")
+    method: Literal["mae"] = field("mae", "the training method; a file of stm/methods")
     teacher: Teacher | None = None
     reconstruction: Reconstruction = Reconstruction()
     contrast: Contrast | None = None
-    decode_ratio: float = field(1.0, "share of the masked tokens that is decoded; 1 is VideoMAE", gt=0, le=1)
+    decode_ratio: float = field(1.0, "share of the masked tokens to decode; 1 as in VideoMAE", gt=0, le=1)
 
     @property
     def has_contrast(self) -> bool:
@@ -333,7 +345,7 @@ class PretrainRun(Run):
         return (self.teacher.model,) if self.teacher else ()
 
     @model_validator(mode="after")
-    def _learns(self) -> "PretrainRun":
+    def _check_objectives(self) -> "PretrainRun":
         if self.reconstruction.weight == 0 and (self.contrast is None or self.contrast.weight == 0):
-            raise ValueError("both objectives have no weight; give reconstruction.weight or contrast.weight")
+            raise ValueError("both objectives have weight 0; set reconstruction.weight or contrast.weight")
         return self

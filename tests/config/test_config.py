@@ -1,4 +1,4 @@
-"""The config refuses what it does not know, in words that help; its JSON schema is the one in the repository."""
+"""The config rejects unknown keys with helpful messages; its JSON schema matches the one in the repository."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ DEMO = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_every_shipped_config_is_valid_for_us_and_for_the_schema(path):
+def test_every_shipped_config_is_valid_for_parser_and_schema(path):
     assert load_config(path).name
     jsonschema.validate(inherit(read_values(path)), json_schema())
 
@@ -26,7 +26,7 @@ DATASETS = ("FolderDataset", "MovingShapesDataset", "BenchmarkDataset", "Languag
 TASKS = ["LinearProbe", "FineTune", "ZeroShot", "Retrieval"]
 TASKS += ["VideoTextRetrieval", "QuestionAnswering", "MultipleChoice", "Captioning"]
 RUN = {"workers", "kept_gigabytes", "checkpoint_every", "checkpoints_kept", "dataset", "seeds"}
-# Written out: a key that is added to these changes what is rerun, and here that is seen.
+# Written out, because adding a key to these changes what is rerun, which must not happen unnoticed.
 CACHE_NEUTRAL = {
     **{name: {"timeout_seconds"} for name in ("Frames", "Motion", "Flow")},
     "Similarity": {"keep_embeddings"},
@@ -38,35 +38,36 @@ CACHE_NEUTRAL = {
 
 
 def leaves(section: type[Section]) -> list[type[Section]]:
-    """The sections that a config has: those that no other is derived from."""
+    """Return the concrete sections: those without subclasses."""
     return [leaf for child in section.__subclasses__() for leaf in leaves(child)] or [section]
 
 
-def test_a_fingerprint_leaves_out_what_changes_no_byte_and_nothing_else():
+def test_a_fingerprint_excludes_exactly_the_cache_neutral_keys():
     assert {s.__name__: set(s.cache_neutral) for s in leaves(Section) if s.cache_neutral} == CACHE_NEUTRAL
     config = parse_config(DEMO)
     for section in (config.frames, config.motion, config.dataset, config.bad_input, config.pretrain["tube"]):
-        left_out = CACHE_NEUTRAL[type(section).__name__]
-        assert left_out <= set(type(section).model_fields)
-        assert set(section.fingerprint()) == set(type(section).model_fields) - left_out
+        excluded = CACHE_NEUTRAL[type(section).__name__]
+        assert excluded <= set(type(section).model_fields)
+        assert set(section.fingerprint()) == set(type(section).model_fields) - excluded
 
 
 def test_the_schema_in_the_repository_is_the_generated_one():
     assert json.loads((ROOT / "config/schema.json").read_text()) == json_schema(), "run `make schema`"
 
 
-def test_the_schema_refuses_unknown_keys_too():
+def test_the_schema_rejects_unknown_keys_too():
     with pytest.raises(jsonschema.ValidationError, match="evry"):
         jsonschema.validate(DEMO | {"frames": {"evry": 2}}, json_schema())
 
 
-def changed(path: str, value: object) -> dict:
+def demo_with(path: str, value: object) -> dict:
+    """Return the demo config with another value for one key, given by its dotted path."""
     config = copy.deepcopy(DEMO)
     *parents, last = path.split(".")
-    place = config
+    section = config
     for part in parents:
-        place = place[part]
-    place[last] = value
+        section = section[part]
+    section[last] = value
     return config
 
 
@@ -100,19 +101,19 @@ def changed(path: str, value: object) -> dict:
             ["pretrain.text", "augmentation.auto_augment and augmentation.erasing", "set resize_on to loader"],
         ),
         ("pretrain.text.resize_on", "gpu", ["pretrain.text.resize_on = 'gpu'", "loader", "device"]),
-        ("pretrain.text.seeds", [0, 0], ["pretrain.text", "named twice"]),
+        ("pretrain.text.seeds", [0, 0], ["pretrain.text", "lists a seed twice"]),
         ("evaluate.retrieval.source", "label", ["evaluate.retrieval.source", "'label'", "blip2"]),
     ],
 )
 def test_a_mistake_names_the_key_the_value_and_what_is_allowed(path, value, words):
     with pytest.raises(ConfigError) as error:
-        parse_config(changed(path, value), "demo.yaml")
+        parse_config(demo_with(path, value), "demo.yaml")
     for word in ["demo.yaml", *words]:
         assert word in str(error.value)
 
 
 def test_all_mistakes_are_reported_at_once():
-    config = changed("frames.every", 0)
+    config = demo_with("frames.every", 0)
     config["grid"] = 1
     with pytest.raises(ConfigError) as error:
         parse_config(config)
@@ -120,54 +121,54 @@ def test_all_mistakes_are_reported_at_once():
     assert "grid = 1" in str(error.value)
 
 
-def test_fine_tuning_given_in_part_keeps_its_own_other_defaults():
-    task = parse_config(changed("evaluate.finetune", {"task": "finetune", "optimisation": {"epochs": 60}}))
-    found = task.evaluate["finetune"].optimisation
-    assert (found.epochs, found.learning_rate, found.warmup_epochs, found.betas) == (60, 1e-3, 5, (0.9, 0.999))
-    short = task.model_dump(mode="json", exclude_defaults=True)  # as the report's page shows it
-    assert parse_config(short) == task
-    partly = parse_config(changed("evaluate.finetune", {"task": "finetune", "augmentation": {"flip": False}}))
-    assert partly.evaluate["finetune"].augmentation.crop == "random_resized"
+def test_partial_fine_tuning_settings_keep_the_other_defaults():
+    task = parse_config(demo_with("evaluate.finetune", {"task": "finetune", "optimisation": {"epochs": 60}}))
+    o = task.evaluate["finetune"].optimisation
+    assert (o.epochs, o.learning_rate, o.warmup_epochs, o.betas) == (60, 1e-3, 5, (0.9, 0.999))
+    dumped = task.model_dump(mode="json", exclude_defaults=True)  # as shown on the report page
+    assert parse_config(dumped) == task
+    task = parse_config(demo_with("evaluate.finetune", {"task": "finetune", "augmentation": {"flip": False}}))
+    assert task.evaluate["finetune"].augmentation.crop == "random_resized"
 
 
 def test_guided_masks_need_their_guide_in_the_shards():
-    config = changed("pack.motion", False)
+    config = demo_with("pack.motion", False)
     with pytest.raises(ConfigError, match=r"pretrain\.motion masks by motion"):
         parse_config(config)
 
 
-def several(**more: object) -> dict:
-    """Two generated datasets, whose captions of one name are of different kinds."""
+def two_datasets(**keys: object) -> dict:
+    """Return a config of two generated datasets whose caption sources share a name but differ in kind."""
     first = {"dataset": DEMO["dataset"], "captions": {"texts": {"kind": "label"}}}
     second = {"dataset": DEMO["dataset"], "captions": {"texts": {"kind": "human"}}}
-    return {"name": "all", "datasets": {"first": first, "second": second}, **more}
+    return {"name": "all", "datasets": {"first": first, "second": second}, **keys}
 
 
-def test_what_stands_beside_datasets_need_not_be_whole():
-    config = parse_config(several(pack={"captions": "texts", "text": True}))
+def test_shared_defaults_beside_datasets_may_be_incomplete():
+    config = parse_config(two_datasets(pack={"captions": "texts", "text": True}))
     assert [config.of(name).pack.sources for name in config.dataset_names] == [("texts",), ("texts",)]
     with pytest.raises(ConfigError, match=r"datasets\.first: pack\.captions names 'other'"):
-        parse_config(several(pack={"captions": "other"}))
+        parse_config(two_datasets(pack={"captions": "other"}))
 
 
-def test_a_dataset_may_have_captions_of_another_kind_under_a_shared_name():
+def test_a_dataset_can_replace_a_shared_caption_source_by_one_of_another_kind():
     shared = {"texts": {"kind": "blip2", "model": "nowhere/blip2"}, "also": {"kind": "label", "templates": ["{}!"]}}
-    config = parse_config(several(captions=shared))
+    config = parse_config(two_datasets(captions=shared))
     assert [config.of(name).captions["texts"].kind for name in config.dataset_names] == ["label", "human"]
     assert config.of("first").captions["also"].templates == ("{}!",)
-    values = several(captions=shared)
+    values = two_datasets(captions=shared)
     values["datasets"]["first"]["captions"] = {"texts": {"key_frames": 1}}
     assert parse_config(values).of("first").captions["texts"].key_frames == 1, "keys of the same kind are merged"
 
 
 def test_no_two_runs_write_to_the_same_folder():
     runs = {"a": {"seeds": [0, 1]}, "a-seed0": {}}
-    with pytest.raises(ConfigError, match="both 'a-seed0'"):
+    with pytest.raises(ConfigError, match="both result in the run 'a-seed0'"):
         parse_config(DEMO | {"pretrain": runs, "evaluate": {}})
     assert len(parse_config(DEMO | {"pretrain": {**runs, "a": {"seeds": [1, 2]}}, "evaluate": {}}).runs) == 3
 
 
-def test_a_run_with_its_own_seed_is_not_repeated_with_the_configs():
+def test_a_run_with_its_own_seed_is_not_repeated_with_the_configs_seeds():
     config = parse_config(DEMO | {"seeds": [0, 1], "pretrain": {"a": {"seed": 7}, "b": {}}, "evaluate": {}})
     assert {name: run.seed for name, run in config.runs.items()} == {"a": 7, "b-seed0": 0, "b-seed1": 1}
     assert [*config.instances("a"), *config.instances("b")] == list(config.runs)
@@ -175,12 +176,12 @@ def test_a_run_with_its_own_seed_is_not_repeated_with_the_configs():
         parse_config(DEMO | {"pretrain": {"a": {"seed": 7, "seeds": [1]}}, "evaluate": {}})
 
 
-def test_retrieval_needs_packed_text_where_it_is_done():
-    values = several(captions={"texts": {"kind": "label"}}, pack={"captions": "texts", "text": True})
+def test_retrieval_needs_packed_text_on_its_dataset():
+    values = two_datasets(captions={"texts": {"kind": "label"}}, pack={"captions": "texts", "text": True})
     values["datasets"]["second"]["pack"] = {"text": False}
     values["pretrain"] = {"a": {"dataset": "first", "contrast": {}}}
     parse_config(values | {"evaluate": {"find": {"task": "retrieval"}}})
-    with pytest.raises(ConfigError, match=r"evaluate\.find asks with captions of second, but pack\.text"):
+    with pytest.raises(ConfigError, match=r"evaluate\.find uses captions of second as queries, but pack\.text"):
         parse_config(values | {"evaluate": {"find": {"task": "retrieval", "dataset": "second"}}})
 
 
@@ -193,25 +194,28 @@ def test_a_table_and_a_figure_cannot_be_one_target():
 
 def test_fine_tuning_at_full_size_takes_the_papers_steps_on_one_gpu():
     config = load_config(ROOT / "config/tgm.yaml")
-    for name, rate in (("finetune-ssv2", 5e-4), ("finetune-k400", 1e-3)):  # TGM, Table 9: 384 clips, for 256
+    for name, rate in (
+        ("finetune-ssv2", 5e-4),
+        ("finetune-k400", 1e-3),
+    ):  # TGM, Table 9: batches of 384 clips, rates per 256
         task = config.evaluate[name]
         o, scale = task.optimisation, task.optimisation.batch_size / 256
         assert o.batch_size / task.repeats == 384
         assert o.learning_rate * scale == pytest.approx(rate * 384 / 256)
-        # VideoMAE scales both ends of the schedule by the clips of a batch, too.
+        # VideoMAE scales both ends of the schedule with the batch size, too.
         assert o.warmup_learning_rate * scale == pytest.approx(1e-6 * 384 / 256)
         assert o.min_learning_rate * scale == pytest.approx(1e-6 * 384 / 256)
-        assert o.batch_size / o.accumulate <= 64, "all passes are of one process"
+        assert o.batch_size / o.accumulate <= 64, "one process runs all passes"
 
 
-def test_the_strategies_read_from_the_source_are_the_registered_ones():
+def test_strategies_parsed_from_source_match_the_registered_ones():
     from stm.masking import get_strategy, strategy_names
 
     declared = {name: find_strategy(name).needs for name in strategy_names()}
     assert declared == {name: get_strategy(name).needs for name in strategy_names()}
 
 
-def test_a_missing_or_broken_file_is_an_error_that_names_it(tmp_path):
+def test_the_error_for_a_missing_or_broken_file_names_it(tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
         load_config(tmp_path / "nowhere.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1")
@@ -222,8 +226,8 @@ def test_a_missing_or_broken_file_is_an_error_that_names_it(tmp_path):
         load_config(tmp_path / "list.yaml")
 
 
-def test_shipped_configs_open_with_what_they_reproduce():
+def test_the_header_of_a_shipped_config_states_what_it_reproduces():
     for path in CONFIGS:
-        head = path.read_text().split("\n\nname:")[0]
+        header = path.read_text().split("\n\nname:")[0]
         for word in ("Data", "Hardware", "Time", "Expect", "Source"):
-            assert f"# {word} " in head, f"{path.name} does not say {word}"
+            assert f"# {word} " in header, f"the header of {path.name} lacks {word}"

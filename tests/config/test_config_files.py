@@ -1,4 +1,4 @@
-"""Config files that extend others: merged deeply, the same by the command line, by Snakemake and in Python."""
+"""Config files that extend others: merged deeply, with the same result on the command line, in Snakemake and in Python."""
 
 import argparse
 import subprocess
@@ -20,25 +20,25 @@ RUN = {"frames": 8, "optimisation": {"epochs": 3, "betas": [0.9, 0.95], "warmup_
 
 
 def write(folder: Path, **files: dict[str, Any]) -> Path:
-    """YAML files of these names; the last one's path."""
+    """Write a YAML file per keyword; return the path of the last one."""
     for name, values in files.items():
         path = folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(values, sort_keys=False))
     return path
 
 
-def by_snakemake(files: list[Path], overrides: dict[str, Any]) -> dict[str, Any]:
-    """The values that the workflow gets: Snakemake's own merge, resolved as workflow/rules/common.smk does."""
+def merge_by_snakemake(files: list[Path], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Return the values that the workflow gets: merged by Snakemake, resolved as in workflow/rules/common.smk."""
     settings = ConfigSettings(config=overrides, configfiles=files)
     return resolve_config(settings.overwrite_config, settings.configfiles, settings.config)
 
 
-def test_a_file_is_merged_over_the_one_that_it_extends_at_every_depth(tmp_path):
-    deep = {"optimisation": {"betas": [0.8, 0.9]}, "frames": 4}
+def test_a_file_is_merged_deeply_over_the_one_that_it_extends(tmp_path):
+    override = {"optimisation": {"betas": [0.8, 0.9]}, "frames": 4}
     path = write(
         tmp_path,
         base={"seed": 7, "frames": FRAMES, "pretrain": {"a": RUN}},
-        top={"extends": "base.yaml", "name": "top", "frames": {"every": 2}, "pretrain": {"a": deep}},
+        top={"extends": "base.yaml", "name": "top", "frames": {"every": 2}, "pretrain": {"a": override}},
     )
     assert read_values(path) == {
         "seed": 7,
@@ -48,7 +48,7 @@ def test_a_file_is_merged_over_the_one_that_it_extends_at_every_depth(tmp_path):
     }
 
 
-def test_of_several_files_the_later_ones_win_and_each_knows_its_own_folder(tmp_path):
+def test_later_files_override_earlier_ones_and_paths_are_relative_to_each_file(tmp_path):
     (tmp_path / "base").mkdir()
     write(tmp_path / "base", root={"seed": 1, "grid": 1, "shard_size": 1}, one={"extends": "root.yaml", "grid": 2})
     write(tmp_path / "base", two={"shard_size": 3})
@@ -66,28 +66,28 @@ def test_of_several_files_the_later_ones_win_and_each_knows_its_own_folder(tmp_p
         ({"top": {"extends": [1]}}, ["top.yaml", "extends = [1]"]),
     ],
 )
-def test_a_file_that_cannot_be_extended_is_named(tmp_path, files, words):
+def test_the_error_names_a_file_that_cannot_be_extended(tmp_path, files, words):
     with pytest.raises(ConfigError) as caught:
         read_values(write(tmp_path, **files))
     for word in words:
         assert word in str(caught.value)
 
 
-def test_an_entry_has_what_it_does_not_say_from_the_one_that_it_extends():
+def test_an_entry_inherits_missing_keys_from_the_one_that_it_extends():
     runs = {
         "a": RUN,
         "b": {"extends": "a", "optimisation": {"epochs": 5}},
         "c": {"extends": "b", "frames": 16, "optimisation": {"warmup_epochs": 0}},
     }
-    found = inherit({"name": "x", "pretrain": runs})["pretrain"]
-    assert found["a"] == RUN
-    assert found["b"] == {"frames": 8, "optimisation": {"epochs": 5, "betas": [0.9, 0.95], "warmup_epochs": 1}}
-    assert found["c"] == {"frames": 16, "optimisation": {"epochs": 5, "betas": [0.9, 0.95], "warmup_epochs": 0}}
-    assert runs["b"] == {"extends": "a", "optimisation": {"epochs": 5}}, "the values given are left as they are"
+    resolved = inherit({"name": "x", "pretrain": runs})["pretrain"]
+    assert resolved["a"] == RUN
+    assert resolved["b"] == {"frames": 8, "optimisation": {"epochs": 5, "betas": [0.9, 0.95], "warmup_epochs": 1}}
+    assert resolved["c"] == {"frames": 16, "optimisation": {"epochs": 5, "betas": [0.9, 0.95], "warmup_epochs": 0}}
+    assert runs["b"] == {"extends": "a", "optimisation": {"epochs": 5}}, "the input is not modified"
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "evaluate", "tables", "figures"])
-def test_an_entry_that_begins_with_a_dot_is_only_there_to_be_extended(kind):
+def test_an_entry_whose_name_begins_with_a_dot_is_a_template(kind):
     entries = {".common": {"title": "T", "clips": 2}, "one": {"extends": ".common", "clips": 3}}
     assert inherit({kind: entries}) == {kind: {"one": {"title": "T", "clips": 3}}}
 
@@ -102,7 +102,7 @@ def test_an_entry_that_begins_with_a_dot_is_only_there_to_be_extended(kind):
         ({"a": {"extends": "b"}, "b": 3}, ["pretrain.b is not a mapping"]),
     ],
 )
-def test_an_entry_that_cannot_be_extended_is_named(runs, words):
+def test_the_error_names_an_entry_that_cannot_be_extended(runs, words):
     with pytest.raises(ConfigError) as caught:
         parse_config({"name": "x", "dataset": {"source": "moving-shapes"}, "pretrain": runs}, "mine.yaml")
     for word in ["mine.yaml", *words]:
@@ -110,28 +110,28 @@ def test_an_entry_that_cannot_be_extended_is_named(runs, words):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_snakemake_the_commands_and_python_read_the_same_config(path):
-    values = by_snakemake([path], {"seed": 3})
+def test_snakemake_command_line_and_python_read_the_same_config(path):
+    values = merge_by_snakemake([path], {"seed": 3})
     assert parse_config(values) == load(argparse.Namespace(config=[str(path)], set=["seed=3"]))
-    assert parse_config(by_snakemake([path], {})) == load_config(path)
+    assert parse_config(merge_by_snakemake([path], {})) == load_config(path)
     assert "extends" not in yaml.safe_dump(values)
 
 
-def test_files_and_overrides_keep_their_order_where_a_later_file_extends_another(tmp_path):
+def test_files_and_overrides_keep_their_order_if_a_later_file_extends_another(tmp_path):
     dataset = {"source": "moving-shapes"}
     write(tmp_path, base={"grid": 2, "seed": 1}, first={"name": "x", "dataset": dataset, "grid": 3, "seed": 2})
     write(tmp_path, last={"extends": "base.yaml", "pretrain": {"a": RUN, "b": {"extends": "a"}}})
     files = [tmp_path / "first.yaml", tmp_path / "last.yaml"]
     overrides = {"pretrain": {"a": {"frames": 16}}}
-    config = parse_config(by_snakemake(files, overrides))
-    assert (config.grid, config.seed) == (2, 1), "what the second file extends comes after the first file"
-    assert config.pretrain["a"].frames == config.pretrain["b"].frames == 16, "b follows a, however a is changed"
+    config = parse_config(merge_by_snakemake(files, overrides))
+    assert (config.grid, config.seed) == (2, 1), "the file that the second one extends overrides the first"
+    assert config.pretrain["a"].frames == config.pretrain["b"].frames == 16, "b inherits an override of a, too"
     arguments = argparse.Namespace(config=[str(file) for file in files], set=["pretrain.a.frames=16"])
     assert load(arguments) == config
 
 
 def test_the_papers_settings_survive_the_merge():
-    """The keys that a merge of one level only would lose."""
+    """Covers the keys that a shallow merge would lose."""
     stm, clusterstm = (load_config(ROOT / f"config/{name}.yaml") for name in ("stm", "clusterstm"))
     assert stm.pretrain["umt"] == clusterstm.pretrain["umt"] and stm.evaluate == clusterstm.evaluate
     run, other = stm.pretrain["stm"], clusterstm.pretrain["clusterstm"]
@@ -150,11 +150,11 @@ def test_the_papers_settings_survive_the_merge():
 
 @pytest.mark.slow
 def test_the_workflow_takes_a_config_that_extends_another(tmp_path):
-    """The jobs of a run and of an evaluation that the file itself does not have."""
+    """The jobs come from a run and an evaluation that only the extended file has."""
     snakemake = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(tmp_path)]
     files = ["--configfile", str(ROOT / "config/stm-small.yaml"), str(write(tmp_path, mine={"seeds": [5]}))]
-    called = [*snakemake, "--dry-run", "--cores", "1", "stm_table1", *files]
-    finished = subprocess.run(called, cwd=ROOT, capture_output=True, text=True, check=False)
-    printed = finished.stdout + finished.stderr
-    assert finished.returncode == 0, printed[-4000:]
-    assert "stm-released-seed5" in printed and "-seed0" not in printed
+    command = [*snakemake, "--dry-run", "--cores", "1", "stm_table1", *files]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    output = finished.stdout + finished.stderr
+    assert finished.returncode == 0, output[-4000:]
+    assert "stm-released-seed5" in output and "-seed0" not in output

@@ -1,4 +1,4 @@
-"""What a run with text may say: its own masks, what must be packed for it, and which of its keys belong to which method."""
+"""Runs with text: default masks, required packed arrays, and the keys of each method."""
 
 import copy
 from pathlib import Path
@@ -29,12 +29,13 @@ STUDY: dict[str, Any] = {
 
 
 def study(**changes: object) -> dict:
+    """Return STUDY with changes to its run."""
     config = copy.deepcopy(STUDY)
     config["pretrain"]["run"] |= changes
     return config
 
 
-def test_the_method_decides_the_section_and_mae_is_the_default():
+def test_the_method_determines_the_section_and_defaults_to_mae():
     config = parse_config(study() | {"pretrain": {**STUDY["pretrain"], "mae": {"dataset": "clips"}}})
     assert isinstance(config.pretrain["run"], LanguageRun)
     assert isinstance(config.pretrain["mae"], PretrainRun)
@@ -44,12 +45,12 @@ def test_the_method_decides_the_section_and_mae_is_the_default():
     ("method", "mask"),
     [("umt", ("attention", 0.8)), ("stm", ("spatiotemporal", 0.7)), ("clusterstm", ("cluster", 0.85))],
 )
-def test_each_method_has_its_own_mask(method, mask):
+def test_each_method_has_its_own_default_mask(method, mask):
     run = parse_config(study(method=method)).pretrain["run"]
     assert (run.mask.strategy, run.mask.ratio) == mask
 
 
-def test_joined_and_image_datasets_are_what_the_workflow_waits_for():
+def test_the_sources_of_a_run_include_further_and_image_datasets():
     run = parse_config(study(more=["stills"])).pretrain["run"]
     assert run.video_sources == (("clips", "train"), ("stills", "train"))
     assert run.image_sources == (("stills", "train"),)
@@ -72,26 +73,26 @@ def test_joined_and_image_datasets_are_what_the_workflow_waits_for():
         ({"tubelet": 2}, "less than or equal to 1"),
     ],
 )
-def test_a_run_that_does_not_fit_is_refused_before_anything_runs(changes, words):
+def test_an_inconsistent_run_is_rejected_before_anything_runs(changes, words):
     with pytest.raises(ConfigError, match=words):
         parse_config(study(**changes))
 
 
-def test_a_mae_run_cannot_cluster():
+def test_a_mae_run_cannot_use_the_cluster_mask():
     with pytest.raises(ConfigError, match="umt, stm and clusterstm"):
         parse_config(
             study() | {"pretrain": {"mae": {"dataset": "clips", "mask": {"strategy": "cluster", "ratio": 0.8}}}}
         )
 
 
-def test_relevance_needs_the_captions_vectors():
+def test_clusterstm_needs_packed_caption_vectors():
     config = study(method="clusterstm")
     config["pack"] = config["pack"] | {"text": False}
     with pytest.raises(ConfigError, match=r"pack\.text of clips is not set"):
         parse_config(config)
 
 
-def test_text_evaluations_are_done_for_runs_with_text_only():
+def test_text_evaluations_cover_only_runs_with_text():
     config = study() | {"evaluate": {"find": {"task": "video_text_retrieval"}, "probe": {"task": "linear"}}}
     config["pretrain"]["mae"] = {"dataset": "clips"}
     parsed = parse_config(config)
@@ -102,9 +103,9 @@ def test_text_evaluations_are_done_for_runs_with_text_only():
 
 
 def test_the_small_configs_share_their_runs():
-    """They write to one folder: what has the same name must be the same."""
+    """They write to the same folder, so entries of the same name must be equal."""
     folder = Path(__file__).parents[2] / "config"
-    part, whole = (load_config(folder / f"{name}-small.yaml") for name in ("stm", "clusterstm"))
-    assert part.datasets == whole.datasets and part.seeds == whole.seeds
-    assert part.pretrain == {name: run for name, run in whole.pretrain.items() if name != "clusterstm"}
-    assert part.evaluate == whole.evaluate
+    small, large = (load_config(folder / f"{name}-small.yaml") for name in ("stm", "clusterstm"))
+    assert small.datasets == large.datasets and small.seeds == large.seeds
+    assert small.pretrain == {name: run for name, run in large.pretrain.items() if name != "clusterstm"}
+    assert small.evaluate == large.evaluate

@@ -73,7 +73,7 @@ def _compare(where: str, task: EvaluationTask, run: Run, protocol: Protocol) -> 
         wanted["validation_split"] = protocol.validation
     if protocol.max_answer_tokens is not None:
         wanted["max_answer_tokens"] = protocol.max_answer_tokens
-    found = task.prescribed(run)
+    found = task.protocol_settings(run)
     for key, right in wanted.items():
         if found[key] != right:
             yield f"{where}.{key} is {found[key]}, and {protocol.title} asks for {right} (config/datasets)"

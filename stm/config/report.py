@@ -1,0 +1,94 @@
+"""Report settings: tables and figures as in a paper, the report page, prices for the plan."""
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from stm.config.base import Name, Section, field
+
+
+class TableColumn(Section):
+    """A column of a table: one metric of one evaluation."""
+
+    title: str
+    task: Name = field(..., "name of an evaluation")
+    metric: str | None = field(
+        None, "a metric in its metrics.json, such as top5 or text_to_video.r1; by default the task's headline metric"
+    )
+
+
+class TableRow(Section):
+    """A row of a table: the metrics of one run, or of one run per column, averaged over seeds."""
+
+    label: str
+    runs: Name | tuple[Name | None, ...] = field(..., "a pretraining run, or one per column (null: empty cell)")
+    paper: tuple[float | None, ...] = field((), "the paper's numbers, one per column, shown beside ours")
+
+    def run_of(self, column: int) -> str | None:
+        return self.runs if isinstance(self.runs, str) else self.runs[column]
+
+
+class TableSpec(Section):
+    """A table of a paper; `snakemake <its name>` makes it with everything it depends on."""
+
+    title: str
+    columns: tuple[TableColumn, ...] = field(..., "columns", min_length=1)
+    rows: tuple[TableRow, ...] = field(..., "rows", min_length=1)
+    note: str | None = field(None, "a note below the table, such as which of the paper's numbers are doubtful")
+
+    @model_validator(mode="after")
+    def _check_row_lengths(self) -> "TableSpec":
+        for row in self.rows:
+            for what, values in (("runs", row.runs), ("paper", row.paper)):
+                if not isinstance(values, str) and values and len(values) != len(self.columns):
+                    raise ValueError(f"row {row.label!r} has {len(values)} {what} for {len(self.columns)} columns")
+        return self
+
+    def cells(self) -> set[tuple[str, str]]:
+        """The (run, evaluation) pairs in the table."""
+        pairs = ((row.run_of(i), column.task) for row in self.rows for i, column in enumerate(self.columns))
+        return {(run, task) for run, task in pairs if run is not None}
+
+
+class FigureSpec(Section):
+    """A figure of a paper; `snakemake <its name>` makes it with everything it depends on."""
+
+    title: str
+    kind: Literal["clips", "losses", "bars"] = field(
+        ...,
+        "`clips`: frames of clips, with the rows in `show`; `losses`: curves of `metric`; `bars`: metrics of `tasks`",
+    )
+    runs: dict[str, Name] = field(..., "pretraining runs by their label in the figure", min_length=1)
+    show: tuple[Literal["frames", "similarity", "guides", "masks", "reconstructions", "attention"], ...] = field(
+        ("frames", "masks"),
+        "`clips`: the rows; all but `frames` once per run. `guides`: what a mask of umt, stm or clusterstm "
+        "is computed from, such as STM's points and blobs",
+    )
+    clips: int = field(2, "`clips`: number of clips", "clips", ge=1, le=16)
+    metric: str = field("loss", "`losses`: a metric in metrics.jsonl, such as loss, reconstruction or contrast")
+    tasks: tuple[Name, ...] = field((), "`bars`: names of evaluations")
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> "FigureSpec":
+        if (self.kind == "bars") != bool(self.tasks):
+            raise ValueError("kind `bars` requires at least one of `tasks`; other kinds do not take `tasks`")
+        return self
+
+    def cells(self) -> set[tuple[str, str]]:
+        """The (run, evaluation) pairs in the figure."""
+        return {(run, task) for run in self.runs.values() for task in self.tasks}
+
+
+class Report(Section):
+    """The report page of a config."""
+
+    title: str = field("stm: masked video pretraining", "title of the page")
+    clips: int = field(4, "clips shown with frames, maps, masks and reconstructions", "clips", ge=0, le=64)
+    split: Name = field("test", "split that the shown clips come from; if it has no clips, the first split that does")
+
+
+class Prices(Section):
+    """Prices of machine time, for the plan."""
+
+    cpu_core_hour: float = field(0.0, "price per core-hour", "currency", ge=0)
+    gpu_hour: float = field(0.0, "price per GPU-hour", "currency", ge=0)
