@@ -1,4 +1,4 @@
-"""Clips are dealt to shards so that adding one changes one shard."""
+"""Clips are assigned to shards such that adding one clip changes one shard."""
 
 from collections import Counter
 
@@ -24,9 +24,9 @@ def test_growing_by_one_shard_moves_clips_of_one_shard_only():
     ids = [f"clip-{i}" for i in range(4000)]
     for shards in range(1, 40):
         moves = {(assign_shard(i, shards), assign_shard(i, shards + 1)) for i in ids}
-        moved = {pair for pair in moves if pair[0] != pair[1]}
-        assert {new for _, new in moved} <= {shards}
-        assert len({old for old, _ in moved}) <= 1
+        changes = {pair for pair in moves if pair[0] != pair[1]}
+        assert {new for _, new in changes} <= {shards}
+        assert len({old for old, _ in changes}) <= 1
 
 
 @given(st.text(min_size=1), st.integers(1, 5000))
@@ -34,7 +34,7 @@ def test_every_clip_has_a_shard(video_id, shards):
     assert 0 <= assign_shard(video_id, shards) < shards
 
 
-def test_shards_of_a_power_of_two_are_even():
+def test_a_power_of_two_of_shards_is_balanced():
     counts = Counter(assign_shard(f"v{i}", 64) for i in range(64_000))
     assert len(counts) == 64
     assert max(counts.values()) < 1200
@@ -51,7 +51,7 @@ def test_keys_are_unique_plain_and_short(ids):
         assert key.isascii()
 
 
-def manifest_of(path, ids):
+def write_manifest(path, ids):
     rows = [{"video_id": i, "key": make_key(i), "path": f"{i}.mp4", "split": "train"} for i in sorted(ids)]
     write_table(path, pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA), {})
 
@@ -59,10 +59,10 @@ def manifest_of(path, ids):
 def test_adding_a_clip_rewrites_one_slice(tmp_path):
     manifest, folder, index = tmp_path / "m.parquet", tmp_path / "slices", tmp_path / "slices.json"
     ids = [f"v{i}" for i in range(31)]  # 31 -> 32 clips: no new shard of 8
-    manifest_of(manifest, ids)
+    write_manifest(manifest, ids)
     shards = write_slices(manifest, folder, index, 8)
     before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir()}
-    manifest_of(manifest, [*ids, "new"])
+    write_manifest(manifest, [*ids, "new"])
     assert write_slices(manifest, folder, index, 8) == shards
     after = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir()}
     assert sum(before[name] != after[name] for name in after) == 1
@@ -70,16 +70,16 @@ def test_adding_a_clip_rewrites_one_slice(tmp_path):
     assert sorted(rows) == sorted([*ids, "new"])
 
 
-def test_slices_of_a_smaller_manifest_are_removed(tmp_path):
+def test_slices_that_a_smaller_manifest_no_longer_has_are_removed(tmp_path):
     manifest, folder, index = tmp_path / "m.parquet", tmp_path / "slices", tmp_path / "slices.json"
-    manifest_of(manifest, [f"v{i}" for i in range(40)])
+    write_manifest(manifest, [f"v{i}" for i in range(40)])
     write_slices(manifest, folder, index, 4)
-    manifest_of(manifest, ["v1"])
+    write_manifest(manifest, ["v1"])
     assert [p.stem for p in folder.iterdir()] != write_slices(manifest, folder, index, 4)
     assert [p.stem for p in folder.iterdir()] == ["train-00000"]
 
 
-def test_a_shard_that_went_wrong_as_a_whole_stops_the_stage_and_names_clips():
+def test_too_many_failed_clips_in_a_shard_stop_the_stage_with_their_names():
     rows: list[tuple[str, Status, Policy, str]] = [(f"v{i}", Status.TIMEOUT, "drop", "30 s") for i in range(6)]
     rows += [("w", Status.OK, "keep", "")] * 4
     check_failures("frames", rows, 0.6)

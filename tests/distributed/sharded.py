@@ -1,4 +1,4 @@
-"""What two processes joined by gloo train, each with the whole model (DDP) or with a part of it (FSDP)."""
+"""Training runs on two processes joined by gloo, each with the whole model (DDP) or a shard of it (FSDP)."""
 
 import json
 import shutil
@@ -22,8 +22,10 @@ from stm.methods import build_method
 from stm.models.weights import zoo
 from stm.training.loop import TrainingPlan, fit
 
-CLIPS, STEPS, TEXT_WIDTH = 8, 4, 7
-BROKEN_AT = 3  # the step in which a run dies; its last checkpoint is that of step 2
+CLIPS = 8
+STEPS = 4
+TEXT_WIDTH = 7
+KILLED_AT = 3  # the step in which a run is killed; its last checkpoint is from step 2
 SETTINGS = {"epochs": 2, "batch_size": CLIPS, "warmup_epochs": 0, "learning_rate": 0.01, "clip_grad": 0.5}
 CONTRAST = {"hidden": 16, "layers": 2, "learnable": True}
 
@@ -40,7 +42,7 @@ IMAGES = {"datasets": ["stills"], "batch_size": CLIPS, "mask": {"strategy": "att
 
 
 class Killed(Exception):
-    """Stands for what ends a run without a word."""
+    """Simulates a kill of the run."""
 
 
 def run_of(name: str, bert: str | None = None) -> PretrainRun | LanguageRun:
@@ -50,8 +52,10 @@ def run_of(name: str, bert: str | None = None) -> PretrainRun | LanguageRun:
     return make_run(**{"optimisation": SETTINGS, **RUNS[name]})
 
 
-def draw_clips(run: PretrainRun | LanguageRun, step: int, encode: Callable[[list[str]], torch.Tensor] | None) -> Batch:
-    """A step's samples of all processes. Those of a run with images are clips and images in turn, images first."""
+def make_samples(
+    run: PretrainRun | LanguageRun, step: int, encode: Callable[[list[str]], torch.Tensor] | None
+) -> Batch:
+    """Return the joint batch of a step. Runs with images alternate between images and clips, starting with images."""
     if isinstance(run, LanguageRun):
         batch = make_batch(CLIPS, frames=4 if step % 2 else 1, seed=step)
         assert encode is not None
@@ -65,8 +69,8 @@ def draw_clips(run: PretrainRun | LanguageRun, step: int, encode: Callable[[list
     }
 
 
-def take(batch: Batch, rows: slice) -> Batch:
-    return {name: take(value, rows) if isinstance(value, dict) else value[rows] for name, value in batch.items()}
+def select_rows(batch: Batch, rows: slice) -> Batch:
+    return {name: select_rows(value, rows) if isinstance(value, dict) else value[rows] for name, value in batch.items()}
 
 
 def train(
@@ -74,10 +78,13 @@ def train(
     output: Path,
     process: Process,
     parallel: str,
-    broken_at: int | None = None,
+    killed_at: int | None = None,
     seed: int = 3,
 ) -> Values:
-    """Losses and gradient norms of the steps, the weights, and those that `zoo.save` wrote; of the first process alone."""
+    """Train and return losses and gradient norms per step and the final weights; empty on all but the first process.
+
+    The first process also writes weights.safetensors.
+    """
     torch.manual_seed(seed)
     method = build_method(run, 96 if isinstance(run, LanguageRun) else TEXT_WIDTH)
     passes = run.optimisation.accumulate
@@ -85,12 +92,12 @@ def train(
 
     def batches(step: int) -> Iterator[Batch]:
         for number in range(step, STEPS):
-            if number == broken_at:
+            if number == killed_at:
                 raise Killed
-            whole = draw_clips(run, number, getattr(method, "encode_captions", None))
+            batch = make_samples(run, number, getattr(method, "encode_captions", None))
             for part in range(passes):
                 first = (part * process.count + process.rank) * rows
-                yield take(whole, slice(first, first + rows))
+                yield select_rows(batch, slice(first, first + rows))
 
     plan = TrainingPlan("made", run.optimisation, STEPS // 2, 3, precision=run.precision, parallel=parallel,
                 compile=run.compile, checkpoint_every=2, log_every=1)  # fmt: skip
@@ -104,48 +111,51 @@ def train(
     return {"loss": [x["loss"] for x in lines], "norm": [x["gradient_norm"] for x in lines], **weights}
 
 
-def break_off(run: PretrainRun | LanguageRun, output: Path, process: Process, parallel: str) -> None:
+def train_until_killed(run: PretrainRun | LanguageRun, output: Path, process: Process, parallel: str) -> None:
     try:
-        train(run, output, process, parallel, BROKEN_AT)
+        train(run, output, process, parallel, KILLED_AT)
     except Killed:
         process.wait()
         return
-    raise AssertionError("the run was to die")
+    raise AssertionError("the run was not killed")
 
 
-def work_on_clips(rank: int, folder: Path) -> Values:
-    """Runs without text of one of two processes. `folder / "alone"` holds one that a single process has left unfinished."""
+def train_without_text(rank: int, folder: Path) -> Values:
+    """Train all runs without text as one of two processes. `folder / "alone"` has an unfinished run of a single process."""
     process = Process(rank, 2, torch.device("cpu"))
-    found: Values = {}
-    compiled = nn.Module.compile  # by torch's own kernels, so that no compiler of C++ is needed
-    nn.Module.compile = lambda self, **more: compiled(self, backend="aot_eager", **more)  # type: ignore[method-assign]
+    values: Values = {}
+    original = nn.Module.compile
+    # This backend uses torch's own kernels, so that no C++ compiler is needed.
+    nn.Module.compile = lambda self, **options: original(self, backend="aot_eager", **options)  # type: ignore[method-assign]
     for name in RUNS:
-        found |= train_both(run_of(name), folder, name, process)
-    output = folder / "broken"
-    break_off(run_of("contrast"), output, process, "fsdp")
+        values |= train_both(run_of(name), folder, name, process)
+    output = folder / "killed"
+    train_until_killed(run_of("contrast"), output, process, "fsdp")
     if rank == 0:
-        shutil.copytree(output, folder / "left")
+        shutil.copytree(output, folder / "unfinished")
     process.wait()
-    found |= label("resumed", train(run_of("contrast"), output, process, "fsdp", seed=99))
-    return found | label("from one", train(run_of("contrast"), folder / "alone", process, "fsdp", seed=99))
+    values |= label("resumed", train(run_of("contrast"), output, process, "fsdp", seed=99))
+    return values | label("from one", train(run_of("contrast"), folder / "alone", process, "fsdp", seed=99))
 
 
-def work_on_texts(rank: int, folder: Path, bert: str) -> Values:
-    """Runs with text of one of two processes."""
+def train_with_text(rank: int, folder: Path, bert: str) -> Values:
+    """Train all runs with text as one of two processes."""
     process = Process(rank, 2, torch.device("cpu"))
-    found: Values = {}
+    values: Values = {}
     for name in LANGUAGE:
-        found |= train_both(run_of(name, bert), folder, name, process)
-    break_off(run_of("stm", bert), folder / "broken", process, "fsdp")
-    return found | label("resumed", train(run_of("stm", bert), folder / "broken", process, "fsdp", seed=99))
+        values |= train_both(run_of(name, bert), folder, name, process)
+    train_until_killed(run_of("stm", bert), folder / "killed", process, "fsdp")
+    return values | label("resumed", train(run_of("stm", bert), folder / "killed", process, "fsdp", seed=99))
 
 
 def train_both(run: PretrainRun | LanguageRun, folder: Path, name: str, process: Process) -> Values:
-    found: Values = {}
+    """Train a run with DDP and with FSDP."""
+    values: Values = {}
     for parallel in ("ddp", "fsdp"):
-        found |= label(f"{name}/{parallel}", train(run, folder / f"{name}-{parallel}", process, parallel))
-    return found
+        values |= label(f"{name}/{parallel}", train(run, folder / f"{name}-{parallel}", process, parallel))
+    return values
 
 
 def label(name: str, values: Values) -> Values:
+    """Prefix all keys with a name."""
     return {f"{name}/{key}": value for key, value in values.items()}

@@ -1,4 +1,4 @@
-"""FSDP: two processes that share a model learn what two do that each hold it, and what one learns from the joined batch."""
+"""FSDP: two processes with a sharded model learn the same as two with DDP, and as one process with the joint batch."""
 
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from joined import Values, run_joined
 from made_language import make_small_bert
 from safetensors.numpy import load_file
-from sharded import LANGUAGE, RUNS, STEPS, break_off, run_of, train, work_on_clips, work_on_texts
+from sharded import LANGUAGE, RUNS, STEPS, run_of, train, train_until_killed, train_with_text, train_without_text
 
 from stm.distributed.fsdp import find_blocks
 from stm.distributed.process import Process
@@ -27,57 +27,58 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def clips(folder: Path) -> Values:
-    """What the first of two processes has at the end of each run without text."""
-    break_off(run_of("contrast"), folder / "alone", ALONE, "ddp")
-    first, second = run_joined(partial(work_on_clips, folder=folder), folder)
+    """The results of the first of two processes for all runs without text."""
+    train_until_killed(run_of("contrast"), folder / "alone", ALONE, "ddp")
+    first, second = run_joined(partial(train_without_text, folder=folder), folder)
     assert second == {}
     return first
 
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Values:
+    """The results of the first of two processes for all runs with text."""
     folder = tmp_path_factory.mktemp("texts")
     bert = make_small_bert(folder / "bert")
-    return run_joined(partial(work_on_texts, folder=folder, bert=bert), folder)[0]
+    return run_joined(partial(train_with_text, folder=folder, bert=bert), folder)[0]
 
 
 def select(values: Values, prefix: str) -> Values:
     return {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
 
 
-def check_curve(found: Values, expected: Values, tolerance: float, names: tuple[str, ...] = ("loss", "norm")) -> None:
+def check_curve(actual: Values, expected: Values, tolerance: float, names: tuple[str, ...] = ("loss", "norm")) -> None:
     for name in names:
-        np.testing.assert_allclose(found[name], expected[name], rtol=tolerance, atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(actual[name], expected[name], rtol=tolerance, atol=tolerance, err_msg=name)
 
 
-def check_equal(found: Values, expected: Values) -> None:
-    assert found.keys() == expected.keys()
+def check_equal(actual: Values, expected: Values) -> None:
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_sharing_the_model_changes_nothing_but_rounding(clips: Values, name: str) -> None:
-    shared, held = select(clips, f"{name}/fsdp/"), select(clips, f"{name}/ddp/")
-    assert len(shared["loss"]) == STEPS and shared.keys() == held.keys()
+def test_fsdp_differs_from_ddp_only_by_rounding(clips: Values, name: str) -> None:
+    fsdp, ddp = select(clips, f"{name}/fsdp/"), select(clips, f"{name}/ddp/")
+    assert len(fsdp["loss"]) == STEPS and fsdp.keys() == ddp.keys()
     if name != "bf16":
-        check_curve(shared, held, 1e-5)
+        check_curve(fsdp, ddp, 1e-5)
         return
-    # In bf16 the blocks' norms are rounded too: by one rounding (2^-8) in the first step. Each update then carries that on, how
-    # far depends on the processor's bf16.
-    first = [{key: values[key][:1] for key in ("loss", "norm")} for values in (shared, held)]
+    # In bf16 the blocks' norms are rounded, too: by one rounding (2^-8) in the first step. Each update propagates that error;
+    # how far depends on the processor's bf16.
+    first = [{key: values[key][:1] for key in ("loss", "norm")} for values in (fsdp, ddp)]
     check_curve(first[0], first[1], tolerance=2**-8)
-    check_curve(shared, held, 2e-2, ("loss",))
-    check_curve(shared, held, 5e-2, ("norm",))
+    check_curve(fsdp, ddp, 2e-2, ("loss",))
+    check_curve(fsdp, ddp, 5e-2, ("norm",))
 
 
 @pytest.mark.parametrize("name", LANGUAGE)
-def test_so_it_is_with_text_in_clips_and_images(texts: Values, name: str) -> None:
+def test_fsdp_matches_ddp_for_runs_with_text_and_images(texts: Values, name: str) -> None:
     check_curve(select(texts, f"{name}/fsdp/"), select(texts, f"{name}/ddp/"), 1e-5)
 
 
 @pytest.mark.parametrize("name", ["mae", "contrast", "contrast only", "accumulated"])
-def test_two_processes_learn_what_one_does(clips: Values, name: str, tmp_path: Path) -> None:
+def test_two_processes_learn_the_same_as_one(clips: Values, name: str, tmp_path: Path) -> None:
     alone = train(run_of(name), tmp_path, ALONE, "fsdp")
     assert len(set(alone["loss"])) == STEPS
     for parallel in ("ddp", "fsdp"):
@@ -85,29 +86,29 @@ def test_two_processes_learn_what_one_does(clips: Values, name: str, tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["mae", "contrast"])
-def test_what_is_written_is_the_whole_model(clips: Values, name: str, folder: Path) -> None:
-    shared, held = (load_file(folder / f"{name}-{parallel}" / "weights.safetensors") for parallel in ("fsdp", "ddp"))
-    assert {k: (v.shape, v.dtype) for k, v in shared.items()} == {k: (v.shape, v.dtype) for k, v in held.items()}
-    for key, value in shared.items():
-        np.testing.assert_allclose(value, held[key], atol=1e-4, err_msg=key)
+def test_the_written_weights_are_the_whole_model(clips: Values, name: str, folder: Path) -> None:
+    fsdp, ddp = (load_file(folder / f"{name}-{parallel}" / "weights.safetensors") for parallel in ("fsdp", "ddp"))
+    assert {k: (v.shape, v.dtype) for k, v in fsdp.items()} == {k: (v.shape, v.dtype) for k, v in ddp.items()}
+    for key, value in fsdp.items():
+        np.testing.assert_allclose(value, ddp[key], atol=1e-4, err_msg=key)
 
 
-def test_a_run_that_died_ends_bit_for_bit_as_one_that_did_not(clips: Values) -> None:
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(clips: Values) -> None:
     check_equal(select(clips, "resumed/"), select(clips, "contrast/fsdp/"))
 
 
-def test_so_does_one_whose_mask_had_not_learned_yet(texts: Values) -> None:
+def test_a_run_resumed_before_its_mask_has_learned_is_bit_identical(texts: Values) -> None:
     check_equal(select(texts, "resumed/"), select(texts, "stm/fsdp/"))
 
 
-def test_a_checkpoint_goes_from_two_processes_to_one_and_back(
+def test_a_checkpoint_can_be_resumed_with_another_number_of_processes(
     clips: Values, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    straight = select(clips, "contrast/fsdp/")
-    check_curve(select(clips, "from one/"), straight, 1e-5)
-    alone = train(run_of("contrast"), folder / "left", ALONE, "ddp", seed=99)
+    uninterrupted = select(clips, "contrast/fsdp/")
+    check_curve(select(clips, "from one/"), uninterrupted, 1e-5)
+    alone = train(run_of("contrast"), folder / "unfinished", ALONE, "ddp", seed=99)
     assert f"resuming from step 2 of {STEPS}, with 1 processes instead of 2" in capsys.readouterr().err
-    check_curve(alone, straight, 1e-5)
+    check_curve(alone, uninterrupted, 1e-5)
 
 
 def test_the_blocks_are_the_layers_of_all_transformers(tmp_path: Path) -> None:

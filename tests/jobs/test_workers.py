@@ -1,4 +1,4 @@
-"""Items that hang or crash take nothing else with them."""
+"""Items that hang or crash do not affect other items."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ import pytest
 from stm.jobs.status import Status
 from stm.jobs.workers import Failure, run_isolated
 
-# The functions must live in a module that a child process can import; this one is written for it.
+# The function must be in a module that a child process can import, so the fixture writes one.
 MODULE = """
 import ctypes, os, signal, time
 
@@ -21,7 +21,7 @@ def act(item):
     kind, value = item
     if kind == "square":
         return value * value
-    if kind == "hang":  # native code that keeps the interpreter lock and ignores a polite signal
+    if kind == "hang":  # native code that holds the interpreter lock and ignores SIGTERM
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         ctypes.PyDLL(None).sleep(600)
     if kind == "segfault":
@@ -48,7 +48,7 @@ def act(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.slow
-def test_hanging_and_crashing_items_are_marked_and_all_others_finish(act) -> None:
+def test_hanging_and_crashing_items_are_reported_and_all_others_finish(act) -> None:
     items = [
         ("square", 2),
         ("hang", 0),
@@ -67,16 +67,16 @@ def test_hanging_and_crashing_items_are_marked_and_all_others_finish(act) -> Non
     assert "exit code 3" in outcomes[4].detail
 
 
-def test_a_full_disk_stops_the_job_instead_of_marking_clips(act) -> None:
+def test_a_full_disk_stops_the_job_instead_of_failing_clips(act) -> None:
     with pytest.raises(OSError, match="No space left"):
         list(run_isolated(act, [("disk", 0)], processes=1, timeout_seconds=60))
 
 
-def test_nothing_to_do_starts_nothing(act) -> None:
+def test_an_empty_list_of_items_yields_nothing(act) -> None:
     assert list(run_isolated(act, [], processes=4, timeout_seconds=60)) == []
 
 
-def test_workers_are_gone_when_the_caller_stops_early(act) -> None:
+def test_workers_end_when_the_caller_stops_early(act) -> None:
     outcomes = run_isolated(act, [("pid", 0)] * 3, processes=1, timeout_seconds=60)
     _, pid = next(outcomes)
     assert isinstance(pid, int)
@@ -96,11 +96,13 @@ def test_a_script_without_a_main_guard_is_not_run_again_in_the_workers(act, tmp_
         """)
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])])}
-    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=60)
-    assert done.stdout == "started\n[(0, 9)]\n", done.stderr
+    completed = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert completed.stdout == "started\n[(0, 9)]\n", completed.stderr
 
 
-def test_a_function_of_the_main_script_is_refused_with_a_reason() -> None:
+def test_a_function_of_the_main_script_is_rejected_with_a_reason() -> None:
     def local(item: int) -> int:
         return item
 

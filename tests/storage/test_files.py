@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, the same bytes each time, and never outside their folder."""
+"""Files are written atomically, deterministically, and never outside their folder."""
 
 import hashlib
 import io
@@ -19,12 +19,12 @@ from stm.storage.tars import TarWriter, read_member
 
 
 @pytest.mark.parametrize("bad", ["../x", "/etc/passwd", "a/../../x", "a\x00b"])
-def test_paths_that_leave_their_root_are_refused(tmp_path, bad):
+def test_paths_that_leave_their_root_are_rejected(tmp_path, bad):
     with pytest.raises(UnsafePathError):
         safe_join(tmp_path, bad)
 
 
-def test_a_link_out_of_the_root_is_refused_and_one_inside_is_not(tmp_path):
+def test_links_that_leave_the_root_are_rejected_and_others_are_not(tmp_path):
     root = tmp_path / "root"
     (root / "a").mkdir(parents=True)
     (tmp_path / "secret").write_text("x")
@@ -35,7 +35,7 @@ def test_a_link_out_of_the_root_is_refused_and_one_inside_is_not(tmp_path):
     assert safe_join(root, "in") == root / "in"
 
 
-def test_an_interrupted_write_leaves_the_old_file_and_no_rubbish(tmp_path):
+def test_an_interrupted_write_leaves_only_the_old_file(tmp_path):
     path = tmp_path / "f"
     path.write_text("old")
     with pytest.raises(RuntimeError), atomic_path(path) as temporary:
@@ -45,24 +45,24 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_rubbish(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
-def test_the_tar_is_plain_and_its_index_is_true(tmp_path):
+def test_a_tar_is_deterministic_and_its_member_locations_are_correct(tmp_path):
     contents = {"b.json": b"{}", "a.jpg": bytes(range(256)) * 7, "c.npy": b"", "d.bin": b"x" * 512}
     for name in ("one.tar", "two.tar"):
         with TarWriter(tmp_path / name) as tar:
             members = [tar.add(member, data) for member, data in contents.items()]
-            assert not tar._tar.getmembers()  # nothing is remembered of what is written
+            assert not tar._tar.getmembers()  # the list of members does not grow
     raw = (tmp_path / "one.tar").read_bytes()
     assert raw == (tmp_path / "two.tar").read_bytes()
     for member in members:
         data = raw[member.offset : member.offset + member.size]
         assert data == contents[member.name]
         assert hashlib.sha256(data).hexdigest() == member.sha256
-    with tarfile.open(fileobj=io.BytesIO(raw)) as public:
-        assert {m.name: public.extractfile(m).read() for m in public} == contents
-        assert {(m.mtime, m.uid, m.gid, m.uname) for m in public.getmembers()} == {(0, 0, 0, "")}
+    with tarfile.open(fileobj=io.BytesIO(raw)) as tar:
+        assert {m.name: tar.extractfile(m).read() for m in tar} == contents
+        assert {(m.mtime, m.uid, m.gid, m.uname) for m in tar.getmembers()} == {(0, 0, 0, "")}
 
 
-def test_a_table_carries_its_receipt_and_has_the_same_bytes_twice(tmp_path):
+def test_a_table_is_deterministic_and_contains_its_receipt(tmp_path):
     receipt = make_receipt("frames", {"every": 2}, ["pyarrow", "no-such-library"], seed=3)
     table = pa.table({"key": ["a", "b"], "map": pa.array([[0.5], [1.0]], pa.list_(pa.float16()))})
     for name in ("one", "two"):
@@ -73,7 +73,7 @@ def test_a_table_carries_its_receipt_and_has_the_same_bytes_twice(tmp_path):
     assert read_table(tmp_path / "one").to_pydict() == table.to_pydict()
 
 
-def test_a_torn_table_is_an_error_that_names_the_file(tmp_path):
+def test_the_error_for_a_truncated_table_names_the_file(tmp_path):
     path = tmp_path / "t.parquet"
     write_table(path, pa.table({"a": [1]}), {})
     path.write_bytes(path.read_bytes()[:-20])
@@ -83,7 +83,7 @@ def test_a_torn_table_is_an_error_that_names_the_file(tmp_path):
         read_table(tmp_path / "missing.parquet")
 
 
-def test_the_journal_survives_a_kill_and_forgets_other_settings(tmp_path):
+def test_the_journal_survives_a_kill_and_is_discarded_for_other_settings(tmp_path):
     output = tmp_path / "out.tar"
     code = (
         "import os, sys; from pathlib import Path; from stm.jobs.journal import Journal\n"
@@ -93,8 +93,8 @@ def test_the_journal_survives_a_kill_and_forgets_other_settings(tmp_path):
     journal = Journal(output, {"a": 1})
     assert journal.get("x") == b"one"
     assert journal.get("z") is None
-    torn = journal._path("y")
-    torn.write_bytes(torn.read_bytes()[:-1])
+    truncated = journal._path("y")
+    truncated.write_bytes(truncated.read_bytes()[:-1])
     assert journal.get("y") is None
     assert Journal(output, {"a": 2}).get("x") is None
     Journal(output, {"a": 2}).close()
@@ -109,7 +109,7 @@ def test_local_models_are_inputs_and_hub_ids_are_not(tmp_path, monkeypatch):
     assert local_model_files((tmp_path / "m").as_posix()) == [file]
     assert local_model_files(f"local-dir:{tmp_path / 'm'}") == [file]
     assert local_model_files(f"ViT-B-32@{file}") == [file]
-    monkeypatch.setenv("HOME", tmp_path.as_posix())  # the stages accept a home folder's short name, so must this
+    monkeypatch.setenv("HOME", tmp_path.as_posix())  # the stages expand `~`, so this must, too
     assert local_model_files("~/m") == local_model_files("local-dir:~/m") == [file]
     (tmp_path / "run@2").mkdir()
     (tmp_path / "run@2/config.json").write_bytes(b"{}")
@@ -121,7 +121,7 @@ def test_local_models_are_inputs_and_hub_ids_are_not(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("offset", [2**63 - 1, -1, 5])
-def test_bytes_that_a_file_does_not_have_are_damage_of_its_index(tmp_path, offset):
+def test_reading_outside_a_tar_is_a_damaged_error(tmp_path, offset):
     (tmp_path / "a.tar").write_bytes(b"123456")
     file = os.open(tmp_path / "a.tar", os.O_RDONLY)
     try:
@@ -132,7 +132,7 @@ def test_bytes_that_a_file_does_not_have_are_damage_of_its_index(tmp_path, offse
         os.close(file)
 
 
-def test_a_folder_in_a_tars_place_is_damage_of_the_tar(tmp_path):
+def test_reading_a_directory_instead_of_a_tar_is_a_damaged_error(tmp_path):
     folder = os.open(tmp_path, os.O_RDONLY)
     try:
         with pytest.raises(DamagedError, match="directory"):
