@@ -178,12 +178,12 @@ def check_keys(path: Path, keys: Sequence[str]) -> None:
     Raises:
         DamagedError: with the file and the first such row.
     """
-    seen: set[str] = set()
+    earlier: set[str] = set()
     for row, key in enumerate(keys):
-        if not _PLAIN.fullmatch(key) or key in seen:
-            problem = "occurs twice" if key in seen else "is not a valid clip key"
+        if not _PLAIN.fullmatch(key) or key in earlier:
+            problem = "occurs twice" if key in earlier else "is not a valid clip key"
             raise DamagedError(f"{path}: row {row}: {key!r:.100} {problem}; remove the file and run again")
-        seen.add(key)
+        earlier.add(key)
 
 
 def _check_splits(path: Path, splits: Sequence[str]) -> None:

@@ -53,14 +53,14 @@ def find_strategy(strategy: str) -> Declaration:
         raise StrategyError(
             f"names a file, but no strategy in it; write {strategy}:NAME, with the name from its @register(NAME)"
         )
-    found = [_declared_in(path, name, _module_of(path)) for path in package_files() if name in _names_in(path)]
-    found += [_entry_declaration(point) for point in _entry_points() if point.name == name]
-    if len(found) > 1:
-        places = " and ".join(str(declaration.path) for declaration in found)
-        raise StrategyError(f"{len(found)} masking strategies are called {name!r}: in {places}; rename one")
-    if not found:
+    matches = [_declared_in(path, name, _module_of(path)) for path in package_files() if name in _names_in(path)]
+    matches += [_entry_declaration(point) for point in _entry_points() if point.name == name]
+    if len(matches) > 1:
+        places = " and ".join(str(declaration.path) for declaration in matches)
+        raise StrategyError(f"{len(matches)} masking strategies are called {name!r}: in {places}; rename one")
+    if not matches:
         raise StrategyError(f"no masking strategy {name!r}; there are: {', '.join(strategy_names())}{_unreadable()}")
-    return found[0]
+    return matches[0]
 
 
 def strategy_names() -> list[str]:

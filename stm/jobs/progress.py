@@ -59,8 +59,8 @@ class Progress:
     def _print(self, note: str = "") -> None:
         elapsed = max(time.monotonic() - self._start, 1e-9)
         rate = (self.done - self._start_done) / elapsed
-        left = format_seconds((self.total - self.done) / rate) if rate > 0 else "?"
-        line = f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, {left} left"
+        remaining = format_seconds((self.total - self.done) / rate) if rate > 0 else "?"
+        line = f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, {remaining} left"
         line += f", {note}" if note else ""
         self._stream.write(f"\r\x1b[2K{line}" if self._terminal else f"{line}\n")
         self._stream.flush()
