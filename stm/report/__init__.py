@@ -1,7 +1,7 @@
-"""Tables, figures and the page.
+"""Tables, figures and the HTML page.
 
-The names of what a report writes follow from the config alone, so that the workflow can declare them. This
-module stays light: the workflow imports it to read the names.
+The names of the files that a report writes follow from the config alone, so that the workflow can declare them. This
+module imports nothing heavy, because the workflow and `stm --help` import it.
 """
 
 from pathlib import Path
@@ -11,9 +11,9 @@ from stm.layout import Layout
 
 
 def build_report(config: Config, layout: Layout) -> None:
-    """Reads all results and writes `tables/*`, `figures/*` and the page `report.html` into `layout`, the config's folder.
+    """Read all results and write `tables/*`, `figures/*` and the page `report.html` into `layout`, the config's folder.
 
-    Parts without results are named on the page; they never stop it.
+    Missing or damaged results are named on the page and never stop it.
     """
     from stm.report.page.write import write_report
 
@@ -21,14 +21,14 @@ def build_report(config: Config, layout: Layout) -> None:
 
 
 def write_table(config: Config, name: str) -> Path:
-    """Writes one of `config.tables`: `tables/{name}.csv` and `.md`; returns the latter."""
+    """Write one of `config.tables`, as `tables/{name}.csv` and `.md`; return the path of the latter."""
     from stm.report.paper.write import write_table
 
     return write_table(config, name)
 
 
 def write_figure(config: Config, name: str) -> Path:
-    """Writes one of `config.figures`: `figures/{name}.png`; returns its path."""
+    """Write one of `config.figures`, as `figures/{name}.png`; return its path."""
     from stm.report.paper.write import write_figure
 
     return write_figure(config, name)

@@ -1,6 +1,6 @@
-"""The charts: loss curves and mask quality. Each is drawn once and comes as PNG bytes and as SVG for the page.
+"""Charts of loss curves and mask quality, each drawn once and written both as PNG and as SVG for the page.
 
-The SVG takes its ink from the page's style sheet, so that it is legible in light and in dark; the PNG is for slides.
+The SVG takes its colours of text and lines from the page's style sheet, so that it is legible in light and dark mode.
 """
 
 import html
@@ -23,16 +23,16 @@ from stm.report.tables import camera_title
 # blindness. https://jfly.uni-koeln.de/color/
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (10, 2)))
-MANY = 8  # runs that a chart shows with a legend inside it
+MAX_INNER_LEGEND = 8  # runs; with more, the legend stands beside the curves
 CAMERAS = {"fixed": "#0072B2", "moving": "#E69F00"}
 
-# Colours that stand for the style sheet's in the SVG. They must not occur otherwise.
+# Placeholders that `to_svg` replaces with the style sheet's variables. No other colour may equal one of them.
 INK, MUTED, GRID = "#101112", "#606162", "#d0d1d2"
 VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--rule)"}
 
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same picture everywhere
+    "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib, so that charts are the same on every machine
     "font.size": 9.5,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -45,13 +45,13 @@ STYLE: dict[Any, Any] = {
     "grid.color": GRID,
     "grid.linewidth": 0.6,
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+    "text.parse_math": False,  # names may contain dollar signs
     "legend.frameon": False,
 }
 
 
 def run_style(number: int) -> dict[str, Any]:
-    """Colour and dash of the run with that number in the config: the same in every chart and on the page."""
+    """Colour and dash of a run, by its position in the config: the same in every chart and on the page."""
     return {"color": PALETTE[number % len(PALETTE)], "linestyle": DASHES[number // len(PALETTE) % len(DASHES)]}
 
 
@@ -60,24 +60,26 @@ def run_color(number: int) -> str:
 
 
 def name_run(run: RunGroup) -> str:
-    """`text: text_top 0.6`, or `tube 0.9` for a run that is called like its strategy."""
+    """`text: text_top 0.6`, or `tube 0.9` for a run that is named after its strategy."""
     strategy, ratio = run.mask
     return f"{strategy} {ratio:g}" if strategy == run.name else f"{run.name}: {strategy} {ratio:g}"
 
 
 def new_figure(height: float) -> Figure:
-    """7.6 inches wide, on a transparent ground."""
+    """A figure 7.6 inches wide and `height` inches high, on a transparent background."""
     figure = Figure(figsize=(7.6, height), layout="constrained")
     figure.patch.set_alpha(0)
     return figure
 
 
 def loss_curves(groups: Sequence[RunGroup]) -> Figure:
-    """Loss by step of all runs, as running means: of a single seed with each step faintly behind it, of several the mean
-    and the band between the least and the greatest.
+    """Draw the loss curves of all runs, smoothed by a running mean.
+
+    Runs with several seeds show the mean and the range over the seeds; runs with one seed show the logged values behind
+    the curve.
     """
     logged = [group for group in groups if any(run.losses for run in group.instances)]
-    crowded = len(logged) > MANY
+    crowded = len(logged) > MAX_INNER_LEGEND
     with mpl.rc_context(STYLE):
         figure = new_figure(3.5 if not crowded else max(3.5, 0.6 + 0.165 * len(logged)))
         axes = figure.add_subplot(facecolor="none")
@@ -88,12 +90,12 @@ def loss_curves(groups: Sequence[RunGroup]) -> Figure:
         axes.grid(axis="y")
         axes.margins(x=0.01)
         if crowded:
-            # Beside the curves: a legend of so many lines leaves no place for them.
+            # So long a legend would cover the curves.
             axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), labelcolor=INK, fontsize=7.5, handlelength=2.8)
         elif logged:
             axes.legend(loc="upper right", labelcolor=INK, fontsize=9)
         else:
-            say(axes, "no losses were logged")
+            show_message(axes, "no losses were logged")
     return figure
 
 
@@ -112,7 +114,7 @@ def _draw_losses(axes: Any, group: RunGroup, crowded: bool) -> None:
 
 
 def mean_curves(runs: Sequence[Run]) -> tuple[list[int], list[list[float]]]:
-    """The steps that all runs have logged, and each run's running mean there."""
+    """The steps that all runs have logged, and each run's running mean at these steps."""
     steps = sorted(set.intersection(*(set(run.steps) for run in runs)))
     curves = []
     for run in runs:
@@ -122,14 +124,14 @@ def mean_curves(runs: Sequence[Run]) -> tuple[list[int], list[list[float]]]:
 
 
 def running_mean(values: Sequence[float], share: float = 0.05) -> list[float]:
-    """Mean over `share` of the curve around each point, over what there is of it at the ends; the same length."""
+    """Mean over a window of `share` of the curve around each point, shortened at the ends; the same length."""
     half = int(len(values) * share / 2)
     windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]
 
 
 def mask_quality_bars(rows: Sequence[MaskQualityRow]) -> Figure:
-    """Share of the named object's box that each mask hides, by camera, with its interval and the chance line."""
+    """Draw the share of the object's box that each mask hides, per kind of camera, with its interval and chance."""
     with mpl.rc_context(STYLE):
         groups = list(dict.fromkeys((row.name, row.ratio) for row in rows))
         cameras = list(dict.fromkeys(row.camera for row in sorted(rows, key=lambda row: row.camera)))
@@ -148,13 +150,13 @@ def mask_quality_bars(rows: Sequence[MaskQualityRow]) -> Figure:
                 [100 * row.chance] * 2, [group - 0.46, group + 0.46], color=INK, linewidth=1.2, linestyle=(0, (3, 2))
             )
         axes.set_yticks(range(len(groups)), [f"{name}\nratio {ratio:g}" for name, ratio in groups])
-        axes.set_ylim(max(1, len(groups)) - 0.4, -0.6)  # from the top down
+        axes.set_ylim(max(1, len(groups)) - 0.4, -0.6)  # first row at the top
         axes.set(xlim=(0, 100), xlabel="Share of the object's box that is hidden, %")
         axes.grid(axis="x")
         axes.set_axisbelow(True)
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         if not rows:
-            say(axes, "no mask quality was measured")
+            show_message(axes, "no mask quality was measured")
         else:
             _legend(figure, cameras)
     return figure
@@ -167,13 +169,14 @@ def _legend(figure: Figure, cameras: Sequence[str]) -> None:
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), labelcolor=INK, fontsize=9)
 
 
-def say(axes: Any, text: str) -> None:
+def show_message(axes: Any, text: str) -> None:
+    """Show a message in place of a chart that has no data."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=MUTED)
     axes.set(xticks=[], yticks=[])
 
 
 def to_png(figure: Figure) -> bytes:
-    """Opaque white ground, 200 dots an inch; nothing in the file but the picture."""
+    """PNG on an opaque white background, 200 dots per inch, without metadata, so that equal figures have equal bytes."""
     sink = io.BytesIO()
     FigureCanvasAgg(figure)
     with mpl.rc_context(STYLE):
@@ -182,7 +185,13 @@ def to_png(figure: Figure) -> bytes:
 
 
 def to_svg(figure: Figure, name: str, description: str) -> str:
-    """An `<svg>` element for the page: ids prefixed with `name`, ink from the style sheet, fonts from the page."""
+    """An `<svg>` element for the page, with the page's fonts and the style sheet's colours.
+
+    Args:
+        figure: the chart.
+        name: prefix of all ids, which must not clash with those of other charts on the page.
+        description: the accessible label.
+    """
     sink = io.StringIO()
     FigureCanvasSVG(figure)
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))

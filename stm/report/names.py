@@ -1,21 +1,21 @@
-"""The names of what a report writes.
+"""Names of the files that a report writes.
 
-They follow from the config alone, so that the workflow can declare them, and importing them is cheap.
+They follow from the config alone, so that the workflow can declare them; importing this module is cheap.
 """
 
 from stm.config import Config
 
 
 def shown_datasets(config: Config) -> list[str]:
-    """The datasets whose clips are shown: of several those that runs train on, or all when there are no runs."""
-    used = [name for name in config.dataset_names if any(run.dataset == name for run in config.pretrain.values())]
-    return used or list(config.dataset_names)
+    """Datasets whose clips are shown: those that runs train on, or all when there are none."""
+    trained_on = [name for name in config.dataset_names if any(run.dataset == name for run in config.pretrain.values())]
+    return trained_on or list(config.dataset_names)
 
 
 def table_names(config: Config) -> list[str]:
-    """File names under `tables/` that `build_report` writes for this config: each table as CSV and Markdown.
+    """File names under `tables/` that `build_report` writes: each table as CSV and Markdown.
 
-    The config's own tables are not among them: `write_table` makes those.
+    `config.tables` are not among them; `write_table` writes those.
     """
     classified = any(task.per_class for task in config.evaluate.values())
     stems = ["results"] if config.pretrain else []
@@ -26,10 +26,9 @@ def table_names(config: Config) -> list[str]:
 
 
 def figure_names(config: Config) -> list[str]:
-    """File names under `figures/` that `build_report` writes for this config, whatever results there are.
+    """File names under `figures/` that `build_report` writes, whether or not their results exist.
 
-    Clips and masks are drawn for each of `shown_datasets`, named after it where there are several. The config's own
-    figures are not among them: `write_figure` makes those.
+    `config.figures` are not among them; `write_figure` writes those.
     """
     names = ["loss_curves.png"] if config.pretrain else []
     names += ["mask_quality.png"] if measures_masks(config) else []
@@ -40,12 +39,12 @@ def figure_names(config: Config) -> list[str]:
 
 
 def clip_name(config: Config, dataset: str, number: int) -> str:
-    """File name of a clip's picture; the first has number 1."""
+    """File name of a clip's figure; the first has number 1."""
     return f"clip_{dataset}_{number}.png" if config.datasets else f"clip_{number}.png"
 
 
 def masks_name(config: Config, dataset: str) -> str:
-    """File name of the picture of all masks."""
+    """File name of the figure of all masks."""
     return f"masks_{dataset}.png" if config.datasets else "masks.png"
 
 

@@ -1,4 +1,4 @@
-"""The tables: built once as rows of cells, written as CSV and Markdown, and shown on the page."""
+"""Tables: built once as rows of cells, then written as CSV and Markdown and shown on the page."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from stm.config import Config
 from stm.evaluation.task import Metric
 from stm.evaluation.tasks import TASKS
-from stm.report.results.records import MaskQualityRow, Measured, Refusal, RunGroup, best_mean
+from stm.report.results.records import MaskQualityRow, Measurement, Refusal, RunGroup, best_mean
 
 MISSING = "\u2013"  # an en dash, as in printed tables
 THIN_SPACE = "\u2009"
@@ -19,33 +19,33 @@ Value = str | float | int | bool | None
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry: the text for people, the value or values for machines, and how it is set."""
+    """One table cell: human-readable text, and the values that it holds in the CSV."""
 
     text: str
-    values: tuple[Value, ...]  # one for each of the CSV's columns that this cell stands for
-    note: str = ""  # smaller, behind the text: an interval
+    values: tuple[Value, ...]  # a cell may fill several columns of the CSV: mean, deviation, seeds
+    note: str = ""  # in small print after the text: an interval
     numeric: bool = False
-    best: bool = False  # of its column
+    best: bool = False  # the best of its column, set in bold
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table; `columns` are the names for people, `keys` those of the CSV."""
+    """A table; `columns` are its human-readable titles, `keys` the header of the CSV."""
 
     name: str
     columns: list[str]
     keys: list[str]
     rows: list[list[Cell]]
-    footer: list[list[Cell]] = field(default_factory=list)  # rows set apart: levels to compare with
+    footer: list[list[Cell]] = field(default_factory=list)  # reference rows: chance, a total
 
     @property
     def numeric(self) -> list[bool]:
-        """Which columns hold numbers and are set flush right."""
+        """Whether each column holds numbers, which are right-aligned."""
         return [any(row[i].numeric for row in self.rows) for i in range(len(self.columns))]
 
     @property
-    def noted(self) -> list[bool]:
-        """Which columns carry notes, so that a footer without one still lines up."""
+    def has_notes(self) -> list[bool]:
+        """Whether each column has notes: a footer cell without one then needs an empty one to line up."""
         return [any(row[i].note for row in self.rows) for i in range(len(self.columns))]
 
     def to_csv(self) -> str:
@@ -53,21 +53,21 @@ class Table:
         writer = csv.writer(sink, lineterminator="\n")
         writer.writerow(self.keys)
         for row in self.rows + self.footer:
-            writer.writerow([_machine(value) for cell in row for value in cell.values])
+            writer.writerow([_csv_value(value) for cell in row for value in cell.values])
         return sink.getvalue()
 
     def to_markdown(self) -> str:
         lines = [
             [_escape(name) for name in self.columns],
-            ["---:" if right else "---" for right in self.numeric],
+            ["---:" if numeric else "---" for numeric in self.numeric],
         ]
         for row in self.rows + self.footer:
             texts = [_escape(f"{cell.text} {cell.note}") for cell in row]
-            lines.append([f"**{t}**" if cell.best else t for t, cell in zip(texts, row, strict=True)])
+            lines.append([f"**{text}**" if cell.best else text for text, cell in zip(texts, row, strict=True)])
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _machine(value: Value) -> str:
+def _csv_value(value: Value) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):
@@ -76,7 +76,7 @@ def _machine(value: Value) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text that stays inside its cell of a Markdown table and is no markup."""
+    """Escape text for a cell of a Markdown table: it must neither end the cell nor act as markup."""
     for mark in "\\`*_<>|[]":
         text = text.replace(mark, f"\\{mark}")
     return " ".join(text.split())
@@ -85,7 +85,8 @@ def _escape(text: str) -> str:
 # ------------------------------------------------------------------------------------------------------- cells
 
 
-def words(text: str) -> Cell:
+def text_cell(text: str) -> Cell:
+    """A cell of plain text; a dash where it is empty."""
     return Cell(text or MISSING, (text,))
 
 
@@ -100,40 +101,40 @@ def number(value: float | None, digits: int) -> Cell:
 
 
 def percent(share: float | None, best: bool = False) -> Cell:
-    """A share from 0 to 1 as per cent."""
+    """A share from 0 to 1, shown in per cent."""
     if share is None or math.isnan(share):
         return Cell(MISSING, (None,), numeric=True)
     return Cell(f"{100 * share:.1f}", (share,), numeric=True, best=best)
 
 
 def estimate(share: float | None, interval: tuple[float, float] | None, best: bool = False, *more: Value) -> Cell:
-    """A measured share with its interval; the CSV gets share, low, high and `more`."""
+    """A share from 0 to 1 with its interval, shown in per cent; the CSV gets share, low, high and `more`."""
     cell = percent(share, best)
     low, high = interval or (None, None)
     note = "" if interval is None or share is None else f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
     return Cell(cell.text, (*cell.values, low, high, *more), note, numeric=True, best=best)
 
 
-def measured(cell: Measured | None, best: float = math.nan, seeds: int | None = None) -> Cell:
-    """A number over seeds; the CSV gets mean, deviation, number of seeds, and the interval of a single one.
+def measurement_cell(measurement: Measurement | None, best: float = math.nan, seeds: int | None = None) -> Cell:
+    """A number over seeds; the CSV gets mean, deviation, number of seeds, and the interval of a single seed.
 
     Args:
-        best: the mean of this value is the best of its column.
-        seeds: how many there shall be; fewer are noted.
+        best: the best mean of the column.
+        seeds: the number of seeds in the config; the cell notes when fewer have results.
     """
-    if cell is None:
+    if measurement is None:
         return Cell(MISSING, (None,) * 5, numeric=True)
-    scale = cell.scale
-    text, note = f"{scale * cell.mean:.1f}", ""
-    low, high = cell.interval or (None, None)
-    if cell.deviation is not None:
-        text += f" ± {scale * cell.deviation:.1f}"
+    scale, mean, deviation = measurement.scale, measurement.mean, measurement.deviation
+    count_of_seeds = len(measurement.values)
+    text, note = f"{scale * mean:.1f}", ""
+    low, high = measurement.interval or (None, None)
+    if deviation is not None:
+        text += f" ± {scale * deviation:.1f}"
     elif low is not None and high is not None:
         note = f"[{scale * low:.1f}, {scale * high:.1f}]"
-    if seeds is not None and len(cell.values) < seeds:
-        note = f"{note} {len(cell.values)} of {seeds} seeds".strip()
-    values = (cell.mean, cell.deviation, len(cell.values), low, high)
-    return Cell(text, values, note, numeric=True, best=cell.mean == best)
+    if seeds is not None and count_of_seeds < seeds:
+        note = f"{note} {count_of_seeds} of {seeds} seeds".strip()
+    return Cell(text, (mean, deviation, count_of_seeds, low, high), note, numeric=True, best=mean == best)
 
 
 # ------------------------------------------------------------------------------------------------------ tables
@@ -145,46 +146,47 @@ def results_table(
     chances: Mapping[str, float],
     tasks: Sequence[str] | None = None,
 ) -> Table:
-    """One row a pretraining run, like the paper's Table 1, its seeds averaged; chance in the footer.
+    """One row per pretraining run, averaged over its seeds; the chance level is in the footer.
 
     Args:
-        chances: chance level of each evaluation that has been done.
-        tasks: only these evaluations; all when not given.
+        groups: the runs, in the order of the rows.
+        chances: chance level of each evaluation that has one.
+        tasks: the evaluations to show; all of the config's by default.
     """
-    chosen = list(config.evaluate) if tasks is None else list(tasks)
+    tasks = list(config.evaluate) if tasks is None else list(tasks)
     keys = ["run", "dataset"] if config.datasets else ["run"]
     keys += ["mask", "ratio", "epochs", "final_loss", "final_loss_deviation"]
     keys += [
         f"{task}_{part}"
-        for task in chosen
+        for task in tasks
         for part in (headline_of(config, task).key, "deviation", "seeds", "low", "high")
     ]
     columns = ["Run", "Dataset"] if config.datasets else ["Run"]
-    columns += ["Mask", "Ratio", "Epochs", "Final loss", *(column_title(config, task) for task in chosen)]
-    best = {task: best_mean(found for group in groups if (found := group.score(task))) for task in chosen}
+    columns += ["Mask", "Ratio", "Epochs", "Final loss", *(column_title(config, task) for task in tasks)]
+    best = {task: best_mean(score for group in groups if (score := group.score(task))) for task in tasks}
     footer = [
         Cell("Chance", ("chance",)),
-        *[Cell("", (None,))] * (len(columns) - len(chosen) - 2),
+        *[Cell("", (None,))] * (len(columns) - len(tasks) - 2),
         Cell("", (None, None)),
     ]
-    footer += [_chance(chances.get(task), headline_of(config, task).scale) for task in chosen]
-    rows = [_result_row(config, group, chosen, best) for group in groups]
-    return Table("results", columns, keys, rows, [footer] if any(task in chances for task in chosen) else [])
+    footer += [_chance(chances.get(task), headline_of(config, task).scale) for task in tasks]
+    rows = [_result_row(config, group, tasks, best) for group in groups]
+    return Table("results", columns, keys, rows, [footer] if any(task in chances for task in tasks) else [])
 
 
 def _result_row(config: Config, group: RunGroup, tasks: Sequence[str], best: Mapping[str, float]) -> list[Cell]:
     strategy, ratio = group.mask
-    row = [words(group.name), *([words(group.settings.dataset or "")] if config.datasets else [])]
-    row += [words(strategy), number(ratio, 2), count(group.settings.optimisation.epochs), _loss(group.final_loss)]
+    row = [text_cell(group.name), *([text_cell(group.settings.dataset or "")] if config.datasets else [])]
+    row += [text_cell(strategy), number(ratio, 2), count(group.settings.optimisation.epochs), _loss(group.final_loss)]
     seeds = len(group.instances)
-    return row + [measured(group.score(task), best[task], seeds) for task in tasks]
+    return row + [measurement_cell(group.score(task), best[task], seeds) for task in tasks]
 
 
-def _loss(found: Measured | None) -> Cell:
-    if found is None:
+def _loss(loss: Measurement | None) -> Cell:
+    if loss is None:
         return Cell(MISSING, (None, None), numeric=True)
-    spread = "" if found.deviation is None else f" ± {found.deviation:.4f}"
-    return Cell(f"{found.mean:.4f}{spread}", (found.mean, found.deviation), numeric=True)
+    spread = "" if loss.deviation is None else f" ± {loss.deviation:.4f}"
+    return Cell(f"{loss.mean:.4f}{spread}", (loss.mean, loss.deviation), numeric=True)
 
 
 def _chance(level: float | None, scale: float) -> Cell:
@@ -193,12 +195,12 @@ def _chance(level: float | None, scale: float) -> Cell:
 
 
 def title(task: str) -> str:
-    """`finetune` -> `Fine-tuning`; evaluations that are not named after their task, by their own name."""
+    """`finetune` -> `Fine-tuning`; the name itself of an evaluation that is not named after its task."""
     return TASKS[task].title if task in TASKS else task
 
 
 def headline_of(config: Config, task: str) -> Metric:
-    """The number of an evaluation that is shown first."""
+    """The headline metric of an evaluation's task."""
     return TASKS[config.evaluate[task].task].headline
 
 
@@ -209,44 +211,44 @@ def column_title(config: Config, task: str) -> str:
 
 
 def per_class_table(config: Config, groups: Sequence[RunGroup]) -> Table:
-    """Accuracy of each class, one column a run, the mean over its seeds."""
+    """Accuracy per class, averaged over seeds; one column per run."""
     rows = []
     for task in config.evaluate:
-        found = {group.name: group.class_accuracy(task) for group in groups}
-        for label in sorted({label for classes in found.values() for label in classes}):
-            cells = [percent(found[group.name].get(label)) for group in groups]
-            rows.append([Cell(title(task), (task,)), words(label), *cells])
+        accuracies = {group.name: group.class_accuracy(task) for group in groups}
+        for label in sorted({label for classes in accuracies.values() for label in classes}):
+            cells = [percent(accuracies[group.name].get(label)) for group in groups]
+            rows.append([Cell(title(task), (task,)), text_cell(label), *cells])
     names = [group.name for group in groups]
     return Table("per_class", ["Evaluation", "Class", *names], ["evaluation", "class", *names], rows)
 
 
 def mask_quality_table(rows: Sequence[MaskQualityRow]) -> Table:
-    """One row a guide and ratio; one column a kind of camera, with the interval."""
+    """One row per guide and ratio; one column per kind of camera, with the interval."""
     cameras = sorted({row.camera for row in rows})
-    named = any(row.dataset for row in rows)
-    # Only masks of the same ratio can be compared: the more is hidden, the more of the box is.
+    several_datasets = any(row.dataset for row in rows)
+    # Coverage grows with the ratio, so only masks of the same ratio compete for the best.
     best: dict[tuple[str, str, float], float] = {}
     for row in rows:
-        place = row.dataset, row.camera, row.ratio
-        best[place] = max(row.coverage, best.get(place, 0.0))
-    keys = [*(["dataset"] if named else []), "guide", "source", "ratio", "chance"]
+        key = row.dataset, row.camera, row.ratio
+        best[key] = max(row.coverage, best.get(key, 0.0))
+    keys = [*(["dataset"] if several_datasets else []), "guide", "source", "ratio", "chance"]
     keys += [f"{camera}_{part}" for camera in cameras for part in ("coverage", "low", "high", "clips")]
-    columns = [*(["Dataset"] if named else []), "Mask by", "Captions", "Ratio", "Chance, %"]
+    columns = [*(["Dataset"] if several_datasets else []), "Mask by", "Captions", "Ratio", "Chance, %"]
     columns += [camera_title(camera) + ", %" for camera in cameras]
     lines = []
     for dataset, guide, source, ratio in dict.fromkeys((row.dataset, row.guide, row.source, row.ratio) for row in rows):
         group = {
             r.camera: r for r in rows if (r.dataset, r.guide, r.source, r.ratio) == (dataset, guide, source, ratio)
         }
-        line = [words(dataset)] if named else []
-        line += [words(guide), words(source), number(ratio, 2), percent(next(iter(group.values())).chance)]
+        line = [text_cell(dataset)] if several_datasets else []
+        line += [text_cell(guide), text_cell(source), number(ratio, 2), percent(next(iter(group.values())).chance)]
         for camera in cameras:
-            found = group.get(camera)
-            if found is None:
+            cell = group.get(camera)
+            if cell is None:
                 line.append(estimate(None, None, False, None))
             else:
-                is_best = found.coverage == best[dataset, camera, ratio]
-                line.append(estimate(found.coverage, found.interval, is_best, found.clips))
+                is_best = cell.coverage == best[dataset, camera, ratio]
+                line.append(estimate(cell.coverage, cell.interval, is_best, cell.clips))
         lines.append(line)
     return Table("mask_quality", columns, keys, lines)
 
@@ -256,22 +258,23 @@ def camera_title(camera: str) -> str:
 
 
 def quarantine_table(refusals: Sequence[Refusal], datasets: Sequence[str] | None = None) -> Table:
-    """Every clip that some stage did not call `ok`.
+    """One row per clip and stage whose status is not `ok`.
 
     Args:
-        datasets: the dataset of each refusal, where there are several.
+        refusals: the rows.
+        datasets: the dataset of each row, where there are several.
     """
     columns = ["Stage", "Clip", "File", "Status", "Policy", "Kept", "Detail"]
     keys = ["stage", "video_id", "path", "status", "policy", "kept", "detail"]
     rows = [
         [
-            *(words(text) for text in (r.stage, r.video_id, r.path, r.status, r.policy)),
+            *(text_cell(text) for text in (r.stage, r.video_id, r.path, r.status, r.policy)),
             Cell("yes" if r.kept else "no", (r.kept,)),
-            words(r.detail),
+            text_cell(r.detail),
         ]
         for r in refusals
     ]
     if datasets is not None:
         columns, keys = ["Dataset", *columns], ["dataset", *keys]
-        rows = [[words(name), *row] for name, row in zip(datasets, rows, strict=True)]
+        rows = [[text_cell(name), *row] for name, row in zip(datasets, rows, strict=True)]
     return Table("quarantine", columns, keys, rows)

@@ -1,7 +1,4 @@
-"""Clips as they are shown: cut as in evaluation, the middle window and the central square, without flip.
-
-Guides are those that training would see for that cut.
-"""
+"""Clips cut as in evaluation (middle window, central square, no flip), with the guides that training would see."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,84 +22,85 @@ from stm.masking import get_strategy, to_boolean
 from stm.methods import TEACHER_GUIDE
 from stm.report.clips import film_strips
 from stm.report.clips.film_strips import Row, Scale
-from stm.report.clips.select import Chosen
+from stm.report.clips.select import ReportClip
 
 if TYPE_CHECKING:
     from stm.models.teachers.frame_teacher import FrameTeacher
 
-MOST_SLOTS = 8  # columns; longer clips show every n-th slot
-FEW_SLOTS = 3  # with so few, all frames are columns, or a clip would be one picture
+MAX_SLOTS = 8  # columns; longer clips show every n-th slot
+FEW_SLOTS = 3  # with so few slots every frame is a column: one frame per slot would hardly show motion
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A clip cut to a geometry, S pixels a side as it is shown."""
+    """A clip cut to a geometry, shown at S x S pixels."""
 
-    clip: Chosen
+    clip: ReportClip
     geometry: Geometry
-    batch: Mapping[str, Any]  # of one sample
+    batch: Mapping[str, Any]  # a batch of one: `video` and `guides`
     caption: str
-    moments: list[int]  # frames that are shown: the first of each slot, or several of each of few slots
-    frames: film_strips.Tiles  # [moments, S, S, 3]
-    boxes: NDArray[np.float64] | None  # [frames, 4], shares of the crop; NaN: outside
+    frame_indices: list[int]  # F frames that are shown; see `choose_frames`
+    frames: film_strips.Tiles  # [F, S, S, 3]
+    boxes: NDArray[np.float64] | None  # [all frames, 4], shares of the crop; NaN: outside of it
 
     @property
     def slots(self) -> list[int]:
-        """The slot of each shown frame."""
-        return [moment // self.geometry.tubelet for moment in self.moments]
+        """The time slot of each shown frame."""
+        return [frame // self.geometry.tubelet for frame in self.frame_indices]
 
     def outline(self, tiles: film_strips.Tiles) -> film_strips.Tiles:
-        """The tiles with the true box drawn, where there is one."""
+        """Draw the true box on the tiles, if it is known."""
         if self.boxes is None:
             return tiles
-        return film_strips.draw_boxes(tiles, self.boxes[self.moments])
+        return film_strips.draw_boxes(tiles, self.boxes[self.frame_indices])
 
-    def cells(self, tokens: Tensor) -> NDArray[np.float32]:
-        """A value for each token, [1, slots, N] or [1, slots * N] -> float32 [shown slots, side, side]."""
+    def token_grid(self, tokens: Tensor) -> NDArray[np.float32]:
+        """One value per token, [1, slots, N] or [1, slots * N] -> float32 [F, side, side], for the shown frames."""
         side = self.geometry.side
-        shown: NDArray[np.float32] = tokens.reshape(-1, side, side)[self.slots].float().numpy()
-        return shown
+        grid: NDArray[np.float32] = tokens.reshape(-1, side, side)[self.slots].float().numpy()
+        return grid
 
 
 def cut_clips(
-    chosen: Sequence[Chosen], geometry: Geometry, seed: int, captions: CaptionChoice | None = None
+    clips: Sequence[ReportClip], geometry: Geometry, seed: int, captions: CaptionChoice | None = None
 ) -> list[Cut]:
-    """Each clip cut to a geometry, with a caption of those that are allowed and all guides that the clips have."""
-    indexes: list[Path] = sorted({clip.index for clip in chosen})
+    """Cut clips to a geometry, with one of the allowed captions and all packed guides."""
+    indexes: list[Path] = sorted({clip.index for clip in clips})
     if not indexes:
         return []
-    plain = Augmentation(crop="center", flip=False)
-    dataset = ClipDataset(indexes, geometry, plain, seed, train=False, captions=captions or CaptionChoice())
-    numbers = {dataset.index[number].key: number for number in range(len(dataset))}
-    return [_cut(clip, geometry, dataset[numbers[clip.key]][0]) for clip in chosen]
+    no_augmentation = Augmentation(crop="center", flip=False)
+    dataset = ClipDataset(indexes, geometry, no_augmentation, seed, train=False, captions=captions or CaptionChoice())
+    positions = {dataset.index[position].key: position for position in range(len(dataset))}
+    return [_cut(clip, geometry, dataset[positions[clip.key]][0]) for clip in clips]
 
 
-def _cut(clip: Chosen, geometry: Geometry, sample: Mapping[str, Any]) -> Cut:
-    moments = choose_moments(geometry)
+def _cut(clip: ReportClip, geometry: Geometry, sample: Mapping[str, Any]) -> Cut:
+    frame_indices = choose_frames(geometry)
     video = torch.from_numpy(sample["video"])[None]
     guides = {name: torch.from_numpy(guide)[None] for name, guide in sample["guides"].items()}
-    frames = show_video(video, moments)
+    frames = show_video(video, frame_indices)
     batch = {"video": video, "guides": guides}
-    return Cut(clip, geometry, batch, str(sample["caption"]), moments, frames, _boxes_in_crop(clip, geometry))
+    return Cut(clip, geometry, batch, str(sample["caption"]), frame_indices, frames, _boxes_in_crop(clip, geometry))
 
 
-def choose_moments(geometry: Geometry) -> list[int]:
-    """Frames that stand for a clip, ascending: the first of each slot, or of every n-th; or, of few slots, all frames."""
+def choose_frames(geometry: Geometry) -> list[int]:
+    """Indices of the frames to show, ascending: the first frame of each slot or every n-th slot; all frames of few slots."""
     if geometry.slots <= FEW_SLOTS:
-        step = -(-geometry.frames // MOST_SLOTS)
+        step = -(-geometry.frames // MAX_SLOTS)
         return list(range(0, geometry.frames, step))
-    step = -(-geometry.slots // MOST_SLOTS)
-    slots = range(geometry.slots // 2 % step, geometry.slots, step)  # the middle slot is among them
+    step = -(-geometry.slots // MAX_SLOTS)
+    # Starting here, the middle slot is always shown: attention is drawn from a patch of it.
+    slots = range(geometry.slots // 2 % step, geometry.slots, step)
     return [slot * geometry.tubelet for slot in slots]
 
 
-def show_video(video: Tensor, moments: Sequence[int]) -> film_strips.Tiles:
-    """uint8 [1, T, 3, S, S] -> the frames of these numbers, at the size that is shown."""
-    return film_strips.resize(np.ascontiguousarray(video[0, list(moments)].permute(0, 2, 3, 1).numpy()))
+def show_video(video: Tensor, frame_indices: Sequence[int]) -> film_strips.Tiles:
+    """Select frames of a uint8 video [1, T, 3, H, W] and resize them for display, [F, S, S, 3]."""
+    return film_strips.resize(np.ascontiguousarray(video[0, list(frame_indices)].permute(0, 2, 3, 1).numpy()))
 
 
-def _boxes_in_crop(clip: Chosen, geometry: Geometry) -> NDArray[np.float64] | None:
-    """The true boxes of the cut's frames, clipped to the crop and as shares of it."""
+def _boxes_in_crop(clip: ReportClip, geometry: Geometry) -> NDArray[np.float64] | None:
+    """True boxes of the cut's frames, clipped to the crop and as shares of it, [frames, 4]; NaN: outside."""
     if clip.boxes is None:
         return None
     window = view_windows(1, geometry.frames, geometry.stride, clip.frames, geometry.sampling)[0]
@@ -115,11 +113,11 @@ def _boxes_in_crop(clip: Chosen, geometry: Geometry) -> NDArray[np.float64] | No
     return inside
 
 
-def default_geometry(config: Config, chosen: Sequence[Chosen]) -> Geometry:
-    """A shape that suits the stored frames, where no run says one."""
+def default_geometry(config: Config, clips: Sequence[ReportClip]) -> Geometry:
+    """A geometry that suits the stored frames, for configs without runs."""
     patch = max(1, config.frames.short_side // config.grid)
-    frames = min(MOST_SLOTS, min(clip.frames for clip in chosen))
-    stride = max(1, min(clip.frames for clip in chosen) // frames)
+    frames = min(MAX_SLOTS, min(clip.frames for clip in clips))
+    stride = max(1, min(clip.frames for clip in clips) // frames)
     return Geometry(patch * config.grid, patch, 1, frames, stride)
 
 
@@ -128,47 +126,51 @@ def default_geometry(config: Config, chosen: Sequence[Chosen]) -> Geometry:
 
 @cache
 def load_frame_teacher(settings: Teacher, side: int, layers: int = 1) -> "FrameTeacher":
-    """A run's teacher: of its features only the last layer; with 0 layers for its attention alone."""
+    """Load a run's teacher for its attention and last layer of features; with 0 layers, for its attention alone.
+
+    Cached, because several masks of a page share a teacher.
+    """
     from stm.models.teachers.frame_teacher import FrameTeacher
 
     shared = settings.model_dump(include=set(Teacher.model_fields))
     return FrameTeacher.load(FrameTeacherSettings(**shared, layers=layers) if layers else Teacher(**shared), side)
 
 
-def _find_features(teacher: Teacher, cut: Cut) -> Tensor:
-    """The teacher's tokens as unit vectors, the mean over a tubelet's frames, [1, slots, N, D]."""
+def _compute_features(teacher: Teacher, cut: Cut) -> Tensor:
+    """The teacher's tokens, averaged over a tubelet's frames, as unit vectors [1, slots, N, D]."""
     tokens = load_frame_teacher(teacher, cut.geometry.side)(cut.batch["video"]).tokens
     return normalize(tokens.unflatten(1, (-1, cut.geometry.tubelet)).mean(dim=2), dim=-1)
 
 
-def find_guides(cut: Cut, needs: Iterable[str], teacher: Teacher | None) -> Mapping[str, Tensor] | None:
-    """The cut's guides, with the teacher's attention where it is needed; None when one is missing."""
+def compute_guides(cut: Cut, needs: Iterable[str], teacher: Teacher | None) -> Mapping[str, Tensor] | None:
+    """The guides that a strategy needs: packed ones and those computed by the teacher; None when one is missing."""
     guides = dict(cut.batch["guides"])
     if TEACHER_GUIDE in needs and teacher is not None:
         attention_teacher = load_frame_teacher(teacher, cut.geometry.side, layers=0)
         guides[TEACHER_GUIDE] = attention_teacher.attend(cut.batch["video"], cut.geometry.tubelet)
     if "features" in needs and teacher is not None:
-        guides["features"] = _find_features(teacher, cut)
+        guides["features"] = _compute_features(teacher, cut)
     return None if any(guide not in guides for guide in needs) else guides
 
 
 def mask_cut(cut: Cut, strategy: str, ratio: float, teacher: Teacher | None = None) -> NDArray[np.bool_] | None:
-    """What a strategy hides of the cut, bool [slots, side, side]; None when a guide is missing."""
-    found, shape = get_strategy(strategy), cut.geometry
-    guides = find_guides(cut, found.needs, teacher)
+    """The mask of a strategy, bool [slots, side, side], True: hidden; None when a guide is missing."""
+    draw_mask = get_strategy(strategy)
+    guides = compute_guides(cut, draw_mask.needs, teacher)
     if guides is None:
         return None
-    kept = found(guides, ratio)
-    masked: NDArray[np.bool_] = to_boolean(kept, shape.slots, shape.tokens)[0].numpy()
+    shape = cut.geometry
+    masked: NDArray[np.bool_] = to_boolean(draw_mask(guides, ratio), shape.slots, shape.tokens)[0].numpy()
     return masked.reshape(-1, shape.side, shape.side)
 
 
 def hidden_share(boxes: NDArray[np.float64], masked: NDArray[np.bool_], tubelet: int) -> float | None:
-    """Share of the boxes' area that lies under masked tokens, over all frames of the cut.
+    """Share of the boxes' area that masked tokens cover, over all frames.
 
     Args:
-        boxes: [frames, 4], shares of the crop; NaN rows count nothing.
-        masked: [slots, side, side].
+        boxes: [frames, 4], shares of the crop; frames with NaN have no box.
+        masked: bool [slots, side, side].
+        tubelet: frames per slot.
 
     Returns:
         None when no frame has a box.
@@ -190,21 +192,22 @@ def hidden_share(boxes: NDArray[np.float64], masked: NDArray[np.bool_], tubelet:
 
 
 def frames_row(cut: Cut) -> Row:
+    """The frames with the true box, and how they are sampled."""
     shape = cut.geometry
     if shape.sampling == "tsn":
-        note = f"{shape.frames} frames, one a segment"
+        note = f"{shape.frames} frames, one per segment"
     else:
         note = f"{shape.frames} frames" + (f", stride {shape.stride}" if shape.stride > 1 else "")
     return Row("frames", "Frames", cut.outline(cut.frames), note)
 
 
 def map_row(cut: Cut, guide: str, label: str, unit: str, note: str = "") -> Row | None:
-    """A guide over the frames; None when it is not packed."""
+    """A packed guide as a heat map over the frames; None when it is not packed."""
     if guide not in cut.batch["guides"]:
         return None
-    cells = cut.cells(cut.batch["guides"][guide])
-    scale = Scale(float(cells.min()), float(cells.max()), unit)
-    return Row("map", label, cut.outline(film_strips.heat(cut.frames, cells, scale)), note, scale)
+    grid = cut.token_grid(cut.batch["guides"][guide])
+    scale = Scale(float(grid.min()), float(grid.max()), unit)
+    return Row("map", label, cut.outline(film_strips.heat_map(cut.frames, grid, scale)), note, scale)
 
 
 def mask_row(
@@ -215,9 +218,15 @@ def mask_row(
     run: int | None = None,
     ratio: float | None = None,
 ) -> Row:
-    """A mask, bool [slots, side, side], with the share of the true box that it hides.
+    """A mask with a note on how much it hides.
 
-    Where truncation makes the share of hidden tokens differ visibly from the run's `ratio`, the row says the real one.
+    Args:
+        cut: the clip.
+        label: of the row.
+        masked: bool [slots, side, side].
+        note: comes before the share of the true box that the mask hides, if the box is known.
+        run: number of the run, for its colour.
+        ratio: the nominal ratio; the note gives the share of hidden tokens where truncation makes it differ visibly.
     """
     tiles = cut.outline(film_strips.grey_out(cut.frames, masked[cut.slots]))
     covered = None if cut.boxes is None else hidden_share(cut.boxes, masked, cut.geometry.tubelet)

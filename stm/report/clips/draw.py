@@ -1,4 +1,4 @@
-"""Pictures of single clips: frames, maps, every mask and reconstructions, over the slots of a training clip."""
+"""The page's clips: frames, guides, every mask and the reconstructions, over the time slots of a training clip."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,22 +14,22 @@ from stm.report.clips import film_strips
 from stm.report.clips.cuts import Cut, cut_clips, default_geometry, frames_row, map_row, mask_cut, mask_row, show_video
 from stm.report.clips.film_strips import Row
 from stm.report.clips.run_masks import RunMask, draw_run_masks, draws_own_mask, guide_rows, learns_mask, run_mask_row
-from stm.report.clips.select import Chosen, choose_clips
+from stm.report.clips.select import ReportClip, choose_clips
 from stm.report.results.records import Results, Run, RunGroup, group_runs
 
-MOST_RUNS = 8  # whose reconstructions are shown
+MAX_RECONSTRUCTED_RUNS = 8
 MAPS = {"similarity": ("Text similarity", "cosine"), "motion": ("Motion", "cells per stored frame")}
 
 MaskKey = tuple[str, float, Teacher | None, Section | str | None]
-Painted = Mapping[int, film_strips.Tiles]  # by the number of the run
+Reconstructions = Mapping[int, film_strips.Tiles]  # by the number of the run
 
 
 @dataclass(frozen=True)
-class ClipPicture:
-    """One clip, ready to be shown."""
+class ClipStrips:
+    """One clip with all its rows."""
 
-    clip: Chosen
-    caption: str  # the one that the similarity is of
+    clip: ReportClip
+    caption: str  # the one whose similarity is shown
     rows: list[Row]
 
     @property
@@ -37,72 +37,74 @@ class ClipPicture:
         return describe_clip(self.clip, self.caption)
 
 
-def describe_clip(clip: Chosen, caption: str) -> str:
-    """Video, label and caption in a line."""
+def describe_clip(clip: ReportClip, caption: str) -> str:
+    """Video, label and caption in one line."""
     return "   ".join(filter(None, (clip.video_id, clip.label, f"“{caption}”" if caption else "")))
 
 
-def picture_clips(
+def draw_clip_strips(
     config: Config, layout: Layout, results: Results, groups: Sequence[RunGroup] | None = None
-) -> list[ClipPicture]:
-    """Up to `config.report.clips` clips; fewer, or none, when there are no packed shards.
+) -> list[ClipStrips]:
+    """Draw up to `config.report.clips` clips; fewer or none where too few are packed.
 
     Args:
         config: of one dataset.
-        groups: the runs that train on it, the first instance of each is shown; those of `config` when not given.
+        layout: of the dataset.
+        results: of the dataset; collects problems.
+        groups: the runs that train on it, shown by their first instance; those of `config` by default.
     """
     runs = group_runs(config, results.runs) if groups is None else groups
-    nothing: list[Chosen] = []
-    chosen = results.attempt("choice of clips", partial(choose_clips, config, layout, results), nothing)
-    rows: dict[str, list[Row]] = {clip.key: [] for clip in chosen}
+    no_clips: list[ReportClip] = []
+    no_cuts: list[Cut] = []
+    clips = results.attempt("choice of clips", partial(choose_clips, config, layout, results.shards), no_clips)
+    rows: dict[str, list[Row]] = {clip.key: [] for clip in clips}
     captions: dict[str, str] = {}
-    painters = set(painted_runs(runs))
-    for geometry, alike in _by_geometry(config, runs, chosen).items():
-        shown: set[tuple[str, str]] = set()  # (clip, caption) whose maps have been drawn
-        for choice, fellows in _by_captions(alike).items():
-            none: list[Cut] = []
-            cut = partial(cut_clips, chosen, geometry, config.seed, choice)
-            cuts = results.attempt("frames of clips", cut, none)
-            masked = _own_masks(fellows, cuts, results)
-            painted = {g.number: _attempt(g, cuts, results) for g in fellows if g.number in painters}
-            for position, cut_out in enumerate(cuts):
-                made = {number: tiles[position] for number, tiles in painted.items() if tiles}
-                own = {key: found[position] for key, found in masked.items() if found}
-                more = _run_rows(cut_out, fellows, own, made, results)
-                rows[cut_out.clip.key] += [*_common_rows(cut_out, shown), *more]
-                captions.setdefault(cut_out.clip.key, cut_out.caption)
-    return [ClipPicture(clip, captions[clip.key], rows[clip.key]) for clip in chosen if rows[clip.key]]
+    numbers = set(reconstructed_runs(runs))
+    for geometry, same_geometry in _by_geometry(config, runs, clips).items():
+        drawn_maps: set[tuple[str, str]] = set()  # (clip, caption)
+        for choice, members in _by_captions(same_geometry).items():
+            cut = partial(cut_clips, clips, geometry, config.seed, choice)
+            cuts = results.attempt("frames of clips", cut, no_cuts)
+            masks = _own_masks(members, cuts, results)
+            tiles = {g.number: _try_reconstruct(g, cuts, results) for g in members if g.number in numbers}
+            for position, clip_cut in enumerate(cuts):
+                reconstructions = {number: per_cut[position] for number, per_cut in tiles.items() if per_cut}
+                own_masks = {key: per_cut[position] for key, per_cut in masks.items() if per_cut}
+                rows[clip_cut.clip.key] += _common_rows(clip_cut, drawn_maps)
+                rows[clip_cut.clip.key] += _run_rows(clip_cut, members, own_masks, reconstructions, results)
+                captions.setdefault(clip_cut.clip.key, clip_cut.caption)
+    return [ClipStrips(clip, captions[clip.key], rows[clip.key]) for clip in clips if rows[clip.key]]
 
 
-def painted_runs(groups: Sequence[RunGroup]) -> list[int]:
-    """Numbers of the runs whose reconstructions are shown: the first that have weights and a trained decoder."""
+def reconstructed_runs(groups: Sequence[RunGroup]) -> list[int]:
+    """Numbers of the runs whose reconstructions are shown: the first with weights and a trained decoder."""
     able = [g.number for g in groups if g.instances[0].weights is not None and g.settings.reconstructs]
-    return able[:MOST_RUNS]
+    return able[:MAX_RECONSTRUCTED_RUNS]
 
 
 def _by_geometry(
-    config: Config, groups: Sequence[RunGroup], chosen: Sequence[Chosen]
+    config: Config, groups: Sequence[RunGroup], clips: Sequence[ReportClip]
 ) -> dict[Geometry, list[RunGroup]]:
-    """The runs by the shape of their clips; without runs, one shape that suits the stored frames."""
-    found: dict[Geometry, list[RunGroup]] = {}
+    """The runs by the geometry of their clips; without runs, one geometry that suits the stored frames."""
+    by_geometry: dict[Geometry, list[RunGroup]] = {}
     for group in groups:
-        found.setdefault(Geometry.of(group.settings), []).append(group)
-    return found or ({default_geometry(config, chosen): []} if chosen else {})
+        by_geometry.setdefault(Geometry.of(group.settings), []).append(group)
+    return by_geometry or ({default_geometry(config, clips): []} if clips else {})
 
 
 def _by_captions(groups: Sequence[RunGroup]) -> dict[CaptionChoice, list[RunGroup]]:
-    """The runs by the captions that they draw from."""
-    found: dict[CaptionChoice, list[RunGroup]] = {}
+    """The runs by the captions that they sample from."""
+    by_captions: dict[CaptionChoice, list[RunGroup]] = {}
     for group in groups:
-        found.setdefault(group.settings.captions, []).append(group)
-    return found or {CaptionChoice(): []}
+        by_captions.setdefault(group.settings.captions, []).append(group)
+    return by_captions or {CaptionChoice(): []}
 
 
-def _common_rows(cut: Cut, shown: set[tuple[str, str]]) -> list[Row]:
-    """Frames and maps; of a further caption only what depends on it."""
-    first = not any(key == cut.clip.key for key, _ in shown)
-    again = (cut.clip.key, cut.caption) in shown
-    shown.add((cut.clip.key, cut.caption))
+def _common_rows(cut: Cut, drawn_maps: set[tuple[str, str]]) -> list[Row]:
+    """Frames and maps of a clip; for each further caption only the similarity, which depends on it."""
+    first = not any(key == cut.clip.key for key, _ in drawn_maps)
+    again = (cut.clip.key, cut.caption) in drawn_maps
+    drawn_maps.add((cut.clip.key, cut.caption))
     rows: list[Row | None] = [frames_row(cut)] if first else []
     for guide, (label, unit) in MAPS.items():
         if first:
@@ -113,51 +115,55 @@ def _common_rows(cut: Cut, shown: set[tuple[str, str]]) -> list[Row]:
 
 
 def _run_rows(
-    cut: Cut, groups: Sequence[RunGroup], own: Mapping[MaskKey, RunMask], painted: Painted, results: Results
+    cut: Cut,
+    groups: Sequence[RunGroup],
+    own_masks: Mapping[MaskKey, RunMask],
+    reconstructions: Reconstructions,
+    results: Results,
 ) -> list[Row]:
-    """Each mask once, under what it is made from, and under it the reconstructions of the runs that were trained with it."""
+    """Each mask once, below the guides that a run makes it from, and above the reconstructions of the runs that use it."""
     rows: list[Row] = []
     for key, group in _by_mask(groups).items():
-        nothing: list[Row] = []
+        no_rows: list[Row] = []
         if not draws_own_mask(group.settings):
-            rows += results.attempt(f"mask {key[0]}", partial(_mask_rows, cut, group), nothing)
-        elif key in own:
+            rows += results.attempt(f"mask {key[0]}", partial(_mask_rows, cut, group), no_rows)
+        elif key in own_masks:
             number = group.number if learns_mask(group.settings) else None
-            rows += guide_rows(own[key], group.name, number)
-            rows += [run_mask_row(own[key], group.name, number)]
-        for fellow in groups:
-            if mask_key(fellow) == key and fellow.number in painted:
-                untrained = fellow.settings.optimisation.epochs == 0
+            rows += guide_rows(own_masks[key], group.name, number)
+            rows += [run_mask_row(own_masks[key], group.name, number)]
+        for member in groups:
+            if mask_key(member) == key and member.number in reconstructions:
+                untrained = member.settings.optimisation.epochs == 0
                 note = "untrained" if untrained else "reconstruction"
-                rows.append(Row("reconstruction", fellow.name, painted[fellow.number], note, run=fellow.number))
+                rows.append(Row("reconstruction", member.name, reconstructions[member.number], note, run=member.number))
     return rows
 
 
 def _by_mask(groups: Sequence[RunGroup]) -> dict[MaskKey, RunGroup]:
-    """The first run of each mask, one that trains with it where there is one."""
-    found: dict[MaskKey, RunGroup] = {}
+    """The first run of each mask, preferably one that is trained."""
+    by_mask: dict[MaskKey, RunGroup] = {}
     for group in sorted(groups, key=lambda group: group.settings.optimisation.epochs == 0):
-        found.setdefault(mask_key(group), group)
-    return found
+        by_mask.setdefault(mask_key(group), group)
+    return by_mask
 
 
 def mask_key(group: RunGroup) -> MaskKey:
-    """Runs with the same have the same mask on the same clip; a learned one is each run's own."""
+    """Key of a run's mask: runs with equal keys mask a clip alike. A learned mask is unique to its run."""
     settings = group.settings
     own = group.name if learns_mask(settings) else settings.mask_settings
     return (*group.mask, settings.teacher, own)
 
 
 def _own_masks(groups: Sequence[RunGroup], cuts: Sequence[Cut], results: Results) -> dict[MaskKey, list[RunMask]]:
-    """The masks of the runs with a teacher of frames, one a cut; learned ones only of runs with weights."""
-    found: dict[MaskKey, list[RunMask]] = {}
+    """The masks of runs with a frame teacher, one per cut; learned masks only where the run has weights."""
+    masks: dict[MaskKey, list[RunMask]] = {}
+    no_masks: list[RunMask] = []
     for key, group in _by_mask(groups).items():
-        run, none = group.instances[0], list[RunMask]()
-        settings, there = run.settings, run.weights is not None or not learns_mask(run.settings)
-        if there and draws_own_mask(settings):
+        run, settings = group.instances[0], group.instances[0].settings
+        if draws_own_mask(settings) and (run.weights is not None or not learns_mask(settings)):
             draw = partial(draw_run_masks, settings, run.weights, cuts)
-            found[key] = results.attempt(f"mask of {run.name}", draw, none)
-    return found
+            masks[key] = results.attempt(f"mask of {run.name}", draw, no_masks)
+    return masks
 
 
 def _mask_rows(cut: Cut, group: RunGroup) -> list[Row]:
@@ -166,22 +172,25 @@ def _mask_rows(cut: Cut, group: RunGroup) -> list[Row]:
     return [] if masked is None else [mask_row(cut, f"{strategy} {ratio:g}", masked, ratio=ratio)]
 
 
-def _attempt(group: RunGroup, cuts: Sequence[Cut], results: Results) -> list[film_strips.Tiles]:
-    none: list[film_strips.Tiles] = []
+def _try_reconstruct(group: RunGroup, cuts: Sequence[Cut], results: Results) -> list[film_strips.Tiles]:
+    no_tiles: list[film_strips.Tiles] = []
     run = group.instances[0]
     try:
-        return results.attempt(f"reconstructions of {run.name}", partial(reconstruct, run, cuts), none)
-    except RuntimeError as error:  # torch: weights that do not fit the config
+        return results.attempt(f"reconstructions of {run.name}", partial(reconstruct, run, cuts), no_tiles)
+    except RuntimeError as error:  # raised by torch for weights that do not fit the config
         results.problems.append(f"reconstructions of {run.name}: {error}")
-        return none
+        return no_tiles
 
 
 def reconstruct(run: Run, cuts: Sequence[Cut]) -> list[film_strips.Tiles]:
-    """Each cut as a run's model paints it: tiles like the frames'. On the CPU, so that the bytes are the same anywhere."""
+    """Reconstruct each cut with a run's model: tiles like the frames', [F, S, S, 3].
+
+    Runs on the CPU, so that the bytes do not depend on a GPU.
+    """
     assert run.weights is not None
     method = load_method(run.settings, run.weights)
     tiles = []
     for cut in cuts:
         video = method.reconstruct(cut.batch)["video"]
-        tiles.append(show_video((video * 255).round().to(torch.uint8), cut.moments))
+        tiles.append(show_video((video * 255).round().to(torch.uint8), cut.frame_indices))
     return tiles

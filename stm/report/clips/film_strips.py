@@ -1,6 +1,6 @@
-"""Film strips: pixels of one row of a clip's picture. Rows are quantities, columns are time slots.
+"""Film strips: the pixels of a clip's figure, whose rows are quantities and whose columns are time slots.
 
-All tiles are uint8 [slots, side, side, 3], red, green and blue.
+Tiles are uint8 RGB [slots, side, side, 3]; grids have one value per token, [slots, n, n].
 """
 
 import io
@@ -18,20 +18,20 @@ from PIL import Image, features
 
 Tiles = NDArray[np.uint8]
 
-TILE = 128  # pixels; frames of 96 to 160 pixels are shown as they are
+TILE = 128  # pixels; frames of 96 to 160 pixels keep their size
 GAP = 4  # pixels between the tiles
-LABEL_INCHES, HEAD_INCHES, BETWEEN_INCHES = 1.7, 0.45, 0.1  # of a composed figure
-MOST_INCHES = 9.0  # across, of clips side by side
-LABEL_LETTERS = 26  # in a line
+LABEL_INCHES, HEAD_INCHES, GAP_INCHES = 1.7, 0.45, 0.1  # of a composed figure
+MAX_INCHES = 9.0  # width of clips side by side
+LABEL_CHARACTERS = 26  # per line
 HIDDEN = 140  # grey of a masked patch
 BOX = (240, 228, 66)  # Okabe and Ito's yellow, with a black line around it: visible on anything
-QUERY = (220, 30, 30)  # the patch that asks where attention goes
-COLORMAP = "viridis"  # even in lightness, so it reads the same without colours
+QUERY = (220, 30, 30)  # red outline of the query token of an attention map
+COLORMAP = "viridis"  # perceptually uniform, and legible in greyscale
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What the colours of a heat map stand for."""
+    """Range and unit of a heat map's colours."""
 
     low: float
     high: float
@@ -47,11 +47,11 @@ class Row:
     tiles: Tiles
     note: str = ""
     scale: Scale | None = None
-    run: int | None = None  # number of the run, for its colour
+    run: int | None = None  # position of the run in the config, for its colour
 
 
 def resize(tiles: Tiles) -> Tiles:
-    """To the size that is shown: small frames are enlarged, large ones reduced."""
+    """Resize tiles for display: small frames are enlarged, large ones reduced."""
     side = tiles.shape[1]
     if 96 <= side <= 160:
         return tiles
@@ -59,48 +59,49 @@ def resize(tiles: Tiles) -> Tiles:
     return np.stack([np.asarray(part) for part in parts])
 
 
-def enlarge(cells: NDArray[np.generic], side: int) -> NDArray[np.generic]:
-    """Cells [slots, n, n] -> [slots, side, side], each cell a flat square."""
-    index = np.arange(side) * cells.shape[1] // side
-    return cells[:, index][:, :, index]
+def enlarge(grid: NDArray[np.generic], side: int) -> NDArray[np.generic]:
+    """Grid [slots, n, n] -> [slots, side, side] by nearest neighbour, so that each token is a flat square."""
+    index = np.arange(side) * grid.shape[1] // side
+    return grid[:, index][:, :, index]
 
 
-def heat(tiles: Tiles, cells: NDArray[np.float32], scale: Scale) -> Tiles:
-    """A map [slots, n, n] in colour over the frames in grey."""
+def heat_map(tiles: Tiles, grid: NDArray[np.float32], scale: Scale) -> Tiles:
+    """Overlay a grid [slots, n, n] in colour on the frames in greyscale."""
     side = tiles.shape[1]
     spread = max(scale.high - scale.low, 1e-12)
-    share = np.clip((enlarge(cells, side).astype(np.float64) - scale.low) / spread, 0, 1)
+    share = np.clip((enlarge(grid, side).astype(np.float64) - scale.low) / spread, 0, 1)
     return _tint(tiles, mpl.colormaps[COLORMAP](share)[..., :3])
 
 
 def color_groups(tiles: Tiles, groups: NDArray[np.int64]) -> Tiles:
-    """Groups of cells [slots, n, n], numbered from 0, each in a colour of its own over the frames in grey."""
+    """Overlay group numbers [slots, n, n], from 0, with one colour per group on the frames in greyscale."""
     number = enlarge(groups, tiles.shape[1]).astype(np.float64)
-    # Steps of the golden ratio: hues of the first few groups are far apart, however many there are.
-    hue, strong = (number * 0.618034) % 1, number % 2 == 0
+    # Steps of the golden ratio keep the hues of consecutive groups far apart, however many groups there are.
+    hue = (number * 0.618034) % 1
+    strong = number % 2 == 0
     return _tint(tiles, hsv_to_rgb(np.stack([hue, np.where(strong, 0.9, 0.6), np.where(strong, 0.8, 1.0)], axis=-1)))
 
 
 def _tint(tiles: Tiles, color: NDArray[np.float64]) -> Tiles:
-    """Colours [slots, side, side, 3], of 0 to 1, over the frames in grey."""
+    """Blend colours [slots, side, side, 3], 0 to 1, with the frames in greyscale."""
     grey = tiles @ np.array([0.299, 0.587, 0.114])  # luma, ITU-R BT.601
     return np.rint(0.62 * 255 * color + 0.38 * grey[..., None]).astype(np.uint8)
 
 
 def colormap_stops(count: int = 7) -> list[str]:
-    """Colours of the heat maps from low to high, for the legend."""
+    """Hexadecimal colours of the heat maps from low to high, for the legend."""
     values = mpl.colormaps[COLORMAP](np.linspace(0, 1, count))[:, :3]
     return ["#" + "".join(f"{round(255 * part):02x}" for part in value) for value in values]
 
 
 def grey_out(tiles: Tiles, masked: NDArray[np.bool_]) -> Tiles:
-    """Masked cells [slots, n, n] become grey squares."""
+    """Replace masked tokens, bool [slots, n, n], by grey squares."""
     hidden = enlarge(masked, tiles.shape[1])
     return np.where(hidden[..., None], np.uint8(HIDDEN), tiles)
 
 
 def draw_boxes(tiles: Tiles, boxes: NDArray[np.float64]) -> Tiles:
-    """Outlines of boxes [slots, 4] (x0, y0, x1, y1 as shares of the tile); NaN: none in that slot."""
+    """Outline boxes [slots, 4] (x0, y0, x1, y1 as shares of the tile); NaN: no box in that slot."""
     drawn = tiles.copy()
     side = tiles.shape[1]
     for tile, box in zip(drawn, boxes, strict=True):
@@ -111,11 +112,11 @@ def draw_boxes(tiles: Tiles, boxes: NDArray[np.float64]) -> Tiles:
     return drawn
 
 
-def mark_cell(tiles: Tiles, slot: int, row: int, column: int, side: int) -> Tiles:
-    """Frames one of the `side` x `side` cells of a tile, in red with a white line around it."""
+def mark_token(tiles: Tiles, slot: int, row: int, column: int, side: int) -> Tiles:
+    """Outline one token of a tile's `side` x `side` grid in red, with a white line around it."""
     drawn = tiles.copy()
     size = tiles.shape[1]
-    # The same rounding as in `enlarge`: a pixel belongs to the cell pixel * side // size.
+    # The same rounding as in `enlarge`, where a pixel belongs to the token pixel * side // size.
     x0, x1 = (-(-edge * size // side) for edge in (column, column + 1))
     y0, y1 = (-(-edge * size // side) for edge in (row, row + 1))
     for outset, width, color in ((3, 2, (255, 255, 255)), (1, 2, QUERY)):
@@ -127,11 +128,11 @@ def mark_cell(tiles: Tiles, slot: int, row: int, column: int, side: int) -> Tile
 def mark_points(
     tiles: Tiles, points: NDArray[np.float64], shape: Literal["dot", "square"], color: tuple[int, int, int], size: float
 ) -> Tiles:
-    """Marks points [slots, K, 2] (x, y as shares of the tile; NaN: none), `size` pixels wide, with a dark line around."""
+    """Mark points [slots, K, 2] (x, y as shares of the tile; NaN: no point), `size` pixels wide with a dark outline."""
     drawn = tiles.copy()
     axis = np.arange(tiles.shape[1]) + 0.5
-    for tile, found in zip(drawn, points * tiles.shape[1], strict=True):
-        for x, y in found[np.isfinite(found).all(axis=-1)]:
+    for tile, pixels in zip(drawn, points * tiles.shape[1], strict=True):
+        for x, y in pixels[np.isfinite(pixels).all(axis=-1)]:
             across, down = np.abs(axis - x), np.abs(axis - y)[:, None]
             distance = np.hypot(across, down) if shape == "dot" else np.maximum(across, down)
             tile[distance <= size / 2 + 1.5] = 0
@@ -146,7 +147,7 @@ def _outline(tile: Tiles, box: tuple[int, int, int, int], width: int, color: tup
 
 
 def join(tiles: Tiles) -> NDArray[np.uint8]:
-    """Tiles side by side with transparent gaps, [side, width, 4]."""
+    """Join tiles side by side with transparent gaps, RGBA [side, width, 4]."""
     slots, side = tiles.shape[:2]
     strip = np.zeros((side, slots * (side + GAP) - GAP, 4), dtype=np.uint8)
     for slot, tile in enumerate(tiles):
@@ -162,9 +163,9 @@ def encode(tiles: Tiles) -> tuple[str, bytes]:
 
 
 def encode_image(image: Image.Image) -> tuple[str, bytes]:
-    """Media type and bytes of a picture: WebP, a tenth of PNG's size, or PNG where Pillow lacks it."""
+    """Media type and bytes of an image: WebP, a tenth of PNG's size, or PNG where Pillow lacks WebP."""
     sink = io.BytesIO()
-    # WebP holds no more than 16383 pixels a side.
+    # WebP is limited to 16383 pixels per side.
     if features.check("webp") and max(image.size) < 16384:
         image.save(sink, "WEBP", quality=88, method=4, use_sharp_yuv=True)
         return "image/webp", sink.getvalue()
@@ -172,37 +173,39 @@ def encode_image(image: Image.Image) -> tuple[str, bytes]:
     return "image/png", sink.getvalue()
 
 
-def compose(title: str, rows: list[Row]) -> Figure:
-    """All rows of a clip as one figure, labels on the left: the same layout as the page's."""
-    return compose_all([(title, rows)])
+def compose(clips: Sequence[tuple[str, list[Row]]], title: str = "") -> Figure:
+    """Compose clips into one figure with the labels on the left, as on the page.
 
-
-def compose_all(clips: Sequence[tuple[str, list[Row]]], title: str = "") -> Figure:
-    """Clips, each a heading and its rows, one under the other, side by side where they are short. Sizes are in inches."""
+    Args:
+        clips: heading and rows of each; short clips stand side by side, long ones below each other.
+        title: above all clips.
+    """
     slots = max((len(row.tiles) for _, rows in clips for row in rows), default=1)
     tile = 1.1 if slots < 6 else 6.6 / slots
     across = max(5.0 if len(clips) == 1 else 0.0, LABEL_INCHES + slots * tile + 0.1)
-    columns = min(len(clips), max(1, int(MOST_INCHES / across)))
+    columns = min(len(clips), max(1, int(MAX_INCHES / across)))
     lines = [list(clips[start : start + columns]) for start in range(0, len(clips), columns)]
     heights = [HEAD_INCHES + max(1, *(len(rows) for _, rows in line)) * tile + 0.05 for line in lines]
     top = 0.3 if title else 0.0
-    width, height = columns * across, top + sum(heights) + BETWEEN_INCHES * (len(lines) - 1)
+    width = columns * across
+    height = top + sum(heights) + GAP_INCHES * (len(lines) - 1)
     with mpl.rc_context({"text.parse_math": False, "font.sans-serif": ["DejaVu Sans"]}):
         figure = Figure(figsize=(width, height), facecolor="white")
         figure.text(0.08 / width, 1 - 0.1 / height, title, fontsize=10, va="top", fontweight="bold")
         for line, extent in zip(lines, heights, strict=True):
             for column, (heading, rows) in enumerate(line):
                 _draw_clip(figure, heading, rows, (column * across, height - top), across, tile, slots)
-            top += extent + BETWEEN_INCHES
+            top += extent + GAP_INCHES
     return figure
 
 
 def _draw_clip(
     figure: Figure, heading: str, rows: list[Row], place: tuple[float, float], across: float, tile: float, slots: int
 ) -> None:
-    """One clip, `across` inches wide, whose upper left corner is at `place`, inches from the figure's lower left one."""
-    (width, height), (left, upper) = figure.get_size_inches(), place
-    # Matplotlib's own wrapping takes a dollar sign for mathematics, whatever the settings say.
+    """Draw one clip, `across` inches wide; `place` is its upper left corner, in inches from the figure's lower left."""
+    width, height = figure.get_size_inches()
+    left, upper = place
+    # Matplotlib's own wrapping parses a dollar sign as mathematics even with text.parse_math off.
     heading = textwrap.shorten(heading or "no clip to show", int(2 * 15 * across), placeholder=" …")
     heading = textwrap.fill(heading, int(15 * across))
     figure.text((left + 0.08) / width, (upper - 0.1) / height, heading, fontsize=8, va="top")
@@ -218,7 +221,7 @@ def _draw_clip(
 
 
 def _stack(rows: list[Row], slots: int) -> Tiles:
-    """All strips on white, one square field a tile, the gap at its right and lower edge."""
+    """Stack all strips on white; each tile is padded by the gap on its right and lower edge."""
     field = max(row.tiles.shape[1] for row in rows) + GAP
     canvas = np.full((len(rows) * field, slots * field, 3), 255, dtype=np.uint8)
     for number, row in enumerate(rows):
@@ -229,8 +232,8 @@ def _stack(rows: list[Row], slots: int) -> Tiles:
 
 
 def _label(row: Row) -> str:
-    """Lines short enough for their place: a long note is broken at its commas."""
+    """Label, note and scale of a row, in lines that fit beside the strip; a long note is broken at its commas."""
     scale = "" if row.scale is None else f"{row.scale.low:.2f} to {row.scale.high:.2f}\n{row.scale.unit}"
-    notes = [row.note] if len(row.note) <= LABEL_LETTERS else row.note.split(", ")
-    parts = (textwrap.shorten(part, 2 * LABEL_LETTERS, placeholder=" …") for part in (row.label, *notes))
-    return "\n".join(filter(None, (*(textwrap.fill(part, LABEL_LETTERS) for part in parts), scale)))
+    notes = [row.note] if len(row.note) <= LABEL_CHARACTERS else row.note.split(", ")
+    parts = (textwrap.shorten(part, 2 * LABEL_CHARACTERS, placeholder=" …") for part in (row.label, *notes))
+    return "\n".join(filter(None, (*(textwrap.fill(part, LABEL_CHARACTERS) for part in parts), scale)))

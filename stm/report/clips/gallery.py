@@ -1,4 +1,4 @@
-"""Every masking strategy on the same clips, each at its usual ratio."""
+"""The mask gallery: every masking strategy on the same clips, each at its usual ratio."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,87 +10,93 @@ from stm.data.geometry import Geometry
 from stm.layout import Layout
 from stm.methods import TEACHER_GUIDE
 from stm.report.clips.cuts import Cut, cut_clips, default_geometry, frames_row, mask_cut, mask_row
-from stm.report.clips.draw import ClipPicture
-from stm.report.clips.select import Chosen, choose_clips
+from stm.report.clips.draw import ClipStrips
+from stm.report.clips.select import ReportClip, choose_clips
 from stm.report.results.records import Results
 
-MOST_CLIPS = 2
+MAX_CLIPS = 2
 
-# By the guide that a strategy needs: VideoMAE's and MGMAE's ratio, TGM's (Table 6), MGM's as TGM quotes it, UMT's.
-USUAL_RATIO = {"": 0.9, "flow": 0.9, "similarity": 0.6, "motion": 0.75, "motion_compensated": 0.75, TEACHER_GUIDE: 0.8}
-USUAL_RATIO |= {"features": 0.85, "spatiotemporal": 0.7}  # ClusterSTM's, told at second hand; STM's release
+# By the guide that a strategy needs, in the order of the gallery.
+USUAL_RATIO = {
+    "": 0.9,  # VideoMAE
+    "flow": 0.9,  # MGMAE
+    "similarity": 0.6,  # TGM, Table 6
+    "motion": 0.75,  # MGM, as quoted by TGM
+    "motion_compensated": 0.75,
+    TEACHER_GUIDE: 0.8,  # UMT
+    "features": 0.85,  # ClusterSTM, from a secondary source
+    "spatiotemporal": 0.7,  # STM's released code
+}
 
 
 @dataclass
 class MaskGallery:
-    """All masks on some clips."""
+    """A few clips with all masks."""
 
-    clips: list[ClipPicture] = field(default_factory=list)
+    clips: list[ClipStrips] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)  # strategy -> why it is not drawn
 
 
 def usual_ratio(strategy: str) -> float:
-    """The ratio that a strategy's paper uses; 0.75 for those that need guides which no paper has."""
+    """The ratio of the paper that a strategy's guide is from; 0.75 for guides of users' own strategies."""
     needs = _needs(strategy)
     return USUAL_RATIO.get(needs[0] if needs else "", 0.75)
 
 
 def ordered_strategies(own: Iterable[str] = ()) -> list[str]:
-    """All strategies, those of one guide side by side: first those without any.
+    """All strategies, grouped by guide, those without guides first.
 
     Args:
-        own: strategies of the user's own files, which no list names.
+        own: strategies from users' own files, which `strategy_names` does not list.
     """
-    order, needs = list(USUAL_RATIO), {name: _needs(name) for name in {*strategy_names(), *own}}
-    places = {name: [order.index(need) for need in found if need in order] for name, found in needs.items()}
-    return sorted(places, key=lambda name: (places[name] or [len(order) if needs[name] else 0], name))
+    order = list(USUAL_RATIO)
+    guides = {name: _needs(name) for name in {*strategy_names(), *own}}
+    places = {name: [order.index(guide) for guide in needs if guide in order] for name, needs in guides.items()}
+    return sorted(places, key=lambda name: (places[name] or [len(order) if guides[name] else 0], name))
 
 
 def _needs(strategy: str) -> tuple[str, ...]:
-    """Nothing where its source cannot be read: drawing it says why."""
+    """Guides of a strategy; none where its file cannot be loaded, since drawing the mask reports that error."""
     try:
         return find_strategy(strategy).needs
     except StrategyError:
         return ()
 
 
-def picture_masks(config: Config, layout: Layout, results: Results) -> MaskGallery:
-    """All strategies on the first clips of the report; of one dataset, whose config this is.
-
-    The clips are cut as those of the run with most tokens are. The teacher is that of the first run that has one.
-    """
-    wanted = config.report.model_copy(update={"clips": min(MOST_CLIPS, config.report.clips)})
-    fewer = config.model_copy(update={"report": wanted})
-    nothing: list[Chosen] = []
-    chosen = results.attempt("choice of clips", partial(choose_clips, fewer, layout, results), nothing)
-    if not chosen:
+def draw_mask_gallery(config: Config, layout: Layout, results: Results) -> MaskGallery:
+    """Draw all strategies on the report's first clips of one dataset, with the teacher of the first run that has one."""
+    no_clips: list[ReportClip] = []
+    choose = partial(choose_clips, config, layout, results.shards, min(MAX_CLIPS, config.report.clips))
+    clips = results.attempt("choice of clips", choose, no_clips)
+    if not clips:
         return MaskGallery()
     runs = list(config.pretrain.values())
     shapes = [Geometry.of(run) for run in runs]
-    # The shape with most tokens, where masks differ most from one another and from slot to slot.
+    # With the most tokens, masks differ most from one another and from slot to slot.
     finest = max(shapes, key=lambda shape: shape.slots * shape.tokens, default=None)
-    geometry = default_geometry(config, chosen) if finest is None else finest
-    none: list[Cut] = []
-    cuts = results.attempt("clips under all masks", partial(cut_clips, chosen, geometry, config.seed), none)
+    geometry = default_geometry(config, clips) if finest is None else finest
+    no_cuts: list[Cut] = []
+    cuts = results.attempt("clips under all masks", partial(cut_clips, clips, geometry, config.seed), no_cuts)
     teacher = next((run.teacher for run in runs if run.teacher is not None), None)
-    gallery = MaskGallery([ClipPicture(cut.clip, cut.caption, [frames_row(cut)]) for cut in cuts])
+    gallery = MaskGallery([ClipStrips(cut.clip, cut.caption, [frames_row(cut)]) for cut in cuts])
     for strategy in ordered_strategies(mask.strategy for run in runs for mask in run.masks):
         draw = partial(_draw, strategy, cuts, teacher, gallery)
         try:
             results.attempt(f"mask {strategy}", draw, None)
-        except Exception as error:  # a strategy of the user's may raise anything, and must not take the others along
+        except Exception as error:  # a user's strategy may raise anything and must not stop the others
             results.problems.append(f"mask {strategy}: {type(error).__name__}: {error}")
     return gallery
 
 
 def _draw(strategy: str, cuts: Sequence[Cut], teacher: Teacher | None, gallery: MaskGallery) -> None:
+    """Add a strategy's mask to the gallery's clips, or the reason why it is missing."""
     ratio = usual_ratio(strategy)
-    gallery.missing[strategy] = "it could not be drawn"
-    drawn = [mask_cut(cut, strategy, ratio, teacher) for cut in cuts]
-    for cut, picture, masked in zip(cuts, gallery.clips, drawn, strict=True):
+    gallery.missing[strategy] = "it could not be drawn"  # stands if a mask raises an error
+    masks = [mask_cut(cut, strategy, ratio, teacher) for cut in cuts]
+    for cut, clip, masked in zip(cuts, gallery.clips, masks, strict=True):
         if masked is not None:
-            picture.rows.append(mask_row(cut, f"{strategy} {ratio:g}", masked, ratio=ratio))
-    if any(masked is None for masked in drawn):
+            clip.rows.append(mask_row(cut, f"{strategy} {ratio:g}", masked, ratio=ratio))
+    if any(masked is None for masked in masks):
         gallery.missing[strategy] = _explain(_needs(strategy))
     else:
         del gallery.missing[strategy]
@@ -98,7 +104,8 @@ def _draw(strategy: str, cuts: Sequence[Cut], teacher: Teacher | None, gallery: 
 
 def _explain(needs: Iterable[str]) -> str:
     if "spatiotemporal" in needs:
-        return "it is learned by a run of the method stm, and stands with that run's clips"
+        return "learned by runs of the method stm and shown with their clips"
     if {TEACHER_GUIDE, "features"} & set(needs):
         return "no run has a teacher"
+    # `motion_compensated` is computed from the packed motion.
     return f"no {' and no '.join(need.replace('_compensated', '') for need in needs)} maps are packed"

@@ -1,8 +1,9 @@
-"""Which clips the page shows, and where their named object truly is."""
+"""Choosing the clips that the page shows, with the true boxes of the object that their caption names."""
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,12 @@ from numpy.typing import NDArray
 from stm.config import Config
 from stm.layout import Layout
 from stm.manifest import split_of
-from stm.report.results.records import Results
 from stm.storage.tables import read_table
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """A clip of a shard's index, with what the truth says about it."""
+class ReportClip:
+    """A packed clip, with its camera and boxes where the dataset has ground truth."""
 
     key: str
     video_id: str
@@ -29,36 +29,42 @@ class Chosen:
     size: tuple[int, int]  # width and height, stored pixels
     index: Path  # of its shard
     camera: str = ""
-    boxes: NDArray[np.float64] | None = None  # [frames, 4], shares of the whole frame
+    boxes: NDArray[np.float64] | None = None  # [frames, 4], shares of the frame
 
 
-def choose_clips(config: Config, layout: Layout, results: Results) -> list[Chosen]:
-    """Up to `config.report.clips` packed clips, kinds of camera in turn, each with another label while they last."""
-    split = choose_split(config, layout, results.shards)
-    candidates: list[Chosen] = []
-    for shard in results.shards:
-        if split_of(shard) == split and layout.shard(shard).exists() and len(candidates) < 8 * config.report.clips:
+def choose_clips(config: Config, layout: Layout, shards: Sequence[str], count: int | None = None) -> list[ReportClip]:
+    """Choose packed clips of one split, alternating between kinds of camera and between labels.
+
+    Args:
+        config: of the dataset.
+        layout: of the dataset.
+        shards: names of its shards.
+        count: how many clips; `config.report.clips` by default. There are fewer where the split has fewer.
+    """
+    count = config.report.clips if count is None else count
+    split = choose_split(config, layout, shards)
+    candidates: list[ReportClip] = []
+    for shard in shards:
+        # A few shards hold enough cameras and labels; a large dataset has thousands of shards.
+        if split_of(shard) == split and layout.shard(shard).exists() and len(candidates) < 8 * count:
             candidates += _with_truth(layout, shard, _read_index(layout.shard(shard)))
     cameras = sorted({clip.camera for clip in candidates})
     groups = [_labels_in_turn([c for c in candidates if c.camera == camera]) for camera in cameras]
     turns = (clip for turn in zip_longest(*groups) for clip in turn if clip is not None)
-    return [clip for clip, _ in zip(turns, range(config.report.clips), strict=False)]
+    return list(islice(turns, count))
 
 
 def choose_split(config: Config, layout: Layout, shards: Iterable[str]) -> str | None:
-    """The config's split, or the first one that has packed clips."""
-    packed = [split_of(s) for s in shards if layout.shard(s).exists() and _count(layout.shard(s))]
+    """The config's split if it has packed clips, else the first in alphabetical order that has; None without any."""
+    indexes = {shard: layout.shard(shard) for shard in shards}
+    packed = [split_of(s) for s, index in indexes.items() if index.exists() and read_table(index, ["key"]).num_rows]
     return config.report.split if config.report.split in packed else min(packed, default=None)
 
 
-def _count(index: Path) -> int:
-    return read_table(index, ["key"]).num_rows
-
-
-def _read_index(index: Path) -> list[Chosen]:
+def _read_index(index: Path) -> list[ReportClip]:
     columns = ["key", "video_id", "split", "label", "captions", "frames", "width", "height"]
     return [
-        Chosen(
+        ReportClip(
             key=row["key"],
             video_id=row["video_id"],
             split=row["split"],
@@ -72,22 +78,23 @@ def _read_index(index: Path) -> list[Chosen]:
     ]
 
 
-def _labels_in_turn(clips: list[Chosen]) -> list[Chosen]:
+def _labels_in_turn(clips: list[ReportClip]) -> list[ReportClip]:
     """The first clip of each label, then the second of each, and so on."""
-    seen: dict[str, int] = {}
+    per_label: Counter[str] = Counter()
     ranked = []
     for clip in clips:
-        seen[clip.label] = seen.get(clip.label, 0) + 1
-        ranked.append((seen[clip.label], clip.label, clip.key, clip))
+        per_label[clip.label] += 1
+        ranked.append((per_label[clip.label], clip.label, clip.key, clip))
     return [entry[-1] for entry in sorted(ranked, key=lambda entry: entry[:3])]
 
 
-def _with_truth(layout: Layout, shard: str, clips: list[Chosen]) -> list[Chosen]:
-    """Adds camera and boxes where the dataset knows them."""
+def _with_truth(layout: Layout, shard: str, clips: list[ReportClip]) -> list[ReportClip]:
+    """Add camera and boxes to the clips of a dataset with ground truth."""
     path = layout.generated / "truth.parquet"
     if not path.exists() or not layout.frames(shard).exists():
         return clips
-    truth = {row["video_id"]: row for row in read_table(path, _TRUTH).to_pylist()}
+    columns = ["video_id", "camera", "boxes", "width", "height"]
+    truth = {row["video_id"]: row for row in read_table(path, columns).to_pylist()}
     decoded = read_table(layout.frames(shard), ["video_id", "decode_index"]).to_pylist()
     indexes = {row["video_id"]: row["decode_index"] for row in decoded}
     return [
@@ -98,11 +105,8 @@ def _with_truth(layout: Layout, shard: str, clips: list[Chosen]) -> list[Chosen]
     ]
 
 
-_TRUTH = ["video_id", "camera", "boxes", "width", "height"]
-
-
 def _boxes(row: Mapping[str, Any], decode_index: list[int]) -> NDArray[np.float64]:
-    """Boxes of the stored frames, float64 [frames, 4], as shares of the frame; NaN where the truth has no such frame."""
+    """Boxes of the stored frames, float64 [frames, 4], as shares of the frame; NaN beyond the truth's last frame."""
     boxes = np.array(row["boxes"], dtype=np.float64).reshape(-1, 4)
     shares = boxes / np.tile([row["width"], row["height"]], 2)
     padded = np.concatenate([shares, np.full((1, 4), np.nan)])

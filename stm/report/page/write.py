@@ -1,4 +1,4 @@
-"""The report as a whole: writes the tables, the figures and one self-contained HTML page."""
+"""Writing the report: tables, figures and one self-contained HTML page."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,8 +15,8 @@ from stm.jobs.progress import Progress
 from stm.layout import Layout
 from stm.report import figures, tables
 from stm.report.clips import film_strips
-from stm.report.clips.draw import ClipPicture, picture_clips
-from stm.report.clips.gallery import MaskGallery, picture_masks
+from stm.report.clips.draw import ClipStrips, draw_clip_strips
+from stm.report.clips.gallery import MaskGallery, draw_mask_gallery
 from stm.report.names import clip_name, figure_names, masks_name, table_names
 from stm.report.page import context, sentences
 from stm.report.page.own_tables import show_figures, show_tables, to_markup
@@ -28,36 +28,38 @@ from stm.storage.files import write_bytes
 
 
 @dataclass
-class Pictures:
-    """What is drawn of the clips of each dataset that is shown."""
+class Strips:
+    """Film strips of clips and of masks, by dataset."""
 
-    clips: dict[str, list[ClipPicture]] = field(default_factory=dict)
+    clips: dict[str, list[ClipStrips]] = field(default_factory=dict)
     masks: dict[str, MaskGallery] = field(default_factory=dict)
 
 
 def write_report(config: Config, layout: Layout) -> None:
-    """Writes everything that `table_names` and `figure_names` promise, and the page."""
+    """Write every file of `table_names` and `figure_names`, and the page."""
     with Progress("report", total=5, unit="parts") as progress:
         study = collect_study(config, layout)
         groups = study.groups
         provenance = collect_provenance(study, layout)
         progress.advance(note="results read")
-        made = write_tables(study, groups, layout)
+        built = write_tables(study, groups, layout)
         progress.advance(note="tables")
-        pictures = draw_pictures(study, groups)
+        strips = draw_strips(study, groups)
         progress.advance(note="clips")
-        charts = write_figures(study, groups, pictures, layout)
+        charts = write_figures(study, groups, strips, layout)
         progress.advance(note="figures")
-        own = {"shown_tables": show_tables(study), "shown_figures": show_figures(study, layout)}
-        found = context.make_context(study, groups, provenance, made, charts, pictures.clips, pictures.masks)
-        write_bytes(layout.report, render(found | own | {"problems": study.problems}).encode())
+        own = {"config_tables": show_tables(study), "config_figures": show_figures(study, layout)}
+        values = context.make_context(study, groups, provenance, built, charts, strips.clips, strips.masks)
+        # The problems come last, as all of the steps above add to them.
+        write_bytes(layout.report, render(values | own | {"problems": study.problems}).encode())
         progress.advance(note=str(layout.report))
 
 
 def write_tables(study: Study, groups: list[RunGroup], layout: Layout) -> dict[str, Table]:
+    """Write the report's tables; return them by name, including those that this config writes no file of."""
     refusals = [(dataset.name, refusal) for dataset in study.datasets for refusal in dataset.results.refusals]
     names = [name for name, _ in refusals] if study.several else None
-    made = {
+    built = {
         "results": tables.results_table(study.config, groups, sentences.chances(groups)),
         "per_class": tables.per_class_table(study.config, groups),
         "mask_quality": tables.mask_quality_table(study.mask_quality),
@@ -65,26 +67,25 @@ def write_tables(study: Study, groups: list[RunGroup], layout: Layout) -> dict[s
     }
     for name in table_names(study.config):
         stem, ending = name.rsplit(".", 1)
-        text = made[stem].to_csv() if ending == "csv" else made[stem].to_markdown()
+        text = built[stem].to_csv() if ending == "csv" else built[stem].to_markdown()
         write_bytes(layout.tables / name, text.encode())
-    return made
+    return built
 
 
-def draw_pictures(study: Study, groups: list[RunGroup]) -> Pictures:
-    """Clips and masks of each dataset that is shown."""
-    pictures = Pictures()
+def draw_strips(study: Study, groups: list[RunGroup]) -> Strips:
+    """Draw the clips and masks of each dataset that is shown."""
+    strips = Strips()
     for dataset in study.shown:
-        own = {run.name for run in dataset.results.runs}
-        runs = [group for group in groups if group.instances[0].name in own]
-        pictures.clips[dataset.name] = picture_clips(dataset.config, dataset.layout, dataset.results, runs)
-        draw = partial(picture_masks, dataset.config, dataset.layout, dataset.results)
-        pictures.masks[dataset.name] = dataset.results.attempt("masks", draw, MaskGallery())
-    return pictures
+        runs = dataset.own_groups(groups)
+        strips.clips[dataset.name] = draw_clip_strips(dataset.config, dataset.layout, dataset.results, runs)
+        draw = partial(draw_mask_gallery, dataset.config, dataset.layout, dataset.results)
+        strips.masks[dataset.name] = dataset.results.attempt("masks", draw, MaskGallery())
+    return strips
 
 
-def write_figures(study: Study, groups: list[RunGroup], pictures: Pictures, layout: Layout) -> dict[str, Markup]:
-    """PNG files for all names, pictures that say so where there is nothing to show; the charts as SVG for the page."""
-    drawn = {**draw_charts(study, groups), **compose_clips(study.config, pictures)}
+def write_figures(study: Study, groups: list[RunGroup], strips: Strips, layout: Layout) -> dict[str, Markup]:
+    """Write all figures as PNG, with a message where there are no results; return the charts as SVG for the page."""
+    drawn = {**draw_charts(study, groups), **compose_clips(study.config, strips)}
     for name in figure_names(study.config):
         write_bytes(layout.figures / name, figures.to_png(drawn[name]))
     charts = {}
@@ -98,30 +99,30 @@ def write_figures(study: Study, groups: list[RunGroup], pictures: Pictures, layo
 
 
 def draw_charts(study: Study, groups: list[RunGroup]) -> dict[str, Figure]:
-    promised = figure_names(study.config)
+    """Draw those of the two charts that this config has."""
+    names = figure_names(study.config)
     drawn = {}
-    if "loss_curves.png" in promised:
+    if "loss_curves.png" in names:
         drawn["loss_curves.png"] = figures.loss_curves(groups)
-    if "mask_quality.png" in promised:
+    if "mask_quality.png" in names:
         drawn["mask_quality.png"] = figures.mask_quality_bars(study.mask_quality)
     return drawn
 
 
-def compose_clips(config: Config, pictures: Pictures) -> dict[str, Figure]:
-    """One figure a clip, and one of all masks."""
+def compose_clips(config: Config, strips: Strips) -> dict[str, Figure]:
+    """Per dataset, one figure per clip and one of all masks; a message in place of clips that do not exist."""
     drawn = {}
-    for dataset, clips in pictures.clips.items():
+    for dataset, clips in strips.clips.items():
+        blocks = [(clip.heading, clip.rows) for clip in clips]
         for number in range(1, config.report.clips + 1):
-            clip = clips[number - 1] if number <= len(clips) else None
-            figure = film_strips.compose("", []) if clip is None else film_strips.compose(clip.heading, clip.rows)
-            drawn[clip_name(config, dataset, number)] = figure
-        blocks = [(clip.heading, clip.rows) for clip in pictures.masks[dataset].clips]
-        drawn[masks_name(config, dataset)] = film_strips.compose_all(blocks or [("", [])])
+            drawn[clip_name(config, dataset, number)] = film_strips.compose(blocks[number - 1 : number] or [("", [])])
+        masks = [(clip.heading, clip.rows) for clip in strips.masks[dataset].clips]
+        drawn[masks_name(config, dataset)] = film_strips.compose(masks or [("", [])])
     return drawn
 
 
-def render(found: Mapping[str, Any]) -> str:
-    """The page. Everything in the context is escaped but what is `Markup`."""
+def render(values: Mapping[str, Any]) -> str:
+    """Render the page. Everything in its context is escaped except `Markup`."""
     folder = Path(__file__).parent
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
@@ -131,4 +132,4 @@ def render(found: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     style = to_markup((folder / "style.css").read_text(encoding="utf-8"))
-    return environment.get_template("page.html").render(style=style, **found) + "\n"
+    return environment.get_template("page.html").render(style=style, **values) + "\n"

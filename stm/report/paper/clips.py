@@ -1,4 +1,4 @@
-"""Figures of clips as a paper has them: frames, similarity, and what each run hides, paints and looks at."""
+"""A config's figures of the kind `clips`: frames, similarity, and the masks, reconstructions and attention of runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ from stm.report.clips.cuts import Cut, cut_clips, frames_row, map_row, mask_cut,
 from stm.report.clips.draw import MAPS, describe_clip, reconstruct
 from stm.report.clips.film_strips import Row, Scale
 from stm.report.clips.run_masks import RunMask, draw_run_masks, draws_own_mask, guide_rows, learns_mask, run_mask_row
-from stm.report.clips.select import Chosen, choose_clips
+from stm.report.clips.select import choose_clips
 from stm.report.results.collect import find_shards
 from stm.report.results.evaluations import ReportError
-from stm.report.results.records import Results, Run
+from stm.report.results.records import Run
 
 CutKey = tuple[Geometry, CaptionChoice]
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A run of the figure: the first of its instances, with its clips."""
+class FigureRun:
+    """The first instance of a run in the figure, with its clips."""
 
     label: str
     instance: str
@@ -43,15 +43,15 @@ class Shown:
 
 
 def cut_key(run: PretrainRun | LanguageRun) -> CutKey:
-    """What decides how a run's clips are cut, and which caption is theirs."""
+    """Runs with equal keys share cuts: the geometry and the captions that are sampled from."""
     return Geometry.of(run), run.captions
 
 
 def draw_clips(config: Config, name: str) -> Figure:
-    """The clips of the figure `name`, one under the other; of runs on several datasets, each dataset's in turn.
+    """Draw the clips of the figure `name`, dataset by dataset where its runs train on several.
 
     Raises:
-        ReportError: there are no packed clips, or something that shall be shown is missing.
+        ReportError: there are no packed clips, or something to show is missing.
     """
     spec = config.figures[name]
     blocks: list[tuple[str, list[Row]]] = []
@@ -59,41 +59,36 @@ def draw_clips(config: Config, name: str) -> Figure:
     for dataset in datasets:
         prefix = f"{dataset}:   " if len(datasets) > 1 else ""
         blocks += [(prefix + heading, rows) for heading, rows in _draw_dataset(config, spec, dataset)]
-    return film_strips.compose_all(blocks, spec.title)
+    return film_strips.compose(blocks, spec.title)
 
 
 def _draw_dataset(config: Config, spec: FigureSpec, dataset: str) -> list[tuple[str, list[Row]]]:
-    chosen = _choose(config, dataset, spec.clips)
+    """Heading and rows of each clip."""
+    layout = Layout.of(config, dataset)
+    clips = choose_clips(config.of(dataset), layout, find_shards(layout), spec.clips)
+    if not clips:
+        raise ReportError(f"there are no packed clips in {layout.root / 'shards'}; run the workflow")
     cuts: dict[CutKey, list[Cut]] = {}
     runs = []
-    for label, run in spec.runs.items():
-        instance = config.instances(run)[0]
+    for label, name in spec.runs.items():
+        instance = config.instances(name)[0]
         if config.dataset_of(instance) == dataset:
             settings = config.runs[instance]
             key = cut_key(settings)
             if key not in cuts:
-                cuts[key] = cut_clips(chosen, key[0], config.seed, key[1])
-            weights = Layout.of(config, dataset).pretrain(instance) / "weights.safetensors"
-            runs.append(Shown(label, instance, settings, weights, cuts[key]))
-    rows = [_common_rows(spec, list(cuts.values()), position) for position in range(len(chosen))]
-    for shown in runs:
-        for found, more in zip(rows, _run_rows(spec, shown), strict=True):
-            found += more
+                cuts[key] = cut_clips(clips, key[0], config.seed, key[1])
+            weights = layout.pretrain(instance) / "weights.safetensors"
+            runs.append(FigureRun(label, instance, settings, weights, cuts[key]))
+    rows = [_common_rows(spec, list(cuts.values()), position) for position in range(len(clips))]
+    for run in runs:
+        for clip_rows, run_rows in zip(rows, _run_rows(spec, run), strict=True):
+            clip_rows += run_rows
     first = next(iter(cuts.values()))
-    return [(describe_clip(cut.clip, cut.caption), found) for cut, found in zip(first, rows, strict=True)]
-
-
-def _choose(config: Config, dataset: str, clips: int) -> list[Chosen]:
-    corpus, layout = config.of(dataset), Layout.of(config, dataset)
-    corpus = corpus.model_copy(update={"report": config.report.model_copy(update={"clips": clips})})
-    chosen = choose_clips(corpus, layout, Results(shards=find_shards(layout)))
-    if not chosen:
-        raise ReportError(f"there are no packed clips in {layout.root / 'shards'}; run the workflow")
-    return chosen
+    return [(describe_clip(cut.clip, cut.caption), clip_rows) for cut, clip_rows in zip(first, rows, strict=True)]
 
 
 def _common_rows(spec: FigureSpec, groups: Sequence[Sequence[Cut]], position: int) -> list[Row]:
-    """Frames of each geometry, and similarity of each caption, that the runs see of a clip."""
+    """Rows that runs share: the frames of each geometry and the similarity of each caption."""
     shapes: dict[Geometry, Cut] = {}
     captions: dict[tuple[Geometry, str], Cut] = {}
     for group in groups:
@@ -109,89 +104,93 @@ def _common_rows(spec: FigureSpec, groups: Sequence[Sequence[Cut]], position: in
     return rows
 
 
-def _run_rows(spec: FigureSpec, shown: Shown) -> list[list[Row]]:
-    """For each clip the rows of a run, in the order of `show`."""
+def _run_rows(spec: FigureSpec, run: FigureRun) -> list[list[Row]]:
+    """The rows of a run, per clip, in the order of `show`."""
     draw = {"guides": _guides, "masks": _masks, "reconstructions": _reconstructions, "attention": _attention}
-    kinds = [draw[what](shown) for what in spec.show if what in draw]
-    return [list(chain(*rows)) for rows in zip(*kinds, strict=True)] if kinds else [[] for _ in shown.cuts]
+    kinds = [draw[what](run) for what in spec.show if what in draw]
+    return [list(chain(*rows)) for rows in zip(*kinds, strict=True)] if kinds else [[] for _ in run.cuts]
 
 
-def _guides(shown: Shown) -> list[list[Row]]:
-    """What the masks are made from, of runs with a teacher of frames."""
-    if not draws_own_mask(shown.settings):
+def _guides(run: FigureRun) -> list[list[Row]]:
+    """The guides of the masks of runs with a frame teacher."""
+    if not draws_own_mask(run.settings):
         raise ReportError(
-            f"{shown.instance} has no `guides` to show: its mask is not made from a teacher of umt, stm or clusterstm"
+            f"{run.instance} has no `guides` to show: only runs of umt, stm and clusterstm make their mask from a "
+            "frame teacher"
         )
-    return [guide_rows(found, shown.label) for found in _own_masks(shown)]
+    return [guide_rows(mask, run.label) for mask in _own_masks(run)]
 
 
-def _own_masks(shown: Shown) -> list[RunMask]:
-    assert draws_own_mask(shown.settings)
-    weights = _find_weights(shown) if learns_mask(shown.settings) else None
+def _own_masks(run: FigureRun) -> list[RunMask]:
+    assert draws_own_mask(run.settings)
+    weights = _find_weights(run) if learns_mask(run.settings) else None
     try:
-        return draw_run_masks(shown.settings, weights, shown.cuts)
+        return draw_run_masks(run.settings, weights, run.cuts)
     except ValueError as error:
-        raise ReportError(f"mask of {shown.instance}: {error}") from error
+        raise ReportError(f"mask of {run.instance}: {error}") from error
 
 
-def _masks(shown: Shown) -> list[list[Row]]:
-    if draws_own_mask(shown.settings):
-        return [[run_mask_row(found, shown.label)] for found in _own_masks(shown)]
-    mask, rows = shown.settings.mask, list[list[Row]]()
-    for cut in shown.cuts:
-        masked = mask_cut(cut, mask.strategy, mask.ratio, shown.settings.teacher)
+def _masks(run: FigureRun) -> list[list[Row]]:
+    if draws_own_mask(run.settings):
+        return [[run_mask_row(mask, run.label)] for mask in _own_masks(run)]
+    mask = run.settings.mask
+    rows = []
+    for cut in run.cuts:
+        masked = mask_cut(cut, mask.strategy, mask.ratio, run.settings.teacher)
         if masked is None:
             raise ReportError(
-                f"{cut.clip.index} lacks what the mask {mask.strategy} of {shown.instance} needs; pack it (config: pack)"
+                f"{cut.clip.index} lacks a guide that the mask {mask.strategy} of {run.instance} needs; pack it "
+                "(config: pack)"
             )
-        rows.append([mask_row(cut, shown.label, masked, f"{mask.strategy} {mask.ratio:g}", ratio=mask.ratio)])
+        rows.append([mask_row(cut, run.label, masked, f"{mask.strategy} {mask.ratio:g}", ratio=mask.ratio)])
     return rows
 
 
-def _reconstructions(shown: Shown) -> list[list[Row]]:
-    settings = shown.settings
+def _reconstructions(run: FigureRun) -> list[list[Row]]:
+    settings = run.settings
     try:
-        painted = reconstruct(Run(shown.instance, settings, [], [], _find_weights(shown), {}), shown.cuts)
-    except RuntimeError as error:  # torch: weights that do not fit the config
-        raise ReportError(f"{shown.weights} does not fit the run {shown.instance}; pretrain again: {error}") from error
+        tiles_per_cut = reconstruct(Run(run.instance, settings, [], [], _find_weights(run), {}), run.cuts)
+    except RuntimeError as error:  # raised by torch for weights that do not fit the config
+        raise ReportError(f"{run.weights} does not fit the run {run.instance}; pretrain again: {error}") from error
     note = "reconstruction" if settings.reconstructs else "decoder untrained: contrast only"
     note = "untrained" if settings.optimisation.epochs == 0 else note
-    return [[Row("reconstruction", shown.label, tiles, note)] for tiles in painted]
+    return [[Row("reconstruction", run.label, tiles, note)] for tiles in tiles_per_cut]
 
 
-def _attention(shown: Shown) -> list[list[Row]]:
-    """Attention of the encoder's last block, which sees all tokens, from the centre patch (TGM, section 4.7)."""
-    encoder = _load_encoder(shown)
-    untrained = ", untrained" if shown.settings.optimisation.epochs == 0 else ""
+def _attention(run: FigureRun) -> list[list[Row]]:
+    """Attention from the centre patch in the encoder's last block, with all tokens visible (TGM, section 4.7)."""
+    encoder = _load_encoder(run)
+    untrained = ", untrained" if run.settings.optimisation.epochs == 0 else ""
     rows = []
-    for cut in shown.cuts:
-        spread = attention_from(encoder, cut.batch["video"])
-        cells = cut.cells(spread * spread.shape[1])
-        # A few tokens, often the asking one itself, get so much that all others would look alike.
-        scale = Scale(float(cells.min()), float(np.percentile(cells, 99)), "times the mean")
-        tiles = mark_query(film_strips.heat(cut.frames, cells, scale), cut, centre_token(encoder.architecture))
-        rows.append([Row("attention", shown.label, tiles, f"attention of the red patch{untrained}", scale)])
+    for cut in run.cuts:
+        attention = attention_from(encoder, cut.batch["video"])
+        grid = cut.token_grid(attention * attention.shape[1])
+        # A few tokens, often the query itself, get so much that on a scale up to the maximum all others would look alike.
+        scale = Scale(float(grid.min()), float(np.percentile(grid, 99)), "times the mean")
+        tiles = mark_query(film_strips.heat_map(cut.frames, grid, scale), cut, centre_token(encoder.architecture))
+        rows.append([Row("attention", run.label, tiles, f"attention of the red patch{untrained}", scale)])
     return rows
 
 
-def _load_encoder(shown: Shown) -> VideoEncoder:
+def _load_encoder(run: FigureRun) -> VideoEncoder:
     try:
-        return load_checked_encoder(_find_weights(shown), shown.settings).eval()
+        return load_checked_encoder(_find_weights(run), run.settings).eval()
     except ValueError as error:
         raise ReportError(str(error)) from error
 
 
 def mark_query(tiles: film_strips.Tiles, cut: Cut, token: int) -> film_strips.Tiles:
-    """Frames the token that asks, in all shown frames of its slot."""
+    """Outline the query token in all shown frames of its slot."""
     shape = cut.geometry
     slot, place = divmod(token, shape.tokens)
     row, column = divmod(place, shape.side)
-    for shown in (number for number, found in enumerate(cut.slots) if found == slot):
-        tiles = film_strips.mark_cell(tiles, shown, row, column, shape.side)
+    for position, shown_slot in enumerate(cut.slots):
+        if shown_slot == slot:
+            tiles = film_strips.mark_token(tiles, position, row, column, shape.side)
     return tiles
 
 
-def _find_weights(shown: Shown) -> Path:
-    if not shown.weights.exists():
-        raise ReportError(f"{shown.weights} is missing; run `stm pretrain --run {shown.instance}`, or the workflow")
-    return shown.weights
+def _find_weights(run: FigureRun) -> Path:
+    if not run.weights.exists():
+        raise ReportError(f"{run.weights} is missing; run `stm pretrain --run {run.instance}`, or the workflow")
+    return run.weights

@@ -1,4 +1,4 @@
-"""Figures as a paper has them: curves of a loss, and bars of evaluations, each over seeds."""
+"""A config's figures of the kinds `losses` and `bars`: loss curves and evaluation results over seeds."""
 
 import json
 import math
@@ -9,34 +9,35 @@ from matplotlib.figure import Figure
 
 from stm.config import Config
 from stm.layout import Layout
-from stm.report.figures import INK, PALETTE, STYLE, new_figure, run_style, running_mean, say
-from stm.report.results.evaluations import ReportError, measure
-from stm.report.results.records import Measured
+from stm.report.figures import INK, PALETTE, STYLE, new_figure, run_style, running_mean, show_message
+from stm.report.results.evaluations import ReportError, read_measurement
+from stm.report.results.records import Measurement
 
+# Keys of metrics.jsonl that are not an objective's loss.
 _NO_OBJECTIVES = ("loss", "divergence", "mix", "gradient_norm", "learning_rate", "clips_per_second")
 
 Curve = tuple[list[int], list[float]]
 
 
 def read_curve(config: Config, instance: str, metric: str) -> Curve:
-    """Steps and values of one number of a run's metrics.jsonl.
+    """Read steps and values of one metric from the metrics.jsonl of an instance.
 
     Raises:
-        ReportError: the run has no log, or logged no such number.
+        ReportError: there is no log, or the log has no such metric.
     """
     path = Layout.of(config, config.dataset_of(instance)).pretrain(instance) / "metrics.jsonl"
     if not path.exists():
         raise ReportError(f"{path} is missing; run `stm pretrain --run {instance}`, or the workflow")
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    # A resumed run may have logged a step twice; the later line is the one that counted.
-    found = {int(line["step"]): float(line[metric]) for line in lines if metric in line}
-    if not found and lines:
+    # A resumed run may repeat a step; only its later result reached the weights.
+    by_step = {int(line["step"]): float(line[metric]) for line in lines if metric in line}
+    if not by_step and lines:
         raise ReportError(f"{path} has no {metric}; it has: {', '.join(sorted(lines[-1]))}")
-    return sorted(found), [found[step] for step in sorted(found)]
+    return sorted(by_step), [by_step[step] for step in sorted(by_step)]
 
 
 def draw_losses(config: Config, name: str) -> Figure:
-    """The curves of the figure `name`: the mean over the seeds, and between which values they lie."""
+    """Draw the figure `name`: for each run the mean curve over its seeds and their range."""
     spec = config.figures[name]
     curves = {
         label: [read_curve(config, instance, spec.metric) for instance in config.instances(run)]
@@ -50,8 +51,8 @@ def draw_losses(config: Config, name: str) -> Figure:
             if not seeds:
                 continue
             steps = sorted(set.intersection(*(set(curve[0]) for curve in seeds)))
-            found = [dict(zip(*curve, strict=True)) for curve in seeds]
-            values = [running_mean([logged[step] for step in steps], 0.02) for logged in found]
+            by_step = [dict(zip(*curve, strict=True)) for curve in seeds]
+            values = [running_mean([logged[step] for step in steps], 0.02) for logged in by_step]
             style = run_style(place)
             axes.plot(steps, [sum(v) / len(v) for v in zip(*values, strict=True)], label=label, linewidth=1.6, **style)
             if len(values) > 1:
@@ -64,28 +65,33 @@ def draw_losses(config: Config, name: str) -> Figure:
         if any(curve[0] for seeds in curves.values() for curve in seeds):
             axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), labelcolor=INK, fontsize=8.5)
         else:
-            say(axes, "nothing was logged")
+            show_message(axes, "nothing was logged")
     return figure
 
 
 def _name_metric(metric: str) -> str:
-    """A name of metrics.jsonl, for people; what is one objective's is its loss."""
+    """Human-readable name of a key of metrics.jsonl: `contrast` -> `Contrast loss`."""
     name = metric.replace("_", " ").capitalize()
     return name if metric in _NO_OBJECTIVES else f"{name} loss"
 
 
 def draw_bars(config: Config, name: str) -> Figure:
-    """The bars of the figure `name`: a group an evaluation, a bar a run; dots are single seeds, lines 95 % intervals."""
+    """Draw the figure `name`: one group of bars per evaluation, one bar per run.
+
+    Dots are single seeds; where there is only one, a line is its 95 % interval.
+    """
     spec = config.figures[name]
-    found = {task: {label: measure(config, run, task) for label, run in spec.runs.items()} for task in spec.tasks}
+    measurements = {
+        task: {label: read_measurement(config, run, task) for label, run in spec.runs.items()} for task in spec.tasks
+    }
     with mpl.rc_context(STYLE):
         figure = new_figure(3.4)
         axes = figure.add_subplot(facecolor="none")
         width = 0.8 / len(spec.runs)
-        for group, bars in enumerate(found.values()):
+        for group, bars in enumerate(measurements.values()):
             _draw_group(axes, group, bars, width, named=group == 0)
-        axes.set_xticks(range(len(found)), list(found))
-        axes.set(ylabel=_name_headlines(found))
+        axes.set_xticks(range(len(measurements)), list(measurements))
+        axes.set(ylabel=_name_headlines(measurements))
         axes.set_title(spec.title, fontsize=10, loc="left")
         axes.tick_params(axis="x", length=0, labelcolor=INK)
         axes.grid(axis="y")
@@ -94,14 +100,14 @@ def draw_bars(config: Config, name: str) -> Figure:
     return figure
 
 
-def _name_headlines(found: Mapping[str, Mapping[str, Measured]]) -> str:
-    """`Top-1, %`; of evaluations with several headlines all."""
-    first = [next(iter(bars.values())) for bars in found.values()]
+def _name_headlines(measurements: Mapping[str, Mapping[str, Measurement]]) -> str:
+    """Axis label such as `Top-1, %`; names every headline where the evaluations have different ones."""
+    first = [next(iter(bars.values())) for bars in measurements.values()]
     names = dict.fromkeys(", ".join(filter(None, (bar.label, bar.unit))) for bar in first)
     return " or ".join(name[:1].upper() + name[1:] for name in names)
 
 
-def _draw_group(axes: mpl.axes.Axes, group: int, bars: Mapping[str, Measured], width: float, named: bool) -> None:
+def _draw_group(axes: mpl.axes.Axes, group: int, bars: Mapping[str, Measurement], width: float, named: bool) -> None:
     for place, (label, bar) in enumerate(bars.items()):
         x = group - 0.4 + width * (place + 0.5)
         color = PALETTE[place % len(PALETTE)]
@@ -115,7 +121,7 @@ def _draw_group(axes: mpl.axes.Axes, group: int, bars: Mapping[str, Measured], w
         )
 
 
-def _top(bar: Measured) -> float:
-    """Height over which a bar's number stands, as shown."""
+def _top(bar: Measurement) -> float:
+    """Height of a bar with its dots or interval, above which its number is written."""
     heights: Sequence[float] = [*bar.values, *(bar.interval or ())]
     return bar.scale * max(heights, default=math.nan)

@@ -1,4 +1,4 @@
-"""The tables and figures that a config names, each on its own: what `snakemake tgm_table1` makes in the end."""
+"""Writing one of a config's tables or figures: the last step of, for example, `snakemake tgm_table1`."""
 
 from pathlib import Path
 
@@ -13,12 +13,13 @@ from stm.storage.files import write_bytes
 
 
 def write_table(config: Config, name: str) -> Path:
-    """Writes `tables/{name}.csv` and `.md`; returns the latter.
+    """Write `tables/{name}.csv` and `.md`; return the path of the latter.
 
     Raises:
         ReportError: a number that it needs is missing.
     """
-    table, folder = paper_table(config, name), Layout.of(config).tables
+    table = paper_table(config, name)
+    folder = Layout.of(config).tables
     spec = config.tables[name]
     write_bytes(folder / f"{name}.csv", table.to_csv().encode())
     text = f"**{spec.title}**\n\n{table.to_markdown()}" + (f"\n{spec.note}\n" if spec.note else "")
@@ -27,7 +28,7 @@ def write_table(config: Config, name: str) -> Path:
 
 
 def write_figure(config: Config, name: str) -> Path:
-    """Writes `figures/{name}.png` and returns its path.
+    """Write `figures/{name}.png`; return its path.
 
     Raises:
         ReportError: a run or evaluation that it needs is missing.
@@ -38,7 +39,7 @@ def write_figure(config: Config, name: str) -> Path:
 
 
 def draw_figure(config: Config, name: str) -> Figure:
-    """The figure `name`; errors as `write_figure`."""
+    """Draw the figure `name`; raises the same errors as `write_figure`."""
     kind = config.figures[name].kind
     if kind == "clips":
         from stm.report.paper.clips import draw_clips  # needs torch, which takes seconds to import

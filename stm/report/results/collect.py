@@ -1,7 +1,7 @@
-"""Reads every result that the page shows into the dataclasses of `stm.report.results.records`.
+"""Read every result that the page shows into the dataclasses of `stm.report.results.records`.
 
-Whatever is absent stays empty, and a file that is there but cannot be read becomes a line of `problems`: the report
-is also the place where one finds out what went wrong.
+Missing results stay empty. A file that exists but cannot be read becomes a line of `problems`: the report is also where
+users look for what went wrong.
 """
 
 import json
@@ -35,19 +35,23 @@ from stm.storage.tables import read_table
 
 
 def collect_study(config: Config, layout: Layout) -> Study:
-    """Every dataset of the config; `layout` is the config's own folder, and with one dataset that one's."""
-    found = []
+    """Read the results of all datasets; `layout` is the config's own folder, which holds them when there is only one."""
+    datasets = []
     for name in config.dataset_names:
-        corpus, place = config.of(name), Layout.of(config, name) if config.datasets else layout
-        found.append(DatasetResults(name, corpus, place, collect(corpus, place, config)))
-    return Study(config, found)
+        dataset_config = config.of(name)
+        dataset_layout = Layout.of(config, name) if config.datasets else layout
+        results = collect(dataset_config, dataset_layout, config)
+        datasets.append(DatasetResults(name, dataset_config, dataset_layout, results))
+    return Study(config, datasets)
 
 
 def collect(config: Config, layout: Layout, whole: Config | None = None) -> Results:
-    """Everything under `layout` that the config of one dataset speaks of.
+    """Read the results of one dataset.
 
     Args:
-        whole: the config with the evaluations, where `config` is that of one of its datasets.
+        config: the dataset's own config.
+        layout: where its results are.
+        whole: the study's config, which names the evaluations; `config` itself by default.
     """
     results = Results()
     results.shards = results.attempt("shards", partial(find_shards, layout), [])
@@ -73,9 +77,10 @@ def collect(config: Config, layout: Layout, whole: Config | None = None) -> Resu
 
 
 def find_shards(layout: Layout) -> list[str]:
-    """All shards, whether they are packed already or not."""
+    """Names of all shards, packed or not."""
     if layout.shard_index.exists():
         return read_shards(layout.shard_index)
+    # A run that stopped early may have manifest slices but no index of shards yet.
     return sorted(path.stem for path in layout.slice("x").parent.glob("*.parquet"))
 
 
@@ -84,7 +89,7 @@ def _existing(paths: Iterable[Path]) -> list[Path]:
 
 
 def _read_splits(layout: Layout, shards: list[str]) -> list[Split]:
-    """Clips per split: listed in the manifest, kept by the frames stage, packed for training."""
+    """Clips per split: listed in the manifest, kept by the frames stage, packed into shards."""
     listed: Counter[str] = Counter()
     if layout.manifest.exists():
         listed.update(str(row["split"]) for row in read_table(layout.manifest, ["split"]).to_pylist())
@@ -103,21 +108,21 @@ def _read_splits(layout: Layout, shards: list[str]) -> list[Split]:
 
 def _read_run(config: Config, layout: Layout, name: str, instance: str, whole: Config, results: Results) -> Run:
     folder = layout.pretrain(instance)
-    nothing: tuple[list[int], list[float]] = ([], [])
-    steps, losses = results.attempt(f"losses of {instance}", partial(_read_losses, folder / "metrics.jsonl"), nothing)
+    empty: tuple[list[int], list[float]] = ([], [])
+    steps, losses = results.attempt(f"losses of {instance}", partial(_read_losses, folder / "metrics.jsonl"), empty)
     evaluations: dict[str, Evaluation] = {}
     for task in whole.evaluate:
         path = layout.evaluate(instance, task) / "metrics.json"
         if name in whole.runs_of(task) and path.exists():
-            found = results.attempt(f"{task} of {instance}", partial(read_evaluation, path, instance, task), None)
-            evaluations |= {task: found} if found else {}
+            evaluation = results.attempt(f"{task} of {instance}", partial(read_evaluation, path, instance, task), None)
+            evaluations |= {task: evaluation} if evaluation else {}
     weights = folder / "weights.safetensors"
     settings = config.runs[instance]
     return Run(instance, settings, steps, losses, weights if weights.exists() else None, evaluations)
 
 
 def _read_losses(path: Path) -> tuple[list[int], list[float]]:
-    """(step, loss) of every line; a torn last line, of a run that is still going, is left out."""
+    """Steps and losses, ascending; incomplete lines are skipped, as the last one of a run in progress may be."""
     by_step: dict[int, float] = {}
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     for line in lines:
@@ -127,7 +132,7 @@ def _read_losses(path: Path) -> tuple[list[int], list[float]]:
         except (ValueError, KeyError, TypeError):
             continue
         if math.isfinite(loss):
-            by_step[step] = loss  # a resumed run may log a step twice; the later line is the one that counted
+            by_step[step] = loss  # a resumed run may repeat a step; only its later result reached the weights
     return sorted(by_step), [by_step[step] for step in sorted(by_step)]
 
 
@@ -136,17 +141,19 @@ def _interval(value: Any) -> tuple[float, float] | None:
 
 
 def _read_faithfulness(path: Path) -> Faithfulness | None:
-    found = read_json(path)
-    interval = (float(found["low"]), float(found["high"]))
+    values = read_json(path)
     return Faithfulness(
-        float(found["iou"]), interval, float(found["chance_iou"]), int(found["crops"]), float(found["ratio"])
+        iou=float(values["iou"]),
+        interval=(float(values["low"]), float(values["high"])),
+        chance=float(values["chance_iou"]),
+        crops=int(values["crops"]),
+        ratio=float(values["ratio"]),
     )
 
 
 def _read_mask_quality(path: Path, dataset: str) -> list[MaskQualityRow]:
     values = read_json(path)
-    rows = values["rows"] if isinstance(values, dict) else values
-    found = [
+    rows = [
         MaskQualityRow(
             guide=str(row["guide"]),
             source=str(row.get("source") or ""),
@@ -158,33 +165,40 @@ def _read_mask_quality(path: Path, dataset: str) -> list[MaskQualityRow]:
             chance=float(row["chance"]),
             dataset=dataset,
         )
-        for row in rows
+        for row in (values["rows"] if isinstance(values, dict) else values)
     ]
-    return sorted(found, key=lambda row: row.ratio)  # masks of one ratio side by side, in the file's order
+    return sorted(rows, key=lambda row: row.ratio)  # masks of one ratio together, otherwise in the file's order
 
 
 def _summarise(source: str, paths: list[Path], examples: int = 6) -> CaptionSummary:
-    """Counts, and one example caption of each of the first clips whose captions differ."""
-    clips: dict[str, int] = {}
-    seen: set[str] = set()
-    shown: dict[str, str] = {}
+    """Count captions, and take one new caption from each of the first clips as examples."""
+    captions_per_clip: dict[str, int] = {}
+    distinct: set[str] = set()
+    example_by_clip: dict[str, str] = {}
     for path in paths:
         table = read_table(path, ["video_id", "caption"])
         for video_id, caption in zip(*(table.column(c).to_pylist() for c in ("video_id", "caption")), strict=True):
-            clips[video_id] = clips.get(video_id, 0) + (caption is not None)
+            captions_per_clip[video_id] = captions_per_clip.get(video_id, 0) + (caption is not None)
             if caption is None:
                 continue
-            if caption not in seen and video_id not in shown and len(shown) < examples:
-                shown[video_id] = caption
-            seen.add(caption)
-    failed = sum(count == 0 for count in clips.values())
-    return CaptionSummary(source, len(clips), sum(clips.values()), len(seen), failed, list(shown.items()))
+            if caption not in distinct and video_id not in example_by_clip and len(example_by_clip) < examples:
+                example_by_clip[video_id] = caption
+            distinct.add(caption)
+    counts = captions_per_clip.values()
+    return CaptionSummary(
+        source=source,
+        clips=len(counts),
+        captions=sum(counts),
+        distinct=len(distinct),
+        failed=sum(count == 0 for count in counts),
+        examples=list(example_by_clip.items()),
+    )
 
 
 def _read_refusals(config: Config, layout: Layout, results: Results) -> list[Refusal]:
-    """The quarantine table and each row of later stages that is not `ok`; one entry a clip, stage and status.
+    """The quarantine table and the rows of later stages whose status is not `ok`; one per clip, stage and status.
 
-    The text stage repeats what the captions stage says and is left out.
+    The text stage only repeats the statuses of the captions stage and is left out.
     """
     paths: list[tuple[str, Path]] = [("manifest", layout.quarantine)]
     for shard in results.shards:
@@ -200,11 +214,11 @@ def _read_refusals(config: Config, layout: Layout, results: Results) -> list[Ref
 
 
 def _not_ok(stage: str, path: Path) -> set[Refusal]:
-    wanted = ["stage", "video_id", "path", "status", "policy", "detail"]
-    columns = [name for name in wanted if name in pq.read_schema(path).names]
-    rows = read_table(path, columns).to_pylist()
+    fields = ["stage", "video_id", "path", "status", "policy", "detail"]
+    present = pq.read_schema(path).names  # not every table has `stage` and `path`
+    rows = read_table(path, [name for name in fields if name in present]).to_pylist()
     return {
-        Refusal(**{name: str(row.get(name) or (stage if name == "stage" else "")) for name in wanted})
+        Refusal(**{name: str(row.get(name) or (stage if name == "stage" else "")) for name in fields})
         for row in rows
         if row["status"] != "ok"
     }

@@ -1,4 +1,4 @@
-"""What the page shows, as plain dataclasses. `stm.report.results.collect` fills them from the files."""
+"""Everything the page shows, as plain dataclasses. `stm.report.results.collect` fills them from the files."""
 
 import math
 import statistics
@@ -15,24 +15,24 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Number:
-    """A number of one evaluation as its `metrics.json` tells it; value, interval and chance are not scaled."""
+class MetricValue:
+    """One number of one evaluation, as in its `metrics.json`: value, interval and chance before scaling."""
 
     label: str
     value: float
     interval: tuple[float, float] | None  # 95 %
     chance: float | None
     higher_is_better: bool = True
-    scale: float = 100.0  # between the value and what is shown
+    scale: float = 100.0  # what the value is multiplied by where it is shown
     unit: str = "%"
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """One number of a run, from one seed or several."""
 
     values: Sequence[float]  # one per seed
-    interval: tuple[float, float] | None  # 95 % interval of the only seed's, where there is one
+    interval: tuple[float, float] | None  # 95 %, only of a single seed
     higher_is_better: bool = True
     scale: float = 100.0
     unit: str = "%"
@@ -44,29 +44,29 @@ class Measured:
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation over the seeds (n - 1); None for a single one."""
+        """Standard deviation over the seeds (n - 1); None for a single seed."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
 
-def measure_numbers(numbers: Sequence[Number]) -> Measured:
-    """One number of one evaluation over seeds, one or more."""
+def over_seeds(numbers: Sequence[MetricValue]) -> Measurement:
+    """One number of an evaluation, from the values of all seeds."""
     first = numbers[0]
     interval = first.interval if len(numbers) == 1 else None
     values = [number.value for number in numbers]
-    return Measured(values, interval, first.higher_is_better, first.scale, first.unit, first.label)
+    return Measurement(values, interval, first.higher_is_better, first.scale, first.unit, first.label)
 
 
-def best_mean(found: Iterable[Measured]) -> float:
-    """The best of the means of one number: the highest, or the lowest where lower is better; NaN when there is none."""
-    cells = list(found)
-    if not cells:
+def best_mean(measurements: Iterable[Measurement]) -> float:
+    """The highest of the means of one metric, or the lowest where lower is better; NaN without measurements."""
+    candidates = list(measurements)
+    if not candidates:
         return math.nan
-    return (max if cells[0].higher_is_better else min)(cell.mean for cell in cells)
+    return (max if candidates[0].higher_is_better else min)(candidate.mean for candidate in candidates)
 
 
 @dataclass(frozen=True)
 class Split:
-    """Clips of a split, from the manifest to the packed shards; None: that stage has no results."""
+    """Number of clips of a split in the manifest, after frame extraction and in the shards; None: no results yet."""
 
     name: str
     listed: int
@@ -76,15 +76,15 @@ class Split:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of one run."""
+    """One evaluation of one instance of a run."""
 
-    headline: Number
-    per_class: Mapping[str, float | None]  # accuracy of each class; None: no test clip has it
+    headline: MetricValue
+    per_class: Mapping[str, float | None]  # accuracy; None: the class has no test clip
 
 
 @dataclass(frozen=True)
 class Run:
-    """One instance of a pretraining run: its settings, its loss by step, and its evaluations by name."""
+    """One instance (one seed) of a pretraining run: its settings, its loss per step, and its evaluations by name."""
 
     name: str  # in the config's `runs`
     settings: PretrainRun | LanguageRun
@@ -99,7 +99,7 @@ class Run:
 
     @property
     def final_loss(self) -> float | None:
-        """Mean of the last twentieth of the steps: one step's loss is noise."""
+        """Mean over the last 5 % of the steps, since the loss of a single batch is noisy."""
         if not self.losses:
             return None
         tail = self.losses[-max(1, len(self.losses) // 20) :]
@@ -108,10 +108,10 @@ class Run:
 
 @dataclass(frozen=True)
 class RunGroup:
-    """A run of the config's `pretrain`: its instances, one a seed."""
+    """A run of the config's `pretrain` with its instances, one per seed."""
 
     name: str
-    number: int  # in the config, for its colour
+    number: int  # position in the config; decides its colour
     instances: Sequence[Run]
 
     @property
@@ -123,36 +123,36 @@ class RunGroup:
         return self.instances[0].mask
 
     @property
-    def final_loss(self) -> Measured | None:
-        known = [loss for run in self.instances if (loss := run.final_loss) is not None]
-        return Measured(known, None, higher_is_better=False, scale=1.0, unit="", label="loss") if known else None
+    def final_loss(self) -> Measurement | None:
+        losses = [loss for run in self.instances if (loss := run.final_loss) is not None]
+        return Measurement(losses, None, higher_is_better=False, scale=1.0, unit="", label="loss") if losses else None
 
-    def score(self, task: str) -> Measured | None:
+    def score(self, task: str) -> Measurement | None:
         """The headline of an evaluation; None when no instance has been evaluated."""
-        found = [run.evaluations[task].headline for run in self.instances if task in run.evaluations]
-        return measure_numbers(found) if found else None
+        headlines = [run.evaluations[task].headline for run in self.instances if task in run.evaluations]
+        return over_seeds(headlines) if headlines else None
 
     def class_accuracy(self, task: str) -> dict[str, float]:
-        """Accuracy of each class, the mean over the seeds that have one."""
-        found = [run.evaluations[task].per_class for run in self.instances if task in run.evaluations]
-        labels = [label for classes in found for label in classes]
-        values = {label: [a for classes in found if (a := classes.get(label)) is not None] for label in labels}
+        """Accuracy per class, averaged over the seeds that have it; NaN where none has."""
+        per_seed = [run.evaluations[task].per_class for run in self.instances if task in run.evaluations]
+        labels = [label for classes in per_seed for label in classes]
+        values = {label: [a for classes in per_seed if (a := classes.get(label)) is not None] for label in labels}
         return {label: statistics.fmean(known) if known else math.nan for label, known in values.items()}
 
 
 def group_runs(config: Config, runs: Iterable[Run]) -> list[RunGroup]:
-    """Instances by the run of the config that they belong to, in the config's order."""
+    """Group instances by their run in `config.pretrain`, in the config's order; runs without instances are left out."""
     by_name = {run.name: run for run in runs}
     groups = []
     for number, name in enumerate(config.pretrain):
-        found = [by_name[instance] for instance in config.instances(name) if instance in by_name]
-        groups += [RunGroup(name, number, found)] if found else []
+        instances = [by_name[instance] for instance in config.instances(name) if instance in by_name]
+        groups += [RunGroup(name, number, instances)] if instances else []
     return groups
 
 
 @dataclass(frozen=True)
 class MaskQualityRow:
-    """Share of the true box that a guide's mask hides, 0 to 1."""
+    """Coverage of a guide's masks: the share of the object's true box that they hide, 0 to 1."""
 
     guide: str
     source: str
@@ -162,7 +162,7 @@ class MaskQualityRow:
     interval: tuple[float, float] | None
     clips: int
     chance: float
-    dataset: str = ""  # named where a config has several
+    dataset: str = ""  # empty where a config has only one
 
     @property
     def name(self) -> str:
@@ -172,13 +172,13 @@ class MaskQualityRow:
 
 @dataclass(frozen=True)
 class CaptionSummary:
-    """What a caption source yielded."""
+    """Counts and examples of a caption source."""
 
     source: str
     clips: int
     captions: int
     distinct: int
-    failed: int  # clips without any caption
+    failed: int  # clips without a caption
     examples: list[tuple[str, str]]  # (video id, caption)
 
     @property
@@ -188,7 +188,7 @@ class CaptionSummary:
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """Agreement of masks from cached maps with masks from maps computed on the crop."""
+    """Agreement of masks from cached maps with masks from maps recomputed on the crop."""
 
     iou: float
     interval: tuple[float, float]
@@ -199,7 +199,7 @@ class Faithfulness:
 
 @dataclass(frozen=True, order=True)
 class Refusal:
-    """A clip whose status at a stage is not `ok`; it may have been kept nevertheless."""
+    """A clip whose status at a stage is not `ok`; the policy decides whether it is kept."""
 
     stage: str
     video_id: str
@@ -215,7 +215,7 @@ class Refusal:
 
 @dataclass
 class Results:
-    """All that was found of one dataset."""
+    """All results of one dataset."""
 
     shards: list[str] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)
@@ -227,7 +227,10 @@ class Results:
     problems: list[str] = field(default_factory=list)
 
     def attempt(self, what: str, read: Callable[[], T], missing: T) -> T:
-        """`read()`; `missing`, and a line of `problems`, when the file is damaged or of another form."""
+        """Return `read()`, or `missing` and a line in `problems` when the file is damaged or has another format.
+
+        The page must come out whatever is broken: it is where users look for the cause.
+        """
         try:
             return read()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -237,21 +240,26 @@ class Results:
 
 @dataclass(frozen=True)
 class DatasetResults:
-    """One dataset of a config: its own config, where its results lie, and what was found there."""
+    """One dataset of a study: its own config, the layout of its results, and the results."""
 
     name: str
     config: Config
     layout: Layout
     results: Results
 
+    def own_groups(self, groups: Iterable[RunGroup]) -> list[RunGroup]:
+        """Those of the study's runs that train on this dataset."""
+        names = {run.name for run in self.results.runs}
+        return [group for group in groups if group.instances[0].name in names]
+
 
 @dataclass(frozen=True)
 class Study:
-    """All datasets of a config."""
+    """All results of a config, by dataset."""
 
     config: Config
     datasets: Sequence[DatasetResults]
-    own: Results = field(default_factory=Results)  # for problems of what is no dataset's
+    own: Results = field(default_factory=Results)  # collects problems that belong to no single dataset
 
     @property
     def several(self) -> bool:
@@ -259,7 +267,7 @@ class Study:
 
     @property
     def shown(self) -> list[DatasetResults]:
-        """The datasets whose clips are shown."""
+        """Datasets whose clips are shown."""
         names = shown_datasets(self.config)
         return [dataset for dataset in self.datasets if dataset.name in names]
 
@@ -274,8 +282,10 @@ class Study:
 
     @property
     def problems(self) -> list[str]:
-        """Each with its dataset's name where there are several."""
-        named = [
-            (f"{d.name}: " if self.several else "", problem) for d in self.datasets for problem in d.results.problems
+        """All problems, prefixed with the dataset's name where there are several."""
+        of_datasets = [
+            f"{dataset.name}: {problem}" if self.several else problem
+            for dataset in self.datasets
+            for problem in dataset.results.problems
         ]
-        return [prefix + problem for prefix, problem in named] + self.own.problems
+        return of_datasets + self.own.problems
