@@ -1,7 +1,8 @@
-"""A small results folder in the formats of every stage: a bright square that moves over noise, tiny random models."""
+"""A small results folder with files of every stage: a bright square moving over noise, and tiny random models."""
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from stm.config import Config, parse_config
 from stm.layout import Layout
 from stm.models.weights import zoo
+from stm.report import build_report
+from stm.report.names import figure_names, table_names
 from stm.shards.schema import shard_schema
 from stm.storage.files import write_json
 from stm.storage.receipts import make_receipt
@@ -23,19 +26,20 @@ WIDTH, HEIGHT, STORED, ROWS, COLUMNS = 48, 32, 8, 4, 6
 CELLS, TEXT_WIDTH = 2, 16
 SPLITS = {"test": 5, "train": 3}
 
+RUN: dict[str, Any] = {
+    "model": "tiny",
+    "image_size": 32,
+    "patch_size": 8,
+    "frames": 4,
+    "stride": 2,
+    "decoder_depth": 1,
+    "optimisation": {"epochs": 2, "batch_size": 2, "warmup_epochs": 0},
+    "workers": 0,
+}
+
 
 def make_config(root: Path, **changes: Any) -> Config:
-    """Two runs with masks by different guides and an untrained one; two caption sources; two evaluations."""
-    run = {
-        "model": "tiny",
-        "image_size": 32,
-        "patch_size": 8,
-        "frames": 4,
-        "stride": 2,
-        "decoder_depth": 1,
-        "optimisation": {"epochs": 2, "batch_size": 2, "warmup_epochs": 0},
-        "workers": 0,
-    }
+    """Two runs with different guides and an untrained run, two caption sources, and two evaluations."""
     values: dict[str, Any] = {
         "name": "made",
         "results": str(root),
@@ -45,9 +49,9 @@ def make_config(root: Path, **changes: Any) -> Config:
         "captions": {"human": {"kind": "human"}, "label": {"kind": "label"}},
         "pack": {"captions": "human"},
         "pretrain": {
-            "tube": {**run, "mask": {"strategy": "tube", "ratio": 0.75}},
-            "text": {**run, "mask": {"strategy": "text_top", "ratio": 0.5}},
-            "scratch": {**run, "mask": {"strategy": "tube", "ratio": 0.75}, "optimisation": {"epochs": 0}},
+            "tube": {**RUN, "mask": {"strategy": "tube", "ratio": 0.75}},
+            "text": {**RUN, "mask": {"strategy": "text_top", "ratio": 0.5}},
+            "scratch": {**RUN, "mask": {"strategy": "tube", "ratio": 0.75}, "optimisation": {"epochs": 0}},
         },
         "evaluate": {"linear": {"task": "linear"}, "finetune": {"task": "finetune"}},
         "mask_quality": {"split": "test"},
@@ -61,26 +65,26 @@ def clip_ids(split: str) -> list[str]:
 
 
 def box_of(number: int, frame: int) -> list[float]:
-    """The square's box in stored frame `frame` of the clip `number`; 12 pixels a side."""
+    """The square's box in stored frame `frame` of clip `number`; 12 x 12 pixels."""
     left, top = 4 + 3 * frame, 4 + 2 * number
     return [float(left), float(top), float(left + 12), float(top + 12)]
 
 
 def make_frames(number: int) -> list[bytes]:
-    """JPEGs, one a stored frame."""
+    """JPEGs, one per stored frame."""
     generator = np.random.default_rng(number)
     noise = generator.integers(60, 110, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     jpegs = []
     for frame in range(STORED):
-        picture = noise.copy()
+        image = noise.copy()
         x0, y0, x1, y1 = map(int, box_of(number, frame))
-        picture[y0:y1, x0:x1] = (230, 120, 40)
-        jpegs.append(simplejpeg.encode_jpeg(picture, quality=90, colorspace="RGB"))
+        image[y0:y1, x0:x1] = (230, 120, 40)
+        jpegs.append(simplejpeg.encode_jpeg(image, quality=90, colorspace="RGB"))
     return jpegs
 
 
 def make_map(number: int) -> np.ndarray:
-    """Share of each cell that the square covers, float16 [frames, rows, columns]: a guide that knows the truth."""
+    """Share of each cell that the square covers, float16 [frames, rows, columns]: a perfect guide."""
     cell = WIDTH // COLUMNS
     cells = np.zeros((STORED, ROWS, COLUMNS), dtype=np.float16)
     for frame in range(STORED):
@@ -100,7 +104,7 @@ def npy(values: np.ndarray) -> bytes:
 
 
 def write_shard(layout: Layout, config: Config, split: str, captions: dict[str, list[str]]) -> None:
-    """A packed shard, tar and index, with what `config.pack` says."""
+    """A packed shard, tar and index, with the arrays of `config.pack`."""
     shard, rows = f"{split}-00000", []
     layout.shard_tar(shard).parent.mkdir(parents=True, exist_ok=True)
     with TarWriter(layout.shard_tar(shard)) as tar:
@@ -138,24 +142,25 @@ def write_shard(layout: Layout, config: Config, split: str, captions: dict[str, 
 
 
 def make_arrays(config: Config, number: int, captions: int) -> dict[str, np.ndarray]:
-    """What is packed of a clip; the second caption's similarity is the first's upside down."""
-    cells, pack, found = make_map(number), config.pack, {}
+    """The packed arrays of a clip; the second caption's similarity is the first's upside down."""
+    cells, pack = make_map(number), config.pack
+    arrays = {}
     if pack.flow:
         moves = np.zeros((2, STORED, ROWS * CELLS, COLUMNS * CELLS, 2), dtype=np.float16)
         moves[0, :-1, ..., 0], moves[1, 1:, ..., 0] = 3 * COLUMNS / WIDTH, -3 * COLUMNS / WIDTH
-        found["flow"] = moves
+        arrays["flow"] = moves
     if pack.motion:
-        found["motion"] = np.stack([cells, cells, cells], axis=-1)
+        arrays["motion"] = np.stack([cells, cells, cells], axis=-1)
     if pack.similarity and pack.sources:
-        found["similarity"] = np.stack([cells, cells[:, ::-1]] * captions)[:captions]
+        arrays["similarity"] = np.stack([cells, cells[:, ::-1]] * captions)[:captions]
     if pack.text:
         vectors = np.random.default_rng(number).standard_normal((captions, TEXT_WIDTH))
-        found["text"] = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
-    return found
+        arrays["text"] = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+    return arrays
 
 
 def write_offline(layout: Layout, config: Config) -> None:
-    """Manifest, slices, truth, and the tables of frames, captions, similarity and motion."""
+    """Manifest, truth, and the tables of frames, captions, similarity and motion."""
     names = [(split, key) for split in SPLITS for key in clip_ids(split)]
     manifest = [{"video_id": key, "key": key, "split": split} for split, key in names]
     write_table(layout.manifest, pa.Table.from_pylist(manifest), make_receipt("manifest", {}))
@@ -204,7 +209,7 @@ def write_tables(layout: Layout, config: Config, split: str, captions: dict[str,
 def make_headline(
     name: str, label: str, value: float, interval: list[float] | None, chance: float | None
 ) -> dict[str, Any]:
-    """The headline of a share, as evaluations write it."""
+    """A headline in per cent, as evaluations write it."""
     return {"name": name, "label": label, "value": value, "interval": interval, "chance": chance,
             "higher_is_better": True, "scale": 100, "unit": "%"}  # fmt: skip
 
@@ -239,7 +244,7 @@ def write_training(layout: Layout, config: Config) -> None:
 
 
 def write_costs(layout: Layout) -> None:
-    """Snakemake's benchmark files, and a plan."""
+    """Snakemake's benchmark files and a plan."""
     head = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
     for rule, job, seconds in (
         ("frames", "train-00000", 12.5),
@@ -256,10 +261,39 @@ def write_costs(layout: Layout) -> None:
 
 
 def make_results(root: Path) -> Config:
-    """A full results folder under `root`; its config."""
+    """Write a complete results folder under `root`; return its config."""
     config = make_config(root)
     layout = Layout.of(config)
     write_offline(layout, config)
     write_training(layout, config)
     write_costs(layout)
     return config
+
+
+def copy_results(config: Config, folder: Path) -> Config:
+    """Copy a results folder, so that a test may write into it; return the config with the copy's path."""
+    shutil.copytree(config.results, folder)
+    return config.model_copy(update={"results": str(folder)})
+
+
+def build_copy(config: Config, folder: Path) -> Config:
+    """Copy a results folder and build its report; return the config with the copy's path."""
+    config = copy_results(config, folder)
+    build_report(config, Layout.of(config))
+    return config
+
+
+def check_report_files(config: Config) -> None:
+    """Assert that the report wrote exactly the files that the config names."""
+    layout = Layout.of(config)
+    assert sorted(path.name for path in layout.tables.iterdir()) == sorted(table_names(config))
+    assert sorted(path.name for path in layout.figures.iterdir()) == sorted(figure_names(config))
+
+
+def check_same_bytes(config: Config) -> None:
+    """Assert that building the report again changes no file."""
+    layout = Layout.of(config)
+    files = [layout.report, *sorted(layout.tables.iterdir()), *sorted(layout.figures.iterdir())]
+    before = {path: path.read_bytes() for path in files}
+    build_report(config, layout)
+    assert {path: path.read_bytes() for path in files} == before

@@ -23,7 +23,7 @@ def results(made_results: Config) -> Results:
     return collect(made_results, Layout.of(made_results))
 
 
-def test_runs_keep_apart_by_colour_or_dash() -> None:
+def test_runs_differ_in_colour_or_dash() -> None:
     styles = {(s["color"], str(s["linestyle"])) for s in map(figures.run_style, range(35))}
     assert len(styles) == 35
 
@@ -41,7 +41,7 @@ def test_running_mean_of_a_line_is_the_line_in_the_middle() -> None:
     assert figures.running_mean(line, 0.1)[10:90] == line[10:90]
 
 
-def test_charts_come_out_the_same_twice(made_results: Config, results: Results) -> None:
+def test_charts_have_the_same_bytes_twice(made_results: Config, results: Results) -> None:
     groups = group_runs(made_results, results.runs)
     for draw, data in ((figures.loss_curves, groups), (figures.mask_quality_bars, results.mask_quality)):
         first, second = draw(data), draw(data)  # type: ignore[arg-type]
@@ -68,24 +68,24 @@ def test_text_from_data_is_neither_markup_nor_mathematics() -> None:
     rows = [MaskQualityRow("<script>$x^$", "a&b", "fixed", 0.5, 0.7, None, 3, 0.5)]
     svg = figures.to_svg(figures.mask_quality_bars(rows), "q", "x")
     assert "<script>" not in svg and "&lt;script&gt;$x^$" in svg
-    assert figures.to_png(film_strips.compose("$\\frac{ caption $", [])).startswith(b"\x89PNG")
+    assert figures.to_png(film_strips.compose([("$\\frac{ caption $", [])])).startswith(b"\x89PNG")
 
 
-def pictures(slots: int = 2, side: int = 128) -> film_strips.Tiles:
+def random_tiles(slots: int = 2, side: int = 128) -> film_strips.Tiles:
     return np.random.default_rng(0).integers(0, 100, (slots, side, side, 3), dtype=np.uint8)
 
 
 def test_grey_patches_are_exactly_the_masked_ones() -> None:
-    tiles, masked = pictures(), np.random.default_rng(1).random((2, 4, 4)) < 0.5
+    tiles, masked = random_tiles(), np.random.default_rng(1).random((2, 4, 4)) < 0.5
     grey = film_strips.grey_out(tiles, masked)
     blocks = grey.reshape(2, 4, 32, 4, 32, 3)
     assert ((blocks == film_strips.HIDDEN).all(axis=(2, 4, 5)) == masked).all()
     assert (grey == tiles).all(axis=-1)[~np.kron(masked, np.ones((1, 32, 32), bool))].all()
 
 
-def test_cells_keep_their_order_when_the_tile_is_no_multiple() -> None:
-    cells = np.arange(9.0).reshape(1, 3, 3)
-    large = film_strips.enlarge(cells, 128)
+def test_tokens_keep_their_order_when_the_tile_is_not_a_multiple_of_the_grid() -> None:
+    grid = np.arange(9.0).reshape(1, 3, 3)
+    large = film_strips.enlarge(grid, 128)
     assert large.shape == (1, 128, 128)
     assert set(np.unique(large)) == set(range(9))
     assert (np.diff(large[0, 0]) >= 0).all() and (np.diff(large[0, :, 0]) >= 0).all()
@@ -93,16 +93,16 @@ def test_cells_keep_their_order_when_the_tile_is_no_multiple() -> None:
 
 def test_heat_uses_the_ends_of_the_colour_map() -> None:
     tiles = np.zeros((1, 128, 128, 3), np.uint8)
-    picture = film_strips.heat(tiles, np.array([[[0.0, 1.0], [0.0, 1.0]]], np.float32), film_strips.Scale(0, 1, ""))
+    overlay = film_strips.heat_map(tiles, np.array([[[0.0, 1.0], [0.0, 1.0]]], np.float32), film_strips.Scale(0, 1, ""))
     low, high = (np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in film_strips.colormap_stops(2))
-    assert np.abs(picture[0, 0, 0] - 0.62 * low).max() <= 1
-    assert np.abs(picture[0, 0, -1] - 0.62 * high).max() <= 1
-    flat = film_strips.heat(tiles, np.full((1, 2, 2), 0.3, np.float32), film_strips.Scale(0.3, 0.3, ""))
+    assert np.abs(overlay[0, 0, 0] - 0.62 * low).max() <= 1
+    assert np.abs(overlay[0, 0, -1] - 0.62 * high).max() <= 1
+    flat = film_strips.heat_map(tiles, np.full((1, 2, 2), 0.3, np.float32), film_strips.Scale(0.3, 0.3, ""))
     assert (flat == flat[0, 0, 0]).all()
 
 
 def test_a_box_is_an_outline_and_none_is_drawn_where_there_is_none() -> None:
-    tiles = pictures()
+    tiles = random_tiles()
     drawn = film_strips.draw_boxes(tiles, np.array([[0.25, 0.25, 0.75, 0.75], [np.nan] * 4]))
     assert (drawn[1] == tiles[1]).all()
     changed = (drawn[0] != tiles[0]).any(axis=-1)
@@ -111,8 +111,8 @@ def test_a_box_is_an_outline_and_none_is_drawn_where_there_is_none() -> None:
 
 
 @pytest.mark.parametrize("box", [[0.0, 0.0, 0.001, 0.001], [0.99, 0.99, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]])
-def test_boxes_at_the_edges_do_no_harm(box: list[float]) -> None:
-    assert film_strips.draw_boxes(pictures(1), np.array([box])).shape == (1, 128, 128, 3)
+def test_boxes_at_the_edges_raise_no_error(box: list[float]) -> None:
+    assert film_strips.draw_boxes(random_tiles(1), np.array([box])).shape == (1, 128, 128, 3)
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -137,10 +137,10 @@ def test_hidden_share_agrees_with_counting_pixels(seed: int) -> None:
 
 
 @pytest.mark.parametrize("webp", [True, False])
-def test_a_strip_is_a_picture_with_clear_gaps(webp: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_strip_is_an_image_with_transparent_gaps(webp: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     available = features.check("webp")
     monkeypatch.setattr(features, "check", lambda name: webp and available)
-    media, data = film_strips.encode(pictures(3))
+    media, data = film_strips.encode(random_tiles(3))
     image = Image.open(io.BytesIO(data))
     assert media == f"image/{image.format.lower()}" and (webp and available) == (media == "image/webp")
     assert image.size == (3 * 128 + 2 * film_strips.GAP, 128)
@@ -148,5 +148,5 @@ def test_a_strip_is_a_picture_with_clear_gaps(webp: bool, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(("side", "shown"), [(32, 128), (96, 96), (128, 128), (224, 128)])
-def test_frames_are_shown_at_a_size_that_can_be_seen(side: int, shown: int) -> None:
-    assert film_strips.resize(pictures(2, side)).shape == (2, shown, shown, 3)
+def test_small_frames_are_enlarged_and_large_ones_reduced(side: int, shown: int) -> None:
+    assert film_strips.resize(random_tiles(2, side)).shape == (2, shown, shown, 3)

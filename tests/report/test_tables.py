@@ -1,6 +1,7 @@
-"""Tables: what machines read agrees with what people read."""
+"""Tables: CSV, Markdown and the page agree, and missing numbers stay empty."""
 
 import csv
+import dataclasses
 import io
 import math
 
@@ -22,7 +23,7 @@ from stm.report.tables import (
     percent,
     quarantine_table,
     results_table,
-    words,
+    text_cell,
 )
 
 
@@ -48,7 +49,7 @@ def test_csv_rows_have_a_value_for_every_key(made_results: Config, results: Resu
         assert {len(row) for row in table.rows + table.footer} == {len(table.columns)}
 
 
-def test_results_hold_what_the_files_say(made_results: Config, results: Results) -> None:
+def test_results_are_those_of_the_files(made_results: Config, results: Results) -> None:
     groups = group_runs(made_results, results.runs)
     rows = {row["run"]: row for row in read_csv(results_table(made_results, groups, chances(groups)))}
     assert rows["text"]["mask"] == "text_top"
@@ -58,10 +59,27 @@ def test_results_hold_what_the_files_say(made_results: Config, results: Results)
     assert float(rows["chance"]["finetune_top1"]) == 0.25
 
 
-def test_the_best_of_each_column_and_only_it_is_bold(made_results: Config, results: Results) -> None:
+def test_only_the_best_of_each_column_is_bold(made_results: Config, results: Results) -> None:
     table = results_table(made_results, group_runs(made_results, results.runs), {})
     bold = [(row[0].text, table.columns[i]) for row in table.rows for i, cell in enumerate(row) if cell.best]
     assert bold == [("scratch", "Linear probe, top-1 %"), ("scratch", "Fine-tuning, top-1 %")]
+
+
+def test_all_runs_that_tie_are_bold(made_results: Config, results: Results) -> None:
+    tube, text, _ = results.runs
+    equal = [dataclasses.replace(tube, evaluations=text.evaluations), text]
+    rows = results_table(made_results, group_runs(made_results, equal), {}).rows
+    assert [(row[0].text, row[5].text, row[5].best) for row in rows] == [("tube", "60.0", True), ("text", "60.0", True)]
+
+
+def test_masks_compete_only_with_masks_of_their_ratio() -> None:
+    rows = [
+        MaskQualityRow("text", "human", "moving", 0.6, 0.92, None, 3, 0.6),
+        MaskQualityRow("motion", "", "moving", 0.6, 0.61, None, 3, 0.6),
+        MaskQualityRow("motion", "", "moving", 0.75, 0.123, None, 3, 0.75),
+    ]
+    bold = [(row[0].text, row[2].text) for row in mask_quality_table(rows).rows if row[-1].best]
+    assert bold == [("text", "0.60"), ("motion", "0.75")]
 
 
 def test_a_run_without_evaluation_has_dashes_not_zeros(made_results: Config, results: Results) -> None:
@@ -85,7 +103,7 @@ def test_mask_quality_best_is_that_of_its_ratio() -> None:
     assert [row[4].best for row in mask_quality_table(rows).rows] == [False, True, True]
 
 
-def test_a_camera_that_a_guide_lacks_leaves_its_cells_empty() -> None:
+def test_cells_of_a_camera_without_clips_are_empty() -> None:
     rows = [
         MaskQualityRow("text", "a", "fixed", 0.6, 0.9, (0.8, 1.0), 4, 0.6),
         MaskQualityRow("motion", "", "moving", 0.75, 0.7, (0.6, 0.8), 4, 0.75),
@@ -94,7 +112,7 @@ def test_a_camera_that_a_guide_lacks_leaves_its_cells_empty() -> None:
     assert (first["fixed_coverage"], first["moving_coverage"], second["fixed_clips"]) == ("0.9", "", "")
 
 
-def test_markdown_cells_stay_cells() -> None:
+def test_markdown_cells_are_escaped() -> None:
     refusal = Refusal("frames", "a|b", "x\ny.mp4", "timeout", "drop", "<script>*boo*</script> [x](y) `z` \\")
     lines = quarantine_table([refusal]).to_markdown().splitlines()
     assert len(lines) == 3
@@ -106,20 +124,20 @@ def test_markdown_cells_stay_cells() -> None:
 @pytest.mark.parametrize(
     "make", [lambda: percent(None), lambda: percent(math.nan), lambda: number(None, 2), lambda: count(None)]
 )
-def test_unknown_numbers_are_a_dash_for_people_and_nothing_for_machines(make) -> None:
+def test_missing_numbers_are_shown_as_a_dash_and_empty_in_csv(make) -> None:
     cell = make()
     assert (cell.text, cell.values) == ("\u2013", (None,))
 
 
-def test_cells_format_what_they_hold() -> None:
+def test_cells_format_their_values() -> None:
     assert percent(0.12345).text == "12.3"
     assert estimate(0.5, (0.4, 0.6)).note == "[40.0, 60.0]"
     assert estimate(0.5, None).values == (0.5, None, None)
     assert count(1234567).text == "1\u2009234\u2009567"
-    assert words("").text == "\u2013"
+    assert text_cell("").text == "\u2013"
 
 
-def test_names_follow_from_the_config_alone(made_results: Config) -> None:
+def test_file_names_follow_from_the_config_alone(made_results: Config) -> None:
     assert figure_names(made_results) == [
         "loss_curves.png",
         "mask_quality.png",

@@ -1,4 +1,4 @@
-"""Masks of UMT, STM and ClusterSTM in pictures: those that the training step draws, and marks where they belong."""
+"""Masks of UMT, STM and ClusterSTM on the page: equal to those of the training step, with marks in the right places."""
 
 from functools import cache
 from pathlib import Path
@@ -22,14 +22,13 @@ from stm.models.vit import VideoEncoder
 from stm.models.weights import zoo
 from stm.report.clips import film_strips
 from stm.report.clips.cuts import Cut, cut_clips
-from stm.report.clips.draw import picture_clips
+from stm.report.clips.draw import draw_clip_strips
 from stm.report.clips.film_strips import Row
 from stm.report.clips.run_masks import FORMER, KEPT, LATTER, draw_run_masks, guide_rows, place_points, run_mask_row
 from stm.report.clips.select import choose_clips
 from stm.report.paper import clips as paper_clips
 from stm.report.results.collect import collect, find_shards
 from stm.report.results.evaluations import ReportError
-from stm.report.results.records import Results
 
 ROOT = Path(__file__).resolve().parents[3]
 BRANCHES = {"umt": UnmaskedTeacher, "stm": SpatioTemporalBranch, "clusterstm": ClusterWise}
@@ -38,15 +37,15 @@ RUN = {
     "teacher": {"model": f"local-dir:{ROOT}/stm/assets/demo-clip", "layers": 1},
     "optimisation": {"epochs": 1, "batch_size": 2, "warmup_epochs": 0},
 }  # fmt: skip
-SILENT = {"objectives": {"contrastive": 0, "matching": 0, "masked_language": 0}}
-STM = {**RUN, **SILENT, "method": "stm"}
+NO_TEXT_LOSSES = {"objectives": {"contrastive": 0, "matching": 0, "masked_language": 0}}
+STM = {**RUN, **NO_TEXT_LOSSES, "method": "stm"}
 RUNS = {
-    # Its mask is umt's, and shown as that of the run that trains with it.
-    "scratch": {**RUN, **SILENT, "method": "umt", "optimisation": {"epochs": 0}},
-    "umt": {**RUN, **SILENT, "method": "umt"},
+    # Has the same mask as umt, which is shown only once.
+    "scratch": {**RUN, **NO_TEXT_LOSSES, "method": "umt", "optimisation": {"epochs": 0}},
+    "umt": {**RUN, **NO_TEXT_LOSSES, "method": "umt"},
     "stm": {**STM, "spatio_temporal": {"width": 16}},
     "released": {**STM, "spatio_temporal": {"width": 16, "sampling": "as_released"}},
-    # Its BERT plays no part in a mask.
+    # Needs a language model, which has no effect on the mask.
     "clusters": {**RUN, "method": "clusterstm", "language": {"model": str(ROOT / "stm/assets/demo-bert")},
                  "cluster": {"cutoff": 0.2}},
 }  # fmt: skip
@@ -58,7 +57,7 @@ def load_teacher() -> FrameTeacher:
 
 
 def build_branch(run: PretrainRun | LanguageRun) -> torch.nn.Module:
-    """What draws the masks in training; points are scattered, and the mix is 0.25."""
+    """The branch that draws the masks in training, with scattered points and a mix of 0.25."""
     assert isinstance(run, LanguageRun)
     teacher = load_teacher()
     torch.manual_seed(3)
@@ -79,7 +78,7 @@ def write_weights(config: Config, name: str) -> Path:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """Packed clips, and weights of all runs but umt and clusters, whose masks need none. Read only."""
+    """Packed clips, and weights of the runs whose masks are learned. Read-only."""
     changes = {"pretrain": RUNS, "evaluate": {}, "mask_quality": None}
     config = make_config(tmp_path_factory.mktemp("masks"), pack={"captions": "human", "text": True}, **changes)
     write_offline(Layout.of(config), config)
@@ -91,8 +90,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 @pytest.fixture(scope="module")
 def cuts(config: Config) -> list[Cut]:
     layout = Layout.of(config)
-    chosen = choose_clips(config, layout, Results(shards=find_shards(layout)))
-    return cut_clips(chosen, Geometry.of(config.runs["stm"]), config.seed)
+    clips = choose_clips(config, layout, find_shards(layout))
+    return cut_clips(clips, Geometry.of(config.runs["stm"]), config.seed)
 
 
 def language_run(config: Config, name: str) -> LanguageRun:
@@ -106,7 +105,7 @@ def weights_of(config: Config, name: str) -> Path:
 
 
 def find_marks(tile: film_strips.Tiles, color: tuple[int, int, int]) -> np.ndarray:
-    """Bool [side, side], pixels of exactly that colour."""
+    """Pixels of exactly that colour, bool [side, side]."""
     return (tile == color).all(axis=-1)
 
 
@@ -116,15 +115,13 @@ def find_marks(tile: film_strips.Tiles, color: tuple[int, int, int]) -> np.ndarr
 @pytest.mark.parametrize("name", ["umt", "stm", "released", "clusters"])
 def test_the_mask_is_the_one_that_the_training_step_draws(name: str, config: Config, cuts: list[Cut]) -> None:
     run, branch = language_run(config, name), build_branch(config.runs[name])
-    for found in draw_run_masks(run, weights_of(config, name), cuts):
+    for mask in draw_run_masks(run, weights_of(config, name), cuts):
         with torch.no_grad():
-            kept, _ = branch.mask(found.cut.batch, load_teacher()(found.cut.batch["video"]))
-        assert (found.masked.reshape(4, 64) == to_boolean(kept, 4, 64)[0].numpy()).all()
+            kept, _ = branch.mask(mask.cut.batch, load_teacher()(mask.cut.batch["video"]))
+        assert (mask.masked.reshape(4, 64) == to_boolean(kept, 4, 64)[0].numpy()).all()
 
 
-def test_a_learned_mask_is_the_same_twice_and_another_where_it_is_drawn_otherwise(
-    config: Config, cuts: list[Cut]
-) -> None:
+def test_a_learned_mask_is_deterministic_and_depends_on_the_sampling(config: Config, cuts: list[Cut]) -> None:
     drawn = [draw_run_masks(language_run(config, "stm"), weights_of(config, "stm"), cuts)[0] for _ in range(2)]
     assert (drawn[0].masked == drawn[1].masked).all()
     other = draw_run_masks(language_run(config, "released"), weights_of(config, "released"), cuts)[0]
@@ -144,52 +141,52 @@ def test_a_point_is_placed_on_the_highest_token_of_its_blob(side: int) -> None:
     assert np.allclose(ends * side, [[0.5, side / 2], [side - 0.5, side / 2]])
 
 
-def test_dots_and_squares_stand_on_the_points_of_the_pairs(config: Config, cuts: list[Cut]) -> None:
-    found = draw_run_masks(language_run(config, "stm"), weights_of(config, "stm"), cuts)[0]
-    row, size = guide_rows(found, "STM")[0], cuts[0].frames.shape[1]
-    points = build_branch(config.runs["stm"]).predictor.compare(found.seen.stem, 4).points[0].detach().numpy()
+def test_dots_and_squares_mark_the_points_of_the_pairs(config: Config, cuts: list[Cut]) -> None:
+    mask = draw_run_masks(language_run(config, "stm"), weights_of(config, "stm"), cuts)[0]
+    row, size = guide_rows(mask, "STM")[0], cuts[0].frames.shape[1]
+    points = build_branch(config.runs["stm"]).predictor.compare(mask.teacher.stem, 4).points[0].detach().numpy()
     assert np.ptp(points.reshape(-1, 2), axis=0).min() > 0.01
     former = [points[0, 0], points[1, 0], points[2, 0], points[2, 0]]
     for slot, point in enumerate(former):
         ys, xs = np.nonzero(find_marks(row.tiles[slot], FORMER))
         # Between the outermost tokens' middles, 1/16 from either edge.
-        wanted = (1 / 16 + (point + 1) / 2 * 7 / 8) * size
-        assert (xs.mean() + 0.5, ys.mean() + 0.5) == pytest.approx(tuple(wanted), abs=1)
+        expected = (1 / 16 + (point + 1) / 2 * 7 / 8) * size
+        assert (xs.mean() + 0.5, ys.mean() + 0.5) == pytest.approx(tuple(expected), abs=1)
     squares = [find_marks(tile, LATTER).sum() for tile in row.tiles]
     assert squares[0] == 0 and min(squares[1:]) > 0
 
 
-def test_rows_of_stm_say_the_mix_and_how_uniform_the_draw_is(config: Config, cuts: list[Cut]) -> None:
-    told = {}
+def test_rows_of_stm_give_the_mix_and_the_divergence_from_uniform(config: Config, cuts: list[Cut]) -> None:
+    notes = {}
     for name in ("stm", "released"):
-        found = draw_run_masks(language_run(config, name), weights_of(config, name), cuts)[0]
-        rows = [*guide_rows(found, name), run_mask_row(found, name)]
+        mask = draw_run_masks(language_run(config, name), weights_of(config, name), cuts)[0]
+        rows = [*guide_rows(mask, name), run_mask_row(mask, name)]
         assert [row.kind for row in rows] == ["map", "map", "map", "mask"]
         assert "0.25 x blobs" in rows[2].note and "0.75 x attention" in rows[2].note
-        told[name] = rows[3].note
+        notes[name] = rows[3].note
         scale = rows[0].scale
         assert scale is not None and scale.low < 1 < scale.high  # blobs of sum 1
-    assert "drawn by log-probability" in told["stm"] and ", 0.000 nats from uniform" not in told["stm"]
-    assert "drawn as released, 0.000 nats from uniform" in told["released"]
+    assert "drawn by log-probability" in notes["stm"] and ", 0.000 nats from uniform" not in notes["stm"]
+    assert "drawn as released, 0.000 nats from uniform" in notes["released"]
 
 
 def test_each_cluster_has_a_colour_and_one_dot_on_its_kept_token(config: Config, cuts: list[Cut]) -> None:
-    found = draw_run_masks(language_run(config, "clusters"), None, cuts)[0]
-    bare = type(found)(found.run, Cut(**{**vars(found.cut), "boxes": None}), found.seen, found.masked, None)
+    mask = draw_run_masks(language_run(config, "clusters"), None, cuts)[0]
+    bare = type(mask)(mask.run, Cut(**{**vars(mask.cut), "boxes": None}), mask.teacher, mask.masked, None)
     (row,) = guide_rows(bare, "ClusterSTM")
     size = row.tiles.shape[1] // 8
-    features = torch.nn.functional.normalize(found.seen.tokens, dim=-1)
-    settings = found.run.cluster
+    features = torch.nn.functional.normalize(mask.teacher.tokens, dim=-1)
+    settings = mask.run.cluster
     assert settings is not None and row.note.startswith("10 clusters")  # 64 - int(0.85 * 64)
-    labels = cluster_tokens(features, found.cut.batch["guides"]["noise"], 10, settings).labels[0].numpy()
+    labels = cluster_tokens(features, mask.cut.batch["guides"]["noise"], 10, settings).labels[0].numpy()
     for slot in range(4):
         cells = row.tiles[slot].reshape(8, size, 8, size, 3).swapaxes(1, 2).reshape(64, size, size, 3)
         dotted = find_marks(cells, KEPT).any(axis=(1, 2))
-        assert (dotted == ~found.masked[slot].ravel()).all()
+        assert (dotted == ~mask.masked[slot].ravel()).all()
         assert sorted(labels[slot][dotted]) == list(range(10))
     grey = np.full((1, 16, 16, 3), 128, np.uint8)
-    painted = film_strips.color_groups(grey, np.arange(64).reshape(1, 8, 8))[0, ::2, ::2].reshape(64, 3)
-    assert len(np.unique(painted[:30], axis=0)) == 30
+    colored = film_strips.color_groups(grey, np.arange(64).reshape(1, 8, 8))[0, ::2, ::2].reshape(64, 3)
+    assert len(np.unique(colored[:30], axis=0)) == 30
 
 
 # --------------------------------------------------------------------------------------------- figures and the page
@@ -210,7 +207,7 @@ def test_a_figure_shows_guides_over_the_mask(config: Config) -> None:
 
 def test_the_page_shows_every_run_s_own_mask(config: Config) -> None:
     results = collect(config, Layout.of(config))
-    rows = picture_clips(config, Layout.of(config), results)[0].rows
+    rows = draw_clip_strips(config, Layout.of(config), results)[0].rows
     kinds = {name: [row.kind for row in rows if row.label == name] for name in RUNS}
     learned = ["map", "map", "map", "mask"]
     assert kinds == {
@@ -223,29 +220,29 @@ def test_the_page_shows_every_run_s_own_mask(config: Config) -> None:
     assert results.problems == []
 
 
-def test_weights_without_the_mask_are_said_and_leave_the_rest(config: Config, tmp_path: Path) -> None:
-    spoilt = config.model_copy(update={"results": str(tmp_path)})
-    layout = Layout.of(spoilt)
-    write_offline(layout, spoilt)
-    run = spoilt.runs["stm"]
+def test_weights_without_a_mask_are_named_and_stop_no_other_mask(config: Config, tmp_path: Path) -> None:
+    damaged = config.model_copy(update={"results": str(tmp_path)})
+    layout = Layout.of(damaged)
+    write_offline(layout, damaged)
+    run = damaged.runs["stm"]
     path = layout.pretrain("stm") / "weights.safetensors"
     zoo.save(VideoEncoder(zoo.describe(run)), path, extra={"branch": {"decoder.x": torch.zeros(1)}}, header={})
-    results = collect(spoilt, layout)
-    rows = picture_clips(spoilt, layout, results)[0].rows
+    results = collect(damaged, layout)
+    rows = draw_clip_strips(damaged, layout, results)[0].rows
     (problem,) = results.problems
     assert problem.startswith("mask of stm: WeightsError") and "holds no learned mask" in problem
-    # `released` has no weights yet, which is no problem.
+    # `released` has no weights yet, which is not a problem.
     assert {row.label for row in rows if row.kind == "mask"} == {"umt", "clusters"}
     with pytest.raises(ReportError, match=r"mask of stm.*holds no learned mask.*pretrain again"):
-        draw_figure(spoilt, "stm")
+        draw_figure(damaged, "stm")
     with pytest.raises(ReportError, match="run `stm pretrain --run released`"):
-        draw_figure(spoilt, "released")
+        draw_figure(damaged, "released")
     wide = run.model_copy(update={"spatio_temporal": run.spatio_temporal.model_copy(update={"width": 24})})
-    write_weights(spoilt, "stm")
+    write_weights(damaged, "stm")
     with pytest.raises(ReportError, match="weights do not fit"):
-        draw_figure(spoilt.model_copy(update={"pretrain": {"stm": wide}}), "stm")
+        draw_figure(damaged.model_copy(update={"pretrain": {"stm": wide}}), "stm")
 
 
-def test_guides_of_a_run_without_a_teacher_of_frames_are_refused(made_results: Config) -> None:
+def test_guides_of_a_run_without_a_frame_teacher_are_refused(made_results: Config) -> None:
     with pytest.raises(ReportError, match="tube has no `guides` to show"):
         draw_figure(made_results, "tube")

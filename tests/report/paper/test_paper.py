@@ -1,4 +1,4 @@
-"""Several seeds, contrast and retrieval: tables, charts and sentences over seeds, and the tables of a config."""
+"""Several seeds, contrast and retrieval: tables and charts over seeds, and the config's own tables and figures."""
 
 import csv
 import io
@@ -10,35 +10,34 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from report_results import make_config
+from report_results import build_copy, check_report_files, copy_results, make_config
 from report_study import make_study, make_study_config
 
 from stm.config import Config, ConfigError
 from stm.layout import Layout
-from stm.report import build_report, figures, write_figure, write_table
-from stm.report.names import figure_names, table_names
+from stm.report import figures, write_figure, write_table
+from stm.report.names import table_names
 from stm.report.page import sentences
-from stm.report.page.context import MOST_EVALUATIONS, split_results
+from stm.report.page.context import MAX_EVALUATIONS, split_results
 from stm.report.page.own_tables import show_figures, show_tables
 from stm.report.paper.figures import read_curve
 from stm.report.paper.tables import paper_table
 from stm.report.results.collect import collect_study
-from stm.report.results.evaluations import ReportError, measure
-from stm.report.results.records import Evaluation, Measured, Run, RunGroup, Study
-from stm.report.tables import measured, per_class_table, results_table
+from stm.report.results.evaluations import ReportError, read_measurement
+from stm.report.results.records import Evaluation, Measurement, Run, RunGroup, Study
+from stm.report.tables import measurement_cell, per_class_table, results_table
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """Read only."""
+    """Read-only."""
     return make_study(tmp_path_factory.mktemp("study"))
 
 
 @pytest.fixture
 def copied(config: Config, tmp_path: Path) -> Config:
-    """To spoil."""
-    shutil.copytree(config.results, tmp_path / "copy")
-    return config.model_copy(update={"results": str(tmp_path / "copy")})
+    """A copy that a test may damage."""
+    return copy_results(config, tmp_path / "copy")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +59,7 @@ def test_every_seed_is_read_and_belongs_to_its_run(study: Study) -> None:
     assert set(study.groups[0].instances[0].evaluations) == {"linear"}  # the other evaluations leave tube out
 
 
-def test_results_have_a_row_a_run_with_mean_and_deviation(config: Config, study: Study) -> None:
+def test_results_have_one_row_per_run_with_mean_and_deviation(config: Config, study: Study) -> None:
     """By hand: the mean of 0.4, 0.5, 0.6 is 0.5; squared distances sum to 0.02, over n - 1 = 2 is 0.1 squared."""
     table = results_table(config, study.groups, sentences.chances(study.groups))
     rows = {row["run"]: row for row in read_csv(table.to_csv())}
@@ -81,7 +80,7 @@ def test_retrieval_is_shown_as_recall_and_a_run_without_it_as_a_dash(config: Con
     assert float(chance["retrieval_r1"]) == 1 / 8 and float(chance["linear_top1"]) == 1 / 4
 
 
-def test_a_missing_seed_is_said(copied: Config) -> None:
+def test_a_missing_seed_is_noted(copied: Config) -> None:
     (Layout.of(copied).evaluate("tube-seed2", "linear") / "metrics.json").unlink()
     (Layout.of(copied).evaluate("scratch-seed1", "linear") / "metrics.json").unlink()
     (Layout.of(copied).evaluate("scratch-seed2", "linear") / "metrics.json").unlink()
@@ -99,29 +98,22 @@ def test_classes_are_averaged_over_seeds_and_retrieval_has_none(config: Config, 
     assert float(rows[0]["tube"]) == pytest.approx(0.5) and rows[1]["tube"] == ""
 
 
-def test_findings_speak_of_means_and_recall(study: Study) -> None:
-    lines = " ".join(sentences.findings(study)).replace("\u00a0", " ")
-    assert "Linear probe: text is best with 80.0 ± 2.0 % top-1; chance is 25.0 %" in lines
-    assert "without pretraining it is 20.0 ± 10.0 %" in lines
-    assert "Zero-shot: text reaches 80.0 ± 2.0 % top-1" in lines
-    assert "Retrieval: text is best with 40.0 ± 1.0 % text-to-video R@1; chance is 12.5 %" in lines
+def without_chance(evaluation: Evaluation) -> Evaluation:
+    return replace(evaluation, headline=replace(evaluation.headline, chance=None))
 
 
-def without_chance(found: Evaluation) -> Evaluation:
-    return replace(found, headline=replace(found.headline, chance=None))
-
-
-def test_no_chance_is_named_where_there_is_none(study: Study) -> None:
-    """As with captions."""
+def test_evaluations_without_a_chance_level_have_no_row_of_chance(config: Config, study: Study) -> None:
+    """Captioning, for example."""
     [dataset] = study.datasets
     runs = [
-        replace(run, evaluations={task: without_chance(found) for task, found in run.evaluations.items()})
+        replace(run, evaluations={task: without_chance(evaluation) for task, evaluation in run.evaluations.items()})
         for run in dataset.results.runs
     ]
     unknown = replace(study, datasets=[replace(dataset, results=replace(dataset.results, runs=runs))])
-    lines = " ".join(sentences.findings(unknown)).replace("\u00a0", " ")
-    assert "text is best with 80.0 ± 2.0 % top-1; without pretraining it is 20.0 ± 10.0 %." in lines
-    assert "chance" not in lines and "nan" not in lines
+    table = results_table(config, unknown.groups, sentences.chances(unknown.groups))
+    assert [row[5].text for row in table.rows] == ["50.0 ± 10.0", "80.0 ± 2.0", "30.0 ± 0.0", "20.0 ± 10.0"]
+    text = table.to_csv() + table.to_markdown()
+    assert table.footer == [] and "hance" not in text and "nan" not in text
 
 
 def test_curves_are_averaged_where_all_seeds_have_logged(config: Config) -> None:
@@ -134,7 +126,7 @@ def test_curves_are_averaged_where_all_seeds_have_logged(config: Config) -> None
     assert (band[:, 1].min(), band[:, 1].max()) == (2.0, 5.0)
 
 
-def test_many_curves_have_their_legend_beside_them(config: Config) -> None:
+def test_the_legend_of_many_curves_is_beside_them(config: Config) -> None:
     groups = [
         RunGroup(f"run{i}", i, [Run(f"run{i}", config.runs["tube-seed0"], [1, 2], [1.0, 0.5], None, {})])
         for i in range(30)
@@ -149,7 +141,7 @@ def test_many_curves_have_their_legend_beside_them(config: Config) -> None:
 
 def test_many_evaluations_are_split_by_the_runs_that_have_them(tmp_path: Path) -> None:
     tasks = {f"linear{i}": {"task": "linear", "runs": ["tube"] if i % 2 else ["tube", "text"]} for i in range(6)}
-    assert len(tasks) > MOST_EVALUATIONS
+    assert len(tasks) > MAX_EVALUATIONS
     config = make_study_config(tmp_path, evaluate=tasks, tables={}, figures={}, seeds=[])
     groups = [
         RunGroup(name, i, [Run(name, run, [], [], None, {})]) for i, (name, run) in enumerate(config.runs.items())
@@ -163,18 +155,18 @@ def test_many_evaluations_are_split_by_the_runs_that_have_them(tmp_path: Path) -
     assert [len(columns) for _, columns in parts] == [3, 3, 0]
 
 
-def test_a_number_over_seeds_shows_what_it_has() -> None:
-    assert measured(None).text == "\u2013"
-    assert measured(Measured([0.5], (0.4, 0.6))).note == "[40.0, 60.0]"
-    assert measured(Measured([3.0, 5.0], None, scale=1)).text == "4.0 ± 1.4"
-    assert measured(Measured([0.25], None), best=0.25).best
-    assert not measured(Measured([0.25], None), best=math.nan).best
+def test_a_measurement_shows_deviation_or_interval() -> None:
+    assert measurement_cell(None).text == "\u2013"
+    assert measurement_cell(Measurement([0.5], (0.4, 0.6))).note == "[40.0, 60.0]"
+    assert measurement_cell(Measurement([3.0, 5.0], None, scale=1)).text == "4.0 ± 1.4"
+    assert measurement_cell(Measurement([0.25], None), best=0.25).best
+    assert not measurement_cell(Measurement([0.25], None), best=math.nan).best
 
 
 # -------------------------------------------------------------------------------- the config's tables, figures
 
 
-def test_the_table_is_what_a_hand_would_compute(config: Config) -> None:
+def test_the_table_agrees_with_a_computation_by_hand(config: Config) -> None:
     tube, text = read_csv(paper_table(config, "main").to_csv())
     assert float(tube["linear_mean"]) == pytest.approx(0.5) and float(tube["linear_deviation"]) == pytest.approx(0.1)
     assert (tube["linear_seeds"], tube["linear_paper"]) == ("3", "66.6")
@@ -186,14 +178,14 @@ def test_the_table_is_what_a_hand_would_compute(config: Config) -> None:
     assert text["text_to_video_r_1_paper"] == "12"
 
 
-def test_ranks_are_no_percentages_and_shares_are(config: Config) -> None:
+def test_shares_are_percentages_and_ranks_are_not(config: Config) -> None:
     cells = paper_table(config, "main").rows[1]
     assert [cell.text for cell in cells] == ["Text", "80.0 ± 2.0", "67.5", "40.0 ± 1.0", "12.0", "8.0 ± 0.2"]
     assert [cell.best for cell in cells] == [False, True, False, False, False, False]
 
 
-def test_a_score_above_one_is_told_in_hundredths_too_and_the_highest_is_the_best(copied: Config) -> None:
-    """CIDEr: of one run's seeds some are above 1, another's are not."""
+def test_scores_above_one_are_scaled_by_a_hundred_and_the_highest_is_the_best(copied: Config) -> None:
+    """CIDEr: one run has seeds above 1, the other has none."""
     for run, scores in {"text": (0.9, 1.5, 1.8), "tube": (0.8, 0.9, 0.7)}.items():
         for instance, score in zip(copied.instances(run), scores, strict=True):
             path = Layout.of(copied).evaluate(instance, "linear") / "metrics.json"
@@ -215,13 +207,13 @@ def test_tables_are_written_with_title_note_and_the_same_bytes(copied: Config) -
 
 
 @pytest.mark.parametrize("name", ["curves", "heights"])
-def test_charts_are_written_and_the_same_twice(name: str, copied: Config) -> None:
+def test_charts_have_the_same_bytes_twice(name: str, copied: Config) -> None:
     first = write_figure(copied, name).read_bytes()
     assert first.startswith(b"\x89PNG") and len(first) > 5000
     assert write_figure(copied, name).read_bytes() == first
 
 
-def test_what_is_missing_is_named_with_the_command_that_makes_it(copied: Config) -> None:
+def test_missing_results_are_named_with_the_command_that_makes_them(copied: Config) -> None:
     layout = Layout.of(copied)
     (layout.evaluate("text-seed1", "linear") / "metrics.json").unlink()
     (layout.pretrain("text-seed2") / "metrics.jsonl").unlink()
@@ -233,11 +225,11 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(copied: Config)
         write_figure(copied, "curves")
 
 
-def test_a_number_that_an_evaluation_lacks_is_refused_with_those_it_has(config: Config) -> None:
+def test_a_missing_metric_is_refused_with_a_list_of_existing_ones(config: Config) -> None:
     with pytest.raises(ReportError, match=r"no r1; it has: .*text_to_video"):
-        measure(config, "text", "retrieval", "r1")
+        read_measurement(config, "text", "retrieval", "r1")
     with pytest.raises(ReportError, match="per_class is not a number"):
-        measure(config, "text", "linear", "per_class")
+        read_measurement(config, "text", "linear", "per_class")
     with pytest.raises(ReportError, match="no accuracy; it has: contrast, loss, step"):
         read_curve(config, "text-seed0", "accuracy")
 
@@ -255,17 +247,12 @@ def test_a_step_logged_twice_counts_once(copied: Config) -> None:
 @pytest.fixture(scope="module")
 def page(config: Config, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The page's source."""
-    folder = tmp_path_factory.mktemp("built") / "copy"
-    shutil.copytree(config.results, folder)
-    built = config.model_copy(update={"results": str(folder)})
-    layout = Layout.of(built)
-    build_report(built, layout)
-    assert sorted(path.name for path in layout.tables.iterdir()) == sorted(table_names(built))
-    assert sorted(path.name for path in layout.figures.iterdir()) == sorted(figure_names(built))
-    return layout.report.read_text(encoding="utf-8")
+    built = build_copy(config, tmp_path_factory.mktemp("built") / "copy")
+    check_report_files(built)
+    return Layout.of(built).report.read_text(encoding="utf-8")
 
 
-def test_the_config_s_tables_and_figures_stand_before_all_else(page: str) -> None:
+def test_the_config_s_tables_and_figures_come_first(page: str) -> None:
     assert page.index('id="table-main"') < page.index('id="figure-pictures"') < page.index('id="setup"')
     assert "Masks &amp; &lt;more&gt;" in page and "Numbers of a &lt;paper&gt;." in page
     assert "Masks & <more>" not in page and "<paper>" not in page
@@ -287,20 +274,21 @@ def test_every_mask_is_drawn_and_none_is_missing(page: str) -> None:
         "text_top 0.6",
         "attention 0.8",
     } <= labels
-    undrawn = section[section.index("Not drawn") :]
-    assert "spatiotemporal" in undrawn and "cluster" not in undrawn  # which is learned by a run of the method stm
+    not_drawn = section[section.index("Not drawn") :]
+    assert "spatiotemporal" in not_drawn  # learned by runs of the method stm
+    assert "cluster" not in not_drawn
 
 
-def test_missing_results_are_said_in_the_place_of_the_table(copied: Config) -> None:
+def test_missing_results_are_named_in_place_of_the_table(copied: Config) -> None:
     layout = Layout.of(copied)
     shutil.rmtree(layout.root / "evaluate")
     shutil.rmtree(layout.root / "shards")
     study = collect_study(copied, layout)
     (table,) = show_tables(study)
-    assert table.table is None and "stm evaluate --run tube-seed0 --task linear" in table.absent
+    assert table.table is None and "stm evaluate --run tube-seed0 --task linear" in table.missing_reason
     shown = {figure.name: figure for figure in show_figures(study, layout)}
-    assert "no packed clips" in shown["pictures"].absent and "stm evaluate" in shown["heights"].absent
-    assert shown["curves"].svg and not shown["curves"].absent
+    assert "no packed clips" in shown["pictures"].missing_reason and "stm evaluate" in shown["heights"].missing_reason
+    assert shown["curves"].svg and not shown["curves"].missing_reason
     assert study.problems == []
 
 
@@ -313,13 +301,13 @@ def test_a_damaged_result_is_a_problem_and_the_rest_is_shown(copied: Config) -> 
 
 
 @pytest.mark.parametrize("name", ["masks", "clip_1", "masks_near", "loss_curves"])
-def test_names_of_the_report_s_own_files_are_taken(name: str, tmp_path: Path) -> None:
+def test_names_of_the_report_s_own_files_are_refused(name: str, tmp_path: Path) -> None:
     spec = {"title": "t", "kind": "losses", "runs": {"T": "tube"}}
     with pytest.raises(ConfigError, match="report's own"):
         make_config(tmp_path, figures={name: spec})
 
 
-def test_evaluations_without_classes_promise_no_table_of_them(tmp_path: Path) -> None:
+def test_evaluations_without_classes_have_no_table_per_class(tmp_path: Path) -> None:
     tasks = {"retrieval": {"task": "retrieval", "runs": ["text"]}}
     config = make_study_config(tmp_path, evaluate=tasks, tables={}, figures={})
     assert "per_class.csv" not in table_names(config) and "results.csv" in table_names(config)

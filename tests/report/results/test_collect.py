@@ -1,10 +1,10 @@
-"""Reading results: what is counted, and what happens to files that are damaged or absent."""
+"""Reading results: counts, and how damaged and missing files are handled."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
+from report_results import copy_results
 
 from stm.config import Config
 from stm.layout import Layout
@@ -15,9 +15,8 @@ from stm.report.results.records import Run
 
 @pytest.fixture
 def copied(made_results: Config, tmp_path: Path) -> Config:
-    """A results folder of one's own to spoil."""
-    shutil.copytree(made_results.results, tmp_path / "copy")
-    return made_results.model_copy(update={"results": str(tmp_path / "copy")})
+    """A copy that a test may damage."""
+    return copy_results(made_results, tmp_path / "copy")
 
 
 def test_clips_are_counted_at_each_stage(made_results: Config) -> None:
@@ -33,7 +32,7 @@ def test_final_loss_is_the_mean_of_the_last_twentieth(made_results: Config) -> N
     assert Run("r", made_results.pretrain["tube"], [], [], None, {}).final_loss is None
 
 
-def test_a_step_logged_twice_counts_once_and_a_torn_line_not_at_all(copied: Config) -> None:
+def test_a_repeated_step_counts_once_and_an_incomplete_line_is_skipped(copied: Config) -> None:
     lines = [
         {"step": 1, "loss": 9.0},
         {"step": 2, "loss": 2.0},
@@ -46,7 +45,7 @@ def test_a_step_logged_twice_counts_once_and_a_torn_line_not_at_all(copied: Conf
     assert (run.steps, run.losses) == ([1, 2], [1.0, 2.0])
 
 
-def test_an_evaluation_of_an_earlier_version_is_named_with_the_command_that_makes_it_anew(copied: Config) -> None:
+def test_an_evaluation_of_an_earlier_version_is_named_with_the_command_that_repeats_it(copied: Config) -> None:
     path = Layout.of(copied).evaluate("text", "linear") / "metrics.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "headline"}))
     results = collect(copied, Layout.of(copied))
@@ -69,8 +68,10 @@ def test_a_damaged_file_is_named_and_the_rest_is_read(copied: Config) -> None:
 
 
 def test_the_quarantine_is_the_union_of_all_stages(made_results: Config) -> None:
-    found = {(r.stage, r.video_id, r.status, r.kept) for r in collect(made_results, Layout.of(made_results)).refusals}
-    assert found == {
+    refusals = {
+        (r.stage, r.video_id, r.status, r.kept) for r in collect(made_results, Layout.of(made_results)).refusals
+    }
+    assert refusals == {
         ("manifest", "<b>lost</b>", "missing_file", False),
         *(("frames", f"{split}-0", "truncated", True) for split in ("test", "train")),
         *(("motion", clip, "unsupported_motion", False) for clip in ("test-4", "train-2")),
@@ -86,14 +87,14 @@ def test_caption_failures_are_counted_by_clip(made_results: Config) -> None:
     assert len({caption for _, caption in human.examples}) == len(human.examples)
 
 
-def test_nothing_at_all_is_no_error(made_results: Config, tmp_path: Path) -> None:
+def test_an_empty_folder_is_not_an_error(made_results: Config, tmp_path: Path) -> None:
     empty = made_results.model_copy(update={"results": str(tmp_path)})
     results = collect(empty, Layout.of(empty))
     assert (results.splits, results.captions, results.refusals, results.problems) == ([], [], [], [])
     assert collect_provenance(collect_study(empty, Layout.of(empty)), Layout.of(empty)).stages == []
 
 
-def test_time_is_summed_over_jobs_and_set_beside_the_plan(made_results: Config) -> None:
+def test_time_is_summed_over_jobs_and_compared_with_the_plan(made_results: Config) -> None:
     layout = Layout.of(made_results)
     frames, pretrain = collect_provenance(collect_study(made_results, layout), layout).stages
     assert (frames.name, frames.jobs, frames.seconds, frames.cpu_seconds, frames.memory) == (
@@ -117,7 +118,7 @@ def test_receipts_name_models_and_versions(made_results: Config) -> None:
     assert {"stm", "av", "torch"} <= set(provenance.versions)
 
 
-def test_a_plan_of_another_form_is_a_problem_not_a_crash(copied: Config) -> None:
+def test_a_plan_of_another_format_is_a_problem_and_not_a_crash(copied: Config) -> None:
     layout = Layout.of(copied)
     layout.plan.write_text("[1, 2]")
     study = collect_study(copied, layout)

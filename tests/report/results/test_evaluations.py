@@ -1,4 +1,4 @@
-"""The reader of metrics.json: the headline as the file tells it, other numbers as their task declares them."""
+"""Reading metrics.json: the headline as the file describes it, other metrics as their task declares them."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from stm.report.page import sentences
 from stm.report.paper.figures import draw_bars
 from stm.report.paper.tables import paper_table
 from stm.report.results.collect import collect_study
-from stm.report.results.evaluations import ReportError, measure, read_evaluation
+from stm.report.results.evaluations import ReportError, read_evaluation, read_measurement
 from stm.report.tables import results_table
 from stm.storage.files import write_json
 
@@ -22,13 +22,18 @@ from stm.storage.files import write_json
 def recalls(r1: float, median: float) -> dict[str, Any]:
     figures = {"r1": r1, "r5": 0.9, "r10": 1.0, "median_rank": median, "mean_rank": 5.0}
     bounds = {"r1": [r1 - 0.05, r1 + 0.05], "r5": [0.8, 0.95], "r10": [0.9, 1.0]}
-    ways = ("text_to_video", "video_to_text")
-    return {**dict.fromkeys(ways, figures), "confidence95": dict.fromkeys(ways, bounds), "queries": 12, "clips": 9}
+    directions = ("text_to_video", "video_to_text")
+    return {
+        **dict.fromkeys(directions, figures),
+        "confidence95": dict.fromkeys(directions, bounds),
+        "queries": 12,
+        "clips": 9,
+    }
 
 
 def headline(name: str, label: str, value: float, **more: Any) -> dict[str, Any]:
-    plain = {"interval": None, "chance": None, "higher_is_better": True, "scale": 100, "unit": "%"}
-    return {"name": name, "label": label, "value": value, **plain, **more}
+    defaults = {"interval": None, "chance": None, "higher_is_better": True, "scale": 100, "unit": "%"}
+    return {"name": name, "label": label, "value": value, **defaults, **more}
 
 
 def write(config: Config, run: str, task: str, metrics: dict[str, Any]) -> Path:
@@ -51,7 +56,7 @@ def config(tmp_path: Path) -> Config:
         {"title": "Headline", "task": "captions"},
     ]
     rows = [{"label": name, "runs": name} for name in ("a", "b")]
-    made = make_study_config(
+    config = make_study_config(
         tmp_path,
         seeds=[],
         pretrain={"a": run, "b": run},
@@ -66,23 +71,22 @@ def config(tmp_path: Path) -> Config:
     for name, shift in (("a", 0.0), ("b", 0.1)):
         best = headline("reranked.text_to_video.r1", "text-to-video R@1", 0.5 + shift, interval=[0.4, 0.7], chance=0.2)
         parts = {"reranked": recalls(0.5 + shift, 4.0 + shift), "dual_encoder": recalls(0.3 - shift, 6.0)}
-        write(made, name, "find", {"headline": best, **parts, "chance": {"r1": 0.2, "r5": 0.6, "r10": 1.0}})
+        write(config, name, "find", {"headline": best, **parts, "chance": {"r1": 0.2, "r5": 0.6, "r10": 1.0}})
         answered = headline("accuracy", "accuracy", 0.4 + shift, interval=[0.3, 0.6], chance=0.13)
-        write(made, name, "questions", {"headline": answered, "accuracy": 0.4 + shift, "most_frequent_answer": 0.13})
-        told = headline("cider", "CIDEr", 1.4 - shift, unit="")
-        write(made, name, "captions", {"headline": told, "cider": 1.4 - shift, "bleu4": 0.2})
-    return made
+        write(config, name, "questions", {"headline": answered, "accuracy": 0.4 + shift, "most_frequent_answer": 0.13})
+        caption_score = headline("cider", "CIDEr", 1.4 - shift, unit="")
+        write(config, name, "captions", {"headline": caption_score, "cider": 1.4 - shift, "bleu4": 0.2})
+    return config
 
 
-def test_the_sentences_say_chance_as_the_file_does_and_cider_without_a_per_cent_sign(config: Config) -> None:
-    """Chance was shown as of so many equal classes: 1 / round(1 / 0.13) is 12.5 %; and of retrieval as one clip of nine."""
+def test_results_show_the_file_s_chance_and_cider_without_a_per_cent_sign(config: Config) -> None:
+    """Chance must be that of the file: one over a whole number of classes, 1 / round(1 / 0.13), would be 12.5 %."""
     study = collect_study(config, Layout.of(config))
-    lines = " ".join(sentences.findings(study)).replace("\u00a0", " ")
-    assert "find: b is best with 60.0 % [40.0, 70.0] text-to-video R@1; chance is 20.0 %." in lines
-    assert "questions: b is best with 50.0 % [30.0, 60.0] accuracy; chance is 13.0 %." in lines
-    assert "captions: a is best with 140.0 CIDEr." in lines
     table = results_table(config, study.groups, sentences.chances(study.groups))
     assert table.columns[-3:] == ["find, text-to-video R@1 %", "questions, accuracy %", "captions, CIDEr"]
+    cells = [[(cell.text, cell.note, cell.best) for cell in row[-3:]] for row in table.rows]
+    assert cells[0] == [("50.0", "[40.0, 70.0]", False), ("40.0", "[30.0, 60.0]", False), ("140.0", "", True)]
+    assert cells[1] == [("60.0", "[40.0, 70.0]", True), ("50.0", "[30.0, 60.0]", True), ("130.0", "", False)]
     assert [cell.text for cell in table.footer[0][-3:]] == ["20.0", "13.0", "\u2013"]
     assert table.keys[-15::5] == ["find_r1", "questions_accuracy", "captions_cider"]
 
@@ -106,8 +110,8 @@ def test_a_lower_headline_is_the_better_one_where_the_file_says_so(config: Confi
         best = headline("rank", "median rank", rank, higher_is_better=False, scale=1, unit="")
         write(config, name, "find", {"headline": best, "rank": rank})
     study = collect_study(config, Layout.of(config))
-    assert "find: a is best with 3.0 median rank." in sentences.findings(study)
     table = results_table(config, study.groups, {})
+    assert [row[-3].text for row in table.rows] == ["3.0", "7.0"]
     assert [row[-3].best for row in table.rows] == [True, False]
 
 
@@ -125,6 +129,6 @@ def test_a_file_without_a_headline_that_can_be_read_is_named(config: Config, dam
     damage(metrics)
     path.write_text(json.dumps(metrics))
     with pytest.raises(ReportError, match=message):
-        measure(config, "a", "find")
+        read_measurement(config, "a", "find")
     with pytest.raises(ReportError, match=message):
         read_evaluation(path, "a", "find")
