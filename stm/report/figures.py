@@ -105,11 +105,18 @@ def _draw_losses(axes: Any, group: RunGroup, crowded: bool) -> None:
     width = 1.2 if crowded else 1.7
     if len(runs) == 1 and not crowded:
         axes.plot(runs[0].steps, runs[0].losses, color=style["color"], linewidth=0.6, alpha=0.28)
+    plot_mean_and_range(axes, steps, means, name_run(group), width, style)
+
+
+def plot_mean_and_range(
+    axes: Any, steps: Sequence[int], curves: Sequence[Sequence[float]], label: str, width: float, style: dict[str, Any]
+) -> None:
+    """Plot the mean of curves over seeds, one value per step, and the range of several as a band."""
     marker = "o" if len(steps) == 1 else None  # a line of one point is invisible
-    middle = [sum(values) / len(values) for values in zip(*means, strict=True)]
-    axes.plot(steps, middle, label=name_run(group), linewidth=width, marker=marker, **style)
-    if len(runs) > 1:
-        low, high = ([bound(values) for values in zip(*means, strict=True)] for bound in (min, max))
+    middle = [sum(values) / len(values) for values in zip(*curves, strict=True)]
+    axes.plot(steps, middle, label=label, linewidth=width, marker=marker, **style)
+    if len(curves) > 1:
+        low, high = ([bound(values) for values in zip(*curves, strict=True)] for bound in (min, max))
         axes.fill_between(steps, low, high, color=style["color"], alpha=0.18, linewidth=0)
 
 

@@ -9,7 +9,16 @@ from matplotlib.figure import Figure
 
 from stm.config import Config
 from stm.layout import Layout
-from stm.report.figures import INK, PALETTE, STYLE, new_figure, run_style, running_mean, show_message
+from stm.report.figures import (
+    INK,
+    PALETTE,
+    STYLE,
+    new_figure,
+    plot_mean_and_range,
+    run_style,
+    running_mean,
+    show_message,
+)
 from stm.report.results.evaluations import ReportError, read_measurement
 from stm.report.results.records import Measurement
 
@@ -53,11 +62,7 @@ def draw_losses(config: Config, name: str) -> Figure:
             steps = sorted(set.intersection(*(set(curve[0]) for curve in seeds)))
             by_step = [dict(zip(*curve, strict=True)) for curve in seeds]
             values = [running_mean([logged[step] for step in steps], 0.02) for logged in by_step]
-            style = run_style(place)
-            axes.plot(steps, [sum(v) / len(v) for v in zip(*values, strict=True)], label=label, linewidth=1.6, **style)
-            if len(values) > 1:
-                low, high = ([f(v) for v in zip(*values, strict=True)] for f in (min, max))
-                axes.fill_between(steps, low, high, color=style["color"], alpha=0.18, linewidth=0)
+            plot_mean_and_range(axes, steps, values, label, 1.6, run_style(place))
         axes.set(xlabel="Optimiser step", ylabel=_name_metric(spec.metric))
         axes.set_title(spec.title, fontsize=10, loc="left")
         axes.grid(axis="y")

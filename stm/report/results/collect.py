@@ -45,24 +45,24 @@ def collect_study(config: Config, layout: Layout) -> Study:
     return Study(config, datasets)
 
 
-def collect(config: Config, layout: Layout, whole: Config | None = None) -> Results:
+def collect(config: Config, layout: Layout, study: Config | None = None) -> Results:
     """Read the results of one dataset.
 
     Args:
         config: the dataset's own config.
         layout: where its results are.
-        whole: the study's config, which names the evaluations; `config` itself by default.
+        study: config of all datasets, which names the evaluations; `config` itself by default.
     """
     results = Results()
     results.shards = results.attempt("shards", partial(find_shards, layout), [])
     results.splits = results.attempt("splits", partial(_read_splits, layout, results.shards), [])
     results.runs = [
-        _read_run(config, layout, name, instance, (whole or config), results)
+        _read_run(config, layout, name, instance, (study or config), results)
         for name in config.pretrain
         for instance in config.instances(name)
     ]
     if layout.mask_quality.exists():
-        read_quality = partial(_read_mask_quality, layout.mask_quality, config.name if whole and whole.datasets else "")
+        read_quality = partial(_read_mask_quality, layout.mask_quality, config.name if study and study.datasets else "")
         results.mask_quality = results.attempt("mask quality", read_quality, [])
     if layout.crop_agreement.exists():
         read = partial(_read_faithfulness, layout.crop_agreement)
@@ -106,14 +106,14 @@ def _read_splits(layout: Layout, shards: list[str]) -> list[Split]:
     return [Split(name, listed[name], kept.get(name), packed.get(name)) for name in names]
 
 
-def _read_run(config: Config, layout: Layout, name: str, instance: str, whole: Config, results: Results) -> Run:
+def _read_run(config: Config, layout: Layout, name: str, instance: str, study: Config, results: Results) -> Run:
     folder = layout.pretrain(instance)
     empty: tuple[list[int], list[float]] = ([], [])
     steps, losses = results.attempt(f"losses of {instance}", partial(_read_losses, folder / "metrics.jsonl"), empty)
     evaluations: dict[str, Evaluation] = {}
-    for task in whole.evaluate:
+    for task in study.evaluate:
         path = layout.evaluate(instance, task) / "metrics.json"
-        if name in whole.runs_of(task) and path.exists():
+        if name in study.runs_of(task) and path.exists():
             evaluation = results.attempt(f"{task} of {instance}", partial(read_evaluation, path, instance, task), None)
             evaluations |= {task: evaluation} if evaluation else {}
     weights = folder / "weights.safetensors"
