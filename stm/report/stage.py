@@ -1,4 +1,4 @@
-"""What is shown: a paper's tables and figures, and the page."""
+"""Stages of the report: the config's tables and figures, and the page."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from stm.training.stage import weights_of
 
 
 def _metrics_of(job: Job, run: str, task: str) -> Path:
-    """What an evaluation of a run found; it lies beside the run, whatever dataset it used."""
+    """Results of an evaluation; they are stored with the run, whatever dataset was evaluated on."""
     return job.on(job.study.dataset_of(run)).layout.metrics(run, task)
 
 
@@ -23,7 +23,7 @@ def _cells(job: Job, spec: TableSpec | FigureSpec) -> list[Path]:
 
 
 def _drawn(job: Job) -> Files:
-    """What a figure is drawn from: weights and clips, logs, or numbers."""
+    """Inputs of a figure: weights and clips, logs, or evaluation results."""
     spec, study = job.study.figures[job.figure], job.study
     instances = [run for name in spec.runs.values() for run in study.instances(name)]
     inputs = {"weights": [weights_of(job, run) for run in instances], "cells": _cells(job, spec)}
@@ -34,10 +34,10 @@ def _drawn(job: Job) -> Files:
 
 
 def _of_dataset(job: Job) -> list[Path]:
-    """What the page shows of a dataset's offline stages."""
+    """Offline results of one dataset that the page shows."""
     config, layout, shards = job.config, job.layout, job.shards()
     inputs = [layout.quarantine, *(layout.frames(shard) for shard in shards)]
-    # A dataset that packs none of the captions, for transfer, has no need of them.
+    # A dataset only used for transfer packs no captions and needs none.
     sources = config.captions if MASK_QUALITY.applies(config) or config.pack.sources else ()
     inputs += [layout.captions(source, shard) for source in sources for shard in shards]
     for stage in (MASK_QUALITY, CROP_AGREEMENT):

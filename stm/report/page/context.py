@@ -71,7 +71,7 @@ def make_context(
         "colormap": to_markup(", ".join(film_strips.colormap_stops())),
         "quality": built["mask_quality"],
         "quality_chart": charts.get("quality"),
-        "faithfulness": [line for dataset in study.datasets if (line := sentences.faithfulness(dataset.results))],
+        "crop_agreement": [line for dataset in study.datasets if (line := sentences.crop_agreement(dataset.results))],
         "commands": COMMANDS,
         "config_yaml": dump_config(config),
         "receipts": sentences.show_receipts(provenance),

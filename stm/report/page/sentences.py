@@ -19,9 +19,9 @@ def chances(groups: Sequence[RunGroup]) -> dict[str, float]:
     return {task: chance for task, chance in levels.items() if chance is not None}
 
 
-def faithfulness(results: Results) -> str:
+def crop_agreement(results: Results) -> str:
     """Agreement of masks from cached maps with masks from maps of the crop itself; empty when it was not measured."""
-    agreement = results.faithfulness
+    agreement = results.crop_agreement
     if agreement is None:
         return ""
     low, high = agreement.interval
@@ -195,5 +195,5 @@ def count_statuses(results: Results) -> str:
 
 
 def show_receipts(provenance: Provenance) -> list[tuple[str, str]]:
-    """StageUse and receipt, as indented JSON."""
+    """Stage and receipt, as indented JSON."""
     return [(stage, json.dumps(receipt, indent=2, sort_keys=True)) for stage, receipt in provenance.receipts.items()]

@@ -20,9 +20,9 @@ from stm.manifest import read_shards, split_of
 from stm.report.results.evaluations import read_evaluation
 from stm.report.results.records import (
     CaptionSummary,
+    CropAgreement,
     DatasetResults,
     Evaluation,
-    Faithfulness,
     MaskQualityRow,
     Refusal,
     Results,
@@ -65,8 +65,8 @@ def collect(config: Config, layout: Layout, study: Config | None = None) -> Resu
         read_quality = partial(_read_mask_quality, layout.mask_quality, config.name if study and study.datasets else "")
         results.mask_quality = results.attempt("mask quality", read_quality, [])
     if layout.crop_agreement.exists():
-        read = partial(_read_faithfulness, layout.crop_agreement)
-        results.faithfulness = results.attempt("faithfulness", read, None)
+        read = partial(_read_crop_agreement, layout.crop_agreement)
+        results.crop_agreement = results.attempt("crop agreement", read, None)
     for source in config.captions:
         paths = _existing(layout.captions(source, shard) for shard in results.shards)
         if paths:
@@ -140,9 +140,9 @@ def _interval(value: Any) -> tuple[float, float] | None:
     return None if value is None or None in value else (float(value[0]), float(value[1]))
 
 
-def _read_faithfulness(path: Path) -> Faithfulness | None:
+def _read_crop_agreement(path: Path) -> CropAgreement | None:
     values = read_json(path)
-    return Faithfulness(
+    return CropAgreement(
         iou=float(values["iou"]),
         interval=(float(values["low"]), float(values["high"])),
         chance=float(values["chance_iou"]),

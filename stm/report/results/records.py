@@ -187,7 +187,7 @@ class CaptionSummary:
 
 
 @dataclass(frozen=True)
-class Faithfulness:
+class CropAgreement:
     """Agreement of masks from cached maps with masks from maps recomputed on the crop."""
 
     iou: float
@@ -221,7 +221,7 @@ class Results:
     splits: list[Split] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     mask_quality: list[MaskQualityRow] = field(default_factory=list)
-    faithfulness: Faithfulness | None = None
+    crop_agreement: CropAgreement | None = None
     captions: list[CaptionSummary] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
