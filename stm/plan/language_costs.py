@@ -17,7 +17,7 @@ from stm.models.weights.zoo import describe
 from stm.plan.clips import Clips, Texts
 from stm.pretrained.local_files import local_model_files
 
-# Layers of the BERT that a student is paired with: UMT pairs ViT-B with bert-base and ViT-L with bert-large, of equal widths.
+# Layers of the BERT per size of student: UMT pairs ViT-B with bert-base and ViT-L with bert-large, of equal widths.
 _BERT_DEPTH = {"tiny": 4, "small": 12, "base": 12, "large": 24, "huge": 24}
 _BERT_VOCABULARY = 30522
 

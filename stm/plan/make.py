@@ -93,7 +93,8 @@ def describe_plan(plan: Plan, config: Config | None = None) -> str:
     gpus = sum(s.gpu_hours for s in plan.stages)
     size = sum(s.gigabytes for s in plan.stages)
     lines.append(
-        f"without a GPU: {cores_alone:.2f} core hours; with a GPU: {cores:.2f} core hours and {gpus:.2f} GPU hours; {size:.2f} GB"
+        f"without a GPU: {cores_alone:.2f} core hours; with a GPU: {cores:.2f} core hours and {gpus:.2f} GPU hours; "
+        f"{size:.2f} GB"
     )
     if config is not None and (config.prices.cpu_core_hour or config.prices.gpu_hour):
         price = cores * config.prices.cpu_core_hour + gpus * config.prices.gpu_hour
