@@ -101,6 +101,7 @@ def tower_state(tower: VisionTransformer, image_size: int) -> dict[str, Tensor]:
     mapped = {
         "embeddings.class_embedding": state["class_embedding"].view(1, 1, -1),
         "embeddings.patch_embedding.weight": state["conv1.weight"],
+        # The patch embedding of CLIP has no bias.
         "embeddings.patch_embedding.bias": torch.zeros_like(state["class_embedding"]),
         "embeddings.position_embedding": _resample_positions(
             state["positional_embedding"], image_size // tower.patch_size[0]

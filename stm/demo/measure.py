@@ -62,6 +62,7 @@ def box_cover(frame: Frame) -> Map:
 
 def coverage(scores: Map, weight: Map) -> float:
     """The fraction of `weight` in the `int(RATIO * cells)` cells with the highest scores."""
+    # A stable sort, as in the masking strategies: equal scores are resolved in the same way everywhere.
     top = np.argsort(-scores.ravel(), kind="stable")[: int(RATIO * scores.size)]
     return float(weight.ravel()[top].sum() / weight.sum())
 

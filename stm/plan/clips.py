@@ -17,6 +17,10 @@ CHOICES_PER_QUESTION = 5
 QUESTIONS_PER_CLIP = 7
 
 
+# Assumed where no file states them: ten seconds at 25 frames per second, in a usual size of copies of Kinetics.
+_FRAMES, _WIDTH, _HEIGHT = 250, 340, 256
+
+
 class Texts(NamedTuple):
     """How many texts the clips of a split have, in total."""
 
@@ -102,9 +106,9 @@ def _from_manifest(path: Path) -> Clips:
     annotated = ((row["split"], row["captions"] or (), [q["choices"] for q in row["questions"] or ()]) for row in rows)
     return Clips(
         splits,
-        _mean(frames, 250),
-        _mean([r["width"] for r in rows], 340),
-        _mean([r["height"] for r in rows], 256),
+        _mean(frames, _FRAMES),
+        _mean([r["width"] for r in rows], _WIDTH),
+        _mean([r["height"] for r in rows], _HEIGHT),
         "the manifest",
         _count_texts(annotated),
     )
@@ -149,9 +153,9 @@ def _from_folder(dataset: FolderDataset, seed: int, sample: int = 32) -> Clips:
     annotated = ((clip.split, clip.captions, [question.choices for question in clip.questions]) for clip in clips)
     return Clips(
         dict(Counter(clip.split for clip in clips)),
-        _mean(list(frames), 250),
-        _mean(list(widths), 340),
-        _mean(list(heights), 256),
+        _mean(list(frames), _FRAMES),
+        _mean(list(widths), _WIDTH),
+        _mean(list(heights), _HEIGHT),
         basis,
         _count_texts(annotated),
     )
@@ -163,8 +167,9 @@ def _read_header(root: Path, clip: Clip) -> tuple[float, int, int]:
 
     with open_container(root / clip.path) as container:
         video = choose_stream(container)
-        rate, seconds = float(video.average_rate or 25), (container.duration or 0) / 1e6
-        frames = video.frames or seconds * rate
+        rate = float(video.average_rate or 25)
+        seconds = (container.duration or 0) / 1e6  # PyAV states microseconds
+        frames = video.frames or seconds * rate  # some containers, Matroska for one, state no number of frames
         if clip.start is not None or clip.end is not None:
             frames = max(0.0, (clip.end or seconds) - (clip.start or 0.0)) * rate
         return frames, video.codec_context.width, video.codec_context.height

@@ -97,6 +97,7 @@ def training_stages(config: Config, clips: Mapping[str, Clips]) -> list[Line]:
                 dataset = named or config.dataset_of(name)
                 per_split = clips[dataset].per_split
                 visits = per_split.get(split, sum(per_split.values())) * run.optimisation.epochs
+                # Samples of one frame are images, unless the clips of the run have one frame, too.
                 flops += _step_flops(run, image=frames == 1 < run.frames) * visits * run.repeats
                 loading += _loading_hours(config, dataset, clips[dataset], visits * frames)
         stages.append(replace(_network_line(f"pretrain/{name}", 1, flops), loading_hours=loading))
@@ -112,12 +113,14 @@ def training_stages(config: Config, clips: Mapping[str, Clips]) -> list[Line]:
         epochs, repeats = (optimisation.epochs, getattr(task, "repeats", 1)) if optimisation else (1, 1)
         passes = 3 * repeats if optimisation else 1  # a backward pass costs twice a forward pass
         train = per_split.get(getattr(task, "train_split", ""), 0) * epochs
+        # All crops of a view are cut from the same decoded frames, so only views multiply the loading.
         test = per_split.get(task.test_split, 0) * task.views
         flops = encoding_cost(describe(run)) * (train * passes + test * task.crops)
         stage = _network_line(f"evaluate/{name}/{task_name}", 1, flops)
         loading = _loading_hours(config, dataset, clips[dataset], (train + test) * run.frames)
         augmentation = getattr(task, "augmentation", None)
         if augmentation is not None and augmentation.auto_augment is not None:
+            # Repeats share the decoded frames, but each is augmented anew.
             loading += train * repeats * run.frames * run.image_size**2 * AUGMENT_SECONDS_PER_PIXEL / 3600
         stages.append(replace(stage, loading_hours=loading))
     return stages

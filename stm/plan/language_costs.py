@@ -171,6 +171,7 @@ def _train_answers(task: QuestionAnswering, forward: _Forward) -> float:
 
 
 def _answer(task: QuestionAnswering, forward: _Forward, clips: int, texts: Texts) -> float:
+    # The first token of every answer is scored in one step; only the `depth` most probable answers are decoded whole.
     ranked = min(task.depth, task.answers or task.depth) * forward.decode(
         task.max_answer_tokens - 1, forward.text_tokens
     )

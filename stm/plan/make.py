@@ -54,6 +54,7 @@ def make_plan(config: Config) -> Plan:
 
 
 def _workload(config: Config, clips: Clips) -> Workload:
+    # The frames stage stops decoding a clip after its last stored frame.
     frames = min(clips.frames, config.frames.max_frames * config.frames.every)
     short, long = sorted((clips.width, clips.height))
     return Workload(
