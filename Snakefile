@@ -1,26 +1,27 @@
-# From raw videos to a report. Results go to {results}/{name}/ as the config says; with several datasets, what is made of
-# each goes to {results}/{dataset}/:
+# From raw videos to a report. Results are written to {results}/{name}/, by these keys of the config; with several datasets,
+# the results of each dataset are written to {results}/{dataset}/:
 #
-#   manifest.parquet, quarantine.parquet   what is in the dataset, what was refused and why
-#   slices/{shard}.parquet                 the clips of each shard; a shard is the unit of every later job
-#   frames/{shard}.tar                     JPEGs on the frame grid
+#   manifest.parquet, quarantine.parquet   the clips of the dataset; the rejected clips with reasons
+#   slices/{shard}.parquet                 the clips of each shard, the unit of every later job
+#   frames/{shard}.tar                     sampled frames as JPEGs
 #   captions/{source}/{shard}.parquet      captions
 #   similarity/{source}/{shard}.parquet    patch-text similarity maps
-#   text/{source}/{shard}.parquet          captions' vectors
+#   text/{source}/{shard}.parquet          text embeddings of the captions
 #   motion/{shard}.parquet                 motion maps
 #   flow/{shard}.parquet                   optical flow
 #   shards/{split}/{shard}.tar             WebDataset shards and their index
 #   pretrain/{run}/                        weights, resolved config, metrics
 #   evaluate/{run}/{task}/                 metrics and predictions
-#   tables/, figures/, report.html         what to read
+#   tables/, figures/, report.html         results for readers
 #
 #   snakemake --cores 2                                             the demo
 #   snakemake --cores 8 --configfile config/folder.yaml             your own videos
-#   snakemake plan --cores 1 --configfile config/folder.yaml        what a run will cost, before it runs
-#   snakemake tgm_table1 --cores 64 --configfile config/tgm.yaml    one table of a paper, and all that it needs
+#   snakemake plan --cores 1 --configfile config/folder.yaml        estimates what the run will cost
+#   snakemake tgm_table1 --cores 64 --configfile config/tgm.yaml    one table of a paper, and everything it needs
 #   snakemake --workflow-profile workflow/profiles/slurm ...        the same on a cluster
 #
-# Targets stand before `--configfile`, which takes all words after it for files. `--resources gpu=1`: one job at a time on the GPUs.
+# Targets go before `--configfile`, which takes every word after it as a file. With `--resources gpu=1`, GPU jobs run one at a
+# time.
 
 from snakemake.utils import min_version
 
@@ -48,10 +49,10 @@ include: "workflow/rules/report.smk"
 include: "workflow/rules/demo_models.smk"
 
 
-# What comes from a shared cache took no time, and Snakemake refuses to time rules whose results may.
-for found in workflow.rules:
-    if found.cache and found.cache.output:
-        found._benchmark = None
+# Snakemake rejects a benchmark of a rule whose outputs may come from a shared cache, since such outputs take no time.
+for cached in workflow.rules:
+    if cached.cache and cached.cache.output:
+        cached._benchmark = None
 
 
 report: "workflow/report/workflow.rst"

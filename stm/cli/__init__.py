@@ -1,4 +1,7 @@
-"""`stm <stage> …`: each stage by hand, without Snakemake, on the same paths and with the same bytes."""
+"""The command line: `stm <stage>` runs the jobs of one stage without Snakemake.
+
+It reads and writes the same paths as the workflow's rules, with the same bytes.
+"""
 
 import argparse
 import json
@@ -8,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import stm
-from stm.cli.common import jobs_of, load
+from stm.cli.common import load, select_jobs
 from stm.config import json_schema
 from stm.stages.declaration import Stage
 from stm.stages.journey import all_stages
@@ -16,29 +19,33 @@ from stm.storage.files import DISK_ERRORS
 
 __all__ = ["build_parser", "main"]
 
-_NAMES = {
-    "dataset": "these datasets only, of a config with several; default: all",
-    "shard": "these shards only, train-00000 for instance; default: all",
-    "source": "these caption sources only; default: all",
-    "run": "these runs only; default: all",
-    "task": "these evaluations only; default: all",
-    "table": "these tables only; default: all",
-    "figure": "these figures only; default: all",
+_DESCRIPTION = (
+    "Run one stage of the workflow without Snakemake. Each command reads and writes the same files, with the same bytes, "
+    "as the workflow's rule of that name. `stm STAGE --help` lists the options of a stage."
+)
+_SELECTIONS = {
+    "dataset": "only these datasets of a config with several; default: all",
+    "shard": "only these shards, for example train-00000; default: all",
+    "source": "only these caption sources; default: all",
+    "run": "only these pretraining runs; default: all",
+    "task": "only these evaluations; default: all",
+    "table": "only these tables; default: all",
+    "figure": "only these figures; default: all",
 }
-# Commands that had other names, for one version.
+# Former names of commands are accepted for one version, so that existing scripts keep working.
 _RENAMED = {"faithfulness": "crop-agreement"}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line: one subcommand per stage, and a few beside them."""
-    parser = argparse.ArgumentParser(prog="stm", description=__doc__)
+    """The parser: one subcommand per stage, and `verify`, `schema` and `convert`."""
+    parser = argparse.ArgumentParser(prog="stm", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"stm {stm.__version__}")
     commands = parser.add_subparsers(dest="stage", required=True, metavar="stage")
     for stage in all_stages().values():
         _add_stage(commands, stage)
         if stage.name == "shards":
             verify = _add(commands, "verify", "check packed shards against their hashes", _verify)
-            _add_names(verify, ("dataset", "shard"))
+            _add_selections(verify, ("dataset", "shard"))
     _add(commands, "schema", "print the JSON schema of the config", _print_schema)
     _add_convert(commands)
     return parser
@@ -46,12 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_stage(commands: Any, stage: Stage) -> None:
     command = _add(commands, stage.command, stage.title, lambda arguments: _run_stage(stage, arguments))
-    # A run says which dataset it trains on.
-    _add_names(
-        command, [name for name in stage.per if name in _NAMES and not (name == "dataset" and "run" in stage.per)]
+    # A run belongs to one dataset, so --run already selects the dataset.
+    _add_selections(
+        command, [name for name in stage.per if name in _SELECTIONS and not (name == "dataset" and "run" in stage.per)]
     )
     if stage.processes:
-        command.add_argument("--processes", type=int, default=1, help="worker processes; default: 1")
+        command.add_argument("--processes", type=int, default=1, help="number of worker processes; default: 1")
 
 
 def _add(
@@ -59,42 +66,55 @@ def _add(
 ) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     command.set_defaults(function=function)
-    command.add_argument("--config", nargs="+", default=["config/demo.yaml"], help="YAML files; later ones override")
-    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key, a.b=value")
+    command.add_argument(
+        "--config",
+        nargs="+",
+        default=["config/demo.yaml"],
+        help="YAML files, later ones override earlier ones; default: config/demo.yaml",
+    )
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one key of the config, for example frames.every=2; may be repeated",
+    )
     return command
 
 
-def _add_names(command: argparse.ArgumentParser, names: Sequence[str]) -> None:
+def _add_selections(command: argparse.ArgumentParser, names: Sequence[str]) -> None:
     for name in names:
-        command.add_argument(f"--{name}", nargs="+", help=_NAMES[name])
+        command.add_argument(f"--{name}", nargs="+", help=_SELECTIONS[name])
 
 
 def _add_convert(commands: Any) -> None:
-    text = "weights between stm's files, official VideoMAE checkpoints and transformers folders"
+    text = "convert weights between stm's files, official VideoMAE checkpoints and transformers folders"
     command = commands.add_parser("convert", help=text, description=text)
     command.set_defaults(function=_convert)
     command.add_argument("weights", help="a safetensors file of stm, an official .pth, or a transformers folder")
     command.add_argument("target", help="the file or folder to write")
-    command.add_argument("--format", choices=("stm", "official", "transformers"), default="stm")
+    command.add_argument(
+        "--format", choices=("stm", "official", "transformers"), default="stm", help="format to write; default: stm"
+    )
 
 
 def _run_stage(stage: Stage, arguments: argparse.Namespace) -> None:
-    wanted = {name: getattr(arguments, name, None) for name in _NAMES if name in stage.per}
-    for job in jobs_of(stage, load(arguments), wanted):
+    selection = {name: getattr(arguments, name, None) for name in _SELECTIONS if name in stage.per}
+    for job in select_jobs(stage, load(arguments), selection):
         inputs = {} if stage.partial else stage.inputs(job)
-        told = stage.run(job, inputs, stage.outputs(job), getattr(arguments, "processes", 1))
-        if told:
-            print(told)
+        message = stage.run(job, inputs, stage.outputs(job), getattr(arguments, "processes", 1))
+        if message:
+            print(message)
 
 
 def _verify(arguments: argparse.Namespace) -> None:
     from stm.shards.check import verify_shard
 
-    wanted = {"dataset": arguments.dataset, "shard": arguments.shard}
-    for job in jobs_of(all_stages()["shards"], load(arguments), wanted):
+    selection = {"dataset": arguments.dataset, "shard": arguments.shard}
+    for job in select_jobs(all_stages()["shards"], load(arguments), selection):
         tar, index = job.layout.shard_tar(job.shard), job.layout.shard(job.shard)
         verify_shard(tar, index)
-        print(f"{tar}: every member has the size and hash of its index")
+        print(f"{tar}: every member has the size and hash in its index")
 
 
 def _print_schema(arguments: argparse.Namespace) -> None:
@@ -109,28 +129,34 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one stage; mistakes of the user are one message and exit status 2, not a traceback."""
+    """Run one command and return the exit status; a user's mistake is one message and status 2, not a traceback.
+
+    Args:
+        arguments: the words after `stm`; None: those of the process.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] in _RENAMED:
         print(
-            f"stm {words[0]} is now stm {_RENAMED[words[0]]}; the old name goes with the next version", file=sys.stderr
+            f"stm {words[0]} is now stm {_RENAMED[words[0]]}; the old name will be removed in the next version",
+            file=sys.stderr,
         )
         words[0] = _RENAMED[words[0]]
     parsed = build_parser().parse_args(words)
     try:
         parsed.function(parsed)
     except (ValueError, RuntimeError) as error:
-        # Errors of our own kinds (config, dataset, model, too many failures) are written for people; others are bugs.
+        # stm's own errors (config, dataset, model, too many failures) explain themselves to the user; any other is a bug,
+        # whose traceback is needed.
         if not type(error).__module__.startswith("stm."):
             raise
-        return _refuse(parsed.stage, error)
+        return _report(parsed.stage, error)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        return _refuse(parsed.stage, error)
+        return _report(parsed.stage, error)
     return 0
 
 
-def _refuse(stage: str, error: Exception) -> int:
+def _report(stage: str, error: Exception) -> int:
     print(f"stm {stage}: {error}", file=sys.stderr)
     return 2

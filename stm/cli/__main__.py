@@ -1,4 +1,4 @@
-"""`python -m stm.cli`."""
+"""Entry point of `python -m stm.cli`."""
 
 import sys
 

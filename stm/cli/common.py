@@ -1,4 +1,4 @@
-"""What the commands share: the config of the command line, and the names that it may choose among."""
+"""The config and the jobs that a command line selects."""
 
 import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,7 +12,11 @@ from stm.stages.jobs import Job, Jobs
 
 
 def load(arguments: argparse.Namespace) -> Config:
-    """The config files of the command line, later ones over earlier ones, then the --set overrides."""
+    """The config: the files of `--config`, later ones over earlier ones, then the `--set` overrides.
+
+    Raises:
+        ConfigError: an override is malformed, or the merged config is invalid.
+    """
     values = read_files(arguments.config)
     for override in arguments.set:
         key, separator, text = override.partition("=")
@@ -28,44 +32,49 @@ def load(arguments: argparse.Namespace) -> Config:
     return parse_config(values, ", ".join(arguments.config))
 
 
-def chosen(what: str, wanted: Sequence[str] | None, known: Iterable[str]) -> list[str]:
-    """The names asked for, or all; an unknown one is an error that lists what there is."""
-    names = list(known)
-    unknown = [name for name in wanted or () if name not in names]
-    if unknown:
-        raise ConfigError(f"no such {what}: {', '.join(unknown)}; there are: {', '.join(names) or 'none'}")
-    return list(wanted or names)
-
-
-def jobs_of(stage: Stage, config: Config, wanted: Mapping[str, Sequence[str] | None]) -> Iterator[Job]:
-    """The jobs of a stage that the command line asks for: all by default.
-
-    Args:
-        wanted: by wildcard; None or missing: all.
+def select(kind: str, requested: Sequence[str] | None, known: Iterable[str]) -> list[str]:
+    """The requested names, or all known ones if none is requested.
 
     Raises:
-        ConfigError: a name is unknown, or the stage has nothing to do for what was asked.
+        ConfigError: a requested name is unknown; the message lists the known ones.
+    """
+    names = list(known)
+    unknown = [name for name in requested or () if name not in names]
+    if unknown:
+        raise ConfigError(f"no such {kind}: {', '.join(unknown)}; there are: {', '.join(names) or 'none'}")
+    return list(requested or names)
+
+
+def select_jobs(stage: Stage, config: Config, selection: Mapping[str, Sequence[str] | None]) -> Iterator[Job]:
+    """The jobs of a stage that the command line selects; by default all.
+
+    Args:
+        selection: the selected names by wildcard (dataset, shard, source, ...); all where None or missing.
+
+    Raises:
+        ConfigError: a name is unknown, or the stage has no job for the selection.
     """
     jobs = Jobs(config)
-    kinds: dict[str, Iterable[str]] = {
+    known: dict[str, Iterable[str]] = {
         "run": config.runs,
         "task": config.evaluate,
         "table": config.tables,
         "figure": config.figures,
     }
-    for name in (name for name in stage.per if name in kinds):
-        chosen(name, wanted.get(name), kinds[name])
-    datasets = chosen("dataset", wanted.get("dataset"), config.dataset_names) if "dataset" in stage.per else [""]
-    found = False
+    # Names are checked before the first job runs: a typo in --task must not surface after hours of work.
+    for name in (name for name in stage.per if name in known):
+        select(name, selection.get(name), known[name])
+    datasets = select("dataset", selection.get("dataset"), config.dataset_names) if "dataset" in stage.per else [""]
+    any_job = False
     for dataset in datasets:
         if "source" in stage.per:
-            chosen("caption source", wanted.get("source"), jobs.configs[dataset].captions)
+            select("caption source", selection.get("source"), jobs.configs[dataset].captions)
         if "shard" in stage.per:
-            chosen("shard", wanted.get("shard"), jobs.list_shards(dataset))
+            select("shard", selection.get("shard"), jobs.list_shards(dataset))
         for job in stage.each(jobs, dataset):
-            if all(getattr(job, name) in names for name, names in wanted.items() if names):
-                found = True
+            if all(getattr(job, name) in names for name, names in selection.items() if names):
+                any_job = True
                 yield job
-    asked = ", ".join(f"{name} {' '.join(names)}" for name, names in wanted.items() if names)
-    if not found and (asked or stage.otherwise):
-        raise ConfigError(": ".join(filter(None, [asked, stage.otherwise or "there is nothing to do"])))
+    selected = ", ".join(f"{name} {' '.join(names)}" for name, names in selection.items() if names)
+    if not any_job and (selected or stage.otherwise):
+        raise ConfigError(": ".join(filter(None, [selected, stage.otherwise or "there is nothing to do"])))

@@ -1,1 +1,1 @@
-"""How the small models of the demo were made. Nothing imports this package; `snakemake demo_models` runs it."""
+"""Training of the demo's small models. Only the stage of `snakemake demo_models` uses this package."""

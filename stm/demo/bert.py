@@ -1,6 +1,6 @@
-"""The demo's small BERT: random weights, and every word that is said, asked and answered about generated clips.
+"""The demo's small BERT: random weights, and a vocabulary of all captions, questions and answers of generated clips.
 
-Its text side is trained in pretraining, as the demo has no text to learn a language from before.
+It is trained during pretraining, because the demo has no text corpus to pretrain a language model on.
 """
 
 from pathlib import Path
@@ -9,9 +9,9 @@ from stm.datasets.moving_shapes.generate import BACKGROUNDS, COLORS, MOTIONS, SH
 from stm.datasets.moving_shapes.sentences import COUNTS
 from stm.models.text.small_bert import make_bert
 
-WIDTH, LAYERS, HEADS = 128, 4, 4  # as wide as the student `tiny`
+WIDTH, LAYERS, HEADS = 128, 4, 4  # the width of the student `tiny`
 
-# What captions and questions of `moving-shapes` say beside the names of things.
+# The words of captions and questions of `moving-shapes` other than attribute names.
 PHRASES = (
     "a an the over background",
     "what color is what shape is what pattern does have how does move",
@@ -21,11 +21,11 @@ PHRASES = (
 
 
 def demo_words() -> list[str]:
-    """The vocabulary: sentences that hold every word of captions, questions and answers."""
+    """Texts that together contain every word of the captions, questions and answers."""
     motions = [*MOTIONS, *MOTIONS.values()]
     return [*PHRASES, *COLORS, *TEXTURES, *SHAPES, *BACKGROUNDS, *COUNTS, *(name.replace("_", " ") for name in motions)]
 
 
 def make_demo_bert(folder: Path, seed: int = 0) -> None:
-    """Writes it; the repository ships what seed 0 gives."""
+    """Write the model and its tokenizer into `folder`; the repository ships those of seed 0."""
     make_bert(folder, demo_words(), WIDTH, LAYERS, HEADS, seed)

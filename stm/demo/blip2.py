@@ -1,8 +1,8 @@
-"""The demo's small BLIP-2: image tower, Q-Former and a small OPT, trained to say what one frame shows.
+"""The demo's small BLIP-2: image tower, Q-Former and a small OPT, trained to caption single frames.
 
-It is a real `Blip2ForConditionalGeneration` (Li et al. 2023, arXiv 2301.12597) with small sizes, so that the caption
-stage runs the same code as with the published weights. Like the real one it starts from CLIP's trained image tower;
-unlike the real one nothing stays frozen, because the tower is small.
+It is a `Blip2ForConditionalGeneration` (Li et al. 2023, arXiv 2301.12597) of small size, so that the caption stage runs the
+same code as with the published weights. Like the original it starts from CLIP's trained image tower; unlike the original it
+trains all weights, because the tower is small.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from stm.demo.auxiliary_head import HintHead, answer_frames
+from stm.demo.auxiliary_head import AuxiliaryHead, token_targets
 from stm.demo.clip import PATCH_SIZE
 from stm.demo.frames import Frame
-from stm.demo.optimizer import Descent
+from stm.demo.optimizer import MuonAdamW
 from stm.demo.tokenizer import IMAGE, build_tokenizer, collect_words
 from stm.jobs.progress import Progress
 from stm.storage.files import read_json, write_json
@@ -32,11 +32,11 @@ from stm.storage.files import read_json, write_json
 IMAGE_SIZE = 96  # pixels; 8 x 8 tokens of 12 pixels
 QUERY_TOKENS = 8
 BATCH_SIZE = 32
-IGNORED = -100  # label of positions without a loss (transformers' convention)
+IGNORED = -100  # label of positions without a loss, by the convention of transformers
 
 
 def build_processor(captions: Sequence[str]) -> Blip2Processor:
-    """The processor: images squashed to `IMAGE_SIZE`, pixels to [-1, 1], one token for each word of `captions`."""
+    """The processor: images resized to squares of `IMAGE_SIZE`, pixels in [-1, 1], one token per word of `captions`."""
     images = BlipImageProcessor(
         size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
@@ -45,7 +45,7 @@ def build_processor(captions: Sequence[str]) -> Blip2Processor:
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast, tower: VisionTransformer) -> Blip2Config:
-    """Sizes: the image tower is that of `tower` (open_clip's), the rest is as wide."""
+    """The model's config: an image tower of the sizes of `tower` (open_clip's), all other parts of the same width."""
     width, heads = tower.conv1.out_channels, tower.transformer.resblocks[0].attn.num_heads
     vision = {
         "hidden_size": width,
@@ -101,6 +101,7 @@ def tower_state(tower: VisionTransformer, image_size: int) -> dict[str, Tensor]:
     mapped = {
         "embeddings.class_embedding": state["class_embedding"].view(1, 1, -1),
         "embeddings.patch_embedding.weight": state["conv1.weight"],
+        # The patch embedding of CLIP has no bias.
         "embeddings.patch_embedding.bias": torch.zeros_like(state["class_embedding"]),
         "embeddings.position_embedding": _resample_positions(
             state["positional_embedding"], image_size // tower.patch_size[0]
@@ -121,9 +122,9 @@ def tower_state(tower: VisionTransformer, image_size: int) -> dict[str, Tensor]:
 
 
 def _resample_positions(positions: Tensor, side: int) -> Tensor:
-    """[1 + n*n, D] -> [1, 1 + side*side, D], bicubic, the class token's kept."""
-    old = round((len(positions) - 1) ** 0.5)
-    grid = positions[1:].T.reshape(1, -1, old, old)
+    """[1 + n*n, D] -> [1, 1 + side*side, D], bicubic; the class token's embedding is unchanged."""
+    old_side = round((len(positions) - 1) ** 0.5)
+    grid = positions[1:].T.reshape(1, -1, old_side, old_side)
     grid = nn.functional.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
     return torch.cat([positions[:1], grid.flatten(2)[0].T])[None]
 
@@ -131,23 +132,23 @@ def _resample_positions(positions: Tensor, side: int) -> Tensor:
 def build_model(
     tokenizer: PreTrainedTokenizerFast, tower: VisionTransformer, seed: int
 ) -> Blip2ForConditionalGeneration:
-    """A model whose image tower has the weights of `tower` and whose other weights are random."""
+    """A model with the weights of `tower` in its image tower and random weights elsewhere."""
     torch.manual_seed(seed)
     model = Blip2ForConditionalGeneration(build_config(tokenizer, tower))
-    # transformers starts all queries at zero, equal to each other; different queries may look at different things.
+    # transformers initialises all queries to zero; unequal queries can attend to different parts of the image.
     nn.init.normal_(model.query_tokens, std=0.02)
     model.vision_model.load_state_dict(tower_state(tower, IMAGE_SIZE))
     return model
 
 
 def encode_captions(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens as the model sees them in `generate`: image placeholders, [BOS], words; then [EOS] and padding.
+    """The token sequences of training: image placeholders, [BOS] and words as in `generate`, then [EOS] and padding.
 
     Returns:
         input ids, attention mask and labels, each int64 [B, L].
     """
-    place = [tokenizer.convert_tokens_to_ids(IMAGE)] * QUERY_TOKENS
-    rows = [place + tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in captions]
+    placeholders = [tokenizer.convert_tokens_to_ids(IMAGE)] * QUERY_TOKENS
+    rows = [placeholders + tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in captions]
     length = max(len(row) for row in rows)
     ids = torch.full((len(rows), length), tokenizer.pad_token_id)
     for i, row in enumerate(rows):
@@ -161,24 +162,26 @@ def encode_captions(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str])
 def train_blip2(
     model: Blip2ForConditionalGeneration, processor: Blip2Processor, frames: Sequence[Frame], steps: int, seed: int
 ) -> None:
-    """Trains `model` in place on frames and their appearance captions."""
+    """Train `model` in place on frames and their appearance captions."""
     rng = np.random.default_rng([seed, 2])
-    images, answers = shrink(processor, frames), answer_frames(frames, IMAGE_SIZE // PATCH_SIZE)
-    hints = HintHead(model.vision_model.post_layernorm.normalized_shape[0])
-    descent = Descent((model, hints), steps)
+    images = resize(processor, frames)
+    targets = token_targets(frames, IMAGE_SIZE // PATCH_SIZE)
+    auxiliary_head = AuxiliaryHead(model.vision_model.post_layernorm.normalized_shape[0])
+    optimizer = MuonAdamW((model, auxiliary_head), steps)
     model.train()
     with Progress("demo BLIP-2", steps, "steps") as progress:
         for _ in range(steps):
-            chosen = rng.choice(len(frames), min(BATCH_SIZE, len(frames)), replace=False)
-            pixels, right = mirror(images[chosen], answers[chosen], rng)
-            words, places = losses(model, hints, processor, pixels, [frames[i].appearance for i in chosen], right)
-            descent.step(words + places)
-            progress.advance(note=f"loss {words.item():.3f}, hints {places.item():.3f}")
+            batch = rng.choice(len(frames), min(BATCH_SIZE, len(frames)), replace=False)
+            pixels, labels = flip(images[batch], targets[batch], rng)
+            captions = [frames[i].appearance for i in batch]
+            language, auxiliary = losses(model, auxiliary_head, processor, pixels, captions, labels)
+            optimizer.step(language + auxiliary)
+            progress.advance(note=f"loss {language.item():.3f}, auxiliary {auxiliary.item():.3f}")
     model.eval()
 
 
-def shrink(processor: Blip2Processor, frames: Sequence[Frame]) -> Tensor:
-    """All frames at the model's size, by the processor that will be shipped: uint8 [N, 3, S, S]."""
+def resize(processor: Blip2Processor, frames: Sequence[Frame]) -> Tensor:
+    """All frames, resized by the processor that is shipped with the model: uint8 [N, 3, S, S]."""
     parts = [
         processor.image_processor(
             [torch.from_numpy(f.pixels).permute(2, 0, 1) for f in frames[start : start + 256]],
@@ -189,46 +192,46 @@ def shrink(processor: Blip2Processor, frames: Sequence[Frame]) -> Tensor:
     return torch.cat(parts)
 
 
-def mirror(images: Tensor, answers: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Flips each picture left to right, top to bottom, both ways or not, and its hints alike.
+def flip(images: Tensor, targets: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Flip each image, and its targets with it, horizontally and vertically, each with probability 1/2.
 
     Args:
         images: uint8 [B, 3, S, S].
-        answers: uint8 [B, side, side, questions].
+        targets: uint8 [B, side, side, attributes].
 
     Returns:
-        float32 [B, 3, S, S] in [-1, 1], and int64 [B, side * side, questions].
+        float32 [B, 3, S, S] in [-1, 1], and int64 [B, side * side, attributes].
     """
     flips = torch.from_numpy(rng.random((2, len(images), 1, 1, 1)) < 0.5)
-    for flip, axis in zip(flips, (2, 1), strict=True):
-        images = torch.where(flip, images.flip(axis + 1), images)
-        answers = torch.where(flip, answers.flip(axis), answers)
-    return images.float().div_(127.5).sub_(1), answers.flatten(1, 2).long()
+    for flipped, axis in zip(flips, (2, 1), strict=True):
+        images = torch.where(flipped, images.flip(axis + 1), images)
+        targets = torch.where(flipped, targets.flip(axis), targets)
+    return images.float().div_(127.5).sub_(1), targets.flatten(1, 2).long()
 
 
 def losses(
-    model: Blip2ForConditionalGeneration, hints: HintHead, processor: Blip2Processor, pixels: Tensor,
-    captions: Sequence[str], answers: Tensor,
+    model: Blip2ForConditionalGeneration, auxiliary_head: AuxiliaryHead, processor: Blip2Processor, pixels: Tensor,
+    captions: Sequence[str], targets: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Cross-entropy of the captions' words and [EOS], and that of the hints; two scalars."""
+    """Cross-entropy of the captions' words and [EOS], and the auxiliary loss of the image tokens; two scalars."""
     ids, mask, labels = encode_captions(processor.tokenizer, captions)
     with torch.autocast("cpu", torch.bfloat16):
         result = model(pixel_values=pixels, input_ids=ids, attention_mask=mask)
-        places = hints.loss(result.vision_outputs.last_hidden_state[:, 1:], answers)
+        auxiliary = auxiliary_head.loss(result.vision_outputs.last_hidden_state[:, 1:], targets)
     logits = result.logits[:, QUERY_TOKENS:-1].float()
-    words = nn.functional.cross_entropy(
+    language = nn.functional.cross_entropy(
         logits.flatten(0, 1), labels[:, QUERY_TOKENS + 1 :].flatten(), ignore_index=IGNORED
     )
-    return words, places
+    return language, auxiliary
 
 
 def save_blip2(model: Blip2ForConditionalGeneration, processor: Blip2Processor, folder: Path) -> None:
-    """Writes weights in half precision, config, processor and tokenizer; a plain `from_pretrained` loads float32."""
+    """Write weights in half precision, config, processor and tokenizer; `from_pretrained` loads float32."""
     model.generation_config.max_new_tokens = 24
     copy = deepcopy(model).half()
     copy.save_pretrained(folder)
     processor.save_pretrained(folder)
-    # transformers loads in the dtype that the config names, and half precision is slow on a CPU.
+    # transformers loads weights in the dtype of the config, and half precision is slow on a CPU.
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", {**config, "dtype": "float32"})
 
@@ -237,7 +240,7 @@ def save_blip2(model: Blip2ForConditionalGeneration, processor: Blip2Processor, 
 def describe_frames(
     model: Blip2ForConditionalGeneration, processor: Blip2Processor, frames: Sequence[Frame], batch_size: int = 64
 ) -> list[str]:
-    """Greedy captions through the public path: processor, `generate`, decode."""
+    """Greedy captions, through the public interfaces: processor, `generate`, decode."""
     captions: list[str] = []
     for start in range(0, len(frames), batch_size):
         inputs = processor(images=[f.pixels for f in frames[start : start + batch_size]], return_tensors="pt")

@@ -1,8 +1,8 @@
-"""The demo's small CLIP: trained on crops of every scale, so that a single patch of an object finds its caption.
+"""The demo's small CLIP, trained on crops of every scale, so that single patches of an object match its caption.
 
-CLIP (Radford et al. 2021, arXiv 2103.00020) learns from whole pictures and their captions. The similarity stage asks it
-about single patches (TGM, section 3.3), which a model of this size would not generalise to. It is therefore trained on
-patches too: texts are contrasted with patches of the object they name, of other objects, and of the background.
+CLIP (Radford et al. 2021, arXiv 2103.00020) learns from whole images and their captions. The similarity stage applies it to
+single patches (TGM, section 3.3), to which a model of this size would not generalise. It is therefore also trained on
+patches: texts are contrasted with patches of the object they name, of other objects, and of the background.
 """
 
 import json
@@ -17,10 +17,10 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
 
-from stm.demo.auxiliary_head import HintHead, answer_named
-from stm.demo.crops import BACKDROP, DISTRACTOR, EDGE, PART, WHOLE, draw_crops, match
-from stm.demo.frames import Frame, all_texts, draw_background_text, draw_object_text
-from stm.demo.optimizer import Descent
+from stm.demo.auxiliary_head import AuxiliaryHead, named_targets
+from stm.demo.crops import BACKDROP, DISTRACTOR, EDGE, PART, WHOLE, match, sample_crops
+from stm.demo.frames import Frame, all_texts, sample_background_text, sample_object_text
+from stm.demo.optimizer import MuonAdamW
 from stm.demo.tokenizer import build_tokenizer, collect_words, save_tokenizer
 from stm.jobs.progress import Progress
 from stm.storage.files import write_bytes, write_json
@@ -28,19 +28,19 @@ from stm.storage.files import write_bytes, write_json
 IMAGE_SIZE, PATCH_SIZE = 48, 12  # pixels
 WIDTH, LAYERS, HEADS, TEXT_LAYERS, EMBEDDING = 128, 4, 4, 2, 96
 CONTEXT = 24  # tokens; the longest generated caption has 16 words
-FRAMES_A_STEP = 32  # 12 crops and 2 texts each
-WORD_DROPOUT = 0.03  # share of words replaced by [UNK], so that a caption with an unknown word still works
-MAX_SCALE = 100.0  # CLIP's bound of the inverse temperature
+FRAMES_PER_STEP = 32  # 12 crops and 2 texts each
+WORD_DROPOUT = 0.03  # fraction of words replaced by [UNK], so that captions with unknown words still work
+MAX_SCALE = 100.0  # CLIP's upper bound of the inverse temperature
 
 
 def write_config(folder: Path) -> None:
-    """Writes the tokenizer and `open_clip_config.json`, all that open_clip needs beside the weights."""
+    """Write the tokenizer and `open_clip_config.json`: all files that open_clip needs except the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(collect_words(all_texts()), add_end=True)
     save_tokenizer(tokenizer, folder)
     vision = {
         "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE, "width": WIDTH, "layers": LAYERS,
-        "head_width": WIDTH // HEADS, "no_ln_pre": True,  # so that BLIP-2's tower can take the weights
+        "head_width": WIDTH // HEADS, "no_ln_pre": True,  # BLIP-2's image tower, which takes the weights, has no ln_pre
     }  # fmt: skip
     text = {
         "context_length": CONTEXT, "vocab_size": len(tokenizer), "width": WIDTH, "heads": HEADS, "layers": TEXT_LAYERS,
@@ -60,7 +60,7 @@ def build_clip(folder: Path, seed: int) -> tuple[open_clip.CLIP, Callable[..., T
 
 
 def save_clip(model: open_clip.CLIP, folder: Path) -> None:
-    """Writes the weights in half precision; open_clip loads them as float32."""
+    """Write the weights in half precision; open_clip loads them as float32."""
     state = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
     write_bytes(folder / "open_clip_model.safetensors", save(state))
 
@@ -73,36 +73,39 @@ def normalise(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------ losses
 
 
-def choose_text(similarity: Tensor, fits: Tensor) -> Tensor:
-    """Image to text: each crop is to prefer the texts that fit it. similarity, fits: [C, texts]; a scalar."""
-    wrong_or_right = similarity.masked_fill(fits < 0, -torch.inf).logsumexp(1)
-    right = similarity.masked_fill(fits != 1, -torch.inf).logsumexp(1)
-    return (wrong_or_right - right)[(fits == 1).any(1)].mean()
+def choose_text(similarity: Tensor, matches: Tensor) -> Tensor:
+    """Image-to-text loss: for each crop, cross-entropy over texts with several positives. [C, texts] -> scalar."""
+    every = similarity.masked_fill(matches < 0, -torch.inf).logsumexp(1)  # ambiguous pairs take no part
+    positives = similarity.masked_fill(matches != 1, -torch.inf).logsumexp(1)
+    return (every - positives)[(matches == 1).any(1)].mean()
 
 
-def choose_crop(similarity: Tensor, fits: Tensor) -> Tensor:
-    """Text to image: each fitting crop by itself is to beat all crops that do not fit. [C, texts]; a scalar."""
-    wrong = similarity.masked_fill(fits != 0, -torch.inf).logsumexp(0, keepdim=True)
-    return functional.softplus(wrong - similarity)[fits == 1].mean()
+def choose_crop(similarity: Tensor, matches: Tensor) -> Tensor:
+    """Text-to-image loss: for each text, every positive crop against all negative crops. [C, texts] -> scalar."""
+    # Positives do not compete with each other: a scene and a patch may both show the object.
+    negatives = similarity.masked_fill(matches != 0, -torch.inf).logsumexp(0, keepdim=True)
+    return functional.softplus(negatives - similarity)[matches == 1].mean()
 
 
 def rank_in_frame(similarity: Tensor, kinds: Tensor, same_frame: Tensor) -> Tensor:
-    """Within each object text's frame: named object over distractors over background.
+    """Ranking loss per object text: the named object above distractors above background; a scalar.
 
     Args:
         similarity: [C, B] of crops and object texts.
-        kinds: [C].
-        same_frame: bool [C, B].
+        kinds: [C] kinds of the crops.
+        same_frame: bool [C, B], whether a crop is from the frame of a text.
 
-    A patch that the object only touches counts as the object's here: it hides part of it when masked.
+    A patch with only a sliver of the object (EDGE) counts as the object here, because masking it hides part of the object.
     """
-    backdrop = (kinds == BACKDROP)[:, None].expand_as(similarity)  # of all frames: none shows an object
+    backdrop = (kinds == BACKDROP)[:, None].expand_as(
+        similarity
+    )  # of every frame in the batch, as none shows an object
     distractor = (kinds == DISTRACTOR)[:, None] & same_frame
     named = ((kinds == PART) | (kinds == EDGE) | (kinds == WHOLE))[:, None] & same_frame
-    beaten = similarity.masked_fill(~(backdrop | distractor), -torch.inf).logsumexp(0, keepdim=True)
-    floor = similarity.masked_fill(~backdrop, -torch.inf).logsumexp(0, keepdim=True)
-    first = functional.softplus(beaten - similarity)[named].mean()
-    second = functional.softplus(floor - similarity)[distractor]
+    below_named = similarity.masked_fill(~(backdrop | distractor), -torch.inf).logsumexp(0, keepdim=True)
+    below_distractor = similarity.masked_fill(~backdrop, -torch.inf).logsumexp(0, keepdim=True)
+    first = functional.softplus(below_named - similarity)[named].mean()
+    second = functional.softplus(below_distractor - similarity)[distractor]
     return first + 0.5 * second.sum() / max(len(second), 1)
 
 
@@ -112,49 +115,49 @@ def rank_in_frame(similarity: Tensor, kinds: Tensor, same_frame: Tensor) -> Tens
 def train_clip(
     model: open_clip.CLIP, tokenize: Callable[..., Tensor], frames: Sequence[Frame], steps: int, seed: int
 ) -> None:
-    """Trains in place, in bfloat16 where the operations allow it."""
+    """Train `model` in place, with bfloat16 autocast."""
     rng = np.random.default_rng([seed, 1])
-    hints = HintHead(EMBEDDING)
-    descent = Descent((model, hints), steps)
+    auxiliary_head = AuxiliaryHead(EMBEDDING)
+    optimizer = MuonAdamW((model, auxiliary_head), steps)
     model.train()
     with Progress("demo CLIP", steps, "steps") as progress:
         for _ in range(steps):
-            batch = [frames[i] for i in rng.choice(len(frames), min(FRAMES_A_STEP, len(frames)), replace=False)]
-            contrast, told = clip_losses(model, hints, tokenize, batch, rng)
-            descent.step(contrast + told)
+            batch = [frames[i] for i in rng.choice(len(frames), min(FRAMES_PER_STEP, len(frames)), replace=False)]
+            contrast, auxiliary = clip_losses(model, auxiliary_head, tokenize, batch, rng)
+            optimizer.step(contrast + auxiliary)
             with torch.no_grad():
                 model.logit_scale.clamp_(0, float(np.log(MAX_SCALE)))
-            progress.advance(note=f"loss {contrast.item():.3f}, hints {told.item():.3f}")
+            progress.advance(note=f"loss {contrast.item():.3f}, auxiliary {auxiliary.item():.3f}")
     model.eval()
 
 
 def clip_losses(
     model: open_clip.CLIP,
-    hints: HintHead,
+    auxiliary_head: AuxiliaryHead,
     tokenize: Callable[..., Tensor],
     frames: Sequence[Frame],
     rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """The contrast of crops and texts, and the hints about the crops that show an object whole; two scalars."""
-    crops = draw_crops(frames, IMAGE_SIZE, rng)
-    pairs = [draw_object_text(f, rng) for f in frames] + [draw_background_text(f, rng) for f in frames]
+    """The contrastive loss of crops and texts, and the auxiliary loss of the crops of whole objects; two scalars."""
+    crops = sample_crops(frames, IMAGE_SIZE, rng)
+    pairs = [sample_object_text(f, rng) for f in frames] + [sample_background_text(f, rng) for f in frames]
     tokens = _drop_words(tokenize([text for text, _ in pairs]), rng)
     with torch.autocast("cpu", torch.bfloat16):
         image, text = model.encode_image(normalise(crops.pixels)), model.encode_text(tokens)
     image, text = image.float(), text.float()
     kinds, owner = torch.from_numpy(crops.kinds), torch.from_numpy(crops.frames)
     whole = kinds == WHOLE
-    told = hints.loss(image[None, whole], answer_named(frames)[None, owner[whole]])
+    auxiliary = auxiliary_head.loss(image[None, whole], named_targets(frames)[None, owner[whole]])
     similarity = model.logit_scale.exp() * functional.normalize(image, dim=-1) @ functional.normalize(text, dim=-1).T
-    fits = torch.from_numpy(match(crops, frames, [meaning for _, meaning in pairs]))
+    matches = torch.from_numpy(match(crops, frames, [meaning for _, meaning in pairs]))
     same_frame = owner[:, None] == torch.arange(len(frames))
     ranking = rank_in_frame(similarity[:, : len(frames)], kinds, same_frame)
-    return choose_text(similarity, fits) + choose_crop(similarity, fits) + ranking, told
+    return choose_text(similarity, matches) + choose_crop(similarity, matches) + ranking, auxiliary
 
 
 def _drop_words(tokens: Tensor, rng: np.random.Generator) -> Tensor:
-    """Replaces a few words by [UNK]; special tokens stay."""
-    unknown, first_word, end = 1, 4, int(tokens.max())  # the order in which build_tokenizer numbers the tokens
+    """Replace a random few words by [UNK]; special tokens stay."""
+    unknown, first_word, end = 1, 4, int(tokens.max())  # the ids that build_tokenizer assigns
     word = (tokens >= first_word) & (tokens < end)
     dropped = torch.from_numpy(rng.random(tokens.shape) < WORD_DROPOUT)
     return tokens.masked_fill(word & dropped, unknown)

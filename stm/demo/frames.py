@@ -1,7 +1,7 @@
-"""Training data of the demo's two small models: single frames of generated clips that the demo never uses.
+"""Training and test data of the demo's small models: single frames of generated clips that the demo never uses.
 
-The clips come from the splits `demo-models` (training) and `demo-models-held-out` (measurement); the demo's own splits have
-other names, and a clip of `moving-shapes` depends on its split's name, so no frame is shared.
+The clips come from the splits `demo-models` (training) and `demo-models-held-out` (evaluation). A clip of `moving-shapes`
+depends on the name of its split, and the demo's splits have other names, so that no frame is shared.
 """
 
 from collections.abc import Sequence
@@ -33,41 +33,41 @@ from stm.jobs.progress import track as track_progress
 from stm.jobs.workers import PlainSpawn
 
 TRAIN_SPLIT, HELD_OUT_SPLIT = "demo-models", "demo-models-held-out"
-NOTHING, NAMED, OTHER = 0, 1, 2  # values of a label map; OTHER + i is the distractor number i
-_CHUNK = 32  # clips rendered at a time by a process
+NOTHING, NAMED, OTHER = 0, 1, 2  # values of a label map; OTHER + i is distractor i
+_CHUNK = 32  # clips per task of a rendering process
 
-Looks = tuple[str, str, str]  # color, texture, shape
+Attributes = tuple[str, str, str]  # color, texture, shape
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame and the truth about it."""
+    """One frame with its ground truth."""
 
     pixels: npt.NDArray[np.uint8]  # [H, W, 3] RGB
-    labels: npt.NDArray[np.uint8]  # [H, W]: NOTHING, NAMED, OTHER or more at each pixel
-    box: npt.NDArray[np.float32]  # [4] of the named object: x0, y0, x1, y1
-    named: Looks
-    others: tuple[Looks, ...]
+    labels: npt.NDArray[np.uint8]  # [H, W]: per pixel NOTHING, NAMED, or OTHER + i
+    box: npt.NDArray[np.float32]  # [4] of the named object: x0, y0, x1, y1 in pixels
+    named: Attributes
+    others: tuple[Attributes, ...]
     background: str
     moving_camera: bool
     caption: str  # of the whole clip, motion included
-    appearance: str  # what the frame alone can decide
+    appearance: str  # caption of what a single frame shows
 
 
 def render_frames(split: str, clips: int, frames: int, seed: int, processes: int = 1) -> list[Frame]:
-    """Renders `frames` frames at random times of each of `clips` clips, in the order of the clips.
+    """Render `frames` frames per clip at random times, for `clips` clips, in the order of the clips.
 
-    Half of the frames get a JPEG's artefacts of random strength: the demo's frames went through H.264 and JPEG.
+    Half of the frames get JPEG artefacts of random strength, because the demo's frames have passed through H.264 and JPEG.
     """
     chunks = [range(start, min(start + _CHUNK, clips)) for start in range(0, clips, _CHUNK)]
     render = partial(_render_chunk, split, frames, seed)
-    what = f"render {split}"
+    label = f"render {split}"
     if processes <= 1:
-        parts = list(track_progress(map(render, chunks), what, len(chunks), "chunks"))
+        parts = list(track_progress(map(render, chunks), label, len(chunks), "chunks"))
     else:
-        # Processes are started afresh: forking a process that has run torch's threads can hang.
+        # Spawned, because forking a process after torch has started threads can deadlock.
         with ProcessPoolExecutor(processes, mp_context=PlainSpawn()) as pool:
-            parts = list(track_progress(pool.map(render, chunks), what, len(chunks), "chunks"))
+            parts = list(track_progress(pool.map(render, chunks), label, len(chunks), "chunks"))
     return [frame for part in parts for frame in part]
 
 
@@ -81,11 +81,11 @@ def _render_chunk(split: str, frames: int, seed: int, indexes: Sequence[int]) ->
         times = sorted(rng.choice(spec.frames, frames, replace=False).tolist())
         rendered = render_clip(spec, which=times)
         for time, pixels, box in zip(times, rendered.frames, rendered.boxes, strict=True):
-            result.append(describe(spec, time, _worsen(pixels, rng), box))
+            result.append(describe(spec, time, _degrade(pixels, rng), box))
     return result
 
 
-def _worsen(pixels: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def _degrade(pixels: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     if rng.random() < 0.5:
         return pixels.copy()
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(40, 96))]
@@ -95,28 +95,29 @@ def _worsen(pixels: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDAr
 
 
 def describe(spec: ClipSpec, time: int, pixels: npt.NDArray[np.uint8], box: npt.NDArray[np.float32]) -> Frame:
+    """The frame number `time` of a clip with its ground truth; pixels: uint8 [H, W, 3], box: [4]."""
     labels = np.zeros((spec.height, spec.width), np.uint8)
     for number, thing in enumerate(spec.distractors):
         labels[_cover(thing, spec, time)] = OTHER + number
-    labels[_cover(spec.named, spec, time)] = NAMED
+    labels[_cover(spec.named, spec, time)] = NAMED  # last: the named object is in front
     return Frame(
-        pixels, labels, box, _looks(spec.named), tuple(_looks(t) for t in spec.distractors), spec.background,
+        pixels, labels, box, _attributes(spec.named), tuple(_attributes(t) for t in spec.distractors), spec.background,
         spec.camera.moving, caption_of(spec), appearance_caption(spec),
     )  # fmt: skip
 
 
-def _looks(thing: ObjectSpec) -> Looks:
+def _attributes(thing: ObjectSpec) -> Attributes:
     return thing.color, thing.texture, thing.shape
 
 
 def _cover(thing: ObjectSpec, spec: ClipSpec, time: int) -> npt.NDArray[np.bool_]:
-    """[H, W]: the pixels that an object covers, from its outline."""
+    """[H, W]: the pixels that an object's outline covers."""
     x, y, side, angle = track(thing.path, spec.frames)[time]
     x, y = np.array([x, y]) - camera_track(spec.camera, spec.frames)[time]
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     corners = outline(thing.shape) @ turn.T * side / 2
     mask = np.zeros((spec.height, spec.width), np.uint8)
-    # Corners of the ring's hole are the outline's, scaled about the centre.
+    # The hole of a ring is its outline scaled about the centre.
     for scale, value in ((1.0, 1), (RING_HOLE, 0)) if thing.shape == "ring" else ((1.0, 1),):
         cv2.fillPoly(mask, [np.round(corners * scale + (x, y)).astype(np.int32)], value)
     return mask.astype(bool)
@@ -126,7 +127,7 @@ def _cover(thing: ObjectSpec, spec: ClipSpec, time: int) -> npt.NDArray[np.bool_
 
 
 def all_texts() -> list[str]:
-    """Texts with every word of the generated captions; the tokenizers' vocabulary is made from them."""
+    """Texts that together contain every word of the generated captions, for building the tokenizers' vocabularies."""
     words = [*COLORS, *TEXTURES, *SHAPES, *BACKGROUNDS, *MOTIONS.values()]
     labels = [label.replace("_", " ") for label in MOTIONS]
     return [*words, *labels, "a an over background", *NEUTRAL_TEXTS]
@@ -137,7 +138,7 @@ NEUTRAL_TEXTS = ("something", "an object", "a shape that moves", "a photo of an 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a text says; None: it does not say."""
+    """The attributes that a text mentions; None where it does not mention one."""
 
     color: str | None = None
     texture: str | None = None
@@ -145,8 +146,8 @@ class Meaning:
     background: str | None = None
 
 
-def draw_object_text(frame: Frame, rng: np.random.Generator) -> tuple[str, Meaning]:
-    """A text about the named object of a frame: the caption, or a part of it."""
+def sample_object_text(frame: Frame, rng: np.random.Generator) -> tuple[str, Meaning]:
+    """Sample a text about the named object of a frame: its caption, or a part of it."""
     color, texture, shape = frame.named
     kind = rng.random()
     if kind < 0.45:
@@ -163,8 +164,8 @@ def draw_object_text(frame: Frame, rng: np.random.Generator) -> tuple[str, Meani
     return f"{_article(f'{color} {shape}')} {verb}", Meaning(color, None, shape)
 
 
-def draw_background_text(frame: Frame, rng: np.random.Generator) -> tuple[str, Meaning]:
-    """A text about the background of a frame."""
+def sample_background_text(frame: Frame, rng: np.random.Generator) -> tuple[str, Meaning]:
+    """Sample a text about the background of a frame."""
     name = frame.background
     text = rng.choice((f"a {name} background", name, f"a photo of {name}", f"over a {name} background"))
     return str(text), Meaning(background=name)
@@ -178,15 +179,20 @@ def _article(words: str) -> str:
 
 
 def describes(caption: str, frame: Frame) -> bool:
-    """Whether `caption` is the appearance caption of any object of the frame, named or not."""
+    """Whether `caption` is the appearance caption of any object in the frame, named or distractor."""
     return caption in [
-        f"{_article(' '.join(looks))} over a {frame.background} background" for looks in (frame.named, *frame.others)
+        f"{_article(' '.join(attributes))} over a {frame.background} background"
+        for attributes in (frame.named, *frame.others)
     ]
 
 
 def all_captions() -> list[str]:
-    """One appearance caption for each word that one can hold."""
-    looks = [(c, TEXTURES[0], SHAPES[0]) for c in COLORS] + [
+    """Appearance captions that together contain every word of such captions."""
+    objects = [(c, TEXTURES[0], SHAPES[0]) for c in COLORS] + [
         (next(iter(COLORS)), t, s) for t in TEXTURES for s in SHAPES
     ]
-    return [f"{_article(' '.join(look))} over a {place} background" for look in looks for place in BACKGROUNDS]
+    return [
+        f"{_article(' '.join(attributes))} over a {background} background"
+        for attributes in objects
+        for background in BACKGROUNDS
+    ]

@@ -1,4 +1,4 @@
-"""How good the demo's small models are, on frames of clips that they were not trained on."""
+"""Metrics of the demo's small models on frames of held-out clips."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -12,26 +12,31 @@ from torch.nn import functional
 
 from stm.demo.frames import NAMED, NOTHING, OTHER, Frame, describes
 
-GRID = 8  # cells on the short side, as in config/demo.yaml
-RATIO = 0.6  # text-guided mask of TGM, Table 6
+GRID = 8  # cells along the short side, as in config/demo.yaml
+RATIO = 0.6  # of the text-guided mask of TGM, Table 6
 
 Map = npt.NDArray[np.float64]
 Tokenize = Callable[..., Tensor]
 
 
 def grid_of(frame: Frame) -> tuple[int, int]:
-    """Rows and columns of a frame's map."""
+    """The rows and columns of a frame's map; cells are square."""
     height, width = frame.labels.shape
     return round(GRID * height / min(height, width)), round(GRID * width / min(height, width))
 
 
 @torch.no_grad()
 def similarity_map(model: open_clip.CLIP, tokenize: Tokenize, frame: Frame, text: str) -> Map:
-    """[rows, columns]: the cosine of each cell, resized alone to the model's input, with a text."""
+    """[rows, columns]: cosine similarity of each cell, resized on its own to the model's input size, with a text."""
     rows, columns = grid_of(frame)
-    high, wide = frame.labels.shape[0] // rows, frame.labels.shape[1] // columns
+    cell_height, cell_width = frame.labels.shape[0] // rows, frame.labels.shape[1] // columns
     pixels = torch.from_numpy(frame.pixels).permute(2, 0, 1).float()
-    patches = pixels.unfold(1, high, high).unfold(2, wide, wide).permute(1, 2, 0, 3, 4).flatten(0, 1)
+    patches = (
+        pixels.unfold(1, cell_height, cell_height)
+        .unfold(2, cell_width, cell_width)
+        .permute(1, 2, 0, 3, 4)
+        .flatten(0, 1)
+    )
     patches = functional.interpolate(patches, size=model.visual.image_size, mode="bicubic", antialias=True)
     image = model.encode_image(patches.clamp(0, 255).div(127.5).sub(1), normalize=True)
     scores = image @ model.encode_text(tokenize([text]), normalize=True).T
@@ -39,43 +44,44 @@ def similarity_map(model: open_clip.CLIP, tokenize: Tokenize, frame: Frame, text
 
 
 def share_of(frame: Frame, values: npt.NDArray[np.bool_]) -> Map:
-    """[rows, columns]: the share of each cell's pixels where `values` [H, W] is true."""
+    """[rows, columns]: the fraction of each cell's pixels where `values` [H, W] is true."""
     rows, columns = grid_of(frame)
     return np.asarray(values.reshape(rows, values.shape[0] // rows, columns, -1).mean(axis=(1, 3)), np.float64)
 
 
 def box_cover(frame: Frame) -> Map:
-    """[rows, columns]: the area, in pixels, that each cell shares with the named object's box."""
+    """[rows, columns]: area, in pixels, of the intersection of each cell with the named object's box."""
     rows, columns = grid_of(frame)
     height, width = frame.labels.shape
     x0, y0, x1, y1 = (float(v) for v in frame.box)
     xs, ys = np.arange(columns + 1) * width / columns, np.arange(rows + 1) * height / rows
-    wide = np.clip(np.minimum(x1, xs[1:]) - np.maximum(x0, xs[:-1]), 0, None)
-    high = np.clip(np.minimum(y1, ys[1:]) - np.maximum(y0, ys[:-1]), 0, None)
-    return np.asarray(high[:, None] * wide)
+    widths = np.clip(np.minimum(x1, xs[1:]) - np.maximum(x0, xs[:-1]), 0, None)
+    heights = np.clip(np.minimum(y1, ys[1:]) - np.maximum(y0, ys[:-1]), 0, None)
+    return np.asarray(heights[:, None] * widths)
 
 
 def coverage(scores: Map, weight: Map) -> float:
-    """The share of `weight` in the `int(RATIO * cells)` cells with the highest scores."""
-    order = np.argsort(-scores.ravel(), kind="stable")[: int(RATIO * scores.size)]
-    return float(weight.ravel()[order].sum() / weight.sum())
+    """The fraction of `weight` in the `int(RATIO * cells)` cells with the highest scores."""
+    # A stable sort, as in the masking strategies: equal scores are resolved in the same way everywhere.
+    top = np.argsort(-scores.ravel(), kind="stable")[: int(RATIO * scores.size)]
+    return float(weight.ravel()[top].sum() / weight.sum())
 
 
 def auc(positive: Map, negative: Map) -> float:
-    """The probability that a positive's score exceeds a negative's; ties count half."""
-    above, level = positive[:, None] > negative, positive[:, None] == negative
-    return float((above + 0.5 * level).mean())
+    """Area under the ROC curve: the probability that a positive's score exceeds a negative's; ties count half."""
+    greater, equal = positive[:, None] > negative, positive[:, None] == negative
+    return float((greater + 0.5 * equal).mean())
 
 
 def measure_clip(
-    model: open_clip.CLIP, tokenize: Tokenize, frames: Sequence[Frame], say: Callable[[Frame], str]
+    model: open_clip.CLIP, tokenize: Tokenize, frames: Sequence[Frame], text_of: Callable[[Frame], str]
 ) -> dict[str, float]:
-    """Means over frames of what `measure_map` says about the maps of the texts `say(frame)`."""
-    return average([measure_map(similarity_map(model, tokenize, f, say(f)), f) for f in frames])
+    """The metrics of `measure_map`, averaged over the similarity maps of `frames` with the texts `text_of(frame)`."""
+    return average([measure_map(similarity_map(model, tokenize, f, text_of(f)), f) for f in frames])
 
 
 def measure_ceiling(frames: Sequence[Frame], seed: int = 0) -> dict[str, float]:
-    """The same of a ranking that knows which share of each cell the named object covers, and guesses among the rest."""
+    """The same metrics for the true fraction of each cell that the named object covers, ties broken at random."""
     rng = np.random.default_rng(seed)
     rows = []
     for frame in frames:
@@ -85,21 +91,22 @@ def measure_ceiling(frames: Sequence[Frame], seed: int = 0) -> dict[str, float]:
 
 
 def measure_map(scores: Map, frame: Frame) -> dict[str, float]:
-    """Coverage of the box and of the object's pixels, and AUCs, of one frame's map; AUCs only where they are defined."""
-    cover, named = box_cover(frame), share_of(frame, frame.labels == NAMED)
-    covered = coverage(scores, cover)
+    """Coverage of the box and of the object's pixels, and AUCs, for one frame's map; undefined AUCs are left out."""
+    box_area, named = box_cover(frame), share_of(frame, frame.labels == NAMED)
+    covered = coverage(scores, box_area)
     row = {
         "coverage": covered,
         "coverage_moving" if frame.moving_camera else "coverage_fixed": covered,
         "pixels": coverage(scores, named),
     }
-    inside, outside = cover >= frame.labels.size / scores.size / 2, (cover == 0) & (named == 0)
-    others = {
+    # A positive cell has at least half of its area in the box; a negative cell touches neither box nor object.
+    inside, outside = box_area >= frame.labels.size / scores.size / 2, (box_area == 0) & (named == 0)
+    negatives = {
         "auc": outside,
         "auc_background": outside & (share_of(frame, frame.labels != NOTHING) == 0),
         "auc_distractors": outside & (share_of(frame, frame.labels >= OTHER) >= 0.25),
     }
-    row |= {name: auc(scores[inside], scores[o]) for name, o in others.items() if inside.any() and o.any()}
+    row |= {name: auc(scores[inside], scores[o]) for name, o in negatives.items() if inside.any() and o.any()}
     return row
 
 
@@ -114,11 +121,11 @@ def average(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def measure_captions(captions: Sequence[str], frames: Sequence[Frame]) -> dict[str, float]:
-    """Shares of captions that are right.
+    """Fractions of correct captions.
 
-    `named`: word for word the caption of the named object; `some_object`: that of any object in view, because in a frame
-    with others nothing but size and place tells which is named; `alone`: exact, in frames without other objects in view;
-    and each attribute by itself: of the named object in frames where it is alone, `background` in all.
+    `named`: exact match with the caption of the named object. `some_object`: exact match with that of any visible object,
+    because with several objects only size and place tell which one is named. `alone`: exact match in frames where no other
+    object is visible. `color`, `texture`, `shape`: one attribute correct in those frames. `background`: in all frames.
     """
     pairs = list(zip(captions, frames, strict=True))
     alone = [(caption, frame) for caption, frame in pairs if not (frame.labels >= OTHER).any()]

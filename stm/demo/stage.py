@@ -1,11 +1,11 @@
-"""The demo_models stage: the demo's small models, trained anew. The package ships a copy of the results in `stm/assets`."""
+"""The demo_models stage: retrains the demo's small models, of which the package ships a copy in `stm/assets`."""
 
 from pathlib import Path
 
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
 
-FOLDER = Path("results/demo-models")  # whatever the config: it has no say in them but for the seed
+FOLDER = Path("results/demo-models")  # the same for every config, since the models depend on its seed only
 
 
 def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
@@ -18,7 +18,7 @@ def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
 
 DEMO_MODELS = Stage(
     name="demo_models",
-    title="train the demo's small models anew",
+    title="retrain the demo's small models",
     per=(),
     outputs=lambda job: {
         "clip": FOLDER / "demo-clip",

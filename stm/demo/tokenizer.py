@@ -8,17 +8,17 @@ from transformers import PreTrainedTokenizerFast
 
 PAD, UNKNOWN, BEGIN, IMAGE, END = "[PAD]", "[UNK]", "[BOS]", "<image>", "[EOS]"
 
-# People who point the demo at their own captions use words beyond the generated ones; these cost nothing to know.
+# Captions of users' own videos have words beyond the generated ones. The frequent ones are known, at no cost.
 COMMON_WORDS = ("a", "an", "the", "of", "on", "in", "over", "and", "is", "with", "to", "photo", "video", "picture")
 
 
 def _splitter() -> pre_tokenizers.PreTokenizer:
-    """Words, which may hold hyphens (`two-tone`), and single punctuation marks."""
+    """Splits into words, hyphenated ones included (`two-tone`), and single punctuation marks."""
     return pre_tokenizers.Split(Regex(r"\w+(?:-\w+)*|[^\w\s]"), behavior="removed", invert=True)
 
 
 def collect_words(texts: Iterable[str]) -> list[str]:
-    """All words and punctuation marks of `texts`, sorted, lower case."""
+    """All words and punctuation marks of `texts` and the common words, in lower case, sorted."""
     split = _splitter()
     words = {word for text in set(texts) for word, _ in split.pre_tokenize_str(text.lower())}
     return sorted(words | set(COMMON_WORDS))
@@ -28,12 +28,12 @@ def build_tokenizer(words: Sequence[str], *, add_end: bool) -> PreTrainedTokeniz
     """A fast Hugging Face tokenizer over `words`.
 
     Args:
-        words: the vocabulary, special tokens apart.
-        add_end: close every text with [EOS] (CLIP pools there); without it only [BOS] is put in front, which is how
-            a prompt for a language model begins.
+        words: the vocabulary without special tokens.
+        add_end: append [EOS] to every text, where CLIP pools; without it a text only begins with [BOS], like the prompt
+            of a language model.
 
     [EOS] has the largest id, so that pooling at the largest id (OpenAI's CLIP) and pooling at [EOS] agree. Truncation
-    counts the special tokens, hence a text that is too long still ends in [EOS].
+    counts the special tokens, hence a truncated text still ends in [EOS].
     """
     vocabulary = {token: i for i, token in enumerate([PAD, UNKNOWN, BEGIN, IMAGE, *words, END])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
@@ -55,5 +55,5 @@ def build_tokenizer(words: Sequence[str], *, add_end: bool) -> PreTrainedTokeniz
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Writes `tokenizer.json` and its configuration into `folder`."""
+    """Write `tokenizer.json` and its configuration into `folder`."""
     tokenizer.save_pretrained(str(folder))

@@ -1,4 +1,4 @@
-"""Trains the demo's two small models anew, measures them on held-out clips, and writes their card."""
+"""Trains the demo's small CLIP and BLIP-2, evaluates them on held-out clips, and writes their model card."""
 
 import tempfile
 import time
@@ -18,7 +18,7 @@ from stm.demo.measure import measure_captions, measure_ceiling, measure_clip
 from stm.demo.recipe import Recipe
 from stm.storage.files import write_bytes
 
-FRAMES_A_CLIP = 2
+FRAMES_PER_CLIP = 2
 
 
 def train_demo_models(
@@ -32,53 +32,53 @@ def train_demo_models(
     clips: int = Recipe.clips,
     held_out_clips: int = Recipe.held_out_clips,
 ) -> dict[str, Any]:
-    """Trains the small CLIP, then the small BLIP-2 from its image tower; on a CPU, in about 30 minutes.
+    """Train the small CLIP, then the small BLIP-2 from its image tower; takes about 30 minutes on a CPU.
 
-    The outputs are replaced only once both models are trained and measured.
+    The outputs are replaced only after both models are trained and evaluated.
 
     Args:
         clip_output: folder for open_clip's `local-dir:`.
         blip2_output: folder for `Blip2ForConditionalGeneration.from_pretrained` and `Blip2Processor.from_pretrained`.
-        card: Markdown file that says how the models were made and how good they are.
+        card: Markdown file to write: how the models were trained, and their metrics.
 
     Returns:
-        What the card says: `clip` and `blip2` with their measurements, `seconds` for each phase.
+        The contents of the card: the metrics of `clip` and `blip2`, the numbers of `frames`, and the `seconds` per phase.
     """
     recipe = Recipe(clips, held_out_clips, clip_steps, blip2_steps, seed, threads)
     seconds: dict[str, float] = {}
-    before = torch.get_num_threads()
+    previous_threads = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            made = {"clip": Path(folder) / "clip", "blip2": Path(folder) / "blip2"}
-            results = _train(recipe, made["clip"], made["blip2"], seconds)
-            _move(made["clip"], clip_output)
-            _move(made["blip2"], blip2_output)
+            clip, blip2 = Path(folder) / "clip", Path(folder) / "blip2"
+            results = _train(recipe, clip, blip2, seconds)
+            _move(clip, clip_output)
+            _move(blip2, blip2_output)
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous_threads)
     write_card(card, recipe, results, seconds, (clip_output, blip2_output))
     return {**results, "seconds": seconds}
 
 
 def _train(recipe: Recipe, clip: Path, blip2: Path, seconds: dict[str, float]) -> dict[str, Any]:
-    def timed(what: str, work: Callable[[], Any]) -> Any:
+    def timed(phase: str, work: Callable[[], Any]) -> Any:
         start = time.monotonic()
         result = work()
-        seconds[what] = time.monotonic() - start
+        seconds[phase] = time.monotonic() - start
         return result
 
     train, test = timed("render", lambda: _render(recipe))
     timed("clip", lambda: _make_clip(recipe, train, clip))
     timed("blip2", lambda: _make_blip2(recipe, train, clip, blip2))
-    # What is measured is what was saved, read through the public loaders.
-    results = timed("measure", lambda: {"clip": judge_clip(clip, test), "blip2": judge_blip2(blip2, test)})
+    # The saved files are evaluated, through the public loaders: what a user loads is what the card describes.
+    results = timed("measure", lambda: {"clip": evaluate_clip(clip, test), "blip2": evaluate_blip2(blip2, test)})
     return {**results, "frames": {"train": len(train), "held_out": len(test)}}
 
 
 def _render(recipe: Recipe) -> tuple[list[Frame], list[Frame]]:
     return (
-        render_frames(TRAIN_SPLIT, recipe.clips, FRAMES_A_CLIP, recipe.seed, recipe.threads),
-        render_frames(HELD_OUT_SPLIT, recipe.held_out_clips, FRAMES_A_CLIP, recipe.seed, recipe.threads),
+        render_frames(TRAIN_SPLIT, recipe.clips, FRAMES_PER_CLIP, recipe.seed, recipe.threads),
+        render_frames(HELD_OUT_SPLIT, recipe.held_out_clips, FRAMES_PER_CLIP, recipe.seed, recipe.threads),
     )
 
 
@@ -97,8 +97,8 @@ def _make_blip2(recipe: Recipe, frames: list[Frame], clip: Path, folder: Path) -
     save_blip2(model, processor, folder)
 
 
-def judge_clip(folder: Path, frames: list[Frame]) -> dict[str, dict[str, float]]:
-    """Measures a saved CLIP with full captions and with appearance captions."""
+def evaluate_clip(folder: Path, frames: list[Frame]) -> dict[str, dict[str, float]]:
+    """Metrics of a saved CLIP with full captions and with appearance captions, and their upper bound `ceiling`."""
     model = open_clip.create_model(f"local-dir:{folder}").eval()
     tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
     return {
@@ -108,17 +108,17 @@ def judge_clip(folder: Path, frames: list[Frame]) -> dict[str, dict[str, float]]
     }
 
 
-def judge_blip2(folder: Path, frames: list[Frame]) -> dict[str, float]:
-    """Measures a saved BLIP-2's greedy captions."""
+def evaluate_blip2(folder: Path, frames: list[Frame]) -> dict[str, float]:
+    """Metrics of the greedy captions of a saved BLIP-2."""
     model = Blip2ForConditionalGeneration.from_pretrained(folder).eval()
     return measure_captions(describe_frames(model, Blip2Processor.from_pretrained(folder), frames), frames)
 
 
 def _move(source: Path, target: Path) -> None:
-    """Replaces the files of `target` by those of `source`, each atomically; others are removed."""
-    made = {path.name for path in source.iterdir()}
+    """Replace the files of `target` with those of `source`, each atomically, and delete all others."""
+    names = {path.name for path in source.iterdir()}
     for path in sorted(source.iterdir()):
         write_bytes(target / path.name, path.read_bytes())
     for path in target.iterdir():
-        if path.name not in made:
+        if path.name not in names:
             path.unlink()

@@ -1,1 +1,1 @@
-"""What a run costs, before it runs."""
+"""The plan: an estimate of what a run will cost, made before it runs."""

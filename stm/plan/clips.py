@@ -1,4 +1,4 @@
-"""What the plan starts from: how many clips of what size there are, before and after the manifest."""
+"""The clips that the plan counts: how many, of what size and with how many texts, with or without a manifest."""
 
 import random
 from collections import Counter
@@ -11,30 +11,34 @@ from stm.config import BenchmarkDataset, Config, FolderDataset, LanguageDataset,
 from stm.datasets.annotations import Clip
 from stm.layout import Layout
 
-# Of a benchmark of multiple choice, before it is read: MSRVTT-MC's.
-CHOICES = 5
-# Of moving-shapes; see `stm.datasets.moving_shapes.sentences.questions_of`.
-QUESTIONS_A_CLIP = 7
+# Choices per question of a multiple-choice benchmark, before its files are read: the number of MSRVTT-MC.
+CHOICES_PER_QUESTION = 5
+# The number for moving-shapes; see `stm.datasets.moving_shapes.sentences.questions_of`.
+QUESTIONS_PER_CLIP = 7
+
+
+# Assumed where no file states them: ten seconds at 25 frames per second, in a usual size of copies of Kinetics.
+_FRAMES, _WIDTH, _HEIGHT = 250, 340, 256
 
 
 class Texts(NamedTuple):
-    """What is said of a split's clips."""
+    """How many texts the clips of a split have, in total."""
 
     captions: float
-    questions: float  # each answer that was given counts, and each question with choices
-    choices: float  # texts of the questions with choices, all together
+    questions: float  # one per answer given by an annotator, and one per question with choices
+    choices: float  # choices of all questions together
 
 
 @dataclass(frozen=True)
 class Clips:
-    """Counts of one dataset, and its mean clip."""
+    """The clip counts of one dataset, and the mean size of a clip."""
 
     per_split: dict[str, int]
-    frames: float
-    width: float
-    height: float
-    basis: str
-    texts: Mapping[str, Texts] = field(default_factory=dict)  # by split, where it is known
+    frames: float  # per clip, mean
+    width: float  # pixels, mean
+    height: float  # pixels, mean
+    basis: str  # where the counts come from, for the plan's table
+    texts: Mapping[str, Texts] = field(default_factory=dict)  # by split, where they are known
 
     @property
     def total(self) -> int:
@@ -42,14 +46,17 @@ class Clips:
 
 
 def count_clips(config: Config) -> Clips:
-    """Clips per split and their mean size: from the manifest if there is one, else from the config or a sample of files."""
+    """Clips per split and their mean size.
+
+    They come from the manifest if it exists, otherwise from the config, official lists or a sample of files.
+    """
     manifest = Layout.of(config).manifest
     if manifest.exists():
         return _from_manifest(manifest)
     if isinstance(config.dataset, MovingShapesDataset):
         data = config.dataset
-        told = {split: Texts(count, count * QUESTIONS_A_CLIP, 0) for split, count in data.clips.items()}
-        return Clips(dict(data.clips), data.frames, data.width, data.height, "the config", told)
+        texts = {split: Texts(count, count * QUESTIONS_PER_CLIP, 0) for split, count in data.clips.items()}
+        return Clips(dict(data.clips), data.frames, data.width, data.height, "the config", texts)
     if isinstance(config.dataset, BenchmarkDataset):
         return _from_benchmark(config.dataset)
     if isinstance(config.dataset, LanguageDataset):
@@ -59,7 +66,7 @@ def count_clips(config: Config) -> Clips:
 
 
 def _from_benchmark(dataset: BenchmarkDataset) -> Clips:
-    """The official size: a plan can be made before there is a copy."""
+    """The official size, so that a plan can be made before the dataset is downloaded."""
     from stm.datasets.actions import official_counts, typical
 
     clip = typical(dataset.source)
@@ -68,22 +75,24 @@ def _from_benchmark(dataset: BenchmarkDataset) -> Clips:
 
 
 def _from_language(dataset: LanguageDataset) -> Clips:
-    """The official size, or the published one of a corpus, which no copy has any more."""
+    """The official size; of a web corpus the published size, although every copy has lost clips since."""
     from stm.datasets.video_text import is_corpus, official_counts, read_protocol, typical
 
     clip, splits = typical(dataset.source), official_counts(dataset.source)
-    basis, told = "the published size", {}
+    basis = "the published size"
+    texts = {}
     if not is_corpus(dataset.source):
-        basis, protocol = "the protocol", read_protocol(dataset.source)
+        basis = "the protocol"
+        protocol = read_protocol(dataset.source)
         for split, clips in splits.items():
-            count = protocol.texts[split] or clips  # unknown: one of each clip
-            asks = protocol.text_kind(split)
-            told[split] = Texts(
-                0 if asks == "questions" else count,
-                0 if asks == "captions" else count,
-                count * CHOICES if asks == "choices" else 0,
+            count = protocol.texts[split] or clips  # where the protocol states none: one text per clip
+            kind = protocol.text_kind(split)
+            texts[split] = Texts(
+                0 if kind == "questions" else count,
+                0 if kind == "captions" else count,
+                count * CHOICES_PER_QUESTION if kind == "choices" else 0,
             )
-    return Clips(splits, clip.frames, clip.width, clip.height, f"{basis}, with typical clips", told)
+    return Clips(splits, clip.frames, clip.width, clip.height, f"{basis}, with typical clips", texts)
 
 
 def _from_manifest(path: Path) -> Clips:
@@ -94,25 +103,25 @@ def _from_manifest(path: Path) -> Clips:
     for row in rows:
         splits[row["split"]] = splits.get(row["split"], 0) + 1
     frames = [_frames_of(row) for row in rows]
-    told = ((row["split"], row["captions"] or (), [q["choices"] for q in row["questions"] or ()]) for row in rows)
+    annotated = ((row["split"], row["captions"] or (), [q["choices"] for q in row["questions"] or ()]) for row in rows)
     return Clips(
         splits,
-        _mean(frames, 250),
-        _mean([r["width"] for r in rows], 340),
-        _mean([r["height"] for r in rows], 256),
+        _mean(frames, _FRAMES),
+        _mean([r["width"] for r in rows], _WIDTH),
+        _mean([r["height"] for r in rows], _HEIGHT),
         "the manifest",
-        _count_texts(told),
+        _count_texts(annotated),
     )
 
 
-def _count_texts(told: Iterable[tuple[str, Sized, Sequence[Sized | None]]]) -> dict[str, Texts]:
-    """From each clip's split, captions, and the choices of its questions."""
-    found: dict[str, Texts] = {}
-    for split, captions, choices in told:
-        before = found.get(split, Texts(0, 0, 0))
-        more = len(captions), len(choices), sum(len(offered or ()) for offered in choices)
-        found[split] = Texts(*(old + new for old, new in zip(before, more, strict=True)))
-    return found
+def _count_texts(clips: Iterable[tuple[str, Sized, Sequence[Sized | None]]]) -> dict[str, Texts]:
+    """Texts per split, counted from each clip's split, captions, and choices per question."""
+    counts: dict[str, Texts] = {}
+    for split, captions, choices in clips:
+        before = counts.get(split, Texts(0, 0, 0))
+        more = len(captions), len(choices), sum(len(texts or ()) for texts in choices)
+        counts[split] = Texts(*(old + new for old, new in zip(before, more, strict=True)))
+    return counts
 
 
 def _frames_of(row: dict[str, Any]) -> float | None:
@@ -127,39 +136,40 @@ def _mean(values: list[Any], default: float) -> float:
 
 
 def _from_folder(dataset: FolderDataset, seed: int, sample: int = 32) -> Clips:
-    """The headers of a few files stand for all of them."""
+    """Counts from the annotations; the mean size from the headers of `sample` files, since opening all takes too long."""
     from stm.datasets.folder import list_clips
     from stm.preprocess.video.container import VideoError
 
     root, annotations = Path(dataset.root), None if dataset.annotations is None else Path(dataset.annotations)
-    clips = [named.clip for named in list_clips(root, annotations, dataset.extensions, dataset.split)[0]]
+    clips = [entry.clip for entry in list_clips(root, annotations, dataset.extensions, dataset.split)[0]]
     sizes = []
     for clip in random.Random(seed).sample(clips, min(sample, len(clips))):
         try:
             sizes.append(_read_header(root, clip))
         except (VideoError, OSError):
-            continue  # the manifest will name it; the plan only needs an average
+            continue  # the manifest will report it; the plan only needs a mean
     frames, widths, heights = zip(*sizes, strict=True) if sizes else ((), (), ())
     basis = f"{len(clips)} clips, the headers of {len(sizes)} of their files"
-    told = ((clip.split, clip.captions, [question.choices for question in clip.questions]) for clip in clips)
+    annotated = ((clip.split, clip.captions, [question.choices for question in clip.questions]) for clip in clips)
     return Clips(
         dict(Counter(clip.split for clip in clips)),
-        _mean(list(frames), 250),
-        _mean(list(widths), 340),
-        _mean(list(heights), 256),
+        _mean(list(frames), _FRAMES),
+        _mean(list(widths), _WIDTH),
+        _mean(list(heights), _HEIGHT),
         basis,
-        _count_texts(told),
+        _count_texts(annotated),
     )
 
 
 def _read_header(root: Path, clip: Clip) -> tuple[float, int, int]:
-    """A clip's frames, width and height, as its file's container states them."""
+    """A clip's number of frames, width and height, as reported by the container of its file."""
     from stm.preprocess.video.container import choose_stream, open_container
 
     with open_container(root / clip.path) as container:
         video = choose_stream(container)
-        rate, seconds = float(video.average_rate or 25), (container.duration or 0) / 1e6
-        frames = video.frames or seconds * rate
+        rate = float(video.average_rate or 25)
+        seconds = (container.duration or 0) / 1e6  # PyAV states microseconds
+        frames = video.frames or seconds * rate  # some containers, Matroska for one, state no number of frames
         if clip.start is not None or clip.end is not None:
             frames = max(0.0, (clip.end or seconds) - (clip.start or 0.0)) * rate
         return frames, video.codec_context.width, video.codec_context.height

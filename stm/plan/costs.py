@@ -1,6 +1,6 @@
-"""Costs of the stages: from counts and shapes to jobs, hours and gigabytes.
+"""Costs of the stages: jobs, hours and gigabytes, computed from counts and shapes.
 
-Rates are measured ones, named with their source; what was not measured says "assumed".
+Rates are measured and named with their source, or marked as assumed.
 """
 
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ from stm.stages.costs import Cost, Workload
 from stm.stages.jobs import Jobs
 from stm.stages.journey import all_stages
 
-# Measured on an AMD EPYC (AVX-512): torch float32, ViT-B/32 images at 11/s a core and a ViT-B training step: 90 GFLOP/s.
-# Small models reach less.
+# Measured on an AMD EPYC (AVX-512): torch float32, 11 ViT-B/32 images per second and core, and a ViT-B training step, both
+# give 90 GFLOP/s. Small models reach less.
 CORE_FLOPS = 90e9
 # Assumed: 40 % of the 790 TFLOP/s that bf16 matrix products reach on an H200.
 GPU_FLOPS = 316e12
-# Measured, same machine: 16 JPEGs of 340x256 are decoded in 3.4 ms and cut in 2.2 ms.
+# Measured on the same machine: 16 JPEGs of 340x256 are decoded in 3.4 ms and cropped in 2.2 ms.
 LOAD_SECONDS_PER_PIXEL = 4e-9
-# Measured, same machine: timm's rand-m7-n4-mstd0.5-inc1 on pictures of 224 pixels, 1.43 ms each.
+# Measured on the same machine: timm's rand-m7-n4-mstd0.5-inc1 takes 1.43 ms per 224x224 frame.
 AUGMENT_SECONDS_PER_PIXEL = 2.9e-8
-# A Python process that imports torch and loads a model; measured.
+# Measured: the start of a Python process that imports torch and loads a model.
 JOB_SECONDS = 5.0
 
 
@@ -34,15 +34,16 @@ class Line:
 
     stage: str
     jobs: int
-    cpu_hours: float  # core hours, when it runs without a GPU
-    gpu_hours: float = 0.0  # with one, instead of the core hours; 0 for stages that use none
+    cpu_hours: float  # core hours without a GPU
+    gpu_hours: float = 0.0  # with a GPU, instead of the core hours; 0 for stages that use none
     gigabytes: float = 0.0  # written
-    loading_hours: float = 0.0  # core hours spent on reading and augmenting clips beside the GPU
+    loading_hours: float = 0.0  # core hours of reading and augmenting clips while the GPU works
 
 
 def dataset_lines(config: Config, dataset: str, load: Workload) -> list[Line]:
-    """The offline stages of a dataset, in the order of the journey, as each declares what it costs."""
-    jobs, lines = Jobs(config), []
+    """One line per offline stage of a dataset, and caption source, from the cost that the stage declares; in stage order."""
+    jobs = Jobs(config)
+    lines = []
     for stage in all_stages().values():
         if stage.cost is None:
             continue
@@ -50,19 +51,19 @@ def dataset_lines(config: Config, dataset: str, load: Workload) -> list[Line]:
             cost = stage.cost(jobs.make(dataset=dataset, source=source), load)
             if cost is not None:
                 parts = [stage.name, dataset if config.datasets else "", source]
-                lines.append(_price("/".join(filter(None, parts)), cost))
+                lines.append(_offline_line("/".join(filter(None, parts)), cost))
     return lines
 
 
-def _price(name: str, cost: Cost) -> Line:
+def _offline_line(name: str, cost: Cost) -> Line:
     if cost.flops is None:
         return Line(name, cost.jobs, cost.core_seconds / 3600, gigabytes=cost.gigabytes)
-    line = _computing(name, cost.jobs, cost.flops, cost.gigabytes)
+    line = _network_line(name, cost.jobs, cost.flops, cost.gigabytes)
     return replace(line, gpu_hours=line.gpu_hours + cost.gpu_seconds / 3600)
 
 
-def _computing(stage: str, jobs: int, flops: float, gigabytes: float = 0.0) -> Line:
-    """A stage that runs a network: on cores, or on a GPU instead."""
+def _network_line(stage: str, jobs: int, flops: float, gigabytes: float = 0.0) -> Line:
+    """The line of a stage that runs a network, on CPU cores or on a GPU."""
     start = jobs * JOB_SECONDS
     return Line(
         stage,
@@ -80,10 +81,10 @@ def _loading_hours(config: Config, dataset: str, clips: Clips, frames: float) ->
 
 
 def training_stages(config: Config, clips: Mapping[str, Clips]) -> list[Line]:
-    """Pretraining and evaluation, by the formulas of stm.models.cost.
+    """One line per pretraining run and evaluation, by the formulas of `stm.models.cost`.
 
     Args:
-        clips: of each dataset.
+        clips: by dataset.
     """
     from stm.models.cost import encoding_cost
     from stm.models.weights.zoo import describe
@@ -92,31 +93,34 @@ def training_stages(config: Config, clips: Mapping[str, Clips]) -> list[Line]:
     for name, run in config.runs.items():
         flops = loading = 0.0
         for sources, frames in ((run.video_sources, run.frames), (run.image_sources, 1)):
-            for own, split in sources:
-                dataset = own or config.dataset_of(name)
+            for named, split in sources:
+                dataset = named or config.dataset_of(name)
                 per_split = clips[dataset].per_split
                 visits = per_split.get(split, sum(per_split.values())) * run.optimisation.epochs
+                # Samples of one frame are images, unless the clips of the run have one frame, too.
                 flops += _step_flops(run, image=frames == 1 < run.frames) * visits * run.repeats
                 loading += _loading_hours(config, dataset, clips[dataset], visits * frames)
-        stages.append(replace(_computing(f"pretrain/{name}", 1, flops), loading_hours=loading))
+        stages.append(replace(_network_line(f"pretrain/{name}", 1, flops), loading_hours=loading))
     for name, task_name in config.evaluations():
         run, task, dataset = config.runs[name], config.evaluate[task_name], config.dataset_of(name, task_name)
         if task.needs == "language":
-            assert is_language_run(run)  # which the config has checked
+            assert is_language_run(run)  # checked when the config was parsed
             line, settings = f"evaluate/{name}/{task_name}", cast(LanguageTask, task)
             stages.append(_language_stage(config, line, settings, run, dataset, clips[dataset]))
             continue
         per_split = clips[dataset].per_split
         optimisation = getattr(task, "optimisation", None)
         epochs, repeats = (optimisation.epochs, getattr(task, "repeats", 1)) if optimisation else (1, 1)
-        passes = 3 * repeats if optimisation else 1  # forward, and twice that backward
+        passes = 3 * repeats if optimisation else 1  # a backward pass costs twice a forward pass
         train = per_split.get(getattr(task, "train_split", ""), 0) * epochs
+        # All crops of a view are cut from the same decoded frames, so only views multiply the loading.
         test = per_split.get(task.test_split, 0) * task.views
         flops = encoding_cost(describe(run)) * (train * passes + test * task.crops)
-        stage = _computing(f"evaluate/{name}/{task_name}", 1, flops)
+        stage = _network_line(f"evaluate/{name}/{task_name}", 1, flops)
         loading = _loading_hours(config, dataset, clips[dataset], (train + test) * run.frames)
         augmentation = getattr(task, "augmentation", None)
         if augmentation is not None and augmentation.auto_augment is not None:
+            # Repeats share the decoded frames, but each is augmented anew.
             loading += train * repeats * run.frames * run.image_size**2 * AUGMENT_SECONDS_PER_PIXEL / 3600
         stages.append(replace(stage, loading_hours=loading))
     return stages
@@ -129,13 +133,13 @@ def _language_stage(
 
     work = language_work(task, run, clips)
     loading = _loading_hours(config, dataset, clips, work.clips * (task.frames or run.frames))
-    return replace(_computing(stage, 1, work.flops), loading_hours=loading)
+    return replace(_network_line(stage, 1, work.flops), loading_hours=loading)
 
 
 @singledispatch
 def _step_flops(run: Run, image: bool = False) -> float:
-    """FLOPs of a clip's, or an image's, forward and backward pass; a function for each section of runs."""
-    raise TypeError(f"what a step of {type(run).__name__} costs is not known")
+    """FLOPs of the forward and backward pass of one clip, or one image; one implementation per type of run."""
+    raise TypeError(f"no cost of a training step is defined for {type(run).__name__}")
 
 
 @_step_flops.register
@@ -155,6 +159,6 @@ def _(run: PretrainRun, image: bool = False) -> float:
     per_slot = architecture.tokens // slots
     masked = slots * int(run.mask.ratio * per_slot)
     cost = pretraining_cost(architecture, architecture.tokens - masked, round(masked * run.decode_ratio))
-    if run.reconstruction.weight == 0:  # contrast only: no decoder runs
+    if run.reconstruction.weight == 0:  # with the contrastive loss alone no decoder runs
         return cost.step - 3 * cost.decoder
     return cost.step

@@ -1,6 +1,6 @@
-"""Arithmetic of the runs and evaluations with text, for the plan; same conventions as `stm.models.cost`.
+"""FLOPs of the runs and evaluations with text, for the plan, by the conventions of `stm.models.cost`.
 
-Where a number hangs on the data (candidates that tie, lengths of texts), it is the most that there can be.
+A number that depends on the data (candidates that tie, lengths of texts) is an upper bound.
 """
 
 import json
@@ -17,26 +17,28 @@ from stm.models.weights.zoo import describe
 from stm.plan.clips import Clips, Texts
 from stm.pretrained.local_files import local_model_files
 
-# Layers of the BERT that goes with a student: UMT takes bert-base with B and bert-large with L, whose widths are theirs.
+# Layers of the BERT per size of student: UMT pairs ViT-B with bert-base and ViT-L with bert-large, of equal widths.
 _BERT_DEPTH = {"tiny": 4, "small": 12, "base": 12, "large": 24, "huge": 24}
-_BERT_WORDS = 30522
+_BERT_VOCABULARY = 30522
 
 
 def language_step_flops(run: LanguageRun, teacher_image: float, image: bool = False) -> float:
-    """FLOPs of one sample's forward and backward pass.
+    """FLOPs of the forward and backward pass of one sample, and of the teacher's forward pass.
 
     Args:
-        run: its mask, objectives and text side.
+        run: gives the mask, the objectives and the text encoder.
         teacher_image: FLOPs of the teacher's forward pass on one frame.
-        image: of an image batch instead of a clip.
+        image: whether the sample is an image instead of a clip.
     """
-    shape, mask = describe(run), run.images.mask if image and run.images else run.mask
+    shape = describe(run)
+    mask = run.images.mask if image and run.images else run.mask
     frames = 1 if image else run.frames
-    hidden = frames * int(mask.ratio * shape.slot_tokens)
-    kept = frames * shape.slot_tokens - hidden
-    student = _encoder(shape, kept) + (_encoder(shape, hidden) if run.method == "stm" else 0)
-    met = hidden if run.method == "stm" else kept  # as released, STM's text meets the hidden tokens
-    return 3 * (student + _text(run, met)) + frames * teacher_image
+    masked = frames * int(mask.ratio * shape.slot_tokens)
+    kept = frames * shape.slot_tokens - masked
+    student = _encoder(shape, kept) + (_encoder(shape, masked) if run.method == "stm" else 0)
+    # As in the released code, STM's text attends to the masked tokens.
+    clip_tokens = masked if run.method == "stm" else kept
+    return 3 * (student + _text(run, clip_tokens)) + frames * teacher_image
 
 
 def _encoder(shape: Architecture, tokens: int) -> float:
@@ -44,140 +46,155 @@ def _encoder(shape: Architecture, tokens: int) -> float:
     return embedding + blocks_cost(tokens, shape.width, shape.depth, shape.mlp_ratio)
 
 
-def _text(run: LanguageRun, met: int) -> float:
-    """The text layers once, and once more for masked words; the fusion layers on three pairs and on the masked words."""
+def _text(run: LanguageRun, clip_tokens: int) -> float:
+    """Forward FLOPs of the text encoder for one caption, with the passes that the objectives need."""
     if run.language is None:
         return 0.0
-    width, words, wanted = SIZES[run.model].width, run.language.max_tokens, run.objectives
-    reading = blocks_cost(words, width, run.language.fusion_layer, 4.0)
-    fusing = fusion_flops(width, words, met, _read_bert(run)[0])
-    reads = 1 + bool(wanted.masked_language)
-    fuses = 3 * bool(wanted.matching) + bool(wanted.masked_language)
-    return reads * reading + fuses * fusing
+    width = SIZES[run.model].width
+    tokens = run.language.max_tokens
+    objectives = run.objectives
+    text_pass = blocks_cost(tokens, width, run.language.fusion_layer, 4.0)
+    fusion_pass = fusion_flops(width, tokens, clip_tokens, _read_bert(run)[0])
+    text_passes = 1 + bool(objectives.masked_language)
+    # Matching compares three pairs: the positive one, and one hard negative per modality.
+    fusion_passes = 3 * bool(objectives.matching) + bool(objectives.masked_language)
+    return text_passes * text_pass + fusion_passes * fusion_pass
 
 
-def fusion_flops(width: int, words: int, met: int, layers: int) -> float:
-    """Forward FLOPs of fusion layers on one caption of `words` tokens that meets `met` tokens of a clip."""
-    crossing = 2 * (2 * words * width**2 + 2 * met * width**2) + 4 * words * met * width
-    return blocks_cost(words, width, layers, 4.0) + layers * crossing
+def fusion_flops(width: int, tokens: int, memory: int, layers: int) -> float:
+    """Forward FLOPs of fusion layers on a text of `tokens` tokens that cross-attends to `memory` tokens."""
+    cross_attention = 2 * (2 * tokens * width**2 + 2 * memory * width**2) + 4 * tokens * memory * width
+    return blocks_cost(tokens, width, layers, 4.0) + layers * cross_attention
 
 
 def _read_bert(run: LanguageRun) -> tuple[int, int]:
-    """Its fusion layers, and the words that it knows: of a local BERT as its files say."""
+    """The number of fusion layers and the vocabulary size; those of a local BERT are read from its `config.json`."""
     assert run.language is not None
-    layers, words = _BERT_DEPTH[run.model], _BERT_WORDS
+    layers = _BERT_DEPTH[run.model]
+    vocabulary = _BERT_VOCABULARY
     for path in local_model_files(run.language.model):
         if Path(path).name == "config.json":
             values = json.loads(Path(path).read_text(encoding="utf-8"))
-            layers, words = int(values["num_hidden_layers"]), int(values["vocab_size"])
-    return max(1, layers - run.language.fusion_layer), words
+            layers = int(values["num_hidden_layers"])
+            vocabulary = int(values["vocab_size"])
+    return max(1, layers - run.language.fusion_layer), vocabulary
 
 
 class Work(NamedTuple):
-    """What an evaluation takes."""
+    """The work of one evaluation."""
 
     flops: float
-    clips: float  # read, all passes together
+    clips: float  # clips read, all passes together
 
 
-class _Prices:
-    """FLOPs of a task's parts, forward."""
+class _Forward:
+    """Forward FLOPs of the parts of a task's model."""
 
     def __init__(self, task: LanguageTask, run: LanguageRun) -> None:
         assert run.language is not None
         shape = replace(describe(run), frames=task.frames or run.frames)
-        self.seen, self.width, self.length = shape.tokens, shape.width, task.max_tokens or run.language.max_tokens
-        self.layers, self.words = _read_bert(run)
-        self.encode = encoding_cost(shape)  # a clip
-        self.read = blocks_cost(self.length, self.width, run.language.fusion_layer, 4.0)  # a text alone
-        self.fuse = fusion_flops(self.width, self.length, self.seen, self.layers)  # a text with a clip
+        self.clip_tokens = shape.tokens
+        self.text_tokens = task.max_tokens or run.language.max_tokens
+        self.width = shape.width
+        self.layers, self.vocabulary = _read_bert(run)
+        self.clip = encoding_cost(shape)
+        self.text = blocks_cost(self.text_tokens, self.width, run.language.fusion_layer, 4.0)
+        self.fusion = fusion_flops(self.width, self.text_tokens, self.clip_tokens, self.layers)  # of one text and clip
 
-    def write(self, tokens: int, met: int) -> float:
-        """A text by the decoder, which looks at `met` states; each token's successor is predicted among all words."""
-        head = 2 * tokens * self.width * (self.width + self.words)
-        return fusion_flops(self.width, tokens, met, self.layers) + head
+    def decode(self, tokens: int, memory: int) -> float:
+        """A text of `tokens` tokens by the decoder, which attends to `memory` tokens and predicts over the vocabulary."""
+        head = 2 * tokens * self.width * (self.width + self.vocabulary)
+        return fusion_flops(self.width, tokens, memory, self.layers) + head
 
 
 class _TaskWork(NamedTuple):
-    """What a task computes: (task, prices, ...) -> FLOPs of forward passes."""
+    """Forward FLOPs of a kind of task."""
 
-    visit: Callable[[Any, _Prices], float]  # of a training sample
-    test: Callable[[Any, _Prices, int, Texts], float]  # of a split's clips and texts
-    validate: Callable[[Any, _Prices, int, Texts], float]  # likewise, of the validation split after an epoch
-    samples: Callable[[Texts], float] = lambda texts: texts.captions  # in a training epoch
+    train: Callable[[Any, _Forward], float]  # per training sample
+    test: Callable[[Any, _Forward, int, Texts], float]  # of all clips and texts of a split
+    validate: Callable[[Any, _Forward, int, Texts], float]  # likewise, after each epoch
+    samples: Callable[[Texts], float] = lambda texts: texts.captions  # per training epoch
 
 
 def language_work(task: LanguageTask, run: LanguageRun, clips: Clips) -> Work:
-    """Fine-tuning, the looks at the validation split after each epoch, and the test.
+    """The work of fine-tuning, of the validation after each epoch, and of the test.
 
     Args:
-        clips: of the dataset that the task is done on.
+        clips: the clips of the dataset that the task is evaluated on.
     """
-    price, work, optimisation = _Prices(task, run), _WORK[task.task], task.optimisation
+    forward = _Forward(task, run)
+    work = _WORK[task.task]
+    optimisation = task.optimisation
     test = _count(clips, task.test_split)
-    flops, read = work.test(task, price, *test), float(test[0])
+    flops = work.test(task, forward, *test)
+    read = float(test[0])
     if optimisation is None:
         return Work(flops, read)
-    visits = optimisation.epochs * work.samples(_count(clips, task.train_split)[1])
-    flops += 3 * visits * work.visit(task, price)  # forward, and twice that backward
-    read += visits
+    samples = optimisation.epochs * work.samples(_count(clips, task.train_split)[1])
+    flops += 3 * samples * work.train(task, forward)  # a backward pass costs twice a forward pass
+    read += samples
     if task.validation_split is not None:
-        held = _count(clips, task.validation_split)
-        flops += optimisation.epochs * work.validate(task, price, *held)
-        read += optimisation.epochs * held[0]
+        validation = _count(clips, task.validation_split)
+        flops += optimisation.epochs * work.validate(task, forward, *validation)
+        read += optimisation.epochs * validation[0]
     return Work(flops, read)
 
 
 def _count(clips: Clips, split: str) -> tuple[int, Texts]:
-    """A split's clips and texts; where nothing is known of these, each clip has a caption and a question."""
+    """The clips and texts of a split; where the texts are unknown, one caption and one question per clip."""
     count = clips.per_split.get(split, 0)
     return count, clips.texts.get(split, Texts(count, count, 0))
 
 
-def _tune_pairs(task: VideoTextRetrieval | MultipleChoice, price: _Prices) -> float:
-    """The pair, and a wrong text and a wrong clip."""
-    return price.encode + price.read + 3 * price.fuse
+def _train_pairs(task: VideoTextRetrieval | MultipleChoice, forward: _Forward) -> float:
+    """Three pairs are fused: the positive one, and one hard negative per modality."""
+    return forward.clip + forward.text + 3 * forward.fusion
 
 
-def _compare_all(task: VideoTextRetrieval, price: _Prices, clips: int, texts: Texts) -> float:
-    """The dual encoder."""
-    return clips * price.encode + texts.captions * price.read
+def _compare_all(task: VideoTextRetrieval, forward: _Forward, clips: int, texts: Texts) -> float:
+    """Retrieval by the dual encoder alone, without re-ranking."""
+    return clips * forward.clip + texts.captions * forward.text
 
 
-def _retrieve(task: VideoTextRetrieval, price: _Prices, clips: int, texts: Texts) -> float:
-    return _compare_all(task, price, clips, texts) + count_pairs(texts.captions, clips, task.depth) * price.fuse
+def _retrieve(task: VideoTextRetrieval, forward: _Forward, clips: int, texts: Texts) -> float:
+    return _compare_all(task, forward, clips, texts) + count_pairs(texts.captions, clips, task.depth) * forward.fusion
 
 
-def _choose(task: MultipleChoice, price: _Prices, clips: int, texts: Texts) -> float:
-    return clips * price.encode + texts.choices * (price.read + price.fuse)
+def _choose(task: MultipleChoice, forward: _Forward, clips: int, texts: Texts) -> float:
+    return clips * forward.clip + texts.choices * (forward.text + forward.fusion)
 
 
-def _tune_answers(task: QuestionAnswering, price: _Prices) -> float:
-    return price.encode + price.read + price.fuse + price.write(task.max_answer_tokens - 1, price.length)
+def _train_answers(task: QuestionAnswering, forward: _Forward) -> float:
+    return (
+        forward.clip + forward.text + forward.fusion + forward.decode(task.max_answer_tokens - 1, forward.text_tokens)
+    )
 
 
-def _answer(task: QuestionAnswering, price: _Prices, clips: int, texts: Texts) -> float:
-    ranked = min(task.depth, task.answers or task.depth) * price.write(task.max_answer_tokens - 1, price.length)
-    per_question = price.read + price.fuse + price.write(1, price.length) + ranked
-    return clips * price.encode + texts.questions * per_question
+def _answer(task: QuestionAnswering, forward: _Forward, clips: int, texts: Texts) -> float:
+    # The first token of every answer is scored in one step; only the `depth` most probable answers are decoded whole.
+    ranked = min(task.depth, task.answers or task.depth) * forward.decode(
+        task.max_answer_tokens - 1, forward.text_tokens
+    )
+    per_question = forward.text + forward.fusion + forward.decode(1, forward.text_tokens) + ranked
+    return clips * forward.clip + texts.questions * per_question
 
 
-def _tune_captions(task: Captioning, price: _Prices) -> float:
-    return price.encode + price.write(task.max_caption_tokens - 1, price.seen)
+def _train_captions(task: Captioning, forward: _Forward) -> float:
+    return forward.clip + forward.decode(task.max_caption_tokens - 1, forward.clip_tokens)
 
 
-def _caption(task: Captioning, price: _Prices, clips: int, texts: Texts) -> float:
-    return clips * (price.encode + task.beams * price.write(task.max_caption_tokens, price.seen))
+def _caption(task: Captioning, forward: _Forward, clips: int, texts: Texts) -> float:
+    return clips * (forward.clip + task.beams * forward.decode(task.max_caption_tokens, forward.clip_tokens))
 
 
 _WORK = {
-    "video_text_retrieval": _TaskWork(_tune_pairs, _retrieve, _compare_all),
-    "multiple_choice": _TaskWork(_tune_pairs, _choose, _choose),
-    "question_answering": _TaskWork(_tune_answers, _answer, _answer, lambda texts: texts.questions),
-    "captioning": _TaskWork(_tune_captions, _caption, _caption),
+    "video_text_retrieval": _TaskWork(_train_pairs, _retrieve, _compare_all),
+    "multiple_choice": _TaskWork(_train_pairs, _choose, _choose),
+    "question_answering": _TaskWork(_train_answers, _answer, _answer, lambda texts: texts.questions),
+    "captioning": _TaskWork(_train_captions, _caption, _caption),
 }
 
 
 def count_pairs(texts: float, clips: float, depth: int) -> float:
-    """Pairs that re-ranking asks about, at most: each text's `depth` best clips and each clip's best texts, none twice."""
+    """Upper bound of the pairs that are re-ranked: the `depth` best clips per text and texts per clip, each pair once."""
     return min(texts * min(depth, clips) + clips * min(depth, texts), texts * clips)

@@ -1,7 +1,6 @@
-"""What a run will cost, before it runs: clips, shards, jobs, gigabytes, hours and, with prices, money.
+"""The plan of a run: its clips, shards, jobs, gigabytes, hours and, where the config has prices, money.
 
-Rates are measured ones, named with their source; what was not measured says "assumed". The report sets the plan beside
-what was used.
+The report compares the plan with what the run really used.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -16,18 +15,18 @@ from stm.storage.files import write_json
 
 @dataclass
 class DatasetPlan:
-    """One dataset's clips, and how they are dealt."""
+    """The clips and shards of one dataset."""
 
     clips: dict[str, int]
-    frames: float  # source frames a clip, mean
-    stored_frames: float  # a clip, mean
+    frames: float  # source frames per clip, mean
+    stored_frames: float  # per clip, mean
     shards: int
     basis: str  # where the counts come from
 
 
 @dataclass
 class Plan:
-    """What a run will cost."""
+    """The estimated cost of a run."""
 
     name: str
     datasets: dict[str, DatasetPlan] = field(default_factory=dict)
@@ -39,12 +38,13 @@ class Plan:
 
 
 def make_plan(config: Config) -> Plan:
-    """Works out the plan of a config; reads no more than headers."""
-    plan, clips = Plan(config.name), {}
+    """Make the plan of a config; of videos only headers are read."""
+    plan = Plan(config.name)
+    clips = {}
     for name in config.dataset_names:
         corpus = config.of(name)
         clips[name] = count_clips(corpus)
-        load = _measure(corpus, clips[name])
+        load = _workload(corpus, clips[name])
         plan.datasets[name] = DatasetPlan(
             clips[name].per_split, round(load.frames, 1), round(load.stored_frames, 1), load.shards, clips[name].basis
         )
@@ -53,7 +53,8 @@ def make_plan(config: Config) -> Plan:
     return plan
 
 
-def _measure(config: Config, clips: Clips) -> Workload:
+def _workload(config: Config, clips: Clips) -> Workload:
+    # The frames stage stops decoding a clip after its last stored frame.
     frames = min(clips.frames, config.frames.max_frames * config.frames.every)
     short, long = sorted((clips.width, clips.height))
     return Workload(
@@ -68,12 +69,12 @@ def _measure(config: Config, clips: Clips) -> Workload:
 
 
 def write_plan(plan: Plan, path: Path) -> None:
-    """Writes the plan as JSON; the report reads it."""
+    """Write the plan as JSON, for the report to read."""
     write_json(path, {**asdict(plan), "jobs": plan.jobs})
 
 
 def describe_plan(plan: Plan, config: Config | None = None) -> str:
-    """The plan as a table for people."""
+    """The plan as a human-readable table, with its price where `config` has prices."""
     lines = []
     for name, dataset in plan.datasets.items():
         splits = ", ".join(f"{n} {split}" for split, n in dataset.clips.items())
@@ -87,17 +88,19 @@ def describe_plan(plan: Plan, config: Config | None = None) -> str:
         gpu = f"{s.gpu_hours:.3f}" if s.gpu_hours else "-"
         loading = f"{s.loading_hours:.2f}" if s.loading_hours else "-"
         lines.append(f"{s.stage:44} {s.jobs:>6} {s.cpu_hours:>11.3f} {gpu:>13} {loading:>10} {s.gigabytes:>9.3f}")
-    without = sum(s.cpu_hours for s in plan.stages)
+    cores_alone = sum(s.cpu_hours for s in plan.stages)
+    # With a GPU the cores only run the other stages and load its clips.
     cores = sum(s.cpu_hours for s in plan.stages if not s.gpu_hours) + sum(s.loading_hours for s in plan.stages)
     gpus = sum(s.gpu_hours for s in plan.stages)
     size = sum(s.gigabytes for s in plan.stages)
     lines.append(
-        f"without a GPU: {without:.2f} core hours; with: {cores:.2f} core hours and {gpus:.2f} GPU hours; {size:.2f} GB"
+        f"without a GPU: {cores_alone:.2f} core hours; with a GPU: {cores:.2f} core hours and {gpus:.2f} GPU hours; "
+        f"{size:.2f} GB"
     )
     if config is not None and (config.prices.cpu_core_hour or config.prices.gpu_hour):
         price = cores * config.prices.cpu_core_hour + gpus * config.prices.gpu_hour
         lines.append(f"with GPUs, at the config's prices: {price:.2f}")
     lines.append(
-        f"assumed: {GPU_FLOPS / 1e12:.0f} TFLOP/s a GPU, {CORE_FLOPS / 1e9:.0f} GFLOP/s a core; small models reach less"
+        f"assumed: {GPU_FLOPS / 1e12:.0f} TFLOP/s per GPU, {CORE_FLOPS / 1e9:.0f} GFLOP/s per core; small models reach less"
     )
     return "\n".join(lines)

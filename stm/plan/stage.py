@@ -1,4 +1,4 @@
-"""The plan stage: what a run will cost, before it runs."""
+"""The plan stage: estimates what a run will cost before it runs."""
 
 from stm.datasets.stage import annotation_files, listing
 from stm.stages.declaration import Files, Stage
@@ -15,7 +15,7 @@ def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> str:
 
 PLAN = Stage(
     name="plan",
-    title="what the run will cost, before it runs",
+    title="estimate what the run will cost, before it runs",
     per=(),
     inputs=lambda job: {"annotations": [path for name in job.jobs.configs for path in annotation_files(job.on(name))]},
     outputs=lambda job: {"plan": job.layout.plan},

@@ -1,4 +1,4 @@
-"""The command line answers mistakes in one message, and covers every stage of the workflow."""
+"""The command line reports mistakes in one message, and covers every stage of the workflow."""
 
 import re
 from pathlib import Path

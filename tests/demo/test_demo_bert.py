@@ -1,4 +1,4 @@
-"""The demo's BERT knows every word that is said of generated clips, and is what its recipe gives."""
+"""The vocabulary of the demo's BERT covers every text of generated clips, and its recipe reproduces the shipped files."""
 
 from pathlib import Path
 
@@ -18,7 +18,8 @@ def test_the_shipped_bert_is_what_its_recipe_gives(tmp_path: Path) -> None:
 
 def test_it_knows_every_word_of_captions_questions_and_answers() -> None:
     language = SplitBert.load(Language(model=str(SHIPPED), fusion_layer=2))
-    dataset, unknown = MovingShapesDataset(source="moving-shapes"), language.tokenizer.encode(["zebra"], 4)[0, 1]
+    dataset = MovingShapesDataset(source="moving-shapes")
+    unknown = language.tokenizer.encode(["zebra"], 4)[0, 1]
     texts = []
     for index in range(60):
         spec = draw_clip_spec(0, "train", index, dataset)

@@ -1,4 +1,4 @@
-"""The demo's small models: the recipe runs, its parts do what they say, and the shipped ones are as good as their card."""
+"""The demo's small models: the recipe runs, its parts are correct, and the shipped models are as good as their card says."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from stm.config import MovingShapesDataset
 from stm.datasets.moving_shapes.generate import draw_clip_spec, render_clip
 from stm.demo import crops as demo_crops
 from stm.demo import frames
-from stm.demo.auxiliary_head import QUESTIONS, answer_frames
+from stm.demo.auxiliary_head import CLASSES, token_targets
 from stm.demo.blip2 import build_model, build_processor, describe_frames, encode_captions, tower_state
 from stm.demo.clip import build_clip, choose_crop, choose_text, rank_in_frame, write_config
 from stm.demo.measure import auc, box_cover, coverage, measure_captions, measure_ceiling, measure_clip
@@ -28,7 +28,7 @@ ASSETS = Path(__file__).parents[2] / "stm/assets"
 
 @pytest.fixture(scope="module")
 def held_out():
-    """24 frames of clips that no model was trained on, of another seed than the card's."""
+    """24 frames of held-out clips, from another seed than the card's."""
     return frames.render_frames(frames.HELD_OUT_SPLIT, 24, 1, seed=1)
 
 
@@ -59,7 +59,7 @@ def test_assets_load_as_float32(shipped_clip, shipped_blip2):
 
 
 def test_public_preprocessing_is_the_one_measured(shipped_clip):
-    """open_clip's own transform of a patch gives the pixels that training and measurement feed."""
+    """open_clip's own transform of a patch gives the same pixels as training and evaluation use."""
     _, _, transform = open_clip.create_model_and_transforms(f"local-dir:{ASSETS / 'demo-clip'}")
     size = shipped_clip[0].visual.image_size[0]
     pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
@@ -67,27 +67,27 @@ def test_public_preprocessing_is_the_one_measured(shipped_clip):
 
 
 def test_shipped_clip_finds_the_named_object(shipped_clip, held_out):
-    """With the true caption the mask covers the object nearly as well as one that knows its pixels."""
-    found = measure_clip(shipped_clip[0], shipped_clip[1], held_out, lambda frame: frame.caption)
+    """With the true caption the mask covers the object nearly as well as the upper bound from its true pixels."""
+    metrics = measure_clip(shipped_clip[0], shipped_clip[1], held_out, lambda frame: frame.caption)
     ceiling = measure_ceiling(held_out)
-    assert found["auc_background"] > 0.95
-    assert found["coverage"] > ceiling["coverage"] - 0.03
-    assert found["pixels"] > 0.97
+    assert metrics["auc_background"] > 0.95
+    assert metrics["coverage"] > ceiling["coverage"] - 0.03
+    assert metrics["pixels"] > 0.97
 
 
 def test_shipped_clip_prefers_the_named_object_to_others(shipped_clip, held_out):
-    found = measure_clip(shipped_clip[0], shipped_clip[1], held_out, lambda frame: frame.appearance)
-    assert found["auc_distractors"] > 0.8
+    metrics = measure_clip(shipped_clip[0], shipped_clip[1], held_out, lambda frame: frame.appearance)
+    assert metrics["auc_distractors"] > 0.8
 
 
 def test_shipped_blip2_says_what_a_frame_shows(shipped_blip2, held_out):
-    right = measure_captions(describe_frames(shipped_blip2[0], shipped_blip2[1], held_out), held_out)
-    assert right["some_object"] > 0.7
-    assert right["background"] > 0.9
+    metrics = measure_captions(describe_frames(shipped_blip2[0], shipped_blip2[1], held_out), held_out)
+    assert metrics["some_object"] > 0.7
+    assert metrics["background"] > 0.9
 
 
 def test_a_caption_depends_on_the_pixels(shipped_blip2, held_out):
-    """With a prompt too: the processor has to put the image's placeholders in front of it."""
+    """Also with a prompt, in front of which the processor must put the image placeholders."""
     model, processor = shipped_blip2
     assert len(set(describe_frames(model, processor, held_out))) > len(held_out) // 2
     elsewhere = next(f for f in held_out if f.background != held_out[0].background)
@@ -101,7 +101,7 @@ def test_a_caption_depends_on_the_pixels(shipped_blip2, held_out):
 
 
 def test_labels_are_what_changes_when_objects_are_taken_away():
-    """The label map, drawn from outlines, agrees with the difference of two renderings."""
+    """The label map, drawn from outlines, agrees with the difference between renderings with and without the object."""
     dataset = MovingShapesDataset(source="moving-shapes")
     for index in range(6):
         spec = draw_clip_spec(0, "labels", index, dataset)
@@ -111,7 +111,7 @@ def test_labels_are_what_changes_when_objects_are_taken_away():
         frame = frames.describe(spec, 9, pixels, np.zeros(4, np.float32))
         both = (changed & (frame.labels == frames.NAMED)).sum()
         either = (changed | (frame.labels == frames.NAMED)).sum()
-        assert both / either > 0.8  # edges are smooth in pictures, sharp in labels
+        assert both / either > 0.8  # edges are antialiased in frames, sharp in labels
 
 
 @pytest.mark.slow
@@ -124,7 +124,7 @@ def test_training_and_held_out_frames_do_not_depend_on_processes():
 
 
 def test_patches_are_what_they_are_called(held_out):
-    crops = demo_crops.draw_crops(held_out, 16, np.random.default_rng(0))
+    crops = demo_crops.sample_crops(held_out, 16, np.random.default_rng(0))
     assert crops.pixels.shape == (len(held_out) * 12, 16, 16, 3)
     assert set(crops.kinds) <= set(range(-1, 6))
     empty = demo_crops.classify(held_out[0], (0, 0, 1, 1)) if not held_out[0].labels[0, 0] else demo_crops.BACKDROP
@@ -148,13 +148,13 @@ def test_a_patch_fits_texts_about_its_color_and_texture_only(held_out):
 
 
 def test_hints_name_the_objects_where_they_are(held_out):
-    answers = answer_frames(held_out, 8)
-    for frame, there in zip(held_out, answers, strict=True):
+    targets = token_targets(held_out, 8)
+    for frame, target in zip(held_out, targets, strict=True):
         y, x = np.argwhere(frame.labels == frames.NAMED).mean(0) * 8 / frame.labels.shape
-        token = [QUESTIONS[i][int(a)] for i, a in enumerate(there[int(y), int(x)])]
+        token = [CLASSES[i][int(a)] for i, a in enumerate(target[int(y), int(x)])]
         if token[4] == "named":  # a ring's middle shows the background
             assert token[:4] == [frame.background, *frame.named]
-        assert (there[..., 0] == QUESTIONS[0].index(frame.background)).all()
+        assert (target[..., 0] == CLASSES[0].index(frame.background)).all()
 
 
 # ------------------------------------------------------------------------------------------------- texts and tokens
@@ -201,8 +201,8 @@ def test_loss_falls_on_the_words_and_the_end_alone():
     ids, mask, labels = encode_captions(
         processor.tokenizer, ["a red striped ring over a wood background", "a red ring"]
     )
-    said = [processor.tokenizer.decode(row[row >= 0]) for row in labels]
-    assert said == ["a red striped ring over a wood background [EOS]", "a red ring [EOS]"]
+    targets = [processor.tokenizer.decode(row[row >= 0]) for row in labels]
+    assert targets == ["a red striped ring over a wood background [EOS]", "a red ring [EOS]"]
     assert mask.sum(1).tolist() == [8 + 1 + 8 + 1, 8 + 1 + 3 + 1]
     assert (ids[:, :8] == processor.tokenizer.convert_tokens_to_ids("<image>")).all()
 
@@ -211,11 +211,11 @@ def test_loss_falls_on_the_words_and_the_end_alone():
 
 
 def test_losses_vanish_when_right_and_grow_when_wrong():
-    fits = torch.tensor([[1, 0], [0, 1], [-1, -1]])
+    matches = torch.tensor([[1, 0], [0, 1], [-1, -1]])
     right = torch.tensor([[50.0, 0.0], [0.0, 50.0], [99.0, 99.0]])
     for loss in (choose_text, choose_crop):
-        assert loss(right, fits) < 1e-6
-        assert loss(-right, fits) > 40
+        assert loss(right, matches) < 1e-6
+        assert loss(-right, matches) > 40
 
 
 def test_ranking_wants_named_over_distractor_over_background():
@@ -228,7 +228,7 @@ def test_ranking_wants_named_over_distractor_over_background():
 
 
 def test_the_image_tower_of_blip2_is_that_of_clip(tmp_path):
-    """At equal size both towers give the same tokens."""
+    """At the same image size both towers give the same tokens."""
     write_config(tmp_path)
     clip, _ = build_clip(tmp_path, 0)
     processor = build_processor(frames.all_captions())
@@ -276,7 +276,7 @@ def test_the_recipe_runs_end_to_end(tmp_path):
 
 
 def test_frames_can_be_rendered_from_a_script_without_a_main_guard(tmp_path):
-    """Workflow scripts have none; children that ran them again would break the pool."""
+    """Workflow scripts have no main guard; worker processes that executed them again would break the pool."""
     script = tmp_path / "unguarded.py"
     script.write_text(
         "from stm.demo.frames import HELD_OUT_SPLIT, render_frames\n"

@@ -1,4 +1,4 @@
-"""The plan of evaluations with text, against sums that are written out by hand."""
+"""The planned cost of evaluations with text equals sums written out by hand."""
 
 import json
 from pathlib import Path
@@ -22,15 +22,15 @@ from stm.datasets.moving_shapes.clip_spec import draw_clip_spec
 from stm.datasets.moving_shapes.sentences import questions_of
 from stm.layout import Layout
 from stm.manifest import MANIFEST_SCHEMA
-from stm.plan.clips import QUESTIONS_A_CLIP, Clips, Texts, count_clips
+from stm.plan.clips import QUESTIONS_PER_CLIP, Clips, Texts, count_clips
 from stm.plan.language_costs import count_pairs, language_work
 from stm.storage.tables import write_table
 
 RUN = LanguageRun(
     method="umt",
-    model="tiny",  # 4 blocks, 128 wide; so are the four layers of its BERT
+    model="tiny",  # 4 blocks of width 128, like the four layers of its BERT
     image_size=32,
-    patch_size=16,  # 4 tokens a frame
+    patch_size=16,  # 4 tokens per frame
     frames=2,
     teacher=FrameTeacher(model="ViT-B-16"),
     language=Language(model="nowhere/bert", fusion_layer=3, max_tokens=10),
@@ -39,21 +39,21 @@ W, WORDS = 128, 30522
 
 
 def block(tokens: int) -> int:
-    """A transformer's block: 12 W^2 multiply-adds a token, and tokens with tokens twice; two FLOPs each."""
+    """A transformer block: 12 W^2 multiply-adds per token, and 2 W per pair of tokens; two FLOPs each."""
     return 2 * (12 * W * W * tokens + 2 * tokens * tokens * W)
 
 
-def crossing(text: int, seen: int) -> int:
-    """Query and output maps of the text, key and value maps of what is seen, the scores and the mean."""
-    return 2 * (2 * W * W * text + 2 * W * W * seen + 2 * text * seen * W)
+def crossing(text: int, memory: int) -> int:
+    """Cross-attention: query and output maps of the text, key and value maps of the memory, scores and weighted mean."""
+    return 2 * (2 * W * W * text + 2 * W * W * memory + 2 * text * memory * W)
 
 
 def encode(tokens: int) -> int:
     return 2 * tokens * (3 * 16 * 16) * W + 4 * block(tokens)
 
 
-def write(tokens: int, seen: int) -> int:
-    return block(tokens) + crossing(tokens, seen) + 2 * tokens * (W * W + W * WORDS)
+def decode(tokens: int, memory: int) -> int:
+    return block(tokens) + crossing(tokens, memory) + 2 * tokens * (W * W + W * WORDS)
 
 
 READ, FUSE = 3 * block(10), block(10) + crossing(10, 8)
@@ -92,23 +92,23 @@ def test_fine_tuning_retrieval_fuses_three_pairs_a_caption_and_validates_by_the_
 
 def test_question_answering_is_counted_by_questions():
     task = QuestionAnswering(task="question_answering", max_tokens=10, max_answer_tokens=5, depth=16, **TUNED)
-    training = 3 * 2 * 200 * (encode(8) + READ + FUSE + write(4, 10))
-    asking = READ + FUSE + write(1, 10) + 16 * write(4, 10)
+    training = 3 * 2 * 200 * (encode(8) + READ + FUSE + decode(4, 10))
+    asking = READ + FUSE + decode(1, 10) + 16 * decode(4, 10)
     tests = (20 * encode(8) + 80 * asking) + 2 * (10 * encode(8) + 40 * asking)
     assert language_work(task, RUN, CLIPS) == (training + tests, 2 * 200 + 20 + 2 * 10)
     few = language_work(task.model_copy(update={"answers": 3}), RUN, CLIPS)
-    assert training + tests - few.flops == (80 + 2 * 40) * 13 * write(4, 10)
+    assert training + tests - few.flops == (80 + 2 * 40) * 13 * decode(4, 10)
 
 
 def test_multiple_choice_fuses_every_choice():
-    found = language_work(MultipleChoice(task="multiple_choice"), RUN, CLIPS)
-    assert found == (20 * encode(8) + 100 * (READ + FUSE), 20)
+    work = language_work(MultipleChoice(task="multiple_choice"), RUN, CLIPS)
+    assert work == (20 * encode(8) + 100 * (READ + FUSE), 20)
 
 
 def test_captions_are_written_by_every_beam():
     task = Captioning(task="captioning", max_caption_tokens=6, beams=3, optimisation=LanguageOptimisation(epochs=1))
-    training = 3 * 100 * (encode(8) + write(5, 8))
-    assert language_work(task, RUN, CLIPS).flops == training + 20 * (encode(8) + 3 * write(6, 8))
+    training = 3 * 100 * (encode(8) + decode(5, 8))
+    assert language_work(task, RUN, CLIPS).flops == training + 20 * (encode(8) + 3 * decode(6, 8))
 
 
 def test_the_task_s_own_frames_and_lengths_count():
@@ -136,12 +136,12 @@ def test_texts_are_counted_before_there_is_any_data(tmp_path):
     assert plan("msrvtt-qa", tmp_path).texts["test"] == Texts(0, 72821, 0)
     assert plan("msrvtt-mc", tmp_path).texts["test"] == Texts(2990, 2990, 5 * 2990)
     assert plan("msrvtt", tmp_path).texts["test"] == Texts(1000, 0, 0)
-    assert plan("msvd", tmp_path).texts["test"] == Texts(670, 0, 0), "unknown: one of each clip"
+    assert plan("msvd", tmp_path).texts["test"] == Texts(670, 0, 0), "unknown: one text per clip"
 
 
 def test_generated_clips_have_as_many_questions_as_the_plan_says(tmp_path):
     data = MovingShapesDataset(source="moving-shapes", clips={"test": 4})
-    assert len(questions_of(draw_clip_spec(0, "test", 0, data))) == QUESTIONS_A_CLIP
+    assert len(questions_of(draw_clip_spec(0, "test", 0, data))) == QUESTIONS_PER_CLIP
     values = {"name": "x", "results": str(tmp_path), "dataset": data.model_dump(mode="json")}
     assert count_clips(parse_config(values)).texts == {"test": Texts(4, 28, 0)}
 
@@ -174,5 +174,5 @@ def test_texts_of_a_folder_are_those_of_its_annotations(tmp_path):
     ]
     (tmp_path / "clips.json").write_text(json.dumps(rows))
     dataset = {"source": "folder", "root": str(tmp_path / "videos"), "annotations": str(tmp_path / "clips.json")}
-    found = count_clips(parse_config({"name": "x", "results": str(tmp_path), "dataset": dataset}))
-    assert found.texts == {"test": Texts(3, 2, 3)}
+    clips = count_clips(parse_config({"name": "x", "results": str(tmp_path), "dataset": dataset}))
+    assert clips.texts == {"test": Texts(3, 2, 3)}

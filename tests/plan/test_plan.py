@@ -1,4 +1,4 @@
-"""The plan's counts are the workflow's, and its arithmetic is that of the models."""
+"""The plan counts the jobs of the workflow, and its FLOPs are those of the models."""
 
 from pathlib import Path
 
@@ -16,10 +16,10 @@ ROOT = Path(__file__).parents[2]
 def test_clips_and_shards_of_the_generated_dataset_come_from_the_config(tmp_path):
     config = load_config(ROOT / "config/demo.yaml").model_copy(update={"results": str(tmp_path)})
     plan = make_plan(config)
-    found = plan.datasets[config.name]
-    assert found.clips == config.dataset.clips
-    assert found.shards == sum(-(-n // config.shard_size) for n in config.dataset.clips.values())  # type: ignore[misc]
-    assert found.stored_frames == config.dataset.frames / config.frames.every
+    dataset = plan.datasets[config.name]
+    assert dataset.clips == config.dataset.clips
+    assert dataset.shards == sum(-(-n // config.shard_size) for n in config.dataset.clips.values())  # type: ignore[misc]
+    assert dataset.stored_frames == config.dataset.frames / config.frames.every
 
 
 def test_only_the_packed_source_is_scored_on_every_split(tmp_path):
@@ -35,7 +35,7 @@ def test_a_folder_is_planned_from_its_files_before_there_is_a_manifest(tmp_path,
         encode_video(tmp_path / f"videos/{number}.mp4", texture(frames=12))
     (tmp_path / "videos/broken.mp4").write_bytes(b"no video")
     whole = (tmp_path / "videos/0.mp4").read_bytes()
-    (tmp_path / "videos/odd.mp4").write_bytes(whole.replace(b"avc1", b"zzzz"))  # a coding that nobody knows
+    (tmp_path / "videos/odd.mp4").write_bytes(whole.replace(b"avc1", b"zzzz"))  # an unknown codec
     values = {"name": "x", "results": str(tmp_path), "dataset": {"source": "folder", "root": str(tmp_path / "videos")}}
     clips = count_clips(parse_config(values))
     assert (clips.total, clips.frames, clips.width, clips.height) == (5, 12, 96, 64)
@@ -54,22 +54,22 @@ def test_annotated_splits_and_segments_are_planned_as_such(tmp_path, encode_vide
 
 def test_twice_the_clips_cost_twice_the_work(tmp_path):
     values = load_config(ROOT / "config/demo.yaml").model_dump(mode="json") | {"results": str(tmp_path)}
-    hours = []
+    written = []
     for clips in (1000, 2000):
         values["dataset"]["clips"] = {"train": clips}
         plan = make_plan(parse_config(values))
-        hours.append({s.stage: s.gigabytes for s in plan.stages if s.gigabytes})
-    for stage, gigabytes in hours[0].items():
-        assert hours[1][stage] == pytest.approx(2 * gigabytes)
+        written.append({s.stage: s.gigabytes for s in plan.stages if s.gigabytes})
+    for stage, gigabytes in written[0].items():
+        assert written[1][stage] == pytest.approx(2 * gigabytes)
 
 
-def hours(values: dict) -> dict:
+def lines(values: dict) -> dict:
     return {stage.stage: stage for stage in make_plan(parse_config(values)).stages}
 
 
 def test_shards_hold_the_frames_and_what_is_packed(tmp_path):
     values = load_config(ROOT / "config/demo.yaml").model_dump(mode="json") | {"results": str(tmp_path)}
-    packed = hours(values)
+    packed = lines(values)
     maps = sum(packed[name].gigabytes for name in ("motion", "flow", "similarity/blip2", "text/blip2"))
     assert packed["shards"].gigabytes == pytest.approx(packed["frames"].gigabytes + maps)
 
@@ -77,9 +77,9 @@ def test_shards_hold_the_frames_and_what_is_packed(tmp_path):
 def test_generating_text_takes_the_time_of_its_tokens_not_of_its_arithmetic_alone(tmp_path):
     values = load_config(ROOT / "config/demo.yaml").model_dump(mode="json") | {"results": str(tmp_path)}
     source = values["captions"]["blip2"]
-    before = hours(values)["captions/blip2"].gpu_hours
+    before = lines(values)["captions/blip2"].gpu_hours
     source["max_new_tokens"] *= 2
-    more = hours(values)["captions/blip2"].gpu_hours - before
+    more = lines(values)["captions/blip2"].gpu_hours - before
     passes = sum(values["dataset"]["clips"].values()) * source["key_frames"] / source["batch_size"]
     assert more == pytest.approx(passes * (source["max_new_tokens"] / 2) * 0.025 / 3600)
 
@@ -89,7 +89,7 @@ def test_augmentation_of_fine_tuning_is_counted_for_each_repeat(tmp_path):
     task = values["evaluate"]["finetune"]
 
     def loading() -> float:
-        return hours(values)["evaluate/tube/finetune"].loading_hours
+        return lines(values)["evaluate/tube/finetune"].loading_hours
 
     plain = loading()
     task["augmentation"]["auto_augment"] = "rand-m7-n4-mstd0.5-inc1"

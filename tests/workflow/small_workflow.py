@@ -1,4 +1,4 @@
-"""A small config with every offline stage, and Snakemake run on it in a folder of one's own."""
+"""A small config with every offline stage, and a way to run Snakemake on it in a separate folder."""
 
 import subprocess
 import sys
@@ -30,15 +30,16 @@ RUN: dict[str, Any] = {
 
 
 def command(folder: Path, *arguments: str, cores: int = 1) -> list[str]:
-    """What runs the workflow in `folder`, with its `config.yaml`."""
+    """The command that runs the workflow in `folder`, with its `config.yaml`."""
     snakemake = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(folder)]
     return [*snakemake, "--cores", str(cores), *arguments, "--configfile", str(folder / "config.yaml")]
 
 
 def snakemake(folder: Path, *arguments: str, cores: int = 1, fails: bool = False) -> str:
-    """Runs it, which must end well, or not, and returns all that it printed."""
-    called = command(folder, *arguments, cores=cores)
-    finished = subprocess.run(called, cwd=folder, capture_output=True, text=True, check=False)
+    """Run the workflow, assert that it succeeds (or `fails`), and return everything that it printed."""
+    finished = subprocess.run(
+        command(folder, *arguments, cores=cores), cwd=folder, capture_output=True, text=True, check=False
+    )
     printed = finished.stdout + finished.stderr
     assert (finished.returncode != 0) == fails, printed[-6000:]
     return printed

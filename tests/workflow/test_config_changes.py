@@ -1,7 +1,7 @@
-"""Every key of the config, changed one at a time: what its bytes decide runs again, and nothing else does.
+"""Every key of the config, changed one at a time: the jobs whose bytes it affects are rerun, and no others.
 
-`RERUN` is written by hand and says of each key what it decides. It knows nothing of the rules' `params`, nor of the keys that
-the config's sections call neutral: it is what those are held against. A key that `RERUN` does not know fails its test.
+`RERUN` is written by hand and lists the affected jobs per key. It is independent of the rules' `params` and of the keys that
+the sections of the config declare as cache-neutral, which are tested against it. A key that `RERUN` lacks fails its test.
 """
 
 import json
@@ -31,31 +31,31 @@ OPTIMISATION = {"epochs": 2, "warmup_epochs": 1, "batch_size": 8}
 RUN: dict[str, Any] = {"model": "tiny", "image_size": 32, "patch_size": 8, "frames": 4, "optimisation": OPTIMISATION}
 SHAPES: dict[str, Any] = {"source": "moving-shapes", "clips": {"train": 4, "test": 2}}
 
-# Every offline stage, on one dataset. Its keys below `Corpus` are asked about, and `dataset`.
+# Every offline stage, on one dataset. Of this config the keys of `Corpus` and `dataset` are tested.
 OFFLINE: dict[str, Any] = {
     "name": "small",
     "dataset": SHAPES,
     "captions": {
-        "said": {"kind": "human"},
+        "manual": {"kind": "human"},
         "label": {"kind": "label"},
-        "told": {"kind": "blip2", "model": "models/one/blip2"},
-        "described": {"kind": "llm", "model": "models/one/llm"},
+        "blip2": {"kind": "blip2", "model": "models/one/blip2"},
+        "llm": {"kind": "llm", "model": "models/one/llm"},
     },
     "similarity": {"model": CLIP, "keep_embeddings": True},
     "text": {"model": CLIP},
     "flow": {"backend": "raft", "weights": "models/one/raft.pth"},
-    # Not in the order of the alphabet: captions, maps and vectors are packed in the order that is given here.
-    "pack": {"captions": ["said", "label"], "text": True, "flow": True},
+    # Not in alphabetical order: captions, maps and text embeddings are packed in the order given here.
+    "pack": {"captions": ["manual", "label"], "text": True, "flow": True},
     "mask_quality": {},
     "pretrain": {"tube": RUN},
     "evaluate": {"linear": {"task": "linear"}},
 }
-# Runs and evaluations without text, and all that is shown.
+# Runs and evaluations without a text encoder, and tables and figures.
 PACKED: dict[str, Any] = {
-    "captions": {"said": {"kind": "human"}},
+    "captions": {"manual": {"kind": "human"}},
     "similarity": {"model": CLIP},
     "text": {"model": "local-dir:models/one/text"},
-    "pack": {"captions": "said", "text": True, "motion": False},
+    "pack": {"captions": "manual", "text": True, "motion": False},
 }
 TEACHER = {"model": "local-dir:models/one/teacher"}
 TGM: dict[str, Any] = {**RUN, "contrast": {}, "teacher": TEACHER, "init": "models/one/start.pth"}
@@ -83,8 +83,8 @@ MASKING: dict[str, Any] = {
         "losses": {"title": "Losses", "kind": "losses", "runs": {"TGM": "tgm"}},
     },
 }
-# Runs and evaluations with text.
-TAUGHT: dict[str, Any] = {
+# Runs and evaluations with a text encoder.
+WITH_TEACHER: dict[str, Any] = {
     **RUN,
     "dataset": "clips",
     "teacher": TEACHER,
@@ -98,12 +98,12 @@ LANGUAGE: dict[str, Any] = {
     "datasets": {
         "clips": {"dataset": FOLDER},
         "others": {"dataset": {**SHAPES, "label": "color"}},
-        "pictures": {"dataset": {**SHAPES, "label": "shape"}},
+        "images": {"dataset": {**SHAPES, "label": "shape"}},
     },
     "pretrain": {
-        "umt": {**TAUGHT, "method": "umt", "images": {"datasets": ["pictures"], "batch_size": 8}},
-        "stm": {**TAUGHT, "method": "stm", "spatio_temporal": {}},
-        "clusterstm": {**TAUGHT, "method": "clusterstm", "cluster": {}},
+        "umt": {**WITH_TEACHER, "method": "umt", "images": {"datasets": ["images"], "batch_size": 8}},
+        "stm": {**WITH_TEACHER, "method": "stm", "spatio_temporal": {}},
+        "clusterstm": {**WITH_TEACHER, "method": "clusterstm", "cluster": {}},
     },
     "evaluate": {
         "ranks": {"task": "video_text_retrieval", **PAIRS},
@@ -123,12 +123,13 @@ LISTS: dict[str, Any] = {
 }
 CONFIGS = {"offline": OFFLINE, "masking": MASKING, "language": LANGUAGE, "lists": LISTS}
 
-# What decides what. The first line that fits a key holds; a star stands for one part of the key and is the value of {0}, {1};
-# two stars stand for the rest. In names of jobs a star stands for any name. Keys that decide nothing have an empty list.
-# `plan` and `report` show the whole config: they may run again whatever is changed, and must where they are named.
-# Keys of one of several datasets are written as those of a config with one.
+# The jobs that each key affects. The first pattern that matches a key counts. In a pattern, * stands for one part of the key,
+# which {0}, {1} insert into names of jobs, and ** for all further parts. In a name of a job, * stands for any name; ! excludes
+# jobs, and ? allows that the config has none. Keys that affect no job have an empty list. `plan` and `report` show the whole
+# config: they may always be rerun, and must be where they are listed. A key of one of several datasets is written like that of
+# a config with one dataset.
 RERUN: tuple[tuple[str, list[str]], ...] = (
-    ("name", ["table/*", "figure/*", "plan", "report"]),  # of several datasets: where they are shown
+    ("name", ["table/*", "figure/*", "plan", "report"]),  # with several datasets, where results are shown
     ("results", ["*", "!demo_models"]),
     ("seed", ["generate", "manifest", "pretrain/*", "evaluate/*", "crop_agreement", "demo_models"]),
     ("seeds", ["pretrain/*", "evaluate/*", "table/*", "figure/*", "report"]),
@@ -148,19 +149,19 @@ RERUN: tuple[tuple[str, list[str]], ...] = (
     ("frames.*", ["frames"]),
     ("captions.*.kind", ["captions/{0}"]),
     ("captions.*.*", ["captions/{0}"]),
-    # Whether embeddings are kept changes no map, but which files the maps are made from.
+    # Keeping embeddings changes no map, but it changes the inputs of the maps.
     ("similarity.keep_embeddings", ["similarity/*"]),
     ("similarity.*", ["embeddings", "similarity/*", "crop_agreement?"]),
-    ("text.model", ["text/*", "evaluate/*/zero?"]),  # whose sentences it encodes
+    ("text.model", ["text/*", "evaluate/*/zero?"]),  # zero-shot evaluation encodes its sentences with this model
     ("text.*", ["text/*"]),
     ("motion.timeout_seconds", []),
     ("motion.*", ["motion"]),
     ("flow.timeout_seconds", []),
     ("flow.*", ["flow"]),
-    ("pack.captions", ["shards", "crop_agreement?"]),  # whose measure is of the first source
+    ("pack.captions", ["shards", "crop_agreement?"]),  # which is measured on the first source
     ("pack.*", ["shards"]),
-    # The other split's clips need the maps of the captions that are not packed.
-    ("mask_quality.split", ["mask_quality", "crop_agreement", "similarity/told", "similarity/described"]),
+    # Clips of the other split then need maps of the sources that are not packed.
+    ("mask_quality.split", ["mask_quality", "crop_agreement", "similarity/blip2", "similarity/llm"]),
     ("mask_quality.*", ["mask_quality", "crop_agreement"]),
     # Pretraining.
     ("pretrain.*.workers", []),
@@ -170,13 +171,13 @@ RERUN: tuple[tuple[str, list[str]], ...] = (
     (
         "pretrain.*.dataset",
         ["pretrain/{0}", "evaluate/{0}/*?", "table/*?", "figure/*?"],
-    ),  # the run and what it yields lie in another folder
+    ),  # the results of the run are written to another folder
     ("pretrain.*.seeds", ["pretrain/{0}-*", "evaluate/{0}-*", "table/*?", "figure/*?"]),
     ("pretrain.*.**", ["pretrain/{0}", "evaluate/{0}/*?"]),
     # Evaluation.
-    ("evaluate.*.runs", []),  # the others' numbers stay what they are
+    ("evaluate.*.runs", []),  # the metrics of the other runs are unchanged
     ("evaluate.*.**", ["evaluate/*/{0}"]),
-    # What is shown.
+    # Tables, figures and the report.
     ("tables.*.**", ["table/{0}", "report"]),
     ("figures.*.**", ["figure/{0}", "report"]),
     ("report.*", ["report"]),
@@ -186,10 +187,10 @@ ALWAYS_ALLOWED = {"plan", "report"}
 
 TASKS = ["LinearProbe", "FineTune", "ZeroShot", "Retrieval"]
 TASKS += ["VideoTextRetrieval", "QuestionAnswering", "MultipleChoice", "Captioning"]
-# Values to change a key to, where adding one, halving, or another of a closed list will not do. By section and key.
+# Valid other values, by section and key, where the generic changes of `others` yield none.
 VALUES: dict[str, list[Any]] = {
     "BadInput.policy": [{"too_short": "fail"}],
-    "CaptionChoice.sources": [["said"]],
+    "CaptionChoice.sources": [["manual"]],
     "FigureSpec.runs": [{"TGM": "tube"}],
     "FigureSpec.tasks": [["finetune"]],
     "BenchmarkDataset.annotations": ["lists-again"],
@@ -208,14 +209,14 @@ VALUES: dict[str, list[Any]] = {
     "TableRow.runs": [["tgm", "tube"]],
     **{f"{section}.dataset": ["others"] for section in ("PretrainRun", "LanguageRun", *TASKS)},
     **{f"{section}.runs": [["tgm"], ["umt"]] for section in TASKS},
-    **{f"{section}.source": ["said"] for section in TASKS},
+    **{f"{section}.source": ["manual"] for section in TASKS},
     **{f"{section}.image_size": [64] for section in ("Teacher", "FrameTeacher")},
 }
 SPLITS = ["test", "train"]  # values of keys that name a split
 
 # Keys with a single value.
 FIXED = {"LanguageRun.tubelet"}
-# Keys that not all entries of their kind can change: which one can.
+# Keys that only some entries can change: the entry to use.
 PLACES = {"FigureSpec.kind": "figures.clips.kind"}
 
 
@@ -233,28 +234,28 @@ class Key:
 
     @property
     def name(self) -> str:
-        """The key as `RERUN` writes it."""
+        """The key as in `RERUN`."""
         return ".".join(map(str, self.path[2:] if self.dataset else self.path))
 
     @property
     def field(self) -> str:
-        """The key by its section, as `VALUES` writes it."""
+        """Section and key, as in `VALUES`."""
         return f"{self.section.__name__}.{self.path[-1]}"
 
 
 def sections_in(annotation: Any) -> Iterator[type[Section]]:
-    """The sections that a field may hold: itself, one of several, or the values of a mapping or list."""
+    """The section types in a field's annotation: the annotation itself, or those in a union, mapping or list."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         yield annotation
     yield from chain.from_iterable(map(sections_in, get_args(annotation)))
 
 
 def walk(section: Section, path: tuple[str | int, ...] = (), place: tuple[str, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Of every key that holds no section: its path, its section, and the sections that lead to it without their names."""
+    """Every key that holds no section: its path, its section, and its place, the path with types in place of names."""
     for name, field in type(section).model_fields.items():
         value: Any = getattr(section, name)
         if isinstance(section, Config) and section.datasets and name in Corpus.model_fields:
-            continue  # beside several datasets it holds for those that do not say otherwise, and here all do
+            continue  # the default of datasets that do not set it; here all set it
         if not list(sections_in(field.annotation)):
             yield (*path, name), type(section), (*place, name)
             continue
@@ -269,7 +270,7 @@ def walk(section: Section, path: tuple[str | int, ...] = (), place: tuple[str, .
 
 
 def find_keys() -> list[Key]:
-    """Each key once for each kind of place that its section stands at."""
+    """Each key once per kind of place at which its section occurs."""
     found: dict[tuple[str, ...], Key] = {}
     for config, values in CONFIGS.items():
         for path, section, place in walk(parse_config(values)):
@@ -283,13 +284,13 @@ def find_keys() -> list[Key]:
 
 
 def is_tag(key: Key) -> bool:
-    """Whether the key only says which section it stands in, as `kind: human` does: it has no other value there."""
+    """Whether the key only identifies its section, as `kind: human` does, and has no other value there."""
     annotation = key.section.model_fields[str(key.path[-1])].annotation
     return key.field in FIXED or (get_origin(annotation) is Literal and len(get_args(annotation)) == 1)
 
 
 def others(key: Key, value: Any) -> Iterator[Any]:
-    """Values that a key may be changed to, the most likely first; not all are valid."""
+    """Other values for a key, the most likely first; not all are valid."""
     if key.field in VALUES or key.field.endswith("split"):
         yield from VALUES.get(key.field, SPLITS)
         return
@@ -315,7 +316,7 @@ def choices_of(annotation: Any) -> Iterator[Any]:
 
 
 def change(key: Key) -> dict[str, Any]:
-    """The whole config with another valid value of one key."""
+    """The whole config, with another valid value for one key."""
     before = parse_config(CONFIGS[key.config])
     plain = before.model_dump(mode="json")
     holder = plain
@@ -329,23 +330,23 @@ def change(key: Key) -> dict[str, Any]:
         except ConfigError:
             pass
         holder[key.path[-1]] = old
-    pytest.fail(f"no other valid value of {key.field} was found: name one in VALUES of {Path(__file__).name}")
+    pytest.fail(f"no other valid value of {key.field} was found: add one to VALUES in {Path(__file__).name}")
 
 
 def find_line(key: Key) -> list[str]:
-    """What `RERUN` says of a key, the places of its stars filled in."""
+    """The jobs that `RERUN` lists for a key, with the parts matched by stars inserted."""
     for pattern, jobs in RERUN:
-        names = fit(pattern.split("."), key.name.split("."))
+        names = match(pattern.split("."), key.name.split("."))
         if names is not None:
             return [job.format(*names) for job in jobs]
     pytest.fail(
-        f"{key.name} is a new key of the config. Add to RERUN in {Path(__file__).name} which rules' bytes it decides: those "
-        "that must run again when it changes; an empty list if it changes none"
+        f"{key.name} is a new key of the config. Add it to RERUN in {Path(__file__).name} with the jobs whose bytes it affects, "
+        "which must be rerun when it changes; an empty list if it affects none"
     )
 
 
-def fit(pattern: list[str], key: list[str]) -> list[str] | None:
-    """The parts of a key that stand for a pattern's stars; None when it does not fit."""
+def match(pattern: list[str], key: list[str]) -> list[str] | None:
+    """The parts of a key that match a pattern's stars; None if the key does not match."""
     if pattern[-1] == "**" and len(key) >= len(pattern):
         pattern, key = pattern[:-1], key[: len(pattern) - 1]
     if len(pattern) != len(key) or any(one not in ("*", part) for one, part in zip(pattern, key, strict=True)):
@@ -354,19 +355,21 @@ def fit(pattern: list[str], key: list[str]) -> list[str] | None:
 
 
 def expected(key: Key, names: frozenset[str]) -> set[str]:
-    """The jobs that must run again when a key changes, of those that the changed config has."""
-    found: set[str] = set()
+    """The jobs of the changed config that must be rerun when a key changes."""
+    jobs: set[str] = set()
     for pattern in find_line(key):
         plain = pattern.strip("!?")
         scope = f"{key.dataset}:" if key.dataset else "*:"
-        fitting = {n for n in names if fnmatchcase(n, f"{scope}{plain}") or (not key.dataset and fnmatchcase(n, plain))}
-        assert fitting or pattern.endswith("?"), f"RERUN names {plain} for {key.name}, but the config has no such job"
-        found = found - fitting if pattern.startswith("!") else found | fitting
-    return found
+        matching = {
+            n for n in names if fnmatchcase(n, f"{scope}{plain}") or (not key.dataset and fnmatchcase(n, plain))
+        }
+        assert matching or pattern.endswith("?"), f"RERUN names {plain} for {key.name}, but the config has no such job"
+        jobs = jobs - matching if pattern.startswith("!") else jobs | matching
+    return jobs
 
 
 def make_models(folder: Path) -> None:
-    """Files in the places of models: no model is loaded here."""
+    """Create placeholder files for models, which are never loaded here."""
     for place in ("one", "two"):
         for model in ("clip", "blip2", "llm", "bert", "text", "teacher"):
             touch(folder / "models" / place / model / "weights.bin")
@@ -383,7 +386,7 @@ def make_models(folder: Path) -> None:
 
 
 def make_lists(lists: Path) -> None:
-    """The lists of UCF101 (two folds), of HMDB51 and of both WebVid, of one or two clips each."""
+    """Write lists of UCF101 (two folds), HMDB51 and both WebVid corpora, with one or two clips each."""
     lists.mkdir()
     clips = ("YoYo/v_YoYo_g01_c01.avi", "YoYo/v_YoYo_g02_c01.avi")
     (lists / "classInd.txt").write_text("1 YoYo\n")
@@ -397,7 +400,7 @@ def make_lists(lists: Path) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def small_lists() -> Iterator[None]:
-    """Makes lists of a clip in each split the official ones."""
+    """Replace the official counts of clips by one per split."""
     with pytest.MonkeyPatch.context() as patch:
         for source in ("ucf101", "hmdb51"):
             counts = {fold: {"train": 1, "test": 1} for fold in (1, 2, 3)}
@@ -407,7 +410,7 @@ def small_lists() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A folder for each config in which the workflow seems to have run."""
+    """A folder per config, in which the workflow seems to have run."""
 
     @cache
     def make(config: str) -> Path:
@@ -423,15 +426,15 @@ KEYS = find_keys()
 
 
 def test_every_section_of_the_config_is_asked_about() -> None:
-    """A new section must stand in one of `CONFIGS`, or its keys would go by unasked."""
+    """A new section must occur in one of `CONFIGS`, or its keys would not be tested."""
     waiting: list[type[Section]] = [Config]
-    there: set[type[Section]] = {Config}
+    known: set[type[Section]] = {Config}
     while waiting:
         kinds = {kind for field in waiting.pop().model_fields.values() for kind in sections_in(field.annotation)}
-        waiting += kinds - there
-        there |= kinds
-    asked = {section for values in CONFIGS.values() for _, section, _ in walk(parse_config(values))}
-    assert {section.__name__ for section in there - asked} == set()
+        waiting += kinds - known
+        known |= kinds
+    tested = {section for values in CONFIGS.values() for _, section, _ in walk(parse_config(values))}
+    assert {section.__name__ for section in known - tested} == set()
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: f"{key.config}-{'.'.join(map(str, key.path))}")
@@ -448,7 +451,7 @@ def test_untouched_configs_rerun_nothing(folders: Callable[[str], Path]) -> None
         assert jobs.changed == jobs.rerun == frozenset(), config
 
 
-# What needs the outputs of what, directly; `test_what_follows` adds what follows from that.
+# The jobs that read the outputs of a job directly; the test adds their dependents.
 NEEDED_BY = {
     "generate": {"manifest", "mask_quality"},
     "manifest": {"split", "report"},
@@ -466,11 +469,11 @@ NEEDED_BY = {
         ),
     },
     "embeddings": {"similarity/*"},
-    "captions/said": {"similarity/said", "text/said", "shards", "report"},
-    "captions/told": {"similarity/told", "report"},
-    "similarity/said": {"shards", "mask_quality", "crop_agreement"},
-    "similarity/told": {"mask_quality"},
-    "text/said": {"shards"},
+    "captions/manual": {"similarity/manual", "text/manual", "shards", "report"},
+    "captions/blip2": {"similarity/blip2", "report"},
+    "similarity/manual": {"shards", "mask_quality", "crop_agreement"},
+    "similarity/blip2": {"mask_quality"},
+    "text/manual": {"shards"},
     "motion": {"shards", "mask_quality"},
     "flow": {"shards"},
     "shards": {"pretrain/tube", "evaluate/tube/linear", "report"},
@@ -488,14 +491,14 @@ def test_what_follows_a_job_that_runs_again(job: str, folders: Callable[[str], P
     assert jobs.following[job] == direct.union(*(jobs.following[name] for name in direct))
 
 
-# The jobs that load each model of `make_models`, where a config names it.
+# The jobs that load each model of `make_models`, by config.
 LOADED_BY = {
     ("offline", "clip"): {"embeddings", "similarity/*", "text/*"},
-    ("offline", "blip2"): {"captions/told"},
-    ("offline", "llm"): {"captions/described"},
+    ("offline", "blip2"): {"captions/blip2"},
+    ("offline", "llm"): {"captions/llm"},
     ("offline", "raft.pth"): {"flow"},
     ("masking", "clip"): {"*:similarity/*"},
-    ("masking", "text"): {"*:text/*", "*:evaluate/tgm/zero"},  # which encodes its sentences
+    ("masking", "text"): {"*:text/*", "*:evaluate/tgm/zero"},  # zero-shot evaluation encodes its sentences
     ("masking", "teacher"): {"*:pretrain/tgm"},
     ("masking", "start.pth"): {"*:pretrain/tgm"},
     ("language", "teacher"): {"*:pretrain/*"},
@@ -507,12 +510,12 @@ LOADED_BY = {
 def test_another_folder_of_a_local_model_reruns_what_loads_it(
     config: str, model: str, folders: Callable[[str], Path]
 ) -> None:
-    """The folders are of one name, so that it is the files that show it: they are inputs."""
+    """Both folders have the same name, so only the files, which are inputs, reveal the change."""
     plain = parse_config(CONFIGS[config]).model_dump(mode="json")
     moved = json.loads(json.dumps(plain).replace(f"models/one/{model}", f"models/two/{model}"))
     jobs = find_jobs(folders(config), moved)
     loading = loaders(config, model, jobs.names)
-    # An evaluation's params hold its run's settings, with the folders that these name.
+    # The params of an evaluation contain the settings of its run, with the paths of models.
     runs = [name.split("/")[1] for name in loading if ":pretrain/" in name]
     loading |= {name for name in jobs.names for run in runs if f":evaluate/{run}/" in name}
     assert jobs.changed - ALWAYS_ALLOWED == loading
@@ -542,15 +545,15 @@ def loaders(config: str, model: str, names: frozenset[str]) -> set[str]:
 
 
 def test_sources_are_packed_in_the_order_of_the_config(folders: Callable[[str], Path]) -> None:
-    """The script pairs sources with files by their place, and Snakemake's criterion does not see it."""
+    """The script pairs sources with files by position, which Snakemake's criterion does not check."""
     inputs = find_jobs(folders("offline"), OFFLINE).inputs["shards"]
     for part in ("captions", "similarity", "text"):
         found = [Path(path).parent.name for path in inputs if f"/{part}/" in path]
-        assert found == ["said", "label"], part
+        assert found == ["manual", "label"], part
 
 
 def test_several_config_files_are_merged_key_by_key(tmp_path: Path) -> None:
-    """As Snakemake does with several `--configfile`, however deep a key stands."""
+    """As Snakemake merges several `--configfile`, at any depth."""
     update = {"pretrain": {"tube": {"mask": {"ratio": 0.75}, "optimisation": {"betas": [0.5, 0.6]}}}}
     for name, values in (("base.yaml", OFFLINE), ("update.yaml", update)):
         (tmp_path / name).write_text(yaml.safe_dump(values))
@@ -578,12 +581,12 @@ def test_several_config_files_are_merged_key_by_key(tmp_path: Path) -> None:
 def test_snakemake_on_the_command_line_agrees(
     changes: dict[str, Any], rules: set[str], folders: Callable[[str], Path]
 ) -> None:
-    """The records that this test makes, and the criterion that it asks for, are those of a real dry run."""
+    """The records of `finish` and the criterion of `find_jobs` agree with a real dry run."""
     folder = folders("offline")
     values = merge(parse_config(OFFLINE).model_dump(mode="json"), changes)
-    asked = find_jobs(folder, values)
+    jobs = find_jobs(folder, values)
     printed = snakemake(folder, "--dry-run")
     planned = set(re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):", printed, re.M)) - {"all"}
     assert planned - ALWAYS_ALLOWED == rules
-    follow = asked.changed.union(*(asked.following[name] for name in asked.changed))
-    assert planned == {name.split("/")[0] for name in follow}
+    rerun = jobs.changed.union(*(jobs.following[name] for name in jobs.changed))
+    assert planned == {name.split("/")[0] for name in rerun}

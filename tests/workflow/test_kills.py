@@ -1,4 +1,4 @@
-"""The whole workflow, killed at random moments and started again, ends in the bytes of a run that nothing disturbed.
+"""The whole workflow, killed at random times and restarted, yields the same bytes as an uninterrupted run.
 
 `pytest tests/workflow/test_kills.py --kills 30` kills it 30 times.
 """
@@ -28,7 +28,7 @@ CONFIG = {
     },
     "report": {"clips": 1, "split": "train"},
 }
-# What holds times: logs, timings, what is drawn from them, and Snakemake's own.
+# Results that contain times: logs, benchmarks, metrics, and the pages and tables made from them.
 TIMED: tuple[str, ...] = (
     "logs/",
     "benchmarks/",
@@ -41,10 +41,11 @@ TIMED += ("tables/stages.csv", "tables/plan.csv")
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    """Snakemake, in a process group of its own."""
-    called = command(folder, *arguments)
+    """Start Snakemake in its own process group, so that all of its processes can be killed."""
     with (folder / "printed").open("ab") as printed:
-        return subprocess.Popen(called, cwd=folder, stdout=printed, stderr=printed, start_new_session=True)
+        return subprocess.Popen(
+            command(folder, *arguments), cwd=folder, stdout=printed, stderr=printed, start_new_session=True
+        )
 
 
 def finish(folder: Path, *arguments: str) -> None:
@@ -53,7 +54,7 @@ def finish(folder: Path, *arguments: str) -> None:
 
 
 def alive(folder: Path) -> list[int]:
-    """Processes at work in a folder."""
+    """Ids of the processes whose working directory is in a folder."""
     found = []
     for process in Path("/proc").iterdir():
         try:
@@ -69,12 +70,12 @@ def kill(workflow: subprocess.Popen[bytes], folder: Path) -> None:
     workflow.wait()
     deadline = time.monotonic() + 60
     while left := alive(folder):
-        assert time.monotonic() < deadline, f"{left} outlive the workflow"
+        assert time.monotonic() < deadline, f"processes {left} outlive the workflow"
         time.sleep(0.05)
 
 
 def content(folder: Path) -> dict[str, str]:
-    """SHA-256 of every result, hidden files too."""
+    """SHA-256 of every result by path, hidden files included."""
     results = folder / "results/killed"
     files = {path.relative_to(results).as_posix(): path for path in sorted(results.rglob("*")) if path.is_file()}
     return {
@@ -93,7 +94,8 @@ def begin(folder: Path) -> Path:
 def test_a_killed_workflow_ends_in_the_same_bytes(
     tmp_path: Path, pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kills, draw = pytestconfig.getoption("--kills"), np.random.default_rng(0)
+    kills = pytestconfig.getoption("--kills")
+    rng = np.random.default_rng(0)
     started = time.monotonic()
     finish(begin(tmp_path / "undisturbed"))
     seconds, expected = time.monotonic() - started, content(tmp_path / "undisturbed")
@@ -102,15 +104,16 @@ def test_a_killed_workflow_ends_in_the_same_bytes(
         "shards/train/train-00000.tar",
         "pretrain/tgm/weights.safetensors",
     } <= expected.keys()
-    done, runs = 0, 0
+    done = 0
+    runs = 0
     while done < kills:
         folder = begin(tmp_path / f"run{runs}")
         runs += 1
         while done < kills:
             workflow = start(folder)
             try:
-                # From the first imports on; several moments fall into each run.
-                code = workflow.wait(timeout=draw.uniform(0.02, 0.25) * seconds)
+                # Short enough that each run is killed several times, from its first imports on.
+                code = workflow.wait(timeout=rng.uniform(0.02, 0.25) * seconds)
             except subprocess.TimeoutExpired:
                 kill(workflow, folder)
                 done += 1

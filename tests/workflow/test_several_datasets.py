@@ -1,4 +1,4 @@
-"""A config with several datasets: what is made of each lies in its own folder, and tables and figures are targets by name."""
+"""A config with several datasets: each has its own results folder, and tables and figures are targets by name."""
 
 import csv
 import json
@@ -10,16 +10,16 @@ from small_workflow import CLIPS, RUN, STAGES, snakemake
 
 pytestmark = pytest.mark.slow
 
-TOLD = {**CLIPS, "clips": {"train": 12, "test": 8}}
+SHAPES = {**CLIPS, "clips": {"train": 12, "test": 8}}
 TGM = {**RUN, "dataset": "shapes"}
 CONFIG = {
     **STAGES,
     "name": "paper",
     "seeds": [0, 1],
     "datasets": {
-        "shapes": {"dataset": TOLD},
+        "shapes": {"dataset": SHAPES},
         "colors": {
-            "dataset": {**TOLD, "label": "color", "seed": 1, "clips": {"train": 24, "test": 8}},
+            "dataset": {**SHAPES, "label": "color", "seed": 1, "clips": {"train": 24, "test": 8}},
             "pack": {"captions": None, "similarity": False, "motion": False, "flow": False, "text": False},
         },
     },
@@ -65,13 +65,13 @@ def test_a_table_is_a_target_that_makes_all_it_needs_and_no_more(folder):
     results = folder / "results"
     with (results / "paper/tables/paper_table1.csv").open() as file:
         tgm, tracks = csv.DictReader(file)
-    found = [
+    metrics = [
         json.loads((results / f"shapes/evaluate/tgm-seed{seed}/linear/metrics.json").read_text()) for seed in (0, 1)
     ]
-    assert float(tgm["linear_mean"]) == pytest.approx(sum(f["top1"] for f in found) / 2)
+    assert float(tgm["linear_mean"]) == pytest.approx(sum(m["top1"] for m in metrics) / 2)
     assert (tgm["linear_seeds"], tgm["linear_paper"], tracks["r_1_mean"]) == ("2", "50", "")
-    assert {f["train_clips"] for f in found} == {24}, "the probe learns from the other dataset's clips"
-    assert not (results / "colors/captions").exists(), "nothing asks for captions of a dataset that packs none"
+    assert {m["train_clips"] for m in metrics} == {24}, "the probe learns from the other dataset's clips"
+    assert not (results / "colors/captions").exists(), "a dataset that packs no captions needs none"
     assert not (results / "shapes/evaluate/tgm-seed0/zero").exists()
 
 
@@ -88,10 +88,10 @@ def test_the_whole_config_ends_in_one_page_and_then_there_is_nothing_to_do(folde
 
 
 def test_another_seed_trains_that_seed_alone(folder):
-    snakemake(folder, "paper_table1")  # another process may have run the tests above
+    snakemake(folder, "paper_table1")  # the tests above may have run in another process
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG | {"seeds": [0, 1, 2]}))
     printed = snakemake(folder, "--dry-run", "paper_table1")
-    assert printed.count("rule pretrain:") == 1  # seed 2 of the one run that is repeated
+    assert printed.count("rule pretrain:") == 1  # seed 2 of the only run with several seeds
     assert "rule frames:" not in printed and "rule shards:" not in printed
 
 

@@ -1,4 +1,4 @@
-"""Results shared between projects (`--cache`): what is the same is taken, what is not is made."""
+"""Results shared between projects (`--cache`): equal results are reused, all others are computed."""
 
 import os
 import re
@@ -47,7 +47,7 @@ def snakemake(folder: Path, name: str, cache: Path | None, *arguments: str, fail
 
 
 def from_cache(printed: str) -> set[str]:
-    """The kinds of results that a run took from the cache, or that a dry run says it would."""
+    """The kinds of results that a run took from the cache, or that a dry run would take."""
     taken = re.findall(r"^Symlinking output file \S+?-results/\w+/(\w+)/\S+ from cache", printed, re.M)
     stored = re.findall(r"^Moving output file \S+?-results/\w+/(\w+)/\S+ to cache", printed, re.M)
     planned = re.findall(r"^Output file \S+?-results/\w+/(\w+)/\S+ will be obtained from", printed, re.M)
@@ -56,7 +56,7 @@ def from_cache(printed: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A project that has shared its results; the models lie elsewhere for the next one."""
+    """A project that has shared its results; the next project has the same models at another path."""
     path = tmp_path_factory.mktemp("sharing")
     (path / "cache").mkdir()
     (path / "models").symlink_to(ROOT / "stm/assets")
@@ -74,7 +74,7 @@ def test_another_project_takes_frames_captions_and_similarity_of_the_same_clips(
     for one in sorted((folder / "one/one-results/one").glob("[fcs]*/**/train-*")):
         name = one.relative_to(folder / "one/one-results").as_posix().replace("one", "two")
         assert (folder / "two/two-results" / name).read_bytes() == one.read_bytes()
-    # Neither with nor without the cache is there anything left to do.
+    # Nothing is left to do, with or without the cache.
     assert "Nothing to be done" in snakemake(folder / "two", "two", folder / "cache")
     assert "Nothing to be done" in snakemake(folder / "two", "two", None)
 
@@ -92,7 +92,7 @@ def test_another_setting_or_model_is_not_taken(folder, tmp_path):
     write_project(folder / "three", "three", other.parent)
     (tmp_path / "demo-clip").symlink_to(ROOT / "stm/assets/demo-clip")
     printed = snakemake(folder / "three", "three", folder / "cache", "--dry-run")
-    assert from_cache(printed) == {"frames"}, "captions by other weights, and what is made with them"
+    assert from_cache(printed) == {"frames"}, "captions from other weights and their dependents are recomputed"
 
 
 def test_a_cache_that_cannot_be_written_is_said_before_anything_runs(folder):

@@ -1,4 +1,4 @@
-"""The DAG itself: what runs, what runs again, what bad input does to it. Real Snakemake on real, small videos."""
+"""The workflow as a whole: what runs, what is rerun, and how bad input is handled, by Snakemake on small real videos."""
 
 import hashlib
 import re
@@ -46,7 +46,7 @@ def write_annotations(folder: Path, rows: list[tuple[str, str]]) -> None:
 
 
 def snakemake(folder: Path, *arguments: str) -> str:
-    """Runs the workflow in `folder` and returns all that it printed."""
+    """Run the workflow in `folder` and return everything that it printed."""
     command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(folder)]
     command += ["--cores", "1", "--configfile", str(folder / "config.yaml"), *arguments]
     finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -56,7 +56,7 @@ def snakemake(folder: Path, *arguments: str) -> str:
 
 
 def jobs(printed: str) -> dict[str, int]:
-    """Jobs that were run, by rule, from Snakemake's own list."""
+    """Number of jobs by rule, from the output of Snakemake."""
     counts: dict[str, int] = {}
     for rule in re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):", printed, re.M):
         counts[rule] = counts.get(rule, 0) + 1
@@ -64,7 +64,7 @@ def jobs(printed: str) -> dict[str, int]:
 
 
 def content(folder: Path) -> dict[str, str]:
-    """Hashes of the results; logs, timings and the page (which shows timings) are left out."""
+    """Hashes of the results by path, without logs, benchmarks and the page and plan, which depend on the time."""
     skipped = (
         "logs/",
         "benchmarks/",
@@ -83,7 +83,7 @@ def content(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, encode_video, texture) -> Path:
-    """A folder of seven clips in three shards, run to the end once."""
+    """A folder of seven clips in at least two shards, on which the workflow has finished."""
     folder = tmp_path_factory.mktemp("finished")
     rows = []
     for number in range(7):

@@ -1,11 +1,11 @@
-# Stage 3: captions, by source.
+# Stage 3: captions, per caption source.
 
 
 CAPTIONS = declared("captions")
 
 
 rule captions:
-    """Captions of a shard's clips, by one source."""
+    """Collect or generate the captions of a shard's clips, for one caption source."""
     input:
         unpack(CAPTIONS.inputs),  # slice, tar, frames, model
     output:

@@ -1,4 +1,4 @@
-# Shared by all rules: the checked config, where results go, and what rules read of their stages' declarations.
+# Shared by all rules: the validated config, the paths of results, and the declarations of stages.
 
 import os
 from functools import cache
@@ -16,7 +16,7 @@ from stm.stages.journey import all_stages
 from stm.stages.rules import DeclaredRule
 
 try:
-    # `extends` is ours; from here on, and for the scripts, `config` has what it stands for.
+    # `extends` is a feature of stm, not of Snakemake: it is resolved here, once, for all rules and scripts.
     resolved = resolve_config(
         config, workflow.configfiles, workflow.config_settings.config
     )
@@ -27,7 +27,8 @@ try:
 except (ConfigError, DatasetError) as error:
     raise WorkflowError(str(error)) from None
 
-# The schema is generated from the same classes; defaults stay theirs, jsonschema would fill in those of the wrong source.
+# The schema is generated from the same classes. Those set the defaults, because jsonschema would fill in those of the wrong
+# source.
 validate(config, workflow.source_path("../../config/schema.json"), set_default=False)
 
 
@@ -42,36 +43,36 @@ wildcard_constraints:
     figure="|".join(CONFIG.figures) or "-",
 
 
-# Whether results are shared with other projects.
+# Whether results are shared with other projects (`--cache`).
 SHARED = workflow.workflow_settings.cache is not None
 if SHARED:
-    # Snakemake itself looks at the folder when the first result is to go there: after the work.
+    # Snakemake itself checks the folder only when it stores the first result, after the work is done.
     place = os.environ.get("SNAKEMAKE_OUTPUT_CACHE", "")
     if "://" not in place and not (place and os.access(place, os.W_OK)):
         raise WorkflowError(
-            "--cache: set the environment variable SNAKEMAKE_OUTPUT_CACHE to a folder that exists and can be written; "
+            "--cache: set the environment variable SNAKEMAKE_OUTPUT_CACHE to an existing, writable folder; "
             f"it is {place!r}"
         )
 
 
 @cache
-def read_index(path, changed):
-    """The shards that an index names; `changed` is the time of its last change."""
+def read_index(path, modified):
+    """The shards that an index lists; `modified`, the time of its last change, keeps the cache up to date."""
     return read_shards(path)
 
 
 def list_shards(dataset):
-    """The shards of a dataset; waits for the checkpoint that deals the clips."""
+    """The shards of a dataset, which are known after the checkpoint `split`."""
     index = Path(checkpoints.split.get(dataset=dataset).output.index)
     return read_index(index, index.stat().st_mtime_ns)
 
 
-# Each dataset has a folder of its own, and what is shown of them all another; with one dataset the two are one.
+# Each dataset has its own results folder, and tables, figures and the page have another; with one dataset both are the same.
 JOBS = Jobs(CONFIG, list_shards)
 
 
 def declared(name):
-    """A stage as the rules files need it; see `stm.stages.rules.DeclaredRule`."""
+    """The declaration of a stage in terms of a rule; see `stm.stages.rules.DeclaredRule`."""
     return DeclaredRule(
         all_stages()[name],
         JOBS,

@@ -1,11 +1,11 @@
-# The demo's small CLIP and BLIP-2, trained anew. The repository ships a copy of the results in stm/assets.
+# Retraining of the demo's small models, of which the repository ships a copy in stm/assets.
 
 
 DEMO_MODELS = declared("demo_models")
 
 
 rule demo_models:
-    """The demo's small CLIP, BLIP-2 and BERT, trained anew."""
+    """Retrain the demo's small CLIP and BLIP-2, and write its BERT."""
     output:
         clip=directory(DEMO_MODELS.output.clip),  # results/demo-models/demo-clip
         blip2=directory(DEMO_MODELS.output.blip2),  # results/demo-models/demo-blip2

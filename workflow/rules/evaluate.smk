@@ -1,11 +1,11 @@
-# Stage 8: evaluation of every run, and how well the masks hit what they should.
+# Stage 8: evaluation of the pretrained runs, and of the masks.
 
 
 EVALUATE = declared("evaluate")
 
 
 rule evaluate:
-    """One evaluation of one run's weights."""
+    """Evaluate the weights of one run on one task."""
     input:
         unpack(EVALUATE.inputs),  # train, validation, test, weights, text_model
     output:
@@ -31,7 +31,7 @@ MASK_QUALITY = declared("mask_quality")
 
 
 rule mask_quality:
-    """How well masks cover the named object's true box."""
+    """Measure how well masks cover the true box of the named object."""
     input:
         unpack(MASK_QUALITY.inputs),  # frames, similarity, motion, truth
     output:
@@ -52,7 +52,7 @@ CROP_AGREEMENT = declared("crop_agreement")
 
 
 rule crop_agreement:
-    """How well masks from cached maps agree with masks from maps of the crop itself."""
+    """Measure how well masks from cached maps agree with masks from maps recomputed on the crop."""
     input:
         unpack(CROP_AGREEMENT.inputs),  # tars, frames, similarity
     output:

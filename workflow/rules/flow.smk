@@ -5,7 +5,7 @@ FLOW = declared("flow")
 
 
 rule flow:
-    """Optical flow between a shard's stored frames."""
+    """Compute the optical flow between the stored frames of a shard."""
     input:
         unpack(FLOW.inputs),  # tar, frames, model
     output:

@@ -1,11 +1,11 @@
-# Stage 2: every k-th frame, short side resized, as JPEGs in a tar.
+# Stage 2: every k-th frame, its short side resized, as JPEGs in a tar.
 
 
 FRAMES = declared("frames")
 
 
 rule frames:
-    """Sampled frames of a shard's clips, as JPEGs."""
+    """Sample frames of a shard's clips and store them as JPEGs."""
     input:
         unpack(FRAMES.inputs),  # slice
     output:

@@ -1,11 +1,11 @@
-# Stage 0: the generated dataset where the config asks for it, and the table of clips.
+# Stage 0: the manifest, which lists all clips; before it the moving-shapes dataset, where the config uses it.
 
 
 GENERATE = declared("generate")
 
 
 rule generate:
-    """The clips of moving-shapes: H.264 files, their annotations, and the true box of every object."""
+    """Generate the clips of moving-shapes: H.264 files, annotations, and the true box of every object."""
     output:
         annotations=GENERATE.output.annotations,  # generated/annotations.parquet
         truth=GENERATE.output.truth,  # generated/truth.parquet
@@ -26,7 +26,7 @@ MANIFEST = declared("manifest")
 
 
 rule manifest:
-    """The table of clips, and what was refused and why."""
+    """List the clips of a dataset in the manifest, and the rejected clips with reasons in the quarantine."""
     input:
         unpack(MANIFEST.inputs),  # annotations
     output:

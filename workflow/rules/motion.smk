@@ -5,7 +5,7 @@ MOTION = declared("motion")
 
 
 rule motion:
-    """Motion between a shard's stored frames."""
+    """Compute motion maps between the stored frames of a shard: magnitude and mean vector per cell."""
     input:
         unpack(MOTION.inputs),  # slice, frames
     output:

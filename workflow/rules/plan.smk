@@ -1,13 +1,13 @@
-# What the run will cost, before it runs.
+# The plan: an estimate of what the run will cost, made before it runs.
 
 
 PLAN = declared("plan")
 
 
 rule plan:
-    """What the run will cost, before it runs."""
+    """Estimate what the run will cost, before it runs."""
     input:
-        unpack(PLAN.inputs),  # the annotation files of folders of videos
+        unpack(PLAN.inputs),  # annotation files of datasets in folders
     output:
         plan=PLAN.output.plan,  # plan.json
     log:

@@ -1,12 +1,12 @@
-# Stage 7: pretraining. Checkpoints lie beside the outputs and survive a killed job; the next attempt resumes from them.
-# How often a job is tried again is the profile's: `retries` of a rule count inside a cluster's job too, and would multiply.
+# Stage 7: pretraining. Checkpoints are stored beside the outputs and survive a killed job; the next attempt resumes from them.
+# Retries are set in the profile: those of a rule also apply inside a cluster job, so that both would multiply.
 
 
 PRETRAIN = declared("pretrain")
 
 
 rule pretrain:
-    """One pretraining run: weights, the resolved config, and a log of metrics."""
+    """Pretrain one run: write its weights, resolved config and log of metrics."""
     input:
         unpack(PRETRAIN.inputs),  # shards, images, init, teacher, masks
     output:

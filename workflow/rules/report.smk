@@ -1,13 +1,13 @@
-# Stage 9: tables, figures and the page. Each of a config's tables and figures is also a target by its name.
+# Stage 9: tables, figures and the report page. Each table and figure of the config is also a target by its name.
 
 
 TABLE = declared("table")
 
 
 rule table:
-    """One of the config's tables, as CSV and Markdown."""
+    """Write one table of the config, as CSV and Markdown."""
     input:
-        unpack(TABLE.inputs),  # metrics of its cells
+        unpack(TABLE.inputs),  # metrics of its entries
     output:
         csv=report(
             TABLE.output.csv,
@@ -29,9 +29,9 @@ FIGURE = declared("figure")
 
 
 rule figure:
-    """One of the config's figures."""
+    """Draw one figure of the config."""
     input:
-        unpack(FIGURE.inputs),  # weights, metrics of its cells, shards
+        unpack(FIGURE.inputs),  # weights, metrics, shards
     output:
         png=report(
             FIGURE.output.png,
@@ -52,9 +52,9 @@ REPORT = declared("report")
 
 
 rule report:
-    """The page, with what it shows of all datasets and runs."""
+    """Write the report page, with the tables and figures of all datasets and runs."""
     input:
-        unpack(REPORT.inputs),  # everything that it shows
+        unpack(REPORT.inputs),  # all results that the page shows
     output:
         page=report(
             REPORT.output.page,
@@ -82,7 +82,7 @@ rule report:
         "../scripts/stage.py"
 
 
-# `snakemake tgm_table1`; a figure in several parts, tgm_figure5a and tgm_figure5b, is one target too: tgm_figure5.
+# Targets such as tgm_table1. The parts of a figure, tgm_figure5a and tgm_figure5b, are also one target, tgm_figure5.
 TARGETS = {
     **{name: [TABLE.output.csv.format(table=name)] for name in CONFIG.tables},
     **{name: [FIGURE.output.png.format(figure=name)] for name in CONFIG.figures},

@@ -1,11 +1,11 @@
-# Stage 6: WebDataset shards with an index.
+# Stage 6: WebDataset shards, each with an index.
 
 
 SHARDS = declared("shards")
 
 
 rule shards:
-    """A shard's frames, captions and maps in one WebDataset tar, with an index."""
+    """Pack the frames, captions and maps of a shard into one WebDataset tar with an index."""
     input:
         unpack(SHARDS.inputs),  # slice, tar, frames, captions, similarity, text, motion, flow
     output:

@@ -1,11 +1,12 @@
-# Stage 4: patch-text similarity, one map per caption and frame. Embeddings are their own file where they are kept.
+# Stage 4: patch-text similarity, one map per caption and frame. Where the config keeps patch embeddings, a rule of their own
+# writes them.
 
 
 EMBEDDINGS = declared("embeddings")
 
 
 rule embeddings:
-    """CLIP's embedding of every patch of a shard's frames."""
+    """Embed every patch of a shard's frames with CLIP; only where the config keeps embeddings."""
     input:
         unpack(EMBEDDINGS.inputs),  # tar, frames, model
     output:
@@ -33,9 +34,9 @@ SIMILARITY = declared("similarity")
 
 
 rule similarity:
-    """How much each patch of a shard's frames resembles each caption of its clip."""
+    """Score every patch of a shard's frames against each caption of its clip: patch-text similarity maps."""
     input:
-        unpack(SIMILARITY.inputs),  # tar, frames, captions, model, and embeddings where they are kept
+        unpack(SIMILARITY.inputs),  # tar, frames, captions, model, embeddings if kept
     output:
         similarity=SIMILARITY.output.similarity,  # similarity/{source}/{shard}.parquet
     log:

@@ -1,11 +1,11 @@
-# Stage 1: clips are dealt to shards. A checkpoint, because only it knows how many there are.
+# Stage 1: assignment of clips to shards. A checkpoint, because the number of shards is unknown until it has run.
 
 
 SPLIT = declared("split")
 
 
 checkpoint split:
-    """The clips, dealt to shards: slices/{shard}.parquet, and the list of them all."""
+    """Assign the clips to shards: write slices/{shard}.parquet, and slices.json, the list of all shards."""
     input:
         unpack(SPLIT.inputs),  # manifest
     output:

@@ -1,11 +1,11 @@
-# Stage 4b: one vector per caption, by a frozen text encoder.
+# Stage 4b: text embeddings of the captions, from a frozen text encoder.
 
 
 TEXT = declared("text")
 
 
 rule text:
-    """One vector per caption of a shard, by a frozen text encoder."""
+    """Embed the captions of a shard with a frozen text encoder: one vector per caption."""
     input:
         unpack(TEXT.inputs),  # captions, model
     output:
