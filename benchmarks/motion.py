@@ -166,7 +166,7 @@ def speed(videos: Sequence[Path], rounds: int) -> list[Row]:
     for path in videos:
         with Video(path) as video:
             for frame in video.frames():
-                shown = video.orientation.size(frame.picture.width, frame.picture.height)
+                shown = video.orientation.size(frame.image.width, frame.image.height)
             count = video.decoded
         stored, shape = np.arange(0, count, STEP), map_shape(*shown, GRID)
 
@@ -216,7 +216,7 @@ def decode(path: Path, pictures: bool = False) -> None:
     with Video(path) as video:
         for frame in video.frames():
             if pictures:
-                frame.picture.to_ndarray(format="rgb24")
+                frame.image.to_ndarray(format="rgb24")
 
 
 def decode_with_decord(path: Path) -> None:

@@ -1,7 +1,7 @@
-"""Where everything lies under `results/{name}/`. Stages declare their files by it, and nothing else spells a path.
+"""Paths of all files under `results/{name}/`. Stages declare their files by them; no other code constructs paths.
 
-With one dataset, its folder and the config's are one. With several, each dataset has a folder of its own name, which
-also holds the runs that train on it, and the config's folder holds what is shown: plan, tables, figures and page.
+With one dataset, its folder is the config's folder. With several, each dataset has a folder of its own name, which also
+holds the runs that train on it, and the config's folder holds the plan, tables, figures and report page.
 """
 
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ from stm.manifest import split_of
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths of one dataset's results, or of what is shown of several."""
+    """Paths of one dataset's results, or of the joint results of several datasets."""
 
     root: Path
 
     @classmethod
     def of(cls, config: Config, dataset: str | None = None) -> "Layout":
-        """The config's own folder, or that of one of its datasets."""
+        """The layout of the config's own folder, or of one of its datasets."""
         return cls(Path(config.results) / (dataset or config.name))
 
     @property
     def generated(self) -> Path:
-        """moving-shapes only: `videos/`, `annotations.parquet` and `truth.parquet`."""
+        """Folder for moving-shapes only: `videos/`, `annotations.parquet` and `truth.parquet`."""
         return self.root / "generated"
 
     @property
@@ -41,7 +41,7 @@ class Layout:
 
     @property
     def slices(self) -> Path:
-        """Folder of the shards' clips."""
+        """Folder of the slices: one table of clips per shard."""
         return self.root / "slices"
 
     def slice(self, shard: str) -> Path:
@@ -54,7 +54,7 @@ class Layout:
         return self.root / "frames" / f"{shard}.parquet"
 
     def table(self, stage: str, shard: str, source: str = "") -> Path:
-        """A stage's table of a shard; with `source`, that of one caption source."""
+        """The table of a stage for one shard; with `source`, for one caption source."""
         return self.root / stage / source / f"{shard}.parquet"
 
     def captions(self, source: str, shard: str) -> Path:
@@ -79,7 +79,7 @@ class Layout:
         return self.root / "shards" / (split or split_of(shard)) / f"{shard}.tar"
 
     def shard(self, shard: str, split: str | None = None) -> Path:
-        """The index of a packed shard, by default of the split that its name says."""
+        """The index of a packed shard; the split is by default the one in the shard's name."""
         return self.root / "shards" / (split or split_of(shard)) / f"{shard}.parquet"
 
     def pretrain(self, run: str) -> Path:
@@ -127,7 +127,7 @@ class Layout:
 
     @property
     def logs(self) -> Path:
-        """What each job wrote to standard error: `{rule}/{wildcards}.log`."""
+        """Standard error of each job: `{rule}/{wildcards}.log`."""
         return self.root / "logs"
 
 

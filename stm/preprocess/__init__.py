@@ -1,1 +1,1 @@
-"""Offline stages: from videos to training shards; one file a stage."""
+"""Offline stages, from videos to training shards; one folder per stage."""

@@ -1,8 +1,8 @@
-"""Work in fixed batches, with the next one prepared in a thread meanwhile.
+"""Processing in fixed batches, while a thread prepares the next ones.
 
-Where the batches of a shard begin and end depends on the shard alone, never on what an earlier attempt has finished.
-A model's sums can differ in the last bit with the place of an item in its batch, so this is what makes a resumed job
-give the same bytes as an uninterrupted one.
+Batch boundaries depend on the shard alone, never on what an earlier attempt has finished. The position of an item in
+its batch can change the last bit of a model's sums, so fixed boundaries are what lets a resumed job write the same
+bytes as an uninterrupted one.
 """
 
 import json
@@ -19,29 +19,30 @@ T = TypeVar("T")
 
 
 def prefetch(tasks: Iterable[Callable[[], T]], ahead: int = 2) -> Iterator[T]:
-    """Yields the tasks' results in order, with up to `ahead` further ones under way in one thread."""
-    waiting: deque[Future[T]] = deque()
+    """Yield the results of the tasks in order, while one thread works on up to `ahead` further ones."""
+    pending: deque[Future[T]] = deque()
     with ThreadPoolExecutor(1) as pool:
         try:
             for task in tasks:
-                waiting.append(pool.submit(task))
-                if len(waiting) > ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(pool.submit(task))
+                if len(pending) > ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for future in waiting:
+            for future in pending:
                 future.cancel()
 
 
 def needed_batches(owners: Sequence[str], finished: set[str], batch_size: int) -> list[range]:
-    """The batches, as ranges of item numbers, that hold an item of an owner that is not finished.
+    """The batches, as ranges of item indices, that hold at least one item of an unfinished owner.
 
     Args:
-        owners: whose item each one is, in the order of the shard; an owner's items are neighbours.
+        owners: the owner of each item, in the order of the shard; items of one owner are adjacent.
+        finished: owners whose items need no computation.
     """
-    every = [range(i, min(i + batch_size, len(owners))) for i in range(0, len(owners), batch_size)]
-    return [batch for batch in every if any(owners[i] not in finished for i in batch)]
+    batches = [range(i, min(i + batch_size, len(owners))) for i in range(0, len(owners), batch_size)]
+    return [batch for batch in batches if any(owners[i] not in finished for i in batch)]
 
 
 def generate_texts(
@@ -52,12 +53,13 @@ def generate_texts(
     generate: Callable[[T], list[str]],
     progress: Progress,
 ) -> dict[str, list[str]]:
-    """Runs a model that turns items into texts, and returns each owner's texts in the order of its items.
+    """Generate one text per item with a model, and return the texts of each owner in the order of its items.
 
     Args:
-        owners: whose item each one is; an owner's items are neighbours. Each owner has an entry in the journal.
-        load: prepares a batch of item numbers; called in a thread, ahead of `generate`.
-        generate: one text for each item of the batch.
+        owners: the owner of each item (a clip or a label); items of one owner are adjacent.
+        journal: gets one entry per finished owner.
+        load: prepares a batch from its item indices; called in a thread, ahead of `generate`.
+        generate: returns one text per item of the batch.
     """
     counts = Counter(owners)
     stored = {owner: journal.get(owner) for owner in counts}
@@ -68,6 +70,7 @@ def generate_texts(
     for batch, loaded in zip(batches, prefetch(partial(load, batch) for batch in batches), strict=True):
         for item, text in zip(batch, generate(loaded), strict=True):
             owner = owners[item]
+            # Computed again only because it shares a batch with unfinished items.
             if owner in finished:
                 continue
             texts.setdefault(owner, []).append(text)

@@ -1,4 +1,4 @@
-"""What becomes of each clip of a shard: notes, records in the journal, and the status that the config's policies give it."""
+"""The outcome of each clip of a shard: notes, journal records, and the status decided by the config's policies."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from stm.jobs.workers import Failure, run_isolated
 
 
 class Note(NamedTuple):
-    """Something noticed about a clip."""
+    """One problem found in a clip."""
 
     status: Status
     detail: str
@@ -30,19 +30,23 @@ class Outcome(NamedTuple):
         return self.policy == "keep"
 
 
-_STRICTNESS: Mapping[str, int] = {"fail": 0, "drop": 1, "keep": 2}
+# Policies, the strictest first: it decides about a clip with several problems.
+STRICTNESS: Mapping[str, int] = {"fail": 0, "drop": 1, "keep": 2}
 
 
 def decide(notes: Sequence[Note], bad_input: BadInput, *, usable: bool) -> Outcome:
-    """One status for everything that was noticed: the one with the strictest policy; among equals the first note.
+    """The outcome of a clip with any number of problems: that of the strictest policy, and among equals the first note.
 
     Args:
-        notes: what was noticed, gravest first; none means `ok`.
+        notes: problems, most severe first; empty means `ok`.
         usable: whether the clip has any result; without one, `keep` becomes `drop`.
+
+    Returns:
+        an outcome whose detail also names the problems that did not decide.
     """
     if not notes:
         return Outcome(Status.OK, "keep", "")
-    note = min(notes, key=lambda n: _STRICTNESS[bad_input.action(n.status)])
+    note = min(notes, key=lambda n: STRICTNESS[bad_input.action(n.status)])
     policy = bad_input.action(note.status)
     if policy == "keep" and not usable:
         policy = "drop"
@@ -56,7 +60,7 @@ def as_columns(outcome: Outcome) -> dict[str, Any]:
 
 
 class Record(NamedTuple):
-    """What a worker found out about a clip."""
+    """The result of a worker for one clip."""
 
     header: dict[str, Any]
     notes: list[Note]
@@ -64,13 +68,19 @@ class Record(NamedTuple):
 
 
 def pack_record(header: Mapping[str, Any], notes: Sequence[Note], blobs: Sequence[bytes] = ()) -> bytes:
-    """One string of bytes for a clip: JSON values, what was noticed about it, and blobs."""
-    noted = [[str(note.status), note.detail] for note in notes]
-    text = json.dumps({"header": dict(header), "notes": noted, "sizes": [len(blob) for blob in blobs]}).encode()
+    """Serialise a clip's JSON values, notes and binary blobs for the journal.
+
+    Returns:
+        the length of the JSON as 8 bytes, little-endian; the JSON; the blobs one after the other.
+    """
+    pairs = [[str(note.status), note.detail] for note in notes]
+    text = json.dumps({"header": dict(header), "notes": pairs, "sizes": [len(blob) for blob in blobs]}).encode()
+    # Raw blobs beside the JSON, rather than inside it: JPEGs and maps would have to be encoded as text.
     return b"".join([len(text).to_bytes(8, "little"), text, *blobs])
 
 
 def unpack_record(data: bytes) -> Record:
+    """The record that `pack_record` serialised."""
     start = 8 + int.from_bytes(data[:8], "little")
     values = json.loads(data[8:start])
     blobs = []
@@ -82,7 +92,7 @@ def unpack_record(data: bytes) -> Record:
 
 
 def read_record(journal: Journal, item: str, failures: Mapping[str, Failure]) -> Record:
-    """A clip's record; for one without, because its process was killed, a record with nothing but that note."""
+    """A clip's record from the journal; for a clip without one, an empty record whose only note is its failure."""
     data = journal.get(item)
     if data is not None:
         return unpack_record(data)
@@ -91,36 +101,40 @@ def read_record(journal: Journal, item: str, failures: Mapping[str, Failure]) ->
 
 
 def name_item(row: Mapping[str, Any]) -> str:
-    """A clip's name in a journal: another file, or another part of it, under the same key is another item."""
+    """A clip's name in a journal."""
+    # Not the key alone: under the same key, another file or another part of it is another item.
     return json.dumps([row.get(name) for name in ("key", "path", "start", "end", "bytes", "sha256")])
 
 
 class Task(Protocol):
-    """One clip's work; its function leaves the record in the journal under `item`."""
+    """The work on one clip; its function puts the record into the journal under `item`."""
 
     @property
     def item(self) -> str: ...
 
 
-Ended = tuple[str, Status, Policy, str]  # video id, and how a clip ended, as `check_failures` takes it
-AnyTask = TypeVar("AnyTask", bound=Task)
+VideoOutcome = tuple[str, Status, Policy, str]  # video id, status, policy, detail: the rows of `check_failures`
+TaskT = TypeVar("TaskT", bound=Task)
 
 
 def run_shard(
     title: str,
-    function: Callable[[AnyTask], Failure | None],
-    tasks: Sequence[AnyTask],
+    function: Callable[[TaskT], Failure | None],
+    tasks: Sequence[TaskT],
     journal: Journal,
     processes: int,
     timeout_seconds: float,
 ) -> dict[str, Failure]:
-    """Runs `function` on every task that the journal lacks, and shows the progress.
+    """Run `function` in worker processes on every task that is not in the journal, and show the progress.
 
     Args:
-        function: puts the record of its task into the journal, or returns why there is none.
+        title: label of the progress line.
+        function: puts the record of its task into the journal, or returns the failure that prevented it.
+        processes: number of worker processes.
+        timeout_seconds: deadline per clip; its process is killed then.
 
     Returns:
-        the items that failed. They are not in the journal, so a later attempt tries them again.
+        failures by item. They are not in the journal, so a later attempt retries them.
     """
     todo = [task for task in tasks if journal.get(task.item) is None]
     failures: dict[str, Failure] = {}
@@ -134,14 +148,17 @@ def run_shard(
 
 
 def finished_rows(
-    tasks: Sequence[AnyTask],
+    tasks: Sequence[TaskT],
     journal: Journal,
     failures: Mapping[str, Failure],
     bad_input: BadInput,
-    make_row: Callable[[AnyTask, Record, Outcome], dict[str, Any]],
-    outcomes: list[Ended],
+    make_row: Callable[[TaskT, Record, Outcome], dict[str, Any]],
+    outcomes: list[VideoOutcome],
 ) -> Iterator[dict[str, Any]]:
-    """The row of each task, from its record in the journal or its failure; how each ended is added to `outcomes`."""
+    """Yield the row of each task, from its journal record or its failure, and append each outcome to `outcomes`.
+
+    One record is in memory at a time: the maps of a shard may not fit together.
+    """
     for task in tasks:
         record = read_record(journal, task.item, failures)
         outcome = decide(record.notes, bad_input, usable=bool(record.blobs))

@@ -1,1 +1,1 @@
-"""What a stage is, and the list of them all: each is declared once, in the `stage.py` of the folder that does its work."""
+"""The declaration of a stage, and the list of all stages; each is declared once, in the `stage.py` of its folder."""

@@ -1,6 +1,6 @@
-"""What a stage declares of itself: what it reads, writes and needs, what decides its bytes, and who does it.
+"""The declaration of a stage: inputs, outputs, resources, the settings that its bytes depend on, and its function.
 
-The workflow's rules, `stm <stage>`, the plan and the report read the declarations; none of them repeats what stands there.
+The workflow's rules, `stm <stage>`, the plan and the report all read the declarations, so none of them repeats one.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,56 +17,57 @@ Resource = int | Callable[[Job], Any]
 
 
 class Run(Protocol):
-    """Does a job. It imports what it needs when it is called: declarations are read by `stm --help` and by every dry run."""
+    """Runs a job. It imports heavy modules itself, because `stm --help` and dry runs load all declarations."""
 
     def __call__(self, job: Job, inputs: Files, outputs: Files, processes: int) -> str | None:
-        """Reads `inputs` and writes `outputs`; returns what a person at the command line wants to read, if anything."""
+        """Read `inputs` and write `outputs`; return a human-readable result for the command line, if there is one."""
 
 
-def _nothing(job: Job) -> dict[str, Any]:
+def _none(job: Job) -> dict[str, Any]:
     return {}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage, declared once."""
+    """The declaration of one stage."""
 
     name: str  # of the rule; the command has hyphens
-    title: str  # in one line, for people
-    per: tuple[str, ...]  # the wildcards that tell its jobs apart, outermost first
+    title: str  # one line, human-readable
+    per: tuple[str, ...]  # the wildcards that identify a job, outermost first
     outputs: Callable[[Job], Files]
     run: Run
-    inputs: Callable[[Job], Files] = _nothing
-    # Model ids by the name of the input that the files of a local one are: other weights run the job again.
-    models: Callable[[Job], Mapping[str, Sequence[str | None]]] = _nothing
-    # What decides the bytes: keys of the config, see `Job.settings`, and what no key says, such as the state of a folder.
+    inputs: Callable[[Job], Files] = _none
+    # Model ids, by the name of the input that lists the files of a local model: changed weights rerun the job.
+    models: Callable[[Job], Mapping[str, Sequence[str | None]]] = _none
+    # What the bytes depend on: keys of the config, see `Job.settings`, and other facts, such as a folder's state.
     settings: tuple[str, ...] = ()
-    facts: Callable[[Job], dict[str, Any]] = _nothing
-    # By Snakemake's names. Memory is that of a first attempt: what was killed for it would be killed again.
+    facts: Callable[[Job], dict[str, Any]] = _none
+    # By Snakemake's names. Memory is that of the first attempt: retries get more, or they would be killed again.
     resources: Mapping[str, Resource] = field(default_factory=dict)
-    threads: int | Callable[[Job, int], int] = 1  # or of a job and the cores of this machine
-    processes: bool = False  # whether the threads are worker processes, `--processes` by hand
-    shared: bool = False  # whether other projects may take the results from a cache
-    receipt: str | None = None  # the output that says what made it
-    # Whether it makes do with the inputs that are there, and finds them itself: by hand it is not refused for want of others.
+    threads: int | Callable[[Job, int], int] = 1  # or a function of the job and the cores of this machine
+    processes: bool = False  # whether threads are worker processes, set by `--processes` on the command line
+    shared: bool = False  # whether other projects may reuse the results from a cache
+    receipt: str | None = None  # name of the output that carries the receipt
+    # Whether the stage works with those of its inputs that exist: the command line does not require all of them.
     partial: bool = False
-    # For which datasets there is anything to do, and the message where there is for none.
+    # Which datasets the stage applies to, and the message if it applies to none.
     applies: Callable[[Config], bool] = lambda config: True
     otherwise: str = ""
-    # What all jobs of a dataset, and source, cost; None where the config asks for none. Stages without a dataset are not priced.
+    # The cost of all jobs of a dataset (and caption source); None if the config needs none of them.
     cost: Callable[[Job, Workload], Cost | None] | None = None
-    check: Callable[[Job], None] | None = None  # refuses a wrong config or dataset before any job runs
+    check: Callable[[Job], None] | None = None  # raises if the config or dataset is wrong, before any job runs
 
     @property
     def command(self) -> str:
+        """The name of the subcommand of `stm`."""
         return self.name.replace("_", "-")
 
     def each(self, jobs: Jobs, dataset: str = "") -> Iterator[Job]:
-        """All jobs, one after another: those of a dataset where the stage has some of each."""
+        """Yield all jobs of the stage; for a stage with one job or more per dataset, those of `dataset`."""
         if "dataset" in self.per and not self.applies(jobs.configs[dataset]):
             return
         study = jobs.study
-        known: dict[str, Callable[[], list[str]]] = {
+        values_of: dict[str, Callable[[], list[str]]] = {
             "source": lambda: list(jobs.configs[dataset].captions),
             "shard": lambda: list(jobs.list_shards(dataset)),
             "run": lambda: [run for run in study.runs if study.dataset_of(run) == dataset],
@@ -74,10 +75,10 @@ class Stage:
             "table": lambda: list(study.tables),
             "figure": lambda: list(study.figures),
         }
-        names = [name for name in self.per if name in known]
+        names = [name for name in self.per if name in values_of]
         evaluated = set(study.evaluations()) if "task" in names else set()
-        for values in product(*(known[name]() for name in names)):
-            chosen = dict(zip(names, values, strict=True))
-            if "task" in names and (chosen["run"], chosen["task"]) not in evaluated:
+        for values in product(*(values_of[name]() for name in names)):
+            wildcards = dict(zip(names, values, strict=True))
+            if "task" in names and (wildcards["run"], wildcards["task"]) not in evaluated:
                 continue
-            yield jobs.make(dataset=dataset if "dataset" in self.per else "", **chosen)
+            yield jobs.make(dataset=dataset if "dataset" in self.per else "", **wildcards)

@@ -1,4 +1,4 @@
-"""One piece of a stage's work: a config, and the dataset, shard, caption source, run or task that it is about."""
+"""Jobs of the stages: a config with the dataset, shard, caption source, run or task to work on."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,15 +16,15 @@ T = TypeVar("T")
 
 
 class Jobs:
-    """Makes the jobs of one config, and remembers what all of them ask for.
+    """Makes the jobs of one config, and caches values that they share.
 
     Args:
         study: the whole config.
-        list_shards: names of all shards of a dataset; by default those that its split stage has written.
+        list_shards: returns the names of all shards of a dataset; by default those written by its split stage.
 
     Attributes:
-        configs: of each dataset, as if the config spoke of no other.
-        layouts: where each dataset's results lie.
+        configs: per dataset, the config reduced to that dataset.
+        layouts: per dataset, the paths of its results.
     """
 
     def __init__(self, study: Config, list_shards: Callable[[str], Sequence[str]] | None = None) -> None:
@@ -32,18 +32,18 @@ class Jobs:
         self.configs = {name: study.of(name) for name in study.dataset_names}
         self.layouts = {name: Layout.of(study, name) for name in study.dataset_names}
         self.list_shards = list_shards or self._read_shards
-        self._found: dict[Any, Any] = {}
+        self._cache: dict[Any, Any] = {}
 
     def make(self, **wildcards: str) -> "Job":
-        """The job of these wildcards; a job that has no dataset is about the whole config."""
+        """The job of these wildcards; a job without a dataset works on the whole config."""
         return Job(self, **wildcards)
 
-    def once(self, what: Any, find: Callable[[], T]) -> T:
-        """`find()`, asked for once by all jobs: `what` tells it from everything else."""
-        if what not in self._found:
-            self._found[what] = find()
-        found: T = self._found[what]
-        return found
+    def once(self, key: Any, compute: Callable[[], T]) -> T:
+        """The result of `compute()`, computed once for all jobs and cached under `key`."""
+        if key not in self._cache:
+            self._cache[key] = compute()
+        value: T = self._cache[key]
+        return value
 
     def _read_shards(self, dataset: str) -> list[str]:
         path = self.layouts[dataset].shard_index
@@ -54,7 +54,7 @@ class Jobs:
 
 @dataclass(frozen=True)
 class Job:
-    """A stage's work on one shard, run, ...; the names are those of the wildcards, empty where the stage has none."""
+    """A stage's work on one shard, run, ...; fields are named like the wildcards, and empty if the stage lacks one."""
 
     jobs: Jobs
     dataset: str = ""
@@ -68,37 +68,37 @@ class Job:
 
     @property
     def study(self) -> Config:
+        """The whole config."""
         return self.jobs.study
 
     @cached_property
     def config(self) -> Config:
-        """The config of the job's dataset alone."""
+        """The config reduced to the job's dataset."""
         return self.jobs.configs.get(self.dataset, self.study)
 
     @cached_property
     def layout(self) -> Layout:
-        """The folder of the job's dataset, or what is shown of all of them."""
+        """Paths of the results of the job's dataset, or of the whole config."""
         return self.jobs.layouts.get(self.dataset) or Layout.of(self.study, self.dataset or None)
 
     def on(self, dataset: str | None) -> "Job":
-        """The same on another dataset; itself for None."""
+        """The same job on another dataset; itself for None."""
         return replace(self, dataset=dataset) if dataset else self
 
     @property
     def slice(self) -> Path:
-        """The clips of the job's shard.
-
-        No output of the split stage by name, since only that stage knows which there are: asking for the shards waits for it.
-        """
+        """The table of the clips of the job's shard."""
+        # Only the split stage knows which shards exist, so slices are not among its declared outputs: listing the
+        # shards is what makes a job wait for it.
         self.jobs.list_shards(self.dataset)
         return self.layout.slice(self.shard)
 
     def shards(self, split: str | None = None) -> list[str]:
-        """The dataset's shards of a split, or of all splits."""
+        """Names of the dataset's shards of one split, or of all splits."""
         return [shard for shard in self.jobs.list_shards(self.dataset) if split in (None, split_of(shard))]
 
     def packed(self, split: str | None = None) -> list[Path]:
-        """Indexes of a split's packed shards; the tars lie beside them.
+        """Paths of the indexes of packed shards, of one split or of all; the tars are in the same folder.
 
         Raises:
             ConfigError: the dataset has no clips of that split.
@@ -109,10 +109,15 @@ class Job:
         return [self.layout.shard(shard) for shard in shards]
 
     def settings(self, keys: Sequence[str]) -> dict[str, Any]:
-        """What decides in sections of the config, by their dotted keys; `captions.{source}` is that of the job, `*` is all.
+        """The settings that a result depends on, from sections of the config given by dotted keys.
 
-        Keys that change no byte of a result (deadlines, loading processes) are left out. Local models of the dataset's stages
-        go by their own names: their files are inputs, and where they lie makes no other result.
+        Settings that change no byte of a result (deadlines, numbers of loading processes) are left out. Local models of
+        the dataset's stages are reduced to their own names: their files are inputs, and their folder does not affect
+        the result.
+
+        Args:
+            keys: `frames`, `frames.min_side`, ...; wildcards as in `captions.{source}` are those of the job; `*` is
+                everything.
         """
         return {key: self._setting(key.format_map(vars(self))) for key in keys}
 

@@ -1,6 +1,7 @@
-"""All stages, in the order of the data's journey.
+"""All stages, in the order in which data passes through them.
 
-They are named here and imported when asked for: a stage stands above this list in the house, beside the code that does it.
+Stages are listed by name and imported on first use: each is declared beside the code that it runs, in a package that
+may itself import this module.
 """
 
 from collections.abc import Mapping
@@ -40,10 +41,10 @@ JOURNEY = (
 
 @cache
 def all_stages() -> dict[str, Stage]:
-    """Every stage by its name, in the order of the journey."""
+    """Every stage by its name, in the order of `JOURNEY`."""
     stages: list[Stage] = []
-    for place in JOURNEY:
-        module, _, name = place.partition(":")
+    for entry in JOURNEY:
+        module, _, name = entry.partition(":")
         stages.append(getattr(import_module(module), name))
     return {stage.name: stage for stage in stages}
 
@@ -51,14 +52,14 @@ def all_stages() -> dict[str, Stage]:
 def run_stage(
     name: str, config: Any, wildcards: Mapping[str, str], inputs: Files, outputs: Files, processes: int, log: Path
 ) -> None:
-    """Does one job of the workflow.
+    """Run one job of the workflow.
 
     Args:
-        config: as Snakemake has it: plain values.
-        inputs, outputs: by name, as the stage declares them.
-        log: gets what the stage writes to standard error, and its traceback if it fails.
+        config: as passed by Snakemake, in plain values.
+        inputs, outputs: paths by name, as declared by the stage.
+        log: gets the stage's standard error, and its traceback if it fails.
     """
     job = Jobs(parse_config(config)).make(**wildcards)
     with log_to(log):
-        if told := all_stages()[name].run(job, inputs, outputs, processes):
-            print(told)
+        if message := all_stages()[name].run(job, inputs, outputs, processes):
+            print(message)

@@ -1,4 +1,4 @@
-"""What a rule of the workflow reads of its stage's declaration: patterns of files, and functions of Snakemake's wildcards."""
+"""A stage's declaration in the form that Snakemake's rules need: file patterns, and functions of the wildcards."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from stm.stages.declaration import Resource, Stage
 from stm.stages.jobs import Job, Jobs
 from stm.storage.receipts import library_versions
 
-# Those whose versions decide the bytes of results that are shared.
+# Libraries whose versions the bytes of shared results depend on.
 SHARED_LIBRARIES = (
     *("av", "numpy", "opencv-python-headless", "open_clip_torch", "pyarrow", "simplejpeg"),
     *("timm", "tokenizers", "torch", "torchvision", "transformers"),
@@ -20,16 +20,16 @@ SHARED_LIBRARIES = (
 
 
 class DeclaredRule:
-    """A stage as its rule needs it.
+    """The sections of a stage's rule.
 
     Args:
-        refuse: turns an error of the config or dataset into one that the workflow shows without a traceback.
-        cores: of this machine; None on a cluster, whose profile sets the threads.
+        refuse: converts an error in the config or dataset to one that the workflow shows without a traceback.
+        cores: of this machine; None on a cluster, where the profile sets the threads.
         sharing: whether results are shared with other projects (`--cache`).
 
     Attributes:
-        inputs, settings, made_with, threads: functions of the wildcards, or plain values, for the rule's sections.
-        output: each output's pattern, `results/{dataset}/frames/{shard}.tar` for instance, by its name.
+        inputs, settings, made_with, threads: functions of the wildcards, or plain values.
+        output: the pattern of each output, for instance `results/{dataset}/frames/{shard}.tar`, by its name.
         resource: each resource by its name.
     """
 
@@ -53,13 +53,13 @@ class DeclaredRule:
         if not names:
             self.log = (pattern.layout.logs / f"{stage.name}.log").as_posix()
         self.shared = stage.shared and sharing
-        self.inputs = signed(lambda wildcards: self._inputs(wildcards))
-        self.settings = signed(lambda wildcards: self._settings(wildcards))
-        # It stands in for an environment in the shared results' keys, which know neither rule nor versions. The unused
-        # `input` is why Snakemake takes another version for no reason to run a finished job again.
+        self.inputs = cache_signature(lambda wildcards: self._inputs(wildcards))
+        self.settings = cache_signature(lambda wildcards: self._settings(wildcards))
+        # Keys of shared results contain neither the rule nor versions, so this takes the place of an environment. The
+        # unused parameter `input` keeps Snakemake from rerunning finished jobs when a version changes.
         versions = jobs.once("versions", partial(library_versions, SHARED_LIBRARIES))
         made_with = {"stage": stage.name, **versions}
-        self.made_with = signed(lambda wildcards, input: made_with)
+        self.made_with = cache_signature(lambda wildcards, input: made_with)
         self.threads = self._threads(cores or 1)
         self.resource = SimpleNamespace(**{name: self._resource(name, r) for name, r in stage.resources.items()})
 
@@ -67,7 +67,7 @@ class DeclaredRule:
         return self._jobs.make(**{name: getattr(wildcards, name) for name in self.stage.per})
 
     def _inputs(self, wildcards: Any) -> dict[str, str | list[str]]:
-        """The files that a job reads, and those of the models that it loads."""
+        """Input files of a job, including those of the local models that it loads."""
         job, stage = self._job(wildcards), self.stage
         try:
             if stage.check is not None:
@@ -75,48 +75,50 @@ class DeclaredRule:
             models = {name: self._files(models) for name, models in stage.models(job).items()}
             return models | _as_text(stage.inputs(job))
         except ValueError as error:
-            # Errors of our own kinds are written for people; others are bugs, and keep their traceback.
+            # Errors of this package's own types are human-readable; others are bugs, and keep their traceback.
             if not type(error).__module__.startswith("stm."):
                 raise
             raise self._refuse(error) from None
 
     def _files(self, models: Sequence[str | None]) -> list[str]:
-        """The files of local models. Asked for by every job: a folder is read once."""
+        """The files of local models. Every job needs them, so each folder is listed only once."""
         return [
             path for model in models for path in self._jobs.once(("model", model), partial(local_model_files, model))
         ]
 
     def _settings(self, wildcards: Any) -> dict[str, Any]:
-        """What decides a job's bytes. All shards of a dataset, and of a source, share it."""
+        """The settings that a job's bytes depend on."""
         job = self._job(wildcards)
-        common = (self.stage.name, job.dataset, job.source, job.run, job.task, job.table, job.figure)
-        return self._jobs.once(("settings", common), lambda: job.settings(self.stage.settings) | self.stage.facts(job))
+        # Without the shard: all shards of a dataset and source have the same settings.
+        key = (self.stage.name, job.dataset, job.source, job.run, job.task, job.table, job.figure)
+        return self._jobs.once(("settings", key), lambda: job.settings(self.stage.settings) | self.stage.facts(job))
 
     def _threads(self, cores: int) -> int | Callable[..., int]:
         threads = self.stage.threads
         if isinstance(threads, int):
             return threads
-        return signed(lambda wildcards: threads(self._job(wildcards), cores))
+        return cache_signature(lambda wildcards: threads(self._job(wildcards), cores))
 
     def _resource(self, name: str, resource: Resource) -> Any:
+        # A job that ran out of memory is retried with more of it; the parameter `attempt` must be in the signature.
         if name == "mem_mb":
-            return signed(lambda wildcards, attempt: self._amount(wildcards, resource) * attempt)
+            return cache_signature(lambda wildcards, attempt: self._amount(wildcards, resource) * attempt)
         if isinstance(resource, int):
             return resource
-        return signed(lambda wildcards: self._amount(wildcards, resource))
+        return cache_signature(lambda wildcards: self._amount(wildcards, resource))
 
     def _amount(self, wildcards: Any, resource: Resource) -> Any:
         return resource if isinstance(resource, int) else resource(self._job(wildcards))
 
 
-def signed(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Notes a function's signature. Snakemake asks for it anew in every job, which costs a tenth of a large dry run."""
+def cache_signature(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Store a function's signature on it, because Snakemake inspects it for every job: 10 % of a large dry run."""
     function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
     return function
 
 
 def _as_text(files: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        name: found.as_posix() if isinstance(found, Path) else [path.as_posix() for path in found]
-        for name, found in files.items()
+        name: value.as_posix() if isinstance(value, Path) else [path.as_posix() for path in value]
+        for name, value in files.items()
     }

@@ -1,7 +1,7 @@
-"""What a killed job has finished is used again by the next attempt, and never once its settings or inputs have changed.
+"""A job reuses the results of a killed attempt, unless its settings or inputs have changed.
 
-For each stage with a journal: an attempt that does all its work and dies before it clears its journal; then, in the same place,
-another with one setting or input changed. What that writes must be what it writes where there never was a journal.
+For each stage with a journal: one attempt does all its work and dies before it clears its journal; then a second one runs in
+the same folder with one setting or input changed. It must write the same bytes as in a folder without a journal.
 """
 
 import shutil
@@ -53,7 +53,7 @@ Values = Mapping[str, Any]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Videos and models; two of each kind, called one and two."""
+    """Videos and models, two of each kind, named one and two."""
     folder = tmp_path_factory.mktemp("world")
     for number, name in enumerate(("one", "two"), 1):
         (folder / name).mkdir()
@@ -69,7 +69,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings_of(kind: type[Section], values: Values) -> Any:
-    """A stage's section, of those values that are its keys."""
+    """The config section of a stage, from those values that are its keys."""
     return kind.model_validate({name: value for name, value in values.items() if name in kind.model_fields})
 
 
@@ -171,12 +171,12 @@ def run_generate(world: Path, folder: Path, values: Values) -> None:
 
 @dataclass(frozen=True)
 class Stage:
-    """How a stage is run, and what decides its bytes."""
+    """How a stage is run, and what its bytes depend on."""
 
     run: Callable[[Path, Path, Values], None]
     section: type[Section]
     base: Values  # settings and inputs of the attempt that dies
-    changes: Values  # of each key another value, with which the results differ
+    changes: Values  # another value per key, with which the results differ
     same: Values = field(default_factory=dict)  # keys that change no result of these small inputs, and why
 
 
@@ -279,15 +279,15 @@ CASES = [(stage, key) for stage in STAGES for key in STAGES[stage].changes]
 @pytest.mark.parametrize("name", STAGES)
 def test_every_setting_that_decides_is_changed_here(name: str) -> None:
     stage = STAGES[name]
-    deciding = set(stage.section.model_fields) - set(stage.section.cache_neutral)
-    assert deciding <= {*stage.changes, *stage.same}, (
+    fingerprinted = set(stage.section.model_fields) - set(stage.section.cache_neutral)
+    assert fingerprinted <= {*stage.changes, *stage.same}, (
         "name the new key in STAGES, with a value that changes the results"
     )
 
 
 @pytest.fixture(scope="module", autouse=True)
 def in_this_process() -> Iterator[None]:
-    """Clips are worked on here: to start other processes takes seconds."""
+    """Process clips in this process: starting workers takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(run_shard.__globals__, "run_isolated", run_here)
         patch.setattr(stm.datasets, "probe_files", probe_here)
@@ -307,7 +307,7 @@ class Killed:
     """An attempt that has finished every clip and was killed before it cleared its journal."""
 
     folder: Path
-    contents: dict[str, Any]  # of the outputs, which Snakemake removes
+    contents: dict[str, Any]  # the outputs' contents; Snakemake removes the outputs themselves
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +319,7 @@ def kill(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
             patch.setattr(Journal, "close", lambda self: None)
             STAGES[name].run(world, folder, STAGES[name].base)
         items = [path for path in folder.rglob(".*.journal/*") if path.name != "receipt"]
-        assert items, "nothing was finished: there is nothing to be used again"
+        assert items, "nothing was finished, so nothing can be reused"
         found = contents(folder)
         for path in folder.glob("out.*"):
             path.unlink()
@@ -334,7 +334,7 @@ def outputs(folder: Path) -> list[Path]:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """What the outputs hold besides their receipts."""
+    """Contents of the outputs without their receipts."""
     found: dict[str, Any] = {}
     for path in outputs(folder):
         name = path.relative_to(folder).as_posix()
@@ -370,5 +370,5 @@ def test_a_journal_of_other_settings_or_inputs_is_not_used(
     made = {path.relative_to(clean).as_posix(): path.read_bytes() for path in outputs(clean)}
     for file, data in made.items():
         assert (stale / file).read_bytes() == data, file
-    assert not list(stale.rglob(".*.journal")), "it is removed at the end"
-    assert contents(clean) != kill(name).contents, "the change must show, or the test says nothing"
+    assert not list(stale.rglob(".*.journal")), "the journal must be removed at the end"
+    assert contents(clean) != kill(name).contents, "the change must alter the results, or the test proves nothing"

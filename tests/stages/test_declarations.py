@@ -1,4 +1,4 @@
-"""Each stage is declared once; the rules, Snakemake's profile for Slurm and the command line say the same."""
+"""Each stage is declared once; the rules, Snakemake's profile for Slurm and the command line agree with it."""
 
 import re
 import subprocess
@@ -37,7 +37,7 @@ def made_jobs(values: dict[str, Any] = SEVERAL) -> Jobs:
 
 
 def text_of(rule: str) -> str:
-    """A rule's part of its file."""
+    """The text of a rule in its file."""
     pattern = rf"^(?:rule|checkpoint) {rule}:\n(.*?)(?=^\S|\Z)"
     (found,) = [m[1] for text in RULES.values() for m in re.finditer(pattern, text, re.M | re.S)]
     return found
@@ -56,7 +56,7 @@ def test_the_declarations_are_light() -> None:
 
 @pytest.mark.parametrize("stage", STAGES, ids=name)
 def test_a_rule_shows_every_output_where_it_will_lie(stage: Stage) -> None:
-    """The comment beside an output says the same as the declaration."""
+    """The comment beside an output agrees with the declaration."""
     output, text = DeclaredRule(stage, made_jobs()).output, text_of(stage.name)
     for key, pattern in vars(output).items():
         line = f"{stage.name.upper()}.output.{key}"
@@ -101,7 +101,7 @@ SHOWN: dict[str, Any] = {
 
 @pytest.mark.parametrize("stage", STAGES, ids=name)
 def test_every_output_of_a_job_fits_its_rules_pattern(stage: Stage) -> None:
-    """Snakemake finds the wildcards from the files' names, so that both must be the same."""
+    """Snakemake derives the wildcards from file names, so paths and patterns must agree."""
     job = made_job(stage)
     patterns = vars(DeclaredRule(stage, job.jobs).output)
     wildcards = {key: getattr(job, key) for key in stage.per} | {"split": job.shard.split("-")[0]}
@@ -111,7 +111,7 @@ def test_every_output_of_a_job_fits_its_rules_pattern(stage: Stage) -> None:
 
 
 def test_the_slurm_profile_asks_for_what_the_stages_declare() -> None:
-    """Numbers in the profile stand before those of the rules; users change them, we ship the same."""
+    """The profile's numbers override those of the rules; users may change them, and as shipped both are equal."""
     profile = yaml.safe_load((ROOT / "workflow/profiles/slurm/config.yaml").read_text())
     for stage in STAGES:
         shipped = profile["set-resources"].get(stage.name, {})
@@ -144,7 +144,7 @@ def test_settings_are_the_datasets_own_without_what_changes_no_byte() -> None:
     frames = jobs.make(dataset="one").settings(("frames",))["frames"]
     assert "short_side" in frames and "timeout_seconds" not in frames
     said = jobs.make(dataset="one", source="said").settings(("captions.{source}",))
-    # By no name of the source: another project, with another name for it, may take what this one has made.
+    # Without the name of the source: another project with another name for it may reuse the results.
     assert said == {"captions.{source}": {"kind": "human"}}
     run = jobs.make(dataset="one", run="random").settings(("runs.{run}",))["runs.{run}"]
     assert "workers" not in run and run["model"] == "tiny"

@@ -1,4 +1,4 @@
-"""Captions that need no model: the manifest's own, and templates filled with the action label."""
+"""Captions without a model: those of the manifest, and templates filled with the action label."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,25 +9,25 @@ WHOLE_CLIP = -1  # in place of a frame number
 
 
 class ClipCaptions(NamedTuple):
-    """What a source says about one clip."""
+    """The captions of one clip from one source."""
 
     texts: tuple[tuple[int, str], ...]  # (stored-frame number or WHOLE_CLIP, caption)
     status: Status
     detail: str = ""
 
 
-def collect(pairs: Sequence[tuple[int, str | None]], nothing: Status) -> ClipCaptions:
-    """Cleans captions: runs of white space become one space, empty ones are left out.
+def collect(pairs: Sequence[tuple[int, str | None]], empty_status: Status) -> ClipCaptions:
+    """Clean captions: collapse white space, and leave out empty captions.
 
     Args:
         pairs: (stored-frame number or WHOLE_CLIP, caption).
-        nothing: the status of a clip all of whose captions are empty.
+        empty_status: the status of a clip whose captions are all empty.
     """
     cleaned = [(frame, " ".join((text or "").split())) for frame, text in pairs]
-    good = tuple((frame, text) for frame, text in cleaned if text)
+    texts = tuple((frame, text) for frame, text in cleaned if text)
     empty = [_place(number, frame) for number, (frame, text) in enumerate(cleaned) if not text]
     detail = f"{len(empty)} of {len(pairs)} captions are empty: {', '.join(empty)}" if empty else ""
-    return ClipCaptions(good, Status.OK if good else nothing, detail)
+    return ClipCaptions(texts, Status.OK if texts else empty_status, detail)
 
 
 def _place(number: int, frame: int) -> str:
@@ -35,15 +35,15 @@ def _place(number: int, frame: int) -> str:
 
 
 def human_captions(row: Mapping[str, Any]) -> ClipCaptions:
-    """The manifest's captions of a clip, in their order."""
+    """The captions of a clip from the manifest, in their order; `row` is its row of the slice."""
     captions = row["captions"]
     if not captions:
         return ClipCaptions((), Status.CAPTION_MISSING, "the manifest has no caption for this clip")
     return collect([(WHOLE_CLIP, text) for text in captions], Status.CAPTION_EMPTY)
 
 
-def spoken_label(row: Mapping[str, Any]) -> str:
-    """`playing_guitar` -> `playing guitar`; empty when the clip has no label."""
+def label_text(row: Mapping[str, Any]) -> str:
+    """The clip's label as words, `playing guitar` for `playing_guitar`; empty if the clip has no label."""
     return " ".join((row["label"] or "").replace("_", " ").split())
 
 
@@ -51,8 +51,9 @@ NO_LABEL = ClipCaptions((), Status.CAPTION_MISSING, "the manifest has no label f
 
 
 def label_captions(row: Mapping[str, Any], templates: Sequence[str]) -> ClipCaptions:
-    """The templates with the clip's label in place of `{}`, in their order."""
-    label = spoken_label(row)
+    """Fill each template with the clip's label in place of `{}`, in the order of the templates."""
+    # `str.format` would interpret other braces in a template or label.
+    label = label_text(row)
     if not label:
         return NO_LABEL
     return collect([(WHOLE_CLIP, template.replace("{}", label)) for template in templates], Status.CAPTION_EMPTY)

@@ -1,4 +1,4 @@
-"""The captions stage: what is said about each clip, by the manifest, by templates or by a model."""
+"""The captions stage: captions of each clip from the manifest, from templates or from a model."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,9 +27,9 @@ CAPTIONS_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("video_id", pa.string(), nullable=False),
-        pa.field("caption_index", pa.int32(), nullable=False),  # from 0 within the clip
-        pa.field("frame", pa.int32(), nullable=False),  # stored-frame number; -1: the whole clip
-        pa.field("caption", pa.string()),  # null: the clip has none, see status
+        pa.field("caption_index", pa.int32(), nullable=False),  # from 0, within the clip
+        pa.field("frame", pa.int32(), nullable=False),  # index of the stored frame; -1: the whole clip
+        pa.field("caption", pa.string()),  # null: the clip has no caption; the status says why
         pa.field("status", pa.string(), nullable=False),
         pa.field("policy", pa.string(), nullable=False),
         pa.field("detail", pa.string(), nullable=False),
@@ -47,37 +47,39 @@ def write_captions(
     bad_input: BadInput,
     device: str | None = None,
 ) -> None:
-    """Captions the clips of a shard that the frames stage kept: a row a caption, sorted by key and caption_index.
+    """Caption the clips of a shard that the frames stage kept: one row per caption, sorted by key and caption_index.
 
-    A clip some of whose captions are empty keeps the others, and its rows' `detail` says which are missing. A clip
-    without any has one row, whose caption is null and whose status says why.
+    If some captions of a clip are empty, the others are kept, and `detail` lists the empty ones. A clip without any
+    caption has one row, whose caption is null and whose status gives the reason.
 
     Args:
-        device: where a model computes; by default CUDA when there is any.
+        slice_path: the shard's clips (MANIFEST_SCHEMA, sorted by key).
+        frames_tar, frames_index: outputs of the frames stage.
+        device: device of a model; CUDA by default if available.
 
     Raises:
-        TooManyFailures: more clips have no caption than the config allows.
-        ModelError: the source's model cannot be had.
+        TooManyFailures: more clips have no caption than the config allows; `output` is written by then.
+        ModelError: the source's model cannot be loaded.
     """
     kept = read_kept(frames_index)
     rows = rows_of_kept(slice_path, kept)
     if isinstance(source, HumanCaptions | LabelCaptions):
-        found = {row["key"]: _say(row, source) for row in rows}
+        captions_by_key = {row["key"]: _manifest_captions(row, source) for row in rows}
         receipt, journal = make_receipt("captions", source, ("pyarrow",)), None
     else:
-        found, receipt, journal = _ask_model(rows, kept, frames_tar, output, source, device)
-    table = _make_table(rows, found, bad_input)
+        captions_by_key, receipt, journal = _model_captions(rows, kept, frames_tar, output, source, device)
+    table = _make_table(rows, captions_by_key, bad_input)
     write_table(output, table, receipt | {"policy": bad_input.model_dump(mode="json")["policy"]})
-    check_failures(f"captions {output.stem}", _outcomes(rows, found, bad_input), bad_input.max_failure_rate)
+    check_failures(f"captions {output.stem}", _outcomes(rows, captions_by_key, bad_input), bad_input.max_failure_rate)
     if journal is not None:
         journal.close()
 
 
-def _say(row: Mapping[str, Any], source: HumanCaptions | LabelCaptions) -> ClipCaptions:
+def _manifest_captions(row: Mapping[str, Any], source: HumanCaptions | LabelCaptions) -> ClipCaptions:
     return human_captions(row) if isinstance(source, HumanCaptions) else label_captions(row, source.templates)
 
 
-def _ask_model(
+def _model_captions(
     rows: list[dict[str, Any]],
     kept: list[dict[str, Any]],
     frames_tar: Path,
@@ -85,8 +87,8 @@ def _ask_model(
     source: Blip2Captions | LanguageModelCaptions,
     device: str | None,
 ) -> tuple[dict[str, ClipCaptions], dict[str, Any], Journal]:
-    """Captions by a model, with the receipt and the still open journal."""
-    # The model libraries take seconds to import; captions without a model do without.
+    """Captions by key from a model, with the receipt and the journal, which is still open."""
+    # The model libraries take seconds to import, and other sources do not need them.
     if isinstance(source, Blip2Captions):
         from stm.preprocess.captions.blip2 import Blip2Captioner
 
@@ -108,15 +110,17 @@ def _model_receipt(source: Blip2Captions | LanguageModelCaptions, identity: Mapp
 
 
 def hash_frames(kept: Sequence[Mapping[str, Any]]) -> str:
-    """One SHA-256 for the stored frames of a shard's kept clips: what anything made from them depends on."""
+    """One SHA-256 over the stored frames of a shard's kept clips, for the receipts of stages that read them."""
     return hash_receipt({row["key"]: row["sha256"] for row in kept})
 
 
-def _make_table(rows: Sequence[Mapping[str, Any]], found: Mapping[str, ClipCaptions], bad_input: BadInput) -> pa.Table:
+def _make_table(
+    rows: Sequence[Mapping[str, Any]], captions_by_key: Mapping[str, ClipCaptions], bad_input: BadInput
+) -> pa.Table:
     lines = []
     for row in sorted(rows, key=lambda row: row["key"]):
-        said = found[row["key"]]
-        for index, (frame, caption) in enumerate(said.texts or [(WHOLE_CLIP, None)]):
+        captions = captions_by_key[row["key"]]
+        for index, (frame, caption) in enumerate(captions.texts or [(WHOLE_CLIP, None)]):
             lines.append(
                 {
                     "key": row["key"],
@@ -124,51 +128,54 @@ def _make_table(rows: Sequence[Mapping[str, Any]], found: Mapping[str, ClipCapti
                     "caption_index": index,
                     "frame": frame,
                     "caption": caption,
-                    "status": str(said.status),
-                    "policy": bad_input.action(said.status),
-                    "detail": said.detail,
+                    "status": str(captions.status),
+                    "policy": bad_input.action(captions.status),
+                    "detail": captions.detail,
                 }
             )
     return pa.Table.from_pylist(lines, schema=CAPTIONS_SCHEMA)
 
 
 def _outcomes(
-    rows: Sequence[Mapping[str, Any]], found: Mapping[str, ClipCaptions], bad_input: BadInput
+    rows: Sequence[Mapping[str, Any]], captions_by_key: Mapping[str, ClipCaptions], bad_input: BadInput
 ) -> list[tuple[str, Status, Any, str]]:
-    said = [(row["video_id"], found[row["key"]]) for row in rows]
-    return [(video_id, s.status, bad_input.action(s.status), s.detail) for video_id, s in said]
+    clips = [(row["video_id"], captions_by_key[row["key"]]) for row in rows]
+    return [(video_id, clip.status, bad_input.action(clip.status), clip.detail) for video_id, clip in clips]
 
 
 def read_captions(path: Path) -> dict[str, ClipCaptions]:
-    """The captions of each clip by key, in the order of caption_index.
+    """Read the captions of each clip, by key, in the order of caption_index.
 
     Raises:
-        DamagedError: the file is missing, torn or no captions table.
+        DamagedError: the file is missing, truncated or not a captions table.
     """
     texts: dict[str, list[tuple[int, str]]] = {}
-    ends: dict[str, tuple[Status, str]] = {}
+    status_and_detail: dict[str, tuple[Status, str]] = {}
     expected: Counter[str] = Counter()
     for number, row in enumerate(read_table(path, schema=CAPTIONS_SCHEMA).to_pylist()):
         key = row["key"]
         if row["caption_index"] != expected[key]:
             raise DamagedError(
-                f"{path}: row {number}: clip {row['video_id']!r:.100} has a caption numbered {row['caption_index']} where "
+                f"{path}: row {number}: clip {row['video_id']!r:.100} has caption_index {row['caption_index']} where "
                 f"{expected[key]} is expected; remove the file and run again"
             )
         expected[key] += 1
-        said = texts.setdefault(key, [])
-        ends[key] = (read_status(path, row), row["detail"])
+        clip_texts = texts.setdefault(key, [])
+        status_and_detail[key] = (read_status(path, row), row["detail"])
         if row["caption"] is not None:
-            said.append((row["frame"], row["caption"]))
-    return {key: ClipCaptions(tuple(said), *ends[key]) for key, said in texts.items()}
+            clip_texts.append((row["frame"], row["caption"]))
+    return {key: ClipCaptions(tuple(pairs), *status_and_detail[key]) for key, pairs in texts.items()}
 
 
-def check_spoken(path: Path, said: Mapping[str, ClipCaptions]) -> None:
-    """Refuses captions of which a clip has none without a reason.
+def check_has_captions(path: Path, captions_by_key: Mapping[str, ClipCaptions]) -> None:
+    """Check that every clip whose status is `ok` has a caption.
 
     Raises:
-        DamagedError: with the file and the first such clip.
+        DamagedError: names the file and the first clip without one.
     """
-    odd = [key for key, end in said.items() if end.status == Status.OK and not end.texts]
-    if odd:
-        raise DamagedError(f"{path}: clip {odd[0]!r} is `ok` without a caption: a damaged table")
+    empty = [key for key, clip in captions_by_key.items() if clip.status == Status.OK and not clip.texts]
+    if empty:
+        raise DamagedError(
+            f"{path}: clip {empty[0]!r} is `ok` without a caption: the table is damaged. Remove it and run the "
+            "captions stage again"
+        )

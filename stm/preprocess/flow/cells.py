@@ -1,4 +1,4 @@
-"""From a field of pixels to the cells in which flow is kept."""
+"""Averaging per-pixel flow over the cells in which it is stored."""
 
 from functools import lru_cache
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 def average_weights(length: int, cells: int) -> NDArray[np.float32]:
     """Weights that average `length` pixels into `cells` equal parts by exact areas: float32 [cells, length].
 
-    A pixel that a border cuts counts on both sides, by its shares; each row sums to 1.
+    A pixel that straddles a border counts in both cells, in proportion to the overlap; each row sums to 1.
     """
     edges = np.arange(cells + 1) * (length / cells)
     pixels = np.arange(length)
@@ -19,17 +19,19 @@ def average_weights(length: int, cells: int) -> NDArray[np.float32]:
 
 
 def to_cells(flow: NDArray[np.float32], rows: int, columns: int, cells: int) -> NDArray[np.float16]:
-    """Averages flow over cells, and converts it from pixels to widths and heights of the map's cells.
+    """Average flow over cells, and convert it from pixels to widths and heights of the map's cells.
 
     Args:
         flow: float32 [H, W, 2], x right, y down, pixels.
-        rows, columns: of the map.
-        cells: flow cells on a side of a map cell.
+        rows, columns: size of the map, in cells.
+        cells: flow cells per side of a map cell.
 
     Returns:
         float16 [rows * cells, columns * cells, 2].
     """
     height, width = flow.shape[:2]
-    down, across = average_weights(height, rows * cells), average_weights(width, columns * cells)
+    down = average_weights(height, rows * cells)
+    across = average_weights(width, columns * cells)
     mean = np.stack([down @ flow[..., axis] @ across.T for axis in (0, 1)], axis=-1)
+    # In cells rather than pixels, because training resizes the frames: a displacement in cells holds at any size.
     return (mean * np.array([columns / width, rows / height], np.float32)).astype(np.float16)

@@ -1,4 +1,4 @@
-"""Optical flow by OpenCV's DIS (Kroeger et al., ECCV 2016), a clip in a process of its own. No torch here."""
+"""Optical flow by OpenCV's DIS (Kroeger et al., ECCV 2016), one clip per worker process; does not import torch."""
 
 import json
 from collections.abc import Mapping
@@ -27,17 +27,17 @@ _PRESETS = {
 
 
 class FlowMaps(NamedTuple):
-    """The flow of one clip; T stored frames, map-cell widths and heights, x right, y down."""
+    """The flow of one clip with T stored frames, in map-cell widths and heights; x points right, y down."""
 
-    forward: NDArray[np.float16]  # [T, rows, columns, 2] displacement of frame t's content to t + 1; last: 0
-    backward: NDArray[np.float16]  # [T, rows, columns, 2] displacement of frame t's content to t - 1; first: 0
+    forward: NDArray[np.float16]  # [T, rows, columns, 2] displacement of frame t's content to t + 1; 0 for the last
+    backward: NDArray[np.float16]  # [T, rows, columns, 2] displacement of frame t's content to t - 1; 0 for the first
 
 
 @dataclass(frozen=True)
 class FlowTask:
-    """One clip."""
+    """One clip whose flow is to be estimated."""
 
-    frames: Mapping[str, Any]  # the clip's row of the table of frames
+    frames: Mapping[str, Any]  # the clip's row of the frames index
     tar: Path
     settings: Flow
     grid: int
@@ -45,48 +45,51 @@ class FlowTask:
 
     @property
     def item(self) -> str:
+        """The clip's name in the journal; it changes with the stored pixels."""
         return json.dumps([self.frames[name] for name in ("key", "width", "height", "sha256")])
 
     @property
     def map_shape(self) -> tuple[int, int]:
-        """Rows and columns of the map."""
+        """Rows and columns of the map, in cells."""
         return map_shape(self.frames["width"], self.frames["height"], self.grid)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns of the flow."""
+        """Rows and columns of the flow, in flow cells."""
         rows, columns = self.map_shape
         return rows * self.settings.cells, columns * self.settings.cells
 
     def empty(self) -> FlowMaps:
-        """Zeros of the clip's shape."""
+        """All-zero flow of the clip's shape."""
         shape = (self.frames["frames"], *self.shape, 2)
         return FlowMaps(np.zeros(shape, np.float16), np.zeros(shape, np.float16))
 
     def finish(self, maps: FlowMaps) -> None:
-        """Leaves the clip's flow in the journal."""
+        """Put the clip's flow into the journal."""
         self.journal.put(self.item, pack_record({}, [], [part.tobytes() for part in maps]))
 
 
-def damaged(error: ValueError) -> Failure:
-    """For a clip whose stored frames cannot be read. It is not remembered: the tar may be made anew."""
+def corrupt_frames_failure(error: ValueError) -> Failure:
+    """The failure of a clip whose stored frames cannot be read."""
+    # A failure, not a journal record: the tar may be written again, and then the clip must be retried.
     return Failure(Status.CORRUPT_FRAMES, str(error))
 
 
 def extract_clip(task: FlowTask) -> Failure | None:
-    """Measures one clip, in a worker process, and leaves its flow in the journal."""
-    cv2.setNumThreads(1)  # a process a core is there already, and one thread adds in one order
+    """Estimate the flow of one clip, in a worker process, and put it into the journal."""
+    cv2.setNumThreads(1)  # there is one process per core already, and one thread always sums in the same order
     estimate: Any = cv2.DISOpticalFlow.create(_PRESETS[task.settings.preset])
-    maps, place = task.empty(), (*task.map_shape, task.settings.cells)
+    maps = task.empty()
+    shape = (*task.map_shape, task.settings.cells)
     previous: NDArray[np.uint8] | None = None
     for number in range(task.frames["frames"]):
         try:
             frame = load_frame(task.tar, task.frames, number, "GRAY")[..., 0]
         except ValueError as error:
-            return damaged(error)
+            return corrupt_frames_failure(error)
         if previous is not None:
-            maps.forward[number - 1] = to_cells(estimate.calc(previous, frame, None), *place)
-            maps.backward[number] = to_cells(estimate.calc(frame, previous, None), *place)
+            maps.forward[number - 1] = to_cells(estimate.calc(previous, frame, None), *shape)
+            maps.backward[number] = to_cells(estimate.calc(frame, previous, None), *shape)
         previous = frame
     task.finish(maps)
     return None

@@ -1,4 +1,4 @@
-"""The flow stage: where each stored frame's content lies in the next frame, and in the one before (MGMAE)."""
+"""The flow stage: displacement of each stored frame's content to the next and to the previous frame (MGMAE)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from stm.config import BadInput, Flow
 from stm.jobs.journal import Journal
 from stm.manifest import check_failures
 from stm.preprocess.captions.write import hash_frames
-from stm.preprocess.clip_outcomes import Ended, Outcome, Record, as_columns, finished_rows, run_shard
+from stm.preprocess.clip_outcomes import Outcome, Record, VideoOutcome, as_columns, finished_rows, run_shard
 from stm.preprocess.flow.dis import FlowTask, extract_clip
 from stm.preprocess.frames.table import read_kept
 from stm.storage.receipts import make_receipt
@@ -22,17 +22,17 @@ FLOW_SCHEMA = pa.schema(
         pa.field("key", pa.string(), nullable=False),
         pa.field("video_id", pa.string(), nullable=False),
         pa.field("frames", pa.int32(), nullable=False),  # T, stored frames
-        pa.field("rows", pa.int32(), nullable=False),  # R: the map's, times flow.cells
-        pa.field("columns", pa.int32(), nullable=False),  # C likewise
+        pa.field("rows", pa.int32(), nullable=False),  # R: rows of the map times flow.cells
+        pa.field("columns", pa.int32(), nullable=False),  # C: columns of the map times flow.cells
         # [T, R, C, 2], x right, y down, in widths and heights of the map's cells: displacement of frame t's content
-        pa.field("forward", pa.list_(pa.float16())),  # to frame t + 1; of the last frame 0
-        pa.field("backward", pa.list_(pa.float16())),  # to frame t - 1; of the first frame 0
+        pa.field("forward", pa.list_(pa.float16())),  # to frame t + 1; 0 for the last frame
+        pa.field("backward", pa.list_(pa.float16())),  # to frame t - 1; 0 for the first frame
         pa.field("status", pa.string(), nullable=False),
         pa.field("policy", pa.string(), nullable=False),
         pa.field("detail", pa.string(), nullable=False),
     ]
 )
-_ROW_GROUP = 4  # clips, of half a megabyte each and more
+_ROW_GROUP = 4  # clips; each takes half a megabyte or more, and readers hold a whole group in memory
 _LIBRARIES = {
     "dis": ("opencv-python-headless", "numpy", "simplejpeg"),
     "raft": ("torch", "torchvision", "numpy", "simplejpeg"),
@@ -50,28 +50,29 @@ def write_flow(
     processes: int,
     device: str | None = None,
 ) -> None:
-    """Writes the optical flow of one shard: one row for each clip that the frames stage kept; see `FLOW_SCHEMA`.
+    """Write the optical flow of one shard: one row per clip that the frames stage kept; see `FLOW_SCHEMA`.
 
-    The flow is that of the stored JPEGs, so that it fits what training sees. DIS works in processes of their own, with
-    a deadline a clip; RAFT in this process, on the GPU when there is one.
+    Flow is estimated on the stored JPEGs, the same pixels that training reads. DIS runs in worker processes with a
+    deadline per clip; RAFT runs in this process, on the GPU if there is one.
 
     Args:
-        frames_tar, frames_index: what the frames stage wrote.
+        frames_tar, frames_index: outputs of the frames stage.
         grid: cells on the short side of the maps; flow has `settings.cells` times as many.
-        processes: clips that DIS works on at a time; the bytes do not depend on it.
-        device: RAFT's; by default CUDA when there is any.
+        processes: clips that DIS processes in parallel; the bytes do not depend on it.
+        device: device for RAFT; CUDA by default if available.
 
     Raises:
         TooManyFailures: more clips have no flow than `bad_input` allows; `output` is written by then.
-        ModelError: RAFT's weights cannot be had.
-        ValueError: the table of frames is missing or torn.
+        ModelError: RAFT's weights cannot be loaded.
+        ValueError: the frames index is missing or truncated.
     """
     kept = read_kept(frames_index)
-    used = {name: settings.fingerprint()[name] for name in _FINGERPRINTED[settings.backend]}
-    receipt = make_receipt("flow", used, _LIBRARIES[settings.backend], grid=grid)
+    # The other backend's settings change no byte here, so changing them must not invalidate the table.
+    fingerprint = {name: settings.fingerprint()[name] for name in _FINGERPRINTED[settings.backend]}
+    receipt = make_receipt("flow", fingerprint, _LIBRARIES[settings.backend], grid=grid)
     title = f"flow {frames_tar.stem}"
     if settings.backend == "raft":
-        # torch takes seconds to import; DIS does without.
+        # torch takes seconds to import, and DIS does not need it.
         from stm.preprocess.flow.raft import Raft, run_raft
 
         raft = Raft(Path(settings.weights or "").expanduser(), settings.iterations, device)
@@ -83,10 +84,12 @@ def write_flow(
         journal = Journal(output, receipt)
         tasks = _make_tasks(kept, frames_tar, settings, grid, journal)
         failures = run_shard(title, extract_clip, tasks, journal, processes, settings.timeout_seconds)
-    outcomes: list[Ended] = []
-    found = finished_rows(tasks, journal, failures, bad_input, _make_row, outcomes)
-    more = {"frames": hash_frames(kept), "policy": bad_input.model_dump(mode="json")["policy"]}
-    write_rows(output, FLOW_SCHEMA, found, receipt | more, _ROW_GROUP)
+    outcomes: list[VideoOutcome] = []
+    rows = finished_rows(tasks, journal, failures, bad_input, _make_row, outcomes)
+    # The policy only decides statuses and the frames are part of each journal item, so neither is in the journal's
+    # receipt: a change of either keeps the clips that are still valid.
+    extra = {"frames": hash_frames(kept), "policy": bad_input.model_dump(mode="json")["policy"]}
+    write_rows(output, FLOW_SCHEMA, rows, receipt | extra, _ROW_GROUP)
     check_failures("flow", outcomes, bad_input.max_failure_rate)
     journal.close()
 
@@ -98,8 +101,8 @@ def _make_tasks(
 
 
 def _make_row(task: FlowTask, record: Record, outcome: Outcome) -> dict[str, Any]:
-    found = [np.frombuffer(blob, np.float16) for blob in record.blobs]
-    forward, backward = found if found else (None, None)
+    maps = [np.frombuffer(blob, np.float16) for blob in record.blobs]
+    forward, backward = maps if maps else (None, None)
     rows, columns = task.shape
     return {
         "key": task.frames["key"],

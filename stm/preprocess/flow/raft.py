@@ -17,13 +17,17 @@ from stm.jobs.progress import Progress
 from stm.jobs.workers import Failure
 from stm.preprocess.batches import prefetch
 from stm.preprocess.flow.cells import to_cells
-from stm.preprocess.flow.dis import FlowMaps, FlowTask, damaged
+from stm.preprocess.flow.dis import FlowMaps, FlowTask, corrupt_frames_failure
 from stm.preprocess.frames.table import load_frame
 from stm.pretrained.hub import ModelError, exact_convolutions
 from stm.storage.files import sha256_file
 
-_STEPS = 8  # between stored frames, a forward pass; of one clip only, so that its flow does not depend on neighbours
-_MULTIPLE, _LEAST = 8, 128  # pixels of a side: RAFT's features have an eighth of them, and are halved thrice
+# Pairs of stored frames per forward pass; from one clip only, so that its flow does not depend on other clips.
+_STEPS = 8
+# RAFT's features have 1/8 of the resolution, and its correlation pyramid halves them three times: torchvision requires
+# sides that are divisible by 8 and at least 128 pixels.
+_MULTIPLE = 8
+_MIN_SIDE = 128
 
 
 class Raft:
@@ -32,14 +36,15 @@ class Raft:
     def __init__(self, weights: Path, iterations: int, device: str | None = None) -> None:
         """
         Args:
-            weights: a state dict of torchvision's `raft_small`, .safetensors or what `torch.save` writes.
-            iterations: refinements of the flow.
-            device: by default CUDA when there is any.
+            weights: a state dict of torchvision's `raft_small`, as .safetensors or written by `torch.save`.
+            iterations: number of flow refinements.
+            device: CUDA by default if available.
 
         Raises:
-            ModelError: no such file, or no weights of RAFT-small in it.
+            ModelError: the file does not exist or does not hold RAFT-small weights.
         """
-        self._device, self._iterations = choose_device(device), iterations
+        self._device = choose_device(device)
+        self._iterations = iterations
         model = raft_small(weights=None)
         try:
             model.load_state_dict(_read_weights(weights))
@@ -50,18 +55,20 @@ class Raft:
 
     @torch.inference_mode()
     def estimate(self, frames: NDArray[np.uint8], pairs: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
-        """The flow from the first frame of each pair to the second.
+        """Estimate the flow from the first frame of each pair to the second.
 
         Args:
             frames: uint8 [T, H, W, 3], RGB.
-            pairs: numbers of frames, at least one pair.
+            pairs: frame indices, at least one pair.
 
         Returns:
             float32 [pairs, H, W, 2], x right, y down, pixels.
         """
         height, width = frames.shape[1:3]
         pixels = torch.from_numpy(frames).to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        left, right, top, bottom = (*_margins(width), *_margins(height))
+        left, right = _margins(width)
+        top, bottom = _margins(height)
+        # Repeated border pixels rather than zeros, whose edge would look like content that does not move.
         padded = functional.pad(pixels, (left, right, top, bottom), mode="replicate")
         first, second = zip(*pairs, strict=True)
         with exact_convolutions(self._device):
@@ -70,8 +77,8 @@ class Raft:
 
 
 def _margins(length: int) -> tuple[int, int]:
-    """Pixels to add in front and behind, so that a side is what RAFT takes."""
-    missing = max(_LEAST, -(-length // _MULTIPLE) * _MULTIPLE) - length
+    """Padding before and after, in pixels, that brings a side to a length that RAFT accepts."""
+    missing = max(_MIN_SIDE, -(-length // _MULTIPLE) * _MULTIPLE) - length
     return missing // 2, missing - missing // 2
 
 
@@ -81,22 +88,22 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch, pickle and safetensors raise half a dozen kinds
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, pickle and safetensors raise many unrelated exception types
         raise ModelError(f"flow.weights {str(path)!r} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"flow.weights {str(path)!r}: holds a {type(found).__name__}, no state dict")
-    return found
+    if not isinstance(state, dict):
+        raise ModelError(f"flow.weights {str(path)!r}: holds a {type(state).__name__}, not a state dict")
+    return state
 
 
 def run_raft(raft: Raft, title: str, tasks: Sequence[FlowTask]) -> dict[str, Failure]:
-    """Measures, in this process, every clip that the journal lacks.
+    """Estimate, in this process, the flow of every clip that is not in the journal.
 
-    A clip is worked on a few frames at a time, so that memory does not grow with its length; the next ones are decoded
-    meanwhile.
+    A clip is processed a few frames at a time, so that memory does not grow with its length, while the next frames are
+    decoded in a thread.
 
     Returns:
-        the clips, by item, whose frames cannot be read.
+        failures by journal item: clips whose stored frames cannot be read.
     """
     todo = [task for task in tasks if task.journal.get(task.item) is None]
     chunks = [(task, start) for task in todo for start in range(0, max(task.frames["frames"] - 1, 1), _STEPS)]
@@ -118,21 +125,22 @@ def run_raft(raft: Raft, title: str, tasks: Sequence[FlowTask]) -> dict[str, Fai
 
 
 def _load(task: FlowTask, start: int) -> NDArray[np.uint8] | Failure:
-    """The frames from `start` on that hold the next _STEPS steps: one more than steps."""
+    """The frames of the next _STEPS pairs, beginning with frame `start`: one frame more than pairs."""
     numbers = range(start, min(start + _STEPS + 1, task.frames["frames"]))
     try:
         return np.stack([load_frame(task.tar, task.frames, number) for number in numbers])
     except ValueError as error:
-        return damaged(error)
+        return corrupt_frames_failure(error)
 
 
 def _measure(raft: Raft, task: FlowTask, start: int, frames: NDArray[np.uint8], maps: FlowMaps) -> None:
-    """Fills in the flow between these frames, the first of which has the number `start`."""
+    """Fill `maps` with the flow between these frames, the first of which has the index `start`."""
     steps = len(frames) - 1
-    if not steps:
+    if not steps:  # a clip of one frame has no pair, and its flow stays zero
         return
-    forward, backward = [(n, n + 1) for n in range(steps)], [(n + 1, n) for n in range(steps)]
-    place = (*task.map_shape, task.settings.cells)
-    both = [to_cells(flow, *place) for flow in raft.estimate(frames, [*forward, *backward])]
+    forward = [(n, n + 1) for n in range(steps)]
+    backward = [(n + 1, n) for n in range(steps)]
+    shape = (*task.map_shape, task.settings.cells)
+    both = [to_cells(flow, *shape) for flow in raft.estimate(frames, [*forward, *backward])]
     maps.forward[start : start + steps] = both[:steps]
     maps.backward[start + 1 : start + 1 + steps] = both[steps:]

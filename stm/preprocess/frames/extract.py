@@ -1,4 +1,4 @@
-"""The frames stage: every k-th decoded frame of a shard's clips as JPEGs in one tar, and a table of where they lie."""
+"""The frames stage: every k-th decoded frame of a shard's clips as a JPEG in one tar, with an index of the offsets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,22 +35,22 @@ def extract_frames(
     bad_input: BadInput,
     processes: int,
 ) -> None:
-    """Makes `tar` and `index` of one shard; their bytes do not depend on `processes`.
+    """Write `tar` and `index` of one shard; their bytes do not depend on `processes`.
 
     Args:
         slice_path: the shard's clips (MANIFEST_SCHEMA, sorted by key).
-        root: the dataset's folder; no clip's path may leave it.
-        tar: `{key}.json`, `{key}.0000.jpg`, ... of the clips that are kept, sorted by key.
-        index: one row a clip of the slice, kept or not; see `frames_table.FRAMES_SCHEMA`.
-        processes: clips decoded at a time.
+        root: the dataset's folder; a clip's path must stay inside it.
+        tar: gets `{key}.json`, `{key}.0000.jpg`, ... per kept clip, sorted by key.
+        index: gets one row per clip of the slice, kept or not; see `table.FRAMES_SCHEMA`.
+        processes: clips decoded in parallel.
 
     Raises:
         TooManyFailures: more clips were dropped than `bad_input` allows. Both files are written by then, and the
-            finished clips are remembered: a second attempt after a change of policy decodes nothing again.
-        OSError: the disk is full, or a folder cannot be written.
+            journal keeps the finished clips: another attempt after a change of policy decodes nothing again.
+        OSError: the disk is full, or a folder is not writable.
     """
     rows = read_rows(slice_path)
-    # The deadline changes no byte of a clip that is done in time.
+    # The fingerprint leaves out the deadline, which changes no byte of a clip that is finished in time.
     receipt = make_receipt("frames", settings.fingerprint(), _LIBRARIES)
     journal = Journal(tar, receipt)
     tasks = [FrameTask(row, root, settings, journal) for row in rows]
@@ -63,7 +63,7 @@ def extract_frames(
 
 @dataclass(frozen=True)
 class FrameTask:
-    """One clip for a worker process."""
+    """One clip whose frames a worker process decodes."""
 
     row: Mapping[str, Any]
     root: Path
@@ -72,11 +72,12 @@ class FrameTask:
 
     @property
     def item(self) -> str:
+        """The clip's name in the journal."""
         return name_item(self.row)
 
 
 def extract_clip(task: FrameTask) -> None:
-    """Decodes one clip, in a worker process, and leaves its JPEGs and times in the journal."""
+    """Decode one clip, in a worker process, and put its JPEGs and timestamps into the journal."""
     row, settings = task.row, task.settings
     header: dict[str, Any] = {"pts": [], "decode_index": []}
     jpegs: list[bytes] = []
@@ -86,6 +87,7 @@ def extract_clip(task: FrameTask) -> None:
             _read_clip(video, settings, header, jpegs)
             notes = video.notes
         if len(jpegs) < settings.min_frames:
+            # First, because among equal policies the first note decides the status.
             notes.insert(0, _too_short(video, settings, len(jpegs)))
     except UnsafePathError:
         notes = [Note(Status.PATH_OUTSIDE_ROOT, f"{row['path']!r} leaves the dataset's folder")]
@@ -95,27 +97,33 @@ def extract_clip(task: FrameTask) -> None:
 
 
 def _read_clip(video: Video, settings: Frames, header: dict[str, Any], jpegs: list[bytes]) -> None:
-    """Fills in the header (sizes, times) and one JPEG for each stored frame."""
+    """Fill `header` with sizes (pixels) and timestamps (s), and `jpegs` with one JPEG per stored frame."""
     resize = Resizer()
     for frame in video.frames():
         if frame.index == 0:
-            shown = video.orientation.size(frame.picture.width, frame.picture.height)
-            header["source_width"], header["source_height"] = shown
-            header["width"], header["height"] = _checked_size(*shown, settings)
-        # A picture that the decoder marks as damaged is counted and left out: the index shows the gap.
+            source_size = video.orientation.size(frame.image.width, frame.image.height)
+            header["source_width"], header["source_height"] = source_size
+            header["width"], header["height"] = _checked_size(*source_size, settings)
+        # A frame that the decoder marks as damaged still counts, so that all later frames keep their index and time; it
+        # is not stored, and `decode_index` shows the gap.
         if frame.index % settings.every or frame.corrupt:
             continue
         if len(jpegs) == settings.max_frames:
             return
+        # Resized before it is turned: swscale works on the coded orientation, and the small frame is cheaper to turn.
         size = video.orientation.size(header["width"], header["height"])
-        picture = video.orientation.turn(resize(frame.picture, *size))
-        jpegs.append(encode_jpeg(picture, settings.quality))
+        image = video.orientation.turn(resize(frame.image, *size))
+        jpegs.append(encode_jpeg(image, settings.quality))
         header["pts"].append(frame.seconds)
         header["decode_index"].append(frame.index)
 
 
 def _checked_size(width: int, height: int, settings: Frames) -> tuple[int, int]:
-    """The stored size of a video of this shown size, or the reason why it is refused."""
+    """Stored width and height, in pixels, of a video that is displayed at this size.
+
+    Raises:
+        VideoError: the video is too small or its stored frames would be too large.
+    """
     if min(width, height) < settings.min_side:
         raise VideoError(Status.TOO_SMALL, f"{width} x {height} pixels; a side is shorter than {settings.min_side}")
     size = stored_size(width, height, settings.short_side)
@@ -125,19 +133,20 @@ def _checked_size(width: int, height: int, settings: Frames) -> tuple[int, int]:
 
 
 def _too_short(video: Video, settings: Frames, stored: int) -> Note:
-    part = "" if video.start is None and video.end is None else f" from {video.start} to {video.end} s"
-    have = f"{stored} frames to store of {video.decoded} decoded{part}"
-    return Note(Status.TOO_SHORT, f"{have}; {settings.min_frames} are needed")
+    interval = "" if video.start is None and video.end is None else f" from {video.start} to {video.end} s"
+    counts = f"{stored} frames to store of {video.decoded} decoded{interval}"
+    return Note(Status.TOO_SHORT, f"{counts}; {settings.min_frames} are needed")
 
 
 def stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Width and height of the stored frame: the short side exactly, the long side to the nearest even number."""
+    """Width and height of the stored frame in pixels: the short side exact, the long side rounded to an even number."""
     short, long = sorted((width, height))
     along = max(short_side, 2 * ((long * short_side + short) // (2 * short)))
     return (along, short_side) if width >= height else (short_side, along)
 
 
-def encode_jpeg(picture: NDArray[np.uint8], quality: int) -> bytes:
-    """An RGB picture, uint8 [height, width, 3], as a JPEG with halved chroma, as nearly all video has it."""
-    data: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(picture), quality, colorsubsampling="420")
+def encode_jpeg(image: NDArray[np.uint8], quality: int) -> bytes:
+    """Encode an RGB image, uint8 [height, width, 3], as a JPEG; `quality` is 1 to 100."""
+    # 4:2:0 chroma: nearly all video is coded that way, so a finer chroma would only enlarge the file.
+    data: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, colorsubsampling="420")
     return data

@@ -1,4 +1,4 @@
-"""What the frames stage writes, and how later stages read it: the tar of JPEGs and the table of where they lie."""
+"""Outputs of the frames stage, the tar of JPEGs and its index, and their readers for later stages."""
 
 import hashlib
 import json
@@ -33,13 +33,13 @@ FRAMES_SCHEMA = pa.schema(
         pa.field("policy", pa.string(), nullable=False),
         pa.field("detail", pa.string(), nullable=False),
         pa.field("kept", pa.bool_(), nullable=False),
-        pa.field("frames", pa.int32(), nullable=False),  # stored frames; 0 when not kept
-        pa.field("width", pa.int32()),  # pixels of the stored frames; null when nothing was decoded
+        pa.field("frames", pa.int32(), nullable=False),  # stored frames; 0 if not kept
+        pa.field("width", pa.int32()),  # pixels of the stored frames; null if nothing was decoded
         pa.field("height", pa.int32()),
-        pa.field("source_width", pa.int32()),  # pixels as shown (rotation applied)
+        pa.field("source_width", pa.int32()),  # pixels as displayed (rotation applied)
         pa.field("source_height", pa.int32()),
         pa.field("pts", pa.list_(pa.float64()), nullable=False),  # s since the start of the file
-        pa.field("decode_index", pa.list_(pa.int32()), nullable=False),  # counted from the clip's first frame
+        pa.field("decode_index", pa.list_(pa.int32()), nullable=False),  # 0 for the clip's first decoded frame
         pa.field("offsets", pa.list_(pa.int64()), nullable=False),  # bytes from the start of the tar
         pa.field("sizes", pa.list_(pa.int32()), nullable=False),  # bytes
         pa.field("sha256", pa.list_(pa.string()), nullable=False),  # of the JPEGs
@@ -58,11 +58,16 @@ def write_frames(
     receipt: Mapping[str, Any],
     bad_input: BadInput,
 ) -> list[tuple[str, Status, Policy, str]]:
-    """Writes the tar and the index from the journal, one clip in memory at a time.
+    """Write the tar and the index from the journal, with one clip in memory at a time.
+
+    Args:
+        rows: all clips of the slice.
+        failures: by journal item, clips without a journal record.
 
     Returns:
-        (video id, status, policy, detail) of every clip.
+        (video id, status, policy, detail) per clip.
     """
+    # Sorted by key, so that later stages can read several tables in step without loading them.
     with atomic_path(tar) as temporary, TarWriter(temporary) as writer:
         table = [
             _write_clip(writer, row, read_record(journal, name_item(row), failures), bad_input)
@@ -74,19 +79,19 @@ def write_frames(
 
 
 def _write_clip(writer: TarWriter, row: Mapping[str, Any], record: Record, bad_input: BadInput) -> dict[str, Any]:
-    """Adds one clip to the tar, if it is kept, and returns its row of the index."""
+    """Add a clip to the tar if it is kept, and return its row of the index."""
     header = record.header
     outcome = decide(record.notes, bad_input, usable=bool(record.blobs))
-    names = {name: row[name] for name in ("key", "video_id", "path")}
+    identity = {name: row[name] for name in ("key", "video_id", "path")}
     sizes = {name: header.get(name) for name in _SIZES}
     times = {name: header[name] if outcome.kept else [] for name in ("pts", "decode_index")}
     members = []
     if outcome.kept:
-        described = {"key": row["key"], "video_id": row["video_id"], **sizes, **times}
-        writer.add(f"{row['key']}.json", json.dumps(described, sort_keys=True).encode())
+        metadata = {"key": row["key"], "video_id": row["video_id"], **sizes, **times}
+        writer.add(f"{row['key']}.json", json.dumps(metadata, sort_keys=True).encode())
         members = [writer.add(f"{row['key']}.{n:04d}.jpg", jpeg) for n, jpeg in enumerate(record.blobs)]
     return {
-        **names,
+        **identity,
         **as_columns(outcome),
         "kept": outcome.kept,
         "frames": len(members),
@@ -102,7 +107,7 @@ def read_kept(index: Path) -> list[dict[str, Any]]:
     """The rows of the clips that the frames stage kept, sorted by key.
 
     Raises:
-        DamagedError: the index is missing, torn, or says what cannot be.
+        DamagedError: the index is missing, truncated or inconsistent.
     """
     rows: list[dict[str, Any]] = read_table(index, schema=FRAMES_SCHEMA).to_pylist()
     keys = [row["key"] for row in rows]
@@ -119,27 +124,27 @@ def read_kept(index: Path) -> list[dict[str, Any]]:
 
 
 def _find_problem(row: Mapping[str, Any]) -> str | None:
-    """What cannot be in the row of a kept clip."""
+    """The first inconsistency in the row of a kept clip, worded to follow the clip's name; None if there is none."""
     if row["frames"] < 1:
         return f"is kept with {row['frames']} frames"
     for name in _LISTS:
         if len(row[name]) != row["frames"]:
-            return f"has {len(row[name])} `{name}` of {row['frames']} frames"
+            return f"has {len(row[name])} values of `{name}` for {row['frames']} frames"
     for name in ("width", "height"):
         if not 1 <= (row[name] or 0) <= LONGEST_SIDE:
             return f"has a {name} of {row[name]} pixels"
     if min(row["offsets"]) < 0 or min(row["sizes"]) < 1 or min(row["decode_index"]) < 0:
-        return "has frames at negative places"
+        return "has negative offsets, sizes or decode indices"
     if any(first >= second for first, second in pairwise(row["decode_index"])):
         return "has frames that are not in order"
-    return None if all(map(math.isfinite, row["pts"])) else "has times that are no numbers"
+    return None if all(map(math.isfinite, row["pts"])) else "has timestamps that are not finite"
 
 
 def rows_of_kept(slice_path: Path, kept: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The slice's rows of the kept clips, in their order.
+    """The slice's rows of the kept clips, in the order of `kept`.
 
     Raises:
-        DamagedError: the slice is torn, or lacks a clip: the frames were made from another one.
+        DamagedError: the slice is truncated or lacks a kept clip, so the frames were made from another slice.
     """
     rows = {row["key"]: row for row in read_rows(slice_path)}
     for row in kept:
@@ -152,15 +157,15 @@ def rows_of_kept(slice_path: Path, kept: Sequence[Mapping[str, Any]]) -> list[di
 
 
 def read_jpegs(tar: Path, row: Mapping[str, Any], which: Sequence[int] | None = None) -> list[bytes]:
-    """The JPEGs of a clip's stored frames.
+    """Read the JPEGs of a clip's stored frames.
 
     Args:
         row: the clip's row of the index.
-        which: numbers of the stored frames; None: all.
+        which: indices of the stored frames; None: all.
 
     Raises:
-        DamagedError: the tar is missing, or does not hold the bytes that the index says.
-        OSError: the disk or the network has failed.
+        DamagedError: the tar is missing, or its bytes do not match the checksums of the index.
+        OSError: the disk or the network fails.
     """
     numbers = range(row["frames"]) if which is None else which
     try:
@@ -188,7 +193,7 @@ def _read_jpeg(file: int, tar: Path, row: Mapping[str, Any], number: int) -> byt
 
 
 def read_frames(tar: Path, row: Mapping[str, Any], which: Sequence[int] | None = None) -> NDArray[np.uint8]:
-    """A clip's stored frames as RGB: uint8 [frames, height, width, 3]; arguments as of `read_jpegs`."""
+    """Decode a clip's stored frames to RGB, uint8 [frames, height, width, 3]; arguments and errors of `read_jpegs`."""
     jpegs = read_jpegs(tar, row, which)
     frames = np.empty((len(jpegs), row["height"], row["width"], 3), np.uint8)
     for number, jpeg in enumerate(jpegs):
@@ -199,15 +204,15 @@ def read_frames(tar: Path, row: Mapping[str, Any], which: Sequence[int] | None =
 def load_frame(
     frames_tar: Path, row: Mapping[str, Any], number: int, colours: Literal["RGB", "GRAY"] = "RGB"
 ) -> np.ndarray:
-    """One stored frame of a clip: uint8 [H, W, 3], RGB.
+    """Decode one stored frame of a clip: uint8 [H, W, 3], RGB.
 
     Args:
         row: the clip's row of the frames index.
-        colours: `GRAY` gives the JPEG's own brightness, [H, W, 1].
+        colours: `GRAY` gives the JPEG's luma channel, [H, W, 1].
 
     Raises:
-        DamagedError: the tar is damaged or does not belong to the index. The frames stage has checked every frame that it
-            wrote, so this is no bad clip but a bad file, and stops the job.
+        DamagedError: the tar is damaged or does not belong to the index. The frames stage encoded every frame itself,
+            so the file is damaged rather than the clip.
     """
     place = f"{frames_tar}: clip {row['video_id']!r}, stored frame {number}"
     data = read_jpegs(frames_tar, row, [number])[0]

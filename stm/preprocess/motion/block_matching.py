@@ -1,4 +1,4 @@
-"""Motion of any video, whatever its coding: ffmpeg's block matching on the decoded frames, one block a cell."""
+"""Motion of videos of any codec, by ffmpeg's block matching on the decoded frames with one block per cell."""
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -10,50 +10,59 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from stm.preprocess.motion.codec import Field
 from stm.preprocess.video.reader import DecodedFrame
 
-# The filter's default of 7 loses fast objects: on a street scene the mean error fell by 40 % from 7 to 24, and no
-# further after that. The search follows predictions, so a wider limit costs no measurable time.
-REACH = 24  # pixels that a block may move in one frame, one and a half cells
+# The filter's default of 7 loses fast objects: on a street scene the mean error fell by 40 % from 7 to 24, and did not
+# improve further. The search follows predictions, so a wider limit costs no measurable time.
+REACH = 24  # maximum displacement of a block per frame, in pixels: one and a half cells
 BLOCK = 16  # pixels: a cell of the map is scaled to one block of this side
 _SCALING = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
 
 class CellScaler:
-    """Scales pictures such that each cell of the map is one block of 16 x 16 pixels; yuv420p."""
+    """Scales frames to yuv420p such that each cell of the map is one block of 16 x 16 pixels."""
 
     def __init__(self, rows: int, columns: int) -> None:
-        self.width, self.height = columns * BLOCK, rows * BLOCK
+        self.width = columns * BLOCK
+        self.height = rows * BLOCK
         self._reformatter = VideoReformatter()
 
-    def __call__(self, picture: av.VideoFrame, place: int) -> av.VideoFrame:
+    def __call__(self, image: av.VideoFrame, position: int) -> av.VideoFrame:
+        """The scaled frame, with `position` as its timestamp."""
         size = (self.width, self.height, "yuv420p")
-        scaled = self._reformatter.reformat(picture, *size, interpolation=_SCALING, threads=1)
-        scaled = scaled if scaled is not picture else copy_picture(picture)
-        # Streams may have odd time stamps or none: here each frame is one tick after the last.
-        scaled.pts, scaled.time_base = place, Fraction(1, 25)
+        scaled = self._reformatter.reformat(image, *size, interpolation=_SCALING, threads=1)
+        # PyAV returns the same frame if nothing needs scaling; the decoder may still use it, so it must not be changed.
+        scaled = scaled if scaled is not image else copy_image(image)
+        # Streams may have irregular timestamps or none, so frames are numbered by one tick each.
+        scaled.pts = position
+        scaled.time_base = Fraction(1, 25)
+        # Without this, an encoder would reproduce the frame types of the source.
         scaled.pict_type = av.video.frame.PictureType.NONE
         return scaled
 
 
-def copy_picture(picture: av.VideoFrame) -> av.VideoFrame:
-    """A picture of its own: the decoder may still look at the one it gave."""
-    return av.VideoFrame.from_ndarray(picture.to_ndarray(), format=picture.format.name)
+def copy_image(image: av.VideoFrame) -> av.VideoFrame:
+    """A copy that does not share memory with the decoder."""
+    return av.VideoFrame.from_ndarray(image.to_ndarray(), format=image.format.name)
 
 
 def estimate_fields(frames: Iterable[DecodedFrame], rows: int, columns: int) -> Iterator[Field]:
-    """Yields one field a frame, in order. The first frame has none before it: its field is all zero, and known."""
+    """Yield one field per frame, in order. The first frame has no previous one: its field is zero and counts as known.
+
+    Args:
+        rows, columns: size of the map over the frame in its coded orientation, in cells.
+    """
     scale = CellScaler(rows, columns)
     graph = _make_graph(scale.width, scale.height)
     last = None
-    for place, frame in enumerate(frames):
-        last = scale(frame.picture, place)
+    for position, frame in enumerate(frames):
+        last = scale(frame.image, position)
         graph.vpush(last)
-        # The filter gives a frame once it has seen the next one.
-        if place:
+        # The filter outputs a frame only after it has received the next one ...
+        if position:
             yield _make_field(graph.vpull(), rows, columns)
     if last is None:
         return
-    # ... so of N frames it would give N - 1. The last is shown twice; its vectors into the past are what it needs.
-    last.pts = place + 1
+    # ... so for N frames it would output N - 1. The last one is pushed twice; only its vectors into the past are used.
+    last.pts = position + 1
     graph.vpush(last)
     yield _make_field(graph.vpull(), rows, columns)
 
@@ -62,18 +71,19 @@ def _make_graph(width: int, height: int) -> av.filter.Graph:
     graph = av.filter.Graph()
     pixels = av.VideoFormat("yuv420p")
     source = graph.add_buffer(width=width, height=height, format=pixels, time_base=Fraction(1, 25))
-    # EPZS: on the made clips of benchmarks/motion.py as right as the exhaustive search, at a quarter of its time.
+    # EPZS: on the clips of benchmarks/motion.py as accurate as the exhaustive search, in a quarter of its time.
     matching = graph.add("mestimate", f"method=epzs:mb_size={BLOCK}:search_param={REACH}")
     graph.link_nodes(source, matching, graph.add("buffersink")).configure()
     return graph
 
 
-def _make_field(picture: av.VideoFrame, rows: int, columns: int) -> Field:
-    """The vectors to the frame before, one a cell. Only the blocks' places are set; `motion_x` is left as garbage."""
-    blocks = picture.side_data["MOTION_VECTORS"].to_ndarray()
+def _make_field(image: av.VideoFrame, rows: int, columns: int) -> Field:
+    """The vectors to the previous frame, one per cell."""
+    # The filter sets only the positions of the blocks; `motion_x` and `motion_y` hold garbage.
+    blocks = image.side_data["MOTION_VECTORS"].to_ndarray()
     blocks = blocks[blocks["source"] < 0]
-    moved = np.zeros((rows, columns, 2), np.float32)
+    motion = np.zeros((rows, columns, 2), np.float32)
     row, column = blocks["dst_y"] // BLOCK, blocks["dst_x"] // BLOCK
-    moved[row, column, 0] = (blocks["dst_x"].astype(np.int32) - blocks["src_x"]) / BLOCK
-    moved[row, column, 1] = (blocks["dst_y"].astype(np.int32) - blocks["src_y"]) / BLOCK
-    return Field(picture.pts or 0, moved, np.ones((rows, columns), np.float32))
+    motion[row, column, 0] = (blocks["dst_x"].astype(np.int32) - blocks["src_x"]) / BLOCK
+    motion[row, column, 1] = (blocks["dst_y"].astype(np.int32) - blocks["src_y"]) / BLOCK
+    return Field(image.pts or 0, motion, np.ones((rows, columns), np.float32))

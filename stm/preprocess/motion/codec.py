@@ -1,9 +1,9 @@
-"""The codec's own motion vectors, made comparable: displacement of the content from one frame to the next, per cell.
+"""Motion vectors of the codec, normalised to the displacement of the content from one frame to the next, per cell.
 
-A decoder says, for each block that it predicted, where in another frame it was copied from. How far that other
-frame is away differs from frame to frame, so a raw vector says little (measured on a pan of 4 pixels a frame: 8,
-12 or 16 pixels in the P-frames of x264's defaults). Here vectors are divided by the distance to the frame that
-they point to: the previous I- or P-frame for the past, the next one for B-frames' vectors into the future.
+For each predicted block, a decoder reports from where in another frame it was copied. The distance to that reference
+frame varies, so raw vectors are not comparable (measured on a pan of 4 pixels per frame: 8, 12 or 16 pixels in the
+P-frames of x264's defaults). Vectors are therefore divided by the distance, in frames, to their reference: the previous
+I- or P-frame for vectors into the past, the next one for vectors of B-frames into the future.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,135 +19,139 @@ from numpy.typing import NDArray
 from stm.preprocess.video.reader import DecodedFrame
 from stm.shards.grid import cell_edges
 
-# Codings whose decoders export motion vectors. HEVC, VP8, VP9 and AV1 take the option and export nothing.
-EXPORTING = frozenset(
+# Codecs whose ffmpeg decoders export motion vectors; those of HEVC, VP8, VP9 and AV1 ignore the option.
+EXPORTING_CODECS = frozenset(
     {
         *("h264", "mpeg4", "mpeg1video", "mpeg2video", "h261", "h263", "h263i", "h263p", "flv1"),
         *("msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2", "rv10", "rv20"),
     }
 )
-# MPEG-4 part 2 leaves the vectors of directly predicted blocks at zero, whatever the motion: its B-frames say
-# nothing, and are treated like I-frames.
-_SILENT_B = frozenset(["mpeg4"])
+# MPEG-4 part 2 reports zero vectors for blocks in direct mode, whatever the motion, so its B-frames carry no
+# information and are treated like I-frames.
+_NO_B_VECTORS = frozenset(["mpeg4"])
 
-# Frames are worked on together, because numpy takes longer to be called than to work on one of them. With more blocks
-# than this the arrays leave the processor's cache.
-_BLOCKS_A_BATCH = 2**14
-_FRAMES_A_BATCH = 64
-_FIELDS = ("source", "w", "h", "dst_x", "dst_y", "motion_x", "motion_y", "motion_scale")  # of a record, that are used
+# Frames are processed in batches, because for a single frame the call overhead of numpy exceeds the work. With more
+# blocks than this the arrays no longer fit the processor's cache.
+_BLOCKS_PER_BATCH = 2**14
+_FRAMES_PER_BATCH = 64
+_FIELDS = ("source", "w", "h", "dst_x", "dst_y", "motion_x", "motion_y", "motion_scale")  # the fields used of a record
 
 
 @dataclass(frozen=True)
 class Field:
-    """Motion of one decoded frame relative to the one before it, in the orientation in which it is coded."""
+    """Motion of one decoded frame relative to the previous one, in the coded orientation."""
 
-    index: int  # decode order within the clip; -1: not of the clip
-    vector: NDArray[np.float32]  # [rows, columns, 2] in cells, x right, y down: displacement of the content
-    covered: NDArray[np.float32]  # [rows, columns] share of the cell's area whose motion is known, 0 to 1
-
-
-@dataclass(frozen=True)
-class _Waiting:
-    """A frame whose vectors into the future wait for the next I- or P-frame to come by."""
-
-    frame: int  # its index in the clip
-    place: int  # its place in display order
-    past: int  # place of the I- or P-frame before it
-    blocks: MotionVectors | None  # the decoder's records; None when it gave none
-    size: tuple[int, int]  # width, height of the picture
+    index: int  # decode order within the clip; -1: outside the clip
+    vector: NDArray[np.float32]  # [rows, columns, 2] displacement of the content in cells, x right, y down
+    covered: NDArray[np.float32]  # [rows, columns] fraction of the cell's area whose motion is known, 0 to 1
 
 
 @dataclass(frozen=True)
-class _Ready:
-    """A frame whose vectors have a known reach."""
+class _PendingFrame:
+    """A frame whose vectors into the future can be scaled once the next I- or P-frame has been decoded."""
 
-    entry: _Waiting
-    future: int | None  # place of the I- or P-frame after it; None: the stream ends before
+    index: int  # in the clip
+    position: int  # in display order, counted over all decoded frames
+    previous_anchor: int  # position of the I- or P-frame before it
+    blocks: MotionVectors | None  # the decoder's records; None if it exported none
+    size: tuple[int, int]  # width, height in pixels
+
+
+@dataclass(frozen=True)
+class _ResolvedFrame:
+    """A frame whose reference frames are known on both sides."""
+
+    pending: _PendingFrame
+    next_anchor: int | None  # position of the I- or P-frame after it; None: the stream ends first
 
     @property
     def distances(self) -> tuple[int, int]:
-        """Frames back to the frame before, and on to the frame after, 0: not known."""
-        place = self.entry.place
-        return place - self.entry.past, 0 if self.future is None else self.future - place
+        """Distance in frames to the previous and to the next I- or P-frame; 0: unknown."""
+        position = self.pending.position
+        ahead = 0 if self.next_anchor is None else self.next_anchor - position
+        return position - self.pending.previous_anchor, ahead
 
 
 def read_fields(frames: Iterable[DecodedFrame], codec: str, rows: int, columns: int) -> Iterator[Field]:
-    """Yields one field for each frame of the clip, in order, some frames after it has come by.
+    """Yield one field per frame of the clip, in order; each one only after the next I- or P-frame has been decoded.
 
     Args:
-        frames: of a `Video` that was asked for `vectors`; with `surroundings`, so that the first frames of a clip know
-            the I- or P-frame before them.
-        codec: ffmpeg's name of the coding.
-        rows, columns: cells over the picture as it is coded.
+        frames: of a `Video` opened with `vectors`, read with `surroundings`: the first frames of a clip need the I- or
+            P-frame before the clip.
+        codec: ffmpeg's name of the codec.
+        rows, columns: size of the map over the frame in its coded orientation, in cells.
     """
-    ready: list[_Ready] = []
-    for entry in _resolve(frames, codec):
-        inside, size = entry.entry.frame >= 0, entry.entry.size
-        if ready and (_is_full(ready) or not inside or size != ready[0].entry.size):
-            yield from _make_fields(ready, rows, columns)
-            ready = []
+    batch: list[_ResolvedFrame] = []
+    for resolved in _resolve(frames, codec):
+        inside, size = resolved.pending.index >= 0, resolved.pending.size
+        if batch and (_is_full(batch) or not inside or size != batch[0].pending.size):
+            yield from _make_fields(batch, rows, columns)
+            batch = []
         if inside:
-            ready.append(entry)
-    if ready:
-        yield from _make_fields(ready, rows, columns)
+            batch.append(resolved)
+    if batch:
+        yield from _make_fields(batch, rows, columns)
 
 
-def _is_full(ready: Sequence[_Ready]) -> bool:
-    blocks = sum(len(r.entry.blocks) for r in ready if r.entry.blocks is not None)
-    return len(ready) >= _FRAMES_A_BATCH or blocks >= _BLOCKS_A_BATCH
+def _is_full(batch: Sequence[_ResolvedFrame]) -> bool:
+    blocks = sum(len(r.pending.blocks) for r in batch if r.pending.blocks is not None)
+    return len(batch) >= _FRAMES_PER_BATCH or blocks >= _BLOCKS_PER_BATCH
 
 
-def _resolve(frames: Iterable[DecodedFrame], codec: str) -> Iterator[_Ready]:
-    """Each frame, in order, once the I- or P-frame after it has come by."""
-    waiting: list[_Waiting] = []
+def _resolve(frames: Iterable[DecodedFrame], codec: str) -> Iterator[_ResolvedFrame]:
+    """Yield each frame, in order, once the I- or P-frame after it has been decoded."""
+    pending: list[_PendingFrame] = []
     anchor = 0
-    for place, frame in enumerate(frames):
-        picture = frame.picture
-        blocks: Any = picture.side_data.get("MOTION_VECTORS")
-        backward = picture.pict_type in (PictureType.B, PictureType.BI)
-        if picture.pict_type == PictureType.B and codec in _SILENT_B:
+    for position, frame in enumerate(frames):
+        image = frame.image
+        blocks: Any = image.side_data.get("MOTION_VECTORS")
+        bidirectional = image.pict_type in (PictureType.B, PictureType.BI)
+        if image.pict_type == PictureType.B and codec in _NO_B_VECTORS:
             blocks = None
-        waiting.append(_Waiting(frame.index, place, anchor, blocks, (picture.width, picture.height)))
-        if backward:
+        pending.append(_PendingFrame(frame.index, position, anchor, blocks, (image.width, image.height)))
+        if bidirectional:
             continue
-        yield from (_Ready(entry, place) for entry in waiting)
-        waiting, anchor = [], place
-    yield from (_Ready(entry, None) for entry in waiting)  # the stream ends in B-frames
+        yield from (_ResolvedFrame(entry, position) for entry in pending)
+        pending, anchor = [], position
+    yield from (_ResolvedFrame(entry, None) for entry in pending)  # the stream ends with B-frames
 
 
-def _make_fields(ready: Sequence[_Ready], rows: int, columns: int) -> Iterator[Field]:
-    """The area-weighted mean of all vectors in each cell, past and future alike; frames of one size."""
-    blocks, frame = _join([r.entry.blocks for r in ready])
-    back, ahead = np.array([r.distances for r in ready]).T
+def _make_fields(batch: Sequence[_ResolvedFrame], rows: int, columns: int) -> Iterator[Field]:
+    """Yield the area-weighted mean of all vectors in each cell, past and future alike; all frames have one size."""
+    blocks, frame = _join([r.pending.blocks for r in batch])
+    back, ahead = np.array([r.distances for r in batch]).T
     past = blocks["source"] < 0
     steps = np.where(past, back[frame], np.where(blocks["source"] > 0, -ahead[frame], 0))
+    # Vectors without a known distance cannot be scaled: their area counts as unknown.
     if not steps.all():
         known = steps != 0
         blocks, frame, past, steps = blocks[known], frame[known], past[known], steps[known]
-    # A vector points to where the block came from, so the content moved the other way; a future source, again.
+    # A vector points to where the block came from, so the content moved the opposite way; for a source in the future,
+    # `steps` is negative and turns it round again.
     scale = -1.0 / (blocks["motion_scale"].astype(np.float64) * steps)
-    width, height = ready[0].entry.size
+    width, height = batch[0].pending.size
     x = blocks["motion_x"] * scale * (columns / width)
     y = blocks["motion_y"] * scale * (rows / height)
     area = past.astype(np.float64)
-    sums = sum_over_cells(blocks, [x, y, area, 1.0 - area], frame, width, height, (len(ready), rows, columns))
+    sums = sum_over_cells(blocks, [x, y, area, 1.0 - area], frame, width, height, (len(batch), rows, columns))
     total = sums[2] + sums[3]
     vector = (sums[:2] / np.where(total > 0, total, 1.0)).astype(np.float32)
-    # A block may have a vector each way: its area is known once all the same.
+    # A bidirectional block has a vector each way, but its area counts once.
     covered = np.minimum(np.maximum(sums[2], sums[3]), 1.0).astype(np.float32)
-    for entry, moved, known_share in zip(ready, np.moveaxis(vector, 0, -1), covered, strict=True):
-        yield Field(entry.entry.frame, moved, known_share)
+    for resolved, motion, known_share in zip(batch, np.moveaxis(vector, 0, -1), covered, strict=True):
+        yield Field(resolved.pending.index, motion, known_share)
 
 
 def _join(parts: Sequence[MotionVectors | None]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The records of several frames, one after the other, and the number of the frame that each belongs to."""
+    """Concatenate the records of several frames; also return, per record, the index of its frame in `parts`."""
     counts = [0 if part is None else len(part) for part in parts]
-    some: list[Any] = [part for part in parts if part is not None and len(part)]
-    if not some:
+    present: list[Any] = [part for part in parts if part is not None and len(part)]
+    if not present:
         empty = np.zeros(0, [(name, np.int32) for name in _FIELDS])
         return empty, np.zeros(0, np.int64)
-    # As bytes, because numpy joins records field by field, and PyAV makes their type anew for each frame.
-    joined = np.concatenate([np.frombuffer(part, np.uint8) for part in some]).view(some[0].to_ndarray().dtype)
+    # As bytes, because numpy concatenates records field by field, and PyAV creates a new dtype for each frame.
+    raw = np.concatenate([np.frombuffer(part, np.uint8) for part in present])
+    joined = raw.view(present[0].to_ndarray().dtype)
     return joined, np.repeat(np.arange(len(parts)), counts)
 
 
@@ -159,55 +163,56 @@ def sum_over_cells(
     height: int,
     shape: tuple[int, int, int],
 ) -> NDArray[np.float64]:
-    """For each cell, the sum over the blocks of value times the share of the cell's area that the block covers.
+    """Sum, for each cell, the value of each block times the fraction of the cell's area that the block covers.
 
     Args:
-        blocks: the decoder's records: centre and size in pixels; what lies outside the picture is cut off.
-        values: of the blocks, [blocks] each.
-        frame: the number of the frame that each block belongs to, [blocks].
-        width, height: of the pictures, in pixels.
+        blocks: the decoder's records: centre and size in pixels; areas outside the frame are cut off.
+        values: arrays of one value per block, [blocks] each.
+        frame: index of the frame of each block, [blocks].
+        width, height: size of the frames, in pixels.
         shape: frames, rows, columns.
 
     Returns:
-        [values, frames, rows, columns].
+        float64 [values, frames, rows, columns].
     """
     frames, rows, columns = shape
     top, vertical = _spread(blocks["dst_y"], blocks["h"], height, rows)
     left, horizontal = _spread(blocks["dst_x"], blocks["w"], width, columns)
-    # With a margin for the shares, all of them zero, that lie behind the last row and column.
-    high, wide = rows + len(vertical), columns + len(horizontal)
-    first = (frame * high + top) * wide + left
-    sums = np.zeros((len(values), frames * high * wide))
-    for down, tall in enumerate(vertical):
-        for across, broad in enumerate(horizontal):
-            cell, share = first + (down * wide + across), tall * broad
-            for row, value in zip(sums, values, strict=True):
-                row += np.bincount(cell, weights=share * value, minlength=len(row))
-    return sums.reshape(-1, frames, high, wide)[:, :, :rows, :columns]
+    # Padded by rows and columns beyond the last ones: shares there are all zero, but their indices must exist.
+    padded_rows, padded_columns = rows + len(vertical), columns + len(horizontal)
+    first = (frame * padded_rows + top) * padded_columns + left
+    sums = np.zeros((len(values), frames * padded_rows * padded_columns))
+    for down, row_share in enumerate(vertical):
+        for across, column_share in enumerate(horizontal):
+            cell, share = first + (down * padded_columns + across), row_share * column_share
+            for total, value in zip(sums, values, strict=True):
+                # `bincount`, because many blocks lie on one cell and `+=` would add only one of them.
+                total += np.bincount(cell, weights=share * value, minlength=len(total))
+    return sums.reshape(-1, frames, padded_rows, padded_columns)[:, :, :rows, :columns]
 
 
 def _spread(
     centre: NDArray[Any], size: NDArray[Any], length: int, cells: int
 ) -> tuple[NDArray[np.int64], list[NDArray[np.float64]]]:
-    """The first cell that each block lies on along one axis, and its shares of that cell and of those after it."""
+    """Along one axis, the first cell that each block overlaps, and the fractions covered of it and of the next ones."""
     if not len(size):
         return np.zeros(0, np.int64), []
     largest = int(size.max())
     first, shares = _share_table(length, cells, largest)
-    # The centre is in whole pixels: of a block of even size, the first pixel of its second half.
+    # Centres are whole pixels: for a block of even size, the first pixel of its second half.
     start = np.clip(centre - (size // 2), -largest, length).astype(np.int64)
-    place = (start + largest) * (largest + 1) + size
-    return first[place], [share[place] for share in shares]
+    index = (start + largest) * (largest + 1) + size
+    return first[index], [share[index] for share in shares]
 
 
 @lru_cache(maxsize=64)
 def _share_table(length: int, cells: int, largest: int) -> tuple[NDArray[np.int64], list[NDArray[np.float64]]]:
-    """`_spread` for every start, from -largest on, and every size up to the largest; thousands of blocks share a few."""
+    """`_spread` for all starts from -largest and all sizes up to `largest`: many blocks share few combinations."""
     start, size = np.arange(-largest, length + 1)[:, None], np.arange(largest + 1)
     begin, end = np.clip(start, 0, length), np.clip(start + size, 0, length)
     first = np.broadcast_to(np.minimum(begin * cells // length, cells - 1), end.shape)
-    most = -(-largest * cells // length) + 1  # a block may begin and end inside a cell
-    edges = np.append(cell_edges(length, cells), np.full(most, length))  # cells behind the last one are empty
+    most = -(-largest * cells // length) + 1  # one more, because a block may begin inside a cell
+    edges = np.append(cell_edges(length, cells), np.full(most, length))  # cells after the last one are empty
     shares = [
         np.maximum(np.minimum(end, edges[first + n + 1]) - np.maximum(begin, edges[first + n]), 0.0) * (cells / length)
         for n in range(most)

@@ -1,8 +1,8 @@
-"""The motion stage: how much, and where to, each cell's content moves between stored frames.
+"""The motion stage: magnitude and direction of each cell's motion between stored frames.
 
-Three backends fill one format (see `Motion.backend`): `codec` reads the stream's own vectors, `transcode` those of a
-transcode made for the purpose, `mestimate` lets ffmpeg match blocks of the decoded frames. All read the video through
-the decoding of the frames stage, with the same clip bounds, so that frame and motion belong together.
+Three backends write one format (see `Motion.backend`): `codec` reads the motion vectors of the stream itself,
+`transcode` those of a transcode made for this purpose, and `mestimate` uses ffmpeg's block matching on decoded frames.
+All use the decoder of the frames stage with the same clip bounds, so that frames and motion are aligned.
 """
 
 import json
@@ -22,10 +22,10 @@ from stm.jobs.journal import Journal
 from stm.jobs.status import Status
 from stm.manifest import check_failures
 from stm.preprocess.clip_outcomes import (
-    Ended,
     Note,
     Outcome,
     Record,
+    VideoOutcome,
     as_columns,
     finished_rows,
     name_item,
@@ -35,7 +35,7 @@ from stm.preprocess.clip_outcomes import (
 from stm.preprocess.frames.table import read_kept, rows_of_kept
 from stm.preprocess.motion.accumulate import MotionSum
 from stm.preprocess.motion.block_matching import estimate_fields
-from stm.preprocess.motion.codec import EXPORTING, Field, read_fields
+from stm.preprocess.motion.codec import EXPORTING_CODECS, Field, read_fields
 from stm.preprocess.motion.transcode import transcode_fields
 from stm.preprocess.video.container import VideoError
 from stm.preprocess.video.reader import DecodedFrame, Video
@@ -53,13 +53,13 @@ MOTION_SCHEMA = pa.schema(
         pa.field("columns", pa.int32(), nullable=False),
         pa.field("magnitude", pa.list_(pa.float16())),  # [T, rows, columns], cells per step between stored frames
         pa.field("vector", pa.list_(pa.float16())),  # [T, rows, columns, 2], x right, y down, of the content
-        pa.field("intra", pa.list_(pa.uint8())),  # [T, rows, columns], 0 to 255: share that is interpolated
+        pa.field("intra", pa.list_(pa.uint8())),  # [T, rows, columns], 0 to 255: interpolated fraction
         pa.field("status", pa.string(), nullable=False),
         pa.field("policy", pa.string(), nullable=False),
         pa.field("detail", pa.string(), nullable=False),
     ]
 )
-_ROW_GROUP = 16  # clips: a map is read by itself, so groups stay small
+_ROW_GROUP = 16  # clips; small, because readers hold a whole group in memory
 _LIBRARIES = ("av", "numpy")
 
 
@@ -73,21 +73,24 @@ def extract_motion(
     bad_input: BadInput,
     processes: int,
 ) -> None:
-    """Writes the motion of one shard: one row for each clip that the frames stage kept; see `MOTION_SCHEMA`.
+    """Write the motion of one shard: one row per clip that the frames stage kept; see `MOTION_SCHEMA`.
 
     Args:
         slice_path: the shard's clips (MANIFEST_SCHEMA, sorted by key).
         root: the dataset's folder.
-        frames_index: the frames stage's table: which clips, which frames of them, and their size.
+        frames_index: index of the frames stage, with the kept clips, their stored frames and their size.
         grid: cells on the short side of the maps.
-        processes: clips worked on at a time; the bytes do not depend on it.
+        processes: clips processed in parallel; the bytes do not depend on it.
 
     Raises:
         TooManyFailures: more clips have no motion than `bad_input` allows; `output` is written by then.
-        ValueError: the table of frames is missing or torn, or the backend `transcode` has no encoder.
+        ValueError: the frames index is missing or truncated, or the backend `transcode` has no encoder.
     """
     if settings.backend == "transcode" and "libx264" not in av.codecs_available:
-        raise ValueError("motion.backend `transcode` needs PyAV with libx264, as its wheels have it; or set another")
+        raise ValueError(
+            "motion.backend `transcode` needs PyAV with libx264, which its wheels include; install one or set "
+            "another backend"
+        )
     kept = read_kept(frames_index)
     rows = rows_of_kept(slice_path, kept)
     receipt = make_receipt("motion", settings.fingerprint(), _LIBRARIES, grid=grid)
@@ -95,19 +98,19 @@ def extract_motion(
     tasks = [MotionTask(*pair, root, settings, grid, journal) for pair in zip(rows, kept, strict=True)]
     title = f"motion {slice_path.stem}"
     failures = run_shard(title, extract_clip, tasks, journal, processes, settings.timeout_seconds)
-    outcomes: list[Ended] = []
-    found = finished_rows(tasks, journal, failures, bad_input, _make_row, outcomes)
-    write_rows(output, MOTION_SCHEMA, found, receipt, _ROW_GROUP)
+    outcomes: list[VideoOutcome] = []
+    table = finished_rows(tasks, journal, failures, bad_input, _make_row, outcomes)
+    write_rows(output, MOTION_SCHEMA, table, receipt, _ROW_GROUP)
     check_failures("motion", outcomes, bad_input.max_failure_rate)
     journal.close()
 
 
 @dataclass(frozen=True)
 class MotionTask:
-    """One clip for a worker process."""
+    """One clip whose motion a worker process measures."""
 
     row: Mapping[str, Any]  # of the slice
-    frames: Mapping[str, Any]  # of the table of frames
+    frames: Mapping[str, Any]  # of the frames index
     root: Path
     settings: Motion
     grid: int
@@ -115,16 +118,17 @@ class MotionTask:
 
     @property
     def item(self) -> str:
+        """The clip's name in the journal; it changes with the video and with the choice of stored frames."""
         return json.dumps([name_item(self.row), *(self.frames[n] for n in ("width", "height", "decode_index"))])
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns of the map."""
+        """Rows and columns of the map, in cells."""
         return map_shape(self.frames["width"], self.frames["height"], self.grid)
 
 
 def extract_clip(task: MotionTask) -> None:
-    """Measures one clip, in a worker process, and leaves its maps in the journal."""
+    """Measure one clip, in a worker process, and put its maps into the journal."""
     row, blobs, notes = task.row, [], []
     stored = np.array(task.frames["decode_index"])
     try:
@@ -139,10 +143,10 @@ def extract_clip(task: MotionTask) -> None:
 
 
 def _make_row(task: MotionTask, record: Record, outcome: Outcome) -> dict[str, Any]:
-    kinds = {"magnitude": np.float16, "vector": np.float16, "intra": np.uint8}
+    dtypes = {"magnitude": np.float16, "vector": np.float16, "intra": np.uint8}
     maps: list[NDArray[Any] | None] = [None] * 3
     if record.blobs:
-        maps = [np.frombuffer(blob, kind) for blob, kind in zip(record.blobs, kinds.values(), strict=True)]
+        maps = [np.frombuffer(blob, dtype) for blob, dtype in zip(record.blobs, dtypes.values(), strict=True)]
     rows, columns = task.shape
     return {
         "key": task.row["key"],
@@ -150,17 +154,17 @@ def _make_row(task: MotionTask, record: Record, outcome: Outcome) -> dict[str, A
         "frames": task.frames["frames"],
         "rows": rows,
         "columns": columns,
-        **dict(zip(kinds, maps, strict=True)),
+        **dict(zip(dtypes, maps, strict=True)),
         **as_columns(outcome),
     }
 
 
 class MotionMaps(NamedTuple):
-    """The motion of one clip; T stored frames. Stored frame 0 has none before it and takes the values of frame 1."""
+    """The motion of one clip with T stored frames. Frame 0 has no previous frame and takes the values of frame 1."""
 
     magnitude: NDArray[np.float16]  # [T, rows, columns] cells per step
     vector: NDArray[np.float16]  # [T, rows, columns, 2] cells per step
-    intra: NDArray[np.uint8]  # [T, rows, columns] 0 to 255
+    intra: NDArray[np.uint8]  # [T, rows, columns] 0 to 255: interpolated fraction
 
 
 def measure_motion(
@@ -171,13 +175,13 @@ def measure_motion(
     shape: tuple[int, int],
     settings: Motion,
 ) -> MotionMaps:
-    """The motion of one clip between its stored frames.
+    """Measure the motion of one clip between its stored frames.
 
     Args:
         path: the video.
-        start, end: the clip in seconds, as the frames stage had them.
-        decode_index: of the stored frames.
-        shape: rows and columns of the map over the frame as it is shown.
+        start, end: bounds of the clip in seconds, the same as in the frames stage.
+        decode_index: decode indices of the stored frames, ascending.
+        shape: rows and columns of the map over the frame as displayed, in cells.
 
     Raises:
         VideoError: the file cannot be read, has no motion vectors, or has fewer frames than when it was stored.
@@ -185,28 +189,30 @@ def measure_motion(
     total = MotionSum(decode_index, *shape)
     with Video(path, start, end, vectors=settings.backend == "codec") as video:
         for field in _read_backend(video, shape, settings.backend):
-            if field.index < 0:
+            if field.index < 0:  # outside the clip
                 continue
             total.add(_remove_camera(field) if settings.subtract_camera else field)
-            if total.complete:
+            if total.complete:  # frames after the last stored one are not needed
                 break
-    _check(total, video, decode_index)
+    _check_complete(total, video, decode_index)
     maps = MotionMaps(total.magnitude.astype(np.float16), total.vector.astype(np.float16), total.intra)
+    # No frame precedes the first one; a step of zero would make its content look static to motion-guided masking.
     for part in maps:
         part[0] = part[min(1, len(part) - 1)]
     return maps
 
 
 def _read_backend(video: Video, shape: tuple[int, int], backend: str) -> Iterator[Field]:
-    """Fields in the orientation in which the video is shown."""
-    if backend == "codec" and video.codec not in EXPORTING:
+    """Yield fields in the orientation in which the video is displayed."""
+    if backend == "codec" and video.codec not in EXPORTING_CODECS:
         reason = f"{video.codec} exports no motion vectors; set motion.backend to `mestimate` or `transcode`"
         raise VideoError(Status.UNSUPPORTED_MOTION, reason)
     frames = video.frames(surroundings=backend == "codec")
+    # The orientation is known only after the first frame.
     first = next(frames, None)
     if first is None:
         return
-    rows, columns = video.orientation.size(*shape)  # turning back swaps them as turning does
+    rows, columns = video.orientation.size(*shape)  # its inverse swaps rows and columns likewise
     for field in _BACKENDS[backend](chain([first], frames), video.codec, rows, columns):
         vector = video.orientation.turn_vectors(field.vector)
         yield Field(field.index, vector, video.orientation.turn(field.covered))
@@ -220,7 +226,7 @@ _BACKENDS: Mapping[str, Callable[[Iterator[DecodedFrame], str, int, int], Iterat
 
 
 def _remove_camera(field: Field) -> Field:
-    """The field less its median vector, an estimate of the camera's motion while objects cover less than half."""
+    """Subtract the median vector, which estimates the camera's motion if objects cover less than half of the frame."""
     known = field.covered > 0
     if not known.any():
         return field
@@ -228,10 +234,10 @@ def _remove_camera(field: Field) -> Field:
     return replace(field, vector=field.vector - camera)
 
 
-def _check(total: MotionSum, video: Video, decode_index: NDArray[np.integer]) -> None:
+def _check_complete(total: MotionSum, video: Video, decode_index: NDArray[np.integer]) -> None:
     if not total.complete:
-        found = f"{video.decoded} frames can be decoded, {decode_index[-1] + 1} when the frames were stored"
-        raise VideoError(Status.TRUNCATED, f"{found}: the file has changed; run the frames stage again")
+        counts = f"{video.decoded} frames can be decoded, {decode_index[-1] + 1} when the frames were stored"
+        raise VideoError(Status.TRUNCATED, f"{counts}: the file has changed; run the frames stage again")
     if not total.finish():
         reason = "no frame has motion vectors: each is coded by itself"
         raise VideoError(Status.UNSUPPORTED_MOTION, f"{reason}; set motion.backend to `mestimate` or `transcode`")

@@ -1,11 +1,11 @@
-"""Motion from a transcode: H.264 without B-frames, one reference, fixed groups of pictures; then the codec's vectors.
+"""Motion vectors from a transcode to H.264 without B-frames, with one reference frame and fixed groups of pictures.
 
-Every vector then points to the frame just before, so it needs no guess about its reference, and any coding can be
-read. The frames go through our own decoding, so that none is lost, doubled or shifted on the way.
+Every vector then points to the previous frame, so its reference is certain, and videos of any codec can be measured.
+The frames come from this package's own decoder, so that none is lost, duplicated or shifted.
 
 The encoder is PyAV's, in this process. The same transcode by the ffmpeg program, built with ffmpeg-python and fed
-through a pipe, gave the same vectors at the same processor time, with a process more to start and to end for each
-clip (a test compares the two).
+through a pipe, gave the same vectors in the same CPU time, but needs one more process per clip (a test compares the
+two).
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,8 +18,8 @@ from stm.preprocess.motion.block_matching import CellScaler
 from stm.preprocess.motion.codec import Field, read_fields
 from stm.preprocess.video.reader import DecodedFrame
 
-GROUP = 12  # frames from one I-frame to the next, as CoViAR and its followers have it
-# No look-ahead: it serves the bit rate, which nobody asks for here, and would read frames behind the clip's end.
+GROUP = 12  # frames per group of pictures, as in CoViAR and later work
+# No look-ahead: it only improves the bit rate, which does not matter here, and would read frames beyond the clip's end.
 _OPTIONS = {
     "preset": "veryfast",
     "crf": "20",
@@ -33,40 +33,49 @@ _OPTIONS = {
 
 
 def transcode_fields(frames: Iterable[DecodedFrame], rows: int, columns: int) -> Iterator[Field]:
-    """Yields one field a frame, in order."""
+    """Yield one field per frame, in order; `rows` and `columns` are the size of the map in cells."""
     return read_fields(_transcode(frames, rows, columns), "h264", rows, columns)
 
 
 def _transcode(frames: Iterable[DecodedFrame], rows: int, columns: int) -> Iterator[DecodedFrame]:
-    """The frames, coded and decoded again in this process, each with the vectors of the new coding."""
+    """Encode and decode the frames again in this process; each carries the vectors of the new stream."""
     scale = CellScaler(rows, columns)
-    encoder, decoder = _make_encoder(scale.width, scale.height), _make_decoder()
-    place = -1
-    for place, frame in enumerate(frames):
-        for packet in encoder.encode(scale(frame.picture, place)):
+    encoder = _make_encoder(scale.width, scale.height)
+    decoder = _make_decoder()
+    position = -1
+    for position, frame in enumerate(frames):
+        for packet in encoder.encode(scale(frame.image, position)):
             yield from _number(decoder.decode(packet))
-    if place >= 0:
+    # Encoder and decoder hold back frames until they are flushed.
+    if position >= 0:
         for packet in encoder.encode(None):
             yield from _number(decoder.decode(packet))
         yield from _number(decoder.decode(None))
 
 
-def _number(pictures: Iterable[av.VideoFrame]) -> Iterator[DecodedFrame]:
-    for picture in pictures:
-        yield DecodedFrame(picture.pts or 0, 0.0, picture)
+def _number(images: Iterable[av.VideoFrame]) -> Iterator[DecodedFrame]:
+    """Number frames by their timestamp, which `CellScaler` sets to the position of the source frame."""
+    for image in images:
+        yield DecodedFrame(image.pts or 0, 0.0, image)
 
 
 def _make_encoder(width: int, height: int) -> Any:
     encoder = av.CodecContext.create("libx264", "w")
-    encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
-    encoder.time_base, encoder.framerate = Fraction(1, 25), Fraction(25)
-    encoder.gop_size, encoder.max_b_frames, encoder.thread_count = GROUP, 0, 1
+    encoder.width = width
+    encoder.height = height
+    encoder.pix_fmt = "yuv420p"
+    encoder.time_base = Fraction(1, 25)
+    encoder.framerate = Fraction(25)
+    encoder.gop_size = GROUP
+    encoder.max_b_frames = 0
+    encoder.thread_count = 1  # there is one process per core already
     encoder.options = {**_OPTIONS, "g": str(GROUP)}
     return encoder
 
 
 def _make_decoder() -> Any:
     decoder = av.CodecContext.create("h264", "r")
-    decoder.thread_type, decoder.thread_count = "NONE", 1
+    decoder.thread_type = "NONE"
+    decoder.thread_count = 1
     decoder.options = {"flags2": "+export_mvs"}
     return decoder

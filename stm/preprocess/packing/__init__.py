@@ -1,1 +1,1 @@
-"""Stage 6: everything about a clip in one WebDataset sample."""
+"""Stage 6: all data of a clip in one WebDataset sample."""

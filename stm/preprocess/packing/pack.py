@@ -1,7 +1,7 @@
-"""The shards stage: a shard's frames, captions and arrays in one WebDataset tar, with an index of every byte.
+"""The shards stage: frames, captions and arrays of a shard in one WebDataset tar, with an index of all members.
 
-A sample is `{key}.json`, `{key}.0000.jpg`, ..., and a `{key}.{name}.npy` of each array (`stm.shards.schema`). The tar holds
-nothing but functions of its inputs: no times, no owners, sorted keys.
+A sample is `{key}.json`, `{key}.0000.jpg`, ... and one `{key}.{name}.npy` per array (`stm.shards.schema`). The tar is a
+pure function of its inputs, so that equal inputs give equal bytes: no timestamps, no owners, samples sorted by key.
 """
 
 import io
@@ -45,20 +45,24 @@ def pack_shard(
     grid: int,
     bad_input: BadInput,
 ) -> None:
-    """Pack the kept clips of a shard; one clip is in memory at a time.
+    """Pack the kept clips of a shard, with one clip in memory at a time.
 
-    A clip is left out when the stage of a packed part gave it a status whose policy is `drop`. With `keep` it stays, without
-    the part. Of several caption sources one with a caption is enough.
+    A clip is left out if the stage of a packed part gave it a status whose policy is `drop`. If the policy is `keep`,
+    the clip is packed without the part. With several caption sources, a caption from one of them is enough.
 
     Args:
-        captions: table of each of `pack.sources`. A clip's captions are those of all sources, in the order of
-            `pack.sources`, and so are the layers of its arrays that have one per caption.
-        arrays: table of each of `pack.arrays` by name; by source of those that are per caption source. Others are not read.
+        slice_path: the shard's clips (MANIFEST_SCHEMA, sorted by key).
+        frames_tar, frames_index: outputs of the frames stage.
+        captions: the table of each of `pack.sources`. A clip's captions are those of all sources, in the order of
+            `pack.sources`; arrays with one layer per caption have their layers in the same order.
+        arrays: the table of each of `pack.arrays` by name; one per source for arrays that depend on captions.
+        tar, index: files to write.
+        grid: cells on the short side of a map.
 
     Raises:
-        ValueError: a table of a packed part is missing.
+        ValueError: the table of a packed part is missing.
         TooManyFailures: more clips are left out than the config allows.
-        DamagedError: the inputs do not belong together, or are damaged.
+        DamagedError: the inputs are damaged or do not belong together.
     """
     kept = read_kept(frames_index)
     clips = rows_of_kept(slice_path, kept)
@@ -82,23 +86,23 @@ def pack_shard(
 
 
 def _text_model(tables: Sequence[Path]) -> dict[str, str] | None:
-    """What identifies the text encoder whose vectors are packed; whoever compares other texts with them needs it.
+    """The identity of the text encoder whose vectors are packed; evaluation must embed its own texts with the same one.
 
     Raises:
-        DamagedError: the sources' tables are of different encoders, whose vectors cannot be compared.
+        DamagedError: the sources' tables come from different encoders, whose vectors are not comparable.
     """
     models = [read_receipt(path).get("model") for path in tables]
     if any(model != models[0] for model in models):
         names = " and ".join(str(path) for path in tables)
-        raise DamagedError(f"{names} are of different text encoders. Remove them and run the text stage again")
+        raise DamagedError(f"{names} come from different text encoders. Remove them and run the text stage again")
     return models[0] if models else None
 
 
 def _pack_clip(writer: TarWriter, clip: Row, row: Row, part: ClipParts, frames_tar: Path, grid: int) -> dict[str, Any]:
-    """Add one clip's members to the tar, and return its row of the index."""
+    """Add the members of a clip to the tar, and return its row of the index."""
     key = row["key"]
     rows, columns = map_shape(row["width"], row["height"], grid)
-    shown = {
+    columns_of_clip = {
         "key": key,
         "video_id": row["video_id"],
         "split": clip["split"],
@@ -112,24 +116,24 @@ def _pack_clip(writer: TarWriter, clip: Row, row: Row, part: ClipParts, frames_t
         "pts": row["pts"],
     }
     questions = read_questions(clip["questions"])
-    described = shown | {"questions": [_described(question) for question in questions]}
-    header = writer.add(f"{key}.json", json.dumps(described, sort_keys=True, allow_nan=False).encode())
+    metadata = columns_of_clip | {"questions": [_question_json(question) for question in questions]}
+    header = writer.add(f"{key}.json", json.dumps(metadata, sort_keys=True, allow_nan=False).encode())
     jpegs = [
-        writer.add(f"{key}.{number:04d}.jpg", data, row["sha256"][number])  # which reading has compared
+        writer.add(f"{key}.{number:04d}.jpg", data, row["sha256"][number])  # already verified by `read_jpegs`
         for number, data in enumerate(read_jpegs(frames_tar, dict(row)))
     ]
     clip_sizes = {"captions": len(part.captions), "frames": len(jpegs), "rows": rows, "columns": columns}
     added: dict[str, Member] = {}
-    sizes: dict[str, int] = {}  # nothing, which Arrow makes null, of arrays that are not there
+    sizes: dict[str, int] = {}  # without entries for absent arrays: Arrow makes them null
     for name, values in part.arrays.items():
         sizes |= ARRAYS[name].measure(values, clip_sizes)
         added[name] = writer.add(f"{key}.{name}.npy", _npy_bytes(values))
-    asked = {"questions": [question._asdict() for question in questions]}
-    return shown | asked | sizes | _places(header, jpegs, added)
+    question_column = {"questions": [question._asdict() for question in questions]}
+    return columns_of_clip | question_column | sizes | _member_columns(header, jpegs, added)
 
 
-def _described(question: Question) -> dict[str, Any]:
-    """A question as `{key}.json` has it; an open one has no choices."""
+def _question_json(question: Question) -> dict[str, Any]:
+    """A question for `{key}.json`; `choices` is left out for open-ended questions."""
     return {name: value for name, value in question._asdict().items() if name != "choices" or value}
 
 
@@ -139,8 +143,8 @@ def _npy_bytes(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _places(header: Member, jpegs: list[Member], arrays: dict[str, Member]) -> dict[str, Any]:
-    """Where the members lie; nothing, which Arrow makes null, of arrays that are not there."""
+def _member_columns(header: Member, jpegs: list[Member], arrays: dict[str, Member]) -> dict[str, Any]:
+    """Index columns with the members' offsets, sizes and checksums; absent arrays have none: Arrow makes them null."""
     return {
         "frames": len(jpegs),
         "json_offset": header.offset,

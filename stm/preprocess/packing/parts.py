@@ -1,4 +1,4 @@
-"""What is packed beside a clip's frames: its captions and arrays, read from their tables a few clips at a time."""
+"""Captions and arrays of a clip, packed beside its frames; read from their tables a few clips at a time."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,24 +10,24 @@ import numpy as np
 from stm.config import BadInput, Pack
 from stm.jobs.status import Status
 from stm.preprocess.captions.write import read_captions
-from stm.preprocess.clip_outcomes import Outcome
-from stm.preprocess.packing.tables import OK, STRICTNESS, TABLES, CaptionTable, ClipTable, Row, Values
+from stm.preprocess.clip_outcomes import STRICTNESS, Outcome
+from stm.preprocess.packing.tables import TABLES, CaptionTable, ClipTable, Row, Values
 from stm.storage.tables import DamagedError
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The stages' tables of one shard."""
+    """The tables of one shard, as written by the stages."""
 
     captions: Mapping[str, Path] = field(default_factory=dict)  # by source
-    # By array; where each caption source has its own, by source.
+    # By array name; for arrays with one table per caption source, also by source.
     arrays: Mapping[str, Path | Mapping[str, Path] | None] = field(default_factory=dict)
 
     def of_clips(self, array: str) -> Path:
         """The table of an array that does not depend on captions.
 
         Raises:
-            ValueError: it was not given.
+            ValueError: no table was given.
         """
         path = self.arrays.get(array)
         if not isinstance(path, Path):
@@ -35,10 +35,10 @@ class Inputs:
         return path
 
     def of_source(self, array: str, source: str) -> Path:
-        """One caption source's table of an array.
+        """The table of an array for one caption source.
 
         Raises:
-            ValueError: it was not given.
+            ValueError: no table was given.
         """
         paths = self.arrays.get(array)
         if not isinstance(paths, Mapping) or source not in paths:
@@ -51,26 +51,28 @@ def _missing(part: str) -> ValueError:
 
 
 class ClipParts(NamedTuple):
-    """What a clip has beside its frames; captions are those of all sources, in the order of the sources."""
+    """Data of a clip beside its frames; captions of all sources, in the order of the sources."""
 
     captions: list[str]
-    sources: list[str]  # of each caption
-    arrays: dict[str, Values]  # by name, in the order of the tar; only those that there are
-    outcome: Outcome  # the strictest one of the stages that made the parts
+    sources: list[str]  # the source of each caption
+    arrays: dict[str, Values]  # by name, in the order of the tar; absent arrays are left out
+    outcome: Outcome  # the strictest among the stages that made the parts
 
 
 def join_parts(kept: Sequence[Row], inputs: Inputs, pack: Pack, grid: int, bad_input: BadInput) -> Iterator[ClipParts]:
-    """The parts of each kept clip, in order.
+    """Yield the parts of each kept clip, in order.
 
-    A clip that some of the sources have no caption for keeps those of the others; their outcome counts when it has no
-    caption at all, or when the policy for it is `fail`.
+    A clip without captions from some of the sources keeps the captions of the others. The outcome of a source without a
+    caption counts only if the clip has no caption at all, or if its policy is `fail`.
 
     Args:
-        inputs: only the tables that `pack` asks for are read.
+        kept: rows of the frames index.
+        inputs: only the tables of packed parts are read.
+        grid: cells on the short side of a map.
 
     Raises:
-        ValueError: a table that is needed was not given.
-        DamagedError: a table that is needed is torn, or does not belong to these frames.
+        ValueError: the table of a packed part was not given.
+        DamagedError: the table of a packed part is damaged, or was made from other frames.
     """
     sources = [_Source(name, inputs, pack, grid, bad_input) for name in pack.sources]
     tables: dict[str, ClipTable] = {}
@@ -79,31 +81,33 @@ def join_parts(kept: Sequence[Row], inputs: Inputs, pack: Pack, grid: int, bad_i
         if issubclass(table, ClipTable):
             tables[array.name] = table(inputs.of_clips(array.name), grid)
     for row in kept:
-        of_sources = [source.find(row) for source in sources]
-        of_clip = {name: table.find(row) for name, table in tables.items()}
-        found = {name: values for name, (values, _) in of_clip.items()}
-        for name in of_sources[0].arrays if of_sources else ():
-            found[name] = _concatenate(name, [part.arrays[name] for part in of_sources])
-        arrays = {array.name: values for array in pack.arrays if (values := found[array.name]) is not None}
+        source_parts = [source.find(row) for source in sources]
+        clip_parts = {name: table.find(row) for name, table in tables.items()}
+        values_by_name = {name: values for name, (values, _) in clip_parts.items()}
+        for name in source_parts[0].arrays if source_parts else ():
+            values_by_name[name] = _concatenate(name, [part.arrays[name] for part in source_parts])
+        arrays = {array.name: values for array in pack.arrays if (values := values_by_name[array.name]) is not None}
         yield ClipParts(
-            captions=[text for part in of_sources for text in part.captions],
-            sources=[part.source for part in of_sources for _ in part.captions],
+            captions=[text for part in source_parts for text in part.captions],
+            sources=[part.source for part in source_parts for _ in part.captions],
             arrays=arrays,
-            outcome=_strictest([_join_outcomes(of_sources), *(outcome for _, outcome in of_clip.values())]),
+            outcome=_strictest([_join_outcomes(source_parts), *(outcome for _, outcome in clip_parts.values())]),
         )
 
 
 def _strictest(outcomes: Sequence[Outcome]) -> Outcome:
+    # Among equal policies, a status other than `ok` says more.
     return min(outcomes, key=lambda o: (STRICTNESS[o.policy], o.status == Status.OK))
 
 
 def _concatenate(name: str, parts: Sequence[Values | None]) -> Values | None:
-    """An array's values of several sources, caption after caption; sources without captions have none."""
+    """Concatenate the values of all sources, [captions, ...]; None stands for a source without captions."""
     present = [values for values in parts if values is not None]
-    if len({values.shape[1:] for values in present}) > 1:  # maps of one clip always agree, vectors need not
+    # Maps of one clip always agree in shape, but vectors of two encoders may not.
+    if len({values.shape[1:] for values in present}) > 1:
         raise DamagedError(
-            f"{name} arrays of {' and '.join(str(values.shape[-1]) for values in present)} numbers are to be packed "
-            f"together: they are of different models. Remove the {name} tables and run again"
+            f"{name} arrays with {' and '.join(str(values.shape[-1]) for values in present)} values cannot be packed "
+            f"together: they were made by different models. Remove the {name} tables and run again"
         )
     return np.concatenate(present) if present else None
 
@@ -112,7 +116,7 @@ def _concatenate(name: str, parts: Sequence[Values | None]) -> Values | None:
 
 
 class _SourceParts(NamedTuple):
-    """What one source has on a clip."""
+    """Captions and arrays of a clip from one source."""
 
     source: str
     captions: list[str]
@@ -121,9 +125,9 @@ class _SourceParts(NamedTuple):
 
 
 def _join_outcomes(parts: Sequence[_SourceParts]) -> Outcome:
-    """The sources' outcome: `ok` as soon as one has a caption, unless another's policy is `fail`."""
+    """The joint outcome of all sources: `ok` if any has a caption, unless the policy of another is `fail`."""
     if not parts:
-        return OK
+        return Outcome(Status.OK, "keep", "")
     captioned = any(part.captions for part in parts)
     return _strictest([p.outcome for p in parts if p.captions or not captioned or p.outcome.policy == "fail"])
 
@@ -145,9 +149,15 @@ class _Source:
                 self._tables[array.name] = table(inputs.of_source(array.name, name), grid)
 
     def find(self, clip: Row) -> _SourceParts:
+        """The captions and arrays of a clip.
+
+        Raises:
+            DamagedError: a table has no row for the clip, or the captions and arrays do not belong together.
+        """
         if clip["key"] not in self._captions:
             raise DamagedError(
-                f"{self._path}: has nothing on the kept clip {clip['video_id']!r}: it was made from other frames"
+                f"{self._path}: has no row for the kept clip {clip['video_id']!r}: it was made from other frames. Remove "
+                "it and run again"
             )
         texts, status, detail = self._captions[clip["key"]]
         captions = [text for _, text in texts]

@@ -12,19 +12,19 @@ from stm.stages.journey import all_stages
 
 
 def _made_by(job: Job, array: PackedArray) -> tuple[Stage, list[Job]]:
-    """The stage of an array's name and its jobs: one, or one of each packed caption source, in their order."""
+    """The stage that writes an array and its jobs: one, or one per packed caption source in their order."""
     jobs = [replace(job, source=source) for source in job.config.pack.sources] if array.per_source else [job]
     return all_stages()[array.name], jobs
 
 
 def _parts(job: Job) -> Files:
-    """What is packed; of a part that each caption source has, a list in the order of the sources."""
+    """Inputs of a job; a part with one table per caption source is a list in the order of the sources."""
     pack, layout, shard = job.config.pack, job.layout, job.shard
     inputs: dict[str, Path | list[Path]] = {"slice": job.slice, **frames_of(job)}
     inputs["captions"] = [layout.captions(source, shard) for source in pack.sources]
     for array in pack.arrays:
         stage, jobs = _made_by(job, array)
-        paths = [stage.outputs(one)[array.name] for one in jobs]
+        paths = [stage.outputs(source_job)[array.name] for source_job in jobs]
         inputs[array.name] = paths if array.per_source else paths[0]
     return inputs
 
@@ -52,7 +52,7 @@ def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
 
 
 def _cost(job: Job, load: Workload) -> Cost:
-    """A shard holds a copy of the frames, and of the maps and vectors that are packed."""
+    """A shard holds copies of the frames and of all packed maps and vectors, so it costs their size on disk."""
     copied = [(FRAMES, [job]), *(_made_by(job, array) for array in job.config.pack.arrays)]
     parts = [stage.cost(one, load) for stage, jobs in copied if stage.cost is not None for one in jobs]
     return Cost(load.shards, load.clips * 0.01, gigabytes=sum(part.gigabytes for part in parts if part is not None))

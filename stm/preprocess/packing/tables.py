@@ -1,7 +1,7 @@
-"""Where the values of packed arrays come from: for each array, how its stage's table of a shard is read.
+"""Readers of the stages' tables from which arrays are packed.
 
-`TABLES` names one class per array of `stm.shards.schema.ARRAYS`. Tables are sorted by key and read along with the kept clips,
-a few rows at a time.
+`TABLES` has one class per array of `stm.shards.schema.ARRAYS`. Tables are sorted by key, so they are streamed in step
+with the kept clips, a few rows at a time.
 """
 
 from collections.abc import Mapping
@@ -12,16 +12,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stm.jobs.status import Status
 from stm.manifest import read_status
-from stm.preprocess.clip_outcomes import Outcome
+from stm.preprocess.clip_outcomes import STRICTNESS, Outcome
 from stm.shards.grid import map_shape
 from stm.shards.schema import ARRAYS
 from stm.storage.tables import DamagedError, stream_rows
-
-# The strictest policy first: it decides about a clip.
-STRICTNESS = {"fail": 0, "drop": 1, "keep": 2}
-OK = Outcome(Status.OK, "keep", "")
 
 Row = Mapping[str, Any]
 Values = NDArray[Any]
@@ -38,9 +33,9 @@ def _count(name: str) -> pa.Field:
 class ArrayTable:
     """A table with the values of one array."""
 
-    array: ClassVar[str]  # its name
-    values: ClassVar[tuple[str, ...]]  # columns that come as flat numpy arrays
-    more: ClassVar[tuple[pa.Field, ...]] = ()  # other columns that are needed
+    array: ClassVar[str]  # name of the array
+    values: ClassVar[tuple[str, ...]]  # columns that are read as flat numpy arrays
+    extra: ClassVar[tuple[pa.Field, ...]] = ()  # further columns that are read
 
     def __init__(self, path: Path, grid: int) -> None:
         self._path = path
@@ -48,10 +43,10 @@ class ArrayTable:
         self._declared = ARRAYS[self.array]
         kind = pa.list_(pa.from_numpy_dtype(self._declared.dtype))
         columns = [pa.field(name, kind) for name in self.values]
-        self._rows = stream_rows(path, self.values, schema=pa.schema([_string("key"), *self.more, *columns]))
+        self._rows = stream_rows(path, self.values, schema=pa.schema([_string("key"), *self.extra, *columns]))
 
     def read(self, clip: Row) -> dict[str, Any]:
-        """The table's row of a clip; the rows between the clip before and this one are skipped.
+        """The table's row of a clip; rows of clips that are not packed are skipped.
 
         Raises:
             DamagedError: the table has no such row.
@@ -62,20 +57,20 @@ class ArrayTable:
             if row["key"] > clip["key"]:
                 break
         raise DamagedError(
-            f"{self._path}: has nothing on the kept clip {clip['video_id']!r}: it was made from other frames. Remove it "
+            f"{self._path}: has no row for the kept clip {clip['video_id']!r}: it was made from other frames. Remove it "
             "and run again"
         )
 
-    def shape(self, clip: Row, **more: int) -> tuple[int, ...]:
-        """The array's declared shape in a clip; `more` are the number of captions and sizes of its own, where it has any."""
+    def shape(self, clip: Row, **sizes: int) -> tuple[int, ...]:
+        """The declared shape of a clip's array; `sizes`: the number of captions and the array's own sizes, if any."""
         rows, columns = map_shape(clip["width"], clip["height"], self._grid)
-        return self._declared.shape({"frames": clip["frames"], "rows": rows, "columns": columns, **more})
+        return self._declared.shape({"frames": clip["frames"], "rows": rows, "columns": columns, **sizes})
 
     def reshape(self, clip: Row, flat: Values, shape: tuple[int, ...]) -> Values:
-        """A flat column in its shape.
+        """Reshape a flat column.
 
         Raises:
-            DamagedError: it has another number of values than `shape`, or values that are not finite.
+            DamagedError: the column does not have the number of values of `shape`, or has values that are not finite.
         """
         if flat.size != np.prod(shape):
             raise DamagedError(
@@ -90,16 +85,16 @@ class ArrayTable:
 
 
 class CaptionTable(ArrayTable):
-    """A table of one caption source, which says of which captions each row was made."""
+    """A table of one caption source, which records the captions that each row was made from."""
 
-    made: ClassVar[str] = "made of"  # how, in errors: a row "was {made} other captions"
-    more: ClassVar[tuple[pa.Field, ...]] = (pa.field("captions", pa.list_(pa.string()), nullable=False),)
+    made: ClassVar[str] = "made from"  # verb for errors: a row "was {made} other captions"
+    extra: ClassVar[tuple[pa.Field, ...]] = (pa.field("captions", pa.list_(pa.string()), nullable=False),)
 
     def find(self, clip: Row, captions: list[str]) -> Values | None:
-        """The values of a clip's captions of this source, [captions, ...]; None when it has none.
+        """The values for a clip's captions from this source, [captions, ...]; None if there are no captions.
 
         Raises:
-            DamagedError: the row is missing, was made of other captions or frames, or is empty in spite of captions.
+            DamagedError: the row is missing, was made from other captions or frames, or has captions but no values.
         """
         row = self.read(clip)
         where = f"{self._path}: clip {clip['video_id']!r}"
@@ -108,18 +103,20 @@ class CaptionTable(ArrayTable):
         if not captions:
             return None
         if row[self.values[0]] is None:
-            raise DamagedError(f"{where} has captions and no {self.array}: damaged")
+            raise DamagedError(
+                f"{where} has captions but no {self.array}: the table is damaged. Remove it and run again"
+            )
         return self.join(clip, row)
 
     def join(self, clip: Row, row: Row) -> Values:
-        """The array of a row with values."""
+        """Shape the values of a row that has any."""
         return self.reshape(clip, row[self.values[0]], self.shape(clip, captions=len(row["captions"])))
 
 
 class ClipTable(ArrayTable):
-    """A table with a status per clip; a clip that its stage could not do has no values."""
+    """A table with one status per clip; a clip for which the stage failed has no values."""
 
-    more: ClassVar[tuple[pa.Field, ...]] = (
+    extra: ClassVar[tuple[pa.Field, ...]] = (
         _string("video_id"),
         _string("status"),
         _string("policy"),
@@ -127,7 +124,7 @@ class ClipTable(ArrayTable):
     )
 
     def find(self, clip: Row) -> tuple[Values | None, Outcome]:
-        """The values of a clip, None when there are none, and what its stage says of the clip.
+        """The values of a clip, or None, and the outcome that its stage recorded.
 
         Raises:
             DamagedError: the row is missing, was made from other frames, or has an unknown status or policy.
@@ -136,12 +133,13 @@ class ClipTable(ArrayTable):
         values = None if any(row[name] is None for name in self.values) else self.join(clip, row)
         if row["policy"] not in STRICTNESS:
             raise DamagedError(
-                f"{self._path}: clip {row['video_id']!r} has the unknown policy {row['policy']!r}: damaged"
+                f"{self._path}: clip {row['video_id']!r} has the unknown policy {row['policy']!r}: damaged. "
+                "Remove the table and run again"
             )
         return values, Outcome(read_status(self._path, row), row["policy"], row["detail"])
 
     def join(self, clip: Row, row: Row) -> Values:
-        """The array of a row with values."""
+        """Shape the values of a row that has any."""
         return self.reshape(clip, row[self.values[0]], self.shape(clip))
 
 
@@ -154,7 +152,7 @@ class SimilarityTable(CaptionTable):
 class TextTable(CaptionTable):
     array = "text"
     values = ("text",)
-    more = (*CaptionTable.more, _count("width"))
+    extra = (*CaptionTable.extra, _count("width"))
     made = "encoded from"
 
     def join(self, clip: Row, row: Row) -> Values:
@@ -176,7 +174,7 @@ class MotionTable(ClipTable):
 class FlowTable(ClipTable):
     array = "flow"
     values = ("forward", "backward")
-    more = (_count("rows"), _count("columns"), *ClipTable.more)
+    extra = (_count("rows"), _count("columns"), *ClipTable.extra)
 
     def join(self, clip: Row, row: Row) -> Values:
         rows, columns = map_shape(clip["width"], clip["height"], self._grid)

@@ -1,14 +1,15 @@
-"""Embedding every patch of a frame with CLIP, each resized alone to CLIP's full input (TGM, section 3.3).
+"""CLIP embeddings of every patch of a frame, each patch resized to CLIP's full input on its own (TGM, section 3.3).
 
-Geometry. A map's cells cover the stored frame exactly, so a cell's side need not be a whole number of pixels. The frame
-is therefore first resized to rows x side by columns x side pixels, `side` being the larger cell side rounded up, and
-then cut: each cell holds its own share of the frame and nothing of its neighbours', to a fraction of a pixel, and all
-cells have one shape. A frame whose cells are whole pixels (224 x 224 with 14 x 14 cells, as in the paper) is not
-resized at all. Both resizes are bicubic with antialiasing, as torch and PIL define it, in float32 and clamped to the
-range of pixels; PIL also rounds to whole numbers between, which is not copied.
+Geometry. The cells of a map tile the stored frame exactly, so the side of a cell need not be a whole number of pixels.
+The frame is therefore first resized to rows x side by columns x side pixels, where `side` is the larger cell side
+rounded up, and then cut: each cell holds its own part of the frame and nothing of its neighbours, to a fraction of a
+pixel, and all cells have the same shape. A frame with cells of whole pixels (224 x 224 with 14 x 14 cells, as in the
+paper) is not resized at all. Both resizes are bicubic with antialiasing, as defined by torch and PIL, in float32 and
+clamped to the pixel range; PIL also rounds to integers in between, which is not reproduced.
 
-Cells are normalised before they are enlarged, not after. Resizing is linear and its weights add up to 1, so that is the same
-but for rounding, and the large pictures are written once and clamped once: passes over memory are what costs here.
+Cells are normalised before they are enlarged. Resizing is linear with weights that sum to 1, so the result differs from
+normalising afterwards only by rounding, and the large images are written once and clamped once: memory bandwidth is the
+bottleneck here.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,19 +30,17 @@ from stm.shards.grid import map_shape
 
 
 class Piece(NamedTuple):
-    """Some cells of one frame: part of a batch."""
+    """Consecutive cells of one frame: part of a batch."""
 
     frame: np.ndarray  # uint8 [H, W, 3], RGB
-    start: int  # first cell, row by row
-    stop: int  # one past the last
+    start: int  # first cell, in row-major order
+    stop: int  # one past the last cell
 
 
 @lru_cache(maxsize=64)
 def resize_matrix(source: int, target: int, device: torch.device) -> Tensor:
-    """[target, source] float32: bicubic antialiased resizing along one axis, as `interpolate(antialias=True)` does it.
-
-    The resize is linear and separable, so its effect on unit impulses is all of it.
-    """
+    """Matrix of the bicubic resize along one axis by `interpolate(antialias=True)`: float32 [target, source]."""
+    # The resize is linear and separable, so its response to unit impulses defines it completely.
     impulses = torch.eye(source)[None, None]
     weights = functional.interpolate(
         impulses, size=(target, source), mode="bicubic", antialias=True, align_corners=False
@@ -50,7 +49,7 @@ def resize_matrix(source: int, target: int, device: torch.device) -> Tensor:
 
 
 def stretch(images: Tensor, height: int, width: int) -> Tensor:
-    """Float images [..., H, W] resized, not clamped; unchanged when they have the size."""
+    """Resize float images [..., H, W] to [..., height, width] without clamping; unchanged if they have that size."""
     if images.shape[-2:] == (height, width):
         return images
     down = resize_matrix(images.shape[-2], height, images.device)
@@ -59,18 +58,19 @@ def stretch(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:
-    """Float images [..., H, W] in 0 to 255, resized and clamped to that range; unchanged when they have the size."""
+    """Resize float images [..., H, W] in 0 to 255, and clamp them to that range; unchanged if they have the size."""
     return images if images.shape[-2:] == (height, width) else stretch(images, height, width).clamp_(0, 255)
 
 
 def cut_cells(frame: Tensor, rows: int, columns: int) -> Tensor:
-    """Cuts a frame into its map's cells, row by row.
+    """Cut a frame into the cells of its map, in row-major order.
 
     Args:
         frame: uint8 [H, W, 3].
+        rows, columns: size of the map, in cells.
 
     Returns:
-        float32 [rows * columns, 3, side, side] in 0 to 255, side = the larger cell side in pixels, rounded up.
+        float32 [rows * columns, 3, side, side] in 0 to 255; side: the larger cell side in pixels, rounded up.
     """
     height, width = frame.shape[:2]
     side = max(-(-height // rows), -(-width // columns))
@@ -80,24 +80,28 @@ def cut_cells(frame: Tensor, rows: int, columns: int) -> Tensor:
 
 
 class PatchScorer:
-    """Embeds patches and texts with a CLIP, in batches of one fixed shape."""
+    """CLIP embeddings of patches and texts, in batches of one fixed shape."""
 
     def __init__(self, clip: Clip, grid: int, batch_size: int, compile: bool = False) -> None:
         """
         Args:
             grid: cells on the short side of a map.
-            batch_size: patches a forward pass; a smaller batch is filled up, so that the model sees one shape only.
+            batch_size: patches per forward pass; a smaller batch is padded, so that the model runs on one shape only.
             compile: compile the image tower.
         """
-        self.clip, self.grid, self.batch_size = clip, grid, batch_size
+        self.clip = clip
+        self.grid = grid
+        self.batch_size = batch_size
         self._mean = 255 * torch.tensor(clip.mean, device=clip.device).view(3, 1, 1)
         self._std = 255 * torch.tensor(clip.std, device=clip.device).view(3, 1, 1)
-        self._black, self._white = -self._mean / self._std, (255 - self._mean) / self._std
+        # Pixel values 0 and 255 after normalisation: the range to which enlarged cells are clamped.
+        self._black = -self._mean / self._std
+        self._white = (255 - self._mean) / self._std
         encode = clip.model.encode_image
         self._encode = torch.compile(encode, dynamic=False) if compile else encode
 
     def prepare(self, pieces: Sequence[Piece]) -> Tensor:
-        """The image tower's input for one batch of cells: [batch_size, 3, height, width], the rest zeros."""
+        """Input of the image tower for one batch of cells: [batch_size, 3, height, width], padded with zeros."""
         height, width = self.clip.image_size
         batch = torch.empty(self.batch_size, 3, height, width, dtype=self.clip.precision, device=self.clip.device)
         filled = 0
@@ -105,23 +109,24 @@ class PatchScorer:
             rows, columns = map_shape(frame.shape[1], frame.shape[0], self.grid)
             pixels = torch.from_numpy(frame).to(self.clip.device, non_blocking=True)
             cells = (cut_cells(pixels, rows, columns)[start:stop] - self._mean) / self._std
-            place = batch[filled : filled + len(cells)]
-            torch.clamp(stretch(cells, height, width), self._black, self._white, out=place)
+            target = batch[filled : filled + len(cells)]
+            torch.clamp(stretch(cells, height, width), self._black, self._white, out=target)
             filled += len(cells)
-        batch[filled:] = 0
+        batch[filled:] = 0  # padding, whose embeddings are dropped
         return batch
 
     def encode(self, batch: Tensor) -> Tensor:
-        """Projected CLS embeddings of a prepared batch, of length 1: float16 [batch_size, D] on the device."""
+        """Projected CLS embeddings of a prepared batch, unit length: float16 [batch_size, D] on the device."""
         with exact_convolutions(self.clip.device):
             features = self._encode(batch)
+        # Normalised in float32, because a sum of squares in half precision loses digits.
         return functional.normalize(features.float(), dim=-1).half()
 
     @torch.inference_mode()
     def embed_batches(self, batches: Iterable[Sequence[Piece]]) -> Iterator[np.ndarray]:
-        """Embeddings of each batch of at most batch_size cells: float16 [cells, D].
+        """Yield the embeddings of each batch of at most batch_size cells: float16 [cells, D].
 
-        A batch's result is fetched when the next one is under way, so that the device does not wait for the host.
+        A batch's result is fetched after the next one is launched, so that the device does not wait for the host.
         """
         previous: tuple[Tensor, int] | None = None
         for pieces in batches:
@@ -134,13 +139,13 @@ class PatchScorer:
             yield previous[0][: previous[1]].cpu().numpy()
 
     def embed_frames(self, frames: Sequence[np.ndarray]) -> np.ndarray:
-        """Embeddings of every cell of frames of one size.
+        """Embed every cell of frames of one size.
 
         Args:
             frames: T frames, uint8 [H, W, 3], RGB. A training crop counts as a frame.
 
         Returns:
-            float16 [T, R, C, D], each of length 1.
+            float16 [T, R, C, D], unit length.
         """
         height, width = frames[0].shape[:2]
         rows, columns = map_shape(width, height, self.grid)
@@ -149,7 +154,7 @@ class PatchScorer:
         return np.concatenate(list(self.embed_batches(pieces))).reshape(len(frames), rows, columns, -1)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Projected embeddings of texts at [EOS], of length 1: float32 [K, D]; see `clip_text.embed_texts`."""
+        """Projected text embeddings at [EOS], unit length: float32 [K, D]; see `stm.pretrained.clip.embed_texts`."""
         return embed_texts(self.clip, texts)
 
 
@@ -157,25 +162,29 @@ def cosine(embeddings: np.ndarray, texts: np.ndarray) -> np.ndarray:
     """Cosine similarity of patches and texts.
 
     Args:
-        embeddings: float16 [T, R, C, D] of length 1. Always the rounded ones, so that embeddings that were kept on the
-            disk give the same bytes as fresh ones.
-        texts: float32 [K, D] of length 1.
+        embeddings: float16 [T, R, C, D], unit length. Rounded to float16 even when fresh, so that embeddings read from
+            disk give the same bytes.
+        texts: float32 [K, D], unit length.
 
     Returns:
         float16 [K, T, R, C] in [-1, 1].
     """
     width = embeddings.shape[-1]
     flat = texts @ embeddings.reshape(-1, width).astype(np.float32).T
+    # Rounded unit vectors can be slightly longer than 1.
     return flat.clip(-1, 1).astype(np.float16).reshape(len(texts), *embeddings.shape[:-1])
 
 
 def cut_batches(cells: Sequence[int], batch_size: int) -> list[list[tuple[int, int, int]]]:
-    """Deals frames' cells to batches, in order: each batch a list of (frame number, first cell, one past the last).
+    """Distribute the cells of frames over batches, in order.
 
-    All batches but the last have exactly batch_size cells; a frame may be spread over several.
+    All batches but the last have exactly batch_size cells; a frame may span several.
 
     Args:
-        cells: the number of cells of each frame.
+        cells: number of cells per frame.
+
+    Returns:
+        per batch, a list of (frame index, first cell, one past the last cell).
     """
     batches: list[list[tuple[int, int, int]]] = [[]]
     room = batch_size
@@ -195,18 +204,21 @@ def cut_batches(cells: Sequence[int], batch_size: int) -> list[list[tuple[int, i
 def embed_clips(
     scorer: PatchScorer, frames_tar: Path, kept: Sequence[Mapping[str, Any]], finished: set[str]
 ) -> Iterator[tuple[Mapping[str, Any], np.ndarray]]:
-    """Embeddings, float16 [T, R, C, D], of each kept clip whose key is not in `finished`.
+    """Yield each kept clip whose key is not in `finished`, with its embeddings, float16 [T, R, C, D].
 
-    Batches are filled across frames and clips. Where they begin and end does not depend on `finished`, so a resumed
-    job gives the same bits; it computes a few patches of finished clips again. JPEGs are decoded a batch ahead.
+    Batches span frames and clips. Their boundaries do not depend on `finished`, so a resumed job gives the same bits;
+    it recomputes a few patches of finished clips. JPEGs are decoded up to two batches ahead.
+
+    Raises:
+        DamagedError: the tar is damaged or does not belong to the index.
     """
     frames = [(clip, number) for clip, row in enumerate(kept) for number in range(row["frames"])]
     shapes = [map_shape(row["width"], row["height"], scorer.grid) for row in kept]
     cells = [shapes[clip][0] * shapes[clip][1] for clip, _ in frames]
-    every = cut_batches(cells, scorer.batch_size)
-    batches = [b for b in every if any(kept[frames[f][0]]["key"] not in finished for f, _, _ in b)]
+    all_batches = cut_batches(cells, scorer.batch_size)
+    batches = [b for b in all_batches if any(kept[frames[f][0]]["key"] not in finished for f, _, _ in b)]
 
-    # A frame may be spread over several batches in a row; it is decoded once for them.
+    # A frame may span several consecutive batches; it is decoded once for all of them.
     @lru_cache(maxsize=2)
     def decode(frame: int) -> np.ndarray:
         clip, number = frames[frame]
@@ -217,11 +229,11 @@ def embed_clips(
 
     loaded = prefetch(partial(load, batch) for batch in batches)
     parts: dict[int, list[np.ndarray]] = {}
-    for batch, found in zip(batches, scorer.embed_batches(loaded), strict=True):
-        at = 0
+    for batch, embeddings in zip(batches, scorer.embed_batches(loaded), strict=True):
+        at = 0  # position in the batch
         for frame, start, stop in batch:
             clip, number = frames[frame]
-            part = found[at : at + stop - start]
+            part = embeddings[at : at + stop - start]
             at += stop - start
             if kept[clip]["key"] in finished:
                 continue

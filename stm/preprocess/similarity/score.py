@@ -1,4 +1,4 @@
-"""The similarity stage: how much each patch of each stored frame resembles each caption (TGM, section 3.3)."""
+"""The similarity stage: CLIP similarity of each patch of each stored frame to each caption (TGM, section 3.3)."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from stm.jobs.journal import Journal
 from stm.jobs.progress import Progress
 from stm.manifest import check_failures
 from stm.preprocess.captions.templates import ClipCaptions
-from stm.preprocess.captions.write import check_spoken, hash_frames, read_captions
+from stm.preprocess.captions.write import check_has_captions, hash_frames, read_captions
 from stm.preprocess.frames.table import read_kept
 from stm.preprocess.similarity.patch_scorer import PatchScorer, cosine, embed_clips
 from stm.pretrained.clip import load_clip
@@ -29,7 +29,7 @@ EMBEDDINGS_SCHEMA = pa.schema(
         pa.field("rows", pa.int32(), nullable=False),  # R
         pa.field("columns", pa.int32(), nullable=False),  # C
         pa.field("width", pa.int32(), nullable=False),  # D
-        pa.field("embeddings", pa.list_(pa.float16()), nullable=False),  # [T, R, C, D], of length 1
+        pa.field("embeddings", pa.list_(pa.float16()), nullable=False),  # [T, R, C, D], unit length
     ]
 )
 SIMILARITY_SCHEMA = pa.schema(
@@ -47,7 +47,7 @@ SIMILARITY_SCHEMA = pa.schema(
     ]
 )
 _LIBRARIES = ("torch", "open_clip_torch", "timm", "numpy", "simplejpeg", "pyarrow")
-_CLIPS_A_GROUP = 16  # similarity maps are read a few clips at a time; embeddings are megabytes and go one by one
+_CLIPS_PER_ROW_GROUP = 16  # for maps; embeddings take megabytes per clip and have one clip per row group
 
 Row = Mapping[str, Any]
 
@@ -60,10 +60,16 @@ def write_embeddings(
     grid: int,
     device: str | None = None,
 ) -> None:
-    """Embeds every patch of every stored frame of a shard's kept clips; large (megabytes a clip).
+    """Embed every patch of every stored frame of a shard's kept clips; the table is large (megabytes per clip).
+
+    Args:
+        frames_tar, frames_index: outputs of the frames stage.
+        output: gets one row per kept clip; see `EMBEDDINGS_SCHEMA`.
+        grid: cells on the short side of a map.
+        device: CUDA by default if available.
 
     Raises:
-        ModelError: the config's model cannot be had.
+        ModelError: the config's model cannot be loaded.
     """
     kept = read_kept(frames_index)
     clip = load_clip(settings.model, settings.precision, device)
@@ -86,48 +92,54 @@ def write_similarity(
     embeddings: Path | None = None,
     device: str | None = None,
 ) -> None:
-    """Scores every patch of every stored frame of a shard's kept clips against each caption of its clip.
+    """Score every patch of every stored frame of a shard's kept clips against each caption of its clip.
 
     Args:
-        embeddings: what `write_embeddings` wrote for the same frames, model and grid; then the image tower does not
-            run. The bytes are the same with and without (at the same batch size).
+        frames_tar, frames_index: outputs of the frames stage.
+        captions: output of the captions stage for one source.
+        output: gets one row per kept clip; see `SIMILARITY_SCHEMA`.
+        grid: cells on the short side of a map.
+        embeddings: output of `write_embeddings` for the same frames, model and grid, which replaces the image tower.
+            The bytes are the same with and without it (at the same batch size).
+        device: CUDA by default if available.
 
     Raises:
-        TooManyFailures: more clips have no caption than the config allows.
-        ModelError: the config's model cannot be had.
-        DamagedError: captions or embeddings belong to other frames.
+        TooManyFailures: more clips have no caption than the config allows; `output` is written by then.
+        ModelError: the config's model cannot be loaded.
+        DamagedError: captions or embeddings were made from other frames.
     """
-    kept, said = read_kept(frames_index), read_captions(captions)
-    _check_captions(kept, said, captions)
+    kept = read_kept(frames_index)
+    captions_by_key = read_captions(captions)
+    _check_captions(kept, captions_by_key, captions)
     clip = load_clip(settings.model, settings.precision, device)
     scorer = PatchScorer(clip, grid, settings.batch_size, settings.compile)
-    texts = _embed_captions(scorer, kept, said)
-    worded = {row["key"]: [text for _, text in said[row["key"]].texts] for row in kept}
-    receipt = _make_receipt("similarity", settings, scorer, kept) | {"captions": hash_receipt(worded)}
+    vectors = _embed_captions(scorer, kept, captions_by_key)
+    texts_by_key = {row["key"]: [text for _, text in captions_by_key[row["key"]].texts] for row in kept}
+    receipt = _make_receipt("similarity", settings, scorer, kept) | {"captions": hash_receipt(texts_by_key)}
     journal = Journal(output, receipt)
 
-    def score(row: Row, found: np.ndarray) -> np.ndarray:
-        return cosine(found, np.stack([texts[text] for text in worded[row["key"]]]))
+    def score(row: Row, patches: np.ndarray) -> np.ndarray:
+        return cosine(patches, np.stack([vectors[text] for text in texts_by_key[row["key"]]]))
 
     if embeddings is None:
-        mute = {key for key, words in worded.items() if not words}
-        _fill_journal(scorer, frames_tar, kept, mute, journal, "similarity", score)
+        without_captions = {key for key, texts in texts_by_key.items() if not texts}
+        _fill_journal(scorer, frames_tar, kept, without_captions, journal, "similarity", score)
         maps: Iterable[np.ndarray | None] = (_stored_map(journal, row["key"]) for row in kept)
     else:
         _check_embeddings(embeddings, _make_receipt("embeddings", settings, scorer, kept))
-        maps = _score_stored(embeddings, kept, worded, score)
-    rows = _similarity_rows(kept, said, maps, grid, bad_input)
+        maps = _score_stored(embeddings, kept, texts_by_key, score)
+    rows = _similarity_rows(kept, captions_by_key, maps, grid, bad_input)
     policy = {"policy": bad_input.model_dump(mode="json")["policy"]}
-    write_rows(output, SIMILARITY_SCHEMA, rows, receipt | policy, _CLIPS_A_GROUP)
-    ends = [(row["video_id"], said[row["key"]]) for row in kept]
-    outcomes = [(video_id, end.status, bad_input.action(end.status), end.detail) for video_id, end in ends]
+    write_rows(output, SIMILARITY_SCHEMA, rows, receipt | policy, _CLIPS_PER_ROW_GROUP)
+    clips = [(row["video_id"], captions_by_key[row["key"]]) for row in kept]
+    outcomes = [(video_id, clip.status, bad_input.action(clip.status), clip.detail) for video_id, clip in clips]
     check_failures(f"similarity {output.stem}", outcomes, bad_input.max_failure_rate)
     journal.close()
 
 
 def _make_receipt(stage: str, settings: Similarity, scorer: PatchScorer, kept: Sequence[Row]) -> dict[str, Any]:
     identity = scorer.clip.identity
-    # Whether embeddings are kept changes no byte of a map, so the receipt does not say it.
+    # The fingerprint leaves out whether embeddings are kept, which changes no byte of a map.
     used = settings.fingerprint() | {"model": identity["model"]}
     return make_receipt(stage, used, _LIBRARIES, model=identity, grid=scorer.grid, frames=hash_frames(kept))
 
@@ -141,7 +153,7 @@ def _fill_journal(
     what: str,
     make: Callable[[Row, np.ndarray], np.ndarray],
 ) -> None:
-    """Computes what the journal lacks: for each clip the bytes of `make(row, embeddings)`."""
+    """Put the bytes of `make(row, embeddings)` into the journal for each clip that is in neither it nor `skipped`."""
     finished = skipped | {row["key"] for row in kept if journal.get(row["key"]) is not None}
     with Progress(f"{what} {frames_tar.stem}", len(kept), "clips") as progress:
         progress.resume(len(finished))
@@ -172,34 +184,34 @@ def _embedding_rows(kept: Sequence[Row], grid: int, journal: Journal) -> Iterato
 
 def _similarity_rows(
     kept: Sequence[Row],
-    said: Mapping[str, ClipCaptions],
+    captions_by_key: Mapping[str, ClipCaptions],
     maps: Iterable[np.ndarray | None],
     grid: int,
     bad_input: BadInput,
 ) -> Iterator[dict[str, Any]]:
     for row, similarity in zip(kept, maps, strict=True):
-        end = said[row["key"]]
+        captions = captions_by_key[row["key"]]
         rows, columns = map_shape(row["width"], row["height"], grid)
         yield {
             "key": row["key"],
             "video_id": row["video_id"],
-            "captions": [text for _, text in end.texts],
+            "captions": [text for _, text in captions.texts],
             "frames": row["frames"],
             "rows": rows,
             "columns": columns,
             "similarity": similarity,
-            "status": str(end.status),
-            "policy": bad_input.action(end.status),
-            "detail": end.detail,
+            "status": str(captions.status),
+            "policy": bad_input.action(captions.status),
+            "detail": captions.detail,
         }
 
 
 def _embed_captions(
-    scorer: PatchScorer, kept: Sequence[Row], said: Mapping[str, ClipCaptions]
+    scorer: PatchScorer, kept: Sequence[Row], captions_by_key: Mapping[str, ClipCaptions]
 ) -> dict[str, np.ndarray]:
-    """float32 [D] of each different caption of the shard."""
-    different = list(dict.fromkeys(text for row in kept for _, text in said[row["key"]].texts))
-    return dict(zip(different, scorer.embed_texts(different), strict=True)) if different else {}
+    """The embedding, float32 [D], of each distinct caption of the shard."""
+    unique = list(dict.fromkeys(text for row in kept for _, text in captions_by_key[row["key"]].texts))
+    return dict(zip(unique, scorer.embed_texts(unique), strict=True)) if unique else {}
 
 
 def _stored_map(journal: Journal, key: str) -> np.ndarray | None:
@@ -210,45 +222,47 @@ def _stored_map(journal: Journal, key: str) -> np.ndarray | None:
 def _score_stored(
     embeddings: Path,
     kept: Sequence[Row],
-    worded: Mapping[str, Sequence[str]],
+    texts_by_key: Mapping[str, Sequence[str]],
     score: Callable[[Row, np.ndarray], np.ndarray],
 ) -> Iterator[np.ndarray | None]:
     with Progress(f"similarity {embeddings.stem}", len(kept), "clips") as progress:
         stored = stream_rows(embeddings, ("embeddings",), 1, EMBEDDINGS_SCHEMA)
         for row in kept:
-            found = _stored_embeddings(embeddings, row, next(stored, None))
-            yield score(row, found) if worded[row["key"]] else None
+            patches = _stored_embeddings(embeddings, row, next(stored, None))
+            yield score(row, patches) if texts_by_key[row["key"]] else None
             progress.advance()
 
 
-def _stored_embeddings(path: Path, row: Row, found: Row | None) -> np.ndarray:
-    """A clip's embeddings [T, R, C, D] from its row of their table."""
-    if found is None or found["key"] != row["key"]:
-        raise DamagedError(f"{path}: clip {row['video_id']!r} is not in its place; remove the file and run again")
-    shape, flat = tuple(found[name] for name in ("frames", "rows", "columns", "width")), found["embeddings"]
-    if min(shape) < 1 or math.prod(shape) != flat.size or found["frames"] != row["frames"]:
+def _stored_embeddings(path: Path, row: Row, stored: Row | None) -> np.ndarray:
+    """A clip's embeddings, float16 [T, R, C, D], from its row `stored` of the embeddings table."""
+    if stored is None or stored["key"] != row["key"]:
+        raise DamagedError(f"{path}: no row for clip {row['video_id']!r} in key order; remove the file and run again")
+    shape = tuple(stored[name] for name in ("frames", "rows", "columns", "width"))
+    flat = stored["embeddings"]
+    if min(shape) < 1 or math.prod(shape) != flat.size or stored["frames"] != row["frames"]:
         raise DamagedError(
-            f"{path}: clip {row['video_id']!r} has {flat.size} values where {list(shape)} is said; remove the file and "
-            "run again"
+            f"{path}: clip {row['video_id']!r} has {flat.size} values where its row declares {list(shape)}; remove the "
+            "file and run again"
         )
     return flat.reshape(shape)
 
 
-def _check_captions(kept: Sequence[Row], said: Mapping[str, ClipCaptions], captions: Path) -> None:
-    missing = [row["video_id"] for row in kept if row["key"] not in said]
+def _check_captions(kept: Sequence[Row], captions_by_key: Mapping[str, ClipCaptions], path: Path) -> None:
+    """Refuse captions that lack a kept clip, or a reason for having none."""
+    missing = [row["video_id"] for row in kept if row["key"] not in captions_by_key]
     if missing:
         raise DamagedError(
-            f"{captions}: has nothing on {len(missing)} kept clips, {missing[0]!r} for instance: it was made from other "
+            f"{path}: has no rows for {len(missing)} kept clips, for instance {missing[0]!r}: it was made from other "
             "frames. Remove it and run the captions stage again"
         )
-    check_spoken(captions, said)
+    check_has_captions(path, captions_by_key)
 
 
-def _check_embeddings(path: Path, wanted: Mapping[str, Any]) -> None:
-    """Refuses embeddings of other frames, another model or another grid."""
-    has = read_receipt(path)
-    wrong = [key for key in ("model", "grid", "frames") if has.get(key) != wanted[key]]
-    if has.get("settings", {}).get("precision") != wanted["settings"]["precision"]:
-        wrong.append("precision")
-    if wrong:
-        raise DamagedError(f"{path}: was made with another {', '.join(wrong)}; remove it and run again")
+def _check_embeddings(path: Path, expected: Mapping[str, Any]) -> None:
+    """Refuse embeddings of other frames, another model, another grid or another precision."""
+    receipt = read_receipt(path)
+    different = [key for key in ("model", "grid", "frames") if receipt.get(key) != expected[key]]
+    if receipt.get("settings", {}).get("precision") != expected["settings"]["precision"]:
+        different.append("precision")
+    if different:
+        raise DamagedError(f"{path}: was made with another {', '.join(different)}; remove it and run again")

@@ -1,4 +1,4 @@
-"""The similarity stage, patch-text similarity maps, and that of the patches' embeddings, where they are kept."""
+"""The similarity stage (patch-text similarity maps) and the embeddings stage (patch embeddings, if kept)."""
 
 from stm.preprocess.captions.stage import captions_per_clip
 from stm.preprocess.frames.stage import frames_of
@@ -30,15 +30,15 @@ def _score(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
     )
 
 
-def _scored(job: Job) -> Files:
-    """Frames and captions; the embeddings too, where the config keeps them."""
+def _similarity_inputs(job: Job) -> Files:
+    """Frames and captions; also the embeddings, if the config keeps them."""
     kept = job.config.similarity.keep_embeddings
     embeddings = {"embeddings": job.layout.embeddings(job.shard)} if kept else {}
     return {**frames_of(job), "captions": job.layout.captions(job.source, job.shard), **embeddings}
 
 
-def _scored_clips(job: Job, load: Workload) -> Workload | None:
-    """The clips that a source's maps are made of: all for packed ones, else those that masks are measured on."""
+def _mapped_clips(job: Job, load: Workload) -> Workload | None:
+    """The clips for which a source needs maps: all if its maps are packed, otherwise those of mask quality."""
     config = job.config
     if config.pack.similarity and job.source in config.pack.sources:
         return load
@@ -55,7 +55,7 @@ def _cost_of_embeddings(job: Job, load: Workload) -> Cost | None:
 
 
 def _cost_of_maps(job: Job, load: Workload) -> Cost | None:
-    scored, settings = _scored_clips(job, load), job.config.similarity
+    scored, settings = _mapped_clips(job, load), job.config.similarity
     if scored is None:
         return None
     patches = scored.clips * load.stored_frames * load.cells
@@ -83,7 +83,7 @@ SIMILARITY = Stage(
     name="similarity",
     title="patch-text similarity maps",
     per=("dataset", "source", "shard"),
-    inputs=_scored,
+    inputs=_similarity_inputs,
     models=lambda job: {"model": [job.config.similarity.model]},
     outputs=lambda job: {"similarity": job.layout.similarity(job.source, job.shard)},
     settings=("similarity", "grid", "bad_input"),

@@ -1,1 +1,1 @@
-"""Decoding: containers, orientation, frames in order, and what can be wrong with a file."""
+"""Decoding: containers, orientation, frames in order, and detection of damaged files."""

@@ -1,4 +1,4 @@
-"""Opening a video file safely, and what its container says about it."""
+"""Opening a video file safely, and metadata as reported by its container."""
 
 from pathlib import Path
 from typing import Any
@@ -10,38 +10,44 @@ from stm.jobs.status import Status
 
 
 class VideoError(Exception):
-    """A file of which nothing can be read."""
+    """A video file that cannot be read at all."""
 
     def __init__(self, status: Status, detail: str) -> None:
         super().__init__(f"{status}: {detail}")
-        self.status, self.detail = status, detail
+        self.status = status
+        self.detail = detail
 
 
 def open_container(path: Path) -> Any:
-    """Opens a video, or a picture as one of a single frame, with ffmpeg's log off: its callback can deadlock a worker.
+    """Open a video, or an image as a video of one frame.
 
     Raises:
-        VideoError: missing, empty or no container that is known.
+        VideoError: the file is missing, empty or of an unknown format.
     """
+    # ffmpeg's log is switched off, because its Python callback can deadlock a worker.
     av.logging.restore_default_callback()
     av.logging.set_libav_level(av.logging.FATAL)
     try:
-        found = path.is_file()
-    except OSError as error:  # too long a name; it says nothing about the machine, so it must not end the stage
+        exists = path.is_file()
+    except OSError as error:  # the name is too long: a fault of the clip, not of the machine, so the stage must go on
         raise VideoError(Status.MISSING_FILE, f"cannot be looked up: {error.strerror}") from None
-    if not found:
+    if not exists:
         raise VideoError(Status.MISSING_FILE, "no such file")
     if path.stat().st_size == 0:
         raise VideoError(Status.EMPTY_FILE, "the file has no bytes")
     try:
-        # `file:` keeps a colon in a name from being read as a protocol.
+        # `file:` prevents ffmpeg from parsing a colon in the name as a protocol.
         return av.open(f"file:{path}", **open_arguments(path))
     except (av.error.FFmpegError, OSError, UnicodeError) as error:
         raise VideoError(Status.OPEN_FAILED, f"no container that ffmpeg can read ({plain_error(error)})") from None
 
 
 def choose_stream(container: Any) -> Any:
-    """The first video stream that is not a cover picture."""
+    """The first video stream that is not a cover image.
+
+    Raises:
+        VideoError: there is none.
+    """
     for stream in container.streams.video:
         if av.stream.Disposition.attached_pic not in stream.disposition and stream.codec_context is not None:
             return stream
@@ -49,22 +55,23 @@ def choose_stream(container: Any) -> Any:
 
 
 def hidden_frames(stream: Any) -> int:
-    """Coded frames that the container's edit list hides from the player."""
+    """The number of coded frames that the container's edit list hides from players."""
     return sum(entry.is_discard for entry in stream.index_entries)
 
 
-def stated_seconds(stream: Any) -> float | None:
-    """The video stream's own duration where its container says one; the file's may be that of the sound."""
+def reported_seconds(stream: Any) -> float | None:
+    """Duration of the video stream in seconds, as reported by the container; None if it reports none."""
+    # Not the duration of the file, which may be that of the audio stream.
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
-    stated = stream.metadata.get("DURATION", "")  # Matroska: 00:00:04.000000000
+    text = stream.metadata.get("DURATION", "")  # Matroska: 00:00:04.000000000
     try:
-        hours, minutes, seconds = stated.split(":")
+        hours, minutes, seconds = text.split(":")
         return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
     except ValueError:
         return None
 
 
 def plain_error(error: BaseException) -> str:
-    """An error without the file's path, which differs between machines."""
+    """The message of an error without the file's path, which differs between machines and would change the tables."""
     return str(getattr(error, "strerror", None) or type(error).__name__)

@@ -1,6 +1,4 @@
-"""How a coded picture is turned before it is shown: a video's display matrix, which PyAV hands over and does not apply, or
-a picture file's EXIF mark.
-"""
+"""Orientation of frames, from a video's display matrix, which PyAV does not apply, or an image file's EXIF tag."""
 
 import struct
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ _EXIF_ORIENTATION = 0x0112
 
 @dataclass(frozen=True)
 class Orientation:
-    """How the coded picture is turned before it is shown: first transposed, then mirrored along x and y."""
+    """The transform from the coded to the displayed frame: transposed first, then mirrored along x and y."""
 
     transpose: bool = False
     flip_x: bool = False
@@ -25,7 +23,7 @@ class Orientation:
 
     @classmethod
     def of(cls, frame: av.VideoFrame) -> "Orientation":
-        """From the frame's display matrix, rounded to right angles; the same as ffmpeg's own rotation."""
+        """Read the frame's display matrix, rounded to right angles; equal to ffmpeg's own rotation."""
         data: Any = frame.side_data.get("DISPLAYMATRIX")
         if data is None:
             return cls()
@@ -36,29 +34,28 @@ class Orientation:
         return cls(True, c < 0, b < 0)
 
     @classmethod
-    def of_picture(cls, path: Path) -> "Orientation":
-        """From a picture file's EXIF orientation, 1 to 8. PyAV cannot say it: its list of side data does not know EXIF,
-        and an angle alone does not tell what is mirrored.
-        """
+    def of_image_file(cls, path: Path) -> "Orientation":
+        """Read the EXIF orientation of an image file, 1 to 8."""
+        # With PIL, because PyAV does not export EXIF, and a rotation angle alone does not include mirroring.
         try:
-            with Image.open(path) as picture:  # reads the header, decodes nothing
-                mark = picture.getexif().get(_EXIF_ORIENTATION, 1)
+            with Image.open(path) as image:  # reads the header only
+                tag = image.getexif().get(_EXIF_ORIENTATION, 1)
         except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError):
-            mark = 1  # the decoder says what is wrong with the file
-        return cls(mark in (5, 6, 7, 8), mark in (2, 3, 6, 7), mark in (3, 4, 7, 8))
+            tag = 1  # the decoder reports the problem of the file
+        return cls(tag in (5, 6, 7, 8), tag in (2, 3, 6, 7), tag in (3, 4, 7, 8))
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height after turning."""
+        """Width and height after the transform; the transform of a size is its own inverse."""
         return (height, width) if self.transpose else (width, height)
 
-    def turn(self, picture: NDArray[Any]) -> NDArray[Any]:
-        """Turns an array whose first two axes are rows and columns."""
+    def turn(self, image: NDArray[Any]) -> NDArray[Any]:
+        """Transform an array [rows, columns, ...] from the coded to the displayed orientation."""
         if self.transpose:
-            picture = picture.swapaxes(0, 1)
-        return picture[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
+            image = image.swapaxes(0, 1)
+        return image[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
 
     def turn_vectors(self, field: NDArray[Any]) -> NDArray[Any]:
-        """Turns a field of (x, y) vectors, [rows, columns, 2]: the places and the vectors themselves."""
+        """Transform a field of (x, y) vectors, [rows, columns, 2]: both their positions and their directions."""
         field = self.turn(field)
         if self.transpose:
             field = field[..., ::-1]

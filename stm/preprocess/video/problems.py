@@ -1,4 +1,4 @@
-"""What was wrong with a video, told from the frames that came out of it."""
+"""Detection of damaged or unusual videos from their decoded frames."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,38 +8,47 @@ import numpy as np
 
 from stm.jobs.status import Status
 from stm.preprocess.clip_outcomes import Note
-from stm.preprocess.video.container import stated_seconds
+from stm.preprocess.video.container import reported_seconds
 
-_VARIABLE = 1.5  # longest / shortest distance of neighbouring frames; rounding to milliseconds stays far below
-_MISSING = 50  # one frame in so many may be missing: encoders' counts are off by a frame or two at the ends
+# Longest over shortest interval between frames; rounding of timestamps to milliseconds stays far below.
+_MAX_INTERVAL_RATIO = 1.5
+# One frame in this many may be missing: frame counts of encoders are off by one or two at the ends.
+_MISSING_TOLERANCE = 50
 
 
 @dataclass
-class Watch:
-    """Collects what a clip's decoding shows."""
+class DecodeLog:
+    """Log of the decoding of a clip."""
 
     hidden: int  # coded frames that the container hides
-    times: list[float] = field(default_factory=list)  # s, of every frame of the clip
-    damaged: list[int] = field(default_factory=list)  # decode order of the frames that the decoder marked
-    broken: list[float | None] = field(default_factory=list)  # s, of packets that could not be decoded
-    error: str = ""  # the first error of the decoder, or the one that ended the reading
-    complete: bool = False  # read to the end of the file, so that what is missing can be told
+    times: list[float] = field(default_factory=list)  # timestamp of each frame of the clip, in s
+    damaged: list[int] = field(default_factory=list)  # decode indices of frames that the decoder marked as damaged
+    # Timestamps in s of packets that could not be decoded; None: without timestamp.
+    broken: list[float | None] = field(default_factory=list)
+    error: str = ""  # the first error of the decoder, or the one that ended reading
+    complete: bool = False  # whether the file was read to its end, so that missing frames can be detected
 
     def record(self, seconds: float, corrupt: bool) -> None:
+        """Add the next frame of the clip."""
         if corrupt:
             self.damaged.append(len(self.times))
         self.times.append(seconds)
 
     def notes(self, stream: Any, start: float | None, end: float | None) -> list[Note]:
-        """Gravest first. A clip that was not read to the end of the file is not called truncated."""
+        """Problems, most severe first. Truncation is detected only if the file was read to its end.
+
+        Args:
+            stream: the PyAV video stream.
+            start, end: bounds of the clip in seconds.
+        """
         truncated = self._truncated(stream, start, end)
         edited = self._edited()
         if truncated:
-            # The last frames of a torn file lack neighbours: their distances say nothing about the rate.
+            # The last frames of a truncated file have gaps, so their intervals say nothing about the frame rate.
             return [truncated, *_present(self._corrupt(), edited)]
-        # The decoder is fed ahead of the frames that it gives: what is broken behind the clip does not concern it.
+        # Packets are fed ahead of the frames that the decoder outputs: broken ones after the clip do not affect it.
         broken = [t for t in self.broken if t is None or end is None or t < end]
-        # Where a frame is missing, its neighbours' distance says nothing about the rate.
+        # The interval across a missing frame says nothing about the frame rate.
         return list(_present(self._corrupt(len(broken)), edited, None if broken else self._variable()))
 
     def _truncated(self, stream: Any, start: float | None, end: float | None) -> Note | None:
@@ -47,27 +56,27 @@ class Watch:
             return None
         why = f" ({self.error})" if self.error else ""
         if start or end is not None:
-            return self._truncated_clip(stated_seconds(stream), start or 0.0, end, why)
+            return self._truncated_clip(reported_seconds(stream), start or 0.0, end, why)
         expected = self._expected_frames(stream)
-        if expected - len(self.times) <= max(2, expected // _MISSING):
+        if expected - len(self.times) <= max(2, expected // _MISSING_TOLERANCE):
             return None
         return Note(Status.TRUNCATED, f"decoding ended after {len(self.times)} of {expected} frames{why}")
 
     def _expected_frames(self, stream: Any) -> int:
-        """Frames that the file should show; 0 when its container does not say."""
+        """The number of frames that the file should have; 0 if its container reports none."""
         if stream.frames:
             return int(stream.frames) - self.hidden
-        seconds, rate = stated_seconds(stream), stream.average_rate
+        seconds, rate = reported_seconds(stream), stream.average_rate
         return round(seconds * float(rate)) if seconds and rate else 0
 
-    def _truncated_clip(self, stated: float | None, start: float, end: float | None, why: str) -> Note | None:
-        """The file ended before the clip did, although its container says that it goes on."""
-        bound = min((t for t in (end, stated) if t is not None), default=None)
+    def _truncated_clip(self, duration: float | None, start: float, end: float | None, why: str) -> Note | None:
+        """The note for a file that ends before the clip, although its container reports a longer duration."""
+        bound = min((t for t in (end, duration) if t is not None), default=None)
         if bound is None or bound <= start:
             return None
         step = float(np.median(np.diff(self.times))) if len(self.times) > 1 else 0.1
         last = self.times[-1] + step if self.times else start
-        if bound - last <= max(3 * step, (bound - start) / _MISSING):
+        if bound - last <= max(3 * step, (bound - start) / _MISSING_TOLERANCE):
             return None
         return Note(Status.TRUNCATED, f"decoding ended at {last:.3f} s, before the clip's end at {bound:.3f} s{why}")
 
@@ -76,8 +85,8 @@ class Watch:
             return None
         first = f", the first at {self.times[self.damaged[0]]:.3f} s" if self.damaged else ""
         packets = f"; {broken_packets} packets could not be decoded" if broken_packets else ""
-        marked = f"{len(self.damaged)} of {len(self.times)} frames are marked damaged{first}{packets}"
-        return Note(Status.CORRUPT_FRAMES, marked)
+        detail = f"{len(self.damaged)} of {len(self.times)} frames are marked damaged{first}{packets}"
+        return Note(Status.CORRUPT_FRAMES, detail)
 
     def _edited(self) -> Note | None:
         if not self.hidden:
@@ -86,10 +95,10 @@ class Watch:
 
     def _variable(self) -> Note | None:
         steps = np.diff(self.times)
-        if len(steps) == 0 or steps.max() <= _VARIABLE * max(float(steps.min()), 0.0):
+        if len(steps) == 0 or steps.max() <= _MAX_INTERVAL_RATIO * max(float(steps.min()), 0.0):
             return None
-        apart = f"{steps.min() * 1000:.1f} to {steps.max() * 1000:.1f} ms"
-        return Note(Status.VARIABLE_RATE, f"neighbouring frames are {apart} apart")
+        interval = f"{steps.min() * 1000:.1f} to {steps.max() * 1000:.1f} ms"
+        return Note(Status.VARIABLE_RATE, f"neighbouring frames are {interval} apart")
 
 
 def _present(*notes: Note | None) -> Iterable[Note]:

@@ -1,8 +1,8 @@
-"""Frames of a whole source video by their numbers, for evaluation on originals. Training never reads videos.
+"""Random access to frames of source videos by index, for evaluation on originals. Training never reads videos.
 
-`pyav` decodes from the start and is right on every file that we know. `decord` (the maintained `decord2`) seeks, and
-is refused where it was measured to return wrong frames without a word: files whose edit list hides frames (it says
-that they are there, and repeats the last one) and MPEG transport and program streams (number 0 is frame 225).
+`pyav` decodes from the start and is correct on every file tested. `decord` (the maintained `decord2`) seeks, and is
+refused where it was found to return wrong frames silently: files whose edit list hides frames (it counts them and
+repeats the last one) and MPEG transport and program streams (index 0 returned frame 225).
 """
 
 from collections.abc import Sequence
@@ -22,19 +22,19 @@ _DECORD_WRONG = ("mpegts", "mpegtsraw", "mpeg", "mpegvideo", "h264", "hevc", "m4
 
 
 def read_clip(path: Path, indices: Sequence[int], backend: Backend = "pyav") -> NDArray[np.uint8]:
-    """Frames as they are shown, in the order asked for, repeated where asked for twice.
+    """Read frames as displayed, in the order of `indices`, which may contain duplicates.
 
     Args:
         path: the video.
-        indices: numbers of frames in the order in which a player shows them, from 0.
-        backend: who decodes.
+        indices: frame indices in display order, from 0.
+        backend: the decoding library.
 
     Returns:
         uint8 [T, height, width, 3], RGB.
 
     Raises:
-        VideoError: the file cannot be read, or this backend would read it wrongly.
-        IndexError: the video has fewer frames.
+        VideoError: the file cannot be read, or the backend would return wrong frames.
+        IndexError: an index is negative or beyond the last frame.
     """
     if min(indices, default=0) < 0:
         raise IndexError(f"{path}: frames are numbered from 0; asked for {min(indices)}")
@@ -42,20 +42,20 @@ def read_clip(path: Path, indices: Sequence[int], backend: Backend = "pyav") -> 
 
 
 def _read_pyav(path: Path, indices: Sequence[int]) -> NDArray[np.uint8]:
-    wanted, last = set(indices), max(indices, default=-1)
-    found: dict[int, NDArray[np.uint8]] = {}
-    resize = Resizer(flags="")  # as all other readers have it
+    requested, last = set(indices), max(indices, default=-1)
+    images: dict[int, NDArray[np.uint8]] = {}
+    resize = Resizer(flags="")  # without extra flags, for the same pixels as other readers
     with Video(path) as video:
         for frame in video.frames():
-            if frame.index in wanted:
-                picture = resize(frame.picture, frame.picture.width, frame.picture.height)
-                found[frame.index] = np.asarray(video.orientation.turn(picture), np.uint8)
+            if frame.index in requested:
+                image = resize(frame.image, frame.image.width, frame.image.height)
+                images[frame.index] = np.asarray(video.orientation.turn(image), np.uint8)
             if frame.index >= last:
                 break
         decoded = video.decoded
     if last >= decoded:
         raise IndexError(f"{path}: has {decoded} frames; asked for frame {last}")
-    return np.stack([found[index] for index in indices]) if indices else np.empty((0, 0, 0, 3), np.uint8)
+    return np.stack([images[index] for index in indices]) if indices else np.empty((0, 0, 0, 3), np.uint8)
 
 
 def _read_decord(path: Path, indices: Sequence[int]) -> NDArray[np.uint8]:
@@ -64,7 +64,7 @@ def _read_decord(path: Path, indices: Sequence[int]) -> NDArray[np.uint8]:
     if hidden:
         reason = f"its edit list hides {hidden} frames, which decord would show"
     elif container in _DECORD_WRONG:
-        reason = f"decord finds other frames than asked for in {container} streams"
+        reason = f"decord returns wrong frames in {container} streams"
     else:
         return _seek_decord(path, indices)
     status = Status.EDIT_LIST if hidden else Status.OPEN_FAILED

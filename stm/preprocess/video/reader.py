@@ -1,7 +1,7 @@
-"""Reading a video in order: every frame that a player would show, with its time, and what was wrong with the file.
+"""Reading a video in order: every frame that a player would show, with its timestamp, and problems of the file.
 
-Frames are counted as they come out of the decoder and carry their time stamp; the container's word on how many there
-are, or at which rate, is never trusted. PyAV decodes on one thread: the stages run one clip per core.
+Frames are counted as the decoder outputs them, and carry their own timestamps: the frame count and frame rate reported
+by the container are often wrong. PyAV decodes on one thread, because the stages run one clip per core.
 """
 
 from collections.abc import Iterator
@@ -18,25 +18,25 @@ from stm.jobs.status import Status
 from stm.preprocess.clip_outcomes import Note
 from stm.preprocess.video.container import VideoError, choose_stream, hidden_frames, open_container, plain_error
 from stm.preprocess.video.orientation import Orientation
-from stm.preprocess.video.problems import Watch
+from stm.preprocess.video.problems import DecodeLog
 
-# Containers whose index leads to a key frame at or before any time. Others are read from their beginning.
+# Containers whose index reliably locates a key frame at or before any time. All others are read from the beginning.
 _SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
-_EPSILON = 1e-6  # s; time stamps are rounded to the container's time base
+_EPSILON = 1e-6  # s; timestamps are rounded to the container's time base
 
 
 @dataclass(frozen=True)
 class DecodedFrame:
-    """One frame out of the decoder, not turned yet."""
+    """One decoded frame, in its coded orientation."""
 
-    index: int  # decode order within the clip, 0 is the first frame at or after `start`; -1: not of the clip
-    seconds: float  # since the start of the file, as a player counts
-    picture: av.VideoFrame
+    index: int  # decode order within the clip, 0 for the first frame at or after `start`; -1: outside the clip
+    seconds: float  # since the start of the file, as displayed by a player
+    image: av.VideoFrame
 
     @property
     def corrupt(self) -> bool:
-        """Whether the decoder marked it as damaged: lost data, or built upon a damaged frame."""
-        return bool(self.picture.is_corrupt)
+        """Whether the decoder marked the frame as damaged: data is missing, or a reference frame is damaged."""
+        return bool(self.image.is_corrupt)
 
 
 class Video:
@@ -44,17 +44,17 @@ class Video:
 
     >>> with Video(Path("a.mp4"), start=2.0, end=4.0) as video:   # doctest: +SKIP
     ...     for frame in video.frames():
-    ...         frame.picture.to_ndarray(format="rgb24")
+    ...         frame.image.to_ndarray(format="rgb24")
     ...     print(video.notes)
 
     Args:
         path: the file.
-        start, end: the clip in seconds, start <= time < end; None: from the beginning, to the end.
-        vectors: ask the decoder to export its motion vectors with each frame, whose pixels it may then leave half decoded.
-        max_side: a picture with a longer side is refused before it is decoded, in pixels.
+        start, end: bounds of the clip in seconds, start <= time < end; None: from the beginning, to the end.
+        vectors: export the decoder's motion vectors with each frame; its pixels may then be only partly decoded.
+        max_side: longest side in pixels; larger videos are refused before they are decoded.
 
     Raises:
-        VideoError: missing, empty, no known container, no video stream, or absurdly large.
+        VideoError: the file is missing, empty, of an unknown format or too large, or has no video stream.
     """
 
     def __init__(
@@ -66,13 +66,16 @@ class Video:
         vectors: bool = False,
         max_side: int = 16384,
     ) -> None:
-        self.path, self.start, self.end = path, start, end
-        self._vectors, self._max_side = vectors, max_side
-        self.orientation = Orientation()  # known once the first frame is out
+        self.path = path
+        self.start = start
+        self.end = end
+        self._vectors = vectors
+        self._max_side = max_side
+        self.orientation = Orientation()  # known after the first frame
         self._open()
 
     def _open(self) -> None:
-        """Opens the file; also after a seek that missed, a decoder half fed is not worth repairing."""
+        """Open the file; also again after a failed seek, which leaves the decoder in an undefined state."""
         self._container = open_container(self.path)
         try:
             self._stream = choose_stream(self._container)
@@ -80,20 +83,20 @@ class Video:
         except BaseException:
             self._container.close()
             raise
-        self._watch = Watch(hidden_frames(self._stream))
+        self._log = DecodeLog(hidden_frames(self._stream))
 
     def _configure(self, context: Any) -> None:
         if max(context.width, context.height) > self._max_side:
             size = f"{context.width} x {context.height}"
             raise VideoError(Status.OPEN_FAILED, f"{size} pixels: a side is longer than {self._max_side}")
-        context.thread_type = "NONE"
+        context.thread_type = "NONE"  # frame threads delay output, and there is one process per core already
         context.thread_count = 1
-        # The size may change inside the stream; the decoder itself then refuses what is too large.
+        # The frame size may change within the stream, so the decoder must check it as well.
         options = {"max_pixels": str(self._max_side**2)}
         if self._vectors:
-            # They are in the stream as they are; the pictures are not looked at, so that they need not be right.
+            # Vectors are coded in the stream; pixels are not used, so steps that affect only pixels are skipped.
             options |= {"flags2": "+export_mvs", "skip_loop_filter": "all", "skip_idct": "all"}
-        # A video that is cut off still has good frames. A picture has none: ffmpeg would fill what is missing with grey.
+        # A truncated video still has intact frames. A truncated image has none: ffmpeg would fill the rest with grey.
         options |= {"err_detect": "explode"} if is_image(self._container) else {}
         context.options = options
 
@@ -107,7 +110,7 @@ class Video:
 
     @property
     def codec(self) -> str:
-        """ffmpeg's name of the coding: `h264`, `vp9`, ..."""
+        """ffmpeg's name of the codec: `h264`, `vp9`, ..."""
         return str(self._stream.codec_context.codec.canonical_name)
 
     @property
@@ -116,106 +119,104 @@ class Video:
         return str(self._container.format.name)
 
     @property
-    def stream(self) -> Any:
-        """The PyAV stream, a template for filters."""
-        return self._stream
-
-    @property
     def hidden(self) -> int:
-        """Coded frames that the container's edit list hides from the player; they are not decoded frames."""
-        return self._watch.hidden
+        """The number of coded frames that the container's edit list hides from players; they are not decoded."""
+        return self._log.hidden
 
     @property
     def decoded(self) -> int:
-        """Frames of the clip so far."""
-        return len(self._watch.times)
+        """The number of frames of the clip so far."""
+        return len(self._log.times)
 
     @property
     def notes(self) -> list[Note]:
-        """What was noticed so far, gravest first."""
-        return self._watch.notes(self._stream, self.start, self.end)
+        """Problems found so far, most severe first."""
+        return self._log.notes(self._stream, self.start, self.end)
 
     def frames(self, *, surroundings: bool = False) -> Iterator[DecodedFrame]:
-        """Yields the clip's frames in order; afterwards `notes` says what was wrong.
+        """Yield the clip's frames in order; `notes` is complete afterwards.
 
         Args:
-            surroundings: also yield what the decoder gives before and after the clip, with index -1.
+            surroundings: also yield the frames that are decoded before and after the clip, with index -1.
         """
-        for number, (picture, seconds) in enumerate(self._timed()):
+        for number, (image, seconds) in enumerate(self._timed()):
             if number == 0:
                 still = is_image(self._container)
-                self.orientation = Orientation.of_picture(self.path) if still else Orientation.of(picture)
+                self.orientation = Orientation.of_image_file(self.path) if still else Orientation.of(image)
             if self.end is not None and seconds >= self.end - _EPSILON:
                 if not surroundings:
                     return
-                yield DecodedFrame(-1, seconds, picture)
+                yield DecodedFrame(-1, seconds, image)
             elif self.start is None or seconds >= self.start - _EPSILON:
-                self._watch.record(seconds, picture.is_corrupt)
-                yield DecodedFrame(self.decoded - 1, seconds, picture)
+                self._log.record(seconds, image.is_corrupt)
+                yield DecodedFrame(self.decoded - 1, seconds, image)
             elif surroundings:
-                yield DecodedFrame(-1, seconds, picture)
-        self._watch.complete = True
+                yield DecodedFrame(-1, seconds, image)
+        self._log.complete = True
 
     def _timed(self) -> Iterator[tuple[av.VideoFrame, float]]:
-        """Pictures with their times; a stream without time stamps is counted at its frame rate."""
-        pictures = self._pictures()
+        """Yield frames with their timestamps in s; frames without one follow the previous frame at the frame rate."""
+        images = self._images()
         base, step = self._stream.time_base, 1.0 / float(self._stream.average_rate or 25)
+        # Some containers do not start at 0 (MPEG transport streams at any value); clips are annotated in player time.
         origin = (self._container.start_time or 0) / av.time_base
         seconds = -step
-        for picture in pictures:
-            stamp = picture.pts if picture.pts is not None else picture.dts
-            seconds = float(stamp * base) - origin if stamp is not None else seconds + step
-            yield picture, seconds
+        for image in images:
+            timestamp = image.pts if image.pts is not None else image.dts
+            seconds = float(timestamp * base) - origin if timestamp is not None else seconds + step
+            yield image, seconds
 
-    def _pictures(self) -> Iterator[av.VideoFrame]:
-        """Pictures from a key frame at or before the start, or from the beginning where none is certain."""
-        if self.start and self.container in _SEEKABLE and not self._watch.hidden:
-            pictures = self._seek(self.start)
-            if pictures is not None:
-                return pictures
+    def _images(self) -> Iterator[av.VideoFrame]:
+        """Frames from a key frame at or before the clip's start, or from the beginning if no seek is reliable."""
+        # With an edit list, the times in the container's index are not those that a player shows.
+        if self.start and self.container in _SEEKABLE and not self._log.hidden:
+            images = self._seek(self.start)
+            if images is not None:
+                return images
             self._container.close()
             self._open()
         return self._decode()
 
     def _seek(self, start: float) -> Iterator[av.VideoFrame] | None:
-        """Pictures after a seek; None when the first of them is not a sound key frame at or before `start`."""
+        """Frames after a seek; None if the first one is not an intact key frame at or before `start`."""
         target = round(start * av.time_base) + (self._container.start_time or 0)
         try:
             self._container.seek(target)
         except av.error.FFmpegError:
             return None
-        pictures = self._decode()
-        first = next(pictures, None)
+        images = self._decode()
+        first = next(images, None)
+        # A decoder that starts in the middle of a group of pictures outputs damaged frames, or none for a while.
         if first is None or first.pts is None or first.is_corrupt or not first.key_frame:
             return None
         if float(first.pts * self._stream.time_base) > target / av.time_base + _EPSILON:
             return None
-        return chain([first], pictures)
+        return chain([first], images)
 
     def _decode(self) -> Iterator[av.VideoFrame]:
-        """All pictures from where the container stands; a packet that cannot be decoded is counted and left out."""
+        """Yield all frames from the current position; packets that cannot be decoded are logged and skipped."""
         for packet in self._packets():
             try:
                 yield from self._stream.codec_context.decode(packet)
             except av.error.EOFError:
                 return
             except av.error.FFmpegError as error:
-                stamp = packet.pts if packet is not None else None
-                self._watch.broken.append(None if stamp is None else float(stamp * self._stream.time_base))
-                self._watch.error = self._watch.error or plain_error(error)
+                timestamp = packet.pts if packet is not None else None
+                self._log.broken.append(None if timestamp is None else float(timestamp * self._stream.time_base))
+                self._log.error = self._log.error or plain_error(error)
 
     def _packets(self) -> Iterator[Any]:
-        """Packets, then None, which makes the decoder give what it still holds: also after the file broke off."""
+        """Yield packets, then None to flush the decoder; also after a read error, for the last intact frames."""
         try:
             for packet in self._container.demux(self._stream):
-                if packet.size:
+                if packet.size:  # PyAV ends with an empty packet, which would flush the decoder twice
                     yield packet
         except av.error.FFmpegError as error:
-            self._watch.error = plain_error(error)
+            self._log.error = plain_error(error)
         yield None
 
 
 def decode(path: Path, start: float | None = None, end: float | None = None) -> Iterator[DecodedFrame]:
-    """Yields the frames of a clip in order; see `Video` for its errors, and for what was wrong with the file."""
+    """Yield the frames of a clip in order; see `Video` for arguments, errors, and problems of the file."""
     with Video(path, start, end) as video:
         yield from video.frames()

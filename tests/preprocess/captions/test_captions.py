@@ -1,4 +1,4 @@
-"""What the captions stage promises."""
+"""The captions stage: each source of captions, killed jobs, and models that cannot be loaded."""
 
 from pathlib import Path
 from typing import Any
@@ -84,23 +84,23 @@ def test_policy_of_the_config_is_written(tmp_path: Path) -> None:
 
 def test_read_captions_returns_what_was_written(tmp_path: Path) -> None:
     made = make_shard(tmp_path, [Clip("b", captions=["x", "y"]), Clip("a", captions=None)])
-    said = read_captions(run(made, HumanCaptions(kind="human")))
-    assert said["b"].texts == ((-1, "x"), (-1, "y"))
-    assert said["a"].texts == () and said["a"].status == "caption_missing"
+    captions = read_captions(run(made, HumanCaptions(kind="human")))
+    assert captions["b"].texts == ((-1, "x"), (-1, "y"))
+    assert captions["a"].texts == () and captions["a"].status == "caption_missing"
 
 
 # ----------------------------------------------------------------------------------------------------------- BLIP-2
 
 
 @given(st.integers(1, 500), st.integers(1, 64))
-def test_key_frames_are_the_frames_at_the_centres_of_equal_segments(stored: int, wanted: int) -> None:
-    # Independent: the middle of each segment, on the time axis where frame i covers [i, i + 1).
-    middles = (np.arange(wanted) + 0.5) * (stored / wanted)
-    frames = choose_key_frames(stored, wanted)
+def test_key_frames_are_the_frames_at_the_centres_of_equal_segments(stored: int, count: int) -> None:
+    # Computed independently: the middle of each segment, on the time axis where frame i covers [i, i + 1).
+    middles = (np.arange(count) + 0.5) * (stored / count)
+    frames = choose_key_frames(stored, count)
     exact = [m for m in middles if abs(m - round(m)) > 1e-9]  # a middle on a border belongs to the later frame
     assert {int(np.floor(m)) for m in exact} <= set(frames)
     assert frames == sorted(set(frames)) and frames[0] >= 0 and frames[-1] < stored
-    assert len(frames) == min(stored, wanted)
+    assert len(frames) == min(stored, count)
 
 
 def test_key_frames_of_a_known_clip() -> None:
@@ -135,7 +135,7 @@ def test_blip2_captions_equal_one_frame_at_a_time_through_transformers(tmp_path:
     index = {r["key"]: r for r in read_table(made.index).to_pylist()}
     for row in rows:
         image = load_frame(made.tar, index[row["key"]], row["frame"])
-        # The processor's own way of a captioning prompt: placeholders and start token, no words.
+        # The processor's own captioning prompt: placeholders and start token, no words.
         inputs = processor(images=image, text="", return_tensors="pt")
         tokens = model.generate(**inputs, do_sample=False, max_new_tokens=5)
         new = tokens[0, inputs["input_ids"].shape[1] :]
@@ -174,7 +174,7 @@ def test_blip2_receipt_names_the_weights_but_no_path(tmp_path: Path, blip2: Path
 
 
 class Killed(BaseException):
-    """What a kill looks like to the stage."""
+    """Stands in for a kill of the process."""
 
 
 def test_blip2_continues_after_a_kill_with_the_same_bytes(
@@ -205,12 +205,12 @@ def test_blip2_continues_after_a_kill_with_the_same_bytes(
 def test_a_journal_of_other_frames_is_not_used(tmp_path: Path, blip2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, batches = blip2_source(blip2, batch_size=2), iter(range(100))
 
-    def say(self: Blip2Captioner, pixels: torch.Tensor) -> list[str]:
+    def caption_by_colour(self: Blip2Captioner, pixels: torch.Tensor) -> list[str]:
         if next(batches) == 2:
             raise Killed
         return [f"colour {image.sum()}" for image in pixels]
 
-    monkeypatch.setattr(Blip2Captioner, "caption", say)
+    monkeypatch.setattr(Blip2Captioner, "caption", caption_by_colour)
     with pytest.raises(Killed):
         run(make_shard(tmp_path / "x", CLIPS), source)
     assert list((tmp_path / "x").glob(".captions.parquet.journal/*"))
@@ -222,8 +222,8 @@ def test_silent_key_frames_are_reported_and_a_silent_clip_fails(
     tmp_path: Path, blip2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = make_shard(tmp_path, [Clip("a", frames=3), Clip("b", frames=3)])
-    said = iter(["one", " ", "three", "", "", ""])
-    monkeypatch.setattr(Blip2Captioner, "caption", lambda self, images: [next(said) for _ in images])
+    captions = iter(["one", " ", "three", "", "", ""])
+    monkeypatch.setattr(Blip2Captioner, "caption", lambda self, images: [next(captions) for _ in images])
     rows = rows_of(run(made, blip2_source(blip2)))
     assert [(r["key"], r["caption_index"], r["frame"], r["caption"], r["status"]) for r in rows] == [
         ("a", 0, 0, "one", "ok"),
@@ -268,7 +268,7 @@ def test_language_model_answers_equal_each_prompt_alone(tmp_path: Path, language
     assert [f for f in found if f[0] in "ab"] == expected
     assert [c for k, c in found if k == "d"] == [c for k, c in expected if k == "b"]
     assert [(r["status"], r["caption"]) for r in rows if r["key"] == "c"] == [("caption_missing", None)]
-    assert len({caption for _, caption in expected}) > 1  # the model does listen
+    assert len({caption for _, caption in expected}) > 1  # the answers depend on the prompt
 
 
 def test_language_model_is_asked_once_for_each_label(tmp_path: Path, language_model: Path) -> None:

@@ -1,4 +1,4 @@
-"""The flow stage: known displacements by DIS, and what is left of clips that are damaged."""
+"""The flow stage: known displacements by DIS, and the rows of damaged clips."""
 
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(st.integers(1, 60), st.integers(1, 80))
 def test_averaging_weighs_pixels_by_exact_areas(length: int, cells: int) -> None:
-    """Against counting finely cut pixels: each pixel is `cells` grains, each cell `length` of them."""
+    """Against an oversampled count: each pixel is cut into `cells` grains, and each cell holds `length` of them."""
     weights = average_weights(length, cells)
     grains = np.repeat(np.arange(length), cells).reshape(cells, length)
     expected = np.stack([np.bincount(row, minlength=length) for row in grains]) / length
@@ -59,7 +59,7 @@ def test_cells_are_means_of_their_pixels_in_units_of_the_maps_cells() -> None:
     ("preset", "cells"), [("ultrafast", 2), ("fast", 2), ("medium", 2), ("medium", 1), ("medium", 4)]
 )
 def test_a_moving_texture_has_its_displacement_everywhere(tmp_path: Path, preset: str, cells: int) -> None:
-    """Right and down, left and up, mixed; less than a cell, and less than a pixel."""
+    """Moves right and down, left and up, and mixed; by less than a cell, and by less than a pixel."""
     moves = {"a": (5.0, 3.0), "b": (-4.0, -2.5), "c": (0.6, -0.4), "d": (-7.0, 6.0)}
     stored = store(tmp_path, {key: texture(3, *move, width=120, height=100) for key, move in moves.items()})
     found = rows_of(run(stored, tmp_path / "flow.parquet", Flow.model_validate({"preset": preset, "cells": cells})))
@@ -68,7 +68,7 @@ def test_a_moving_texture_has_its_displacement_everywhere(tmp_path: Path, preset
         truth = np.array(move) * [columns / 120, rows / 100]
         row = found[key]
         assert (row["rows"], row["columns"], row["status"]) == (rows * cells, columns * cells, "ok")
-        inside = (slice(None), slice(cells, -cells), slice(cells, -cells))  # content comes in at the border
+        inside = (slice(None), slice(cells, -cells), slice(cells, -cells))  # new content enters at the border
         np.testing.assert_allclose(np.median(row["forward"][inside][:-1], axis=(1, 2)), [truth] * 2, atol=0.012)
         np.testing.assert_allclose(np.median(row["backward"][inside][1:], axis=(1, 2)), [-truth] * 2, atol=0.012)
         assert np.abs(row["forward"][inside][:-1] - truth).mean() < 0.03
@@ -91,7 +91,7 @@ def test_flow_is_that_of_opencv_on_the_stored_jpegs(tmp_path: Path) -> None:
 
 
 def test_what_moves_has_flow_and_the_rest_has_none(tmp_path: Path) -> None:
-    """Warping by the flow brings one frame to the other: the flow lies where it belongs."""
+    """A textured square moves over a still background: the flow is non-zero inside the square only."""
     still, square = texture(1, 0, 0, 160, 128)[0], texture(1, 0, 0, 64, 64, seed=1)[0]
     frames = np.stack([still] * 2)
     frames[0, 32:96, 40:104], frames[1, 36:100, 46:110] = square, square

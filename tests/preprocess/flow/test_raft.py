@@ -1,4 +1,4 @@
-"""Flow by RAFT, as torchvision computes it; its weights are made, so nothing is said of accuracy."""
+"""Flow by RAFT, as torchvision computes it; the weights are random, so accuracy is not tested."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,15 +25,15 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plain_raft(weights: Path, first: np.ndarray, second: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
-    """torchvision's own call on pictures that need no padding, or are padded by repeating their border pixels."""
+    """torchvision's own call on images that need no padding, or are padded by repeating their border pixels."""
     model = raft_small(weights=None).eval()
     model.load_state_dict(flow_raft._read_weights(weights))
     height, width = first.shape[:2]
     top, left = (sides[0] - height) // 2, (sides[1] - width) // 2
     margins = ((top, sides[0] - height - top), (left, sides[1] - width - left), (0, 0))
-    inputs = [np.pad(picture, margins, mode="edge").transpose(2, 0, 1) for picture in (first, second)]
+    inputs = [np.pad(image, margins, mode="edge").transpose(2, 0, 1) for image in (first, second)]
     with torch.no_grad():
-        pair = [torch.tensor(picture[None].astype(np.float32) / 255 * 2 - 1) for picture in inputs]
+        pair = [torch.tensor(image[None].astype(np.float32) / 255 * 2 - 1) for image in inputs]
         flow = model(*pair, num_flow_updates=2)[-1][0].permute(1, 2, 0).numpy()
     return flow[top : top + height, left : left + width]
 
@@ -53,12 +53,12 @@ def test_raft_is_torchvisions_own(weights: Path, height: int, width: int, padded
 def test_raft_measures_every_step_of_a_clip_both_ways(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A made RAFT, whose flow is the difference of the two frames' first pixels: steps and chunks are told apart."""
+    """A fake RAFT whose flow is the difference of the two frames' first pixels, which identifies the pair."""
     frames = np.zeros((21, 40, 48, 3), np.uint8)
     frames += (np.arange(21) ** 2 // 2).astype(np.uint8)[:, None, None, None]
 
-    def estimate(self: Raft, seen: np.ndarray, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
-        steps = [float(seen[b, 0, 0, 0]) - float(seen[a, 0, 0, 0]) for a, b in pairs]
+    def estimate(self: Raft, given: np.ndarray, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+        steps = [float(given[b, 0, 0, 0]) - float(given[a, 0, 0, 0]) for a, b in pairs]
         return np.stack([np.full((40, 48, 2), step, np.float32) for step in steps])
 
     monkeypatch.setattr(Raft, "estimate", estimate)
@@ -109,7 +109,7 @@ def test_a_pth_file_holds_the_same_weights(tmp_path: Path, weights: Path) -> Non
 
 
 class Touches:
-    """Would make a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -126,7 +126,7 @@ def test_wrong_weights_are_refused_with_a_reason(tmp_path: Path, weights: Path) 
     for name, message in {
         "nowhere.pth": "no such file",
         "evil.pth": "cannot be read",
-        "list.pth": "holds a list, no state dict",
+        "list.pth": "holds a list, not a state dict",
         "other.safetensors": "not torchvision's RAFT-small",
         "torn.safetensors": "cannot be read",
     }.items():

@@ -1,4 +1,4 @@
-"""The frames stage: what is stored, where it lies, and what becomes of clips that are not as they should be."""
+"""The frames stage: stored frames, the index, and the rows of damaged clips."""
 
 import io
 import json
@@ -63,7 +63,7 @@ ROWS = [
 
 
 def extract(root: Path, folder: Path, rows: list[dict[str, Any]], **more: Any) -> dict[str, Mapping[str, Any]]:
-    """Runs the stage; the table's rows by video id."""
+    """Run the stage, and return the index's rows by video id."""
     folder.mkdir(parents=True, exist_ok=True)
     slice_path = write_slice(folder / "train-00000.parquet", rows)
     values: dict[str, Any] = {"settings": SETTINGS, "bad_input": BadInput(max_failure_rate=1), "processes": 1} | more
@@ -93,7 +93,7 @@ def test_every_kth_frame_is_stored_as_the_ffmpeg_program_resizes_it(root: Path, 
     assert stored.shape == truth.shape
     lossy: list[Any] = [cv2.imdecode(cv2.imencode(".jpg", f, [cv2.IMWRITE_JPEG_QUALITY, 90])[1], -1) for f in truth]
     ours, peers = (np.abs(other.astype(int) - truth).mean() for other in (stored, np.stack(lossy)))
-    assert ours < peers + 0.5  # nothing is lost but what JPEG of this quality loses
+    assert ours < peers + 0.5  # no loss beyond that of JPEG at this quality
 
 
 def test_a_part_of_a_video_is_stored_from_its_own_start(made) -> None:
@@ -108,7 +108,7 @@ def test_rotation_is_applied_and_portrait_kept(root: Path, made) -> None:
     assert (rows["turned.mp4"]["source_width"], rows["turned.mp4"]["source_height"]) == (HEIGHT, WIDTH)
     upright = read_frames(folder / "frames.tar", rows["good.mp4"]).astype(int)
     turned = read_frames(folder / "frames.tar", rows["turned.mp4"]).astype(int)
-    assert np.abs(np.rot90(upright, axes=(1, 2)) - turned).mean() < 6  # JPEG sees other blocks
+    assert np.abs(np.rot90(upright, axes=(1, 2)) - turned).mean() < 6  # the JPEG blocks differ
     assert np.abs(np.rot90(upright, 3, axes=(1, 2)) - turned).mean() > 20
     assert (rows["portrait.webm"]["width"], rows["portrait.webm"]["height"]) == (64, 118)  # enlarged from 60 x 110
 
@@ -293,9 +293,9 @@ def test_a_clip_that_takes_too_long_is_killed_and_marked(root: Path, tmp_path: P
     videos.mkdir()
     (videos / "good.mp4").write_bytes((root / "good.mp4").read_bytes())
     make_video(videos / "long.mp4", np.repeat(make_pan(2, 0, 0, 96, 64), 1500, axis=0))
-    # Large pictures, all of them: seconds of work, where the deadline is looked at ten times a second.
+    # Every frame, and large: seconds of work, while the deadline is checked ten times per second.
     settings = SETTINGS.model_copy(update={"timeout_seconds": 1e-3, "every": 1, "short_side": 720})
     rows = extract(videos, tmp_path / "out", [make_row("long.mp4")], settings=settings)
     assert rows["long.mp4"]["status"] == "timeout"
     again = extract(videos, tmp_path / "out", [make_row("good.mp4"), make_row("long.mp4")])
-    assert [row["status"] for row in again.values()] == ["ok", "ok"]  # a time-out is tried again
+    assert [row["status"] for row in again.values()] == ["ok", "ok"]  # a timeout is retried

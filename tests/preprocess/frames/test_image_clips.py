@@ -1,4 +1,4 @@
-"""Pictures are clips of one frame: what is stored of them, and what becomes of those that are damaged."""
+"""Images are clips of one frame: what is stored of them, and the rows of damaged ones."""
 
 import json
 import struct
@@ -30,7 +30,7 @@ LIMITS = {"min_side": 32, "max_side": 4096}
 
 
 def picture(width: int = 120, height: int = 90) -> Image.Image:
-    """Smooth, and other in each corner, so that turns and colours show."""
+    """A smooth image with a different colour in each corner, so that wrong turns and colours show."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([x, y, 255 - x], -1).astype(np.uint8))
 
@@ -51,14 +51,16 @@ def make_pictures(folder: Path) -> None:
         exif[0x0112] = mark
         shown.save(folder / f"turned{mark}.jpg", exif=exif, quality=95)
     shown.save(folder / "turned.png", exif=exif)
-    (folder / "another.jpg").write_bytes((folder / "plain.png").read_bytes())  # crawled files bear wrong endings
+    (folder / "another.jpg").write_bytes(
+        (folder / "plain.png").read_bytes()
+    )  # crawled files may have the wrong extension
     (folder / "series-%03d.jpg").write_bytes((folder / "plain.jpg").read_bytes())
 
 
 def extract(
     root: Path, folder: Path, rows: Sequence[dict[str, Any]] | None = None, **settings: Any
 ) -> dict[str, dict[str, Any]]:
-    """The frames stage on every file of a folder, in this process: starting others takes longer than all the rest."""
+    """Run the frames stage on every file of a folder, in this process: starting workers takes longer than the work."""
     folder.mkdir(exist_ok=True)
     tar, index, chosen = folder / "frames.tar", folder / "frames.parquet", SETTINGS.model_copy(update=settings)
     rows = sorted(rows or map(make_row, (path.name for path in root.iterdir())), key=lambda row: row["key"])
@@ -86,7 +88,7 @@ def test_every_kind_of_picture_is_one_frame_as_others_show_it(made) -> None:
         (stored,) = read_frames(folder / "frames.tar", row)
         expected = cv2.resize(np.asarray(shown), (row["width"], row["height"]), interpolation=cv2.INTER_AREA)
         difference = np.abs(stored.astype(int) - expected)
-        # Inks are turned into light by formulas that differ between programs.
+        # Programs convert CMYK to RGB by different formulas.
         assert difference.mean() < (12 if name == "ink.jpg" else 3), (name, difference.mean())
     assert (rows["plain.jpg"]["width"], rows["plain.jpg"]["height"]) == (86, 64)
     assert (rows["turned6.jpg"]["width"], rows["turned6.jpg"]["height"]) == (64, 86)
@@ -130,14 +132,14 @@ def test_small_torn_and_false_pictures_are_rows_with_a_status(tmp_path: Path) ->
     (root / "start.jpg").write_bytes(b"\xff\xd8\xff\xe0")
     (root / "empty.png").touch()
     rows = extract(root, tmp_path / "out")
-    # Half a picture is none: what is missing would be grey.
+    # Half an image is not stored: the missing part would be grey.
     expected = dict.fromkeys(("torn.jpg", "torn.png", "start.jpg"), "too_short")
     expected |= {"flat.jpg": "too_small", "page.jpg": "open_failed", "empty.png": "empty_file"}
     assert {name: row["status"] for name, row in rows.items()} == expected
     assert not any(row["kept"] for row in rows.values())
-    looked = {name: str(probe_file(root / name, **LIMITS)["status"]) for name in rows}
-    assert looked["flat.jpg"] == "too_small" and looked["empty.png"] == "empty_file"
-    assert looked["torn.png"] == looked["page.jpg"] == looked["start.jpg"] == "open_failed"
+    probed = {name: str(probe_file(root / name, **LIMITS)["status"]) for name in rows}
+    assert probed["flat.jpg"] == "too_small" and probed["empty.png"] == "empty_file"
+    assert probed["torn.png"] == probed["page.jpg"] == probed["start.jpg"] == "open_failed"
 
 
 def test_an_enormous_picture_in_a_small_file_is_not_decoded(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The motion stage: right vectors for known motion, from each backend, for each coding; and odd clips."""
+"""The motion stage: correct vectors for known motion from each backend and codec, and unusual clips."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,7 +44,7 @@ CODINGS: dict[str, tuple[str, ...]] = {
 
 @pytest.fixture(scope="module")
 def pans(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One pan of (4, -3) pixels a frame in every coding."""
+    """One pan of (4, -3) pixels per frame in every codec."""
     folder, frames = tmp_path_factory.mktemp("pans"), make_pan(FRAMES, 4, -3, WIDTH, HEIGHT)
     for name, coding in CODINGS.items():
         make_video(folder / name, frames, coding)
@@ -56,7 +56,7 @@ def measure(path: Path, backend: str, **more: Any) -> MotionMaps:
 
 
 def inside(maps: np.ndarray) -> np.ndarray:
-    """The map without its border, where content comes in from nowhere."""
+    """The map without its border, where new content enters the frame."""
     return maps[:, 1:-1, 1:-1].astype(float)
 
 
@@ -72,8 +72,8 @@ def test_a_pan_has_its_vector_everywhere(backend: str, name: str, pans: Path) ->
     maps = measure(pans / name, backend)
     cell = WIDTH / SHAPE[1], HEIGHT / SHAPE[0]
     truth = np.array([4 * EVERY / cell[0], -3 * EVERY / cell[1]])  # content to the right and up
-    # x264's pyramid of B-frames does not say which frame it refers to: up to a sixth is lost. Block matching knows
-    # whole pixels of the scaled picture only. benchmarks/motion.py measures both.
+    # The reference frames of x264's B-pyramid are not exported: up to a sixth of the motion is lost. Block matching finds
+    # only whole pixels of the scaled frame. benchmarks/motion.py measures both.
     pyramid = backend == "codec" and name in ("defaults.mp4", "raw.h264")
     tolerance = 0.17 if pyramid else 0.12 if backend == "mestimate" else 0.05
     error = np.linalg.norm(inside(maps.vector) - truth, axis=-1) / np.linalg.norm(truth)
@@ -206,7 +206,7 @@ def test_key_frames_are_flagged_with_their_share_of_the_step(tmp_path: Path) -> 
 def test_a_blocks_area_is_dealt_to_the_cells_it_lies_on(
     x: int, y: int, w: int, h: int, rows: int, columns: int
 ) -> None:
-    width, height = 7 * 9 * 8, 5 * 9 * 8  # divisible by every number of cells but 7: painted eight times finer below
+    width, height = 7 * 9 * 8, 5 * 9 * 8  # divisible by every number of cells but 7 rows
     blocks = np.zeros(1, [("dst_x", "i2"), ("dst_y", "i2"), ("w", "u1"), ("h", "u1")])
     blocks["dst_x"], blocks["dst_y"], blocks["w"], blocks["h"] = x, y, w, h
     shares = sum_over_cells(blocks, [np.ones(1)], np.zeros(1, int), width, height, (1, rows, columns))[0, 0]
@@ -226,7 +226,7 @@ def test_the_transcode_has_the_vectors_of_one_by_the_ffmpeg_program(pans: Path, 
     scale, raw = CellScaler(rows, columns), b""
     with Video(pans / "vp9.webm") as video:
         for frame in video.frames():
-            raw += scale(frame.picture, frame.index).to_ndarray().tobytes()
+            raw += scale(frame.image, frame.index).to_ndarray().tobytes()
     size = f"{columns * BLOCK}x{rows * BLOCK}"
     path = tmp_path / "peer.h264"
     x264 = "rc-lookahead=0:mbtree=0:weightp=0:scenecut=0:ref=1"
@@ -238,7 +238,7 @@ def test_the_transcode_has_the_vectors_of_one_by_the_ffmpeg_program(pans: Path, 
     with Video(pans / "vp9.webm") as video:
         ours = list(transcode_fields(video.frames(), rows, columns))
     assert [field.index for field in ours] == [field.index for field in peer] == list(range(FRAMES))
-    # Two builds of x264: their choices may differ in a block here and there, not as a whole.
+    # Two builds of x264: their choices may differ in a few blocks.
     same = np.mean([np.abs(a.vector - b.vector).max(axis=-1) < 0.02 for a, b in zip(ours, peer, strict=True)])
     assert same > 0.9
 
@@ -256,7 +256,7 @@ def test_a_part_of_a_video_moves_like_that_part_of_the_whole(name: str, backend:
         pans / name, None, None, np.array([0, 5, 9, 13, 17]), SHAPE, Motion.model_validate({"backend": backend})
     )
     difference = np.abs(inside(part.vector[1:]) - inside(whole.vector[2:]))
-    # The codec's vectors are the very same, B-frames' references outside of the part included.
+    # The codec's vectors are identical, including references of B-frames outside the part.
     assert difference.max() < 2e-3 if backend == "codec" else np.median(difference) < 0.03
 
 
@@ -321,7 +321,7 @@ def run_stage(shard: Path, output: Path, processes: int = 1, **values: Any) -> d
 def test_every_kept_clip_has_one_row_that_fits_its_frames(backend: str, shard: Path, tmp_path: Path) -> None:
     rows = run_stage(shard, tmp_path / "m.parquet", backend=backend)
     kept = {row["video_id"]: row for row in read_kept(shard / "f.parquet")}
-    assert list(rows) == [*kept] and len(kept) == 7  # not the single frame, the sound and the text
+    assert list(rows) == [*kept] and len(kept) == 7  # without the single frame, the sound and the text
     for name, row in rows.items():
         assert row["frames"] == kept[name]["frames"]
         assert (row["rows"], row["columns"]) == map_shape(kept[name]["width"], kept[name]["height"], 4)

@@ -1,4 +1,4 @@
-"""The format of packed shards is held: the same inputs give the bytes that they have always given."""
+"""The format of packed shards is stable: the same inputs always give the same bytes."""
 
 import hashlib
 import tarfile
@@ -7,7 +7,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from made_packed import EVERYTHING, make_inputs, run
 
-# Of everything that depends on this repository alone: JPEGs vary with the encoder's version, Parquet with pyarrow's.
+# Checksums of everything that depends on this repository alone: JPEGs vary with the version of the encoder, Parquet with
+# that of pyarrow.
 MEMBERS = "20047c1cacd8d1c6a8bb78b45d2447c4a57dde5a4c19b6d1c2837e5e0a98cdf5"
 COLUMNS = "5ce28daba7fd2fcd9fce43fc528e7afdd9f8e4319110a1c73385e16161706526"
 

@@ -1,4 +1,4 @@
-"""What the shards stage promises: plain WebDataset reads the tar, and the index names every byte of it."""
+"""The shards stage: plain WebDataset reads the tar, and the index locates every member of it."""
 
 import hashlib
 import io
@@ -122,7 +122,7 @@ def test_parts_that_are_not_packed_are_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", ["captions", "similarity", "text", "motion", "flow"])
 def test_a_part_that_is_packed_must_be_given(tmp_path: Path, part: str) -> None:
     made = make_inputs(tmp_path)
-    # The label source lacks it.
+    # Given for one source only.
     missing: Any = None if part in ("motion", "flow") else {"human": path_of(tmp_path, part)}
     with pytest.raises(ValueError, match=rf"pack\.{part} is set"):
         run(made, EVERYTHING, **{part: missing})
@@ -182,7 +182,7 @@ def test_maps_of_other_captions_or_another_grid_are_refused(tmp_path: Path) -> N
     with pytest.raises(ValueError, match="another grid or from other frames"):
         run(made)
     write_rows(similarity, SIMILARITY_SCHEMA, rows[1:], {}, group=2)
-    with pytest.raises(ValueError, match="has nothing on the kept clip"):
+    with pytest.raises(ValueError, match="has no row for the kept clip"):
         run(made)
 
 
@@ -238,7 +238,7 @@ def test_memory_does_not_grow_with_the_shard(tmp_path: Path) -> None:
         return found - size_of_rows(clips)
 
     def size_of_rows(clips: int) -> int:
-        return 8000 * clips  # the index's lines and the frames index are held, a few kilobytes a clip
+        return 8000 * clips  # the rows of both indexes are in memory, a few kilobytes per clip
 
     assert peak(40) < peak(5) + 100_000
 

@@ -18,15 +18,15 @@ from stm.storage.tables import read_receipt, read_table, stream_rows, write_rows
 def test_a_clips_captions_maps_and_vectors_are_those_of_all_sources_in_the_packs_order(tmp_path: Path) -> None:
     tar = run(make_inputs(tmp_path), EVERYTHING)
     found = {row["video_id"]: row for row in index_of(tar)}
-    spoken = ["opening a door.", "a video of opening a door."]
-    assert found["b"]["captions"] == [*spoken, "one", "two"]
+    label_captions = ["opening a door.", "a video of opening a door."]
+    assert found["b"]["captions"] == [*label_captions, "one", "two"]
     assert found["b"]["caption_sources"] == ["label", "label", "human", "human"]
-    # One source has nothing to say of a clip: the other's captions stay.
+    # One source has no caption for this clip: the captions of the other stay.
     assert (found["a video/with.dots"]["captions"], found["a video/with.dots"]["caption_sources"]) == (
         ["three"],
         ["human"],
     )
-    assert (found["silent"]["captions"], found["silent"]["caption_sources"]) == (spoken, ["label", "label"])
+    assert (found["silent"]["captions"], found["silent"]["caption_sources"]) == (label_captions, ["label", "label"])
     for part in ("similarity", "text"):
         tables = [read_table(path_of(tmp_path, part, source)).to_pylist() for source in EVERYTHING.sources]
         for row in found.values():
@@ -67,7 +67,7 @@ def test_the_index_says_which_text_encoder_was_used(tmp_path: Path) -> None:
     assert read_receipt(run(made).with_suffix(".parquet"))["text_model"] is None
     path = path_of(tmp_path, "text", "label")
     write_rows(path, TEXT_SCHEMA, stream_rows(path, ("text",)), {"model": {"model": "other"}}, group=2)
-    with pytest.raises(ValueError, match="are of different text encoders"):
+    with pytest.raises(ValueError, match="come from different text encoders"):
         run(made, EVERYTHING)
 
 
@@ -77,14 +77,14 @@ def test_vectors_of_other_captions_or_another_width_are_refused(tmp_path: Path) 
     for change, message in (
         ({"captions": ["other"]}, "was encoded from other captions"),
         ({"text": rows[0]["text"][:-1]}, r"has 4 values where \(1, 5\) is expected"),
-        ({"text": None}, "has captions and no text"),
+        ({"text": None}, "has captions but no text"),
     ):
         write_rows(path, TEXT_SCHEMA, [{**rows[0], **change}, *rows[1:]], {"model": {"model": "made"}}, group=2)
         with pytest.raises(ValueError, match=message):
             run(made, EVERYTHING)
     wider = [{**row, "width": 6, "text": np.zeros(6 * len(row["captions"]), np.float16)} for row in rows]
     write_rows(path, TEXT_SCHEMA, wider, {"model": {"model": "made"}}, group=2)
-    with pytest.raises(ValueError, match="of 5 and 6 numbers"):
+    with pytest.raises(ValueError, match="with 5 and 6 values"):
         run(made, EVERYTHING)
 
 

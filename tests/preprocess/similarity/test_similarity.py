@@ -1,4 +1,4 @@
-"""What the similarity stage promises: TGM's patch-text similarity, checked against one patch at a time through PIL."""
+"""The similarity stage: TGM's patch-text similarity, checked against one patch at a time through PIL."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ CLIPS = [
     Clip("a", frames=3, width=40, height=32, captions=["a red circle", "two dogs"]),  # cells of 8 x 8
     Clip("b", frames=2, width=32, height=40, captions=["rain"]),
     Clip("c", frames=1, captions=None),
-    Clip("d", frames=4, width=53, height=37, captions=["a red circle"]),  # cells that are no whole pixels
+    Clip("d", frames=4, width=53, height=37, captions=["a red circle"]),  # cells of fractional pixels
     Clip("lost", captions=["never"], kept=False),
 ]
 
@@ -111,7 +111,7 @@ def test_maps_equal_one_patch_at_a_time_through_pil(made: Made, model: Path, tmp
             expected = plain_cosine(reference_embedding(plain, frame.crop(box)), texts[k])
             assert found[clip.key][k, t, r, c] == pytest.approx(expected, abs=4e-3)
             spread.append(expected)
-    assert np.std(spread) > 0.05  # the tolerance is far below what tells patches apart
+    assert np.std(spread) > 0.05  # the tolerance is far below the differences between patches
 
 
 def test_text_embedding_is_taken_at_the_end_token(model: Path) -> None:
@@ -142,7 +142,7 @@ def test_whole_pixel_cells_are_cut_without_resampling() -> None:
 
 
 def test_the_towers_input_is_resized_then_clamped_then_normalised(model: Path) -> None:
-    """What is computed in another order: with hard edges, where bicubic resizing leaves the range of pixels."""
+    """The stage computes it in another order; hard edges make bicubic resizing leave the pixel range."""
     scorer = PatchScorer(load_clip(f"local-dir:{model}", device="cpu"), GRID, 20)
     frame = (255 * np.random.default_rng(0).integers(0, 2, (40, 48, 3))).astype(np.uint8)
     cells = cut_cells(torch.from_numpy(frame), 4, 5)
@@ -212,7 +212,7 @@ def test_a_clips_maps_do_not_depend_on_its_shard(model: Path, tmp_path: Path) ->
 
 
 class Killed(BaseException):
-    """What a kill looks like to the stage."""
+    """Stands in for a kill of the process."""
 
 
 def test_a_killed_job_continues_with_the_same_bytes(
@@ -234,7 +234,7 @@ def test_a_killed_job_continues_with_the_same_bytes(
         score(made, output, settings(model))
     assert not output.exists()
     score(made, output, settings(model))
-    # a: 60 cells, b: 40, c: none wanted, d: 96, in batches of 7 of the whole shard. Clip a is not computed again.
+    # a: 60 cells, b: 40, c: none, without captions, d: 96, in batches of 7 of the whole shard. Clip a is not computed again.
     assert 13 < len(encoded) < 13 + 29
     assert set(encoded) == {7}
     assert output.read_bytes() == expected

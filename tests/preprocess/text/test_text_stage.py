@@ -1,4 +1,4 @@
-"""The text stage: vectors as open_clip and transformers themselves give them, and one way only to get CLIP's."""
+"""The text stage: the same vectors as open_clip and transformers, and one pooling only for CLIP."""
 
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,11 @@ from stm.pretrained.text_encoder import TextEncoder, TransformersText
 from stm.storage.tables import read_receipt, read_table, write_rows
 
 KEEP_GOING = BadInput(max_failure_rate=1.0)
-# Of different lengths, so that a batch has fillings.
+# Of different lengths, so that a batch has padding.
 TEXTS = ["a red circle", "blue square moves left the right what is the square", "right", "a blue circle moves"]
 CLIPS = [
     Clip("a", captions=TEXTS[:2]),
-    Clip("b", captions=[TEXTS[2], TEXTS[0]]),  # one of them a second time
+    Clip("b", captions=[TEXTS[2], TEXTS[0]]),  # one of them occurs twice
     Clip("c/with.dots", captions=None),
     Clip("d", captions=[TEXTS[3]]),
 ]
@@ -36,7 +36,7 @@ CLIPS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made models: `open_clip`, and `clip`, `bert`, `t5` and `two-towers` of transformers."""
+    """Random models: `open_clip`, and `clip`, `bert`, `t5` and `two-towers` of transformers."""
     folder = tmp_path_factory.mktemp("encoders")
     save_clip(folder / "open_clip")
     for kind in ("clip", "bert", "t5", "two-towers"):
@@ -91,7 +91,7 @@ def test_the_similarity_stage_has_the_same_vectors(folder: Path) -> None:
 
 
 def plain(folder: Path, name: str, pooling: str, text: str) -> np.ndarray:
-    """One text by itself, without fillings and without a mask."""
+    """One text by itself, without padding and without a mask."""
     kinds: dict[str, Any] = {"clip": CLIPTextModelWithProjection, "bert": BertModel, "t5": T5EncoderModel}
     model = kinds[name].from_pretrained(folder / name).eval()
     tokens = AutoTokenizer.from_pretrained(folder / name)(text, return_tensors="pt")["input_ids"]
@@ -142,7 +142,7 @@ def test_no_texts_have_no_vectors_of_the_right_width(folder: Path) -> None:
     assert encode(choose(folder, "clip"), []).shape == (0, 6)
 
 
-def test_what_cannot_be_had_is_said(folder: Path, tmp_path: Path) -> None:
+def test_encoders_that_cannot_be_loaded_are_named(folder: Path, tmp_path: Path) -> None:
     for settings, message in (
         (choose(folder, "open_clip", pooling="mean"), "text.pooling 'mean' is for `transformers:` models"),
         (choose(folder, "bert"), "pooling `projected` is CLIP's, and this is a bert model; .* `cls` or `mean`"),
@@ -267,7 +267,7 @@ def test_damaged_captions_give_a_message(made: Made, folder: Path, tmp_path: Pat
 def test_an_encoder_that_tells_no_caption_from_another_is_refused(
     made: Made, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the first token of a model that reads from left to right: it has seen nothing of the text."""
+    """Like the first token of a causal model, which attends to nothing of the text."""
     monkeypatch.setattr(TextEncoder, "encode", lambda self, texts: np.ones((len(texts), 4), np.float32) / 2)
     captions = made.folder / "captions.parquet"
     with pytest.raises(ModelError, match="all 4 captions get the same vector"):

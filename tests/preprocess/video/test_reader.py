@@ -1,4 +1,4 @@
-"""Decoding: the frames that ffmpeg shows, with their times, and a word for everything that is odd about a file."""
+"""Decoding: the frames that ffmpeg shows, with their timestamps, and a note for each problem of a file."""
 
 from pathlib import Path
 from typing import Literal
@@ -29,9 +29,9 @@ def plain(frames: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read_all(path: Path, start: float | None = None, end: float | None = None) -> tuple[np.ndarray, list[float], list]:
     with Video(path, start, end) as video:
-        seen = [(f.picture.to_ndarray(format="rgb24"), f.seconds) for f in video.frames()]
-        turned = [video.orientation.turn(picture) for picture, _ in seen]
-        return np.array(turned), [seconds for _, seconds in seen], video.notes
+        decoded = [(f.image.to_ndarray(format="rgb24"), f.seconds) for f in video.frames()]
+        turned = [video.orientation.turn(image) for image, _ in decoded]
+        return np.array(turned), [seconds for _, seconds in decoded], video.notes
 
 
 CODINGS = {
@@ -127,7 +127,7 @@ def test_a_truncated_file_gives_its_frames_and_then_says_so(plain: Path, tmp_pat
     assert 5 < len(ours) < FRAMES
     assert notes[0].status is Status.TRUNCATED
     assert f"of {FRAMES} frames" in notes[0].detail
-    sound = len(ours) - 4  # the very last ones may be damaged, or lack neighbours
+    sound = len(ours) - 4  # the last ones may be damaged, or lack reference frames
     assert np.array_equal(ours[:sound], read_all(plain)[0][:sound])
 
 
