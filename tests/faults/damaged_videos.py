@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from damage import Damage, damage_bytes
-from made_videos import X264, make_pan, make_video
+from synthetic_videos import X264, make_pan, make_video
 
 KINDS = {
     "mp4": X264,

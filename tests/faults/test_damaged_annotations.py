@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 import yaml
 from damage import damage_bytes, damage_table
-from made_videos import make_pan, make_video
+from synthetic_videos import make_pan, make_video
 from trial import Tally, deadline, run_here, snapshot
 
 import stm.datasets.probe_pool

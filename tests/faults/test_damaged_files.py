@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_clips import make_run
-from made_clips import make_shard as make_packed
-from made_models import save_clip
-from made_packed import CLIPS, EVERYTHING, GRID, KEEP_GOING, make_inputs, path_of
-from made_videos import make_pan, make_row, make_video, write_slice
+from packing_inputs import CLIPS, EVERYTHING, GRID, KEEP_GOING, make_inputs, path_of
+from small_models import save_clip
+from synthetic_videos import make_pan, make_row, make_video, write_slice
+from training_shards import make_run
+from training_shards import make_shard as make_packed
 from trial import Stage, Tally, run_here, try_all
 
 import stm.preprocess.clip_outcomes

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from damaged_videos import make_good, place_all, place_traps
-from made_videos import make_row, write_slice
+from synthetic_videos import make_row, write_slice
 from trial import Tally, deadline, snapshot
 
 from stm.config import BadInput, Config, Frames, Motion, parse_config

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from made_packed import EVERYTHING, GRID, KEEP_GOING, make_inputs, path_of
-from made_videos import make_pan, make_row, make_video, write_slice
+from packing_inputs import EVERYTHING, GRID, KEEP_GOING, make_inputs, path_of
+from synthetic_videos import make_pan, make_row, make_video, write_slice
 from torch import nn
 from trial import digests, run_here
 

@@ -5,7 +5,7 @@ import tarfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from made_packed import EVERYTHING, make_inputs, run
+from packing_inputs import EVERYTHING, make_inputs, run
 
 # Of everything that depends on this repository alone: JPEGs vary with the encoder's version, Parquet with pyarrow's.
 MEMBERS = "20047c1cacd8d1c6a8bb78b45d2447c4a57dde5a4c19b6d1c2837e5e0a98cdf5"
