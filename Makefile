@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all of their own set-up: a virtual environment from the lock file, nothing else.
+# `make demo` and `make test` create a virtual environment from the lock file; no other set-up is needed.
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +6,7 @@ CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-# No stage may reach for a model hub unless a config names a hub id; tests never do.
+# Neither the demo nor the tests may download from a model hub: they have to work without a network.
 OFFLINE := HF_HUB_OFFLINE=1
 
 .PHONY: demo test test-quick test-slurm lint install benchmarks lock schema clean
@@ -21,7 +21,7 @@ test: $(READY)
 test-quick: $(READY)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) -m "not slow"
 
-# Starts a Slurm of its own; needs no root, but Debian's packages: apt-get install munge slurm-wlm. -rP shows its accounting.
+# Starts a temporary Slurm; needs no root, but Debian's packages: apt-get install munge slurm-wlm. -rP shows its accounting.
 test-slurm: $(READY)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rsP tests/slurm
 
@@ -41,7 +41,7 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# For maintainers: the lock file and the schema, made anew.
+# For maintainers: regenerate the lock file and the schema.
 lock:
 	uv pip compile --universal --generate-hashes --no-annotate --no-header --extra dev --extra captions --python-version 3.11 \
 		--constraint config/constraints.txt pyproject.toml --output-file requirements.lock

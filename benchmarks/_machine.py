@@ -1,4 +1,4 @@
-"""What a machine is, as far as speed goes."""
+"""Properties of the machine that determine speed."""
 
 import os
 import platform
@@ -19,15 +19,15 @@ LIBRARIES = (
     "numpy",
     "snakemake",
 )
-# What decides how fast float32 and bfloat16 are.
+# Instruction sets that determine how fast float32 and bfloat16 are.
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def describe() -> dict[str, str]:
-    """By topic, for people: processor, flags, memory, GPU, load, system, versions."""
+    """Human-readable properties by topic: processor, flags, memory, GPU, system, versions."""
     flags = cpu_flags()
-    found = {
+    properties = {
         "processor": f"{_cpu_value('model name') or platform.machine()}, {os.cpu_count()} cores",
         "flags": ", ".join(flag for flag in FLAGS if flag in flags) or "none known",
         "bfloat16 in the processor": "yes" if has_bf16() else "no",
@@ -36,7 +36,7 @@ def describe() -> dict[str, str]:
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "versions": ", ".join(f"{name} {number}" for name in LIBRARIES if (number := _version(name))),
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in properties.items() if value}
 
 
 def describe_gpu() -> str:
@@ -47,7 +47,7 @@ def describe_gpu() -> str:
 
 
 def has_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 itself; without it bfloat16 is slower than float32, not faster."""
+    """Whether the processor has bfloat16 instructions; without them bfloat16 is slower than float32."""
     return not cpu_flags().isdisjoint(BF16_FLAGS)
 
 
@@ -56,7 +56,7 @@ def cpu_flags() -> set[str]:
 
 
 def _cpu_value(name: str) -> str:
-    """The first processor's, from /proc/cpuinfo; empty where there is none."""
+    """The first processor's value in /proc/cpuinfo; empty if there is none."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == name), "")

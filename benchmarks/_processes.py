@@ -1,4 +1,4 @@
-"""Commands of their own, measured: wall-clock time, CPU time and peak memory of each."""
+"""Measure the wall-clock time, CPU time and peak memory of a command in a process of its own."""
 
 import json
 import os
@@ -13,35 +13,37 @@ STARTER = Path(__file__).with_name("_usage.py")
 
 
 class Cost(NamedTuple):
-    """What a command took, together with the processes that it started and waited for."""
+    """Cost of a command, including the processes that it started and waited for."""
 
     wall: float  # seconds
     cpu: float  # seconds, user and system
-    memory: float  # MB: the largest resident set of any one of the processes
+    memory: float  # MB: the largest resident set of any of the processes
 
 
 def run_measured(
     command: Sequence[str], printed: Path, folder: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> Cost:
-    """Runs a command to its end.
+    """Run a command to its end and return its cost.
 
     Args:
-        printed: written: what the command printed, to both channels.
-        folder: where it starts.
-        environment: variables set beside those of this process.
+        printed: file to write the command's standard output and standard error to.
+        folder: working directory.
+        environment: variables to set in addition to those of this process.
 
     Raises:
-        RuntimeError: it ended with another status than 0; with the end of what it printed.
+        RuntimeError: the command ended with a status other than 0; the message contains the end of its output.
     """
-    with tempfile.TemporaryDirectory() as place, printed.open("wb") as sink:
-        usage = Path(place) / "usage.json"
+    with tempfile.TemporaryDirectory() as temporary, printed.open("wb") as output:
+        usage = Path(temporary) / "usage.json"
         starter = [sys.executable, "-I", "-S", str(STARTER), str(usage)]
-        shown = {**os.environ, **(environment or {})}
-        subprocess.run([*starter, *command], cwd=folder, env=shown, stdout=sink, stderr=subprocess.STDOUT, check=True)
+        variables = {**os.environ, **(environment or {})}
+        subprocess.run(
+            [*starter, *command], cwd=folder, env=variables, stdout=output, stderr=subprocess.STDOUT, check=True
+        )
         wall, cpu, memory, status = json.loads(usage.read_text())
     if status:
         end = printed.read_text(errors="replace")[-4000:]
         raise RuntimeError(f"{' '.join(command)} ended with status {status}:\n{end}")
-    # Linux counts in KiB; macOS in bytes.
+    # Linux reports KiB, macOS bytes.
     unit = 1 if os.uname().sysname == "Darwin" else 1024
     return Cost(wall, cpu, memory * unit / 1e6)

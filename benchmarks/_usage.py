@@ -1,6 +1,6 @@
-"""Runs a command and writes what it took as JSON: `python -I -S _usage.py FILE COMMAND ...`. Imports next to nothing.
+"""Run a command and write its cost as JSON: `python -I -S _usage.py FILE COMMAND ...`. Imports almost nothing.
 
-A process's peak memory, as the system tells it, begins with that of the process which started it: so a small one has to.
+The peak memory that the system reports for a process starts at that of its parent, so the parent has to be small.
 """
 
 import json

@@ -1,10 +1,10 @@
-"""Time and memory of Snakemake on the workflow alone, by the number of videos, at the default shard size.
+"""Time and memory of Snakemake itself by number of videos, at the default shard size.
 
-Every offline stage is on, and two runs are pretrained and evaluated. The videos are empty files and the results
-placeholders: no stage runs. Two questions are asked of Snakemake, in turns: a dry run when the clips are dealt to shards
-and all the rest is to be done, and a run when there is nothing to do. The aim at 240,000 videos is 10 and 20 seconds. The
-ratio is that of CPU time to a dry run of a bare workflow of as many jobs, in chains of eight rules without params, functions
-or configs: what Snakemake itself takes.
+Every offline stage is enabled, and two runs are pretrained and evaluated. The videos are empty files and the results
+placeholders: no stage runs. Two commands are measured in turns: a dry run after the clips have been split into shards and
+before anything else has run, and a run with nothing to do. The targets at 240,000 videos are 10 and 20 seconds. The
+ratio compares CPU time with a dry run of a bare workflow with as many jobs, in chains of eight rules without params,
+functions or configs: the minimum that Snakemake needs.
 
     python -m benchmarks.dag
     python -m benchmarks.dag --videos 240000 --rounds 1
@@ -31,10 +31,10 @@ from stm.manifest import MANIFEST_SCHEMA, QUARANTINE_SCHEMA, make_key, write_sli
 from stm.storage.tables import write_table
 
 ROOT = Path(__file__).parents[1]
-VIDEOS_A_FOLDER = 1000
+VIDEOS_PER_FOLDER = 1000
 AIMS = {"dry run": "10 s at 240,000", "nothing to do": "20 s at 240,000"}
 SNAKEMAKE = (sys.executable, "-m", "snakemake")
-CHAIN = 8  # rules a shard: frames, captions, embeddings, similarity, text, motion, flow, shards
+CHAIN = 8  # rules per shard: frames, captions, embeddings, similarity, text, motion, flow, shards
 RUN = {
     "model": "small",
     "image_size": 224,
@@ -51,7 +51,7 @@ CONFIG: dict[str, Any] = {
     "pretrain": {"text": RUN, "flow": {**RUN, "mask": {"strategy": "flow", "ratio": 0.9}}},
     "evaluate": {"linear": {"task": "linear"}},
 }
-# Snakemake's own way to take files for finished results, without its pause of 0.1 s a job.
+# Snakemake's --touch marks files as finished results; this removes its pause of 0.1 s per job.
 TOUCH = (
     "from snakemake.executors import touch; touch.Executor.SLEEPING_TIME = 0; from snakemake.cli import main; main()"
 )
@@ -60,7 +60,7 @@ TOUCH = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=int, nargs="*", default=[1000, 10_000, 240_000, 1_000_000])
-    parser.add_argument("--rounds", type=int, default=3, help="the medians of so many are shown")
+    parser.add_argument("--rounds", type=int, default=3, help="medians over rounds are printed")
     arguments = parser.parse_args()
     print(f"{'videos':>9} {'shards':>6} {'jobs':>6}   {'':13} {'seconds':>8} {'CPU':>7} {'MB':>5}", flush=True)
     rows = []
@@ -71,10 +71,10 @@ def main() -> None:
 
 
 def measure(folder: Path, videos: int, rounds: int) -> list[Row]:
-    """Two rows, for one number of videos."""
+    """The two rows for one number of videos."""
     todo, done, bare = folder / "todo", folder / "done", folder / "bare"
     write_videos(folder, videos)
-    shards = deal_clips(todo)
+    shards = write_manifest(todo)
     shutil.copytree(todo, done)
     finish(done)
     write_chains(bare, shards)
@@ -86,8 +86,8 @@ def measure(folder: Path, videos: int, rounds: int) -> list[Row]:
         assert "Nothing to be done" in printed, printed[-4000:]
         costs["nothing to do"].append(cost)
     jobs = re.findall(r"^total +(\d+)", (todo / "printed").read_text(), re.M)[-1]
-    for name, found in costs.items():
-        print(f"{videos:9,} {shards:6,} {int(jobs):6,}   {name:13} {_columns(found)}", flush=True)
+    for name, measured in costs.items():
+        print(f"{videos:9,} {shards:6,} {int(jobs):6,}   {name:13} {_columns(measured)}", flush=True)
     return [make_row(f"{name}, {videos:,} videos", costs[name], costs["bare"], aim) for name, aim in AIMS.items()]
 
 
@@ -115,7 +115,7 @@ def write_chains(folder: Path, shards: int) -> None:
 
 def write_videos(folder: Path, count: int) -> None:
     """Empty files and their annotations: every tenth is a test clip."""
-    paths = [f"{number // VIDEOS_A_FOLDER:04d}/{number:07d}.mp4" for number in range(count)]
+    paths = [f"{number // VIDEOS_PER_FOLDER:04d}/{number:07d}.mp4" for number in range(count)]
     for path in paths:
         video = folder / "videos" / path
         video.parent.mkdir(parents=True, exist_ok=True)
@@ -125,21 +125,21 @@ def write_videos(folder: Path, count: int) -> None:
     pq.write_table(pa.table({"path": paths, "split": splits, "label": labels}), folder / "clips.parquet")
 
 
-def deal_clips(folder: Path) -> int:
-    """What the manifest and split rules leave, as if every video were a good one; returns the number of shards."""
+def write_manifest(folder: Path) -> int:
+    """Write the results of the manifest and split rules as if every video were intact; return the number of shards."""
     folder.mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     config = parse_config(CONFIG)
     layout = Layout(folder / Layout.of(config).root)
     clips = pq.read_table(folder.parent / "clips.parquet")
     names = [path.removesuffix(".mp4") for path in clips["path"].to_pylist()]
-    known = {
+    values = {
         **dict(zip(clips.column_names, clips.columns, strict=True)),
         "video_id": names,
         "key": map(make_key, names),
     }
     columns = [
-        pa.array(known[f.name], f.type) if f.name in known else pa.nulls(len(names), f.type) for f in MANIFEST_SCHEMA
+        pa.array(values[f.name], f.type) if f.name in values else pa.nulls(len(names), f.type) for f in MANIFEST_SCHEMA
     ]
     table = pa.table(columns, schema=MANIFEST_SCHEMA)
     write_table(layout.manifest, table, {})
@@ -152,7 +152,7 @@ def deal_clips(folder: Path) -> int:
 
 
 def finish(folder: Path) -> None:
-    """Puts an empty file in the place of every result, and has Snakemake take note of it."""
+    """Create an empty file for every result and mark all of them as finished."""
     _, printed = snakemake(folder, "--summary")
     lines = [line.split("\t") for line in printed.splitlines()]
     outputs = [folder / line[0] for line in lines if line[0].startswith("results/")]
@@ -161,12 +161,12 @@ def finish(folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             path.touch()
-    # Many at a time: each choice of the next jobs looks at all that are ready.
+    # Many cores, so that the scheduler, which looks at all jobs that are ready, runs only a few times.
     snakemake(folder, "--touch", "--scheduler", "greedy", "--cores", "1000", program=("-c", TOUCH))
 
 
 def snakemake(folder: Path, *arguments: str, program: tuple[str, ...] = ()) -> tuple[Cost, str]:
-    """What it cost and what it printed."""
+    """Run Snakemake on the repository's workflow; return its cost and its output."""
     command = [
         sys.executable,
         *(program or SNAKEMAKE[1:]),

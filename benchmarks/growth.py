@@ -1,9 +1,10 @@
-"""Time and memory of each stage as the clips of one shard grow: 1, 4 and 16 times as many, each stage in a process of its own.
+"""Time and memory of each stage by the number of clips in a shard: 1, 4 and 16 times as many, each stage in its own process.
 
-A stage is in order when its time is linear in the clips and its memory does not follow them. What a process takes for itself
-(imports, the model) is the same at all sizes, so time is compared with a straight line: the one through the smallest and the
-largest run, at four times the clips. Above 1, time grows faster than the clips; were it their square, it would be 3. The
-memory a clip is what the largest run took above the smallest. The clips are generated, the models are those of the demo.
+A stage scales well if its time is linear in the number of clips and its memory is constant. The fixed cost of a process
+(imports, the model) is the same at all sizes, so the time at four times the clips is compared with the straight line through
+the smallest and the largest run. A ratio above 1 means that time grows faster than the number of clips; quadratic growth
+would give 3. Memory per clip is the difference between the largest and the smallest run, divided by the clips added. The
+clips are generated, the models are the demo's.
 
     python -m benchmarks.growth
     python -m benchmarks.growth --clips 16 --stages frames similarity pretrain
@@ -42,7 +43,7 @@ RUN = {
 
 
 def make_config(clips: int) -> dict[str, Any]:
-    """One shard of so many clips, with every stage; 16 stored frames a clip."""
+    """A config with every stage and one shard of `clips` clips, with 16 stored frames each."""
     return {
         "name": "growth",
         "dataset": {"source": "moving-shapes", "clips": {"train": clips}, "frames": 32, "height": 96, "width": 96},
@@ -58,7 +59,7 @@ def make_config(clips: int) -> dict[str, Any]:
 
 
 def measure(folder: Path, clips: int, stages: list[str]) -> dict[str, Cost]:
-    """Runs all stages up to the last one asked for on so many clips, one after the other."""
+    """Run all stages up to the last requested one on `clips` clips; return their costs."""
     folder.mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump(make_config(clips)))
     environment = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -69,8 +70,8 @@ def measure(folder: Path, clips: int, stages: list[str]) -> dict[str, Cost]:
     return costs
 
 
-def seconds_a_clip(clips: list[int], costs: list[Cost]) -> list[float]:
-    """CPU time of a further clip between each size and the next."""
+def seconds_per_clip(clips: list[int], costs: list[Cost]) -> list[float]:
+    """CPU time per additional clip between consecutive sizes."""
     steps = zip(costs, costs[1:], clips, clips[1:], strict=False)
     return [(after.cpu - before.cpu) / (many - few) for before, after, few, many in steps]
 
@@ -79,18 +80,18 @@ def make_rows(stage: str, clips: list[int], costs: list[Cost]) -> list[Row]:
     few, some, many = clips
     each = (costs[2].cpu - costs[0].cpu) / (many - few)
     line = costs[0].cpu + each * (some - few)
-    time = f"measured at {some} clips: {costs[1].cpu:.1f} s; straight from {few} to {many}: {line:.1f} s"
+    time = f"measured at {some} clips: {costs[1].cpu:.1f} s; line from {few} to {many}: {line:.1f} s"
     least, most = costs[0].memory, costs[2].memory
     memory = f"{few} clips, {least:.0f} MB"
     return [
-        Row(f"{stage}, CPU time", f"{1000 * each:.1f} ms a clip", line / costs[1].cpu, None, None, time, "1"),
+        Row(f"{stage}, CPU time", f"{1000 * each:.1f} ms per clip", line / costs[1].cpu, None, None, time, "1"),
         Row(f"{stage}, memory, {many} clips", f"{most:.0f} MB", most / least, None, None, memory, "1"),
     ]
 
 
 def describe(stage: str, clips: list[int], costs: list[Cost]) -> str:
-    """A line of the table."""
-    slopes = seconds_a_clip(clips, costs)
+    """A line of the printed table."""
+    slopes = seconds_per_clip(clips, costs)
     growth = (costs[-1].memory - costs[0].memory) / (clips[-1] - clips[0])
     ratio = costs[-1].memory / costs[0].memory
     return (
@@ -103,16 +104,18 @@ def describe(stage: str, clips: list[int], costs: list[Cost]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=64, help="of the smallest run")
+    parser.add_argument("--clips", type=int, default=64, help="clips of the smallest run")
     parser.add_argument("--stages", nargs="*", default=STAGES, choices=STAGES, metavar="stage")
     arguments = parser.parse_args()
     clips = [arguments.clips * times for times in TIMES]
     with tempfile.TemporaryDirectory() as folder:
         runs = [measure(Path(folder) / str(count), count, arguments.stages) for count in clips]
-    print(f"{'':11} | " + " ".join(f"{f'{count} clips':>22} |" for count in clips) + f" {'CPU ms a clip':>15} | memory")
+    print(
+        f"{'':11} | " + " ".join(f"{f'{count} clips':>22} |" for count in clips) + f" {'CPU ms per clip':>15} | memory"
+    )
     head = " ".join(f"{'seconds':>7} {'CPU':>7} {'MB':>6} |" for _ in clips)
     between = " ".join(f"{f'to {times}x':>7}" for times in TIMES[1:])
-    print(f"{'stage':11} | {head} {between} | {'16x to 1x':>9} {'MB a clip':>9}")
+    print(f"{'stage':11} | {head} {between} | {'16x to 1x':>9} {'MB/clip':>9}")
     rows = []
     for stage in arguments.stages:
         costs = [run[stage] for run in runs]

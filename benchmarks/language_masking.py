@@ -1,15 +1,15 @@
-"""What the masks of STM and ClusterSTM cost, as a share of the whole pretraining step that each is made for.
+"""Cost of the masks of STM and ClusterSTM, as a share of the pretraining step in which each is used.
 
     python -m benchmarks.language_masking                  # CPU: a step of 2 clips, scaled to 32; some minutes on a core
     python -m benchmarks.language_masking --step-batch 32 --precision bf16
 
 The runs are those of config/stm.yaml and config/clusterstm.yaml: ViT-B/16 at 224 pixels, their teachers, decoders, BERT and
-objectives, with random weights that are made here, and with 8 frames. A step is the teacher's forward pass, the student's
-forward and backward pass, and AdamW's update, which is counted once however many clips were measured. A mask is for 32
-clips x 8 frames x 196 tokens, from the teacher's features to kept and hidden tokens. STM's is learned: its point predictor,
-blobs, mix and draw in training mode, and the backward pass from the mask to them. Everything is measured in turns, and a
-share is the median over rounds of a turn's two times. On a CPU these are the processor's seconds, so that what else runs
-on the machine counts little.
+objectives, with random weights and with 8 frames. A step is the teacher's forward pass, the student's forward and backward
+pass, and AdamW's update, which is counted once whatever the number of measured clips. A mask is for 32
+clips x 8 frames x 196 tokens, from the teacher's features to kept and hidden tokens. STM's mask is learned: its cost includes
+the point predictor, blobs, mixing and sampling in training mode, and the backward pass from the mask to them. Mask and step
+are measured in turns, and a share is the median over rounds. On a CPU, CPU time is measured, so that other load on the
+machine has little influence.
 """
 
 import argparse
@@ -40,13 +40,13 @@ from stm.models.weights import zoo
 from stm.training.optimizer import build_optimizer
 
 CONFIGS, TARGET = Path(__file__).parents[1] / "config", 0.03
-FUSION_FRAMES = 77  # rows of ActionCLIP's position table
+FUSION_FRAMES = 77  # rows of ActionCLIP's table of positions
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=32, help="clips of a mask")
-    parser.add_argument("--step-batch", type=int, default=2, help="clips of the measured step; 2 or more")
+    parser.add_argument("--batch", type=int, default=32, help="clips per mask")
+    parser.add_argument("--step-batch", type=int, default=2, help="clips per measured step; 2 or more")
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--precision", default="float32", choices=["float32", "bf16"])
     parser.add_argument("--rounds", type=int, default=3)
@@ -61,7 +61,7 @@ def read_run(system: str, a: argparse.Namespace) -> LanguageRun:
 
 
 def make_language(run: LanguageRun) -> SplitBert:
-    """A BERT of bert-base-uncased's size."""
+    """A BERT of the size of bert-base-uncased, with random weights."""
     assert run.language is not None
     config = BertConfig()
     words = [*SPECIAL, *(f"word{number}" for number in range(config.vocab_size - len(SPECIAL)))]
@@ -106,8 +106,8 @@ def make_batch(method: VideoLanguage, run: LanguageRun, clips: int, device: str)
     return {**moved, "guides": {"noise": moved["noise"]}}
 
 
-def make_seen(method: VideoLanguage, run: LanguageRun, clips: int, device: str) -> TeacherOutput:
-    """Random values in place of what a teacher says of so many clips; of its features a mask reads nothing."""
+def make_teacher_output(method: VideoLanguage, run: LanguageRun, clips: int, device: str) -> TeacherOutput:
+    """Random values in place of a teacher's output for `clips` clips, without the features, which masks do not read."""
     generator = torch.Generator().manual_seed(1)
     tokens, teacher = (run.image_size // run.patch_size) ** 2, method.teacher
     return TeacherOutput(
@@ -121,19 +121,19 @@ def make_seen(method: VideoLanguage, run: LanguageRun, clips: int, device: str) 
 def make_mask(method: VideoLanguage, run: LanguageRun, clips: int, device: str) -> Callable[[], Tensor]:
     """Draws the masks of so many clips; STM's with the backward pass from the mask to what drew it."""
     branch: Any = method.branch
-    seen = make_seen(method, run, clips, device)
-    noise = torch.rand(seen.attention.shape, generator=torch.Generator().manual_seed(2)).to(device)
+    teacher_output = make_teacher_output(method, run, clips, device)
+    noise = torch.rand(teacher_output.attention.shape, generator=torch.Generator().manual_seed(2)).to(device)
     batch = {"video": torch.empty(clips, run.frames, device=device), "guides": {"noise": noise}}
 
     def build() -> Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=run.precision == "bf16"):
             if not isinstance(branch, SpatioTemporalBranch):
-                return branch.mask(batch, seen)[1]
-            drawn = branch.draw(batch, seen)
-            assert drawn is not None
-            kept = branch.masks.keep(batch, seen, {"spatiotemporal": drawn.score.detach()})
-            hidden = complement(kept, drawn.weight[0].numel())
-        drawn.weight.backward(torch.rand_like(drawn.weight))
+                return branch.mask(batch, teacher_output)[1]
+            sampled = branch.draw(batch, teacher_output)
+            assert sampled is not None
+            kept = branch.masks.keep(batch, teacher_output, {"spatiotemporal": sampled.score.detach()})
+            hidden = complement(kept, sampled.weight[0].numel())
+        sampled.weight.backward(torch.rand_like(sampled.weight))
         return hidden
 
     return build
@@ -142,7 +142,7 @@ def make_mask(method: VideoLanguage, run: LanguageRun, clips: int, device: str) 
 def make_step(
     method: VideoLanguage, run: LanguageRun, clips: int, device: str
 ) -> tuple[Callable[[], Tensor], Callable[[], Any]]:
-    """The passes of a step, which grow with the clips, and its update, which does not."""
+    """The forward and backward pass of a step, whose time grows with the clips, and the update, whose time does not."""
     batch, optimizer = make_batch(method, run, clips, device), build_optimizer(method, run.optimisation)
 
     def passes() -> Tensor:
@@ -156,16 +156,17 @@ def make_step(
 
 
 def measure_all(run: LanguageRun, a: argparse.Namespace, device: str) -> tuple[list[float], list[float]]:
-    """Seconds of `a.batch` clips, a round each: of the mask and of the step."""
+    """Seconds of the mask and of the step for `a.batch` clips, by round."""
     method = make_method(run, device)
     measure = wall_seconds if device == "cuda" else cpu_seconds
     (passes, update), mask = make_step(method, run, a.step_batch, device), make_mask(method, run, a.batch, device)
     masks, steps = [], []
     for turn in range(a.rounds + 1):
+        # The mean of a mask before and one after the step cancels a linear drift of the machine's speed.
         before = measure(mask)
         whole = measure(passes) * a.batch / a.step_batch + measure(update)
         after = measure(mask)
-        if turn > 0:  # the first warms up
+        if turn > 0:  # the first round warms up
             masks.append((before + after) / 2)
             steps.append(whole)
     return masks, steps
@@ -177,8 +178,8 @@ def main() -> None:
     where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"base, {a.frames}x224^2, batch {a.batch}, {a.precision}, {where}, {a.rounds} rounds")
     if a.step_batch != a.batch:
-        print(f"steps are measured with {a.step_batch} clips and scaled, but for AdamW")
-    print(f"\n{'':12}{'mask s':>10}{'step s':>10}{'share':>10}{'from':>9}{'to':>9}")
+        print(f"steps are measured with {a.step_batch} clips and scaled, except for AdamW")
+    print(f"\n{'':12}{'mask s':>10}{'step s':>10}{'share':>10}{'min':>9}{'max':>9}")
     rows, worst = [], 0.0
     for system in a.systems:
         masks, steps = measure_all(read_run(system, a), a, device)
@@ -192,7 +193,7 @@ def main() -> None:
             f"{row.low:9.2%}{row.high:9.2%}",
             flush=True,
         )
-    print(f"\nthe dearest mask: {worst:.2%} of a step; target: at most {TARGET:.0%}")
+    print(f"\nthe most expensive mask: {worst:.2%} of a step; target: at most {TARGET:.0%}")
     report(rows)
 
 

@@ -1,16 +1,16 @@
-"""How fast training clips come out of shards, against decord at random offsets of the original files.
+"""Speed of loading training clips from shards, compared with decord at random offsets of the original files.
 
     python -m benchmarks.loader
     python -m benchmarks.loader --gop 12 --batch 32 --step 0.25
 
-Clips of 340 x 256 pixels are coded by x264 with B-frames, as downloaded videos are, and go through the stages `frames` and
-`shards` with their defaults. A visit takes 16 frames, 4 apart, from a random offset. Ours reads and decodes the JPEGs, cuts a
-random crop, resizes and flips it to 224 x 224, and joins clips into batches; decord seeks and decodes the same frames of the
-original file, and does nothing else with them. Both are counted in CPU time of one thread. So is the same loader where it
-leaves resizing and flipping to the device (`resize_on: device`).
+Clips of 340 x 256 pixels are encoded by x264 with B-frames, like downloaded videos, and processed by the stages `frames` and
+`shards` with their defaults. A visit loads 16 frames, 4 apart, from a random offset. Our loader reads and decodes the JPEGs,
+takes a random crop, resizes it to 224 x 224, flips it and collates clips into batches; decord seeks and decodes the same
+frames of the original file and does nothing else. Both are measured in CPU time of one thread, and so is our loader with
+resizing and flipping left to the device (`resize_on: device`).
 
-How many cores keep a training step fed follows from that rate; that loading processes really add up is measured beside it,
-in wall-clock time.
+The number of cores that keep a training step supplied follows from that rate. Whether the speed of loading processes adds up
+is measured separately, in wall-clock time.
 """
 
 import argparse
@@ -45,29 +45,31 @@ EVERY = Frames().every
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=4, help="made videos")
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of each")
+    parser.add_argument("--clips", type=int, default=4, help="generated videos")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of each video")
     parser.add_argument("--gop", type=int, nargs="*", default=[250, 12], help="frames between key frames")
-    parser.add_argument("--visits", type=int, default=4, help="of each clip in a round; ours makes eight times as many")
-    parser.add_argument("--batch", type=int, default=32, help="clips of the step that is to be fed")
-    parser.add_argument("--step", type=float, default=0.25, help="seconds of the step that is to be fed")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="loading processes, measured as a whole")
+    parser.add_argument(
+        "--visits", type=int, default=4, help="visits per clip and round; our loader makes eight times as many"
+    )
+    parser.add_argument("--batch", type=int, default=32, help="clips per training step")
+    parser.add_argument("--step", type=float, default=0.25, help="seconds per training step")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="loading processes, measured together")
     parser.add_argument("--rounds", type=int, default=5)
     return parser.parse_args()
 
 
 def make_videos(folder: Path, clips: int, seconds: float, gop: int) -> list[str]:
-    """H.264 with x264's defaults but for the distance of key frames."""
+    """Write H.264 videos with x264's defaults except for the key frame interval; return their names."""
     folder.mkdir()
     names = [f"{number}.mp4" for number in range(clips)]
     for number, name in enumerate(names):
-        made = make_clip(number, moving_camera=True, frames=round(seconds * RATE))
-        encode(made, ["-c:v", "libx264", "-g", str(gop)], folder / name)
+        clip = make_clip(number, moving_camera=True, frames=round(seconds * RATE))
+        encode(clip, ["-c:v", "libx264", "-g", str(gop)], folder / name)
     return names
 
 
 def make_shard(folder: Path, names: Sequence[str]) -> Path:
-    """The stages `frames` and `shards` on the videos; returns the shard's index."""
+    """Run the stages `frames` and `shards` on the videos; return the shard's index."""
     empty = dict.fromkeys(MANIFEST_SCHEMA.names)
     rows = [{**empty, "video_id": name, "key": make_key(name), "path": name, "split": "train"} for name in names]
     table = pa.Table.from_pylist(sorted(rows, key=lambda row: str(row["key"])), schema=MANIFEST_SCHEMA)
@@ -82,7 +84,7 @@ def make_shard(folder: Path, names: Sequence[str]) -> Path:
 
 
 class Source:
-    """The same clips as a shard and as files, and the windows to take from them."""
+    """The same clips as a shard and as video files, and the windows of frames to load from them."""
 
     def __init__(self, folder: Path, arguments: argparse.Namespace, gop: int) -> None:
         folder.mkdir()
@@ -93,25 +95,26 @@ class Source:
             ClipDataset([shard], geometry, Augmentation(), 0, True, guides=(), resize=resize)
             for resize in (True, False)
         )
-        self.folder, self.visits = folder / "videos", arguments.visits
+        self.folder = folder / "videos"
+        self.visits = arguments.visits
         self.size = sum((self.folder / name).stat().st_size for name in names) / len(names) / 1e6
         files = {make_key(name): self.folder / name for name in names}
         self._paths = [files[self.dataset.index[clip].key] for clip in range(len(names))]
         self._epochs = itertools.count()
 
     def load(self) -> float:
-        """CPU seconds a clip, from the shard to a batch."""
+        """CPU seconds per clip, from the shard to a batch."""
         return self._load(self.dataset)
 
     def load_unresized(self) -> float:
-        """Likewise to a batch whose crops the device resizes."""
+        """CPU seconds per clip, from the shard to a batch whose crops the device resizes."""
         return self._load(self.unresized)
 
     def _load(self, dataset: ClipDataset) -> float:
         return self._spend(lambda epoch: [dataset[epoch, clip] for clip in range(len(dataset))], 8 * self.visits, True)
 
     def decode(self) -> float:
-        """CPU seconds a clip for the JPEGs alone."""
+        """CPU seconds per clip for decoding the JPEGs alone."""
         reader = self.dataset._reader
 
         def read(epoch: int) -> None:
@@ -122,7 +125,7 @@ class Source:
         return self._spend(read, 8 * self.visits)
 
     def seek(self) -> float:
-        """CPU seconds a clip of decord: opening, seeking, decoding."""
+        """CPU seconds per clip of decord: opening, seeking, decoding."""
 
         def read(epoch: int) -> None:
             for number, window in self._windows(epoch):
@@ -145,7 +148,7 @@ class Source:
         return cpu_seconds(work) / visits / len(self.dataset)
 
     def stream(self, workers: int) -> float:
-        """Clips a second of wall-clock time from loading processes, once they are running."""
+        """Clips per wall-clock second from loading processes that are already running."""
         loader = ClipLoader(Longer(self.dataset, 8 * self.visits), len(self.dataset), shuffle=True, workers=workers)
         for _ in loader.batches(0):
             pass
@@ -154,7 +157,7 @@ class Source:
 
 
 class Longer(ClipDataset):
-    """A dataset many times over, so that an epoch has batches for all loading processes at once."""
+    """A dataset repeated `times` times, so that an epoch has batches for all loading processes at once."""
 
     def __init__(self, dataset: ClipDataset, times: int) -> None:
         self.__dict__.update(dataset.__dict__)
@@ -163,7 +166,7 @@ class Longer(ClipDataset):
     def __len__(self) -> int:
         return self._times * super().__len__()
 
-    def __getitem__(self, item: tuple[int, int]) -> list[Sample]:  # type: ignore[override]  # a loader gives both
+    def __getitem__(self, item: tuple[int, int]) -> list[Sample]:  # type: ignore[override]  # a loader passes both
         epoch, clip = item
         return super().__getitem__((self._times * epoch + clip // super().__len__(), clip % super().__len__()))
 
@@ -181,36 +184,37 @@ def main() -> None:
 
 def measure(source: Source, arguments: argparse.Namespace, gop: int) -> list[Row]:
     first = gop == arguments.gop[0]
-    # Before decord starts threads, which loading processes, forked from this one, would not have.
+    # Measured before decord starts threads: loading processes are forked from this one and would not have them.
     streams = [source.stream(arguments.workers) for _ in range(max(1, arguments.rounds // 2))] if first else []
     work = {"ours": source.load, "unresized": source.load_unresized, "JPEGs": source.decode, "decord": source.seek}
     seconds = take_turns(work, arguments.rounds)
     rates = {name: [1 / value for value in values] for name, values in seconds.items()}
     rate = {name: median(values) for name, values in rates.items()}
-    print(f"key frame every {gop} frames, {source.size:.2f} MB a video: ", end="")
-    print(", ".join(f"{name} {value:.1f} clips/s of a core" for name, value in rate.items()), flush=True)
+    print(f"key frame every {gop} frames, {source.size:.2f} MB per video: ", end="")
+    print(", ".join(f"{name} {value:.1f} clips/s per core" for name, value in rate.items()), flush=True)
     against = f"decord {decord.__version__}, decoding alone: {rate['decord']:.1f} clips/s"
-    speed, less = (f"{rate[name]:.0f} clips/s per core" for name in ("ours", "unresized"))
+    speed, unresized = (f"{rate[name]:.0f} clips/s per core" for name in ("ours", "unresized"))
     what, left = f"loader, key frame every {gop}", ", resizing left to the device"
     rows = [
         compare(what, speed, rates["ours"], rates["decord"], against, "5"),
-        compare(what + left, less, rates["unresized"], rates["decord"], against, "5"),
+        compare(what + left, unresized, rates["unresized"], rates["decord"], against, "5"),
     ]
     if not first:
         return rows
     limit = f"decoding its JPEGs alone: {rate['JPEGs']:.0f} clips/s"
-    rows.append(compare("loader, beside its own JPEGs", speed, rates["ours"], rates["JPEGs"], limit))
+    rows.append(compare("loader, relative to decoding its JPEGs", speed, rates["ours"], rates["JPEGs"], limit))
     needed = arguments.batch / arguments.step
-    fed = [value / needed for value in rates["ours"]]
+    shares = [value / needed for value in rates["ours"]]
     cores = f"{math.ceil(needed / rate['ours'])} cores"
-    against = f"a step of {arguments.step:g} s with {arguments.batch} clips, {needed:g} clips/s: the share that one core feeds"
-    rows.append(Row("loader, cores that keep a step fed", cores, median(fed), min(fed), max(fed), against))
-    alone = [arguments.workers * rate["ours"]] * len(streams)
+    against = f"a step of {arguments.step:g} s with {arguments.batch} clips, {needed:g} clips/s: the share that one core supplies"
+    rows.append(Row("loader, cores to supply a step", cores, median(shares), min(shares), max(shares), against))
+    # From one core's rate: what as many processes would reach if they did not slow each other down.
+    ideal = [arguments.workers * rate["ours"]] * len(streams)
     what, against = (
         f"loader, {arguments.workers} processes, wall-clock",
         f"{arguments.workers} times the rate of one core",
     )
-    return [*rows, compare(what, f"{median(streams):.0f} clips/s", streams, alone, against)]
+    return [*rows, compare(what, f"{median(streams):.0f} clips/s", streams, ideal, against)]
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Speed of the similarity stage: patches a second from a tar of JPEGs to embeddings, as a ratio to the bare image tower.
+"""Speed of the similarity stage: patches per second from a tar of JPEGs to embeddings, as a ratio to the image tower alone.
 
-The bare tower encodes one prepared batch of the same shape over and over, in the same process and in turns with the
-stage, so the ratio says what reading, decoding, cutting, resizing and fetching cost. 1 is the most there can be.
+The tower alone encodes one prepared batch of the same shape repeatedly, in the same process and in turns with the stage, so
+the ratio shows the cost of reading, decoding, cropping, resizing and copying. The upper bound is 1.
 
     python -m benchmarks.similarity                                  # CLIP's ViT-B/32 with random weights
-    python -m benchmarks.similarity --small                          # a sixteenth of it
+    python -m benchmarks.similarity --small                          # a sixteenth of the arithmetic
     python -m benchmarks.similarity --precision bfloat16 --batch-size 1024 --clips 32 --compile     # on a GPU
 """
 
@@ -29,8 +29,14 @@ from stm.pretrained.clip import load_clip
 from stm.shards.grid import map_shape
 from stm.storage.tars import TarWriter
 
-TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}  # no caption is encoded here
-# The image tower of ViT-B/32, and a sixteenth of its arithmetic, for trying out.
+TEXT = {
+    "context_length": 77,
+    "vocab_size": 49408,
+    "width": 64,
+    "heads": 2,
+    "layers": 1,
+}  # captions are not encoded here
+# The image tower of ViT-B/32, and one with a sixteenth of its arithmetic for quick runs.
 BASE_CLIP: dict[str, Any] = {
     "embed_dim": 512,
     "vision_cfg": {"image_size": 224, "layers": 12, "width": 768, "head_width": 64, "patch_size": 32},
@@ -46,11 +52,11 @@ SMALL_CLIP: dict[str, Any] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="as similarity.model of a config; by default ViT-B/32 with random weights")
-    parser.add_argument("--small", action="store_true", help="a small random model instead")
-    parser.add_argument("--compile", action="store_true", help="compile the tower, the bare one too")
+    parser.add_argument("--model", help="as similarity.model in a config; default: ViT-B/32 with random weights")
+    parser.add_argument("--small", action="store_true", help="use a small model with random weights")
+    parser.add_argument("--compile", action="store_true", help="compile the tower, in both measurements")
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--batch-size", type=int, default=64, help="patches a forward pass")
+    parser.add_argument("--batch-size", type=int, default=64, help="patches per forward pass")
     parser.add_argument("--clips", type=int, default=1, help="clips of 4 stored frames, 340 x 256 pixels")
     parser.add_argument("--grid", type=int, default=14)
     parser.add_argument("--rounds", type=int, default=3)
@@ -61,7 +67,7 @@ def main() -> None:
 
 
 def measure(folder: Path, arguments: argparse.Namespace) -> list[Row]:
-    """Patches a second of both, in turns."""
+    """Patches per second of the stage and of the tower alone, measured in turns."""
     name = arguments.model or save_clip(folder / "clip", SMALL_CLIP if arguments.small else BASE_CLIP)
     clip = load_clip(name, arguments.precision, arguments.device)
     scorer = PatchScorer(clip, arguments.grid, arguments.batch_size, arguments.compile)
@@ -79,11 +85,11 @@ def measure(folder: Path, arguments: argparse.Namespace) -> list[Row]:
         for _ in embed_clips(scorer, folder / "frames.tar", rows, set()):
             pass
 
-    bare()  # warms up both
-    done, needed = batches * arguments.batch_size, int(cells)
+    bare()  # warm up
+    encoded, needed = batches * arguments.batch_size, int(cells)
     rates: dict[str, list[tuple[float, float]]] = {"tower": [], "stage": []}
     for _ in range(arguments.rounds):
-        for kind, work, count in (("tower", bare, done), ("stage", stage, needed)):
+        for kind, work, count in (("tower", bare, encoded), ("stage", stage, needed)):
             wall, cpu = seconds(work)
             rates[kind].append((count / wall, count / cpu))
     where = "GPU" if clip.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
@@ -91,23 +97,23 @@ def measure(folder: Path, arguments: argparse.Namespace) -> list[Row]:
     print(f"{clip.identity['model']}, {geometry}, {needed} patches, {where}")
     table = []
     for number, clock in enumerate(("wall-clock", "CPU time")):
-        tower, mine = ([pair[number] for pair in rates[kind]] for kind in ("tower", "stage"))
-        against = f"bare image tower: {median(tower):.1f} patches/s"
+        tower, ours = ([pair[number] for pair in rates[kind]] for kind in ("tower", "stage"))
+        against = f"image tower alone: {median(tower):.1f} patches/s"
         what = f"similarity, {geometry}, {clock}"
-        table.append(compare(what, f"{median(mine):.1f} patches/s", mine, tower, against, "0.95"))
-    # A GPU does not work on the CPU's time, and a shared CPU's wall-clock time is anybody's.
+        table.append(compare(what, f"{median(ours):.1f} patches/s", ours, tower, against, "0.95"))
+    # CPU time does not include the GPU's work; wall-clock time on a shared CPU depends on other load.
     return table[:1] if clip.device.type == "cuda" else table
 
 
 def seconds(work: Callable[[], None]) -> tuple[float, float]:
-    """Wall-clock and CPU seconds, the latter over all threads."""
-    found: list[float] = []
-    cpu = cpu_seconds(lambda: found.append(wall_seconds(work)))
-    return found[0], cpu
+    """Wall-clock seconds, and CPU seconds of all threads."""
+    wall: list[float] = []
+    cpu = cpu_seconds(lambda: wall.append(wall_seconds(work)))
+    return wall[0], cpu
 
 
 def prepare_batch(scorer: PatchScorer) -> torch.Tensor:
-    """One batch of noise, of the shape that the stage gives the tower."""
+    """A batch of noise with the shape that the stage passes to the tower."""
     frame = np.random.default_rng(0).integers(0, 256, (256, 340, 3), dtype=np.uint8)
     rows, columns = map_shape(340, 256, scorer.grid)
     count = min(scorer.batch_size, rows * columns)
@@ -116,12 +122,13 @@ def prepare_batch(scorer: PatchScorer) -> torch.Tensor:
 
 
 def write_frames(tar: Path, clips: int) -> list[dict[str, Any]]:
-    """A tar of JPEGs with some texture; returns what the index would say."""
+    """Write a tar of textured JPEGs; return the rows of its index."""
     rng = np.random.default_rng(0)
     rows = []
     with TarWriter(tar) as writer:
         for number in range(clips):
-            members, sums = [], []
+            members = []
+            sums = []
             for frame in range(4):
                 coarse = rng.integers(0, 256, (32, 34, 3), dtype=np.uint8).repeat(8, 0).repeat(10, 1)
                 jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(coarse), quality=90)
@@ -141,7 +148,7 @@ def write_frames(tar: Path, clips: int) -> list[dict[str, Any]]:
 
 
 def save_clip(folder: Path, config: dict[str, Any]) -> str:
-    """A CLIP with random weights; returns its name for a config."""
+    """Save a CLIP with random weights; return its name for a config."""
     torch.manual_seed(0)
     folder.mkdir()
     save_file(open_clip.CLIP(**config).state_dict(), folder / "open_clip_model.safetensors")

@@ -1,13 +1,13 @@
-"""One pretraining step of `stm` against transformers' VideoMAEForPreTraining, turn by turn with the same weights.
+"""One pretraining step of `stm` compared with transformers' VideoMAEForPreTraining, in turns and with the same weights.
 
-    python -m benchmarks.training_step                          # small pictures, minutes on two cores
+    python -m benchmarks.training_step                          # small images, minutes on two cores
     python -m benchmarks.training_step --size base --image-size 224 --frames 16 --batch 2
     python -m benchmarks.training_step --size base --image-size 224 --frames 16 --batch 64 --precision bf16 --compile
 
-A step is forward, backward and fused AdamW, with a tube mask. Ours starts from bytes and guides, and makes the mask and the
-normalised pixels inside the step; the peer is handed both ready-made, so the ratio is in its favour. What is stated is the
-median of the ratios of neighbouring turns: times of a shared machine drift, and such ratios do not. A ratio above 1 says that
-ours is faster. Peak memory is that of two steps in a process of its own, less what the libraries take.
+A step is forward, backward and fused AdamW, with a tube mask. Ours starts from uint8 pixels and guides, and computes the mask
+and the normalised pixels within the step; the peer receives both ready-made, so the comparison favours it. The reported ratio
+is the median over rounds of the ratios within a round: times on a shared machine drift, such ratios do not. A ratio above 1
+means that ours is faster. Peak memory is that of two steps in a separate process, minus that of the libraries.
 """
 
 import argparse
@@ -43,10 +43,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--batch", type=int, default=4, help="clips")
     parser.add_argument("--ratio", type=float, default=0.9, help="mask ratio")
-    parser.add_argument("--decode-ratio", type=float, default=0.5, help="of the third candidate")
+    parser.add_argument(
+        "--decode-ratio", type=float, default=0.5, help="share of the hidden tokens that the third candidate decodes"
+    )
     parser.add_argument("--precision", default="float32", choices=["float32", "bf16"])
     parser.add_argument(
-        "--compile", action="store_true", help="torch.compile for ours; transformers' breaks into graphs"
+        "--compile",
+        action="store_true",
+        help="use torch.compile for ours; transformers' model breaks into several graphs",
     )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--memory-of", choices=[PEER, OURS, "half"], help=argparse.SUPPRESS)
@@ -63,7 +67,7 @@ def make_batch(run: PretrainRun, batch: int, device: str) -> dict:
 
 
 def peer_inputs(method: MAE, batch: dict, device: str) -> tuple[Tensor, Tensor]:
-    """Ready-made pixels and mask for transformers' model."""
+    """Normalised pixels and mask for transformers' model."""
     architecture = method.model.architecture
     kept, _ = method.mask(batch["guides"])
     mask = to_boolean(kept, architecture.slots, architecture.slot_tokens).flatten(1)
@@ -78,13 +82,13 @@ def build_peer(method: MAE) -> nn.Module:
 
 
 def make_peer(method: MAE, batch: dict, device: str, precision: str) -> Callable[[], Tensor]:
-    """A step of it."""
+    """A training step of transformers' model."""
     peer, (pixels, mask) = build_peer(method).to(device), peer_inputs(method, batch, device)
     return make_step(peer, lambda: peer(pixels, mask).loss, device, precision)
 
 
 def make_step(model: nn.Module, forward: Callable[[], Tensor], device: str, precision: str) -> Callable[[], Tensor]:
-    """Forward, backward, AdamW; returns the loss."""
+    """A step of forward, backward and AdamW that returns the loss."""
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> Tensor:
@@ -99,7 +103,7 @@ def make_step(model: nn.Module, forward: Callable[[], Tensor], device: str, prec
 
 
 def measure(step: Callable[[], Tensor]) -> float:
-    """Seconds of a step."""
+    """Seconds of one step."""
     return wall_seconds(step)
 
 
@@ -138,7 +142,7 @@ def main() -> None:
         steps["bf16"] = make_ours(run.model_copy(update={"precision": "bf16"}), batch, device)[1]
     elif a.precision == "float32":
         print(
-            "bf16 is left out: this processor has neither avx512_bf16 nor amx_bf16, and emulates it slower than float32"
+            "bf16 is skipped: this processor has neither avx512_bf16 nor amx_bf16; emulating it is slower than float32"
         )
     losses = {name: step().item() for name, step in steps.items()}
     seconds = take_turns({name: partial(measure, step) for name, step in steps.items()}, a.rounds)
@@ -162,33 +166,37 @@ def print_steps(method: MAE, batch: dict, a: argparse.Namespace, seconds: dict, 
 def compare_steps(seconds: dict[str, list[float]], geometry: str, a: argparse.Namespace) -> list[Row]:
     rates = {name: [1 / value for value in values] for name, values in seconds.items()}
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    said = {name: f"{value:.2f} s a step" for name, value in median.items()}
-    step, peer = f"step, {geometry}, {a.precision}", f"transformers, {said[PEER]}"
-    rows = [compare(step, said[OURS], rates[OURS], rates[PEER], peer, "1")]
-    rows.append(compare(f"{step}, {a.decode_ratio:g} decoded", said["half"], rates["half"], rates[PEER], peer, "1.45"))
+    times = {name: f"{value:.2f} s per step" for name, value in median.items()}
+    step, peer = f"step, {geometry}, {a.precision}", f"transformers, {times[PEER]}"
+    rows = [compare(step, times[OURS], rates[OURS], rates[PEER], peer, "1")]
+    rows.append(compare(f"{step}, {a.decode_ratio:g} decoded", times["half"], rates["half"], rates[PEER], peer, "1.45"))
     if "bf16" in rates:
         name = f"step, {geometry}, bf16"
-        rows.append(compare(name, said["bf16"], rates["bf16"], rates[OURS], f"our float32, {said[OURS]}", "2"))
+        rows.append(compare(name, times["bf16"], rates["bf16"], rates[OURS], f"our float32, {times[OURS]}", "2"))
     return rows
 
 
 def compare_memory(a: argparse.Namespace) -> list[Row]:
-    peaks = {name: _ask_memory(name) for name in (PEER, OURS, "half")}
+    peaks = {name: _peak_memory_of(name) for name in (PEER, OURS, "half")}
     against, rows = f"transformers, {peaks[PEER]:.0f} MB", []
-    for name, said in ((OURS, ""), ("half", f", {a.decode_ratio:g} decoded")):
+    for name, suffix in ((OURS, ""), ("half", f", {a.decode_ratio:g} decoded")):
         ratio = peaks[name] / peaks[PEER]
-        rows.append(Row(f"peak memory{said}", f"{peaks[name]:.0f} MB", ratio, ratio, ratio, against, "below 1"))
+        rows.append(Row(f"peak memory{suffix}", f"{peaks[name]:.0f} MB", ratio, ratio, ratio, against, "below 1"))
     return rows
 
 
-def _ask_memory(name: str) -> float:
+def _peak_memory_of(name: str) -> float:
+    """Peak memory of a candidate, MB, measured in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.training_step", *sys.argv[1:], "--memory-of", name]
-    plain = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
-    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=plain).stdout.split()[-1])
+    # Without the allocator's settings of `python -m benchmarks`, which keep freed memory resident.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    return float(
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout.split()[-1]
+    )
 
 
 def measure_memory(name: str, run: PretrainRun, a: argparse.Namespace, device: str) -> float:
-    """Peak of two steps in this process, MB: weights, gradients, optimiser, activations, inputs."""
+    """Peak memory of two steps in this process, MB: weights, gradients, optimiser state, activations and inputs."""
     method = build_method(run if name != "half" else run.model_copy(update={"decode_ratio": a.decode_ratio}))
     assert isinstance(method, MAE)
     batch = make_batch(run, a.batch, "cpu")
@@ -215,20 +223,20 @@ def measure_memory(name: str, run: PretrainRun, a: argparse.Namespace, device: s
 
 
 def _resident(kind: str) -> float:
-    """MB of this process now (`VmRSS`) or at most so far (`VmHWM`); Linux."""
+    """Resident memory of this process in MB, current (`VmRSS`) or peak (`VmHWM`); Linux only."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{kind}:"))
 
 
 def count_graphs() -> Row:
-    """Into how many graphs torch.compile cuts the forward pass of both; at a small size, as the number is the code's."""
+    """Number of graphs of both forward passes in torch.compile, at a small size, because it depends on the code only."""
     run = PretrainRun(model="tiny", image_size=32, frames=4)
     batch = make_batch(run, 2, "cpu")
     method = build_method(run)
     assert isinstance(method, MAE)
     pixels, mask = peer_inputs(method, batch, "cpu")
-    whole = torch.compile(method, dynamic=False, fullgraph=True, backend="eager")  # raises where it would be cut
-    whole(batch)
+    compiled = torch.compile(method, dynamic=False, fullgraph=True, backend="eager")  # raises if there is a graph break
+    compiled(batch)
     ours = torch._dynamo.explain(method)(batch).graph_count
     theirs = torch._dynamo.explain(build_peer(method))(pixels, mask).graph_count
     return Row(

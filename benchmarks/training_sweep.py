@@ -1,13 +1,13 @@
-"""Training steps of ViT-B on a GPU: time, clips a second, memory and share of the measured matrix peak, over batch sizes.
+"""Training steps of ViT-B on a GPU by batch size: time, clips per second, memory and share of the measured matrix peak.
 
     python -m benchmarks.training_sweep --device cuda
-    python -m benchmarks.training_sweep --toy            # the same code, small, on a CPU: shows that it runs
+    python -m benchmarks.training_sweep --toy            # the same code at a small size, on a CPU, to check that it runs
 
 MAE at three mask ratios, and UMT's first stage with its teacher (8 frames, CLIP's ViT-B/16, random weights), each with and
-without torch.compile. A step is the training loop's: bf16, forward, backward, norm of the gradient, fused AdamW. The peak is
-that of a large product of bfloat16 matrices in the same run. The arithmetic of a step is counted by formula
-(stm/models/cost.py), the teacher's forward pass with it. At last the fastest of each method is fed by the loader, from
-shards of made videos: the ratio then is to the same step on a batch that lies ready.
+without torch.compile. A step is the training loop's: bf16, forward, backward, gradient norm, fused AdamW. The peak is
+that of a large product of bfloat16 matrices in the same run. The FLOP of a step are computed by formula (stm/models/cost.py),
+including the teacher's forward pass. Finally, the fastest variant of each method gets its batches from the loader, from shards
+of generated videos: that ratio is to the same step on a batch in memory.
 """
 
 import argparse
@@ -36,32 +36,34 @@ from stm.models.weights import zoo
 from stm.training.loop import clip_gradient
 from stm.training.optimizer import build_optimizer
 
-TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}  # no text is read here
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}  # text is not used here
 TEACHER = {"embed_dim": 512, "width": 768, "layers": 12, "patch": 16, "aligned": 6}
 TOY_TEACHER = {"embed_dim": 16, "width": 64, "layers": 2, "patch": 8, "aligned": 2}
 
 
 class Job(NamedTuple):
-    """One line of the table."""
+    """One row of the table."""
 
     name: str
     run: PretrainRun | LanguageRun
     batch: int  # clips
-    flop: float  # of a clip's step
+    flop: float  # per clip and step
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--ratios", type=float, nargs="*", default=[0.9, 0.75, 0.6], help="of MAE")
+    parser.add_argument("--ratios", type=float, nargs="*", default=[0.9, 0.75, 0.6], help="mask ratios of MAE")
     parser.add_argument("--batches", type=int, nargs="*", default=[32, 128, 256])
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="loading processes")
-    parser.add_argument("--steps", type=int, default=5, help="a round")
+    parser.add_argument("--steps", type=int, default=5, help="steps per round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--toy", action="store_true", help="a tiny model and tiny clips")
+    parser.add_argument("--toy", action="store_true", help="use a tiny model and tiny clips")
     arguments = parser.parse_args()
     if arguments.toy:
-        arguments.batches, arguments.steps, arguments.workers = [2], 1, 0
+        arguments.batches = [2]
+        arguments.steps = 1
+        arguments.workers = 0
     return arguments
 
 
@@ -74,27 +76,27 @@ def main() -> None:
         print(f"bf16 matrix peak: {peak / 1e12:.4g} TFLOP/s", flush=True)
         best: dict[str, tuple[float, Job]] = {}
         for job in make_jobs(Path(folder), a):
-            found = measure(job, device, a)
-            if found is None:
+            measured = measure(job, device, a)
+            if measured is None:
                 rows.append(Row(job.name, "out of memory", None, None, None, ""))
                 continue
-            seconds, memory = found
+            seconds, memory = measured
             median = statistics.median(seconds)
             speed = f"{1000 * median:.0f} ms, {job.batch / median:.0f} clips/s, {memory:.1f} GB"
             print(f"{job.name}: {speed}", flush=True)
-            mine = [job.flop * job.batch / value for value in seconds]
+            rates = [job.flop * job.batch / value for value in seconds]
             against = f"bf16 matrix peak, {peak / 1e12:.4g} TFLOP/s"
-            rows.append(compare(job.name, speed, mine, [peak] * len(mine), against, "0.35"))
+            rows.append(compare(job.name, speed, rates, [peak] * len(rates), against, "0.35"))
             kind = job.name.partition(", batch")[0]
             if kind not in best or job.batch / median > best[kind][0]:
                 best[kind] = (job.batch / median, job)
-        feeders = [best[kind] for kind in ("MAE 0.9", "UMT 0.8") if kind in best]
-        rows += [fed_row(job, rate, Path(folder), device, a) for rate, job in feeders]
+        fastest = [best[kind] for kind in ("MAE 0.9", "UMT 0.8") if kind in best]
+        rows += [loader_row(job, rate, Path(folder), device, a) for rate, job in fastest]
     report(rows)
 
 
 def measure_peak(device: torch.device, a: argparse.Namespace) -> float:
-    """FLOP/s of a product of square bfloat16 matrices (float32 for the toy), the best of the rounds."""
+    """FLOP/s of a product of square bfloat16 matrices (float32 with --toy), the best of the rounds."""
     side, kind = (256, torch.float32) if a.toy else (8192, torch.bfloat16)
     left, right = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
     times = 20
@@ -133,11 +135,11 @@ def make_jobs(folder: Path, a: argparse.Namespace) -> Iterator[Job]:
         }
     )
     runs.append(("UMT 0.8", umt, umt_flop(umt, teacher)))
-    for name, chosen, flop in runs:
+    for name, run_config, flop in runs:
         for batch in a.batches:
             for compiled in (False, True):
-                said = f"{name}, batch {batch}{', compiled' if compiled else ''}"
-                yield Job(said, chosen.model_copy(update={"compile": compiled}), batch, flop)
+                title = f"{name}, batch {batch}{', compiled' if compiled else ''}"
+                yield Job(title, run_config.model_copy(update={"compile": compiled}), batch, flop)
 
 
 def save_teacher(folder: Path, teacher: dict[str, int], image_size: int) -> str:
@@ -158,16 +160,16 @@ def mae_flop(run: PretrainRun) -> float:
 
 
 def umt_flop(run: LanguageRun, teacher: dict[str, int]) -> float:
-    """Of a step on one clip, the teacher's forward pass on each of its frames included."""
+    """FLOP of a step per clip, including the teacher's forward pass on each of its frames."""
     tokens = zoo.describe(run).slot_tokens
     patches = 2 * tokens * 3 * teacher["patch"] ** 2 * teacher["width"]
     joint = teacher["aligned"] * 2 * tokens * teacher["width"] * teacher["embed_dim"]
-    look = patches + joint + blocks_cost(tokens + 1, teacher["width"], teacher["layers"], 4.0)
-    return umt_student_flop(run, teacher) + run.frames * look
+    teacher_frame = patches + joint + blocks_cost(tokens + 1, teacher["width"], teacher["layers"], 4.0)
+    return umt_student_flop(run, teacher) + run.frames * teacher_frame
 
 
 def umt_student_flop(run: LanguageRun, teacher: dict[str, int]) -> float:
-    """Student and linear decoders, forward and backward."""
+    """FLOP per clip of student and linear decoders, forward and backward."""
     shape = zoo.describe(run)
     kept = shape.tokens - shape.slots * count_masked(shape.slot_tokens, run.mask.ratio)
     embedding = 2 * kept * shape.token_values * shape.width
@@ -177,7 +179,7 @@ def umt_student_flop(run: LanguageRun, teacher: dict[str, int]) -> float:
 
 
 def build_step(job: Job, device: torch.device) -> Callable[[Batch], Tensor]:
-    """What the training loop does with a batch."""
+    """The training loop's step on a batch."""
     torch.manual_seed(0)
     method: nn.Module = build_method(job.run).to(device)
     optimizer = build_optimizer(method, Optimisation(batch_size=job.batch))
@@ -204,11 +206,11 @@ def draw_batch(job: Job, device: torch.device) -> dict[str, Any]:
 
 
 def measure(job: Job, device: torch.device, a: argparse.Namespace) -> tuple[list[float], float] | None:
-    """Seconds of a step, by round, and the most memory, GB; None: it does not fit."""
-    with _fresh(device):
+    """Seconds per step, by round, and peak memory in GB; None if the job does not fit."""
+    with _reset(device):
         try:
             step, batch = build_step(job, device), draw_batch(job, device)
-            for _ in range(3):  # compiles, and fills the optimiser's state
+            for _ in range(3):  # compiles and initialises the optimiser's state
                 step(batch)
             seconds = [wall_seconds(lambda: [step(batch) for _ in range(a.steps)]) / a.steps for _ in range(a.rounds)]
         except torch.OutOfMemoryError:
@@ -218,8 +220,8 @@ def measure(job: Job, device: torch.device, a: argparse.Namespace) -> tuple[list
 
 
 @contextlib.contextmanager
-def _fresh(device: torch.device) -> Iterator[None]:
-    """Without what an earlier job has left in the device's memory or in the compiler's."""
+def _reset(device: torch.device) -> Iterator[None]:
+    """Free what earlier jobs left in the caches of the device and of the compiler."""
     torch._dynamo.reset()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -228,10 +230,11 @@ def _fresh(device: torch.device) -> Iterator[None]:
 
 
 class Repeated(torch.utils.data.Dataset[list[Sample]]):
-    """A few clips as many: each time with another crop and offset, read and decoded anew."""
+    """A dataset of a few clips repeated up to `clips`; each repetition is decoded again, with another crop and offset."""
 
     def __init__(self, dataset: ClipDataset, clips: int) -> None:
-        self.dataset, self.clips = dataset, clips
+        self.dataset = dataset
+        self.clips = clips
 
     def __len__(self) -> int:
         return self.clips
@@ -242,8 +245,8 @@ class Repeated(torch.utils.data.Dataset[list[Sample]]):
         return self.dataset[epoch * self.clips + visit, clip]
 
 
-def fed_row(job: Job, ready: float, folder: Path, device: torch.device, a: argparse.Namespace) -> Row:
-    """The same steps, each with a batch from the loader."""
+def loader_row(job: Job, in_memory: float, folder: Path, device: torch.device, a: argparse.Namespace) -> Row:
+    """The row of the same steps with batches from the loader; `in_memory` is the rate with a batch in memory, clips/s."""
     shards = folder / "videos of the loader"
     if not shards.exists():
         shards.mkdir()
@@ -255,15 +258,15 @@ def fed_row(job: Job, ready: float, folder: Path, device: torch.device, a: argpa
     dataset = ClipDataset([index], geometry, Augmentation(), 0, True, guides=())
     repeated = cast(ClipDataset, Repeated(dataset, job.batch * (steps + 3)))
     loader = ClipLoader(repeated, job.batch, shuffle=True, workers=a.workers)
-    with _fresh(device):
+    with _reset(device):
         step = build_step(job, device)
         batches = move_ahead(loader.batches(0), device)
         for _ in range(3):
             step(next(batches))
         seconds = wall_seconds(lambda: [step(next(batches)) for _ in range(steps)]) / steps
     rate = job.batch / seconds
-    against = f"the same with the batch at hand: {ready:.0f} clips/s; {a.workers} loading processes"
-    return compare(f"{job.name}, from the loader", f"{rate:.0f} clips/s", [rate], [ready], against)
+    against = f"the same with a batch in memory: {in_memory:.0f} clips/s; {a.workers} loading processes"
+    return compare(f"{job.name}, from the loader", f"{rate:.0f} clips/s", [rate], [in_memory], against)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What several rooms' tests share: small real videos."""
+"""Small real videos for the tests of several folders."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def encode(path: Path, frames: np.ndarray, codec: str = "libx264", fps: int = 10, **options: str) -> Path:
-    """Writes uint8 [F, H, W, 3] frames as a video; `options` go to the encoder."""
+    """Write uint8 [F, H, W, 3] frames as a video and return its path; `options` are passed to the encoder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps, options=options)
@@ -27,7 +27,7 @@ def encode(path: Path, frames: np.ndarray, codec: str = "libx264", fps: int = 10
 
 
 def moving_texture(frames: int = 20, height: int = 64, width: int = 96, seed: int = 0, speed: int = 2) -> np.ndarray:
-    """A smooth random texture that moves `speed` pixels to the right a frame, uint8 [F, H, W, 3]."""
+    """A random texture of 8 x 8 blocks that moves `speed` pixels to the right per frame, uint8 [F, H, W, 3]."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (height // 8 + 1, (width + frames * speed) // 8 + 2, 3))
     texture = np.kron(coarse, np.ones((8, 8, 1)))[:height].astype(np.uint8)

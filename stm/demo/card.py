@@ -14,10 +14,10 @@ from stm.storage.files import write_bytes
 _TEXT = """\
 # The demo's two small models
 
-Made by `stm/demo/train.py` (`snakemake demo_models` makes them again) from nothing but the generated dataset
-moving-shapes. Licence: that of the repository. They know shapes, colors and backgrounds of that dataset and nothing else.
+Made by `stm/demo/train.py` (`snakemake demo_models` trains them again) from the generated dataset
+moving-shapes alone. Licence: that of the repository. They know only the shapes, colors and backgrounds of that dataset.
 
-| folder | what | parameters | bytes |
+| folder | model | parameters | bytes |
 |---|---|---|---|
 | `demo-clip` | CLIP for open_clip (`local-dir:`) | {clip_parameters:,} | {clip_bytes:,} |
 | `demo-blip2` | `Blip2ForConditionalGeneration` with an OPT language model | {blip2_parameters:,} | {blip2_bytes:,} |
@@ -27,34 +27,34 @@ Weights are stored as float16 safetensors and load as float32.
 ## How they were made
 
 - Data: {frames:,} frames, two at random times of each of {clips:,} clips of the split `demo-models`, seed {seed};
-  half of them with JPEG artefacts. The demo's own splits have other names and therefore other clips.
-- CLIP: {clip_steps:,} steps of 32 frames, 12 crops each (the scene, the object whole, patches of 10 to 27 px), with texts
+  half of them with JPEG artefacts. The demo's own splits have different names and therefore different clips.
+- CLIP: {clip_steps:,} steps of 32 frames, 12 crops each (the scene, the whole object, patches of 10 to 27 px), with texts
   contrasted against patches of other objects and of the background. `stm/demo/clip.py`.
-- BLIP-2: {blip2_steps:,} steps of 32 whole frames and their appearance captions. The image tower starts from CLIP's.
+- BLIP-2: {blip2_steps:,} steps of 32 whole frames and their appearance captions. The image tower is initialised from CLIP's.
   `stm/demo/blip2.py`.
-- In both a linear layer that names what a crop or an image token shows helps the tower to learn, and is thrown away.
+- In both, an auxiliary linear layer classifies what a crop or an image token shows; it helps the tower to learn and is discarded.
   `stm/demo/auxiliary_head.py`.
 - Muon and AdamW, warm-up and cosine decay, bfloat16 autocast, on a CPU, torch threads: {threads}. Time: {times}.
 
 ## How good they are
 
-On {held_out_frames} frames of {held_out_clips} clips of the split `demo-models-held-out`, with the models read back through
+On {held_out_frames} frames of {held_out_clips} clips of the split `demo-models-held-out`, with the models loaded by
 open_clip and transformers.
 
-CLIP: cosine of every cell of an 8 x 10 grid with a text, means over frames. *Coverage*: share of the named object's true box that
-the 60 % most similar cells cover; chance is 0.60. A box has empty corners, which look like background: *ceiling* ranks the
-cells by the true share of object pixels and guesses among the rest. *Low*: 5 % of the frames lie below. *Pixels*: share of
-the object's own pixels that is covered. *AUC*: cells at least half inside the box against those outside that show
-anything, background only, or another object.
+CLIP: cosine of every cell of an 8 x 10 grid with a text, averaged over frames. *Coverage*: share of the named object's
+true box that the 60 % most similar cells cover; chance is 0.60. A box has empty corners, which look like background:
+*ceiling* ranks the cells by the true share of object pixels and the others at random. *Low*: the 5th percentile over frames. *Pixels*: share of
+the object's own pixels that is covered. *AUC*: cells at least half inside the box against cells outside that show
+anything, only background, or another object.
 
 | text | coverage | fixed camera | moving camera | low | pixels | AUC | AUC background | AUC objects |
 |---|---|---|---|---|---|---|---|---|
 {clip_rows}
 
-BLIP-2: greedy captions against `appearance_caption`. In a frame with several objects nothing but size and place tells which one
-is named, so *any object* counts a caption that is right for any object in view.
+BLIP-2: greedy captions against `appearance_caption`. In a frame with several objects, only size and position indicate which one
+is named, so *any object* counts a caption that is correct for any object in view.
 
-| what | share |
+| captions | share |
 |---|---|
 {blip2_rows}
 """

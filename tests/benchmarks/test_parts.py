@@ -1,4 +1,4 @@
-"""Each benchmark, at a toy size: that it runs to its end, and that what it counts is right. Never how fast anything is."""
+"""Each benchmark runs at a small size and counts correctly. Speed itself is never tested."""
 
 import json
 import os
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(name: str, *arguments: str, folder: Path) -> dict[str, dict]:
-    """The rows of a part, by what they say."""
+    """Run a part; return its rows by name."""
     command = [sys.executable, "-m", f"benchmarks.{name}", *arguments, "--rounds", "1"]
     environment = {**os.environ, ROWS: str(folder / "rows.json"), "CUDA_VISIBLE_DEVICES": ""}
     finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -34,8 +34,8 @@ def test_the_loader_is_compared_with_decord(tmp_path: Path) -> None:
     toy = ("--clips", "1", "--seconds", "3", "--visits", "1", "--workers", "1", "--gop", "12")
     rows = run("loader", *toy, folder=tmp_path)
     assert "decord" in rows["loader, key frame every 12"]["against"]
-    fed = rows["loader, cores that keep a step fed"]
-    assert fed["speed"] == f"{-(-1 // fed['ratio']):.0f} cores"
+    cores = rows["loader, cores to supply a step"]
+    assert cores["speed"] == f"{-(-1 // cores['ratio']):.0f} cores"
 
 
 @pytest.mark.slow
@@ -48,7 +48,7 @@ def test_motion_is_compared_with_plain_decoding(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_similarity_is_compared_with_the_bare_tower(tmp_path: Path) -> None:
+def test_similarity_is_compared_with_the_tower_alone(tmp_path: Path) -> None:
     rows = run("similarity", "--small", "--grid", "3", "--batch-size", "8", folder=tmp_path)
     assert len(rows) == 2
 
@@ -61,15 +61,15 @@ def test_a_step_is_compared_with_transformers_in_time_memory_and_graphs(tmp_path
 
 
 @pytest.mark.slow
-def test_captions_are_compared_with_one_clip_after_the_other(tmp_path: Path) -> None:
+def test_captions_are_compared_with_one_clip_at_a_time(tmp_path: Path) -> None:
     assert len(run("captions", "--clips", "2", folder=tmp_path)) == 1
 
 
 @pytest.mark.slow
 def test_the_sweep_runs_mae_and_umt_with_and_without_compilation_and_from_the_loader(tmp_path: Path) -> None:
     rows = run("training_sweep", "--toy", "--device", "cpu", "--ratios", "0.75", folder=tmp_path)
-    ways = ("", ", compiled")
-    assert set(rows) >= {f"{name}, batch 2{way}" for name in ("MAE 0.75", "UMT 0.8") for way in ways}
+    variants = ("", ", compiled")
+    assert set(rows) >= {f"{name}, batch 2{variant}" for name in ("MAE 0.75", "UMT 0.8") for variant in variants}
     assert sum("from the loader" in what for what in rows) == 1
 
 

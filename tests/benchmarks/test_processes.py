@@ -1,4 +1,4 @@
-"""What a command took is what it took itself, not what the process that asked had taken before."""
+"""The measured cost is that of the command, without that of the process which started it."""
 
 import os
 import sys
@@ -15,24 +15,24 @@ def run(tmp_path, code, **options):
 
 
 def test_memory_and_time_are_the_commands_own(tmp_path):
-    held = os.urandom(300 * MB)  # by this process, as a benchmark holds its libraries
+    buffer = os.urandom(300 * MB)  # in this process, like the libraries of a benchmark
     idle = run(tmp_path, "pass")
-    busy = run(tmp_path, "import time; held = bytes(range(250)) * 400_000; end = time.process_time() + 0.3\n"
+    busy = run(tmp_path, "import time; buffer = bytes(range(250)) * 400_000; end = time.process_time() + 0.3\n"
                "while time.process_time() < end: pass")  # fmt: skip
-    assert len(held) == 300 * MB
+    assert len(buffer) == 300 * MB
     assert idle.memory < 60
     assert 90 <= busy.memory - idle.memory < 140
     assert busy.cpu - idle.cpu >= 0.29
     assert busy.wall >= 0.29
 
 
-def test_it_runs_where_and_with_what_it_is_told(tmp_path):
-    place = tmp_path / "place"
-    place.mkdir()
-    run(tmp_path, "import os; print(os.getcwd(), os.environ['SAID'])", folder=place, environment={"SAID": "so"})
-    assert (tmp_path / "printed").read_text().split() == [str(place.resolve()), "so"]
+def test_folder_and_environment_reach_the_command(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    run(tmp_path, "import os; print(os.getcwd(), os.environ['NAME'])", folder=folder, environment={"NAME": "value"})
+    assert (tmp_path / "printed").read_text().split() == [str(folder.resolve()), "value"]
 
 
-def test_a_command_that_fails_is_said_with_its_words(tmp_path):
+def test_the_error_of_a_failed_command_contains_its_output(tmp_path):
     with pytest.raises(RuntimeError, match=r"(?s)ended with status 3.*it broke"):
         run(tmp_path, "import sys; print('it broke'); sys.exit(3)")

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from joined import Values
-from made_clips import make_run
-from made_language import make_batch
-from made_language import make_run as make_language_run
+from language_runs import make_batch
+from language_runs import make_run as make_language_run
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import normalize
+from training_shards import make_run
+from two_processes import Values
 
 from stm.config import LanguageRun, PretrainRun
 from stm.data.loader import Batch

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from joined import Values, run_joined
-from made_language import make_small_bert
+from language_runs import make_small_bert
 from safetensors.numpy import load_file
 from sharded import LANGUAGE, RUNS, STEPS, run_of, train, train_until_killed, train_with_text, train_without_text
+from two_processes import Values, run_in_two_processes
 
 from stm.distributed.fsdp import find_blocks
 from stm.distributed.process import Process
@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clips(folder: Path) -> Values:
     """The results of the first of two processes for all runs without text."""
     train_until_killed(run_of("contrast"), folder / "alone", ALONE, "ddp")
-    first, second = run_joined(partial(train_without_text, folder=folder), folder)
+    first, second = run_in_two_processes(partial(train_without_text, folder=folder), folder)
     assert second == {}
     return first
 
@@ -39,7 +39,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Values:
     """The results of the first of two processes for all runs with text."""
     folder = tmp_path_factory.mktemp("texts")
     bert = make_small_bert(folder / "bert")
-    return run_joined(partial(train_with_text, folder=folder, bert=bert), folder)[0]
+    return run_in_two_processes(partial(train_with_text, folder=folder, bert=bert), folder)[0]
 
 
 def select(values: Values, prefix: str) -> Values:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import simplejpeg
 import torch
-from made_clips import COLUMNS, FRAMES, HEIGHT, ROWS, WIDTH, draw_clip, make_run
+from training_shards import COLUMNS, FRAMES, HEIGHT, ROWS, WIDTH, make_frames, make_run
 
 from stm.config import Contrast, PretrainRun
 from stm.evaluation.classification.clips import clips_to_test
@@ -53,7 +53,7 @@ def write_captioned(index: Path, clips: Sequence[CaptionedClip], seed: int = 0, 
     rng, rows = np.random.default_rng(seed), []
     with TarWriter(index.with_suffix(".tar")) as tar:
         for number, told in enumerate(clips):
-            rows.append(_write_clip(tar, f"{prefix}-{number:03d}", told, draw_clip(told.label, rng)))
+            rows.append(_write_clip(tar, f"{prefix}-{number:03d}", told, make_frames(told.label, rng)))
     write_table(index, pa.Table.from_pylist(rows, SCHEMA), {"stage": "shards"})
     return index
 

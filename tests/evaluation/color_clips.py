@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from made_clips import make_run, make_shard
+from training_shards import make_run, make_shard
 
 from stm.config import FineTune, LinearProbe, PretrainRun
 from stm.evaluation import EvaluationInputs, evaluate

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from made_clips import make_shard
-from made_language import make_run, make_small_bert
+from language_runs import make_run, make_small_bert
+from training_shards import make_shard
 
 from stm.config import (
     Captioning,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from color_clips import LABELS, RUN, fine_tuning, make_splits
-from made_clips import make_shard
 from pydantic import BaseModel
+from training_shards import make_shard
 
 from stm.config import Captioning, LanguageRun, MultipleChoice, QuestionAnswering, VideoTextRetrieval
 from stm.evaluation import EvaluationInputs

@@ -1,4 +1,4 @@
-"""Damaged input, kills and full disks; the tests use what the tests of the stages make."""
+"""A table of the outcomes of damaged inputs, printed after the tests."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ TALLIES = pytest.StashKey[list[str]]()
 
 @pytest.fixture
 def table(request: pytest.FixtureRequest) -> Callable[[object], None]:
-    """Adds a line to the table that is shown after the tests."""
+    """Add a row to the table that is printed after the tests."""
     lines = request.config.stash.setdefault(TALLIES, [])
     return lambda line: lines.append(str(line))
 
@@ -18,4 +18,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     lines = config.stash.get(TALLIES, [])
     if lines:
         terminalreporter.section("damaged inputs")
-        terminalreporter.write_line("\n".join(["| stage | inputs | how it ended |", "|---|---|---|", *lines]))
+        terminalreporter.write_line("\n".join(["| stage | inputs | outcomes |", "|---|---|---|", *lines]))

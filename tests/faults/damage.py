@@ -1,4 +1,4 @@
-"""Damaged copies of good files, drawn from a seed."""
+"""Damaged copies of good files, sampled with a seed."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -12,14 +12,15 @@ import pyarrow.parquet as pq
 
 @dataclass(frozen=True)
 class Damage:
-    """What became of a file."""
+    """A damaged copy of a file."""
 
     kind: str
     data: bytes
-    strict: bool = True  # a reader must notice, or come to the same result; otherwise it may believe the file
+    strict: bool = True  # a reader must notice the damage or return the same result; otherwise it may accept the file
 
 
-Draw = np.random.Generator
+Rng = np.random.Generator
+# Other formats' first bytes, and formats that make a reader open other files.
 HEADERS = (
     b"RIFF\xff\xff\xff\xffAVI LIST", b"GIF89a\xff\xff\xff\xff\xf7\x00\x00", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0",
     b"#EXTM3U\n#EXTINF:1,\n/etc/hostname\n", b"ffconcat version 1.0\nfile /etc/hostname\n", b"%PDF-1.7\n", b"PK\x03\x04",
@@ -28,76 +29,76 @@ HEADERS = (
 )  # fmt: skip
 
 
-def _cut(data: bytes, draw: Draw) -> bytes:
-    return data[: int(draw.integers(1, len(data)))]
+def _cut(data: bytes, rng: Rng) -> bytes:
+    return data[: int(rng.integers(1, len(data)))]
 
 
-def _flip(data: bytes, draw: Draw) -> bytes:
+def _flip(data: bytes, rng: Rng) -> bytes:
     changed = bytearray(data)
-    for _ in range(int(draw.choice([1, 1, 4, 64]))):
-        changed[int(draw.integers(len(data)))] ^= 1 << int(draw.integers(8))
+    for _ in range(int(rng.choice([1, 1, 4, 64]))):
+        changed[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
     return bytes(changed)
 
 
-def _flip_header(data: bytes, draw: Draw) -> bytes:
-    return _flip(data[:64], draw) + data[64:]
+def _flip_header(data: bytes, rng: Rng) -> bytes:
+    return _flip(data[:64], rng) + data[64:]
 
 
-def _flip_end(data: bytes, draw: Draw) -> bytes:
-    return data[:-512] + _flip(data[-512:], draw)
+def _flip_end(data: bytes, rng: Rng) -> bytes:
+    return data[:-512] + _flip(data[-512:], rng)
 
 
-def _blank(data: bytes, draw: Draw) -> bytes:
-    start = int(draw.integers(len(data)))
-    size = int(draw.integers(1, 1 + len(data) // 4))
+def _blank(data: bytes, rng: Rng) -> bytes:
+    start = int(rng.integers(len(data)))
+    size = int(rng.integers(1, 1 + len(data) // 4))
     return data[:start] + b"\0" * len(data[start : start + size]) + data[start + size :]
 
 
-def _other_header(data: bytes, draw: Draw) -> bytes:
-    header = HEADERS[int(draw.integers(len(HEADERS)))]
+def _other_header(data: bytes, rng: Rng) -> bytes:
+    header = HEADERS[int(rng.integers(len(HEADERS)))]
     return header + data[len(header) :]
 
 
-def _leave_out(data: bytes, draw: Draw) -> bytes:
-    start = int(draw.integers(len(data)))
-    return data[:start] + data[start + int(draw.integers(1, 1 + len(data) // 4)) :]
+def _remove(data: bytes, rng: Rng) -> bytes:
+    start = int(rng.integers(len(data)))
+    return data[:start] + data[start + int(rng.integers(1, 1 + len(data) // 4)) :]
 
 
-def _put_in(data: bytes, draw: Draw) -> bytes:
-    start = int(draw.integers(len(data)))
-    return data[:start] + draw.bytes(int(draw.integers(1, 200))) + data[start:]
+def _insert(data: bytes, rng: Rng) -> bytes:
+    start = int(rng.integers(len(data)))
+    return data[:start] + rng.bytes(int(rng.integers(1, 200))) + data[start:]
 
 
-def _largest_number(data: bytes, draw: Draw) -> bytes:
-    """Somewhere in the file, a number in all its bits: sizes, counts and offsets become absurd."""
-    start = int(draw.integers(len(data)))
+def _largest_number(data: bytes, rng: Rng) -> bytes:
+    """Set eight bytes at a random place to 0xff: sizes, counts and offsets become absurd."""
+    start = int(rng.integers(len(data)))
     return data[:start] + b"\xff" * 8 + data[start + 8 :]
 
 
-def _nothing_of_it(data: bytes, draw: Draw) -> bytes:
-    whole = [b"", b"\0", b"\0" * 4096, draw.bytes(2000), b"<html><body>404 Not Found</body></html>\n", b"{}\n"]
-    return whole[int(draw.integers(len(whole)))]
+def _replace(data: bytes, rng: Rng) -> bytes:
+    contents = [b"", b"\0", b"\0" * 4096, rng.bytes(2000), b"<html><body>404 Not Found</body></html>\n", b"{}\n"]
+    return contents[int(rng.integers(len(contents)))]
 
 
-_BYTES: dict[str, Callable[[bytes, Draw], bytes]] = {
+_BYTES: dict[str, Callable[[bytes, Rng], bytes]] = {
     "cut off": _cut,
     "bits flipped": _flip,
     "bits of the header flipped": _flip_header,
     "bits of the end flipped": _flip_end,
     "blanked": _blank,
     "another header": _other_header,
-    "part left out": _leave_out,
-    "part put in": _put_in,
+    "part removed": _remove,
+    "part inserted": _insert,
     "absurd number": _largest_number,
-    "something else": _nothing_of_it,
+    "something else": _replace,
 }
 
 
-def damage_bytes(data: bytes, draw: Draw) -> Iterator[Damage]:
-    """Endless; no copy is the original."""
+def damage_bytes(data: bytes, rng: Rng) -> Iterator[Damage]:
+    """Damaged copies without end, of each kind in turn; none equals the original."""
     while True:
         for kind, change in _BYTES.items():
-            damaged = change(data, draw)
+            damaged = change(data, rng)
             if damaged != data:
                 yield Damage(kind, damaged)
 
@@ -119,42 +120,42 @@ ABSURD = (-1, 0, 2**31 - 1, -(2**31), 65536, 10**9)
 
 
 def damage_table(data: bytes) -> list[Damage]:
-    """A Parquet table with columns missing, of other types, null or absurd, and with rows twice or in another order."""
+    """Copies of a Parquet table with missing, null or absurd columns, other types, and duplicate or reordered rows."""
     table = pq.read_table(io.BytesIO(data))
-    found = []
+    damages = []
     for number, field in enumerate(table.schema):
         column = table.column(number)
-        found.append(Damage(f"no column {field.name}", _store(table.remove_column(number))))
+        damages.append(Damage(f"no column {field.name}", _store(table.remove_column(number))))
         for other in _other_types(column):
             name = f"{field.name} as {other.type}"
-            found.append(Damage(name, _store(table.set_column(number, field.name, other))))
+            damages.append(Damage(name, _store(table.set_column(number, field.name, other))))
         rows = column.to_pylist()
         nulls = pa.array([None, *rows[1:]], field.type)
         plain = table.schema.set(number, pa.field(field.name, field.type))
-        found.append(
+        damages.append(
             Damage(
                 f"null {field.name}", _store(table.set_column(number, plain.field(number), nulls)), not field.nullable
             )
         )
         for value in _other_values(field.type, rows[0]):
             changed = pa.array([value, *rows[1:]], field.type)
-            found.append(
+            damages.append(
                 Damage(f"{field.name} of {value!r:.30}", _store(table.set_column(number, field, changed)), False)
             )
-    found.append(Damage("rows twice", _store(pa.concat_tables([table, table]))))
-    found.append(Damage("first row twice", _store(pa.concat_tables([table.slice(0, 1), table]))))
+    damages.append(Damage("rows twice", _store(pa.concat_tables([table, table]))))
+    damages.append(Damage("first row twice", _store(pa.concat_tables([table.slice(0, 1), table]))))
     backwards = table.take(list(range(len(table)))[::-1])
-    found.append(Damage("rows backwards", _store(backwards)))
-    found.append(Damage("no rows", _store(table.slice(0, 0)), False))
-    found.append(Damage("first row left out", _store(table.slice(1)), False))
-    found.append(Damage("a column twice", _store(table.append_column(table.schema.field(0), table.column(0)))))
-    found.append(Damage("no receipt", _store(table.replace_schema_metadata({})), False))
-    found.append(Damage("receipt no JSON", _store(table.replace_schema_metadata({b"stm.receipt": b"{"})), False))
-    return found
+    damages.append(Damage("rows in reverse order", _store(backwards)))
+    damages.append(Damage("no rows", _store(table.slice(0, 0)), False))
+    damages.append(Damage("first row missing", _store(table.slice(1)), False))
+    damages.append(Damage("a column twice", _store(table.append_column(table.schema.field(0), table.column(0)))))
+    damages.append(Damage("no receipt", _store(table.replace_schema_metadata({})), False))
+    damages.append(Damage("receipt not JSON", _store(table.replace_schema_metadata({b"stm.receipt": b"{"})), False))
+    return damages
 
 
 def _other_types(column: pa.ChunkedArray) -> list[pa.Array]:
-    """The column as something else."""
+    """The column converted to other types."""
     kind, rows = column.type, column.to_pylist()
     if pa.types.is_list(kind):
         other = [pa.array([str(row) for row in rows]), pa.array([0] * len(rows), pa.int64())]
@@ -172,7 +173,7 @@ def _other_types(column: pa.ChunkedArray) -> list[pa.Array]:
 
 
 def _other_values(kind: pa.DataType, value: Any) -> list[Any]:
-    """What the first row's value could be instead, in the same type."""
+    """Unusual values of the same type to replace the first row's value."""
     if pa.types.is_string(kind):
         return [other for other in HOSTILE if other != value]
     if pa.types.is_integer(kind):

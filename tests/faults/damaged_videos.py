@@ -1,4 +1,4 @@
-"""Videos that are damaged, oddly named, or no videos at all."""
+"""Videos that are damaged or have unusual names, and files that are not videos."""
 
 import os
 import socket
@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from damage import Damage, damage_bytes
-from made_videos import X264, make_pan, make_video
+from synthetic_videos import X264, make_pan, make_video
 
 KINDS = {
     "mp4": X264,
@@ -27,24 +27,25 @@ NAMES = (
 
 
 def make_good(folder: Path) -> dict[str, bytes]:
-    """The same 16 pictures in several containers, and as single pictures, by ending."""
+    """The same 16 frames as videos in several containers, and the first one as images, by file extension."""
     pan = make_pan(frames=16, width=64, height=48)
     videos = {kind: make_video(folder / f"video.{kind}", pan, options).read_bytes() for kind, options in KINDS.items()}
-    pictures = {kind: cv2.imencode(f".{kind}", pan[0])[1].tobytes() for kind in ("jpg", "png", "webp")}
-    return videos | pictures
+    images = {kind: cv2.imencode(f".{kind}", pan[0])[1].tobytes() for kind in ("jpg", "png", "webp")}
+    return videos | images
 
 
 def size_fields(data: bytes) -> Iterator[bytes]:
-    """Absurd dimensions: wherever 64 or 48 stands as a number of two or four bytes, the largest number instead."""
+    """Copies with absurd dimensions: each replaces one number 64 or 48 of two or four bytes by the largest number."""
     for size in (64, 48):
         for width, order in ((2, "big"), (4, "big"), (2, "little"), (4, "little")):
-            mark, at = size.to_bytes(width, order), -1  # type: ignore[arg-type]
-            while (at := data.find(mark, at + 1)) >= 0:
+            pattern = size.to_bytes(width, order)  # type: ignore[arg-type]
+            at = -1
+            while (at := data.find(pattern, at + 1)) >= 0:
                 yield data[:at] + b"\x7f" + b"\xff" * (width - 1) + data[at + width :]
 
 
 def place_all(root: Path, good: dict[str, bytes], count: int) -> dict[str, str]:
-    """Puts `count` damaged or oddly named files under `root`; what was done, by the path relative to it."""
+    """Write `count` files that are damaged or have unusual names below `root`; return the damage by relative path."""
     placed: dict[str, str] = {}
     root.mkdir()
     for name in NAMES[: count // 3]:
@@ -55,25 +56,27 @@ def place_all(root: Path, good: dict[str, bytes], count: int) -> dict[str, str]:
     number = 0
     while len(placed) < count:
         kind = number % len(good)
-        ending = list(good)[kind]
+        extension = list(good)[kind]
         changed = next(sizes[kind], None) if number % 4 == 3 else None
         damage = next(streams[kind]) if changed is None else Damage("absurd dimensions", changed)
-        name = f"bad{number:04d}.{ending}"
+        name = f"bad{number:04d}.{extension}"
         (root / name).write_bytes(damage.data)
-        placed[name], number = damage.kind, number + 1
+        placed[name] = damage.kind
+        number += 1
     return placed
 
 
 def place_traps(root: Path, outside: Path) -> dict[str, str]:
-    """What is no file at all, or leads elsewhere."""
+    """Create entries that are not regular files, or links that lead elsewhere; return the kind by name."""
     (root / "folder.mp4").mkdir()
     os.mkfifo(root / "pipe.mp4")
     (root / "loop.mp4").symlink_to("loop.mp4")
     (root / "zeros.mp4").symlink_to("/dev/zero")
     (root / "outside.mp4").symlink_to(outside)
     with socket.socket(socket.AF_UNIX) as server:
+        # The path of a socket may have no more than about a hundred bytes, so it has to be relative.
         here = Path.cwd()
         os.chdir(root)
         server.bind("socket.mp4")
         os.chdir(here)
-    return dict.fromkeys(("pipe.mp4", "loop.mp4", "zeros.mp4", "outside.mp4", "socket.mp4"), "no file of the folder")
+    return dict.fromkeys(("pipe.mp4", "loop.mp4", "zeros.mp4", "outside.mp4", "socket.mp4"), "not a file of the folder")

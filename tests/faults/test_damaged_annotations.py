@@ -1,4 +1,4 @@
-"""Damaged annotations and configs: an error that names the file, or a row of the quarantine."""
+"""Damaged annotations and configs lead to an error that names the file, or to rows in the quarantine."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 import yaml
 from damage import damage_bytes, damage_table
-from made_videos import make_pan, make_video
+from synthetic_videos import make_pan, make_video
 from trial import Tally, deadline, run_here, snapshot
 
 import stm.datasets.probe_pool
@@ -56,17 +56,17 @@ def test_damaged_annotations(
     ending: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     table: Callable[[Tally], None],
 ) -> None:  # fmt: skip
-    """Each ends in tables that have every row, or in an error that names the file."""
+    """Each run writes tables with every row, or raises an error that names the file."""
     monkeypatch.setattr(stm.datasets.probe_pool, "run_isolated", run_here)
     root, file = tmp_path / "videos", tmp_path / f"clips.{ending}"
     root.mkdir()
     for name in ("a.mp4", "b.mp4"):
         make_video(root / name, make_pan(frames=4, width=64, height=48))
-    whole = write_annotations(file)
-    damages = damage_bytes(whole, np.random.default_rng(0))
+    original = write_annotations(file)
+    damages = damage_bytes(original, np.random.default_rng(0))
     cases = list(islice(damages, count // 2 if ending == "parquet" else count))
     if ending == "parquet":
-        tables = damage_table(whole)
+        tables = damage_table(original)
         order = np.random.default_rng(0).permutation(len(tables))
         cases += [tables[number] for number in order[: count - len(cases)]]
         cases += list(islice(damages, count - len(cases)))
@@ -78,7 +78,7 @@ def test_damaged_annotations(
         try:
             with deadline(), warnings.catch_warnings(action="ignore"):
                 refused = build(root, file, output)
-            tally.add("rows refused" if refused else "no damage seen")
+            tally.add("rows refused" if refused else "no damage detected")
             assert all(row["detail"] for row in refused)
         except (AnnotationError, DatasetError) as error:
             tally.add("refused by name")
@@ -89,7 +89,7 @@ def test_damaged_annotations(
 
 
 def build(root: Path, annotations: Path, output: Path) -> list[dict[str, Any]]:
-    """The rows of the quarantine."""
+    """Build a manifest and return the rows of the quarantine."""
     dataset = {"source": "folder", "root": str(root), "annotations": str(annotations)}
     config = parse_config({"name": "x", "dataset": dataset, "bad_input": {"max_failure_rate": 1.0}})
     build_manifest(config, None, output / "manifest.parquet", output / "quarantine.parquet", processes=1)
@@ -98,6 +98,7 @@ def build(root: Path, annotations: Path, output: Path) -> list[dict[str, Any]]:
 
 
 def write_annotations(file: Path) -> bytes:
+    """The annotations in the format of the file's extension."""
     if file.suffix == ".parquet":
         types = dict.fromkeys(COLUMNS, pa.string()) | {"start": pa.float64(), "end": pa.float64()}
         types |= {"captions": pa.list_(pa.string()), "questions": QUESTIONS}
@@ -115,6 +116,7 @@ def write_annotations(file: Path) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in ANNOTATIONS).encode()
 
 
+# Eight levels of ten references each: expanded, a hundred million entries.
 BOMB = "a: &a [x]\n" + "".join(
     f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
@@ -130,20 +132,20 @@ CONFIGS = [
 def test_damaged_configs(
     count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], table: Callable[[Tally], None]
 ) -> None:
-    """Each is a message that names the file, and exit status 2; or it says the same as before."""
+    """Each ends with exit status 2 and a message that names the config or, if the damage changes nothing, the manifest."""
     file, tally = tmp_path / "config.yaml", Tally("config")
-    whole = yaml.safe_dump(
+    original = yaml.safe_dump(
         {"name": "x", "results": str(tmp_path / "results"), "dataset": {"source": "folder", "root": "none"}, "grid": 7,
          "captions": {"human": {"kind": "human"}}, "frames": {"every": 2}, "bad_input": {"policy": {"truncated": "drop"}}}
     ).encode()  # fmt: skip
     cases = [text.encode() for text in CONFIGS]
-    cases += [damage.data for damage in islice(damage_bytes(whole, np.random.default_rng(0)), count - len(cases))]
+    cases += [damage.data for damage in islice(damage_bytes(original, np.random.default_rng(0)), count - len(cases))]
     for data in cases:
         file.write_bytes(data)
         with deadline():
             code = main(["split", "--config", str(file)])
         printed = capsys.readouterr().err
         assert code == 2 and ("config.yaml" in printed or "manifest" in printed), (data[:200], printed)
-        tally.add("refused by name" if "config.yaml" in printed else "no damage seen")
+        tally.add("refused by name" if "config.yaml" in printed else "no damage detected")
         assert {path.name for path in tmp_path.iterdir()} <= {"config.yaml"}
     table(tally)

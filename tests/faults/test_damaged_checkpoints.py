@@ -1,4 +1,4 @@
-"""A checkpoint that is damaged in any way is noticed, and the one before is used."""
+"""Every damage to a checkpoint is detected, and the previous checkpoint is used."""
 
 import shutil
 from collections.abc import Callable
@@ -17,28 +17,28 @@ FILES = ("step-000000010.pt", "step-000000010.pt.sha256", "origin.json")
 
 
 @pytest.mark.parametrize("count", [25, pytest.param(240, marks=pytest.mark.slow)])
-def test_the_one_before_is_used(count: int, tmp_path: Path, table: Callable[[Tally], None]) -> None:
-    whole, folder = Checkpoints(tmp_path / "whole", {"seed": 1}, 2), tmp_path / "checkpoints"
+def test_the_previous_checkpoint_is_used(count: int, tmp_path: Path, table: Callable[[Tally], None]) -> None:
+    intact, folder = Checkpoints(tmp_path / "intact", {"seed": 1}, 2), tmp_path / "checkpoints"
     for step in (5, 10):
-        whole.save(step, {"model": torch.full((50,), float(step))})
-    draw, tally = np.random.default_rng(0), Tally("checkpoints")
-    damages = {name: damage_bytes((whole.folder / name).read_bytes(), draw) for name in FILES}
+        intact.save(step, {"model": torch.full((50,), float(step))})
+    rng, tally = np.random.default_rng(0), Tally("checkpoints")
+    damages = {name: damage_bytes((intact.folder / name).read_bytes(), rng) for name in FILES}
     for number in range(count):
         name = FILES[number % len(FILES)]
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(whole.folder, folder)
+        shutil.copytree(intact.folder, folder)
         (folder / name).write_bytes(next(islice(damages[name], 1)).data)
         checkpoints = Checkpoints(folder, {"seed": 1}, 2)
         with deadline():
             step = checkpoints.newest()
-        # The sums' second word is the file's name, and origin.json is for people: nothing depends on either.
+        # The second word in the checksum's file is a file name, and origin.json is for human readers: nothing depends on either.
         assert step == 5 or (step == 10 and name != FILES[0]), name
         assert torch.equal(checkpoints.load(step)["model"], torch.full((50,), float(step)))
-        tally.add("the one before used" if step == 5 else "no difference")
+        tally.add("previous checkpoint used" if step == 5 else "no difference")
     table(tally)
 
 
-def test_others_are_moved_aside_even_where_their_origin_is_torn(tmp_path: Path) -> None:
+def test_checkpoints_of_other_settings_are_moved_aside_even_if_their_origin_is_damaged(tmp_path: Path) -> None:
     Checkpoints(tmp_path / "checkpoints", {"seed": 1}, 2).save(5, {})
     (tmp_path / "checkpoints/origin.json").write_bytes(b'{"seed"\xff')
     assert Checkpoints(tmp_path / "checkpoints", {"seed": 2}, 2).newest() == 0

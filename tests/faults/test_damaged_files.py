@@ -1,4 +1,4 @@
-"""Every stage on damaged copies of the files that earlier stages wrote: refused by name, or without consequence."""
+"""Every stage on damaged copies of its input files: it refuses them by name, or its result does not change."""
 
 import json
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_clips import make_run
-from made_clips import make_shard as make_packed
-from made_models import save_clip
-from made_packed import CLIPS, EVERYTHING, GRID, KEEP_GOING, make_inputs, path_of
-from made_videos import make_pan, make_row, make_video, write_slice
+from packing_inputs import CLIPS, EVERYTHING, GRID, KEEP_GOING, make_inputs, path_of
+from small_models import save_clip
+from synthetic_videos import make_pan, make_row, make_video, write_slice
+from training_shards import make_run
+from training_shards import make_shard as make_training_shard
 from trial import Stage, Tally, run_here, try_all
 
 import stm.preprocess.clip_outcomes
@@ -43,7 +43,7 @@ HUMAN = HumanCaptions(kind="human")
 
 @pytest.fixture(autouse=True)
 def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hundreds of runs: in this process, and with models that are loaded once."""
+    """Run everything in this process and load each model once, because a test runs a stage hundreds of times."""
     monkeypatch.setattr(stm.preprocess.clip_outcomes, "run_isolated", run_here)
     load = lru_cache(stm.preprocess.similarity.score.load_clip)
     monkeypatch.setattr(stm.preprocess.similarity.score, "load_clip", lambda *arguments: load(*arguments))
@@ -51,17 +51,17 @@ def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def split(folder: Path) -> Stage:
-    made = make_inputs(folder / "inputs")
+    files = make_inputs(folder / "inputs")
     return Stage(
         "split",
         folder,
-        {"manifest": made.slice},
-        lambda out: write_slices(made.slice, out / "slices", out / "slices.json", 2),
+        {"manifest": files.slice},
+        lambda out: write_slices(files.slice, out / "slices", out / "slices.json", 2),
     )
 
 
 def _videos(folder: Path) -> Path:
-    """Two videos, and their slice."""
+    """Write two videos; return the path of their slice."""
     for name in ("a.mp4", "b.mp4"):
         make_video(folder / "videos" / name, make_pan(frames=16, width=64, height=48))
     return write_slice(folder / "inputs/slice.parquet", [make_row("a.mp4"), make_row("b.mp4", start=0.1, end=0.6)])
@@ -98,37 +98,37 @@ def motion(folder: Path) -> Stage:
 
 
 def flow(folder: Path) -> Stage:
-    made = make_inputs(folder / "inputs", CLIPS[:2])
+    files = make_inputs(folder / "inputs", CLIPS[:2])
     return Stage(
         "flow",
         folder,
-        {"tar": made.tar, "frames": made.index},
-        lambda out: write_flow(made.tar, made.index, out / "flow.parquet", Flow(), GRID, KEEP_GOING, 1),
+        {"tar": files.tar, "frames": files.index},
+        lambda out: write_flow(files.tar, files.index, out / "flow.parquet", Flow(), GRID, KEEP_GOING, 1),
         tables=("flow.parquet",),
     )
 
 
 def captions(folder: Path) -> Stage:
-    made = make_inputs(folder / "inputs")
+    files = make_inputs(folder / "inputs")
     return Stage(
         "captions",
         folder,
-        {"slice": made.slice, "frames": made.index},
-        lambda out: write_captions(made.slice, made.tar, made.index, out / "captions.parquet", HUMAN, KEEP_GOING),
+        {"slice": files.slice, "frames": files.index},
+        lambda out: write_captions(files.slice, files.tar, files.index, out / "captions.parquet", HUMAN, KEEP_GOING),
     )
 
 
 def _similarity(folder: Path, stored: bool) -> Stage:
-    made, model = make_inputs(folder / "inputs"), save_clip(folder / "clip")
-    settings, said = Similarity(model=f"local-dir:{model}", batch_size=64), path_of(made.folder, "captions")
-    inputs = {"frames": made.index, "captions": said}
-    embeddings = made.folder / "embeddings.parquet"
+    files, model = make_inputs(folder / "inputs"), save_clip(folder / "clip")
+    settings, captions_path = Similarity(model=f"local-dir:{model}", batch_size=64), path_of(files.folder, "captions")
+    inputs = {"frames": files.index, "captions": captions_path}
+    embeddings = files.folder / "embeddings.parquet"
     if stored:
-        write_embeddings(made.tar, made.index, embeddings, settings, GRID, "cpu")
+        write_embeddings(files.tar, files.index, embeddings, settings, GRID, "cpu")
         inputs["embeddings"] = embeddings
     else:
-        inputs["tar"] = made.tar
-    run = partial(write_similarity, made.tar, made.index, said)
+        inputs["tar"] = files.tar
+    run = partial(write_similarity, files.tar, files.index, captions_path)
     more: dict[str, Any] = {"embeddings": embeddings if stored else None, "device": "cpu"}
     return Stage(
         "similarity, stored embeddings" if stored else "similarity",
@@ -139,26 +139,26 @@ def _similarity(folder: Path, stored: bool) -> Stage:
 
 
 def text(folder: Path) -> Stage:
-    made, model = make_inputs(folder / "inputs"), save_clip(folder / "clip")
-    settings, said = Text(model=f"local-dir:{model}"), path_of(made.folder, "captions")
+    files, model = make_inputs(folder / "inputs"), save_clip(folder / "clip")
+    settings, captions_path = Text(model=f"local-dir:{model}"), path_of(files.folder, "captions")
     return Stage(
         "text",
         folder,
-        {"captions": said},
-        lambda out: write_text(said, out / "text.parquet", settings, KEEP_GOING, "cpu"),
+        {"captions": captions_path},
+        lambda out: write_text(captions_path, out / "text.parquet", settings, KEEP_GOING, "cpu"),
     )
 
 
 def shards(folder: Path) -> Stage:
-    made = make_inputs(folder / "inputs")
+    files = make_inputs(folder / "inputs")
     parts = ("captions", "similarity", "text")
     tables: dict[str, Any] = {
-        part: {source: path_of(made.folder, part, source) for source in EVERYTHING.sources} for part in parts
+        part: {source: path_of(files.folder, part, source) for source in EVERYTHING.sources} for part in parts
     }
-    inputs = {"slice": made.slice, "tar": made.tar, "frames": made.index, "motion": made.motion, "flow": made.flow}
+    inputs = {"slice": files.slice, "tar": files.tar, "frames": files.index, "motion": files.motion, "flow": files.flow}
     inputs |= {part: tables[part]["human"] for part in parts}
-    arrays = {**tables, "motion": made.motion, "flow": made.flow}
-    run = partial(pack_shard, made.slice, made.tar, made.index, arrays.pop("captions"), arrays)
+    arrays = {**tables, "motion": files.motion, "flow": files.flow}
+    run = partial(pack_shard, files.slice, files.tar, files.index, arrays.pop("captions"), arrays)
     return Stage(
         "shards",
         folder,
@@ -168,7 +168,7 @@ def shards(folder: Path) -> Stage:
 
 
 def _load(indexes: list[Path], output: Path, train: bool) -> None:
-    """Writes down every sample of an epoch."""
+    """Write every sample of an epoch to a file."""
     run = make_run()
     dataset = ClipDataset(indexes, Geometry.of(run), run.augmentation if train else Augmentation(), 0, train, text=True)
     parts = []
@@ -179,7 +179,7 @@ def _load(indexes: list[Path], output: Path, train: bool) -> None:
 
 
 def loader(folder: Path) -> Stage:
-    index = make_packed(folder / "inputs/train-00000.parquet", ["red", "green", "blue"])
+    index = make_training_shard(folder / "inputs/train-00000.parquet", ["red", "green", "blue"])
     return Stage(
         "training loader",
         folder,
@@ -191,7 +191,10 @@ def loader(folder: Path) -> Stage:
 
 
 def evaluation(folder: Path) -> Stage:
-    index, weights = make_packed(folder / "inputs/test-00000.parquet", ["red", "green"]), folder / "inputs/weights"
+    index, weights = (
+        make_training_shard(folder / "inputs/test-00000.parquet", ["red", "green"]),
+        folder / "inputs/weights",
+    )
     run = make_run()
     torch.manual_seed(0)
     zoo.save(zoo.build(run), weights)

@@ -1,4 +1,4 @@
-"""Damaged videos and annotations: each is listed with its reason, and the good ones beside them come out the same."""
+"""Damaged videos are listed with a reason, and the results of the intact ones beside them do not change."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from damaged_videos import make_good, place_all, place_traps
-from made_videos import make_row, write_slice
+from synthetic_videos import make_row, write_slice
 from trial import Tally, deadline, snapshot
 
 from stm.config import BadInput, Config, Frames, Motion, parse_config
@@ -25,8 +25,8 @@ SETTINGS = Frames(every=2, short_side=32, min_side=16, timeout_seconds=600)
 
 
 def config_of(root: Path, **dataset: Any) -> Config:
-    endings = [".mp4", ".mkv", ".avi", ".ts", ".webm", ".gif", ".jpg", ".png", ".webp"]
-    source = {"source": "folder", "root": str(root), "extensions": endings, "probe_timeout_seconds": 600, **dataset}
+    extensions = [".mp4", ".mkv", ".avi", ".ts", ".webm", ".gif", ".jpg", ".png", ".webp"]
+    source = {"source": "folder", "root": str(root), "extensions": extensions, "probe_timeout_seconds": 600, **dataset}
     return parse_config(
         {"name": "x", "dataset": source, "bad_input": {"max_failure_rate": 1.0}, "frames": {"min_side": 16}}
     )
@@ -63,8 +63,8 @@ def test_the_manifest_accounts_for_every_file(
     assert [kept[name] for name in names] == [alone[name] for name in names]
     tally = Tally("manifest, videos")
     for name, kind in bad.items():
-        assert name in kept or name in refused, f"{kind}: {name!r} is in no table"
-        tally.add(refused[name]["status"] if name in refused else "no damage seen")
+        assert name in kept or name in refused, f"{kind}: {name!r} is missing in both tables"
+        tally.add(refused[name]["status"] if name in refused else "no damage detected")
         assert name not in refused or refused[name]["detail"]
     assert {refused[name]["status"] for name in ("loop.mp4", "outside.mp4")} <= {"path_outside_root", "missing_file"}
     assert all(name in kept for name, kind in bad.items() if kind == "hostile name")
@@ -73,6 +73,7 @@ def test_the_manifest_accounts_for_every_file(
 
 
 def stage_rows(root: Path, bad: dict[str, str], good: dict[str, bytes]) -> list[dict[str, Any]]:
+    """Rows of all files, of paths that lead elsewhere, and of one video with impossible start and end times."""
     names = [*bad, *(f"good.{kind}" for kind in good)]
     rows = [make_row(name, bytes=(root / name).stat().st_size) for name in names]
     hostile = (
@@ -87,9 +88,8 @@ def stage_rows(root: Path, bad: dict[str, str], good: dict[str, bytes]) -> list[
     )
     rows += [make_row(name, video_id=f"hostile{number}") for number, name in enumerate(hostile)]
     times = [(-1.0, None), (float("nan"), None), (float("inf"), 2.0), (0.0, float("nan")), (1e300, 2e300), (5.0, 1.0)]
-    ending = {"start": None, "end": None}
     rows += [
-        make_row("good.mp4", video_id=f"times{number}", **(ending | {"start": start, "end": end}))
+        make_row("good.mp4", video_id=f"times{number}", start=start, end=end)
         for number, (start, end) in enumerate(times)
     ]
     return rows
@@ -130,7 +130,7 @@ def test_frames_and_motion_account_for_every_video(
     tally = Tally("frames, videos")
     for key, row in found.items():
         if key not in expected:
-            tally.add(row["status"] if row["status"] != "ok" else "no damage seen")
+            tally.add(row["status"] if row["status"] != "ok" else "no damage detected")
             assert row["status"] == "ok" or row["detail"]
     assert all(found[f"hostile{n}"]["status"] == "path_outside_root" for n in range(4))
     table(tally)
@@ -141,7 +141,7 @@ def test_frames_and_motion_account_for_every_video(
 def _measure_motion(
     root: Path, outputs: Path, rows: list[dict[str, Any]], found: dict[str, Any], good: dict[str, Any], table: Any
 ) -> None:
-    """The same videos, by a table of frames that has them all: they were damaged after their frames had been stored."""
+    """Measure motion of the same videos, with a frames table that lists all of them as if they were damaged afterwards."""
     stored = [
         good | {name: row[name] for name in ("key", "video_id", "path")}
         for row in sorted(rows, key=lambda row: row["key"])
@@ -164,7 +164,7 @@ def _measure_motion(
     tally = Tally("motion, videos")
     assert measured.keys() == found.keys()
     for row in measured.values():
-        tally.add(row["status"] if row["status"] != "ok" else "no damage seen")
+        tally.add(row["status"] if row["status"] != "ok" else "no damage detected")
         assert (row["magnitude"] is not None) if row["status"] == "ok" else row["detail"]
     assert measured[good["key"]]["status"] == "ok"
     table(tally)

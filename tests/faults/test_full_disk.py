@@ -1,4 +1,4 @@
-"""A full disk: an error that says which file, nothing under the final name, and the same bytes once there is room."""
+"""A full disk leads to an error that names the file, no file under the final name, and the same bytes once there is room."""
 
 import errno
 import os
@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from made_packed import EVERYTHING, GRID, KEEP_GOING, make_inputs, path_of
-from made_videos import make_pan, make_row, make_video, write_slice
+from packing_inputs import EVERYTHING, GRID, KEEP_GOING, make_inputs, path_of
+from synthetic_videos import make_pan, make_row, make_video, write_slice
 from torch import nn
 from trial import digests, run_here
 
@@ -35,7 +35,7 @@ Run = Callable[[Path], object]
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """No file may grow beyond `size` bytes. To a program it looks as a full disk does, C++ libraries included."""
+    """Let no file grow beyond `size` bytes. Programs, including C++ libraries, see the same failure as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -46,11 +46,11 @@ def largest_file(size: int) -> Iterator[None]:
 
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[None]:
-    """A disk of `size` bytes at `folder`."""
+    """Mount a disk of `size` bytes at `folder`."""
     folder.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("only root may mount")
+        pytest.skip("only root can mount a disk")
     try:
         yield
     finally:
@@ -70,28 +70,28 @@ def frames(inputs: Path) -> Run:
 
 
 def split(inputs: Path) -> Run:
-    made = make_inputs(inputs)
-    return lambda out: write_slices(made.slice, out / "slices", out / "slices.json", 2)
+    files = make_inputs(inputs)
+    return lambda out: write_slices(files.slice, out / "slices", out / "slices.json", 2)
 
 
 def captions(inputs: Path) -> Run:
-    made, human = make_inputs(inputs), HumanCaptions(kind="human")
-    return lambda out: write_captions(made.slice, made.tar, made.index, out / "c.parquet", human, KEEP_GOING)
+    files, human = make_inputs(inputs), HumanCaptions(kind="human")
+    return lambda out: write_captions(files.slice, files.tar, files.index, out / "c.parquet", human, KEEP_GOING)
 
 
 def flow(inputs: Path) -> Run:
-    made = make_inputs(inputs)
-    return lambda out: write_flow(made.tar, made.index, out / "flow.parquet", Flow(), GRID, KEEP_GOING, 1)
+    files = make_inputs(inputs)
+    return lambda out: write_flow(files.tar, files.index, out / "flow.parquet", Flow(), GRID, KEEP_GOING, 1)
 
 
 def shards(inputs: Path) -> Run:
-    made = make_inputs(inputs)
+    files = make_inputs(inputs)
     parts = ("captions", "similarity", "text")
     arrays: dict[str, Any] = {
-        part: {source: path_of(made.folder, part, source) for source in EVERYTHING.sources} for part in parts
+        part: {source: path_of(files.folder, part, source) for source in EVERYTHING.sources} for part in parts
     }
-    arrays |= {"motion": made.motion, "flow": made.flow}
-    run = partial(pack_shard, made.slice, made.tar, made.index, arrays.pop("captions"), arrays)
+    arrays |= {"motion": files.motion, "flow": files.flow}
+    run = partial(pack_shard, files.slice, files.tar, files.index, arrays.pop("captions"), arrays)
     return lambda out: run(tar=out / "s.tar", index=out / "s.parquet", pack=EVERYTHING, grid=GRID, bad_input=KEEP_GOING)
 
 
@@ -104,20 +104,20 @@ STAGES = [frames, split, captions, flow, shards, weights]
 
 def check_error(error: OSError, folder: Path) -> None:
     assert error.errno in (errno.ENOSPC, errno.EFBIG)
-    assert str(folder) in str(error), "says where"
-    assert "make room and run again" in str(error), "says what to do"
+    assert str(folder) in str(error), "does not say where"
+    assert "make room and run again" in str(error), "does not say what to do"
 
 
 @pytest.mark.parametrize("make", STAGES, ids=lambda make: make.__name__)
 def test_a_full_disk_costs_nothing_that_was_finished(make: Callable[[Path], Run], tmp_path: Path) -> None:
-    inputs, whole, output = (tmp_path / name for name in ("inputs", "whole", "output"))
-    for folder in (inputs, whole, output):
+    inputs, reference, output = (tmp_path / name for name in ("inputs", "reference", "output"))
+    for folder in (inputs, reference, output):
         folder.mkdir()
     run = make(inputs)
-    run(whole)
-    expected = digests(whole)
+    run(reference)
+    expected = digests(reference)
     (output / "finished").write_bytes(b"earlier work")
-    largest = max(path.stat().st_size for path in whole.rglob("*") if path.is_file())
+    largest = max(path.stat().st_size for path in reference.rglob("*") if path.is_file())
     for limit in (0, 100, largest // 3, largest - 1):
         before = digests(output)
         with pytest.raises(OSError) as caught, largest_file(limit):
@@ -125,7 +125,7 @@ def test_a_full_disk_costs_nothing_that_was_finished(make: Callable[[Path], Run]
         check_error(caught.value, output)
         after = digests(output)
         assert {name: after[name] for name in before} == before
-        # Of several outputs some may be done; there is none that is not whole, and nothing half written.
+        # Some of several outputs may be finished; each one that exists is complete.
         assert {name for name in after if after[name] != expected.get(name)} == {"finished"}
     run(output)
     assert digests(output) == expected | {"finished": digests(output)["finished"]}
@@ -134,11 +134,11 @@ def test_a_full_disk_costs_nothing_that_was_finished(make: Callable[[Path], Run]
 
 @pytest.mark.parametrize("make", [frames, shards], ids=lambda make: make.__name__)
 def test_a_real_full_disk(make: Callable[[Path], Run], tmp_path: Path) -> None:
-    for name in ("inputs", "whole"):
+    for name in ("inputs", "reference"):
         (tmp_path / name).mkdir()
     run = make(tmp_path / "inputs")
-    run(tmp_path / "whole")
-    tar = max(path.stat().st_size for path in (tmp_path / "whole").glob("*.tar"))
+    run(tmp_path / "reference")
+    tar = max(path.stat().st_size for path in (tmp_path / "reference").glob("*.tar"))
     with small_disk(tmp_path / "disk", tar // 2):
         with pytest.raises(OSError) as caught:
             run(tmp_path / "disk")
@@ -146,7 +146,7 @@ def test_a_real_full_disk(make: Callable[[Path], Run], tmp_path: Path) -> None:
         assert digests(tmp_path / "disk") == {}
 
 
-def test_what_was_at_the_path_before_stays(tmp_path: Path) -> None:
+def test_an_existing_file_is_kept(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"old": 1})
     with pytest.raises(OSError), largest_file(10):
         write_json(tmp_path / "a.json", {"new": "x" * 100})
@@ -154,7 +154,7 @@ def test_what_was_at_the_path_before_stays(tmp_path: Path) -> None:
     assert "old" in (tmp_path / "a.json").read_text()
 
 
-def test_the_journal_keeps_what_it_has(tmp_path: Path) -> None:
+def test_the_journal_keeps_earlier_entries(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "output", {"stage": "x"})
     journal.put("first", b"a" * 100)
     with pytest.raises(OSError, match="make room"), largest_file(150):
@@ -165,14 +165,14 @@ def test_the_journal_keeps_what_it_has(tmp_path: Path) -> None:
 
 
 class Line(nn.Module):
-    """Loses less and less; large enough for its checkpoint not to fit."""
+    """A model whose loss decreases, large enough that its checkpoint does not fit."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(3000))
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        noise = torch.randn(3000)  # a resumed run must draw what an undisturbed one would have
+        noise = torch.randn(3000)  # a resumed run must sample the same values as an uninterrupted one
         return {"loss": ((self.weight * batch["video"].mean() + 0.01 * noise) ** 2).mean()}
 
 
@@ -185,16 +185,18 @@ def train(output: Path) -> Line:
     return module
 
 
-def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    undisturbed = train(tmp_path / "undisturbed")
+def test_a_checkpoint_that_does_not_fit_leaves_the_previous_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uninterrupted = train(tmp_path / "uninterrupted")
     save = Checkpoints.save
     saved: list[int] = []
 
-    def save_on_a_disk_that_fills(self: Checkpoints, step: int, state: dict[str, object]) -> None:
+    def save_on_full_disk(self: Checkpoints, step: int, state: dict[str, object]) -> None:
         with largest_file(10_000 if step == 4 and not saved else 10**9):
             save(self, step, state)
 
-    monkeypatch.setattr(Checkpoints, "save", save_on_a_disk_that_fills)
+    monkeypatch.setattr(Checkpoints, "save", save_on_full_disk)
     with pytest.raises(OSError) as caught:
         train(tmp_path / "run")
     check_error(caught.value, tmp_path / "run/checkpoints/step-000000004.pt")
@@ -202,4 +204,4 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path: Path, mo
     assert names == ["origin.json", "step-000000002.pt", "step-000000002.pt.sha256"]
     saved.append(True)
     resumed = train(tmp_path / "run")
-    assert torch.equal(resumed.weight, undisturbed.weight)
+    assert torch.equal(resumed.weight, uninterrupted.weight)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from made_clips import make_shard
+from training_shards import make_shard
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = {"README.md": "## A masking strategy of your own", "docs/masking.md": "## A strategy of your own"}

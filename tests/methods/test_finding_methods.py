@@ -4,8 +4,8 @@ from typing import get_args
 
 import pytest
 import torch
+from language_runs import make_run, make_small_bert
 from made_batches import make_run as make_mae_run
-from made_language import make_run, make_small_bert
 
 from stm.config import LanguageRun, PretrainRun
 from stm.methods import Method, build_method, load_method

@@ -5,23 +5,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from joined import (
+from torch import nn
+from two_processes import (
     METHODS,
     NORM_ROWS,
     PRESENT,
-    draw_batch,
-    draw_pairs,
-    draw_presence,
-    draw_rows,
+    caption_presence,
     make_method,
     make_norm,
     measure_contrast,
     measure_method,
     measure_norm,
-    run_joined,
+    random_batch,
+    random_pairs,
+    random_rows,
+    run_in_two_processes,
     work,
 )
-from torch import nn
 
 Values = dict[str, Any]
 
@@ -29,7 +29,7 @@ Values = dict[str, Any]
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[Values]:
     """What each of two processes measured."""
-    return run_joined(work, tmp_path_factory.mktemp("meeting"))
+    return run_in_two_processes(work, tmp_path_factory.mktemp("meeting"))
 
 
 def both(two: list[Values], name: str) -> np.ndarray:
@@ -48,8 +48,8 @@ def check(found: np.ndarray, expected: torch.Tensor | None, name: str, tolerance
 @pytest.mark.slow
 @pytest.mark.parametrize("case", PRESENT)
 def test_the_contrast_of_two_processes_is_that_of_the_joined_batch(two: list[Values], case: str) -> None:
-    video, text = (torch.cat(parts) for parts in zip(draw_pairs(0), draw_pairs(1), strict=True))
-    rows = [row for rank in (0, 1) if (row := draw_presence(case, rank)) is not None]
+    video, text = (torch.cat(parts) for parts in zip(random_pairs(0), random_pairs(1), strict=True))
+    rows = [row for rank in (0, 1) if (row := caption_presence(case, rank)) is not None]
     expected = measure_contrast(video, text, torch.cat(rows) if rows else None, case)
     for name in ("loss", "accuracy", "temperature"):
         check(mean(two, f"{case}/{name}"), expected[f"{case}/{name}"], name)
@@ -68,7 +68,7 @@ def test_the_contrast_of_two_processes_is_open_clips(two: list[Values]) -> None:
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("case", NORM_ROWS)
 def test_global_batch_norm_is_batch_norm_of_the_joined_rows(two: list[Values], case: str, affine: bool) -> None:
-    rows = torch.cat([draw_rows(NORM_ROWS[case][rank], rank) for rank in (0, 1)])
+    rows = torch.cat([random_rows(NORM_ROWS[case][rank], rank) for rank in (0, 1)])
     prefix = f"{case}/{affine}"
     expected = measure_norm(rows, make_norm(nn.BatchNorm1d, affine), prefix)
     for name, value in expected.items():
@@ -86,7 +86,7 @@ def test_global_batch_norm_is_batch_norm_of_the_joined_rows(two: list[Values], c
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_of_two_processes_is_a_step_on_the_joined_batch(two: list[Values], name: str) -> None:
-    parts = [draw_batch(rank) for rank in (0, 1)]
+    parts = [random_batch(rank) for rank in (0, 1)]
     batch: dict[str, Any] = {
         key: torch.cat([part[key] for part in parts]) for key in ("video", "text", "caption_index")
     }
@@ -115,7 +115,7 @@ def test_the_messages_between_processes_are_part_of_the_one_graph(two: list[Valu
 def test_batch_norm_of_one_process_is_torchs() -> None:
     from stm.models.head import GlobalBatchNorm
 
-    rows = draw_rows(6, 0)
+    rows = random_rows(6, 0)
     for affine in (True, False):
         found = measure_norm(rows, make_norm(GlobalBatchNorm, affine), "")
         for name, value in measure_norm(rows, make_norm(nn.BatchNorm1d, affine), "").items():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from made_language import make_batch, make_run, make_small_bert
+from language_runs import make_batch, make_run, make_small_bert
 from torch.nn.functional import cosine_similarity, normalize
 
 from stm.masking import get_strategy

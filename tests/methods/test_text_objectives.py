@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from made_language import make_batch, make_run, make_small_bert
+from language_runs import make_batch, make_run, make_small_bert
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 

@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
-from made_models import save_blip2, save_clip, save_language_model, save_text_encoder
-from made_shard import Clip, make_shard
-from made_videos import make_pan, make_row, make_video, write_slice
+from small_models import save_blip2, save_clip, save_language_model, save_text_encoder
+from stage_outputs import Clip, make_stage_outputs
+from synthetic_videos import make_pan, make_row, make_video, write_slice
 from torchvision.models.optical_flow import raft_small
 
 import stm.datasets
@@ -100,7 +100,7 @@ def run_motion(world: Path, folder: Path, values: Values) -> None:
 
 
 def run_flow(world: Path, folder: Path, values: Values) -> None:
-    made = make_shard(folder / "shard", [Clip("a", width=values["width"])], seed=values["pictures"])
+    made = make_stage_outputs(folder / "shard", [Clip("a", width=values["width"])], seed=values["pictures"])
     settings = settings_of(Flow, values)
     if settings.weights is not None:
         settings = settings.model_copy(update={"weights": str(world / settings.weights)})
@@ -115,7 +115,7 @@ def write_shard(folder: Path, values: Values) -> tuple[Path, Path, Path]:
         Clip("a", frames=4, captions=values.get("said"), label=values.get("label", "circle")),
         Clip("b", frames=2, captions=["a blue square"]),
     ]
-    made = make_shard(folder / "shard", clips, seed=values.get("pictures", 0))
+    made = make_stage_outputs(folder / "shard", clips, seed=values.get("pictures", 0))
     return made.slice, made.tar, made.index
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from written_shards import make_clip, write_shard
+from reference_shards import make_clip, write_shard
 
 
 @pytest.fixture

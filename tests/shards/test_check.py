@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from made_packed import EVERYTHING, index_of, make_inputs, run
-from made_shard import Clip
+from packing_inputs import EVERYTHING, index_of, make_inputs, run
+from stage_outputs import Clip
 
 from stm.preprocess.packing.pack import ShardError, verify_shard
 from stm.shards.check import find_problems

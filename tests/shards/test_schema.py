@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from made_packed import GRID, index_of, make_inputs, member_of, path_of, run
-from made_shard import Made
+from packing_inputs import GRID, index_of, make_inputs, member_of, path_of, run
+from stage_outputs import StageOutputs
 
 from stm.config import Augmentation, Pack
 from stm.data.dataset import ClipDataset
@@ -60,7 +60,7 @@ def depth(monkeypatch: pytest.MonkeyPatch) -> Iterator[PackedArray]:
     yield DEPTH
 
 
-def write_depth(made: Made) -> dict[str, np.ndarray]:
+def write_depth(made: StageOutputs) -> dict[str, np.ndarray]:
     """The table of a stage that measures depth; returns each clip's values, [frames, rows, columns, bins]."""
     schema = pa.schema(
         [("key", pa.string()), ("bins", pa.list_(pa.float32()))]

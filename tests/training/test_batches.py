@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from made_clips import make_shard
+from training_shards import make_shard
 
 from stm.config import Optimisation
 from stm.data.loader import Batch, permute

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from made_clips import make_shard
+from training_shards import make_shard
 
 from stm.config import Augmentation, Optimisation
 from stm.data.dataset import ClipDataset

@@ -5,7 +5,7 @@ import struct
 from pathlib import Path
 
 import torch
-from made_clips import make_run
+from training_shards import make_run
 
 from stm.models.weights import zoo
 from stm.training.initialise import hash_tensors, start_from

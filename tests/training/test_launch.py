@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from made_clips import make_run, make_shard
+from training_shards import make_run, make_shard
 
 from stm.config import PretrainRun
 from stm.storage.files import write_json

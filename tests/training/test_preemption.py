@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from made_clips import make_run
+from training_shards import make_run
 
 from stm.training.interruption import requeue_if_preempted
 from stm.training.launch import run_pretraining

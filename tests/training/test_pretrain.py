@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from made_clips import make_run, make_shard
 from safetensors.torch import load_file
 from torch import nn
 from torch._dynamo.utils import counters
+from training_shards import make_run, make_shard
 
 from stm.config import PretrainRun
 from stm.data.loader import Batch

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from made_clips import TEXT_WIDTH, make_run, make_shard
 from safetensors.torch import load_file, save_file
 from test_pretrain import COLORS, read_log, torchrun, weights
+from training_shards import TEXT_WIDTH, make_run, make_shard
 
 from stm.config import PretrainRun
 from stm.methods import build_method
@@ -98,7 +98,7 @@ def test_an_observed_run_trains_the_model_of_a_run_without_contrast_to_the_bit(
 
 
 def test_clips_without_captions_can_be_among_the_others(tmp_path: Path) -> None:
-    shard = make_shard(tmp_path / "train" / "train-00000.parquet", COLORS * 2, silent=(0, 3, 4))
+    shard = make_shard(tmp_path / "train" / "train-00000.parquet", COLORS * 2, without_captions=(0, 3, 4))
     mask = {"strategy": "tube", "ratio": 0.5}
     pretrain(contrast_run(mask=mask, reconstruction={"weight": 0}), [shard], tmp_path / "run", 7, "cpu")
     line = read_log(tmp_path / "run")[-1]

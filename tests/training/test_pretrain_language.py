@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from made_clips import make_shard
-from made_language import make_run, make_small_bert
+from language_runs import make_run, make_small_bert
+from training_shards import make_shard
 
 from stm.models.video_language import load_video_language
 from stm.models.weights import zoo
@@ -87,6 +87,6 @@ def test_clips_and_images_are_resized_on_the_device(world, tmp_path):
 
 def test_clips_without_captions_are_refused_before_training(world, tmp_path):
     _, _, stills, bert = world
-    mute = make_shard(tmp_path / "train" / "train-00000.parquet", ["red"] * 6, silent=(1, 2))
+    mute = make_shard(tmp_path / "train" / "train-00000.parquet", ["red"] * 6, without_captions=(1, 2))
     with pytest.raises(ValueError, match="2 of 6 clips have no caption"):
         pretrain(run_of("umt", bert), [mute], tmp_path / "out", 0, "cpu", stills)

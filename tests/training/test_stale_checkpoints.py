@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from made_clips import make_run, make_shard
 from pydantic import BaseModel
+from training_shards import make_run, make_shard
 
 from stm.config import LanguageRun, PretrainRun
 from stm.training.initialise import Start, hash_tensors

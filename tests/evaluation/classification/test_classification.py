@@ -9,8 +9,8 @@ import torch
 from color_clips import LABELS, PROBE, RUN, fine_tuning, make_splits, run_task
 from hypothesis import given
 from hypothesis import strategies as st
-from made_clips import make_run, make_shard
 from torch.nn import functional
+from training_shards import make_run, make_shard
 
 from stm.config import Augmentation, LinearProbe
 from stm.data.dataset import ClipDataset

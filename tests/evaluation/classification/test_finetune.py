@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from color_clips import LABELS, RUN, fine_tuning, make_splits, run_task
-from made_clips import make_shard
 from torch import nn
 from torch.nn import functional
+from training_shards import make_shard
 
 from stm.config import Augmentation
 from stm.data.dataset import ClipDataset

@@ -5,9 +5,9 @@ import re
 
 import pytest
 import torch
-from made_clips import make_run
 from timm.models import VisionTransformer
 from timm.optim import param_groups_layer_decay
+from training_shards import make_run
 
 from stm.config import FineTuneOptimisation
 from stm.evaluation.classification.finetune import Classifier

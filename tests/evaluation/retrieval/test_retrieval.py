@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from captioned_clips import RUN, CaptionedClip, save_fitted, write_captioned
-from made_clips import make_run
+from training_shards import make_run
 
 from stm.config import PretrainRun, Retrieval
 from stm.evaluation import EvaluationInputs, evaluate

@@ -116,9 +116,9 @@ def test_the_export_loads_into_transformers_without_a_key_missing_or_left_over()
 
 
 def snippets() -> list[Any]:
-    """The python blocks on weights, of the README's section and of docs/weights.md's part on others' hands."""
+    """The python blocks on weights, of the README's section and of docs/weights.md's section on timm and transformers."""
     found = []
-    for file, title in [(README, "## Weights"), (README.parent / "docs/weights.md", "## In others' hands")]:
+    for file, title in [(README, "## Weights"), (README.parent / "docs/weights.md", "## In timm and transformers")]:
         section = file.read_text(encoding="utf-8").partition(title)[2].partition("\n## ")[0]
         blocks = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
         assert blocks, file.name

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from made_models import save_blip2, save_language_model
-from made_shard import Clip, Made, make_shard
 from safetensors.torch import load_file, save_file
+from small_models import save_blip2, save_language_model
+from stage_outputs import Clip, StageOutputs, make_stage_outputs
 from transformers import AutoModelForCausalLM, AutoTokenizer, Blip2ForConditionalGeneration, Blip2Processor
 
 from stm.config import BadInput, Blip2Captions, HumanCaptions, LabelCaptions, LanguageModelCaptions
@@ -27,7 +27,7 @@ from stm.storage.tables import read_receipt, read_table
 KEEP_GOING = BadInput(max_failure_rate=1.0)
 
 
-def run(made: Made, source: Any, bad_input: BadInput = KEEP_GOING, name: str = "captions.parquet") -> Path:
+def run(made: StageOutputs, source: Any, bad_input: BadInput = KEEP_GOING, name: str = "captions.parquet") -> Path:
     output = made.folder / name
     write_captions(made.slice, made.tar, made.index, output, source, bad_input, device="cpu")
     return output
@@ -48,7 +48,7 @@ def test_human_captions_keep_their_order_and_say_why_there_are_none(tmp_path: Pa
         Clip("d", captions=[" ", "good"]),
         Clip("lost", captions=["never read"], kept=False),
     ]
-    rows = rows_of(run(make_shard(tmp_path, clips), HumanCaptions(kind="human")))
+    rows = rows_of(run(make_stage_outputs(tmp_path, clips), HumanCaptions(kind="human")))
     shown = [(r["key"], r["caption_index"], r["frame"], r["caption"], r["status"], r["policy"]) for r in rows]
     assert shown == [
         ("a", 0, -1, None, "caption_missing", "drop"),
@@ -61,7 +61,9 @@ def test_human_captions_keep_their_order_and_say_why_there_are_none(tmp_path: Pa
 
 
 def test_label_templates_speak_the_label(tmp_path: Path) -> None:
-    made = make_shard(tmp_path, [Clip("a", label="playing_the_{}"), Clip("b", label=None), Clip("c", label=" _ ")])
+    made = make_stage_outputs(
+        tmp_path, [Clip("a", label="playing_the_{}"), Clip("b", label=None), Clip("c", label=" _ ")]
+    )
     source = LabelCaptions(kind="label", templates=("a video of {}.", "{}!"))
     rows = rows_of(run(made, source))
     assert [r["caption"] for r in rows] == ["a video of playing the {}.", "playing the {}!", None, None]
@@ -69,13 +71,13 @@ def test_label_templates_speak_the_label(tmp_path: Path) -> None:
 
 
 def test_too_many_missing_captions_stop_the_stage(tmp_path: Path) -> None:
-    made = make_shard(tmp_path, [Clip(f"clip{i}", frames=1, label=None) for i in range(8)])
+    made = make_stage_outputs(tmp_path, [Clip(f"clip{i}", frames=1, label=None) for i in range(8)])
     with pytest.raises(TooManyFailures, match="dropped 8 of 8"):
         run(made, LabelCaptions(kind="label"), BadInput(max_failure_rate=0.5))
 
 
 def test_policy_of_the_config_is_written(tmp_path: Path) -> None:
-    made = make_shard(tmp_path, [Clip("a", label=None)])
+    made = make_stage_outputs(tmp_path, [Clip("a", label=None)])
     rows = rows_of(
         run(made, LabelCaptions(kind="label"), BadInput.model_validate({"policy": {"caption_missing": "keep"}}))
     )
@@ -83,7 +85,7 @@ def test_policy_of_the_config_is_written(tmp_path: Path) -> None:
 
 
 def test_read_captions_returns_what_was_written(tmp_path: Path) -> None:
-    made = make_shard(tmp_path, [Clip("b", captions=["x", "y"]), Clip("a", captions=None)])
+    made = make_stage_outputs(tmp_path, [Clip("b", captions=["x", "y"]), Clip("a", captions=None)])
     captions = read_captions(run(made, HumanCaptions(kind="human")))
     assert captions["b"].texts == ((-1, "x"), (-1, "y"))
     assert captions["a"].texts == () and captions["a"].status == "caption_missing"
@@ -122,7 +124,7 @@ CLIPS = [Clip("a", frames=7), Clip("b", frames=1), Clip("c", frames=5, width=32,
 
 
 def test_blip2_captions_equal_one_frame_at_a_time_through_transformers(tmp_path: Path, blip2: Path) -> None:
-    made = make_shard(tmp_path, CLIPS)
+    made = make_stage_outputs(tmp_path, CLIPS)
     rows = rows_of(run(made, blip2_source(blip2)))
     assert [(r["key"], r["frame"]) for r in rows] == [
         *[("a", 1), ("a", 3), ("a", 5)],
@@ -152,7 +154,7 @@ def test_blip2_captions_depend_on_the_picture(blip2: Path) -> None:
 
 @pytest.mark.parametrize("more", [{"batch_size": 1}, {"batch_size": 64}])
 def test_blip2_captions_do_not_depend_on_the_batch_size(tmp_path: Path, blip2: Path, more: dict[str, int]) -> None:
-    made = make_shard(tmp_path, CLIPS)
+    made = make_stage_outputs(tmp_path, CLIPS)
     some, other = (
         run(made, blip2_source(blip2), name="x.parquet"),
         run(made, blip2_source(blip2, **more), name="y.parquet"),
@@ -162,12 +164,12 @@ def test_blip2_captions_do_not_depend_on_the_batch_size(tmp_path: Path, blip2: P
 
 @pytest.mark.parametrize("more", [{"beams": 3}, {"precision": "bfloat16"}])
 def test_blip2_options_run(tmp_path: Path, blip2: Path, more: dict[str, Any]) -> None:
-    rows = rows_of(run(make_shard(tmp_path, CLIPS), blip2_source(blip2, **more)))
+    rows = rows_of(run(make_stage_outputs(tmp_path, CLIPS), blip2_source(blip2, **more)))
     assert len(rows) == 9 and all(r["status"] == "ok" for r in rows)
 
 
 def test_blip2_receipt_names_the_weights_but_no_path(tmp_path: Path, blip2: Path) -> None:
-    receipt = read_receipt(run(make_shard(tmp_path, CLIPS[:1]), blip2_source(blip2)))
+    receipt = read_receipt(run(make_stage_outputs(tmp_path, CLIPS[:1]), blip2_source(blip2)))
     assert receipt["model"] == {"model": "local:blip2", "weights_sha256": hash_weights(blip2)}
     assert receipt["settings"]["key_frames"] == 3 and "transformers" in receipt["versions"]
     assert str(blip2) not in str(receipt)
@@ -180,7 +182,7 @@ class Killed(BaseException):
 def test_blip2_continues_after_a_kill_with_the_same_bytes(
     tmp_path: Path, blip2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, source = make_shard(tmp_path, CLIPS), blip2_source(blip2, batch_size=2)
+    made, source = make_stage_outputs(tmp_path, CLIPS), blip2_source(blip2, batch_size=2)
     expected = run(made, source, name="whole.parquet").read_bytes()
     batches: list[int] = []
     caption = Blip2Captioner.caption
@@ -212,16 +214,16 @@ def test_a_journal_of_other_frames_is_not_used(tmp_path: Path, blip2: Path, monk
 
     monkeypatch.setattr(Blip2Captioner, "caption", caption_by_colour)
     with pytest.raises(Killed):
-        run(make_shard(tmp_path / "x", CLIPS), source)
+        run(make_stage_outputs(tmp_path / "x", CLIPS), source)
     assert list((tmp_path / "x").glob(".captions.parquet.journal/*"))
-    resumed = run(make_shard(tmp_path / "x", CLIPS, seed=1), source)
-    assert resumed.read_bytes() == run(make_shard(tmp_path / "y", CLIPS, seed=1), source).read_bytes()
+    resumed = run(make_stage_outputs(tmp_path / "x", CLIPS, seed=1), source)
+    assert resumed.read_bytes() == run(make_stage_outputs(tmp_path / "y", CLIPS, seed=1), source).read_bytes()
 
 
 def test_silent_key_frames_are_reported_and_a_silent_clip_fails(
     tmp_path: Path, blip2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = make_shard(tmp_path, [Clip("a", frames=3), Clip("b", frames=3)])
+    made = make_stage_outputs(tmp_path, [Clip("a", frames=3), Clip("b", frames=3)])
     captions = iter(["one", " ", "three", "", "", ""])
     monkeypatch.setattr(Blip2Captioner, "caption", lambda self, images: [next(captions) for _ in images])
     rows = rows_of(run(made, blip2_source(blip2)))
@@ -259,7 +261,7 @@ def alone(folder: Path, prompt: str) -> str:
 
 def test_language_model_answers_equal_each_prompt_alone(tmp_path: Path, language_model: Path) -> None:
     clips = [Clip("a", label="red_circle"), Clip("b", label="blue"), Clip("c", label=None), Clip("d", label="blue")]
-    rows = rows_of(run(make_shard(tmp_path, clips), llm_source(language_model)))
+    rows = rows_of(run(make_stage_outputs(tmp_path, clips), llm_source(language_model)))
     expected = [(key, alone(language_model, prompt)) for key, prompt in [
         ("a", "describe red circle"), ("a", "what is the red circle a"),
         ("b", "describe blue"), ("b", "what is the blue a"),

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import simplejpeg
+from flow_inputs import DIS, GRID, raft, rows_of, run, save_raft, store, texture
 from hypothesis import given
 from hypothesis import strategies as st
-from made_flow import DIS, GRID, raft, rows_of, run, save_raft, store, texture
-from made_shard import Clip, make_shard
+from stage_outputs import Clip, make_stage_outputs
 
 from stm.config import BadInput, Flow
 from stm.manifest import TooManyFailures
@@ -138,7 +138,7 @@ def test_a_table_says_what_made_it_and_no_more(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["dis", "raft"])
 def test_damaged_frames_cost_their_clip_only_until_they_are_mended(tmp_path: Path, weights: Path, backend: str) -> None:
-    made = make_shard(tmp_path, [Clip(key, frames=2) for key in "abc"], GRID)
+    made = make_stage_outputs(tmp_path, [Clip(key, frames=2) for key in "abc"], GRID)
     settings = DIS if backend == "dis" else raft(weights)
     go = partial(run, (made.tar, made.index), tmp_path / "out.parquet", settings)
     row, sound = read_kept(made.index)[1], made.tar.read_bytes()
@@ -157,7 +157,7 @@ def test_damaged_frames_cost_their_clip_only_until_they_are_mended(tmp_path: Pat
 
 
 def test_a_torn_tar_or_index_is_named(tmp_path: Path) -> None:
-    made = make_shard(tmp_path, [Clip("a", frames=2)], GRID)
+    made = make_stage_outputs(tmp_path, [Clip("a", frames=2)], GRID)
     made.tar.write_bytes(made.tar.read_bytes()[:1500])
     row = rows_of(run((made.tar, made.index), tmp_path / "out.parquet"))["a"]
     assert row["status"] == "corrupt_frames" and "torn file" in row["detail"] and row["forward"] is None
@@ -167,7 +167,7 @@ def test_a_torn_tar_or_index_is_named(tmp_path: Path) -> None:
 
 
 def test_frames_of_another_size_than_the_index_says_are_refused(tmp_path: Path) -> None:
-    made = make_shard(tmp_path, [Clip("a", frames=2)], GRID)
+    made = make_stage_outputs(tmp_path, [Clip("a", frames=2)], GRID)
     rows = read_table(made.index).to_pylist()
     write_table(made.index, pa.Table.from_pylist([rows[0] | {"width": 9000}], FRAMES_SCHEMA), {})
     row = rows_of(run((made.tar, made.index), tmp_path / "out.parquet"))["a"]

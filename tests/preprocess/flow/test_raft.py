@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_flow import GRID, raft, rows_of, run, save_raft, store, texture
+from flow_inputs import GRID, raft, rows_of, run, save_raft, store, texture
 from safetensors.torch import save_file
 from torchvision.models.optical_flow import raft_small
 

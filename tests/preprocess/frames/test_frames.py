@@ -18,7 +18,7 @@ import pytest
 import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
-from made_videos import X264, decode_by_program, ffmpeg, make_pan, make_row, make_video, write_slice
+from synthetic_videos import X264, decode_by_program, ffmpeg, make_pan, make_row, make_video, write_slice
 
 from stm.config import BadInput, Frames
 from stm.jobs.status import Status

@@ -10,8 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from made_videos import make_row, write_slice
 from PIL import Image, ImageOps
+from synthetic_videos import make_row, write_slice
 
 from stm.config import BadInput, Frames, Pack
 from stm.datasets.folder import list_clips, row_of

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_videos import FFMPEG, X264, ffmpeg, make_pan, make_row, make_video, write_slice
+from synthetic_videos import FFMPEG, X264, ffmpeg, make_pan, make_row, make_video, write_slice
 
 from stm.config import BadInput, Frames, Motion
 from stm.preprocess.frames.extract import extract_frames, read_kept

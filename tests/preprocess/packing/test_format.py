@@ -5,7 +5,7 @@ import tarfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from made_packed import EVERYTHING, make_inputs, run
+from packing_inputs import EVERYTHING, make_inputs, run
 
 # Checksums of everything that depends on this repository alone: JPEGs vary with the version of the encoder, Parquet with
 # that of pyarrow.

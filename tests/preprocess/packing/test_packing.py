@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 import simplejpeg
 import webdataset
-from made_packed import CLIPS, EVERYTHING, index_of, make_inputs, member_of, path_of, run
-from made_shard import MOTION_SCHEMA, Clip
+from packing_inputs import CLIPS, EVERYTHING, index_of, make_inputs, member_of, path_of, run
+from stage_outputs import MOTION_SCHEMA, Clip
 
 from stm.config import BadInput, Pack
 from stm.manifest import TooManyFailures

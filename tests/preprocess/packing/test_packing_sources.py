@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_packed import EVERYTHING, WIDTH, index_of, make_inputs, member_of, path_of, run
-from made_shard import Clip
+from packing_inputs import EVERYTHING, WIDTH, index_of, make_inputs, member_of, path_of, run
+from stage_outputs import Clip
 
 from stm.config import BadInput
 from stm.manifest import TooManyFailures

@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from made_models import CLIP_CONFIG, NORMALISATION, save_clip
-from made_shard import Clip, Made, make_shard
 from PIL import Image
 from safetensors.torch import load_file
+from small_models import CLIP_CONFIG, NORMALISATION, save_clip
+from stage_outputs import Clip, StageOutputs, make_stage_outputs
 from torch._dynamo.utils import counters
 from torchvision.transforms.v2 import functional as vision
 
@@ -44,8 +44,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    made = make_shard(tmp_path_factory.mktemp("shard"), CLIPS, GRID)
+def made(tmp_path_factory: pytest.TempPathFactory) -> StageOutputs:
+    made = make_stage_outputs(tmp_path_factory.mktemp("shard"), CLIPS, GRID)
     source = HumanCaptions(kind="human")
     write_captions(made.slice, made.tar, made.index, made.folder / "captions.parquet", source, KEEP_GOING)
     return made
@@ -55,7 +55,7 @@ def settings(model: Path, **more: Any) -> Similarity:
     return Similarity(**{"model": f"local-dir:{model}", "batch_size": 7, **more})
 
 
-def score(made: Made, output: Path, settings: Similarity, embeddings: Path | None = None) -> Path:
+def score(made: StageOutputs, output: Path, settings: Similarity, embeddings: Path | None = None) -> Path:
     captions = made.folder / "captions.parquet"
     write_similarity(
         made.tar, made.index, captions, output, settings, GRID, KEEP_GOING, embeddings=embeddings, device="cpu"
@@ -95,7 +95,7 @@ def plain_model(folder: Path) -> torch.nn.Module:
     return model
 
 
-def test_maps_equal_one_patch_at_a_time_through_pil(made: Made, model: Path, tmp_path: Path) -> None:
+def test_maps_equal_one_patch_at_a_time_through_pil(made: StageOutputs, model: Path, tmp_path: Path) -> None:
     found = maps_of(score(made, tmp_path / "out.parquet", settings(model)))
     plain, tokenizer = plain_model(model), open_clip.SimpleTokenizer(context_length=16)
     index = {r["key"]: r for r in read_table(made.index).to_pylist()}
@@ -194,7 +194,7 @@ def test_batches_hold_every_cell_once_in_order_and_are_full(cells: list[int], ba
 
 
 @pytest.mark.parametrize("batch_size", [1, 16, 1000])
-def test_maps_do_not_depend_on_the_batch_size(made: Made, model: Path, tmp_path: Path, batch_size: int) -> None:
+def test_maps_do_not_depend_on_the_batch_size(made: StageOutputs, model: Path, tmp_path: Path, batch_size: int) -> None:
     some = maps_of(score(made, tmp_path / "some.parquet", settings(model)))
     other = maps_of(score(made, tmp_path / "other.parquet", settings(model, batch_size=batch_size)))
     assert some.keys() == other.keys()
@@ -216,7 +216,7 @@ class Killed(BaseException):
 
 
 def test_a_killed_job_continues_with_the_same_bytes(
-    made: Made, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: StageOutputs, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = score(made, tmp_path / "whole.parquet", settings(model)).read_bytes()
     encoded = []
@@ -245,8 +245,8 @@ def test_a_killed_job_continues_with_the_same_bytes(
 def test_a_journal_of_other_inputs_is_not_used(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    def prepare(folder: Path, seed: int, caption: str) -> Made:
-        made = make_shard(folder, [Clip("a", captions=[caption]), Clip("b", captions=[caption])], GRID, seed)
+    def prepare(folder: Path, seed: int, caption: str) -> StageOutputs:
+        made = make_stage_outputs(folder, [Clip("a", captions=[caption]), Clip("b", captions=[caption])], GRID, seed)
         source = HumanCaptions(kind="human")
         write_captions(made.slice, made.tar, made.index, folder / "captions.parquet", source, KEEP_GOING)
         return made
@@ -269,7 +269,7 @@ def test_a_journal_of_other_inputs_is_not_used(
     assert resumed.read_bytes() == fresh.read_bytes()
 
 
-def test_repeated_work_gives_the_same_bytes(made: Made, model: Path, tmp_path: Path) -> None:
+def test_repeated_work_gives_the_same_bytes(made: StageOutputs, model: Path, tmp_path: Path) -> None:
     first = score(made, tmp_path / "first.parquet", settings(model)).read_bytes()
     assert score(made, tmp_path / "second.parquet", settings(model)).read_bytes() == first
 
@@ -278,14 +278,14 @@ def test_repeated_work_gives_the_same_bytes(made: Made, model: Path, tmp_path: P
 
 
 @pytest.fixture
-def embeddings(made: Made, model: Path, tmp_path: Path) -> Path:
+def embeddings(made: StageOutputs, model: Path, tmp_path: Path) -> Path:
     path = tmp_path / "embeddings.parquet"
     write_embeddings(made.tar, made.index, path, settings(model, keep_embeddings=True), GRID, device="cpu")
     return path
 
 
 def test_kept_embeddings_give_the_same_bytes_without_the_image_tower(
-    made: Made, model: Path, tmp_path: Path, embeddings: Path, monkeypatch: pytest.MonkeyPatch
+    made: StageOutputs, model: Path, tmp_path: Path, embeddings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = score(made, tmp_path / "fresh.parquet", settings(model)).read_bytes()
     monkeypatch.setattr(PatchScorer, "encode", None)
@@ -293,7 +293,7 @@ def test_kept_embeddings_give_the_same_bytes_without_the_image_tower(
     assert score(made, tmp_path / "kept.parquet", kept, embeddings).read_bytes() == expected
 
 
-def test_embeddings_cover_every_patch_and_have_length_one(made: Made, embeddings: Path) -> None:
+def test_embeddings_cover_every_patch_and_have_length_one(made: StageOutputs, embeddings: Path) -> None:
     rows = read_table(embeddings).to_pylist()
     assert [r["key"] for r in rows] == ["a", "b", "c", "d"]
     for row in rows:
@@ -304,7 +304,7 @@ def test_embeddings_cover_every_patch_and_have_length_one(made: Made, embeddings
 
 
 def test_embeddings_of_another_model_or_grid_are_refused(
-    made: Made, model: Path, tmp_path: Path, embeddings: Path
+    made: StageOutputs, model: Path, tmp_path: Path, embeddings: Path
 ) -> None:
     other = save_clip(tmp_path / "other", seed=1)
     with pytest.raises(ValueError, match="made with another model"):
@@ -318,7 +318,7 @@ def test_embeddings_of_another_model_or_grid_are_refused(
 # ---------------------------------------------------------------------------------------------------------------- table
 
 
-def test_table_says_what_it_was_made_of(made: Made, model: Path, tmp_path: Path) -> None:
+def test_table_says_what_it_was_made_of(made: StageOutputs, model: Path, tmp_path: Path) -> None:
     path = score(made, tmp_path / "out.parquet", settings(model))
     rows = {r["key"]: r for r in read_table(path).to_pylist()}
     assert list(rows) == ["a", "b", "c", "d"]
@@ -334,28 +334,32 @@ def test_table_says_what_it_was_made_of(made: Made, model: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_half_precision_stays_close(made: Made, model: Path, tmp_path: Path, precision: str) -> None:
+def test_half_precision_stays_close(made: StageOutputs, model: Path, tmp_path: Path, precision: str) -> None:
     full = maps_of(score(made, tmp_path / "full.parquet", settings(model)))
     half = maps_of(score(made, tmp_path / "half.parquet", settings(model, precision=precision)))
     for key in full:
         np.testing.assert_allclose(full[key], half[key], atol=0.05)
 
 
-def test_captions_of_other_frames_are_refused(made: Made, model: Path, tmp_path: Path) -> None:
-    more = make_shard(tmp_path / "more", [*CLIPS, Clip("z", captions=["new"])])
+def test_captions_of_other_frames_are_refused(made: StageOutputs, model: Path, tmp_path: Path) -> None:
+    more = make_stage_outputs(tmp_path / "more", [*CLIPS, Clip("z", captions=["new"])])
     captions = made.folder / "captions.parquet"
     with pytest.raises(ValueError, match=r"'z'.*other frames"):
         write_similarity(more.tar, more.index, captions, tmp_path / "o.parquet", settings(model), GRID, KEEP_GOING)
 
 
-def test_a_damaged_frame_is_named(made: Made, model: Path, tmp_path: Path) -> None:
-    torn = make_shard(tmp_path / "torn", CLIPS)
+def test_a_damaged_frame_is_named(made: StageOutputs, model: Path, tmp_path: Path) -> None:
+    torn = make_stage_outputs(tmp_path / "torn", CLIPS)
     row = next(r for r in read_table(torn.index).to_pylist() if r["key"] == "b")
     data = bytearray(torn.tar.read_bytes())
     data[row["offsets"][1] : row["offsets"][1] + 20] = bytes(20)
     torn.tar.write_bytes(data)
     with pytest.raises(ValueError, match="stored frame 1 of clip 'b': is not what its index says"):
-        score(Made(torn.slice, torn.tar, torn.index, torn.motion, made.folder), tmp_path / "o.parquet", settings(model))
+        score(
+            StageOutputs(torn.slice, torn.tar, torn.index, torn.motion, made.folder),
+            tmp_path / "o.parquet",
+            settings(model),
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------- model names

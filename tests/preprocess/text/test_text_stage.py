@@ -7,9 +7,9 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from made_models import CLIP_CONFIG, save_clip, save_text_encoder
-from made_shard import Clip, Made, make_shard
 from safetensors.torch import load_file
+from small_models import CLIP_CONFIG, save_clip, save_text_encoder
+from stage_outputs import Clip, StageOutputs, make_stage_outputs
 from transformers import AutoTokenizer, BertModel, CLIPTextModelWithProjection, T5EncoderModel
 
 from stm.config import BadInput, HumanCaptions, Text
@@ -45,8 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    made = make_shard(tmp_path_factory.mktemp("shard"), CLIPS)
+def made(tmp_path_factory: pytest.TempPathFactory) -> StageOutputs:
+    made = make_stage_outputs(tmp_path_factory.mktemp("shard"), CLIPS)
     source = HumanCaptions(kind="human")
     write_captions(made.slice, made.tar, made.index, made.folder / "captions.parquet", source, KEEP_GOING)
     return made
@@ -168,7 +168,7 @@ def test_vectors_that_are_not_finite_are_refused(folder: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize(("name", "pooling"), [("open_clip", "projected"), ("bert", "mean")])
 def test_each_clip_has_the_vectors_of_its_captions(
-    made: Made, folder: Path, tmp_path: Path, name: str, pooling: str
+    made: StageOutputs, folder: Path, tmp_path: Path, name: str, pooling: str
 ) -> None:
     settings = choose(folder, name, pooling=pooling)
     write_text(made.folder / "captions.parquet", tmp_path / "text.parquet", settings, KEEP_GOING, device="cpu")
@@ -188,7 +188,7 @@ def test_each_clip_has_the_vectors_of_its_captions(
 
 
 def test_a_caption_that_is_said_twice_is_encoded_once_and_the_bytes_are_the_same_again(
-    made: Made, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: StageOutputs, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[str]] = []
     kind = type(TextEncoder.load(choose(folder, "open_clip"), device="cpu"))
@@ -205,7 +205,7 @@ def test_a_caption_that_is_said_twice_is_encoded_once_and_the_bytes_are_the_same
 
 
 def test_a_killed_job_goes_on_with_the_same_bytes(
-    made: Made, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: StageOutputs, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     captions, settings = made.folder / "captions.parquet", choose(folder, "bert", pooling="mean", batch_size=2)
     write_text(captions, tmp_path / "whole.parquet", settings, KEEP_GOING, device="cpu")
@@ -228,7 +228,7 @@ def test_a_killed_job_goes_on_with_the_same_bytes(
     assert not list(tmp_path.glob(".*.journal"))
 
 
-def test_a_transformers_model_is_named_by_its_hash(made: Made, folder: Path, tmp_path: Path) -> None:
+def test_a_transformers_model_is_named_by_its_hash(made: StageOutputs, folder: Path, tmp_path: Path) -> None:
     captions = made.folder / "captions.parquet"
     write_text(captions, tmp_path / "text.parquet", choose(folder, "clip"), KEEP_GOING, device="cpu")
     receipt = read_receipt(tmp_path / "text.parquet")
@@ -241,7 +241,7 @@ def test_a_transformers_model_is_named_by_its_hash(made: Made, folder: Path, tmp
 def test_too_many_clips_without_a_caption_stop_the_stage_after_the_table_is_written(
     folder: Path, tmp_path: Path
 ) -> None:
-    made = make_shard(tmp_path, [Clip(f"c{n}", captions=None) for n in range(9)])
+    made = make_stage_outputs(tmp_path, [Clip(f"c{n}", captions=None) for n in range(9)])
     captions, output = tmp_path / "captions.parquet", tmp_path / "text.parquet"
     write_captions(made.slice, made.tar, made.index, captions, HumanCaptions(kind="human"), KEEP_GOING)
     with pytest.raises(TooManyFailures, match="caption_missing"):
@@ -250,7 +250,7 @@ def test_too_many_clips_without_a_caption_stop_the_stage_after_the_table_is_writ
     assert len(rows) == 9 and all(row["text"] is None and row["width"] == 16 for row in rows)
 
 
-def test_damaged_captions_give_a_message(made: Made, folder: Path, tmp_path: Path) -> None:
+def test_damaged_captions_give_a_message(made: StageOutputs, folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "captions.parquet"
     path.write_bytes((made.folder / "captions.parquet").read_bytes()[:200])
     with pytest.raises(ValueError, match=r"captions\.parquet: cannot be read"):
@@ -265,7 +265,7 @@ def test_damaged_captions_give_a_message(made: Made, folder: Path, tmp_path: Pat
 
 
 def test_an_encoder_that_tells_no_caption_from_another_is_refused(
-    made: Made, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: StageOutputs, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Like the first token of a causal model, which attends to nothing of the text."""
     monkeypatch.setattr(TextEncoder, "encode", lambda self, texts: np.ones((len(texts), 4), np.float32) / 2)

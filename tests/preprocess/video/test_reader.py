@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from made_videos import X264, decode_by_program, ffmpeg, make_pan, make_video
+from synthetic_videos import X264, decode_by_program, ffmpeg, make_pan, make_video
 
 from stm.jobs.status import Status
 from stm.preprocess.video.container import VideoError

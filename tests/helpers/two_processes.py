@@ -1,4 +1,4 @@
-"""What two processes joined by gloo compute, for comparison with one process on the joined batch. In float64."""
+"""Values computed by two processes connected by gloo, to compare with one process on the concatenated batch. In float64."""
 
 import os
 from collections.abc import Callable
@@ -20,10 +20,12 @@ from stm.methods.mae import MAE
 from stm.models.head import GlobalBatchNorm
 from stm.objectives.contrast import match_pairs
 
-PROCESSES, ROWS, WIDTH = 2, 5, 7
+PROCESSES = 2
+ROWS = 5
+WIDTH = 7
 TEMPERATURE = 0.3
-CLIPS = 3  # of each process
-# Rows with a caption, by process.
+CLIPS = 3  # per process
+# Whether each row has a caption, by process.
 PRESENT = {
     "all": None,
     "some": [[1, 0, 1, 1, 0], [0, 1, 1, 1, 1]],
@@ -34,29 +36,33 @@ PRESENT = {
 Values = dict[str, Any]
 
 
-def run_joined(function: Callable[[int], Values], folder: Path) -> list[Values]:
-    """What `function(rank)` returns in each process; `folder` holds their meeting point."""
+def run_in_two_processes(function: Callable[[int], Values], folder: Path) -> list[Values]:
+    """Run `function(rank)` in each process and return the results by rank; `folder` holds the file for the rendezvous."""
     context = get_context("spawn")
     results: Queue[tuple[int, Values]] = context.Queue()
-    meeting = (folder / "meeting").as_uri()
-    processes = [context.Process(target=_join, args=(rank, meeting, results, function)) for rank in range(PROCESSES)]
+    rendezvous = (folder / "rendezvous").as_uri()
+    arguments = (rendezvous, results, function)
+    processes = [context.Process(target=_run_rank, args=(rank, *arguments)) for rank in range(PROCESSES)]
     for process in processes:
         process.start()
-    found = dict(results.get(timeout=900) for _ in processes)
+    # Before joining: a process does not end while its result is in the queue.
+    by_rank = dict(results.get(timeout=900) for _ in processes)
     for process in processes:
         process.join()
-    failed = [f"rank {rank}: {values['error']}" for rank, values in found.items() if "error" in values]
+    failed = [f"rank {rank}: {values['error']}" for rank, values in by_rank.items() if "error" in values]
     assert not failed, failed
-    return [found[rank] for rank in range(PROCESSES)]
+    return [by_rank[rank] for rank in range(PROCESSES)]
 
 
-def _join(rank: int, meeting: str, results: "Queue[tuple[int, Values]]", function: Callable[[int], Values]) -> None:
+def _run_rank(
+    rank: int, rendezvous: str, results: "Queue[tuple[int, Values]]", function: Callable[[int], Values]
+) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=PROCESSES)
+    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=PROCESSES)
     try:
         values = function(rank)
-        # As arrays: a queue passes tensors through shared memory that ends with the process.
+        # As arrays: a queue passes tensors through shared memory, which is freed when the process ends.
         results.put((rank, {name: v.detach().numpy() if torch.is_tensor(v) else v for name, v in values.items()}))
     except Exception as error:
         results.put((rank, {"error": repr(error)}))
@@ -64,15 +70,15 @@ def _join(rank: int, meeting: str, results: "Queue[tuple[int, Values]]", functio
         torch.distributed.destroy_process_group()
 
 
-def draw_pairs(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit vectors of videos and texts, float64 [ROWS, WIDTH] each."""
+def random_pairs(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random unit vectors of videos and texts, float64 [ROWS, WIDTH] each."""
     generator = torch.Generator().manual_seed(rank)
     pairs = torch.randn(2, ROWS, WIDTH, generator=generator, dtype=torch.float64)
     video, text = normalize(pairs, dim=2)
     return video, text
 
 
-def draw_presence(case: str, rank: int) -> torch.Tensor | None:
+def caption_presence(case: str, rank: int) -> torch.Tensor | None:
     rows = PRESENT[case]
     return None if rows is None else torch.tensor(rows[rank], dtype=torch.bool)
 
@@ -87,7 +93,7 @@ def measure_contrast(video: torch.Tensor, text: torch.Tensor, present: torch.Ten
 
 
 def measure_norm(rows: torch.Tensor, norm: nn.Module, name: str) -> Values:
-    """A norm's outputs, and the gradients of a sum that weighs each output differently; two steps, then eval."""
+    """Outputs of a norm and gradients of a sum with a different weight per output; two training steps, then eval."""
     for step in range(2):
         x = (rows * (step + 1)).clone().requires_grad_()
         norm.zero_grad()
@@ -99,7 +105,7 @@ def measure_norm(rows: torch.Tensor, norm: nn.Module, name: str) -> Values:
     return {f"{name}/{key}": value for key, value in values.items()}
 
 
-def draw_rows(rows: int, rank: int) -> torch.Tensor:
+def random_rows(rows: int, rank: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(10 + rank)
     return 100 + 3 * torch.randn(rows, WIDTH, generator=generator, dtype=torch.float64)
 
@@ -128,7 +134,7 @@ def make_method(weight: float = 1.0, reconstruction: float = 1.0) -> MAE:
     return method.double()
 
 
-def draw_batch(rank: int) -> dict[str, Any]:
+def random_batch(rank: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(20 + rank)
     guides = {name: torch.rand(CLIPS, 2, 4, generator=generator) for name in ("noise", "similarity")}
     return {
@@ -142,48 +148,50 @@ def draw_batch(rank: int) -> dict[str, Any]:
 def measure_method(model: nn.Module, method: MAE, batch: dict[str, Any], name: str) -> Values:
     values = model(batch)
     values["loss"].backward()
-    found = {f"loss/{key}": value for key, value in values.items()}
-    found |= {f"gradient/{key}": p.grad for key, p in method.named_parameters() if p.grad is not None}
-    found |= {f"buffer/{key}": b.clone() for key, b in method.named_buffers() if "running" in key}
-    return {f"{name}/{key}": value for key, value in found.items()}
+    measured = {f"loss/{key}": value for key, value in values.items()}
+    measured |= {f"gradient/{key}": p.grad for key, p in method.named_parameters() if p.grad is not None}
+    measured |= {f"buffer/{key}": b.clone() for key, b in method.named_buffers() if "running" in key}
+    return {f"{name}/{key}": value for key, value in measured.items()}
 
 
 def work(rank: int) -> Values:
-    """All that one process measures."""
+    """All values that one process measures."""
     from open_clip.loss import ClipLoss
 
-    found: Values = {}
-    video, text = draw_pairs(rank)
+    measured: Values = {}
+    video, text = random_pairs(rank)
     for case in PRESENT:
-        found |= measure_contrast(video, text, draw_presence(case, rank), case)
+        measured |= measure_contrast(video, text, caption_presence(case, rank), case)
 
     peer = ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=PROCESSES)
     for name, loss_of in {"peer": lambda v, t: peer(v, t, 1 / TEMPERATURE), "ours": lambda v, t: match_pairs(v, t, TEMPERATURE).loss}.items():  # fmt: skip # noqa: E501
         v, t = video.clone().requires_grad_(), text.clone().requires_grad_()
         loss = loss_of(v, t)
         loss.backward()
-        found |= {f"{name}/loss": loss, f"{name}/video": v.grad, f"{name}/text": t.grad}
+        measured |= {f"{name}/loss": loss, f"{name}/video": v.grad, f"{name}/text": t.grad}
 
     for case, rows in NORM_ROWS.items():
         for affine in (True, False):
-            found |= measure_norm(draw_rows(rows[rank], rank), make_norm(GlobalBatchNorm, affine), f"{case}/{affine}")
+            measured |= measure_norm(
+                random_rows(rows[rank], rank), make_norm(GlobalBatchNorm, affine), f"{case}/{affine}"
+            )
 
     for name, weights in METHODS.items():
         method = make_method(*weights)
         wrapped = Process(rank, PROCESSES, torch.device("cpu")).wrap(method)
-        found |= measure_method(wrapped, method, draw_batch(rank), name)
+        measured |= measure_method(wrapped, method, random_batch(rank), name)
 
     method = make_method(*METHODS["both"])
-    found["nested"] = 0  # graphs within the graphs that a backend is given
+    measured["nested"] = 0  # graphs nested in the graphs that the backend receives
 
     def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
         parts = [getattr(graph, node.target, None) for node in graph.graph.nodes if node.op == "get_attr"]
-        found["nested"] += sum(isinstance(part, torch.fx.GraphModule) for part in parts)
+        measured["nested"] += sum(isinstance(part, torch.fx.GraphModule) for part in parts)
         return lookup_backend("aot_eager")(graph, inputs)
 
     method.compile(fullgraph=True, backend=backend, dynamic=False)
     wrapped = Process(rank, PROCESSES, torch.device("cpu")).wrap(method)
-    return found | measure_method(wrapped, method, draw_batch(rank), "compiled")
+    return measured | measure_method(wrapped, method, random_batch(rank), "compiled")
 
 
 # Weights of contrast and reconstruction.

@@ -1,4 +1,4 @@
-"""A small shard in the formats that the frames, motion and flow stages write, for the tests of what reads them."""
+"""A small shard in the formats of the split, frames, motion and flow stages, for tests of the stages that read them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ MOTION_SCHEMA = pa.schema(
 
 @dataclass
 class Clip:
-    """One clip to make."""
+    """A clip to write."""
 
     video_id: str
     frames: int = 3
@@ -51,8 +51,8 @@ class Clip:
 
 
 @dataclass
-class Made:
-    """Where the made files lie."""
+class StageOutputs:
+    """Paths of the files of one shard."""
 
     slice: Path
     tar: Path
@@ -65,23 +65,30 @@ class Made:
         return self.folder / "flow.parquet"
 
 
-def make_shard(folder: Path, clips: Sequence[Clip], grid: int = 4, seed: int = 0, cells: int = 2) -> Made:
-    """Writes `{slice,frames,motion,flow}` files of noisy pictures."""
+def make_stage_outputs(
+    folder: Path, clips: Sequence[Clip], grid: int = 4, seed: int = 0, cells: int = 2
+) -> StageOutputs:
+    """Write the slice, frames, motion and flow of clips with random images, motion and flow."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = ("slice.parquet", "train-00000.tar", "train-00000.parquet", "motion.parquet")
-    made = Made(*[*(folder / name for name in names), folder])
+    files = StageOutputs(
+        slice=folder / "slice.parquet",
+        tar=folder / "train-00000.tar",
+        index=folder / "train-00000.parquet",
+        motion=folder / "motion.parquet",
+        folder=folder,
+    )
     rng = np.random.default_rng(seed)
     ordered = sorted(clips, key=lambda clip: clip.key)
-    write_table(made.slice, pa.Table.from_pylist([_manifest_row(c) for c in ordered], MANIFEST_SCHEMA), {})
-    with TarWriter(made.tar) as tar:
+    write_table(files.slice, pa.Table.from_pylist([_manifest_row(c) for c in ordered], MANIFEST_SCHEMA), {})
+    with TarWriter(files.tar) as tar:
         rows = [_frames_row(tar, clip, rng) for clip in ordered]
-    write_table(made.index, pa.Table.from_pylist(rows, FRAMES_SCHEMA), {})
+    write_table(files.index, pa.Table.from_pylist(rows, FRAMES_SCHEMA), {})
     motion = [_motion_row(clip, grid, rng) for clip in ordered if clip.kept]
-    write_table(made.motion, pa.Table.from_pylist(motion, MOTION_SCHEMA), {})
+    write_table(files.motion, pa.Table.from_pylist(motion, MOTION_SCHEMA), {})
     rng = np.random.default_rng([seed, 1])
     flow = [_flow_row(clip, grid, cells, rng) for clip in ordered if clip.kept]
-    write_rows(made.flow, FLOW_SCHEMA, flow, {}, group=2)
-    return made
+    write_rows(files.flow, FLOW_SCHEMA, flow, {}, group=2)
+    return files
 
 
 def _manifest_row(clip: Clip) -> dict[str, Any]:
@@ -103,8 +110,8 @@ def _frames_row(tar: TarWriter, clip: Clip, rng: np.random.Generator) -> dict[st
         tar.add(f"{clip.key}.json", b"{}")
     for number in range(count):
         coarse = rng.integers(0, 256, (6, 7, 3), dtype=np.uint8)
-        tall = coarse.repeat(-(-clip.height // 6), 0)[: clip.height].repeat(-(-clip.width // 7), 1)[:, : clip.width]
-        jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(tall), quality=95)
+        image = coarse.repeat(-(-clip.height // 6), 0)[: clip.height].repeat(-(-clip.width // 7), 1)[:, : clip.width]
+        jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=95)
         members.append(tar.add(f"{clip.key}.{number:04d}.jpg", jpeg))
     status = ("ok", "keep", "") if clip.kept else ("too_short", "drop", "1 frame")
     return {

@@ -1,4 +1,4 @@
-"""Pictures that move in known ways, stored as the frames stage stores them, and the flow stage run on them."""
+"""Frames with known motion in the format of the frames stage, and the flow stage on them."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ DIS = Flow()
 
 
 def texture(frames: int, dx: float, dy: float, width: int, height: int, seed: int = 0) -> np.ndarray:
-    """A sum of waves that moves by (dx, dy) pixels a frame, whole or not: uint8 [F, H, W, 3], grey."""
+    """Grey frames of a sum of waves that moves by (dx, dy) pixels per frame, integer or not: uint8 [F, H, W, 3]."""
     rng = np.random.default_rng(seed)
     t, y, x = np.meshgrid(np.arange(frames), np.arange(height), np.arange(width), indexing="ij", sparse=True)
     total = np.zeros((frames, height, width))
@@ -34,9 +34,11 @@ def texture(frames: int, dx: float, dy: float, width: int, height: int, seed: in
 
 
 def store(folder: Path, clips: dict[str, np.ndarray]) -> tuple[Path, Path]:
-    """Frames as the frames stage stores them."""
+    """Write the frames of clips by key in the format of the frames stage; return the tar and its index."""
     folder.mkdir(exist_ok=True)
-    tar, index, rows = folder / "train-00000.tar", folder / "train-00000.parquet", []
+    tar = folder / "train-00000.tar"
+    index = folder / "train-00000.parquet"
+    rows = []
     with TarWriter(tar) as writer:
         for key, frames in sorted(clips.items()):
             jpegs = [simplejpeg.encode_jpeg(frame, 95, colorsubsampling="420") for frame in frames]
@@ -60,7 +62,7 @@ def run(stored: tuple[Path, Path], output: Path, settings: Flow = DIS, processes
 
 
 def rows_of(path: Path) -> dict[str, dict[str, Any]]:
-    """The table's rows by key, flow as float32 [T, R, C, 2]."""
+    """The rows of a flow table by key, with the flow as float32 [T, R, C, 2]."""
     rows = {row["key"]: row for row in read_table(path).to_pylist()}
     for row in rows.values():
         for name in ("forward", "backward"):
@@ -71,7 +73,7 @@ def rows_of(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def save_raft(path: Path) -> Path:
-    """A RAFT-small that was never trained."""
+    """Save a RAFT-small with random weights."""
     torch.manual_seed(0)
     save_file(raft_small(weights=None).state_dict(), path)
     return path

@@ -1,4 +1,4 @@
-"""Models of a few thousand random weights, saved as the real ones are, for tests without a network."""
+"""Models with a few thousand random weights, in the formats of the real ones, for tests without a network."""
 
 import json
 from pathlib import Path
@@ -33,18 +33,18 @@ CLIP_CONFIG: dict[str, Any] = {
     "vision_cfg": {"image_size": 24, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
-# Unlike CLIP's own, so that a test notices when they are not used.
+# Different from CLIP's own, so that a test notices if they are not used.
 NORMALISATION = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
 WORDS = ["red", "blue", "circle", "square", "moves", "left", "right", "a", "the", "describe", "what", "is"]
 
 
 def save_clip(folder: Path, seed: int = 0) -> Path:
-    """An open_clip model as `local-dir:` wants it."""
+    """Save an open_clip model in the format that `local-dir:` expects."""
     torch.manual_seed(seed)
     folder.mkdir(parents=True)
     model = open_clip.CLIP(**CLIP_CONFIG)
     with torch.no_grad():
-        for parameter in model.visual.parameters():  # so that patches differ by more than rounding
+        for parameter in model.visual.parameters():  # otherwise patches differ by little more than rounding
             parameter.add_(0.1 * torch.randn_like(parameter))
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     config = {"model_cfg": CLIP_CONFIG, "preprocess_cfg": NORMALISATION}
@@ -53,7 +53,7 @@ def save_clip(folder: Path, seed: int = 0) -> Path:
 
 
 def make_tokenizer(**more: Any) -> PreTrainedTokenizerFast:
-    """Whole words; ids 0 to 3 are special."""
+    """A tokenizer of whole words; ids 0 to 3 are special tokens."""
     words = {word: i for i, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -79,26 +79,26 @@ def text_config(vocabulary: int) -> OPTConfig:
     )
 
 
-def _shake(model: torch.nn.Module) -> None:
-    """Random weights large enough for outputs to depend on the input."""
+def _enlarge_weights(model: torch.nn.Module) -> None:
+    """Add random values that are large enough for the outputs to depend on the input."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
 
 
 def save_language_model(folder: Path, seed: int = 0, **tokenizer: Any) -> Path:
-    """A causal language model with its tokenizer."""
+    """Save a causal language model with its tokenizer."""
     torch.manual_seed(seed)
     words = make_tokenizer(**tokenizer)
     model = OPTForCausalLM(text_config(len(words)))
-    _shake(model)
+    _enlarge_weights(model)
     model.save_pretrained(folder)
     words.save_pretrained(folder)
     return folder
 
 
 def save_blip2(folder: Path, seed: int = 0) -> Path:
-    """A BLIP-2 with its processor."""
+    """Save a BLIP-2 with its processor."""
     torch.manual_seed(seed)
     image_processor = BlipImageProcessor(size={"height": 16, "width": 16})
     processor = Blip2Processor(image_processor, make_tokenizer(), num_query_tokens=4)
@@ -122,14 +122,14 @@ def save_blip2(folder: Path, seed: int = 0) -> Path:
         image_token_index=processor.tokenizer.convert_tokens_to_ids("<image>"),
     )
     model = Blip2ForConditionalGeneration(config)
-    _shake(model)
+    _enlarge_weights(model)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
 
 def save_text_encoder(folder: Path, kind: str, seed: int = 0) -> Path:
-    """A text encoder of transformers: `clip` (text tower with projection), `bert`, `t5` or a whole `two-towers` CLIP."""
+    """Save a text encoder of transformers: `clip` (text tower with projection), `bert`, `t5` or a whole CLIP, `two-towers`."""
     torch.manual_seed(seed)
     words = make_tokenizer()
     size: dict[str, Any] = {
@@ -155,7 +155,7 @@ def save_text_encoder(folder: Path, kind: str, seed: int = 0) -> Path:
         ),
     }
     model = makers[kind]()
-    _shake(model)
+    _enlarge_weights(model)
     model.save_pretrained(folder)
     words.save_pretrained(folder)
     return folder

@@ -1,4 +1,4 @@
-"""Small runs with text, the repository's small CLIP as their teacher, and batches for them."""
+"""Small runs with text, whose teacher is the repository's small CLIP, and batches for them."""
 
 from pathlib import Path
 
@@ -13,13 +13,13 @@ TEACHER = {"model": CLIP, "layers": 2}
 
 
 def make_small_bert(folder: Path, width: int = 128) -> str:
-    """A BERT of 3 layers on disk."""
+    """Write a BERT of 3 layers with random weights; return its folder."""
     make_bert(folder, WORDS, width=width, layers=3, heads=4, seed=0)
     return str(folder)
 
 
 def make_run(method: str, bert: str | None, **changes: object) -> LanguageRun:
-    """A run on 4 frames of 64 pixels, 4 x 4 tokens each."""
+    """A run on 4 frames of 64 x 64 pixels, 4 x 4 tokens each."""
     language = {"model": bert, "fusion_layer": 2, "max_tokens": 8, "embedding": 32} if bert else None
     values = {
         "method": method,
@@ -45,7 +45,7 @@ def make_run(method: str, bert: str | None, **changes: object) -> LanguageRun:
 
 
 def make_batch(samples: int = 4, frames: int = 4, seed: int = 0) -> dict:
-    """Random pixels and captions; the vectors are as wide as the small CLIP's."""
+    """Random pixels, noise and captions, and random text vectors of the small CLIP's width."""
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(samples, 96, generator=generator)
     words = torch.randint(len(WORDS), (samples, 5), generator=generator)

@@ -1,6 +1,4 @@
-"""Small shards in the format of the stage `shards`, and settings for them, for the tests of what trains on
-them.
-"""
+"""Small packed shards, in the format of the stage `shards`, and runs that train on them."""
 
 import io
 from collections.abc import Collection, Sequence
@@ -18,16 +16,21 @@ from stm.storage.receipts import make_receipt
 from stm.storage.tables import write_table
 from stm.storage.tars import TarWriter
 
-WIDTH, HEIGHT, FRAMES, ROWS, COLUMNS, TEXT_WIDTH = 40, 32, 6, 4, 5, 12
+WIDTH = 40
+HEIGHT = 32
+FRAMES = 6
+ROWS = 4
+COLUMNS = 5
+TEXT_WIDTH = 12
 COLORS = {"red": (220, 40, 40), "green": (40, 220, 40), "blue": (40, 40, 220)}
 
 
-def draw_clip(label: str | None, rng: np.random.Generator) -> np.ndarray:
+def make_frames(label: str | None, rng: np.random.Generator) -> np.ndarray:
     """uint8 [FRAMES, HEIGHT, WIDTH, 3]: coarse noise, tinted by the label."""
     coarse = rng.integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3)).astype(float)
-    picture = np.kron(coarse, np.ones((8, 8, 1)))
+    image = np.kron(coarse, np.ones((8, 8, 1)))
     tint = np.array(COLORS.get(label or "", (128, 128, 128)))
-    return np.stack([np.roll(0.6 * picture + 0.4 * tint, 2 * t, axis=1) for t in range(FRAMES)]).astype(np.uint8)
+    return np.stack([np.roll(0.6 * image + 0.4 * tint, 2 * t, axis=1) for t in range(FRAMES)]).astype(np.uint8)
 
 
 def encode_map(values: np.ndarray) -> bytes:
@@ -36,8 +39,8 @@ def encode_map(values: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def draw_texts(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Unit vectors [count, TEXT_WIDTH]."""
+def random_unit_vectors(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Random unit vectors, float64 [count, TEXT_WIDTH]."""
     vectors = rng.normal(size=(count, TEXT_WIDTH))
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
@@ -47,31 +50,32 @@ def make_shard(
     labels: Sequence[str | None],
     seed: int = 0,
     prefix: str = "clip",
-    silent: Collection[int] = (),
+    without_captions: Collection[int] = (),
     text_model: str = "made",
 ) -> Path:
-    """Writes a shard with one clip a label, similarity, motion and text packed; returns `index`.
+    """Write a shard with one clip per label, with similarity, motion and text; return `index`.
 
-    The clips numbered in `silent` have no captions, hence neither similarity nor text.
+    The clips whose numbers are in `without_captions` have no captions and therefore neither similarity nor text.
     """
     index.parent.mkdir(parents=True, exist_ok=True)
-    rng, rows = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    rows = []
     with TarWriter(index.with_suffix(".tar")) as tar:
         for number, label in enumerate(labels):
             key = f"{prefix}-{number:03d}"
-            about = tar.add(f"{key}.json", b"{}")
+            description = tar.add(f"{key}.json", b"{}")
             frames = [
                 tar.add(f"{key}.{t:04d}.jpg", simplejpeg.encode_jpeg(np.ascontiguousarray(frame), colorspace="RGB"))
-                for t, frame in enumerate(draw_clip(label, rng))
+                for t, frame in enumerate(make_frames(label, rng))
             ]
             arrays = {
                 "similarity": rng.uniform(-1, 1, (2, FRAMES, ROWS, COLUMNS)),
                 "motion": rng.uniform(0, 2, (FRAMES, ROWS, COLUMNS, 3)),
-                "text": draw_texts(2, rng),
+                "text": random_unit_vectors(2, rng),
             }
-            captions = [] if number in silent else ["one", "two"]
+            captions = [] if number in without_captions else ["one", "two"]
             names = sorted(arrays if captions else ["motion"])
-            added = {name: tar.add(f"{key}.{name}.npy", encode_map(arrays[name])) for name in names}
+            members = {name: tar.add(f"{key}.{name}.npy", encode_map(arrays[name])) for name in names}
             rows.append(
                 {
                     "key": key,
@@ -87,13 +91,13 @@ def make_shard(
                     "rows": ROWS,
                     "columns": COLUMNS,
                     "pts": [t / 4 for t in range(FRAMES)],
-                    "json_offset": about.offset,
-                    "json_size": about.size,
+                    "json_offset": description.offset,
+                    "json_size": description.size,
                     "offsets": [frame.offset for frame in frames],
                     "sizes": [frame.size for frame in frames],
-                    **{f"{name}_offset": member.offset for name, member in added.items()},
-                    **{f"{name}_size": member.size for name, member in added.items()},
-                    "sha256": [member.sha256 for member in (about, *frames, *added.values())],
+                    **{f"{name}_offset": member.offset for name, member in members.items()},
+                    **{f"{name}_size": member.size for name, member in members.items()},
+                    "sha256": [member.sha256 for member in (description, *frames, *members.values())],
                 }
             )
     receipt = make_receipt(
@@ -104,7 +108,7 @@ def make_shard(
 
 
 def make_run(**changes: Any) -> PretrainRun:
-    """A run of seconds; `optimisation` is merged, the rest replaced."""
+    """A run that trains in seconds; changes of `optimisation` are merged into its settings, other changes replace them."""
     optimisation = {"epochs": 2, "batch_size": 4, "warmup_epochs": 1, "learning_rate": 0.01}
     optimisation |= changes.pop("optimisation", {})
     values = {"model": "tiny", "image_size": 32, "patch_size": 16, "frames": 4, "decoder_depth": 1, "workers": 0}

@@ -1,4 +1,4 @@
-"""Small shards as the stage `shards` packs them, written from the format's description."""
+"""Small shards in the format of the stage `shards`, written independently of it from the format's description."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from stm.storage.tars import TarWriter
 
 ARRAYS = ("flow", "motion", "similarity", "text")
 
-# Columns that came after version 0.1.
+# Columns added after version 0.1.
 LATER = ("caption_sources", "flow_offset", "flow_size", "text_offset", "text_size", "flow_cells", "text_width")
 
 SCHEMA = pa.schema(
@@ -40,7 +40,7 @@ SCHEMA = pa.schema(
 
 
 def make_frames(clip: int, frames: int, width: int, height: int) -> np.ndarray:
-    """Smooth pictures, uint8 [frames, height, width, 3], in which red tells the frame and green the place."""
+    """Smooth images, uint8 [frames, height, width, 3]: red encodes the frame's number, green and blue the position."""
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     video = np.empty((frames, height, width, 3))
     video[..., 0] = (10 + 5 * np.arange(frames))[:, None, None]
@@ -50,7 +50,10 @@ def make_frames(clip: int, frames: int, width: int, height: int) -> np.ndarray:
 
 
 def make_clip(number: int = 0, **changes: Any) -> dict[str, Any]:
-    """A clip's content; `similarity` and `motion` may be None, or an array, or left to be random; `flow` and `text` None."""
+    """The content of a clip.
+
+    By default `similarity` and `motion` are random, `flow` and `text` are None; each can be an array or None.
+    """
     clip: dict[str, Any] = {"key": f"clip-{number:03d}", "label": "ab"[number % 2], "captions": ["one", "two", "three"]}
     clip |= {"frames": 12, "width": 80, "height": 64, "rows": 4, "columns": 5} | changes
     clip |= {name: clip.get(name) for name in ("flow", "text")}
@@ -67,7 +70,7 @@ def make_clip(number: int = 0, **changes: Any) -> dict[str, Any]:
 
 
 def write_shard(index: Path, clips: list[dict[str, Any]], *, old: bool = False) -> Path:
-    """Writes `index` and the tar beside it; returns `index`. `old`: without the columns that came after version 0.1."""
+    """Write `index` and the tar beside it; return `index`. `old` omits the columns added after version 0.1."""
     index.parent.mkdir(parents=True, exist_ok=True)
     with TarWriter(index.with_suffix(".tar")) as tar:
         rows = [_write_clip(tar, clip) for clip in sorted(clips, key=lambda clip: clip["key"])]
@@ -78,8 +81,8 @@ def write_shard(index: Path, clips: list[dict[str, Any]], *, old: bool = False) 
 
 def _write_clip(tar: TarWriter, clip: dict[str, Any]) -> dict[str, Any]:
     key = clip["key"]
-    same = ("key", "label", "captions", "caption_sources", "frames", "width", "height", "rows", "columns")
-    row = {name: clip[name] for name in same} | {"flow_cells": None, "text_width": None}
+    copied = ("key", "label", "captions", "caption_sources", "frames", "width", "height", "rows", "columns")
+    row = {name: clip[name] for name in copied} | {"flow_cells": None, "text_width": None}
     if clip["flow"] is not None:
         row["flow_cells"] = clip["flow"].shape[2] // clip["rows"]
     if clip["text"] is not None:
@@ -87,10 +90,8 @@ def _write_clip(tar: TarWriter, clip: dict[str, Any]) -> dict[str, Any]:
     row |= {"video_id": key, "split": "train", "pts": [0.25 * i for i in range(clip["frames"])]}
     description = tar.add(f"{key}.json", json.dumps({"key": key}).encode())
     encode = {"quality": 98, "colorspace": "RGB", "colorsubsampling": "444"}
-    pictures = [np.ascontiguousarray(picture) for picture in clip["video"]]
-    frames = [
-        tar.add(f"{key}.{i:04d}.jpg", simplejpeg.encode_jpeg(picture, **encode)) for i, picture in enumerate(pictures)
-    ]
+    images = [np.ascontiguousarray(image) for image in clip["video"]]
+    frames = [tar.add(f"{key}.{i:04d}.jpg", simplejpeg.encode_jpeg(image, **encode)) for i, image in enumerate(images)]
     members = [description, *frames]
     for name in ARRAYS:
         row |= {f"{name}_offset": None, f"{name}_size": None}
