@@ -160,7 +160,7 @@ def test_a_torn_tar_or_index_is_named(tmp_path: Path) -> None:
     made = make_stage_outputs(tmp_path, [Clip("a", frames=2)], GRID)
     made.tar.write_bytes(made.tar.read_bytes()[:1500])
     row = rows_of(run((made.tar, made.index), tmp_path / "out.parquet"))["a"]
-    assert row["status"] == "corrupt_frames" and "torn file" in row["detail"] and row["forward"] is None
+    assert row["status"] == "corrupt_frames" and "truncated file" in row["detail"] and row["forward"] is None
     made.index.write_bytes(b"PAR1")
     with pytest.raises(ValueError, match="cannot be read as a Parquet table"):
         run((made.tar, made.index), tmp_path / "out.parquet")
