@@ -73,7 +73,8 @@ def test_imports_in_examples_work(path):
 @docs
 def test_paths_of_the_repository_exist(path):
     names = named(path, rf"(?<![\w./{{}}~-])((?:{FOLDERS})/[\w./*{{}},-]*)")
-    patterns = {name: re.sub(r"\{[^}]*\}", "*", name.rstrip(".,/")) for name in names}
+    # `{source}` and `NAME` stand for any name.
+    patterns = {name: re.sub(r"\{[^}]*\}|\bNAME\b", "*", name.rstrip(".,/")) for name in names}
     assert {name for name, pattern in patterns.items() if not list(ROOT.glob(pattern))} == set()
 
 

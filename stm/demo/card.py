@@ -1,4 +1,4 @@
-"""The model card of the demo's small models, in Markdown: how they were trained, and their metrics."""
+"""The card of the demo's small models: how they were made and how good they are, in plain Markdown."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -41,9 +41,9 @@ Weights are stored as float16 safetensors and load as float32.
 On {held_out_frames} frames of {held_out_clips} clips of the split `demo-models-held-out`, with the models loaded by
 open_clip and transformers.
 
-CLIP: cosine of every cell of an 8 x 10 grid with a text, averaged over frames. *Coverage*: share of the named object's
-true box that the 60 % most similar cells cover; chance is 0.60. A box has empty corners, which look like background:
-*ceiling* ranks the cells by the true share of object pixels and the others at random. *Low*: the 5th percentile over frames. *Pixels*: share of
+CLIP: cosine of every cell of an 8 x 10 grid with a text, mean over frames. *Coverage*: share of the named object's true box that
+the 60 % most similar cells cover; chance is 0.60. A box has empty corners, which look like background: *ceiling* ranks the
+cells by the true share of object pixels and the others at random. *Low*: the 5th percentile over frames. *Pixels*: share of
 the object's own pixels that is covered. *AUC*: cells at least half inside the box against cells outside that show
 anything, only background, or another object.
 
@@ -80,13 +80,7 @@ def write_card(
     seconds: Mapping[str, float],
     folders: Sequence[Path],
 ) -> None:
-    """Write the card.
-
-    Args:
-        results: the metrics by model (`clip`, `blip2`), and the numbers of `frames`.
-        seconds: duration by phase.
-        folders: of CLIP and of BLIP-2.
-    """
+    """Writes the card; `folders` are those of CLIP and BLIP-2."""
     text = _TEXT.format(
         **{f"{name}_bytes": folder_bytes(folder) for name, folder in zip(("clip", "blip2"), folders, strict=True)},
         clip_parameters=count_parameters(folders[0]),
@@ -111,12 +105,12 @@ def write_card(
 
 
 def folder_bytes(folder: Path) -> int:
-    """The size in bytes of all files in a folder."""
+    """Bytes of all files in a folder."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def count_parameters(folder: Path) -> int:
-    """The number of parameters in the safetensors files of a folder."""
+    """Numbers in the safetensors files of a folder."""
     total = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
