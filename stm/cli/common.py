@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import yaml
@@ -32,17 +33,28 @@ def load(arguments: argparse.Namespace) -> Config:
     return parse_config(values, ", ".join(arguments.config))
 
 
+_LISTED = 20  # names in a message
+
+
 def select(kind: str, requested: Sequence[str] | None, known: Iterable[str]) -> list[str]:
     """The requested names, or all known ones if none is requested.
 
     Raises:
-        ConfigError: a requested name is unknown; the message lists the known ones.
+        ConfigError: a requested name is unknown; the message lists the known ones, or of many those that are most like it.
     """
     names = list(known)
     unknown = [name for name in requested or () if name not in names]
     if unknown:
-        raise ConfigError(f"no such {kind}: {', '.join(unknown)}; there are: {', '.join(names) or 'none'}")
+        raise ConfigError(f"no such {kind}: {', '.join(unknown)}; {_describe_choices(names, unknown[0])}")
     return list(requested or names)
+
+
+def _describe_choices(names: Sequence[str], unknown: str) -> str:
+    """All names where there are few. A dataset may have thousands of shards: then the closest, and how many there are."""
+    if len(names) <= _LISTED:
+        return f"there are: {', '.join(names) or 'none'}"
+    closest = get_close_matches(unknown, names) or [names[0], names[-1]]
+    return f"there are {len(names):,}, such as {', '.join(closest)}"
 
 
 def select_jobs(stage: Stage, config: Config, selection: Mapping[str, Sequence[str] | None]) -> Iterator[Job]:

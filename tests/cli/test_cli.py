@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from stm.cli import main
+from stm.cli.common import select
+from stm.config import ConfigError
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,3 +84,13 @@ def test_mistakes_are_one_message_not_a_traceback(arguments, words, capsys):
 def test_the_schema_is_printed(capsys):
     assert main(["schema"]) == 0
     assert capsys.readouterr().out == (ROOT / "config/schema.json").read_text()
+
+
+def test_an_unknown_name_among_many_is_answered_with_the_closest():
+    shards = [f"train-{number:05d}" for number in range(3000)]
+    with pytest.raises(ConfigError) as error:
+        select("shard", ["trian-00042"], shards)
+    message = str(error.value)
+    assert "train-00042" in message and "3,000" in message and len(message) < 200
+    with pytest.raises(ConfigError, match="there are: a, b"):
+        select("run", ["c"], ["a", "b"])
