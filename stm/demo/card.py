@@ -1,4 +1,4 @@
-"""The card of the demo's small models: how they were made and how good they are, in plain Markdown."""
+"""The model card of the demo's small models, in Markdown: how they were trained, and their metrics."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -80,7 +80,13 @@ def write_card(
     seconds: Mapping[str, float],
     folders: Sequence[Path],
 ) -> None:
-    """Writes the card; `folders` are those of CLIP and BLIP-2."""
+    """Write the card.
+
+    Args:
+        results: the metrics by model (`clip`, `blip2`), and the numbers of `frames`.
+        seconds: duration by phase.
+        folders: of CLIP and of BLIP-2.
+    """
     text = _TEXT.format(
         **{f"{name}_bytes": folder_bytes(folder) for name, folder in zip(("clip", "blip2"), folders, strict=True)},
         clip_parameters=count_parameters(folders[0]),
@@ -105,12 +111,12 @@ def write_card(
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of all files in a folder."""
+    """The size in bytes of all files in a folder."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def count_parameters(folder: Path) -> int:
-    """Numbers in the safetensors files of a folder."""
+    """The number of parameters in the safetensors files of a folder."""
     total = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
