@@ -150,6 +150,10 @@ class Retrieval(TaskSettings):
         return CaptionChoice(sources=None if self.source is None else (self.source,), count=self.count)
 
 
+# The tasks that need no run with `language`; those that do are the `LanguageTask`s. A new section joins one of the two.
+VideoTask = LinearProbe | FineTune | ZeroShot | Retrieval
+
+
 class MaskQuality(Section):
     """The share of the captioned object's true box that each mask hides; requires a dataset with boxes."""
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from stm.config.base import Fraction, Name, field
-from stm.config.evaluation import FineTune, FineTuneOptimisation, LinearProbe, Retrieval, TaskSettings, ZeroShot
+from stm.config.evaluation import FineTuneOptimisation, TaskSettings, VideoTask
 from stm.config.training import Augmentation, Run
 
 
@@ -116,14 +116,4 @@ class Captioning(_LanguageTask):
 
 LanguageTask = VideoTextRetrieval | QuestionAnswering | MultipleChoice | Captioning
 
-EvaluationTask = Annotated[
-    LinearProbe
-    | FineTune
-    | ZeroShot
-    | Retrieval
-    | VideoTextRetrieval
-    | QuestionAnswering
-    | MultipleChoice
-    | Captioning,
-    Field(discriminator="task"),
-]
+EvaluationTask = Annotated[VideoTask | LanguageTask, Field(discriminator="task")]

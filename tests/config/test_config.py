@@ -3,12 +3,22 @@
 import copy
 import json
 from pathlib import Path
+from typing import get_args
 
 import jsonschema
 import pytest
 import yaml
 
-from stm.config import ConfigError, Section, inherit, json_schema, load_config, parse_config, read_values
+from stm.config import (
+    ConfigError,
+    EvaluationTask,
+    Section,
+    inherit,
+    json_schema,
+    load_config,
+    parse_config,
+    read_values,
+)
 from stm.config.strategies import find_strategy
 
 ROOT = Path(__file__).parents[2]
@@ -23,8 +33,7 @@ def test_every_shipped_config_is_valid_for_parser_and_schema(path):
 
 
 DATASETS = ("FolderDataset", "MovingShapesDataset", "BenchmarkDataset", "LanguageDataset")
-TASKS = ["LinearProbe", "FineTune", "ZeroShot", "Retrieval"]
-TASKS += ["VideoTextRetrieval", "QuestionAnswering", "MultipleChoice", "Captioning"]
+TASKS = [section.__name__ for section in get_args(get_args(EvaluationTask)[0])]
 RUN = {"workers", "kept_gigabytes", "checkpoint_every", "checkpoints_kept", "dataset", "seeds"}
 # Written out, because adding a key to these changes what is rerun, which must not happen unnoticed.
 CACHE_NEUTRAL = {

@@ -23,7 +23,7 @@ from recorded_runs import find_jobs, finish, touch
 from small_workflow import snakemake
 
 from stm.cli.common import load
-from stm.config import Config, ConfigError, Corpus, Section, merge, parse_config
+from stm.config import Config, ConfigError, Corpus, EvaluationTask, Section, merge, parse_config
 from stm.datasets.actions import BENCHMARKS
 
 CLIP = "local-dir:models/one/clip"
@@ -185,8 +185,7 @@ RERUN: tuple[tuple[str, list[str]], ...] = (
 )
 ALWAYS_ALLOWED = {"plan", "report"}
 
-TASKS = ["LinearProbe", "FineTune", "ZeroShot", "Retrieval"]
-TASKS += ["VideoTextRetrieval", "QuestionAnswering", "MultipleChoice", "Captioning"]
+TASKS = [section.__name__ for section in get_args(get_args(EvaluationTask)[0])]
 # Valid other values, by section and key, where the generic changes of `others` yield none.
 VALUES: dict[str, list[Any]] = {
     "BadInput.policy": [{"too_short": "fail"}],
