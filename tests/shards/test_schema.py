@@ -16,13 +16,14 @@ from stm.config import Augmentation, Pack
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.data.guides.maker import GuideMaker
-from stm.data.guides.window import MAKERS
-from stm.preprocess.packing.tables import TABLES, CaptionTable, ClipTable
+from stm.data.guides.window import MAKERS, maker_of
+from stm.preprocess.packing.tables import TABLES, CaptionTable, ClipTable, table_of
 from stm.shards.check import find_problems
 from stm.shards.grid import map_shape
 from stm.shards.index import ClipIndex
 from stm.shards.reader import ShardReader
 from stm.shards.schema import ARRAYS, CLIP_SIZES, PackedArray, shard_schema
+from stm.shards.schema import GRID as SCHEMA_GRID
 from stm.storage.tables import read_receipt, read_table, write_rows, write_table
 
 GEOMETRY = Geometry(image_size=16, patch_size=8, tubelet=2, frames=2)
@@ -41,8 +42,11 @@ class DepthPack(Pack):
     depth: bool = True
 
 
+class ShadePack(Pack):
+    shade: bool = True
+
+
 class DepthTable(ClipTable):
-    array = "depth"
     values = ("bins",)
 
     def join(self, clip: Mapping[str, Any], row: Mapping[str, Any]) -> np.ndarray:
@@ -135,10 +139,14 @@ def test_a_new_array_guides_masks(tmp_path: Path, depth: PackedArray) -> None:
         assert guide.shape == (1, 4) and guide.dtype == np.float32 and (low <= guide).all() and (guide <= high).all()
         assert min(rows, columns) == GRID
         if (rows, columns) == (5, 4):  # 32 x 40 pixels, cut by 4 pixels, half a cell, at the top and at the bottom
-            weights = np.array([[0.5, 1, 0.5, 0, 0], [0, 0, 0.5, 1, 0.5]]) / 2
-            across = np.repeat(np.eye(2), 2, axis=1) / 2
-            expected = (weights @ nearest.mean(axis=0) @ across.T).reshape(1, 4)
-            np.testing.assert_allclose(guide, expected, rtol=1e-5)
+            np.testing.assert_allclose(guide, crop_upright(nearest), rtol=1e-5)
+
+
+def crop_upright(maps: np.ndarray) -> np.ndarray:
+    """The guide of the centre crop, [1, 4], of two frames of 32 x 40 pixels, whose maps are [2, 5, 4]."""
+    weights = np.array([[0.5, 1, 0.5, 0, 0], [0, 0, 0.5, 1, 0.5]]) / 2
+    across = np.repeat(np.eye(2), 2, axis=1) / 2
+    return (weights @ maps.mean(axis=0, dtype=np.float64) @ across.T).reshape(1, 4)
 
 
 def test_a_new_array_can_be_left_out_or_lacking(
@@ -171,13 +179,42 @@ def test_values_of_another_shape_or_type_than_declared_are_not_packed(depth: Pac
             ARRAYS["flow"].measure(wrong, sizes)
 
 
+def test_an_array_of_one_number_per_cell_needs_its_declaration_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its table is read and its guide cut as they are: the mean over each token's cells and each slot's frames."""
+    plain = PackedArray("shade", layers=("frames",), layer=SCHEMA_GRID, guides=("shade",), since=3)
+    monkeypatch.setitem(ARRAYS, "shade", plain)
+    made = make_inputs(tmp_path)
+    told = {"status": "ok", "policy": "keep", "detail": ""}
+    rows, values = [], {}
+    for clip in [row for row in read_table(made.index).to_pylist() if row["kept"]]:
+        shape = (clip["frames"], *map_shape(clip["width"], clip["height"], GRID))
+        values[clip["key"]] = np.random.default_rng(len(rows)).random(shape).astype(np.float16)
+        rows.append({"key": clip["key"], "video_id": clip["video_id"], "shade": values[clip["key"]].ravel(), **told})
+    texts = [(name, pa.string()) for name in ("key", "video_id", "status", "policy", "detail")]
+    table = path_of(made.folder, "shade")
+    write_rows(table, pa.schema([*texts, ("shade", pa.list_(pa.float16()))]), rows, {}, group=2)
+    tar = run(made, ShadePack(captions="human"), shade=table)
+    for row in index_of(tar):
+        packed = np.load(io.BytesIO(member_of(tar, row["shade_offset"], row["shade_size"])))
+        np.testing.assert_array_equal(packed, values[row["key"]])
+    data = ClipDataset([tar.with_suffix(".parquet")], GEOMETRY, Augmentation(), 0, False, guides=["shade"])
+    guides = {sample["key"]: sample["guides"]["shade"] for (sample,) in (data[n] for n in range(len(data)))}
+    (upright,) = [key for key, maps in values.items() if maps.shape[1:] == (5, 4)]
+    np.testing.assert_allclose(guides[upright], crop_upright(values[upright][:2]), rtol=1e-4)
+
+
 def test_every_array_has_what_its_declaration_asks_for() -> None:
     """A key to pack it, code that makes its values, and code for each of its guides."""
-    assert list(ARRAYS) == [array.name for array in ARRAYS.values()] and set(TABLES) == set(ARRAYS)
+    assert list(ARRAYS) == [array.name for array in ARRAYS.values()] and set(TABLES) <= set(ARRAYS)
     for name, array in ARRAYS.items():
         assert Pack.model_fields[name].annotation is bool
-        assert issubclass(TABLES[name], CaptionTable if array.per_source else ClipTable) and TABLES[name].array == name
-        assert set(MAKERS[name].make if array.guides else ()) == set(array.guides)
+        assert issubclass(table_of(array), CaptionTable if array.per_source else ClipTable)
+        assert set(maker_of(array).make if array.guides else ()) == set(array.guides)
+        # Without code of its own an array is read and cut as it is: one number per cell.
+        assert not array.guides or name in MAKERS or array.layer == SCHEMA_GRID
+        assert name in TABLES or not array.size_columns
         assert all(column.startswith(f"{name}_") for column in array.size_columns)
         assert 1 <= len(array.layers) <= 2 and not set(CLIP_SIZES) & set(array.size_columns)
     guides = [guide for array in ARRAYS.values() for guide in array.guides]

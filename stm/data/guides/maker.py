@@ -38,6 +38,11 @@ def cut_tokens(
     return pool_slots(cropped, geometry.tubelet)
 
 
+def take_frames(stored: Stored) -> NDArray[np.floating]:
+    """The maps of the taken frames as they are stored."""
+    return stored.values[stored.taken]
+
+
 @dataclass(frozen=True)
 class GuideMaker:
     """How the guides of one packed array are made: from its stored frames to the window's, then cut to a crop."""

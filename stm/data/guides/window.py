@@ -6,20 +6,25 @@ from numpy.typing import NDArray
 from stm.data.crop_boxes import Box
 from stm.data.geometry import Geometry
 from stm.data.guides.flow import FLOW
-from stm.data.guides.maker import GuideMaker, Stored
+from stm.data.guides.maker import GuideMaker, Stored, take_frames
 from stm.data.guides.motion import MOTION
-from stm.data.guides.similarity import SIMILARITY
 from stm.shards.index import Clip
 from stm.shards.reader import ShardReader
-from stm.shards.schema import ARRAYS, guide_arrays
+from stm.shards.schema import ARRAYS, PackedArray, guide_arrays
 
-# How the guides of each packed array are made; which these are stands in `stm.shards.schema.ARRAYS`.
-MAKERS: dict[str, GuideMaker] = {"flow": FLOW, "motion": MOTION, "similarity": SIMILARITY}
+# How the guides of packed arrays are made, beside those of one number per cell that are taken as they are; which guides each
+# array has stands in `stm.shards.schema.ARRAYS`.
+MAKERS: dict[str, GuideMaker] = {"flow": FLOW, "motion": MOTION}
 
 # Guides that are never packed: a method makes them from the pixels, by its teacher (UMT, ClusterSTM) or its own mask (STM).
 COMPUTED = ("attention", "features", "spatiotemporal")
 
 Maps = dict[str, NDArray[np.floating]]
+
+
+def maker_of(array: PackedArray) -> GuideMaker:
+    """How the guides of an array are made; by default each is the map of the taken frames."""
+    return MAKERS.get(array.name) or GuideMaker(dict.fromkeys(array.guides, take_frames))
 
 
 def read_maps(
@@ -46,7 +51,7 @@ def read_maps(
         wanted = [guide for guide in array.guides if guide in guides]
         if not wanted or array.per_source != (caption is not None):
             continue
-        maker = MAKERS[array.name]
+        maker = maker_of(array)
         start = max(0, first - step + 1) if maker.looks_back else first
         values = reader.layers(clip, array.name, start, last, outer=caption)
         stored = Stored(values, window - start, step, clip)
@@ -57,4 +62,4 @@ def read_maps(
 def cut_maps(maps: Maps, clip: Clip, box: Box, flip: bool, geometry: Geometry) -> dict[str, NDArray[np.float32]]:
     """Maps of the whole frame as guides of a crop: flow float32 [2, T, R, C, 2] in tokens, all others [slots, N]."""
     arrays = guide_arrays()
-    return {guide: MAKERS[arrays[guide].name].cut(values, clip, box, flip, geometry) for guide, values in maps.items()}
+    return {guide: maker_of(arrays[guide]).cut(values, clip, box, flip, geometry) for guide, values in maps.items()}

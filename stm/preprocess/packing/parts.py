@@ -11,7 +11,7 @@ from stm.config import BadInput, Pack
 from stm.jobs.status import Status
 from stm.preprocess.captions.write import read_captions
 from stm.preprocess.clip_outcomes import STRICTNESS, Outcome
-from stm.preprocess.packing.tables import TABLES, CaptionTable, ClipTable, Row, Values
+from stm.preprocess.packing.tables import CaptionTable, ClipTable, Row, Values, table_of
 from stm.storage.tables import DamagedError
 
 
@@ -77,9 +77,9 @@ def join_parts(kept: Sequence[Row], inputs: Inputs, pack: Pack, grid: int, bad_i
     sources = [_Source(name, inputs, pack, grid, bad_input) for name in pack.sources]
     tables: dict[str, ClipTable] = {}
     for array in pack.arrays:
-        table = TABLES[array.name]
+        table = table_of(array)
         if issubclass(table, ClipTable):
-            tables[array.name] = table(inputs.of_clips(array.name), grid)
+            tables[array.name] = table(array, inputs.of_clips(array.name), grid)
     for row in kept:
         source_parts = [source.find(row) for source in sources]
         clip_parts = {name: table.find(row) for name, table in tables.items()}
@@ -144,9 +144,9 @@ class _Source:
         self._captions = read_captions(self._path)
         self._tables: dict[str, CaptionTable] = {}
         for array in pack.arrays:
-            table = TABLES[array.name]
+            table = table_of(array)
             if issubclass(table, CaptionTable):
-                self._tables[array.name] = table(inputs.of_source(array.name, name), grid)
+                self._tables[array.name] = table(array, inputs.of_source(array.name, name), grid)
 
     def find(self, clip: Row) -> _SourceParts:
         """The captions and arrays of a clip.

@@ -1,7 +1,7 @@
 """Readers of the stages' tables from which arrays are packed.
 
-`TABLES` has one class per array of `stm.shards.schema.ARRAYS`. Tables are sorted by key, so they are streamed in step
-with the kept clips, a few rows at a time.
+A table that holds an array's values as they are declared, in a column of the array's name, needs no class of its own; the
+others are in `TABLES`. Tables are sorted by key, so they are streamed in step with the kept clips, a few rows at a time.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stm.manifest import read_status
 from stm.preprocess.clip_outcomes import STRICTNESS, Outcome
 from stm.shards.grid import map_shape
-from stm.shards.schema import ARRAYS
+from stm.shards.schema import PackedArray
 from stm.storage.tables import DamagedError, stream_rows
 
 Row = Mapping[str, Any]
@@ -33,17 +33,18 @@ def _count(name: str) -> pa.Field:
 class ArrayTable:
     """A table with the values of one array."""
 
-    array: ClassVar[str]  # name of the array
-    values: ClassVar[tuple[str, ...]]  # columns that are read as flat numpy arrays
+    # Columns that are read as flat numpy arrays; by default the one of the array's name.
+    values: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[tuple[pa.Field, ...]] = ()  # further columns that are read
 
-    def __init__(self, path: Path, grid: int) -> None:
+    def __init__(self, array: PackedArray, path: Path, grid: int) -> None:
         self._path = path
         self._grid = grid
-        self._declared = ARRAYS[self.array]
+        self._declared = array
+        self._columns = self.values or (array.name,)
         kind = pa.list_(pa.from_numpy_dtype(self._declared.dtype))
-        columns = [pa.field(name, kind) for name in self.values]
-        self._rows = stream_rows(path, self.values, schema=pa.schema([_string("key"), *self.extra, *columns]))
+        columns = [pa.field(name, kind) for name in self._columns]
+        self._rows = stream_rows(path, self._columns, schema=pa.schema([_string("key"), *self.extra, *columns]))
 
     def read(self, clip: Row) -> dict[str, Any]:
         """The table's row of a clip; rows of clips that are not packed are skipped.
@@ -102,15 +103,15 @@ class CaptionTable(ArrayTable):
             raise DamagedError(f"{where} was {self.made} other captions. Remove it and run again")
         if not captions:
             return None
-        if row[self.values[0]] is None:
+        if row[self._columns[0]] is None:
             raise DamagedError(
-                f"{where} has captions but no {self.array}: the table is damaged. Remove it and run again"
+                f"{where} has captions but no {self._declared.name}: the table is damaged. Remove it and run again"
             )
         return self.join(clip, row)
 
     def join(self, clip: Row, row: Row) -> Values:
         """Shape the values of a row that has any."""
-        return self.reshape(clip, row[self.values[0]], self.shape(clip, captions=len(row["captions"])))
+        return self.reshape(clip, row[self._columns[0]], self.shape(clip, captions=len(row["captions"])))
 
 
 class ClipTable(ArrayTable):
@@ -130,7 +131,7 @@ class ClipTable(ArrayTable):
             DamagedError: the row is missing, was made from other frames, or has an unknown status or policy.
         """
         row = self.read(clip)
-        values = None if any(row[name] is None for name in self.values) else self.join(clip, row)
+        values = None if any(row[name] is None for name in self._columns) else self.join(clip, row)
         if row["policy"] not in STRICTNESS:
             raise DamagedError(
                 f"{self._path}: clip {row['video_id']!r} has the unknown policy {row['policy']!r}: damaged. "
@@ -140,18 +141,14 @@ class ClipTable(ArrayTable):
 
     def join(self, clip: Row, row: Row) -> Values:
         """Shape the values of a row that has any."""
-        return self.reshape(clip, row[self.values[0]], self.shape(clip))
+        return self.reshape(clip, row[self._columns[0]], self.shape(clip))
 
 
 class SimilarityTable(CaptionTable):
-    array = "similarity"
-    values = ("similarity",)
     made = "scored against"
 
 
 class TextTable(CaptionTable):
-    array = "text"
-    values = ("text",)
     extra = (*CaptionTable.extra, _count("width"))
     made = "encoded from"
 
@@ -161,7 +158,6 @@ class TextTable(CaptionTable):
 
 
 class MotionTable(ClipTable):
-    array = "motion"
     values = ("magnitude", "vector")
 
     def join(self, clip: Row, row: Row) -> Values:
@@ -172,7 +168,6 @@ class MotionTable(ClipTable):
 
 
 class FlowTable(ClipTable):
-    array = "flow"
     values = ("forward", "backward")
     extra = (_count("rows"), _count("columns"), *ClipTable.extra)
 
@@ -194,3 +189,8 @@ TABLES: dict[str, type[CaptionTable] | type[ClipTable]] = {
     "similarity": SimilarityTable,
     "text": TextTable,
 }
+
+
+def table_of(array: PackedArray) -> type[CaptionTable] | type[ClipTable]:
+    """The class that reads the table of an array's values."""
+    return TABLES.get(array.name) or (CaptionTable if array.per_source else ClipTable)
