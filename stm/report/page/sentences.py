@@ -54,12 +54,9 @@ def dataset_facts(config: Config) -> list[tuple[str, str]]:
     data, frames, pack = config.dataset, config.frames, config.pack
     assert data is not None, "the config is that of one dataset"
     titles = {"moving-shapes": "moving-shapes, generated", "folder": "folder of videos"}
-    packed = {
-        "similarity": pack.similarity and bool(pack.sources),
-        "motion": pack.motion,
-        "flow": pack.flow,
-        "text vectors": pack.text,
-    }
+    arrays = {array.name for array in pack.arrays}
+    # In the order of the config's keys.
+    packed = ["text vectors" if name == "text" else name for name in type(pack).model_fields if name in arrays]
     # Mask quality compares all caption sources; without it only the packed ones are made.
     sources = list(config.captions if config.mask_quality else pack.sources)
     captions = ", ".join(sources) + (f"; {', '.join(pack.sources)} for training" if pack.sources else "")
@@ -67,11 +64,11 @@ def dataset_facts(config: Config) -> list[tuple[str, str]]:
         ("Dataset", titles.get(data.source, data.source)),
         ("Frames", f"{_every(frames.every)} frame, short side {frames.short_side} px, JPEG quality {frames.quality}"),
         ("Captions", captions if sources != list(pack.sources) else ", ".join(sources) or "none"),
-        ("Similarity", config.similarity.model if packed["similarity"] or config.mask_quality else ""),
+        ("Similarity", config.similarity.model if "similarity" in packed or config.mask_quality else ""),
         ("Motion", config.motion.backend + (", camera subtracted" if config.motion.subtract_camera else "")),
         ("Flow", config.flow.backend if pack.flow else ""),
         ("Text", config.text.model if pack.text else ""),
-        ("Packed", ", ".join(name for name, is_packed in packed.items() if is_packed) or "frames only"),
+        ("Packed", ", ".join(packed) or "frames only"),
     ]
     if not (pack.motion or config.mask_quality):
         lines = [line for line in lines if line[0] != "Motion"]

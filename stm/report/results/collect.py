@@ -30,6 +30,7 @@ from stm.report.results.records import (
     Split,
     Study,
 )
+from stm.shards.schema import ARRAYS
 from stm.storage.files import read_json
 from stm.storage.tables import read_table
 
@@ -202,7 +203,9 @@ def _read_refusals(config: Config, layout: Layout, results: Results) -> list[Ref
     """
     paths: list[tuple[str, Path]] = [("manifest", layout.quarantine)]
     for shard in results.shards:
-        paths += [("frames", layout.frames(shard)), ("motion", layout.motion(shard)), ("flow", layout.flow(shard))]
+        paths += [("frames", layout.frames(shard))]
+        # A packed array is made by the stage of its name, whose table has a status per clip.
+        paths += [(name, layout.table(name, shard)) for name, array in ARRAYS.items() if not array.per_source]
         for source in config.captions:
             paths += [(f"captions/{source}", layout.captions(source, shard))]
             paths += [(f"similarity/{source}", layout.similarity(source, shard))]
