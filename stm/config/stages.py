@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from stm.config.base import Name, Section, Templates, field
+from stm.config.data import BadInput
+from stm.config.evaluation import MaskQuality
 from stm.shards.schema import ARRAYS, PackedArray
 
 
@@ -172,3 +174,36 @@ class Pack(Section):
         # Each array has a key of its name in this section.
         enabled = [array for array in ARRAYS.values() if getattr(self, array.name)]
         return tuple(array for array in enabled if self.sources or not array.per_source)
+
+
+class Stages(Section):
+    """Settings of the offline stages for one dataset."""
+
+    shard_size: int = field(1000, "clips per shard, on average; a job processes one shard", "clips", ge=1, le=100_000)
+    grid: int = field(14, "cells along the short side of the similarity and motion maps", "cells", ge=2, le=64)
+    bad_input: BadInput = BadInput()
+    frames: Frames = Frames()
+    captions: dict[Name, CaptionSource] = field({}, "caption sources by name")
+    similarity: Similarity = Similarity()
+    text: Text = Text()
+    motion: Motion = Motion()
+    flow: Flow = Flow()
+    pack: Pack = Pack()
+    mask_quality: MaskQuality | None = None
+
+    @model_validator(mode="after")
+    def _check_pack(self) -> "Stages":
+        if getattr(self, "datasets", None):
+            return self  # shared defaults may be incomplete; each dataset is checked with its own keys merged in
+        unknown = [source for source in self.pack.sources if source not in self.captions]
+        if unknown:
+            known = ", ".join(self.captions) or "none"
+            raise ValueError(f"pack.captions names {unknown[0]!r}; captions has: {known}")
+        if self.pack.text and not self.pack.sources:
+            raise ValueError("pack.text packs vectors of captions, but pack.captions names no source")
+        return self
+
+    @property
+    def packed_guides(self) -> set[str]:
+        """The mask guides that the shards contain."""
+        return {guide for array in self.pack.arrays for guide in array.guides}

@@ -5,13 +5,12 @@ from typing import Annotated, Any, TypeGuard, get_args
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
-from stm.config.base import Name, Section, field
-from stm.config.data import BadInput, Dataset
-from stm.config.evaluation import MaskQuality
+from stm.config.base import Name, field
+from stm.config.data import Dataset
 from stm.config.language import LanguageRun
 from stm.config.language_tasks import EvaluationTask
 from stm.config.report import FigureSpec, Prices, Report, TableSpec
-from stm.config.stages import CaptionSource, Flow, Frames, Motion, Pack, Similarity, Text
+from stm.config.stages import Stages
 from stm.config.strategies import find_strategy
 from stm.config.training import CaptionChoice, Mask, PretrainRun, Run
 
@@ -34,49 +33,16 @@ AnyRun = Annotated[
 ]
 
 
-class _Stages(Section):
-    """Settings of the offline stages for one dataset."""
-
-    shard_size: int = field(1000, "clips per shard, on average; a job processes one shard", "clips", ge=1, le=100_000)
-    grid: int = field(14, "cells along the short side of the similarity and motion maps", "cells", ge=2, le=64)
-    bad_input: BadInput = BadInput()
-    frames: Frames = Frames()
-    captions: dict[Name, CaptionSource] = field({}, "caption sources by name")
-    similarity: Similarity = Similarity()
-    text: Text = Text()
-    motion: Motion = Motion()
-    flow: Flow = Flow()
-    pack: Pack = Pack()
-    mask_quality: MaskQuality | None = None
-
-    @model_validator(mode="after")
-    def _check_pack(self) -> "_Stages":
-        if getattr(self, "datasets", None):
-            return self  # shared defaults may be incomplete; each dataset is checked with its own keys merged in
-        unknown = [source for source in self.pack.sources if source not in self.captions]
-        if unknown:
-            known = ", ".join(self.captions) or "none"
-            raise ValueError(f"pack.captions names {unknown[0]!r}; captions has: {known}")
-        if self.pack.text and not self.pack.sources:
-            raise ValueError("pack.text packs vectors of captions, but pack.captions names no source")
-        return self
-
-    @property
-    def packed_guides(self) -> set[str]:
-        """The mask guides that the shards contain."""
-        return {guide for array in self.pack.arrays for guide in array.guides}
-
-
-class Corpus(_Stages):
+class Corpus(Stages):
     """One dataset of a config with several, with its settings of the offline stages."""
 
     dataset: Dataset
 
 
-STAGE_KEYS = tuple(_Stages.model_fields)
+STAGE_KEYS = tuple(Stages.model_fields)
 
 
-class Config(_Stages):
+class Config(Stages):
     """A whole config: one file of `config/`."""
 
     name: Name = field(..., "results are written to {results}/{name}")
@@ -180,7 +146,7 @@ class Config(_Stages):
                     raise ValueError(f"{where} {run.text_vectors_for}, but pack.text{suffix} is not set")
                 self._check_captions(where, run.captions, corpus)
 
-    def _check_mask(self, where: str, mask: Mask, corpus: _Stages, computed: frozenset[str]) -> None:
+    def _check_mask(self, where: str, mask: Mask, corpus: Stages, computed: frozenset[str]) -> None:
         available = corpus.packed_guides | computed
         missing = [guide for guide in find_strategy(mask.strategy).needs if guide not in available]
         if missing == ["attention"]:
@@ -194,7 +160,7 @@ class Config(_Stages):
         if missing:
             raise ValueError(f"{where} masks by {missing[0]}, but `pack` does not include the {missing[0]} maps")
 
-    def _check_captions(self, where: str, captions: CaptionChoice, corpus: _Stages) -> None:
+    def _check_captions(self, where: str, captions: CaptionChoice, corpus: Stages) -> None:
         unknown = [source for source in captions.sources or () if source not in corpus.pack.sources]
         if unknown:
             raise ValueError(
