@@ -1,8 +1,9 @@
 """The format of a packed shard: the arrays that a clip may carry, and the index with one row per clip.
 
 `ARRAYS` declares each array once. Packing, checking, indexing, reading and cropping follow from it. One more array is an entry
-here, its key in `stm.config.Pack`, the code that makes its values (`stm.preprocess.packing.tables`) and, when it guides masks,
-the code that crops it (`stm.data.guides`). Frames (JPEGs) and questions are not arrays and have columns of their own.
+here, its key in `stm.config.Pack` and a stage of its name. An array that is not one number per cell, in a column of its name in
+the stage's table, also needs the code that reads it (`stm.preprocess.packing.tables`) and, when it guides masks, the code that
+crops it (`stm.data.guides`). Frames (JPEGs) and questions are not arrays and have columns of their own.
 """
 
 import math
