@@ -129,7 +129,7 @@ def make_mask(method: VideoLanguage, run: LanguageRun, clips: int, device: str) 
         with torch.autocast(device, torch.bfloat16, enabled=run.precision == "bf16"):
             if not isinstance(branch, SpatioTemporalBranch):
                 return branch.mask(batch, teacher_output)[1]
-            sampled = branch.draw(batch, teacher_output)
+            sampled = branch.sample(batch, teacher_output)
             assert sampled is not None
             kept = branch.masks.keep(batch, teacher_output, {"spatiotemporal": sampled.score.detach()})
             hidden = complement(kept, sampled.weight[0].numel())

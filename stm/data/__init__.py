@@ -1,1 +1,1 @@
-"""From shard to batch: reading, clip sampling, augmentation of pixels and guides together, loading."""
+"""From shards to batches: reading, clip sampling, joint augmentation of pixels and guides, loading."""

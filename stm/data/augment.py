@@ -1,4 +1,4 @@
-"""Augmentation of a training clip's pixels alone: RandAugment and random erasing. All frames of a clip get the same."""
+"""Augmentation of a training clip's pixels without its guides: RandAugment and random erasing, the same for all frames."""
 
 import math
 import random
@@ -16,10 +16,10 @@ from stm.tubelets import IMAGENET_MEAN, IMAGENET_STD
 # The fill colour of rotated and translated images: timm's plain grey, as in VideoMAE.
 GREY = (128, 128, 128)
 
-# Random erasing: least and largest share of the image, least height / width; VideoMAE's and timm's.
+# Random erasing: minimum and maximum share of the image, and of height / width; VideoMAE's and timm's.
 ERASED_AREA = (0.02, 1 / 3)
 ERASED_ASPECT = (0.3, 1 / 0.3)
-# Boxes that do not fit are drawn again. VideoMAE tries 100 times per clip, timm 10 times per image.
+# Boxes that do not fit are sampled again. VideoMAE tries 100 times per clip, timm 10 times per image.
 TRIES = 100
 
 
@@ -40,6 +40,7 @@ class RandAugment:
         """
         from timm.data.auto_augment import rand_augment_transform  # takes seconds, and few runs need it
 
+        # 0.45 of the image is VideoMAE's and timm's largest translation.
         settings = {"translate_const": int(0.45 * size), "img_mean": GREY, "interpolation": Image.Resampling.BICUBIC}
         try:
             self._transform = rand_augment_transform(policy, settings)
@@ -50,12 +51,12 @@ class RandAugment:
             ) from error
 
     def draw(self, generator: np.random.Generator) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
-        """Sample a change of images uint8 [size, size, 3], the same for all images that it is applied to."""
+        """Sample a transform of images uint8 [size, size, 3]; it is the same for all images that it is applied to."""
         return partial(self.apply, seed=int(generator.integers(2**32)))
 
     def apply(self, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-        """Change an image by the operations and strengths that follow from `seed`."""
-        # timm draws anew in each call, from global generators: with the same seed it draws the same.
+        """Transform an image by the operations and strengths that follow from `seed`."""
+        # timm samples anew in each call, from global generators: seeding them makes all frames of a clip alike.
         with global_seed(seed):
             return np.asarray(self._transform(Image.fromarray(image)))
 
@@ -63,7 +64,7 @@ class RandAugment:
 @contextmanager
 def global_seed(seed: int) -> Iterator[None]:
     """Seed Python's and numpy's global generators, and restore their states afterwards."""
-    before, numpy_before = random.getstate(), np.random.get_state()  # noqa: NPY002  timm draws from this one
+    before, numpy_before = random.getstate(), np.random.get_state()  # noqa: NPY002  timm samples from this one
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     try:

@@ -1,4 +1,4 @@
-"""Where a crop lies on the stored frame. One box and one flip hold for all frames and guides of a sample."""
+"""Where a crop lies on the stored frame. One box and one flip apply to all frames and guides of a sample."""
 
 import math
 from collections.abc import Callable
@@ -69,8 +69,8 @@ def random_resized_crop(
     """A crop of random area and log-uniform aspect ratio, anywhere; the centre crop after 10 attempts that do not fit.
 
     Args:
-        scale: least and largest share of the frame's area.
-        ratio: least and largest width / height.
+        scale: minimum and maximum share of the frame's area.
+        ratio: minimum and maximum width / height.
     """
     for _ in range(10):
         area = generator.uniform(*scale) * width * height

@@ -1,4 +1,4 @@
-"""Pixels of a crop: cut, resized, mirrored, changed."""
+"""Pixels of a crop: cropped, resized, mirrored and augmented."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -14,8 +14,8 @@ Frame = NDArray[np.uint8]
 Decoded = Iterable[tuple[int, Frame]]  # positions and frames, of all windows together
 
 
-class Cut(NamedTuple):
-    """What is done to every frame of a sample."""
+class FrameTransform(NamedTuple):
+    """The transform of every frame of a sample."""
 
     box: Box
     flip: bool = False
@@ -25,7 +25,7 @@ class Cut(NamedTuple):
         """Cut a frame [height, width, 3] and write it to `place`, uint8 [3, size, size], contiguous."""
         box, size = self.box, place.shape[-1]
         part = frame[box.top : box.top + box.height, box.left : box.left + box.width]
-        # Area averaging when it shrinks avoids aliasing; when it enlarges, it would be nearest neighbour.
+        # Area averaging avoids aliasing when it shrinks; when it enlarges, OpenCV's would be nearest neighbour.
         shrinks = box.width >= size and box.height >= size
         interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         resized: NDArray[Any] = cv2.resize(part, (size, size), interpolation=interpolation)
@@ -33,7 +33,7 @@ class Cut(NamedTuple):
             resized = cv2.flip(resized, 1)
         if self.change is not None:
             resized = self.change(resized)
-        # Into the three planes of `place`; several times as fast as a transposed copy.
+        # Straight into the three planes of `place`: several times faster than a transposed copy.
         cv2.split(resized, list(place))
 
     def copy(self, frame: Frame, place: NDArray[np.uint8]) -> None:
@@ -46,25 +46,27 @@ def cut_frames(frames: list[Frame], box: Box, size: int, flip: bool) -> NDArray[
     """Crop frames [height, width, 3], resize and mirror them -> uint8 [T, 3, size, size]."""
     video = np.empty((len(frames), 3, size, size), dtype=np.uint8)
     for frame, place in zip(frames, video, strict=True):
-        Cut(box, flip).write(frame, place)
+        FrameTransform(box, flip).write(frame, place)
     return video
 
 
 def cut_clip(
-    frames: Decoded, windows: Sequence[NDArray[np.int64]], cuts: Sequence[Cut], size: int
+    frames: Decoded, windows: Sequence[NDArray[np.int64]], cuts: Sequence[FrameTransform], size: int
 ) -> NDArray[np.uint8]:
     """Cut the windows of several samples from frames that are decoded once -> uint8 [samples, T, 3, size, size].
 
     Args:
         windows: the positions of each sample's frames, of one length.
-        cuts: what is done to each sample's frames.
+        cuts: the transform of each sample's frames.
     """
     video = np.empty((len(windows), len(windows[0]), 3, size, size), dtype=np.uint8)
     _write_windows(frames, windows, [cut.write for cut in cuts], video)
     return video
 
 
-def copy_clip(frames: Decoded, windows: Sequence[NDArray[np.int64]], cuts: Sequence[Cut]) -> list[NDArray[np.uint8]]:
+def copy_clip(
+    frames: Decoded, windows: Sequence[NDArray[np.int64]], cuts: Sequence[FrameTransform]
+) -> list[NDArray[np.uint8]]:
     """`cut_clip` without resizing, mirroring and change -> uint8 [T, box.height, box.width, 3] of each sample."""
     shapes = [(len(window), cut.box.height, cut.box.width, 3) for window, cut in zip(windows, cuts, strict=True)]
     crops = [np.empty(shape, dtype=np.uint8) for shape in shapes]
@@ -79,12 +81,12 @@ def _write_windows(
     videos: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
 ) -> None:
     """Let each sample's writer write the frames of its window into its video, [T, ...]."""
-    takers: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))  # position -> sample -> its slots
+    takers: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))  # position -> sample -> its places
     for sample, window in enumerate(windows):
-        for slot, position in enumerate(window.tolist()):
-            takers[position][sample].append(slot)
+        for place, position in enumerate(window.tolist()):
+            takers[position][sample].append(place)
     for position, frame in frames:
         for sample, (first, *others) in takers[position].items():
             video = videos[sample]
             writers[sample](frame, video[first])
-            video[others] = video[first]  # a short clip takes its last frame several times
+            video[others] = video[first]  # a short clip repeats its last frame

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from stm.config import Augmentation, CaptionChoice
 from stm.data.augment import RandAugment, draw_erased, erase
 from stm.data.crop_boxes import draw_crop, side_crops
-from stm.data.crop_pixels import Cut, Decoded, copy_clip, cut_clip, cut_frames
+from stm.data.crop_pixels import Decoded, FrameTransform, copy_clip, cut_clip, cut_frames
 from stm.data.geometry import Geometry
 from stm.data.guides.window import COMPUTED, Maps, cut_maps, read_maps
 from stm.data.sampling import choose_captions, sample_window, view_windows
@@ -30,7 +30,7 @@ Sample = dict[str, Any]
 
 ALL_CAPTIONS = CaptionChoice()
 
-_PACK_IT = "pack it (config: pack) or choose a masking strategy that does without"
+_PACK_IT = "pack it (config: pack) or choose a masking strategy that does not need it"
 
 
 def make_generator(seed: int, epoch: int, key: str, repeat: int) -> np.random.Generator:
@@ -39,22 +39,22 @@ def make_generator(seed: int, epoch: int, key: str, repeat: int) -> np.random.Ge
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
 
 
-class Plan(NamedTuple):
-    """A sample before its pixels."""
+class SampleRecipe(NamedTuple):
+    """Everything that defines a sample, before its pixels are decoded."""
 
     window: NDArray[np.int64]
-    cut: Cut
+    cut: FrameTransform
     sample: Sample  # everything except the video
-    generator: np.random.Generator  # for what is drawn after the crop
+    generator: np.random.Generator  # for what is sampled after the crop
 
 
 class ClipDataset(Dataset[list[Sample]]):
-    """Clips of some shards, cut to a geometry.
+    """The clips of a set of shards as samples of a given geometry.
 
     An item is a list of samples of one clip: `repeats` augmented samples in training, views x crops otherwise. A sample is a
     dict: "video" uint8 [T, 3, S, S], "guides" {"noise": float32 [slots, N], ...}, "label" int (-1: none), "key", "caption"
     ("": none), "caption_index" (its number among the clip's packed captions, -1: none), "text" float32 [D] with the option
-    `text` (zeros: none), "clip" (its number in the data set) and "view" (the repeat, or temporal view x crops + crop). Without
+    `text` (zeros: none), "clip" (its number in the dataset) and "view" (the repeat, or temporal view x crops + crop). Without
     `resize` it has no "video", but "crop" uint8 [T, height, width, 3], "flip" and "image_size": S.
     """
 
@@ -78,14 +78,14 @@ class ClipDataset(Dataset[list[Sample]]):
     ) -> None:
         """
         Args:
-            indexes: shard indexes (Parquet), each with its tar beside it.
+            indexes: shard indexes (Parquet), each next to its tar.
             augmentation: used when `train`; otherwise crops are those of `crops` and nothing is flipped.
             train: random windows and crops, or evenly spread windows and crops.
             views: temporal views of a clip when not `train`.
-            repeats: augmented samples of a clip when `train`. They share the frames that were read.
-            guides: maps to read beside the noise, such as a masking strategy's `needs`; those that the method makes itself
-                are ignored. None: all that every clip has.
-            classes: labels in the order of their numbers; None: this data set's own, sorted. Pass the training set's
+            repeats: augmented samples of a clip when `train`. They share the decoded frames.
+            guides: maps to read in addition to the noise, such as a masking strategy's `needs`; those that the method
+                computes itself are ignored. None: all that every clip has.
+            classes: labels in the order of their numbers; None: this dataset's own, sorted. Pass the training set's
                 `classes` to the test set's.
             text: read the vector of the sampled caption.
             captions: which captions are sampled from.
@@ -94,12 +94,12 @@ class ClipDataset(Dataset[list[Sample]]):
             resize: resize crops to `image_size` and mirror them; or leave that to `stm.data.resizing`.
 
         Raises:
-            ValueError: a shard cannot be used, or a clip lacks a map in `guides` or the vectors of its captions, or a source
-                has no captions, or the augmentation changes pixels and `resize` is off.
+            ValueError: a shard cannot be used, a clip lacks a map in `guides` or the vectors of its captions, a source has
+                no captions, or the augmentation changes resized pixels and `resize` is off.
         """
         if train and not resize and (late := augmentation.after_resizing):
             raise ValueError(
-                f"augmentation: {' and '.join(late)} change resized pixels, and these are resized elsewhere"
+                f"augmentation: {' and '.join(late)} apply to resized pixels, which are resized on the device instead"
             )
         self.index = ClipIndex(indexes)
         self.geometry = geometry
@@ -114,8 +114,8 @@ class ClipDataset(Dataset[list[Sample]]):
         self.captions = self._check_choice(captions)
         self.guides = self._choose_guides(guides)
         self.text_width = self._check_text() if text else None
-        found = sorted({label for label in self.index.labels() if label is not None})
-        self.classes = found if classes is None else list(classes)
+        labels = sorted({label for label in self.index.labels() if label is not None})
+        self.classes = labels if classes is None else list(classes)
         self._numbers = {label: number for number, label in enumerate(self.classes)}
         self._reader = ShardReader(kept_gigabytes)
         policy = augmentation.auto_augment if train else None
@@ -131,11 +131,11 @@ class ClipDataset(Dataset[list[Sample]]):
             )
         return choice
 
-    def _choose_guides(self, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    def _choose_guides(self, requested: Sequence[str] | None) -> tuple[str, ...]:
         arrays = guide_arrays()
-        if wanted is None:
+        if requested is None:
             return tuple(guide for guide, array in arrays.items() if not len(self._lacking(array)))
-        chosen = tuple(guide for guide in wanted if guide not in COMPUTED)
+        chosen = tuple(guide for guide in requested if guide not in COMPUTED)
         for guide in chosen:
             if guide in arrays:
                 self._check_array(arrays[guide])
@@ -144,7 +144,7 @@ class ClipDataset(Dataset[list[Sample]]):
         return chosen
 
     def _lacking(self, array: PackedArray) -> NDArray[np.int64]:
-        """Numbers of the clips without an array, or without a caption that one of its maps can be chosen by."""
+        """Numbers of the clips without an array or, for maps of captions, without a caption from the chosen sources."""
         lacking = self.index.lacking(array.name)
         if not array.per_source:
             return lacking
@@ -152,7 +152,7 @@ class ClipDataset(Dataset[list[Sample]]):
         return np.union1d(lacking, without_captions)
 
     def _check_array(self, array: PackedArray) -> None:
-        """Refuse an array that some clips lack, or whose layers of two clips cannot be in one batch."""
+        """Reject an array that some clips lack, or whose layers differ in shape between clips: a batch stacks them."""
         sources = self.captions.sources
         of = f" of a caption from {', '.join(sources)}" if array.per_source and sources else ""
         self._refuse(self._lacking(array), f"have no {array.name} map{of}", _PACK_IT)
@@ -170,8 +170,8 @@ class ClipDataset(Dataset[list[Sample]]):
         self._refuse(np.intersect1d(self.index.lacking("text"), captioned), "have captions without vectors", advice)
         widths = self.index.values("text_width")
         if len(widths) != 1:
-            found = f"vectors of {widths} numbers: pack all shards with one text encoder" if widths else "no captions"
-            raise ValueError(f"the shards have {found}, and the captions' vectors are needed")
+            problem = f"vectors of widths {widths}: pack all shards with one text encoder" if widths else "no captions"
+            raise ValueError(f"the shards have {problem}, and the captions' vectors are needed")
         return widths[0]
 
     def _refuse(self, clips: NDArray[np.int64], what: str, advice: str) -> None:
@@ -200,14 +200,14 @@ class ClipDataset(Dataset[list[Sample]]):
         return -1 if label is None else self._numbers.get(label, -1)
 
     def caption_numbers(self, number: int) -> list[int]:
-        """Which of a clip's packed captions its samples are drawn from, ascending."""
+        """Numbers of the clip's packed captions that samples may have, ascending."""
         return self._caption_numbers(self.index[number])
 
     def _caption_numbers(self, clip: Clip) -> list[int]:
         return choose_captions(len(clip.captions), clip.sources, self.captions)
 
     def texts(self, number: int) -> NDArray[np.float32]:
-        """The vectors of those captions, float32 [captions, D], of unit length; for a data set made with `text`."""
+        """The vectors of these captions, float32 [captions, D], of unit length; for a dataset with `text`."""
         return self._texts(self.index[number], self.caption_numbers(number))
 
     def _texts(self, clip: Clip, captions: list[int]) -> NDArray[np.float32]:
@@ -220,42 +220,46 @@ class ClipDataset(Dataset[list[Sample]]):
         epoch, number = item if isinstance(item, tuple) else (self.epoch, item)
         clip = self.index[number]
         each = self.repeats if self.train else self.crops
-        plans = [
-            self._plan(clip, window, maps, crop, make_generator(self.seed, epoch, clip.key, view * each + crop))
+        recipes = [
+            self._make_recipe(clip, window, maps, crop, make_generator(self.seed, epoch, clip.key, view * each + crop))
             for view, window in enumerate(self._windows(clip, epoch))
             for maps in [read_maps(self._reader, clip, self.guides, window, self.geometry)]
             for crop in range(each)
         ]
-        frames = self._reader.frames(clip, np.concatenate([plan.window for plan in plans]).tolist())
-        pixels = self._cut(frames, plans)
+        frames = self._reader.frames(clip, np.concatenate([recipe.window for recipe in recipes]).tolist())
+        pixels = self._cut(frames, recipes)
         return [
-            {**own, **plan.sample, "clip": number, "view": view}
-            for view, (own, plan) in enumerate(zip(pixels, plans, strict=True))
+            {**own, **recipe.sample, "clip": number, "view": view}
+            for view, (own, recipe) in enumerate(zip(pixels, recipes, strict=True))
         ]
 
-    def _cut(self, frames: Decoded, plans: list["Plan"]) -> list[Sample]:
-        """Each sample's pixels: its video, or its crop with what is still to be done to it."""
-        windows, cuts, size = [plan.window for plan in plans], [plan.cut for plan in plans], self.geometry.image_size
+    def _cut(self, frames: Decoded, recipes: list["SampleRecipe"]) -> list[Sample]:
+        """Each sample's pixels: its video, or its crop with the arguments of the resizing that is still to be done."""
+        windows, cuts, size = (
+            [recipe.window for recipe in recipes],
+            [recipe.cut for recipe in recipes],
+            self.geometry.image_size,
+        )
         if not self.resize:
             crops = copy_clip(frames, windows, cuts)
             return [{"crop": crop, "flip": c.flip, "image_size": size} for crop, c in zip(crops, cuts, strict=True)]
         videos = cut_clip(frames, windows, cuts, size)
-        for video, plan in zip(videos, plans, strict=True):
-            self._erase(video, plan.generator)
+        for video, recipe in zip(videos, recipes, strict=True):
+            self._erase(video, recipe.generator)
         return [{"video": video} for video in videos]
 
     def _windows(self, clip: Clip, epoch: int) -> list[NDArray[np.int64]]:
         g = self.geometry
         if not self.train:
             return view_windows(self.views, g.frames, g.stride, clip.frames, g.sampling)
-        # One window for all repeats: reading and decoding frames is what costs (repeated augmentation).
+        # One window for all repeats: reading and decoding frames is the expensive part (repeated augmentation).
         generator = make_generator(self.seed, epoch, clip.key, -1)
         return [sample_window(generator, g.frames, g.stride, clip.frames, g.sampling)]
 
-    def _plan(
+    def _make_recipe(
         self, clip: Clip, window: NDArray[np.int64], maps: Maps, crop: int, generator: np.random.Generator
-    ) -> "Plan":
-        """Draw all random numbers of a sample in a fixed order, in which an option that is off draws none."""
+    ) -> "SampleRecipe":
+        """Sample all random numbers of a sample in a fixed order; an option that is off takes none."""
         if self.train:
             box, flip = draw_crop(generator, self.augmentation, clip.width, clip.height)
         else:
@@ -276,7 +280,7 @@ class ClipDataset(Dataset[list[Sample]]):
         if self.text_width is not None:
             none = np.zeros(self.text_width, dtype=np.float32)
             sample["text"] = self._texts(clip, [caption])[0] if numbers else none
-        return Plan(window, Cut(box, flip, change), sample, generator)
+        return SampleRecipe(window, FrameTransform(box, flip, change), sample, generator)
 
     def _erase(self, video: NDArray[np.uint8], generator: np.random.Generator) -> None:
         if self.train and self.augmentation.erasing > 0:

@@ -18,7 +18,7 @@ class Geometry:
 
     @classmethod
     def of(cls, run: Run, task: EvaluationTask | None = None) -> "Geometry":
-        """The shape of a run's clips; or of an evaluation's, whose stride, sampling and, with text, length may differ."""
+        """The shape of a run's clips, or of an evaluation's: its stride, sampling and, with text, length may differ."""
         stride = run.stride if task is None or task.stride is None else task.stride
         sampling = run.sampling if task is None or task.sampling is None else task.sampling
         frames = getattr(task, "frames", None) or run.frames
@@ -40,5 +40,5 @@ class Geometry:
         return self.side**2
 
     def step(self, stored: int) -> int:
-        """Stored frames from one frame taken to the next in a clip of `stored` frames; of segments, their mean."""
+        """Stored frames from one sampled frame to the next in a clip of `stored` frames; for segments, their mean."""
         return self.stride if self.sampling == "dense" else max(1, stored // self.frames)

@@ -1,8 +1,8 @@
 """From samples to batches, in an order that is a function of (seed, epoch).
 
-The whole state of loading is (epoch, clips seen): `batches(epoch, start)` resumes where a run has stopped,
-with exactly the batches that it would have seen. The number of worker processes changes only the speed, and the N
-processes of a run together see what a single one would.
+The whole state of loading is (epoch, clips seen): `batches(epoch, start)` resumes where a run has stopped, with exactly the
+batches that it would have seen. The number of worker processes changes only the speed, and the N processes of a run together
+see what a single one would.
 """
 
 from collections.abc import Iterator
@@ -28,13 +28,13 @@ def permute(clips: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def collate(items: list[list[Sample]]) -> Batch:
-    """Joins clips' samples, clip after clip, into one batch.
+    """Stacks the samples of clips, clip after clip, into one batch.
 
     Returns:
         "video" uint8 [B, T, 3, S, S]; "guides" {"noise" and maps: float32 [B, slots, N], "flow": float32
-        [B, 2, T, R, C, 2]}; "text" float32 [B, D] when the data set reads it; "label", "clip", "view", "caption_index" int64 [B];
-        "key", "caption" lists of B strings. B counts samples: clips x repeats (or views x crops). Samples that are not
-        resized yet give "crops", see `join_crops`, instead of "video".
+        [B, 2, T, R, C, 2]}; "text" float32 [B, D] if the dataset reads it; "label", "clip", "view", "caption_index" int64 [B];
+        "key", "caption" lists of B strings. B counts samples: clips x repeats (or views x crops). For samples that are not
+        resized yet, "crops" (see `join_crops`) instead of "video".
     """
     samples = [sample for item in items for sample in item]
     batch: Batch = _join_pixels(samples)
@@ -54,7 +54,7 @@ def _join_pixels(samples: list[Sample]) -> Batch:
 
 
 class _Order(Sampler[list[tuple[int, int]]]):
-    """The (epoch, clip) pairs of this process's batches, from wherever the loader says."""
+    """The (epoch, clip) pairs of this process's batches, as the loader sets them before each epoch."""
 
     def __init__(self) -> None:
         self.batches: list[list[tuple[int, int]]] = []
@@ -67,7 +67,7 @@ class _Order(Sampler[list[tuple[int, int]]]):
 
 
 class ClipLoader:
-    """Batches of a data set for one process of a run.
+    """Batches of a dataset for one process of a run.
 
     >>> loader = ClipLoader(dataset, batch_size=32, shuffle=True, workers=4)   # doctest: +SKIP
     >>> for batch in loader.batches(epoch=3, start=1024): ...                  # doctest: +SKIP
@@ -88,8 +88,8 @@ class ClipLoader:
         """
         Args:
             batch_size: clips in this process's batch; the samples are that x repeats (or views).
-            shuffle: a new order each epoch, or always the data set's.
-            seed: of the order; that of the samples is the data set's.
+            shuffle: a new order in each epoch, or always the dataset's.
+            seed: of the order; that of the samples is the dataset's.
             drop_last: leave out the clips that do not fill a batch of all processes; on by default when shuffling.
             rank: this process's number among `processes`.
             workers: loading processes; 0 loads in this one.
@@ -117,7 +117,7 @@ class ClipLoader:
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_start_worker,
-            # Its own: a DataLoader draws a number when it starts, and a resumed run starts one more often.
+            # Its own: a DataLoader takes a random number whenever it starts, and a resumed run starts it more often.
             generator=torch.Generator(),
             persistent_workers=workers > 0,
             prefetch_factor=4 if workers > 0 else None,
@@ -146,14 +146,14 @@ class ClipLoader:
         return iter(self._loader)
 
     def _deal(self, clips: list[int], epoch: int) -> list[list[tuple[int, int]]]:
-        """Cut the order into steps, and each step into one batch per process."""
+        """Split the order into steps, and each step into one batch per process."""
         first = self.rank * self.batch_size
         parts = [clips[at + first : at + first + self.batch_size] for at in range(0, len(clips), self.global_batch)]
         return [[(epoch, clip) for clip in part] for part in parts if part]
 
 
 def _start_worker(worker: int) -> None:
-    cv2.setNumThreads(0)  # the workers are the threads
+    cv2.setNumThreads(0)  # the workers already use all cores
 
 
 def move(batch: Batch, device: torch.device | str) -> Batch:
@@ -162,8 +162,8 @@ def move(batch: Batch, device: torch.device | str) -> Batch:
 
 
 def move_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The batches on `device`, their crops resized there if they are not yet. On CUDA the next one is copied while the device
-    works on what was asked of it with this one."""
+    """The batches on `device`, where crops that are not resized yet are. On CUDA the next batch is copied on a stream of its
+    own, while the device computes on the current one."""
     if device.type != "cuda":
         yield from (resize_batch(move(batch, device)) for batch in batches)
         return
@@ -174,14 +174,14 @@ def move_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch
             moved = None if batch is None else resize_batch(move(batch, device))
         if moved is None:
             return
-        here = torch.cuda.current_stream(device)
-        here.wait_stream(side)
-        _hold(moved, here)
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(side)
+        _hold(moved, current)
         yield moved
 
 
 def _hold(value: Any, stream: torch.cuda.Stream) -> None:
-    """Keeps the memory of a batch's tensors, which the copying stream had, until `stream` is done with them."""
+    """Keeps the memory of a batch's tensors, which the copying stream allocated, until `stream` has finished with them."""
     if isinstance(value, torch.Tensor):
         value.record_stream(stream)
     elif isinstance(value, dict):

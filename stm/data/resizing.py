@@ -1,8 +1,8 @@
-"""Resizing and mirroring of crops on the training device instead of in loading processes: `Cut.write` as matrix products.
+"""Resizing and mirroring of crops on the training device instead of in loading processes, as matrix products.
 
-Along one axis, each pixel of the result is a weighted mean of the crop's pixels. The weights of rows and of columns make two
-small matrices per clip, and a mirrored clip has its columns' matrix upside down. Padding has no weight: clips of any sizes
-make one batch, and the host never waits for the device.
+Along one axis, each pixel of the result is a weighted mean of the crop's pixels. The weights of rows and of columns form two
+small matrices per clip; for a mirrored clip, the columns' matrix is upside down. Padding has weight 0: clips of any size can
+be in one batch, and the host never waits for the device.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def join_crops(crops: Sequence[NDArray[np.uint8]], flips: Sequence[bool], size: 
 
     Returns:
         "pixels" uint8 [B, T, H, W, 3], padded at the bottom and at the right to the tallest and widest crop, hence never
-        larger than the stored frames; "sides" int64 [B, 2], height and width; "flip" bool [B]; "size", that of the result.
+        larger than the stored frames; "sides" int64 [B, 2], height and width; "flip" bool [B]; "size", the side after resizing.
     """
     sides = np.array([crop.shape[1:3] for crop in crops], dtype=np.int64)
     pixels = np.zeros((len(crops), len(crops[0]), *sides.max(axis=0), 3), dtype=np.uint8)
@@ -39,12 +39,12 @@ def resize_batch(batch: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def resize_crops(pixels: Tensor, sides: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Crops resized and mirrored as `stm.data.crop_pixels.Cut` does it, to within one grey level: OpenCV rounds differently.
+    """Crops resized and mirrored as by `stm.data.crop_pixels.FrameTransform`, to within one grey level: OpenCV rounds otherwise.
 
     Args:
-        pixels: uint8 [B, T, H, W, 3]; what lies outside of a crop's sides does not matter.
+        pixels: uint8 [B, T, H, W, 3]; values outside of a crop's sides are ignored.
         sides: height and width of each crop, int64 [B, 2].
-        flip: which are mirrored left to right, bool [B].
+        flip: which crops are mirrored left to right, bool [B].
         size: S, side of the result, in pixels.
 
     Returns:
@@ -69,9 +69,9 @@ def weigh_pixels(sides: Tensor, size: int, pixels: int, shrinks: Tensor) -> Tens
     """The weight of each pixel along one axis in each pixel of the result.
 
     Args:
-        sides: of the crops along this axis, in pixels, int64 [B].
+        sides: lengths of the crops along this axis, in pixels, int64 [B].
         size: S, pixels of the result.
-        pixels: P, of each crop, including its padding.
+        pixels: P, pixels of a crop with its padding.
         shrinks: bool [B]: by area, as OpenCV's INTER_AREA; or linear between the two nearest, as its INTER_LINEAR.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Which frames of a clip are taken, as positions on its stored grid. All rules hold for clips of any length from 1 frame.
+"""Which frames of a clip are sampled, as positions among its stored ones. All rules apply to clips of any length.
 
-`dense`: frames `stride` apart, as VideoMAE does on Kinetics. `tsn`: one frame of each of as many equal segments as there are
-frames to take, as VideoMAE does on Something-Something (after TSN).
+`dense`: frames `stride` apart, as VideoMAE does on Kinetics. `tsn`: one frame from each of as many equal segments as frames
+are sampled, as VideoMAE does on Something-Something (after TSN).
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from stm.config import CaptionChoice, Sampling
 
 
 def spread_positions(start: int, frames: int, stride: int, stored: int) -> NDArray[np.int64]:
-    """`frames` positions from `start` in steps of `stride`; at the end the last one is repeated (VideoMAE).
+    """`frames` positions from `start` in steps of `stride`; at the clip's end the last one is repeated (VideoMAE).
 
-    The last one is the last that a step of `stride` reaches, not the clip's last frame.
+    The last one is the last that steps of `stride` reach, not the clip's last frame.
     """
     reachable = (stored - 1 - start) // stride
     return start + stride * np.minimum(np.arange(frames), reachable)
@@ -27,7 +27,7 @@ def sample_window(
     """A random window for training, int64 [frames], ascending.
 
     `dense`: VideoMAE's dense sampling, its start uniform where frames * stride fit; a clip shorter than that starts at 0 and
-    repeats its last reachable frame. `tsn`: see `sample_segments`; `stride` plays no part.
+    repeats its last reachable frame. `tsn`: see `sample_segments`; `stride` is not used.
     """
     if sampling == "tsn":
         return sample_segments(generator, frames, stored)
@@ -36,13 +36,13 @@ def sample_window(
 
 
 def sample_segments(generator: np.random.Generator, frames: int, stored: int) -> NDArray[np.int64]:
-    """One random frame of each of `frames` equal segments that cover the whole clip.
+    """One random frame from each of `frames` equal segments that cover the whole clip.
 
-    A frame is drawn with the share that it has in the segment. Where `stored` is a multiple of `frames` that is VideoMAE's
-    rule. Elsewhere it is not: VideoMAE makes its segments stored // frames frames long, so that up to frames - 1 frames at
-    the clip's end are never seen, and of a clip with fewer frames than segments it takes frame 0 alone.
+    A frame's probability is its share of the segment. Where `stored` is a multiple of `frames` that is VideoMAE's rule.
+    Otherwise VideoMAE's segments are stored // frames frames long, so that up to frames - 1 frames at the clip's end are never
+    seen, and a clip with fewer frames than segments is reduced to frame 0.
     """
-    # In units of a frame's part 1 / frames, segments are `stored` and frames `frames` long: the shares are whole numbers.
+    # In units of 1 / frames of a frame, segments are `stored` and frames `frames` long, so all shares are whole numbers.
     return (np.arange(frames) * stored + generator.integers(stored, size=frames)) // frames
 
 
@@ -59,8 +59,9 @@ def view_windows(
 
 
 def dense_window(view: int, views: int, frames: int, stride: int, stored: int) -> NDArray[np.int64]:
-    """VideoMAE's test view on Kinetics: of the T frames 0, stride, 2 stride, ... the window from int(view * (T - frames) /
-    (views - 1)) on, so that the first begins with the clip and the last ends with it; a short clip repeats its last frame.
+    """VideoMAE's test view on Kinetics: of the T frames 0, stride, 2 stride, ... the window that starts at int(view *
+    (T - frames) / (views - 1)), so that the first view starts with the clip and the last ends with it; a short clip repeats
+    its last frame.
     """
     taken = (stored - 1) // stride + 1
     start = view * max(0, taken - frames) // (views - 1)
@@ -68,7 +69,7 @@ def dense_window(view: int, views: int, frames: int, stride: int, stored: int) -
 
 
 def segment_window(view: int, views: int, frames: int, stored: int) -> NDArray[np.int64]:
-    """The frames that lie the share view / views into each segment; a single view takes the segments' middles.
+    """The frames at view / views of each segment; a single view takes the segments' middles.
 
     With two views that is VideoMAE's test on Something-Something: it joins {tick / 2 + tick * x} and {tick * x}, tick being
     a segment's length and x its number, sorts them, and view k takes every second one from the k-th on.
@@ -78,23 +79,23 @@ def segment_window(view: int, views: int, frames: int, stored: int) -> NDArray[n
 
 
 def choose_captions(captions: int, sources: Sequence[str], choice: CaptionChoice) -> list[int]:
-    """Numbers of the captions that a visit samples from, ascending.
+    """Numbers of the captions that samples of a clip may have, ascending.
 
     Args:
-        captions: how many the clip has.
-        sources: the source of each; empty in shards of the first version: the captions then count as one source.
+        captions: number of the clip's captions.
+        sources: the source of each; empty in shards of the first version, whose captions count as one source.
     """
     names = list(sources) or [""] * captions
-    wanted = dict.fromkeys(names) if choice.sources is None else choice.sources
-    groups = [[number for number, name in enumerate(names) if name == source] for source in wanted]
+    chosen = dict.fromkeys(names) if choice.sources is None else choice.sources
+    groups = [[number for number, name in enumerate(names) if name == source] for source in chosen]
     return sorted(group[place] for group in groups for place in spread(len(group), choice.count))
 
 
 def spread(total: int, count: int | None) -> list[int]:
-    """`count` of `total` numbers, at the centres of equal segments; all of them when `total` is at most `count`.
+    """`count` of `total` numbers, at the centres of equal segments; all of them if `total` is at most `count`.
 
-    Captions of key frames, themselves at the centres of a clip's equal segments, are thinned out to those whose segment
-    holds one of `count` uniform key frames: 1 of 3 captions is the middle one, as in TGM's ablation.
+    Captions of key frames, which lie at the centres of a clip's equal segments, are thinned out to those whose segment
+    contains one of `count` uniform key frames: of 3 captions the middle one, as in TGM's ablation.
     """
     if count is None or count >= total:
         return list(range(total))

@@ -47,7 +47,7 @@ class Process:
             # all processes: there is nothing to broadcast.
             _BUFFERS_EACH_PASS: False,
             # A step on images does not use the parameters that compare frames.
-            "find_unused_parameters": bool(getattr(module, "takes_turns", False)),
+            "find_unused_parameters": bool(getattr(module, "has_unused_parameters", False)),
         }
         return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True, **options)
 

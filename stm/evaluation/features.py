@@ -29,7 +29,7 @@ def run_over(
 
     Args:
         function: video uint8 [B, T, 3, S, S] on `device` to [B, D].
-        dataset: in test mode, so that its views are the same each time.
+        dataset: in test mode, so that its views are the same every time.
         what: for the progress line.
         workers: loading processes.
         precision: `bf16` for autocast.
@@ -39,19 +39,19 @@ def run_over(
     """
     views = dataset.samples_per_clip
     loader = ClipLoader(dataset, max(1, VIEWS_PER_BATCH // views), shuffle=False, workers=workers)
-    found: NDArray[np.float32] | None = None
+    outputs: NDArray[np.float32] | None = None  # allocated when the first batch shows the width
     with signals_blocked():
         batches = loader.batches()
     with Progress(what, len(dataset), "clips") as progress:
         for batch in batches:
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 values = function(move(batch, device)["video"])
-            if found is None:
-                found = np.empty((len(dataset), views, values.shape[-1]), dtype=np.float32)
-            found[batch["clip"].numpy(), batch["view"].numpy()] = values.float().cpu().numpy()
+            if outputs is None:
+                outputs = np.empty((len(dataset), views, values.shape[-1]), dtype=np.float32)
+            outputs[batch["clip"].numpy(), batch["view"].numpy()] = values.float().cpu().numpy()
             progress.advance(len(values) // views)
-    assert found is not None  # a dataset is never empty
-    return found
+    assert outputs is not None  # a dataset is never empty
+    return outputs
 
 
 def average_probabilities(logits: NDArray[np.floating]) -> NDArray[np.float32]:

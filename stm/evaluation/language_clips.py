@@ -1,4 +1,4 @@
-"""Clips, captions and questions of the evaluations with text, and the model that reads them."""
+"""Clips, captions and questions of the evaluations with text, and the model that encodes them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,15 +21,15 @@ CLIPS_PER_BATCH = 32
 
 
 def load_model(weights: Path, run: LanguageRun, task: LanguageTask, drop_path: float = 0.0) -> VideoLanguageModel:
-    """The run's model for clips of the task's length; its position embeddings are interpolated to it.
+    """The run's model for clips of the task's length, to which its position embeddings are interpolated.
 
     Raises:
-        ValueError: the file cannot be read, has no text side, or is of another architecture than the run's.
+        ValueError: the file cannot be read, has no text side, or its architecture differs from the run's.
     """
     shape = zoo.describe(run)
-    known = shape.position_frames or run.frames
+    trained = shape.position_frames or run.frames
     return load_video_language(
-        weights, drop_path, replace(shape, frames=task.frames or run.frames, position_frames=known)
+        weights, drop_path, replace(shape, frames=task.frames or run.frames, position_frames=trained)
     )
 
 
@@ -42,11 +42,11 @@ def open_clips(
     source: str | None = None,
     kind: type[ClipDataset] = ClipDataset,
 ) -> ClipDataset:
-    """The clips of a split: augmented for training, else the middle window and the centre crop.
+    """The clips of a split: augmented for training, otherwise the middle window and the centre crop.
 
     Args:
         source: caption source of the samples; None: any.
-        kind: what a sample is: a clip, or see `CaptionPairs` and `QuestionClips`.
+        kind: what a sample is: a clip, a caption pair (`CaptionPairs`) or a question (`QuestionClips`).
     """
     return kind(
         indexes,
@@ -61,14 +61,14 @@ def open_clips(
 
 
 class CaptionPairs(ClipDataset):
-    """One sample per caption of each clip, for training on captions: an epoch sees every pair once.
+    """One sample per caption of each clip, for training on captions: an epoch has every pair once.
 
     A clip with 20 captions counts 20 times, as in the lists that the field fine-tunes on (`explode` in a protocol).
     """
 
-    def __init__(self, *arguments: Any, **more: Any) -> None:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
         """As a `ClipDataset`."""
-        super().__init__(*arguments, **more)
+        super().__init__(*arguments, **options)
         numbers = [self.caption_numbers(clip) for clip in range(len(self.index))]
         self.pairs = [(clip, turn, caption) for clip, own in enumerate(numbers) for turn, caption in enumerate(own)]
         self._turns = max(map(len, numbers))
@@ -81,7 +81,8 @@ class CaptionPairs(ClipDataset):
     def __getitem__(self, item: int | tuple[int, int]) -> list[Sample]:
         epoch, number = item if isinstance(item, tuple) else (self.epoch, item)
         clip, turn, caption = self.pairs[number]
-        # Each caption of a clip gets its own window and crop: these are drawn by epoch and clip alone.
+        # Each caption of a clip gets its own window and crop. These depend on epoch and clip alone, so each turn counts as an
+        # epoch of its own.
         samples = super().__getitem__((epoch * self._turns + turn, clip))
         pair = {"caption": self.index[clip].captions[caption], "caption_index": caption}
         return [{**sample, **pair} for sample in samples]
@@ -94,9 +95,9 @@ class QuestionClips(ClipDataset):
         pairs: (clip's number, question) of each sample.
     """
 
-    def __init__(self, *arguments: Any, **more: Any) -> None:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
         """As a `ClipDataset`."""
-        super().__init__(*arguments, **more)
+        super().__init__(*arguments, **options)
         self.pairs = [(clip, question) for clip in range(len(self.index)) for question in self.index[clip].questions]
         if not self.pairs:
             raise ValueError(

@@ -7,37 +7,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 UNSEEN = -1
-"""Class index of a test label that no training clip has: every prediction is wrong."""
+"""Class index of a test label that no training clip has: any prediction is wrong."""
 
 
 def wilson_interval(successes: float, trials: int, z: float = 1.959963984540054) -> tuple[float, float]:
     """Wilson's score interval of a proportion; 95 % with the default `z`.
 
-    Unlike the plain normal interval it stays inside [0, 1] and is sound for few trials (Wilson 1927, J. Am.
-    Stat. Assoc. 22). For no trials it is (0, 1).
+    Unlike the normal approximation it stays inside [0, 1] and holds for few trials (Wilson 1927, J. Am. Stat. Assoc. 22).
+    For no trials it is (0, 1).
     """
     if trials == 0:
         return 0.0, 1.0
     share, squared = successes / trials, z * z
     centre = (share + squared / (2 * trials)) / (1 + squared / trials)
     half = z / (1 + squared / trials) * math.sqrt(share * (1 - share) / trials + squared / (4 * trials**2))
-    # At the ends the interval ends there exactly; only rounding says otherwise.
+    # With no success, or no failure, the formula gives exactly 0 or 1; rounding would not.
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
 
 
 def top_accuracy(probabilities: NDArray[np.floating], targets: NDArray[np.integer], top: int) -> float:
-    """Share of clips whose right class is among the `top` most probable ones; `top` is capped by the classes.
+    """Share of clips whose correct class is among the `top` most probable ones; `top` is at most the number of classes.
 
-    Where classes tie at the border, a clip counts with the probability that its class would be drawn among them.
+    Where classes tie for the last places, a clip counts with the probability that a random order puts its class there.
     """
     if not len(targets):
         return 0.0
     top = min(top, probabilities.shape[1])
-    seen = targets != UNSEEN
-    right = probabilities[np.arange(len(targets)), np.where(seen, targets, 0)][:, None]
-    above = (probabilities > right).sum(1)
-    tied = (probabilities == right).sum(1)
-    return float((np.clip((top - above) / tied, 0.0, 1.0) * seen).mean())
+    known = targets != UNSEEN
+    correct = probabilities[np.arange(len(targets)), np.where(known, targets, 0)][:, None]
+    above = (probabilities > correct).sum(1)
+    tied = (probabilities == correct).sum(1)
+    return float((np.clip((top - above) / tied, 0.0, 1.0) * known).mean())
 
 
 def classification_metrics(

@@ -1,4 +1,4 @@
-"""Inputs and outputs that evaluations share: labelled splits, checked weights, `metrics.json`, `predictions.parquet`."""
+"""What evaluations share: checks of labels and weights, and writing `metrics.json` and `predictions.parquet`."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -44,22 +44,25 @@ def load_checked_encoder(weights: Path, run: Run, drop_path: float = 0.0) -> Vid
 
 
 def check_architecture(encoder: VideoEncoder, weights: Path, run: Run) -> None:
-    """Checks that the weights are of the run's architecture.
+    """Checks that the weights have the run's architecture.
 
     Raises:
         ValueError: they are not; the message names what differs.
     """
-    has, wanted = asdict(encoder.architecture), asdict(zoo.describe(run))
-    differences = [f"{name} {has[name]} instead of {wanted[name]}" for name in has if has[name] != wanted[name]]
+    actual = asdict(encoder.architecture)
+    expected = asdict(zoo.describe(run))
+    differences = [
+        f"{name} {actual[name]} instead of {expected[name]}" for name in actual if actual[name] != expected[name]
+    ]
     if differences:
-        raise ValueError(f"{weights}: is not of this run's architecture: {', '.join(differences)}; pretrain again")
+        raise ValueError(f"{weights}: does not have this run's architecture: {', '.join(differences)}; pretrain again")
 
 
 def check_labels(test: ClipDataset, train: ClipDataset | None = None) -> None:
-    """Checks that a classification is possible; logs how many clips have no label, or one that no training clip has.
+    """Checks that a classification is possible; logs unlabelled clips and labels that no training clip has.
 
     Args:
-        train: None for a task without training, which knows the labels of the test split.
+        train: None for a task without training, whose classes are the test split's.
 
     Raises:
         ValueError: a split has no labels at all, or there is only one class.
@@ -71,13 +74,13 @@ def check_labels(test: ClipDataset, train: ClipDataset | None = None) -> None:
         if missing == len(labels):
             raise ValueError(
                 f"none of the {missing} clips of the {name} split has a label: classification needs labels. Give them "
-                "in the annotations (`label`), or take the task out of `evaluate`"
+                "in the annotations (`label`), or remove the task from `evaluate`"
             )
         if missing:
             say(f"{missing} of {len(labels)} clips of the {name} split have no label and are left out")
     name, known = next(iter(splits.items()))
     if len(known.classes) < 2:
-        raise ValueError(f"all {name} clips have the label {known.classes[0]!r}; classification needs two or more")
+        raise ValueError(f"all {name} clips have the label {known.classes[0]!r}; classification needs at least two labels")
     if unseen := unseen_labels(test):
         say(f"test labels that no training clip has, counted as wrong: {', '.join(unseen)}")
 
@@ -95,19 +98,19 @@ def write_classification(
     probabilities: NDArray[np.float32],
     train: ClipDataset | None = None,
     text: Text | None = None,
-    more: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes `metrics.json` and `predictions.parquet`.
 
     Args:
-        test: its `classes` are those of the columns of `probabilities`.
+        test: its `classes` are the columns of `probabilities`.
         probabilities: [test clips, classes], averaged over views, in the order of `test`.
-        train: the clips that were trained on, if any were.
+        train: the training clips, if anything was trained.
         text: the text encoder, if one was used.
-        more: further entries of `metrics.json`.
+        extra: further entries of `metrics.json`.
 
-    `metrics.json` holds what `classification_metrics` returns and `train_clips`, `test_clips` (both
-    labelled ones), `unlabelled_clips` (of the test split), `unseen_labels` and `unseen_clips`; see `write_metrics`.
+    `metrics.json` holds the result of `classification_metrics`, `train_clips` and `test_clips` (labelled ones),
+    `unlabelled_clips` (of the test split), `unseen_labels` and `unseen_clips`; see `write_metrics`.
     """
     labels = test.index.labels()
     known = np.array([label is not None for label in labels])
@@ -121,7 +124,7 @@ def write_classification(
         "unlabelled_clips": int((~known).sum()),
         "unseen_labels": unseen,
         "unseen_clips": sum(label in set(unseen) for label in labels),
-        **(more or {}),
+        **(extra or {}),
     }
     clips = np.flatnonzero(known).tolist()
     columns = {
@@ -139,8 +142,9 @@ def write_metrics(
     task: EvaluationTask, inputs: EvaluationInputs, metrics: Mapping[str, Any], receipt: Mapping[str, Any]
 ) -> None:
     """Writes `metrics.json`: `task`, `headline` (see `Metric.read`), the metrics, `settings` and `receipt`."""
-    found = {"task": task.task, "headline": TASKS[task.task].headline.read(metrics), **metrics}
-    write_json(inputs.output / "metrics.json", {**found, "settings": task.fingerprint(), "receipt": receipt})
+    headline = TASKS[task.task].headline.read(metrics)
+    content = {"task": task.task, "headline": headline, **metrics, "settings": task.fingerprint(), "receipt": receipt}
+    write_json(inputs.output / "metrics.json", content)
 
 
 _SHAPE = {"model", "image_size", "patch_size", "tubelet", "frames", "stride", "sampling", "precision"}
@@ -154,13 +158,13 @@ def make_evaluation_receipt(
     train: ClipDataset | None = None,
     text: Text | None = None,
 ) -> dict[str, Any]:
-    """What an evaluation was made from: settings, hashes of weights and shards, versions, seed."""
+    """The receipt of an evaluation: settings, hashes of weights and shards, versions, seed."""
     settings = {"task": task.fingerprint(), "run": run.model_dump(mode="json", include=_SHAPE)}
     if text is not None:
         settings["text"] = text.fingerprint()
-    made_from = {name: _hash(dataset) for name, dataset in (("train", train), ("test", test)) if dataset is not None}
-    sums = {"weights": sha256_file(inputs.weights), **made_from}
-    return make_receipt("evaluate", settings, ("torch", "timm", "numpy"), **sums, seed=inputs.seed)
+    shards = {name: _hash(dataset) for name, dataset in (("train", train), ("test", test)) if dataset is not None}
+    hashes = {"weights": sha256_file(inputs.weights), **shards}
+    return make_receipt("evaluate", settings, ("torch", "timm", "numpy"), **hashes, seed=inputs.seed)
 
 
 def _hash(dataset: ClipDataset) -> dict[str, str]:

@@ -5,7 +5,7 @@ from stm.stages.jobs import Job
 
 
 def _splits(job: Job) -> Files:
-    """The packed shards of the run's own dataset, or of the one that the evaluation names, and the run's weights."""
+    """The run's weights, and the packed shards of its own dataset or of the one that the evaluation names."""
     task = job.study.evaluate[job.task]
     data = job.on(task.dataset)
     splits = {use: data.packed(split) for use, split in task.splits.items()}
@@ -36,13 +36,13 @@ EVALUATE = Stage(
     title="evaluate the pretrained weights",
     per=("dataset", "run", "task"),
     inputs=_splits,
-    # Label sentences are encoded by the encoder that the captions were encoded by.
+    # Label sentences need the same encoder as the captions: the contrastive head maps clips to its space.
     models=lambda job: {"text_model": [job.config.text.model] if job.study.evaluate[job.task].encodes_text else []},
     outputs=lambda job: {"metrics": job.layout.metrics(job.run, job.task)},
     settings=("runs.{run}", "evaluate.{task}", "seed"),
     resources={"mem_mb": 32000, "runtime": 1440, "gpu": 1},
     threads=lambda job, cores: max(1, cores // max(1, len(job.study.evaluations()))),
     receipt="metrics",
-    otherwise="no evaluation of the config is done for these runs (`runs`, `contrast`)",
+    otherwise="no evaluation of the config applies to these runs (`runs`, `contrast`)",
     run=_run,
 )

@@ -1,4 +1,4 @@
-"""What an evaluation task says of itself: its name, its section of the config, the numbers that it writes, its function."""
+"""The declaration of an evaluation task: its name, its section of the config, the metrics that it writes, its function."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from stm.config.evaluation import TaskSettings
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of `metrics.json`, as tables show it.
+    """A number in `metrics.json`, and how tables show it.
 
     Attributes:
-        name: where it stands, keys joined by dots: `top1`, `reranked.text_to_video.r1`.
-        label: for people.
-        interval: where its 95 % interval stands; None: it has none.
-        chance: where the level of chance stands; None: there is none.
-        scale: factor between the file and what is shown: 100 for shares.
+        name: its keys in the file, joined by dots: `top1`, `reranked.text_to_video.r1`.
+        label: human-readable name.
+        interval: keys of its 95 % interval; None: it has none.
+        chance: keys of the level of chance; None: there is none.
+        scale: factor from the value in the file to the shown number: 100 for shares.
         unit: of the shown number.
     """
 
@@ -31,7 +31,7 @@ class Metric:
 
     @property
     def key(self) -> str:
-        """The last part of the name, for the columns of tables that machines read: `r1`."""
+        """The last part of the name, for the columns of machine-readable tables: `r1`."""
         return self.name.rpartition(".")[2]
 
     def read(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,7 +42,7 @@ class Metric:
             `unit`; value, interval and chance are not scaled.
 
         Raises:
-            KeyError: `metrics` lacks a number that the metric names.
+            KeyError: `metrics` lacks the value, its interval or its chance.
         """
         interval = None if self.interval is None else look_up(metrics, self.interval)
         return {
@@ -61,15 +61,15 @@ class Metric:
 class Task:
     """An evaluation task.
 
-    What it needs of a run, which splits it reads and whether it has classes is said by its section of the config, which
-    stands below this package.
+    Its section of the config says what it needs of a run, which splits it reads and whether it has classes: stm.config cannot
+    import this package.
 
     Attributes:
         section: its section of the config; the section's `task` is the task's name.
-        title: for people, where an evaluation has the task's name.
-        metrics: the numbers that tables know more of than that they are shares, the higher the better; the headline first.
-        function: `module:name` of what does it: (settings, run, `EvaluationInputs`) -> None. It is imported when it is
-            called, so that the declarations stay light.
+        title: human-readable name, for evaluations that are named after the task.
+        metrics: the headline first; any other number in `metrics.json` is shown as a share, the higher the better.
+        function: `module:name` of its implementation, (settings, run, `EvaluationInputs`) -> None. It is imported when it is
+            called, so that importing the declarations takes no torch.
     """
 
     section: type[TaskSettings]
@@ -79,7 +79,7 @@ class Task:
 
     @property
     def name(self) -> str:
-        """As in the config, and in `metrics.json`."""
+        """The task's name in the config and in `metrics.json`."""
         return str(get_args(self.section.model_fields["task"].annotation)[0])
 
     @property
@@ -88,24 +88,24 @@ class Task:
         return self.metrics[0]
 
     def metric(self, name: str) -> Metric:
-        """The metric of that name; one that is not declared is a share, the higher the better."""
+        """The metric with this name; one that is not declared is a share, the higher the better."""
         return next((metric for metric in self.metrics if metric.name == name), Metric(name, name))
 
     def load(self) -> Callable[..., None]:
-        """The function that does it."""
+        """Imports and returns its implementation."""
         module, _, function = self.function.partition(":")
         return getattr(import_module(module), function)
 
 
 def look_up(metrics: Any, name: str) -> Any:
-    """What stands in nested mappings under keys joined by dots.
+    """The value in nested mappings under keys joined by dots.
 
     Raises:
-        KeyError: one of the keys is not there.
+        KeyError: one of the keys is missing.
     """
-    found = metrics
+    value = metrics
     for key in name.split("."):
-        if not isinstance(found, Mapping) or key not in found:
+        if not isinstance(value, Mapping) or key not in value:
             raise KeyError(name)
-        found = found[key]
-    return found
+        value = value[key]
+    return value

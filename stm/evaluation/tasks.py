@@ -1,4 +1,4 @@
-"""Every evaluation task, by its name in the config. A new one joins the tuple of its folder."""
+"""All evaluation tasks, by their names in the config. A new one is added to the `TASKS` of its package."""
 
 from stm.evaluation import captioning, classification, questions, retrieval
 from stm.evaluation.task import Task

@@ -1,4 +1,4 @@
-"""Fine-tuning in the evaluations with text: contrast and matching of pairs, and decoders of answers or captions."""
+"""Fine-tuning for the evaluations with text: contrast and matching of pairs, and decoders of answers or captions."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -11,18 +11,18 @@ from stm.data.dataset import ClipDataset
 from stm.data.loader import Batch
 from stm.distributed.process import Process
 from stm.evaluation.inputs import EvaluationInputs
-from stm.methods.video_language import Text, compare_pairs
+from stm.methods.video_language import EncodedText, compare_pairs
 from stm.models.text.decoder import TextDecoder
 from stm.models.video_language import VideoLanguageModel
 from stm.storage.files import sha256_file
 from stm.training.batches import count_steps, feed, hash_shards
 from stm.training.loop import TrainingPlan
 
-_PAIRS = Objectives(alignment=0, relevance=0, masked_language=0)  # UMT's fine-tuning: no alignment, no hidden words
+_PAIRS = Objectives(alignment=0, relevance=0, masked_language=0)  # UMT fine-tunes without alignment and hidden words
 
 
 class PairTuning(nn.Module):
-    """Contrast and matching of clips, unmasked, with captions (UMT's fine-tuning for retrieval)."""
+    """Contrast and matching of unmasked clips with captions (UMT's fine-tuning for retrieval)."""
 
     def __init__(self, model: VideoLanguageModel) -> None:
         super().__init__()
@@ -31,22 +31,24 @@ class PairTuning(nn.Module):
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Losses of a batch with "video" uint8 [B, T, 3, S, S], "tokens" int64 [B, X], "clip" int64 [B]."""
         model, video = self.model, batch["video"]
-        seen = model.encoder(video)
-        text = Text(batch["tokens"], model.encode_text(batch["tokens"]))
-        losses = compare_pairs(model, model.embed_frames(seen, video.shape[1]), seen, text, batch["clip"], _PAIRS)
+        features = model.encoder(video)
+        text = EncodedText(batch["tokens"], model.encode_text(batch["tokens"]))
+        clips = model.embed_frames(features, video.shape[1])
+        losses = compare_pairs(model, clips, features, text, batch["clip"], _PAIRS)
         return {"loss": losses["contrastive"] + losses["matching"], **losses}
 
 
 class AnswerTuning(nn.Module):
-    """A decoder that answers questions; it attends to the question's states, fused with the clip (UMT)."""
+    """A decoder that answers questions, attending to the question's states fused with the clip (UMT)."""
 
     def __init__(self, model: VideoLanguageModel) -> None:
         super().__init__()
-        self.model, self.decoder = model, TextDecoder.of(model.language)
+        self.model = model
+        self.decoder = TextDecoder.of(model.language)
 
-    def encode_questions(self, tokens: Tensor, seen: Tensor) -> Tensor:
+    def encode_questions(self, tokens: Tensor, features: Tensor) -> Tensor:
         """Questions int64 [B, X] and clips [B, L, W] -> the states that the decoder attends to, [B, X, W]."""
-        return self.model.fuse(self.model.encode_text(tokens), tokens, seen)
+        return self.model.fuse(self.model.encode_text(tokens), tokens, features)
 
     def is_word(self, tokens: Tensor) -> Tensor:
         """True where the tokens of questions, int64 [B, X], are not padding, bool [B, X]."""
@@ -68,7 +70,8 @@ class CaptionTuning(nn.Module):
 
     def __init__(self, model: VideoLanguageModel) -> None:
         super().__init__()
-        self.encoder, self.decoder = model.encoder, TextDecoder.of(model.language)
+        self.encoder = model.encoder
+        self.decoder = TextDecoder.of(model.language)
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The loss of a batch with "video" and "tokens" (the captions), a mean over tokens."""
@@ -85,15 +88,15 @@ def make_tuning(
     train: ClipDataset,
     process: Process,
 ) -> tuple[TrainingPlan, Callable[[int], Iterator[Batch]]]:
-    """The plan of a fine-tuning, and its batches.
+    """The settings of a fine-tuning's loop, and its batches.
 
     Args:
-        name: of the task, for the log; the run's name is added.
+        name: of the task, for the log; the run's name is appended.
         train: the clips of `inputs.train`.
     """
     settings = task.optimisation
     assert isinstance(settings, LanguageOptimisation)
-    # Settings of the test alone do not decide the trained weights; the validation split does: it chooses them.
+    # Settings of the test alone do not affect the trained weights. The validation split does, as it selects them.
     test_only = {"test_split", "depth", "beams", "length_penalty", "matching_weight", "ranking", "runs", "dataset"}
     origin = {
         "task": task.model_dump(mode="json", exclude=test_only),
@@ -120,16 +123,16 @@ def make_tuning(
 def with_texts(
     batches: Callable[[int], Iterator[Batch]], make: Callable[[Batch], dict[str, Tensor]]
 ) -> Callable[[int], Iterator[Batch]]:
-    """Adds tensors that `make` returns for each batch, such as tokens."""
+    """The same batches with the tensors that `make` returns for each, such as tokens."""
 
-    def read(step: int) -> Iterator[Batch]:
+    def stream(step: int) -> Iterator[Batch]:
         for batch in batches(step):
             yield {**batch, **make(batch)}
 
-    return read
+    return stream
 
 
 def text_length(task: LanguageTask, run: LanguageRun) -> int:
-    """Tokens of the longest caption or question."""
+    """Maximum number of tokens per caption or question."""
     assert run.language is not None
     return task.max_tokens or run.language.max_tokens

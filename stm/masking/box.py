@@ -1,10 +1,10 @@
-"""Motion-guided masking (MGM) as a box: a rectangle of fixed size that follows the motion over time.
+"""Motion-guided masking (MGM) with a box: a rectangle of fixed size that follows the motion over time.
 
 MGM's abstract says that motion vectors "guide the position of each mask over time"; its construction is not
 public. Everything below is our inference.
 
-Size. The same for all slots and clips: of the rectangles with at most int(ratio * N) tokens that are at least as wide as
-tall and at most 1.5 times as wide, the largest, and of two equally large ones the squarer. On 14 x 14 tokens that is
+Size. The same for all slots and clips: the largest rectangle with at most int(ratio * N) tokens whose width is 1 to 1.5
+times its height; of two equally large ones, the one closer to a square. On 14 x 14 tokens that is
 13 x 13 at 0.9, 12 x 12 at 0.75, 9 x 13 at 0.6.
 
 Position. In each slot, where the sum of the motion inside is greatest; the noise of the top left token breaks ties, so
@@ -12,7 +12,7 @@ that equal positions are equally likely. Each slot is placed independently. At t
 (2 tokens in each direction at 0.75), so it cannot jump, and a smoothed path would only lag behind the motion that should
 be hidden.
 
-Remaining tokens. The box is filled up to int(ratio * N) with the tokens outside it that move most.
+Remaining tokens. To hide int(ratio * N) tokens in all, those outside the box that move most are hidden as well.
 """
 
 import math

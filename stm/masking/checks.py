@@ -1,4 +1,4 @@
-"""What a strategy returns is checked, on the first batch of each shape in every run.
+"""Checks the result of a strategy, on the first batch of each shape in every run.
 
 A wrong mask trains without complaint: a strategy that kept half of the tokens at ratio 0.75 would be reported as 0.75, and
 unsorted tokens would shift what the decoder predicts.
@@ -13,11 +13,11 @@ _passed: set[tuple[object, ...]] = set()
 
 
 class MaskError(ValueError):
-    """A strategy returned something other than kept tokens; the message names it, what was expected and what came."""
+    """A strategy returned something other than kept tokens; the message says what was expected and what it returned."""
 
 
 def start_checks() -> None:
-    """Check the next batch of every strategy again: called where a run starts."""
+    """Forget what was checked, so that the next batch of every strategy is checked again; called when a run starts."""
     _passed.clear()
 
 
@@ -46,7 +46,7 @@ def check_first(kept: Tensor, noise: Tensor, ratio: float, strategy: str, equal_
 @torch.library.custom_op("stm::check_mask", mutates_args=())
 def _check_in_graph(kept: Tensor, shape: list[int], ratio: float, strategy: str, equal_slots: bool) -> Tensor:
     _check_once(kept, shape, ratio, strategy, equal_slots)
-    return kept.clone()  # an operator may not return what it was given
+    return kept.clone()  # an operator may not return its own input
 
 
 @_check_in_graph.register_fake

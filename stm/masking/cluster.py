@@ -1,12 +1,12 @@
-"""Cluster-wise masking (ClusterSTM): of each cluster of a frame's tokens, the one that recurs most in other frames stays.
+"""Cluster-wise masking (ClusterSTM): each cluster of a frame's tokens keeps the token that recurs most in other frames.
 
 The tokens of each frame are clustered by the features of a frozen teacher, regardless of position, by density peaks
 (Rodriguez and Laio 2014): centres are tokens with dense neighbourhoods that are far from any denser token. There are as
 many clusters as tokens to keep, and each keeps its token with the highest temporal density: content that stays in view,
 wherever it moves. All other tokens are hidden, so that one frame reveals little of what is hidden in the next.
 
-Known are the abstract and the figures of the paper, and from a note on it that clusters are density peaks, one per kept
-token, and that temporal density is a sum of exp(-distance / cutoff) over all tokens of all other frames. Everything else
+What is known are the abstract and the figures of the paper, and, from a note on it, that clusters are density peaks, one per
+kept token, and that temporal density is a sum of exp(-distance / cutoff) over all tokens of all other frames. Everything else
 is our inference [INF]: the kernel of the local density, centres by the product of density and separation, labels by the
 nearest centre, ties, images, and the values of `stm.config.Cluster`.
 
@@ -165,6 +165,7 @@ def temporal_density(features: Tensor, cutoff: float) -> Tensor:
     density = torch.zeros(frames.shape[:3], dtype=torch.float64, device=frames.device)
     for step in range(1, frames.shape[0]):
         kernel = _kernel(cosine_distance(frames[:-step], frames[step:]), cutoff).double()
+        # A pair of frames adds to both: the kernel is symmetric.
         density[:-step] += kernel.sum(dim=-1)
         density[step:] += kernel.sum(dim=-2)
     return density.transpose(0, 1).float()

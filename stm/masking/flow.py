@@ -7,12 +7,12 @@ differences:
 
 - Backward warping needs the flow from the frame to be computed to the frame that is known. The released code uses it after
   the base frame; before it, it uses the opposite flow (its loop compares the option with a value that it never has). Here
-  both sides are right.
+  both directions use the right one.
 - A slot keeps N - int(ratio * N) tokens, 20 of 196 at 0.9, like all strategies here; MGMAE keeps int((1 - ratio) * N),
   which is 19. It starts from 20 seeds, as here.
 - The map is tracked at 8 cells per token side, MGMAE's at 16 (pixels), and the flow, which is stored more coarsely, is
   upsampled to that by linear interpolation. Every bilinear warp blurs the map by up to a quarter of a squared cell. At 2
-  cells per token, a moving Gaussian is so flat after seven frames that tokens beside a resting one exceed it: with a camera
+  cells per token, a moving Gaussian is so flat after seven frames that tokens next to a resting one exceed it: with a camera
   that moves by up to half a token per frame in each direction, 68 % of the farthest slot's visible tokens agree with an
   almost unblurred map (32 cells); at 8 cells 91 %, at 16 cells 96 %, at six times the cost.
 - The flow is computed once on the stored frames and cropped, instead of on the augmented frames.
@@ -38,7 +38,7 @@ def flow(guides: Guides, ratio: float) -> Tensor:
     vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
     side, frames = find_side(noise.shape[-1]), vectors.shape[2]
     cells = max(CELLS, vectors.shape[3] // side)
-    base = frames // 2
+    base = frames // 2  # the middle frame: warps, and their blur, accumulate over half of the clip at most
     seeds = choose_seeds(noise[:, base // (frames // noise.shape[1])], ratio)
     maps = spread(draw_seeds(seeds, side, cells, vectors.dtype), vectors, cells)
     # The sum inside each token, over the frames of its slot.
@@ -85,7 +85,7 @@ def spread(middle: Tensor, vectors: Tensor, cells: int) -> Tensor:
 
 
 def sampling_grid(vectors: Tensor, width: int, cells: int) -> Tensor:
-    """Where each cell of a frame is sampled from: vectors in tokens, [B, S, R, C, 2] -> [B, S, width, width, 2].
+    """The position that each cell of a frame is sampled from: vectors in tokens, [B, S, R, C, 2] -> [B, S, width, width, 2].
 
     In `grid_sample`'s coordinates with align_corners, for a map padded to `padded_width`.
     """

@@ -24,7 +24,7 @@ Function = Callable[[Guides, float], Tensor]
 class Strategy:
     """A registered strategy; call it like the function that it wraps."""
 
-    name: str  # as the config says it
+    name: str  # as in the config
     needs: tuple[str, ...]  # guides besides "noise"
     function: Function
     equal_slots: bool = True  # whether each slot keeps the same number of tokens
@@ -34,7 +34,7 @@ class Strategy:
         """Return the kept tokens, int64 [B, K], strictly ascending.
 
         Raises:
-            MaskError: the function returned something else; looked at on the first batch, see checks.py.
+            MaskError: the function returned something else; checked on the first batch, see checks.py.
         """
         kept = self.function(guides, ratio)
         return check_first(kept, guides["noise"], ratio, self.name, self.equal_slots)
@@ -90,7 +90,7 @@ def get_strategy(strategy: str) -> Strategy:
 
 
 def strategy_digests(strategies: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of the files of those strategies that are not this package's own: part of what a run's weights depend on."""
+    """SHA-256 of the files of strategies from outside this package: a run's weights depend on them."""
     digests = {strategy: get_strategy(strategy).sha256 for strategy in strategies}
     return {strategy: digest for strategy, digest in digests.items() if digest is not None}
 
@@ -123,10 +123,11 @@ def _import_file(name: str, path: Path, source: bytes) -> None:
 
 
 class _UserFile(SourceLoader):
-    """Loads the very bytes that were hashed, and leaves no compiled file beside the user's."""
+    """Loads exactly the bytes that were hashed, and writes no compiled file next to the user's."""
 
     def __init__(self, path: Path, source: bytes) -> None:
-        self._path, self._source = path, source
+        self._path = path
+        self._source = source
 
     def get_filename(self, fullname: str) -> str:
         return str(self._path)

@@ -1,6 +1,6 @@
 """Spatio-temporal masking (STM): hide what moves from frame to frame and what a teacher attends to.
 
-A network looks at each pair of adjacent frames and predicts a point in either frame: where the moving object is. A soft
+A network compares each pair of adjacent frames and predicts a point in either frame: where the moving object is. A soft
 blob around the points is a frame's temporal score; the teacher's attention is its spatial score; a learned weight mixes
 them. Gumbel noise turns the scores into a sample, and the tokens with the highest noisy score are hidden. The network and
 the weight are in stm/models/spatiotemporal/mask.py; here are the strategy, which only ranks, and the pure functions.

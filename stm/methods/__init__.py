@@ -1,10 +1,10 @@
-"""Methods: how a masking strategy, models and objectives make one training step.
+"""Methods: each combines a masking strategy, models and objectives into one training step.
 
-A method is one file of this package, named as the `method` of a run, with a function
+A method is one file of this package, named after the `method` of a run, with a function
 
     def build(run, text_width): ...
 
-that makes a `Method` (see base.py) with fresh weights. It is found by its name; nothing here has to be edited. A file may
+that returns a `Method` (see base.py) with fresh weights. It is found by its name; nothing here has to be edited. A file may
 also have `load(run, weights)`, for methods whose reconstructions the report shows.
 """
 
@@ -33,12 +33,12 @@ __all__ = [
 class Needs(NamedTuple):
     """What a dataset must provide for a method."""
 
-    guides: tuple[str, ...]  # beside the noise
-    text: bool  # vectors of the captions
+    guides: tuple[str, ...]  # in addition to the noise
+    text: bool  # whether the captions' vectors are needed
 
 
 def dataset_needs(run: AnyRun) -> Needs:
-    """What the run's dataset must provide; guides that a method computes in the training step are not among it.
+    """What the run's dataset must provide, without the guides that a method computes in the training step.
 
     Raises:
         ValueError: the masking strategy does not exist.
@@ -48,7 +48,7 @@ def dataset_needs(run: AnyRun) -> Needs:
 
 
 def build_method(run: AnyRun, text_width: int | None = None) -> Method:
-    """The method of a run, with fresh weights; seed torch before for the same ones.
+    """The method of a run, with fresh weights; seed torch first for reproducible ones.
 
     Args:
         run: the settings.
@@ -58,23 +58,23 @@ def build_method(run: AnyRun, text_width: int | None = None) -> Method:
         ValueError: the masking strategy does not exist, the mask hides nothing, a model cannot be loaded, or the width is
             missing.
     """
-    method: Method = _file_of(run).build(run, text_width)
+    method: Method = _import_method(run).build(run, text_width)
     return method
 
 
 def load_method(run: AnyRun, weights: Path) -> Reconstructing:
-    """The method of a run that `reconstructs`, with its trained weights, in eval mode, to look at what it has learned.
+    """The method of a run that `reconstructs`, with its trained weights, in eval mode, for the report.
 
     Raises:
         ValueError: the file cannot be read or does not fit the run, or runs of this method do not predict pixels.
     """
-    file = _file_of(run)
-    if not hasattr(file, "load"):
+    module = _import_method(run)
+    if not hasattr(module, "load"):
         raise ValueError(f"runs of the method {run.method} do not predict pixels: there is no reconstruction to load")
-    method: Reconstructing = file.load(run, weights)
+    method: Reconstructing = module.load(run, weights)
     return method
 
 
-def _file_of(run: AnyRun) -> ModuleType:
-    """The file of a run's method. Imported when a run needs it: transformers and open_clip take seconds to import."""
+def _import_method(run: AnyRun) -> ModuleType:
+    """The module of a run's method, imported only when a run needs it: transformers and open_clip take seconds to import."""
     return importlib.import_module(f"{__name__}.{run.method}")

@@ -1,4 +1,4 @@
-"""What training asks of a method, whichever it is."""
+"""The interface between training and a method."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -10,11 +10,11 @@ from stm.data.loader import Batch
 from stm.models.vit import VideoEncoder, VideoMAE
 
 TEACHER_GUIDE = "attention"
-"""The guide that no dataset holds: a run's frozen teacher makes it in each step (UMT)."""
+"""The guide that no dataset provides: a run's frozen teacher computes it in each step (UMT)."""
 
 
 class Part(NamedTuple):
-    """What is saved beside the student."""
+    """A module that is saved along with the student."""
 
     state: dict[str, Tensor]
     about: dict[str, Any]  # what is needed to build it, as JSON values
@@ -23,24 +23,26 @@ class Part(NamedTuple):
 class Method(nn.Module, ABC):
     """Base of all methods.
 
-    Its forward takes a batch and returns float32 scalars by name: "loss" is minimised, all are logged. It reads only tensors
-    of the batch. A method overrides what it needs beside that; training asks nothing else.
+    Its forward takes a batch and returns float32 scalars by name: "loss" is minimised, all are logged. It reads only the
+    batch's tensors. The other members have defaults, which a method overrides as needed; training uses nothing else.
     """
 
-    takes_turns = False  # whether some steps leave parameters without a gradient; see stm/distributed/process.py
+    has_unused_parameters = (
+        False  # whether some steps leave parameters without a gradient; see stm/distributed/process.py
+    )
     teacher: nn.Module | None
 
     def __init__(self, teacher: nn.Module | None) -> None:
         """
         Args:
-            teacher: frozen. It is not part of this module: neither saved, nor trained, nor exchanged between processes. It
-                moves to devices with it.
+            teacher: frozen. It is not a submodule: it is neither saved, trained nor synchronised between processes, but moves
+                between devices with this module.
         """
         super().__init__()
-        self.__dict__["teacher"] = teacher  # past nn.Module's registration
+        self.__dict__["teacher"] = teacher  # bypasses nn.Module's registration of submodules
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Method":
-        """Moves the teacher along, when all else is moved."""
+        """Moves the teacher along with this module: `to`, `cuda` and `float` all come through here."""
         if self.teacher is not None:
             self.teacher._apply(fn, recurse)
         super()._apply(fn, recurse)
@@ -49,7 +51,7 @@ class Method(nn.Module, ABC):
     @property
     @abstractmethod
     def student(self) -> VideoMAE | VideoEncoder:
-        """What `init` gives weights to, and what a run saves for evaluation."""
+        """The model that `init` initialises, and that a run saves for evaluation."""
 
     @property
     def teacher_identity(self) -> Mapping[str, Any] | None:
@@ -57,18 +59,18 @@ class Method(nn.Module, ABC):
         return getattr(self.teacher, "identity", None)
 
     def accept_text_model(self, text_model: dict[str, str] | None) -> None:
-        """Takes note of the encoder that made the captions' packed vectors; None where the shards do not say.
+        """Records which encoder computed the captions' packed vectors; None where the shards do not name it.
 
         Raises:
             ValueError: the method cannot use its vectors.
         """
 
     def prepare(self, batch: Batch) -> Batch:
-        """A batch of the loader, on the CPU, with what the method makes of it before it is moved to the device."""
+        """A batch of the loader with the method's additions, on the CPU, before it is moved to the device."""
         return batch
 
     def parts(self) -> dict[str, Part]:
-        """What is saved beside the student, by name."""
+        """The modules that are saved along with the student, by name."""
         return {}
 
 

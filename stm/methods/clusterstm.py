@@ -1,7 +1,7 @@
-"""ClusterSTM: one token a cluster stays visible, and the others' relevance to the caption is predicted.
+"""ClusterSTM: one token per cluster stays visible, and the relevance of the others to the caption is predicted.
 
-The paper's text was not available: docs/language.md lists what is known of it and what is our inference. Alignment with the
-teacher's features, which UMT and STM have and this has not, plays no part.
+The paper's text was not available: docs/language.md lists what is known of it and what is our inference. Unlike UMT and STM,
+it does not align the student's features with the teacher's.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stm.config import Cluster, LanguageRun
 from stm.masking import complement
-from stm.methods.video_language import BranchOutput, MediaMasks, Text, VideoLanguage, build_video_language
+from stm.methods.video_language import BranchOutput, EncodedText, MediaMasks, VideoLanguage, build_video_language
 from stm.models.feature_decoders import TokenDecoder
 from stm.models.teachers.frame_teacher import FrameTeacher, TeacherOutput
 from stm.models.vit import Architecture, VideoEncoder
@@ -24,20 +24,20 @@ def build(run: LanguageRun, text_width: int | None = None) -> VideoLanguage:
     """See `stm.methods.build_method`.
 
     Raises:
-        ValueError: also where the captions' vectors are of another width than the teacher's.
+        ValueError: also where the captions' vectors and the teacher's features differ in width.
     """
     method = build_video_language(run, ClusterWise)
     width = method.teacher.feature_width
     if text_width not in (None, width):
         raise ValueError(
-            f"the captions' vectors have {text_width} numbers and the teacher {run.teacher.model} makes {width}: "
-            "encode the captions by the teacher's own text tower (config: text.model)"
+            f"the captions' vectors have {text_width} dimensions and the features of the teacher {run.teacher.model} {width}: "
+            "encode the captions with the teacher's own text tower (config: text.model)"
         )
     return method
 
 
 class ClusterWise(nn.Module):
-    """Cluster-wise mask, decoder and masked relevance. The text meets the visible tokens."""
+    """Cluster-wise mask, decoder and masked relevance. The text is compared with the visible tokens."""
 
     teacher: FrameTeacher
 
@@ -46,29 +46,29 @@ class ClusterWise(nn.Module):
         self.settings = run.cluster or Cluster()
         self.masks = MediaMasks(run)
         self.tokens = architecture.slot_tokens
-        # Not a part of this module; see `stm.methods.base.Method`.
+        # Not a submodule: it is frozen and is not saved with the branch; see `stm.methods.base.Method`.
         self.__dict__["teacher"] = teacher
         self.decoder: TokenDecoder | None = None
         if run.objectives.relevance:
             self.decoder = TokenDecoder(architecture, teacher.feature_width, self.settings.decoder_depth)
 
     def forward(
-        self, encoder: VideoEncoder, batch: Mapping[str, Any], seen: TeacherOutput, text: Text | None
+        self, encoder: VideoEncoder, batch: Mapping[str, Any], teacher_output: TeacherOutput, text: EncodedText | None
     ) -> BranchOutput:
         """See `stm.methods.video_language.Branch`; the batch also has "text" float32 [B, C], the teacher's own vectors of
         the captions, of unit length."""
-        kept, masked = self.mask(batch, seen)
+        kept, masked = self.mask(batch, teacher_output)
         encoded = encoder(batch["video"], kept)
         if self.decoder is None:
             return BranchOutput(encoded, {}, {})
         decoded = self.decoder(encoded, kept, masked)
-        everything = self.settings.texts == "batch"
-        target = relevance(gather_tokens(self.pool(seen), masked), batch["text"], everything)
-        loss = relevance_loss(decoded, target, batch["text"], everything)
+        all_texts = self.settings.texts == "batch"
+        target = relevance(gather_tokens(self.pool(teacher_output), masked), batch["text"], all_texts)
+        loss = relevance_loss(decoded, target, batch["text"], all_texts)
         return BranchOutput(encoded, {"relevance": loss}, {"relevance_target": target.mean()})
 
     def accept_text_model(self, text_model: dict[str, str] | None) -> None:
-        """Refuses captions' vectors of another model than the teacher: cosines between the two would mean nothing.
+        """Rejects caption vectors of a model other than the teacher: cosines between the two would be meaningless.
 
         Raises:
             ValueError: both are identified, and differ.
@@ -82,14 +82,14 @@ class ClusterWise(nn.Module):
                 "relevance compares the two. Set text.model to the teacher and run the stages `text` and `shards` again"
             )
 
-    def mask(self, batch: Mapping[str, Any], seen: TeacherOutput) -> tuple[Tensor, Tensor]:
+    def mask(self, batch: Mapping[str, Any], teacher_output: TeacherOutput) -> tuple[Tensor, Tensor]:
         """Kept tokens, int64 [B, K], and masked tokens, int64 [B, L - K], both sorted."""
-        kept = self.masks.keep(batch, seen)
+        kept = self.masks.keep(batch, teacher_output)
         return kept, complement(kept, batch["video"].shape[1] * self.tokens)
 
     @torch.no_grad()
-    def pool(self, seen: TeacherOutput) -> Tensor:
-        """Each token with its neighbours, as the teacher pools them, float32 [B, L, C]."""
+    def pool(self, teacher_output: TeacherOutput) -> Tensor:
+        """Each token pooled with its neighbours by the teacher, float32 [B, L, C]."""
         if self.settings.pooling == "mean":
-            return self.teacher.pool_means(seen, self.settings.window).flatten(1, 2)
-        return self.teacher.pool_windows(seen, self.settings.window).flatten(1, 2)
+            return self.teacher.pool_means(teacher_output, self.settings.window).flatten(1, 2)
+        return self.teacher.pool_windows(teacher_output, self.settings.window).flatten(1, 2)

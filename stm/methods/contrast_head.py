@@ -1,4 +1,4 @@
-"""The contrastive branch (TGM, section 3.4): a clip's pooled tokens, through a head, to the space of the text."""
+"""The contrastive branch (TGM, section 3.4): a head maps a clip's pooled tokens to the space of the text."""
 
 import math
 from pathlib import Path
@@ -16,11 +16,11 @@ from stm.models.weights.checks import check_tensors
 from stm.objectives.contrast import match_pairs
 
 EXTRA = "contrast"
-"""Name of the branch's part of a weights file."""
+"""Key of the branch in a weights file."""
 
-LEAST_TEMPERATURE = 0.01  # CLIP's
-# A little above its logarithm: `exp` may round it down, and the clamp of what is then below has no gradient.
-_LEAST_LOGARITHM = math.log(LEAST_TEMPERATURE) + 2e-6
+MIN_TEMPERATURE = 0.01  # CLIP's, which clips the logit scale at 100
+# Slightly above the logarithm: `exp` may round down to below the bound, where the clamp in `temperature` has no gradient.
+_MIN_LOG_TEMPERATURE = math.log(MIN_TEMPERATURE) + 2e-6
 
 
 class ContrastHead(nn.Module):
@@ -40,7 +40,7 @@ class ContrastHead(nn.Module):
         self.text_model: dict[str, str] | None = None  # the encoder of the vectors, where the shards name it
         self.head = PredictionHead(width, settings.hidden, text_width, settings.layers)
         start = torch.tensor(math.log(settings.temperature))
-        # As a logarithm, as CLIP learns it: steps are then relative, and it stays positive.
+        # Learned as a logarithm, as in CLIP: steps are then relative, and the temperature stays positive.
         self.log_temperature = nn.Parameter(start) if settings.learnable else None
 
     @property
@@ -53,7 +53,7 @@ class ContrastHead(nn.Module):
         """The temperature, a scalar tensor where it is learned."""
         if self.log_temperature is None:
             return self.settings.temperature
-        return self.log_temperature.exp().clamp(min=LEAST_TEMPERATURE)
+        return self.log_temperature.exp().clamp(min=MIN_TEMPERATURE)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """The encoder's features of a clip's tokens [B, K, width] -> unit vectors, float32 [B, text_width]."""
@@ -61,9 +61,9 @@ class ContrastHead(nn.Module):
         return normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=1)
 
     def forward(self, tokens: Tensor, text: Tensor, present: Tensor) -> dict[str, Tensor]:
-        """The contrast of a batch.
+        """The contrastive loss of a batch.
 
-        The head's batch norm sees all clips, those without a caption too; the loss sees the others.
+        The head's batch norm uses all clips, the loss only those with a caption.
 
         Args:
             tokens: features of the visible tokens, [B, K, width].
@@ -75,9 +75,9 @@ class ContrastHead(nn.Module):
             "temperature" where it is learned.
 
         Raises:
-            ValueError: the text has another width than the head.
+            ValueError: text and head differ in width.
         """
-        self._hold_temperature()
+        self._clamp_temperature()
         match = match_pairs(self.embed(tokens), text, self.temperature, present)
         values = {"contrast": match.loss, "accuracy": match.accuracy}
         if isinstance(self.temperature, Tensor):
@@ -85,20 +85,20 @@ class ContrastHead(nn.Module):
         return values
 
     @torch.no_grad()
-    def _hold_temperature(self) -> None:
-        """Sets a temperature that the last step took below the least value back to it, as CLIP does. A clamp in the forward
-        pass would have no gradient there, and the temperature would never rise again."""
+    def _clamp_temperature(self) -> None:
+        """Resets a temperature that the last step took below the minimum, as CLIP does. A clamp in the forward pass has no
+        gradient there, and the temperature would never rise again."""
         if self.log_temperature is not None and self.training:
-            self.log_temperature.clamp_(min=_LEAST_LOGARITHM)
+            self.log_temperature.clamp_(min=_MIN_LOG_TEMPERATURE)
 
     def describe(self) -> dict[str, Any]:
-        """What `load_contrast_head` needs beside the weights, as JSON values."""
+        """What `load_contrast_head` needs in addition to the weights, as JSON values."""
         about = {"width": self.width, "text_width": self.text_width, "text_model": self.text_model}
         return {**about, "settings": self.settings.model_dump(mode="json")}
 
 
 class VideoEmbedder(nn.Module):
-    """Clips to unit vectors in the space of the text: an encoder and the branch that was trained with it."""
+    """Embeds clips as unit vectors in the space of the text: an encoder and the branch that was trained with it."""
 
     def __init__(self, encoder: VideoEncoder, branch: ContrastHead) -> None:
         super().__init__()
@@ -122,10 +122,10 @@ def load_contrast_head(path: Path) -> ContrastHead:
     tensors, about = zoo.load_extra(path, EXTRA)
     try:
         sizes = about["width"], about["text_width"], Contrast.model_validate(about["settings"])
-        with torch.device("meta"):  # takes no memory, whatever sizes the header has
+        with torch.device("meta"):  # allocates no memory, whatever sizes the header asks for
             blank = ContrastHead(*sizes).state_dict()
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise zoo.WeightsError(f"{path}: its header describes no {EXTRA!r} that can be built ({error!r})") from error
+        raise zoo.WeightsError(f"{path}: its header does not describe a valid {EXTRA!r} ({error!r})") from error
     check_tensors(tensors, blank, f"{path} has a {EXTRA!r}")
     branch = ContrastHead(*sizes)
     branch.load_state_dict(tensors)
@@ -134,5 +134,5 @@ def load_contrast_head(path: Path) -> ContrastHead:
 
 
 def load_embedder(path: Path) -> VideoEmbedder:
-    """What embeds clips for zero-shot classification and retrieval, in eval mode; errors as `load_contrast_head`."""
+    """The embedder for zero-shot classification and retrieval, in eval mode; errors as `load_contrast_head`."""
     return VideoEmbedder(zoo.load_encoder(path), load_contrast_head(path)).eval()

@@ -1,6 +1,6 @@
 """Masked autoencoding (VideoMAE): hide tokens, encode the rest, predict the pixels of the hidden ones.
 
-And what TGM adds (sections 3.4 and 3.5): the pooled encoded tokens are matched with the clip's caption.
+TGM adds a contrast (sections 3.4 and 3.5): the mean of the encoded tokens is matched with the clip's caption.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ from stm.tubelets import join_tubelets, split_tubelets, to_unit
 
 
 class MAE(Method):
-    """VideoMAE with any masking strategy, and a contrast with captions if wanted."""
+    """VideoMAE with any masking strategy, and an optional contrast with captions."""
 
     teacher: FrameTeacher | None
 
@@ -44,11 +44,11 @@ class MAE(Method):
     ) -> None:
         """
         Args:
-            model: encoder and decoder. Without weight on the reconstruction the decoder is frozen and not run.
+            model: encoder and decoder. With a reconstruction weight of 0 the decoder is frozen and does not run.
             strategy: what to hide.
             ratio: share of each slot's tokens to hide.
             decode_ratio: share of the hidden tokens that is predicted; 1 is VideoMAE.
-            reconstruction: weight and target; VideoMAE's when not given.
+            reconstruction: weight and target; VideoMAE's by default.
             contrast: the contrastive branch.
             teacher: frozen; its `attend` makes the guide "attention".
         """
@@ -62,7 +62,7 @@ class MAE(Method):
         tokens = model.architecture.slot_tokens
         if count_masked(tokens, ratio) == 0:
             raise ValueError(
-                f"mask.ratio {ratio} hides none of a slot's {tokens} tokens; the least is {1 / tokens:.4f}"
+                f"mask.ratio {ratio} hides none of a slot's {tokens} tokens; the minimum is {1 / tokens:.4f}"
             )
         if not self.reconstruction.weight:
             model.decoder.requires_grad_(False)
@@ -72,7 +72,7 @@ class MAE(Method):
         return self.model
 
     def accept_text_model(self, text_model: dict[str, str] | None) -> None:
-        """Saved with the contrastive head: evaluation encodes its texts by the same encoder."""
+        """Records it in the contrastive head: evaluation encodes its texts with the same encoder."""
         if self.contrast is not None:
             self.contrast.text_model = text_model
 
@@ -90,18 +90,20 @@ class MAE(Method):
                 contrast also "text" float32 [B, D] and "caption_index" int64 [B] (-1: the clip has no caption).
 
         Returns:
-            Float32 scalars: "loss", the weighted sum of "reconstruction" and "contrast", those of them that the run
-            has, and what `ContrastHead` logs beside its loss.
+            Float32 scalars: "loss", the weighted sum of the losses that the run has among "reconstruction" and "contrast";
+            these losses; and the other values of `ContrastHead`.
         """
         guides = self.guide(batch)
         kept, masked = self.mask(guides)
         encoded = self.model.encoder(batch["video"], kept)
         values: dict[str, Tensor] = {}
         if self.reconstruction.weight:
+            # Predicting a subset makes the decoder cheaper; the encoder sees the same tokens either way.
             decoded = self.choose_decoded(masked, guides["noise"])
             predictions = self.model.decoder(encoded, kept, decoded)
             values["reconstruction"] = self.compare(predictions, batch["video"], decoded)
         if self.contrast is not None:
+            # Detached, the head learns to read the encoder without changing it (TGM, Figure 4).
             tokens = encoded.detach() if self.contrast.observes else encoded
             values |= self.contrast(tokens, batch["text"], batch["caption_index"] >= 0)
         return {"loss": self.weigh(values), **values}
@@ -122,9 +124,8 @@ class MAE(Method):
     def choose_decoded(self, masked: Tensor, noise: Tensor) -> Tensor:
         """A random subset, int64 [B, M], sorted, of the masked tokens [B, L - K]; all when decode_ratio is 1.
 
-        The samples' own noise draws it, by bits that the strategy hardly looks at: its leading 12 bits have
-        decided what is masked, so that the noise of masked tokens is not uniform any more, but the 12 bits
-        after them are.
+        It is sampled by the clips' own noise, so that it depends on nothing else. The leading 12 bits of the noise have
+        decided what is masked, so that they are no longer uniform among the masked tokens; the 12 bits after them still are.
         """
         if self.decode_ratio == 1:
             return masked
@@ -156,8 +157,8 @@ class MAE(Method):
         return reduce(torch.add, terms)
 
     def observers(self) -> list[nn.Parameter]:
-        """Parameters that the others learn nothing from: of a contrast without weight. Their gradients must not count where
-        the others' are clipped."""
+        """Parameters of a contrast of weight 0, from which the other parameters learn nothing: their gradients must not count
+        towards the norm by which the others' are clipped."""
         return list(self.contrast.parameters()) if self.contrast is not None and self.contrast.observes else []
 
     def embed_video(self, video: Tensor, kept: Tensor | None = None) -> Tensor:
@@ -172,12 +173,12 @@ class MAE(Method):
 
     @torch.no_grad()
     def reconstruct(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Frames as the model predicts them; all masked tokens, whatever decode_ratio is.
+        """Frames as the model predicts them: all masked tokens, whatever `decode_ratio` is.
 
         Returns:
             "video": float32 [B, T, 3, S, S] in [0, 1]: kept tokens as they are, masked ones predicted and, where the
-            target is normalised, scaled back with the mean and deviation of the true pixels, as VideoMAE shows
-            them. "masked": bool [B, slots, N].
+            target is normalised, scaled back with the mean and standard deviation of the true pixels, as VideoMAE's
+            figures are. "masked": bool [B, slots, N].
         """
         video = batch["video"]
         shape = self.model.architecture
@@ -197,8 +198,7 @@ class MAE(Method):
 
 def build(run: PretrainRun, text_width: int | None = None) -> MAE:
     """See `stm.methods.build_method`."""
-    # What comes after the model takes no random numbers from it: a run with `contrast` starts from the same encoder and
-    # decoder as one without.
+    # The model is initialised first, so that a run with `contrast` starts from the same encoder and decoder as one without.
     model = zoo.build(run)
     strategy = get_strategy(run.mask.strategy)
     contrast = None

@@ -1,7 +1,8 @@
 """STM: a learned mask that follows what moves between adjacent frames, and a decoder that aligns frames and text.
 
-Both groups of tokens are encoded, each by itself: from the visible ones the teacher's features of all tokens are predicted,
-and the text meets the hidden ones (as released; an option). Images have no adjacent frames: their mask is the attention's.
+Visible and hidden tokens are encoded separately: the visible ones predict the teacher's features of all tokens, and the text
+is compared with the hidden ones (as in the release; `text` selects others). Images have no adjacent frames, so they are
+masked by attention.
 """
 
 from collections.abc import Mapping
@@ -14,14 +15,14 @@ from stm.config import LanguageRun, SpatioTemporal
 from stm.masking import complement
 from stm.methods.video_language import (
     BranchOutput,
+    EncodedText,
     MediaMasks,
-    Text,
     VideoLanguage,
     build_video_language,
     check_aligned_layers,
 )
 from stm.models.spatiotemporal.decoder import SpatioTemporalDecoder, gather_visible
-from stm.models.spatiotemporal.mask import Drawn, SpatioTemporalMask
+from stm.models.spatiotemporal.mask import SampledMask, SpatioTemporalMask
 from stm.models.teachers.frame_teacher import FrameTeacher, TeacherOutput
 from stm.models.vit import Architecture, VideoEncoder
 from stm.models.weights import zoo
@@ -53,7 +54,7 @@ class SpatioTemporalBranch(nn.Module):
             self.predictor = SpatioTemporalMask(teacher.stem_width, side, self.settings)
         self.decoder = SpatioTemporalDecoder(
             architecture.width,
-            architecture.width,  # the BERT is as wide as the student
+            architecture.width,  # of the text: the BERT is as wide as the student
             teacher.feature_width,
             teacher.layers,
             architecture.slots,
@@ -63,50 +64,54 @@ class SpatioTemporalBranch(nn.Module):
 
     @property
     def learning_rate_factors(self) -> dict[str, float]:
-        """Factors by parameter name: the mix has a learning rate of its own."""
+        """Factors by parameter name: the mix of the two scores has a learning rate of its own, as released."""
         return {} if self.predictor is None else {"predictor.mix": self.settings.mix_learning_rate}
 
     def forward(
-        self, encoder: VideoEncoder, batch: Mapping[str, Any], seen: TeacherOutput, text: Text | None
+        self, encoder: VideoEncoder, batch: Mapping[str, Any], teacher_output: TeacherOutput, text: EncodedText | None
     ) -> BranchOutput:
         """See `stm.methods.video_language.Branch`."""
         video = batch["video"]
-        drawn = self.draw(batch, seen)
-        kept, hidden = self._split(batch, seen, drawn)
-        if drawn is None:
+        sampled = self.sample(batch, teacher_output)
+        kept, hidden = self._split(batch, teacher_output, sampled)
+        if sampled is None:
             layers = encoder.forward_layers(video, kept, self.layers)
         else:
-            visible = gather_visible(encoder.embed(video), drawn.weight, kept)
+            visible = gather_visible(encoder.embed(video), sampled.weight, kept)
             layers = encoder.encode(visible, self.layers)
-        sentence = None if text is None or drawn is None else text.states[:, 0]
+        sentence = None if text is None or sampled is None else text.states[:, 0]
         predicted = self.decoder(layers, kept, sentence, video.shape[1])
-        losses = {"alignment": alignment_loss(predicted, seen.features)}
-        met = {"visible": kept, "invisible": hidden, "all": None}[self.settings.text]
-        tokens = layers[-1] if met is kept else encoder(video, met)
-        return BranchOutput(tokens, losses, {} if drawn is None or self.predictor is None else self._logged(drawn))
+        losses = {"alignment": alignment_loss(predicted, teacher_output.features)}
+        compared = {"visible": kept, "invisible": hidden, "all": None}[self.settings.text]
+        # The visible tokens are encoded already; any others need a second pass of the student.
+        tokens = layers[-1] if compared is kept else encoder(video, compared)
+        return BranchOutput(tokens, losses, {} if sampled is None or self.predictor is None else self._logged(sampled))
 
-    def draw(self, batch: Mapping[str, Any], seen: TeacherOutput) -> Drawn | None:
-        """The learned mask of clips; None for images, and where the run has another mask."""
+    def sample(self, batch: Mapping[str, Any], teacher_output: TeacherOutput) -> SampledMask | None:
+        """Samples the learned mask of clips; None for images, and where the run has another mask."""
         if self.predictor is None or batch["video"].shape[1] == 1:
             return None
-        return self.predictor(seen.stem, seen.attention, batch["guides"]["noise"], self.ratio)
+        return self.predictor(teacher_output.stem, teacher_output.attention, batch["guides"]["noise"], self.ratio)
 
-    def mask(self, batch: Mapping[str, Any], seen: TeacherOutput) -> tuple[Tensor, Tensor]:
+    def mask(self, batch: Mapping[str, Any], teacher_output: TeacherOutput) -> tuple[Tensor, Tensor]:
         """Kept tokens, int64 [B, K], and masked tokens, int64 [B, L - K], both sorted."""
-        return self._split(batch, seen, self.draw(batch, seen))
+        return self._split(batch, teacher_output, self.sample(batch, teacher_output))
 
-    def _split(self, batch: Mapping[str, Any], seen: TeacherOutput, drawn: Drawn | None) -> tuple[Tensor, Tensor]:
-        more = None if drawn is None else {"spatiotemporal": drawn.score.detach()}
-        kept = self.masks.keep(batch, seen, more)
+    def _split(
+        self, batch: Mapping[str, Any], teacher_output: TeacherOutput, sampled: SampledMask | None
+    ) -> tuple[Tensor, Tensor]:
+        # Detached: the mask is trained through `gather_visible`; ranking the scores has no gradient.
+        extra = None if sampled is None else {"spatiotemporal": sampled.score.detach()}
+        kept = self.masks.keep(batch, teacher_output, extra)
         return kept, complement(kept, batch["video"].shape[1] * self.tokens)
 
-    def _logged(self, drawn: Drawn) -> dict[str, Tensor]:
+    def _logged(self, sampled: SampledMask) -> dict[str, Tensor]:
         assert self.predictor is not None
-        return {"divergence": drawn.divergence.detach(), "mix": self.predictor.mix.detach()}
+        return {"divergence": sampled.divergence.detach(), "mix": self.predictor.mix.detach()}
 
 
 def load_mask(path: Path, run: LanguageRun, stem_width: int) -> SpatioTemporalMask:
-    """The learned mask of a run's weights, in eval mode, to look at what it has learned.
+    """The learned mask from a run's weights, in eval mode, for the report.
 
     Args:
         path: the run's weights.
@@ -114,7 +119,7 @@ def load_mask(path: Path, run: LanguageRun, stem_width: int) -> SpatioTemporalMa
         stem_width: of its teacher's patch embeddings.
 
     Raises:
-        WeightsError: the file cannot be read, holds no mask, or one of another shape than the run's.
+        WeightsError: the file cannot be read, holds no mask, or its mask does not have the run's shape.
     """
     state, _ = zoo.load_extra(path, "branch")
     own = {name.removeprefix(_MASK): tensor for name, tensor in state.items() if name.startswith(_MASK)}

@@ -1,4 +1,4 @@
-"""Unmasked teacher (UMT, section 3): the student sees what the teacher looks at, and aligns it with the teacher's features."""
+"""Unmasked teacher (UMT, section 3): the student sees tokens that the teacher attends to, and is aligned with its features."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,8 +10,8 @@ from stm.config import LanguageRun
 from stm.masking import complement
 from stm.methods.video_language import (
     BranchOutput,
+    EncodedText,
     MediaMasks,
-    Text,
     VideoLanguage,
     build_video_language,
     check_aligned_layers,
@@ -29,7 +29,7 @@ def build(run: LanguageRun, text_width: int | None = None) -> VideoLanguage:
 
 
 class UnmaskedTeacher(nn.Module):
-    """UMT's mask, linear decoders and alignment. The text meets the visible tokens."""
+    """UMT's mask, linear decoders and alignment. The text is compared with the visible tokens."""
 
     def __init__(self, run: LanguageRun, architecture: Architecture, teacher: FrameTeacher) -> None:
         super().__init__()
@@ -42,22 +42,22 @@ class UnmaskedTeacher(nn.Module):
             self.decoders = LinearDecoders(architecture, teacher.feature_width, teacher.layers)
 
     def forward(
-        self, encoder: VideoEncoder, batch: Mapping[str, Any], seen: TeacherOutput, text: Text | None
+        self, encoder: VideoEncoder, batch: Mapping[str, Any], teacher_output: TeacherOutput, text: EncodedText | None
     ) -> BranchOutput:
         """See `stm.methods.video_language.Branch`."""
-        kept = self.masks.keep(batch, seen)
+        kept = self.masks.keep(batch, teacher_output)
         if self.decoders is None:
             return BranchOutput(encoder(batch["video"], kept), {}, {})
         layers = encoder.forward_layers(batch["video"], kept, self.layers)
-        loss = alignment_loss(self.decoders(layers, kept), gather_layers(seen.features, kept))
+        loss = alignment_loss(self.decoders(layers, kept), gather_layers(teacher_output.features, kept))
         return BranchOutput(layers[-1], {"alignment": loss}, {})
 
-    def mask(self, batch: Mapping[str, Any], seen: TeacherOutput) -> tuple[Tensor, Tensor]:
+    def mask(self, batch: Mapping[str, Any], teacher_output: TeacherOutput) -> tuple[Tensor, Tensor]:
         """Kept tokens, int64 [B, K], and masked tokens, int64 [B, L - K], both sorted."""
-        kept = self.masks.keep(batch, seen)
+        kept = self.masks.keep(batch, teacher_output)
         return kept, complement(kept, batch["video"].shape[1] * self.tokens)
 
 
 def gather_layers(features: Tensor, index: Tensor) -> Tensor:
-    """Some tokens of each layer: [layers, B, L, C] and int64 [B, K] -> [layers, B, K, C]."""
+    """The same tokens of each layer: [layers, B, L, C] and int64 [B, K] -> [layers, B, K, C]."""
     return torch.stack([gather_tokens(layer, index) for layer in features])

@@ -1,7 +1,8 @@
-"""One training step of video and language: a frozen teacher, a student that sees some tokens, and text (UMT, stage 2).
+"""One training step on video and language: a frozen teacher, a student that sees some tokens, and text (UMT, stage 2).
 
 UMT, STM and ClusterSTM differ in which tokens the student sees, what it predicts of the others, and which tokens the text
-meets. That is a `Branch`, one file each; everything about text is here. Without `language` it is UMT's first stage.
+is compared with. Each has these in a `Branch` in a file of its own; the text objectives are here. Without `language` this is
+UMT's first stage.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ from stm.models.vit import Architecture, VideoEncoder
 from stm.models.weights import zoo
 from stm.objectives.contrast import contrast_ids
 from stm.objectives.masked_language import mask_words, masked_language_loss
-from stm.objectives.matching import draw_negatives, matching_loss
+from stm.objectives.matching import matching_loss, sample_negatives
 
 
 class MediaMasks:
@@ -34,70 +35,73 @@ class MediaMasks:
         self.image = run.images.mask if run.images else run.mask
         self._cluster = run.cluster
 
-    def keep(self, batch: Mapping[str, Any], seen: TeacherOutput, more: Guides | None = None) -> Tensor:
+    def keep(self, batch: Mapping[str, Any], teacher_output: TeacherOutput, extra: Guides | None = None) -> Tensor:
         """The visible tokens.
 
         Args:
             batch: "video" [B, T, 3, S, S] and "guides".
-            seen: the teacher's output for it.
-            more: guides that the method itself made.
+            teacher_output: the teacher's output for the batch.
+            extra: guides that the method itself computed.
 
         Returns:
             int64 [B, K], sorted ascending.
         """
         mask = self.image if batch["video"].shape[1] == 1 else self.video
-        guides: dict[str, Tensor] = {**batch["guides"], "attention": seen.attention, **(more or {})}
+        guides: dict[str, Tensor] = {**batch["guides"], "attention": teacher_output.attention, **(extra or {})}
         if "features" in get_strategy(mask.strategy).needs:
-            guides["features"] = normalize(seen.tokens, dim=-1)
-        return self._find(mask)(guides, mask.ratio)
+            guides["features"] = normalize(teacher_output.tokens, dim=-1)
+        return self._get_strategy(mask)(guides, mask.ratio)
 
-    def _find(self, mask: Mask) -> Callable[[Guides, float], Tensor]:
+    def _get_strategy(self, mask: Mask) -> Callable[[Guides, float], Tensor]:
+        # The registered "cluster" has default settings: strategies take no arguments but guides and ratio.
         if mask.strategy == "cluster" and self._cluster is not None:
             return make_cluster_strategy(self._cluster)
         return get_strategy(mask.strategy)
 
 
-class Text(NamedTuple):
-    """The captions of a batch, read by the text layers."""
+class EncodedText(NamedTuple):
+    """The captions of a batch, encoded by the text layers."""
 
     tokens: Tensor  # int64 [B, X]
     states: Tensor  # [B, X, W]
 
 
 class BranchOutput(NamedTuple):
-    """What a branch made of a batch."""
+    """A branch's result for a batch."""
 
-    tokens: Tensor  # [B, K, W], features of the student that the text meets
+    tokens: Tensor  # [B, K, W], features of the student that the text is compared with
     losses: dict[str, Tensor]  # by the names of `Objectives`, unweighted scalars
     values: dict[str, Tensor]  # scalars that are only logged
 
 
 def compare_pairs(
-    model: VideoLanguageModel, video: Tensor, tokens: Tensor, text: Text, clips: Tensor, wanted: Objectives
+    model: VideoLanguageModel, video: Tensor, tokens: Tensor, text: EncodedText, clips: Tensor, objectives: Objectives
 ) -> dict[str, Tensor]:
-    """Contrast and matching of a batch, those of them that have a weight: the losses that fine-tuning has too.
+    """The contrastive and matching losses of a batch, of which fine-tuning uses the same; only those with a weight.
 
     Args:
         video: the clips in the common space, [B, E]; unit vectors, or the mean of the frames' (see `embed_frames`).
-        tokens: the student's features that the text meets, [B, K, W].
+        tokens: the student's features that the text is compared with, [B, K, W].
         text: the captions, row i of clip i.
-        clips: int64 [B], the number of each clip; equal ones are positives of each other.
+        clips: int64 [B], the number of each clip; rows with the same number are positives of each other.
+        objectives: the weights of the losses.
 
     Returns:
         "contrastive" and "matching", unweighted scalars.
     """
     if model.training:
-        model.hold_temperature()
+        model.clamp_temperature()
     losses: dict[str, Tensor] = {}
-    words = model.embed_text(text.states)
-    if wanted.contrastive:
-        losses["contrastive"] = contrast_ids(video, words, clips, model.temperature)
-    if wanted.matching:
+    captions = model.embed_text(text.states)
+    if objectives.contrastive:
+        losses["contrastive"] = contrast_ids(video, captions, clips, model.temperature)
+    if objectives.matching:
         with torch.no_grad():
-            similarity = video @ words.T
-            wrong_text = draw_negatives(similarity, clips, model.temperature)
-            wrong_video = draw_negatives(similarity.T, clips, model.temperature)
-        # UMT's order: the pairs, each caption with a wrong clip, each clip with a wrong caption.
+            similarity = video @ captions.T
+            wrong_text = sample_negatives(similarity, clips, model.temperature)
+            wrong_video = sample_negatives(similarity.T, clips, model.temperature)
+        # UMT's order: the true pairs, each caption with a wrong clip, each clip with a wrong caption. One pass through the
+        # fusion layers serves all three.
         states = torch.cat([text.states, text.states, text.states[wrong_text]])
         ids = torch.cat([text.tokens, text.tokens, text.tokens[wrong_text]])
         losses["matching"] = matching_loss(model.match(states, ids, torch.cat([tokens, tokens[wrong_video], tokens])))
@@ -109,7 +113,7 @@ class Branch(Protocol):
     `learning_rate_factors` (see stm/training/optimizer.py)."""
 
     def __call__(
-        self, encoder: VideoEncoder, batch: Mapping[str, Any], seen: TeacherOutput, text: Text | None
+        self, encoder: VideoEncoder, batch: Mapping[str, Any], teacher_output: TeacherOutput, text: EncodedText | None
     ) -> BranchOutput: ...
 
 
@@ -124,7 +128,7 @@ class VideoOnly(nn.Module):
 class VideoLanguage(Method):
     """Teacher, branch and text objectives."""
 
-    takes_turns = True  # a step of images leaves out what compares frames
+    has_unused_parameters = True  # a step on images does not use the parameters that compare frames
     teacher: FrameTeacher
 
     def __init__(
@@ -173,19 +177,19 @@ class VideoLanguage(Method):
                 also "tokens" int64 [B, X] and "clip" int64 [B], whose equal numbers are the same sample.
 
         Returns:
-            Float32 scalars: "loss", the weighted sum of the run's losses, these by name, and what is only logged.
+            Float32 scalars: "loss", the weighted sum of the run's losses; these by name; and values that are only logged.
         """
         with torch.no_grad():
-            seen = self.teacher(batch["video"])
+            teacher_output = self.teacher(batch["video"])
         text = self.read(batch["tokens"]) if self.text else None
-        output = self.branch(self.model.encoder, batch, seen, text)
+        output = self.branch(self.model.encoder, batch, teacher_output, text)
         losses = dict(output.losses)
         if text is not None:
             losses |= self.compare(output.tokens, text, batch["clip"])
         weights = {name: getattr(self.objectives, name) for name in losses}
         total = sum(
             (weights[name] * value.float() for name, value in losses.items()),
-            torch.zeros((), device=seen.features.device),
+            torch.zeros((), device=teacher_output.features.device),
         )
         values = dict(output.values)
         if text is not None:
@@ -201,24 +205,24 @@ class VideoLanguage(Method):
         """Captions as token numbers, int64 [B, X]."""
         return self._model.language.tokenizer.encode(captions, self.max_tokens)
 
-    def read(self, tokens: Tensor) -> Text:
+    def read(self, tokens: Tensor) -> EncodedText:
         """Captions int64 [B, X] through the text layers."""
-        return Text(tokens, self._model.encode_text(tokens))
+        return EncodedText(tokens, self._model.encode_text(tokens))
 
-    def compare(self, tokens: Tensor, text: Text, clips: Tensor) -> dict[str, Tensor]:
+    def compare(self, tokens: Tensor, text: EncodedText, clips: Tensor) -> dict[str, Tensor]:
         """The text objectives that have a weight.
 
         Args:
-            tokens: the student's features that the text meets, [B, K, W].
-            clips: int64 [B], the number of each clip; equal ones are positives of each other.
+            tokens: the student's features that the text is compared with, [B, K, W].
+            clips: int64 [B], the number of each clip; rows with the same number are positives of each other.
         """
         losses = compare_pairs(self._model, self._model.embed_video(tokens), tokens, text, clips, self.objectives)
         if self.objectives.masked_language:
-            losses["masked_language"] = self._fill_in(tokens, text.tokens)
+            losses["masked_language"] = self._predict_masked_words(tokens, text.tokens)
         return losses
 
-    def _fill_in(self, tokens: Tensor, ids: Tensor) -> Tensor:
-        """Masked language modelling: the hidden words from the others and the video."""
+    def _predict_masked_words(self, tokens: Tensor, ids: Tensor) -> Tensor:
+        """The loss of masked language modelling: the hidden words are predicted from the others and the video."""
         model = self._model
         language = model.language
         masked, targets = mask_words(
@@ -228,6 +232,7 @@ class VideoLanguage(Method):
             special=(language.pad_id, language.cls_id),
             vocabulary=language.vocabulary,
         )
+        # The text layers run once more: their states of the whole caption would give the hidden words away.
         fused = model.fuse(model.encode_text(masked), masked, tokens)
         return masked_language_loss(model.predict_words(fused), targets)
 
@@ -235,14 +240,14 @@ class VideoLanguage(Method):
 def build_video_language(
     run: LanguageRun, branch: Callable[[LanguageRun, Architecture, FrameTeacher], nn.Module]
 ) -> VideoLanguage:
-    """UMT, STM or ClusterSTM with a fresh student; seed torch before for the same one.
+    """UMT, STM or ClusterSTM with a fresh student; seed torch first for a reproducible one.
 
     Args:
         run: the settings.
-        branch: makes the method's `Branch`, of the run, the student's architecture and the teacher.
+        branch: makes the method's `Branch` from the run, the student's architecture and the teacher.
 
     Raises:
-        ValueError: a model cannot be loaded, or widths do not fit each other.
+        ValueError: a model cannot be loaded, or the models' widths do not match.
     """
     architecture = zoo.describe(run)
     encoder = VideoEncoder(architecture)
@@ -255,10 +260,10 @@ def build_video_language(
 
 
 def check_aligned_layers(run: LanguageRun, architecture: Architecture, teacher: FrameTeacher) -> None:
-    """Refuses a teacher with more layers to align than the student has blocks.
+    """Rejects a teacher with more layers to align than the student has blocks.
 
     Raises:
-        ValueError: with both numbers.
+        ValueError: it has more; the message gives both numbers.
     """
     if teacher.layers > architecture.depth:
         raise ValueError(

@@ -1,1 +1,1 @@
-"""Networks: VideoMAE (`vit`), video and language, teachers; weights in and out (`weights.zoo`); FLOPs of a step (`cost`)."""
+"""Networks: VideoMAE (`vit`), video and language, teachers; weights files (`weights.zoo`); FLOPs of a step (`cost`)."""

@@ -1,7 +1,7 @@
 """Attention weights of an encoder's last block, for figures (TGM, Figure 5).
 
-The fused attention of training never holds these weights in memory. They are computed here once more, from the input of
-the last block's attention.
+The fused attention of training never holds these weights in memory. They are recomputed here from the input of the last
+block's attention.
 """
 
 import torch
@@ -12,7 +12,7 @@ from stm.models.vit import Architecture, VideoEncoder
 
 
 def centre_token(architecture: Architecture) -> int:
-    """The token number of the centre patch in the middle time slot; of an even count, the one after the middle."""
+    """The token number of the centre patch in the middle time slot; for an even count, the one after the middle."""
     side = architecture.image_size // architecture.patch_size
     return architecture.slots // 2 * architecture.slot_tokens + side // 2 * side + side // 2
 
@@ -43,6 +43,7 @@ def attention_from(
     is_query = visible == query  # [B, K]
     if not bool(is_query.any(dim=1).all()):
         raise ValueError(f"token {query} is masked in a clip of the batch; take a kept one, or keep all (kept=None)")
+    # A token's place among the visible ones differs from clip to clip.
     weights = _last_weights(encoder, video, kept, is_query.long().argmax(dim=1))
     return torch.zeros(len(video), tokens, device=video.device).scatter(1, visible, weights)
 

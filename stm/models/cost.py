@@ -1,7 +1,7 @@
 """FLOPs of a step, from its shapes. A multiply-add counts as two operations.
 
-Only matrix products are counted; all else is a few thousandths. torch's own counter does not see the fused attention of
-CPUs, so the benchmarks and the plan use this formula; a test compares it with a count.
+Only matrix products are counted; everything else is a few thousandths of the total. torch's own counter does not see the
+fused attention of CPUs, so the benchmarks and the plan use this formula; a test compares it with that counter.
 """
 
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from stm.models.vit import Architecture
 
 
-class Cost(NamedTuple):
+class ClipFlops(NamedTuple):
     """FLOPs of one clip."""
 
     encoder: int  # forward
@@ -31,7 +31,7 @@ def blocks_cost(tokens: int, width: int, depth: int, mlp_ratio: float) -> int:
     return depth * 2 * (tokens * (4 * width**2 + 2 * width * hidden) + 2 * tokens**2 * width)
 
 
-def pretraining_cost(architecture: Architecture, kept: int, decoded: int) -> Cost:
+def pretraining_cost(architecture: Architecture, kept: int, decoded: int) -> ClipFlops:
     """FLOPs of one clip in pretraining, with `kept` visible tokens and `decoded` predicted ones."""
     a = architecture
     embedding = 2 * kept * a.token_values * a.width
@@ -40,7 +40,7 @@ def pretraining_cost(architecture: Architecture, kept: int, decoded: int) -> Cos
     head = 2 * decoded * a.decoder_width * a.token_values
     decoder = entry + head + blocks_cost(kept + decoded, a.decoder_width, a.decoder_depth, a.mlp_ratio)
     # The pixels need no gradient: the embedding's backward pass is one product, not two.
-    return Cost(encoder, decoder, 3 * (encoder + decoder) - embedding)
+    return ClipFlops(encoder, decoder, 3 * (encoder + decoder) - embedding)
 
 
 def encoding_cost(architecture: Architecture) -> int:

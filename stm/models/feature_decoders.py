@@ -1,4 +1,4 @@
-"""From the student's features to the teacher's joint space: UMT's linear heads, ClusterSTM's decoder."""
+"""Decoders from the student's features to the teacher's joint space: UMT's linear heads, ClusterSTM's blocks."""
 
 from dataclasses import replace
 
@@ -42,10 +42,12 @@ class LinearDecoders(nn.Module):
             Float [layers, B, K, C].
 
         Raises:
-            ValueError: the number of layers is not that of the decoders.
+            ValueError: the numbers of layers and decoders differ.
         """
         if features.shape[0] != len(self.heads):
-            raise ValueError(f"features of {features.shape[0]} layers do not fit {len(self.heads)} linear decoders")
+            raise ValueError(
+                f"features of {features.shape[0]} layers for {len(self.heads)} linear decoders: must be equal"
+            )
         positions = gather_tokens(self.positions.to(features.dtype).expand(kept.shape[0], -1, -1), kept)
         parts = zip(self.heads, self.norms, features, strict=True)
         return torch.stack([norm(head(layer + positions)) for head, norm, layer in parts])

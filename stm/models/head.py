@@ -48,7 +48,7 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         total = counts.sum()
         mean = (counts * means).sum(dim=0) / total
         variance = (sums + counts * (means - mean).square()).sum(dim=0) / total
-        # The running variance is the unbiased one, as torch's.
+        # torch normalises with the biased variance and keeps a running mean of the unbiased one.
         self._update_running(mean.detach(), variance.detach() * total / (total - 1))
         return mean, variance
 

@@ -1,4 +1,4 @@
-"""The model of video and language (UMT, second stage): an encoder of clips, a split BERT, and what compares them.
+"""The video-language model (UMT, second stage): a video encoder, a split BERT, and the heads that compare them.
 
 Clips and captions are compared twice: as single vectors in a joint space (the contrast, and fast retrieval), and token by
 token in the BERT's fusion layers (matching, masked language modelling).
@@ -67,7 +67,7 @@ class VideoLanguageModel(nn.Module):
         return _to_unit(self.text_projection(states[:, 0]))
 
     def pool_video(self, features: Tensor) -> Tensor:
-        """The encoder's features of a clip's tokens, [B, K, W] -> the norm of their mean, [B, W]."""
+        """The encoder's features of a clip's tokens, [B, K, W] -> their mean after LayerNorm, [B, W]."""
         pooled: Tensor = self.pool_norm(features.mean(dim=1))
         return pooled
 
@@ -78,8 +78,8 @@ class VideoLanguageModel(nn.Module):
     def embed_frames(self, features: Tensor, frames: int) -> Tensor:
         """Vectors of unmasked clips, as UMT compares them: the mean over frames of each frame's unit vector.
 
-        The product with a caption's vector is then the mean of the frames' similarities. Such a vector has length 1 or
-        less: the more frames differ, the shorter it is.
+        The product with a caption's vector is then the mean of the frames' similarities. Such a vector has at most length 1:
+        the more the frames differ, the shorter it is.
 
         Args:
             features: of all tokens, [B, T * N, W], frame after frame.
@@ -101,7 +101,7 @@ class VideoLanguageModel(nn.Module):
 
         Args:
             states: [B, X, W] of `encode_text`.
-            tokens: int64 [B, X], the captions that these are of.
+            tokens: int64 [B, X], the same captions.
             memory: the encoder's features [B, K, W], row i for caption i; [1, K, W] where one clip serves all.
 
         Returns:
@@ -119,13 +119,13 @@ class VideoLanguageModel(nn.Module):
         return self.language.predict_words(fused)
 
     @torch.no_grad()
-    def hold_temperature(self) -> None:
+    def clamp_temperature(self) -> None:
         """Clamps the temperature to its bounds, as UMT does before each step. A clamp in the forward pass would leave it
         without a gradient outside them, and it would never come back."""
         self.temperature.clamp_(*TEMPERATURES)
 
     def language_state(self) -> dict[str, Tensor]:
-        """The weights of all but the encoder. No tensor is in it twice, which safetensors would refuse."""
+        """All weights but the encoder's. No tensor is in it twice, which safetensors would refuse."""
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("encoder.")}
 
     def describe(self) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def load_video_language(
         with torch.device("meta"):  # allocates no memory, whatever sizes the header asks for
             blank = _rebuild(encoder, about).language_state()
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise zoo.WeightsError(f"{path}: its header describes no {EXTRA!r} that can be built ({error})") from error
+        raise zoo.WeightsError(f"{path}: its header does not describe a valid {EXTRA!r} ({error})") from error
     check_tensors(tensors, blank, f"{path} has a {EXTRA!r}")
     model = _rebuild(encoder, about)
     model.load_state_dict(tensors, strict=False)  # checked above; the encoder has its weights
@@ -170,5 +170,5 @@ def _rebuild(encoder: VideoEncoder, about: Mapping[str, Any]) -> VideoLanguageMo
 
 
 def _to_unit(vectors: Tensor) -> Tensor:
-    """In float32 at least, also under autocast."""
+    """Unit vectors, in float32 at least, also under autocast: losses divide their products by temperatures of 0.01."""
     return normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)

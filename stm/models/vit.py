@@ -19,7 +19,7 @@ from stm.tubelets import Normalise, gather_tokens, split_tubelets
 
 @dataclass(frozen=True)
 class Architecture:
-    """All that determines a model's shapes and positions; it is stored in the metadata of its weights."""
+    """Everything that determines a model's shapes and positions; stored in the metadata of its weights."""
 
     image_size: int  # pixels
     patch_size: int  # pixels
@@ -36,9 +36,7 @@ class Architecture:
     decoder_norm_eps: float = 1e-6  # of the decoder's last norm; transformers has 1e-5 there
     positions: str = "joint"  # joint: one table over a clip's token numbers, VideoMAE's; separable: time, row, column
     position_period: float = 10000.0  # VideoMAE's
-    position_frames: int | None = (
-        None  # the table is made for so many frames and stretched to `frames`; None: no stretching
-    )
+    position_frames: int | None = None  # length of the clips that the table is made for; it is stretched to `frames`
 
     @property
     def slots(self) -> int:
@@ -100,9 +98,9 @@ def make_positions(architecture: Architecture, width: int) -> Tensor:
 
 
 def stretch_positions(table: Tensor, slots: int, new: int) -> Tensor:
-    """A table for clips of another length, linearly interpolated between the same places of the slots, as in UMT's release.
+    """A table for clips of another length, interpolated linearly along time at each place, as in UMT's release.
 
-    So weights that were trained with 4 frames of a video are given times between those 4 for 12 frames, and none beyond them.
+    So weights that were trained with 4 frames per video get times between those 4 for 12 frames, and none beyond them.
 
     Args:
         table: [1, slots * N, width].
@@ -140,7 +138,7 @@ def init_weights(module: nn.Module) -> None:
 class TubeletEmbedding(nn.Module):
     """The linear map of each tubelet's normalised pixels: a 3-D convolution whose stride is its kernel.
 
-    Written as gather and Linear, it costs nothing for masked tokens. `projection.weight` is the convolution's,
+    Written as a gather and a Linear, it costs nothing for masked tokens. `projection.weight` is the convolution's,
     reshaped from [width, 3, tubelet, patch, patch] to [width, 3 * tubelet * patch^2].
     """
 
@@ -171,7 +169,8 @@ class VideoEncoder(nn.Module):
         self.blocks = make_blocks(a.width, a.depth, a.heads, a.mlp_ratio, a.norm_eps, drop_path)
         self.norm = nn.LayerNorm(a.width, eps=a.norm_eps)
         self.apply(init_weights)
-        self.embedding = TubeletEmbedding(a)
+        self.embedding = TubeletEmbedding(a)  # after `apply`: it keeps torch's initialisation
+        # Not saved: the table follows from the architecture, so the same weights serve clips of other lengths and sizes.
         self.register_buffer("positions", make_positions(a, a.width), persistent=False)
 
     def forward(self, video: Tensor, kept: Tensor | None = None, final_norm: bool = True) -> Tensor:
@@ -239,14 +238,15 @@ class VideoDecoder(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        a, width = architecture, architecture.decoder_width
+        a = architecture
+        width = a.decoder_width
         self.entry = nn.Linear(a.width, width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.blocks = make_blocks(width, a.decoder_depth, a.decoder_heads, a.mlp_ratio, a.norm_eps)
         self.norm = nn.LayerNorm(width, eps=a.decoder_norm_eps)
         self.head = nn.Linear(width, a.token_values)
         self.apply(init_weights)
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)  # VideoMAE's
         self.register_buffer("positions", make_positions(a, width), persistent=False)
 
     def forward(self, encoded: Tensor, kept: Tensor, decoded: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""Losses, one a file: plain functions of predictions and targets."""
+"""Losses, one per file: plain functions of predictions and targets."""

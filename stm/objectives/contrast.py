@@ -5,7 +5,7 @@ the same sample are each other's positives.
 
 In TGM's, two clips with the same caption are each other's negatives, as in the paper. That does less harm than it seems:
 equal texts have equal logits, so each of m copies gets at most 1/m of the probability, the loss has the floor log(m), and
-its gradient vanishes when all probability lies on the copies. What does push apart wrongly are different texts for the
+its gradient vanishes when all probability lies on the copies. What is wrongly pushed apart are different texts for the
 same content, such as two captions of one clip that is in the batch twice (`repeats`).
 """
 
@@ -19,7 +19,7 @@ from stm.distributed.gather import count_processes, gather, own_rank
 
 
 class Match(NamedTuple):
-    """Loss and retrieval within the batch; the mean over the processes is that of the joined batch."""
+    """Loss and retrieval accuracy within the batch; their means over the processes are those of the joined batch."""
 
     loss: Tensor  # scalar
     accuracy: Tensor  # scalar, share of clips whose most similar caption is their own
@@ -36,10 +36,10 @@ def match_pairs(video: Tensor, text: Tensor, temperature: float | Tensor, presen
         video: unit vectors [B, D]; B is the same on all processes.
         text: unit vectors [B, D]; row i belongs to row i of `video`.
         temperature: above 0; a scalar tensor may be learned.
-        present: bool [B], False for a pair that takes no part (a clip without a caption). None: all do.
+        present: bool [B], False for a pair that is left out (a clip without a caption). None: all pairs count.
 
     Returns:
-        Scalars. Both are 0 when no pair takes part.
+        Scalars. Both are 0 when no pair counts.
 
     Raises:
         ValueError: the shapes differ.
@@ -51,7 +51,7 @@ def match_pairs(video: Tensor, text: Tensor, temperature: float | Tensor, presen
         video, text = video.to(dtype), text.to(dtype)
         if present is None:
             present = torch.ones(len(video), dtype=torch.bool, device=video.device)
-        # One collective between the processes, not three.
+        # One collective instead of three: at these sizes its latency is what costs.
         joined = gather(torch.cat([video, text, present[:, None].to(dtype)], dim=1))
         all_video, all_text, all_present = joined.split([video.shape[1], video.shape[1], 1], dim=1)
         absent = all_present.detach().T == 0  # [1, all]
@@ -61,9 +61,11 @@ def match_pairs(video: Tensor, text: Tensor, temperature: float | Tensor, presen
         loss = (
             cross_entropy(to_text, target, reduction="none") + cross_entropy(to_video, target, reduction="none")
         ) / 2
+        # DDP averages gradients over the processes. The factor makes that average the mean over all pairs that count, also
+        # where the processes have unequal numbers of them.
         share = count_processes() / (~absent).sum().clamp(min=1).to(dtype)
-        found = (to_text.detach().argmax(dim=1) == target).to(dtype)
-        return Match(*(torch.where(present, value, 0).sum() * share for value in (loss, found)))
+        correct = (to_text.detach().argmax(dim=1) == target).to(dtype)
+        return Match(*(torch.where(present, value, 0).sum() * share for value in (loss, correct)))
 
 
 def _logits(rows: Tensor, columns: Tensor, temperature: float | Tensor, absent: Tensor) -> Tensor:
@@ -100,7 +102,7 @@ def contrast_ids(video: Tensor, text: Tensor, ids: Tensor, temperature: float | 
         dtype = torch.promote_types(video.dtype, torch.float32)
         video, text = video.to(dtype), text.to(dtype)
         all_video, all_text = gather(torch.cat([video, text], dim=1)).chunk(2, dim=1)
-        # In a collective of their own: as float32, large ids would collide.
+        # In a collective of their own: float32 cannot tell ids above 2^24 apart.
         positive = (ids[:, None] == gather(ids)).to(dtype)  # [B, all]
         target = positive / positive.sum(dim=1, keepdim=True)
         to_text = cross_entropy(video @ all_text.T / temperature, target)

@@ -1,4 +1,4 @@
-"""Masked language modelling with the video at hand (UMT, second stage: MLM)."""
+"""Masked language modelling conditioned on the video (UMT, second stage: MLM)."""
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ def mask_words(
         tokens: int64 [B, X].
         probability: of each word to be chosen, independently; UMT: 0.5.
         mask_id: the token [MASK].
-        special: tokens that are never chosen. UMT: [PAD] and [CLS]; [SEP] may be, and may be predicted.
+        special: tokens that are never chosen. UMT: [PAD] and [CLS]; [SEP] can be chosen, and is then predicted.
         vocabulary: number of tokens; a random word is any of them, special ones included, as in UMT.
         noise: uniform in [0, 1), [3, B, X]: for the choice, its outcome, and the random word. None: from torch's global
             generator.
@@ -41,8 +41,8 @@ def mask_words(
         chosen = chosen & (tokens != token)
     # The product may be rounded up to the vocabulary's size, which is out of range.
     words = (word * vocabulary).long().clamp(max=vocabulary - 1)
-    read = torch.where(outcome < 0.8, mask_id, torch.where(outcome < 0.9, words, tokens))
-    return torch.where(chosen, read, tokens), torch.where(chosen, tokens, IGNORED)
+    replaced = torch.where(outcome < 0.8, mask_id, torch.where(outcome < 0.9, words, tokens))
+    return torch.where(chosen, replaced, tokens), torch.where(chosen, tokens, IGNORED)
 
 
 def masked_language_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -54,8 +54,8 @@ def masked_language_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
     Returns:
         Scalar, float32 at least: the mean over hidden words; 0 where there are none. With several processes, its mean
-        over them is that of the joined batch. (UMT averages over each process by itself, so that the fewer words a process
-        hides, the more each counts.)
+        over them is that of the joined batch. (UMT averages within each process, so that the fewer words a process hides,
+        the more each counts.)
     """
     with torch.autocast(logits.device.type, enabled=False):
         exact = logits.to(torch.promote_types(logits.dtype, torch.float32))

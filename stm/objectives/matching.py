@@ -1,7 +1,7 @@
 """Video-text matching with hard negatives (UMT, second stage: VTM).
 
-Several processes compute what one would from their joined batch (see stm/distributed/gather.py), with one exception, which
-is UMT's: hard negatives come from a process's own batch, because their tokens would have to be exchanged.
+Several processes compute what a single one would on their joined batch (see stm/distributed/gather.py), with one exception,
+which is UMT's: hard negatives come from a process's own batch, since those of others would need their tokens exchanged.
 """
 
 import torch
@@ -12,7 +12,7 @@ _FLOOR = 1e-4  # added to each negative's probability
 
 
 @torch.no_grad()
-def draw_negatives(
+def sample_negatives(
     similarity: Tensor, ids: Tensor, temperature: float | Tensor = 1.0, noise: Tensor | None = None
 ) -> Tensor:
     """One hard negative per row: a column of another sample, the more similar the more probable (UMT's VTM).
@@ -20,7 +20,7 @@ def draw_negatives(
     The probability is in proportion to softmax(similarity / temperature) + 1e-4. UMT adds the 1e-4 inside the softmax,
     where it changes nothing; outside, a row whose negatives have all rounded to 0 can still be sampled [INF]. The noise
     gives each column an exponentially distributed key of rate w, its weight, and the column with the smallest key is
-    drawn: column i with probability w_i / sum w.
+    chosen: column i with probability w_i / sum w.
 
     Args:
         similarity: float [B, B], of clips (rows) and captions for a wrong caption of each clip, or its transpose for a
@@ -36,6 +36,7 @@ def draw_negatives(
     dtype = torch.promote_types(similarity.dtype, torch.float32)
     positive = ids[:, None] == ids
     weight = (similarity.to(dtype) / temperature).softmax(dim=1) + _FLOOR
+    # Any constant will do: a row of NaN has it in all columns, which makes the choice uniform.
     weight = weight.nan_to_num(nan=1e-2).masked_fill(positive, 0)
     others = ~torch.eye(len(ids), dtype=torch.bool, device=ids.device)
     weight = torch.where(positive.all(dim=1, keepdim=True), others.to(dtype), weight)

@@ -20,7 +20,7 @@ def gather_pixels(video: Tensor, index: Tensor, tubelet: int, patch: int) -> Ten
 
 
 def pixel_statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean, and unbiased deviation + EPSILON, of each token and colour, [B, M, 1, 3] each."""
+    """Mean, and unbiased standard deviation + EPSILON, of each token and colour, [B, M, 1, 3] each."""
     deviation = pixels.var(dim=2, unbiased=True, keepdim=True).sqrt() + EPSILON
     return pixels.mean(dim=2, keepdim=True), deviation
 

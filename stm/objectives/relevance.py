@@ -1,7 +1,7 @@
-"""Masked relevance modelling (ClusterSTM): how relevant to the text is what is hidden?
+"""Masked relevance modelling (ClusterSTM): predicts how relevant each hidden token is to the text.
 
-The target is the cosine of the text with each hidden token, which the teacher has pooled with its neighbours; the
-prediction is that with the token that the student's decoder puts in its place. The paper's text is not available: its
+The target is the cosine of the text with the hidden token, pooled with its neighbours by the teacher; the prediction is the
+cosine of the text with the student decoder's token for the same place. The paper's text is not available: its
 abstract and a note on it give the relevance to the text and the L2 distance. Our inference [INF]: cosines without the
 teacher's logit scale, each clip's own text (the paper speaks of matrices, which may as well be all texts of the batch:
 `all_texts`), a mean over the masked tokens alone.
@@ -26,7 +26,7 @@ def relevance(tokens: Tensor, text: Tensor, all_texts: bool = False) -> Tensor:
         [B, K] with the own text, [B, K, B] with all, in [-1, 1].
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: the shapes do not match.
     """
     if tokens.dim() != 3 or text.shape != (tokens.shape[0], tokens.shape[2]):
         raise ValueError(f"tokens {tuple(tokens.shape)} and text {tuple(text.shape)} must be [B, K, C] and [B, C]")
@@ -49,7 +49,7 @@ def relevance_loss(student: Tensor, target: Tensor, text: Tensor, all_texts: boo
         Scalar in [0, 4], in float32 at least.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: the shapes do not match.
     """
     predicted = relevance(student, text, all_texts)
     if predicted.shape != target.shape:

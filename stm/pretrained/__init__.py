@@ -1,1 +1,1 @@
-"""Models of others, loaded once for all that use them: CLIP, text encoders, BLIP-2, from a hub or from local files."""
+"""Third-party models, loaded in one place for all that use them: CLIP, text encoders, BLIP-2, from the hub or local files."""

@@ -1,4 +1,4 @@
-"""Loading a CLIP with open_clip from a model string, with the statistics of its input; text embeddings."""
+"""Loads a CLIP and its input statistics with open_clip, from a model string; embeds texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _ENDINGS = (".safetensors", ".pt", ".pth", ".bin")
 
 
 @dataclass(frozen=True)
-class Clip:
+class LoadedClip:
     """A loaded CLIP; the text tower always computes in float32."""
 
     model: Any  # an open_clip CLIP or CoCa, untyped
@@ -36,7 +36,7 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class _Source:
+class _ClipSource:
     """The parts of a model string."""
 
     architecture: str  # open_clip's name, with its `hf-hub:` or `local-dir:` prefix
@@ -48,7 +48,7 @@ class _Source:
 
 def load_clip(
     name: str, precision: str = "float32", device: str | None = None, setting: str = "similarity.model"
-) -> Clip:
+) -> LoadedClip:
     """Loads the CLIP that a config names.
 
     Args:
@@ -84,7 +84,7 @@ def load_clip(
     config = model.visual.preprocess_cfg
     size = config["size"]
     height, width = (size, size) if isinstance(size, int) else size
-    return Clip(
+    return LoadedClip(
         model=model,
         tokenizer=tokenizer,
         image_size=(height, width),
@@ -96,30 +96,30 @@ def load_clip(
     )
 
 
-def _find(name: str) -> _Source:
-    """Its errors end a sentence that the caller begins with the setting and the name."""
+def _find(name: str) -> _ClipSource:
+    """Resolves a model string; its errors complete a sentence that the caller begins with the setting and the name."""
     if name.startswith(_FOLDER):
         return _find_folder(name)
     if name.startswith(_HUB):
         weights = _download(lambda: download_pretrained_from_hf(name.removeprefix(_HUB)))
-        return _Source(name, None, {}, name, sha256_file(weights))
+        return _ClipSource(name, None, {}, name, sha256_file(weights))
     architecture, _, weights_name = name.partition("@")
     _check_architecture(architecture)
     if not weights_name:
         raise ModelError(
-            f"names no weights; write {architecture}@tag or {architecture}@file. Tags of it: {_tags(architecture)}"
+            f"does not name its weights; write {architecture}@tag or {architecture}@file. Its tags: {_tags(architecture)}"
         )
     config = get_pretrained_cfg(architecture, weights_name)
     return _find_tag(name, architecture, weights_name, config) if config else _find_file(architecture, weights_name)
 
 
-def _find_folder(name: str) -> _Source:
+def _find_folder(name: str) -> _ClipSource:
     folder = Path(name.removeprefix(_FOLDER)).expanduser()
     if not (folder / "open_clip_config.json").is_file():
         raise ModelError(
             f"{folder} has no open_clip_config.json (paths are relative to the working directory {Path.cwd()})"
         )
-    return _Source(f"{_FOLDER}{folder}", None, {}, f"{_FOLDER}{folder.resolve().name}", hash_weights(folder))
+    return _ClipSource(f"{_FOLDER}{folder}", None, {}, f"{_FOLDER}{folder.resolve().name}", hash_weights(folder))
 
 
 def _check_architecture(architecture: str) -> None:
@@ -127,7 +127,7 @@ def _check_architecture(architecture: str) -> None:
     if architecture in known:
         return
     close = get_close_matches(architecture, known, n=5, cutoff=0.5)
-    hint = f"; close ones: {', '.join(close)}" if close else ""
+    hint = f"; similar names: {', '.join(close)}" if close else ""
     raise ModelError(
         f"open_clip has no architecture {architecture!r}{hint}. Allowed forms: "
         "architecture@tag, architecture@file, hf-hub:owner/name, local-dir:folder"
@@ -138,29 +138,31 @@ def _tags(architecture: str) -> str:
     return ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
 
 
-def _find_tag(name: str, architecture: str, tag: str, config: dict[str, Any]) -> _Source:
-    wanted = bool(config.get("quick_gelu", False))
-    has = bool(open_clip.get_model_config(architecture).get("quick_gelu", False))
-    if wanted != has:  # open_clip only warns, and the embeddings are silently wrong
-        other = f"{architecture}-quickgelu" if wanted else architecture.removesuffix("-quickgelu")
+def _find_tag(name: str, architecture: str, tag: str, config: dict[str, Any]) -> _ClipSource:
+    trained_with = bool(config.get("quick_gelu", False))
+    built_with = bool(open_clip.get_model_config(architecture).get("quick_gelu", False))
+    if trained_with != built_with:  # open_clip only warns, and the embeddings are wrong
+        other = f"{architecture}-quickgelu" if trained_with else architecture.removesuffix("-quickgelu")
         raise ModelError(f"the weights {tag!r} belong to {other}; write {other}@{tag}")
     weights = _download(lambda: download_pretrained(config))
     keys = ("mean", "std", "interpolation", "resize_mode")
-    return _Source(architecture, str(weights), {k: config[k] for k in keys if k in config}, name, sha256_file(weights))
+    return _ClipSource(
+        architecture, str(weights), {k: config[k] for k in keys if k in config}, name, sha256_file(weights)
+    )
 
 
-def _find_file(architecture: str, file: str) -> _Source:
+def _find_file(architecture: str, file: str) -> _ClipSource:
     path = Path(file).expanduser()
     if not path.is_file():
         close = get_close_matches(file, open_clip.list_pretrained_tags_by_model(architecture), n=3)
         hint = f" (did you mean {' or '.join(close)}?)" if close else ""
         raise ModelError(
             f"{file!r} is neither a file (relative to {Path.cwd()}) nor a tag of "
-            f"{architecture}{hint}. Tags of it: {_tags(architecture)}"
+            f"{architecture}{hint}. Its tags: {_tags(architecture)}"
         )
     if path.suffix not in _ENDINGS:
         raise ModelError(f"weights must end in {', '.join(_ENDINGS)}")
-    return _Source(architecture, str(path), {}, f"{architecture}@{path.name}", sha256_file(path))
+    return _ClipSource(architecture, str(path), {}, f"{architecture}@{path.name}", sha256_file(path))
 
 
 def _download(get: Any) -> Path:
@@ -174,18 +176,18 @@ TEXT_BATCH = 64  # texts per forward pass; compared with the image tower the tex
 
 
 @torch.inference_mode()
-def embed_texts(clip: Clip, texts: Sequence[str], batch_size: int = TEXT_BATCH) -> np.ndarray:
-    """Projected embeddings of texts at [EOS], normalised: float32 [K, D].
+def embed_texts(clip: LoadedClip, texts: Sequence[str], batch_size: int = TEXT_BATCH) -> np.ndarray:
+    """Projected embeddings of texts, read at [EOS], normalised: float32 [K, D].
 
     The model's tokenizer truncates texts that are longer than its context. The last batch is padded with empty texts to a
-    full one, or to the next multiple of TEXT_BATCH: sums can differ in the last bit with the number of rows, so that only
-    few numbers of rows occur.
+    full one, or to the next multiple of TEXT_BATCH: matrix products can differ in the last bit with the number of rows, and
+    padding keeps that number the same for all but a few texts.
     """
-    found = []
+    vectors = []
     unit = min(batch_size, TEXT_BATCH)
     for start in range(0, len(texts), batch_size):
-        part = list(texts[start : start + batch_size])
-        padded = part + [""] * (min(batch_size, -(-len(part) // unit) * unit) - len(part))
+        batch = list(texts[start : start + batch_size])
+        padded = batch + [""] * (min(batch_size, -(-len(batch) // unit) * unit) - len(batch))
         features = clip.model.encode_text(clip.tokenizer(padded).to(clip.device))
-        found.append(functional.normalize(features.float(), dim=-1)[: len(part)].cpu().numpy())
-    return np.concatenate(found)
+        vectors.append(functional.normalize(features.float(), dim=-1)[: len(batch)].cpu().numpy())
+    return np.concatenate(vectors)

@@ -1,4 +1,4 @@
-"""Where a transformers model's files are, and what identifies them."""
+"""Where the files of a transformers model are, and what identifies them."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,7 +16,7 @@ class ModelError(ValueError):
 
 
 def exact_convolutions(device: torch.device) -> AbstractContextManager[None]:
-    """Keeps cuDNN from rounding float32 to TF32, and from choosing algorithms by timing them."""
+    """Keeps cuDNN from rounding float32 to TF32 and from choosing algorithms by timing: results would vary between runs."""
     if device.type != "cuda":
         return nullcontext()
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
@@ -50,10 +50,10 @@ class ModelSource(NamedTuple):
 
 
 def find_model(name: str) -> ModelSource:
-    """Tells a local folder from a hub id (`name` or `owner/name`).
+    """Distinguishes a local folder from a hub id (`name` or `owner/name`).
 
-    A relative folder is relative to the working directory. What can only be a path must exist, so that the hub is never
-    asked for a mistyped folder.
+    A relative folder is relative to the working directory. A name that can only be a path must exist, so that a mistyped
+    folder is never looked up on the hub.
 
     Raises:
         ModelError: a path that is not a folder.
@@ -81,11 +81,11 @@ def load_complete(model_class: Any, source: ModelSource, precision: str, device:
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise explain_missing(source, error) from error
-    lacking = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
-    if lacking:
+    missing = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
+    if missing:
         raise ModelError(
-            f"model {source.name!r} is not a complete {model_class.__name__}: {len(lacking)} weights are missing or have "
-            f"another shape, {lacking[0]} for instance"
+            f"model {source.name!r} is not a complete {model_class.__name__}: {len(missing)} weights are missing or have "
+            f"the wrong shape, for instance {missing[0]}"
         )
     return model.to(device).eval()
 
@@ -93,5 +93,5 @@ def load_complete(model_class: Any, source: ModelSource, precision: str, device:
 def explain_missing(source: ModelSource, error: Exception) -> ModelError:
     """The error for a model that transformers could not load."""
     where = "the hub" if source.folder is None else f"the folder {source.folder}"
-    hint = "" if source.folder is not None else f"; nor is there a local folder {source.name!r}"
+    hint = "" if source.folder is not None else f"; there is no local folder {source.name!r} either"
     return ModelError(f"model {source.name!r} cannot be loaded from {where}{hint}: {error}")

@@ -1,4 +1,4 @@
-"""Model ids that name local folders or files: their files, and a hash of them."""
+"""Model ids that name local folders or files: listing and hashing their files."""
 
 import hashlib
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from stm.storage.files import sha256_file
 
 
 def hash_weights(path: Path) -> str:
-    """One SHA-256 for a model: of the file, or of the names and bytes of all files in a folder."""
+    """The SHA-256 of a model: of the file, or of the names and bytes of all files in a folder."""
     if path.is_file():
         return sha256_file(path)
     digest = hashlib.sha256()
@@ -21,8 +21,8 @@ def hash_weights(path: Path) -> str:
 def local_model_files(model: str | None) -> list[str]:
     """The files of a model id in the config, if it is local; hub ids have none.
 
-    It reads a folder, `local-dir:folder`, `transformers:folder` and `architecture@checkpoint-file`. A workflow names them
-    as inputs, so that other weights rerun what was made with the old ones.
+    It accepts a folder, `local-dir:folder`, `transformers:folder` and `architecture@checkpoint-file`. The workflow lists the
+    files as inputs, so that changed weights cause a rerun of what was made with the old ones.
     """
     found = _find_local(model or "")
     if found is None:

@@ -1,4 +1,4 @@
-"""What models of others cost to run, from their configs and the sizes of their files; nothing is loaded."""
+"""The cost of running third-party models, from their configs and file sizes; no weights are loaded."""
 
 import json
 import re
@@ -14,15 +14,15 @@ TEXT_FLOPS = 5.9e9
 
 
 def clip_image_flops(model: str) -> float:
-    """FLOPs (multiply and add counted apart) of one image through a CLIP image tower: blocks and projections.
+    """FLOPs of one image through a CLIP image tower, blocks and projections; a multiply-add counts as two.
 
-    Read from the architecture's config; a model that is not known counts as ViT-B/32, 8.8 GFLOP.
+    Read from the architecture's config; an unknown model counts as ViT-B/32, 8.8 GFLOP.
     """
     vision = _clip_config(model).get("vision_cfg", {})
     width, layers, patch = vision.get("width", 768), vision.get("layers", 12), vision.get("patch_size", 32)
     if found := re.search(r"patch(\d+)", str(vision.get("timm_model_name", ""))):  # such as SigLIP's towers
         patch = int(found[1])
-    if not isinstance(layers, int):  # a ResNet tower; none of ours
+    if not isinstance(layers, int):  # a ResNet tower has a list of stages; no config of ours uses one
         return 8.8e9
     tokens = (vision.get("image_size", 224) // patch) ** 2 + 1
     ratio = vision.get("mlp_ratio", 4.0)
@@ -32,12 +32,12 @@ def clip_image_flops(model: str) -> float:
 
 
 def clip_width(model: str) -> int:
-    """Width of a CLIP's embeddings; 512 for a model that is not known."""
+    """Width of a CLIP's embeddings; 512 for an unknown model."""
     return int(_clip_config(model).get("embed_dim", 512))
 
 
 def _clip_config(model: str) -> dict[str, Any]:
-    """The architecture's config; empty when it is not known."""
+    """The architecture's config; empty for an unknown one."""
     for path in local_model_files(model):
         if path.endswith("open_clip_config.json"):
             return dict(json.loads(Path(path).read_text())["model_cfg"])
@@ -49,11 +49,12 @@ def _clip_config(model: str) -> dict[str, Any]:
 
 
 def count_weights(model: str) -> float:
-    """Number of weights of a local model, from its file sizes at two bytes a weight; 7e9 for one on the hub (assumed)."""
+    """Number of weights of a local model, from its file sizes at two bytes per weight; 7e9 (assumed) for one on the hub."""
     sizes = [Path(path).stat().st_size for path in local_model_files(model) if path.endswith(".safetensors")]
     return sum(sizes) / 2 if sizes else 7e9
 
 
 def caption_flops(model: str) -> float:
     """FLOPs of one caption of one image by BLIP-2."""
+    # Every weight once for each of about 64 tokens: BLIP-2's 32 image queries and the words.
     return 2 * count_weights(model) * 64 if local_model_files(model) else HUB_CAPTION_FLOPS

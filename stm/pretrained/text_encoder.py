@@ -62,7 +62,7 @@ class ClipText(TextEncoder):
         if settings.pooling != "projected":
             raise ModelError(
                 f"text.pooling {settings.pooling!r} is for `{TRANSFORMERS}` models; an open_clip text tower such as "
-                f"{settings.model!r} has `projected` only"
+                f"{settings.model!r} only has `projected`"
             )
         self._clip = load_clip(settings.model, device=device, setting="text.model")
         self._clip.model.to(PRECISIONS[settings.precision])
@@ -104,13 +104,13 @@ class TransformersText(TextEncoder):
     def _embed(self, texts: list[str]) -> Tensor:
         tokens = self._tokenizer(texts, padding=True, truncation=True, max_length=self._longest, return_tensors="pt")
         mask = tokens["attention_mask"].to(self._device)
-        found = self._model(input_ids=tokens["input_ids"].to(self._device), attention_mask=mask)
+        output = self._model(input_ids=tokens["input_ids"].to(self._device), attention_mask=mask)
         if self._settings.pooling == "projected":
-            return found.text_embeds
-        hidden = found.last_hidden_state.float()  # [n, tokens, D]
+            return output.text_embeds
+        hidden = output.last_hidden_state.float()  # [n, tokens, D]
         if self._settings.pooling == "cls":
             return hidden[:, 0]
-        share = mask[..., None].float()
+        share = mask[..., None].float()  # padding must not enter the mean
         return (hidden * share).sum(dim=1) / share.sum(dim=1)
 
 
@@ -138,6 +138,6 @@ def _choose_class(settings: Text, config: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _context(stated: int, config: Any) -> int:
-    """Longest text, in tokens: the tokenizer's limit, or, if it has none, the number of the model's positions."""
+    """Longest text, in tokens: the tokenizer's limit, or, if it has none, that of the model's position table."""
     # RoBERTa and its relatives reserve two positions for padding.
     return stated if stated < _UNKNOWN else getattr(config, "max_position_embeddings", 514) - 2

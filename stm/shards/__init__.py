@@ -1,1 +1,1 @@
-"""The format of packed shards, for writer and reader alike: arrays, index, reader, check, grid."""
+"""The format of packed shards, shared by writer and readers: arrays, index, reader, check, grid."""

@@ -1,4 +1,4 @@
-"""Does a shard hold what its index says? Every byte is read."""
+"""Checks every byte of a shard against its index."""
 
 import hashlib
 import io
@@ -21,10 +21,10 @@ class ShardError(ValueError):
 
 
 def verify_shard(tar: Path, index: Path) -> int:
-    """Check every byte of a shard against its index, and return the number of its members.
+    """Check a shard, and return the number of its members.
 
     Raises:
-        ShardError: something differs.
+        ShardError: it differs from its index.
     """
     problems = find_problems(tar, index)
     if problems:
@@ -38,12 +38,12 @@ def find_problems(tar: Path, index: Path) -> list[str]:
     """Compare a shard with its index.
 
     Returns:
-        One human-readable line per problem; empty when all is well.
+        One human-readable line per problem; empty for an intact shard.
     """
     if not tar.is_file():
         return [f"{tar}: does not exist"]
     try:
-        # Questions say nothing about bytes, and older shards lack them.
+        # No bytes of the tar depend on questions, and older shards lack the column.
         columns = [name for name in shard_schema().names if name != "questions"]
         rows = read_table(index, columns).to_pylist()
         receipt = read_receipt(index)
@@ -75,7 +75,7 @@ def _check_clip(descriptor: int, tar_size: int, row: dict[str, Any]) -> list[str
     sizes = clip_sizes(row)
     for (name, offset, size), expected in zip(members, row["sha256"], strict=True):
         if size is None or min(offset, size) < 0 or offset + size > tar_size:
-            problems.append(f"{name} lies outside the tar: torn file?")
+            problems.append(f"{name} lies outside the tar: is it truncated?")
             continue
         data = read_member(descriptor, offset, size)
         if hashlib.sha256(data).hexdigest() != expected:
@@ -87,7 +87,7 @@ def _check_clip(descriptor: int, tar_size: int, row: dict[str, Any]) -> list[str
 
 
 def _check_array(data: bytes, declared: PackedArray, shape: tuple[int, ...]) -> list[str]:
-    """Whether a member is what the index lets a reader expect."""
+    """What differs between an array's file and its description in the index."""
     try:
         values = np.load(io.BytesIO(data), allow_pickle=False)
     except ValueError as error:

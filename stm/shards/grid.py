@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 def map_shape(width: int, height: int, grid: int) -> tuple[int, int]:
     """Rows and columns of a map over a frame of `width` x `height` pixels.
 
-    The short side has `grid` cells; the long side the nearest number of cells of that size, so that the cells cover the
-    frame exactly and are square to within half a cell over the whole long side.
+    The short side has `grid` cells; the long side has the number of cells that makes them most nearly square while they cover
+    the frame exactly. Over the whole long side the deviation is at most half a cell.
 
     Raises:
         ValueError: a side or the grid is below 1.
@@ -19,13 +19,13 @@ def map_shape(width: int, height: int, grid: int) -> tuple[int, int]:
     if min(width, height, grid) < 1:
         raise ValueError(f"a map needs a frame and a grid of at least 1; got {width} x {height} pixels, grid {grid}")
     short, long = sorted((width, height))
-    # Half up, in whole numbers: Python's round() would send 2.5 down and 3.5 up.
+    # Rounds half up, in integers: Python's round() would turn 2.5 into 2 and 3.5 into 4.
     along = max(grid, (2 * grid * long + short) // (2 * short))
     return (grid, along) if width >= height else (along, grid)
 
 
 def cell_edges(length: float, cells: int) -> NDArray[np.float64]:
-    """The `cells` + 1 borders that cut `length` pixels into equal parts, float64."""
+    """The `cells` + 1 borders that divide `length` pixels into equal parts, float64."""
     return np.arange(cells + 1, dtype=np.float64) * (length / cells)
 
 

@@ -1,4 +1,4 @@
-"""The clips of a set of shards, from the index beside each tar, held in compact arrays."""
+"""The clips of a set of shards, from the index next to each tar, in compact arrays."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from stm.shards.schema import ARRAYS, GRID, PackedArray, later_columns, shard_sc
 from stm.storage.tables import LONGEST_SIDE, DamagedError, read_table
 
 _COUNTS = ("frames", "width", "height", "rows", "columns")
-_UNREAD = {"video_id", "split", "pts", "json_offset", "json_size", "sha256"}  # columns that training does without
+_UNREAD = {"video_id", "split", "pts", "json_offset", "json_size", "sha256"}  # columns that training does not need
 _NEEDED = ("key", *_COUNTS, "offsets", "sizes")  # never null
 
-# Numpy pads the header of a .npy file to a multiple of 64 bytes; an array's fits into one to three such units.
+# Numpy pads the header of a .npy file to a multiple of 64 bytes; the headers of these arrays take one to three such units.
 HEADER_SIZES = (64, 128, 192)
 
 
@@ -63,11 +63,11 @@ class ClipIndex:
     def __init__(self, paths: Sequence[Path]) -> None:
         """
         Args:
-            paths: shard indexes (Parquet); each tar lies beside its index, with the ending `.tar`.
+            paths: shard indexes (Parquet); each is next to its tar, which has the suffix `.tar`.
 
         Raises:
-            ValueError: an index is unreadable, its tar is missing, a clip's arrays do not fit it, a clip occurs twice, or
-                there are no clips at all.
+            ValueError: an index is unreadable, its tar is missing, a clip's arrays have the wrong size, a clip occurs twice,
+                or there are no clips at all.
         """
         self.tars = [Path(path).with_suffix(".tar") for path in paths]
         tables = [_read_index(Path(path), tar) for path, tar in zip(paths, self.tars, strict=True)]
@@ -112,7 +112,7 @@ class ClipIndex:
         return int(self._numbers[offset][number]), int(self._numbers[size][number])
 
     def packed(self, name: str, number: int) -> bool:
-        """Whether a clip carries an array."""
+        """Whether a clip has an array."""
         offset, _ = ARRAYS[name].place_columns
         return bool(self._numbers[offset][number] >= 0)
 
@@ -131,12 +131,12 @@ class ClipIndex:
         return sorted(pc.unique(self._sources.flatten()).to_pylist())
 
     def count_captions(self, sources: Sequence[str] | None = None) -> NDArray[np.int64]:
-        """How many captions each clip has, int64 [clips]; only those of some sources, when given."""
+        """The number of captions of each clip, int64 [clips]; of the given sources, or of all."""
         if sources is None:
             return _lengths(self._captions)
-        wanted = pc.is_in(self._sources.flatten(), value_set=pa.array(sources, pa.string()))
+        counted = pc.is_in(self._sources.flatten(), value_set=pa.array(sources, pa.string()))
         clips = pc.list_parent_indices(self._sources).to_numpy(zero_copy_only=False)
-        return np.bincount(clips[wanted.to_numpy(zero_copy_only=False)], minlength=len(self))
+        return np.bincount(clips[counted.to_numpy(zero_copy_only=False)], minlength=len(self))
 
     def labels(self) -> list[str | None]:
         """The label of each clip."""
@@ -151,7 +151,7 @@ class ClipIndex:
             where = " and ".join(str(Path(shard).with_suffix(".parquet")) for shard in sorted(shards))
             raise ValueError(
                 f"{where}: clip {key!r} is in the given shards {count} times: is one of them given "
-                "twice, or do two datasets that are joined have clips of one id?"
+                "twice, or do two of the joined datasets have clips with the same id?"
             )
 
 
@@ -182,10 +182,10 @@ def _read_columns(path: Path) -> pa.Table:
     """The columns of an index; those that an older one lacks are null."""
     schema = _index_schema()
     try:
-        found = pq.read_schema(path).names
-        missing = [name for name in later_columns() if name not in found]
+        present = pq.read_schema(path).names
+        missing = [name for name in later_columns() if name not in present]
     except (OSError, pa.ArrowException):
-        missing = []  # reading the table says what is wrong
+        missing = []  # reading the table below raises the error that says what is wrong
     table = read_table(path, [name for name in schema.names if name not in missing], schema)
     for name in missing:
         table = table.append_column(name, pa.nulls(table.num_rows, schema.field(name).type))
@@ -206,7 +206,7 @@ def _read_index(path: Path, tar: Path) -> pa.Table:
 
 
 def _check_counts(path: Path, table: pa.Table) -> None:
-    """Refuse lists that do not have one entry per frame, or per caption."""
+    """Reject lists that do not have one entry per frame, or per caption."""
     frames = _integers(_join(table, "frames"))
     for name in ("offsets", "sizes"):
         _refuse_unequal(path, table, (_lengths(_join(table, name)), name), (frames, "frames"))
@@ -219,7 +219,7 @@ def _check_counts(path: Path, table: pa.Table) -> None:
 
 
 def _check_sides(path: Path, table: pa.Table) -> None:
-    """Refuse frames and grids of a size that none can have."""
+    """Reject impossible sizes of frames and grids."""
     sides = np.stack([_integers(_join(table, name)) for name in ("width", "height")])
     cells = np.stack([_integers(_join(table, name)) for name in GRID])
     _refuse(path, table, np.any((sides < 1) | (sides > LONGEST_SIDE), axis=0), "its frames have an impossible size")
@@ -227,7 +227,7 @@ def _check_sides(path: Path, table: pa.Table) -> None:
 
 
 def _check_places(path: Path, table: pa.Table, tar: Path) -> None:
-    """Refuse members that lie outside the tar: a torn file is noticed now, not in the middle of an epoch."""
+    """Reject members that lie outside the tar: a truncated file is noticed now, not in the middle of an epoch."""
     size = tar.stat().st_size
     lists = _join(table, "offsets")
     clips = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
@@ -240,31 +240,36 @@ def _check_places(path: Path, table: pa.Table, tar: Path) -> None:
     for offsets, sizes, owners in places:
         wrong = np.zeros(table.num_rows, dtype=np.bool_)
         wrong[owners[(offsets < 0) | (sizes < 1) | (offsets > size - sizes)]] = True
-        _refuse(path, table, wrong, f"it lies outside of {tar.name}, which has {size} bytes: a torn or another file")
+        _refuse(
+            path,
+            table,
+            wrong,
+            f"it lies outside of {tar.name}, which has {size} bytes: it is truncated, or another file",
+        )
 
 
 def _check_arrays(path: Path, table: pa.Table) -> None:
-    """Refuse arrays that have more or fewer bytes than a header and their values."""
+    """Reject arrays whose size in bytes is not that of a header and their values."""
     sizes = {name: _integers(_join(table, name)) for name in ("frames", *GRID, *size_columns())}
     sizes["captions"] = _lengths(_join(table, "captions"))
     for array in ARRAYS.values():
-        found = _integers(_join(table, array.place_columns[1]))
-        wrong = ~np.isin(found - array.count_bytes(sizes), HEADER_SIZES)
+        stored = _integers(_join(table, array.place_columns[1]))
+        wrong = ~np.isin(stored - array.count_bytes(sizes), HEADER_SIZES)
         for name in array.size_columns:
             wrong |= sizes[name] < 1
-        wrong &= found >= 0  # -1 for null
-        reason = f"its {array.name} array has another shape than the clip: was it made from other frames?"
+        wrong &= stored >= 0  # -1 for null
+        reason = f"the shape of its {array.name} array does not match the clip: it may have been made from other frames"
         _refuse(path, table, wrong, reason)
 
 
 def _refuse_unequal(
-    path: Path, table: pa.Table, found: tuple[NDArray[np.int64], str], wanted: tuple[NDArray[np.int64], str]
+    path: Path, table: pa.Table, actual: tuple[NDArray[np.int64], str], expected: tuple[NDArray[np.int64], str]
 ) -> None:
-    """Refuse clips whose two counts, each with its unit, differ."""
-    wrong = found[0] != wanted[0]
+    """Reject clips whose two counts, each with its unit, differ."""
+    wrong = actual[0] != expected[0]
     if wrong.any():
         first = int(np.flatnonzero(wrong)[0])
-        _refuse(path, table, wrong, f"it has {found[0][first]} {found[1]} for {wanted[0][first]} {wanted[1]}")
+        _refuse(path, table, wrong, f"it has {actual[0][first]} {actual[1]} for {expected[0][first]} {expected[1]}")
 
 
 def _refuse(path: Path, table: pa.Table, wrong: NDArray[np.bool_], reason: str) -> None:

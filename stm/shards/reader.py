@@ -1,4 +1,4 @@
-"""Reading members of shards: each process opens a tar once, and only the needed bytes are read."""
+"""Reads members of shards: each process opens a tar once, and only the needed bytes are read."""
 
 import io
 import math
@@ -22,11 +22,11 @@ from stm.storage.tars import read_member
 
 
 class ShardReader:
-    """Open tars, by path. A copy in a worker process opens its own.
+    """Reads from tars, which it keeps open. A copy in a worker process opens its own.
 
     Args:
-        kept_gigabytes: memory for a cache of decoded frames, filled in the order of reading and never evicted. For data that
-            fits; each loading process has its own.
+        kept_gigabytes: memory for a cache of decoded frames, filled in the order of reading and never evicted: for datasets
+            that fit into it. Each loading process has its own.
     """
 
     def __init__(self, kept_gigabytes: float = 0.0) -> None:
@@ -34,15 +34,15 @@ class ShardReader:
         self._room = kept_gigabytes * 1e9  # bytes
         self._kept: dict[tuple[str, int], NDArray[np.uint8]] = {}
         self._open: OrderedDict[Path, int] = OrderedDict()
-        # Half of what the system lets a process open; a thousand shards may be more than that.
-        self._most = max(8, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        # Half of the files that the system lets a process open: a dataset may have more shards than that.
+        self._max_open = max(8, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
     def __reduce__(self) -> tuple[type["ShardReader"], tuple[float]]:
-        return ShardReader, (self._kept_gigabytes,)  # descriptors mean nothing in another process
+        return ShardReader, (self._kept_gigabytes,)  # descriptors are not valid in another process
 
     def _descriptor(self, tar: Path) -> int:
         if tar not in self._open:
-            if len(self._open) >= self._most:
+            if len(self._open) >= self._max_open:
                 os.close(self._open.popitem(last=False)[1])
             self._open[tar] = os.open(tar, os.O_RDONLY)
         self._open.move_to_end(tar)
@@ -63,17 +63,17 @@ class ShardReader:
                 f"{clip.tar}: clip {clip.key!r} cannot be read: {error}. Run the stage `shards` again"
             ) from error
         except OSError as error:
-            # Of the disk or the network: the shard may be in order, and a run that is started again may read it.
+            # An error of the disk or the network: the shard may be intact, and a restarted run may be able to read it.
             raise OSError(error.errno, f"clip {clip.key!r}: {error.strerror}", str(clip.tar)) from error
 
     def frames(self, clip: Clip, positions: Iterable[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Each distinct position, ascending, with its decoded frame, uint8 [height, width, 3] (red, green, blue).
 
-        A frame is valid until the next one is decoded, which overwrites it: a clip's frames together do not fit into a
-        processor's cache.
+        A frame is valid until the next one is decoded, which overwrites it: one reused buffer stays in the processor's cache,
+        in which all frames of a clip would not fit.
 
         Raises:
-            ValueError: the tar is torn, a frame is not a JPEG, or its size is not the one in the index.
+            ValueError: the tar is truncated, a frame is not a JPEG, or its size is not the one in the index.
         """
         pixels = np.empty((clip.height, clip.width, 3), dtype=np.uint8)
         for position in sorted(set(positions)):
@@ -99,7 +99,7 @@ class ShardReader:
             ) from error
         if (height, width) != place.shape[:2]:
             raise DamagedError(
-                f"{where} has {width}x{height} pixels, and {clip.width}x{clip.height} in the index: mixed up files?"
+                f"{where} has {width}x{height} pixels, and {clip.width}x{clip.height} in the index: were files mixed up?"
             )
 
     def layers(self, clip: Clip, name: str, first: int, last: int, *, outer: int | None = None) -> NDArray[Any]:
@@ -115,7 +115,7 @@ class ShardReader:
             None.
 
         Raises:
-            ValueError: the tar is torn, or the member is not the array that the index says.
+            ValueError: the tar is truncated, or the member is not the array that the index describes.
         """
         *before, inner = clip.count_layers(name)
         numbers = range(before[0] if before else 1) if outer is None else [outer]
@@ -125,7 +125,7 @@ class ShardReader:
     def text(self, clip: Clip, captions: Sequence[int]) -> NDArray[np.float32]:
         """The captions' text vectors, float32 [captions, D], of unit length."""
         vectors = self.layers(clip, "text", 0, len(clip.captions) - 1)[list(captions)].astype(np.float32)
-        # They are stored with 11 bits: their length is 1 to within 0.05 % only.
+        # They are stored as float16, whose 11 bits give a length of 1 only to within 0.05 %.
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     def _block(self, clip: Clip, name: str, first: int, count: int) -> NDArray[Any]:
@@ -151,7 +151,7 @@ def _write_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
 
 
 def _check_header(header: bytes, shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> None:
-    if header == _write_header(shape, dtype):  # parsing it takes longer than reading the array
+    if header == _write_header(shape, dtype):  # parsing the header would take longer than reading the array
         return
     file = io.BytesIO(header)
     try:
@@ -159,7 +159,7 @@ def _check_header(header: bytes, shape: tuple[int, ...], dtype: np.dtype[Any], w
         if version != (1, 0):
             raise ValueError(f"version {version}")
         found = np.lib.format.read_array_header_1_0(file)
-    except (ValueError, SyntaxError, TokenError) as error:  # numpy reads the header as it would a program
+    except (ValueError, SyntaxError, TokenError) as error:  # numpy parses the header as a Python literal
         raise DamagedError(
             f"{where} is not a .npy file that can be read ({error}). Run the stage `shards` again"
         ) from error

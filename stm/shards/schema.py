@@ -1,8 +1,8 @@
-"""The format of a packed shard: the arrays that a clip may carry, and the index with one row per clip.
+"""The format of a packed shard: the arrays that a clip may have, and the index with one row per clip.
 
-`ARRAYS` declares each array once. Packing, checking, indexing, reading and cropping follow from it. One more array is an entry
-here, its key in `stm.config.Pack` and a stage of its name. An array that is not one number per cell, in a column of its name in
-the stage's table, also needs the code that reads it (`stm.preprocess.packing.tables`) and, when it guides masks, the code that
+`ARRAYS` declares each array once. Packing, checking, indexing, reading and cropping follow from it. A new array needs an entry
+here, its key in `stm.config.Pack` and a stage of its name. Unless it is one number per cell, in a column of its name in the
+stage's table, it also needs the code that reads it (`stm.preprocess.packing.tables`) and, if it guides masks, the code that
 crops it (`stm.data.guides`). Frames (JPEGs) and questions are not arrays and have columns of their own.
 """
 
@@ -16,11 +16,11 @@ import pyarrow as pa
 
 from stm.manifest import QUESTIONS
 
-# A dimension of an array: a number, the name of one of the clip's sizes, or several names, whose product it is.
+# A dimension of an array: a number, the name of one of the clip's sizes, or the product of several of these.
 Dimension = int | str | tuple[str, ...]
 
 GRID = ("rows", "columns")  # cells of a clip's maps
-CLIP_SIZES = ("captions", "frames", *GRID)  # what every clip has, whatever it carries
+CLIP_SIZES = ("captions", "frames", *GRID)  # the sizes of every clip, whichever arrays it has
 
 FIRST_VERSION = 1  # of the format
 
@@ -29,50 +29,50 @@ HALF = np.dtype("<f2")
 
 @dataclass(frozen=True)
 class PackedArray:
-    """An array that a clip may carry: the member `{key}.{name}.npy`, of shape [*layers, *layer].
+    """An array that a clip may have: the member `{key}.{name}.npy`, of shape [*layers, *layer].
 
-    A name among the dimensions that is not in `CLIP_SIZES` is an integer column of the index, null where the clip does not
-    carry the array. It is called `{array}_{what}`.
+    A name among the dimensions that is not in `CLIP_SIZES` is an integer column of the index, `{array}_{what}`, null where
+    the clip does not have the array.
     """
 
     name: str
     layers: tuple[Dimension, ...]  # one or two, such as captions and frames: layers lie one after the other in the file
-    layer: tuple[Dimension, ...]  # the shape of one layer; a reader takes as few of them as it needs
+    layer: tuple[Dimension, ...]  # the shape of one layer; a reader reads only the layers that it needs
     since: int  # version of the format; older indexes lack the array's columns
-    guides: tuple[str, ...] = ()  # of masks, made of it
+    guides: tuple[str, ...] = ()  # the guides of masks that are made from it
     dtype: np.dtype[Any] = HALF
 
     @property
     def per_source(self) -> bool:
-        """Whether each caption source has its own, which are joined caption after caption."""
+        """Whether each caption source has its own array; these are joined caption after caption."""
         return self.layers[0] == "captions"
 
     @property
     def size_columns(self) -> tuple[str, ...]:
-        """Sizes of its own, integer columns of the index."""
+        """Its own sizes, integer columns of the index."""
         names = [name for dimension in (*self.layers, *self.layer) for name in _names(dimension)]
         return tuple(dict.fromkeys(name for name in names if name not in CLIP_SIZES))
 
     @property
     def place_columns(self) -> tuple[str, str]:
-        """The columns of its offset and its size in the tar, in bytes; null where a clip does not carry it."""
+        """The columns of its offset and its size in the tar, in bytes; null where a clip does not have it."""
         return f"{self.name}_offset", f"{self.name}_size"
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """All of its columns of the index."""
+        """All of its columns in the index."""
         return (*self.size_columns, *self.place_columns)
 
     def shape(self, sizes: Mapping[str, Any]) -> tuple[Any, ...]:
         """Its shape in a clip.
 
         Args:
-            sizes: `CLIP_SIZES` and the array's own, as integers; or as int64 [clips], which makes such dimensions.
+            sizes: `CLIP_SIZES` and the array's own, as integers; or as int64 [clips], for the dimensions of many clips.
         """
         return tuple(_resolve(dimension, sizes) for dimension in (*self.layers, *self.layer))
 
     def count_layers(self, sizes: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The dimensions that number its layers, as `shape` has them."""
+        """The leading dimensions of `shape`, which count its layers."""
         return self.shape(sizes)[: len(self.layers)]
 
     def count_bytes(self, sizes: Mapping[str, Any]) -> Any:
@@ -80,13 +80,13 @@ class PackedArray:
         return math.prod(self.shape(sizes)) * self.dtype.itemsize
 
     def measure(self, values: np.ndarray, sizes: Mapping[str, int]) -> dict[str, int]:
-        """The array's own sizes, by column, found in its values.
+        """The array's own sizes, by column, from the shape of its values.
 
         Args:
             sizes: `CLIP_SIZES` of the clip that the values belong to.
 
         Raises:
-            ValueError: the values do not have the declared type, or no own sizes give their shape.
+            ValueError: the values do not have the declared type, or a shape that no own sizes can give.
         """
         own: dict[str, int] = {}
         for dimension, length in zip((*self.layers, *self.layer), values.shape, strict=False):
@@ -120,7 +120,7 @@ def _declare(*arrays: PackedArray) -> dict[str, PackedArray]:
     return {array.name: array for array in arrays}
 
 
-# By name, in the order of the tar; a new one comes last.
+# By name, in the order of the tar. A new one goes last, so that the existing members and columns keep their order.
 ARRAYS = _declare(
     PackedArray(
         "flow",
@@ -148,13 +148,13 @@ ARRAYS = _declare(
 
 
 def guide_arrays() -> dict[str, PackedArray]:
-    """The array that each guide is made of."""
+    """The array that each guide is made from."""
     return {guide: array for array in ARRAYS.values() for guide in array.guides}
 
 
 # ------------------------------------------------------------------------------------------------------- the index
 
-# Columns beside the arrays' that came after the first version.
+# Columns that were added after the first version, apart from the arrays'.
 _LATER = ("caption_sources", "questions")
 
 
@@ -199,7 +199,7 @@ def shard_schema() -> pa.Schema:
 
 
 def clip_sizes(row: Mapping[str, Any]) -> dict[str, int]:
-    """What the shapes of a clip's arrays depend on, from its row of the index; 0 for the sizes of arrays it lacks."""
+    """The sizes that the shapes of a clip's arrays depend on, from its row of the index; 0 for those of arrays it lacks."""
     sizes = {name: row[name] or 0 for name in ("frames", *GRID, *size_columns())}
     return {"captions": len(row["captions"]), **sizes}
 

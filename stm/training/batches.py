@@ -1,4 +1,4 @@
-"""Batches of several media, such as clips and images, that take turns: each optimiser step sees one of them (UMT stage 2)."""
+"""Batches of several media, such as clips and images, that alternate: each optimiser step sees one of them (UMT, stage 2)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,16 +17,17 @@ from stm.training.interruption import signals_blocked
 
 
 class Medium(NamedTuple):
-    """A dataset that samples are drawn from, and how many of them a step takes."""
+    """A dataset that samples come from, and how many of them a step takes."""
 
     name: str  # for messages
     dataset: ClipDataset
     batch_size: int  # samples in an optimiser step, of all processes and passes
-    key: str = "optimisation.batch_size"  # where a config says it, for messages
+    key: str = "optimisation.batch_size"  # the config's key of it, for messages
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of an epoch; the samples that fill none are left out, others in each epoch.
+        """Optimiser steps per epoch. The last samples, too few for a step, are left out; the shuffle makes these different
+        ones in each epoch.
 
         Raises:
             ValueError: there are fewer samples than a batch.
@@ -44,25 +45,28 @@ class Medium(NamedTuple):
 def order_steps(media: Sequence[Medium], seed: int, epoch: int) -> NDArray[np.int64]:
     """Which medium each step of an epoch sees, int64 [steps]: all steps of all media, shuffled."""
     steps = np.repeat(np.arange(len(media)), [medium.steps for medium in media])
-    generator = np.random.Generator(np.random.PCG64([seed, epoch, 7]))  # another stream than the clips' order
+    generator = np.random.Generator(
+        np.random.PCG64([seed, epoch, 7])
+    )  # 7: a stream apart from that of the clips' order
     return generator.permutation(steps) if len(media) > 1 else steps
 
 
 def count_media_steps(media: Sequence[Medium]) -> int:
-    """Optimiser steps of an epoch over all media."""
+    """Optimiser steps per epoch over all media."""
     return sum(medium.steps for medium in media)
 
 
 def feed_media(
     media: Sequence[Medium], settings: Optimisation, process: Process, seed: int, workers: int
 ) -> Callable[[int], Iterator[Batch]]:
-    """Batches for `fit`: `settings.accumulate` a step, all of one medium, from the step it is given to the end.
+    """Batches for `fit`: `settings.accumulate` per step, all of one medium, from a given step to the end of the run.
 
     The media of the steps and the order of each medium's clips depend on (seed, epoch) alone, so that a resumed run sees
     exactly the batches that it would have seen.
 
     Raises:
-        ValueError: a forward pass would not hold whole clips with all their repeats, or a medium does not fill a batch.
+        ValueError: the batch size is not a whole number of clips with all their repeats per forward pass, or a medium has
+            fewer samples than a batch.
     """
     per_epoch = count_media_steps(media)
     loaders = [_make_loader(medium, settings, process, seed, workers) for medium in media]
@@ -71,8 +75,9 @@ def feed_media(
         for epoch in range(step // per_epoch, settings.epochs):
             order = order_steps(media, seed, epoch)
             done = step % per_epoch if epoch == step // per_epoch else 0
+            # Each medium resumes after the batches that the finished steps of this epoch took from it.
             before = np.bincount(order[:done], minlength=len(media)).tolist()
-            with signals_blocked():
+            with signals_blocked():  # the loading processes start here and inherit the mask
                 streams = [
                     loader.batches(epoch, start=steps * settings.accumulate * loader.global_batch)
                     for loader, steps in zip(loaders, before, strict=True)
@@ -106,7 +111,7 @@ def _make_loader(medium: Medium, settings: Optimisation, process: Process, seed:
 def hash_shards(indexes: Sequence[Path]) -> dict[str, str]:
     """SHA-256 of each shard's tar, by shard, from the index's receipt, or of the file where the receipt has none.
 
-    Shards of several datasets may have one name: all but the first are then numbered, in the order given.
+    Shards of several datasets may have the same name: all but the first are then numbered, in the order given.
     """
     found: dict[str, str] = {}
     for path in sorted(indexes, key=lambda path: path.stem):
@@ -123,21 +128,21 @@ def read_text_model(indexes: Sequence[Path]) -> dict[str, str] | None:
     """What identifies the text encoder of the packed captions' vectors, from the receipts; None where they do not name it.
 
     Raises:
-        ValueError: the shards' vectors are of different encoders, and cannot be compared.
+        ValueError: the shards' vectors come from different encoders and cannot be compared.
     """
     models = {path: read_receipt(path).get("text_model") for path in indexes}
     first = next(iter(models))
     for path, model in models.items():
         if model != models[first]:
             raise ValueError(
-                f"the captions' vectors in {first} and in {path} are of different text encoders; run the stages `text` "
+                f"the captions' vectors in {first} and in {path} come from different text encoders; run the stages `text` "
                 "and `shards` again for both"
             )
     return models[first]
 
 
 def count_steps(dataset: ClipDataset, settings: Optimisation) -> int:
-    """Optimiser steps of an epoch: samples // batch_size; the remaining samples are left out, others in each epoch.
+    """Optimiser steps per epoch: samples // batch_size; the remaining samples, different ones in each epoch, are left out.
 
     Raises:
         ValueError: there are fewer samples than a batch.

@@ -1,8 +1,8 @@
 """The state of an unfinished run: written so that a kill at any moment costs steps, never the run.
 
-A checkpoint is one file, `step-000000200.pt` (tensors, numbers and strings only, no pickled code), beside its
+A checkpoint is one file, `step-000000200.pt` (tensors, numbers and strings only, no pickled code), next to its
 SHA-256 in the format of `sha256sum -c`. Both are written under temporary names and renamed, so a file is
-complete or missing; corruption, as by a power cut, is caught by the checksum, and the previous checkpoint is used.
+complete or missing; corruption, for instance by a power cut, is caught by the checksum, and the previous checkpoint is used.
 """
 
 import json
@@ -27,10 +27,10 @@ class Checkpoints:
     """The checkpoints of one run in one folder.
 
     Args:
-        folder: belongs to the checkpoints alone.
+        folder: holds nothing but the checkpoints.
         origin: JSON values that the result depends on: settings, data, seed. Checkpoints of another origin are never
             used: they are moved aside.
-        kept: how many of the newest are kept.
+        kept: number of checkpoints to keep, the newest ones.
     """
 
     def __init__(self, folder: Path, origin: Mapping[str, Any], kept: int) -> None:
@@ -44,6 +44,7 @@ class Checkpoints:
         path = self._path(step)
         with atomic_path(path) as temporary:
             _write({"origin": hash_receipt(self.origin), "step": step, **state}, temporary)
+            # The checksum first: a checkpoint without one would count as corrupt after a kill between the two.
             write_bytes(_sum_of(path), f"{sha256_file(temporary)}  {path.name}\n".encode())
         write_json(self._stamp, self.origin)
         for old in self.steps()[: -self.kept]:
@@ -52,7 +53,7 @@ class Checkpoints:
     def newest(self) -> int:
         """The step of the newest intact checkpoint of this origin; 0 when there is none.
 
-        Logs what it refuses. Corrupt checkpoints are removed; those of another origin are moved aside, all together.
+        Logs the checkpoints that it rejects. Corrupt ones are removed; those of another origin are moved aside together.
         """
         self._clean()
         for step in reversed(self.steps()):
@@ -84,7 +85,7 @@ class Checkpoints:
         return self.folder / f"step-{step:09d}.pt"
 
     def _origin_of(self, step: int) -> Any:
-        # Memory-mapped, so that gigabytes of weights are not read for one string.
+        # Memory-mapped, so that one string is read without gigabytes of weights.
         return torch.load(self._path(step), map_location="cpu", weights_only=True, mmap=True)["origin"]
 
     def _remove(self, step: int) -> None:
@@ -92,7 +93,7 @@ class Checkpoints:
         _sum_of(self._path(step)).unlink(missing_ok=True)
 
     def _clean(self) -> None:
-        """Removes what a kill in the middle of a write has left."""
+        """Removes the temporary files of a write that was killed."""
         for temporary in self.folder.glob(".*.tmp"):
             temporary.unlink()
 
@@ -108,7 +109,7 @@ class Checkpoints:
         changed = ", ".join(_differences(before, self.origin)) or "unknown"
         shutil.rmtree(aside, ignore_errors=True)
         self.folder.rename(aside)
-        say(f"{self.folder}: of a run with other settings (changed: {changed}); not resumed, moved to {aside}")
+        say(f"{self.folder}: from a run with other settings (changed: {changed}); not resumed, moved to {aside}")
 
 
 def _write(state: State, path: Path) -> None:
@@ -116,7 +117,7 @@ def _write(state: State, path: Path) -> None:
         try:
             torch.save(state, file)
         except RuntimeError as error:
-            # On a full disk torch complains of an unexpected position; the cause is the error before it.
+            # On a full disk torch reports an unexpected position; the cause is the error in its context.
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
@@ -130,7 +131,7 @@ def _verify(path: Path) -> bool:
 
 
 def _differences(before: Any, after: Any, key: str = "") -> list[str]:
-    """Dotted keys of what differs between two JSON values."""
+    """Dotted keys where two JSON values differ."""
     if isinstance(before, dict) and isinstance(after, dict):
         found: list[str] = []
         for name in sorted(before.keys() | after.keys()):
@@ -148,7 +149,7 @@ def random_state(process: Process) -> dict[str, list[torch.Tensor]]:
 
 
 def restore_random_state(state: Mapping[str, list[torch.Tensor]], process: Process) -> None:
-    """Sets this process's generators to what `random_state` took."""
+    """Restores this process's generators from the result of `random_state`."""
     torch.set_rng_state(state["cpu"][process.rank])
     if "cuda" in state and process.device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"][process.rank], process.device)

@@ -1,4 +1,4 @@
-"""Weights that a run starts from, instead of fresh ones (`init`)."""
+"""Initial weights of a run from another model (`init`)."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,30 +8,30 @@ from torch import Tensor
 
 from stm.models.vit import VideoEncoder, VideoMAE
 from stm.models.weights.checks import DECODER_FIELDS
-from stm.models.weights.initialise import read_first
+from stm.models.weights.initialise import read_initial
 from stm.training.logs import say
 
 
 @dataclass(frozen=True)
 class Start:
-    """What was taken over."""
+    """The weights that were loaded."""
 
-    sha256: str  # of names and values, so that the same weights in another format are the same start
-    decoder: bool  # whether the decoder's were taken too
+    sha256: str  # of names and values, so that the same weights in another format have the same hash
+    decoder: bool  # whether the decoder's weights are among them
 
 
 def start_from(model: VideoMAE | VideoEncoder, source: str) -> Start:
-    """Loads the encoder's weights into `model`, and the decoder's when they fit; logs what it leaves out.
+    """Loads the encoder's weights into `model`, and the decoder's if they fit; logs what is left out.
 
     Args:
-        model: of the run, or its encoder alone; its clips may have another length or image size than the source's.
-        source: any that `stm.models.weights.initialise.read_first` reads. A contrastive head in it is left out: it belongs to
+        model: the run's, or its encoder alone; its clips may differ from the source's in length and image size.
+        source: any that `stm.models.weights.initialise.read_initial` reads. A contrastive head in it is left out: it belongs to
             its text encoder.
 
     Raises:
         ValueError: the source cannot be read, or its encoder has another architecture.
     """
-    found, notes = read_first(source, model.architecture)
+    found, notes = read_initial(source, model.architecture)
     for note in notes:
         say(f"init: {source}: {note}")
     taken = dict(found.encoder().tensors)
@@ -48,7 +48,7 @@ def start_from(model: VideoMAE | VideoEncoder, source: str) -> Start:
         model.decoder.load_state_dict(_inside(taken, "decoder."))
     else:
         why = "its decoder differs" if found.kind == "pretraining" else "it has no decoder"
-        say(f"init: {source}: {why}; the run's starts fresh")
+        say(f"init: {source}: {why}; the run's decoder is freshly initialised")
     return Start(hash_tensors(taken), decoder)
 
 

@@ -20,10 +20,8 @@ class Interrupted(SystemExit):
 
 
 class Interruption:
-    """Notes SIGTERM (a job that is cancelled or preempted) and SIGUSR1 (Slurm's warning) while the block
-    runs.
-
-    Only the main thread may set handlers; elsewhere nothing is noted.
+    """Records SIGTERM (the job is cancelled or preempted) and SIGUSR1 (Slurm's warning) while the block runs.
+    Only the main thread may set handlers; elsewhere nothing is recorded.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -53,11 +51,8 @@ class Interruption:
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """What is started in this block (loading processes and threads) never gets the signals; they are the
-    loop's.
-
-    A loading process that died of one would end the run before it has saved. This process gets them after the
-    block.
+    """Keeps the signals from processes and threads that start in this block, such as loading processes: they are the loop's.
+    A loading process killed by one would end the run before it has saved. This process receives them after the block.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, Interruption.SIGNALS)
     try:
@@ -72,30 +67,30 @@ _ANSWER_SECONDS = 60
 def requeue_if_preempted() -> bool:
     """Puts this Slurm job back into the queue if it is being preempted; returns whether it was.
 
-    Slurm does so itself when the partition's grace time is over. A job that has saved and ended before is to Slurm one that
-    failed, and its next attempt would be one of the few that the workflow has for errors. Where no grace time is, the job
-    is already on its way back, and nothing is left to do.
+    Slurm does so itself when the partition's grace time is over. To Slurm, a job that has saved and exited before then has
+    failed, and its next attempt would be one of the few that the workflow allows for errors. Without a grace time the job
+    is already being requeued, and nothing is left to do.
 
-    A job that is cancelled, or whose time is up, ends: the first must stay away, and for the second more attempts and a
-    longer `runtime` are the user's to choose.
+    A job that is cancelled, or whose time is up, ends: the first must not come back, and for the second it is the user's
+    choice to allow more attempts or a longer `runtime`.
     """
     job = os.environ.get("SLURM_JOB_ID", "")
     if not job.isdecimal():
         return False
-    told = _scontrol("show", "job", job, "--oneliner")
-    state, preempted = (re.search(rf"\b{key}=(\S+)", told) for key in ("JobState", "PreemptTime"))
+    description = _scontrol("show", "job", job, "--oneliner")
+    state, preempted = (re.search(rf"\b{key}=(\S+)", description) for key in ("JobState", "PreemptTime"))
     if state is None or preempted is None or state[1] != "RUNNING" or not preempted[1][0].isdigit():
         return False
-    # Said first: the job's processes end while Slurm takes it back.
-    say(f"Slurm preempts job {job}: back into its queue")
+    # Logged first: the job's processes end while Slurm requeues it.
+    say(f"Slurm preempts job {job}: requeueing it")
     _scontrol("requeue", job)
     return True
 
 
 def _scontrol(*words: str) -> str:
-    """What scontrol prints; nothing where it fails, as the run's own end is then all that Slurm hears."""
+    """The output of scontrol; empty where it fails: the run then ends without being requeued."""
     try:
-        answer = subprocess.run(  # noqa: S603
+        done = subprocess.run(  # noqa: S603
             ["scontrol", *words],  # noqa: S607
             capture_output=True,
             text=True,
@@ -105,4 +100,4 @@ def _scontrol(*words: str) -> str:
     except (OSError, subprocess.SubprocessError) as error:
         say(f"scontrol {words[0]}: {getattr(error, 'stderr', None) or error}".strip())
         return ""
-    return answer.stdout
+    return done.stdout

@@ -1,4 +1,4 @@
-"""Starts a pretraining run: in this process, or as several under torchrun, on one node or on the nodes of a Slurm job."""
+"""Starts a pretraining run: in this process, or in several under torchrun, on one node or on the nodes of a Slurm job."""
 
 import os
 import signal
@@ -15,15 +15,16 @@ from stm.config import AnyRun, Run, parse_run
 from stm.storage.files import read_json, write_json
 
 SHUTDOWN_SECONDS = 120
-"""How long torchrun waits, after SIGTERM, for its processes to save; its own 30 seconds may be less than the steps
-between two looks at the signal."""
+"""How long torchrun waits, after SIGTERM, for its processes to save; its default of 30 seconds may be shorter than the
+steps between two checks for the signal."""
 
 _GRACE_SECONDS = 1.0
-# What torchrun says when it has got a signal itself. ("closing signal", by which it goes on, it also says after an error.)
-_HAS_GOT = "death signal"
+# Part of torchrun's message that it has received a signal itself. (The "closing signal" that follows is also logged after
+# an error.)
+_SIGNAL_RECEIVED = "death signal"
 
 RESTARTS = 3
-"""How often torchrun starts all processes again, from the last checkpoint, when one of them has died."""
+"""How often torchrun restarts all processes, from the last checkpoint, after one of them has died."""
 
 
 def run_pretraining(
@@ -36,8 +37,8 @@ def run_pretraining(
     """Pretrains with `run.processes` processes on each of `run.nodes` nodes; see `stm.training.pretrain`.
 
     Raises:
-        ValueError: the run wants several nodes, and this is no Slurm job.
-        RuntimeError: the processes under torchrun ended with an error; their own messages stand above.
+        ValueError: the run needs several nodes, and this is not a Slurm job.
+        RuntimeError: the processes under torchrun ended with an error; their own messages are above it in the log.
         stm.training.interruption.Interrupted: after SIGTERM or SIGUSR1. The state is saved, the exit code is not 0, and a
             Slurm job that is being preempted is back in the queue.
     """
@@ -46,7 +47,8 @@ def run_pretraining(
     try:
         _run(run, shard_indexes, output, seed, image_indexes)
     except (Interrupted, RuntimeError):
-        # Of a job on several nodes srun's tasks are told, and not the batch script: their end is then all that it hears.
+        # On several nodes Slurm signals srun's tasks and not the batch script, which only sees them end: hence RuntimeError
+        # too.
         requeue_if_preempted()
         raise
 
@@ -63,7 +65,7 @@ def _run(
 
         pretrain(run, shard_indexes, output, seed, image_indexes=image_indexes)
         return
-    # A file, because the names of many shards are longer than a command may be, and other nodes read it too.
+    # A file, because the names of many shards may exceed the length limit of a command; other nodes read it too.
     request = output / "launch.json"
     command = torchrun_command(run, request)
     write_json(
@@ -81,14 +83,14 @@ def _run(
     finally:
         request.unlink(missing_ok=True)
     if status:
-        raise RuntimeError(f"torchrun ended with status {status}; the processes' messages stand above")
+        raise RuntimeError(f"torchrun ended with status {status}; the processes' messages are above")
 
 
 def torchrun_command(run: Run, request: Path) -> list[str]:
-    """What starts the run's processes: torchrun, or several of them by srun, one on each node, that meet on this one.
+    """The command that starts the run's processes: torchrun, or srun with one torchrun per node, which meet on the first.
 
     Raises:
-        ValueError: the run wants several nodes, and this is no Slurm job.
+        ValueError: the run needs several nodes, and this is not a Slurm job.
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={run.nodes}"]
     # Slurm's warning reaches torchrun as well as its processes; unhandled, it would kill torchrun alone.
@@ -100,21 +102,22 @@ def torchrun_command(run: Run, request: Path) -> list[str]:
     job = os.environ.get("SLURM_JOB_ID", "")
     if not job.isdecimal():
         raise ValueError(
-            f"nodes = {run.nodes}: the processes of several nodes are started by srun, and this is no Slurm job. Use the "
+            f"nodes = {run.nodes}: srun starts the processes of several nodes, and this is not a Slurm job. Use the "
             "profile workflow/profiles/slurm, or call `stm pretrain` in a job of as many nodes (sbatch, salloc)"
         )
     srun = ["srun", f"--nodes={run.nodes}", f"--ntasks={run.nodes}", "--ntasks-per-node=1"]
-    # Unbound: the one task of a node starts all its processes. When one node fails, the others would wait for it.
+    # No CPU binding, as the node's single task starts all of its processes. --kill-on-bad-exit, as the other nodes would wait
+    # for one that has failed.
     srun += ["--cpu-bind=none", "--kill-on-bad-exit=1"]
-    # A port of the job's own, below those that systems give out themselves: two jobs may share a node.
+    # A port derived from the job, as two jobs may share a node; below the ephemeral ports that systems assign.
     endpoint = f"{_first_host()}:{10000 + int(job) % 20000}"
     meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", f"--rdzv-id={job}"]
     return [*srun, *torchrun, *meeting, *program]
 
 
 def _first_host() -> str:
-    """The job's first node. A batch job runs on it; only a program under salloc may be elsewhere."""
-    nodes = os.environ.get("SLURM_JOB_NODELIST")  # Snakemake's executor takes it away, in batch jobs
+    """The job's first node. A batch job runs on it; only a program under salloc may run elsewhere."""
+    nodes = os.environ.get("SLURM_JOB_NODELIST")  # Snakemake's executor removes it in batch jobs
     if nodes is None:
         return socket.gethostname()
     names = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)  # noqa: S603, S607
@@ -122,23 +125,25 @@ def _first_host() -> str:
 
 
 def supervise(command: Sequence[str]) -> int:
-    """Runs a command to its end and returns its status; what it says on standard error is said on ours.
+    """Runs a command to its end and returns its status; copies its standard error to ours.
 
-    SIGTERM and SIGUSR1 reach it as SIGTERM, unless it says that it has got one: batch systems signal all processes of a
-    job, and by a second signal torchrun leaves its processes behind while they still save. They reach srun as SIGUSR1, which it
-    passes on: by SIGTERM it kills what it has started.
+    SIGTERM and SIGUSR1 are passed on as SIGTERM, unless the command logs that it has received one: batch systems signal all
+    processes of a job, and on a second signal torchrun abandons its processes while they still save. To srun they are passed
+    on as SIGUSR1, which it forwards: on SIGTERM it kills what it has started.
 
     Raises:
-        Interrupted: such a signal came, and the command did not end well after it.
+        Interrupted: such a signal was received, and the command then ended with an error.
     """
     from stm.training.interruption import Interrupted, Interruption
 
-    # Processes that are started again must meet in a store of their own: in torchrun's they may read the address that a
-    # dead one has left there, and wait for it for ever.
+    # Restarted processes must meet in a store of their own: in torchrun's they may read the address of a dead one, and wait
+    # for it forever.
     fresh = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS), **os.environ, **fresh}
     warning = signal.SIGUSR1 if Path(command[0]).name == "srun" else signal.SIGTERM
-    told, has_got, since = False, Event(), 0.0
+    signalled = False
+    received = Event()  # by the command itself
+    since = 0.0
     with (
         Interruption() as interruption,
         # Through a pipe, because a job's log is our `sys.stderr` and not the descriptor behind it.
@@ -147,18 +152,18 @@ def supervise(command: Sequence[str]) -> int:
         ) as process,
     ):
         assert process.stderr is not None
-        messages = Thread(target=_copy, args=(process.stderr, has_got), daemon=True)
+        messages = Thread(target=_copy, args=(process.stderr, received), daemon=True)
         messages.start()
         try:
             while process.poll() is None:
-                if interruption.received and not told:
+                if interruption.received and not signalled:
                     since = since or time.monotonic()
-                    told = has_got.is_set()
-                    if not told and time.monotonic() - since > _GRACE_SECONDS:
+                    signalled = received.is_set()
+                    if not signalled and time.monotonic() - since > _GRACE_SECONDS:
                         process.send_signal(warning)
-                        told = True
+                        signalled = True
                 _wait(process)
-        except BaseException:  # ours is the only hand that can stop the processes
+        except BaseException:  # nothing else would stop the processes
             process.terminate()
             process.wait()
             raise
@@ -175,10 +180,10 @@ def _wait(process: subprocess.Popen[str], seconds: float = 0.2) -> None:
         return
 
 
-def _copy(messages: TextIO, has_got: Event) -> None:
+def _copy(messages: TextIO, received: Event) -> None:
     for line in messages:
-        if _HAS_GOT in line:
-            has_got.set()
+        if _SIGNAL_RECEIVED in line:
+            received.set()
         sys.stderr.write(line)
         sys.stderr.flush()
 
@@ -186,22 +191,22 @@ def _copy(messages: TextIO, has_got: Event) -> None:
 def _worker(path: Path) -> None:
     """One process of the run that the request at `path` describes.
 
-    An error of the settings or of the data would come again: it takes the request away, and torchrun's further attempts
-    end at once.
+    An error in the settings or the data would recur: it removes the request, so that torchrun's further attempts end at
+    once.
     """
     try:
-        asked: Any = read_json(path)
+        request: Any = read_json(path)
     except FileNotFoundError:
-        sys.exit("not tried again: the error above would come again")
+        sys.exit("not retried: the error above would recur")
     from stm.training.pretraining import pretrain
 
     try:
         pretrain(
-            parse_run(asked["run"]),
-            [Path(name) for name in asked["shard_indexes"]],
-            Path(asked["output"]),
-            int(asked["seed"]),
-            image_indexes=[Path(name) for name in asked["image_indexes"]],
+            parse_run(request["run"]),
+            [Path(name) for name in request["shard_indexes"]],
+            Path(request["output"]),
+            int(request["seed"]),
+            image_indexes=[Path(name) for name in request["image_indexes"]],
         )
     except (ValueError, ArithmeticError):
         path.unlink(missing_ok=True)

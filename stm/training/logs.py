@@ -22,7 +22,7 @@ def say(message: str) -> None:
 
 
 class Meter:
-    """Running means of named losses. They stay on the device, so that nothing waits for it until they are read."""
+    """Running means of named losses. They stay on the device, so that the host waits for it only when they are read."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -32,6 +32,7 @@ class Meter:
     def add(self, values: Mapping[str, torch.Tensor]) -> None:
         """Adds scalars of one forward pass."""
         for name, value in values.items():
+            # In float64: a sum of many float32 losses would lose digits that the log shows.
             zero = torch.zeros((), dtype=torch.float64, device=value.device)
             self._sums[name] = self._sums.get(name, zero) + value.detach().double()
             self._weights[name] = self._weights.get(name, 0.0) + 1.0
@@ -47,11 +48,11 @@ class Meter:
         return dict(zip(names, means.tolist(), strict=True))
 
     def finite(self) -> bool:
-        """Whether all values since the last reading were finite: a sum with one that was not is not finite either."""
+        """Whether all values since the last reading were finite: a single one that is not makes its sum not finite."""
         return not self._sums or bool(torch.stack(list(self._sums.values())).isfinite().all().item())
 
     def state(self) -> dict[str, list[float | torch.Tensor]]:
-        """The sums not yet read, as the mean over the processes, from which each can resume."""
+        """The sums that are not read yet, as the mean over the processes: any number of processes can resume from it."""
         return {name: [self._weights[name], self._process.mean(value).cpu()] for name, value in self._sums.items()}
 
     def restore(self, state: Mapping[str, list[float | torch.Tensor]], device: torch.device) -> None:
@@ -94,7 +95,7 @@ class MetricsLog:
 
     Args:
         folder: gets `metrics.jsonl` and `tensorboard/`.
-        step: finished steps; what an earlier attempt wrote for later ones is removed.
+        step: finished steps; entries that an earlier attempt wrote for later steps are removed.
     """
 
     def __init__(self, folder: Path, step: int, process: Process) -> None:
@@ -131,7 +132,7 @@ class MetricsLog:
 
 
 def _round(value: float, digits: int = 7) -> float:
-    """`value` to `digits` significant digits: more is noise, and lines stay short."""
+    """`value` to `digits` significant digits: float32 has no more, and lines stay short."""
     if value == 0 or not math.isfinite(value):
         return value
     return round(value, digits - 1 - math.floor(math.log10(abs(value))))

@@ -30,22 +30,22 @@ from stm.training.logs import Clock, Meter, MetricsLog, say
 from stm.training.optimizer import build_optimizer, build_schedule, current_learning_rate
 
 LOG_EVERY = 10
-"""Steps between two lines of the log. The loop waits for the device only there."""
+"""Steps per line of the log. The loop waits for the device only there."""
 
 _LONG_STEP = 1.0
 """Seconds. Processes with longer steps agree after every step on whether to stop, those with shorter steps at every line of
-the log."""
+the log: agreeing waits for the device."""
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Settings of the loop, beside the module and the batches."""
+    """Settings of the loop; module and batches are passed separately."""
 
     name: str  # for messages
     optimisation: Optimisation
     steps_per_epoch: int
     seed: int
-    origin: Mapping[str, Any] = field(default_factory=dict)  # what the result depends on; see `Checkpoints`
+    origin: Mapping[str, Any] = field(default_factory=dict)  # everything that the result depends on; see `Checkpoints`
     precision: str = "float32"
     compile: bool = False
     parallel: str = "ddp"  # for several processes: "ddp", or "fsdp" (stm/distributed/fsdp.py)
@@ -74,8 +74,8 @@ def fit(
     Args:
         module: on the process's device. `module(batch)` returns scalars by name; `loss` is minimised, all are
             logged. It may have `observers()`, see `clip_gradient`.
-        batches: `batches(step)` gives the forward passes' batches from optimiser step `step` (from 0) on, to
-            the end of the run: `accumulate` of them per step, on the CPU.
+        batches: `batches(step)` returns the forward passes' batches from optimiser step `step` (from 0) to the end of
+            the run: `accumulate` of them per step, on the CPU.
         plan: the settings.
         output: gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
         after_epoch: called with the number of finished epochs, before the checkpoint of that step is written; it must not
@@ -91,6 +91,7 @@ def fit(
     run = _Run(module, plan, output, process)
     stream = move_ahead(batches(run.step), process.device)
     run.settle()
+    # After loading: DDP broadcasts the first process's weights when it wraps the module.
     model = module if isinstance(module, FSDPModule) else process.wrap(module)
     optimizer = run.optimizer
     accumulate = plan.optimisation.accumulate
@@ -106,6 +107,7 @@ def fit(
                 with _gradients_averaged(model, part == accumulate):
                     with _precision(plan.precision, process.device):
                         losses = model(batch)
+                    # Outside autocast: the backward pass uses each operation's own precision.
                     (losses["loss"] / accumulate).backward()
                 run.meter.add(losses)
             average_scalars(module, process)
@@ -123,7 +125,7 @@ def fit(
 
 
 class _Run:
-    """All that changes during training."""
+    """Everything that changes during training."""
 
     def __init__(self, module: nn.Module, plan: TrainingPlan, output: Path, process: Process) -> None:
         self.module = module
@@ -138,12 +140,13 @@ class _Run:
         self.note = ""
         self.checkpoints = Checkpoints(output / "checkpoints", plan.origin, plan.checkpoints_kept)
         newest = self.checkpoints.newest() if process.first else 0
+        # The first process decides for all: on a shared disk another might see a checkpoint that is being written or moved.
         self.step = int(process.gather(torch.tensor([newest]))[0].item())
 
     def _prepare(self) -> None:
         sharded = self.plan.parallel == "fsdp" and self.process.count > 1
         if self.plan.compile:
-            # FSDP gathers between the graphs of the blocks, never inside one.
+            # FSDP gathers weights between the blocks' graphs, never inside one, so each block is compiled separately.
             for part in find_blocks(self.module) if sharded else [self.module]:
                 part.compile(dynamic=False)
         if sharded:
@@ -153,7 +156,7 @@ class _Run:
         """Loads the state of the newest checkpoint; a new run only seeds its random numbers."""
         self._clock.read()  # preparation does not count as training time
         if self.step == 0:
-            # Each process has its own noise, which does not depend on what the initial weights took.
+            # Each process has its own noise, which does not depend on how many random numbers the initial weights took.
             torch.manual_seed(self.plan.seed * 1_000_003 + self.process.rank + 1)
             return
         state = self.checkpoints.load(self.step)
@@ -163,13 +166,14 @@ class _Run:
         if before == now:
             restore_random_state(state["random"], self.process)
         else:
+            # States cannot be dealt to another number of processes: seed anew, by step, so as not to repeat earlier noise.
             torch.manual_seed((self.plan.seed * 1_000_003 + self.step) * 1_000_003 + self.process.rank + 1)
         if self.process.first:
             other = f", with {now} processes instead of {before}" if before != now else ""
             say(f"{self.plan.name}: resuming from step {self.step} of {self.plan.steps}{other}")
 
     def progress(self) -> Progress:
-        """The progress bar, which the first process alone shows."""
+        """The progress bar, shown by the first process only."""
         batch = self.plan.optimisation.batch_size
         stream = None if self.process.first else io.StringIO()
         progress = Progress(self.plan.name, self.plan.steps * batch, "clips", stream=stream)
@@ -199,16 +203,17 @@ class _Run:
         """Writes a checkpoint when one is due or the run has been asked to stop, and in the latter case stops it."""
         stop = interruption.received is not None
         if self.process.count > 1:
-            # Processes must stop at the same step, and agreeing makes them wait for each other: only where they wait anyway,
-            # or where steps are long.
+            # Processes must stop at the same step, and agreeing makes them wait for each other: so only where they wait
+            # anyway, or where steps are long.
             stop = (self._slow or self.step % self.plan.log_every == 0) and self.process.any(stop)
         if stop or self.last or self.step % self.plan.checkpoint_every == 0:
             self._save()
         if stop:
-            self.process.wait()  # a process that leaves ends all the others, and the first one may still be writing
+            self.process.wait()  # a process that exits ends all the others, and the first one may still be writing
             interruption.stop(self.step)
 
     def _save(self) -> None:
+        # Before saving: a checkpoint with NaN in its weights would make every later attempt fail.
         self._check_finite(self.process.any(not self.meter.finite()))
         model, optimizer = whole_state(self.module, self.optimizer)
         state = {
@@ -231,29 +236,29 @@ class _Run:
             )
 
 
-def clip_gradient(module: nn.Module, largest: float | None) -> Tensor:
-    """Scales the gradient down to the norm `largest`, if that is given; returns its norm before, a scalar.
+def clip_gradient(module: nn.Module, max_norm: float | None) -> Tensor:
+    """Scales the gradient down to `max_norm`, if that is given; returns its norm before, a scalar.
 
-    Parameters that the module names in `observers()` are clipped separately and do not count towards the returned norm: what
+    Parameters that the module lists in `observers()` are clipped separately and do not count towards the returned norm: what
     only measures must not slow down what is measured.
     """
-    watching = {id(parameter) for parameter in module.observers()} if hasattr(module, "observers") else set()  # type: ignore[operator]
-    norm = _clip([p for p in module.parameters() if id(p) not in watching], largest)
-    if watching:
-        _clip([p for p in module.parameters() if id(p) in watching], largest)
+    observers = {id(parameter) for parameter in module.observers()} if hasattr(module, "observers") else set()  # type: ignore[operator]
+    norm = _clip([p for p in module.parameters() if id(p) not in observers], max_norm)
+    if observers:
+        _clip([p for p in module.parameters() if id(p) in observers], max_norm)
     return norm
 
 
-def _clip(parameters: list[nn.Parameter], largest: float | None) -> Tensor:
+def _clip(parameters: list[nn.Parameter], max_norm: float | None) -> Tensor:
     parameters = [p for p in parameters if p.grad is not None]
-    # Sharded gradients separately from the others: torch refuses to work on both at once.
+    # Sharded gradients separately from the others: torch's foreach kernels reject a mix of both.
     kinds = ([p for p in parameters if isinstance(p, DTensor) is sharded] for sharded in (True, False))
     parts = [part for part in kinds if part] or [[]]
     norms = [_norm(part) for part in parts]
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-    if largest is not None:
+    if max_norm is not None:
         for part in parts:
-            nn.utils.clip_grads_with_norm_(part, largest, norm)
+            nn.utils.clip_grads_with_norm_(part, max_norm, norm)
     return norm
 
 
@@ -263,12 +268,12 @@ def _norm(parameters: list[nn.Parameter]) -> Tensor:
 
 
 def _precision(name: str, device: torch.device) -> AbstractContextManager[Any]:
-    """bf16 has float32's range, so it needs no loss scaling."""
+    """The context of a forward pass. bf16 has float32's range, so it needs no loss scaling."""
     return torch.autocast(device.type, torch.bfloat16) if name == "bf16" else nullcontext()
 
 
 def _gradients_averaged(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
-    """Lets processes exchange gradients in the last pass of a step only."""
+    """Makes processes exchange gradients in the last pass of a step only: earlier sums would be exchanged for nothing."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
     if isinstance(model, DistributedDataParallel) and not last:

@@ -14,9 +14,9 @@ _EMBEDDING = re.compile(r"(?:^|\.)(patch_embed\w*|embed\w*|pos\w*)(?:\.|$)")
 
 
 def scale_learning_rate(settings: Optimisation) -> tuple[float, float, float]:
-    """Start of the warm-up, peak and end of the learning rate, for this batch: each is given for 256 clips.
+    """Start of the warm-up, peak and end of the learning rate for the batch size: the settings give them for 256 clips.
 
-    The linear rule of VideoMAE's scripts, which scale all three. Without `scale_by_batch` they are taken as they are.
+    This is the linear rule of VideoMAE's scripts, which scale all three. Without `scale_by_batch` they are not scaled.
     """
     factor = settings.batch_size / 256 if settings.scale_by_batch else 1.0
     return (
@@ -27,23 +27,22 @@ def scale_learning_rate(settings: Optimisation) -> tuple[float, float, float]:
 
 
 def layer_of_parameter(name: str, depth: int) -> int:
-    """The layer of a parameter by its name: embedding 0, blocks from 1, what comes after them depth + 1."""
+    """The layer of a parameter by its name: 0 for the embedding, from 1 for the blocks, depth + 1 for all after them."""
     if match := _BLOCK.search(name):
         return int(match[1]) + 1
     return 0 if _EMBEDDING.search(name) else depth + 1
 
 
 def layer_scale(layer: int, depth: int, decay: float) -> float:
-    """What the learning rate of a layer is multiplied by: `decay ** (depth + 1 - layer)`, so 1 for the head.
+    """Factor of a layer's learning rate, `decay ** (depth + 1 - layer)`: 1 for the head.
 
-    VideoMAE's fine-tuning recipe. timm's own grouping gives the final norm the last block's scale, hence not
-    used.
+    This is VideoMAE's fine-tuning recipe. timm's own grouping is not used: it gives the final norm the last block's scale.
     """
     return decay ** (depth + 1 - layer)
 
 
 def _is_vector(parameter: Tensor) -> bool:
-    """Biases, norms, and learned tokens `[1, 1, D]`, which VideoMAE does not decay either."""
+    """Whether this is a bias, a norm or a learned token [1, 1, D]; VideoMAE does not decay any of them."""
     return parameter.ndim <= 1 or (parameter.ndim > 2 and parameter.numel() == parameter.shape[-1])
 
 
@@ -53,9 +52,9 @@ def group_parameters(
     """Groups for AdamW, in the order in which the module names its parameters.
 
     Args:
-        module: trained parameters are taken, those without gradient left out.
+        module: its trained parameters are grouped; frozen ones are left out.
         weight_decay: of everything but biases and other vectors (norms, mask tokens).
-        scale_of: factor of the learning rate by parameter name; 1 when not given.
+        scale_of: factor of the learning rate by parameter name; 1 by default.
 
     Returns:
         Groups with `params`, `weight_decay`, and `lr_scale`, which timm's schedules honour.
@@ -65,7 +64,7 @@ def group_parameters(
         if not parameter.requires_grad:
             continue
         scale = scale_of(name) if scale_of else 1.0
-        # Scalars by themselves: FSDP cannot cut them, and a fused step takes no mix of what is cut and what is not.
+        # Scalars in groups of their own: FSDP cannot shard them, and a fused step rejects a mix of sharded and whole tensors.
         key = (0.0 if _is_vector(parameter) else weight_decay, scale, parameter.ndim == 0)
         group = groups.setdefault(key, {"params": [], "weight_decay": key[0], "lr_scale": scale})
         members = group["params"]
@@ -80,10 +79,9 @@ def build_optimizer(
     """AdamW over a module's trained parameters, with the fused kernel: on a CPU it takes a quarter of the loop's time.
 
     Args:
-        module: already on its device. It may have `learning_rate_factors`: what the rate of a parameter of that name is
-            multiplied by (STM's learned mix).
+        module: already on its device. It may have `learning_rate_factors`, factors by parameter name (STM's learned mix).
         settings: learning rate, betas and weight decay.
-        layer_decay: 1 for one learning rate everywhere.
+        layer_decay: 1 for the same learning rate in all layers.
         depth: encoder blocks; needed with `layer_decay` below 1.
     """
 
@@ -102,8 +100,8 @@ def build_optimizer(
 def build_schedule(
     optimizer: torch.optim.Optimizer, settings: Optimisation, steps_per_epoch: int
 ) -> timm.scheduler.CosineLRScheduler:
-    """Linear warm-up, then half a cosine. Call `step_update(step)` before step `step`, from 0; nothing else
-    is its state.
+    """Linear warm-up, then half a cosine. Call `step_update(step)` before step `step`, from 0; it has no other state, so
+    that a checkpoint need not hold it.
     """
     start, _, end = scale_learning_rate(settings)
     total = settings.epochs * steps_per_epoch

@@ -23,11 +23,11 @@ from stm.training.initialise import Start, start_from
 from stm.training.logs import say
 from stm.training.loop import TrainingPlan, fit
 
-# Settings that change no result; the seed stands beside the run.
+# Settings that change no result; the seed is recorded separately, as a run without one has the study's.
 _CACHE_NEUTRAL = {*Run.cache_neutral, "seed"}
 
-# How the work is divided changes the result by rounding and by each process's noise. A run may be resumed under another
-# division: a cluster does not always give the same nodes.
+# How the work is divided changes the result only by rounding and by each process's noise. A run may be resumed under another
+# division: a cluster does not always grant the same nodes.
 _DIVISION = {"processes", "nodes", "parallel"}
 
 _LIBRARIES = ("torch", "timm", "numpy", "opencv-python-headless", "simplejpeg")
@@ -50,9 +50,9 @@ def pretrain(
         run: the settings. Its own seed overrides `seed`; with no epochs the initial weights are saved.
         shard_indexes: `shards/{split}/{shard}.parquet` of the training split; each tar lies beside its index.
         output: folder; gets `weights.safetensors`, `config.json` (the run and the receipt), `metrics.jsonl`
-            (a line every ten steps), `tensorboard/`, and, until the weights are there, `checkpoints/`.
-        device: `cuda`, `cpu`; CUDA when there is one, by default.
-        image_indexes: likewise of the image datasets of a run with `images`.
+            (a line every ten steps), `tensorboard/`, and, until the weights are written, `checkpoints/`.
+        device: `cuda` or `cpu`; by default CUDA where available.
+        image_indexes: the same of the image datasets of a run with `images`.
 
     Raises:
         ValueError: the data does not fit the settings, or a model cannot be loaded; the message says which.
@@ -93,11 +93,11 @@ def open_media(run: AnyRun, video_indexes: Sequence[Path], image_indexes: Sequen
 
 
 def open_clips(run: AnyRun, indexes: Sequence[Path], seed: int, frames: int | None = None) -> ClipDataset:
-    """The clips that a run trains on, with what its method needs of them.
+    """The clips that a run trains on, with the guides and text vectors that its method needs.
 
     Args:
         indexes: of the shards.
-        frames: of a sample; the run's when not given, 1 for images.
+        frames: per sample; the run's by default, 1 for images.
 
     Raises:
         ValueError: a shard cannot be used, or clips lack what is needed.
@@ -122,10 +122,10 @@ def open_clips(run: AnyRun, indexes: Sequence[Path], seed: int, frames: int | No
 
 
 def check_has_captions(dataset: ClipDataset, sources: Sequence[str] | None) -> None:
-    """Refuses clips without a caption to train on.
+    """Checks that every clip has a caption to train on.
 
     Raises:
-        ValueError: with their number, and what to do.
+        ValueError: some have none; the message gives their number, and what to do.
     """
     missing = int((dataset.index.count_captions(sources) == 0).sum())
     if missing:
@@ -144,7 +144,7 @@ def make_batches(
 
 
 def no_batches(step: int) -> Iterator[Batch]:
-    """Those of a run without epochs."""
+    """The batches of a run without epochs."""
     return iter(())
 
 
@@ -157,14 +157,14 @@ def make_plan(
     teacher: Mapping[str, Any] | None,
     output: Path,
 ) -> TrainingPlan:
-    """The loop's plan of a run.
+    """The settings of a run's training loop.
 
     Args:
         data: SHA-256 of its shards.
-        start: weights that it starts from, if any.
-        teacher: what identifies its teacher, if it has one.
+        start: its initial weights, if they come from another model.
+        teacher: the identity of its teacher, if it has one.
     """
-    # A checkpoint of another origin is not resumed: all that the result depends on is in it.
+    # Everything that the result depends on: a checkpoint of another origin is not resumed.
     origin: dict[str, Any] = {
         "run": run.model_dump(mode="json", exclude=_CACHE_NEUTRAL | _DIVISION),
         "seed": seed,
@@ -192,7 +192,7 @@ def make_plan(
 
 
 def introduce(plan: TrainingPlan, media: Sequence[Medium], method: Method, process: Process) -> None:
-    """Logs what is about to be trained."""
+    """Logs the size of the model, the data and the run."""
     if process.first:
         clips = " and ".join(f"{len(medium.dataset)} {medium.name}" for medium in media)
         say(
@@ -202,7 +202,7 @@ def introduce(plan: TrainingPlan, media: Sequence[Medium], method: Method, proce
 
 
 def write_weights(method: Method, path: Path) -> None:
-    """Writes the student, and beside it what else of the method is kept."""
+    """Writes the student's weights, and the method's other parts that are saved with it."""
     parts = method.parts()
     zoo.save(
         method.student,

@@ -24,7 +24,7 @@ def _joined(job: Job, sources: Sequence[tuple[str | None, str]]) -> list[Path]:
 
 
 def _starts_from_run(job: Job) -> bool:
-    """Whether it starts from another run's weights, which are waited for."""
+    """Whether it starts from another run's weights, which must be trained first."""
     init = _settings(job).init
     return init is not None and Path(init) in {weights_of(job, name) for name in job.study.runs}
 
@@ -65,12 +65,12 @@ PRETRAIN = Stage(
         "config": job.layout.pretrain(job.run) / "config.json",
     },
     settings=("runs.{run}", "seed"),
-    # Threads and memory are those of one node. On several, the Slurm executor leaves the script on the first of them
-    # (`mpi`), which starts one task on each by srun; one task a GPU, which it would ask for, is not wanted.
+    # Threads and memory are per node. On several nodes the Slurm executor runs the script on the first (`mpi`), which starts
+    # one task per node by srun; `tasks_per_gpu` keeps the executor from requesting one task per GPU.
     resources={
         "mem_mb": lambda job: 16000 * (1 + _settings(job).processes),
         "runtime": 2880,
-        # One a process. On several nodes Slurm is asked for those of each node (`gres`).
+        # One per process. On several nodes they are requested per node (`gres`).
         "gpu": lambda job: _settings(job).processes if _settings(job).nodes == 1 else None,
         "mpi": _on_nodes(lambda run: "srun"),
         "nodes": _on_nodes(lambda run: run.nodes),
@@ -78,7 +78,7 @@ PRETRAIN = Stage(
         "tasks_per_gpu": _on_nodes(lambda run: 0),
         "gres": _on_nodes(lambda run: f"gpu:{run.processes}"),
     },
-    # Small models lose by more threads; runs side by side do not.
+    # The cores are divided among the runs: small models get slower with more threads, runs in parallel do not.
     threads=lambda job, cores: max(1, cores // max(1, len(job.study.runs)), _settings(job).processes),
     receipt="config",
     run=_run,

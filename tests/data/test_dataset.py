@@ -236,7 +236,7 @@ def test_a_map_of_the_right_size_in_bytes_but_another_shape_is_refused(open_clip
 def test_many_shards_stay_within_the_limit_of_open_files(tmp_path: Path, shard: Callable, clip: Callable) -> None:
     paths = [shard(tmp_path / f"train-{n:05d}.parquet", [clip(n, frames=2)]) for n in range(12)]
     data = ClipDataset(paths, GEOMETRY, Augmentation(), seed=0, train=True)
-    data._reader._most = 3
+    data._reader._max_open = 3
     first = [data[n][0]["video"] for n in range(12)]
     assert len(data._reader._open) == 3
     assert all(np.array_equal(data[n][0]["video"], first[n]) for n in range(12))

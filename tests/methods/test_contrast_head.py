@@ -223,8 +223,8 @@ def test_a_run_without_contrast_has_no_vectors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"width": None}, "describes no 'contrast' that can be built"),
-        ({"settings": {"hidden": 16, "unknown": 1}}, "describes no 'contrast' that can be built"),
+        ({"width": None}, "does not describe a valid 'contrast'"),
+        ({"settings": {"hidden": 16, "unknown": 1}}, "does not describe a valid 'contrast'"),
         ({"text_width": TEXT + 1}, r"head\.3\.weight \(9x16 instead of 10x16\)"),
         ({"width": 2**45}, r"head\.0\.weight"),  # no memory is taken for it
         ({"settings": {"hidden": 16, "learnable": True}}, "1 missing: log_temperature"),

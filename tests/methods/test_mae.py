@@ -222,5 +222,5 @@ def test_a_few_steps_on_one_batch_lower_the_loss() -> None:
 
 
 def test_a_ratio_that_hides_nothing_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"mask\.ratio 0\.05 hides none of a slot's 16 tokens; the least is 0\.0625"):
+    with pytest.raises(ValueError, match=r"mask\.ratio 0\.05 hides none of a slot's 16 tokens; the minimum is 0\.0625"):
         build_method(make_run(mask={"strategy": "tube", "ratio": 0.05}))

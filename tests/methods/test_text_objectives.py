@@ -52,7 +52,7 @@ def test_matching_asks_about_the_pairs_each_caption_with_a_wrong_clip_and_each_c
     clips = torch.tensor([4, 5, 6, 7])
     temperatures = []
 
-    def draw_negatives(scores: Tensor, ids: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
+    def sample_negatives(scores: Tensor, ids: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
         assert torch.equal(ids, clips)
         temperatures.append(float(temperature))
         if torch.allclose(scores, similarity):
@@ -60,7 +60,7 @@ def test_matching_asks_about_the_pairs_each_caption_with_a_wrong_clip_and_each_c
         assert torch.allclose(scores, similarity.T)
         return WRONG_VIDEO
 
-    monkeypatch.setattr("stm.methods.video_language.draw_negatives", draw_negatives)
+    monkeypatch.setattr("stm.methods.video_language.sample_negatives", sample_negatives)
     text = method.read(tokens)
     loss = compare_pairs(model, video, features, text, clips, method.objectives)["matching"]
     pairs = [(i, i, 1) for i in range(4)]

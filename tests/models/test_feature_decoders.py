@@ -155,5 +155,5 @@ def test_features_of_bfloat16_pass_through_under_autocast() -> None:
 
 
 def test_layers_and_decoders_are_as_many() -> None:
-    with pytest.raises(ValueError, match="features of 5 layers do not fit 6 linear decoders"):
+    with pytest.raises(ValueError, match="features of 5 layers for 6 linear decoders"):
         LinearDecoders(TINY, CHANNELS, layers=6)(torch.zeros(5, 2, 3, 24), draw_kept(2, 3))

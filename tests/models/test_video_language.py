@@ -105,7 +105,7 @@ def test_the_temperature_is_held_between_its_bounds_and_keeps_its_gradient(
     tmp_path: Path, before: float, after: float
 ) -> None:
     model = VideoLanguageModel(VideoEncoder(CLIPS), tiny_bert(), 8, temperature=before)
-    model.hold_temperature()
+    model.clamp_temperature()
     assert model.temperature.item() == pytest.approx(after)
     (1 / model.temperature).backward()
     assert model.temperature.grad is not None and model.temperature.grad.item() < 0
@@ -115,7 +115,7 @@ def tiny_bert(width: int = WIDTH) -> SplitBert:
     config = BertConfig(
         vocab_size=40, hidden_size=width, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32
     )
-    return SplitBert.of(config, 1)
+    return SplitBert(config, 1)
 
 
 def test_a_bert_of_another_width_is_refused() -> None:
@@ -190,17 +190,17 @@ def rewrite(path: Path, target: Path, **changes: Any) -> Path:
     ("changes", "message"),
     [
         ({"embedding": 8}, r"has a 'language', but its weights do not fit: .* of another shape: .*_projection"),
-        ({"embedding": "wide"}, "describes no 'language' that can be built .*invalid embedding 'wide'"),
+        ({"embedding": "wide"}, "does not describe a valid 'language' .*invalid embedding 'wide'"),
         ({"embedding": 2**40}, "invalid embedding 1099511627776"),
-        ({"bert": None}, "describes no 'language' that can be built"),
+        ({"bert": None}, "does not describe a valid 'language'"),
         ({"bert__num_hidden_layers": 10**9}, "invalid num_hidden_layers"),
         ({"bert__vocab_size": 99}, "do not fit: .* of another shape: .*word_bias"),
-        ({"bert__hidden_act": "nothing"}, "describes no 'language' that can be built"),
-        ({"bert__num_attention_heads": 5}, "describes no 'language' that can be built"),
+        ({"bert__hidden_act": "nothing"}, "does not describe a valid 'language'"),
+        ({"bert__num_attention_heads": 5}, "does not describe a valid 'language'"),
         ({"fusion_layer": 4}, "do not fit: .*missing"),
-        ({"fusion_layer": "x"}, "describes no 'language' that can be built"),
+        ({"fusion_layer": "x"}, "does not describe a valid 'language'"),
         ({"tokenizer__text": "{"}, "the tokenizer cannot be read"),
-        ({"tokenizer": 3}, "describes no 'language' that can be built"),
+        ({"tokenizer": 3}, "does not describe a valid 'language'"),
     ],
 )
 def test_headers_that_do_not_fit_are_errors_that_name_the_file(

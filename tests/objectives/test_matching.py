@@ -8,7 +8,7 @@ import torch
 from drawn import draw_pairs, rand
 from torch import Tensor
 
-from stm.objectives.matching import draw_negatives, matching_loss
+from stm.objectives.matching import matching_loss, sample_negatives
 
 
 def weigh(similarity: Tensor, ids: Tensor, temperature: float) -> np.ndarray:
@@ -27,7 +27,7 @@ def test_negatives_are_never_positives_and_as_frequent_as_the_softmax_says(ids: 
     video, text = draw_pairs(6)
     similarity, numbers, draws = video @ text.T, torch.tensor(ids), 4000
     noise = rand(draws, 6, 6)
-    found = torch.stack([draw_negatives(similarity, numbers, 0.3, one) for one in noise])  # [draws, 6]
+    found = torch.stack([sample_negatives(similarity, numbers, 0.3, one) for one in noise])  # [draws, 6]
     assert (numbers[found] != numbers).all()
     expected = weigh(similarity, numbers, 0.3)
     counts = torch.nn.functional.one_hot(found, 6).double().mean(dim=0).numpy()
@@ -43,21 +43,21 @@ def test_the_draw_is_that_of_exponential_times() -> None:
     weights = weigh(similarity, ids, 0.1)
     times = [[-math.log(1 - noise[i, j].item()) / max(weights[i, j], 1e-300) for j in range(5)] for i in range(5)]
     expected = np.argmin(times, axis=1).tolist()
-    assert draw_negatives(similarity, ids, 0.1, noise).tolist() == expected
-    assert draw_negatives(similarity / 0.1, ids, noise=noise).tolist() == expected
+    assert sample_negatives(similarity, ids, 0.1, noise).tolist() == expected
+    assert sample_negatives(similarity / 0.1, ids, noise=noise).tolist() == expected
 
 
 def test_without_noise_torchs_generator_draws() -> None:
     similarity, ids = torch.zeros(40, 40), torch.arange(40)
     torch.manual_seed(0)
-    first, second = draw_negatives(similarity, ids), draw_negatives(similarity, ids)
+    first, second = sample_negatives(similarity, ids), sample_negatives(similarity, ids)
     torch.manual_seed(0)
-    assert torch.equal(draw_negatives(similarity, ids), first) and not torch.equal(first, second)
+    assert torch.equal(sample_negatives(similarity, ids), first) and not torch.equal(first, second)
 
 
 def test_a_row_whose_negatives_all_round_to_nothing_is_drawn_evenly() -> None:
     similarity = torch.eye(5) * 2 - 1  # at temperature 0.001 the softmax of all negatives is 0 in float32
-    found = torch.stack([draw_negatives(similarity, torch.arange(5), 0.001, n) for n in rand(2000, 5, 5).float()])
+    found = torch.stack([sample_negatives(similarity, torch.arange(5), 0.001, n) for n in rand(2000, 5, 5).float()])
     counts = torch.nn.functional.one_hot(found, 5).float().mean(dim=0)
     assert (counts.diagonal() == 0).all()
     assert ((counts - 0.25).abs()[~torch.eye(5, dtype=torch.bool)] < 0.04).all()
@@ -69,16 +69,16 @@ def test_numbers_that_are_none_do_not_spoil_the_draw(bad: float) -> None:
     similarity[0] = bad
     similarity[1, 2] = bad
     ids = torch.tensor([0, 1, 2, 2])
-    drawn = [draw_negatives(similarity, ids, 0.07, noise).tolist() for noise in rand(300, 4, 4)]
+    drawn = [sample_negatives(similarity, ids, 0.07, noise).tolist() for noise in rand(300, 4, 4)]
     rows = list(zip(*drawn, strict=True))
     assert [set(row) for row in rows[:1] + rows[2:]] == [{1, 2, 3}, {0, 1}, {0, 1}]
     assert set(rows[1]) == ({0, 3} if bad == -math.inf else {0, 2, 3})
 
 
 def test_where_there_is_no_negative_nothing_fails() -> None:
-    found = torch.stack([draw_negatives(torch.zeros(3, 3), torch.full((3,), 8), 0.07, n) for n in rand(100, 3, 3)])
+    found = torch.stack([sample_negatives(torch.zeros(3, 3), torch.full((3,), 8), 0.07, n) for n in rand(100, 3, 3)])
     assert [set(column.tolist()) for column in found.T] == [{1, 2}, {0, 2}, {0, 1}]  # another row of the sample
-    assert draw_negatives(torch.zeros(1, 1), torch.tensor([8]), 0.07).tolist() == [0]
+    assert sample_negatives(torch.zeros(1, 1), torch.tensor([8]), 0.07).tolist() == [0]
 
 
 def test_matching_takes_the_first_third_for_true() -> None:

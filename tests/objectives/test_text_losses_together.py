@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stm.objectives.contrast import contrast_ids
 from stm.objectives.masked_language import IGNORED, mask_words, masked_language_loss
-from stm.objectives.matching import draw_negatives, matching_loss
+from stm.objectives.matching import matching_loss, sample_negatives
 
 
 @pytest.mark.slow
@@ -32,7 +32,7 @@ def test_two_processes_learn_what_one_learns_from_the_joined_batch(tmp_path: Pat
 @pytest.mark.slow
 def test_all_objectives_are_one_graph() -> None:
     def step(video: Tensor, text: Tensor, ids: Tensor, tokens: Tensor, logits: Tensor, pairs: Tensor) -> Tensor:
-        negatives = draw_negatives(video @ text.T, ids, 0.1, torch.full((6, 6), 0.5))
+        negatives = sample_negatives(video @ text.T, ids, 0.1, torch.full((6, 6), 0.5))
         _, targets = mask_words(tokens, 0.5, MASK, (PAD, CLS), WORDS, torch.full((3, 6, 8), 0.4))
         losses = contrast_ids(video, text[negatives], ids, 0.1) + matching_loss(pairs)
         return losses + masked_language_loss(logits, targets)

@@ -33,7 +33,7 @@ def test_verify_finds_a_single_flipped_bit_anywhere(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="has been changed"):
         verify_shard(tar, index)
     tar.write_bytes(sound[:1000])
-    assert any("torn" in problem for problem in find_problems(tar, index))
+    assert any("truncated" in problem for problem in find_problems(tar, index))
     tar.unlink()
     assert find_problems(tar, index) == [f"{tar}: does not exist"]
 
@@ -55,7 +55,7 @@ def test_verify_checks_what_the_index_lets_a_reader_expect(tmp_path: Path) -> No
         ({"flow_cells": 1}, r"b\.flow\.npy is float16 .* where the index says float16 \[2, 2, 4, 5, 2\]"),
         ({"text_width": None}, r"b\.text\.npy is float16 \[4, 5\] where .* \[4, 0\]"),
         ({"captions": ["one"]}, r"b\.similarity\.npy is float16 \[4, "),
-        ({"flow_offset": 2**62}, r"b\.flow\.npy lies outside the tar: torn file"),
+        ({"flow_offset": 2**62}, r"b\.flow\.npy lies outside the tar: is it truncated"),
         ({"json_offset": -1}, r"b\.json lies outside the tar"),
         ({"motion_size": None}, r"b\.motion\.npy lies outside the tar"),
         ({"sizes": [3]}, "clip 'b' has 2 offsets and 1 sizes"),

@@ -32,14 +32,14 @@ def test_a_map_made_from_other_frames_is_refused(tmp_path: Path, shard: Callable
     wrong = np.zeros((11, 4, 5, 3), dtype=np.float16)  # the clip has 12 frames
     path = shard(tmp_path / "a.parquet", [clip(0), clip(1, motion=wrong)])
     with pytest.raises(
-        ValueError, match=r"a\.parquet: clip 'clip-001' \(1 in all\): its motion array has another shape"
+        ValueError, match=r"a\.parquet: clip 'clip-001' \(1 in all\): the shape of its motion array does not match"
     ):
         ClipIndex([path])
 
 
 def test_a_similarity_map_without_its_captions_is_refused(tmp_path: Path, shard: Callable, clip: Callable) -> None:
     path = shard(tmp_path / "a.parquet", [clip(0, captions=["one"], similarity=np.zeros((2, 12, 4, 5), np.float16))])
-    with pytest.raises(ValueError, match="similarity array has another shape"):
+    with pytest.raises(ValueError, match="the shape of its similarity array does not match"):
         ClipIndex([path])
 
 
@@ -76,8 +76,8 @@ def test_arrays_of_another_shape_and_uncounted_sources_are_refused(
 ) -> None:
     flow = np.zeros((2, 12, 8, 10, 2), np.float16)
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"flow": flow[:, :-1]}, "flow array has another shape"),
-        ({"text": np.zeros((2, 6), np.float16)}, "text array has another shape"),
+        ({"flow": flow[:, :-1]}, "the shape of its flow array does not match"),
+        ({"text": np.zeros((2, 6), np.float16)}, "the shape of its text array does not match"),
         ({"caption_sources": ["human"]}, "it has 1 caption sources for 3 captions"),
     ]
     for change, message in cases:

@@ -90,7 +90,7 @@ def test_what_cannot_be_drawn_is_refused_at_once(open_clips: Callable, clip: Cal
     with pytest.raises(ValueError, match="the shards have no captions, and the captions' vectors are needed"):
         open_clips([clip(0, captions=[], similarity=None)], text=True)
     two = [clip(0, text=make_text(0)), clip(1, text=make_text(1, width=7))]
-    with pytest.raises(ValueError, match=r"vectors of \[6, 7\] numbers: pack all shards with one text encoder"):
+    with pytest.raises(ValueError, match=r"vectors of widths \[6, 7\]: pack all shards with one text encoder"):
         open_clips(two, text=True)
     some = [clip(0), clip(1, caption_sources=SOURCES)]
     with pytest.raises(ValueError, match=r"1 of 2 clips have no similarity map of a caption from blip2"):

@@ -109,7 +109,7 @@ def test_a_new_array_is_checked(tmp_path: Path, depth: PackedArray) -> None:
     rows[0]["depth_bins"] = 2
     write_table(index, pa.Table.from_pylist(rows, table.schema), receipt)
     assert any("depth.npy is float32" in p and "where the index says float32" in p for p in find_problems(tar, index))
-    with pytest.raises(ValueError, match="its depth array has another shape than the clip"):
+    with pytest.raises(ValueError, match="the shape of its depth array does not match the clip"):
         ClipIndex([index])
 
 

@@ -1,1 +1,1 @@
-"""The guides of masks: per-token scores cut from the maps that the offline stages cached."""
+"""The guides of masks: scores per token, cropped from the maps that the offline stages cached."""

@@ -1,9 +1,8 @@
-"""Guides follow the crop: from a map of the full frame to one value for each token of the crop.
+"""Guides follow the crop: from a map of the full frame to one value per token of the crop.
 
 A map is piecewise constant: each of its rows x columns cells covers an equal part of the frame. A token's
-value is the exact mean of that function over the token's rectangle, so a crop along the cells' edges
-returns the cells, and any other area-weighted means. Rectangles are products of intervals, so two small matrices
-suffice.
+value is the exact mean of that function over the token's rectangle, so a crop along the cells' edges returns the cells, and
+any other crop area-weighted means of them. Rectangles are products of intervals, so two small matrices suffice.
 """
 
 from functools import lru_cache
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from stm.data.crop_boxes import Box
 
 
-@lru_cache(maxsize=4096)  # a data set has few sizes of frames, and most crops are of few sizes and places
+@lru_cache(maxsize=4096)  # a dataset has few frame sizes, and multi-scale crops have few sizes and places
 def overlap_matrix(start: float, length: float, total: float, cells: int, tokens: int) -> NDArray[np.float32]:
     """Share of each token in each cell along one axis, float32 [tokens, cells], read-only; rows sum to 1.
 

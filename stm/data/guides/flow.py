@@ -1,4 +1,4 @@
-"""Optical flow between a clip's taken frames, from the packed flow between its stored ones, in the crop's own units."""
+"""Optical flow between a clip's sampled frames, from the packed flow between its stored ones, in tokens of the crop."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +13,15 @@ from stm.shards.index import Clip
 def flow_between(
     packed: NDArray[np.floating], first: int, positions: NDArray[np.int64], cells: int
 ) -> NDArray[np.float32]:
-    """Forward and backward flow from each taken frame to the next taken and to the one taken before.
+    """Forward and backward flow from each sampled frame to the next and to the previous one.
 
-    A point is tracked step by step through the stored frames between them. Frames taken twice, at the end of
-    a short clip, lie on top of each other and do not move; neither does the last forward nor the first backward.
+    A point is tracked step by step through the stored frames between them. The flow is zero between copies of a frame, which
+    a short clip has at its end, and at both ends: forward from the last frame and backward from the first.
 
     Args:
         packed: [2, stored frames, R, C, 2], forward and backward, x right and y down, in map cells.
         first: stored position of the first of these frames.
-        positions: the frames taken, ascending.
+        positions: the sampled frames, ascending.
         cells: flow cells per side of a map cell.
 
     Returns:
@@ -38,7 +38,7 @@ def flow_between(
 def follow(
     flow: NDArray[np.floating], starts: NDArray[np.int64], steps: NDArray[np.int64], direction: int, cells: int
 ) -> NDArray[np.float32]:
-    """Displacement of the point at each cell's centre from each of the frames `starts` over its number of `steps`.
+    """Displacement of the point at each cell's centre, from each of the frames `starts` over as many frames as `steps` says.
 
     Args:
         flow: [frames, R, C, 2], to the next frame in `direction`, in map cells.
@@ -49,17 +49,17 @@ def follow(
     """
     moved = np.zeros((len(starts), *flow.shape[1:]), dtype=np.float32)
     for step in range(int(steps.max(initial=0))):
-        going = np.flatnonzero(steps > step)
-        fields = flow[starts[going] + direction * step].astype(np.float32)
-        # All start at cells' centres, where the first step's flow is known.
-        moved[going] += fields if step == 0 else look_up(fields, moved[going] * np.float32(cells))
+        active = np.flatnonzero(steps > step)
+        fields = flow[starts[active] + direction * step].astype(np.float32)
+        # The first step starts at the cells' centres, where the flow is stored: nothing to interpolate.
+        moved[active] += fields if step == 0 else look_up(fields, moved[active] * np.float32(cells))
     return moved
 
 
 def look_up(fields: NDArray[np.float32], displacements: NDArray[np.float32]) -> NDArray[np.float32]:
     """Sample fields at their cells' centres plus the given displacements.
 
-    Bilinear between the four centres around; beyond the outermost centres, their values.
+    Bilinear between the four surrounding centres; beyond the outermost centres, their values.
 
     Args:
         fields, displacements: [P, R, C, 2]; displacements in cells of these fields.

@@ -1,4 +1,4 @@
-"""What each file of guides declares: how the guides of one packed array are made and cut."""
+"""What each module of guides declares: how the guides of one packed array are made and cropped."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ class Stored(NamedTuple):
     """The layers of a packed array that cover a window of a clip, on the whole frame."""
 
     values: NDArray[np.floating]  # [stored frames, *layer]; of flow [2, stored frames, *layer]
-    taken: NDArray[np.int64]  # the window's frames as positions among these stored frames, ascending
-    step: int  # stored frames from one taken frame to the next
+    taken: NDArray[np.int64]  # the window's frames, as positions among these stored frames, ascending
+    step: int  # stored frames from one sampled frame to the next
     clip: Clip
 
 
-class Cut(Protocol):
+class CropFunction(Protocol):
     """Cuts a map of a window's frames to a crop of the frame."""
 
     def __call__(
@@ -45,9 +45,9 @@ def take_frames(stored: Stored) -> NDArray[np.floating]:
 
 @dataclass(frozen=True)
 class GuideMaker:
-    """How the guides of one packed array are made: from its stored frames to the window's, then cut to a crop."""
+    """How the guides of one packed array are made: from its stored frames to the window's, then cropped."""
 
-    # For each guide of the array, the function that gives its map of the window's frames, on the whole frame.
+    # For each guide of the array, the function that returns its map of the window's frames, on the whole frame.
     make: Mapping[str, Callable[[Stored], NDArray[np.floating]]]
-    cut: Cut = cut_tokens
-    looks_back: bool = False  # whether the stored frames of the step to the window's first frame are needed
+    cut: CropFunction = cut_tokens
+    looks_back: bool = False  # whether it needs the stored frames before the window's first one, a step of them

@@ -1,4 +1,4 @@
-"""Motion of the taken frames, from the packed vectors of the stored ones."""
+"""Motion of the sampled frames, from the packed vectors of the stored ones."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,14 +7,14 @@ from stm.data.guides.maker import GuideMaker
 
 
 def motion_between(magnitude: NDArray[np.floating], positions: NDArray[np.int64], step: int) -> NDArray[np.float32]:
-    """Motion that leads to each taken frame: the mean over the `step` stored frames that end with it.
+    """Motion that leads to each sampled frame: the mean over the `step` stored frames that end with it.
 
-    With a step of 1 that is the frame's own map. At the clip's start there may be fewer; the mean is over those.
+    With a step of 1 that is the frame's own map. At the clip's start there may be fewer, over which the mean is then taken.
 
     Args:
         magnitude: [stored frames, rows, columns], of the step to each stored frame from the one before it.
-        positions: the frames taken, ascending.
-        step: stored frames from one taken frame to the next.
+        positions: the sampled frames, ascending.
+        step: stored frames from one sampled frame to the next.
 
     Returns:
         float32 [frames, rows, columns], per step between stored frames.
@@ -36,6 +36,7 @@ def compensate(motion: NDArray[np.floating]) -> NDArray[np.float32]:
         float32 [stored frames, rows, columns], in the packed unit: cells per stored frame.
     """
     vectors = motion[..., 1:].astype(np.float32)
+    # The median, not the mean: it ignores moving objects as long as they cover less than half of the frame.
     own = vectors - np.median(vectors, axis=(1, 2), keepdims=True)
     return np.hypot(own[..., 0], own[..., 1])
 

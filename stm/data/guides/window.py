@@ -1,4 +1,4 @@
-"""The guides of one window of a clip: read once for the whole frame, then cut for each crop."""
+"""The guides of one window of a clip: read once for the whole frame, then cropped for each sample."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,10 @@ from stm.shards.index import Clip
 from stm.shards.reader import ShardReader
 from stm.shards.schema import ARRAYS, PackedArray, guide_arrays
 
-# How the guides of packed arrays are made, beside those of one number per cell that are taken as they are; which guides each
-# array has stands in `stm.shards.schema.ARRAYS`.
+# The arrays whose guides are not simply their stored values, one number per cell; `stm.shards.schema.ARRAYS` lists all arrays.
 MAKERS: dict[str, GuideMaker] = {"flow": FLOW, "motion": MOTION}
 
-# Guides that are never packed: a method makes them from the pixels, by its teacher (UMT, ClusterSTM) or its own mask (STM).
+# Guides that are never packed: a method computes them from the pixels, with its teacher (UMT, ClusterSTM) or its mask (STM).
 COMPUTED = ("attention", "features", "spatiotemporal")
 
 Maps = dict[str, NDArray[np.floating]]
@@ -38,8 +37,8 @@ def read_maps(
     """The maps of a window's frames that some guides need, on the whole frame.
 
     Args:
-        window: the stored frames taken, ascending.
-        caption: its number among the clip's; the result holds the maps that depend on it. None: those that depend on none.
+        window: positions of the sampled frames among the stored ones, ascending.
+        caption: its number among the clip's captions: returns only the maps that depend on it. None: only the others.
 
     Returns:
         "similarity", "motion", "motion_compensated" [frames, rows, columns]; "flow" [2, frames, R, C, 2], in map cells.
@@ -48,14 +47,14 @@ def read_maps(
     first, last = int(window[0]), int(window[-1])
     step = geometry.step(clip.frames)
     for array in ARRAYS.values():
-        wanted = [guide for guide in array.guides if guide in guides]
-        if not wanted or array.per_source != (caption is not None):
+        needed = [guide for guide in array.guides if guide in guides]
+        if not needed or array.per_source != (caption is not None):
             continue
         maker = maker_of(array)
         start = max(0, first - step + 1) if maker.looks_back else first
         values = reader.layers(clip, array.name, start, last, outer=caption)
         stored = Stored(values, window - start, step, clip)
-        maps |= {guide: maker.make[guide](stored) for guide in wanted}
+        maps |= {guide: maker.make[guide](stored) for guide in needed}
     return maps
 
 

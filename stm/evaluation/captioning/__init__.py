@@ -1,4 +1,4 @@
-"""Captions that a decoder writes, and how they are scored."""
+"""Captioning: a decoder generates captions, which are scored against reference captions."""
 
 from stm.config import Captioning
 from stm.evaluation.task import Metric, Task
@@ -7,7 +7,7 @@ TASKS = (
     Task(
         Captioning,
         "Captions",
-        # Papers print the scores times 100. CIDEr is no share: it can be above 1.
+        # Papers give the scores times 100. They are not percentages: CIDEr can exceed 100.
         (
             Metric("cider", "CIDEr", unit=""),
             Metric("bleu4", "BLEU-4", unit=""),

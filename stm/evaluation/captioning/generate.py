@@ -35,9 +35,9 @@ def caption(task: Captioning, run: LanguageRun, inputs: EvaluationInputs) -> Non
     """Trains encoder and decoder on the training split's captions and captions the test split; see `stm.evaluation.evaluate`.
 
     Raises:
-        CaptionScoreError: Java or pycocoevalcap is missing; checked before anything is trained.
+        CaptionScoreError: Java or pycocoevalcap is missing.
     """
-    find_programs()
+    find_programs()  # fails before hours of training, not after them
     process = Process(0, 1, choose_device(inputs.device))
     torch.manual_seed(inputs.seed)
     model = load_model(inputs.weights, run, task, task.drop_path)
@@ -48,16 +48,16 @@ def caption(task: Captioning, run: LanguageRun, inputs: EvaluationInputs) -> Non
     batches = with_texts(batches, lambda batch: {"tokens": tokenizer.encode(batch["caption"], length)})
     measure = None
     if inputs.validation:
-        held = open_clips(task, run, inputs.validation, inputs.seed, False, task.source)
+        validation = open_clips(task, run, inputs.validation, inputs.seed, False, task.source)
 
         def measure(_: nn.Module) -> float:
-            """CIDEr, by which the field chooses checkpoints."""
-            _keys, captions, references = write_captions(module, tokenizer, held, task, run, process.device)
+            """CIDEr, by which the field selects checkpoints."""
+            _keys, captions, references = generate_captions(module, tokenizer, validation, task, run, process.device)
             return score_captions(captions, references).figures["cider"]
 
     which, discard = tune(module, batches, plan, inputs.output, process, measure)
     test = open_clips(task, run, inputs.test, inputs.seed, False, task.source)
-    keys, captions, references = write_captions(module, tokenizer, test, task, run, process.device)
+    keys, captions, references = generate_captions(module, tokenizer, test, task, run, process.device)
     scores = score_captions(captions, references)
     receipt = make_evaluation_receipt(task, run, inputs, test, train)
     metrics = {
@@ -74,14 +74,14 @@ def caption(task: Captioning, run: LanguageRun, inputs: EvaluationInputs) -> Non
     discard()
 
 
-def share_exact(written: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Share of the captions that are one of their references, as these are when the model reads them (`clean_text`)."""
-    right = [one in map(clean_text, own) for one, own in zip(written, references, strict=True)]
-    return sum(right) / len(right)
+def share_exact(generated: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Share of the captions that equal one of their references, cleaned as for training (`clean_text`)."""
+    correct = [caption in map(clean_text, own) for caption, own in zip(generated, references, strict=True)]
+    return sum(correct) / len(correct)
 
 
 @torch.inference_mode()
-def write_captions(
+def generate_captions(
     module: CaptionTuning,
     tokenizer: Tokenizer,
     dataset: ClipDataset,
@@ -92,7 +92,7 @@ def write_captions(
     """Keys, generated captions and references of the clips that have references.
 
     Raises:
-        ValueError: no clip has one.
+        ValueError: no clip has a reference.
     """
     module.eval()
     generated: dict[int, str] = {}
@@ -101,13 +101,13 @@ def write_captions(
         for batch in loader.batches():
             with torch.autocast(device.type, torch.bfloat16, enabled=task.precision == "bf16"):
                 memory = module.encoder(move(batch, device)["video"])
-                found = module.decoder.generate(memory, task.beams, task.max_caption_tokens, task.length_penalty)
-            generated |= dict(zip(batch["clip"].tolist(), map(tokenizer.decode, found), strict=True))
-            progress.advance(len(found))
+                texts = module.decoder.generate(memory, task.beams, task.max_caption_tokens, task.length_penalty)
+            generated |= dict(zip(batch["clip"].tolist(), map(tokenizer.decode, texts), strict=True))
+            progress.advance(len(texts))
     chosen = [number for number in range(len(dataset)) if dataset.caption_numbers(number)]
     if not chosen:
         raise ValueError(
-            f"no clip of {dataset.index.tars[0].parent} has a caption of the source: nothing to compare with"
+            f"no clip of {dataset.index.tars[0].parent} has a caption of the source: there are no references to score against"
         )
     clips = [dataset.index[number] for number in chosen]
     references = [[c.captions[n] for n in dataset.caption_numbers(i)] for i, c in zip(chosen, clips, strict=True)]

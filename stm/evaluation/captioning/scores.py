@@ -1,8 +1,8 @@
-"""Scores of generated captions against written ones: BLEU-4, METEOR, ROUGE-L and CIDEr, as the field computes them.
+"""Scores of generated captions against reference captions: BLEU-4, METEOR, ROUGE-L and CIDEr, as the field computes them.
 
-All come from pycocoevalcap, the reference (the extra `captions`). Its tokenizer and METEOR are Java programs inside it.
-They are started here and not by its classes: those wait for ever for a program that hangs or has died, and write into
-the installed package. SPICE is left out: it downloads a parser.
+All come from pycocoevalcap, the reference implementation (the extra `captions`). Its tokenizer and METEOR are Java programs
+inside the package. They are started here and not by its classes, which wait forever for a program that hangs or has died and
+write into the installed package. SPICE is left out because it downloads a parser.
 """
 
 import shutil
@@ -24,7 +24,7 @@ from stm.jobs.progress import track
 NAMES = ("bleu4", "meteor", "rouge_l", "cider")
 
 TIME_LIMIT = 1800.0
-"""Seconds that each Java program may take. METEOR needs 10 to 20 to start, several times that on a busy machine."""
+"""Time limit of each Java program, in seconds. METEOR takes 10 to 20 to start, several times that on a busy machine."""
 
 
 class CaptionScoreError(RuntimeError):
@@ -33,10 +33,10 @@ class CaptionScoreError(RuntimeError):
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """Scores of a split; all but CIDEr are in [0, 1], CIDEr in [0, 10]. Papers print them times 100."""
+    """Scores of a split, CIDEr in [0, 10], the others in [0, 1]. Papers give them times 100."""
 
-    figures: dict[str, float]  # by `NAMES`; BLEU-4 and METEOR of the whole split, the others means over clips
-    clips: dict[str, NDArray[np.float64]]  # by `NAMES`, [clips]; the mean of BLEU-4 and METEOR is not the figure
+    figures: dict[str, float]  # by `NAMES`: BLEU-4 and METEOR at corpus level, the others as means over clips
+    clips: dict[str, NDArray[np.float64]]  # by `NAMES`, [clips]; for BLEU-4 and METEOR their mean is not the corpus score
 
 
 @dataclass(frozen=True)
@@ -50,54 +50,56 @@ class _Programs:
 def score_captions(
     predicted: Sequence[str], references: Sequence[Sequence[str]], time_limit: float = TIME_LIMIT
 ) -> CaptionScores:
-    """Scores one caption a clip against the clip's references.
+    """Scores one caption per clip against the clip's references.
 
-    CIDEr weighs n-grams by how rare they are among the references of these very clips: it is 0 for a single clip, and
-    where all clips have the same references.
+    CIDEr weights n-grams by their rarity among the references of these same clips, so it is 0 for a single clip, and where
+    all clips have the same references.
 
     Args:
-        predicted: a caption of each clip; may be empty, which scores 0.
-        references: one or more of each clip, in the same order.
-        time_limit: seconds that each Java program may take; it is ended after that.
+        predicted: one caption per clip; an empty one scores 0.
+        references: the reference captions of each clip, at least one, in the same order.
+        time_limit: seconds after which a Java program is killed.
 
     Raises:
         CaptionScoreError: pycocoevalcap or Java is missing, or a program failed or took too long.
-        ValueError: there are no clips, not as many captions as clips, or a clip has no reference.
+        ValueError: there are no clips, the numbers of captions and clips differ, or a clip has no reference.
     """
     if not predicted or len(predicted) != len(references):
-        raise ValueError(f"{len(predicted)} captions for {len(references)} clips: one each is needed")
-    if lacking := sum(not own for own in references):
-        raise ValueError(f"{lacking} clips have no reference caption: leave them out")
+        raise ValueError(f"{len(predicted)} captions for {len(references)} clips: must be one per clip, of at least one clip")
+    if missing := sum(not own for own in references):
+        raise ValueError(f"{missing} clips have no reference caption: leave them out")
     programs = find_programs()
-    words = _tokenize([*predicted, *(text for own in references for text in own)], programs, time_limit)
+    # All captions in one call: starting Java takes longer than tokenizing.
+    texts = _tokenize([*predicted, *(text for own in references for text in own)], programs, time_limit)
     bounds = accumulate((len(own) for own in references), initial=len(predicted))
     clips = range(len(predicted))
-    generated = {clip: [words[clip]] for clip in clips}
-    written = {clip: words[start:stop] for clip, (start, stop) in zip(clips, pairwise(bounds), strict=True)}
+    generated = {clip: [texts[clip]] for clip in clips}
+    expected = {clip: texts[start:stop] for clip, (start, stop) in zip(clips, pairwise(bounds), strict=True)}
 
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
-    bleu, each_bleu = Bleu(4).compute_score(written, generated, verbose=0)
-    rouge, each_rouge = Rouge().compute_score(written, generated)
-    cider, each_cider = Cider().compute_score(written, generated)
-    meteor, each_meteor = _meteor(words[: len(predicted)], list(written.values()), programs, time_limit)
-    whole = (bleu[3], meteor, rouge, cider)
-    each = (each_bleu[3], each_meteor, each_rouge, each_cider)
+    bleu, clip_bleu = Bleu(4).compute_score(expected, generated, verbose=0)  # of 1- to 4-grams; BLEU-4 is the last
+    rouge, clip_rouge = Rouge().compute_score(expected, generated)
+    cider, clip_cider = Cider().compute_score(expected, generated)
+    meteor, clip_meteor = _meteor(texts[: len(predicted)], list(expected.values()), programs, time_limit)
+    split_scores = (bleu[3], meteor, rouge, cider)
+    clip_scores = (clip_bleu[3], clip_meteor, clip_rouge, clip_cider)
     return CaptionScores(
-        {name: float(value) for name, value in zip(NAMES, whole, strict=True)},
-        {name: np.asarray(values, dtype=np.float64) for name, values in zip(NAMES, each, strict=True)},
+        {name: float(value) for name, value in zip(NAMES, split_scores, strict=True)},
+        {name: np.asarray(values, dtype=np.float64) for name, values in zip(NAMES, clip_scores, strict=True)},
     )
 
 
 def find_programs() -> _Programs:
-    """Where Java and the programs are; to be asked before hours are spent on captions that cannot be scored.
+    """Locates Java and its programs. Call it before hours are spent on captions that cannot be scored.
 
     Raises:
-        CaptionScoreError: something is missing; all of it is listed.
+        CaptionScoreError: something is missing; the message lists all of it.
     """
-    java, missing = shutil.which("java"), []
+    java = shutil.which("java")
+    missing = []
     if java is None:
         missing.append("Java (8 or later; `openjdk-17-jre-headless` on Debian, `openjdk` on conda-forge)")
     try:
@@ -106,21 +108,22 @@ def find_programs() -> _Programs:
     except ImportError:
         missing.append("the package pycocoevalcap (the extra `captions`: pip install 'stm-video[captions]')")
     if java is None or missing:
-        raise CaptionScoreError(f"scores of captions need {' and '.join(missing)}")
+        raise CaptionScoreError(f"scoring captions needs {' and '.join(missing)}")
     jars = (
         Path(ptbtokenizer.__file__).parent / ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR,
         Path(meteor.__file__).parent / meteor.METEOR_JAR,
     )
     for jar in jars:
         if not jar.is_file():
-            raise CaptionScoreError(f"{jar} is missing: install pycocoevalcap again")
+            raise CaptionScoreError(f"{jar} is missing: reinstall pycocoevalcap")
     return _Programs(java, *jars, frozenset(ptbtokenizer.PUNCTUATIONS))
 
 
 def _tokenize(captions: Sequence[str], programs: _Programs, time_limit: float) -> list[str]:
-    """Each caption in lower case as words with spaces between, without punctuation, by the Penn Treebank's rules."""
-    # A line a caption: no character at which anything breaks lines may stay.
+    """Each caption as lower-case words separated by spaces, without punctuation, by the rules of the Penn Treebank."""
+    # The program works line by line, so a caption must not contain any kind of line break.
     lines = "".join(" ".join(caption.replace("\0", " ").split()) + "\n" for caption in captions)
+    # Without the encoding Java uses the locale's, which is often ASCII in jobs.
     command = [programs.java, "-Dfile.encoding=UTF-8", "-cp", str(programs.tokenizer)]
     command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
     try:
@@ -129,19 +132,23 @@ def _tokenize(captions: Sequence[str], programs: _Programs, time_limit: float) -
         )
     except subprocess.TimeoutExpired as error:
         raise CaptionScoreError(f"the tokenizer of captions took more than {time_limit:g} seconds") from error
-    found = done.stdout.decode("utf-8", "replace").removesuffix("\n").split("\n")
-    if done.returncode or len(found) != len(captions):
-        said = done.stderr.decode("utf-8", "replace").strip()[-500:]
+    tokenized = done.stdout.decode("utf-8", "replace").removesuffix("\n").split("\n")
+    if done.returncode or len(tokenized) != len(captions):
+        log = done.stderr.decode("utf-8", "replace").strip()[-500:]
         raise CaptionScoreError(
-            f"the tokenizer of captions made {len(found)} lines of {len(captions)} and ended with {done.returncode}: {said}"
+            f"the tokenizer of captions returned {len(tokenized)} lines for {len(captions)} captions and ended with status "
+            f"{done.returncode}: {log}"
         )
-    return [" ".join(word for word in line.split() if word not in programs.punctuation) for line in found]
+    return [" ".join(word for word in line.split() if word not in programs.punctuation) for line in tokenized]
 
 
 def _meteor(
-    generated: Sequence[str], written: Sequence[Sequence[str]], programs: _Programs, time_limit: float
+    generated: Sequence[str], references: Sequence[Sequence[str]], programs: _Programs, time_limit: float
 ) -> tuple[float, list[float]]:
-    """METEOR 1.5 of the whole and of each clip."""
+    """METEOR 1.5 at corpus level and per clip.
+    The program's protocol: a request SCORE returns the match counts of a caption; a request EVAL with all counts returns one
+    line per caption, then the corpus score.
+    """
     with _running_meteor(programs, time_limit) as (requests, answers):
 
         def ask(*parts: str) -> str:
@@ -152,37 +159,39 @@ def _meteor(
         def answer() -> str:
             if line := answers.readline().strip():
                 return line
-            raise BrokenPipeError("it ended")
+            raise BrokenPipeError("the program ended")
 
-        pairs = zip(generated, written, strict=True)
+        pairs = zip(generated, references, strict=True)
         counts = [
             ask("SCORE", *(_field(text) for text in own), _field(caption))
             for caption, own in track(pairs, "METEOR", total=len(generated), unit="captions")
         ]
         first = float(ask("EVAL", *counts))
-        *others, whole = [float(answer()) for _ in counts]
-        return whole, [first, *others]
+        *others, corpus = [float(answer()) for _ in counts]
+        return corpus, [first, *others]
 
 
 def _field(text: str) -> str:
-    """Without three bars in a row, which part the fields of a request."""
+    """A text without `|||`, which separates the fields of a request."""
     return " ".join(text.replace("|||", " ").split())
 
 
 @contextmanager
 def _running_meteor(programs: _Programs, time_limit: float) -> Iterator[tuple[IO[str], IO[str]]]:
-    """METEOR's input and output. It is ended with the block, or when its time is up, which fails the block's reading."""
+    """Starts METEOR and yields its input and output. It is killed when the block ends, or after the time limit, which makes
+    reads in the block fail."""
     command = [programs.java, "-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", str(programs.meteor)]
     command += ["-", "-", "-stdio", "-l", "en", "-norm"]
-    with tempfile.TemporaryFile() as complaints:
+    # To a file, not a pipe: nobody reads standard error meanwhile, and a full pipe would block the program.
+    with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(  # noqa: S603
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=complaints,
+            stderr=log,
             encoding="utf-8",
             errors="replace",
-            cwd=programs.meteor.parent,  # it looks for its paraphrases there
+            cwd=programs.meteor.parent,  # it reads its paraphrase tables from there
         )
         assert process.stdin and process.stdout
         expired = threading.Event()
@@ -198,14 +207,14 @@ def _running_meteor(programs: _Programs, time_limit: float) -> Iterator[tuple[IO
         except (OSError, ValueError) as error:
             process.kill()
             process.wait()
-            complaints.seek(0)
-            said = complaints.read().decode("utf-8", "replace").strip()[-500:]
-            why = f"it took more than {time_limit:g} seconds" if expired.is_set() else said or str(error)
-            raise CaptionScoreError(f"METEOR failed: {why}") from error
+            log.seek(0)
+            message = log.read().decode("utf-8", "replace").strip()[-500:]
+            reason = f"it took more than {time_limit:g} seconds" if expired.is_set() else message or str(error)
+            raise CaptionScoreError(f"METEOR failed: {reason}") from error
         finally:
             timer.cancel()
             process.kill()
             process.wait()
             process.stdout.close()
-            with suppress(OSError):  # what the ended program has not read cannot be flushed
+            with suppress(OSError):  # closing flushes, which fails for a program that has ended
                 process.stdin.close()

@@ -1,4 +1,4 @@
-"""Classification by action labels: linear probe, fine-tuning, and without training by the labels' sentences."""
+"""Classification by action labels: linear probe, fine-tuning, and zero-shot by sentences about the labels."""
 
 from stm.config import FineTune, LinearProbe, ZeroShot
 from stm.evaluation.task import Metric, Task

@@ -1,4 +1,4 @@
-"""The clips of classification: labelled ones for training, and views of test clips."""
+"""The clips of a classification: labelled ones for training, and views of test clips."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +12,14 @@ from stm.data.geometry import Geometry
 
 
 class LabelledClips(ClipDataset):
-    """The labelled clips of a dataset, for training: the others would be wasted passes, and cannot be mixed.
+    """The labelled clips of a dataset, for training: the others would be wasted passes, and mixup needs labels.
 
     `index` and `labels()` are still those of the whole dataset, and so is the number of a sample's clip ("clip").
     """
 
-    def __init__(self, *arguments: Any, **more: Any) -> None:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
         """As a `ClipDataset`."""
-        super().__init__(*arguments, **more)
+        super().__init__(*arguments, **options)
         self.chosen = np.flatnonzero(self.labels() >= 0)
 
     def __len__(self) -> int:

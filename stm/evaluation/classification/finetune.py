@@ -1,10 +1,10 @@
 """Fine-tuning: the whole encoder and a linear head, trained end to end on the labels (VideoMAE's recipe).
 
 Mean over all tokens, a norm, a linear layer that starts near zero; layer-wise learning rates; stochastic depth; mixup
-and cutmix; label smoothing; several augmented samples of a clip; several views of a test clip, averaged after softmax.
+and cutmix; label smoothing; several augmented samples per clip; several views per test clip, averaged after softmax.
 
 `optimisation.batch_size` counts samples, repeats included, and the learning rate is for 256 of them. VideoMAE's scripts
-count clips: its batch of 384 clips with 2 repeats and 5e-4 is here a batch of 768 and 2.5e-4.
+count clips: their batch of 384 clips with 2 repeats at 5e-4 is a batch of 768 at 2.5e-4 here.
 """
 
 from collections.abc import Mapping
@@ -62,12 +62,12 @@ class Classifier(nn.Module):
         """Losses of a batch.
 
         Args:
-            batch: "video" uint8 [B, T, 3, S, S], "label" int64 [B], and for mixup or cutmix what `Mixing.mixed`
-                adds.
+            batch: "video" uint8 [B, T, 3, S, S], "label" int64 [B], and for mixup or cutmix the entries that
+                `Mixing.mixed` adds.
 
         Returns:
-            {"loss": cross entropy, "top1": share of right predictions}, float32 scalars; of a mixed batch the loss
-            alone.
+            {"loss": cross entropy, "top1": share of correct predictions}, float32 scalars; for a mixed batch only the loss,
+            as it has two labels per clip.
         """
         label = batch["label"]
         if "pixel_weights" in batch:
@@ -82,7 +82,7 @@ class Classifier(nn.Module):
 def fine_tune(task: FineTune, run: Run, inputs: EvaluationInputs) -> None:
     """Fine-tunes and tests; resumes from a checkpoint like pretraining. See `stm.evaluation.evaluate`.
 
-    Beside the results it writes `classifier.safetensors`, which `stm.models.weights.zoo` reads and converts.
+    In addition to the results it writes `classifier.safetensors`, which `stm.models.weights.zoo` reads and converts.
     """
     process, settings = Process(0, 1, choose_device(inputs.device)), task.optimisation
     train = LabelledClips(
@@ -132,6 +132,7 @@ def fine_tune(task: FineTune, run: Run, inputs: EvaluationInputs) -> None:
 
 
 def _origin(task: FineTune, run: Run, inputs: EvaluationInputs) -> dict[str, Any]:
+    # Settings that only the test depends on: changing them must not discard a checkpoint.
     test_only = {"test_split", "views", "crops", *task.cache_neutral}
     return {
         "task": task.model_dump(mode="json", exclude=test_only),

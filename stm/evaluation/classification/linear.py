@@ -1,10 +1,10 @@
 """Linear probe: a linear classifier on frozen features.
 
-The recipe is the field's, not a paper's about video: neither TGM nor MGM says what it did. From MAE (its
-main_linprobe.py) come batch norm without parameters before the layer, weights of deviation 0.01, 90 epochs and no
-weight decay. Three things are ours: no augmentation but the central crop, so that features are computed once; AdamW
-instead of LARS; and a learning rate that is chosen on a fifth of the TRAINING clips, never on the test split. The
-features are the mean over all tokens after the encoder's last norm, as for VideoMAE without a class token.
+The recipe is the field's and not from a paper on video: neither TGM nor MGM describes its own. From MAE (its
+main_linprobe.py) come batch norm without parameters before the layer, weights of standard deviation 0.01, 90 epochs and no
+weight decay. Three things are ours: no augmentation but the centre crop, so that features are computed once; AdamW
+instead of LARS; and a learning rate that is selected on a fifth of the TRAINING clips, never on the test split. The
+features are the mean over all tokens after the encoder's last norm, as VideoMAE has no class token.
 """
 
 import numpy as np
@@ -27,17 +27,17 @@ from stm.training.logs import say
 
 def probe(task: LinearProbe, run: Run, inputs: EvaluationInputs) -> None:
     """Trains and tests a linear probe; see `stm.evaluation.evaluate`."""
-    chosen = choose_device(inputs.device)
+    device = choose_device(inputs.device)
     train = ClipDataset(inputs.train, Geometry.of(run, task), Augmentation(), inputs.seed, False, guides=())
     test = clips_to_test(task, run, inputs.test, inputs.seed, classes=train.classes)
     check_labels(test, train)
-    encoder = load_checked_encoder(inputs.weights, run).to(chosen).eval()
+    encoder = load_checked_encoder(inputs.weights, run).to(device).eval()
     features = [
         torch.from_numpy(
             run_over(
                 encoder.forward_features,
                 dataset,
-                chosen,
+                device,
                 what=f"features of the {name} clips",
                 workers=run.workers,
                 precision=run.precision,
@@ -46,8 +46,8 @@ def probe(task: LinearProbe, run: Run, inputs: EvaluationInputs) -> None:
         for name, dataset in (("training", train), ("test", test))
     ]
     labelled = np.flatnonzero(train.labels() >= 0)
-    vectors = features[0][labelled, 0].to(chosen)
-    targets = torch.from_numpy(train.labels()[labelled]).to(chosen)
+    vectors = features[0][labelled, 0].to(device)
+    targets = torch.from_numpy(train.labels()[labelled]).to(device)
     classes = len(train.classes)
     rates, best = {}, task.learning_rates[0]
     if len(task.learning_rates) > 1:
@@ -56,25 +56,25 @@ def probe(task: LinearProbe, run: Run, inputs: EvaluationInputs) -> None:
         say(f"linear probe: learning rate {best:g} is best on held-out training clips")
     head = train_head(vectors, targets, classes, best, task, inputs.seed)
     with torch.inference_mode():
-        logits = head(features[1].to(chosen).flatten(0, 1)).unflatten(0, features[1].shape[:2])
+        logits = head(features[1].to(device).flatten(0, 1)).unflatten(0, features[1].shape[:2])
     probabilities = average_probabilities(logits.cpu().numpy())
     tried = [{"learning_rate": r, "held_out_top1": rates[r][0], "held_out_loss": -rates[r][1]} for r in rates]
     extra = {"learning_rate": best, "learning_rates": tried}
-    write_classification(task, run, inputs, test, probabilities, train, more=extra)
+    write_classification(task, run, inputs, test, probabilities, train, extra=extra)
 
 
 def hold_out(targets: NDArray[np.integer], seed: int) -> NDArray[np.bool_]:
-    """A fifth of the clips, in proportion to the classes, but never all clips of a class: bool [n], True for held-out clips.
+    """Selects a fifth of the clips, in proportion to the classes, but never all clips of a class: bool [n], True if held out.
 
     Raises:
-        ValueError: no class has two clips, so that none can be held out.
+        ValueError: no class has two clips.
     """
     _, place, count = np.unique(targets, return_inverse=True, return_counts=True)
-    # Every fifth clip in the order of classes: of two or more clips of a class this never takes all.
+    # Every fifth clip in the order of classes: this never takes all clips of a class with at least two.
     spare = np.flatnonzero(count[place] > 1)
     if not len(spare):
         raise ValueError(
-            "each class has a single training clip, so that none can be held out to choose the linear probe's learning "
+            "each class has a single training clip, so none can be held out to select the linear probe's learning "
             "rate: give one learning rate (`learning_rates`), or more clips"
         )
     noise = np.random.default_rng(seed).random(len(targets))
@@ -86,7 +86,8 @@ def hold_out(targets: NDArray[np.integer], seed: int) -> NDArray[np.bool_]:
 def try_learning_rates(
     features: Tensor, targets: Tensor, classes: int, task: LinearProbe, seed: int
 ) -> dict[float, tuple[float, float]]:
-    """Top-1 and negative loss on the held-out fifth, for each learning rate: the greatest pair is best."""
+    """Top-1 and negative loss on the held-out fifth, for each learning rate: the greatest pair is best, the loss breaking
+    ties of top-1."""
     held = torch.from_numpy(hold_out(targets.cpu().numpy(), seed)).to(targets.device)
     results = {}
     rates = track(task.learning_rates, "linear probe", len(task.learning_rates), "learning rates")
@@ -113,7 +114,7 @@ def train_head(
         The classifier in eval mode: [n, D] to logits [n, classes].
 
     Raises:
-        ValueError: there are fewer than two clips, too few for batch norm.
+        ValueError: there are fewer than two clips, which batch norm needs.
     """
     if len(features) < 2:
         raise ValueError(f"the linear probe needs at least 2 training clips, and there are {len(features)}")
@@ -124,7 +125,7 @@ def train_head(
         nn.init.zeros_(linear.bias)
     head = nn.Sequential(nn.BatchNorm1d(features.shape[1], affine=False, eps=1e-6), linear).to(features.device)
     optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=0.0)
-    # Batches of nearly one size: the last few clips alone would make a poor batch norm, and one clip none.
+    # Batches of nearly equal size: a small last batch would give poor statistics for batch norm, a single clip none.
     batches = max(1, min(round(len(features) / task.batch_size), len(features) // 2))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.epochs * batches)
     generator = torch.Generator().manual_seed(seed)

@@ -1,8 +1,8 @@
 """Mixup and cutmix of a batch, as timm's `Mixup` in its mode `batch`: the recipe of VideoMAE's fine-tuning.
 
-Clip i is mixed with clip B - 1 - i, all of them in one proportion, or with one box that is the same in all frames.
-What is drawn depends on (seed, number of the forward pass) alone, so that a resumed run mixes as an uninterrupted one.
-It is drawn beside the batches; the pixels are mixed where the model is.
+Clip i is mixed with clip B - 1 - i, all clips in the same proportion, or with the same box in all frames. The random numbers
+depend on (seed, number of the forward pass) alone, so that a resumed run mixes as an uninterrupted one does. They are sampled
+in the main process; the pixels are mixed on the model's device.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,13 +19,13 @@ from stm.data.loader import Batch
 
 @dataclass(frozen=True)
 class Draw:
-    """What one batch is mixed by."""
+    """How one batch is mixed."""
 
-    share: float = 1.0  # of the own label, and of the own pixels without a box
+    share: float = 1.0  # of a clip's own label and, without a box, of its own pixels
     box: tuple[int, int, int, int] | None = None  # pixels from the other clip: top, bottom, left, right
 
     def weights(self, size: int) -> Tensor:
-        """What own and other pixels are multiplied by, float32 [2, size, size]."""
+        """The factors of own and other pixels, float32 [2, size, size]."""
         if self.box is None:
             return torch.tensor([self.share, 1 - self.share])[:, None, None].expand(2, size, size)
         top, bottom, left, right = self.box
@@ -46,10 +46,10 @@ class Mixing:
         return max(self.settings.mixup, self.settings.cutmix) > 0 and self.settings.mix_probability > 0
 
     def draw(self, number: int, size: int) -> Draw:
-        """The draw of forward pass `number`, for pictures of `size` x `size` pixels.
+        """Samples the mix of forward pass `number`, for images of `size` x `size` pixels.
 
-        timm's draws in timm's order. It takes them from numpy's global generator; a generator of the same kind takes
-        its place here, whose stream numpy has promised never to change.
+        It samples what timm does, in timm's order. timm uses numpy's global generator; here it is a generator of the same
+        kind, whose stream numpy guarantees never to change.
         """
         settings, random = self.settings, np.random.RandomState([self.seed, number])
         if random.rand() >= settings.mix_probability:
@@ -62,11 +62,11 @@ class Mixing:
         return _draw_box(random, share, size) if cut and share < 1 else Draw(share)
 
     def mixed(self, batches: Callable[[int], Iterator[Batch]], accumulate: int) -> Callable[[int], Iterator[Batch]]:
-        """The same batches with what they are mixed by: "pixel_weights" float32 [2, S, S], "label_weights" float32 [2].
+        """The same batches with the weights of the mix: "pixel_weights" float32 [2, S, S], "label_weights" float32 [2].
 
         Args:
-            batches: from an optimiser step on, see `stm.training.batches.feed`.
-            accumulate: batches a step.
+            batches: those from a given optimiser step on, see `stm.training.batches.feed`.
+            accumulate: batches per step.
         """
 
         def stream(step: int) -> Iterator[Batch]:
@@ -80,7 +80,7 @@ class Mixing:
 
 
 def _draw_box(random: np.random.RandomState, share: float, size: int) -> Draw:
-    """A box of 1 - `share` of the picture around any pixel; what hangs over the edge is cut off and not counted."""
+    """A box with 1 - `share` of the image's area around a random pixel, clipped at the border, which the share accounts for."""
     side = int(size * np.sqrt(1 - share))
     middles = (int(random.randint(0, size)), int(random.randint(0, size)))
     low, high = zip(*((max(m - side // 2, 0), min(m + (side + 1) // 2, size)) for m in middles), strict=True)
@@ -89,17 +89,17 @@ def _draw_box(random: np.random.RandomState, share: float, size: int) -> Draw:
 
 
 def mix(values: Tensor, weights: Tensor) -> Tensor:
-    """Each of [B, ...] with its partner from the other end of the batch; the middle of an odd batch stays as it is.
+    """Mixes each of [B, ...] with its partner from the other end of the batch; the middle one of an odd batch does not change.
 
     Args:
         values: float [B, ...].
-        weights: [2, ...], of the own value and of the partner's.
+        weights: [2, ...], of a clip's own values and of its partner's.
     """
     return values * weights[0] + values.flip(0) * weights[1]
 
 
 def soft_targets(label: Tensor, classes: int, smoothing: float) -> Tensor:
-    """Smoothed one-hot targets, int64 [B] -> float32 [B, classes]: `smoothing` of the weight goes to all alike."""
+    """Smoothed one-hot targets, int64 [B] -> float32 [B, classes]: all classes share `smoothing` of the weight equally."""
     even = smoothing / classes
     # Not one_hot * (1 - smoothing) + even: this rounds as timm does.
     hard = functional.one_hot(label, classes).bool()

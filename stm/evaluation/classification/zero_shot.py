@@ -1,4 +1,4 @@
-"""Zero-shot classification: the label whose sentence is nearest to the clip in the space of the text.
+"""Zero-shot classification: predicts the label whose sentence is nearest to the clip in the space of the text.
 
 Nothing is trained. As with CLIP, a label's vectors of all templates are normalised, averaged, and normalised again. A
 clip's vector is the contrastive head's embedding of the mean over all its tokens.
@@ -22,7 +22,7 @@ _INNER_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 def classify_by_sentences(task: ZeroShot, run: Run, inputs: EvaluationInputs) -> None:
-    """Classifies the test split's clips by its own labels; see `stm.evaluation.evaluate`."""
+    """Classifies the test split's clips among its own labels; see `stm.evaluation.evaluate`."""
     if inputs.text is None:
         raise ValueError("zero-shot classification needs the text encoder of the captions (config: text)")
     test = clips_to_test(task, run, inputs.test, inputs.seed)
@@ -31,13 +31,14 @@ def classify_by_sentences(task: ZeroShot, run: Run, inputs: EvaluationInputs) ->
     encoder = TextEncoder.load(inputs.text, inputs.device)
     check_encoder(embedder, encoder.identity, "the labels' sentences are encoded by")
     labels = embed_labels(test.classes, task.templates, encoder)
-    check_width(embedder, labels.shape[1], f"{inputs.text.model}: it makes")
+    check_width(embedder, labels.shape[1], f"{inputs.text.model}: its vectors have")
+    # The temperature of training: it changes no single view's ranking, but how views are weighted in their mean.
     temperature = float(embedder.branch.temperature)
     cosines = embed_clips(embedder, run, test, inputs.device) @ labels.T
     probabilities = average_probabilities(cosines / temperature)
     spelt = {label: spell(label) for label in test.classes}
-    more = {"temperature": temperature, "text_model": inputs.text.model, "spelt": spelt}
-    write_classification(task, run, inputs, test, probabilities, text=inputs.text, more=more)
+    extra = {"temperature": temperature, "text_model": inputs.text.model, "spelt": spelt}
+    write_classification(task, run, inputs, test, probabilities, text=inputs.text, extra=extra)
 
 
 def embed_labels(labels: Sequence[str], templates: Sequence[str], encoder: TextEncoder) -> NDArray[np.float32]:

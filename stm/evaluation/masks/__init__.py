@@ -1,1 +1,1 @@
-"""Quality of masks: how much of the named object they hide, and how well cached maps follow a crop."""
+"""Quality of masks: how much of the captioned object they hide, and how well cached maps follow a crop."""

@@ -1,8 +1,8 @@
-"""How much of the named object a mask hides: the true box of moving-shapes against the masks of each guide.
+"""How much of the named object masks hide: the ground-truth box of moving-shapes against the masks of each guide.
 
 Masks are made on the whole frame's map, one stored frame at a time, by the strategies that training uses.
-What counts is the share of the box's AREA that lies under hidden cells, exact to fractions of cells. A mask
-that knows nothing hides on average just the share of cells that it hides: that is `chance`.
+Coverage is the share of the box's AREA under hidden cells, exact to fractions of cells. A mask that is independent of the
+content covers, on average, the share of cells that it hides: that is `chance`.
 """
 
 from collections import defaultdict
@@ -26,7 +26,7 @@ from stm.storage.tables import read_table, stream_rows
 Map = NDArray[np.float32]
 Shares = NDArray[np.float64]
 
-# Guide as it is reported -> the strategy, and the guide that it reads.
+# Guide under its name in the report -> the strategy, and the guide that it reads. "random" is the control.
 GUIDES = {
     "text_top": ("text_top", "similarity"),
     "motion": ("motion", "motion"),
@@ -37,7 +37,7 @@ GUIDES = {
 
 @dataclass(frozen=True)
 class TrueClip:
-    """What is true of one clip."""
+    """The ground truth of one clip."""
 
     camera: str
     boxes: Shares  # [stored frames, 4]: left, top, right, bottom as shares of the frame's sides
@@ -50,8 +50,7 @@ def share_in_cells(boxes: Shares, rows: int, columns: int) -> Shares:
         boxes: float64 [T, 4]: left, top, right, bottom as shares of the frame's width and height.
 
     Returns:
-        float64 [T, rows * columns]; a frame's sum is 1, or 0 where the box has no area (the object is out of
-        sight).
+        float64 [T, rows * columns]; a frame's sum is 1, or 0 where the box has no area (the object is out of view).
     """
     across = _share_along(boxes[:, 0], boxes[:, 2], columns)
     down = _share_along(boxes[:, 1], boxes[:, 3], rows)
@@ -59,7 +58,7 @@ def share_in_cells(boxes: Shares, rows: int, columns: int) -> Shares:
 
 
 def _share_along(low: Shares, high: Shares, cells: int) -> Shares:
-    """Share of intervals [T] of the unit length in each of `cells` equal parts, [T, cells]."""
+    """Share of intervals within [0, 1], [T], in each of `cells` equal parts, [T, cells]."""
     edges = np.arange(cells + 1) / cells
     overlap = np.minimum(high[:, None], edges[1:]) - np.maximum(low[:, None], edges[:-1])
     length = (high - low)[:, None]
@@ -67,31 +66,31 @@ def _share_along(low: Shares, high: Shares, cells: int) -> Shares:
 
 
 def subtract_camera(vectors: NDArray[np.floating]) -> Map:
-    """Length of each cell's vector after the frame's median vector is taken off: [T, R, C, 2] -> float32 [T,
-    R, C].
-
-    Most cells show background, so the median is what the camera does to them.
+    """Length of each cell's vector minus the frame's median vector: [T, R, C, 2] -> float32 [T, R, C].
+    Most cells show background, so the median is the motion that the camera causes.
     """
-    plain = vectors.astype(np.float32)
-    return np.linalg.norm(plain - np.median(plain, axis=(1, 2), keepdims=True), axis=-1)
+    vectors = vectors.astype(np.float32)  # the packed float16 would lose digits in the difference
+    return np.linalg.norm(vectors - np.median(vectors, axis=(1, 2), keepdims=True), axis=-1)
 
 
 def measure_coverage(guide: str, scores: Map, clip: TrueClip, ratio: float, key: str) -> tuple[float, float] | None:
-    """The share of a clip's box that one guide's masks hide, and chance.
+    """The coverage of a clip's box by one guide's masks, and the level of chance.
 
     Args:
         guide: a key of `GUIDES`.
-        scores: float32 [K, T, R, C]: K maps of the clip (one a caption); the mean over them is returned.
-        ratio: mask ratio, in each frame.
-        key: the clip's, from which the noise that breaks ties is drawn.
+        scores: float32 [K, T, R, C]: K maps of the clip (one per caption), over which the result is averaged.
+        ratio: mask ratio in each frame.
+        key: the clip's; it seeds the noise that breaks ties.
 
     Returns:
-        Means over the frames that show the object; None when none does.
+        Means over the frames that show the object; None if none does.
+    Raises:
+        ValueError: maps and stored frames differ in number.
     """
     captions, frames, rows, columns = scores.shape
     if frames != len(clip.boxes):
         raise ValueError(
-            f"clip {key!r}: the map has {frames} frames, and {len(clip.boxes)} are stored; they are of different runs"
+            f"clip {key!r}: the map has {frames} frames, and {len(clip.boxes)} are stored; they come from different runs"
         )
     cells = rows * columns
     strategy, reads = GUIDES[guide]
@@ -101,10 +100,11 @@ def measure_coverage(guide: str, scores: Map, clip: TrueClip, ratio: float, key:
         maps[reads] = torch.from_numpy(scores.reshape(captions, frames, cells))
     hidden = to_boolean(get_strategy(strategy)(maps, ratio), frames, cells).numpy()
     shares = share_in_cells(clip.boxes, rows, columns)
-    seen = shares.sum(1) > 0
-    if not seen.any():
+    in_view = shares.sum(1) > 0
+    if not in_view.any():
         return None
-    coverage = (hidden[:, seen] * shares[seen]).sum(2).mean()
+    coverage = (hidden[:, in_view] * shares[in_view]).sum(2).mean()
+    # The rounded number of hidden cells, not the ratio: this is what a random mask really hides.
     return float(coverage), count_masked(cells, ratio) / cells
 
 
@@ -116,10 +116,10 @@ def measure_mask_quality(
     settings: MaskQuality,
     output: Path,
 ) -> None:
-    """Measures how much of the named object each guide's masks hide, and writes it as JSON.
+    """Measures how much of the named object each guide's masks hide, and writes the result as JSON.
 
-    Every guide is measured at the text ratio and at the motion ratio, so that guides can be compared at the
-    same one. `motion_minus_camera` is `motion` with each frame's median vector taken off first.
+    Every guide is measured at the text ratio and at the motion ratio, so that guides can be compared at the same ratio.
+    `motion_minus_camera` is `motion` after subtracting each frame's median vector.
 
     Args:
         frames_indexes: `frames/{shard}.parquet` of the held-out shards.
@@ -133,11 +133,11 @@ def measure_mask_quality(
             hidden)}]}.
 
     Raises:
-        ValueError: no clip of the split has both a box and a map, or the files do not belong together.
+        ValueError: no clip of the split has both a box and a map, or the files belong to different datasets.
     """
     clips = read_truth(frames_indexes, truth, settings.split)
     ratios = sorted({settings.text_ratio, settings.motion_ratio})
-    found: dict[tuple[str, str, str, float], list[tuple[float, float]]] = defaultdict(list)
+    measurements: dict[tuple[str, str, str, float], list[tuple[float, float]]] = defaultdict(list)
     with Progress("mask quality", len(clips) * (len(similarity) + bool(motion)), "clips") as progress:
         for key, source, guides in _read_maps(similarity, motion):
             if key not in clips:
@@ -146,14 +146,14 @@ def measure_mask_quality(
                 for ratio in ratios:
                     measured = measure_coverage(guide, scores, clips[key], ratio, key)
                     if measured is not None:
-                        found[guide, source, clips[key].camera, ratio].append(measured)
+                        measurements[guide, source, clips[key].camera, ratio].append(measured)
             progress.advance()
-    if not found:
+    if not measurements:
         raise ValueError(
             f"mask quality: none of the {len(clips)} clips of split {settings.split!r} in {truth} has a similarity or "
             "motion map; give the maps of that split's shards"
         )
-    rows = [_make_row(*place, found[place]) for place in sorted(found, key=_order)]
+    rows = [_make_row(*group, measurements[group]) for group in sorted(measurements, key=_order)]
     receipt = make_receipt("mask_quality", settings, ("numpy", "torch"))
     write_json(output, {"split": settings.split, "rows": rows, "receipt": receipt})
 
@@ -162,36 +162,36 @@ def read_truth(frames_indexes: Sequence[Path], truth: Path, split: str) -> dict[
     """The kept clips of a split by key, with the named object's box in each stored frame.
 
     Raises:
-        ValueError: a stored frame is not among the frames that have a box: truth and frames do not belong
-            together.
+        ValueError: a stored frame has no box: truth and frames come from different videos.
     """
-    known = {row["video_id"]: row for row in read_table(truth).to_pylist() if row["split"] == split}
+    truths = {row["video_id"]: row for row in read_table(truth).to_pylist() if row["split"] == split}
     clips = {}
     for index in frames_indexes:
         for row in read_table(index, ("key", "video_id", "kept", "decode_index")).to_pylist():
-            if row["kept"] and row["video_id"] in known:
-                fact = known[row["video_id"]]
-                boxes = np.array(fact["boxes"], dtype=np.float64).reshape(-1, 4)
+            if row["kept"] and row["video_id"] in truths:
+                true = truths[row["video_id"]]
+                boxes = np.array(true["boxes"], dtype=np.float64).reshape(-1, 4)
                 if max(row["decode_index"]) >= len(boxes):
                     raise ValueError(
                         f"{truth}: clip {row['video_id']!r} has boxes for {len(boxes)} frames, and {index} stores its "
-                        f"frame {max(row['decode_index'])}; they are of different videos"
+                        f"frame {max(row['decode_index'])}; they come from different videos"
                     )
-                size = np.array([fact["width"], fact["height"]] * 2)
-                clips[row["key"]] = TrueClip(fact["camera"], boxes[row["decode_index"]] / size)
+                # As shares of the sides: the stored frames may be smaller than the generated ones.
+                size = np.array([true["width"], true["height"]] * 2)
+                clips[row["key"]] = TrueClip(true["camera"], boxes[row["decode_index"]] / size)
     return clips
 
 
 def _read_maps(
     similarity: Mapping[str, Sequence[Path]], motion: Sequence[Path]
 ) -> Iterator[tuple[str, str, dict[str, Map]]]:
-    """Key, caption source ("" for none), and the maps [K, T, R, C] of each guide."""
-    drawn: set[str] = set()  # keys whose random masks are measured: once a clip, whatever maps there are
+    """Yields the key, caption source ("" for none), and maps [K, T, R, C] by guide, of each clip and source."""
+    controlled: set[str] = set()  # keys of clips whose random masks are measured: once per clip, whatever maps it has
 
     def with_control(row: Mapping[str, Any], guides: dict[str, Map]) -> dict[str, Map]:
-        if row["key"] not in drawn:
+        if row["key"] not in controlled:
             guides["random"] = np.zeros((1, row["frames"], row["rows"], row["columns"]), np.float32)
-            drawn.add(row["key"])
+            controlled.add(row["key"])
         return guides
 
     for path in motion:
@@ -204,7 +204,7 @@ def _read_maps(
                 if row["similarity"] is not None:
                     shape = (-1, row["frames"], row["rows"], row["columns"])
                     yield row["key"], source, {"text_top": row["similarity"].astype(np.float32).reshape(shape)}
-                    if row["key"] not in drawn:
+                    if row["key"] not in controlled:  # a clip without a motion map
                         yield row["key"], "", with_control(row, {})
 
 
@@ -216,8 +216,8 @@ def _motion_maps(row: Mapping[str, Any]) -> dict[str, Map]:
     return maps
 
 
-def _order(place: tuple[str, str, str, float]) -> tuple[int, str, float, str]:
-    guide, source, camera, ratio = place
+def _order(group: tuple[str, str, str, float]) -> tuple[int, str, float, str]:
+    guide, source, camera, ratio = group
     return list(GUIDES).index(guide), source, ratio, camera
 
 
@@ -240,7 +240,7 @@ def _make_row(
 
 
 def bootstrap_interval(values: NDArray[np.floating], draws: int = 2000) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of `values` [n]; always the same draws."""
-    picks = np.random.default_rng(0).integers(len(values), size=(draws, len(values)))
-    low, high = np.percentile(values[picks].mean(1), [2.5, 97.5])
+    """95 % percentile bootstrap interval of the mean of `values` [n], with fixed resamples."""
+    resamples = np.random.default_rng(0).integers(len(values), size=(draws, len(values)))
+    low, high = np.percentile(values[resamples].mean(1), [2.5, 97.5])
     return float(low), float(high)

@@ -1,7 +1,7 @@
 """Agreement of masks from cached maps that follow the crop with masks from maps computed on the crop.
 
 Similarity is computed once, on the full frame's cells, and resampled to the tokens of each crop. The paper (TGM) scores
-the patches of the crop itself. Here both are done for random crops, and their text-guided masks compared.
+the patches of the crop itself. Here both are computed for random crops, and their text-guided masks are compared.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,13 +32,12 @@ Map = NDArray[np.float32]
 
 
 def overlap(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    """Intersection over union of two masks of one shape."""
+    """Intersection over union of two masks of the same shape."""
     return float((first & second).sum() / (first | second).sum())
 
 
 def chance_overlap(tokens: int, ratio: float) -> float:
-    """The expected intersection over union of two independent masks that hide `int(ratio * tokens)` tokens
-    each.
+    """The expected intersection over union of two independent masks that hide `int(ratio * tokens)` tokens each.
 
     The intersection k of two random m-subsets is hypergeometric, and their union has 2 m - k elements.
     """
@@ -49,7 +48,7 @@ def chance_overlap(tokens: int, ratio: float) -> float:
 
 
 def mask_by_text(scores: Map, noise: Map, ratio: float) -> NDArray[np.bool_]:
-    """What `text_top` hides of one frame's tokens: scores and noise [side, side] -> bool [side * side]."""
+    """The tokens of one frame that `text_top` hides: scores and noise [side, side] -> bool [side * side]."""
     guides = {
         "similarity": torch.from_numpy(scores.reshape(1, 1, -1)),
         "noise": torch.from_numpy(noise.reshape(1, 1, -1)),
@@ -74,14 +73,13 @@ def measure_crop_agreement(
     """Compares text-guided masks from cached-then-cropped maps with those from maps computed on the crop.
 
     Args:
-        frames_tars: `frames/{shard}.tar`, one for each of `frames_indexes` and `similarity`, in the same
-            order.
+        frames_tars: `frames/{shard}.tar`, one for each of `frames_indexes` and `similarity`, in the same order.
         similarity: `similarity/{source}/{shard}.parquet` of one caption source, made with `settings`.
         image_size: side of the crop after resizing, pixels.
         patch_size: side of a token, pixels.
         output: gets {"iou" (mean), "low", "high" (95 %, bootstrap over crops), "chance_iou", "correlation"
             (mean Pearson correlation of the two maps), "crops", "tokens", "ratio", "receipt"}.
-        crops: random crops (of a random frame and caption of a random clip), drawn as in pretraining.
+        crops: number of random crops, each of a random frame and caption of a random clip, sampled as in pretraining.
 
     Raises:
         ValueError: no clip has a similarity map.
@@ -90,13 +88,14 @@ def measure_crop_agreement(
     # Crops are scored one by one: a larger batch would be mostly padding.
     batch = min(settings.batch_size, side * side)
     scorer = PatchScorer(load_clip(settings.model, settings.precision, device), side, batch)
-    picks = _draw(frames_tars, frames_indexes, similarity, crops, seed)
+    samples = _sample_crops(frames_tars, frames_indexes, similarity, crops, seed)
     overlaps, correlations = [], []
     with Progress("faithfulness", crops, "crops") as progress:
-        for frame, caption, cached, box, noise_key in picks:
+        for frame, caption, cached, box, noise_key in samples:
             size = (frame.shape[1], frame.shape[0])
             resampled = crop_map(cached, size, box, side, False)
             computed = _score_crop(scorer, frame, box, image_size, caption)
+            # The same noise for both masks: otherwise ties would count as disagreement.
             noise = make_generator(seed, 0, noise_key, 0).random((side, side), dtype=np.float32)
             overlaps.append(overlap(*(mask_by_text(m, noise, ratio) for m in (resampled, computed))))
             correlations.append(_correlate(resampled, computed))
@@ -121,10 +120,10 @@ def measure_crop_agreement(
     )
 
 
-def _draw(
+def _sample_crops(
     tars: Sequence[Path], indexes: Sequence[Path], similarity: Sequence[Path], crops: int, seed: int
 ) -> list[tuple[NDArray[np.uint8], str, Map, Box, str]]:
-    """Frame, caption, its cached map of that frame [R, C], crop box, and a name for the noise, of each crop."""
+    """The frame, caption, cached map of both [R, C], crop box, and key of the noise of each crop."""
     frames = {row["key"]: (tar, row) for tar, index in zip(tars, indexes, strict=True) for row in read_kept(index)}
     usable = sorted(
         row["key"]
@@ -134,19 +133,20 @@ def _draw(
     )
     if not usable:
         raise ValueError(f"faithfulness: none of {', '.join(map(str, similarity))} has a map of a stored clip")
-    wanted: dict[str, list[int]] = {}
-    for number, pick in enumerate(np.random.default_rng(seed).integers(len(usable), size=crops)):
-        wanted.setdefault(usable[pick], []).append(number)
-    picks = []
+    chosen: dict[str, list[int]] = {}
+    for number, index in enumerate(np.random.default_rng(seed).integers(len(usable), size=crops)):
+        chosen.setdefault(usable[index], []).append(number)
+    samples = []
+    # A second pass over the tables, so that only the maps of chosen clips are ever in memory.
     for path in similarity:
         for row in stream_rows(path, ("similarity",)):
-            for number in wanted.get(row["key"], []):
+            for number in chosen.get(row["key"], []):
                 tar, stored = frames[row["key"]]
-                picks.append(_draw_crop(tar, stored, row, f"{row['key']}/{number}", seed))
-    return picks
+                samples.append(_sample_crop(tar, stored, row, f"{row['key']}/{number}", seed))
+    return samples
 
 
-def _draw_crop(
+def _sample_crop(
     tar: Path, stored: Mapping[str, Any], row: Mapping[str, Any], name: str, seed: int
 ) -> tuple[NDArray[np.uint8], str, Map, Box, str]:
     generator = make_generator(seed, 1, name, 0)
@@ -160,12 +160,12 @@ def _draw_crop(
 def _score_crop(scorer: PatchScorer, frame: NDArray[np.uint8], box: Box, image_size: int, caption: str) -> Map:
     """Similarity of each token of the resized crop, [side, side]."""
     crop = np.ascontiguousarray(cut_frames([frame], box, image_size, False)[0].transpose(1, 2, 0))
-    found = cosine(scorer.embed_frames([crop]), scorer.embed_texts([caption]))
-    return found[0, 0].astype(np.float32)
+    similarity = cosine(scorer.embed_frames([crop]), scorer.embed_texts([caption]))
+    return similarity[0, 0].astype(np.float32)
 
 
 def _correlate(first: Map, second: Map) -> float:
-    """Pearson's correlation; 0 when a map is constant."""
+    """Pearson's correlation; 0 where a map is constant."""
     if first.std() == 0 or second.std() == 0:
         return 0.0
     return float(np.corrcoef(first.reshape(-1), second.reshape(-1))[0, 1])

@@ -1,4 +1,4 @@
-"""Two stages that measure masks: against the objects' true boxes, and from cached maps against maps of the crop itself."""
+"""Two stages that measure masks: against the objects' true boxes, and cached maps against maps computed on the crop."""
 
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ from stm.stages.jobs import Job
 
 def _settings(job: Job) -> MaskQuality:
     settings = job.config.mask_quality
-    assert settings is not None, "only asked for where the config has the section"
+    assert settings is not None, "the stage only applies to configs with the section"
     return settings
 
 
 def _maps(job: Job) -> Files:
-    """Every caption source's similarity, the motion and the true boxes of the measured split."""
+    """The similarity of every caption source, the motion and the true boxes of the measured split."""
     layout, shards = job.layout, job.shards(_settings(job).split)
     return {
         "frames": [layout.frames(shard) for shard in shards],
@@ -38,7 +38,7 @@ def _measure_quality(job: Job, inputs: Files, outputs: Files, processes: int) ->
 
 
 def _cached(job: Job) -> Files:
-    """The frames and the first packed source's similarity of the measured split."""
+    """The frames of the measured split, and their similarity to the first packed caption source."""
     layout, source = job.layout, job.config.pack.sources[0]
     shards = job.shards(_settings(job).split)
     return {

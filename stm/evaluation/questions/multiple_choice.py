@@ -30,7 +30,7 @@ PREDICTIONS_SCHEMA = pa.schema(
 
 
 def choose(task: MultipleChoice, run: LanguageRun, inputs: EvaluationInputs) -> None:
-    """Fine-tunes on captions if the task says so, then chooses; see `stm.evaluation.evaluate`."""
+    """Fine-tunes on captions if the task has `optimisation`, then chooses; see `stm.evaluation.evaluate`."""
     process = Process(0, 1, choose_device(inputs.device))
     torch.manual_seed(inputs.seed)
     model = load_model(inputs.weights, run, task, task.drop_path).to(process.device)
@@ -43,10 +43,10 @@ def choose(task: MultipleChoice, run: LanguageRun, inputs: EvaluationInputs) -> 
         batches = with_texts(batches, lambda b: {"tokens": model.language.tokenizer.encode(b["caption"], length)})
         measure = None
         if inputs.validation:
-            held = open_clips(task, run, inputs.validation, inputs.seed, False)
+            validation = open_clips(task, run, inputs.validation, inputs.seed, False)
 
             def measure(_: nn.Module) -> float:
-                scores, right, _rows = scorer.score(held)
+                scores, right, _rows = scorer.score(validation)
                 return float(multiple_choice_metrics(scores, right)["accuracy"])
 
         which, discard = tune(PairTuning(model), batches, plan, inputs.output, process, measure)
@@ -59,8 +59,8 @@ def choose(task: MultipleChoice, run: LanguageRun, inputs: EvaluationInputs) -> 
     }
     chosen = scores.argmax(dim=1).tolist()
     table = [
-        {"key": key, "choice": choices[number], "right": choices[own]}
-        for (key, choices), number, own in zip(rows, chosen, right.tolist(), strict=True)
+        {"key": key, "choice": choices[number], "right": choices[answer]}
+        for (key, choices), number, answer in zip(rows, chosen, right.tolist(), strict=True)
     ]
     write_table(inputs.output / "predictions.parquet", pa.Table.from_pylist(table, schema=PREDICTIONS_SCHEMA), receipt)
     write_metrics(task, inputs, metrics, receipt)
@@ -79,36 +79,36 @@ class _Scorer:
 
     @torch.inference_mode()
     def score(self, dataset: ClipDataset) -> tuple[Tensor, np.ndarray, list[tuple[str, tuple[str, ...]]]]:
-        """Scores float32 [Q, A], the numbers of the right choices [Q], and each question's clip and choices.
+        """Scores float32 [Q, A], the numbers of the correct choices [Q], and each question's clip and choices.
 
         Raises:
-            ValueError: there are no questions with choices, or they do not have equally many.
+            ValueError: there are no questions with choices, or their numbers of choices differ.
         """
         model = self.model.eval()
-        found = [
+        questions = [
             (number, question)
             for number in range(len(dataset))
             for question in dataset.index[number].questions
             if question.choices
         ]
-        sizes = sorted({len(question.choices) for _, question in found})
+        sizes = sorted({len(question.choices) for _, question in questions})
         if len(sizes) != 1:
             what = f"questions with {sizes} choices" if sizes else "no question with choices"
             raise ValueError(
-                f"{dataset.index.tars[0].parent} has {what}; all must have equally many (annotations: `choices`)"
+                f"{dataset.index.tars[0].parent} has {what}; all must have the same number (annotations: `choices`)"
             )
         length, weight = text_length(self.task, self.run), self.task.matching_weight
-        seen = encode_clips(model, dataset, self.device, self.run.workers, self.task.precision)
+        features = encode_clips(model, dataset, self.device, self.run.workers, self.task.precision)
         parts = []
-        for number, question in found:
+        for number, question in questions:
             tokens = model.language.tokenizer.encode(list(question.choices), length).to(self.device)
             states = model.encode_text(tokens)
-            clip = seen[number : number + 1].to(self.device).float()
+            clip = features[number : number + 1].to(self.device).float()
             similarity = model.embed_text(states) @ model.embed_frames(clip, dataset.geometry.frames).T
             logits = model.match(states, tokens, clip)
             parts.append(choice_scores(similarity.T, logits[None], weight, 1 - weight).cpu())
-        right = np.array([question.choices.index(question.answer) for _, question in found])
-        return torch.cat(parts), right, [(dataset.index[number].key, tuple(q.choices)) for number, q in found]
+        right = np.array([question.choices.index(question.answer) for _, question in questions])
+        return torch.cat(parts), right, [(dataset.index[number].key, tuple(q.choices)) for number, q in questions]
 
 
 MATCH_WEIGHT, SIMILARITY_WEIGHT = 0.7, 0.3  # UMT's release
@@ -120,7 +120,7 @@ def choice_scores(
     match_weight: float = MATCH_WEIGHT,
     similarity_weight: float = SIMILARITY_WEIGHT,
 ) -> Tensor:
-    """Scores of the texts of a clip: `match_weight` x probability of a match + `similarity_weight` x cosine.
+    """Scores of the texts of each clip: `match_weight` x probability of a match + `similarity_weight` x cosine.
 
     Args:
         similarity: float [B, A], cosines of each clip and its A texts, not divided by a temperature.
@@ -131,7 +131,7 @@ def choice_scores(
         Float32 [B, A].
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: the shapes do not match.
     """
     if match.shape != (*similarity.shape, 2) or similarity.dim() != 2:
         raise ValueError(f"similarity {tuple(similarity.shape)} must be [B, A], match {tuple(match.shape)} [B, A, 2]")
@@ -140,14 +140,14 @@ def choice_scores(
 
 
 def multiple_choice_metrics(scores: Tensor, right: NDArray) -> dict[str, Any]:
-    """How often the highest-scored text is the right one.
+    """How often the text with the highest score is the correct one.
 
     Args:
         scores: float [B, A], finite.
-        right: int [B], the number of the right text of each clip.
+        right: int [B], the number of the correct text of each clip.
 
     Returns:
-        `accuracy` (where the right text ties with others, with the probability that it would be drawn),
+        `accuracy` (where the correct text ties with others, it counts with its probability in a random order),
         `confidence95` (Wilson's), `questions`, and `chance`.
 
     Raises:
@@ -156,7 +156,7 @@ def multiple_choice_metrics(scores: Tensor, right: NDArray) -> dict[str, Any]:
     if not bool(scores.isfinite().all()):
         raise ValueError("the scores are not all finite: were the weights trained to the end?")
     if right.shape != scores.shape[:1] or ((right < 0) | (right >= scores.shape[1])).any():
-        raise ValueError(f"the right texts must be {len(scores)} numbers from 0 to {scores.shape[1] - 1}")
+        raise ValueError(f"the correct texts must be {len(scores)} numbers from 0 to {scores.shape[1] - 1}")
     accuracy = top_accuracy(scores.cpu().numpy(), right, 1)
     return {
         "accuracy": accuracy,

@@ -56,10 +56,10 @@ def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) 
     answerer = _Answerer(module, candidates.to(process.device), answers, task, run, process.device)
     measure = None
     if inputs.validation:
-        held = open_clips(task, run, inputs.validation, inputs.seed, False)
+        validation = open_clips(task, run, inputs.validation, inputs.seed, False)
 
         def measure(_: nn.Module) -> float:
-            predicted, rows = answerer.answer(held)
+            predicted, rows = answerer.answer(validation)
             return float(open_ended_metrics(predicted, [row["accepted"] for row in rows], answers)["accuracy"])
 
     which, discard = tune(module, with_texts(batches, read), plan, inputs.output, process, measure)
@@ -71,7 +71,7 @@ def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) 
     metrics = {
         **figures,
         "answers": len(answers),
-        "most_frequent_answer": most,  # of the training split: what answering always the same would about give
+        "most_frequent_answer": most,  # its share in the training split: about the accuracy of always giving it
         "by_question": by_question(predicted, rows),
         "checkpoint": which,
     }
@@ -102,7 +102,7 @@ class _Answerer:
 
     @torch.inference_mode()
     def answer(self, dataset: ClipDataset) -> tuple[list[str], list[dict[str, Any]]]:
-        """The chosen answers, and for each question its "key", "question" and "accepted" answers.
+        """The chosen answers, and the "key", "question" and "accepted" answers of each question.
 
         Raises:
             ValueError: no clip has a question.
@@ -113,29 +113,30 @@ class _Answerer:
         for number in range(len(dataset)):
             clip = dataset.index[number]
             accepted: dict[str, list[str]] = {}
+            # The manifest has one row per answer: the answers to the same question are alternatives.
             for question in clip.questions:
                 accepted.setdefault(question.question, []).append(question.answer)
             clips += [number] * len(accepted)
-            rows += [{"key": clip.key, "question": text, "accepted": right} for text, right in accepted.items()]
+            rows += [{"key": clip.key, "question": text, "accepted": answers} for text, answers in accepted.items()]
         if not rows:
             raise ValueError(f"no clip of {dataset.index.tars[0].parent} has a question")
         tokens = module.model.language.tokenizer.encode([row["question"] for row in rows], text_length(task, self.run))
-        seen = encode_clips(module.model, dataset, self.device, self.run.workers, task.precision)
+        features = encode_clips(module.model, dataset, self.device, self.run.workers, task.precision)
         owners, predicted = torch.tensor(clips), list[str]()
         with Progress("questions", len(rows), "questions") as progress:
-            for some, own in zip(tokens.split(QUESTIONS_PER_BATCH), owners.split(QUESTIONS_PER_BATCH), strict=True):
-                questions = some.to(self.device)
-                memory = module.encode_questions(questions, seen[own].to(self.device).float())
+            for batch, own in zip(tokens.split(QUESTIONS_PER_BATCH), owners.split(QUESTIONS_PER_BATCH), strict=True):
+                questions = batch.to(self.device)
+                memory = module.encode_questions(questions, features[own].to(self.device).float())
                 scores = module.decoder.rank(
                     memory, self.candidates, task.depth, task.ranking, module.is_word(questions)
                 )
                 predicted += choose_answer(scores.cpu(), self.answers)
-                progress.advance(len(some))
+                progress.advance(len(batch))
         return predicted, rows
 
 
 def by_question(predicted: list[str], rows: list[dict[str, Any]], most: int = 20) -> dict[str, float]:
-    """Accuracy by the questions' first two words, as papers group them; the most frequent groups only."""
+    """Accuracy by the questions' first two words, as papers group them; only the `most` most frequent groups."""
     groups: dict[str, list[bool]] = {}
     for given, row in zip(predicted, rows, strict=True):
         words = " ".join(row["question"].lower().split()[:2])
@@ -145,7 +146,7 @@ def by_question(predicted: list[str], rows: list[dict[str, Any]], most: int = 20
 
 
 def count_answers(answers: Iterable[Sequence[str]], most: int | None = None) -> dict[str, int]:
-    """The answers of a split and how often each was given: the most frequent first, equals in alphabetical order.
+    """The answers of a split and their counts: the most frequent first, ties in alphabetical order.
 
     Args:
         answers: the answers given to each question, with repetitions.
@@ -157,14 +158,14 @@ def count_answers(answers: Iterable[Sequence[str]], most: int | None = None) -> 
 
 
 def choose_answer(scores: Tensor, answers: Sequence[str]) -> list[str]:
-    """The highest-scored answer of each question; of equal ones the first, which is the more frequent.
+    """The answer with the highest score for each question; of tied ones the first, which is the most frequent.
 
     Args:
-        scores: float [B, A], as of `TextDecoder.rank`; minus infinity for an answer that was not ranked.
-        answers: A of them, in the order of the columns.
+        scores: float [B, A], from `TextDecoder.rank`; minus infinity for an answer that was not ranked.
+        answers: A answers, in the order of the columns.
 
     Raises:
-        ValueError: the number of answers is not that of the columns, or a row has no finite score or a NaN.
+        ValueError: the numbers of answers and columns differ, or a row has no finite score or a NaN.
     """
     if scores.dim() != 2 or scores.shape[1] != len(answers):
         raise ValueError(f"scores {tuple(scores.shape)} must be [B, {len(answers)}], one column per answer")
@@ -175,7 +176,7 @@ def choose_answer(scores: Tensor, answers: Sequence[str]) -> list[str]:
 
 
 def normalise(answer: str) -> str:
-    """An answer as compared: lower case, single spaces."""
+    """An answer in the form that is compared: lower case, single spaces."""
     return " ".join(answer.lower().split())
 
 
@@ -186,7 +187,7 @@ def open_ended_metrics(
 
     Args:
         predicted: the chosen answer of each question.
-        accepted: the right answers of each question, one or more.
+        accepted: the correct answers of each question, at least one.
         answers: all answers that could be chosen.
 
     Returns:

@@ -1,28 +1,28 @@
-"""Retrieval of clips by captions and of captions by clips: zero-shot by TGM's contrast, and by the models with text."""
+"""Text-to-video and video-to-text retrieval: zero-shot with TGM's contrastive head, and with the video-language models."""
 
 from stm.config import Retrieval, VideoTextRetrieval
 from stm.evaluation.task import Metric, Task
 
-DEPTHS = (1, 5, 10)  # of the recalls that are reported
+DEPTHS = (1, 5, 10)  # K of the reported recalls R@K
 
 
 def _metrics(part: str = "") -> tuple[Metric, ...]:
-    """Recalls and ranks of both directions, those of text to video first.
+    """Recalls and ranks of both directions, text to video first.
 
     Args:
-        part: in which part of `metrics.json` they stand, with a dot behind it.
+        part: prefix of their keys in `metrics.json`, with a trailing dot.
     """
-    found: list[Metric] = []
+    metrics: list[Metric] = []
     for direction in ("text_to_video", "video_to_text"):
         title, place = direction.replace("_", "-"), f"{part}{direction}"
         for depth in DEPTHS:
             interval = f"{part}confidence95.{direction}.r{depth}"
             chance = f"chance.r{depth}" if direction == "text_to_video" else None
-            found.append(Metric(f"{place}.r{depth}", f"{title} R@{depth}", interval, chance))
+            metrics.append(Metric(f"{place}.r{depth}", f"{title} R@{depth}", interval, chance))
         for rank in ("median_rank", "mean_rank"):
             label = f"{title} {rank.replace('_', ' ')}"
-            found.append(Metric(f"{place}.{rank}", label, higher_is_better=False, scale=1.0, unit=""))
-    return tuple(found)
+            metrics.append(Metric(f"{place}.{rank}", label, higher_is_better=False, scale=1.0, unit=""))
+    return tuple(metrics)
 
 
 TASKS = (

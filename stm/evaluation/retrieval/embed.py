@@ -1,4 +1,4 @@
-"""Clips embedded in the space of the text, by the contrastive head that a run has trained."""
+"""Embeds clips in the space of the text with a run's contrastive head."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ def load_checked_embedder(weights: Path, run: Run) -> VideoEmbedder:
     """Encoder and head of a run's weights.
 
     Raises:
-        ValueError: the file has no head, or holds another architecture than the run's.
+        ValueError: the file has no head, or its architecture differs from the run's.
     """
     embedder = load_embedder(weights)
     check_architecture(embedder.encoder, weights, run)
@@ -29,14 +29,14 @@ def embed_clips(
     embedder: VideoEmbedder, run: Run, clips: ClipDataset, device: str | None = None
 ) -> NDArray[np.float32]:
     """Unit vectors of all views of all clips, float32 [clips, views, D], from all tokens of each."""
-    chosen = choose_device(device)
+    target = choose_device(device)
     return run_over(
-        embedder.to(chosen), clips, chosen, what="clips embedded", workers=run.workers, precision=run.precision
+        embedder.to(target), clips, target, what="clips embedded", workers=run.workers, precision=run.precision
     )
 
 
 def check_encoder(embedder: VideoEmbedder, encoder: Mapping[str, str | None] | None, what: str) -> None:
-    """Checks that texts are encoded by the encoder that the head was trained with, where the hashes of both are known.
+    """Checks that texts are encoded by the encoder that the head was trained with, if the hashes of both are known.
 
     Raises:
         ValueError: the hashes differ; `what` opens the message.
@@ -58,9 +58,9 @@ def check_width(embedder: VideoEmbedder, width: int, what: str) -> None:
     Raises:
         ValueError: they do not; `what` opens the message.
     """
-    wanted = embedder.branch.text_width
-    if width != wanted:
+    expected = embedder.branch.text_width
+    if width != expected:
         raise ValueError(
-            f"{what} {width} values a vector, and the run's contrastive head was trained with {wanted}: they are of "
+            f"{what} {width} dimensions, and the run's contrastive head was trained with {expected}: they come from "
             "different text encoders (config: text.model)"
         )

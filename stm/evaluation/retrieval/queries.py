@@ -1,4 +1,4 @@
-"""The query captions of a retrieval, and the clips that they mean."""
+"""The query captions of a retrieval, and the clips that they describe."""
 
 from dataclasses import dataclass
 
@@ -47,9 +47,9 @@ class Queries:
 
 
 def first_source(index: ClipIndex) -> str | None:
-    """The caption source that is packed first; None when the shards do not say.
+    """The caption source that is packed first; None if the shards do not name sources.
 
-    Captions are in the order of `pack.captions`, which a clip that has captions of all sources shows.
+    Captions are packed in the order of `pack.captions`, so the clip with the most sources shows that order.
     """
     orders = [list(dict.fromkeys(index[number].sources)) for number in range(len(index))]
     fullest = max(orders, key=len)
@@ -61,20 +61,20 @@ def collect_queries(index: ClipIndex, source: str | None, count: int) -> tuple[Q
 
     Args:
         index: the test split.
-        source: whose captions; None: all.
-        count: captions of each clip, evenly spread; 1 is the middle one.
+        source: the source of the captions; None: all sources.
+        count: captions per clip, evenly spread; 1 is the middle one.
 
     Raises:
-        ValueError: no clip has a caption of the source, or a clip that has one has no text vectors, or those of several
+        ValueError: no clip has a caption of the source, a clip that has one has no text vectors, or vectors of several
             encoders are mixed.
     """
     if len(widths := index.values("text_width")) > 1:
         shown = " and ".join(str(width) for width in widths)
-        raise ValueError(f"the test split has text vectors of {shown} values: pack all shards with one text encoder")
+        raise ValueError(f"the test split has text vectors of {shown} dimensions: pack all shards with one text encoder")
     reader, choice = ShardReader(), CaptionChoice(sources=None if source is None else (source,), count=count)
     captions: list[str] = []
     owners: list[int] = []
-    asking: list[int] = []
+    captioned: list[int] = []
     vectors = []
     for number in range(len(index)):
         clip = index[number]
@@ -84,10 +84,10 @@ def collect_queries(index: ClipIndex, source: str | None, count: int) -> tuple[Q
         if not index.packed("text", number):
             raise ValueError(f"{clip.tar}: clip {clip.key!r} has captions without text vectors: set pack.text")
         captions += [clip.captions[place] for place in chosen]
-        owners += [len(asking)] * len(chosen)
+        owners += [len(captioned)] * len(chosen)
         vectors.append(reader.text(clip, chosen))
-        asking.append(number)
-    if not asking:
+        captioned.append(number)
+    if not captioned:
         known = ", ".join(index.sources()) or "none"
         raise ValueError(f"no clip of the test split has a caption of the source {source!r}; packed are: {known}")
-    return Queries(captions, np.array(owners), np.concatenate(vectors)), np.array(asking)
+    return Queries(captions, np.array(owners), np.concatenate(vectors)), np.array(captioned)

@@ -1,4 +1,4 @@
-"""Retrieval metrics: the rank of the right candidate, and recalls."""
+"""Retrieval metrics: the rank of the correct candidate, and recalls."""
 
 from collections.abc import Sequence
 
@@ -9,8 +9,8 @@ from stm.evaluation.metrics import wilson_interval
 from stm.evaluation.retrieval import DEPTHS
 
 TIED = 1e-6
-"""Cosines that differ by less are equal. It is about ten times float32's rounding, which depends on a candidate's place in
-the list, so that the place decides nothing. Packed text vectors are float16, whose rounding is greater."""
+"""Cosines that differ by less count as tied. This is about ten times float32's rounding error, which depends on a candidate's
+place in the list: without it, the place would decide. Packed text vectors are float16, whose rounding error is larger."""
 
 _ROWS = 1024
 
@@ -18,20 +18,21 @@ _ROWS = 1024
 def rank_right(
     queries: NDArray[np.float32], candidates: NDArray[np.float32], right: Sequence[NDArray[np.integer]]
 ) -> NDArray[np.float64]:
-    """The rank, from 1, of the best right candidate of each query, by cosine.
+    """The rank, from 1, of the best correct candidate of each query, by cosine.
 
     Ties count as if their order were random: the rank is the mean over all orders. So a model that gives all candidates
-    the same vector ranks in the middle of the list, not at its top.
+    the same vector ranks them in the middle of the list, not at its top.
 
     Args:
         queries: [Q, D], unit vectors.
         candidates: [C, D], unit vectors.
-        right: the numbers of the right candidates of each query, one or more.
+        right: the numbers of the correct candidates of each query, at least one.
 
     Returns:
         Float64 [Q].
     """
     ranks = np.empty(len(queries))
+    # In blocks: all queries times all candidates may not fit into memory.
     for start in range(0, len(queries), _ROWS):
         scores = queries[start : start + _ROWS] @ candidates.T
         for number, row in enumerate(scores, start=start):
@@ -44,7 +45,7 @@ def _mean_rank(scores: NDArray[np.float32], right: NDArray[np.integer]) -> float
     above = int((scores > best + TIED).sum())
     tied = int((scores >= best - TIED).sum()) - above
     right_tied = int((scores[right] >= best - TIED).sum())
-    # Of m right and w wrong ones in random order, the first right one has w / (m + 1) wrong ones before it on average.
+    # With m correct and w wrong ones in random order, on average w / (m + 1) wrong ones precede the first correct one.
     return 1 + above + (tied - right_tied) / (right_tied + 1)
 
 

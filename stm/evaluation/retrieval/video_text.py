@@ -25,19 +25,19 @@ from stm.storage.tables import write_table
 
 PREDICTIONS_SCHEMA = pa.schema(
     [
-        pa.field("keys", pa.list_(pa.string()), nullable=False),  # of the clips that are right
+        pa.field("keys", pa.list_(pa.string()), nullable=False),  # of the correct clips
         pa.field("caption", pa.string(), nullable=False),
-        pa.field("rank", pa.float64(), nullable=False),  # of the best right clip, by the dual encoder
+        pa.field("rank", pa.float64(), nullable=False),  # of the best correct clip, by the dual encoder
         pa.field("reranked", pa.float64(), nullable=False),  # after re-ranking
     ]
 )
 
 
 def retrieve_texts(task: VideoTextRetrieval, run: LanguageRun, inputs: EvaluationInputs) -> None:
-    """Fine-tunes if the task says so, then ranks clips for captions and captions for clips; see `stm.evaluation.evaluate`.
+    """Fine-tunes if the task has `optimisation`, then ranks clips for captions and the reverse; see `stm.evaluation.evaluate`.
 
-    Every caption of a clip is a query, and any of them is right for the clip (MSVD). Where the benchmark's clips share
-    captions, each text is one query, and any of its clips is right (SSv2). Clips without a caption are left out.
+    Every caption of a clip is a query, and any of them is correct for the clip (MSVD). Where the benchmark's clips share
+    captions, each text is one query, and any of its clips is correct (SSv2). Clips without a caption are left out.
     """
     process = Process(0, 1, choose_device(inputs.device))
     torch.manual_seed(inputs.seed)
@@ -81,7 +81,7 @@ class _Pairs:
     Attributes:
         clips: int64 [V], numbers of the clips that have captions.
         texts: the Q queries.
-        right: the right clips of each query; see `gather_queries`.
+        right: the correct clips of each query; see `gather_queries`.
         tokens: int64 [Q, X], of the queries.
         states: float32 [Q, X, W], on the CPU.
         features: [V, L, W], of the clips, on the CPU.
@@ -118,12 +118,12 @@ class _Pairs:
 
 
 def gather_queries(captions: Sequence[Sequence[str]], shared: bool) -> tuple[list[str], list[NDArray[np.int64]]]:
-    """The queries of a retrieval, and which clips are right for each.
+    """The queries of a retrieval, and the correct clips of each.
 
     Args:
-        captions: of each clip, one or more.
-        shared: a caption that several clips have is one query, and each of these clips is right; else every caption is a
-            query of its own, and means its own clip.
+        captions: of each clip, at least one.
+        shared: whether a caption that several clips have is one query for which each of these clips is correct; otherwise
+            every caption is a query of its own for its own clip.
 
     Returns:
         Q texts, in the order in which they first occur, and for each the ascending numbers of its clips.
@@ -138,7 +138,7 @@ def gather_queries(captions: Sequence[Sequence[str]], shared: bool) -> tuple[lis
 
 
 def _chance(right: Sequence[NDArray[np.int64]], clips: int, depth: int) -> float:
-    """Recall of random rankings: probability that a right clip is among `depth` drawn without replacement, over queries."""
+    """Recall of random rankings: the probability that a correct clip is among `depth` random ones, averaged over queries."""
     depth = min(depth, clips)
     return float(np.mean([1 - comb(clips - len(own), depth) / comb(clips, depth) for own in right]))
 
@@ -156,12 +156,12 @@ def _tune(
     batches = with_texts(batches, lambda batch: {"tokens": language.tokenizer.encode(batch["caption"], length)})
     measure = None
     if inputs.validation:
-        held = open_clips(task, run, inputs.validation, inputs.seed, False, task.source)
+        validation = open_clips(task, run, inputs.validation, inputs.seed, False, task.source)
 
         def measure(module: nn.Module) -> float:
             """Mean of R@1, R@5 and R@10, both directions, by the dual encoder: re-ranking each epoch costs too much."""
-            pairs = _Pairs(model, held, task, run, process.device, inputs.shared_texts)
-            figures = retrieval_metrics(pairs.similarity, pairs.right)
-            return float(np.mean([figures[way][f"r{n}"] for way in ("text_to_video", "video_to_text") for n in DEPTHS]))
+            pairs = _Pairs(model, validation, task, run, process.device, inputs.shared_texts)
+            metrics = retrieval_metrics(pairs.similarity, pairs.right)
+            return float(np.mean([metrics[way][f"r{n}"] for way in ("text_to_video", "video_to_text") for n in DEPTHS]))
 
     return tune(PairTuning(model), batches, plan, inputs.output, process, measure)

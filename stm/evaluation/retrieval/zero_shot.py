@@ -1,9 +1,9 @@
-"""Zero-shot retrieval by the contrastive head: clips for captions, and captions for clips.
+"""Zero-shot retrieval with the contrastive head: clips for captions, and captions for clips.
 
-Captions are the packed text vectors, clips the head's embedding of all their tokens. As usual, only its own clip is right
-for a caption, and only its own captions for a clip. Generated captions repeat, and then even a perfect model cannot know
-which clip is meant: so the metrics also count the clips that share a caption, and hold the recalls where each of them
-is right (`same_text`).
+Captions are the packed text vectors, clips the head's embedding of all their tokens. As usual, only its own clip is correct
+for a caption, and only its own captions for a clip. Generated captions repeat, and then even a perfect model cannot tell
+which clip is meant: so the metrics also contain the number of clips that share a caption, and the recalls if each of these
+counts as correct (`same_text`).
 """
 
 from dataclasses import dataclass
@@ -44,23 +44,23 @@ def retrieve(task: Retrieval, run: Run, inputs: EvaluationInputs) -> None:
     test = clips_to_test(task, run, inputs.test, inputs.seed)
     embedder = load_checked_embedder(inputs.weights, run)
     source = task.source or first_source(test.index)
-    queries, asking = collect_queries(test.index, source, task.count)
+    queries, captioned = collect_queries(test.index, source, task.count)
     check_width(embedder, queries.vectors.shape[1], f"{test.index.tars[0].parent}: its captions' vectors have")
-    check_encoder(embedder, read_text_model(inputs.test), f"{test.index.tars[0].parent}: its captions' vectors are of")
-    vectors = average_vectors(embed_clips(embedder, run, test, inputs.device))[asking]
-    found = rank_queries(queries, vectors)
+    check_encoder(embedder, read_text_model(inputs.test), f"{test.index.tars[0].parent}: its captions' vectors come from")
+    vectors = average_vectors(embed_clips(embedder, run, test, inputs.device))[captioned]
+    ranks = rank_queries(queries, vectors)
     receipt = make_evaluation_receipt(task, run, inputs, test)
     metrics = {
-        **found.metrics,
+        **ranks.metrics,
         "source": source,
-        "clips_without_caption": len(test) - len(asking),
+        "clips_without_caption": len(test) - len(captioned),
     }
-    keys = [test.index[int(number)].key for number in asking]
+    keys = [test.index[int(number)].key for number in captioned]
     columns = {
         "key": [keys[clip] for clip in queries.clips.tolist()],
         "caption": queries.captions,
-        "rank": found.clip_ranks,
-        "caption_rank": found.caption_ranks[queries.clips],
+        "rank": ranks.clip_ranks,
+        "caption_rank": ranks.caption_ranks[queries.clips],
     }
     write_table(inputs.output / "ranks.parquet", pa.table(columns, schema=RANKS_SCHEMA).sort_by("key"), receipt)
     write_metrics(task, inputs, metrics, receipt)
@@ -76,7 +76,7 @@ class Ranks:
 
 
 def rank_queries(queries: Queries, clips: NDArray[np.float32]) -> Ranks:
-    """Ranks of the right clips and captions, and the metrics of both directions.
+    """Ranks of the correct clips and captions, and the metrics of both directions.
 
     Args:
         queries: the captions.
@@ -85,7 +85,7 @@ def rank_queries(queries: Queries, clips: NDArray[np.float32]) -> Ranks:
     Returns:
         The ranks, and `text_to_video`, `video_to_text` (see `recall_metrics`), `confidence95` of their recalls,
         `queries`, `clips`, `chance` (of text to video), and `same_text`: `clips` that share a caption with another, and
-        the recalls when all clips of a text are right for it.
+        the recalls if all clips with a text are correct for it.
     """
     texts = queries.vectors
     clip_ranks = rank_right(texts, clips, queries.own_clip())

@@ -1,8 +1,8 @@
 """STM's decoder: from the visible tokens and the text to the teacher's features of all tokens.
 
 Each of the student's returned layers has a decoder of its own. Hidden tokens are filled with the text's vector. Adjacent
-frames are compared once more, by a network of the mask's design, and its output is added in two ways: the tokens weighted
-by blobs around its points, and its features of the pairs. Written from the formulas of the released code.
+frames are compared once more, by a network like the mask's, whose output is added in two ways: the tokens weighted by blobs
+around its points, and its features of the pairs. Written from the formulas of the released code.
 """
 
 import torch
@@ -18,7 +18,7 @@ SPREAD = 0.2  # of the nine jittered points, in half frames, as in the mask
 
 
 class FrameAlignment(nn.Module):
-    """From adjacent frames, per token: a weighted copy of it, and features of the pairs that its frame is in."""
+    """Compares adjacent frames. Per token: a weighted copy of it, and features of the pairs that its frame belongs to."""
 
     def __init__(self, width: int, side: int, features: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class FrameAlignment(nn.Module):
 
 
 class LayerDecoder(nn.Module):
-    """The decoder of one layer."""
+    """The decoder of one of the student's layers."""
 
     def __init__(self, width: int, feature_width: int, side: int, features: int) -> None:
         super().__init__()
@@ -50,8 +50,8 @@ class LayerDecoder(nn.Module):
         self.head = nn.Linear(width, feature_width)
         self.norm = nn.LayerNorm(feature_width)
         self.apply(init_weights)
-        # Both branches start at zero, and the decoder as a linear head. The released code intends the same, but a later
-        # initialisation of all its linear layers overwrites these zeros, by accident; ours stay.
+        # Both branches start at zero, so that the decoder starts as a linear head. The released code intends the same, but
+        # overwrites these zeros by accident when it later initialises all linear layers; here they stay.
         for branch in (self.from_aligned, self.from_pairs):
             nn.init.zeros_(branch.weight)
 
@@ -60,7 +60,7 @@ class LayerDecoder(nn.Module):
 
         Args:
             empty: [B, T, N, width], zeros where tokens are hidden, plus positions.
-            filled: of the same shape, the text where tokens are hidden; None: an image, or no text.
+            filled: the same with the text's vector where tokens are hidden; None: an image, or no text.
 
         Returns:
             [B, T, N, feature_width].
@@ -121,12 +121,12 @@ class SpatioTemporalDecoder(nn.Module):
             [layers, B, T * N, feature_width], layers in the order of `visible`.
 
         Raises:
-            ValueError: there are more frames than slots, or the number of layers is not that of the decoders.
+            ValueError: there are more frames than slots, or the numbers of layers and decoders differ.
         """
         if not 1 <= frames <= self.slots:
             raise ValueError(f"clips of {frames} frames; the decoder has positions for 1 to {self.slots}")
         if len(visible) != len(self.layers):
-            raise ValueError(f"features of {len(visible)} layers do not fit {len(self.layers)} decoders")
+            raise ValueError(f"features of {len(visible)} layers for {len(self.layers)} decoders: must be equal")
         base = None
         if text is not None and frames > 1:
             base = self.text_entry(text).to(visible.dtype)[:, None]
@@ -148,16 +148,16 @@ class SpatioTemporalDecoder(nn.Module):
 
 
 def gather_visible(tokens: Tensor, weight: Tensor, kept: Tensor) -> Tensor:
-    """The visible tokens, with a path for the gradient to the mask.
+    """The visible tokens, with a gradient path to the mask.
 
-    STM adds a term whose value is 0: all tokens, the hidden ones as zeros, are pooled along their numbers to as many as
-    are visible (adaptive max pooling, each feature by itself), minus the same without gradient. So the gradient at a
-    visible token reaches `weight` at the maximum of its window, and the tokens themselves once more, as in the released
-    code. That the pooling runs along the tokens' numbers is our inference.
+    STM adds a term whose value is 0: all tokens, the hidden ones as zeros, are pooled along the token number to as many as
+    are visible (adaptive max pooling, each feature separately), minus the same without gradient. So the gradient at a
+    visible token reaches `weight` at the maximum of its window, and the tokens themselves a second time, as in the released
+    code. That the pooling runs along the token number is our inference.
 
     Args:
         tokens: embedded tokens of the whole clip, float [B, L, W], L = T * N.
-        weight: [B, T, N], 1 hidden and 0 visible (`Drawn.weight`).
+        weight: [B, T, N], 1 hidden and 0 visible (`SampledMask.weight`).
         kept: int64 [B, K], the visible tokens.
 
     Returns:

@@ -1,6 +1,6 @@
-"""STM's learnable mask: which tokens of a clip to hide, by the motion between frames and a teacher's attention.
+"""STM's learned mask: hides tokens of a clip by the motion between frames and a teacher's attention.
 
-The mask is trained with the student. What is hidden has no gradient, so `Drawn.weight` stands for the mask: its value
+The mask is trained with the student. What is hidden has no gradient, so `SampledMask.weight` stands for the mask: its value
 is the mask, its gradient that of a softmax (a straight-through estimate). `gather_visible` of `decoder.py` passes the
 student's gradient on to it. The formulas are in stm/masking/spatiotemporal.py, written from those of the released code.
 """
@@ -23,8 +23,8 @@ from stm.models.spatiotemporal.pair_predictor import PairPredictor, Pairs
 from stm.models.vit import init_weights
 
 
-class Drawn(NamedTuple):
-    """A sampled mask and what it was sampled from; all in float32 at least."""
+class SampledMask(NamedTuple):
+    """A sampled mask, and the scores it was sampled from; all in float32 at least."""
 
     score: Tensor  # [B, T, N], finite: the guide "spatiotemporal", whose highest are hidden
     probability: Tensor  # [B, T, N], sums to 1 in each frame (`mixture_probability`)
@@ -54,7 +54,7 @@ class SpatioTemporalMask(nn.Module):
         self.mix = nn.Parameter(torch.tensor(settings.mix))
         self.learning_rate_factors = {"mix": settings.mix_learning_rate}
 
-    def forward(self, stem: Tensor, attention: Tensor, noise: Tensor, ratio: float) -> Drawn:
+    def forward(self, stem: Tensor, attention: Tensor, noise: Tensor, ratio: float) -> SampledMask:
         """Samples the mask of clips.
 
         In training the mix is first clamped in place to [0, 1], which the last step may have left: a clamp in the forward
@@ -72,7 +72,7 @@ class SpatioTemporalMask(nn.Module):
         frames, tokens = attention.shape[1:]
         if frames < 2 or tokens != self.side**2 or stem.shape[1] != frames * tokens:
             raise ValueError(
-                f"attention [B, {frames}, {tokens}] and stem [B, {stem.shape[1]}, width] must be of 2 frames or more, "
+                f"attention [B, {frames}, {tokens}] and stem [B, {stem.shape[1]}, width] must have at least 2 frames, "
                 f"each of {self.side} x {self.side} tokens"
             )
         if self.training:
@@ -82,24 +82,25 @@ class SpatioTemporalMask(nn.Module):
         # Probabilities of hundreds of tokens differ by less than bfloat16 resolves.
         with torch.autocast(stem.device.type, enabled=False):
             dtype = torch.promote_types(attention.dtype, torch.float32)
-            return self.draw(
+            return self.sample(
                 pairs.former.to(dtype), pairs.latter.to(dtype), attention.to(dtype), noise.to(dtype), ratio
             )
 
     def compare(self, stem: Tensor, frames: int) -> Pairs:
-        """The points in the frames of each adjacent pair; `stem` as in `forward`."""
+        """Predicts the points in the frames of each adjacent pair; `stem` as in `forward`."""
         pairs: Pairs = self.predictor(self.norm(self.entry(stem)).unflatten(1, (frames, -1)))
         return pairs
 
-    def draw(self, former: Tensor, latter: Tensor, attention: Tensor, noise: Tensor, ratio: float) -> Drawn:
-        """The mask of clips whose pairs have these points, [B, T - 1, 2] each; other arguments as in `forward`."""
+    def sample(self, former: Tensor, latter: Tensor, attention: Tensor, noise: Tensor, ratio: float) -> SampledMask:
+        """Samples the mask of clips whose pairs have these points, [B, T - 1, 2] each; other arguments as in `forward`."""
         sampling, spread = self.settings.sampling, self.settings.points_spread
         first, second = (average_blobs(points, self.side, spread) for points in (former, latter))
+        # A blob is 1 to 4 per token; only the softmax puts it on the scale of the attention, which sums to about 1.
         blobs = merge_pairs(first, second, last="former").softmax(dim=-1)
         mix = self.mix.clamp(0, 1)
         probability = mixture_probability(mix * blobs + (1 - mix) * attention, sampling)
         score = perturb(probability, noise, sampling)
-        return Drawn(
+        return SampledMask(
             score=score,
             probability=probability,
             weight=straight_through(score, noise, ratio, self.settings.temperature),

@@ -32,8 +32,8 @@ class Pairs(NamedTuple):
 class PairPredictor(nn.Module):
     """A point in each frame of each pair, and a feature map of the pair.
 
-    Batch norm takes its statistics over all pairs of a batch of clips; the released code, which processes one pair after
-    the other, over each alone. Convolutions before a batch norm have no bias, which the norm would subtract again. All
+    Batch norm takes its statistics over all pairs of a batch of clips; the released code processes the pairs one by one and
+    takes them over each pair alone. Convolutions before a batch norm have no bias, which the norm would subtract again. All
     points start at the centre.
     """
 
@@ -41,9 +41,9 @@ class PairPredictor(nn.Module):
         """
         Args:
             width: channels of a frame's tokens; a pair has twice as many.
-            side: tokens on a side of a frame, 2 or more. The two poolings halve it, as released, rounding down; on
+            side: tokens per side of a frame, at least 2. The two poolings halve it, as released, rounding down; on
                 grids below 4 they round up, so that a token is left: 2 -> 1 -> 1 and 3 -> 2 -> 1.
-                There, batch norm needs two pairs or more in a training batch.
+                There, batch norm needs at least two pairs in a training batch.
             features: channels of the pair's feature map, a multiple of 8.
 
         Raises:
@@ -51,7 +51,7 @@ class PairPredictor(nn.Module):
         """
         super().__init__()
         if side < 2:
-            raise ValueError(f"frames of {side} x {side} tokens are too small to compare: 2 x 2 or more are needed")
+            raise ValueError(f"frames of {side} x {side} tokens are too small to compare: at least 2 x 2 are needed")
         if features % 8:
             raise ValueError(f"features {features} must be a multiple of 8: they are halved twice, in two groups")
         self.side = side
@@ -77,7 +77,7 @@ class PairPredictor(nn.Module):
             nn.MaxPool2d(2, ceil_mode=side < 4),
             nn.ReLU(),
         )
-        # In two groups: half of the channels for each frame of the pair.
+        # Two groups: half of the channels predict the point in the former frame, half that in the latter.
         self.point = nn.Sequential(nn.Conv1d(half, quarter, 1, groups=2), nn.ReLU(), nn.Conv1d(quarter, 4, 1, groups=2))
         last = self.point[-1]
         assert isinstance(last, nn.Conv1d) and last.bias is not None

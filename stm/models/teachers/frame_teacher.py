@@ -1,8 +1,8 @@
-"""A frozen CLIP or SigLIP that encodes every frame of a clip: attention to mask by, and features to learn from.
+"""A frozen CLIP or SigLIP that encodes each frame of a clip as an image: attention for masks, and features as targets.
 
-Each frame of a clip is an image to it. UMT masks by its attention, which is computed in the training step, on the
-augmented pixels themselves; UMT, STM and ClusterSTM learn from its features. ActionCLIP's temporal transformer may follow,
-with attention between the frames of a clip (STM).
+UMT masks by its attention, which is computed in the training step, on the augmented pixels themselves; UMT, STM and
+ClusterSTM learn from its features. ActionCLIP's temporal transformer may follow, with attention between the frames of a
+clip (STM).
 """
 
 from collections.abc import Sequence
@@ -30,14 +30,14 @@ class TeacherOutput(NamedTuple):
     """What a teacher computes from B clips of T frames of N patches, L = T * N. All are float32."""
 
     features: Tensor  # [layers, B, L, C], last blocks' tokens in the joint space, in the blocks' order; not normalised
-    attention: Tensor  # [B, T, N], what the image's embedding is read from; mean over heads, not negative
-    tokens: Tensor  # [B, T, N, D], what the pooling reads: CLIP's last block's input, SigLIP's normalised last tokens
+    attention: Tensor  # [B, T, N], of the query that pools the frame, mean over heads; not negative
+    tokens: Tensor  # [B, T, N, D], the pooling's input: that of CLIP's last block, SigLIP's normalised last tokens
     stem: Tensor  # [B, L, S], patch embeddings before positions are added
     class_token: Tensor | None = None  # [B, T, D], CLIP's last block's input; a SigLIP has none
 
 
 class FrameTeacher(nn.Module):
-    """A frozen image tower, with temporal fusion if wanted, on the student's grid of tokens.
+    """A frozen image tower on the student's grid of tokens, with optional temporal fusion.
 
     It never trains and is always in eval mode. It computes in the precision of its weights, or in that of the
     autocast around it; what it returns is float32.
@@ -61,17 +61,17 @@ class FrameTeacher(nn.Module):
         """
         Args:
             tower: becomes part of this module, is frozen, and gets the position embedding of `image_size`.
-            side: the student's tokens on a side of a frame.
+            side: the student's tokens per side of a frame.
             layers: number of its last blocks whose features it returns; UMT and STM: 6. 0: only `attend` is called.
-            image_size: side its frames are resized to, in pixels; by default `side` of its own patches, so that each
-                of them is a token. With `layers` it must be that.
+            image_size: side that frames are resized to, in pixels; by default `side` patches of the teacher, one per token
+                of the student. With `layers`, no other value is possible.
             mean, deviation: of pixels in [0, 1], for their normalisation. The default is UMT's: its release gives the
                 CLIP the student's pixels with ImageNet's statistics, not those that CLIP was trained with.
             fusion: on top of the features of clips; images, T = 1, are left as they are (STM).
 
         Raises:
-            ModelError: the size is not a multiple of its patches', there are fewer blocks than layers, features of
-                another grid than the student's, or a fusion of another width.
+            ModelError: the size is not a multiple of the patch size, there are fewer blocks than layers, the features do not
+                have the student's grid, or the fusion does not have the features' width.
         """
         super().__init__()
         self.image_size = image_size or side * tower.patch
@@ -85,14 +85,15 @@ class FrameTeacher(nn.Module):
             raise ModelError(
                 f"teacher.temporal_fusion is {fusion.width} wide, and the teacher's features are {tower.feature_width}"
             )
-        cells = self.image_size // tower.patch
-        tower.resize(cells)
+        patches_per_side = self.image_size // tower.patch
+        tower.resize(patches_per_side)
         self.tower = tower
         self.fusion = fusion
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(deviation).view(3, 1, 1), persistent=False)
-        # Share of each of its patches in each of the student's tokens, along one axis.
-        self.register_buffer("overlap", torch.tensor(overlap_matrix(0, 1, 1, cells, side)), persistent=False)
+        # Share of each of the teacher's patches in each of the student's tokens, along one axis. Not saved: it follows from
+        # the sizes.
+        self.register_buffer("overlap", torch.tensor(overlap_matrix(0, 1, 1, patches_per_side, side)), persistent=False)
         self.requires_grad_(False)
         self.train(False)
 
@@ -101,7 +102,7 @@ class FrameTeacher(nn.Module):
         """The teacher that a run's settings name, on the CPU, for a student of side x side tokens per frame.
 
         Raises:
-            ModelError: it cannot be loaded or used; the message says why.
+            ModelError: it cannot be loaded or does not match the student; the message says why.
         """
         loaded = _load_tower(settings.model)
         identity: dict[str, Any] = dict(loaded.identity)
@@ -133,16 +134,16 @@ class FrameTeacher(nn.Module):
     def forward(self, video: Tensor) -> TeacherOutput:
         """All outputs for clips, uint8 [B, T, 3, S, S] -> see `TeacherOutput`; for a teacher with `layers`."""
         batch, frames = video.shape[:2]
-        found = self.tower.run(self.prepare(video.flatten(0, 1)), self.layers)
-        features = found.features.float().unflatten(1, (batch, frames)).flatten(2, 3)
+        output = self.tower.run(self.prepare(video.flatten(0, 1)), self.layers)
+        features = output.features.float().unflatten(1, (batch, frames)).flatten(2, 3)
         if self.fusion is not None and frames > 1:
             features = self.fusion(features, frames).float()
         return TeacherOutput(
             features,
-            found.attention.unflatten(0, (batch, frames)),
-            found.tokens.float().unflatten(0, (batch, frames)),
-            found.stem.float().unflatten(0, (batch, frames)).flatten(1, 2),
-            None if found.class_token is None else found.class_token[:, 0].float().unflatten(0, (batch, frames)),
+            output.attention.unflatten(0, (batch, frames)),
+            output.tokens.float().unflatten(0, (batch, frames)),
+            output.stem.float().unflatten(0, (batch, frames)).flatten(1, 2),
+            None if output.class_token is None else output.class_token[:, 0].float().unflatten(0, (batch, frames)),
         )
 
     @torch.no_grad()
@@ -158,17 +159,19 @@ class FrameTeacher(nn.Module):
             attention that an image's embedding is read with, averaged over heads. Not negative; a frame's sum is at most
             1, as a CLIP's class token attends to itself as well.
         """
-        attention = self.tower.attend(self.prepare(video.flatten(0, 1)))  # [frames, cells^2]
-        cells = self.overlap.shape[1]
-        if cells != self.side:
-            attention = (self.overlap @ attention.unflatten(1, (cells, cells)) @ self.overlap.T).flatten(1)
+        attention = self.tower.attend(self.prepare(video.flatten(0, 1)))  # [frames, patches_per_side^2]
+        patches_per_side = self.overlap.shape[1]
+        if patches_per_side != self.side:
+            attention = (
+                self.overlap @ attention.unflatten(1, (patches_per_side, patches_per_side)) @ self.overlap.T
+            ).flatten(1)
         return attention.unflatten(0, (-1, tubelet)).mean(dim=1).unflatten(0, (video.shape[0], -1))
 
     @torch.no_grad()
     def pool_windows(self, output: TeacherOutput, window: int) -> Tensor:
-        """Each token with its neighbours through the teacher's own pooling (ClusterSTM's enhanced tokens).
+        """Each token pooled with its neighbours by the teacher's own head (ClusterSTM's enhanced tokens).
 
-        SigLIP's head reads the window. CLIP's class token, in the last block, reads itself and the window [INF: the
+        SigLIP's head attends to the window; CLIP's class token, in the last block, to itself and the window [INF: the
         paper's teacher is SigLIP].
 
         Args:
@@ -199,7 +202,7 @@ class FrameTeacher(nn.Module):
         return output.tokens.flatten(0, 1).to(precision), token
 
     def _near(self, window: int) -> Tensor:
-        """Which tokens lie in the window around each, bool [N, N]."""
+        """Which tokens lie in the window around each token, bool [N, N]."""
         if window < 1 or window % 2 == 0:
             raise ValueError(f"window {window} must be odd and at least 1: a token is at its centre")
         place = torch.arange(self.side, device=self.mean.device)
@@ -208,29 +211,28 @@ class FrameTeacher(nn.Module):
 
 
 def _check_sizes(tower: Tower, side: int, layers: int, image_size: int) -> None:
-    """Raises ModelError where frames of this size, in pixels, or so many layers do not go with the tower."""
+    """Raises ModelError where the tower cannot encode frames of this size, in pixels, or has fewer blocks than `layers`."""
     if image_size % tower.patch:
-        raise ModelError(f"teacher.image_size {image_size} is not a multiple of its patches' {tower.patch} pixels")
-    cells = image_size // tower.patch
-    if layers and cells != side:
+        raise ModelError(f"teacher.image_size {image_size} is not a multiple of its patch size, {tower.patch} pixels")
+    patches_per_side = image_size // tower.patch
+    if layers and patches_per_side != side:
         raise ModelError(
-            f"teacher.image_size {image_size} gives the teacher {cells} patches on a side and the student has "
-            f"{side} tokens: its features would belong to other places. Leave it out, or set it to {side * tower.patch}"
+            f"teacher.image_size {image_size} gives the teacher {patches_per_side} patches per side and the student has "
+            f"{side} tokens: their features would not cover the same places. Leave it out, or set it to {side * tower.patch}"
         )
     if layers > tower.depth:
         raise ModelError(
-            f"teacher.layers {layers} is more than the {tower.depth} blocks that the teacher has; set it to {tower.depth} "
-            "or less"
+            f"teacher.layers {layers} is more than the teacher's {tower.depth} blocks; set it to {tower.depth} or less"
         )
 
 
 def _choose_statistics(settings: Settings, loaded: LoadedTower) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and deviation to take off the pixels."""
+    """Mean and standard deviation to normalise the pixels with."""
     if settings.normalisation != "own":
         return IMAGENET_MEAN, IMAGENET_STD
     if loaded.mean is None or loaded.deviation is None:
         raise ModelError(
-            f"teacher.normalisation `own`: {settings.model} has no preprocessor_config.json that says what it is"
+            f"teacher.normalisation `own`: {settings.model} has no preprocessor_config.json, which would define it"
         )
     return loaded.mean, loaded.deviation
 
@@ -243,7 +245,7 @@ def _load_fusion(path: Path) -> TemporalFusion:
 
 
 def _load_tower(name: str) -> LoadedTower:
-    """The libraries take seconds to import, so only the needed one is."""
+    """Imports only the library that the model needs: each takes seconds."""
     if name.startswith(TRANSFORMERS):
         from stm.models.teachers.transformers import load_transformers
 

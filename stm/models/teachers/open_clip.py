@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from stm.models.teachers.tower import (
     ClassTokenTower,
     LoadedTower,
-    Part,
     ProbeTower,
+    Projection,
     Tower,
     project_joint,
     resize_positions,
@@ -22,14 +22,14 @@ from stm.models.teachers.tower import (
 from stm.pretrained.clip import load_clip
 from stm.pretrained.hub import ModelError
 
-ADVICE = "take a CLIP with a class token, ViT-B-16-quickgelu@openai for instance"
+ADVICE = "use a CLIP with a class token, for instance ViT-B-16-quickgelu@openai"
 
 
 def load_open_clip(name: str) -> LoadedTower:
     """The image tower of the open_clip model that a config names, on the CPU, in float32.
 
     Raises:
-        ModelError: it cannot be loaded, or is of neither family.
+        ModelError: it cannot be loaded, or belongs to neither family.
     """
     clip = load_clip(name, device="cpu", setting="teacher.model")
     return LoadedTower(make_tower(clip.model.visual), dict(clip.identity), clip.mean, clip.std)
@@ -56,11 +56,13 @@ class OpenClipTower(ClassTokenTower):
         self.token_width = self.stem_width = self.convolution.out_channels
         self.feature_width = self.model.proj.shape[1]
 
-    def resize(self, cells: int) -> None:
+    def resize(self, patches_per_side: int) -> None:
         model = self.model
-        model.positional_embedding = resize_positions(model.positional_embedding, cells, 1, tuple(model.grid_size))
-        model.grid_size = (cells, cells)
-        model.image_size = tuple(cells * side for side in model.patch_size)
+        model.positional_embedding = resize_positions(
+            model.positional_embedding, patches_per_side, 1, tuple(model.grid_size)
+        )
+        model.grid_size = (patches_per_side, patches_per_side)
+        model.image_size = tuple(patches_per_side * side for side in model.patch_size)
 
     @property
     def convolution(self) -> nn.Conv2d:
@@ -84,7 +86,7 @@ class OpenClipTower(ClassTokenTower):
     def to_joint(self, tokens: Tensor) -> Tensor:
         return self.model.ln_post(tokens) @ self.model.proj
 
-    def project(self, states: Tensor, part: Part) -> Tensor:
+    def project(self, states: Tensor, part: Projection) -> Tensor:
         return project_joint(self.last.attn, self.last.ln_1(states), part)
 
     def finish(self, states: Tensor, mixed: Tensor) -> Tensor:
@@ -104,8 +106,8 @@ class TimmProbeTower(ProbeTower):
         self.depth = len(self.trunk.blocks)
         self.token_width = self.stem_width = self.feature_width = self.convolution.out_channels
 
-    def resize(self, cells: int) -> None:
-        self.trunk.set_input_size((cells * self.patch, cells * self.patch))
+    def resize(self, patches_per_side: int) -> None:
+        self.trunk.set_input_size((patches_per_side * self.patch, patches_per_side * self.patch))
 
     @property
     def convolution(self) -> nn.Conv2d:
@@ -119,7 +121,7 @@ class TimmProbeTower(ProbeTower):
     def to_joint(self, tokens: Tensor) -> Tensor:
         return self.trunk.norm(tokens)
 
-    def project(self, states: Tensor, part: Part) -> Tensor:
+    def project(self, states: Tensor, part: Projection) -> Tensor:
         if part == "query":
             return self.head.q_norm(split_heads(self.head.q(states), self.heads))
         key, value = (split_heads(half, self.heads) for half in self.head.kv(states).chunk(2, dim=-1))
@@ -135,21 +137,21 @@ class TimmProbeTower(ProbeTower):
 
 
 def _check_class_token(model: nn.Module) -> VisionTransformer:
-    """The model, if its last block's class token is what its embedding is read from.
+    """The model, if its embedding is the class token of its last block.
 
     Raises:
-        ModelError: it is another, or its last block has no plain attention; the message says what to take.
+        ModelError: it is not, or its last block has no plain attention; the message says what to use instead.
     """
     if not isinstance(model, VisionTransformer):
-        raise ModelError(f"teacher.model has no open_clip ViT image tower but a {type(model).__name__}; {ADVICE}")
+        raise ModelError(f"teacher.model: its image tower is a {type(model).__name__}, not an open_clip ViT; {ADVICE}")
     if model.attn_pool is not None or model.pool_type != "tok":
         pooling = "an attention pooler" if model.attn_pool is not None else f"{model.pool_type!r} pooling"
         raise ModelError(
-            f"teacher.model is read by {pooling}, not by a class token, which attends to nothing; {ADVICE}"
+            f"teacher.model uses {pooling}: it has no class token whose attention could guide a mask; {ADVICE}"
         )
     blocks = model.transformer.resblocks
     if len(blocks) < 2 or not isinstance(getattr(blocks[-1], "attn", None), nn.MultiheadAttention):
-        raise ModelError(f"teacher.model has no plain attention in its last block, or one block only; {ADVICE}")
+        raise ModelError(f"teacher.model has no plain attention in its last block, or only one block; {ADVICE}")
     return model
 
 
@@ -162,9 +164,9 @@ def _check_probe(model: nn.Module) -> tuple[TimmTransformer, AttentionPoolLatent
     bare = (trunk.fc_norm, trunk.head, trunk.patch_embed.norm)
     placed = trunk.pos_embed is not None and not trunk.num_prefix_tokens
     if not whole or not placed or head.latent_len != 1 or head.pos_embed is not None:
-        raise ModelError(f"teacher.model is a ViT of timm that is not pooled as SigLIP is; {ADVICE}, or a SigLIP")
+        raise ModelError(f"teacher.model is a timm ViT without SigLIP's pooling; {ADVICE}, or a SigLIP")
     if len(model.head) or not all(isinstance(part, nn.Identity) for part in bare):
         raise ModelError(
-            f"teacher.model has a projection behind its pooling head, as no SigLIP has; {ADVICE}, or a SigLIP"
+            f"teacher.model has a projection after its pooling head, which no SigLIP has; {ADVICE}, or a SigLIP"
         )
     return trunk, head

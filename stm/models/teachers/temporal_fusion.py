@@ -1,7 +1,7 @@
-"""ActionCLIP's temporal transformer over the frames of a clip, which STM's teacher has on top of its features.
+"""ActionCLIP's temporal transformer over the frames of a clip, which STM's teacher applies to its features.
 
-At each place of the image the features of the T frames are a sequence (STM's release): a learned position per frame is
-added, residual blocks follow, and their input is added again at the end.
+The features of the T frames at the same place of the image are a sequence (STM's release): a learned position per frame is
+added, residual blocks follow, and the sequence is added again at the end.
 """
 
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ from stm.models.weights.checks import WeightsError, check_tensors
 from stm.models.weights.videomae import load_checkpoint
 
 POSITIONS = "frame_position_embeddings.weight"
-NEST = "fusion_model_state_dict"  # where ActionCLIP's checkpoints hold it, beside the CLIP
+NEST = "fusion_model_state_dict"  # its key in ActionCLIP's checkpoints, which hold the CLIP too
 HEAD_WIDTH = 64  # ActionCLIP's
 
 
 class TemporalFusion(nn.Module):
-    """Attention between the frames of a clip, at each place by itself."""
+    """Attention between the frames of a clip, separately at each place."""
 
     def __init__(self, width: int, frames: int, heads: int | None = None, layers: int = 6) -> None:
         """
@@ -59,8 +59,8 @@ class TemporalFusion(nn.Module):
         """
         table = self.frame_position_embeddings.weight
         if frames > len(table):
-            raise ValueError(f"clips of {frames} frames: the temporal fusion knows positions of {len(table)} frames")
-        # Layer by layer, so that six of them do not need the memory of six.
+            raise ValueError(f"clips of {frames} frames: the temporal fusion has positions for {len(table)} frames")
+        # Layer by layer: the activations of all six at once would take six times the memory.
         return torch.stack([self._fuse(layer, frames, table[:frames]) for layer in features])
 
     def _fuse(self, layer: Tensor, frames: int, positions: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class TemporalFusion(nn.Module):
             listed = ", ".join(sorted(found)[:5]) or "nothing"
             raise WeightsError(
                 f"{path}: holds no temporal transformer of ActionCLIP: {POSITIONS} and transformer.resblocks are expected, "
-                f"and it has {listed}, …. Of its heads only `Transf` has one"
+                f"and it has {listed}, …. Of ActionCLIP's heads only `Transf` has one"
             )
         frames, width = table.shape
         with torch.device("meta"):
@@ -107,7 +107,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _strip(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Names without what stands before them in ActionCLIP's files: `module.`, or the key of a joint checkpoint."""
+    """Names without their prefix in ActionCLIP's files: `module.`, or the key of a joint checkpoint."""
     before = next((name.removesuffix(POSITIONS) for name in map(str, state) if name.endswith(POSITIONS)), "")
     return {str(name).removeprefix(before): tensor for name, tensor in state.items() if str(name).startswith(before)}
 

@@ -1,7 +1,7 @@
 """Image towers as teachers of single frames: one interface over open_clip's, timm's and transformers' models.
 
-Two families: a class token that the last block reads the frame with (CLIP), and a head whose learned query, the probe,
-reads all tokens (SigLIP). Both are attention of one query, so both can read a part of the frame as well.
+There are two families: a class token pools the frame in the last block (CLIP), or a head does so with a learned query, the
+probe (SigLIP). Both are attention of one query, so both can also pool a part of the frame.
 
 Running the blocks is left to the libraries. What they do not offer is here: the weights of that one query (timm's head
 and torch's fused attention return none), and pooling a window around each token.
@@ -16,8 +16,8 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional
 
-Part = Literal["query", "key", "value"]
-PARTS: tuple[Part, ...] = ("query", "key", "value")  # in the order in which joint weights hold them
+Projection = Literal["query", "key", "value"]
+PROJECTIONS: tuple[Projection, ...] = ("query", "key", "value")  # in the order in which joint weights hold them
 
 
 class TowerOutput(NamedTuple):
@@ -25,7 +25,7 @@ class TowerOutput(NamedTuple):
 
     features: Tensor  # [layers, F, N, C], see `Tower.to_joint`
     attention: Tensor  # float32 [F, N], of the pooling's query, mean over heads
-    tokens: Tensor  # [F, N, D], what the pooling reads
+    tokens: Tensor  # [F, N, D], the pooling's input
     class_token: Tensor | None  # [F, 1, D], the pooling's query before its projection; None: a probe, the same for all
     stem: Tensor  # [F, N, S], patch embeddings before positions are added
 
@@ -50,8 +50,8 @@ class Tower(nn.Module, ABC):
     feature_width: int  # C, of the space that it shares with its text tower
 
     @abstractmethod
-    def resize(self, cells: int) -> None:
-        """Interpolates its position embedding to `cells` x `cells` patches."""
+    def resize(self, patches_per_side: int) -> None:
+        """Interpolates its position embedding to this many patches per side."""
 
     @property
     @abstractmethod
@@ -75,7 +75,7 @@ class Tower(nn.Module, ABC):
         """Outputs of a block [..., D] -> the joint space [..., C]: the final norm, then CLIP's projection."""
 
     @abstractmethod
-    def project(self, states: Tensor, part: Part) -> Tensor:
+    def project(self, states: Tensor, part: Projection) -> Tensor:
         """The pooling attention's query, key or value map of [F, M, D], split into heads: [F, heads, M, D / heads]."""
 
     @abstractmethod
@@ -87,17 +87,17 @@ class Tower(nn.Module, ABC):
         """Encodes frames.
 
         Args:
-            pixels: float [F, 3, height, width], normalised, of the size that `resize` made it ready for.
-            layers: how many of its last blocks to return features of, 1 to `depth`.
+            pixels: float [F, 3, height, width], normalised, of the size set by `resize`.
+            layers: number of last blocks whose features are returned, 1 to `depth`.
         """
 
     @abstractmethod
     def pool(self, tokens: Tensor, class_token: Tensor | None, near: Tensor) -> Tensor:
-        """Its own pooling, of a part of the frame per token.
+        """Its own pooling, over a part of the frame per token.
 
         Args:
             tokens, class_token: as `run` returned them, [F, N, D] and [F, 1, D].
-            near: bool [N, N]; row i says which tokens the i-th result is of. No row is empty.
+            near: bool [N, N]; row i marks the tokens that the i-th result pools. No row is empty.
 
         Returns:
             [F, N, C]. Where a row holds all tokens this is the model's embedding of the image.
@@ -114,7 +114,7 @@ class Tower(nn.Module, ABC):
     def embed(self, pixels: Tensor) -> Tensor:
         """Patch embeddings before positions are added: pixels [F, 3, height, width] -> the stem [F, N, S].
 
-        No library returns them beside its blocks' outputs. Computed once more they cost next to nothing.
+        No library returns them along with its blocks' outputs. Recomputing them costs next to nothing.
         """
         return self.convolution(self.cast(pixels)).flatten(2).transpose(1, 2)
 
@@ -122,8 +122,7 @@ class Tower(nn.Module, ABC):
 class ClassTokenTower(Tower):
     """CLIP: the class token of the last block's output is the image's embedding.
 
-    Its pooling is the last block with the class token as the only query, so the tokens that it reads are the input of
-    that block.
+    Its pooling is the last block with the class token as the only query, so the pooling's input is the input of that block.
     """
 
     @abstractmethod
@@ -138,7 +137,7 @@ class ClassTokenTower(Tower):
         return self._read(self.run_blocks(pixels, [self.depth - 2])[0])
 
     def run(self, pixels: Tensor, layers: int) -> TowerOutput:
-        # At least two: the second last block's output is the last one's input.
+        # At least two: the second-to-last block's output is the last one's input, which the attention is computed from.
         states = self.run_blocks(pixels, range(self.depth - max(layers, 2), self.depth))
         before = states[-2]
         features = torch.stack([self.to_joint(layer[:, 1:]) for layer in states[-layers:]])
@@ -146,7 +145,7 @@ class ClassTokenTower(Tower):
 
     def _read(self, before: Tensor) -> Tensor:
         """The last block's attention from the class token to the patches; its input [F, 1 + N, D] -> float32 [F, N]."""
-        # One query: the weights are those of the whole block at a fraction of its cost.
+        # With one query instead of all, its weights are the same at a fraction of the block's cost.
         return weigh(self.project(before[:, :1], "query"), self.project(before, "key"))[:, 1:]
 
     def pool(self, tokens: Tensor, class_token: Tensor | None, near: Tensor) -> Tensor:
@@ -164,7 +163,7 @@ class ClassTokenTower(Tower):
 
 
 class ProbeTower(Tower):
-    """SigLIP: a learned query reads the normalised tokens, and the head's output is in the joint space already."""
+    """SigLIP: a learned query pools the normalised tokens, and the head's output is already in the joint space."""
 
     @property
     @abstractmethod
@@ -204,9 +203,9 @@ def split_heads(states: Tensor, heads: int) -> Tensor:
     return states.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def project_joint(attention: nn.MultiheadAttention, states: Tensor, part: Part) -> Tensor:
+def project_joint(attention: nn.MultiheadAttention, states: Tensor, part: Projection) -> Tensor:
     """One map of torch's attention, whose weights are joint, split into heads."""
-    number = PARTS.index(part)
+    number = PROJECTIONS.index(part)
     weight, bias = (joint.chunk(3)[number] for joint in (attention.in_proj_weight, attention.in_proj_bias))
     return split_heads(functional.linear(states, weight, bias), attention.num_heads)
 
@@ -214,7 +213,7 @@ def project_joint(attention: nn.MultiheadAttention, states: Tensor, part: Part) 
 def mix(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
     """Attention of [F, heads, M, d] to [F, heads, N, d] where bool [M, N] allows it -> [F, M, heads * d].
 
-    Masked, so that a window of any size costs what the whole frame does, and that the softmax is exact.
+    A mask keeps the shapes fixed and the softmax exact for windows of any size; the cost is that of the whole frame.
     """
     mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
     return mixed.transpose(1, 2).flatten(2)
@@ -229,18 +228,20 @@ def weigh(query: Tensor, key: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------------- positions
 
 
-def resize_positions(table: Tensor, cells: int, class_tokens: int, grid: tuple[int, int] | None = None) -> nn.Parameter:
+def resize_positions(
+    table: Tensor, patches_per_side: int, class_tokens: int, grid: tuple[int, int] | None = None
+) -> nn.Parameter:
     """A position embedding for another number of patches, interpolated as open_clip does when it loads a model.
 
     Args:
         table: float [class_tokens + patches, D].
-        cells: patches on a side, from now on.
-        class_tokens: rows at the beginning that stand for no patch; they stay as they are.
-        grid: rows and columns of patches so far; None: it is a square.
+        patches_per_side: new number of patches per side.
+        class_tokens: leading rows that belong to no patch; they are not changed.
+        grid: current rows and columns of patches; None: a square.
 
     Returns:
-        Float [class_tokens + cells^2, D], a frozen copy; equal to `table` where the number is right.
+        Float [class_tokens + patches_per_side^2, D], a frozen copy; equal to `table` where the number does not change.
     """
     old = None if grid is None else list(grid)
-    resized = resample_abs_pos_embed(table[None].detach(), [cells, cells], old, class_tokens)
+    resized = resample_abs_pos_embed(table[None].detach(), [patches_per_side, patches_per_side], old, class_tokens)
     return nn.Parameter(resized[0].clone(), requires_grad=False)

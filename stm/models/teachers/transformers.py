@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from stm.models.teachers.tower import (
     ClassTokenTower,
     LoadedTower,
-    Part,
     ProbeTower,
+    Projection,
     Tower,
     project_joint,
     resize_positions,
@@ -62,7 +62,7 @@ def make_tower(model: Any, name: str = "teacher.model") -> Tower:
 
 
 def _read_statistics(source: ModelSource) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Mean and deviation of the pixels, where there is an image processor beside the weights."""
+    """Mean and standard deviation of the pixels, if there is an image processor's config next to the weights."""
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(**source.arguments)
     except (OSError, ValueError):
@@ -73,7 +73,7 @@ def _read_statistics(source: ModelSource) -> tuple[tuple[float, ...] | None, tup
 class _TransformersTower(Tower):
     """What the image towers of CLIP and SigLIP have in common in transformers."""
 
-    class_tokens: int  # rows of the position embedding that stand for no patch
+    class_tokens: int  # rows of the position embedding that belong to no patch
 
     def __init__(self, vision: Any) -> None:
         super().__init__()
@@ -84,12 +84,12 @@ class _TransformersTower(Tower):
         self.depth = len(vision.encoder.layers)
         self.token_width = self.stem_width = self.feature_width = vision.config.hidden_size
 
-    def resize(self, cells: int) -> None:
+    def resize(self, patches_per_side: int) -> None:
         embeddings, table = self.vision.embeddings, self.vision.embeddings.position_embedding
-        table.weight = resize_positions(table.weight, cells, self.class_tokens)
+        table.weight = resize_positions(table.weight, patches_per_side, self.class_tokens)
         table.num_embeddings = len(table.weight)
         embeddings.position_ids = torch.arange(len(table.weight), device=table.weight.device)[None]
-        embeddings.image_size = cells * self.patch
+        embeddings.image_size = patches_per_side * self.patch
 
     @property
     def convolution(self) -> nn.Conv2d:
@@ -120,7 +120,7 @@ class TransformersClipTower(_TransformersTower, ClassTokenTower):
     def to_joint(self, tokens: Tensor) -> Tensor:
         return self.projection(self.vision.post_layernorm(tokens))
 
-    def project(self, states: Tensor, part: Part) -> Tensor:
+    def project(self, states: Tensor, part: Projection) -> Tensor:
         attention = self.last.self_attn
         maps = {"query": attention.q_proj, "key": attention.k_proj, "value": attention.v_proj}
         return split_heads(maps[part](self.last.layer_norm1(states)), self.heads)
@@ -142,7 +142,7 @@ class TransformersSiglipTower(_TransformersTower, ProbeTower):
     def to_joint(self, tokens: Tensor) -> Tensor:
         return self.vision.post_layernorm(tokens)
 
-    def project(self, states: Tensor, part: Part) -> Tensor:
+    def project(self, states: Tensor, part: Projection) -> Tensor:
         return project_joint(self.head.attention, states, part)
 
     @property

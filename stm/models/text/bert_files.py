@@ -53,20 +53,21 @@ def read_bert(source: ModelSource, config: BertConfig) -> tuple[BertForMaskedLM,
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise explain_missing(source, error) from error
     model, report = loaded
-    # The head's decoder is tied to the embeddings and the bias.
+    # The head's decoder is tied to the embeddings and the bias, so files need not hold it. The head itself may be missing as a
+    # whole (BertModel's files); a part of it may not.
     missing = {name for name in report["missing_keys"] if ".decoder." not in name}
     head = {name for name in model.state_dict() if name.startswith("cls.predictions.") and ".decoder." not in name}
     lacking = sorted(missing - head if head <= missing else missing)
     if lacking:
         raise ModelError(
-            f"model {source.name!r} is not a complete BERT: {len(lacking)} weights are missing, {lacking[0]} for instance"
+            f"model {source.name!r} is not a complete BERT: {len(lacking)} weights are missing, for instance {lacking[0]}"
         )
     return model, getattr(model.config, "_commit_hash", None)
 
 
 def rename(state: Mapping[str, Tensor], fusion_layer: int) -> dict[str, Tensor]:
     """A state dict of BertForMaskedLM under the names of `stm.models.text.split_bert.SplitBert`."""
-    found = {}
+    renamed = {}
     for theirs, tensor in state.items():
         name = theirs.removeprefix("bert.").replace("cls.predictions.transform.", "transform.")
         name = re.sub(r"^cls\.predictions\.bias$", "word_bias", name)
@@ -75,5 +76,5 @@ def rename(state: Mapping[str, Tensor], fusion_layer: int) -> dict[str, Tensor]:
             part, place = ("text", number) if number < fusion_layer else ("fusion", number - fusion_layer)
             name = f"{part}_layers.{place}.{name[layer.end() :]}"
         if not name.startswith("cls.predictions.decoder."):  # tied to the embeddings and the bias
-            found[name] = tensor
-    return found
+            renamed[name] = tensor
+    return renamed

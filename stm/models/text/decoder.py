@@ -61,10 +61,10 @@ class TextDecoder(nn.Module):
             "bert.encoder.layer.": language.fusion_layers,
             "cls.predictions.transform.": language.transform,
         }
-        found = {
+        weights = {
             f"{place}{name}": tensor for place, part in parts.items() for name, tensor in part.state_dict().items()
         }
-        decoder.load_weights({**found, "cls.predictions.bias": language.word_bias.detach()})
+        decoder.load_weights({**weights, "cls.predictions.bias": language.word_bias.detach()})
         return decoder
 
     def weights(self) -> dict[str, Tensor]:
@@ -128,7 +128,7 @@ class TextDecoder(nn.Module):
     ) -> Tensor:
         """Scores given answers: the `depth` with the most probable first token get the log-probability of all their tokens.
 
-        Answers with the same first token tie there, and the first of the list are taken: sort it by frequency. For eval
+        Answers with the same first token tie there, and the first in the list are preferred: sort it by frequency. For eval
         mode only.
 
         Args:
@@ -152,11 +152,10 @@ class TextDecoder(nn.Module):
         start = candidates.new_full((len(memory), 1), self.cls_id)
         first = log_softmax(self._predict(start, memory, present)[:, 0], dim=-1)[:, candidates[:, 1]]  # [B, A]
         best, chosen = (part[:, :depth] for part in first.sort(dim=1, descending=True, stable=True))
-        # Each answer is a row of its own, so that a few questions or many take the same memory.
-        answers, owners = (
-            chosen.flatten(),
-            torch.arange(len(memory), device=memory.device).repeat_interleave(best.shape[1]),
-        )
+        # Each pair of question and answer is a row, processed in parts of a fixed size: the memory does not depend on the
+        # number of questions.
+        answers = chosen.flatten()
+        owners = torch.arange(len(memory), device=memory.device).repeat_interleave(best.shape[1])
         rows = max(1, _PREDICTED // candidates.shape[1])
         parts = [
             self(candidates[answer], memory[owner], present=None if present is None else present[owner])
@@ -208,7 +207,7 @@ class TextDecoder(nn.Module):
             pad_token_id=self.pad_id,
         )
         model: Any = self.bert  # generate() is annotated for a protocol that no model fulfils
-        found = model.generate(
+        texts = model.generate(
             start,
             generation_config=settings,
             attention_mask=torch.ones_like(start),
@@ -217,8 +216,8 @@ class TextDecoder(nn.Module):
             # Passed in, because generate() allocates no cross-attention cache for a decoder without an encoder.
             past_key_values=EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config)),
         )
-        return [self._words(row) for row in found[:, 1:].tolist()]
+        return [self._without_special(row) for row in texts[:, 1:].tolist()]
 
-    def _words(self, tokens: list[int]) -> list[int]:
+    def _without_special(self, tokens: list[int]) -> list[int]:
         tokens = tokens[: tokens.index(self.sep_id)] if self.sep_id in tokens else tokens
         return [token for token in tokens if token != self.pad_id]

@@ -16,13 +16,13 @@ def make_bert(folder: Path, words: Iterable[str], width: int, layers: int, heads
         folder: is created; gets `config.json`, `model.safetensors` and the tokenizer's files.
         words: the vocabulary in its order, or captions: they are split as BERT splits texts, in lower case and at
             punctuation; repeated words count once.
-        width: hidden size; the feed-forward layers have four times as much, as in BERT.
+        width: hidden size; the feed-forward layers are four times as wide, as in BERT.
         layers: number of layers.
-        heads: attention heads; they divide the width.
-        seed: of the weights. The state of torch's global generator is left as it is.
+        heads: attention heads; the width must be divisible by them.
+        seed: of the weights. The state of torch's global generator is not changed.
 
     Raises:
-        ValueError: `words` is empty, or the heads do not divide the width.
+        ValueError: `words` is empty, or the width is not divisible by the heads.
     """
     backend = BertTokenizer().backend_tokenizer
     pieces = [

@@ -1,4 +1,4 @@
-"""A BERT that is split in two: its first layers read a text alone, its last layers look at the video as well.
+"""A BERT that is split in two: its first layers encode the text alone, its last layers also attend to the video.
 
 UMT, second stage: of BERT-base's twelve layers the first nine are the text encoder and the last three the cross-modal
 encoder, with a cross-attention to the video's tokens in each. All layers keep BERT's self-attention over the whole
@@ -55,7 +55,7 @@ class SplitBert(nn.Module):
         tokenizer: Tokenizer | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
-        """A fresh one, initialised as BERT is; seed torch first for reproducible weights.
+        """Builds a fresh one, initialised as BERT is; seed torch first for reproducible weights.
 
         Args:
             config: a BERT's; `num_hidden_layers` counts text and fusion layers.
@@ -70,8 +70,8 @@ class SplitBert(nn.Module):
         layers = config.num_hidden_layers
         if not 0 < fusion_layer < layers:
             raise ModelError(
-                f"fusion_layer {fusion_layer}: that many of the BERT's {layers} layers would read the text alone; at least "
-                "one layer must do so, and at least one must be left to look at the video"
+                f"fusion_layer {fusion_layer}: that many of the BERT's {layers} layers would encode the text alone; at least "
+                "one layer must do so, and at least one must be left to attend to the video"
             )
         if tokenizer is not None and tokenizer.vocabulary > config.vocab_size:
             raise ModelError(
@@ -94,11 +94,6 @@ class SplitBert(nn.Module):
         self.apply(self._initialise)
 
     @classmethod
-    def of(cls, config: BertConfig, fusion_layer: int, tokenizer: Tokenizer | None = None) -> "SplitBert":
-        """A fresh one; errors as in the constructor."""
-        return cls(config, fusion_layer, tokenizer)
-
-    @classmethod
     def load(cls, settings: Language) -> "SplitBert":
         """A pretrained BERT (BertModel, BertForMaskedLM or BertForPreTraining), split.
 
@@ -118,14 +113,15 @@ class SplitBert(nn.Module):
             )
         model = cls(config, settings.fusion_layer, load_tokenizer(source), settings.gradient_checkpointing)
         peer, commit = read_bert(source, config)
-        lacking = model.load_state_dict(rename(peer.state_dict(), settings.fusion_layer), strict=False)
-        assert not lacking.unexpected_keys and all(".crossattention." in name for name in lacking.missing_keys)
+        # Not strict: a plain BERT has no cross-attention. The assertion keeps anything else from being skipped.
+        result = model.load_state_dict(rename(peer.state_dict(), settings.fusion_layer), strict=False)
+        assert not result.unexpected_keys and all(".crossattention." in name for name in result.missing_keys)
         model.identity = source.identify(commit)
         return model
 
     @classmethod
     def rebuild(cls, values: Mapping[str, Any]) -> "SplitBert":
-        """A fresh one from the values of `describe`.
+        """Builds a fresh one from the values of `describe`.
 
         Raises:
             ModelError: the values do not describe a BERT.

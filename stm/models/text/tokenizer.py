@@ -17,7 +17,7 @@ _FILES = ("tokenizer.json", "vocab.txt")
 class Tokenizer:
     """Texts to a fixed number of token ids.
 
-    It has no weights and no part in a state dict. `describe` returns all of it as JSON values.
+    It has no weights and is in no state dict. `describe` returns all of it as JSON values.
     """
 
     def __init__(self, text: str, special: Mapping[str, str]) -> None:
@@ -81,7 +81,7 @@ def load_tokenizer(source: ModelSource) -> Tokenizer:
     from transformers import AutoTokenizer
 
     advice = f"a BERT needs {' or '.join(_FILES)} next to its weights"
-    # Of a folder without these files transformers makes a tokenizer with an empty vocabulary.
+    # For a folder without these files transformers returns a tokenizer with an empty vocabulary.
     if source.folder is not None and not any((source.folder / name).is_file() for name in _FILES):
         raise ModelError(f"model {source.name!r} has no tokenizer files: {advice}")
     try:

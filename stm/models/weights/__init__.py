@@ -1,1 +1,1 @@
-"""Weights in and out: our safetensors, VideoMAE's checkpoints, transformers and timm."""
+"""Reading and writing weights: our safetensors, VideoMAE's checkpoints, transformers and timm."""

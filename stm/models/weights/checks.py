@@ -22,9 +22,9 @@ ENCODER_FIELDS = ("patch_size", "tubelet", "width", "depth", "heads", "mlp_ratio
 DECODER_FIELDS = ("decoder_width", "decoder_depth", "decoder_heads")
 
 # A header may come from anyone: these bounds keep a forged one from exhausting the memory.
-_MOST = {"depth": 1000, "decoder_depth": 1000}
-_MOST_OTHERWISE = 2**16
-_MOST_TOKENS = 2**20
+_MAX = {"depth": 1000, "decoder_depth": 1000}
+_MAX_OTHERS = 2**16
+_MAX_TOKENS = 2**20
 
 
 class WeightsError(ValueError):
@@ -51,7 +51,7 @@ class Weights:
         return len(self.tensors["head.weight"]) if self.kind == "classifier" else 0
 
     def encoder(self) -> "Weights":
-        """The encoder's alone."""
+        """Only the encoder's tensors."""
         kept = {name: tensor for name, tensor in self.tensors.items() if name.startswith("encoder.")}
         return Weights(self.architecture, kept)
 
@@ -86,7 +86,7 @@ def build_encoder(weights: Weights, drop_path: float = 0.0) -> VideoEncoder:
 
 
 def outline(architecture: Architecture, kind: Kind, classes: int = 0) -> dict[str, Tensor]:
-    """The names of such weights, with tensors of the right shape without data (device "meta")."""
+    """The names and shapes of such weights, as tensors without data (device "meta")."""
     with torch.device("meta"):
         if kind == "pretraining":
             return dict(VideoMAE(architecture).state_dict())
@@ -115,10 +115,10 @@ def check_tensors(found: Mapping[str, Any], wanted: Mapping[str, Tensor], what: 
             if shapes[name] != wanted[name].shape
         ],
     }
-    say_differences(differences, what)
+    raise_differences(differences, what)
 
 
-def say_differences(differences: Mapping[str, Sequence[str]], what: str) -> None:
+def raise_differences(differences: Mapping[str, Sequence[str]], what: str) -> None:
     """Raises WeightsError with the first five names of each kind of difference, if there are any."""
     parts = [f"{len(names)} {kind}: {_first(names)}" for kind, names in differences.items() if names]
     if parts:
@@ -152,7 +152,7 @@ def check_positions(architecture: Architecture, format_name: str) -> None:
     """
     if architecture.position_frames not in (None, architecture.frames):
         raise WeightsError(
-            f"this model's positions are those of {architecture.position_frames} frames, stretched to {architecture.frames}, and "
+            f"this model's positions are stretched from {architecture.position_frames} frames to {architecture.frames}, and "
             f"{format_name} does not stretch them: it would compute something else. Export to timm, which takes the table along"
         )
     if (architecture.positions, architecture.position_period) != ("joint", 10000.0):
@@ -177,12 +177,12 @@ def parse_architecture(values: Any, what: str) -> Architecture:
         value = getattr(architecture, field.name)
         if value is None and field.default is None:
             continue
-        least = 0 if field.name.startswith("decoder_") else 1
+        minimum = 0 if field.name.startswith("decoder_") else 1  # an encoder alone may have no decoder's sizes
         good = isinstance(value, int | float) and 0 < value <= 1e6
         if field.name == "positions":
             good = value in ("joint", "separable")
         if field.type in (int, "int", int | None, "int | None"):
-            good = isinstance(value, int) and least <= value <= _MOST.get(field.name, _MOST_OTHERWISE)
+            good = isinstance(value, int) and minimum <= value <= _MAX.get(field.name, _MAX_OTHERS)
         if not good:
             raise WeightsError(f"{what}: invalid {field.name} {value!r} in its architecture")
     return _check_divisions(architecture, what)
@@ -204,15 +204,15 @@ def parse_labels(labels: Any, classes: int, what: str) -> tuple[str, ...] | None
 
 
 def _check_divisions(a: Architecture, what: str) -> Architecture:
-    """Raises WeightsError where a size is not divisible by its part, or there are too many tokens for any memory."""
+    """Raises WeightsError where a size is not divisible by its part, or there are more tokens than fit into memory."""
     divisions = [("image_size", "patch_size"), ("frames", "tubelet"), ("width", "heads")]
     divisions += [("decoder_width", "decoder_heads")] if a.decoder_heads else []
     for whole, part in divisions:
         if getattr(a, whole) % getattr(a, part):
             raise WeightsError(f"{what}: its {whole} {getattr(a, whole)} is not divisible by {part} {getattr(a, part)}")
     tokens = max(a.frames, a.position_frames or 0) // a.tubelet * a.slot_tokens
-    if tokens > _MOST_TOKENS:
-        raise WeightsError(f"{what}: its architecture has {tokens} tokens per clip; the most is {_MOST_TOKENS}")
+    if tokens > _MAX_TOKENS:
+        raise WeightsError(f"{what}: its architecture has {tokens} tokens per clip; the maximum is {_MAX_TOKENS}")
     return a
 
 

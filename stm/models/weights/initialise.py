@@ -1,7 +1,7 @@
-"""Initial weights of a student from similar models: UMT's, VideoMAE's, a CLIP's.
+"""Initial weights for a student from similar models: UMT's, VideoMAE's, a CLIP's.
 
-UMT's student is VideoMAE's encoder with one frame per tubelet. What a source has and the student lacks is left out, and
-each omission is returned as a note for the run's log.
+UMT's student is VideoMAE's encoder with one frame per tubelet. Whatever the student has no place for is left out, and each
+omission is returned as a note for the run's log.
 """
 
 from collections.abc import Mapping
@@ -23,14 +23,14 @@ _ENCODER_PARTS = ("patch_embed", "blocks", "norm", "pos_embed", "cls_token")
 _CHECKPOINT_STARTS = (b"PK\x03\x04", b"\x80")  # torch's zip, and its older plain pickle
 
 
-class FirstWeights(NamedTuple):
-    """Weights for a student, and notes on what was changed, human-readable."""
+class InitialWeights(NamedTuple):
+    """Weights for a student, and human-readable notes on what was left out or changed."""
 
     weights: Weights
     notes: tuple[str, ...] = ()
 
 
-def read_first(source: str, architecture: Architecture) -> FirstWeights:
+def read_initial(source: str, architecture: Architecture) -> InitialWeights:
     """Weights that a student can start from.
 
     Args:
@@ -51,7 +51,7 @@ def read_first(source: str, architecture: Architecture) -> FirstWeights:
     elif _is_checkpoint(Path(source).expanduser()):
         found = _read_checkpoint(Path(source).expanduser(), architecture)
     else:
-        found = FirstWeights(zoo.read(source))
+        found = InitialWeights(zoo.read(source))
     if found.weights.architecture.tubelet > architecture.tubelet == 1:
         found = _join_frames(found)
     adapt(found.weights.encoder(), architecture, f"init: {source}")
@@ -68,23 +68,23 @@ def _is_checkpoint(path: Path) -> bool:
 # ------------------------------------------------------------------------------------------------------------- UMT
 
 
-def _read_checkpoint(path: Path, architecture: Architecture) -> FirstWeights:
-    """VideoMAE's files unchanged; of all others the encoder alone."""
+def _read_checkpoint(path: Path, architecture: Architecture) -> InitialWeights:
+    """All of a VideoMAE checkpoint; of any other, only the encoder."""
     content = load_checkpoint(path)
     state, kind = find_state(content)
     if kind != "encoder" or HEADER_KEY in content:
-        return FirstWeights(parse_checkpoint(content, path))
+        return InitialWeights(parse_checkpoint(content, path))
     encoder, rest = _pick_encoder(state, path)
-    # Weights do not show their heads: they are those of VideoMAE's size, or, where there is none, the student's.
+    # Weights do not show the number of heads: it is that of VideoMAE's size of this width, or else the student's.
     wanted = replace(architecture, heads=heads_of_width(architecture.width) or architecture.heads)
     weights = parse_checkpoint({"model": encoder, "args": content.get("args")}, path, wanted)
     notes = []
     if rest:
         parts = sorted({name.split(".")[0] for name in rest})
-        notes.append(f"of its weights only the encoder's are taken; left out: {', '.join(parts)}")
+        notes.append(f"only the encoder's weights are used; left out: {', '.join(parts)}")
     if "encoder.norm.weight" not in encoder:
-        notes.append("it has no norm after its blocks; ours is fresh")
-    return FirstWeights(weights, tuple(notes))
+        notes.append("it has no norm after its blocks; the student's is freshly initialised")
+    return InitialWeights(weights, tuple(notes))
 
 
 def _pick_encoder(state: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -98,7 +98,7 @@ def _pick_encoder(state: Mapping[str, Any], path: Path) -> tuple[dict[str, Any],
     if len(ends) != 1:
         listed = ", ".join(sorted(ends or state)[:5]) or "nothing"
         raise WeightsError(
-            f"{path}: has {len(ends)} video encoders, names that end in {EMBEDDING}; there are {listed}, …"
+            f"{path}: has {len(ends)} video encoders instead of one (names that end in {EMBEDDING}); it has {listed}, …"
         )
     prefix = ends[0].removesuffix(EMBEDDING)
     inside = {name: name.removeprefix(prefix) for name in state if name.startswith(prefix)}
@@ -109,7 +109,7 @@ def _pick_encoder(state: Mapping[str, Any], path: Path) -> tuple[dict[str, Any],
 # -------------------------------------------------------------------------------------------------------- tubelets
 
 
-def _join_frames(found: FirstWeights) -> FirstWeights:
+def _join_frames(found: InitialWeights) -> InitialWeights:
     """Weights for tubelets of one frame: a frame gets the token of a tubelet that repeats it.
 
     The convolution is linear, so this is the sum of its weights over the tubelet's frames. The decoder predicts tubelets
@@ -118,11 +118,11 @@ def _join_frames(found: FirstWeights) -> FirstWeights:
     a, name = found.weights.architecture, "encoder.embedding.projection.weight"
     joint = found.weights.tensors[name].unflatten(1, (3, a.tubelet, a.patch_size**2))  # colour, frame, pixel
     tensors = {**found.weights.encoder().tensors, name: joint.sum(dim=2).flatten(1)}
-    note = f"its tubelets have {a.tubelet} frames and ours 1: the embedding's weights are summed over the frames"
+    note = f"its tubelets have {a.tubelet} frames, the student's 1: the embedding's weights are summed over the frames"
     if found.weights.kind == "pretraining":
-        note += "; its decoder predicts such tubelets and is left out"
+        note += "; its decoder predicts tubelets of that length and is left out"
     weights = Weights(replace(a, tubelet=1, frames=a.frames // a.tubelet), tensors)
-    return FirstWeights(weights, (*found.notes, note))
+    return InitialWeights(weights, (*found.notes, note))
 
 
 # ------------------------------------------------------------------------------------------------------------ CLIP
@@ -137,7 +137,7 @@ _CLIP_NAMES = {
 }
 
 
-def _read_clip(name: str, architecture: Architecture) -> FirstWeights:
+def _read_clip(name: str, architecture: Architecture) -> InitialWeights:
     """The blocks, patch embedding and last norm of a CLIP's ViT."""
     from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 
@@ -150,7 +150,9 @@ def _read_clip(name: str, architecture: Architecture) -> FirstWeights:
     blocks = list(tower.transformer.resblocks) if isinstance(tower, VisionTransformer) else []
     plain = [isinstance(b, ResidualAttentionBlock) and isinstance(b.ls_1, nn.Identity) for b in blocks]
     if not blocks or not all(plain) or tower.attn_pool is not None:
-        raise WeightsError(f"init {CLIP}{name}: has no plain ViT of open_clip for its images: a {type(tower).__name__}")
+        raise WeightsError(
+            f"init {CLIP}{name}: its image tower is a {type(tower).__name__}, and must be a plain open_clip ViT"
+        )
     width, hidden = tower.conv1.out_channels, blocks[0].mlp.c_fc.out_features
     own = replace(
         architecture,
@@ -162,14 +164,14 @@ def _read_clip(name: str, architecture: Architecture) -> FirstWeights:
         heads=blocks[0].attn.num_heads,
         mlp_ratio=hidden / width,
     )
-    notes = ["of a CLIP the class token, the positions, the norm before its blocks and the projection are left out"]
+    notes = ["the CLIP's class token, positions, norm before its blocks and projection are left out"]
     if isinstance(blocks[0].mlp.gelu, QuickGELU):
-        notes.append("its blocks were trained with QuickGELU, and ours have GELU")
-    return FirstWeights(Weights(own, _rename_clip(tower)), tuple(notes))
+        notes.append("its blocks were trained with QuickGELU, the student's have GELU")
+    return InitialWeights(Weights(own, _rename_clip(tower)), tuple(notes))
 
 
 def _rename_clip(tower: Any) -> dict[str, Tensor]:
-    """open_clip's tensors under our names, float32. The convolution has no bias: ours is 0."""
+    """open_clip's tensors under our names, float32. Its convolution has no bias, so the student's is 0."""
     kernel = tower.conv1.weight.detach().float()
     tensors = {
         "encoder.embedding.projection.weight": kernel.flatten(1),  # colour, row, column: one frame

@@ -67,7 +67,7 @@ def write_own(
 
 
 def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the header and of the tensors' names, types, shapes and bytes."""
+    """SHA-256 of the header and of the tensors' names, dtypes, shapes and bytes."""
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())

@@ -1,7 +1,7 @@
 """A trained encoder as a timm `VisionTransformer`, for timm's users and tools.
 
-It takes normalised clips, float [B, 3, T, S, S] (colours before frames, as timm has channels first), where our
-encoder takes bytes [B, T, 3, S, S]. Everything else is the same: the blocks are timm's own.
+It takes normalised clips, float [B, 3, T, S, S] (channels first, as in timm), where our encoder takes bytes
+[B, T, 3, S, S]. Everything else is the same: the blocks are timm's own.
 """
 
 from functools import partial

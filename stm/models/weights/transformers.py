@@ -23,7 +23,7 @@ from stm.models.weights.checks import (
     check_tensors,
     outline,
     parse_architecture,
-    say_differences,
+    raise_differences,
 )
 from stm.pretrained.hub import ModelSource, explain_missing
 from stm.storage.files import write_bytes, write_json
@@ -62,7 +62,7 @@ _PARTS = ("query", "key", "value")
 
 
 def _name(ours: str, kind: Kind) -> str:
-    """Where a tensor of ours is in transformers' state dict."""
+    """The name of one of our tensors in transformers' state dict."""
     name = ours
     for pattern, theirs in _STARTS.items():
         if re.match(rf"{pattern}(\.|$)", name):
@@ -124,7 +124,7 @@ def from_transformers_state(state: Mapping[str, Tensor], blank: Weights, what: s
 def transformers_config(architecture: Architecture, kind: Kind = "pretraining") -> dict[str, Any]:
     """Arguments for transformers' VideoMAEConfig with which it computes what our model does.
 
-    Except for the two epsilons that are 1e-5 in its code (see above).
+    The exception is the two epsilons that are fixed at 1e-5 in its code (see above).
     """
     a = architecture
     return {
@@ -150,7 +150,7 @@ def _parse_config(config: Any, what: str) -> tuple[Architecture, Kind]:
     named = (config.architectures or ["no model"])[0]
     kinds = [kind for kind, name in CLASSES.items() if name == named]
     if not kinds:
-        raise WeightsError(f"{what}, but of {named}; stm reads {', '.join(CLASSES.values())}")
+        raise WeightsError(f"{what}, but a {named}; stm reads {', '.join(CLASSES.values())}")
     (kind,) = kinds
     expected = {"num_channels": 3, "hidden_act": "gelu", "qv_bias": True}
     expected["use_mean_pooling"] = kind == "classifier"
@@ -202,7 +202,7 @@ def write_transformers(weights: Weights, folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise WeightsError(f"{folder}: is a file; transformers' format is a folder")
     config = transformers_config(weights.architecture, weights.kind)
-    # As transformers 5 saves and transformers 4 has them; on loading, 5 renames.
+    # The names that transformers 4 expects; transformers 5 saves them too, and renames them on loading.
     state = {
         name.replace("query.bias", "q_bias").replace("value.bias", "v_bias"): tensor
         for name, tensor in to_transformers_state(weights).items()
@@ -222,7 +222,7 @@ def read_transformers(source: ModelSource) -> Weights:
     """Reads a folder or a repository of the hub, through transformers, in float32.
 
     Raises:
-        WeightsError: it cannot be loaded, is not a VideoMAE, or is one that our model does not compute.
+        WeightsError: it cannot be loaded, is not a VideoMAE, or differs from our model in what it computes.
     """
     import transformers
 
@@ -252,8 +252,8 @@ def read_transformers(source: ModelSource) -> Weights:
 
 
 def _check_report(report: Mapping[str, Any], what: str) -> None:
-    """transformers only warns of weights that the files lack, and leaves them random: here it is an error."""
-    say_differences(
+    """Raises WeightsError for incomplete files: transformers only warns about missing weights and leaves them random."""
+    raise_differences(
         {
             "missing": sorted(report["missing_keys"]),
             "not expected": sorted(report["unexpected_keys"]),

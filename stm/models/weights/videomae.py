@@ -41,7 +41,7 @@ EMBEDDING = "patch_embed.proj.weight"
 
 
 def _name(ours: str, prefix: str) -> str:
-    """Where a tensor of ours is in the official state; `prefix` is that of its encoder."""
+    """The name of one of our tensors in the official state; `prefix` is that of its encoder."""
     for start, theirs in (
         ("encoder.embedding.projection.", f"{prefix}patch_embed.proj."),
         ("encoder.", prefix),
@@ -58,10 +58,10 @@ def _prefix(kind: Kind) -> str:
 
 
 def to_official(weights: Weights) -> dict[str, Tensor]:
-    """The state dict as VideoMAE's code names it.
+    """The state dict under the names of VideoMAE's code.
 
-    Without the keys' biases, which change nothing (they add the same number to all logits of a query), and without a
-    classifier's last encoder norm, which it does not use.
+    It has neither the keys' biases, which change nothing (they add the same number to all logits of a query), nor a
+    classifier's last encoder norm, which is not used.
     """
     a, kind = weights.architecture, weights.kind
     check_positions(a, "VideoMAE's code")
@@ -101,8 +101,8 @@ def _from_official(state: Mapping[str, Tensor], blank: Weights) -> dict[str, Ten
 def write_official(weights: Weights, path: Path) -> None:
     """Writes a `.pth` that VideoMAE's scripts load; atomically; same weights, same bytes.
 
-    In addition to "model" there is an entry "stm" with what the format does not hold: the heads, the clip's length and
-    the image size. VideoMAE's scripts ignore it.
+    Next to "model", an entry "stm" holds what the format does not: the heads, the clip's length and the image size.
+    VideoMAE's scripts ignore it.
     """
     header: dict[str, Any] = {"architecture": asdict(weights.architecture)}
     if weights.labels:
@@ -120,7 +120,7 @@ def read_official(path: Path, architecture: Architecture | None = None) -> Weigh
     not show; it is not compared with them here.
 
     Raises:
-        WeightsError: another kind of file, damaged, not safe to load, or its weights do not fit.
+        WeightsError: the file is of another kind, damaged, or not safe to load, or its weights do not fit.
     """
     return parse_checkpoint(load_checkpoint(path), path, architecture)
 
@@ -142,7 +142,7 @@ def parse_checkpoint(content: Mapping[str, Any], path: Path, architecture: Archi
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A `.pth` file's content: tensors, numbers, texts, and nothing that could run code.
+    """A `.pth` file's content: tensors, numbers, strings, and nothing that could run code.
 
     Raises:
         WeightsError: it is damaged, holds more than that, or is not a dictionary.
@@ -165,8 +165,8 @@ def _explain(error: str) -> str:
     if culprit or "weights_only" in error:
         asked = f"({culprit[1]}) " if culprit else ""
         return (
-            f"it holds more than weights {asked}and loading it could run code, which stm does not. If you trust it, save "
-            "its state dict alone from where it was made"
+            f"it holds more than weights {asked}and loading it could run code, so stm refuses to. If you trust it, load it "
+            "where it was made and save its state dict alone"
         )
     return f"it is damaged or not a checkpoint ({error.splitlines()[0] if error else 'no reason given'})"
 
@@ -210,7 +210,7 @@ def _infer(
         "depth": _count_blocks(state, f"{prefix}blocks."),
         "mlp_ratio": hidden / width,
         "heads": wanted.heads if wanted and wanted.width == width else _heads(width, "encoder", path),
-        # An encoder alone does not show its decoder: that of its size, if there is such a size.
+        # An encoder's file says nothing about a decoder: that of VideoMAE's size of its width, if there is one.
         "decoder_width": size.decoder_width if size else 0,
         "decoder_depth": size.decoder_depth if size else 0,
         "decoder_heads": size.decoder_heads if size else 0,
@@ -252,7 +252,7 @@ def _heads(width: int, part: Literal["encoder", "decoder"], path: str) -> int:
     heads = heads_of_width(width, part == "decoder")
     if heads is None:
         raise WeightsError(
-            f"{path}: its {part} is {width} wide, as none of VideoMAE's sizes; weights do not show the number of heads: "
+            f"{path}: its {part} is {width} wide, which is none of VideoMAE's sizes; weights do not show the number of heads: "
             "give the architecture"
         )
     return heads

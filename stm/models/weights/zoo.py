@@ -1,6 +1,6 @@
 """Models by name, and the one entry point for weights: any source in, any format out.
 
-`safetensors`, `videomae` and `transformers` know a format each; `timm` makes timm models.
+`safetensors`, `videomae` and `transformers` handle one format each; `timm` makes timm models.
 """
 
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
 def describe(run: Run) -> Architecture:
-    """The architecture that a run's config asks for."""
+    """The architecture that a run's config describes."""
     size = SIZES[run.model]
     if run.decoder_depth is not None:
         size = size._replace(decoder_depth=run.decoder_depth)
@@ -133,7 +133,7 @@ def _read_any(source: str | Path, architecture: Architecture | None) -> Weights:
 
 
 def _read_file(path: Path, architecture: Architecture | None) -> Weights:
-    """By the first bytes, because suffixes are used freely: safetensors starts with a length and a brace."""
+    """Recognises a file by its first bytes, since suffixes are unreliable: safetensors starts with a length and a brace."""
     with path.open("rb") as file:
         start = file.read(9)
     if start[8:9] == b"{" or path.suffix == ".safetensors":

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from stm.preprocess.batches import prefetch
 from stm.preprocess.frames.table import load_frame
-from stm.pretrained.clip import Clip, embed_texts
+from stm.pretrained.clip import LoadedClip, embed_texts
 from stm.pretrained.hub import exact_convolutions
 from stm.shards.grid import map_shape
 
@@ -82,7 +82,7 @@ def cut_cells(frame: Tensor, rows: int, columns: int) -> Tensor:
 class PatchScorer:
     """CLIP embeddings of patches and texts, in batches of one fixed shape."""
 
-    def __init__(self, clip: Clip, grid: int, batch_size: int, compile: bool = False) -> None:
+    def __init__(self, clip: LoadedClip, grid: int, batch_size: int, compile: bool = False) -> None:
         """
         Args:
             grid: cells on the short side of a map.

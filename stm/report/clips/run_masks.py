@@ -20,7 +20,7 @@ from stm.data.guides.window import COMPUTED
 from stm.masking import get_strategy, to_boolean
 from stm.masking.cluster import cluster_tokens
 from stm.methods.video_language import MediaMasks
-from stm.models.spatiotemporal.mask import Drawn
+from stm.models.spatiotemporal.mask import SampledMask
 from stm.models.spatiotemporal.pair_predictor import Pairs
 from stm.models.teachers.frame_teacher import TeacherOutput
 from stm.report.clips import film_strips
@@ -39,7 +39,7 @@ class LearnedMask:
     """A mask learned by STM: the predicted points, the sampled tokens, and the mix."""
 
     pairs: Pairs
-    drawn: Drawn
+    drawn: SampledMask
     mix: float  # weight of the blobs; the attention has the rest
 
 
@@ -93,7 +93,7 @@ def draw_run_masks(run: LanguageRun, weights: Path | None, cuts: Sequence[Cut]) 
         if predictor is not None:
             with torch.no_grad():
                 pairs = predictor.compare(output.stem, noise.shape[1])
-                drawn = predictor.draw(pairs.former, pairs.latter, output.attention, noise, run.mask.ratio)
+                drawn = predictor.sample(pairs.former, pairs.latter, output.attention, noise, run.mask.ratio)
             learned = LearnedMask(pairs, drawn, predictor.mix.detach().clamp(0, 1).item())
         kept = media_masks.keep(cut.batch, output, {} if learned is None else {"spatiotemporal": learned.drawn.score})
         hidden = to_boolean(kept, cut.geometry.slots, cut.geometry.tokens)[0].numpy()

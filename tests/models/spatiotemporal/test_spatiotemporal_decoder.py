@@ -189,7 +189,7 @@ def test_more_frames_than_slots_and_other_numbers_of_layers_are_refused() -> Non
     with pytest.raises(ValueError, match="clips of 5 frames; the decoder has positions for 1 to 4"):
         decoder(features, kept, text, 5)
     features, kept, text = draw_inputs(2)
-    with pytest.raises(ValueError, match="features of 1 layers do not fit 2 decoders"):
+    with pytest.raises(ValueError, match="features of 1 layers for 2 decoders"):
         decoder(features[:1], kept, text, 2)
 
 

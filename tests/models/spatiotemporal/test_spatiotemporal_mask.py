@@ -8,7 +8,7 @@ from torch.nn import functional
 from stm.config import SpatioTemporal
 from stm.masking import get_strategy, to_boolean
 from stm.models.spatiotemporal.decoder import gather_visible
-from stm.models.spatiotemporal.mask import Drawn, SpatioTemporalMask
+from stm.models.spatiotemporal.mask import SampledMask, SpatioTemporalMask
 from stm.models.spatiotemporal.pair_predictor import PairPredictor
 from stm.tubelets import gather_tokens
 
@@ -161,7 +161,7 @@ def test_at_the_start_blobs_and_points_are_central_in_all_frames() -> None:
     assert (blobs[..., 1, 1] > blobs[..., 0, 0]).all()
 
 
-def loss_of(drawn: Drawn) -> Tensor:
+def loss_of(drawn: SampledMask) -> Tensor:
     upstream = torch.randn(drawn.weight.shape, generator=torch.Generator().manual_seed(5))
     return (drawn.weight * upstream).sum()
 
@@ -230,7 +230,7 @@ def test_the_mask_compiles_to_one_graph() -> None:
 @pytest.mark.parametrize(("frames", "side", "cut"), [(1, 4, 0), (3, 5, 0), (3, 4, 16)])
 def test_an_image_and_frames_of_another_size_are_refused(frames: int, side: int, cut: int) -> None:
     stem, attention, noise = draw_inputs(frames, side)
-    with pytest.raises(ValueError, match="2 frames or more, each of 4 x 4"):
+    with pytest.raises(ValueError, match="at least 2 frames, each of 4 x 4"):
         build()(stem[:, cut:], attention, noise, 0.7)
 
 

@@ -166,9 +166,9 @@ def test_under_autocast_the_guide_is_still_float32_and_nearly_the_same() -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pool_type": "avg"}, "'avg' pooling, not by a class token"),
-        ({"attentional_pool": True, "attn_pooler_heads": 2}, "an attention pooler, not by a class token"),
-        ({"layers": 1}, "one block only"),
+        ({"pool_type": "avg"}, "'avg' pooling: it has no class token"),
+        ({"attentional_pool": True, "attn_pooler_heads": 2}, "an attention pooler: it has no class token"),
+        ({"layers": 1}, "only one block"),
         ({"block_type": "custom"}, "no plain attention"),
     ],
 )
@@ -178,7 +178,7 @@ def test_towers_whose_class_token_says_nothing_are_refused(changes: dict[str, An
 
 
 def test_other_models_and_impossible_sizes_are_refused() -> None:
-    with pytest.raises(ModelError, match=r"no open_clip ViT image tower but a Linear; take a CLIP with a class token"):
+    with pytest.raises(ModelError, match=r"its image tower is a Linear, not an open_clip ViT; use a CLIP with a class token"):
         make_teacher(nn.Linear(2, 2), 4)
     with pytest.raises(ModelError, match=r"image_size 36 is not a multiple of its patches' 8 pixels"):
         make_teacher(make_tower(), 4, image_size=36)

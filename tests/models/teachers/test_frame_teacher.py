@@ -402,13 +402,13 @@ def test_frames_and_positions_are_resized_to_the_student_s_grid(family: str) -> 
     [
         (
             lambda: FrameTeacher(make_tower(make_open_clip()), SIDE, 4),
-            "layers 4 is more than the 3 blocks .* 3 or less",
+            "layers 4 is more than the teacher's 3 blocks .* 3 or less",
         ),
-        (lambda: FrameTeacher(make_tower(make_open_clip()), SIDE, 2, 64), "8 patches on a side .* or set it to 32"),
-        (lambda: FrameTeacher(make_tower(make_open_clip()), SIDE, 2, 36), "36 is not a multiple of its patches' 8"),
+        (lambda: FrameTeacher(make_tower(make_open_clip()), SIDE, 2, 64), "8 patches per side .* or set it to 32"),
+        (lambda: FrameTeacher(make_tower(make_open_clip()), SIDE, 2, 36), "36 is not a multiple of its patch size, 8"),
         (lambda: FrameTeacher(make_tower(make_open_clip(pool_type="avg")), SIDE, 2), "'avg' pooling"),
         (lambda: make_teacher("open_clip", fusion=TemporalFusion(32, 4)), "fusion is 32 wide, .* features are 16"),
-        (lambda: make_tower(nn.Linear(2, 2)), "no open_clip ViT image tower but a Linear"),
+        (lambda: make_tower(nn.Linear(2, 2)), "its image tower is a Linear, not an open_clip ViT"),
     ],
 )
 def test_what_does_not_fit_is_named(make: Callable[[], Any], message: str) -> None:

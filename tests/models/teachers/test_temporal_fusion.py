@@ -71,7 +71,7 @@ def test_frames_have_an_order_and_the_table_an_end() -> None:
     assert not torch.allclose(
         fusion(backwards, 3).unflatten(2, (3, 4)).flip(2).flatten(2, 3), fusion(given, 3), atol=0.1
     )
-    with pytest.raises(ValueError, match="clips of 6 frames: the temporal fusion knows positions of 5 frames"):
+    with pytest.raises(ValueError, match="clips of 6 frames: the temporal fusion has positions for 5 frames"):
         fusion(features(frames=6), 6)
 
 

@@ -139,7 +139,7 @@ def test_the_cross_attentions_are_fresh_as_bert_makes_them_and_hang_on_the_seed(
         else:
             assert not torch.equal(tensor, states[2][name])
             assert tensor.std().item() == pytest.approx(0.02, rel=0.05)
-    fresh = SplitBert.of(BertConfig(vocab_size=2000, hidden_size=96, num_attention_heads=4, num_hidden_layers=2), 1)
+    fresh = SplitBert(BertConfig(vocab_size=2000, hidden_size=96, num_attention_heads=4, num_hidden_layers=2), 1)
     words = fresh.embeddings.word_embeddings.weight
     assert (words[0] == 0).all() and words[1:].std().item() == pytest.approx(0.02, rel=0.02)
 
@@ -251,14 +251,14 @@ def test_mistakes_are_errors_that_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be loaded from the folder"):
         SplitBert.load(ask(tmp_path / "empty"))
     with pytest.raises(ModelError, match="this BERT has no tokenizer"):
-        _ = SplitBert.of(BertConfig(hidden_size=24, num_hidden_layers=2, vocab_size=9), 1).mask_id
+        _ = SplitBert(BertConfig(hidden_size=24, num_hidden_layers=2, vocab_size=9), 1).mask_id
 
 
 def test_files_that_lack_weights_or_words_are_errors(tmp_path: Path) -> None:
     write_bert(tmp_path)
     whole = load_file(tmp_path / "model.safetensors")
     for lacking, message in [
-        ("bert.encoder.layer.4.output.dense.bias", "not a complete BERT: 1 weights are missing, bert.encoder.layer.4"),
+        ("bert.encoder.layer.4.output.dense.bias", "not a complete BERT: 1 weights are missing, for instance bert.encoder.layer.4"),
         ("cls.predictions.transform.dense.bias", "not a complete BERT: 1 weights are missing, cls.predictions"),
         ("cls.predictions.bias", "not a complete BERT: .*, cls.predictions.bias for instance"),
     ]:
@@ -296,7 +296,7 @@ def test_a_tokenizer_with_more_words_than_the_bert_is_refused(tmp_path: Path) ->
     write_bert(tmp_path)
     tokenizer = read(tmp_path)[0].tokenizer
     with pytest.raises(ModelError, match=rf"has {tokenizer.vocabulary} tokens and the BERT 9"):
-        SplitBert.of(BertConfig(hidden_size=24, num_hidden_layers=2, vocab_size=9), 1, tokenizer)
+        SplitBert(BertConfig(hidden_size=24, num_hidden_layers=2, vocab_size=9), 1, tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ def test_it_starts_as_the_fusion_layers_of_the_split_bert(tmp_path: Path) -> Non
 def test_a_bert_without_a_tokenizer_makes_no_decoder() -> None:
     config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8)
     with pytest.raises(ModelError, match="has no tokenizer"):
-        TextDecoder.of(SplitBert.of(config, 1))
+        TextDecoder.of(SplitBert(config, 1))
 
 
 def test_its_weights_go_through_a_safetensors_file(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stm.models.vit import Architecture, VideoEncoder
 from stm.models.weights.checks import WeightsError, build_encoder
-from stm.models.weights.initialise import read_first
+from stm.models.weights.initialise import read_initial
 from stm.models.weights.zoo import save
 from stm.tubelets import IMAGENET_MEAN, IMAGENET_STD
 
@@ -42,7 +42,7 @@ def test_umt_s_checkpoint_becomes_the_same_network(nested: str | None, tmp_path:
     """Against UMT's forward written out: convolution per frame, sine table, blocks on the visible tokens, norm."""
     state = umt_state()
     torch.save({nested: state, "epoch": 200} if nested else state, tmp_path / "umt.pth")
-    found = read_first(str(tmp_path / "umt.pth"), STUDENT)
+    found = read_initial(str(tmp_path / "umt.pth"), STUDENT)
     video, clip = make_clip()
     masked = torch.rand(2, 64, generator=torch.Generator().manual_seed(2)).argsort(1) >= 20
     kept = torch.stack([(~row).nonzero().flatten() for row in masked])
@@ -63,7 +63,7 @@ def test_umt_s_second_stage_is_found_below_its_vision_encoder(tmp_path: Path) ->
     }
     torch.save({"model": {**more, **stage}}, tmp_path / "stage2.pth")
     torch.save({"model": umt_state()}, tmp_path / "stage1.pth")
-    second, first = (read_first(str(tmp_path / f"stage{number}.pth"), STUDENT) for number in (2, 1))
+    second, first = (read_initial(str(tmp_path / f"stage{number}.pth"), STUDENT) for number in (2, 1))
     assert second.weights.tensors.keys() == first.weights.tensors.keys()
     assert all(torch.equal(second.weights.tensors[name], first.weights.tensors[name]) for name in first.weights.tensors)
     assert second.notes[0].endswith("clip_decoder, clip_teacher, temp, text_encoder, vision_encoder, vision_proj")
@@ -76,20 +76,20 @@ def test_umt_s_second_stage_is_found_below_its_vision_encoder(tmp_path: Path) ->
         ({"encoder.blocks.0.gamma_1": torch.zeros(48)}, "1 not expected: encoder.blocks.0.gamma_1"),
         ({"encoder.blocks.0.attn.q_bias": None}, "1 missing: encoder.blocks.0.attn.q_bias"),
         ({"other.patch_embed.proj.weight": torch.zeros(4, 3, 1, 8, 8)}, "has 2 video encoders"),
-        ({"encoder.patch_embed.proj.weight": None}, "has 0 video encoders, .* there are clip_decoder"),
+        ({"encoder.patch_embed.proj.weight": None}, "has 0 video encoders instead of one .*; it has clip_decoder"),
     ],
 )
 def test_what_is_no_umt_checkpoint_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     state = {name: tensor for name, tensor in {**umt_state(), **change}.items() if tensor is not None}
     torch.save({"model": state}, tmp_path / "odd.pth")
     with pytest.raises(WeightsError, match=message):
-        read_first(str(tmp_path / "odd.pth"), STUDENT)
+        read_initial(str(tmp_path / "odd.pth"), STUDENT)
 
 
 @torch.no_grad()
 def test_a_sine_table_in_the_checkpoint_is_ours_and_need_not_be_taken(tmp_path: Path) -> None:
     torch.save({"model": {**umt_state(), "encoder.pos_embed": VideoEncoder(STUDENT).positions}}, tmp_path / "table.pth")
-    assert read_first(str(tmp_path / "table.pth"), STUDENT).weights.kind == "encoder"
+    assert read_initial(str(tmp_path / "table.pth"), STUDENT).weights.kind == "encoder"
 
 
 def test_an_encoder_of_another_shape_is_refused_with_its_name(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_an_encoder_of_another_shape_is_refused_with_its_name(tmp_path: Path) ->
     with pytest.raises(
         WeightsError, match=r"^init: .*umt\.pth: its architecture is not the run's: depth 2 instead of 5"
     ):
-        read_first(str(tmp_path / "umt.pth"), replace(STUDENT, depth=5))
+        read_initial(str(tmp_path / "umt.pth"), replace(STUDENT, depth=5))
 
 
 # -------------------------------------------------------------------------------------------------------- tubelets
@@ -118,7 +118,7 @@ def test_tubelets_of_two_frames_become_one_that_sees_a_still_picture_alike(kind:
         from stm.models.weights.videomae import write_official
 
         write_official(gather_weights(source), path)
-    found = read_first(str(path), STUDENT)
+    found = read_initial(str(path), STUDENT)
     video = make_clip()[0]
     student = build_encoder(found.weights).eval()
     assert student.architecture.slots == source.architecture.slots
@@ -130,11 +130,11 @@ def test_a_decoder_of_longer_tubelets_is_left_out_and_that_is_said(tmp_path: Pat
     state = pretraining_state(384, 2, 192, 1, 8)  # VideoMAE's own, of a width that it has
     torch.save({"model": state}, tmp_path / "videomae.pth")
     student = replace(STUDENT, width=384, heads=6)
-    found = read_first(str(tmp_path / "videomae.pth"), student)
+    found = read_initial(str(tmp_path / "videomae.pth"), student)
     assert found.weights.kind == "encoder" and found.notes[0].endswith(
         "its decoder predicts such tubelets and is left out"
     )
-    same = read_first(str(tmp_path / "videomae.pth"), replace(student, tubelet=2))
+    same = read_initial(str(tmp_path / "videomae.pth"), replace(student, tubelet=2))
     assert same.weights.kind == "pretraining" and same.notes == ()
 
 
@@ -146,7 +146,7 @@ def test_a_clip_s_patches_blocks_and_norm_become_the_student_s() -> None:
     """Past the class token and positions, the student computes what CLIP's tower does."""
     tower = open_clip.create_model(DEMO, require_pretrained=True, weights_only=True).visual.eval()
     a = Architecture(48, 12, 1, 4, width=128, depth=4, heads=4, decoder_width=64, decoder_depth=1, decoder_heads=2)
-    found = read_first(f"clip:{DEMO}", a)
+    found = read_initial(f"clip:{DEMO}", a)
     student = build_encoder(found.weights).eval()
     assert student.architecture == a
     video, clip = make_clip(a)
@@ -167,20 +167,20 @@ def test_a_clip_with_quick_gelu_is_taken_with_a_word_about_it(monkeypatch: pytes
 
     tower = open_clip.transformer.VisionTransformer(32, 8, 48, 2, 3, 4.0, act_layer=open_clip.transformer.QuickGELU)
     monkeypatch.setattr(clip_model, "load_clip", lambda *_, **__: SimpleNamespace(model=SimpleNamespace(visual=tower)))
-    assert "QuickGELU" in read_first("clip:any", STUDENT).notes[1]
+    assert "QuickGELU" in read_initial("clip:any", STUDENT).notes[1]
     scaled = open_clip.transformer.VisionTransformer(32, 8, 48, 2, 3, 4.0, ls_init_value=0.1)
     monkeypatch.setattr(clip_model, "load_clip", lambda *_, **__: SimpleNamespace(model=SimpleNamespace(visual=scaled)))
-    with pytest.raises(WeightsError, match="no plain ViT of open_clip"):
-        read_first("clip:any", STUDENT)
+    with pytest.raises(WeightsError, match="must be a plain open_clip ViT"):
+        read_initial("clip:any", STUDENT)
 
 
 def test_a_clip_that_does_not_fit_or_is_not_there_is_named() -> None:
     with pytest.raises(
         WeightsError, match=r"^init: clip:.*: its architecture is not the run's: patch_size 12 instead of 8"
     ):
-        read_first(f"clip:{DEMO}", STUDENT)
+        read_initial(f"clip:{DEMO}", STUDENT)
     with pytest.raises(WeightsError, match=r"^init 'local-dir:nowhere'"):
-        read_first("clip:local-dir:nowhere", STUDENT)
+        read_initial("clip:local-dir:nowhere", STUDENT)
 
 
 # ------------------------------------------------------------------------------------------------------------- run

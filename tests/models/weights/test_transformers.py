@@ -152,7 +152,7 @@ def test_the_folder_s_processor_makes_the_pixels_that_the_encoder_sees(tmp_path:
         ({"use_mean_pooling": True}, "use_mean_pooling True instead of False"),
         ({"hidden_act": "relu"}, "hidden_act relu instead of gelu"),
         ({"qv_bias": False}, "qv_bias False instead of True"),
-        ({"architectures": ["VideoMAEForSomething"]}, "of VideoMAEForSomething; stm reads VideoMAEForPreTraining"),
+        ({"architectures": ["VideoMAEForSomething"]}, "a VideoMAEForSomething; stm reads VideoMAEForPreTraining"),
         ({"model_type": "vit"}, "of type vit, not videomae"),
         ({"num_hidden_layers": 3}, "3 missing|16 missing|missing: .*layer.2"),
         ({"patch_size": 16}, "of another shape"),

@@ -168,7 +168,7 @@ def test_a_checkpoint_with_mean_pooling_or_other_depth_is_an_error() -> None:
     [
         ({"width": "wide"}, "invalid width 'wide'"),
         ({"depth": 10**9}, "invalid depth 1000000000"),
-        ({"image_size": 32768, "patch_size": 2}, "tokens per clip; the most is"),
+        ({"image_size": 32768, "patch_size": 2}, "tokens per clip; the maximum is"),
         ({"heads": 5}, "width 128 is not divisible by heads 5"),
         ({"norm_eps": -1.0}, "invalid norm_eps -1.0"),
     ],
