@@ -53,6 +53,7 @@ def multi_scale_crop(generator: np.random.Generator, width: int, height: int) ->
     """
     sides = [int(min(width, height) * scale) for scale in SCALES]
     steps = range(len(sides))
+    # Adjacent scales at most, as in VideoMAE: the crop's aspect ratio stays between 0.86 and 1.17.
     pairs = [(sides[i], sides[j]) for i in steps for j in steps if abs(i - j) <= 1]
     crop_width, crop_height = pairs[generator.integers(len(pairs))]
     x, y = PLACES[generator.integers(len(PLACES))]
@@ -72,6 +73,7 @@ def random_resized_crop(
         scale: minimum and maximum share of the frame's area.
         ratio: minimum and maximum width / height.
     """
+    # As many attempts as torchvision's.
     for _ in range(10):
         area = generator.uniform(*scale) * width * height
         aspect = math.exp(generator.uniform(math.log(ratio[0]), math.log(ratio[1])))

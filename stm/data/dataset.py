@@ -35,6 +35,7 @@ _PACK_IT = "pack it (config: pack) or choose a masking strategy that does not ne
 
 def make_generator(seed: int, epoch: int, key: str, repeat: int) -> np.random.Generator:
     """The generator of all random numbers of one sample."""
+    # A hash and not a sum: similar keys and adjacent epochs must give unrelated random numbers.
     digest = hashlib.blake2b(f"{seed}/{epoch}/{repeat}/{key}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
 
@@ -266,9 +267,11 @@ class ClipDataset(Dataset[list[Sample]]):
             box, flip = side_crops(self.crops, clip.width, clip.height)[crop], False
         numbers = self._caption_numbers(clip)
         caption = numbers[int(generator.integers(len(numbers)))] if numbers else -1
+        # One value per token, whatever the strategy uses: runs that differ only in the mask see the same pixels.
         noise = generator.random((self.geometry.slots, self.geometry.tokens), dtype=np.float32)
         change = None if self._rand_augment is None else self._rand_augment.draw(generator)
         if numbers:
+            # The maps of a caption can only be read once it is sampled; the others are shared by the clip's samples.
             maps = {**maps, **read_maps(self._reader, clip, self.guides, window, self.geometry, caption)}
         sample = {
             "guides": {"noise": noise, **cut_maps(maps, clip, box, flip, self.geometry)},

@@ -115,10 +115,12 @@ class ClipLoader:
             batch_sampler=self._order,
             collate_fn=collate,
             num_workers=workers,
+            # Only copies from pinned memory are asynchronous.
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_start_worker,
             # Its own: a DataLoader takes a random number whenever it starts, and a resumed run starts it more often.
             generator=torch.Generator(),
+            # Workers keep their open tars and cached frames from epoch to epoch.
             persistent_workers=workers > 0,
             prefetch_factor=4 if workers > 0 else None,
         )

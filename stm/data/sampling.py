@@ -31,6 +31,7 @@ def sample_window(
     """
     if sampling == "tsn":
         return sample_segments(generator, frames, stored)
+    # frames * stride, not (frames - 1) * stride + 1: in VideoMAE a window includes the stride after its last frame.
     start = int(generator.integers(max(0, stored - frames * stride) + 1))
     return spread_positions(start, frames, stride, stored)
 

@@ -1,4 +1,4 @@
-"""From a dataset to the manifest: which clips there are, what is known about them, and which are refused and why."""
+"""From a dataset to the manifest: its clips, what is known about them, and which are refused and why."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ from stm.storage.tables import write_table
 
 __all__ = ["DatasetError", "build_manifest", "check_copy", "list_fingerprint"]
 
-# Clips that never reach the manifest, whatever the policy: there is no file, or it is not clear which one.
+# Clips that never reach the manifest, whatever the policy: they have no file, or it is ambiguous.
 _UNUSABLE = {Status.BAD_ROW, Status.DUPLICATE_ID, Status.PATH_OUTSIDE_ROOT, Status.MISSING_FILE}
 
 
@@ -42,15 +42,15 @@ def build_manifest(config: Config, generated: Path | None, manifest: Path, quara
         processes: number of processes that open files.
 
     Raises:
-        DatasetError, AnnotationError: the dataset or its annotations cannot be used at all, or none of its clips; or
-            a benchmark is not the official one (see `stm.datasets.actions.check_benchmark` and
+        DatasetError, AnnotationError: the dataset, its annotations or all of its clips cannot be used, or the copy of a
+            benchmark is not the official one (see `stm.datasets.actions.check_benchmark` and
             `stm.datasets.video_text.check_language`).
         TooManyFailures: more clips were refused than `bad_input.max_failure_rate` allows, or one whose policy is `fail`.
-            Both tables are written before.
+            Both tables have been written by then.
     """
     root, clips, refused = _list(config, generated)
     receipt = _receipt(config)
-    # The facts of a file do not depend on the policies: an attempt with other policies resumes from here.
+    # The facts about a file do not depend on the policies, so an attempt with other policies resumes from the same journal.
     journal = Journal(manifest, make_receipt("probe", _limits(config), ("av",)))
     facts = _probe(config, root, clips, journal, processes)
     rows, outcomes, quarantined = [], [], []
@@ -64,26 +64,27 @@ def build_manifest(config: Config, generated: Path | None, manifest: Path, quara
             rows.append(row)
         if status is not Status.OK:
             quarantined.append(quarantine_row("manifest", row, status, policy, detail))
-    for one in refused:
-        policy = _policy_of_refused(config, one.status)
-        if not (_may_miss(config) and one.status is Status.MISSING_FILE and policy != "fail"):
-            outcomes.append((one.video_id, one.status, policy, one.detail))
-        values = {"video_id": one.video_id, "path": one.path}
-        quarantined.append(quarantine_row("manifest", values, one.status, policy, one.detail))
+    for refusal in refused:
+        policy = _policy_of_refused(config, refusal.status)
+        # Missing files of a partial copy are expected: they are quarantined, but do not count as failures.
+        if not (_may_miss(config) and refusal.status is Status.MISSING_FILE and policy != "fail"):
+            outcomes.append((refusal.video_id, refusal.status, policy, refusal.detail))
+        values = {"video_id": refusal.video_id, "path": refusal.path}
+        quarantined.append(quarantine_row("manifest", values, refusal.status, policy, refusal.detail))
     _write(manifest, rows, MANIFEST_SCHEMA, receipt)
     _write(quarantine, quarantined, QUARANTINE_SCHEMA, receipt)
     check_failures("manifest", outcomes, config.bad_input.max_failure_rate)
     if not rows:
         first = "\n".join(f"  {video_id}: {status}: {detail}" for video_id, status, _, detail in outcomes[:10])
-        raise DatasetError(f"dataset.root: not one clip in {root} can be used; the first:\n{first}")
+        raise DatasetError(f"dataset.root: none of the clips in {root} can be used; the first:\n{first}")
     journal.close()
 
 
 def check_copy(config: Config) -> None:
-    """Checks that the copy of a benchmark is the official one and complete, as `build_manifest` does; reads lists alone.
+    """Checks that the copy of a benchmark is official and complete, as `build_manifest` does, without opening a video.
 
     Raises:
-        DatasetError: it is not; with the counts, and what to do.
+        DatasetError: it is not; the message gives the counts, and what to do.
     """
     dataset = config.dataset
     if isinstance(dataset, LanguageDataset):
@@ -96,7 +97,7 @@ def _dataset(config: Config) -> Dataset:
     """The dataset of a config that has one."""
     if config.dataset is None:
         raise DatasetError(
-            f"the config has several datasets ({', '.join(config.datasets)}); a manifest is made from one"
+            f"the config has several datasets ({', '.join(config.datasets)}); a manifest is made from one of them"
         )
     return config.dataset
 
@@ -129,7 +130,7 @@ def _list_language(config: Config, dataset: LanguageDataset) -> tuple[Path, list
 
 
 def _may_miss(config: Config) -> bool:
-    """Whether any number of files may be missing: in a corpus, or where the config says that the copy is partial."""
+    """Whether any number of files may be missing: in a corpus, or in a copy that the config declares partial."""
     dataset = config.dataset
     if isinstance(dataset, LanguageDataset) and is_corpus(dataset.source):
         return True
@@ -142,7 +143,7 @@ def _policy_of_refused(config: Config, status: Status) -> Policy:
 
 
 def _receipt(config: Config) -> dict[str, Any]:
-    """Without the folders' names: the tables are the same wherever the videos lie."""
+    """The receipt without the folders' names: the tables do not depend on where the videos are."""
     dataset = {
         name: value for name, value in _dataset(config).fingerprint().items() if name not in ("root", "annotations")
     }
@@ -164,7 +165,8 @@ def _limits(config: Config) -> dict[str, int]:
 def _probe(
     config: Config, root: Path, clips: Sequence[NamedClip], journal: Journal, processes: int
 ) -> dict[str, Facts]:
-    """The facts of each file, by its path; files that an earlier attempt has probed are not opened again."""
+    """The facts about each file, by its path; files that an earlier attempt has probed are not opened again."""
+    # Clips may be segments of the same file, which is probed once.
     stamps = {path: _stamp(root, path) for path in sorted({clip.clip.path for clip in clips})}
     facts: dict[str, Facts] = {}
     for path, stamp in stamps.items():
@@ -178,7 +180,7 @@ def _probe(
         for file, found in probe_files(list(missing), _limits(config), processes, timeout):
             path = missing[file]
             facts[path] = found
-            # A timeout or crash may be the machine's fault; the next attempt probes again.
+            # A timeout or crash may be the machine's fault: it is not recorded, and the next attempt probes the file again.
             if found["status"] not in (Status.TIMEOUT, Status.CRASHED):
                 journal.put(stamps[path], json.dumps(found).encode())
             progress.advance()
@@ -191,20 +193,21 @@ def _stamp(root: Path, path: str) -> str:
 
 
 def _write(path: Path, rows: list[dict[str, Any]], schema: pa.Schema, receipt: dict[str, Any]) -> None:
+    # The bytes of a table must not depend on the order of the annotations or of the file system.
     ordered = sorted(rows, key=lambda row: (row["video_id"], row["path"] or "", row.get("detail") or ""))
     write_table(path, pa.Table.from_pylist(ordered, schema=schema), receipt)
 
 
 def list_fingerprint(config: Config) -> str:
-    """A hash of what the manifest would read, so that a workflow notices files that are added, removed or changed.
+    """A hash of what the manifest would read, so that the workflow notices added, removed and changed files.
 
-    - A folder: the bytes of the annotations, and the name, size and time of each file that they name; without
+    - A folder: the bytes of the annotations, and the name, size and modification time of each file that they name; without
       annotations, of each file under the root that has one of `extensions`.
-    - A benchmark: the bytes of its lists, and the name, size and time of each listed file that is there.
-    - A corpus: the bytes of its lists and the names of its files; asking for ten million times would take hours.
+    - A benchmark: the bytes of its lists, and the name, size and modification time of each listed file that exists.
+    - A corpus: the bytes of its lists and the names of its files; looking up ten million modification times would take hours.
     - moving-shapes: the dataset's settings and the seed.
 
-    No video is opened. A missing folder has a fingerprint too: it is the manifest that fails.
+    No video is opened. A missing folder has a fingerprint too: the error is left to the manifest.
     """
     digest = hashlib.sha256()
     dataset = _dataset(config)
@@ -231,7 +234,7 @@ def list_fingerprint(config: Config) -> str:
 
 
 def _listed_files(dataset: BenchmarkDataset | LanguageDataset) -> tuple[dict[str, str], list[str]]:
-    """The hashes of the lists, and the listed files that are there, sorted."""
+    """The hashes of the lists, and the listed files that exist, sorted."""
     try:
         found = read_language(dataset) if isinstance(dataset, LanguageDataset) else read_benchmark(dataset)
     except DatasetError:
@@ -253,7 +256,7 @@ def _files_of_folder(root: Path, annotations: Path | None, extensions: Sequence[
 
 
 def _state(root: str, name: str) -> str:
-    """A file's size and time; of a broken link, its own."""
+    """A file's size and modification time; for a broken link, those of the link."""
     path = os.path.join(root, name)  # noqa: PTH118 (making a Path takes longer than looking up the file)
     for look in (os.stat, os.lstat):
         try:

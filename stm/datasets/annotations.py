@@ -1,6 +1,6 @@
 """Annotation files of a folder of videos: CSV, TSV, JSON, JSON lines or Parquet, read into rows of plain values.
 
-A file that cannot be used as a whole is an error; a single row that cannot is a `BadRow`, and the others stay.
+A file that cannot be used as a whole is an error; a single row that cannot be used is a `BadRow`, and the others are kept.
 """
 
 import csv
@@ -33,8 +33,8 @@ class BadRow(ValueError):
 
 
 @dataclass(frozen=True)
-class Clip:
-    """What the annotations say about a clip, before its file is opened."""
+class AnnotatedClip:
+    """A clip as described by the annotations, before its file is opened."""
 
     path: str
     split: str
@@ -47,16 +47,16 @@ class Clip:
 
 
 def read_annotations(file: Path) -> list[tuple[str, Any]]:
-    """Reads a file's rows, unchecked: (where the row stands, for messages; its values, a mapping if all is well).
+    """Reads a file's rows, unchecked: (position of the row, for messages; its values, a mapping in a valid file).
 
     Raises:
-        AnnotationError: the file is missing, of an unknown kind or damaged, or has no column `path`.
+        AnnotationError: the file is missing, of an unknown format or damaged, or has no column `path`.
     """
     readers = {".csv": _read_csv, ".tsv": _read_csv, ".json": _read_json, ".jsonl": _read_json_lines}
     readers |= {".ndjson": _read_json_lines, ".parquet": _read_parquet}
     reader = readers.get(file.suffix.lower())
     if reader is None:
-        raise AnnotationError(f"{file}: unknown kind of annotations; use one of {', '.join(sorted(readers))}")
+        raise AnnotationError(f"{file}: unknown format of annotations; use one of {', '.join(sorted(readers))}")
     try:
         rows = list(reader(file))
     except (OSError, UnicodeError, csv.Error, json.JSONDecodeError, RecursionError, pa.ArrowException) as error:
@@ -67,7 +67,7 @@ def read_annotations(file: Path) -> list[tuple[str, Any]]:
         raise AnnotationError(f"{file}: there is no column `path`; the columns are: {found}")
     unknown = sorted(c for c in columns if c not in COLUMNS and not _NUMBERED_CAPTION.fullmatch(c) and c != _REST)
     if unknown:
-        warnings.warn(f"{file}: columns that are not used: {', '.join(unknown)}", stacklevel=2)
+        warnings.warn(f"{file}: unused columns: {', '.join(unknown)}", stacklevel=2)
     return rows
 
 
@@ -75,6 +75,7 @@ _REST = "(more fields than columns)"
 
 
 def _read_csv(file: Path) -> Iterator[tuple[str, Any]]:
+    # Python's default of 131,072 characters is too small for a column with all captions of a clip.
     csv.field_size_limit(_CSV_FIELD_LIMIT)
     with file.open(encoding="utf-8-sig", newline="") as stream:
         dialect = csv.excel_tab if file.suffix.lower() == ".tsv" else csv.excel
@@ -130,11 +131,11 @@ def _read_parquet(file: Path) -> Iterator[tuple[str, Any]]:
 # ------------------------------------------------------------------------------------------------------- rows
 
 
-def parse_row(row: Any, default_split: str) -> Clip:
+def parse_row(row: Any, default_split: str) -> AnnotatedClip:
     """Checks one row.
 
     Raises:
-        BadRow: with the column, the value and what is allowed.
+        BadRow: it cannot be used; the message gives the column, the value and what is allowed.
     """
     if isinstance(row, BadRow):
         raise row
@@ -151,7 +152,7 @@ def parse_row(row: Any, default_split: str) -> Clip:
     start, end = _number(row, "start"), _number(row, "end")
     if (end is not None and (start or 0.0) >= end) or (start is not None and start < 0):
         raise BadRow(f"start and end must be 0 <= start < end, are {start} and {end}")
-    return Clip(
+    return AnnotatedClip(
         path=PurePosixPath(path).as_posix(),  # `./a.mp4` and `a.mp4` are one file
         split=split,
         video_id=_text(row, "video_id") or None,
@@ -169,7 +170,7 @@ def _show(value: Any) -> str:
 
 
 def _check_text(value: str, name: str) -> str:
-    """Text that can be written as UTF-8, unlike the lone surrogates that JSON can encode."""
+    """Checks that a text can be written as UTF-8, unlike the lone surrogates that JSON can encode."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -178,7 +179,7 @@ def _check_text(value: str, name: str) -> str:
 
 
 def _text(row: Mapping[str, Any], name: str) -> str | None:
-    """A string, or a whole number as one: labels and ids are often numbers."""
+    """A string, or an integer as a string: labels and ids are often numbers."""
     value = row.get(name)
     if value is None:
         return None
@@ -206,7 +207,7 @@ def _number(row: Mapping[str, Any], name: str) -> float | None:
 def _captions(row: Mapping[str, Any]) -> list[str]:
     """From `captions` (a list, or text separated by |), `caption`, `caption_1`, `caption_2`, ..., in that order.
 
-    Empty captions stay: the captions stage marks them.
+    Empty captions are kept: the captions stage marks them.
     """
     numbered = sorted((c for c in row if _NUMBERED_CAPTION.fullmatch(str(c))), key=lambda c: int(c[8:]))
     values: list[Any] = []
@@ -241,7 +242,7 @@ def _questions(value: Any) -> Iterator[Question]:
 
 
 def _choices(value: Any, answer: str) -> tuple[str, ...]:
-    """The options of a multiple choice question, which include its answer."""
+    """The choices of a multiple-choice question, which include its answer."""
     if value is None or value == []:
         return ()
     if not isinstance(value, list) or not all(isinstance(choice, str) for choice in value):

@@ -1,5 +1,4 @@
-"""The local copy of a public dataset: the listed clips whose files are there, and how the lists and files compare with
-the official numbers."""
+"""The local copy of a public dataset: the listed clips whose files exist, and the counts compared with the official ones."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -7,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stm.config import BenchmarkDataset, LanguageDataset
-from stm.datasets.annotations import Clip
+from stm.datasets.annotations import AnnotatedClip
 from stm.datasets.find_videos import Videos
 from stm.datasets.folder import DatasetError, NamedClip, Refused, drop_duplicates
 from stm.jobs.status import Status
@@ -17,24 +16,24 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """Clips of one split, and texts about them where the dataset has texts."""
+    """The counts of one split: clips, and texts about them if the dataset has texts."""
 
     listed: int = 0  # clips in the lists
-    found: int = 0  # of these, clips whose file is there
-    official: tuple[int, ...] = ()  # clips, any of these numbers is right; empty: not known
-    published: int | None = None  # clips, as the authors say; not checked
+    found: int = 0  # of these, clips whose file exists
+    official: tuple[int, ...] = ()  # clips; any of these numbers is correct; empty: unknown
+    published: int | None = None  # clips, according to the authors; not checked
     texts: int | None = None  # captions or questions in the lists
     official_texts: int | None = None
 
     @property
     def is_official(self) -> bool:
-        """Whether the list has the official size, as far as that is known."""
+        """Whether the list has the official size, if that is known."""
         clips = not self.official or self.listed in self.official
         return clips and self.official_texts in (None, self.texts)
 
     @property
     def shown_official(self) -> str:
-        """The official number of clips: of several the one that the list has; `~` before one that is not checked."""
+        """The official number of clips, of several the one that the list has; with `~` if it is not checked."""
         if self.published is not None:
             return f"~{self.published:,}"
         if not self.official:
@@ -44,12 +43,12 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class CopyReport:
-    """How complete a copy is; `describe` writes it out."""
+    """How complete a copy is."""
 
     title: str
     media: str  # what a clip is: `clips`, `videos` or `images`
     splits: Mapping[str, SplitCounts]
-    missing: Mapping[str, int]  # listed names of files that are not there, and the number of clips in each
+    missing: Mapping[str, int]  # listed names of missing files, and the number of clips in each
     problems: tuple[str, ...] = ()  # lines and links that cannot be used
     linked_folders: tuple[str, ...] = ()  # not searched
 
@@ -79,11 +78,13 @@ class CopyReport:
             lines += [f"  {problem}" for problem in self.problems[:_SHOWN]]
         if self.linked_folders and not self.is_complete:
             shown = ", ".join(self.linked_folders[:_SHOWN])
-            lines.append(f"Linked folders are not searched: {shown}. Set dataset.root to the folder that they lead to.")
+            lines.append(
+                f"Linked folders are not searched: {shown}. Set dataset.root to the folder that they point to."
+            )
         return "\n".join(lines)
 
     def table(self) -> str:
-        """Counts by split; `?` where no official number is known, `~` before one that is not checked."""
+        """The counts by split; `?` for an unknown official number, `~` before one that is not checked."""
         width = max(5, *(len(split) for split in self.splits))
         has_texts = any(counts.texts is not None for counts in self.splits.values())
         head = ["official", "listed", "on disk"] + (["texts", "official"] if has_texts else [])
@@ -99,10 +100,10 @@ class CopyReport:
 
 @dataclass(frozen=True)
 class DatasetCopy:
-    """A benchmark or corpus as it lies on the disk."""
+    """A benchmark or corpus as it is on the disk."""
 
     clips: list[NamedClip]  # those with a file, in the order of the lists
-    refused: list[Refused]  # the other clips and lines of the lists, and why
+    refused: list[Refused]  # the other clips and lines of the lists, with reasons
     report: CopyReport
     annotations: Mapping[Path, str]  # SHA-256 of the annotation files read, by path relative to their folder
 
@@ -111,29 +112,31 @@ class DatasetCopy:
 class MatchedFiles:
     """The listed clips, matched with files."""
 
-    clips: list[NamedClip]  # with the path of the file that is there
+    clips: list[NamedClip]  # with the path of the file on the disk
     refused: list[Refused]
-    missing: Counter[str]  # listed names of files that are not there, and the number of clips in each
+    missing: Counter[str]  # listed names of missing files, and the number of clips in each
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What is refused for another reason than a missing file."""
+        """The refusals for reasons other than a missing file."""
         return tuple(f"{one.video_id}: {one.detail}" for one in self.refused if one.path not in self.missing)
 
 
-def match_files(clips: Iterable[tuple[Clip, str | None]], videos: Videos, refused: Iterable[Refused]) -> MatchedFiles:
-    """Sorts listed clips into those whose file can be taken and those that are refused.
+def match_files(
+    clips: Iterable[tuple[AnnotatedClip, str | None]], videos: Videos, refused: Iterable[Refused]
+) -> MatchedFiles:
+    """Divides listed clips into those with a usable file and those that are refused.
 
     Args:
-        clips: each clip with the path of its file, relative to the root; None where there is none.
-        refused: lines of the lists that were refused before.
+        clips: each clip with the path of its file, relative to the root; None if it has none.
+        refused: lines of the lists that have been refused already.
     """
     refusals, missing, named = list(refused), Counter[str](), []
     for clip, path in clips:
         video_id = clip.video_id or clip.path
         if path is None:
             missing[clip.path] += 1
-            refusals.append(Refused(video_id, clip.path, Status.MISSING_FILE, "no file of this name is there"))
+            refusals.append(Refused(video_id, clip.path, Status.MISSING_FILE, "there is no file of this name"))
             continue
         problem = videos.refuse(path)
         if problem is not None:
@@ -151,31 +154,31 @@ def check_copy(
     places: str = "by name in any folder below it",
     may_be_partial: bool = False,
 ) -> CopyReport:
-    """The report of a copy that can be used.
+    """Checks that a copy can be used, and returns its report.
 
     Args:
-        lists_from: who publishes the lists.
+        lists_from: where the lists can be downloaded.
         places: where files are searched, for the message.
-        may_be_partial: missing files are no error, whatever `dataset.partial` says.
+        may_be_partial: accept missing files, whatever `dataset.partial` is.
 
     Raises:
-        DatasetError: the lists do not have the official sizes; or files are missing and the copy may not be partial; or
-            there is not one file. With the counts, the first missing files, and what to do.
+        DatasetError: the lists do not have the official sizes, files are missing and the copy may not be partial, or no
+            file exists. The message gives the counts, the first missing files, and what to do.
     """
     if not report.is_official:
         shown = report.describe() if report.problems else report.table()
         raise DatasetError(
             f"dataset.annotations: the lists in {dataset.annotations} are not the official ones.\n{shown}\n"
-            f"The lists must be whole, however many videos you have. Get them from {lists_from}."
+            f"The lists must be complete, however many videos you have. Get them from {lists_from}."
         )
     if not report.found:
         raise DatasetError(
             f"dataset.root: {dataset.root} has no file of {report.title}.\n{report.describe()}\n"
-            f"Files are found {places}; docs/datasets.md says what to download."
+            f"Files are searched {places}; docs/datasets.md says what to download."
         )
     if not report.is_complete and not may_be_partial and not dataset.partial:
         raise DatasetError(
-            f"dataset.root: {dataset.root} is not all of {report.title}.\n{report.describe()}\n"
-            "Complete the copy, or set `dataset.partial: true` to use the clips that are there."
+            f"dataset.root: {dataset.root} is not a complete copy of {report.title}.\n{report.describe()}\n"
+            "Complete it, or set `dataset.partial: true` to use the clips that exist."
         )
     return report

@@ -1,4 +1,4 @@
-"""The videos under a folder, by name: one walk through the folders, no file opened."""
+"""The videos under a folder, by name: one walk through the folders, which opens no file."""
 
 import os
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ class Videos:
     """The video files under a folder; paths are relative to it, with forward slashes."""
 
     root: Path
-    by_name: dict[str, list[str]] = field(default_factory=dict)  # paths by file name without ending
+    by_name: dict[str, list[str]] = field(default_factory=dict)  # paths by file name without extension
     links: set[str] = field(default_factory=set)
     linked_folders: list[str] = field(default_factory=list)  # not searched: a link may lead back
-    # UCF101 spells one class in two ways, and some copies change the case of names. Filled from `by_name` when needed.
+    # UCF101 spells one class in two ways, and some copies change the case of names. Filled on the first use.
     _by_folded_name: dict[str, list[str]] = field(default_factory=dict)
 
     def candidates(self, name: str) -> list[str]:
-        """Files of this name; when there are none, those whose name differs in case only."""
+        """Files with this name; if there are none, those whose name differs only in case."""
         if name in self.by_name:
             return self.by_name[name]
         if not self._by_folded_name:
@@ -38,7 +38,7 @@ class Videos:
         """The file of an entry.
 
         Args:
-            shared: entries in other folders have the same file name, so the folder must match too.
+            shared: whether entries in other folders have the same file name, so that the folder must match too.
         """
         for name in (entry.name, *entry.other_names):
             paths = self.candidates(name)
@@ -51,12 +51,12 @@ class Videos:
         return None
 
     def _rank(self, path: str, folders: tuple[str, ...]) -> tuple[bool, list[bool], str]:
-        """Files before links to them, then those in the wanted folders."""
+        """Sort key: files before links, then those in the preferred folders."""
         parents = path.split("/")[:-1]
         return path in self.links, [folder not in parents for folder in folders], path
 
     def refuse(self, path: str) -> tuple[Status, str] | None:
-        """Why a file cannot be used; None when it can. Only links can be wrong: files lie under the root."""
+        """Why a file cannot be used; None if it can. Only links can be unusable: files were found under the root."""
         if path not in self.links:
             return None
         try:
@@ -64,16 +64,19 @@ class Videos:
                 return None
             return Status.MISSING_FILE, "a broken link"
         except UnsafePathError:
-            return Status.PATH_OUTSIDE_ROOT, "a link that leaves dataset.root; make the folder that holds both the root"
+            return (
+                Status.PATH_OUTSIDE_ROOT,
+                "a link that leaves dataset.root; use a root that contains its target as well",
+            )
         except (OSError, RuntimeError) as error:  # a loop of links
             return Status.MISSING_FILE, f"a link that cannot be followed: {type(error).__name__}"
 
 
 def list_videos(root: Path) -> Videos:
-    """Every video file under `root`, by its ending; hidden files and linked folders are skipped.
+    """All video files under `root`, recognised by their extension; hidden files and linked folders are skipped.
 
     Raises:
-        DatasetError: there is no such folder.
+        DatasetError: `root` is not a folder.
     """
     if not root.is_dir():
         raise DatasetError(
@@ -92,7 +95,7 @@ def list_videos(root: Path) -> Videos:
 
 
 def walk_files(folder: Path, prefix: str) -> Iterator[tuple[str, bool]]:
-    """(relative path, whether it is a link) of files and links. Sorted, so that all machines see the same."""
+    """(relative path, whether it is a link) of files and links, sorted: the order of `scandir` differs between machines."""
     with os.scandir(folder) as entries:
         inside = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     for entry in inside:

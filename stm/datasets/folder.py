@@ -1,4 +1,4 @@
-"""The clips of a folder of videos: from its annotations, or from the files in it. No file is opened here."""
+"""The clips of a folder of videos, from its annotations or from the files in it. No video is opened here."""
 
 import os
 from collections import Counter
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stm.datasets.annotations import AnnotationError, BadRow, Clip, parse_row, read_annotations
+from stm.datasets.annotations import AnnotatedClip, AnnotationError, BadRow, parse_row, read_annotations
 from stm.jobs.status import Status
 from stm.manifest import make_key
 from stm.storage.files import UnsafePathError, safe_join
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")  # files that are clips of one frame
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")  # extensions of clips of one frame
 
 
 class DatasetError(ValueError):
@@ -34,7 +34,7 @@ class NamedClip:
     """A clip with its id; `clip.path` is relative to the root, with forward slashes."""
 
     video_id: str
-    clip: Clip
+    clip: AnnotatedClip
 
 
 def list_clips(
@@ -43,11 +43,11 @@ def list_clips(
     """The clips of a folder, and those that cannot be used.
 
     Args:
-        annotations: None uses every file under `root` whose name ends in one of `extensions`.
-        split: of the clips whose annotation names none.
+        annotations: None: use every file under `root` whose name ends in one of `extensions`.
+        split: of the clips without a split in their annotation.
 
     Raises:
-        DatasetError: there is no such folder, or nothing in it.
+        DatasetError: `root` is not a folder, or there are no clips in it.
         AnnotationError: the annotations cannot be used.
     """
     if not root.is_dir():
@@ -61,12 +61,12 @@ def list_clips(
         clips = list(_clips_of(annotations, split, refused))
     clips = list(_inside(root, clips, refused))
     if not clips and not refused:
-        wanted = f"no file ending in {', '.join(extensions)}" if annotations is None else f"no row in {annotations}"
-        raise DatasetError(f"dataset.root: nothing to do in {root}: {wanted}")
+        missing = f"no file ending in {', '.join(extensions)}" if annotations is None else f"no row in {annotations}"
+        raise DatasetError(f"dataset.root: no clips in {root}: there is {missing}")
     return list(_named(clips, refused)), refused
 
 
-def _clips_of(annotations: Path, split: str, refused: list[Refused]) -> Iterator[Clip]:
+def _clips_of(annotations: Path, split: str, refused: list[Refused]) -> Iterator[AnnotatedClip]:
     if not annotations.is_file():
         raise AnnotationError(f"dataset.annotations: there is no file {annotations}")
     for where, row in read_annotations(annotations):
@@ -78,23 +78,23 @@ def _clips_of(annotations: Path, split: str, refused: list[Refused]) -> Iterator
             refused.append(Refused(printable(name), None, Status.BAD_ROW, f"{where}: {error}"))
 
 
-def _clips_in(root: Path, extensions: Sequence[str], split: str, refused: list[Refused]) -> Iterator[Clip]:
+def _clips_in(root: Path, extensions: Sequence[str], split: str, refused: list[Refused]) -> Iterator[AnnotatedClip]:
     for path in sorted(walk_videos(root, extensions)):
         relative = path.relative_to(root).as_posix()
         if printable(relative) != relative:
             detail = "the file's name is not valid UTF-8; rename it"
             refused.append(Refused(printable(relative), printable(relative), Status.BAD_ROW, detail))
         elif path.is_dir():
-            # A linked folder may be one that is searched anyway, whose files would be found twice.
+            # Its target may be searched anyway, and its files would then be found twice.
             refused.append(
                 Refused(relative, relative, Status.PATH_OUTSIDE_ROOT, "a linked folder; links are not followed")
             )
         else:
-            yield Clip(relative, split)
+            yield AnnotatedClip(relative, split)
 
 
 def walk_videos(root: Path, extensions: Sequence[str]) -> Iterator[Path]:
-    """The files under `root` with one of the endings (upper or lower case), and linked folders; nothing hidden."""
+    """The files under `root` with one of the extensions (upper or lower case), and linked folders; nothing hidden."""
     endings = tuple(ending.lower() for ending in extensions)
     for folder, folders, files in os.walk(root):
         here = Path(folder)
@@ -108,8 +108,8 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _inside(root: Path, clips: Sequence[Clip], refused: list[Refused]) -> Iterator[Clip]:
-    """The clips whose path stays under the root and leads to a file."""
+def _inside(root: Path, clips: Sequence[AnnotatedClip], refused: list[Refused]) -> Iterator[AnnotatedClip]:
+    """The clips whose path stays under the root and points to a file."""
     for clip in clips:
         name = printable(clip.video_id or clip.path)
         try:
@@ -127,15 +127,15 @@ def _inside(root: Path, clips: Sequence[Clip], refused: list[Refused]) -> Iterat
             refused.append(Refused(name, printable(clip.path), Status.MISSING_FILE, f"cannot be looked up: {reason}"))
 
 
-def _named(clips: Sequence[Clip], refused: list[Refused]) -> Iterator[NamedClip]:
-    """Assigns ids; of several clips with the same id the first is kept."""
+def _named(clips: Sequence[AnnotatedClip], refused: list[Refused]) -> Iterator[NamedClip]:
+    """Assigns ids; of several clips with the same id only the first is kept."""
     defaults = _default_ids({clip.path for clip in clips})
     named = (NamedClip(clip.video_id or defaults[clip.path] + _segment(clip), clip) for clip in clips)
     return drop_duplicates(named, refused)
 
 
 def drop_duplicates(clips: Iterable[NamedClip], refused: list[Refused]) -> Iterator[NamedClip]:
-    """The clips without those whose id an earlier clip has."""
+    """The clips, without those that have the id of an earlier one."""
     taken: set[str] = set()
     for named in clips:
         key = make_key(named.video_id)
@@ -148,14 +148,14 @@ def drop_duplicates(clips: Iterable[NamedClip], refused: list[Refused]) -> Itera
 
 
 def _default_ids(paths: set[str]) -> dict[str, str]:
-    """The relative path without its ending; with it where two files would collide."""
+    """Ids by path: the relative path without its extension, or with it where two files would collide."""
     stems = {path: PurePosixPath(path).with_suffix("").as_posix() for path in paths}
     count: Counter[str] = Counter(stems.values())
     return {path: stem if count[stem] == 1 else PurePosixPath(path).as_posix() for path, stem in stems.items()}
 
 
-def _segment(clip: Clip) -> str:
-    """Distinguishes the segments of one video: `@1.5-4` for the seconds from 1.5 to 4."""
+def _segment(clip: AnnotatedClip) -> str:
+    """The suffix of ids of segments of the same video: `@1.5-4` for the seconds from 1.5 to 4."""
     if clip.start is None and clip.end is None:
         return ""
     end = "" if clip.end is None else f"{clip.end!r}".removesuffix(".0")

@@ -1,4 +1,4 @@
-"""What all benchmarks share: the facts that are known without any data, and the reading of their lists."""
+"""What all benchmarks share: the facts that are known without their data, and the reading of their lists."""
 
 import csv
 import hashlib
@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stm.datasets.annotations import BadRow, Clip
+from stm.datasets.annotations import AnnotatedClip, BadRow
 from stm.datasets.folder import DatasetError
 
 
 @dataclass(frozen=True)
 class Typical:
-    """A typical clip, for the plan; the manifest knows better once it is there."""
+    """A typical clip, for the plan; the manifest gives the real numbers once it exists."""
 
     frames: int  # as encoded in the source
     width: int  # pixels
@@ -31,14 +31,14 @@ class Entry:
     so no list can point outside of it.
     """
 
-    clip: Clip
-    other_names: tuple[str, ...] = ()  # names without ending under which copies of the dataset keep the file
-    folders: tuple[str, ...] = ()  # where files with this name are preferred; the first one most
+    clip: AnnotatedClip
+    other_names: tuple[str, ...] = ()  # other names, without extension, of the file in copies of the dataset
+    folders: tuple[str, ...] = ()  # folders in which a file with this name is preferred, in descending order
     problem: str = ""  # why the line cannot be used
 
     @property
     def name(self) -> str:
-        """The official file name without folders and ending."""
+        """The official file name without folders and extension."""
         return self.clip.path.rpartition("/")[2].rpartition(".")[0]
 
 
@@ -60,10 +60,10 @@ class Annotations:
     hashes: dict[Path, str] = field(default_factory=dict)  # SHA-256 of the files read, by path relative to the folder
 
     def find(self, *names: str) -> Path:
-        """The first of these names that exists.
+        """The first of these files that exists.
 
         Raises:
-            DatasetError: there is none.
+            DatasetError: none exists.
         """
         if not self.folder.is_dir():
             raise DatasetError(
@@ -94,7 +94,7 @@ class Annotations:
             self.hashes[path.relative_to(self.folder)] = hashlib.sha256(data).hexdigest()
             return data.decode("utf-8-sig")
         except (OSError, UnicodeError) as error:
-            raise DatasetError(f"{path}: cannot be read ({error}); get it again, see docs/datasets.md") from error
+            raise DatasetError(f"{path}: cannot be read ({error}); download it again, see docs/datasets.md") from error
 
     def lines(self, path: Path) -> list[tuple[str, str]]:
         """(where, line) of each line that is not empty."""
@@ -103,6 +103,7 @@ class Annotations:
 
     def csv(self, path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
         """(where, row by column) of each row of a file with a header that has `columns`."""
+        # Rows with missing fields are left to `text_of`, whose error names the row.
         reader = csv.DictReader(io.StringIO(self.text(path), newline=""), restkey="", restval="")
         missing = [column for column in columns if column not in (reader.fieldnames or ())]
         if missing:
@@ -113,14 +114,18 @@ class Annotations:
         try:
             return [(f"{path.name}, line {reader.line_num}", row) for row in reader]
         except csv.Error as error:
-            raise DatasetError(f"{path}: is not a CSV file ({error}); get it again, see docs/datasets.md") from error
+            raise DatasetError(
+                f"{path}: is not a CSV file ({error}); download it again, see docs/datasets.md"
+            ) from error
 
     def json(self, path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
         """A JSON file whose outermost value is a list or an object."""
         try:
             value = json.loads(self.text(path))
         except (json.JSONDecodeError, RecursionError) as error:
-            raise DatasetError(f"{path}: is not a JSON file ({error}); get it again, see docs/datasets.md") from error
+            raise DatasetError(
+                f"{path}: is not a JSON file ({error}); download it again, see docs/datasets.md"
+            ) from error
         if not isinstance(value, kind):
             what = "a list" if kind is list else "an object"
             raise DatasetError(f"{path}: must hold {what}, holds {str(value)[:60]!r}; is it the official file?")
@@ -133,7 +138,7 @@ class Annotations:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is known about a benchmark without its data."""
+    """The facts about a benchmark that are known without its data."""
 
     source: str  # `dataset.source` in a config; also in `BenchmarkSource` (stm/config/data.py)
     title: str
@@ -151,18 +156,18 @@ def make_entries(split: str, rows: Iterable[tuple[str, Any]], make: Callable[[An
     """One entry per row of a list, in order; a row that cannot be used becomes an entry with a problem.
 
     Args:
-        rows: (where the row stands, the row).
+        rows: (position of the row, for messages; the row).
         make: the entry of a row and a split; raises BadRow.
     """
     for where, row in rows:
         try:
             yield make(row, split)
         except BadRow as error:
-            yield Entry(Clip("", split, where), problem=f"{where}: {error}")
+            yield Entry(AnnotatedClip("", split, where), problem=f"{where}: {error}")
 
 
 def text_of(row: Any, key: str) -> str:
-    """A value of a row as text, stripped of surrounding white space.
+    """A value of a row as text, without surrounding white space.
 
     Raises:
         BadRow: there is none, or it cannot be written as UTF-8 (JSON can encode half of a surrogate pair).

@@ -1,4 +1,4 @@
-"""The facts of a video file, from its container and first frame: displayed size, frame rate, codec, hash."""
+"""The facts about a video file, from its container and first frame: displayed size, frame rate, codec, hash."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -10,21 +10,21 @@ from stm.datasets.folder import IMAGE_ENDINGS
 from stm.jobs.status import Status
 from stm.storage.files import sha256_file
 
-# Only these are opened. ffmpeg has many more: some take any text for subtitles or ANSI art, and playlists (hls, dash,
+# Only these are opened. ffmpeg has many more: some accept any text as subtitles or ANSI art, and playlists (hls, dash,
 # concat) open other files and addresses.
 CONTAINERS = (
     # video
     "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc", "vvc",
     "obu", "av1", "ivf", "flv", "live_flv", "kux", "asf", "ogg", "gif", "apng", "nut", "mxf", "gxf", "rm", "wtv", "dv",
     "vc1", "h261", "h263", "mjpeg", "yuv4mpegpipe", "cavsvideo", "amv", "nsv",
-    # audio, so that the error can say what is missing
+    # audio, so that the error can say that the video stream is missing
     "mp3", "wav", "w64", "flac", "aac", "aiff", "ac3", "eac3", "caf",
 )  # fmt: skip
 # For every opening of a video file, here and in the offline stages.
 OPEN_OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
 
 # Images are clips of one frame. Their demuxer is given explicitly: by default ffmpeg chooses `image2`, which also reads series
-# of numbered files. The first bytes decide, since crawled images often have the ending of another format.
+# of numbered files. The first bytes decide, since crawled images often have the extension of another format.
 _IMAGES = ((0, b"\xff\xd8\xff", "jpeg_pipe"), (0, b"\x89PNG\r\n\x1a\n", "png_pipe"), (8, b"WEBP", "webp_pipe"))
 _IMAGE_FORMATS = {name for _, _, name in _IMAGES}
 
@@ -35,8 +35,8 @@ def probe_file(path: Path, min_side: int, max_side: int) -> Facts:
     """Probes one file, in this process.
 
     Args:
-        min_side: pixels; with a shorter side below this the file is `too_small`.
-        max_side: pixels; with a longer side above this it is `open_failed`.
+        min_side: pixels; a file with a shorter side is `too_small`.
+        max_side: pixels; a file with a longer side is `open_failed`.
 
     Returns:
         status, detail and, where known, fps, width, height, codec, frames, duration, bytes, sha256.
@@ -84,7 +84,7 @@ def _first_words(error: Exception) -> str:
 
 
 def _probe_container(path: Path, max_side: int) -> Facts:
-    # Python's log hook can deadlock in workers; ffmpeg's own one prints, so only the worst is printed.
+    # PyAV's log hook can deadlock in workers. ffmpeg's own prints to standard error, so its level is set to the highest.
     av.logging.restore_default_callback()
     av.logging.set_libav_level(av.logging.PANIC)
     # `file:` keeps a colon in a name from being read as a protocol.
@@ -114,7 +114,7 @@ def _probe_container(path: Path, max_side: int) -> Facts:
 
 
 def _displayed_size(container: Any, stream: Any) -> tuple[int, int]:
-    """Width and height with the display matrix applied, from the first frame; the header's when none can be decoded."""
+    """Width and height with the display matrix applied, from the first frame; the header's if none can be decoded."""
     stream.codec_context.thread_count = 1
     width, height, rotation = stream.codec_context.width, stream.codec_context.height, 0
     with suppress(av.FFmpegError, StopIteration, OSError):

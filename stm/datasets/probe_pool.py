@@ -23,7 +23,7 @@ def probe_files(
 
     Args:
         settings: `min_side` and `max_side` of `probe_file`.
-        timeout: seconds for one file.
+        timeout: seconds per file.
     """
     tasks = [_Task(path, settings) for path in paths]
     for index, outcome in run_isolated(_probe, tasks, processes, timeout):

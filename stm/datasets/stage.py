@@ -1,4 +1,4 @@
-"""The manifest stage, the table of a dataset's clips, and the split stage, which deals them to shards."""
+"""The manifest stage, which makes the table of a dataset's clips, and the split stage, which assigns them to shards."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def annotation_files(job: Job) -> list[Path]:
 
 
 def listing(job: Job) -> str:
-    """The state of the dataset's files. Asked for when a job needs it: jobs on a cluster read these files too."""
+    """The fingerprint of the dataset's files, computed only if a job needs it and once per call of the workflow."""
     return job.jobs.once(("listing", job.dataset), lambda: list_fingerprint(job.config))
 
 
@@ -48,7 +48,7 @@ MANIFEST = Stage(
     threads=16,
     processes=True,
     receipt="manifest",
-    # A wrong or partial copy of a benchmark is refused before anything runs, not after a day.
+    # An unofficial or incomplete copy of a benchmark is rejected before anything runs, not after a day.
     check=lambda job: check_copy(job.config),
     cost=lambda job, load: Cost(1, load.clips * 0.02),
     run=_build,

@@ -38,6 +38,7 @@ def run_over(
         float32 [clips, views, D], in the dataset's order.
     """
     views = dataset.samples_per_clip
+    # The views of a clip stay together, since an item of the dataset is a clip with all of them.
     loader = ClipLoader(dataset, max(1, VIEWS_PER_BATCH // views), shuffle=False, workers=workers)
     outputs: NDArray[np.float32] | None = None  # allocated when the first batch shows the width
     with signals_blocked():

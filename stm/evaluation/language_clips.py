@@ -56,6 +56,7 @@ def open_clips(
         train,
         guides=(),
         captions=CaptionChoice(sources=None if source is None else (source,)),
+        # A test split is read too rarely for a cache to pay off.
         kept_gigabytes=run.kept_gigabytes if train else 0.0,
     )
 
@@ -127,6 +128,7 @@ def encode_clips(
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 tokens = model.encoder(move(batch, device)["video"]).cpu()
             if features is None:
+                # On the CPU: all tokens of a test split do not fit into a GPU's memory.
                 features = torch.empty(len(dataset), *tokens.shape[1:], dtype=tokens.dtype)
             features[batch["clip"]] = tokens
             progress.advance(len(tokens))

@@ -80,7 +80,9 @@ def check_labels(test: ClipDataset, train: ClipDataset | None = None) -> None:
             say(f"{missing} of {len(labels)} clips of the {name} split have no label and are left out")
     name, known = next(iter(splits.items()))
     if len(known.classes) < 2:
-        raise ValueError(f"all {name} clips have the label {known.classes[0]!r}; classification needs at least two labels")
+        raise ValueError(
+            f"all {name} clips have the label {known.classes[0]!r}; classification needs at least two labels"
+        )
     if unseen := unseen_labels(test):
         say(f"test labels that no training clip has, counted as wrong: {', '.join(unseen)}")
 
@@ -147,6 +149,7 @@ def write_metrics(
     write_json(inputs.output / "metrics.json", content)
 
 
+# The settings of a run that its evaluations depend on directly; the others act through the weights, which are hashed.
 _SHAPE = {"model", "image_size", "patch_size", "tubelet", "frames", "stride", "sampling", "precision"}
 
 

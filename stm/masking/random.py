@@ -10,4 +10,5 @@ from stm.masking import Guides, hide_highest, register
 def random(guides: Guides, ratio: float) -> Tensor:
     """Keep a uniformly random subset of each slot: int64 [B, K]; slots are independent."""
     noise = guides["noise"]
+    # Equal scores everywhere: the noise, which breaks ties, decides alone.
     return hide_highest(torch.zeros_like(noise), noise, ratio)

@@ -57,6 +57,7 @@ def _last_weights(encoder: VideoEncoder, video: Tensor, kept: Tensor | None, pla
     def record(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         inputs.append(arguments[0])
 
+    # A hook, so that the encoder need not return its blocks' inputs in training.
     handle = last.register_forward_pre_hook(record)
     try:
         encoder(video, kept)

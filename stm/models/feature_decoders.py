@@ -68,6 +68,7 @@ class TokenDecoder(VideoDecoder):
             depth: decoder blocks, in place of the architecture's.
         """
         super().__init__(replace(architecture, decoder_depth=depth))
+        # Replaces VideoMAE's output layer, which predicts pixels.
         self.head = nn.Linear(architecture.decoder_width, feature_width)
         init_weights(self.head)
 

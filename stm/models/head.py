@@ -42,6 +42,7 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         rows = x.shape[0]
         mean = x.sum(dim=0) / max(rows, 1)
         squares = (x - mean).square().sum(dim=0)
+        # One collective for all three statistics.
         parts = gather(torch.cat([mean, squares, mean.new_full((1,), rows)])[None])
         means, sums, counts = parts.split([len(mean), len(mean), 1], dim=1)
         counts = counts.detach()

@@ -62,5 +62,6 @@ def matching_loss(logits: Tensor) -> Tensor:
         raise ValueError(f"logits {tuple(logits.shape)} must be [3B, 2]")
     with torch.autocast(logits.device.type, enabled=False):
         pairs = len(logits)
+        # Only the first third are true pairs.
         target = (torch.arange(pairs, device=logits.device) < pairs // 3).long()
         return cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), target)

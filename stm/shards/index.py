@@ -82,6 +82,7 @@ class ClipIndex:
         self._questions = _join(table, "questions")
         numbers = [*_COUNTS, *(name for array in ARRAYS.values() for name in array.columns)]
         self._numbers = {name: _integers(_join(table, name)) for name in numbers}
+        # Offsets and sizes of all clips are in two flat arrays, of which a clip's frames are a slice.
         self._starts = np.concatenate([[0], np.cumsum(self._numbers["frames"])])
         self._offsets = _integers(_join(table, "offsets").flatten())
         self._sizes = _integers(_join(table, "sizes").flatten()).astype(np.int32)

@@ -45,6 +45,7 @@ class ShardReader:
             if len(self._open) >= self._max_open:
                 os.close(self._open.popitem(last=False)[1])
             self._open[tar] = os.open(tar, os.O_RDONLY)
+        # The least recently used tar comes first, and is closed first.
         self._open.move_to_end(tar)
         return self._open[tar]
 

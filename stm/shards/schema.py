@@ -24,6 +24,7 @@ CLIP_SIZES = ("captions", "frames", *GRID)  # the sizes of every clip, whichever
 
 FIRST_VERSION = 1  # of the format
 
+# Little-endian float16: 11 bits suffice for ranking tokens, and shards are half as large.
 HALF = np.dtype("<f2")
 
 

@@ -91,6 +91,7 @@ def feed_media(
 
 def _make_loader(medium: Medium, settings: Optimisation, process: Process, seed: int, workers: int) -> ClipLoader:
     parts = settings.accumulate * process.count
+    # A batch counts samples, a loader counts clips: all repeats of a clip are in the same forward pass.
     clips, rest = divmod(medium.batch_size, parts * medium.dataset.samples_per_clip)
     if rest:
         raise ValueError(

@@ -46,6 +46,7 @@ class Checkpoints:
             _write({"origin": hash_receipt(self.origin), "step": step, **state}, temporary)
             # The checksum first: a checkpoint without one would count as corrupt after a kill between the two.
             write_bytes(_sum_of(path), f"{sha256_file(temporary)}  {path.name}\n".encode())
+        # Readable, only to say what has changed when the checkpoints are moved aside; the hash above decides.
         write_json(self._stamp, self.origin)
         for old in self.steps()[: -self.kept]:
             self._remove(old)

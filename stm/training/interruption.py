@@ -61,6 +61,7 @@ def signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+# Time limit of scontrol: waiting for a controller that is down would use up the job's grace time.
 _ANSWER_SECONDS = 60
 
 

@@ -18,6 +18,7 @@ SHUTDOWN_SECONDS = 120
 """How long torchrun waits, after SIGTERM, for its processes to save; its default of 30 seconds may be shorter than the
 steps between two checks for the signal."""
 
+# How long the command may take to log that it has received a signal itself, before the signal is passed on.
 _GRACE_SECONDS = 1.0
 # Part of torchrun's message that it has received a signal itself. (The "closing signal" that follows is also logged after
 # an error.)

@@ -110,6 +110,7 @@ class MetricsLog:
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         if step == 0:
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        # TensorBoard then hides the events that an earlier attempt wrote for later steps.
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

@@ -93,6 +93,7 @@ def build_optimizer(
 
     groups = group_parameters(module, settings.weight_decay, scale_of)
     _, peak, _ = scale_learning_rate(settings)
+    # Where not fused, None and not False: torch then chooses its foreach kernels, with False a loop over parameters.
     fused = all(p.device.type in ("cuda", "cpu") for p in module.parameters())
     return torch.optim.AdamW(groups, lr=peak, betas=settings.betas, fused=fused or None)
 
@@ -119,4 +120,5 @@ def build_schedule(
 
 def current_learning_rate(optimizer: torch.optim.Optimizer) -> float:
     """The learning rate of the layers whose scale is 1."""
+    # STM's mix has a scale above 1: its rate is not the run's.
     return max(float(group["lr"]) for group in optimizer.param_groups if group.get("lr_scale", 1.0) <= 1)

@@ -30,6 +30,7 @@ _CACHE_NEUTRAL = {*Run.cache_neutral, "seed"}
 # division: a cluster does not always grant the same nodes.
 _DIVISION = {"processes", "nodes", "parallel"}
 
+# Libraries whose versions can change the result; the receipt records them.
 _LIBRARIES = ("torch", "timm", "numpy", "opencv-python-headless", "simplejpeg")
 
 
@@ -61,6 +62,7 @@ def pretrain(
     """
     seed = seed if run.seed is None else run.seed
     indexes = [*shard_indexes, *image_indexes]
+    # A process may train several runs, each of which has its masks checked.
     start_checks()
     with join_processes(run.world_size, device) as process:
         media = open_media(run, shard_indexes, image_indexes, seed)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stm.datasets.annotations import AnnotationError, BadRow, Clip, parse_row, read_annotations
+from stm.datasets.annotations import AnnotatedClip, AnnotationError, BadRow, parse_row, read_annotations
 from stm.manifest import Question
 
 ROWS: list[dict[str, Any]] = [
@@ -26,12 +26,14 @@ ROWS: list[dict[str, Any]] = [
     {"path": "two.mp4", "captions": ["only one"]},
 ]
 CLIPS = [
-    Clip("a/one.mp4", "test", "first", "drift", tuple(ROWS[0]["captions"]), 1.5, 4.0, (Question("what?", "that"),)),
-    Clip("two.mp4", "train", captions=("only one",)),
+    AnnotatedClip(
+        "a/one.mp4", "test", "first", "drift", tuple(ROWS[0]["captions"]), 1.5, 4.0, (Question("what?", "that"),)
+    ),
+    AnnotatedClip("two.mp4", "train", captions=("only one",)),
 ]
 
 
-def clips_in(file: Path) -> list[Clip]:
+def clips_in(file: Path) -> list[AnnotatedClip]:
     return [parse_row(row, "train") for _, row in read_annotations(file)]
 
 
@@ -150,7 +152,7 @@ def test_a_csv_row_with_too_many_fields_is_a_bad_row(tmp_path: Path) -> None:
     rows = read_annotations(file)
     with pytest.raises(BadRow, match="more fields"):
         parse_row(rows[0][1], "train")
-    assert parse_row(rows[1][1], "train") == Clip("b.mp4", "train")
+    assert parse_row(rows[1][1], "train") == AnnotatedClip("b.mp4", "train")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +187,7 @@ def test_unknown_columns_are_ignored_with_a_warning(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text("path,weather,caption_1\na.mp4,rain,x\n")
     with pytest.warns(UserWarning, match="not used: weather$"):
-        assert clips_in(file) == [Clip("a.mp4", "train", captions=("x",))]
+        assert clips_in(file) == [AnnotatedClip("a.mp4", "train", captions=("x",))]
     file.write_text("path,caption_1\na.mp4,x\n")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -96,6 +96,7 @@ def crop_flow(
         float32 [..., side * cells, side * cells, 2].
     """
     rows, columns = flow.shape[-3] // cells, flow.shape[-2] // cells
+    # The size of a map cell in tokens of the crop, along x and y.
     scale = (frame[0] / columns * side / box.width, frame[1] / rows * side / box.height)
     return crop_vectors(flow, frame, box, side * cells, flip) * np.array(scale, dtype=np.float32)
 

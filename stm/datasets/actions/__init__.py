@@ -1,7 +1,7 @@
-"""Public benchmarks of actions: from their official annotation files to clips, with the official sizes checked.
+"""Public action recognition benchmarks: from their official annotation files to clips, with the official sizes checked.
 
-Each module of this package declares one in `BENCHMARK`. Nothing here opens a video, and nothing heavy is imported: a
-workflow can ask before it starts.
+Each module of this package declares one in `BENCHMARK`. Nothing here opens a video or imports a heavy library, so that the
+workflow can check a copy before it starts.
 """
 
 from collections import Counter, defaultdict
@@ -11,7 +11,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 
 from stm.config import BenchmarkDataset
-from stm.datasets.annotations import Clip
+from stm.datasets.annotations import AnnotatedClip
 from stm.datasets.copies import CopyReport, DatasetCopy, SplitCounts, check_copy, match_files
 from stm.datasets.find_videos import Videos, list_videos
 from stm.datasets.folder import Refused, printable
@@ -31,7 +31,7 @@ BENCHMARKS = _declared()
 
 
 def official_counts(source: str, fold: int = 1) -> dict[str, int]:
-    """Clips by split of a whole copy; `fold` is the split number of UCF101 and HMDB51, others have one."""
+    """Clips by split of a complete copy; `fold` is the split number of UCF101 and HMDB51, the others have only one."""
     return dict(BENCHMARKS[source].official(fold))
 
 
@@ -41,12 +41,12 @@ def typical(source: str) -> Typical:
 
 
 def read_benchmark(dataset: BenchmarkDataset) -> DatasetCopy:
-    """Reads the official lists and looks for each clip's file by name, wherever it lies under the root.
+    """Reads the official lists and looks for each clip's file by name, anywhere under the root.
 
-    The counts are not judged; see `check_benchmark`.
+    The counts are not checked here; see `check_benchmark`.
 
     Raises:
-        DatasetError: a folder or list is missing, or is not what it should be.
+        DatasetError: a folder or list is missing, or does not have the expected format.
     """
     benchmark = BENCHMARKS[dataset.source]
     annotations = Annotations(Path(dataset.annotations), benchmark.title, benchmark.subfolders)
@@ -66,14 +66,14 @@ def read_benchmark(dataset: BenchmarkDataset) -> DatasetCopy:
 
 
 def _unusable(entries: Sequence[Entry]) -> Iterator[Refused]:
-    """The entries whose line cannot be used."""
+    """Refuses the entries whose line cannot be used."""
     for entry in entries:
         if entry.problem:
             video_id = printable(entry.clip.video_id or entry.clip.path)
             yield Refused(video_id, None, Status.BAD_ROW, entry.problem)
 
 
-def _with_files(entries: Sequence[Entry], videos: Videos) -> Iterator[tuple[Clip, str | None]]:
+def _with_files(entries: Sequence[Entry], videos: Videos) -> Iterator[tuple[AnnotatedClip, str | None]]:
     """The clips of the usable entries, each with the path of its file if there is one."""
     shared = _shared_names(entries)
     for entry in entries:
@@ -82,7 +82,7 @@ def _with_files(entries: Sequence[Entry], videos: Videos) -> Iterator[tuple[Clip
 
 
 def _shared_names(entries: Sequence[Entry]) -> set[str]:
-    """File names that entries of different folders have; segments of one video rightly share theirs."""
+    """File names that entries in different folders share; segments of the same video are in the same folder."""
     folders: defaultdict[str, set[tuple[str, ...]]] = defaultdict(set)
     for entry in entries:
         if entry.folders:
@@ -91,13 +91,13 @@ def _shared_names(entries: Sequence[Entry]) -> set[str]:
 
 
 def check_benchmark(dataset: BenchmarkDataset, copy: DatasetCopy | None = None) -> CopyReport:
-    """Whether a copy is the official one and complete; takes seconds, as it only lists folders and reads the lists.
+    """Checks that a copy is official and complete; takes seconds, as it only lists folders and reads the lists.
 
     Args:
-        copy: what `read_benchmark` returned, if it was called already.
+        copy: the result of `read_benchmark`, if it has been called already.
 
     Raises:
-        DatasetError: the lists do not have the official sizes; or files are missing and `dataset.partial` is not set;
-            or there is not one. With the counts, the first missing files, and what to do.
+        DatasetError: the lists do not have the official sizes, files are missing and `dataset.partial` is not set, or
+            no file exists. The message gives the counts, the first missing files, and what to do.
     """
     return check_copy((copy or read_benchmark(dataset)).report, dataset, BENCHMARKS[dataset.source].lists_from)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from stm.datasets.annotations import BadRow, Clip
+from stm.datasets.annotations import AnnotatedClip, BadRow
 from stm.datasets.folder import DatasetError
 from stm.datasets.official_lists import (
     Annotations,
@@ -21,17 +21,17 @@ _POSITIONS = {"FREE": "free", "PIKE": "pike", "TUCK": "tuck", "STR": "straight"}
 
 
 def read(annotations: Annotations, settings: Settings) -> Iterator[Entry]:
-    """Both lists. Files are whole clips: `start_frame` is 0 and `end_frame` their length, so neither is needed."""
+    """Both lists. A file is a whole clip: `start_frame` is 0 and `end_frame` its length, so neither is needed."""
     vocabulary = annotations.find("Diving48_vocab.json")
     classes = [name_dive(dive) for dive in annotations.json(vocabulary, list)]
     if len(set(classes)) < len(classes):
-        raise DatasetError(f"{vocabulary}: has a class twice; get it again, see docs/datasets.md")
+        raise DatasetError(f"{vocabulary}: has a class twice; download it again, see docs/datasets.md")
 
     def make(row: Any, split: str) -> Entry:
         video, label = text_of(row, "vid_name"), integer_of(row, "label")
         if not 0 <= label < len(classes):
             raise BadRow(f"label {label} is not one of the {len(classes)} of Diving48_vocab.json")
-        return Entry(Clip(f"{video}.mp4", split, video, label=classes[label]))
+        return Entry(AnnotatedClip(f"{video}.mp4", split, video, label=classes[label]))
 
     for split in ("train", "test"):
         rows = annotations.json_rows(annotations.find(f"Diving48_V2_{split}.json"))
@@ -41,7 +41,7 @@ def read(annotations: Annotations, settings: Settings) -> Iterator[Entry]:
 def name_dive(dive: Any) -> str:
     """`["Back", "15som", "05Twis", "FREE"]` -> `back dive, 1.5 somersaults, 0.5 twists, free position`."""
     if not isinstance(dive, list) or len(dive) != 4 or not all(isinstance(part, str) for part in dive):
-        raise DatasetError(f"Diving48_vocab.json: a dive is four words, not {dive!r}; is it the official file?")
+        raise DatasetError(f"Diving48_vocab.json: a dive must be four words, is {dive!r}; is it the official file?")
     takeoff, somersaults, twists, position = dive
     # A "Dive" turns by half a somersault: head first into the water.
     turns = "no somersault" if somersaults == "Dive" else _count(somersaults, "som", "somersault")

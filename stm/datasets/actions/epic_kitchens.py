@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from stm.datasets.annotations import BadRow, Clip
+from stm.datasets.annotations import AnnotatedClip, BadRow
 from stm.datasets.folder import DatasetError
 from stm.datasets.official_lists import (
     Annotations,
@@ -33,8 +33,8 @@ def read(annotations: Annotations, settings: Settings) -> Iterator[Entry]:
         participant, video = text_of(row, "participant_id"), text_of(row, "video_id")
         start, end = seconds(text_of(row, "start_timestamp")), seconds(text_of(row, "stop_timestamp"))
         if start >= end:
-            raise BadRow(f"must start before it ends, goes from {start} s to {end} s")
-        clip = Clip(
+            raise BadRow(f"must start before it ends, runs from {start} s to {end} s")
+        clip = AnnotatedClip(
             path=f"{participant}/{video}.MP4",
             split=split_of(participant),
             video_id=f"{video}_{integer_of(row, 'uid')}",
@@ -58,9 +58,9 @@ def _classes(annotations: Annotations, name: str, number: str) -> dict[int, str]
             key = text_of(row, "class_key")
             names[integer_of(row, number)] = " ".join(reversed(key.split(":"))).replace("-", " ")
     except BadRow as error:
-        raise DatasetError(f"{path}: {error}; get it again, see docs/datasets.md") from error
+        raise DatasetError(f"{path}: {error}; download it again, see docs/datasets.md") from error
     if len(set(names.values())) < len(names):
-        raise DatasetError(f"{path}: has a class twice; get it again, see docs/datasets.md")
+        raise DatasetError(f"{path}: has a class twice; download it again, see docs/datasets.md")
     return names
 
 
@@ -83,7 +83,7 @@ def seconds(timestamp: str) -> float:
     match = re.fullmatch(r"(\d+):([0-5]?\d):([0-5]?\d(?:\.\d+)?)", timestamp)
     if match is None:
         raise BadRow(f"a timestamp must be HH:MM:SS.ss, is {timestamp!r}")
-    # Rounded: 62.3 and not 62.300000000000004 stands in the manifest.
+    # Rounded, so that the manifest has 62.3 and not 62.300000000000004.
     return round(int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3]), 6)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from stm.datasets.annotations import Clip
+from stm.datasets.annotations import AnnotatedClip
 from stm.datasets.official_lists import (
     Annotations,
     Benchmark,
@@ -16,12 +16,12 @@ from stm.datasets.official_lists import (
 )
 
 _LISTS = {"train": ("train",), "val": ("val", "validate", "validation")}
-# CVDF found about 1,400 of its files broken and hosts new ones of the same names in this folder.
+# CVDF found about 1,400 of its files broken and hosts replacements with the same names in this folder.
 _REPLACED = "replacement_for_corrupted_k400"
 
 
 def read(annotations: Annotations, settings: Settings) -> Iterator[Entry]:
-    """The training and validation lists; results are reported on the latter, the test list is left out."""
+    """The training and validation lists; results are reported on the latter, and the test list is left out."""
     for split, stems in _LISTS.items():
         names = [form.format(stem) for stem in stems for form in ("{}.csv", "kinetics_{}.csv", "kinetics-400_{}.csv")]
         path = annotations.find(*names)
@@ -32,8 +32,8 @@ def read(annotations: Annotations, settings: Settings) -> Iterator[Entry]:
 def _make(row: Any, split: str) -> Entry:
     youtube_id, label = text_of(row, "youtube_id"), text_of(row, "label")
     video = f"{youtube_id}_{integer_of(row, 'time_start'):06d}_{integer_of(row, 'time_end'):06d}"
-    clip = Clip(path=f"{video}.mp4", split=split, video_id=video, label=label)
-    # Some copies name a file by the id alone, which no two clips share.
+    clip = AnnotatedClip(path=f"{video}.mp4", split=split, video_id=video, label=label)
+    # Some copies name a file by its id alone, which is unique.
     return Entry(clip, other_names=(youtube_id,), folders=(_REPLACED, split, label))
 
 
@@ -51,7 +51,7 @@ BENCHMARK = Benchmark(
     ),
     lists_from=(
         "https://s3.amazonaws.com/kinetics/400/annotations/train.csv and val.csv (CVDF). DeepMind's later releases leave "
-        "out videos that went off YouTube"
+        "out videos that were removed from YouTube"
     ),
     subfolders=("annotations", "kinetics400"),
     read=read,

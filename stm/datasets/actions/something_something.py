@@ -4,33 +4,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stm.datasets.annotations import BadRow, Clip
+from stm.datasets.annotations import AnnotatedClip, BadRow
 from stm.datasets.official_lists import Annotations, Benchmark, Entry, Settings, Typical, make_entries, text_of
 
 _LISTS = {"train": "train.json", "val": "validation.json"}
 
 
 def read(annotations: Annotations, settings: Settings) -> Iterator[Entry]:
-    """The training and validation lists; results are reported on the latter, the test list is left out.
+    """The training and validation lists; results are reported on the latter, and the test list is left out.
 
-    The label is the template, the caption what was written for the video with the objects' names.
+    The label is the template, the caption the template filled in with the video's objects.
     """
     classes = set(annotations.json(_find(annotations, "labels.json"), dict))
 
     def make(row: Any, split: str) -> Entry:
-        # labels.json has the templates without the brackets that mark the places of the objects.
+        # labels.json has the templates without the brackets around their placeholders.
         template = text_of(row, "template").replace("[", "").replace("]", "")
         if template not in classes:
             raise BadRow(f"the template {template!r} is not in labels.json")
         video = text_of(row, "id")
-        return Entry(Clip(f"{video}.webm", split, video, label=template, captions=(text_of(row, "label"),)))
+        return Entry(AnnotatedClip(f"{video}.webm", split, video, label=template, captions=(text_of(row, "label"),)))
 
     for split, name in _LISTS.items():
         yield from make_entries(split, annotations.json_rows(_find(annotations, name)), make)
 
 
 def _find(annotations: Annotations, name: str) -> Path:
-    """The first release (20BN) put the dataset's name before each file's; the one by Qualcomm does not."""
+    """The first release (20BN) prefixes each file name with the dataset's; Qualcomm's does not."""
     return annotations.find(name, f"something-something-v2-{name}")
 
 

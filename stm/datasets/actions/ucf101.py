@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from stm.datasets.annotations import BadRow, Clip
+from stm.datasets.annotations import AnnotatedClip, BadRow
 from stm.datasets.official_lists import Annotations, Benchmark, Entry, Settings, Typical, make_entries
 
 
@@ -17,7 +17,7 @@ def read(annotations: Annotations, settings: Settings) -> Iterator[Entry]:
         action = folders.rpartition("/")[2]
         if action not in classes:
             raise BadRow(f"the class {action!r} is not in classInd.txt")
-        clip = Clip(path, split, video_id=file.rpartition(".")[0], label=spell_out(action))
+        clip = AnnotatedClip(path, split, video_id=file.rpartition(".")[0], label=spell_out(action))
         return Entry(clip, folders=(action,))
 
     for split in ("train", "test"):

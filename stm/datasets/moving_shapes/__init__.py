@@ -1,1 +1,1 @@
-"""moving-shapes: generated clips of textured shapes, with every object's true box."""
+"""moving-shapes: generated clips of textured shapes, with the ground-truth box of every object."""

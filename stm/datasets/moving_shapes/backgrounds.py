@@ -52,6 +52,7 @@ def _mix(low: tuple[int, int, int], high: tuple[int, int, int], share: npt.NDArr
 def _table(rng: np.random.Generator, rows: Image, columns: Image) -> Image:
     """A random number from 0 to 1 for each cell (row, column), the same for all pixels of the cell."""
     numbers = rng.random(4096).astype(np.float32)
+    # A hash of the cell: both factors are coprime to the table's size, so that neighbours get different entries.
     cells = rows.astype(np.int64) * 131 + columns.astype(np.int64) * 17
     return np.asarray(numbers[cells % 4096], np.float32)
 

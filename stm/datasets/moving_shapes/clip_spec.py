@@ -28,7 +28,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "purple": (160, 50, 200),
     "white": (244, 244, 244),
 }
-# No plain texture: a plain circle that spins looks like one at rest.
+# There is no plain texture: a plain circle that spins would look like one at rest.
 TEXTURES: tuple[str, ...] = ("striped", "checkered", "dotted", "two-tone")
 BACKGROUNDS: tuple[str, ...] = ("brick", "grass", "wood", "water", "sand", "stone")
 
@@ -39,7 +39,7 @@ _CANDIDATES = 8  # paths tried for a distractor; the one that overlaps least is 
 
 @dataclass(frozen=True)
 class ObjectSpec:
-    """An object: what it looks like and how it moves."""
+    """The appearance and the motion of an object."""
 
     shape: str
     color: str
@@ -77,7 +77,7 @@ def clip_id(split: str, index: int) -> str:
 
 
 def draw_clip_spec(seed: int, split: str, index: int, dataset: MovingShapesDataset) -> ClipSpec:
-    """Draws clip number `index` (from 0) of a split.
+    """Samples clip number `index` (from 0) of a split.
 
     Labels come in blocks of as many clips as there are classes, each class once per block, so that every split is
     balanced and a clip stays the same when the number of clips changes.
@@ -126,7 +126,7 @@ def _appearance(rng: np.random.Generator, unlike: ObjectSpec | None = None) -> t
 
 
 def _fitting_camera(rng: np.random.Generator, named: ObjectSpec, dataset: MovingShapesDataset) -> CameraSpec:
-    """A moving camera that keeps most of the named object in view; a weaker one after each that does not."""
+    """A moving camera that keeps most of the named object in view: its motion is reduced until it does."""
     scale = 1.0
     for _ in range(24):
         camera = draw_camera(rng, dataset.width, dataset.height, scale)
@@ -162,7 +162,7 @@ def _area(boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _distractor(rng: np.random.Generator, others: tuple[ObjectSpec, ...], dataset: MovingShapesDataset) -> ObjectSpec:
-    """Another object, with its own motion, where it overlaps the others least; `others[0]` is the named one."""
+    """An object with its own motion, placed where it overlaps the others least; `others[0]` is the named one."""
     shape, color, texture = _appearance(rng, unlike=others[0])
     motion = str(rng.choice(list(MOTIONS)))
     candidates = []

@@ -85,8 +85,8 @@ TRUTH_SCHEMA = pa.schema(
     ]
 )
 
-# Ordinary H.264, as a download would be: B-frames, keyframes far apart. One thread and the bitexact flags make the
-# bytes the same every time.
+# Ordinary H.264 as in downloaded datasets, with B-frames and distant keyframes, so that the offline stages are tested on it.
+# One thread and the bitexact flags make the bytes reproducible.
 _ENCODER = {
     "vcodec": "libx264",
     "pix_fmt": "yuv420p",
@@ -130,9 +130,9 @@ def video_path(split: str, video_id: str) -> str:
 
 
 def generate(dataset: MovingShapesDataset, seed: int, folder: Path, processes: int) -> None:
-    """Makes the dataset: `videos/{split}/{id}.mp4`, `annotations.parquet` and `truth.parquet` under `folder`.
+    """Generates the dataset: `videos/{split}/{id}.mp4`, `annotations.parquet` and `truth.parquet` under `folder`.
 
-    Complete videos of the same settings are kept; with a larger `clips` only the new ones are made. The same dataset and
+    Complete videos with the same settings are kept; with a larger `clips` only the new ones are made. The same dataset and
     seed give the same bytes.
 
     Args:
@@ -160,7 +160,7 @@ _LIBRARIES = ("numpy", "opencv-python-headless", "imageio-ffmpeg")
 
 
 def _clip_receipt(dataset: MovingShapesDataset, seed: int) -> dict[str, Any]:
-    """The settings that the bytes of a single clip depend on; the number of clips is not one of them."""
+    """The receipt with the settings that the bytes of a single clip depend on; the number of clips is not one of them."""
     settings = dataset.model_dump(mode="json", exclude={"clips", "label", "seed", "probe_timeout_seconds"})
     return make_receipt("generate", settings, _LIBRARIES, seed=seed, encoder={k: str(v) for k, v in _ENCODER.items()})
 
@@ -184,13 +184,14 @@ def _read_made(path: Path, receipt: str) -> dict[str, str]:
         made = read_json(path)
         return dict(made["sha256"]) if made["receipt"] == receipt else {}
     except (OSError, ValueError, KeyError, TypeError):
-        return {}  # missing or damaged: everything is made again
+        return {}  # missing or damaged: everything is generated again
 
 
 def _make_all(
     dataset: MovingShapesDataset, seed: int, folder: Path, clips: list[tuple[str, int]], processes: int
 ) -> Iterator[tuple[str, str]]:
     make = partial(_make_clip, dataset=dataset, seed=seed, folder=folder)
+    # Starting the processes would take longer than rendering so few clips.
     if processes <= 1 or len(clips) < 2 * processes:
         yield from map(make, clips)
         return
@@ -201,6 +202,7 @@ def _make_all(
 def _use_one_thread() -> None:
     import cv2
 
+    # The processes already use all cores.
     cv2.setNumThreads(1)
 
 

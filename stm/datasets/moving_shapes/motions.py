@@ -9,9 +9,9 @@ same range. So each channel has the same distribution over frames in every class
 - bounce and sway run u as a triangle wave of random phase, which is uniform too;
 - a circle of random radius sqrt(1 - z^2), z uniform, is a random circle of latitude on the unit sphere, and
   by Archimedes' theorem each coordinate of a uniform point on the sphere is uniform on [-1, 1]. Radii below
-  0.6 would hardly move and are left out, which distorts the distribution a little.
+  0.6 would hardly move and are excluded, which distorts the distribution slightly.
 
-The distractors' motions are drawn without regard to the label.
+The distractors' motions are sampled independently of the label.
 """
 
 from dataclasses import dataclass
@@ -56,9 +56,9 @@ SIDE = 0.34  # an object's side at the middle of its range, as a share of the sh
 ZOOM = 0.29  # amplitude of the size's logarithm: sides from 0.25 to 0.45
 TURN = 1.9  # amplitude of the angle in radians: a spin turns by 218 degrees
 MIN_RADIUS = 0.6  # smallest circle, as a share of the travel
-SPREAD = 0.08  # how far a path's centre lies from the frame's centre at most, as a share of the short side
+SPREAD = 0.08  # maximum distance of a path's centre from the frame's centre, as a share of the short side
 
-# With 32 frames of 128 pixels the camera covers 1 to 5 pixels a frame on each axis, a drifting object 2.
+# With 32 frames of 128 pixels the camera moves by 1 to 5 pixels per frame on each axis, a drifting object by 2.
 SWAY = (0.09, 0.16)  # amplitude of a moving camera on each axis, as a share of the short side
 SWAY_CYCLES = (1.0, 2.0)  # per clip
 
@@ -141,7 +141,7 @@ def _triangle(turns: Array) -> Array:
 
 
 def draw_camera(rng: np.random.Generator, width: int, height: int, scale: float = 1.0) -> CameraSpec:
-    """Draws a moving camera; `scale` shrinks its amplitude."""
+    """Samples a moving camera; `scale` reduces its amplitude."""
     amplitude = rng.uniform(*SWAY, 2) * min(width, height) * scale
     cycles, phase = rng.uniform(*SWAY_CYCLES, 2), rng.random(2)
     return CameraSpec(_pair(amplitude), _pair(cycles), _pair(phase))

@@ -14,7 +14,8 @@ from stm.datasets.moving_shapes.motions import camera_track, track
 from stm.datasets.moving_shapes.outlines import RING_HOLE, outline
 
 _WARP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-_REACH = 1.35  # half of a sprite's side, in half sides of its object: no outline goes further from the centre
+_REACH = 1.35  # half of a sprite's side, in half sides of its object: no outline extends further from the centre
+# Sprites are drawn four times as large and averaged, which smooths their outlines.
 _OVERSAMPLE = 4
 _RIM = 0.05  # width of the dark rim, as a share of the side
 _DARK = 0.38  # brightness of a texture's second tone
@@ -33,7 +34,7 @@ def render_clip(spec: ClipSpec, which: Sequence[int] | None = None) -> RenderedC
     """Renders a clip.
 
     Args:
-        which: frame numbers to render; all when None. F is then their number, for frames and boxes alike.
+        which: numbers of the frames to render, and F their count; None: all.
     """
     numbers = np.arange(spec.frames) if which is None else np.asarray(which, np.int64)
     camera = camera_track(spec.camera, spec.frames)[numbers]
@@ -51,7 +52,7 @@ def render_clip(spec: ClipSpec, which: Sequence[int] | None = None) -> RenderedC
 
 
 def _pan(spec: ClipSpec, camera: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    """[F, H, W, 3]: the background as the camera sees it; its world is larger by the camera's reach."""
+    """[F, H, W, 3]: the background as seen by the camera, cut from a larger one that covers the camera's motion."""
     margin = [int(np.ceil(a)) + 2 for a in spec.camera.amplitude]
     unit = min(spec.width, spec.height) / 10
     world = draw_background(
@@ -99,6 +100,7 @@ def _sprite(shape: str, color: str, texture: str, resolution: int) -> npt.NDArra
     image = np.where(_second_tone(texture, fine)[..., None], bright * _DARK, bright)
     image *= (inner > 0)[..., None]
     image += 14.0 * ((mask > 0) & (inner == 0))[..., None]  # the rim is nearly black
+    # Premultiplied by coverage: averaging and warping would otherwise mix in the black outside of the outline.
     premultiplied = np.dstack([image, (mask > 0).astype(np.float32)]).astype(np.float32)
     return np.asarray(cv2.resize(premultiplied, (resolution, resolution), interpolation=cv2.INTER_AREA))
 

@@ -12,7 +12,7 @@ def caption_of(spec: ClipSpec) -> str:
 
 
 def appearance_caption(spec: ClipSpec) -> str:
-    """What a single frame can decide: `a red striped circle over a brick background`."""
+    """The part of the caption that a single frame shows: `a red striped circle over a brick background`."""
     return f"{_with_article(name_of(spec))} over a {spec.background} background"
 
 

@@ -1,7 +1,7 @@
 """Public corpora and benchmarks of videos, or images, with text: from their annotation files to clips.
 
-As with the benchmarks of actions, nothing here opens a video, and nothing heavy is imported. Files are found by name
-anywhere under the root for a benchmark, and by the listed path for a corpus, whose names are too many to index.
+As in `stm.datasets.actions`, nothing here opens a video or imports a heavy library. The files of a benchmark are searched by
+name anywhere under the root, those of a corpus by the listed path: its names are too many to index.
 """
 
 from collections import Counter, defaultdict
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stm.config import LanguageDataset
-from stm.datasets.annotations import Clip
+from stm.datasets.annotations import AnnotatedClip
 from stm.datasets.copies import CopyReport, DatasetCopy, SplitCounts, check_copy, match_files
 from stm.datasets.find_videos import Videos, list_videos, walk_files
 from stm.datasets.folder import DatasetError
@@ -52,7 +52,7 @@ def has_images(source: str) -> bool:
 
 
 def official_counts(source: str) -> dict[str, int]:
-    """Clips by split of a whole copy; approximate where no exact number is known, without splits of unknown size."""
+    """Clips by split of a complete copy; approximate if no exact number is known, without splits of unknown size."""
     if source in CORPORA:
         return {SPLIT: CORPORA[source].published}
     protocol = read_protocol(source)
@@ -69,7 +69,7 @@ def typical(source: str) -> Typical:
 
 
 def protocol_settings(source: str) -> dict[str, Any]:
-    """The settings that decide how the lists of a source become clips, as JSON values; for receipts."""
+    """The protocol's settings that determine how lists become clips, as JSON values; for receipts."""
     if source in CORPORA:
         return {}
     shaping = {"task", "format", "files", "paragraph", "trim_seconds", "test"}
@@ -80,7 +80,7 @@ def read_answers(dataset: LanguageDataset) -> tuple[str, ...]:
     """The list of answers of a question answering benchmark, as written.
 
     Raises:
-        DatasetError: it has none, or the file is missing or is not what it should be.
+        DatasetError: it has none, or the file is missing or does not have the expected format.
     """
     if dataset.source in CORPORA:
         raise DatasetError(f"{dataset.source} is a corpus; it has no list of answers")
@@ -91,10 +91,10 @@ def read_answers(dataset: LanguageDataset) -> tuple[str, ...]:
 def read_language(dataset: LanguageDataset) -> DatasetCopy:
     """Reads the lists and looks for the file of each video: one clip per video, with all its captions and questions.
 
-    The counts are not judged; see `check_language`.
+    The counts are not checked here; see `check_language`.
 
     Raises:
-        DatasetError: a folder or list is missing, or is not what it should be.
+        DatasetError: a folder or list is missing, or does not have the expected format.
     """
     if dataset.source in CORPORA:
         return _read_corpus(dataset)
@@ -127,11 +127,11 @@ def _copy(
     media: str,
     annotations: Annotations,
     listed: ListedVideos,
-    files: Iterator[tuple[Clip, str | None]],
+    files: Iterator[tuple[AnnotatedClip, str | None]],
     videos: Videos,
     expected: dict[str, SplitCounts],
 ) -> DatasetCopy:
-    """The copy of a dataset, from what its lists hold and the files that are there."""
+    """The copy of a dataset, from the contents of its lists and the files that exist."""
     matched = match_files(files, videos, listed.refused)
     clips = Counter(clip.split for clip in listed.clips)
     found = Counter(named.clip.split for named in matched.clips)
@@ -144,7 +144,7 @@ def _copy(
 
 
 def _list_files(root: Path) -> Videos:
-    """Every file under a corpus's root by its whole path, whatever its ending; nothing hidden, no linked folder."""
+    """All files under a corpus's root by their whole path, whatever their extension; nothing hidden, no linked folder."""
     if not root.is_dir():
         raise DatasetError(
             f"dataset.root: {root} is not a folder; paths in a config are relative to where stm is started"
@@ -160,19 +160,19 @@ def _list_files(root: Path) -> Videos:
     return videos
 
 
-def _find_name(clip: Clip, videos: Videos, shared: set[str]) -> str | None:
-    """By the file's name without its ending: converted copies are found too, as are names listed without one."""
+def _find_name(clip: AnnotatedClip, videos: Videos, shared: set[str]) -> str | None:
+    """Finds a file by its name without extension: this also finds converted copies, and names listed without one."""
     *folders, _ = clip.path.split("/")
     name = _name_of(clip)
-    # `Entry.name` cuts off an ending; the names themselves may contain dots.
+    # `Entry.name` removes an extension, and the names themselves may contain dots: hence one is added.
     return videos.find(Entry(replace(clip, path=f"{name}.mp4"), folders=tuple(folders[-1:])), name in shared)
 
 
-def _name_of(clip: Clip) -> str:
+def _name_of(clip: AnnotatedClip) -> str:
     return (clip.video_id or clip.path).rpartition("/")[2]
 
 
-def _shared_names(clips: list[Clip]) -> set[str]:
+def _shared_names(clips: list[AnnotatedClip]) -> set[str]:
     """File names that videos in different folders share."""
     folders: defaultdict[str, set[str]] = defaultdict(set)
     for clip in clips:
@@ -181,14 +181,14 @@ def _shared_names(clips: list[Clip]) -> set[str]:
 
 
 def check_language(dataset: LanguageDataset, copy: DatasetCopy | None = None) -> CopyReport:
-    """Whether a benchmark's copy is the official one and complete; of a corpus, whether there is anything.
+    """Checks that a benchmark's copy is official and complete, and that a corpus has any file at all.
 
     Args:
-        copy: what `read_language` returned, if it was called already.
+        copy: the result of `read_language`, if it has been called already.
 
     Raises:
-        DatasetError: there is not one file; or a benchmark's lists do not have the official sizes, as far as those are
-            known; or files are missing and `dataset.partial` is not set. With the counts and the first missing files.
+        DatasetError: no file exists, a benchmark's lists do not have the official sizes (if these are known), or files are
+            missing and `dataset.partial` is not set. The message gives the counts and the first missing files.
     """
     report = (copy or read_language(dataset)).report
     if is_corpus(dataset.source):

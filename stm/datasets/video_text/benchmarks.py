@@ -8,18 +8,18 @@ from typing import Any
 from stm.datasets.annotations import BadRow
 from stm.datasets.folder import DatasetError
 from stm.datasets.official_lists import Annotations, integer_of, text_of
-from stm.datasets.video_text.by_video import Line
+from stm.datasets.video_text.by_video import AnnotationLine
 from stm.datasets.video_text.protocol import Protocol
 from stm.manifest import Question
 
 _MSRVTT_SPLITS = {"val": "validate"}  # where the release uses another name
 
 
-def read_lists(protocol: Protocol, annotations: Annotations) -> Iterator[Line]:
+def read_lists(protocol: Protocol, annotations: Annotations) -> Iterator[AnnotationLine]:
     """The contents of a benchmark's files, in order; lines that cannot be used have a `problem`.
 
     Raises:
-        DatasetError: a file is missing, or is not what it should be.
+        DatasetError: a file is missing, or does not have the expected format.
     """
     for split, names in protocol.files.items():
         path = annotations.find(*names)
@@ -31,7 +31,7 @@ def read_lists(protocol: Protocol, annotations: Annotations) -> Iterator[Line]:
             try:
                 yield from _LINES[kind](split, where, row)
             except BadRow as error:
-                yield Line(split, where, problem=str(error))
+                yield AnnotationLine(split, where, problem=str(error))
 
 
 def read_answers(protocol: Protocol, annotations: Annotations) -> tuple[str, ...]:
@@ -50,7 +50,7 @@ def read_answers(protocol: Protocol, annotations: Annotations) -> tuple[str, ...
 
 
 def _videos_of(row: Any) -> list[str]:
-    """The video of an entry, or the several that its text describes (SSv2). VindLU also uses the key `image`."""
+    """The video of an entry, or the several videos that its text describes (SSv2). VindLU also uses the key `image`."""
     key = "video" if isinstance(row, Mapping) and "video" in row else "image"
     value = row.get(key) if isinstance(row, Mapping) else None
     if isinstance(value, list):
@@ -71,21 +71,23 @@ def _texts_of(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
     return texts
 
 
-def _captions(split: str, where: str, row: Any) -> Iterator[Line]:
+def _captions(split: str, where: str, row: Any) -> Iterator[AnnotationLine]:
     """{"video", "caption": text or several}"""
     for video in _videos_of(row):
-        yield Line(split, where, video, captions=_texts_of(row, "caption"))
+        yield AnnotationLine(split, where, video, captions=_texts_of(row, "caption"))
 
 
-def _questions(split: str, where: str, row: Any) -> Iterator[Line]:
+def _questions(split: str, where: str, row: Any) -> Iterator[AnnotationLine]:
     """{"video", "question", "answer": text or several}: one question per answer, so that frequent answers count more."""
     for video in _videos_of(row):
         question = text_of(row, "question")
-        yield Line(split, where, video, questions=tuple(Question(question, a) for a in _texts_of(row, "answer")))
+        yield AnnotationLine(
+            split, where, video, questions=tuple(Question(question, a) for a in _texts_of(row, "answer"))
+        )
 
 
-def _choices(split: str, where: str, row: Any) -> Iterator[Line]:
-    """{"video", "caption": [texts], "answer": index of the right one}. The right one is also the clip's caption."""
+def _choices(split: str, where: str, row: Any) -> Iterator[AnnotationLine]:
+    """{"video", "caption": [texts], "answer": index of the correct one}. The correct one is also the clip's caption."""
     for video in _videos_of(row):
         value = row.get("caption")
         if not isinstance(value, list) or len(value) < 2:
@@ -95,13 +97,13 @@ def _choices(split: str, where: str, row: Any) -> Iterator[Line]:
         if not 0 <= answer < len(choices):
             raise BadRow(f"`answer` must be from 0 to {len(choices) - 1}, is {answer}")
         right = choices[answer]
-        yield Line(split, where, video, captions=(right,), questions=(Question("", right, choices),))
+        yield AnnotationLine(split, where, video, captions=(right,), questions=(Question("", right, choices),))
 
 
 _LINES = {"captions": _captions, "questions": _questions, "choices": _choices}
 
 
-def _read_videodatainfo(annotations: Annotations, path: Path, split: str) -> Iterator[Line]:
+def _read_videodatainfo(annotations: Annotations, path: Path, split: str) -> Iterator[AnnotationLine]:
     """MSR-VTT's release: {"videos": [{"video_id", "split"}], "sentences": [{"video_id", "caption"}]}."""
     release = annotations.json(path, dict)
     videos, sentences = release.get("videos"), release.get("sentences")
@@ -112,13 +114,13 @@ def _read_videodatainfo(annotations: Annotations, path: Path, split: str) -> Ite
         try:
             captions[text_of(sentence, "video_id")].append(text_of(sentence, "caption"))
         except BadRow as error:
-            yield Line(split, f"{path.name}, sentence {number}", problem=str(error))
+            yield AnnotationLine(split, f"{path.name}, sentence {number}", problem=str(error))
     for number, video in enumerate(videos):
         where = f"{path.name}, video {number}"
         try:
             name, part = text_of(video, "video_id"), text_of(video, "split")
         except BadRow as error:
-            yield Line(split, where, problem=str(error))
+            yield AnnotationLine(split, where, problem=str(error))
             continue
         if part == _MSRVTT_SPLITS.get(split, split):
-            yield Line(split, where, f"{name}.mp4", captions=tuple(captions[name]))
+            yield AnnotationLine(split, where, f"{name}.mp4", captions=tuple(captions[name]))

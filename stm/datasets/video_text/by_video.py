@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from stm.datasets.annotations import Clip
+from stm.datasets.annotations import AnnotatedClip
 from stm.datasets.find_videos import VIDEO_ENDINGS
 from stm.datasets.folder import IMAGE_ENDINGS, Refused, printable
 from stm.jobs.status import Status
 from stm.manifest import Question
 
 
-class Line(NamedTuple):
-    """The contents of a line, for one video; a line about several videos becomes several of these."""
+class AnnotationLine(NamedTuple):
+    """The contents of a line for one video; a line about several videos becomes several of these."""
 
     split: str
     where: str  # for messages
@@ -26,9 +26,9 @@ class Line(NamedTuple):
 
 @dataclass
 class ListedVideos:
-    """The contents of a list, by video, in the order in which the videos are first named."""
+    """The contents of a list by video, in the order of the videos' first lines."""
 
-    clips: list[Clip] = field(default_factory=list)
+    clips: list[AnnotatedClip] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)  # lines that cannot be used
     texts: Counter[str] = field(default_factory=Counter)  # captions, or questions, per split
 
@@ -39,35 +39,37 @@ class _Video:
     questions: list[Question] = field(default_factory=list)
 
 
-def group_by_video(lines: Iterable[Line], *, end: float | None = None, paragraph: bool = False) -> ListedVideos:
+def group_by_video(
+    lines: Iterable[AnnotationLine], *, end: float | None = None, paragraph: bool = False
+) -> ListedVideos:
     """Combines the lines about each video of a split.
 
     Args:
         end: seconds; only this much of the beginning of each video is used.
         paragraph: join the captions of a video into one, in their order, separated by spaces.
     """
-    found = ListedVideos()
+    listed = ListedVideos()
     videos: dict[tuple[str, str], _Video] = {}
     for line in lines:
         if line.problem:
-            found.refused.append(Refused(line.where, None, Status.BAD_ROW, f"{line.where}: {line.problem}"))
+            listed.refused.append(Refused(line.where, None, Status.BAD_ROW, f"{line.where}: {line.problem}"))
             continue
         path = PurePosixPath(line.path)
         if path.is_absolute() or ".." in path.parts or "\x00" in line.path:
             detail = f"{line.where}: the path must be relative to dataset.root and stay under it"
             name = printable(line.path.replace("\x00", "?"))
-            found.refused.append(Refused(name, name, Status.PATH_OUTSIDE_ROOT, detail))
+            listed.refused.append(Refused(name, name, Status.PATH_OUTSIDE_ROOT, detail))
             continue
         video = videos.setdefault((line.split, path.as_posix()), _Video())
         video.captions += line.captions
         video.questions += line.questions
     for (split, name), video in videos.items():
         captions = (" ".join(video.captions),) if paragraph and video.captions else tuple(video.captions)
-        # A multiple choice question comes with the right caption, which is not counted a second time.
-        found.texts[split] += len(video.questions) or len(captions)
+        # A multiple-choice question comes with the correct caption, which is not counted a second time.
+        listed.texts[split] += len(video.questions) or len(captions)
         questions = tuple(video.questions)
-        found.clips.append(Clip(name, split, make_id(name), captions=captions, end=end, questions=questions))
-    return found
+        listed.clips.append(AnnotatedClip(name, split, make_id(name), captions=captions, end=end, questions=questions))
+    return listed
 
 
 def make_id(path: str) -> str:

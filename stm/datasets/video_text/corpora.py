@@ -1,6 +1,6 @@
-"""The corpora that UMT, STM and ClusterSTM pretrain on: the facts known about them, and the reading of their lists.
+"""The corpora that UMT, STM and ClusterSTM pretrain on: facts about them, and the reading of their lists.
 
-Links on the web die, so no copy is complete and none is checked against a size: the clips that are there are counted.
+Links on the web die, so no copy is complete, and none is checked against an official size: the existing clips are counted.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import Literal
 
 from stm.datasets.annotations import BadRow
 from stm.datasets.official_lists import Annotations, Typical, text_of
-from stm.datasets.video_text.by_video import Line
+from stm.datasets.video_text.by_video import AnnotationLine
 from stm.datasets.video_text.streams import stream_rows
 from stm.storage.files import sha256_file
 
@@ -17,13 +17,13 @@ SPLIT = "train"
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """What is known about a corpus without its data."""
+class PretrainingCorpus:
+    """The facts about a corpus that are known without its data."""
 
     title: str
     media: Literal["video", "image"]
-    names: tuple[str, ...]  # of the list file, without ending
-    published: int  # videos or images, as its authors say; never checked
+    names: tuple[str, ...]  # possible names of the list file, without extension
+    published: int  # videos or images, according to its authors; never checked
     typical: Typical
 
     @property
@@ -35,32 +35,32 @@ class Corpus:
 _IMAGE = Typical(1, 640, 480, "assumed")
 _WEBVID = Typical(450, 596, 336, "13,000 hours of 2.5 million videos (Bain et al. 2021), 25 frames per second assumed")
 
-CORPORA: dict[str, Corpus] = {
+CORPORA: dict[str, PretrainingCorpus] = {
     # Bain et al. 2021, Frozen in Time: 2.5 million; the project's page: 10.7 million. Both rounded.
-    "webvid-2m": Corpus("WebVid-2M", "video", ("webvid_train",), 2_500_000, _WEBVID),
-    "webvid-10m": Corpus("WebVid-10M", "video", ("webvid_10m_train",), 10_700_000, _WEBVID),
+    "webvid-2m": PretrainingCorpus("WebVid-2M", "video", ("webvid_train",), 2_500_000, _WEBVID),
+    "webvid-10m": PretrainingCorpus("WebVid-10M", "video", ("webvid_10m_train",), 10_700_000, _WEBVID),
     # Sharma et al. 2018, training links. Early copies have 2.9 million; in 2022 1.9 to 2.2 were still available.
-    "cc3m": Corpus("Conceptual Captions 3M", "image", ("cc3m_train",), 3_318_333, _IMAGE),
+    "cc3m": PretrainingCorpus("Conceptual Captions 3M", "image", ("cc3m_train",), 3_318_333, _IMAGE),
     # Changpinyo et al. 2021.
-    "cc12m": Corpus("Conceptual Captions 12M", "image", ("cc12m_train", "cc12m"), 12_423_374, _IMAGE),
-    "sbu": Corpus("SBU Captions", "image", ("sbu",), 1_000_000, _IMAGE),  # Ordonez et al. 2011, rounded
-    "visual-genome": Corpus("Visual Genome", "image", ("vg",), 108_077, _IMAGE),  # Krishna et al. 2017
+    "cc12m": PretrainingCorpus("Conceptual Captions 12M", "image", ("cc12m_train", "cc12m"), 12_423_374, _IMAGE),
+    "sbu": PretrainingCorpus("SBU Captions", "image", ("sbu",), 1_000_000, _IMAGE),  # Ordonez et al. 2011, rounded
+    "visual-genome": PretrainingCorpus("Visual Genome", "image", ("vg",), 108_077, _IMAGE),  # Krishna et al. 2017
     # Karpathy's training split with the remaining validation images, five captions each.
-    "coco": Corpus("COCO captions", "image", ("coco",), 113_287, _IMAGE),
+    "coco": PretrainingCorpus("COCO captions", "image", ("coco",), 113_287, _IMAGE),
 }
 
 
-def read_corpus(corpus: Corpus, annotations: Annotations) -> Iterator[Line]:
+def read_corpus(corpus: PretrainingCorpus, annotations: Annotations) -> Iterator[AnnotationLine]:
     """The contents of a corpus's list, line by line; lines that cannot be used have a `problem`.
 
     Raises:
-        DatasetError: the list is missing or damaged, or is not what it should be.
+        DatasetError: the list is missing or damaged, or does not have the expected format.
     """
     path = annotations.find(*corpus.files)
     annotations.hashes[path.relative_to(annotations.folder)] = sha256_file(path)
     for where, row in stream_rows(path):
         try:
             key = next((key for key in ("video", "image", "filename") if isinstance(row, dict) and key in row), "video")
-            yield Line(SPLIT, where, text_of(row, key), captions=(text_of(row, "caption"),))
+            yield AnnotationLine(SPLIT, where, text_of(row, key), captions=(text_of(row, "caption"),))
         except BadRow as error:
-            yield Line(SPLIT, where, problem=str(error))
+            yield AnnotationLine(SPLIT, where, problem=str(error))

@@ -1,7 +1,6 @@
-"""The protocol of a benchmark of videos and text: the files of config/datasets, checked.
+"""The evaluation protocol of a video-text benchmark: the files of config/datasets, validated.
 
-A protocol is data, not part of a run's config: with another choice of trimming or paragraphs, results could not be
-compared.
+A protocol is not part of a run's config: with another choice of trimming or paragraphs, results would not be comparable.
 """
 
 from functools import cache
@@ -25,7 +24,7 @@ class InputSizes(Section):
 
     train_frames: Count | None = None  # per clip; null: nothing is trained
     test_frames: Count
-    max_text_tokens: Annotated[int, Field(ge=4, le=512)]  # per caption or question; longer ones are cut
+    max_text_tokens: Annotated[int, Field(ge=4, le=512)]  # per caption or question; longer ones are truncated
 
 
 class TypicalClip(Section):
@@ -47,7 +46,7 @@ class Protocol(Section):
     format: Literal["list", "videodatainfo"] = "list"
     files: dict[Name, tuple[FileName, ...]]  # by split; the first that exists is read
     answers: FileName | None = None  # list of the candidate answers
-    # Sizes by split. Several: copies of the official lists differ. Null: not known, counted but not checked.
+    # Sizes by split. Several: copies of the official lists differ. Null: unknown; the videos are counted, not checked.
     videos: dict[Name, Count | tuple[Count, ...] | None]
     texts: dict[Name, Count | None]  # captions (a paragraph is one), or questions
     about: dict[Name, Count] = Field({})  # videos of a split whose size is known approximately; for the plan
@@ -55,7 +54,7 @@ class Protocol(Section):
     # Several captions of a video: `join` into a paragraph, `explode` into one training pair each, `keep` all as correct answers.
     several_captions: dict[Name, Rule] = Field({})
     several_videos_per_text: bool = False  # equal captions of different videos: each of the videos is correct
-    trim_seconds: Annotated[float, Field(gt=0)] | None = None  # only this much of the beginning of each video
+    trim_seconds: Annotated[float, Field(gt=0)] | None = None  # only the first seconds of each video are used
     fine_tuned: InputSizes
     zero_shot: InputSizes | None = None
     max_answer_tokens: Count | None = None
@@ -89,27 +88,27 @@ class Protocol(Section):
         return self
 
     def text_kind(self, split: str) -> Literal["captions", "questions", "choices"]:
-        """The contents of a split's file. A multiple choice is trained on captions."""
+        """The contents of a split's file. Multiple choice is trained on captions."""
         if self.task == "question_answering":
             return "questions"
         return "choices" if self.task == "multiple_choice" and split == self.test else "captions"
 
     def sizes(self, split: str) -> tuple[int, ...]:
-        """The official numbers of videos, any of which is correct; empty: not known."""
+        """The official numbers of videos, any of which is correct; empty: unknown."""
         size = self.videos[split]
         return () if size is None else (size,) if isinstance(size, int) else size
 
 
 def protocol_folder() -> Path:
-    """The folder of the protocols: config/datasets beside the package.
+    """The folder of the protocols: config/datasets next to the package.
 
     Raises:
-        DatasetError: it does not exist, as when the package is installed without its repository.
+        DatasetError: it does not exist, for instance because the package is installed without its repository.
     """
     folder = Path(stm.__file__).parents[1] / "config" / "datasets"
     if not folder.is_dir():
         raise DatasetError(
-            f"there is no folder {folder}: the protocols of the benchmarks lie in the repository beside the package. "
+            f"there is no folder {folder}: the protocols of the benchmarks are in the repository next to the package. "
             "Install it from a checkout with `pip install -e .`"
         )
     return folder
@@ -122,7 +121,7 @@ def protocol_names() -> list[str]:
 
 @cache
 def read_protocol(name: str) -> Protocol:
-    """The protocol of a benchmark, `msrvtt` for instance.
+    """The protocol of a benchmark, for instance `msrvtt`.
 
     Raises:
         DatasetError: there is no protocol of this name, or its file is not valid.

@@ -15,7 +15,7 @@ _LONGEST = 1 << 24  # characters of one element; keeps a file that is not a list
 _SPACE = " \t\r\n"
 _AFTER = frozenset(f"{_SPACE},]")  # what may follow an element
 
-# VindLU names the column of the file after its kind of media.
+# VindLU names the column of file names after the kind of media.
 _QUERIES = {
     "filename": "SELECT id, filename, caption FROM annos ORDER BY id",
     "video": "SELECT id, video, caption FROM annos ORDER BY id",
@@ -29,7 +29,7 @@ def stream_rows(path: Path) -> Iterator[tuple[str, Any]]:
     A row of the table is {"filename", "caption"}, whatever its column is called.
 
     Raises:
-        DatasetError: the file is damaged, or is not what it should be.
+        DatasetError: the file is damaged, or does not have the expected format.
     """
     return _stream_json(path) if path.suffix == ".json" else _stream_table(path)
 
@@ -40,7 +40,7 @@ def _stream_json(path: Path) -> Iterator[tuple[str, Any]]:
             for number, row in enumerate(_elements(_Text(file))):
                 yield f"{path.name}, entry {number}", row
     except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(f"{path}: is not a JSON list ({error}); get it again, see docs/datasets.md") from error
+        raise DatasetError(f"{path}: is not a JSON list ({error}); download it again, see docs/datasets.md") from error
 
 
 class _Text:
@@ -93,7 +93,7 @@ def _element(decoder: json.JSONDecoder, text: _Text) -> Any:
     while True:
         try:
             value, end = decoder.raw_decode(text.window, text.at)
-            if text.ended or text.window[end : end + 1] in _AFTER:  # else a number may continue
+            if text.ended or text.window[end : end + 1] in _AFTER:  # otherwise a number may continue in the next chunk
                 text.at = end
                 return value
         except json.JSONDecodeError:
@@ -105,12 +105,12 @@ def _element(decoder: json.JSONDecoder, text: _Text) -> Any:
 
 
 def _stream_table(path: Path) -> Iterator[tuple[str, Any]]:
-    # Read-only, without locks (network disks have none), and without functions that the views of an untrusted file might call.
+    # Read-only, without locks (network disks have none), and without the functions that views in an untrusted file could call.
     address = f"file:{quote(path.absolute().as_posix())}?mode=ro&immutable=1"
     try:
         with closing(sqlite3.connect(address, uri=True)) as connection:
             connection.execute("PRAGMA trusted_schema=OFF")
-            connection.text_factory = bytes  # text that is not UTF-8 would raise an error
+            connection.text_factory = bytes  # str would raise an error at the first text that is not UTF-8
             columns = {row[1].decode() for row in connection.execute("PRAGMA table_info(annos)")}
             named = [column for column in _QUERIES if column in columns]
             if not named or not {"id", "caption"} <= columns:
@@ -121,7 +121,9 @@ def _stream_table(path: Path) -> Iterator[tuple[str, Any]]:
             for number, name, caption in connection.execute(_QUERIES[named[0]]):
                 yield f"{path.name}, id {number}", {"filename": _decoded(name), "caption": _decoded(caption)}
     except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: is not an SQLite file ({error}); get it again, see docs/datasets.md") from error
+        raise DatasetError(
+            f"{path}: is not an SQLite file ({error}); download it again, see docs/datasets.md"
+        ) from error
 
 
 def _decoded(value: Any) -> Any:

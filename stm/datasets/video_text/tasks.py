@@ -1,7 +1,7 @@
 """Checks the evaluations of a config against the protocols of their benchmarks.
 
-A wrong number of frames, text length or split gives results that look fine and cannot be compared with any others. So a
-config that differs from the protocol is refused before anything runs.
+A wrong number of frames, text length or split gives results that look plausible and cannot be compared with any others. So a
+config that differs from the protocol is rejected before anything runs.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def check_tasks(config: Config) -> None:
 
 
 def has_shared_texts(config: Config, run: str, task: str) -> bool:
-    """Whether clips with equal captions share them in a retrieval: the caption is one query, and each of the clips is correct.
+    """Whether clips with equal captions share them in retrieval: the caption is one query, and each of the clips is correct.
 
     The protocol of the benchmark decides (`several_videos_per_text`: SSv2), not the config. Without a protocol a caption
     belongs to its own clip only.
@@ -48,9 +48,8 @@ def _differences(config: Config) -> Iterator[str]:
             continue
         for run in config.runs_of(name):
             dataset = config.of(config.dataset_of(run, name)).dataset
-            if (
-                not isinstance(dataset, LanguageDataset) or dataset.source not in protocol_names()
-            ):  # or a corpus of the web
+            # Folders of videos and web corpora have no protocol.
+            if not isinstance(dataset, LanguageDataset) or dataset.source not in protocol_names():
                 continue
             protocol, where = read_protocol(dataset.source), f"evaluate.{name}"
             if task.benchmark_task != protocol.task:
@@ -64,16 +63,16 @@ def _compare(where: str, task: EvaluationTask, run: Run, protocol: Protocol) -> 
     if sizes is None:
         yield f"{where} is zero-shot, for which {protocol.title} has no protocol; give `optimisation`"
         return
-    wanted: dict[str, object] = {
+    required: dict[str, object] = {
         "frames": sizes.test_frames,
         "max_tokens": sizes.max_text_tokens,
         "test_split": protocol.test,
     }
     if task.fine_tunes:
-        wanted["validation_split"] = protocol.validation
+        required["validation_split"] = protocol.validation
     if protocol.max_answer_tokens is not None:
-        wanted["max_answer_tokens"] = protocol.max_answer_tokens
-    found = task.protocol_settings(run)
-    for key, right in wanted.items():
-        if found[key] != right:
-            yield f"{where}.{key} is {found[key]}, and {protocol.title} asks for {right} (config/datasets)"
+        required["max_answer_tokens"] = protocol.max_answer_tokens
+    configured = task.protocol_settings(run)
+    for key, value in required.items():
+        if configured[key] != value:
+            yield f"{where}.{key} is {configured[key]}, and {protocol.title} requires {value} (config/datasets)"

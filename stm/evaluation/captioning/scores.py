@@ -36,7 +36,9 @@ class CaptionScores:
     """Scores of a split, CIDEr in [0, 10], the others in [0, 1]. Papers give them times 100."""
 
     figures: dict[str, float]  # by `NAMES`: BLEU-4 and METEOR at corpus level, the others as means over clips
-    clips: dict[str, NDArray[np.float64]]  # by `NAMES`, [clips]; for BLEU-4 and METEOR their mean is not the corpus score
+    clips: dict[
+        str, NDArray[np.float64]
+    ]  # by `NAMES`, [clips]; for BLEU-4 and METEOR their mean is not the corpus score
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,9 @@ def score_captions(
         ValueError: there are no clips, the numbers of captions and clips differ, or a clip has no reference.
     """
     if not predicted or len(predicted) != len(references):
-        raise ValueError(f"{len(predicted)} captions for {len(references)} clips: must be one per clip, of at least one clip")
+        raise ValueError(
+            f"{len(predicted)} captions for {len(references)} clips: must be one per clip, of at least one clip"
+        )
     if missing := sum(not own for own in references):
         raise ValueError(f"{missing} clips have no reference caption: leave them out")
     programs = find_programs()

@@ -118,9 +118,11 @@ def train_head(
     """
     if len(features) < 2:
         raise ValueError(f"the linear probe needs at least 2 training clips, and there are {len(features)}")
+    # The same initial weights for every learning rate, whatever the state of the global generator.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         linear = nn.Linear(features.shape[1], classes)
+        # MAE's initialisation, from MoCo v3.
         nn.init.normal_(linear.weight, std=0.01)
         nn.init.zeros_(linear.bias)
     head = nn.Sequential(nn.BatchNorm1d(features.shape[1], affine=False, eps=1e-6), linear).to(features.device)
@@ -130,6 +132,7 @@ def train_head(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.epochs * batches)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(task.epochs):
+        # Sampled on the CPU, so that the order does not depend on the device.
         order = torch.randperm(len(features), generator=generator).to(features.device)
         for part in torch.tensor_split(order, batches):
             functional.cross_entropy(head(features[part]), targets[part]).backward()

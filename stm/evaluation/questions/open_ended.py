@@ -153,6 +153,7 @@ def count_answers(answers: Iterable[Sequence[str]], most: int | None = None) -> 
         most: number of answers to return; None: all.
     """
     counts = Counter(normalise(answer) for given in answers for answer in given)
+    # An empty answer counts neither as a candidate nor as an accepted answer.
     counts.pop("", None)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most])
 

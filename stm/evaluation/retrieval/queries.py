@@ -70,7 +70,9 @@ def collect_queries(index: ClipIndex, source: str | None, count: int) -> tuple[Q
     """
     if len(widths := index.values("text_width")) > 1:
         shown = " and ".join(str(width) for width in widths)
-        raise ValueError(f"the test split has text vectors of {shown} dimensions: pack all shards with one text encoder")
+        raise ValueError(
+            f"the test split has text vectors of {shown} dimensions: pack all shards with one text encoder"
+        )
     reader, choice = ShardReader(), CaptionChoice(sources=None if source is None else (source,), count=count)
     captions: list[str] = []
     owners: list[int] = []

@@ -106,6 +106,7 @@ class _Pairs:
         captions = [[dataset.index[c].captions[n] for n in numbers[c]] for c in self.clips.tolist()]
         self.texts, self.right = gather_queries(captions, shared)
         self.tokens = model.language.tokenizer.encode(self.texts, text_length(task, run))
+        # Kept for the matching head: encoding a text again for each of its pairs would dominate the re-ranking.
         self.states = over_rows(model.encode_text, self.tokens, device=device)
         self.features = encode_clips(model, dataset, device, run.workers, task.precision)[torch.from_numpy(self.clips)]
         frames = dataset.geometry.frames

@@ -46,7 +46,9 @@ def retrieve(task: Retrieval, run: Run, inputs: EvaluationInputs) -> None:
     source = task.source or first_source(test.index)
     queries, captioned = collect_queries(test.index, source, task.count)
     check_width(embedder, queries.vectors.shape[1], f"{test.index.tars[0].parent}: its captions' vectors have")
-    check_encoder(embedder, read_text_model(inputs.test), f"{test.index.tars[0].parent}: its captions' vectors come from")
+    check_encoder(
+        embedder, read_text_model(inputs.test), f"{test.index.tars[0].parent}: its captions' vectors come from"
+    )
     vectors = average_vectors(embed_clips(embedder, run, test, inputs.device))[captioned]
     ranks = rank_queries(queries, vectors)
     receipt = make_evaluation_receipt(task, run, inputs, test)

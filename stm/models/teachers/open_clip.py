@@ -37,6 +37,7 @@ def load_open_clip(name: str) -> LoadedTower:
 
 def make_tower(model: nn.Module) -> Tower:
     """A tower around open_clip's `visual`, which it changes in place."""
+    # open_clip wraps a timm model in a module that holds it as `trunk`.
     trunk = getattr(model, "trunk", None)
     if isinstance(trunk, TimmTransformer) and trunk.attn_pool is not None:
         return TimmProbeTower(model)

@@ -221,6 +221,7 @@ def mix(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
 
 def weigh(query: Tensor, key: Tensor) -> Tensor:
     """Attention weights of one query, mean over heads: [F, heads, 1, d] and [F, heads, N, d] -> float32 [F, N]."""
+    # Scaled before the product, as in torch's attention: in half precision the logits stay in range.
     logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     return logits[:, :, 0].float().softmax(dim=-1).mean(dim=1)
 

@@ -151,6 +151,7 @@ class TextDecoder(nn.Module):
             raise ValueError("every candidate must begin with [CLS] and a token other than padding")
         start = candidates.new_full((len(memory), 1), self.cls_id)
         first = log_softmax(self._predict(start, memory, present)[:, 0], dim=-1)[:, candidates[:, 1]]  # [B, A]
+        # `sort` and not `topk`, whose choice among ties is undefined.
         best, chosen = (part[:, :depth] for part in first.sort(dim=1, descending=True, stable=True))
         # Each pair of question and answer is a row, processed in parts of a fixed size: the memory does not depend on the
         # number of questions.

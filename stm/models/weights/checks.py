@@ -87,6 +87,7 @@ def build_encoder(weights: Weights, drop_path: float = 0.0) -> VideoEncoder:
 
 def outline(architecture: Architecture, kind: Kind, classes: int = 0) -> dict[str, Tensor]:
     """The names and shapes of such weights, as tensors without data (device "meta")."""
+    # Names and shapes are checked before memory is allocated for any weight.
     with torch.device("meta"):
         if kind == "pretraining":
             return dict(VideoMAE(architecture).state_dict())

@@ -178,9 +178,11 @@ def test_towers_whose_class_token_says_nothing_are_refused(changes: dict[str, An
 
 
 def test_other_models_and_impossible_sizes_are_refused() -> None:
-    with pytest.raises(ModelError, match=r"its image tower is a Linear, not an open_clip ViT; use a CLIP with a class token"):
+    with pytest.raises(
+        ModelError, match=r"its image tower is a Linear, not an open_clip ViT; use a CLIP with a class token"
+    ):
         make_teacher(nn.Linear(2, 2), 4)
-    with pytest.raises(ModelError, match=r"image_size 36 is not a multiple of its patches' 8 pixels"):
+    with pytest.raises(ModelError, match=r"image_size 36 is not a multiple of its patch size, 8 pixels"):
         make_teacher(make_tower(), 4, image_size=36)
 
 

@@ -258,8 +258,14 @@ def test_files_that_lack_weights_or_words_are_errors(tmp_path: Path) -> None:
     write_bert(tmp_path)
     whole = load_file(tmp_path / "model.safetensors")
     for lacking, message in [
-        ("bert.encoder.layer.4.output.dense.bias", "not a complete BERT: 1 weights are missing, for instance bert.encoder.layer.4"),
-        ("cls.predictions.transform.dense.bias", "not a complete BERT: 1 weights are missing, cls.predictions"),
+        (
+            "bert.encoder.layer.4.output.dense.bias",
+            "not a complete BERT: 1 weights are missing, for instance bert.encoder.layer.4",
+        ),
+        (
+            "cls.predictions.transform.dense.bias",
+            "not a complete BERT: 1 weights are missing, for instance cls.predictions",
+        ),
         ("cls.predictions.bias", "not a complete BERT: .*, cls.predictions.bias for instance"),
     ]:
         part = {name: tensor for name, tensor in whole.items() if name != lacking}

@@ -48,7 +48,7 @@ def test_umt_s_checkpoint_becomes_the_same_network(nested: str | None, tmp_path:
     kept = torch.stack([(~row).nonzero().flatten() for row in masked])
     encoder = build_encoder(found.weights).eval()
     torch.testing.assert_close(encoder(video, kept), encode(clip, masked, state, 3), atol=1e-4, rtol=1e-4)
-    assert found.notes == ("of its weights only the encoder's are taken; left out: clip_decoder",)
+    assert found.notes == ("only the encoder's weights are used; left out: clip_decoder",)
 
 
 @torch.no_grad()
@@ -123,7 +123,9 @@ def test_tubelets_of_two_frames_become_one_that_sees_a_still_picture_alike(kind:
     student = build_encoder(found.weights).eval()
     assert student.architecture.slots == source.architecture.slots
     torch.testing.assert_close(student(video), source(video.repeat_interleave(2, dim=1)), atol=1e-5, rtol=1e-5)
-    assert found.notes == ("its tubelets have 2 frames and ours 1: the embedding's weights are summed over the frames",)
+    assert found.notes == (
+        "its tubelets have 2 frames, the student's 1: the embedding's weights are summed over the frames",
+    )
 
 
 def test_a_decoder_of_longer_tubelets_is_left_out_and_that_is_said(tmp_path: Path) -> None:
@@ -132,7 +134,7 @@ def test_a_decoder_of_longer_tubelets_is_left_out_and_that_is_said(tmp_path: Pat
     student = replace(STUDENT, width=384, heads=6)
     found = read_initial(str(tmp_path / "videomae.pth"), student)
     assert found.weights.kind == "encoder" and found.notes[0].endswith(
-        "its decoder predicts such tubelets and is left out"
+        "its decoder predicts tubelets of that length and is left out"
     )
     same = read_initial(str(tmp_path / "videomae.pth"), replace(student, tubelet=2))
     assert same.weights.kind == "pretraining" and same.notes == ()
@@ -157,7 +159,7 @@ def test_a_clip_s_patches_blocks_and_norm_become_the_student_s() -> None:
         x = block(x)
     expected = tower.ln_post(tower.transformer(states))
     torch.testing.assert_close(student.norm(x), expected, atol=2e-5, rtol=1e-4)
-    assert len(found.notes) == 1 and "class token, the positions" in found.notes[0]
+    assert len(found.notes) == 1 and "class token, positions" in found.notes[0]
 
 
 def test_a_clip_with_quick_gelu_is_taken_with_a_word_about_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +201,10 @@ def test_a_run_s_encoder_starts_from_it_and_says_what_is_left_out(
     encoder, whole = VideoEncoder(STUDENT), VideoMAE(STUDENT)
     starts = [start_from(encoder, path), start_from(whole, path)]
     told = capsys.readouterr().err
-    assert told.count("left out: clip_decoder") == 2 and told.count("it has no decoder; the run's starts fresh") == 1
+    assert (
+        told.count("left out: clip_decoder") == 2
+        and told.count("it has no decoder; the run's decoder is freshly initialised") == 1
+    )
     assert starts[0] == starts[1] and not starts[0].decoder
     tokens = torch.randn(1, 5, 48, generator=torch.Generator().manual_seed(1))
     expected = norm(transform(tokens, state, "encoder.", 3), state, "encoder.norm")
