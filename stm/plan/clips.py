@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stm.config import BenchmarkDataset, Config, FolderDataset, LanguageDataset, MovingShapesDataset
-from stm.datasets.annotations import Clip
+from stm.datasets.annotations import AnnotatedClip
 from stm.layout import Layout
 
 # Choices per question of a multiple-choice benchmark, before its files are read: the number of MSRVTT-MC.
@@ -161,7 +161,7 @@ def _from_folder(dataset: FolderDataset, seed: int, sample: int = 32) -> Clips:
     )
 
 
-def _read_header(root: Path, clip: Clip) -> tuple[float, int, int]:
+def _read_header(root: Path, clip: AnnotatedClip) -> tuple[float, int, int]:
     """A clip's number of frames, width and height, as reported by the container of its file."""
     from stm.preprocess.video.container import choose_stream, open_container
 

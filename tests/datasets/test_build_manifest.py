@@ -181,7 +181,7 @@ def test_a_folder_of_mostly_bad_files_stops_the_run_and_says_why(video: Path, tm
 def test_a_dataset_without_one_usable_clip_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "text.mp4").write_text("text")
-    with pytest.raises(DatasetError, match=r"not one clip.*\n.*text: open_failed"):
+    with pytest.raises(DatasetError, match=r"none of the clips.*\n.*text: open_failed"):
         build(config_of(tmp_path / "root"), tmp_path / "out")
     assert read_table(tmp_path / "out/quarantine.parquet").num_rows == 1
 

@@ -54,14 +54,14 @@ def test_missing_files_come_with_their_clips_and_at_most_ten_are_shown() -> None
     lines = report.describe().splitlines()[3:]
     assert lines[0] == "78 videos have no file. The first of 12 missing files:"
     assert lines[1:3] == ["  1.mp4", "  2.mp4 (2 videos)"] and lines[10] == "  10.mp4 (10 videos)"
-    assert lines[11] == "Linked folders are not searched: a, b. Set dataset.root to the folder that they lead to."
+    assert lines[11] == "Linked folders are not searched: a, b. Set dataset.root to the folder that they point to."
 
 
 def test_a_line_that_cannot_be_used_makes_a_copy_incomplete() -> None:
     report = CopyReport("x", "clips", {"train": SplitCounts(3, 3, (3,))}, {}, problems=("line 4: bad",))
     assert not report.is_complete
     assert report.describe().endswith("1 lines or files cannot be used. The first:\n  line 4: bad")
-    with pytest.raises(DatasetError, match="is not all of x") as error:
+    with pytest.raises(DatasetError, match="is not a complete copy of x") as error:
         check_copy(report, DATASET, "https://example.org")
     assert "partial: true" in str(error.value)
     assert check_copy(report, DATASET, "", may_be_partial=True) is report

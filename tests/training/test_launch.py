@@ -232,7 +232,7 @@ def test_several_nodes_without_slurm_are_refused_with_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    with pytest.raises(ValueError, match=r"nodes = 2: .*no Slurm job.*profiles/slurm"):
+    with pytest.raises(ValueError, match=r"nodes = 2: .*not a Slurm job.*profiles/slurm"):
         run_pretraining(make_run(nodes=2), [tmp_path / "a.parquet"], tmp_path, 7)
     assert torchrun_command(make_run(processes=2), Path("a")).count("--standalone") == 1
 
@@ -244,11 +244,11 @@ def test_an_error_of_the_data_is_not_tried_again(tmp_path: Path) -> None:
     write_json(request, {"run": run.model_dump(mode="json"), **values})
     with pytest.raises(ValueError, match="but 1 were started"):  # torchrun has not started this one
         _worker(request)
-    with pytest.raises(SystemExit, match="not tried again"):
+    with pytest.raises(SystemExit, match="not retried"):
         _worker(request)
 
 
 def test_an_error_in_the_processes_is_an_error_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stm.training.launch.supervise", lambda command: 1)
-    with pytest.raises(RuntimeError, match=r"status 1; the processes' messages stand above"):
+    with pytest.raises(RuntimeError, match=r"status 1; the processes' messages are above"):
         run_pretraining(make_run(processes=2), [tmp_path / "a.parquet"], tmp_path, 7)

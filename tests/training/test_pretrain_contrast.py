@@ -134,7 +134,7 @@ def test_a_run_can_start_from_another_s_weights(
 
     deeper = make_run(init=first, decoder_depth=2, **untrained)
     pretrain(deeper, shards, tmp_path / "third", 8, "cpu")
-    assert "its decoder differs; the run's starts fresh" in capsys.readouterr().err
+    assert "its decoder differs; the run's decoder is freshly initialised" in capsys.readouterr().err
     torch.manual_seed(8)
     fresh = build_method(deeper).model.state_dict()
     for name, tensor in model_weights(tmp_path / "third").items():

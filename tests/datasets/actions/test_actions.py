@@ -282,7 +282,7 @@ def test_a_partial_copy_becomes_a_manifest_however_little_there_is(
     (ucf101.annotations / "ucfTrainTestlist/trainlist01.txt").write_text(lines)
     monkeypatch.setitem(BENCHMARKS, "ucf101", replace(BENCHMARKS["ucf101"], counts={1: {"train": 30, "test": 1}}))
     make_video(ucf101.files[1].parent / f"{names[4]}.avi", frames=4)
-    with pytest.raises(DatasetError, match="is not all of UCF101"):
+    with pytest.raises(DatasetError, match="is not a complete copy of UCF101"):
         build(config_of(ucf101), tmp_path / "out")
     assert not (tmp_path / "out/manifest.parquet").exists()
     rows, refused = build(config_of(ucf101, partial=True), tmp_path / "out")

@@ -101,7 +101,7 @@ def test_a_missing_folder_or_protocol_is_a_readable_error(tmp_path: Path, monkey
     with pytest.raises(DatasetError, match=r"no protocol '\.\./demo'; config/datasets has: activitynet"):
         read_protocol("../demo")
     monkeypatch.setattr(stm, "__file__", str(tmp_path / "site" / "stm" / "__init__.py"))
-    with pytest.raises(DatasetError, match="in the repository beside the package"):
+    with pytest.raises(DatasetError, match="in the repository next to the package"):
         module.protocol_folder()
     folder = tmp_path / "site" / "config" / "datasets"
     folder.mkdir(parents=True)

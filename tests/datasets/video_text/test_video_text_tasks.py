@@ -38,7 +38,7 @@ def test_a_number_that_is_not_the_protocol_s_is_refused_with_what_it_must_be(tas
     config = load_config(CONFIGS / "stm.yaml")
     changed = config.evaluate[task].model_copy(update={key: value})
     config = config.model_copy(update={"evaluate": {**config.evaluate, task: changed}})
-    with pytest.raises(DatasetError, match=rf"evaluate\.{task}\.{key} is {value}, and .* asks for {asked}"):
+    with pytest.raises(DatasetError, match=rf"evaluate\.{task}\.{key} is {value}, and .* requires {asked}"):
         check_tasks(config)
 
 

@@ -196,7 +196,7 @@ def test_meteor_is_asked_clip_by_clip_and_then_for_the_whole(tmp_path: Path) -> 
         ("time.sleep(60)", "more than 1 seconds"),
         ("sys.exit('no room')", "no room"),
         ("print('Error', flush=True); time.sleep(60)", "could not convert|more than"),
-        ("input(); print('1', flush=True); input()", "Broken pipe|it ended"),
+        ("input(); print('1', flush=True); input()", "Broken pipe|the program ended"),
     ],
 )
 def test_a_meteor_that_hangs_or_dies_is_ended_and_reported(tmp_path: Path, text: str, why: str) -> None:
@@ -208,8 +208,8 @@ def test_a_meteor_that_hangs_or_dies_is_ended_and_reported(tmp_path: Path, text:
     ("text", "why"),
     [
         ("time.sleep(60)", "more than 1 seconds"),
-        ("sys.exit('no room')", "ended with 1: no room"),
-        ("print(sys.stdin.readline())", "lines of 3"),
+        ("sys.exit('no room')", "ended with status 1: no room"),
+        ("print(sys.stdin.readline())", "lines for 3 captions"),
     ],
 )
 def test_a_tokenizer_that_hangs_dies_or_loses_lines_is_reported(tmp_path: Path, text: str, why: str) -> None:

@@ -185,7 +185,7 @@ def test_what_cannot_be_ranked_is_refused() -> None:
         rerank(similarity, lambda texts, video: torch.zeros(len(texts), 2))
     with pytest.raises(ValueError, match="at least one candidate"):
         rerank(similarity, table(similarity), depth=0)
-    with pytest.raises(ValueError, match="query 1 has no right"):
+    with pytest.raises(ValueError, match="query 1 has no correct"):
         rank_scores(similarity, [np.array([0]), np.array([], dtype=int), np.array([0]), np.array([0])])
     with pytest.raises(ValueError, match="of the same queries"):
         rank_scores(similarity, [np.array([0])])

@@ -144,7 +144,7 @@ def test_captions_are_those_of_the_source_evenly_spread(tmp_path: Path) -> None:
     wide = write_captioned(
         tmp_path / "wide" / "test-00000.parquet", [CaptionedClip(None, ["a"], ["blip"], np.eye(1, 5))], prefix="wide"
     )
-    with pytest.raises(ValueError, match=r"vectors of 5 and 16 values"):
+    with pytest.raises(ValueError, match=r"vectors of 5 and 16 dimensions"):
         collect_queries(ClipIndex([tmp_path / "test" / "test-00000.parquet", wide]), "blip", 1)
 
 
@@ -202,7 +202,7 @@ def test_runs_and_vectors_that_do_not_go_together_are_refused(made: dict[str, An
         run_task(made, tmp_path, contrast=None)
     narrow = write_captioned(tmp_path / "test" / "test-00000.parquet", make_captioned(3, draw_vectors(0, 3)))
     other = save_fitted(tmp_path / "weights.safetensors", TASK, [narrow], draw_vectors(0, 3, WIDTH + 1))
-    with pytest.raises(ValueError, match=r"captions' vectors have 16 values a vector, and .* trained with 17"):
+    with pytest.raises(ValueError, match=r"captions' vectors have 16 dimensions, and .* trained with 17"):
         run_task({**made, "weights": other}, tmp_path)
-    with pytest.raises(ValueError, match="is not of this run's architecture"):
+    with pytest.raises(ValueError, match="does not have this run's architecture"):
         run_task(made, tmp_path, run=make_run(frames=2, contrast={"layers": 1}))

@@ -402,7 +402,7 @@ def test_frames_and_positions_are_resized_to_the_student_s_grid(family: str) -> 
     [
         (
             lambda: FrameTeacher(make_tower(make_open_clip()), SIDE, 4),
-            "layers 4 is more than the teacher's 3 blocks .* 3 or less",
+            "layers 4 is more than the teacher's 3 blocks; .* 3 or less",
         ),
         (lambda: FrameTeacher(make_tower(make_open_clip()), SIDE, 2, 64), "8 patches per side .* or set it to 32"),
         (lambda: FrameTeacher(make_tower(make_open_clip()), SIDE, 2, 36), "36 is not a multiple of its patch size, 8"),

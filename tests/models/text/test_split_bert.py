@@ -266,7 +266,7 @@ def test_files_that_lack_weights_or_words_are_errors(tmp_path: Path) -> None:
             "cls.predictions.transform.dense.bias",
             "not a complete BERT: 1 weights are missing, for instance cls.predictions",
         ),
-        ("cls.predictions.bias", "not a complete BERT: .*, cls.predictions.bias for instance"),
+        ("cls.predictions.bias", "not a complete BERT: .* for instance cls.predictions.bias"),
     ]:
         part = {name: tensor for name, tensor in whole.items() if name != lacking}
         save_file(part, tmp_path / "model.safetensors", {"format": "pt"})

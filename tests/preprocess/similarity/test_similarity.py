@@ -370,8 +370,8 @@ def test_model_names_lead_to_models_or_to_help(model: Path, tmp_path: Path, monk
     relative = load_clip("local-dir:clip", device="cpu")
     assert relative.image_size == (24, 24) and relative.mean == tuple(NORMALISATION["mean"])
     for name, message in {
-        "ViT-B32@openai": "no architecture 'ViT-B32'; close ones: .*ViT-B-32",
-        "ViT-B-32": "names no weights.*Tags of it: .*laion2b_s34b_b79k",
+        "ViT-B32@openai": "no architecture 'ViT-B32'; similar names: .*ViT-B-32",
+        "ViT-B-32": "does not name its weights.*Its tags: .*laion2b_s34b_b79k",
         "ViT-B-32@openai": "belong to ViT-B-32-quickgelu; write ViT-B-32-quickgelu@openai",
         "ViT-B-32@laion2b_s34b_b79": "did you mean laion2b_s34b_b79k",
         "ViT-B-32@missing.pt": "neither a file",
