@@ -158,10 +158,10 @@ class ClipDataset(Dataset[list[Sample]]):
         of = f" of a caption from {', '.join(sources)}" if array.per_source and sources else ""
         self._refuse(self._lacking(array), f"have no {array.name} map{of}", _PACK_IT)
         for column in array.size_columns:
-            if len(found := self.index.values(column)) > 1:
+            if len(values := self.index.values(column)) > 1:
                 what = column.removeprefix(f"{array.name}_")
                 raise ValueError(
-                    f"the shards' {array.name} maps have {found} {what}: pack them all with one {array.name}.{what}"
+                    f"the shards' {array.name} maps have {values} {what}: pack them all with one {array.name}.{what}"
                 )
 
     def _check_text(self) -> int:

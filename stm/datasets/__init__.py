@@ -177,12 +177,12 @@ def _probe(
     timeout = _dataset(config).probe_timeout_seconds
     with Progress("manifest", len(stamps), "files") as progress:
         progress.resume(len(facts))
-        for file, found in probe_files(list(missing), _limits(config), processes, timeout):
+        for file, probed in probe_files(list(missing), _limits(config), processes, timeout):
             path = missing[file]
-            facts[path] = found
+            facts[path] = probed
             # A timeout or crash may be the machine's fault: it is not recorded, and the next attempt probes the file again.
-            if found["status"] not in (Status.TIMEOUT, Status.CRASHED):
-                journal.put(stamps[path], json.dumps(found).encode())
+            if probed["status"] not in (Status.TIMEOUT, Status.CRASHED):
+                journal.put(stamps[path], json.dumps(probed).encode())
             progress.advance()
     return facts
 
@@ -236,11 +236,11 @@ def list_fingerprint(config: Config) -> str:
 def _listed_files(dataset: BenchmarkDataset | LanguageDataset) -> tuple[dict[str, str], list[str]]:
     """The hashes of the lists, and the listed files that exist, sorted."""
     try:
-        found = read_language(dataset) if isinstance(dataset, LanguageDataset) else read_benchmark(dataset)
+        copy = read_language(dataset) if isinstance(dataset, LanguageDataset) else read_benchmark(dataset)
     except DatasetError:
         return {}, []
-    lists = {path.as_posix(): sha256 for path, sha256 in found.annotations.items()}
-    return lists, sorted({named.clip.path for named in found.clips})
+    lists = {path.as_posix(): sha256 for path, sha256 in copy.annotations.items()}
+    return lists, sorted({named.clip.path for named in copy.clips})
 
 
 def _files_of_folder(root: Path, annotations: Path | None, extensions: Sequence[str]) -> Iterable[str]:

@@ -63,8 +63,8 @@ def read_annotations(file: Path) -> list[tuple[str, Any]]:
         raise AnnotationError(f"{file}: cannot be read as {file.suffix.lower()[1:]} ({error})") from error
     columns = {str(key) for _, row in rows if isinstance(row, Mapping) for key in row}
     if rows and "path" not in columns:
-        found = ", ".join(sorted(columns)) or "none"
-        raise AnnotationError(f"{file}: there is no column `path`; the columns are: {found}")
+        names = ", ".join(sorted(columns)) or "none"
+        raise AnnotationError(f"{file}: there is no column `path`; the columns are: {names}")
     unknown = sorted(c for c in columns if c not in COLUMNS and not _NUMBERED_CAPTION.fullmatch(c) and c != _REST)
     if unknown:
         warnings.warn(f"{file}: unused columns: {', '.join(unknown)}", stacklevel=2)

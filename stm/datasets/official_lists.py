@@ -74,18 +74,18 @@ class Annotations:
                 if (self.folder / subfolder / name).is_file():
                     return self.folder / subfolder / name
         places = " or ".join(["it", *(f"{subfolder}/" for subfolder in self.subfolders)])
-        wanted = f"none of {', '.join(names)}" if len(names) > 1 else f"no {names[0]}"
+        missing = f"none of {', '.join(names)}" if len(names) > 1 else f"no {names[0]}"
         raise DatasetError(
-            f"dataset.annotations: {self.folder} must hold {self.title}'s official lists, but there is {wanted} in "
+            f"dataset.annotations: {self.folder} must hold {self.title}'s official lists, but there is {missing} in "
             f"{places}; docs/datasets.md says where to get it"
         )
 
     def find_all(self, pattern: str) -> list[Path]:
         """The files that match a pattern in the first folder that has any, sorted."""
         for subfolder in ("", *self.subfolders):
-            found = sorted((self.folder / subfolder).glob(pattern)) if self.folder.is_dir() else []
-            if found:
-                return found
+            paths = sorted((self.folder / subfolder).glob(pattern)) if self.folder.is_dir() else []
+            if paths:
+                return paths
         return [self.find(pattern)]  # raises the error
 
     def text(self, path: Path) -> str:
@@ -107,9 +107,9 @@ class Annotations:
         reader = csv.DictReader(io.StringIO(self.text(path), newline=""), restkey="", restval="")
         missing = [column for column in columns if column not in (reader.fieldnames or ())]
         if missing:
-            found = ", ".join(reader.fieldnames or ()) or "none"
+            names = ", ".join(reader.fieldnames or ()) or "none"
             raise DatasetError(
-                f"{path}: there is no column `{missing[0]}`, the columns are: {found}; is it the official file?"
+                f"{path}: there is no column `{missing[0]}`, the columns are: {names}; is it the official file?"
             )
         try:
             return [(f"{path.name}, line {reader.line_num}", row) for row in reader]

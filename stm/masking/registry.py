@@ -103,7 +103,7 @@ def _import(declared: Declaration) -> tuple[str, str | None]:
         importlib.import_module(declared.module)
         return declared.module, None if declared.path.parent == FOLDER else digest
     place = hashlib.sha256(str(declared.path.resolve()).encode()).hexdigest()
-    # Files of one name in two folders are two modules, and so are two versions of a file.
+    # Files with the same name in two folders are two modules, and so are two versions of a file.
     name = f"stm_user_mask_{declared.path.stem}_{place[:8]}_{digest[:8]}"
     if name not in sys.modules:
         _import_file(name, declared.path, source)

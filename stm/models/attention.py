@@ -24,7 +24,7 @@ def attention_from(
     """The last block's attention of one token to all tokens, mean over heads.
 
     Args:
-        encoder: in the mode to run it in (eval, unless stochastic depth is wanted).
+        encoder: in the mode to run it in (eval, except to include stochastic depth).
         video: uint8, or float in [0, 1], [B, T, 3, S, S].
         token: the number of the query token; None: the centre patch of the middle slot.
         kept: int64 [B, K], the tokens that the encoder sees, `token` among them in every clip; None: all.

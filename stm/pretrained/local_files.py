@@ -25,10 +25,10 @@ def local_model_files(model: str | None) -> list[str]:
     It accepts a folder, `local-dir:folder`, `transformers:folder` and `architecture@checkpoint-file`. The workflow lists the
     files as inputs, so that changed weights cause a rerun of what was made with the old ones.
     """
-    found = _find_local(model or "")
-    if found is None:
+    local = _find_local(model or "")
+    if local is None:
         return []
-    _, path = found
+    _, path = local
     if path.is_file():
         return [path.as_posix()]
     return sorted(p.as_posix() for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
@@ -41,9 +41,9 @@ def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     plain = dict(settings)
     for key in ("model", "weights"):
-        found = _find_local(plain.get(key) or "")
-        if found is not None:
-            before, path = found
+        local = _find_local(plain.get(key) or "")
+        if local is not None:
+            before, path = local
             plain[key] = f"{before}{path.resolve().name}"
     return plain
 

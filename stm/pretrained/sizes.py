@@ -20,8 +20,8 @@ def clip_image_flops(model: str) -> float:
     """
     vision = _clip_config(model).get("vision_cfg", {})
     width, layers, patch = vision.get("width", 768), vision.get("layers", 12), vision.get("patch_size", 32)
-    if found := re.search(r"patch(\d+)", str(vision.get("timm_model_name", ""))):  # such as SigLIP's towers
-        patch = int(found[1])
+    if match := re.search(r"patch(\d+)", str(vision.get("timm_model_name", ""))):  # such as SigLIP's towers
+        patch = int(match[1])
     if not isinstance(layers, int):  # a ResNet tower has a list of stages; no config of ours uses one
         return 8.8e9
     tokens = (vision.get("image_size", 224) // patch) ** 2 + 1

@@ -159,12 +159,12 @@ def _check_header(header: bytes, shape: tuple[int, ...], dtype: np.dtype[Any], w
         version = np.lib.format.read_magic(file)
         if version != (1, 0):
             raise ValueError(f"version {version}")
-        found = np.lib.format.read_array_header_1_0(file)
+        actual = np.lib.format.read_array_header_1_0(file)
     except (ValueError, SyntaxError, TokenError) as error:  # numpy parses the header as a Python literal
         raise DamagedError(
             f"{where} is not a .npy file that can be read ({error}). Run the stage `shards` again"
         ) from error
-    if found != (shape, False, dtype):
+    if actual != (shape, False, dtype):
         raise DamagedError(
-            f"{where} is {found[0]} {found[2]}, and {shape} {dtype} is expected. Run the stage `shards` again"
+            f"{where} is {actual[0]} {actual[2]}, and {shape} {dtype} is expected. Run the stage `shards` again"
         )

@@ -114,15 +114,15 @@ def hash_shards(indexes: Sequence[Path]) -> dict[str, str]:
 
     Shards of several datasets may have the same name: all but the first are then numbered, in the order given.
     """
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     for path in sorted(indexes, key=lambda path: path.stem):
         name = path.stem
         number = 2
-        while name in found:
+        while name in hashes:
             name = f"{path.stem} ({number})"
             number += 1
-        found[name] = read_receipt(path).get("tar_sha256") or sha256_file(path.with_suffix(".tar"))
-    return found
+        hashes[name] = read_receipt(path).get("tar_sha256") or sha256_file(path.with_suffix(".tar"))
+    return hashes
 
 
 def read_text_model(indexes: Sequence[Path]) -> dict[str, str] | None:

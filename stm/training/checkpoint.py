@@ -134,10 +134,10 @@ def _verify(path: Path) -> bool:
 def _differences(before: Any, after: Any, key: str = "") -> list[str]:
     """Dotted keys where two JSON values differ."""
     if isinstance(before, dict) and isinstance(after, dict):
-        found: list[str] = []
+        keys: list[str] = []
         for name in sorted(before.keys() | after.keys()):
-            found += _differences(before.get(name), after.get(name), f"{key}.{name}" if key else name)
-        return found
+            keys += _differences(before.get(name), after.get(name), f"{key}.{name}" if key else name)
+        return keys
     return [] if before == after else [key]
 
 

@@ -31,23 +31,23 @@ def start_from(model: VideoMAE | VideoEncoder, source: str) -> Start:
     Raises:
         ValueError: the source cannot be read, or its encoder has another architecture.
     """
-    found, notes = read_initial(source, model.architecture)
+    weights, notes = read_initial(source, model.architecture)
     for note in notes:
         say(f"init: {source}: {note}")
-    taken = dict(found.encoder().tensors)
+    taken = dict(weights.encoder().tensors)
     encoder = model if isinstance(model, VideoEncoder) else model.encoder
     encoder.load_state_dict(_inside(taken, "encoder."))
     if isinstance(model, VideoEncoder):
         return Start(hash_tensors(taken), False)
     fields = (*DECODER_FIELDS, "decoder_depth")
-    decoder = found.kind == "pretraining" and all(
-        getattr(found.architecture, name) == getattr(model.architecture, name) for name in fields
+    decoder = weights.kind == "pretraining" and all(
+        getattr(weights.architecture, name) == getattr(model.architecture, name) for name in fields
     )
     if decoder:
-        taken |= {name: tensor for name, tensor in found.tensors.items() if name.startswith("decoder.")}
+        taken |= {name: tensor for name, tensor in weights.tensors.items() if name.startswith("decoder.")}
         model.decoder.load_state_dict(_inside(taken, "decoder."))
     else:
-        why = "its decoder differs" if found.kind == "pretraining" else "it has no decoder"
+        why = "its decoder differs" if weights.kind == "pretraining" else "it has no decoder"
         say(f"init: {source}: {why}; the run's decoder is freshly initialised")
     return Start(hash_tensors(taken), decoder)
 

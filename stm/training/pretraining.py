@@ -49,7 +49,7 @@ def pretrain(
 
     Args:
         run: the settings. Its own seed overrides `seed`; with no epochs the initial weights are saved.
-        shard_indexes: `shards/{split}/{shard}.parquet` of the training split; each tar lies beside its index.
+        shard_indexes: `shards/{split}/{shard}.parquet` of the training split; each tar is next to its index.
         output: folder; gets `weights.safetensors`, `config.json` (the run and the receipt), `metrics.jsonl`
             (a line every ten steps), `tensorboard/`, and, until the weights are written, `checkpoints/`.
         device: `cuda` or `cpu`; by default CUDA where available.

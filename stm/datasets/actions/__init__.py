@@ -55,9 +55,9 @@ def read_benchmark(dataset: BenchmarkDataset) -> DatasetCopy:
     matched = match_files(_with_files(entries, videos), videos, _unusable(entries))
     official = benchmark.official(dataset.fold)
     listed = Counter(entry.clip.split for entry in entries)
-    found = Counter(named.clip.split for named in matched.clips)
+    on_disk = Counter(named.clip.split for named in matched.clips)
     splits = {
-        split: SplitCounts(listed[split], found[split], (official.get(split, 0),)) for split in [*official, *listed]
+        split: SplitCounts(listed[split], on_disk[split], (official.get(split, 0),)) for split in [*official, *listed]
     }
     report = CopyReport(
         benchmark.title, "clips", splits, matched.missing, matched.problems, tuple(videos.linked_folders)

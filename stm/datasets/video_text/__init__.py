@@ -134,9 +134,9 @@ def _copy(
     """The copy of a dataset, from the contents of its lists and the files that exist."""
     matched = match_files(files, videos, listed.refused)
     clips = Counter(clip.split for clip in listed.clips)
-    found = Counter(named.clip.split for named in matched.clips)
+    on_disk = Counter(named.clip.split for named in matched.clips)
     splits = {
-        split: replace(counts, listed=clips[split], found=found[split], texts=listed.texts[split])
+        split: replace(counts, listed=clips[split], found=on_disk[split], texts=listed.texts[split])
         for split, counts in expected.items()
     }
     report = CopyReport(title, media, splits, matched.missing, matched.problems, tuple(videos.linked_folders))

@@ -114,9 +114,9 @@ def _stream_table(path: Path) -> Iterator[tuple[str, Any]]:
             columns = {row[1].decode() for row in connection.execute("PRAGMA table_info(annos)")}
             named = [column for column in _QUERIES if column in columns]
             if not named or not {"id", "caption"} <= columns:
-                found = ", ".join(sorted(columns)) or "none"
+                names = ", ".join(sorted(columns)) or "none"
                 raise DatasetError(
-                    f"{path}: there is no table annos(id, filename, caption); its columns there are: {found}"
+                    f"{path}: there is no table annos(id, filename, caption); its columns there are: {names}"
                 )
             for number, name, caption in connection.execute(_QUERIES[named[0]]):
                 yield f"{path.name}, id {number}", {"filename": _decoded(name), "caption": _decoded(caption)}

@@ -70,7 +70,7 @@ class OpenClipTower(ClassTokenTower):
         return self.model.conv1
 
     def run_blocks(self, pixels: Tensor, numbers: Sequence[int]) -> list[Tensor]:
-        found = self.model.forward_intermediates(
+        outputs = self.model.forward_intermediates(
             self.cast(pixels),
             indices=list(numbers),
             stop_early=True,
@@ -78,7 +78,7 @@ class OpenClipTower(ClassTokenTower):
             output_fmt="NLC",
             output_extra_tokens=True,
         )
-        pairs = zip(found["image_intermediates_prefix"], found["image_intermediates"], strict=True)
+        pairs = zip(outputs["image_intermediates_prefix"], outputs["image_intermediates"], strict=True)
         return [torch.cat(pair, dim=1) for pair in pairs]
 
     def run_last(self, states: Tensor) -> Tensor:

@@ -77,10 +77,10 @@ class TemporalFusion(nn.Module):
         Raises:
             WeightsError: the file cannot be read, is not safe to load, or holds no such transformer.
         """
-        found = _strip(_read(path))
-        table, blocks = found.get(POSITIONS), _count_blocks(found)
+        state = _strip(_read(path))
+        table, blocks = state.get(POSITIONS), _count_blocks(state)
         if not isinstance(table, Tensor) or table.dim() != 2 or not blocks:
-            listed = ", ".join(sorted(found)[:5]) or "nothing"
+            listed = ", ".join(sorted(state)[:5]) or "nothing"
             raise WeightsError(
                 f"{path}: holds no temporal transformer of ActionCLIP: {POSITIONS} and transformer.resblocks are expected, "
                 f"and it has {listed}, …. Of ActionCLIP's heads only `Transf` has one"
@@ -88,8 +88,8 @@ class TemporalFusion(nn.Module):
         frames, width = table.shape
         with torch.device("meta"):
             fusion = cls(width, frames, layers=blocks)
-        check_tensors(found, fusion.state_dict(), f"{path} is a temporal transformer of ActionCLIP")
-        fusion.load_state_dict({name: tensor.float() for name, tensor in found.items()}, assign=True)
+        check_tensors(state, fusion.state_dict(), f"{path} is a temporal transformer of ActionCLIP")
+        fusion.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
         return fusion
 
 

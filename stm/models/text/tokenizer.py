@@ -58,7 +58,7 @@ class Tokenizer:
         """
         self._tokenizer.enable_truncation(max_tokens)
         self._tokenizer.enable_padding(length=max_tokens, pad_id=self.pad_id, pad_token=self._special["pad"])
-        rows = [found.ids for found in self._tokenizer.encode_batch([clean_text(text) for text in texts])]
+        rows = [encoding.ids for encoding in self._tokenizer.encode_batch([clean_text(text) for text in texts])]
         return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), max_tokens)
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -85,12 +85,14 @@ def load_tokenizer(source: ModelSource) -> Tokenizer:
     if source.folder is not None and not any((source.folder / name).is_file() for name in _FILES):
         raise ModelError(f"model {source.name!r} has no tokenizer files: {advice}")
     try:
-        found = AutoTokenizer.from_pretrained(**source.arguments)
+        tokenizer = AutoTokenizer.from_pretrained(**source.arguments)
     except (OSError, ValueError, KeyError) as error:
         raise explain_missing(source, error) from error
-    backend = getattr(found, "backend_tokenizer", None)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, tokenizers.Tokenizer):
-        raise ModelError(f"model {source.name!r}: its tokenizer is a {type(found).__name__}, not a fast one; {advice}")
-    if len(found) <= len(found.all_special_tokens):
+        raise ModelError(
+            f"model {source.name!r}: its tokenizer is a {type(tokenizer).__name__}, not a fast one; {advice}"
+        )
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ModelError(f"model {source.name!r} has a tokenizer with an empty vocabulary: {advice}")
-    return Tokenizer(backend.to_str(), {name: getattr(found, f"{name}_token") for name in _SPECIAL})
+    return Tokenizer(backend.to_str(), {name: getattr(tokenizer, f"{name}_token") for name in _SPECIAL})

@@ -91,29 +91,31 @@ def outline(architecture: Architecture, kind: Kind, classes: int = 0) -> dict[st
     with torch.device("meta"):
         if kind == "pretraining":
             return dict(VideoMAE(architecture).state_dict())
-        found = {f"encoder.{name}": tensor for name, tensor in VideoEncoder(architecture).state_dict().items()}
+        tensors = {f"encoder.{name}": tensor for name, tensor in VideoEncoder(architecture).state_dict().items()}
         if kind == "classifier":
             width = architecture.width
             parts = {"fc_norm": nn.LayerNorm(width), "head": nn.Linear(width, classes)}
-            found |= {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
-        return found
+            tensors |= {
+                f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()
+            }
+        return tensors
 
 
-def check_tensors(found: Mapping[str, Any], wanted: Mapping[str, Tensor], what: str) -> None:
+def check_tensors(actual: Mapping[str, Any], expected: Mapping[str, Tensor], what: str) -> None:
     """Compares the names and shapes in a file with the expected ones.
 
     Raises:
         WeightsError: they differ; `what` opens the message, which gives the first five of each difference.
     """
-    shapes = {name: tensor.shape for name, tensor in found.items() if isinstance(tensor, Tensor)}
+    shapes = {name: tensor.shape for name, tensor in actual.items() if isinstance(tensor, Tensor)}
     differences = {
-        "no tensors": sorted(found.keys() - shapes.keys()),
-        "missing": sorted(wanted.keys() - found.keys()),
-        "not expected": sorted(shapes.keys() - wanted.keys()),
+        "no tensors": sorted(actual.keys() - shapes.keys()),
+        "missing": sorted(expected.keys() - actual.keys()),
+        "not expected": sorted(shapes.keys() - expected.keys()),
         "of another shape": [
-            f"{name} ({_size(shapes[name])} instead of {_size(wanted[name].shape)})"
-            for name in sorted(shapes.keys() & wanted.keys())
-            if shapes[name] != wanted[name].shape
+            f"{name} ({_size(shapes[name])} instead of {_size(expected[name].shape)})"
+            for name in sorted(shapes.keys() & expected.keys())
+            if shapes[name] != expected[name].shape
         ],
     }
     raise_differences(differences, what)

@@ -47,15 +47,15 @@ def read_initial(source: str, architecture: Architecture) -> InitialWeights:
         WeightsError: the source cannot be read, or its encoder has another architecture.
     """
     if source.startswith(CLIP):
-        found = _read_clip(source.removeprefix(CLIP), architecture)
+        initial = _read_clip(source.removeprefix(CLIP), architecture)
     elif _is_checkpoint(Path(source).expanduser()):
-        found = _read_checkpoint(Path(source).expanduser(), architecture)
+        initial = _read_checkpoint(Path(source).expanduser(), architecture)
     else:
-        found = InitialWeights(zoo.read(source))
-    if found.weights.architecture.tubelet > architecture.tubelet == 1:
-        found = _join_frames(found)
-    adapt(found.weights.encoder(), architecture, f"init: {source}")
-    return found
+        initial = InitialWeights(zoo.read(source))
+    if initial.weights.architecture.tubelet > architecture.tubelet == 1:
+        initial = _join_frames(initial)
+    adapt(initial.weights.encoder(), architecture, f"init: {source}")
+    return initial
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -76,8 +76,8 @@ def _read_checkpoint(path: Path, architecture: Architecture) -> InitialWeights:
         return InitialWeights(parse_checkpoint(content, path))
     encoder, rest = _pick_encoder(state, path)
     # Weights do not show the number of heads: it is that of VideoMAE's size of this width, or else the student's.
-    wanted = replace(architecture, heads=heads_of_width(architecture.width) or architecture.heads)
-    weights = parse_checkpoint({"model": encoder, "args": content.get("args")}, path, wanted)
+    expected = replace(architecture, heads=heads_of_width(architecture.width) or architecture.heads)
+    weights = parse_checkpoint({"model": encoder, "args": content.get("args")}, path, expected)
     notes = []
     if rest:
         parts = sorted({name.split(".")[0] for name in rest})
@@ -109,20 +109,20 @@ def _pick_encoder(state: Mapping[str, Any], path: Path) -> tuple[dict[str, Any],
 # -------------------------------------------------------------------------------------------------------- tubelets
 
 
-def _join_frames(found: InitialWeights) -> InitialWeights:
+def _join_frames(initial: InitialWeights) -> InitialWeights:
     """Weights for tubelets of one frame: a frame gets the token of a tubelet that repeats it.
 
     The convolution is linear, so this is the sum of its weights over the tubelet's frames. The decoder predicts tubelets
     of the old length and is dropped.
     """
-    a, name = found.weights.architecture, "encoder.embedding.projection.weight"
-    joint = found.weights.tensors[name].unflatten(1, (3, a.tubelet, a.patch_size**2))  # colour, frame, pixel
-    tensors = {**found.weights.encoder().tensors, name: joint.sum(dim=2).flatten(1)}
+    a, name = initial.weights.architecture, "encoder.embedding.projection.weight"
+    joint = initial.weights.tensors[name].unflatten(1, (3, a.tubelet, a.patch_size**2))  # colour, frame, pixel
+    tensors = {**initial.weights.encoder().tensors, name: joint.sum(dim=2).flatten(1)}
     note = f"its tubelets have {a.tubelet} frames, the student's 1: the embedding's weights are summed over the frames"
-    if found.weights.kind == "pretraining":
+    if initial.weights.kind == "pretraining":
         note += "; its decoder predicts tubelets of that length and is left out"
     weights = Weights(replace(a, tubelet=1, frames=a.frames // a.tubelet), tensors)
-    return InitialWeights(weights, (*found.notes, note))
+    return InitialWeights(weights, (*initial.notes, note))
 
 
 # ------------------------------------------------------------------------------------------------------------ CLIP

@@ -89,8 +89,8 @@ def load_extra(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]
 
 
 def _extras(header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    found = header.get("extra", {})
-    return found if isinstance(found, dict) and all(isinstance(about, dict) for about in found.values()) else {}
+    extras = header.get("extra", {})
+    return extras if isinstance(extras, dict) and all(isinstance(about, dict) for about in extras.values()) else {}
 
 
 def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -121,7 +121,7 @@ def read_own(path: Path) -> Weights:
         )
     extra = tuple(f"{name}." for name in _extras(header))
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(extra)}
-    found = Weights(parse_architecture(header["architecture"], str(path)), tensors)
-    blank = outline(found.architecture, found.kind, found.classes)
-    check_tensors(tensors, blank, f"{path} was written by stm ({found.kind})")
-    return replace(found, labels=parse_labels(header.get("labels"), found.classes, str(path)))
+    weights = Weights(parse_architecture(header["architecture"], str(path)), tensors)
+    blank = outline(weights.architecture, weights.kind, weights.classes)
+    check_tensors(tensors, blank, f"{path} was written by stm ({weights.kind})")
+    return replace(weights, labels=parse_labels(header.get("labels"), weights.classes, str(path)))

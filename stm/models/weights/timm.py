@@ -50,15 +50,15 @@ def to_timm_state(weights: Weights) -> dict[str, Tensor]:
     A classifier's has `fc_norm` in place of the tokens' last norm.
     """
     a, classifier = weights.architecture, weights.kind == "classifier"
-    found = {"pos_embed": make_positions(a, a.width)}
+    state = {"pos_embed": make_positions(a, a.width)}
     for ours, tensor in weights.tensors.items():
         if ours.startswith("decoder.") or (classifier and ours.startswith("encoder.norm.")):
             continue
         theirs = ours.removeprefix("encoder.").replace("embedding.projection.", "patch_embed.proj.")
         if theirs == "patch_embed.proj.weight":
             tensor = tensor.unflatten(1, (3, a.tubelet, a.patch_size, a.patch_size))
-        found[theirs] = tensor
-    return found
+        state[theirs] = tensor
+    return state
 
 
 def to_timm(model: nn.Module | Weights) -> VisionTransformer:
@@ -69,7 +69,7 @@ def to_timm(model: nn.Module | Weights) -> VisionTransformer:
     """
     weights = model if isinstance(model, Weights) else gather_weights(model)
     a, classifier = weights.architecture, weights.kind == "classifier"
-    found = VisionTransformer(
+    vit = VisionTransformer(
         img_size=a.image_size,
         patch_size=a.patch_size,
         embed_dim=a.width,
@@ -84,6 +84,6 @@ def to_timm(model: nn.Module | Weights) -> VisionTransformer:
         norm_layer=partial(nn.LayerNorm, eps=a.norm_eps),
         embed_layer=partial(TubeletConvolution, frames=a.frames, tubelet=a.tubelet),
     )
-    found.load_state_dict(to_timm_state(weights))
-    found.get_parameter("pos_embed").requires_grad_(False)
-    return found.eval()
+    vit.load_state_dict(to_timm_state(weights))
+    vit.get_parameter("pos_embed").requires_grad_(False)
+    return vit.eval()

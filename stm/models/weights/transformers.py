@@ -82,17 +82,17 @@ def to_transformers_state(weights: Weights) -> dict[str, Tensor]:
     """
     a, kind = weights.architecture, weights.kind
     check_positions(a, "transformers")
-    found: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     for ours, tensor in weights.tensors.items():
         theirs = _name(ours, kind)
         if ".qkv." in theirs:
             parts = zip(_PARTS, tensor.chunk(3), strict=True)
-            found |= {theirs.replace("qkv", part): t for part, t in parts if f"{part}{tensor.dim()}" != "key1"}
+            renamed |= {theirs.replace("qkv", part): t for part, t in parts if f"{part}{tensor.dim()}" != "key1"}
         elif theirs.endswith(EMBEDDING):
-            found[theirs] = tensor.unflatten(1, (3, a.tubelet, a.patch_size, a.patch_size))
+            renamed[theirs] = tensor.unflatten(1, (3, a.tubelet, a.patch_size, a.patch_size))
         elif kind != "classifier" or not ours.startswith("encoder.norm."):
-            found[theirs] = tensor
-    return {name: tensor.contiguous() for name, tensor in found.items()}
+            renamed[theirs] = tensor
+    return {name: tensor.contiguous() for name, tensor in renamed.items()}
 
 
 def from_transformers_state(state: Mapping[str, Tensor], blank: Weights, what: str) -> dict[str, Tensor]:
@@ -102,19 +102,19 @@ def from_transformers_state(state: Mapping[str, Tensor], blank: Weights, what: s
         WeightsError: weights are missing, not expected, or of another shape; `what` opens the message.
     """
     check_tensors(state, to_transformers_state(blank), what)
-    found = {}
+    tensors = {}
     for ours, shaped in blank.tensors.items():
         theirs = _name(ours, blank.kind)
         if ours.endswith("qkv.weight"):
-            found[ours] = torch.cat([state[theirs.replace("qkv", part)] for part in _PARTS])
+            tensors[ours] = torch.cat([state[theirs.replace("qkv", part)] for part in _PARTS])
         elif ours.endswith("qkv.bias"):
             query, value = (state[theirs.replace("qkv", part)] for part in ("query", "value"))
-            found[ours] = torch.cat([query, torch.zeros_like(query), value])
+            tensors[ours] = torch.cat([query, torch.zeros_like(query), value])
         elif theirs in state:
-            found[ours] = state[theirs].reshape(shaped.shape)
+            tensors[ours] = state[theirs].reshape(shaped.shape)
         else:  # the norm that a classifier lacks
-            found[ours] = (torch.ones if ours.endswith("weight") else torch.zeros)(shaped.shape)
-    return found
+            tensors[ours] = (torch.ones if ours.endswith("weight") else torch.zeros)(shaped.shape)
+    return tensors
 
 
 # -------------------------------------------------------------------------------------------------------

@@ -65,33 +65,33 @@ def to_official(weights: Weights) -> dict[str, Tensor]:
     """
     a, kind = weights.architecture, weights.kind
     check_positions(a, "VideoMAE's code")
-    found: dict[str, Tensor] = {}
+    official: dict[str, Tensor] = {}
     for ours, tensor in weights.tensors.items():
         theirs = _name(ours, _prefix(kind))
         if ours.endswith("attn.qkv.bias"):
             query, _, value = tensor.chunk(3)
-            found |= {theirs.replace("qkv.bias", "q_bias"): query, theirs.replace("qkv.bias", "v_bias"): value}
+            official |= {theirs.replace("qkv.bias", "q_bias"): query, theirs.replace("qkv.bias", "v_bias"): value}
         elif theirs.endswith(EMBEDDING):
-            found[theirs] = tensor.unflatten(1, (3, a.tubelet, a.patch_size, a.patch_size))
+            official[theirs] = tensor.unflatten(1, (3, a.tubelet, a.patch_size, a.patch_size))
         elif kind != "classifier" or not ours.startswith("encoder.norm."):
-            found[theirs] = tensor
+            official[theirs] = tensor
     # Cloned: torch.save would store the whole of the joint bias for each of its parts.
-    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in found.items()}
+    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in official.items()}
 
 
 def _from_official(state: Mapping[str, Tensor], blank: Weights) -> dict[str, Tensor]:
     """Undoes `to_official`, in float32; `blank` has our names. The norm that a classifier lacks is a fresh one."""
-    found = {}
+    tensors = {}
     for ours, shaped in blank.tensors.items():
         theirs = _name(ours, _prefix(blank.kind))
         if ours.endswith("attn.qkv.bias"):
             query, value = (state[theirs.replace("qkv.bias", part)].float() for part in ("q_bias", "v_bias"))
-            found[ours] = torch.cat([query, torch.zeros_like(query), value])
+            tensors[ours] = torch.cat([query, torch.zeros_like(query), value])
         elif theirs in state:
-            found[ours] = state[theirs].float().reshape(shaped.shape)
+            tensors[ours] = state[theirs].float().reshape(shaped.shape)
         else:
-            found[ours] = (torch.ones if ours.endswith("weight") else torch.zeros)(shaped.shape)
-    return found
+            tensors[ours] = (torch.ones if ours.endswith("weight") else torch.zeros)(shaped.shape)
+    return tensors
 
 
 # -------------------------------------------------------------------------------------------------------
@@ -131,14 +131,14 @@ def parse_checkpoint(content: Mapping[str, Any], path: Path, architecture: Archi
     what = f"{path} is a VideoMAE checkpoint (.pth, {kind})"
     header = content.get(HEADER_KEY)
     if isinstance(header, dict):
-        found, labels = parse_architecture(header.get("architecture"), str(path)), header.get("labels")
+        inferred, labels = parse_architecture(header.get("architecture"), str(path)), header.get("labels")
     else:
-        found, labels = _infer(state, kind, content.get("args"), architecture, str(path)), None
+        inferred, labels = _infer(state, kind, content.get("args"), architecture, str(path)), None
     head = state.get("head.weight")
     classes = len(head) if isinstance(head, Tensor) and head.dim() else 0
-    blank = Weights(found, outline(found, kind, classes))
+    blank = Weights(inferred, outline(inferred, kind, classes))
     check_tensors(state, to_official(blank), what)
-    return Weights(found, _from_official(state, blank), parse_labels(labels, classes, str(path)))
+    return Weights(inferred, _from_official(state, blank), parse_labels(labels, classes, str(path)))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -195,10 +195,8 @@ def _is_fixed_table(name: str, tensor: Any) -> bool:
 # architecture
 
 
-def _infer(
-    state: Mapping[str, Any], kind: Kind, arguments: Any, wanted: Architecture | None, path: str
-) -> Architecture:
-    """The architecture from the shapes; the rest from `wanted`, the training arguments or VideoMAE's sizes."""
+def _infer(state: Mapping[str, Any], kind: Kind, arguments: Any, given: Architecture | None, path: str) -> Architecture:
+    """The architecture from the shapes; the rest from `given`, the training arguments or VideoMAE's sizes."""
     prefix = _prefix(kind)
     width, _, tubelet, patch, _ = _shape(state, prefix + EMBEDDING, 5, path)
     hidden, _ = _shape(state, f"{prefix}blocks.0.mlp.fc1.weight", 2, path)
@@ -209,7 +207,7 @@ def _infer(
         "width": width,
         "depth": _count_blocks(state, f"{prefix}blocks."),
         "mlp_ratio": hidden / width,
-        "heads": wanted.heads if wanted and wanted.width == width else _heads(width, "encoder", path),
+        "heads": given.heads if given and given.width == width else _heads(width, "encoder", path),
         # An encoder's file says nothing about a decoder: that of VideoMAE's size of its width, if there is one.
         "decoder_width": size.decoder_width if size else 0,
         "decoder_depth": size.decoder_depth if size else 0,
@@ -217,15 +215,15 @@ def _infer(
     }
     if kind == "pretraining":
         inner, _ = _shape(state, "encoder_to_decoder.weight", 2, path)
-        known = wanted.decoder_heads if wanted and wanted.decoder_width == inner else None
+        known = given.decoder_heads if given and given.decoder_width == inner else None
         values |= {
             "decoder_width": inner,
             "decoder_depth": _count_blocks(state, "decoder.blocks."),
             "decoder_heads": known or _heads(inner, "decoder", path),
         }
     frames = _number(arguments, "num_frames", 16) * _number(arguments, "num_segments", 1)  # segments are joined
-    values["frames"] = wanted.frames if wanted else frames
-    values["image_size"] = wanted.image_size if wanted else _number(arguments, "input_size", 224)
+    values["frames"] = given.frames if given else frames
+    values["image_size"] = given.image_size if given else _number(arguments, "input_size", 224)
     return parse_architecture(values, path)
 
 
