@@ -167,7 +167,7 @@ def test_a_csv_row_with_too_many_fields_is_a_bad_row(tmp_path: Path) -> None:
         ("a.json", b"[{", "cannot be read as json"),
         ("a.json", b"[" * 100_000, "cannot be read as json"),
         ("a.parquet", b"PAR1 not really", "cannot be read as parquet"),
-        ("a.xlsx", b"", "unknown kind"),
+        ("a.xlsx", b"", "unknown format"),
     ],
 )
 def test_a_bad_file_is_an_error_that_names_it(name: str, content: bytes, message: str, tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_parquet_without_a_path_is_an_error(tmp_path: Path) -> None:
 def test_unknown_columns_are_ignored_with_a_warning(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text("path,weather,caption_1\na.mp4,rain,x\n")
-    with pytest.warns(UserWarning, match="not used: weather$"):
+    with pytest.warns(UserWarning, match="unused columns: weather$"):
         assert clips_in(file) == [AnnotatedClip("a.mp4", "train", captions=("x",))]
     file.write_text("path,caption_1\na.mp4,x\n")
     with warnings.catch_warnings():

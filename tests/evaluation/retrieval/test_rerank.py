@@ -187,7 +187,7 @@ def test_what_cannot_be_ranked_is_refused() -> None:
         rerank(similarity, table(similarity), depth=0)
     with pytest.raises(ValueError, match="query 1 has no correct"):
         rank_scores(similarity, [np.array([0]), np.array([], dtype=int), np.array([0]), np.array([0])])
-    with pytest.raises(ValueError, match="of the same queries"):
+    with pytest.raises(ValueError, match="have the same queries"):
         rank_scores(similarity, [np.array([0])])
     with pytest.raises(ValueError, match="1 of 4 videos have no text"):
         retrieval_metrics(similarity, [np.array([0]), np.array([1]), np.array([2]), np.array([2])])
