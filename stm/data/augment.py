@@ -80,6 +80,7 @@ def draw_erased(generator: np.random.Generator, probability: float, size: int) -
         return None
     for _ in range(TRIES):
         area = generator.uniform(*ERASED_AREA) * size * size
+        # Log-uniform, so that tall and wide boxes are equally likely.
         aspect = math.exp(generator.uniform(math.log(ERASED_ASPECT[0]), math.log(ERASED_ASPECT[1])))
         height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < height < size and 0 < width < size:

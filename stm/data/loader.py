@@ -144,6 +144,7 @@ class ClipLoader:
         """The epoch's batches after the first `start` clips, counted over all processes."""
         clips = len(self.dataset)
         order = permute(clips, self.seed, epoch) if self.shuffle else np.arange(clips)
+        # The DataLoader and its workers are kept; only the list that its sampler yields changes.
         self._order.batches = self._deal(order[start : self.clips_per_epoch].tolist(), epoch)
         return iter(self._loader)
 

@@ -99,6 +99,7 @@ def walk_videos(root: Path, extensions: Sequence[str]) -> Iterator[Path]:
     for folder, folders, files in os.walk(root):
         here = Path(folder)
         yield from (here / name for name in folders if not name.startswith(".") and (here / name).is_symlink())
+        # In place: `os.walk` descends only into these folders, in this order.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (here / name for name in files if name.lower().endswith(endings) and not name.startswith("."))
 

@@ -92,6 +92,7 @@ class Annotations:
         try:
             data = path.read_bytes()
             self.hashes[path.relative_to(self.folder)] = hashlib.sha256(data).hexdigest()
+            # Published lists may begin with a byte order mark.
             return data.decode("utf-8-sig")
         except (OSError, UnicodeError) as error:
             raise DatasetError(f"{path}: cannot be read ({error}); download it again, see docs/datasets.md") from error

@@ -115,6 +115,7 @@ def write_classification(
     `unlabelled_clips` (of the test split), `unseen_labels` and `unseen_clips`; see `write_metrics`.
     """
     labels = test.index.labels()
+    # Unlabelled test clips are excluded; labels that no training clip has stay in, as errors.
     known = np.array([label is not None for label in labels])
     probabilities = probabilities[known]
     unseen = unseen_labels(test)

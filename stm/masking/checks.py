@@ -85,6 +85,7 @@ def _find_fault(kept: Tensor, shape: list[int], ratio: float, equal_slots: bool)
     if kept.dtype != torch.int64 or kept.shape != (batch, slots * visible):
         hidden = f", which hides {1 - kept.shape[1] / (slots * tokens):.3g} of them" if kept.dim() == 2 else ""
         return f"it returned {str(kept.dtype).removeprefix('torch.')} {list(kept.shape)}{hidden}"
+    # Waits for the device, which only the first batch of a shape does.
     values = kept.cpu()
     if not values.numel():
         return None

@@ -43,6 +43,7 @@ def flow(guides: Guides, ratio: float) -> Tensor:
     maps = spread(draw_seeds(seeds, side, cells, vectors.dtype), vectors, cells)
     # The sum inside each token, over the frames of its slot.
     score = functional.avg_pool2d(maps, cells, divisor_override=1).flatten(2).unflatten(1, (noise.shape[1], -1)).sum(2)
+    # Negated, because the tokens with the highest map stay visible.
     return hide_highest(-score, noise, ratio)
 
 

@@ -148,6 +148,7 @@ class VideoLanguage(Method):
         self.text = isinstance(model, VideoLanguageModel)
         self.max_tokens = run.language.max_tokens if run.language is not None else 0
         factors: Mapping[str, float] = getattr(branch, "learning_rate_factors", {})
+        # The optimiser looks factors up by the full names of parameters.
         self.learning_rate_factors = {f"branch.{name}": factor for name, factor in factors.items()}
 
     @property

@@ -36,6 +36,7 @@ def pretraining_cost(architecture: Architecture, kept: int, decoded: int) -> Cli
     a = architecture
     embedding = 2 * kept * a.token_values * a.width
     encoder = embedding + blocks_cost(kept, a.width, a.depth, a.mlp_ratio)
+    # Mask tokens are learned vectors, so only the kept tokens pass through the entry.
     entry = 2 * kept * a.width * a.decoder_width
     head = 2 * decoded * a.decoder_width * a.token_values
     decoder = entry + head + blocks_cost(kept + decoded, a.decoder_width, a.decoder_depth, a.mlp_ratio)

@@ -71,6 +71,7 @@ def load_clip(
         model = open_clip.create_model(
             source.architecture,
             require_pretrained=True,  # without it a folder without weights gives a random model and a log line
+            # Refuses pickled code in a checkpoint.
             weights_only=True,
             force_preprocess_cfg=source.normalisation or None,
             **arguments,

@@ -34,6 +34,7 @@ class ModelSource(NamedTuple):
         return {
             "pretrained_model_name_or_path": self.name if self.folder is None else str(self.folder),
             "local_files_only": self.folder is not None,
+            # A model's repository must not run code here.
             "trust_remote_code": False,
         }
 

@@ -65,6 +65,7 @@ class ClipText(TextEncoder):
                 f"{settings.model!r} only has `projected`"
             )
         self._clip = load_clip(settings.model, device=device, setting="text.model")
+        # The whole model, since `load_clip` keeps the text tower in float32.
         self._clip.model.to(PRECISIONS[settings.precision])
         self._batch_size = settings.batch_size
         self.identity = dict(self._clip.identity)
@@ -87,6 +88,7 @@ class TransformersText(TextEncoder):
             raise explain_missing(source, error) from error
         model_class, arguments = _choose_class(settings, config)
         model = load_complete(model_class, source, settings.precision, self._device, **arguments)
+        # Of an encoder-decoder such as T5 only the encoder embeds texts.
         self._model = model.get_encoder() if config.is_encoder_decoder else model
         self._tokenizer.padding_side = "right"  # so that the first token is the text's, not padding
         if self._tokenizer.pad_token is None:  # masked, so that any token will do

@@ -188,6 +188,7 @@ def _read_columns(path: Path) -> pa.Table:
     except (OSError, pa.ArrowException):
         missing = []  # reading the table below raises the error that says what is wrong
     table = read_table(path, [name for name in schema.names if name not in missing], schema)
+    # Null columns let older shards be read together with new ones.
     for name in missing:
         table = table.append_column(name, pa.nulls(table.num_rows, schema.field(name).type))
     return table.select(schema.names)

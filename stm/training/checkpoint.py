@@ -70,6 +70,7 @@ class Checkpoints:
 
     def load(self, step: int) -> State:
         """The state that was saved after `step` steps; tensors on the CPU."""
+        # On the CPU first: on the device, the checkpoint would need memory next to the model it is copied into.
         state: State = torch.load(self._path(step), map_location="cpu", weights_only=True)
         return state
 

@@ -195,6 +195,7 @@ class _Run:
         epoch = self.step / self.plan.steps_per_epoch
         rate = current_learning_rate(self.optimizer)
         speed = self._clock.read()
+        # Agreed on by all processes, because it decides at which steps they exchange the request to stop.
         self._slow = self.process.any(self.plan.optimisation.batch_size / speed > _LONG_STEP)
         values = {"epoch": epoch, **means, "learning_rate": rate, "clips_per_second": speed}
         log.write(self.step, values)
@@ -215,6 +216,7 @@ class _Run:
     def _save(self) -> None:
         # Before saving: a checkpoint with NaN in its weights would make every later attempt fail.
         self._check_finite(self.process.any(not self.meter.finite()))
+        # On all processes: collecting sharded state is a collective operation.
         model, optimizer = whole_state(self.module, self.optimizer)
         state = {
             "samples": self.step * self.plan.optimisation.batch_size,

@@ -106,6 +106,7 @@ def build_schedule(
     """
     start, _, end = scale_learning_rate(settings)
     total = settings.epochs * steps_per_epoch
+    # Rounded to steps, as settings may give a fraction of an epoch.
     warmup = min(round(settings.warmup_epochs * steps_per_epoch), total)
     return timm.scheduler.CosineLRScheduler(
         optimizer,

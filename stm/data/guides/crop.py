@@ -27,6 +27,7 @@ def overlap_matrix(start: float, length: float, total: float, cells: int, tokens
     low = np.maximum(token_edges[:-1, None], cell_edges[None, :-1])
     high = np.minimum(token_edges[1:, None], cell_edges[None, 1:])
     shares: NDArray[np.float32] = (np.clip(high - low, 0, None) * tokens / length).astype(np.float32)
+    # Callers share the cached array.
     shares.flags.writeable = False
     return shares
 

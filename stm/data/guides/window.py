@@ -52,6 +52,7 @@ def read_maps(
             continue
         maker = maker_of(array)
         start = max(0, first - step + 1) if maker.looks_back else first
+        # Only the layers of the stored frames that the window spans are read.
         values = reader.layers(clip, array.name, start, last, outer=caption)
         stored = Stored(values, window - start, step, clip)
         maps |= {guide: maker.make[guide](stored) for guide in needed}

@@ -82,6 +82,7 @@ def draw_clip_spec(seed: int, split: str, index: int, dataset: MovingShapesDatas
     Labels come in blocks of as many clips as there are classes, each class once per block, so that every split is
     balanced and a clip stays the same when the number of clips changes.
     """
+    # A generator per clip, so that clips depend neither on each other nor on their number.
     rng = _generator(seed, split, "clip", index)
     label = _label(seed, split, index)
     size = dataset.width, dataset.height

@@ -95,6 +95,7 @@ def draw_path(rng: np.random.Generator, motion: str, width: int, height: int) ->
     travel = rng.uniform(*TRAVEL) * short
     spread = np.array([(width - short) / 2 + SPREAD * short, (height - short) / 2 + SPREAD * short])
     centre = np.array([width, height]) / 2 + rng.uniform(-1, 1, 2) * spread
+    # Sampled for every motion, used or not, so that the other numbers do not depend on the label.
     rest, size_rest = rng.uniform(-1, 1, 2) * travel, rng.uniform(-1, 1)
     phase, latitude = float(rng.random()), rng.random()
     moved = _moved_channels(motion)

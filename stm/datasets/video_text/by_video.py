@@ -55,6 +55,7 @@ def group_by_video(
             listed.refused.append(Refused(line.where, None, Status.BAD_ROW, f"{line.where}: {line.problem}"))
             continue
         path = PurePosixPath(line.path)
+        # Lists come from the web, and their paths must not lead out of the root.
         if path.is_absolute() or ".." in path.parts or "\x00" in line.path:
             detail = f"{line.where}: the path must be relative to dataset.root and stay under it"
             name = printable(line.path.replace("\x00", "?"))

@@ -204,6 +204,7 @@ def _running_meteor(programs: _Programs, time_limit: float) -> Iterator[tuple[IO
             expired.set()
             process.kill()
 
+        # Reading a pipe has no time limit of its own; killing the program ends the read.
         timer = threading.Timer(time_limit, expire)
         timer.start()
         try:

@@ -50,4 +50,5 @@ def embed_labels(labels: Sequence[str], templates: Sequence[str], encoder: TextE
 def spell(label: str) -> str:
     """A label as words: `brushing_teeth` (HMDB51) becomes `brushing teeth`, `ApplyEyeMakeup` (UCF101) `Apply Eye Makeup`."""
     words = label.replace("_", " ").strip()
+    # A label that has spaces is written out already; its capitals are names.
     return words if " " in words else _INNER_CAPITAL.sub(" ", words)

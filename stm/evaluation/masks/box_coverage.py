@@ -136,6 +136,7 @@ def measure_mask_quality(
         ValueError: no clip of the split has both a box and a map, or the files belong to different datasets.
     """
     clips = read_truth(frames_indexes, truth, settings.split)
+    # A set: the two ratios may be the same.
     ratios = sorted({settings.text_ratio, settings.motion_ratio})
     measurements: dict[tuple[str, str, str, float], list[tuple[float, float]]] = defaultdict(list)
     with Progress("mask quality", len(clips) * (len(similarity) + bool(motion)), "clips") as progress:

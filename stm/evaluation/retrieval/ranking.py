@@ -60,5 +60,6 @@ def recall_intervals(ranks: NDArray[np.floating], clips: int) -> dict[str, list[
 
     The captions of one clip are not independent trials; counting them as one trial errs on the wide side.
     """
+    # Successes are fractional: there are fewer trials (clips) than queries.
     shares = {f"r{depth}": float((ranks <= depth).mean()) for depth in DEPTHS}
     return {name: list(wilson_interval(share * clips, clips)) for name, share in shares.items()}

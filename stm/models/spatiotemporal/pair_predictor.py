@@ -81,6 +81,7 @@ class PairPredictor(nn.Module):
         self.point = nn.Sequential(nn.Conv1d(half, quarter, 1, groups=2), nn.ReLU(), nn.Conv1d(quarter, 4, 1, groups=2))
         last = self.point[-1]
         assert isinstance(last, nn.Conv1d) and last.bias is not None
+        # tanh(0) = 0: all points start at the centre.
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 

@@ -106,6 +106,7 @@ class FrameTeacher(nn.Module):
         """
         loaded = _load_tower(settings.model)
         identity: dict[str, Any] = dict(loaded.identity)
+        # A teacher that only guides masks returns no features.
         layers, fusion = 0, None
         if isinstance(settings, FeatureSettings):
             layers = settings.layers

@@ -128,6 +128,7 @@ class SplitBert(nn.Module):
         """
         try:
             bert, fusion_layer, tokenizer = values["bert"], values["fusion_layer"], values["tokenizer"]
+            # Checked before anything of these sizes is allocated.
             sizes = {name: (bert[name], most) for name, most in _SIZES.items()}
             wrong = [name for name, (size, most) in sizes.items() if not (isinstance(size, int) and 0 < size <= most)]
             if wrong or not isinstance(bert["hidden_act"], str):

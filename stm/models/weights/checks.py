@@ -181,6 +181,7 @@ def parse_architecture(values: Any, what: str) -> Architecture:
         if value is None and field.default is None:
             continue
         minimum = 0 if field.name.startswith("decoder_") else 1  # an encoder alone may have no decoder's sizes
+        # Ratios, epsilons and periods; integers and names are checked below.
         good = isinstance(value, int | float) and 0 < value <= 1e6
         if field.name == "positions":
             good = value in ("joint", "separable")

@@ -52,6 +52,7 @@ def read_initial(source: str, architecture: Architecture) -> InitialWeights:
         initial = _read_checkpoint(Path(source).expanduser(), architecture)
     else:
         initial = InitialWeights(zoo.read(source))
+    # Only in this direction: weights for single frames do not determine weights for tubelets.
     if initial.weights.architecture.tubelet > architecture.tubelet == 1:
         initial = _join_frames(initial)
     adapt(initial.weights.encoder(), architecture, f"init: {source}")
@@ -94,6 +95,7 @@ def _pick_encoder(state: Mapping[str, Any], path: Path) -> tuple[dict[str, Any],
     "vision_encoder.encoder" in its second.
     """
     volumes = [name for name, tensor in state.items() if isinstance(tensor, Tensor) and tensor.dim() == 5]
+    # A checkpoint may hold its teacher as well, which is not the encoder to start from.
     ends = [name for name in volumes if name.endswith(EMBEDDING) and "teacher" not in name]
     if len(ends) != 1:
         listed = ", ".join(sorted(ends or state)[:5]) or "nothing"

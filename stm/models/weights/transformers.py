@@ -152,6 +152,7 @@ def _parse_config(config: Any, what: str) -> tuple[Architecture, Kind]:
     if not kinds:
         raise WeightsError(f"{what}, but a {named}; stm reads {', '.join(CLASSES.values())}")
     (kind,) = kinds
+    # Our model has these built in; a config with other values describes another network.
     expected = {"num_channels": 3, "hidden_act": "gelu", "qv_bias": True}
     expected["use_mean_pooling"] = kind == "classifier"
     other = [

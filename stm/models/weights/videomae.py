@@ -200,6 +200,7 @@ def _infer(state: Mapping[str, Any], kind: Kind, arguments: Any, given: Architec
     prefix = _prefix(kind)
     width, _, tubelet, patch, _ = _shape(state, prefix + EMBEDDING, 5, path)
     hidden, _ = _shape(state, f"{prefix}blocks.0.mlp.fc1.weight", 2, path)
+    # Shapes show neither heads nor, in an encoder's file, the decoder: VideoMAE's size of this width has them.
     size = size_of_width(width)
     values = {
         "tubelet": tubelet,

@@ -124,6 +124,7 @@ def _read_any(source: str | Path, architecture: Architecture | None) -> Weights:
         raise WeightsError(f"{path}: this folder has neither stm's weights.safetensors nor transformers' config.json")
     if path.is_file():
         return _read_file(path, architecture)
+    # A mistyped file name must not be looked up on the hub.
     if isinstance(source, Path) or path.suffix in _SUFFIXES:
         raise WeightsError(f"{path}: cannot be read: there is no such file (from the working directory {Path.cwd()})")
     try:
