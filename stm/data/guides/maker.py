@@ -39,7 +39,7 @@ def cut_tokens(
 
 
 def take_frames(stored: Stored) -> NDArray[np.floating]:
-    """The maps of the taken frames as they are stored."""
+    """The maps of the sampled frames, as they are stored."""
     return stored.values[stored.taken]
 
 

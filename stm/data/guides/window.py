@@ -22,7 +22,7 @@ Maps = dict[str, NDArray[np.floating]]
 
 
 def maker_of(array: PackedArray) -> GuideMaker:
-    """How the guides of an array are made; by default each is the map of the taken frames."""
+    """How the guides of an array are made; by default each is the map of the sampled frames."""
     return MAKERS.get(array.name) or GuideMaker(dict.fromkeys(array.guides, take_frames))
 
 
