@@ -76,7 +76,7 @@ def write_depth(made: StageOutputs) -> dict[str, np.ndarray]:
         shape = (clip["frames"], *map_shape(clip["width"], clip["height"], GRID), BINS)
         values[clip["key"]] = np.random.default_rng(len(rows)).random(shape, dtype=np.float32)
         told = {"video_id": clip["video_id"], "status": "ok", "policy": "keep", "detail": ""}
-        rows.append({"key": clip["key"], "bins": values[clip["key"]], **told})
+        rows.append({"key": clip["key"], "bins": values[clip["key"]], **outcome})
     write_rows(path_of(made.folder, "depth"), schema, rows, {}, group=2)
     return values
 
@@ -186,12 +186,13 @@ def test_an_array_of_one_number_per_cell_needs_its_declaration_alone(
     plain = PackedArray("shade", layers=("frames",), layer=SCHEMA_GRID, guides=("shade",), since=3)
     monkeypatch.setitem(ARRAYS, "shade", plain)
     made = make_inputs(tmp_path)
-    told = {"status": "ok", "policy": "keep", "detail": ""}
-    rows, values = [], {}
+    outcome = {"status": "ok", "policy": "keep", "detail": ""}
+    rows: list[dict[str, Any]] = []
+    values: dict[str, np.ndarray] = {}
     for clip in [row for row in read_table(made.index).to_pylist() if row["kept"]]:
         shape = (clip["frames"], *map_shape(clip["width"], clip["height"], GRID))
         values[clip["key"]] = np.random.default_rng(len(rows)).random(shape).astype(np.float16)
-        rows.append({"key": clip["key"], "video_id": clip["video_id"], "shade": values[clip["key"]].ravel(), **told})
+        rows.append({"key": clip["key"], "video_id": clip["video_id"], "shade": values[clip["key"]].ravel(), **outcome})
     texts = [(name, pa.string()) for name in ("key", "video_id", "status", "policy", "detail")]
     table = path_of(made.folder, "shade")
     write_rows(table, pa.schema([*texts, ("shade", pa.list_(pa.float16()))]), rows, {}, group=2)
