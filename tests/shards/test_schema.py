@@ -75,7 +75,7 @@ def write_depth(made: StageOutputs) -> dict[str, np.ndarray]:
     for clip in [row for row in read_table(made.index).to_pylist() if row["kept"]]:
         shape = (clip["frames"], *map_shape(clip["width"], clip["height"], GRID), BINS)
         values[clip["key"]] = np.random.default_rng(len(rows)).random(shape, dtype=np.float32)
-        told = {"video_id": clip["video_id"], "status": "ok", "policy": "keep", "detail": ""}
+        outcome = {"video_id": clip["video_id"], "status": "ok", "policy": "keep", "detail": ""}
         rows.append({"key": clip["key"], "bins": values[clip["key"]], **outcome})
     write_rows(path_of(made.folder, "depth"), schema, rows, {}, group=2)
     return values
