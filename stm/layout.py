@@ -1,6 +1,6 @@
 """Paths of all files under `results/{name}/`. Stages declare their files by them; no other code constructs paths.
 
-With one dataset, its folder is the config's folder. With several, each dataset has a folder of its own name, which also
+With one dataset, its folder is the config's folder. With several, each dataset has a folder named after it, which also
 holds the runs that train on it, and the config's folder holds the plan, tables, figures and report page.
 """
 

@@ -65,7 +65,7 @@ class Config(Stages):
     @model_validator(mode="before")
     @classmethod
     def _share_stages(cls, values: Any) -> Any:
-        """Merge the keys of each dataset over the shared defaults beside `datasets`.
+        """Merge the keys of each dataset over the shared defaults alongside `datasets`.
 
         A caption source of a different kind replaces the shared one instead, because the two have different keys.
         """

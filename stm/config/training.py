@@ -90,7 +90,7 @@ class Contrast(Section):
     """
 
     weight: float = field(1.0, "weight in the loss; 0: only logged, without a gradient to the encoder", ge=0)
-    # The value is missing from TGM's text; 0.07 is the usual initial value for InfoNCE (MoCo, CLIP).
+    # TGM does not state the value; 0.07 is the usual initial value for InfoNCE (MoCo, CLIP).
     temperature: float = field(0.07, "temperature, or its initial value if it is learned", gt=0, le=10)
     learnable: bool = field(False, "learn the temperature, as in CLIP, with a minimum of 0.01")
     hidden: int = field(2048, "width of the prediction head's hidden layers; MoCo v3 uses 4096", "features", ge=8)
@@ -135,7 +135,7 @@ class MediumSettings(NamedTuple):
 class Run(Section):
     """Settings of all pretraining runs: data, student, mask, optimisation.
 
-    The properties answer the other stages' questions about a run, so that these need not know its method.
+    The properties answer questions about a run, so that other stages need not know its method.
     """
 
     cache_neutral = frozenset({"workers", "kept_gigabytes", "checkpoint_every", "checkpoints_kept", "dataset", "seeds"})
@@ -200,7 +200,7 @@ class Run(Section):
 
     @property
     def world_size(self) -> int:
-        """Number of processes on all nodes together."""
+        """Total number of processes across all nodes."""
         return self.processes * self.nodes
 
     @property

@@ -87,11 +87,11 @@ class ClipLoader:
     ) -> None:
         """
         Args:
-            batch_size: clips in this process's batch; the samples are that x repeats (or views).
-            shuffle: a new order in each epoch, or always the dataset's.
-            seed: of the order; that of the samples is the dataset's.
+            batch_size: clips in this process's batch; it has batch_size x repeats (or views) samples.
+            shuffle: a new order in each epoch instead of the dataset's.
+            seed: seed of the order; samples use the dataset's seed.
             drop_last: leave out the clips that do not fill a batch of all processes; on by default when shuffling.
-            rank: this process's number among `processes`.
+            rank: this process's index among `processes`.
             workers: loading processes; 0 loads in this one.
 
         Raises:
@@ -118,7 +118,7 @@ class ClipLoader:
             # Only copies from pinned memory are asynchronous.
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_start_worker,
-            # Its own: a DataLoader takes a random number whenever it starts, and a resumed run starts it more often.
+            # Not the global generator: a DataLoader draws a random number at each start, and a resumed run starts it more often.
             generator=torch.Generator(),
             # Workers keep their open tars and cached frames from epoch to epoch.
             persistent_workers=workers > 0,
@@ -137,7 +137,7 @@ class ClipLoader:
         return clips // self.global_batch * self.global_batch if self.drop_last else clips
 
     def __len__(self) -> int:
-        """This process's batches per epoch; without `drop_last` the last processes may have one less."""
+        """This process's batches per epoch; without `drop_last` the last processes may have one fewer."""
         return -(-max(self.clips_per_epoch - self.rank * self.batch_size, 0) // self.global_batch)
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
@@ -165,8 +165,8 @@ def move(batch: Batch, device: torch.device | str) -> Batch:
 
 
 def move_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The batches on `device`, where crops that are not resized yet are. On CUDA the next batch is copied on a stream of its
-    own, while the device computes on the current one."""
+    """Move batches to `device` and resize crops there if they are not resized yet. On CUDA the next batch is copied on a
+    separate stream while the device computes on the current one."""
     if device.type != "cuda":
         yield from (resize_batch(move(batch, device)) for batch in batches)
         return

@@ -18,7 +18,7 @@ def join_crops(crops: Sequence[NDArray[np.uint8]], flips: Sequence[bool], size: 
     """Pad samples' crops, uint8 [T, height, width, 3] of any sizes, to a batch.
 
     Returns:
-        "pixels" uint8 [B, T, H, W, 3], padded at the bottom and at the right to the tallest and widest crop, hence never
+        "pixels" uint8 [B, T, H, W, 3], padded at the bottom and right to the tallest and widest crop, so never
         larger than the stored frames; "sides" int64 [B, 2], height and width; "flip" bool [B]; "size", the side after resizing.
     """
     sides = np.array([crop.shape[1:3] for crop in crops], dtype=np.int64)

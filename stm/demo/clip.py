@@ -30,7 +30,7 @@ WIDTH, LAYERS, HEADS, TEXT_LAYERS, EMBEDDING = 128, 4, 4, 2, 96
 CONTEXT = 24  # tokens; the longest generated caption has 16 words
 FRAMES_PER_STEP = 32  # 12 crops and 2 texts each
 WORD_DROPOUT = 0.03  # fraction of words replaced by [UNK], so that captions with unknown words still work
-MAX_SCALE = 100.0  # CLIP's upper bound of the inverse temperature
+MAX_SCALE = 100.0  # CLIP's upper bound on the inverse temperature
 
 
 def write_config(folder: Path) -> None:

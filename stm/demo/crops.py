@@ -69,7 +69,7 @@ def _sample_box(frame: Frame, kind: int, rng: np.random.Generator) -> Box:
     positions = np.flatnonzero(candidates)
     if not len(positions):
         return _sample_box(frame, BACKDROP, rng)
-    # A patch may turn out to be of another kind; its label follows what it shows, so a few attempts suffice.
+    # A patch may turn out to be of a different kind; its label follows what it shows, so a few attempts suffice.
     for _ in range(6):
         box = _patch_at(frame, int(rng.choice(positions)), rng)
         if classify(frame, box) == kind:

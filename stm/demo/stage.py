@@ -1,4 +1,4 @@
-"""The demo_models stage: retrains the demo's small models, of which the package ships a copy in `stm/assets`."""
+"""The demo_models stage: retrains the demo's small models, a copy of which ships with the package in `stm/assets`."""
 
 from pathlib import Path
 

@@ -33,7 +33,7 @@ def build_tokenizer(words: Sequence[str], *, add_end: bool) -> PreTrainedTokeniz
             of a language model.
 
     [EOS] has the largest id, so that pooling at the largest id (OpenAI's CLIP) and pooling at [EOS] agree. Truncation
-    counts the special tokens, hence a truncated text still ends in [EOS].
+    includes the special tokens, so a truncated text still ends in [EOS].
     """
     vocabulary = {token: i for i, token in enumerate([PAD, UNKNOWN, BEGIN, IMAGE, *words, END])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))

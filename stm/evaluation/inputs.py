@@ -21,7 +21,7 @@ class EvaluationInputs:
         shared_texts: clips with equal captions share them: such a caption is one query, and each of these clips is correct
             (SSv2). Otherwise a caption belongs to its own clip only. The benchmark's protocol decides; see
             `stm.datasets.video_text.tasks.has_shared_texts`.
-        text: the text encoder of the run's captions, for tasks that encode texts of their own.
+        text: the text encoder of the run's captions, for tasks that encode their own texts.
         device: by default CUDA where available.
     """
 

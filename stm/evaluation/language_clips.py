@@ -62,13 +62,13 @@ def open_clips(
 
 
 class CaptionPairs(ClipDataset):
-    """One sample per caption of each clip, for training on captions: an epoch has every pair once.
+    """One sample per caption of each clip, for training on captions: an epoch visits every pair once.
 
     A clip with 20 captions counts 20 times, as in the lists that the field fine-tunes on (`explode` in a protocol).
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        """As a `ClipDataset`."""
+        """Takes the arguments of `ClipDataset`."""
         super().__init__(*arguments, **options)
         numbers = [self.caption_numbers(clip) for clip in range(len(self.index))]
         self.pairs = [(clip, turn, caption) for clip, own in enumerate(numbers) for turn, caption in enumerate(own)]
@@ -82,22 +82,22 @@ class CaptionPairs(ClipDataset):
     def __getitem__(self, item: int | tuple[int, int]) -> list[Sample]:
         epoch, number = item if isinstance(item, tuple) else (self.epoch, item)
         clip, turn, caption = self.pairs[number]
-        # Each caption of a clip gets its own window and crop. These depend on epoch and clip alone, so each turn counts as an
-        # epoch of its own.
+        # Each caption of a clip gets its own window and crop. These depend on epoch and clip alone, so each turn counts as a
+        # separate epoch.
         samples = super().__getitem__((epoch * self._turns + turn, clip))
         pair = {"caption": self.index[clip].captions[caption], "caption_index": caption}
         return [{**sample, **pair} for sample in samples]
 
 
 class QuestionClips(ClipDataset):
-    """One sample per question of each clip, for training; a sample's "label" is the number of its question.
+    """One sample per question of each clip, for training; a sample's "label" is the index of its question.
 
     Attributes:
-        pairs: (clip's number, question) of each sample.
+        pairs: (clip index, question) of each sample.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        """As a `ClipDataset`."""
+        """Takes the arguments of `ClipDataset`."""
         super().__init__(*arguments, **options)
         self.pairs = [(clip, question) for clip in range(len(self.index)) for question in self.index[clip].questions]
         if not self.pairs:

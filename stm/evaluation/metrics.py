@@ -14,7 +14,7 @@ def wilson_interval(successes: float, trials: int, z: float = 1.959963984540054)
     """Wilson's score interval of a proportion; 95 % with the default `z`.
 
     Unlike the normal approximation it stays inside [0, 1] and holds for few trials (Wilson 1927, J. Am. Stat. Assoc. 22).
-    For no trials it is (0, 1).
+    With no trials it is (0, 1).
     """
     if trials == 0:
         return 0.0, 1.0
@@ -43,7 +43,7 @@ def top_accuracy(probabilities: NDArray[np.floating], targets: NDArray[np.intege
 def classification_metrics(
     probabilities: NDArray[np.floating], targets: NDArray[np.integer], labels: Sequence[str]
 ) -> dict[str, object]:
-    """All metrics of a classification.
+    """All classification metrics.
 
     Args:
         probabilities: `[n, classes]`, averaged over views.
@@ -51,7 +51,7 @@ def classification_metrics(
         labels: names of the classes.
 
     Returns:
-        `top1`, `top5` (shares), `top5_of` (5, or the classes when fewer), `classes`, `confidence95`
+        `top1`, `top5` (shares), `top5_of` (5, or the number of classes if smaller), `classes`, `confidence95`
         (Wilson's, of top-1), `per_class` (label -> clips, correct, accuracy; null for classes without test
         clips).
     """

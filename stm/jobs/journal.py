@@ -11,7 +11,7 @@ from stm.storage.receipts import hash_receipt
 
 
 class Journal:
-    """The finished items of an unfinished job, stored beside its output.
+    """The finished items of an unfinished job, stored next to its output.
 
     Snakemake deletes the declared outputs of a failed or killed job. Finished items are therefore stored in an undeclared
     folder, one file per item, and reused when the job is restarted with the same receipt. A journal with a different

@@ -8,7 +8,7 @@ A strategy is one decorated function, in a module of this package, of an install
 
 The config finds it by its name, or by `path/to/file.py:name`; no other file has to be edited. `guides` maps names to float
 tensors [B, slots, N]. It always holds "noise" (uniform in [0, 1), from the sample's own seed) and what the strategy
-`needs`; "flow" and "features" have shapes of their own, see flow.py and cluster.py. A strategy returns the kept tokens,
+`needs`; "flow" and "features" have other shapes, see flow.py and cluster.py. A strategy returns the kept tokens,
 int64 [B, K], strictly ascending, where a token's number is `slot * N + row * side + column`. Each slot hides exactly
 `int(ratio * N)` tokens, so that shapes are fixed and all that follows is a gather. Strategies are pure: they hold no
 state, load no model, use no randomness but the noise, and never wait for the device.

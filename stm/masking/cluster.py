@@ -132,7 +132,7 @@ def separation(distance: Tensor, density: Tensor, noise: Tensor) -> Tensor:
 
     Args:
         distance: float32 [..., N, N].
-        density: float32 [..., N]. Of equally dense tokens, the one with the lower noise counts as denser.
+        density: float32 [..., N]. Among equally dense tokens, the one with the lower noise counts as denser.
         noise: float [..., N].
 
     Returns:

@@ -153,8 +153,8 @@ def divergence(probability: Tensor, sampling: Sampling) -> Tensor:
 
     Token i has the highest score plus Gumbel noise with probability softmax(scores)_i. So p is the softmax of the
     probabilities for `as_released`, and the probabilities themselves for `log_probability`. Tokens hidden later are sampled
-    likewise from the remaining ones: 0 means a uniformly random mask, log N one whose first token is certain. Since p is
-    known, the divergence is exact: KL = log N + sum p log p.
+    in the same way from the remaining ones: 0 means a uniformly random mask, log N one whose first token is certain. Since
+    p is known, the divergence is exact: KL = log N + sum p log p.
 
     Args:
         probability: float [..., N], from `mixture_probability` with the same sampling.

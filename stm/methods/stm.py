@@ -64,7 +64,7 @@ class SpatioTemporalBranch(nn.Module):
 
     @property
     def learning_rate_factors(self) -> dict[str, float]:
-        """Factors by parameter name: the mix of the two scores has a learning rate of its own, as released."""
+        """Factors by parameter name: the mix of the two scores has its own learning rate, as released."""
         return {} if self.predictor is None else {"predictor.mix": self.settings.mix_learning_rate}
 
     def forward(
@@ -88,7 +88,7 @@ class SpatioTemporalBranch(nn.Module):
         return BranchOutput(tokens, losses, {} if sampled is None or self.predictor is None else self._logged(sampled))
 
     def sample(self, batch: Mapping[str, Any], teacher_output: TeacherOutput) -> SampledMask | None:
-        """Samples the learned mask of clips; None for images, and where the run has another mask."""
+        """Samples the learned mask of clips; None for images, and for runs with a different mask."""
         if self.predictor is None or batch["video"].shape[1] == 1:
             return None
         return self.predictor(teacher_output.stem, teacher_output.attention, batch["guides"]["noise"], self.ratio)

@@ -1,7 +1,7 @@
 """One training step on video and language: a frozen teacher, a student that sees some tokens, and text (UMT, stage 2).
 
 UMT, STM and ClusterSTM differ in which tokens the student sees, what it predicts of the others, and which tokens the text
-is compared with. Each has these in a `Branch` in a file of its own; the text objectives are here. Without `language` this is
+is compared with. Each has these in a `Branch` in its own file; the text objectives are here. Without `language` this is
 UMT's first stage.
 """
 

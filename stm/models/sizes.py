@@ -36,7 +36,7 @@ def size_of_width(width: int) -> Size | None:
 def heads_of_width(width: int, decoder: bool = False) -> int | None:
     """Heads of VideoMAE's encoder, or decoder, of this width; None: no size has it.
 
-    Weights do not show the number of heads, nor is it always width / 64: huge has 80 values per head.
+    The number of heads cannot be inferred from weights, nor is it always width / 64: huge has 80 values per head.
     """
     known = {
         size.decoder_width if decoder else size.width: size.decoder_heads if decoder else size.heads

@@ -144,7 +144,7 @@ def load_video_language(
     Args:
         path: the file.
         drop_path: of the encoder, for fine-tuning.
-        architecture: for clips of another length or images of another size, see `zoo.read`.
+        architecture: for a different clip length or image size, see `zoo.read`.
 
     Raises:
         WeightsError: the file cannot be read, its run had no text, or its weights do not fit its header.

@@ -99,7 +99,7 @@ def make_positions(architecture: Architecture, width: int) -> Tensor:
 
 
 def stretch_positions(table: Tensor, slots: int, new: int) -> Tensor:
-    """A table for clips of another length, interpolated linearly along time at each place, as in UMT's release.
+    """A table for clips of a different length, interpolated linearly along time at each place, as in UMT's release.
 
     So weights that were trained with 4 frames per video get times between those 4 for 12 frames, and none beyond them.
 

@@ -102,7 +102,7 @@ def contrast_ids(video: Tensor, text: Tensor, ids: Tensor, temperature: float | 
         dtype = torch.promote_types(video.dtype, torch.float32)
         video, text = video.to(dtype), text.to(dtype)
         all_video, all_text = gather(torch.cat([video, text], dim=1)).chunk(2, dim=1)
-        # In a collective of their own: float32 cannot tell ids above 2^24 apart.
+        # In a separate collective: float32 cannot tell ids above 2^24 apart.
         positive = (ids[:, None] == gather(ids)).to(dtype)  # [B, all]
         target = positive / positive.sum(dim=1, keepdim=True)
         to_text = cross_entropy(video @ all_text.T / temperature, target)

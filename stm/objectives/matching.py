@@ -30,7 +30,7 @@ def sample_negatives(
         noise: uniform in [0, 1), [B, B]; None: from torch's global generator.
 
     Returns:
-        int64 [B]. A row without negatives gets another row of its own sample, or itself where it is alone: its label will
+        int64 [B]. A row without negatives gets another row of its own sample, or itself if it has no other: its label will
         be wrong, but nothing fails, where UMT's code does.
     """
     dtype = torch.promote_types(similarity.dtype, torch.float32)

@@ -84,7 +84,7 @@ class Work(NamedTuple):
     """The work of one evaluation."""
 
     flops: float
-    clips: float  # clips read, all passes together
+    clips: float  # clips read, over all passes
 
 
 class _Forward:
@@ -102,7 +102,7 @@ class _Forward:
         self.fusion = fusion_flops(self.width, self.text_tokens, self.clip_tokens, self.layers)  # of one text and clip
 
     def decode(self, tokens: int, memory: int) -> float:
-        """A text of `tokens` tokens by the decoder, which attends to `memory` tokens and predicts over the vocabulary."""
+        """Decoding a text of `tokens` tokens, with attention to `memory` tokens and prediction over the vocabulary."""
         head = 2 * tokens * self.width * (self.width + self.vocabulary)
         return fusion_flops(self.width, tokens, memory, self.layers) + head
 
@@ -112,7 +112,7 @@ class _TaskWork(NamedTuple):
 
     train: Callable[[Any, _Forward], float]  # per training sample
     test: Callable[[Any, _Forward, int, Texts], float]  # of all clips and texts of a split
-    validate: Callable[[Any, _Forward, int, Texts], float]  # likewise, after each epoch
+    validate: Callable[[Any, _Forward, int, Texts], float]  # the same, after each epoch
     samples: Callable[[Texts], float] = lambda texts: texts.captions  # per training epoch
 
 
@@ -196,5 +196,5 @@ _WORK = {
 
 
 def count_pairs(texts: float, clips: float, depth: int) -> float:
-    """Upper bound of the pairs that are re-ranked: the `depth` best clips per text and texts per clip, each pair once."""
+    """Upper bound on the number of re-ranked pairs: the `depth` best clips per text and texts per clip, each pair once."""
     return min(texts * min(depth, clips) + clips * min(depth, texts), texts * clips)

@@ -30,19 +30,19 @@ class Outcome(NamedTuple):
         return self.policy == "keep"
 
 
-# Policies, the strictest first: it decides about a clip with several problems.
+# Policies, strictest first: a clip with several problems gets the strictest of their policies.
 STRICTNESS: Mapping[str, int] = {"fail": 0, "drop": 1, "keep": 2}
 
 
 def decide(notes: Sequence[Note], bad_input: BadInput, *, usable: bool) -> Outcome:
-    """The outcome of a clip with any number of problems: that of the strictest policy, and among equals the first note.
+    """The outcome of a clip with any number of problems: the first note with the strictest policy.
 
     Args:
         notes: problems, most severe first; empty means `ok`.
         usable: whether the clip has any result; without one, `keep` becomes `drop`.
 
     Returns:
-        an outcome whose detail also names the problems that did not decide.
+        an outcome whose detail also names the remaining problems.
     """
     if not notes:
         return Outcome(Status.OK, "keep", "")
@@ -75,7 +75,7 @@ def pack_record(header: Mapping[str, Any], notes: Sequence[Note], blobs: Sequenc
     """
     pairs = [[str(note.status), note.detail] for note in notes]
     text = json.dumps({"header": dict(header), "notes": pairs, "sizes": [len(blob) for blob in blobs]}).encode()
-    # Raw blobs beside the JSON, rather than inside it: JPEGs and maps would have to be encoded as text.
+    # Raw blobs follow the JSON instead of being inside it: JPEGs and maps would have to be encoded as text.
     return b"".join([len(text).to_bytes(8, "little"), text, *blobs])
 
 
@@ -102,7 +102,7 @@ def read_record(journal: Journal, item: str, failures: Mapping[str, Failure]) ->
 
 def name_item(row: Mapping[str, Any]) -> str:
     """A clip's name in a journal."""
-    # Not the key alone: under the same key, another file or another part of it is another item.
+    # The key alone is not enough: the same key with a different file, or a different part of it, is a different item.
     return json.dumps([row.get(name) for name in ("key", "path", "start", "end", "bytes", "sha256")])
 
 
@@ -157,7 +157,7 @@ def finished_rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield the row of each task, from its journal record or its failure, and append each outcome to `outcomes`.
 
-    One record is in memory at a time: the maps of a shard may not fit together.
+    Only one record is in memory at a time, since all maps of a shard together may not fit.
     """
     for task in tasks:
         record = read_record(journal, task.item, failures)

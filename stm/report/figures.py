@@ -1,6 +1,6 @@
 """Charts of loss curves and mask quality, each drawn once and written both as PNG and as SVG for the page.
 
-The SVG takes its colours of text and lines from the page's style sheet, so that it is legible in light and dark mode.
+The SVG takes its text and line colours from the page's style sheet, so that it is legible in light and dark mode.
 """
 
 import html
@@ -23,7 +23,7 @@ from stm.report.tables import camera_title
 # blindness. https://jfly.uni-koeln.de/color/
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (10, 2)))
-MAX_INNER_LEGEND = 8  # runs; with more, the legend stands beside the curves
+MAX_INNER_LEGEND = 8  # runs; with more, the legend is next to the curves
 CAMERAS = {"fixed": "#0072B2", "moving": "#E69F00"}
 
 # Placeholders that `to_svg` replaces with the style sheet's variables. No other colour may equal one of them.
@@ -90,7 +90,7 @@ def loss_curves(groups: Sequence[RunGroup]) -> Figure:
         axes.grid(axis="y")
         axes.margins(x=0.01)
         if crowded:
-            # So long a legend would cover the curves.
+            # A legend this long would cover the curves.
             axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), labelcolor=INK, fontsize=7.5, handlelength=2.8)
         elif logged:
             axes.legend(loc="upper right", labelcolor=INK, fontsize=9)
@@ -138,7 +138,7 @@ def running_mean(values: Sequence[float], share: float = 0.05) -> list[float]:
 
 
 def mask_quality_bars(rows: Sequence[MaskQualityRow]) -> Figure:
-    """Draw the share of the object's box that each mask hides, per kind of camera, with its interval and chance."""
+    """Draw the share of the object's box that each mask hides, per kind of camera, with confidence interval and chance level."""
     with mpl.rc_context(STYLE):
         groups = list(dict.fromkeys((row.name, row.ratio) for row in rows))
         cameras = list(dict.fromkeys(row.camera for row in sorted(rows, key=lambda row: row.camera)))

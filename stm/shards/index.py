@@ -260,7 +260,7 @@ def _check_arrays(path: Path, table: pa.Table) -> None:
         for name in array.size_columns:
             wrong |= sizes[name] < 1
         wrong &= stored >= 0  # -1 for null
-        reason = f"the shape of its {array.name} array does not match the clip: it may have been made from other frames"
+        reason = f"the shape of its {array.name} array does not match the clip: it may be from different frames"
         _refuse(path, table, wrong, reason)
 
 

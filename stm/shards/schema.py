@@ -1,9 +1,9 @@
 """The format of a packed shard: the arrays that a clip may have, and the index with one row per clip.
 
 `ARRAYS` declares each array once. Packing, checking, indexing, reading and cropping follow from it. A new array needs an entry
-here, its key in `stm.config.Pack` and a stage of its name. Unless it is one number per cell, in a column of its name in the
-stage's table, it also needs the code that reads it (`stm.preprocess.packing.tables`) and, if it guides masks, the code that
-crops it (`stm.data.guides`). Frames (JPEGs) and questions are not arrays and have columns of their own.
+here, its key in `stm.config.Pack` and a stage of the same name. Unless it is one number per cell, in a column of the same
+name in the stage's table, it also needs the code that reads it (`stm.preprocess.packing.tables`) and, if it guides masks, the
+code that crops it (`stm.data.guides`). Frames (JPEGs) and questions are not arrays and have separate columns.
 """
 
 import math

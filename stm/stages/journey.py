@@ -1,6 +1,6 @@
 """All stages, in the order in which data passes through them.
 
-Stages are listed by name and imported on first use: each is declared beside the code that it runs, in a package that
+Stages are listed by name and imported on first use: each is declared next to the code that it runs, in a package that
 may itself import this module.
 """
 

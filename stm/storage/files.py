@@ -38,7 +38,7 @@ def safe_join(root: Path, relative: str) -> Path:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it replaces `path` if the block succeeds and is removed if it fails.
+    """Yield a temporary path next to `path`; it replaces `path` if the block succeeds and is removed if it fails.
 
     Temporary files left by killed processes that were writing the same file are removed, too.
 

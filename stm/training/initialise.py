@@ -16,7 +16,7 @@ from stm.training.logs import say
 class Start:
     """The weights that were loaded."""
 
-    sha256: str  # of names and values, so that the same weights in another format have the same hash
+    sha256: str  # of names and values, so that the same weights in a different format have the same hash
     decoder: bool  # whether the decoder's weights are among them
 
 
@@ -29,7 +29,7 @@ def start_from(model: VideoMAE | VideoEncoder, source: str) -> Start:
             its text encoder.
 
     Raises:
-        ValueError: the source cannot be read, or its encoder has another architecture.
+        ValueError: the source cannot be read, or its encoder has a different architecture.
     """
     weights, notes = read_initial(source, model.architecture)
     for note in notes:

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it saves at the end of the current step and exits with a code of its own."""
+"""Signals that ask a run to stop: it saves at the end of the current step and exits with a dedicated code."""
 
 import os
 import re
@@ -34,7 +34,7 @@ class Interruption:
         self.received = number
 
     def stop(self, step: int) -> None:
-        """Leaves the run, whose state after `step` steps is saved."""
+        """Ends the run by raising `Interrupted`; its state after `step` steps is already saved."""
         number = self.received or signal.SIGTERM
         say(f"{signal.Signals(number).name}: saved after step {step}; the same command resumes from there")
         raise Interrupted(128 + number)
@@ -51,8 +51,9 @@ class Interruption:
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Keeps the signals from processes and threads that start in this block, such as loading processes: they are the loop's.
-    A loading process killed by one would end the run before it has saved. This process receives them after the block.
+    """Blocks the signals in processes and threads started inside the block, such as loading processes: only the training loop
+    handles them. If a signal killed a loading process, the run would end before saving. This process receives the signals
+    after the block.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, Interruption.SIGNALS)
     try:
@@ -66,14 +67,14 @@ _ANSWER_SECONDS = 60
 
 
 def requeue_if_preempted() -> bool:
-    """Puts this Slurm job back into the queue if it is being preempted; returns whether it was.
+    """Requeues this Slurm job if it is being preempted; returns whether it was.
 
-    Slurm does so itself when the partition's grace time is over. To Slurm, a job that has saved and exited before then has
-    failed, and its next attempt would be one of the few that the workflow allows for errors. Without a grace time the job
-    is already being requeued, and nothing is left to do.
+    Slurm does so itself when the partition's grace time is over. A job that saves and exits before then counts as
+    failed, and retrying it would use up one of the few retries that the workflow allows for errors. Without a grace time the
+    job is already being requeued, and nothing is left to do.
 
-    A job that is cancelled, or whose time is up, ends: the first must not come back, and for the second it is the user's
-    choice to allow more attempts or a longer `runtime`.
+    Jobs that are cancelled or reach their time limit are not requeued: a cancelled job must not restart, and after a timeout
+    the user decides whether to allow more attempts or a longer `runtime`.
     """
     job = os.environ.get("SLURM_JOB_ID", "")
     if not job.isdecimal():
@@ -83,7 +84,7 @@ def requeue_if_preempted() -> bool:
     if state is None or preempted is None or state[1] != "RUNNING" or not preempted[1][0].isdigit():
         return False
     # Logged first: the job's processes end while Slurm requeues it.
-    say(f"Slurm preempts job {job}: requeueing it")
+    say(f"Slurm is preempting job {job}: requeueing it")
     _scontrol("requeue", job)
     return True
 

@@ -137,7 +137,7 @@ def supervise(command: Sequence[str]) -> int:
     """
     from stm.training.interruption import Interrupted, Interruption
 
-    # Restarted processes must meet in a store of their own: in torchrun's they may read the address of a dead one, and wait
+    # Restarted processes must meet in a separate store: in torchrun's they may read the address of a dead one, and wait
     # for it forever.
     fresh = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS), **os.environ, **fresh}

@@ -49,7 +49,7 @@ def _is_vector(parameter: Tensor) -> bool:
 def group_parameters(
     module: nn.Module, weight_decay: float, scale_of: Callable[[str], float] | None = None
 ) -> list[dict[str, object]]:
-    """Groups for AdamW, in the order in which the module names its parameters.
+    """Groups for AdamW, in the order of the module's parameters.
 
     Args:
         module: its trained parameters are grouped; frozen ones are left out.
@@ -64,7 +64,7 @@ def group_parameters(
         if not parameter.requires_grad:
             continue
         scale = scale_of(name) if scale_of else 1.0
-        # Scalars in groups of their own: FSDP cannot shard them, and a fused step rejects a mix of sharded and whole tensors.
+        # Scalars in separate groups: FSDP cannot shard them, and a fused step rejects a mix of sharded and whole tensors.
         key = (0.0 if _is_vector(parameter) else weight_decay, scale, parameter.ndim == 0)
         group = groups.setdefault(key, {"params": [], "weight_decay": key[0], "lr_scale": scale})
         members = group["params"]

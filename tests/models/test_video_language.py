@@ -189,12 +189,12 @@ def rewrite(path: Path, target: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"embedding": 8}, r"has a 'language', but its weights do not fit: .* of another shape: .*_projection"),
+        ({"embedding": 8}, r"has a 'language', but its weights do not fit: .* of the wrong shape: .*_projection"),
         ({"embedding": "wide"}, "does not describe a valid 'language' .*invalid embedding 'wide'"),
         ({"embedding": 2**40}, "invalid embedding 1099511627776"),
         ({"bert": None}, "does not describe a valid 'language'"),
         ({"bert__num_hidden_layers": 10**9}, "invalid num_hidden_layers"),
-        ({"bert__vocab_size": 99}, "do not fit: .* of another shape: .*word_bias"),
+        ({"bert__vocab_size": 99}, "do not fit: .* of the wrong shape: .*word_bias"),
         ({"bert__hidden_act": "nothing"}, "does not describe a valid 'language'"),
         ({"bert__num_attention_heads": 5}, "does not describe a valid 'language'"),
         ({"fusion_layer": 4}, "do not fit: .*missing"),

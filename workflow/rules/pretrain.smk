@@ -1,4 +1,4 @@
-# Stage 7: pretraining. Checkpoints are stored beside the outputs and survive a killed job; the next attempt resumes from them.
+# Stage 7: pretraining. Checkpoints are stored next to the outputs and survive a killed job; the next attempt resumes from them.
 # Retries are set in the profile: those of a rule also apply inside a cluster job, so that both would multiply.
 
 

@@ -12,7 +12,7 @@ def motion_between(magnitude: NDArray[np.floating], positions: NDArray[np.int64]
     With a step of 1 that is the frame's own map. At the clip's start there may be fewer, over which the mean is then taken.
 
     Args:
-        magnitude: [stored frames, rows, columns], of the step to each stored frame from the one before it.
+        magnitude: [stored frames, rows, columns], of the motion from the previous stored frame to each.
         positions: the sampled frames, ascending.
         step: stored frames from one sampled frame to the next.
 

@@ -33,7 +33,7 @@ def spell_out(name: str) -> str:
 BENCHMARK = Benchmark(
     source="ucf101",
     title="UCF101",
-    # Lines of the lists, as tests of public code state them. Each split holds all 13,320 clips of the paper.
+    # Numbers of lines in the lists, as asserted by the tests of public code. Each split holds all 13,320 clips of the paper.
     counts={
         1: {"train": 9_537, "test": 3_783},
         2: {"train": 9_586, "test": 3_734},

@@ -1,7 +1,7 @@
 """Public corpora and benchmarks of videos, or images, with text: from their annotation files to clips.
 
-As in `stm.datasets.actions`, nothing here opens a video or imports a heavy library. The files of a benchmark are searched by
-name anywhere under the root, those of a corpus by the listed path: its names are too many to index.
+As in `stm.datasets.actions`, nothing here opens a video or imports a heavy library. A benchmark's files are found by
+name anywhere under the root, a corpus's by their listed path: it has too many files to index by name.
 """
 
 from collections import Counter, defaultdict
@@ -144,7 +144,7 @@ def _copy(
 
 
 def _list_files(root: Path) -> Videos:
-    """All files under a corpus's root by their whole path, whatever their extension; nothing hidden, no linked folder."""
+    """All files under a corpus's root by their full path, whatever their extension; nothing hidden, no linked folder."""
     if not root.is_dir():
         raise DatasetError(
             f"dataset.root: {root} is not a folder; paths in a config are relative to where stm is started"
@@ -164,7 +164,7 @@ def _find_name(clip: AnnotatedClip, videos: Videos, shared: set[str]) -> str | N
     """Finds a file by its name without extension: this also finds converted copies, and names listed without one."""
     *folders, _ = clip.path.split("/")
     name = _name_of(clip)
-    # `Entry.name` removes an extension, and the names themselves may contain dots: hence one is added.
+    # `Entry.name` removes an extension, and the names themselves may contain dots, so one is added.
     return videos.find(Entry(replace(clip, path=f"{name}.mp4"), folders=tuple(folders[-1:])), name in shared)
 
 

@@ -74,6 +74,6 @@ def group_by_video(
 
 
 def make_id(path: str) -> str:
-    """A file's path without the extension of a video or image. Names such as LSMDC's contain dots of their own."""
+    """A file's path without the extension of a video or image. Names such as LSMDC's contain dots themselves."""
     stem, dot, ending = path.rpartition(".")
     return stem if f"{dot}{ending.lower()}" in (*VIDEO_ENDINGS, *IMAGE_ENDINGS) and stem else path

@@ -7,7 +7,7 @@ TASKS = (
     Task(
         Captioning,
         "Captions",
-        # Papers give the scores times 100. They are not percentages: CIDEr can exceed 100.
+        # Papers report the scores multiplied by 100. They are not percentages: CIDEr can exceed 100.
         (
             Metric("cider", "CIDEr", unit=""),
             Metric("bleu4", "BLEU-4", unit=""),

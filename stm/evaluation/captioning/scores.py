@@ -33,7 +33,7 @@ class CaptionScoreError(RuntimeError):
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """Scores of a split, CIDEr in [0, 10], the others in [0, 1]. Papers give them times 100."""
+    """Scores of a split, CIDEr in [0, 10], the others in [0, 1]. Papers report them multiplied by 100."""
 
     figures: dict[str, float]  # by `NAMES`: BLEU-4 and METEOR at corpus level, the others as means over clips
     clips: dict[
@@ -68,7 +68,7 @@ def score_captions(
     """
     if not predicted or len(predicted) != len(references):
         raise ValueError(
-            f"{len(predicted)} captions for {len(references)} clips: must be one per clip, of at least one clip"
+            f"{len(predicted)} captions for {len(references)} clips: need one caption per clip and at least one clip"
         )
     if missing := sum(not own for own in references):
         raise ValueError(f"{missing} clips have no reference caption: leave them out")
@@ -135,12 +135,12 @@ def _tokenize(captions: Sequence[str], programs: _Programs, time_limit: float) -
             command, input=lines.encode("utf-8", "replace"), capture_output=True, check=False, timeout=time_limit
         )
     except subprocess.TimeoutExpired as error:
-        raise CaptionScoreError(f"the tokenizer of captions took more than {time_limit:g} seconds") from error
+        raise CaptionScoreError(f"the caption tokenizer took more than {time_limit:g} seconds") from error
     tokenized = done.stdout.decode("utf-8", "replace").removesuffix("\n").split("\n")
     if done.returncode or len(tokenized) != len(captions):
         log = done.stderr.decode("utf-8", "replace").strip()[-500:]
         raise CaptionScoreError(
-            f"the tokenizer of captions returned {len(tokenized)} lines for {len(captions)} captions and ended with status "
+            f"the caption tokenizer returned {len(tokenized)} lines for {len(captions)} captions and exited with status "
             f"{done.returncode}: {log}"
         )
     return [" ".join(word for word in line.split() if word not in programs.punctuation) for line in tokenized]
@@ -186,7 +186,7 @@ def _running_meteor(programs: _Programs, time_limit: float) -> Iterator[tuple[IO
     reads in the block fail."""
     command = [programs.java, "-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", str(programs.meteor)]
     command += ["-", "-", "-stdio", "-l", "en", "-norm"]
-    # To a file, not a pipe: nobody reads standard error meanwhile, and a full pipe would block the program.
+    # To a file, not a pipe: nothing reads standard error in the meantime, and a full pipe would block the program.
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(  # noqa: S603
             command,
@@ -204,7 +204,7 @@ def _running_meteor(programs: _Programs, time_limit: float) -> Iterator[tuple[IO
             expired.set()
             process.kill()
 
-        # Reading a pipe has no time limit of its own; killing the program ends the read.
+        # Reading a pipe has no timeout; killing the program ends the read.
         timer = threading.Timer(time_limit, expire)
         timer.start()
         try:

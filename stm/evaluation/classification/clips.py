@@ -18,7 +18,7 @@ class LabelledClips(ClipDataset):
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        """As a `ClipDataset`."""
+        """Takes the arguments of `ClipDataset`."""
         super().__init__(*arguments, **options)
         self.chosen = np.flatnonzero(self.labels() >= 0)
 

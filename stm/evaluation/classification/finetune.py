@@ -3,8 +3,8 @@
 Mean over all tokens, a norm, a linear layer that starts near zero; layer-wise learning rates; stochastic depth; mixup
 and cutmix; label smoothing; several augmented samples per clip; several views per test clip, averaged after softmax.
 
-`optimisation.batch_size` counts samples, repeats included, and the learning rate is for 256 of them. VideoMAE's scripts
-count clips: their batch of 384 clips with 2 repeats at 5e-4 is a batch of 768 at 2.5e-4 here.
+`optimisation.batch_size` counts samples, repeats included, and the learning rate is given for a batch of 256 samples.
+VideoMAE's scripts count clips: their batch of 384 clips with 2 repeats at 5e-4 is a batch of 768 at 2.5e-4 here.
 """
 
 from collections.abc import Mapping

@@ -124,7 +124,7 @@ def gather_queries(captions: Sequence[Sequence[str]], shared: bool) -> tuple[lis
     Args:
         captions: of each clip, at least one.
         shared: whether a caption that several clips have is one query for which each of these clips is correct; otherwise
-            every caption is a query of its own for its own clip.
+            every caption is a separate query for its own clip.
 
     Returns:
         Q texts, in the order in which they first occur, and for each the ascending numbers of its clips.

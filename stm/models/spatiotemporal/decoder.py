@@ -1,6 +1,6 @@
 """STM's decoder: from the visible tokens and the text to the teacher's features of all tokens.
 
-Each of the student's returned layers has a decoder of its own. Hidden tokens are filled with the text's vector. Adjacent
+Each of the student's returned layers has its own decoder. Hidden tokens are filled with the text's vector. Adjacent
 frames are compared once more, by a network like the mask's, whose output is added in two ways: the tokens weighted by blobs
 around its points, and its features of the pairs. Written from the formulas of the released code.
 """

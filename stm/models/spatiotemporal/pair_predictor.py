@@ -1,6 +1,6 @@
 """Locates the moving object in two adjacent frames (STM): a small convolutional network over pairs of frames.
 
-The mask and each layer of the decoder have one of their own.
+The mask and each layer of the decoder have their own.
 """
 
 from typing import NamedTuple

@@ -137,7 +137,7 @@ class SplitBert(nn.Module):
             return cls(config, fusion_layer, None if tokenizer is None else Tokenizer(**tokenizer))
         except ModelError:
             raise
-        except Exception as error:  # transformers' checks of a config have errors of their own
+        except Exception as error:  # transformers' checks of a config raise errors of their own
             raise ModelError(f"these values do not describe a BERT: {error!r}") from error
 
     def describe(self) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def check_tensors(actual: Mapping[str, Any], expected: Mapping[str, Tensor], wha
         "no tensors": sorted(actual.keys() - shapes.keys()),
         "missing": sorted(expected.keys() - actual.keys()),
         "not expected": sorted(shapes.keys() - expected.keys()),
-        "of another shape": [
+        "of the wrong shape": [
             f"{name} ({_size(shapes[name])} instead of {_size(expected[name].shape)})"
             for name in sorted(shapes.keys() & expected.keys())
             if shapes[name] != expected[name].shape
@@ -129,7 +129,7 @@ def raise_differences(differences: Mapping[str, Sequence[str]], what: str) -> No
 
 
 def adapt(weights: Weights, architecture: Architecture | None, what: str) -> Weights:
-    """The same weights for a run's architecture, whose clips may have another length or image size.
+    """The same weights for a run's architecture, whose clip length or image size may differ.
 
     Raises:
         WeightsError: the architectures differ in what the weights fix; `what`, the source, opens the message.

@@ -1,7 +1,7 @@
 """Initial weights for a student from similar models: UMT's, VideoMAE's, a CLIP's.
 
-UMT's student is VideoMAE's encoder with one frame per tubelet. Whatever the student has no place for is left out, and each
-omission is returned as a note for the run's log.
+UMT's student is VideoMAE's encoder with one frame per tubelet. Weights without a counterpart in the student are left out, and
+each omission is returned as a note for the run's log.
 """
 
 from collections.abc import Mapping
@@ -34,17 +34,17 @@ def read_initial(source: str, architecture: Architecture) -> InitialWeights:
     """Weights that a student can start from.
 
     Args:
-        source: `clip:` and an open_clip model, written as in similarity.model; a `.pth` of UMT, whose encoder is taken
-            from among its decoders, text tower and whatever else is there; or any source of `zoo.read`. Weights for
-            tubelets of several frames become those for single frames, where the student has these.
-        architecture: the student's. Clips may have another length and images another size.
+        source: `clip:` and an open_clip model, written as in similarity.model; a `.pth` of UMT, of which
+            only the encoder is used, not its decoders or text tower; or any source of `zoo.read`. Weights for tubelets of
+            several frames are converted to single frames if the student's tubelets have one frame.
+        architecture: the student's. Its clip length and image size may differ from the source's.
 
     Returns:
         Weights whose encoder has that architecture. They have a decoder if the source has one for the student's tubelets;
         its architecture may differ from the student's.
 
     Raises:
-        WeightsError: the source cannot be read, or its encoder has another architecture.
+        WeightsError: the source cannot be read, or its encoder has a different architecture.
     """
     if source.startswith(CLIP):
         initial = _read_clip(source.removeprefix(CLIP), architecture)
@@ -70,13 +70,13 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def _read_checkpoint(path: Path, architecture: Architecture) -> InitialWeights:
-    """All of a VideoMAE checkpoint; of any other, only the encoder."""
+    """Read all of a VideoMAE checkpoint, but only the encoder of any other."""
     content = load_checkpoint(path)
     state, kind = find_state(content)
     if kind != "encoder" or HEADER_KEY in content:
         return InitialWeights(parse_checkpoint(content, path))
     encoder, rest = _pick_encoder(state, path)
-    # Weights do not show the number of heads: it is that of VideoMAE's size of this width, or else the student's.
+    # The number of heads cannot be inferred from weights: use that of VideoMAE's model of this width, or else the student's.
     expected = replace(architecture, heads=heads_of_width(architecture.width) or architecture.heads)
     weights = parse_checkpoint({"model": encoder, "args": content.get("args")}, path, expected)
     notes = []

@@ -99,7 +99,7 @@ def from_transformers_state(state: Mapping[str, Tensor], blank: Weights, what: s
     """Undoes `to_transformers_state`; `blank` has our names and shapes.
 
     Raises:
-        WeightsError: weights are missing, not expected, or of another shape; `what` opens the message.
+        WeightsError: weights are missing, not expected, or of the wrong shape; `what` opens the message.
     """
     check_tensors(state, to_transformers_state(blank), what)
     tensors = {}
@@ -258,7 +258,7 @@ def _check_report(report: Mapping[str, Any], what: str) -> None:
         {
             "missing": sorted(report["missing_keys"]),
             "not expected": sorted(report["unexpected_keys"]),
-            "of another shape": sorted(str(entry) for entry in report["mismatched_keys"]),
+            "of the wrong shape": sorted(str(entry) for entry in report["mismatched_keys"]),
         },
         what,
     )

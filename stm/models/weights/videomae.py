@@ -120,7 +120,7 @@ def read_official(path: Path, architecture: Architecture | None = None) -> Weigh
     not show; it is not compared with them here.
 
     Raises:
-        WeightsError: the file is of another kind, damaged, or not safe to load, or its weights do not fit.
+        WeightsError: the file is of a different kind, damaged, or not safe to load, or its weights do not fit.
     """
     return parse_checkpoint(load_checkpoint(path), path, architecture)
 
@@ -251,7 +251,7 @@ def _heads(width: int, part: Literal["encoder", "decoder"], path: str) -> int:
     heads = heads_of_width(width, part == "decoder")
     if heads is None:
         raise WeightsError(
-            f"{path}: its {part} is {width} wide, which is none of VideoMAE's sizes; weights do not show the number of heads: "
+            f"{path}: its {part} is {width} wide, which is none of VideoMAE's sizes; the number of heads cannot be inferred: "
             "give the architecture"
         )
     return heads

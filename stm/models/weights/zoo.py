@@ -101,9 +101,9 @@ def read(source: str | Path, architecture: Architecture | None = None, encoder_o
         source: our safetensors file; a VideoMAE `.pth`; a transformers folder; a folder with our
             `weights.safetensors`. A string that is not a path on this machine may be a repository of the hub
             (`owner/name`), which transformers then fetches.
-        architecture: of the model that the weights are for. Its clips may have another length and its images another
-            size; all that the weights determine must agree. Needed only for a `.pth` of a width that none of VideoMAE's
-            sizes has.
+        architecture: of the model that the weights are for. Its clip length and image size may differ from the
+            source's; all that the weights determine must agree. Needed only for a `.pth` of a width that none of
+            VideoMAE's sizes has.
         encoder_only: without the decoder or head; then the decoders may differ.
 
     Raises:
@@ -196,7 +196,7 @@ def from_transformers(state: Mapping[str, Tensor], architecture: Architecture) -
     norm even in pretraining. Give `norm_eps=config.layer_norm_eps, decoder_norm_eps=1e-5` to the architecture.
 
     Raises:
-        WeightsError: weights are missing, not expected, or of another shape.
+        WeightsError: weights are missing, not expected, or of the wrong shape.
     """
     blank = Weights(architecture, outline(architecture, "pretraining"))
     what = (

@@ -212,7 +212,7 @@ def _read_backend(video: Video, shape: tuple[int, int], backend: str) -> Iterato
     first = next(frames, None)
     if first is None:
         return
-    rows, columns = video.orientation.size(*shape)  # its inverse swaps rows and columns likewise
+    rows, columns = video.orientation.size(*shape)  # its inverse swaps rows and columns in the same way
     for field in _BACKENDS[backend](chain([first], frames), video.codec, rows, columns):
         vector = video.orientation.turn_vectors(field.vector)
         yield Field(field.index, vector, video.orientation.turn(field.covered))

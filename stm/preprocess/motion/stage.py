@@ -5,7 +5,7 @@ from stm.stages.costs import Cost, Workload
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
 
-# Measured on the machine of the frames stage, at the same two sizes: `mestimate` processed 1103 and 255 frames/s,
+# Measured on the same machine as the frames stage, at the same two sizes: `mestimate` processed 1103 and 255 frames/s,
 # decoding included.
 MOTION_SECONDS = 5.9e-4
 MOTION_SECONDS_PER_PIXEL = 3.62e-9

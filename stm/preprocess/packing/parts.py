@@ -1,4 +1,4 @@
-"""Captions and arrays of a clip, packed beside its frames; read from their tables a few clips at a time."""
+"""Captions and arrays of a clip, packed next to its frames; read from their tables a few clips at a time."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,7 +51,7 @@ def _missing(part: str) -> ValueError:
 
 
 class ClipParts(NamedTuple):
-    """Data of a clip beside its frames; captions of all sources, in the order of the sources."""
+    """Data of a clip other than its frames; captions of all sources, in the order of the sources."""
 
     captions: list[str]
     sources: list[str]  # the source of each caption
@@ -72,7 +72,7 @@ def join_parts(kept: Sequence[Row], inputs: Inputs, pack: Pack, grid: int, bad_i
 
     Raises:
         ValueError: the table of a packed part was not given.
-        DamagedError: the table of a packed part is damaged, or was made from other frames.
+        DamagedError: the table of a packed part is damaged, or was made from different frames.
     """
     sources = [_Source(name, inputs, pack, grid, bad_input) for name in pack.sources]
     tables: dict[str, ClipTable] = {}
@@ -156,7 +156,7 @@ class _Source:
         """
         if clip["key"] not in self._captions:
             raise DamagedError(
-                f"{self._path}: has no row for the kept clip {clip['video_id']!r}: it was made from other frames. Remove "
+                f"{self._path}: has no row for the kept clip {clip['video_id']!r}: it was made from different frames. Remove "
                 "it and run again"
             )
         texts, status, detail = self._captions[clip["key"]]

@@ -1,7 +1,7 @@
 """Readers of the stages' tables from which arrays are packed.
 
-A table that holds an array's values as they are declared, in a column of the array's name, needs no class of its own; the
-others are in `TABLES`. Tables are sorted by key, so they are streamed in step with the kept clips, a few rows at a time.
+A table that holds an array's values as they are declared, in a column named after the array, needs no separate class;
+the others are in `TABLES`. Tables are sorted by key, so they are streamed in step with the kept clips, a few rows at a time.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def _count(name: str) -> pa.Field:
 class ArrayTable:
     """A table with the values of one array."""
 
-    # Columns that are read as flat numpy arrays; by default the one of the array's name.
+    # Columns that are read as flat numpy arrays; by default the one named after the array.
     values: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[tuple[pa.Field, ...]] = ()  # further columns that are read
 
@@ -58,7 +58,7 @@ class ArrayTable:
             if row["key"] > clip["key"]:
                 break
         raise DamagedError(
-            f"{self._path}: has no row for the kept clip {clip['video_id']!r}: it was made from other frames. Remove it "
+            f"{self._path}: has no row for the kept clip {clip['video_id']!r}: it was made from different frames. Remove it "
             "and run again"
         )
 
@@ -76,7 +76,7 @@ class ArrayTable:
         if flat.size != np.prod(shape):
             raise DamagedError(
                 f"{self._path}: clip {clip['video_id']!r} has {flat.size} values where {shape} is expected: it was made "
-                "with another grid or from other frames. Remove it and run again"
+                "with a different grid or from different frames. Remove it and run again"
             )
         if not np.isfinite(flat).all():
             raise DamagedError(
@@ -88,19 +88,19 @@ class ArrayTable:
 class CaptionTable(ArrayTable):
     """A table of one caption source, which records the captions that each row was made from."""
 
-    made: ClassVar[str] = "made from"  # verb for errors: a row "was {made} other captions"
+    made: ClassVar[str] = "made from"  # verb for errors: a row "was {made} different captions"
     extra: ClassVar[tuple[pa.Field, ...]] = (pa.field("captions", pa.list_(pa.string()), nullable=False),)
 
     def find(self, clip: Row, captions: list[str]) -> Values | None:
         """The values for a clip's captions from this source, [captions, ...]; None if there are no captions.
 
         Raises:
-            DamagedError: the row is missing, was made from other captions or frames, or has captions but no values.
+            DamagedError: the row is missing, was made from different captions or frames, or has captions but no values.
         """
         row = self.read(clip)
         where = f"{self._path}: clip {clip['video_id']!r}"
         if row["captions"] != captions:
-            raise DamagedError(f"{where} was {self.made} other captions. Remove it and run again")
+            raise DamagedError(f"{where} was {self.made} different captions. Remove it and run again")
         if not captions:
             return None
         if row[self._columns[0]] is None:
@@ -128,7 +128,7 @@ class ClipTable(ArrayTable):
         """The values of a clip, or None, and the outcome that its stage recorded.
 
         Raises:
-            DamagedError: the row is missing, was made from other frames, or has an unknown status or policy.
+            DamagedError: the row is missing, was made from different frames, or has an unknown status or policy.
         """
         row = self.read(clip)
         values = None if any(row[name] is None for name in self._columns) else self.join(clip, row)
@@ -177,7 +177,7 @@ class FlowTable(ClipTable):
         if cells < 1 or (row["rows"], row["columns"]) != (rows * cells, columns * cells):
             raise DamagedError(
                 f"{self._path}: clip {clip['video_id']!r} has flow of {row['rows']} x {row['columns']} cells, which "
-                f"is not a multiple of the map's {rows} x {columns}: it was made with another grid. Remove it and run again"
+                f"is not a multiple of the map's {rows} x {columns}: it was made with a different grid. Remove it and run again"
             )
         _, *direction = self.shape(clip, flow_cells=cells)
         return np.stack([self.reshape(clip, row[name], tuple(direction)) for name in self.values])

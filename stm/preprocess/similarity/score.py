@@ -106,7 +106,7 @@ def write_similarity(
     Raises:
         TooManyFailures: more clips have no caption than the config allows; `output` is written by then.
         ModelError: the config's model cannot be loaded.
-        DamagedError: captions or embeddings were made from other frames.
+        DamagedError: captions or embeddings were made from different frames.
     """
     kept = read_kept(frames_index)
     captions_by_key = read_captions(captions)
@@ -252,17 +252,17 @@ def _check_captions(kept: Sequence[Row], captions_by_key: Mapping[str, ClipCapti
     missing = [row["video_id"] for row in kept if row["key"] not in captions_by_key]
     if missing:
         raise DamagedError(
-            f"{path}: has no rows for {len(missing)} kept clips, for instance {missing[0]!r}: it was made from other "
-            "frames. Remove it and run the captions stage again"
+            f"{path}: has no rows for {len(missing)} kept clips, for instance {missing[0]!r}: it was made from "
+            "different frames. Remove it and run the captions stage again"
         )
     check_has_captions(path, captions_by_key)
 
 
 def _check_embeddings(path: Path, expected: Mapping[str, Any]) -> None:
-    """Refuse embeddings of other frames, another model, another grid or another precision."""
+    """Refuse embeddings of different frames, or with a different model, grid or precision."""
     receipt = read_receipt(path)
     different = [key for key in ("model", "grid", "frames") if receipt.get(key) != expected[key]]
     if receipt.get("settings", {}).get("precision") != expected["settings"]["precision"]:
         different.append("precision")
     if different:
-        raise DamagedError(f"{path}: was made with another {', '.join(different)}; remove it and run again")
+        raise DamagedError(f"{path}: was made with a different {', '.join(different)}; remove it and run again")

@@ -25,7 +25,7 @@ TEXT_SCHEMA = pa.schema(
         pa.field("captions", pa.list_(pa.string()), nullable=False),  # K
         pa.field("width", pa.int32(), nullable=False),  # D
         pa.field("text", pa.list_(pa.float16())),  # [K, D], unit length; null: the clip has no caption
-        pa.field("status", pa.string(), nullable=False),  # the captions stage's
+        pa.field("status", pa.string(), nullable=False),  # as recorded by the captions stage
         pa.field("policy", pa.string(), nullable=False),
         pa.field("detail", pa.string(), nullable=False),
     ]
@@ -78,7 +78,7 @@ def _read_video_ids(captions: Path) -> dict[str, str]:
 def _encode(
     encoder: TextEncoder, texts_by_key: Mapping[str, Sequence[str]], batch_size: int, journal: Journal, title: str
 ) -> tuple[int, dict[str, np.ndarray]]:
-    """The vectors' width D, and the vector, float32 [D], of each distinct caption."""
+    """The width D, and one vector, float32 [D], per distinct caption."""
     unique = list(dict.fromkeys(text for texts in texts_by_key.values() for text in texts))
     vectors: list[np.ndarray] = []
     with Progress(title, len(unique), "captions") as progress:
@@ -90,7 +90,7 @@ def _encode(
                 journal.put(str(start), part.tobytes())
             vectors.extend(part)
             progress.advance(len(part))
-    # A causal model's first token attends to nothing but itself: pooled by `cls`, all texts have the same vector.
+    # A causal model's first token attends to nothing but itself, so `cls` pooling gives all texts the same vector.
     if len(vectors) > 1 and all(np.array_equal(vectors[0], other) for other in vectors[1:]):
         raise ModelError(
             f"{encoder.identity['model']}: all {len(vectors)} captions get the same vector; set text.pooling to `mean` "

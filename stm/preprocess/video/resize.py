@@ -18,7 +18,7 @@ class Resizer:
     """Resizes decoded frames and converts them to RGB, with the filter that the ffmpeg program uses.
 
     Args:
-        flags: swscale flags beside the scaling algorithm; without any, the pixels equal the program's defaults.
+        flags: swscale flags in addition to the scaling algorithm; without any, the pixels equal the program's defaults.
     """
 
     def __init__(self, flags: str = "+accurate_rnd+bitexact") -> None:

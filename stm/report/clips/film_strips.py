@@ -232,7 +232,7 @@ def _stack(rows: list[Row], slots: int) -> Tiles:
 
 
 def _label(row: Row) -> str:
-    """Label, note and scale of a row, in lines that fit beside the strip; a long note is broken at its commas."""
+    """Label, note and scale of a row, in lines that fit next to the strip; a long note is broken at its commas."""
     scale = "" if row.scale is None else f"{row.scale.low:.2f} to {row.scale.high:.2f}\n{row.scale.unit}"
     notes = [row.note] if len(row.note) <= LABEL_CHARACTERS else row.note.split(", ")
     parts = (textwrap.shorten(part, 2 * LABEL_CHARACTERS, placeholder=" …") for part in (row.label, *notes))

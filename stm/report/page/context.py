@@ -192,7 +192,7 @@ def dump_config(config: Config) -> str:
     """The config as YAML without defaults; parsing it gives an equal config."""
     values = config.model_dump(mode="json", exclude_defaults=True)
     if config.datasets:
-        # Each dataset has already inherited the sections beside `datasets`. Written again, they would override a section
+        # Each dataset has already inherited the sections alongside `datasets`. Written again, they would override a section
         # that a dataset has set back to its default, as defaults are left out.
         values = {key: value for key, value in values.items() if key not in STAGE_KEYS}
     first = {key: values[key] for key in ("name", "results", "seed", "seeds", "dataset") if key in values}

@@ -204,7 +204,7 @@ def _read_refusals(config: Config, layout: Layout, results: Results) -> list[Ref
     paths: list[tuple[str, Path]] = [("manifest", layout.quarantine)]
     for shard in results.shards:
         paths += [("frames", layout.frames(shard))]
-        # A packed array is made by the stage of its name, whose table has a status per clip.
+        # A packed array is made by the stage of the same name, whose table has a status per clip.
         paths += [(name, layout.table(name, shard)) for name, array in ARRAYS.items() if not array.per_source]
         for source in config.captions:
             paths += [(f"captions/{source}", layout.captions(source, shard))]

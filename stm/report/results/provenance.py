@@ -33,7 +33,7 @@ class StageUse:
     planned_jobs: int | None = None
     planned_cpu_seconds: float | None = None
     planned_gpu_seconds: float | None = None
-    planned_loading_seconds: float | None = None  # of cores, beside the GPU
+    planned_loading_seconds: float | None = None  # core seconds of data loading for GPU jobs
     planned_gigabytes: float | None = None
 
 
@@ -77,7 +77,7 @@ def collect_provenance(study: Study, layout: Layout) -> Provenance:
 
 
 def _read_benchmarks(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Per rule, summed over its jobs. A file has one row a repetition, of which the last one made the output."""
+    """Per rule, summed over its jobs. A file has one row per repetition, the last of which made the output."""
     used: dict[str, dict[str, Any]] = {}
     for folder, path in ((place, file) for place in folders for file in sorted(place.rglob("*.tsv"))):
         with path.open(encoding="utf-8", newline="") as file:
@@ -110,7 +110,7 @@ def _read_plan(path: Path) -> dict[str, dict[str, Any]]:
     values = read_json(path) if path.exists() else {}
     planned: dict[str, dict[str, Any]] = {}
     for entry in values.get("stages") or []:
-        # The plan tells datasets, sources and runs apart, `captions/k400/blip2`; Snakemake times rules.
+        # The plan distinguishes datasets, sources and runs (`captions/k400/blip2`); Snakemake times whole rules.
         rule = str(entry["stage"]).partition("/")[0]
         found = {"planned_jobs": _number(entry.get("jobs")), "planned_gigabytes": _number(entry.get("gigabytes"))}
         for kind in ("cpu", "gpu", "loading"):
@@ -138,7 +138,7 @@ def _read_receipts(dataset: DatasetResults, whole: Config) -> dict[str, dict[str
 
 
 def _receipt_files(dataset: DatasetResults, whole: Config) -> Iterator[tuple[str, Path]]:
-    """The files of a dataset that say what made them, with what they are shown as."""
+    """The display name and path of each file of a dataset that holds a receipt."""
     jobs = Jobs(whole, list_shards=lambda name: dataset.results.shards)
     for stage in all_stages().values():
         if stage.receipt is None or "dataset" not in stage.per:
@@ -156,7 +156,7 @@ def _read_receipt(path: Path) -> dict[str, Any]:
 
 
 def _models(stage: str, receipt: Mapping[str, Any]) -> Iterator[Model]:
-    """The model that a receipt names: an object `model` of its name and its weights' hash, or plain entries."""
+    """The model in a receipt: name and weights' hash, in an object `model` or at the top level."""
     described = receipt.get("model")
     entries = described if isinstance(described, Mapping) else receipt
     settings = receipt.get("settings")

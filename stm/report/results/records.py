@@ -227,7 +227,7 @@ class Results:
     problems: list[str] = field(default_factory=list)
 
     def attempt(self, what: str, read: Callable[[], T], missing: T) -> T:
-        """Return `read()`, or `missing` and a line in `problems` when the file is damaged or has another format.
+        """Return `read()`, or `missing` and a line in `problems` when the file is damaged or has a different format.
 
         The page must come out whatever is broken: it is where users look for the cause.
         """

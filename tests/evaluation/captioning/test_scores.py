@@ -208,7 +208,7 @@ def test_a_meteor_that_hangs_or_dies_is_ended_and_reported(tmp_path: Path, text:
     ("text", "why"),
     [
         ("time.sleep(60)", "more than 1 seconds"),
-        ("sys.exit('no room')", "ended with status 1: no room"),
+        ("sys.exit('no room')", "exited with status 1: no room"),
         ("print(sys.stdin.readline())", "lines for 3 captions"),
     ],
 )

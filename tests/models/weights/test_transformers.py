@@ -155,7 +155,7 @@ def test_the_folder_s_processor_makes_the_pixels_that_the_encoder_sees(tmp_path:
         ({"architectures": ["VideoMAEForSomething"]}, "a VideoMAEForSomething; stm reads VideoMAEForPreTraining"),
         ({"model_type": "vit"}, "of type vit, not videomae"),
         ({"num_hidden_layers": 3}, "3 missing|16 missing|missing: .*layer.2"),
-        ({"patch_size": 16}, "of another shape"),
+        ({"patch_size": 16}, "of the wrong shape"),
         ({"num_hidden_layers": "many"}, "cannot be loaded"),
         ({"num_frames": 10**9}, "tokens per clip; the most is|frames 1000000000"),
     ],

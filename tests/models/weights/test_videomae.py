@@ -207,7 +207,7 @@ def test_missing_unexpected_and_misshapen_weights_are_named_the_first_five(pretr
     assert f"{path} is a VideoMAE checkpoint" in text
     assert f"8 missing: {', '.join(missing[:5])}, …" in text and missing[5] not in text
     assert "1 not expected: encoder.blocks.0.gamma_1" in text
-    assert "1 of another shape: decoder.head.bias (7 instead of 384)" in text
+    assert "1 of the wrong shape: decoder.head.bias (7 instead of 384)" in text
 
 
 def test_a_width_of_no_published_size_asks_for_the_architecture(pretrained) -> None:

@@ -175,11 +175,11 @@ def test_maps_of_other_captions_or_another_grid_are_refused(tmp_path: Path) -> N
     rows = list(stream_rows(similarity, ("similarity",)))
     changed = [{**rows[0], "captions": ["other"]}, *rows[1:]]
     write_rows(similarity, SIMILARITY_SCHEMA, changed, {}, group=2)
-    with pytest.raises(ValueError, match="scored against other captions"):
+    with pytest.raises(ValueError, match="scored against different captions"):
         run(made)
     changed = [{**rows[0], "similarity": rows[0]["similarity"][:-1]}, *rows[1:]]
     write_rows(similarity, SIMILARITY_SCHEMA, changed, {}, group=2)
-    with pytest.raises(ValueError, match="another grid or from other frames"):
+    with pytest.raises(ValueError, match="a different grid or from different frames"):
         run(made)
     write_rows(similarity, SIMILARITY_SCHEMA, rows[1:], {}, group=2)
     with pytest.raises(ValueError, match="has no row for the kept clip"):

@@ -75,7 +75,7 @@ def test_vectors_of_other_captions_or_another_width_are_refused(tmp_path: Path) 
     made, path = make_inputs(tmp_path), path_of(tmp_path, "text")
     rows = list(stream_rows(path, ("text",)))
     for change, message in (
-        ({"captions": ["other"]}, "was encoded from other captions"),
+        ({"captions": ["other"]}, "was encoded from different captions"),
         ({"text": rows[0]["text"][:-1]}, r"has 4 values where \(1, 5\) is expected"),
         ({"text": None}, "has captions but no text"),
     ):
@@ -94,7 +94,7 @@ def test_flow_of_another_grid_or_other_frames_is_refused(tmp_path: Path) -> None
     for change, message in (
         ({"rows": rows[0]["rows"] + 1}, "is not a multiple of the map's"),
         ({"rows": 0, "columns": 0}, "is not a multiple of the map's"),
-        ({"backward": rows[0]["backward"][:-2]}, "another grid or from other frames"),
+        ({"backward": rows[0]["backward"][:-2]}, "a different grid or from different frames"),
     ):
         write_rows(made.flow, FLOW_SCHEMA, [{**rows[0], **change}, *rows[1:]], {}, group=2)
         with pytest.raises(ValueError, match=message):

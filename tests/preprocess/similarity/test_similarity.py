@@ -307,11 +307,11 @@ def test_embeddings_of_another_model_or_grid_are_refused(
     made: StageOutputs, model: Path, tmp_path: Path, embeddings: Path
 ) -> None:
     other = save_clip(tmp_path / "other", seed=1)
-    with pytest.raises(ValueError, match="made with another model"):
+    with pytest.raises(ValueError, match="made with a different model"):
         score(made, tmp_path / "out.parquet", settings(other), embeddings)
-    with pytest.raises(ValueError, match="made with another precision"):
+    with pytest.raises(ValueError, match="made with a different precision"):
         score(made, tmp_path / "out.parquet", settings(model, precision="bfloat16"), embeddings)
-    with pytest.raises(ValueError, match="was made with another model, grid, frames, precision"):
+    with pytest.raises(ValueError, match="was made with a different model, grid, frames, precision"):
         score(made, tmp_path / "out.parquet", settings(model), made.index)
 
 
@@ -344,7 +344,7 @@ def test_half_precision_stays_close(made: StageOutputs, model: Path, tmp_path: P
 def test_captions_of_other_frames_are_refused(made: StageOutputs, model: Path, tmp_path: Path) -> None:
     more = make_stage_outputs(tmp_path / "more", [*CLIPS, Clip("z", captions=["new"])])
     captions = made.folder / "captions.parquet"
-    with pytest.raises(ValueError, match=r"'z'.*other frames"):
+    with pytest.raises(ValueError, match=r"'z'.*different frames"):
         write_similarity(more.tar, more.index, captions, tmp_path / "o.parquet", settings(model), GRID, KEEP_GOING)
 
 
