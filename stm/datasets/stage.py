@@ -56,7 +56,7 @@ MANIFEST = Stage(
 
 SPLIT = Stage(
     name="split",
-    title="deal the clips to shards",
+    title="assign the clips to shards",
     per=("dataset",),
     inputs=lambda job: {"manifest": job.layout.manifest},
     outputs=lambda job: {"index": job.layout.shard_index},

@@ -22,7 +22,7 @@ def _cost(job: Job, load: Workload) -> Cost | None:
 
 GENERATE = Stage(
     name="generate",
-    title="make the clips of moving-shapes",
+    title="generate the clips of moving-shapes",
     per=("dataset",),
     outputs=lambda job: {
         "annotations": job.layout.generated / "annotations.parquet",

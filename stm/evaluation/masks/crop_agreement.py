@@ -125,7 +125,7 @@ def _sample_crops(
 ) -> list[tuple[NDArray[np.uint8], str, Map, Box, str]]:
     """The frame, caption, cached map of both [R, C], crop box, and key of the noise of each crop."""
     frames = {row["key"]: (tar, row) for tar, index in zip(tars, indexes, strict=True) for row in read_kept(index)}
-    # Sorted, so that the sampled crops do not depend on how clips are dealt to shards.
+    # Sorted, so that the sampled crops do not depend on how clips are assigned to shards.
     usable = sorted(
         row["key"]
         for path in similarity
