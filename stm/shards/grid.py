@@ -27,12 +27,3 @@ def map_shape(width: int, height: int, grid: int) -> tuple[int, int]:
 def cell_edges(length: float, cells: int) -> NDArray[np.float64]:
     """The `cells` + 1 borders that divide `length` pixels into equal parts, float64."""
     return np.arange(cells + 1, dtype=np.float64) * (length / cells)
-
-
-def cell_boxes(width: float, height: float, rows: int, columns: int) -> NDArray[np.float32]:
-    """Every cell's rectangle (x0, y0, x1, y1) in pixels of the frame: [rows, columns, 4], float32."""
-    x, y = cell_edges(width, columns), cell_edges(height, rows)
-    boxes = np.empty((rows, columns, 4), np.float32)
-    boxes[..., 0], boxes[..., 2] = x[:-1], x[1:]
-    boxes[..., 1], boxes[..., 3] = y[:-1, None], y[1:, None]
-    return boxes

@@ -90,7 +90,7 @@ def measure_crop_agreement(
     scorer = PatchScorer(load_clip(settings.model, settings.precision, device), side, batch)
     samples = _sample_crops(frames_tars, frames_indexes, similarity, crops, seed)
     overlaps, correlations = [], []
-    with Progress("faithfulness", crops, "crops") as progress:
+    with Progress("crop_agreement", crops, "crops") as progress:
         for frame, caption, cached, box, noise_key in samples:
             size = (frame.shape[1], frame.shape[0])
             resampled = crop_map(cached, size, box, side, False)
@@ -133,7 +133,7 @@ def _sample_crops(
         if row["similarity"] is not None and row["key"] in frames
     )
     if not usable:
-        raise ValueError(f"faithfulness: none of {', '.join(map(str, similarity))} has a map of a stored clip")
+        raise ValueError(f"crop_agreement: none of {', '.join(map(str, similarity))} has a map of a stored clip")
     chosen: dict[str, list[int]] = {}
     for number, index in enumerate(np.random.default_rng(seed).integers(len(usable), size=crops)):
         chosen.setdefault(usable[index], []).append(number)
