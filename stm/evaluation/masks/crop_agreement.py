@@ -102,7 +102,7 @@ def measure_crop_agreement(
             progress.advance()
     low, high = bootstrap_interval(np.array(overlaps))
     receipt = make_receipt(
-        "faithfulness", settings, ("torch", "open_clip_torch"), model=scorer.clip.identity, seed=seed
+        "crop_agreement", settings, ("torch", "open_clip_torch"), model=scorer.clip.identity, seed=seed
     )
     write_json(
         output,
