@@ -32,12 +32,12 @@ _SELECTIONS = {
     "table": "only these tables; default: all",
     "figure": "only these figures; default: all",
 }
-# Former names of commands are accepted for one version, so that existing scripts keep working.
+# Former command names are accepted for one version, so that existing scripts keep working.
 _RENAMED = {"faithfulness": "crop-agreement"}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser: one subcommand per stage, and `verify`, `schema` and `convert`."""
+    """Build the argument parser: one subcommand per stage, plus `verify`, `schema` and `convert`."""
     parser = argparse.ArgumentParser(prog="stm", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"stm {stm.__version__}")
     commands = parser.add_subparsers(dest="stage", required=True, metavar="stage")
@@ -129,10 +129,10 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status; a user's mistake is one message and status 2, not a traceback.
+    """Run one command and return its exit status; a user error prints one message, without a traceback, and returns 2.
 
     Args:
-        arguments: the words after `stm`; None: those of the process.
+        arguments: the command-line arguments after `stm`; None: those of the process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] in _RENAMED:
@@ -145,8 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         parsed.function(parsed)
     except (ValueError, RuntimeError) as error:
-        # stm's own errors (config, dataset, model, too many failures) explain themselves to the user; any other is a bug,
-        # whose traceback is needed.
+        # stm's own errors (config, dataset, model, too many failures) have messages written for the user. Any other
+        # error is a bug and needs its traceback.
         if not type(error).__module__.startswith("stm."):
             raise
         return _report(parsed.stage, error)

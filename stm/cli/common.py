@@ -1,4 +1,4 @@
-"""The config and the jobs that a command line selects."""
+"""Load the config and select the jobs that a command line requests."""
 
 import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from stm.stages.jobs import Job, Jobs
 
 
 def load(arguments: argparse.Namespace) -> Config:
-    """The config: the files of `--config`, later ones over earlier ones, then the `--set` overrides.
+    """Load and merge the files of `--config`, later ones taking precedence, then apply the `--set` overrides.
 
     Raises:
         ConfigError: an override is malformed, or the merged config is invalid.
@@ -33,14 +33,14 @@ def load(arguments: argparse.Namespace) -> Config:
     return parse_config(values, ", ".join(arguments.config))
 
 
-_LISTED = 20  # names in a message
+_LISTED = 20  # maximum number of names in an error message
 
 
 def select(kind: str, requested: Sequence[str] | None, known: Iterable[str]) -> list[str]:
-    """The requested names, or all known ones if none is requested.
+    """Return the requested names, or all known names if none are requested.
 
     Raises:
-        ConfigError: a requested name is unknown; the message lists the known ones, or of many those that are most like it.
+        ConfigError: a requested name is unknown; the message lists the known names, or the closest if there are many.
     """
     names = list(known)
     unknown = [name for name in requested or () if name not in names]
@@ -50,7 +50,7 @@ def select(kind: str, requested: Sequence[str] | None, known: Iterable[str]) -> 
 
 
 def _describe_choices(names: Sequence[str], unknown: str) -> str:
-    """All names where there are few. A dataset may have thousands of shards: then the closest, and how many there are."""
+    """List all names if there are few. A dataset may have thousands of shards: then list the closest and the total."""
     if len(names) <= _LISTED:
         return f"there are: {', '.join(names) or 'none'}"
     closest = get_close_matches(unknown, names) or [names[0], names[-1]]
@@ -58,13 +58,13 @@ def _describe_choices(names: Sequence[str], unknown: str) -> str:
 
 
 def select_jobs(stage: Stage, config: Config, selection: Mapping[str, Sequence[str] | None]) -> Iterator[Job]:
-    """The jobs of a stage that the command line selects; by default all.
+    """Yield the jobs of a stage that the command line selects; all by default.
 
     Args:
-        selection: the selected names by wildcard (dataset, shard, source, ...); all where None or missing.
+        selection: the selected names per wildcard (dataset, shard, source, ...); None or a missing key selects all.
 
     Raises:
-        ConfigError: a name is unknown, or the stage has no job for the selection.
+        ConfigError: a name is unknown, or no job of the stage matches the selection.
     """
     jobs = Jobs(config)
     known: dict[str, Iterable[str]] = {
@@ -73,7 +73,7 @@ def select_jobs(stage: Stage, config: Config, selection: Mapping[str, Sequence[s
         "table": config.tables,
         "figure": config.figures,
     }
-    # Names are checked before the first job runs: a typo in --task must not surface after hours of work.
+    # Names are checked before the first job runs, so that a typo in --task does not surface only after hours of work.
     for name in (name for name in stage.per if name in known):
         select(name, selection.get(name), known[name])
     datasets = select("dataset", selection.get("dataset"), config.dataset_names) if "dataset" in stage.per else [""]

@@ -1,4 +1,4 @@
-"""The clips that the plan counts: how many, of what size and with how many texts, with or without a manifest."""
+"""Clip counts, mean clip sizes and text counts for the plan, with or without a manifest."""
 
 import random
 from collections import Counter
@@ -11,34 +11,34 @@ from stm.config import BenchmarkDataset, Config, FolderDataset, LanguageDataset,
 from stm.datasets.annotations import AnnotatedClip
 from stm.layout import Layout
 
-# Choices per question of a multiple-choice benchmark, before its files are read: the number of MSRVTT-MC.
+# Choices per question of a multiple-choice benchmark, until its files have been read: the value for MSRVTT-MC.
 CHOICES_PER_QUESTION = 5
-# The number for moving-shapes; see `stm.datasets.moving_shapes.sentences.questions_of`.
+# The value for moving-shapes; see `stm.datasets.moving_shapes.sentences.questions_of`.
 QUESTIONS_PER_CLIP = 7
 
 
-# Assumed where no file states them: ten seconds at 25 frames per second, in a usual size of copies of Kinetics.
+# Assumed if no file specifies them: ten seconds at 25 frames per second, at a common size for copies of Kinetics.
 _FRAMES, _WIDTH, _HEIGHT = 250, 340, 256
 
 
 class Texts(NamedTuple):
-    """How many texts the clips of a split have, in total."""
+    """Total number of texts of the clips in a split."""
 
     captions: float
-    questions: float  # one per answer given by an annotator, and one per question with choices
-    choices: float  # choices of all questions together
+    questions: float  # one per annotator's answer, plus one per multiple-choice question
+    choices: float  # total over all questions
 
 
 @dataclass(frozen=True)
 class Clips:
-    """The clip counts of one dataset, and the mean size of a clip."""
+    """Clip counts and mean clip size of one dataset."""
 
     per_split: dict[str, int]
-    frames: float  # per clip, mean
-    width: float  # pixels, mean
-    height: float  # pixels, mean
-    basis: str  # where the counts come from, for the plan's table
-    texts: Mapping[str, Texts] = field(default_factory=dict)  # by split, where they are known
+    frames: float  # mean per clip
+    width: float  # mean, pixels
+    height: float  # mean, pixels
+    basis: str  # source of the counts, shown in the plan's table
+    texts: Mapping[str, Texts] = field(default_factory=dict)  # by split, where known
 
     @property
     def total(self) -> int:
@@ -46,9 +46,9 @@ class Clips:
 
 
 def count_clips(config: Config) -> Clips:
-    """Clips per split and their mean size.
+    """Count the clips per split and estimate their mean size.
 
-    They come from the manifest if it exists, otherwise from the config, official lists or a sample of files.
+    Both come from the manifest if it exists, otherwise from the config, official lists or a sample of files.
     """
     manifest = Layout.of(config).manifest
     if manifest.exists():
@@ -66,7 +66,7 @@ def count_clips(config: Config) -> Clips:
 
 
 def _from_benchmark(dataset: BenchmarkDataset) -> Clips:
-    """The official size, so that a plan can be made before the dataset is downloaded."""
+    """Use the official size, so that a plan can be made before the dataset is downloaded."""
     from stm.datasets.actions import official_counts, typical
 
     clip = typical(dataset.source)
@@ -75,7 +75,7 @@ def _from_benchmark(dataset: BenchmarkDataset) -> Clips:
 
 
 def _from_language(dataset: LanguageDataset) -> Clips:
-    """The official size; of a web corpus the published size, although every copy has lost clips since."""
+    """Use the official size; for a web corpus, the published size, although every copy has lost clips since then."""
     from stm.datasets.video_text import is_corpus, official_counts, read_protocol, typical
 
     clip, splits = typical(dataset.source), official_counts(dataset.source)
@@ -85,7 +85,7 @@ def _from_language(dataset: LanguageDataset) -> Clips:
         basis = "the protocol"
         protocol = read_protocol(dataset.source)
         for split, clips in splits.items():
-            count = protocol.texts[split] or clips  # where the protocol states none: one text per clip
+            count = protocol.texts[split] or clips  # one text per clip if the protocol does not specify a count
             kind = protocol.text_kind(split)
             texts[split] = Texts(
                 0 if kind == "questions" else count,
@@ -115,7 +115,7 @@ def _from_manifest(path: Path) -> Clips:
 
 
 def _count_texts(clips: Iterable[tuple[str, Sized, Sequence[Sized | None]]]) -> dict[str, Texts]:
-    """Texts per split, counted from each clip's split, captions, and choices per question."""
+    """Count the texts per split, from each clip's split, captions and choices per question."""
     counts: dict[str, Texts] = {}
     for split, captions, choices in clips:
         before = counts.get(split, Texts(0, 0, 0))
@@ -136,7 +136,7 @@ def _mean(values: list[Any], default: float) -> float:
 
 
 def _from_folder(dataset: FolderDataset, seed: int, sample: int = 32) -> Clips:
-    """Counts from the annotations; the mean size from the headers of `sample` files, since opening all takes too long."""
+    """Count clips from the annotations; estimate the mean size from `sample` headers, as opening all files is slow."""
     from stm.datasets.folder import list_clips
     from stm.preprocess.video.container import VideoError
 
@@ -147,7 +147,7 @@ def _from_folder(dataset: FolderDataset, seed: int, sample: int = 32) -> Clips:
         try:
             sizes.append(_read_header(root, clip))
         except (VideoError, OSError):
-            continue  # the manifest will report it; the plan only needs a mean
+            continue  # the manifest will report the error; the plan only needs a mean
     frames, widths, heights = zip(*sizes, strict=True) if sizes else ((), (), ())
     basis = f"{len(clips)} clips, the headers of {len(sizes)} of their files"
     annotated = ((clip.split, clip.captions, [question.choices for question in clip.questions]) for clip in clips)
@@ -162,14 +162,14 @@ def _from_folder(dataset: FolderDataset, seed: int, sample: int = 32) -> Clips:
 
 
 def _read_header(root: Path, clip: AnnotatedClip) -> tuple[float, int, int]:
-    """A clip's number of frames, width and height, as reported by the container of its file."""
+    """Return a clip's frame count, width and height, as reported by the container of its file."""
     from stm.preprocess.video.container import choose_stream, open_container
 
     with open_container(root / clip.path) as container:
         video = choose_stream(container)
         rate = float(video.average_rate or 25)
-        seconds = (container.duration or 0) / 1e6  # PyAV states microseconds
-        frames = video.frames or seconds * rate  # some containers, Matroska for one, state no number of frames
+        seconds = (container.duration or 0) / 1e6  # PyAV reports microseconds
+        frames = video.frames or seconds * rate  # some containers, such as Matroska, do not store a frame count
         if clip.start is not None or clip.end is not None:
             frames = max(0.0, (clip.end or seconds) - (clip.start or 0.0)) * rate
         return frames, video.codec_context.width, video.codec_context.height

@@ -1,6 +1,6 @@
 """Costs of the stages: jobs, hours and gigabytes, computed from counts and shapes.
 
-Rates are measured and named with their source, or marked as assumed.
+Rates are either measured, with their source stated, or marked as assumed.
 """
 
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ from stm.stages.costs import Cost, Workload
 from stm.stages.jobs import Jobs
 from stm.stages.journey import all_stages
 
-# Measured on an AMD EPYC (AVX-512): torch float32, 11 ViT-B/32 images per second and core, and a ViT-B training step, both
-# give 90 GFLOP/s. Small models reach less.
+# Measured on an AMD EPYC (AVX-512) with torch in float32: 11 ViT-B/32 images per second per core, and a ViT-B training
+# step, both correspond to 90 GFLOP/s. Small models achieve less.
 CORE_FLOPS = 90e9
-# Assumed: 40 % of the 790 TFLOP/s that bf16 matrix products reach on an H200.
+# Assumed: 40 % of the 790 TFLOP/s that bf16 matrix multiplication reaches on an H200.
 GPU_FLOPS = 316e12
-# Measured on the same machine: 16 JPEGs of 340x256 are decoded in 3.4 ms and cropped in 2.2 ms.
+# Measured on the same machine: decoding 16 JPEGs of 340x256 takes 3.4 ms and cropping them 2.2 ms.
 LOAD_SECONDS_PER_PIXEL = 4e-9
 # Measured on the same machine: timm's rand-m7-n4-mstd0.5-inc1 takes 1.43 ms per 224x224 frame.
 AUGMENT_SECONDS_PER_PIXEL = 2.9e-8
-# Measured: the start of a Python process that imports torch and loads a model.
+# Measured: starting a Python process, importing torch and loading a model.
 JOB_SECONDS = 5.0
 
 
@@ -35,13 +35,13 @@ class Line:
     stage: str
     jobs: int
     cpu_hours: float  # core hours without a GPU
-    gpu_hours: float = 0.0  # with a GPU, instead of the core hours; 0 for stages that use none
-    gigabytes: float = 0.0  # written
+    gpu_hours: float = 0.0  # with a GPU, replacing the core hours; 0 for stages that do not use one
+    gigabytes: float = 0.0  # written to disk
     loading_hours: float = 0.0  # core hours of reading and augmenting clips while the GPU works
 
 
 def dataset_lines(config: Config, dataset: str, load: Workload) -> list[Line]:
-    """One line per offline stage of a dataset, and caption source, from the cost that the stage declares; in stage order."""
+    """Return one line per offline stage (and caption source) of a dataset, in stage order, from the stage's cost."""
     jobs = Jobs(config)
     lines = []
     for stage in all_stages().values():
@@ -75,16 +75,16 @@ def _network_line(stage: str, jobs: int, flops: float, gigabytes: float = 0.0) -
 
 
 def _loading_hours(config: Config, dataset: str, clips: Clips, frames: float) -> float:
-    """Core hours to read `frames` frames of a dataset."""
+    """Estimate the core hours needed to read `frames` frames of a dataset."""
     short, long = sorted((clips.width, clips.height))
     return frames * config.of(dataset).frames.short_side ** 2 * long / short * LOAD_SECONDS_PER_PIXEL / 3600
 
 
 def training_stages(config: Config, clips: Mapping[str, Clips]) -> list[Line]:
-    """One line per pretraining run and evaluation, by the formulas of `stm.models.cost`.
+    """Return one line per pretraining run and per evaluation, using the formulas of `stm.models.cost`.
 
     Args:
-        clips: by dataset.
+        clips: the clip counts of each dataset.
     """
     from stm.models.cost import encoding_cost
     from stm.models.weights.zoo import describe
@@ -97,7 +97,7 @@ def training_stages(config: Config, clips: Mapping[str, Clips]) -> list[Line]:
                 dataset = named or config.dataset_of(name)
                 per_split = clips[dataset].per_split
                 visits = per_split.get(split, sum(per_split.values())) * run.optimisation.epochs
-                # Samples of one frame are images, unless the clips of the run have one frame, too.
+                # Single-frame samples are images, unless the run's clips also have a single frame.
                 flops += _step_flops(run, image=frames == 1 < run.frames) * visits * run.repeats
                 loading += _loading_hours(config, dataset, clips[dataset], visits * frames)
         stages.append(replace(_network_line(f"pretrain/{name}", 1, flops), loading_hours=loading))
@@ -113,14 +113,14 @@ def training_stages(config: Config, clips: Mapping[str, Clips]) -> list[Line]:
         epochs, repeats = (optimisation.epochs, getattr(task, "repeats", 1)) if optimisation else (1, 1)
         passes = 3 * repeats if optimisation else 1  # a backward pass costs twice a forward pass
         train = per_split.get(getattr(task, "train_split", ""), 0) * epochs
-        # All crops of a view are cut from the same decoded frames, so only views multiply the loading.
+        # All crops of a view come from the same decoded frames, so only the number of views multiplies the loading.
         test = per_split.get(task.test_split, 0) * task.views
         flops = encoding_cost(describe(run)) * (train * passes + test * task.crops)
         stage = _network_line(f"evaluate/{name}/{task_name}", 1, flops)
         loading = _loading_hours(config, dataset, clips[dataset], (train + test) * run.frames)
         augmentation = getattr(task, "augmentation", None)
         if augmentation is not None and augmentation.auto_augment is not None:
-            # Repeats share the decoded frames, but each is augmented anew.
+            # Repeats share the decoded frames, but each repeat is augmented separately.
             loading += train * repeats * run.frames * run.image_size**2 * AUGMENT_SECONDS_PER_PIXEL / 3600
         stages.append(replace(stage, loading_hours=loading))
     return stages
@@ -138,7 +138,7 @@ def _language_stage(
 
 @singledispatch
 def _step_flops(run: Run, image: bool = False) -> float:
-    """FLOPs of the forward and backward pass of one clip, or one image; one implementation per type of run."""
+    """FLOPs of the forward and backward pass of one clip or image; dispatches on the type of run."""
     raise TypeError(f"no cost of a training step is defined for {type(run).__name__}")
 
 
@@ -159,6 +159,6 @@ def _(run: PretrainRun, image: bool = False) -> float:
     per_slot = architecture.tokens // slots
     masked = slots * int(run.mask.ratio * per_slot)
     cost = pretraining_cost(architecture, architecture.tokens - masked, round(masked * run.decode_ratio))
-    if run.reconstruction.weight == 0:  # with the contrastive loss alone no decoder runs
+    if run.reconstruction.weight == 0:  # with only the contrastive loss, the decoder does not run
         return cost.step - 3 * cost.decoder
     return cost.step

@@ -1,6 +1,6 @@
-"""FLOPs of the runs and evaluations with text, for the plan, by the conventions of `stm.models.cost`.
+"""FLOPs of runs and evaluations with text, for the plan, following the conventions of `stm.models.cost`.
 
-A number that depends on the data (candidates that tie, lengths of texts) is an upper bound.
+Values that depend on the data (tied candidates, text lengths) are upper bounds.
 """
 
 import json
@@ -17,16 +17,16 @@ from stm.models.weights.zoo import describe
 from stm.plan.clips import Clips, Texts
 from stm.pretrained.local_files import local_model_files
 
-# Layers of the BERT per size of student: UMT pairs ViT-B with bert-base and ViT-L with bert-large, of equal widths.
+# BERT layers per student size: UMT pairs ViT-B with bert-base and ViT-L with bert-large, which have equal widths.
 _BERT_DEPTH = {"tiny": 4, "small": 12, "base": 12, "large": 24, "huge": 24}
 _BERT_VOCABULARY = 30522
 
 
 def language_step_flops(run: LanguageRun, teacher_image: float, image: bool = False) -> float:
-    """FLOPs of the forward and backward pass of one sample, and of the teacher's forward pass.
+    """FLOPs of one sample's forward and backward pass, including the teacher's forward pass.
 
     Args:
-        run: gives the mask, the objectives and the text encoder.
+        run: specifies the mask, the objectives and the text encoder.
         teacher_image: FLOPs of the teacher's forward pass on one frame.
         image: whether the sample is an image instead of a clip.
     """
@@ -47,7 +47,7 @@ def _encoder(shape: Architecture, tokens: int) -> float:
 
 
 def _text(run: LanguageRun, clip_tokens: int) -> float:
-    """Forward FLOPs of the text encoder for one caption, with the passes that the objectives need."""
+    """Forward FLOPs of the text encoder for one caption, including all passes that the objectives need."""
     if run.language is None:
         return 0.0
     width = SIZES[run.model].width
@@ -68,7 +68,7 @@ def fusion_flops(width: int, tokens: int, memory: int, layers: int) -> float:
 
 
 def _read_bert(run: LanguageRun) -> tuple[int, int]:
-    """The number of fusion layers and the vocabulary size; those of a local BERT are read from its `config.json`."""
+    """Return the fusion layer count and the vocabulary size; for a local BERT, both come from its `config.json`."""
     assert run.language is not None
     layers = _BERT_DEPTH[run.model]
     vocabulary = _BERT_VOCABULARY
@@ -84,11 +84,11 @@ class Work(NamedTuple):
     """The work of one evaluation."""
 
     flops: float
-    clips: float  # clips read, over all passes
+    clips: float  # number of clips read, over all passes
 
 
 class _Forward:
-    """Forward FLOPs of the parts of a task's model."""
+    """Forward FLOPs of the components of a task's model."""
 
     def __init__(self, task: LanguageTask, run: LanguageRun) -> None:
         assert run.language is not None
@@ -102,22 +102,22 @@ class _Forward:
         self.fusion = fusion_flops(self.width, self.text_tokens, self.clip_tokens, self.layers)  # of one text and clip
 
     def decode(self, tokens: int, memory: int) -> float:
-        """Decoding a text of `tokens` tokens, with attention to `memory` tokens and prediction over the vocabulary."""
+        """FLOPs of decoding a text of `tokens` tokens, with attention to `memory` tokens and vocabulary prediction."""
         head = 2 * tokens * self.width * (self.width + self.vocabulary)
         return fusion_flops(self.width, tokens, memory, self.layers) + head
 
 
 class _TaskWork(NamedTuple):
-    """Forward FLOPs of a kind of task."""
+    """Forward FLOPs of one task type."""
 
     train: Callable[[Any, _Forward], float]  # per training sample
-    test: Callable[[Any, _Forward, int, Texts], float]  # of all clips and texts of a split
+    test: Callable[[Any, _Forward, int, Texts], float]  # for all clips and texts of a split
     validate: Callable[[Any, _Forward, int, Texts], float]  # the same, after each epoch
     samples: Callable[[Texts], float] = lambda texts: texts.captions  # per training epoch
 
 
 def language_work(task: LanguageTask, run: LanguageRun, clips: Clips) -> Work:
-    """The work of fine-tuning, of the validation after each epoch, and of the test.
+    """Compute the work of fine-tuning, of validation after each epoch, and of testing.
 
     Args:
         clips: the clips of the dataset that the task is evaluated on.
@@ -141,18 +141,18 @@ def language_work(task: LanguageTask, run: LanguageRun, clips: Clips) -> Work:
 
 
 def _count(clips: Clips, split: str) -> tuple[int, Texts]:
-    """The clips and texts of a split; where the texts are unknown, one caption and one question per clip."""
+    """Return the clips and texts of a split; if the texts are unknown, assume one caption and one question per clip."""
     count = clips.per_split.get(split, 0)
     return count, clips.texts.get(split, Texts(count, count, 0))
 
 
 def _train_pairs(task: VideoTextRetrieval | MultipleChoice, forward: _Forward) -> float:
-    """Three pairs are fused: the positive one, and one hard negative per modality."""
+    """FLOPs of one training sample; three pairs are fused: the positive one and one hard negative per modality."""
     return forward.clip + forward.text + 3 * forward.fusion
 
 
 def _compare_all(task: VideoTextRetrieval, forward: _Forward, clips: int, texts: Texts) -> float:
-    """Retrieval by the dual encoder alone, without re-ranking."""
+    """FLOPs of retrieval with the dual encoder alone, without re-ranking."""
     return clips * forward.clip + texts.captions * forward.text
 
 
@@ -171,7 +171,7 @@ def _train_answers(task: QuestionAnswering, forward: _Forward) -> float:
 
 
 def _answer(task: QuestionAnswering, forward: _Forward, clips: int, texts: Texts) -> float:
-    # The first token of every answer is scored in one step; only the `depth` most probable answers are decoded whole.
+    # The first token of every answer is scored in one step; only the `depth` most probable answers are fully decoded.
     ranked = min(task.depth, task.answers or task.depth) * forward.decode(
         task.max_answer_tokens - 1, forward.text_tokens
     )
@@ -196,5 +196,5 @@ _WORK = {
 
 
 def count_pairs(texts: float, clips: float, depth: int) -> float:
-    """Upper bound on the number of re-ranked pairs: the `depth` best clips per text and texts per clip, each pair once."""
+    """Upper bound on re-ranked pairs: the `depth` best clips per text and best texts per clip, each pair once."""
     return min(texts * min(depth, clips) + clips * min(depth, texts), texts * clips)

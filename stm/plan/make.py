@@ -1,6 +1,6 @@
-"""The plan of a run: its clips, shards, jobs, gigabytes, hours and, where the config has prices, money.
+"""The plan of a run: clips, shards, jobs, gigabytes, hours and, if the config specifies prices, the cost in money.
 
-The report compares the plan with what the run really used.
+The report compares the plan with the run's actual usage.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -18,10 +18,10 @@ class DatasetPlan:
     """The clips and shards of one dataset."""
 
     clips: dict[str, int]
-    frames: float  # source frames per clip, mean
-    stored_frames: float  # per clip, mean
+    frames: float  # mean number of source frames per clip
+    stored_frames: float  # mean per clip
     shards: int
-    basis: str  # where the counts come from
+    basis: str  # source of the counts
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Plan:
 
 
 def make_plan(config: Config) -> Plan:
-    """Make the plan of a config; of videos only headers are read."""
+    """Create the plan of a config; only the headers of videos are read."""
     plan = Plan(config.name)
     clips = {}
     for name in config.dataset_names:
@@ -74,7 +74,7 @@ def write_plan(plan: Plan, path: Path) -> None:
 
 
 def describe_plan(plan: Plan, config: Config | None = None) -> str:
-    """The plan as a human-readable table, with its price where `config` has prices."""
+    """Format the plan as a human-readable table, with the price if `config` specifies prices."""
     lines = []
     for name, dataset in plan.datasets.items():
         splits = ", ".join(f"{n} {split}" for split, n in dataset.clips.items())
@@ -89,7 +89,7 @@ def describe_plan(plan: Plan, config: Config | None = None) -> str:
         loading = f"{s.loading_hours:.2f}" if s.loading_hours else "-"
         lines.append(f"{s.stage:44} {s.jobs:>6} {s.cpu_hours:>11.3f} {gpu:>13} {loading:>10} {s.gigabytes:>9.3f}")
     cores_alone = sum(s.cpu_hours for s in plan.stages)
-    # With a GPU the cores only run the other stages and load its clips.
+    # If a GPU is used, the CPU cores only run the remaining stages and load clips for the GPU.
     cores = sum(s.cpu_hours for s in plan.stages if not s.gpu_hours) + sum(s.loading_hours for s in plan.stages)
     gpus = sum(s.gpu_hours for s in plan.stages)
     size = sum(s.gigabytes for s in plan.stages)

@@ -1,7 +1,7 @@
 """Tables, figures and the HTML page.
 
-The names of the files that a report writes follow from the config alone, so that the workflow can declare them. This
-module imports nothing heavy, because the workflow and `stm --help` import it.
+The file names of a report depend only on the config, so that the workflow can declare them. This module avoids
+heavy imports, because the workflow and `stm --help` import it.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from stm.layout import Layout
 def build_report(config: Config, layout: Layout) -> None:
     """Read all results and write `tables/*`, `figures/*` and the page `report.html` into `layout`, the config's folder.
 
-    Missing or damaged results are named on the page and never stop it.
+    Missing or damaged results are listed on the page and never abort the report.
     """
     from stm.report.page.write import write_report
 
@@ -21,14 +21,14 @@ def build_report(config: Config, layout: Layout) -> None:
 
 
 def write_table(config: Config, name: str) -> Path:
-    """Write one of `config.tables`, as `tables/{name}.csv` and `.md`; return the path of the latter."""
+    """Write one of `config.tables` to `tables/{name}.csv` and `.md`; return the path of the Markdown file."""
     from stm.report.paper.write import write_table
 
     return write_table(config, name)
 
 
 def write_figure(config: Config, name: str) -> Path:
-    """Write one of `config.figures`, as `figures/{name}.png`; return its path."""
+    """Write one of `config.figures` to `figures/{name}.png`; return its path."""
     from stm.report.paper.write import write_figure
 
     return write_figure(config, name)

@@ -1,6 +1,6 @@
 """Charts of loss curves and mask quality, each drawn once and written both as PNG and as SVG for the page.
 
-The SVG takes its text and line colours from the page's style sheet, so that it is legible in light and dark mode.
+The SVG inherits its text and line colours from the page's style sheet, so that it is legible in light and dark mode.
 """
 
 import html
@@ -19,11 +19,11 @@ from matplotlib.figure import Figure
 from stm.report.results.records import MaskQualityRow, Run, RunGroup
 from stm.report.tables import camera_title
 
-# Okabe and Ito's palette without its yellow, which is too light for lines: distinct for all common kinds of colour
-# blindness. https://jfly.uni-koeln.de/color/
+# Okabe and Ito's palette without its yellow, which is too light for lines: distinguishable with all common types of
+# colour blindness. https://jfly.uni-koeln.de/color/
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (10, 2)))
-MAX_INNER_LEGEND = 8  # runs; with more, the legend is next to the curves
+MAX_INNER_LEGEND = 8  # runs; with more, the legend is placed outside the axes
 CAMERAS = {"fixed": "#0072B2", "moving": "#E69F00"}
 
 # Placeholders that `to_svg` replaces with the style sheet's variables. No other colour may equal one of them.
@@ -32,7 +32,7 @@ VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--rule)"}
 
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib, so that charts are the same on every machine
+    "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib, so that charts look the same on every machine
     "font.size": 9.5,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -51,7 +51,7 @@ STYLE: dict[Any, Any] = {
 
 
 def run_style(number: int) -> dict[str, Any]:
-    """Colour and dash of a run, by its position in the config: the same in every chart and on the page."""
+    """Return a run's colour and dash style, by its index in the config; the same in every chart and on the page."""
     return {"color": PALETTE[number % len(PALETTE)], "linestyle": DASHES[number // len(PALETTE) % len(DASHES)]}
 
 
@@ -60,13 +60,13 @@ def run_color(number: int) -> str:
 
 
 def name_run(run: RunGroup) -> str:
-    """`text: text_top 0.6`, or `tube 0.9` for a run that is named after its strategy."""
+    """Label a run as `text: text_top 0.6`, or as `tube 0.9` if it is named after its strategy."""
     strategy, ratio = run.mask
     return f"{strategy} {ratio:g}" if strategy == run.name else f"{run.name}: {strategy} {ratio:g}"
 
 
 def new_figure(height: float) -> Figure:
-    """A figure 7.6 inches wide and `height` inches high, on a transparent background."""
+    """Create a figure 7.6 inches wide and `height` inches high, with a transparent background."""
     figure = Figure(figsize=(7.6, height), layout="constrained")
     figure.patch.set_alpha(0)
     return figure
@@ -111,8 +111,8 @@ def _draw_losses(axes: Any, group: RunGroup, crowded: bool) -> None:
 def plot_mean_and_range(
     axes: Any, steps: Sequence[int], curves: Sequence[Sequence[float]], label: str, width: float, style: dict[str, Any]
 ) -> None:
-    """Plot the mean of curves over seeds, one value per step, and the range of several as a band."""
-    marker = "o" if len(steps) == 1 else None  # a line of one point is invisible
+    """Plot the mean of the curves over seeds, one value per step, and, for several seeds, their range as a band."""
+    marker = "o" if len(steps) == 1 else None  # a line with a single point is invisible
     middle = [sum(values) / len(values) for values in zip(*curves, strict=True)]
     axes.plot(steps, middle, label=label, linewidth=width, marker=marker, **style)
     if len(curves) > 1:
@@ -121,7 +121,7 @@ def plot_mean_and_range(
 
 
 def mean_curves(runs: Sequence[Run]) -> tuple[list[int], list[list[float]]]:
-    """The steps that all runs have logged, and each run's running mean at these steps."""
+    """Return the steps that all runs have logged, and each run's running mean at these steps."""
     steps = sorted(set.intersection(*(set(run.steps) for run in runs)))
     curves = []
     for run in runs:
@@ -131,14 +131,14 @@ def mean_curves(runs: Sequence[Run]) -> tuple[list[int], list[list[float]]]:
 
 
 def running_mean(values: Sequence[float], share: float = 0.05) -> list[float]:
-    """Mean over a window of `share` of the curve around each point, shortened at the ends; the same length."""
+    """Running mean over windows of `share` of the curve's length, shortened at the ends; preserves the length."""
     half = int(len(values) * share / 2)
     windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]
 
 
 def mask_quality_bars(rows: Sequence[MaskQualityRow]) -> Figure:
-    """Draw the share of the object's box that each mask hides, per kind of camera, with confidence interval and chance level."""
+    """Draw the hidden fraction of the object's box per mask and camera, with confidence interval and chance level."""
     with mpl.rc_context(STYLE):
         groups = list(dict.fromkeys((row.name, row.ratio) for row in rows))
         cameras = list(dict.fromkeys(row.camera for row in sorted(rows, key=lambda row: row.camera)))
@@ -183,7 +183,7 @@ def show_message(axes: Any, text: str) -> None:
 
 
 def to_png(figure: Figure) -> bytes:
-    """PNG on an opaque white background, 200 dots per inch, without metadata, so that equal figures have equal bytes."""
+    """Encode as PNG: opaque white background, 200 dpi, no metadata, so that equal figures have equal bytes."""
     sink = io.BytesIO()
     FigureCanvasAgg(figure)
     with mpl.rc_context(STYLE):
@@ -192,7 +192,7 @@ def to_png(figure: Figure) -> bytes:
 
 
 def to_svg(figure: Figure, name: str, description: str) -> str:
-    """An `<svg>` element for the page, with the page's fonts and the style sheet's colours.
+    """Render an `<svg>` element for the page, with the page's fonts and the style sheet's colours.
 
     Args:
         figure: the chart.

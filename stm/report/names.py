@@ -1,21 +1,21 @@
 """Names of the files that a report writes.
 
-They follow from the config alone, so that the workflow can declare them; importing this module is cheap.
+They depend only on the config, so that the workflow can declare them; importing this module is cheap.
 """
 
 from stm.config import Config
 
 
 def shown_datasets(config: Config) -> list[str]:
-    """Datasets whose clips are shown: those that runs train on, or all when there are none."""
+    """Return the datasets whose clips are shown: the training datasets of the runs, or all datasets without runs."""
     trained_on = [name for name in config.dataset_names if any(run.dataset == name for run in config.pretrain.values())]
     return trained_on or list(config.dataset_names)
 
 
 def table_names(config: Config) -> list[str]:
-    """File names under `tables/` that `build_report` writes: each table as CSV and Markdown.
+    """Return the file names under `tables/` that `build_report` writes: each table as CSV and Markdown.
 
-    `config.tables` are not among them; `write_table` writes those.
+    `config.tables` are excluded, as `write_table` writes them.
     """
     classified = any(task.per_class for task in config.evaluate.values())
     stems = ["results"] if config.pretrain else []
@@ -26,9 +26,9 @@ def table_names(config: Config) -> list[str]:
 
 
 def figure_names(config: Config) -> list[str]:
-    """File names under `figures/` that `build_report` writes, whether or not their results exist.
+    """Return the file names under `figures/` that `build_report` writes, whether or not their results exist.
 
-    `config.figures` are not among them; `write_figure` writes those.
+    `config.figures` are excluded, as `write_figure` writes them.
     """
     names = ["loss_curves.png"] if config.pretrain else []
     names += ["mask_quality.png"] if measures_masks(config) else []
@@ -39,12 +39,12 @@ def figure_names(config: Config) -> list[str]:
 
 
 def clip_name(config: Config, dataset: str, number: int) -> str:
-    """File name of a clip's figure; the first has number 1."""
+    """Return the file name of a clip's figure; `number` starts at 1."""
     return f"clip_{dataset}_{number}.png" if config.datasets else f"clip_{number}.png"
 
 
 def masks_name(config: Config, dataset: str) -> str:
-    """File name of the figure of all masks."""
+    """Return the file name of the figure with all masks."""
     return f"masks_{dataset}.png" if config.datasets else "masks.png"
 
 

@@ -11,12 +11,12 @@ from stm.training.stage import weights_of
 
 
 def _metrics_of(job: Job, run: str, task: str) -> Path:
-    """Results of an evaluation; they are stored with the run, whatever dataset was evaluated on."""
+    """Path of an evaluation's results, which are stored with the run, regardless of the evaluation dataset."""
     return job.on(job.study.dataset_of(run)).layout.metrics(run, task)
 
 
 def _cells(job: Job, spec: TableSpec | FigureSpec) -> list[Path]:
-    """The files with the numbers of a table or figure, one per seed."""
+    """Files that contain the numbers of a table or figure, one per seed."""
     return [
         _metrics_of(job, instance, task) for run, task in sorted(spec.cells()) for instance in job.study.instances(run)
     ]
@@ -34,10 +34,10 @@ def _drawn(job: Job) -> Files:
 
 
 def _of_dataset(job: Job) -> list[Path]:
-    """Offline results of one dataset that the page shows."""
+    """Paths of one dataset's offline results that the page shows."""
     config, layout, shards = job.config, job.layout, job.shards()
     inputs = [layout.quarantine, *(layout.frames(shard) for shard in shards)]
-    # A dataset only used for transfer packs no captions and needs none.
+    # A dataset used only for transfer neither packs nor needs captions.
     sources = config.captions if MASK_QUALITY.applies(config) or config.pack.sources else ()
     inputs += [layout.captions(source, shard) for source in sources for shard in shards]
     for stage in (MASK_QUALITY, CROP_AGREEMENT):
@@ -46,7 +46,7 @@ def _of_dataset(job: Job) -> list[Path]:
 
 
 def _shown(job: Job) -> Files:
-    """Everything that the page shows."""
+    """All inputs of the page."""
     study, layout = job.study, job.layout
     tables = [layout.tables / f"{name}.csv" for name in study.tables]
     figures = [layout.figures / f"{name}.png" for name in study.figures]

@@ -19,13 +19,13 @@ Value = str | float | int | bool | None
 
 @dataclass(frozen=True)
 class Cell:
-    """One table cell: human-readable text, and the values that it holds in the CSV."""
+    """One table cell: human-readable text, and the cell's values in the CSV."""
 
     text: str
     values: tuple[Value, ...]  # a cell may fill several columns of the CSV: mean, deviation, seeds
-    note: str = ""  # in small print after the text: an interval
+    note: str = ""  # shown in small print after the text, such as an interval
     numeric: bool = False
-    best: bool = False  # the best of its column, set in bold
+    best: bool = False  # the best in its column, shown in bold
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Table:
     columns: list[str]
     keys: list[str]
     rows: list[list[Cell]]
-    footer: list[list[Cell]] = field(default_factory=list)  # reference rows: chance, a total
+    footer: list[list[Cell]] = field(default_factory=list)  # reference rows, such as the chance level or a total
 
     @property
     def numeric(self) -> list[bool]:
@@ -45,7 +45,7 @@ class Table:
 
     @property
     def has_notes(self) -> list[bool]:
-        """Whether each column has notes: a footer cell without one then needs an empty one to line up."""
+        """Whether each column has notes; if so, footer cells without a note need an empty one for alignment."""
         return [any(row[i].note for row in self.rows) for i in range(len(self.columns))]
 
     def to_csv(self) -> str:
@@ -86,7 +86,7 @@ def _escape(text: str) -> str:
 
 
 def text_cell(text: str) -> Cell:
-    """A cell of plain text; a dash where it is empty."""
+    """Create a cell of plain text; a dash if the text is empty."""
     return Cell(text or MISSING, (text,))
 
 
@@ -101,14 +101,14 @@ def number(value: float | None, digits: int) -> Cell:
 
 
 def percent(share: float | None, best: bool = False) -> Cell:
-    """A share from 0 to 1, shown in per cent."""
+    """Format a fraction from 0 to 1 as a percentage."""
     if share is None or math.isnan(share):
         return Cell(MISSING, (None,), numeric=True)
     return Cell(f"{100 * share:.1f}", (share,), numeric=True, best=best)
 
 
 def estimate(share: float | None, interval: tuple[float, float] | None, best: bool = False, *more: Value) -> Cell:
-    """A share from 0 to 1 with its interval, shown in per cent; the CSV gets share, low, high and `more`."""
+    """Format a fraction (0 to 1) and its interval in per cent; the CSV contains the fraction, low, high and `more`."""
     cell = percent(share, best)
     low, high = interval or (None, None)
     note = "" if interval is None or share is None else f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
@@ -116,11 +116,11 @@ def estimate(share: float | None, interval: tuple[float, float] | None, best: bo
 
 
 def measurement_cell(measurement: Measurement | None, best: float = math.nan, seeds: int | None = None) -> Cell:
-    """A number over seeds; the CSV gets mean, deviation, number of seeds, and the interval of a single seed.
+    """Format a metric over seeds; the CSV contains the mean, deviation, seed count, and the interval of a single seed.
 
     Args:
         best: the best mean of the column.
-        seeds: the number of seeds in the config; the cell notes when fewer have results.
+        seeds: the number of seeds in the config; the cell notes if fewer have results.
     """
     if measurement is None:
         return Cell(MISSING, (None,) * 5, numeric=True)
@@ -146,12 +146,12 @@ def results_table(
     chances: Mapping[str, float],
     tasks: Sequence[str] | None = None,
 ) -> Table:
-    """One row per pretraining run, averaged over its seeds; the chance level is in the footer.
+    """Build the results table: one row per pretraining run, averaged over its seeds; chance level in the footer.
 
     Args:
         groups: the runs, in the order of the rows.
         chances: chance level of each evaluation that has one.
-        tasks: the evaluations to show; all of the config's by default.
+        tasks: the evaluations to show; all evaluations of the config by default.
     """
     tasks = list(config.evaluate) if tasks is None else list(tasks)
     keys = ["run", "dataset"] if config.datasets else ["run"]
@@ -195,23 +195,23 @@ def _chance(level: float | None, scale: float) -> Cell:
 
 
 def title(task: str) -> str:
-    """`finetune` -> `Fine-tuning`; the name itself of an evaluation that is not named after its task."""
+    """Return a title: `finetune` -> `Fine-tuning`; the name itself if the evaluation is not named after its task."""
     return TASKS[task].title if task in TASKS else task
 
 
 def headline_of(config: Config, task: str) -> Metric:
-    """The headline metric of an evaluation's task."""
+    """Return the headline metric of an evaluation's task."""
     return TASKS[config.evaluate[task].task].headline
 
 
 def column_title(config: Config, task: str) -> str:
-    """`Linear probe, top-1 %`."""
+    """Return a column title such as `Linear probe, top-1 %`."""
     headline = headline_of(config, task)
     return f"{title(task)}, {headline.label} {headline.unit}".rstrip()
 
 
 def per_class_table(config: Config, groups: Sequence[RunGroup]) -> Table:
-    """Accuracy per class, averaged over seeds; one column per run."""
+    """Build the table of accuracy per class, averaged over seeds, with one column per run."""
     rows = []
     for task in config.evaluate:
         accuracies = {group.name: group.class_accuracy(task) for group in groups}
@@ -223,10 +223,10 @@ def per_class_table(config: Config, groups: Sequence[RunGroup]) -> Table:
 
 
 def mask_quality_table(rows: Sequence[MaskQualityRow]) -> Table:
-    """One row per guide and ratio; one column per kind of camera, with the interval."""
+    """Build the mask quality table: one row per guide and ratio, one column per camera type, with the interval."""
     cameras = sorted({row.camera for row in rows})
     several_datasets = any(row.dataset for row in rows)
-    # Coverage grows with the ratio, so only masks of the same ratio compete for the best.
+    # Coverage grows with the ratio, so only masks of equal ratio are compared for the best value.
     best: dict[tuple[str, str, float], float] = {}
     for row in rows:
         key = row.dataset, row.camera, row.ratio
@@ -258,11 +258,11 @@ def camera_title(camera: str) -> str:
 
 
 def quarantine_table(refusals: Sequence[Refusal], datasets: Sequence[str] | None = None) -> Table:
-    """One row per clip and stage whose status is not `ok`.
+    """Build the quarantine table: one row per clip and stage with a status other than `ok`.
 
     Args:
-        refusals: the rows.
-        datasets: the dataset of each row, where there are several.
+        refusals: the refused clips, one per row.
+        datasets: the dataset of each row, if there are several.
     """
     columns = ["Stage", "Clip", "File", "Status", "Policy", "Kept", "Detail"]
     keys = ["stage", "video_id", "path", "status", "policy", "kept", "detail"]

@@ -1,1 +1,1 @@
-"""Pictures of clips, their guides and their masks."""
+"""Figures of clips, their guides and their masks."""

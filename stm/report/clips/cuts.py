@@ -1,4 +1,4 @@
-"""Clips cut as in evaluation (middle window, central square, no flip), with the guides that training would see."""
+"""Clips cut as in evaluation (middle window, centre crop, no flip), with the guides that training would use."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from stm.models.teachers.frame_teacher import FrameTeacher
 
 MAX_SLOTS = 8  # columns; longer clips show every n-th slot
-FEW_SLOTS = 3  # with so few slots every frame is a column: one frame per slot would hardly show motion
+FEW_SLOTS = 3  # with this few slots every frame gets a column, as one frame per slot would hardly show motion
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Cut:
     geometry: Geometry
     batch: Mapping[str, Any]  # a batch of one: `video` and `guides`
     caption: str
-    frame_indices: list[int]  # F frames that are shown; see `choose_frames`
+    frame_indices: list[int]  # the F frames shown; see `choose_frames`
     frames: film_strips.Tiles  # [F, S, S, 3]
-    boxes: NDArray[np.float64] | None  # [all frames, 4], shares of the crop; NaN: outside of it
+    boxes: NDArray[np.float64] | None  # [all frames, 4], as fractions of the crop; NaN: outside it
 
     @property
     def slots(self) -> list[int]:
@@ -49,13 +49,13 @@ class Cut:
         return [frame // self.geometry.tubelet for frame in self.frame_indices]
 
     def outline(self, tiles: film_strips.Tiles) -> film_strips.Tiles:
-        """Draw the true box on the tiles, if it is known."""
+        """Draw the ground-truth box on the tiles, if known."""
         if self.boxes is None:
             return tiles
         return film_strips.draw_boxes(tiles, self.boxes[self.frame_indices])
 
     def token_grid(self, tokens: Tensor) -> NDArray[np.float32]:
-        """One value per token, [1, slots, N] or [1, slots * N] -> float32 [F, side, side], for the shown frames."""
+        """Reshape one value per token, [1, slots, N] or [1, slots * N], to float32 [F, side, side] (shown frames)."""
         side = self.geometry.side
         grid: NDArray[np.float32] = tokens.reshape(-1, side, side)[self.slots].float().numpy()
         return grid
@@ -84,12 +84,12 @@ def _cut(clip: ReportClip, geometry: Geometry, sample: Mapping[str, Any]) -> Cut
 
 
 def choose_frames(geometry: Geometry) -> list[int]:
-    """Indices of the frames to show, ascending: the first frame of each slot or every n-th slot; all frames of few slots."""
+    """Return the indices of frames to show, ascending: the first of each or every n-th slot, or all of few slots."""
     if geometry.slots <= FEW_SLOTS:
         step = -(-geometry.frames // MAX_SLOTS)
         return list(range(0, geometry.frames, step))
     step = -(-geometry.slots // MAX_SLOTS)
-    # Starting here, the middle slot is always shown: attention is drawn from a patch of it.
+    # This offset ensures that the middle slot is shown: attention is drawn from one of its patches.
     slots = range(geometry.slots // 2 % step, geometry.slots, step)
     return [slot * geometry.tubelet for slot in slots]
 
@@ -100,7 +100,7 @@ def show_video(video: Tensor, frame_indices: Sequence[int]) -> film_strips.Tiles
 
 
 def _boxes_in_crop(clip: ReportClip, geometry: Geometry) -> NDArray[np.float64] | None:
-    """True boxes of the cut's frames, clipped to the crop and as shares of it, [frames, 4]; NaN: outside."""
+    """Return the cut's ground-truth boxes, clipped to the crop, as fractions of it, [frames, 4]; NaN: outside."""
     if clip.boxes is None:
         return None
     window = view_windows(1, geometry.frames, geometry.stride, clip.frames, geometry.sampling)[0]
@@ -114,7 +114,7 @@ def _boxes_in_crop(clip: ReportClip, geometry: Geometry) -> NDArray[np.float64] 
 
 
 def default_geometry(config: Config, clips: Sequence[ReportClip]) -> Geometry:
-    """A geometry that suits the stored frames, for configs without runs."""
+    """Return a geometry that fits the stored frames, for configs without runs."""
     patch = max(1, config.frames.short_side // config.grid)
     frames = min(MAX_SLOTS, min(clip.frames for clip in clips))
     stride = max(1, min(clip.frames for clip in clips) // frames)
@@ -126,9 +126,9 @@ def default_geometry(config: Config, clips: Sequence[ReportClip]) -> Geometry:
 
 @cache
 def load_frame_teacher(settings: Teacher, side: int, layers: int = 1) -> "FrameTeacher":
-    """Load a run's teacher for its attention and last layer of features; with 0 layers, for its attention alone.
+    """Load a run's teacher to compute its attention and last-layer features; with 0 layers, only its attention.
 
-    Cached, because several masks of a page share a teacher.
+    Cached, because several masks on a page share a teacher.
     """
     from stm.models.teachers.frame_teacher import FrameTeacher
 
@@ -137,13 +137,13 @@ def load_frame_teacher(settings: Teacher, side: int, layers: int = 1) -> "FrameT
 
 
 def _compute_features(teacher: Teacher, cut: Cut) -> Tensor:
-    """The teacher's tokens, averaged over a tubelet's frames, as unit vectors [1, slots, N, D]."""
+    """Return the teacher's tokens, averaged over each tubelet's frames, as unit vectors [1, slots, N, D]."""
     tokens = load_frame_teacher(teacher, cut.geometry.side)(cut.batch["video"]).tokens
     return normalize(tokens.unflatten(1, (-1, cut.geometry.tubelet)).mean(dim=2), dim=-1)
 
 
 def compute_guides(cut: Cut, needs: Iterable[str], teacher: Teacher | None) -> Mapping[str, Tensor] | None:
-    """The guides that a strategy needs: packed ones and those computed by the teacher; None when one is missing."""
+    """Return the guides that a strategy needs, both packed and computed by the teacher; None if any is missing."""
     guides = dict(cut.batch["guides"])
     if TEACHER_GUIDE in needs and teacher is not None:
         attention_teacher = load_frame_teacher(teacher, cut.geometry.side, layers=0)
@@ -154,7 +154,7 @@ def compute_guides(cut: Cut, needs: Iterable[str], teacher: Teacher | None) -> M
 
 
 def mask_cut(cut: Cut, strategy: str, ratio: float, teacher: Teacher | None = None) -> NDArray[np.bool_] | None:
-    """The mask of a strategy, bool [slots, side, side], True: hidden; None when a guide is missing."""
+    """Compute a strategy's mask, bool [slots, side, side], True: hidden; None if a guide is missing."""
     draw_mask = get_strategy(strategy)
     guides = compute_guides(cut, draw_mask.needs, teacher)
     if guides is None:
@@ -165,15 +165,15 @@ def mask_cut(cut: Cut, strategy: str, ratio: float, teacher: Teacher | None = No
 
 
 def hidden_share(boxes: NDArray[np.float64], masked: NDArray[np.bool_], tubelet: int) -> float | None:
-    """Share of the boxes' area that masked tokens cover, over all frames.
+    """Compute the fraction of the boxes' area that masked tokens cover, over all frames.
 
     Args:
-        boxes: [frames, 4], shares of the crop; frames with NaN have no box.
+        boxes: [frames, 4], as fractions of the crop; frames with NaN have no box.
         masked: bool [slots, side, side].
         tubelet: frames per slot.
 
     Returns:
-        None when no frame has a box.
+        The fraction, or None if no frame has a box.
     """
     side = masked.shape[1]
     edges = np.arange(side + 1) / side
@@ -192,7 +192,7 @@ def hidden_share(boxes: NDArray[np.float64], masked: NDArray[np.bool_], tubelet:
 
 
 def frames_row(cut: Cut) -> Row:
-    """The frames with the true box, and how they are sampled."""
+    """Build the row of frames with the ground-truth box, and note how the frames are sampled."""
     shape = cut.geometry
     if shape.sampling == "tsn":
         note = f"{shape.frames} frames, one per segment"
@@ -202,7 +202,7 @@ def frames_row(cut: Cut) -> Row:
 
 
 def map_row(cut: Cut, guide: str, label: str, unit: str, note: str = "") -> Row | None:
-    """A packed guide as a heat map over the frames; None when it is not packed."""
+    """Build the heat map of a packed guide over the frames; None if the guide is not packed."""
     if guide not in cut.batch["guides"]:
         return None
     grid = cut.token_grid(cut.batch["guides"][guide])
@@ -218,15 +218,15 @@ def mask_row(
     run: int | None = None,
     ratio: float | None = None,
 ) -> Row:
-    """A mask with a note on how much it hides.
+    """Build the row of a mask, with a note on how much it hides.
 
     Args:
         cut: the clip.
-        label: of the row.
+        label: the row's label.
         masked: bool [slots, side, side].
-        note: comes before the share of the true box that the mask hides, if the box is known.
-        run: number of the run, for its colour.
-        ratio: the nominal ratio; the note gives the share of hidden tokens where truncation makes it differ visibly.
+        note: precedes the fraction of the ground-truth box that the mask hides, if the box is known.
+        run: index of the run, which determines its colour.
+        ratio: the nominal ratio; the note reports the fraction of hidden tokens if truncation changes it visibly.
     """
     tiles = cut.outline(film_strips.grey_out(cut.frames, masked[cut.slots]))
     covered = None if cut.boxes is None else hidden_share(cut.boxes, masked, cut.geometry.tubelet)

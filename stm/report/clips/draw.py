@@ -1,4 +1,4 @@
-"""The page's clips: frames, guides, every mask and the reconstructions, over the time slots of a training clip."""
+"""The page's film strips: frames, guides, all masks and reconstructions, over the time slots of a training clip."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ MAX_RECONSTRUCTED_RUNS = 8
 MAPS = {"similarity": ("Text similarity", "cosine"), "motion": ("Motion", "cells per stored frame")}
 
 MaskKey = tuple[str, float, Teacher | None, Section | str | None]
-Reconstructions = Mapping[int, film_strips.Tiles]  # by the number of the run
+Reconstructions = Mapping[int, film_strips.Tiles]  # by run index
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,20 @@ class ClipStrips:
 
 
 def describe_clip(clip: ReportClip, caption: str) -> str:
-    """Video, label and caption in one line."""
+    """Describe a clip by its video, label and caption in one line."""
     return "   ".join(filter(None, (clip.video_id, clip.label, f"“{caption}”" if caption else "")))
 
 
 def draw_clip_strips(
     config: Config, layout: Layout, results: Results, groups: Sequence[RunGroup] | None = None
 ) -> list[ClipStrips]:
-    """Draw up to `config.report.clips` clips; fewer or none where too few are packed.
+    """Draw up to `config.report.clips` clips; fewer or none if too few are packed.
 
     Args:
-        config: of one dataset.
-        layout: of the dataset.
-        results: of the dataset; collects problems.
-        groups: the runs that train on it, shown by their first instance; those of `config` by default.
+        config: the config of one dataset.
+        layout: the layout of the dataset.
+        results: the results of the dataset; collects problems.
+        groups: the runs that train on it, each represented by its first instance; the runs of `config` by default.
     """
     runs = group_runs(config, results.runs) if groups is None else groups
     no_clips: list[ReportClip] = []
@@ -77,7 +77,7 @@ def draw_clip_strips(
 
 
 def reconstructed_runs(groups: Sequence[RunGroup]) -> list[int]:
-    """Numbers of the runs whose reconstructions are shown: the first with weights and a trained decoder."""
+    """Indices of the runs whose reconstructions are shown: the first ones with weights and a trained decoder."""
     able = [g.number for g in groups if g.instances[0].weights is not None and g.settings.reconstructs]
     return able[:MAX_RECONSTRUCTED_RUNS]
 
@@ -85,7 +85,7 @@ def reconstructed_runs(groups: Sequence[RunGroup]) -> list[int]:
 def _by_geometry(
     config: Config, groups: Sequence[RunGroup], clips: Sequence[ReportClip]
 ) -> dict[Geometry, list[RunGroup]]:
-    """The runs by the geometry of their clips; without runs, one geometry that suits the stored frames."""
+    """Group the runs by the geometry of their clips; without runs, return one geometry that fits the stored frames."""
     by_geometry: dict[Geometry, list[RunGroup]] = {}
     for group in groups:
         by_geometry.setdefault(Geometry.of(group.settings), []).append(group)
@@ -93,7 +93,7 @@ def _by_geometry(
 
 
 def _by_captions(groups: Sequence[RunGroup]) -> dict[CaptionChoice, list[RunGroup]]:
-    """The runs by the captions that they sample from."""
+    """Group the runs by the captions that they sample from."""
     by_captions: dict[CaptionChoice, list[RunGroup]] = {}
     for group in groups:
         by_captions.setdefault(group.settings.captions, []).append(group)
@@ -101,7 +101,7 @@ def _by_captions(groups: Sequence[RunGroup]) -> dict[CaptionChoice, list[RunGrou
 
 
 def _common_rows(cut: Cut, drawn_maps: set[tuple[str, str]]) -> list[Row]:
-    """Frames and maps of a clip; for each further caption only the similarity, which depends on it."""
+    """Build the frame and map rows of a clip; for additional captions, only the caption-dependent similarity."""
     first = not any(key == cut.clip.key for key, _ in drawn_maps)
     again = (cut.clip.key, cut.caption) in drawn_maps
     drawn_maps.add((cut.clip.key, cut.caption))
@@ -121,7 +121,7 @@ def _run_rows(
     reconstructions: Reconstructions,
     results: Results,
 ) -> list[Row]:
-    """Each mask once, below the guides that a run makes it from, and above the reconstructions of the runs that use it."""
+    """Build the rows of each mask once, between the guides it is computed from and the reconstructions that use it."""
     rows: list[Row] = []
     for key, group in _by_mask(groups).items():
         no_rows: list[Row] = []
@@ -140,7 +140,7 @@ def _run_rows(
 
 
 def _by_mask(groups: Sequence[RunGroup]) -> dict[MaskKey, RunGroup]:
-    """The first run of each mask, preferably one that is trained."""
+    """Return the first run with each mask, preferably a trained one."""
     by_mask: dict[MaskKey, RunGroup] = {}
     for group in sorted(groups, key=lambda group: group.settings.optimisation.epochs == 0):
         by_mask.setdefault(mask_key(group), group)
@@ -148,14 +148,14 @@ def _by_mask(groups: Sequence[RunGroup]) -> dict[MaskKey, RunGroup]:
 
 
 def mask_key(group: RunGroup) -> MaskKey:
-    """Key of a run's mask: runs with equal keys mask a clip alike. A learned mask is unique to its run."""
+    """Key of a run's mask: runs with equal keys mask a clip identically. A learned mask is unique to its run."""
     settings = group.settings
     own = group.name if learns_mask(settings) else settings.mask_settings
     return (*group.mask, settings.teacher, own)
 
 
 def _own_masks(groups: Sequence[RunGroup], cuts: Sequence[Cut], results: Results) -> dict[MaskKey, list[RunMask]]:
-    """The masks of runs with a frame teacher, one per cut; learned masks only where the run has weights."""
+    """Draw the masks of runs with a frame teacher, one per cut; learned masks only if the run has weights."""
     masks: dict[MaskKey, list[RunMask]] = {}
     no_masks: list[RunMask] = []
     for key, group in _by_mask(groups).items():
@@ -183,9 +183,9 @@ def _try_reconstruct(group: RunGroup, cuts: Sequence[Cut], results: Results) -> 
 
 
 def reconstruct(run: Run, cuts: Sequence[Cut]) -> list[film_strips.Tiles]:
-    """Reconstruct each cut with a run's model: tiles like the frames', [F, S, S, 3].
+    """Reconstruct each cut with a run's model, as tiles [F, S, S, 3] like those of the frames.
 
-    Runs on the CPU, so that the bytes do not depend on a GPU.
+    Runs on the CPU, so that the output bytes do not depend on the GPU.
     """
     assert run.weights is not None
     method = load_method(run.settings, run.weights)

@@ -1,4 +1,4 @@
-"""Film strips: the pixels of a clip's figure, whose rows are quantities and whose columns are time slots.
+"""Film strips: the images of a clip, with one row per quantity and one column per time slot.
 
 Tiles are uint8 RGB [slots, side, side, 3]; grids have one value per token, [slots, n, n].
 """
@@ -20,11 +20,11 @@ Tiles = NDArray[np.uint8]
 
 TILE = 128  # pixels; frames of 96 to 160 pixels keep their size
 GAP = 4  # pixels between the tiles
-LABEL_INCHES, HEAD_INCHES, GAP_INCHES = 1.7, 0.45, 0.1  # of a composed figure
-MAX_INCHES = 9.0  # width of clips side by side
+LABEL_INCHES, HEAD_INCHES, GAP_INCHES = 1.7, 0.45, 0.1  # in a composed figure
+MAX_INCHES = 9.0  # maximum total width of clips placed side by side
 LABEL_CHARACTERS = 26  # per line
 HIDDEN = 140  # grey of a masked patch
-BOX = (240, 228, 66)  # Okabe and Ito's yellow, with a black line around it: visible on anything
+BOX = (240, 228, 66)  # Okabe and Ito's yellow; outlined in black, so that it is visible on any background
 QUERY = (220, 30, 30)  # red outline of the query token of an attention map
 COLORMAP = "viridis"  # perceptually uniform, and legible in greyscale
 
@@ -47,7 +47,7 @@ class Row:
     tiles: Tiles
     note: str = ""
     scale: Scale | None = None
-    run: int | None = None  # position of the run in the config, for its colour
+    run: int | None = None  # index of the run in the config, which determines its colour
 
 
 def resize(tiles: Tiles) -> Tiles:
@@ -60,13 +60,13 @@ def resize(tiles: Tiles) -> Tiles:
 
 
 def enlarge(grid: NDArray[np.generic], side: int) -> NDArray[np.generic]:
-    """Grid [slots, n, n] -> [slots, side, side] by nearest neighbour, so that each token is a flat square."""
+    """Upsample a grid [slots, n, n] to [slots, side, side] by nearest neighbour: each token is a flat square."""
     index = np.arange(side) * grid.shape[1] // side
     return grid[:, index][:, :, index]
 
 
 def heat_map(tiles: Tiles, grid: NDArray[np.float32], scale: Scale) -> Tiles:
-    """Overlay a grid [slots, n, n] in colour on the frames in greyscale."""
+    """Overlay a grid [slots, n, n] in colour on the greyscale frames."""
     side = tiles.shape[1]
     spread = max(scale.high - scale.low, 1e-12)
     share = np.clip((enlarge(grid, side).astype(np.float64) - scale.low) / spread, 0, 1)
@@ -74,34 +74,34 @@ def heat_map(tiles: Tiles, grid: NDArray[np.float32], scale: Scale) -> Tiles:
 
 
 def color_groups(tiles: Tiles, groups: NDArray[np.int64]) -> Tiles:
-    """Overlay group numbers [slots, n, n], from 0, with one colour per group on the frames in greyscale."""
+    """Overlay zero-based group indices [slots, n, n] on the greyscale frames, with one colour per group."""
     number = enlarge(groups, tiles.shape[1]).astype(np.float64)
-    # Steps of the golden ratio keep the hues of consecutive groups far apart, however many groups there are.
+    # Golden-ratio steps keep the hues of consecutive groups far apart for any number of groups.
     hue = (number * 0.618034) % 1
     strong = number % 2 == 0
     return _tint(tiles, hsv_to_rgb(np.stack([hue, np.where(strong, 0.9, 0.6), np.where(strong, 0.8, 1.0)], axis=-1)))
 
 
 def _tint(tiles: Tiles, color: NDArray[np.float64]) -> Tiles:
-    """Blend colours [slots, side, side, 3], 0 to 1, with the frames in greyscale."""
+    """Blend colours [slots, side, side, 3], from 0 to 1, with the greyscale frames."""
     grey = tiles @ np.array([0.299, 0.587, 0.114])  # luma, ITU-R BT.601
     return np.rint(0.62 * 255 * color + 0.38 * grey[..., None]).astype(np.uint8)
 
 
 def colormap_stops(count: int = 7) -> list[str]:
-    """Hexadecimal colours of the heat maps from low to high, for the legend."""
+    """Return the hexadecimal colours of the heat maps from low to high, for the legend."""
     values = mpl.colormaps[COLORMAP](np.linspace(0, 1, count))[:, :3]
     return ["#" + "".join(f"{round(255 * part):02x}" for part in value) for value in values]
 
 
 def grey_out(tiles: Tiles, masked: NDArray[np.bool_]) -> Tiles:
-    """Replace masked tokens, bool [slots, n, n], by grey squares."""
+    """Replace masked tokens, bool [slots, n, n], with grey squares."""
     hidden = enlarge(masked, tiles.shape[1])
     return np.where(hidden[..., None], np.uint8(HIDDEN), tiles)
 
 
 def draw_boxes(tiles: Tiles, boxes: NDArray[np.float64]) -> Tiles:
-    """Outline boxes [slots, 4] (x0, y0, x1, y1 as shares of the tile); NaN: no box in that slot."""
+    """Outline boxes [slots, 4] (x0, y0, x1, y1 as fractions of the tile); NaN: no box in that slot."""
     drawn = tiles.copy()
     side = tiles.shape[1]
     for tile, box in zip(drawn, boxes, strict=True):
@@ -113,10 +113,10 @@ def draw_boxes(tiles: Tiles, boxes: NDArray[np.float64]) -> Tiles:
 
 
 def mark_token(tiles: Tiles, slot: int, row: int, column: int, side: int) -> Tiles:
-    """Outline one token of a tile's `side` x `side` grid in red, with a white line around it."""
+    """Outline one token of a tile's `side` x `side` grid in red, with a white border."""
     drawn = tiles.copy()
     size = tiles.shape[1]
-    # The same rounding as in `enlarge`, where a pixel belongs to the token pixel * side // size.
+    # The same rounding as in `enlarge`, which assigns a pixel to token pixel * side // size.
     x0, x1 = (-(-edge * size // side) for edge in (column, column + 1))
     y0, y1 = (-(-edge * size // side) for edge in (row, row + 1))
     for outset, width, color in ((3, 2, (255, 255, 255)), (1, 2, QUERY)):
@@ -128,7 +128,7 @@ def mark_token(tiles: Tiles, slot: int, row: int, column: int, side: int) -> Til
 def mark_points(
     tiles: Tiles, points: NDArray[np.float64], shape: Literal["dot", "square"], color: tuple[int, int, int], size: float
 ) -> Tiles:
-    """Mark points [slots, K, 2] (x, y as shares of the tile; NaN: no point), `size` pixels wide with a dark outline."""
+    """Mark points [slots, K, 2] (x, y: fractions of the tile; NaN: no point), `size` pixels wide, outlined in black."""
     drawn = tiles.copy()
     axis = np.arange(tiles.shape[1]) + 0.5
     for tile, pixels in zip(drawn, points * tiles.shape[1], strict=True):
@@ -158,12 +158,12 @@ def join(tiles: Tiles) -> NDArray[np.uint8]:
 
 
 def encode(tiles: Tiles) -> tuple[str, bytes]:
-    """Media type and bytes of a strip for the page."""
+    """Return the media type and encoded bytes of a strip for the page."""
     return encode_image(Image.fromarray(join(tiles)))
 
 
 def encode_image(image: Image.Image) -> tuple[str, bytes]:
-    """Media type and bytes of an image: WebP, a tenth of PNG's size, or PNG where Pillow lacks WebP."""
+    """Return the media type and encoded bytes of an image: WebP, a tenth of PNG's size, or PNG if Pillow lacks WebP."""
     sink = io.BytesIO()
     # WebP is limited to 16383 pixels per side.
     if features.check("webp") and max(image.size) < 16384:
@@ -177,8 +177,8 @@ def compose(clips: Sequence[tuple[str, list[Row]]], title: str = "") -> Figure:
     """Compose clips into one figure with the labels on the left, as on the page.
 
     Args:
-        clips: heading and rows of each; short clips stand side by side, long ones below each other.
-        title: above all clips.
+        clips: heading and rows of each clip; short clips are placed side by side, long ones are stacked.
+        title: shown above all clips.
     """
     slots = max((len(row.tiles) for _, rows in clips for row in rows), default=1)
     tile = 1.1 if slots < 6 else 6.6 / slots
@@ -205,7 +205,7 @@ def _draw_clip(
     """Draw one clip, `across` inches wide; `place` is its upper left corner, in inches from the figure's lower left."""
     width, height = figure.get_size_inches()
     left, upper = place
-    # Matplotlib's own wrapping parses a dollar sign as mathematics even with text.parse_math off.
+    # Matplotlib's own wrapping parses dollar signs as math even with text.parse_math off.
     heading = textwrap.shorten(heading or "no clip to show", int(2 * 15 * across), placeholder=" …")
     heading = textwrap.fill(heading, int(15 * across))
     figure.text((left + 0.08) / width, (upper - 0.1) / height, heading, fontsize=8, va="top")
@@ -221,7 +221,7 @@ def _draw_clip(
 
 
 def _stack(rows: list[Row], slots: int) -> Tiles:
-    """Stack all strips on white; each tile is padded by the gap on its right and lower edge."""
+    """Stack all strips on a white background; each tile is padded by the gap at its right and bottom edges."""
     field = max(row.tiles.shape[1] for row in rows) + GAP
     canvas = np.full((len(rows) * field, slots * field, 3), 255, dtype=np.uint8)
     for number, row in enumerate(rows):
@@ -232,7 +232,7 @@ def _stack(rows: list[Row], slots: int) -> Tiles:
 
 
 def _label(row: Row) -> str:
-    """Label, note and scale of a row, in lines that fit next to the strip; a long note is broken at its commas."""
+    """Format a row's label, note and scale in lines that fit next to the strip; long notes are broken at commas."""
     scale = "" if row.scale is None else f"{row.scale.low:.2f} to {row.scale.high:.2f}\n{row.scale.unit}"
     notes = [row.note] if len(row.note) <= LABEL_CHARACTERS else row.note.split(", ")
     parts = (textwrap.shorten(part, 2 * LABEL_CHARACTERS, placeholder=" …") for part in (row.label, *notes))

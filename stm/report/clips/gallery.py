@@ -16,7 +16,7 @@ from stm.report.results.records import Results
 
 MAX_CLIPS = 2
 
-# By the guide that a strategy needs, in the order of the gallery.
+# Keyed by the guide that a strategy needs, in gallery order.
 USUAL_RATIO = {
     "": 0.9,  # VideoMAE
     "flow": 0.9,  # MGMAE
@@ -31,23 +31,23 @@ USUAL_RATIO = {
 
 @dataclass
 class MaskGallery:
-    """A few clips with all masks."""
+    """A few clips, each with all masks."""
 
     clips: list[ClipStrips] = field(default_factory=list)
-    missing: dict[str, str] = field(default_factory=dict)  # strategy -> why it is not drawn
+    missing: dict[str, str] = field(default_factory=dict)  # strategy -> the reason it is not drawn
 
 
 def usual_ratio(strategy: str) -> float:
-    """The ratio of the paper that a strategy's guide is from; 0.75 for guides of users' own strategies."""
+    """Return the mask ratio of the paper that introduced a strategy's guide; 0.75 for user-defined guides."""
     needs = _needs(strategy)
     return USUAL_RATIO.get(needs[0] if needs else "", 0.75)
 
 
 def ordered_strategies(own: Iterable[str] = ()) -> list[str]:
-    """All strategies, grouped by guide, those without guides first.
+    """Return all strategies grouped by guide, with unguided strategies first.
 
     Args:
-        own: strategies from users' own files, which `strategy_names` does not list.
+        own: user-defined strategies, which `strategy_names` does not list.
     """
     order = list(USUAL_RATIO)
     guides = {name: _needs(name) for name in {*strategy_names(), *own}}
@@ -56,7 +56,7 @@ def ordered_strategies(own: Iterable[str] = ()) -> list[str]:
 
 
 def _needs(strategy: str) -> tuple[str, ...]:
-    """Guides of a strategy; none where its file cannot be loaded, since drawing the mask reports that error."""
+    """Return a strategy's guides; empty if its file cannot be loaded, since drawing the mask reports that error."""
     try:
         return find_strategy(strategy).needs
     except StrategyError:
@@ -64,7 +64,7 @@ def _needs(strategy: str) -> tuple[str, ...]:
 
 
 def draw_mask_gallery(config: Config, layout: Layout, results: Results) -> MaskGallery:
-    """Draw all strategies on the report's first clips of one dataset, with the teacher of the first run that has one."""
+    """Draw all strategies on the first report clips of one dataset, using the teacher of the first run that has one."""
     no_clips: list[ReportClip] = []
     choose = partial(choose_clips, config, layout, results.shards, min(MAX_CLIPS, config.report.clips))
     clips = results.attempt("choice of clips", choose, no_clips)
@@ -72,7 +72,7 @@ def draw_mask_gallery(config: Config, layout: Layout, results: Results) -> MaskG
         return MaskGallery()
     runs = list(config.pretrain.values())
     shapes = [Geometry.of(run) for run in runs]
-    # With the most tokens, masks differ most from one another and from slot to slot.
+    # Masks differ most from each other, and from slot to slot, in the geometry with the most tokens.
     finest = max(shapes, key=lambda shape: shape.slots * shape.tokens, default=None)
     geometry = default_geometry(config, clips) if finest is None else finest
     no_cuts: list[Cut] = []
@@ -91,7 +91,7 @@ def draw_mask_gallery(config: Config, layout: Layout, results: Results) -> MaskG
 def _draw(strategy: str, cuts: Sequence[Cut], teacher: Teacher | None, gallery: MaskGallery) -> None:
     """Add a strategy's mask to the gallery's clips, or the reason why it is missing."""
     ratio = usual_ratio(strategy)
-    gallery.missing[strategy] = "it could not be drawn"  # stands if a mask raises an error
+    gallery.missing[strategy] = "it could not be drawn"  # remains if drawing a mask raises an error
     masks = [mask_cut(cut, strategy, ratio, teacher) for cut in cuts]
     for cut, clip, masked in zip(cuts, gallery.clips, masks, strict=True):
         if masked is not None:

@@ -1,4 +1,4 @@
-"""Masks of runs with a frame teacher, drawn as in training, with the guides that they are made from.
+"""Masks of runs with a frame teacher, drawn as in training, with the guides that they are computed from.
 
 UMT ranks its teacher's attention; STM mixes it with blobs around predicted points; ClusterSTM keeps one token per
 cluster. `stm.report.clips.cuts` draws the masks of all other runs.
@@ -27,9 +27,9 @@ from stm.report.clips import film_strips
 from stm.report.clips.cuts import Cut, load_frame_teacher, mask_row
 from stm.report.clips.film_strips import Row, Scale
 
-FORMER = (220, 30, 30)  # colour of the dot: the point in the former frame of a pair
-LATTER = (255, 255, 255)  # colour of the square: the point in the latter frame
-KEPT = (255, 255, 255)  # colour of the dot on a cluster's kept token
+FORMER = (220, 30, 30)  # dot colour: the point in the first frame of a pair
+LATTER = (255, 255, 255)  # square colour: the point in the second frame
+KEPT = (255, 255, 255)  # dot colour on the kept token of a cluster
 MARK, SMALL_MARK = 9, 5  # pixels
 SAMPLING = {"log_probability": "by log-probability", "as_released": "as released"}
 
@@ -40,12 +40,12 @@ class LearnedMask:
 
     pairs: Pairs
     drawn: SampledMask
-    mix: float  # weight of the blobs; the attention has the rest
+    mix: float  # weight of the blobs; the attention gets the remaining weight
 
 
 @dataclass(frozen=True)
 class RunMask:
-    """A run's mask of a cut."""
+    """A run's mask for one cut."""
 
     run: LanguageRun
     cut: Cut
@@ -55,7 +55,7 @@ class RunMask:
 
 
 def draws_own_mask(run: Run) -> TypeGuard[LanguageRun]:
-    """Whether the run makes its mask from the output of its frame teacher."""
+    """Whether the run derives its mask from the output of its frame teacher."""
     return run.has_frame_teacher and any(need in COMPUTED for need in get_strategy(run.mask.strategy).needs)
 
 
@@ -65,15 +65,15 @@ def learns_mask(run: Run) -> bool:
 
 
 def draw_run_masks(run: LanguageRun, weights: Path | None, cuts: Sequence[Cut]) -> list[RunMask]:
-    """Draw a run's mask of each cut, with the noise stored in the cut, so that it is always the same.
+    """Draw a run's mask for each cut, using the noise stored in the cut, so that the mask is reproducible.
 
     Args:
-        run: a run that `draws_own_mask`.
-        weights: the run's weights; needed only by a learned mask.
+        run: a run for which `draws_own_mask` is true.
+        weights: the run's weights; only needed for a learned mask.
         cuts: clips of the run's geometry.
 
     Raises:
-        ValueError: the teacher cannot be loaded; or the mask is learned and the weights have none, or one that does not fit.
+        ValueError: the teacher cannot be loaded; or a learned mask is missing from the weights or incompatible.
     """
     side = run.image_size // run.patch_size
     teacher = load_frame_teacher(run.teacher, side)
@@ -105,19 +105,19 @@ def draw_run_masks(run: LanguageRun, weights: Path | None, cuts: Sequence[Cut]) 
 
 
 def run_mask_row(mask: RunMask, label: str, number: int | None = None) -> Row:
-    """The mask as a row; `number` is the run's, for its colour."""
+    """Build the row of a mask; `number` is the run's index, which determines its colour."""
     settings = mask.run.mask
     notes = [f"{settings.strategy} {settings.ratio:g}"]
     if mask.learned is not None:
         sampling = (mask.run.spatio_temporal or SpatioTemporal()).sampling
-        divergence = max(0.0, float(mask.learned.drawn.divergence))  # rounding may leave it below 0
+        divergence = max(0.0, float(mask.learned.drawn.divergence))  # rounding may make it slightly negative
         notes += [f"drawn {SAMPLING[sampling]}", f"{divergence:.3f} nats from uniform"]
         notes += ["untrained"] if mask.run.optimisation.epochs == 0 else []
     return mask_row(mask.cut, label, mask.masked, ", ".join(notes), number, settings.ratio)
 
 
 def guide_rows(mask: RunMask, label: str, number: int | None = None) -> list[Row]:
-    """The guides of the mask: points with blobs, attention and mix; or clusters; or attention alone."""
+    """Build the rows of the mask's guides: points with blobs, attention and mix; or clusters; or attention alone."""
     if "features" in get_strategy(mask.run.mask.strategy).needs:
         return [_clusters(mask, label, number)]
     attention = _heat_row(mask.cut, mask.teacher.attention, label, "teacher's attention", number)
@@ -132,17 +132,17 @@ def guide_rows(mask: RunMask, label: str, number: int | None = None) -> list[Row
 
 
 def _heat_row(cut: Cut, shares: Tensor, label: str, note: str, number: int | None) -> Row:
-    """A heat map of a distribution over each frame's tokens, [1, T, N], in multiples of the uniform distribution."""
+    """Heat map of a distribution over each frame's tokens, [1, T, N], in multiples of the uniform distribution."""
     grid = cut.token_grid(shares * shares.shape[-1])
-    # A few tokens get so much of a teacher's attention that on a scale up to the maximum all others would look alike.
+    # A few tokens receive so much of a teacher's attention that on a scale up to the maximum all others look alike.
     scale = Scale(float(grid.min()), float(np.percentile(grid, 99)), "times uniform")
     return Row("map", label, cut.outline(film_strips.heat_map(cut.frames, grid, scale)), note, scale, number)
 
 
 def _mark_pairs(mask: RunMask, row: Row) -> Row:
-    """Mark the points in each frame: a dot for its pair with the next frame, a square for its pair with the previous.
+    """Mark each frame's points: dots for its pair with the next frame, squares for its pair with the previous one.
 
-    The last frame has no next one and repeats the dot of the frame before, as its blobs do; see `merge_pairs`.
+    The last frame has no next frame and repeats the dot of the previous one, as do its blobs; see `merge_pairs`.
     """
     assert mask.learned is not None
     pairs, slots, side = mask.learned.pairs, mask.cut.slots, mask.cut.geometry.side
@@ -155,12 +155,12 @@ def _mark_pairs(mask: RunMask, row: Row) -> Row:
 
 
 def place_points(points: NDArray[np.float32], side: int) -> NDArray[np.float64]:
-    """Convert points [..., 2] to shares of the frame, from coordinates where -1 and 1 are the outermost tokens' centres."""
+    """Convert points [..., 2], with -1 and 1 at the centres of the outermost tokens, to fractions of the frame."""
     return ((points.astype(np.float64) + 1) / 2 * (side - 1) + 0.5) / side
 
 
 def _clusters(mask: RunMask, label: str, number: int | None) -> Row:
-    """The clusters of each frame by colour, with a dot on the kept token of each."""
+    """Build the row of each frame's clusters, distinguished by colour, with a dot on each cluster's kept token."""
     cut, side = mask.cut, mask.cut.geometry.side
     count = side**2 - int(mask.masked[0].sum())
     features = normalize(mask.teacher.tokens, dim=-1)

@@ -1,4 +1,4 @@
-"""Choosing the clips that the page shows, with the true boxes of the object that their caption names."""
+"""Select the clips that the page shows, with the ground-truth boxes of the object that their caption names."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,34 +18,34 @@ from stm.storage.tables import read_table
 
 @dataclass(frozen=True)
 class ReportClip:
-    """A packed clip, with its camera and boxes where the dataset has ground truth."""
+    """A packed clip, with its camera type and boxes if the dataset has ground truth."""
 
     key: str
     video_id: str
     split: str
     label: str
     captions: list[str]
-    frames: int  # stored
-    size: tuple[int, int]  # width and height, stored pixels
-    index: Path  # of its shard
+    frames: int  # number of stored frames
+    size: tuple[int, int]  # width and height of the stored frames, pixels
+    index: Path  # index of the clip's shard
     camera: str = ""
-    boxes: NDArray[np.float64] | None = None  # [frames, 4], shares of the frame
+    boxes: NDArray[np.float64] | None = None  # [frames, 4], as fractions of the frame
 
 
 def choose_clips(config: Config, layout: Layout, shards: Sequence[str], count: int | None = None) -> list[ReportClip]:
-    """Choose packed clips of one split, alternating between kinds of camera and between labels.
+    """Choose packed clips of one split, alternating between camera types and between labels.
 
     Args:
-        config: of the dataset.
-        layout: of the dataset.
-        shards: names of its shards.
-        count: how many clips; `config.report.clips` by default. There are fewer where the split has fewer.
+        config: the config of the dataset.
+        layout: the layout of the dataset.
+        shards: names of the dataset's shards.
+        count: maximum number of clips; `config.report.clips` by default. Fewer are returned if the split has fewer.
     """
     count = config.report.clips if count is None else count
     split = choose_split(config, layout, shards)
     candidates: list[ReportClip] = []
     for shard in shards:
-        # A few shards hold enough cameras and labels; a large dataset has thousands of shards.
+        # A few shards contain enough camera types and labels; a large dataset has thousands of shards.
         if split_of(shard) == split and layout.shard(shard).exists() and len(candidates) < 8 * count:
             candidates += _with_truth(layout, shard, _read_index(layout.shard(shard)))
     cameras = sorted({clip.camera for clip in candidates})
@@ -55,7 +55,7 @@ def choose_clips(config: Config, layout: Layout, shards: Sequence[str], count: i
 
 
 def choose_split(config: Config, layout: Layout, shards: Iterable[str]) -> str | None:
-    """The config's split if it has packed clips, else the first in alphabetical order that has; None without any."""
+    """Return the config's split if it has packed clips, else the alphabetically first split that does, else None."""
     indexes = {shard: layout.shard(shard) for shard in shards}
     packed = [split_of(s) for s, index in indexes.items() if index.exists() and read_table(index, ["key"]).num_rows]
     return config.report.split if config.report.split in packed else min(packed, default=None)
@@ -79,7 +79,7 @@ def _read_index(index: Path) -> list[ReportClip]:
 
 
 def _labels_in_turn(clips: list[ReportClip]) -> list[ReportClip]:
-    """The first clip of each label, then the second of each, and so on."""
+    """Interleave the labels: the first clip of each label, then the second of each, and so on."""
     per_label: Counter[str] = Counter()
     ranked = []
     for clip in clips:
@@ -89,7 +89,7 @@ def _labels_in_turn(clips: list[ReportClip]) -> list[ReportClip]:
 
 
 def _with_truth(layout: Layout, shard: str, clips: list[ReportClip]) -> list[ReportClip]:
-    """Add camera and boxes to the clips of a dataset with ground truth."""
+    """Add the camera type and boxes to the clips of a dataset with ground truth."""
     path = layout.generated / "truth.parquet"
     if not path.exists() or not layout.frames(shard).exists():
         return clips
@@ -106,7 +106,7 @@ def _with_truth(layout: Layout, shard: str, clips: list[ReportClip]) -> list[Rep
 
 
 def _boxes(row: Mapping[str, Any], decode_index: list[int]) -> NDArray[np.float64]:
-    """Boxes of the stored frames, float64 [frames, 4], as shares of the frame; NaN beyond the truth's last frame."""
+    """Boxes of the stored frames, float64 [frames, 4], as fractions of the frame; NaN past the last annotated frame."""
     boxes = np.array(row["boxes"], dtype=np.float64).reshape(-1, 4)
     shares = boxes / np.tile([row["width"], row["height"]], 2)
     padded = np.concatenate([shares, np.full((1, 4), np.nan)])

@@ -1,4 +1,4 @@
-"""The context of the page's template, as plain values."""
+"""The page template's context, as plain values."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,9 +20,9 @@ from stm.report.results.provenance import Provenance
 from stm.report.results.records import DatasetResults, RunGroup, Study
 from stm.report.tables import Table
 
-# A page with more rows than these becomes slow in the browser; the CSV files have them all.
+# Larger tables slow down the browser; the CSV files contain all rows.
 MAX_REFUSALS = 300  # rows of the table of refused clips
-MAX_CLASS_CELLS = 6000  # cells of the table of accuracy per class
+MAX_CLASS_CELLS = 6000  # cells of the per-class accuracy table
 MAX_EVALUATIONS = 5  # columns of a results table; with more, there is one table per set of runs
 
 COMMANDS = """\
@@ -40,7 +40,7 @@ def make_context(
     clips: Mapping[str, Sequence[ClipStrips]],
     masks: Mapping[str, MaskGallery],
 ) -> dict[str, Any]:
-    """Everything except the config's tables and figures and the list of problems."""
+    """Build the context, except for the config's tables and figures and the list of problems."""
     config = study.config
     cells = len(built["per_class"].rows) * len(built["per_class"].columns)
     return {
@@ -79,14 +79,14 @@ def make_context(
 
 
 def _describe_curves(groups: Sequence[RunGroup]) -> dict[str, bool]:
-    """Whether the loss chart shows bands over seeds, and the logged values of runs with one seed."""
+    """Report whether the loss chart shows bands over seeds, and whether it shows logged values of single-seed runs."""
     seeds = [sum(bool(run.losses) for run in group.instances) for group in groups]
     few_runs = sum(count > 0 for count in seeds) <= figures.MAX_INNER_LEGEND
     return {"has_bands": any(count > 1 for count in seeds), "has_logged_values": few_runs and 1 in seeds}
 
 
 def number_sections(config: Config) -> dict[str, tuple[int, str]]:
-    """Number and title of each section, by its id."""
+    """Return the number and title of each section, by section id."""
     titles = {"config_results": "Tables and figures"} if config.tables or config.figures else {}
     titles |= {
         "setup": "Setup",
@@ -102,7 +102,7 @@ def number_sections(config: Config) -> dict[str, tuple[int, str]]:
 
 
 def split_results(config: Config, groups: Sequence[RunGroup]) -> list[dict[str, Any]]:
-    """The results as one table, or, with many evaluations, as one table per set of runs that share evaluations."""
+    """Build the results as one table or, with many evaluations, as one table per set of runs that share evaluations."""
     chances = sentences.chances(groups)
     if len(config.evaluate) <= MAX_EVALUATIONS:
         parts = [(list(groups), list(config.evaluate))]
@@ -124,7 +124,7 @@ def split_results(config: Config, groups: Sequence[RunGroup]) -> list[dict[str, 
 
 
 def show_dataset(dataset: DatasetResults, several: bool) -> dict[str, Any]:
-    """A dataset's setup, captions and refused clips."""
+    """Build the context of a dataset's setup, captions and refused clips."""
     refusals = dataset.results.refusals
     return {
         "name": dataset.name if several else "",
@@ -143,7 +143,7 @@ def show_clips(
     gallery: MaskGallery,
     several: bool,
 ) -> dict[str, Any]:
-    """A dataset's clips, and the masks on them."""
+    """Build the context of a dataset's clips and of the masks on them."""
     rows = [row for clip in clips for row in clip.rows]
     maps = {row.label for row in rows if row.kind == "map"}
     slots = max((len(row.tiles) for row in rows), default=1)
@@ -189,11 +189,11 @@ def _show_row(row: Row) -> dict[str, Any]:
 
 
 def dump_config(config: Config) -> str:
-    """The config as YAML without defaults; parsing it gives an equal config."""
+    """Dump the config as YAML without defaults; parsing the YAML yields an equal config."""
     values = config.model_dump(mode="json", exclude_defaults=True)
     if config.datasets:
-        # Each dataset has already inherited the sections alongside `datasets`. Written again, they would override a section
-        # that a dataset has set back to its default, as defaults are left out.
+        # Each dataset has already inherited the sections next to `datasets`. If written again, they would override any
+        # section that a dataset resets to its default, because defaults are omitted.
         values = {key: value for key, value in values.items() if key not in STAGE_KEYS}
     first = {key: values[key] for key in ("name", "results", "seed", "seeds", "dataset") if key in values}
     return str(yaml.safe_dump(first | values, sort_keys=False, allow_unicode=True, width=100))

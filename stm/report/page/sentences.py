@@ -1,4 +1,4 @@
-"""The page's words and small tables: setup, clips, models, time, captions and refused clips."""
+"""The page's text and small tables: setup, clips, models, time, captions and refused clips."""
 
 import json
 from collections import Counter
@@ -13,14 +13,14 @@ from stm.report.tables import Cell, Table, count, number, text_cell
 
 
 def chances(groups: Sequence[RunGroup]) -> dict[str, float]:
-    """Chance level of each evaluation that has results and a chance level; captioning, for example, has none."""
+    """Return each evaluation's chance level, if it has results; omits those without a level, such as captioning."""
     runs = [run for group in groups for run in group.instances]
     levels = {task: entry.headline.chance for run in reversed(runs) for task, entry in run.evaluations.items()}
     return {task: chance for task, chance in levels.items() if chance is not None}
 
 
 def crop_agreement(results: Results) -> str:
-    """Agreement of masks from cached maps with masks from maps of the crop itself; empty when it was not measured."""
+    """Describe the agreement of masks from cached maps with masks from maps of the crop; empty if not measured."""
     agreement = results.crop_agreement
     if agreement is None:
         return ""
@@ -34,7 +34,7 @@ def crop_agreement(results: Results) -> str:
 
 
 def study_facts(study: Study, provenance: Provenance) -> list[tuple[str, str]]:
-    """Setup of the study, as name and value; includes the dataset's facts where there is only one."""
+    """List the study's setup as (name, value) pairs; includes the dataset's facts if there is only one dataset."""
     config = study.config
     lines = [("Name", config.name)]
     if study.several:
@@ -50,14 +50,14 @@ def study_facts(study: Study, provenance: Provenance) -> list[tuple[str, str]]:
 
 
 def dataset_facts(config: Config) -> list[tuple[str, str]]:
-    """Setup of one dataset, whose own config this is, as name and value."""
+    """List the setup of one dataset as (name, value) pairs; `config` is the dataset's own config."""
     data, frames, pack = config.dataset, config.frames, config.pack
     assert data is not None, "the config is that of one dataset"
     titles = {"moving-shapes": "moving-shapes, generated", "folder": "folder of videos"}
     arrays = {array.name for array in pack.arrays}
     # In the order of the config's keys.
     packed = ["text vectors" if name == "text" else name for name in type(pack).model_fields if name in arrays]
-    # Mask quality compares all caption sources; without it only the packed ones are made.
+    # Mask quality compares all caption sources; without it, only the packed sources are generated.
     sources = list(config.captions if config.mask_quality else pack.sources)
     captions = ", ".join(sources) + (f"; {', '.join(pack.sources)} for training" if pack.sources else "")
     lines = [
@@ -81,7 +81,7 @@ def _describe(run: PretrainRun | LanguageRun) -> str:
 
 
 def _every(step: int) -> str:
-    """Ordinal of a step: `every`, `every 2nd`, `every 11th`."""
+    """Format a step as an ordinal: `every`, `every 2nd`, `every 11th`."""
     if step == 1:
         return "every"
     ending = "th" if step % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(step % 10, "th")
@@ -89,7 +89,7 @@ def _every(step: int) -> str:
 
 
 def splits_table(study: Study) -> Table:
-    """Clips per split of all datasets."""
+    """Build the table of clips per split for all datasets."""
     first = ["Dataset"] if study.several else []
     rows = []
     for dataset in study.datasets:
@@ -107,7 +107,7 @@ def models_table(provenance: Provenance) -> Table:
 
 
 def stages_table(stages: Sequence[StageUse]) -> Table:
-    """Time used and planned per stage, with the total in the footer."""
+    """Build the table of actual and planned time per stage, with the total in the footer."""
     keys = ["stage", "jobs", "seconds", "cpu_seconds", "memory_mb", "planned_jobs", "planned_cpu_seconds"]
     columns = ["Stage", "Jobs", "Time of jobs", "Core time", "Peak memory", "Planned jobs", "Planned core time"]
     gpu = any(stage.planned_gpu_seconds for stage in stages)
@@ -159,7 +159,7 @@ def _memory(megabytes: float | None) -> Cell:
 
 
 def caption_sections(config: Config, results: Results) -> Iterator[dict[str, Any]]:
-    """Kind, counts and examples of each caption source."""
+    """Yield the kind, counts and examples of each caption source."""
     for summary in results.captions:
         kind = _kind(config.captions[summary.source])
         counts = f"{summary.captions} captions, {summary.distinct} distinct, for {summary.clips} clips; "
@@ -192,5 +192,5 @@ def count_statuses(results: Results) -> str:
 
 
 def show_receipts(provenance: Provenance) -> list[tuple[str, str]]:
-    """Stage and receipt, as indented JSON."""
+    """Return each stage with its receipt as indented JSON."""
     return [(stage, json.dumps(receipt, indent=2, sort_keys=True)) for stage, receipt in provenance.receipts.items()]

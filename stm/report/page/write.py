@@ -1,4 +1,4 @@
-"""Writing the report: tables, figures and one self-contained HTML page."""
+"""Write the report: tables, figures and one self-contained HTML page."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ class Strips:
 
 
 def write_report(config: Config, layout: Layout) -> None:
-    """Write every file of `table_names` and `figure_names`, and the page."""
+    """Write all files listed by `table_names` and `figure_names`, and the page."""
     with Progress("report", total=5, unit="parts") as progress:
         study = collect_study(config, layout)
         groups = study.groups
@@ -50,13 +50,13 @@ def write_report(config: Config, layout: Layout) -> None:
         progress.advance(note="figures")
         own = {"config_tables": show_tables(study), "config_figures": show_figures(study, layout)}
         values = context.make_context(study, groups, provenance, built, charts, strips.clips, strips.masks)
-        # The problems come last, as all of the steps above add to them.
+        # The problems are read last, because all of the steps above may add to them.
         write_bytes(layout.report, render(values | own | {"problems": study.problems}).encode())
         progress.advance(note=str(layout.report))
 
 
 def write_tables(study: Study, groups: list[RunGroup], layout: Layout) -> dict[str, Table]:
-    """Write the report's tables; return them by name, including those that this config writes no file of."""
+    """Write the report's tables; return them by name, including tables without a file for this config."""
     refusals = [(dataset.name, refusal) for dataset in study.datasets for refusal in dataset.results.refusals]
     names = [name for name, _ in refusals] if study.several else None
     built = {
@@ -73,7 +73,7 @@ def write_tables(study: Study, groups: list[RunGroup], layout: Layout) -> dict[s
 
 
 def draw_strips(study: Study, groups: list[RunGroup]) -> Strips:
-    """Draw the clips and masks of each dataset that is shown."""
+    """Draw the clips and masks of each shown dataset."""
     strips = Strips()
     for dataset in study.shown:
         runs = dataset.own_groups(groups)
@@ -84,7 +84,7 @@ def draw_strips(study: Study, groups: list[RunGroup]) -> Strips:
 
 
 def write_figures(study: Study, groups: list[RunGroup], strips: Strips, layout: Layout) -> dict[str, Markup]:
-    """Write all figures as PNG, with a message where there are no results; return the charts as SVG for the page."""
+    """Write all figures as PNG, with a message in place of missing results; return the charts as SVG for the page."""
     drawn = {**draw_charts(study, groups), **compose_clips(study.config, strips)}
     for name in figure_names(study.config):
         write_bytes(layout.figures / name, figures.to_png(drawn[name]))
@@ -99,7 +99,7 @@ def write_figures(study: Study, groups: list[RunGroup], strips: Strips, layout: 
 
 
 def draw_charts(study: Study, groups: list[RunGroup]) -> dict[str, Figure]:
-    """Draw those of the two charts that this config has."""
+    """Draw whichever of the two charts this config includes."""
     names = figure_names(study.config)
     drawn = {}
     if "loss_curves.png" in names:
@@ -110,7 +110,7 @@ def draw_charts(study: Study, groups: list[RunGroup]) -> dict[str, Figure]:
 
 
 def compose_clips(config: Config, strips: Strips) -> dict[str, Figure]:
-    """Per dataset, one figure per clip and one of all masks; a message in place of clips that do not exist."""
+    """Compose, per dataset, one figure per clip and one of all masks, with a message in place of missing clips."""
     drawn = {}
     for dataset, clips in strips.clips.items():
         blocks = [(clip.heading, clip.rows) for clip in clips]

@@ -1,4 +1,4 @@
-"""A config's figures of the kind `clips`: frames, similarity, and the masks, reconstructions and attention of runs."""
+"""Config figures of kind `clips`: frames, similarity, and the masks, reconstructions and attention of runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,15 +43,15 @@ class FigureRun:
 
 
 def cut_key(run: PretrainRun | LanguageRun) -> CutKey:
-    """Runs with equal keys share cuts: the geometry and the captions that are sampled from."""
+    """Return the geometry and the captions to sample from; runs with equal keys share cuts."""
     return Geometry.of(run), run.captions
 
 
 def draw_clips(config: Config, name: str) -> Figure:
-    """Draw the clips of the figure `name`, dataset by dataset where its runs train on several.
+    """Draw the clips of the figure `name`, one dataset after the other if its runs train on several.
 
     Raises:
-        ReportError: there are no packed clips, or something to show is missing.
+        ReportError: there are no packed clips, or an item to show is missing.
     """
     spec = config.figures[name]
     blocks: list[tuple[str, list[Row]]] = []
@@ -63,7 +63,7 @@ def draw_clips(config: Config, name: str) -> Figure:
 
 
 def _draw_dataset(config: Config, spec: FigureSpec, dataset: str) -> list[tuple[str, list[Row]]]:
-    """Heading and rows of each clip."""
+    """Return the heading and rows of each clip."""
     layout = Layout.of(config, dataset)
     clips = choose_clips(config.of(dataset), layout, find_shards(layout), spec.clips)
     if not clips:
@@ -88,7 +88,7 @@ def _draw_dataset(config: Config, spec: FigureSpec, dataset: str) -> list[tuple[
 
 
 def _common_rows(spec: FigureSpec, groups: Sequence[Sequence[Cut]], position: int) -> list[Row]:
-    """Rows that runs share: the frames of each geometry and the similarity of each caption."""
+    """Build the rows that runs share: the frames of each geometry and the similarity of each caption."""
     shapes: dict[Geometry, Cut] = {}
     captions: dict[tuple[Geometry, str], Cut] = {}
     for group in groups:
@@ -105,14 +105,14 @@ def _common_rows(spec: FigureSpec, groups: Sequence[Sequence[Cut]], position: in
 
 
 def _run_rows(spec: FigureSpec, run: FigureRun) -> list[list[Row]]:
-    """The rows of a run, per clip, in the order of `show`."""
+    """Build the rows of a run, per clip, in the order of `show`."""
     draw = {"guides": _guides, "masks": _masks, "reconstructions": _reconstructions, "attention": _attention}
     kinds = [draw[what](run) for what in spec.show if what in draw]
     return [list(chain(*rows)) for rows in zip(*kinds, strict=True)] if kinds else [[] for _ in run.cuts]
 
 
 def _guides(run: FigureRun) -> list[list[Row]]:
-    """The guides of the masks of runs with a frame teacher."""
+    """Build the rows of the mask's guides, for a run with a frame teacher."""
     if not draws_own_mask(run.settings):
         raise ReportError(
             f"{run.instance} has no `guides` to show: only runs of umt, stm and clusterstm make their mask from a "
@@ -165,7 +165,7 @@ def _attention(run: FigureRun) -> list[list[Row]]:
     for cut in run.cuts:
         attention = attention_from(encoder, cut.batch["video"])
         grid = cut.token_grid(attention * attention.shape[1])
-        # A few tokens, often the query itself, get so much that on a scale up to the maximum all others would look alike.
+        # A few tokens, often the query itself, get so much attention that on a full scale all others would look alike.
         scale = Scale(float(grid.min()), float(np.percentile(grid, 99)), "times the mean")
         tiles = mark_query(film_strips.heat_map(cut.frames, grid, scale), cut, centre_token(encoder.architecture))
         rows.append([Row("attention", run.label, tiles, f"attention of the red patch{untrained}", scale)])

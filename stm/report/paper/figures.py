@@ -1,4 +1,4 @@
-"""A config's figures of the kinds `losses` and `bars`: loss curves and evaluation results over seeds."""
+"""Config figures of kinds `losses` and `bars`: loss curves and evaluation results over seeds."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from stm.report.figures import (
 from stm.report.results.evaluations import ReportError, read_measurement
 from stm.report.results.records import Measurement
 
-# Keys of metrics.jsonl that are not an objective's loss.
+# Keys of metrics.jsonl other than the losses of individual objectives.
 _NO_OBJECTIVES = ("loss", "divergence", "mix", "gradient_norm", "learning_rate", "clips_per_second")
 
 Curve = tuple[list[int], list[float]]
@@ -38,7 +38,7 @@ def read_curve(config: Config, instance: str, metric: str) -> Curve:
     if not path.exists():
         raise ReportError(f"{path} is missing; run `stm pretrain --run {instance}`, or the workflow")
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    # A resumed run may repeat a step; only its later result reached the weights.
+    # A resumed run may repeat a step; only the later result affected the weights.
     by_step = {int(line["step"]): float(line[metric]) for line in lines if metric in line}
     if not by_step and lines:
         raise ReportError(f"{path} has no {metric}; it has: {', '.join(sorted(lines[-1]))}")
@@ -46,7 +46,7 @@ def read_curve(config: Config, instance: str, metric: str) -> Curve:
 
 
 def draw_losses(config: Config, name: str) -> Figure:
-    """Draw the figure `name`: for each run the mean curve over its seeds and their range."""
+    """Draw the figure `name`: for each run, the mean curve and the range over its seeds."""
     spec = config.figures[name]
     curves = {
         label: [read_curve(config, instance, spec.metric) for instance in config.instances(run)]
@@ -75,7 +75,7 @@ def draw_losses(config: Config, name: str) -> Figure:
 
 
 def _name_metric(metric: str) -> str:
-    """Human-readable name of a key of metrics.jsonl: `contrast` -> `Contrast loss`."""
+    """Return a human-readable name for a key of metrics.jsonl: `contrast` -> `Contrast loss`."""
     name = metric.replace("_", " ").capitalize()
     return name if metric in _NO_OBJECTIVES else f"{name} loss"
 
@@ -83,7 +83,7 @@ def _name_metric(metric: str) -> str:
 def draw_bars(config: Config, name: str) -> Figure:
     """Draw the figure `name`: one group of bars per evaluation, one bar per run.
 
-    Dots are single seeds; where there is only one, a line is its 95 % interval.
+    Dots mark individual seeds; for a single seed, a line marks its 95 % interval.
     """
     spec = config.figures[name]
     measurements = {
@@ -106,7 +106,7 @@ def draw_bars(config: Config, name: str) -> Figure:
 
 
 def _name_headlines(measurements: Mapping[str, Mapping[str, Measurement]]) -> str:
-    """Axis label such as `Top-1, %`; names every headline where the evaluations have different ones."""
+    """Return an axis label such as `Top-1, %`; lists every headline metric if the evaluations have different ones."""
     first = [next(iter(bars.values())) for bars in measurements.values()]
     names = dict.fromkeys(", ".join(filter(None, (bar.label, bar.unit))) for bar in first)
     return " or ".join(name[:1].upper() + name[1:] for name in names)
@@ -127,6 +127,6 @@ def _draw_group(axes: mpl.axes.Axes, group: int, bars: Mapping[str, Measurement]
 
 
 def _top(bar: Measurement) -> float:
-    """Height of a bar with its dots or interval, above which its number is written."""
+    """Return the height of a bar including its dots or interval; the bar's value is written above it."""
     heights: Sequence[float] = [*bar.values, *(bar.interval or ())]
     return bar.scale * max(heights, default=math.nan)

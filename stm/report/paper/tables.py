@@ -1,4 +1,4 @@
-"""A config's tables: one row per method, one column per evaluation, next to the numbers that a paper reports."""
+"""Config tables: one row per method and one column per evaluation, alongside the numbers that a paper reports."""
 
 import math
 import re
@@ -14,7 +14,7 @@ def paper_table(config: Config, name: str) -> Table:
     """Build the table `name` of the config.
 
     Raises:
-        ReportError: a number that it needs is missing.
+        ReportError: a required result is missing.
     """
     spec = config.tables[name]
     columns = [""]
@@ -38,7 +38,7 @@ def _measure_cell(config: Config, row: TableRow, spec: TableSpec, column: int) -
 
 
 def _best(cells: Sequence[Sequence[Measurement | None]]) -> list[float]:
-    """The best mean of each column; NaN, so that nothing is bold, where a column has fewer than two numbers."""
+    """Return the best mean per column; NaN for columns with fewer than two numbers, so that nothing is bold."""
     best = []
     for column in zip(*cells, strict=True):
         measurements = [cell for cell in column if cell is not None]

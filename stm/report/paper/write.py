@@ -1,4 +1,4 @@
-"""Writing one of a config's tables or figures: the last step of, for example, `snakemake tgm_table1`."""
+"""Write one of a config's tables or figures: the last step of, for example, `snakemake tgm_table1`."""
 
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from stm.storage.files import write_bytes
 
 
 def write_table(config: Config, name: str) -> Path:
-    """Write `tables/{name}.csv` and `.md`; return the path of the latter.
+    """Write `tables/{name}.csv` and `.md`; return the path of the Markdown file.
 
     Raises:
-        ReportError: a number that it needs is missing.
+        ReportError: a required result is missing.
     """
     table = paper_table(config, name)
     folder = Layout.of(config).tables
@@ -31,7 +31,7 @@ def write_figure(config: Config, name: str) -> Path:
     """Write `figures/{name}.png`; return its path.
 
     Raises:
-        ReportError: a run or evaluation that it needs is missing.
+        ReportError: a required run or evaluation is missing.
     """
     path = Layout.of(config).figures / f"{name}.png"
     write_bytes(path, to_png(draw_figure(config, name)))

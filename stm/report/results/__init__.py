@@ -1,1 +1,1 @@
-"""Reading what the stages wrote."""
+"""Readers for the results that the stages wrote."""

@@ -1,7 +1,7 @@
 """Read every result that the page shows into the dataclasses of `stm.report.results.records`.
 
-Missing results stay empty. A file that exists but cannot be read becomes a line of `problems`: the report is also where
-users look for what went wrong.
+Missing results remain empty. A file that exists but cannot be read adds a line to `problems`: users also consult the
+report to find out what went wrong.
 """
 
 import json
@@ -36,7 +36,7 @@ from stm.storage.tables import read_table
 
 
 def collect_study(config: Config, layout: Layout) -> Study:
-    """Read the results of all datasets; `layout` is the config's own folder, which holds them when there is only one."""
+    """Read the results of all datasets; a config with a single dataset stores them in its own folder, `layout`."""
     datasets = []
     for name in config.dataset_names:
         dataset_config = config.of(name)
@@ -51,8 +51,8 @@ def collect(config: Config, layout: Layout, study: Config | None = None) -> Resu
 
     Args:
         config: the dataset's own config.
-        layout: where its results are.
-        study: config of all datasets, which names the evaluations; `config` itself by default.
+        layout: the location of its results.
+        study: the config of all datasets, which names the evaluations; `config` itself by default.
     """
     results = Results()
     results.shards = results.attempt("shards", partial(find_shards, layout), [])
@@ -78,7 +78,7 @@ def collect(config: Config, layout: Layout, study: Config | None = None) -> Resu
 
 
 def find_shards(layout: Layout) -> list[str]:
-    """Names of all shards, packed or not."""
+    """Return the names of all shards, packed or not."""
     if layout.shard_index.exists():
         return read_shards(layout.shard_index)
     # A run that stopped early may have manifest slices but no index of shards yet.
@@ -90,7 +90,7 @@ def _existing(paths: Iterable[Path]) -> list[Path]:
 
 
 def _read_splits(layout: Layout, shards: list[str]) -> list[Split]:
-    """Clips per split: listed in the manifest, kept by the frames stage, packed into shards."""
+    """Count clips per split: listed in the manifest, kept by the frames stage, packed into shards."""
     listed: Counter[str] = Counter()
     if layout.manifest.exists():
         listed.update(str(row["split"]) for row in read_table(layout.manifest, ["split"]).to_pylist())
@@ -123,7 +123,7 @@ def _read_run(config: Config, layout: Layout, name: str, instance: str, study: C
 
 
 def _read_losses(path: Path) -> tuple[list[int], list[float]]:
-    """Steps and losses, ascending; incomplete lines are skipped, as the last one of a run in progress may be."""
+    """Read steps and losses, ascending; skips incomplete lines, such as the last line of a run in progress."""
     by_step: dict[int, float] = {}
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     for line in lines:
@@ -133,7 +133,7 @@ def _read_losses(path: Path) -> tuple[list[int], list[float]]:
         except (ValueError, KeyError, TypeError):
             continue
         if math.isfinite(loss):
-            by_step[step] = loss  # a resumed run may repeat a step; only its later result reached the weights
+            by_step[step] = loss  # a resumed run may repeat a step; only the later result affected the weights
     return sorted(by_step), [by_step[step] for step in sorted(by_step)]
 
 
@@ -168,11 +168,11 @@ def _read_mask_quality(path: Path, dataset: str) -> list[MaskQualityRow]:
         )
         for row in (values["rows"] if isinstance(values, dict) else values)
     ]
-    return sorted(rows, key=lambda row: row.ratio)  # masks of one ratio together, otherwise in the file's order
+    return sorted(rows, key=lambda row: row.ratio)  # group masks of equal ratio; otherwise keep the file's order
 
 
 def _summarise(source: str, paths: list[Path], examples: int = 6) -> CaptionSummary:
-    """Count captions, and take one new caption from each of the first clips as examples."""
+    """Count captions, and use one previously unseen caption from each of the first clips as an example."""
     captions_per_clip: dict[str, int] = {}
     distinct: set[str] = set()
     example_by_clip: dict[str, str] = {}
@@ -197,14 +197,14 @@ def _summarise(source: str, paths: list[Path], examples: int = 6) -> CaptionSumm
 
 
 def _read_refusals(config: Config, layout: Layout, results: Results) -> list[Refusal]:
-    """The quarantine table and the rows of later stages whose status is not `ok`; one per clip, stage and status.
+    """Read the quarantine table and the later stages' rows whose status is not `ok`; one per clip, stage and status.
 
-    The text stage only repeats the statuses of the captions stage and is left out.
+    The text stage is excluded, because it only repeats the statuses of the captions stage.
     """
     paths: list[tuple[str, Path]] = [("manifest", layout.quarantine)]
     for shard in results.shards:
         paths += [("frames", layout.frames(shard))]
-        # A packed array is made by the stage of the same name, whose table has a status per clip.
+        # Each packed array is created by the stage of the same name, whose table stores a status per clip.
         paths += [(name, layout.table(name, shard)) for name, array in ARRAYS.items() if not array.per_source]
         for source in config.captions:
             paths += [(f"captions/{source}", layout.captions(source, shard))]

@@ -1,4 +1,4 @@
-"""Reading `metrics.json`: the headline for the page, any metric for the config's tables and figures."""
+"""Read `metrics.json`: the headline metric for the page, any metric for the config's tables and figures."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from stm.storage.files import read_json
 
 
 class ReportError(ValueError):
-    """A result is missing or cannot be shown; the message names the file and the command that makes it."""
+    """A result is missing or cannot be shown; the message names the file and the command that creates it."""
 
 
 def read_measurement(config: Config, run: str, task: str, metric: str | None = None) -> Measurement:
@@ -25,7 +25,7 @@ def read_measurement(config: Config, run: str, task: str, metric: str | None = N
         metric: dotted key in metrics.json, such as `top5` or `text_to_video.r1`; None: the headline.
 
     Raises:
-        ReportError: an evaluation is missing or cannot be read, or has no such metric.
+        ReportError: an evaluation is missing, cannot be read, or lacks the metric.
     """
     values = []
     for instance in config.instances(run):
@@ -45,7 +45,7 @@ def read_evaluation(path: Path, instance: str, task: str) -> Evaluation:
         task: name in the config's `evaluate`, for the error message.
 
     Raises:
-        ReportError: the headline is missing, as in files of an earlier version, or cannot be read.
+        ReportError: the headline cannot be read or is missing, as in files from an earlier version.
     """
     metrics = _read_metrics(path, instance, task)
     per_class = {str(label): entry["accuracy"] for label, entry in sorted(metrics.get("per_class", {}).items())}
@@ -66,7 +66,7 @@ def _command(instance: str, task: str) -> str:
 
 
 def _read_metric(metrics: Mapping[str, Any], name: str | None, path: Path) -> MetricValue:
-    """The headline, which the file describes in full, or another metric, which the task's declaration describes."""
+    """Read the headline, which the file describes in full, or another metric, described by the task's declaration."""
     headline = metrics["headline"]
     try:
         is_headline = name is None or name == headline["name"]

@@ -1,6 +1,7 @@
-"""What made the results and what it cost: Snakemake's benchmark files, the plan, the receipts.
+"""Provenance and cost of the results, from Snakemake's benchmark files, the plan and the receipts.
 
-Receipts say which model, with which hash, and which library versions made a stage's files (`stm.storage.receipts.make_receipt`).
+Receipts record the model, its hash and the library versions behind a stage's files; see
+`stm.storage.receipts.make_receipt`.
 """
 
 import csv
@@ -23,13 +24,13 @@ from stm.storage.tables import read_receipt
 
 @dataclass(frozen=True)
 class StageUse:
-    """One stage: what it used, and what the plan said. None: not known."""
+    """Actual and planned usage of one stage. None: unknown."""
 
     name: str
     jobs: int | None = None
     seconds: float | None = None  # wall clock, summed over the jobs
     cpu_seconds: float | None = None
-    memory: float | None = None  # MB, the largest job
+    memory: float | None = None  # MB, maximum over the jobs
     planned_jobs: int | None = None
     planned_cpu_seconds: float | None = None
     planned_gpu_seconds: float | None = None
@@ -39,7 +40,7 @@ class StageUse:
 
 @dataclass(frozen=True)
 class Model:
-    """A model that a stage used, or made."""
+    """A model that a stage used or produced."""
 
     stage: str
     name: str
@@ -48,16 +49,16 @@ class Model:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the results come from."""
+    """Provenance of the results."""
 
     stages: list[StageUse]
     models: list[Model]
-    versions: dict[str, str]  # library -> version, or versions when the stages' receipts differ
+    versions: dict[str, str]  # library -> version, or all versions if the stages' receipts differ
     receipts: dict[str, dict[str, Any]]  # stage, or stage/dataset -> the receipt of its first shard
 
 
 def collect_provenance(study: Study, layout: Layout) -> Provenance:
-    """Benchmarks and receipts of all datasets, and the plan in `layout`, the config's own folder."""
+    """Collect the benchmarks and receipts of all datasets, and the plan from `layout`, the config's own folder."""
     nothing: dict[str, dict[str, Any]] = {}
     folders = dict.fromkeys([*(dataset.layout.benchmarks for dataset in study.datasets), layout.benchmarks])
     used = study.own.attempt("benchmarks", partial(_read_benchmarks, list(folders)), nothing)
@@ -77,7 +78,7 @@ def collect_provenance(study: Study, layout: Layout) -> Provenance:
 
 
 def _read_benchmarks(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Per rule, summed over its jobs. A file has one row per repetition, the last of which made the output."""
+    """Sum the usage per rule over its jobs. A file has one row per repetition; the last one produced the output."""
     used: dict[str, dict[str, Any]] = {}
     for folder, path in ((place, file) for place in folders for file in sorted(place.rglob("*.tsv"))):
         with path.open(encoding="utf-8", newline="") as file:
@@ -98,7 +99,7 @@ def _read_benchmarks(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
 
 
 def _number(text: Any) -> float | None:
-    """A number of a benchmark file; None for `NA`, `-` and jobs too short to be sampled."""
+    """Parse a number from a benchmark file; None for `NA`, `-` and jobs too short to be sampled."""
     try:
         value = float(text)
     except (TypeError, ValueError):
@@ -124,9 +125,9 @@ def _read_plan(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _read_receipts(dataset: DatasetResults, whole: Config) -> dict[str, dict[str, Any]]:
-    """One receipt per stage: that of the first shard that has one. All shards of a stage share their settings.
+    """Read one receipt per stage, from the first shard that has one; all shards of a stage share their settings.
 
-    Stages are named as in the plan: `captions/blip2`; `captions/k400/blip2` with several datasets.
+    Stages are named as in the plan: `captions/blip2`, or `captions/k400/blip2` with several datasets.
     """
     receipts: dict[str, dict[str, Any]] = {}
     nothing: dict[str, Any] = {}
@@ -138,25 +139,25 @@ def _read_receipts(dataset: DatasetResults, whole: Config) -> dict[str, dict[str
 
 
 def _receipt_files(dataset: DatasetResults, whole: Config) -> Iterator[tuple[str, Path]]:
-    """The display name and path of each file of a dataset that holds a receipt."""
+    """Yield the display name and path of each file of a dataset that contains a receipt."""
     jobs = Jobs(whole, list_shards=lambda name: dataset.results.shards)
     for stage in all_stages().values():
         if stage.receipt is None or "dataset" not in stage.per:
             continue
         for job in stage.each(jobs, dataset.name):
-            # A run's name says which dataset it trains on.
+            # A run's name already identifies the dataset that it trains on.
             named = dataset.name if whole.datasets and not job.run else ""
             parts = [stage.name, named, job.source, job.run, job.task]
             yield "/".join(filter(None, parts)), stage.outputs(job)[stage.receipt]
 
 
 def _read_receipt(path: Path) -> dict[str, Any]:
-    """From a table's metadata, or a JSON file's own key."""
+    """Read a receipt from a table's metadata or from its key in a JSON file."""
     return dict(read_json(path).get("receipt") or {}) if path.suffix == ".json" else read_receipt(path)
 
 
 def _models(stage: str, receipt: Mapping[str, Any]) -> Iterator[Model]:
-    """The model in a receipt: name and weights' hash, in an object `model` or at the top level."""
+    """Yield the model in a receipt: its name and weights hash, from the object `model` or from the top level."""
     described = receipt.get("model")
     entries = described if isinstance(described, Mapping) else receipt
     settings = receipt.get("settings")

@@ -16,23 +16,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class MetricValue:
-    """One number of one evaluation, as in its `metrics.json`: value, interval and chance before scaling."""
+    """One metric value of an evaluation, as stored in its `metrics.json`: value, interval and chance before scaling."""
 
     label: str
     value: float
     interval: tuple[float, float] | None  # 95 %
     chance: float | None
     higher_is_better: bool = True
-    scale: float = 100.0  # what the value is multiplied by where it is shown
+    scale: float = 100.0  # factor applied to the value for display
     unit: str = "%"
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One number of a run, from one seed or several."""
+    """One metric of a run, from one seed or several."""
 
     values: Sequence[float]  # one per seed
-    interval: tuple[float, float] | None  # 95 %, only of a single seed
+    interval: tuple[float, float] | None  # 95 %; only for a single seed
     higher_is_better: bool = True
     scale: float = 100.0
     unit: str = "%"
@@ -49,7 +49,7 @@ class Measurement:
 
 
 def over_seeds(numbers: Sequence[MetricValue]) -> Measurement:
-    """One number of an evaluation, from the values of all seeds."""
+    """Combine the values of one metric over all seeds."""
     first = numbers[0]
     interval = first.interval if len(numbers) == 1 else None
     values = [number.value for number in numbers]
@@ -57,7 +57,7 @@ def over_seeds(numbers: Sequence[MetricValue]) -> Measurement:
 
 
 def best_mean(measurements: Iterable[Measurement]) -> float:
-    """The highest of the means of one metric, or the lowest where lower is better; NaN without measurements."""
+    """Return the highest mean of one metric, or the lowest if lower is better; NaN without measurements."""
     candidates = list(measurements)
     if not candidates:
         return math.nan
@@ -66,7 +66,7 @@ def best_mean(measurements: Iterable[Measurement]) -> float:
 
 @dataclass(frozen=True)
 class Split:
-    """Number of clips of a split in the manifest, after frame extraction and in the shards; None: no results yet."""
+    """Number of clips of a split in the manifest, after frame extraction, and in the shards; None: no results yet."""
 
     name: str
     listed: int
@@ -79,7 +79,7 @@ class Evaluation:
     """One evaluation of one instance of a run."""
 
     headline: MetricValue
-    per_class: Mapping[str, float | None]  # accuracy; None: the class has no test clip
+    per_class: Mapping[str, float | None]  # accuracy; None: the class has no test clips
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Run:
 
     @property
     def final_loss(self) -> float | None:
-        """Mean over the last 5 % of the steps, since the loss of a single batch is noisy."""
+        """Mean loss over the last 5 % of the steps, because the loss of a single batch is noisy."""
         if not self.losses:
             return None
         tail = self.losses[-max(1, len(self.losses) // 20) :]
@@ -111,7 +111,7 @@ class RunGroup:
     """A run of the config's `pretrain` with its instances, one per seed."""
 
     name: str
-    number: int  # position in the config; decides its colour
+    number: int  # index in the config; determines its colour
     instances: Sequence[Run]
 
     @property
@@ -128,12 +128,12 @@ class RunGroup:
         return Measurement(losses, None, higher_is_better=False, scale=1.0, unit="", label="loss") if losses else None
 
     def score(self, task: str) -> Measurement | None:
-        """The headline of an evaluation; None when no instance has been evaluated."""
+        """The headline metric of an evaluation; None if no instance has been evaluated."""
         headlines = [run.evaluations[task].headline for run in self.instances if task in run.evaluations]
         return over_seeds(headlines) if headlines else None
 
     def class_accuracy(self, task: str) -> dict[str, float]:
-        """Accuracy per class, averaged over the seeds that have it; NaN where none has."""
+        """Accuracy per class, averaged over the seeds that report it; NaN if none do."""
         per_seed = [run.evaluations[task].per_class for run in self.instances if task in run.evaluations]
         labels = [label for classes in per_seed for label in classes]
         values = {label: [a for classes in per_seed if (a := classes.get(label)) is not None] for label in labels}
@@ -141,7 +141,7 @@ class RunGroup:
 
 
 def group_runs(config: Config, runs: Iterable[Run]) -> list[RunGroup]:
-    """Group instances by their run in `config.pretrain`, in the config's order; runs without instances are left out."""
+    """Group instances by their run in `config.pretrain`, in the config's order; runs without instances are omitted."""
     by_name = {run.name: run for run in runs}
     groups = []
     for number, name in enumerate(config.pretrain):
@@ -152,7 +152,7 @@ def group_runs(config: Config, runs: Iterable[Run]) -> list[RunGroup]:
 
 @dataclass(frozen=True)
 class MaskQualityRow:
-    """Coverage of a guide's masks: the share of the object's true box that they hide, 0 to 1."""
+    """Coverage of a guide's masks: the fraction of the object's ground-truth box that they hide, 0 to 1."""
 
     guide: str
     source: str
@@ -162,7 +162,7 @@ class MaskQualityRow:
     interval: tuple[float, float] | None
     clips: int
     chance: float
-    dataset: str = ""  # empty where a config has only one
+    dataset: str = ""  # empty if the config has only one dataset
 
     @property
     def name(self) -> str:
@@ -199,7 +199,7 @@ class CropAgreement:
 
 @dataclass(frozen=True, order=True)
 class Refusal:
-    """A clip whose status at a stage is not `ok`; the policy decides whether it is kept."""
+    """A clip with a status other than `ok` at some stage; the policy decides whether it is kept."""
 
     stage: str
     video_id: str
@@ -227,9 +227,9 @@ class Results:
     problems: list[str] = field(default_factory=list)
 
     def attempt(self, what: str, read: Callable[[], T], missing: T) -> T:
-        """Return `read()`, or `missing` and a line in `problems` when the file is damaged or has a different format.
+        """Return `read()`; if the file is damaged or has a different format, add to `problems` and return `missing`.
 
-        The page must come out whatever is broken: it is where users look for the cause.
+        The page must be written whatever is broken, because users consult it to find the cause.
         """
         try:
             return read()
@@ -248,7 +248,7 @@ class DatasetResults:
     results: Results
 
     def own_groups(self, groups: Iterable[RunGroup]) -> list[RunGroup]:
-        """Those of the study's runs that train on this dataset."""
+        """Return the study's runs that train on this dataset."""
         names = {run.name for run in self.results.runs}
         return [group for group in groups if group.instances[0].name in names]
 
@@ -259,7 +259,7 @@ class Study:
 
     config: Config
     datasets: Sequence[DatasetResults]
-    own: Results = field(default_factory=Results)  # collects problems that belong to no single dataset
+    own: Results = field(default_factory=Results)  # collects problems that are not specific to one dataset
 
     @property
     def several(self) -> bool:
@@ -282,7 +282,7 @@ class Study:
 
     @property
     def problems(self) -> list[str]:
-        """All problems, prefixed with the dataset's name where there are several."""
+        """All problems, prefixed with the dataset's name if there are several datasets."""
         of_datasets = [
             f"{dataset.name}: {problem}" if self.several else problem
             for dataset in self.datasets
