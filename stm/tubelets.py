@@ -1,14 +1,14 @@
-"""Tubelets: the only module that knows the order of pixels within a token.
+"""Tubelets: the only module that defines the order of pixels within a token.
 
-A token is a tubelet of `tubelet` frames of `patch` x `patch` pixels. Its number is `slot * N + row * side + column`, with
-N tokens per slot. Within a token, values are ordered channel, frame, row, column, as in the weight of a 3-D convolution.
+A token is a tubelet of `tubelet` frames of `patch` x `patch` pixels. Its index is `slot * N + row * side + column`, with
+N tokens per slot. Within a token, values are ordered channel, frame, row, column, as in a 3-D convolution's weight.
 This module depends only on torch.
 """
 
 import torch
 from torch import Tensor, nn
 
-# ImageNet's mean and standard deviation of red, green and blue for pixels in [0, 1], as used by VideoMAE, UMT and TGM.
+# ImageNet's RGB mean and standard deviation for pixels in [0, 1], as used by VideoMAE, UMT and TGM.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -42,13 +42,13 @@ def to_unit(pixels: Tensor) -> Tensor:
 
 
 class Normalise(nn.Module):
-    """Subtracts ImageNet's mean and divides by its standard deviation; takes uint8, or float in [0, 1]."""
+    """Subtracts ImageNet's mean and divides by its standard deviation; input is uint8, or float in [0, 1]."""
 
     mean: Tensor
     deviation: Tensor
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        """Take the shape in which the three channels broadcast: (3, 1) for tubelets [B, K, 3, pixels]."""
+        """Set the shape in which the three channels broadcast, such as (3, 1) for tubelets [B, K, 3, pixels]."""
         super().__init__()
         # Buffers, because creating a tensor from a list in the forward pass would synchronise the device for a copy.
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(shape), persistent=False)

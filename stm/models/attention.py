@@ -1,7 +1,7 @@
 """Attention weights of an encoder's last block, for figures (TGM, Figure 5).
 
-The fused attention of training never holds these weights in memory. They are recomputed here from the input of the last
-block's attention.
+Fused attention, which training uses, never materialises these weights. They are recomputed here from the input of the
+last block's attention.
 """
 
 import torch
@@ -12,7 +12,7 @@ from stm.models.vit import Architecture, VideoEncoder
 
 
 def centre_token(architecture: Architecture) -> int:
-    """The token number of the centre patch in the middle time slot; for an even count, the one after the middle."""
+    """Token index of the centre patch in the middle time slot; for an even count, the one after the middle."""
     side = architecture.image_size // architecture.patch_size
     return architecture.slots // 2 * architecture.slot_tokens + side // 2 * side + side // 2
 
@@ -21,13 +21,13 @@ def centre_token(architecture: Architecture) -> int:
 def attention_from(
     encoder: VideoEncoder, video: Tensor, token: int | None = None, kept: Tensor | None = None
 ) -> Tensor:
-    """The last block's attention of one token to all tokens, mean over heads.
+    """The last block's attention from one token to all tokens, averaged over heads.
 
     Args:
-        encoder: in the mode to run it in (eval, except to include stochastic depth).
+        encoder: runs in its current mode: eval, unless stochastic depth should be included.
         video: uint8, or float in [0, 1], [B, T, 3, S, S].
-        token: the number of the query token; None: the centre patch of the middle slot.
-        kept: int64 [B, K], the tokens that the encoder sees, `token` among them in every clip; None: all.
+        token: index of the query token; None: the centre patch of the middle slot.
+        kept: int64 [B, K], the tokens that the encoder sees, which must include `token` in every clip; None: all.
 
     Returns:
         float32 [B, L]; sums to 1 in each clip, and is 0 for tokens that the encoder does not see.
@@ -43,13 +43,13 @@ def attention_from(
     is_query = visible == query  # [B, K]
     if not bool(is_query.any(dim=1).all()):
         raise ValueError(f"token {query} is masked in a clip of the batch; take a kept one, or keep all (kept=None)")
-    # A token's place among the visible ones differs from clip to clip.
+    # A token's index among the visible tokens differs from clip to clip.
     weights = _last_weights(encoder, video, kept, is_query.long().argmax(dim=1))
     return torch.zeros(len(video), tokens, device=video.device).scatter(1, visible, weights)
 
 
 def _last_weights(encoder: VideoEncoder, video: Tensor, kept: Tensor | None, place: Tensor) -> Tensor:
-    """Attention weights of the tokens at `place` [B] among the visible ones, float32 [B, K]."""
+    """Attention weights of the tokens at indices `place` [B] among the visible tokens, float32 [B, K]."""
     last = encoder.blocks[-1].attn
     assert isinstance(last, Attention)
     inputs: list[Tensor] = []

@@ -10,9 +10,9 @@ from stm.tubelets import gather_tokens
 
 
 class LinearDecoders(nn.Module):
-    """UMT's decoders, one per layer: add the token's fixed sine-cosine position, Linear, LayerNorm.
+    """UMT's decoders, one per layer: add the fixed sine-cosine position embedding, then Linear and LayerNorm.
 
-    The loss normalises the result. The norms have the student's epsilon [INF].
+    The loss normalises the output. The LayerNorms use the student's epsilon [INF].
     """
 
     positions: Tensor
@@ -20,9 +20,9 @@ class LinearDecoders(nn.Module):
     def __init__(self, architecture: Architecture, feature_width: int, layers: int) -> None:
         """
         Args:
-            architecture: the student's; determines the width of its features and the positions.
-            feature_width: of the teacher's joint space, C.
-            layers: how many of the student's last layers are aligned.
+            architecture: of the student; determines the feature width and the position embeddings.
+            feature_width: C, dimension of the teacher's joint space.
+            layers: number of the student's last layers to align.
         """
         super().__init__()
         width = architecture.width
@@ -36,7 +36,7 @@ class LinearDecoders(nn.Module):
 
         Args:
             features: [layers, B, K, W], outputs of the student's last layers, in ascending order.
-            kept: int64 [B, K], the numbers of these tokens; a clip may have fewer frames than the architecture.
+            kept: int64 [B, K], their token indices; a clip may have fewer frames than the architecture.
 
         Returns:
             Float [layers, B, K, C].
@@ -54,18 +54,18 @@ class LinearDecoders(nn.Module):
 
 
 class TokenDecoder(VideoDecoder):
-    """ClusterSTM's decoder: visible tokens and mask tokens through blocks, then to the teacher's joint space.
+    """ClusterSTM's decoder: blocks over visible tokens and mask tokens, then a projection to the teacher's joint space.
 
-    It is VideoMAE's with another output layer. The paper calls it spatio-temporal and its size is unknown; joint attention,
-    and the architecture's decoder width and heads, are our inference [INF].
+    It is VideoMAE's decoder with a different output layer. The paper calls it spatio-temporal but does not state its size;
+    joint attention and the architecture's decoder width and heads are our inference [INF].
     """
 
     def __init__(self, architecture: Architecture, feature_width: int, depth: int) -> None:
         """
         Args:
-            architecture: the student's; determines the widths, the heads and the positions.
-            feature_width: of the teacher's joint space, C.
-            depth: decoder blocks, in place of the architecture's.
+            architecture: of the student; determines the widths, the heads and the position embeddings.
+            feature_width: C, dimension of the teacher's joint space.
+            depth: number of decoder blocks; overrides the architecture's.
         """
         super().__init__(replace(architecture, decoder_depth=depth))
         # Replaces VideoMAE's output layer, which predicts pixels.
@@ -73,12 +73,12 @@ class TokenDecoder(VideoDecoder):
         init_weights(self.head)
 
     def forward(self, encoded: Tensor, kept: Tensor, decoded: Tensor) -> Tensor:
-        """Hidden tokens in the teacher's joint space.
+        """Predicts the hidden tokens in the teacher's joint space.
 
         Args:
             encoded: [B, K, W], the student's features of the visible tokens.
-            kept: int64 [B, K], the numbers of these tokens.
-            decoded: int64 [B, M], tokens to predict.
+            kept: int64 [B, K], their token indices.
+            decoded: int64 [B, M], indices of the tokens to predict.
 
         Returns:
             Float [B, M, C].

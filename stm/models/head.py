@@ -1,4 +1,4 @@
-"""The prediction head between a video's pooled features and the space of the text (TGM, section 3.4)."""
+"""The prediction head from a video's pooled features to the text embedding space (TGM, section 3.4)."""
 
 from itertools import pairwise
 
@@ -11,9 +11,9 @@ from stm.distributed.gather import count_processes, gather
 class GlobalBatchNorm(nn.BatchNorm1d):
     """Batch norm over the rows of all processes ("global batch norm", as in SimCLR and MoCo v3).
 
-    It computes what torch's BatchNorm1d does on the joined batch: values, gradients, and running statistics, which are the
-    same on all processes and are used in evaluation. torch's own SyncBatchNorm does not work on the CPU. Processes may
-    hold unequal numbers of rows, or none. Statistics are computed in float32 at least.
+    Equivalent to torch's BatchNorm1d on the concatenated batch: outputs, gradients and running statistics, which are
+    identical on all processes and are used in evaluation. torch's own SyncBatchNorm does not work on the CPU. Processes
+    may have different numbers of rows, or none. Statistics are computed in float32 or wider.
     """
 
     def __init__(self, features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
@@ -23,7 +23,7 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         """[B, features] -> the same shape.
 
         Raises:
-            ValueError: in training, a single process with a single row, which has no variance.
+            ValueError: in training, a single process has a single row, whose variance is undefined.
         """
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         if not self.training or count_processes() == 1:
@@ -36,8 +36,8 @@ class GlobalBatchNorm(nn.BatchNorm1d):
     def _global_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance [features] over all processes, with gradients; updates the running ones.
 
-        Each process squares the deviations from its own mean, and Chan's formula joins them: unlike E[x^2] - E[x]^2 that
-        loses no digits when the mean is large.
+        Each process sums the squared deviations from its own mean, and Chan's formula combines the sums: unlike
+        E[x^2] - E[x]^2, this does not lose precision when the mean is large.
         """
         rows = x.shape[0]
         mean = x.sum(dim=0) / max(rows, 1)
@@ -63,19 +63,19 @@ class GlobalBatchNorm(nn.BatchNorm1d):
 
 
 class PredictionHead(nn.Sequential):
-    """Linear layers with global batch norm and ReLU between them; the last one maps to the width of the text's vectors."""
+    """Linear layers with global batch norm and ReLU between them; the last one maps to the text embedding width."""
 
     def __init__(self, in_width: int, hidden: int, out_width: int, layers: int) -> None:
         """
         Args:
-            in_width: of the features.
+            in_width: width of the features.
             hidden: width between the layers.
-            out_width: of the text's vectors.
+            out_width: width of the text embeddings.
             layers: number of linear layers; 1 is a plain projection without batch norm.
         """
         widths = [in_width] + [hidden] * (layers - 1)
         modules: list[nn.Module] = []
         for before, after in pairwise(widths):
-            # No bias: the norm would subtract it again.
+            # No bias: batch norm would subtract it again.
             modules += [nn.Linear(before, after, bias=False), GlobalBatchNorm(after), nn.ReLU()]
         super().__init__(*modules, nn.Linear(widths[-1], out_width))

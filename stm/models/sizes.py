@@ -1,4 +1,4 @@
-"""VideoMAE's sizes."""
+"""VideoMAE's model sizes."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from stm.config import ModelSize
 
 
 class Size(NamedTuple):
-    """Widths, depths and heads of encoder and decoder."""
+    """Widths, depths and numbers of heads of the encoder and the decoder."""
 
     width: int
     depth: int
@@ -18,7 +18,7 @@ class Size(NamedTuple):
 
 
 # VideoMAE's sizes (its modeling_pretrain.py), with the decoder depths of its pretraining scripts. `tiny` is ours, for the
-# demo and for tests: a third of small in width and depth.
+# demo and the tests: a third of the width and depth of `small`.
 SIZES: Mapping[ModelSize, Size] = {
     "tiny": Size(128, 4, 4, 64, 2, 2),
     "small": Size(384, 12, 6, 192, 4, 3),
@@ -29,14 +29,14 @@ SIZES: Mapping[ModelSize, Size] = {
 
 
 def size_of_width(width: int) -> Size | None:
-    """The size with this encoder width, if there is one."""
+    """Return the size with this encoder width, or None."""
     return next((size for size in SIZES.values() if size.width == width), None)
 
 
 def heads_of_width(width: int, decoder: bool = False) -> int | None:
-    """Heads of VideoMAE's encoder, or decoder, of this width; None: no size has it.
+    """Number of heads of VideoMAE's encoder (or decoder) of this width; None if no size has this width.
 
-    The number of heads cannot be inferred from weights, nor is it always width / 64: huge has 80 values per head.
+    The number of heads cannot be inferred from weights, and is not always width / 64: `huge` has a head width of 80.
     """
     known = {
         size.decoder_width if decoder else size.width: size.decoder_heads if decoder else size.heads

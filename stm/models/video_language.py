@@ -1,7 +1,7 @@
 """The video-language model (UMT, second stage): a video encoder, a split BERT, and the heads that compare them.
 
-Clips and captions are compared twice: as single vectors in a joint space (the contrast, and fast retrieval), and token by
-token in the BERT's fusion layers (matching, masked language modelling).
+Clips and captions are compared in two ways: as single vectors in a joint space (contrastive loss, fast retrieval), and
+token by token in the BERT's fusion layers (matching, masked language modelling).
 """
 
 from collections.abc import Mapping
@@ -19,24 +19,24 @@ from stm.models.weights.checks import check_tensors
 from stm.pretrained.hub import ModelError
 
 EXTRA = "language"
-"""Key of the text side in a weights file."""
+"""Key of the language weights in a weights file."""
 
 TEMPERATURES = (0.001, 0.5)  # UMT's bounds
-_MOST_FEATURES = 2**16  # of the joint space; a header may come from anyone
+_MOST_FEATURES = 2**16  # dimensions of the joint space; headers are untrusted
 
 
 class VideoLanguageModel(nn.Module):
-    """Encoder, split BERT, projections to the joint space, temperature of the contrast, and matching head."""
+    """Encoder, split BERT, projections to the joint space, contrastive temperature, and matching head."""
 
     def __init__(
         self, encoder: VideoEncoder, language: SplitBert, embedding: int = 512, temperature: float = 0.07
     ) -> None:
         """
         Args:
-            encoder: of width W. It becomes part of this module, as does `language`.
+            encoder: a video encoder of width W. It becomes a submodule, as does `language`.
             language: a BERT of the same width.
-            embedding: E, width of the joint space; UMT: 512 with a base model, 768 with a large one.
-            temperature: initial value of the contrast's temperature, which is learned.
+            embedding: E, width of the joint space; UMT: 512 for base models, 768 for large ones.
+            temperature: initial value of the learned contrastive temperature.
 
         Raises:
             ModelError: the widths differ.
@@ -58,38 +58,38 @@ class VideoLanguageModel(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(float(temperature)))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Captions, int64 [B, X] -> states of the text layers, float [B, X, W]."""
+        """Captions, int64 [B, X] -> output of the last text layer, float [B, X, W]."""
         states: Tensor = self.language(tokens)
         return states
 
     def embed_text(self, states: Tensor) -> Tensor:
-        """[B, X, W] of `encode_text` -> unit vectors of the captions, from their [CLS], float32 [B, E]."""
+        """The output of `encode_text` [B, X, W] -> the captions' unit vectors, from [CLS], float32 [B, E]."""
         return _to_unit(self.text_projection(states[:, 0]))
 
     def pool_video(self, features: Tensor) -> Tensor:
-        """The encoder's features of a clip's tokens, [B, K, W] -> their mean after LayerNorm, [B, W]."""
+        """The encoder's token features [B, K, W] -> their mean after LayerNorm [B, W]."""
         pooled: Tensor = self.pool_norm(features.mean(dim=1))
         return pooled
 
     def embed_video(self, features: Tensor) -> Tensor:
-        """[B, K, W] -> unit vectors of the clips, float32 [B, E]."""
+        """Token features [B, K, W] -> the clips' unit vectors, float32 [B, E]."""
         return _to_unit(self.video_projection(self.pool_video(features)))
 
     def embed_frames(self, features: Tensor, frames: int) -> Tensor:
-        """Vectors of unmasked clips, as UMT compares them: the mean over frames of each frame's unit vector.
+        """Embeddings of unmasked clips as in UMT: the mean of the frames' unit vectors.
 
-        The product with a caption's vector is then the mean of the frames' similarities. Such a vector has at most length 1:
-        the more the frames differ, the shorter it is.
+        The dot product with a caption's vector is then the mean of the frames' similarities. The vector has a norm of at
+        most 1, which decreases as the frames differ more.
 
         Args:
-            features: of all tokens, [B, T * N, W], frame after frame.
+            features: features of all tokens, [B, T * N, W], ordered by frame.
             frames: T.
 
         Returns:
             Float32 [B, E].
 
         Raises:
-            ValueError: the number of tokens is not divisible by the frames.
+            ValueError: the number of tokens is not divisible by the number of frames.
         """
         if features.shape[1] % frames:
             raise ValueError(f"{features.shape[1]} tokens are not divisible by {frames} frames")
@@ -97,12 +97,12 @@ class VideoLanguageModel(nn.Module):
         return single.unflatten(0, (-1, frames)).mean(dim=1)
 
     def fuse(self, states: Tensor, tokens: Tensor, memory: Tensor) -> Tensor:
-        """Captions through the fusion layers, which cross-attend to clips.
+        """Passes captions through the fusion layers, which cross-attend to clips.
 
         Args:
-            states: [B, X, W] of `encode_text`.
+            states: [B, X, W], the output of `encode_text`.
             tokens: int64 [B, X], the same captions.
-            memory: the encoder's features [B, K, W], row i for caption i; [1, K, W] where one clip serves all.
+            memory: the encoder's features [B, K, W], row i for caption i; [1, K, W] if one clip is shared by all.
 
         Returns:
             Float [B, X, W].
@@ -110,55 +110,55 @@ class VideoLanguageModel(nn.Module):
         return self.language.fuse(states, tokens, memory)
 
     def match(self, states: Tensor, tokens: Tensor, memory: Tensor) -> Tensor:
-        """Whether captions belong to clips, from the fused [CLS]: logits [B, 2] of no and yes; arguments as in `fuse`."""
+        """Logits [B, 2] (no, yes) that a caption matches its clip, from the fused [CLS]; arguments as in `fuse`."""
         logits: Tensor = self.matching_head(self.fuse(states, tokens, memory)[:, 0])
         return logits
 
     def predict_words(self, fused: Tensor) -> Tensor:
-        """[B, X, W] of `fuse` -> logits of the words [B, X, V]."""
+        """The output of `fuse` [B, X, W] -> word logits [B, X, V]."""
         return self.language.predict_words(fused)
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:
-        """Clamps the temperature to its bounds, as UMT does before each step. A clamp in the forward pass would leave it
-        without a gradient outside them, and it would never come back."""
+        """Clamps the temperature to its bounds in place, as UMT does before each step. A differentiable clamp in the forward
+        pass has zero gradient outside the bounds, so the temperature would never return."""
         self.temperature.clamp_(*TEMPERATURES)
 
     def language_state(self) -> dict[str, Tensor]:
-        """All weights but the encoder's. No tensor is in it twice, which safetensors would refuse."""
+        """All weights except the encoder's. No tensor appears twice, since safetensors rejects shared tensors."""
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("encoder.")}
 
     def describe(self) -> dict[str, Any]:
-        """What `load_video_language` needs in addition to the weights, as JSON values."""
+        """Everything except weights that `load_video_language` needs, as JSON values."""
         return {**self.language.describe(), "embedding": self.embedding}
 
 
 def load_video_language(
     path: Path, drop_path: float = 0.0, architecture: Architecture | None = None
 ) -> VideoLanguageModel:
-    """The model from a run's weights, in eval mode.
+    """Load the model from a run's weights, in eval mode.
 
-    It was saved with `zoo.save(model.encoder, path, extra={EXTRA: model.language_state()}, header={EXTRA:
+    The file must have been saved with `zoo.save(model.encoder, path, extra={EXTRA: model.language_state()}, header={EXTRA:
     model.describe()})`.
 
     Args:
-        path: the file.
-        drop_path: of the encoder, for fine-tuning.
-        architecture: for a different clip length or image size, see `zoo.read`.
+        path: the weights file.
+        drop_path: the encoder's stochastic depth rate, for fine-tuning.
+        architecture: for a different clip length or image size; see `zoo.read`.
 
     Raises:
-        WeightsError: the file cannot be read, its run had no text, or its weights do not fit its header.
+        WeightsError: the file cannot be read, its run had no text model, or its weights do not match its header.
     """
     tensors, about = zoo.load_extra(path, EXTRA)
     encoder = zoo.load_encoder(path, drop_path, architecture)
     try:
-        with torch.device("meta"):  # allocates no memory, whatever sizes the header asks for
+        with torch.device("meta"):  # no memory is allocated, whatever the header's sizes
             blank = _rebuild(encoder, about).language_state()
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise zoo.WeightsError(f"{path}: its header does not describe a valid {EXTRA!r} ({error})") from error
     check_tensors(tensors, blank, f"{path} has a {EXTRA!r}")
     model = _rebuild(encoder, about)
-    model.load_state_dict(tensors, strict=False)  # checked above; the encoder has its weights
+    model.load_state_dict(tensors, strict=False)  # checked above; the encoder's weights are already loaded
     return model.eval()
 
 
@@ -170,5 +170,5 @@ def _rebuild(encoder: VideoEncoder, about: Mapping[str, Any]) -> VideoLanguageMo
 
 
 def _to_unit(vectors: Tensor) -> Tensor:
-    """Unit vectors, in float32 at least, also under autocast: losses divide their products by temperatures of 0.01."""
+    """Unit vectors, in float32 or wider even under autocast: losses divide their dot products by temperatures of 0.01."""
     return normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)

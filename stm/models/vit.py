@@ -1,8 +1,8 @@
 """VideoMAE's encoder and decoder (Tong et al. 2022), with integer indices in place of boolean masks.
 
-The encoder sees the kept tokens only; the decoder gets them back with a mask token at each position to
-predict. Blocks are timm's, which equal VideoMAE's (pre-norm, joint space-time attention, no class token), so
-that published weights load. Everything is a gather of fixed shape: the forward pass compiles to one graph.
+The encoder processes only the kept tokens; the decoder receives their features and a mask token for each position to
+predict. The blocks are timm's, which are equivalent to VideoMAE's (pre-norm, joint space-time attention, no class token),
+so published weights can be loaded. All gathers have fixed shapes, so the forward pass compiles to a single graph.
 """
 
 from dataclasses import dataclass
@@ -32,11 +32,11 @@ class Architecture:
     decoder_depth: int  # blocks
     decoder_heads: int
     mlp_ratio: float = 4.0
-    norm_eps: float = 1e-6  # VideoMAE's; transformers' configs say 1e-12
-    decoder_norm_eps: float = 1e-6  # of the decoder's last norm; transformers has 1e-5 there
-    positions: str = "joint"  # joint: one table over a clip's token numbers, VideoMAE's; separable: time, row, column
+    norm_eps: float = 1e-6  # VideoMAE's; 1e-12 in transformers' configs
+    decoder_norm_eps: float = 1e-6  # of the decoder's last norm; 1e-5 in transformers
+    positions: str = "joint"  # joint: one table over token indices (VideoMAE's); separable: time, row, column
     position_period: float = 10000.0  # VideoMAE's
-    position_frames: int | None = None  # length of the clips that the table is made for; it is stretched to `frames`
+    position_frames: int | None = None  # clip length that the table is computed for; interpolated to `frames`
 
     @property
     def slots(self) -> int:
@@ -44,26 +44,26 @@ class Architecture:
 
     @property
     def slot_tokens(self) -> int:
-        """Tokens of a time slot, N."""
+        """Tokens per time slot, N."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
     def tokens(self) -> int:
-        """Tokens of a clip, L = slots x N."""
+        """Tokens per clip, L = slots x N."""
         return self.slots * self.slot_tokens
 
     @property
     def token_values(self) -> int:
-        """Values in a token's tubelet: 3 colours x frames x pixels."""
+        """Values per token: 3 colours x frames x pixels of its tubelet."""
         return 3 * self.tubelet * self.patch_size**2
 
 
 def position_table(positions: int, width: int, period: float = 10000.0) -> Tensor:
-    """Fixed sine-cosine table over a clip's token numbers, float32 [1, positions, width], as VideoMAE's.
+    """VideoMAE's fixed sine-cosine table over a clip's token indices, float32 [1, positions, width].
 
     Entry j of position p is sin(p / period^(2 (j // 2) / width)) for even j, and the cosine for odd j.
     """
-    # In float64, as VideoMAE's numpy code: at token 1,567 an angle in float32 would be off by up to 6e-5 radians.
+    # In float64, like VideoMAE's numpy code: at token 1,567, a float32 angle would be off by up to 6e-5 radians.
     exponent = 2 * (torch.arange(width) // 2).to(torch.float64) / width
     angle = torch.arange(positions).to(torch.float64)[:, None] / period**exponent
     table = torch.where(torch.arange(width) % 2 == 0, angle.sin(), angle.cos())
@@ -73,7 +73,7 @@ def position_table(positions: int, width: int, period: float = 10000.0) -> Tenso
 def separable_table(slots: int, side: int, width: int, period: float = 10000.0) -> Tensor:
     """A table whose entries are split between time, row and column, float32 [1, slots * side^2, width].
 
-    Row and column have a third of the entries each, rounded down to an even number; time has the rest.
+    Row and column get a third of the entries each, rounded down to an even number; time gets the rest.
     """
     space = width // 3 // 2 * 2
     row = column = position_table(side, space, period)[0]
@@ -99,16 +99,16 @@ def make_positions(architecture: Architecture, width: int) -> Tensor:
 
 
 def stretch_positions(table: Tensor, slots: int, new: int) -> Tensor:
-    """A table for clips of a different length, interpolated linearly along time at each place, as in UMT's release.
+    """Interpolate a table linearly along time to a different clip length, as in UMT's released code.
 
-    So weights that were trained with 4 frames per video get times between those 4 for 12 frames, and none beyond them.
+    Weights trained with 4 frames per video are thus used for 12 frames with times between those 4, without extrapolation.
 
     Args:
         table: [1, slots * N, width].
-        new: slots of the result.
+        new: number of slots of the result.
 
     Returns:
-        [1, new * N, width]; the table itself where the numbers are equal.
+        [1, new * N, width]; `table` itself if `new` equals `slots`.
     """
     if new == slots:
         return table
@@ -121,7 +121,7 @@ def make_blocks(
     width: int, depth: int, heads: int, mlp_ratio: float, norm_eps: float, drop_path: float = 0.0
 ) -> nn.ModuleList:
     """timm blocks whose stochastic depth rises linearly to `drop_path` in the last one."""
-    # Later blocks are dropped more often: the others build on what the first ones compute (Huang et al. 2016).
+    # Later blocks are dropped more often, because all blocks depend on the early ones' features (Huang et al. 2016).
     rates = [drop_path * block / max(depth - 1, 1) for block in range(depth)]
     norm = cast(type[nn.Module], partial(nn.LayerNorm, eps=norm_eps))  # timm calls it like a class
     return nn.ModuleList(
@@ -130,7 +130,7 @@ def make_blocks(
 
 
 def init_weights(module: nn.Module) -> None:
-    """VideoMAE's initialisation. The tubelet embedding keeps torch's, as VideoMAE's convolution does."""
+    """VideoMAE's initialisation. The tubelet embedding keeps torch's default, like VideoMAE's convolution."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
@@ -138,9 +138,9 @@ def init_weights(module: nn.Module) -> None:
 
 
 class TubeletEmbedding(nn.Module):
-    """The linear map of each tubelet's normalised pixels: a 3-D convolution whose stride is its kernel.
+    """Linear embedding of each tubelet's normalised pixels: a 3-D convolution with stride equal to its kernel size.
 
-    Written as a gather and a Linear, it costs nothing for masked tokens. `projection.weight` is the convolution's,
+    Implemented as a gather and a Linear, so masked tokens cost nothing. `projection.weight` is the convolution's weight,
     reshaped from [width, 3, tubelet, patch, patch] to [width, 3 * tubelet * patch^2].
     """
 
@@ -152,15 +152,15 @@ class TubeletEmbedding(nn.Module):
         self.projection = nn.Linear(architecture.token_values, architecture.width)
 
     def forward(self, video: Tensor, kept: Tensor | None) -> Tensor:
-        """Video [B, T, 3, S, S], uint8 or float in [0, 1]; kept tokens [B, K], None: all -> [B, K, width]."""
+        """Video [B, T, 3, S, S], uint8 or float in [0, 1]; kept tokens [B, K] or None for all -> [B, K or L, width]."""
         tubelets = split_tubelets(video, self.tubelet, self.patch)
         if kept is not None:
-            tubelets = gather_tokens(tubelets, kept)  # before the embedding: hidden tokens cost nothing
+            tubelets = gather_tokens(tubelets, kept)  # before the embedding, so hidden tokens cost nothing
         return self.projection(self.normalise(tubelets).flatten(2))
 
 
 class VideoEncoder(nn.Module):
-    """From pixels of all tokens, or of the kept ones, to features; the part that is used after pretraining."""
+    """Computes features from the pixels of all or only the kept tokens; this is the part used after pretraining."""
 
     positions: Tensor
 
@@ -171,16 +171,16 @@ class VideoEncoder(nn.Module):
         self.blocks = make_blocks(a.width, a.depth, a.heads, a.mlp_ratio, a.norm_eps, drop_path)
         self.norm = nn.LayerNorm(a.width, eps=a.norm_eps)
         self.apply(init_weights)
-        self.embedding = TubeletEmbedding(a)  # after `apply`: it keeps torch's initialisation
-        # Not saved: the table follows from the architecture, so the same weights serve clips of other lengths and sizes.
+        self.embedding = TubeletEmbedding(a)  # after `apply`, to keep torch's initialisation
+        # Not saved: the architecture determines the table, so the same weights work for other clip lengths and image sizes.
         self.register_buffer("positions", make_positions(a, a.width), persistent=False)
 
     def forward(self, video: Tensor, kept: Tensor | None = None, final_norm: bool = True) -> Tensor:
-        """Features of tokens.
+        """Computes the tokens' features.
 
         Args:
-            video: [B, T, 3, S, S], uint8, or float in [0, 1]; normalised here with ImageNet's statistics. A clip shorter
-                than the architecture's gets the first positions of its table, as images do in UMT's second stage.
+            video: [B, T, 3, S, S], uint8, or float in [0, 1]; normalised here with ImageNet's statistics. A clip
+                shorter than the architecture's uses the first rows of the position table, like images in UMT's second stage.
             kept: int64 [B, K], the tokens to encode; None: all.
             final_norm: whether the last LayerNorm is applied.
 
@@ -193,17 +193,17 @@ class VideoEncoder(nn.Module):
         return self.norm(x) if final_norm else x
 
     def forward_layers(self, video: Tensor, kept: Tensor | None, layers: int) -> Tensor:
-        """Outputs of the last blocks, each through the same final norm, as UMT aligns them with its teacher's.
+        """Returns the last blocks' outputs, each after the same final norm, as UMT aligns them with its teacher's.
 
         Args:
-            video, kept: as `forward` takes them.
-            layers: how many blocks, 1 to the depth.
+            video, kept: as in `forward`.
+            layers: number of blocks, from 1 to the depth.
 
         Returns:
-            Float [layers, B, K or L, width], in the order of the blocks; the last entry is what `forward` returns.
+            Float [layers, B, K or L, width], in block order; the last entry equals the output of `forward`.
 
         Raises:
-            ValueError: the encoder has fewer blocks.
+            ValueError: `layers` exceeds the number of blocks.
         """
         return self.encode(self.embed(video, kept), layers)
 
@@ -219,16 +219,16 @@ class VideoEncoder(nn.Module):
         return self.norm(torch.stack(outputs))
 
     def embed(self, video: Tensor, kept: Tensor | None = None) -> Tensor:
-        """The first block's input: embedded tokens plus their positions, [B, K or L, width]."""
+        """The first block's input: token embeddings plus position embeddings, [B, K or L, width]."""
         x = self.embedding(video, kept)
-        # In the precision of x: under autocast the residual stream is bfloat16, as with VideoMAE's half precision.
+        # In x's precision: under autocast the residual stream is bfloat16, like VideoMAE's in half precision.
         positions = self.positions.to(x.dtype).expand(x.shape[0], -1, -1)
         return x + (positions[:, : x.shape[1]] if kept is None else gather_tokens(positions, kept))
 
     def forward_features(self, video: Tensor, final_norm: bool = True) -> Tensor:
         """The mean over all tokens, float [B, width].
 
-        VideoMAE fine-tunes with `final_norm=False` and a fresh norm between this mean and the classifier.
+        VideoMAE fine-tunes with `final_norm=False` and a newly initialised norm between this mean and the classifier.
         """
         return self.forward(video, None, final_norm).mean(dim=1)
 
@@ -257,8 +257,8 @@ class VideoDecoder(nn.Module):
 
         Args:
             encoded: [B, K, encoder's width].
-            kept: int64 [B, K], the numbers of these tokens.
-            decoded: int64 [B, M], tokens to predict: all masked ones in VideoMAE, or some of them.
+            kept: int64 [B, K], their token indices.
+            decoded: int64 [B, M], indices of the tokens to predict: all masked tokens, as in VideoMAE, or some of them.
 
         Returns:
             Float [B, M, tubelet * patch^2 * 3], ordered frame, row, column, colour.
@@ -267,8 +267,7 @@ class VideoDecoder(nn.Module):
         positions = self.positions.to(visible.dtype).expand(encoded.shape[0], -1, -1)
         visible = visible + gather_tokens(positions, kept)
         hidden = self.mask_token.to(visible.dtype) + gather_tokens(positions, decoded)
-        # Attention does not depend on the order of tokens: no unshuffling is needed, and the last M outputs are the
-        # predictions.
+        # Attention is permutation-equivariant, so no unshuffling is needed, and the last M outputs are the predictions.
         x = torch.cat([visible, hidden], dim=1)
         for block in self.blocks:
             x = block(x)
@@ -276,7 +275,7 @@ class VideoDecoder(nn.Module):
 
 
 class VideoMAE(nn.Module):
-    """Encoder and decoder."""
+    """VideoMAE's encoder and decoder."""
 
     def __init__(self, architecture: Architecture, drop_path: float = 0.0) -> None:
         super().__init__()

@@ -1,12 +1,12 @@
-"""Video-text contrast: InfoNCE over the clips and captions of all processes.
+"""Video-text contrastive losses: InfoNCE over the clips and captions of all processes.
 
-`match_pairs` is TGM's (section 3.4): row i of one side belongs to row i of the other. `contrast_ids` is UMT's (VTC): rows of
-the same sample are each other's positives.
+`match_pairs` is TGM's loss (section 3.4): row i of one side belongs to row i of the other. `contrast_ids` is UMT's (VTC):
+all rows of the same sample are positives for one another.
 
-In TGM's, two clips with the same caption are each other's negatives, as in the paper. That does less harm than it seems:
-equal texts have equal logits, so each of m copies gets at most 1/m of the probability, the loss has the floor log(m), and
-its gradient vanishes when all probability lies on the copies. What is wrongly pushed apart are different texts for the
-same content, such as two captions of one clip that is in the batch twice (`repeats`).
+In TGM's loss, two clips with the same caption are negatives for each other, as in the paper. The effect is small: identical
+texts have equal logits, so each of m copies gets at most 1/m of the probability, the loss is bounded below by log(m), and
+its gradient vanishes when the copies have all the probability. Only different texts for the same content are wrongly
+pushed apart, such as two captions of a clip that occurs twice in the batch (`repeats`).
 """
 
 from typing import NamedTuple
@@ -19,27 +19,27 @@ from stm.distributed.gather import count_processes, gather, own_rank
 
 
 class Match(NamedTuple):
-    """Loss and retrieval accuracy within the batch; their means over the processes are those of the joined batch."""
+    """Loss and in-batch retrieval accuracy; their means over processes equal those of the concatenated batch."""
 
     loss: Tensor  # scalar
-    accuracy: Tensor  # scalar, share of clips whose most similar caption is their own
+    accuracy: Tensor  # scalar, fraction of clips whose most similar caption is their own
 
 
 def match_pairs(video: Tensor, text: Tensor, temperature: float | Tensor, present: Tensor | None = None) -> Match:
-    """Symmetric InfoNCE: the mean of the cross entropies of clip-to-caption and caption-to-clip retrieval.
+    """Symmetric InfoNCE: the mean of the clip-to-caption and caption-to-clip cross entropies.
 
-    Computed in float32 at least, also under autocast: logits at temperature 0.01 reach 100, where bfloat16 resolves
-    half a unit. With several processes, all negatives are gathered, and their gradient goes back to the process that they
-    came from. Each process compares its own rows with all columns, so that the work is shared.
+    Computed in float32 or wider, even under autocast: at temperature 0.01, logits reach 100, where bfloat16 has a resolution
+    of 0.5. With several processes, all negatives are gathered, and gradients are returned to the process they came from.
+    Each process compares its own rows with all columns, so that the work is distributed.
 
     Args:
         video: unit vectors [B, D]; B is the same on all processes.
         text: unit vectors [B, D]; row i belongs to row i of `video`.
-        temperature: above 0; a scalar tensor may be learned.
-        present: bool [B], False for a pair that is left out (a clip without a caption). None: all pairs count.
+        temperature: positive; may be a learned scalar tensor.
+        present: bool [B], False for pairs to exclude (clips without a caption). None: all pairs count.
 
     Returns:
-        Scalars. Both are 0 when no pair counts.
+        Scalar loss and accuracy, both 0 if no pair counts.
 
     Raises:
         ValueError: the shapes differ.
@@ -51,7 +51,7 @@ def match_pairs(video: Tensor, text: Tensor, temperature: float | Tensor, presen
         video, text = video.to(dtype), text.to(dtype)
         if present is None:
             present = torch.ones(len(video), dtype=torch.bool, device=video.device)
-        # One collective instead of three: at these sizes its latency is what costs.
+        # One collective instead of three: at these sizes, latency dominates.
         joined = gather(torch.cat([video, text, present[:, None].to(dtype)], dim=1))
         all_video, all_text, all_present = joined.split([video.shape[1], video.shape[1], 1], dim=1)
         absent = all_present.detach().T == 0  # [1, all]
@@ -61,36 +61,36 @@ def match_pairs(video: Tensor, text: Tensor, temperature: float | Tensor, presen
         loss = (
             cross_entropy(to_text, target, reduction="none") + cross_entropy(to_video, target, reduction="none")
         ) / 2
-        # DDP averages gradients over the processes. The factor makes that average the mean over all pairs that count, also
-        # where the processes have unequal numbers of them.
+        # DDP averages gradients over the processes. The factor makes that average the mean over all pairs that count,
+        # even if their number differs between processes.
         share = count_processes() / (~absent).sum().clamp(min=1).to(dtype)
         correct = (to_text.detach().argmax(dim=1) == target).to(dtype)
         return Match(*(torch.where(present, value, 0).sum() * share for value in (loss, correct)))
 
 
 def _logits(rows: Tensor, columns: Tensor, temperature: float | Tensor, absent: Tensor) -> Tensor:
-    """Similarities [B, all]. Absent columns get the lowest finite number: with minus infinity, a row without any other
-    column would become NaN."""
+    """Scaled similarities [B, all]. Absent columns get the lowest finite value: with minus infinity, a row without present
+    columns would become NaN."""
     logits = rows @ columns.T / temperature
     return logits.masked_fill(absent, torch.finfo(logits.dtype).min)
 
 
 def contrast_ids(video: Tensor, text: Tensor, ids: Tensor, temperature: float | Tensor) -> Tensor:
-    """Symmetric contrast in which all rows of the same sample are each other's positives (UMT's VTC).
+    """Symmetric contrastive loss in which all rows of the same sample are positives (UMT's VTC).
 
-    A row's target is shared equally among its positives. Without repeated ids it is the loss of
-    `match_pairs`. All negatives of all processes are gathered; each process compares its own
-    rows with all columns, and the others' gradient goes back to the process that they came from.
+    A row's target is distributed equally over its positives. Without repeated ids, this equals the loss of `match_pairs`.
+    The negatives of all processes are gathered; each process compares its own rows with all columns, and gradients are
+    returned to the process they came from.
 
     Args:
         video: unit vectors [B, E]; B is the same on all processes.
         text: unit vectors [B, E]; row i belongs to row i of `video`.
-        ids: int64 [B], the number of each sample, shared by its views and captions.
-        temperature: above 0; a scalar tensor may be learned.
+        ids: int64 [B], sample ids, shared by a sample's views and captions.
+        temperature: positive; may be a learned scalar tensor.
 
     Returns:
-        Scalar, float32 at least, also under autocast: the mean of the cross entropies of clip-to-caption and
-        caption-to-clip retrieval. Its mean over the processes is that of the joined batch.
+        Scalar, float32 or wider even under autocast: the mean of the clip-to-caption and caption-to-clip cross entropies.
+        Its mean over processes equals the loss of the concatenated batch.
 
     Raises:
         ValueError: the shapes differ.
@@ -102,7 +102,7 @@ def contrast_ids(video: Tensor, text: Tensor, ids: Tensor, temperature: float | 
         dtype = torch.promote_types(video.dtype, torch.float32)
         video, text = video.to(dtype), text.to(dtype)
         all_video, all_text = gather(torch.cat([video, text], dim=1)).chunk(2, dim=1)
-        # In a separate collective: float32 cannot tell ids above 2^24 apart.
+        # In a separate collective, because float32 cannot represent all ids above 2^24.
         positive = (ids[:, None] == gather(ids)).to(dtype)  # [B, all]
         target = positive / positive.sum(dim=1, keepdim=True)
         to_text = cross_entropy(video @ all_text.T / temperature, target)

@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 
 from stm.distributed.gather import count_processes, gather
 
-IGNORED = -100  # target of a word that is not predicted
+IGNORED = -100  # target of words that are not predicted
 
 
 def mask_words(
@@ -19,19 +19,19 @@ def mask_words(
 ) -> tuple[Tensor, Tensor]:
     """Hides words for masked language modelling: BERT's 80 / 10 / 10, at UMT's higher rate.
 
-    Of the chosen words, 80 % become [MASK], 10 % a random word of the vocabulary, and 10 % stay.
+    80 % of the chosen words are replaced by [MASK], 10 % by a random word of the vocabulary, and 10 % are left unchanged.
 
     Args:
         tokens: int64 [B, X].
-        probability: of each word to be chosen, independently; UMT: 0.5.
-        mask_id: the token [MASK].
-        special: tokens that are never chosen. UMT: [PAD] and [CLS]; [SEP] can be chosen, and is then predicted.
-        vocabulary: number of tokens; a random word is any of them, special ones included, as in UMT.
-        noise: uniform in [0, 1), [3, B, X]: for the choice, its outcome, and the random word. None: from torch's global
-            generator.
+        probability: probability of choosing each word, independently; UMT: 0.5.
+        mask_id: the id of [MASK].
+        special: ids that are never chosen. UMT: [PAD] and [CLS]; [SEP] can be chosen and is then predicted.
+        vocabulary: vocabulary size; random words are drawn from all of it, including special tokens, as in UMT.
+        noise: uniform in [0, 1), [3, B, X]: for the choice of words, their replacement type, and the random words. None: from
+            torch's global generator.
 
     Returns:
-        The input tokens, int64 [B, X], and the targets, int64 [B, X], -100 where there is none.
+        The input tokens, int64 [B, X], and the targets, int64 [B, X], -100 for words that are not predicted.
     """
     if noise is None:
         noise = torch.rand(3, *tokens.shape, device=tokens.device)
@@ -39,7 +39,7 @@ def mask_words(
     chosen = choice < probability
     for token in special:
         chosen = chosen & (tokens != token)
-    # The product may be rounded up to the vocabulary's size, which is out of range.
+    # Rounding may yield the vocabulary size itself, which is out of range.
     words = (word * vocabulary).long().clamp(max=vocabulary - 1)
     replaced = torch.where(outcome < 0.8, mask_id, torch.where(outcome < 0.9, words, tokens))
     return torch.where(chosen, replaced, tokens), torch.where(chosen, tokens, IGNORED)
@@ -50,12 +50,12 @@ def masked_language_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         logits: [B, X, V].
-        targets: int64 [B, X] of `mask_words`.
+        targets: int64 [B, X], from `mask_words`.
 
     Returns:
-        Scalar, float32 at least: the mean over hidden words; 0 where there are none. With several processes, its mean
-        over them is that of the joined batch. (UMT averages within each process, so that the fewer words a process hides,
-        the more each counts.)
+        Scalar, float32 or wider: the mean over hidden words; 0 if there are none. With several processes, the mean over
+        processes equals the loss of the concatenated batch. (UMT averages within each process, so a word counts more in
+        a process with fewer hidden words.)
     """
     with torch.autocast(logits.device.type, enabled=False):
         exact = logits.to(torch.promote_types(logits.dtype, torch.float32))

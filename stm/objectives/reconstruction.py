@@ -1,43 +1,43 @@
-"""Pixel reconstruction (MAE, VideoMAE): mean squared error to each tubelet's pixels, normalised or not."""
+"""Pixel reconstruction (MAE, VideoMAE): mean squared error to each tubelet's pixels, optionally normalised."""
 
 import torch
 from torch import Tensor
 
 from stm.tubelets import gather_tokens, split_tubelets, to_unit
 
-EPSILON = 1e-6  # added to the deviation, as in VideoMAE
+EPSILON = 1e-6  # added to the standard deviation, as in VideoMAE
 
 
 def gather_pixels(video: Tensor, index: Tensor, tubelet: int, patch: int) -> Tensor:
-    """Pixels in [0, 1] of some tokens, float32 [B, M, tubelet * patch^2, 3].
+    """Return the pixels of selected tokens, in [0, 1], float32 [B, M, tubelet * patch^2, 3].
 
     Args:
         video: [B, T, 3, S, S], uint8, or float in [0, 1].
-        index: int64 [B, M], token numbers.
+        index: int64 [B, M], token indices.
     """
     tubelets = gather_tokens(split_tubelets(video, tubelet, patch), index).transpose(2, 3)
     return to_unit(tubelets) if tubelets.dtype == torch.uint8 else tubelets.to(torch.float32)
 
 
 def pixel_statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean, and unbiased standard deviation + EPSILON, of each token and colour, [B, M, 1, 3] each."""
+    """Mean and unbiased standard deviation + EPSILON per token and colour, [B, M, 1, 3] each."""
     deviation = pixels.var(dim=2, unbiased=True, keepdim=True).sqrt() + EPSILON
     return pixels.mean(dim=2, keepdim=True), deviation
 
 
 def reconstruction_targets(video: Tensor, index: Tensor, tubelet: int, patch: int, normalised: bool = True) -> Tensor:
-    """Targets for the tokens `index`.
+    """Compute the targets for the tokens at `index`.
 
     Args:
         video: [B, T, 3, S, S], uint8, or float in [0, 1].
-        index: int64 [B, M], token numbers.
-        tubelet: frames of a token.
-        patch: pixels on a side of a token.
+        index: int64 [B, M], token indices.
+        tubelet: frames per token.
+        patch: pixels per side of a token.
         normalised: whether pixels are normalised per token and per colour; otherwise they stay in [0, 1] (VideoMAE's
             `normlize_target=False`).
 
     Returns:
-        float32 [B, M, tubelet * patch^2 * 3], ordered frame, row, column, colour, as the decoder's outputs.
+        float32 [B, M, tubelet * patch^2 * 3], ordered frame, row, column, colour, like the decoder's outputs.
     """
     pixels = gather_pixels(video, index, tubelet, patch)
     if not normalised:
@@ -47,7 +47,7 @@ def reconstruction_targets(video: Tensor, index: Tensor, tubelet: int, patch: in
 
 
 def reconstruction_loss(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared error over all predicted values, in float32 at least, scalar.
+    """Scalar mean squared error over all predicted values, in float32 or wider.
 
     Raises:
         ValueError: the shapes differ.

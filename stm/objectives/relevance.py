@@ -1,10 +1,10 @@
-"""Masked relevance modelling (ClusterSTM): predicts how relevant each hidden token is to the text.
+"""Masked relevance modelling (ClusterSTM): predicts the relevance of each hidden token to the text.
 
-The target is the cosine of the text with the hidden token, pooled with its neighbours by the teacher; the prediction is the
-cosine of the text with the student decoder's token for the same place. The paper's text is not available: its
-abstract and a note on it give the relevance to the text and the L2 distance. Our inference [INF]: cosines without the
-teacher's logit scale, each clip's own text (the paper speaks of matrices, which may as well be all texts of the batch:
-`all_texts`), a mean over the masked tokens alone.
+The target is the cosine similarity between the text and the hidden token, pooled with its neighbours by the teacher; the
+prediction is the cosine similarity between the text and the student decoder's token at the same position. The full paper is
+not available: its abstract and a note on it mention only the relevance to the text and the L2 distance. Our inference
+[INF]: cosines without the teacher's logit scale, each clip's own text (the paper mentions matrices, which could also mean
+all texts of the batch: `all_texts`), and a mean over masked tokens only.
 """
 
 import torch
@@ -13,17 +13,18 @@ from torch.nn.functional import normalize
 
 
 def relevance(tokens: Tensor, text: Tensor, all_texts: bool = False) -> Tensor:
-    """Cosines of tokens with texts [INF].
+    """Cosine similarities between tokens and texts [INF].
 
-    Computed in float32 at least, also under autocast. A text of zeros (a clip without a caption) has cosine 0 with all.
+    Computed in float32 or wider, even under autocast. A zero text vector (a clip without a caption) has cosine 0 with all
+    tokens.
 
     Args:
         tokens: [B, K, C], not normalised.
         text: [B, C], not normalised; row i belongs to clip i.
-        all_texts: with all texts of this process's batch instead of the clip's own.
+        all_texts: compare with all texts of this process's batch instead of only the clip's own.
 
     Returns:
-        [B, K] with the own text, [B, K, B] with all, in [-1, 1].
+        [B, K] for the clip's own text, [B, K, B] with `all_texts`, in [-1, 1].
 
     Raises:
         ValueError: the shapes do not match.
@@ -37,16 +38,16 @@ def relevance(tokens: Tensor, text: Tensor, all_texts: bool = False) -> Tensor:
 
 
 def relevance_loss(student: Tensor, target: Tensor, text: Tensor, all_texts: bool = False) -> Tensor:
-    """Mean squared difference of the student's and the teacher's relevance.
+    """Mean squared difference between the student's and the teacher's relevance.
 
     Args:
-        student: [B, M, C], the decoder's tokens for the M masked ones [INF: these alone], in the teacher's joint space.
-        target: `relevance` of the teacher's tokens at the same places, [B, M], or [B, M, B] with `all_texts`.
-        text: [B, C], the teacher's vectors of the captions.
+        student: [B, M, C], the decoder's outputs for the M masked tokens [INF: only these], in the teacher's joint space.
+        target: `relevance` of the teacher's tokens at the same positions, [B, M], or [B, M, B] with `all_texts`.
+        text: [B, C], the teacher's caption embeddings.
         all_texts: see `relevance`.
 
     Returns:
-        Scalar in [0, 4], in float32 at least.
+        Scalar in [0, 4], float32 or wider.
 
     Raises:
         ValueError: the shapes do not match.

@@ -1,1 +1,1 @@
-"""Third-party models, loaded in one place for all that use them: CLIP, text encoders, BLIP-2, from the hub or local files."""
+"""Loads third-party models, from the hub or local files, for the whole package: CLIP, text encoders, BLIP-2."""

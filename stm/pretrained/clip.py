@@ -1,4 +1,4 @@
-"""Loads a CLIP and its input statistics with open_clip, from a model string; embeds texts."""
+"""Loads a CLIP and its input statistics with open_clip, from a model string, and embeds texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ class LoadedClip:
 
     model: Any  # an open_clip CLIP or CoCa, untyped
     tokenizer: Any
-    image_size: tuple[int, int]  # height, width of the image tower's input, pixels
-    mean: tuple[float, float, float]  # of pixels in [0, 1]
+    image_size: tuple[int, int]  # height and width of the image tower's input, in pixels
+    mean: tuple[float, float, float]  # for pixels in [0, 1]
     std: tuple[float, float, float]
     precision: torch.dtype  # of the image tower
     device: torch.device
@@ -40,26 +40,26 @@ class _ClipSource:
     """The parts of a model string."""
 
     architecture: str  # open_clip's name, with its `hf-hub:` or `local-dir:` prefix
-    checkpoint: str | None  # a weights file; None: the architecture's own
+    checkpoint: str | None  # a weights file; None: the architecture's default
     normalisation: dict[str, Any]  # of the pretrained tag, overriding open_clip's default
-    label: str  # for receipts, without paths of this machine
+    label: str  # for receipts, without local paths
     weights_sha256: str
 
 
 def load_clip(
     name: str, precision: str = "float32", device: str | None = None, setting: str = "similarity.model"
 ) -> LoadedClip:
-    """Loads the CLIP that a config names.
+    """Load the CLIP that a config names.
 
     Args:
         name: `architecture@pretrained tag`, `architecture@checkpoint file`, `hf-hub:owner/name` or `local-dir:folder`.
-            Files and folders are relative to the working directory. Only tags and `hf-hub:` may download.
-        precision: arithmetic of the image tower: float32, bfloat16 or float16.
+            Files and folders are relative to the working directory. Only tags and `hf-hub:` can trigger downloads.
+        precision: the image tower's precision: float32, bfloat16 or float16.
         device: by default CUDA where available.
-        setting: the config's key of the model, for error messages.
+        setting: the config key of the model, for error messages.
 
     Raises:
-        ModelError: the architecture, tag, file or folder is unknown, or the weights do not fit.
+        ModelError: the architecture, tag, file or folder is unknown, or the weights do not match.
     """
     try:
         source = _find(name)
@@ -70,17 +70,17 @@ def load_clip(
     try:
         model = open_clip.create_model(
             source.architecture,
-            require_pretrained=True,  # without it a folder without weights gives a random model and a log line
-            # Refuses pickled code in a checkpoint.
+            require_pretrained=True,  # otherwise a folder without weights yields a random model and only a log line
+            # Rejects pickled code in a checkpoint.
             weights_only=True,
             force_preprocess_cfg=source.normalisation or None,
             **arguments,
         )
         tokenizer = open_clip.get_tokenizer(source.architecture)
-    except Exception as error:  # open_clip raises half a dozen kinds, down to pickle's own
+    except Exception as error:  # open_clip raises many exception types, including pickle's
         raise ModelError(f"{setting} {name!r} cannot be loaded: {error}") from error
     model = model.to(place).eval().requires_grad_(False)
-    # open_clip's own half-precision modes would change the text tower as well.
+    # open_clip's own half-precision modes would also convert the text tower.
     model.visual.to(PRECISIONS[precision])
     config = model.visual.preprocess_cfg
     size = config["size"]
@@ -98,7 +98,7 @@ def load_clip(
 
 
 def _find(name: str) -> _ClipSource:
-    """Resolves a model string; its errors complete a sentence that the caller begins with the setting and the name."""
+    """Resolve a model string; its errors complete a sentence that the caller starts with the setting and the name."""
     if name.startswith(_FOLDER):
         return _find_folder(name)
     if name.startswith(_HUB):
@@ -142,7 +142,7 @@ def _tags(architecture: str) -> str:
 def _find_tag(name: str, architecture: str, tag: str, config: dict[str, Any]) -> _ClipSource:
     trained_with = bool(config.get("quick_gelu", False))
     built_with = bool(open_clip.get_model_config(architecture).get("quick_gelu", False))
-    if trained_with != built_with:  # open_clip only warns, and the embeddings are wrong
+    if trained_with != built_with:  # open_clip only warns, but the embeddings would be wrong
         other = f"{architecture}-quickgelu" if trained_with else architecture.removesuffix("-quickgelu")
         raise ModelError(f"the weights {tag!r} belong to {other}; write {other}@{tag}")
     weights = _download(lambda: download_pretrained(config))
@@ -169,20 +169,20 @@ def _find_file(architecture: str, file: str) -> _ClipSource:
 def _download(get: Any) -> Path:
     try:
         return Path(get())
-    except Exception as error:  # network, permission, missing file: all of them mean the same here
+    except Exception as error:  # network, permission, missing file: all handled alike
         raise ModelError(f"cannot be downloaded: {error}") from error
 
 
-TEXT_BATCH = 64  # texts per forward pass; compared with the image tower the text tower costs next to nothing
+TEXT_BATCH = 64  # texts per forward pass; the text tower's cost is negligible next to the image tower's
 
 
 @torch.inference_mode()
 def embed_texts(clip: LoadedClip, texts: Sequence[str], batch_size: int = TEXT_BATCH) -> np.ndarray:
-    """Projected embeddings of texts, read at [EOS], normalised: float32 [K, D].
+    """Return projected, normalised embeddings of texts, taken at [EOS], float32 [K, D].
 
-    The model's tokenizer truncates texts that are longer than its context. The last batch is padded with empty texts to a
-    full one, or to the next multiple of TEXT_BATCH: matrix products can differ in the last bit with the number of rows, and
-    padding keeps that number the same for all but a few texts.
+    The model's tokenizer truncates texts longer than its context. The last batch is padded with empty texts to a full batch
+    or to the next multiple of TEXT_BATCH: matrix products can differ in the last bit depending on the number of rows, and
+    padding keeps that number constant for all but a few texts.
     """
     vectors = []
     unit = min(batch_size, TEXT_BATCH)

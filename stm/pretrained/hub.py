@@ -1,4 +1,4 @@
-"""Where the files of a transformers model are, and what identifies them."""
+"""Locates and identifies the files of transformers models."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -12,11 +12,11 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 
 class ModelError(ValueError):
-    """A model that a config names cannot be loaded; the message says what was looked for and what to do."""
+    """A model that a config names cannot be loaded; the message states what was looked for and the remedy."""
 
 
 def exact_convolutions(device: torch.device) -> AbstractContextManager[None]:
-    """Keeps cuDNN from rounding float32 to TF32 and from choosing algorithms by timing: results would vary between runs."""
+    """Keep cuDNN from using TF32 and from choosing algorithms by timing, so that results do not vary between runs."""
     if device.type != "cuda":
         return nullcontext()
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
@@ -30,34 +30,34 @@ class ModelSource(NamedTuple):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """For a transformers `from_pretrained`; a local folder never uses the network."""
+        """Arguments for transformers' `from_pretrained`; a local folder never uses the network."""
         return {
             "pretrained_model_name_or_path": self.name if self.folder is None else str(self.folder),
             "local_files_only": self.folder is not None,
-            # A model's repository must not run code here.
+            # A model repository must not run code here.
             "trust_remote_code": False,
         }
 
     @property
     def label(self) -> str:
-        """The name for receipts, which hold no path of this machine: a folder is reduced to its own name."""
+        """The name for receipts, which contain no local paths: a folder is reduced to its base name."""
         return self.name if self.folder is None else f"local:{self.folder.resolve().name}"
 
     def identify(self, commit: str | None) -> dict[str, str | None]:
-        """For the receipt: a folder's hash, or the hub's commit."""
+        """The identity for receipts: a folder's hash, or the hub's commit."""
         if self.folder is not None:
             return {"model": self.label, "weights_sha256": hash_weights(self.folder)}
         return {"model": self.label, "commit": commit}
 
 
 def find_model(name: str) -> ModelSource:
-    """Distinguishes a local folder from a hub id (`name` or `owner/name`).
+    """Distinguish a local folder from a hub id (`name` or `owner/name`).
 
-    A relative folder is relative to the working directory. A name that can only be a path must exist, so that a mistyped
+    Relative paths are resolved against the working directory. A name that can only be a path must exist, so that a mistyped
     folder is never looked up on the hub.
 
     Raises:
-        ModelError: a path that is not a folder.
+        ModelError: the name is a path, but not a folder.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -68,15 +68,15 @@ def find_model(name: str) -> ModelSource:
 
 
 def load_complete(model_class: Any, source: ModelSource, precision: str, device: torch.device, **arguments: Any) -> Any:
-    """A transformers model in eval mode, with every weight from its files.
+    """Load a transformers model in eval mode, with every weight from its files.
 
-    transformers only warns about missing weights, and leaves them random. Further arguments go to the class.
+    transformers only warns about missing weights and leaves them random. Further arguments are passed to the class.
 
     Raises:
         ModelError: weights are missing, or the model cannot be loaded.
     """
     try:
-        # The dtype is always given: without it transformers takes the checkpoint's, whatever that is.
+        # The dtype is always passed, because transformers otherwise uses the checkpoint's.
         model, report = model_class.from_pretrained(
             **source.arguments, dtype=PRECISIONS[precision], output_loading_info=True, **arguments
         )
@@ -92,7 +92,7 @@ def load_complete(model_class: Any, source: ModelSource, precision: str, device:
 
 
 def explain_missing(source: ModelSource, error: Exception) -> ModelError:
-    """The error for a model that transformers could not load."""
+    """Return the error for a model that transformers could not load."""
     where = "the hub" if source.folder is None else f"the folder {source.folder}"
     hint = "" if source.folder is not None else f"; there is no local folder {source.name!r} either"
     return ModelError(f"model {source.name!r} cannot be loaded from {where}{hint}: {error}")

@@ -1,4 +1,4 @@
-"""Model ids that name local folders or files: listing and hashing their files."""
+"""Lists and hashes the files of model ids that name local folders or files."""
 
 import hashlib
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from stm.storage.files import sha256_file
 
 
 def hash_weights(path: Path) -> str:
-    """The SHA-256 of a model: of the file, or of the names and bytes of all files in a folder."""
+    """Return a model's SHA-256: of the file, or of the names and bytes of all files in a folder."""
     if path.is_file():
         return sha256_file(path)
     digest = hashlib.sha256()
@@ -20,10 +20,10 @@ def hash_weights(path: Path) -> str:
 
 
 def local_model_files(model: str | None) -> list[str]:
-    """The files of a model id in the config, if it is local; hub ids have none.
+    """List the files of a model id from the config if it is local; hub ids have none.
 
-    It accepts a folder, `local-dir:folder`, `transformers:folder` and `architecture@checkpoint-file`. The workflow lists the
-    files as inputs, so that changed weights cause a rerun of what was made with the old ones.
+    Accepts a folder, `local-dir:folder`, `transformers:folder` or `architecture@checkpoint-file`. The workflow declares the
+    files as inputs, so that changed weights trigger a rerun of the stages that depend on them.
     """
     local = _find_local(model or "")
     if local is None:
@@ -35,9 +35,9 @@ def local_model_files(model: str | None) -> list[str]:
 
 
 def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage's settings with a local `model` or `weights` reduced to its own name, without its parent folders.
+    """Reduce a local `model` or `weights` in a stage's settings to its base name, without parent folders.
 
-    `local-dir:/data/clip` becomes `local-dir:clip`; hub ids stay as they are.
+    `local-dir:/data/clip` becomes `local-dir:clip`; hub ids are left unchanged.
     """
     plain = dict(settings)
     for key in ("model", "weights"):
@@ -49,7 +49,7 @@ def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _find_local(model: str) -> tuple[str, Path] | None:
-    """The prefix of a local model's id, and its path."""
+    """Return the prefix and the path of a local model's id."""
     prefix = next((known for known in ("local-dir:", "transformers:") if model.startswith(known)), "")
     name = model.removeprefix(prefix)
     architecture, sign, checkpoint = name.partition("@")

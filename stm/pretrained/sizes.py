@@ -1,4 +1,4 @@
-"""The cost of running third-party models, from their configs and file sizes; no weights are loaded."""
+"""Estimates the cost of running third-party models from their configs and file sizes, without loading weights."""
 
 import json
 import re
@@ -7,22 +7,22 @@ from typing import Any
 
 from stm.pretrained.local_files import local_model_files
 
-# BLIP-2 with OPT-2.7b, from its sizes: image tower 1.0e9 weights x 257 tokens, language model 2.7e9 x 62 tokens.
+# BLIP-2 with OPT-2.7b, from its parameter counts: image tower 1.0e9 weights x 257 tokens, language model 2.7e9 x 62 tokens.
 HUB_CAPTION_FLOPS = 2 * (1.0e9 * 257 + 2.7e9 * 62)
 # CLIP ViT-B/32's text tower: 12 blocks of width 512 on 77 tokens, 38 million weights.
 TEXT_FLOPS = 5.9e9
 
 
 def clip_image_flops(model: str) -> float:
-    """FLOPs of one image through a CLIP image tower, blocks and projections; a multiply-add counts as two.
+    """FLOPs per image of a CLIP image tower, for blocks and projections; a multiply-add counts as two.
 
-    Read from the architecture's config; an unknown model counts as ViT-B/32, 8.8 GFLOP.
+    Read from the architecture's config; unknown models are counted as ViT-B/32, 8.8 GFLOP.
     """
     vision = _clip_config(model).get("vision_cfg", {})
     width, layers, patch = vision.get("width", 768), vision.get("layers", 12), vision.get("patch_size", 32)
-    if match := re.search(r"patch(\d+)", str(vision.get("timm_model_name", ""))):  # such as SigLIP's towers
+    if match := re.search(r"patch(\d+)", str(vision.get("timm_model_name", ""))):  # for example SigLIP
         patch = int(match[1])
-    if not isinstance(layers, int):  # a ResNet tower has a list of stages; no config of ours uses one
+    if not isinstance(layers, int):  # ResNet towers have a list of stages; none of our configs uses one
         return 8.8e9
     tokens = (vision.get("image_size", 224) // patch) ** 2 + 1
     ratio = vision.get("mlp_ratio", 4.0)
@@ -32,12 +32,12 @@ def clip_image_flops(model: str) -> float:
 
 
 def clip_width(model: str) -> int:
-    """Width of a CLIP's embeddings; 512 for an unknown model."""
+    """Embedding width of a CLIP; 512 for unknown models."""
     return int(_clip_config(model).get("embed_dim", 512))
 
 
 def _clip_config(model: str) -> dict[str, Any]:
-    """The architecture's config; empty for an unknown one."""
+    """The architecture's config; empty if unknown."""
     for path in local_model_files(model):
         if path.endswith("open_clip_config.json"):
             return dict(json.loads(Path(path).read_text())["model_cfg"])
@@ -49,12 +49,12 @@ def _clip_config(model: str) -> dict[str, Any]:
 
 
 def count_weights(model: str) -> float:
-    """Number of weights of a local model, from its file sizes at two bytes per weight; 7e9 (assumed) for one on the hub."""
+    """Number of weights of a local model, from file sizes at two bytes per weight; 7e9 (assumed) for hub models."""
     sizes = [Path(path).stat().st_size for path in local_model_files(model) if path.endswith(".safetensors")]
     return sum(sizes) / 2 if sizes else 7e9
 
 
 def caption_flops(model: str) -> float:
-    """FLOPs of one caption of one image by BLIP-2."""
-    # Every weight once for each of about 64 tokens: BLIP-2's 32 image queries and the words.
+    """FLOPs per image caption with BLIP-2."""
+    # Each weight is used once for each of about 64 tokens: BLIP-2's 32 image queries and the words.
     return 2 * count_weights(model) * 64 if local_model_files(model) else HUB_CAPTION_FLOPS

@@ -1,4 +1,4 @@
-"""Frozen text encoders: an open_clip text tower, or any text encoder of transformers."""
+"""Frozen text encoders: open_clip's text towers, or any text encoder from transformers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,35 +17,35 @@ from stm.pretrained.clip import embed_texts, load_clip
 from stm.pretrained.hub import PRECISIONS, ModelError, explain_missing, find_model, load_complete
 
 TRANSFORMERS = "transformers:"
-_UNKNOWN = 10**6  # tokens; a tokenizer that does not know its model's context has 1e30
+_UNKNOWN = 10**6  # tokens; tokenizers without a known maximum length report 1e30
 
 
 class TextEncoder(ABC):
-    """A text encoder with its tokenizer; `TextEncoder.load` returns the one that a config names."""
+    """A text encoder with its tokenizer; `TextEncoder.load` loads the one that a config names."""
 
     identity: dict[str, str | None]  # for receipts
 
     @staticmethod
     def load(settings: Text, device: str | None = None) -> "TextEncoder":
-        """Loads the encoder of `settings.model`.
+        """Load the encoder of `settings.model`.
 
         Args:
             device: by default CUDA where available.
 
         Raises:
-            ModelError: the model cannot be loaded, is not a text encoder, or has no such `settings.pooling`.
+            ModelError: the model cannot be loaded, is not a text encoder, or does not support `settings.pooling`.
         """
         kind = TransformersText if settings.model.startswith(TRANSFORMERS) else ClipText
         return kind(settings, device)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """One unit vector per text, float32 [n, D]; texts longer than the model's context are truncated.
+        """Return one unit vector per text, float32 [n, D]; texts longer than the model's context are truncated.
 
         Raises:
-            ModelError: a vector is not finite, which half precision can cause.
+            ModelError: a vector is not finite, which can happen in half precision.
         """
         if not texts:
-            return self.encode(["nothing"])[:0]  # only the model knows the width
+            return self.encode(["nothing"])[:0]  # to get the width, which only the model knows
         vectors = self._encode(list(texts))
         if not np.isfinite(vectors).all():
             raise ModelError(f"{self.identity['model']}: vectors are not finite; set text.precision to float32")
@@ -56,7 +56,7 @@ class TextEncoder(ABC):
 
 
 class ClipText(TextEncoder):
-    """The text tower of an open_clip model."""
+    """An open_clip model's text tower."""
 
     def __init__(self, settings: Text, device: str | None) -> None:
         if settings.pooling != "projected":
@@ -65,7 +65,7 @@ class ClipText(TextEncoder):
                 f"{settings.model!r} only has `projected`"
             )
         self._clip = load_clip(settings.model, device=device, setting="text.model")
-        # The whole model, since `load_clip` keeps the text tower in float32.
+        # Converts the whole model, since `load_clip` keeps the text tower in float32.
         self._clip.model.to(PRECISIONS[settings.precision])
         self._batch_size = settings.batch_size
         self.identity = dict(self._clip.identity)
@@ -75,7 +75,7 @@ class ClipText(TextEncoder):
 
 
 class TransformersText(TextEncoder):
-    """A text encoder of transformers, from the hub or a local folder."""
+    """A transformers text encoder, from the hub or a local folder."""
 
     def __init__(self, settings: Text, device: str | None) -> None:
         self._settings = settings
@@ -88,10 +88,10 @@ class TransformersText(TextEncoder):
             raise explain_missing(source, error) from error
         model_class, arguments = _choose_class(settings, config)
         model = load_complete(model_class, source, settings.precision, self._device, **arguments)
-        # Of an encoder-decoder such as T5 only the encoder embeds texts.
+        # For encoder-decoder models such as T5, only the encoder is used.
         self._model = model.get_encoder() if config.is_encoder_decoder else model
-        self._tokenizer.padding_side = "right"  # so that the first token is the text's, not padding
-        if self._tokenizer.pad_token is None:  # masked, so that any token will do
+        self._tokenizer.padding_side = "right"  # so that the first token is never padding
+        if self._tokenizer.pad_token is None:  # padding is masked, so any token works
             self._tokenizer.pad_token = self._tokenizer.eos_token or self._tokenizer.unk_token
         self._longest = _context(self._tokenizer.model_max_length, config)
         identity = source.identify(getattr(model.config, "_commit_hash", None))
@@ -112,15 +112,15 @@ class TransformersText(TextEncoder):
         hidden = output.last_hidden_state.float()  # [n, tokens, D]
         if self._settings.pooling == "cls":
             return hidden[:, 0]
-        share = mask[..., None].float()  # padding must not enter the mean
+        share = mask[..., None].float()  # excludes padding from the mean
         return (hidden * share).sum(dim=1) / share.sum(dim=1)
 
 
 def _choose_class(settings: Text, config: Any) -> tuple[Any, dict[str, Any]]:
-    """The model class for a pooling, and its arguments.
+    """Return the model class for a pooling, and its arguments.
 
     Raises:
-        ModelError: the model has no such pooling.
+        ModelError: the model does not support this pooling.
     """
     kind = config.model_type
     if settings.pooling == "projected":
@@ -134,12 +134,12 @@ def _choose_class(settings: Text, config: Any) -> tuple[Any, dict[str, Any]]:
         hint = "; its text tower has pooling `projected`" if kind == "clip" else ""
         raise ModelError(f"text.model {settings.model!r} is a {kind} model, not a text encoder{hint}")
     model_class: Any = MODEL_MAPPING[type(config)]
-    # A pooler on top would be unused, and many published encoders come without its weights.
+    # A pooler would be unused, and many published encoders lack its weights.
     pooler = "add_pooling_layer" in signature(model_class).parameters
     return model_class, {"add_pooling_layer": False} if pooler else {}
 
 
 def _context(stated: int, config: Any) -> int:
-    """Longest text, in tokens: the tokenizer's limit, or, if it has none, that of the model's position table."""
+    """Maximum text length in tokens: the tokenizer's limit or, if it has none, the model's number of positions."""
     # RoBERTa and its relatives reserve two positions for padding.
     return stated if stated < _UNKNOWN else getattr(config, "max_position_embeddings", 514) - 2

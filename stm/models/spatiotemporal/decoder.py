@@ -1,8 +1,8 @@
 """STM's decoder: from the visible tokens and the text to the teacher's features of all tokens.
 
-Each of the student's returned layers has its own decoder. Hidden tokens are filled with the text's vector. Adjacent
-frames are compared once more, by a network like the mask's, whose output is added in two ways: the tokens weighted by blobs
-around its points, and its features of the pairs. Written from the formulas of the released code.
+Each layer that the student returns has its own decoder. Hidden tokens are filled with the text embedding. Adjacent frames
+are compared a second time, by a network like the mask's, whose output is added in two ways: as tokens weighted by blobs
+around the predicted points, and as pair features. Reimplemented from the formulas of the released code.
 """
 
 import torch
@@ -14,24 +14,24 @@ from stm.models.spatiotemporal.pair_predictor import FEATURES, PairPredictor
 from stm.models.vit import init_weights, position_table
 from stm.tubelets import gather_tokens
 
-SPREAD = 0.2  # of the nine jittered points, in half frames, as in the mask
+SPREAD = 0.2  # of the nine jittered points, in units of half a frame, as in the mask
 
 
 class FrameAlignment(nn.Module):
-    """Compares adjacent frames. Per token: a weighted copy of it, and features of the pairs that its frame belongs to."""
+    """Compares adjacent frames. Returns, per token, a weighted copy and the features of the pairs that contain its frame."""
 
     def __init__(self, width: int, side: int, features: int) -> None:
         super().__init__()
         self.side = side
         self.predictor = PairPredictor(width, side, features)
-        # Along time alone; its number of channels is our inference.
+        # Convolves along time only; the number of channels is our inference.
         self.temporal = nn.Conv3d(features // 2, features // 2, (3, 1, 1), padding=(1, 0, 0))
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [B, T, N, width], T of 2 or more -> [B, T, N, width] and [B, T, N, features / 2]."""
         pairs = self.predictor(tokens)
         first, second = (average_blobs(points, self.side, SPREAD) for points in (pairs.former, pairs.latter))
-        # The mean of a token weighted by two maps is the token weighted by their mean.
+        # Averaging a token weighted by two maps equals weighting it by their mean.
         aligned = tokens * merge_pairs(first, second, last="latter")[..., None].to(tokens.dtype)
         former, latter = pairs.feature.chunk(2, dim=2)
         frames = merge_pairs(former, latter, last="latter")  # [B, T, features / 2, side, side]
@@ -40,7 +40,7 @@ class FrameAlignment(nn.Module):
 
 
 class LayerDecoder(nn.Module):
-    """The decoder of one of the student's layers."""
+    """The decoder for one student layer."""
 
     def __init__(self, width: int, feature_width: int, side: int, features: int) -> None:
         super().__init__()
@@ -50,17 +50,17 @@ class LayerDecoder(nn.Module):
         self.head = nn.Linear(width, feature_width)
         self.norm = nn.LayerNorm(feature_width)
         self.apply(init_weights)
-        # Both branches start at zero, so that the decoder starts as a linear head. The released code intends the same, but
-        # overwrites these zeros by accident when it later initialises all linear layers; here they stay.
+        # Both branches are initialised to zero, so that the decoder starts as a linear head. The released code intends the
+        # same, but accidentally overwrites these zeros when it later initialises all linear layers; here they are kept.
         for branch in (self.from_aligned, self.from_pairs):
             nn.init.zeros_(branch.weight)
 
     def forward(self, empty: Tensor, filled: Tensor | None) -> Tensor:
-        """Features of the tokens.
+        """Predicts the features of the tokens.
 
         Args:
-            empty: [B, T, N, width], zeros where tokens are hidden, plus positions.
-            filled: the same with the text's vector where tokens are hidden; None: an image, or no text.
+            empty: [B, T, N, width], zeros where tokens are hidden, plus position embeddings.
+            filled: the same with the text embedding where tokens are hidden; None for images and without text.
 
         Returns:
             [B, T, N, feature_width].
@@ -72,7 +72,7 @@ class LayerDecoder(nn.Module):
 
 
 class SpatioTemporalDecoder(nn.Module):
-    """One decoder for each of the student's returned layers."""
+    """One decoder per layer that the student returns."""
 
     positions: Tensor
 
@@ -88,14 +88,14 @@ class SpatioTemporalDecoder(nn.Module):
     ) -> None:
         """
         Args:
-            width: of the student.
-            text_width: of the text's vector; where it is not the student's, one projection for all layers maps it (in the
-                released models they are equal).
-            feature_width: of the teacher's features.
+            width: width of the student.
+            text_width: width of the text embedding; if it differs from the student's, a projection shared by all layers
+                maps it (in the released models they are equal).
+            feature_width: width of the teacher's features.
             layers: number of layers that the student returns.
-            slots: frames of the longest clip.
-            side: tokens on a side of a frame, 2 or more.
-            features: channels of the pairs' features, a multiple of 8.
+            slots: number of frames of the longest clip.
+            side: tokens per side of a frame, at least 2.
+            features: channels of the pair features, a multiple of 8.
         """
         super().__init__()
         self.slots = slots
@@ -109,13 +109,13 @@ class SpatioTemporalDecoder(nn.Module):
         """Predicts the teacher's features of all tokens.
 
         Images (one frame) and clips without text are predicted from the tokens and zeros alone, as in the released code: the
-        pairs' networks take no part in it, and get no gradient.
+        pair networks are not used and get no gradient.
 
         Args:
             visible: the student's features of the visible tokens, float [layers, B, K, width].
-            kept: int64 [B, K], the numbers of these tokens.
-            text: the text encoder's state of its first token, before any projection, float [B, text_width], or None.
-            frames: of the clips, T.
+            kept: int64 [B, K], their token indices.
+            text: the text encoder's hidden state of the first token, before any projection, float [B, text_width], or None.
+            frames: T, frames per clip.
 
         Returns:
             [layers, B, T * N, feature_width], layers in the order of `visible`.
@@ -138,7 +138,7 @@ class SpatioTemporalDecoder(nn.Module):
         return torch.stack(predictions)
 
     def _place(self, visible: Tensor, kept: Tensor, base: Tensor, frames: int) -> Tensor:
-        """All tokens [B, T, N, width]: the visible ones, `base` in place of the others, plus positions."""
+        """All tokens [B, T, N, width]: the visible ones, `base` for the others, plus position embeddings."""
         batch, _, width = visible.shape
         tokens = frames * self.side**2
         index = kept[..., None].expand(-1, -1, width)
@@ -148,12 +148,12 @@ class SpatioTemporalDecoder(nn.Module):
 
 
 def gather_visible(tokens: Tensor, weight: Tensor, kept: Tensor) -> Tensor:
-    """The visible tokens, with a gradient path to the mask.
+    """Select the visible tokens, with a gradient path to the mask.
 
-    STM adds a term whose value is 0: all tokens, the hidden ones as zeros, are pooled along the token number to as many as
-    are visible (adaptive max pooling, each feature separately), minus the same without gradient. So the gradient at a
-    visible token reaches `weight` at the maximum of its window, and the tokens themselves a second time, as in the released
-    code. That the pooling runs along the token number is our inference.
+    STM adds a term whose value is 0: all tokens, with the hidden ones set to zero, are pooled along the token index to the
+    number of visible tokens (adaptive max pooling per feature), minus the same value detached. The gradient at a visible
+    token therefore reaches `weight` at the maximum of its pooling window, and the tokens themselves a second time, as in
+    the released code. Pooling along the token index is our inference.
 
     Args:
         tokens: embedded tokens of the whole clip, float [B, L, W], L = T * N.

@@ -1,8 +1,8 @@
-"""STM's learned mask: hides tokens of a clip by the motion between frames and a teacher's attention.
+"""STM's learned mask: hides a clip's tokens based on the motion between frames and a teacher's attention.
 
-The mask is trained with the student. What is hidden has no gradient, so `SampledMask.weight` stands for the mask: its value
-is the mask, its gradient that of a softmax (a straight-through estimate). `gather_visible` of `decoder.py` passes the
-student's gradient on to it. The formulas are in stm/masking/spatiotemporal.py, written from those of the released code.
+The mask is trained with the student. Sampling is not differentiable, so `SampledMask.weight` represents the mask: its value
+is the mask, its gradient that of a softmax (a straight-through estimator). `gather_visible` in `decoder.py` propagates the
+student's gradient to it. The formulas are in stm/masking/spatiotemporal.py, reimplemented from the released code.
 """
 
 from typing import NamedTuple
@@ -24,12 +24,12 @@ from stm.models.vit import init_weights
 
 
 class SampledMask(NamedTuple):
-    """A sampled mask, and the scores it was sampled from; all in float32 at least."""
+    """A sampled mask and the scores it was sampled from; all in float32 or wider."""
 
-    score: Tensor  # [B, T, N], finite: the guide "spatiotemporal", whose highest are hidden
+    score: Tensor  # [B, T, N], finite: the guide "spatiotemporal"; the highest-scoring tokens are hidden
     probability: Tensor  # [B, T, N], sums to 1 in each frame (`mixture_probability`)
-    weight: Tensor  # [B, T, N], exactly 1 hidden and 0 visible; carries the gradient
-    points: Tensor  # [B, T, 2], x and y in [-0.75, 0.75]: mean of the centres of the frame's blobs
+    weight: Tensor  # [B, T, N], exactly 1 if hidden and 0 if visible; carries the gradient
+    points: Tensor  # [B, T, 2], x and y in [-0.75, 0.75]: mean centre of the frame's blobs
     blobs: Tensor  # [B, T, N], the temporal score, sums to 1 in each frame
     divergence: Tensor  # scalar, without gradient: distance of the probabilities from uniform, in nats (`divergence`)
 
@@ -40,9 +40,9 @@ class SpatioTemporalMask(nn.Module):
     def __init__(self, stem_width: int, side: int, settings: SpatioTemporal) -> None:
         """
         Args:
-            stem_width: of the teacher's patch embeddings.
-            side: tokens on a side of a frame, 2 or more.
-            settings: of the mask.
+            stem_width: width of the teacher's patch embeddings.
+            side: tokens per side of a frame, at least 2.
+            settings: the mask's settings.
         """
         super().__init__()
         self.side = side
@@ -55,19 +55,19 @@ class SpatioTemporalMask(nn.Module):
         self.learning_rate_factors = {"mix": settings.mix_learning_rate}
 
     def forward(self, stem: Tensor, attention: Tensor, noise: Tensor, ratio: float) -> SampledMask:
-        """Samples the mask of clips.
+        """Samples a mask for each clip.
 
-        In training the mix is first clamped in place to [0, 1], which the last step may have left: a clamp in the forward
-        pass alone has no gradient outside, and the mix would never come back.
+        In training, the mix is first clamped in place to [0, 1], since the last optimiser step may have moved it outside: a
+        differentiable clamp has zero gradient outside the range, so the mix would never return.
 
         Args:
-            stem: the teacher's patch embeddings before positions, float [B, T * N, stem_width].
-            attention: its attention from the class token, float [B, T, N], not negative.
+            stem: the teacher's patch embeddings before position embeddings, float [B, T * N, stem_width].
+            attention: the teacher's attention from the class token, float [B, T, N], non-negative.
             noise: float [B, T, N], uniform in [0, 1).
-            ratio: share of a frame's tokens to hide.
+            ratio: fraction of each frame's tokens to hide.
 
         Raises:
-            ValueError: there is a single frame, or the shapes do not fit.
+            ValueError: there is only one frame, or the shapes do not match.
         """
         frames, tokens = attention.shape[1:]
         if frames < 2 or tokens != self.side**2 or stem.shape[1] != frames * tokens:
@@ -79,7 +79,7 @@ class SpatioTemporalMask(nn.Module):
             with torch.no_grad():
                 self.mix.clamp_(0, 1)
         pairs = self.compare(stem, frames)
-        # Probabilities of hundreds of tokens differ by less than bfloat16 resolves.
+        # Probabilities over hundreds of tokens differ by less than bfloat16 can resolve.
         with torch.autocast(stem.device.type, enabled=False):
             dtype = torch.promote_types(attention.dtype, torch.float32)
             return self.sample(
@@ -92,10 +92,10 @@ class SpatioTemporalMask(nn.Module):
         return pairs
 
     def sample(self, former: Tensor, latter: Tensor, attention: Tensor, noise: Tensor, ratio: float) -> SampledMask:
-        """Samples the mask of clips whose pairs have these points, [B, T - 1, 2] each; other arguments as in `forward`."""
+        """Samples masks from the points of each pair, [B, T - 1, 2] each; the other arguments are as in `forward`."""
         sampling, spread = self.settings.sampling, self.settings.points_spread
         first, second = (average_blobs(points, self.side, spread) for points in (former, latter))
-        # A blob is 1 to 4 per token; only the softmax puts it on the scale of the attention, which sums to about 1.
+        # Blob values are 1 to 4 per token; the softmax brings them to the scale of the attention, which sums to about 1.
         blobs = merge_pairs(first, second, last="former").softmax(dim=-1)
         mix = self.mix.clamp(0, 1)
         probability = mixture_probability(mix * blobs + (1 - mix) * attention, sampling)

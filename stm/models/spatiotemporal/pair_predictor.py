@@ -1,6 +1,6 @@
 """Locates the moving object in two adjacent frames (STM): a small convolutional network over pairs of frames.
 
-The mask and each layer of the decoder have their own.
+The mask and each decoder layer have separate instances.
 """
 
 from typing import NamedTuple
@@ -8,15 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-FEATURES = 256  # channels of a pair's feature map, in the released code
-REACH = 0.75  # largest distance of a point from the centre along each axis, in half frames
+FEATURES = 256  # channels of a pair's feature map, as in the released code
+REACH = 0.75  # maximum distance of a point from the centre along each axis, in units of half a frame
 
 
 class Pairs(NamedTuple):
     """Predictions for all pairs of adjacent frames."""
 
-    points: Tensor  # float32 [B, T - 1, 2, 2]: in the former and the latter frame; x and y in [-0.75, 0.75]
-    feature: Tensor  # [B, T - 1, features, side, side], not negative
+    points: Tensor  # float32 [B, T - 1, 2, 2]: in the first and second frame; x and y in [-0.75, 0.75]
+    feature: Tensor  # [B, T - 1, features, side, side], non-negative
 
     @property
     def former(self) -> Tensor:
@@ -30,20 +30,20 @@ class Pairs(NamedTuple):
 
 
 class PairPredictor(nn.Module):
-    """A point in each frame of each pair, and a feature map of the pair.
+    """Predicts a point in each frame of each pair, and a feature map of the pair.
 
-    Batch norm takes its statistics over all pairs of a batch of clips; the released code processes the pairs one by one and
-    takes them over each pair alone. Convolutions before a batch norm have no bias, which the norm would subtract again. All
-    points start at the centre.
+    Batch norm computes its statistics over all pairs in the batch; the released code processes the pairs one at a time and
+    computes them separately for each. Convolutions before a batch norm have no bias, since the norm would subtract it. All
+    points are initialised at the centre.
     """
 
     def __init__(self, width: int, side: int, features: int = FEATURES) -> None:
         """
         Args:
-            width: channels of a frame's tokens; a pair has twice as many.
-            side: tokens per side of a frame, at least 2. The two poolings halve it, as released, rounding down; on
-                grids below 4 they round up, so that a token is left: 2 -> 1 -> 1 and 3 -> 2 -> 1.
-                There, batch norm needs at least two pairs in a training batch.
+            width: channels per token; a pair has twice as many.
+            side: tokens per side of a frame, at least 2. The two pooling layers halve it, rounding down as in the released
+                code; on grids below 4 they round up, so that one token remains: 2 -> 1 -> 1 and 3 -> 2 -> 1.
+                On such grids, batch norm needs at least two pairs in a training batch.
             features: channels of the pair's feature map, a multiple of 8.
 
         Raises:
@@ -77,21 +77,21 @@ class PairPredictor(nn.Module):
             nn.MaxPool2d(2, ceil_mode=side < 4),
             nn.ReLU(),
         )
-        # Two groups: half of the channels predict the point in the former frame, half that in the latter.
+        # Two groups: half of the channels predict the point in the first frame, half that in the second.
         self.point = nn.Sequential(nn.Conv1d(half, quarter, 1, groups=2), nn.ReLU(), nn.Conv1d(quarter, 4, 1, groups=2))
         last = self.point[-1]
         assert isinstance(last, nn.Conv1d) and last.bias is not None
-        # tanh(0) = 0: all points start at the centre.
+        # tanh(0) = 0, so all points start at the centre.
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
     def forward(self, tokens: Tensor) -> Pairs:
-        """Tokens of clips [B, T, N, width], T of 2 or more -> the T - 1 pairs of each."""
+        """Clip tokens [B, T, N, width], T >= 2 -> predictions for the T - 1 pairs of each clip."""
         maps = tokens.unflatten(2, (self.side, self.side)).movedim(-1, 2)  # [B, T, width, side, side]
         pairs = torch.cat([maps[:, :-1], maps[:, 1:]], dim=2)
         feature = self.join(pairs.flatten(0, 1))
         pooled = self.shrink(feature).amax(dim=(2, 3))
         points = self.point(pooled[:, :, None]).reshape(*pairs.shape[:2], 2, 2)
-        # Points are compared with tokens a few hundredths apart: in float32, also under autocast.
+        # Points are compared with token positions a few hundredths apart, so stay in float32 even under autocast.
         points = REACH * torch.tanh(points.to(torch.promote_types(points.dtype, torch.float32)))
         return Pairs(points, feature.unflatten(0, pairs.shape[:2]))

@@ -1,1 +1,1 @@
-"""Frozen image and video towers that students learn from."""
+"""Frozen image and video towers used as teachers."""

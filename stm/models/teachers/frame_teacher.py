@@ -1,8 +1,7 @@
-"""A frozen CLIP or SigLIP that encodes each frame of a clip as an image: attention for masks, and features as targets.
+"""A frozen CLIP or SigLIP that encodes each frame of a clip as an image: attention for masks and features as targets.
 
-UMT masks by its attention, which is computed in the training step, on the augmented pixels themselves; UMT, STM and
-ClusterSTM learn from its features. ActionCLIP's temporal transformer may follow, with attention between the frames of a
-clip (STM).
+UMT masks by its attention, which is computed in the training step on the augmented pixels; UMT, STM and ClusterSTM use its
+features as targets. ActionCLIP's temporal transformer may follow, with attention between the frames of a clip (STM).
 """
 
 from collections.abc import Sequence
@@ -27,26 +26,26 @@ TRANSFORMERS = "transformers:"
 
 
 class TeacherOutput(NamedTuple):
-    """What a teacher computes from B clips of T frames of N patches, L = T * N. All are float32."""
+    """A teacher's output for B clips of T frames of N patches, L = T * N. All tensors are float32."""
 
-    features: Tensor  # [layers, B, L, C], last blocks' tokens in the joint space, in the blocks' order; not normalised
-    attention: Tensor  # [B, T, N], of the query that pools the frame, mean over heads; not negative
-    tokens: Tensor  # [B, T, N, D], the pooling's input: that of CLIP's last block, SigLIP's normalised last tokens
-    stem: Tensor  # [B, L, S], patch embeddings before positions are added
-    class_token: Tensor | None = None  # [B, T, D], CLIP's last block's input; a SigLIP has none
+    features: Tensor  # [layers, B, L, C], tokens of the last blocks in the joint space, in block order; not normalised
+    attention: Tensor  # [B, T, N], of the query that pools the frame, averaged over heads; non-negative
+    tokens: Tensor  # [B, T, N, D], input to the pooling: of CLIP's last block, or SigLIP's final normalised tokens
+    stem: Tensor  # [B, L, S], patch embeddings before position embeddings are added
+    class_token: Tensor | None = None  # [B, T, D], input of CLIP's last block; None for SigLIP
 
 
 class FrameTeacher(nn.Module):
     """A frozen image tower on the student's grid of tokens, with optional temporal fusion.
 
-    It never trains and is always in eval mode. It computes in the precision of its weights, or in that of the
-    autocast around it; what it returns is float32.
+    It is never trained and always in eval mode. It computes in the precision of its weights, or in that of an enclosing
+    autocast; its outputs are float32.
     """
 
     mean: Tensor
     deviation: Tensor
     overlap: Tensor
-    identity: dict[str, Any] | None = None  # for receipts: the model and the hash of its weights, if it was loaded
+    identity: dict[str, Any] | None = None  # for receipts: the model and its weights' hash, if loaded from files
 
     def __init__(
         self,
@@ -60,18 +59,18 @@ class FrameTeacher(nn.Module):
     ) -> None:
         """
         Args:
-            tower: becomes part of this module, is frozen, and gets the position embedding of `image_size`.
+            tower: becomes a submodule, is frozen, and its position embedding is resized to `image_size`.
             side: the student's tokens per side of a frame.
-            layers: number of its last blocks whose features it returns; UMT and STM: 6. 0: only `attend` is called.
-            image_size: side that frames are resized to, in pixels; by default `side` patches of the teacher, one per token
-                of the student. With `layers`, no other value is possible.
-            mean, deviation: of pixels in [0, 1], for their normalisation. The default is UMT's: its release gives the
-                CLIP the student's pixels with ImageNet's statistics, not those that CLIP was trained with.
-            fusion: on top of the features of clips; images, T = 1, are left as they are (STM).
+            layers: number of last blocks whose features are returned; UMT and STM: 6. With 0, only `attend` may be called.
+            image_size: side length that frames are resized to, in pixels; by default `side` teacher patches, one per
+                student token. With `layers`, only the default is allowed.
+            mean, deviation: for normalising pixels in [0, 1]. The default is UMT's: its released code passes the student's
+                pixels, normalised with ImageNet's statistics instead of CLIP's, to the teacher.
+            fusion: applied to the features of clips; images (T = 1) are left unchanged (STM).
 
         Raises:
-            ModelError: the size is not a multiple of the patch size, there are fewer blocks than layers, the features do not
-                have the student's grid, or the fusion does not have the features' width.
+            ModelError: the size is not a multiple of the patch size, there are fewer blocks than layers, the features are not
+                on the student's grid, or the fusion's width differs from the features'.
         """
         super().__init__()
         self.image_size = image_size or side * tower.patch
@@ -91,18 +90,18 @@ class FrameTeacher(nn.Module):
         self.fusion = fusion
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(deviation).view(3, 1, 1), persistent=False)
-        # Share of each of the teacher's patches in each of the student's tokens, along one axis. Not saved: it follows from
-        # the sizes.
+        # Overlap of each teacher patch with each student token along one axis, as a fraction. Not saved: it is determined
+        # by the sizes.
         self.register_buffer("overlap", torch.tensor(overlap_matrix(0, 1, 1, patches_per_side, side)), persistent=False)
         self.requires_grad_(False)
         self.train(False)
 
     @classmethod
     def load(cls, settings: Settings, side: int) -> "FrameTeacher":
-        """The teacher that a run's settings name, on the CPU, for a student of side x side tokens per frame.
+        """Load the teacher that a run's settings name, on the CPU, for a student with side x side tokens per frame.
 
         Raises:
-            ModelError: it cannot be loaded or does not match the student; the message says why.
+            ModelError: it cannot be loaded or does not match the student; the message explains why.
         """
         loaded = _load_tower(settings.model)
         identity: dict[str, Any] = dict(loaded.identity)
@@ -120,20 +119,20 @@ class FrameTeacher(nn.Module):
         return teacher
 
     def train(self, mode: bool = True) -> Self:
-        """Keeps eval mode, whatever mode the module around it is in."""
+        """Stays in eval mode, regardless of the parent module's mode."""
         return super().train(False)
 
     def prepare(self, frames: Tensor) -> Tensor:
         """The tower's input: uint8 frames [F, 3, S, S] -> float32 [F, 3, image_size, image_size], normalised."""
         pixels = (to_unit(frames) - self.mean) / self.deviation
-        if pixels.shape[-1] != self.image_size:  # as UMT resizes: bicubic, without antialiasing
+        if pixels.shape[-1] != self.image_size:  # as in UMT: bicubic, without antialiasing
             size = (self.image_size, self.image_size)
             pixels = functional.interpolate(pixels, size, mode="bicubic", align_corners=False)
         return pixels
 
     @torch.no_grad()
     def forward(self, video: Tensor) -> TeacherOutput:
-        """All outputs for clips, uint8 [B, T, 3, S, S] -> see `TeacherOutput`; for a teacher with `layers`."""
+        """Clips, uint8 [B, T, 3, S, S] -> all outputs, see `TeacherOutput`; requires `layers` above 0."""
         batch, frames = video.shape[:2]
         output = self.tower.run(self.prepare(video.flatten(0, 1)), self.layers)
         features = output.features.float().unflatten(1, (batch, frames)).flatten(2, 3)
@@ -149,16 +148,16 @@ class FrameTeacher(nn.Module):
 
     @torch.no_grad()
     def attend(self, video: Tensor, tubelet: int) -> Tensor:
-        """The guide "attention" of clips (UMT), without the blocks that only features need.
+        """Computes the guide "attention" of clips (UMT), skipping the blocks that only the features need.
 
         Args:
             video: uint8 [B, T, 3, S, S], T a multiple of the tubelet.
             tubelet: frames per slot.
 
         Returns:
-            float32 [B, slots, N]: mean over the tubelet's frames (our inference; UMT's slots are frames) of the
-            attention that an image's embedding is read with, averaged over heads. Not negative; a frame's sum is at most
-            1, as a CLIP's class token attends to itself as well.
+            float32 [B, slots, N]: the attention that pools an image's embedding, averaged over heads and over the tubelet's
+            frames (our inference; UMT's slots are frames). Non-negative; a frame's sum is at most 1, because CLIP's class
+            token also attends to itself.
         """
         attention = self.tower.attend(self.prepare(video.flatten(0, 1)))  # [frames, patches_per_side^2]
         patches_per_side = self.overlap.shape[1]
@@ -170,17 +169,17 @@ class FrameTeacher(nn.Module):
 
     @torch.no_grad()
     def pool_windows(self, output: TeacherOutput, window: int) -> Tensor:
-        """Each token pooled with its neighbours by the teacher's own head (ClusterSTM's enhanced tokens).
+        """Pools each token with its neighbours by the teacher's own head (ClusterSTM's enhanced tokens).
 
         SigLIP's head attends to the window; CLIP's class token, in the last block, to itself and the window [INF: the
         paper's teacher is SigLIP].
 
         Args:
-            output: of `forward`.
-            window: side of the neighbourhood, odd; it is clipped at the frame's border [INF]. 1: the token alone.
+            output: the output of `forward`.
+            window: side length of the neighbourhood, odd; clipped at the frame's border [INF]. 1: only the token itself.
 
         Returns:
-            float32 [B, T, N, C], not normalised; where a window covers the frame, the model's embedding of the image.
+            float32 [B, T, N, C], not normalised; if a window covers the frame, this is the model's embedding of the image.
 
         Raises:
             ValueError: the window is even or less than 1.
@@ -191,7 +190,7 @@ class FrameTeacher(nn.Module):
 
     @torch.no_grad()
     def pool_means(self, output: TeacherOutput, window: int) -> Tensor:
-        """As `pool_windows`, with the mean of the neighbours' last tokens in place of the pooling head."""
+        """Like `pool_windows`, but with the mean of the neighbours' final tokens instead of the pooling head."""
         near = self._near(window).float()
         means = self.tower.average(*self._flatten(output), near / near.sum(dim=1, keepdim=True))
         return means.float().unflatten(0, output.tokens.shape[:2])
@@ -203,7 +202,7 @@ class FrameTeacher(nn.Module):
         return output.tokens.flatten(0, 1).to(precision), token
 
     def _near(self, window: int) -> Tensor:
-        """Which tokens lie in the window around each token, bool [N, N]."""
+        """Mask of the tokens in the window around each token, bool [N, N]."""
         if window < 1 or window % 2 == 0:
             raise ValueError(f"window {window} must be odd and at least 1: a token is at its centre")
         place = torch.arange(self.side, device=self.mean.device)
@@ -212,7 +211,7 @@ class FrameTeacher(nn.Module):
 
 
 def _check_sizes(tower: Tower, side: int, layers: int, image_size: int) -> None:
-    """Raises ModelError where the tower cannot encode frames of this size, in pixels, or has fewer blocks than `layers`."""
+    """Raises ModelError if the tower cannot encode frames of this size, in pixels, or has fewer blocks than `layers`."""
     if image_size % tower.patch:
         raise ModelError(f"teacher.image_size {image_size} is not a multiple of its patch size, {tower.patch} pixels")
     patches_per_side = image_size // tower.patch
@@ -228,7 +227,7 @@ def _check_sizes(tower: Tower, side: int, layers: int, image_size: int) -> None:
 
 
 def _choose_statistics(settings: Settings, loaded: LoadedTower) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and standard deviation to normalise the pixels with."""
+    """Mean and standard deviation for normalising the pixels."""
     if settings.normalisation != "own":
         return IMAGENET_MEAN, IMAGENET_STD
     if loaded.mean is None or loaded.deviation is None:
@@ -246,7 +245,7 @@ def _load_fusion(path: Path) -> TemporalFusion:
 
 
 def _load_tower(name: str) -> LoadedTower:
-    """Imports only the library that the model needs: each takes seconds."""
+    """Imports only the library that the model needs, because each import takes seconds."""
     if name.startswith(TRANSFORMERS):
         from stm.models.teachers.transformers import load_transformers
 

@@ -1,4 +1,4 @@
-"""open_clip's image towers as teachers: its own ViT with a class token (CLIP), and timm's with a pooling head (SigLIP)."""
+"""open_clip's image towers as teachers: its ViT with a class token (CLIP) and timm's ViT with a pooling head (SigLIP)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +26,7 @@ ADVICE = "use a CLIP with a class token, for instance ViT-B-16-quickgelu@openai"
 
 
 def load_open_clip(name: str) -> LoadedTower:
-    """The image tower of the open_clip model that a config names, on the CPU, in float32.
+    """Load the image tower of the open_clip model that a config names, on the CPU, in float32.
 
     Raises:
         ModelError: it cannot be loaded, or belongs to neither family.
@@ -36,8 +36,8 @@ def load_open_clip(name: str) -> LoadedTower:
 
 
 def make_tower(model: nn.Module) -> Tower:
-    """A tower around open_clip's `visual`, which it changes in place."""
-    # open_clip wraps a timm model in a module that holds it as `trunk`.
+    """Wrap open_clip's `visual` in a tower; `visual` is modified in place."""
+    # open_clip wraps a timm model in a module, as its attribute `trunk`.
     trunk = getattr(model, "trunk", None)
     if isinstance(trunk, TimmTransformer) and trunk.attn_pool is not None:
         return TimmProbeTower(model)
@@ -45,7 +45,7 @@ def make_tower(model: nn.Module) -> Tower:
 
 
 class OpenClipTower(ClassTokenTower):
-    """open_clip's own ViT, with or without the norm before its blocks, with any activation."""
+    """open_clip's ViT, with or without a norm before the blocks, with any activation."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -138,10 +138,10 @@ class TimmProbeTower(ProbeTower):
 
 
 def _check_class_token(model: nn.Module) -> VisionTransformer:
-    """The model, if its embedding is the class token of its last block.
+    """Return the model, after checking that its embedding is the last block's class token.
 
     Raises:
-        ModelError: it is not, or its last block has no plain attention; the message says what to use instead.
+        ModelError: it is not, or the last block's attention is not standard; the message suggests an alternative.
     """
     if not isinstance(model, VisionTransformer):
         raise ModelError(f"teacher.model: its image tower is a {type(model).__name__}, not an open_clip ViT; {ADVICE}")
@@ -157,7 +157,7 @@ def _check_class_token(model: nn.Module) -> VisionTransformer:
 
 
 def _check_probe(model: nn.Module) -> tuple[TimmTransformer, AttentionPoolLatent]:
-    """timm's ViT and its pooling head, if tokens go from the blocks through one norm to the head, and nothing follows."""
+    """Return timm's ViT and its pooling head, after checking that only one norm is between them and nothing follows."""
     trunk = model.trunk
     assert isinstance(trunk, TimmTransformer)
     head = trunk.attn_pool

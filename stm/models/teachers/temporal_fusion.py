@@ -1,7 +1,7 @@
-"""ActionCLIP's temporal transformer over the frames of a clip, which STM's teacher applies to its features.
+"""ActionCLIP's temporal transformer over the frames of a clip, applied to the features of STM's teacher.
 
-The features of the T frames at the same place of the image are a sequence (STM's release): a learned position per frame is
-added, residual blocks follow, and the sequence is added again at the end.
+The features of the T frames at the same image position form a sequence (as in STM's released code): a learned position
+embedding per frame is added, residual blocks follow, and the sequence is added again at the end.
 """
 
 from collections.abc import Mapping
@@ -18,27 +18,27 @@ from stm.models.weights.checks import WeightsError, check_tensors
 from stm.models.weights.videomae import load_checkpoint
 
 POSITIONS = "frame_position_embeddings.weight"
-NEST = "fusion_model_state_dict"  # its key in ActionCLIP's checkpoints, which hold the CLIP too
+NEST = "fusion_model_state_dict"  # the key in ActionCLIP's checkpoints, which also contain the CLIP
 HEAD_WIDTH = 64  # ActionCLIP's
 
 
 class TemporalFusion(nn.Module):
-    """Attention between the frames of a clip, separately at each place."""
+    """Attention between the frames of a clip, separately at each image position."""
 
     def __init__(self, width: int, frames: int, heads: int | None = None, layers: int = 6) -> None:
         """
         Args:
-            width: C, of the features.
-            frames: rows of the position table, the longest clip; ActionCLIP's has 77, its text's context.
-            heads: of each block; by default one per 64 features, as in ActionCLIP.
-            layers: blocks; ActionCLIP's number.
+            width: C, width of the features.
+            frames: rows of the position table, the maximum clip length; ActionCLIP has 77, its text context length.
+            heads: heads per block; by default one per 64 features, as in ActionCLIP.
+            layers: number of blocks; the default is ActionCLIP's.
         """
-        from open_clip.transformer import QuickGELU, Transformer  # takes seconds to import, and few runs have a fusion
+        from open_clip.transformer import QuickGELU, Transformer  # slow to import, and few runs use fusion
 
         super().__init__()
         self.width = width
         self.frame_position_embeddings = nn.Embedding(frames, width)
-        # CLIP's blocks, under their names in ActionCLIP's files, with ActionCLIP's epsilon.
+        # CLIP's blocks, with the parameter names of ActionCLIP's files and ActionCLIP's epsilon.
         norm = partial(nn.LayerNorm, eps=1e-12)
         self.transformer = Transformer(
             width, layers, heads or max(1, width // HEAD_WIDTH), act_layer=QuickGELU, norm_layer=norm
@@ -48,19 +48,19 @@ class TemporalFusion(nn.Module):
         """Fuses the features of clips.
 
         Args:
-            features: float [layers, B, T * N, C], numbered frame * N + place.
-            frames: T; a clip shorter than the table has its first rows.
+            features: float [layers, B, T * N, C], at index frame * N + position.
+            frames: T; a clip shorter than the table uses its first rows.
 
         Returns:
-            The same shape and dtype; layers are fused one by one.
+            The same shape and dtype; each layer is fused separately.
 
         Raises:
-            ValueError: more frames than the table has rows.
+            ValueError: there are more frames than rows in the table.
         """
         table = self.frame_position_embeddings.weight
         if frames > len(table):
             raise ValueError(f"clips of {frames} frames: the temporal fusion has positions for {len(table)} frames")
-        # Layer by layer: the activations of all six at once would take six times the memory.
+        # Layer by layer: all six at once would need six times the activation memory.
         return torch.stack([self._fuse(layer, frames, table[:frames]) for layer in features])
 
     def _fuse(self, layer: Tensor, frames: int, positions: Tensor) -> Tensor:
@@ -72,10 +72,10 @@ class TemporalFusion(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> "TemporalFusion":
-        """Reads ActionCLIP's weights: its checkpoint, the fusion's state dict alone (.pth, .pt), or safetensors of it.
+        """Reads ActionCLIP's weights: its checkpoint, only the fusion's state dict (.pth, .pt), or that as safetensors.
 
         Raises:
-            WeightsError: the file cannot be read, is not safe to load, or holds no such transformer.
+            WeightsError: the file cannot be read, is not safe to load, or contains no such transformer.
         """
         state = _strip(_read(path))
         table, blocks = state.get(POSITIONS), _count_blocks(state)
@@ -107,7 +107,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _strip(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Names without their prefix in ActionCLIP's files: `module.`, or the key of a joint checkpoint."""
+    """Strip the prefix of ActionCLIP's files from the names: `module.`, or the key of a joint checkpoint."""
     before = next((name.removesuffix(POSITIONS) for name in map(str, state) if name.endswith(POSITIONS)), "")
     return {str(name).removeprefix(before): tensor for name, tensor in state.items() if str(name).startswith(before)}
 

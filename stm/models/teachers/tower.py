@@ -1,10 +1,10 @@
-"""Image towers as teachers of single frames: one interface over open_clip's, timm's and transformers' models.
+"""Image towers as teachers of single frames: one interface to the models of open_clip, timm and transformers.
 
-There are two families: a class token pools the frame in the last block (CLIP), or a head does so with a learned query, the
-probe (SigLIP). Both are attention of one query, so both can also pool a part of the frame.
+There are two families: the frame is pooled by a class token in the last block (CLIP), or by a head with a learned query,
+the probe (SigLIP). Both are attention with a single query, so both can also pool a part of the frame.
 
-Running the blocks is left to the libraries. What they do not offer is here: the weights of that one query (timm's head
-and torch's fused attention return none), and pooling a window around each token.
+The libraries run the blocks. This module adds what they lack: the attention weights of that single query (timm's head
+and torch's fused attention do not return them) and pooling a window around each token.
 """
 
 from abc import ABC, abstractmethod
@@ -17,17 +17,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Projection = Literal["query", "key", "value"]
-PROJECTIONS: tuple[Projection, ...] = ("query", "key", "value")  # in the order in which joint weights hold them
+PROJECTIONS: tuple[Projection, ...] = ("query", "key", "value")  # in the order of joint weights
 
 
 class TowerOutput(NamedTuple):
-    """What a tower computes from F frames of N patches."""
+    """A tower's output for F frames of N patches."""
 
     features: Tensor  # [layers, F, N, C], see `Tower.to_joint`
-    attention: Tensor  # float32 [F, N], of the pooling's query, mean over heads
-    tokens: Tensor  # [F, N, D], the pooling's input
-    class_token: Tensor | None  # [F, 1, D], the pooling's query before its projection; None: a probe, the same for all
-    stem: Tensor  # [F, N, S], patch embeddings before positions are added
+    attention: Tensor  # float32 [F, N], of the pooling query, averaged over heads
+    tokens: Tensor  # [F, N, D], input to the pooling
+    class_token: Tensor | None  # [F, 1, D], the pooling query before its projection; None: a probe, the same for all
+    stem: Tensor  # [F, N, S], patch embeddings before position embeddings are added
 
 
 class LoadedTower(NamedTuple):
@@ -35,23 +35,23 @@ class LoadedTower(NamedTuple):
 
     tower: "Tower"
     identity: dict[str, str | None]
-    mean: tuple[float, ...] | None  # of the pixels it was trained with, in [0, 1]; None: unknown
+    mean: tuple[float, ...] | None  # of its training pixels, in [0, 1]; None: unknown
     deviation: tuple[float, ...] | None
 
 
 class Tower(nn.Module, ABC):
-    """A ViT with the pooling head that it was trained with. It computes in the precision of its weights."""
+    """A ViT with the pooling head it was trained with, computing in the precision of its weights."""
 
     patch: int  # pixels
-    heads: int  # of the attention that pools
+    heads: int  # of the pooling attention
     depth: int  # blocks
     token_width: int  # D
     stem_width: int  # S
-    feature_width: int  # C, of the space that it shares with its text tower
+    feature_width: int  # C, of the joint space with its text tower
 
     @abstractmethod
     def resize(self, patches_per_side: int) -> None:
-        """Interpolates its position embedding to this many patches per side."""
+        """Interpolates the position embedding to this many patches per side."""
 
     @property
     @abstractmethod
@@ -60,27 +60,27 @@ class Tower(nn.Module, ABC):
 
     @abstractmethod
     def run_blocks(self, pixels: Tensor, numbers: Sequence[int]) -> list[Tensor]:
-        """Outputs of some of its blocks.
+        """Returns the outputs of some blocks.
 
         Args:
-            pixels: as `run` takes them.
-            numbers: of the blocks, counted from 0, ascending. Blocks after the last of them need not run.
+            pixels: as in `run`.
+            numbers: block indices from 0, ascending. Blocks after the last of them need not run.
 
         Returns:
-            A tensor for each number, [F, M, D]: M is 1 + N, the class token first, or N where there is none.
+            One tensor per index, [F, M, D]: M is 1 + N with a class token, which comes first, and N without.
         """
 
     @abstractmethod
     def to_joint(self, tokens: Tensor) -> Tensor:
-        """Outputs of a block [..., D] -> the joint space [..., C]: the final norm, then CLIP's projection."""
+        """Block outputs [..., D] -> joint space [..., C]: the final norm, then CLIP's projection."""
 
     @abstractmethod
     def project(self, states: Tensor, part: Projection) -> Tensor:
-        """The pooling attention's query, key or value map of [F, M, D], split into heads: [F, heads, M, D / heads]."""
+        """The pooling's query, key or value projection, split into heads: [F, M, D] -> [F, heads, M, D / heads]."""
 
     @abstractmethod
     def attend(self, pixels: Tensor) -> Tensor:
-        """The attention of `run` alone, float32 [F, N], at less cost."""
+        """Returns only the attention of `run`, float32 [F, N], at lower cost."""
 
     @abstractmethod
     def run(self, pixels: Tensor, layers: int) -> TowerOutput:
@@ -93,36 +93,36 @@ class Tower(nn.Module, ABC):
 
     @abstractmethod
     def pool(self, tokens: Tensor, class_token: Tensor | None, near: Tensor) -> Tensor:
-        """Its own pooling, over a part of the frame per token.
+        """Applies the model's own pooling to a part of the frame for each token.
 
         Args:
             tokens, class_token: as `run` returned them, [F, N, D] and [F, 1, D].
-            near: bool [N, N]; row i marks the tokens that the i-th result pools. No row is empty.
+            near: bool [N, N]; row i marks the tokens pooled into the i-th output. No row may be empty.
 
         Returns:
-            [F, N, C]. Where a row holds all tokens this is the model's embedding of the image.
+            [F, N, C]. If a row includes all tokens, this is the model's embedding of the image.
         """
 
     @abstractmethod
     def average(self, tokens: Tensor, class_token: Tensor | None, shares: Tensor) -> Tensor:
-        """Means of tokens in the joint space: as `pool`, with float `shares` [N, N], whose rows sum to 1."""
+        """Like `pool`, but returns means in the joint space, weighted by float `shares` [N, N], whose rows sum to 1."""
 
     def cast(self, pixels: Tensor) -> Tensor:
-        """Pixels in the precision of its weights."""
+        """Casts pixels to the precision of the weights."""
         return pixels.to(self.convolution.weight.dtype)
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Patch embeddings before positions are added: pixels [F, 3, height, width] -> the stem [F, N, S].
+        """Pixels [F, 3, height, width] -> the stem [F, N, S]: patch embeddings before position embeddings are added.
 
-        No library returns them along with its blocks' outputs. Recomputing them costs next to nothing.
+        No library returns them together with the block outputs. Recomputing them costs almost nothing.
         """
         return self.convolution(self.cast(pixels)).flatten(2).transpose(1, 2)
 
 
 class ClassTokenTower(Tower):
-    """CLIP: the class token of the last block's output is the image's embedding.
+    """CLIP: the class token in the last block's output is the image embedding.
 
-    Its pooling is the last block with the class token as the only query, so the pooling's input is the input of that block.
+    Pooling is the last block with the class token as the only query, so its input is the input of that block.
     """
 
     @abstractmethod
@@ -131,13 +131,13 @@ class ClassTokenTower(Tower):
 
     @abstractmethod
     def finish(self, states: Tensor, mixed: Tensor) -> Tensor:
-        """The last block after its attention: its input [F, M, D] and mixed values [F, M, D] -> its output."""
+        """The rest of the last block after its attention: block input [F, M, D] and attended values [F, M, D] -> output."""
 
     def attend(self, pixels: Tensor) -> Tensor:
         return self._read(self.run_blocks(pixels, [self.depth - 2])[0])
 
     def run(self, pixels: Tensor, layers: int) -> TowerOutput:
-        # At least two: the second-to-last block's output is the last one's input, which the attention is computed from.
+        # At least two: the attention is computed from the last block's input, which is the second-to-last block's output.
         states = self.run_blocks(pixels, range(self.depth - max(layers, 2), self.depth))
         before = states[-2]
         features = torch.stack([self.to_joint(layer[:, 1:]) for layer in states[-layers:]])
@@ -145,13 +145,13 @@ class ClassTokenTower(Tower):
 
     def _read(self, before: Tensor) -> Tensor:
         """The last block's attention from the class token to the patches; its input [F, 1 + N, D] -> float32 [F, N]."""
-        # With one query instead of all, its weights are the same at a fraction of the block's cost.
+        # A single query gives the same weights at a fraction of the block's cost.
         return weigh(self.project(before[:, :1], "query"), self.project(before, "key"))[:, 1:]
 
     def pool(self, tokens: Tensor, class_token: Tensor | None, near: Tensor) -> Tensor:
         assert class_token is not None
         states = torch.cat([class_token, tokens], dim=1)
-        allowed = torch.cat([near.new_ones(len(near), 1), near], dim=1)  # it attends to itself as well
+        allowed = torch.cat([near.new_ones(len(near), 1), near], dim=1)  # it also attends to itself
         query = self.project(class_token, "query").expand(-1, -1, len(near), -1)
         mixed = mix(query, self.project(states, "key"), self.project(states, "value"), allowed)
         return self.to_joint(self.finish(class_token.expand(-1, len(near), -1), mixed))
@@ -172,7 +172,7 @@ class ProbeTower(Tower):
 
     @abstractmethod
     def finish(self, mixed: Tensor) -> Tensor:
-        """The head after its attention: mixed values [F, M, D] -> [F, M, C]."""
+        """The rest of the head after its attention: attended values [F, M, D] -> [F, M, C]."""
 
     def attend(self, pixels: Tensor) -> Tensor:
         return self._read(self.to_joint(self.run_blocks(pixels, [self.depth - 1])[0]))
@@ -204,24 +204,24 @@ def split_heads(states: Tensor, heads: int) -> Tensor:
 
 
 def project_joint(attention: nn.MultiheadAttention, states: Tensor, part: Projection) -> Tensor:
-    """One map of torch's attention, whose weights are joint, split into heads."""
+    """One projection of torch's attention, taken from its joint weights, split into heads."""
     number = PROJECTIONS.index(part)
     weight, bias = (joint.chunk(3)[number] for joint in (attention.in_proj_weight, attention.in_proj_bias))
     return split_heads(functional.linear(states, weight, bias), attention.num_heads)
 
 
 def mix(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
-    """Attention of [F, heads, M, d] to [F, heads, N, d] where bool [M, N] allows it -> [F, M, heads * d].
+    """Attention from [F, heads, M, d] to [F, heads, N, d] under a bool mask [M, N] -> [F, M, heads * d].
 
-    A mask keeps the shapes fixed and the softmax exact for windows of any size; the cost is that of the whole frame.
+    With a mask, shapes are fixed and the softmax is exact for any window size; the cost is that of full attention.
     """
     mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
     return mixed.transpose(1, 2).flatten(2)
 
 
 def weigh(query: Tensor, key: Tensor) -> Tensor:
-    """Attention weights of one query, mean over heads: [F, heads, 1, d] and [F, heads, N, d] -> float32 [F, N]."""
-    # Scaled before the product, as in torch's attention: in half precision the logits stay in range.
+    """Attention weights of one query, averaged over heads: [F, heads, 1, d] and [F, heads, N, d] -> float32 [F, N]."""
+    # Scaled before the product, as in torch's attention, so that logits stay in range in half precision.
     logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     return logits[:, :, 0].float().softmax(dim=-1).mean(dim=1)
 
@@ -232,16 +232,16 @@ def weigh(query: Tensor, key: Tensor) -> Tensor:
 def resize_positions(
     table: Tensor, patches_per_side: int, class_tokens: int, grid: tuple[int, int] | None = None
 ) -> nn.Parameter:
-    """A position embedding for another number of patches, interpolated as open_clip does when it loads a model.
+    """Interpolate a position embedding to a different number of patches, as open_clip does when it loads a model.
 
     Args:
         table: float [class_tokens + patches, D].
         patches_per_side: new number of patches per side.
-        class_tokens: leading rows that belong to no patch; they are not changed.
+        class_tokens: leading rows that do not belong to patches; left unchanged.
         grid: current rows and columns of patches; None: a square.
 
     Returns:
-        Float [class_tokens + patches_per_side^2, D], a frozen copy; equal to `table` where the number does not change.
+        Float [class_tokens + patches_per_side^2, D], a frozen copy; equal to `table` if the number is unchanged.
     """
     old = None if grid is None else list(grid)
     resized = resample_abs_pos_embed(table[None].detach(), [patches_per_side, patches_per_side], old, class_tokens)

@@ -19,7 +19,7 @@ from stm.models.teachers.tower import (
 )
 from stm.pretrained.hub import ModelError, ModelSource, explain_missing, find_model, load_complete
 
-# From the model type in a config to the class to load. A CLIP needs its projection.
+# Maps the model type in a config to the class to load. CLIP needs its projection.
 CLASSES = {
     "clip": "CLIPModel",
     "clip_vision_model": "CLIPVisionModelWithProjection",
@@ -29,13 +29,13 @@ CLASSES = {
 
 
 def load_transformers(name: str) -> LoadedTower:
-    """The image tower of a CLIP or SigLIP, on the CPU, in float32.
+    """Load the image tower of a CLIP or SigLIP, on the CPU, in float32.
 
     Args:
         name: a hub id or a local folder.
 
     Raises:
-        ModelError: it cannot be loaded, lacks weights, or is neither a CLIP nor a SigLIP with an image tower.
+        ModelError: it cannot be loaded, lacks weights, or is not a CLIP or SigLIP with an image tower.
     """
     source = find_model(name)
     try:
@@ -52,7 +52,7 @@ def load_transformers(name: str) -> LoadedTower:
 
 
 def make_tower(model: Any, name: str = "teacher.model") -> Tower:
-    """A tower around the image half of a model of `CLASSES`, which it changes in place; the text half is dropped."""
+    """Wrap the image half of a model of `CLASSES` in a tower, modifying it in place; the text half is dropped."""
     vision = getattr(model, "vision_model", model)
     if hasattr(model, "visual_projection"):
         return TransformersClipTower(vision, model.visual_projection)
@@ -62,7 +62,7 @@ def make_tower(model: Any, name: str = "teacher.model") -> Tower:
 
 
 def _read_statistics(source: ModelSource) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Mean and standard deviation of the pixels, if there is an image processor's config next to the weights."""
+    """Mean and standard deviation of the pixels, from the image processor's config next to the weights, if it exists."""
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(**source.arguments)
     except (OSError, ValueError):
@@ -71,14 +71,14 @@ def _read_statistics(source: ModelSource) -> tuple[tuple[float, ...] | None, tup
 
 
 class _TransformersTower(Tower):
-    """What the image towers of CLIP and SigLIP have in common in transformers."""
+    """Common base of transformers' CLIP and SigLIP image towers."""
 
-    class_tokens: int  # rows of the position embedding that belong to no patch
+    class_tokens: int  # rows of the position embedding that do not belong to patches
 
     def __init__(self, vision: Any) -> None:
         super().__init__()
         self.vision = vision
-        self.entry_norm = getattr(vision, "pre_layrnorm", nn.Identity())  # transformers' spelling; SigLIP has none
+        self.entry_norm = getattr(vision, "pre_layrnorm", nn.Identity())  # sic, in transformers; SigLIP has none
         self.patch = vision.config.patch_size
         self.heads = vision.config.num_attention_heads
         self.depth = len(vision.encoder.layers)
@@ -96,7 +96,7 @@ class _TransformersTower(Tower):
         return self.vision.embeddings.patch_embedding
 
     def run_blocks(self, pixels: Tensor, numbers: Sequence[int]) -> list[Tensor]:
-        # Not with `output_hidden_states`: the hooks by which transformers records them break the compiled graph.
+        # Avoids `output_hidden_states`: the hooks that transformers uses for it break the compiled graph.
         states = [self.entry_norm(self.vision.embeddings(pixels))]
         for layer in self.vision.encoder.layers[: numbers[-1] + 1]:
             states.append(layer(states[-1], attention_mask=None))
@@ -131,7 +131,7 @@ class TransformersClipTower(_TransformersTower, ClassTokenTower):
 
 
 class TransformersSiglipTower(_TransformersTower, ProbeTower):
-    """SiglipVisionModel with its head; SigLIP 2 of fixed size is the same model."""
+    """SiglipVisionModel with its head; fixed-resolution SigLIP 2 uses the same class."""
 
     class_tokens = 0
 

@@ -1,1 +1,1 @@
-"""The text side: BERT in two halves, its files, its tokenizer and the decoder of answers."""
+"""Text models: a BERT split in two, its files, its tokenizer, and the answer decoder."""

@@ -1,4 +1,4 @@
-"""Reading a transformers BERT: its config, its weights, and their names in `SplitBert`."""
+"""Reads a BERT from transformers: its config and its weights, renamed for `SplitBert`."""
 
 import re
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from stm.pretrained.hub import ModelError, ModelSource, explain_missing
 
 
 def plain_config(config: BertConfig) -> BertConfig:
-    """A copy for an encoder, with torch's attention, which takes boolean masks."""
+    """Copy a config for an encoder with torch's attention, which accepts boolean masks."""
     config = deepcopy(config)
     config.is_decoder = config.add_cross_attention = False
     config._attn_implementation = "sdpa"
@@ -22,10 +22,10 @@ def plain_config(config: BertConfig) -> BertConfig:
 
 
 def read_config(source: ModelSource) -> BertConfig:
-    """The config of a BERT.
+    """Load the config of a BERT.
 
     Raises:
-        ModelError: it cannot be loaded, or belongs to another kind of model.
+        ModelError: it cannot be loaded, or is of a different model type.
     """
     try:
         config = AutoConfig.from_pretrained(**source.arguments)
@@ -39,9 +39,9 @@ def read_config(source: ModelSource) -> BertConfig:
 
 
 def read_bert(source: ModelSource, config: BertConfig) -> tuple[BertForMaskedLM, str | None]:
-    """The whole BERT and the hub's commit, through transformers, which knows older names of weights.
+    """Load the whole BERT and the hub's commit with transformers, which recognises older weight names.
 
-    The masked language modelling head is freshly initialised where the files have none.
+    The masked language modelling head is newly initialised if the files have none.
 
     Raises:
         ModelError: safetensors or weights are missing.
@@ -53,8 +53,8 @@ def read_bert(source: ModelSource, config: BertConfig) -> tuple[BertForMaskedLM,
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise explain_missing(source, error) from error
     model, report = loaded
-    # The head's decoder is tied to the embeddings and the bias, so files need not hold it. The head itself may be missing as a
-    # whole (BertModel's files); a part of it may not.
+    # The head's decoder is tied to the embeddings and the bias, so files may omit it. The head may be missing entirely
+    # (BertModel's files), but not partly.
     missing = {name for name in report["missing_keys"] if ".decoder." not in name}
     head = {name for name in model.state_dict() if name.startswith("cls.predictions.") and ".decoder." not in name}
     lacking = sorted(missing - head if head <= missing else missing)
@@ -66,7 +66,7 @@ def read_bert(source: ModelSource, config: BertConfig) -> tuple[BertForMaskedLM,
 
 
 def rename(state: Mapping[str, Tensor], fusion_layer: int) -> dict[str, Tensor]:
-    """A state dict of BertForMaskedLM under the names of `stm.models.text.split_bert.SplitBert`."""
+    """Rename a state dict of BertForMaskedLM for `stm.models.text.split_bert.SplitBert`."""
     renamed = {}
     for theirs, tensor in state.items():
         name = theirs.removeprefix("bert.").replace("cls.predictions.transform.", "transform.")

@@ -1,7 +1,7 @@
-"""A text decoder with cross-attention: answers to questions (UMT), captions.
+"""A text decoder with cross-attention, for question answering (UMT) and captioning.
 
-It has as many layers as a split BERT has fusion layers and starts from their weights, as UMT's does. For answers it
-attends to the states of the question, which have attended to the clip; for captions to the clip's tokens.
+As in UMT, it has as many layers as a split BERT has fusion layers, and is initialised from their weights. For answers it
+cross-attends to the question's fused states, for captions to the clip's tokens.
 """
 
 from collections.abc import Mapping
@@ -17,25 +17,25 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from stm.models.text.split_bert import SplitBert
 
 DEPTH = 128
-"""Number of answers that UMT ranks by all their tokens."""
+"""Number of answers that UMT ranks by all tokens."""
 
 _PREDICTED = 4096
-"""Tokens whose logits are held at a time when answers are ranked: half a gigabyte with BERT's vocabulary."""
+"""Maximum number of tokens whose logits are in memory at once during ranking: half a gigabyte with BERT's vocabulary."""
 
 _TIED = "cls.predictions.decoder."
 
 
 class TextDecoder(nn.Module):
-    """A causal BERT with cross-attention and its language modelling head."""
+    """A causal BERT with cross-attention and a language modelling head."""
 
     def __init__(self, config: BertConfig, pad_id: int, cls_id: int, sep_id: int) -> None:
-        """A fresh one; `of` makes one from a split BERT.
+        """Builds a newly initialised decoder; `of` builds one from a split BERT.
 
         Args:
-            config: a BERT's; `num_hidden_layers` counts the decoder's layers.
-            pad_id: padding, which is never a target.
+            config: a BERT config; `num_hidden_layers` is the number of decoder layers.
+            pad_id: the padding token, which is never a target.
             cls_id: the first token of a text.
-            sep_id: its last.
+            sep_id: the last token of a text.
         """
         super().__init__()
         config = deepcopy(config)
@@ -48,10 +48,10 @@ class TextDecoder(nn.Module):
 
     @classmethod
     def of(cls, language: SplitBert) -> "TextDecoder":
-        """A decoder from copies of a split BERT's fusion layers, embeddings and language modelling head.
+        """Build a decoder from copies of a split BERT's fusion layers, embeddings and language modelling head.
 
         Raises:
-            ModelError: it has no tokenizer, which defines a text's first and last token.
+            ModelError: the BERT has no tokenizer, which defines a text's first and last token.
         """
         config = deepcopy(language.config)
         config.num_hidden_layers = len(language.fusion_layers)
@@ -68,11 +68,11 @@ class TextDecoder(nn.Module):
         return decoder
 
     def weights(self) -> dict[str, Tensor]:
-        """Its state dict without the head's matrix, which is tied to the word embeddings: safetensors refuses shared tensors."""
+        """The state dict without the head's matrix, which is tied to the embeddings; safetensors rejects shared tensors."""
         return {name: tensor for name, tensor in self.bert.state_dict().items() if not name.startswith(_TIED)}
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Copies weights of `weights` into this module.
+        """Loads a state dict returned by `weights`.
 
         Raises:
             RuntimeError: names or shapes differ.
@@ -91,17 +91,17 @@ class TextDecoder(nn.Module):
         present: Tensor | None = None,
         smoothing: float = 0.0,
     ) -> Tensor:
-        """The language modelling loss of each text: every token is predicted from those before it and the memory.
+        """The language modelling loss per text: each token is predicted from the preceding tokens and the memory.
 
         Args:
-            tokens: int64 [B, X], from [CLS] to [SEP], then padding, which is not predicted.
-            memory: float [B, S, W], what is attended to; row i for text i.
-            weights: float [B], of the texts (an answer's share of its question's, in UMT); None: 1.
+            tokens: int64 [B, X], from [CLS] to [SEP], followed by padding, which is ignored.
+            memory: float [B, S, W], states to cross-attend to; row i for text i.
+            weights: float [B], weights of the texts (in UMT, each answer's share of its question's answers); None: 1.
             present: bool [B, S], False for padding of the memory; None: no padding.
-            smoothing: label smoothing, in [0, 1); UMT has none.
+            smoothing: label smoothing, in [0, 1); UMT uses none.
 
         Returns:
-            Float32 (or wider) [B]: the sum over the text's tokens, times its weight. UMT divides the sum over the answers
+            Float32 (or wider) [B]: the sum over the text's tokens, times its weight. UMT sums over the answers and divides
             by the number of questions.
         """
         logits = self._predict(tokens[:, :-1], memory, present)
@@ -111,7 +111,7 @@ class TextDecoder(nn.Module):
         return losses if weights is None else losses * weights
 
     def _predict(self, tokens: Tensor, memory: Tensor, present: Tensor | None) -> Tensor:
-        """Logits of the token after each one, float32 (or wider) [B, X, V]."""
+        """Next-token logits, float32 (or wider) [B, X, V]."""
         logits: Tensor = self.bert(
             input_ids=tokens, encoder_hidden_states=memory, encoder_attention_mask=present, use_cache=False
         ).logits
@@ -126,17 +126,17 @@ class TextDecoder(nn.Module):
         ranking: Literal["sum", "albef"] = "sum",
         present: Tensor | None = None,
     ) -> Tensor:
-        """Scores given answers: the `depth` with the most probable first token get the log-probability of all their tokens.
+        """Scores given answers: the `depth` answers with the most probable first tokens are scored by all their tokens.
 
-        Answers with the same first token tie there, and the first in the list are preferred: sort it by frequency. For eval
-        mode only.
+        Answers with the same first token tie in that selection, and earlier ones in the list are preferred, so sort the list
+        by frequency. For eval mode only.
 
         Args:
             memory: float [B, S, W], the states of the questions.
-            candidates: int64 [A, X], each [CLS], its words, [SEP], padding.
+            candidates: int64 [A, X], each as [CLS], words, [SEP], padding.
             depth: number of answers that are scored by all tokens.
-            ranking: `sum` of the tokens' log-probabilities; `albef` counts the first token's twice, as the released code of
-                ALBEF and UMT does (published numbers come from it).
+            ranking: `sum`: the sum of the tokens' log-probabilities; `albef`: the same with the first token counted twice,
+                as in the released code of ALBEF and UMT (which produced the published results).
             present: bool [B, S], False for padding of the memory.
 
         Returns:
@@ -151,10 +151,10 @@ class TextDecoder(nn.Module):
             raise ValueError("every candidate must begin with [CLS] and a token other than padding")
         start = candidates.new_full((len(memory), 1), self.cls_id)
         first = log_softmax(self._predict(start, memory, present)[:, 0], dim=-1)[:, candidates[:, 1]]  # [B, A]
-        # `sort` and not `topk`, whose choice among ties is undefined.
+        # `sort`, because `topk` breaks ties arbitrarily.
         best, chosen = (part[:, :depth] for part in first.sort(dim=1, descending=True, stable=True))
-        # Each pair of question and answer is a row, processed in parts of a fixed size: the memory does not depend on the
-        # number of questions.
+        # Each question-answer pair is a row. Rows are processed in chunks of a fixed size, so that memory use does not depend
+        # on the number of questions.
         answers = chosen.flatten()
         owners = torch.arange(len(memory), device=memory.device).repeat_interleave(best.shape[1])
         rows = max(1, _PREDICTED // candidates.shape[1])
@@ -176,21 +176,21 @@ class TextDecoder(nn.Module):
         length_penalty: float = 1.0,
         present: Tensor | None = None,
     ) -> list[list[int]]:
-        """Generates a text for each row of the memory, by transformers' beam search. For eval mode only.
+        """Generates a text per row of the memory with transformers' beam search. For eval mode only.
 
         Args:
-            memory: float [B, S, W], what is attended to.
+            memory: float [B, S, W], states to cross-attend to.
             beams: number of beams; 1 is greedy decoding.
-            max_tokens: maximum number of tokens after [CLS]; a text without [SEP] by then is truncated.
-            length_penalty: a finished text's log-probability is divided by its length to this power; values above 0
-                favour longer texts.
+            max_tokens: maximum number of tokens after [CLS]; a text that has not reached [SEP] by then is truncated.
+            length_penalty: the exponent of the length that a finished text's log-probability is divided by; values
+                above 0 favour longer texts.
             present: bool [B, S], False for padding of the memory.
 
         Returns:
-            The token ids of each text, without [CLS], and without [SEP] and all after it.
+            The token ids of each text, without [CLS], and cut before [SEP].
 
         Raises:
-            ValueError: `max_tokens` is more than the BERT has positions for.
+            ValueError: `max_tokens` exceeds the BERT's number of positions.
         """
         config = self.bert.config
         if max_tokens >= config.max_position_embeddings:
@@ -207,14 +207,14 @@ class TextDecoder(nn.Module):
             eos_token_id=self.sep_id,
             pad_token_id=self.pad_id,
         )
-        model: Any = self.bert  # generate() is annotated for a protocol that no model fulfils
+        model: Any = self.bert  # generate() is annotated with a protocol that no model implements
         texts = model.generate(
             start,
             generation_config=settings,
             attention_mask=torch.ones_like(start),
             encoder_hidden_states=memory,
             encoder_attention_mask=present,
-            # Passed in, because generate() allocates no cross-attention cache for a decoder without an encoder.
+            # Passed explicitly: generate() does not allocate a cross-attention cache for a decoder without an encoder.
             past_key_values=EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config)),
         )
         return [self._without_special(row) for row in texts[:, 1:].tolist()]

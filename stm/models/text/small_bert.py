@@ -6,23 +6,23 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # in the order of their numbers
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # in the order of their ids
 
 
 def make_bert(folder: Path, words: Iterable[str], width: int, layers: int, heads: int, seed: int = 0) -> None:
-    """Saves a fresh `BertForMaskedLM` and its tokenizer in transformers' format; same arguments, same weights.
+    """Saves a randomly initialised `BertForMaskedLM` and its tokenizer in transformers' format, reproducibly.
 
     Args:
-        folder: is created; gets `config.json`, `model.safetensors` and the tokenizer's files.
-        words: the vocabulary in its order, or captions: they are split as BERT splits texts, in lower case and at
-            punctuation; repeated words count once.
+        folder: created here; will contain `config.json`, `model.safetensors` and the tokenizer's files.
+        words: the vocabulary in order, or captions, which are lower-cased and split at punctuation, as BERT does;
+            duplicates are dropped.
         width: hidden size; the feed-forward layers are four times as wide, as in BERT.
         layers: number of layers.
-        heads: attention heads; the width must be divisible by them.
-        seed: of the weights. The state of torch's global generator is not changed.
+        heads: number of attention heads; must divide the width.
+        seed: for the weights. The state of torch's global generator is left unchanged.
 
     Raises:
-        ValueError: `words` is empty, or the width is not divisible by the heads.
+        ValueError: `words` is empty, or the width is not divisible by the number of heads.
     """
     backend = BertTokenizer().backend_tokenizer
     pieces = [

@@ -1,9 +1,8 @@
-"""A BERT that is split in two: its first layers encode the text alone, its last layers also attend to the video.
+"""A BERT split in two: the first layers encode only the text, the last layers also attend to the video.
 
-UMT, second stage: of BERT-base's twelve layers the first nine are the text encoder and the last three the cross-modal
-encoder, with a cross-attention to the video's tokens in each. All layers keep BERT's self-attention over the whole
-text; the cross-attentions are new. The head of masked language modelling is BERT's; its matrix is that of the word
-embeddings.
+In UMT's second stage, the first nine of BERT-base's twelve layers are the text encoder and the last three the cross-modal
+encoder, each with cross-attention to the video tokens. All layers keep BERT's bidirectional self-attention; the
+cross-attention layers are new. The masked language modelling head is BERT's, with its matrix tied to the word embeddings.
 """
 
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from stm.pretrained.hub import ModelError, find_model
 
 __all__ = ["SplitBert", "Tokenizer", "make_bert"]
 
-# The sizes in a BERT's config, and the largest that a file may ask for: a header may come from anyone.
+# The sizes in a BERT config, with the maximum allowed in a file: headers are untrusted.
 _SIZES = {
     "vocab_size": 2**22,
     "hidden_size": 2**16,
@@ -46,7 +45,7 @@ _OTHERS = (
 
 
 class SplitBert(nn.Module):
-    """Text layers, fusion layers, and the masked language modelling head."""
+    """Text layers, fusion layers, and a masked language modelling head."""
 
     def __init__(
         self,
@@ -55,16 +54,16 @@ class SplitBert(nn.Module):
         tokenizer: Tokenizer | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
-        """Builds a fresh one, initialised as BERT is; seed torch first for reproducible weights.
+        """Builds a model with BERT's random initialisation; seed torch first for reproducible weights.
 
         Args:
-            config: a BERT's; `num_hidden_layers` counts text and fusion layers.
+            config: a BERT config; `num_hidden_layers` counts text and fusion layers.
             fusion_layer: number of text layers.
-            tokenizer: its tokenizer; needed to encode texts.
-            gradient_checkpointing: in training, recompute each layer's activations in the backward pass.
+            tokenizer: the BERT's tokenizer; required for encoding texts.
+            gradient_checkpointing: whether each layer's activations are recomputed in the backward pass of training.
 
         Raises:
-            ModelError: one of the two parts would have no layer, or the tokenizer has more tokens than the BERT.
+            ModelError: one of the two parts would have no layers, or the tokenizer's vocabulary is larger than the BERT's.
         """
         super().__init__()
         layers = config.num_hidden_layers
@@ -80,11 +79,11 @@ class SplitBert(nn.Module):
         self.config = plain_config(config)
         self.fusion_layer = fusion_layer
         self.gradient_checkpointing = gradient_checkpointing
-        self.identity: dict[str, str | None] | None = None  # for receipts: model and hash, if it was loaded
+        self.identity: dict[str, str | None] | None = None  # for receipts: model and hash, if loaded from files
         self._tokenizer = tokenizer
         fusion = deepcopy(self.config)
-        # transformers builds cross-attention into decoders only. A decoder's self-attention is causal only where no mask
-        # is given: here one always is.
+        # transformers adds cross-attention to decoders only. A decoder's self-attention is causal only if no mask is
+        # passed; here one always is.
         fusion.is_decoder = fusion.add_cross_attention = True
         self.embeddings = BertEmbeddings(self.config)
         self.text_layers = nn.ModuleList(BertLayer(self.config) for _ in range(fusion_layer))
@@ -95,13 +94,13 @@ class SplitBert(nn.Module):
 
     @classmethod
     def load(cls, settings: Language) -> "SplitBert":
-        """A pretrained BERT (BertModel, BertForMaskedLM or BertForPreTraining), split.
+        """Load a pretrained BERT (BertModel, BertForMaskedLM or BertForPreTraining) and split it.
 
-        The cross-attentions are fresh, as BERT initialises its layers; seed torch first for reproducible ones. So is the
-        masked language modelling head where the files have none (BertModel).
+        Cross-attention layers are newly initialised in BERT's way, as is the masked language modelling head if the files have
+        none (BertModel); seed torch first for reproducible weights.
 
         Raises:
-            ModelError: the model cannot be loaded, is not a BERT, lacks weights or a tokenizer, or does not go with
+            ModelError: the model cannot be loaded, is not a BERT, lacks weights or a tokenizer, or is incompatible with
                 `fusion_layer` or `max_tokens`.
         """
         source = find_model(settings.model)
@@ -113,7 +112,7 @@ class SplitBert(nn.Module):
             )
         model = cls(config, settings.fusion_layer, load_tokenizer(source), settings.gradient_checkpointing)
         peer, commit = read_bert(source, config)
-        # Not strict: a plain BERT has no cross-attention. The assertion keeps anything else from being skipped.
+        # Not strict, because a plain BERT has no cross-attention. The assertion ensures that nothing else is skipped.
         result = model.load_state_dict(rename(peer.state_dict(), settings.fusion_layer), strict=False)
         assert not result.unexpected_keys and all(".crossattention." in name for name in result.missing_keys)
         model.identity = source.identify(commit)
@@ -121,14 +120,14 @@ class SplitBert(nn.Module):
 
     @classmethod
     def rebuild(cls, values: Mapping[str, Any]) -> "SplitBert":
-        """Builds a fresh one from the values of `describe`.
+        """Build a randomly initialised model from the values of `describe`.
 
         Raises:
-            ModelError: the values do not describe a BERT.
+            ModelError: the values are not a valid BERT description.
         """
         try:
             bert, fusion_layer, tokenizer = values["bert"], values["fusion_layer"], values["tokenizer"]
-            # Checked before anything of these sizes is allocated.
+            # Checked before allocating anything of these sizes.
             sizes = {name: (bert[name], most) for name, most in _SIZES.items()}
             wrong = [name for name, (size, most) in sizes.items() if not (isinstance(size, int) and 0 < size <= most)]
             if wrong or not isinstance(bert["hidden_act"], str):
@@ -137,11 +136,11 @@ class SplitBert(nn.Module):
             return cls(config, fusion_layer, None if tokenizer is None else Tokenizer(**tokenizer))
         except ModelError:
             raise
-        except Exception as error:  # transformers' checks of a config raise errors of their own
+        except Exception as error:  # transformers' config validation raises various errors
             raise ModelError(f"these values do not describe a BERT: {error!r}") from error
 
     def describe(self) -> dict[str, Any]:
-        """What `rebuild` needs in addition to the weights, as JSON values: "bert", "fusion_layer" and "tokenizer"."""
+        """Everything except weights that `rebuild` needs, as JSON values: "bert", "fusion_layer" and "tokenizer"."""
         return {
             "bert": {name: getattr(self.config, name) for name in (*_SIZES, *_OTHERS)},
             "fusion_layer": self.fusion_layer,
@@ -149,7 +148,7 @@ class SplitBert(nn.Module):
         }
 
     def _initialise(self, module: nn.Module) -> None:
-        """BERT's initialisation: normal weights, no biases; the padding's embedding is zero."""
+        """BERT's initialisation: normally distributed weights, zero biases; the padding embedding is zero."""
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         if isinstance(module, nn.Linear) and module.bias is not None:
@@ -160,7 +159,7 @@ class SplitBert(nn.Module):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Its tokenizer; raises ModelError where it has none."""
+        """The tokenizer; raises ModelError if there is none."""
         if self._tokenizer is None:
             raise ModelError("this BERT has no tokenizer")
         return self._tokenizer
@@ -172,7 +171,7 @@ class SplitBert(nn.Module):
 
     @property
     def vocabulary(self) -> int:
-        """Tokens that it can predict, V."""
+        """Vocabulary size, V."""
         return int(self.config.vocab_size)
 
     @property
@@ -192,23 +191,23 @@ class SplitBert(nn.Module):
 
     @property
     def mask_id(self) -> int:
-        """The token in place of a hidden word."""
+        """The token that replaces a hidden word."""
         return self.tokenizer.mask_id
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """The text alone: int64 [B, X] -> [B, X, W], the output of the last text layer."""
+        """Encodes only the text: int64 [B, X] -> [B, X, W], the output of the last text layer."""
         states, mask = self.embeddings(tokens), self._mask(tokens)
         for layer in self.text_layers:
             states = self._run(layer, states, mask)
         return states
 
     def fuse(self, states: Tensor, tokens: Tensor, memory: Tensor) -> Tensor:
-        """The text through the fusion layers, which cross-attend to the video.
+        """Passes the text through the fusion layers, which cross-attend to the video.
 
         Args:
-            states: [B, X, W] of `forward`.
-            tokens: int64 [B, X], which show the padding.
-            memory: the video's features [B, K, W], all of which are attended to; [1, K, W] where one video serves all texts.
+            states: [B, X, W], the output of `forward`.
+            tokens: int64 [B, X], used to find the padding.
+            memory: video features [B, K, W], without padding; [1, K, W] if one video is shared by all texts.
 
         Returns:
             [B, X, W], the output of the last layer.
@@ -219,12 +218,12 @@ class SplitBert(nn.Module):
         return states
 
     def predict_words(self, fused: Tensor) -> Tensor:
-        """[B, X, W] of `fuse` -> logits of the tokens [B, X, V]."""
-        # With the embeddings' own matrix: a tied module would put it into the state dict twice.
+        """The output of `fuse` [B, X, W] -> token logits [B, X, V]."""
+        # Uses the embedding matrix directly: a tied module would duplicate it in the state dict.
         return linear(self.transform(fused), self.embeddings.word_embeddings.weight, self.word_bias)
 
     def _mask(self, tokens: Tensor) -> Tensor:
-        """Bool [B, 1, 1, X], True for what may be attended to; never None, which would make a fusion layer causal."""
+        """Bool [B, 1, 1, X], True for tokens to attend to; never None, which would make a fusion layer causal."""
         return (tokens != self.pad_id)[:, None, None]
 
     def _run(self, layer: nn.Module, *inputs: Tensor) -> Tensor:

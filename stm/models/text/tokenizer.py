@@ -1,4 +1,4 @@
-"""Captions to token ids: a BERT's tokenizer, stored as its JSON text alone."""
+"""Converts captions to token ids: a BERT's tokenizer, stored only as its JSON text."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,29 +15,29 @@ _FILES = ("tokenizer.json", "vocab.txt")
 
 
 class Tokenizer:
-    """Texts to a fixed number of token ids.
+    """Converts texts to a fixed number of token ids.
 
-    It has no weights and is in no state dict. `describe` returns all of it as JSON values.
+    It has no weights and is not part of a state dict. `describe` returns its complete state as JSON values.
     """
 
     def __init__(self, text: str, special: Mapping[str, str]) -> None:
         """
         Args:
-            text: a `tokenizer.json` of the tokenizers library. It must add [CLS] and [SEP] itself.
+            text: the content of a `tokenizer.json` of the tokenizers library. It must add [CLS] and [SEP] itself.
             special: the tokens for "pad", "cls", "sep" and "mask".
 
         Raises:
-            ModelError: the text cannot be read as a tokenizer, or lacks one of these tokens.
+            ModelError: the text cannot be parsed as a tokenizer, or lacks one of these tokens.
         """
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises Exception itself
+        except Exception as error:  # the library raises plain Exception
             raise ModelError(f"the tokenizer cannot be read: {error}") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._special = {name: special.get(name) for name in _SPECIAL}
         self.pad_id, self.cls_id, self.sep_id, self.mask_id = (self._find(name) for name in _SPECIAL)
-        self.vocabulary: int = self._tokenizer.get_vocab_size(with_added_tokens=True)  # tokens that it knows
+        self.vocabulary: int = self._tokenizer.get_vocab_size(with_added_tokens=True)  # number of tokens
 
     def _find(self, name: str) -> int:
         word = self._special[name]
@@ -47,11 +47,11 @@ class Tokenizer:
         return int(number)
 
     def encode(self, texts: Sequence[str], max_tokens: int) -> Tensor:
-        """Token ids, padded and truncated to one length, so that all batches have the same shape.
+        """Token ids, padded or truncated to a fixed length, so that all batches have the same shape.
 
         Args:
             texts: B raw captions; they are cleaned here, as UMT does (see `clean_text`).
-            max_tokens: X, including [CLS] and [SEP]; a longer text loses its last words and keeps [SEP].
+            max_tokens: X, including [CLS] and [SEP]; longer texts are truncated, keeping [SEP].
 
         Returns:
             int64 [B, X].
@@ -62,26 +62,26 @@ class Tokenizer:
         return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), max_tokens)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of token ids, without special tokens and with word pieces joined."""
+        """Converts token ids to text, without special tokens and with word pieces joined."""
         return self._tokenizer.decode(list(tokens)).strip()
 
     def describe(self) -> dict[str, Any]:
-        """The arguments of `Tokenizer(**values)`, as JSON values; the same whatever was encoded before."""
+        """The arguments for `Tokenizer(**values)`, as JSON values, independent of what was encoded before."""
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         return {"text": self._tokenizer.to_str(), "special": dict(self._special)}
 
 
 def load_tokenizer(source: ModelSource) -> Tokenizer:
-    """The tokenizer of a transformers model.
+    """Load the tokenizer of a transformers model.
 
     Raises:
-        ModelError: tokenizer files are missing, or its tokenizer is not one of the tokenizers library.
+        ModelError: tokenizer files are missing, or the tokenizer is not from the tokenizers library.
     """
     from transformers import AutoTokenizer
 
     advice = f"a BERT needs {' or '.join(_FILES)} next to its weights"
-    # For a folder without these files transformers returns a tokenizer with an empty vocabulary.
+    # For a folder without these files, transformers returns a tokenizer with an empty vocabulary.
     if source.folder is not None and not any((source.folder / name).is_file() for name in _FILES):
         raise ModelError(f"model {source.name!r} has no tokenizer files: {advice}")
     try:

@@ -1,1 +1,1 @@
-"""Reading and writing weights: our safetensors, VideoMAE's checkpoints, transformers and timm."""
+"""Reads and writes weights: our safetensors, VideoMAE's checkpoints, transformers and timm."""

@@ -1,7 +1,7 @@
-"""Weights under our names, whatever file they came from, and the checks that all formats share.
+"""Weights under our names, regardless of the source format, and the checks shared by all formats.
 
 Names are those of a `VideoMAE` ("encoder.*", "decoder.*"), of an encoder alone ("encoder.*"), or of a
-classifier: an encoder, "fc_norm.*" and "head.*", as `stm.evaluation.classification.finetune.Classifier` has them.
+classifier: an encoder, "fc_norm.*" and "head.*", as in `stm.evaluation.classification.finetune.Classifier`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,29 +15,29 @@ from stm.models.vit import Architecture, VideoEncoder, VideoMAE
 
 Kind = Literal["pretraining", "encoder", "classifier"]
 
-# What the shapes and the computation of trained weights depend on. The clip's length and the image size are not among
-# them: positions are a fixed table, computed for any number of tokens. Its kind is: weights that were trained with one
-# table compute nonsense with another, and no shape shows it.
+# The fields that trained weights depend on. Clip length and image size are excluded, because the position table is fixed and
+# can be computed for any number of tokens. The kind of table is included: weights trained with one kind produce garbage
+# with a different one, and shapes do not reveal the mismatch.
 ENCODER_FIELDS = ("patch_size", "tubelet", "width", "depth", "heads", "mlp_ratio", "positions", "position_period")
 DECODER_FIELDS = ("decoder_width", "decoder_depth", "decoder_heads")
 
-# A header may come from anyone: these bounds keep a forged one from exhausting the memory.
+# Headers are untrusted: these bounds keep a forged one from exhausting memory.
 _MAX = {"depth": 1000, "decoder_depth": 1000}
 _MAX_OTHERS = 2**16
 _MAX_TOKENS = 2**20
 
 
 class WeightsError(ValueError):
-    """A weights file cannot be used; the message says which file, what it is, and what does not fit."""
+    """A weights file cannot be used; the message names the file, its kind, and the mismatch."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict under our names, and what is needed to build its model."""
+    """A state dict under our names, and everything needed to build its model."""
 
     architecture: Architecture
     tensors: Mapping[str, Tensor]
-    labels: tuple[str, ...] | None = None  # names of a classifier's classes, in the order of its logits
+    labels: tuple[str, ...] | None = None  # a classifier's class names, in logit order
 
     @property
     def kind(self) -> Kind:
@@ -47,17 +47,17 @@ class Weights:
 
     @property
     def classes(self) -> int:
-        """Classes of a classifier; 0 without one."""
+        """Number of a classifier's classes; 0 for other weights."""
         return len(self.tensors["head.weight"]) if self.kind == "classifier" else 0
 
     def encoder(self) -> "Weights":
-        """Only the encoder's tensors."""
+        """Return only the encoder's tensors."""
         kept = {name: tensor for name, tensor in self.tensors.items() if name.startswith("encoder.")}
         return Weights(self.architecture, kept)
 
 
 def gather_weights(module: nn.Module, labels: Iterable[str] | None = None) -> Weights:
-    """The weights of a `VideoMAE`, of a `VideoEncoder`, or of a classifier around an encoder."""
+    """Collect the weights of a `VideoMAE`, a `VideoEncoder`, or a classifier around an encoder."""
     prefix = "encoder." if isinstance(module, VideoEncoder) else ""
     holder = module if isinstance(module, VideoEncoder | VideoMAE) else getattr(module, "encoder", None)
     architecture = getattr(holder, "architecture", None)
@@ -70,7 +70,7 @@ def gather_weights(module: nn.Module, labels: Iterable[str] | None = None) -> We
 
 
 def build_module(weights: Weights, drop_path: float = 0.0) -> VideoMAE | VideoEncoder:
-    """A `VideoMAE`, or a `VideoEncoder` if the weights have no decoder; a classifier's head is left out."""
+    """Build a `VideoMAE`, or a `VideoEncoder` if the weights have no decoder; a classifier's head is dropped."""
     if weights.kind == "pretraining":
         model = VideoMAE(weights.architecture, drop_path)
         model.load_state_dict(dict(weights.tensors))
@@ -79,15 +79,15 @@ def build_module(weights: Weights, drop_path: float = 0.0) -> VideoMAE | VideoEn
 
 
 def build_encoder(weights: Weights, drop_path: float = 0.0) -> VideoEncoder:
-    """The encoder alone, from weights of any kind."""
+    """Build only the encoder, from weights of any kind."""
     encoder = VideoEncoder(weights.architecture, drop_path)
     encoder.load_state_dict({n.removeprefix("encoder."): t for n, t in weights.encoder().tensors.items()})
     return encoder
 
 
 def outline(architecture: Architecture, kind: Kind, classes: int = 0) -> dict[str, Tensor]:
-    """The names and shapes of such weights, as tensors without data (device "meta")."""
-    # Names and shapes are checked before memory is allocated for any weight.
+    """Names and shapes of such weights, as tensors without data (device "meta")."""
+    # Names and shapes are checked before allocating memory for weights.
     with torch.device("meta"):
         if kind == "pretraining":
             return dict(VideoMAE(architecture).state_dict())
@@ -102,10 +102,10 @@ def outline(architecture: Architecture, kind: Kind, classes: int = 0) -> dict[st
 
 
 def check_tensors(actual: Mapping[str, Any], expected: Mapping[str, Tensor], what: str) -> None:
-    """Compares the names and shapes in a file with the expected ones.
+    """Compare the names and shapes in a file with the expected ones.
 
     Raises:
-        WeightsError: they differ; `what` opens the message, which gives the first five of each difference.
+        WeightsError: they differ; the message starts with `what` and lists the first five differences of each kind.
     """
     shapes = {name: tensor.shape for name, tensor in actual.items() if isinstance(tensor, Tensor)}
     differences = {
@@ -122,17 +122,18 @@ def check_tensors(actual: Mapping[str, Any], expected: Mapping[str, Tensor], wha
 
 
 def raise_differences(differences: Mapping[str, Sequence[str]], what: str) -> None:
-    """Raises WeightsError with the first five names of each kind of difference, if there are any."""
+    """Raise WeightsError with the first five names of each kind of difference, if any."""
     parts = [f"{len(names)} {kind}: {_first(names)}" for kind, names in differences.items() if names]
     if parts:
         raise WeightsError(f"{what}, but its weights do not fit: {'; '.join(parts)}")
 
 
 def adapt(weights: Weights, architecture: Architecture | None, what: str) -> Weights:
-    """The same weights for a run's architecture, whose clip length or image size may differ.
+    """Adapt weights to a run's architecture, whose clip length or image size may differ.
 
     Raises:
-        WeightsError: the architectures differ in what the weights fix; `what`, the source, opens the message.
+        WeightsError: the architectures differ in a field that the weights determine; the message starts with `what`,
+            the source.
     """
     if architecture is None:
         return weights
@@ -148,7 +149,7 @@ def adapt(weights: Weights, architecture: Architecture | None, what: str) -> Wei
 
 
 def check_positions(architecture: Architecture, format_name: str) -> None:
-    """Checks that another format's code computes this model's positions.
+    """Check that the target format's code computes the same position embeddings as this model.
 
     Raises:
         WeightsError: its position table is not VideoMAE's.
@@ -167,10 +168,10 @@ def check_positions(architecture: Architecture, format_name: str) -> None:
 
 
 def parse_architecture(values: Any, what: str) -> Architecture:
-    """The architecture of a file's header, which is not trusted.
+    """Parse the architecture from a file's untrusted header.
 
     Raises:
-        WeightsError: fields are missing, unknown or out of range; `what` opens the message.
+        WeightsError: fields are missing, unknown or out of range; the message starts with `what`.
     """
     try:
         architecture = Architecture(**values)
@@ -180,8 +181,8 @@ def parse_architecture(values: Any, what: str) -> Architecture:
         value = getattr(architecture, field.name)
         if value is None and field.default is None:
             continue
-        minimum = 0 if field.name.startswith("decoder_") else 1  # an encoder alone may have no decoder's sizes
-        # Ratios, epsilons and periods; integers and names are checked below.
+        minimum = 0 if field.name.startswith("decoder_") else 1  # encoder-only weights may lack decoder sizes
+        # Ratios, epsilons and periods; integers and strings are checked below.
         good = isinstance(value, int | float) and 0 < value <= 1e6
         if field.name == "positions":
             good = value in ("joint", "separable")
@@ -193,10 +194,10 @@ def parse_architecture(values: Any, what: str) -> Architecture:
 
 
 def parse_labels(labels: Any, classes: int, what: str) -> tuple[str, ...] | None:
-    """The names of a classifier's classes, from a file's header or a caller; None: it has none.
+    """Parse a classifier's class names from a file's header or a caller; None if there are none.
 
     Raises:
-        WeightsError: they are not strings, or not as many as the classes; `what` opens the message.
+        WeightsError: they are not strings, or their number is not `classes`; the message starts with `what`.
     """
     if labels is None:
         return None
@@ -208,7 +209,7 @@ def parse_labels(labels: Any, classes: int, what: str) -> tuple[str, ...] | None
 
 
 def _check_divisions(a: Architecture, what: str) -> Architecture:
-    """Raises WeightsError where a size is not divisible by its part, or there are more tokens than fit into memory."""
+    """Raise WeightsError if a size is not divisible as required, or there are too many tokens for memory."""
     divisions = [("image_size", "patch_size"), ("frames", "tubelet"), ("width", "heads")]
     divisions += [("decoder_width", "decoder_heads")] if a.decoder_heads else []
     for whole, part in divisions:

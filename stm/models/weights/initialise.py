@@ -1,6 +1,6 @@
-"""Initial weights for a student from similar models: UMT's, VideoMAE's, a CLIP's.
+"""Initial weights for a student from a similar model: UMT, VideoMAE or CLIP.
 
-UMT's student is VideoMAE's encoder with one frame per tubelet. Weights without a counterpart in the student are left out, and
+UMT's student is VideoMAE's encoder with one frame per tubelet. Weights without a counterpart in the student are dropped, and
 each omission is returned as a note for the run's log.
 """
 
@@ -20,28 +20,28 @@ from stm.pretrained.hub import ModelError
 
 CLIP = "clip:"
 _ENCODER_PARTS = ("patch_embed", "blocks", "norm", "pos_embed", "cls_token")
-_CHECKPOINT_STARTS = (b"PK\x03\x04", b"\x80")  # torch's zip, and its older plain pickle
+_CHECKPOINT_STARTS = (b"PK\x03\x04", b"\x80")  # torch's zip format and its older plain pickle
 
 
 class InitialWeights(NamedTuple):
-    """Weights for a student, and human-readable notes on what was left out or changed."""
+    """Weights for a student, and human-readable notes on what was dropped or changed."""
 
     weights: Weights
     notes: tuple[str, ...] = ()
 
 
 def read_initial(source: str, architecture: Architecture) -> InitialWeights:
-    """Weights that a student can start from.
+    """Read initial weights for a student.
 
     Args:
-        source: `clip:` and an open_clip model, written as in similarity.model; a `.pth` of UMT, of which
-            only the encoder is used, not its decoders or text tower; or any source of `zoo.read`. Weights for tubelets of
-            several frames are converted to single frames if the student's tubelets have one frame.
-        architecture: the student's. Its clip length and image size may differ from the source's.
+        source: `clip:` and an open_clip model, in the format of similarity.model; a `.pth` of UMT, of which only the
+            encoder is used; or any source of `zoo.read`. Weights for tubelets of several frames are converted to single
+            frames if the student's tubelets have one frame.
+        architecture: the student's architecture. Its clip length and image size may differ from the source's.
 
     Returns:
-        Weights whose encoder has that architecture. They have a decoder if the source has one for the student's tubelets;
-        its architecture may differ from the student's.
+        Weights whose encoder has that architecture. They include a decoder if the source has one for the student's tubelet
+        length; its architecture may differ from the student's.
 
     Raises:
         WeightsError: the source cannot be read, or its encoder has a different architecture.
@@ -52,7 +52,7 @@ def read_initial(source: str, architecture: Architecture) -> InitialWeights:
         initial = _read_checkpoint(Path(source).expanduser(), architecture)
     else:
         initial = InitialWeights(zoo.read(source))
-    # Only in this direction: weights for single frames do not determine weights for tubelets.
+    # Only in this direction, because weights for single frames do not determine weights for tubelets.
     if initial.weights.architecture.tubelet > architecture.tubelet == 1:
         initial = _join_frames(initial)
     adapt(initial.weights.encoder(), architecture, f"init: {source}")
@@ -70,13 +70,13 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def _read_checkpoint(path: Path, architecture: Architecture) -> InitialWeights:
-    """Read all of a VideoMAE checkpoint, but only the encoder of any other."""
+    """Read a VideoMAE checkpoint completely, but only the encoder of any other checkpoint."""
     content = load_checkpoint(path)
     state, kind = find_state(content)
     if kind != "encoder" or HEADER_KEY in content:
         return InitialWeights(parse_checkpoint(content, path))
     encoder, rest = _pick_encoder(state, path)
-    # The number of heads cannot be inferred from weights: use that of VideoMAE's model of this width, or else the student's.
+    # The number of heads cannot be inferred from weights: use that of VideoMAE's model of this width, else the student's.
     expected = replace(architecture, heads=heads_of_width(architecture.width) or architecture.heads)
     weights = parse_checkpoint({"model": encoder, "args": content.get("args")}, path, expected)
     notes = []
@@ -89,13 +89,13 @@ def _read_checkpoint(path: Path, architecture: Architecture) -> InitialWeights:
 
 
 def _pick_encoder(state: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The encoder's tensors as "encoder.*", and the names of all others.
+    """Return the encoder's tensors as "encoder.*", and the names of all other tensors.
 
-    It is found by the 3-D convolution that embeds the patches: at the root, below "encoder" in UMT's first stage, below
-    "vision_encoder.encoder" in its second.
+    The encoder is located by the 3-D convolution that embeds the patches: at the root, under "encoder" in UMT's first stage,
+    or under "vision_encoder.encoder" in its second.
     """
     volumes = [name for name, tensor in state.items() if isinstance(tensor, Tensor) and tensor.dim() == 5]
-    # A checkpoint may hold its teacher as well, which is not the encoder to start from.
+    # A checkpoint may also contain the teacher, which must not be mistaken for the encoder.
     ends = [name for name in volumes if name.endswith(EMBEDDING) and "teacher" not in name]
     if len(ends) != 1:
         listed = ", ".join(sorted(ends or state)[:5]) or "nothing"
@@ -112,10 +112,10 @@ def _pick_encoder(state: Mapping[str, Any], path: Path) -> tuple[dict[str, Any],
 
 
 def _join_frames(initial: InitialWeights) -> InitialWeights:
-    """Weights for tubelets of one frame: a frame gets the token of a tubelet that repeats it.
+    """Convert weights to single-frame tubelets: a frame gets the same token as a tubelet that repeats it.
 
-    The convolution is linear, so this is the sum of its weights over the tubelet's frames. The decoder predicts tubelets
-    of the old length and is dropped.
+    Since the convolution is linear, its weights are summed over the tubelet's frames. The decoder predicts tubelets of the
+    old length and is dropped.
     """
     a, name = initial.weights.architecture, "encoder.embedding.projection.weight"
     joint = initial.weights.tensors[name].unflatten(1, (3, a.tubelet, a.patch_size**2))  # colour, frame, pixel
@@ -140,7 +140,7 @@ _CLIP_NAMES = {
 
 
 def _read_clip(name: str, architecture: Architecture) -> InitialWeights:
-    """The blocks, patch embedding and last norm of a CLIP's ViT."""
+    """Read the blocks, patch embedding and final norm of a CLIP's ViT."""
     from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 
     from stm.pretrained.clip import load_clip
@@ -173,7 +173,7 @@ def _read_clip(name: str, architecture: Architecture) -> InitialWeights:
 
 
 def _rename_clip(tower: Any) -> dict[str, Tensor]:
-    """open_clip's tensors under our names, float32. Its convolution has no bias, so the student's is 0."""
+    """Rename open_clip's tensors to our names, in float32. Its convolution has no bias, so the student's bias is 0."""
     kernel = tower.conv1.weight.detach().float()
     tensors = {
         "encoder.embedding.projection.weight": kernel.flatten(1),  # colour, row, column: one frame

@@ -1,4 +1,4 @@
-"""Our own files: safetensors with the architecture in the header, and modules that were trained with the model."""
+"""Our own format: safetensors with the architecture in the header, and optionally modules trained with the model."""
 
 import hashlib
 import json
@@ -34,14 +34,14 @@ def save(
     extra: Mapping[str, Mapping[str, Tensor]] | None = None,
     header: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes weights (safetensors) atomically, with the architecture in the header; same weights, same bytes.
+    """Write weights (safetensors) atomically and deterministically, with the architecture in the header.
 
     Args:
         model: a `VideoMAE`, a `VideoEncoder`, or a classifier around an encoder (see `stm.models.weights.checks`).
-        path: the file.
-        labels: the names of a classifier's classes, in the order of its logits.
-        extra: state dicts of modules that were trained with it, by name, such as "contrast"; see `load_extra`.
-        header: what is needed to build each of these, as JSON values.
+        path: the file to write.
+        labels: a classifier's class names, in logit order.
+        extra: state dicts, by name (such as "contrast"), of modules trained with the model; see `load_extra`.
+        header: the values needed to build each of these modules, as JSON values.
     """
     write_own(gather_weights(model, labels), path, extra or {}, header or {})
 
@@ -52,7 +52,7 @@ def write_own(
     extra: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
     about: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """As `save`, from `Weights` instead of a module."""
+    """Like `save`, but takes `Weights` instead of a module."""
     header: dict[str, Any] = {"architecture": asdict(weights.architecture)}
     if weights.labels:
         header["labels"] = weights.labels
@@ -62,12 +62,12 @@ def write_own(
     for part, state in extra.items():
         tensors |= {f"{part}.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     header["sha256"] = _digest(header, tensors)
-    # One entry: safetensors writes several in an order that varies from run to run.
+    # A single entry, because safetensors writes several in an order that varies between runs.
     write_bytes(path, serialise(tensors, {HEADER_KEY: json.dumps(header, sort_keys=True)}))
 
 
 def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the header and of the tensors' names, dtypes, shapes and bytes."""
+    """SHA-256 of the header and the tensors' names, dtypes, shapes and bytes."""
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
@@ -76,10 +76,10 @@ def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 
 
 def load_extra(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state dict of a module that was saved with the model, and its entry in the header.
+    """Load the state dict of a module that was saved with the model, and its header entry.
 
     Raises:
-        WeightsError: the file cannot be read, or holds no such module.
+        WeightsError: the file cannot be read, or does not contain the module.
     """
     tensors, header = _open(path)
     if name not in _extras(header):
@@ -94,7 +94,7 @@ def _extras(header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All tensors of a safetensors file and our part of its header, empty where there is none."""
+    """Return all tensors of a safetensors file and our part of its header (empty if there is none)."""
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER_KEY, "{}"))
@@ -102,17 +102,17 @@ def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise WeightsError(f"{path}: cannot be read as safetensors ({error})") from error
     header = header if isinstance(header, dict) else {}
-    stated = header.pop("sha256", None)  # files of older versions have none
+    stated = header.pop("sha256", None)  # absent from files of older versions
     if stated is not None and stated != _digest(header, tensors):
         raise WeightsError(f"{path}: is damaged: its SHA-256 is not the one in its header. Copy or create it again")
     return tensors, header
 
 
 def read_own(path: Path) -> Weights:
-    """The model's weights, without the modules that were saved with it.
+    """Read the model's weights, without the modules that were saved with it.
 
     Raises:
-        WeightsError: the file is missing, damaged, not written by stm, or its weights do not fit its header.
+        WeightsError: the file is missing, damaged or not written by stm, or its weights do not match its header.
     """
     tensors, header = _open(path)
     if "architecture" not in header:

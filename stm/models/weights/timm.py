@@ -1,7 +1,7 @@
-"""A trained encoder as a timm `VisionTransformer`, for timm's users and tools.
+"""Exports a trained encoder as a timm `VisionTransformer`, for timm's users and tools.
 
-It takes normalised clips, float [B, 3, T, S, S] (channels first, as in timm), where our encoder takes bytes
-[B, T, 3, S, S]. Everything else is the same: the blocks are timm's own.
+Its input is normalised clips, float [B, 3, T, S, S] (channels first, as in timm), whereas our encoder takes uint8
+[B, T, 3, S, S]. Everything else is identical, since the blocks are timm's own.
 """
 
 from functools import partial
@@ -15,7 +15,7 @@ from stm.models.weights.checks import Weights, gather_weights
 
 
 class TubeletConvolution(nn.Module):
-    """timm's `PatchEmbed` for clips: normalised [B, 3, T, S, S] -> tokens [B, L, width]."""
+    """A clip version of timm's `PatchEmbed`: normalised clips [B, 3, T, S, S] -> tokens [B, L, width]."""
 
     def __init__(
         self,
@@ -45,9 +45,9 @@ class TubeletConvolution(nn.Module):
 
 
 def to_timm_state(weights: Weights) -> dict[str, Tensor]:
-    """The state dict of `to_timm`'s model, without the decoder.
+    """The state dict for `to_timm`'s model, without the decoder.
 
-    A classifier's has `fc_norm` in place of the tokens' last norm.
+    For a classifier, `fc_norm` replaces the final norm of the tokens.
     """
     a, classifier = weights.architecture, weights.kind == "classifier"
     state = {"pos_embed": make_positions(a, a.width)}
@@ -62,10 +62,10 @@ def to_timm_state(weights: Weights) -> dict[str, Tensor]:
 
 
 def to_timm(model: nn.Module | Weights) -> VisionTransformer:
-    """A timm model with the weights of a `VideoEncoder`, a `VideoMAE`, or a classifier around an encoder.
+    """Build a timm model with the weights of a `VideoEncoder`, a `VideoMAE`, or a classifier around an encoder.
 
-    `forward_features` returns the tokens [B, L, width], as our encoder does; `model(clip)` their mean [B, width], or a
-    classifier's logits [B, classes]. The positions are a parameter, as in timm, and frozen.
+    `forward_features` returns the tokens [B, L, width], like our encoder; `model(clip)` returns their mean [B, width], or a
+    classifier's logits [B, classes]. The position embedding is a frozen parameter, as in timm.
     """
     weights = model if isinstance(model, Weights) else gather_weights(model)
     a, classifier = weights.architecture, weights.kind == "classifier"

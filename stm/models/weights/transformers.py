@@ -1,8 +1,8 @@
-"""Folders of transformers (`config.json`, `model.safetensors`): VideoMAE's three models, in and out.
+"""Reads and writes transformers folders (`config.json`, `model.safetensors`) of the three VideoMAE models.
 
-`VideoMAEForPreTraining` and `VideoMAEModel` have the encoder's last norm only with `use_mean_pooling=False`;
+`VideoMAEForPreTraining` and `VideoMAEModel` have the encoder's final norm only with `use_mean_pooling=False`;
 `VideoMAEForVideoClassification` with True is VideoMAE's fine-tuned model. Keys have no bias. Two epsilons are
-fixed in its code at 1e-5 where VideoMAE has 1e-6: those of the decoder's last norm, and of `fc_norm`.
+hard-coded to 1e-5, where VideoMAE has 1e-6: those of the decoder's final norm and of `fc_norm`.
 """
 
 import re
@@ -35,12 +35,12 @@ CLASSES: Mapping[Kind, str] = {
     "classifier": "VideoMAEForVideoClassification",
 }
 EMBEDDING = "embeddings.patch_embeddings.projection.weight"
-DECODER_NORM_EPS = 1e-5  # fixed in its VideoMAEDecoder
+DECODER_NORM_EPS = 1e-5  # hard-coded in transformers' VideoMAEDecoder
 
 # -------------------------------------------------------------------------------------------------------
 # names
 
-# First the start of a name, by the first pattern that matches; then, in a block, its parts.
+# The start of a name is replaced by the first matching pattern; in a block, its parts are then replaced as well.
 _STARTS = {
     r"encoder\.embedding\.projection": "videomae.embeddings.patch_embeddings.projection",
     r"encoder\.norm": "videomae.layernorm",
@@ -54,7 +54,7 @@ _IN_BLOCK = {
     r"\bnorm1\b": "layernorm_before",
     r"\bnorm2\b": "layernorm_after",
     r"\battn\.proj\b": "attention.output.dense",
-    r"\battn\.qkv\b": "attention.attention.qkv",  # which transformers splits in three
+    r"\battn\.qkv\b": "attention.attention.qkv",  # split in three by transformers
     r"\bmlp\.fc1\b": "intermediate.dense",
     r"\bmlp\.fc2\b": "output.dense",
 }
@@ -62,7 +62,7 @@ _PARTS = ("query", "key", "value")
 
 
 def _name(ours: str, kind: Kind) -> str:
-    """The name of one of our tensors in transformers' state dict."""
+    """Map one of our tensor names to transformers' state dict."""
     name = ours
     for pattern, theirs in _STARTS.items():
         if re.match(rf"{pattern}(\.|$)", name):
@@ -75,10 +75,10 @@ def _name(ours: str, kind: Kind) -> str:
 
 
 def to_transformers_state(weights: Weights) -> dict[str, Tensor]:
-    """The state dict under transformers' names.
+    """Convert weights to a state dict with transformers' names.
 
-    Its keys have no bias, and ours is left out: it adds the same number to all logits of a query, which cancels in the
-    softmax. Its classifier has no last norm of the encoder, which it does not use.
+    Its keys have no bias, and ours is dropped: it adds a constant to all logits of a query, which cancels in the softmax.
+    The encoder's final norm is dropped for classifiers, which do not use it.
     """
     a, kind = weights.architecture, weights.kind
     check_positions(a, "transformers")
@@ -96,10 +96,10 @@ def to_transformers_state(weights: Weights) -> dict[str, Tensor]:
 
 
 def from_transformers_state(state: Mapping[str, Tensor], blank: Weights, what: str) -> dict[str, Tensor]:
-    """Undoes `to_transformers_state`; `blank` has our names and shapes.
+    """Invert `to_transformers_state`; `blank` defines our names and shapes.
 
     Raises:
-        WeightsError: weights are missing, not expected, or of the wrong shape; `what` opens the message.
+        WeightsError: weights are missing, unexpected, or of the wrong shape; the message starts with `what`.
     """
     check_tensors(state, to_transformers_state(blank), what)
     tensors = {}
@@ -112,7 +112,7 @@ def from_transformers_state(state: Mapping[str, Tensor], blank: Weights, what: s
             tensors[ours] = torch.cat([query, torch.zeros_like(query), value])
         elif theirs in state:
             tensors[ours] = state[theirs].reshape(shaped.shape)
-        else:  # the norm that a classifier lacks
+        else:  # the final norm, absent in a classifier
             tensors[ours] = (torch.ones if ours.endswith("weight") else torch.zeros)(shaped.shape)
     return tensors
 
@@ -122,9 +122,9 @@ def from_transformers_state(state: Mapping[str, Tensor], blank: Weights, what: s
 
 
 def transformers_config(architecture: Architecture, kind: Kind = "pretraining") -> dict[str, Any]:
-    """Arguments for transformers' VideoMAEConfig with which it computes what our model does.
+    """Arguments for transformers' VideoMAEConfig under which its model is equivalent to ours.
 
-    The exception is the two epsilons that are fixed at 1e-5 in its code (see above).
+    The exceptions are the two epsilons that its code hard-codes to 1e-5 (see above).
     """
     a = architecture
     return {
@@ -146,13 +146,13 @@ def transformers_config(architecture: Architecture, kind: Kind = "pretraining") 
 
 
 def _parse_config(config: Any, what: str) -> tuple[Architecture, Kind]:
-    """Architecture and kind of a VideoMAEConfig, if our model computes the same."""
+    """Parse architecture and kind from a VideoMAEConfig, which must describe a model equivalent to ours."""
     named = (config.architectures or ["no model"])[0]
     kinds = [kind for kind, name in CLASSES.items() if name == named]
     if not kinds:
         raise WeightsError(f"{what}, but a {named}; stm reads {', '.join(CLASSES.values())}")
     (kind,) = kinds
-    # Our model has these built in; a config with other values describes another network.
+    # These are built into our model; a config with different values describes a different network.
     expected = {"num_channels": 3, "hidden_act": "gelu", "qv_bias": True}
     expected["use_mean_pooling"] = kind == "classifier"
     other = [
@@ -181,7 +181,7 @@ def _parse_config(config: Any, what: str) -> tuple[Architecture, Kind]:
 
 
 def _preprocessor(a: Architecture) -> dict[str, Any]:
-    """Config of transformers' VideoMAEImageProcessor that normalises pixels as our encoder does."""
+    """Config for transformers' VideoMAEImageProcessor with the same pixel normalisation as our encoder."""
     return {
         "image_processor_type": "VideoMAEImageProcessor",
         "do_resize": True,
@@ -199,11 +199,11 @@ def _preprocessor(a: Architecture) -> dict[str, Any]:
 
 
 def write_transformers(weights: Weights, folder: Path) -> None:
-    """Writes a folder for `from_pretrained` of `CLASSES[weights.kind]`; same weights, same bytes."""
+    """Write a folder for `from_pretrained` of `CLASSES[weights.kind]`, deterministically."""
     if folder.exists() and not folder.is_dir():
         raise WeightsError(f"{folder}: is a file; transformers' format is a folder")
     config = transformers_config(weights.architecture, weights.kind)
-    # The names that transformers 4 expects; transformers 5 saves them too, and renames them on loading.
+    # The names that transformers 4 expects; transformers 5 also saves these and renames them on loading.
     state = {
         name.replace("query.bias", "q_bias").replace("value.bias", "v_bias"): tensor
         for name, tensor in to_transformers_state(weights).items()
@@ -220,10 +220,10 @@ def write_transformers(weights: Weights, folder: Path) -> None:
 
 
 def read_transformers(source: ModelSource) -> Weights:
-    """Reads a folder or a repository of the hub, through transformers, in float32.
+    """Read a folder or a hub repository with transformers, in float32.
 
     Raises:
-        WeightsError: it cannot be loaded, is not a VideoMAE, or differs from our model in what it computes.
+        WeightsError: it cannot be loaded, is not a VideoMAE, or is not equivalent to our model.
     """
     import transformers
 
@@ -233,17 +233,17 @@ def read_transformers(source: ModelSource) -> Weights:
         if config.model_type != "videomae":
             raise WeightsError(f"{source.name} is a transformers model of type {config.model_type}, not videomae")
         architecture, kind = _parse_config(config, what)
-        # Through its class, which knows the older names of weights, files in several parts, and `.bin` files.
+        # With its class, which supports older weight names, sharded files, and `.bin` files.
         model, report = getattr(transformers, CLASSES[kind]).from_pretrained(
             **source.arguments,
             config=config,
             dtype=torch.float32,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # the report names them, and an error is raised below
+            ignore_mismatched_sizes=True,  # they are in the report, and an error is raised below
         )
     except WeightsError:
         raise
-    except Exception as error:  # five libraries raise their own kinds for damaged files and invalid configs
+    except Exception as error:  # five libraries raise their own exception types for damaged files and invalid configs
         raise WeightsError(str(explain_missing(source, error))) from error
     _check_report(report, what)
     state = model.state_dict()
@@ -253,7 +253,7 @@ def read_transformers(source: ModelSource) -> Weights:
 
 
 def _check_report(report: Mapping[str, Any], what: str) -> None:
-    """Raises WeightsError for incomplete files: transformers only warns about missing weights and leaves them random."""
+    """Raise WeightsError for incomplete files, since transformers only warns about missing weights and leaves them random."""
     raise_differences(
         {
             "missing": sorted(report["missing_keys"]),

@@ -1,11 +1,10 @@
-"""VideoMAE's own checkpoints (`.pth`): pretraining and fine-tuned ones, in and out.
+"""Reads and writes VideoMAE's own checkpoints (`.pth`), both pretrained and fine-tuned.
 
-Facts of the format: a dictionary with the state dict under "model", or, written by DeepSpeed, "module". A
-pretraining state has "encoder.*", "decoder.*", "encoder_to_decoder.weight" and "mask_token"; a fine-tuned one
-has the encoder without prefix, "fc_norm.*" and "head.*", and no "norm.*", as the mean is normalised instead of
-the tokens. Queries, keys and values are one matrix; queries and values have a bias each, keys have none.
-Positions are a fixed table and not stored. The decoder's outputs are ordered frame, row, column, colour: as
-ours.
+The format is a dictionary with the state dict under "model" or, if written by DeepSpeed, "module". A pretraining
+state has "encoder.*", "decoder.*", "encoder_to_decoder.weight" and "mask_token"; a fine-tuned one has the encoder
+without a prefix, "fc_norm.*" and "head.*", but no "norm.*", because the mean is normalised instead of the tokens.
+Queries, keys and values share one matrix; queries and values have separate biases, keys have none. Positions are a
+fixed table and not stored. The decoder's outputs are ordered frame, row, column, colour, like ours.
 """
 
 import argparse
@@ -41,7 +40,7 @@ EMBEDDING = "patch_embed.proj.weight"
 
 
 def _name(ours: str, prefix: str) -> str:
-    """The name of one of our tensors in the official state; `prefix` is that of its encoder."""
+    """Map one of our tensor names to the official state dict; `prefix` is that of the official encoder."""
     for start, theirs in (
         ("encoder.embedding.projection.", f"{prefix}patch_embed.proj."),
         ("encoder.", prefix),
@@ -58,10 +57,10 @@ def _prefix(kind: Kind) -> str:
 
 
 def to_official(weights: Weights) -> dict[str, Tensor]:
-    """The state dict under the names of VideoMAE's code.
+    """Convert weights to a state dict with the names of VideoMAE's code.
 
-    It has neither the keys' biases, which change nothing (they add the same number to all logits of a query), nor a
-    classifier's last encoder norm, which is not used.
+    It omits the keys' biases, which have no effect (they add a constant to all logits of a query), and a classifier's
+    final encoder norm, which is not used.
     """
     a, kind = weights.architecture, weights.kind
     check_positions(a, "VideoMAE's code")
@@ -75,12 +74,12 @@ def to_official(weights: Weights) -> dict[str, Tensor]:
             official[theirs] = tensor.unflatten(1, (3, a.tubelet, a.patch_size, a.patch_size))
         elif kind != "classifier" or not ours.startswith("encoder.norm."):
             official[theirs] = tensor
-    # Cloned: torch.save would store the whole of the joint bias for each of its parts.
+    # Cloned, because torch.save would store the whole joint bias for each of its slices.
     return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in official.items()}
 
 
 def _from_official(state: Mapping[str, Tensor], blank: Weights) -> dict[str, Tensor]:
-    """Undoes `to_official`, in float32; `blank` has our names. The norm that a classifier lacks is a fresh one."""
+    """Invert `to_official`, in float32; `blank` defines our names. A classifier's missing norm is newly initialised."""
     tensors = {}
     for ours, shaped in blank.tensors.items():
         theirs = _name(ours, _prefix(blank.kind))
@@ -99,34 +98,34 @@ def _from_official(state: Mapping[str, Tensor], blank: Weights) -> dict[str, Ten
 
 
 def write_official(weights: Weights, path: Path) -> None:
-    """Writes a `.pth` that VideoMAE's scripts load; atomically; same weights, same bytes.
+    """Write a `.pth` that VideoMAE's scripts can load, atomically and deterministically.
 
-    Next to "model", an entry "stm" holds what the format does not: the heads, the clip's length and the image size.
+    In addition to "model", an entry "stm" contains what the format lacks: number of heads, clip length and image size.
     VideoMAE's scripts ignore it.
     """
     header: dict[str, Any] = {"architecture": asdict(weights.architecture)}
     if weights.labels:
         header["labels"] = list(weights.labels)
-    buffer = io.BytesIO()  # a file's own name would become part of its bytes
+    buffer = io.BytesIO()  # torch.save would write a file's name into its content
     torch.save({"model": to_official(weights), HEADER_KEY: header}, buffer)
     write_bytes(path, buffer.getvalue())
 
 
 def read_official(path: Path, architecture: Architecture | None = None) -> Weights:
-    """Reads a `.pth` of VideoMAE, in float32.
+    """Read a VideoMAE `.pth`, in float32.
 
-    Shapes give widths, depths and patches. The heads are those of VideoMAE's size of that width; the clip's length and
-    the image size come from the file's training arguments, or are 16 and 224. `architecture` supplies what the shapes do
-    not show; it is not compared with them here.
+    Widths, depths and patch sizes are inferred from the shapes. The number of heads is that of VideoMAE's size of that width;
+    the clip length and image size come from the file's training arguments and default to 16 and 224. `architecture`
+    supplies what the shapes do not determine; it is not compared with them here.
 
     Raises:
-        WeightsError: the file is of a different kind, damaged, or not safe to load, or its weights do not fit.
+        WeightsError: the file is of a different kind, damaged or not safe to load, or its weights do not match.
     """
     return parse_checkpoint(load_checkpoint(path), path, architecture)
 
 
 def parse_checkpoint(content: Mapping[str, Any], path: Path, architecture: Architecture | None = None) -> Weights:
-    """As `read_official`, from a file's loaded content."""
+    """Like `read_official`, but from a file's loaded content."""
     state, kind = find_state(content)
     what = f"{path} is a VideoMAE checkpoint (.pth, {kind})"
     header = content.get(HEADER_KEY)
@@ -142,14 +141,14 @@ def parse_checkpoint(content: Mapping[str, Any], path: Path, architecture: Archi
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A `.pth` file's content: tensors, numbers, strings, and nothing that could run code.
+    """Load a `.pth` file's content: tensors, numbers and strings, but nothing that could run code.
 
     Raises:
-        WeightsError: it is damaged, holds more than that, or is not a dictionary.
+        WeightsError: it is damaged, contains anything else, or is not a dictionary.
     """
     try:
-        # weights_only refuses every class but tensors. The official files also hold their training arguments as an
-        # argparse.Namespace; it is allowed here because to rebuild it sets attributes and runs no code.
+        # weights_only rejects every class except tensors. The official files also contain their training arguments as an
+        # argparse.Namespace, which is allowed here because unpickling it only sets attributes and runs no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile pickle can raise nearly anything
@@ -160,7 +159,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _explain(error: str) -> str:
-    """torch's reason without its advice, which is to load the file unsafely."""
+    """Keep torch's reason but drop its advice to load the file unsafely."""
     culprit = re.search(r"GLOBAL (\S+)", error)
     if culprit or "weights_only" in error:
         asked = f"({culprit[1]}) " if culprit else ""
@@ -172,7 +171,7 @@ def _explain(error: str) -> str:
 
 
 def find_state(content: Mapping[str, Any]) -> tuple[dict[str, Any], Kind]:
-    """The state dict in a file's content, without fixed position tables, and its kind."""
+    """Find the state dict in a file's content, without fixed position tables, and its kind."""
     state = next((content[key] for key in ("model", "module") if isinstance(content.get(key), dict)), content)
     state = {str(name): tensor for name, tensor in state.items() if not _is_fixed_table(str(name), tensor)}
     if "encoder_to_decoder.weight" in state:
@@ -185,7 +184,7 @@ def find_state(content: Mapping[str, Any]) -> tuple[dict[str, Any], Kind]:
 
 
 def _is_fixed_table(name: str, tensor: Any) -> bool:
-    """Whether this is the fixed position table, which we compute ourselves; a learned one is not, and is refused later."""
+    """Whether this is the fixed position table, which we recompute; learned position embeddings are rejected later."""
     if not name.endswith("pos_embed") or not isinstance(tensor, Tensor) or tensor.dim() != 3:
         return False
     return torch.allclose(tensor.float(), position_table(*tensor.shape[1:]), atol=1e-5)
@@ -196,11 +195,11 @@ def _is_fixed_table(name: str, tensor: Any) -> bool:
 
 
 def _infer(state: Mapping[str, Any], kind: Kind, arguments: Any, given: Architecture | None, path: str) -> Architecture:
-    """The architecture from the shapes; the rest from `given`, the training arguments or VideoMAE's sizes."""
+    """Infer the architecture from the shapes, and the rest from `given`, the training arguments or VideoMAE's sizes."""
     prefix = _prefix(kind)
     width, _, tubelet, patch, _ = _shape(state, prefix + EMBEDDING, 5, path)
     hidden, _ = _shape(state, f"{prefix}blocks.0.mlp.fc1.weight", 2, path)
-    # Shapes show neither heads nor, in an encoder's file, the decoder: VideoMAE's size of this width has them.
+    # Shapes do not determine the heads or, in an encoder's file, the decoder: use VideoMAE's size of this width.
     size = size_of_width(width)
     values = {
         "tubelet": tubelet,
@@ -209,7 +208,7 @@ def _infer(state: Mapping[str, Any], kind: Kind, arguments: Any, given: Architec
         "depth": _count_blocks(state, f"{prefix}blocks."),
         "mlp_ratio": hidden / width,
         "heads": given.heads if given and given.width == width else _heads(width, "encoder", path),
-        # An encoder's file says nothing about a decoder: that of VideoMAE's size of its width, if there is one.
+        # An encoder's file has no information on a decoder: use that of VideoMAE's size of this width, if it exists.
         "decoder_width": size.decoder_width if size else 0,
         "decoder_depth": size.decoder_depth if size else 0,
         "decoder_heads": size.decoder_heads if size else 0,
@@ -222,7 +221,7 @@ def _infer(state: Mapping[str, Any], kind: Kind, arguments: Any, given: Architec
             "decoder_depth": _count_blocks(state, "decoder.blocks."),
             "decoder_heads": known or _heads(inner, "decoder", path),
         }
-    frames = _number(arguments, "num_frames", 16) * _number(arguments, "num_segments", 1)  # segments are joined
+    frames = _number(arguments, "num_frames", 16) * _number(arguments, "num_segments", 1)  # segments are concatenated
     values["frames"] = given.frames if given else frames
     values["image_size"] = given.image_size if given else _number(arguments, "input_size", 224)
     return parse_architecture(values, path)

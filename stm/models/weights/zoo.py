@@ -1,6 +1,6 @@
-"""Models by name, and the one entry point for weights: any source in, any format out.
+"""Builds models from configs, and is the single entry point for reading and writing weights in any format.
 
-`safetensors`, `videomae` and `transformers` handle one format each; `timm` makes timm models.
+`safetensors`, `videomae` and `transformers` handle one format each; `timm` exports timm models.
 """
 
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
 def describe(run: Run) -> Architecture:
-    """The architecture that a run's config describes."""
+    """Return the architecture that a run's config describes."""
     size = SIZES[run.model]
     if run.decoder_depth is not None:
         size = size._replace(decoder_depth=run.decoder_depth)
@@ -70,7 +70,7 @@ def describe(run: Run) -> Architecture:
 
 
 def build(run: Run) -> VideoMAE:
-    """A fresh model for a run; seed torch first for reproducible weights."""
+    """Build a randomly initialised model for a run; seed torch first for reproducible weights."""
     return VideoMAE(describe(run))
 
 
@@ -79,10 +79,10 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def load(path: Path, drop_path: float = 0.0) -> VideoMAE:
-    """A model from the file that `save` wrote.
+    """Load a model from a file written by `save`.
 
     Raises:
-        WeightsError: the file is missing, damaged, has no stm architecture or no decoder, or its weights do not fit.
+        WeightsError: the file is missing or damaged, lacks an stm architecture or a decoder, or its weights do not match.
     """
     model = build_module(read_own(path), drop_path)
     if not isinstance(model, VideoMAE):
@@ -95,19 +95,19 @@ def load(path: Path, drop_path: float = 0.0) -> VideoMAE:
 
 
 def read(source: str | Path, architecture: Architecture | None = None, encoder_only: bool = False) -> Weights:
-    """Weights under our names, from any known source.
+    """Read weights from any supported source, under our names.
 
     Args:
         source: our safetensors file; a VideoMAE `.pth`; a transformers folder; a folder with our
-            `weights.safetensors`. A string that is not a path on this machine may be a repository of the hub
-            (`owner/name`), which transformers then fetches.
-        architecture: of the model that the weights are for. Its clip length and image size may differ from the
-            source's; all that the weights determine must agree. Needed only for a `.pth` of a width that none of
-            VideoMAE's sizes has.
-        encoder_only: without the decoder or head; then the decoders may differ.
+            `weights.safetensors`. A string that is not a local path may be a hub repository
+            (`owner/name`), which transformers then downloads.
+        architecture: the architecture of the target model. Its clip length and image size may differ from the
+            source's; everything that the weights determine must match. Required only for a `.pth` whose width is not one
+            of VideoMAE's sizes.
+        encoder_only: whether to drop the decoder or head; the decoders may then differ.
 
     Raises:
-        WeightsError: the source cannot be read, or does not fit; the message says what it is.
+        WeightsError: the source cannot be read or does not match; the message describes the source.
     """
     weights = _read_any(source, architecture)
     return adapt(weights.encoder() if encoder_only else weights, architecture, str(source))
@@ -134,12 +134,12 @@ def _read_any(source: str | Path, architecture: Architecture | None) -> Weights:
 
 
 def _read_file(path: Path, architecture: Architecture | None) -> Weights:
-    """Recognises a file by its first bytes, since suffixes are unreliable: safetensors starts with a length and a brace."""
+    """Detect the format from the first bytes, since suffixes are unreliable: safetensors starts with a length and a brace."""
     with path.open("rb") as file:
         start = file.read(9)
     if start[8:9] == b"{" or path.suffix == ".safetensors":
         return read_own(path)
-    if start.startswith((b"PK\x03\x04", b"\x80")):  # torch's zip, and its older plain pickle
+    if start.startswith((b"PK\x03\x04", b"\x80")):  # torch's zip format and its older plain pickle
         return read_official(path, architecture)
     raise WeightsError(f"{path}: neither safetensors nor a torch checkpoint (.pth)")
 
@@ -147,12 +147,12 @@ def _read_file(path: Path, architecture: Architecture | None) -> Weights:
 def load_any(
     source: str | Path, architecture: Architecture | None = None, drop_path: float = 0.0
 ) -> VideoMAE | VideoEncoder:
-    """A model from any source (see `read`): a `VideoMAE`, or a `VideoEncoder` if the weights have no decoder."""
+    """Load a model from any source (see `read`): a `VideoMAE`, or a `VideoEncoder` if the weights have no decoder."""
     return build_module(read(source, architecture), drop_path)
 
 
 def load_encoder(source: str | Path, drop_path: float = 0.0, architecture: Architecture | None = None) -> VideoEncoder:
-    """The encoder alone, from any source (see `read`), without the decoder, whatever its shape."""
+    """Load only the encoder from any source (see `read`); a decoder is ignored, whatever its shape."""
     return build_encoder(read(source, architecture, encoder_only=True), drop_path)
 
 
@@ -163,14 +163,14 @@ def convert(
     architecture: Architecture | None = None,
     encoder_only: bool = False,
 ) -> Path:
-    """Writes the weights of any source (see `read`) in another format.
+    """Convert the weights of any source (see `read`) to the given format.
 
     Args:
-        source: what `read` takes.
-        target: a file; for transformers a folder.
+        source: as in `read`.
+        target: a file, or a folder for transformers.
         format: "stm", "official" (VideoMAE's `.pth`) or "transformers".
-        architecture: as in `read`; the target is written for it.
-        encoder_only: without the decoder or the classifier's head; transformers then has a `VideoMAEModel`.
+        architecture: as in `read`; the target is written for this architecture.
+        encoder_only: whether to drop the decoder or the classifier's head; in transformers, this is a `VideoMAEModel`.
 
     Modules saved with the model (see `load_extra`) are not converted.
 
@@ -190,13 +190,13 @@ def convert(
 
 
 def from_transformers(state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
-    """A state dict of transformers' VideoMAEForPreTraining -> one of `VideoMAE`, exactly.
+    """Convert a state dict of transformers' VideoMAEForPreTraining to one of `VideoMAE`, exactly.
 
-    The config must have had `use_mean_pooling=False`: with its default, True, transformers drops the encoder's last
-    norm even in pretraining. Give `norm_eps=config.layer_norm_eps, decoder_norm_eps=1e-5` to the architecture.
+    The config must have had `use_mean_pooling=False`: with its default, True, transformers drops the encoder's final
+    norm even in pretraining. Set `norm_eps=config.layer_norm_eps, decoder_norm_eps=1e-5` in the architecture.
 
     Raises:
-        WeightsError: weights are missing, not expected, or of the wrong shape.
+        WeightsError: weights are missing, unexpected, or of the wrong shape.
     """
     blank = Weights(architecture, outline(architecture, "pretraining"))
     what = (
@@ -207,7 +207,7 @@ def from_transformers(state: Mapping[str, Tensor], architecture: Architecture) -
 
 
 def to_transformers(model: nn.Module) -> dict[str, Tensor]:
-    """The weights under transformers' names: of VideoMAEForPreTraining for a `VideoMAE` (`use_mean_pooling=False`),
-    VideoMAEModel for a `VideoEncoder`, VideoMAEForVideoClassification for a classifier.
+    """Return a state dict for transformers: of VideoMAEForPreTraining for a `VideoMAE` (`use_mean_pooling=False`),
+    VideoMAEModel for a `VideoEncoder`, or VideoMAEForVideoClassification for a classifier.
     """
     return to_transformers_state(gather_weights(model))
