@@ -33,7 +33,7 @@ _UNUSABLE = {Status.BAD_ROW, Status.DUPLICATE_ID, Status.PATH_OUTSIDE_ROOT, Stat
 
 
 def build_manifest(config: Config, generated: Path | None, manifest: Path, quarantine: Path, processes: int) -> None:
-    """Writes the table of clips and the table of refused ones.
+    """Writes the table of clips and the table of refused clips.
 
     Args:
         generated: folder of the generated dataset; only for `moving-shapes`.
@@ -81,7 +81,7 @@ def build_manifest(config: Config, generated: Path | None, manifest: Path, quara
 
 
 def check_copy(config: Config) -> None:
-    """Checks that the copy of a benchmark is official and complete, as `build_manifest` does, without opening a video.
+    """Runs the check of `build_manifest` that a benchmark's copy is official and complete, without opening a video.
 
     Raises:
         DatasetError: the copy is not official or not complete; the message contains the counts and the remedy.
@@ -204,7 +204,7 @@ def list_fingerprint(config: Config) -> str:
     - A folder: the bytes of the annotations, and the name, size and modification time of each file that they list or,
       without annotations, of each file under the root with one of `extensions`.
     - A benchmark: the bytes of its lists, and the name, size and modification time of each listed file that exists.
-    - A corpus: the bytes of its lists and the names of its files; looking up ten million modification times would take hours.
+    - A corpus: the bytes of its lists and the names of its files; calling `stat` on ten million files would take hours.
     - moving-shapes: the dataset's settings and the seed.
 
     No video is opened. A missing folder also has a fingerprint; the manifest stage raises the error.
@@ -248,7 +248,7 @@ def _files_of_folder(root: Path, annotations: Path | None, extensions: Sequence[
     if annotations is None:
         return sorted(path.relative_to(root).as_posix() for path in walk_videos(root, extensions))
     try:
-        with warnings.catch_warnings(action="ignore"):  # the stage itself emits them
+        with warnings.catch_warnings(action="ignore"):  # the manifest stage emits them
             rows = [row for _, row in read_annotations(annotations) if isinstance(row, Mapping)]
     except AnnotationError:
         return []

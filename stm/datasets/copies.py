@@ -125,7 +125,7 @@ class MatchedFiles:
 def match_files(
     clips: Iterable[tuple[AnnotatedClip, str | None]], videos: Videos, refused: Iterable[Refused]
 ) -> MatchedFiles:
-    """Divides listed clips into those with a usable file and those that are refused.
+    """Divides listed clips into clips with a usable file and refused clips.
 
     Args:
         clips: each clip with the path of its file, relative to the root; None if the file is missing.
@@ -159,7 +159,7 @@ def check_copy(
     Args:
         lists_from: download location of the lists, for the message.
         places: searched folders, for the message.
-        may_be_partial: accept missing files, whatever `dataset.partial` is.
+        may_be_partial: accept missing files, regardless of `dataset.partial`.
 
     Raises:
         DatasetError: the lists do not have the official sizes, files are missing and the copy may not be partial, or no

@@ -63,7 +63,7 @@ class Annotations:
         """The first of these files that exists.
 
         Raises:
-            DatasetError: none exists.
+            DatasetError: none of the files exists.
         """
         if not self.folder.is_dir():
             raise DatasetError(

@@ -33,14 +33,14 @@ Facts = dict[str, Any]
 
 
 def probe_file(path: Path, min_side: int, max_side: int) -> Facts:
-    """Probes one file, in this process.
+    """Probes one file in this process.
 
     Args:
         min_side: pixels; a file with a shorter side is `too_small`.
         max_side: pixels; a file with a longer side is `open_failed`.
 
     Returns:
-        status, detail and, where known, fps, width, height, codec, frames, duration, bytes, sha256.
+        status, detail and, if known, fps, width, height, codec, frames, duration, bytes, sha256.
     """
     facts: Facts = {"status": Status.OK, "detail": ""}
     try:

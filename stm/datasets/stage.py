@@ -1,4 +1,4 @@
-"""The manifest stage, which builds the table of a dataset's clips, and the split stage, which shards them."""
+"""The manifest stage (builds the table of a dataset's clips) and the split stage (assigns the clips to shards)."""
 
 from pathlib import Path
 

@@ -16,7 +16,7 @@ from stm.datasets.official_lists import (
 )
 
 _LISTS = {"train": ("train",), "val": ("val", "validate", "validation")}
-# CVDF found about 1,400 of its files to be corrupt; its replacements have the same names and are in this folder.
+# CVDF's archives contain about 1,400 corrupt files; this folder contains replacements with the same names.
 _REPLACED = "replacement_for_corrupted_k400"
 
 

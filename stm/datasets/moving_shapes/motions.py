@@ -2,7 +2,7 @@
 
 The label of a clip is *how* its named object moves, and a single frame must not reveal it. Position (x, y),
 size and orientation are therefore four channels that follow one rule: a moving channel takes the values
-`centre + amplitude * u` with u uniform on [-1, 1]; a channel at rest has one random value from the
+`centre + amplitude * u` with u uniform on [-1, 1]; a channel at rest has a constant random value from the
 same range. Each channel therefore has the same distribution over frames in every class:
 
 - for drift, grow and spin, u changes linearly from -1 to 1 or back;

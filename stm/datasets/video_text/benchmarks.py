@@ -1,4 +1,4 @@
-"""Annotation files of retrieval, question answering, multiple choice and captioning, as published by VindLU and UMT."""
+"""Annotation files for retrieval, question answering, multiple choice and captioning, as in VindLU and UMT."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping

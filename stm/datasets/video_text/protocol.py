@@ -42,10 +42,10 @@ class Protocol(Section):
     title: str
     task: Literal["retrieval", "question_answering", "multiple_choice", "captioning"]
     lists_from: str  # the publisher of the annotation files
-    # `list`: [{"video", "caption" | "question", "answer"}]; `videodatainfo`: MSR-VTT's own {"videos", "sentences"}
+    # `list`: [{"video", "caption" | "question", "answer"}]; `videodatainfo`: MSR-VTT's format {"videos", "sentences"}
     format: Literal["list", "videodatainfo"] = "list"
     files: dict[Name, tuple[FileName, ...]]  # by split; the first existing one is read
-    answers: FileName | None = None  # list of the candidate answers
+    answers: FileName | None = None  # file with the list of candidate answers
     # Sizes by split. Several: versions of the lists differ. Null: unknown; the videos are counted but not checked.
     videos: dict[Name, Count | tuple[Count, ...] | None]
     texts: dict[Name, Count | None]  # captions (a paragraph counts as one), or questions

@@ -26,7 +26,7 @@ _QUERIES = {
 def stream_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """(position, row) of each entry of a `.json` list or of the table `annos` in an SQLite file.
 
-    A row of the table has the keys `filename` and `caption`, whatever the column is called in the file.
+    A row of the table has the keys `filename` and `caption`, regardless of the column name in the file.
 
     Raises:
         DatasetError: the file is damaged, or does not have the expected format.
