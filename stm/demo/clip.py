@@ -41,7 +41,7 @@ def write_config(folder: Path) -> None:
     save_tokenizer(tokenizer, folder)
     vision = {
         "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE, "width": WIDTH, "layers": LAYERS,
-        "head_width": WIDTH // HEADS, "no_ln_pre": True,  # BLIP-2's image tower, initialised from this one, has no ln_pre
+        "head_width": WIDTH // HEADS, "no_ln_pre": True,  # BLIP-2's image tower (initialised from this) has none
     }  # fmt: skip
     text = {
         "context_length": CONTEXT, "vocab_size": len(tokenizer), "width": WIDTH, "heads": HEADS, "layers": TEXT_LAYERS,

@@ -44,7 +44,7 @@ def sample_crops(frames: Sequence[Frame], size: int, rng: np.random.Generator) -
 
 
 def classify(frame: Frame, box: Box) -> int:
-    """The kind of a patch, from the objects that cover it; -1: none of the kinds (too small a part of an object)."""
+    """The kind of a patch, from the objects that cover it; -1: no kind (too small a part of an object)."""
     x0, y0, x1, y1 = (round(v) for v in box)
     labels = frame.labels[y0:y1, x0:x1]
     named, other = float((labels == NAMED).mean()), float((labels >= OTHER).mean())

@@ -81,7 +81,7 @@ def measure_clip(
 
 
 def measure_ceiling(frames: Sequence[Frame], seed: int = 0) -> dict[str, float]:
-    """The same metrics for ideal scores: the fraction of each cell covered by the named object, ties broken randomly."""
+    """The same metrics for ideal scores: the fraction of each cell covered by the named object; random ties."""
     rng = np.random.default_rng(seed)
     rows = []
     for frame in frames:

@@ -1,8 +1,8 @@
 """The optimizer of the demo's small models: Muon for the weight matrices of the blocks, AdamW for all other parameters.
 
-With so few steps, Muon (Jordan et al. 2024; torch's implementation) clearly outperforms AdamW in the same CPU time: with
-the image tower trained to classify color, texture and shape of single objects, the accuracies for texture and shape
-after 80 s on one core were 0.84 and 0.86 with Muon, 0.79 and 0.77 with AdamW.
+With so few steps, Muon (Jordan et al. 2024; torch's implementation) clearly outperforms AdamW in the same CPU time:
+with the image tower trained to classify color, texture and shape of single objects, the accuracies for texture and
+shape after 80 s on one core were 0.84 and 0.86 with Muon, 0.79 and 0.77 with AdamW.
 """
 
 import re
