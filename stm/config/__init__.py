@@ -1,7 +1,7 @@
 """The config: every key of `config/*.yaml`, with its type, unit, bounds and default.
 
-`stm schema` generates `config/schema.json`, the JSON schema that the workflow validates against, from these classes. An
-unknown key is an error and never ignored.
+From these classes, `stm schema` generates `config/schema.json`, the JSON schema with which the workflow validates
+configs. Unknown keys are errors and are never ignored.
 """
 
 from pathlib import Path
@@ -164,14 +164,14 @@ __all__ = [
 
 
 def parse_config(values: Any, origin: str = "config") -> Config:
-    """Validate a mapping and return the config.
+    """Validate a mapping and return it as a config.
 
     Args:
         values: a parsed YAML file, already merged over the files that it extends.
-        origin: where the values come from, for error messages.
+        origin: source of the values, for error messages.
 
     Raises:
-        ConfigError: one line per mistake, with the key, the value and what is allowed.
+        ConfigError: one line per mistake, with the key, the value and the allowed values.
     """
     try:
         return Config.model_validate(inherit(values))
@@ -187,7 +187,7 @@ def load_config(path: str | Path) -> Config:
     """Read a YAML config and the files that it extends.
 
     Raises:
-        ConfigError: a file is missing or not YAML, or the result is not a valid config.
+        ConfigError: a file is missing or not valid YAML, or the result is not a valid config.
     """
     return parse_config(read_values(path), str(path))
 

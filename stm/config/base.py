@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 class ConfigError(ValueError):
-    """An invalid config; the message has one line per mistake: key, value, what is allowed."""
+    """An invalid config; the message has one line per mistake: the key, the value and the allowed values."""
 
 
 def field(default: Any, doc: str, unit: str | None = None, **bounds: Any) -> Any:
@@ -18,7 +18,7 @@ class Section(BaseModel):
     """Base class of all sections: immutable; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True)
-    # Keys that affect speed or robustness of a stage, but not the bytes of its output. Changing them must not rerun it.
+    # Keys that affect the speed or robustness of a stage but not its output. Changing them must not rerun it.
     cache_neutral: ClassVar[frozenset[str]] = frozenset()
 
     def fingerprint(self) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def check_templates(templates: tuple[str, ...]) -> tuple[str, ...]:
     """Return the templates if each has exactly one `{}` for the label.
 
     Raises:
-        ValueError: a template has none or several.
+        ValueError: a template has no `{}` or several.
     """
     invalid = [template for template in templates if template.count("{}") != 1]
     if invalid:

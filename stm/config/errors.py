@@ -1,4 +1,4 @@
-"""Human-readable messages for mistakes in a config: the key, the value, what is allowed."""
+"""Human-readable messages for mistakes in a config: the key, the value and the allowed values."""
 
 from difflib import get_close_matches
 from typing import Any
@@ -7,7 +7,7 @@ from typing import Any
 def explain_problem(problem: Any, schema: dict[str, Any]) -> str:
     """Return one line for an entry of pydantic's `ValidationError.errors()`, using the config's JSON schema."""
     location = tuple(problem["loc"])
-    # A section's name in the location is the tag of a union rather than a key of the config.
+    # A section name in the location is a union tag rather than a key of the config.
     key = ".".join(str(part) for part in location if part not in schema.get("$defs", {})) or "the whole config"
     if problem["type"] == "extra_forbidden":
         keys, _ = _allowed(location[:-1], schema)
@@ -18,7 +18,7 @@ def explain_problem(problem: Any, schema: dict[str, Any]) -> str:
         return f"{key}: this key is required"
     _, unit = _allowed(location, schema)
     value = problem["input"]
-    shown = "" if isinstance(value, dict) else f" = {value!r}"  # a whole section would bury the message
+    shown = "" if isinstance(value, dict) else f" = {value!r}"  # a whole section would clutter the message
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return f"{key}{shown}: {message}" + (f" (unit: {unit})" if unit else "")
 
@@ -36,14 +36,14 @@ def _allowed(location: tuple[Any, ...], schema: dict[str, Any]) -> tuple[list[st
             node = node["properties"][part]
         elif isinstance(node.get("additionalProperties"), dict):
             node = node["additionalProperties"]
-        elif node.get("patternProperties"):  # a mapping whose keys are names: any key leads to the same schema
+        elif node.get("patternProperties"):  # a mapping whose keys are names: all keys have the same schema
             node = next(iter(node["patternProperties"].values()))
     resolved = _resolve(node, schema)
     return sorted(resolved.get("properties", {})), node.get("unit")
 
 
 def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """Follow references, and the only option of a nullable value."""
+    """Follow references and unwrap nullable values."""
     while "$ref" in node:
         node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
     options = [o for o in node.get("anyOf", []) if o.get("type") != "null"]

@@ -16,13 +16,13 @@ class TaskSettings(Section):
     """
 
     cache_neutral = frozenset({"runs", "dataset"})
-    # What the task requires of a run: TGM's contrastive branch, or a text side; None: nothing.
+    # The component that the task requires of a run: TGM's contrastive branch or a text side; None: no requirement.
     needs: ClassVar[Literal["contrast", "language"] | None] = None
-    # Whether its results contain an accuracy per class.
+    # Whether the results contain per-class accuracies.
     per_class: ClassVar[bool] = False
-    # Whether it encodes additional texts with the dataset's text encoder.
+    # Whether the task encodes additional texts with the dataset's text encoder.
     encodes_text: ClassVar[bool] = False
-    # Its name in the benchmark protocols (`stm.datasets.video_text.protocol`); None: no protocol covers it.
+    # The task's name in the benchmark protocols (`stm.datasets.video_text.protocol`); None: no protocol covers it.
     benchmark_task: ClassVar[str | None] = None
     runs: tuple[Name, ...] | None = field(None, "pretraining runs to evaluate; by default all suitable ones")
     dataset: Name | None = field(None, "which of `datasets` to use; by default the run's own")
@@ -36,18 +36,18 @@ class TaskSettings(Section):
 
     @property
     def splits(self) -> dict[str, str]:
-        """The names of the splits that the task reads, by use: `train`, `validation` and `test`, where they apply."""
+        """The names of the splits that the task reads, by use: `train`, `validation` and `test`, if applicable."""
         splits = {use: getattr(self, f"{use}_split", None) for use in ("train", "validation", "test")}
         return {use: split for use, split in splits.items() if split is not None}
 
     @property
     def packed_vectors(self) -> CaptionChoice | None:
-        """The captions whose packed text vectors the task reads; None: it reads none."""
+        """The captions whose packed text vectors the task reads; None: the task reads no text vectors."""
         return None
 
     @property
     def fine_tunes(self) -> bool:
-        """Whether the run's weights are trained further."""
+        """Whether the task fine-tunes the run's weights."""
         return getattr(self, "optimisation", None) is not None
 
     def suits(self, run: Run) -> bool:
@@ -55,7 +55,7 @@ class TaskSettings(Section):
         return {None: True, "contrast": run.has_contrast, "language": run.has_text}[self.needs]
 
     def protocol_settings(self, run: Run) -> dict[str, object]:
-        """Return the effective values, for a run, of the keys that a benchmark's protocol fixes."""
+        """Return the effective values, for a run, of the keys that are fixed by a benchmark's protocol."""
         return {}
 
 
@@ -68,8 +68,9 @@ class LinearProbe(TaskSettings):
     epochs: int = field(90, "passes over the cached features", "epochs", ge=1)
     batch_size: int = field(256, "cached features per step", "clips", ge=1)
     learning_rates: tuple[float, ...] = field(
-        # MAE's linear probe uses LARS with 0.1 per 256 clips; the TGM paper gives no values. Ours: AdamW with the best of a
-        # small grid, selected on a fifth of the training split and never on the test split.
+        # MAE's linear probe uses LARS with 0.1 per 256 clips; the TGM paper does not report its values. We use AdamW
+        # with the best learning rate of a small grid, selected on a fifth of the training split and never on the test
+        # split.
         (1e-3, 3e-3, 1e-2),
         "learning rates to try; the best on held-out training clips is used",
         min_length=1,
@@ -150,7 +151,7 @@ class Retrieval(TaskSettings):
         return CaptionChoice(sources=None if self.source is None else (self.source,), count=self.count)
 
 
-# The tasks that need no run with `language`; those that do are the `LanguageTask`s. A new section joins one of the two.
+# The tasks that do not require a run with `language`; all others are `LanguageTask`s. Add a new section to either.
 VideoTask = LinearProbe | FineTune | ZeroShot | Retrieval
 
 

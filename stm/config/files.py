@@ -1,8 +1,9 @@
-"""Config files: reading them and merging them over the files and entries that they extend.
+"""Reads config files and merges them over the files and entries that they extend.
 
-`extends` at the top of a file lists the files that it builds on, merged as Snakemake merges `--configfile a b`. `extends`
-in a run, an evaluation, a table or a figure names another entry of the same kind and overrides some of its keys, like
-`use rule b from a with` in a Snakefile. An entry whose name begins with a dot is a template: it can only be extended.
+`extends` at the top of a file lists its base files, which are merged as Snakemake merges `--configfile a b`. In a run,
+an evaluation, a table or a figure, `extends` refers to another entry of the same kind and overrides some of its keys,
+like `use rule b from a with` in a Snakefile. An entry whose name begins with a dot is a template: it can only be
+extended.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,15 +15,15 @@ import yaml
 from stm.config.base import ConfigError
 from stm.config.study import merge
 
-_KINDS = ("pretrain", "evaluate", "tables", "figures")  # entries of these can extend each other
+_KINDS = ("pretrain", "evaluate", "tables", "figures")  # sections whose entries can extend each other
 _MAX_VALUES = 100_000  # far more than any real config has
 
 
 def read_values(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file, merged over the files that it extends, without validation. Their paths are relative to it.
+    """Read a YAML file, merged over the files that it extends (paths relative to the file), without validation.
 
     Raises:
-        ConfigError: a file is missing, not YAML, not a mapping, far too large for a config, or extends itself.
+        ConfigError: a file is missing, not valid YAML, not a mapping, far too large for a config, or extends itself.
     """
     return _read(Path(path), ())
 
@@ -45,27 +46,27 @@ def resolve_config(
     """Resolve `extends` in Snakemake's `config`.
 
     Args:
-        config: the files merged with the overrides by Snakemake, which does not know `extends`.
+        config: the files and overrides as merged by Snakemake, which does not support `extends`.
         files: the config files, in order.
         overrides: the values of `--config`.
 
     Raises:
-        ConfigError: a file or an entry extends one that does not exist, or itself.
+        ConfigError: a file or an entry extends itself or one that does not exist.
     """
     if "extends" in config:
-        # Snakemake keeps only the last file's `extends`, so the files are read and merged again.
+        # Snakemake keeps only the `extends` of the last file, so the files are read and merged again.
         config = merge(read_files(files), overrides)
     return inherit(config)
 
 
 def inherit(values: Any) -> Any:
-    """Merge each entry over the one that it `extends`, and drop the templates, whose names begin with a dot.
+    """Merge each entry over the entry that it extends, and drop the templates, whose names begin with a dot.
 
     Raises:
-        ConfigError: an entry extends one that does not exist, or itself.
+        ConfigError: an entry extends itself or one that does not exist.
     """
     if not isinstance(values, Mapping):
-        return values  # validation reports it
+        return values  # reported by validation
     resolved = dict(values)
     for kind in _KINDS:
         entries = values.get(kind)
@@ -77,7 +78,7 @@ def inherit(values: Any) -> Any:
 
 
 def _resolve_entry(kind: str, name: Any, entries: Mapping[str, Any], extending: tuple[Any, ...]) -> Any:
-    """Return an entry merged over the one that it extends; `extending` is the chain of entries that led here."""
+    """Return an entry merged over its base entry; `extending` is the chain of entries that extend this one."""
     entry = entries[name]
     if not isinstance(entry, Mapping) or "extends" not in entry:
         return entry
@@ -95,7 +96,7 @@ def _resolve_entry(kind: str, name: Any, entries: Mapping[str, Any], extending: 
 
 
 def _read(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
-    """Read a file, merged over the files that it extends; `extending` is the chain of files that led here."""
+    """Read a file, merged over the files that it extends; `extending` is the chain of files that extend this one."""
     own = _parse(path)
     names = own.pop("extends", [])
     names = [names] if isinstance(names, str) else names
@@ -119,7 +120,7 @@ def _parse(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or an impossible date
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: invalid UTF-8 or an invalid date
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     except RecursionError:
         raise ConfigError(f"{path}: not valid YAML: nested too deeply") from None
@@ -131,7 +132,7 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 def _is_huge(values: Any) -> bool:
-    """Whether there are too many values, counted with a limit because aliases can multiply them without end."""
+    """Whether there are too many values; counting stops at a limit, because aliases can multiply them exponentially."""
     stack = [values]
     count = 0
     while stack and count <= _MAX_VALUES:

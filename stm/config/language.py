@@ -8,7 +8,7 @@ from pydantic import model_validator
 from stm.config.base import Fraction, Name, Section, field
 from stm.config.training import Mask, MediumSettings, Run, Sampling, Teacher
 
-# Default masks per method. Ratios: from STM's release and from a note on ClusterSTM.
+# Default masks per method. The ratios are from STM's release and from a note on ClusterSTM.
 _DEFAULT_MASKS = {
     "stm": {"strategy": "spatiotemporal", "ratio": 0.7},
     "clusterstm": {"strategy": "cluster", "ratio": 0.85},
@@ -69,7 +69,7 @@ class Images(Section):
     )
     split: Name = "train"
     batch_size: int = field(1024, "images per optimiser step, over all processes and passes", "images", ge=1)
-    mask: Mask = Mask(strategy="attention", ratio=0.5)  # UMT and STM
+    mask: Mask = Mask(strategy="attention", ratio=0.5)  # as in UMT and STM
 
 
 class SpatioTemporal(Section):
@@ -86,7 +86,7 @@ class SpatioTemporal(Section):
     mix: Fraction = field(
         0.5, "initial value of the learned weight of the temporal score; the remaining weight is the attention's"
     )
-    # The released optimiser uses 5e-2 for the mix and 1e-4 for all other parameters.
+    # The released optimiser uses a learning rate of 5e-2 for the mix and of 1e-4 for all other parameters.
     mix_learning_rate: float = field(500.0, "learning rate of the mix, relative to that of all other parameters", gt=0)
     width: int = field(
         512, "channels to which a frame's tokens are projected before frames are compared", "channels", ge=8

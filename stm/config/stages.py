@@ -59,7 +59,7 @@ class LanguageModelCaptions(Section):
     kind: Literal["llm"]
     model: str = field(..., "hub id or local folder of a transformers causal language model")
     prompts: tuple[str, ...] = field(
-        # The three prompts of TGM, Figure 5b.
+        # The three prompts in TGM's Figure 5b.
         ("Describe the action {}.", "What does a person {} look like?", "What does the act of {} look like?"),
         "prompts, with `{}` in place of the label",
         min_length=1,
@@ -163,15 +163,15 @@ class Pack(Section):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The packed caption sources, in the order of their captions in a shard."""
+        """The packed caption sources, in the order in which their captions are stored in a shard."""
         if self.captions is None:
             return ()
         return (self.captions,) if isinstance(self.captions, str) else self.captions
 
     @property
     def arrays(self) -> tuple[PackedArray, ...]:
-        """The packed arrays, in their order in the tar; arrays of captions are packed only with a caption source."""
-        # Each array has a key of its name in this section.
+        """The packed arrays, in tar order; caption arrays are packed only if there is a caption source."""
+        # Each array has a key with the same name in this section.
         enabled = [array for array in ARRAYS.values() if getattr(self, array.name)]
         return tuple(array for array in enabled if self.sources or not array.per_source)
 
@@ -194,7 +194,7 @@ class Stages(Section):
     @model_validator(mode="after")
     def _check_pack(self) -> "Stages":
         if getattr(self, "datasets", None):
-            return self  # shared defaults may be incomplete; each dataset is checked with its own keys merged in
+            return self  # shared defaults may be incomplete; each dataset is checked after its keys are merged in
         unknown = [source for source in self.pack.sources if source not in self.captions]
         if unknown:
             known = ", ".join(self.captions) or "none"

@@ -1,11 +1,11 @@
-"""Finding masking strategies and the guides that they need, by parsing source files without running them.
+"""Finds masking strategies and the guides that they need by parsing source files without running them.
 
-The config is checked when a workflow starts, where importing torch would take seconds; a misspelt strategy must be reported
-there and not after a day of preprocessing. A strategy is one of
+A misspelt strategy must be reported when a workflow starts, rather than after a day of preprocessing. The config is
+therefore checked at that point, where importing torch would take seconds. A strategy is one of
 
-- `tube`: registered by a file of `stm/masking`,
+- `tube`: registered by a file in `stm/masking`,
 - `top_rows`: an entry point of an installed package, in the group `stm.masking`,
-- `masks/top_rows.py:top_rows`: in a user's own file; the path is relative to the working directory.
+- `masks/top_rows.py:top_rows`: defined in a user's file; the path is relative to the working directory.
 """
 
 import ast
@@ -20,22 +20,22 @@ from pathlib import Path
 FOLDER = Path(__file__).parents[1] / "masking"
 GROUP = "stm.masking"
 
-# The decorator under the names by which it can be imported; aliases would need the file to be run.
+# The decorator's importable names. Aliases are not supported, because resolving them would require running the file.
 _REGISTER = ("register", "masking.register", "stm.masking.register")
 
 
 class StrategyError(ValueError):
-    """A masking strategy that cannot be found or imported; the message says where and what to do."""
+    """A masking strategy that cannot be found or imported; the message contains the location and the remedy."""
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """A strategy as declared in its source file."""
+    """The declaration of a strategy in its source file."""
 
     name: str
-    needs: tuple[str, ...]  # guides besides the noise
+    needs: tuple[str, ...]  # guides in addition to the noise
     path: Path  # the source file
-    module: str | None  # module to import; None: a user's own file, which is loaded by path
+    module: str | None  # module to import; None: a user's file, which is loaded by path
 
 
 def find_strategy(strategy: str) -> Declaration:
@@ -44,7 +44,8 @@ def find_strategy(strategy: str) -> Declaration:
     A broken file does not affect strategies in other files.
 
     Raises:
-        StrategyError: it does not exist, its file cannot be read, or its name is not unique; the message says what to do.
+        StrategyError: the strategy does not exist, its file cannot be read, or its name is not unique; the message
+            contains the remedy.
     """
     path, separator, name = strategy.rpartition(":")
     if separator:
@@ -70,7 +71,7 @@ def strategy_names() -> list[str]:
 
 
 def user_file(strategy: str) -> str | None:
-    """Return the user's own file that defines a strategy; None for a strategy without a path."""
+    """Return the user's file that defines a strategy; None if the strategy is not given by path."""
     return strategy.rpartition(":")[0] or None
 
 
@@ -84,7 +85,7 @@ def _module_of(path: Path) -> str:
 
 
 def _names_in(path: Path) -> tuple[str, ...]:
-    """Return the strategies that a file of the package registers; none if it cannot be read (see `_unreadable`)."""
+    """Return the strategies registered by a file of the package; empty if it is unreadable (see `_unreadable`)."""
     try:
         return tuple(_read(path))
     except StrategyError:
@@ -92,7 +93,7 @@ def _names_in(path: Path) -> tuple[str, ...]:
 
 
 def _unreadable() -> str:
-    """Return a note on unreadable files of the package: a missing strategy may be defined in one of them."""
+    """Return a note on unreadable files of the package, because a missing strategy may be defined in one of them."""
     problems = []
     for path in package_files():
         try:
@@ -130,7 +131,7 @@ def _locate(module: str) -> Path | None:
     """Return the source file of an installed module without importing its parent packages."""
     name, *parts = module.split(".")
     spec = find_spec(name)
-    # `find_spec` of the dotted name would import the parents, and with them possibly torch.
+    # `find_spec` with the dotted name would import the parent packages, and possibly torch with them.
     for part in parts:
         name = f"{name}.{part}"
         locations = spec.submodule_search_locations if spec else None
@@ -139,10 +140,10 @@ def _locate(module: str) -> Path | None:
 
 
 def _read_registrations(path: Path) -> dict[str, tuple[str, ...]]:
-    """Return the guides needed per strategy, from the `@register(name, needs=(...))` decorators of a file.
+    """Return the guides that each strategy needs, from the `@register(name, needs=(...))` decorators of a file.
 
     Raises:
-        StrategyError: the file cannot be read, or a decorator's name or needs are not literals.
+        StrategyError: the file cannot be read, or the arguments of a decorator are not literals.
     """
     try:
         tree = ast.parse(path.read_bytes(), str(path))
@@ -162,7 +163,7 @@ def _read_registrations(path: Path) -> dict[str, tuple[str, ...]]:
     return needs_by_name
 
 
-_read = cache(_read_registrations)  # for installed files only: a user's own file may change during a session
+_read = cache(_read_registrations)  # only for installed files, because a user's file may change during a session
 
 
 def _registrations(tree: ast.Module) -> Iterator[ast.Call]:

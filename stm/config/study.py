@@ -14,7 +14,7 @@ from stm.config.stages import Stages
 from stm.config.strategies import find_strategy
 from stm.config.training import CaptionChoice, Mask, PretrainRun, Run
 
-# The section of each method, from the values of its `method` key; errors.py recognises union tags by these names.
+# The section for each value of `method`; errors.py recognises union tags by these section names.
 _SECTIONS = {
     method: section.__name__
     for section in (PretrainRun, LanguageRun)
@@ -23,7 +23,7 @@ _SECTIONS = {
 
 
 def _kind_of(run: Any) -> str:
-    """Return the section of a run: the method defaults to `mae`, and the section itself rejects an unknown one."""
+    """Return the section of a run: `method` defaults to `mae`; the section itself rejects an unknown method."""
     method = run.get("method", "mae") if isinstance(run, Mapping) else getattr(run, "method", "mae")
     return _SECTIONS.get(method, "PretrainRun") if isinstance(method, str) else "PretrainRun"
 
@@ -65,9 +65,9 @@ class Config(Stages):
     @model_validator(mode="before")
     @classmethod
     def _share_stages(cls, values: Any) -> Any:
-        """Merge the keys of each dataset over the shared defaults alongside `datasets`.
+        """Merge the keys of each dataset over the shared defaults, which are top-level keys next to `datasets`.
 
-        A caption source of a different kind replaces the shared one instead, because the two have different keys.
+        A caption source of a different kind replaces the shared one, because different kinds have different keys.
         """
         if not isinstance(values, Mapping) or not isinstance(values.get("datasets"), Mapping) or not values["datasets"]:
             return values
@@ -89,7 +89,7 @@ class Config(Stages):
                 raise ValueError(f"{where}mask_quality needs a dataset with true boxes, which only moving-shapes has")
         targets = {*self.tables, *self.figures}
         reserved = {"results", "per_class", "mask_quality", "quarantine", "loss_curves", "masks"} & targets
-        reserved |= {name for name in targets if name.startswith(("clip_", "masks_"))}  # one per clip or dataset
+        reserved |= {name for name in targets if name.startswith(("clip_", "masks_"))}  # per clip or dataset
         if reserved:
             raise ValueError(f"{min(reserved)!r} is one of the report's own names; rename the table or figure")
         if both := sorted({*self.tables} & {*self.figures}):
@@ -116,7 +116,7 @@ class Config(Stages):
             raise ValueError(f"{where}.dataset is {name!r}, but there is only one dataset")
 
     def _check_instances(self) -> None:
-        """Refuse two runs, or two seeds of one run, that would write to the same folder."""
+        """Check that no two runs, or seeds of a run, would write to the same folder."""
         owners: dict[str, str] = {}
         for name in self.pretrain:
             for instance in self.instances(name):
@@ -129,7 +129,7 @@ class Config(Stages):
                 raise ValueError(f"pretrain.{name} lists a seed twice")
 
     def _check_run(self, where: str, run: Run) -> None:
-        """Check that each dataset of a run, also those of images, has everything that the run reads."""
+        """Check that each dataset of a run, including image datasets, provides everything that the run reads."""
         self._check_dataset(where, run.dataset, needed=True)
         for key, names in run.further_datasets.items():
             if names and not self.datasets:
@@ -179,7 +179,7 @@ class Config(Stages):
             self._check_queries(name, task, task.packed_vectors)
 
     def _check_queries(self, name: str, task: EvaluationTask, queries: CaptionChoice) -> None:
-        """Check that query vectors are packed for each dataset of a retrieval, before days of pretraining."""
+        """Check, before days of pretraining, that query vectors are packed for each dataset of a retrieval task."""
         for dataset in sorted({self._dataset_of(self.pretrain[run], task) for run in self.runs_of(name)}):
             corpus, where = (self.datasets[dataset], f" of {dataset}") if self.datasets else (self, "")
             if not corpus.pack.text:
@@ -204,11 +204,11 @@ class Config(Stages):
 
     @property
     def dataset_names(self) -> tuple[str, ...]:
-        """The names of all datasets; the results of each are in `{results}/{its name}`."""
+        """The names of all datasets; the results of a dataset are stored in `{results}/{name}`."""
         return tuple(self.datasets) or (self.name,)
 
     def of(self, dataset: str) -> "Config":
-        """Return the config of one dataset alone, without the others; the config itself if there is only one."""
+        """Return a config with only the given dataset; the config itself if it has only one."""
         if not self.datasets:
             return self
         corpus = self.datasets[dataset]
@@ -218,7 +218,7 @@ class Config(Stages):
         return self.model_copy(update=update)
 
     def dataset_of(self, run: str, task: str | None = None) -> str:
-        """Return the dataset that a run trains on, or that an evaluation of it uses.
+        """Return the dataset that a run trains on, or that an evaluation of the run uses.
 
         Args:
             run: a name in `pretrain` or in `runs`.
@@ -231,8 +231,8 @@ class Config(Stages):
         return (task.dataset if task is not None else None) or run.dataset or self.name
 
     def _seeds_of(self, run: Run) -> tuple[int | None, ...]:
-        """Return the seeds of a run's repetitions; None stands for a single run with its own seed or the config's."""
-        # A run with its own `seed` is not repeated, whatever the config's `seeds` are.
+        """Return one seed per repetition of a run; None for a single run, with the run's `seed` or the config's."""
+        # A run that sets `seed` is not repeated, even if the config sets `seeds`.
         return run.seeds or (() if run.seed is not None else self.seeds) or (None,)
 
     @property
@@ -247,25 +247,25 @@ class Config(Stages):
         return runs
 
     def instances(self, run: str) -> list[str]:
-        """Return the names in `runs` of a run of `pretrain`, one per seed."""
+        """Return the names in `runs` that a run of `pretrain` expands to, one per seed."""
         return [instance_name(run, seed) for seed in self._seeds_of(self.pretrain[run])]
 
     def runs_of(self, task: str) -> list[str]:
-        """Return the names in `pretrain` of the runs that a task evaluates."""
+        """Return the names, in `pretrain`, of the runs that a task evaluates."""
         settings = self.evaluate[task]
         if settings.runs is not None:
             return list(settings.runs)
         return [name for name, run in self.pretrain.items() if settings.suits(run)]
 
     def evaluations(self) -> list[tuple[str, str]]:
-        """Return all (name in `runs`, evaluation) pairs, in the config's order."""
+        """Return all (name in `runs`, evaluation) pairs, in config order."""
         return [
             (instance, task) for task in self.evaluate for run in self.runs_of(task) for instance in self.instances(run)
         ]
 
 
 def parse_run(values: Mapping[str, Any]) -> AnyRun:
-    """Return a run from its plain values, as written by `model_dump` or in a `config.json`.
+    """Return a run parsed from plain values, as produced by `model_dump` or stored in a `config.json`.
 
     Raises:
         ValueError: the values are invalid.
@@ -275,7 +275,7 @@ def parse_run(values: Mapping[str, Any]) -> AnyRun:
 
 
 def is_language_run(run: Run) -> TypeGuard[LanguageRun]:
-    """Whether the run has a text side; tells the type checker that only a LanguageRun can have one."""
+    """Whether the run has a text side; a type guard, because only a LanguageRun can have one."""
     return run.has_text
 
 
@@ -285,10 +285,10 @@ def instance_name(run: str, seed: int | None) -> str:
 
 
 def merge(base: Mapping[str, Any], update: Mapping[str, Any], kind: str | None = None) -> dict[str, Any]:
-    """Merge `update` into `base` recursively: nested mappings are merged, other values come from `update`.
+    """Merge `update` into `base` recursively: nested mappings are merged, other values are overwritten by `update`.
 
     Args:
-        kind: key that holds the type of a mapping; mappings with different values of it are not merged, but replaced.
+        kind: key that contains the type of a mapping; mappings of different types are replaced rather than merged.
     """
     merged = dict(base)
     for key, value in update.items():

@@ -21,7 +21,7 @@ class Mask(Section):
     @field_validator("strategy")
     @classmethod
     def _check_strategy(cls, strategy: str) -> str:
-        find_strategy(strategy)  # raises for an unknown one: now, rather than after a day of preprocessing
+        find_strategy(strategy)  # raises for an unknown strategy now, rather than after a day of preprocessing
         return strategy
 
 
@@ -90,7 +90,7 @@ class Contrast(Section):
     """
 
     weight: float = field(1.0, "weight in the loss; 0: only logged, without a gradient to the encoder", ge=0)
-    # TGM does not state the value; 0.07 is the usual initial value for InfoNCE (MoCo, CLIP).
+    # TGM does not report the value; 0.07 is the usual initial value for InfoNCE (MoCo, CLIP).
     temperature: float = field(0.07, "temperature, or its initial value if it is learned", gt=0, le=10)
     learnable: bool = field(False, "learn the temperature, as in CLIP, with a minimum of 0.01")
     hidden: int = field(2048, "width of the prediction head's hidden layers; MoCo v3 uses 4096", "features", ge=8)
@@ -115,19 +115,19 @@ class Teacher(Section):
     image_size: int | None = field(
         None, "side of its input frames; by default such that it has as many patches as a slot has tokens", ge=16
     )
-    # UMT's release feeds the student's pixels to CLIP, and these are normalised with ImageNet's statistics.
+    # UMT's release passes the student's pixels, which are normalised with ImageNet's statistics, to CLIP.
     normalisation: Literal["imagenet", "own"] = field(
         "imagenet", "normalisation of its pixels: ImageNet's, as in UMT, or the one that it was trained with"
     )
 
 
 class MediumSettings(NamedTuple):
-    """One kind of sample (clips or images) that a run trains on, with its sources, batch size and mask."""
+    """A kind of sample (clips or images) that a run trains on, with its sources, batch size and mask."""
 
     name: str  # "clips" or "images"
     sources: tuple[tuple[str | None, str], ...]  # (dataset, split); None: the config's only dataset
     frames: int  # per sample
-    batch_size: int  # samples per optimiser step, over all processes and passes
+    batch_size: int  # samples per optimiser step, summed over all processes and accumulation passes
     key: str  # config key of the batch size, for error messages
     mask: Mask
 
@@ -210,7 +210,7 @@ class Run(Section):
 
     @property
     def has_text(self) -> bool:
-        """Whether the run has a text side, which tasks with text require."""
+        """Whether the run has a text side, as required by tasks with text."""
         return False
 
     @property
@@ -230,7 +230,7 @@ class Run(Section):
 
     @property
     def text_vectors_for(self) -> str | None:
-        """Why the run needs packed text vectors, worded for an error message; None: it needs none."""
+        """The reason, for an error message, why the run needs packed text vectors; None: it does not need any."""
         return None
 
     @property
@@ -240,27 +240,27 @@ class Run(Section):
 
     @property
     def mask_settings(self) -> Section | None:
-        """Settings that affect the mask besides strategy, ratio and teacher."""
+        """Settings other than strategy, ratio and teacher that affect the mask."""
         return None
 
     @property
     def position_table_frames(self) -> int | None:
-        """Frames for which the position table is computed before it is interpolated; None: those of a clip."""
+        """Number of frames of the position table before interpolation; None: the frames of a clip."""
         return None
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The pretrained models that the run loads besides `init`."""
+        """The pretrained models that the run loads in addition to `init`."""
         return ()
 
     @property
     def further_datasets(self) -> Mapping[str, tuple[str, ...]]:
-        """The datasets that the run uses besides `dataset`, by config key."""
+        """The datasets that the run uses in addition to `dataset`, by config key."""
         return {}
 
     @property
     def media(self) -> tuple[MediumSettings, ...]:
-        """The kinds of samples that the run trains on: clips, and for some runs also images, in alternating steps."""
+        """The kinds of samples that the run trains on: clips and, in some runs, images in alternating steps."""
         batch_size = self.optimisation.batch_size
         return (
             MediumSettings("clips", self.video_sources, self.frames, batch_size, "optimisation.batch_size", self.mask),
@@ -273,7 +273,7 @@ class Run(Section):
 
     @property
     def mask_files(self) -> tuple[str, ...]:
-        """The user's own files that define the masking strategies."""
+        """The user's files that define masking strategies."""
         files = (user_file(mask.strategy) for mask in self.masks)
         return tuple(dict.fromkeys(file for file in files if file is not None))
 

@@ -1,4 +1,4 @@
-"""From a dataset to the manifest: its clips, what is known about them, and which are refused and why."""
+"""Builds the manifest of a dataset: its clips, their metadata, and the refused clips with the reasons."""
 
 import hashlib
 import json
@@ -28,29 +28,29 @@ from stm.storage.tables import write_table
 
 __all__ = ["DatasetError", "build_manifest", "check_copy", "list_fingerprint"]
 
-# Clips that never reach the manifest, whatever the policy: they have no file, or it is ambiguous.
+# Clips that never enter the manifest, whatever the policy: their file is missing or ambiguous.
 _UNUSABLE = {Status.BAD_ROW, Status.DUPLICATE_ID, Status.PATH_OUTSIDE_ROOT, Status.MISSING_FILE}
 
 
 def build_manifest(config: Config, generated: Path | None, manifest: Path, quarantine: Path, processes: int) -> None:
-    """Writes the table of clips and the table of refused ones.
+    """Writes the table of clips and the table of refused clips.
 
     Args:
-        generated: folder of the generated dataset; for `moving-shapes` only.
-        manifest: written: MANIFEST_SCHEMA, sorted by video_id.
-        quarantine: written: QUARANTINE_SCHEMA.
+        generated: folder of the generated dataset; only for `moving-shapes`.
+        manifest: output file (MANIFEST_SCHEMA), sorted by video_id.
+        quarantine: output file (QUARANTINE_SCHEMA).
         processes: number of processes that open files.
 
     Raises:
-        DatasetError, AnnotationError: the dataset, its annotations or all of its clips cannot be used, or the copy of a
+        DatasetError, AnnotationError: the dataset, its annotations or all of its clips are unusable, or the copy of a
             benchmark is not the official one (see `stm.datasets.actions.check_benchmark` and
             `stm.datasets.video_text.check_language`).
-        TooManyFailures: more clips were refused than `bad_input.max_failure_rate` allows, or one whose policy is `fail`.
-            Both tables have been written by then.
+        TooManyFailures: more clips were refused than `bad_input.max_failure_rate` allows, or a clip was refused whose
+            policy is `fail`. Both tables have been written by then.
     """
     root, clips, refused = _list(config, generated)
     receipt = _receipt(config)
-    # The facts about a file do not depend on the policies, so an attempt with other policies resumes from the same journal.
+    # File metadata do not depend on the policies, so a run with different policies resumes from the same journal.
     journal = Journal(manifest, make_receipt("probe", _limits(config), ("av",)))
     facts = _probe(config, root, clips, journal, processes)
     rows, outcomes, quarantined = [], [], []
@@ -66,7 +66,7 @@ def build_manifest(config: Config, generated: Path | None, manifest: Path, quara
             quarantined.append(quarantine_row("manifest", row, status, policy, detail))
     for refusal in refused:
         policy = _policy_of_refused(config, refusal.status)
-        # Missing files of a partial copy are expected: they are quarantined, but do not count as failures.
+        # Missing files are expected in a partial copy: they are quarantined but not counted as failures.
         if not (_may_miss(config) and refusal.status is Status.MISSING_FILE and policy != "fail"):
             outcomes.append((refusal.video_id, refusal.status, policy, refusal.detail))
         values = {"video_id": refusal.video_id, "path": refusal.path}
@@ -81,10 +81,10 @@ def build_manifest(config: Config, generated: Path | None, manifest: Path, quara
 
 
 def check_copy(config: Config) -> None:
-    """Checks that the copy of a benchmark is official and complete, as `build_manifest` does, without opening a video.
+    """Runs the check of `build_manifest` that a benchmark's copy is official and complete, without opening a video.
 
     Raises:
-        DatasetError: it is not; the message gives the counts, and what to do.
+        DatasetError: the copy is not official or not complete; the message contains the counts and the remedy.
     """
     dataset = config.dataset
     if isinstance(dataset, LanguageDataset):
@@ -94,7 +94,7 @@ def check_copy(config: Config) -> None:
 
 
 def _dataset(config: Config) -> Dataset:
-    """The dataset of a config that has one."""
+    """The dataset of a single-dataset config."""
     if config.dataset is None:
         raise DatasetError(
             f"the config has several datasets ({', '.join(config.datasets)}); a manifest is made from one of them"
@@ -130,7 +130,7 @@ def _list_language(config: Config, dataset: LanguageDataset) -> tuple[Path, list
 
 
 def _may_miss(config: Config) -> bool:
-    """Whether any number of files may be missing: in a corpus, or in a copy that the config declares partial."""
+    """Whether any number of files may be missing: true for a corpus and for a copy that the config declares partial."""
     dataset = config.dataset
     if isinstance(dataset, LanguageDataset) and is_corpus(dataset.source):
         return True
@@ -143,7 +143,7 @@ def _policy_of_refused(config: Config, status: Status) -> Policy:
 
 
 def _receipt(config: Config) -> dict[str, Any]:
-    """The receipt without the folders' names: the tables do not depend on where the videos are."""
+    """The receipt, without folder names, because the tables do not depend on where the videos are stored."""
     dataset = {
         name: value for name, value in _dataset(config).fingerprint().items() if name not in ("root", "annotations")
     }
@@ -154,7 +154,7 @@ def _receipt(config: Config) -> dict[str, Any]:
 
 
 def _seed(config: Config) -> dict[str, int]:
-    """The seed of generated clips; the clips of a folder or a benchmark do not depend on it."""
+    """The seed of generated clips; empty for a folder or a benchmark, whose clips do not depend on it."""
     return {"seed": config.seed} if isinstance(config.dataset, MovingShapesDataset) else {}
 
 
@@ -165,8 +165,8 @@ def _limits(config: Config) -> dict[str, int]:
 def _probe(
     config: Config, root: Path, clips: Sequence[NamedClip], journal: Journal, processes: int
 ) -> dict[str, Facts]:
-    """The facts about each file, by its path; files that an earlier attempt has probed are not opened again."""
-    # Clips may be segments of the same file, which is probed once.
+    """The metadata of each file, by path; files probed by an earlier attempt are not opened again."""
+    # Several clips may be segments of the same file, which is probed only once.
     stamps = {path: _stamp(root, path) for path in sorted({clip.clip.path for clip in clips})}
     facts: dict[str, Facts] = {}
     for path, stamp in stamps.items():
@@ -180,7 +180,7 @@ def _probe(
         for file, probed in probe_files(list(missing), _limits(config), processes, timeout):
             path = missing[file]
             facts[path] = probed
-            # A timeout or crash may be the machine's fault: it is not recorded, and the next attempt probes the file again.
+            # A timeout or crash may be the machine's fault: it is not recorded, so that the next attempt probes again.
             if probed["status"] not in (Status.TIMEOUT, Status.CRASHED):
                 journal.put(stamps[path], json.dumps(probed).encode())
             progress.advance()
@@ -193,21 +193,21 @@ def _stamp(root: Path, path: str) -> str:
 
 
 def _write(path: Path, rows: list[dict[str, Any]], schema: pa.Schema, receipt: dict[str, Any]) -> None:
-    # The bytes of a table must not depend on the order of the annotations or of the file system.
+    # The bytes of a table must not depend on the order of the annotations or of directory listings.
     ordered = sorted(rows, key=lambda row: (row["video_id"], row["path"] or "", row.get("detail") or ""))
     write_table(path, pa.Table.from_pylist(ordered, schema=schema), receipt)
 
 
 def list_fingerprint(config: Config) -> str:
-    """A hash of what the manifest would read, so that the workflow notices added, removed and changed files.
+    """A hash of everything that the manifest reads, so that the workflow detects added, removed and changed files.
 
-    - A folder: the bytes of the annotations, and the name, size and modification time of each file that they name; without
-      annotations, of each file under the root that has one of `extensions`.
+    - A folder: the bytes of the annotations, and the name, size and modification time of each file that they list or,
+      without annotations, of each file under the root with one of `extensions`.
     - A benchmark: the bytes of its lists, and the name, size and modification time of each listed file that exists.
-    - A corpus: the bytes of its lists and the names of its files; looking up ten million modification times would take hours.
+    - A corpus: the bytes of its lists and the names of its files; calling `stat` on ten million files would take hours.
     - moving-shapes: the dataset's settings and the seed.
 
-    No video is opened. A missing folder has a fingerprint too: the error is left to the manifest.
+    No video is opened. A missing folder also has a fingerprint; the manifest stage raises the error.
     """
     digest = hashlib.sha256()
     dataset = _dataset(config)
@@ -234,7 +234,7 @@ def list_fingerprint(config: Config) -> str:
 
 
 def _listed_files(dataset: BenchmarkDataset | LanguageDataset) -> tuple[dict[str, str], list[str]]:
-    """The hashes of the lists, and the listed files that exist, sorted."""
+    """The hashes of the lists, and the existing listed files, sorted."""
     try:
         copy = read_language(dataset) if isinstance(dataset, LanguageDataset) else read_benchmark(dataset)
     except DatasetError:
@@ -244,11 +244,11 @@ def _listed_files(dataset: BenchmarkDataset | LanguageDataset) -> tuple[dict[str
 
 
 def _files_of_folder(root: Path, annotations: Path | None, extensions: Sequence[str]) -> Iterable[str]:
-    """The files, relative to the root, that the manifest would read, sorted."""
+    """The files that the manifest reads, relative to the root, sorted."""
     if annotations is None:
         return sorted(path.relative_to(root).as_posix() for path in walk_videos(root, extensions))
     try:
-        with warnings.catch_warnings(action="ignore"):  # the stage itself shows them
+        with warnings.catch_warnings(action="ignore"):  # the manifest stage emits them
             rows = [row for _, row in read_annotations(annotations) if isinstance(row, Mapping)]
     except AnnotationError:
         return []
@@ -257,12 +257,12 @@ def _files_of_folder(root: Path, annotations: Path | None, extensions: Sequence[
 
 def _state(root: str, name: str) -> str:
     """A file's size and modification time; for a broken link, those of the link."""
-    path = os.path.join(root, name)  # noqa: PTH118 (making a Path takes longer than looking up the file)
+    path = os.path.join(root, name)  # noqa: PTH118 (constructing a Path takes longer than the stat call)
     for look in (os.stat, os.lstat):
         try:
             state = look(path)
         except (OSError, ValueError):  # missing, forbidden, too long, or not a valid name
             continue
-        # A folder's time changes with the names in it, which do not matter.
+        # A folder's modification time changes whenever an entry is added or removed, which is irrelevant here.
         return "folder" if stat.S_ISDIR(state.st_mode) else f"{state.st_size}\0{state.st_mtime_ns}"
     return ""

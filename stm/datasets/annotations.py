@@ -1,6 +1,6 @@
 """Annotation files of a folder of videos: CSV, TSV, JSON, JSON lines or Parquet, read into rows of plain values.
 
-A file that cannot be used as a whole is an error; a single row that cannot be used is a `BadRow`, and the others are kept.
+An unusable file is an error; an unusable row is a `BadRow`, and the other rows are kept.
 """
 
 import csv
@@ -20,21 +20,21 @@ from stm.manifest import Question
 
 COLUMNS = ("path", "video_id", "split", "label", "caption", "captions", "start", "end", "questions")
 _NUMBERED_CAPTION = re.compile(r"caption_\d+")
-_SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # as `Name` in stm/config/base.py
+_SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # same pattern as `Name` in stm/config/base.py
 _CSV_FIELD_LIMIT = 16 * 2**20  # characters
 
 
 class AnnotationError(ValueError):
-    """An annotation file that cannot be used; the message names the file and what to do."""
+    """An unusable annotation file; the message contains the file and the remedy."""
 
 
 class BadRow(ValueError):
-    """A row that cannot be used; the message says why."""
+    """An unusable row; the message contains the reason."""
 
 
 @dataclass(frozen=True)
 class AnnotatedClip:
-    """A clip as described by the annotations, before its file is opened."""
+    """A clip as described in the annotations, before its file is opened."""
 
     path: str
     split: str
@@ -47,10 +47,13 @@ class AnnotatedClip:
 
 
 def read_annotations(file: Path) -> list[tuple[str, Any]]:
-    """Reads a file's rows, unchecked: (position of the row, for messages; its values, a mapping in a valid file).
+    """Reads a file's rows without validating them.
+
+    Returns:
+        (position of the row, for messages; its values, a mapping in a valid file) per row.
 
     Raises:
-        AnnotationError: the file is missing, of an unknown format or damaged, or has no column `path`.
+        AnnotationError: the file is missing or damaged, its format is unknown, or it has no column `path`.
     """
     readers = {".csv": _read_csv, ".tsv": _read_csv, ".json": _read_json, ".jsonl": _read_json_lines}
     readers |= {".ndjson": _read_json_lines, ".parquet": _read_parquet}
@@ -75,7 +78,7 @@ _REST = "(more fields than columns)"
 
 
 def _read_csv(file: Path) -> Iterator[tuple[str, Any]]:
-    # Python's default of 131,072 characters is too small for a column with all captions of a clip.
+    # Python's default limit of 131,072 characters is too small for a column that contains all captions of a clip.
     csv.field_size_limit(_CSV_FIELD_LIMIT)
     with file.open(encoding="utf-8-sig", newline="") as stream:
         dialect = csv.excel_tab if file.suffix.lower() == ".tsv" else csv.excel
@@ -95,7 +98,7 @@ def _read_json(file: Path) -> Iterator[tuple[str, Any]]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # several values: JSON lines under another name
+        if error.msg == "Extra data":  # several values: JSON lines with a .json extension
             yield from _parse_lines(text)
             return
         raise
@@ -132,10 +135,10 @@ def _read_parquet(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def parse_row(row: Any, default_split: str) -> AnnotatedClip:
-    """Checks one row.
+    """Parses and validates one row.
 
     Raises:
-        BadRow: it cannot be used; the message gives the column, the value and what is allowed.
+        BadRow: the row is unusable; the message contains the column, the value and the allowed values.
     """
     if isinstance(row, BadRow):
         raise row
@@ -153,7 +156,7 @@ def parse_row(row: Any, default_split: str) -> AnnotatedClip:
     if (end is not None and (start or 0.0) >= end) or (start is not None and start < 0):
         raise BadRow(f"start and end must be 0 <= start < end, are {start} and {end}")
     return AnnotatedClip(
-        path=PurePosixPath(path).as_posix(),  # `./a.mp4` and `a.mp4` are one file
+        path=PurePosixPath(path).as_posix(),  # `./a.mp4` and `a.mp4` are the same file
         split=split,
         video_id=_text(row, "video_id") or None,
         label=_text(row, "label"),
@@ -170,7 +173,7 @@ def _show(value: Any) -> str:
 
 
 def _check_text(value: str, name: str) -> str:
-    """Checks that a text can be written as UTF-8, unlike the lone surrogates that JSON can encode."""
+    """Checks that a text can be encoded as UTF-8; JSON can contain lone surrogates, which cannot."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -179,7 +182,7 @@ def _check_text(value: str, name: str) -> str:
 
 
 def _text(row: Mapping[str, Any], name: str) -> str | None:
-    """A string, or an integer as a string: labels and ids are often numbers."""
+    """A string, or an integer converted to a string, because labels and ids are often numbers."""
     value = row.get(name)
     if value is None:
         return None
@@ -205,9 +208,9 @@ def _number(row: Mapping[str, Any], name: str) -> float | None:
 
 
 def _captions(row: Mapping[str, Any]) -> list[str]:
-    """From `captions` (a list, or text separated by |), `caption`, `caption_1`, `caption_2`, ..., in that order.
+    """Reads `captions` (a list, or text separated by |), `caption`, `caption_1`, `caption_2`, ..., in that order.
 
-    Empty captions are kept: the captions stage marks them.
+    Empty captions are kept; the captions stage marks them.
     """
     numbered = sorted((c for c in row if _NUMBERED_CAPTION.fullmatch(str(c))), key=lambda c: int(c[8:]))
     values: list[Any] = []

@@ -1,4 +1,4 @@
-"""The local copy of a public dataset: the listed clips whose files exist, and the counts compared with the official ones."""
+"""The local copy of a public dataset: the listed clips whose files exist, and a comparison with the official counts."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -16,24 +16,24 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """The counts of one split: clips, and texts about them if the dataset has texts."""
+    """The counts of one split: clips, and texts if the dataset has any."""
 
     listed: int = 0  # clips in the lists
-    found: int = 0  # of these, clips whose file exists
-    official: tuple[int, ...] = ()  # clips; any of these numbers is correct; empty: unknown
+    found: int = 0  # listed clips whose file exists
+    official: tuple[int, ...] = ()  # clips; several if official versions differ; empty: unknown
     published: int | None = None  # clips, according to the authors; not checked
     texts: int | None = None  # captions or questions in the lists
     official_texts: int | None = None
 
     @property
     def is_official(self) -> bool:
-        """Whether the list has the official size, if that is known."""
+        """Whether the list has the official size; true if that is unknown."""
         clips = not self.official or self.listed in self.official
         return clips and self.official_texts in (None, self.texts)
 
     @property
     def shown_official(self) -> str:
-        """The official number of clips, of several the one that the list has; with `~` if it is not checked."""
+        """The official number of clips (the matching one if there are several), with `~` if it is not checked."""
         if self.published is not None:
             return f"~{self.published:,}"
         if not self.official:
@@ -46,10 +46,10 @@ class CopyReport:
     """How complete a copy is."""
 
     title: str
-    media: str  # what a clip is: `clips`, `videos` or `images`
+    media: str  # plural noun for the samples: `clips`, `videos` or `images`
     splits: Mapping[str, SplitCounts]
-    missing: Mapping[str, int]  # listed names of missing files, and the number of clips in each
-    problems: tuple[str, ...] = ()  # lines and links that cannot be used
+    missing: Mapping[str, int]  # number of clips per missing file, by listed name
+    problems: tuple[str, ...] = ()  # unusable lines and links
     linked_folders: tuple[str, ...] = ()  # not searched
 
     @property
@@ -66,7 +66,7 @@ class CopyReport:
         return sum(counts.found for counts in self.splits.values())
 
     def describe(self) -> str:
-        """The table of counts, the first missing files, and the first lines that cannot be used."""
+        """The table of counts, the first missing files, and the first unusable lines."""
         lines = [self.table()]
         if self.missing:
             clips = sum(self.missing.values())
@@ -84,7 +84,7 @@ class CopyReport:
         return "\n".join(lines)
 
     def table(self) -> str:
-        """The counts by split; `?` for an unknown official number, `~` before one that is not checked."""
+        """The counts per split; `?` for an unknown official number, `~` before a number that is not checked."""
         width = max(5, *(len(split) for split in self.splits))
         has_texts = any(counts.texts is not None for counts in self.splits.values())
         head = ["official", "listed", "on disk"] + (["texts", "official"] if has_texts else [])
@@ -100,10 +100,10 @@ class CopyReport:
 
 @dataclass(frozen=True)
 class DatasetCopy:
-    """A benchmark or corpus as it is on the disk."""
+    """A benchmark or corpus as stored on disk."""
 
-    clips: list[NamedClip]  # those with a file, in the order of the lists
-    refused: list[Refused]  # the other clips and lines of the lists, with reasons
+    clips: list[NamedClip]  # clips whose file exists, in the order of the lists
+    refused: list[Refused]  # all other clips and lines of the lists, with reasons
     report: CopyReport
     annotations: Mapping[Path, str]  # SHA-256 of the annotation files read, by path relative to their folder
 
@@ -112,9 +112,9 @@ class DatasetCopy:
 class MatchedFiles:
     """The listed clips, matched with files."""
 
-    clips: list[NamedClip]  # with the path of the file on the disk
+    clips: list[NamedClip]  # with the path of the file on disk
     refused: list[Refused]
-    missing: Counter[str]  # listed names of missing files, and the number of clips in each
+    missing: Counter[str]  # number of clips per missing file, by listed name
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -125,11 +125,11 @@ class MatchedFiles:
 def match_files(
     clips: Iterable[tuple[AnnotatedClip, str | None]], videos: Videos, refused: Iterable[Refused]
 ) -> MatchedFiles:
-    """Divides listed clips into those with a usable file and those that are refused.
+    """Divides listed clips into clips with a usable file and refused clips.
 
     Args:
-        clips: each clip with the path of its file, relative to the root; None if it has none.
-        refused: lines of the lists that have been refused already.
+        clips: each clip with the path of its file, relative to the root; None if the file is missing.
+        refused: lines of the lists that have already been refused.
     """
     refusals, missing, named = list(refused), Counter[str](), []
     for clip, path in clips:
@@ -154,16 +154,16 @@ def check_copy(
     places: str = "by name in any folder below it",
     may_be_partial: bool = False,
 ) -> CopyReport:
-    """Checks that a copy can be used, and returns its report.
+    """Checks that a copy is usable, and returns its report.
 
     Args:
-        lists_from: where the lists can be downloaded.
-        places: where files are searched, for the message.
-        may_be_partial: accept missing files, whatever `dataset.partial` is.
+        lists_from: download location of the lists, for the message.
+        places: searched folders, for the message.
+        may_be_partial: accept missing files, regardless of `dataset.partial`.
 
     Raises:
         DatasetError: the lists do not have the official sizes, files are missing and the copy may not be partial, or no
-            file exists. The message gives the counts, the first missing files, and what to do.
+            file exists. The message contains the counts, the first missing files, and the remedy.
     """
     if not report.is_official:
         shown = report.describe() if report.problems else report.table()

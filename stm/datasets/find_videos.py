@@ -1,4 +1,4 @@
-"""The videos under a folder, by name: one walk through the folders, which opens no file."""
+"""An index by name of the videos under a folder, built in one directory walk without opening any file."""
 
 import os
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ class Videos:
     root: Path
     by_name: dict[str, list[str]] = field(default_factory=dict)  # paths by file name without extension
     links: set[str] = field(default_factory=set)
-    linked_folders: list[str] = field(default_factory=list)  # not searched: a link may lead back
-    # UCF101 spells one class in two ways, and some copies change the case of names. Filled on the first use.
+    linked_folders: list[str] = field(default_factory=list)  # not searched, because links can form cycles
+    # UCF101 spells one class in two ways, and some copies change the case of names. Filled on first use.
     _by_folded_name: dict[str, list[str]] = field(default_factory=dict)
 
     def candidates(self, name: str) -> list[str]:
-        """Files with this name; if there are none, those whose name differs only in case."""
+        """Files with this name or, if none exist, files whose name differs only in case."""
         if name in self.by_name:
             return self.by_name[name]
         if not self._by_folded_name:
@@ -35,10 +35,10 @@ class Videos:
         return self._by_folded_name.get(name.casefold(), [])
 
     def find(self, entry: Entry, shared: bool) -> str | None:
-        """The file of an entry.
+        """The file of an entry; None if no file matches.
 
         Args:
-            shared: whether entries in other folders have the same file name, so that the folder must match too.
+            shared: whether entries in other folders have the same file name, so that the folder must match as well.
         """
         for name in (entry.name, *entry.other_names):
             paths = self.candidates(name)
@@ -51,12 +51,12 @@ class Videos:
         return None
 
     def _rank(self, path: str, folders: tuple[str, ...]) -> tuple[bool, list[bool], str]:
-        """Sort key: files before links, then those in the preferred folders."""
+        """Sort key: files before links, then files in the preferred folders first."""
         parents = path.split("/")[:-1]
         return path in self.links, [folder not in parents for folder in folders], path
 
     def refuse(self, path: str) -> tuple[Status, str] | None:
-        """Why a file cannot be used; None if it can. Only links can be unusable: files were found under the root."""
+        """Why a file is unusable; None if it is usable. Only links can be: regular files were found under the root."""
         if path not in self.links:
             return None
         try:
@@ -68,7 +68,7 @@ class Videos:
                 Status.PATH_OUTSIDE_ROOT,
                 "a link that leaves dataset.root; use a root that contains its target as well",
             )
-        except (OSError, RuntimeError) as error:  # a loop of links
+        except (OSError, RuntimeError) as error:  # a symlink loop
             return Status.MISSING_FILE, f"a link that cannot be followed: {type(error).__name__}"
 
 
@@ -95,7 +95,7 @@ def list_videos(root: Path) -> Videos:
 
 
 def walk_files(folder: Path, prefix: str) -> Iterator[tuple[str, bool]]:
-    """(relative path, whether it is a link) of files and links, sorted: the order of `scandir` differs between machines."""
+    """(relative path, whether it is a link) per file or link, sorted because `scandir` order is machine-dependent."""
     with os.scandir(folder) as entries:
         inside = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     for entry in inside:

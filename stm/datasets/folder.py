@@ -1,4 +1,4 @@
-"""The clips of a folder of videos, from its annotations or from the files in it. No video is opened here."""
+"""Lists the clips of a folder of videos, from its annotations or from its files, without opening any video."""
 
 import os
 from collections import Counter
@@ -12,16 +12,16 @@ from stm.jobs.status import Status
 from stm.manifest import make_key
 from stm.storage.files import UnsafePathError, safe_join
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")  # extensions of clips of one frame
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")  # extensions of images, which are single-frame clips
 
 
 class DatasetError(ValueError):
-    """A dataset that cannot be used as a whole; the message says where and what to do."""
+    """An unusable dataset; the message contains the location of the problem and the remedy."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A clip that the manifest cannot use."""
+    """A clip that cannot enter the manifest, with the reason."""
 
     video_id: str
     path: str | None
@@ -40,15 +40,15 @@ class NamedClip:
 def list_clips(
     root: Path, annotations: Path | None, extensions: Sequence[str], split: str
 ) -> tuple[list[NamedClip], list[Refused]]:
-    """The clips of a folder, and those that cannot be used.
+    """The usable and the refused clips of a folder.
 
     Args:
-        annotations: None: use every file under `root` whose name ends in one of `extensions`.
-        split: of the clips without a split in their annotation.
+        annotations: annotation file; None: use every file under `root` with one of `extensions`.
+        split: split of the clips whose annotation does not specify one.
 
     Raises:
-        DatasetError: `root` is not a folder, or there are no clips in it.
-        AnnotationError: the annotations cannot be used.
+        DatasetError: `root` is not a folder, or it contains no clips.
+        AnnotationError: the annotations are unusable.
     """
     if not root.is_dir():
         raise DatasetError(
@@ -85,7 +85,7 @@ def _clips_in(root: Path, extensions: Sequence[str], split: str, refused: list[R
             detail = "the file's name is not valid UTF-8; rename it"
             refused.append(Refused(printable(relative), printable(relative), Status.BAD_ROW, detail))
         elif path.is_dir():
-            # Its target may be searched anyway, and its files would then be found twice.
+            # Its target may be under the root as well, in which case its files would be found twice.
             refused.append(
                 Refused(relative, relative, Status.PATH_OUTSIDE_ROOT, "a linked folder; links are not followed")
             )
@@ -94,23 +94,23 @@ def _clips_in(root: Path, extensions: Sequence[str], split: str, refused: list[R
 
 
 def walk_videos(root: Path, extensions: Sequence[str]) -> Iterator[Path]:
-    """The files under `root` with one of the extensions (upper or lower case), and linked folders; nothing hidden."""
+    """The files under `root` with one of the extensions (in any case), and linked folders; hidden ones are skipped."""
     endings = tuple(ending.lower() for ending in extensions)
     for folder, folders, files in os.walk(root):
         here = Path(folder)
         yield from (here / name for name in folders if not name.startswith(".") and (here / name).is_symlink())
-        # In place: `os.walk` descends only into these folders, in this order.
+        # Modified in place, so that `os.walk` descends only into these folders, in this order.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (here / name for name in files if name.lower().endswith(endings) and not name.startswith("."))
 
 
 def printable(text: str) -> str:
-    """Text that can be written as UTF-8; undecodable bytes of file names are escaped."""
+    """Text that can be encoded as UTF-8; undecodable bytes of file names are escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _inside(root: Path, clips: Sequence[AnnotatedClip], refused: list[Refused]) -> Iterator[AnnotatedClip]:
-    """The clips whose path stays under the root and points to a file."""
+    """The clips whose path is inside the root and refers to a file."""
     for clip in clips:
         name = printable(clip.video_id or clip.path)
         try:
@@ -123,20 +123,20 @@ def _inside(root: Path, clips: Sequence[AnnotatedClip], refused: list[Refused]) 
         except UnsafePathError:
             detail = "the path must be relative to dataset.root and stay under it, links resolved"
             refused.append(Refused(name, printable(clip.path), Status.PATH_OUTSIDE_ROOT, detail))
-        except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, a loop of links
+        except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, or a symlink loop
             reason = getattr(error, "strerror", None) or type(error).__name__
             refused.append(Refused(name, printable(clip.path), Status.MISSING_FILE, f"cannot be looked up: {reason}"))
 
 
 def _named(clips: Sequence[AnnotatedClip], refused: list[Refused]) -> Iterator[NamedClip]:
-    """Assigns ids; of several clips with the same id only the first is kept."""
+    """Assigns ids; only the first of several clips with the same id is kept."""
     defaults = _default_ids({clip.path for clip in clips})
     named = (NamedClip(clip.video_id or defaults[clip.path] + _segment(clip), clip) for clip in clips)
     return drop_duplicates(named, refused)
 
 
 def drop_duplicates(clips: Iterable[NamedClip], refused: list[Refused]) -> Iterator[NamedClip]:
-    """The clips, without those that have the id of an earlier one."""
+    """The clips without duplicates, that is, without clips that have the id of an earlier clip."""
     taken: set[str] = set()
     for named in clips:
         key = make_key(named.video_id)
@@ -149,14 +149,14 @@ def drop_duplicates(clips: Iterable[NamedClip], refused: list[Refused]) -> Itera
 
 
 def _default_ids(paths: set[str]) -> dict[str, str]:
-    """Ids by path: the relative path without its extension, or with it where two files would collide."""
+    """Ids by path: the relative path without its extension, or with it if two ids would otherwise collide."""
     stems = {path: PurePosixPath(path).with_suffix("").as_posix() for path in paths}
     count: Counter[str] = Counter(stems.values())
     return {path: stem if count[stem] == 1 else PurePosixPath(path).as_posix() for path, stem in stems.items()}
 
 
 def _segment(clip: AnnotatedClip) -> str:
-    """The suffix of ids of segments of the same video: `@1.5-4` for the seconds from 1.5 to 4."""
+    """The id suffix of a segment of a video: `@1.5-4` for seconds 1.5 to 4."""
     if clip.start is None and clip.end is None:
         return ""
     end = "" if clip.end is None else f"{clip.end!r}".removesuffix(".0")

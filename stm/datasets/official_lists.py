@@ -1,4 +1,4 @@
-"""What all benchmarks share: the facts that are known without their data, and the reading of their lists."""
+"""Code shared by all benchmarks: their known properties, and reading their official lists."""
 
 import csv
 import hashlib
@@ -15,26 +15,26 @@ from stm.datasets.folder import DatasetError
 
 @dataclass(frozen=True)
 class Typical:
-    """A typical clip, for the plan; the manifest gives the real numbers once it exists."""
+    """A typical clip, for the plan; replaced by the real numbers once the manifest exists."""
 
     frames: int  # as encoded in the source
     width: int  # pixels
     height: int
-    basis: str  # where the numbers come from
+    basis: str  # source of the numbers
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of an official list: a clip whose file is still to be found.
+    """A line of an official list: a clip whose file has not been located yet.
 
     `clip.path` is the file's official name. Its folders are not trusted: files are found by name anywhere under the root,
-    so no list can point outside of it.
+    so no list can refer to a file outside it.
     """
 
     clip: AnnotatedClip
-    other_names: tuple[str, ...] = ()  # other names, without extension, of the file in copies of the dataset
-    folders: tuple[str, ...] = ()  # folders in which a file with this name is preferred, in descending order
-    problem: str = ""  # why the line cannot be used
+    other_names: tuple[str, ...] = ()  # alternative file names in copies of the dataset, without extension
+    folders: tuple[str, ...] = ()  # folders in which a file with this name is preferred, most preferred first
+    problem: str = ""  # why the line is unusable
 
     @property
     def name(self) -> str:
@@ -52,18 +52,18 @@ class Settings:
 
 @dataclass
 class Annotations:
-    """The folder of the official files, as downloaded; keeps the hash of each file that is read."""
+    """The folder of the official files, as downloaded; records the hash of each file that is read."""
 
     folder: Path
     title: str
-    subfolders: tuple[str, ...] = ()  # where the archives of the dataset put the files
+    subfolders: tuple[str, ...] = ()  # subfolders used by the dataset's archives
     hashes: dict[Path, str] = field(default_factory=dict)  # SHA-256 of the files read, by path relative to the folder
 
     def find(self, *names: str) -> Path:
         """The first of these files that exists.
 
         Raises:
-            DatasetError: none exists.
+            DatasetError: none of the files exists.
         """
         if not self.folder.is_dir():
             raise DatasetError(
@@ -98,13 +98,13 @@ class Annotations:
             raise DatasetError(f"{path}: cannot be read ({error}); download it again, see docs/datasets.md") from error
 
     def lines(self, path: Path) -> list[tuple[str, str]]:
-        """(where, line) of each line that is not empty."""
+        """(position, line) of each non-empty line."""
         lines = enumerate(self.text(path).splitlines(), 1)
         return [(f"{path.name}, line {number}", line.strip()) for number, line in lines if line.strip()]
 
     def csv(self, path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-        """(where, row by column) of each row of a file with a header that has `columns`."""
-        # Rows with missing fields are left to `text_of`, whose error names the row.
+        """(position, values by column) of each row of a file whose header contains `columns`."""
+        # Rows with missing fields are handled by `text_of`, whose error names the row.
         reader = csv.DictReader(io.StringIO(self.text(path), newline=""), restkey="", restval="")
         missing = [column for column in columns if column not in (reader.fieldnames or ())]
         if missing:
@@ -120,7 +120,7 @@ class Annotations:
             ) from error
 
     def json(self, path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
-        """A JSON file whose outermost value is a list or an object."""
+        """The contents of a JSON file whose top-level value is a list or an object."""
         try:
             value = json.loads(self.text(path))
         except (json.JSONDecodeError, RecursionError) as error:
@@ -133,19 +133,19 @@ class Annotations:
         return value
 
     def json_rows(self, path: Path) -> list[tuple[str, Any]]:
-        """(where, row) of a JSON list."""
+        """(position, row) of each row of a JSON list."""
         return [(f"{path.name}, entry {number}", row) for number, row in enumerate(self.json(path, list))]
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The facts about a benchmark that are known without its data."""
+    """The properties of a benchmark that are known without its data."""
 
     source: str  # `dataset.source` in a config; also in `BenchmarkSource` (stm/config/data.py)
     title: str
-    counts: Mapping[int, Mapping[str, int]]  # clips by split, for each fold; benchmarks without folds have only 1
+    counts: Mapping[int, Mapping[str, int]]  # clips per split, for each fold; benchmarks without folds have only fold 1
     typical: Typical
-    lists_from: str  # where the lists come from, for messages
+    lists_from: str  # download location of the lists, for messages
     subfolders: tuple[str, ...]
     read: Callable[[Annotations, Settings], Iterable[Entry]]
 
@@ -158,7 +158,7 @@ def make_entries(split: str, rows: Iterable[tuple[str, Any]], make: Callable[[An
 
     Args:
         rows: (position of the row, for messages; the row).
-        make: the entry of a row and a split; raises BadRow.
+        make: returns the entry of a row and a split; raises BadRow.
     """
     for where, row in rows:
         try:
@@ -171,7 +171,7 @@ def text_of(row: Any, key: str) -> str:
     """A value of a row as text, without surrounding white space.
 
     Raises:
-        BadRow: there is none, or it cannot be written as UTF-8 (JSON can encode half of a surrogate pair).
+        BadRow: the value is missing, or cannot be encoded as UTF-8 (JSON can encode half of a surrogate pair).
     """
     value = row.get(key) if isinstance(row, Mapping) else None
     if not isinstance(value, str | int | float) or isinstance(value, bool):
@@ -185,7 +185,7 @@ def text_of(row: Any, key: str) -> str:
 
 
 def integer_of(row: Any, key: str) -> int:
-    """An integer value of a row; some releases write it as `59.0`."""
+    """An integer value of a row; some releases write integers as `59.0`."""
     text = text_of(row, key)
     try:
         number = float(text)

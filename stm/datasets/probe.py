@@ -1,4 +1,4 @@
-"""The facts about a video file, from its container and first frame: displayed size, frame rate, codec, hash."""
+"""Reads the metadata of a video file from its container and first frame: displayed size, frame rate, codec, hash."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -10,21 +10,22 @@ from stm.datasets.folder import IMAGE_ENDINGS
 from stm.jobs.status import Status
 from stm.storage.files import sha256_file
 
-# Only these are opened. ffmpeg has many more: some accept any text as subtitles or ANSI art, and playlists (hls, dash,
-# concat) open other files and addresses.
+# Only these demuxers are allowed. Others accept any text as subtitles or ANSI art, or open other files and URLs (the
+# playlists hls, dash and concat).
 CONTAINERS = (
     # video
     "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc", "vvc",
     "obu", "av1", "ivf", "flv", "live_flv", "kux", "asf", "ogg", "gif", "apng", "nut", "mxf", "gxf", "rm", "wtv", "dv",
     "vc1", "h261", "h263", "mjpeg", "yuv4mpegpipe", "cavsvideo", "amv", "nsv",
-    # audio, so that the error can say that the video stream is missing
+    # audio, so that the error can report that the video stream is missing
     "mp3", "wav", "w64", "flac", "aac", "aiff", "ac3", "eac3", "caf",
 )  # fmt: skip
-# For every opening of a video file, here and in the offline stages.
+# Used whenever a video file is opened, here and in the offline stages.
 OPEN_OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
 
-# Images are clips of one frame. Their demuxer is given explicitly: by default ffmpeg chooses `image2`, which also reads series
-# of numbered files. The first bytes decide, since crawled images often have the extension of another format.
+# Images are single-frame clips. Their demuxer is set explicitly, because ffmpeg's default, `image2`, also reads
+# sequences of numbered files. It is selected by the first bytes, because crawled images often have the extension of a
+# different format.
 _IMAGES = ((0, b"\xff\xd8\xff", "jpeg_pipe"), (0, b"\x89PNG\r\n\x1a\n", "png_pipe"), (8, b"WEBP", "webp_pipe"))
 _IMAGE_FORMATS = {name for _, _, name in _IMAGES}
 
@@ -32,14 +33,14 @@ Facts = dict[str, Any]
 
 
 def probe_file(path: Path, min_side: int, max_side: int) -> Facts:
-    """Probes one file, in this process.
+    """Probes one file in this process.
 
     Args:
         min_side: pixels; a file with a shorter side is `too_small`.
         max_side: pixels; a file with a longer side is `open_failed`.
 
     Returns:
-        status, detail and, where known, fps, width, height, codec, frames, duration, bytes, sha256.
+        status, detail and, if known, fps, width, height, codec, frames, duration, bytes, sha256.
     """
     facts: Facts = {"status": Status.OK, "detail": ""}
     try:
@@ -58,7 +59,7 @@ def probe_file(path: Path, min_side: int, max_side: int) -> Facts:
 
 
 def open_arguments(path: Path) -> dict[str, Any]:
-    """Arguments for `av.open`: to open a file as an image, or as one of CONTAINERS.
+    """Arguments with which `av.open` opens a file as an image or as one of CONTAINERS.
 
     Raises:
         OSError: the file cannot be read.
@@ -78,16 +79,16 @@ def is_image(container: Any) -> bool:
 
 
 def _first_words(error: Exception) -> str:
-    """An error's text without the path: quarantine tables do not depend on where the dataset lies."""
+    """An error's text without the path, so that quarantine tables do not depend on the location of the dataset."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return f"{type(error).__name__}: {text.splitlines()[0]:.200}"
 
 
 def _probe_container(path: Path, max_side: int) -> Facts:
-    # PyAV's log hook can deadlock in workers. ffmpeg's own prints to standard error, so its level is set to the highest.
+    # PyAV's log hook can deadlock in workers. ffmpeg's own logger writes to stderr, so it is limited to PANIC.
     av.logging.restore_default_callback()
     av.logging.set_libav_level(av.logging.PANIC)
-    # `file:` keeps a colon in a name from being read as a protocol.
+    # `file:` prevents a colon in a file name from being parsed as a protocol.
     with av.open(f"file:{path}", metadata_errors="replace", **open_arguments(path)) as container:
         videos = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         if not videos:
@@ -99,11 +100,11 @@ def _probe_container(path: Path, max_side: int) -> Facts:
         stream = videos[0]
         if stream.codec_context is None:
             return {"status": Status.OPEN_FAILED, "detail": "its codec is unknown to ffmpeg"}
-        # A small file can hold an enormous frame, whose size is only known when it is decoded.
+        # A small file can contain an enormous frame, whose size is known only after decoding.
         stream.codec_context.options = {"max_pixels": str(max_side**2)}
         width, height = _displayed_size(container, stream)
         shown = {"width": width, "height": height, "codec": stream.codec_context.name}
-        if is_image(container):  # ffmpeg invents a frame rate for these
+        if is_image(container):  # ffmpeg reports an arbitrary frame rate for images
             return {"fps": None, **shown, "frames": 1, "duration": None}
         return {
             "fps": _positive(stream.average_rate or stream.guessed_rate),
@@ -114,7 +115,7 @@ def _probe_container(path: Path, max_side: int) -> Facts:
 
 
 def _displayed_size(container: Any, stream: Any) -> tuple[int, int]:
-    """Width and height with the display matrix applied, from the first frame; the header's if none can be decoded."""
+    """Width and height of the first frame, display matrix applied; from the header if no frame can be decoded."""
     stream.codec_context.thread_count = 1
     width, height, rotation = stream.codec_context.width, stream.codec_context.height, 0
     with suppress(av.FFmpegError, StopIteration, OSError):
@@ -128,7 +129,7 @@ def _positive(value: Any) -> float | None:
 
 
 def _duration(container: Any, stream: Any) -> float | None:
-    """Seconds, as reported by the container."""
+    """The duration in seconds, as reported by the container."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
     return container.duration / av.time_base if container.duration else None

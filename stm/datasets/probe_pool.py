@@ -1,4 +1,4 @@
-"""Probes many video files in worker processes: one that hangs or crashes a decoder does not affect the others."""
+"""Probes many video files in worker processes: a file that hangs or crashes a decoder does not affect the others."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 from stm.jobs.workers import Failure, run_isolated
 
-Facts = dict[str, Any]  # as `stm.datasets.probe.probe_file` returns them
+Facts = dict[str, Any]  # the values returned by `stm.datasets.probe.probe_file`
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class _Task:
 def probe_files(
     paths: Sequence[Path], settings: Mapping[str, int], processes: int, timeout: float
 ) -> Iterator[tuple[Path, Facts]]:
-    """Probes many files in worker processes; yields (path, facts) in the order in which they finish.
+    """Probes many files in worker processes; yields (path, facts) in order of completion.
 
     Args:
         settings: `min_side` and `max_side` of `probe_file`.
@@ -33,6 +33,6 @@ def probe_files(
 
 
 def _probe(task: _Task) -> Facts:
-    from stm.datasets.probe import probe_file  # PyAV is loaded in the workers only
+    from stm.datasets.probe import probe_file  # PyAV is imported only in the workers
 
     return probe_file(task.path, **task.settings)

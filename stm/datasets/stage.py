@@ -1,4 +1,4 @@
-"""The manifest stage, which makes the table of a dataset's clips, and the split stage, which assigns them to shards."""
+"""The manifest stage (builds the table of a dataset's clips) and the split stage (assigns the clips to shards)."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ MANIFEST = Stage(
     threads=16,
     processes=True,
     receipt="manifest",
-    # An unofficial or incomplete copy of a benchmark is rejected before anything runs, not after a day.
+    # An unofficial or incomplete copy of a benchmark is rejected before anything runs, rather than after a day.
     check=lambda job: check_copy(job.config),
     cost=lambda job, load: Cost(1, load.clips * 0.02),
     run=_build,

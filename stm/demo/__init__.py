@@ -1,1 +1,1 @@
-"""Training of the demo's small models. Only the stage of `snakemake demo_models` uses this package."""
+"""Trains the demo's small models. This package is used only by the stage of `snakemake demo_models`."""

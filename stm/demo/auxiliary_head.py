@@ -1,8 +1,9 @@
 """An auxiliary classification head for training the demo's small models.
 
-From captions alone, models of this size need far more images to learn textures and shapes than the recipe can afford: after
-700 steps CLIP had learned only colors and backgrounds. During training a linear layer therefore also classifies the object
-and the background, of CLIP's crops of whole objects and of each image token of BLIP-2. The layer is discarded afterwards.
+To learn textures and shapes from captions alone, models of this size need far more images than the recipe can afford:
+after 700 steps, CLIP had learned only colors and backgrounds. During training, a linear layer therefore also classifies
+the object and the background in CLIP's crops of whole objects and in each image token of BLIP-2. The layer is then
+discarded.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ CLASSES: tuple[tuple[str, ...], ...] = (
 )
 """The classes of each attribute of a token: background, and color, texture, shape and role of the object there."""
 
-_MIN_COVER = 0.12  # least fraction of a token's pixels that its object covers
+_MIN_COVER = 0.12  # minimum fraction of a token's pixels that its object covers
 
 
 class AuxiliaryHead(nn.Module):
@@ -36,9 +37,9 @@ class AuxiliaryHead(nn.Module):
         self.linear = nn.Linear(width, sum(self.sizes))
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy over attributes, a scalar; tokens [B, N, D], targets int64 [B, N, attributes].
+        """The mean cross-entropy over attributes, a scalar; tokens [B, N, D], targets int64 [B, N, attributes].
 
-        Few tokens show an object, so the tokens with an object together have the same weight as all others together.
+        Few tokens show an object, so tokens with and without an object are weighted to contribute equally in total.
         """
         parts = self.linear(tokens).float().split(self.sizes, dim=-1)
         pairs = zip(parts, targets.unbind(-1), strict=True)
@@ -59,7 +60,7 @@ def named_targets(frames: Sequence[Frame]) -> Tensor:
 
 
 def _table(frame: Frame) -> npt.NDArray[np.uint8]:
-    """[1 + objects, attributes]: the targets where no object is, then those of each object, in the order of the labels."""
+    """[1 + objects, attributes]: the targets of the background, then of each object in label order."""
     background = BACKGROUNDS.index(frame.background)
     rows = [[background, 0, 0, 0, 0]]
     for number, attributes in enumerate((frame.named, *frame.others)):
@@ -69,7 +70,7 @@ def _table(frame: Frame) -> npt.NDArray[np.uint8]:
 
 
 def _objects(labels: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.int64]:
-    """[side, side]: per token the label of the object that covers most of it; NOTHING below `_MIN_COVER`."""
+    """[side, side]: the label of the object that covers most of each token; NOTHING below `_MIN_COVER`."""
     rows = np.arange(labels.shape[0]) * side // labels.shape[0]
     columns = np.arange(labels.shape[1]) * side // labels.shape[1]
     token = rows[:, None] * side + columns

@@ -1,6 +1,6 @@
 """The demo's small BERT: random weights, and a vocabulary of all captions, questions and answers of generated clips.
 
-It is trained during pretraining, because the demo has no text corpus to pretrain a language model on.
+It is trained during video-text pretraining, because the demo has no text corpus on which to pretrain a language model.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from stm.models.text.small_bert import make_bert
 
 WIDTH, LAYERS, HEADS = 128, 4, 4  # the width of the student `tiny`
 
-# The words of captions and questions of `moving-shapes` other than attribute names.
+# All words in captions and questions of `moving-shapes` except attribute names.
 PHRASES = (
     "a an the over background",
     "what color is what shape is what pattern does have how does move",
@@ -21,11 +21,11 @@ PHRASES = (
 
 
 def demo_words() -> list[str]:
-    """Texts that together contain every word of the captions, questions and answers."""
+    """Return texts that together contain every word of the captions, questions and answers."""
     motions = [*MOTIONS, *MOTIONS.values()]
     return [*PHRASES, *COLORS, *TEXTURES, *SHAPES, *BACKGROUNDS, *COUNTS, *(name.replace("_", " ") for name in motions)]
 
 
 def make_demo_bert(folder: Path, seed: int = 0) -> None:
-    """Write the model and its tokenizer into `folder`; the repository ships those of seed 0."""
+    """Write the model and its tokenizer to `folder`; the shipped model has seed 0."""
     make_bert(folder, demo_words(), WIDTH, LAYERS, HEADS, seed)

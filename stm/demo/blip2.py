@@ -1,8 +1,8 @@
 """The demo's small BLIP-2: image tower, Q-Former and a small OPT, trained to caption single frames.
 
-It is a `Blip2ForConditionalGeneration` (Li et al. 2023, arXiv 2301.12597) of small size, so that the caption stage runs the
-same code as with the published weights. Like the original it starts from CLIP's trained image tower; unlike the original it
-trains all weights, because the tower is small.
+It is a small `Blip2ForConditionalGeneration` (Li et al. 2023, arXiv 2301.12597), so that the caption stage runs the
+same code as with the published weights. Like the original, it is initialised with CLIP's trained image tower; unlike
+the original, it trains all weights, because the tower is small.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ from stm.storage.files import read_json, write_json
 IMAGE_SIZE = 96  # pixels; 8 x 8 tokens of 12 pixels
 QUERY_TOKENS = 8
 BATCH_SIZE = 32
-IGNORED = -100  # label of positions without a loss, by the convention of transformers
+IGNORED = -100  # label of positions without a loss (convention of transformers)
 
 
 def build_processor(captions: Sequence[str]) -> Blip2Processor:
@@ -45,7 +45,7 @@ def build_processor(captions: Sequence[str]) -> Blip2Processor:
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast, tower: VisionTransformer) -> Blip2Config:
-    """The model's config: an image tower of the sizes of `tower` (open_clip's), all other parts of the same width."""
+    """The model's config: an image tower with the dimensions of open_clip's `tower`, and other parts of equal width."""
     width, heads = tower.conv1.out_channels, tower.transformer.resblocks[0].attn.num_heads
     vision = {
         "hidden_size": width,
@@ -54,7 +54,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast, tower: VisionTransformer) -
         "num_attention_heads": heads,
         "image_size": IMAGE_SIZE,
         "patch_size": tower.patch_size[0],
-        "layer_norm_eps": 1e-5,  # open_clip's
+        "layer_norm_eps": 1e-5,  # as in open_clip
         "initializer_range": 0.02,
     }
     qformer = {
@@ -93,7 +93,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast, tower: VisionTransformer) -
 
 
 def tower_state(tower: VisionTransformer, image_size: int) -> dict[str, Tensor]:
-    """The weights of open_clip's `VisionTransformer` (without `ln_pre`) under the names of `Blip2VisionModel`.
+    """The weights of open_clip's `VisionTransformer` (without `ln_pre`), renamed for `Blip2VisionModel`.
 
     The position embedding is resampled to `image_size`; the projection to CLIP's joint space has no counterpart.
     """
@@ -101,7 +101,7 @@ def tower_state(tower: VisionTransformer, image_size: int) -> dict[str, Tensor]:
     mapped = {
         "embeddings.class_embedding": state["class_embedding"].view(1, 1, -1),
         "embeddings.patch_embedding.weight": state["conv1.weight"],
-        # The patch embedding of CLIP has no bias.
+        # CLIP's patch embedding has no bias.
         "embeddings.patch_embedding.bias": torch.zeros_like(state["class_embedding"]),
         "embeddings.position_embedding": _resample_positions(
             state["positional_embedding"], image_size // tower.patch_size[0]
@@ -132,17 +132,17 @@ def _resample_positions(positions: Tensor, side: int) -> Tensor:
 def build_model(
     tokenizer: PreTrainedTokenizerFast, tower: VisionTransformer, seed: int
 ) -> Blip2ForConditionalGeneration:
-    """A model with the weights of `tower` in its image tower and random weights elsewhere."""
+    """A model whose image tower has the weights of `tower`; all other weights are random."""
     torch.manual_seed(seed)
     model = Blip2ForConditionalGeneration(build_config(tokenizer, tower))
-    # transformers initialises all queries to zero; unequal queries can attend to different parts of the image.
+    # transformers initialises all queries to zero; distinct queries can attend to different parts of the image.
     nn.init.normal_(model.query_tokens, std=0.02)
     model.vision_model.load_state_dict(tower_state(tower, IMAGE_SIZE))
     return model
 
 
 def encode_captions(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-    """The token sequences of training: image placeholders, [BOS] and words as in `generate`, then [EOS] and padding.
+    """The token sequences for training: image placeholders, [BOS] and words as in `generate`, then [EOS] and padding.
 
     Returns:
         input ids, attention mask and labels, each int64 [B, L].
@@ -181,7 +181,7 @@ def train_blip2(
 
 
 def resize(processor: Blip2Processor, frames: Sequence[Frame]) -> Tensor:
-    """All frames, resized by the processor that is shipped with the model: uint8 [N, 3, S, S]."""
+    """All frames, resized by the processor shipped with the model: uint8 [N, 3, S, S]."""
     parts = [
         processor.image_processor(
             [torch.from_numpy(f.pixels).permute(2, 0, 1) for f in frames[start : start + 256]],
@@ -193,7 +193,7 @@ def resize(processor: Blip2Processor, frames: Sequence[Frame]) -> Tensor:
 
 
 def flip(images: Tensor, targets: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Flip each image, and its targets with it, horizontally and vertically, each with probability 1/2.
+    """Flip each image together with its targets, horizontally and vertically, each with probability 1/2.
 
     Args:
         images: uint8 [B, 3, S, S].
@@ -213,7 +213,7 @@ def losses(
     model: Blip2ForConditionalGeneration, auxiliary_head: AuxiliaryHead, processor: Blip2Processor, pixels: Tensor,
     captions: Sequence[str], targets: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Cross-entropy of the captions' words and [EOS], and the auxiliary loss of the image tokens; two scalars."""
+    """The cross-entropy of the captions' words and [EOS], and the auxiliary loss of the image tokens; two scalars."""
     ids, mask, labels = encode_captions(processor.tokenizer, captions)
     with torch.autocast("cpu", torch.bfloat16):
         result = model(pixel_values=pixels, input_ids=ids, attention_mask=mask)
@@ -226,12 +226,12 @@ def losses(
 
 
 def save_blip2(model: Blip2ForConditionalGeneration, processor: Blip2Processor, folder: Path) -> None:
-    """Write weights in half precision, config, processor and tokenizer; `from_pretrained` loads float32."""
+    """Write half-precision weights, config, processor and tokenizer; `from_pretrained` loads the weights as float32."""
     model.generation_config.max_new_tokens = 24
     copy = deepcopy(model).half()
     copy.save_pretrained(folder)
     processor.save_pretrained(folder)
-    # transformers loads weights in the dtype of the config, and half precision is slow on a CPU.
+    # transformers loads weights in the config's dtype, and half precision is slow on a CPU.
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", {**config, "dtype": "float32"})
 
@@ -240,7 +240,7 @@ def save_blip2(model: Blip2ForConditionalGeneration, processor: Blip2Processor, 
 def describe_frames(
     model: Blip2ForConditionalGeneration, processor: Blip2Processor, frames: Sequence[Frame], batch_size: int = 64
 ) -> list[str]:
-    """Greedy captions, through the public interfaces: processor, `generate`, decode."""
+    """Greedy captions, computed through the public API: processor, `generate`, decode."""
     captions: list[str] = []
     for start in range(0, len(frames), batch_size):
         inputs = processor(images=[f.pixels for f in frames[start : start + batch_size]], return_tensors="pt")

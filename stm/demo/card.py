@@ -83,9 +83,9 @@ def write_card(
     """Write the card.
 
     Args:
-        results: the metrics by model (`clip`, `blip2`), and the numbers of `frames`.
-        seconds: duration by phase.
-        folders: of CLIP and of BLIP-2.
+        results: the metrics per model (`clip`, `blip2`), and the numbers of `frames`.
+        seconds: duration of each phase.
+        folders: the folders of CLIP and BLIP-2.
     """
     text = _TEXT.format(
         **{f"{name}_bytes": folder_bytes(folder) for name, folder in zip(("clip", "blip2"), folders, strict=True)},
@@ -111,7 +111,7 @@ def write_card(
 
 
 def folder_bytes(folder: Path) -> int:
-    """The size in bytes of all files in a folder."""
+    """The total size in bytes of all files in a folder."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 

@@ -1,8 +1,9 @@
-"""The demo's small CLIP, trained on crops of every scale, so that single patches of an object match its caption.
+"""The demo's small CLIP, trained on crops at every scale, so that single patches of an object match its caption.
 
 CLIP (Radford et al. 2021, arXiv 2103.00020) learns from whole images and their captions. The similarity stage applies it to
-single patches (TGM, section 3.3), to which a model of this size would not generalise. It is therefore also trained on
-patches: texts are contrasted with patches of the object they name, of other objects, and of the background.
+single patches (TGM, section 3.3), to which a model of this size would not generalise. The model is therefore also
+trained on patches: texts are contrasted with patches of the object that they name, of other objects, and of the
+background.
 """
 
 import json
@@ -34,13 +35,13 @@ MAX_SCALE = 100.0  # CLIP's upper bound on the inverse temperature
 
 
 def write_config(folder: Path) -> None:
-    """Write the tokenizer and `open_clip_config.json`: all files that open_clip needs except the weights."""
+    """Write the tokenizer and `open_clip_config.json`, the files that open_clip needs in addition to the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(collect_words(all_texts()), add_end=True)
     save_tokenizer(tokenizer, folder)
     vision = {
         "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE, "width": WIDTH, "layers": LAYERS,
-        "head_width": WIDTH // HEADS, "no_ln_pre": True,  # BLIP-2's image tower, which takes the weights, has no ln_pre
+        "head_width": WIDTH // HEADS, "no_ln_pre": True,  # BLIP-2's image tower (initialised from this) has none
     }  # fmt: skip
     text = {
         "context_length": CONTEXT, "vocab_size": len(tokenizer), "width": WIDTH, "heads": HEADS, "layers": TEXT_LAYERS,
@@ -74,32 +75,32 @@ def normalise(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
 
 
 def choose_text(similarity: Tensor, matches: Tensor) -> Tensor:
-    """Image-to-text loss: for each crop, cross-entropy over texts with several positives. [C, texts] -> scalar."""
-    every = similarity.masked_fill(matches < 0, -torch.inf).logsumexp(1)  # ambiguous pairs take no part
+    """Image-to-text loss: per crop, cross-entropy over texts with possibly several positives. [C, texts] -> scalar."""
+    every = similarity.masked_fill(matches < 0, -torch.inf).logsumexp(1)  # ambiguous pairs are excluded
     positives = similarity.masked_fill(matches != 1, -torch.inf).logsumexp(1)
     return (every - positives)[(matches == 1).any(1)].mean()
 
 
 def choose_crop(similarity: Tensor, matches: Tensor) -> Tensor:
     """Text-to-image loss: for each text, every positive crop against all negative crops. [C, texts] -> scalar."""
-    # Positives do not compete with each other: a scene and a patch may both show the object.
+    # Positives do not compete with each other, because both a scene and a patch may show the object.
     negatives = similarity.masked_fill(matches != 0, -torch.inf).logsumexp(0, keepdim=True)
     return functional.softplus(negatives - similarity)[matches == 1].mean()
 
 
 def rank_in_frame(similarity: Tensor, kinds: Tensor, same_frame: Tensor) -> Tensor:
-    """Ranking loss per object text: the named object above distractors above background; a scalar.
+    """Ranking loss per object text: named object above distractors above background; a scalar.
 
     Args:
-        similarity: [C, B] of crops and object texts.
-        kinds: [C] kinds of the crops.
+        similarity: [C, B], crops by object texts.
+        kinds: [C], the kinds of the crops.
         same_frame: bool [C, B], whether a crop is from the frame of a text.
 
-    A patch with only a sliver of the object (EDGE) counts as the object here, because masking it hides part of the object.
+    A patch with only a sliver of the object (EDGE) counts as the object, because masking it hides part of the object.
     """
     backdrop = (kinds == BACKDROP)[:, None].expand_as(
         similarity
-    )  # of every frame in the batch, as none shows an object
+    )  # from every frame in the batch, because none shows an object
     distractor = (kinds == DISTRACTOR)[:, None] & same_frame
     named = ((kinds == PART) | (kinds == EDGE) | (kinds == WHOLE))[:, None] & same_frame
     below_named = similarity.masked_fill(~(backdrop | distractor), -torch.inf).logsumexp(0, keepdim=True)
@@ -156,8 +157,8 @@ def clip_losses(
 
 
 def _drop_words(tokens: Tensor, rng: np.random.Generator) -> Tensor:
-    """Replace a random few words by [UNK]; special tokens stay."""
-    unknown, first_word, end = 1, 4, int(tokens.max())  # the ids that build_tokenizer assigns
+    """Replace a random few words with [UNK]; special tokens are unchanged."""
+    unknown, first_word, end = 1, 4, int(tokens.max())  # ids assigned by build_tokenizer
     word = (tokens >= first_word) & (tokens < end)
     dropped = torch.from_numpy(rng.random(tokens.shape) < WORD_DROPOUT)
     return tokens.masked_fill(word & dropped, unknown)

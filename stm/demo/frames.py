@@ -1,7 +1,7 @@
-"""Training and test data of the demo's small models: single frames of generated clips that the demo never uses.
+"""Training and test data for the demo's small models: single frames of generated clips that the demo itself never uses.
 
 The clips come from the splits `demo-models` (training) and `demo-models-held-out` (evaluation). A clip of `moving-shapes`
-depends on the name of its split, and the demo's splits have other names, so that no frame is shared.
+depends on the name of its split, and the demo's splits have different names, so no frame is shared.
 """
 
 from collections.abc import Sequence
@@ -44,20 +44,20 @@ class Frame:
     """One frame with its ground truth."""
 
     pixels: npt.NDArray[np.uint8]  # [H, W, 3] RGB
-    labels: npt.NDArray[np.uint8]  # [H, W]: per pixel NOTHING, NAMED, or OTHER + i
+    labels: npt.NDArray[np.uint8]  # [H, W]: NOTHING, NAMED, or OTHER + i per pixel
     box: npt.NDArray[np.float32]  # [4] of the named object: x0, y0, x1, y1 in pixels
     named: Attributes
     others: tuple[Attributes, ...]
     background: str
     moving_camera: bool
-    caption: str  # of the whole clip, motion included
-    appearance: str  # caption of what a single frame shows
+    caption: str  # caption of the whole clip, including the motion
+    appearance: str  # caption of what is visible in a single frame
 
 
 def render_frames(split: str, clips: int, frames: int, seed: int, processes: int = 1) -> list[Frame]:
-    """Render `frames` frames per clip at random times, for `clips` clips, in the order of the clips.
+    """Render `frames` frames at random times from each of `clips` clips, in clip order.
 
-    Half of the frames get JPEG artefacts of random strength, because the demo's frames have passed through H.264 and JPEG.
+    Half of the frames have JPEG artefacts of random strength, because the demo's frames are compressed (H.264, JPEG).
     """
     chunks = [range(start, min(start + _CHUNK, clips)) for start in range(0, clips, _CHUNK)]
     render = partial(_render_chunk, split, frames, seed)
@@ -65,7 +65,7 @@ def render_frames(split: str, clips: int, frames: int, seed: int, processes: int
     if processes <= 1:
         parts = list(track_progress(map(render, chunks), label, len(chunks), "chunks"))
     else:
-        # Spawned, because forking a process after torch has started threads can deadlock.
+        # Spawned, because forking after torch has started threads can deadlock.
         with ProcessPoolExecutor(processes, mp_context=PlainSpawn()) as pool:
             parts = list(track_progress(pool.map(render, chunks), label, len(chunks), "chunks"))
     return [frame for part in parts for frame in part]
@@ -95,11 +95,11 @@ def _degrade(pixels: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDA
 
 
 def describe(spec: ClipSpec, time: int, pixels: npt.NDArray[np.uint8], box: npt.NDArray[np.float32]) -> Frame:
-    """The frame number `time` of a clip with its ground truth; pixels: uint8 [H, W, 3], box: [4]."""
+    """The frame with index `time` of a clip, with its ground truth; pixels: uint8 [H, W, 3], box: [4]."""
     labels = np.zeros((spec.height, spec.width), np.uint8)
     for number, thing in enumerate(spec.distractors):
         labels[_cover(thing, spec, time)] = OTHER + number
-    labels[_cover(spec.named, spec, time)] = NAMED  # last: the named object is in front
+    labels[_cover(spec.named, spec, time)] = NAMED  # assigned last, because the named object is in front
     return Frame(
         pixels, labels, box, _attributes(spec.named), tuple(_attributes(t) for t in spec.distractors), spec.background,
         spec.camera.moving, caption_of(spec), appearance_caption(spec),
@@ -117,7 +117,7 @@ def _cover(thing: ObjectSpec, spec: ClipSpec, time: int) -> npt.NDArray[np.bool_
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     corners = outline(thing.shape) @ turn.T * side / 2
     mask = np.zeros((spec.height, spec.width), np.uint8)
-    # The hole of a ring is its outline scaled about the centre.
+    # The hole of a ring is its outline, scaled about the centre.
     for scale, value in ((1.0, 1), (RING_HOLE, 0)) if thing.shape == "ring" else ((1.0, 1),):
         cv2.fillPoly(mask, [np.round(corners * scale + (x, y)).astype(np.int32)], value)
     return mask.astype(bool)
@@ -138,7 +138,7 @@ NEUTRAL_TEXTS = ("something", "an object", "a shape that moves", "a photo of an 
 
 @dataclass(frozen=True)
 class Meaning:
-    """The attributes that a text mentions; None where it does not mention one."""
+    """The attributes that a text mentions; None for unmentioned attributes."""
 
     color: str | None = None
     texture: str | None = None
@@ -147,7 +147,7 @@ class Meaning:
 
 
 def sample_object_text(frame: Frame, rng: np.random.Generator) -> tuple[str, Meaning]:
-    """Sample a text about the named object of a frame: its caption, or a part of it."""
+    """Sample a text about the named object of a frame: its caption or part of it."""
     color, texture, shape = frame.named
     kind = rng.random()
     if kind < 0.45:
@@ -187,7 +187,7 @@ def describes(caption: str, frame: Frame) -> bool:
 
 
 def all_captions() -> list[str]:
-    """Appearance captions that together contain every word of such captions."""
+    """Appearance captions that together contain every word that occurs in any appearance caption."""
     objects = [(c, TEXTURES[0], SHAPES[0]) for c in COLORS] + [
         (next(iter(COLORS)), t, s) for t in TEXTURES for s in SHAPES
     ]

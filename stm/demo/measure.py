@@ -1,4 +1,4 @@
-"""Metrics of the demo's small models on frames of held-out clips."""
+"""Metrics of the demo's small models on frames from held-out clips."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -13,21 +13,21 @@ from torch.nn import functional
 from stm.demo.frames import NAMED, NOTHING, OTHER, Frame, describes
 
 GRID = 8  # cells along the short side, as in config/demo.yaml
-RATIO = 0.6  # of the text-guided mask of TGM, Table 6
+RATIO = 0.6  # ratio of TGM's text-guided mask (Table 6)
 
 Map = npt.NDArray[np.float64]
 Tokenize = Callable[..., Tensor]
 
 
 def grid_of(frame: Frame) -> tuple[int, int]:
-    """The rows and columns of a frame's map; cells are square."""
+    """The numbers of rows and columns of a frame's map; cells are square."""
     height, width = frame.labels.shape
     return round(GRID * height / min(height, width)), round(GRID * width / min(height, width))
 
 
 @torch.no_grad()
 def similarity_map(model: open_clip.CLIP, tokenize: Tokenize, frame: Frame, text: str) -> Map:
-    """[rows, columns]: cosine similarity of each cell, resized on its own to the model's input size, with a text."""
+    """[rows, columns]: cosine similarity between a text and each cell, resized separately to the model's input size."""
     rows, columns = grid_of(frame)
     cell_height, cell_width = frame.labels.shape[0] // rows, frame.labels.shape[1] // columns
     pixels = torch.from_numpy(frame.pixels).permute(2, 0, 1).float()
@@ -50,7 +50,7 @@ def share_of(frame: Frame, values: npt.NDArray[np.bool_]) -> Map:
 
 
 def box_cover(frame: Frame) -> Map:
-    """[rows, columns]: area, in pixels, of the intersection of each cell with the named object's box."""
+    """[rows, columns]: the intersection area, in pixels, of each cell and the named object's box."""
     rows, columns = grid_of(frame)
     height, width = frame.labels.shape
     x0, y0, x1, y1 = (float(v) for v in frame.box)
@@ -62,13 +62,13 @@ def box_cover(frame: Frame) -> Map:
 
 def coverage(scores: Map, weight: Map) -> float:
     """The fraction of `weight` in the `int(RATIO * cells)` cells with the highest scores."""
-    # A stable sort, as in the masking strategies: equal scores are resolved in the same way everywhere.
+    # A stable sort, as in the masking strategies, so that ties are broken in the same way everywhere.
     top = np.argsort(-scores.ravel(), kind="stable")[: int(RATIO * scores.size)]
     return float(weight.ravel()[top].sum() / weight.sum())
 
 
 def auc(positive: Map, negative: Map) -> float:
-    """Area under the ROC curve: the probability that a positive's score exceeds a negative's; ties count half."""
+    """Area under the ROC curve: the probability that a positive scores higher than a negative; ties count as half."""
     greater, equal = positive[:, None] > negative, positive[:, None] == negative
     return float((greater + 0.5 * equal).mean())
 
@@ -81,7 +81,7 @@ def measure_clip(
 
 
 def measure_ceiling(frames: Sequence[Frame], seed: int = 0) -> dict[str, float]:
-    """The same metrics for the true fraction of each cell that the named object covers, ties broken at random."""
+    """The same metrics for ideal scores: the fraction of each cell covered by the named object; random ties."""
     rng = np.random.default_rng(seed)
     rows = []
     for frame in frames:
@@ -91,7 +91,7 @@ def measure_ceiling(frames: Sequence[Frame], seed: int = 0) -> dict[str, float]:
 
 
 def measure_map(scores: Map, frame: Frame) -> dict[str, float]:
-    """Coverage of the box and of the object's pixels, and AUCs, for one frame's map; undefined AUCs are left out."""
+    """Coverage of the box and of the object's pixels, and AUCs, for one frame's map; undefined AUCs are omitted."""
     box_area, named = box_cover(frame), share_of(frame, frame.labels == NAMED)
     covered = coverage(scores, box_area)
     row = {
@@ -99,7 +99,7 @@ def measure_map(scores: Map, frame: Frame) -> dict[str, float]:
         "coverage_moving" if frame.moving_camera else "coverage_fixed": covered,
         "pixels": coverage(scores, named),
     }
-    # A positive cell has at least half of its area in the box; a negative cell touches neither box nor object.
+    # A positive cell has at least half of its area inside the box; a negative cell overlaps neither box nor object.
     inside, outside = box_area >= frame.labels.size / scores.size / 2, (box_area == 0) & (named == 0)
     negatives = {
         "auc": outside,
@@ -111,7 +111,7 @@ def measure_map(scores: Map, frame: Frame) -> dict[str, float]:
 
 
 def average(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The mean of each key over the rows that have it, and the 5 % quantile of `coverage` as `coverage_low`."""
+    """The mean of each key over the rows that contain it, and the 5 % quantile of `coverage` as `coverage_low`."""
     values: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         for name, value in row.items():
@@ -121,11 +121,12 @@ def average(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def measure_captions(captions: Sequence[str], frames: Sequence[Frame]) -> dict[str, float]:
-    """Fractions of correct captions.
+    """The fractions of correct captions.
 
-    `named`: exact match with the caption of the named object. `some_object`: exact match with that of any visible object,
-    because with several objects only size and place tell which one is named. `alone`: exact match in frames where no other
-    object is visible. `color`, `texture`, `shape`: one attribute correct in those frames. `background`: in all frames.
+    `named`: exact match with the caption of the named object. `some_object`: exact match with the caption of any
+    visible object, because only size and position distinguish the named object from others. `alone`: exact match in
+    frames where no other object is visible. `color`, `texture`, `shape`: that attribute is correct, in the same frames.
+    `background`: the background is correct, in all frames.
     """
     pairs = list(zip(captions, frames, strict=True))
     alone = [(caption, frame) for caption, frame in pairs if not (frame.labels >= OTHER).any()]

@@ -1,11 +1,11 @@
-"""The demo_models stage: retrains the demo's small models, a copy of which ships with the package in `stm/assets`."""
+"""The demo_models stage, which retrains the demo's small models; the package ships a copy in `stm/assets`."""
 
 from pathlib import Path
 
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
 
-FOLDER = Path("results/demo-models")  # the same for every config, since the models depend on its seed only
+FOLDER = Path("results/demo-models")  # the same for every config, because the models depend only on its seed
 
 
 def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:

@@ -8,17 +8,17 @@ from transformers import PreTrainedTokenizerFast
 
 PAD, UNKNOWN, BEGIN, IMAGE, END = "[PAD]", "[UNK]", "[BOS]", "<image>", "[EOS]"
 
-# Captions of users' own videos have words beyond the generated ones. The frequent ones are known, at no cost.
+# Captions of users' videos contain words that the generated ones do not. Adding the most frequent ones costs nothing.
 COMMON_WORDS = ("a", "an", "the", "of", "on", "in", "over", "and", "is", "with", "to", "photo", "video", "picture")
 
 
 def _splitter() -> pre_tokenizers.PreTokenizer:
-    """Splits into words, hyphenated ones included (`two-tone`), and single punctuation marks."""
+    """Split text into words, including hyphenated ones (`two-tone`), and single punctuation marks."""
     return pre_tokenizers.Split(Regex(r"\w+(?:-\w+)*|[^\w\s]"), behavior="removed", invert=True)
 
 
 def collect_words(texts: Iterable[str]) -> list[str]:
-    """All words and punctuation marks of `texts` and the common words, in lower case, sorted."""
+    """All words and punctuation marks in `texts`, and the common words, in lower case, sorted."""
     split = _splitter()
     words = {word for text in set(texts) for word, _ in split.pre_tokenize_str(text.lower())}
     return sorted(words | set(COMMON_WORDS))
@@ -29,11 +29,11 @@ def build_tokenizer(words: Sequence[str], *, add_end: bool) -> PreTrainedTokeniz
 
     Args:
         words: the vocabulary without special tokens.
-        add_end: append [EOS] to every text, where CLIP pools; without it a text only begins with [BOS], like the prompt
+        add_end: append [EOS], at which CLIP pools, to every text; otherwise only [BOS] is prepended, as in the prompt
             of a language model.
 
-    [EOS] has the largest id, so that pooling at the largest id (OpenAI's CLIP) and pooling at [EOS] agree. Truncation
-    includes the special tokens, so a truncated text still ends in [EOS].
+    [EOS] has the largest id, so that pooling at the largest id (OpenAI's CLIP) and pooling at [EOS] are equivalent. The
+    maximum length includes the special tokens, so a truncated text still ends in [EOS].
     """
     vocabulary = {token: i for i, token in enumerate([PAD, UNKNOWN, BEGIN, IMAGE, *words, END])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
@@ -55,5 +55,5 @@ def build_tokenizer(words: Sequence[str], *, add_end: bool) -> PreTrainedTokeniz
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write `tokenizer.json` and its configuration into `folder`."""
+    """Write `tokenizer.json` and its configuration to `folder`."""
     tokenizer.save_pretrained(str(folder))

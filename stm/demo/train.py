@@ -32,14 +32,14 @@ def train_demo_models(
     clips: int = Recipe.clips,
     held_out_clips: int = Recipe.held_out_clips,
 ) -> dict[str, Any]:
-    """Train the small CLIP, then the small BLIP-2 from its image tower; takes about 30 minutes on a CPU.
+    """Train the small CLIP, then the small BLIP-2 from CLIP's image tower; takes about 30 minutes on a CPU.
 
     The outputs are replaced only after both models are trained and evaluated.
 
     Args:
         clip_output: folder for open_clip's `local-dir:`.
         blip2_output: folder for `Blip2ForConditionalGeneration.from_pretrained` and `Blip2Processor.from_pretrained`.
-        card: Markdown file to write: how the models were trained, and their metrics.
+        card: output Markdown file that documents how the models were trained, and their metrics.
 
     Returns:
         The contents of the card: the metrics of `clip` and `blip2`, the numbers of `frames`, and the `seconds` per phase.
@@ -70,7 +70,7 @@ def _train(recipe: Recipe, clip: Path, blip2: Path, seconds: dict[str, float]) -
     train, test = timed("render", lambda: _render(recipe))
     timed("clip", lambda: _make_clip(recipe, train, clip))
     timed("blip2", lambda: _make_blip2(recipe, train, clip, blip2))
-    # The saved files are evaluated, through the public loaders: what a user loads is what the card describes.
+    # The saved files are loaded through the public loaders, so that the card describes exactly what a user loads.
     results = timed("measure", lambda: {"clip": evaluate_clip(clip, test), "blip2": evaluate_blip2(blip2, test)})
     return {**results, "frames": {"train": len(train), "held_out": len(test)}}
 
@@ -98,7 +98,7 @@ def _make_blip2(recipe: Recipe, frames: list[Frame], clip: Path, folder: Path) -
 
 
 def evaluate_clip(folder: Path, frames: list[Frame]) -> dict[str, dict[str, float]]:
-    """Metrics of a saved CLIP with full captions and with appearance captions, and their upper bound `ceiling`."""
+    """Metrics of a saved CLIP with full and with appearance captions, and their upper bound, `ceiling`."""
     model = open_clip.create_model(f"local-dir:{folder}").eval()
     tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
     return {
@@ -115,7 +115,7 @@ def evaluate_blip2(folder: Path, frames: list[Frame]) -> dict[str, float]:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Replace the files of `target` with those of `source`, each atomically, and delete all others."""
+    """Replace each file of `target` atomically with that of `source`, and delete all other files."""
     names = {path.name for path in source.iterdir()}
     for path in sorted(source.iterdir()):
         write_bytes(target / path.name, path.read_bytes())

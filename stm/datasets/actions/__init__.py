@@ -1,7 +1,7 @@
-"""Public action recognition benchmarks: from their official annotation files to clips, with the official sizes checked.
+"""Public action recognition benchmarks: reads their official annotation files and checks the official sizes.
 
-Each module of this package declares one in `BENCHMARK`. Nothing here opens a video or imports a heavy library, so that the
-workflow can check a copy before it starts.
+Each module of this package declares one benchmark in `BENCHMARK`. This package opens no video and imports no heavy
+library, so that the workflow can check a copy before it starts.
 """
 
 from collections import Counter, defaultdict
@@ -22,7 +22,7 @@ __all__ = ["BENCHMARKS", "check_benchmark", "official_counts", "read_benchmark",
 
 
 def _declared() -> dict[str, Benchmark]:
-    """The benchmarks of this package's modules, by the source that a config names."""
+    """The benchmarks declared by this package's modules, keyed by `dataset.source`."""
     modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
     return {module.BENCHMARK.source: module.BENCHMARK for module in modules}
 
@@ -31,7 +31,7 @@ BENCHMARKS = _declared()
 
 
 def official_counts(source: str, fold: int = 1) -> dict[str, int]:
-    """Clips by split of a complete copy; `fold` is the split number of UCF101 and HMDB51, the others have only one."""
+    """Clips per split of a complete copy; `fold` is the split index of UCF101 and HMDB51; all others have one."""
     return dict(BENCHMARKS[source].official(fold))
 
 
@@ -41,7 +41,7 @@ def typical(source: str) -> Typical:
 
 
 def read_benchmark(dataset: BenchmarkDataset) -> DatasetCopy:
-    """Reads the official lists and looks for each clip's file by name, anywhere under the root.
+    """Reads the official lists and searches for each clip's file by name, anywhere under the root.
 
     The counts are not checked here; see `check_benchmark`.
 
@@ -66,7 +66,7 @@ def read_benchmark(dataset: BenchmarkDataset) -> DatasetCopy:
 
 
 def _unusable(entries: Sequence[Entry]) -> Iterator[Refused]:
-    """Refuses the entries whose line cannot be used."""
+    """The refusals of the entries whose line is unusable."""
     for entry in entries:
         if entry.problem:
             video_id = printable(entry.clip.video_id or entry.clip.path)
@@ -74,7 +74,7 @@ def _unusable(entries: Sequence[Entry]) -> Iterator[Refused]:
 
 
 def _with_files(entries: Sequence[Entry], videos: Videos) -> Iterator[tuple[AnnotatedClip, str | None]]:
-    """The clips of the usable entries, each with the path of its file if there is one."""
+    """The clips of the usable entries, each with the path of its file, or None if the file is missing."""
     shared = _shared_names(entries)
     for entry in entries:
         if not entry.problem:
@@ -82,7 +82,7 @@ def _with_files(entries: Sequence[Entry], videos: Videos) -> Iterator[tuple[Anno
 
 
 def _shared_names(entries: Sequence[Entry]) -> set[str]:
-    """File names that entries in different folders share; segments of the same video are in the same folder."""
+    """File names shared by entries in different folders; segments of the same video are in the same folder."""
     folders: defaultdict[str, set[tuple[str, ...]]] = defaultdict(set)
     for entry in entries:
         if entry.folders:
@@ -91,13 +91,13 @@ def _shared_names(entries: Sequence[Entry]) -> set[str]:
 
 
 def check_benchmark(dataset: BenchmarkDataset, copy: DatasetCopy | None = None) -> CopyReport:
-    """Checks that a copy is official and complete; takes seconds, as it only lists folders and reads the lists.
+    """Checks that a copy is official and complete; takes seconds, because it only lists folders and reads the lists.
 
     Args:
         copy: the result of `read_benchmark`, if it has been called already.
 
     Raises:
         DatasetError: the lists do not have the official sizes, files are missing and `dataset.partial` is not set, or
-            no file exists. The message gives the counts, the first missing files, and what to do.
+            no file exists. The message contains the counts, the first missing files, and the remedy.
     """
     return check_copy((copy or read_benchmark(dataset)).report, dataset, BENCHMARKS[dataset.source].lists_from)

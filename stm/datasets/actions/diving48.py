@@ -21,7 +21,7 @@ _POSITIONS = {"FREE": "free", "PIKE": "pike", "TUCK": "tuck", "STR": "straight"}
 
 
 def read(annotations: Annotations, settings: Settings) -> Iterator[Entry]:
-    """Both lists. A file is a whole clip: `start_frame` is 0 and `end_frame` its length, so neither is needed."""
+    """Reads both lists. Each file is one clip (`start_frame` is 0, `end_frame` its length), so neither is needed."""
     vocabulary = annotations.find("Diving48_vocab.json")
     classes = [name_dive(dive) for dive in annotations.json(vocabulary, list)]
     if len(set(classes)) < len(classes):
@@ -43,14 +43,14 @@ def name_dive(dive: Any) -> str:
     if not isinstance(dive, list) or len(dive) != 4 or not all(isinstance(part, str) for part in dive):
         raise DatasetError(f"Diving48_vocab.json: a dive must be four words, is {dive!r}; is it the official file?")
     takeoff, somersaults, twists, position = dive
-    # A "Dive" turns by half a somersault: head first into the water.
+    # A "Dive" is half a somersault, because the diver enters the water head first.
     turns = "no somersault" if somersaults == "Dive" else _count(somersaults, "som", "somersault")
     spins = "no twist" if twists == "NoTwis" else _count(twists, "Twis", "twist")
     return f"{takeoff.lower()} dive, {turns}, {spins}, {_POSITIONS.get(position, position.lower())} position"
 
 
 def _count(code: str, unit: str, word: str) -> str:
-    """`15som` is one and a half, `1som` one: a last 5 after another digit means a half."""
+    """Spell out a count: `15som` is 1.5 and `1som` is 1; a final 5 after another digit means a half."""
     match = re.fullmatch(rf"(\d?)(\d){unit}", code)
     if match is None:
         return code.lower()
@@ -61,7 +61,7 @@ def _count(code: str, unit: str, word: str) -> str:
 BENCHMARK = Benchmark(
     source="diving48",
     title="Diving48 V2",
-    # As users of the two lists report; the accuracies of MTEB's Diving48 V2 are whole multiples of 1/1970.
+    # Reported by users of the two lists; the accuracies of MTEB's Diving48 V2 are integer multiples of 1/1970.
     counts={1: {"train": 15_027, "test": 1_970}},
     typical=Typical(160, 1280, 720, "assumed"),
     lists_from=(

@@ -18,13 +18,13 @@ from stm.datasets.official_lists import (
 )
 
 # The labels of the two test sets were never published. Baradel et al. (ECCV 2018) train on participants 1 to 25 and
-# validate on the others; the dataset's authors point to it (epic-kitchens-55-annotations, issue 17).
+# validate on the others; the dataset's authors refer to this split (epic-kitchens-55-annotations, issue 17).
 _LAST_TRAINING_PARTICIPANT = 25
 _COLUMNS = ("uid", "participant_id", "video_id", "narration", "start_timestamp", "stop_timestamp")
 
 
 def read(annotations: Annotations, settings: Settings) -> Iterator[Entry]:
-    """Every segment of the training list. The label is the verb's and noun's class, the caption the narration."""
+    """Reads the segments of the training list. The label combines verb and noun class; the caption is the narration."""
     verbs = _classes(annotations, "EPIC_verb_classes.csv", "verb_id")
     nouns = _classes(annotations, "EPIC_noun_classes.csv", "noun_id")
 
@@ -50,7 +50,7 @@ def read(annotations: Annotations, settings: Settings) -> Iterator[Entry]:
 
 
 def _classes(annotations: Annotations, name: str, number: str) -> dict[int, str]:
-    """Names by class number: `put-down` becomes `put down`, `board:chopping` becomes `chopping board`."""
+    """Names by class index: `put-down` becomes `put down`, `board:chopping` becomes `chopping board`."""
     path = annotations.find(name)
     names = {}
     try:
@@ -83,14 +83,14 @@ def seconds(timestamp: str) -> float:
     match = re.fullmatch(r"(\d+):([0-5]?\d):([0-5]?\d(?:\.\d+)?)", timestamp)
     if match is None:
         raise BadRow(f"a timestamp must be HH:MM:SS.ss, is {timestamp!r}")
-    # Rounded, so that the manifest has 62.3 and not 62.300000000000004.
+    # Rounded, so that the manifest contains 62.3 rather than 62.300000000000004.
     return round(int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3]), 6)
 
 
 BENCHMARK = Benchmark(
     source="epic-kitchens-55",
     title="EPIC-KITCHENS-55",
-    # 28,472 in all. TRAIN.DATASET_SIZE and TEST.DATASET_SIZE of configs/epic_verb_r50_baseline.yaml in
+    # 28,472 in total. TRAIN.DATASET_SIZE and TEST.DATASET_SIZE of configs/epic_verb_r50_baseline.yaml in
     # github.com/facebookresearch/video-long-term-feature-banks, which uses the same split.
     counts={1: {"train": 23_191, "val": 5_281}},
     typical=Typical(

@@ -6,15 +6,15 @@ from stm.datasets.annotations import AnnotatedClip, BadRow
 from stm.datasets.official_lists import Annotations, Benchmark, Entry, Settings, Typical, make_entries
 
 _SPLITS = {"1": "train", "2": "test"}
-_UNUSED = "0"  # a few clips of each class are in neither
+_UNUSED = "0"  # a few clips of each class are in neither split
 
 
 def read(annotations: Annotations, settings: Settings) -> Iterator[Entry]:
-    """One file per class, `brush_hair_test_split1.txt`; a line is a file's name and 1, 2 or 0 (the archive's readme)."""
+    """Reads one file per class (`brush_hair_test_split1.txt`); each line is a file name and 1, 2 or 0 (readme)."""
     ending = f"_test_split{settings.fold}.txt"
     for path in annotations.find_all(f"*{ending}"):
         action = path.name.removesuffix(ending)
-        # File names contain spaces and other characters, so only the last word is split off.
+        # File names contain spaces and special characters, so only the last word is split off.
         rows = [(where, line.rpartition(" ")) for where, line in annotations.lines(path)]
         used = [(where, (action, name.strip(), flag)) for where, (name, _, flag) in rows if flag != _UNUSED]
         yield from make_entries("train", used, _make)
@@ -24,7 +24,7 @@ def _make(row: tuple[str, str, str], _: str) -> Entry:
     action, name, flag = row
     if flag not in _SPLITS or not name:
         raise BadRow(f"must be a file's name and 0, 1 or 2, is {f'{name} {flag}'!r}")
-    # The class is part of the id: nothing guarantees that file names are unique across classes.
+    # The class is part of the id, because file names may not be unique across classes.
     video = f"{action}/{name.rpartition('.')[0]}"
     clip = AnnotatedClip(f"{action}/{name}", _SPLITS[flag], video, label=action.replace("_", " "))
     return Entry(clip, folders=(action,))

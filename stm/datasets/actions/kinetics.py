@@ -1,4 +1,4 @@
-"""Kinetics-400 (Kay et al., 2017): ten-second clips of YouTube videos, by their id and seconds."""
+"""Kinetics-400 (Kay et al., 2017): ten-second clips of YouTube videos, identified by video id, start and end time."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,12 +16,12 @@ from stm.datasets.official_lists import (
 )
 
 _LISTS = {"train": ("train",), "val": ("val", "validate", "validation")}
-# CVDF found about 1,400 of its files broken and hosts replacements with the same names in this folder.
+# CVDF's archives contain about 1,400 corrupt files; this folder contains replacements with the same names.
 _REPLACED = "replacement_for_corrupted_k400"
 
 
 def read(annotations: Annotations, settings: Settings) -> Iterator[Entry]:
-    """The training and validation lists; results are reported on the latter, and the test list is left out."""
+    """Reads the training and validation lists; results are reported on the latter, and the test list is not used."""
     for split, stems in _LISTS.items():
         names = [form.format(stem) for stem in stems for form in ("{}.csv", "kinetics_{}.csv", "kinetics-400_{}.csv")]
         path = annotations.find(*names)
@@ -33,15 +33,15 @@ def _make(row: Any, split: str) -> Entry:
     youtube_id, label = text_of(row, "youtube_id"), text_of(row, "label")
     video = f"{youtube_id}_{integer_of(row, 'time_start'):06d}_{integer_of(row, 'time_end'):06d}"
     clip = AnnotatedClip(path=f"{video}.mp4", split=split, video_id=video, label=label)
-    # Some copies name a file by its id alone, which is unique.
+    # Some copies use the id alone as the file name; it is unique.
     return Entry(clip, other_names=(youtube_id,), folders=(_REPLACED, split, label))
 
 
 BENCHMARK = Benchmark(
     source="kinetics-400",
     title="Kinetics-400",
-    # Rows of the lists that CVDF hosts: arrange_by_classes.py of github.com/cvdfoundation/kinetics-dataset, and issue 51
-    # there. (test.csv has 39,805.)
+    # Numbers of rows in the lists that CVDF hosts: arrange_by_classes.py and issue 51 of
+    # github.com/cvdfoundation/kinetics-dataset. (test.csv has 39,805.)
     counts={1: {"train": 246_534, "val": 19_906}},
     typical=Typical(
         300,

@@ -11,14 +11,14 @@ _LISTS = {"train": "train.json", "val": "validation.json"}
 
 
 def read(annotations: Annotations, settings: Settings) -> Iterator[Entry]:
-    """The training and validation lists; results are reported on the latter, and the test list is left out.
+    """Reads the training and validation lists; results are reported on the latter, and the test list is not used.
 
-    The label is the template, the caption the template filled in with the video's objects.
+    The label is the template; the caption is the template with the video's objects filled in.
     """
     classes = set(annotations.json(_find(annotations, "labels.json"), dict))
 
     def make(row: Any, split: str) -> Entry:
-        # labels.json has the templates without the brackets around their placeholders.
+        # labels.json contains the templates without the brackets around the placeholders.
         template = text_of(row, "template").replace("[", "").replace("]", "")
         if template not in classes:
             raise BadRow(f"the template {template!r} is not in labels.json")
@@ -30,14 +30,14 @@ def read(annotations: Annotations, settings: Settings) -> Iterator[Entry]:
 
 
 def _find(annotations: Annotations, name: str) -> Path:
-    """The first release (20BN) prefixes each file name with the dataset's; Qualcomm's does not."""
+    """Find a list: the first release (20BN) prefixes each file name with the dataset's name, Qualcomm's does not."""
     return annotations.find(name, f"something-something-v2-{name}")
 
 
 BENCHMARK = Benchmark(
     source="something-something-v2",
     title="Something-Something V2",
-    # docs/DATASET.md of github.com/OpenGVLab/VideoMAEv2; with the 27,157 of the test list, the 220,847 of the dataset.
+    # docs/DATASET.md of github.com/OpenGVLab/VideoMAEv2; the dataset's 220,847 include the 27,157 of the test list.
     counts={1: {"train": 168_913, "val": 24_777}},
     typical=Typical(48, 427, 240, "about 4 s at 12 frames/s, 240 pixels high; the width is assumed"),
     lists_from="https://developer.qualcomm.com/software/ai-datasets/something-something (the labels archive)",

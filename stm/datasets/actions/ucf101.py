@@ -8,7 +8,7 @@ from stm.datasets.official_lists import Annotations, Benchmark, Entry, Settings,
 
 
 def read(annotations: Annotations, settings: Settings) -> Iterator[Entry]:
-    """Both lists of one split. Lines are `ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1`; test lists lack the number."""
+    """Reads both lists of a split. Lines: `ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1`; test lists omit the 1."""
     classes = {line.split()[-1] for _, line in annotations.lines(annotations.find("classInd.txt"))}
 
     def make(line: str, split: str) -> Entry:
@@ -33,7 +33,7 @@ def spell_out(name: str) -> str:
 BENCHMARK = Benchmark(
     source="ucf101",
     title="UCF101",
-    # Numbers of lines in the lists, as asserted by the tests of public code. Each split holds all 13,320 clips of the paper.
+    # Numbers of lines in the lists, as asserted by the tests of public code. Each split contains all 13,320 clips.
     counts={
         1: {"train": 9_537, "test": 3_783},
         2: {"train": 9_586, "test": 3_734},

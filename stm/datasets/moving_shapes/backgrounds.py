@@ -1,4 +1,4 @@
-"""The textured backgrounds of `moving-shapes`. Their colors are dull, those of the objects are bright."""
+"""The textured backgrounds of `moving-shapes`, in dull colors; the objects have bright ones."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def draw_background(name: str, seed: int, width: int, height: int, unit: float) 
 
     Args:
         width, height: pixels.
-        unit: the size of its features, in pixels: a brick is about one high.
+        unit: feature size in pixels; for example, the approximate height of a brick.
 
     Returns:
         [height, width, 3] uint8 RGB.
@@ -30,7 +30,7 @@ def draw_background(name: str, seed: int, width: int, height: int, unit: float) 
 
 
 def _noise(rng: np.random.Generator, width: int, height: int, cell_x: float, cell_y: float) -> Image:
-    """[height, width], smooth noise between about -1 and 1 whose bumps are cell_x wide and cell_y high."""
+    """[height, width]: smooth noise, approximately in [-1, 1], with bumps of width cell_x and height cell_y."""
     grid = rng.uniform(-1, 1, (int(height / cell_y) + 3, int(width / cell_x) + 3)).astype(np.float32)
     smooth = cv2.resize(grid, None, fx=max(cell_x, 1.0), fy=max(cell_y, 1.0), interpolation=cv2.INTER_CUBIC)
     return np.asarray(smooth[:height, :width], np.float32)
@@ -44,13 +44,13 @@ def _axes(rng: np.random.Generator, width: int, height: int) -> tuple[Image, Ima
 
 
 def _mix(low: tuple[int, int, int], high: tuple[int, int, int], share: npt.NDArray[Any]) -> Image:
-    """Colors between `low` and `high`; share [h, w] from 0 to 1."""
+    """Colors interpolated between `low` and `high`; share: [h, w], in [0, 1]."""
     bottom, top = np.array(low, np.float32), np.array(high, np.float32)
     return np.asarray(bottom + (top - bottom) * np.clip(share, 0, 1)[..., None], np.float32)
 
 
 def _table(rng: np.random.Generator, rows: Image, columns: Image) -> Image:
-    """A random number from 0 to 1 for each cell (row, column), the same for all pixels of the cell."""
+    """A random number in [0, 1] per cell (row, column), the same for all pixels of the cell."""
     numbers = rng.random(4096).astype(np.float32)
     # A hash of the cell: both factors are coprime to the table's size, so that neighbours get different entries.
     cells = rows.astype(np.int64) * 131 + columns.astype(np.int64) * 17
@@ -101,7 +101,7 @@ def _sand(rng: np.random.Generator, width: int, height: int, unit: float) -> Ima
 
 
 def _stone(rng: np.random.Generator, width: int, height: int, unit: float) -> Image:
-    """Cells around the jittered points of a grid (Worley noise); dark where two cells are equally near."""
+    """Cells around the jittered points of a grid (Worley noise), dark along the boundaries between cells."""
     cell = unit * 1.3
     rows, columns = int(height / cell) + 4, int(width / cell) + 4
     points = rng.uniform(0.1, 0.9, (rows, columns, 2)).astype(np.float32)

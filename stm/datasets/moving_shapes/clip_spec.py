@@ -28,13 +28,13 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "purple": (160, 50, 200),
     "white": (244, 244, 244),
 }
-# There is no plain texture: a plain circle that spins would look like one at rest.
+# A plain texture is excluded, because a spinning plain circle would look like one at rest.
 TEXTURES: tuple[str, ...] = ("striped", "checkered", "dotted", "two-tone")
 BACKGROUNDS: tuple[str, ...] = ("brick", "grass", "wood", "water", "sand", "stone")
 
-MIN_VISIBLE = 0.75  # share of the named object's box that a moving camera leaves in view, in each frame
+MIN_VISIBLE = 0.75  # minimum share of the named object's box that is in view in each frame, for a moving camera
 DISTRACTOR_SCALE = 0.85  # distractors are a little smaller than the named object
-_CANDIDATES = 8  # paths tried for a distractor; the one that overlaps least is used
+_CANDIDATES = 8  # candidate paths per distractor; the one with the least overlap is used
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ObjectSpec:
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """Everything that a clip shows. `named` is the object that the captions describe."""
+    """The full description of a clip. `named` is the object that the captions describe."""
 
     video_id: str
     split: str
@@ -77,12 +77,12 @@ def clip_id(split: str, index: int) -> str:
 
 
 def draw_clip_spec(seed: int, split: str, index: int, dataset: MovingShapesDataset) -> ClipSpec:
-    """Samples clip number `index` (from 0) of a split.
+    """Samples the clip with a given index (from 0) in a split.
 
-    Labels come in blocks of as many clips as there are classes, each class once per block, so that every split is
-    balanced and a clip stays the same when the number of clips changes.
+    Labels are assigned in blocks that contain each class exactly once, so that every split is balanced and a clip does
+    not change when the number of clips does.
     """
-    # A generator per clip, so that clips depend neither on each other nor on their number.
+    # One generator per clip, so that clips depend neither on each other nor on the number of clips.
     rng = _generator(seed, split, "clip", index)
     label = _label(seed, split, index)
     size = dataset.width, dataset.height
@@ -120,14 +120,14 @@ def _label(seed: int, split: str, index: int) -> str:
 
 
 def _appearance(rng: np.random.Generator, unlike: ObjectSpec | None = None) -> tuple[str, str, str]:
-    """A shape, color and texture; shape and color other than those of `unlike`."""
+    """A shape, color and texture; shape and color differ from those of `unlike`."""
     shapes = [s for s in SHAPES if unlike is None or s != unlike.shape]
     colors = [c for c in COLORS if unlike is None or c != unlike.color]
     return str(rng.choice(shapes)), str(rng.choice(colors)), str(rng.choice(TEXTURES))
 
 
 def _fitting_camera(rng: np.random.Generator, named: ObjectSpec, dataset: MovingShapesDataset) -> CameraSpec:
-    """A moving camera that keeps most of the named object in view: its motion is reduced until it does."""
+    """A moving camera whose motion is reduced until most of the named object stays in view."""
     scale = 1.0
     for _ in range(24):
         camera = draw_camera(rng, dataset.width, dataset.height, scale)
@@ -138,14 +138,14 @@ def _fitting_camera(rng: np.random.Generator, named: ObjectSpec, dataset: Moving
 
 
 def full_boxes(item: ObjectSpec, camera: CameraSpec, frames: int) -> npt.NDArray[np.float64]:
-    """[F, 4]: x0, y0, x1, y1 in pixels of the frame; not clipped to it."""
+    """[F, 4]: x0, y0, x1, y1 in pixels, not clipped to the frame."""
     places = track(item.path, frames)
     places[:, :2] -= camera_track(camera, frames)
     return boxes_of(item.shape, places)
 
 
 def true_boxes(item: ObjectSpec, spec: ClipSpec) -> npt.NDArray[np.float32]:
-    """[F, 4]: x0, y0, x1, y1 in pixels, clipped to the frame; of zero area where the object is out of view."""
+    """[F, 4]: x0, y0, x1, y1 in pixels, clipped to the frame; zero area if the object is out of view."""
     boxes = full_boxes(item, spec.camera, spec.frames)
     return np.clip(boxes, 0, [spec.width, spec.height, spec.width, spec.height]).astype(np.float32)
 
@@ -153,7 +153,7 @@ def true_boxes(item: ObjectSpec, spec: ClipSpec) -> npt.NDArray[np.float32]:
 def visible_share(
     item: ObjectSpec, camera: CameraSpec, frames: int, width: int, height: int
 ) -> npt.NDArray[np.float64]:
-    """[F]: the share of an object's box that lies in the frame."""
+    """[F]: the share of an object's box that is inside the frame."""
     boxes = full_boxes(item, camera, frames)
     return _area(np.clip(boxes, 0, [width, height, width, height])) / _area(boxes)
 
@@ -163,7 +163,7 @@ def _area(boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _distractor(rng: np.random.Generator, others: tuple[ObjectSpec, ...], dataset: MovingShapesDataset) -> ObjectSpec:
-    """An object with its own motion, placed where it overlaps the others least; `others[0]` is the named one."""
+    """An object with an independent motion, placed to overlap the others least; `others[0]` is the named one."""
     shape, color, texture = _appearance(rng, unlike=others[0])
     motion = str(rng.choice(list(MOTIONS)))
     candidates = []

@@ -1,7 +1,7 @@
-"""The generated dataset `moving-shapes`: textured shapes that move over textured backgrounds, as H.264 files.
+"""The generated dataset `moving-shapes`: textured shapes moving over textured backgrounds, as H.264 files.
 
-`generate` writes videos and annotations, as a downloaded dataset has them, and the ground truth: where each object is in
-each frame.
+`generate` writes videos and annotations in the form of a downloaded dataset, and the ground truth: the box of each
+object in each frame.
 """
 
 import subprocess
@@ -76,7 +76,7 @@ TRUTH_SCHEMA = pa.schema(
         ("texture", pa.string()),
         ("background", pa.string()),
         ("camera", pa.string()),  # fixed | moving
-        ("boxes", pa.list_(pa.float32())),  # [F, 4] flattened: x0, y0, x1, y1 of the named object, pixels
+        ("boxes", pa.list_(pa.float32())),  # [F, 4] flattened: x0, y0, x1, y1 of the named object in pixels
         ("distractor_boxes", pa.list_(pa.float32())),  # [M, F, 4] flattened
         ("distractors", pa.int32()),  # M
         ("width", pa.int32()),
@@ -85,7 +85,7 @@ TRUTH_SCHEMA = pa.schema(
     ]
 )
 
-# Ordinary H.264 as in downloaded datasets, with B-frames and distant keyframes, so that the offline stages are tested on it.
+# H.264 with B-frames and sparse keyframes, as in downloaded datasets, so that the offline stages are tested on it.
 # One thread and the bitexact flags make the bytes reproducible.
 _ENCODER = {
     "vcodec": "libx264",
@@ -104,7 +104,7 @@ _ENCODER = {
 
 
 class EncodeError(RuntimeError):
-    """ffmpeg could not write a clip; the message holds the end of its log."""
+    """ffmpeg failed to encode a clip; the message contains the end of its log."""
 
 
 def encode(frames: np.ndarray[Any, np.dtype[np.uint8]], fps: int, path: Path) -> None:
@@ -132,11 +132,11 @@ def video_path(split: str, video_id: str) -> str:
 def generate(dataset: MovingShapesDataset, seed: int, folder: Path, processes: int) -> None:
     """Generates the dataset: `videos/{split}/{id}.mp4`, `annotations.parquet` and `truth.parquet` under `folder`.
 
-    Complete videos with the same settings are kept; with a larger `clips` only the new ones are made. The same dataset and
-    seed give the same bytes.
+    Complete videos with the same settings are reused; if `clips` has increased, only the new clips are generated. The
+    same dataset settings and seed produce the same bytes.
 
     Args:
-        processes: number of worker processes; 1: this process.
+        processes: number of worker processes; 1: everything runs in this process.
     """
     seed = seed if dataset.seed is None else dataset.seed
     clips = [(split, index) for split in sorted(dataset.clips) for index in range(dataset.clips[split])]
@@ -160,13 +160,13 @@ _LIBRARIES = ("numpy", "opencv-python-headless", "imageio-ffmpeg")
 
 
 def _clip_receipt(dataset: MovingShapesDataset, seed: int) -> dict[str, Any]:
-    """The receipt with the settings that the bytes of a single clip depend on; the number of clips is not one of them."""
+    """The receipt of the settings that the bytes of a single clip depend on; the number of clips is not among them."""
     settings = dataset.model_dump(mode="json", exclude={"clips", "label", "seed", "probe_timeout_seconds"})
     return make_receipt("generate", settings, _LIBRARIES, seed=seed, encoder={k: str(v) for k, v in _ENCODER.items()})
 
 
 def _finished(folder: Path, receipt: dict[str, Any], journal: Journal, clips: list[tuple[str, int]]) -> dict[str, str]:
-    """SHA-256 by id of the clips whose files are complete, from the journal of this attempt or from an earlier run."""
+    """SHA-256 of the clips with complete files, by id, from the journal of this attempt or from an earlier run."""
     made = _read_made(folder / "videos" / "made.json", hash_receipt(receipt))
     finished = {}
     for split, index in clips:
@@ -184,14 +184,14 @@ def _read_made(path: Path, receipt: str) -> dict[str, str]:
         made = read_json(path)
         return dict(made["sha256"]) if made["receipt"] == receipt else {}
     except (OSError, ValueError, KeyError, TypeError):
-        return {}  # missing or damaged: everything is generated again
+        return {}  # missing or damaged: all clips are regenerated
 
 
 def _make_all(
     dataset: MovingShapesDataset, seed: int, folder: Path, clips: list[tuple[str, int]], processes: int
 ) -> Iterator[tuple[str, str]]:
     make = partial(_make_clip, dataset=dataset, seed=seed, folder=folder)
-    # Starting the processes would take longer than rendering so few clips.
+    # Starting processes would take longer than rendering so few clips.
     if processes <= 1 or len(clips) < 2 * processes:
         yield from map(make, clips)
         return
@@ -223,7 +223,7 @@ def _write_tables(specs: list[ClipSpec], label: str, folder: Path, receipt: dict
 
 
 def _annotation(spec: ClipSpec, label: str) -> dict[str, Any]:
-    """`label` names the property of the named object that is the class."""
+    """A row of the annotations; `label` is the property of the named object that serves as the class."""
     return {
         "path": video_path(spec.split, spec.video_id),
         "video_id": spec.video_id,

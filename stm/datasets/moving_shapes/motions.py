@@ -1,15 +1,15 @@
 """How the objects and the camera of `moving-shapes` move.
 
 The label of a clip is *how* its named object moves, and a single frame must not reveal it. Position (x, y),
-size and orientation are therefore four channels with one rule: a channel that moves runs over
-`centre + amplitude * u` with u spread evenly over [-1, 1]; a channel at rest has one random value of the
-same range. So each channel has the same distribution over frames in every class:
+size and orientation are therefore four channels that follow one rule: a moving channel takes the values
+`centre + amplitude * u` with u uniform on [-1, 1]; a channel at rest has a constant random value from the
+same range. Each channel therefore has the same distribution over frames in every class:
 
-- drift, grow and spin run u from -1 to 1 or back, evenly in time;
-- bounce and sway run u as a triangle wave of random phase, which is uniform too;
+- for drift, grow and spin, u changes linearly from -1 to 1 or back;
+- for bounce and sway, u is a triangle wave of random phase, which is also uniform;
 - a circle of random radius sqrt(1 - z^2), z uniform, is a random circle of latitude on the unit sphere, and
   by Archimedes' theorem each coordinate of a uniform point on the sphere is uniform on [-1, 1]. Radii below
-  0.6 would hardly move and are excluded, which distorts the distribution slightly.
+  0.6 would produce hardly any motion and are excluded, which distorts the distribution slightly.
 
 The distractors' motions are sampled independently of the label.
 """
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-# name -> verb phrase of the captions
+# motion class -> verb phrase in the captions
 MOTIONS: dict[str, str] = {
     "drift_left": "drifts to the left",
     "drift_right": "drifts to the right",
@@ -37,7 +37,7 @@ MOTIONS: dict[str, str] = {
     "sway": "sways from side to side",
 }
 
-# The channel that each class moves, and its direction; channels: 0 x, 1 y, 2 logarithm of the size, 3 angle.
+# The channel that each class moves, and its direction. Channels: 0 x, 1 y, 2 log size, 3 angle.
 _RAMPS: dict[str, tuple[int, float]] = {
     "drift_left": (0, -1.0),
     "drift_right": (0, 1.0),
@@ -49,36 +49,36 @@ _RAMPS: dict[str, tuple[int, float]] = {
     "spin_clockwise": (3, 1.0),
 }
 _WAVES: dict[str, int] = {"sway": 0, "bounce": 1}
-_WAVE_CYCLES = 1.5  # in a clip
+_WAVE_CYCLES = 1.5  # per clip
 
 TRAVEL = (0.20, 0.24)  # amplitude of x and y, as a share of the frame's short side
-SIDE = 0.34  # an object's side at the middle of its range, as a share of the short side
-ZOOM = 0.29  # amplitude of the size's logarithm: sides from 0.25 to 0.45
+SIDE = 0.34  # median side of an object, as a share of the short side
+ZOOM = 0.29  # amplitude of the log size: sides from 0.25 to 0.45
 TURN = 1.9  # amplitude of the angle in radians: a spin turns by 218 degrees
-MIN_RADIUS = 0.6  # smallest circle, as a share of the travel
+MIN_RADIUS = 0.6  # smallest radius of a circle, as a share of the travel
 SPREAD = 0.08  # maximum distance of a path's centre from the frame's centre, as a share of the short side
 
-# With 32 frames of 128 pixels the camera moves by 1 to 5 pixels per frame on each axis, a drifting object by 2.
-SWAY = (0.09, 0.16)  # amplitude of a moving camera on each axis, as a share of the short side
+# With 32 frames of 128 pixels, the camera moves by 1 to 5 pixels per frame along each axis, a drifting object by 2.
+SWAY = (0.09, 0.16)  # amplitude of a moving camera along each axis, as a share of the short side
 SWAY_CYCLES = (1.0, 2.0)  # per clip
 
 
 @dataclass(frozen=True)
 class PathSpec:
-    """The path of an object over time; pixels of the frame of a fixed camera, radians."""
+    """The path of an object over time, in radians and in pixels of a fixed camera's frame."""
 
     motion: str
     x: float
     y: float
     side: float
     angle: float
-    travel: float  # pixels; for a circle its radius
-    phase: float  # turns; for circles and waves
+    travel: float  # pixels; the radius of a circle
+    phase: float  # turns; only for circles and waves
 
 
 @dataclass(frozen=True)
 class CameraSpec:
-    """A camera that sways smoothly on both axes; all zero for a fixed camera."""
+    """A camera that sways smoothly along both axes; all values are zero for a fixed camera."""
 
     amplitude: tuple[float, float] = (0.0, 0.0)  # pixels
     cycles: tuple[float, float] = (0.0, 0.0)  # per clip
@@ -90,12 +90,12 @@ class CameraSpec:
 
 
 def draw_path(rng: np.random.Generator, motion: str, width: int, height: int) -> PathSpec:
-    """Samples a path of a motion class; the module docstring says why channels at rest vary."""
+    """Samples a path of a motion class; the module docstring explains why channels at rest vary between clips."""
     short = min(width, height)
     travel = rng.uniform(*TRAVEL) * short
     spread = np.array([(width - short) / 2 + SPREAD * short, (height - short) / 2 + SPREAD * short])
     centre = np.array([width, height]) / 2 + rng.uniform(-1, 1, 2) * spread
-    # Sampled for every motion, used or not, so that the other numbers do not depend on the label.
+    # Sampled for every motion, even if unused, so that all later random numbers are independent of the label.
     rest, size_rest = rng.uniform(-1, 1, 2) * travel, rng.uniform(-1, 1)
     phase, latitude = float(rng.random()), rng.random()
     moved = _moved_channels(motion)
@@ -114,7 +114,7 @@ def _moved_channels(motion: str) -> set[int]:
 
 
 def track(path: PathSpec, frames: int) -> Array:
-    """Positions over time.
+    """The position, size and orientation over time.
 
     Returns:
         [F, 4]: x and y of the centre and side in pixels, angle in radians (clockwise on the screen).
@@ -127,7 +127,7 @@ def track(path: PathSpec, frames: int) -> Array:
     elif path.motion in _WAVES:
         offsets[:, _WAVES[path.motion]] = _triangle(turns * _WAVE_CYCLES + path.phase)
     else:
-        # The y axis points down, so growing angles run clockwise on the screen.
+        # The y axis points down, so increasing angles are clockwise on the screen.
         sign = 1 if path.motion == "circle_clockwise" else -1
         around = 2 * np.pi * (sign * turns + path.phase)
         offsets[:, 0], offsets[:, 1] = np.cos(around), np.sin(around)
@@ -153,6 +153,6 @@ def _pair(values: Array) -> tuple[float, float]:
 
 
 def camera_track(camera: CameraSpec, frames: int) -> Array:
-    """[F, 2]: how far the camera has moved, in pixels; the content of the frame moves the other way."""
+    """[F, 2]: the displacement of the camera in pixels; the content of the frame moves in the opposite direction."""
     turns = np.arange(frames)[:, None] / frames
     return np.array(camera.amplitude) * np.sin(2 * np.pi * (turns * camera.cycles + np.array(camera.phase)))

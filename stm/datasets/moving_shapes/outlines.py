@@ -10,12 +10,12 @@ Array = npt.NDArray[np.float64]
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star", "cross", "ring", "heart")
 
 RING_HOLE = 0.5  # radius of a ring's hole, as a share of its radius
-_ROUND = 96  # corners of a round outline
+_ROUND = 96  # vertices of a circular outline
 
 
 @cache
 def outline(shape: str) -> Array:
-    """[K, 2]: the corners of a shape whose side is 2, around the origin, y down."""
+    """[K, 2]: the vertices of a shape with side 2, centred at the origin, y pointing down."""
     points = _OUTLINES[shape]()
     points.setflags(write=False)
     return points
@@ -68,7 +68,7 @@ _OUTLINES = {
 
 
 def boxes_of(shape: str, places: Array) -> Array:
-    """The upright boxes around a shape over time.
+    """The axis-aligned bounding boxes of a shape over time.
 
     Args:
         places: [F, 4]: x and y of the centre, side in pixels, angle in radians.

@@ -1,4 +1,4 @@
-"""Rendering of the clips of `moving-shapes`: from a `ClipSpec` to frames and true boxes."""
+"""Renders the clips of `moving-shapes`: a `ClipSpec` becomes frames and ground-truth boxes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from stm.datasets.moving_shapes.motions import camera_track, track
 from stm.datasets.moving_shapes.outlines import RING_HOLE, outline
 
 _WARP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-_REACH = 1.35  # half of a sprite's side, in half sides of its object: no outline extends further from the centre
-# Sprites are drawn four times as large and averaged, which smooths their outlines.
+_REACH = 1.35  # half of a sprite's side, in units of half the object's side: no outline extends further from the centre
+# Sprites are drawn at four times the resolution and averaged, which antialiases their outlines.
 _OVERSAMPLE = 4
 _RIM = 0.05  # width of the dark rim, as a share of the side
 _DARK = 0.38  # brightness of a texture's second tone
@@ -23,10 +23,10 @@ _DARK = 0.38  # brightness of a texture's second tone
 
 @dataclass(frozen=True)
 class RenderedClip:
-    """The frames of a clip and the true boxes of its objects. F frames, M distractors."""
+    """The frames of a clip and the ground-truth boxes of its objects. F: frames, M: distractors."""
 
     frames: npt.NDArray[np.uint8]  # [F, H, W, 3] RGB
-    boxes: npt.NDArray[np.float32]  # [F, 4] of the named object: x0, y0, x1, y1, pixels, clipped to the frame
+    boxes: npt.NDArray[np.float32]  # [F, 4] of the named object: x0, y0, x1, y1 in pixels, clipped to the frame
     distractor_boxes: npt.NDArray[np.float32]  # [M, F, 4]
 
 
@@ -34,14 +34,14 @@ def render_clip(spec: ClipSpec, which: Sequence[int] | None = None) -> RenderedC
     """Renders a clip.
 
     Args:
-        which: numbers of the frames to render, and F their count; None: all.
+        which: indices of the frames to render; F is their number; None: all frames.
     """
     numbers = np.arange(spec.frames) if which is None else np.asarray(which, np.int64)
     camera = camera_track(spec.camera, spec.frames)[numbers]
     frames = _pan(spec, camera)
-    for item in (*spec.distractors, spec.named):  # the named object last, so that nothing hides it
+    for item in (*spec.distractors, spec.named):  # the named object last, so that nothing occludes it
         places = track(item.path, spec.frames)
-        # The sprite's resolution comes from the whole clip, so that a frame rendered alone is the same.
+        # The sprite's resolution is derived from the whole clip, so that a frame rendered alone is identical.
         resolution = 8 * int(np.ceil(places[:, 2].max() * _REACH / 8))
         places = places[numbers]
         places[:, :2] -= camera
@@ -52,7 +52,7 @@ def render_clip(spec: ClipSpec, which: Sequence[int] | None = None) -> RenderedC
 
 
 def _pan(spec: ClipSpec, camera: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    """[F, H, W, 3]: the background as seen by the camera, cut from a larger one that covers the camera's motion."""
+    """[F, H, W, 3]: the background seen by the camera, cropped from a larger one that covers the camera's motion."""
     margin = [int(np.ceil(a)) + 2 for a in spec.camera.amplitude]
     unit = min(spec.width, spec.height) / 10
     world = draw_background(
@@ -82,7 +82,7 @@ def _paint(frames: npt.NDArray[np.uint8], item: ObjectSpec, places: npt.NDArray[
 
 
 def _to_sprite(x: float, y: float, side: float, angle: float, resolution: int) -> npt.NDArray[np.float64]:
-    """[2, 3]: from pixels of a window to pixels of a sprite; pixel centres lie at whole numbers."""
+    """[2, 3]: affine transform from window pixels to sprite pixels; pixel centres are at integer coordinates."""
     scale = resolution / (side * _REACH)
     turn = scale * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     middle = (resolution - 1) / 2
@@ -91,7 +91,7 @@ def _to_sprite(x: float, y: float, side: float, angle: float, resolution: int) -
 
 @lru_cache(maxsize=512)
 def _sprite(shape: str, color: str, texture: str, resolution: int) -> npt.NDArray[np.float32]:
-    """[resolution, resolution, 4]: colors times coverage (0 to 255) and coverage (0 to 1)."""
+    """[resolution, resolution, 4]: premultiplied colors (0 to 255) and coverage (0 to 1)."""
     fine = resolution * _OVERSAMPLE
     mask = _fill(shape, fine)
     rim = max(1, round(_RIM * fine / _REACH))
@@ -100,7 +100,7 @@ def _sprite(shape: str, color: str, texture: str, resolution: int) -> npt.NDArra
     image = np.where(_second_tone(texture, fine)[..., None], bright * _DARK, bright)
     image *= (inner > 0)[..., None]
     image += 14.0 * ((mask > 0) & (inner == 0))[..., None]  # the rim is nearly black
-    # Premultiplied by coverage: averaging and warping would otherwise mix in the black outside of the outline.
+    # Premultiplied by coverage: averaging and warping would otherwise blend in the black outside the outline.
     premultiplied = np.dstack([image, (mask > 0).astype(np.float32)]).astype(np.float32)
     return np.asarray(cv2.resize(premultiplied, (resolution, resolution), interpolation=cv2.INTER_AREA))
 
@@ -116,7 +116,7 @@ def _fill(shape: str, side: int) -> npt.NDArray[np.uint8]:
 
 
 def _second_tone(texture: str, side: int) -> npt.NDArray[np.bool_]:
-    """[side, side]: where a texture is dark. It turns and grows with its object."""
+    """[side, side]: True where a texture is dark. The texture rotates and scales with its object."""
     axis = (np.arange(side) + 0.5) / side * 2 * _REACH - _REACH
     x, y = axis[None, :], axis[:, None]
     if texture == "striped":

@@ -7,12 +7,12 @@ COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine"
 
 
 def caption_of(spec: ClipSpec) -> str:
-    """What, how and where: `a red striped circle bounces up and down over a brick background`."""
+    """The full caption: `a red striped circle bounces up and down over a brick background`."""
     return f"{_with_article(name_of(spec))} {MOTIONS[spec.label]} over a {spec.background} background"
 
 
 def appearance_caption(spec: ClipSpec) -> str:
-    """The part of the caption that a single frame shows: `a red striped circle over a brick background`."""
+    """The caption without the motion, as visible in a single frame: `a red striped circle over a brick background`."""
     return f"{_with_article(name_of(spec))} over a {spec.background} background"
 
 
@@ -26,7 +26,7 @@ def name_of(spec: ClipSpec) -> str:
 
 
 def phrases(spec: ClipSpec) -> dict[str, str]:
-    """The parts of the caption by what they describe; each occurs in `caption_of(spec)` word for word."""
+    """The phrases of the caption, keyed by what they describe; each is a substring of `caption_of(spec)`."""
     return {
         "object": name_of(spec),
         "color": spec.named.color,
@@ -38,7 +38,7 @@ def phrases(spec: ClipSpec) -> dict[str, str]:
 
 
 def questions_of(spec: ClipSpec) -> list[dict[str, str]]:
-    """Questions with short answers, as `{"question": ..., "answer": ...}`; each names its object."""
+    """Questions with short answers, as `{"question": ..., "answer": ...}`; a question about an object names it."""
     named = spec.named
     item = f"the {named.color} {named.shape}"
     pairs = [

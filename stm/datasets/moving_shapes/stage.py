@@ -1,4 +1,4 @@
-"""The generate stage: the clips of moving-shapes."""
+"""The generate stage, which renders the clips of moving-shapes."""
 
 from stm.config import MovingShapesDataset
 from stm.stages.costs import Cost, Workload

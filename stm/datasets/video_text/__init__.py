@@ -1,7 +1,7 @@
-"""Public corpora and benchmarks of videos, or images, with text: from their annotation files to clips.
+"""Public corpora and benchmarks of videos or images with text: reads their annotation files into clips.
 
-As in `stm.datasets.actions`, nothing here opens a video or imports a heavy library. A benchmark's files are found by
-name anywhere under the root, a corpus's by their listed path: it has too many files to index by name.
+As in `stm.datasets.actions`, no video is opened and no heavy library is imported. The files of a benchmark are found by
+name anywhere under the root, those of a corpus by their listed path, because a corpus is too large to index by name.
 """
 
 from collections import Counter, defaultdict
@@ -38,21 +38,21 @@ __all__ = [
     "typical",
 ]
 
-_SUBFOLDERS = ("anno_downstream", "anno_pretrain")  # in the shared folder of annotations
+_SUBFOLDERS = ("anno_downstream", "anno_pretrain")  # of the shared annotation folder
 
 
 def is_corpus(source: str) -> bool:
-    """Whether a source is a pretraining corpus, which has no protocol and is never complete."""
+    """Whether a source is a pretraining corpus, which has no protocol and is never checked for completeness."""
     return source in CORPORA
 
 
 def has_images(source: str) -> bool:
-    """Whether its clips are single images."""
+    """Whether the clips of a source are single images."""
     return source in CORPORA and CORPORA[source].media == "image"
 
 
 def official_counts(source: str) -> dict[str, int]:
-    """Clips by split of a complete copy; approximate if no exact number is known, without splits of unknown size."""
+    """Clips per split of a complete copy, approximate if not known exactly; splits of unknown size are omitted."""
     if source in CORPORA:
         return {SPLIT: CORPORA[source].published}
     protocol = read_protocol(source)
@@ -69,7 +69,7 @@ def typical(source: str) -> Typical:
 
 
 def protocol_settings(source: str) -> dict[str, Any]:
-    """The protocol's settings that determine how lists become clips, as JSON values; for receipts."""
+    """The protocol settings that determine how lists are converted to clips, as JSON values; for receipts."""
     if source in CORPORA:
         return {}
     shaping = {"task", "format", "files", "paragraph", "trim_seconds", "test"}
@@ -77,10 +77,10 @@ def protocol_settings(source: str) -> dict[str, Any]:
 
 
 def read_answers(dataset: LanguageDataset) -> tuple[str, ...]:
-    """The list of answers of a question answering benchmark, as written.
+    """The unmodified answer list of a question answering benchmark.
 
     Raises:
-        DatasetError: it has none, or the file is missing or does not have the expected format.
+        DatasetError: the benchmark has no such list, or the file is missing or does not have the expected format.
     """
     if dataset.source in CORPORA:
         raise DatasetError(f"{dataset.source} is a corpus; it has no list of answers")
@@ -89,7 +89,7 @@ def read_answers(dataset: LanguageDataset) -> tuple[str, ...]:
 
 
 def read_language(dataset: LanguageDataset) -> DatasetCopy:
-    """Reads the lists and looks for the file of each video: one clip per video, with all its captions and questions.
+    """Reads the lists and searches for the file of each video: one clip per video, with all its captions and questions.
 
     The counts are not checked here; see `check_language`.
 
@@ -131,7 +131,7 @@ def _copy(
     videos: Videos,
     expected: dict[str, SplitCounts],
 ) -> DatasetCopy:
-    """The copy of a dataset, from the contents of its lists and the files that exist."""
+    """The copy of a dataset, built from the contents of its lists and the existing files."""
     matched = match_files(files, videos, listed.refused)
     clips = Counter(clip.split for clip in listed.clips)
     on_disk = Counter(named.clip.split for named in matched.clips)
@@ -144,7 +144,7 @@ def _copy(
 
 
 def _list_files(root: Path) -> Videos:
-    """All files under a corpus's root by their full path, whatever their extension; nothing hidden, no linked folder."""
+    """All files under a corpus's root by full path, with any extension; hidden files and linked folders are skipped."""
     if not root.is_dir():
         raise DatasetError(
             f"dataset.root: {root} is not a folder; paths in a config are relative to where stm is started"
@@ -161,10 +161,10 @@ def _list_files(root: Path) -> Videos:
 
 
 def _find_name(clip: AnnotatedClip, videos: Videos, shared: set[str]) -> str | None:
-    """Finds a file by its name without extension: this also finds converted copies, and names listed without one."""
+    """Finds a file by its name without extension, so that converted files and names listed without extension match."""
     *folders, _ = clip.path.split("/")
     name = _name_of(clip)
-    # `Entry.name` removes an extension, and the names themselves may contain dots, so one is added.
+    # `Entry.name` removes an extension, and the names themselves may contain dots, so an extension is appended.
     return videos.find(Entry(replace(clip, path=f"{name}.mp4"), folders=tuple(folders[-1:])), name in shared)
 
 
@@ -173,7 +173,7 @@ def _name_of(clip: AnnotatedClip) -> str:
 
 
 def _shared_names(clips: list[AnnotatedClip]) -> set[str]:
-    """File names that videos in different folders share."""
+    """File names shared by videos in different folders."""
     folders: defaultdict[str, set[str]] = defaultdict(set)
     for clip in clips:
         folders[_name_of(clip)].add(clip.path.rpartition("/")[0])
@@ -181,14 +181,14 @@ def _shared_names(clips: list[AnnotatedClip]) -> set[str]:
 
 
 def check_language(dataset: LanguageDataset, copy: DatasetCopy | None = None) -> CopyReport:
-    """Checks that a benchmark's copy is official and complete, and that a corpus has any file at all.
+    """Checks that a benchmark's copy is official and complete, or that a corpus has at least one file.
 
     Args:
         copy: the result of `read_language`, if it has been called already.
 
     Raises:
         DatasetError: no file exists, a benchmark's lists do not have the official sizes (if these are known), or files are
-            missing and `dataset.partial` is not set. The message gives the counts and the first missing files.
+            missing and `dataset.partial` is not set. The message contains the counts and the first missing files.
     """
     report = (copy or read_language(dataset)).report
     if is_corpus(dataset.source):

@@ -1,4 +1,4 @@
-"""Annotation files of retrieval, question answering, multiple choice and captioning, as VindLU and UMT share them."""
+"""Annotation files for retrieval, question answering, multiple choice and captioning, as in VindLU and UMT."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -12,11 +12,11 @@ from stm.datasets.video_text.by_video import AnnotationLine
 from stm.datasets.video_text.protocol import Protocol
 from stm.manifest import Question
 
-_MSRVTT_SPLITS = {"val": "validate"}  # where the release uses another name
+_MSRVTT_SPLITS = {"val": "validate"}  # if the release uses a different name
 
 
 def read_lists(protocol: Protocol, annotations: Annotations) -> Iterator[AnnotationLine]:
-    """The contents of a benchmark's files, in order; lines that cannot be used have a `problem`.
+    """The contents of a benchmark's files, in order; unusable lines have a `problem`.
 
     Raises:
         DatasetError: a file is missing, or does not have the expected format.
@@ -35,10 +35,10 @@ def read_lists(protocol: Protocol, annotations: Annotations) -> Iterator[Annotat
 
 
 def read_answers(protocol: Protocol, annotations: Annotations) -> tuple[str, ...]:
-    """The candidate answers of a question answering benchmark, as written.
+    """The unmodified candidate answers of a question answering benchmark.
 
     Raises:
-        DatasetError: the protocol has none, the file is missing, or it is not a list of texts.
+        DatasetError: the protocol has no answer list, or the file is missing or not a list of texts.
     """
     if protocol.answers is None:
         raise DatasetError(f"{protocol.title} has no list of answers")
@@ -50,7 +50,7 @@ def read_answers(protocol: Protocol, annotations: Annotations) -> tuple[str, ...
 
 
 def _videos_of(row: Any) -> list[str]:
-    """The video of an entry, or the several videos that its text describes (SSv2). VindLU also uses the key `image`."""
+    """The video or videos that the text of an entry describes (several in SSv2). VindLU also uses the key `image`."""
     key = "video" if isinstance(row, Mapping) and "video" in row else "image"
     value = row.get(key) if isinstance(row, Mapping) else None
     if isinstance(value, list):
@@ -61,7 +61,7 @@ def _videos_of(row: Any) -> list[str]:
 
 
 def _texts_of(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    """One text, or several; empty ones among several are left out."""
+    """One or several texts; empty texts in a list are dropped."""
     value = row.get(key)
     if not isinstance(value, list):
         return (text_of(row, key),)
@@ -72,13 +72,13 @@ def _texts_of(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
 
 
 def _captions(split: str, where: str, row: Any) -> Iterator[AnnotationLine]:
-    """{"video", "caption": text or several}"""
+    """{"video", "caption": text or list of texts}"""
     for video in _videos_of(row):
         yield AnnotationLine(split, where, video, captions=_texts_of(row, "caption"))
 
 
 def _questions(split: str, where: str, row: Any) -> Iterator[AnnotationLine]:
-    """{"video", "question", "answer": text or several}: one question per answer, so that frequent answers count more."""
+    """{"video", "question", "answer": text or list}: one question per answer, which weights frequent answers more."""
     for video in _videos_of(row):
         question = text_of(row, "question")
         yield AnnotationLine(
@@ -87,7 +87,7 @@ def _questions(split: str, where: str, row: Any) -> Iterator[AnnotationLine]:
 
 
 def _choices(split: str, where: str, row: Any) -> Iterator[AnnotationLine]:
-    """{"video", "caption": [texts], "answer": index of the correct one}. The correct one is also the clip's caption."""
+    """{"video", "caption": [texts], "answer": index of the correct one}, which is also the clip's caption."""
     for video in _videos_of(row):
         value = row.get("caption")
         if not isinstance(value, list) or len(value) < 2:
@@ -104,7 +104,7 @@ _LINES = {"captions": _captions, "questions": _questions, "choices": _choices}
 
 
 def _read_videodatainfo(annotations: Annotations, path: Path, split: str) -> Iterator[AnnotationLine]:
-    """MSR-VTT's release: {"videos": [{"video_id", "split"}], "sentences": [{"video_id", "caption"}]}."""
+    """The format of MSR-VTT's release: {"videos": [{"video_id", "split"}], "sentences": [{"video_id", "caption"}]}."""
     release = annotations.json(path, dict)
     videos, sentences = release.get("videos"), release.get("sentences")
     if not isinstance(videos, list) or not isinstance(sentences, list):

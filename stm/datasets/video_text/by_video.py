@@ -1,4 +1,4 @@
-"""From the lines of annotation files to clips: one per video, with all its captions and questions."""
+"""Groups the lines of annotation files into clips: one per video, with all its captions and questions."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -14,23 +14,23 @@ from stm.manifest import Question
 
 
 class AnnotationLine(NamedTuple):
-    """The contents of a line for one video; a line about several videos becomes several of these."""
+    """The contents of a line for one video; a line about several videos becomes several objects."""
 
     split: str
-    where: str  # for messages
-    path: str = ""  # as written
+    where: str  # position of the line, for messages
+    path: str = ""  # unmodified
     captions: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
-    problem: str = ""  # why it cannot be used
+    problem: str = ""  # why the line is unusable
 
 
 @dataclass
 class ListedVideos:
-    """The contents of a list by video, in the order of the videos' first lines."""
+    """The contents of a list, grouped by video, in the order in which the videos first occur."""
 
     clips: list[AnnotatedClip] = field(default_factory=list)
-    refused: list[Refused] = field(default_factory=list)  # lines that cannot be used
-    texts: Counter[str] = field(default_factory=Counter)  # captions, or questions, per split
+    refused: list[Refused] = field(default_factory=list)  # unusable lines
+    texts: Counter[str] = field(default_factory=Counter)  # number of captions or questions per split
 
 
 @dataclass
@@ -42,11 +42,11 @@ class _Video:
 def group_by_video(
     lines: Iterable[AnnotationLine], *, end: float | None = None, paragraph: bool = False
 ) -> ListedVideos:
-    """Combines the lines about each video of a split.
+    """Combines the lines about each video of a split into one clip.
 
     Args:
-        end: seconds; only this much of the beginning of each video is used.
-        paragraph: join the captions of a video into one, in their order, separated by spaces.
+        end: seconds from the start of each video that are used.
+        paragraph: join the captions of a video in order, separated by spaces.
     """
     listed = ListedVideos()
     videos: dict[tuple[str, str], _Video] = {}
@@ -55,7 +55,7 @@ def group_by_video(
             listed.refused.append(Refused(line.where, None, Status.BAD_ROW, f"{line.where}: {line.problem}"))
             continue
         path = PurePosixPath(line.path)
-        # Lists come from the web, and their paths must not lead out of the root.
+        # Lists come from the web, and their paths must not escape the root.
         if path.is_absolute() or ".." in path.parts or "\x00" in line.path:
             detail = f"{line.where}: the path must be relative to dataset.root and stay under it"
             name = printable(line.path.replace("\x00", "?"))
@@ -74,6 +74,6 @@ def group_by_video(
 
 
 def make_id(path: str) -> str:
-    """A file's path without the extension of a video or image. Names such as LSMDC's contain dots themselves."""
+    """A file's path without its video or image extension; other dots, as in LSMDC's names, are kept."""
     stem, dot, ending = path.rpartition(".")
     return stem if f"{dot}{ending.lower()}" in (*VIDEO_ENDINGS, *IMAGE_ENDINGS) and stem else path

@@ -1,4 +1,4 @@
-"""Cleans captions for the text towers, as they were trained. Tokenisation does this; the manifest keeps the original text."""
+"""Cleans captions as in the text towers' training. Applied at tokenisation; the manifest keeps the original text."""
 
 import re
 
@@ -11,8 +11,8 @@ _SPACES = re.compile(r"\s+")
 def clean_text(text: str) -> str:
     """A caption, question or answer in the form that UMT trains and tests on.
 
-    Lower case; punctuation is removed, dashes and slashes become spaces; LSMDC's and Conceptual Captions' `<person>` becomes
-    `person`; single spaces, none at the ends. Cleaning a second time changes nothing.
+    The text is lower-cased; punctuation is removed; dashes and slashes become spaces; `<person>` (LSMDC, Conceptual
+    Captions) becomes `person`; white space is collapsed and stripped. The function is idempotent.
     """
     plain = text.lower().translate(_TABLE).replace("<person>", "person")
     return _SPACES.sub(" ", plain).strip()

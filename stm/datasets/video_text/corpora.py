@@ -1,6 +1,6 @@
-"""The corpora that UMT, STM and ClusterSTM pretrain on: facts about them, and the reading of their lists.
+"""The corpora that UMT, STM and ClusterSTM pretrain on: their properties, and reading their lists.
 
-Links on the web die, so no copy is complete, and none is checked against an official size: the existing clips are counted.
+No copy is complete, because web links expire. The existing clips are counted but not compared with an official size.
 """
 
 from collections.abc import Iterator
@@ -18,17 +18,17 @@ SPLIT = "train"
 
 @dataclass(frozen=True)
 class PretrainingCorpus:
-    """The facts about a corpus that are known without its data."""
+    """The properties of a corpus that are known without its data."""
 
     title: str
     media: Literal["video", "image"]
     names: tuple[str, ...]  # possible names of the list file, without extension
-    published: int  # videos or images, according to its authors; never checked
+    published: int  # number of videos or images according to the authors; never checked
     typical: Typical
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Possible names of the list file; the first that exists is read."""
+        """Possible names of the list file; the first existing one is read."""
         return tuple(f"{name}{ending}" for ending in (".json", ".sqlite.db", ".db") for name in self.names)
 
 
@@ -36,7 +36,7 @@ _IMAGE = Typical(1, 640, 480, "assumed")
 _WEBVID = Typical(450, 596, 336, "13,000 hours of 2.5 million videos (Bain et al. 2021), 25 frames per second assumed")
 
 CORPORA: dict[str, PretrainingCorpus] = {
-    # Bain et al. 2021, Frozen in Time: 2.5 million; the project's page: 10.7 million. Both rounded.
+    # Bain et al. 2021, Frozen in Time: 2.5 million; project page: 10.7 million. Both rounded.
     "webvid-2m": PretrainingCorpus("WebVid-2M", "video", ("webvid_train",), 2_500_000, _WEBVID),
     "webvid-10m": PretrainingCorpus("WebVid-10M", "video", ("webvid_10m_train",), 10_700_000, _WEBVID),
     # Sharma et al. 2018, training links. Early copies have 2.9 million; in 2022 1.9 to 2.2 were still available.
@@ -45,13 +45,13 @@ CORPORA: dict[str, PretrainingCorpus] = {
     "cc12m": PretrainingCorpus("Conceptual Captions 12M", "image", ("cc12m_train", "cc12m"), 12_423_374, _IMAGE),
     "sbu": PretrainingCorpus("SBU Captions", "image", ("sbu",), 1_000_000, _IMAGE),  # Ordonez et al. 2011, rounded
     "visual-genome": PretrainingCorpus("Visual Genome", "image", ("vg",), 108_077, _IMAGE),  # Krishna et al. 2017
-    # Karpathy's training split with the remaining validation images, five captions each.
+    # Karpathy's training split plus the remaining validation images, five captions each.
     "coco": PretrainingCorpus("COCO captions", "image", ("coco",), 113_287, _IMAGE),
 }
 
 
 def read_corpus(corpus: PretrainingCorpus, annotations: Annotations) -> Iterator[AnnotationLine]:
-    """The contents of a corpus's list, line by line; lines that cannot be used have a `problem`.
+    """The contents of a corpus's list, line by line; unusable lines have a `problem`.
 
     Raises:
         DatasetError: the list is missing or damaged, or does not have the expected format.

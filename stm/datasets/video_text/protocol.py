@@ -1,6 +1,6 @@
-"""The evaluation protocol of a video-text benchmark: the files of config/datasets, validated.
+"""The evaluation protocols of video-text benchmarks: the files in config/datasets, validated.
 
-A protocol is not part of a run's config: with another choice of trimming or paragraphs, results would not be comparable.
+A protocol is not part of a run's config, because results with different trimming or paragraphs would not be comparable.
 """
 
 from functools import cache
@@ -22,7 +22,7 @@ Rule = Literal["join", "explode", "keep"]
 class InputSizes(Section):
     """Input sizes of the model."""
 
-    train_frames: Count | None = None  # per clip; null: nothing is trained
+    train_frames: Count | None = None  # per clip; null: no training
     test_frames: Count
     max_text_tokens: Annotated[int, Field(ge=4, le=512)]  # per caption or question; longer ones are truncated
 
@@ -42,25 +42,25 @@ class Protocol(Section):
     title: str
     task: Literal["retrieval", "question_answering", "multiple_choice", "captioning"]
     lists_from: str  # the publisher of the annotation files
-    # `list`: [{"video", "caption" | "question", "answer"}]; `videodatainfo`: MSR-VTT's own {"videos", "sentences"}
+    # `list`: [{"video", "caption" | "question", "answer"}]; `videodatainfo`: MSR-VTT's format {"videos", "sentences"}
     format: Literal["list", "videodatainfo"] = "list"
-    files: dict[Name, tuple[FileName, ...]]  # by split; the first that exists is read
-    answers: FileName | None = None  # list of the candidate answers
-    # Sizes by split. Several: copies of the official lists differ. Null: unknown; the videos are counted, not checked.
+    files: dict[Name, tuple[FileName, ...]]  # by split; the first existing one is read
+    answers: FileName | None = None  # file with the list of candidate answers
+    # Sizes by split. Several: versions of the lists differ. Null: unknown; the videos are counted but not checked.
     videos: dict[Name, Count | tuple[Count, ...] | None]
-    texts: dict[Name, Count | None]  # captions (a paragraph is one), or questions
-    about: dict[Name, Count] = Field({})  # videos of a split whose size is known approximately; for the plan
-    paragraph: bool = False  # the joined captions of a video are its only text query
-    # Several captions of a video: `join` into a paragraph, `explode` into one training pair each, `keep` all as correct answers.
+    texts: dict[Name, Count | None]  # captions (a paragraph counts as one), or questions
+    about: dict[Name, Count] = Field({})  # approximate number of videos of splits without an exact size; for the plan
+    paragraph: bool = False  # join the captions of a video into its only text query
+    # Several captions per video: `join` into a paragraph, `explode` into one training pair each, `keep` all as correct.
     several_captions: dict[Name, Rule] = Field({})
-    several_videos_per_text: bool = False  # equal captions of different videos: each of the videos is correct
-    trim_seconds: Annotated[float, Field(gt=0)] | None = None  # only the first seconds of each video are used
+    several_videos_per_text: bool = False  # videos with equal captions are all correct for that caption
+    trim_seconds: Annotated[float, Field(gt=0)] | None = None  # seconds from the start of each video that are used
     fine_tuned: InputSizes
     zero_shot: InputSizes | None = None
     max_answer_tokens: Count | None = None
     test: Name = "test"
-    validation: Name | None  # the split on which the checkpoint is chosen
-    checkpoint: Literal["best", "last"]  # of a fine-tuning: best on the validation split, or the last one
+    validation: Name | None  # the split used to select the checkpoint
+    checkpoint: Literal["best", "last"]  # for fine-tuning: the best on the validation split, or the last
     typical: TypicalClip
 
     @model_validator(mode="after")
@@ -88,13 +88,13 @@ class Protocol(Section):
         return self
 
     def text_kind(self, split: str) -> Literal["captions", "questions", "choices"]:
-        """The contents of a split's file. Multiple choice is trained on captions."""
+        """The kind of texts in a split's file. Multiple choice is trained on captions."""
         if self.task == "question_answering":
             return "questions"
         return "choices" if self.task == "multiple_choice" and split == self.test else "captions"
 
     def sizes(self, split: str) -> tuple[int, ...]:
-        """The official numbers of videos, any of which is correct; empty: unknown."""
+        """The official numbers of videos, several if versions differ; empty: unknown."""
         size = self.videos[split]
         return () if size is None else (size,) if isinstance(size, int) else size
 
@@ -103,7 +103,7 @@ def protocol_folder() -> Path:
     """The folder of the protocols: config/datasets next to the package.
 
     Raises:
-        DatasetError: it does not exist, for instance because the package is installed without its repository.
+        DatasetError: the folder does not exist, for instance because the package is installed without its repository.
     """
     folder = Path(stm.__file__).parents[1] / "config" / "datasets"
     if not folder.is_dir():
@@ -115,7 +115,7 @@ def protocol_folder() -> Path:
 
 
 def protocol_names() -> list[str]:
-    """The benchmarks that have a protocol, sorted."""
+    """The sorted names of the benchmarks that have a protocol."""
     return sorted(path.stem for path in protocol_folder().glob("*.yaml"))
 
 
@@ -124,7 +124,7 @@ def read_protocol(name: str) -> Protocol:
     """The protocol of a benchmark, for instance `msrvtt`.
 
     Raises:
-        DatasetError: there is no protocol of this name, or its file is not valid.
+        DatasetError: no protocol has this name, or its file is invalid.
     """
     path = protocol_folder() / f"{name}.yaml"
     if name not in protocol_names():

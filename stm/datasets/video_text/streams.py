@@ -11,11 +11,11 @@ from urllib.parse import quote
 from stm.datasets.folder import DatasetError
 
 _CHUNK = 1 << 20  # characters
-_LONGEST = 1 << 24  # characters of one element; keeps a file that is not a list of captions from filling the memory
+_LONGEST = 1 << 24  # characters per element; prevents a file that is not a list of captions from exhausting memory
 _SPACE = " \t\r\n"
-_AFTER = frozenset(f"{_SPACE},]")  # what may follow an element
+_AFTER = frozenset(f"{_SPACE},]")  # characters that may follow an element
 
-# VindLU names the column of file names after the kind of media.
+# VindLU names the file name column after the media type.
 _QUERIES = {
     "filename": "SELECT id, filename, caption FROM annos ORDER BY id",
     "video": "SELECT id, video, caption FROM annos ORDER BY id",
@@ -24,9 +24,9 @@ _QUERIES = {
 
 
 def stream_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """(where, row) of each entry of a `.json` list or of the table `annos` of an SQLite file.
+    """(position, row) of each entry of a `.json` list or of the table `annos` in an SQLite file.
 
-    A row of the table is {"filename", "caption"}, whatever its column is called.
+    A row of the table has the keys `filename` and `caption`, regardless of the column name in the file.
 
     Raises:
         DatasetError: the file is damaged, or does not have the expected format.
@@ -44,7 +44,7 @@ def _stream_json(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 class _Text:
-    """A window that moves over a text file."""
+    """A sliding window over a text file."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -53,14 +53,14 @@ class _Text:
         self.ended = False
 
     def more(self) -> None:
-        """Adds a chunk and drops what was read."""
+        """Appends a chunk and drops the consumed characters."""
         chunk = self._file.read(_CHUNK)
         self.window = self.window[self.at :] + chunk
         self.at = 0
         self.ended = not chunk
 
     def peek(self) -> str:
-        """The next character that is not white space; empty at the end of the file."""
+        """The next non-white-space character; empty at the end of the file."""
         while True:
             while self.at < len(self.window) and self.window[self.at] in _SPACE:
                 self.at += 1
@@ -89,7 +89,7 @@ def _elements(text: _Text) -> Iterator[Any]:
 
 
 def _element(decoder: json.JSONDecoder, text: _Text) -> Any:
-    """The element at the current position; the window grows until it holds all of it."""
+    """The element at the current position; the window grows until it contains the whole element."""
     while True:
         try:
             value, end = decoder.raw_decode(text.window, text.at)
@@ -105,12 +105,12 @@ def _element(decoder: json.JSONDecoder, text: _Text) -> Any:
 
 
 def _stream_table(path: Path) -> Iterator[tuple[str, Any]]:
-    # Read-only, without locks (network disks have none), and without the functions that views in an untrusted file could call.
+    # Read-only; no locks (unsupported on network disks), and no functions that views in an untrusted file could call.
     address = f"file:{quote(path.absolute().as_posix())}?mode=ro&immutable=1"
     try:
         with closing(sqlite3.connect(address, uri=True)) as connection:
             connection.execute("PRAGMA trusted_schema=OFF")
-            connection.text_factory = bytes  # str would raise an error at the first text that is not UTF-8
+            connection.text_factory = bytes  # str would raise an error on the first text that is not UTF-8
             columns = {row[1].decode() for row in connection.execute("PRAGMA table_info(annos)")}
             named = [column for column in _QUERIES if column in columns]
             if not named or not {"id", "caption"} <= columns:
@@ -127,5 +127,5 @@ def _stream_table(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _decoded(value: Any) -> Any:
-    """Decodes text; invalid bytes become lone surrogates, which `text_of` refuses row by row."""
+    """Decodes text; invalid bytes become lone surrogates, which `text_of` rejects row by row."""
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value

@@ -1,7 +1,7 @@
 """Checks the evaluations of a config against the protocols of their benchmarks.
 
-A wrong number of frames, text length or split gives results that look plausible and cannot be compared with any others. So a
-config that differs from the protocol is rejected before anything runs.
+A wrong number of frames, text length or split produces results that look plausible but are not comparable. A config
+that deviates from the protocol is therefore rejected before anything runs.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ def check_tasks(config: Config) -> None:
     """Checks every evaluation with text on a benchmark that has a protocol.
 
     Raises:
-        DatasetError: one line per key that differs from the protocol, with the value that it must have.
+        DatasetError: one line per key that deviates from the protocol, with the required value.
     """
     wrong = list(dict.fromkeys(_differences(config)))
     if wrong:
@@ -25,10 +25,10 @@ def check_tasks(config: Config) -> None:
 
 
 def has_shared_texts(config: Config, run: str, task: str) -> bool:
-    """Whether clips with equal captions share them in retrieval: the caption is one query, and each of the clips is correct.
+    """Whether clips with equal captions share them in retrieval: one query per caption, with all of its clips correct.
 
-    The protocol of the benchmark decides (`several_videos_per_text`: SSv2), not the config. Without a protocol a caption
-    belongs to its own clip only.
+    This is set by the benchmark's protocol (`several_videos_per_text`: SSv2), not by the config. Without a protocol, a
+    caption matches only its own clip.
 
     Args:
         run, task: names in the config.
