@@ -80,7 +80,7 @@ class Checkpoints:
         return sorted(int(match[1]) for match in names if match)
 
     def discard(self) -> None:
-        """Removes all checkpoints; call it once the finished weights are in place."""
+        """Removes all checkpoints; call it once the final weights have been written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, step: int) -> Path:
@@ -133,7 +133,7 @@ def _verify(path: Path) -> bool:
 
 
 def _differences(before: Any, after: Any, key: str = "") -> list[str]:
-    """Dotted keys where two JSON values differ."""
+    """The dotted keys at which two JSON values differ."""
     if isinstance(before, dict) and isinstance(after, dict):
         keys: list[str] = []
         for name in sorted(before.keys() | after.keys()):

@@ -21,7 +21,7 @@ class Start:
 
 
 def start_from(model: VideoMAE | VideoEncoder, source: str) -> Start:
-    """Loads the encoder's weights into `model`, and the decoder's if they fit; logs what is left out.
+    """Loads the encoder's weights into `model`, and the decoder's if they fit; logs what is ignored.
 
     Args:
         model: the run's model, or its encoder alone; its clip length and image size may differ from the source's.

@@ -94,7 +94,7 @@ def torchrun_command(run: Run, request: Path) -> list[str]:
         ValueError: the run needs several nodes, but this is not a Slurm job.
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={run.nodes}"]
-    # Slurm's warning reaches torchrun as well as its processes; unhandled, it would kill torchrun alone.
+    # Slurm's warning signal reaches torchrun as well as its processes; unhandled, it would kill torchrun only.
     torchrun += [f"--nproc-per-node={run.processes}", f"--max-restarts={RESTARTS}"]
     torchrun += ["--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
     program = ["-m", "stm.training.launch", str(request)]

@@ -69,7 +69,7 @@ def fit(
     process: Process,
     after_epoch: Callable[[int], None] | None = None,
 ) -> Checkpoints:
-    """Trains `module` in place, from the newest checkpoint under `output` if there is one.
+    """Trains `module` in place, resuming from the newest checkpoint under `output`, if any.
 
     Args:
         module: on the process's device. `module(batch)` returns scalars by name; `loss` is minimised, and all are
@@ -82,7 +82,7 @@ def fit(
             change the random state. A resumed run may call it again for an epoch that it repeats.
 
     Returns:
-        The checkpoints, to be discarded once the weights are in place.
+        The checkpoints, to be discarded once the final weights have been written.
 
     Raises:
         Interrupted: after SIGTERM or SIGUSR1; the state is saved.

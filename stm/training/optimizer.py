@@ -76,10 +76,10 @@ def group_parameters(
 def build_optimizer(
     module: nn.Module, settings: Optimisation, *, layer_decay: float = 1.0, depth: int = 0
 ) -> torch.optim.AdamW:
-    """AdamW over a module's trained parameters, with the fused kernel: on a CPU it takes a quarter of the loop's time.
+    """AdamW over a module's trained parameters, with the fused kernel: on a CPU, four times as fast as looping over them.
 
     Args:
-        module: already on its device. It may define `learning_rate_factors`, by parameter name (STM's learned mix).
+        module: already on its device. It may define `learning_rate_factors`, keyed by parameter name (STM's learned mix).
         settings: learning rate, betas and weight decay.
         layer_decay: 1 for the same learning rate in all layers.
         depth: encoder blocks; needed with `layer_decay` below 1.

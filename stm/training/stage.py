@@ -10,7 +10,7 @@ from stm.stages.jobs import Job
 
 
 def weights_of(job: Job, run: str) -> Path:
-    """The weights of a run of `Config.runs`."""
+    """The path of the weights of a run in `Config.runs`."""
     return job.on(job.study.dataset_of(run)).layout.weights(run)
 
 
