@@ -1,4 +1,4 @@
-"""Augmentation of a training clip's pixels without its guides: RandAugment and random erasing, the same for all frames."""
+"""Augmentation of a training clip's pixels but not its guides: RandAugment and random erasing, the same for all frames."""
 
 import math
 import random
@@ -16,7 +16,7 @@ from stm.tubelets import IMAGENET_MEAN, IMAGENET_STD
 # The fill colour of rotated and translated images: timm's plain grey, as in VideoMAE.
 GREY = (128, 128, 128)
 
-# Random erasing: minimum and maximum share of the image, and of height / width; VideoMAE's and timm's.
+# Random erasing: minimum and maximum share of the image area and aspect ratio (height / width), as in VideoMAE and timm.
 ERASED_AREA = (0.02, 1 / 3)
 ERASED_ASPECT = (0.3, 1 / 0.3)
 # Boxes that do not fit are sampled again. VideoMAE tries 100 times per clip, timm 10 times per image.
@@ -26,7 +26,7 @@ TRIES = 100
 class RandAugment:
     """timm's RandAugment, sampled once per clip.
 
-    VideoMAE applies it to whole frames before they are cropped; here it comes after crop and flip, where it costs less.
+    VideoMAE applies it to whole frames before cropping; here it follows crop and flip, where it is cheaper.
     """
 
     def __init__(self, policy: str, size: int) -> None:
@@ -38,9 +38,9 @@ class RandAugment:
         Raises:
             ValueError: timm does not understand the policy.
         """
-        from timm.data.auto_augment import rand_augment_transform  # takes seconds, and few runs need it
+        from timm.data.auto_augment import rand_augment_transform  # importing it takes seconds, and few runs need it
 
-        # 0.45 of the image is VideoMAE's and timm's largest translation.
+        # The largest translation in VideoMAE and timm is 0.45 of the image.
         settings = {"translate_const": int(0.45 * size), "img_mean": GREY, "interpolation": Image.Resampling.BICUBIC}
         try:
             self._transform = rand_augment_transform(policy, settings)
@@ -51,12 +51,12 @@ class RandAugment:
             ) from error
 
     def draw(self, generator: np.random.Generator) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
-        """Sample a transform of images uint8 [size, size, 3]; it is the same for all images that it is applied to."""
+        """Sample a transform for images uint8 [size, size, 3]; it is identical for all images that it is applied to."""
         return partial(self.apply, seed=int(generator.integers(2**32)))
 
     def apply(self, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-        """Transform an image by the operations and strengths that follow from `seed`."""
-        # timm samples anew in each call, from global generators: seeding them makes all frames of a clip alike.
+        """Transform an image with the operations and magnitudes determined by `seed`."""
+        # timm samples anew in each call from global generators; seeding them gives all frames of a clip the same transform.
         with global_seed(seed):
             return np.asarray(self._transform(Image.fromarray(image)))
 
@@ -75,7 +75,7 @@ def global_seed(seed: int) -> Iterator[None]:
 
 
 def draw_erased(generator: np.random.Generator, probability: float, size: int) -> Box | None:
-    """The box to erase from images of `size` x `size` pixels, or None: area uniform, aspect log-uniform, place uniform."""
+    """The box to erase from images of `size` x `size` pixels, or None: uniform area and position, log-uniform aspect ratio."""
     if generator.random() >= probability:
         return None
     for _ in range(TRIES):
@@ -90,10 +90,11 @@ def draw_erased(generator: np.random.Generator, probability: float, size: int) -
 
 
 def erase(generator: np.random.Generator, video: NDArray[np.uint8], box: Box) -> None:
-    """Fill a box of all frames of a video uint8 [T, 3, S, S] in place with noise, independent per pixel, colour and frame.
+    """Fill a box in all frames of a video uint8 [T, 3, S, S] in place with noise, independent per pixel, channel and frame.
 
-    The noise is timm's mode `pixel`: standard normal where pixels are normalised by ImageNet's mean and deviation. These
-    pixels are still bytes, so the noise is converted to bytes and clipped at black and white, 1.8 to 2.6 deviations away.
+    The noise is that of timm's mode `pixel`: standard normal after normalisation with ImageNet's mean and standard
+    deviation. The pixels here are still bytes, so the noise is converted to bytes and clipped at black and white, which are
+    1.8 to 2.6 standard deviations from the mean.
     """
     place = video[:, :, box.top : box.top + box.height, box.left : box.left + box.width]
     noise = generator.standard_normal(place.shape, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Where a crop lies on the stored frame. One box and one flip apply to all frames and guides of a sample."""
+"""Crop boxes on the stored frame. One box and one flip apply to all frames and guides of a sample."""
 
 import math
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from stm.config import Augmentation
 # VideoMAE's MultiScaleCrop: sides as shares of the frame's short side.
 SCALES = (1.0, 0.875, 0.75, 0.66)
 
-# Places of a multi-scale crop, in quarters of the free width and height: corners, middles of the edges, the
-# centre, and half-way between centre and corners.
+# Positions of a multi-scale crop, in quarters of the free width and height: the corners, the midpoints of the edges, the
+# centre, and half-way between the centre and the corners.
 PLACES = tuple((x, y) for x in (0, 2, 4) for y in (0, 2, 4)) + tuple((x, y) for x in (1, 3) for y in (1, 3))
 
 
@@ -26,16 +26,16 @@ class Box(NamedTuple):
 
 
 def center_crop(width: int, height: int) -> Box:
-    """The largest square in the middle of a frame."""
+    """The largest centred square of a frame."""
     side = min(width, height)
     return Box((width - side) // 2, (height - side) // 2, side, side)
 
 
 def side_crops(crops: int, width: int, height: int) -> list[Box]:
-    """Squares of a frame's short side for evaluation: the centre, or three evenly spaced along the long side.
+    """Square crops for evaluation, with the frame's short side: the centre, or three evenly spaced along the long side.
 
-    Three are the left, centre and right ones, or the top, centre and bottom ones of a portrait frame. They cover a frame
-    whose long side is at most three times the short one, and coincide on a square one.
+    The three are the left, centre and right crops, or the top, centre and bottom ones of a portrait frame. They cover the
+    frame if its long side is at most three times the short one, and coincide if it is square.
     """
     if crops == 1:
         return [center_crop(width, height)]
@@ -47,9 +47,9 @@ def side_crops(crops: int, width: int, height: int) -> list[Box]:
 
 
 def multi_scale_crop(generator: np.random.Generator, width: int, height: int) -> Box:
-    """VideoMAE's crop: width and height are scales at most one step apart, the place one of 13 fixed ones.
+    """VideoMAE's crop: the scales of width and height are at most one step apart; the position is one of 13 fixed ones.
 
-    Unlike there, a side within 2 pixels of the image size is not rounded to it.
+    Unlike in VideoMAE, a side within 2 pixels of the image size is not rounded to it.
     """
     sides = [int(min(width, height) * scale) for scale in SCALES]
     steps = range(len(sides))
@@ -67,13 +67,13 @@ def random_resized_crop(
     scale: tuple[float, float],
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
-    """A crop of random area and log-uniform aspect ratio, anywhere; the centre crop after 10 attempts that do not fit.
+    """A crop of uniform area, log-uniform aspect ratio and uniform position; the centre crop if 10 attempts do not fit.
 
     Args:
         scale: minimum and maximum share of the frame's area.
-        ratio: minimum and maximum width / height.
+        ratio: minimum and maximum aspect ratio, width / height.
     """
-    # As many attempts as torchvision's.
+    # The same number of attempts as in torchvision.
     for _ in range(10):
         area = generator.uniform(*scale) * width * height
         aspect = math.exp(generator.uniform(math.log(ratio[0]), math.log(ratio[1])))
@@ -85,7 +85,7 @@ def random_resized_crop(
 
 
 def draw_crop(generator: np.random.Generator, augmentation: Augmentation, width: int, height: int) -> tuple[Box, bool]:
-    """The crop, and whether to flip, of a training sample from a frame of `width` x `height` pixels."""
+    """Sample a training crop of a frame of `width` x `height` pixels, and whether to flip it."""
     drawers: dict[str, Callable[[], Box]] = {
         "multi_scale": lambda: multi_scale_crop(generator, width, height),
         "random_resized": lambda: random_resized_crop(generator, width, height, augmentation.scale),

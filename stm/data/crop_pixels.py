@@ -11,21 +11,21 @@ from numpy.typing import NDArray
 from stm.data.crop_boxes import Box
 
 Frame = NDArray[np.uint8]
-Decoded = Iterable[tuple[int, Frame]]  # positions and frames, of all windows together
+Decoded = Iterable[tuple[int, Frame]]  # (position, frame) pairs of all windows together
 
 
 class FrameTransform(NamedTuple):
-    """The transform of every frame of a sample."""
+    """The transform that is applied to every frame of a sample."""
 
     box: Box
     flip: bool = False
-    change: Callable[[Frame], Frame] | None = None  # of the frame [size, size, 3], after crop, size and flip
+    change: Callable[[Frame], Frame] | None = None  # applied to the frame [size, size, 3] after crop, resize and flip
 
     def write(self, frame: Frame, place: NDArray[np.uint8]) -> None:
-        """Cut a frame [height, width, 3] and write it to `place`, uint8 [3, size, size], contiguous."""
+        """Transform a frame [height, width, 3] and write it to `place`, uint8 [3, size, size], contiguous."""
         box, size = self.box, place.shape[-1]
         part = frame[box.top : box.top + box.height, box.left : box.left + box.width]
-        # Area averaging avoids aliasing when it shrinks; when it enlarges, OpenCV's would be nearest neighbour.
+        # Area averaging avoids aliasing when shrinking; when enlarging, OpenCV's INTER_AREA would be nearest neighbour.
         shrinks = box.width >= size and box.height >= size
         interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         resized: NDArray[Any] = cv2.resize(part, (size, size), interpolation=interpolation)
@@ -33,17 +33,17 @@ class FrameTransform(NamedTuple):
             resized = cv2.flip(resized, 1)
         if self.change is not None:
             resized = self.change(resized)
-        # Straight into the three planes of `place`: several times faster than a transposed copy.
+        # Writes straight into the three planes of `place`, which is several times faster than a transposed copy.
         cv2.split(resized, list(place))
 
     def copy(self, frame: Frame, place: NDArray[np.uint8]) -> None:
-        """Cut a frame and do nothing else to it; `place` is uint8 [box.height, box.width, 3]."""
+        """Only crop a frame and copy it to `place`, uint8 [box.height, box.width, 3]."""
         box = self.box
         place[...] = frame[box.top : box.top + box.height, box.left : box.left + box.width]
 
 
 def cut_frames(frames: list[Frame], box: Box, size: int, flip: bool) -> NDArray[np.uint8]:
-    """Crop frames [height, width, 3], resize and mirror them -> uint8 [T, 3, size, size]."""
+    """Crop, resize and optionally mirror frames [height, width, 3] -> uint8 [T, 3, size, size]."""
     video = np.empty((len(frames), 3, size, size), dtype=np.uint8)
     for frame, place in zip(frames, video, strict=True):
         FrameTransform(box, flip).write(frame, place)
@@ -56,7 +56,7 @@ def cut_clip(
     """Cut the windows of several samples from frames that are decoded once -> uint8 [samples, T, 3, size, size].
 
     Args:
-        windows: the positions of each sample's frames, of one length.
+        windows: the positions of each sample's frames, all of the same length.
         cuts: the transform of each sample's frames.
     """
     video = np.empty((len(windows), len(windows[0]), 3, size, size), dtype=np.uint8)
@@ -67,7 +67,7 @@ def cut_clip(
 def copy_clip(
     frames: Decoded, windows: Sequence[NDArray[np.int64]], cuts: Sequence[FrameTransform]
 ) -> list[NDArray[np.uint8]]:
-    """`cut_clip` without resizing, mirroring and change -> uint8 [T, box.height, box.width, 3] of each sample."""
+    """Like `cut_clip`, but only crop -> uint8 [T, box.height, box.width, 3] per sample."""
     shapes = [(len(window), cut.box.height, cut.box.width, 3) for window, cut in zip(windows, cuts, strict=True)]
     crops = [np.empty(shape, dtype=np.uint8) for shape in shapes]
     _write_windows(frames, windows, [cut.copy for cut in cuts], crops)
@@ -80,8 +80,9 @@ def _write_windows(
     writers: Sequence[Callable[[Frame, NDArray[np.uint8]], None]],
     videos: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
 ) -> None:
-    """Let each sample's writer write the frames of its window into its video, [T, ...]."""
-    takers: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))  # position -> sample -> its places
+    """Write the frames of each sample's window into its video, [T, ...], with the sample's own writer."""
+    # position -> sample -> indices in the sample's video
+    takers: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for sample, window in enumerate(windows):
         for place, position in enumerate(window.tolist()):
             takers[position][sample].append(place)

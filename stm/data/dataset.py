@@ -1,6 +1,6 @@
-"""Clips as training samples: frames, crop, flip, augmentation and guides from one seed per sample.
+"""Clips as training samples: one seed per sample determines its frames, crop, flip, augmentation and guides.
 
-A sample is a function of (seed, epoch, key, repeat) alone, whatever the order of loading, the number of worker
+A sample is a function of (seed, epoch, key, repeat) alone, regardless of the loading order, the number of worker
 processes and the other clips. So a resumed run sees what an uninterrupted one would have seen.
 """
 
@@ -34,8 +34,8 @@ _PACK_IT = "pack it (config: pack) or choose a masking strategy that does not ne
 
 
 def make_generator(seed: int, epoch: int, key: str, repeat: int) -> np.random.Generator:
-    """The generator of all random numbers of one sample."""
-    # A hash and not a sum: similar keys and adjacent epochs must give unrelated random numbers.
+    """The random number generator of one sample."""
+    # A hash, not a sum: similar keys and adjacent epochs must yield unrelated random numbers.
     digest = hashlib.blake2b(f"{seed}/{epoch}/{repeat}/{key}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
 
@@ -46,7 +46,7 @@ class SampleRecipe(NamedTuple):
     window: NDArray[np.int64]
     cut: FrameTransform
     sample: Sample  # everything except the video
-    generator: np.random.Generator  # for what is sampled after the crop
+    generator: np.random.Generator  # for everything sampled after the crop
 
 
 class ClipDataset(Dataset[list[Sample]]):
@@ -54,9 +54,9 @@ class ClipDataset(Dataset[list[Sample]]):
 
     An item is a list of samples of one clip: `repeats` augmented samples in training, views x crops otherwise. A sample is a
     dict: "video" uint8 [T, 3, S, S], "guides" {"noise": float32 [slots, N], ...}, "label" int (-1: none), "key", "caption"
-    ("": none), "caption_index" (its number among the clip's packed captions, -1: none), "text" float32 [D] with the option
-    `text` (zeros: none), "clip" (its number in the dataset) and "view" (the repeat, or temporal view x crops + crop). Without
-    `resize` it has no "video", but "crop" uint8 [T, height, width, 3], "flip" and "image_size": S.
+    ("": none), "caption_index" (index into the clip's packed captions, -1: none), "text" float32 [D] with the option
+    `text` (zeros: none), "clip" (index into the dataset) and "view" (the repeat, or temporal view x crops + crop). Without
+    `resize`, it contains "crop" uint8 [T, height, width, 3], "flip" and "image_size" (S) instead of "video".
     """
 
     def __init__(
@@ -80,23 +80,23 @@ class ClipDataset(Dataset[list[Sample]]):
         """
         Args:
             indexes: shard indexes (Parquet), each next to its tar.
-            augmentation: used when `train`; otherwise crops are those of `crops` and nothing is flipped.
-            train: random windows and crops, or evenly spread windows and crops.
-            views: temporal views of a clip when not `train`.
-            repeats: augmented samples of a clip when `train`. They share the decoded frames.
+            augmentation: used if `train`; otherwise `crops` determines the crops, and nothing is flipped.
+            train: sample windows and crops at random; otherwise spread them evenly.
+            views: temporal views per clip if not `train`.
+            repeats: augmented samples per clip if `train`. They share the decoded frames.
             guides: maps to read in addition to the noise, such as a masking strategy's `needs`; those that the method
-                computes itself are ignored. None: all that every clip has.
-            classes: labels in the order of their numbers; None: this dataset's own, sorted. Pass the training set's
-                `classes` to the test set's.
-            text: read the vector of the sampled caption.
-            captions: which captions are sampled from.
-            crops: square crops of each temporal view when not `train`: 1 or 3.
+                computes itself are ignored. None: all maps that every clip has.
+            classes: labels in the order of their class indices; None: this dataset's own, sorted. Pass the training set's
+                `classes` to the test set.
+            text: whether to read the text vector of the sampled caption.
+            captions: which captions to sample from.
+            crops: square crops per temporal view if not `train`: 1 or 3.
             kept_gigabytes: memory for decoded frames in each loading process; see `ShardReader`.
-            resize: resize crops to `image_size` and mirror them; or leave that to `stm.data.resizing`.
+            resize: whether to resize crops to `image_size` and mirror them here, or leave that to `stm.data.resizing`.
 
         Raises:
-            ValueError: a shard cannot be used, a clip lacks a map in `guides` or the vectors of its captions, a source has
-                no captions, or the augmentation changes resized pixels and `resize` is off.
+            ValueError: a shard cannot be used, a clip lacks a map in `guides` or its captions' vectors, a source has
+                no captions, or the augmentation operates on resized pixels and `resize` is off.
         """
         if train and not resize and (late := augmentation.after_resizing):
             raise ValueError(
@@ -145,7 +145,7 @@ class ClipDataset(Dataset[list[Sample]]):
         return chosen
 
     def _lacking(self, array: PackedArray) -> NDArray[np.int64]:
-        """Numbers of the clips without an array or, for maps of captions, without a caption from the chosen sources."""
+        """Indices of the clips that lack an array or, for per-caption maps, a caption from the chosen sources."""
         lacking = self.index.lacking(array.name)
         if not array.per_source:
             return lacking
@@ -153,7 +153,7 @@ class ClipDataset(Dataset[list[Sample]]):
         return np.union1d(lacking, without_captions)
 
     def _check_array(self, array: PackedArray) -> None:
-        """Reject an array that some clips lack, or whose layers differ in shape between clips: a batch stacks them."""
+        """Reject an array that some clips lack, or whose layers differ in shape between clips and so cannot be batched."""
         sources = self.captions.sources
         of = f" of a caption from {', '.join(sources)}" if array.per_source and sources else ""
         self._refuse(self._lacking(array), f"have no {array.name} map{of}", _PACK_IT)
@@ -165,7 +165,7 @@ class ClipDataset(Dataset[list[Sample]]):
                 )
 
     def _check_text(self) -> int:
-        """The width of the captions' vectors."""
+        """The dimension of the captions' text vectors."""
         captioned = np.flatnonzero(self.index.count_captions())
         advice = "pack them (config: pack.text) or leave out what needs them: contrast, zero_shot, retrieval"
         self._refuse(np.intersect1d(self.index.lacking("text"), captioned), "have captions without vectors", advice)
@@ -182,7 +182,7 @@ class ClipDataset(Dataset[list[Sample]]):
             raise ValueError(f"{len(clips)} of {len(self.index)} clips {what}, {example}; {advice}")
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of `dataset[i]`. Loaders ask for (epoch, i) instead, which reaches worker processes."""
+        """Set the epoch of `dataset[i]`. Loaders index with (epoch, i) instead, so that worker processes get the epoch, too."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -194,21 +194,21 @@ class ClipDataset(Dataset[list[Sample]]):
         return self.repeats if self.train else self.views * self.crops
 
     def labels(self) -> NDArray[np.int64]:
-        """Class numbers of all clips, int64 [clips]; -1: no label, or one that is not in `classes`."""
+        """Class indices of all clips, int64 [clips]; -1: no label, or one that is not in `classes`."""
         return np.array([self._number(label) for label in self.index.labels()], dtype=np.int64)
 
     def _number(self, label: str | None) -> int:
         return -1 if label is None else self._numbers.get(label, -1)
 
     def caption_numbers(self, number: int) -> list[int]:
-        """Numbers of the clip's packed captions that samples may have, ascending."""
+        """Indices of the clip's packed captions that may be sampled, ascending."""
         return self._caption_numbers(self.index[number])
 
     def _caption_numbers(self, clip: Clip) -> list[int]:
         return choose_captions(len(clip.captions), clip.sources, self.captions)
 
     def texts(self, number: int) -> NDArray[np.float32]:
-        """The vectors of these captions, float32 [captions, D], of unit length; for a dataset with `text`."""
+        """Unit text vectors of the captions in `caption_numbers`, float32 [captions, D]; for a dataset with `text`."""
         return self._texts(self.index[number], self.caption_numbers(number))
 
     def _texts(self, clip: Clip, captions: list[int]) -> NDArray[np.float32]:
@@ -217,7 +217,7 @@ class ClipDataset(Dataset[list[Sample]]):
         return self._reader.text(clip, captions)
 
     def __getitem__(self, item: int | tuple[int, int]) -> list[Sample]:
-        """All samples of a clip: `dataset[i]` in the current epoch, `dataset[epoch, i]` in another."""
+        """All samples of a clip: `dataset[i]` in the current epoch, `dataset[epoch, i]` in a given one."""
         epoch, number = item if isinstance(item, tuple) else (self.epoch, item)
         clip = self.index[number]
         each = self.repeats if self.train else self.crops
@@ -235,7 +235,7 @@ class ClipDataset(Dataset[list[Sample]]):
         ]
 
     def _cut(self, frames: Decoded, recipes: list["SampleRecipe"]) -> list[Sample]:
-        """Each sample's pixels: its video, or its crop with the arguments of the resizing that is still to be done."""
+        """Each sample's pixels: the resized video, or the crop together with the arguments for resizing it later."""
         windows, cuts, size = (
             [recipe.window for recipe in recipes],
             [recipe.cut for recipe in recipes],
@@ -260,18 +260,18 @@ class ClipDataset(Dataset[list[Sample]]):
     def _make_recipe(
         self, clip: Clip, window: NDArray[np.int64], maps: Maps, crop: int, generator: np.random.Generator
     ) -> "SampleRecipe":
-        """Sample all random numbers of a sample in a fixed order; an option that is off takes none."""
+        """Draw all random numbers of a sample in a fixed order; an option that is off draws none."""
         if self.train:
             box, flip = draw_crop(generator, self.augmentation, clip.width, clip.height)
         else:
             box, flip = side_crops(self.crops, clip.width, clip.height)[crop], False
         numbers = self._caption_numbers(clip)
         caption = numbers[int(generator.integers(len(numbers)))] if numbers else -1
-        # One value per token, whatever the strategy uses: runs that differ only in the mask see the same pixels.
+        # One value per token, whether or not the strategy uses it: runs that differ only in the mask see the same pixels.
         noise = generator.random((self.geometry.slots, self.geometry.tokens), dtype=np.float32)
         change = None if self._rand_augment is None else self._rand_augment.draw(generator)
         if numbers:
-            # The maps of a caption can only be read once it is sampled; the others are shared by the clip's samples.
+            # A caption's maps can only be read once it has been sampled; all other maps are shared by the clip's samples.
             maps = {**maps, **read_maps(self._reader, clip, self.guides, window, self.geometry, caption)}
         sample = {
             "guides": {"noise": noise, **cut_maps(maps, clip, box, flip, self.geometry)},

@@ -7,18 +7,18 @@ from stm.config import EvaluationTask, Run, Sampling
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a clip is cut: frames of `image_size`^2 pixels into tubelets of `tubelet` x `patch_size`^2."""
+    """How a clip is divided: frames of `image_size`^2 pixels into tubelets of `tubelet` x `patch_size`^2."""
 
     image_size: int  # pixels
     patch_size: int  # pixels
     tubelet: int  # frames
-    frames: int  # stored frames
-    stride: int = 1  # stored frames from one frame of the clip to the next, when dense
+    frames: int  # sampled frames per clip
+    stride: int = 1  # stored frames from one sampled frame to the next, with dense sampling
     sampling: Sampling = "dense"
 
     @classmethod
     def of(cls, run: Run, task: EvaluationTask | None = None) -> "Geometry":
-        """The shape of a run's clips, or of an evaluation's: its stride, sampling and, with text, length may differ."""
+        """The geometry of a run's clips, or of an evaluation's, whose stride, sampling and, with text, length may differ."""
         stride = run.stride if task is None or task.stride is None else task.stride
         sampling = run.sampling if task is None or task.sampling is None else task.sampling
         frames = getattr(task, "frames", None) or run.frames
@@ -40,5 +40,5 @@ class Geometry:
         return self.side**2
 
     def step(self, stored: int) -> int:
-        """Stored frames from one sampled frame to the next in a clip of `stored` frames; for segments, their mean."""
+        """Stored frames from one sampled frame to the next in a clip of `stored` frames; for `tsn`, the mean."""
         return self.stride if self.sampling == "dense" else max(1, stored // self.frames)

@@ -1,8 +1,8 @@
-"""From samples to batches, in an order that is a function of (seed, epoch).
+"""Groups samples into batches, in an order that is a function of (seed, epoch).
 
-The whole state of loading is (epoch, clips seen): `batches(epoch, start)` resumes where a run has stopped, with exactly the
-batches that it would have seen. The number of worker processes changes only the speed, and the N processes of a run together
-see what a single one would.
+The whole state of loading is (epoch, clips seen): `batches(epoch, start)` resumes where a run stopped, with exactly the
+batches that an uninterrupted run would have seen. The number of worker processes affects only the speed, and the N processes
+of a run together see what a single one would.
 """
 
 from collections.abc import Iterator
@@ -23,12 +23,12 @@ INTEGERS = ("label", "clip", "view", "caption_index")
 
 
 def permute(clips: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order of an epoch's clips, int64 [clips]."""
+    """The shuffled order of an epoch's clips, int64 [clips]."""
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(clips)
 
 
 def collate(items: list[list[Sample]]) -> Batch:
-    """Stacks the samples of clips, clip after clip, into one batch.
+    """Stacks the samples of several clips, clip by clip, into one batch.
 
     Returns:
         "video" uint8 [B, T, 3, S, S]; "guides" {"noise" and maps: float32 [B, slots, N], "flow": float32
@@ -54,7 +54,7 @@ def _join_pixels(samples: list[Sample]) -> Batch:
 
 
 class _Order(Sampler[list[tuple[int, int]]]):
-    """The (epoch, clip) pairs of this process's batches, as the loader sets them before each epoch."""
+    """The (epoch, clip) pairs of this process's batches; the loader sets them before each epoch."""
 
     def __init__(self) -> None:
         self.batches: list[list[tuple[int, int]]] = []
@@ -87,12 +87,12 @@ class ClipLoader:
     ) -> None:
         """
         Args:
-            batch_size: clips in this process's batch; it has batch_size x repeats (or views) samples.
-            shuffle: a new order in each epoch instead of the dataset's.
+            batch_size: clips per batch of this process; the batch contains batch_size x repeats (or views) samples.
+            shuffle: use a new order in each epoch instead of the dataset's.
             seed: seed of the order; samples use the dataset's seed.
-            drop_last: leave out the clips that do not fill a batch of all processes; on by default when shuffling.
+            drop_last: drop the clips that do not fill a batch of all processes; on by default when shuffling.
             rank: this process's index among `processes`.
-            workers: loading processes; 0 loads in this one.
+            workers: number of loading processes; 0 loads in this process.
 
         Raises:
             ValueError: with `drop_last`, there are fewer clips than one batch.
@@ -115,10 +115,10 @@ class ClipLoader:
             batch_sampler=self._order,
             collate_fn=collate,
             num_workers=workers,
-            # Only copies from pinned memory are asynchronous.
+            # Copies to the device are asynchronous only from pinned memory.
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_start_worker,
-            # Not the global generator: a DataLoader draws a random number at each start, and a resumed run starts it more often.
+            # Not the global generator: a DataLoader draws a random number on each start, and a resumed run has more starts.
             generator=torch.Generator(),
             # Workers keep their open tars and cached frames from epoch to epoch.
             persistent_workers=workers > 0,
@@ -127,12 +127,12 @@ class ClipLoader:
 
     @property
     def global_batch(self) -> int:
-        """Clips that all processes take together in one step."""
+        """Clips per step over all processes."""
         return self.batch_size * self.processes
 
     @property
     def clips_per_epoch(self) -> int:
-        """Clips per epoch over all processes, without those that `drop_last` leaves out."""
+        """Clips per epoch over all processes, excluding those that `drop_last` drops."""
         clips = len(self.dataset)
         return clips // self.global_batch * self.global_batch if self.drop_last else clips
 
@@ -144,12 +144,12 @@ class ClipLoader:
         """The epoch's batches after the first `start` clips, counted over all processes."""
         clips = len(self.dataset)
         order = permute(clips, self.seed, epoch) if self.shuffle else np.arange(clips)
-        # The DataLoader and its workers are kept; only the list that its sampler yields changes.
+        # The DataLoader and its workers persist; only the list that its sampler yields changes.
         self._order.batches = self._deal(order[start : self.clips_per_epoch].tolist(), epoch)
         return iter(self._loader)
 
     def _deal(self, clips: list[int], epoch: int) -> list[list[tuple[int, int]]]:
-        """Split the order into steps, and each step into one batch per process."""
+        """Split the order into steps and each step into one batch per process; return this process's batches."""
         first = self.rank * self.batch_size
         parts = [clips[at + first : at + first + self.batch_size] for at in range(0, len(clips), self.global_batch)]
         return [[(epoch, clip) for clip in part] for part in parts if part]
@@ -165,8 +165,8 @@ def move(batch: Batch, device: torch.device | str) -> Batch:
 
 
 def move_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Move batches to `device` and resize crops there if they are not resized yet. On CUDA the next batch is copied on a
-    separate stream while the device computes on the current one."""
+    """Move batches to `device`, and resize crops there unless they already are. On CUDA the next batch is copied on a
+    separate stream while the device processes the current one."""
     if device.type != "cuda":
         yield from (resize_batch(move(batch, device)) for batch in batches)
         return

@@ -1,8 +1,8 @@
 """Resizing and mirroring of crops on the training device instead of in loading processes, as matrix products.
 
-Along one axis, each pixel of the result is a weighted mean of the crop's pixels. The weights of rows and of columns form two
-small matrices per clip; for a mirrored clip, the columns' matrix is upside down. Padding has weight 0: clips of any size can
-be in one batch, and the host never waits for the device.
+Along one axis, each pixel of the result is a weighted mean of the crop's pixels. The weights of the rows and of the columns
+form two small matrices per clip; for a mirrored clip, the column matrix is upside down. Padding has weight 0, so clips of any
+size can be in one batch, and the host never waits for the device.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,9 @@ def join_crops(crops: Sequence[NDArray[np.uint8]], flips: Sequence[bool], size: 
     """Pad samples' crops, uint8 [T, height, width, 3] of any sizes, to a batch.
 
     Returns:
-        "pixels" uint8 [B, T, H, W, 3], padded at the bottom and right to the tallest and widest crop, so never
-        larger than the stored frames; "sides" int64 [B, 2], height and width; "flip" bool [B]; "size", the side after resizing.
+        "pixels" uint8 [B, T, H, W, 3], padded at the bottom and right to the height of the tallest and the width of the widest
+        crop, so never larger than the stored frames; "sides" int64 [B, 2], height and width; "flip" bool [B]; "size", the side
+        after resizing.
     """
     sides = np.array([crop.shape[1:3] for crop in crops], dtype=np.int64)
     pixels = np.zeros((len(crops), len(crops[0]), *sides.max(axis=0), 3), dtype=np.uint8)
@@ -30,7 +31,7 @@ def join_crops(crops: Sequence[NDArray[np.uint8]], flips: Sequence[bool], size: 
 
 
 def resize_batch(batch: dict[str, Any]) -> dict[str, Any]:
-    """The batch with its "crops", see `join_crops`, resized to "video" uint8 [B, T, 3, S, S]; unchanged if it has none."""
+    """Replace the batch's "crops" (see `join_crops`) by "video" uint8 [B, T, 3, S, S]; return it unchanged if it has none."""
     if "crops" not in batch:
         return batch
     rest = {name: value for name, value in batch.items() if name != "crops"}
@@ -39,10 +40,10 @@ def resize_batch(batch: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def resize_crops(pixels: Tensor, sides: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Crops resized and mirrored as by `stm.data.crop_pixels.FrameTransform`, to within one grey level: OpenCV rounds otherwise.
+    """Resize and mirror crops like `stm.data.crop_pixels.FrameTransform`, to within one grey level: OpenCV rounds differently.
 
     Args:
-        pixels: uint8 [B, T, H, W, 3]; values outside of a crop's sides are ignored.
+        pixels: uint8 [B, T, H, W, 3]; the padding outside a crop's sides is ignored.
         sides: height and width of each crop, int64 [B, 2].
         flip: which crops are mirrored left to right, bool [B].
         size: S, side of the result, in pixels.
@@ -54,9 +55,9 @@ def resize_crops(pixels: Tensor, sides: Tensor, flip: Tensor, size: int) -> Tens
     rows = weigh_pixels(sides[:, 0], size, pixels.shape[2], shrinks)
     columns = weigh_pixels(sides[:, 1], size, pixels.shape[3], shrinks)
     columns = torch.where(flip[:, None, None], columns.flip(1), columns)
-    # bf16 cannot represent neighbouring grey levels.
+    # bf16 cannot distinguish adjacent grey levels.
     with torch.autocast(pixels.device.type, enabled=False):
-        # One by one: all clips in float32 at once would take gigabytes.
+        # One clip at a time: all clips in float32 at once would need gigabytes.
         return torch.stack([_resize_clip(*clip) for clip in zip(pixels, rows, columns, strict=True)])
 
 
@@ -72,7 +73,7 @@ def weigh_pixels(sides: Tensor, size: int, pixels: int, shrinks: Tensor) -> Tens
         sides: lengths of the crops along this axis, in pixels, int64 [B].
         size: S, pixels of the result.
         pixels: P, pixels of a crop with its padding.
-        shrinks: bool [B]: by area, as OpenCV's INTER_AREA; or linear between the two nearest, as its INTER_LINEAR.
+        shrinks: bool [B]; True: average by area, like OpenCV's INTER_AREA; False: interpolate linearly, like INTER_LINEAR.
 
     Returns:
         float32 [B, S, P]; rows sum to 1.

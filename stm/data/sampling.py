@@ -1,7 +1,7 @@
-"""Which frames of a clip are sampled, as positions among its stored ones. All rules apply to clips of any length.
+"""Samples frames of a clip, as positions among its stored frames. All rules apply to clips of any length.
 
-`dense`: frames `stride` apart, as VideoMAE does on Kinetics. `tsn`: one frame from each of as many equal segments as frames
-are sampled, as VideoMAE does on Something-Something (after TSN).
+`dense`: frames `stride` apart, as in VideoMAE on Kinetics. `tsn`: the clip is divided into as many equal segments as frames
+are needed, and one frame is sampled from each, as in VideoMAE on Something-Something (after TSN).
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from stm.config import CaptionChoice, Sampling
 
 
 def spread_positions(start: int, frames: int, stride: int, stored: int) -> NDArray[np.int64]:
-    """`frames` positions from `start` in steps of `stride`; at the clip's end the last one is repeated (VideoMAE).
+    """`frames` positions from `start` in steps of `stride`; past the clip's end, the last position is repeated (VideoMAE).
 
-    The last one is the last that steps of `stride` reach, not the clip's last frame.
+    That is the last position that steps of `stride` reach, which need not be the clip's last frame.
     """
     reachable = (stored - 1 - start) // stride
     return start + stride * np.minimum(np.arange(frames), reachable)
@@ -26,8 +26,8 @@ def sample_window(
 ) -> NDArray[np.int64]:
     """A random window for training, int64 [frames], ascending.
 
-    `dense`: VideoMAE's dense sampling, its start uniform where frames * stride fit; a clip shorter than that starts at 0 and
-    repeats its last reachable frame. `tsn`: see `sample_segments`; `stride` is not used.
+    `dense`: VideoMAE's dense sampling, with a uniform start if frames * stride stored frames fit into the clip; in a shorter
+    clip the window starts at 0 and repeats the last reachable frame. `tsn`: see `sample_segments`; `stride` is not used.
     """
     if sampling == "tsn":
         return sample_segments(generator, frames, stored)
@@ -39,18 +39,18 @@ def sample_window(
 def sample_segments(generator: np.random.Generator, frames: int, stored: int) -> NDArray[np.int64]:
     """One random frame from each of `frames` equal segments that cover the whole clip.
 
-    A frame's probability is its share of the segment. Where `stored` is a multiple of `frames` that is VideoMAE's rule.
+    A frame's probability is its share of the segment. If `stored` is a multiple of `frames`, this is VideoMAE's rule.
     Otherwise VideoMAE's segments are stored // frames frames long, so that up to frames - 1 frames at the clip's end are never
-    seen, and a clip with fewer frames than segments is reduced to frame 0.
+    sampled, and a clip with fewer frames than segments is reduced to frame 0.
     """
-    # In units of 1 / frames of a frame, segments are `stored` and frames `frames` long, so all shares are whole numbers.
+    # In units of 1 / `frames` of a frame, a segment is `stored` long and a frame is `frames` long, so all shares are integers.
     return (np.arange(frames) * stored + generator.integers(stored, size=frames)) // frames
 
 
 def view_windows(
     views: int, frames: int, stride: int, stored: int, sampling: Sampling = "dense"
 ) -> list[NDArray[np.int64]]:
-    """`views` windows for evaluation, int64 [frames] each, the same every time."""
+    """`views` deterministic windows for evaluation, int64 [frames] each."""
     if sampling == "tsn":
         return [segment_window(view, views, frames, stored) for view in range(views)]
     if views == 1:
@@ -60,9 +60,9 @@ def view_windows(
 
 
 def dense_window(view: int, views: int, frames: int, stride: int, stored: int) -> NDArray[np.int64]:
-    """VideoMAE's test view on Kinetics: of the T frames 0, stride, 2 stride, ... the window that starts at int(view *
-    (T - frames) / (views - 1)), so that the first view starts with the clip and the last ends with it; a short clip repeats
-    its last frame.
+    """VideoMAE's test view on Kinetics: the window of the T frames 0, stride, 2 stride, ... that starts at int(view *
+    (T - frames) / (views - 1)). The first view starts at the beginning of the clip, and the last one ends at its end; a short
+    clip repeats its last frame.
     """
     taken = (stored - 1) // stride + 1
     start = view * max(0, taken - frames) // (views - 1)
@@ -70,21 +70,21 @@ def dense_window(view: int, views: int, frames: int, stride: int, stored: int) -
 
 
 def segment_window(view: int, views: int, frames: int, stored: int) -> NDArray[np.int64]:
-    """The frames at view / views of each segment; a single view takes the segments' middles.
+    """The frame at the fraction view / views of each segment; a single view samples the middle of each segment.
 
-    With two views that is VideoMAE's test on Something-Something: it joins {tick / 2 + tick * x} and {tick * x}, tick being
-    a segment's length and x its number, sorts them, and view k takes every second one from the k-th on.
+    With two views this is VideoMAE's test on Something-Something: it merges {tick / 2 + tick * x} and {tick * x}, where tick is
+    a segment's length and x its index, sorts them, and view k consists of every second position from the k-th on.
     """
     part, parts = (1, 2) if views == 1 else (view, views)
     return stored * (parts * np.arange(frames) + part) // (frames * parts)
 
 
 def choose_captions(captions: int, sources: Sequence[str], choice: CaptionChoice) -> list[int]:
-    """Numbers of the captions that samples of a clip may have, ascending.
+    """Indices of the captions that may be sampled for a clip, ascending.
 
     Args:
-        captions: number of the clip's captions.
-        sources: the source of each; empty in shards of the first version, whose captions count as one source.
+        captions: number of captions of the clip.
+        sources: the source of each caption; empty in shards of the first version, whose captions count as one source.
     """
     names = list(sources) or [""] * captions
     chosen = dict.fromkeys(names) if choice.sources is None else choice.sources
@@ -93,10 +93,10 @@ def choose_captions(captions: int, sources: Sequence[str], choice: CaptionChoice
 
 
 def spread(total: int, count: int | None) -> list[int]:
-    """`count` of `total` numbers, at the centres of equal segments; all of them if `total` is at most `count`.
+    """`count` of `total` indices, at the centres of equal segments; all of them if `total` is at most `count`.
 
-    Captions of key frames, which lie at the centres of a clip's equal segments, are thinned out to those whose segment
-    contains one of `count` uniform key frames: of 3 captions the middle one, as in TGM's ablation.
+    Captions describe key frames at the centres of a clip's equal segments. They are thinned out to those whose segment
+    contains one of `count` uniform key frames: with 3 captions and a count of 1 the middle one, as in TGM's ablation.
     """
     if count is None or count >= total:
         return list(range(total))

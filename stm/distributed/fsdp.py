@@ -1,8 +1,8 @@
 """FSDP2: each process holds a shard of all weights, gradients and optimiser state, for models too large for one device.
 
-Each transformer block is one group, gathered before it runs and freed afterwards; all other parameters form one more
-group. Only this module and gradient clipping depend on it: checkpoints and final weights are whole tensors, as in a run
-with a single process.
+Each transformer block is one group, gathered before it runs and freed afterwards; all remaining parameters form one
+additional group. Only this module and gradient clipping depend on sharding: checkpoints and final weights contain whole
+tensors, as in a run with a single process.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ _ON_FIRST = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def find_blocks(module: nn.Module) -> list[nn.Module]:
-    """Return the transformer blocks: members of a ModuleList that contain modules themselves."""
+    """Return the transformer blocks: the members of ModuleLists that have submodules themselves."""
     lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
     return [block for part in lists for block in part if any(True for _ in block.children())]
 
@@ -30,8 +30,8 @@ def find_blocks(module: nn.Module) -> list[nn.Module]:
 def shard(module: nn.Module, process: Process, precision: str) -> None:
     """Shard a module in place. Its weights must be equal on all processes; build the optimiser afterwards.
 
-    With `bf16`, blocks are gathered in that precision, in which autocast computes anyway (their norms are rounded, too);
-    other parameters and all gradient sums stay float32. Scalars cannot be split: each process keeps its own copy, see
+    With `bf16`, blocks are gathered in bfloat16, in which autocast computes anyway (their norms are rounded, too);
+    the other parameters and all gradient sums stay float32. Scalars cannot be sharded: each process keeps its own copy, see
     `average_scalars`.
     """
     mesh = init_device_mesh(process.device.type, (process.count,))
@@ -49,7 +49,7 @@ def shard(module: nn.Module, process: Process, precision: str) -> None:
 
 
 def average_scalars(module: nn.Module, process: Process) -> None:
-    """Average the gradients that FSDP does not handle over the processes; call it after the last pass of a step."""
+    """Average over the processes the gradients that FSDP does not handle; call it after the last pass of a step."""
     if not isinstance(module, FSDPModule):
         return
     gradients = [p.grad for p in module.parameters() if not isinstance(p, DTensor) and p.grad is not None]
@@ -59,13 +59,13 @@ def average_scalars(module: nn.Module, process: Process) -> None:
 
 
 def whole_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[State, State]:
-    """Return the state dicts of module and optimiser with whole tensors.
+    """Return the state dicts of the module and the optimiser with whole tensors.
 
     All processes must call it. If the module is sharded, only the first process gets the tensors, on the CPU.
     """
     if not isinstance(module, FSDPModule):
         return module.state_dict(), optimizer.state_dict()
-    # torch's `get_optimizer_state_dict` invents a state for parameters without a gradient so far, and a resumed run would
+    # torch's `get_optimizer_state_dict` creates a state for parameters that have had no gradient yet, and a resumed run would
     # then differ from an uninterrupted one.
     sharded = optimizer.state_dict()
     state = {number: {name: _gather(v) for name, v in values.items()} for number, values in sharded["state"].items()}
@@ -73,7 +73,7 @@ def whole_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[St
 
 
 def load_whole_state(module: nn.Module, optimizer: torch.optim.Optimizer, model: State, state: State) -> None:
-    """Load the result of `whole_state` in a run with any number of processes, sharded or not."""
+    """Load the result of `whole_state` into a run with any number of processes, sharded or not."""
     if not isinstance(module, FSDPModule):
         module.load_state_dict(model)
         optimizer.load_state_dict(state)
@@ -88,9 +88,9 @@ def load_whole_state(module: nn.Module, optimizer: torch.optim.Optimizer, model:
 
 
 def make_whole(module: nn.Module, process: Process) -> None:
-    """Gather the whole parameters on the first process, on the CPU, so that it can write them.
+    """Gather the whole parameters on the CPU of the first process, which can then write them.
 
-    All processes must call it, and the module cannot run afterwards.
+    All processes must call it; the module cannot be run afterwards.
     """
     if not isinstance(module, FSDPModule):
         return
@@ -107,12 +107,12 @@ def _gather(value: Any) -> Any:
     if not isinstance(value, DTensor):
         return value
     whole = value.full_tensor()
-    # The other processes return nothing, so that only one of them holds a whole copy in memory.
+    # The other processes return an empty tensor, so that only the first one has a whole copy in memory.
     return whole.cpu() if torch.distributed.get_rank() == 0 else whole.new_empty(0)
 
 
 def _shard_like(value: Any, parameter: Tensor) -> Any:
-    """Return this process's shard of a value of the parameter's shape; other values, such as the step, stay whole."""
+    """Return this process's shard of a value with the parameter's shape; other values, such as the step, stay whole."""
     if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
         return value
     return distribute_tensor(

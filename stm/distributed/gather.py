@@ -1,8 +1,8 @@
 """All-gather with gradients: the rows of all processes of a run in one tensor.
 
-Several processes must learn what one process would learn from their joint batch. DDP takes the MEAN of the processes'
+Several processes must compute the same update as a single process would from their joint batch. DDP averages the processes'
 gradients. Each process therefore returns a loss whose mean over the processes is the loss of the joint batch, and the
-gradient that flows back through `gather` is that of the SUM of all processes' losses: DDP's mean divides it again.
+gradient that flows back through `gather` is that of the SUM of all processes' losses: DDP's MEAN divides it again.
 """
 
 from typing import Any
@@ -35,7 +35,7 @@ def _gather_rows(part: Tensor) -> Tensor:
 
 @torch.library.custom_op("stm::add_rows", mutates_args=())
 def _add_rows(whole: Tensor) -> Tensor:
-    # All-reduce, then take this process's rows: not every version of gloo has reduce-scatter.
+    # All-reduce, then select this process's rows: not every version of gloo supports reduce-scatter.
     total = whole.clone(memory_format=torch.contiguous_format)
     torch.distributed.all_reduce(total)
     rows = total.shape[0] // count_processes()

@@ -1,6 +1,6 @@
 """The processes of a run, and the collective operations that the training loop needs.
 
-Torchrun starts the processes, on one node or several, and sets rank and world size in their environment.
+torchrun starts the processes, on one node or several, and sets their rank and world size in the environment.
 """
 
 import inspect
@@ -15,8 +15,8 @@ import torch.distributed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-# DDP's argument for broadcasting buffers in each forward pass: the second name is the older one, about which newer versions
-# of torch warn.
+# DDP's argument for broadcasting buffers in each forward pass: the second name is the older one, which newer versions of
+# torch deprecate with a warning.
 _BUFFERS_EACH_PASS = next(
     name
     for name in ("forward_sync_buffers", "broadcast_buffers")
@@ -38,21 +38,21 @@ class Process:
         return self.rank == 0
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """Wrap the module so that gradients are averaged over the processes; return it unchanged if there is only one."""
+        """Wrap the module so that gradients are averaged over the processes; return it unchanged for a single process."""
         if self.count == 1:
             return module
         devices = [self.device.index] if self.device.type == "cuda" else None
         options: dict[str, Any] = {
-            # Buffers are position tables, which never change, and running statistics, which GlobalBatchNorm keeps equal on
-            # all processes: there is nothing to broadcast.
+            # Buffers need no broadcast: position tables never change, and GlobalBatchNorm keeps running statistics equal on
+            # all processes.
             _BUFFERS_EACH_PASS: False,
-            # A step on images does not use the parameters that compare frames.
+            # Steps on images do not use the parameters that compare frames.
             "find_unused_parameters": bool(getattr(module, "has_unused_parameters", False)),
         }
         return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True, **options)
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the elementwise mean over the processes; the same shape everywhere."""
+        """Return the elementwise mean over the processes; the shape must be the same everywhere."""
         if self.count == 1:
             return values
         total = values.clone()
@@ -82,7 +82,7 @@ class Process:
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """Return the named device; by default CUDA if available, else the CPU. `cuda` means this process's own GPU."""
+    """Return the named device; by default CUDA if available, else the CPU. `cuda` refers to this process's own GPU."""
     kind = name or ("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device(kind)
 

@@ -1,1 +1,1 @@
-"""Running jobs: worker processes with deadlines, journals, progress, status codes."""
+"""Tools for running jobs: worker processes with deadlines, journals, progress, status codes."""

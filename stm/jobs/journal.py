@@ -32,16 +32,16 @@ class Journal:
             write_bytes(receipt_file, current)
 
     def _path(self, item: str) -> Path:
-        # Hashed: items may have names that are too long for a file or contain a slash.
+        # Hashed, because an item's name may be too long for a file name or contain a slash.
         return self.folder / hashlib.sha256(item.encode()).hexdigest()[:32]
 
     def get(self, item: str) -> bytes | None:
-        """Return the bytes stored for `item`; None if it is not finished."""
+        """Return the bytes stored for `item`; None if the item is not finished."""
         path = self._path(item)
         if not path.exists():
             return None
         data = path.read_bytes()
-        # A power cut can leave a renamed file whose blocks never reached the disk; the checksum in front detects it.
+        # A power cut can leave a renamed file whose blocks never reached the disk; the checksum at its start detects this.
         return data[32:] if hashlib.sha256(data[32:]).digest() == data[:32] else None
 
     def put(self, item: str, data: bytes) -> None:

@@ -1,7 +1,7 @@
-"""Progress of long jobs: items done, rate and remaining time.
+"""Progress of long jobs: finished items, rate and remaining time.
 
 On a terminal the line is redrawn; in a log file, such as that of a workflow job, a plain line is printed every few
-seconds, so that `tail -f` on the log works as well as a terminal.
+seconds, so that progress can be followed with `tail -f`.
 """
 
 import io
@@ -44,12 +44,12 @@ class Progress:
         self._start_done = 0
 
     def resume(self, done: int) -> None:
-        """Start from `done` items that an earlier attempt finished; they do not count towards the rate."""
+        """Start from `done` items finished by an earlier attempt; they do not count towards the rate."""
         self.done = done
         self._start_done = done
 
     def advance(self, items: int = 1, note: str = "") -> None:
-        """Count finished items, and print a line if the last one is old enough."""
+        """Count finished items, and print a line if the last line was printed long enough ago."""
         self.done += items
         now = time.monotonic()
         if now - self._last >= self._every:
@@ -107,6 +107,6 @@ def log_to(path: str | Path) -> Iterator[None]:
         try:
             with redirect_stderr(_Tee(log, sys.stderr)):
                 yield
-        except BaseException:  # also KeyboardInterrupt and SystemExit: the log must say why a job ended
+        except BaseException:  # also KeyboardInterrupt and SystemExit: the log must show why a job ended
             traceback.print_exc(file=log)
             raise

@@ -7,7 +7,7 @@ Policy = Literal["keep", "drop", "fail"]
 
 
 class Status(StrEnum):
-    """The outcome of a stage for one clip. The list is complete: every possible outcome has its code here."""
+    """The outcome of a stage for one clip. The list is complete: every possible outcome has a code."""
 
     OK = "ok"
     # Manifest
@@ -20,13 +20,13 @@ class Status(StrEnum):
     NO_VIDEO_STREAM = "no_video_stream"
     TOO_SMALL = "too_small"
     # Decoding
-    TRUNCATED = "truncated"  # decoding ended early; the frames up to there are intact
+    TRUNCATED = "truncated"  # decoding ended early; the frames decoded so far are intact
     CORRUPT_FRAMES = "corrupt_frames"  # the decoder marked frames as damaged
     TOO_SHORT = "too_short"
     EDIT_LIST = "edit_list"  # the container hides some of the coded frames
     VARIABLE_RATE = "variable_rate"
     TIMEOUT = "timeout"
-    CRASHED = "crashed"  # the decoder took its process down
+    CRASHED = "crashed"  # the decoder crashed its process
     # Captions, similarity, motion
     CAPTION_MISSING = "caption_missing"  # the source has no caption for this clip
     CAPTION_EMPTY = "caption_empty"
@@ -35,9 +35,9 @@ class Status(StrEnum):
 
     @property
     def default_policy(self) -> Policy:
-        """The policy if the config does not set one."""
+        """The policy that applies if the config does not set one."""
         return "keep" if self in _KEPT_BY_DEFAULT else "drop"
 
 
-# Clips whose decoded frames can be trained on, although the file is not perfect.
+# Statuses of clips whose decoded frames are usable for training, although the file has defects.
 _KEPT_BY_DEFAULT = {Status.OK, Status.TRUNCATED, Status.CORRUPT_FRAMES, Status.EDIT_LIST, Status.VARIABLE_RATE}

@@ -1,4 +1,4 @@
-"""Worker processes that run one function on many items, isolated so that a hanging or crashing item affects no other.
+"""Worker processes that run one function on many items, isolated so that an item that hangs or crashes affects no others.
 
 Decoders are native code: a damaged file can make one loop forever while holding the interpreter lock, or crash its
 process. Only the operating system can stop that, so each item has a deadline after which its process is killed.
@@ -24,7 +24,7 @@ from stm.jobs.status import Status
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# A worker whose parent was killed has nobody to enforce its deadline: it ends itself this long afterwards.
+# If its parent was killed, nothing enforces a worker's deadline: the worker then ends itself this long after the deadline.
 _ORPHAN_GRACE_SECONDS = 30.0
 # `_without_main` and `_single_threaded` change global state, so only one process may be started at a time.
 _LAUNCH = threading.Lock()
@@ -32,7 +32,7 @@ _LAUNCH = threading.Lock()
 
 @dataclass(frozen=True)
 class Failure:
-    """The outcome of an item without a result: its process was killed at the deadline, or crashed."""
+    """The outcome of an item without a result: its process was killed at the deadline or crashed."""
 
     status: Status  # TIMEOUT or CRASHED
     detail: str
@@ -43,11 +43,11 @@ def run_isolated(
 ) -> Iterator[tuple[int, Result | Failure]]:
     """Yield `(index of the item, function(item) or Failure)` in the order in which items finish.
 
-    An exception in `function` becomes a `crashed` Failure, except an OSError: it means that the machine has a problem
-    (a full disk, a lost mount) rather than the item, so it is raised here.
+    An exception in `function` becomes a `crashed` Failure, except for OSError, which is re-raised here: it indicates a problem
+    with the machine (a full disk, a lost mount) rather than with the item.
 
     Args:
-        function: a function of an importable module (not of the main script); it and the items are pickled.
+        function: a function from an importable module (not the main script); it is pickled, and so are the items.
         items: the arguments, one per call.
         processes: the number of items processed in parallel; each process handles many items in turn.
         timeout_seconds: wall-clock limit per item, after which its process is killed.
@@ -69,7 +69,7 @@ def run_isolated(
             yield index, outcome
         if not finished:
             raise RuntimeError("worker processes exit before they start any work; see their messages above")
-        # If the pool broke (a process died between two items), a new one takes the remaining items.
+        # If the pool broke (a process died between two items), a new pool processes the remaining items.
         remaining = [index for index in remaining if index not in finished]
 
 
@@ -156,7 +156,7 @@ class PlainSpawn(SpawnContext):
 
 @contextmanager
 def _without_main() -> Iterator[None]:
-    """Hide the main script while a child's start-up data are written, which takes milliseconds."""
+    """Hide the main script while a child's start-up data is written, which takes milliseconds."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
@@ -167,9 +167,9 @@ def _without_main() -> Iterator[None]:
 
 @contextmanager
 def _single_threaded() -> Iterator[None]:
-    """Let children inherit a limit of one thread for numpy's matrix products: there is already one process per core.
+    """Make children inherit a limit of one thread for numpy's matrix products: there is already one process per core.
 
-    Without it, the codec backend was measured to be ten times slower: threads spin on products that are too small.
+    Without the limit, the codec backend was measured to be ten times slower: threads spin on products that are too small.
     """
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}

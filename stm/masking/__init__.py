@@ -1,17 +1,17 @@
 """Masking strategies: functions from guides (scores per token) to the tokens that stay visible.
 
-A strategy is one decorated function, in a module of this package, of an installed package or in a file of the user's own:
+A strategy is one decorated function in a module of this package, in an installed package or in a user's file:
 
     @register("motion", needs=("motion",))
     def motion(guides, ratio):
         return hide_highest(guides["motion"], guides["noise"], ratio)
 
-The config finds it by its name, or by `path/to/file.py:name`; no other file has to be edited. `guides` maps names to float
-tensors [B, slots, N]. It always holds "noise" (uniform in [0, 1), from the sample's own seed) and what the strategy
-`needs`; "flow" and "features" have other shapes, see flow.py and cluster.py. A strategy returns the kept tokens,
-int64 [B, K], strictly ascending, where a token's number is `slot * N + row * side + column`. Each slot hides exactly
-`int(ratio * N)` tokens, so that shapes are fixed and all that follows is a gather. Strategies are pure: they hold no
-state, load no model, use no randomness but the noise, and never wait for the device.
+The config refers to it by its name, or by `path/to/file.py:name`; no other file has to be edited. `guides` maps names to float
+tensors [B, slots, N]. It always contains "noise" (uniform in [0, 1), from the sample's own seed) and the guides that the
+strategy `needs`; "flow" and "features" have different shapes, see flow.py and cluster.py. A strategy returns the kept tokens,
+int64 [B, K], strictly ascending, where a token's index is `slot * N + row * side + column`. Each slot hides exactly
+`int(ratio * N)` tokens, so that shapes are fixed and the model only has to gather the kept tokens. Strategies are pure: they
+keep no state, load no model, use no randomness except the noise, and never wait for the device.
 """
 
 from stm.masking.checks import MaskError

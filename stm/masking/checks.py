@@ -1,7 +1,7 @@
-"""Checks the result of a strategy, on the first batch of each shape in every run.
+"""Checks a strategy's result on the first batch of each shape in every run.
 
-A wrong mask trains without complaint: a strategy that kept half of the tokens at ratio 0.75 would be reported as 0.75, and
-unsorted tokens would shift what the decoder predicts.
+A wrong mask raises no error in training: a strategy that kept half of the tokens at ratio 0.75 would be reported as 0.75, and
+with unsorted tokens the decoder's predictions would be at the wrong positions.
 """
 
 import torch
@@ -13,28 +13,29 @@ _passed: set[tuple[object, ...]] = set()
 
 
 class MaskError(ValueError):
-    """A strategy returned something other than kept tokens; the message says what was expected and what it returned."""
+    """Raised if a strategy returns an invalid result; the message describes the expected and the actual one."""
 
 
 def start_checks() -> None:
-    """Forget what was checked, so that the next batch of every strategy is checked again; called when a run starts."""
+    """Reset the checks, so that the next batch of every strategy is checked again; called when a run starts."""
     _passed.clear()
 
 
 def check_first(kept: Tensor, noise: Tensor, ratio: float, strategy: str, equal_slots: bool) -> Tensor:
-    """Return `kept` as it is, after a check on the first batch of this shape.
+    """Return `kept` unchanged, after checking it if this is the first batch of its shape.
 
-    Waits for the device only then. Under torch.compile the check is one opaque operator: the graph stays whole.
+    Waits for the device only for this check. Under torch.compile the check is a single opaque operator, so it does not break
+    the graph.
 
     Args:
-        kept: what the strategy returned; should be int64 [B, slots * (N - int(ratio * N))].
+        kept: the strategy's result; should be int64 [B, slots * (N - int(ratio * N))].
         noise: [B, slots, N].
         ratio: share of a slot's tokens to hide.
-        strategy: its name, for the message.
-        equal_slots: whether each slot must keep the same number.
+        strategy: the strategy's name, for the message.
+        equal_slots: whether each slot must keep the same number of tokens.
 
     Raises:
-        MaskError: see there.
+        MaskError: the strategy's result is invalid.
     """
     if torch.compiler.is_compiling():
         checked: Tensor = _check_in_graph(kept, list(noise.shape), ratio, strategy, equal_slots)
@@ -77,7 +78,7 @@ def _expected(shape: list[int], ratio: float, equal_slots: bool) -> str:
 
 
 def _find_fault(kept: Tensor, shape: list[int], ratio: float, equal_slots: bool) -> str | None:
-    """What is wrong with the kept tokens, or None."""
+    """A description of the error in the kept tokens; None if they are valid."""
     batch, slots, tokens = shape
     visible = tokens - count_masked(tokens, ratio)
     if not isinstance(kept, Tensor):
@@ -85,7 +86,7 @@ def _find_fault(kept: Tensor, shape: list[int], ratio: float, equal_slots: bool)
     if kept.dtype != torch.int64 or kept.shape != (batch, slots * visible):
         hidden = f", which hides {1 - kept.shape[1] / (slots * tokens):.3g} of them" if kept.dim() == 2 else ""
         return f"it returned {str(kept.dtype).removeprefix('torch.')} {list(kept.shape)}{hidden}"
-    # Waits for the device, which only the first batch of a shape does.
+    # Waits for the device, but only on the first batch of a shape.
     values = kept.cpu()
     if not values.numel():
         return None

@@ -3,15 +3,15 @@
 The tokens of each frame are clustered by the features of a frozen teacher, regardless of position, by density peaks
 (Rodriguez and Laio 2014): centres are tokens with dense neighbourhoods that are far from any denser token. There are as
 many clusters as tokens to keep, and each keeps its token with the highest temporal density: content that stays in view,
-wherever it moves. All other tokens are hidden, so that one frame reveals little of what is hidden in the next.
+wherever it moves. All other tokens are hidden, so that a frame reveals little of what is hidden in the next one.
 
-What is known are the abstract and the figures of the paper, and, from a note on it, that clusters are density peaks, one per
+Only the paper's abstract and figures are known to us and, from a note on it, that clusters are density peaks, one per
 kept token, and that temporal density is a sum of exp(-distance / cutoff) over all tokens of all other frames. Everything else
-is our inference [INF]: the kernel of the local density, centres by the product of density and separation, labels by the
-nearest centre, ties, images, and the values of `stm.config.Cluster`.
+is our inference [INF]: the kernel of the local density, the choice of centres by the product of density and separation, the
+assignment to the nearest centre, ties, images, and the values of `stm.config.Cluster`.
 
-Where scores are equal, the lower noise comes first, then the lower position. Densities are summed in float64 and compared
-as float32, so that ties are decided by the noise and not by the rounding of sums.
+If scores are equal, the token with the lower noise comes first, then the one with the lower position. Densities are summed
+in float64 and compared as float32, so that the noise breaks ties rather than the rounding of sums.
 """
 
 from typing import NamedTuple
@@ -22,15 +22,15 @@ from torch import Tensor
 from stm.config import Cluster
 from stm.masking import Guides, Strategy, count_masked, number_tokens, register, sort_by
 
-SAME = 2.0**-18  # cosine distances below this count as 0: equal float32 unit vectors come out about 1e-7 apart
+SAME = 2.0**-18  # smaller cosine distances count as 0: for equal float32 unit vectors, about 1e-7 is computed
 DEFAULTS = Cluster()
 
 
 class Clusters(NamedTuple):
     """The clusters of each frame."""
 
-    labels: Tensor  # int64 [B, T, N], each token's cluster
-    centres: Tensor  # int64 [B, T, clusters], each cluster's centre; the most prominent first
+    labels: Tensor  # int64 [B, T, N], the cluster of each token
+    centres: Tensor  # int64 [B, T, clusters], the centre of each cluster, most prominent first
 
 
 @register("cluster", needs=("features",))
@@ -53,13 +53,13 @@ def keep_clusters(features: Tensor, noise: Tensor, ratio: float, settings: Clust
         features: unit vectors [B, T, N, D], any float dtype.
         noise: float [B, T, N], breaks ties.
         ratio: share of a frame's tokens to hide; at least one stays visible.
-        settings: density, cutoff and neighbours are used.
+        settings: `density`, `cutoff` and `neighbours` are used.
 
     Returns:
         Kept tokens, int64 [B, T * (N - int(ratio * N))], ascending, the same number in each frame.
 
     Raises:
-        ValueError: the ratio would keep no token.
+        ValueError: no token would be kept at this ratio.
     """
     tokens = noise.shape[-1]
     clusters = tokens - count_masked(tokens, ratio)
@@ -71,15 +71,15 @@ def keep_clusters(features: Tensor, noise: Tensor, ratio: float, settings: Clust
 def cluster_tokens(features: Tensor, noise: Tensor, clusters: int, settings: Cluster) -> Clusters:
     """Cluster each frame by density peaks.
 
-    The centres are the tokens with the highest density x separation. A centre belongs to its own cluster, so that none is
-    empty; any other token belongs to the nearest centre, and to the most prominent of equally near ones. [INF]; the
-    original assigns a token to the cluster of its nearest denser neighbour.
+    The centres are the tokens with the highest density x separation. A centre belongs to its own cluster, so that no cluster
+    is empty; any other token is assigned to the nearest centre, or to the most prominent of several equally near ones [INF].
+    The original algorithm assigns a token to the cluster of its nearest denser neighbour.
 
     Args:
         features: unit vectors [B, T, N, D], any float dtype.
         noise: float [B, T, N].
         clusters: number of clusters per frame, 1 to N.
-        settings: density, cutoff and neighbours are used.
+        settings: `density`, `cutoff` and `neighbours` are used.
 
     Raises:
         ValueError: `clusters` is out of range.
@@ -109,12 +109,12 @@ def cosine_distance(first: Tensor, second: Tensor) -> Tensor:
 
 
 def local_density(distance: Tensor, settings: Cluster) -> Tensor:
-    """Density of a token's neighbourhood within its frame. [INF]: the paper's kernel is unknown.
+    """The density of a token's neighbourhood within its frame. [INF]: the paper's kernel is unknown.
 
     Args:
         distance: float32 [..., N, N].
         settings: `kernel` is the sum of exp(-distance / cutoff) over all tokens including itself; `knn` is exp(-mean squared
-            distance to the k nearest others), or to all others where there are fewer than k.
+            distance to the k nearest others), or to all others if there are fewer than k.
 
     Returns:
         float32 [..., N]; in [1, N] for `kernel`, in (0, 1] for `knn`.
@@ -122,13 +122,13 @@ def local_density(distance: Tensor, settings: Cluster) -> Tensor:
     if settings.density == "kernel":
         return _kernel(distance, settings.cutoff).sum(dim=-1, dtype=torch.float64).float()
     others = min(settings.neighbours, distance.shape[-1] - 1)
-    # The nearest is the token itself at distance 0, which adds nothing to the sum.
+    # The nearest one is the token itself, at distance 0, which adds nothing to the sum.
     nearest = distance.topk(others + 1, dim=-1, largest=False).values
     return torch.exp(-nearest.double().square().sum(dim=-1) / max(others, 1)).float()
 
 
 def separation(distance: Tensor, density: Tensor, noise: Tensor) -> Tensor:
-    """Distance to the nearest denser token of the same frame.
+    """The distance to the nearest denser token of the same frame.
 
     Args:
         distance: float32 [..., N, N].
@@ -136,7 +136,7 @@ def separation(distance: Tensor, density: Tensor, noise: Tensor) -> Tensor:
         noise: float [..., N].
 
     Returns:
-        float32 [..., N]. The densest token of a frame gets the frame's largest distance, so that it is a centre.
+        float32 [..., N]. The densest token of a frame gets the frame's largest distance, so that it becomes a centre.
     """
     place = sort_by(-density, noise).argsort(dim=-1)  # rank by descending density
     denser = place[..., None, :] < place[..., :, None]
@@ -147,25 +147,25 @@ def separation(distance: Tensor, density: Tensor, noise: Tensor) -> Tensor:
 def temporal_density(features: Tensor, cutoff: float) -> Tensor:
     """How strongly a token recurs in the other frames, at any position.
 
-    Each pair of frames is compared once. Memory holds the pairs of one temporal distance at a time, at most
-    B x T x N x N numbers.
+    Each pair of frames is compared once. Pairs of one temporal distance are in memory at a time, at most
+    B x T x N x N values.
 
     Args:
         features: unit vectors [B, T, N, D], any float dtype.
         cutoff: scale of the cosine distance, above 0.
 
     Returns:
-        float32 [B, T, N], the sum of exp(-distance / cutoff) over all tokens of all other frames. An image has no other
-        frames: the sum is over its own tokens, as in the local density `kernel` [INF].
+        float32 [B, T, N], the sum of exp(-distance / cutoff) over all tokens of all other frames. For an image, which has
+        only one frame, the sum is over its own tokens, as in the local density `kernel` [INF].
     """
     if features.shape[1] == 1:
         return _kernel(cosine_distance(features, features), cutoff).sum(dim=-1, dtype=torch.float64).float()
-    # With frames as the first dimension, a range of frames is contiguous, and the product copies nothing.
+    # With frames as the first dimension, a range of frames is contiguous, and the product needs no copies.
     frames = features.transpose(0, 1).contiguous()
     density = torch.zeros(frames.shape[:3], dtype=torch.float64, device=frames.device)
     for step in range(1, frames.shape[0]):
         kernel = _kernel(cosine_distance(frames[:-step], frames[step:]), cutoff).double()
-        # A pair of frames adds to both: the kernel is symmetric.
+        # Each pair contributes to both of its frames, because the kernel is symmetric.
         density[:-step] += kernel.sum(dim=-1)
         density[step:] += kernel.sum(dim=-2)
     return density.transpose(0, 1).float()
@@ -176,7 +176,7 @@ def keep_densest(density: Tensor, labels: Tensor, noise: Tensor, clusters: int) 
 
     Args:
         density: float [..., N]; of equally dense tokens, the one with the lower noise is kept.
-        labels: int64 [..., N], from 0 to `clusters` - 1; each must occur.
+        labels: int64 [..., N], from 0 to `clusters` - 1; each value must occur.
         noise: float [..., N].
         clusters: number of clusters.
 

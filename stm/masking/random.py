@@ -1,4 +1,4 @@
-"""Random masking (MAE): each slot hides tokens sampled uniformly and independently, the same number in each."""
+"""Random masking (MAE): each slot hides the same number of tokens, sampled uniformly and independently of other slots."""
 
 import torch
 from torch import Tensor
@@ -10,5 +10,5 @@ from stm.masking import Guides, hide_highest, register
 def random(guides: Guides, ratio: float) -> Tensor:
     """Keep a uniformly random subset of each slot: int64 [B, K]; slots are independent."""
     noise = guides["noise"]
-    # Equal scores everywhere: the noise, which breaks ties, decides alone.
+    # All scores are equal, so the noise, which breaks ties, determines the mask.
     return hide_highest(torch.zeros_like(noise), noise, ratio)

@@ -1,4 +1,4 @@
-"""How strategies are registered, found and called."""
+"""Registers, looks up and calls strategies."""
 
 import hashlib
 import importlib
@@ -27,14 +27,14 @@ class Strategy:
     name: str  # as in the config
     needs: tuple[str, ...]  # guides besides "noise"
     function: Function
-    equal_slots: bool = True  # whether each slot keeps the same number of tokens
-    sha256: str | None = None  # of the file that it is in; None for this package's own
+    equal_slots: bool = True  # whether all slots keep the same number of tokens
+    sha256: str | None = None  # of the file that defines it; None in this package
 
     def __call__(self, guides: Guides, ratio: float) -> Tensor:
         """Return the kept tokens, int64 [B, K], strictly ascending.
 
         Raises:
-            MaskError: the function returned something else; checked on the first batch, see checks.py.
+            MaskError: the function returned an invalid result; only the first batch is checked, see checks.py.
         """
         kept = self.function(guides, ratio)
         return check_first(kept, guides["noise"], ratio, self.name, self.equal_slots)
@@ -45,12 +45,12 @@ _found: dict[str, Strategy] = {}  # by the name in the config
 
 
 def register(name: str, needs: Sequence[str] = (), equal_slots: bool = True) -> Callable[[Function], Function]:
-    """Make the decorated function the strategy `name`.
+    """Register the decorated function as the strategy `name`.
 
     The config reads `name` and `needs` from the source, without importing it: both must be literals.
 
     Args:
-        name: what the config calls it.
+        name: the strategy's name in the config.
         needs: the guides that it reads besides the noise.
         equal_slots: False if slots may keep different numbers of tokens. A clip of S slots still hides
             S x int(ratio x N) tokens in all.
@@ -64,13 +64,13 @@ def register(name: str, needs: Sequence[str] = (), equal_slots: bool = True) -> 
 
 
 def get_strategy(strategy: str) -> Strategy:
-    """Import the one file that defines a strategy, and return it.
+    """Import the file that defines a strategy, and return the strategy.
 
     Args:
         strategy: a name, or `path/to/file.py:name`.
 
     Raises:
-        StrategyError: it does not exist (the message lists those that do), or its file cannot be imported.
+        StrategyError: the strategy does not exist (the message lists the existing ones), or its file cannot be imported.
     """
     if strategy not in _found:
         declared = find_strategy(strategy)
@@ -90,20 +90,20 @@ def get_strategy(strategy: str) -> Strategy:
 
 
 def strategy_digests(strategies: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of the files of strategies from outside this package: a run's weights depend on them."""
+    """SHA-256 of each strategy file from outside this package: a run's weights depend on it."""
     digests = {strategy: get_strategy(strategy).sha256 for strategy in strategies}
     return {strategy: digest for strategy, digest in digests.items() if digest is not None}
 
 
 def _import(declared: Declaration) -> tuple[str, str | None]:
-    """Name of the imported module, and the SHA-256 of its file unless it is one of this package."""
+    """Return the name of the imported module, and the SHA-256 of its file if it is from outside this package."""
     source = declared.path.read_bytes()
     digest = hashlib.sha256(source).hexdigest()
     if declared.module is not None:
         importlib.import_module(declared.module)
         return declared.module, None if declared.path.parent == FOLDER else digest
     place = hashlib.sha256(str(declared.path.resolve()).encode()).hexdigest()
-    # Files with the same name in two folders are two modules, and so are two versions of a file.
+    # Files with the same name in different folders are different modules, and so are different versions of a file.
     name = f"stm_user_mask_{declared.path.stem}_{place[:8]}_{digest[:8]}"
     if name not in sys.modules:
         _import_file(name, declared.path, source)
@@ -114,7 +114,7 @@ def _import_file(name: str, path: Path, source: bytes) -> None:
     spec = importlib.util.spec_from_loader(name, _UserFile(path, source), origin=str(path))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # torch.compile and dataclasses look their module up
+    sys.modules[name] = module  # torch.compile and dataclasses look it up there
     try:
         spec.loader.exec_module(module)
     except BaseException:

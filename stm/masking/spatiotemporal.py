@@ -1,12 +1,13 @@
 """Spatio-temporal masking (STM): hide what moves from frame to frame and what a teacher attends to.
 
-A network compares each pair of adjacent frames and predicts a point in either frame: where the moving object is. A soft
+A network compares each pair of adjacent frames and predicts one point per frame: the position of the moving object. A soft
 blob around the points is a frame's temporal score; the teacher's attention is its spatial score; a learned weight mixes
 them. Gumbel noise turns the scores into a sample, and the tokens with the highest noisy score are hidden. The network and
-the weight are in stm/models/spatiotemporal/mask.py; here are the strategy, which only ranks, and the pure functions.
+the weight are in stm/models/spatiotemporal/mask.py; this module contains the strategy, which only ranks, and the pure
+functions.
 
-Written from the formulas of the released code. Two of its peculiarities are kept and documented: the constant added to a
-blob (`draw_blobs`), and the last frame's blob (`merge_pairs`). A third is the option `as_released` (`perturb`).
+This is a reimplementation of the formulas of the released code. Two of its peculiarities are kept and documented: the constant
+added to a blob (`draw_blobs`), and the last frame's blob (`merge_pairs`). A third is the option `as_released` (`perturb`).
 """
 
 import math
@@ -19,7 +20,7 @@ from stm.masking import Guides, hide_highest, register, to_boolean
 
 Sampling = Literal["as_released", "log_probability"]
 
-PLATEAU = 0.25  # half the side of the square where a blob has its maximum; coordinates run from -1 to 1
+PLATEAU = 0.25  # half the side of the square on which a blob is maximal; coordinates range from -1 to 1
 SLOPE = 1.5  # decrease of a blob per unit of distance outside that square
 
 
@@ -45,7 +46,7 @@ def jitter(points: Tensor, spread: float) -> Tensor:
 
 
 def draw_blobs(points: Tensor, side: int) -> Tensor:
-    """Draw a map per point: g(x - its x) * g(y - its y) at the token positions, `side` steps from -1 to 1.
+    """Draw a map per point: g(x - its x) * g(y - its y) at the token positions, `side` equidistant values from -1 to 1.
 
     g(d) is 2 up to a distance of 0.25, then decreases by 1.5 per unit down to 1. The constant 1 is a leftover term of the
     released code; without it, tokens far from the point would have 0 instead of 1.
@@ -73,13 +74,13 @@ def merge_pairs(former: Tensor, latter: Tensor, last: Literal["former", "latter"
     """Merge values of pairs of adjacent frames into one value per frame.
 
     The first frame is in one pair and gets its `former` value. A middle frame is in two pairs and gets the mean. The last
-    frame should get the last pair's `latter` value, and does so in the decoder; in the mask, the released code gives it
-    the `former` value.
+    frame should get the last pair's `latter` value, and does so in the decoder; in the mask, the released code uses the
+    `former` value instead.
 
     Args:
-        former: [B, T - 1, ...], values of the first frame of each pair; one pair or more.
+        former: [B, T - 1, ...], values of the first frame of each pair; at least one pair.
         latter: the same for the second frame of each pair.
-        last: which of the two the last frame takes.
+        last: which value of the last pair the last frame gets.
 
     Returns:
         [B, T, ...].
@@ -89,15 +90,15 @@ def merge_pairs(former: Tensor, latter: Tensor, last: Literal["former", "latter"
 
 
 def mixture_probability(mixture: Tensor, sampling: Sampling) -> Tensor:
-    """Normalise the mixture of temporal and spatial score to a probability per token of a frame.
+    """Normalise the mixture of temporal and spatial scores to a probability per token of a frame.
 
     Args:
-        mixture: float [..., N], non-negative, of any sum.
-        sampling: `as_released` takes a softmax over the mixture, although it is made of probabilities already;
+        mixture: float [..., N], non-negative, with any sum.
+        sampling: `as_released` applies a softmax to the mixture, although it already consists of probabilities;
             `log_probability` divides by the sum.
 
     Returns:
-        [..., N], non-negative, of sum 1 (of sum 0 for `log_probability` where the whole mixture is 0).
+        [..., N], non-negative, with sum 1 (or sum 0 for `log_probability` if the whole mixture is 0).
     """
     if sampling == "as_released":
         return mixture.softmax(dim=-1)
@@ -107,20 +108,20 @@ def mixture_probability(mixture: Tensor, sampling: Sampling) -> Tensor:
 def perturb(probability: Tensor, noise: Tensor, sampling: Sampling) -> Tensor:
     """Return the score to rank: Gumbel noise added to the probabilities or to their logarithms.
 
-    With `log_probability` (our inference of what is meant) the top k are k samples without replacement in proportion to the
-    probabilities, as `torch.multinomial` gives them. With `as_released`, probabilities of about 1/196 meet noise with a
-    standard deviation of 1.28, so that the mask is nearly uniform whatever the network predicts: see `divergence`.
+    With `log_probability` (which we infer to be intended) the top k are k samples without replacement in proportion to the
+    probabilities, as from `torch.multinomial`. With `as_released`, noise with a standard deviation of 1.28 is added to
+    probabilities of about 1/196, so that the mask is nearly uniform whatever the network predicts: see `divergence`.
 
     Args:
         probability: float [..., N], from `mixture_probability` with the same sampling.
         noise: float [..., N], uniform in [0, 1).
-        sampling: as above.
+        sampling: `log_probability` or `as_released`, as described above.
 
     Returns:
         [..., N], finite.
     """
     info = torch.finfo(noise.dtype)
-    # Both ends must stay finite for the softmax; noise can be exactly 1 after rounding to fewer bits.
+    # The score must stay finite at both ends for the softmax; noise can be exactly 1 after rounding to fewer bits.
     gumbel = -torch.log(-torch.log(noise.clamp(info.tiny, 1 - info.eps / 2)))
     return (probability if sampling == "as_released" else _log(probability)) + gumbel
 
@@ -128,32 +129,32 @@ def perturb(probability: Tensor, noise: Tensor, sampling: Sampling) -> Tensor:
 def straight_through(score: Tensor, noise: Tensor, ratio: float, temperature: float) -> Tensor:
     """Return the mask as floats with a gradient: 1 where `spatiotemporal` hides a token, else 0.
 
-    The gradient is that of a softmax over the frame's scores divided by the temperature, since the mask itself has none. The
-    temperature shapes this gradient and leaves the mask as it is.
+    The mask itself has no gradient, so that of a softmax over the frame's scores divided by the temperature is used. The
+    temperature affects this gradient but not the mask.
 
     Args:
         score: float [B, T, N], from `perturb`.
-        noise: float [B, T, N], the same that the strategy gets.
+        noise: float [B, T, N], the noise that the strategy gets.
         ratio: share of a frame's tokens to hide.
         temperature: above 0; 0.05 in the released code.
 
     Returns:
-        [B, T, N], exactly 0 and 1.
+        [B, T, N], exactly 0 or 1.
     """
     kept = hide_highest(score.detach(), noise, ratio)
     hidden = to_boolean(kept, score.shape[1], score.shape[2]).to(score.dtype)
     soft = (score / temperature).softmax(dim=-1)
-    # The difference first: it is exactly 0, whereas 1 - soft + soft may be off by rounding.
+    # The difference is computed first: it is exactly 0, whereas 1 - soft + soft may be inexact because of rounding.
     return hidden + (soft - soft.detach())
 
 
 def divergence(probability: Tensor, sampling: Sampling) -> Tensor:
-    """KL(p || uniform) in nats, where p is the distribution of a frame's first hidden token (the one with the highest
-    score), averaged over clips and frames: how far the mask is from a uniform one.
+    """KL(p || uniform) in nats, averaged over clips and frames, where p is the distribution of a frame's first hidden token
+    (the one with the highest score): a measure of how far the mask is from a uniform one.
 
     Token i has the highest score plus Gumbel noise with probability softmax(scores)_i. So p is the softmax of the
-    probabilities for `as_released`, and the probabilities themselves for `log_probability`. Tokens hidden later are sampled
-    in the same way from the remaining ones: 0 means a uniformly random mask, log N one whose first token is certain. Since
+    probabilities for `as_released`, and the probabilities themselves for `log_probability`. Further tokens are sampled in
+    the same way from the remaining ones: 0 means a uniformly random mask, log N a mask whose first token is certain. Since
     p is known, the divergence is exact: KL = log N + sum p log p.
 
     Args:
@@ -169,5 +170,5 @@ def divergence(probability: Tensor, sampling: Sampling) -> Tensor:
 
 
 def _log(probability: Tensor) -> Tensor:
-    """The logarithm, finite also at 0: such a token is hidden after all others."""
+    """The logarithm, but finite at 0, so that a token with probability 0 is hidden after all others."""
     return torch.log(probability.clamp(min=torch.finfo(probability.dtype).tiny))

@@ -1,7 +1,7 @@
 """Text-guided masking (TGM, section 3.3): hide what the caption describes.
 
-`text_top` hides the tokens that are most similar to the caption. `text_bottom` hides the least similar ones, the
-counterpart of the paper's ablation (67.2 against 67.5 top-1 on Something-Something v2). The paper takes the top k of each
+`text_top` hides the tokens that are most similar to the caption. `text_bottom` hides the least similar ones, as in the
+paper's ablation (67.2 against 67.5 top-1 on Something-Something v2). The paper hides the top k tokens of each
 frame; a slot here is a tubelet of several frames, and its similarity is the mean over its frames.
 """
 
@@ -12,11 +12,11 @@ from stm.masking import Guides, hide_highest, register
 
 @register("text_top", needs=("similarity",))
 def text_top(guides: Guides, ratio: float) -> Tensor:
-    """Keep the tokens of each slot that are least similar to the caption: int64 [B, K]."""
+    """Keep the tokens that are least similar to the caption in each slot: int64 [B, K]."""
     return hide_highest(guides["similarity"], guides["noise"], ratio)
 
 
 @register("text_bottom", needs=("similarity",))
 def text_bottom(guides: Guides, ratio: float) -> Tensor:
-    """Keep the tokens of each slot that are most similar to the caption: int64 [B, K]."""
+    """Keep the tokens that are most similar to the caption in each slot: int64 [B, K]."""
     return hide_highest(-guides["similarity"], guides["noise"], ratio)

@@ -1,4 +1,4 @@
-"""Counting, ranking and numbering tokens, for strategies and for code that uses their masks."""
+"""Counts, ranks and indexes tokens, for strategies and for code that uses their masks."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def count_masked(tokens: int, ratio: float) -> int:
-    """Number of hidden tokens in a slot of `tokens`, truncated as in VideoMAE: 176 of 196 at 0.9."""
+    """The number of tokens to hide in a slot of `tokens`, rounded down as in VideoMAE: 176 of 196 at 0.9."""
     return int(ratio * tokens)
 
 
@@ -26,10 +26,10 @@ def hide_highest(score: Tensor, noise: Tensor, ratio: float) -> Tensor:
 
 
 def sort_by(*keys: Tensor) -> Tensor:
-    """Sort positions by the first key, by the second where the first is equal, and so on, ascending.
+    """Sort positions by the first key, then by the second where the first is equal, and so on, ascending.
 
     Args:
-        keys: [..., N] each, of the same shape. NaN counts as the highest.
+        keys: [..., N] each, all of the same shape. NaN counts as the highest.
 
     Returns:
         int64 [..., N]; positions that are equal in all keys keep their order.
@@ -64,7 +64,7 @@ def find_side(tokens: int) -> int:
 
 
 def number_tokens(kept: Tensor, tokens: int) -> Tensor:
-    """Positions within slots, int64 [B, slots, k] -> token numbers, int64 [B, slots * k]."""
+    """Positions within slots, int64 [B, slots, k] -> token indices within the clip, int64 [B, slots * k]."""
     first = torch.arange(kept.shape[1], device=kept.device) * tokens
     return (kept + first[:, None]).flatten(1)
 
@@ -76,7 +76,7 @@ def to_boolean(kept: Tensor, slots: int, tokens: int) -> Tensor:
 
 
 def complement(kept: Tensor, total: int) -> Tensor:
-    """The masked tokens, int64 [B, total - K], ascending, of kept tokens int64 [B, K]."""
+    """Kept tokens, int64 [B, K] -> masked tokens, int64 [B, total - K], ascending."""
     hidden = torch.ones(kept.shape[0], total, dtype=torch.uint8, device=kept.device).scatter(1, kept, 0)
-    # A stable sort by a flag lists the masked tokens in order and, unlike `nonzero`, has a shape that is known in advance.
+    # A stable sort by a flag lists the masked tokens in order and, unlike `nonzero`, has a static result shape.
     return torch.argsort(hidden, dim=1, descending=True, stable=True)[:, : total - kept.shape[1]]

@@ -8,7 +8,7 @@ from stm.masking import Guides, hide_highest, register
 
 @register("tube")
 def tube(guides: Guides, ratio: float) -> Tensor:
-    """Keep the tokens with the lowest noise of the first slot, in every slot: int64 [B, K]."""
-    # With the same noise in every slot, breaking the ties of equal scores hides the same tokens in all.
+    """In every slot, keep the tokens whose noise in the first slot is lowest: int64 [B, K]."""
+    # All scores are equal, and the noise, which breaks ties, is the same in every slot, so every slot hides the same tokens.
     noise = guides["noise"][:, :1].expand_as(guides["noise"])
     return hide_highest(torch.zeros_like(noise), noise, ratio)

@@ -1,4 +1,4 @@
-"""Checks every byte of a shard against its index."""
+"""Verifies every byte of a shard against its index."""
 
 import hashlib
 import io
@@ -13,18 +13,18 @@ from stm.storage.files import sha256_file
 from stm.storage.tables import read_receipt, read_table
 from stm.storage.tars import read_member
 
-_SHOWN = 20  # problems in an error message
+_SHOWN = 20  # problems listed in an error message
 
 
 class ShardError(ValueError):
-    """A shard that differs from its index; the message has one line per problem."""
+    """Raised for a shard that does not match its index; the message has one line per problem."""
 
 
 def verify_shard(tar: Path, index: Path) -> int:
-    """Check a shard, and return the number of its members.
+    """Verify a shard and return its number of members.
 
     Raises:
-        ShardError: it differs from its index.
+        ShardError: the shard does not match its index.
     """
     problems = find_problems(tar, index)
     if problems:
@@ -43,7 +43,7 @@ def find_problems(tar: Path, index: Path) -> list[str]:
     if not tar.is_file():
         return [f"{tar}: does not exist"]
     try:
-        # No bytes of the tar depend on questions, and older shards lack the column.
+        # The tar's contents do not depend on questions, and older shards lack the column.
         columns = [name for name in shard_schema().names if name != "questions"]
         rows = read_table(index, columns).to_pylist()
         receipt = read_receipt(index)
@@ -87,7 +87,7 @@ def _check_clip(descriptor: int, tar_size: int, row: dict[str, Any]) -> list[str
 
 
 def _check_array(data: bytes, declared: PackedArray, shape: tuple[int, ...]) -> list[str]:
-    """What differs between an array's file and its description in the index."""
+    """The differences between an array's file and its description in the index."""
     try:
         values = np.load(io.BytesIO(data), allow_pickle=False)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The clips of a set of shards, from the index next to each tar, in compact arrays."""
+"""Loads the clips of a set of shards into compact arrays, from the index next to each tar."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,36 +20,36 @@ _COUNTS = ("frames", "width", "height", "rows", "columns")
 _UNREAD = {"video_id", "split", "pts", "json_offset", "json_size", "sha256"}  # columns that training does not need
 _NEEDED = ("key", *_COUNTS, "offsets", "sizes")  # never null
 
-# Numpy pads the header of a .npy file to a multiple of 64 bytes; the headers of these arrays take one to three such units.
+# Numpy pads the header of a .npy file to a multiple of 64 bytes; the headers of these arrays are 64 to 192 bytes long.
 HEADER_SIZES = (64, 128, 192)
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip of a shard, and where its members lie in the tar."""
+    """One clip of a shard, and the locations of its members in the tar."""
 
     key: str
     tar: Path
     label: str | None
     captions: list[str]
-    sources: list[str]  # of the captions; empty in shards of the first version
+    sources: list[str]  # of each caption; empty in shards of the first version
     questions: tuple[Question, ...]
-    frames: int  # stored
+    frames: int  # stored frames
     width: int  # pixels
     height: int  # pixels
     rows: int  # cells of its maps
     columns: int
-    offsets: NDArray[np.int64]  # bytes, of each frame's JPEG
-    sizes: NDArray[np.int32]  # bytes
-    arrays: dict[str, tuple[int, int]]  # name -> offset and size in bytes; only those that are packed
-    array_sizes: dict[str, int]  # the arrays' own sizes, such as "flow_cells"; only those that are packed
+    offsets: NDArray[np.int64]  # of each frame's JPEG, in bytes
+    sizes: NDArray[np.int32]  # of each frame's JPEG, in bytes
+    arrays: dict[str, tuple[int, int]]  # name -> offset and size in bytes; packed arrays only
+    array_sizes: dict[str, int]  # array-specific sizes, such as "flow_cells"; packed arrays only
 
     def array_shape(self, name: str) -> tuple[int, ...]:
         """The shape of a packed array, see `stm.shards.schema.ARRAYS`."""
         return ARRAYS[name].shape(self._sizes())
 
     def count_layers(self, name: str) -> tuple[int, ...]:
-        """The dimensions that number a packed array's layers."""
+        """The leading dimensions of a packed array, which count its layers."""
         return ARRAYS[name].count_layers(self._sizes())
 
     def _sizes(self) -> dict[str, int]:
@@ -58,7 +58,7 @@ class Clip:
 
 
 class ClipIndex:
-    """All clips of some shards: about 12 bytes per stored frame, so 240,000 clips take some 300 MB."""
+    """All clips of a set of shards, in about 12 bytes per stored frame: 240,000 clips need about 300 MB."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """
@@ -82,7 +82,7 @@ class ClipIndex:
         self._questions = _join(table, "questions")
         numbers = [*_COUNTS, *(name for array in ARRAYS.values() for name in array.columns)]
         self._numbers = {name: _integers(_join(table, name)) for name in numbers}
-        # Offsets and sizes of all clips are in two flat arrays, of which a clip's frames are a slice.
+        # The offsets and sizes of all clips are in two flat arrays; each clip's frames are a slice of them.
         self._starts = np.concatenate([[0], np.cumsum(self._numbers["frames"])])
         self._offsets = _integers(_join(table, "offsets").flatten())
         self._sizes = _integers(_join(table, "sizes").flatten()).astype(np.int32)
@@ -113,26 +113,26 @@ class ClipIndex:
         return int(self._numbers[offset][number]), int(self._numbers[size][number])
 
     def packed(self, name: str, number: int) -> bool:
-        """Whether a clip has an array."""
+        """Whether the clip at index `number` has the array `name`."""
         offset, _ = ARRAYS[name].place_columns
         return bool(self._numbers[offset][number] >= 0)
 
     def lacking(self, name: str) -> NDArray[np.int64]:
-        """Numbers of the clips without an array, int64, ascending."""
+        """Indices of the clips without the array `name`, int64, ascending."""
         offset, _ = ARRAYS[name].place_columns
         return np.flatnonzero(self._numbers[offset] < 0)
 
     def values(self, name: str) -> list[int]:
-        """The values of an array's own size, such as `flow_cells`, among the clips, ascending."""
+        """The distinct values of an array-specific size, such as `flow_cells`, over all clips, ascending."""
         numbers = self._numbers[name]
         return np.unique(numbers[numbers >= 0]).tolist()
 
     def sources(self) -> list[str]:
-        """The sources of all captions, sorted; empty when no shard names them."""
+        """The sources of all captions, sorted; empty if no shard names them."""
         return sorted(pc.unique(self._sources.flatten()).to_pylist())
 
     def count_captions(self, sources: Sequence[str] | None = None) -> NDArray[np.int64]:
-        """The number of captions of each clip, int64 [clips]; of the given sources, or of all."""
+        """The number of captions per clip, int64 [clips], from the given sources or from all."""
         if sources is None:
             return _lengths(self._captions)
         counted = pc.is_in(self._sources.flatten(), value_set=pa.array(sources, pa.string()))
@@ -169,26 +169,26 @@ def _integers(column: Any, missing: int = -1) -> NDArray[np.int64]:
 
 
 def _lengths(column: Any) -> NDArray[np.int64]:
-    """Lengths of an Arrow array's lists; 0 for null."""
+    """Lengths of the lists in an Arrow array; 0 for null."""
     return _integers(column.value_lengths(), missing=0)
 
 
 def _index_schema() -> pa.Schema:
-    """The columns that are read."""
+    """The schema of the columns to read."""
     fields = [field for field in shard_schema() if field.name not in _UNREAD]
     return pa.schema([field.with_nullable(field.name not in _NEEDED) for field in fields])
 
 
 def _read_columns(path: Path) -> pa.Table:
-    """The columns of an index; those that an older one lacks are null."""
+    """The columns of an index; columns that an older index lacks are null."""
     schema = _index_schema()
     try:
         present = pq.read_schema(path).names
         missing = [name for name in later_columns() if name not in present]
     except (OSError, pa.ArrowException):
-        missing = []  # reading the table below raises the error that says what is wrong
+        missing = []  # reading the table below raises a descriptive error
     table = read_table(path, [name for name in schema.names if name not in missing], schema)
-    # Null columns let older shards be read together with new ones.
+    # Null columns allow older shards to be read together with new ones.
     for name in missing:
         table = table.append_column(name, pa.nulls(table.num_rows, schema.field(name).type))
     return table.select(schema.names)
@@ -208,7 +208,7 @@ def _read_index(path: Path, tar: Path) -> pa.Table:
 
 
 def _check_counts(path: Path, table: pa.Table) -> None:
-    """Reject lists that do not have one entry per frame, or per caption."""
+    """Reject lists that do not have one entry per frame or per caption."""
     frames = _integers(_join(table, "frames"))
     for name in ("offsets", "sizes"):
         _refuse_unequal(path, table, (_lengths(_join(table, name)), name), (frames, "frames"))
@@ -221,7 +221,7 @@ def _check_counts(path: Path, table: pa.Table) -> None:
 
 
 def _check_sides(path: Path, table: pa.Table) -> None:
-    """Reject impossible sizes of frames and grids."""
+    """Reject impossible frame and grid sizes."""
     sides = np.stack([_integers(_join(table, name)) for name in ("width", "height")])
     cells = np.stack([_integers(_join(table, name)) for name in GRID])
     _refuse(path, table, np.any((sides < 1) | (sides > LONGEST_SIDE), axis=0), "its frames have an impossible size")
@@ -229,7 +229,7 @@ def _check_sides(path: Path, table: pa.Table) -> None:
 
 
 def _check_places(path: Path, table: pa.Table, tar: Path) -> None:
-    """Reject members that lie outside the tar: a truncated file is noticed now, not in the middle of an epoch."""
+    """Reject members that extend beyond the tar, so that a truncated file is detected now and not in the middle of an epoch."""
     size = tar.stat().st_size
     lists = _join(table, "offsets")
     clips = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
@@ -251,7 +251,7 @@ def _check_places(path: Path, table: pa.Table, tar: Path) -> None:
 
 
 def _check_arrays(path: Path, table: pa.Table) -> None:
-    """Reject arrays whose size in bytes is not that of a header and their values."""
+    """Reject arrays whose size in bytes is not that of a header plus the values."""
     sizes = {name: _integers(_join(table, name)) for name in ("frames", *GRID, *size_columns())}
     sizes["captions"] = _lengths(_join(table, "captions"))
     for array in ARRAYS.values():
@@ -267,7 +267,7 @@ def _check_arrays(path: Path, table: pa.Table) -> None:
 def _refuse_unequal(
     path: Path, table: pa.Table, actual: tuple[NDArray[np.int64], str], expected: tuple[NDArray[np.int64], str]
 ) -> None:
-    """Reject clips whose two counts, each with its unit, differ."""
+    """Reject clips for which two counts differ; each count is given with its unit."""
     wrong = actual[0] != expected[0]
     if wrong.any():
         first = int(np.flatnonzero(wrong)[0])

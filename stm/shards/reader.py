@@ -1,4 +1,4 @@
-"""Reads members of shards: each process opens a tar once, and only the needed bytes are read."""
+"""Reads members of shards: each process opens a tar once and reads only the bytes that it needs."""
 
 import io
 import math
@@ -22,11 +22,11 @@ from stm.storage.tars import read_member
 
 
 class ShardReader:
-    """Reads from tars, which it keeps open. A copy in a worker process opens its own.
+    """Reads from tars, which it keeps open. A copy in a worker process opens its own files.
 
     Args:
-        kept_gigabytes: memory for a cache of decoded frames, filled in the order of reading and never evicted: for datasets
-            that fit into it. Each loading process has its own.
+        kept_gigabytes: memory for a cache of decoded frames, filled in reading order and never evicted; meant for datasets
+            that fit into it. Each loading process has its own cache.
     """
 
     def __init__(self, kept_gigabytes: float = 0.0) -> None:
@@ -34,18 +34,18 @@ class ShardReader:
         self._room = kept_gigabytes * 1e9  # bytes
         self._kept: dict[tuple[str, int], NDArray[np.uint8]] = {}
         self._open: OrderedDict[Path, int] = OrderedDict()
-        # Half of the files that the system lets a process open: a dataset may have more shards than that.
+        # Half of the process's limit of open files: a dataset may have more shards than that.
         self._max_open = max(8, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
     def __reduce__(self) -> tuple[type["ShardReader"], tuple[float]]:
-        return ShardReader, (self._kept_gigabytes,)  # descriptors are not valid in another process
+        return ShardReader, (self._kept_gigabytes,)  # file descriptors are not valid in a different process
 
     def _descriptor(self, tar: Path) -> int:
         if tar not in self._open:
             if len(self._open) >= self._max_open:
                 os.close(self._open.popitem(last=False)[1])
             self._open[tar] = os.open(tar, os.O_RDONLY)
-        # The least recently used tar comes first, and is closed first.
+        # The least recently used tar is the first entry and is closed first.
         self._open.move_to_end(tar)
         return self._open[tar]
 
@@ -64,17 +64,17 @@ class ShardReader:
                 f"{clip.tar}: clip {clip.key!r} cannot be read: {error}. Run the stage `shards` again"
             ) from error
         except OSError as error:
-            # An error of the disk or the network: the shard may be intact, and a restarted run may be able to read it.
+            # A disk or network error: the shard may be intact, and a restarted run may be able to read it.
             raise OSError(error.errno, f"clip {clip.key!r}: {error.strerror}", str(clip.tar)) from error
 
     def frames(self, clip: Clip, positions: Iterable[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Each distinct position, ascending, with its decoded frame, uint8 [height, width, 3] (red, green, blue).
+        """Yield each distinct position, ascending, with its decoded frame, uint8 [height, width, 3] (RGB).
 
-        A frame is valid until the next one is decoded, which overwrites it: one reused buffer stays in the processor's cache,
-        in which all frames of a clip would not fit.
+        A frame is valid only until the next one is decoded, which overwrites it: a single reused buffer stays in the CPU
+        cache, which is too small for all frames of a clip.
 
         Raises:
-            ValueError: the tar is truncated, a frame is not a JPEG, or its size is not the one in the index.
+            ValueError: the tar is truncated, a frame is not a JPEG, or its size differs from the index.
         """
         pixels = np.empty((clip.height, clip.width, 3), dtype=np.uint8)
         for position in sorted(set(positions)):
@@ -107,13 +107,14 @@ class ShardReader:
         """Layers `first` to `last`, both included, of one of a clip's arrays; only their bytes are read.
 
         Args:
-            name: of an array that the clip carries, see `stm.shards.schema.ARRAYS`.
-            first, last: along the last dimension that numbers its layers: frames, or the captions of an array without frames.
-            outer: the number along the dimension before that, such as the caption; None: all of it.
+            name: name of an array that the clip has, see `stm.shards.schema.ARRAYS`.
+            first, last: indices along the last of the dimensions that count layers: frames, or captions if the array has no
+                frames.
+            outer: index along the dimension before it, such as the caption; None: all indices.
 
         Returns:
-            The array's dtype, [last - first + 1, *layer]; with the outer dimension before it when it has one and `outer` is
-            None.
+            [last - first + 1, *layer] in the array's dtype; preceded by the outer dimension if the array has one and `outer`
+            is None.
 
         Raises:
             ValueError: the tar is truncated, or the member is not the array that the index describes.
@@ -124,13 +125,13 @@ class ShardReader:
         return np.stack(blocks) if before and outer is None else blocks[0]
 
     def text(self, clip: Clip, captions: Sequence[int]) -> NDArray[np.float32]:
-        """The captions' text vectors, float32 [captions, D], of unit length."""
+        """The unit text vectors of the given captions, float32 [captions, D]."""
         vectors = self.layers(clip, "text", 0, len(clip.captions) - 1)[list(captions)].astype(np.float32)
-        # They are stored as float16, whose 11 bits give a length of 1 only to within 0.05 %.
+        # They are stored as float16, whose 11 bits preserve the length of 1 only to within 0.05 %.
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     def _block(self, clip: Clip, name: str, first: int, count: int) -> NDArray[Any]:
-        """`count` layers from number `first`, of all layers one after the other: [count, *layer]."""
+        """`count` layers from index `first` on, with all layers counted consecutively: [count, *layer]."""
         declared = ARRAYS[name]
         offset, size = clip.arrays[name]
         shape = clip.array_shape(name)
@@ -145,7 +146,7 @@ class ShardReader:
 
 @cache
 def _write_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    """The header that numpy writes for an array."""
+    """The .npy header that numpy writes for an array."""
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
     return file.getvalue()

@@ -1,9 +1,9 @@
 """The format of a packed shard: the arrays that a clip may have, and the index with one row per clip.
 
-`ARRAYS` declares each array once. Packing, checking, indexing, reading and cropping follow from it. A new array needs an entry
-here, its key in `stm.config.Pack` and a stage of the same name. Unless it is one number per cell, in a column of the same
-name in the stage's table, it also needs the code that reads it (`stm.preprocess.packing.tables`) and, if it guides masks, the
-code that crops it (`stm.data.guides`). Frames (JPEGs) and questions are not arrays and have separate columns.
+`ARRAYS` declares each array once; packing, checking, indexing, reading and cropping use this declaration. A new array needs an
+entry here, a key in `stm.config.Pack` and a stage of the same name. Unless it has one value per cell, in a column of the same
+name in the stage's table, it also needs code to read it (`stm.preprocess.packing.tables`) and, if it guides masks, code to
+crop it (`stm.data.guides`). Frames (JPEGs) and questions are not arrays and have separate columns.
 """
 
 import math
@@ -16,10 +16,10 @@ import pyarrow as pa
 
 from stm.manifest import QUESTIONS
 
-# A dimension of an array: a number, the name of one of the clip's sizes, or the product of several of these.
+# A dimension of an array: an integer, the name of one of the clip's sizes, or a product of these.
 Dimension = int | str | tuple[str, ...]
 
-GRID = ("rows", "columns")  # cells of a clip's maps
+GRID = ("rows", "columns")  # cells of a clip's maps, along y and x
 CLIP_SIZES = ("captions", "frames", *GRID)  # the sizes of every clip, whichever arrays it has
 
 FIRST_VERSION = 1  # of the format
@@ -32,43 +32,43 @@ HALF = np.dtype("<f2")
 class PackedArray:
     """An array that a clip may have: the member `{key}.{name}.npy`, of shape [*layers, *layer].
 
-    A name among the dimensions that is not in `CLIP_SIZES` is an integer column of the index, `{array}_{what}`, null where
-    the clip does not have the array.
+    A named dimension that is not in `CLIP_SIZES` is an integer column of the index, `{array}_{what}`; it is null if the clip
+    does not have the array.
     """
 
     name: str
-    layers: tuple[Dimension, ...]  # one or two, such as captions and frames: layers lie one after the other in the file
-    layer: tuple[Dimension, ...]  # the shape of one layer; a reader reads only the layers that it needs
-    since: int  # version of the format; older indexes lack the array's columns
-    guides: tuple[str, ...] = ()  # the guides of masks that are made from it
+    layers: tuple[Dimension, ...]  # one or two, such as captions and frames; layers are stored consecutively
+    layer: tuple[Dimension, ...]  # the shape of one layer, the smallest unit that is read
+    since: int  # first format version with this array; older indexes lack its columns
+    guides: tuple[str, ...] = ()  # the masking guides that are computed from it
     dtype: np.dtype[Any] = HALF
 
     @property
     def per_source(self) -> bool:
-        """Whether each caption source has its own array; these are joined caption after caption."""
+        """Whether each caption source has a separate array; these arrays are concatenated along the captions."""
         return self.layers[0] == "captions"
 
     @property
     def size_columns(self) -> tuple[str, ...]:
-        """Its own sizes, integer columns of the index."""
+        """The index's integer columns for the array-specific sizes."""
         names = [name for dimension in (*self.layers, *self.layer) for name in _names(dimension)]
         return tuple(dict.fromkeys(name for name in names if name not in CLIP_SIZES))
 
     @property
     def place_columns(self) -> tuple[str, str]:
-        """The columns of its offset and its size in the tar, in bytes; null where a clip does not have it."""
+        """The columns of the array's offset and size in the tar, in bytes; null if a clip does not have the array."""
         return f"{self.name}_offset", f"{self.name}_size"
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """All of its columns in the index."""
+        """All columns of the array in the index."""
         return (*self.size_columns, *self.place_columns)
 
     def shape(self, sizes: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Its shape in a clip.
+        """The array's shape for a clip.
 
         Args:
-            sizes: `CLIP_SIZES` and the array's own, as integers; or as int64 [clips], for the dimensions of many clips.
+            sizes: `CLIP_SIZES` and the array-specific sizes: integers, or int64 [clips] for many clips at once.
         """
         return tuple(_resolve(dimension, sizes) for dimension in (*self.layers, *self.layer))
 
@@ -77,17 +77,17 @@ class PackedArray:
         return self.shape(sizes)[: len(self.layers)]
 
     def count_bytes(self, sizes: Mapping[str, Any]) -> Any:
-        """Bytes of its values in a clip, or int64 [clips]."""
+        """The size of the array's values in bytes: an integer for one clip, or int64 [clips] for many."""
         return math.prod(self.shape(sizes)) * self.dtype.itemsize
 
     def measure(self, values: np.ndarray, sizes: Mapping[str, int]) -> dict[str, int]:
-        """The array's own sizes, by column, from the shape of its values.
+        """The array-specific sizes, by column, inferred from the shape of the values.
 
         Args:
             sizes: `CLIP_SIZES` of the clip that the values belong to.
 
         Raises:
-            ValueError: the values do not have the declared type, or a shape that no own sizes can give.
+            ValueError: the values do not have the declared dtype, or their shape does not match the declared dimensions.
         """
         own: dict[str, int] = {}
         for dimension, length in zip((*self.layers, *self.layer), values.shape, strict=False):
@@ -121,7 +121,7 @@ def _declare(*arrays: PackedArray) -> dict[str, PackedArray]:
     return {array.name: array for array in arrays}
 
 
-# By name, in the order of the tar. A new one goes last, so that the existing members and columns keep their order.
+# By name, in tar order. Append new arrays at the end, so that existing members and columns keep their order.
 ARRAYS = _declare(
     PackedArray(
         "flow",
@@ -149,18 +149,18 @@ ARRAYS = _declare(
 
 
 def guide_arrays() -> dict[str, PackedArray]:
-    """The array that each guide is made from."""
+    """The packed array that each guide is computed from."""
     return {guide: array for array in ARRAYS.values() for guide in array.guides}
 
 
 # ------------------------------------------------------------------------------------------------------- the index
 
-# Columns that were added after the first version, apart from the arrays'.
+# Columns added after the first version, apart from those of the arrays.
 _LATER = ("caption_sources", "questions")
 
 
 def size_columns() -> tuple[str, ...]:
-    """The integer columns that the arrays' shapes need."""
+    """The integer columns that determine the arrays' shapes."""
     return tuple(name for array in ARRAYS.values() for name in array.size_columns)
 
 
@@ -171,7 +171,7 @@ def later_columns() -> tuple[str, ...]:
 
 
 def shard_schema() -> pa.Schema:
-    """The columns of an index."""
+    """The schema of an index."""
     places = [name for array in ARRAYS.values() for name in array.place_columns]
     return pa.schema(
         [
@@ -200,16 +200,16 @@ def shard_schema() -> pa.Schema:
 
 
 def clip_sizes(row: Mapping[str, Any]) -> dict[str, int]:
-    """The sizes that the shapes of a clip's arrays depend on, from its row of the index; 0 for those of arrays it lacks."""
+    """The sizes that determine the shapes of a clip's arrays, from its index row; 0 for those of missing arrays."""
     sizes = {name: row[name] or 0 for name in ("frames", *GRID, *size_columns())}
     return {"captions": len(row["captions"]), **sizes}
 
 
 def list_members(row: Mapping[str, Any]) -> list[tuple[str, int, int]]:
-    """(name, offset, size) of a clip's members, in the order of the tar, from its row of the index.
+    """The (name, offset, size) of a clip's members, in tar order, from its index row.
 
     Raises:
-        ValueError: the row does not have as many sizes as offsets of JPEGs.
+        ValueError: the row has different numbers of JPEG offsets and sizes.
     """
     key = row["key"]
     jpegs: Sequence[tuple[int, int]] = list(zip(row["offsets"], row["sizes"], strict=True))

@@ -1,1 +1,1 @@
-"""Reading and writing results: files, Parquet tables, tars and their receipts."""
+"""Reads and writes results: files, Parquet tables, tars and their receipts."""

@@ -14,7 +14,7 @@ from typing import Any
 _TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.tmp")
 
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
-"""Error numbers that only a write can raise: disk full, quota exceeded, file too large, read-only file system."""
+"""Error codes (errno) that only a write can raise: disk full, quota exceeded, file too large, read-only file system."""
 
 
 class UnsafePathError(ValueError):
@@ -22,7 +22,7 @@ class UnsafePathError(ValueError):
 
 
 def safe_join(root: Path, relative: str) -> Path:
-    """Return `root / relative`, checked with links resolved.
+    """Return `root / relative`, after checking with symbolic links resolved that it is inside `root`.
 
     Raises:
         UnsafePathError: the path is absolute or leaves `root`.
@@ -38,17 +38,17 @@ def safe_join(root: Path, relative: str) -> Path:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path next to `path`; it replaces `path` if the block succeeds and is removed if it fails.
+    """Yield a temporary path next to `path`; the file replaces `path` if the block succeeds and is removed if it fails.
 
     Temporary files left by killed processes that were writing the same file are removed, too.
 
     Raises:
-        OSError: the write failed, for instance because the disk is full; the message names the file. A previous file at
-            `path` is unchanged.
+        OSError: the write failed, for instance because the disk is full; the message names the file. An existing file at
+            `path` is left unchanged.
     """
     with name_file_in_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Only leftovers of this file: processes of other machines may be writing other files into the folder.
+        # Remove leftovers of this file only: processes on other machines may be writing other files to the folder.
         for leftover in _leftovers(path.parent.absolute()).pop(path.name, ()):
             leftover.unlink(missing_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -65,7 +65,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def name_file_in_disk_errors(path: Path) -> Iterator[None]:
-    """Add the path being written to disk errors of the block, which do not name a file themselves."""
+    """Add the path being written to the block's disk errors, which do not name a file themselves."""
     try:
         yield
     except OSError as error:

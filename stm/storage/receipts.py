@@ -1,7 +1,7 @@
 """Receipts: the provenance of a file.
 
-A receipt is a small JSON object: the stage, the part of the config that it used, the models' hashes and the versions of
-the libraries. It contains no timestamp and no machine-specific path, so that repeating the same work gives the same bytes.
+A receipt is a small JSON object: the stage, the part of the config that it used, the models' hashes and the library
+versions. It contains no timestamps or machine-specific paths, so that repeating the same work produces the same bytes.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ def make_receipt(stage: str, settings: Any, libraries: Sequence[str] = (), **mor
         stage: the stage's name, such as `frames`.
         settings: the part of the config that the stage used; a pydantic model or a JSON value.
         libraries: names of the distributions whose versions affect the bytes (`av`, `torch`).
-        more: further JSON values, such as `model_sha256`, `seed`.
+        more: additional JSON values, such as `model_sha256` or `seed`.
     """
     if hasattr(settings, "model_dump"):
         settings = settings.model_dump(mode="json")
@@ -28,7 +28,7 @@ def make_receipt(stage: str, settings: Any, libraries: Sequence[str] = (), **mor
 
 
 def library_versions(libraries: Iterable[str]) -> dict[str, str]:
-    """Return the versions of stm and of the named distributions; `missing` for one that is not installed."""
+    """Return the versions of stm and the named distributions; `missing` for those that are not installed."""
     versions = {"stm": stm.__version__}
     for name in libraries:
         try:
@@ -40,5 +40,5 @@ def library_versions(libraries: Iterable[str]) -> dict[str, str]:
 
 def hash_receipt(receipt: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a receipt; receipts with the same hash describe the same work."""
-    # Sorted keys: the hash must not depend on the order in which a caller filled the mapping.
+    # Keys are sorted so that the hash does not depend on the order in which a caller filled the mapping.
     return hashlib.sha256(json.dumps(receipt, sort_keys=True).encode()).hexdigest()

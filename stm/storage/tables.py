@@ -1,4 +1,4 @@
-"""Reading and writing Parquet tables, with checks of columns, types, nulls and page checksums."""
+"""Reads and writes Parquet tables, with checks of columns, types, nulls and page checksums."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,9 +16,9 @@ RECEIPT_KEY = b"stm.receipt"
 
 
 def write_table(path: Path, table: pa.Table, receipt: Mapping[str, Any], *, row_group_size: int = 1024) -> None:
-    """Write a Parquet file (zstd) atomically, with the receipt in its schema's metadata."""
+    """Atomically write a Parquet file (zstd) with the receipt in its schema metadata."""
     metadata = {RECEIPT_KEY: json.dumps(receipt, sort_keys=True).encode()}
-    # Dictionaries pay off for strings, which repeat; maps and vectors hardly ever do.
+    # Dictionary encoding pays off for strings, which repeat; maps and vectors hardly ever do.
     strings = [field.name for field in table.schema if pa.types.is_string(field.type)]
     with atomic_path(path) as temporary:
         pq.write_table(
@@ -35,8 +35,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None, schema: pa.Sche
     """Read a Parquet file and check its pages' checksums, if it has any.
 
     Args:
-        columns: the columns to read; by default those of `schema`, or all without one.
-        schema: the required types and nullability of those columns.
+        columns: the columns to read; by default those of `schema`, or all columns if there is no `schema`.
+        schema: the required types and nullability of these columns.
 
     Raises:
         DamagedError: the file is missing, truncated, corrupt or not Parquet, or a column is missing, has the wrong type
@@ -75,28 +75,28 @@ def read_receipt(path: Path) -> dict[str, Any]:
 
 
 LONGEST_SIDE = 65535
-"""Maximum side of a stored image in pixels: the limit of JPEG."""
+"""Maximum side of a stored image in pixels, the limit of JPEG."""
 
 
 class DamagedError(ValueError):
-    """A stage's output file that is damaged or does not belong with the other files; the message says which and where."""
+    """Raised for a stage's output file that is damaged or inconsistent with other files; the message names file and place."""
 
 
 def unreadable(path: Path, error: Exception) -> DamagedError:
     """Return the error for a file that cannot be read as a Parquet table."""
-    # Some Arrow messages add details over several lines.
+    # Some Arrow messages contain details on several lines.
     first_line = f"{error}".strip().split("\n")[0]
     return DamagedError(f"{path}: cannot be read as a Parquet table ({first_line}); remove it and run again")
 
 
 def check_schema(path: Path, actual: pa.Schema, expected: pa.Schema, names: Sequence[str] | None = None) -> None:
-    """Refuse a table with a missing column or a column of the wrong type.
+    """Reject a table with a missing column or a column of the wrong type.
 
     Args:
-        names: the columns to check; by default all of `expected`.
+        names: the columns to check; by default all columns of `expected`.
 
     Raises:
-        DamagedError: with the file, the column and the types.
+        DamagedError: the check failed; the message contains the file, the column and the types.
     """
     for name in expected.names if names is None else names:
         count = actual.names.count(name)
@@ -110,7 +110,7 @@ def check_schema(path: Path, actual: pa.Schema, expected: pa.Schema, names: Sequ
 
 
 def _same_type(actual: pa.DataType, expected: pa.DataType) -> bool:
-    """Whether the types agree; a struct may lack fields, because older versions wrote tables without them."""
+    """Whether the types match; a struct may lack fields, because older versions wrote tables without them."""
     if pa.types.is_list(actual) and pa.types.is_list(expected):
         return _same_type(actual.value_type, expected.value_type)
     if pa.types.is_struct(actual) and pa.types.is_struct(expected):
@@ -122,13 +122,13 @@ def _same_type(actual: pa.DataType, expected: pa.DataType) -> bool:
 
 
 def check_nulls(path: Path, table: pa.Table | pa.RecordBatch, schema: pa.Schema, first_row: int = 0) -> None:
-    """Refuse nulls in columns that `schema` declares non-nullable, and nulls inside lists.
+    """Reject nulls in columns that `schema` declares non-nullable, and nulls inside lists.
 
     Args:
-        first_row: the row number in the file of the table's first row.
+        first_row: the index in the file of the table's first row.
 
     Raises:
-        DamagedError: with the file, the row and the column.
+        DamagedError: a null was found; the message contains the file, the row and the column.
     """
     for field in schema:
         if field.name not in table.schema.names:
@@ -144,9 +144,9 @@ def check_nulls(path: Path, table: pa.Table | pa.RecordBatch, schema: pa.Schema,
 def write_rows(
     path: Path, schema: pa.Schema, rows: Iterable[Mapping[str, Any]], receipt: Mapping[str, Any], group: int
 ) -> int:
-    """Stream rows into a Parquet file, atomically, `group` rows per row group; return the number of rows.
+    """Atomically write a stream of rows to a Parquet file, with `group` rows per row group; return the number of rows.
 
-    Values of numeric list columns may be numpy arrays of the column's type and of any shape; they are flattened.
+    Values of numeric list columns may be numpy arrays of the column's type and any shape; they are flattened.
     """
     full_schema = schema.with_metadata({RECEIPT_KEY: json.dumps(receipt, sort_keys=True).encode()})
     strings = [field.name for field in schema if pa.types.is_string(field.type)]
@@ -177,7 +177,7 @@ def _make_table(schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> pa.Tabl
 def _make_column(field: pa.Field, values: list[Any]) -> pa.Array:
     if not any(isinstance(value, np.ndarray) for value in values):
         return pa.array(values, field.type)
-    # Built from offsets and one flat buffer: `pa.array` would turn every number of a map into a Python object.
+    # Built from offsets and one flat buffer: `pa.array` would convert every value of a map to a Python object.
     flat = [None if value is None else np.ascontiguousarray(value).reshape(-1) for value in values]
     lengths = [0 if value is None else len(value) for value in flat]
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
@@ -193,10 +193,10 @@ def stream_rows(
 
     Args:
         arrays: numeric list columns to return as flat numpy arrays (None for null) instead of lists.
-        schema: the columns to read, with their required types; by default all columns as they are.
+        schema: the columns to read, with their required types; by default all columns, unchecked.
 
     Raises:
-        DamagedError: the file is missing, truncated, corrupt, not Parquet or not of this schema.
+        DamagedError: the file is missing, truncated, corrupt or not Parquet, or does not match the schema.
     """
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:

@@ -1,4 +1,4 @@
-"""Deterministic uncompressed tars, and random access to their members."""
+"""Writes deterministic uncompressed tars and reads their members at random."""
 
 import errno
 import hashlib
@@ -34,7 +34,7 @@ class TarWriter:
         info.size = len(data)
         info.mode = 0o644
         self._tar.addfile(info, io.BytesIO(data))
-        vars(self._tar)["members"].clear()  # used only when reading; it would grow with the shard
+        vars(self._tar)["members"].clear()  # needed only for reading; it would grow with the shard
         padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         return Member(name, self._tar.offset - padded, len(data), sha256 or hashlib.sha256(data).hexdigest())
 
@@ -43,7 +43,8 @@ class TarWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         try:
-            if kind is None:  # after an error no end marker is needed, and on a full disk writing it would fail again
+            # Not after an error: the end marker is then unnecessary, and on a full disk writing it would fail again.
+            if kind is None:
                 self._tar.close()
         finally:
             self._file.close()
@@ -54,7 +55,7 @@ def read_member(tar: int, offset: int, size: int) -> bytes:
 
     Raises:
         DamagedError: the range is outside the file.
-        OSError: the disk or the network failed.
+        OSError: a disk or network error occurred.
     """
     try:
         data = os.pread(tar, size, offset)

@@ -1,3 +1,3 @@
-"""Training: the loop, its optimiser and schedule, checkpoints, logs and processes; and pretraining, which
-uses them.
+"""Training: the loop, its optimiser and schedule, checkpoints, logs and processes, and the pretraining built on
+them.
 """

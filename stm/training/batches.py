@@ -1,4 +1,4 @@
-"""Batches of several media, such as clips and images, that alternate: each optimiser step sees one of them (UMT, stage 2)."""
+"""Batches that alternate between media, such as clips and images: each optimiser step sees one medium (UMT, stage 2)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,20 +17,20 @@ from stm.training.interruption import signals_blocked
 
 
 class Medium(NamedTuple):
-    """A dataset that samples come from, and how many of them a step takes."""
+    """A dataset to sample from, and the batch size of its steps."""
 
     name: str  # for messages
     dataset: ClipDataset
-    batch_size: int  # samples in an optimiser step, of all processes and passes
-    key: str = "optimisation.batch_size"  # the config's key of it, for messages
+    batch_size: int  # samples per optimiser step, over all processes and forward passes
+    key: str = "optimisation.batch_size"  # its key in the config, for messages
 
     @property
     def steps(self) -> int:
-        """Optimiser steps per epoch. The last samples, too few for a step, are left out; the shuffle makes these different
-        ones in each epoch.
+        """Optimiser steps per epoch. The last samples, too few for a step, are dropped; because of the shuffle, they differ
+        from epoch to epoch.
 
         Raises:
-            ValueError: there are fewer samples than a batch.
+            ValueError: there are fewer samples than one batch needs.
         """
         samples = len(self.dataset) * self.dataset.samples_per_clip
         if samples < self.batch_size:
@@ -47,7 +47,7 @@ def order_steps(media: Sequence[Medium], seed: int, epoch: int) -> NDArray[np.in
     steps = np.repeat(np.arange(len(media)), [medium.steps for medium in media])
     generator = np.random.Generator(
         np.random.PCG64([seed, epoch, 7])
-    )  # 7: a stream apart from that of the clips' order
+    )  # 7: a random stream separate from the clips' order
     return generator.permutation(steps) if len(media) > 1 else steps
 
 
@@ -61,12 +61,12 @@ def feed_media(
 ) -> Callable[[int], Iterator[Batch]]:
     """Batches for `fit`: `settings.accumulate` per step, all of one medium, from a given step to the end of the run.
 
-    The media of the steps and the order of each medium's clips depend on (seed, epoch) alone, so that a resumed run sees
-    exactly the batches that it would have seen.
+    The medium of each step and the order of each medium's clips depend on (seed, epoch) alone, so a resumed run sees
+    exactly the batches that an uninterrupted one would have seen.
 
     Raises:
-        ValueError: the batch size is not a whole number of clips with all their repeats per forward pass, or a medium has
-            fewer samples than a batch.
+        ValueError: a forward pass would not contain a whole number of clips with all their repeats, or a medium has
+            fewer samples than one batch needs.
     """
     per_epoch = count_media_steps(media)
     loaders = [_make_loader(medium, settings, process, seed, workers) for medium in media]
@@ -75,9 +75,9 @@ def feed_media(
         for epoch in range(step // per_epoch, settings.epochs):
             order = order_steps(media, seed, epoch)
             done = step % per_epoch if epoch == step // per_epoch else 0
-            # Each medium resumes after the batches that the finished steps of this epoch took from it.
+            # Each medium resumes after the batches that the finished steps of this epoch have used.
             before = np.bincount(order[:done], minlength=len(media)).tolist()
-            with signals_blocked():  # the loading processes start here and inherit the mask
+            with signals_blocked():  # the loading processes start here and inherit the signal mask
                 streams = [
                     loader.batches(epoch, start=steps * settings.accumulate * loader.global_batch)
                     for loader, steps in zip(loaders, before, strict=True)
@@ -110,9 +110,9 @@ def _make_loader(medium: Medium, settings: Optimisation, process: Process, seed:
 
 
 def hash_shards(indexes: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 of each shard's tar, by shard, from the index's receipt, or of the file where the receipt has none.
+    """SHA-256 of each shard's tar, by shard name: from the index's receipt if it is there, otherwise computed from the file.
 
-    Shards of several datasets may have the same name: all but the first are then numbered, in the order given.
+    Shards of different datasets may have the same name: all but the first then get a numeric suffix, in the order given.
     """
     hashes: dict[str, str] = {}
     for path in sorted(indexes, key=lambda path: path.stem):
@@ -126,10 +126,10 @@ def hash_shards(indexes: Sequence[Path]) -> dict[str, str]:
 
 
 def read_text_model(indexes: Sequence[Path]) -> dict[str, str] | None:
-    """What identifies the text encoder of the packed captions' vectors, from the receipts; None where they do not name it.
+    """The identity of the text encoder that embedded the packed captions, from the receipts; None if they do not name it.
 
     Raises:
-        ValueError: the shards' vectors come from different encoders and cannot be compared.
+        ValueError: the shards' text vectors come from different encoders and cannot be compared.
     """
     models = {path: read_receipt(path).get("text_model") for path in indexes}
     first = next(iter(models))
@@ -143,10 +143,10 @@ def read_text_model(indexes: Sequence[Path]) -> dict[str, str] | None:
 
 
 def count_steps(dataset: ClipDataset, settings: Optimisation) -> int:
-    """Optimiser steps per epoch: samples // batch_size; the remaining samples, different ones in each epoch, are left out.
+    """Optimiser steps per epoch: samples // batch_size; the remaining samples, which differ per epoch, are dropped.
 
     Raises:
-        ValueError: there are fewer samples than a batch.
+        ValueError: there are fewer samples than one batch needs.
     """
     return Medium("clips", dataset, settings.batch_size).steps
 
@@ -154,5 +154,5 @@ def count_steps(dataset: ClipDataset, settings: Optimisation) -> int:
 def feed(
     dataset: ClipDataset, settings: Optimisation, process: Process, seed: int, workers: int
 ) -> Callable[[int], Iterator[Batch]]:
-    """Batches for `fit` of clips alone; see `feed_media`."""
+    """Batches for `fit` from a single dataset of clips; see `feed_media`."""
     return feed_media([Medium("clips", dataset, settings.batch_size)], settings, process, seed, workers)

@@ -1,8 +1,8 @@
-"""The state of an unfinished run: written so that a kill at any moment costs steps, never the run.
+"""Checkpoints of an unfinished run: a kill at any moment loses some steps, never the run.
 
 A checkpoint is one file, `step-000000200.pt` (tensors, numbers and strings only, no pickled code), next to its
-SHA-256 in the format of `sha256sum -c`. Both are written under temporary names and renamed, so a file is
-complete or missing; corruption, for instance by a power cut, is caught by the checksum, and the previous checkpoint is used.
+SHA-256 in the format of `sha256sum -c`. Both are written under temporary names and renamed, so each file is
+complete or missing. Corruption, for instance by a power cut, is caught by the checksum; the previous checkpoint is then used.
 """
 
 import json
@@ -27,10 +27,10 @@ class Checkpoints:
     """The checkpoints of one run in one folder.
 
     Args:
-        folder: holds nothing but the checkpoints.
-        origin: JSON values that the result depends on: settings, data, seed. Checkpoints of another origin are never
-            used: they are moved aside.
-        kept: number of checkpoints to keep, the newest ones.
+        folder: contains only the checkpoints.
+        origin: JSON values that the result depends on: settings, data, seed. Checkpoints with a different origin are never
+            used; they are moved aside.
+        kept: number of most recent checkpoints to keep.
     """
 
     def __init__(self, folder: Path, origin: Mapping[str, Any], kept: int) -> None:
@@ -44,17 +44,17 @@ class Checkpoints:
         path = self._path(step)
         with atomic_path(path) as temporary:
             _write({"origin": hash_receipt(self.origin), "step": step, **state}, temporary)
-            # The checksum first: a checkpoint without one would count as corrupt after a kill between the two.
+            # The checksum first: after a kill between the two, a checkpoint without a checksum would count as corrupt.
             write_bytes(_sum_of(path), f"{sha256_file(temporary)}  {path.name}\n".encode())
-        # Readable, only to say what has changed when the checkpoints are moved aside; the hash above decides.
+        # Only for a readable report of what has changed when checkpoints are moved aside; the comparison uses the hash above.
         write_json(self._stamp, self.origin)
         for old in self.steps()[: -self.kept]:
             self._remove(old)
 
     def newest(self) -> int:
-        """The step of the newest intact checkpoint of this origin; 0 when there is none.
+        """The step of the newest intact checkpoint with this origin; 0 if none exists.
 
-        Logs the checkpoints that it rejects. Corrupt ones are removed; those of another origin are moved aside together.
+        Logs the checkpoints that it rejects. Corrupt ones are removed; those with a different origin are all moved aside.
         """
         self._clean()
         for step in reversed(self.steps()):
@@ -69,8 +69,8 @@ class Checkpoints:
         return 0
 
     def load(self, step: int) -> State:
-        """The state that was saved after `step` steps; tensors on the CPU."""
-        # On the CPU first: on the device, the checkpoint would need memory next to the model it is copied into.
+        """The state saved after `step` steps, with its tensors on the CPU."""
+        # Loaded on the CPU: on the device, the checkpoint would need memory in addition to the model it is copied into.
         state: State = torch.load(self._path(step), map_location="cpu", weights_only=True)
         return state
 
@@ -80,14 +80,14 @@ class Checkpoints:
         return sorted(int(match[1]) for match in names if match)
 
     def discard(self) -> None:
-        """Removes all checkpoints; call it once the finished weights are in place."""
+        """Removes all checkpoints; call it once the final weights have been written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}.pt"
 
     def _origin_of(self, step: int) -> Any:
-        # Memory-mapped, so that one string is read without gigabytes of weights.
+        # Memory-mapped, to read one string without loading gigabytes of weights.
         return torch.load(self._path(step), map_location="cpu", weights_only=True, mmap=True)["origin"]
 
     def _remove(self, step: int) -> None:
@@ -106,7 +106,7 @@ class Checkpoints:
         except (
             OSError,
             ValueError,
-        ):  # missing or corrupt: the checkpoints themselves have shown that they are of another origin
+        ):  # missing or corrupt; the checkpoints' own hashes have already shown that the origin differs
             before = {}
         changed = ", ".join(_differences(before, self.origin)) or "unknown"
         shutil.rmtree(aside, ignore_errors=True)
@@ -133,7 +133,7 @@ def _verify(path: Path) -> bool:
 
 
 def _differences(before: Any, after: Any, key: str = "") -> list[str]:
-    """Dotted keys where two JSON values differ."""
+    """The dotted keys at which two JSON values differ."""
     if isinstance(before, dict) and isinstance(after, dict):
         keys: list[str] = []
         for name in sorted(before.keys() | after.keys()):
@@ -143,7 +143,7 @@ def _differences(before: Any, after: Any, key: str = "") -> list[str]:
 
 
 def random_state(process: Process) -> dict[str, list[torch.Tensor]]:
-    """States of torch's random number generators of all processes, by rank; all processes must call it together."""
+    """The states of torch's random number generators on all processes, by rank; all processes must call it together."""
     state = {"cpu": process.gather(torch.get_rng_state())}
     if process.device.type == "cuda":
         state["cuda"] = process.gather(torch.cuda.get_rng_state(process.device))
@@ -151,7 +151,7 @@ def random_state(process: Process) -> dict[str, list[torch.Tensor]]:
 
 
 def restore_random_state(state: Mapping[str, list[torch.Tensor]], process: Process) -> None:
-    """Restores this process's generators from the result of `random_state`."""
+    """Restores this process's random number generators from the result of `random_state`."""
     torch.set_rng_state(state["cpu"][process.rank])
     if "cuda" in state and process.device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"][process.rank], process.device)

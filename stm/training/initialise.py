@@ -1,4 +1,4 @@
-"""Initial weights of a run from another model (`init`)."""
+"""Initialises a run with the weights of an existing model (`init`)."""
 
 import hashlib
 from collections.abc import Mapping
@@ -16,17 +16,17 @@ from stm.training.logs import say
 class Start:
     """The weights that were loaded."""
 
-    sha256: str  # of names and values, so that the same weights in a different format have the same hash
-    decoder: bool  # whether the decoder's weights are among them
+    sha256: str  # of tensor names and values, so the same weights in a different file format have the same hash
+    decoder: bool  # whether they include the decoder's weights
 
 
 def start_from(model: VideoMAE | VideoEncoder, source: str) -> Start:
-    """Loads the encoder's weights into `model`, and the decoder's if they fit; logs what is left out.
+    """Loads the encoder's weights into `model`, and the decoder's if they fit; logs what is ignored.
 
     Args:
-        model: the run's, or its encoder alone; its clips may differ from the source's in length and image size.
-        source: any that `stm.models.weights.initialise.read_initial` reads. A contrastive head in it is left out: it belongs to
-            its text encoder.
+        model: the run's model, or its encoder alone; its clip length and image size may differ from the source's.
+        source: anything that `stm.models.weights.initialise.read_initial` can read. Its contrastive head, if any, is ignored:
+            it belongs to the source's text encoder.
 
     Raises:
         ValueError: the source cannot be read, or its encoder has a different architecture.

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it saves at the end of the current step and exits with a dedicated code."""
+"""Handles signals that ask a run to stop: it saves at the end of the current step and exits with a dedicated code."""
 
 import os
 import re
@@ -14,14 +14,14 @@ from stm.training.logs import say
 
 
 class Interrupted(SystemExit):
-    """The run was asked to stop and has saved its state. The exit code is 128 + the signal, so the job is
+    """The run was asked to stop and has saved its state. The exit code is 128 + the signal number, so the job is
     retried.
     """
 
 
 class Interruption:
     """Records SIGTERM (the job is cancelled or preempted) and SIGUSR1 (Slurm's warning) while the block runs.
-    Only the main thread may set handlers; elsewhere nothing is recorded.
+    Only the main thread may set signal handlers; in other threads, nothing is recorded.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -34,7 +34,7 @@ class Interruption:
         self.received = number
 
     def stop(self, step: int) -> None:
-        """Ends the run by raising `Interrupted`; its state after `step` steps is already saved."""
+        """Ends the run by raising `Interrupted`; its state after `step` steps must already be saved."""
         number = self.received or signal.SIGTERM
         say(f"{signal.Signals(number).name}: saved after step {step}; the same command resumes from there")
         raise Interrupted(128 + number)
@@ -51,9 +51,9 @@ class Interruption:
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Blocks the signals in processes and threads started inside the block, such as loading processes: only the training loop
-    handles them. If a signal killed a loading process, the run would end before saving. This process receives the signals
-    after the block.
+    """Blocks the signals in processes and threads started inside the block, such as loading processes, so that only the
+    training loop handles them: if a signal killed a loading process, the run would end before saving. Signals that arrive
+    during the block are delivered to this process after it.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, Interruption.SIGNALS)
     try:
@@ -69,9 +69,9 @@ _ANSWER_SECONDS = 60
 def requeue_if_preempted() -> bool:
     """Requeues this Slurm job if it is being preempted; returns whether it was.
 
-    Slurm does so itself when the partition's grace time is over. A job that saves and exits before then counts as
-    failed, and retrying it would use up one of the few retries that the workflow allows for errors. Without a grace time the
-    job is already being requeued, and nothing is left to do.
+    Slurm requeues the job itself when the partition's grace time has expired. A job that saves and exits before then counts
+    as failed, and retrying it would use up one of the few retries that the workflow allows for errors. Without a grace time
+    the job is already being requeued, and this function does nothing.
 
     Jobs that are cancelled or reach their time limit are not requeued: a cancelled job must not restart, and after a timeout
     the user decides whether to allow more attempts or a longer `runtime`.
@@ -90,7 +90,7 @@ def requeue_if_preempted() -> bool:
 
 
 def _scontrol(*words: str) -> str:
-    """The output of scontrol; empty where it fails: the run then ends without being requeued."""
+    """The output of scontrol; empty if it fails, in which case the run ends without being requeued."""
     try:
         done = subprocess.run(  # noqa: S603
             ["scontrol", *words],  # noqa: S607

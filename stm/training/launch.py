@@ -1,4 +1,4 @@
-"""Starts a pretraining run: in this process, or in several under torchrun, on one node or on the nodes of a Slurm job."""
+"""Starts a pretraining run: in this process, or in several under torchrun, on one node or on all nodes of a Slurm job."""
 
 import os
 import signal
@@ -15,17 +15,17 @@ from stm.config import AnyRun, Run, parse_run
 from stm.storage.files import read_json, write_json
 
 SHUTDOWN_SECONDS = 120
-"""How long torchrun waits, after SIGTERM, for its processes to save; its default of 30 seconds may be shorter than the
-steps between two checks for the signal."""
+"""How long torchrun waits, after SIGTERM, for its processes to save. Its default of 30 seconds may be shorter than the
+interval between two checks for the signal."""
 
-# How long the command may take to log that it has received a signal itself, before the signal is passed on.
+# How long to wait for the command to log that it has received a signal itself, before forwarding the signal.
 _GRACE_SECONDS = 1.0
-# Part of torchrun's message that it has received a signal itself. (The "closing signal" that follows is also logged after
-# an error.)
+# Part of the message that torchrun logs when it receives a signal itself. (The "closing signal" message that follows is
+# also logged after an error.)
 _SIGNAL_RECEIVED = "death signal"
 
 RESTARTS = 3
-"""How often torchrun restarts all processes, from the last checkpoint, after one of them has died."""
+"""How many times torchrun restarts all processes, from the last checkpoint, after one of them has died."""
 
 
 def run_pretraining(
@@ -38,8 +38,8 @@ def run_pretraining(
     """Pretrains with `run.processes` processes on each of `run.nodes` nodes; see `stm.training.pretrain`.
 
     Raises:
-        ValueError: the run needs several nodes, and this is not a Slurm job.
-        RuntimeError: the processes under torchrun ended with an error; their own messages are above it in the log.
+        ValueError: the run needs several nodes, but this is not a Slurm job.
+        RuntimeError: the processes under torchrun ended with an error; their own messages precede it in the log.
         stm.training.interruption.Interrupted: after SIGTERM or SIGUSR1. The state is saved, the exit code is not 0, and a
             Slurm job that is being preempted is back in the queue.
     """
@@ -48,8 +48,8 @@ def run_pretraining(
     try:
         _run(run, shard_indexes, output, seed, image_indexes)
     except (Interrupted, RuntimeError):
-        # On several nodes Slurm signals srun's tasks and not the batch script, which only sees them end: hence RuntimeError
-        # too.
+        # On several nodes Slurm signals srun's tasks but not the batch script, which only sees them fail: so RuntimeError is
+        # handled, too.
         requeue_if_preempted()
         raise
 
@@ -66,7 +66,7 @@ def _run(
 
         pretrain(run, shard_indexes, output, seed, image_indexes=image_indexes)
         return
-    # A file, because the names of many shards may exceed the length limit of a command; other nodes read it too.
+    # In a file, because many shard names may exceed the length limit of a command line; other nodes read it, too.
     request = output / "launch.json"
     command = torchrun_command(run, request)
     write_json(
@@ -88,13 +88,13 @@ def _run(
 
 
 def torchrun_command(run: Run, request: Path) -> list[str]:
-    """The command that starts the run's processes: torchrun, or srun with one torchrun per node, which meet on the first.
+    """The command that starts the run's processes: torchrun, or srun with one torchrun per node, which meet on the first node.
 
     Raises:
-        ValueError: the run needs several nodes, and this is not a Slurm job.
+        ValueError: the run needs several nodes, but this is not a Slurm job.
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={run.nodes}"]
-    # Slurm's warning reaches torchrun as well as its processes; unhandled, it would kill torchrun alone.
+    # Slurm's warning signal reaches torchrun as well as its processes; unhandled, it would kill torchrun only.
     torchrun += [f"--nproc-per-node={run.processes}", f"--max-restarts={RESTARTS}"]
     torchrun += ["--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
     program = ["-m", "stm.training.launch", str(request)]
@@ -107,17 +107,17 @@ def torchrun_command(run: Run, request: Path) -> list[str]:
             "profile workflow/profiles/slurm, or call `stm pretrain` in a job of as many nodes (sbatch, salloc)"
         )
     srun = ["srun", f"--nodes={run.nodes}", f"--ntasks={run.nodes}", "--ntasks-per-node=1"]
-    # No CPU binding, as the node's single task starts all of its processes. --kill-on-bad-exit, as the other nodes would wait
-    # for one that has failed.
+    # No CPU binding, because each node's single task starts all of the node's processes. --kill-on-bad-exit, because the
+    # other nodes would wait for one that has failed.
     srun += ["--cpu-bind=none", "--kill-on-bad-exit=1"]
-    # A port derived from the job, as two jobs may share a node; below the ephemeral ports that systems assign.
+    # The port is derived from the job id, because two jobs may share a node, and is below the range of ephemeral ports.
     endpoint = f"{_first_host()}:{10000 + int(job) % 20000}"
     meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", f"--rdzv-id={job}"]
     return [*srun, *torchrun, *meeting, *program]
 
 
 def _first_host() -> str:
-    """The job's first node. A batch job runs on it; only a program under salloc may run elsewhere."""
+    """The job's first node. A batch script runs on it; only a program under salloc may run elsewhere."""
     nodes = os.environ.get("SLURM_JOB_NODELIST")  # Snakemake's executor removes it in batch jobs
     if nodes is None:
         return socket.gethostname()
@@ -126,28 +126,28 @@ def _first_host() -> str:
 
 
 def supervise(command: Sequence[str]) -> int:
-    """Runs a command to its end and returns its status; copies its standard error to ours.
+    """Runs a command until it exits and returns its exit status; copies its standard error to ours.
 
-    SIGTERM and SIGUSR1 are passed on as SIGTERM, unless the command logs that it has received one: batch systems signal all
-    processes of a job, and on a second signal torchrun abandons its processes while they still save. To srun they are passed
-    on as SIGUSR1, which it forwards: on SIGTERM it kills what it has started.
+    SIGTERM and SIGUSR1 are forwarded as SIGTERM, unless the command logs that it has received one itself: batch systems
+    signal all processes of a job, and on a second signal torchrun abandons its processes while they are still saving. srun
+    gets SIGUSR1 instead, which it forwards to its tasks: on SIGTERM it would kill them.
 
     Raises:
         Interrupted: such a signal was received, and the command then ended with an error.
     """
     from stm.training.interruption import Interrupted, Interruption
 
-    # Restarted processes must meet in a separate store: in torchrun's they may read the address of a dead one, and wait
-    # for it forever.
+    # Restarted processes need a separate rendezvous store: in torchrun's, they may read the address of a dead process and
+    # wait for it forever.
     fresh = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS), **os.environ, **fresh}
     warning = signal.SIGUSR1 if Path(command[0]).name == "srun" else signal.SIGTERM
     signalled = False
-    received = Event()  # by the command itself
+    received = Event()  # whether the command itself has received a signal
     since = 0.0
     with (
         Interruption() as interruption,
-        # Through a pipe, because a job's log is our `sys.stderr` and not the descriptor behind it.
+        # Through a pipe, because a job's log replaces `sys.stderr`, not the underlying file descriptor.
         subprocess.Popen(  # noqa: S603
             command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace"
         ) as process,
@@ -164,7 +164,7 @@ def supervise(command: Sequence[str]) -> int:
                         process.send_signal(warning)
                         signalled = True
                 _wait(process)
-        except BaseException:  # nothing else would stop the processes
+        except BaseException:  # otherwise the processes would keep running
             process.terminate()
             process.wait()
             raise
@@ -190,10 +190,10 @@ def _copy(messages: TextIO, received: Event) -> None:
 
 
 def _worker(path: Path) -> None:
-    """One process of the run that the request at `path` describes.
+    """One process of the run described by the request file at `path`.
 
-    An error in the settings or the data would recur: it removes the request, so that torchrun's further attempts end at
-    once.
+    An error in the settings or the data would recur, so the process then deletes the request, and torchrun's further
+    attempts end at once.
     """
     try:
         request: Any = read_json(path)

@@ -1,4 +1,4 @@
-"""What a run logs: means of its losses, `metrics.jsonl`, TensorBoard."""
+"""Logging of a run: running means of its losses, `metrics.jsonl`, TensorBoard."""
 
 import json
 import math
@@ -32,13 +32,13 @@ class Meter:
     def add(self, values: Mapping[str, torch.Tensor]) -> None:
         """Adds scalars of one forward pass."""
         for name, value in values.items():
-            # In float64: a sum of many float32 losses would lose digits that the log shows.
+            # In float64: a float32 sum of many losses would lose digits that the log shows.
             zero = torch.zeros((), dtype=torch.float64, device=value.device)
             self._sums[name] = self._sums.get(name, zero) + value.detach().double()
             self._weights[name] = self._weights.get(name, 0.0) + 1.0
 
     def read(self) -> dict[str, float]:
-        """The means over the passes since the last reading and over the processes; resets them. Waits for the device."""
+        """Means over all processes and the passes since the last reading, which are then reset. Waits for the device."""
         names = sorted(self._sums)
         if not names:
             return {}
@@ -48,11 +48,11 @@ class Meter:
         return dict(zip(names, means.tolist(), strict=True))
 
     def finite(self) -> bool:
-        """Whether all values since the last reading were finite: a single one that is not makes its sum not finite."""
+        """Whether all values since the last reading were finite: a single NaN or inf makes its sum non-finite."""
         return not self._sums or bool(torch.stack(list(self._sums.values())).isfinite().all().item())
 
     def state(self) -> dict[str, list[float | torch.Tensor]]:
-        """The sums that are not read yet, as the mean over the processes: any number of processes can resume from it."""
+        """The sums not yet read, averaged over the processes, so that any number of processes can resume from them."""
         return {name: [self._weights[name], self._process.mean(value).cpu()] for name, value in self._sums.items()}
 
     def restore(self, state: Mapping[str, list[float | torch.Tensor]], device: torch.device) -> None:
@@ -79,13 +79,13 @@ class Clock:
 
 
 def cut_lines(path: Path, step: int) -> None:
-    """Keeps the lines of a `metrics.jsonl` up to `step`, so that a resumed run's log equals an uninterrupted one's."""
+    """Drops the lines of a `metrics.jsonl` after `step`, so that a resumed run's log equals an uninterrupted one's."""
     kept = []
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
         try:
             if json.loads(line)["step"] <= step and line.endswith(b"\n"):
                 kept.append(line)
-        except (ValueError, KeyError):  # the last line of a run that was killed while it wrote
+        except (ValueError, KeyError):  # the last line of a run that was killed while writing it
             break
     write_bytes(path, b"".join(kept))
 
@@ -94,8 +94,8 @@ class MetricsLog:
     """Writes `metrics.jsonl` (flushed line by line) and TensorBoard events, in the first process only.
 
     Args:
-        folder: gets `metrics.jsonl` and `tensorboard/`.
-        step: finished steps; entries that an earlier attempt wrote for later steps are removed.
+        folder: where `metrics.jsonl` and `tensorboard/` are written.
+        step: number of finished steps; entries that an earlier attempt wrote for later steps are removed.
     """
 
     def __init__(self, folder: Path, step: int, process: Process) -> None:
@@ -110,7 +110,7 @@ class MetricsLog:
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         if step == 0:
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        # TensorBoard then hides the events that an earlier attempt wrote for later steps.
+        # With `purge_step`, TensorBoard hides the events that an earlier attempt wrote for later steps.
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -133,7 +133,7 @@ class MetricsLog:
 
 
 def _round(value: float, digits: int = 7) -> float:
-    """`value` to `digits` significant digits: float32 has no more, and lines stay short."""
+    """Round to `digits` significant digits: float32 has no more, and lines stay short."""
     if value == 0 or not math.isfinite(value):
         return value
     return round(value, digits - 1 - math.floor(math.log10(abs(value))))

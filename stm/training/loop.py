@@ -1,8 +1,8 @@
 """The training loop, for pretraining and fine-tuning alike.
 
 A run is determined by its module, its batches, its settings and its seed. Everything that changes while it
-runs is in the checkpoint, so that a run that was killed ends in the same weights, bit for bit on a CPU, as
-one that was not.
+runs is in the checkpoint, so that a run that was killed and resumed ends with the same weights as an
+uninterrupted one, bit for bit on a CPU.
 """
 
 import io
@@ -30,16 +30,16 @@ from stm.training.logs import Clock, Meter, MetricsLog, say
 from stm.training.optimizer import build_optimizer, build_schedule, current_learning_rate
 
 LOG_EVERY = 10
-"""Steps per line of the log. The loop waits for the device only there."""
+"""Steps between two lines of the log. The loop waits for the device only at these lines."""
 
 _LONG_STEP = 1.0
-"""Seconds. Processes with longer steps agree after every step on whether to stop, those with shorter steps at every line of
-the log: agreeing waits for the device."""
+"""In seconds. With longer steps, the processes agree on whether to stop after every step; with shorter ones, only at every
+line of the log, because agreeing waits for the device."""
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Settings of the loop; module and batches are passed separately."""
+    """Settings of the loop; the module and the batches are passed separately."""
 
     name: str  # for messages
     optimisation: Optimisation
@@ -48,9 +48,9 @@ class TrainingPlan:
     origin: Mapping[str, Any] = field(default_factory=dict)  # everything that the result depends on; see `Checkpoints`
     precision: str = "float32"
     compile: bool = False
-    parallel: str = "ddp"  # for several processes: "ddp", or "fsdp" (stm/distributed/fsdp.py)
+    parallel: str = "ddp"  # across several processes: "ddp", or "fsdp" (stm/distributed/fsdp.py)
     layer_decay: float = 1.0
-    depth: int = 0  # of the encoder; needed with `layer_decay`
+    depth: int = 0  # blocks of the encoder; needed with `layer_decay`
     checkpoint_every: int = 200  # steps
     checkpoints_kept: int = 2
     log_every: int = LOG_EVERY  # steps
@@ -69,20 +69,20 @@ def fit(
     process: Process,
     after_epoch: Callable[[int], None] | None = None,
 ) -> Checkpoints:
-    """Trains `module` in place, from the newest checkpoint under `output` if there is one.
+    """Trains `module` in place, resuming from the newest checkpoint under `output`, if any.
 
     Args:
-        module: on the process's device. `module(batch)` returns scalars by name; `loss` is minimised, all are
-            logged. It may have `observers()`, see `clip_gradient`.
+        module: on the process's device. `module(batch)` returns scalars by name; `loss` is minimised, and all are
+            logged. It may define `observers()`, see `clip_gradient`.
         batches: `batches(step)` returns the forward passes' batches from optimiser step `step` (from 0) to the end of
             the run: `accumulate` of them per step, on the CPU.
         plan: the settings.
-        output: gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
+        output: folder where `metrics.jsonl`, `tensorboard/` and `checkpoints/` are written.
         after_epoch: called with the number of finished epochs, before the checkpoint of that step is written; it must not
             change the random state. A resumed run may call it again for an epoch that it repeats.
 
     Returns:
-        The checkpoints, to be discarded once the weights are in place.
+        The checkpoints, to be discarded once the final weights have been written.
 
     Raises:
         Interrupted: after SIGTERM or SIGUSR1; the state is saved.
@@ -91,7 +91,7 @@ def fit(
     run = _Run(module, plan, output, process)
     stream = move_ahead(batches(run.step), process.device)
     run.settle()
-    # After loading: DDP broadcasts the first process's weights when it wraps the module.
+    # Only after the checkpoint is loaded: DDP broadcasts the first process's weights when it wraps the module.
     model = module if isinstance(module, FSDPModule) else process.wrap(module)
     optimizer = run.optimizer
     accumulate = plan.optimisation.accumulate
@@ -136,11 +136,11 @@ class _Run:
         self.schedule = build_schedule(self.optimizer, plan.optimisation, plan.steps_per_epoch)
         self.meter = Meter(process)
         self._clock = Clock()
-        self._slow = True  # until the time of a step is known
+        self._slow = True  # until the duration of a step is known
         self.note = ""
         self.checkpoints = Checkpoints(output / "checkpoints", plan.origin, plan.checkpoints_kept)
         newest = self.checkpoints.newest() if process.first else 0
-        # The first process decides for all: on a shared disk another might see a checkpoint that is being written or moved.
+        # The first process decides for all: on a shared disk, others might see a checkpoint that is being written or moved.
         self.step = int(process.gather(torch.tensor([newest]))[0].item())
 
     def _prepare(self) -> None:
@@ -156,7 +156,7 @@ class _Run:
         """Loads the state of the newest checkpoint; a new run only seeds its random numbers."""
         self._clock.read()  # preparation does not count as training time
         if self.step == 0:
-            # Each process has its own noise, which does not depend on how many random numbers the initial weights took.
+            # Each process has its own noise, independent of how many random numbers initialising the weights consumed.
             torch.manual_seed(self.plan.seed * 1_000_003 + self.process.rank + 1)
             return
         state = self.checkpoints.load(self.step)
@@ -166,7 +166,7 @@ class _Run:
         if before == now:
             restore_random_state(state["random"], self.process)
         else:
-            # States cannot be dealt to another number of processes: seed anew, by step, so as not to repeat earlier noise.
+            # The states do not fit a different number of processes: reseed, by step, so as not to repeat earlier noise.
             torch.manual_seed((self.plan.seed * 1_000_003 + self.step) * 1_000_003 + self.process.rank + 1)
         if self.process.first:
             other = f", with {now} processes instead of {before}" if before != now else ""
@@ -185,7 +185,7 @@ class _Run:
         return self.step == self.plan.steps
 
     def write(self, log: MetricsLog) -> None:
-        """Writes a line of the log when one is due, and waits for the device only then."""
+        """Writes a line of the log if one is due; waits for the device only then."""
         self._clock.add(self.plan.optimisation.batch_size)
         if self.step % self.plan.log_every and not self.last:
             return
@@ -195,22 +195,22 @@ class _Run:
         epoch = self.step / self.plan.steps_per_epoch
         rate = current_learning_rate(self.optimizer)
         speed = self._clock.read()
-        # Agreed on by all processes, because it decides at which steps they exchange the request to stop.
+        # All processes must agree on it, because it determines the steps at which they exchange the request to stop.
         self._slow = self.process.any(self.plan.optimisation.batch_size / speed > _LONG_STEP)
         values = {"epoch": epoch, **means, "learning_rate": rate, "clips_per_second": speed}
         log.write(self.step, values)
 
     def keep(self, interruption: Interruption) -> None:
-        """Writes a checkpoint when one is due or the run has been asked to stop, and in the latter case stops it."""
+        """Writes a checkpoint if one is due or the run has been asked to stop; stops the run in the latter case."""
         stop = interruption.received is not None
         if self.process.count > 1:
-            # Processes must stop at the same step, and agreeing makes them wait for each other: so only where they wait
-            # anyway, or where steps are long.
+            # Processes must stop at the same step, and agreeing makes them wait for each other: so they do it only when they
+            # wait anyway, or when steps are long.
             stop = (self._slow or self.step % self.plan.log_every == 0) and self.process.any(stop)
         if stop or self.last or self.step % self.plan.checkpoint_every == 0:
             self._save()
         if stop:
-            self.process.wait()  # a process that exits ends all the others, and the first one may still be writing
+            self.process.wait()  # a process that exits terminates all others, and the first one may still be writing
             interruption.stop(self.step)
 
     def _save(self) -> None:
@@ -239,10 +239,10 @@ class _Run:
 
 
 def clip_gradient(module: nn.Module, max_norm: float | None) -> Tensor:
-    """Scales the gradient down to `max_norm`, if that is given; returns its norm before, a scalar.
+    """Scales the gradient down to `max_norm`, if given; returns its norm before scaling, a scalar.
 
-    Parameters that the module lists in `observers()` are clipped separately and do not count towards the returned norm: what
-    only measures must not slow down what is measured.
+    Parameters that the module lists in `observers()` are clipped separately and do not count towards the returned norm: a
+    probe must not affect the training that it measures.
     """
     observers = {id(parameter) for parameter in module.observers()} if hasattr(module, "observers") else set()  # type: ignore[operator]
     norm = _clip([p for p in module.parameters() if id(p) not in observers], max_norm)
@@ -253,7 +253,7 @@ def clip_gradient(module: nn.Module, max_norm: float | None) -> Tensor:
 
 def _clip(parameters: list[nn.Parameter], max_norm: float | None) -> Tensor:
     parameters = [p for p in parameters if p.grad is not None]
-    # Sharded gradients separately from the others: torch's foreach kernels reject a mix of both.
+    # Sharded gradients are handled separately from the others: torch's foreach kernels reject a mix of both.
     kinds = ([p for p in parameters if isinstance(p, DTensor) is sharded] for sharded in (True, False))
     parts = [part for part in kinds if part] or [[]]
     norms = [_norm(part) for part in parts]
@@ -270,12 +270,12 @@ def _norm(parameters: list[nn.Parameter]) -> Tensor:
 
 
 def _precision(name: str, device: torch.device) -> AbstractContextManager[Any]:
-    """The context of a forward pass. bf16 has float32's range, so it needs no loss scaling."""
+    """The autocast context of a forward pass. bf16 has the range of float32, so it needs no loss scaling."""
     return torch.autocast(device.type, torch.bfloat16) if name == "bf16" else nullcontext()
 
 
 def _gradients_averaged(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
-    """Makes processes exchange gradients in the last pass of a step only: earlier sums would be exchanged for nothing."""
+    """A context that restricts gradient exchange to the last pass of a step: exchanging partial sums would be wasted work."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
     if isinstance(model, DistributedDataParallel) and not last:

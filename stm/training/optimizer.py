@@ -1,4 +1,4 @@
-"""AdamW's parameter groups and the learning rate over the steps."""
+"""AdamW, its parameter groups and the learning rate schedule."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -14,9 +14,9 @@ _EMBEDDING = re.compile(r"(?:^|\.)(patch_embed\w*|embed\w*|pos\w*)(?:\.|$)")
 
 
 def scale_learning_rate(settings: Optimisation) -> tuple[float, float, float]:
-    """Start of the warm-up, peak and end of the learning rate for the batch size: the settings give them for 256 clips.
+    """The initial warm-up, peak and final learning rates for the batch size; the settings specify them for 256 clips.
 
-    This is the linear rule of VideoMAE's scripts, which scale all three. Without `scale_by_batch` they are not scaled.
+    This is the linear scaling rule of VideoMAE's scripts, which scale all three. Without `scale_by_batch` they are not scaled.
     """
     factor = settings.batch_size / 256 if settings.scale_by_batch else 1.0
     return (
@@ -27,16 +27,16 @@ def scale_learning_rate(settings: Optimisation) -> tuple[float, float, float]:
 
 
 def layer_of_parameter(name: str, depth: int) -> int:
-    """The layer of a parameter by its name: 0 for the embedding, from 1 for the blocks, depth + 1 for all after them."""
+    """The layer index of a parameter, by its name: 0 for the embedding, 1 to depth for the blocks, depth + 1 after them."""
     if match := _BLOCK.search(name):
         return int(match[1]) + 1
     return 0 if _EMBEDDING.search(name) else depth + 1
 
 
 def layer_scale(layer: int, depth: int, decay: float) -> float:
-    """Factor of a layer's learning rate, `decay ** (depth + 1 - layer)`: 1 for the head.
+    """The factor of a layer's learning rate, `decay ** (depth + 1 - layer)`: 1 for the head.
 
-    This is VideoMAE's fine-tuning recipe. timm's own grouping is not used: it gives the final norm the last block's scale.
+    This is VideoMAE's fine-tuning recipe. It replaces timm's grouping, which assigns the last block's scale to the final norm.
     """
     return decay ** (depth + 1 - layer)
 
@@ -52,19 +52,19 @@ def group_parameters(
     """Groups for AdamW, in the order of the module's parameters.
 
     Args:
-        module: its trained parameters are grouped; frozen ones are left out.
-        weight_decay: of everything but biases and other vectors (norms, mask tokens).
-        scale_of: factor of the learning rate by parameter name; 1 by default.
+        module: its trained parameters are grouped; frozen ones are skipped.
+        weight_decay: applied to all parameters except biases and other vectors (norms, mask tokens).
+        scale_of: returns the learning rate factor for a parameter name; 1 by default.
 
     Returns:
-        Groups with `params`, `weight_decay`, and `lr_scale`, which timm's schedules honour.
+        Groups with `params`, `weight_decay`, and `lr_scale`, which timm's schedules apply.
     """
     groups: dict[tuple[float, float, bool], dict[str, object]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         scale = scale_of(name) if scale_of else 1.0
-        # Scalars in separate groups: FSDP cannot shard them, and a fused step rejects a mix of sharded and whole tensors.
+        # Scalars get separate groups: FSDP cannot shard them, and a fused step rejects a mix of sharded and whole tensors.
         key = (0.0 if _is_vector(parameter) else weight_decay, scale, parameter.ndim == 0)
         group = groups.setdefault(key, {"params": [], "weight_decay": key[0], "lr_scale": scale})
         members = group["params"]
@@ -76,10 +76,10 @@ def group_parameters(
 def build_optimizer(
     module: nn.Module, settings: Optimisation, *, layer_decay: float = 1.0, depth: int = 0
 ) -> torch.optim.AdamW:
-    """AdamW over a module's trained parameters, with the fused kernel: on a CPU it takes a quarter of the loop's time.
+    """AdamW over a module's trained parameters, with the fused kernel: on a CPU, four times as fast as looping over them.
 
     Args:
-        module: already on its device. It may have `learning_rate_factors`, factors by parameter name (STM's learned mix).
+        module: already on its device. It may define `learning_rate_factors`, keyed by parameter name (STM's learned mix).
         settings: learning rate, betas and weight decay.
         layer_decay: 1 for the same learning rate in all layers.
         depth: encoder blocks; needed with `layer_decay` below 1.
@@ -93,7 +93,7 @@ def build_optimizer(
 
     groups = group_parameters(module, settings.weight_decay, scale_of)
     _, peak, _ = scale_learning_rate(settings)
-    # Where not fused, None and not False: torch then chooses its foreach kernels, with False a loop over parameters.
+    # If not fused, None rather than False: with None torch chooses its foreach kernels, with False a loop over parameters.
     fused = all(p.device.type in ("cuda", "cpu") for p in module.parameters())
     return torch.optim.AdamW(groups, lr=peak, betas=settings.betas, fused=fused or None)
 
@@ -101,12 +101,12 @@ def build_optimizer(
 def build_schedule(
     optimizer: torch.optim.Optimizer, settings: Optimisation, steps_per_epoch: int
 ) -> timm.scheduler.CosineLRScheduler:
-    """Linear warm-up, then half a cosine. Call `step_update(step)` before step `step`, from 0; it has no other state, so
-    that a checkpoint need not hold it.
+    """Linear warm-up, then a half-cosine decay. Call `step_update(step)` before each step, counted from 0. The schedule has no
+    other state, so checkpoints do not include it.
     """
     start, _, end = scale_learning_rate(settings)
     total = settings.epochs * steps_per_epoch
-    # Rounded to steps, as settings may give a fraction of an epoch.
+    # Rounded to whole steps, because the settings may specify a fraction of an epoch.
     warmup = min(round(settings.warmup_epochs * steps_per_epoch), total)
     return timm.scheduler.CosineLRScheduler(
         optimizer,
@@ -121,5 +121,5 @@ def build_schedule(
 
 def current_learning_rate(optimizer: torch.optim.Optimizer) -> float:
     """The learning rate of the layers whose scale is 1."""
-    # STM's mix has a scale above 1: its rate is not the run's.
+    # STM's mix has a scale above 1, so its learning rate is not the run's.
     return max(float(group["lr"]) for group in optimizer.param_groups if group.get("lr_scale", 1.0) <= 1)

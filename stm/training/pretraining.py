@@ -23,11 +23,11 @@ from stm.training.initialise import Start, start_from
 from stm.training.logs import say
 from stm.training.loop import TrainingPlan, fit
 
-# Settings that change no result; the seed is recorded separately, as a run without one has the study's.
+# Settings that do not affect the result. The seed is recorded separately, because a run without one uses the study's.
 _CACHE_NEUTRAL = {*Run.cache_neutral, "seed"}
 
-# How the work is divided changes the result only by rounding and by each process's noise. A run may be resumed under another
-# division: a cluster does not always grant the same nodes.
+# How the work is divided affects the result only through rounding and each process's noise. A run may be resumed with a
+# different division, because a cluster does not always allocate the same nodes.
 _DIVISION = {"processes", "nodes", "parallel"}
 
 # Libraries whose versions can change the result; the receipt records them.
@@ -42,27 +42,27 @@ def pretrain(
     device: str | None = None,
     image_indexes: Sequence[Path] = (),
 ) -> None:
-    """Pretrains a model and writes its weights; resumes from the newest checkpoint of an attempt that was stopped.
+    """Pretrains a model and writes its weights; resumes from the newest checkpoint if an earlier attempt was stopped.
 
     Under torchrun, each process calls this. On a CPU the weights are a function of the arguments, byte for
-    byte: neither the number of loading processes nor a kill changes them.
+    byte: they depend neither on the number of loading processes nor on interruptions.
 
     Args:
-        run: the settings. Its own seed overrides `seed`; with no epochs the initial weights are saved.
+        run: the settings. Its own seed overrides `seed`; with 0 epochs the initial weights are saved.
         shard_indexes: `shards/{split}/{shard}.parquet` of the training split; each tar is next to its index.
-        output: folder; gets `weights.safetensors`, `config.json` (the run and the receipt), `metrics.jsonl`
+        output: folder for `weights.safetensors`, `config.json` (the run and the receipt), `metrics.jsonl`
             (a line every ten steps), `tensorboard/`, and, until the weights are written, `checkpoints/`.
-        device: `cuda` or `cpu`; by default CUDA where available.
-        image_indexes: the same of the image datasets of a run with `images`.
+        device: `cuda` or `cpu`; by default CUDA if available.
+        image_indexes: the shard indexes of the image datasets, for a run with `images`.
 
     Raises:
-        ValueError: the data does not fit the settings, or a model cannot be loaded; the message says which.
+        ValueError: the data does not match the settings, or a model cannot be loaded; the message names the cause.
         stm.training.interruption.Interrupted: after SIGTERM or SIGUSR1. The state is saved, the exit code is
         not 0.
     """
     seed = seed if run.seed is None else run.seed
     indexes = [*shard_indexes, *image_indexes]
-    # A process may train several runs, each of which has its masks checked.
+    # One process may train several runs, and the masks of each are checked.
     start_checks()
     with join_processes(run.world_size, device) as process:
         media = open_media(run, shard_indexes, image_indexes, seed)
@@ -85,7 +85,7 @@ def pretrain(
 
 
 def open_media(run: AnyRun, video_indexes: Sequence[Path], image_indexes: Sequence[Path], seed: int) -> list[Medium]:
-    """The run's clips and, where it has them, images.
+    """The run's clips and, if it uses them, images.
 
     Raises:
         ValueError: a shard cannot be used, or clips lack captions or the vectors that the method needs.
@@ -98,11 +98,11 @@ def open_clips(run: AnyRun, indexes: Sequence[Path], seed: int, frames: int | No
     """The clips that a run trains on, with the guides and text vectors that its method needs.
 
     Args:
-        indexes: of the shards.
-        frames: per sample; the run's by default, 1 for images.
+        indexes: shard indexes.
+        frames: frames per sample; the run's by default, 1 for images.
 
     Raises:
-        ValueError: a shard cannot be used, or clips lack what is needed.
+        ValueError: a shard cannot be used, or clips lack the guides or text vectors.
     """
     needs, shape = dataset_needs(run), Geometry.of(run)
     dataset = ClipDataset(
@@ -127,7 +127,7 @@ def check_has_captions(dataset: ClipDataset, sources: Sequence[str] | None) -> N
     """Checks that every clip has a caption to train on.
 
     Raises:
-        ValueError: some have none; the message gives their number, and what to do.
+        ValueError: some have none; the message states how many and suggests a remedy.
     """
     missing = int((dataset.index.count_captions(sources) == 0).sum())
     if missing:
@@ -140,7 +140,7 @@ def check_has_captions(dataset: ClipDataset, sources: Sequence[str] | None) -> N
 def make_batches(
     run: AnyRun, media: Sequence[Medium], method: Method, seed: int, process: Process
 ) -> Callable[[int], Iterator[Batch]]:
-    """Batches for `fit`, with what the method adds to them."""
+    """Batches for `fit`, including the entries that the method adds."""
     batches = feed_media(media, run.optimisation, process, seed, run.workers)
     return lambda step: map(method.prepare, batches(step))
 
@@ -162,11 +162,11 @@ def make_plan(
     """The settings of a run's training loop.
 
     Args:
-        data: SHA-256 of its shards.
-        start: its initial weights, if they come from another model.
-        teacher: the identity of its teacher, if it has one.
+        data: SHA-256 of the run's shards.
+        start: the run's initial weights, if they come from an existing model.
+        teacher: the identity of the run's teacher, if it has one.
     """
-    # Everything that the result depends on: a checkpoint of another origin is not resumed.
+    # Everything that the result depends on: a checkpoint with a different origin is not resumed.
     origin: dict[str, Any] = {
         "run": run.model_dump(mode="json", exclude=_CACHE_NEUTRAL | _DIVISION),
         "seed": seed,
@@ -204,7 +204,7 @@ def introduce(plan: TrainingPlan, media: Sequence[Medium], method: Method, proce
 
 
 def write_weights(method: Method, path: Path) -> None:
-    """Writes the student's weights, and the method's other parts that are saved with it."""
+    """Writes the student's weights, and those of the method's other parts that are saved with it."""
     parts = method.parts()
     zoo.save(
         method.student,

@@ -10,7 +10,7 @@ from stm.stages.jobs import Job
 
 
 def weights_of(job: Job, run: str) -> Path:
-    """The weights of a run of `Config.runs`."""
+    """The path of the weights of a run in `Config.runs`."""
     return job.on(job.study.dataset_of(run)).layout.weights(run)
 
 
@@ -19,12 +19,12 @@ def _settings(job: Job) -> PretrainRun | LanguageRun:
 
 
 def _joined(job: Job, sources: Sequence[tuple[str | None, str]]) -> list[Path]:
-    """The packed shards of all (dataset, split) pairs that a run trains on; None: its own dataset."""
+    """The packed shards of all (dataset, split) pairs that a run trains on; a dataset of None is the run's own."""
     return [path for name, split in sources for path in job.on(name).packed(split)]
 
 
 def _starts_from_run(job: Job) -> bool:
-    """Whether it starts from another run's weights, which must be trained first."""
+    """Whether the run is initialised from another run, which must be trained first."""
     init = _settings(job).init
     return init is not None and Path(init) in {weights_of(job, name) for name in job.study.runs}
 
@@ -42,7 +42,7 @@ def _models(job: Job) -> dict[str, list[str | None]]:
 
 
 def _on_nodes(find: Callable[[PretrainRun | LanguageRun], Any]) -> Callable[[Job], Any]:
-    """A resource of runs on several nodes; others do not have it."""
+    """A resource that only runs on several nodes request."""
     return lambda job: find(_settings(job)) if _settings(job).nodes > 1 else None
 
 
@@ -65,12 +65,12 @@ PRETRAIN = Stage(
         "config": job.layout.pretrain(job.run) / "config.json",
     },
     settings=("runs.{run}", "seed"),
-    # Threads and memory are per node. On several nodes the Slurm executor runs the script on the first (`mpi`), which starts
-    # one task per node by srun; `tasks_per_gpu` keeps the executor from requesting one task per GPU.
+    # Threads and memory are per node. On several nodes the Slurm executor runs the script on the first node (`mpi`), and the
+    # script starts one task per node with srun; `tasks_per_gpu` keeps the executor from requesting one task per GPU.
     resources={
         "mem_mb": lambda job: 16000 * (1 + _settings(job).processes),
         "runtime": 2880,
-        # One per process. On several nodes they are requested per node (`gres`).
+        # One GPU per process. On several nodes, GPUs are requested per node (`gres`).
         "gpu": lambda job: _settings(job).processes if _settings(job).nodes == 1 else None,
         "mpi": _on_nodes(lambda run: "srun"),
         "nodes": _on_nodes(lambda run: run.nodes),
@@ -78,7 +78,7 @@ PRETRAIN = Stage(
         "tasks_per_gpu": _on_nodes(lambda run: 0),
         "gres": _on_nodes(lambda run: f"gpu:{run.processes}"),
     },
-    # The cores are divided among the runs: small models get slower with more threads, runs in parallel do not.
+    # The cores are divided among the runs: small models get slower with more threads, but parallel runs do not.
     threads=lambda job, cores: max(1, cores // max(1, len(job.study.runs)), _settings(job).processes),
     receipt="config",
     run=_run,

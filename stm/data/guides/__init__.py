@@ -1,1 +1,1 @@
-"""The guides of masks: scores per token, cropped from the maps that the offline stages cached."""
+"""Masking guides: scores per token, cropped from the maps that the offline stages cached."""

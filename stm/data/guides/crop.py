@@ -1,8 +1,8 @@
-"""Guides follow the crop: from a map of the full frame to one value per token of the crop.
+"""Crops guides like the pixels: from a map of the full frame to one value per token of the crop.
 
 A map is piecewise constant: each of its rows x columns cells covers an equal part of the frame. A token's
 value is the exact mean of that function over the token's rectangle, so a crop along the cells' edges returns the cells, and
-any other crop area-weighted means of them. Rectangles are products of intervals, so two small matrices suffice.
+any other crop returns area-weighted means of cells. Rectangles are products of intervals, so two small matrices suffice.
 """
 
 from functools import lru_cache
@@ -13,21 +13,22 @@ from numpy.typing import NDArray
 from stm.data.crop_boxes import Box
 
 
-@lru_cache(maxsize=4096)  # a dataset has few frame sizes, and multi-scale crops have few sizes and places
+@lru_cache(maxsize=4096)  # a dataset has few frame sizes, and multi-scale crops have few sizes and positions
 def overlap_matrix(start: float, length: float, total: float, cells: int, tokens: int) -> NDArray[np.float32]:
-    """Share of each token in each cell along one axis, float32 [tokens, cells], read-only; rows sum to 1.
+    """The fraction of each token that lies in each cell along one axis, float32 [tokens, cells], read-only; rows sum to 1.
 
     Args:
         start, length: the crop's interval, in pixels.
-        total: length of the frame, in pixels; `cells` equal cells cover it.
-        tokens: `tokens` equal tokens cover the crop's interval.
+        total: length of the frame, in pixels.
+        cells: number of equal cells that cover the frame.
+        tokens: number of equal tokens that cover the crop's interval.
     """
     token_edges = start + length * np.arange(tokens + 1) / tokens
     cell_edges = total * np.arange(cells + 1) / cells
     low = np.maximum(token_edges[:-1, None], cell_edges[None, :-1])
     high = np.minimum(token_edges[1:, None], cell_edges[None, 1:])
     shares: NDArray[np.float32] = (np.clip(high - low, 0, None) * tokens / length).astype(np.float32)
-    # Callers share the cached array.
+    # Read-only, because callers share the cached array.
     shares.flags.writeable = False
     return shares
 
@@ -35,7 +36,7 @@ def overlap_matrix(start: float, length: float, total: float, cells: int, tokens
 def crop_map(
     values: NDArray[np.floating], frame: tuple[int, int], box: Box, side: int, flip: bool
 ) -> NDArray[np.float32]:
-    """A map on the full frame -> the crop's token grid.
+    """Resample a map of the full frame to the crop's token grid.
 
     Args:
         values: [..., rows, columns], covering the frame.
@@ -56,7 +57,7 @@ def crop_map(
 def crop_vectors(
     values: NDArray[np.floating], frame: tuple[int, int], box: Box, side: int, flip: bool
 ) -> NDArray[np.float32]:
-    """`crop_map` for vectors [..., rows, columns, 2] (x right, y down); a mirrored x changes its sign."""
+    """`crop_map` for vectors [..., rows, columns, 2] (x right, y down); mirroring negates x."""
     parts = [crop_map(values[..., axis], frame, box, side, flip) for axis in (0, 1)]
     return np.stack([-parts[0] if flip else parts[0], parts[1]], axis=-1)
 

@@ -16,11 +16,11 @@ def flow_between(
     """Forward and backward flow from each sampled frame to the next and to the previous one.
 
     A point is tracked step by step through the stored frames between them. The flow is zero between copies of a frame, which
-    a short clip has at its end, and at both ends: forward from the last frame and backward from the first.
+    occur at the end of a short clip, and at both ends of the window: forward from the last frame, backward from the first.
 
     Args:
         packed: [2, stored frames, R, C, 2], forward and backward, x right and y down, in map cells.
-        first: stored position of the first of these frames.
+        first: stored position of the first frame in `packed`.
         positions: the sampled frames, ascending.
         cells: flow cells per side of a map cell.
 
@@ -38,7 +38,7 @@ def flow_between(
 def follow(
     flow: NDArray[np.floating], starts: NDArray[np.int64], steps: NDArray[np.int64], direction: int, cells: int
 ) -> NDArray[np.float32]:
-    """Displacement of the point at each cell's centre, from each of the frames `starts` over as many frames as `steps` says.
+    """Displacement of the point at each cell's centre, from each frame in `starts` over the number of frames in `steps`.
 
     Args:
         flow: [frames, R, C, 2], to the next frame in `direction`, in map cells.
@@ -51,7 +51,7 @@ def follow(
     for step in range(int(steps.max(initial=0))):
         active = np.flatnonzero(steps > step)
         fields = flow[starts[active] + direction * step].astype(np.float32)
-        # The first step starts at the cells' centres, where the flow is stored: nothing to interpolate.
+        # The first step starts at the cells' centres, where the flow is stored, so no interpolation is needed.
         moved[active] += fields if step == 0 else look_up(fields, moved[active] * np.float32(cells))
     return moved
 
@@ -59,7 +59,7 @@ def follow(
 def look_up(fields: NDArray[np.float32], displacements: NDArray[np.float32]) -> NDArray[np.float32]:
     """Sample fields at their cells' centres plus the given displacements.
 
-    Bilinear between the four surrounding centres; beyond the outermost centres, their values.
+    Interpolates bilinearly between the four surrounding centres; beyond the outermost centres, their values are repeated.
 
     Args:
         fields, displacements: [P, R, C, 2]; displacements in cells of these fields.
@@ -82,7 +82,7 @@ def look_up(fields: NDArray[np.float32], displacements: NDArray[np.float32]) -> 
 def crop_flow(
     flow: NDArray[np.floating], frame: tuple[int, int], box: Box, side: int, cells: int, flip: bool
 ) -> NDArray[np.float32]:
-    """Flow on the full frame, in map cells -> flow on a crop, in the crop's tokens.
+    """Convert flow on the full frame, in map cells, to flow on a crop, in the crop's tokens.
 
     Args:
         flow: [..., rows * cells, columns * cells, 2], covering the frame.
@@ -108,7 +108,7 @@ def _make_flow(stored: Stored) -> NDArray[np.float32]:
 def _cut_flow(
     values: NDArray[np.floating], clip: Clip, box: Box, flip: bool, geometry: Geometry
 ) -> NDArray[np.float32]:
-    """[2, T, R, C, 2] on the whole frame, in map cells -> of the crop, in tokens."""
+    """Crop the flow [2, T, R, C, 2] of the whole frame, in map cells, to that of the crop, in tokens."""
     return crop_flow(values, (clip.width, clip.height), box, geometry.side, clip.array_sizes["flow_cells"], flip)
 
 

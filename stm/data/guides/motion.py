@@ -7,12 +7,12 @@ from stm.data.guides.maker import GuideMaker
 
 
 def motion_between(magnitude: NDArray[np.floating], positions: NDArray[np.int64], step: int) -> NDArray[np.float32]:
-    """Motion that leads to each sampled frame: the mean over the `step` stored frames that end with it.
+    """The motion leading to each sampled frame: the mean over the `step` stored frames that end with it.
 
-    With a step of 1 that is the frame's own map. At the clip's start there may be fewer, over which the mean is then taken.
+    With a step of 1 this is the frame's own map. At the clip's start, the mean is over the frames that exist.
 
     Args:
-        magnitude: [stored frames, rows, columns], of the motion from the previous stored frame to each.
+        magnitude: [stored frames, rows, columns], magnitude of the motion from the previous stored frame to each frame.
         positions: the sampled frames, ascending.
         step: stored frames from one sampled frame to the next.
 
@@ -27,7 +27,7 @@ def motion_between(magnitude: NDArray[np.floating], positions: NDArray[np.int64]
 
 
 def compensate(motion: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Length of each cell's vector minus the median vector of its frame, an estimate of the camera's motion.
+    """The length of each cell's vector after subtracting the frame's median vector, an estimate of the camera motion.
 
     Args:
         motion: [stored frames, rows, columns, 3]: magnitude, x, y, over the whole frame.

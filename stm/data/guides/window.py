@@ -12,17 +12,17 @@ from stm.shards.index import Clip
 from stm.shards.reader import ShardReader
 from stm.shards.schema import ARRAYS, PackedArray, guide_arrays
 
-# The arrays whose guides are not simply their stored values, one number per cell; `stm.shards.schema.ARRAYS` lists all arrays.
+# Arrays whose guides are more than the stored values, one per cell. `stm.shards.schema.ARRAYS` lists all arrays.
 MAKERS: dict[str, GuideMaker] = {"flow": FLOW, "motion": MOTION}
 
-# Guides that are never packed: a method computes them from the pixels, with its teacher (UMT, ClusterSTM) or its mask (STM).
+# Guides that are never packed: a method computes them from the pixels with its teacher (UMT, ClusterSTM) or mask (STM).
 COMPUTED = ("attention", "features", "spatiotemporal")
 
 Maps = dict[str, NDArray[np.floating]]
 
 
 def maker_of(array: PackedArray) -> GuideMaker:
-    """How the guides of an array are made; by default each is the map of the sampled frames."""
+    """How an array's guides are computed; by default, each is the stored map of the sampled frames."""
     return MAKERS.get(array.name) or GuideMaker(dict.fromkeys(array.guides, take_frames))
 
 
@@ -34,11 +34,11 @@ def read_maps(
     geometry: Geometry,
     caption: int | None = None,
 ) -> Maps:
-    """The maps of a window's frames that some guides need, on the whole frame.
+    """Read the whole-frame maps of a window's frames that the given guides need.
 
     Args:
         window: positions of the sampled frames among the stored ones, ascending.
-        caption: its number among the clip's captions: returns only the maps that depend on it. None: only the others.
+        caption: index of a caption of the clip: return only the maps that depend on it. None: only the other maps.
 
     Returns:
         "similarity", "motion", "motion_compensated" [frames, rows, columns]; "flow" [2, frames, R, C, 2], in map cells.
@@ -52,7 +52,7 @@ def read_maps(
             continue
         maker = maker_of(array)
         start = max(0, first - step + 1) if maker.looks_back else first
-        # Only the layers of the stored frames that the window spans are read.
+        # Reads only the layers of the stored frames that the window spans.
         values = reader.layers(clip, array.name, start, last, outer=caption)
         stored = Stored(values, window - start, step, clip)
         maps |= {guide: maker.make[guide](stored) for guide in needed}
@@ -60,6 +60,6 @@ def read_maps(
 
 
 def cut_maps(maps: Maps, clip: Clip, box: Box, flip: bool, geometry: Geometry) -> dict[str, NDArray[np.float32]]:
-    """Maps of the whole frame as guides of a crop: flow float32 [2, T, R, C, 2] in tokens, all others [slots, N]."""
+    """Crop whole-frame maps to the guides of a sample: flow float32 [2, T, R, C, 2] in tokens, all others [slots, N]."""
     arrays = guide_arrays()
     return {guide: maker_of(arrays[guide]).cut(values, clip, box, flip, geometry) for guide, values in maps.items()}
