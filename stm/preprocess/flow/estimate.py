@@ -57,9 +57,9 @@ def write_flow(
 
     Args:
         frames_tar, frames_index: outputs of the frames stage.
-        grid: cells on the short side of the maps; flow has `settings.cells` times as many.
+        grid: cells along the short side of the maps; flow has `settings.cells` times as many.
         processes: number of clips that DIS processes in parallel; it does not affect the output.
-        device: device for RAFT; CUDA by default if available.
+        device: device for RAFT; defaults to CUDA if available.
 
     Raises:
         TooManyFailures: more clips lack flow than `bad_input` allows; raised after `output` is written.

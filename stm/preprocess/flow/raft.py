@@ -38,7 +38,7 @@ class Raft:
         Args:
             weights: path of a state dict of torchvision's `raft_small`, as .safetensors or written by `torch.save`.
             iterations: number of flow refinements.
-            device: CUDA by default if available.
+            device: defaults to CUDA if available.
 
         Raises:
             ModelError: the file does not exist or does not contain RAFT-small weights.

@@ -41,7 +41,7 @@ def write_text(captions: Path, output: Path, settings: Text, bad_input: BadInput
 
     Args:
         captions: output of the captions stage.
-        device: CUDA by default if available.
+        device: defaults to CUDA if available.
 
     Raises:
         TooManyFailures: more clips lack captions than `bad_input` allows; raised after `output` is written.
