@@ -30,7 +30,7 @@ class Outcome(NamedTuple):
         return self.policy == "keep"
 
 
-# Policies, strictest first: a clip with several problems gets the strictest of their policies.
+# Policies, strictest first: a clip with several problems is assigned the strictest of their policies.
 STRICTNESS: Mapping[str, int] = {"fail": 0, "drop": 1, "keep": 2}
 
 
@@ -71,7 +71,7 @@ def pack_record(header: Mapping[str, Any], notes: Sequence[Note], blobs: Sequenc
     """Serialise a clip's JSON values, notes and binary blobs for the journal.
 
     Returns:
-        the length of the JSON as 8 bytes, little-endian; the JSON; the blobs one after the other.
+        the length of the JSON as 8 bytes, little-endian; the JSON; the concatenated blobs.
     """
     pairs = [[str(note.status), note.detail] for note in notes]
     text = json.dumps({"header": dict(header), "notes": pairs, "sizes": [len(blob) for blob in blobs]}).encode()

@@ -42,10 +42,10 @@ class Stage:
     # What the results depend on: config keys (see `Job.settings`), and other facts, such as a folder's state.
     settings: tuple[str, ...] = ()
     facts: Callable[[Job], dict[str, Any]] = _none
-    # By Snakemake's names. The memory is for the first attempt; retries request more, to avoid being killed again.
+    # By Snakemake's resource names. Memory is for the first attempt; retries request more, to avoid being killed again.
     resources: Mapping[str, Resource] = field(default_factory=dict)
     threads: int | Callable[[Job, int], int] = 1  # or computed from the job and this machine's core count
-    processes: bool = False  # whether threads are worker processes, set by `--processes` of the command
+    processes: bool = False  # whether threads are worker processes, set by `--processes` on the command line
     shared: bool = False  # whether other projects may reuse the results from a cache
     receipt: str | None = None  # name of the output that contains the receipt
     # Whether the stage can run with some inputs missing, in which case the command line does not require them all.

@@ -55,8 +55,8 @@ class DeclaredRule:
         self.shared = stage.shared and sharing
         self.inputs = cache_signature(lambda wildcards: self._inputs(wildcards))
         self.settings = cache_signature(lambda wildcards: self._settings(wildcards))
-        # Cache keys of shared results include neither the rule nor library versions, so this replaces an environment.
-        # The unused parameter `input` prevents Snakemake from rerunning finished jobs when a version changes.
+        # Cache keys of shared results include neither the rule nor library versions, so `made_with` takes the place of
+        # an environment. The unused parameter `input` prevents reruns of finished jobs when a version changes.
         versions = jobs.once("versions", partial(library_versions, SHARED_LIBRARIES))
         made_with = {"stage": stage.name, **versions}
         self.made_with = cache_signature(lambda wildcards, input: made_with)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from stm.jobs.status import Status
 
-WHOLE_CLIP = -1  # in place of a frame index
+WHOLE_CLIP = -1  # used instead of a frame index
 
 
 class ClipCaptions(NamedTuple):

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 @lru_cache(maxsize=64)
 def average_weights(length: int, cells: int) -> NDArray[np.float32]:
-    """Return area-weighted averaging weights from `length` pixels to `cells` equal cells: float32 [cells, length].
+    """Return weights that average `length` pixels into `cells` equal cells by area: float32 [cells, length].
 
     A pixel that straddles a border contributes to both cells, in proportion to the overlap; each row sums to 1.
     """

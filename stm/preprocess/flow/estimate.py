@@ -52,7 +52,7 @@ def write_flow(
 ) -> None:
     """Write the optical flow of one shard: one row per clip that the frames stage kept; see `FLOW_SCHEMA`.
 
-    Flow is estimated from the stored JPEGs, whose pixels training also reads. DIS runs in worker processes with a
+    Flow is estimated from the stored JPEGs, which training also reads. DIS runs in worker processes with a
     deadline per clip; RAFT runs in this process, on a GPU if available.
 
     Args:

@@ -50,5 +50,5 @@ FRAMES = Stage(
 
 
 def frames_of(job: Job) -> Files:
-    """Inputs of a stage that reads the stored frames."""
+    """Return the inputs of a stage that reads the stored frames."""
     return {"tar": job.layout.frames_tar(job.shard), "frames": job.layout.frames(job.shard)}

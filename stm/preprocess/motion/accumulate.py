@@ -35,7 +35,7 @@ class MotionSum:
         self._vector = self.vector.reshape(stored, cells, 2)
         self._magnitude = self.magnitude.reshape(stored, cells)
         self._unknown = np.zeros((stored, cells), np.float64)  # number of decoded frames whose value is interpolated
-        self._last = np.full(cells, -1)  # last frame in which the cell is known; -1: none yet
+        self._last = np.full(cells, -1)  # last frame in which the cell is known; -1 if none yet
         self._value = np.zeros((cells, 2), np.float64)  # the cell's vector in that frame
         self._pending: list[Field] = []
         self._frames = 0

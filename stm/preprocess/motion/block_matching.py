@@ -45,7 +45,7 @@ def copy_image(image: av.VideoFrame) -> av.VideoFrame:
 
 
 def estimate_fields(frames: Iterable[DecodedFrame], rows: int, columns: int) -> Iterator[Field]:
-    """Yield one field per frame, in order. The first frame has no predecessor: its field is zero and is known.
+    """Yield one field per frame, in order. The first frame has no predecessor, so its field is zero and known.
 
     Args:
         rows, columns: size of the map over the frame in its coded orientation, in cells.

@@ -194,7 +194,7 @@ def sum_over_cells(
 def _spread(
     centre: NDArray[Any], size: NDArray[Any], length: int, cells: int
 ) -> tuple[NDArray[np.int64], list[NDArray[np.float64]]]:
-    """Return, along one axis, each block's first overlapped cell, and the covered fractions of it and the next cells."""
+    """Return, along one axis, each block's first overlapped cell, and the covered fractions of it and the next ones."""
     if not len(size):
         return np.zeros(0, np.int64), []
     largest = int(size.max())

@@ -86,7 +86,7 @@ class PatchScorer:
         """
         Args:
             grid: cells along the short side of a map.
-            batch_size: patches per forward pass; a smaller batch is padded, so that the model only sees one shape.
+            batch_size: patches per forward pass; a smaller batch is padded, so that the model always runs on one shape.
             compile: whether to compile the image tower.
         """
         self.clip = clip
@@ -154,7 +154,7 @@ class PatchScorer:
         return np.concatenate(list(self.embed_batches(pieces))).reshape(len(frames), rows, columns, -1)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Return projected unit-length text embeddings at [EOS]: float32 [K, D]; see `stm.pretrained.clip.embed_texts`."""
+        """Embed texts at [EOS], projected, unit length: float32 [K, D]; see `stm.pretrained.clip.embed_texts`."""
         return embed_texts(self.clip, texts)
 
 

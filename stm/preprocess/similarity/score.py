@@ -153,7 +153,7 @@ def _fill_journal(
     what: str,
     make: Callable[[Row, np.ndarray], np.ndarray],
 ) -> None:
-    """Write the bytes of `make(row, embeddings)` to the journal for each clip that is not in it or in `skipped`."""
+    """Write the bytes of `make(row, embeddings)` to the journal for clips in neither the journal nor `skipped`."""
     finished = skipped | {row["key"] for row in kept if journal.get(row["key"]) is not None}
     with Progress(f"{what} {frames_tar.stem}", len(kept), "clips") as progress:
         progress.resume(len(finished))
@@ -248,7 +248,7 @@ def _stored_embeddings(path: Path, row: Row, stored: Row | None) -> np.ndarray:
 
 
 def _check_captions(kept: Sequence[Row], captions_by_key: Mapping[str, ClipCaptions], path: Path) -> None:
-    """Reject a captions table without rows for a kept clip, or with neither a caption nor a reason for a clip."""
+    """Reject a captions table that lacks a kept clip, or in which a clip with status `ok` has no caption."""
     missing = [row["video_id"] for row in kept if row["key"] not in captions_by_key]
     if missing:
         raise DamagedError(

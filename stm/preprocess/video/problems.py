@@ -13,7 +13,7 @@ from stm.preprocess.video.container import reported_seconds
 # Maximum ratio of the longest to the shortest interval between frames; rounding timestamps to milliseconds causes far
 # smaller ratios.
 _MAX_INTERVAL_RATIO = 1.5
-# One frame in this many may be missing, because encoders' frame counts are off by one or two at the ends.
+# At most one frame in this many may be missing, because encoders' frame counts are off by one or two at the ends.
 _MISSING_TOLERANCE = 50
 
 
@@ -26,7 +26,7 @@ class DecodeLog:
     damaged: list[int] = field(default_factory=list)  # decode indices of frames that the decoder marked as damaged
     # Timestamps, in s, of packets that could not be decoded; None for a packet without a timestamp.
     broken: list[float | None] = field(default_factory=list)
-    error: str = ""  # the first error of the decoder, or the one that ended reading
+    error: str = ""  # the decoder's first error, or the error that ended reading
     complete: bool = False  # whether the file was read to its end, so that missing frames can be detected
 
     def record(self, seconds: float, corrupt: bool) -> None:

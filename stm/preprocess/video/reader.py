@@ -158,7 +158,8 @@ class Video:
         """Yield frames with timestamps in s; a missing one is derived from the previous frame and the frame rate."""
         images = self._images()
         base, step = self._stream.time_base, 1.0 / float(self._stream.average_rate or 25)
-        # Some containers do not start at 0 (MPEG transport streams start anywhere); clips are annotated in player time.
+        # Some containers do not start at 0 (MPEG transport streams can start at any value), but clips are annotated in
+        # player time.
         origin = (self._container.start_time or 0) / av.time_base
         seconds = -step
         for image in images:
