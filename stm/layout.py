@@ -1,7 +1,7 @@
-"""Paths of all files under `results/{name}/`. Stages declare their files by them; no other code constructs paths.
+"""Paths of all files under `results/{name}/`. Stages use them to declare files; no other code constructs paths.
 
-With one dataset, its folder is the config's folder. With several, each dataset has a folder named after it, which also
-holds the runs that train on it, and the config's folder holds the plan, tables, figures and report page.
+With a single dataset, its results are stored in the config's folder. With several, each dataset has a folder named
+after it, which also contains the runs trained on it; the config's folder contains the plan, tables, figures and report.
 """
 
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ class Layout:
 
     @classmethod
     def of(cls, config: Config, dataset: str | None = None) -> "Layout":
-        """The layout of the config's own folder, or of one of its datasets."""
+        """Return the layout of the config's folder, or of one of its datasets."""
         return cls(Path(config.results) / (dataset or config.name))
 
     @property
     def generated(self) -> Path:
-        """Folder for moving-shapes only: `videos/`, `annotations.parquet` and `truth.parquet`."""
+        """Folder with `videos/`, `annotations.parquet` and `truth.parquet`; used only for moving-shapes."""
         return self.root / "generated"
 
     @property
@@ -41,7 +41,7 @@ class Layout:
 
     @property
     def slices(self) -> Path:
-        """Folder of the slices: one table of clips per shard."""
+        """Folder of the slices, which are tables of clips, one per shard."""
         return self.root / "slices"
 
     def slice(self, shard: str) -> Path:
@@ -54,7 +54,7 @@ class Layout:
         return self.root / "frames" / f"{shard}.parquet"
 
     def table(self, stage: str, shard: str, source: str = "") -> Path:
-        """The table of a stage for one shard; with `source`, for one caption source."""
+        """Return the path of a stage's table for one shard and, if `source` is given, for one caption source."""
         return self.root / stage / source / f"{shard}.parquet"
 
     def captions(self, source: str, shard: str) -> Path:
@@ -79,7 +79,7 @@ class Layout:
         return self.root / "shards" / (split or split_of(shard)) / f"{shard}.tar"
 
     def shard(self, shard: str, split: str | None = None) -> Path:
-        """The index of a packed shard; the split is by default the one in the shard's name."""
+        """Return the path of a packed shard's index; `split` defaults to the split in the shard's name."""
         return self.root / "shards" / (split or split_of(shard)) / f"{shard}.parquet"
 
     def pretrain(self, run: str) -> Path:
@@ -132,7 +132,7 @@ class Layout:
 
 
 def dataset_root(config: Config) -> Path:
-    """The folder that the paths in the manifest are relative to."""
+    """Return the folder to which the paths in the manifest are relative."""
     if isinstance(config.dataset, FolderDataset | BenchmarkDataset | LanguageDataset):
         return Path(config.dataset.root)
     return Layout.of(config).generated

@@ -1,4 +1,4 @@
-"""The manifest: the clips of a dataset, the rejected ones with reasons, and the assignment of clips to shards."""
+"""The manifest of a dataset: its clips, the rejected clips with reasons, and the assignment of clips to shards."""
 
 import hashlib
 import re
@@ -18,7 +18,7 @@ class Question(NamedTuple):
 
     question: str  # empty if there are only choices
     answer: str  # one of the choices, if there are any
-    choices: tuple[str, ...] = ()  # options of a multiple-choice question; none: open-ended
+    choices: tuple[str, ...] = ()  # options of a multiple-choice question; empty if open-ended
 
 
 QUESTIONS = pa.list_(
@@ -46,7 +46,7 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("width", pa.int32()),  # pixels, as shown (rotation applied)
         pa.field("height", pa.int32()),
         pa.field("codec", pa.string()),
-        pa.field("frames", pa.int64()),  # as reported by the container: an estimate; null if it reports none
+        pa.field("frames", pa.int64()),  # estimate reported by the container; null if it reports none
         pa.field("duration", pa.float64()),  # seconds, as reported by the container
         pa.field("bytes", pa.int64()),
         pa.field("sha256", pa.string()),  # of the file
@@ -64,7 +64,7 @@ QUARANTINE_SCHEMA = pa.schema(
     ]
 )
 
-# Keys and shards become file names, so their characters are restricted.
+# Keys and shard names are used in file names, so their characters are restricted.
 _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}-\d{5,}")
 
@@ -72,8 +72,8 @@ _SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}-\d{5,}")
 def make_key(video_id: str) -> str:
     """Return the name of a clip in tars and tables: at most 64 letters, digits, `_` and `-`.
 
-    It has no dot, because WebDataset splits member names at the first one. Ids that already fit are their own key; others
-    become a slug with a hash, so that keys stay unique.
+    Keys contain no dots, because WebDataset splits member names at the first dot. An id that already meets these rules
+    is used unchanged; any other id becomes a slug with a hash, so that keys stay unique.
     """
     if _PLAIN.fullmatch(video_id):
         return video_id
@@ -82,10 +82,10 @@ def make_key(video_id: str) -> str:
 
 
 def assign_shard(video_id: str, shards: int) -> int:
-    """Return the shard of a clip, from 0 to `shards` - 1, by linear hashing of its id.
+    """Return the shard index of a clip, 0 to `shards` - 1, by linear hashing of its id.
 
-    The shard depends only on the id and the number of shards, and when that number grows by one, only clips of a single
-    shard move. Adding a video therefore changes one shard, or two at a boundary; finished work on all others stays valid.
+    The shard depends only on the id and the number of shards. When that number grows by one, clips move out of only one
+    shard. Adding a video therefore changes one shard, or a few if it adds one; finished work on all others stays valid.
     """
     value = int.from_bytes(hashlib.sha256(video_id.encode()).digest()[:8], "big")
     level = 1 << (shards.bit_length() - 1)
@@ -94,12 +94,12 @@ def assign_shard(video_id: str, shards: int) -> int:
 
 
 def name_shard(split: str, index: int) -> str:
-    """Return a shard's name: `train`, 12 -> `train-00012`."""
+    """Return a shard's name, for example `train-00012` for the split `train` and index 12."""
     return f"{split}-{index:05d}"
 
 
 def split_of(shard: str) -> str:
-    """Return the split in a shard's name: `train-00012` -> `train`."""
+    """Return the split from a shard's name, for example `train` from `train-00012`."""
     return shard.rpartition("-")[0]
 
 
@@ -110,7 +110,7 @@ def write_slices(manifest: Path, folder: Path, index: Path, shard_size: int) -> 
     slices of shards that no longer exist are removed. Returns the sorted names of the shards.
 
     Raises:
-        DamagedError: the manifest is damaged or contains a clip twice; nothing is written then.
+        DamagedError: the manifest is damaged or contains duplicate clips; nothing is written in this case.
     """
     table = read_table(manifest, schema=MANIFEST_SCHEMA)
     rows_by_shard: dict[str, list[int]] = {}
@@ -134,7 +134,7 @@ def write_slices(manifest: Path, folder: Path, index: Path, shard_size: int) -> 
 
 
 def _write_if_changed(path: Path, table: pa.Table) -> None:
-    # Compared as bytes: an unchanged file must also keep its modification time, which Snakemake looks at.
+    # Compare bytes and skip unchanged files, so that they keep their modification time, which Snakemake checks.
     temporary = path.with_name(f".{path.name}.new")
     write_table(temporary, table, {"stage": "split"})
     data = temporary.read_bytes()
@@ -144,7 +144,7 @@ def _write_if_changed(path: Path, table: pa.Table) -> None:
 
 
 def read_shards(index: Path) -> list[str]:
-    """Read the sorted names of the shards from the index that `write_slices` wrote.
+    """Read the shard names, sorted, from the index written by `write_slices`.
 
     Raises:
         DamagedError: the index is damaged or contains an invalid shard name.
@@ -165,7 +165,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read a slice or a manifest as a list of rows.
 
     Raises:
-        DamagedError: the file is damaged or contains a clip twice.
+        DamagedError: the file is damaged or contains duplicate clips.
     """
     rows: list[dict[str, Any]] = read_table(path, schema=MANIFEST_SCHEMA).to_pylist()
     check_keys(path, [row["key"] for row in rows])
@@ -173,10 +173,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def check_keys(path: Path, keys: Sequence[str]) -> None:
-    """Refuse duplicate keys and keys that `make_key` cannot return, because keys become file names.
+    """Reject duplicate keys and keys that `make_key` cannot return, because keys are used in file names.
 
     Raises:
-        DamagedError: with the file and the first such row.
+        DamagedError: reports the file and the first invalid row.
     """
     earlier: set[str] = set()
     for row, key in enumerate(keys):
@@ -187,7 +187,7 @@ def check_keys(path: Path, keys: Sequence[str]) -> None:
 
 
 def _check_splits(path: Path, splits: Sequence[str]) -> None:
-    """Refuse invalid names of splits, because they become file names, too."""
+    """Reject invalid split names, because they are also used in file names."""
     for row, split in enumerate(splits):
         if not _SHARD.fullmatch(name_shard(split, 0)):
             raise DamagedError(
@@ -233,17 +233,17 @@ def check_failures(stage: str, outcomes: Iterable[tuple[str, Status, Policy, str
 
     Args:
         outcomes: (video id, status, policy, detail) of every clip of the shard.
-        max_failure_rate: the largest accepted share of dropped clips.
+        max_failure_rate: the maximum accepted fraction of dropped clips.
 
     Raises:
-        TooManyFailures: with the number of clips and the first ten.
+        TooManyFailures: reports the first ten clips and, if too many were dropped, their number.
     """
     rows = list(outcomes)
     fatal = [row for row in rows if row[2] == "fail" and row[1] != Status.OK]
     dropped = [row for row in rows if row[2] == "drop"]
     if fatal:
         _raise(stage, "has clips whose policy is `fail`", fatal)
-    # In a small shard a few bad clips are a large share without meaning that the stage is broken.
+    # In a small shard, a few bad clips are a large fraction, but this does not mean that the stage is broken.
     if len(rows) >= 8 and len(dropped) > max_failure_rate * len(rows):
         _raise(
             stage,

@@ -1,1 +1,1 @@
-"""Offline stages, from videos to training shards; one folder per stage."""
+"""Offline stages that turn videos into training shards; one folder per stage."""

@@ -1,8 +1,8 @@
-"""Processing in fixed batches, while a thread prepares the next ones.
+"""Processing in fixed batches, while a thread prepares the next batches.
 
-Batch boundaries depend on the shard alone, never on what an earlier attempt has finished. The position of an item in
-its batch can change the last bit of a model's sums, so fixed boundaries are what lets a resumed job write the same
-bytes as an uninterrupted one.
+Batch boundaries depend only on the shard, never on what an earlier attempt finished. The position of an item in its
+batch can change the last bit of a model's sums, so a resumed job writes the same bytes as an uninterrupted one only if
+the boundaries are fixed.
 """
 
 import json
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def prefetch(tasks: Iterable[Callable[[], T]], ahead: int = 2) -> Iterator[T]:
-    """Yield the results of the tasks in order, while one thread works on up to `ahead` further ones."""
+    """Yield the results of the tasks in order, while a thread computes up to `ahead` results in advance."""
     pending: deque[Future[T]] = deque()
     with ThreadPoolExecutor(1) as pool:
         try:
@@ -35,7 +35,7 @@ def prefetch(tasks: Iterable[Callable[[], T]], ahead: int = 2) -> Iterator[T]:
 
 
 def needed_batches(owners: Sequence[str], finished: set[str], batch_size: int) -> list[range]:
-    """The batches, as ranges of item indices, that hold at least one item of an unfinished owner.
+    """Return the batches, as ranges of item indices, that contain at least one item of an unfinished owner.
 
     Args:
         owners: the owner of each item, in the order of the shard; items of one owner are adjacent.
@@ -57,7 +57,7 @@ def generate_texts(
 
     Args:
         owners: the owner of each item (a clip or a label); items of one owner are adjacent.
-        journal: gets one entry per finished owner.
+        journal: receives one entry per finished owner.
         load: prepares a batch from its item indices; called in a thread, ahead of `generate`.
         generate: returns one text per item of the batch.
     """
@@ -70,7 +70,7 @@ def generate_texts(
     for batch, loaded in zip(batches, prefetch(partial(load, batch) for batch in batches), strict=True):
         for item, text in zip(batch, generate(loaded), strict=True):
             owner = owners[item]
-            # Computed again only because it shares a batch with unfinished items.
+            # Recomputed only because it shares a batch with unfinished items.
             if owner in finished:
                 continue
             texts.setdefault(owner, []).append(text)

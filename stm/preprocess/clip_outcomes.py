@@ -30,12 +30,12 @@ class Outcome(NamedTuple):
         return self.policy == "keep"
 
 
-# Policies, strictest first: a clip with several problems gets the strictest of their policies.
+# Policies, strictest first: a clip with several problems is assigned the strictest of their policies.
 STRICTNESS: Mapping[str, int] = {"fail": 0, "drop": 1, "keep": 2}
 
 
 def decide(notes: Sequence[Note], bad_input: BadInput, *, usable: bool) -> Outcome:
-    """The outcome of a clip with any number of problems: the first note with the strictest policy.
+    """Return a clip's outcome, decided by the first of its notes that has the strictest policy.
 
     Args:
         notes: problems, most severe first; empty means `ok`.
@@ -55,12 +55,12 @@ def decide(notes: Sequence[Note], bad_input: BadInput, *, usable: bool) -> Outco
 
 
 def as_columns(outcome: Outcome) -> dict[str, Any]:
-    """The columns `status`, `policy` and `detail` of a stage's table."""
+    """Return an outcome as the columns `status`, `policy` and `detail` of a stage's table."""
     return {"status": str(outcome.status), "policy": outcome.policy, "detail": outcome.detail}
 
 
 class Record(NamedTuple):
-    """The result of a worker for one clip."""
+    """A worker's result for one clip."""
 
     header: dict[str, Any]
     notes: list[Note]
@@ -71,16 +71,16 @@ def pack_record(header: Mapping[str, Any], notes: Sequence[Note], blobs: Sequenc
     """Serialise a clip's JSON values, notes and binary blobs for the journal.
 
     Returns:
-        the length of the JSON as 8 bytes, little-endian; the JSON; the blobs one after the other.
+        the length of the JSON as 8 bytes, little-endian; the JSON; the concatenated blobs.
     """
     pairs = [[str(note.status), note.detail] for note in notes]
     text = json.dumps({"header": dict(header), "notes": pairs, "sizes": [len(blob) for blob in blobs]}).encode()
-    # Raw blobs follow the JSON instead of being inside it: JPEGs and maps would have to be encoded as text.
+    # Raw blobs follow the JSON, because JPEGs and maps inside it would have to be encoded as text.
     return b"".join([len(text).to_bytes(8, "little"), text, *blobs])
 
 
 def unpack_record(data: bytes) -> Record:
-    """The record that `pack_record` serialised."""
+    """Deserialise a record written by `pack_record`."""
     start = 8 + int.from_bytes(data[:8], "little")
     values = json.loads(data[8:start])
     blobs = []
@@ -92,7 +92,7 @@ def unpack_record(data: bytes) -> Record:
 
 
 def read_record(journal: Journal, item: str, failures: Mapping[str, Failure]) -> Record:
-    """A clip's record from the journal; for a clip without one, an empty record whose only note is its failure."""
+    """Read a clip's record from the journal; if missing, return an empty record with the failure as its only note."""
     data = journal.get(item)
     if data is not None:
         return unpack_record(data)
@@ -101,19 +101,19 @@ def read_record(journal: Journal, item: str, failures: Mapping[str, Failure]) ->
 
 
 def name_item(row: Mapping[str, Any]) -> str:
-    """A clip's name in a journal."""
+    """Return a clip's identifier in a journal."""
     # The key alone is not enough: the same key with a different file, or a different part of it, is a different item.
     return json.dumps([row.get(name) for name in ("key", "path", "start", "end", "bytes", "sha256")])
 
 
 class Task(Protocol):
-    """The work on one clip; its function puts the record into the journal under `item`."""
+    """The work on one clip; the worker function writes its record to the journal under `item`."""
 
     @property
     def item(self) -> str: ...
 
 
-VideoOutcome = tuple[str, Status, Policy, str]  # video id, status, policy, detail: the rows of `check_failures`
+VideoOutcome = tuple[str, Status, Policy, str]  # video id, status, policy, detail, as for `check_failures`
 TaskT = TypeVar("TaskT", bound=Task)
 
 
@@ -125,16 +125,16 @@ def run_shard(
     processes: int,
     timeout_seconds: float,
 ) -> dict[str, Failure]:
-    """Run `function` in worker processes on every task that is not in the journal, and show the progress.
+    """Run `function` in worker processes on every task that is not in the journal, and show progress.
 
     Args:
         title: label of the progress line.
-        function: puts the record of its task into the journal, or returns the failure that prevented it.
+        function: writes the record of its task to the journal, or returns the failure that prevented it.
         processes: number of worker processes.
-        timeout_seconds: deadline per clip; its process is killed then.
+        timeout_seconds: deadline per clip, after which its process is killed.
 
     Returns:
-        failures by item. They are not in the journal, so a later attempt retries them.
+        the failures by item. They are not written to the journal, so a later attempt retries them.
     """
     todo = [task for task in tasks if journal.get(task.item) is None]
     failures: dict[str, Failure] = {}
@@ -157,7 +157,7 @@ def finished_rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield the row of each task, from its journal record or its failure, and append each outcome to `outcomes`.
 
-    Only one record is in memory at a time, since all maps of a shard together may not fit.
+    Only one record is in memory at a time, because the maps of a whole shard may not fit.
     """
     for task in tasks:
         record = read_record(journal, task.item, failures)

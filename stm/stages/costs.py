@@ -1,4 +1,4 @@
-"""The cost of a stage on one dataset, as far as it follows from counts and shapes. The plan converts it to hours."""
+"""The cost of a stage on one dataset, derived from counts and shapes. The plan converts it to hours."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Workload:
-    """The number of clips of one dataset, and their mean size."""
+    """The number of clips in one dataset, and their mean size."""
 
-    per_split: Mapping[str, int]  # clips
+    per_split: Mapping[str, int]  # number of clips
     shard_size: int  # clips per shard
     frames: float  # per clip, decoded
     stored_frames: float  # per clip
     pixels: float  # of a decoded frame
     stored_pixels: float  # of a stored frame
-    cells: int  # of one frame's map
+    cells: int  # in the map of one frame
 
     @property
     def clips(self) -> int:
@@ -25,7 +25,7 @@ class Workload:
         return sum(-(-count // self.shard_size) for count in self.per_split.values())
 
     def of(self, split: str) -> "Workload":
-        """The workload of one split alone."""
+        """Return the workload of a single split."""
         return replace(self, per_split={split: self.per_split.get(split, 0)})
 
 
@@ -35,6 +35,6 @@ class Cost:
 
     jobs: int
     core_seconds: float = 0.0
-    flops: float | None = None  # of a network, on CPU cores or on a GPU; None: the stage runs no network
-    gpu_seconds: float = 0.0  # on a GPU, in addition to the arithmetic
+    flops: float | None = None  # of the network, on CPU cores or a GPU; None if the stage runs no network
+    gpu_seconds: float = 0.0  # GPU time in addition to that of `flops`
     gigabytes: float = 0.0  # written to disk

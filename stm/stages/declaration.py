@@ -1,6 +1,6 @@
-"""The declaration of a stage: inputs, outputs, resources, the settings that its bytes depend on, and its function.
+"""The declaration of a stage: inputs, outputs, resources, the settings that affect its results, and its function.
 
-The workflow's rules, `stm <stage>`, the plan and the report all read the declarations, so none of them repeats one.
+The workflow's rules, `stm <stage>`, the plan and the report all read the declarations, so nothing is declared twice.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,10 +17,10 @@ Resource = int | Callable[[Job], Any]
 
 
 class Run(Protocol):
-    """Runs a job. It imports heavy modules itself, because `stm --help` and dry runs load all declarations."""
+    """Runs a job. Heavy modules are imported inside it, because `stm --help` and dry runs load all declarations."""
 
     def __call__(self, job: Job, inputs: Files, outputs: Files, processes: int) -> str | None:
-        """Read `inputs` and write `outputs`; return a human-readable result for the command line, if there is one."""
+        """Read `inputs` and write `outputs`; return a human-readable result for the command line, or None."""
 
 
 def _none(job: Job) -> dict[str, Any]:
@@ -31,39 +31,39 @@ def _none(job: Job) -> dict[str, Any]:
 class Stage:
     """The declaration of one stage."""
 
-    name: str  # of the rule; the command has hyphens
+    name: str  # of the rule; the command replaces underscores with hyphens
     title: str  # one line, human-readable
     per: tuple[str, ...]  # the wildcards that identify a job, outermost first
     outputs: Callable[[Job], Files]
     run: Run
     inputs: Callable[[Job], Files] = _none
-    # Model ids, by the name of the input that lists the files of a local model: changed weights rerun the job.
+    # Model ids by input name. The input lists the files of local models, so that changed weights cause a rerun.
     models: Callable[[Job], Mapping[str, Sequence[str | None]]] = _none
-    # What the bytes depend on: keys of the config, see `Job.settings`, and other facts, such as a folder's state.
+    # What the results depend on: config keys (see `Job.settings`), and other facts, such as a folder's state.
     settings: tuple[str, ...] = ()
     facts: Callable[[Job], dict[str, Any]] = _none
-    # By Snakemake's names. Memory is that of the first attempt: retries get more, or they would be killed again.
+    # By Snakemake's resource names. Memory is for the first attempt; retries request more, to avoid being killed again.
     resources: Mapping[str, Resource] = field(default_factory=dict)
-    threads: int | Callable[[Job, int], int] = 1  # or a function of the job and the cores of this machine
+    threads: int | Callable[[Job, int], int] = 1  # or computed from the job and this machine's core count
     processes: bool = False  # whether threads are worker processes, set by `--processes` on the command line
     shared: bool = False  # whether other projects may reuse the results from a cache
-    receipt: str | None = None  # name of the output that carries the receipt
-    # Whether the stage works with those of its inputs that exist: the command line does not require all of them.
+    receipt: str | None = None  # name of the output that contains the receipt
+    # Whether the stage can run with some inputs missing, in which case the command line does not require them all.
     partial: bool = False
-    # Which datasets the stage applies to, and the message if it applies to none.
+    # Whether the stage applies to a dataset, and the message if it applies to no dataset.
     applies: Callable[[Config], bool] = lambda config: True
     otherwise: str = ""
     # The cost of all jobs of a dataset (and caption source); None if the config needs none of them.
     cost: Callable[[Job, Workload], Cost | None] | None = None
-    check: Callable[[Job], None] | None = None  # raises if the config or dataset is wrong, before any job runs
+    check: Callable[[Job], None] | None = None  # raises, before any job runs, if the config or dataset is invalid
 
     @property
     def command(self) -> str:
-        """The name of the subcommand of `stm`."""
+        """The name of the `stm` subcommand."""
         return self.name.replace("_", "-")
 
     def each(self, jobs: Jobs, dataset: str = "") -> Iterator[Job]:
-        """Yield all jobs of the stage; for a stage with one job or more per dataset, those of `dataset`."""
+        """Yield all jobs of the stage, limited to `dataset` if the stage has separate jobs per dataset."""
         if "dataset" in self.per and not self.applies(jobs.configs[dataset]):
             return
         study = jobs.study

@@ -1,4 +1,4 @@
-"""Jobs of the stages: a config with the dataset, shard, caption source, run or task to work on."""
+"""Jobs of the stages: each combines a config with the dataset, shard, caption source, run or task to process."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,15 +16,15 @@ T = TypeVar("T")
 
 
 class Jobs:
-    """Makes the jobs of one config, and caches values that they share.
+    """Creates the jobs of one config, and caches the values that they share.
 
     Args:
         study: the whole config.
         list_shards: returns the names of all shards of a dataset; by default those written by its split stage.
 
     Attributes:
-        configs: per dataset, the config reduced to that dataset.
-        layouts: per dataset, the paths of its results.
+        configs: the config reduced to each dataset, by dataset name.
+        layouts: the result paths of each dataset, by dataset name.
     """
 
     def __init__(self, study: Config, list_shards: Callable[[str], Sequence[str]] | None = None) -> None:
@@ -35,11 +35,11 @@ class Jobs:
         self._cache: dict[Any, Any] = {}
 
     def make(self, **wildcards: str) -> "Job":
-        """The job of these wildcards; a job without a dataset works on the whole config."""
+        """Return the job for these wildcards; a job without a dataset processes the whole config."""
         return Job(self, **wildcards)
 
     def once(self, key: Any, compute: Callable[[], T]) -> T:
-        """The result of `compute()`, computed once for all jobs and cached under `key`."""
+        """Return the result of `compute()`, computed once for all jobs and cached under `key`."""
         if key not in self._cache:
             self._cache[key] = compute()
         value: T = self._cache[key]
@@ -54,7 +54,7 @@ class Jobs:
 
 @dataclass(frozen=True)
 class Job:
-    """A stage's work on one shard, run, ...; fields are named like the wildcards, and empty if the stage lacks one."""
+    """A stage's work on one shard, run, etc. Fields are named after the wildcards; unused ones are empty."""
 
     jobs: Jobs
     dataset: str = ""
@@ -82,26 +82,26 @@ class Job:
         return self.jobs.layouts.get(self.dataset) or Layout.of(self.study, self.dataset or None)
 
     def on(self, dataset: str | None) -> "Job":
-        """The same job on another dataset; itself for None."""
+        """Return the same job for a different dataset, or this job if `dataset` is None."""
         return replace(self, dataset=dataset) if dataset else self
 
     @property
     def slice(self) -> Path:
-        """The table of the clips of the job's shard."""
-        # Only the split stage knows which shards exist, so slices are not among its declared outputs: listing the
-        # shards is what makes a job wait for it.
+        """The table of clips in the job's shard."""
+        # Only the split stage knows which shards exist, so it does not declare the slices as outputs. Listing the
+        # shards makes a job wait for that stage.
         self.jobs.list_shards(self.dataset)
         return self.layout.slice(self.shard)
 
     def shards(self, split: str | None = None) -> list[str]:
-        """Names of the dataset's shards of one split, or of all splits."""
+        """Return the names of the dataset's shards in one split, or in all splits."""
         return [shard for shard in self.jobs.list_shards(self.dataset) if split in (None, split_of(shard))]
 
     def packed(self, split: str | None = None) -> list[Path]:
-        """Paths of the indexes of packed shards, of one split or of all; the tars are in the same folder.
+        """Return the paths of packed shards' indexes, for one split or all splits; the tars are in the same folder.
 
         Raises:
-            ConfigError: the dataset has no clips of that split.
+            ConfigError: the dataset has no clips in that split.
         """
         shards = self.shards(split)
         if not shards:
@@ -109,15 +109,15 @@ class Job:
         return [self.layout.shard(shard) for shard in shards]
 
     def settings(self, keys: Sequence[str]) -> dict[str, Any]:
-        """The settings that a result depends on, from sections of the config given by dotted keys.
+        """Return the settings that a result depends on, selected from the config by dotted keys.
 
-        Settings that change no byte of a result (deadlines, numbers of loading processes) are left out. Local models of
-        the dataset's stages are reduced to their own names: their files are inputs, and their folder does not affect
+        Settings that do not affect the result (deadlines, number of loader processes) are omitted. Local models of the
+        dataset's stages are reduced to their names, because their files are inputs and their folder does not affect
         the result.
 
         Args:
-            keys: `frames`, `frames.min_side`, ...; wildcards as in `captions.{source}` are those of the job; `*` is
-                everything.
+            keys: for example `frames` or `frames.min_side`; wildcards, as in `captions.{source}`, are replaced by the
+                job's values; `*` selects the whole config.
         """
         return {key: self._setting(key.format_map(vars(self))) for key in keys}
 

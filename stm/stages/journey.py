@@ -1,7 +1,7 @@
 """All stages, in the order in which data passes through them.
 
-Stages are listed by name and imported on first use: each is declared next to the code that it runs, in a package that
-may itself import this module.
+Stages are listed by name and imported on first use, because each is declared next to the code that it runs, in a
+package that may import this module.
 """
 
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ JOURNEY = (
 
 @cache
 def all_stages() -> dict[str, Stage]:
-    """Every stage by its name, in the order of `JOURNEY`."""
+    """Return all stages by name, in the order of `JOURNEY`."""
     stages: list[Stage] = []
     for entry in JOURNEY:
         module, _, name = entry.partition(":")
@@ -55,9 +55,9 @@ def run_stage(
     """Run one job of the workflow.
 
     Args:
-        config: as passed by Snakemake, in plain values.
+        config: the config as passed by Snakemake, in plain Python types.
         inputs, outputs: paths by name, as declared by the stage.
-        log: gets the stage's standard error, and its traceback if it fails.
+        log: file that receives the stage's standard error, and the traceback if the stage fails.
     """
     job = Jobs(parse_config(config)).make(**wildcards)
     with log_to(log):

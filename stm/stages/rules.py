@@ -12,7 +12,7 @@ from stm.stages.declaration import Resource, Stage
 from stm.stages.jobs import Job, Jobs
 from stm.storage.receipts import library_versions
 
-# Libraries whose versions the bytes of shared results depend on.
+# Libraries whose versions affect the bytes of shared results.
 SHARED_LIBRARIES = (
     *("av", "numpy", "opencv-python-headless", "open_clip_torch", "pyarrow", "simplejpeg"),
     *("timm", "tokenizers", "torch", "torchvision", "transformers"),
@@ -23,14 +23,14 @@ class DeclaredRule:
     """The sections of a stage's rule.
 
     Args:
-        refuse: converts an error in the config or dataset to one that the workflow shows without a traceback.
-        cores: of this machine; None on a cluster, where the profile sets the threads.
+        refuse: converts an error in the config or dataset into one that the workflow shows without a traceback.
+        cores: number of cores of this machine; None on a cluster, where the profile sets the threads.
         sharing: whether results are shared with other projects (`--cache`).
 
     Attributes:
         inputs, settings, made_with, threads: functions of the wildcards, or plain values.
-        output: the pattern of each output, for instance `results/{dataset}/frames/{shard}.tar`, by its name.
-        resource: each resource by its name.
+        output: the path patterns of the outputs by name, for example `results/{dataset}/frames/{shard}.tar`.
+        resource: the resources by name.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class DeclaredRule:
         self.shared = stage.shared and sharing
         self.inputs = cache_signature(lambda wildcards: self._inputs(wildcards))
         self.settings = cache_signature(lambda wildcards: self._settings(wildcards))
-        # Keys of shared results contain neither the rule nor versions, so this takes the place of an environment. The
-        # unused parameter `input` keeps Snakemake from rerunning finished jobs when a version changes.
+        # Cache keys of shared results include neither the rule nor library versions, so `made_with` takes the place of
+        # an environment. The unused parameter `input` prevents reruns of finished jobs when a version changes.
         versions = jobs.once("versions", partial(library_versions, SHARED_LIBRARIES))
         made_with = {"stage": stage.name, **versions}
         self.made_with = cache_signature(lambda wildcards, input: made_with)
@@ -67,7 +67,7 @@ class DeclaredRule:
         return self._jobs.make(**{name: getattr(wildcards, name) for name in self.stage.per})
 
     def _inputs(self, wildcards: Any) -> dict[str, str | list[str]]:
-        """Input files of a job, including those of the local models that it loads."""
+        """Return the input files of a job, including those of the local models that it loads."""
         job, stage = self._job(wildcards), self.stage
         try:
             if stage.check is not None:
@@ -81,15 +81,15 @@ class DeclaredRule:
             raise self._refuse(error) from None
 
     def _files(self, models: Sequence[str | None]) -> list[str]:
-        """The files of local models. Every job needs them, so each folder is listed only once."""
+        """Return the files of local models. Every job needs them, so each folder is listed only once."""
         return [
             path for model in models for path in self._jobs.once(("model", model), partial(local_model_files, model))
         ]
 
     def _settings(self, wildcards: Any) -> dict[str, Any]:
-        """The settings that a job's bytes depend on."""
+        """Return the settings that affect a job's results."""
         job = self._job(wildcards)
-        # Without the shard: all shards of a dataset and source have the same settings.
+        # The key omits the shard, because all shards of a dataset and source have the same settings.
         key = (self.stage.name, job.dataset, job.source, job.run, job.task, job.table, job.figure)
         return self._jobs.once(("settings", key), lambda: job.settings(self.stage.settings) | self.stage.facts(job))
 
@@ -100,7 +100,7 @@ class DeclaredRule:
         return cache_signature(lambda wildcards: threads(self._job(wildcards), cores))
 
     def _resource(self, name: str, resource: Resource) -> Any:
-        # A job that ran out of memory is retried with more of it; the parameter `attempt` must be in the signature.
+        # A job that ran out of memory is retried with more memory; the signature must contain `attempt`.
         if name == "mem_mb":
             return cache_signature(lambda wildcards, attempt: self._amount(wildcards, resource) * attempt)
         if isinstance(resource, int):
@@ -112,7 +112,7 @@ class DeclaredRule:
 
 
 def cache_signature(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Store a function's signature on it, because Snakemake inspects it for every job: 10 % of a large dry run."""
+    """Cache a function's signature on it. Inspecting the signature for every job took 10 % of a large dry run."""
     function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
     return function
 

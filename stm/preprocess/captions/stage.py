@@ -7,8 +7,8 @@ from stm.stages.costs import Cost, Workload
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
 
-# Assumed: a language model takes this long on a GPU to generate one token for a whole batch, whatever the batch size;
-# the time goes into reading the weights and launching kernels, not into arithmetic.
+# Assumed time for a language model on a GPU to generate one token for a whole batch, regardless of the batch size; it
+# is dominated by reading the weights and launching kernels rather than by arithmetic.
 TOKEN_SECONDS = 0.025
 
 
@@ -20,7 +20,7 @@ def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
 
 
 def captions_per_clip(source: CaptionSource) -> int:
-    """The largest number of captions per clip from a source; 1 for the manifest's captions, whose number is unknown."""
+    """Return a source's maximum number of captions per clip; 1 for manifest captions, whose number is unknown."""
     if isinstance(source, Blip2Captions):
         return source.key_frames
     return len(source.prompts if isinstance(source, LanguageModelCaptions) else getattr(source, "templates", [1]))
@@ -34,7 +34,7 @@ def _cost(job: Job, load: Workload) -> Cost | None:
     if isinstance(source, Blip2Captions):
         flops, tokens = texts * caption_flops(source.model), texts / source.batch_size * source.max_new_tokens
     elif isinstance(source, LanguageModelCaptions):
-        # An upper bound, as if all clips of a shard had different labels: the model is run once per label.
+        # An upper bound, reached if all clips of a shard have different labels: the model is run once per label.
         flops = texts * 2 * count_weights(source.model) * source.max_new_tokens
         tokens = texts / source.batch_size * source.max_new_tokens
     return Cost(load.shards, flops=flops, gpu_seconds=tokens * TOKEN_SECONDS)

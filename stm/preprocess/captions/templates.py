@@ -1,26 +1,26 @@
-"""Captions without a model: those of the manifest, and templates filled with the action label."""
+"""Captions that need no model: those from the manifest, and templates filled with the action label."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from stm.jobs.status import Status
 
-WHOLE_CLIP = -1  # in place of a frame number
+WHOLE_CLIP = -1  # used instead of a frame index
 
 
 class ClipCaptions(NamedTuple):
     """The captions of one clip from one source."""
 
-    texts: tuple[tuple[int, str], ...]  # (stored-frame number or WHOLE_CLIP, caption)
+    texts: tuple[tuple[int, str], ...]  # (stored-frame index or WHOLE_CLIP, caption)
     status: Status
     detail: str = ""
 
 
 def collect(pairs: Sequence[tuple[int, str | None]], empty_status: Status) -> ClipCaptions:
-    """Clean captions: collapse white space, and leave out empty captions.
+    """Clean captions: collapse whitespace and drop empty captions.
 
     Args:
-        pairs: (stored-frame number or WHOLE_CLIP, caption).
+        pairs: (stored-frame index or WHOLE_CLIP, caption).
         empty_status: the status of a clip whose captions are all empty.
     """
     cleaned = [(frame, " ".join((text or "").split())) for frame, text in pairs]
@@ -35,7 +35,7 @@ def _place(number: int, frame: int) -> str:
 
 
 def human_captions(row: Mapping[str, Any]) -> ClipCaptions:
-    """The captions of a clip from the manifest, in their order; `row` is its row of the slice."""
+    """Return a clip's captions from the manifest, in order; `row` is its row of the slice."""
     captions = row["captions"]
     if not captions:
         return ClipCaptions((), Status.CAPTION_MISSING, "the manifest has no caption for this clip")
@@ -43,7 +43,7 @@ def human_captions(row: Mapping[str, Any]) -> ClipCaptions:
 
 
 def label_text(row: Mapping[str, Any]) -> str:
-    """The clip's label as words, `playing guitar` for `playing_guitar`; empty if the clip has no label."""
+    """Return the clip's label as words, such as `playing guitar` for `playing_guitar`; empty if it has no label."""
     return " ".join((row["label"] or "").replace("_", " ").split())
 
 
@@ -51,7 +51,7 @@ NO_LABEL = ClipCaptions((), Status.CAPTION_MISSING, "the manifest has no label f
 
 
 def label_captions(row: Mapping[str, Any], templates: Sequence[str]) -> ClipCaptions:
-    """Fill each template with the clip's label in place of `{}`, in the order of the templates."""
+    """Fill each template, in order, by replacing `{}` with the clip's label."""
     # `str.format` would interpret other braces in a template or label.
     label = label_text(row)
     if not label:

@@ -28,8 +28,8 @@ CAPTIONS_SCHEMA = pa.schema(
         pa.field("key", pa.string(), nullable=False),
         pa.field("video_id", pa.string(), nullable=False),
         pa.field("caption_index", pa.int32(), nullable=False),  # from 0, within the clip
-        pa.field("frame", pa.int32(), nullable=False),  # index of the stored frame; -1: the whole clip
-        pa.field("caption", pa.string()),  # null: the clip has no caption; the status says why
+        pa.field("frame", pa.int32(), nullable=False),  # index of the stored frame; -1 for the whole clip
+        pa.field("caption", pa.string()),  # null if the clip has no caption; the status is the reason
         pa.field("status", pa.string(), nullable=False),
         pa.field("policy", pa.string(), nullable=False),
         pa.field("detail", pa.string(), nullable=False),
@@ -50,15 +50,15 @@ def write_captions(
     """Caption the clips of a shard that the frames stage kept: one row per caption, sorted by key and caption_index.
 
     If some captions of a clip are empty, the others are kept, and `detail` lists the empty ones. A clip without any
-    caption has one row, whose caption is null and whose status gives the reason.
+    caption has one row with a null caption and a status that states the reason.
 
     Args:
         slice_path: the shard's clips (MANIFEST_SCHEMA, sorted by key).
         frames_tar, frames_index: outputs of the frames stage.
-        device: device of a model; CUDA by default if available.
+        device: device for the model, if any; defaults to CUDA if available.
 
     Raises:
-        TooManyFailures: more clips have no caption than the config allows; `output` is written by then.
+        TooManyFailures: more clips lack captions than the config allows; raised after `output` is written.
         ModelError: the source's model cannot be loaded.
     """
     kept = read_kept(frames_index)
@@ -87,8 +87,8 @@ def _model_captions(
     source: Blip2Captions | LanguageModelCaptions,
     device: str | None,
 ) -> tuple[dict[str, ClipCaptions], dict[str, Any], Journal]:
-    """Captions by key from a model, with the receipt and the journal, which is still open."""
-    # The model libraries take seconds to import, and other sources do not need them.
+    """Return a model's captions by key, with the receipt and the journal, which is still open."""
+    # The model libraries take seconds to import and are not needed by other sources.
     if isinstance(source, Blip2Captions):
         from stm.preprocess.captions.blip2 import Blip2Captioner
 
@@ -110,7 +110,7 @@ def _model_receipt(source: Blip2Captions | LanguageModelCaptions, identity: Mapp
 
 
 def hash_frames(kept: Sequence[Mapping[str, Any]]) -> str:
-    """One SHA-256 over the stored frames of a shard's kept clips, for the receipts of stages that read them."""
+    """Return one SHA-256 over the stored frames of a shard's kept clips, for the receipts of stages that read them."""
     return hash_receipt({row["key"]: row["sha256"] for row in kept})
 
 

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 @lru_cache(maxsize=64)
 def average_weights(length: int, cells: int) -> NDArray[np.float32]:
-    """Weights that average `length` pixels into `cells` equal parts by exact areas: float32 [cells, length].
+    """Return weights that average `length` pixels into `cells` equal cells by area: float32 [cells, length].
 
-    A pixel that straddles a border counts in both cells, in proportion to the overlap; each row sums to 1.
+    A pixel that straddles a border contributes to both cells, in proportion to the overlap; each row sums to 1.
     """
     edges = np.arange(cells + 1) * (length / cells)
     pixels = np.arange(length)
@@ -19,10 +19,10 @@ def average_weights(length: int, cells: int) -> NDArray[np.float32]:
 
 
 def to_cells(flow: NDArray[np.float32], rows: int, columns: int, cells: int) -> NDArray[np.float16]:
-    """Average flow over cells, and convert it from pixels to widths and heights of the map's cells.
+    """Average flow over cells, and convert it from pixels to units of the map's cell width and height.
 
     Args:
-        flow: float32 [H, W, 2], x right, y down, pixels.
+        flow: float32 [H, W, 2] in pixels; x points right, y down.
         rows, columns: size of the map, in cells.
         cells: flow cells per side of a map cell.
 
@@ -33,5 +33,5 @@ def to_cells(flow: NDArray[np.float32], rows: int, columns: int, cells: int) -> 
     down = average_weights(height, rows * cells)
     across = average_weights(width, columns * cells)
     mean = np.stack([down @ flow[..., axis] @ across.T for axis in (0, 1)], axis=-1)
-    # In cells rather than pixels, because training resizes the frames: a displacement in cells holds at any size.
+    # In cells rather than pixels, because training resizes the frames and a displacement in cells is valid at any size.
     return (mean * np.array([columns / width, rows / height], np.float32)).astype(np.float16)

@@ -45,7 +45,7 @@ class FlowTask:
 
     @property
     def item(self) -> str:
-        """The clip's name in the journal; it changes with the stored pixels."""
+        """The clip's identifier in the journal; it changes when the stored pixels change."""
         return json.dumps([self.frames[name] for name in ("key", "width", "height", "sha256")])
 
     @property
@@ -60,24 +60,24 @@ class FlowTask:
         return rows * self.settings.cells, columns * self.settings.cells
 
     def empty(self) -> FlowMaps:
-        """All-zero flow of the clip's shape."""
+        """Return all-zero flow in the clip's shape."""
         shape = (self.frames["frames"], *self.shape, 2)
         return FlowMaps(np.zeros(shape, np.float16), np.zeros(shape, np.float16))
 
     def finish(self, maps: FlowMaps) -> None:
-        """Put the clip's flow into the journal."""
+        """Write the clip's flow to the journal."""
         self.journal.put(self.item, pack_record({}, [], [part.tobytes() for part in maps]))
 
 
 def corrupt_frames_failure(error: ValueError) -> Failure:
-    """The failure of a clip whose stored frames cannot be read."""
-    # A failure, not a journal record: the tar may be written again, and then the clip must be retried.
+    """Return the failure of a clip whose stored frames cannot be read."""
+    # Not recorded in the journal, because the clip must be retried if the tar is rewritten.
     return Failure(Status.CORRUPT_FRAMES, str(error))
 
 
 def extract_clip(task: FlowTask) -> Failure | None:
-    """Estimate the flow of one clip, in a worker process, and put it into the journal."""
-    cv2.setNumThreads(1)  # there is one process per core already, and one thread always sums in the same order
+    """Estimate the flow of one clip in a worker process, and write it to the journal."""
+    cv2.setNumThreads(1)  # there is already one process per core, and a single thread always sums in the same order
     estimate: Any = cv2.DISOpticalFlow.create(_PRESETS[task.settings.preset])
     maps = task.empty()
     shape = (*task.map_shape, task.settings.cells)

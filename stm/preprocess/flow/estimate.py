@@ -24,7 +24,7 @@ FLOW_SCHEMA = pa.schema(
         pa.field("frames", pa.int32(), nullable=False),  # T, stored frames
         pa.field("rows", pa.int32(), nullable=False),  # R: rows of the map times flow.cells
         pa.field("columns", pa.int32(), nullable=False),  # C: columns of the map times flow.cells
-        # [T, R, C, 2], x right, y down, in widths and heights of the map's cells: displacement of frame t's content
+        # [T, R, C, 2], x right, y down, in map-cell widths and heights: displacement of frame t's content
         pa.field("forward", pa.list_(pa.float16())),  # to frame t + 1; 0 for the last frame
         pa.field("backward", pa.list_(pa.float16())),  # to frame t - 1; 0 for the first frame
         pa.field("status", pa.string(), nullable=False),
@@ -32,7 +32,7 @@ FLOW_SCHEMA = pa.schema(
         pa.field("detail", pa.string(), nullable=False),
     ]
 )
-_ROW_GROUP = 4  # clips; each takes half a megabyte or more, and readers hold a whole group in memory
+_ROW_GROUP = 4  # clips per group; each takes half a megabyte or more, and readers load a whole group
 _LIBRARIES = {
     "dis": ("opencv-python-headless", "numpy", "simplejpeg"),
     "raft": ("torch", "torchvision", "numpy", "simplejpeg"),
@@ -52,22 +52,22 @@ def write_flow(
 ) -> None:
     """Write the optical flow of one shard: one row per clip that the frames stage kept; see `FLOW_SCHEMA`.
 
-    Flow is estimated on the stored JPEGs, the same pixels that training reads. DIS runs in worker processes with a
-    deadline per clip; RAFT runs in this process, on the GPU if there is one.
+    Flow is estimated from the stored JPEGs, which training also reads. DIS runs in worker processes with a
+    deadline per clip; RAFT runs in this process, on a GPU if available.
 
     Args:
         frames_tar, frames_index: outputs of the frames stage.
-        grid: cells on the short side of the maps; flow has `settings.cells` times as many.
-        processes: clips that DIS processes in parallel; the bytes do not depend on it.
-        device: device for RAFT; CUDA by default if available.
+        grid: cells along the short side of the maps; flow has `settings.cells` times as many.
+        processes: number of clips that DIS processes in parallel; it does not affect the output.
+        device: device for RAFT; defaults to CUDA if available.
 
     Raises:
-        TooManyFailures: more clips have no flow than `bad_input` allows; `output` is written by then.
+        TooManyFailures: more clips lack flow than `bad_input` allows; raised after `output` is written.
         ModelError: RAFT's weights cannot be loaded.
         ValueError: the frames index is missing or truncated.
     """
     kept = read_kept(frames_index)
-    # The other backend's settings change no byte here, so changing them must not invalidate the table.
+    # The other backend's settings do not affect this table, so changing them must not invalidate it.
     fingerprint = {name: settings.fingerprint()[name] for name in _FINGERPRINTED[settings.backend]}
     receipt = make_receipt("flow", fingerprint, _LIBRARIES[settings.backend], grid=grid)
     title = f"flow {frames_tar.stem}"
@@ -86,8 +86,8 @@ def write_flow(
         failures = run_shard(title, extract_clip, tasks, journal, processes, settings.timeout_seconds)
     outcomes: list[VideoOutcome] = []
     rows = finished_rows(tasks, journal, failures, bad_input, _make_row, outcomes)
-    # The policy only decides statuses and the frames are part of each journal item, so neither is in the journal's
-    # receipt: a change of either keeps the clips that are still valid.
+    # The policy affects only statuses, and the frames are part of each journal item, so neither is in the journal's
+    # receipt. Changing either therefore keeps the clips that are still valid.
     extra = {"frames": hash_frames(kept), "policy": bad_input.model_dump(mode="json")["policy"]}
     write_rows(output, FLOW_SCHEMA, rows, receipt | extra, _ROW_GROUP)
     check_failures("flow", outcomes, bad_input.max_failure_rate)

@@ -1,4 +1,4 @@
-"""Optical flow by torchvision's RAFT-small (Teed and Deng, ECCV 2020), as MGMAE estimates it."""
+"""Optical flow by torchvision's RAFT-small (Teed and Deng, ECCV 2020), as in MGMAE."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -22,26 +22,26 @@ from stm.preprocess.frames.table import load_frame
 from stm.pretrained.hub import ModelError, exact_convolutions
 from stm.storage.files import sha256_file
 
-# Pairs of stored frames per forward pass; from one clip only, so that its flow does not depend on other clips.
+# Pairs of stored frames per forward pass, all from one clip, so that its flow does not depend on other clips.
 _STEPS = 8
-# RAFT's features have 1/8 of the resolution, and its correlation pyramid halves them three times: torchvision requires
-# sides that are divisible by 8 and at least 128 pixels.
+# RAFT's features have 1/8 of the image resolution, and its correlation pyramid halves them three times, so torchvision
+# requires sides that are divisible by 8 and at least 128 pixels.
 _MULTIPLE = 8
 _MIN_SIDE = 128
 
 
 class Raft:
-    """A loaded RAFT-small."""
+    """A loaded RAFT-small model."""
 
     def __init__(self, weights: Path, iterations: int, device: str | None = None) -> None:
         """
         Args:
-            weights: a state dict of torchvision's `raft_small`, as .safetensors or written by `torch.save`.
+            weights: path of a state dict of torchvision's `raft_small`, as .safetensors or written by `torch.save`.
             iterations: number of flow refinements.
-            device: CUDA by default if available.
+            device: defaults to CUDA if available.
 
         Raises:
-            ModelError: the file does not exist or does not hold RAFT-small weights.
+            ModelError: the file does not exist or does not contain RAFT-small weights.
         """
         self._device = choose_device(device)
         self._iterations = iterations
@@ -68,7 +68,7 @@ class Raft:
         pixels = torch.from_numpy(frames).to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1
         left, right = _margins(width)
         top, bottom = _margins(height)
-        # Repeated border pixels rather than zeros, whose edge would look like content that does not move.
+        # Pad with repeated border pixels, because the edge of zero padding would look like static content.
         padded = functional.pad(pixels, (left, right, top, bottom), mode="replicate")
         first, second = zip(*pairs, strict=True)
         with exact_convolutions(self._device):
@@ -77,7 +77,7 @@ class Raft:
 
 
 def _margins(length: int) -> tuple[int, int]:
-    """Padding before and after, in pixels, that brings a side to a length that RAFT accepts."""
+    """Return the padding before and after a side, in pixels, that extends it to a length accepted by RAFT."""
     missing = max(_MIN_SIDE, -(-length // _MULTIPLE) * _MULTIPLE) - length
     return missing // 2, missing - missing // 2
 
@@ -97,13 +97,13 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def run_raft(raft: Raft, title: str, tasks: Sequence[FlowTask]) -> dict[str, Failure]:
-    """Estimate, in this process, the flow of every clip that is not in the journal.
+    """Estimate the flow of every clip that is not yet in the journal, in this process.
 
-    A clip is processed a few frames at a time, so that memory does not grow with its length, while the next frames are
-    decoded in a thread.
+    Each clip is processed a few frames at a time, so that memory use does not grow with its length; meanwhile, a thread
+    decodes the next frames.
 
     Returns:
-        failures by journal item: clips whose stored frames cannot be read.
+        the failures of clips whose stored frames cannot be read, by journal item.
     """
     todo = [task for task in tasks if task.journal.get(task.item) is None]
     chunks = [(task, start) for task in todo for start in range(0, max(task.frames["frames"] - 1, 1), _STEPS)]
@@ -125,7 +125,7 @@ def run_raft(raft: Raft, title: str, tasks: Sequence[FlowTask]) -> dict[str, Fai
 
 
 def _load(task: FlowTask, start: int) -> NDArray[np.uint8] | Failure:
-    """The frames of the next _STEPS pairs, beginning with frame `start`: one frame more than pairs."""
+    """Load the frames of the next _STEPS pairs, starting at frame `start`: one more frame than pairs."""
     numbers = range(start, min(start + _STEPS + 1, task.frames["frames"]))
     try:
         return np.stack([load_frame(task.tar, task.frames, number) for number in numbers])
@@ -134,9 +134,9 @@ def _load(task: FlowTask, start: int) -> NDArray[np.uint8] | Failure:
 
 
 def _measure(raft: Raft, task: FlowTask, start: int, frames: NDArray[np.uint8], maps: FlowMaps) -> None:
-    """Fill `maps` with the flow between these frames, the first of which has the index `start`."""
+    """Fill `maps` with the flow between `frames`, the first of which has index `start`."""
     steps = len(frames) - 1
-    if not steps:  # a clip of one frame has no pair, and its flow stays zero
+    if not steps:  # a single-frame clip has no pairs, so its flow stays zero
         return
     forward = [(n, n + 1) for n in range(steps)]
     backward = [(n + 1, n) for n in range(steps)]

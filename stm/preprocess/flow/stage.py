@@ -5,8 +5,8 @@ from stm.stages.costs import Cost, Workload
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
 
-# Measured on the machine of the frames stage: OpenCV's DIS, preset medium, both directions: 11.3 ms per frame at
-# 340x256.
+# Measured on the same machine as the frames stage: OpenCV's DIS with preset medium took 11.3 ms per frame at 340x256
+# for both directions.
 FLOW_SECONDS_PER_PIXEL = 1.3e-7
 
 

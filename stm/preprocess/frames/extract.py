@@ -1,4 +1,4 @@
-"""The frames stage: every k-th decoded frame of a shard's clips as a JPEG in one tar, with an index of the offsets."""
+"""The frames stage: store every k-th decoded frame of a shard's clips as a JPEG in one tar, with an offset index."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,17 +40,17 @@ def extract_frames(
     Args:
         slice_path: the shard's clips (MANIFEST_SCHEMA, sorted by key).
         root: the dataset's folder; a clip's path must stay inside it.
-        tar: gets `{key}.json`, `{key}.0000.jpg`, ... per kept clip, sorted by key.
-        index: gets one row per clip of the slice, kept or not; see `table.FRAMES_SCHEMA`.
-        processes: clips decoded in parallel.
+        tar: output with `{key}.json`, `{key}.0000.jpg`, ... per kept clip, sorted by key.
+        index: output with one row per clip of the slice, kept or not; see `table.FRAMES_SCHEMA`.
+        processes: number of clips decoded in parallel.
 
     Raises:
-        TooManyFailures: more clips were dropped than `bad_input` allows. Both files are written by then, and the
-            journal keeps the finished clips: another attempt after a change of policy decodes nothing again.
+        TooManyFailures: more clips were dropped than `bad_input` allows. Both files have been written, and the journal
+            keeps the finished clips, so that a retry with a different policy does not decode them again.
         OSError: the disk is full, or a folder is not writable.
     """
     rows = read_rows(slice_path)
-    # The fingerprint leaves out the deadline, which changes no byte of a clip that is finished in time.
+    # The fingerprint omits the deadline, which does not affect clips that finish in time.
     receipt = make_receipt("frames", settings.fingerprint(), _LIBRARIES)
     journal = Journal(tar, receipt)
     tasks = [FrameTask(row, root, settings, journal) for row in rows]
@@ -63,7 +63,7 @@ def extract_frames(
 
 @dataclass(frozen=True)
 class FrameTask:
-    """One clip whose frames a worker process decodes."""
+    """One clip to be decoded by a worker process."""
 
     row: Mapping[str, Any]
     root: Path
@@ -72,12 +72,12 @@ class FrameTask:
 
     @property
     def item(self) -> str:
-        """The clip's name in the journal."""
+        """The clip's identifier in the journal."""
         return name_item(self.row)
 
 
 def extract_clip(task: FrameTask) -> None:
-    """Decode one clip, in a worker process, and put its JPEGs and timestamps into the journal."""
+    """Decode one clip in a worker process, and write its JPEGs and timestamps to the journal."""
     row, settings = task.row, task.settings
     header: dict[str, Any] = {"pts": [], "decode_index": []}
     jpegs: list[bytes] = []
@@ -87,7 +87,7 @@ def extract_clip(task: FrameTask) -> None:
             _read_clip(video, settings, header, jpegs)
             notes = video.notes
         if len(jpegs) < settings.min_frames:
-            # First, because among equal policies the first note decides the status.
+            # Inserted first, because the first note decides the status among equal policies.
             notes.insert(0, _too_short(video, settings, len(jpegs)))
     except UnsafePathError:
         notes = [Note(Status.PATH_OUTSIDE_ROOT, f"{row['path']!r} leaves the dataset's folder")]
@@ -110,7 +110,7 @@ def _read_clip(video: Video, settings: Frames, header: dict[str, Any], jpegs: li
             continue
         if len(jpegs) == settings.max_frames:
             return
-        # Resized before it is turned: swscale works on the coded orientation, and the small frame is cheaper to turn.
+        # Resize before rotating: swscale works on the coded orientation, and the smaller frame is cheaper to rotate.
         size = video.orientation.size(header["width"], header["height"])
         image = video.orientation.turn(resize(frame.image, *size))
         jpegs.append(encode_jpeg(image, settings.quality))
@@ -119,7 +119,7 @@ def _read_clip(video: Video, settings: Frames, header: dict[str, Any], jpegs: li
 
 
 def _checked_size(width: int, height: int, settings: Frames) -> tuple[int, int]:
-    """Stored width and height, in pixels, of a video that is displayed at this size.
+    """Return the stored width and height, in pixels, of a video with this display size.
 
     Raises:
         VideoError: the video is too small or its stored frames would be too large.
@@ -139,7 +139,7 @@ def _too_short(video: Video, settings: Frames, stored: int) -> Note:
 
 
 def stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Width and height of the stored frame in pixels: the short side exact, the long side rounded to an even number."""
+    """Return the stored width and height in pixels: the short side exact, the long side rounded to an even number."""
     short, long = sorted((width, height))
     along = max(short_side, 2 * ((long * short_side + short) // (2 * short)))
     return (along, short_side) if width >= height else (short_side, along)
@@ -147,6 +147,6 @@ def stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
 
 def encode_jpeg(image: NDArray[np.uint8], quality: int) -> bytes:
     """Encode an RGB image, uint8 [height, width, 3], as a JPEG; `quality` is 1 to 100."""
-    # 4:2:0 chroma: nearly all video is coded that way, so a finer chroma would only enlarge the file.
+    # 4:2:0 chroma subsampling: nearly all video is coded this way, so finer chroma would only enlarge the file.
     data: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, colorsubsampling="420")
     return data

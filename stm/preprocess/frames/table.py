@@ -1,4 +1,4 @@
-"""Outputs of the frames stage, the tar of JPEGs and its index, and their readers for later stages."""
+"""Outputs of the frames stage (the tar of JPEGs and its index), and functions for later stages to read them."""
 
 import hashlib
 import json
@@ -62,12 +62,12 @@ def write_frames(
 
     Args:
         rows: all clips of the slice.
-        failures: by journal item, clips without a journal record.
+        failures: failures of clips without a journal record, by journal item.
 
     Returns:
         (video id, status, policy, detail) per clip.
     """
-    # Sorted by key, so that later stages can read several tables in step without loading them.
+    # Sort by key, so that later stages can stream several tables in lockstep without loading them.
     with atomic_path(tar) as temporary, TarWriter(temporary) as writer:
         table = [
             _write_clip(writer, row, read_record(journal, name_item(row), failures), bad_input)
@@ -104,7 +104,7 @@ def _write_clip(writer: TarWriter, row: Mapping[str, Any], record: Record, bad_i
 
 
 def read_kept(index: Path) -> list[dict[str, Any]]:
-    """The rows of the clips that the frames stage kept, sorted by key.
+    """Read the rows of the clips that the frames stage kept, sorted by key.
 
     Raises:
         DamagedError: the index is missing, truncated or inconsistent.
@@ -124,7 +124,7 @@ def read_kept(index: Path) -> list[dict[str, Any]]:
 
 
 def _find_problem(row: Mapping[str, Any]) -> str | None:
-    """The first inconsistency in the row of a kept clip, worded to follow the clip's name; None if there is none."""
+    """Return the first inconsistency in a kept clip's row, phrased to follow the clip's name, or None."""
     if row["frames"] < 1:
         return f"is kept with {row['frames']} frames"
     for name in _LISTS:
@@ -141,10 +141,10 @@ def _find_problem(row: Mapping[str, Any]) -> str | None:
 
 
 def rows_of_kept(slice_path: Path, kept: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The slice's rows of the kept clips, in the order of `kept`.
+    """Return the slice's rows for the kept clips, in the order of `kept`.
 
     Raises:
-        DamagedError: the slice is truncated or lacks a kept clip, so the frames were made from another slice.
+        DamagedError: the slice is truncated, or lacks a kept clip because the frames come from a different slice.
     """
     rows = {row["key"]: row for row in read_rows(slice_path)}
     for row in kept:
@@ -161,7 +161,7 @@ def read_jpegs(tar: Path, row: Mapping[str, Any], which: Sequence[int] | None = 
 
     Args:
         row: the clip's row of the index.
-        which: indices of the stored frames; None: all.
+        which: indices of the stored frames; None for all frames.
 
     Raises:
         DamagedError: the tar is missing, or its bytes do not match the checksums of the index.
@@ -193,7 +193,7 @@ def _read_jpeg(file: int, tar: Path, row: Mapping[str, Any], number: int) -> byt
 
 
 def read_frames(tar: Path, row: Mapping[str, Any], which: Sequence[int] | None = None) -> NDArray[np.uint8]:
-    """Decode a clip's stored frames to RGB, uint8 [frames, height, width, 3]; arguments and errors of `read_jpegs`."""
+    """Decode a clip's stored frames to RGB, uint8 [T, H, W, 3]; same arguments and errors as `read_jpegs`."""
     jpegs = read_jpegs(tar, row, which)
     frames = np.empty((len(jpegs), row["height"], row["width"], 3), np.uint8)
     for number, jpeg in enumerate(jpegs):
@@ -208,11 +208,11 @@ def load_frame(
 
     Args:
         row: the clip's row of the frames index.
-        colours: `GRAY` gives the JPEG's luma channel, [H, W, 1].
+        colours: `GRAY` returns only the JPEG's luma channel, [H, W, 1].
 
     Raises:
-        DamagedError: the tar is damaged or does not belong to the index. The frames stage encoded every frame itself,
-            so the file is damaged rather than the clip.
+        DamagedError: the tar is damaged or does not belong to the index. Since the frames stage encoded every frame, an
+            error means that the file is damaged, not the clip.
     """
     place = f"{frames_tar}: clip {row['video_id']!r}, stored frame {number}"
     data = read_jpegs(frames_tar, row, [number])[0]

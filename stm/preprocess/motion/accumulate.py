@@ -1,21 +1,21 @@
-"""Summing the motion of decoded frames to the motion between stored frames."""
+"""Accumulation of the motion of decoded frames into the motion between stored frames."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stm.preprocess.motion.codec import Field
 
-# Fields are added in batches, because for a single field the call overhead of numpy exceeds the work.
+# Fields are added in batches, because numpy's call overhead exceeds the work for a single field.
 _FIELDS_PER_BATCH = 64
 
 
 class MotionSum:
     """Sums fields, frame by frame, over the steps between stored frames, and interpolates unknown cells.
 
-    A cell without motion in a frame (an I-frame, an intra block) is interpolated linearly in time between the nearest
-    frames before and after in which it is known; at the ends of the clip it takes the value of the nearest one. Gaps
-    are filled as soon as both neighbours are known, so memory does not grow with the number of decoded frames. The sums
-    are complete after `finish`.
+    A cell whose motion is unknown in a frame (an I-frame, an intra block) is interpolated linearly in time between the
+    nearest frames before and after in which it is known; at the ends of the clip, the nearest known value is used. Gaps
+    are filled as soon as both neighbours are known, so memory use does not grow with the number of decoded frames. The
+    sums are complete after `finish`.
 
     Args:
         decode_index: decode indices of the stored frames, ascending.
@@ -35,20 +35,20 @@ class MotionSum:
         self._vector = self.vector.reshape(stored, cells, 2)
         self._magnitude = self.magnitude.reshape(stored, cells)
         self._unknown = np.zeros((stored, cells), np.float64)  # number of decoded frames whose value is interpolated
-        self._last = np.full(cells, -1)  # last frame in which the cell is known; -1: none yet
+        self._last = np.full(cells, -1)  # last frame in which the cell is known; -1 if none yet
         self._value = np.zeros((cells, 2), np.float64)  # the cell's vector in that frame
         self._pending: list[Field] = []
         self._frames = 0
 
     def add(self, field: Field) -> None:
-        """Add the next frame's field; indices must be 0, 1, 2, ... without a gap."""
+        """Add the next frame's field; indices must be 0, 1, 2, ... without gaps."""
         self._pending.append(field)
         self._frames = field.index + 1
         if len(self._pending) == _FIELDS_PER_BATCH:
             self._add_pending()
 
     def finish(self) -> bool:
-        """Fill the gaps at the end of the clip. Returns whether the motion of any cell is known."""
+        """Fill the gaps at the end of the clip, and return whether the motion of any cell is known."""
         self._add_pending()
         known = self._last >= 0
         if not known.any():
@@ -56,7 +56,7 @@ class MotionSum:
         cells = np.flatnonzero(known)
         self._fill(cells, self._last[cells], self._frames, self._value[cells], self._value[cells])
         self._last[cells] = self._frames - 1
-        # A cell that is known in no frame takes the mean of all others.
+        # A cell that is not known in any frame is set to the mean of all others.
         self._vector[:, ~known] = self._vector[:, known].mean(axis=1)[:, None]
         self._magnitude[:, ~known] = self._magnitude[:, known].mean(axis=1)[:, None]
         return True
@@ -75,7 +75,7 @@ class MotionSum:
         return np.rint(255.0 * self._unknown / frames[:, None]).astype(np.uint8).reshape(self.magnitude.shape)
 
     def _steps(self, index: NDArray[np.integer]) -> NDArray[np.int64]:
-        """For each decoded frame, the stored frame whose step contains it; 0: no step does."""
+        """Return, for each decoded frame, the index of the stored frame whose step contains it; 0 if none does."""
         steps = np.searchsorted(self._ends, index)
         return np.where(steps < len(self._ends), steps, 0)
 
@@ -98,7 +98,7 @@ class MotionSum:
         self._bridge(first, vector, known)
 
     def _bridge(self, first: int, vector: NDArray[np.floating], known: NDArray[np.bool_]) -> None:
-        """Fill the gaps that end in these frames, and update the last known vector of each cell."""
+        """Fill the gaps that end in the given frames, and update the last known vector of each cell."""
         frame = first + np.arange(len(known))[:, None]
         # The last frame in which each cell is known, up to and including each frame.
         newest = np.maximum.accumulate(np.where(known, frame, self._last))
@@ -125,7 +125,7 @@ class MotionSum:
         for offset in range(1, int(span.max(initial=0))):
             open_gaps = offset < span
             cell = cells[open_gaps]
-            # Before the first known frame there is nothing to interpolate from: the new vector counts fully.
+            # Before the first known frame there is nothing to interpolate from, so the new vector has full weight.
             share = np.where(before[open_gaps] >= 0, offset / span[open_gaps], 1.0)[:, None]
             between = (1.0 - share) * old[open_gaps] + share * new[open_gaps]
             step = self._steps(before[open_gaps] + offset)

@@ -1,4 +1,4 @@
-"""Motion of videos of any codec, by ffmpeg's block matching on the decoded frames with one block per cell."""
+"""Motion estimation for videos of any codec, by ffmpeg's block matching on decoded frames, with one block per cell."""
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -10,15 +10,15 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from stm.preprocess.motion.codec import Field
 from stm.preprocess.video.reader import DecodedFrame
 
-# The filter's default of 7 loses fast objects: on a street scene the mean error fell by 40 % from 7 to 24, and did not
-# improve further. The search follows predictions, so a wider limit costs no measurable time.
+# The filter's default of 7 loses fast objects: on a street scene, raising it to 24 reduced the mean error by 40 %, and
+# higher values did not help. The search follows predictions, so a wider limit costs no measurable time.
 REACH = 24  # maximum displacement of a block per frame, in pixels: one and a half cells
-BLOCK = 16  # pixels: a cell of the map is scaled to one block of this side
+BLOCK = 16  # side of a block in pixels; each cell of the map is scaled to one block
 _SCALING = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
 
 class CellScaler:
-    """Scales frames to yuv420p such that each cell of the map is one block of 16 x 16 pixels."""
+    """Scales frames, in yuv420p, so that each cell of the map is one block of 16 x 16 pixels."""
 
     def __init__(self, rows: int, columns: int) -> None:
         self.width = columns * BLOCK
@@ -26,12 +26,12 @@ class CellScaler:
         self._reformatter = VideoReformatter()
 
     def __call__(self, image: av.VideoFrame, position: int) -> av.VideoFrame:
-        """The scaled frame, with `position` as its timestamp."""
+        """Return the scaled frame, with `position` as its timestamp."""
         size = (self.width, self.height, "yuv420p")
         scaled = self._reformatter.reformat(image, *size, interpolation=_SCALING, threads=1)
         # PyAV returns the same frame if nothing needs scaling; the decoder may still use it, so it must not be changed.
         scaled = scaled if scaled is not image else copy_image(image)
-        # Streams may have irregular timestamps or none, so frames are numbered by one tick each.
+        # Streams may have irregular or missing timestamps, so frames are numbered consecutively, one tick apart.
         scaled.pts = position
         scaled.time_base = Fraction(1, 25)
         # Without this, an encoder would reproduce the frame types of the source.
@@ -40,12 +40,12 @@ class CellScaler:
 
 
 def copy_image(image: av.VideoFrame) -> av.VideoFrame:
-    """A copy that does not share memory with the decoder."""
+    """Return a copy that does not share memory with the decoder."""
     return av.VideoFrame.from_ndarray(image.to_ndarray(), format=image.format.name)
 
 
 def estimate_fields(frames: Iterable[DecodedFrame], rows: int, columns: int) -> Iterator[Field]:
-    """Yield one field per frame, in order. The first frame has no previous one: its field is zero and counts as known.
+    """Yield one field per frame, in order. The first frame has no predecessor, so its field is zero and known.
 
     Args:
         rows, columns: size of the map over the frame in its coded orientation, in cells.
@@ -71,15 +71,15 @@ def _make_graph(width: int, height: int) -> av.filter.Graph:
     graph = av.filter.Graph()
     pixels = av.VideoFormat("yuv420p")
     source = graph.add_buffer(width=width, height=height, format=pixels, time_base=Fraction(1, 25))
-    # EPZS: on the clips of benchmarks/motion.py as accurate as the exhaustive search, in a quarter of its time.
+    # EPZS is as accurate as exhaustive search on the clips of benchmarks/motion.py, in a quarter of the time.
     matching = graph.add("mestimate", f"method=epzs:mb_size={BLOCK}:search_param={REACH}")
     graph.link_nodes(source, matching, graph.add("buffersink")).configure()
     return graph
 
 
 def _make_field(image: av.VideoFrame, rows: int, columns: int) -> Field:
-    """The vectors to the previous frame, one per cell."""
-    # The filter sets only the positions of the blocks; `motion_x` and `motion_y` hold garbage.
+    """Return the vectors to the previous frame, one per cell."""
+    # The filter sets only the positions of the blocks; `motion_x` and `motion_y` contain garbage.
     blocks = image.side_data["MOTION_VECTORS"].to_ndarray()
     blocks = blocks[blocks["source"] < 0]
     motion = np.zeros((rows, columns, 2), np.float32)

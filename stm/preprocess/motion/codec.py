@@ -1,9 +1,9 @@
-"""Motion vectors of the codec, normalised to the displacement of the content from one frame to the next, per cell.
+"""The codec's motion vectors, normalised to the displacement of the content from one frame to the next, per cell.
 
-For each predicted block, a decoder reports from where in another frame it was copied. The distance to that reference
-frame varies, so raw vectors are not comparable (measured on a pan of 4 pixels per frame: 8, 12 or 16 pixels in the
-P-frames of x264's defaults). Vectors are therefore divided by the distance, in frames, to their reference: the previous
-I- or P-frame for vectors into the past, the next one for vectors of B-frames into the future.
+For each predicted block, a decoder reports the position in a reference frame that it was copied from. The distance to
+the reference varies, so raw vectors are not comparable (measured on a pan of 4 pixels per frame: 8, 12 or 16 pixels in
+P-frames with x264's defaults). Vectors are therefore divided by the distance, in frames, to their reference: the
+previous I- or P-frame for vectors into the past, the next one for vectors of B-frames into the future.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,11 +30,11 @@ EXPORTING_CODECS = frozenset(
 # information and are treated like I-frames.
 _NO_B_VECTORS = frozenset(["mpeg4"])
 
-# Frames are processed in batches, because for a single frame the call overhead of numpy exceeds the work. With more
-# blocks than this the arrays no longer fit the processor's cache.
+# Frames are processed in batches, because numpy's call overhead exceeds the work for a single frame. With more blocks
+# than this, the arrays no longer fit in the CPU cache.
 _BLOCKS_PER_BATCH = 2**14
 _FRAMES_PER_BATCH = 64
-_FIELDS = ("source", "w", "h", "dst_x", "dst_y", "motion_x", "motion_y", "motion_scale")  # the fields used of a record
+_FIELDS = ("source", "w", "h", "dst_x", "dst_y", "motion_x", "motion_y", "motion_scale")  # fields used
 
 
 @dataclass(frozen=True)
@@ -62,23 +62,23 @@ class _ResolvedFrame:
     """A frame whose reference frames are known on both sides."""
 
     pending: _PendingFrame
-    next_anchor: int | None  # position of the I- or P-frame after it; None: the stream ends first
+    next_anchor: int | None  # position of the I- or P-frame after it; None if the stream ends first
 
     @property
     def distances(self) -> tuple[int, int]:
-        """Distance in frames to the previous and to the next I- or P-frame; 0: unknown."""
+        """Return the distances, in frames, to the previous and the next I- or P-frame; 0 if unknown."""
         position = self.pending.position
         ahead = 0 if self.next_anchor is None else self.next_anchor - position
         return position - self.pending.previous_anchor, ahead
 
 
 def read_fields(frames: Iterable[DecodedFrame], codec: str, rows: int, columns: int) -> Iterator[Field]:
-    """Yield one field per frame of the clip, in order; each one only after the next I- or P-frame has been decoded.
+    """Yield one field per frame of the clip, in order; each is yielded after the next I- or P-frame is decoded.
 
     Args:
-        frames: of a `Video` opened with `vectors`, read with `surroundings`: the first frames of a clip need the I- or
-            P-frame before the clip.
-        codec: ffmpeg's name of the codec.
+        frames: frames of a `Video` opened with `vectors` and read with `surroundings`, because the first frames of a
+            clip need the I- or P-frame before the clip.
+        codec: ffmpeg's name for the codec.
         rows, columns: size of the map over the frame in its coded orientation, in cells.
     """
     batch: list[_ResolvedFrame] = []
@@ -117,7 +117,7 @@ def _resolve(frames: Iterable[DecodedFrame], codec: str) -> Iterator[_ResolvedFr
 
 
 def _make_fields(batch: Sequence[_ResolvedFrame], rows: int, columns: int) -> Iterator[Field]:
-    """Yield the area-weighted mean of all vectors in each cell, past and future alike; all frames have one size."""
+    """Yield the area-weighted mean of all vectors in each cell, both past and future; all frames have the same size."""
     blocks, frame = _join([r.pending.blocks for r in batch])
     back, ahead = np.array([r.distances for r in batch]).T
     past = blocks["source"] < 0
@@ -126,8 +126,8 @@ def _make_fields(batch: Sequence[_ResolvedFrame], rows: int, columns: int) -> It
     if not steps.all():
         known = steps != 0
         blocks, frame, past, steps = blocks[known], frame[known], past[known], steps[known]
-    # A vector points to where the block came from, so the content moved the opposite way; for a source in the future,
-    # `steps` is negative and turns it round again.
+    # A vector points to where the block came from, so the content moved in the opposite direction; for a source in the
+    # future, `steps` is negative and reverses the direction again.
     scale = -1.0 / (blocks["motion_scale"].astype(np.float64) * steps)
     width, height = batch[0].pending.size
     x = blocks["motion_x"] * scale * (columns / width)
@@ -136,7 +136,7 @@ def _make_fields(batch: Sequence[_ResolvedFrame], rows: int, columns: int) -> It
     sums = sum_over_cells(blocks, [x, y, area, 1.0 - area], frame, width, height, (len(batch), rows, columns))
     total = sums[2] + sums[3]
     vector = (sums[:2] / np.where(total > 0, total, 1.0)).astype(np.float32)
-    # A bidirectional block has a vector each way, but its area counts once.
+    # A bidirectional block has a vector in each direction, but its area counts only once.
     covered = np.minimum(np.maximum(sums[2], sums[3]), 1.0).astype(np.float32)
     for resolved, motion, known_share in zip(batch, np.moveaxis(vector, 0, -1), covered, strict=True):
         yield Field(resolved.pending.index, motion, known_share)
@@ -149,7 +149,7 @@ def _join(parts: Sequence[MotionVectors | None]) -> tuple[NDArray[Any], NDArray[
     if not present:
         empty = np.zeros(0, [(name, np.int32) for name in _FIELDS])
         return empty, np.zeros(0, np.int64)
-    # As bytes, because numpy concatenates records field by field, and PyAV creates a new dtype for each frame.
+    # Concatenate as bytes, because numpy joins records field by field, and PyAV creates a new dtype for each frame.
     raw = np.concatenate([np.frombuffer(part, np.uint8) for part in present])
     joined = raw.view(present[0].to_ndarray().dtype)
     return joined, np.repeat(np.arange(len(parts)), counts)
@@ -166,7 +166,7 @@ def sum_over_cells(
     """Sum, for each cell, the value of each block times the fraction of the cell's area that the block covers.
 
     Args:
-        blocks: the decoder's records: centre and size in pixels; areas outside the frame are cut off.
+        blocks: the decoder's records: centre and size in pixels; areas outside the frame are clipped.
         values: arrays of one value per block, [blocks] each.
         frame: index of the frame of each block, [blocks].
         width, height: size of the frames, in pixels.
@@ -178,7 +178,7 @@ def sum_over_cells(
     frames, rows, columns = shape
     top, vertical = _spread(blocks["dst_y"], blocks["h"], height, rows)
     left, horizontal = _spread(blocks["dst_x"], blocks["w"], width, columns)
-    # Padded by rows and columns beyond the last ones: shares there are all zero, but their indices must exist.
+    # Padded with rows and columns after the last ones, where all shares are zero, but whose indices must exist.
     padded_rows, padded_columns = rows + len(vertical), columns + len(horizontal)
     first = (frame * padded_rows + top) * padded_columns + left
     sums = np.zeros((len(values), frames * padded_rows * padded_columns))
@@ -186,7 +186,7 @@ def sum_over_cells(
         for across, column_share in enumerate(horizontal):
             cell, share = first + (down * padded_columns + across), row_share * column_share
             for total, value in zip(sums, values, strict=True):
-                # `bincount`, because many blocks lie on one cell and `+=` would add only one of them.
+                # `bincount`, because many blocks overlap one cell and `+=` would add only one of them.
                 total += np.bincount(cell, weights=share * value, minlength=len(total))
     return sums.reshape(-1, frames, padded_rows, padded_columns)[:, :, :rows, :columns]
 
@@ -194,7 +194,7 @@ def sum_over_cells(
 def _spread(
     centre: NDArray[Any], size: NDArray[Any], length: int, cells: int
 ) -> tuple[NDArray[np.int64], list[NDArray[np.float64]]]:
-    """Along one axis, the first cell that each block overlaps, and the fractions covered of it and of the next ones."""
+    """Return, along one axis, each block's first overlapped cell, and the covered fractions of it and the next ones."""
     if not len(size):
         return np.zeros(0, np.int64), []
     largest = int(size.max())
@@ -207,7 +207,7 @@ def _spread(
 
 @lru_cache(maxsize=64)
 def _share_table(length: int, cells: int, largest: int) -> tuple[NDArray[np.int64], list[NDArray[np.float64]]]:
-    """`_spread` for all starts from -largest and all sizes up to `largest`: many blocks share few combinations."""
+    """Tabulate `_spread` for all starts from -largest and all sizes up to `largest`: many blocks share combinations."""
     start, size = np.arange(-largest, length + 1)[:, None], np.arange(largest + 1)
     begin, end = np.clip(start, 0, length), np.clip(start + size, 0, length)
     first = np.broadcast_to(np.minimum(begin * cells // length, cells - 1), end.shape)

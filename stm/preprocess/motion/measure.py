@@ -1,8 +1,8 @@
 """The motion stage: magnitude and direction of each cell's motion between stored frames.
 
-Three backends write one format (see `Motion.backend`): `codec` reads the motion vectors of the stream itself,
-`transcode` those of a transcode made for this purpose, and `mestimate` uses ffmpeg's block matching on decoded frames.
-All use the decoder of the frames stage with the same clip bounds, so that frames and motion are aligned.
+Three backends write the same format (see `Motion.backend`): `codec` reads the motion vectors of the stream, `transcode`
+reads those of a transcode created for this purpose, and `mestimate` uses ffmpeg's block matching on decoded frames. All
+of them use the decoder of the frames stage with the same clip bounds, so that frames and motion are aligned.
 """
 
 import json
@@ -59,7 +59,7 @@ MOTION_SCHEMA = pa.schema(
         pa.field("detail", pa.string(), nullable=False),
     ]
 )
-_ROW_GROUP = 16  # clips; small, because readers hold a whole group in memory
+_ROW_GROUP = 16  # clips per row group; small, because readers load a whole group into memory
 _LIBRARIES = ("av", "numpy")
 
 
@@ -79,11 +79,11 @@ def extract_motion(
         slice_path: the shard's clips (MANIFEST_SCHEMA, sorted by key).
         root: the dataset's folder.
         frames_index: index of the frames stage, with the kept clips, their stored frames and their size.
-        grid: cells on the short side of the maps.
-        processes: clips processed in parallel; the bytes do not depend on it.
+        grid: cells along the short side of the maps.
+        processes: number of clips processed in parallel; it does not affect the output.
 
     Raises:
-        TooManyFailures: more clips have no motion than `bad_input` allows; `output` is written by then.
+        TooManyFailures: more clips lack motion than `bad_input` allows; raised after `output` is written.
         ValueError: the frames index is missing or truncated, or the backend `transcode` has no encoder.
     """
     if settings.backend == "transcode" and "libx264" not in av.codecs_available:
@@ -107,10 +107,10 @@ def extract_motion(
 
 @dataclass(frozen=True)
 class MotionTask:
-    """One clip whose motion a worker process measures."""
+    """One clip whose motion is to be measured by a worker process."""
 
-    row: Mapping[str, Any]  # of the slice
-    frames: Mapping[str, Any]  # of the frames index
+    row: Mapping[str, Any]  # the clip's row of the slice
+    frames: Mapping[str, Any]  # the clip's row of the frames index
     root: Path
     settings: Motion
     grid: int
@@ -118,7 +118,7 @@ class MotionTask:
 
     @property
     def item(self) -> str:
-        """The clip's name in the journal; it changes with the video and with the choice of stored frames."""
+        """The clip's identifier in the journal; it changes with the video and the choice of stored frames."""
         return json.dumps([name_item(self.row), *(self.frames[n] for n in ("width", "height", "decode_index"))])
 
     @property
@@ -128,7 +128,7 @@ class MotionTask:
 
 
 def extract_clip(task: MotionTask) -> None:
-    """Measure one clip, in a worker process, and put its maps into the journal."""
+    """Measure one clip in a worker process, and write its maps to the journal."""
     row, blobs, notes = task.row, [], []
     stored = np.array(task.frames["decode_index"])
     try:
@@ -160,7 +160,7 @@ def _make_row(task: MotionTask, record: Record, outcome: Outcome) -> dict[str, A
 
 
 class MotionMaps(NamedTuple):
-    """The motion of one clip with T stored frames. Frame 0 has no previous frame and takes the values of frame 1."""
+    """The motion of one clip with T stored frames. Frame 0 has no previous frame, so it repeats frame 1."""
 
     magnitude: NDArray[np.float16]  # [T, rows, columns] cells per step
     vector: NDArray[np.float16]  # [T, rows, columns, 2] cells per step
@@ -184,7 +184,7 @@ def measure_motion(
         shape: rows and columns of the map over the frame as displayed, in cells.
 
     Raises:
-        VideoError: the file cannot be read, has no motion vectors, or has fewer frames than when it was stored.
+        VideoError: the file cannot be read, has no motion vectors, or has fewer frames than when they were stored.
     """
     total = MotionSum(decode_index, *shape)
     with Video(path, start, end, vectors=settings.backend == "codec") as video:
@@ -196,14 +196,14 @@ def measure_motion(
                 break
     _check_complete(total, video, decode_index)
     maps = MotionMaps(total.magnitude.astype(np.float16), total.vector.astype(np.float16), total.intra)
-    # No frame precedes the first one; a step of zero would make its content look static to motion-guided masking.
+    # The first frame has no previous frame; zero motion would make its content look static to motion-guided masking.
     for part in maps:
         part[0] = part[min(1, len(part) - 1)]
     return maps
 
 
 def _read_backend(video: Video, shape: tuple[int, int], backend: str) -> Iterator[Field]:
-    """Yield fields in the orientation in which the video is displayed."""
+    """Yield fields in the video's display orientation."""
     if backend == "codec" and video.codec not in EXPORTING_CODECS:
         reason = f"{video.codec} exports no motion vectors; set motion.backend to `mestimate` or `transcode`"
         raise VideoError(Status.UNSUPPORTED_MOTION, reason)

@@ -1,11 +1,11 @@
 """Motion vectors from a transcode to H.264 without B-frames, with one reference frame and fixed groups of pictures.
 
-Every vector then points to the previous frame, so its reference is certain, and videos of any codec can be measured.
-The frames come from this package's own decoder, so that none is lost, duplicated or shifted.
+Every vector then points to the previous frame, so its reference is known, and videos of any codec can be measured. The
+frames come from this package's decoder, so that no frame is lost, duplicated or shifted.
 
-The encoder is PyAV's, in this process. The same transcode by the ffmpeg program, built with ffmpeg-python and fed
-through a pipe, gave the same vectors in the same CPU time, but needs one more process per clip (a test compares the
-two).
+PyAV encodes the frames in this process. The same transcode with the ffmpeg program, called through ffmpeg-python and
+fed through a pipe, produced the same vectors in the same CPU time, but needs an additional process per clip (a test
+compares both).
 """
 
 from collections.abc import Iterable, Iterator
@@ -38,7 +38,7 @@ def transcode_fields(frames: Iterable[DecodedFrame], rows: int, columns: int) ->
 
 
 def _transcode(frames: Iterable[DecodedFrame], rows: int, columns: int) -> Iterator[DecodedFrame]:
-    """Encode and decode the frames again in this process; each carries the vectors of the new stream."""
+    """Re-encode and decode the frames in this process; each then has the motion vectors of the new stream."""
     scale = CellScaler(rows, columns)
     encoder = _make_encoder(scale.width, scale.height)
     decoder = _make_decoder()
@@ -46,7 +46,7 @@ def _transcode(frames: Iterable[DecodedFrame], rows: int, columns: int) -> Itera
     for position, frame in enumerate(frames):
         for packet in encoder.encode(scale(frame.image, position)):
             yield from _number(decoder.decode(packet))
-    # Encoder and decoder hold back frames until they are flushed.
+    # The encoder and decoder buffer frames until they are flushed.
     if position >= 0:
         for packet in encoder.encode(None):
             yield from _number(decoder.decode(packet))
@@ -68,7 +68,7 @@ def _make_encoder(width: int, height: int) -> Any:
     encoder.framerate = Fraction(25)
     encoder.gop_size = GROUP
     encoder.max_b_frames = 0
-    encoder.thread_count = 1  # there is one process per core already
+    encoder.thread_count = 1  # there is already one process per core
     encoder.options = {**_OPTIONS, "g": str(GROUP)}
     return encoder
 

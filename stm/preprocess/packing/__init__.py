@@ -1,1 +1,1 @@
-"""Stage 6: all data of a clip in one WebDataset sample."""
+"""Stage 6: pack all data of a clip into one WebDataset sample."""

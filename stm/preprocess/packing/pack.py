@@ -1,7 +1,8 @@
-"""The shards stage: frames, captions and arrays of a shard in one WebDataset tar, with an index of all members.
+"""The shards stage: pack a shard's frames, captions and arrays into one WebDataset tar, with an index of all members.
 
 A sample is `{key}.json`, `{key}.0000.jpg`, ... and one `{key}.{name}.npy` per array (`stm.shards.schema`). The tar is a
-pure function of its inputs, so that equal inputs give equal bytes: no timestamps, no owners, samples sorted by key.
+pure function of its inputs, so that equal inputs produce equal bytes: it contains no timestamps or owners, and samples
+are sorted by key.
 """
 
 import io
@@ -47,21 +48,22 @@ def pack_shard(
 ) -> None:
     """Pack the kept clips of a shard, with one clip in memory at a time.
 
-    A clip is left out if the stage of a packed part gave it a status whose policy is `drop`. If the policy is `keep`,
-    the clip is packed without the part. With several caption sources, a caption from one of them is enough.
+    A clip is omitted if the stage that produced a packed part assigned it a status whose policy is `drop`. If the
+    policy is `keep`, the clip is packed without that part. With several caption sources, a caption from any one
+    of them is enough.
 
     Args:
         slice_path: the shard's clips (MANIFEST_SCHEMA, sorted by key).
         frames_tar, frames_index: outputs of the frames stage.
-        captions: the table of each of `pack.sources`. A clip's captions are those of all sources, in the order of
-            `pack.sources`; arrays with one layer per caption have their layers in the same order.
-        arrays: the table of each of `pack.arrays` by name; one per source for arrays that depend on captions.
-        tar, index: files to write.
-        grid: cells on the short side of a map.
+        captions: the table of each source in `pack.sources`. A clip's captions from all sources are concatenated in the
+            order of `pack.sources`; so are the layers of arrays with one layer per caption.
+        arrays: the table of each array in `pack.arrays`, by name; for arrays that depend on captions, one per source.
+        tar, index: output files.
+        grid: cells along the short side of a map.
 
     Raises:
         ValueError: the table of a packed part is missing.
-        TooManyFailures: more clips are left out than the config allows.
+        TooManyFailures: more clips are omitted than the config allows.
         DamagedError: the inputs are damaged or do not belong together.
     """
     kept = read_kept(frames_index)
@@ -86,7 +88,7 @@ def pack_shard(
 
 
 def _text_model(tables: Sequence[Path]) -> dict[str, str] | None:
-    """The identity of the text encoder whose vectors are packed; evaluation must embed its own texts with the same one.
+    """Return the identity of the encoder of the packed text vectors; evaluation must embed its texts with the same one.
 
     Raises:
         DamagedError: the sources' tables come from different encoders, whose vectors are not comparable.
@@ -124,7 +126,7 @@ def _pack_clip(writer: TarWriter, clip: Row, row: Row, part: ClipParts, frames_t
     ]
     clip_sizes = {"captions": len(part.captions), "frames": len(jpegs), "rows": rows, "columns": columns}
     added: dict[str, Member] = {}
-    sizes: dict[str, int] = {}  # without entries for absent arrays: Arrow makes them null
+    sizes: dict[str, int] = {}  # no entries for absent arrays: Arrow sets them to null
     for name, values in part.arrays.items():
         sizes |= ARRAYS[name].measure(values, clip_sizes)
         added[name] = writer.add(f"{key}.{name}.npy", _npy_bytes(values))
@@ -133,7 +135,7 @@ def _pack_clip(writer: TarWriter, clip: Row, row: Row, part: ClipParts, frames_t
 
 
 def _question_json(question: Question) -> dict[str, Any]:
-    """A question for `{key}.json`; `choices` is left out for open-ended questions."""
+    """Return a question for `{key}.json`; `choices` is omitted for open-ended questions."""
     return {name: value for name, value in question._asdict().items() if name != "choices" or value}
 
 
@@ -144,7 +146,7 @@ def _npy_bytes(array: np.ndarray) -> bytes:
 
 
 def _member_columns(header: Member, jpegs: list[Member], arrays: dict[str, Member]) -> dict[str, Any]:
-    """Index columns with the members' offsets, sizes and checksums; absent arrays have none: Arrow makes them null."""
+    """Return index columns of the members' offsets, sizes and checksums; Arrow fills in null for absent arrays."""
     return {
         "frames": len(jpegs),
         "json_offset": header.offset,

@@ -1,4 +1,4 @@
-"""Captions and arrays of a clip, packed next to its frames; read from their tables a few clips at a time."""
+"""Captions and arrays that are packed with a clip's frames, read from their tables a few clips at a time."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +20,11 @@ class Inputs:
     """The tables of one shard, as written by the stages."""
 
     captions: Mapping[str, Path] = field(default_factory=dict)  # by source
-    # By array name; for arrays with one table per caption source, also by source.
+    # By array name, and for arrays with one table per caption source, then by source.
     arrays: Mapping[str, Path | Mapping[str, Path] | None] = field(default_factory=dict)
 
     def of_clips(self, array: str) -> Path:
-        """The table of an array that does not depend on captions.
+        """Return the table of an array that does not depend on captions.
 
         Raises:
             ValueError: no table was given.
@@ -35,7 +35,7 @@ class Inputs:
         return path
 
     def of_source(self, array: str, source: str) -> Path:
-        """The table of an array for one caption source.
+        """Return the table of an array for one caption source.
 
         Raises:
             ValueError: no table was given.
@@ -51,24 +51,24 @@ def _missing(part: str) -> ValueError:
 
 
 class ClipParts(NamedTuple):
-    """Data of a clip other than its frames; captions of all sources, in the order of the sources."""
+    """A clip's data other than its frames, with the captions of all sources in source order."""
 
     captions: list[str]
     sources: list[str]  # the source of each caption
-    arrays: dict[str, Values]  # by name, in the order of the tar; absent arrays are left out
-    outcome: Outcome  # the strictest among the stages that made the parts
+    arrays: dict[str, Values]  # by name, in tar order; absent arrays are omitted
+    outcome: Outcome  # the strictest outcome of the stages that produced the parts
 
 
 def join_parts(kept: Sequence[Row], inputs: Inputs, pack: Pack, grid: int, bad_input: BadInput) -> Iterator[ClipParts]:
     """Yield the parts of each kept clip, in order.
 
-    A clip without captions from some of the sources keeps the captions of the others. The outcome of a source without a
-    caption counts only if the clip has no caption at all, or if its policy is `fail`.
+    A clip that lacks captions from some sources keeps the captions from the others. The outcome of a source without a
+    caption counts only if the clip has no caption at all, or if the outcome's policy is `fail`.
 
     Args:
         kept: rows of the frames index.
-        inputs: only the tables of packed parts are read.
-        grid: cells on the short side of a map.
+        inputs: the tables, of which only those of packed parts are read.
+        grid: cells along the short side of a map.
 
     Raises:
         ValueError: the table of a packed part was not given.
@@ -96,7 +96,7 @@ def join_parts(kept: Sequence[Row], inputs: Inputs, pack: Pack, grid: int, bad_i
 
 
 def _strictest(outcomes: Sequence[Outcome]) -> Outcome:
-    # Among equal policies, a status other than `ok` says more.
+    # Among equal policies, prefer a status other than `ok`, because it is more informative.
     return min(outcomes, key=lambda o: (STRICTNESS[o.policy], o.status == Status.OK))
 
 
@@ -125,7 +125,7 @@ class _SourceParts(NamedTuple):
 
 
 def _join_outcomes(parts: Sequence[_SourceParts]) -> Outcome:
-    """The joint outcome of all sources: `ok` if any has a caption, unless the policy of another is `fail`."""
+    """Return the joint outcome of all sources: `ok` if any has a caption, unless the policy of any other is `fail`."""
     if not parts:
         return Outcome(Status.OK, "keep", "")
     captioned = any(part.captions for part in parts)
@@ -149,7 +149,7 @@ class _Source:
                 self._tables[array.name] = table(array, inputs.of_source(array.name, name), grid)
 
     def find(self, clip: Row) -> _SourceParts:
-        """The captions and arrays of a clip.
+        """Return the captions and arrays of a clip.
 
         Raises:
             DamagedError: a table has no row for the clip, or the captions and arrays do not belong together.

@@ -1,4 +1,4 @@
-"""The shards stage: a shard's frames, captions and maps in one WebDataset tar, with an index."""
+"""The shards stage: pack a shard's frames, captions and maps into one WebDataset tar, with an index."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +12,13 @@ from stm.stages.journey import all_stages
 
 
 def _made_by(job: Job, array: PackedArray) -> tuple[Stage, list[Job]]:
-    """The stage that writes an array and its jobs: one, or one per packed caption source in their order."""
+    """Return the stage that writes an array, and its jobs: one in total, or one per packed caption source, in order."""
     jobs = [replace(job, source=source) for source in job.config.pack.sources] if array.per_source else [job]
     return all_stages()[array.name], jobs
 
 
 def _parts(job: Job) -> Files:
-    """Inputs of a job; a part with one table per caption source is a list in the order of the sources."""
+    """Return a job's inputs; a part with one table per caption source is a list in source order."""
     pack, layout, shard = job.config.pack, job.layout, job.shard
     inputs: dict[str, Path | list[Path]] = {"slice": job.slice, **frames_of(job)}
     inputs["captions"] = [layout.captions(source, shard) for source in pack.sources]
@@ -52,7 +52,7 @@ def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
 
 
 def _cost(job: Job, load: Workload) -> Cost:
-    """A shard holds copies of the frames and of all packed maps and vectors, so it costs their size on disk."""
+    """Return the size on disk as cost: a shard contains copies of the frames and of all packed maps and vectors."""
     copied = [(FRAMES, [job]), *(_made_by(job, array) for array in job.config.pack.arrays)]
     parts = [stage.cost(one, load) for stage, jobs in copied if stage.cost is not None for one in jobs]
     return Cost(load.shards, load.clips * 0.01, gigabytes=sum(part.gigabytes for part in parts if part is not None))

@@ -1,7 +1,8 @@
-"""Readers of the stages' tables from which arrays are packed.
+"""Readers of the stage tables that packed arrays come from.
 
-A table that holds an array's values as they are declared, in a column named after the array, needs no separate class;
-the others are in `TABLES`. Tables are sorted by key, so they are streamed in step with the kept clips, a few rows at a time.
+A table that stores an array's values as declared, in a column named after the array, does not need a dedicated class;
+the classes of all other tables are in `TABLES`. Tables are sorted by key, so they are streamed in lockstep with the
+kept clips, a few rows at a time.
 """
 
 from collections.abc import Mapping
@@ -33,9 +34,9 @@ def _count(name: str) -> pa.Field:
 class ArrayTable:
     """A table with the values of one array."""
 
-    # Columns that are read as flat numpy arrays; by default the one named after the array.
+    # Columns to read as flat numpy arrays; by default, the column named after the array.
     values: ClassVar[tuple[str, ...]] = ()
-    extra: ClassVar[tuple[pa.Field, ...]] = ()  # further columns that are read
+    extra: ClassVar[tuple[pa.Field, ...]] = ()  # additional columns to read
 
     def __init__(self, array: PackedArray, path: Path, grid: int) -> None:
         self._path = path
@@ -47,10 +48,10 @@ class ArrayTable:
         self._rows = stream_rows(path, self._columns, schema=pa.schema([_string("key"), *self.extra, *columns]))
 
     def read(self, clip: Row) -> dict[str, Any]:
-        """The table's row of a clip; rows of clips that are not packed are skipped.
+        """Return the table's row for a clip, skipping the rows of clips that are not packed.
 
         Raises:
-            DamagedError: the table has no such row.
+            DamagedError: the table has no row for the clip.
         """
         for row in self._rows:
             if row["key"] == clip["key"]:
@@ -63,7 +64,7 @@ class ArrayTable:
         )
 
     def shape(self, clip: Row, **sizes: int) -> tuple[int, ...]:
-        """The declared shape of a clip's array; `sizes`: the number of captions and the array's own sizes, if any."""
+        """Return the declared shape of a clip's array; `sizes`: caption count and array-specific sizes."""
         rows, columns = map_shape(clip["width"], clip["height"], self._grid)
         return self._declared.shape({"frames": clip["frames"], "rows": rows, "columns": columns, **sizes})
 
@@ -71,7 +72,7 @@ class ArrayTable:
         """Reshape a flat column.
 
         Raises:
-            DamagedError: the column does not have the number of values of `shape`, or has values that are not finite.
+            DamagedError: the number of values in the column does not match `shape`, or some values are not finite.
         """
         if flat.size != np.prod(shape):
             raise DamagedError(
@@ -92,7 +93,7 @@ class CaptionTable(ArrayTable):
     extra: ClassVar[tuple[pa.Field, ...]] = (pa.field("captions", pa.list_(pa.string()), nullable=False),)
 
     def find(self, clip: Row, captions: list[str]) -> Values | None:
-        """The values for a clip's captions from this source, [captions, ...]; None if there are no captions.
+        """Return the values for a clip's captions from this source, [captions, ...], or None if there are no captions.
 
         Raises:
             DamagedError: the row is missing, was made from different captions or frames, or has captions but no values.
@@ -110,7 +111,7 @@ class CaptionTable(ArrayTable):
         return self.join(clip, row)
 
     def join(self, clip: Row, row: Row) -> Values:
-        """Shape the values of a row that has any."""
+        """Reshape the values of a row that has values."""
         return self.reshape(clip, row[self._columns[0]], self.shape(clip, captions=len(row["captions"])))
 
 
@@ -125,7 +126,7 @@ class ClipTable(ArrayTable):
     )
 
     def find(self, clip: Row) -> tuple[Values | None, Outcome]:
-        """The values of a clip, or None, and the outcome that its stage recorded.
+        """Return the values of a clip, or None, and the outcome recorded by its stage.
 
         Raises:
             DamagedError: the row is missing, was made from different frames, or has an unknown status or policy.
@@ -140,7 +141,7 @@ class ClipTable(ArrayTable):
         return values, Outcome(read_status(self._path, row), row["policy"], row["detail"])
 
     def join(self, clip: Row, row: Row) -> Values:
-        """Shape the values of a row that has any."""
+        """Reshape the values of a row that has values."""
         return self.reshape(clip, row[self._columns[0]], self.shape(clip))
 
 
@@ -192,5 +193,5 @@ TABLES: dict[str, type[CaptionTable] | type[ClipTable]] = {
 
 
 def table_of(array: PackedArray) -> type[CaptionTable] | type[ClipTable]:
-    """The class that reads the table of an array's values."""
+    """Return the class that reads an array's table."""
     return TABLES.get(array.name) or (CaptionTable if array.per_source else ClipTable)

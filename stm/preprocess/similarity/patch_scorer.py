@@ -1,11 +1,11 @@
-"""CLIP embeddings of every patch of a frame, each patch resized to CLIP's full input on its own (TGM, section 3.3).
+"""CLIP embeddings of every patch of a frame, each patch resized separately to CLIP's input size (TGM, section 3.3).
 
-Geometry. The cells of a map tile the stored frame exactly, so the side of a cell need not be a whole number of pixels.
+Geometry. The cells of a map tile the stored frame exactly, so the side of a cell may be a fractional number of pixels.
 The frame is therefore first resized to rows x side by columns x side pixels, where `side` is the larger cell side
-rounded up, and then cut: each cell holds its own part of the frame and nothing of its neighbours, to a fraction of a
-pixel, and all cells have the same shape. A frame with cells of whole pixels (224 x 224 with 14 x 14 cells, as in the
-paper) is not resized at all. Both resizes are bicubic with antialiasing, as defined by torch and PIL, in float32 and
-clamped to the pixel range; PIL also rounds to integers in between, which is not reproduced.
+rounded up, and then cut. All cells then have the same shape, and each contains only its part of the frame and no
+neighbouring content, to within a fraction of a pixel. A frame whose cells already measure whole pixels (224 x 224 with
+14 x 14 cells, as in the paper) is not resized. Both resizes are bicubic with antialiasing, as defined by torch and PIL,
+in float32 and clamped to the pixel range; PIL also rounds to integers in between, which is not reproduced.
 
 Cells are normalised before they are enlarged. Resizing is linear with weights that sum to 1, so the result differs from
 normalising afterwards only by rounding, and the large images are written once and clamped once: memory bandwidth is the
@@ -30,7 +30,7 @@ from stm.shards.grid import map_shape
 
 
 class Piece(NamedTuple):
-    """Consecutive cells of one frame: part of a batch."""
+    """Consecutive cells of one frame that form part of a batch."""
 
     frame: np.ndarray  # uint8 [H, W, 3], RGB
     start: int  # first cell, in row-major order
@@ -39,7 +39,7 @@ class Piece(NamedTuple):
 
 @lru_cache(maxsize=64)
 def resize_matrix(source: int, target: int, device: torch.device) -> Tensor:
-    """Matrix of the bicubic resize along one axis by `interpolate(antialias=True)`: float32 [target, source]."""
+    """Return the matrix of `interpolate(antialias=True)`'s bicubic resize along one axis: float32 [target, source]."""
     # The resize is linear and separable, so its response to unit impulses defines it completely.
     impulses = torch.eye(source)[None, None]
     weights = functional.interpolate(
@@ -49,7 +49,7 @@ def resize_matrix(source: int, target: int, device: torch.device) -> Tensor:
 
 
 def stretch(images: Tensor, height: int, width: int) -> Tensor:
-    """Resize float images [..., H, W] to [..., height, width] without clamping; unchanged if they have that size."""
+    """Resize float images [..., H, W] to [..., height, width] without clamping; unchanged if already of that size."""
     if images.shape[-2:] == (height, width):
         return images
     down = resize_matrix(images.shape[-2], height, images.device)
@@ -58,7 +58,7 @@ def stretch(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:
-    """Resize float images [..., H, W] in 0 to 255, and clamp them to that range; unchanged if they have the size."""
+    """Resize float images [..., H, W] in 0 to 255, and clamp them to that range; unchanged if already of that size."""
     return images if images.shape[-2:] == (height, width) else stretch(images, height, width).clamp_(0, 255)
 
 
@@ -70,7 +70,7 @@ def cut_cells(frame: Tensor, rows: int, columns: int) -> Tensor:
         rows, columns: size of the map, in cells.
 
     Returns:
-        float32 [rows * columns, 3, side, side] in 0 to 255; side: the larger cell side in pixels, rounded up.
+        float32 [rows * columns, 3, side, side] in 0 to 255; `side` is the larger cell side in pixels, rounded up.
     """
     height, width = frame.shape[:2]
     side = max(-(-height // rows), -(-width // columns))
@@ -80,14 +80,14 @@ def cut_cells(frame: Tensor, rows: int, columns: int) -> Tensor:
 
 
 class PatchScorer:
-    """CLIP embeddings of patches and texts, in batches of one fixed shape."""
+    """Computes CLIP embeddings of patches and texts, in batches of a fixed shape."""
 
     def __init__(self, clip: LoadedClip, grid: int, batch_size: int, compile: bool = False) -> None:
         """
         Args:
-            grid: cells on the short side of a map.
-            batch_size: patches per forward pass; a smaller batch is padded, so that the model runs on one shape only.
-            compile: compile the image tower.
+            grid: cells along the short side of a map.
+            batch_size: patches per forward pass; a smaller batch is padded, so that the model always runs on one shape.
+            compile: whether to compile the image tower.
         """
         self.clip = clip
         self.grid = grid
@@ -101,7 +101,7 @@ class PatchScorer:
         self._encode = torch.compile(encode, dynamic=False) if compile else encode
 
     def prepare(self, pieces: Sequence[Piece]) -> Tensor:
-        """Input of the image tower for one batch of cells: [batch_size, 3, height, width], padded with zeros."""
+        """Return the image tower's input for one batch of cells: [batch_size, 3, height, width], padded with zeros."""
         height, width = self.clip.image_size
         batch = torch.empty(self.batch_size, 3, height, width, dtype=self.clip.precision, device=self.clip.device)
         filled = 0
@@ -116,10 +116,10 @@ class PatchScorer:
         return batch
 
     def encode(self, batch: Tensor) -> Tensor:
-        """Projected CLS embeddings of a prepared batch, unit length: float16 [batch_size, D] on the device."""
+        """Return projected unit-length CLS embeddings of a prepared batch: float16 [batch_size, D] on the device."""
         with exact_convolutions(self.clip.device):
             features = self._encode(batch)
-        # Normalised in float32, because a sum of squares in half precision loses digits.
+        # Normalise in float32, because a sum of squares in half precision loses accuracy.
         return functional.normalize(features.float(), dim=-1).half()
 
     @torch.inference_mode()
@@ -139,10 +139,10 @@ class PatchScorer:
             yield previous[0][: previous[1]].cpu().numpy()
 
     def embed_frames(self, frames: Sequence[np.ndarray]) -> np.ndarray:
-        """Embed every cell of frames of one size.
+        """Embed every cell of equally sized frames.
 
         Args:
-            frames: T frames, uint8 [H, W, 3], RGB. A training crop counts as a frame.
+            frames: T frames, uint8 [H, W, 3], RGB. Training crops can be passed as frames.
 
         Returns:
             float16 [T, R, C, D], unit length.
@@ -154,16 +154,16 @@ class PatchScorer:
         return np.concatenate(list(self.embed_batches(pieces))).reshape(len(frames), rows, columns, -1)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Projected text embeddings at [EOS], unit length: float32 [K, D]; see `stm.pretrained.clip.embed_texts`."""
+        """Embed texts at [EOS], projected, unit length: float32 [K, D]; see `stm.pretrained.clip.embed_texts`."""
         return embed_texts(self.clip, texts)
 
 
 def cosine(embeddings: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """Cosine similarity of patches and texts.
+    """Return the cosine similarity of patches and texts.
 
     Args:
-        embeddings: float16 [T, R, C, D], unit length. Rounded to float16 even when fresh, so that embeddings read from
-            disk give the same bytes.
+        embeddings: float16 [T, R, C, D], unit length. Newly computed embeddings are also rounded to float16, so that
+            embeddings read from disk produce the same bytes.
         texts: float32 [K, D], unit length.
 
     Returns:
@@ -178,7 +178,7 @@ def cosine(embeddings: np.ndarray, texts: np.ndarray) -> np.ndarray:
 def cut_batches(cells: Sequence[int], batch_size: int) -> list[list[tuple[int, int, int]]]:
     """Distribute the cells of frames over batches, in order.
 
-    All batches but the last have exactly batch_size cells; a frame may span several.
+    All batches but the last have exactly batch_size cells; a frame may span several batches.
 
     Args:
         cells: number of cells per frame.
@@ -206,8 +206,8 @@ def embed_clips(
 ) -> Iterator[tuple[Mapping[str, Any], np.ndarray]]:
     """Yield each kept clip whose key is not in `finished`, with its embeddings, float16 [T, R, C, D].
 
-    Batches span frames and clips. Their boundaries do not depend on `finished`, so a resumed job gives the same bits;
-    it recomputes a few patches of finished clips. JPEGs are decoded up to two batches ahead.
+    Batches span frames and clips. Their boundaries do not depend on `finished`, so a resumed job produces identical
+    bits, but recomputes a few patches of finished clips. JPEGs are decoded up to two batches ahead.
 
     Raises:
         DamagedError: the tar is damaged or does not belong to the index.

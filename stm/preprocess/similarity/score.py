@@ -40,8 +40,8 @@ SIMILARITY_SCHEMA = pa.schema(
         pa.field("frames", pa.int32(), nullable=False),  # T
         pa.field("rows", pa.int32(), nullable=False),  # R
         pa.field("columns", pa.int32(), nullable=False),  # C
-        pa.field("similarity", pa.list_(pa.float16())),  # [K, T, R, C], cosine; null: the clip has no caption
-        pa.field("status", pa.string(), nullable=False),  # the captions stage's
+        pa.field("similarity", pa.list_(pa.float16())),  # [K, T, R, C], cosine; null if the clip has no caption
+        pa.field("status", pa.string(), nullable=False),  # as recorded by the captions stage
         pa.field("policy", pa.string(), nullable=False),
         pa.field("detail", pa.string(), nullable=False),
     ]
@@ -64,9 +64,9 @@ def write_embeddings(
 
     Args:
         frames_tar, frames_index: outputs of the frames stage.
-        output: gets one row per kept clip; see `EMBEDDINGS_SCHEMA`.
-        grid: cells on the short side of a map.
-        device: CUDA by default if available.
+        output: table with one row per kept clip; see `EMBEDDINGS_SCHEMA`.
+        grid: cells along the short side of a map.
+        device: defaults to CUDA if available.
 
     Raises:
         ModelError: the config's model cannot be loaded.
@@ -97,14 +97,14 @@ def write_similarity(
     Args:
         frames_tar, frames_index: outputs of the frames stage.
         captions: output of the captions stage for one source.
-        output: gets one row per kept clip; see `SIMILARITY_SCHEMA`.
-        grid: cells on the short side of a map.
-        embeddings: output of `write_embeddings` for the same frames, model and grid, which replaces the image tower.
-            The bytes are the same with and without it (at the same batch size).
-        device: CUDA by default if available.
+        output: table with one row per kept clip; see `SIMILARITY_SCHEMA`.
+        grid: cells along the short side of a map.
+        embeddings: output of `write_embeddings` for the same frames, model and grid, used instead of running the image
+            tower. The output bytes are the same with and without it (at the same batch size).
+        device: defaults to CUDA if available.
 
     Raises:
-        TooManyFailures: more clips have no caption than the config allows; `output` is written by then.
+        TooManyFailures: more clips lack captions than the config allows; raised after `output` is written.
         ModelError: the config's model cannot be loaded.
         DamagedError: captions or embeddings were made from different frames.
     """
@@ -139,7 +139,7 @@ def write_similarity(
 
 def _make_receipt(stage: str, settings: Similarity, scorer: PatchScorer, kept: Sequence[Row]) -> dict[str, Any]:
     identity = scorer.clip.identity
-    # The fingerprint leaves out whether embeddings are kept, which changes no byte of a map.
+    # The fingerprint omits whether embeddings are kept, which does not affect the maps.
     used = settings.fingerprint() | {"model": identity["model"]}
     return make_receipt(stage, used, _LIBRARIES, model=identity, grid=scorer.grid, frames=hash_frames(kept))
 
@@ -153,7 +153,7 @@ def _fill_journal(
     what: str,
     make: Callable[[Row, np.ndarray], np.ndarray],
 ) -> None:
-    """Put the bytes of `make(row, embeddings)` into the journal for each clip that is in neither it nor `skipped`."""
+    """Write the bytes of `make(row, embeddings)` to the journal for clips in neither the journal nor `skipped`."""
     finished = skipped | {row["key"] for row in kept if journal.get(row["key"]) is not None}
     with Progress(f"{what} {frames_tar.stem}", len(kept), "clips") as progress:
         progress.resume(len(finished))
@@ -209,7 +209,7 @@ def _similarity_rows(
 def _embed_captions(
     scorer: PatchScorer, kept: Sequence[Row], captions_by_key: Mapping[str, ClipCaptions]
 ) -> dict[str, np.ndarray]:
-    """The embedding, float32 [D], of each distinct caption of the shard."""
+    """Return the embedding, float32 [D], of each distinct caption in the shard."""
     unique = list(dict.fromkeys(text for row in kept for _, text in captions_by_key[row["key"]].texts))
     return dict(zip(unique, scorer.embed_texts(unique), strict=True)) if unique else {}
 
@@ -234,7 +234,7 @@ def _score_stored(
 
 
 def _stored_embeddings(path: Path, row: Row, stored: Row | None) -> np.ndarray:
-    """A clip's embeddings, float16 [T, R, C, D], from its row `stored` of the embeddings table."""
+    """Return a clip's embeddings, float16 [T, R, C, D], from `stored`, its row of the embeddings table."""
     if stored is None or stored["key"] != row["key"]:
         raise DamagedError(f"{path}: no row for clip {row['video_id']!r} in key order; remove the file and run again")
     shape = tuple(stored[name] for name in ("frames", "rows", "columns", "width"))
@@ -248,7 +248,7 @@ def _stored_embeddings(path: Path, row: Row, stored: Row | None) -> np.ndarray:
 
 
 def _check_captions(kept: Sequence[Row], captions_by_key: Mapping[str, ClipCaptions], path: Path) -> None:
-    """Refuse captions that lack a kept clip, or a reason for having none."""
+    """Reject a captions table that lacks a kept clip, or in which a clip with status `ok` has no caption."""
     missing = [row["video_id"] for row in kept if row["key"] not in captions_by_key]
     if missing:
         raise DamagedError(
@@ -259,7 +259,7 @@ def _check_captions(kept: Sequence[Row], captions_by_key: Mapping[str, ClipCapti
 
 
 def _check_embeddings(path: Path, expected: Mapping[str, Any]) -> None:
-    """Refuse embeddings of different frames, or with a different model, grid or precision."""
+    """Reject embeddings of different frames, or made with a different model, grid or precision."""
     receipt = read_receipt(path)
     different = [key for key in ("model", "grid", "frames") if receipt.get(key) != expected[key]]
     if receipt.get("settings", {}).get("precision") != expected["settings"]["precision"]:

@@ -31,14 +31,14 @@ def _score(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
 
 
 def _similarity_inputs(job: Job) -> Files:
-    """Frames and captions; also the embeddings, if the config keeps them."""
+    """Return the frames and captions, and the embeddings if the config keeps them."""
     kept = job.config.similarity.keep_embeddings
     embeddings = {"embeddings": job.layout.embeddings(job.shard)} if kept else {}
     return {**frames_of(job), "captions": job.layout.captions(job.source, job.shard), **embeddings}
 
 
 def _mapped_clips(job: Job, load: Workload) -> Workload | None:
-    """The clips for which a source needs maps: all if its maps are packed, otherwise those of mask quality."""
+    """Return the clips for which a source needs maps: all if its maps are packed, otherwise those for mask quality."""
     config = job.config
     if config.pack.similarity and job.source in config.pack.sources:
         return load

@@ -1,1 +1,1 @@
-"""Stage 4b: one vector per caption, by a frozen text encoder."""
+"""Stage 4b: one vector per caption, from a frozen text encoder."""

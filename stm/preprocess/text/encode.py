@@ -1,4 +1,4 @@
-"""The text stage: one vector per caption by a frozen text encoder, so that training and retrieval need no encoder."""
+"""The text stage: one vector per caption from a frozen text encoder, so that training and retrieval need no encoder."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ TEXT_SCHEMA = pa.schema(
     ]
 )
 _LIBRARIES = ("torch", "open_clip_torch", "transformers", "tokenizers", "numpy", "pyarrow")
-_ROW_GROUP = 64  # clips
+_ROW_GROUP = 64  # clips per row group
 
 
 def write_text(captions: Path, output: Path, settings: Text, bad_input: BadInput, device: str | None = None) -> None:
@@ -41,11 +41,11 @@ def write_text(captions: Path, output: Path, settings: Text, bad_input: BadInput
 
     Args:
         captions: output of the captions stage.
-        device: CUDA by default if available.
+        device: defaults to CUDA if available.
 
     Raises:
-        TooManyFailures: more clips have no caption than `bad_input` allows; `output` is written by then.
-        ModelError: the config's encoder cannot be loaded, or gives all captions the same vector.
+        TooManyFailures: more clips lack captions than `bad_input` allows; raised after `output` is written.
+        ModelError: the config's encoder cannot be loaded, or returns the same vector for all captions.
         DamagedError: the captions are missing or truncated.
     """
     captions_by_key = read_captions(captions)
@@ -53,7 +53,7 @@ def write_text(captions: Path, output: Path, settings: Text, bad_input: BadInput
     check_has_captions(captions, captions_by_key)
     encoder = TextEncoder.load(settings, device)
     texts_by_key = {key: [text for _, text in captions_by_key[key].texts] for key in sorted(captions_by_key)}
-    # The encoder's identity replaces the path of its folder, which does not change the vectors.
+    # Record the encoder's identity instead of its folder's path, which does not affect the vectors.
     used = settings.model_dump(mode="json") | {"model": encoder.identity["model"]}
     receipt = make_receipt("text", used, _LIBRARIES, model=encoder.identity, captions=hash_receipt(texts_by_key))
     journal = Journal(output, receipt)
@@ -70,7 +70,7 @@ def write_text(captions: Path, output: Path, settings: Text, bad_input: BadInput
 
 
 def _read_video_ids(captions: Path) -> dict[str, str]:
-    """Video ids by key."""
+    """Read the video ids, by key."""
     table = read_table(captions, ["key", "video_id"])
     return dict(zip(table.column("key").to_pylist(), table.column("video_id").to_pylist(), strict=True))
 
@@ -78,7 +78,7 @@ def _read_video_ids(captions: Path) -> dict[str, str]:
 def _encode(
     encoder: TextEncoder, texts_by_key: Mapping[str, Sequence[str]], batch_size: int, journal: Journal, title: str
 ) -> tuple[int, dict[str, np.ndarray]]:
-    """The width D, and one vector, float32 [D], per distinct caption."""
+    """Return the width D, and one float32 vector [D] per distinct caption."""
     unique = list(dict.fromkeys(text for texts in texts_by_key.values() for text in texts))
     vectors: list[np.ndarray] = []
     with Progress(title, len(unique), "captions") as progress:
@@ -90,7 +90,7 @@ def _encode(
                 journal.put(str(start), part.tobytes())
             vectors.extend(part)
             progress.advance(len(part))
-    # A causal model's first token attends to nothing but itself, so `cls` pooling gives all texts the same vector.
+    # A causal model's first token attends only to itself, so `cls` pooling returns the same vector for all texts.
     if len(vectors) > 1 and all(np.array_equal(vectors[0], other) for other in vectors[1:]):
         raise ModelError(
             f"{encoder.identity['model']}: all {len(vectors)} captions get the same vector; set text.pooling to `mean` "

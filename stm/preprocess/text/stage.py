@@ -1,4 +1,4 @@
-"""The text stage: one vector per caption, by a frozen text encoder."""
+"""The text stage: one vector per caption, from a frozen text encoder."""
 
 from stm.preprocess.captions.stage import captions_per_clip
 from stm.pretrained.sizes import TEXT_FLOPS

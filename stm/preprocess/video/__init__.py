@@ -1,1 +1,1 @@
-"""Decoding: containers, orientation, frames in order, and detection of damaged files."""
+"""Video decoding: containers, orientation, frames in order, and detection of damaged files."""

@@ -29,7 +29,7 @@ def open_container(path: Path) -> Any:
     av.logging.set_libav_level(av.logging.FATAL)
     try:
         exists = path.is_file()
-    except OSError as error:  # the name is too long: a fault of the clip, not of the machine, so the stage must go on
+    except OSError as error:  # the name is too long: a problem of the clip, not the machine, so the stage must continue
         raise VideoError(Status.MISSING_FILE, f"cannot be looked up: {error.strerror}") from None
     if not exists:
         raise VideoError(Status.MISSING_FILE, "no such file")
@@ -43,10 +43,10 @@ def open_container(path: Path) -> Any:
 
 
 def choose_stream(container: Any) -> Any:
-    """The first video stream that is not a cover image.
+    """Return the first video stream that is not a cover image.
 
     Raises:
-        VideoError: there is none.
+        VideoError: the file has no such stream.
     """
     for stream in container.streams.video:
         if av.stream.Disposition.attached_pic not in stream.disposition and stream.codec_context is not None:
@@ -55,12 +55,12 @@ def choose_stream(container: Any) -> Any:
 
 
 def hidden_frames(stream: Any) -> int:
-    """The number of coded frames that the container's edit list hides from players."""
+    """Return the number of coded frames that the container's edit list hides from players."""
     return sum(entry.is_discard for entry in stream.index_entries)
 
 
 def reported_seconds(stream: Any) -> float | None:
-    """Duration of the video stream in seconds, as reported by the container; None if it reports none."""
+    """Return the duration of the video stream in seconds, as reported by the container; None if not reported."""
     # Not the duration of the file, which may be that of the audio stream.
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
@@ -73,5 +73,5 @@ def reported_seconds(stream: Any) -> float | None:
 
 
 def plain_error(error: BaseException) -> str:
-    """The message of an error without the file's path, which differs between machines and would change the tables."""
+    """Return an error's message without the file path, which differs between machines and would change the tables."""
     return str(getattr(error, "strerror", None) or type(error).__name__)

@@ -1,4 +1,4 @@
-"""Orientation of frames, from a video's display matrix, which PyAV does not apply, or an image file's EXIF tag."""
+"""Frame orientation from a video's display matrix (which PyAV does not apply) or an image file's EXIF tag."""
 
 import struct
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Orientation:
 
     @classmethod
     def of(cls, frame: av.VideoFrame) -> "Orientation":
-        """Read the frame's display matrix, rounded to right angles; equal to ffmpeg's own rotation."""
+        """Read the frame's display matrix, rounded to right angles; the result equals ffmpeg's rotation."""
         data: Any = frame.side_data.get("DISPLAYMATRIX")
         if data is None:
             return cls()
@@ -36,16 +36,16 @@ class Orientation:
     @classmethod
     def of_image_file(cls, path: Path) -> "Orientation":
         """Read the EXIF orientation of an image file, 1 to 8."""
-        # With PIL, because PyAV does not export EXIF, and a rotation angle alone does not include mirroring.
+        # Read with PIL, because PyAV does not export EXIF, and a rotation angle alone does not include mirroring.
         try:
             with Image.open(path) as image:  # reads the header only
                 tag = image.getexif().get(_EXIF_ORIENTATION, 1)
         except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError):
-            tag = 1  # the decoder reports the problem of the file
+            tag = 1  # the decoder will report the problem with the file
         return cls(tag in (5, 6, 7, 8), tag in (2, 3, 6, 7), tag in (3, 4, 7, 8))
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height after the transform; the transform of a size is its own inverse."""
+        """Return the width and height after the transform, which is its own inverse for sizes."""
         return (height, width) if self.transpose else (width, height)
 
     def turn(self, image: NDArray[Any]) -> NDArray[Any]:

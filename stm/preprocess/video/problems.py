@@ -10,22 +10,23 @@ from stm.jobs.status import Status
 from stm.preprocess.clip_outcomes import Note
 from stm.preprocess.video.container import reported_seconds
 
-# Longest over shortest interval between frames; rounding of timestamps to milliseconds stays far below.
+# Maximum ratio of the longest to the shortest interval between frames; rounding timestamps to milliseconds causes far
+# smaller ratios.
 _MAX_INTERVAL_RATIO = 1.5
-# One frame in this many may be missing: frame counts of encoders are off by one or two at the ends.
+# At most one frame in this many may be missing, because encoders' frame counts are off by one or two at the ends.
 _MISSING_TOLERANCE = 50
 
 
 @dataclass
 class DecodeLog:
-    """Log of the decoding of a clip."""
+    """The decoding log of a clip."""
 
     hidden: int  # coded frames that the container hides
     times: list[float] = field(default_factory=list)  # timestamp of each frame of the clip, in s
     damaged: list[int] = field(default_factory=list)  # decode indices of frames that the decoder marked as damaged
-    # Timestamps in s of packets that could not be decoded; None: without timestamp.
+    # Timestamps, in s, of packets that could not be decoded; None for a packet without a timestamp.
     broken: list[float | None] = field(default_factory=list)
-    error: str = ""  # the first error of the decoder, or the one that ended reading
+    error: str = ""  # the decoder's first error, or the error that ended reading
     complete: bool = False  # whether the file was read to its end, so that missing frames can be detected
 
     def record(self, seconds: float, corrupt: bool) -> None:
@@ -35,7 +36,7 @@ class DecodeLog:
         self.times.append(seconds)
 
     def notes(self, stream: Any, start: float | None, end: float | None) -> list[Note]:
-        """Problems, most severe first. Truncation is detected only if the file was read to its end.
+        """Return the problems, most severe first. Truncation is detected only if the file was read to its end.
 
         Args:
             stream: the PyAV video stream.
@@ -44,11 +45,11 @@ class DecodeLog:
         truncated = self._truncated(stream, start, end)
         edited = self._edited()
         if truncated:
-            # The last frames of a truncated file have gaps, so their intervals say nothing about the frame rate.
+            # The last frames of a truncated file have gaps, so their intervals do not reflect the frame rate.
             return [truncated, *_present(self._corrupt(), edited)]
-        # Packets are fed ahead of the frames that the decoder outputs: broken ones after the clip do not affect it.
+        # Packets are read ahead of the frames that the decoder outputs; broken packets after the clip do not affect it.
         broken = [t for t in self.broken if t is None or end is None or t < end]
-        # The interval across a missing frame says nothing about the frame rate.
+        # The interval across a missing frame does not reflect the frame rate.
         return list(_present(self._corrupt(len(broken)), edited, None if broken else self._variable()))
 
     def _truncated(self, stream: Any, start: float | None, end: float | None) -> Note | None:
@@ -63,14 +64,14 @@ class DecodeLog:
         return Note(Status.TRUNCATED, f"decoding ended after {len(self.times)} of {expected} frames{why}")
 
     def _expected_frames(self, stream: Any) -> int:
-        """The number of frames that the file should have; 0 if its container reports none."""
+        """Return the number of frames that the file should have; 0 if its container does not report it."""
         if stream.frames:
             return int(stream.frames) - self.hidden
         seconds, rate = reported_seconds(stream), stream.average_rate
         return round(seconds * float(rate)) if seconds and rate else 0
 
     def _truncated_clip(self, duration: float | None, start: float, end: float | None, why: str) -> Note | None:
-        """The note for a file that ends before the clip, although its container reports a longer duration."""
+        """Return the note for a file that ends before the clip, although its container reports a longer duration."""
         bound = min((t for t in (end, duration) if t is not None), default=None)
         if bound is None or bound <= start:
             return None

@@ -1,8 +1,8 @@
-"""Random access to frames of source videos by index, for evaluation on originals. Training never reads videos.
+"""Random access to frames of source videos by index, for evaluation on original videos. Training never reads videos.
 
 `pyav` decodes from the start and is correct on every file tested. `decord` (the maintained `decord2`) seeks, and is
-refused where it was found to return wrong frames silently: files whose edit list hides frames (it counts them and
-repeats the last one) and MPEG transport and program streams (index 0 returned frame 225).
+rejected for files on which it silently returned wrong frames: those whose edit list hides frames (it counts them and
+repeats the last frame), and MPEG transport and program streams (index 0 returned frame 225).
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def read_clip(path: Path, indices: Sequence[int], backend: Backend = "pyav") -> 
 def _read_pyav(path: Path, indices: Sequence[int]) -> NDArray[np.uint8]:
     requested, last = set(indices), max(indices, default=-1)
     images: dict[int, NDArray[np.uint8]] = {}
-    resize = Resizer(flags="")  # without extra flags, for the same pixels as other readers
+    resize = Resizer(flags="")  # no extra flags, so that pixels match those of other readers
     with Video(path) as video:
         for frame in video.frames():
             if frame.index in requested:

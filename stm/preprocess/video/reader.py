@@ -1,7 +1,7 @@
-"""Reading a video in order: every frame that a player would show, with its timestamp, and problems of the file.
+"""Sequential reading of a video: every frame that a player would show, with its timestamp, and the file's problems.
 
-Frames are counted as the decoder outputs them, and carry their own timestamps: the frame count and frame rate reported
-by the container are often wrong. PyAV decodes on one thread, because the stages run one clip per core.
+Frames are counted as the decoder outputs them, with their own timestamps, because the frame count and frame rate
+reported by the container are often wrong. PyAV decodes on one thread, because the stages run one clip per core.
 """
 
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ class DecodedFrame:
 
 
 class Video:
-    """One clip of a video file, open for reading once, in order.
+    """One clip of a video file, open for a single sequential read.
 
     >>> with Video(Path("a.mp4"), start=2.0, end=4.0) as video:   # doctest: +SKIP
     ...     for frame in video.frames():
@@ -49,9 +49,9 @@ class Video:
 
     Args:
         path: the file.
-        start, end: bounds of the clip in seconds, start <= time < end; None: from the beginning, to the end.
-        vectors: export the decoder's motion vectors with each frame; its pixels may then be only partly decoded.
-        max_side: longest side in pixels; larger videos are refused before they are decoded.
+        start, end: bounds of the clip in seconds, start <= time < end; None for the start or end of the file.
+        vectors: whether to export the decoder's motion vectors; pixels may then be only partly decoded.
+        max_side: maximum side length in pixels; larger videos are rejected before decoding.
 
     Raises:
         VideoError: the file is missing, empty, of an unknown format or too large, or has no video stream.
@@ -75,7 +75,7 @@ class Video:
         self._open()
 
     def _open(self) -> None:
-        """Open the file; also again after a failed seek, which leaves the decoder in an undefined state."""
+        """Open the file, or reopen it after a failed seek, which leaves the decoder in an undefined state."""
         self._container = open_container(self.path)
         try:
             self._stream = choose_stream(self._container)
@@ -89,7 +89,7 @@ class Video:
         if max(context.width, context.height) > self._max_side:
             size = f"{context.width} x {context.height}"
             raise VideoError(Status.OPEN_FAILED, f"{size} pixels: a side is longer than {self._max_side}")
-        context.thread_type = "NONE"  # frame threads delay output, and there is one process per core already
+        context.thread_type = "NONE"  # frame threads delay output, and there is already one process per core
         context.thread_count = 1
         # The frame size may change within the stream, so the decoder must check it as well.
         options = {"max_pixels": str(self._max_side**2)}
@@ -110,12 +110,12 @@ class Video:
 
     @property
     def codec(self) -> str:
-        """ffmpeg's name of the codec: `h264`, `vp9`, ..."""
+        """ffmpeg's name for the codec: `h264`, `vp9`, ..."""
         return str(self._stream.codec_context.codec.canonical_name)
 
     @property
     def container(self) -> str:
-        """ffmpeg's name of the container: `mpegts`, `mov,mp4,m4a,3gp,3g2,mj2`, ..."""
+        """ffmpeg's name for the container: `mpegts`, `mov,mp4,m4a,3gp,3g2,mj2`, ..."""
         return str(self._container.format.name)
 
     @property
@@ -125,7 +125,7 @@ class Video:
 
     @property
     def decoded(self) -> int:
-        """The number of frames of the clip so far."""
+        """The number of the clip's frames decoded so far."""
         return len(self._log.times)
 
     @property
@@ -137,7 +137,7 @@ class Video:
         """Yield the clip's frames in order; `notes` is complete afterwards.
 
         Args:
-            surroundings: also yield the frames that are decoded before and after the clip, with index -1.
+            surroundings: whether to also yield the frames decoded before and after the clip, with index -1.
         """
         for number, (image, seconds) in enumerate(self._timed()):
             if number == 0:
@@ -155,10 +155,11 @@ class Video:
         self._log.complete = True
 
     def _timed(self) -> Iterator[tuple[av.VideoFrame, float]]:
-        """Yield frames with their timestamps in s; frames without one follow the previous frame at the frame rate."""
+        """Yield frames with timestamps in s; a missing one is derived from the previous frame and the frame rate."""
         images = self._images()
         base, step = self._stream.time_base, 1.0 / float(self._stream.average_rate or 25)
-        # Some containers do not start at 0 (MPEG transport streams at any value); clips are annotated in player time.
+        # Some containers do not start at 0 (MPEG transport streams can start at any value), but clips are annotated in
+        # player time.
         origin = (self._container.start_time or 0) / av.time_base
         seconds = -step
         for image in images:
@@ -167,7 +168,7 @@ class Video:
             yield image, seconds
 
     def _images(self) -> Iterator[av.VideoFrame]:
-        """Frames from a key frame at or before the clip's start, or from the beginning if no seek is reliable."""
+        """Yield frames from a key frame at or before the clip's start, or from the start if seeking is unreliable."""
         # With an edit list, the times in the container's index are not those that a player shows.
         if self.start and self.container in _SEEKABLE and not self._log.hidden:
             images = self._seek(self.start)
@@ -178,7 +179,7 @@ class Video:
         return self._decode()
 
     def _seek(self, start: float) -> Iterator[av.VideoFrame] | None:
-        """Frames after a seek; None if the first one is not an intact key frame at or before `start`."""
+        """Return the frames after a seek; None if the first is not an intact key frame at or before `start`."""
         target = round(start * av.time_base) + (self._container.start_time or 0)
         try:
             self._container.seek(target)
@@ -217,6 +218,6 @@ class Video:
 
 
 def decode(path: Path, start: float | None = None, end: float | None = None) -> Iterator[DecodedFrame]:
-    """Yield the frames of a clip in order; see `Video` for arguments, errors, and problems of the file."""
+    """Yield the frames of a clip in order; see `Video` for arguments, errors and file problems."""
     with Video(path, start, end) as video:
         yield from video.frames()

@@ -1,8 +1,8 @@
-"""Conversion of decoded frames to RGB of a given size, byte for byte as by the ffmpeg program.
+"""Conversion of decoded frames to RGB at a given size, byte-identical to the ffmpeg program.
 
-swscale resizes and converts to RGB in one step: measured on 720p video, 1.0 ms per frame, against 3.7 ms for conversion
-at full size followed by OpenCV's area filter. It runs in libavfilter's `scale`, as in the program, rather than in
-PyAV's own reformatter, which was off by 2 grey levels in the mean on saturated content (most likely because it does not
+swscale resizes and converts to RGB in one step: this took 1.0 ms per frame on 720p video, compared with 3.7 ms for
+conversion at full size followed by OpenCV's area filter. It is called through libavfilter's `scale`, as in the program,
+rather than PyAV's reformatter, whose mean error was 2 grey levels on saturated content (most likely because it does not
 pass on the chroma sample location). `accurate_rnd` and `bitexact` cost nothing and make the pixels independent of the
 processor's vector instructions.
 """
@@ -18,7 +18,7 @@ class Resizer:
     """Resizes decoded frames and converts them to RGB, with the filter that the ffmpeg program uses.
 
     Args:
-        flags: swscale flags in addition to the scaling algorithm; without any, the pixels equal the program's defaults.
+        flags: swscale flags in addition to the scaling algorithm; if empty, the pixels equal the program's defaults.
     """
 
     def __init__(self, flags: str = "+accurate_rnd+bitexact") -> None:
@@ -27,7 +27,7 @@ class Resizer:
         self._graph = av.filter.Graph()
 
     def __call__(self, image: av.VideoFrame, width: int, height: int) -> NDArray[np.uint8]:
-        """The frame in its coded orientation as RGB: uint8 [height, width, 3]."""
+        """Return the frame as RGB in its coded orientation: uint8 [height, width, 3]."""
         # The frame size may change within a stream, and a filter graph is configured for one size.
         key = (image.width, image.height, image.format.name, width, height)
         if key != self._key:
@@ -38,11 +38,11 @@ class Resizer:
 
 
 def _make_graph(image: av.VideoFrame, width: int, height: int, flags: str) -> av.filter.Graph:
-    # The area filter averages all source pixels of a target pixel; enlarging is smoother with bicubic.
+    # The area filter averages all source pixels of a target pixel; for enlarging, bicubic is smoother.
     kind = "area" if width * height < image.width * image.height else "bicubic"
     graph = av.filter.Graph()
-    graph.threads = 1  # there is one process per core already
-    tick = Fraction(1, 1000)  # any value: scaling ignores timestamps, but a source must have a time base
+    graph.threads = 1  # there is already one process per core
+    tick = Fraction(1, 1000)  # arbitrary: scaling ignores timestamps, but a source must have a time base
     source = graph.add_buffer(width=image.width, height=image.height, format=image.format, time_base=tick)
     scale = graph.add("scale", f"{width}:{height}:flags={kind}{flags}")
     graph.link_nodes(source, scale, graph.add("format", "rgb24"), graph.add("buffersink")).configure()
