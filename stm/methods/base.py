@@ -24,8 +24,7 @@ class Method(nn.Module, ABC):
     """Base class of all methods.
 
     `forward` maps a batch to named float32 scalars: "loss" is minimised, and all are logged. It reads only the batch's
-    tensors. The optional members have defaults, which a method overrides as needed; training relies only on this
-    interface.
+    tensors. Training uses only this interface; a method overrides the members with defaults as needed.
     """
 
     has_unused_parameters = (

@@ -58,8 +58,7 @@ class ClusterWise(nn.Module):
     ) -> BranchOutput:
         """See `stm.methods.video_language.Branch`.
 
-        In addition, the batch contains "text" float32 [B, C]: unit-length caption vectors from the teacher's
-        text tower.
+        The batch also contains "text" float32 [B, C]: unit-length caption vectors from the teacher's text tower.
         """
         kept, masked = self.mask(batch, teacher_output)
         encoded = encoder(batch["video"], kept)

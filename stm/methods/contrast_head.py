@@ -19,8 +19,8 @@ EXTRA = "contrast"
 """Key of the branch in a weights file."""
 
 MIN_TEMPERATURE = 0.01  # CLIP's value: it clips the logit scale at 100
-# Slightly above the exact logarithm, because `exp` may round to below the bound, where the clamp in `temperature` has
-# no gradient.
+# Slightly above the exact logarithm: `exp` may round below the minimum, where the clamp in `temperature` has no
+# gradient.
 _MIN_LOG_TEMPERATURE = math.log(MIN_TEMPERATURE) + 2e-6
 
 

@@ -151,7 +151,7 @@ class MAE(Method):
         if self.reconstruction.weight:
             terms.append(self.reconstruction.weight * values["reconstruction"])
         if self.contrast is not None and self.contrast.observes:
-            # Adds zero to the loss value, but still trains the head through the gradient.
+            # The value is zero, but the gradient still trains the head.
             terms.append(values["contrast"] - values["contrast"].detach())
         elif self.contrast is not None:
             terms.append(self.contrast.settings.weight * values["contrast"])
@@ -160,8 +160,8 @@ class MAE(Method):
     def observers(self) -> list[nn.Parameter]:
         """Parameters of a contrastive branch with weight 0.
 
-        They do not affect the other parameters, so their gradients are excluded from the norm for clipping the others'
-        gradients.
+        They do not train the other parameters, so their gradients must not count towards the norm for gradient
+        clipping.
         """
         return list(self.contrast.parameters()) if self.contrast is not None and self.contrast.observes else []
 
@@ -177,7 +177,7 @@ class MAE(Method):
 
     @torch.no_grad()
     def reconstruct(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Reconstructs frames by predicting all masked tokens, regardless of `decode_ratio`.
+        """Reconstructs frames from predictions of all masked tokens, regardless of `decode_ratio`.
 
         Returns:
             "video": float32 [B, T, 3, S, S] in [0, 1]: kept tokens are unchanged; masked tokens are predicted and, if

@@ -1,4 +1,4 @@
-"""Unmasked teacher (UMT, section 3): the student sees tokens that the teacher attends to; its features match the teacher's."""
+"""Unmasked teacher (UMT, section 3): the student sees tokens that the teacher attends to and is aligned with it."""
 
 from collections.abc import Mapping
 from typing import Any
