@@ -35,8 +35,7 @@ class Best:
         self.origin = origin
 
     def update(self, module: nn.Module, epoch: int) -> None:
-        """Scores the module after an epoch and stores its weights if the score is a new best; a tie keeps the earlier
-        weights."""
+        """Scores the module after an epoch and stores its weights if the score is a new best; ties keep the earlier ones."""
         if self.measure is None or epoch <= self._last_epoch():
             return
         training = module.training

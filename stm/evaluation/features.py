@@ -56,8 +56,7 @@ def run_over(
 
 
 def average_probabilities(logits: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Softmax of each view, then the mean over views, as in VideoMAE's test: [clips, views, classes] -> float32 [clips,
-    classes]."""
+    """Mean over views of the softmax, as in VideoMAE's test: [clips, views, classes] -> float32 [clips, classes]."""
     exponentials = np.exp(logits - logits.max(-1, keepdims=True), dtype=np.float64)
     return (exponentials / exponentials.sum(-1, keepdims=True)).mean(1).astype(np.float32)
 

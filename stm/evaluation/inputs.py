@@ -15,11 +15,11 @@ class EvaluationInputs:
         weights: `weights.safetensors` of the pretraining run.
         test: `shards/{split}/{shard}.parquet` of the test split.
         output: the folder for `metrics.json` and `predictions.parquet` (`ranks.parquet` for zero-shot retrieval).
-        seed: seeds all random numbers.
+        seed: seed of all random numbers.
         train: the shards of the training split; empty if the task names no such split.
         validation: the shards of the split on which the checkpoint is selected; empty if the task names no such split.
-        shared_texts: whether a caption that several clips have is one query for which each of these clips is correct
-            (SSv2); otherwise a caption belongs only to its own clip. Defined by the benchmark's protocol; see
+        shared_texts: if True, a caption shared by several clips is one query, and each of these clips is correct
+            (SSv2); if False, a caption belongs only to its own clip. Defined by the benchmark's protocol; see
             `stm.datasets.video_text.tasks.has_shared_texts`.
         text: the text encoder of the run's captions, for tasks that encode their own texts.
         device: None selects CUDA if available.

@@ -26,8 +26,7 @@ def wilson_interval(successes: float, trials: int, z: float = 1.959963984540054)
 
 
 def top_accuracy(probabilities: NDArray[np.floating], targets: NDArray[np.integer], top: int) -> float:
-    """Share of clips whose correct class is among the `top` most probable ones; `top` is capped at the number of
-    classes.
+    """Share of clips whose correct class is among the `top` most probable ones, or among all if there are fewer.
 
     If classes tie for the last ranks, a clip counts as the probability that its class is among them in a random order.
     """

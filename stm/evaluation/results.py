@@ -27,7 +27,7 @@ PREDICTIONS_SCHEMA = pa.schema(
         pa.field("key", pa.string(), nullable=False),
         pa.field("label", pa.string(), nullable=False),
         pa.field("prediction", pa.string(), nullable=False),
-        pa.field("probability", pa.float32(), nullable=False),  # of the prediction
+        pa.field("probability", pa.float32(), nullable=False),  # of the predicted label
     ]
 )
 
@@ -111,7 +111,7 @@ def write_classification(
         text: the settings of the text encoder, if one was used.
         extra: additional entries of `metrics.json`.
 
-    `metrics.json` contains the result of `classification_metrics`, `train_clips` and `test_clips` (labelled ones),
+    `metrics.json` contains the result of `classification_metrics`, `train_clips` and `test_clips` (labelled only),
     `unlabelled_clips` (of the test split), `unseen_labels` and `unseen_clips`; see `write_metrics`.
     """
     labels = test.index.labels()

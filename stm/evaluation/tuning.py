@@ -96,8 +96,7 @@ def make_tuning(
     """
     settings = task.optimisation
     assert isinstance(settings, LanguageOptimisation)
-    # Settings that affect only the test do not affect the trained weights. The validation split does, because it
-    # selects them.
+    # Test-only settings do not affect the trained weights. The validation split does, because it selects them.
     test_only = {"test_split", "depth", "beams", "length_penalty", "matching_weight", "ranking", "runs", "dataset"}
     origin = {
         "task": task.model_dump(mode="json", exclude=test_only),

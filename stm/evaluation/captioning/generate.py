@@ -1,4 +1,4 @@
-"""Captioning: a decoder that attends to the clip's tokens, beam search, and the standard scores."""
+"""Captioning: trains a decoder that attends to the clip's tokens, and evaluates its captions with the standard scores."""
 
 from collections.abc import Sequence
 
@@ -37,7 +37,7 @@ def caption(task: Captioning, run: LanguageRun, inputs: EvaluationInputs) -> Non
     Raises:
         CaptionScoreError: Java or pycocoevalcap is missing.
     """
-    find_programs()  # fail before hours of training instead of after
+    find_programs()  # fail before hours of training rather than after
     process = Process(0, 1, choose_device(inputs.device))
     torch.manual_seed(inputs.seed)
     model = load_model(inputs.weights, run, task, task.drop_path)
@@ -75,7 +75,7 @@ def caption(task: Captioning, run: LanguageRun, inputs: EvaluationInputs) -> Non
 
 
 def share_exact(generated: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Share of captions that equal one of their references, after cleaning these as for training (`clean_text`)."""
+    """Share of captions that equal one of their references; references are cleaned as in training (`clean_text`)."""
     correct = [caption in map(clean_text, own) for caption, own in zip(generated, references, strict=True)]
     return sum(correct) / len(correct)
 

@@ -1,4 +1,4 @@
-"""Scores of generated captions against reference captions: BLEU-4, METEOR, ROUGE-L and CIDEr, as the field computes them.
+"""Standard scores of generated captions against reference captions: BLEU-4, METEOR, ROUGE-L and CIDEr.
 
 All scores come from pycocoevalcap, the reference implementation (installed by the extra `captions`). Its tokenizer and
 METEOR are Java programs shipped in the package. They are started here directly instead of by pycocoevalcap's classes,
@@ -30,7 +30,7 @@ busy machine."""
 
 
 class CaptionScoreError(RuntimeError):
-    """Captions cannot be scored; the message names what is missing or what failed."""
+    """Captions cannot be scored; the message names the missing dependency or the failed program."""
 
 
 @dataclass(frozen=True)

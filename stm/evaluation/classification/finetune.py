@@ -4,8 +4,7 @@ The head is a mean over all tokens, a norm and a linear layer initialised near z
 rates, stochastic depth, mixup and cutmix, label smoothing and several augmented samples per clip. Testing averages
 several views per clip after softmax.
 
-`optimisation.batch_size` counts samples, including repeats, and the learning rate is specified for a batch of 256
-samples.
+`optimisation.batch_size` counts samples, including repeats, and the learning rate is specified per 256 samples.
 VideoMAE's scripts count clips: their batch of 384 clips with 2 repeats at 5e-4 is a batch of 768 at 2.5e-4 here.
 """
 
@@ -69,7 +68,7 @@ class Classifier(nn.Module):
 
         Returns:
             {"loss": cross entropy, "top1": share of correct predictions}, float32 scalars; for a mixed batch only the
-            loss, because its clips have two labels each.
+            loss, because each clip has two labels.
         """
         label = batch["label"]
         if "pixel_weights" in batch:

@@ -1,11 +1,11 @@
 """Linear probe: a linear classifier on frozen features.
 
-The recipe is the common one instead of a video paper's, because neither TGM nor MGM describes its linear probe. As in
-MAE (main_linprobe.py), it uses batch norm without parameters before the layer, weights initialised with standard
-deviation 0.01, 90 epochs and no weight decay. It differs from MAE in three ways: there is no augmentation, only a
-centre crop, so that features are computed once; the optimiser is AdamW instead of LARS; and the learning rate is
-selected on a fifth of the TRAINING clips, never on the test split. The features are the mean over all tokens after the
-encoder's last norm, because VideoMAE has no class token.
+Neither TGM nor MGM describes its linear probe, so the recipe is a common one instead of a video paper's. As in MAE
+(main_linprobe.py), it uses batch norm without parameters before the layer, weights initialised with standard deviation
+0.01, 90 epochs and no weight decay. It differs from MAE in three ways: there is no augmentation, only a centre crop, so
+that features are computed once; the optimiser is AdamW instead of LARS; and the learning rate is selected on a fifth of
+the TRAINING clips, never on the test split. The features are the mean over all tokens after the encoder's last norm,
+because VideoMAE has no class token.
 """
 
 import numpy as np

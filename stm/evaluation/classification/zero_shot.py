@@ -32,8 +32,7 @@ def classify_by_sentences(task: ZeroShot, run: Run, inputs: EvaluationInputs) ->
     check_encoder(embedder, encoder.identity, "the labels' sentences are encoded by")
     labels = embed_labels(test.classes, task.templates, encoder)
     check_width(embedder, labels.shape[1], f"{inputs.text.model}: its vectors have")
-    # Use the training temperature: it does not affect the ranking within a view, but the weighting of views in their
-    # mean.
+    # Use the training temperature: it leaves the ranking within a view unchanged but weights the views in their mean.
     temperature = float(embedder.branch.temperature)
     cosines = embed_clips(embedder, run, test, inputs.device) @ labels.T
     probabilities = average_probabilities(cosines / temperature)
@@ -49,7 +48,8 @@ def embed_labels(labels: Sequence[str], templates: Sequence[str], encoder: TextE
 
 
 def spell(label: str) -> str:
-    """A label as words: `brushing_teeth` (HMDB51) becomes `brushing teeth`, `ApplyEyeMakeup` (UCF101) `Apply Eye Makeup`."""
+    """Spells a label as words: `brushing_teeth` (HMDB51) becomes `brushing teeth`, `ApplyEyeMakeup` (UCF101)
+    becomes `Apply Eye Makeup`."""
     words = label.replace("_", " ").strip()
     # A label with spaces is already written as words; its capitals are proper names.
     return words if " " in words else _INNER_CAPITAL.sub(" ", words)

@@ -26,7 +26,7 @@ from stm.storage.tables import read_table, stream_rows
 Map = NDArray[np.float32]
 Shares = NDArray[np.float64]
 
-# Guide name in the report -> the strategy, and the guide that the strategy reads. "random" is the control.
+# Guide name in the report -> the strategy, and the guide that the strategy reads. "random" is the baseline.
 GUIDES = {
     "text_top": ("text_top", "similarity"),
     "motion": ("motion", "motion"),
@@ -87,7 +87,7 @@ def measure_coverage(guide: str, scores: Map, clip: TrueClip, ratio: float, key:
     Returns:
         Means over the frames that show the object; None if no frame does.
 
-        Raises:
+    Raises:
         ValueError: the numbers of map frames and stored frames differ.
     """
     captions, frames, rows, columns = scores.shape

@@ -30,8 +30,7 @@ PREDICTIONS_SCHEMA = pa.schema(
 
 
 def choose(task: MultipleChoice, run: LanguageRun, inputs: EvaluationInputs) -> None:
-    """Fine-tunes on captions if the task has `optimisation`, then answers the test questions; see
-    `stm.evaluation.evaluate`."""
+    """Fine-tunes on captions if the task has `optimisation`, then answers questions; see `stm.evaluation.evaluate`."""
     process = Process(0, 1, choose_device(inputs.device))
     torch.manual_seed(inputs.seed)
     model = load_model(inputs.weights, run, task, task.drop_path).to(process.device)

@@ -39,7 +39,7 @@ class Queries:
         return [np.unique(np.concatenate([members[t] for t in texts[own]])) for own in self.own_captions()]
 
     def _by_text(self) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
-        """The index of each caption's distinct text, and the captions of each text."""
+        """The index of each caption's text among the distinct texts, and the captions of each text."""
         numbers = {text: number for number, text in enumerate(dict.fromkeys(self.captions))}
         texts = np.array([numbers[caption] for caption in self.captions])
         order = np.argsort(texts, kind="stable")

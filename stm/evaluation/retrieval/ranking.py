@@ -1,4 +1,4 @@
-"""Retrieval metrics: the rank of the correct candidate, and recalls."""
+"""Retrieval metrics: the rank of the correct candidate, and recall at K."""
 
 from collections.abc import Sequence
 
@@ -46,8 +46,7 @@ def _mean_rank(scores: NDArray[np.float32], right: NDArray[np.integer]) -> float
     above = int((scores > best + TIED).sum())
     tied = int((scores >= best - TIED).sum()) - above
     right_tied = int((scores[right] >= best - TIED).sum())
-    # With m correct and w wrong candidates in random order, w / (m + 1) wrong ones precede the first correct one on
-    # average.
+    # In random order, on average w / (m + 1) of w wrong candidates precede the first of m correct ones.
     return 1 + above + (tied - right_tied) / (right_tied + 1)
 
 

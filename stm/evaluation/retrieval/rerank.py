@@ -1,4 +1,4 @@
-"""Re-ranking: the matching head sorts the dual encoder's best candidates (UMT's release).
+"""Re-ranking: the matching head sorts the dual encoder's best candidates, as in UMT's release.
 
 A re-ranked pair is scored only by the head's "match" logit, without the similarity. Two cases that depend on a
 candidate's position in the list in UMT's code are well defined here:
@@ -23,7 +23,7 @@ from stm.jobs.progress import Progress
 from stm.models.video_language import VideoLanguageModel
 
 DEPTH = 128
-"""Candidates per query that UMT re-ranks."""
+"""Number of candidates per query that UMT re-ranks."""
 
 EQUAL_LOGITS = 1e-5
 """Match logits that differ by less count as tied: about ten times float32's rounding difference between two batches."""
@@ -111,7 +111,7 @@ def _ask(score: Score, texts: NDArray[np.int64], video: int) -> NDArray[np.float
 
 
 def shortlist(similarity: NDArray[np.floating], depth: int) -> NDArray[np.bool_]:
-    """True for the `depth` highest values of each row, and for further values as long as each ties with the previous
+    """True for the `depth` highest values of each row, and for any following values that tie, each with the previous
     one.
 
     Every unselected value is therefore lower than every selected value by more than `TIED`. Returns bool of the same
@@ -170,8 +170,7 @@ def _mean_rank(similarity: NDArray[np.floating], logits: NDArray[np.floating], r
     tied = equal & ~nearer & ~farther
     above, right_tied = higher | (equal & nearer), int(tied[right].sum())
     above[right] = False  # a correct candidate above the best correct one can only result from rounding
-    # With m correct and w wrong candidates in random order, w / (m + 1) wrong ones precede the first correct one on
-    # average.
+    # In random order, on average w / (m + 1) of w wrong candidates precede the first of m correct ones.
     return 1 + int(above.sum()) + (int(tied.sum()) - right_tied) / (right_tied + 1)
 
 

@@ -25,17 +25,16 @@ from stm.storage.tables import write_table
 
 PREDICTIONS_SCHEMA = pa.schema(
     [
-        pa.field("keys", pa.list_(pa.string()), nullable=False),  # of the correct clips
+        pa.field("keys", pa.list_(pa.string()), nullable=False),  # keys of the correct clips
         pa.field("caption", pa.string(), nullable=False),
-        pa.field("rank", pa.float64(), nullable=False),  # of the best correct clip, by the dual encoder
-        pa.field("reranked", pa.float64(), nullable=False),  # after re-ranking
+        pa.field("rank", pa.float64(), nullable=False),  # rank of the best correct clip with the dual encoder
+        pa.field("reranked", pa.float64(), nullable=False),  # the same rank after re-ranking
     ]
 )
 
 
 def retrieve_texts(task: VideoTextRetrieval, run: LanguageRun, inputs: EvaluationInputs) -> None:
-    """Fine-tunes if the task has `optimisation`, then ranks clips for captions and vice versa; see
-    `stm.evaluation.evaluate`.
+    """Fine-tunes if the task has `optimisation`, then retrieves in both directions; see `stm.evaluation.evaluate`.
 
     Every caption of a clip is a query, and any of them is correct for the clip (MSVD). If the benchmark's clips share
     captions, each distinct text is one query, and any of its clips is correct (SSv2). Clips without a caption are
@@ -125,7 +124,7 @@ def gather_queries(captions: Sequence[Sequence[str]], shared: bool) -> tuple[lis
 
     Args:
         captions: the captions of each clip (at least one).
-        shared: whether a caption that several clips have is one query for which each of these clips is correct; otherwise
+        shared: if True, a caption shared by several clips is one query, and each of these clips is correct; if False,
             every caption is a separate query for its own clip.
 
     Returns:
@@ -141,7 +140,7 @@ def gather_queries(captions: Sequence[Sequence[str]], shared: bool) -> tuple[lis
 
 
 def _chance(right: Sequence[NDArray[np.int64]], clips: int, depth: int) -> float:
-    """Recall of random rankings: the probability that a correct clip is among `depth` random ones, averaged over queries."""
+    """Recall of a random ranking: the probability that a correct clip is among `depth` random ones, averaged over queries."""
     depth = min(depth, clips)
     return float(np.mean([1 - comb(clips - len(own), depth) / comb(clips, depth) for own in right]))
 

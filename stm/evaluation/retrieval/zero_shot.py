@@ -30,8 +30,8 @@ RANKS_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("caption", pa.string(), nullable=False),
-        pa.field("rank", pa.float64(), nullable=False),  # of the clip, for the caption as query
-        pa.field("caption_rank", pa.float64(), nullable=False),  # of the clip's best caption, for the clip as query
+        pa.field("rank", pa.float64(), nullable=False),  # rank of the clip, with the caption as query
+        pa.field("caption_rank", pa.float64(), nullable=False),  # rank of the clip's best caption, clip as query
     ]
 )
 
