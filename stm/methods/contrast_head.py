@@ -138,5 +138,5 @@ def load_contrast_head(path: Path) -> ContrastHead:
 
 
 def load_embedder(path: Path) -> VideoEmbedder:
-    """Loads the embedder for zero-shot tasks, in eval mode; raises the same errors as `load_contrast_head`."""
+    """Loads the embedder for zero-shot classification and retrieval, in eval mode; raises as `load_contrast_head` does."""
     return VideoEmbedder(zoo.load_encoder(path), load_contrast_head(path)).eval()
