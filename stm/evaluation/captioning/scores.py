@@ -102,7 +102,7 @@ def find_programs() -> _Programs:
     """Locates Java and the Java programs. Call this first, to fail before hours are spent on captions.
 
     Raises:
-        CaptionScoreError: Java, pycocoevalcap or one of its programs is missing; the message names it.
+        CaptionScoreError: Java, pycocoevalcap or one of its programs is missing; the message lists what is missing.
     """
     java = shutil.which("java")
     missing = []

@@ -1,8 +1,8 @@
 """Agreement between masks from cached, cropped maps and masks from maps computed on the crop.
 
-Pretraining computes similarity once, on the full frame's cells, and resamples it to the tokens of each crop. The paper
-(TGM) instead scores the patches of the crop itself. This module computes both for random crops and compares the
-resulting text-guided masks.
+Similarity is computed once, on the full frame's cells, and resampled to the tokens of each crop. The paper (TGM)
+instead scores the patches of the crop. This module computes both for random crops and compares the resulting
+text-guided masks.
 """
 
 from collections.abc import Mapping, Sequence
