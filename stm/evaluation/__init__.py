@@ -1,4 +1,4 @@
-"""Evaluation of pretrained weights: classification, retrieval, questions and captions; and the quality of masks."""
+"""Evaluation of pretrained weights (classification, retrieval, question answering, captioning) and of mask quality."""
 
 from stm.config import EvaluationTask, Run
 from stm.evaluation.inputs import EvaluationInputs
@@ -9,17 +9,18 @@ def evaluate(task: EvaluationTask, run: Run, inputs: EvaluationInputs) -> None:
     """Evaluates a pretraining run's weights on one task.
 
     Writes `metrics.json`, with the task's headline (see `Metric.read`), and `predictions.parquet` (`ranks.parquet` for
-    zero-shot retrieval). In tasks with text, `checkpoint` in the former says which weights were tested: the pretrained
-    ones, the last ones of fine-tuning, or the best on the validation split; never the best on the test split.
+    zero-shot retrieval). For tasks with text, `checkpoint` in `metrics.json` records which weights were tested: the
+    pretrained weights, the final fine-tuned weights, or the best weights on the validation split. Weights are never
+    selected on the test split.
 
     Args:
         task: the settings of the task.
-        run: the pretraining run, for the shape of its clips.
-        inputs: weights, shards and output.
+        run: the pretraining run, which defines the shape of the clips.
+        inputs: weights, shards and output folder.
 
     Raises:
-        ValueError: a split lacks labels or captions, the architecture of the weights differs from the run's, or the run
-            lacks the `contrast` or `language` that the task needs.
+        ValueError: a split has no labels or captions, the weights' architecture differs from the run's, or the run has
+            no `contrast` or `language` section although the task needs it.
     """
     if not task.suits(run):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Fine-tuning with a checkpoint that is selected on the validation split, never on the test split."""
+"""Fine-tuning with checkpoint selection on the validation split, never on the test split."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,13 +20,14 @@ Measure = Callable[[nn.Module], float]
 
 
 class Best:
-    """The best weights so far, stored next to the checkpoints, so that a resumed run knows them."""
+    """The best weights so far, stored next to the checkpoints so that a resumed run can load them."""
 
     def __init__(self, folder: Path, measure: Measure | None, origin: str) -> None:
         """
         Args:
-            measure: scores the module on the validation split; None: there is no such split, and the last weights are tested.
-            origin: hash of everything that the run depends on; files of a run with another origin are ignored.
+            measure: scores the module on the validation split; None if there is no such split, so that the last weights
+                are tested.
+            origin: hash of everything that the run depends on; files of a run with a different origin are ignored.
         """
         self.weights = folder / "best.safetensors"
         self.record = folder / "best.json"
@@ -34,7 +35,7 @@ class Best:
         self.origin = origin
 
     def update(self, module: nn.Module, epoch: int) -> None:
-        """Scores the module after an epoch and stores its weights if it is better than all before; ties keep the earlier."""
+        """Scores the module after an epoch and stores its weights if the score is a new best; ties keep the earlier ones."""
         if self.measure is None or epoch <= self._last_epoch():
             return
         training = module.training
@@ -45,7 +46,7 @@ class Best:
             tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
             write_bytes(self.weights, save(tensors))
             best = {"score": score, "epoch": epoch}
-        # The epoch is recorded as scored: a resumed run may reach it again, with the same weights.
+        # Record that the epoch has been scored: a resumed run may reach it again, with the same weights.
         write_json(self.record, {**best, "seen": epoch, "origin": self.origin})
         say(f"validation after epoch {epoch}: {score:.4f}; best: epoch {best['epoch']}, {best['score']:.4f}")
 
@@ -60,7 +61,7 @@ class Best:
         return 0 if best is None else int(best["seen"])
 
     def load(self, module: nn.Module) -> dict[str, Any]:
-        """Loads the weights to test into the module; returns which ones these are, for `metrics.json`."""
+        """Loads the weights to test into the module; returns their description for `metrics.json`."""
         best = self._read()
         if self.measure is None or best is None:
             return {"chosen": "last", "why": "no validation split is named"}
@@ -68,7 +69,7 @@ class Best:
         return {"chosen": "validation", "epoch": best["epoch"], "score": best["score"]}
 
     def discard(self) -> None:
-        """Removes the stored weights, once the results are written."""
+        """Removes the stored weights; called once the results are written."""
         self.weights.unlink(missing_ok=True)
         self.record.unlink(missing_ok=True)
 
@@ -81,11 +82,11 @@ def tune(
     process: Process,
     measure: Measure | None,
 ) -> tuple[dict[str, Any], Callable[[], None]]:
-    """Trains `module` in place and leaves it with the weights to test, in eval mode.
+    """Trains `module` in place, then loads the weights to test into it and switches it to eval mode.
 
     Returns:
-        Which weights these are, for `metrics.json`; and a function that removes the checkpoints, to be called once all
-        results are written.
+        A description of these weights for `metrics.json`, and a function that removes the checkpoints, to be called
+        once all results are written.
     """
     best = Best(output, measure, hash_receipt(dict(plan.origin)))
 

@@ -1,4 +1,4 @@
-"""Runs a network over all views of all clips of a dataset, once."""
+"""Runs a network once over all views of all clips of a dataset."""
 
 from collections.abc import Callable
 
@@ -28,19 +28,19 @@ def run_over(
     """Applies `function` to the video of each view of each clip, in batches.
 
     Args:
-        function: video uint8 [B, T, 3, S, S] on `device` to [B, D].
-        dataset: in test mode, so that its views are the same every time.
-        what: for the progress line.
-        workers: loading processes.
-        precision: `bf16` for autocast.
+        function: maps video uint8 [B, T, 3, S, S] on `device` to [B, D].
+        dataset: in test mode, so that its views are deterministic.
+        what: label of the progress line.
+        workers: number of loading processes.
+        precision: `bf16` enables autocast.
 
     Returns:
         float32 [clips, views, D], in the dataset's order.
     """
     views = dataset.samples_per_clip
-    # The views of a clip stay together, since an item of the dataset is a clip with all of them.
+    # The views of a clip stay in one batch, because an item of the dataset is a clip with all its views.
     loader = ClipLoader(dataset, max(1, VIEWS_PER_BATCH // views), shuffle=False, workers=workers)
-    outputs: NDArray[np.float32] | None = None  # allocated when the first batch shows the width
+    outputs: NDArray[np.float32] | None = None  # allocated once the width is known from the first batch
     with signals_blocked():
         batches = loader.batches()
     with Progress(what, len(dataset), "clips") as progress:
@@ -56,13 +56,13 @@ def run_over(
 
 
 def average_probabilities(logits: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Softmax of each view, then the mean, as VideoMAE tests: [clips, views, classes] -> float32 [clips, classes]."""
+    """Mean over views of the softmax, as in VideoMAE's test: [clips, views, classes] -> float32 [clips, classes]."""
     exponentials = np.exp(logits - logits.max(-1, keepdims=True), dtype=np.float64)
     return (exponentials / exponentials.sum(-1, keepdims=True)).mean(1).astype(np.float32)
 
 
 def average_vectors(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Mean of the views' unit vectors, normalised: [clips, views, D] -> float32 [clips, D], of length 1."""
+    """The normalised mean of the views' unit vectors: [clips, views, D] -> float32 [clips, D]."""
     return unit(unit(vectors).sum(1, dtype=np.float64))
 
 

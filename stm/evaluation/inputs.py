@@ -14,15 +14,15 @@ class EvaluationInputs:
     Attributes:
         weights: `weights.safetensors` of the pretraining run.
         test: `shards/{split}/{shard}.parquet` of the test split.
-        output: folder; gets `metrics.json`, and `predictions.parquet` (`ranks.parquet` for zero-shot retrieval).
-        seed: of all random numbers.
-        train: the same of the training split; empty if the task names no such split.
-        validation: the same of the split on which the checkpoint is selected; empty if the task names no such split.
-        shared_texts: clips with equal captions share them: such a caption is one query, and each of these clips is correct
-            (SSv2). Otherwise a caption belongs to its own clip only. The benchmark's protocol decides; see
+        output: the folder for `metrics.json` and `predictions.parquet` (`ranks.parquet` for zero-shot retrieval).
+        seed: seed of all random numbers.
+        train: the shards of the training split; empty if the task names no such split.
+        validation: the shards of the split on which the checkpoint is selected; empty if the task names no such split.
+        shared_texts: if True, a caption shared by several clips is one query, and each of these clips is correct
+            (SSv2); if False, a caption belongs only to its own clip. Defined by the benchmark's protocol; see
             `stm.datasets.video_text.tasks.has_shared_texts`.
         text: the text encoder of the run's captions, for tasks that encode their own texts.
-        device: by default CUDA where available.
+        device: None selects CUDA if available.
     """
 
     weights: Path

@@ -1,4 +1,4 @@
-"""Clips, captions and questions of the evaluations with text, and the model that encodes them."""
+"""Clips, captions and questions for evaluations with text, and the model that encodes them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,10 +21,10 @@ CLIPS_PER_BATCH = 32
 
 
 def load_model(weights: Path, run: LanguageRun, task: LanguageTask, drop_path: float = 0.0) -> VideoLanguageModel:
-    """The run's model for clips of the task's length, to which its position embeddings are interpolated.
+    """Loads the run's model, with position embeddings interpolated to the task's clip length.
 
     Raises:
-        ValueError: the file cannot be read, has no text side, or its architecture differs from the run's.
+        ValueError: the file cannot be read, contains no text layers, or its architecture differs from the run's.
     """
     shape = zoo.describe(run)
     trained = shape.position_frames or run.frames
@@ -42,11 +42,11 @@ def open_clips(
     source: str | None = None,
     kind: type[ClipDataset] = ClipDataset,
 ) -> ClipDataset:
-    """The clips of a split: augmented for training, otherwise the middle window and the centre crop.
+    """The clips of a split: augmented for training, otherwise with the middle window and the centre crop.
 
     Args:
         source: caption source of the samples; None: any.
-        kind: what a sample is: a clip, a caption pair (`CaptionPairs`) or a question (`QuestionClips`).
+        kind: the dataset class, whose samples are clips, caption pairs (`CaptionPairs`) or questions (`QuestionClips`).
     """
     return kind(
         indexes,
@@ -64,11 +64,11 @@ def open_clips(
 class CaptionPairs(ClipDataset):
     """One sample per caption of each clip, for training on captions: an epoch visits every pair once.
 
-    A clip with 20 captions counts 20 times, as in the lists that the field fine-tunes on (`explode` in a protocol).
+    A clip with 20 captions appears 20 times, as in the usual fine-tuning lists (`explode` in a protocol).
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        """Takes the arguments of `ClipDataset`."""
+        """Accepts the same arguments as `ClipDataset`."""
         super().__init__(*arguments, **options)
         numbers = [self.caption_numbers(clip) for clip in range(len(self.index))]
         self.pairs = [(clip, turn, caption) for clip, own in enumerate(numbers) for turn, caption in enumerate(own)]
@@ -82,8 +82,8 @@ class CaptionPairs(ClipDataset):
     def __getitem__(self, item: int | tuple[int, int]) -> list[Sample]:
         epoch, number = item if isinstance(item, tuple) else (self.epoch, item)
         clip, turn, caption = self.pairs[number]
-        # Each caption of a clip gets its own window and crop. These depend on epoch and clip alone, so each turn counts as a
-        # separate epoch.
+        # Each caption of a clip is paired with a different window and crop. These depend only on the epoch and the
+        # clip, so each turn is passed as a separate epoch.
         samples = super().__getitem__((epoch * self._turns + turn, clip))
         pair = {"caption": self.index[clip].captions[caption], "caption_index": caption}
         return [{**sample, **pair} for sample in samples]
@@ -97,7 +97,7 @@ class QuestionClips(ClipDataset):
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        """Takes the arguments of `ClipDataset`."""
+        """Accepts the same arguments as `ClipDataset`."""
         super().__init__(*arguments, **options)
         self.pairs = [(clip, question) for clip in range(len(self.index)) for question in self.index[clip].questions]
         if not self.pairs:
@@ -128,7 +128,7 @@ def encode_clips(
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 tokens = model.encoder(move(batch, device)["video"]).cpu()
             if features is None:
-                # On the CPU: all tokens of a test split do not fit into a GPU's memory.
+                # Stored on the CPU: the tokens of a whole test split do not fit into GPU memory.
                 features = torch.empty(len(dataset), *tokens.shape[1:], dtype=tokens.dtype)
             features[batch["clip"]] = tokens
             progress.advance(len(tokens))
@@ -138,6 +138,6 @@ def encode_clips(
 
 @torch.inference_mode()
 def over_rows(function: Callable[..., Tensor], *rows: Tensor, device: torch.device, size: int = 128) -> Tensor:
-    """Applies a function to tensors in batches of `size` rows on the device; the result, float32, is on the CPU."""
+    """Applies a function to tensors in batches of `size` rows on the device; returns float32 on the CPU."""
     batches = zip(*(tensor.split(size) for tensor in rows), strict=True)
     return torch.cat([function(*(part.to(device) for part in batch)).float().cpu() for batch in batches])

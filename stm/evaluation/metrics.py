@@ -1,4 +1,4 @@
-"""Classification metrics: accuracies, their confidence intervals, accuracy per class."""
+"""Classification metrics: accuracies, their confidence intervals, and accuracy per class."""
 
 import math
 from collections.abc import Sequence
@@ -7,28 +7,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 UNSEEN = -1
-"""Class index of a test label that no training clip has: any prediction is wrong."""
+"""Class index of a test label that does not occur in training: any prediction is wrong."""
 
 
 def wilson_interval(successes: float, trials: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson's score interval of a proportion; 95 % with the default `z`.
+    """Wilson score interval of a proportion; 95 % with the default `z`.
 
-    Unlike the normal approximation it stays inside [0, 1] and holds for few trials (Wilson 1927, J. Am. Stat. Assoc. 22).
-    With no trials it is (0, 1).
+    Unlike the normal approximation, it stays inside [0, 1] and is accurate for few trials (Wilson 1927, J. Am. Stat.
+    Assoc. 22). Without trials, it is (0, 1).
     """
     if trials == 0:
         return 0.0, 1.0
     share, squared = successes / trials, z * z
     centre = (share + squared / (2 * trials)) / (1 + squared / trials)
     half = z / (1 + squared / trials) * math.sqrt(share * (1 - share) / trials + squared / (4 * trials**2))
-    # With no success, or no failure, the formula gives exactly 0 or 1; rounding would not.
+    # Without successes (failures), the lower (upper) bound is exactly 0 (1), which rounding would miss.
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
 
 
 def top_accuracy(probabilities: NDArray[np.floating], targets: NDArray[np.integer], top: int) -> float:
-    """Share of clips whose correct class is among the `top` most probable ones; `top` is at most the number of classes.
+    """Share of clips whose correct class is among the `top` most probable ones, or among all if there are fewer.
 
-    Where classes tie for the last places, a clip counts with the probability that a random order puts its class there.
+    If classes tie for the last ranks, a clip counts as the probability that its class is among them in a random order.
     """
     if not len(targets):
         return 0.0
@@ -43,16 +43,16 @@ def top_accuracy(probabilities: NDArray[np.floating], targets: NDArray[np.intege
 def classification_metrics(
     probabilities: NDArray[np.floating], targets: NDArray[np.integer], labels: Sequence[str]
 ) -> dict[str, object]:
-    """All classification metrics.
+    """Computes all classification metrics.
 
     Args:
         probabilities: `[n, classes]`, averaged over views.
         targets: `[n]`, class indices or `UNSEEN`.
-        labels: names of the classes.
+        labels: class names, in the order of the columns.
 
     Returns:
-        `top1`, `top5` (shares), `top5_of` (5, or the number of classes if smaller), `classes`, `confidence95`
-        (Wilson's, of top-1), `per_class` (label -> clips, correct, accuracy; null for classes without test
+        `top1`, `top5` (shares), `top5_of` (5, or the number of classes if smaller), `classes`, `chance`, `confidence95`
+        (Wilson interval of top-1), `per_class` (label -> clips, correct, accuracy; null for classes without test
         clips).
     """
     predicted = probabilities.argmax(1) if len(targets) else np.zeros(0, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""What evaluations share: checks of labels and weights, and writing `metrics.json` and `predictions.parquet`."""
+"""Shared by all evaluations: checks of labels and weights, and writing `metrics.json` and `predictions.parquet`."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -27,16 +27,16 @@ PREDICTIONS_SCHEMA = pa.schema(
         pa.field("key", pa.string(), nullable=False),
         pa.field("label", pa.string(), nullable=False),
         pa.field("prediction", pa.string(), nullable=False),
-        pa.field("probability", pa.float32(), nullable=False),  # of the prediction
+        pa.field("probability", pa.float32(), nullable=False),  # of the predicted label
     ]
 )
 
 
 def load_checked_encoder(weights: Path, run: Run, drop_path: float = 0.0) -> VideoEncoder:
-    """The encoder of a run's weights.
+    """Loads the encoder from a run's weights.
 
     Raises:
-        ValueError: the architecture in the file differs from the run's; the message names what differs.
+        ValueError: the architecture in the file differs from the run's; the message lists the differences.
     """
     encoder = zoo.load_encoder(weights, drop_path)
     check_architecture(encoder, weights, run)
@@ -47,7 +47,7 @@ def check_architecture(encoder: VideoEncoder, weights: Path, run: Run) -> None:
     """Checks that the weights have the run's architecture.
 
     Raises:
-        ValueError: they are not; the message names what differs.
+        ValueError: the architectures differ; the message lists the differences.
     """
     actual = asdict(encoder.architecture)
     expected = asdict(zoo.describe(run))
@@ -59,10 +59,10 @@ def check_architecture(encoder: VideoEncoder, weights: Path, run: Run) -> None:
 
 
 def check_labels(test: ClipDataset, train: ClipDataset | None = None) -> None:
-    """Checks that a classification is possible; logs unlabelled clips and labels that no training clip has.
+    """Checks that the clips can be classified; logs unlabelled clips and test labels that do not occur in training.
 
     Args:
-        train: None for a task without training, whose classes are the test split's.
+        train: the training split; None for a task without training, which uses the test split's classes.
 
     Raises:
         ValueError: a split has no labels at all, or there is only one class.
@@ -88,7 +88,7 @@ def check_labels(test: ClipDataset, train: ClipDataset | None = None) -> None:
 
 
 def unseen_labels(test: ClipDataset) -> list[str]:
-    """Labels of the test split that no training clip has."""
+    """Labels of the test split that do not occur in training."""
     return sorted({label for label in test.index.labels() if label is not None} - set(test.classes))
 
 
@@ -105,17 +105,17 @@ def write_classification(
     """Writes `metrics.json` and `predictions.parquet`.
 
     Args:
-        test: its `classes` are the columns of `probabilities`.
+        test: the test split, whose `classes` are the columns of `probabilities`.
         probabilities: [test clips, classes], averaged over views, in the order of `test`.
         train: the training clips, if anything was trained.
-        text: the text encoder, if one was used.
-        extra: further entries of `metrics.json`.
+        text: the settings of the text encoder, if one was used.
+        extra: additional entries of `metrics.json`.
 
-    `metrics.json` holds the result of `classification_metrics`, `train_clips` and `test_clips` (labelled ones),
+    `metrics.json` contains the result of `classification_metrics`, `train_clips` and `test_clips` (labelled only),
     `unlabelled_clips` (of the test split), `unseen_labels` and `unseen_clips`; see `write_metrics`.
     """
     labels = test.index.labels()
-    # Unlabelled test clips are excluded; labels that no training clip has stay in, as errors.
+    # Unlabelled test clips are excluded; clips whose label does not occur in training are included, as errors.
     known = np.array([label is not None for label in labels])
     probabilities = probabilities[known]
     unseen = unseen_labels(test)
@@ -150,7 +150,7 @@ def write_metrics(
     write_json(inputs.output / "metrics.json", content)
 
 
-# The settings of a run that its evaluations depend on directly; the others act through the weights, which are hashed.
+# Run settings that evaluations depend on directly; all others affect only the weights, which are hashed.
 _SHAPE = {"model", "image_size", "patch_size", "tubelet", "frames", "stride", "sampling", "precision"}
 
 

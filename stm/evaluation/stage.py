@@ -5,7 +5,7 @@ from stm.stages.jobs import Job
 
 
 def _splits(job: Job) -> Files:
-    """The run's weights, and the packed shards of its own dataset or of the one that the evaluation names."""
+    """The run's weights, and the packed shards of its dataset or of the dataset named by the evaluation."""
     task = job.study.evaluate[job.task]
     data = job.on(task.dataset)
     splits = {use: data.packed(split) for use, split in task.splits.items()}
@@ -36,7 +36,7 @@ EVALUATE = Stage(
     title="evaluate the pretrained weights",
     per=("dataset", "run", "task"),
     inputs=_splits,
-    # Label sentences need the same encoder as the captions: the contrastive head maps clips to its space.
+    # Label sentences need the captions' text encoder: the contrastive head maps clips to its embedding space.
     models=lambda job: {"text_model": [job.config.text.model] if job.study.evaluate[job.task].encodes_text else []},
     outputs=lambda job: {"metrics": job.layout.metrics(job.run, job.task)},
     settings=("runs.{run}", "evaluate.{task}", "seed"),

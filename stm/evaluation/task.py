@@ -1,4 +1,4 @@
-"""The declaration of an evaluation task: its name, its section of the config, the metrics that it writes, its function."""
+"""Declaration of an evaluation task: its name, config section, metrics and implementation."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from stm.config.evaluation import TaskSettings
 
 @dataclass(frozen=True)
 class Metric:
-    """A number in `metrics.json`, and how tables show it.
+    """A number in `metrics.json`, and its presentation in tables.
 
     Attributes:
-        name: its keys in the file, joined by dots: `top1`, `reranked.text_to_video.r1`.
+        name: its path in the file, with keys joined by dots: `top1`, `reranked.text_to_video.r1`.
         label: human-readable name.
-        interval: keys of its 95 % interval; None: it has none.
-        chance: keys of the level of chance; None: there is none.
-        scale: factor from the value in the file to the shown number: 100 for shares.
-        unit: of the shown number.
+        interval: path of its 95 % interval; None if it has none.
+        chance: path of its chance level; None if it has none.
+        scale: factor from the stored value to the displayed value: 100 for shares.
+        unit: unit of the displayed value.
     """
 
     name: str
@@ -31,18 +31,18 @@ class Metric:
 
     @property
     def key(self) -> str:
-        """The last part of the name, for the columns of machine-readable tables: `r1`."""
+        """The last part of the name, e.g. `r1`: the column name in machine-readable tables."""
         return self.name.rpartition(".")[2]
 
     def read(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """The metric with its value, as `headline` in `metrics.json`.
+        """The metric with its value, as stored under `headline` in `metrics.json`.
 
         Returns:
             `name`, `label`, `value`, `interval` ([low, high] or null), `chance` (or null), `higher_is_better`, `scale` and
             `unit`; value, interval and chance are not scaled.
 
         Raises:
-            KeyError: `metrics` lacks the value, its interval or its chance.
+            KeyError: `metrics` lacks the value, its interval or its chance level.
         """
         interval = None if self.interval is None else look_up(metrics, self.interval)
         return {
@@ -61,15 +61,16 @@ class Metric:
 class Task:
     """An evaluation task.
 
-    Its section of the config says what it needs of a run, which splits it reads and whether it has classes: stm.config cannot
-    import this package.
+    Its config section declares what it needs from a run, which splits it reads and whether it has classes, because
+    stm.config cannot import this package.
 
     Attributes:
-        section: its section of the config; the section's `task` is the task's name.
+        section: its config section, whose field `task` is the task's name.
         title: human-readable name, for evaluations that are named after the task.
-        metrics: the headline first; any other number in `metrics.json` is shown as a share, the higher the better.
-        function: `module:name` of its implementation, (settings, run, `EvaluationInputs`) -> None. It is imported when it is
-            called, so that importing the declarations takes no torch.
+        metrics: the headline first; any undeclared number in `metrics.json` is shown as a share, where higher is
+            better.
+        function: `module:name` of its implementation, (settings, run, `EvaluationInputs`) -> None. It is imported on
+            first use, so that importing the declarations does not import torch.
     """
 
     section: type[TaskSettings]
@@ -84,21 +85,21 @@ class Task:
 
     @property
     def headline(self) -> Metric:
-        """The number that the report shows first."""
+        """The metric that the report shows first."""
         return self.metrics[0]
 
     def metric(self, name: str) -> Metric:
-        """The metric with this name; one that is not declared is a share, the higher the better."""
+        """The metric with this name; an undeclared metric is a share, where higher is better."""
         return next((metric for metric in self.metrics if metric.name == name), Metric(name, name))
 
     def load(self) -> Callable[..., None]:
-        """Imports and returns its implementation."""
+        """Imports and returns the task's implementation."""
         module, _, function = self.function.partition(":")
         return getattr(import_module(module), function)
 
 
 def look_up(metrics: Any, name: str) -> Any:
-    """The value in nested mappings under keys joined by dots.
+    """Looks up a value in nested mappings by a path of keys joined by dots.
 
     Raises:
         KeyError: one of the keys is missing.

@@ -1,4 +1,4 @@
-"""All evaluation tasks, by their names in the config. A new one is added to the `TASKS` of its package."""
+"""All evaluation tasks, by their names in the config. To add a task, extend the `TASKS` of its package."""
 
 from stm.evaluation import captioning, classification, questions, retrieval
 from stm.evaluation.task import Task

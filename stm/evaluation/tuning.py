@@ -1,4 +1,4 @@
-"""Fine-tuning for the evaluations with text: contrast and matching of pairs, and decoders of answers or captions."""
+"""Fine-tuning for evaluations with text: contrast and matching of pairs, and decoders for answers or captions."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ from stm.storage.files import sha256_file
 from stm.training.batches import count_steps, feed, hash_shards
 from stm.training.loop import TrainingPlan
 
-_PAIRS = Objectives(alignment=0, relevance=0, masked_language=0)  # UMT fine-tunes without alignment and hidden words
+_PAIRS = Objectives(alignment=0, relevance=0, masked_language=0)  # UMT fine-tunes without alignment and masked words
 
 
 class PairTuning(nn.Module):
@@ -51,7 +51,7 @@ class AnswerTuning(nn.Module):
         return self.model.fuse(self.model.encode_text(tokens), tokens, features)
 
     def is_word(self, tokens: Tensor) -> Tensor:
-        """True where the tokens of questions, int64 [B, X], are not padding, bool [B, X]."""
+        """Padding mask of questions: int64 [B, X] -> bool [B, X], False for padding."""
         return tokens != self.model.language.pad_id
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -62,10 +62,10 @@ class AnswerTuning(nn.Module):
 
 
 class CaptionTuning(nn.Module):
-    """A decoder that writes captions and attends to the clip's tokens.
+    """A decoder that generates captions, attending to the clip's tokens.
 
-    UMT has no captioning. This is our reading of ClusterSTM's, whose settings are not known: the decoder starts from the
-    fusion layers' weights, which have learned to attend to clips.
+    UMT does not include captioning. This is our interpretation of ClusterSTM's, whose settings are unknown: the decoder
+    is initialised from the fusion layers, which have learned to attend to clips.
     """
 
     def __init__(self, model: VideoLanguageModel) -> None:
@@ -74,7 +74,7 @@ class CaptionTuning(nn.Module):
         self.decoder = TextDecoder.of(model.language)
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The loss of a batch with "video" and "tokens" (the captions), a mean over tokens."""
+        """The loss of a batch with "video" and "tokens" (the captions), averaged over tokens."""
         tokens = batch["tokens"]
         losses = self.decoder(tokens, self.encoder(batch["video"]))
         return {"loss": losses.sum() / (tokens[:, 1:] != self.decoder.pad_id).sum().clamp(min=1)}
@@ -88,15 +88,15 @@ def make_tuning(
     train: ClipDataset,
     process: Process,
 ) -> tuple[TrainingPlan, Callable[[int], Iterator[Batch]]]:
-    """The settings of a fine-tuning's loop, and its batches.
+    """The training plan of a fine-tuning run, and its batches.
 
     Args:
-        name: of the task, for the log; the run's name is appended.
+        name: name of the task for the log; the run's name is appended.
         train: the clips of `inputs.train`.
     """
     settings = task.optimisation
     assert isinstance(settings, LanguageOptimisation)
-    # Settings of the test alone do not affect the trained weights. The validation split does, as it selects them.
+    # Test-only settings do not affect the trained weights. The validation split does, because it selects them.
     test_only = {"test_split", "depth", "beams", "length_penalty", "matching_weight", "ranking", "runs", "dataset"}
     origin = {
         "task": task.model_dump(mode="json", exclude=test_only),
@@ -123,7 +123,7 @@ def make_tuning(
 def with_texts(
     batches: Callable[[int], Iterator[Batch]], make: Callable[[Batch], dict[str, Tensor]]
 ) -> Callable[[int], Iterator[Batch]]:
-    """The same batches with the tensors that `make` returns for each, such as tokens."""
+    """Adds to each batch the tensors that `make` returns for it, such as tokens."""
 
     def stream(step: int) -> Iterator[Batch]:
         for batch in batches(step):

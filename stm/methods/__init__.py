@@ -1,11 +1,11 @@
 """Methods: each combines a masking strategy, models and objectives into one training step.
 
-A method is one file of this package, named after the `method` of a run, with a function
+A method is a module of this package, named after the `method` of a run, that defines a function
 
     def build(run, text_width): ...
 
-that returns a `Method` (see base.py) with fresh weights. It is found by its name; nothing here has to be edited. A file may
-also have `load(run, weights)`, for methods whose reconstructions the report shows.
+that returns a `Method` (see base.py) with newly initialised weights. Methods are found by name, so no registration is
+needed. A module may also define `load(run, weights)`, for methods whose reconstructions are shown in the report.
 """
 
 import importlib
@@ -34,11 +34,11 @@ class Needs(NamedTuple):
     """What a dataset must provide for a method."""
 
     guides: tuple[str, ...]  # in addition to the noise
-    text: bool  # whether the captions' vectors are needed
+    text: bool  # whether caption vectors are needed
 
 
 def dataset_needs(run: AnyRun) -> Needs:
-    """What the run's dataset must provide, without the guides that a method computes in the training step.
+    """What the run's dataset must provide, excluding guides that the method computes in the training step.
 
     Raises:
         ValueError: the masking strategy does not exist.
@@ -48,22 +48,22 @@ def dataset_needs(run: AnyRun) -> Needs:
 
 
 def build_method(run: AnyRun, text_width: int | None = None) -> Method:
-    """The method of a run, with fresh weights; seed torch first for reproducible ones.
+    """Builds the method of a run with newly initialised weights; seed torch first for reproducible weights.
 
     Args:
         run: the settings.
-        text_width: of the captions' vectors; needed by a run with `contrast`.
+        text_width: width of the caption vectors; required for a run with `contrast`.
 
     Raises:
-        ValueError: the masking strategy does not exist, the mask hides nothing, a model cannot be loaded, or the width is
-            missing.
+        ValueError: the masking strategy does not exist, the mask hides no token, a model cannot be loaded, or the text
+            width is missing.
     """
     method: Method = _import_method(run).build(run, text_width)
     return method
 
 
 def load_method(run: AnyRun, weights: Path) -> Reconstructing:
-    """The method of a run that `reconstructs`, with its trained weights, in eval mode, for the report.
+    """Loads the method of a run that `reconstructs`, with its trained weights and in eval mode, for the report.
 
     Raises:
         ValueError: the file cannot be read or does not fit the run, or runs of this method do not predict pixels.
@@ -76,5 +76,5 @@ def load_method(run: AnyRun, weights: Path) -> Reconstructing:
 
 
 def _import_method(run: AnyRun) -> ModuleType:
-    """The module of a run's method, imported only when a run needs it: transformers and open_clip take seconds to import."""
+    """Imports the module of a run's method only when needed: transformers and open_clip take seconds to import."""
     return importlib.import_module(f"{__name__}.{run.method}")

@@ -10,21 +10,21 @@ from stm.data.loader import Batch
 from stm.models.vit import VideoEncoder, VideoMAE
 
 TEACHER_GUIDE = "attention"
-"""The guide that no dataset provides: a run's frozen teacher computes it in each step (UMT)."""
+"""The guide that is not read from the dataset: a run's frozen teacher computes it in each step (UMT)."""
 
 
 class Part(NamedTuple):
     """A module that is saved along with the student."""
 
     state: dict[str, Tensor]
-    about: dict[str, Any]  # what is needed to build it, as JSON values
+    about: dict[str, Any]  # JSON values needed to rebuild it
 
 
 class Method(nn.Module, ABC):
-    """Base of all methods.
+    """Base class of all methods.
 
-    Its forward takes a batch and returns float32 scalars by name: "loss" is minimised, all are logged. It reads only the
-    batch's tensors. The other members have defaults, which a method overrides as needed; training uses nothing else.
+    `forward` maps a batch to named float32 scalars: "loss" is minimised, and all are logged. It reads only the batch's
+    tensors. Training uses only this interface; a method overrides the members with defaults as needed.
     """
 
     has_unused_parameters = (
@@ -35,14 +35,14 @@ class Method(nn.Module, ABC):
     def __init__(self, teacher: nn.Module | None) -> None:
         """
         Args:
-            teacher: frozen. It is not a submodule: it is neither saved, trained nor synchronised between processes, but moves
-                between devices with this module.
+            teacher: the frozen teacher. It is not registered as a submodule, so it is neither saved, trained nor
+                synchronised between processes, but it moves between devices with this module.
         """
         super().__init__()
         self.__dict__["teacher"] = teacher  # bypasses nn.Module's registration of submodules
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Method":
-        """Moves the teacher along with this module: `to`, `cuda` and `float` all come through here."""
+        """Applies `fn` to the teacher as well: `to`, `cuda` and `float` all call this method."""
         if self.teacher is not None:
             self.teacher._apply(fn, recurse)
         super()._apply(fn, recurse)
@@ -59,18 +59,18 @@ class Method(nn.Module, ABC):
         return getattr(self.teacher, "identity", None)
 
     def accept_text_model(self, text_model: dict[str, str] | None) -> None:
-        """Records which encoder computed the captions' packed vectors; None where the shards do not name it.
+        """Records which encoder computed the packed caption vectors; None if the shards do not name it.
 
         Raises:
-            ValueError: the method cannot use its vectors.
+            ValueError: the method cannot use this encoder's vectors.
         """
 
     def prepare(self, batch: Batch) -> Batch:
-        """A batch of the loader with the method's additions, on the CPU, before it is moved to the device."""
+        """Adds the method's inputs to a batch from the loader, on the CPU, before it is moved to the device."""
         return batch
 
     def parts(self) -> dict[str, Part]:
-        """The modules that are saved along with the student, by name."""
+        """Modules to save along with the student, by name."""
         return {}
 
 

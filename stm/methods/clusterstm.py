@@ -1,7 +1,7 @@
-"""ClusterSTM: one token per cluster stays visible, and the relevance of the others to the caption is predicted.
+"""ClusterSTM: one token per cluster stays visible, and the relevance of the masked tokens to the caption is predicted.
 
-The paper's text was not available: docs/language.md lists what is known of it and what is our inference. Unlike UMT and STM,
-it does not align the student's features with the teacher's.
+The paper's text was not available: docs/language.md lists what is known about it and what we inferred. Unlike UMT and
+STM, it does not align the student's features with the teacher's.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def build(run: LanguageRun, text_width: int | None = None) -> VideoLanguage:
     """See `stm.methods.build_method`.
 
     Raises:
-        ValueError: also where the captions' vectors and the teacher's features differ in width.
+        ValueError: also if the caption vectors and the teacher's features have different widths.
     """
     method = build_video_language(run, ClusterWise)
     width = method.teacher.feature_width
@@ -37,7 +37,7 @@ def build(run: LanguageRun, text_width: int | None = None) -> VideoLanguage:
 
 
 class ClusterWise(nn.Module):
-    """Cluster-wise mask, decoder and masked relevance. The text is compared with the visible tokens."""
+    """Cluster-wise masking, decoder and masked relevance prediction. The text is compared with the visible tokens."""
 
     teacher: FrameTeacher
 
@@ -46,7 +46,8 @@ class ClusterWise(nn.Module):
         self.settings = run.cluster or Cluster()
         self.masks = MediaMasks(run)
         self.tokens = architecture.slot_tokens
-        # Not a submodule: it is frozen and is not saved with the branch; see `stm.methods.base.Method`.
+        # Bypass submodule registration: the teacher is frozen and not saved with the branch; see
+        # `stm.methods.base.Method`.
         self.__dict__["teacher"] = teacher
         self.decoder: TokenDecoder | None = None
         if run.objectives.relevance:
@@ -55,8 +56,10 @@ class ClusterWise(nn.Module):
     def forward(
         self, encoder: VideoEncoder, batch: Mapping[str, Any], teacher_output: TeacherOutput, text: EncodedText | None
     ) -> BranchOutput:
-        """See `stm.methods.video_language.Branch`; the batch also has "text" float32 [B, C], the teacher's own vectors of
-        the captions, of unit length."""
+        """See `stm.methods.video_language.Branch`.
+
+        The batch also contains "text" float32 [B, C]: unit-length caption vectors from the teacher's text tower.
+        """
         kept, masked = self.mask(batch, teacher_output)
         encoded = encoder(batch["video"], kept)
         if self.decoder is None:
@@ -68,10 +71,10 @@ class ClusterWise(nn.Module):
         return BranchOutput(encoded, {"relevance": loss}, {"relevance_target": target.mean()})
 
     def accept_text_model(self, text_model: dict[str, str] | None) -> None:
-        """Rejects caption vectors of a model other than the teacher: cosines between the two would be meaningless.
+        """Rejects caption vectors from a model other than the teacher: cosines between the two would be meaningless.
 
         Raises:
-            ValueError: both are identified, and differ.
+            ValueError: both models are identified and differ.
         """
         teacher = self.teacher.identity
         if teacher is None or text_model is None:
@@ -89,7 +92,7 @@ class ClusterWise(nn.Module):
 
     @torch.no_grad()
     def pool(self, teacher_output: TeacherOutput) -> Tensor:
-        """Each token pooled with its neighbours by the teacher, float32 [B, L, C]."""
+        """Pools each token with its neighbours, using the teacher: float32 [B, L, C]."""
         if self.settings.pooling == "mean":
             return self.teacher.pool_means(teacher_output, self.settings.window).flatten(1, 2)
         return self.teacher.pool_windows(teacher_output, self.settings.window).flatten(1, 2)

@@ -1,6 +1,6 @@
 """Masked autoencoding (VideoMAE): hide tokens, encode the rest, predict the pixels of the hidden ones.
 
-TGM adds a contrast (sections 3.4 and 3.5): the mean of the encoded tokens is matched with the clip's caption.
+TGM adds a contrastive loss (sections 3.4 and 3.5) that matches the mean of the encoded tokens with the clip's caption.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ from stm.tubelets import join_tubelets, split_tubelets, to_unit
 
 
 class MAE(Method):
-    """VideoMAE with any masking strategy, and an optional contrast with captions."""
+    """VideoMAE with any masking strategy, and an optional contrastive loss with captions."""
 
     teacher: FrameTeacher | None
 
@@ -44,13 +44,13 @@ class MAE(Method):
     ) -> None:
         """
         Args:
-            model: encoder and decoder. With a reconstruction weight of 0 the decoder is frozen and does not run.
-            strategy: what to hide.
+            model: encoder and decoder. With a reconstruction weight of 0, the decoder is frozen and does not run.
+            strategy: selects the tokens to hide.
             ratio: share of each slot's tokens to hide.
-            decode_ratio: share of the hidden tokens that is predicted; 1 is VideoMAE.
-            reconstruction: weight and target; VideoMAE's by default.
+            decode_ratio: share of the hidden tokens to predict; 1 as in VideoMAE.
+            reconstruction: loss weight and target; VideoMAE's by default.
             contrast: the contrastive branch.
-            teacher: frozen; its `attend` makes the guide "attention".
+            teacher: the frozen teacher, whose `attend` computes the guide "attention".
         """
         super().__init__(teacher)
         self.model = model
@@ -72,26 +72,27 @@ class MAE(Method):
         return self.model
 
     def accept_text_model(self, text_model: dict[str, str] | None) -> None:
-        """Records it in the contrastive head: evaluation encodes its texts with the same encoder."""
+        """Records the text model in the contrastive head: evaluation must encode texts with the same model."""
         if self.contrast is not None:
             self.contrast.text_model = text_model
 
     def parts(self) -> dict[str, Part]:
-        """The contrastive head of a run that has one."""
+        """The contrastive head, if the run has one."""
         if self.contrast is None:
             return {}
         return {EXTRA: Part(self.contrast.state_dict(), self.contrast.describe())}
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """One step's losses.
+        """Computes the losses of one step.
 
         Args:
             batch: "video" uint8 [B, T, 3, S, S] and "guides" (see stm/masking), on the model's device; with a
-                contrast also "text" float32 [B, D] and "caption_index" int64 [B] (-1: the clip has no caption).
+                contrastive branch also "text" float32 [B, D] and "caption_index" int64 [B] (-1: the clip has no
+                caption).
 
         Returns:
-            Float32 scalars: "loss", the weighted sum of the losses that the run has among "reconstruction" and "contrast";
-            these losses; and the other values of `ContrastHead`.
+            Float32 scalars: "reconstruction" and "contrast", if the run has them; "loss", their weighted sum; and the
+            other values of `ContrastHead`.
         """
         guides = self.guide(batch)
         kept, masked = self.mask(guides)
@@ -103,13 +104,13 @@ class MAE(Method):
             predictions = self.model.decoder(encoded, kept, decoded)
             values["reconstruction"] = self.compare(predictions, batch["video"], decoded)
         if self.contrast is not None:
-            # Detached, the head learns to read the encoder without changing it (TGM, Figure 4).
+            # With detached tokens, the head is trained without affecting the encoder (TGM, Figure 4).
             tokens = encoded.detach() if self.contrast.observes else encoded
             values |= self.contrast(tokens, batch["text"], batch["caption_index"] >= 0)
         return {"loss": self.weigh(values), **values}
 
     def guide(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
-        """The batch's guides, with the teacher's where the strategy needs it."""
+        """The batch's guides, plus the teacher's if the strategy needs it."""
         guides: Mapping[str, Tensor] = batch["guides"]
         if self.teacher is None:
             return guides
@@ -122,10 +123,10 @@ class MAE(Method):
         return kept, complement(kept, self.model.architecture.tokens)
 
     def choose_decoded(self, masked: Tensor, noise: Tensor) -> Tensor:
-        """A random subset, int64 [B, M], sorted, of the masked tokens [B, L - K]; all when decode_ratio is 1.
+        """A sorted random subset, int64 [B, M], of the masked tokens [B, L - K]; all of them if `decode_ratio` is 1.
 
-        It is sampled by the clips' own noise, so that it depends on nothing else. The leading 12 bits of the noise have
-        decided what is masked, so that they are no longer uniform among the masked tokens; the 12 bits after them still are.
+        The subset depends only on the clip's noise. The leading 12 bits of the noise already determined which tokens
+        are masked, so they are not uniform among the masked tokens; the next 12 bits are.
         """
         if self.decode_ratio == 1:
             return masked
@@ -150,22 +151,25 @@ class MAE(Method):
         if self.reconstruction.weight:
             terms.append(self.reconstruction.weight * values["reconstruction"])
         if self.contrast is not None and self.contrast.observes:
-            # Adds zero to the value, and to the head the gradient by which it learns to read the encoder.
+            # The value is zero, but the gradient still trains the head.
             terms.append(values["contrast"] - values["contrast"].detach())
         elif self.contrast is not None:
             terms.append(self.contrast.settings.weight * values["contrast"])
         return reduce(torch.add, terms)
 
     def observers(self) -> list[nn.Parameter]:
-        """Parameters of a contrast of weight 0, from which the other parameters learn nothing: their gradients must not count
-        towards the norm by which the others' are clipped."""
+        """Parameters of a contrastive branch with weight 0.
+
+        They do not train the other parameters, so their gradients must not count towards the norm for gradient
+        clipping.
+        """
         return list(self.contrast.parameters()) if self.contrast is not None and self.contrast.observes else []
 
     def embed_video(self, video: Tensor, kept: Tensor | None = None) -> Tensor:
-        """Clips as unit vectors in the space of the text, float32 [B, text_width]; of all tokens, or the kept ones.
+        """Embeds clips, from all or the kept tokens, as unit vectors in the text space: float32 [B, text_width].
 
         Raises:
-            ValueError: the run has no contrast.
+            ValueError: the run has no `contrast`.
         """
         if self.contrast is None:
             raise ValueError("no contrastive head (`contrast`): cannot embed clips")
@@ -173,12 +177,12 @@ class MAE(Method):
 
     @torch.no_grad()
     def reconstruct(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Frames as the model predicts them: all masked tokens, whatever `decode_ratio` is.
+        """Reconstructs frames from predictions of all masked tokens, regardless of `decode_ratio`.
 
         Returns:
-            "video": float32 [B, T, 3, S, S] in [0, 1]: kept tokens as they are, masked ones predicted and, where the
-            target is normalised, scaled back with the mean and standard deviation of the true pixels, as VideoMAE's
-            figures are. "masked": bool [B, slots, N].
+            "video": float32 [B, T, 3, S, S] in [0, 1]: kept tokens are unchanged; masked tokens are predicted and, if
+            the target is normalised, rescaled with the mean and standard deviation of the true pixels, as in VideoMAE's
+            figures. "masked": bool [B, slots, N].
         """
         video = batch["video"]
         shape = self.model.architecture

@@ -1,8 +1,8 @@
-"""STM: a learned mask that follows what moves between adjacent frames, and a decoder that aligns frames and text.
+"""STM: a learned mask that follows motion between adjacent frames, and a decoder that aligns frames and text.
 
-Visible and hidden tokens are encoded separately: the visible ones predict the teacher's features of all tokens, and the text
-is compared with the hidden ones (as in the release; `text` selects others). Images have no adjacent frames, so they are
-masked by attention.
+Visible and hidden tokens are encoded separately: the visible tokens predict the teacher's features of all tokens, and
+the text is compared with the hidden tokens (as in the release; the setting `text` can select others). Images have no
+adjacent frames, so they are masked by attention.
 """
 
 from collections.abc import Mapping
@@ -29,11 +29,11 @@ from stm.models.weights import zoo
 from stm.models.weights.checks import check_tensors
 from stm.objectives.alignment import alignment_loss
 
-_MASK = "predictor."  # names of the mask's weights in the branch
+_MASK = "predictor."  # prefix of the names of the mask's weights in the branch
 
 
 def build(run: LanguageRun, text_width: int | None = None) -> VideoLanguage:
-    """See `stm.methods.build_method`; captions' vectors are not read."""
+    """See `stm.methods.build_method`; caption vectors are not used."""
     return build_video_language(run, SpatioTemporalBranch)
 
 
@@ -54,7 +54,7 @@ class SpatioTemporalBranch(nn.Module):
             self.predictor = SpatioTemporalMask(teacher.stem_width, side, self.settings)
         self.decoder = SpatioTemporalDecoder(
             architecture.width,
-            architecture.width,  # of the text: the BERT is as wide as the student
+            architecture.width,  # text width: the BERT has the student's width
             teacher.feature_width,
             teacher.layers,
             architecture.slots,
@@ -64,7 +64,7 @@ class SpatioTemporalBranch(nn.Module):
 
     @property
     def learning_rate_factors(self) -> dict[str, float]:
-        """Factors by parameter name: the mix of the two scores has its own learning rate, as released."""
+        """Learning-rate factors by parameter name: the mix of the two scores has a separate rate, as in the release."""
         return {} if self.predictor is None else {"predictor.mix": self.settings.mix_learning_rate}
 
     def forward(
@@ -83,12 +83,12 @@ class SpatioTemporalBranch(nn.Module):
         predicted = self.decoder(layers, kept, sentence, video.shape[1])
         losses = {"alignment": alignment_loss(predicted, teacher_output.features)}
         compared = {"visible": kept, "invisible": hidden, "all": None}[self.settings.text]
-        # The visible tokens are encoded already; any others need a second pass of the student.
+        # The visible tokens are already encoded; any other choice needs a second pass through the student.
         tokens = layers[-1] if compared is kept else encoder(video, compared)
         return BranchOutput(tokens, losses, {} if sampled is None or self.predictor is None else self._logged(sampled))
 
     def sample(self, batch: Mapping[str, Any], teacher_output: TeacherOutput) -> SampledMask | None:
-        """Samples the learned mask of clips; None for images, and for runs with a different mask."""
+        """Samples the learned mask for clips; None for images and for runs with a different mask."""
         if self.predictor is None or batch["video"].shape[1] == 1:
             return None
         return self.predictor(teacher_output.stem, teacher_output.attention, batch["guides"]["noise"], self.ratio)
@@ -111,15 +111,15 @@ class SpatioTemporalBranch(nn.Module):
 
 
 def load_mask(path: Path, run: LanguageRun, stem_width: int) -> SpatioTemporalMask:
-    """The learned mask from a run's weights, in eval mode, for the report.
+    """Loads the learned mask from a run's weights, in eval mode, for the report.
 
     Args:
         path: the run's weights.
-        run: its settings.
-        stem_width: of its teacher's patch embeddings.
+        run: the run's settings.
+        stem_width: width of the teacher's patch embeddings.
 
     Raises:
-        WeightsError: the file cannot be read, holds no mask, or its mask does not have the run's shape.
+        WeightsError: the file cannot be read, contains no mask, or contains a mask whose shape differs from the run's.
     """
     state, _ = zoo.load_extra(path, "branch")
     own = {name.removeprefix(_MASK): tensor for name, tensor in state.items() if name.startswith(_MASK)}

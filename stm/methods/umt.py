@@ -1,4 +1,4 @@
-"""Unmasked teacher (UMT, section 3): the student sees tokens that the teacher attends to, and is aligned with its features."""
+"""Unmasked teacher (UMT, section 3): the student sees tokens that the teacher attends to and is aligned with it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +24,7 @@ from stm.tubelets import gather_tokens
 
 
 def build(run: LanguageRun, text_width: int | None = None) -> VideoLanguage:
-    """See `stm.methods.build_method`; captions' vectors are not read."""
+    """See `stm.methods.build_method`; caption vectors are not used."""
     return build_video_language(run, UnmaskedTeacher)
 
 
@@ -59,5 +59,5 @@ class UnmaskedTeacher(nn.Module):
 
 
 def gather_layers(features: Tensor, index: Tensor) -> Tensor:
-    """The same tokens of each layer: [layers, B, L, C] and int64 [B, K] -> [layers, B, K, C]."""
+    """Gathers the same tokens from each layer: [layers, B, L, C] and int64 [B, K] -> [layers, B, K, C]."""
     return torch.stack([gather_tokens(layer, index) for layer in features])

@@ -1,8 +1,8 @@
-"""One training step on video and language: a frozen teacher, a student that sees some tokens, and text (UMT, stage 2).
+"""Training step on video and language: a frozen teacher, a student that sees a subset of tokens, and text (UMT stage 2).
 
-UMT, STM and ClusterSTM differ in which tokens the student sees, what it predicts of the others, and which tokens the text
-is compared with. Each has these in a `Branch` in its own file; the text objectives are here. Without `language` this is
-UMT's first stage.
+UMT, STM and ClusterSTM differ in which tokens the student sees, what it predicts for the other tokens, and which tokens
+the text is compared with. Each method implements these in a `Branch` in a separate module; the text objectives are
+implemented here. Without `language`, this is UMT's first stage.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ from stm.objectives.matching import matching_loss, sample_negatives
 
 
 class MediaMasks:
-    """Keeps tokens of clips and of images, each by its own rule."""
+    """Selects the visible tokens of clips and images, with separate mask settings for each."""
 
     def __init__(self, run: LanguageRun) -> None:
         self.video = run.mask
@@ -41,7 +41,7 @@ class MediaMasks:
         Args:
             batch: "video" [B, T, 3, S, S] and "guides".
             teacher_output: the teacher's output for the batch.
-            extra: guides that the method itself computed.
+            extra: guides computed by the method.
 
         Returns:
             int64 [B, K], sorted ascending.
@@ -53,7 +53,7 @@ class MediaMasks:
         return self._get_strategy(mask)(guides, mask.ratio)
 
     def _get_strategy(self, mask: Mask) -> Callable[[Guides, float], Tensor]:
-        # The registered "cluster" has default settings: strategies take no arguments but guides and ratio.
+        # The registered "cluster" uses default settings, because strategies accept only guides and a ratio.
         if mask.strategy == "cluster" and self._cluster is not None:
             return make_cluster_strategy(self._cluster)
         return get_strategy(mask.strategy)
@@ -69,21 +69,22 @@ class EncodedText(NamedTuple):
 class BranchOutput(NamedTuple):
     """A branch's result for a batch."""
 
-    tokens: Tensor  # [B, K, W], features of the student that the text is compared with
-    losses: dict[str, Tensor]  # by the names of `Objectives`, unweighted scalars
+    tokens: Tensor  # [B, K, W], student features that the text is compared with
+    losses: dict[str, Tensor]  # unweighted scalars, named as in `Objectives`
     values: dict[str, Tensor]  # scalars that are only logged
 
 
 def compare_pairs(
     model: VideoLanguageModel, video: Tensor, tokens: Tensor, text: EncodedText, clips: Tensor, objectives: Objectives
 ) -> dict[str, Tensor]:
-    """The contrastive and matching losses of a batch, of which fine-tuning uses the same; only those with a weight.
+    """The contrastive and matching losses of a batch, also used in fine-tuning; a loss with weight 0 is skipped.
 
     Args:
-        video: the clips in the common space, [B, E]; unit vectors, or the mean of the frames' (see `embed_frames`).
+        video: clip embeddings in the common space, [B, E]: unit vectors, or the mean of the frames' unit vectors (see
+            `embed_frames`).
         tokens: the student's features that the text is compared with, [B, K, W].
-        text: the captions, row i of clip i.
-        clips: int64 [B], the number of each clip; rows with the same number are positives of each other.
+        text: the encoded captions; row i belongs to clip i.
+        clips: int64 [B], clip indices; rows with the same index are positives of each other.
         objectives: the weights of the losses.
 
     Returns:
@@ -100,8 +101,8 @@ def compare_pairs(
             similarity = video @ captions.T
             wrong_text = sample_negatives(similarity, clips, model.temperature)
             wrong_video = sample_negatives(similarity.T, clips, model.temperature)
-        # UMT's order: the true pairs, each caption with a wrong clip, each clip with a wrong caption. One pass through the
-        # fusion layers serves all three.
+        # UMT's order: the true pairs, each caption with a wrong clip, each clip with a wrong caption. All three share
+        # one pass through the fusion layers.
         states = torch.cat([text.states, text.states, text.states[wrong_text]])
         ids = torch.cat([text.tokens, text.tokens, text.tokens[wrong_text]])
         losses["matching"] = matching_loss(model.match(states, ids, torch.cat([tokens, tokens[wrong_video], tokens])))
@@ -109,8 +110,10 @@ def compare_pairs(
 
 
 class Branch(Protocol):
-    """Mask, student and reconstruction of a method; a module. It may have what a `Method` may have: `accept_text_model`, and
-    `learning_rate_factors` (see stm/training/optimizer.py)."""
+    """A module that implements the masking, student pass and predictions of a method.
+
+    Like a `Method`, it may define `accept_text_model` and `learning_rate_factors` (see stm/training/optimizer.py).
+    """
 
     def __call__(
         self, encoder: VideoEncoder, batch: Mapping[str, Any], teacher_output: TeacherOutput, text: EncodedText | None
@@ -118,7 +121,7 @@ class Branch(Protocol):
 
 
 class VideoOnly(nn.Module):
-    """The model of a run without text: what is saved and evaluated is its encoder."""
+    """The model of a run without text; its encoder is saved and evaluated."""
 
     def __init__(self, encoder: VideoEncoder) -> None:
         super().__init__()
@@ -126,7 +129,7 @@ class VideoOnly(nn.Module):
 
 
 class VideoLanguage(Method):
-    """Teacher, branch and text objectives."""
+    """Combines the teacher, a branch and the text objectives."""
 
     has_unused_parameters = True  # a step on images does not use the parameters that compare frames
     teacher: FrameTeacher
@@ -136,10 +139,10 @@ class VideoLanguage(Method):
     ) -> None:
         """
         Args:
-            model: the student and, in a run with `language`, the text side.
+            model: the student and, in a run with `language`, the text layers and heads.
             branch: see `Branch`.
-            teacher: frozen.
-            run: the settings; its objectives are the losses' weights.
+            teacher: the frozen teacher.
+            run: the settings; its objectives define the loss weights.
         """
         super().__init__(teacher)
         self.model = model
@@ -148,7 +151,7 @@ class VideoLanguage(Method):
         self.text = isinstance(model, VideoLanguageModel)
         self.max_tokens = run.language.max_tokens if run.language is not None else 0
         factors: Mapping[str, float] = getattr(branch, "learning_rate_factors", {})
-        # The optimiser looks factors up by the full names of parameters.
+        # The optimiser looks up factors by full parameter names.
         self.learning_rate_factors = {f"branch.{name}": factor for name, factor in factors.items()}
 
     @property
@@ -160,25 +163,26 @@ class VideoLanguage(Method):
             accept(text_model)
 
     def prepare(self, batch: Batch) -> Batch:
-        """With text, adds the captions as "tokens", int64 [B, X]."""
+        """Adds the tokenized captions as "tokens", int64 [B, X], if the model has text."""
         return {**batch, "tokens": self.encode_captions(batch["caption"])} if self.text else batch
 
     def parts(self) -> dict[str, Part]:
-        """The branch (mask predictor, decoders), which the report shows; and the text side, which evaluation needs."""
+        """The branch (mask predictor, decoders) for the report, and the text layers and heads for evaluation."""
         parts = {"branch": Part(self.branch.state_dict(), {})}
         if self.text:
             parts[EXTRA] = Part(self._model.language_state(), self._model.describe())
         return parts
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """One step's losses.
+        """Computes the losses of one step.
 
         Args:
             batch: "video" uint8 [B, T, 3, S, S] (images: T = 1) and "guides" with "noise" float32 [B, T, N]; with text
-                also "tokens" int64 [B, X] and "clip" int64 [B], whose equal numbers are the same sample.
+                also "tokens" int64 [B, X] and "clip" int64 [B]; rows with the same index are the same sample.
 
         Returns:
-            Float32 scalars: "loss", the weighted sum of the run's losses; these by name; and values that are only logged.
+            Float32 scalars: "loss", the weighted sum of the run's losses; each loss by name; and values that are only
+            logged.
         """
         with torch.no_grad():
             teacher_output = self.teacher(batch["video"])
@@ -203,19 +207,19 @@ class VideoLanguage(Method):
         return self.model
 
     def encode_captions(self, captions: list[str]) -> Tensor:
-        """Captions as token numbers, int64 [B, X]."""
+        """Tokenizes captions: token ids, int64 [B, X]."""
         return self._model.language.tokenizer.encode(captions, self.max_tokens)
 
     def read(self, tokens: Tensor) -> EncodedText:
-        """Captions int64 [B, X] through the text layers."""
+        """Encodes captions, int64 [B, X], with the text layers."""
         return EncodedText(tokens, self._model.encode_text(tokens))
 
     def compare(self, tokens: Tensor, text: EncodedText, clips: Tensor) -> dict[str, Tensor]:
-        """The text objectives that have a weight.
+        """The losses of the text objectives with a nonzero weight.
 
         Args:
             tokens: the student's features that the text is compared with, [B, K, W].
-            clips: int64 [B], the number of each clip; rows with the same number are positives of each other.
+            clips: int64 [B], clip indices; rows with the same index are positives of each other.
         """
         losses = compare_pairs(self._model, self._model.embed_video(tokens), tokens, text, clips, self.objectives)
         if self.objectives.masked_language:
@@ -223,7 +227,7 @@ class VideoLanguage(Method):
         return losses
 
     def _predict_masked_words(self, tokens: Tensor, ids: Tensor) -> Tensor:
-        """The loss of masked language modelling: the hidden words are predicted from the others and the video."""
+        """The masked language modelling loss: masked words are predicted from the other words and the video."""
         model = self._model
         language = model.language
         masked, targets = mask_words(
@@ -233,7 +237,7 @@ class VideoLanguage(Method):
             special=(language.pad_id, language.cls_id),
             vocabulary=language.vocabulary,
         )
-        # The text layers run once more: their states of the whole caption would give the hidden words away.
+        # Encode the masked captions in a second pass: the states of the full captions would leak the masked words.
         fused = model.fuse(model.encode_text(masked), masked, tokens)
         return masked_language_loss(model.predict_words(fused), targets)
 
@@ -241,11 +245,11 @@ class VideoLanguage(Method):
 def build_video_language(
     run: LanguageRun, branch: Callable[[LanguageRun, Architecture, FrameTeacher], nn.Module]
 ) -> VideoLanguage:
-    """UMT, STM or ClusterSTM with a fresh student; seed torch first for a reproducible one.
+    """Builds UMT, STM or ClusterSTM with a newly initialised student; seed torch first for reproducible weights.
 
     Args:
         run: the settings.
-        branch: makes the method's `Branch` from the run, the student's architecture and the teacher.
+        branch: builds the method's `Branch` from the run, the student's architecture and the teacher.
 
     Raises:
         ValueError: a model cannot be loaded, or the models' widths do not match.
@@ -264,7 +268,7 @@ def check_aligned_layers(run: LanguageRun, architecture: Architecture, teacher: 
     """Rejects a teacher with more layers to align than the student has blocks.
 
     Raises:
-        ValueError: it has more; the message gives both numbers.
+        ValueError: the teacher has more layers; the message contains both numbers.
     """
     if teacher.layers > architecture.depth:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Captioning: a decoder that attends to the clip's tokens, beam search, and the standard scores."""
+"""Captioning: trains a decoder that attends to the clip's tokens, and evaluates its captions with the standard scores."""
 
 from collections.abc import Sequence
 
@@ -32,12 +32,12 @@ PREDICTIONS_SCHEMA = pa.schema(
 
 
 def caption(task: Captioning, run: LanguageRun, inputs: EvaluationInputs) -> None:
-    """Trains encoder and decoder on the training split's captions and captions the test split; see `stm.evaluation.evaluate`.
+    """Trains encoder and decoder on the training captions, then captions the test split; see `stm.evaluation.evaluate`.
 
     Raises:
         CaptionScoreError: Java or pycocoevalcap is missing.
     """
-    find_programs()  # fails before hours of training, not after them
+    find_programs()  # fail before hours of training rather than after
     process = Process(0, 1, choose_device(inputs.device))
     torch.manual_seed(inputs.seed)
     model = load_model(inputs.weights, run, task, task.drop_path)
@@ -51,7 +51,7 @@ def caption(task: Captioning, run: LanguageRun, inputs: EvaluationInputs) -> Non
         validation = open_clips(task, run, inputs.validation, inputs.seed, False, task.source)
 
         def measure(_: nn.Module) -> float:
-            """CIDEr, by which the field selects checkpoints."""
+            """CIDEr, the usual metric for checkpoint selection."""
             _keys, captions, references = generate_captions(module, tokenizer, validation, task, run, process.device)
             return score_captions(captions, references).figures["cider"]
 
@@ -75,7 +75,7 @@ def caption(task: Captioning, run: LanguageRun, inputs: EvaluationInputs) -> Non
 
 
 def share_exact(generated: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Share of the captions that equal one of their references, cleaned as for training (`clean_text`)."""
+    """Share of captions that equal one of their references; references are cleaned as in training (`clean_text`)."""
     correct = [caption in map(clean_text, own) for caption, own in zip(generated, references, strict=True)]
     return sum(correct) / len(correct)
 

@@ -1,8 +1,9 @@
-"""Scores of generated captions against reference captions: BLEU-4, METEOR, ROUGE-L and CIDEr, as the field computes them.
+"""Standard scores of generated captions against reference captions: BLEU-4, METEOR, ROUGE-L and CIDEr.
 
-All come from pycocoevalcap, the reference implementation (the extra `captions`). Its tokenizer and METEOR are Java programs
-inside the package. They are started here and not by its classes, which wait forever for a program that hangs or has died and
-write into the installed package. SPICE is left out because it downloads a parser.
+All scores come from pycocoevalcap, the reference implementation (installed by the extra `captions`). Its tokenizer and
+METEOR are Java programs shipped in the package. They are started here directly instead of by pycocoevalcap's classes,
+which wait forever if a program hangs or dies, and which write into the installed package. SPICE is omitted because it
+downloads a parser.
 """
 
 import shutil
@@ -24,21 +25,22 @@ from stm.jobs.progress import track
 NAMES = ("bleu4", "meteor", "rouge_l", "cider")
 
 TIME_LIMIT = 1800.0
-"""Time limit of each Java program, in seconds. METEOR takes 10 to 20 to start, several times that on a busy machine."""
+"""Time limit of each Java program, in seconds. METEOR takes 10 to 20 seconds to start, and several times longer on a
+busy machine."""
 
 
 class CaptionScoreError(RuntimeError):
-    """Captions cannot be scored; the message says what is missing or what failed."""
+    """Captions cannot be scored; the message names the missing dependency or the failed program."""
 
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """Scores of a split, CIDEr in [0, 10], the others in [0, 1]. Papers report them multiplied by 100."""
+    """Scores of a split: CIDEr is in [0, 10], the others are in [0, 1]. Papers report them multiplied by 100."""
 
-    figures: dict[str, float]  # by `NAMES`: BLEU-4 and METEOR at corpus level, the others as means over clips
+    figures: dict[str, float]  # by `NAMES`: BLEU-4 and METEOR are corpus-level, the others are means over clips
     clips: dict[
         str, NDArray[np.float64]
-    ]  # by `NAMES`, [clips]; for BLEU-4 and METEOR their mean is not the corpus score
+    ]  # by `NAMES`, [clips]; for BLEU-4 and METEOR, the mean differs from the corpus score
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,16 @@ def score_captions(
 ) -> CaptionScores:
     """Scores one caption per clip against the clip's references.
 
-    CIDEr weights n-grams by their rarity among the references of these same clips, so it is 0 for a single clip, and where
+    CIDEr weights n-grams by their rarity among the references of the scored clips, so it is 0 for a single clip and if
     all clips have the same references.
 
     Args:
-        predicted: one caption per clip; an empty one scores 0.
-        references: the reference captions of each clip, at least one, in the same order.
+        predicted: one caption per clip; an empty caption scores 0.
+        references: the reference captions of each clip (at least one), in the same order.
         time_limit: seconds after which a Java program is killed.
 
     Raises:
-        CaptionScoreError: pycocoevalcap or Java is missing, or a program failed or took too long.
+        CaptionScoreError: pycocoevalcap or Java is missing, or a program failed or exceeded the time limit.
         ValueError: there are no clips, the numbers of captions and clips differ, or a clip has no reference.
     """
     if not predicted or len(predicted) != len(references):
@@ -73,7 +75,7 @@ def score_captions(
     if missing := sum(not own for own in references):
         raise ValueError(f"{missing} clips have no reference caption: leave them out")
     programs = find_programs()
-    # All captions in one call: starting Java takes longer than tokenizing.
+    # Tokenize all captions in one call: starting Java takes longer than tokenizing.
     texts = _tokenize([*predicted, *(text for own in references for text in own)], programs, time_limit)
     bounds = accumulate((len(own) for own in references), initial=len(predicted))
     clips = range(len(predicted))
@@ -84,7 +86,7 @@ def score_captions(
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
-    bleu, clip_bleu = Bleu(4).compute_score(expected, generated, verbose=0)  # of 1- to 4-grams; BLEU-4 is the last
+    bleu, clip_bleu = Bleu(4).compute_score(expected, generated, verbose=0)  # BLEU-1 to BLEU-4; BLEU-4 is the last
     rouge, clip_rouge = Rouge().compute_score(expected, generated)
     cider, clip_cider = Cider().compute_score(expected, generated)
     meteor, clip_meteor = _meteor(texts[: len(predicted)], list(expected.values()), programs, time_limit)
@@ -97,10 +99,10 @@ def score_captions(
 
 
 def find_programs() -> _Programs:
-    """Locates Java and its programs. Call it before hours are spent on captions that cannot be scored.
+    """Locates Java and the Java programs. Call this first, to fail before hours are spent on captions.
 
     Raises:
-        CaptionScoreError: something is missing; the message lists all of it.
+        CaptionScoreError: Java, pycocoevalcap or one of its programs is missing; the message lists what is missing.
     """
     java = shutil.which("java")
     missing = []
@@ -124,10 +126,10 @@ def find_programs() -> _Programs:
 
 
 def _tokenize(captions: Sequence[str], programs: _Programs, time_limit: float) -> list[str]:
-    """Each caption as lower-case words separated by spaces, without punctuation, by the rules of the Penn Treebank."""
-    # The program works line by line, so a caption must not contain any kind of line break.
+    """Tokenizes captions by Penn Treebank rules: lower-case words separated by spaces, without punctuation."""
+    # The program processes its input line by line, so a caption must not contain any kind of line break.
     lines = "".join(" ".join(caption.replace("\0", " ").split()) + "\n" for caption in captions)
-    # Without the encoding Java uses the locale's, which is often ASCII in jobs.
+    # Without an explicit encoding, Java uses the locale's, which is often ASCII in batch jobs.
     command = [programs.java, "-Dfile.encoding=UTF-8", "-cp", str(programs.tokenizer)]
     command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
     try:
@@ -150,8 +152,9 @@ def _meteor(
     generated: Sequence[str], references: Sequence[Sequence[str]], programs: _Programs, time_limit: float
 ) -> tuple[float, list[float]]:
     """METEOR 1.5 at corpus level and per clip.
-    The program's protocol: a request SCORE returns the match counts of a caption; a request EVAL with all counts returns one
-    line per caption, then the corpus score.
+
+    Protocol: a SCORE request returns the match counts of a caption; an EVAL request with all counts returns one line
+    per caption, then the corpus score.
     """
     with _running_meteor(programs, time_limit) as (requests, answers):
 
@@ -176,17 +179,19 @@ def _meteor(
 
 
 def _field(text: str) -> str:
-    """A text without `|||`, which separates the fields of a request."""
+    """The text without `|||`, which separates the fields of a request."""
     return " ".join(text.replace("|||", " ").split())
 
 
 @contextmanager
 def _running_meteor(programs: _Programs, time_limit: float) -> Iterator[tuple[IO[str], IO[str]]]:
-    """Starts METEOR and yields its input and output. It is killed when the block ends, or after the time limit, which makes
-    reads in the block fail."""
+    """Starts METEOR and yields its standard input and output.
+
+    The process is killed when the block ends or the time limit expires; in the latter case, reads in the block fail.
+    """
     command = [programs.java, "-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", str(programs.meteor)]
     command += ["-", "-", "-stdio", "-l", "en", "-norm"]
-    # To a file, not a pipe: nothing reads standard error in the meantime, and a full pipe would block the program.
+    # Standard error goes to a file: nothing reads it in the meantime, and a full pipe would block the program.
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(  # noqa: S603
             command,
@@ -195,7 +200,7 @@ def _running_meteor(programs: _Programs, time_limit: float) -> Iterator[tuple[IO
             stderr=log,
             encoding="utf-8",
             errors="replace",
-            cwd=programs.meteor.parent,  # it reads its paraphrase tables from there
+            cwd=programs.meteor.parent,  # METEOR reads its paraphrase tables from here
         )
         assert process.stdin and process.stdout
         expired = threading.Event()
@@ -221,5 +226,5 @@ def _running_meteor(programs: _Programs, time_limit: float) -> Iterator[tuple[IO
             process.kill()
             process.wait()
             process.stdout.close()
-            with suppress(OSError):  # closing flushes, which fails for a program that has ended
+            with suppress(OSError):  # closing flushes, which fails if the program has exited
                 process.stdin.close()

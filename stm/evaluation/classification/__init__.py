@@ -1,4 +1,4 @@
-"""Classification by action labels: linear probe, fine-tuning, and zero-shot by sentences about the labels."""
+"""Classification by action labels: linear probe, fine-tuning, and zero-shot with label sentences."""
 
 from stm.config import FineTune, LinearProbe, ZeroShot
 from stm.evaluation.task import Metric, Task

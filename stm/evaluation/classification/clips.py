@@ -1,4 +1,4 @@
-"""The clips of a classification: labelled ones for training, and views of test clips."""
+"""Clips for classification: labelled clips for training, and views of test clips."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +12,13 @@ from stm.data.geometry import Geometry
 
 
 class LabelledClips(ClipDataset):
-    """The labelled clips of a dataset, for training: the others would be wasted passes, and mixup needs labels.
+    """The labelled clips of a dataset, for training: unlabelled clips would waste computation, and mixup needs labels.
 
-    `index` and `labels()` are still those of the whole dataset, and so is the number of a sample's clip ("clip").
+    `index`, `labels()` and the clip index of a sample ("clip") still refer to the whole dataset.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        """Takes the arguments of `ClipDataset`."""
+        """Accepts the same arguments as `ClipDataset`."""
         super().__init__(*arguments, **options)
         self.chosen = np.flatnonzero(self.labels() >= 0)
 
@@ -37,10 +37,10 @@ def clips_to_test(
     seed: int,
     classes: Sequence[str] | None = None,
 ) -> ClipDataset:
-    """The clips of a test split, in the task's views and crops.
+    """The clips of a test split, with the task's views and crops.
 
     Args:
-        classes: the training split's; None: the test split's own.
+        classes: the training split's classes; None: the test split's.
     """
     return ClipDataset(
         indexes,

@@ -1,9 +1,10 @@
 """Fine-tuning: the whole encoder and a linear head, trained end to end on the labels (VideoMAE's recipe).
 
-Mean over all tokens, a norm, a linear layer that starts near zero; layer-wise learning rates; stochastic depth; mixup
-and cutmix; label smoothing; several augmented samples per clip; several views per test clip, averaged after softmax.
+The head is a mean over all tokens, a norm and a linear layer initialised near zero. Training uses layer-wise learning
+rates, stochastic depth, mixup and cutmix, label smoothing and several augmented samples per clip. Testing averages
+several views per clip after softmax.
 
-`optimisation.batch_size` counts samples, repeats included, and the learning rate is given for a batch of 256 samples.
+`optimisation.batch_size` counts samples, including repeats, and the learning rate is specified per 256 samples.
 VideoMAE's scripts count clips: their batch of 384 clips with 2 repeats at 5e-4 is a batch of 768 at 2.5e-4 here.
 """
 
@@ -31,11 +32,11 @@ from stm.training.loop import TrainingPlan, fit
 from stm.tubelets import to_unit
 
 HEAD_SCALE = 1e-3
-"""VideoMAE's `init_scale`: the head starts so small that the first predictions are uniform."""
+"""VideoMAE's `init_scale`: so small that the initial predictions are almost uniform."""
 
 
 class Classifier(nn.Module):
-    """An encoder with a head on the mean of its tokens."""
+    """An encoder with a classification head on the mean of its tokens."""
 
     def __init__(
         self, encoder: VideoEncoder, classes: int, label_smoothing: float = 0.0, head_dropout: float = 0.0
@@ -45,7 +46,7 @@ class Classifier(nn.Module):
         self.encoder = encoder
         self.classes = classes
         self.label_smoothing = label_smoothing
-        # The mean is normalised instead of the tokens, by a norm that is trained from scratch.
+        # A norm trained from scratch normalises the mean; the encoder's norm of the tokens is not used.
         self.encoder.norm.requires_grad_(False)
         self.fc_norm = nn.LayerNorm(width, eps=encoder.architecture.norm_eps)
         self.dropout = nn.Dropout(head_dropout)
@@ -66,8 +67,8 @@ class Classifier(nn.Module):
                 `Mixing.mixed` adds.
 
         Returns:
-            {"loss": cross entropy, "top1": share of correct predictions}, float32 scalars; for a mixed batch only the loss,
-            as it has two labels per clip.
+            {"loss": cross entropy, "top1": share of correct predictions}, float32 scalars; for a mixed batch only the
+            loss, because each clip has two labels.
         """
         label = batch["label"]
         if "pixel_weights" in batch:
@@ -80,9 +81,9 @@ class Classifier(nn.Module):
 
 
 def fine_tune(task: FineTune, run: Run, inputs: EvaluationInputs) -> None:
-    """Fine-tunes and tests; resumes from a checkpoint like pretraining. See `stm.evaluation.evaluate`.
+    """Fine-tunes and tests a classifier; resumes from a checkpoint, as pretraining does. See `stm.evaluation.evaluate`.
 
-    In addition to the results it writes `classifier.safetensors`, which `stm.models.weights.zoo` reads and converts.
+    In addition to the results, writes `classifier.safetensors`, which `stm.models.weights.zoo` can read and convert.
     """
     process, settings = Process(0, 1, choose_device(inputs.device)), task.optimisation
     train = LabelledClips(
@@ -132,7 +133,7 @@ def fine_tune(task: FineTune, run: Run, inputs: EvaluationInputs) -> None:
 
 
 def _origin(task: FineTune, run: Run, inputs: EvaluationInputs) -> dict[str, Any]:
-    # Settings that only the test depends on: changing them must not discard a checkpoint.
+    # Settings that affect only the test: changing them must not discard a checkpoint.
     test_only = {"test_split", "views", "crops", *task.cache_neutral}
     return {
         "task": task.model_dump(mode="json", exclude=test_only),

@@ -1,10 +1,11 @@
 """Linear probe: a linear classifier on frozen features.
 
-The recipe is the field's and not from a paper on video: neither TGM nor MGM describes its own. From MAE (its
-main_linprobe.py) come batch norm without parameters before the layer, weights of standard deviation 0.01, 90 epochs and no
-weight decay. Three things are ours: no augmentation but the centre crop, so that features are computed once; AdamW
-instead of LARS; and a learning rate that is selected on a fifth of the TRAINING clips, never on the test split. The
-features are the mean over all tokens after the encoder's last norm, as VideoMAE has no class token.
+Neither TGM nor MGM describes its linear probe, so the recipe is a common one instead of a video paper's. As in MAE
+(main_linprobe.py), it uses batch norm without parameters before the layer, weights initialised with standard deviation
+0.01, 90 epochs and no weight decay. It differs from MAE in three ways: there is no augmentation, only a centre crop, so
+that features are computed once; the optimiser is AdamW instead of LARS; and the learning rate is selected on a fifth of
+the TRAINING clips, never on the test split. The features are the mean over all tokens after the encoder's last norm,
+because VideoMAE has no class token.
 """
 
 import numpy as np
@@ -64,13 +65,13 @@ def probe(task: LinearProbe, run: Run, inputs: EvaluationInputs) -> None:
 
 
 def hold_out(targets: NDArray[np.integer], seed: int) -> NDArray[np.bool_]:
-    """Selects a fifth of the clips, in proportion to the classes, but never all clips of a class: bool [n], True if held out.
+    """Holds out a fifth of the clips, stratified by class, but never all clips of a class: bool [n], True if held out.
 
     Raises:
-        ValueError: no class has two clips.
+        ValueError: no class has at least two clips.
     """
     _, place, count = np.unique(targets, return_inverse=True, return_counts=True)
-    # Every fifth clip in the order of classes: this never takes all clips of a class with at least two.
+    # Select every fifth clip, ordered by class: this never selects all clips of a class with at least two.
     spare = np.flatnonzero(count[place] > 1)
     if not len(spare):
         raise ValueError(
@@ -86,8 +87,10 @@ def hold_out(targets: NDArray[np.integer], seed: int) -> NDArray[np.bool_]:
 def try_learning_rates(
     features: Tensor, targets: Tensor, classes: int, task: LinearProbe, seed: int
 ) -> dict[float, tuple[float, float]]:
-    """Top-1 and negative loss on the held-out fifth, for each learning rate: the greatest pair is best, the loss breaking
-    ties of top-1."""
+    """Top-1 accuracy and negative loss on the held-out fifth, for each learning rate.
+
+    The greatest pair is best: the loss breaks ties in top-1 accuracy.
+    """
     held = torch.from_numpy(hold_out(targets.cpu().numpy(), seed)).to(targets.device)
     results = {}
     rates = track(task.learning_rates, "linear probe", len(task.learning_rates), "learning rates")
@@ -108,17 +111,17 @@ def train_head(
     Args:
         features: float32 [n, D].
         targets: int64 [n].
-        learning_rate: AdamW's, at the start of half a cosine that ends at 0.
+        learning_rate: AdamW's initial learning rate, which decays to 0 along a half cosine.
 
     Returns:
-        The classifier in eval mode: [n, D] to logits [n, classes].
+        The classifier in eval mode, which maps [n, D] to logits [n, classes].
 
     Raises:
         ValueError: there are fewer than two clips, which batch norm needs.
     """
     if len(features) < 2:
         raise ValueError(f"the linear probe needs at least 2 training clips, and there are {len(features)}")
-    # The same initial weights for every learning rate, whatever the state of the global generator.
+    # Use the same initial weights for every learning rate, independent of the global generator's state.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         linear = nn.Linear(features.shape[1], classes)
@@ -127,7 +130,8 @@ def train_head(
         nn.init.zeros_(linear.bias)
     head = nn.Sequential(nn.BatchNorm1d(features.shape[1], affine=False, eps=1e-6), linear).to(features.device)
     optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=0.0)
-    # Batches of nearly equal size: a small last batch would give poor statistics for batch norm, a single clip none.
+    # Use batches of nearly equal size: batch norm has poor statistics for a small last batch, and none for a single
+    # clip.
     batches = max(1, min(round(len(features) / task.batch_size), len(features) // 2))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.epochs * batches)
     generator = torch.Generator().manual_seed(seed)

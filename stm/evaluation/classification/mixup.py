@@ -1,8 +1,8 @@
-"""Mixup and cutmix of a batch, as timm's `Mixup` in its mode `batch`: the recipe of VideoMAE's fine-tuning.
+"""Mixup and cutmix of a batch, equivalent to timm's `Mixup` in mode `batch`, as in VideoMAE's fine-tuning.
 
-Clip i is mixed with clip B - 1 - i, all clips in the same proportion, or with the same box in all frames. The random numbers
-depend on (seed, number of the forward pass) alone, so that a resumed run mixes as an uninterrupted one does. They are sampled
-in the main process; the pixels are mixed on the model's device.
+Clip i is mixed with clip B - 1 - i. All clips of a batch use the same proportion or the same box, which applies to all
+frames. The random numbers depend only on (seed, index of the forward pass), so that a resumed run mixes exactly as an
+uninterrupted one. They are sampled in the main process; the pixels are mixed on the model's device.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,13 +19,13 @@ from stm.data.loader import Batch
 
 @dataclass(frozen=True)
 class Draw:
-    """How one batch is mixed."""
+    """The mixing parameters of one batch."""
 
-    share: float = 1.0  # of a clip's own label and, without a box, of its own pixels
-    box: tuple[int, int, int, int] | None = None  # pixels from the other clip: top, bottom, left, right
+    share: float = 1.0  # weight of a clip's own label and, without a box, of its own pixels
+    box: tuple[int, int, int, int] | None = None  # region filled from the other clip: top, bottom, left, right
 
     def weights(self, size: int) -> Tensor:
-        """The factors of own and other pixels, float32 [2, size, size]."""
+        """The weights of a clip's own pixels and of the other clip's, float32 [2, size, size]."""
         if self.box is None:
             return torch.tensor([self.share, 1 - self.share])[:, None, None].expand(2, size, size)
         top, bottom, left, right = self.box
@@ -36,7 +36,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Mixing:
-    """How a run's batches are mixed."""
+    """Mixes the batches of a run."""
 
     settings: FineTuneAugmentation
     seed: int
@@ -46,10 +46,10 @@ class Mixing:
         return max(self.settings.mixup, self.settings.cutmix) > 0 and self.settings.mix_probability > 0
 
     def draw(self, number: int, size: int) -> Draw:
-        """Samples the mix of forward pass `number`, for images of `size` x `size` pixels.
+        """Samples the mixing parameters of forward pass `number`, for frames of `size` x `size` pixels.
 
-        It samples what timm does, in timm's order. timm uses numpy's global generator; here it is a generator of the same
-        kind, whose stream numpy guarantees never to change.
+        Samples the same values as timm, in the same order. timm uses numpy's global generator; this is a separate
+        generator of the same kind, whose stream numpy guarantees never to change.
         """
         settings, random = self.settings, np.random.RandomState([self.seed, number])
         if random.rand() >= settings.mix_probability:
@@ -62,10 +62,10 @@ class Mixing:
         return _draw_box(random, share, size) if cut and share < 1 else Draw(share)
 
     def mixed(self, batches: Callable[[int], Iterator[Batch]], accumulate: int) -> Callable[[int], Iterator[Batch]]:
-        """The same batches with the weights of the mix: "pixel_weights" float32 [2, S, S], "label_weights" float32 [2].
+        """Adds the mixing weights to the batches: "pixel_weights" float32 [2, S, S], "label_weights" float32 [2].
 
         Args:
-            batches: those from a given optimiser step on, see `stm.training.batches.feed`.
+            batches: returns the batches from a given optimiser step onwards, see `stm.training.batches.feed`.
             accumulate: batches per step.
         """
 
@@ -80,7 +80,10 @@ class Mixing:
 
 
 def _draw_box(random: np.random.RandomState, share: float, size: int) -> Draw:
-    """A box with 1 - `share` of the image's area around a random pixel, clipped at the border, which the share accounts for."""
+    """Samples a box with 1 - `share` of the frame's area around a random pixel.
+
+    The box is clipped at the border, and the returned share is that of the clipped box.
+    """
     side = int(size * np.sqrt(1 - share))
     middles = (int(random.randint(0, size)), int(random.randint(0, size)))
     low, high = zip(*((max(m - side // 2, 0), min(m + (side + 1) // 2, size)) for m in middles), strict=True)
@@ -89,18 +92,18 @@ def _draw_box(random: np.random.RandomState, share: float, size: int) -> Draw:
 
 
 def mix(values: Tensor, weights: Tensor) -> Tensor:
-    """Mixes each of [B, ...] with its partner from the other end of the batch; the middle one of an odd batch does not change.
+    """Mixes each row with its partner from the other end of the batch; the middle row of an odd batch is unchanged.
 
     Args:
         values: float [B, ...].
-        weights: [2, ...], of a clip's own values and of its partner's.
+        weights: [2, ...], the weights of a row's own values and of its partner's.
     """
     return values * weights[0] + values.flip(0) * weights[1]
 
 
 def soft_targets(label: Tensor, classes: int, smoothing: float) -> Tensor:
-    """Smoothed one-hot targets, int64 [B] -> float32 [B, classes]: all classes share `smoothing` of the weight equally."""
+    """Smoothed one-hot targets, int64 [B] -> float32 [B, classes]: `smoothing` is spread evenly over all classes."""
     even = smoothing / classes
-    # Not one_hot * (1 - smoothing) + even: this rounds as timm does.
+    # Instead of one_hot * (1 - smoothing) + even, so that the rounding matches timm's.
     hard = functional.one_hot(label, classes).bool()
     return torch.where(hard, 1.0 - smoothing + even, even)

@@ -1,7 +1,7 @@
-"""Zero-shot classification: predicts the label whose sentence is nearest to the clip in the space of the text.
+"""Zero-shot classification: predicts the label whose sentence is nearest to the clip in the text embedding space.
 
-Nothing is trained. As with CLIP, a label's vectors of all templates are normalised, averaged, and normalised again. A
-clip's vector is the contrastive head's embedding of the mean over all its tokens.
+Nothing is trained. As in CLIP, a label is embedded with all templates, and the vectors are normalised, averaged, and
+normalised again. A clip's vector is the contrastive head's embedding of the mean over all its tokens.
 """
 
 import re
@@ -22,7 +22,7 @@ _INNER_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 def classify_by_sentences(task: ZeroShot, run: Run, inputs: EvaluationInputs) -> None:
-    """Classifies the test split's clips among its own labels; see `stm.evaluation.evaluate`."""
+    """Classifies the test split's clips into the split's labels; see `stm.evaluation.evaluate`."""
     if inputs.text is None:
         raise ValueError("zero-shot classification needs the text encoder of the captions (config: text)")
     test = clips_to_test(task, run, inputs.test, inputs.seed)
@@ -32,7 +32,7 @@ def classify_by_sentences(task: ZeroShot, run: Run, inputs: EvaluationInputs) ->
     check_encoder(embedder, encoder.identity, "the labels' sentences are encoded by")
     labels = embed_labels(test.classes, task.templates, encoder)
     check_width(embedder, labels.shape[1], f"{inputs.text.model}: its vectors have")
-    # The temperature of training: it changes no single view's ranking, but how views are weighted in their mean.
+    # Use the training temperature: it leaves the ranking within a view unchanged but weights the views in their mean.
     temperature = float(embedder.branch.temperature)
     cosines = embed_clips(embedder, run, test, inputs.device) @ labels.T
     probabilities = average_probabilities(cosines / temperature)
@@ -48,7 +48,8 @@ def embed_labels(labels: Sequence[str], templates: Sequence[str], encoder: TextE
 
 
 def spell(label: str) -> str:
-    """A label as words: `brushing_teeth` (HMDB51) becomes `brushing teeth`, `ApplyEyeMakeup` (UCF101) `Apply Eye Makeup`."""
+    """Spells a label as words: `brushing_teeth` (HMDB51) becomes `brushing teeth`, `ApplyEyeMakeup` (UCF101)
+    becomes `Apply Eye Makeup`."""
     words = label.replace("_", " ").strip()
-    # A label that has spaces is written out already; its capitals are names.
+    # A label with spaces is already written as words; its capitals are proper names.
     return words if " " in words else _INNER_CAPITAL.sub(" ", words)

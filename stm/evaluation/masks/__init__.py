@@ -1,1 +1,1 @@
-"""Quality of masks: how much of the captioned object they hide, and how well cached maps follow a crop."""
+"""Mask quality: how much of the captioned object masks hide, and how well cached maps match maps of the crop."""

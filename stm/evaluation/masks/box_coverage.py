@@ -1,8 +1,8 @@
-"""How much of the named object masks hide: the ground-truth box of moving-shapes against the masks of each guide.
+"""Coverage of the named object by masks: the ground-truth box of moving-shapes against the masks of each guide.
 
-Masks are made on the whole frame's map, one stored frame at a time, by the strategies that training uses.
-Coverage is the share of the box's AREA under hidden cells, exact to fractions of cells. A mask that is independent of the
-content covers, on average, the share of cells that it hides: that is `chance`.
+Masks are computed from the full frame's map, separately for each stored frame, with the strategies used in training.
+Coverage is the share of the box's AREA that hidden cells cover, including fractions of cells. A mask that is
+independent of the content covers, on average, the share of cells that it hides; this share is `chance`.
 """
 
 from collections import defaultdict
@@ -26,7 +26,7 @@ from stm.storage.tables import read_table, stream_rows
 Map = NDArray[np.float32]
 Shares = NDArray[np.float64]
 
-# Guide under its name in the report -> the strategy, and the guide that it reads. "random" is the control.
+# Guide name in the report -> the strategy, and the guide that the strategy reads. "random" is the baseline.
 GUIDES = {
     "text_top": ("text_top", "similarity"),
     "motion": ("motion", "motion"),
@@ -50,7 +50,8 @@ def share_in_cells(boxes: Shares, rows: int, columns: int) -> Shares:
         boxes: float64 [T, 4]: left, top, right, bottom as shares of the frame's width and height.
 
     Returns:
-        float64 [T, rows * columns]; a frame's sum is 1, or 0 where the box has no area (the object is out of view).
+        float64 [T, rows * columns]; the cells of a frame sum to 1, or to 0 if the box has no area (the object is out of
+        view).
     """
     across = _share_along(boxes[:, 0], boxes[:, 2], columns)
     down = _share_along(boxes[:, 1], boxes[:, 3], rows)
@@ -58,7 +59,7 @@ def share_in_cells(boxes: Shares, rows: int, columns: int) -> Shares:
 
 
 def _share_along(low: Shares, high: Shares, cells: int) -> Shares:
-    """Share of intervals within [0, 1], [T], in each of `cells` equal parts, [T, cells]."""
+    """Share of each interval, with bounds [T] in [0, 1], in each of `cells` equal parts of [0, 1]: [T, cells]."""
     edges = np.arange(cells + 1) / cells
     overlap = np.minimum(high[:, None], edges[1:]) - np.maximum(low[:, None], edges[:-1])
     length = (high - low)[:, None]
@@ -66,26 +67,28 @@ def _share_along(low: Shares, high: Shares, cells: int) -> Shares:
 
 
 def subtract_camera(vectors: NDArray[np.floating]) -> Map:
-    """Length of each cell's vector minus the frame's median vector: [T, R, C, 2] -> float32 [T, R, C].
-    Most cells show background, so the median is the motion that the camera causes.
+    """Magnitude of each cell's vector minus the frame's median vector: [T, R, C, 2] -> float32 [T, R, C].
+
+    Most cells show background, so the median estimates the camera motion.
     """
-    vectors = vectors.astype(np.float32)  # the packed float16 would lose digits in the difference
+    vectors = vectors.astype(np.float32)  # the difference would lose precision in the packed float16
     return np.linalg.norm(vectors - np.median(vectors, axis=(1, 2), keepdims=True), axis=-1)
 
 
 def measure_coverage(guide: str, scores: Map, clip: TrueClip, ratio: float, key: str) -> tuple[float, float] | None:
-    """The coverage of a clip's box by one guide's masks, and the level of chance.
+    """The coverage of a clip's box by one guide's masks, and the chance level.
 
     Args:
         guide: a key of `GUIDES`.
         scores: float32 [K, T, R, C]: K maps of the clip (one per caption), over which the result is averaged.
         ratio: mask ratio in each frame.
-        key: the clip's; it seeds the noise that breaks ties.
+        key: the clip's key, which seeds the noise that breaks ties.
 
     Returns:
-        Means over the frames that show the object; None if none does.
+        Means over the frames that show the object; None if no frame does.
+
     Raises:
-        ValueError: maps and stored frames differ in number.
+        ValueError: the numbers of map frames and stored frames differ.
     """
     captions, frames, rows, columns = scores.shape
     if frames != len(clip.boxes):
@@ -104,7 +107,7 @@ def measure_coverage(guide: str, scores: Map, clip: TrueClip, ratio: float, key:
     if not in_view.any():
         return None
     coverage = (hidden[:, in_view] * shares[in_view]).sum(2).mean()
-    # The rounded number of hidden cells, not the ratio: this is what a random mask really hides.
+    # Use the rounded number of hidden cells instead of the ratio: a random mask hides exactly that many.
     return float(coverage), count_masked(cells, ratio) / cells
 
 
@@ -127,7 +130,7 @@ def measure_mask_quality(
         motion: `motion/{shard}.parquet` of these shards; may be empty.
         truth: `generated/truth.parquet`.
         settings: split and ratios.
-        output: gets {"split", "receipt", "rows": [{"guide", "source" (caption source or null), "camera"
+        output: JSON file: {"split", "receipt", "rows": [{"guide", "source" (caption source or null), "camera"
             ("fixed" or "moving"), "ratio", "coverage" (mean share of the box's area that is hidden), "low",
             "high" (its 95 % interval, bootstrap over clips), "clips", "chance" (share of cells that is
             hidden)}]}.
@@ -136,7 +139,7 @@ def measure_mask_quality(
         ValueError: no clip of the split has both a box and a map, or the files belong to different datasets.
     """
     clips = read_truth(frames_indexes, truth, settings.split)
-    # A set: the two ratios may be the same.
+    # Use a set, because the two ratios may be equal.
     ratios = sorted({settings.text_ratio, settings.motion_ratio})
     measurements: dict[tuple[str, str, str, float], list[tuple[float, float]]] = defaultdict(list)
     with Progress("mask quality", len(clips) * (len(similarity) + bool(motion)), "clips") as progress:
@@ -160,7 +163,7 @@ def measure_mask_quality(
 
 
 def read_truth(frames_indexes: Sequence[Path], truth: Path, split: str) -> dict[str, TrueClip]:
-    """The kept clips of a split by key, with the named object's box in each stored frame.
+    """The ground truth of a split's kept clips by key, with the named object's box in each stored frame.
 
     Raises:
         ValueError: a stored frame has no box: truth and frames come from different videos.
@@ -177,7 +180,7 @@ def read_truth(frames_indexes: Sequence[Path], truth: Path, split: str) -> dict[
                         f"{truth}: clip {row['video_id']!r} has boxes for {len(boxes)} frames, and {index} stores its "
                         f"frame {max(row['decode_index'])}; they come from different videos"
                     )
-                # As shares of the sides: the stored frames may be smaller than the generated ones.
+                # Store boxes as shares of the frame's sides: the stored frames may be smaller than the generated ones.
                 size = np.array([true["width"], true["height"]] * 2)
                 clips[row["key"]] = TrueClip(true["camera"], boxes[row["decode_index"]] / size)
     return clips
@@ -186,8 +189,8 @@ def read_truth(frames_indexes: Sequence[Path], truth: Path, split: str) -> dict[
 def _read_maps(
     similarity: Mapping[str, Sequence[Path]], motion: Sequence[Path]
 ) -> Iterator[tuple[str, str, dict[str, Map]]]:
-    """Yields the key, caption source ("" for none), and maps [K, T, R, C] by guide, of each clip and source."""
-    controlled: set[str] = set()  # keys of clips whose random masks are measured: once per clip, whatever maps it has
+    """Yields, for each clip and source, the key, the caption source ("" for none) and the maps [K, T, R, C] by guide."""
+    controlled: set[str] = set()  # clips whose random masks are already measured: once per clip, whatever its maps
 
     def with_control(row: Mapping[str, Any], guides: dict[str, Map]) -> dict[str, Map]:
         if row["key"] not in controlled:
@@ -241,7 +244,7 @@ def _make_row(
 
 
 def bootstrap_interval(values: NDArray[np.floating], draws: int = 2000) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of `values` [n], with fixed resamples."""
+    """95 % percentile bootstrap interval of the mean of `values` [n], with a fixed seed."""
     resamples = np.random.default_rng(0).integers(len(values), size=(draws, len(values)))
     low, high = np.percentile(values[resamples].mean(1), [2.5, 97.5])
     return float(low), float(high)

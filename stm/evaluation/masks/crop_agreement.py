@@ -1,7 +1,8 @@
-"""Agreement of masks from cached maps that follow the crop with masks from maps computed on the crop.
+"""Agreement between masks from cached, cropped maps and masks from maps computed on the crop.
 
-Similarity is computed once, on the full frame's cells, and resampled to the tokens of each crop. The paper (TGM) scores
-the patches of the crop itself. Here both are computed for random crops, and their text-guided masks are compared.
+Similarity is computed once, on the full frame's cells, and resampled to the tokens of each crop. The paper (TGM)
+instead scores the patches of the crop. This module computes both for random crops and compares the resulting
+text-guided masks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,7 +49,7 @@ def chance_overlap(tokens: int, ratio: float) -> float:
 
 
 def mask_by_text(scores: Map, noise: Map, ratio: float) -> NDArray[np.bool_]:
-    """The tokens of one frame that `text_top` hides: scores and noise [side, side] -> bool [side * side]."""
+    """The tokens of one frame hidden by `text_top`: scores and noise [side, side] -> bool [side * side]."""
     guides = {
         "similarity": torch.from_numpy(scores.reshape(1, 1, -1)),
         "noise": torch.from_numpy(noise.reshape(1, 1, -1)),
@@ -73,11 +74,11 @@ def measure_crop_agreement(
     """Compares text-guided masks from cached-then-cropped maps with those from maps computed on the crop.
 
     Args:
-        frames_tars: `frames/{shard}.tar`, one for each of `frames_indexes` and `similarity`, in the same order.
-        similarity: `similarity/{source}/{shard}.parquet` of one caption source, made with `settings`.
-        image_size: side of the crop after resizing, pixels.
-        patch_size: side of a token, pixels.
-        output: gets {"iou" (mean), "low", "high" (95 %, bootstrap over crops), "chance_iou", "correlation"
+        frames_tars: `frames/{shard}.tar`, one per entry of `frames_indexes` and `similarity`, in the same order.
+        similarity: `similarity/{source}/{shard}.parquet` of one caption source, computed with `settings`.
+        image_size: side of the crop after resizing, in pixels.
+        patch_size: side of a token, in pixels.
+        output: JSON file: {"iou" (mean), "low", "high" (95 %, bootstrap over crops), "chance_iou", "correlation"
             (mean Pearson correlation of the two maps), "crops", "tokens", "ratio", "receipt"}.
         crops: number of random crops, each of a random frame and caption of a random clip, sampled as in pretraining.
 
@@ -85,7 +86,7 @@ def measure_crop_agreement(
         ValueError: no clip has a similarity map.
     """
     side = image_size // patch_size
-    # Crops are scored one by one: a larger batch would be mostly padding.
+    # Crops are scored one at a time, so a larger batch would be mostly padding.
     batch = min(settings.batch_size, side * side)
     scorer = PatchScorer(load_clip(settings.model, settings.precision, device), side, batch)
     samples = _sample_crops(frames_tars, frames_indexes, similarity, crops, seed)
@@ -95,7 +96,7 @@ def measure_crop_agreement(
             size = (frame.shape[1], frame.shape[0])
             resampled = crop_map(cached, size, box, side, False)
             computed = _score_crop(scorer, frame, box, image_size, caption)
-            # The same noise for both masks: otherwise ties would count as disagreement.
+            # Use the same noise for both masks: otherwise ties would count as disagreement.
             noise = make_generator(seed, 0, noise_key, 0).random((side, side), dtype=np.float32)
             overlaps.append(overlap(*(mask_by_text(m, noise, ratio) for m in (resampled, computed))))
             correlations.append(_correlate(resampled, computed))
@@ -123,7 +124,7 @@ def measure_crop_agreement(
 def _sample_crops(
     tars: Sequence[Path], indexes: Sequence[Path], similarity: Sequence[Path], crops: int, seed: int
 ) -> list[tuple[NDArray[np.uint8], str, Map, Box, str]]:
-    """The frame, caption, cached map of both [R, C], crop box, and key of the noise of each crop."""
+    """For each crop, the frame, the caption, their cached map [R, C], the crop box and the key of the noise."""
     frames = {row["key"]: (tar, row) for tar, index in zip(tars, indexes, strict=True) for row in read_kept(index)}
     # Sorted, so that the sampled crops do not depend on how clips are assigned to shards.
     usable = sorted(
@@ -138,7 +139,7 @@ def _sample_crops(
     for number, index in enumerate(np.random.default_rng(seed).integers(len(usable), size=crops)):
         chosen.setdefault(usable[index], []).append(number)
     samples = []
-    # A second pass over the tables, so that only the maps of chosen clips are ever in memory.
+    # Read the tables a second time, so that only the maps of sampled clips are held in memory.
     for path in similarity:
         for row in stream_rows(path, ("similarity",)):
             for number in chosen.get(row["key"], []):
@@ -166,7 +167,7 @@ def _score_crop(scorer: PatchScorer, frame: NDArray[np.uint8], box: Box, image_s
 
 
 def _correlate(first: Map, second: Map) -> float:
-    """Pearson's correlation; 0 where a map is constant."""
+    """Pearson correlation; 0 if either map is constant."""
     if first.std() == 0 or second.std() == 0:
         return 0.0
     return float(np.corrcoef(first.reshape(-1), second.reshape(-1))[0, 1])

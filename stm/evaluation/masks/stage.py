@@ -1,4 +1,4 @@
-"""Two stages that measure masks: against the objects' true boxes, and cached maps against maps computed on the crop."""
+"""Two stages that measure masks: coverage of the true boxes, and agreement of cached maps with maps of the crop."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ def _settings(job: Job) -> MaskQuality:
 
 
 def _maps(job: Job) -> Files:
-    """The similarity of every caption source, the motion and the true boxes of the measured split."""
+    """The frames, similarity maps of every caption source, motion maps and true boxes of the measured split."""
     layout, shards = job.layout, job.shards(_settings(job).split)
     return {
         "frames": [layout.frames(shard) for shard in shards],
@@ -38,7 +38,7 @@ def _measure_quality(job: Job, inputs: Files, outputs: Files, processes: int) ->
 
 
 def _cached(job: Job) -> Files:
-    """The frames of the measured split, and their similarity to the first packed caption source."""
+    """The frames of the measured split, and their similarity maps for the first packed caption source."""
     layout, source = job.layout, job.config.pack.sources[0]
     shards = job.shards(_settings(job).split)
     return {

@@ -1,4 +1,4 @@
-"""Multiple choice: which of a question's texts belongs to the clip, by matching and contrast (UMT, MSRVTT-MC)."""
+"""Multiple choice: selects the text that belongs to the clip, by matching and cosine similarity (UMT, MSRVTT-MC)."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ PREDICTIONS_SCHEMA = pa.schema(
 
 
 def choose(task: MultipleChoice, run: LanguageRun, inputs: EvaluationInputs) -> None:
-    """Fine-tunes on captions if the task has `optimisation`, then chooses; see `stm.evaluation.evaluate`."""
+    """Fine-tunes on captions if the task has `optimisation`, then answers questions; see `stm.evaluation.evaluate`."""
     process = Process(0, 1, choose_device(inputs.device))
     torch.manual_seed(inputs.seed)
     model = load_model(inputs.weights, run, task, task.drop_path).to(process.device)
@@ -79,10 +79,10 @@ class _Scorer:
 
     @torch.inference_mode()
     def score(self, dataset: ClipDataset) -> tuple[Tensor, np.ndarray, list[tuple[str, tuple[str, ...]]]]:
-        """Scores float32 [Q, A], the numbers of the correct choices [Q], and each question's clip and choices.
+        """Scores float32 [Q, A], the indices of the correct choices [Q], and each question's clip key and choices.
 
         Raises:
-            ValueError: there are no questions with choices, or their numbers of choices differ.
+            ValueError: no question has choices, or the numbers of choices differ.
         """
         model = self.model.eval()
         questions = [
@@ -111,7 +111,7 @@ class _Scorer:
         return torch.cat(parts), right, [(dataset.index[number].key, tuple(q.choices)) for number, q in questions]
 
 
-MATCH_WEIGHT, SIMILARITY_WEIGHT = 0.7, 0.3  # UMT's release
+MATCH_WEIGHT, SIMILARITY_WEIGHT = 0.7, 0.3  # as in UMT's release
 
 
 def choice_scores(
@@ -123,9 +123,9 @@ def choice_scores(
     """Scores of the texts of each clip: `match_weight` x probability of a match + `similarity_weight` x cosine.
 
     Args:
-        similarity: float [B, A], cosines of each clip and its A texts, not divided by a temperature.
+        similarity: float [B, A], cosine of each clip with its A texts, not divided by a temperature.
         match: float [B, A, 2], the matching head's logits of the same pairs; index 1 is a match.
-        match_weight, similarity_weight: UMT's by default.
+        match_weight, similarity_weight: the defaults are UMT's.
 
     Returns:
         Float32 [B, A].
@@ -140,18 +140,18 @@ def choice_scores(
 
 
 def multiple_choice_metrics(scores: Tensor, right: NDArray) -> dict[str, Any]:
-    """How often the text with the highest score is the correct one.
+    """Accuracy of choosing the text with the highest score.
 
     Args:
         scores: float [B, A], finite.
-        right: int [B], the number of the correct text of each clip.
+        right: int [B], the index of the correct text of each clip.
 
     Returns:
-        `accuracy` (where the correct text ties with others, it counts with its probability in a random order),
-        `confidence95` (Wilson's), `questions`, and `chance`.
+        `accuracy` (a tie counts as the probability that the correct text comes first in a random order),
+        `confidence95` (Wilson interval), `questions`, and `chance`.
 
     Raises:
-        ValueError: a score is not finite, or a number is out of range.
+        ValueError: a score is not finite, or an index is out of range.
     """
     if not bool(scores.isfinite().all()):
         raise ValueError("the scores are not all finite: were the weights trained to the end?")

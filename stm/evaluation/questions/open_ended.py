@@ -34,7 +34,7 @@ QUESTIONS_PER_BATCH = 64
 
 
 def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) -> None:
-    """Trains model and decoder on the training questions and answers the test questions; see `stm.evaluation.evaluate`."""
+    """Trains model and decoder on the training questions, then answers the test questions; see `stm.evaluation.evaluate`."""
     process = Process(0, 1, choose_device(inputs.device))
     torch.manual_seed(inputs.seed)
     model = load_model(inputs.weights, run, task, task.drop_path)
@@ -71,7 +71,7 @@ def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) 
     metrics = {
         **figures,
         "answers": len(answers),
-        "most_frequent_answer": most,  # its share in the training split: about the accuracy of always giving it
+        "most_frequent_answer": most,  # its share in the training split: about the accuracy of always predicting it
         "by_question": by_question(predicted, rows),
         "checkpoint": which,
     }
@@ -136,7 +136,7 @@ class _Answerer:
 
 
 def by_question(predicted: list[str], rows: list[dict[str, Any]], most: int = 20) -> dict[str, float]:
-    """Accuracy by the questions' first two words, as papers group them; only the `most` most frequent groups."""
+    """Accuracy by the first two words of the question, as in papers; only the `most` most frequent groups."""
     groups: dict[str, list[bool]] = {}
     for given, row in zip(predicted, rows, strict=True):
         words = " ".join(row["question"].lower().split()[:2])
@@ -150,34 +150,34 @@ def count_answers(answers: Iterable[Sequence[str]], most: int | None = None) -> 
 
     Args:
         answers: the answers given to each question, with repetitions.
-        most: number of answers to return; None: all.
+        most: maximum number of answers to return; None: all.
     """
     counts = Counter(normalise(answer) for given in answers for answer in given)
-    # An empty answer counts neither as a candidate nor as an accepted answer.
+    # Empty answers are excluded, both as candidates and as accepted answers.
     counts.pop("", None)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most])
 
 
 def choose_answer(scores: Tensor, answers: Sequence[str]) -> list[str]:
-    """The answer with the highest score for each question; of tied ones the first, which is the most frequent.
+    """The answer with the highest score for each question; ties go to the first answer, which is the most frequent.
 
     Args:
         scores: float [B, A], from `TextDecoder.rank`; minus infinity for an answer that was not ranked.
-        answers: A answers, in the order of the columns.
+        answers: the A answers, in the order of the columns.
 
     Raises:
-        ValueError: the numbers of answers and columns differ, or a row has no finite score or a NaN.
+        ValueError: the numbers of answers and columns differ, or a row has a NaN or no finite score.
     """
     if scores.dim() != 2 or scores.shape[1] != len(answers):
         raise ValueError(f"scores {tuple(scores.shape)} must be [B, {len(answers)}], one column per answer")
-    ordered, numbers = scores.sort(dim=1, descending=True, stable=True)  # a NaN comes first
+    ordered, numbers = scores.sort(dim=1, descending=True, stable=True)  # NaN sorts first
     if not bool(ordered[:, :1].isfinite().all()):
         raise ValueError("a question has no answer with a finite score: were the weights trained to the end?")
     return [answers[number] for number in numbers[:, 0].tolist()]
 
 
 def normalise(answer: str) -> str:
-    """An answer in the form that is compared: lower case, single spaces."""
+    """Normalises an answer for comparison: lower case, single spaces."""
     return " ".join(answer.lower().split())
 
 
@@ -189,11 +189,11 @@ def open_ended_metrics(
     Args:
         predicted: the chosen answer of each question.
         accepted: the correct answers of each question, at least one.
-        answers: all answers that could be chosen.
+        answers: all candidate answers.
 
     Returns:
-        `accuracy`, `confidence95` (Wilson's), `questions`, and `reachable`: the share of questions that have an accepted
-        answer among `answers`, which no model that chooses from them can exceed.
+        `accuracy`, `confidence95` (Wilson interval), `questions`, and `reachable`: the share of questions with an
+        accepted answer among `answers`, which is an upper bound on the accuracy.
 
     Raises:
         ValueError: the numbers of predictions and questions differ, or a question has no accepted answer.

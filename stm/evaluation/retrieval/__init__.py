@@ -1,4 +1,4 @@
-"""Text-to-video and video-to-text retrieval: zero-shot with TGM's contrastive head, and with the video-language models."""
+"""Text-to-video and video-to-text retrieval: zero-shot with TGM's contrastive head, or with video-language models."""
 
 from stm.config import Retrieval, VideoTextRetrieval
 from stm.evaluation.task import Metric, Task
@@ -7,10 +7,10 @@ DEPTHS = (1, 5, 10)  # K of the reported recalls R@K
 
 
 def _metrics(part: str = "") -> tuple[Metric, ...]:
-    """Recalls and ranks of both directions, text to video first.
+    """Recall and rank metrics of both directions, text to video first.
 
     Args:
-        part: prefix of their keys in `metrics.json`, with a trailing dot.
+        part: prefix of the keys in `metrics.json`, with a trailing dot.
     """
     metrics: list[Metric] = []
     for direction in ("text_to_video", "video_to_text"):

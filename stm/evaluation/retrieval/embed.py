@@ -1,4 +1,4 @@
-"""Embeds clips in the space of the text with a run's contrastive head."""
+"""Embeds clips in the text embedding space with a run's contrastive head."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ from stm.methods.contrast_head import VideoEmbedder, load_embedder
 
 
 def load_checked_embedder(weights: Path, run: Run) -> VideoEmbedder:
-    """Encoder and head of a run's weights.
+    """Loads the encoder and head from a run's weights.
 
     Raises:
         ValueError: the file has no head, or its architecture differs from the run's.
@@ -28,7 +28,7 @@ def load_checked_embedder(weights: Path, run: Run) -> VideoEmbedder:
 def embed_clips(
     embedder: VideoEmbedder, run: Run, clips: ClipDataset, device: str | None = None
 ) -> NDArray[np.float32]:
-    """Unit vectors of all views of all clips, float32 [clips, views, D], from all tokens of each."""
+    """Unit vectors of all views of all clips, float32 [clips, views, D], computed from all tokens."""
     target = choose_device(device)
     return run_over(
         embedder.to(target), clips, target, what="clips embedded", workers=run.workers, precision=run.precision
@@ -36,10 +36,10 @@ def embed_clips(
 
 
 def check_encoder(embedder: VideoEmbedder, encoder: Mapping[str, str | None] | None, what: str) -> None:
-    """Checks that texts are encoded by the encoder that the head was trained with, if the hashes of both are known.
+    """Checks that texts use the encoder with which the head was trained, if the hashes of both are known.
 
     Raises:
-        ValueError: the hashes differ; `what` opens the message.
+        ValueError: the hashes differ; the message starts with `what`.
     """
     trained = embedder.branch.text_model
     if trained is None or encoder is None:
@@ -53,10 +53,10 @@ def check_encoder(embedder: VideoEmbedder, encoder: Mapping[str, str | None] | N
 
 
 def check_width(embedder: VideoEmbedder, width: int, what: str) -> None:
-    """Checks that text vectors have the width of the head.
+    """Checks that text vectors have the output width of the head.
 
     Raises:
-        ValueError: they do not; `what` opens the message.
+        ValueError: the widths differ; the message starts with `what`.
     """
     expected = embedder.branch.text_width
     if width != expected:

@@ -1,4 +1,4 @@
-"""The query captions of a retrieval, and the clips that they describe."""
+"""Query captions for retrieval, and the clips that they describe."""
 
 from dataclasses import dataclass
 
@@ -13,33 +13,33 @@ from stm.shards.reader import ShardReader
 
 @dataclass(frozen=True)
 class Queries:
-    """The query captions of all clips, clip after clip."""
+    """The query captions of all clips, ordered by clip."""
 
     captions: list[str]
-    clips: NDArray[np.int64]  # [Q], the clip of each, counted among those that have captions
+    clips: NDArray[np.int64]  # [Q], index of each caption's clip among the captioned clips
     vectors: NDArray[np.float32]  # [Q, D], unit vectors
 
     def own_clip(self) -> list[NDArray[np.int64]]:
-        """For each caption its clip."""
+        """The clip of each caption."""
         return list(self.clips[:, None])
 
     def own_captions(self) -> list[NDArray[np.int64]]:
-        """For each clip its captions."""
+        """The captions of each clip."""
         return np.split(np.arange(len(self.clips)), np.flatnonzero(np.diff(self.clips)) + 1)
 
     def clips_of_text(self) -> list[NDArray[np.int64]]:
-        """For each caption all clips that have a caption of the same text."""
+        """For each caption, all clips that have a caption with the same text."""
         texts, members = self._by_text()
         clips = [np.unique(self.clips[captions]) for captions in members]
         return [clips[text] for text in texts]
 
     def captions_of_texts(self) -> list[NDArray[np.int64]]:
-        """For each clip all captions, of any clip, with the text of one of its own."""
+        """For each clip, all captions of any clip that have the same text as one of its captions."""
         texts, members = self._by_text()
         return [np.unique(np.concatenate([members[t] for t in texts[own]])) for own in self.own_captions()]
 
     def _by_text(self) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
-        """The number of each caption's text, and the captions of each text."""
+        """The index of each caption's text among the distinct texts, and the captions of each text."""
         numbers = {text: number for number, text in enumerate(dict.fromkeys(self.captions))}
         texts = np.array([numbers[caption] for caption in self.captions])
         order = np.argsort(texts, kind="stable")
@@ -47,7 +47,7 @@ class Queries:
 
 
 def first_source(index: ClipIndex) -> str | None:
-    """The caption source that is packed first; None if the shards do not name sources.
+    """The first packed caption source; None if the shards do not name sources.
 
     Captions are packed in the order of `pack.captions`, so the clip with the most sources shows that order.
     """
@@ -57,15 +57,15 @@ def first_source(index: ClipIndex) -> str | None:
 
 
 def collect_queries(index: ClipIndex, source: str | None, count: int) -> tuple[Queries, NDArray[np.int64]]:
-    """The query captions, and the numbers of the clips that have any.
+    """The query captions, and the indices of the captioned clips.
 
     Args:
         index: the test split.
         source: the source of the captions; None: all sources.
-        count: captions per clip, evenly spread; 1 is the middle one.
+        count: captions per clip, evenly spaced; 1 selects the middle caption.
 
     Raises:
-        ValueError: no clip has a caption of the source, a clip that has one has no text vectors, or vectors of several
+        ValueError: no clip has a caption from the source, a captioned clip has no text vectors, or vectors of several
             encoders are mixed.
     """
     if len(widths := index.values("text_width")) > 1:

@@ -1,12 +1,13 @@
-"""Re-ranking: the matching head sorts the dual encoder's best candidates (UMT's release).
+"""Re-ranking: the matching head sorts the dual encoder's best candidates, as in UMT's release.
 
-The score of a re-ranked pair is the head's logit for "match" alone, without the similarity. Two things are defined here
-that in UMT's code depend on the place of a candidate in the list:
+A re-ranked pair is scored only by the head's "match" logit, without the similarity. Two cases that depend on a
+candidate's position in the list in UMT's code are well defined here:
 
-- Candidates with equal logits are sorted by the dual encoder's similarity, and those that tie there too count as if their
-  order were random (see `stm.evaluation.retrieval.ranking`). So a constant matching head changes no rank.
-- Candidates that are not re-ranked come after all that are, in the dual encoder's order. UMT gives them the score -100, so
-  that they are in the order of the file. Recalls do not depend on this as long as `depth` is at least 10.
+- Candidates with equal logits are sorted by the dual encoder's similarity; if the similarity ties too, they count as if
+  their order were random (see `stm.evaluation.retrieval.ranking`). A constant matching head therefore leaves all ranks
+  unchanged.
+- Candidates that are not re-ranked follow the re-ranked ones, in the dual encoder's order. UMT assigns them the score
+  -100, which leaves them in file order. Recalls do not depend on this if `depth` is at least 10.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,40 +23,41 @@ from stm.jobs.progress import Progress
 from stm.models.video_language import VideoLanguageModel
 
 DEPTH = 128
-"""Candidates per query that UMT re-ranks."""
+"""Number of candidates per query that UMT re-ranks."""
 
 EQUAL_LOGITS = 1e-5
-"""Match logits that differ by less count as tied: about ten times float32's rounding differences between two batches."""
+"""Match logits that differ by less count as tied: about ten times float32's rounding difference between two batches."""
 
 UNRANKED = -np.inf
 """The logit of a pair that is not re-ranked."""
 
 Numbers = Sequence[NDArray[np.integer]]
-"""The numbers of the correct candidates of each query, at least one."""
+"""The indices of the correct candidates of each query (at least one)."""
 
 Score = Callable[[Tensor, int], Tensor]
-"""Numbers of texts, int64 [P], and of the one video that each is paired with -> match logits, float [P]."""
+"""Indices of texts, int64 [P], and of the video with which they are paired -> match logits, float [P]."""
 
 
 class Reranked(NamedTuple):
     """Match logits of both directions, float32 [Q, V]; minus infinity where a pair is not re-ranked.
 
-    Both have the same logit for a pair that both re-rank, as it is scored once. They differ in which pairs they re-rank.
+    A pair that is re-ranked in both directions is scored once and has the same logit in both. Only the selection of
+    pairs differs.
     """
 
-    text_to_video: NDArray[np.float32]  # of each text's (row's) best videos
-    video_to_text: NDArray[np.float32]  # of each video's (column's) best texts
+    text_to_video: NDArray[np.float32]  # logits of each text's (row's) best videos
+    video_to_text: NDArray[np.float32]  # logits of each video's (column's) best texts
 
 
 def match_score(model: VideoLanguageModel, states: Tensor, tokens: Tensor, features: Tensor) -> Score:
-    """The score for `rerank`: the model's "match" logit of pairs, before softmax.
+    """Returns the score for `rerank`: the model's "match" logit of pairs, before softmax.
 
-    The video is a batch of one that all its texts attend to: its keys and values are computed once.
+    All texts of a call attend to one video, a batch of one, so that its keys and values are computed once.
 
     Args:
         model: in eval mode; pairs are moved to its device.
         states: float [Q, X, W], `encode_text` of all texts; may stay on the CPU.
-        tokens: int64 [Q, X], of the same texts.
+        tokens: int64 [Q, X], tokens of the same texts.
         features: float [V, K, W], the encoder's features of all videos; may stay on the CPU.
     """
     device = next(model.parameters()).device
@@ -69,26 +71,26 @@ def match_score(model: VideoLanguageModel, states: Tensor, tokens: Tensor, featu
 
 
 def rerank(similarity: NDArray[np.floating], score: Score, depth: int = DEPTH, batch: int = 64) -> Reranked:
-    """Scores each text's `depth` most similar videos, and each video's most similar texts, by the matching head.
+    """Scores each text's `depth` most similar videos, and each video's most similar texts, with the matching head.
 
-    Candidates that tie with the last of these are scored too (see `shortlist`): otherwise their place in the list would
-    decide.
+    Candidates that tie with the last of these are also scored (see `shortlist`): otherwise their position in the list
+    would decide.
 
     Args:
         similarity: [Q texts, V videos], the dual encoder's cosines, finite.
-        score: see `Score`; called once per pair, video after video.
+        score: see `Score`; each pair is scored once, one video at a time.
         depth: candidates per query, at least 1.
         batch: pairs per call of `score`.
 
     Raises:
-        ValueError: a similarity or a logit is not finite, or `score` returned another shape.
+        ValueError: a similarity or a logit is not finite, or `score` returned a different shape.
     """
     by_text = shortlist(similarity, depth)
     by_video = shortlist(similarity.T, depth).T
     pairs = by_text | by_video
     logits = np.full(similarity.shape, UNRANKED, dtype=np.float32)
     with Progress("re-ranking", total=int(pairs.sum()), unit="pairs") as progress:
-        # Video after video, not text after text: a video's tokens are the larger part to move and to project.
+        # Iterate over videos instead of texts: a video has more tokens to move and to project than a text.
         for video in range(similarity.shape[1]):
             texts = np.flatnonzero(pairs[:, video])
             for part in np.split(texts, range(batch, len(texts), batch)):
@@ -109,9 +111,11 @@ def _ask(score: Score, texts: NDArray[np.int64], video: int) -> NDArray[np.float
 
 
 def shortlist(similarity: NDArray[np.floating], depth: int) -> NDArray[np.bool_]:
-    """True for the `depth` highest of each row, and for the next ones as long as each ties with the one before.
+    """True for the `depth` highest values of each row, and for any following values that tie, each with the previous
+    one.
 
-    So everything that is left out is lower than everything selected, by more than `TIED`. Bool, of the same shape.
+    Every unselected value is therefore lower than every selected value by more than `TIED`. Returns bool of the same
+    shape.
 
     Raises:
         ValueError: a similarity is not finite, or `depth` is below 1.
@@ -131,14 +135,14 @@ def shortlist(similarity: NDArray[np.floating], depth: int) -> NDArray[np.bool_]
 def rank_scores(
     similarity: NDArray[np.floating], right: Numbers, logits: NDArray[np.floating] | None = None
 ) -> NDArray[np.float64]:
-    """The rank, from 1, of the best correct candidate of each query: by the logit, and where logits tie by the similarity.
+    """The rank, from 1, of the best correct candidate of each query: by logit, with ties broken by similarity.
 
     Candidates that tie in both count as if their order were random: the rank is the mean over all orders.
 
     Args:
         similarity: [Q, C], cosines.
         right: see `Numbers`.
-        logits: [Q, C], minus infinity for pairs that were not re-ranked; None: rank by the similarity alone.
+        logits: [Q, C], minus infinity for pairs that were not re-ranked; None: rank only by similarity.
 
     Returns:
         Float64 [Q].
@@ -165,8 +169,8 @@ def _mean_rank(similarity: NDArray[np.floating], logits: NDArray[np.floating], r
     equal = ~higher & ~lower
     tied = equal & ~nearer & ~farther
     above, right_tied = higher | (equal & nearer), int(tied[right].sum())
-    above[right] = False  # a correct one above the best of them can only be a rounding error
-    # With m correct and w wrong ones in random order, on average w / (m + 1) wrong ones precede the first correct one.
+    above[right] = False  # a correct candidate above the best correct one can only result from rounding
+    # In random order, on average w / (m + 1) of w wrong candidates precede the first of m correct ones.
     return 1 + int(above.sum()) + (int(tied.sum()) - right_tied) / (right_tied + 1)
 
 
@@ -183,7 +187,7 @@ def right_texts(right_videos: Numbers, videos: int) -> list[NDArray[np.int64]]:
     MSVD has several texts per video, SSv2-template several videos per text.
 
     Raises:
-        ValueError: a video has no text, so that it would be a candidate and not a query.
+        ValueError: a video has no text, so that it would be a candidate but never a query.
     """
     texts = np.repeat(np.arange(len(right_videos)), [len(numbers) for numbers in right_videos])
     owners = np.concatenate([np.asarray(numbers, dtype=np.int64) for numbers in right_videos])
@@ -202,15 +206,16 @@ def retrieval_metrics(
     Args:
         similarity: [Q texts, V videos], cosines.
         right_videos: the correct videos of each text, at least one.
-        reranked: the result of `rerank`; None: the dual encoder alone.
+        reranked: the result of `rerank`; None: metrics of the dual encoder.
 
     Returns:
         `text_to_video`, `video_to_text` (R@1, R@5, R@10, median and mean rank, see `recall_metrics`), `confidence95` of
-        their recalls, and the numbers of `queries` and `clips`. A video's rank is that of its best text. The trials of the
-        intervals are clips, as texts of the same clip are not independent; for text to video, texts where these are fewer.
+        their recalls, and the numbers of `queries` and `clips`. A video's rank is that of its best text. The intervals
+        use one trial per clip, because texts of the same clip are not independent; for text to video, one trial per
+        text if there are fewer texts than clips.
 
     Raises:
-        ValueError: a text has no video, or a video no text.
+        ValueError: a text has no video, or a video has no text.
     """
     texts, videos = similarity.shape
     to_video, to_text = (reranked.text_to_video, reranked.video_to_text.T) if reranked else (None, None)

@@ -1,4 +1,4 @@
-"""Text-to-video and video-to-text retrieval: by the dual encoder alone, and re-ranked by the matching head (UMT)."""
+"""Text-to-video and video-to-text retrieval: with the dual encoder alone, and re-ranked by the matching head (UMT)."""
 
 from collections.abc import Callable, Sequence
 from math import comb
@@ -25,19 +25,20 @@ from stm.storage.tables import write_table
 
 PREDICTIONS_SCHEMA = pa.schema(
     [
-        pa.field("keys", pa.list_(pa.string()), nullable=False),  # of the correct clips
+        pa.field("keys", pa.list_(pa.string()), nullable=False),  # keys of the correct clips
         pa.field("caption", pa.string(), nullable=False),
-        pa.field("rank", pa.float64(), nullable=False),  # of the best correct clip, by the dual encoder
-        pa.field("reranked", pa.float64(), nullable=False),  # after re-ranking
+        pa.field("rank", pa.float64(), nullable=False),  # rank of the best correct clip with the dual encoder
+        pa.field("reranked", pa.float64(), nullable=False),  # the same rank after re-ranking
     ]
 )
 
 
 def retrieve_texts(task: VideoTextRetrieval, run: LanguageRun, inputs: EvaluationInputs) -> None:
-    """Fine-tunes if the task has `optimisation`, then ranks clips for captions and the reverse; see `stm.evaluation.evaluate`.
+    """Fine-tunes if the task has `optimisation`, then retrieves in both directions; see `stm.evaluation.evaluate`.
 
-    Every caption of a clip is a query, and any of them is correct for the clip (MSVD). Where the benchmark's clips share
-    captions, each text is one query, and any of its clips is correct (SSv2). Clips without a caption are left out.
+    Every caption of a clip is a query, and any of them is correct for the clip (MSVD). If the benchmark's clips share
+    captions, each distinct text is one query, and any of its clips is correct (SSv2). Clips without a caption are
+    excluded.
     """
     process = Process(0, 1, choose_device(inputs.device))
     torch.manual_seed(inputs.seed)
@@ -76,15 +77,15 @@ def retrieve_texts(task: VideoTextRetrieval, run: LanguageRun, inputs: Evaluatio
 
 
 class _Pairs:
-    """A split's clips and captions, encoded, and their similarity.
+    """The encoded clips and captions of a split, and their similarity.
 
     Attributes:
-        clips: int64 [V], numbers of the clips that have captions.
-        texts: the Q queries.
+        clips: int64 [V], indices of the clips that have captions.
+        texts: the Q query texts.
         right: the correct clips of each query; see `gather_queries`.
-        tokens: int64 [Q, X], of the queries.
-        states: float32 [Q, X, W], on the CPU.
-        features: [V, L, W], of the clips, on the CPU.
+        tokens: int64 [Q, X], tokens of the queries.
+        states: float32 [Q, X, W], encoded queries, on the CPU.
+        features: [V, L, W], token features of the clips, on the CPU.
         similarity: float32 [Q, V], cosines.
     """
 
@@ -106,7 +107,7 @@ class _Pairs:
         captions = [[dataset.index[c].captions[n] for n in numbers[c]] for c in self.clips.tolist()]
         self.texts, self.right = gather_queries(captions, shared)
         self.tokens = model.language.tokenizer.encode(self.texts, text_length(task, run))
-        # Kept for the matching head: encoding a text again for each of its pairs would dominate the re-ranking.
+        # Stored for the matching head: re-encoding a text for each of its pairs would dominate the cost of re-ranking.
         self.states = over_rows(model.encode_text, self.tokens, device=device)
         self.features = encode_clips(model, dataset, device, run.workers, task.precision)[torch.from_numpy(self.clips)]
         frames = dataset.geometry.frames
@@ -122,12 +123,12 @@ def gather_queries(captions: Sequence[Sequence[str]], shared: bool) -> tuple[lis
     """The queries of a retrieval, and the correct clips of each.
 
     Args:
-        captions: of each clip, at least one.
-        shared: whether a caption that several clips have is one query for which each of these clips is correct; otherwise
+        captions: the captions of each clip (at least one).
+        shared: if True, a caption shared by several clips is one query, and each of these clips is correct; if False,
             every caption is a separate query for its own clip.
 
     Returns:
-        Q texts, in the order in which they first occur, and for each the ascending numbers of its clips.
+        Q texts, in order of first occurrence, and the sorted indices of each text's clips.
     """
     pairs = [(text, clip) for clip, own in enumerate(captions) for text in own]
     if not shared:
@@ -139,7 +140,7 @@ def gather_queries(captions: Sequence[Sequence[str]], shared: bool) -> tuple[lis
 
 
 def _chance(right: Sequence[NDArray[np.int64]], clips: int, depth: int) -> float:
-    """Recall of random rankings: the probability that a correct clip is among `depth` random ones, averaged over queries."""
+    """Recall of a random ranking: the probability that a correct clip is among `depth` random ones, averaged over queries."""
     depth = min(depth, clips)
     return float(np.mean([1 - comb(clips - len(own), depth) / comb(clips, depth) for own in right]))
 
@@ -160,7 +161,7 @@ def _tune(
         validation = open_clips(task, run, inputs.validation, inputs.seed, False, task.source)
 
         def measure(module: nn.Module) -> float:
-            """Mean of R@1, R@5 and R@10, both directions, by the dual encoder: re-ranking each epoch costs too much."""
+            """Mean of the dual encoder's R@1, R@5 and R@10 in both directions: re-ranking after each epoch is too slow."""
             pairs = _Pairs(model, validation, task, run, process.device, inputs.shared_texts)
             metrics = retrieval_metrics(pairs.similarity, pairs.right)
             return float(np.mean([metrics[way][f"r{n}"] for way in ("text_to_video", "video_to_text") for n in DEPTHS]))

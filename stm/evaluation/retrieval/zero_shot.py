@@ -1,9 +1,9 @@
 """Zero-shot retrieval with the contrastive head: clips for captions, and captions for clips.
 
-Captions are the packed text vectors, clips the head's embedding of all their tokens. As usual, only its own clip is correct
-for a caption, and only its own captions for a clip. Generated captions repeat, and then even a perfect model cannot tell
-which clip is meant: so the metrics also contain the number of clips that share a caption, and the recalls if each of these
-counts as correct (`same_text`).
+Captions are represented by the packed text vectors, and clips by the head's embedding of all their tokens. As usual,
+only its own clip is correct for a caption, and only its own captions are correct for a clip. Generated captions can be
+identical, in which case even a perfect model cannot identify the correct clip. The metrics therefore also contain the
+number of clips that share a caption, and the recalls if each of these counts as correct (`same_text`).
 """
 
 from dataclasses import dataclass
@@ -30,8 +30,8 @@ RANKS_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("caption", pa.string(), nullable=False),
-        pa.field("rank", pa.float64(), nullable=False),  # of the clip, for the caption as query
-        pa.field("caption_rank", pa.float64(), nullable=False),  # of the clip's best caption, for the clip as query
+        pa.field("rank", pa.float64(), nullable=False),  # rank of the clip, with the caption as query
+        pa.field("caption_rank", pa.float64(), nullable=False),  # rank of the clip's best caption, clip as query
     ]
 )
 
@@ -39,7 +39,7 @@ RANKS_SCHEMA = pa.schema(
 def retrieve(task: Retrieval, run: Run, inputs: EvaluationInputs) -> None:
     """Ranks clips for captions and captions for clips; see `stm.evaluation.evaluate`.
 
-    Clips without a caption of the source are left out, as queries and as candidates.
+    Clips without a caption from the source are excluded, both as queries and as candidates.
     """
     test = clips_to_test(task, run, inputs.test, inputs.seed)
     embedder = load_checked_embedder(inputs.weights, run)
@@ -70,10 +70,10 @@ def retrieve(task: Retrieval, run: Run, inputs: EvaluationInputs) -> None:
 
 @dataclass(frozen=True)
 class Ranks:
-    """The ranks of a retrieval, and its metrics."""
+    """The ranks and metrics of a retrieval."""
 
-    clip_ranks: NDArray[np.float64]  # [Q], of its clip for each caption
-    caption_ranks: NDArray[np.float64]  # [clips], of its best caption for each clip
+    clip_ranks: NDArray[np.float64]  # [Q], rank of each caption's clip
+    caption_ranks: NDArray[np.float64]  # [clips], rank of each clip's best caption
     metrics: dict[str, Any]
 
 
@@ -82,12 +82,12 @@ def rank_queries(queries: Queries, clips: NDArray[np.float32]) -> Ranks:
 
     Args:
         queries: the captions.
-        clips: [clips, D], the unit vectors of their clips.
+        clips: [clips, D], unit vectors of the captioned clips.
 
     Returns:
         The ranks, and `text_to_video`, `video_to_text` (see `recall_metrics`), `confidence95` of their recalls,
-        `queries`, `clips`, `chance` (of text to video), and `same_text`: `clips` that share a caption with another, and
-        the recalls if all clips with a text are correct for it.
+        `queries`, `clips`, `chance` (of text to video), and `same_text`: the number of `clips` that share a caption
+        with another clip, and the recalls if all clips with a text are correct for it.
     """
     texts = queries.vectors
     clip_ranks = rank_right(texts, clips, queries.own_clip())
