@@ -85,7 +85,7 @@ def assign_shard(video_id: str, shards: int) -> int:
     """Return the shard index of a clip, 0 to `shards` - 1, by linear hashing of its id.
 
     The shard depends only on the id and the number of shards. When that number grows by one, clips move out of only one
-    shard. Adding a video therefore changes one shard, or a few if it adds one; finished work on all others stays valid.
+    shard. Adding a video therefore changes one shard, or a few if a shard is added; finished work on all others stays valid.
     """
     value = int.from_bytes(hashlib.sha256(video_id.encode()).digest()[:8], "big")
     level = 1 << (shards.bit_length() - 1)

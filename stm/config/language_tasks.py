@@ -10,7 +10,10 @@ from stm.config.training import Augmentation, Run
 
 
 class LanguageOptimisation(FineTuneOptimisation):
-    """AdamW with warm-up and cosine decay; defaults of UMT's fine-tuning on MSR-VTT retrieval, which does not scale rates."""
+    """AdamW with warm-up and cosine decay; defaults of UMT's fine-tuning on MSR-VTT retrieval.
+
+    UMT does not scale the learning rates with the batch size there.
+    """
 
     scale_by_batch: bool = field(
         False, "learning rates are for 256 clips and scaled by batch_size / 256; false: used as given"
@@ -89,7 +92,7 @@ class QuestionAnswering(_LanguageTask):
 
 
 class MultipleChoice(_LanguageTask):
-    """Multiple-choice questions, scored by matching and contrast (UMT: 0.7 and 0.3)."""
+    """Multiple-choice questions, scored by match probability and cosine similarity (UMT: weights 0.7 and 0.3)."""
 
     benchmark_task = "multiple_choice"
     task: Literal["multiple_choice"]

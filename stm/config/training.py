@@ -83,10 +83,10 @@ class Reconstruction(Section):
 
 
 class Contrast(Section):
-    """Masked video-text contrast (TGM, section 3.4): InfoNCE between pooled visible tokens and a caption's vector.
+    """Masked video-text contrastive learning (TGM, section 3.4): InfoNCE between pooled visible tokens and a caption's vector.
 
-    Negatives and batch statistics come from one forward pass over all processes: with `optimisation.accumulate`, the batch
-    of the contrast is smaller than the optimiser's by that factor.
+    Negatives and batch statistics come from one forward pass over all processes: with `optimisation.accumulate`, the
+    contrastive batch is smaller than the optimiser's by that factor.
     """
 
     weight: float = field(1.0, "weight in the loss; 0: only logged, without a gradient to the encoder", ge=0)
@@ -127,7 +127,7 @@ class MediumSettings(NamedTuple):
     name: str  # "clips" or "images"
     sources: tuple[tuple[str | None, str], ...]  # (dataset, split); None: the config's only dataset
     frames: int  # per sample
-    batch_size: int  # samples per optimiser step, summed over all processes and accumulation passes
+    batch_size: int  # samples per optimiser step, summed over all processes and accumulation steps
     key: str  # config key of the batch size, for error messages
     mask: Mask
 
@@ -316,7 +316,7 @@ class Run(Section):
 
 
 class PretrainRun(Run):
-    """A run of masked autoencoding, optionally with a contrast: VideoMAE, MGM, MGMAE, TGM."""
+    """A run of masked autoencoding, optionally with a contrastive objective: VideoMAE, MGM, MGMAE, TGM."""
 
     method: Literal["mae"] = field("mae", "the training method; a file of stm/methods")
     teacher: Teacher | None = None

@@ -16,7 +16,7 @@ from stm.tubelets import IMAGENET_MEAN, IMAGENET_STD
 # The fill colour of rotated and translated images: timm's plain grey, as in VideoMAE.
 GREY = (128, 128, 128)
 
-# Random erasing: minimum and maximum share of the image area and aspect ratio (height / width), as in VideoMAE and timm.
+# Random erasing: minimum and maximum fraction of the image area and aspect ratio (height / width), as in VideoMAE and timm.
 ERASED_AREA = (0.02, 1 / 3)
 ERASED_ASPECT = (0.3, 1 / 0.3)
 # Boxes that do not fit are sampled again. VideoMAE tries 100 times per clip, timm 10 times per image.

@@ -56,7 +56,7 @@ class Videos:
         return path in self.links, [folder not in parents for folder in folders], path
 
     def refuse(self, path: str) -> tuple[Status, str] | None:
-        """Why a file is unusable; None if it is usable. Only links can be: regular files were found under the root."""
+        """Why a file is unusable; None if it is usable. Regular files always are: they were found under the root."""
         if path not in self.links:
             return None
         try:

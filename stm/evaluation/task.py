@@ -17,7 +17,7 @@ class Metric:
         label: human-readable name.
         interval: path of its 95 % interval; None if it has none.
         chance: path of its chance level; None if it has none.
-        scale: factor from the stored value to the displayed value: 100 for shares.
+        scale: factor from the stored value to the displayed value: 100 for fractions shown in %.
         unit: unit of the displayed value.
     """
 
@@ -67,8 +67,8 @@ class Task:
     Attributes:
         section: its config section, whose field `task` is the task's name.
         title: human-readable name, for evaluations that are named after the task.
-        metrics: the headline first; any undeclared number in `metrics.json` is shown as a share, where higher is
-            better.
+        metrics: the headline first; any undeclared number in `metrics.json` is shown as a percentage, where
+            higher is better.
         function: `module:name` of its implementation, (settings, run, `EvaluationInputs`) -> None. It is imported on
             first use, so that importing the declarations does not import torch.
     """
@@ -89,7 +89,7 @@ class Task:
         return self.metrics[0]
 
     def metric(self, name: str) -> Metric:
-        """The metric with this name; an undeclared metric is a share, where higher is better."""
+        """The metric with this name; an undeclared metric is a fraction, where higher is better."""
         return next((metric for metric in self.metrics if metric.name == name), Metric(name, name))
 
     def load(self) -> Callable[..., None]:

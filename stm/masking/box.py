@@ -8,9 +8,9 @@ Size. It is the same for all slots and clips: the largest rectangle with at most
 13 x 13 at 0.9, 12 x 12 at 0.75, 9 x 13 at 0.6.
 
 Position. In each slot, the box is placed where it covers the most motion; the noise of the top left token breaks ties, so
-that tied positions are equally likely. Slots are independent of each other. At the usual ratios the box can move little
-(by 2 tokens in each direction at 0.75), so it cannot jump, and a smoothed path would only lag behind the motion that should
-be hidden.
+that tied positions are equally likely. Slots are independent of each other. At the usual ratios the box has little room
+to move (2 tokens in each direction at 0.75), so it cannot jump, and a smoothed path would only lag behind the motion that
+should be hidden.
 
 Remaining tokens. To hide int(ratio * N) tokens in total, the tokens outside the box with the most motion are hidden, too.
 """
@@ -42,7 +42,7 @@ def hide_box(motion: Tensor, noise: Tensor, ratio: float) -> Tensor:
     Args:
         motion: float [B, slots, N], where N is a square number. A box that contains a NaN counts as having the most motion.
         noise: float [B, slots, N], breaks ties.
-        ratio: share of a slot's tokens to hide.
+        ratio: fraction of a slot's tokens to hide.
 
     Returns:
         Kept tokens, int64 [B, slots * (N - int(ratio * N))], sorted ascending.

@@ -45,7 +45,7 @@ def group_by_video(
     """Combines the lines about each video of a split into one clip.
 
     Args:
-        end: seconds from the start of each video that are used.
+        end: end of each clip, in seconds from the start of its video; None: the whole video.
         paragraph: join the captions of a video in order, separated by spaces.
     """
     listed = ListedVideos()

@@ -141,7 +141,8 @@ def _check_class_token(model: nn.Module) -> VisionTransformer:
     """Return the model, after checking that its embedding is the last block's class token.
 
     Raises:
-        ModelError: it is not, or the last block's attention is not standard; the message suggests an alternative.
+        ModelError: the embedding is computed differently, or the last block's attention is not standard; the message
+            suggests an alternative.
     """
     if not isinstance(model, VisionTransformer):
         raise ModelError(f"teacher.model: its image tower is a {type(model).__name__}, not an open_clip ViT; {ADVICE}")

@@ -39,7 +39,7 @@ def read_config(source: ModelSource) -> BertConfig:
 
 
 def read_bert(source: ModelSource, config: BertConfig) -> tuple[BertForMaskedLM, str | None]:
-    """Load the whole BERT and the hub's commit with transformers, which recognises older weight names.
+    """Load the whole BERT with transformers, which recognises older weight names; also return its commit on the hub.
 
     The masked language modelling head is newly initialised if the files have none.
 

@@ -96,8 +96,8 @@ class SplitBert(nn.Module):
     def load(cls, settings: Language) -> "SplitBert":
         """Load a pretrained BERT (BertModel, BertForMaskedLM or BertForPreTraining) and split it.
 
-        Cross-attention layers are newly initialised in BERT's way, as is the masked language modelling head if the files have
-        none (BertModel); seed torch first for reproducible weights.
+        Cross-attention layers are newly initialised with BERT's scheme, as is the masked language modelling head if the files
+        have none (BertModel); seed torch first for reproducible weights.
 
         Raises:
             ModelError: the model cannot be loaded, is not a BERT, lacks weights or a tokenizer, or is incompatible with
@@ -191,7 +191,7 @@ class SplitBert(nn.Module):
 
     @property
     def mask_id(self) -> int:
-        """The token that replaces a hidden word."""
+        """The token that replaces a masked word."""
         return self.tokenizer.mask_id
 
     def forward(self, tokens: Tensor) -> Tensor:

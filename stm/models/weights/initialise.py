@@ -140,7 +140,7 @@ _CLIP_NAMES = {
 
 
 def _read_clip(name: str, architecture: Architecture) -> InitialWeights:
-    """Read the blocks, patch embedding and final norm of a CLIP's ViT."""
+    """Read the blocks, patch embedding and final norm of a CLIP ViT."""
     from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 
     from stm.pretrained.clip import load_clip
