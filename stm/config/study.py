@@ -164,7 +164,7 @@ class Config(Stages):
         unknown = [source for source in captions.sources or () if source not in corpus.pack.sources]
         if unknown:
             raise ValueError(
-                f"{where}.captions.sources names {unknown[0]!r}; packed are: {', '.join(corpus.pack.sources) or 'none'}"
+                f"{where}.captions.sources names {unknown[0]!r}; packed sources: {', '.join(corpus.pack.sources) or 'none'}"
             )
 
     def _check_task(self, name: str, task: EvaluationTask) -> None:

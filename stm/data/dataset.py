@@ -100,7 +100,7 @@ class ClipDataset(Dataset[list[Sample]]):
         """
         if train and not resize and (late := augmentation.after_resizing):
             raise ValueError(
-                f"augmentation: {' and '.join(late)} apply to resized pixels, which are resized on the device instead"
+                f"augmentation: {' and '.join(late)} operate on resized pixels, but resizing is done on the device"
             )
         self.index = ClipIndex(indexes)
         self.geometry = geometry
@@ -127,7 +127,7 @@ class ClipDataset(Dataset[list[Sample]]):
         missing = [source for source in choice.sources or () if source not in packed]
         if missing:
             raise ValueError(
-                f"captions.sources: no clip has captions of {', '.join(missing)}; packed are: "
+                f"captions.sources: no clip has captions of {', '.join(missing)}; packed sources: "
                 f"{', '.join(packed) or 'none that name their source'} (config: pack.captions)"
             )
         return choice
@@ -161,7 +161,7 @@ class ClipDataset(Dataset[list[Sample]]):
             if len(values := self.index.values(column)) > 1:
                 what = column.removeprefix(f"{array.name}_")
                 raise ValueError(
-                    f"the shards' {array.name} maps have {values} {what}: pack them all with one {array.name}.{what}"
+                    f"the shards' {array.name} maps have {values} {what}: pack them all with the same {array.name}.{what}"
                 )
 
     def _check_text(self) -> int:
@@ -172,7 +172,7 @@ class ClipDataset(Dataset[list[Sample]]):
         widths = self.index.values("text_width")
         if len(widths) != 1:
             problem = f"vectors of widths {widths}: pack all shards with one text encoder" if widths else "no captions"
-            raise ValueError(f"the shards have {problem}, and the captions' vectors are needed")
+            raise ValueError(f"the shards have {problem}, but caption vectors are required")
         return widths[0]
 
     def _refuse(self, clips: NDArray[np.int64], what: str, advice: str) -> None:

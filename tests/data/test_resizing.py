@@ -138,7 +138,7 @@ def test_images_and_evaluation_s_crops_are_resized_alike(open_clips: Callable) -
 
 @pytest.mark.parametrize("late", [{"erasing": 0.5}, {"auto_augment": "rand-m7-n4-mstd0.5-inc1"}])
 def test_what_changes_resized_pixels_is_refused(open_clips: Callable, late: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"augmentation: {next(iter(late))} apply"):
+    with pytest.raises(ValueError, match=f"augmentation: {next(iter(late))} operate"):
         open_clips(augmentation=Augmentation(**late), resize=False)
 
 

@@ -83,11 +83,11 @@ def test_a_clip_without_captions_has_no_text(open_clips: Callable, clip: Callabl
 
 
 def test_what_cannot_be_drawn_is_refused_at_once(open_clips: Callable, clip: Callable) -> None:
-    with pytest.raises(ValueError, match=r"no clip has captions of gpt; packed are: blip2, human"):
+    with pytest.raises(ValueError, match=r"no clip has captions of gpt; packed sources: blip2, human"):
         open_clips(captions=CaptionChoice(sources=("gpt", "human")))
     with pytest.raises(ValueError, match=r"1 of 1 clips have captions without vectors, such as 'clip-000'.*pack\.text"):
         open_clips([clip(0)], text=True)
-    with pytest.raises(ValueError, match="the shards have no captions, and the captions' vectors are needed"):
+    with pytest.raises(ValueError, match="the shards have no captions, but caption vectors are required"):
         open_clips([clip(0, captions=[], similarity=None)], text=True)
     two = [clip(0, text=make_text(0)), clip(1, text=make_text(1, width=7))]
     with pytest.raises(ValueError, match=r"vectors of widths \[6, 7\]: pack all shards with one text encoder"):
@@ -217,7 +217,7 @@ def test_shards_of_an_older_version_are_read(open_clips: Callable, clip: Callabl
     assert old.index[0].sources == [] and sample["caption_index"] in (0, 1, 2)
     np.testing.assert_array_equal(sample["video"], open_clips([clip(0), clip(1)])[2, 0][0]["video"])
     assert open_clips([clip(0)], old=True, captions=CaptionChoice(count=1)).caption_numbers(0) == [1]
-    with pytest.raises(ValueError, match="no clip has captions of human; packed are: none that name their source"):
+    with pytest.raises(ValueError, match="no clip has captions of human; packed sources: none that name their source"):
         open_clips([clip(0)], old=True, captions=CaptionChoice(sources=("human",)))
     with pytest.raises(ValueError, match="captions without vectors"):
         open_clips([clip(0)], old=True, text=True)

@@ -25,7 +25,7 @@ def read(annotations: Annotations, settings: Settings) -> Iterator[Entry]:
     vocabulary = annotations.find("Diving48_vocab.json")
     classes = [name_dive(dive) for dive in annotations.json(vocabulary, list)]
     if len(set(classes)) < len(classes):
-        raise DatasetError(f"{vocabulary}: has a class twice; download it again, see docs/datasets.md")
+        raise DatasetError(f"{vocabulary}: lists a class twice; download it again, see docs/datasets.md")
 
     def make(row: Any, split: str) -> Entry:
         video, label = text_of(row, "vid_name"), integer_of(row, "label")

@@ -60,7 +60,7 @@ def _classes(annotations: Annotations, name: str, number: str) -> dict[int, str]
     except BadRow as error:
         raise DatasetError(f"{path}: {error}; download it again, see docs/datasets.md") from error
     if len(set(names.values())) < len(names):
-        raise DatasetError(f"{path}: has a class twice; download it again, see docs/datasets.md")
+        raise DatasetError(f"{path}: lists a class twice; download it again, see docs/datasets.md")
     return names
 
 

@@ -85,7 +85,7 @@ def _elements(text: _Text) -> Iterator[Any]:
         if separator == "]":
             return
         if separator != ",":
-            raise ValueError("it ends early" if not separator else f"{separator!r} where , or ] must be")
+            raise ValueError("it ends early" if not separator else f"expected , or ] but found {separator!r}")
 
 
 def _element(decoder: json.JSONDecoder, text: _Text) -> Any:
@@ -115,9 +115,7 @@ def _stream_table(path: Path) -> Iterator[tuple[str, Any]]:
             named = [column for column in _QUERIES if column in columns]
             if not named or not {"id", "caption"} <= columns:
                 names = ", ".join(sorted(columns)) or "none"
-                raise DatasetError(
-                    f"{path}: there is no table annos(id, filename, caption); its columns there are: {names}"
-                )
+                raise DatasetError(f"{path}: there is no table annos(id, filename, caption); columns found: {names}")
             for number, name, caption in connection.execute(_QUERIES[named[0]]):
                 yield f"{path.name}, id {number}", {"filename": _decoded(name), "caption": _decoded(caption)}
     except (sqlite3.Error, UnicodeDecodeError) as error:

@@ -24,7 +24,7 @@ _INNER_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 def classify_by_sentences(task: ZeroShot, run: Run, inputs: EvaluationInputs) -> None:
     """Classifies the test split's clips into the split's labels; see `stm.evaluation.evaluate`."""
     if inputs.text is None:
-        raise ValueError("zero-shot classification needs the text encoder of the captions (config: text)")
+        raise ValueError("zero-shot classification requires the text encoder used for the captions (config: text)")
     test = clips_to_test(task, run, inputs.test, inputs.seed)
     check_labels(test)
     embedder = load_checked_embedder(inputs.weights, run)

@@ -91,5 +91,5 @@ def collect_queries(index: ClipIndex, source: str | None, count: int) -> tuple[Q
         captioned.append(number)
     if not captioned:
         known = ", ".join(index.sources()) or "none"
-        raise ValueError(f"no clip of the test split has a caption of the source {source!r}; packed are: {known}")
+        raise ValueError(f"no clip of the test split has a caption of the source {source!r}; packed sources: {known}")
     return Queries(captions, np.array(owners), np.concatenate(vectors)), np.array(captioned)

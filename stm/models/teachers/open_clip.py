@@ -153,7 +153,7 @@ def _check_class_token(model: nn.Module) -> VisionTransformer:
         )
     blocks = model.transformer.resblocks
     if len(blocks) < 2 or not isinstance(getattr(blocks[-1], "attn", None), nn.MultiheadAttention):
-        raise ModelError(f"teacher.model has no plain attention in its last block, or only one block; {ADVICE}")
+        raise ModelError(f"teacher.model needs at least two blocks, with standard attention in the last; {ADVICE}")
     return model
 
 
@@ -168,7 +168,5 @@ def _check_probe(model: nn.Module) -> tuple[TimmTransformer, AttentionPoolLatent
     if not whole or not placed or head.latent_len != 1 or head.pos_embed is not None:
         raise ModelError(f"teacher.model is a timm ViT without SigLIP's pooling; {ADVICE}, or a SigLIP")
     if len(model.head) or not all(isinstance(part, nn.Identity) for part in bare):
-        raise ModelError(
-            f"teacher.model has a projection after its pooling head, which no SigLIP has; {ADVICE}, or a SigLIP"
-        )
+        raise ModelError(f"teacher.model has a projection after its pooling head, unlike SigLIP; {ADVICE}, or a SigLIP")
     return trunk, head

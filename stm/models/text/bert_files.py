@@ -33,7 +33,7 @@ def read_config(source: ModelSource) -> BertConfig:
         raise explain_missing(source, error) from error
     if not isinstance(config, BertConfig) or config.model_type != "bert":
         raise ModelError(
-            f"language.model {source.name!r} is a {config.model_type} model, not a BERT; bert-base-uncased is one"
+            f"language.model {source.name!r} is a {config.model_type} model, not a BERT; for example, use bert-base-uncased"
         )
     return plain_config(config)
 

@@ -69,12 +69,12 @@ class SplitBert(nn.Module):
         layers = config.num_hidden_layers
         if not 0 < fusion_layer < layers:
             raise ModelError(
-                f"fusion_layer {fusion_layer}: that many of the BERT's {layers} layers would encode the text alone; at least "
-                "one layer must do so, and at least one must be left to attend to the video"
+                f"fusion_layer is {fusion_layer}, and must be between 1 and {layers - 1}: of the BERT's {layers} layers, at "
+                "least one encodes the text alone and at least one attends to the video"
             )
         if tokenizer is not None and tokenizer.vocabulary > config.vocab_size:
             raise ModelError(
-                f"the tokenizer has {tokenizer.vocabulary} tokens and the BERT {config.vocab_size}: they do not belong together"
+                f"the tokenizer has {tokenizer.vocabulary} tokens and the BERT {config.vocab_size}: they do not match"
             )
         self.config = plain_config(config)
         self.fusion_layer = fusion_layer

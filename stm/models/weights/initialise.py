@@ -153,7 +153,7 @@ def _read_clip(name: str, architecture: Architecture) -> InitialWeights:
     plain = [isinstance(b, ResidualAttentionBlock) and isinstance(b.ls_1, nn.Identity) for b in blocks]
     if not blocks or not all(plain) or tower.attn_pool is not None:
         raise WeightsError(
-            f"init {CLIP}{name}: its image tower is a {type(tower).__name__}, and must be a plain open_clip ViT"
+            f"init {CLIP}{name}: its image tower is a {type(tower).__name__}, but must be a plain open_clip ViT"
         )
     width, hidden = tower.conv1.out_channels, blocks[0].mlp.c_fc.out_features
     own = replace(

@@ -80,5 +80,5 @@ def test_bad_segments_are_refused_one_by_one(copy: Copy) -> None:
 
 def test_two_classes_of_one_name_are_an_error(copy: Copy) -> None:
     (copy.annotations / "EPIC_noun_classes.csv").write_text("noun_id,class_key,nouns\n1,dust pan,[]\n2,pan:dust,[]\n")
-    with pytest.raises(DatasetError, match="has a class twice"):
+    with pytest.raises(DatasetError, match="lists a class twice"):
         read_benchmark(copy.dataset)

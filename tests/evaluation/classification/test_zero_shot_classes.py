@@ -103,7 +103,7 @@ def test_labels_are_spelt_as_words(label: str, words: str) -> None:
 
 
 def test_what_cannot_be_compared_is_refused(made: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="needs the text encoder"):
+    with pytest.raises(ValueError, match="requires the text encoder"):
         run_task(made, tmp_path, text=None)
     bare = write_captioned(tmp_path / "test" / "test-00000.parquet", [CaptionedClip(None)] * 2)
     with pytest.raises(ValueError, match="none of the 2 clips of the test split has a label"):

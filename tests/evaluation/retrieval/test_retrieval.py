@@ -134,7 +134,7 @@ def test_captions_are_those_of_the_source_evenly_spread(tmp_path: Path) -> None:
     assert queries.clips.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     np.testing.assert_allclose(np.linalg.norm(queries.vectors, axis=1), 1, rtol=1e-6)
     assert collect_queries(index, "human", 5)[0].captions == [f"human {number}" for number in range(4)]
-    with pytest.raises(ValueError, match=r"has a caption of the source 'gpt'; packed are: blip, human"):
+    with pytest.raises(ValueError, match=r"has a caption of the source 'gpt'; packed sources: blip, human"):
         collect_queries(index, "gpt", 1)
     bare = ClipIndex(
         [write_captioned(tmp_path / "bare" / "test-00000.parquet", [CaptionedClip(None, ["a"], ["blip"])])]

@@ -168,8 +168,8 @@ def test_under_autocast_the_guide_is_still_float32_and_nearly_the_same() -> None
     [
         ({"pool_type": "avg"}, "'avg' pooling: it has no class token"),
         ({"attentional_pool": True, "attn_pooler_heads": 2}, "an attention pooler: it has no class token"),
-        ({"layers": 1}, "only one block"),
-        ({"block_type": "custom"}, "no plain attention"),
+        ({"layers": 1}, "at least two blocks"),
+        ({"block_type": "custom"}, "with standard attention in the last"),
     ],
 )
 def test_towers_whose_class_token_says_nothing_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -235,7 +235,10 @@ def test_what_make_bert_writes_is_a_bert_for_transformers_and_the_same_each_time
 def test_mistakes_are_errors_that_say_what_to_do(tmp_path: Path) -> None:
     write_bert(tmp_path / "bert")
     for layer in (LAYERS, LAYERS + 4):
-        with pytest.raises(ModelError, match=rf"fusion_layer {layer}: that many of the BERT's {LAYERS} layers"):
+        with pytest.raises(
+            ModelError,
+            match=rf"fusion_layer is {layer}, and must be between 1 and {LAYERS - 1}: of the BERT's {LAYERS} layers",
+        ):
             SplitBert.load(ask(tmp_path / "bert", fusion_layer=layer))
     with pytest.raises(ModelError, match=r"max_tokens 512: .* reads at most 64 tokens"):
         config = json.loads((tmp_path / "bert/config.json").read_text()) | {"max_position_embeddings": 64}
@@ -243,7 +246,7 @@ def test_mistakes_are_errors_that_say_what_to_do(tmp_path: Path) -> None:
         (tmp_path / "short/config.json").write_text(json.dumps(config))
         SplitBert.load(ask(tmp_path / "short", max_tokens=512))
     ViTConfig().save_pretrained(tmp_path / "vit")
-    with pytest.raises(ModelError, match=r"is a vit model, not a BERT; bert-base-uncased is one"):
+    with pytest.raises(ModelError, match=r"is a vit model, not a BERT; for example, use bert-base-uncased"):
         SplitBert.load(ask(tmp_path / "vit"))
     with pytest.raises(ModelError, match="no such folder"):
         SplitBert.load(ask(tmp_path / "nowhere"))
