@@ -1,13 +1,12 @@
 """Checkpoints of a fine-tuning with other settings, weights, data or seed are never resumed."""
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from changed_settings import changes
 from color_clips import LABELS, RUN, fine_tuning, make_splits
-from pydantic import BaseModel
 from training_shards import make_shard
 
 from stm.config import Captioning, LanguageRun, MultipleChoice, QuestionAnswering, VideoTextRetrieval
@@ -41,17 +40,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     splits["other weights"] = folder / "other.safetensors"
     splits["other weights"].write_bytes(splits["weights"].read_bytes() + b" ")
     return splits
-
-
-def changes(section: BaseModel, path: str = "") -> Iterator[tuple[str, BaseModel]]:
-    """Of each key, however deep: its name, and the section with another value of it, valid or not."""
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, BaseModel):
-            for key, changed in changes(value, f"{path}{name}."):
-                yield key, section.model_copy(update={name: changed})
-        else:
-            yield f"{path}{name}", section.model_copy(update={name: "another"})
 
 
 def language_origin(made: dict[str, Path], task: Any, run: Any = LANGUAGE_RUN, **more: Any) -> Any:

@@ -2,13 +2,12 @@
 
 import shutil
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pydantic import BaseModel
+from changed_settings import changes
 from training_shards import make_run, make_shard
 
 from stm.config import LanguageRun, PretrainRun
@@ -27,19 +26,6 @@ RUNS = {
     "stm": LanguageRun.model_validate({**TAUGHT, "method": "stm", "spatio_temporal": {}}),
     "clusterstm": LanguageRun.model_validate({**TAUGHT, "method": "clusterstm", "cluster": {}}),
 }
-
-
-def changes(section: BaseModel, path: str = "") -> Iterator[tuple[str, BaseModel]]:
-    """Of each key, however deep: its name, and the section with another value of it, valid or not."""
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, BaseModel):
-            for key, changed in changes(value, f"{path}{name}."):
-                yield key, section.model_copy(update={name: changed})
-        else:
-            # A strategy's file is hashed, so the other one must exist.
-            other = "random" if name == "strategy" else "another"
-            yield f"{path}{name}", section.model_copy(update={name: other if value != other else "other"})
 
 
 def origin(run: Any = MASKED, **more: Any) -> Any:

@@ -81,7 +81,6 @@ def _read_metric(metrics: Mapping[str, Any], name: str | None, path: Path) -> Me
             scale=float(entry["scale"]),
             unit=str(entry["unit"]),
         )
-
     except KeyError as error:
         raise ReportError(f"{path} has no {error.args[0]}; it has: {', '.join(sorted(metrics))}") from error
 
