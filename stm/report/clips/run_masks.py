@@ -19,7 +19,6 @@ from stm.config import Cluster, LanguageRun, Run, SpatioTemporal
 from stm.data.guides.window import COMPUTED
 from stm.masking import get_strategy, to_boolean
 from stm.masking.cluster import cluster_tokens
-from stm.methods.video_language import MediaMasks
 from stm.models.spatiotemporal.mask import SampledMask
 from stm.models.spatiotemporal.pair_predictor import Pairs
 from stm.models.teachers.frame_teacher import TeacherOutput
@@ -75,11 +74,14 @@ def draw_run_masks(run: LanguageRun, weights: Path | None, cuts: Sequence[Cut]) 
     Raises:
         ValueError: the teacher cannot be loaded; or a learned mask is missing from the weights or incompatible.
     """
+    # Methods with text import transformers, which takes seconds; most reports show no such run.
+    from stm.methods.video_language import MediaMasks
+
     side = run.image_size // run.patch_size
     teacher = load_frame_teacher(run.teacher, side)
     predictor = None
     if learns_mask(run):
-        from stm.methods.stm import load_mask  # imports transformers, which takes seconds
+        from stm.methods.stm import load_mask
 
         if weights is None:
             raise ValueError("its mask is learned, but it has no weights")
