@@ -1,10 +1,14 @@
 """Report settings: tables and figures as in a paper, the report page, prices for the plan."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Discriminator, Tag, model_validator
 
 from stm.config.base import Name, Section, field
+
+# The guides whose masks are measured; see `stm.evaluation.masks.box_coverage.GUIDES`.
+MaskGuide = Literal["text_top", "motion", "motion_minus_camera", "random"]
 
 
 class TableColumn(Section):
@@ -79,11 +83,69 @@ class FigureSpec(Section):
         return {(run, task) for run in self.runs.values() for task in self.tasks}
 
 
+class _Expectation(Section):
+    """A sentence, and the statement that checks it; exactly one of `above` and `below`."""
+
+    says: str = field(..., "what is expected, as a sentence for the page", min_length=1)
+
+    @model_validator(mode="after")
+    def _check_bound(self) -> "_Expectation":
+        above, below = getattr(self, "above", None), getattr(self, "below", None)
+        if (above is None) == (below is None):
+            raise ValueError("give either `above` or `below`")
+        return self
+
+
+class ExpectedScore(_Expectation):
+    """An expected headline metric of an evaluation of a run."""
+
+    run: Name = field(..., "a pretraining run")
+    evaluation: Name = field(..., "an evaluation of the run, of which the headline metric is taken")
+    above: float | Name | None = field(
+        None, "lower bound: `chance`, another run, or a number as in metrics.json (0.3 for 30 %)"
+    )
+    below: float | Name | None = field(None, "upper bound, as `above`")
+
+
+class ExpectedCoverage(_Expectation):
+    """An expected share of the captioned object's true box that a guide's masks hide (`mask_quality`)."""
+
+    guide: MaskGuide = field(..., "what the masks are made by")
+    camera: Literal["fixed", "moving"] = field(..., "the clips: those with a fixed or with a moving camera")
+    source: Name | None = field(None, "`text_top`: the caption source; by default the first packed one")
+    ratio: float | None = field(
+        None,
+        "the mask ratio; by default mask_quality.text_ratio for `text_top` and `random`, else motion_ratio",
+        gt=0,
+        lt=1,
+    )
+    dataset: Name | None = field(None, "the dataset, if there are several")
+    above: float | MaskGuide | Literal["chance"] | None = field(
+        None, "lower bound: `chance`, another guide at the same ratio, or a number from 0 to 1"
+    )
+    below: float | MaskGuide | Literal["chance"] | None = field(None, "upper bound, as `above`")
+
+
+def _kind_of(expectation: Any) -> str:
+    """Return the section of an expectation: that of a mask names a guide."""
+    names = expectation if isinstance(expectation, Mapping) else getattr(expectation, "model_fields_set", ())
+    return "ExpectedCoverage" if "guide" in names else "ExpectedScore"
+
+
+Expectation = Annotated[
+    Annotated[ExpectedScore, Tag("ExpectedScore")] | Annotated[ExpectedCoverage, Tag("ExpectedCoverage")],
+    Discriminator(_kind_of),
+]
+
+
 class Report(Section):
     """The report page of a config."""
 
     title: str = field("stm: masked video pretraining", "title of the page")
     clips: int = field(4, "clips shown with frames, maps, masks and reconstructions", "clips", ge=0, le=64)
+    expect: tuple[Expectation, ...] = field(
+        (), "what the study is expected to show; the page compares it with what came out"
+    )
     split: Name = field("test", "split that the shown clips come from; if it has no clips, the first split that does")
 
 

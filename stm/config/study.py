@@ -9,7 +9,7 @@ from stm.config.base import Name, field
 from stm.config.data import Dataset
 from stm.config.language import LanguageRun
 from stm.config.language_tasks import EvaluationTask
-from stm.config.report import FigureSpec, Prices, Report, TableSpec
+from stm.config.report import ExpectedCoverage, ExpectedScore, FigureSpec, Prices, Report, TableSpec
 from stm.config.stages import Stages
 from stm.config.strategies import find_strategy
 from stm.config.training import CaptionChoice, Mask, PretrainRun, Run
@@ -88,7 +88,15 @@ class Config(Stages):
             if stages.mask_quality is not None and stages.dataset.source != "moving-shapes":
                 raise ValueError(f"{where}mask_quality needs a dataset with true boxes, which only moving-shapes has")
         targets = {*self.tables, *self.figures}
-        reserved = {"results", "per_class", "mask_quality", "quarantine", "loss_curves", "masks"} & targets
+        reserved = {
+            "expectations",
+            "results",
+            "per_class",
+            "mask_quality",
+            "quarantine",
+            "loss_curves",
+            "masks",
+        } & targets
         reserved |= {name for name in targets if name.startswith(("clip_", "masks_"))}  # per clip or dataset
         if reserved:
             raise ValueError(f"{min(reserved)!r} is one of the report's own names; rename the table or figure")
@@ -104,6 +112,11 @@ class Config(Stages):
         for what, specs in (("tables", self.tables), ("figures", self.figures)):
             for name, spec in specs.items():
                 self._check_cells(f"{what}.{name}", spec)
+        for number, expected in enumerate(self.report.expect):
+            if isinstance(expected, ExpectedScore):
+                self._check_expected_score(f"report.expect.{number}", expected)
+            else:
+                self._check_expected_coverage(f"report.expect.{number}", expected)
         return self
 
     def _corpora(self) -> dict[str, Any]:
@@ -198,6 +211,41 @@ class Config(Stages):
         if missing := sorted(cell for cell in spec.cells() if cell[0] not in self.runs_of(cell[1])):
             raise ValueError(
                 f"{where} needs {missing[0][1]} of {missing[0][0]}, but evaluate.{missing[0][1]} does not include that run"
+            )
+
+    def _check_expected_score(self, where: str, expected: ExpectedScore) -> None:
+        task = expected.evaluation
+        if task not in self.evaluate:
+            raise ValueError(
+                f"{where} names the evaluation {task!r}; evaluate has: {', '.join(self.evaluate) or 'none'}"
+            )
+        bound = expected.above if expected.below is None else expected.below
+        for run in (expected.run, bound):
+            if isinstance(run, str) and run not in self.runs_of(task) and (run != "chance" or run == expected.run):
+                raise ValueError(
+                    f"{where} names the run {run!r}; evaluate.{task} includes: {', '.join(self.runs_of(task))}"
+                    + (", and `chance` is its chance level" if run == bound else "")
+                )
+
+    def _check_expected_coverage(self, where: str, expected: ExpectedCoverage) -> None:
+        measured = [name for name in self.dataset_names if self.of(name).mask_quality is not None]
+        if not measured:
+            raise ValueError(f"{where} is about masks, but there is no section mask_quality")
+        if expected.dataset is None and len(measured) > 1:
+            raise ValueError(f"{where} needs a `dataset`: {', '.join(measured)}")
+        if expected.dataset not in (None, *measured):
+            raise ValueError(
+                f"{where}.dataset is {expected.dataset!r}; mask quality is measured on: {', '.join(measured)}"
+            )
+        corpus = self.of(expected.dataset or measured[0])
+        if expected.source not in (None, *corpus.captions):
+            raise ValueError(f"{where}.source is {expected.source!r}; captions has: {', '.join(corpus.captions)}")
+        quality = corpus.mask_quality
+        assert quality is not None
+        if expected.ratio not in (None, quality.text_ratio, quality.motion_ratio):
+            raise ValueError(
+                f"{where}.ratio is {expected.ratio:g}; mask quality is measured at {quality.text_ratio:g} and "
+                f"{quality.motion_ratio:g}"
             )
 
     # -------------------------------------------------------------------------------------- derived values

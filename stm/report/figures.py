@@ -5,6 +5,7 @@ The SVG inherits its text and line colours from the page's style sheet, so that 
 
 import html
 import io
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -16,14 +17,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from stm.report.results.records import MaskQualityRow, Run, RunGroup
+from stm.report.results.records import Curve, MaskQualityRow, Run, RunGroup
 from stm.report.tables import camera_title
 
 # Okabe and Ito's palette without its yellow, which is too light for lines: distinguishable with all common types of
 # colour blindness. https://jfly.uni-koeln.de/color/
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (10, 2)))
-MAX_INNER_LEGEND = 8  # runs; with more, the legend is placed outside the axes
+MAX_FAINT = 8  # runs; with more, logged values behind the curves would hide the curves
+LOG_RANGE = 10.0  # a panel whose highest value is more than this many times its lowest has a logarithmic axis
 CAMERAS = {"fixed": "#0072B2", "moving": "#E69F00"}
 
 # Placeholders that `to_svg` replaces with the style sheet's variables. No other colour may equal one of them.
@@ -51,12 +53,18 @@ STYLE: dict[Any, Any] = {
 
 
 def run_style(number: int) -> dict[str, Any]:
-    """Return a run's colour and dash style, by its index in the config; the same in every chart and on the page."""
-    return {"color": PALETTE[number % len(PALETTE)], "linestyle": DASHES[number // len(PALETTE) % len(DASHES)]}
+    """Return a run's colour and dash style, by its index in the config; the same in every chart and on the page.
+
+    Both change from run to run, so that neither colour vision nor a printer in colour is needed; the first 35 runs differ.
+    """
+    return {"color": PALETTE[number % len(PALETTE)], "linestyle": DASHES[number % len(DASHES)]}
 
 
-def run_color(number: int) -> str:
-    return str(run_style(number)["color"])
+def swatch(number: int) -> dict[str, str]:
+    """Return a run's colour and dash as the attributes of an SVG line, 2 units wide."""
+    style = run_style(number)
+    dashes = "" if style["linestyle"] == "solid" else " ".join(f"{1.3 * length:g}" for length in style["linestyle"][1])
+    return {"color": str(style["color"]), "dashes": dashes}
 
 
 def name_run(run: RunGroup) -> str:
@@ -72,40 +80,94 @@ def new_figure(height: float) -> Figure:
     return figure
 
 
+def find_objectives(groups: Sequence[RunGroup]) -> list[str]:
+    """Return the logged objectives, in the order of their first run; `loss`, their sum, if a run logs only that."""
+    logged = [run for group in groups for run in group.instances if run.losses]
+    names = dict.fromkeys(name for run in logged for name in (run.objectives or ("loss",)))
+    return list(names)
+
+
 def loss_curves(groups: Sequence[RunGroup]) -> Figure:
-    """Draw the loss curves of all runs, smoothed by a running mean.
+    """Draw the curves of all runs, smoothed by a running mean: one panel per objective, and a legend beside them.
 
     Runs with several seeds show the mean and the range over the seeds; runs with one seed show the logged values behind
     the curve.
     """
+    objectives = find_objectives(groups)
     logged = [group for group in groups if any(run.losses for run in group.instances)]
-    crowded = len(logged) > MAX_INNER_LEGEND
+    rows = max(1, math.ceil(len(objectives) / 2))
     with mpl.rc_context(STYLE):
-        figure = new_figure(3.5 if not crowded else max(3.5, 0.6 + 0.165 * len(logged)))
-        axes = figure.add_subplot(facecolor="none")
-        for group in logged:
-            _draw_losses(axes, group, crowded)
-        contrast = any(group.settings.has_contrast for group in logged)
-        axes.set(xlabel="Optimiser step", ylabel="Loss" if contrast else "Reconstruction loss")
-        axes.grid(axis="y")
-        axes.margins(x=0.01)
-        if crowded:
-            # A legend this long would cover the curves.
-            axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), labelcolor=INK, fontsize=7.5, handlelength=2.8)
-        elif logged:
-            axes.legend(loc="upper right", labelcolor=INK, fontsize=9)
-        else:
-            show_message(axes, "no losses were logged")
+        figure = new_figure(max(2.7 * rows, 0.4 + 0.165 * len(logged)))
+        if not objectives:
+            show_message(figure.add_subplot(facecolor="none"), "no losses were logged")
+            return figure
+        for place, objective in enumerate(objectives):
+            columns = min(2, len(objectives))
+            draw_panel(figure.add_subplot(rows, columns, place + 1, facecolor="none"), groups, objective)
+        handles = [mpl.lines.Line2D([], [], label=name_run(group), **run_style(group.number)) for group in logged]
+        figure.legend(handles=handles, loc="outside right upper", labelcolor=INK, fontsize=7.5, handlelength=2.8)
     return figure
 
 
-def _draw_losses(axes: Any, group: RunGroup, crowded: bool) -> None:
-    style, runs = run_style(group.number), [run for run in group.instances if run.losses]
-    steps, means = mean_curves(runs)
-    width = 1.2 if crowded else 1.7
-    if len(runs) == 1 and not crowded:
-        axes.plot(runs[0].steps, runs[0].losses, color=style["color"], linewidth=0.6, alpha=0.28)
-    plot_mean_and_range(axes, steps, means, name_run(group), width, style)
+def loss_panel(groups: Sequence[RunGroup], objective: str) -> Figure:
+    """Draw the panel of one objective without a legend, for the page."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(4.6, 2.9), layout="constrained")
+        figure.patch.set_alpha(0)
+        draw_panel(figure.add_subplot(facecolor="none"), groups, objective)
+    return figure
+
+
+def draw_panel(axes: Any, groups: Sequence[RunGroup], objective: str) -> None:
+    """Draw one objective of all runs that have it, on an axis that fits their curves but not a spike at the start."""
+    members = [group for group in groups if any(curve_of(run, objective)[0] for run in group.instances)]
+    shown: list[float] = []
+    for group in members:
+        curves = [curve for run in group.instances if (curve := curve_of(run, objective))[0]]
+        steps, means = mean_curves(curves)
+        if len(curves) == 1 and len(members) <= MAX_FAINT:
+            axes.plot(*curves[0], color=run_style(group.number)["color"], linewidth=0.6, alpha=0.28)
+        plot_mean_and_range(axes, steps, means, name_run(group), 1.6, run_style(group.number))
+        shown += [value for values in means for value in values[len(values) // 10 :]]
+    title = title_objective(objective)
+    if shown:
+        title += _fit_axis(
+            axes, shown, [v for group in members for run in group.instances for v in curve_of(run, objective)[1]]
+        )
+    axes.set_title(title, fontsize=9.5, loc="left")
+    axes.set(xlabel="Optimiser step")
+    axes.grid(axis="y")
+    axes.margins(x=0.01)
+
+
+def curve_of(run: Run, objective: str) -> Curve:
+    """Return the logged steps and values of an objective; `loss` is the total of a run that logs no objectives."""
+    if objective == "loss":
+        return ([], []) if run.objectives else (run.steps, run.losses)
+    return run.objectives.get(objective, ([], []))
+
+
+def title_objective(objective: str) -> str:
+    """Return a human-readable name for an objective in metrics.jsonl: `masked_language` -> `Masked language loss`."""
+    return "Loss" if objective == "loss" else f"{objective.replace('_', ' ').capitalize()} loss"
+
+
+def _fit_axis(axes: Any, shown: Sequence[float], logged: Sequence[float]) -> str:
+    """Set the range of the y axis to that of `shown`, without the first tenth of each curve; return a note for the title.
+
+    The first values of a run are often many times the later ones and would flatten all curves.
+    """
+    low, high = min(shown), max(shown)
+    logarithmic = low > 0 and high > LOG_RANGE * low
+    if logarithmic:
+        axes.set_yscale("log")
+        low, high = low / 1.15, high * 1.15
+    else:
+        margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
+        low, high = low - margin, high + margin
+    axes.set_ylim(low, high)
+    notes = ["log scale"] * logarithmic + ["higher first values cut off"] * (max(logged) > high)
+    return f" ({', '.join(notes)})" if notes else ""
 
 
 def plot_mean_and_range(
@@ -120,14 +182,14 @@ def plot_mean_and_range(
         axes.fill_between(steps, low, high, color=style["color"], alpha=0.18, linewidth=0)
 
 
-def mean_curves(runs: Sequence[Run]) -> tuple[list[int], list[list[float]]]:
-    """Return the steps that all runs have logged, and each run's running mean at these steps."""
-    steps = sorted(set.intersection(*(set(run.steps) for run in runs)))
-    curves = []
-    for run in runs:
-        smooth = dict(zip(run.steps, running_mean(run.losses), strict=True))
-        curves.append([smooth[step] for step in steps])
-    return steps, curves
+def mean_curves(curves: Sequence[Curve]) -> tuple[list[int], list[list[float]]]:
+    """Return the steps that all curves have, and each curve's running mean at these steps."""
+    steps = sorted(set.intersection(*(set(curve[0]) for curve in curves)))
+    means = []
+    for curve_steps, values in curves:
+        smooth = dict(zip(curve_steps, running_mean(values), strict=True))
+        means.append([smooth[step] for step in steps])
+    return steps, means
 
 
 def running_mean(values: Sequence[float], share: float = 0.05) -> list[float]:

@@ -1,9 +1,9 @@
-"""Names of the files that a report writes.
+"""What the config alone says of a report: the names of its files, and the runs that a table compares with.
 
-They depend only on the config, so that the workflow can declare them; importing this module is cheap.
+The workflow declares them, so importing this module is cheap.
 """
 
-from stm.config import Config
+from stm.config import Config, TableSpec
 
 
 def shown_datasets(config: Config) -> list[str]:
@@ -18,7 +18,8 @@ def table_names(config: Config) -> list[str]:
     `config.tables` are excluded, as `write_table` writes them.
     """
     classified = any(task.per_class for task in config.evaluate.values())
-    stems = ["results"] if config.pretrain else []
+    stems = ["expectations"] if config.report.expect else []
+    stems += ["results"] if config.pretrain else []
     stems += ["per_class"] if config.pretrain and classified else []
     stems += ["mask_quality"] if measures_masks(config) else []
     stems += ["quarantine"]
@@ -50,3 +51,15 @@ def masks_name(config: Config, dataset: str) -> str:
 
 def measures_masks(config: Config) -> bool:
     return any(config.of(name).mask_quality is not None for name in config.dataset_names)
+
+
+def untrained_runs(config: Config, spec: TableSpec, column: int) -> list[str]:
+    """Return the untrained runs that a column's numbers are compared with, whether or not the table has rows for them."""
+    task = spec.columns[column].task
+    runs = {run for row in spec.rows if (run := row.run_of(column)) is not None}
+    datasets = {config.dataset_of(run, task) for run in runs}
+    return [
+        run
+        for run in config.runs_of(task)
+        if config.pretrain[run].optimisation.epochs == 0 and config.dataset_of(run, task) in datasets
+    ]

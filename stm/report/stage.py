@@ -4,7 +4,7 @@ from pathlib import Path
 
 from stm.config import FigureSpec, TableSpec
 from stm.evaluation.masks.stage import CROP_AGREEMENT, MASK_QUALITY
-from stm.report.names import figure_names, table_names
+from stm.report.names import figure_names, table_names, untrained_runs
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
 from stm.training.stage import weights_of
@@ -16,10 +16,15 @@ def _metrics_of(job: Job, run: str, task: str) -> Path:
 
 
 def _cells(job: Job, spec: TableSpec | FigureSpec) -> list[Path]:
-    """Files that contain the numbers of a table or figure, one per seed."""
-    return [
-        _metrics_of(job, instance, task) for run, task in sorted(spec.cells()) for instance in job.study.instances(run)
-    ]
+    """Files that contain the numbers of a table or figure, one per seed, and those that a table's are compared with."""
+    cells = spec.cells()
+    if isinstance(spec, TableSpec):
+        cells |= {
+            (run, column.task)
+            for number, column in enumerate(spec.columns)
+            for run in untrained_runs(job.study, spec, number)
+        }
+    return [_metrics_of(job, instance, task) for run, task in sorted(cells) for instance in job.study.instances(run)]
 
 
 def _drawn(job: Job) -> Files:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from stm.config import Config
 from stm.evaluation.task import Metric
 from stm.evaluation.tasks import TASKS
-from stm.report.results.records import MaskQualityRow, Measurement, Refusal, RunGroup, best_mean
+from stm.report.comparison import Entry, clear_best, describe_column
+from stm.report.results.records import MaskQualityRow, Measurement, Refusal, RunGroup
 
 MISSING = "\u2013"  # an en dash, as in printed tables
 THIN_SPACE = "\u2009"
@@ -25,7 +26,7 @@ class Cell:
     values: tuple[Value, ...]  # a cell may fill several columns of the CSV: mean, deviation, seeds
     note: str = ""  # shown in small print after the text, such as an interval
     numeric: bool = False
-    best: bool = False  # the best in its column, shown in bold
+    bold: bool = False  # see `stm.report.comparison.clear_best`
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Table:
     keys: list[str]
     rows: list[list[Cell]]
     footer: list[list[Cell]] = field(default_factory=list)  # reference rows, such as the chance level or a total
+    outcomes: list[tuple[str, str]] = field(default_factory=list)  # per column: what it shows, and which rows differ
 
     @property
     def numeric(self) -> list[bool]:
@@ -63,8 +65,10 @@ class Table:
         ]
         for row in self.rows + self.footer:
             texts = [_escape(f"{cell.text} {cell.note}") for cell in row]
-            lines.append([f"**{text}**" if cell.best else text for text, cell in zip(texts, row, strict=True)])
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+            lines.append([f"**{text}**" if cell.bold else text for text, cell in zip(texts, row, strict=True)])
+        text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        outcomes = "".join(f"- {_escape(what)}: {_escape(sentence)}\n" for what, sentence in self.outcomes)
+        return f"{text}\n{outcomes}" if outcomes else text
 
 
 def _csv_value(value: Value) -> str:
@@ -100,26 +104,26 @@ def number(value: float | None, digits: int) -> Cell:
     return Cell(f"{value:.{digits}f}", (value,), numeric=True)
 
 
-def percent(share: float | None, best: bool = False) -> Cell:
+def percent(share: float | None, bold: bool = False) -> Cell:
     """Format a fraction from 0 to 1 as a percentage."""
     if share is None or math.isnan(share):
         return Cell(MISSING, (None,), numeric=True)
-    return Cell(f"{100 * share:.1f}", (share,), numeric=True, best=best)
+    return Cell(f"{100 * share:.1f}", (share,), numeric=True, bold=bold)
 
 
-def estimate(share: float | None, interval: tuple[float, float] | None, best: bool = False, *more: Value) -> Cell:
+def estimate(share: float | None, interval: tuple[float, float] | None, bold: bool = False, *more: Value) -> Cell:
     """Format a fraction (0 to 1) and its interval in per cent; the CSV contains the fraction, low, high and `more`."""
-    cell = percent(share, best)
+    cell = percent(share, bold)
     low, high = interval or (None, None)
     note = "" if interval is None or share is None else f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
-    return Cell(cell.text, (*cell.values, low, high, *more), note, numeric=True, best=best)
+    return Cell(cell.text, (*cell.values, low, high, *more), note, numeric=True, bold=bold)
 
 
-def measurement_cell(measurement: Measurement | None, best: float = math.nan, seeds: int | None = None) -> Cell:
-    """Format a metric over seeds; the CSV contains the mean, deviation, seed count, and the interval of a single seed.
+def measurement_cell(measurement: Measurement | None, bold: bool = False, seeds: int | None = None) -> Cell:
+    """Format a metric over seeds; the CSV contains the mean, deviation, seed count, and interval (see `over_seeds`).
 
     Args:
-        best: the best mean of the column.
+        bold: whether the number is the clear best of its column.
         seeds: the number of seeds in the config; the cell notes if fewer have results.
     """
     if measurement is None:
@@ -130,11 +134,11 @@ def measurement_cell(measurement: Measurement | None, best: float = math.nan, se
     low, high = measurement.interval or (None, None)
     if deviation is not None:
         text += f" ± {scale * deviation:.1f}"
-    elif low is not None and high is not None:
+    if low is not None and high is not None:
         note = f"[{scale * low:.1f}, {scale * high:.1f}]"
     if seeds is not None and count_of_seeds < seeds:
         note = f"{note} {count_of_seeds} of {seeds} seeds".strip()
-    return Cell(text, (mean, deviation, count_of_seeds, low, high), note, numeric=True, best=mean == best)
+    return Cell(text, (mean, deviation, count_of_seeds, low, high), note, numeric=True, bold=bold)
 
 
 # ------------------------------------------------------------------------------------------------------ tables
@@ -163,23 +167,50 @@ def results_table(
     ]
     columns = ["Run", "Dataset"] if config.datasets else ["Run"]
     columns += ["Mask", "Ratio", "Epochs", "Final loss", *(column_title(config, task) for task in tasks)]
-    best = {task: best_mean(score for group in groups if (score := group.score(task))) for task in tasks}
+    bold = {task: bold_runs(config, groups, task) for task in tasks}
     footer = [
         Cell("Chance", ("chance",)),
         *[Cell("", (None,))] * (len(columns) - len(tasks) - 2),
         Cell("", (None, None)),
     ]
     footer += [_chance(chances.get(task), headline_of(config, task).scale) for task in tasks]
-    rows = [_result_row(config, group, tasks, best) for group in groups]
-    return Table("results", columns, keys, rows, [footer] if any(task in chances for task in tasks) else [])
+    rows = [_result_row(config, group, tasks, bold) for group in groups]
+    outcomes = [line for task in tasks for line in _outcomes(config, groups, task)]
+    return Table("results", columns, keys, rows, [footer] if any(task in chances for task in tasks) else [], outcomes)
 
 
-def _result_row(config: Config, group: RunGroup, tasks: Sequence[str], best: Mapping[str, float]) -> list[Cell]:
+def _outcomes(config: Config, groups: Sequence[RunGroup], task: str) -> list[tuple[str, str]]:
+    """Say which runs differ, once per dataset of an evaluation."""
+    by_dataset = compare_runs(config, groups, task)
+    return [
+        (f"{title(task)} on {dataset}" if len(by_dataset) > 1 else title(task), describe_column(entries))
+        for dataset, entries in by_dataset.items()
+    ]
+
+
+def compare_runs(config: Config, groups: Sequence[RunGroup], task: str) -> dict[str, list[Entry]]:
+    """Return the measured runs of an evaluation by the dataset that they are evaluated on; only these are comparable."""
+    by_dataset: dict[str, list[Entry]] = {}
+    for group in groups:
+        score = group.score(task)
+        if score is not None:
+            dataset = config.dataset_of(group.name, task)
+            by_dataset.setdefault(dataset, []).append(score.entry(group.name, group.untrained))
+    return by_dataset
+
+
+def bold_runs(config: Config, groups: Sequence[RunGroup], task: str) -> set[str]:
+    """Return the names of the runs in bold: at most one per dataset of the evaluation."""
+    best = (clear_best(entries) for entries in compare_runs(config, groups, task).values())
+    return {entry.name for entry in best if entry is not None}
+
+
+def _result_row(config: Config, group: RunGroup, tasks: Sequence[str], bold: Mapping[str, set[str]]) -> list[Cell]:
     strategy, ratio = group.mask
     row = [text_cell(group.name), *([text_cell(group.settings.dataset or "")] if config.datasets else [])]
     row += [text_cell(strategy), number(ratio, 2), count(group.settings.optimisation.epochs), _loss(group.final_loss)]
     seeds = len(group.instances)
-    return row + [measurement_cell(group.score(task), best[task], seeds) for task in tasks]
+    return row + [measurement_cell(group.score(task), group.name in bold[task], seeds) for task in tasks]
 
 
 def _loss(loss: Measurement | None) -> Cell:
@@ -226,11 +257,7 @@ def mask_quality_table(rows: Sequence[MaskQualityRow]) -> Table:
     """Build the mask quality table: one row per guide and ratio, one column per camera type, with the interval."""
     cameras = sorted({row.camera for row in rows})
     several_datasets = any(row.dataset for row in rows)
-    # Coverage grows with the ratio, so only masks of equal ratio are compared for the best value.
-    best: dict[tuple[str, str, float], float] = {}
-    for row in rows:
-        key = row.dataset, row.camera, row.ratio
-        best[key] = max(row.coverage, best.get(key, 0.0))
+    bold = {id(row) for column in mask_columns(rows) for row in _bold_row(column)}
     keys = [*(["dataset"] if several_datasets else []), "guide", "source", "ratio", "chance"]
     keys += [f"{camera}_{part}" for camera in cameras for part in ("coverage", "low", "high", "clips")]
     columns = [*(["Dataset"] if several_datasets else []), "Mask by", "Captions", "Ratio", "Chance, %"]
@@ -247,10 +274,31 @@ def mask_quality_table(rows: Sequence[MaskQualityRow]) -> Table:
             if cell is None:
                 line.append(estimate(None, None, False, None))
             else:
-                is_best = cell.coverage == best[dataset, camera, ratio]
-                line.append(estimate(cell.coverage, cell.interval, is_best, cell.clips))
+                line.append(estimate(cell.coverage, cell.interval, id(cell) in bold, cell.clips))
         lines.append(line)
-    return Table("mask_quality", columns, keys, lines)
+    return Table(
+        "mask_quality", columns, keys, lines, outcomes=[_describe_masks(column) for column in mask_columns(rows)]
+    )
+
+
+def mask_columns(rows: Sequence[MaskQualityRow]) -> list[list[MaskQualityRow]]:
+    """Group the rows that can be compared: coverage grows with the ratio, so only masks of equal ratio are."""
+    columns: dict[tuple[str, str, float], list[MaskQualityRow]] = {}
+    for row in rows:
+        columns.setdefault((row.dataset, row.camera, row.ratio), []).append(row)
+    return list(columns.values())
+
+
+def _bold_row(column: Sequence[MaskQualityRow]) -> list[MaskQualityRow]:
+    entries = [row.entry() for row in column]
+    best = clear_best(entries)
+    return [row for row, entry in zip(column, entries, strict=True) if entry is best]
+
+
+def _describe_masks(column: Sequence[MaskQualityRow]) -> tuple[str, str]:
+    first = column[0]
+    what = ", ".join(filter(None, (first.dataset, camera_title(first.camera), f"ratio {first.ratio:g}")))
+    return what, describe_column([row.entry() for row in column], "mask", "masks")
 
 
 def camera_title(camera: str) -> str:

@@ -1,5 +1,6 @@
 """The page template's context, as plain values."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,11 +13,12 @@ from stm.report import figures, tables
 from stm.report.clips import film_strips
 from stm.report.clips.draw import MAPS, ClipStrips, reconstructed_runs
 from stm.report.clips.film_strips import Row
-from stm.report.clips.gallery import MaskGallery
+from stm.report.clips.gallery import MaskGallery, ordered_strategies
 from stm.report.clips.run_masks import draws_own_mask, learns_mask
-from stm.report.page import sentences
+from stm.report.expectations import count_outcomes
+from stm.report.page import sentences, terms
 from stm.report.page.own_tables import data_url, to_markup
-from stm.report.results.provenance import Provenance
+from stm.report.results.provenance import Provenance, describe_environment, find_config_file
 from stm.report.results.records import DatasetResults, RunGroup, Study
 from stm.report.tables import Table
 
@@ -25,10 +27,17 @@ MAX_REFUSALS = 300  # rows of the table of refused clips
 MAX_CLASS_CELLS = 6000  # cells of the per-class accuracy table
 MAX_EVALUATIONS = 5  # columns of a results table; with more, there is one table per set of runs
 
+# The rule of `stm.report.comparison.clear_best` and the interval of `over_seeds`, in words.
+BOLD_RULE = "Bold: better than chance, than every untrained run and than every other row, with 95\u00a0% intervals wholly apart."
+MASK_RULE = "Bold: better than chance and than every other mask of its ratio, with 95\u00a0% intervals wholly apart."
+SEEDS_RULE = (
+    "the interval of several seeds is Student's t interval of their mean, and at least as wide as that of one seed."
+)
+
 COMMANDS = """\
-snakemake --cores all --configfile config.yaml plan   # estimate the cost
-snakemake --cores all --configfile config.yaml        # run every stage, up to this page
-stm report --config config.yaml                       # rebuild this page from existing results"""
+snakemake plan --cores all --configfile {file}   # estimate the cost
+snakemake --cores all --configfile {file}        # run every stage, up to this page
+stm report --config {file}                       # rebuild this page from existing results"""
 
 
 def make_context(
@@ -42,9 +51,13 @@ def make_context(
 ) -> dict[str, Any]:
     """Build the context, except for the config's tables and figures and the list of problems."""
     config = study.config
+    config_file = find_config_file(config)
     cells = len(built["per_class"].rows) * len(built["per_class"].columns)
     return {
         "title": config.report.title,
+        "introduction": sentences.introduce(study, groups),
+        "expectations": built["expectations"],
+        "expectation_counts": count_outcomes(built["expectations"]),
         "several": study.several,
         "sections": number_sections(config),
         "facts": sentences.study_facts(study, provenance),
@@ -59,9 +72,13 @@ def make_context(
         "evaluated": any(run.evaluations for group in groups for run in group.instances),
         "several_seeds": any(len(group.instances) > 1 for group in groups),
         "per_class": built["per_class"] if cells <= MAX_CLASS_CELLS else None,
-        "loss_chart": charts.get("loss"),
+        "loss_charts": [chart for name, chart in charts.items() if name.startswith("loss-")],
+        "loss_runs": [
+            {"label": figures.name_run(group), "swatch": figures.swatch(group.number)}
+            for group in groups
+            if any(run.losses for run in group.instances)
+        ],
         **_describe_curves(groups),
-        "contrast": any(group.settings.has_contrast for group in groups),
         "runs_without_losses": [group.name for group in groups if not any(run.losses for run in group.instances)],
         "shows_clips": config.report.clips > 0,
         "has_boxes": any(strips.clip.boxes is not None for of_dataset in clips.values() for strips in of_dataset),
@@ -72,7 +89,13 @@ def make_context(
         "quality": built["mask_quality"],
         "quality_chart": charts.get("quality"),
         "crop_agreement": [line for dataset in study.datasets if (line := sentences.crop_agreement(dataset.results))],
-        "commands": COMMANDS,
+        "bold_rule": BOLD_RULE,
+        "mask_rule": MASK_RULE,
+        "seeds_rule": SEEDS_RULE,
+        "commands": COMMANDS.format(file=shlex.quote(str(config_file or "config.yaml"))),
+        "config_file": "" if config_file is None else str(config_file),
+        "environment": describe_environment(),
+        "terms": explain_terms(config, groups, built["mask_quality"].rows != []),
         "config_yaml": dump_config(config),
         "receipts": sentences.show_receipts(provenance),
     }
@@ -81,21 +104,41 @@ def make_context(
 def _describe_curves(groups: Sequence[RunGroup]) -> dict[str, bool]:
     """Report whether the loss chart shows bands over seeds, and whether it shows logged values of single-seed runs."""
     seeds = [sum(bool(run.losses) for run in group.instances) for group in groups]
-    few_runs = sum(count > 0 for count in seeds) <= figures.MAX_INNER_LEGEND
+    few_runs = sum(count > 0 for count in seeds) <= figures.MAX_FAINT
     return {"has_bands": any(count > 1 for count in seeds), "has_logged_values": few_runs and 1 in seeds}
+
+
+def explain_terms(config: Config, groups: Sequence[RunGroup], measures_masks: bool) -> dict[str, terms.Terms]:
+    """Return the terms to explain, by the id of the section that uses them."""
+    tasks = list(dict.fromkeys(task.task for task in config.evaluate.values()))
+    scores = [score for group in groups for task in config.evaluate if (score := group.score(task))]
+    general = ["chance"] * any(score.chance is not None for score in scores)
+    general += ["untrained"] * any(group.untrained for group in groups)
+    general += ["interval"] * any(score.interval is not None for score in scores)
+    general += ["final_loss"] * any(group.final_loss is not None for group in groups)
+    return {
+        "results": terms.pick(terms.TASKS, tasks)
+        + terms.pick(terms.METRICS, (score.label for score in scores))
+        + terms.pick(terms.RESULTS, general),
+        "masks": [*terms.MASKS.values(), *terms.pick(terms.STRATEGIES, ordered_strategies())],
+        "quality": list(terms.QUALITY.values()) if measures_masks else [],
+        "losses": terms.explain_objectives(figures.find_objectives(groups)),
+    }
 
 
 def number_sections(config: Config) -> dict[str, tuple[int, str]]:
     """Return the number and title of each section, by section id."""
-    titles = {"config_results": "Tables and figures"} if config.tables or config.figures else {}
+    titles = {"expectations": "Expected and came out"} if config.report.expect else {}
+    titles |= {"config_results": "Tables and figures"} if config.tables or config.figures else {}
     titles |= {
-        "setup": "Setup",
         "results": "Results",
-        "losses": "Losses",
-        "clips": "Clips",
         "masks": "Masks",
+        "clips": "Clips and reconstructions",
         "quality": "Mask quality",
+        "losses": "Losses",
+        "setup": "Setup",
         "input": "Captions and refused clips",
+        "time": "Time",
         "reproduce": "Reproduce",
     }
     return {name: (number, title) for number, (name, title) in enumerate(titles.items(), start=1)}
@@ -116,7 +159,7 @@ def split_results(config: Config, groups: Sequence[RunGroup]) -> list[dict[str, 
     return [
         {
             "table": tables.results_table(config, members, chances, tasks),
-            "swatches": [figures.run_color(group.number) for group in members],
+            "swatches": [figures.swatch(group.number) for group in members],
         }
         for members, tasks in parts
         if members
@@ -182,7 +225,7 @@ def _show_row(row: Row) -> dict[str, Any]:
         "kind": row.kind,
         "label": row.label,
         "note": row.note,
-        "color": "" if row.run is None else figures.run_color(row.run),
+        "swatch": None if row.run is None else figures.swatch(row.run),
         "scale": scale,
         "image": data_url(*film_strips.encode(row.tiles)),
     }

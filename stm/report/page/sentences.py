@@ -7,9 +7,10 @@ from typing import Any
 
 from stm.config import Blip2Captions, Config, HumanCaptions, LabelCaptions, LanguageRun, PretrainRun
 from stm.jobs.progress import format_seconds
+from stm.report.comparison import beat_reference
 from stm.report.results.provenance import Provenance, StageUse
-from stm.report.results.records import Results, RunGroup, Study
-from stm.report.tables import Cell, Table, count, number, text_cell
+from stm.report.results.records import DatasetResults, Results, RunGroup, Study
+from stm.report.tables import Cell, Table, compare_runs, count, number, text_cell, title
 
 
 def chances(groups: Sequence[RunGroup]) -> dict[str, float]:
@@ -17,6 +18,38 @@ def chances(groups: Sequence[RunGroup]) -> dict[str, float]:
     runs = [run for group in groups for run in group.instances]
     levels = {task: entry.headline.chance for run in reversed(runs) for task, entry in run.evaluations.items()}
     return {task: chance for task, chance in levels.items() if chance is not None}
+
+
+def introduce(study: Study, groups: Sequence[RunGroup]) -> list[str]:
+    """Return the page's first sentences: the data, the runs, and what the intervals show about pretraining."""
+    sentences = [line for dataset in study.datasets if (line := _count_clips(dataset, study.several))]
+    untrained = sum(group.untrained for group in groups)
+    if groups:
+        runs = f"{len(groups)} pretraining run{'s' if len(groups) > 1 else ''}"
+        sentences.append(f"{runs}, {untrained} of them untrained, for comparison." if untrained else f"{runs}.")
+    return sentences + _summarise_evaluations(study.config, groups)
+
+
+def _count_clips(dataset: DatasetResults, several: bool) -> str:
+    splits = [f"{split.listed:,} {split.name}" for split in dataset.results.splits if split.listed]
+    return f"{dataset.name}: {' and '.join(splits)} clips." if splits else ""
+
+
+def _summarise_evaluations(config: Config, groups: Sequence[RunGroup]) -> list[str]:
+    """Say in which evaluations a pretrained run is better than the untrained network, or than chance without one."""
+    better: dict[str, list[str]] = {}
+    for task in config.evaluate:
+        for entries in compare_runs(config, groups, task).values():
+            reference, names = beat_reference(entries)
+            if reference:
+                better.setdefault(reference, [])
+                better[reference] += [f"{title(task)} ({', '.join(names)})"] if names else []
+    return [
+        f"Better than {reference}, with 95\u00a0% intervals apart: {'; '.join(where)}."
+        if where
+        else f"No pretrained run is better than {reference} with 95\u00a0% intervals apart."
+        for reference, where in better.items()
+    ]
 
 
 def crop_agreement(results: Results) -> str:

@@ -17,6 +17,7 @@ from stm.report import figures, tables
 from stm.report.clips import film_strips
 from stm.report.clips.draw import ClipStrips, draw_clip_strips
 from stm.report.clips.gallery import MaskGallery, draw_mask_gallery
+from stm.report.expectations import expectations_table
 from stm.report.names import clip_name, figure_names, masks_name, table_names
 from stm.report.page import context, sentences
 from stm.report.page.own_tables import show_figures, show_tables, to_markup
@@ -60,6 +61,7 @@ def write_tables(study: Study, groups: list[RunGroup], layout: Layout) -> dict[s
     refusals = [(dataset.name, refusal) for dataset in study.datasets for refusal in dataset.results.refusals]
     names = [name for name, _ in refusals] if study.several else None
     built = {
+        "expectations": expectations_table(study, groups),
         "results": tables.results_table(study.config, groups, sentences.chances(groups)),
         "per_class": tables.per_class_table(study.config, groups),
         "mask_quality": tables.mask_quality_table(study.mask_quality),
@@ -89,9 +91,10 @@ def write_figures(study: Study, groups: list[RunGroup], strips: Strips, layout: 
     for name in figure_names(study.config):
         write_bytes(layout.figures / name, figures.to_png(drawn[name]))
     charts = {}
-    if any(run.losses for group in groups for run in group.instances):
-        runs = ", ".join(group.name for group in groups)
-        charts["loss"] = to_markup(figures.to_svg(drawn["loss_curves.png"], "loss", f"Loss curves of the runs {runs}"))
+    for objective in figures.find_objectives(groups):
+        panel = figures.loss_panel(groups, objective)
+        label = f"{figures.title_objective(objective)} of each run by step"
+        charts[f"loss-{objective}"] = to_markup(figures.to_svg(panel, f"loss-{objective}", label))
     if study.mask_quality and "mask_quality.png" in drawn:
         svg = figures.to_svg(drawn["mask_quality.png"], "quality", "Mask quality by guide and camera")
         charts["quality"] = to_markup(svg)

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -11,7 +12,6 @@ from stm.config import Config
 from stm.layout import Layout
 from stm.report.figures import (
     INK,
-    PALETTE,
     STYLE,
     new_figure,
     plot_mean_and_range,
@@ -20,12 +20,7 @@ from stm.report.figures import (
     show_message,
 )
 from stm.report.results.evaluations import ReportError, read_measurement
-from stm.report.results.records import Measurement
-
-# Keys of metrics.jsonl other than the losses of individual objectives.
-_NO_OBJECTIVES = ("loss", "divergence", "mix", "gradient_norm", "learning_rate", "clips_per_second")
-
-Curve = tuple[list[int], list[float]]
+from stm.report.results.records import NOT_LOSSES, Curve, Measurement
 
 
 def read_curve(config: Config, instance: str, metric: str) -> Curve:
@@ -55,14 +50,14 @@ def draw_losses(config: Config, name: str) -> Figure:
     with mpl.rc_context(STYLE):
         figure = new_figure(3.8)
         axes = figure.add_subplot(facecolor="none")
-        for place, (label, seeds) in enumerate(curves.items()):
+        for label, seeds in curves.items():
             seeds = [curve for curve in seeds if curve[0]]
             if not seeds:
                 continue
             steps = sorted(set.intersection(*(set(curve[0]) for curve in seeds)))
             by_step = [dict(zip(*curve, strict=True)) for curve in seeds]
             values = [running_mean([logged[step] for step in steps], 0.02) for logged in by_step]
-            plot_mean_and_range(axes, steps, values, label, 1.6, run_style(place))
+            plot_mean_and_range(axes, steps, values, label, 1.6, style_of(config, spec.runs[label]))
         axes.set(xlabel="Optimiser step", ylabel=_name_metric(spec.metric))
         axes.set_title(spec.title, fontsize=10, loc="left")
         axes.grid(axis="y")
@@ -74,16 +69,21 @@ def draw_losses(config: Config, name: str) -> Figure:
     return figure
 
 
+def style_of(config: Config, run: str) -> dict[str, Any]:
+    """Return the colour and dash of a run of the config's `pretrain`: the same in every figure."""
+    return run_style(list(config.pretrain).index(run))
+
+
 def _name_metric(metric: str) -> str:
     """Return a human-readable name for a key of metrics.jsonl: `contrast` -> `Contrast loss`."""
     name = metric.replace("_", " ").capitalize()
-    return name if metric in _NO_OBJECTIVES else f"{name} loss"
+    return name if metric in ("loss", *NOT_LOSSES) else f"{name} loss"
 
 
 def draw_bars(config: Config, name: str) -> Figure:
     """Draw the figure `name`: one group of bars per evaluation, one bar per run.
 
-    Dots mark individual seeds; for a single seed, a line marks its 95 % interval.
+    Lines mark 95 % intervals, and dots individual seeds.
     """
     spec = config.figures[name]
     measurements = {
@@ -92,9 +92,9 @@ def draw_bars(config: Config, name: str) -> Figure:
     with mpl.rc_context(STYLE):
         figure = new_figure(3.4)
         axes = figure.add_subplot(facecolor="none")
-        width = 0.8 / len(spec.runs)
         for group, bars in enumerate(measurements.values()):
-            _draw_group(axes, group, bars, width, named=group == 0)
+            styles = {label: style_of(config, run) for label, run in spec.runs.items()}
+            _draw_group(axes, group, bars, styles, named=group == 0)
         axes.set_xticks(range(len(measurements)), list(measurements))
         axes.set(ylabel=_name_headlines(measurements))
         axes.set_title(spec.title, fontsize=10, loc="left")
@@ -112,14 +112,22 @@ def _name_headlines(measurements: Mapping[str, Mapping[str, Measurement]]) -> st
     return " or ".join(name[:1].upper() + name[1:] for name in names)
 
 
-def _draw_group(axes: mpl.axes.Axes, group: int, bars: Mapping[str, Measurement], width: float, named: bool) -> None:
+def _draw_group(
+    axes: mpl.axes.Axes,
+    group: int,
+    bars: Mapping[str, Measurement],
+    styles: Mapping[str, Mapping[str, Any]],
+    named: bool,
+) -> None:
+    width = 0.8 / len(bars)
     for place, (label, bar) in enumerate(bars.items()):
         x = group - 0.4 + width * (place + 0.5)
-        color = PALETTE[place % len(PALETTE)]
-        axes.bar(x, bar.scale * bar.mean, width * 0.86, color=color, linewidth=0, label=label if named else None)
+        outline = {"edgecolor": INK, "linewidth": 0.9, "linestyle": styles[label]["linestyle"]}
+        color = styles[label]["color"]
+        axes.bar(x, bar.scale * bar.mean, width * 0.86, facecolor=color, label=label if named else None, **outline)
         if len(bar.values) > 1:
             axes.plot([x] * len(bar.values), [bar.scale * v for v in bar.values], "o", color=INK, markersize=2.5)
-        elif bar.interval is not None:
+        if bar.interval is not None:
             axes.plot([x, x], [bar.scale * bound for bound in bar.interval], color=INK, linewidth=1.1)
         axes.annotate(
             f"{bar.scale * bar.mean:.1f}", (x, _top(bar)), (0, 4), textcoords="offset points", ha="center", fontsize=7.5

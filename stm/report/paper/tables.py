@@ -1,12 +1,13 @@
 """Config tables: one row per method and one column per evaluation, alongside the numbers that a paper reports."""
 
-import math
 import re
 from collections.abc import Sequence
 
 from stm.config import Config, TableRow, TableSpec
+from stm.report.comparison import Entry, clear_best, describe_column
+from stm.report.names import untrained_runs
 from stm.report.results.evaluations import read_measurement
-from stm.report.results.records import Measurement, best_mean
+from stm.report.results.records import Measurement
 from stm.report.tables import Cell, Table, measurement_cell, number, text_cell
 
 
@@ -26,9 +27,19 @@ def paper_table(config: Config, name: str) -> Table:
         keys += [f"{stem}_{part}" for part in ("mean", "deviation", "seeds", "low", "high")]
         keys += [f"{stem}_paper"] if has_paper else []
     cells = [[_measure_cell(config, row, spec, i) for i in range(len(spec.columns))] for row in spec.rows]
-    best = _best(cells)
-    rows = [_table_row(row, line, best, quoted) for row, line in zip(spec.rows, cells, strict=True)]
-    return Table(name, columns, keys, rows)
+    compared = [_entries(config, spec, [line[i] for line in cells], i) for i in range(len(spec.columns))]
+    bold = [clear_best(entries, references) for entries, references in compared]
+    rows = [
+        _table_row(
+            row, line, [bold[i] is not None and bold[i] is compared[i][0][place] for i in range(len(line))], quoted
+        )
+        for place, (row, line) in enumerate(zip(spec.rows, cells, strict=True))
+    ]
+    outcomes = [
+        (column.title, describe_column([entry for entry in entries if entry is not None] + references, "row", "rows"))
+        for column, (entries, references) in zip(spec.columns, compared, strict=True)
+    ]
+    return Table(name, columns, keys, rows, outcomes=outcomes)
 
 
 def _measure_cell(config: Config, row: TableRow, spec: TableSpec, column: int) -> Measurement | None:
@@ -37,21 +48,28 @@ def _measure_cell(config: Config, row: TableRow, spec: TableSpec, column: int) -
     return None if run is None else read_measurement(config, run, task, spec.columns[column].metric)
 
 
-def _best(cells: Sequence[Sequence[Measurement | None]]) -> list[float]:
-    """Return the best mean per column; NaN for columns with fewer than two numbers, so that nothing is bold."""
-    best = []
-    for column in zip(*cells, strict=True):
-        measurements = [cell for cell in column if cell is not None]
-        best.append(best_mean(measurements) if len(measurements) > 1 else math.nan)
-    return best
+def _entries(
+    config: Config, spec: TableSpec, measured: Sequence[Measurement | None], column: int
+) -> tuple[list[Entry | None], list[Entry]]:
+    """Return a column's entries, one per row, and the untrained runs that are not among them."""
+    task, metric = spec.columns[column].task, spec.columns[column].metric
+    untrained = untrained_runs(config, spec, column)
+    runs = [row.run_of(column) for row in spec.rows]
+    entries = [
+        None if cell is None else cell.entry(row.label, run in untrained)
+        for row, run, cell in zip(spec.rows, runs, measured, strict=True)
+    ]
+    others = [run for run in untrained if run not in runs]
+    references = [read_measurement(config, run, task, metric).entry(run, untrained=True) for run in others]
+    return entries, references
 
 
 def _table_row(
-    row: TableRow, cells: Sequence[Measurement | None], best: Sequence[float], quoted: Sequence[bool]
+    row: TableRow, cells: Sequence[Measurement | None], bold: Sequence[bool], quoted: Sequence[bool]
 ) -> list[Cell]:
     line = [text_cell(row.label)]
     for i, cell in enumerate(cells):
-        line.append(measurement_cell(cell, best[i]))
+        line.append(measurement_cell(cell, bold[i]))
         if quoted[i]:
             line.append(number(row.paper[i] if row.paper else None, 1))
     return line

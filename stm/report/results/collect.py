@@ -19,8 +19,10 @@ from stm.layout import Layout
 from stm.manifest import read_shards, split_of
 from stm.report.results.evaluations import read_evaluation
 from stm.report.results.records import (
+    NOT_LOSSES,
     CaptionSummary,
     CropAgreement,
+    Curve,
     DatasetResults,
     Evaluation,
     MaskQualityRow,
@@ -109,8 +111,9 @@ def _read_splits(layout: Layout, shards: list[str]) -> list[Split]:
 
 def _read_run(config: Config, layout: Layout, name: str, instance: str, study: Config, results: Results) -> Run:
     folder = layout.pretrain(instance)
-    empty: tuple[list[int], list[float]] = ([], [])
-    steps, losses = results.attempt(f"losses of {instance}", partial(_read_losses, folder / "metrics.jsonl"), empty)
+    nothing: dict[str, Curve] = {}
+    curves = results.attempt(f"losses of {instance}", partial(_read_losses, folder / "metrics.jsonl"), nothing)
+    steps, losses = curves.pop("loss", ([], []))
     evaluations: dict[str, Evaluation] = {}
     for task in study.evaluate:
         path = layout.evaluate(instance, task) / "metrics.json"
@@ -119,22 +122,25 @@ def _read_run(config: Config, layout: Layout, name: str, instance: str, study: C
             evaluations |= {task: evaluation} if evaluation else {}
     weights = folder / "weights.safetensors"
     settings = config.runs[instance]
-    return Run(instance, settings, steps, losses, weights if weights.exists() else None, evaluations)
+    return Run(instance, settings, steps, losses, weights if weights.exists() else None, evaluations, curves)
 
 
-def _read_losses(path: Path) -> tuple[list[int], list[float]]:
-    """Read steps and losses, ascending; skips incomplete lines, such as the last line of a run in progress."""
-    by_step: dict[int, float] = {}
+def _read_losses(path: Path) -> dict[str, Curve]:
+    """Read the curves of the total loss (`loss`) and of each objective; skips incomplete lines, as of a run in progress."""
+    by_name: dict[str, dict[int, float]] = {}
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     for line in lines:
         try:
             entry = json.loads(line)
-            step, loss = int(entry["step"]), float(entry["loss"])
-        except (ValueError, KeyError, TypeError):
+            step = int(entry.pop("step"))
+            values = {name: float(value) for name, value in entry.items() if name not in NOT_LOSSES}
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue
-        if math.isfinite(loss):
-            by_step[step] = loss  # a resumed run may repeat a step; only the later result affected the weights
-    return sorted(by_step), [by_step[step] for step in sorted(by_step)]
+        for name, value in values.items():
+            if math.isfinite(value):
+                # A resumed run may repeat a step; only the later result affected the weights.
+                by_name.setdefault(name, {})[step] = value
+    return {name: (sorted(values), [values[step] for step in sorted(values)]) for name, values in by_name.items()}
 
 
 def _interval(value: Any) -> tuple[float, float] | None:

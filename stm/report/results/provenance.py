@@ -6,19 +6,23 @@ Receipts record the model, its hash and the library versions behind a stage's fi
 
 import csv
 import math
+import platform
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stm.config import Config
+import stm
+from stm.config import Config, ConfigError, load_config
 from stm.layout import Layout
 from stm.pretrained.local_files import hash_weights
 from stm.report.results.records import DatasetResults, Study
 from stm.stages.jobs import Jobs
 from stm.stages.journey import all_stages
-from stm.storage.files import read_json
+from stm.storage.files import read_json, sha256_file
+from stm.storage.receipts import library_versions
 from stm.storage.tables import read_receipt
 
 
@@ -75,6 +79,60 @@ def collect_provenance(study: Study, layout: Layout) -> Provenance:
             models += [Model(f"pretrain/{run.name}", made, hash_weights(run.weights))]
     stages = [StageUse(name, **used.get(name, {}), **planned.get(name, {})) for name in names]
     return Provenance(stages, models, _merge_versions(receipts), receipts)
+
+
+def describe_environment() -> list[tuple[str, str]]:
+    """Return what this page was made with, as (name, value) pairs: code, Python, torch, platform and locked packages."""
+    root = Path(stm.__file__).parents[1]
+    lock = root / "requirements.lock"
+    locked = (
+        f"requirements.lock, SHA-256 {sha256_file(lock)}" if lock.exists() else "requirements.lock is not available"
+    )
+    return [
+        ("Code", describe_code(root)),
+        ("Python", platform.python_version()),
+        ("torch", library_versions(["torch"])["torch"]),
+        ("Platform", platform.platform()),
+        ("Packages", locked),
+    ]
+
+
+def describe_code(root: Path) -> str:
+    """Return the git commit of the code in `root`, or the package's version if it is not a checkout."""
+    version = f"stm {stm.__version__}"
+    # Without this check, git would answer for a repository around an installed package.
+    commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
+    if not commit:
+        return f"{version}, not from a git checkout"
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+    return f"{version}, commit {commit}" + (", with uncommitted changes" if changes else "")
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """Return what a git command prints; None if it fails or git is not installed."""
+    try:
+        done = subprocess.run(  # noqa: S603
+            ["git", *arguments],  # noqa: S607
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=20,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def find_config_file(config: Config, folder: Path = Path("config")) -> Path | None:
+    """Return the file in `folder`, relative to the working directory, that contains exactly this config, or None."""
+    for path in sorted(folder.glob("*.yaml")):
+        try:
+            if load_config(path) == config:
+                return path
+        except ConfigError:
+            continue
+    return None
 
 
 def _read_benchmarks(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:

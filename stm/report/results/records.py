@@ -9,9 +9,31 @@ from typing import TypeVar
 
 from stm.config import Config, LanguageRun, PretrainRun
 from stm.layout import Layout
+from stm.report.comparison import Entry, Interval
 from stm.report.names import shown_datasets
 
 T = TypeVar("T")
+Curve = tuple[list[int], list[float]]  # steps, ascending, and one value per step
+
+# What metrics.jsonl logs besides the total loss and the losses of the objectives.
+NOT_LOSSES = (
+    "step",
+    "epoch",
+    "accuracy",
+    "divergence",
+    "mix",
+    "temperature",
+    "gradient_norm",
+    "learning_rate",
+    "clips_per_second",
+)
+
+# The 97.5 % quantiles of Student's t distribution by degrees of freedom, from 1 to 30.
+_T_QUANTILES = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
 
 
 @dataclass(frozen=True)
@@ -32,11 +54,12 @@ class Measurement:
     """One metric of a run, from one seed or several."""
 
     values: Sequence[float]  # one per seed
-    interval: tuple[float, float] | None  # 95 %; only for a single seed
+    interval: Interval | None  # 95 %, of the mean; see `over_seeds`
     higher_is_better: bool = True
     scale: float = 100.0
     unit: str = "%"
     label: str = ""
+    chance: float | None = None
 
     @property
     def mean(self) -> float:
@@ -47,21 +70,30 @@ class Measurement:
         """Standard deviation over the seeds (n - 1); None for a single seed."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
+    def entry(self, name: str, untrained: bool = False) -> Entry:
+        """The measurement as an entry of a column, to be compared with others."""
+        return Entry(name, self.mean, self.interval, self.chance, untrained, self.higher_is_better)
+
 
 def over_seeds(numbers: Sequence[MetricValue]) -> Measurement:
-    """Combine the values of one metric over all seeds."""
+    """Combine the values of one metric over all seeds.
+
+    The interval of a single seed is that of its evaluation. That of several seeds is Student's t interval of their mean, and
+    at least as wide as the evaluations' intervals, on average: seeds that happen to agree share the same test clips.
+    """
     first = numbers[0]
-    interval = first.interval if len(numbers) == 1 else None
     values = [number.value for number in numbers]
-    return Measurement(values, interval, first.higher_is_better, first.scale, first.unit, first.label)
-
-
-def best_mean(measurements: Iterable[Measurement]) -> float:
-    """Return the highest mean of one metric, or the lowest if lower is better; NaN without measurements."""
-    candidates = list(measurements)
-    if not candidates:
-        return math.nan
-    return (max if candidates[0].higher_is_better else min)(candidate.mean for candidate in candidates)
+    bounds = [number.interval for number in numbers if number.interval is not None]
+    if len(numbers) == 1:
+        interval = first.interval
+    else:
+        half = _T_QUANTILES[min(len(values) - 1, 30) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+        low, high = statistics.fmean(values) - half, statistics.fmean(values) + half
+        if len(bounds) == len(numbers):
+            low = min(low, statistics.fmean(bound[0] for bound in bounds))
+            high = max(high, statistics.fmean(bound[1] for bound in bounds))
+        interval = (low, high)
+    return Measurement(values, interval, first.higher_is_better, first.scale, first.unit, first.label, first.chance)
 
 
 @dataclass(frozen=True)
@@ -92,6 +124,7 @@ class Run:
     losses: list[float]
     weights: Path | None
     evaluations: Mapping[str, Evaluation]
+    objectives: Mapping[str, Curve] = field(default_factory=dict)  # the logged losses of each objective
 
     @property
     def mask(self) -> tuple[str, float]:
@@ -121,6 +154,11 @@ class RunGroup:
     @property
     def mask(self) -> tuple[str, float]:
         return self.instances[0].mask
+
+    @property
+    def untrained(self) -> bool:
+        """Whether its weights are random, because it has 0 epochs."""
+        return self.settings.optimisation.epochs == 0
 
     @property
     def final_loss(self) -> Measurement | None:
@@ -168,6 +206,11 @@ class MaskQualityRow:
     def name(self) -> str:
         name = f"{self.guide} ({self.source})" if self.source else self.guide
         return f"{self.dataset}: {name}" if self.dataset else name
+
+    def entry(self) -> Entry:
+        """The coverage as an entry of a column, to be compared with masks of the same ratio and dataset."""
+        name = f"{self.guide} ({self.source})" if self.source else self.guide
+        return Entry(name, self.coverage, self.interval, self.chance)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,153 @@
+"""The config's expectations (`report.expect`) beside what came out."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from stm.config import Config
+from stm.config.report import ExpectedCoverage, ExpectedScore
+from stm.report.comparison import Entry, side
+from stm.report.results.records import RunGroup, Study
+from stm.report.tables import MISSING, Cell, Table, camera_title, column_title, headline_of, text_cell
+
+OUTCOMES = ("held", "not told apart", "did not hold", "not measured")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An expected comparison of two numbers; a number of None was not measured."""
+
+    what: str  # the number that is compared
+    scale: float
+    measured: Entry | None
+    limit: str  # the name of the number that it is compared with; empty if the config gives the number
+    bound: Entry | None  # that number; chance and numbers of the config have intervals of no width
+    above: bool  # whether the measured number is expected above the bound, or below it
+
+    @property
+    def outcome(self) -> str:
+        """One of `OUTCOMES`.
+
+        The expectation held if the measured 95 % interval lies wholly on the expected side of the bound's; it did not hold
+        if it lies wholly on the other side. Numbers whose intervals touch, or that have none, are not told apart.
+        """
+        if self.measured is None or self.bound is None:
+            return "not measured"
+        difference = side(self.measured.interval, self.bound.interval)
+        if difference == 0:
+            return "not told apart"
+        return "held" if (difference > 0) == self.above else "did not hold"
+
+
+def expectations_table(study: Study, groups: Sequence[RunGroup]) -> Table:
+    """Build the table of expectations: the sentence, both numbers with their 95 % intervals, and the outcome."""
+    by_name = {group.name: group for group in groups}
+    rows = []
+    for expected in study.config.report.expect:
+        if isinstance(expected, ExpectedScore):
+            found = _compare_scores(study.config, by_name, expected)
+        else:
+            found = _compare_coverage(study, expected)
+        bound = _number_cell(found.bound, found.scale)
+        direction = "above" if found.above else "below"
+        words = " ".join(filter(None, (direction, found.limit, bound.text)))
+        rows.append(
+            [
+                text_cell(expected.says),
+                text_cell(found.what),
+                _number_cell(found.measured, found.scale),
+                Cell(words, (direction, found.limit, *bound.values), bound.note),
+                text_cell(found.outcome),
+            ]
+        )
+    columns = ["Expected", "Number", "Came out", "Expected to be", "Outcome"]
+    keys = [
+        "expected",
+        "number",
+        "value",
+        "low",
+        "high",
+        "direction",
+        "bound",
+        "bound_value",
+        "bound_low",
+        "bound_high",
+    ]
+    return Table("expectations", columns, [*keys, "outcome"], rows)
+
+
+def count_outcomes(table: Table) -> str:
+    """Count the outcomes of an expectations table: `Of 4 expectations, 3 held, 1 is not told apart.`"""
+    counts = Counter(row[-1].text for row in table.rows)
+    parts = []
+    for outcome in OUTCOMES:
+        if number := counts[outcome]:
+            verb = ("is " if number == 1 else "are ") if outcome.startswith("not ") else ""
+            parts.append(f"{number} {verb}{outcome}")
+    total = len(table.rows)
+    return f"Of {total} expectation{'s' if total > 1 else ''}, {', '.join(parts)}." if parts else ""
+
+
+def _compare_scores(config: Config, groups: Mapping[str, RunGroup], expected: ExpectedScore) -> Comparison:
+    task = expected.evaluation
+    limit = expected.above if expected.below is None else expected.below
+    score = groups[expected.run].score(task) if expected.run in groups else None
+    bound: Entry | None
+    if not isinstance(limit, str):
+        bound = _fixed(limit)
+    elif limit == "chance":
+        bound = _fixed(score.chance if score else None)
+    else:
+        other = groups[limit].score(task) if limit in groups else None
+        bound = other.entry(limit) if other else None
+    return Comparison(
+        what=f"{expected.run}: {column_title(config, task)}",
+        scale=headline_of(config, task).scale,
+        measured=score.entry(expected.run) if score else None,
+        limit=limit if isinstance(limit, str) else "",
+        bound=bound,
+        above=expected.below is None,
+    )
+
+
+def _compare_coverage(study: Study, expected: ExpectedCoverage) -> Comparison:
+    measured_on = [name for name in study.config.dataset_names if study.config.of(name).mask_quality is not None]
+    config = study.config.of(expected.dataset or measured_on[0])
+    quality = config.mask_quality
+    assert quality is not None, "checked by the config"
+    by_text = expected.guide in ("text_top", "random")
+    ratio = expected.ratio or (quality.text_ratio if by_text else quality.motion_ratio)
+    source = expected.source or next(iter(config.pack.sources or config.captions), "")
+    rows = [row for row in study.mask_quality if row.dataset == (config.name if study.several else "")]
+    rows = [row for row in rows if (row.camera, row.ratio) == (expected.camera, ratio) and row.source in ("", source)]
+    by_guide = {row.guide: row for row in rows}
+    row = by_guide.get(expected.guide)
+    limit = expected.above if expected.below is None else expected.below
+    bound: Entry | None
+    if not isinstance(limit, str):
+        bound = _fixed(limit)
+    elif limit == "chance":
+        bound = _fixed(row.chance if row else None)
+    else:
+        bound = by_guide[limit].entry() if limit in by_guide else None
+    name = row.entry().name if row else expected.guide
+    return Comparison(
+        what=f"{name}: {camera_title(expected.camera).lower()}, ratio {ratio:g}, hidden share %",
+        scale=100.0,
+        measured=row.entry() if row else None,
+        limit=limit if isinstance(limit, str) else "",
+        bound=bound,
+        above=expected.below is None,
+    )
+
+
+def _fixed(value: float | None) -> Entry | None:
+    return None if value is None else Entry("", value, (value, value))
+
+
+def _number_cell(entry: Entry | None, scale: float) -> Cell:
+    if entry is None:
+        return Cell(MISSING, (None, None, None), numeric=True)
+    low, high = entry.interval or (None, None)
+    note = "" if low is None or high is None or low == high else f"[{scale * low:.1f}, {scale * high:.1f}]"
+    return Cell(f"{scale * entry.value:.1f}", (entry.value, low, high), note, numeric=True)
