@@ -26,6 +26,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (10, 2)))
 MAX_FAINT = 8  # runs; with more, logged values behind the curves would hide the curves
 LOG_RANGE = 10.0  # a panel whose highest value is more than this many times its lowest has a logarithmic axis
+SPIKE = 3.0  # the first values are cut off if they would make the range of the axis this many times larger
 CAMERAS = {"fixed": "#0072B2", "moving": "#E69F00"}
 
 # Placeholders that `to_svg` replaces with the style sheet's variables. No other colour may equal one of them.
@@ -121,20 +122,15 @@ def loss_panel(groups: Sequence[RunGroup], objective: str) -> Figure:
 def draw_panel(axes: Any, groups: Sequence[RunGroup], objective: str) -> None:
     """Draw one objective of all runs that have it, on an axis that fits their curves but not a spike at the start."""
     members = [group for group in groups if any(curve_of(run, objective)[0] for run in group.instances)]
-    shown: list[float] = []
+    smoothed: list[list[float]] = []
     for group in members:
         curves = [curve for run in group.instances if (curve := curve_of(run, objective))[0]]
         steps, means = mean_curves(curves)
         if len(curves) == 1 and len(members) <= MAX_FAINT:
             axes.plot(*curves[0], color=run_style(group.number)["color"], linewidth=0.6, alpha=0.28)
         plot_mean_and_range(axes, steps, means, name_run(group), 1.6, run_style(group.number))
-        shown += [value for values in means for value in values[len(values) // 10 :]]
-    title = title_objective(objective)
-    if shown:
-        title += _fit_axis(
-            axes, shown, [v for group in members for run in group.instances for v in curve_of(run, objective)[1]]
-        )
-    axes.set_title(title, fontsize=9.5, loc="left")
+        smoothed += means
+    axes.set_title(title_objective(objective) + fit_axis(axes, smoothed), fontsize=9.5, loc="left")
     axes.set(xlabel="Optimiser step")
     axes.grid(axis="y")
     axes.margins(x=0.01)
@@ -152,21 +148,24 @@ def title_objective(objective: str) -> str:
     return "Loss" if objective == "loss" else f"{objective.replace('_', ' ').capitalize()} loss"
 
 
-def _fit_axis(axes: Any, shown: Sequence[float], logged: Sequence[float]) -> str:
-    """Set the range of the y axis to that of `shown`, without the first tenth of each curve; return a note for the title.
-
-    The first values of a run are often many times the later ones and would flatten all curves.
-    """
-    low, high = min(shown), max(shown)
-    logarithmic = low > 0 and high > LOG_RANGE * low
-    if logarithmic:
+def fit_axis(axes: Any, curves: Sequence[Sequence[float]]) -> str:
+    """Set the range of the y axis so that a spike at the start does not flatten the curves; return a note for the title."""
+    values = [value for curve in curves for value in curve]
+    later = [value for curve in curves for value in curve[math.ceil(len(curve) / 10) :]]
+    if not later:
+        return ""
+    low, high, notes = min(values), max(values), []
+    if high - low > SPIKE * (max(later) - min(later)) > 0:
+        low, high = min(later), max(later)
+        notes = ["first values outside the axis"]
+    if low > 0 and high > LOG_RANGE * low:
         axes.set_yscale("log")
-        low, high = low / 1.15, high * 1.15
+        low, high = low / 1.1, high * 1.1
+        notes.append("log scale")
     else:
         margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
         low, high = low - margin, high + margin
     axes.set_ylim(low, high)
-    notes = ["log scale"] * logarithmic + ["higher first values cut off"] * (max(logged) > high)
     return f" ({', '.join(notes)})" if notes else ""
 
 

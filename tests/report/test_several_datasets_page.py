@@ -94,12 +94,12 @@ def test_receipts_are_named_as_in_the_plan(config: Config) -> None:
 
 
 def test_the_page_has_a_part_per_dataset(page: str) -> None:
-    setup = page[page.index('id="setup"') : page.index('id="results"')]
+    setup = page[page.index('id="setup"') : page.index('id="input"')]
     assert [setup.count(f"<h3>{name}</h3>") for name in ("near", "far", "unused")] == [1, 1, 1]
-    clips = page[page.index('id="clips"') : page.index('id="masks"')]
+    clips = page[page.index('id="clips"') : page.index('id="quality"')]
     assert [clips.count(f"<h3>{name}</h3>") for name in ("near", "far", "unused")] == [1, 1, 0]
     assert page.index('id="table-both"') < page.index('id="setup"')
-    quality = page[page.index('id="quality"') : page.index('id="input"')]
+    quality = page[page.index('id="quality"') : page.index('id="losses"')]
     assert re.search(r"<td[^>]*>near</td><td[^>]*>text</td><td[^>]*>human</td>", quality)
     assert "could not be read" not in page
 

@@ -12,7 +12,15 @@ from stm.layout import Layout
 from stm.report.names import figure_names, table_names
 from stm.report.page.sentences import chances
 from stm.report.results.collect import collect
-from stm.report.results.records import MaskQualityRow, Refusal, Results, group_runs
+from stm.report.results.records import (
+    Evaluation,
+    MaskQualityRow,
+    MetricValue,
+    Refusal,
+    Results,
+    RunGroup,
+    group_runs,
+)
 from stm.report.tables import (
     Table,
     count,
@@ -59,27 +67,70 @@ def test_results_are_those_of_the_files(made_results: Config, results: Results) 
     assert float(rows["chance"]["finetune_top1"]) == 0.25
 
 
-def test_only_the_best_of_each_column_is_bold(made_results: Config, results: Results) -> None:
-    table = results_table(made_results, group_runs(made_results, results.runs), {})
-    bold = [(row[0].text, table.columns[i]) for row in table.rows for i, cell in enumerate(row) if cell.best]
-    assert bold == [("scratch", "Linear probe, top-1 %"), ("scratch", "Fine-tuning, top-1 %")]
+def with_scores(config: Config, results: Results, scores: dict[str, tuple[float, float] | None]) -> list[RunGroup]:
+    """The runs with these intervals of every evaluation; the value is the middle, and chance 0.25."""
+    runs = []
+    for run in results.runs:
+        interval = scores[run.name]
+        value = 0.5 if interval is None else sum(interval) / 2
+        headline = MetricValue("top-1", value, interval, 0.25)
+        runs.append(dataclasses.replace(run, evaluations=dict.fromkeys(config.evaluate, Evaluation(headline, {}))))
+    return group_runs(config, runs)
 
 
-def test_all_runs_that_tie_are_bold(made_results: Config, results: Results) -> None:
-    tube, text, _ = results.runs
-    equal = [dataclasses.replace(tube, evaluations=text.evaluations), text]
-    rows = results_table(made_results, group_runs(made_results, equal), {}).rows
-    assert [(row[0].text, row[5].text, row[5].best) for row in rows] == [("tube", "60.0", True), ("text", "60.0", True)]
+@pytest.mark.parametrize(
+    ("tube", "text", "scratch", "bold"),
+    [
+        ((0.50, 0.60), (0.70, 0.80), (0.30, 0.40), ["text"]),
+        ((0.50, 0.72), (0.70, 0.80), (0.30, 0.40), []),  # overlaps the other run
+        ((0.50, 0.60), (0.70, 0.80), (0.65, 0.71), []),  # overlaps the untrained run
+        ((0.05, 0.10), (0.20, 0.30), (0.05, 0.15), []),  # overlaps chance, 0.25
+        ((0.50, 0.60), None, (0.30, 0.40), []),  # no interval: not told apart
+        ((0.30, 0.40), (0.50, 0.60), (0.70, 0.80), []),  # the untrained run is the best
+        ((0.70, 0.80), (0.70, 0.80), (0.30, 0.40), []),  # a tie
+    ],
+)
+def test_only_a_number_apart_from_chance_untrained_and_all_others_is_bold(
+    made_results: Config, results: Results, tube, text, scratch, bold
+) -> None:
+    groups = with_scores(made_results, results, {"tube": tube, "text": text, "scratch": scratch})
+    table = results_table(made_results, groups, chances(groups))
+    for column in (5, 6):
+        assert [row[0].text for row in table.rows if row[column].bold] == bold
+    assert table.to_markdown().count("**") == 4 * len(bold)
+
+
+def test_sentences_below_the_results_say_which_runs_differ(made_results: Config, results: Results) -> None:
+    groups = with_scores(made_results, results, {"tube": (0.5, 0.6), "text": (0.55, 0.65), "scratch": (0.3, 0.4)})
+    table = results_table(made_results, groups, chances(groups))
+    sentence = "Above chance: tube, text, scratch (untrained). Above the untrained network: tube, text. "
+    sentence += "tube and text are not told apart."
+    assert table.outcomes == [("Linear probe", sentence), ("Fine-tuning", sentence)]
+    assert "- Linear probe: Above chance: tube" in table.to_markdown()
 
 
 def test_masks_compete_only_with_masks_of_their_ratio() -> None:
     rows = [
-        MaskQualityRow("text", "human", "moving", 0.6, 0.92, None, 3, 0.6),
-        MaskQualityRow("motion", "", "moving", 0.6, 0.61, None, 3, 0.6),
-        MaskQualityRow("motion", "", "moving", 0.75, 0.123, None, 3, 0.75),
+        MaskQualityRow("text", "human", "moving", 0.6, 0.92, (0.90, 0.94), 3, 0.6),
+        MaskQualityRow("motion", "", "moving", 0.6, 0.61, (0.58, 0.64), 3, 0.6),
+        MaskQualityRow("motion", "", "moving", 0.75, 0.97, (0.96, 0.98), 3, 0.75),
+        MaskQualityRow("random", "", "moving", 0.75, 0.75, (0.74, 0.76), 3, 0.75),
     ]
-    bold = [(row[0].text, row[2].text) for row in mask_quality_table(rows).rows if row[-1].best]
-    assert bold == [("text", "0.60"), ("motion", "0.75")]
+    table = mask_quality_table(rows)
+    assert [(row[0].text, row[2].text) for row in table.rows if row[-1].bold] == [("text", "0.60"), ("motion", "0.75")]
+    assert table.outcomes[0] == (
+        "Moving camera, ratio 0.6",
+        "Above chance: text (human). text (human) is above all other masks.",
+    )
+
+
+@pytest.mark.parametrize("interval", [(0.88, 0.95), None])
+def test_a_mask_that_overlaps_another_is_not_bold(interval: tuple[float, float] | None) -> None:
+    rows = [
+        MaskQualityRow("text", "human", "fixed", 0.6, 0.90, (0.89, 0.91), 9, 0.6),
+        MaskQualityRow("motion", "", "fixed", 0.6, 0.94, interval, 9, 0.6),
+    ]
+    assert not any(row[-1].bold for row in mask_quality_table(rows).rows)
 
 
 def test_a_run_without_evaluation_has_dashes_not_zeros(made_results: Config, results: Results) -> None:
@@ -92,15 +143,6 @@ def test_a_run_without_evaluation_has_dashes_not_zeros(made_results: Config, res
 def test_classes_without_test_clips_are_empty(made_results: Config, results: Results) -> None:
     rows = read_csv(per_class_table(made_results, group_runs(made_results, results.runs)))
     assert {(row["class"], row["tube"]) for row in rows} == {("slides right", "0.666667"), ("spins", "")}
-
-
-def test_mask_quality_best_is_that_of_its_ratio() -> None:
-    rows = [
-        MaskQualityRow("text", "human", "fixed", 0.6, 0.90, None, 9, 0.6),
-        MaskQualityRow("motion", "", "fixed", 0.6, 0.94, None, 9, 0.6),
-        MaskQualityRow("motion", "", "fixed", 0.75, 0.96, None, 9, 0.75),
-    ]
-    assert [row[4].best for row in mask_quality_table(rows).rows] == [False, True, True]
 
 
 def test_cells_of_a_camera_without_clips_are_empty() -> None:

@@ -13,6 +13,7 @@ from stm.layout import Layout
 from stm.report.figures import (
     INK,
     STYLE,
+    fit_axis,
     new_figure,
     plot_mean_and_range,
     run_style,
@@ -50,6 +51,7 @@ def draw_losses(config: Config, name: str) -> Figure:
     with mpl.rc_context(STYLE):
         figure = new_figure(3.8)
         axes = figure.add_subplot(facecolor="none")
+        smoothed: list[list[float]] = []
         for label, seeds in curves.items():
             seeds = [curve for curve in seeds if curve[0]]
             if not seeds:
@@ -58,7 +60,8 @@ def draw_losses(config: Config, name: str) -> Figure:
             by_step = [dict(zip(*curve, strict=True)) for curve in seeds]
             values = [running_mean([logged[step] for step in steps], 0.02) for logged in by_step]
             plot_mean_and_range(axes, steps, values, label, 1.6, style_of(config, spec.runs[label]))
-        axes.set(xlabel="Optimiser step", ylabel=_name_metric(spec.metric))
+            smoothed += values
+        axes.set(xlabel="Optimiser step", ylabel=_name_metric(spec.metric) + fit_axis(axes, smoothed))
         axes.set_title(spec.title, fontsize=10, loc="left")
         axes.grid(axis="y")
         axes.margins(x=0.01)

@@ -3,9 +3,9 @@
 import csv
 import io
 import json
-import math
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,9 +66,15 @@ def test_results_have_one_row_per_run_with_mean_and_deviation(config: Config, st
     assert list(rows) == ["tube", "text", "attentive", "scratch", "chance"]
     assert float(rows["tube"]["linear_top1"]) == pytest.approx(0.5)
     assert float(rows["tube"]["linear_deviation"]) == pytest.approx(0.1)
-    assert (rows["tube"]["linear_seeds"], rows["tube"]["linear_low"]) == ("3", "")
+    # Student's t for 3 seeds: 4.303 * 0.1 / sqrt(3) = 0.2484.
+    assert rows["tube"]["linear_seeds"] == "3"
+    assert float(rows["tube"]["linear_low"]) == pytest.approx(0.5 - 0.2484, abs=1e-4)
+    # 4.303 * 0.02 / sqrt(3) = 0.05 is less than the 0.1 of each seed's own interval.
+    assert float(rows["text"]["linear_high"]) == pytest.approx(0.9)
     assert [row[5].text for row in table.rows] == ["50.0 ± 10.0", "80.0 ± 2.0", "30.0 ± 0.0", "20.0 ± 10.0"]
-    assert [row[5].best for row in table.rows] == [False, True, False, False]
+    # text, 70 to 90, is apart from attentive, 20 to 40, but not from tube, 25 to 75.
+    assert not any(row[5].bold for row in table.rows)
+    assert "text is not told apart from tube." in table.outcomes[0][1]
 
 
 def test_retrieval_is_shown_as_recall_and_a_run_without_it_as_a_dash(config: Config, study: Study) -> None:
@@ -86,7 +92,8 @@ def test_a_missing_seed_is_noted(copied: Config) -> None:
     (Layout.of(copied).evaluate("scratch-seed2", "linear") / "metrics.json").unlink()
     groups = collect_study(copied, Layout.of(copied)).groups
     tube, _, _, scratch = (row[5] for row in results_table(copied, groups, {}).rows)
-    assert (tube.text, tube.note) == ("45.0 ± 7.1", "2 of 3 seeds")
+    # 12.706 * 0.0707 / sqrt(2) = 0.635
+    assert (tube.text, tube.note) == ("45.0 ± 7.1", "[-18.5, 108.5] 2 of 3 seeds")
     assert (scratch.text, scratch.note) == ("10.0", "[0.0, 20.0] 1 of 3 seeds")
 
 
@@ -119,7 +126,7 @@ def test_evaluations_without_a_chance_level_have_no_row_of_chance(config: Config
 def test_curves_are_averaged_where_all_seeds_have_logged(config: Config) -> None:
     run = config.runs["tube-seed0"]
     runs = [Run("a", run, [1, 2, 3], [1.0, 2.0, 3.0], None, {}), Run("b", run, [2, 3, 4], [4.0, 5.0, 6.0], None, {})]
-    assert figures.mean_curves(runs) == ([2, 3], [[2.0, 3.0], [4.0, 5.0]])
+    assert figures.mean_curves([(run.steps, run.losses) for run in runs]) == ([2, 3], [[2.0, 3.0], [4.0, 5.0]])
     drawn = figures.loss_curves([RunGroup("tube", 0, runs)]).axes[0]
     assert drawn.lines[0].get_ydata().tolist() == [3.0, 4.0]
     band = drawn.collections[0].get_paths()[0].vertices
@@ -135,8 +142,9 @@ def test_the_legend_of_many_curves_is_beside_them(config: Config) -> None:
     figures.to_png(figure)
     axes = figure.axes[0]
     assert len(axes.lines) == 30  # no single values behind them
-    assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1
-    assert axes.get_legend().get_window_extent().y0 >= 0
+    (legend,) = figure.legends
+    assert legend.get_window_extent().x0 >= axes.get_window_extent().x1
+    assert legend.get_window_extent().y0 >= 0
 
 
 def test_many_evaluations_are_split_by_the_runs_that_have_them(tmp_path: Path) -> None:
@@ -159,8 +167,7 @@ def test_a_measurement_shows_deviation_or_interval() -> None:
     assert measurement_cell(None).text == "\u2013"
     assert measurement_cell(Measurement([0.5], (0.4, 0.6))).note == "[40.0, 60.0]"
     assert measurement_cell(Measurement([3.0, 5.0], None, scale=1)).text == "4.0 ± 1.4"
-    assert measurement_cell(Measurement([0.25], None), best=0.25).best
-    assert not measurement_cell(Measurement([0.25], None), best=math.nan).best
+    assert measurement_cell(Measurement([3.0, 5.0], (1.0, 7.0), scale=1)).note == "[1.0, 7.0]"
 
 
 # -------------------------------------------------------------------------------- the config's tables, figures
@@ -181,12 +188,13 @@ def test_the_table_agrees_with_a_computation_by_hand(config: Config) -> None:
 def test_shares_are_percentages_and_ranks_are_not(config: Config) -> None:
     cells = paper_table(config, "main").rows[1]
     assert [cell.text for cell in cells] == ["Text", "80.0 ± 2.0", "67.5", "40.0 ± 1.0", "12.0", "8.0 ± 0.2"]
-    assert [cell.best for cell in cells] == [False, True, False, False, False, False]
+    assert not any(cell.bold for cell in cells)  # tube's interval, 25 to 75, touches text's
 
 
-def test_scores_above_one_are_scaled_by_a_hundred_and_the_highest_is_the_best(copied: Config) -> None:
-    """CIDEr: one run has seeds above 1, the other has none."""
-    for run, scores in {"text": (0.9, 1.5, 1.8), "tube": (0.8, 0.9, 0.7)}.items():
+@pytest.mark.parametrize(("scores_of_text", "bold"), [((0.9, 1.5, 1.8), False), ((1.5, 1.6, 1.4), True)])
+def test_scores_above_one_are_scaled_by_a_hundred(copied: Config, scores_of_text: Sequence[float], bold: bool) -> None:
+    """CIDEr has no interval of its own: that over 3 seeds is 4.303 deviations / sqrt(3), 24.8 for the second run."""
+    for run, scores in {"text": scores_of_text, "tube": (0.8, 0.9, 0.7), "scratch": (0.2, 0.3, 0.2)}.items():
         for instance, score in zip(copied.instances(run), scores, strict=True):
             path = Layout.of(copied).evaluate(instance, "linear") / "metrics.json"
             path.write_text(json.dumps({**json.loads(path.read_text()), "cider": score}))
@@ -195,7 +203,8 @@ def test_scores_above_one_are_scaled_by_a_hundred_and_the_highest_is_the_best(co
     rows = tuple(table.rows[0].model_copy(update={"runs": run, "paper": None}) for run in ("tube", "text"))
     spec = table.model_copy(update={"columns": (column,), "rows": rows})
     cells = paper_table(copied.model_copy(update={"tables": {"main": spec}}), "main").rows
-    assert [(row[1].text, row[1].best) for row in cells] == [("80.0 ± 10.0", False), ("140.0 ± 45.8", True)]
+    mean = {False: "140.0 ± 45.8", True: "150.0 ± 10.0"}[bold]
+    assert [(row[1].text, row[1].bold) for row in cells] == [("80.0 ± 10.0", False), (mean, bold)]
 
 
 def test_tables_are_written_with_title_note_and_the_same_bytes(copied: Config) -> None:
@@ -253,17 +262,18 @@ def page(config: Config, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_the_config_s_tables_and_figures_come_first(page: str) -> None:
-    assert page.index('id="table-main"') < page.index('id="figure-pictures"') < page.index('id="setup"')
+    order = ["table-main", "figure-pictures", "results", "masks", "clips", "quality", "losses", "setup", "reproduce"]
+    assert sorted(order, key=lambda name: page.index(f'id="{name}"')) == order
     assert "Masks &amp; &lt;more&gt;" in page and "Numbers of a &lt;paper&gt;." in page
     assert "Masks & <more>" not in page and "<paper>" not in page
-    assert page.count('class="chart"') == 3  # contrast, bars, losses; mask quality was not measured
+    assert page.count('class="chart"') == 3  # contrast, bars, the contrast loss; mask quality was not measured
     whole = re.search(r'class="whole" alt="What is hidden" src="data:image/(?:webp|png);base64,', page)
     assert whole is not None
     assert "could not be read" not in page
 
 
 def test_every_mask_is_drawn_and_none_is_missing(page: str) -> None:
-    section = page[page.index('id="masks"') : page.index('id="quality"')]
+    section = page[page.index('id="masks"') : page.index('id="clips"')]
     labels = {label.replace("<wbr>", "") for label in re.findall(r'class="label">([^<]*(?:<wbr>[^<]*)*)<', section)}
     assert {
         "tube 0.9",

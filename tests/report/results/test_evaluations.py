@@ -84,19 +84,27 @@ def test_results_show_the_file_s_chance_and_cider_without_a_per_cent_sign(config
     study = collect_study(config, Layout.of(config))
     table = results_table(config, study.groups, sentences.chances(study.groups))
     assert table.columns[-3:] == ["find, text-to-video R@1 %", "questions, accuracy %", "captions, CIDEr"]
-    cells = [[(cell.text, cell.note, cell.best) for cell in row[-3:]] for row in table.rows]
-    assert cells[0] == [("50.0", "[40.0, 70.0]", False), ("40.0", "[30.0, 60.0]", False), ("140.0", "", True)]
-    assert cells[1] == [("60.0", "[40.0, 70.0]", True), ("50.0", "[30.0, 60.0]", True), ("130.0", "", False)]
+    cells = [[(cell.text, cell.note, cell.bold) for cell in row[-3:]] for row in table.rows]
+    assert cells[0] == [("50.0", "[40.0, 70.0]", False), ("40.0", "[30.0, 60.0]", False), ("140.0", "", False)]
+    assert cells[1] == [("60.0", "[40.0, 70.0]", False), ("50.0", "[30.0, 60.0]", False), ("130.0", "", False)]
+    assert table.outcomes[-1] == ("captions", "Without intervals, the runs cannot be compared.")
     assert [cell.text for cell in table.footer[0][-3:]] == ["20.0", "13.0", "\u2013"]
     assert table.keys[-15::5] == ["find_r1", "questions_accuracy", "captions_cider"]
 
 
 def test_tables_know_interval_and_direction_of_each_number(config: Config) -> None:
-    first, second = paper_table(config, "both").rows
+    """Only the dual encoder's intervals, 25 to 35 and 15 to 25, might be apart, and they touch."""
+    table = paper_table(config, "both")
+    first, second = table.rows
     assert [cell.text for cell in first[1:]] == ["50.0", "30.0", "4.0", "140.0"]
     assert [cell.text for cell in second[1:]] == ["60.0", "20.0", "4.1", "130.0"]
-    assert [cell.best for cell in first[1:]] == [False, True, True, True]  # the lower rank is the better one
-    assert [cell.best for cell in second[1:]] == [True, False, False, False]
+    assert not any(cell.bold for cell in first + second)
+    assert [sentence for _, sentence in table.outcomes] == [
+        "Above chance: a, b. a and b are not told apart.",
+        "a and b are not told apart.",
+        "Without intervals, the rows cannot be compared.",
+        "Without intervals, the rows cannot be compared.",
+    ]
     assert [cell.note for cell in first[1:]] == ["[40.0, 70.0]", "[25.0, 35.0]", "", ""]
 
 
@@ -107,12 +115,14 @@ def test_bars_show_the_headline_by_its_name(config: Config) -> None:
 
 def test_a_lower_headline_is_the_better_one_where_the_file_says_so(config: Config) -> None:
     for name, rank in (("a", 3.0), ("b", 7.0)):
-        best = headline("rank", "median rank", rank, higher_is_better=False, scale=1, unit="")
+        bounds = {"interval": [rank - 1, rank + 1], "chance": 10.0}
+        best = headline("rank", "median rank", rank, higher_is_better=False, scale=1, unit="", **bounds)
         write(config, name, "find", {"headline": best, "rank": rank})
     study = collect_study(config, Layout.of(config))
     table = results_table(config, study.groups, {})
     assert [row[-3].text for row in table.rows] == ["3.0", "7.0"]
-    assert [row[-3].best for row in table.rows] == [True, False]
+    assert [row[-3].bold for row in table.rows] == [True, False]
+    assert table.outcomes[0][1] == "Better than chance: a, b. a is better than all other pretrained runs."
 
 
 @pytest.mark.parametrize(
