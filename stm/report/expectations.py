@@ -54,16 +54,16 @@ def expectations_table(study: Study, groups: Sequence[RunGroup]) -> Table:
         rows.append(
             [
                 text_cell(expected.says),
-                text_cell(found.what),
+                text_cell(found.outcome),
                 _number_cell(found.measured, found.scale),
                 Cell(words, (direction, found.limit, *bound.values), bound.note),
-                text_cell(found.outcome),
+                text_cell(found.what),
             ]
         )
-    columns = ["Expected", "Number", "Came out", "Expected to be", "Outcome"]
+    columns = ["Expected", "Outcome", "Came out", "Expected to be", "Number"]
     keys = [
         "expected",
-        "number",
+        "outcome",
         "value",
         "low",
         "high",
@@ -73,12 +73,12 @@ def expectations_table(study: Study, groups: Sequence[RunGroup]) -> Table:
         "bound_low",
         "bound_high",
     ]
-    return Table("expectations", columns, [*keys, "outcome"], rows)
+    return Table("expectations", columns, [*keys, "number"], rows)
 
 
 def count_outcomes(table: Table) -> str:
     """Count the outcomes of an expectations table: `Of 4 expectations, 3 held, 1 is not told apart.`"""
-    counts = Counter(row[-1].text for row in table.rows)
+    counts = Counter(row[1].text for row in table.rows)
     parts = []
     for outcome in OUTCOMES:
         if number := counts[outcome]:

@@ -15,7 +15,7 @@ from stm.report import figures
 from stm.report.clips import film_strips
 from stm.report.clips.cuts import hidden_share
 from stm.report.results.collect import collect
-from stm.report.results.records import MaskQualityRow, Results, group_runs
+from stm.report.results.records import MaskQualityRow, Results, Run, RunGroup, group_runs
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,53 @@ def test_charts_have_the_same_bytes_twice(made_results: Config, results: Results
         first, second = draw(data), draw(data)  # type: ignore[arg-type]
         assert figures.to_png(first) == figures.to_png(second)
         assert figures.to_svg(first, "a", "x") == figures.to_svg(second, "a", "x")
+
+
+def runs_with(config: Config, *curves: dict[str, list[float]]) -> list[RunGroup]:
+    """Runs that log these objectives, at steps 1, 2, 3, ..."""
+    run = config.pretrain["tube"]
+    groups = []
+    for number, logged in enumerate(curves):
+        objectives = {name: (list(range(1, len(values) + 1)), values) for name, values in logged.items()}
+        steps, losses = next(iter(objectives.values()))
+        groups.append(RunGroup(f"run{number}", number, [Run(f"run{number}", run, steps, losses, None, {}, objectives)]))
+    return groups
+
+
+def test_each_objective_has_a_panel_and_each_run_its_line_in_it(made_results: Config) -> None:
+    falling = [1.0, 0.9, 0.8, 0.7]
+    groups = runs_with(made_results, {"reconstruction": falling}, {"reconstruction": falling, "contrast": falling})
+    figure = figures.loss_curves(groups)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Reconstruction loss", "Contrast loss"]
+    drawn = [
+        {line.get_label(): line.get_color() for line in axes.lines if line.get_label()[0] != "_"}
+        for axes in figure.axes
+    ]
+    assert [list(lines) for lines in drawn] == [["run0: tube 0.75", "run1: tube 0.75"], ["run1: tube 0.75"]]
+    assert drawn[0]["run1: tube 0.75"] == drawn[1]["run1: tube 0.75"] == figures.swatch(1)["color"]
+
+
+def test_a_spike_at_the_start_does_not_flatten_the_curves(made_results: Config) -> None:
+    later = [1.0 - 0.001 * step for step in range(39)]
+    (axes,) = figures.loss_curves(runs_with(made_results, {"reconstruction": [500.0, *later]})).axes
+    low, high = axes.get_ylim()
+    assert 0.9 < low < min(later) and max(later[4:]) < high < 1.1
+    assert "first values outside the axis" in axes.get_title(loc="left")
+
+
+def test_a_wide_range_is_logarithmic_and_says_so(made_results: Config) -> None:
+    (axes,) = figures.loss_curves(runs_with(made_results, {"matching": [100 * 0.9**step for step in range(60)]})).axes
+    assert axes.get_yscale() == "log" and "log scale" in axes.get_title(loc="left")
+
+
+def test_the_legend_is_outside_all_panels(made_results: Config) -> None:
+    curve = [1.0, 0.9, 0.8, 0.7]
+    figure = figures.loss_curves(
+        runs_with(made_results, {"reconstruction": curve, "contrast": curve}, {"matching": curve})
+    )
+    figures.to_png(figure)
+    (legend,) = figure.legends
+    assert not any(legend.get_window_extent().overlaps(axes.get_window_extent()) for axes in figure.axes)
 
 
 def test_charts_without_data_say_so() -> None:

@@ -82,6 +82,21 @@ MASKING: dict[str, Any] = {
         "clips": {"title": "Clips", "kind": "clips", "runs": {"TGM": "tgm"}},
         "losses": {"title": "Losses", "kind": "losses", "runs": {"TGM": "tgm"}},
     },
+    "report": {
+        "expect": [
+            {"says": "It learns.", "run": "tgm", "evaluation": "linear", "above": "chance"},
+            {"says": "It fails.", "run": "tgm", "evaluation": "linear", "below": 0.9},
+            {
+                "says": "It hides.",
+                "guide": "text_top",
+                "camera": "fixed",
+                "source": "manual",
+                "ratio": 0.6,
+                "above": 0.9,
+            },
+            {"says": "It shows.", "guide": "motion", "camera": "moving", "dataset": "clips", "below": "text_top"},
+        ]
+    },
 }
 # Runs and evaluations with a text encoder.
 WITH_TEACHER: dict[str, Any] = {
@@ -180,7 +195,7 @@ RERUN: tuple[tuple[str, list[str]], ...] = (
     # Tables, figures and the report.
     ("tables.*.**", ["table/{0}", "report"]),
     ("figures.*.**", ["figure/{0}", "report"]),
-    ("report.*", ["report"]),
+    ("report.**", ["report"]),
     ("prices.*", ["plan", "report"]),
 )
 ALWAYS_ALLOWED = {"plan", "report"}
@@ -190,6 +205,11 @@ TASKS = [section.__name__ for section in get_args(get_args(EvaluationTask)[0])]
 VALUES: dict[str, list[Any]] = {
     "BadInput.policy": [{"too_short": "fail"}],
     "CaptionChoice.sources": [["manual"]],
+    "ExpectedCoverage.dataset": [None],
+    "ExpectedCoverage.ratio": [0.75],
+    "ExpectedCoverage.source": [None],
+    "ExpectedScore.evaluation": ["finetune"],
+    "ExpectedScore.run": ["tube"],
     "FigureSpec.runs": [{"TGM": "tube"}],
     "FigureSpec.tasks": [["finetune"]],
     "BenchmarkDataset.annotations": ["lists-again"],
@@ -216,7 +236,11 @@ SPLITS = ["test", "train"]  # values of keys that name a split
 # Keys with a single value.
 FIXED = {"LanguageRun.tubelet"}
 # Keys that only some entries can change: the entry to use.
-PLACES = {"FigureSpec.kind": "figures.clips.kind"}
+PLACES = {
+    "ExpectedCoverage.below": "report.expect.3.below",
+    "ExpectedScore.below": "report.expect.1.below",
+    "FigureSpec.kind": "figures.clips.kind",
+}
 
 
 @dataclass(frozen=True)

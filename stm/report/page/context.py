@@ -128,7 +128,7 @@ def explain_terms(config: Config, groups: Sequence[RunGroup], measures_masks: bo
 
 def number_sections(config: Config) -> dict[str, tuple[int, str]]:
     """Return the number and title of each section, by section id."""
-    titles = {"expectations": "Expected and came out"} if config.report.expect else {}
+    titles = {"expectations": "Expected, and what came out"} if config.report.expect else {}
     titles |= {"config_results": "Tables and figures"} if config.tables or config.figures else {}
     titles |= {
         "results": "Results",

@@ -1,9 +1,15 @@
 """The page: complete, self-contained, escaped, deterministic, and written whatever is missing."""
 
+import platform
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from hashlib import sha256
 from html.parser import HTMLParser
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +18,22 @@ import simplejpeg
 import yaml
 from report_results import box_of, build_copy, check_report_files, check_same_bytes, make_config, make_frames
 
-from stm.config import Config, parse_config
+from stm.config import Config, load_config, parse_config
+from stm.config.language import Objectives
+from stm.config.strategies import strategy_names
+from stm.evaluation.tasks import TASKS
 from stm.layout import Layout
-from stm.report import build_report
+from stm.report import build_report, figures
 from stm.report.clips import film_strips
 from stm.report.clips.draw import draw_clip_strips
 from stm.report.clips.select import choose_clips, choose_split
 from stm.report.names import figure_names
-from stm.report.page import sentences
+from stm.report.page import sentences, terms
+from stm.report.page.context import dump_config
 from stm.report.results.collect import collect, find_shards
+from stm.report.results.provenance import describe_code, find_config_file
 
+ROOT = Path(__file__).parents[3]
 VOID = {"meta", "link", "br", "img", "wbr"}
 
 
@@ -94,6 +106,94 @@ def test_links_have_targets_and_images_have_alternative_text(page: Page) -> None
     assert len(ids) == len(set(ids))
     assert {href[1:] for href in page.values("href") if href.startswith("#")} <= set(ids)
     assert page.values("alt") and all(page.values("alt"))
+
+
+def test_what_came_out_and_masks_come_before_setup_and_receipts(page: Page) -> None:
+    sections = [name for tag, key, name in page.attributes if tag == "h2" and key == "id"]
+    assert sections == ["results", "masks", "clips", "quality", "losses", "setup", "input", "time", "reproduce"]
+    assert page.text.index("No pretrained run is better than the untrained network") < page.text.index("Results of all")
+
+
+def test_terms_are_explained_in_the_sections_that_use_them(page: Page) -> None:
+    for term in ("Linear probe", "Fine-tuning", "Chance", "Mask ratio", "text_top", "motion_minus_camera"):
+        assert f"<dt>{term}</dt>" in page.source
+    assert "<dt>R@1</dt>" not in page.source and "<dt>Contrast loss</dt>" not in page.source
+
+
+def test_every_task_strategy_and_headline_has_a_term() -> None:
+    assert set(terms.TASKS) == set(TASKS)
+    assert set(terms.STRATEGIES) == set(strategy_names())
+    assert {task.headline.label for task in TASKS.values()} == set(terms.METRICS)
+    assert set(Objectives.model_fields) - {"mask_probability"} <= set(terms.OBJECTIVES)
+
+
+def test_every_table_and_chart_can_be_scrolled_and_says_so(page: Page) -> None:
+    assert page.source.count("<table>") == len(re.findall(r'class="wide" tabindex="0"><p class="hint"', page.source))
+
+
+def test_a_run_has_the_same_colour_and_dash_in_tables_legends_and_clips(page: Page) -> None:
+    """tube is the config's first run and text its second; the third, untrained, has no losses."""
+    lines = re.findall(r'<line [^>]*stroke="(#\w+)" stroke-width="4"(?: stroke-dasharray="([^"]*)")?', page.source)
+    expected = [(style["color"], style["dashes"]) for style in map(figures.swatch, range(3))]
+    assert set(lines) == set(expected)
+    assert [lines.count(style) for style in expected][2] < lines.count(expected[0])
+
+
+def test_the_page_says_what_made_it(page: Page) -> None:
+    text = " ".join(page.text.split())
+    assert f"Python{platform.python_version()}" in text and f"torch{version('torch')}" in text
+    assert sha256((ROOT / "requirements.lock").read_bytes()).hexdigest() in text
+    assert "Save the config below as config.yaml" in text  # no file of config/ contains it
+
+
+def test_a_config_of_the_repository_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_config("config/demo.yaml")
+    assert find_config_file(config) == Path("config/demo.yaml")
+    assert find_config_file(config.model_copy(update={"seed": 7})) is None
+
+
+def test_code_is_named_by_its_commit_and_changes_are_admitted(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        identity = ("-c", "user.name=A", "-c", "user.email=a@example.org")
+        return subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
+
+    assert describe_code(tmp_path).endswith("not from a git checkout")
+    git("init")
+    (tmp_path / "file").write_text("1")
+    git("add", "file")
+    git("commit", "-m", "first")
+    commit = git("rev-parse", "HEAD").strip()
+    assert describe_code(tmp_path).endswith(f"commit {commit}")
+    (tmp_path / "file").write_text("2")
+    assert describe_code(tmp_path).endswith(f"commit {commit}, with uncommitted changes")
+
+
+@pytest.mark.slow
+def test_the_printed_commands_run(built: Config, page: Page, tmp_path: Path) -> None:
+    """A dry run of both workflow commands, from the repository, as printed but for the file's folder."""
+    config = tmp_path / "config.yaml"
+    config.write_text(dump_config(built.model_copy(update={"results": str(tmp_path / "results")})))
+    (pre,) = re.findall(r"<pre>(snakemake.*?)</pre>", page.source, re.DOTALL)
+    lines = [line for line in pre.splitlines() if line.startswith("snakemake")]
+    assert len(lines) == 2
+    for line in lines:
+        words = [str(config) if word == "config.yaml" else word for word in shlex.split(line, comments=True)]
+        command = [
+            sys.executable,
+            "-m",
+            *words,
+            "--dry-run",
+            "--directory",
+            str(tmp_path),
+            "-s",
+            str(ROOT / "Snakefile"),
+        ]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "dry-run" in done.stdout + done.stderr
 
 
 def test_text_from_data_is_escaped(page: Page) -> None:

@@ -101,7 +101,7 @@ def test_tables_know_interval_and_direction_of_each_number(config: Config) -> No
     assert not any(cell.bold for cell in first + second)
     assert [sentence for _, sentence in table.outcomes] == [
         "Above chance: a, b. a and b are not told apart.",
-        "a and b are not told apart.",
+        "Above chance: a. a and b are not told apart.",
         "Without intervals, the rows cannot be compared.",
         "Without intervals, the rows cannot be compared.",
     ]

@@ -1,0 +1,136 @@
+"""The config's expectations: names are checked, and outcomes follow from the intervals."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_results import copy_results, make_config
+
+from stm.config import Config, ConfigError
+from stm.config.report import MaskGuide
+from stm.evaluation.masks.box_coverage import GUIDES
+from stm.layout import Layout
+from stm.report.expectations import count_outcomes, expectations_table
+from stm.report.names import table_names
+from stm.report.results.collect import collect_study
+from stm.report.tables import Table
+
+
+def expect(config: Config, *expected: dict[str, Any]) -> Table:
+    entries = [{"says": "so it is", **one} for one in expected]
+    changed = make_config(Path(config.results), report={"expect": entries})
+    study = collect_study(changed, Layout.of(changed))
+    return expectations_table(study, study.groups)
+
+
+SCORE = {"run": "text", "evaluation": "finetune"}  # 0.6, interval 0.4 to 0.8; tube 0.5, 0.3 to 0.7; chance 0.25
+MASK = {"guide": "text_top", "camera": "moving"}
+
+
+@pytest.mark.parametrize(
+    ("expected", "outcome"),
+    [
+        ({**SCORE, "above": "chance"}, "held"),
+        ({**SCORE, "below": "chance"}, "did not hold"),
+        ({**SCORE, "above": "tube"}, "not told apart"),
+        ({**SCORE, "above": "scratch"}, "not told apart"),
+        ({**SCORE, "above": 0.3}, "held"),
+        ({**SCORE, "above": 0.5}, "not told apart"),
+        ({**SCORE, "below": 0.9}, "held"),
+        ({**SCORE, "above": 0.9}, "did not hold"),
+    ],
+)
+def test_a_score_is_compared_by_its_interval(made_results: Config, expected: dict[str, Any], outcome: str) -> None:
+    (row,) = expect(made_results, expected).rows
+    assert row[1].text == outcome
+    assert (row[0].text, row[-1].text) == ("so it is", "text: Fine-tuning, top-1 %")
+    assert (row[2].text, row[2].note) == ("60.0", "[40.0, 80.0]")
+
+
+def test_bounds_are_shown_with_their_intervals(made_results: Config) -> None:
+    table = expect(made_results, {**SCORE, "above": "tube"}, {**SCORE, "above": "chance"}, {**SCORE, "below": 0.9})
+    assert [(row[3].text, row[3].note) for row in table.rows] == [
+        ("above tube 50.0", "[30.0, 70.0]"),
+        ("above chance 25.0", ""),
+        ("below 90.0", ""),
+    ]
+    assert count_outcomes(table) == "Of 3 expectations, 2 held, 1 is not told apart."
+
+
+@pytest.fixture
+def measured_masks(made_results: Config, tmp_path: Path) -> Config:
+    """Results whose mask quality names the guides as the stage does."""
+    config = copy_results(made_results, tmp_path / "copy")
+    path = Layout.of(config).mask_quality
+    path.write_text(path.read_text().replace('"text"', '"text_top"'))
+    return config
+
+
+@pytest.mark.parametrize(
+    ("expected", "outcome"),
+    [
+        ({**MASK, "above": 0.85}, "held"),  # 0.92, interval 0.87 to 0.96
+        ({**MASK, "above": 0.95}, "not told apart"),
+        ({**MASK, "above": "chance"}, "held"),
+        ({**MASK, "above": "motion"}, "held"),  # 0.61, interval 0.56 to 0.65
+        ({**MASK, "camera": "fixed", "above": "motion"}, "not told apart"),
+        ({"guide": "motion", "camera": "moving", "ratio": 0.6, "above": "text_top"}, "did not hold"),
+        ({"guide": "motion", "camera": "moving", "above": 0.5}, "not measured"),  # at its own ratio, 0.75
+        ({**MASK, "above": "random"}, "not measured"),
+        ({**MASK, "source": "label", "above": 0.5}, "not measured"),
+    ],
+)
+def test_masks_are_compared_at_the_same_ratio_and_camera(
+    measured_masks: Config, expected: dict[str, Any], outcome: str
+) -> None:
+    (row,) = expect(measured_masks, expected).rows
+    assert row[1].text == outcome
+
+
+def test_without_results_nothing_is_claimed(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    table = expect(config, {**SCORE, "above": "chance"}, {**SCORE, "above": "tube"}, {**MASK, "above": 0.5})
+    assert [row[1].text for row in table.rows] == ["not measured"] * 3
+    assert {row[2].text for row in table.rows} == {"\u2013"}
+
+
+def test_csv_has_the_numbers_unscaled(made_results: Config) -> None:
+    (row,) = csv.DictReader(expect(made_results, {**SCORE, "above": "tube"}).to_csv().splitlines())
+    assert [row[key] for key in ("value", "low", "high", "direction", "bound", "bound_low", "outcome")] == [
+        *("0.6", "0.4", "0.8", "above", "tube", "0.3", "not told apart")
+    ]
+    config = make_config(Path(made_results.results), report={"expect": [{"says": "x", **SCORE, "above": "tube"}]})
+    assert "expectations.csv" in table_names(config) and "expectations.csv" not in table_names(made_results)
+
+
+@pytest.mark.parametrize(
+    ("expected", "message"),
+    [
+        ({**SCORE}, "give either `above` or `below`"),
+        ({**SCORE, "above": 0.1, "below": 0.2}, "give either `above` or `below`"),
+        ({**SCORE, "run": "tubes", "above": 0.1}, "names the run 'tubes'; evaluate.finetune includes: tube, text, scratch"),
+        ({**SCORE, "above": "tubes"}, "names the run 'tubes'; .* and `chance` is its chance level"),
+        ({**SCORE, "evaluation": "probe", "above": 0.1}, "names the evaluation 'probe'; evaluate has: linear, finetune"),
+        ({"run": "text", "above": 0.1}, "report.expect.0.evaluation: this key is required"),
+        ({**SCORE, "higher": 0.1}, "no such key"),
+        ({**MASK, "guide": "text", "above": 0.1}, "guide = 'text'"),
+        ({**MASK, "source": "blip2", "above": 0.1}, "source is 'blip2'; captions has: human, label"),
+        ({**MASK, "ratio": 0.5, "above": 0.1}, "ratio is 0.5; mask quality is measured at 0.6 and 0.75"),
+        ({**MASK, "dataset": "other", "above": 0.1}, "dataset is 'other'; mask quality is measured on: made"),
+    ],
+)  # fmt: skip
+def test_expectations_that_cannot_be_checked_are_refused(
+    expected: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_config(tmp_path, report={"expect": [{"says": "x", **expected}]})
+
+
+def test_masks_are_only_expected_where_they_are_measured(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no section mask_quality"):
+        make_config(tmp_path, mask_quality=None, report={"expect": [{"says": "x", **MASK, "above": 0.5}]})
+
+
+def test_guides_are_those_that_the_stage_measures() -> None:
+    assert set(MaskGuide.__args__) == set(GUIDES)  # type: ignore[attr-defined]
