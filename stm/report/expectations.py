@@ -61,18 +61,8 @@ def expectations_table(study: Study, groups: Sequence[RunGroup]) -> Table:
             ]
         )
     columns = ["Expected", "Outcome", "Came out", "Expected to be", "Number"]
-    keys = [
-        "expected",
-        "outcome",
-        "value",
-        "low",
-        "high",
-        "direction",
-        "bound",
-        "bound_value",
-        "bound_low",
-        "bound_high",
-    ]
+    keys = ["expected", "outcome", "value", "low", "high", "direction", "bound"]
+    keys += [f"bound_{part}" for part in ("value", "low", "high")]
     return Table("expectations", columns, [*keys, "number"], rows)
 
 

@@ -122,11 +122,12 @@ def loss_panel(groups: Sequence[RunGroup], objective: str) -> Figure:
 def draw_panel(axes: Any, groups: Sequence[RunGroup], objective: str) -> None:
     """Draw one objective of all runs that have it, on an axis that fits their curves but not a spike at the start."""
     members = [group for group in groups if any(curve_of(run, objective)[0] for run in group.instances)]
+    crowded = sum(any(run.losses for run in group.instances) for group in groups) > MAX_FAINT
     smoothed: list[list[float]] = []
     for group in members:
         curves = [curve for run in group.instances if (curve := curve_of(run, objective))[0]]
         steps, means = mean_curves(curves)
-        if len(curves) == 1 and len(members) <= MAX_FAINT:
+        if len(curves) == 1 and not crowded:
             axes.plot(*curves[0], color=run_style(group.number)["color"], linewidth=0.6, alpha=0.28)
         plot_mean_and_range(axes, steps, means, name_run(group), 1.6, run_style(group.number))
         smoothed += means
