@@ -205,7 +205,7 @@ TASKS = [section.__name__ for section in get_args(get_args(EvaluationTask)[0])]
 VALUES: dict[str, list[Any]] = {
     "BadInput.policy": [{"too_short": "fail"}],
     "CaptionChoice.sources": [["manual"]],
-    "ExpectedCoverage.dataset": [None],
+    "ExpectedCoverage.dataset": ["clips"],
     "ExpectedCoverage.ratio": [0.75],
     "ExpectedCoverage.source": [None],
     "ExpectedScore.evaluation": ["finetune"],
