@@ -12,6 +12,7 @@ from typing import Any
 
 import stm
 from stm.cli.common import load, select_jobs
+from stm.cli.view import add_view
 from stm.config import json_schema
 from stm.stages.declaration import Stage
 from stm.stages.journey import all_stages
@@ -37,7 +38,7 @@ _RENAMED = {"faithfulness": "crop-agreement"}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the argument parser: one subcommand per stage, plus `verify`, `schema` and `convert`."""
+    """Build the argument parser: one subcommand per stage, plus `verify`, `schema`, `convert` and `view`."""
     parser = argparse.ArgumentParser(prog="stm", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"stm {stm.__version__}")
     commands = parser.add_subparsers(dest="stage", required=True, metavar="stage")
@@ -48,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
             _add_selections(verify, ("dataset", "shard"))
     _add(commands, "schema", "print the JSON schema of the config", _print_schema)
     _add_convert(commands)
+    add_view(commands)
     return parser
 
 

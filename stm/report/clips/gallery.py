@@ -63,13 +63,16 @@ def _needs(strategy: str) -> tuple[str, ...]:
         return ()
 
 
-def draw_mask_gallery(config: Config, layout: Layout, results: Results) -> MaskGallery:
-    """Draw all strategies on the first report clips of one dataset, using the teacher of the first run that has one."""
+def cut_for_all_masks(config: Config, layout: Layout, results: Results, count: int) -> tuple[list[Cut], Teacher | None]:
+    """Cut the first report clips of one dataset, at most `count`, for all masks; also return the first run's teacher, if any.
+
+    The geometry is that of the run with the most tokens. Without packed clips, there are no cuts.
+    """
     no_clips: list[ReportClip] = []
-    choose = partial(choose_clips, config, layout, results.shards, min(MAX_CLIPS, config.report.clips))
+    choose = partial(choose_clips, config, layout, results.shards, min(count, config.report.clips))
     clips = results.attempt("choice of clips", choose, no_clips)
     if not clips:
-        return MaskGallery()
+        return [], None
     runs = list(config.pretrain.values())
     shapes = [Geometry.of(run) for run in runs]
     # Masks differ most from each other, and from slot to slot, in the geometry with the most tokens.
@@ -77,9 +80,21 @@ def draw_mask_gallery(config: Config, layout: Layout, results: Results) -> MaskG
     geometry = default_geometry(config, clips) if finest is None else finest
     no_cuts: list[Cut] = []
     cuts = results.attempt("clips under all masks", partial(cut_clips, clips, geometry, config.seed), no_cuts)
-    teacher = next((run.teacher for run in runs if run.teacher is not None), None)
+    return cuts, next((run.teacher for run in runs if run.teacher is not None), None)
+
+
+def study_strategies(config: Config) -> list[str]:
+    """Return all strategies, including those that only the config's runs name, in gallery order."""
+    return ordered_strategies(mask.strategy for run in config.pretrain.values() for mask in run.masks)
+
+
+def draw_mask_gallery(config: Config, layout: Layout, results: Results) -> MaskGallery:
+    """Draw all strategies on the first report clips of one dataset, using the teacher of the first run that has one."""
+    cuts, teacher = cut_for_all_masks(config, layout, results, MAX_CLIPS)
+    if not cuts:
+        return MaskGallery()
     gallery = MaskGallery([ClipStrips(cut.clip, cut.caption, [frames_row(cut)]) for cut in cuts])
-    for strategy in ordered_strategies(mask.strategy for run in runs for mask in run.masks):
+    for strategy in study_strategies(config):
         draw = partial(_draw, strategy, cuts, teacher, gallery)
         try:
             results.attempt(f"mask {strategy}", draw, None)
@@ -97,12 +112,13 @@ def _draw(strategy: str, cuts: Sequence[Cut], teacher: Teacher | None, gallery: 
         if masked is not None:
             clip.rows.append(mask_row(cut, f"{strategy} {ratio:g}", masked, ratio=ratio))
     if any(masked is None for masked in masks):
-        gallery.missing[strategy] = _explain(_needs(strategy))
+        gallery.missing[strategy] = explain_missing(_needs(strategy))
     else:
         del gallery.missing[strategy]
 
 
-def _explain(needs: Iterable[str]) -> str:
+def explain_missing(needs: Iterable[str]) -> str:
+    """Describe why a study has not all guides that a strategy needs."""
     if "spatiotemporal" in needs:
         return "learned by runs of the method stm and shown with their clips"
     if {TEACHER_GUIDE, "features"} & set(needs):
