@@ -1,5 +1,6 @@
 """The viewer for a video of the user's own: the offline stages run on it in a temporary folder, with the study's own code."""
 
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -72,6 +73,10 @@ def check_request(request: ViewRequest) -> None:
         raise ViewError(
             f"--image-size {request.image_size} must be divisible by --patch-size {request.patch_size}, into 2 to 64 patches"
         )
+    if request.every is not None and not 1 <= request.every <= 64:
+        raise ViewError(f"--every {request.every} must be from 1 to 64 frames")
+    if request.start is not None and not 0 <= request.start < math.inf:
+        raise ViewError(f"--start {request.start:g} must be a number of seconds, 0 or more")
     if not all(caption.strip() for caption in request.captions):
         raise ViewError("--caption is empty; describe the video, or leave the option out")
     if not request.video.is_file():
@@ -137,6 +142,8 @@ def _explain_missing(reasons: Mapping[str, str], needs: Iterable[str]) -> str:
             return "needs a caption: --caption"
         if need in ("attention", "features"):
             return "needs a model: --model"
+        if need == "spatiotemporal":
+            return "learned by runs of the method stm"
         if stage := next((stage for stage in reasons if need.startswith(stage)), None):
             return reasons[stage]
     return explain_missing(needs)

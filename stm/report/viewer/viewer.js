@@ -106,12 +106,12 @@ function startViewer(root, number) {
     const shown = `${frame + 1} of ${images.length}`;
     part("frame-number").textContent = shown;
     part("frame").setAttribute("aria-valuetext", shown);
-    // Images of data URLs are decoded in the background; the frame shown last stays until then.
-    images[frame].decode().then(draw, () => {});
+    if (images[frame].complete) draw();
+    else images[frame].onload = draw; // even data URLs are loaded in the background
   }
 
   function update() {
-    row("caption").hidden = clip().captions.length < 2 || !(strategy().perCaption || part("map").value === "similarity");
+    row("caption").hidden = !(strategy().perCaption || part("map").value === "similarity");
     describe();
     showFrame();
   }
