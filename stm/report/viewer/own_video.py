@@ -9,10 +9,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow as pa
+
 from stm.config import Config, Frames, Similarity, Teacher, parse_config
 from stm.data.geometry import Geometry
+from stm.datasets.annotations import AnnotatedClip
+from stm.datasets.folder import NamedClip, row_of
 from stm.datasets.probe_pool import probe_files
 from stm.jobs.status import Status
+from stm.layout import Layout
+from stm.manifest import MANIFEST_SCHEMA
 from stm.preprocess.clip_outcomes import Outcome
 from stm.pretrained.hub import ModelError
 from stm.report.clips.cuts import cut_clips, load_frame_teacher
@@ -21,13 +27,12 @@ from stm.report.clips.select import choose_clips
 from stm.report.viewer.masks import CAPTION_GUIDE, MaskViewer, draw_masks
 from stm.stages.jobs import Jobs
 from stm.stages.journey import all_stages
-from stm.storage.files import write_json
-from stm.storage.tables import read_table
+from stm.storage.tables import read_table, write_table
 
 EVERY = 4  # decoded frames from one frame to the next, as in TGM, section 4.2
 PROBE_SECONDS = 60.0
 SOURCE = "own"  # the caption source
-STAGES = ("manifest", "split", "frames", "captions", "similarity", "motion", "flow", "shards")
+STAGES = ("split", "frames", "captions", "similarity", "motion", "flow", "shards")
 OPTIONAL_MAPS = ("motion", "flow")  # a video without them is shown under the other strategies
 
 
@@ -128,7 +133,10 @@ def _draw(request: ViewRequest, facts: Mapping[str, Any], folder: Path) -> MaskV
     teacher = None if request.clip_model is None else Teacher(model=request.clip_model)
     if teacher is not None and not request.captions:
         load_frame_teacher(teacher, request.geometry.side, layers=0)  # a misspelt name fails now, not after decoding
-    config, reasons = _run_stages(make_config(request, facts, folder), request.video)
+    every = choose_step(request, facts)
+    config = make_config(request, every, folder)
+    write_manifest(request, facts, every, Layout.of(config).manifest)
+    config, reasons = _run_stages(config, request.video)
     jobs = Jobs(config)
     clips = choose_clips(config, jobs.layouts[config.name], jobs.list_shards(config.name), 1)
     cuts = cut_clips(clips, request.geometry, config.seed)
@@ -149,23 +157,13 @@ def _explain_missing(reasons: Mapping[str, str], needs: Iterable[str]) -> str:
     return explain_missing(needs)
 
 
-def make_config(request: ViewRequest, facts: Mapping[str, Any], folder: Path) -> Config:
-    """Make the config of a study of one video, cut to the requested frames; results and annotations are in `folder`."""
-    every = _choose_step(request, facts)
-    start = _middle(facts, request.frames * every) if request.start is None else request.start
-    video = request.video.resolve()
-    row = {"path": video.name, "video_id": video.name, "captions": list(request.captions), "start": start or None}
-    write_json(folder / "video.json", [row])
+def make_config(request: ViewRequest, every: int, results: Path) -> Config:
+    """Make the config of a study of one video, of which every `every`-th frame is stored."""
     return parse_config(
         {
             "name": "view",
-            "results": str(folder / "results"),
-            "dataset": {
-                "source": "folder",
-                "root": str(video.parent),
-                "annotations": str(folder / "video.json"),
-                "split": "test",
-            },
+            "results": str(results),
+            "dataset": {"source": "folder", "root": str(request.video.resolve().parent)},
             "grid": request.geometry.side,
             # Only the frames that are shown are stored, so that nothing else is computed.
             "frames": {"every": every, "short_side": request.image_size, "max_frames": request.frames},
@@ -177,14 +175,26 @@ def make_config(request: ViewRequest, facts: Mapping[str, Any], folder: Path) ->
     )
 
 
-def _choose_step(request: ViewRequest, facts: Mapping[str, Any]) -> int:
+def write_manifest(request: ViewRequest, facts: Mapping[str, Any], every: int, path: Path) -> None:
+    """Write the table of clips, with the video as its only one, which starts where the shown part does."""
+    start = request.start
+    if start is None:
+        start = find_middle(facts, request.frames * every)
+    name = request.video.resolve().name
+    clip = AnnotatedClip(name, "test", captions=request.captions, start=start or None)
+    row = row_of(NamedClip(name, clip), dict(facts))
+    write_table(path, pa.Table.from_pylist([row], schema=MANIFEST_SCHEMA), {"stage": "view"})
+
+
+def choose_step(request: ViewRequest, facts: Mapping[str, Any]) -> int:
+    """Return how many decoded frames lie between shown ones: as requested, or fewer than usual in a short video."""
     if request.every is not None:
         return request.every
     total = facts["frames"] or round((facts["duration"] or 0) * (facts["fps"] or 0))
     return max(1, min(EVERY, total // request.frames)) if total else EVERY
 
 
-def _middle(facts: Mapping[str, Any], span: int) -> float:
+def find_middle(facts: Mapping[str, Any], span: int) -> float:
     """Return the start of the middle `span` decoded frames, in seconds; 0 if the container does not report enough."""
     if not facts["duration"] or not facts["fps"]:
         return 0.0
