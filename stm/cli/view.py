@@ -16,6 +16,12 @@ def add_view(commands: Any) -> None:
         "--caption", action="append", default=[], help="what the video shows, for the text strategies; may be repeated"
     )
     command.add_argument(
+        "--strategy",
+        action="append",
+        default=[],
+        help="a strategy of your own to show with the others, as path/to/file.py:name; may be repeated",
+    )
+    command.add_argument(
         "--model",
         help="CLIP for captions and for the attention strategies: architecture@tag, architecture@file, hf-hub:owner/name or "
         "local-dir:folder; default: similarity.model's (downloaded once), or none without --caption",
@@ -43,6 +49,7 @@ def _view(arguments: argparse.Namespace) -> None:
     request = ViewRequest(
         video=arguments.video,
         captions=tuple(arguments.caption),
+        strategies=tuple(arguments.strategy),
         model=arguments.model,
         frames=arguments.frames,
         image_size=arguments.image_size,

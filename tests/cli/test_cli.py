@@ -71,6 +71,8 @@ def test_the_options_of_a_command_are_what_tells_its_jobs_apart(command, options
         (["evaluate", "--config", "CONFIG", "--run", "tube", "--task", "retrieval"], ["retrieval", "tube", "contrast"]),
         (["generate", "--config", "FOLDER"], ["nothing to generate"]),
         (["mask-quality", "--config", "FOLDER"], ["mask_quality"]),
+        (["view", "nowhere.mp4"], ["stm view: nowhere.mp4: there is no such file"]),
+        (["view", "CONFIG", "--frames", "5"], ["--frames 5", "--tubelet 2"]),
     ],
 )
 def test_mistakes_are_one_message_not_a_traceback(arguments, words, capsys):

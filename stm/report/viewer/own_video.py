@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from stm.config import Config, Frames, Similarity, Teacher, parse_config
+from stm.config.strategies import find_strategy
 from stm.data.geometry import Geometry
 from stm.datasets.annotations import AnnotatedClip
 from stm.datasets.folder import NamedClip, row_of
@@ -46,6 +47,7 @@ class ViewRequest:
 
     video: Path
     captions: tuple[str, ...] = ()
+    strategies: tuple[str, ...] = ()  # of the user's own, `path/to/file.py:name`, besides the known ones
     model: str | None = (
         None  # a CLIP, in the syntax of similarity.model; None: the config's default, if there are captions
     )
@@ -71,6 +73,7 @@ def check_request(request: ViewRequest) -> None:
 
     Raises:
         ViewError: sizes that do not fit each other, an empty caption, or no such file.
+        StrategyError: a strategy of the user's own does not exist.
     """
     if request.tubelet < 1 or request.frames < 2 or request.frames % request.tubelet:
         raise ViewError(f"--frames {request.frames} must be at least 2 and divisible by --tubelet {request.tubelet}")
@@ -84,6 +87,8 @@ def check_request(request: ViewRequest) -> None:
         raise ViewError(f"--start {request.start:g} must be a number of seconds, 0 or more")
     if not all(caption.strip() for caption in request.captions):
         raise ViewError("--caption is empty; describe the video, or leave the option out")
+    for strategy in request.strategies:
+        find_strategy(strategy)
     if not request.video.is_file():
         raise ViewError(f"{request.video}: {'not a file' if request.video.exists() else 'there is no such file'}")
 
@@ -140,7 +145,7 @@ def _draw(request: ViewRequest, facts: Mapping[str, Any], folder: Path) -> MaskV
     jobs = Jobs(config)
     clips = choose_clips(config, jobs.layouts[config.name], jobs.list_shards(config.name), 1)
     cuts = cut_clips(clips, request.geometry, config.seed)
-    return draw_masks(cuts, ordered_strategies(), partial(_explain_missing, reasons), teacher)
+    return draw_masks(cuts, ordered_strategies(request.strategies), partial(_explain_missing, reasons), teacher)
 
 
 def _explain_missing(reasons: Mapping[str, str], needs: Iterable[str]) -> str:

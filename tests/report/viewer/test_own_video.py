@@ -13,6 +13,7 @@ from browser import run_in_browser
 from synthetic_videos import ffmpeg, make_pan, make_video
 
 from stm.cli import main
+from stm.config.strategies import StrategyError
 from stm.manifest import read_rows
 from stm.report.viewer.own_video import (
     ViewError,
@@ -98,10 +99,13 @@ def test_a_browser_runs_the_page_at_a_phones_width(page: str, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_without_captions_no_model_is_needed(video: Path) -> None:
-    viewer = draw_video(ViewRequest(video, **SMALL))
+def test_without_captions_no_model_is_needed_and_a_strategy_of_ones_own_is_shown(video: Path, tmp_path: Path) -> None:
+    code = "from stm.masking import get_strategy, register\n\n"
+    code += "@register('own')\ndef own(guides, ratio):\n    return get_strategy('tube')(guides, ratio)\n"
+    (tmp_path / "own.py").write_text(code)
+    viewer = draw_video(ViewRequest(video, strategies=(f"{tmp_path / 'own.py'}:own",), **SMALL))
     drawn = [strategy.strategy for strategy in viewer.strategies]
-    assert {"random", "tube", "motion", "flow"} <= {*drawn} and "text_top" not in drawn
+    assert {"random", "tube", "motion", "flow", f"{tmp_path / 'own.py'}:own"} <= {*drawn} and "text_top" not in drawn
     assert viewer.missing["text_top"] == viewer.missing["text_bottom"] == "needs a caption: --caption"
     assert viewer.missing["attention"] == viewer.missing["cluster"] == "needs a model: --model"
 
@@ -138,12 +142,13 @@ def test_the_shown_part(
         ({"captions": ("a dog", " ")}, ["--caption is empty"]),
         ({"every": 0}, ["--every 0"]),
         ({"start": -1.0}, ["--start -1"]),
+        ({"strategies": ("nowhere.py:mine",)}, ["nowhere.py does not exist"]),
         ({"video": Path("nowhere.mp4")}, ["nowhere.mp4", "no such file"]),
         ({"video": Path(__file__).parent}, ["not a file"]),
     ],
 )
 def test_unsuitable_options_are_refused_before_any_work(changes: dict[str, Any], words: list[str], video: Path) -> None:
-    with pytest.raises(ViewError) as error:
+    with pytest.raises((ViewError, StrategyError)) as error:
         check_request(ViewRequest(**{"video": video, **changes}))
     for word in words:
         assert word in str(error.value)
