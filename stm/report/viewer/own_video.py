@@ -48,9 +48,7 @@ class ViewRequest:
     video: Path
     captions: tuple[str, ...] = ()
     strategies: tuple[str, ...] = ()  # of the user's own, `path/to/file.py:name`, besides the known ones
-    model: str | None = (
-        None  # a CLIP, in the syntax of similarity.model; None: the config's default, if there are captions
-    )
+    model: str | None = None  # a CLIP, in the syntax of similarity.model; see `clip_model`
     frames: int = 16
     image_size: int = 224  # pixels
     patch_size: int = 16  # pixels
@@ -60,7 +58,7 @@ class ViewRequest:
 
     @property
     def clip_model(self) -> str | None:
-        """The model that is loaded; None if nothing needs one."""
+        """The model that is loaded: by default, the config's default for captions, and none without captions."""
         return self.model or (Similarity().model if self.captions else None)
 
     @property
