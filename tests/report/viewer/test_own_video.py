@@ -27,7 +27,7 @@ from stm.report.viewer.own_video import (
 )
 
 MODEL = f"local-dir:{Path(__file__).parents[3] / 'stm/assets/demo-clip'}"
-SMALL = {"frames": 4, "image_size": 64, "patch_size": 16, "tubelet": 2}
+SMALL: dict[str, Any] = {"frames": 4, "image_size": 64, "patch_size": 16, "tubelet": 2}
 
 
 @pytest.fixture(scope="module")
