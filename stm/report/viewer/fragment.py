@@ -16,7 +16,7 @@ from stm.report.viewer.masks import MaskViewer
 
 FOLDER = Path(__file__).parent
 # A browser loads nothing else for the page and runs no other script, whatever captions and file names contain.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+POLICY = Markup("default-src 'none'; style-src 'unsafe-inline'; img-src data:")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ViewerParts:
     viewers: dict[str, Markup]  # by the name given to `make_parts`
     style: Markup
     script: Markup
-    policy: str  # value of the page's Content-Security-Policy
+    policy: Markup  # value of the page's Content-Security-Policy
 
 
 def make_parts(viewers: Mapping[str, MaskViewer]) -> ViewerParts:
@@ -44,7 +44,7 @@ def make_parts(viewers: Mapping[str, MaskViewer]) -> ViewerParts:
         {name: render_viewer(viewer) for name, viewer in shown.items()},
         own_markup(_read("viewer.css")),
         own_markup(script),
-        f"{POLICY}; script-src 'sha256-{digest}'",
+        POLICY + own_markup(f"; script-src 'sha256-{digest}'"),
     )
 
 
