@@ -192,6 +192,7 @@ def show_clips(
     slots = max((len(row.tiles) for row in rows), default=1)
     runs = dataset.own_groups(groups)
     return {
+        "name": dataset.name,
         "dataset": dataset.name if several else "",
         "clips": [_show(clip) for clip in clips],
         "split": clips[0].clip.split if clips else "",

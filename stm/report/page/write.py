@@ -25,15 +25,18 @@ from stm.report.results.collect import collect_study
 from stm.report.results.provenance import collect_provenance
 from stm.report.results.records import RunGroup, Study
 from stm.report.tables import Table
+from stm.report.viewer.fragment import make_parts
+from stm.report.viewer.masks import MaskViewer, draw_study_masks
 from stm.storage.files import write_bytes
 
 
 @dataclass
 class Strips:
-    """Film strips of clips and of masks, by dataset."""
+    """Film strips of clips and of masks, and mask viewers, by dataset."""
 
     clips: dict[str, list[ClipStrips]] = field(default_factory=dict)
     masks: dict[str, MaskGallery] = field(default_factory=dict)
+    viewers: dict[str, MaskViewer] = field(default_factory=dict)
 
 
 def write_report(config: Config, layout: Layout) -> None:
@@ -49,7 +52,8 @@ def write_report(config: Config, layout: Layout) -> None:
         progress.advance(note="clips")
         charts = write_figures(study, groups, strips, layout)
         progress.advance(note="figures")
-        own = {"config_tables": show_tables(study), "config_figures": show_figures(study, layout)}
+        own: dict[str, Any] = {"config_tables": show_tables(study), "config_figures": show_figures(study, layout)}
+        own["viewer"] = make_parts(strips.viewers)
         values = context.make_context(study, groups, provenance, built, charts, strips.clips, strips.masks)
         # The problems are read last, because all of the steps above may add to them.
         write_bytes(layout.report, render(values | own | {"problems": study.problems}).encode())
@@ -82,6 +86,8 @@ def draw_strips(study: Study, groups: list[RunGroup]) -> Strips:
         strips.clips[dataset.name] = draw_clip_strips(dataset.config, dataset.layout, dataset.results, runs)
         draw = partial(draw_mask_gallery, dataset.config, dataset.layout, dataset.results)
         strips.masks[dataset.name] = dataset.results.attempt("masks", draw, MaskGallery())
+        view = partial(draw_study_masks, dataset.config, dataset.layout, dataset.results)
+        strips.viewers[dataset.name] = dataset.results.attempt("mask viewer", view, MaskViewer([]))
     return strips
 
 

@@ -1,5 +1,6 @@
 """The page: complete, self-contained, escaped, deterministic, and written whatever is missing."""
 
+import base64
 import platform
 import re
 import shlex
@@ -34,7 +35,7 @@ from stm.report.results.collect import collect, find_shards
 from stm.report.results.provenance import describe_code, find_config_file
 
 ROOT = Path(__file__).parents[3]
-VOID = {"meta", "link", "br", "img", "wbr"}
+VOID = {"meta", "link", "br", "img", "wbr", "input"}
 
 
 class Page(HTMLParser):
@@ -61,7 +62,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.text += data
 
     def values(self, name: str) -> list[str]:
@@ -96,9 +97,18 @@ def test_two_builds_give_the_same_bytes(built: Config) -> None:
 def test_the_page_loads_nothing_from_the_network(page: Page) -> None:
     assert all(src.startswith("data:image/") for src in page.values("src"))
     assert all(re.match(r"#|data:,", href) for href in page.values("href") + page.values("xlink:href"))
-    assert not [tag for tag, _, _ in page.attributes if tag in ("script", "iframe", "object")]
+    assert not [tag for tag, _, _ in page.attributes if tag in ("iframe", "object")]
+    assert {(name, value) for tag, name, value in page.attributes if tag == "script"} == {("type", "application/json")}
     assert not re.search(r"@import|url\((?!#)", page.source)
     assert "default-src 'none'" in page.source
+
+
+def test_the_policy_allows_the_viewers_script_and_no_other(page: Page) -> None:
+    (script,) = re.findall(r"<script>(.*?)</script>", page.source, re.S)
+    digest = base64.b64encode(sha256(script.encode()).digest()).decode()
+    (policy,) = [value for value in page.values("content") if "default-src" in value]
+    assert policy.endswith(f"; script-src 'sha256-{digest}'") and policy.count("script-src") == 1
+    assert page.source.count("<script") == 2 and page.source.count('class="viewer"') == 1
 
 
 def test_links_have_targets_and_images_have_alternative_text(page: Page) -> None:
