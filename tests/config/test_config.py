@@ -7,7 +7,7 @@ from typing import get_args
 
 import jsonschema
 import pytest
-import yaml
+from demo_config import demo_values
 
 from stm.config import (
     ConfigError,
@@ -23,7 +23,7 @@ from stm.config.strategies import find_strategy
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
-DEMO = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
+DEMO = demo_values()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
@@ -91,14 +91,18 @@ def demo_with(path: str, value: object) -> dict:
         ("name", "../up", ["name = '../up'"]),
         ("pack.captions", "gpt", ["pack.captions", "'gpt'", "blip2", "human"]),
         ("captions.blip2.kind", "blip3", ["captions.blip2", "blip3", "blip2"]),
-        ("pretrain.text.image_size", 100, ["pretrain.text", "image_size 100", "patch_size 16"]),
-        ("pretrain.text.optimisation.warmup_epochs", 40, ["pretrain.text.optimisation", "40 is more than epochs 5"]),
-        ("pretrain.text.repeats", 3, ["pretrain.text", "batch_size 16", "repeats = 1 x 1 x 3"]),
+        ("pretrain.text.image_size", 102, ["pretrain.text", "image_size 102", "patch_size 4"]),
+        ("pretrain.text.optimisation.epochs", 5, ["pretrain.text.optimisation", "10 is more than epochs 5"]),
+        ("pretrain.text.repeats", 3, ["pretrain.text", "batch_size 32", "repeats = 1 x 1 x 3"]),
         ("pretrain.text.mask.ratio", 1.0, ["pretrain.text.mask.ratio = 1.0", "less than 1"]),
         ("pretrain.text.mask.strategy", "txet", ["pretrain.text.mask.strategy = 'txet'", "text_top", "tube"]),
         ("bad_input", {"policy": {"broken": "keep"}}, ["bad_input.policy", "broken", "truncated"]),
-        ("captions.label.templates", ["a video"], ["captions.label", "{}"]),
-        ("captions.label.template", ["{}"], ["captions.label.label.template", "did you mean `templates`"]),
+        ("captions.label", {"kind": "label", "templates": ["a video"]}, ["captions.label", "{}"]),
+        (
+            "captions.label",
+            {"kind": "label", "template": ["{}"]},
+            ["captions.label.label.template", "did you mean `templates`"],
+        ),
         ("pretrain.text.mask.ration", 0.6, ["pretrain.text.mask.ration", "did you mean `ratio`", "strategy"]),
         (
             "pretrain.text",
@@ -141,8 +145,8 @@ def test_partial_fine_tuning_settings_keep_the_other_defaults():
 
 
 def test_guided_masks_need_their_guide_in_the_shards():
-    config = demo_with("pack.motion", False)
-    with pytest.raises(ConfigError, match=r"pretrain\.motion masks by motion"):
+    config = demo_with("pack.similarity", False)
+    with pytest.raises(ConfigError, match=r"pretrain\.text masks by similarity"):
         parse_config(config)
 
 

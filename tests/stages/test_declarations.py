@@ -195,7 +195,7 @@ def test_a_run_waits_for_the_run_whose_weights_it_starts_from_and_for_no_other_f
 def test_shards_that_are_not_dealt_yet_are_named_with_what_to_run(tmp_path: Path) -> None:
     config: Config = load_config(ROOT / "config/demo.yaml").model_copy(update={"results": str(tmp_path)})
     with pytest.raises(ConfigError, match="stm split"):
-        list(all_stages()["frames"].each(Jobs(config), config.name))
+        list(all_stages()["frames"].each(Jobs(config), "shapes"))
 
 
 def test_what_is_asked_for_once_is_found_once() -> None:
