@@ -92,7 +92,7 @@ def demo_with(path: str, value: object) -> dict:
         ("pack.captions", "gpt", ["pack.captions", "'gpt'", "blip2", "human"]),
         ("captions.blip2.kind", "blip3", ["captions.blip2", "blip3", "blip2"]),
         ("pretrain.text.image_size", 102, ["pretrain.text", "image_size 102", "patch_size 4"]),
-        ("pretrain.text.optimisation.epochs", 5, ["pretrain.text.optimisation", "10 is more than epochs 5"]),
+        ("pretrain.text.optimisation.epochs", 5, ["pretrain.text.optimisation", "8 is more than epochs 5"]),
         ("pretrain.text.repeats", 3, ["pretrain.text", "batch_size 32", "repeats = 1 x 1 x 3"]),
         ("pretrain.text.mask.ratio", 1.0, ["pretrain.text.mask.ratio = 1.0", "less than 1"]),
         ("pretrain.text.mask.strategy", "txet", ["pretrain.text.mask.strategy = 'txet'", "text_top", "tube"]),
