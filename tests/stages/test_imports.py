@@ -98,7 +98,7 @@ def modules_of(stage: Stage) -> list[str]:
     """The module that declares a stage, and what the stage's function imports when it is called."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(stage.run)))
     called = [name for name in imports_of(tree, inside_functions=True) if file_of(name) is not None]
-    return [stage.run.__module__, *called]  # type: ignore[attr-defined]
+    return [stage.run.__module__, *called]
 
 
 @pytest.mark.parametrize("stage", all_stages().values(), ids=lambda stage: stage.name)

@@ -81,6 +81,7 @@ def make_context(
         **_describe_curves(groups),
         "runs_without_losses": [group.name for group in groups if not any(run.losses for run in group.instances)],
         "shows_clips": config.report.clips > 0,
+        "reconstructions": sentences.reconstructions([groups[number] for number in reconstructed_runs(groups)]),
         "has_boxes": any(strips.clip.boxes is not None for of_dataset in clips.values() for strips in of_dataset),
         "own_masks": any(draws_own_mask(group.settings) for group in groups),
         "learned_masks": any(learns_mask(group.settings) for group in groups),

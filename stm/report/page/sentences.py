@@ -52,6 +52,22 @@ def _summarise_evaluations(config: Config, groups: Sequence[RunGroup]) -> list[s
     ]
 
 
+def reconstructions(groups: Sequence[RunGroup]) -> str:
+    """Say where the colours of the runs' reconstructions come from, by the targets that the runs predict."""
+    targets = {group.settings.reconstruction.target for group in groups}
+    said = "Reconstructions keep the visible patches."
+    if "normalised" in targets:
+        whose = "Predicted patches" if len(targets) == 1 else "Patches predicted by runs with normalised targets"
+        said += (
+            f" {whose} take their mean and contrast from the true pixels, because the targets are normalised patches; "
+            "even an untrained model gets their colours right."
+        )
+    if "pixels" in targets:
+        whose = "Predicted patches" if len(targets) == 1 else "The others"
+        said += f" {whose} are shown as predicted: nothing of the hidden pixels is given."
+    return said
+
+
 def crop_agreement(results: Results) -> str:
     """Describe the agreement of masks from cached maps with masks from maps of the crop; empty if not measured."""
     agreement = results.crop_agreement
