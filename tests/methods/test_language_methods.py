@@ -97,7 +97,8 @@ def test_umt_s_first_stage_needs_no_text():
 
 
 def test_clusterstm_equals_its_formulas(bert):
-    method = build("clusterstm", bert, mask={"strategy": "cluster", "ratio": 0.75}, cluster={"window": 3})
+    settings = {"window": 3, "scaling": "cosine"}
+    method = build("clusterstm", bert, mask={"strategy": "cluster", "ratio": 0.75}, cluster=settings)
     batch = batch_for(method)
     seen = method.teacher(batch["video"])
     kept, masked = method.branch.mask(batch, seen)
