@@ -113,7 +113,7 @@ def test_what_a_constant_reaches_differs_by_scaling() -> None:
     raw = relevance(teacher, text)
     frame = relevance(teacher, text, scale=Scale("frame", frames=members))
     assert raw.var(dim=1, correction=0).max() < 1e-3
-    torch.testing.assert_close(frame.square().mean(), torch.tensor(1.0, dtype=torch.float64), atol=0.01, rtol=0)
+    torch.testing.assert_close(frame.square().mean(), torch.tensor(1.0, dtype=torch.float64), atol=0.05, rtol=0)
 
 
 def test_clips_without_a_text_are_left_out_of_the_statistics_over_texts() -> None:
