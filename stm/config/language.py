@@ -244,12 +244,14 @@ class LanguageRun(Run):
     @model_validator(mode="before")
     @classmethod
     def _set_method_defaults(cls, values: object) -> object:
-        """Set the default masks of STM and ClusterSTM, and the default objectives of ClusterSTM."""
+        """Set the defaults that depend on the method: mask, the method's own section, and objectives."""
         if not isinstance(values, dict):
             return values
         method, objectives = values.get("method"), values.get("objectives", {})
         if "mask" not in values and method in _DEFAULT_MASKS:
             values = {**values, "mask": _DEFAULT_MASKS[method]}
+        # Filled in, so that the fingerprint contains the values of its keys.
+        values = {**{section: {} for section, owner in _METHOD_OF_SECTION.items() if owner == method}, **values}
         if method == "clusterstm" and isinstance(objectives, dict):
             # The note on the paper mentions no loss on features beside the relevance.
             values = {**values, "objectives": {"alignment": 0.0, **objectives}}
