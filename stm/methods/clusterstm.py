@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from stm.config import Cluster, LanguageRun
 from stm.masking import complement
@@ -97,7 +96,7 @@ class ClusterWise(nn.Module):
         """The scale of the relevance of the masked tokens [B, M] of clips of `frames` frames."""
         members = None
         if self.settings.scaling == "frame":
-            members = one_hot(masked // self.tokens, frames)
+            members = (masked // self.tokens)[..., None] == torch.arange(frames, device=masked.device)
         return Scale(self.settings.scaling, self.logit_scale, members)
 
     def accept_text_model(self, text_model: dict[str, str] | None) -> None:

@@ -186,7 +186,9 @@ def test_as_released_the_branches_start_like_all_linear_layers() -> None:
 def test_as_released_the_gradient_also_comes_from_the_first_places(with_text: bool) -> None:
     """Of a full sequence's gradient, the k-th visible token gets that at its own place and that at place k."""
     features, kept, text = draw_inputs(3)
-    gradients, values = [], []
+    gradients: list[Tensor] = []
+    values: list[Tensor] = []
+    at_places: list[list[Tensor]] = []
     for as_released in (False, True):
         decoder = build(as_released=as_released)
         if as_released:
@@ -199,15 +201,17 @@ def test_as_released_the_gradient_also_comes_from_the_first_places(with_text: bo
         predicted = decoder(visible, kept, text if with_text else None, 3)
         values.append(predicted.detach())
         predicted.square().sum().backward()
-        gradients.append((visible.grad, [value.grad for value in probes]))
+        assert visible.grad is not None
+        gradients.append(visible.grad)
+        at_places.append([value.grad.flatten(1, 2) for value in probes if value.grad is not None])
     assert torch.equal(values[0], values[1])
     if not with_text:  # as for images, which the released code treats by itself
-        assert torch.equal(gradients[0][0], gradients[1][0])
+        assert torch.equal(gradients[0], gradients[1])
         return
     for number in range(LAYERS):
-        at_places = sum(value.flatten(1, 2) for value in gradients[0][1][2 * number : 2 * number + 2])
-        expected = gradients[0][0][number] + at_places[:, : kept.shape[1]]
-        torch.testing.assert_close(gradients[1][0][number], expected)
+        empty, filled = at_places[0][2 * number : 2 * number + 2]
+        expected = gradients[0][number] + (empty + filled)[:, : kept.shape[1]]
+        torch.testing.assert_close(gradients[1][number], expected)
 
 
 def add_probes(probes: list[Tensor], _: nn.Module, given: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:

@@ -33,7 +33,12 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 def make_clip() -> transformers.CLIPModel:
     torch.manual_seed(0)
-    vision = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 3, "num_attention_heads": 2}
+    vision: dict[str, Any] = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 4 * WIDTH,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+    }
     vision |= {"image_size": SIDE * PATCH, "patch_size": PATCH, "hidden_act": "quick_gelu"}
     text = {"vocab_size": 20, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
     text |= {"num_attention_heads": 1}
