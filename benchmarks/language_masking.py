@@ -37,6 +37,7 @@ from stm.models.text.small_bert import SPECIAL
 from stm.models.text.split_bert import SplitBert, Tokenizer
 from stm.models.video_language import VideoLanguageModel
 from stm.models.weights import zoo
+from stm.pretrained.local_files import ACTION_CLIP
 from stm.training.optimizer import build_optimizer
 
 CONFIGS, TARGET = Path(__file__).parents[1] / "config", 0.03
@@ -73,7 +74,8 @@ def make_language(run: LanguageRun) -> SplitBert:
 
 def make_teacher(run: LanguageRun, side: int) -> FrameTeacher:
     """The run's teacher with random weights."""
-    name = run.teacher.model.partition("@")[0]
+    stm = run.teacher.model.startswith(ACTION_CLIP)  # its image tower is a CLIP's
+    name = "ViT-B-16-quickgelu" if stm else run.teacher.model.partition("@")[0]
     tower = make_tower(open_clip.create_model(name, pretrained=None).visual)
     fusion = TemporalFusion(tower.feature_width, FUSION_FRAMES) if run.teacher.temporal_fusion else None
     return FrameTeacher(tower, side, run.teacher.layers, fusion=fusion)

@@ -158,17 +158,43 @@ STM_OWN: list[Line] = [
     ("spatio_temporal.points_spread", 0.2, "STM's align.py: 0.2 x {-1, 0, 1}"),
     ("spatio_temporal.text", "invisible", "STM's stm.py: texts meet the hidden tokens"),
 ]
+ACTION_CLIP = "weights/actionclip_vit-b-16-8f.pt"
+STM_CODE: list[Line] = [
+    (
+        "teacher.model",
+        f"actionclip:{ACTION_CLIP}",
+        "STM's actionclip.py: the tower `visual.*` of the same file as the fusion",
+    ),
+    ("teacher.temporal_fusion", ACTION_CLIP, "STM's actionclip.py: fusion_model_state_dict"),
+    ("teacher.normalisation", "imagenet", "STM: the student's pixels, as in UMT"),
+    (
+        "spatio_temporal.mask_gradient",
+        "as_released",
+        "STM's vit.py: AdaptiveMaxPool1d over x.reshape(B, C, -1), in both passes",
+    ),
+    ("spatio_temporal.decoder", "as_released", "STM's vit.py: _init_weights over the zeros; - tmp.detach() + tmp"),
+]
 CLUSTERSTM_OWN: list[Line] = [
     ("mask.strategy", "cluster", "ClusterSTM's abstract"),
     ("objectives.relevance", 1.0, "ClusterSTM: no weights are mentioned"),
+    ("objectives.alignment", 0.0, "ClusterSTM: the note mentions no loss on features"),
+    ("cluster.scaling", "frame", "ours: docs/language.md"),
     ("teacher.model", "ViT-B-16-SigLIP@webli", "ClusterSTM: SigLIP, at UMT's patches of 16"),
     ("optimisation.epochs", 10, "ClusterSTM: UMT's set-up"),
     ("optimisation.warmup_epochs", 1, "ClusterSTM: UMT's set-up"),
 ]
 LANGUAGE_RUNS: list[tuple[str, str, list[Line]]] = [
     ("stm.yaml", "umt", UMT_RUN + UMT_OWN),
-    ("stm.yaml", "stm", UMT_RUN + STM_OWN + [("spatio_temporal.sampling", "log_probability", "STM's intention")]),
-    ("stm.yaml", "stm-released", UMT_RUN + STM_OWN + [("spatio_temporal.sampling", "as_released", "STM's stm.py")]),
+    (
+        "stm.yaml",
+        "stm",
+        UMT_RUN + STM_OWN + STM_CODE + [("spatio_temporal.sampling", "log_probability", "STM's intention")],
+    ),
+    (
+        "stm.yaml",
+        "stm-released",
+        UMT_RUN + STM_OWN + STM_CODE + [("spatio_temporal.sampling", "as_released", "STM's stm.py")],
+    ),
     ("clusterstm.yaml", "umt", UMT_RUN + UMT_OWN),
     ("clusterstm.yaml", "clusterstm", UMT_RUN + CLUSTERSTM_OWN),
 ]
@@ -214,7 +240,8 @@ DEFAULTS: list[tuple[type, dict[str, Any], list[Line]]] = [
     (
         LanguageRun,
         {"method": "stm", "teacher": {"model": "any"}, "language": {}, "spatio_temporal": {}},
-        [line for line in STM_OWN if line[0].split(".")[0] in ("mask", "spatio_temporal", "objectives")],
+        [line for line in STM_OWN if line[0].split(".")[0] in ("mask", "spatio_temporal", "objectives")]
+        + [("spatio_temporal.mask_gradient", "by_token", "STM's intention")],
     ),
     (
         LanguageRun,

@@ -21,14 +21,17 @@ class FrameTeacher(Teacher):
 
     model: str = field(
         ...,
-        "an open_clip model, in the syntax of similarity.model, or `transformers:` followed by the hub id or local folder of "
-        "a CLIP or SigLIP",
+        "an open_clip model, in the syntax of similarity.model; `transformers:` followed by the hub id or local folder of a "
+        "CLIP or SigLIP; or `actionclip:` followed by the file of an ActionCLIP checkpoint (.pt, .pth, .safetensors), for its "
+        "image tower, as in STM",
     )
     layers: int = field(
         6, "number of last layers with which the student's last layers are aligned", "layers", ge=1, le=48
     )
     temporal_fusion: str | None = field(
-        None, "STM: .pth or .safetensors with the weights of ActionCLIP's temporal transformer, applied to its features"
+        None,
+        "STM: an ActionCLIP checkpoint (.pt, .pth, .safetensors), whose temporal transformer is applied to the features; in "
+        "STM it is the file that `model` names",
     )
 
 
@@ -48,7 +51,12 @@ class Language(Section):
 class Objectives(Section):
     """Weights of a run's losses; 0 disables one. The papers use 1 for all."""
 
-    alignment: float = field(1.0, "alignment of the student's features with the teacher's (UMT, STM)", ge=0)
+    alignment: float = field(
+        1.0,
+        "alignment of the student's features with the teacher's (UMT, STM); ClusterSTM: of the visible tokens, as in UMT, by "
+        "default 0",
+        ge=0,
+    )
     relevance: float = field(1.0, "masked relevance of tokens to the text (ClusterSTM)", ge=0)
     contrastive: float = field(1.0, "video-text contrast with negatives from all processes", ge=0)
     matching: float = field(1.0, "video-text matching with hard negatives", ge=0)
@@ -99,6 +107,17 @@ class SpatioTemporal(Section):
         "paper's figure",
     )
 
+    mask_gradient: Literal["by_token", "as_released"] = field(
+        "by_token",
+        "how the student's gradient reaches the mask, beside the tokens' own: `by_token` pools the tokens that a pass encodes "
+        "along the token index; `as_released` pools as STM's code does, which confuses tokens with channels",
+    )
+    decoder: Literal["linear_start", "as_released"] = field(
+        "linear_start",
+        "`linear_start`: the decoder starts as a linear head, as STM's code intends; `as_released`: that code overwrites the "
+        "start, and adds a term of value 0 whose gradient reaches visible tokens at the wrong places",
+    )
+
     @model_validator(mode="after")
     def _check_features(self) -> "SpatioTemporal":
         if self.features % 8:
@@ -122,6 +141,11 @@ class Cluster(Section):
     )
     texts: Literal["paired", "batch"] = field(
         "paired", "relevance to a clip's own caption, or to all captions of the batch"
+    )
+    scaling: Literal["cosine", "logit_scale", "frame", "texts"] = field(
+        "frame",
+        "scale of the relevance: the cosine itself; the cosine times the teacher's logit scale, which multiplies the loss by its "
+        "square; or the cosine at mean 0 and deviation 1 over the hidden tokens of a frame, or over the texts of the batch",
     )
     decoder_depth: int = field(2, "decoder blocks; the paper's number is unknown", "blocks", ge=1, le=32)
 
@@ -219,10 +243,18 @@ class LanguageRun(Run):
 
     @model_validator(mode="before")
     @classmethod
-    def _set_default_mask(cls, values: object) -> object:
-        """Set the default masks of STM and ClusterSTM."""
-        if isinstance(values, dict) and "mask" not in values and values.get("method") in _DEFAULT_MASKS:
-            return {**values, "mask": _DEFAULT_MASKS[values["method"]]}
+    def _set_method_defaults(cls, values: object) -> object:
+        """Set the defaults that depend on the method: mask, the method's own section, and objectives."""
+        if not isinstance(values, dict):
+            return values
+        method, objectives = values.get("method"), values.get("objectives", {})
+        if "mask" not in values and method in _DEFAULT_MASKS:
+            values = {**values, "mask": _DEFAULT_MASKS[method]}
+        # Filled in, so that the fingerprint contains the values of its keys.
+        values = {**{section: {} for section, owner in _METHOD_OF_SECTION.items() if owner == method}, **values}
+        if method == "clusterstm" and isinstance(objectives, dict):
+            # The note on the paper mentions no loss on features beside the relevance.
+            values = {**values, "objectives": {"alignment": 0.0, **objectives}}
         return values
 
     @model_validator(mode="after")

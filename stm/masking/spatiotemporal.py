@@ -7,7 +7,8 @@ the weight are in stm/models/spatiotemporal/mask.py; this module contains the st
 functions.
 
 This is a reimplementation of the formulas of the released code. Two of its peculiarities are kept and documented: the constant
-added to a blob (`draw_blobs`), and the last frame's blob (`merge_pairs`). A third is the option `as_released` (`perturb`).
+added to a blob (`draw_blobs`), and the last frame's blob (`merge_pairs`). Others are options, `as_released` (`perturb`; see
+`stm.config.SpatioTemporal`).
 """
 
 import math

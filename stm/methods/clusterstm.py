@@ -1,7 +1,7 @@
 """ClusterSTM: one token per cluster stays visible, and the relevance of the masked tokens to the caption is predicted.
 
-The paper's text was not available: docs/language.md lists what is known about it and what we inferred. Unlike UMT and
-STM, it does not align the student's features with the teacher's.
+The paper's text was not available: docs/language.md lists what is known about it and what we inferred. Optionally, the
+student's features of the visible tokens are also aligned with the teacher's, as in UMT.
 """
 
 from collections.abc import Mapping
@@ -12,11 +12,20 @@ from torch import Tensor, nn
 
 from stm.config import Cluster, LanguageRun
 from stm.masking import complement
-from stm.methods.video_language import BranchOutput, EncodedText, MediaMasks, VideoLanguage, build_video_language
-from stm.models.feature_decoders import TokenDecoder
+from stm.methods.umt import gather_layers
+from stm.methods.video_language import (
+    BranchOutput,
+    EncodedText,
+    MediaMasks,
+    VideoLanguage,
+    build_video_language,
+    check_aligned_layers,
+)
+from stm.models.feature_decoders import LinearDecoders, TokenDecoder
 from stm.models.teachers.frame_teacher import FrameTeacher, TeacherOutput
 from stm.models.vit import Architecture, VideoEncoder
-from stm.objectives.relevance import relevance, relevance_loss
+from stm.objectives.alignment import alignment_loss
+from stm.objectives.relevance import Scale, relevance, relevance_loss
 from stm.tubelets import gather_tokens
 
 
@@ -52,6 +61,13 @@ class ClusterWise(nn.Module):
         self.decoder: TokenDecoder | None = None
         if run.objectives.relevance:
             self.decoder = TokenDecoder(architecture, teacher.feature_width, self.settings.decoder_depth)
+        self.logit_scale = _find_logit_scale(teacher) if self.settings.scaling == "logit_scale" else 1.0
+        self.layers = 1
+        self.alignment: LinearDecoders | None = None
+        if run.objectives.alignment:
+            check_aligned_layers(run, architecture, teacher)
+            self.layers = teacher.layers
+            self.alignment = LinearDecoders(architecture, teacher.feature_width, teacher.layers)
 
     def forward(
         self, encoder: VideoEncoder, batch: Mapping[str, Any], teacher_output: TeacherOutput, text: EncodedText | None
@@ -61,14 +77,27 @@ class ClusterWise(nn.Module):
         The batch also contains "text" float32 [B, C]: unit-length caption vectors from the teacher's text tower.
         """
         kept, masked = self.mask(batch, teacher_output)
-        encoded = encoder(batch["video"], kept)
-        if self.decoder is None:
-            return BranchOutput(encoded, {}, {})
-        decoded = self.decoder(encoded, kept, masked)
-        all_texts = self.settings.texts == "batch"
-        target = relevance(gather_tokens(self.pool(teacher_output), masked), batch["text"], all_texts)
-        loss = relevance_loss(decoded, target, batch["text"], all_texts)
-        return BranchOutput(encoded, {"relevance": loss}, {"relevance_target": target.mean()})
+        layers = encoder.forward_layers(batch["video"], kept, self.layers)
+        losses: dict[str, Tensor] = {}
+        values: dict[str, Tensor] = {}
+        if self.decoder is not None:
+            scale = self._scale(masked, batch["video"].shape[1])
+            decoded, all_texts = self.decoder(layers[-1], kept, masked), self.settings.texts == "batch"
+            target = relevance(gather_tokens(self.pool(teacher_output), masked), batch["text"], all_texts, scale)
+            losses["relevance"] = relevance_loss(decoded, target, batch["text"], all_texts, scale)
+            # What a constant per clip leaves of the objective.
+            values["relevance_deviation"] = target.std(dim=1, correction=0).mean()
+        if self.alignment is not None:
+            predicted = self.alignment(layers, kept)
+            losses["alignment"] = alignment_loss(predicted, gather_layers(teacher_output.features, kept))
+        return BranchOutput(layers[-1], losses, values)
+
+    def _scale(self, masked: Tensor, frames: int) -> Scale:
+        """The scale of the relevance of the masked tokens [B, M] of clips of `frames` frames."""
+        members = None
+        if self.settings.scaling == "frame":
+            members = (masked // self.tokens)[..., None] == torch.arange(frames, device=masked.device)
+        return Scale(self.settings.scaling, self.logit_scale, members)
 
     def accept_text_model(self, text_model: dict[str, str] | None) -> None:
         """Rejects caption vectors from a model other than the teacher: cosines between the two would be meaningless.
@@ -96,3 +125,12 @@ class ClusterWise(nn.Module):
         if self.settings.pooling == "mean":
             return self.teacher.pool_means(teacher_output, self.settings.window).flatten(1, 2)
         return self.teacher.pool_windows(teacher_output, self.settings.window).flatten(1, 2)
+
+
+def _find_logit_scale(teacher: FrameTeacher) -> float:
+    if teacher.logit_scale is None:
+        raise ValueError(
+            "cluster.scaling `logit_scale`: the teacher has no logit scale, because it was loaded without its text tower; "
+            "choose another scaling or a CLIP or SigLIP as teacher.model"
+        )
+    return teacher.logit_scale

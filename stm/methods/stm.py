@@ -1,8 +1,9 @@
 """STM: a learned mask that follows motion between adjacent frames, and a decoder that aligns frames and text.
 
 Visible and hidden tokens are encoded separately: the visible tokens predict the teacher's features of all tokens, and
-the text is compared with the hidden tokens (as in the release; the setting `text` can select others). Images have no
-adjacent frames, so they are masked by attention.
+the text is compared with the hidden tokens (as in the release; the setting `text` can select others). Both passes carry a
+gradient to the learned mask, so that the text objectives train it too. Images have no adjacent frames, so they are masked by
+attention.
 """
 
 from collections.abc import Mapping
@@ -60,6 +61,7 @@ class SpatioTemporalBranch(nn.Module):
             architecture.slots,
             side,
             self.settings.features,
+            self.settings.decoder == "as_released",
         )
 
     @property
@@ -74,18 +76,28 @@ class SpatioTemporalBranch(nn.Module):
         video = batch["video"]
         sampled = self.sample(batch, teacher_output)
         kept, hidden = self._split(batch, teacher_output, sampled)
-        if sampled is None:
-            layers = encoder.forward_layers(video, kept, self.layers)
-        else:
-            visible = gather_visible(encoder.embed(video), sampled.weight, kept)
-            layers = encoder.encode(visible, self.layers)
+        weight = None if sampled is None else sampled.weight
+        layers = self._encode(encoder, video, kept, weight, self.layers)
         sentence = None if text is None or sampled is None else text.states[:, 0]
         predicted = self.decoder(layers, kept, sentence, video.shape[1])
         losses = {"alignment": alignment_loss(predicted, teacher_output.features)}
-        compared = {"visible": kept, "invisible": hidden, "all": None}[self.settings.text]
         # The visible tokens are already encoded; any other choice needs a second pass through the student.
-        tokens = layers[-1] if compared is kept else encoder(video, compared)
+        if self.settings.text == "visible":
+            tokens = layers[-1]
+        elif self.settings.text == "all":
+            tokens = encoder(video)
+        else:
+            tokens = self._encode(encoder, video, hidden, None if weight is None else 1 - weight, 1)[0]
         return BranchOutput(tokens, losses, {} if sampled is None or self.predictor is None else self._logged(sampled))
+
+    def _encode(
+        self, encoder: VideoEncoder, video: Tensor, kept: Tensor, left_out: Tensor | None, layers: int
+    ) -> Tensor:
+        """Encodes the tokens `kept`; `left_out`, [B, T, N] or None, is 1 for all others and receives a gradient."""
+        if left_out is None:
+            return encoder.forward_layers(video, kept, layers)
+        selected = gather_visible(encoder.embed(video), left_out, kept, self.settings.mask_gradient)
+        return encoder.encode(selected, layers)
 
     def sample(self, batch: Mapping[str, Any], teacher_output: TeacherOutput) -> SampledMask | None:
         """Samples the learned mask for clips; None for images and for runs with a different mask."""

@@ -7,6 +7,9 @@ from typing import Any
 
 from stm.storage.files import sha256_file
 
+ACTION_CLIP = "actionclip:"  # precedes the file of an ActionCLIP checkpoint
+_PREFIXES = ("local-dir:", "transformers:", ACTION_CLIP)
+
 
 def hash_weights(path: Path) -> str:
     """Return a model's SHA-256: of the file, or of the names and bytes of all files in a folder."""
@@ -22,8 +25,9 @@ def hash_weights(path: Path) -> str:
 def local_model_files(model: str | None) -> list[str]:
     """List the files of a model id from the config if it is local; hub ids have none.
 
-    Accepts a folder, `local-dir:folder`, `transformers:folder` or `architecture@checkpoint-file`. The workflow declares the
-    files as inputs, so that changed weights trigger a rerun of the stages that depend on them.
+    Accepts a folder, `local-dir:folder`, `transformers:folder`, `actionclip:checkpoint-file` or
+    `architecture@checkpoint-file`. The workflow declares the files as inputs, so that changed weights trigger a rerun of the
+    stages that depend on them.
     """
     local = _find_local(model or "")
     if local is None:
@@ -50,7 +54,7 @@ def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _find_local(model: str) -> tuple[str, Path] | None:
     """Return the prefix and the path of a local model's id."""
-    prefix = next((known for known in ("local-dir:", "transformers:") if model.startswith(known)), "")
+    prefix = next((known for known in _PREFIXES if model.startswith(known)), "")
     name = model.removeprefix(prefix)
     architecture, sign, checkpoint = name.partition("@")
     for before, path in ((prefix, name), (f"{prefix}{architecture}{sign}", checkpoint)):

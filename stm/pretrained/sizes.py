@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from stm.pretrained.local_files import local_model_files
+from stm.pretrained.local_files import ACTION_CLIP, local_model_files
 
 # BLIP-2 with OPT-2.7b, from its parameter counts: image tower 1.0e9 weights x 257 tokens, language model 2.7e9 x 62 tokens.
 HUB_CAPTION_FLOPS = 2 * (1.0e9 * 257 + 2.7e9 * 62)
@@ -45,7 +45,9 @@ def _clip_config(model: str) -> dict[str, Any]:
         return {}
     import open_clip
 
-    return dict(open_clip.get_model_config(model.partition("@")[0]) or {})
+    # Costs are estimated before any weights are there: STM's ActionCLIP is a ViT-B/16.
+    architecture = "ViT-B-16" if model.startswith(ACTION_CLIP) else model.partition("@")[0]
+    return dict(open_clip.get_model_config(architecture) or {})
 
 
 def count_weights(model: str) -> float:

@@ -139,7 +139,7 @@ def test_the_papers_settings_survive_the_merge():
     rates = run.optimisation.learning_rate, run.optimisation.betas, run.optimisation.scale_by_batch
     assert rates == (1e-4, (0.9, 0.999), False) and run.optimisation.epochs == 15
     assert run.images is not None and run.images.datasets == ("cc3m",) and run.images.batch_size == 1024
-    assert run.teacher.model == "ViT-B-16-quickgelu@openai" and run.teacher.temporal_fusion is not None
+    assert run.teacher.model == f"actionclip:{run.teacher.temporal_fusion}" and run.teacher.layers == 6
     assert other.teacher.model == "ViT-B-16-SigLIP@webli" and other.teacher.layers == 6
     assert not stm.pack.text and clusterstm.pack.text and stm.pack.sources == clusterstm.pack.sources == ("human",)
     small = load_config(ROOT / "config/clusterstm-small.yaml")

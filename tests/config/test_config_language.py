@@ -50,6 +50,30 @@ def test_each_method_has_its_own_default_mask(method, mask):
     assert (run.mask.strategy, run.mask.ratio) == mask
 
 
+def test_a_method_s_own_section_is_filled_in_so_that_the_fingerprint_has_its_values():
+    stm, clusterstm, umt = (parse_config(study(method=m)).pretrain["run"] for m in ("stm", "clusterstm", "umt"))
+    assert stm.fingerprint()["spatio_temporal"]["mask_gradient"] == "by_token" and stm.cluster is None
+    assert clusterstm.fingerprint()["cluster"]["scaling"] == "frame" and clusterstm.spatio_temporal is None
+    assert umt.fingerprint()["spatio_temporal"] is None and umt.fingerprint()["cluster"] is None
+    changed = parse_config(study(method="stm", spatio_temporal={"width": 64})).pretrain["run"]
+    assert changed.spatio_temporal.width == 64
+
+
+def test_clusterstm_aligns_features_only_where_asked():
+    weights = [
+        parse_config(study(method=method, objectives=objectives)).pretrain["run"].objectives
+        for method, objectives in [
+            ("umt", {}),
+            ("stm", {"matching": 0.5}),
+            ("clusterstm", {}),
+            ("clusterstm", {"matching": 0.5}),
+            ("clusterstm", {"alignment": 0.25}),
+        ]
+    ]
+    assert [w.alignment for w in weights] == [1.0, 1.0, 0.0, 0.0, 0.25]
+    assert [w.relevance for w in weights] == [1.0] * 5 and weights[3].matching == 0.5
+
+
 def test_the_sources_of_a_run_include_further_and_image_datasets():
     run = parse_config(study(more=["stills"])).pretrain["run"]
     assert run.video_sources == (("clips", "train"), ("stills", "train"))

@@ -1,14 +1,16 @@
 """UMT, STM and ClusterSTM as whole steps: their losses against the formulas, where gradients go, clips and images in turn."""
 
+import open_clip
 import pytest
 import torch
-from language_runs import make_batch, make_run, make_small_bert
+from language_runs import TEACHER, make_batch, make_run, make_small_bert
 from torch.nn.functional import cosine_similarity, normalize
 
 from stm.masking import get_strategy
 from stm.methods import build_method, dataset_needs
 from stm.methods.video_language import VideoLanguage
 from stm.models.sizes import SIZES
+from stm.models.teachers.frame_teacher import FrameTeacher
 
 METHODS = ("umt", "stm", "clusterstm")
 
@@ -97,7 +99,8 @@ def test_umt_s_first_stage_needs_no_text():
 
 
 def test_clusterstm_equals_its_formulas(bert):
-    method = build("clusterstm", bert, mask={"strategy": "cluster", "ratio": 0.75}, cluster={"window": 3})
+    settings = {"window": 3, "scaling": "cosine"}
+    method = build("clusterstm", bert, mask={"strategy": "cluster", "ratio": 0.75}, cluster=settings)
     batch = batch_for(method)
     seen = method.teacher(batch["video"])
     kept, masked = method.branch.mask(batch, seen)
@@ -115,6 +118,76 @@ def test_clusterstm_equals_its_formulas(bert):
     ]
     torch.testing.assert_close(method(batch)["relevance"], torch.stack(terms).mean())
     assert dataset_needs(make_run("clusterstm", bert)).text is True
+
+
+@pytest.mark.parametrize("texts", ["paired", "batch"])
+@pytest.mark.parametrize("scaling", ["logit_scale", "frame", "texts"])
+def test_clusterstm_scales_target_and_prediction_alike(scaling, texts, bert):
+    method = build("clusterstm", bert, cluster={"scaling": scaling, "texts": texts})
+    batch = batch_for(method)
+    seen = method.teacher(batch["video"])
+    kept, masked = method.branch.mask(batch, seen)
+    decoded = method.branch.decoder(method.model.encoder(batch["video"], kept), kept, masked)
+    pooled = method.teacher.pool_windows(seen, 3).flatten(1, 2)
+    logits = open_clip.create_model(TEACHER["model"]).logit_scale.exp()
+
+    def scaled(tokens):  # [4, M, C] -> [4, M, 4]
+        cosines = cosine_similarity(tokens[:, :, None], batch["text"][None, None], dim=-1)
+        if scaling == "logit_scale":
+            return logits * cosines
+        if scaling == "texts":
+            return (cosines - cosines.mean(2, True)) / (cosines.var(2, correction=0, keepdim=True) + 1e-6).sqrt()
+        frames = cosines.unflatten(1, (4, -1))  # as many hidden tokens in each of 4 frames
+        deviation = (frames.var(2, correction=0, keepdim=True) + 1e-6).sqrt()
+        return ((frames - frames.mean(2, True)) / deviation).flatten(1, 2)
+
+    index = masked[..., None].expand(-1, -1, pooled.shape[-1])
+    difference = (scaled(decoded) - scaled(pooled.gather(1, index))).square()
+    expected = difference.mean() if texts == "batch" else difference[torch.arange(4), :, torch.arange(4)].mean()
+    torch.testing.assert_close(method(batch)["relevance"], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_clusterstm_aligns_the_visible_tokens_as_umt_does_where_asked(bert):
+    plain = build("clusterstm", bert)
+    assert plain.branch.alignment is None and "alignment" not in plain(batch_for(plain))
+    method = build("clusterstm", bert, objectives={"alignment": 0.5})
+    batch = batch_for(method)
+    seen = method.teacher(batch["video"])
+    kept, _ = method.branch.mask(batch, seen)
+    decoded = method.branch.alignment(method.model.encoder.forward_layers(batch["video"], kept, 2), kept)
+    terms = [
+        2 - 2 * cosine_similarity(decoded[layer, clip], seen.features[layer, clip, kept[clip]], dim=-1)
+        for layer in range(2)
+        for clip in range(4)
+    ]
+    values = method(batch)
+    torch.testing.assert_close(values["alignment"], torch.stack(terms).mean())
+    assert values["relevance"] > 0
+    alone = build("clusterstm", bert, objectives={"alignment": 1.0, "relevance": 0.0})
+    assert alone.branch.decoder is None and "relevance" not in alone(batch_for(alone))
+
+
+def test_clusterstm_logs_the_deviation_of_its_target_over_tokens(bert):
+    method = build("clusterstm", bert, cluster={"scaling": "cosine"})
+    batch = batch_for(method)
+    seen = method.teacher(batch["video"])
+    _, masked = method.branch.mask(batch, seen)
+    pooled = method.teacher.pool_windows(seen, 3).flatten(1, 2)
+    cosines = cosine_similarity(pooled, batch["text"][:, None], dim=-1).gather(1, masked)
+    torch.testing.assert_close(method(batch)["relevance_deviation"], cosines.std(dim=1, correction=0).mean())
+
+
+def test_clusterstm_refuses_a_logit_scale_that_its_teacher_does_not_have(bert, monkeypatch):
+    load = FrameTeacher.load
+
+    def without(settings, side):
+        teacher = load(settings, side)
+        teacher.logit_scale = None
+        return teacher
+
+    monkeypatch.setattr(FrameTeacher, "load", without)
+    with pytest.raises(ValueError, match=r"cluster\.scaling `logit_scale`: the teacher has no logit scale"):
+        build("clusterstm", bert, cluster={"scaling": "logit_scale"})
 
 
 def test_stm_predicts_all_tokens_and_its_text_meets_the_hidden_ones(bert):
@@ -204,8 +277,7 @@ def test_clusterstm_refuses_vectors_of_another_width(bert):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_student_with_fewer_blocks_than_layers_to_align_is_refused_with_both_numbers(name, monkeypatch, bert):
     monkeypatch.setitem(SIZES, "tiny", SIZES["tiny"]._replace(depth=1))
-    if name == "clusterstm":  # aligns nothing
+    if name == "clusterstm":  # aligns nothing unless asked to
         build(name, bert)
-        return
     with pytest.raises(ValueError, match=r"teacher\.layers 2 is more than the 1 blocks of the student .* set it to 1"):
-        build(name, bert)
+        build(name, bert, objectives={"alignment": 1.0})

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stm.objectives.relevance import relevance, relevance_loss
+from stm.objectives.relevance import Scale, relevance, relevance_loss
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -69,12 +69,80 @@ def test_with_the_own_text_alone_only_the_part_along_it_matters() -> None:
     assert relevance_loss(turned, relevance(teacher, text, True), text, True) > 0.1
 
 
+# Of clips of 4 tokens: the first three are in frame 0, or two each, in any order.
+FRAMES = torch.tensor([[0, 0, 0, 1], [0, 1, 0, 1], [1, 1, 0, 0]])
+MEMBERS = torch.stack([FRAMES == 0, FRAMES == 1], dim=-1).double()
+SCALES = {
+    "cosine": Scale(),
+    "logit_scale": Scale("logit_scale", 20.0),
+    "frame": Scale("frame", frames=MEMBERS),
+    "texts": Scale("texts"),
+}
+
+
+def standard(value: float, among: list[float]) -> float:
+    """How many deviations from the mean; the floor keeps it finite where all are equal."""
+    return (value - float(np.mean(among))) / (float(np.var(among)) + 1e-6) ** 0.5
+
+
 @pytest.mark.parametrize("all_texts", [False, True])
-def test_the_gradient_is_the_derivative(all_texts: bool) -> None:
-    text = draw(3, 5, seed=1)
-    target = relevance(draw(3, 4, 5, seed=2), text, all_texts)
+@pytest.mark.parametrize("name", ["logit_scale", "frame", "texts"])
+def test_scaled_relevance_equals_loops_over_tokens_and_texts(name: str, all_texts: bool) -> None:
+    tokens, text = draw(3, 4, 6), draw(3, 6, seed=1)
+    cosines = [[[cosine(t.numpy(), other.numpy()) for other in text] for t in clip] for clip in tokens]
+    found = relevance(tokens, text, all_texts, SCALES[name])
+    for clip in range(3):
+        for token in range(4):
+            for other in range(3) if all_texts else [clip]:
+                value = cosines[clip][token][other]
+                same = [cosines[clip][t][other] for t in range(4) if FRAMES[clip, t] == FRAMES[clip, token]]
+                expected = {
+                    "logit_scale": 20 * value,
+                    "frame": standard(value, same),
+                    "texts": standard(value, cosines[clip][token]),
+                }[name]
+                mine = found[clip, token, other] if all_texts else found[clip, token]
+                assert mine.item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_what_a_constant_reaches_differs_by_scaling() -> None:
+    """One value per clip can reach a raw cosine that varies little; at deviation 1 in each frame it costs 1."""
+    text = draw(2, 16, seed=1)
+    teacher = text[:, None] + 0.3 * draw(2, 16, 16, seed=2)
+    members = torch.eye(2).repeat_interleave(8, dim=0).expand(2, -1, -1)
+    raw = relevance(teacher, text)
+    frame = relevance(teacher, text, scale=Scale("frame", frames=members))
+    assert raw.var(dim=1, correction=0).max() < 1e-3
+    torch.testing.assert_close(frame.square().mean(), torch.tensor(1.0, dtype=torch.float64), atol=0.05, rtol=0)
+
+
+def test_clips_without_a_text_are_left_out_of_the_statistics_over_texts() -> None:
+    tokens, text = draw(3, 4, 6), draw(3, 6, seed=1)
+    missing = torch.cat([text[:2], torch.zeros(1, 6, dtype=torch.float64)])
+    among = relevance(tokens, missing, True, SCALES["texts"])
+    assert torch.equal(among[..., 2], torch.zeros(3, 4, dtype=torch.float64))
+    torch.testing.assert_close(among[:2, :, :2], relevance(tokens[:2], text[:2], True, SCALES["texts"]))
+
+
+@pytest.mark.parametrize("name", ["frame", "texts"])
+def test_equal_cosines_have_relevance_0(name: str) -> None:
+    text = draw(1, 6, seed=1).expand(3, 6)
+    found = relevance(text[:, None].expand(3, 4, 6), text, True, SCALES[name])
+    torch.testing.assert_close(found, torch.zeros_like(found))
+
+
+def test_the_scaling_by_frame_needs_the_frames() -> None:
+    with pytest.raises(ValueError, match="needs the frame of each token"):
+        relevance(draw(3, 4, 6), draw(3, 6), scale=Scale("frame"))
+
+
+@pytest.mark.parametrize("all_texts", [False, True])
+@pytest.mark.parametrize("name", SCALES)
+def test_the_gradient_is_the_derivative(name: str, all_texts: bool) -> None:
+    text, scale = draw(3, 5, seed=1), SCALES[name]
+    target = relevance(draw(3, 4, 5, seed=2), text, all_texts, scale)
     student = draw(3, 4, 5).requires_grad_()
-    assert torch.autograd.gradcheck(lambda s: relevance_loss(s, target, text, all_texts), (student,))
+    assert torch.autograd.gradcheck(lambda s: relevance_loss(s, target, text, all_texts, scale), (student,))
 
 
 def test_a_clip_without_a_text_has_no_gradient() -> None:

@@ -5,6 +5,8 @@ are compared a second time, by a network like the mask's, whose output is added 
 around the predicted points, and as pair features. Reimplemented from the formulas of the released code.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,6 +16,7 @@ from stm.models.spatiotemporal.pair_predictor import FEATURES, PairPredictor
 from stm.models.vit import init_weights, position_table
 from stm.tubelets import gather_tokens
 
+MaskGradient = Literal["by_token", "as_released"]
 SPREAD = 0.2  # of the nine jittered points, in units of half a frame, as in the mask
 
 
@@ -24,11 +27,12 @@ class FrameAlignment(nn.Module):
         super().__init__()
         self.side = side
         self.predictor = PairPredictor(width, side, features)
-        # Convolves along time only; the number of channels is our inference.
+        # Convolves along time only.
         self.temporal = nn.Conv3d(features // 2, features // 2, (3, 1, 1), padding=(1, 0, 0))
+        self.widen = nn.Linear(features // 2, width)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [B, T, N, width], T of 2 or more -> [B, T, N, width] and [B, T, N, features / 2]."""
+        """Tokens [B, T, N, width], T of 2 or more -> two tensors of the same shape."""
         pairs = self.predictor(tokens)
         first, second = (average_blobs(points, self.side, SPREAD) for points in (pairs.former, pairs.latter))
         # Averaging a token weighted by two maps equals weighting it by their mean.
@@ -36,24 +40,25 @@ class FrameAlignment(nn.Module):
         former, latter = pairs.feature.chunk(2, dim=2)
         frames = merge_pairs(former, latter, last="latter")  # [B, T, features / 2, side, side]
         between = self.temporal(frames.transpose(1, 2))
-        return aligned, between.flatten(3).movedim(1, -1)
+        return aligned, self.widen(between.flatten(3).movedim(1, -1))
 
 
 class LayerDecoder(nn.Module):
     """The decoder for one student layer."""
 
-    def __init__(self, width: int, feature_width: int, side: int, features: int) -> None:
+    def __init__(self, width: int, feature_width: int, side: int, features: int, as_released: bool) -> None:
         super().__init__()
         self.alignment = FrameAlignment(width, side, features)
         self.from_aligned = nn.Linear(width, width)
-        self.from_pairs = nn.Linear(features // 2, width)
+        self.from_pairs = nn.Linear(width, width)
         self.head = nn.Linear(width, feature_width)
         self.norm = nn.LayerNorm(feature_width)
         self.apply(init_weights)
         # Both branches are initialised to zero, so that the decoder starts as a linear head. The released code intends the
-        # same, but accidentally overwrites these zeros when it later initialises all linear layers; here they are kept.
-        for branch in (self.from_aligned, self.from_pairs):
-            nn.init.zeros_(branch.weight)
+        # same, but accidentally overwrites these zeros when it later initialises all linear layers.
+        if not as_released:
+            for branch in (self.from_aligned, self.from_pairs):
+                nn.init.zeros_(branch.weight)
 
     def forward(self, empty: Tensor, filled: Tensor | None) -> Tensor:
         """Predicts the features of the tokens.
@@ -85,6 +90,7 @@ class SpatioTemporalDecoder(nn.Module):
         slots: int,
         side: int,
         features: int = FEATURES,
+        as_released: bool = False,
     ) -> None:
         """
         Args:
@@ -96,13 +102,17 @@ class SpatioTemporalDecoder(nn.Module):
             slots: number of frames of the longest clip.
             side: tokens per side of a frame, at least 2.
             features: channels of the pair features, a multiple of 8.
+            as_released: whether to reproduce two slips of the released code, see `stm.config.SpatioTemporal.decoder`.
         """
         super().__init__()
         self.slots = slots
+        self.as_released = as_released
         self.side = side
         self.text_entry = nn.Identity() if text_width == width else nn.Linear(text_width, width)
         self.text_entry.apply(init_weights)
-        self.layers = nn.ModuleList(LayerDecoder(width, feature_width, side, features) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            LayerDecoder(width, feature_width, side, features, as_released) for _ in range(layers)
+        )
         self.register_buffer("positions", position_table(slots * side**2, width), persistent=False)
 
     def forward(self, visible: Tensor, kept: Tensor, text: Tensor | None, frames: int) -> Tensor:
@@ -132,37 +142,53 @@ class SpatioTemporalDecoder(nn.Module):
             base = self.text_entry(text).to(visible.dtype)[:, None]
         predictions = []
         for decoder, layer in zip(self.layers, visible, strict=True):
-            empty = self._place(layer, kept, layer.new_zeros(1, 1, 1), frames)
-            filled = None if base is None else self._place(layer, kept, base, frames)
+            joined = self.as_released and base is not None
+            empty = self._place(layer, kept, layer.new_zeros(1, 1, 1), frames, joined)
+            filled = None if base is None else self._place(layer, kept, base, frames, joined)
             predictions.append(decoder(empty, filled).flatten(1, 2))
         return torch.stack(predictions)
 
-    def _place(self, visible: Tensor, kept: Tensor, base: Tensor, frames: int) -> Tensor:
-        """All tokens [B, T, N, width]: the visible ones, `base` for the others, plus position embeddings."""
+    def _place(self, visible: Tensor, kept: Tensor, base: Tensor, frames: int, joined: bool) -> Tensor:
+        """All tokens [B, T, N, width]: the visible ones, `base` for the others, plus position embeddings.
+
+        With `joined`, the gradient also reaches the tokens as if the visible ones came first and the others after them.
+        """
         batch, _, width = visible.shape
         tokens = frames * self.side**2
         index = kept[..., None].expand(-1, -1, width)
-        placed = base.expand(batch, tokens, width).scatter(1, index, visible)
-        placed = placed + self.positions[:, :tokens].to(placed.dtype)
+        filled = base.expand(batch, tokens, width)
+        placed = filled.scatter(1, index, visible) + self.positions[:, :tokens].to(visible.dtype)
+        if joined:
+            order = torch.cat([visible, filled[:, visible.shape[1] :]], dim=1)
+            placed = placed + (order - order.detach())
         return placed.unflatten(1, (frames, self.side**2))
 
 
-def gather_visible(tokens: Tensor, weight: Tensor, kept: Tensor) -> Tensor:
-    """Select the visible tokens, with a gradient path to the mask.
+def gather_visible(tokens: Tensor, hidden: Tensor, kept: Tensor, pooling: MaskGradient) -> Tensor:
+    """Select the tokens that a pass encodes, with a gradient path to the mask.
 
-    STM adds a term whose value is 0: all tokens, with the hidden ones set to zero, are pooled along the token index to the
-    number of visible tokens (adaptive max pooling per feature), minus the same value detached. The gradient at a visible
-    token therefore reaches `weight` at the maximum of its pooling window, and the tokens themselves a second time, as in
-    the released code. Pooling along the token index is our inference.
+    As in STM, all tokens are multiplied by their visibility, which is 1 for the selected ones, and a term whose value is 0 is
+    added: adaptive max pooling of the multiplied tokens to the number of selected ones, minus the same value detached. The
+    gradient at a selected token therefore reaches its own visibility, and once more that at the maximum of a pooling window.
 
     Args:
         tokens: embedded tokens of the whole clip, float [B, L, W], L = T * N.
-        weight: [B, T, N], 1 hidden and 0 visible (`SampledMask.weight`).
-        kept: int64 [B, K], the visible tokens.
+        hidden: [B, T, N], 1 for tokens that are left out and 0 for those in `kept`: `SampledMask.weight` for the visible
+            tokens, 1 - `SampledMask.weight` for the hidden ones, which STM compares with the text.
+        kept: int64 [B, K], the selected tokens.
+        pooling: `by_token` pools each feature along the token index [INF: the released code intends it]. `as_released` views
+            the memory of [B, L, W] as [B, W, L], so that a window covers features of one or two tokens, and views the result
+            [B, W, K] as [B, K, W].
 
     Returns:
         [B, K, W] in the dtype of `tokens`, equal to `gather_tokens(tokens, kept)`.
     """
-    visible = (1 - weight).flatten(1)[..., None].to(tokens.dtype)
-    pooled = functional.adaptive_max_pool1d((tokens * visible).transpose(1, 2), kept.shape[1]).transpose(1, 2)
-    return gather_tokens(tokens, kept) + (pooled - pooled.detach())
+    visible = tokens * (1 - hidden).flatten(1)[..., None].to(tokens.dtype)
+    batch, length, width = visible.shape
+    count = kept.shape[1]
+    if pooling == "as_released":
+        pooled = functional.adaptive_max_pool1d(visible.reshape(batch, width, length), count)
+        pooled = pooled.reshape(batch, count, width)
+    else:
+        pooled = functional.adaptive_max_pool1d(visible.transpose(1, 2), count).transpose(1, 2)
+    return gather_tokens(visible, kept) + (pooled - pooled.detach())

@@ -20,7 +20,6 @@ from stm.masking.spatiotemporal import (
     straight_through,
 )
 from stm.models.spatiotemporal.pair_predictor import PairPredictor, Pairs
-from stm.models.vit import init_weights
 
 
 class SampledMask(NamedTuple):
@@ -49,7 +48,6 @@ class SpatioTemporalMask(nn.Module):
         self.settings = settings
         self.entry = nn.Linear(stem_width, settings.width)
         self.norm = nn.LayerNorm(settings.width)
-        self.apply(init_weights)
         self.predictor = PairPredictor(settings.width, side, settings.features)
         self.mix = nn.Parameter(torch.tensor(settings.mix))
         self.learning_rate_factors = {"mix": settings.mix_learning_rate}

@@ -32,9 +32,8 @@ class Pairs(NamedTuple):
 class PairPredictor(nn.Module):
     """Predicts a point in each frame of each pair, and a feature map of the pair.
 
-    Batch norm computes its statistics over all pairs in the batch; the released code processes the pairs one at a time and
-    computes them separately for each. Convolutions before a batch norm have no bias, since the norm would subtract it. All
-    points are initialised at the centre.
+    Batch norm computes its statistics over all pairs in the batch, as in the released code. Convolutions before a batch norm
+    have no bias, since the norm would subtract it. All points are initialised at the centre.
     """
 
     def __init__(self, width: int, side: int, features: int = FEATURES) -> None:

@@ -1,7 +1,8 @@
-"""A frozen CLIP or SigLIP that encodes each frame of a clip as an image: attention for masks and features as targets.
+"""A frozen CLIP, SigLIP or ActionCLIP that encodes each frame of a clip as an image: attention for masks and features as targets.
 
 UMT masks by its attention, which is computed in the training step on the augmented pixels; UMT, STM and ClusterSTM use its
-features as targets. ActionCLIP's temporal transformer may follow, with attention between the frames of a clip (STM).
+features as targets. STM's teacher is ActionCLIP: its own image tower, followed by its temporal transformer, with attention
+between the frames of a clip.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from stm.models.teachers.temporal_fusion import TemporalFusion
 from stm.models.teachers.tower import LoadedTower, Tower
 from stm.models.weights.checks import WeightsError
 from stm.pretrained.hub import ModelError
+from stm.pretrained.local_files import ACTION_CLIP
 from stm.storage.files import sha256_file
 from stm.tubelets import IMAGENET_MEAN, IMAGENET_STD, to_unit
 
@@ -46,6 +48,7 @@ class FrameTeacher(nn.Module):
     deviation: Tensor
     overlap: Tensor
     identity: dict[str, Any] | None = None  # for receipts: the model and its weights' hash, if loaded from files
+    logit_scale: float | None = None  # by which the model's training multiplied cosines with texts; None: unknown
 
     def __init__(
         self,
@@ -116,6 +119,7 @@ class FrameTeacher(nn.Module):
         mean, deviation = _choose_statistics(settings, loaded)
         teacher = cls(loaded.tower, side, layers, settings.image_size, mean, deviation, fusion)
         teacher.identity = identity
+        teacher.logit_scale = loaded.logit_scale
         return teacher
 
     def train(self, mode: bool = True) -> Self:
@@ -250,6 +254,10 @@ def _load_tower(name: str) -> LoadedTower:
         from stm.models.teachers.transformers import load_transformers
 
         return load_transformers(name.removeprefix(TRANSFORMERS))
+    if name.startswith(ACTION_CLIP):
+        from stm.models.teachers.action_clip import load_action_clip
+
+        return load_action_clip(name.removeprefix(ACTION_CLIP))
     from stm.models.teachers.open_clip import load_open_clip
 
     return load_open_clip(name)

@@ -32,7 +32,8 @@ def load_open_clip(name: str) -> LoadedTower:
         ModelError: it cannot be loaded, or belongs to neither family.
     """
     clip = load_clip(name, device="cpu", setting="teacher.model")
-    return LoadedTower(make_tower(clip.model.visual), dict(clip.identity), clip.mean, clip.std)
+    scale = float(clip.model.logit_scale.detach().exp())
+    return LoadedTower(make_tower(clip.model.visual), dict(clip.identity), clip.mean, clip.std, scale)
 
 
 def make_tower(model: nn.Module) -> Tower:

@@ -77,7 +77,7 @@ class TemporalFusion(nn.Module):
         Raises:
             WeightsError: the file cannot be read, is not safe to load, or contains no such transformer.
         """
-        state = _strip(_read(path))
+        state = _strip(read_state(path, NEST))
         table, blocks = state.get(POSITIONS), _count_blocks(state)
         if not isinstance(table, Tensor) or table.dim() != 2 or not blocks:
             listed = ", ".join(sorted(state)[:5]) or "nothing"
@@ -93,7 +93,16 @@ class TemporalFusion(nn.Module):
         return fusion
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def read_state(path: Path, nest: str) -> Mapping[str, Any]:
+    """Read one of the state dicts of an ActionCLIP checkpoint, or the whole file if it has no such key.
+
+    Args:
+        path: a checkpoint (.pt, .pth) or its tensors as .safetensors.
+        nest: the key of the state dict.
+
+    Raises:
+        WeightsError: the file cannot be read or is not safe to load.
+    """
     if not path.is_file():
         raise WeightsError(f"{path}: cannot be read: there is no such file (from the working directory {Path.cwd()})")
     if path.suffix == ".safetensors":
@@ -102,7 +111,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         except (OSError, SafetensorError) as error:
             raise WeightsError(f"{path}: cannot be read as safetensors ({error})") from error
     content = load_checkpoint(path)
-    nested = content.get(NEST, content)
+    nested = content.get(nest, content)
     return nested if isinstance(nested, dict) else content
 
 

@@ -37,6 +37,7 @@ class LoadedTower(NamedTuple):
     identity: dict[str, str | None]
     mean: tuple[float, ...] | None  # of its training pixels, in [0, 1]; None: unknown
     deviation: tuple[float, ...] | None
+    logit_scale: float | None = None  # by which its training multiplied cosines with texts; None: unknown
 
 
 class Tower(nn.Module, ABC):

@@ -48,7 +48,8 @@ def load_transformers(name: str) -> LoadedTower:
     model = load_complete(getattr(transformers, CLASSES[kind]), source, "float32", torch.device("cpu"))
     mean, deviation = _read_statistics(source)
     identity = source.identify(getattr(model.config, "_commit_hash", None))
-    return LoadedTower(make_tower(model, name), identity, mean, deviation)
+    scale = float(model.logit_scale.detach().exp()) if hasattr(model, "logit_scale") else None
+    return LoadedTower(make_tower(model, name), identity, mean, deviation, scale)
 
 
 def make_tower(model: Any, name: str = "teacher.model") -> Tower:

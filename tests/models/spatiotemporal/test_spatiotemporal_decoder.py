@@ -1,5 +1,7 @@
 """STM's decoder against loops, and what it does without text, with one frame and at its start."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,10 +14,11 @@ WIDTH, FEATURE, LAYERS, SIDE, SLOTS, CHANNELS = 6, 5, 2, 4, 4, 16
 TOKENS = SIDE**2
 
 
-def build(started: bool = False, text_width: int = WIDTH) -> SpatioTemporalDecoder:
+def build(started: bool = False, text_width: int = WIDTH, as_released: bool = False) -> SpatioTemporalDecoder:
     """A decoder in double precision; unless only `started`, with all weights moved away from their start."""
-    torch.manual_seed(0)
-    decoder = SpatioTemporalDecoder(WIDTH, text_width, FEATURE, LAYERS, SLOTS, SIDE, features=CHANNELS).double()
+    torch.manual_seed(1)
+    sizes = (WIDTH, text_width, FEATURE, LAYERS, SLOTS, SIDE, CHANNELS)
+    decoder = SpatioTemporalDecoder(*sizes, as_released).double()
     if not started:
         with torch.no_grad():
             for parameter in decoder.parameters():
@@ -90,6 +93,8 @@ def decode_clip(layer: LayerDecoder, visible: Tensor, kept: list[int], text: Ten
     for t in range(frames):
         around = sum(torch.einsum("oc,cyx->oyx", weight[:, :, k], padded[t + k]) for k in range(3))
         mixed.append((around + bias[:, None, None]).flatten(1).T)
+    widen = layer.alignment.widen
+    mixed = [value @ widen.weight.T + widen.bias for value in mixed]
     out = filled
     for linear, value in ((layer.from_aligned, torch.cat(aligned)), (layer.from_pairs, torch.cat(mixed))):
         out = out + value @ linear.weight.T + linear.bias
@@ -167,6 +172,55 @@ def test_both_branches_start_at_zero_and_learn_from_the_first_step() -> None:
             assert isinstance(linear, nn.Linear)
             assert not linear.weight.any() and not linear.bias.any()
             assert linear.weight.grad is not None and linear.weight.grad.abs().max() > 0
+
+
+def test_as_released_the_branches_start_like_all_linear_layers() -> None:
+    for layer in build(started=True, as_released=True).layers:
+        for linear in (layer.from_aligned, layer.from_pairs):
+            bound = (6 / (WIDTH + WIDTH)) ** 0.5  # Xavier's uniform distribution
+            assert 0.5 * bound < linear.weight.abs().max() <= bound
+            assert not linear.bias.any()
+
+
+@pytest.mark.parametrize("with_text", [True, False])
+def test_as_released_the_gradient_also_comes_from_the_first_places(with_text: bool) -> None:
+    """Of a full sequence's gradient, the k-th visible token gets that at its own place and that at place k."""
+    features, kept, text = draw_inputs(3)
+    gradients: list[Tensor] = []
+    values: list[Tensor] = []
+    at_places: list[list[Tensor]] = []
+    for as_released in (False, True):
+        decoder = build(as_released=as_released)
+        if as_released:
+            decoder.load_state_dict(build().state_dict())
+        # The gradient at every place: of a term of value 0 that is added to every layer's input.
+        probes: list[Tensor] = []
+        for layer in decoder.layers:
+            layer.register_forward_pre_hook(partial(add_probes, probes))
+        visible = features.clone().requires_grad_()
+        predicted = decoder(visible, kept, text if with_text else None, 3)
+        values.append(predicted.detach())
+        predicted.square().sum().backward()
+        assert visible.grad is not None
+        gradients.append(visible.grad)
+        at_places.append([value.grad.flatten(1, 2) for value in probes if value.grad is not None])
+    assert torch.equal(values[0], values[1])
+    if not with_text:  # as for images, which the released code treats by itself
+        assert torch.equal(gradients[0], gradients[1])
+        return
+    for number in range(LAYERS):
+        empty, filled = at_places[0][2 * number : 2 * number + 2]
+        expected = gradients[0][number] + (empty + filled)[:, : kept.shape[1]]
+        torch.testing.assert_close(gradients[1][number], expected)
+
+
+def add_probes(probes: list[Tensor], _: nn.Module, given: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    probed: list[Tensor | None] = []
+    for value in given:
+        if value is not None:
+            probes.append(torch.zeros_like(value, requires_grad=True))
+        probed.append(None if value is None else value + probes[-1])
+    return tuple(probed)
 
 
 @torch.no_grad()

@@ -6,13 +6,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stm.config import SpatioTemporal
-from stm.masking import get_strategy, to_boolean
-from stm.models.spatiotemporal.decoder import gather_visible
+from stm.masking import complement, get_strategy, to_boolean
+from stm.models.spatiotemporal.decoder import MaskGradient, gather_visible
 from stm.models.spatiotemporal.mask import SampledMask, SpatioTemporalMask
 from stm.models.spatiotemporal.pair_predictor import PairPredictor
 from stm.tubelets import gather_tokens
 
 BOTH = ("as_released", "log_probability")
+GRADIENTS: tuple[MaskGradient, ...] = ("by_token", "as_released")
 STEM = 12
 
 
@@ -239,38 +240,60 @@ def test_straight_through_leaves_the_visible_tokens_as_they_are_bit_by_bit() -> 
     stem, attention, noise = draw_inputs()
     drawn = build()(stem, attention, noise, 0.7)
     kept = get_strategy("spatiotemporal")({"spatiotemporal": drawn.score, "noise": noise}, 0.7)
-    visible = gather_visible(tokens, drawn.weight, kept)
-    assert torch.equal(visible.view(torch.int32), gather_tokens(tokens, kept).view(torch.int32))
-    assert gather_visible(tokens.bfloat16(), drawn.weight, kept).dtype == torch.bfloat16
+    hidden = complement(kept, 48)
+    for pooling in GRADIENTS:
+        visible = gather_visible(tokens, drawn.weight, kept, pooling)
+        assert torch.equal(visible.view(torch.int32), gather_tokens(tokens, kept).view(torch.int32))
+        assert torch.equal(gather_visible(tokens, 1 - drawn.weight, hidden, pooling), gather_tokens(tokens, hidden))
+        assert gather_visible(tokens.bfloat16(), drawn.weight, kept, pooling).dtype == torch.bfloat16
 
 
-def test_the_student_s_gradient_reaches_mask_and_tokens_by_the_pooled_maxima() -> None:
+@pytest.mark.parametrize("pooling", GRADIENTS)
+@pytest.mark.parametrize("second_pass", [False, True])
+def test_the_student_s_gradient_reaches_mask_and_tokens_at_their_place_and_by_the_pooled_maxima(
+    pooling: MaskGradient, second_pass: bool
+) -> None:
+    """By loops over the memory: 8 tokens of 3 features are 3 rows of 8 numbers as released, and 4 windows of 2 each."""
     generator = torch.Generator().manual_seed(7)
     tokens = torch.randn(1, 8, 3, generator=generator, dtype=torch.float64)
     weight = torch.tensor([[[1.0, 0, 1, 0], [0, 1, 0, 1]]], dtype=torch.float64)
-    kept, upstream = torch.tensor([[1, 3, 4, 6]]), torch.randn(1, 4, 3, generator=generator, dtype=torch.float64)
+    kept = torch.tensor([[0, 2, 5, 7]]) if second_pass else torch.tensor([[1, 3, 4, 6]])
+    upstream = torch.randn(1, 4, 3, generator=generator, dtype=torch.float64)
     tokens.requires_grad_()
     weight.requires_grad_()
-    (gather_visible(tokens, weight, kept) * upstream).sum().backward()
+    left_out = 1 - weight if second_pass else weight
+    (gather_visible(tokens, left_out, kept, pooling) * upstream).sum().backward()
+    seen = (weight if second_pass else 1 - weight).detach().flatten()  # 1: encoded in this pass
+    sign = 1 if second_pass else -1  # of the weight in it
     to_weight, to_tokens = torch.zeros(8, dtype=torch.float64), torch.zeros(8, 3, dtype=torch.float64)
-    for place, number in enumerate(kept[0].tolist()):
-        to_tokens[number] += upstream[0, place]
-    flat = weight.detach().flatten()
-    for window in range(4):  # of two tokens each: 8 / 4
+
+    def send(token: int, feature: int, gradient: float) -> None:
+        to_weight[token] += sign * gradient * tokens[0, token, feature].item()
+        to_tokens[token, feature] += gradient * seen[token]
+
+    for place, token in enumerate(kept[0].tolist()):
         for feature in range(3):
-            first, second = (tokens[0, n, feature].item() * (1 - flat[n].item()) for n in (2 * window, 2 * window + 1))
-            winner = 2 * window + (second > first)
-            to_weight[winner] -= upstream[0, window, feature] * tokens[0, winner, feature].detach()
-            to_tokens[winner, feature] += upstream[0, window, feature] * (1 - flat[winner])
+            send(token, feature, upstream[0, place, feature].item())
+    for window in range(4):
+        for row in range(3):
+            if pooling == "by_token":
+                candidates = [(2 * window, row), (2 * window + 1, row)]
+                gradient = upstream[0, window, row].item()
+            else:  # number n of the memory of [8, 3] is feature n % 3 of token n // 3
+                candidates = [divmod(8 * row + 2 * window + i, 3) for i in (0, 1)]
+                gradient = upstream[0].flatten()[4 * row + window].item()  # the result's memory, [3, 4]
+            winner = max(candidates, key=lambda c: tokens[0, c[0], c[1]].item() * seen[c[0]].item())
+            send(*winner, gradient)
     torch.testing.assert_close(weight.grad.flatten(), to_weight)
     torch.testing.assert_close(tokens.grad[0], to_tokens)
 
 
-def test_a_loss_on_visible_tokens_trains_the_whole_mask() -> None:
+@pytest.mark.parametrize("pooling", GRADIENTS)
+def test_a_loss_on_visible_tokens_trains_the_whole_mask(pooling: MaskGradient) -> None:
     mask = build()
     stem, attention, noise = draw_inputs()
     drawn = mask(stem, attention, noise, 0.7)
     kept = get_strategy("spatiotemporal")({"spatiotemporal": drawn.score, "noise": noise}, 0.7)
     tokens = torch.randn(2, 48, 6, generator=torch.Generator().manual_seed(8))
-    gather_visible(tokens, drawn.weight, kept).square().sum().backward()
+    gather_visible(tokens, drawn.weight, kept, pooling).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in mask.parameters())
