@@ -64,12 +64,12 @@ def test_the_learning_rate_of_every_step_is_warmup_and_half_a_cosine(
     classifier = Classifier(zoo.build(RUN).encoder, 3)
     optimizer = build_optimizer(classifier, settings, layer_decay=0.75, depth=4)
     schedule = Schedule(optimizer, settings, per_epoch)
-    start, peak, end = (value * batch / 256 for value in (1e-6, 1e-3, 1e-6))
+    peak, end = (value * batch / 256 for value in (1e-3, 1e-6))
     total, warm = epochs * per_epoch, round(warmup * per_epoch)
     for step in range(total):
         schedule.step_update(step)
         if step < warm:
-            expected = start + (peak - start) * step / warm
+            expected = peak * step / (warm - 1)  # VideoMAE: from 0 in the first step to the peak in the last
         else:
             expected = end + (peak - end) * (1 + math.cos(math.pi * (step - warm) / (total - warm))) / 2
         for group in optimizer.param_groups:
