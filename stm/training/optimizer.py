@@ -49,6 +49,11 @@ def _is_vector(parameter: Tensor) -> bool:
     return parameter.ndim == 1 or (parameter.ndim > 2 and parameter.numel() == parameter.shape[-1])
 
 
+def _undecayed_names(module: nn.Module) -> set[str]:
+    names: Callable[[], set[str]] = getattr(module, "no_weight_decay", set)
+    return names()
+
+
 def group_parameters(
     module: nn.Module, weight_decay: float, scale_of: Callable[[str], float] | None = None
 ) -> list[dict[str, object]]:
@@ -56,19 +61,22 @@ def group_parameters(
 
     Args:
         module: its trained parameters are grouped; frozen ones are skipped.
-        weight_decay: applied to all parameters except biases and other vectors (norms, mask tokens); also to scalars.
+        weight_decay: applied to all parameters, scalars included, except biases and other vectors (norms, mask tokens) and
+            those that a submodule names in `no_weight_decay()`, which timm's and VideoMAE's models define as well.
         scale_of: returns the learning rate factor for a parameter name; 1 by default.
 
     Returns:
         Groups with `params`, `weight_decay`, and `lr_scale`, which `Schedule` applies.
     """
+    named = {id(getattr(part, name, None)) for part in module.modules() for name in _undecayed_names(part)}
     groups: dict[tuple[float, float, bool], dict[str, object]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         scale = scale_of(name) if scale_of else 1.0
         # Scalars get separate groups: FSDP cannot shard them, and a fused step rejects a mix of sharded and whole tensors.
-        key = (0.0 if _is_vector(parameter) else weight_decay, scale, parameter.ndim == 0)
+        decay = 0.0 if _is_vector(parameter) or id(parameter) in named else weight_decay
+        key = (decay, scale, parameter.ndim == 0)
         group = groups.setdefault(key, {"params": [], "weight_decay": key[0], "lr_scale": scale})
         members = group["params"]
         assert isinstance(members, list)

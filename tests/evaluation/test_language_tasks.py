@@ -152,11 +152,10 @@ def test_an_evaluation_s_positions_are_computed_for_its_frames_and_stretched_onl
         ).encoder.positions
 
     same, longer = load(run, None)[0], load(run, 3 * run.frames)[0]
-    angle = torch.arange(len(longer)).double()[:, None] / 10000 ** (
-        2 * (torch.arange(same.shape[1]) // 2) / same.shape[1]
-    )
-    table = torch.where(torch.arange(same.shape[1]) % 2 == 0, angle.sin(), angle.cos())
-    torch.testing.assert_close(longer.double(), table, atol=1e-6, rtol=0)
+    width, columns = same.shape[1], np.arange(same.shape[1])
+    angle = np.arange(len(longer))[:, None] / 10000 ** (2 * (columns // 2) / width)
+    table = np.where(columns % 2 == 0, np.sin(angle), np.cos(angle))
+    np.testing.assert_allclose(longer.numpy(), table, atol=1e-6)
     assert torch.equal(same, longer[: len(same)])
     stretched = load(run.model_copy(update={"position_frames": run.frames}), 3 * run.frames)[0]
     thirds = stretched.unflatten(0, (3 * run.frames, -1))[
@@ -175,7 +174,8 @@ def test_validation_and_test_see_the_whole_frame_unless_told_otherwise(world):
         videos[name] = data[0][0]["video"]
         height, width = data.index[0].height, data.index[0].width
         left = (width - height) // 2 if name == "center" else 0
-        frames = [frame for _, frame in data._reader.frames(data.index[0], data._windows(data.index[0], 0)[0].tolist())]
+        positions = data._windows(data.index[0], 0)[0].tolist()
+        frames = [frame.copy() for _, frame in data._reader.frames(data.index[0], positions)]
         expected = torch.from_numpy(np.stack(frames))[:, :, left : width - left].permute(0, 3, 1, 2)
         expected = torch.nn.functional.interpolate(
             expected.float(), (run.image_size, run.image_size), mode="bicubic", align_corners=False
