@@ -323,12 +323,12 @@ def test_tgms_pretraining(
 
 def test_tgms_frames_and_captions() -> None:
     config = read("tgm.yaml")
-    strides = {(run.dataset, run.stride * config.of(run.dataset).frames.every) for run in config.pretrain.values()}
+    strides = {(run.dataset, run.stride * config.of(str(run.dataset)).frames.every) for run in config.pretrain.values()}
     assert strides == {("k400", 4), ("ssv2", 2)}, "TGM 4.2"
     for name, task in config.evaluate.items():
         if task.sampling == "tsn":
             runs = [config.pretrain[run] for run in task.runs or config.pretrain]
-            grids = {config.of(task.dataset or run.dataset).frames.every for run in runs}
+            grids = {config.of(str(task.dataset or run.dataset)).frames.every for run in runs}
             assert grids == {1}, f"{name}: TSN samples from all frames of the file (VideoMAE's ssv2.py)"
     for name in ("k400", "ssv2"):
         corpus = config.datasets[name]

@@ -137,7 +137,8 @@ def test_the_schedule_of_fine_tuning_on_texts_is_umts(warmup: int, peak: float) 
         schedule.step_update(step)
         found.append(current_learning_rate(optimizer))
     assert found == pytest.approx(expected, rel=1e-9)
-    assert found.count(pytest.approx(0.01 * peak, rel=1e-9)) > 70  # the floor, on which an interpolation has one step
+    # The floor, on which an interpolation has one step.
+    assert sum(rate == pytest.approx(0.01 * peak, rel=1e-9) for rate in found) > 70
     assert max(abs(one - other) for one, other in zip(found, interpolated, strict=True)) > 0.004 * peak
 
 
