@@ -38,7 +38,14 @@ TGM_RUN: list[Line] = [
     ("optimisation.learning_rate", 1.5e-4, "TGM Table 8"),
     ("optimisation.scale_by_batch", True, "VideoMAE: rate x batch / 256"),
     ("optimisation.warmup_epochs", 40, "TGM Table 8"),
+    (
+        "optimisation.warmup_learning_rate",
+        0,
+        "VideoMAE's cosine_scheduler: start_warmup_value, not given by the scripts",
+    ),
+    ("optimisation.schedule", "interpolated", "VideoMAE's cosine_scheduler"),
     ("optimisation.min_learning_rate", 1e-5, "VideoMAE's scripts"),
+    ("drop_path", 0.0, "VideoMAE's scripts for pretraining"),
     ("optimisation.weight_decay", 0.05, "TGM Table 8"),
     ("optimisation.betas", (0.9, 0.95), "VideoMAE's scripts"),
     ("optimisation.clip_grad", None, "VideoMAE's scripts: none"),
@@ -84,6 +91,12 @@ TGM_TUNING: list[Line] = [
     ("label_smoothing", 0.1, "VideoMAE's defaults"),
     ("optimisation.weight_decay", 0.05, "TGM Table 9"),
     ("optimisation.warmup_epochs", 5, "TGM Table 9"),
+    (
+        "optimisation.warmup_learning_rate",
+        0,
+        "VideoMAE's cosine_scheduler: start_warmup_value, not given by the scripts",
+    ),
+    ("optimisation.schedule", "interpolated", "VideoMAE's cosine_scheduler"),
     ("optimisation.betas", (0.9, 0.999), "VideoMAE's defaults"),
     ("augmentation.crop", "random_resized", "VideoMAE's defaults"),
     ("augmentation.scale", (0.08, 1.0), "VideoMAE's defaults"),
@@ -103,6 +116,9 @@ UMT_RUN: list[Line] = [
     ("tubelet", 1, "UMT b16_5m"),
     ("frames", 4, "UMT b16_5m"),
     ("sampling", "tsn", "UMT b16_5m: a random frame of each of 4 intervals"),
+    ("drop_path", 0.1, "UMT b16_5m"),
+    ("positions", "joint", "UMT's vit.py: one table over all tokens"),
+    ("position_frames", None, "UMT b16_5m: ckpt_num_frame is not set"),
     ("teacher.layers", 6, "UMT: the last 6 blocks"),
     ("language.model", "bert-base-uncased", "UMT b16_5m"),
     ("language.fusion_layer", 9, "UMT b16_5m"),
@@ -115,12 +131,15 @@ UMT_RUN: list[Line] = [
     ("objectives.masked_language", 1.0, "UMT b16_5m: all losses weigh 1"),
     ("objectives.mask_probability", 0.5, "UMT b16_5m: half of the words are hidden"),
     ("optimisation.scale_by_batch", False, "UMT: the rate is taken as it is"),
+    ("optimisation.schedule", "clamped", "UMT's scheduler.py: max(min_lr_multi, cosine)"),
+    ("optimisation.warmup_learning_rate", 0, "UMT's scheduler.py: current_step / num_warmup_steps"),
     ("optimisation.learning_rate", 1e-4, "UMT b16_5m"),
     ("optimisation.weight_decay", 0.02, "UMT b16_5m"),
     ("optimisation.betas", (0.9, 0.999), "UMT b16_5m"),
     ("optimisation.clip_grad", None, "UMT b16_5m: none"),
     ("augmentation.crop", "random_resized", "UMT b16_5m"),
     ("augmentation.scale", (0.5, 1.0), "UMT b16_5m"),
+    ("augmentation.interpolation", "bicubic", "UMT's create_dataset, on tensors"),
     ("augmentation.flip", True, "UMT b16_5m"),
     ("augmentation.auto_augment", None, "UMT b16_5m: no RandAugment"),
     ("augmentation.erasing", 0.0, "UMT b16_5m: none"),
@@ -267,6 +286,9 @@ DEFAULTS: list[tuple[type, dict[str, Any], list[Line]]] = [
             ("optimisation.epochs", 10, "UMT's MSR-VTT, 5M"),
             ("optimisation.warmup_epochs", 0, "UMT's MSR-VTT, 5M"),
             ("optimisation.min_learning_rate", 2e-7, "UMT: 0.01 of the peak"),
+            ("optimisation.schedule", "clamped", "UMT's scheduler.py"),
+            ("test_crop", "whole", "UMT's test_transform: Resize to 224 x 224"),
+            ("augmentation.interpolation", "bicubic", "UMT's create_dataset, on tensors"),
             ("augmentation.crop", "random_resized", "UMT's fine-tuning"),
             ("augmentation.scale", (0.5, 1.0), "UMT's fine-tuning"),
             ("augmentation.flip", True, "UMT's fine-tuning"),
@@ -328,9 +350,13 @@ def test_tgms_pretraining(
 
 def test_tgms_frames_and_captions() -> None:
     config = read("tgm.yaml")
-    strides = {name: config.datasets[name].frames.every for name in ("k400", "ssv2")}
-    assert strides == {"k400": 4, "ssv2": 2}, "TGM 4.2"
-    assert {run.stride for run in config.pretrain.values()} == {1}, "of the stored grid, which has the paper's stride"
+    strides = {(run.dataset, run.stride * config.of(str(run.dataset)).frames.every) for run in config.pretrain.values()}
+    assert strides == {("k400", 4), ("ssv2", 2)}, "TGM 4.2"
+    for name, task in config.evaluate.items():
+        if task.sampling == "tsn":
+            runs = [config.pretrain[run] for run in task.runs or config.pretrain]
+            grids = {config.of(str(task.dataset or run.dataset)).frames.every for run in runs}
+            assert grids == {1}, f"{name}: TSN samples from all frames of the file (VideoMAE's ssv2.py)"
     for name in ("k400", "ssv2"):
         corpus = config.datasets[name]
         assert corpus.captions["blip2"].kind == "blip2" and corpus.captions["blip2"].key_frames == 3, "TGM 3.2"
@@ -406,6 +432,15 @@ def test_fine_tuning_with_text(
         ("optimisation.weight_decay", 0.02, "UMT's fine-tuning"),
         ("optimisation.betas", (0.9, 0.999), "UMT's fine-tuning"),
         ("optimisation.scale_by_batch", False, "UMT: the rate is taken as it is"),
+        ("optimisation.schedule", "clamped", "UMT's scheduler.py: max(min_lr_multi, cosine)"),
+        ("optimisation.warmup_learning_rate", 0, "UMT's scheduler.py: current_step / num_warmup_steps"),
+        (
+            "optimisation.min_learning_rate",
+            pytest.approx(0.01 * rate, rel=1e-9),
+            "UMT: min_lr_multi of the run's own peak",
+        ),
+        ("test_crop", "whole", "UMT's test_transform: Resize to 224 x 224"),
+        ("augmentation.interpolation", "bicubic", "UMT's create_dataset, on tensors"),
         ("depth", 128, "UMT: k_test"),
     ]
     assert differences(read(file).evaluate[name], lines) == []
@@ -418,6 +453,7 @@ def test_zero_shot_retrieval(file: str, name: str, tokens: int | None) -> None:
         ("frames", 4, "UMT: zero-shot takes 4 frames"),
         ("max_tokens", tokens, "UMT: as in fine-tuning"),
         ("optimisation", None, "zero-shot"),
+        ("test_crop", "whole", "UMT's test_transform: Resize to 224 x 224"),
         ("depth", 128, "UMT: k_test"),
     ]
     assert differences(read(file).evaluate[name], lines) == []

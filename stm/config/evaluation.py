@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from stm.config.base import Fraction, Name, Section, Templates, field
-from stm.config.training import Augmentation, CaptionChoice, Optimisation, Run, Sampling
+from stm.config.training import Augmentation, CaptionChoice, Crop, Optimisation, Run, Sampling
 
 
 class TaskSettings(Section):
@@ -90,7 +90,9 @@ class FineTuneOptimisation(Optimisation):
 class FineTuneAugmentation(Augmentation):
     """Augmentation for fine-tuning; defaults of VideoMAE."""
 
-    crop: Literal["multi_scale", "random_resized", "center"] = field("random_resized", "how training crops are sampled")
+    crop: Crop = field(
+        "random_resized", "how training crops are sampled; `whole`: the whole frame, squashed to a square"
+    )
     scale: tuple[Fraction, Fraction] = field(
         (0.08, 1.0), "`random_resized`: range of the crop's share of the frame area"
     )

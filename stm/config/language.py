@@ -168,8 +168,8 @@ class LanguageRun(Run):
     frames: int = field(4, "frames per training clip", "stored frames", ge=1, le=256)
     position_frames: int | None = field(
         None,
-        "frames for which the position table is computed, those of the pretraining of `init`; as in UMT, it is interpolated "
-        "to `frames` and to the frames of an evaluation; by default `frames`",
+        "compute the position table for clips of this length and interpolate it to `frames` and to the frames of an "
+        "evaluation; by default the table is computed for each of these lengths, as in UMT's released configs",
         "frames",
         ge=1,
         le=256,

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from stm.config.base import Fraction, Name, field
 from stm.config.evaluation import FineTuneOptimisation, TaskSettings, VideoTask
-from stm.config.training import Augmentation, Run
+from stm.config.training import Augmentation, Crop, Interpolation, Run, Schedule
 
 
 class LanguageOptimisation(FineTuneOptimisation):
@@ -23,14 +23,32 @@ class LanguageOptimisation(FineTuneOptimisation):
     learning_rate: float = field(2e-5, "peak", gt=0, le=10)
     warmup_epochs: float = field(0.0, "length of the linear warm-up", "epochs", ge=0)
     warmup_learning_rate: float = field(0.0, "initial value of the warm-up", ge=0)
-    min_learning_rate: float = field(2e-7, "final value of the cosine decay; UMT uses a hundredth of the peak", ge=0)
+    min_learning_rate: float = field(None, "minimum; by default a hundredth of the run's own peak, as in UMT", ge=0)
+    schedule: Schedule = field(
+        "clamped",
+        "`interpolated`: the cosine runs from the peak to the minimum (VideoMAE); `clamped`: from the peak to 0, and neither it "
+        "nor the warm-up falls below the minimum (UMT)",
+    )
     weight_decay: float = field(0.02, "AdamW's weight decay; not applied to biases and norms", ge=0, le=1)
+
+    @field_validator("min_learning_rate", mode="before")
+    @classmethod
+    def _follow_peak(cls, value: object, info: ValidationInfo) -> object:
+        # Formatted, so that records show 2e-07 and not 2.0000000000000002e-07.
+        return float(f"{info.data.get('learning_rate', 0.0) / 100:.12g}") if value is None else value
 
 
 class LanguageAugmentation(Augmentation):
     """Augmentation for fine-tuning; defaults of UMT's second stage."""
 
-    crop: Literal["multi_scale", "random_resized", "center"] = field("random_resized", "how training crops are sampled")
+    crop: Crop = field(
+        "random_resized", "how training crops are sampled; `whole`: the whole frame, squashed to a square"
+    )
+    interpolation: Interpolation = field(
+        "bicubic",
+        "how training and test frames are resized: `bicubic` without antialiasing, as in UMT, or `area`: averaged by area when "
+        "shrinking, linear when enlarging",
+    )
 
 
 class _LanguageTask(TaskSettings):
@@ -46,6 +64,11 @@ class _LanguageTask(TaskSettings):
         None, "frames per clip in training and test; by default as in pretraining", "stored frames", ge=1, le=256
     )
     augmentation: LanguageAugmentation = LanguageAugmentation()
+    test_crop: Literal["whole", "center"] = field(
+        "whole",
+        "part of the frame that the model sees in validation and test: `whole`: all of it, squashed to a square, as in UMT; "
+        "`center`: the largest centred square",
+    )
     drop_path: Fraction = field(0.1, "stochastic depth of the student: drop rate of its last block")
     max_tokens: int | None = field(
         None, "maximum length of a caption or question; by default as in pretraining", "tokens", ge=4, le=512

@@ -25,6 +25,9 @@ class Mask(Section):
         return strategy
 
 
+Schedule = Literal["interpolated", "clamped"]
+
+
 class Optimisation(Section):
     """AdamW with warm-up and cosine decay; defaults of VideoMAE's pretraining."""
 
@@ -36,8 +39,14 @@ class Optimisation(Section):
     accumulate: int = field(1, "forward passes per optimiser step", "passes", ge=1)
     learning_rate: float = field(1.5e-4, "peak for 256 clips; scaled by batch_size / 256", "per 256 clips", gt=0, le=10)
     warmup_epochs: float = field(40.0, "length of the linear warm-up", "epochs", ge=0)
-    warmup_learning_rate: float = field(1e-6, "initial value of the warm-up; scaled likewise", "per 256 clips", ge=0)
+    # VideoMAE's scripts pass 1e-6 as `--warmup_lr`, but its code ignores it and starts at 0.
+    warmup_learning_rate: float = field(0.0, "initial value of the warm-up; scaled likewise", "per 256 clips", ge=0)
     min_learning_rate: float = field(1e-5, "final value of the cosine decay; scaled likewise", "per 256 clips", ge=0)
+    schedule: Schedule = field(
+        "interpolated",
+        "`interpolated`: the cosine runs from the peak to the minimum (VideoMAE); `clamped`: from the peak to 0, and neither it "
+        "nor the warm-up falls below the minimum (UMT)",
+    )
     weight_decay: float = field(0.05, "AdamW's weight decay; not applied to biases and norms", ge=0, le=1)
     betas: tuple[Fraction, Fraction] = field((0.9, 0.95), "AdamW's betas")
     clip_grad: float | None = field(None, "maximum gradient norm; none: no clipping", gt=0)
@@ -49,10 +58,19 @@ class Optimisation(Section):
         return self
 
 
+Crop = Literal["multi_scale", "random_resized", "center", "whole"]
+Interpolation = Literal["area", "bicubic"]
+
+
 class Augmentation(Section):
     """Augmentation of training clips: crop and flip apply to pixels and guides alike, all else to pixels only."""
 
-    crop: Literal["multi_scale", "random_resized", "center"] = field("multi_scale", "how training crops are sampled")
+    crop: Crop = field("multi_scale", "how training crops are sampled; `whole`: the whole frame, squashed to a square")
+    interpolation: Interpolation = field(
+        "area",
+        "how crops are resized: `area`: averaged by area when shrinking, linear when enlarging; `bicubic`: without "
+        "antialiasing, as torchvision does with tensors (UMT). The frames of the task's test clips are resized likewise",
+    )
     scale: tuple[Fraction, Fraction] = field(
         (0.5, 1.0), "`random_resized`: range of the crop's share of the frame area"
     )
@@ -147,6 +165,10 @@ class Run(Section):
         "`clip:` followed by an open_clip model in the syntax of similarity.model, whose blocks initialise the student",
     )
     model: ModelSize = field("base", "ViT size of the student")
+    drop_path: Fraction = field(
+        0.0,
+        "stochastic depth of the student: drop rate of its last block, rising linearly from 0; UMT: 0.1 (B), 0.2 (L)",
+    )
     image_size: int = field(224, "side of the square crop", "pixels", ge=32, le=1024)
     patch_size: int = field(16, "side of a tubelet", "pixels", ge=4, le=64)
     tubelet: int = field(2, "frames per tubelet", "frames", ge=1, le=8)
@@ -245,7 +267,7 @@ class Run(Section):
 
     @property
     def position_table_frames(self) -> int | None:
-        """Number of frames of the position table before interpolation; None: the frames of a clip."""
+        """Number of frames of the position table before interpolation; None: it is not interpolated."""
         return None
 
     @property

@@ -31,6 +31,11 @@ def center_crop(width: int, height: int) -> Box:
     return Box((width - side) // 2, (height - side) // 2, side, side)
 
 
+def whole_frame(width: int, height: int) -> Box:
+    """The whole frame: resizing to a square then squashes it."""
+    return Box(0, 0, width, height)
+
+
 def side_crops(crops: int, width: int, height: int) -> list[Box]:
     """Square crops for evaluation, with the frame's short side: the centre, or three evenly spaced along the long side.
 
@@ -67,13 +72,14 @@ def random_resized_crop(
     scale: tuple[float, float],
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
-    """A crop of uniform area, log-uniform aspect ratio and uniform position; the centre crop if 10 attempts do not fit.
+    """A crop of uniform area, log-uniform aspect ratio and uniform position, as torchvision's RandomResizedCrop samples it.
+
+    If 10 attempts do not fit, it is the largest centred crop whose aspect ratio is in range: usually the whole frame.
 
     Args:
         scale: minimum and maximum share of the frame's area.
         ratio: minimum and maximum aspect ratio, width / height.
     """
-    # The same number of attempts as in torchvision.
     for _ in range(10):
         area = generator.uniform(*scale) * width * height
         aspect = math.exp(generator.uniform(math.log(ratio[0]), math.log(ratio[1])))
@@ -81,7 +87,9 @@ def random_resized_crop(
         if 0 < crop_width <= width and 0 < crop_height <= height:
             left = int(generator.integers(width - crop_width + 1))
             return Box(left, int(generator.integers(height - crop_height + 1)), crop_width, crop_height)
-    return center_crop(width, height)
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    crop_width, crop_height = min(width, round(height * aspect)), min(height, round(width / aspect))
+    return Box((width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height)
 
 
 def draw_crop(generator: np.random.Generator, augmentation: Augmentation, width: int, height: int) -> tuple[Box, bool]:
@@ -90,6 +98,7 @@ def draw_crop(generator: np.random.Generator, augmentation: Augmentation, width:
         "multi_scale": lambda: multi_scale_crop(generator, width, height),
         "random_resized": lambda: random_resized_crop(generator, width, height, augmentation.scale),
         "center": lambda: center_crop(width, height),
+        "whole": lambda: whole_frame(width, height),
     }
     box = drawers[augmentation.crop]()
     return box, augmentation.flip and bool(generator.random() < 0.5)

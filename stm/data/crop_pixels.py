@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from stm.config import Interpolation
 from stm.data.crop_boxes import Box
 
 Frame = NDArray[np.uint8]
@@ -20,21 +21,27 @@ class FrameTransform(NamedTuple):
     box: Box
     flip: bool = False
     change: Callable[[Frame], Frame] | None = None  # applied to the frame [size, size, 3] after crop, resize and flip
+    interpolation: Interpolation = "area"
 
     def write(self, frame: Frame, place: NDArray[np.uint8]) -> None:
         """Transform a frame [height, width, 3] and write it to `place`, uint8 [3, size, size], contiguous."""
         box, size = self.box, place.shape[-1]
         part = frame[box.top : box.top + box.height, box.left : box.left + box.width]
-        # Area averaging avoids aliasing when shrinking; when enlarging, OpenCV's INTER_AREA would be nearest neighbour.
-        shrinks = box.width >= size and box.height >= size
-        interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        resized: NDArray[Any] = cv2.resize(part, (size, size), interpolation=interpolation)
+        resized: NDArray[Any] = cv2.resize(part, (size, size), interpolation=self._method(size))
         if self.flip:
             resized = cv2.flip(resized, 1)
         if self.change is not None:
             resized = self.change(resized)
         # Writes straight into the three planes of `place`, which is several times faster than a transposed copy.
         cv2.split(resized, list(place))
+
+    def _method(self, size: int) -> int:
+        """OpenCV's interpolation for this box."""
+        if self.interpolation == "bicubic":
+            return cv2.INTER_CUBIC
+        # Area averaging avoids aliasing when shrinking; when enlarging, OpenCV's INTER_AREA would be nearest neighbour.
+        shrinks = self.box.width >= size and self.box.height >= size
+        return cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
 
     def copy(self, frame: Frame, place: NDArray[np.uint8]) -> None:
         """Only crop a frame and copy it to `place`, uint8 [box.height, box.width, 3]."""

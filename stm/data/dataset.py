@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from stm.config import Augmentation, CaptionChoice
 from stm.data.augment import RandAugment, draw_erased, erase
-from stm.data.crop_boxes import draw_crop, side_crops
+from stm.data.crop_boxes import draw_crop, side_crops, whole_frame
 from stm.data.crop_pixels import Decoded, FrameTransform, copy_clip, cut_clip, cut_frames
 from stm.data.geometry import Geometry
 from stm.data.guides.window import COMPUTED, Maps, cut_maps, read_maps
@@ -56,7 +56,7 @@ class ClipDataset(Dataset[list[Sample]]):
     dict: "video" uint8 [T, 3, S, S], "guides" {"noise": float32 [slots, N], ...}, "label" int (-1: none), "key", "caption"
     ("": none), "caption_index" (index into the clip's packed captions, -1: none), "text" float32 [D] with the option
     `text` (zeros: none), "clip" (index into the dataset) and "view" (the repeat, or temporal view x crops + crop). Without
-    `resize`, it contains "crop" uint8 [T, height, width, 3], "flip" and "image_size" (S) instead of "video".
+    `resize`, it contains "crop" uint8 [T, height, width, 3], "flip", "image_size" (S) and "interpolation" instead of "video".
     """
 
     def __init__(
@@ -74,13 +74,15 @@ class ClipDataset(Dataset[list[Sample]]):
         text: bool = False,
         captions: CaptionChoice = ALL_CAPTIONS,
         crops: int = 1,
+        whole: bool = False,
         kept_gigabytes: float = 0.0,
         resize: bool = True,
     ) -> None:
         """
         Args:
             indexes: shard indexes (Parquet), each next to its tar.
-            augmentation: used if `train`; otherwise `crops` determines the crops, and nothing is flipped.
+            augmentation: used if `train`; otherwise only its interpolation: `crops` and `whole` determine the crops, and
+                nothing is flipped.
             train: sample windows and crops at random; otherwise spread them evenly.
             views: temporal views per clip if not `train`.
             repeats: augmented samples per clip if `train`. They share the decoded frames.
@@ -91,6 +93,7 @@ class ClipDataset(Dataset[list[Sample]]):
             text: whether to read the text vector of the sampled caption.
             captions: which captions to sample from.
             crops: square crops per temporal view if not `train`: 1 or 3.
+            whole: whether to squash the whole frame to a square instead, if not `train`.
             kept_gigabytes: memory for decoded frames in each loading process; see `ShardReader`.
             resize: whether to resize crops to `image_size` and mirror them here, or leave that to `stm.data.resizing`.
 
@@ -110,6 +113,7 @@ class ClipDataset(Dataset[list[Sample]]):
         self.views = views
         self.repeats = repeats
         self.crops = crops
+        self.whole = whole
         self.resize = resize
         self.epoch = 0
         self.captions = self._check_choice(captions)
@@ -243,7 +247,8 @@ class ClipDataset(Dataset[list[Sample]]):
         )
         if not self.resize:
             crops = copy_clip(frames, windows, cuts)
-            return [{"crop": crop, "flip": c.flip, "image_size": size} for crop, c in zip(crops, cuts, strict=True)]
+            rest = {"image_size": size, "interpolation": self.augmentation.interpolation}
+            return [{"crop": crop, "flip": cut.flip, **rest} for crop, cut in zip(crops, cuts, strict=True)]
         videos = cut_clip(frames, windows, cuts, size)
         for video, recipe in zip(videos, recipes, strict=True):
             self._erase(video, recipe.generator)
@@ -263,6 +268,8 @@ class ClipDataset(Dataset[list[Sample]]):
         """Draw all random numbers of a sample in a fixed order; an option that is off draws none."""
         if self.train:
             box, flip = draw_crop(generator, self.augmentation, clip.width, clip.height)
+        elif self.whole:
+            box, flip = whole_frame(clip.width, clip.height), False
         else:
             box, flip = side_crops(self.crops, clip.width, clip.height)[crop], False
         numbers = self._caption_numbers(clip)
@@ -283,7 +290,8 @@ class ClipDataset(Dataset[list[Sample]]):
         if self.text_width is not None:
             none = np.zeros(self.text_width, dtype=np.float32)
             sample["text"] = self._texts(clip, [caption])[0] if numbers else none
-        return SampleRecipe(window, FrameTransform(box, flip, change), sample, generator)
+        cut = FrameTransform(box, flip, change, self.augmentation.interpolation)
+        return SampleRecipe(window, cut, sample, generator)
 
     def _erase(self, video: NDArray[np.uint8], generator: np.random.Generator) -> None:
         if self.train and self.augmentation.erasing > 0:

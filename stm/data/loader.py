@@ -50,7 +50,7 @@ def _join_pixels(samples: list[Sample]) -> Batch:
     if "video" in samples[0]:
         return {"video": torch.from_numpy(np.stack([sample["video"] for sample in samples]))}
     crops, flips = [sample["crop"] for sample in samples], [sample["flip"] for sample in samples]
-    return {"crops": join_crops(crops, flips, samples[0]["image_size"])}
+    return {"crops": join_crops(crops, flips, samples[0]["image_size"], samples[0]["interpolation"])}
 
 
 class _Order(Sampler[list[tuple[int, int]]]):

@@ -13,21 +13,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stm.config import Interpolation
 
-def join_crops(crops: Sequence[NDArray[np.uint8]], flips: Sequence[bool], size: int) -> dict[str, Any]:
+# Parameter of the cubic convolution kernel in OpenCV and torch.
+_CUBIC = -0.75
+
+
+def join_crops(
+    crops: Sequence[NDArray[np.uint8]], flips: Sequence[bool], size: int, interpolation: Interpolation = "area"
+) -> dict[str, Any]:
     """Pad samples' crops, uint8 [T, height, width, 3] of any sizes, to a batch.
 
     Returns:
         "pixels" uint8 [B, T, H, W, 3], padded at the bottom and right to the height of the tallest and the width of the widest
         crop, so never larger than the stored frames; "sides" int64 [B, 2], height and width; "flip" bool [B]; "size", the side
-        after resizing.
+        after resizing; "interpolation".
     """
     sides = np.array([crop.shape[1:3] for crop in crops], dtype=np.int64)
     pixels = np.zeros((len(crops), len(crops[0]), *sides.max(axis=0), 3), dtype=np.uint8)
     for place, crop in zip(pixels, crops, strict=True):
         place[:, : crop.shape[1], : crop.shape[2]] = crop
     parts = {"pixels": torch.from_numpy(pixels), "sides": torch.from_numpy(sides), "flip": torch.tensor(flips)}
-    return {**parts, "size": size}
+    return {**parts, "size": size, "interpolation": interpolation}
 
 
 def resize_batch(batch: dict[str, Any]) -> dict[str, Any]:
@@ -39,7 +46,9 @@ def resize_batch(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def resize_crops(pixels: Tensor, sides: Tensor, flip: Tensor, size: int) -> Tensor:
+def resize_crops(
+    pixels: Tensor, sides: Tensor, flip: Tensor, size: int, interpolation: Interpolation = "area"
+) -> Tensor:
     """Resize and mirror crops like `stm.data.crop_pixels.FrameTransform`, to within one grey level: OpenCV rounds differently.
 
     Args:
@@ -47,13 +56,16 @@ def resize_crops(pixels: Tensor, sides: Tensor, flip: Tensor, size: int) -> Tens
         sides: height and width of each crop, int64 [B, 2].
         flip: which crops are mirrored left to right, bool [B].
         size: S, side of the result, in pixels.
+        interpolation: as in `Augmentation`.
 
     Returns:
         uint8 [B, T, 3, S, S].
     """
-    shrinks = (sides >= size).all(dim=1)
-    rows = weigh_pixels(sides[:, 0], size, pixels.shape[2], shrinks)
-    columns = weigh_pixels(sides[:, 1], size, pixels.shape[3], shrinks)
+    if interpolation == "bicubic":
+        rows, columns = (weigh_cubic(sides[:, axis], size, pixels.shape[2 + axis]) for axis in (0, 1))
+    else:
+        shrinks = (sides >= size).all(dim=1)
+        rows, columns = (weigh_pixels(sides[:, axis], size, pixels.shape[2 + axis], shrinks) for axis in (0, 1))
     columns = torch.where(flip[:, None, None], columns.flip(1), columns)
     # bf16 cannot distinguish adjacent grey levels.
     with torch.autocast(pixels.device.type, enabled=False):
@@ -63,7 +75,8 @@ def resize_crops(pixels: Tensor, sides: Tensor, flip: Tensor, size: int) -> Tens
 
 def _resize_clip(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     frames = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    return (rows @ (frames @ columns.T)).round_().to(torch.uint8)
+    # Clamped, because the cubic kernel has negative weights.
+    return (rows @ (frames @ columns.T)).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def weigh_pixels(sides: Tensor, size: int, pixels: int, shrinks: Tensor) -> Tensor:
@@ -85,3 +98,18 @@ def weigh_pixels(sides: Tensor, size: int, pixels: int, shrinks: Tensor) -> Tens
     middle = ((left + right) / 2 - 0.5).clamp(min=0).minimum(sides[:, None, None] - 1)
     linear = (1 - (middle - pixel).abs()).clamp(min=0)
     return torch.where(shrinks[:, None, None], area, linear)
+
+
+def weigh_cubic(sides: Tensor, size: int, pixels: int) -> Tensor:
+    """Like `weigh_pixels`, for OpenCV's INTER_CUBIC: four pixels each; beyond a border, its pixel is repeated."""
+    middle = (torch.arange(size, device=sides.device) + 0.5) * sides[:, None] / size - 0.5
+    first = middle.floor() - 1
+    weights = torch.zeros(len(sides), size, pixels, device=sides.device)
+    for number in range(4):
+        pixel = first + number
+        x = (middle - pixel).abs()
+        near = ((_CUBIC + 2) * x - (_CUBIC + 3)) * x**2 + 1
+        far = _CUBIC * (((x - 5) * x + 8) * x - 4)
+        place = pixel.clamp(min=0).minimum(sides[:, None] - 1).long()
+        weights.scatter_add_(2, place[..., None], torch.where(x <= 1, near, far)[..., None])
+    return weights

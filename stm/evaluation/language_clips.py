@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stm.config import Augmentation, CaptionChoice, LanguageRun, LanguageTask
+from stm.config import CaptionChoice, LanguageRun, LanguageTask
 from stm.data.dataset import ClipDataset, Sample
 from stm.data.geometry import Geometry
 from stm.data.loader import ClipLoader, move
@@ -21,16 +21,12 @@ CLIPS_PER_BATCH = 32
 
 
 def load_model(weights: Path, run: LanguageRun, task: LanguageTask, drop_path: float = 0.0) -> VideoLanguageModel:
-    """Loads the run's model, with position embeddings interpolated to the task's clip length.
+    """Loads the run's model for the task's clip length, with the position table that the run's settings define for it.
 
     Raises:
         ValueError: the file cannot be read, contains no text layers, or its architecture differs from the run's.
     """
-    shape = zoo.describe(run)
-    trained = shape.position_frames or run.frames
-    return load_video_language(
-        weights, drop_path, replace(shape, frames=task.frames or run.frames, position_frames=trained)
-    )
+    return load_video_language(weights, drop_path, replace(zoo.describe(run), frames=task.frames or run.frames))
 
 
 def open_clips(
@@ -42,7 +38,7 @@ def open_clips(
     source: str | None = None,
     kind: type[ClipDataset] = ClipDataset,
 ) -> ClipDataset:
-    """The clips of a split: augmented for training, otherwise with the middle window and the centre crop.
+    """The clips of a split: augmented for training, otherwise with the middle window and the task's `test_crop`.
 
     Args:
         source: caption source of the samples; None: any.
@@ -51,9 +47,10 @@ def open_clips(
     return kind(
         indexes,
         Geometry.of(run, task),
-        task.augmentation if train else Augmentation(),
+        task.augmentation,
         seed,
         train,
+        whole=task.test_crop == "whole",
         guides=(),
         captions=CaptionChoice(sources=None if source is None else (source,)),
         # A test split is read too rarely for a cache to pay off.

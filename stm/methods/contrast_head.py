@@ -49,6 +49,10 @@ class ContrastHead(nn.Module):
         """Whether the contrastive loss is only measured and does not train the encoder (TGM, Figure 4)."""
         return self.settings.weight == 0
 
+    def no_weight_decay(self) -> set[str]:
+        """Parameters without weight decay: it would pull the temperature to 1. CLIP does not decay its logarithm either."""
+        return {"log_temperature"}
+
     @property
     def temperature(self) -> float | Tensor:
         """The temperature; a scalar tensor if it is learned."""

@@ -39,7 +39,9 @@ class UnmaskedTeacher(nn.Module):
         self.tokens = architecture.slot_tokens
         self.decoders: LinearDecoders | None = None
         if run.objectives.alignment:
-            self.decoders = LinearDecoders(architecture, teacher.feature_width, teacher.layers)
+            # The first stage, without text, passes its own epsilon; the second leaves torch's default.
+            norm_eps = 1e-6 if run.language is None else 1e-5
+            self.decoders = LinearDecoders(architecture, teacher.feature_width, teacher.layers, norm_eps)
 
     def forward(
         self, encoder: VideoEncoder, batch: Mapping[str, Any], teacher_output: TeacherOutput, text: EncodedText | None

@@ -255,7 +255,7 @@ def build_video_language(
         ValueError: a model cannot be loaded, or the models' widths do not match.
     """
     architecture = zoo.describe(run)
-    encoder = VideoEncoder(architecture)
+    encoder = VideoEncoder(architecture, run.drop_path)
     model: VideoLanguageModel | VideoOnly = VideoOnly(encoder)
     if run.language is not None:
         language = SplitBert.load(run.language)

@@ -12,22 +12,23 @@ from stm.tubelets import gather_tokens
 class LinearDecoders(nn.Module):
     """UMT's decoders, one per layer: add the fixed sine-cosine position embedding, then Linear and LayerNorm.
 
-    The loss normalises the output. The LayerNorms use the student's epsilon [INF].
+    The loss normalises the output.
     """
 
     positions: Tensor
 
-    def __init__(self, architecture: Architecture, feature_width: int, layers: int) -> None:
+    def __init__(self, architecture: Architecture, feature_width: int, layers: int, norm_eps: float = 1e-6) -> None:
         """
         Args:
             architecture: of the student; determines the feature width and the position embeddings.
             feature_width: C, dimension of the teacher's joint space.
             layers: number of the student's last layers to align.
+            norm_eps: epsilon of the LayerNorms; UMT: 1e-6 in its first stage, 1e-5 in its second.
         """
         super().__init__()
         width = architecture.width
         self.heads = nn.ModuleList(nn.Linear(width, feature_width) for _ in range(layers))
-        self.norms = nn.ModuleList(nn.LayerNorm(feature_width, eps=architecture.norm_eps) for _ in range(layers))
+        self.norms = nn.ModuleList(nn.LayerNorm(feature_width, eps=norm_eps) for _ in range(layers))
         self.apply(init_weights)
         self.register_buffer("positions", make_positions(architecture, width), persistent=False)
 

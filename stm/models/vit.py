@@ -36,7 +36,7 @@ class Architecture:
     decoder_norm_eps: float = 1e-6  # of the decoder's last norm; 1e-5 in transformers
     positions: str = "joint"  # joint: one table over token indices (VideoMAE's); separable: time, row, column
     position_period: float = 10000.0  # VideoMAE's
-    position_frames: int | None = None  # clip length that the table is computed for; interpolated to `frames`
+    position_frames: int | None = None  # clip length that the table is computed for, then interpolated; None: `frames`
 
     @property
     def slots(self) -> int:
@@ -99,9 +99,10 @@ def make_positions(architecture: Architecture, width: int) -> Tensor:
 
 
 def stretch_positions(table: Tensor, slots: int, new: int) -> Tensor:
-    """Interpolate a table linearly along time to a different clip length, as in UMT's released code.
+    """Interpolate a table linearly along time to a different clip length: UMT's option `ckpt_num_frame`.
 
     Weights trained with 4 frames per video are thus used for 12 frames with times between those 4, without extrapolation.
+    UMT's released configs do not use it: their table is computed for the clip's own length.
 
     Args:
         table: [1, slots * N, width].
@@ -248,8 +249,9 @@ class VideoDecoder(nn.Module):
         self.blocks = make_blocks(width, a.decoder_depth, a.decoder_heads, a.mlp_ratio, a.norm_eps)
         self.norm = nn.LayerNorm(width, eps=a.decoder_norm_eps)
         self.head = nn.Linear(width, a.token_values)
-        self.apply(init_weights)
-        nn.init.trunc_normal_(self.mask_token, std=0.02)  # VideoMAE's
+        for part in (self.blocks, self.head):  # VideoMAE leaves `encoder_to_decoder` at torch's default
+            part.apply(init_weights)
+        nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)  # VideoMAE's
         self.register_buffer("positions", make_positions(a, width), persistent=False)
 
     def forward(self, encoded: Tensor, kept: Tensor, decoded: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from stm.jobs.progress import Progress
 from stm.training.checkpoint import Checkpoints, random_state, restore_random_state
 from stm.training.interruption import Interruption
 from stm.training.logs import Clock, Meter, MetricsLog, say
-from stm.training.optimizer import build_optimizer, build_schedule, current_learning_rate
+from stm.training.optimizer import Schedule, build_optimizer, current_learning_rate
 
 LOG_EVERY = 10
 """Steps between two lines of the log. The loop waits for the device only at these lines."""
@@ -133,7 +133,7 @@ class _Run:
         self.process = process
         self._prepare()
         self.optimizer = build_optimizer(module, plan.optimisation, layer_decay=plan.layer_decay, depth=plan.depth)
-        self.schedule = build_schedule(self.optimizer, plan.optimisation, plan.steps_per_epoch)
+        self.schedule = Schedule(self.optimizer, plan.optimisation, plan.steps_per_epoch)
         self.meter = Meter(process)
         self._clock = Clock()
         self._slow = True  # until the duration of a step is known

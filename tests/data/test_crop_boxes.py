@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from torchvision.transforms import RandomResizedCrop
 
 from stm.config import Augmentation
 from stm.data.crop_boxes import center_crop, draw_crop, multi_scale_crop, random_resized_crop, side_crops
@@ -10,7 +12,7 @@ FRAMES = [(340, 256), (256, 340), (256, 256), (33, 32), (455, 256)]
 
 
 @pytest.mark.parametrize(("width", "height"), FRAMES)
-@pytest.mark.parametrize("kind", ["multi_scale", "random_resized", "center"])
+@pytest.mark.parametrize("kind", ["multi_scale", "random_resized", "center", "whole"])
 def test_crops_lie_inside_the_frame(kind: str, width: int, height: int) -> None:
     augmentation = Augmentation.model_validate({"crop": kind, "scale": (0.08, 1.0)})
     generator = np.random.default_rng(0)
@@ -51,9 +53,37 @@ def test_random_resized_crops_keep_to_area_and_aspect() -> None:
     assert abs(np.log(aspect).mean()) < 0.03
 
 
-def test_a_random_resized_crop_that_cannot_fit_is_the_centre() -> None:
-    box = random_resized_crop(np.random.default_rng(4), 1000, 20, (1.0, 1.0))
-    assert box == center_crop(1000, 20) == (490, 0, 20, 20)
+@pytest.mark.parametrize(
+    ("width", "height", "expected"),
+    [
+        (1000, 20, (486, 0, 27, 20)),  # round(20 * 4 / 3) columns of all rows
+        (20, 1000, (0, 486, 20, 27)),
+        (32, 30, (0, 0, 32, 30)),  # within 3:4 and 4:3: all of it
+    ],
+)
+def test_a_random_resized_crop_that_cannot_fit_is_torchvisions(
+    width: int, height: int, expected: tuple[int, int, int, int]
+) -> None:
+    # More than the frame's area never fits.
+    assert random_resized_crop(np.random.default_rng(4), width, height, (1.5, 1.5)) == expected
+    top, left, rows, columns = RandomResizedCrop.get_params(
+        torch.empty(3, height, width), scale=[1.5, 1.5], ratio=[3 / 4, 4 / 3]
+    )
+    assert (left, top, columns, rows) == expected
+
+
+def test_random_resized_crops_are_distributed_like_torchvisions() -> None:
+    """Area, aspect ratio and position of crops of a wide frame, of which some attempts do not fit: means of 4,000 each."""
+    generator, frame = np.random.default_rng(6), torch.empty(3, 256, 455)
+    torch.manual_seed(6)
+    ours = np.array([random_resized_crop(generator, 455, 256, (0.5, 1.0)) for _ in range(4_000)])
+    theirs = np.array([RandomResizedCrop.get_params(frame, [0.5, 1.0], [3 / 4, 4 / 3]) for _ in range(4_000)])
+    theirs = theirs[:, [1, 0, 3, 2]]
+    error = np.sqrt(ours.var(axis=0) / 4_000 + theirs.var(axis=0) / 4_000)
+    assert (np.abs(ours.mean(axis=0) - theirs.mean(axis=0)) < 4 * error).all()
+    assert np.corrcoef(ours[:, 2], ours[:, 3])[0, 1] == pytest.approx(
+        np.corrcoef(theirs[:, 2], theirs[:, 3])[0, 1], abs=0.08
+    )
 
 
 def test_half_the_samples_are_flipped_or_none() -> None:

@@ -165,6 +165,15 @@ def test_evaluation_gives_central_crops_without_flip_and_even_views(open_clips: 
         np.testing.assert_allclose(green.mean(), 40 + 150 * 0.5, atol=1.5)  # the middle
 
 
+def test_evaluation_on_the_whole_frame_squashes_it(open_clips: Callable) -> None:
+    """The shard's green rises from the left border to the right one; a centred square lacks both ends."""
+    (whole,), (centre,) = open_clips(train=False, whole=True)[0], open_clips(train=False)[0]
+    assert whole["video"].shape == centre["video"].shape
+    spans = [np.ptp(sample["video"][0, 1].astype(float).mean(axis=0)) for sample in (whole, centre)]
+    assert spans[0] > spans[1] + 10
+    np.testing.assert_allclose(whole["video"][0, 1].mean(), centre["video"][0, 1].mean(), atol=1.5)
+
+
 def test_class_numbers_are_those_of_the_training_set(open_clips: Callable, clip: Callable) -> None:
     clips = [clip(0, label="walk"), clip(1, label=None), clip(2, label="run"), clip(3, label="jump")]
     assert open_clips(clips).classes == ["jump", "run", "walk"]

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import interpolate
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as torchvision
 
 from stm.config import Augmentation
 from stm.data.crop_boxes import Box
-from stm.data.crop_pixels import cut_frames
+from stm.data.crop_pixels import FrameTransform, cut_frames
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.data.loader import ClipLoader, collate, move_ahead
@@ -61,6 +63,26 @@ def test_an_enlarged_pixel_lies_linearly_between_its_neighbours() -> None:
     pixels = torch.from_numpy(crop).permute(0, 3, 1, 2).float()
     expected = interpolate(pixels, (32, 32), mode="bilinear", align_corners=False).numpy()
     assert np.abs(resize(crop, size=32)[0] - expected).max() <= 0.501
+
+
+@pytest.mark.parametrize(("height", "width", "size"), SIZES)
+def test_bicubic_is_torchvisions_of_tensors_in_the_loader_and_on_the_device(height: int, width: int, size: int) -> None:
+    """UMT resizes uint8 tensors, for which torchvision did not antialias: the cubic kernel over 4 x 4 pixels, rounded."""
+    crop = noise(2, height, width)
+    pixels = torch.from_numpy(crop).permute(0, 3, 1, 2)
+    expected = torchvision.resize(pixels, [size, size], InterpolationMode.BICUBIC, antialias=False).numpy().astype(int)
+    cut, loaded = (
+        FrameTransform(Box(0, 0, width, height), interpolation="bicubic"),
+        np.empty((2, 3, size, size), np.uint8),
+    )
+    for frame, place in zip(crop, loaded, strict=True):
+        cut.write(frame, place)
+    resized = resize_crops(**join_crops([crop], [False], size, "bicubic"))[0].numpy()
+    for found in (loaded, resized):
+        difference = np.abs(found - expected)
+        assert difference.max() <= 1 and difference.mean() < 0.2
+    if (height, width) != (size, size):
+        assert np.abs(cut_frames(list(crop), Box(0, 0, width, height), size, False) - expected).mean() > 5  # averaged
 
 
 def test_a_flip_mirrors_the_columns_of_its_own_clip() -> None:
@@ -129,7 +151,13 @@ def test_worker_processes_and_a_new_start_change_nothing(open_clips: Callable) -
 
 
 def test_images_and_evaluation_s_crops_are_resized_alike(open_clips: Callable) -> None:
-    for changes in ({"geometry": Geometry(32, 8, 1, 1)}, {"train": False, "crops": 3}):
+    bicubic = Augmentation(crop="whole", interpolation="bicubic")
+    for changes in (
+        {"geometry": Geometry(32, 8, 1, 1)},
+        {"train": False, "crops": 3},
+        {"train": False, "whole": True, "augmentation": bicubic},
+        {"augmentation": bicubic},
+    ):
         data, other = open_clips(**changes), open_clips(**changes, resize=False)
         for number in range(len(data)):
             video = resize_batch(collate([other[number]]))["video"]

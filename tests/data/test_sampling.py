@@ -42,6 +42,20 @@ def test_starts_are_uniform() -> None:
     assert np.abs(share - 0.1).max() < 5 * np.sqrt(0.1 * 0.9 / 10_000)
 
 
+def test_windows_of_every_fourth_frame_are_near_videomae_s_and_fewer() -> None:
+    """The numbers of docs/datasets.md: Kinetics' clips have 300 frames, of which every fourth is stored (config/tgm.yaml)."""
+    generator = np.random.default_rng(2)
+    ours = np.array(sorted({4 * int(sample_window(generator, 16, 1, 75)[0]) for _ in range(3_000)}))
+    theirs = np.array(sorted({int(sample_window(generator, 16, 4, 300)[0]) for _ in range(6_000)}))
+    assert theirs.tolist() == list(range(300 - 64 + 1)) and len(theirs) == 237
+    assert len(ours) == 60
+    away = np.abs(theirs[:, None] - ours).min(axis=1)
+    assert away.max() == 2 and away.mean() == pytest.approx(1.0, abs=0.01)
+    # The views of a test are the same frames.
+    stored = [(4 * window).tolist() for window in view_windows(5, 16, 1, 75)]
+    assert stored == [window.tolist() for window in view_windows(5, 16, 4, 300)]
+
+
 def cut_every_stride(view: int, views: int, frames: int, stride: int, stored: int) -> list[int]:
     """VideoMAE's test on Kinetics (notes, 4.3): every stride-th frame of the video, then starts from 0 to T - frames."""
     taken = list(range(0, stored, stride))

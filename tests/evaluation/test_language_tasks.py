@@ -141,16 +141,48 @@ def test_an_epoch_of_fine_tuning_sees_every_caption_of_every_clip_once(world):
     assert pairs[1, 0][0]["video"].tobytes() == videos[2]  # and all of it comes again
 
 
-def test_positions_are_stretched_to_an_evaluation_s_frames(world):
+def test_an_evaluation_s_positions_are_computed_for_its_frames_and_stretched_only_on_request(world):
     folder, _, run = world
     weights = folder / "run" / "weights.safetensors"
-    same, longer = (
-        load_model(weights, run, VideoTextRetrieval(task="video_text_retrieval", frames=frames)).encoder.positions
-        for frames in (None, 3 * run.frames)
-    )
-    places = same.shape[1] // run.frames
-    thirds = longer[0].unflatten(0, (-1, places))[1::3]  # the middle one of three new frames is where an old one was
-    assert torch.allclose(thirds, same[0].unflatten(0, (-1, places)), atol=1e-6)
+    assert run.position_frames is None and run.positions == "joint"
+
+    def load(run, frames):
+        return load_model(
+            weights, run, VideoTextRetrieval(task="video_text_retrieval", frames=frames)
+        ).encoder.positions
+
+    same, longer = load(run, None)[0], load(run, 3 * run.frames)[0]
+    width, columns = same.shape[1], np.arange(same.shape[1])
+    angle = np.arange(len(longer))[:, None] / 10000 ** (2 * (columns // 2) / width)
+    table = np.where(columns % 2 == 0, np.sin(angle), np.cos(angle))
+    np.testing.assert_allclose(longer.numpy(), table, atol=1e-6)
+    assert torch.equal(same, longer[: len(same)])
+    stretched = load(run.model_copy(update={"position_frames": run.frames}), 3 * run.frames)[0]
+    thirds = stretched.unflatten(0, (3 * run.frames, -1))[
+        1::3
+    ]  # the middle one of three new frames is where an old one was
+    assert torch.allclose(thirds, same.unflatten(0, (run.frames, -1)), atol=1e-6)
+
+
+def test_validation_and_test_see_the_whole_frame_unless_told_otherwise(world):
+    """Frames of 64 x 80 pixels: squashed, or the centred square."""
+    _, splits, run = world
+    videos = {}
+    for name in ("whole", "center"):
+        task = VideoTextRetrieval(task="video_text_retrieval", test_crop=name)
+        data = open_clips(task, run, splits["test"], 0, False)
+        videos[name] = data[0][0]["video"]
+        height, width = data.index[0].height, data.index[0].width
+        left = (width - height) // 2 if name == "center" else 0
+        positions = data._windows(data.index[0], 0)[0].tolist()
+        frames = [frame.copy() for _, frame in data._reader.frames(data.index[0], positions)]
+        expected = torch.from_numpy(np.stack(frames))[:, :, left : width - left].permute(0, 3, 1, 2)
+        expected = torch.nn.functional.interpolate(
+            expected.float(), (run.image_size, run.image_size), mode="bicubic", align_corners=False
+        )
+        assert width > height
+        assert np.abs(videos[name].astype(float) - expected.clamp(0, 255).numpy()).max() <= 1.51
+    assert not np.array_equal(videos["whole"], videos["center"])
 
 
 TASKS = {

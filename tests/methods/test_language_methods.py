@@ -90,6 +90,27 @@ def test_umt_equals_its_formulas(bert):
     torch.testing.assert_close(method(batch)["alignment"], torch.stack(terms).mean())
 
 
+def test_umt_s_decoders_have_the_epsilon_of_their_stage(bert):
+    """The first stage passes 1e-6 (modeling_pretrain_umt.py), the second keeps torch's 1e-5 (multi_modality's vit.py)."""
+    for text, eps in ((None, 1e-6), (bert, 1e-5)):
+        assert {norm.eps for norm in build("umt", text).branch.decoders.norms} == {eps}
+    assert {layer.norm.eps for layer in build("stm", bert).branch.decoder.layers} == {1e-5}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_stochastic_depth_of_pretraining_rises_linearly_to_its_rate(name, bert):
+    method = build(name, bert, drop_path=0.9)
+    depth = len(method.student.blocks)
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in method.student.blocks]
+    assert rates == pytest.approx([0.9 * block / (depth - 1) for block in range(depth)])
+    video = make_batch()["video"]
+    assert not torch.equal(method.student(video), method.student(video))
+    method.eval()
+    assert torch.equal(method.student(video), method.student(video))
+    plain = build(name, bert)
+    assert torch.equal(plain.student(video), plain.student(video))  # off by default
+
+
 def test_umt_s_first_stage_needs_no_text():
     method = build("umt", None)
     values = method(make_batch())

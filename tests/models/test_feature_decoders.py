@@ -57,8 +57,9 @@ def run_block(x: Tensor, block: Any, heads: int) -> Tensor:
     return x + map_by(hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2))), block.mlp.fc2)
 
 
-def test_each_layer_adds_its_tokens_positions_and_goes_through_its_own_linear_map_and_norm() -> None:
-    decoders: Any = disturb(LinearDecoders(TINY, CHANNELS, layers=3)).double()
+@pytest.mark.parametrize("eps", [1e-6, 1e-5])
+def test_each_layer_adds_its_tokens_positions_and_goes_through_its_own_linear_map_and_norm(eps: float) -> None:
+    decoders: Any = disturb(LinearDecoders(TINY, CHANNELS, layers=3, norm_eps=eps)).double()
     features, kept = draw(3, 2, 5, 24), draw_kept(2, 5)
     found = decoders(features, kept)
     assert found.shape == (3, 2, 5, CHANNELS)
@@ -66,7 +67,7 @@ def test_each_layer_adds_its_tokens_positions_and_goes_through_its_own_linear_ma
         for clip in range(2):
             for k in range(5):
                 placed = features[layer, clip, k] + position(int(kept[clip, k]), 24)
-                expected = norm(map_by(placed, decoders.heads[layer]), decoders.norms[layer])
+                expected = norm(map_by(placed, decoders.heads[layer]), decoders.norms[layer], eps)
                 torch.testing.assert_close(found[layer, clip, k], expected, rtol=1e-9, atol=1e-9)
 
 

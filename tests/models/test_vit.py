@@ -1,5 +1,6 @@
 """The network's parts, against torch's convolution and transformers' table."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -154,10 +155,31 @@ def test_the_initialisation_is_videomae_s() -> None:
     qkv = model.encoder.blocks[0].attn.qkv
     assert qkv.weight.abs().max() <= (6 / (192 + 576)) ** 0.5 and qkv.bias.abs().max() == 0
     assert qkv.weight.std().item() == pytest.approx((2 / (192 + 576)) ** 0.5, rel=0.02)
-    assert model.decoder.mask_token.std().item() == pytest.approx(0.02, rel=0.3)
+    # Truncated at one standard deviation, so that 0.54 of it is left.
+    token = model.decoder.mask_token
+    assert token.abs().max() <= 0.02 and token.std().item() == pytest.approx(0.02 * 0.5396, rel=0.15)
+    # Between encoder and decoder torch's default: uniform in 1 / sqrt(width).
+    entry = model.decoder.entry.weight
+    assert entry.abs().max() <= 192**-0.5 and entry.std().item() == pytest.approx((3 * 192) ** -0.5, rel=0.02)
     # The convolution there keeps torch's own: uniform in 1 / sqrt(values), bias and all.
     embedding = model.encoder.embedding.projection
     assert embedding.weight.abs().max() <= 384**-0.5 and embedding.bias.abs().max() > 0
+
+
+def test_umts_tables_at_4_12_and_1_frames_are_the_first_rows_of_one_table() -> None:
+    """Entry j of row p is sin(p / 10000^(2 (j // 2) / width)), for odd j its cosine; rows count on from frame to frame."""
+    shape = Architecture(
+        224, 16, 1, 12, width=768, depth=1, heads=12, decoder_width=8, decoder_depth=1, decoder_heads=1
+    )
+    tables = {frames: make_positions(replace(shape, frames=frames), 768)[0] for frames in (1, 4, 12)}
+    assert {frames: len(table) for frames, table in tables.items()} == {1: 196, 4: 784, 12: 2352}
+    for frames in (1, 4):
+        assert torch.equal(tables[frames], tables[12][: 196 * frames])
+    for row in (0, 1, 195, 196, 783, 784, 1567, 2351):
+        for column in (0, 1, 2, 383, 500, 767):
+            angle = row / 10000 ** (2 * (column // 2) / 768)
+            expected = math.cos(angle) if column % 2 else math.sin(angle)
+            assert tables[12][row, column].item() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("positions", ["joint", "separable"])

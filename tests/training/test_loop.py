@@ -89,9 +89,9 @@ def test_one_step_is_adamw_on_the_clipped_gradient(tmp_path: Path) -> None:
         betas=(0.9, 0.95),
     )
     for step, batch in enumerate(make_batches(1)(0)):
-        # Warm-up over 4 steps from 1e-6 to 0.3, then half a cosine over 8 to 1e-5; all for 8 of 256 clips.
-        rate = 1e-6 + (0.3 - 1e-6) * step / 4 if step < 4 else None
-        rate = rate or 1e-5 + (0.3 - 1e-5) * (1 + math.cos(math.pi * (step - 4) / 8)) / 2
+        # Warm-up over 4 steps from 0 to 0.3, then half a cosine over 8 to 1e-5; all for 8 of 256 clips.
+        decaying = 1e-5 + (0.3 - 1e-5) * (1 + math.cos(math.pi * (step - 4) / 8)) / 2
+        rate = 0.3 * step / 3 if step < 4 else decaying
         for group in peer.param_groups:
             group["lr"] = rate * 8 / 256
         peer.zero_grad()

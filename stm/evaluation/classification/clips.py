@@ -45,7 +45,7 @@ def clips_to_test(
     return ClipDataset(
         indexes,
         Geometry.of(run, task),
-        Augmentation(),
+        getattr(task, "augmentation", Augmentation()),
         seed,
         False,
         task.views,

@@ -109,7 +109,12 @@ class TimmProbeTower(ProbeTower):
         self.token_width = self.stem_width = self.feature_width = self.convolution.out_channels
 
     def resize(self, patches_per_side: int) -> None:
+        table, grid = self.trunk.pos_embed[0], tuple(self.trunk.patch_embed.grid_size)
         self.trunk.set_input_size((patches_per_side * self.patch, patches_per_side * self.patch))
+        # timm has resized the table with antialiasing.
+        self.trunk.pos_embed = nn.Parameter(
+            resize_positions(table, patches_per_side, 0, grid)[None], requires_grad=False
+        )
 
     @property
     def convolution(self) -> nn.Conv2d:

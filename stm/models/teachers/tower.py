@@ -233,7 +233,7 @@ def weigh(query: Tensor, key: Tensor) -> Tensor:
 def resize_positions(
     table: Tensor, patches_per_side: int, class_tokens: int, grid: tuple[int, int] | None = None
 ) -> nn.Parameter:
-    """Interpolate a position embedding to a different number of patches, as open_clip does when it loads a model.
+    """Interpolate a position embedding to a different number of patches: bicubic without antialiasing, as UMT does for CLIP.
 
     Args:
         table: float [class_tokens + patches, D].
@@ -245,5 +245,7 @@ def resize_positions(
         Float [class_tokens + patches_per_side^2, D], a frozen copy; equal to `table` if the number is unchanged.
     """
     old = None if grid is None else list(grid)
-    resized = resample_abs_pos_embed(table[None].detach(), [patches_per_side, patches_per_side], old, class_tokens)
+    resized = resample_abs_pos_embed(
+        table[None].detach(), [patches_per_side, patches_per_side], old, class_tokens, antialias=False
+    )
     return nn.Parameter(resized[0].clone(), requires_grad=False)

@@ -71,7 +71,7 @@ def describe(run: Run) -> Architecture:
 
 def build(run: Run) -> VideoMAE:
     """Build a randomly initialised model for a run; seed torch first for reproducible weights."""
-    return VideoMAE(describe(run))
+    return VideoMAE(describe(run), run.drop_path)
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -12,7 +12,7 @@ from training_shards import make_run
 from stm.config import FineTuneOptimisation
 from stm.evaluation.classification.finetune import Classifier
 from stm.models.weights import zoo
-from stm.training.optimizer import build_optimizer, build_schedule
+from stm.training.optimizer import Schedule, build_optimizer
 
 RUN = make_run()
 
@@ -63,13 +63,13 @@ def test_the_learning_rate_of_every_step_is_warmup_and_half_a_cosine(
     settings = FineTuneOptimisation(epochs=epochs, warmup_epochs=warmup, batch_size=batch)
     classifier = Classifier(zoo.build(RUN).encoder, 3)
     optimizer = build_optimizer(classifier, settings, layer_decay=0.75, depth=4)
-    schedule = build_schedule(optimizer, settings, per_epoch)
-    start, peak, end = (value * batch / 256 for value in (1e-6, 1e-3, 1e-6))
+    schedule = Schedule(optimizer, settings, per_epoch)
+    peak, end = (value * batch / 256 for value in (1e-3, 1e-6))
     total, warm = epochs * per_epoch, round(warmup * per_epoch)
     for step in range(total):
         schedule.step_update(step)
         if step < warm:
-            expected = start + (peak - start) * step / warm
+            expected = peak * step / (warm - 1)  # VideoMAE: from 0 in the first step to the peak in the last
         else:
             expected = end + (peak - end) * (1 + math.cos(math.pi * (step - warm) / (total - warm))) / 2
         for group in optimizer.param_groups:
@@ -81,7 +81,7 @@ def test_gradients_move_layers_by_their_share() -> None:
     settings = FineTuneOptimisation(epochs=2, warmup_epochs=0, batch_size=256, weight_decay=0)
     classifier = Classifier(zoo.build(RUN).encoder, 3)
     optimizer = build_optimizer(classifier, settings, layer_decay=0.5, depth=4)
-    build_schedule(optimizer, settings, 5).step_update(0)
+    Schedule(optimizer, settings, 5).step_update(0)
     before = {name: parameter.detach().clone() for name, parameter in classifier.named_parameters()}
     for parameter in classifier.parameters():
         if parameter.requires_grad:

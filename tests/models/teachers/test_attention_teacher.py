@@ -7,7 +7,6 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from open_clip.model import resize_pos_embed
 from open_clip.transformer import VisionTransformer
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -114,11 +113,15 @@ def test_frames_are_resized_so_that_each_of_its_patches_is_a_token() -> None:
 
 
 @pytest.mark.parametrize("side", [3, 7])
-def test_the_position_embedding_is_resized_as_open_clip_does_when_it_loads(side: int) -> None:
+def test_the_position_embedding_is_resized_as_umt_does_when_it_loads(side: int) -> None:
+    """models/backbones/vit/clip.py: the class token's row is kept, the others are resized bicubically without antialiasing."""
     small, large = make_tower(), make_tower(image_size=8 * side)
-    weights = {f"visual.{name}": value for name, value in small.state_dict().items()}
-    resize_pos_embed(weights, nn.ModuleDict({"visual": large}))
-    large.load_state_dict({name.removeprefix("visual."): value for name, value in weights.items()})
+    weights = small.state_dict()
+    table = weights["positional_embedding"]
+    square = table[1:].reshape(1, 4, 4, -1).permute(0, 3, 1, 2)
+    square = nn.functional.interpolate(square, size=(side, side), mode="bicubic", align_corners=False)
+    weights["positional_embedding"] = torch.cat([table[:1], square.permute(0, 2, 3, 1).flatten(0, 2)])
+    large.load_state_dict(weights)
     video = make_video(size=8 * side)
     assert torch.equal(make_teacher(small, side).attend(video, 2), make_teacher(large, side).attend(video, 2))
 

@@ -377,9 +377,7 @@ def test_frames_do_not_depend_on_each_other_without_fusion_and_do_with_it() -> N
 
 @pytest.mark.parametrize("family", ["open_clip", "clip", "siglip", "siglip in open_clip"])
 def test_frames_and_positions_are_resized_to_the_student_s_grid(family: str) -> None:
-    """A student of 3 x 3 tokens: the same model, built for 24 pixels with positions resized by timm."""
-    from timm.layers import resample_abs_pos_embed
-
+    """A student of 3 x 3 tokens: the same model, built for 24 pixels with positions resized by torch, without antialiasing."""
     make, _, wrap = FAMILIES[family]
     video = make_video(size=48)
     teacher = FrameTeacher(wrap(make()), 3, 2)
@@ -390,7 +388,10 @@ def test_frames_and_positions_are_resized_to_the_student_s_grid(family: str) -> 
     prefix = int(isinstance(tower, ClassTokenTower))
     tables = {"open_clip": "model.positional_embedding", "siglip in open_clip": "trunk.pos_embed"}
     table = tower.get_parameter(tables.get(family, "vision.embeddings.position_embedding.weight")).detach()
-    resized = resample_abs_pos_embed(table.reshape(1, 16 + prefix, 32), [3, 3], num_prefix_tokens=prefix)[0]
+    rows = table.reshape(16 + prefix, 32)
+    square = rows[prefix:].T.reshape(1, 32, 4, 4)
+    square = nn.functional.interpolate(square, (3, 3), mode="bicubic", align_corners=False)
+    resized = torch.cat([rows[:prefix], square[0].flatten(1).T])
     own = teacher.tower.get_parameter(tables.get(family, "vision.embeddings.position_embedding.weight"))
     torch.testing.assert_close(own.reshape(-1, 32), resized)
     assert teacher(video).features.shape == (2, 2, 27, teacher.feature_width)
