@@ -37,7 +37,8 @@ class TaskSettings(Section):
     @property
     def splits(self) -> dict[str, str]:
         """The names of the splits that the task reads, by use: `train`, `validation` and `test`, if applicable."""
-        splits = {use: getattr(self, f"{use}_split", None) for use in ("train", "validation", "test")}
+        uses = ("train", "validation", "test") if self.trains else ("test",)
+        splits = {use: getattr(self, f"{use}_split", None) for use in uses}
         return {use: split for use, split in splits.items() if split is not None}
 
     @property
@@ -47,8 +48,19 @@ class TaskSettings(Section):
 
     @property
     def fine_tunes(self) -> bool:
-        """Whether the task fine-tunes the run's weights."""
+        """Whether the task tests fine-tuned weights: it trains them, or the run's `release` is fine-tuned (0 epochs)."""
         return getattr(self, "optimisation", None) is not None
+
+    @property
+    def trains(self) -> bool:
+        """Whether the task itself trains, on its training split."""
+        optimisation = getattr(self, "optimisation", None)
+        return optimisation is not None and optimisation.epochs > 0
+
+    @property
+    def user_files(self) -> tuple[str, ...]:
+        """The user's files that the task reads."""
+        return ()
 
     def suits(self, run: Run) -> bool:
         """Whether a run meets the task's requirements."""
@@ -76,11 +88,20 @@ class LinearProbe(TaskSettings):
         min_length=1,
     )
 
+    @property
+    def trains(self) -> bool:
+        return True
+
 
 class FineTuneOptimisation(Optimisation):
     """AdamW with warm-up and cosine decay; defaults of VideoMAE's fine-tuning."""
 
-    epochs: int = field(50, "passes over the training split", "epochs", ge=0)
+    epochs: int = field(
+        50,
+        "passes over the training split; 0: nothing is trained, the run's `release` is fine-tuned and tested as it is",
+        "epochs",
+        ge=0,
+    )
     learning_rate: float = field(1e-3, "peak for 256 clips; scaled by batch_size / 256", "per 256 clips", gt=0, le=10)
     warmup_epochs: float = field(5.0, "length of the linear warm-up", "epochs", ge=0)
     min_learning_rate: float = field(1e-6, "final value of the cosine decay; scaled likewise", "per 256 clips", ge=0)
@@ -111,6 +132,11 @@ class FineTune(TaskSettings):
     task: Literal["finetune"]
     train_split: Name = "train"
     optimisation: FineTuneOptimisation = FineTuneOptimisation()
+    classes: str | None = field(
+        None,
+        "with 0 epochs: a text file with the names of the classifier's classes, one per line, in the order of its logits; by "
+        "default the names in the weights, or else the test split's classes in alphabetical order",
+    )
     augmentation: FineTuneAugmentation = FineTuneAugmentation()
     layer_decay: float = field(
         0.75, "the learning rate of block i is scaled by layer_decay^(depth + 1 - i)", gt=0, le=1
@@ -120,6 +146,16 @@ class FineTune(TaskSettings):
     label_smoothing: Fraction = field(0.1, "label smoothing")
     repeats: int = field(1, "augmented samples per clip and epoch (repeated augmentation)", "samples", ge=1, le=8)
     precision: Literal["float32", "bf16"] = "float32"
+
+    @property
+    def user_files(self) -> tuple[str, ...]:
+        return () if self.classes is None else (self.classes,)
+
+    @model_validator(mode="after")
+    def _check_classes(self) -> "FineTune":
+        if self.classes is not None and self.trains:
+            raise ValueError("`classes` names the classes of a released classifier, which needs optimisation.epochs: 0")
+        return self
 
     @model_validator(mode="after")
     def _check_repeats(self) -> "FineTune":

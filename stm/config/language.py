@@ -41,6 +41,11 @@ class Language(Section):
     model: str = field("bert-base-uncased", "hub id or local folder of a transformers BERT with its tokenizer")
     fusion_layer: int = field(9, "number of text-only layers; those after them cross-attend to the video", ge=1)
     max_tokens: int = field(32, "maximum length of a caption; longer ones are truncated", "tokens", ge=4, le=512)
+    tokenization: Literal["bert", "umt"] = field(
+        "bert",
+        "`bert`: every text ends with [SEP]; `umt`: as in the releases of UMT and STM, captions and questions have no [SEP], "
+        "and answers are not cleaned and lose theirs if they are too long",
+    )
     embedding: int = field(512, "width of the joint embedding of clips and captions", "features", ge=8)
     temperature: float = field(
         0.07, "initial temperature of the contrast; learned, clamped to [0.001, 0.5]", gt=0, le=0.5
@@ -188,11 +193,13 @@ class LanguageRun(Run):
 
     @property
     def video_sources(self) -> tuple[tuple[str | None, str], ...]:
-        return tuple((name, self.split) for name in (self.dataset, *self.more))
+        return () if self.release is not None else tuple((name, self.split) for name in (self.dataset, *self.more))
 
     @property
     def image_sources(self) -> tuple[tuple[str | None, str], ...]:
-        return tuple((name, self.images.split) for name in self.images.datasets) if self.images else ()
+        if self.images is None or self.release is not None:
+            return ()
+        return tuple((name, self.images.split) for name in self.images.datasets)
 
     @property
     def further_datasets(self) -> Mapping[str, tuple[str, ...]]:
@@ -234,9 +241,9 @@ class LanguageRun(Run):
 
     @property
     def models(self) -> tuple[str, ...]:
+        teacher = (self.teacher.model.removeprefix("transformers:"), self.teacher.temporal_fusion)
         names = (
-            self.teacher.model.removeprefix("transformers:"),
-            self.teacher.temporal_fusion,
+            *(teacher if self.release is None else ()),
             self.language.model if self.language else None,
         )
         return tuple(name for name in names if name is not None)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from stm.config.base import Fraction, Name, field
 from stm.config.evaluation import FineTuneOptimisation, TaskSettings, VideoTask
@@ -18,7 +18,12 @@ class LanguageOptimisation(FineTuneOptimisation):
     scale_by_batch: bool = field(
         False, "learning rates are for 256 clips and scaled by batch_size / 256; false: used as given"
     )
-    epochs: int = field(10, "passes over the training split", "epochs", ge=1)
+    epochs: int = field(
+        10,
+        "passes over the training split; 0: nothing is trained, the run's `release` is fine-tuned and tested as it is",
+        "epochs",
+        ge=0,
+    )
     batch_size: int = field(256, "clips per optimiser step", "clips", ge=1)
     learning_rate: float = field(2e-5, "peak", gt=0, le=10)
     warmup_epochs: float = field(0.0, "length of the linear warm-up", "epochs", ge=0)
@@ -110,6 +115,11 @@ class QuestionAnswering(_LanguageTask):
     )
     answers: int | None = field(None, "candidate answers: the most frequent ones in training; by default all", ge=1)
 
+    @property
+    def splits(self) -> dict[str, str]:
+        # The training split also defines the candidate answers.
+        return {"train": self.train_split, **super().splits}
+
     def protocol_settings(self, run: Run) -> dict[str, object]:
         return {**super().protocol_settings(run), "max_answer_tokens": self.max_answer_tokens}
 
@@ -138,6 +148,14 @@ class Captioning(_LanguageTask):
     max_caption_tokens: int = field(32, "maximum length of a caption", "tokens", ge=4, le=512)
     beams: int = field(5, "beam search width; 1 is greedy", "beams", ge=1, le=64)
     length_penalty: float = field(1.0, "log-probabilities are divided by the caption's length to this power")
+
+    @model_validator(mode="after")
+    def _check_trains(self) -> "Captioning":
+        if not self.trains:
+            raise ValueError(
+                "optimisation.epochs is 0: no release has a caption decoder, so captioning must be trained"
+            )
+        return self
 
 
 LanguageTask = VideoTextRetrieval | QuestionAnswering | MultipleChoice | Captioning

@@ -164,6 +164,11 @@ class Run(Section):
         "initial weights: a run's safetensors, an official .pth of VideoMAE or UMT, a transformers folder or hub id, or "
         "`clip:` followed by an open_clip model in the syntax of similarity.model, whose blocks initialise the student",
     )
+    release: str | None = field(
+        None,
+        "published weights of this run: a .pth of UMT, STM or VideoMAE, or a classifier.safetensors, taken whole. Nothing is "
+        "trained, and no training data is read; evaluations test these weights",
+    )
     model: ModelSize = field("base", "ViT size of the student")
     drop_path: Fraction = field(
         0.0,
@@ -301,8 +306,8 @@ class Run(Section):
 
     @property
     def video_sources(self) -> tuple[tuple[str | None, str], ...]:
-        """(dataset, split) of the training clips; None: the config's only dataset."""
-        return ((self.dataset, self.split),)
+        """(dataset, split) of the training clips; None: the config's only dataset. Empty for a `release`."""
+        return () if self.release is not None else ((self.dataset, self.split),)
 
     @property
     def image_sources(self) -> tuple[tuple[str | None, str], ...]:
@@ -313,6 +318,14 @@ class Run(Section):
     def _check_seeds(self) -> "Run":
         if self.seed is not None and self.seeds:
             raise ValueError("give either `seed` or `seeds`")
+        return self
+
+    @model_validator(mode="after")
+    def _check_release(self) -> "Run":
+        if self.release is not None and self.init is not None:
+            raise ValueError(
+                "give either `init`, to train from these weights, or `release`, to evaluate them as they are"
+            )
         return self
 
     @model_validator(mode="after")
@@ -364,7 +377,7 @@ class PretrainRun(Run):
 
     @property
     def models(self) -> tuple[str, ...]:
-        return (self.teacher.model,) if self.teacher else ()
+        return (self.teacher.model,) if self.teacher and self.release is None else ()
 
     @model_validator(mode="after")
     def _check_objectives(self) -> "PretrainRun":

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
+from stm.config.evaluation import TaskSettings
 from stm.data.loader import Batch
 from stm.distributed.process import Process
 from stm.storage.files import read_json, write_bytes, write_json
@@ -72,6 +73,11 @@ class Best:
         """Removes the stored weights; called once the results are written."""
         self.weights.unlink(missing_ok=True)
         self.record.unlink(missing_ok=True)
+
+
+def untrained(task: TaskSettings) -> dict[str, Any]:
+    """The description, for `metrics.json`, of weights that the task tests as they are."""
+    return {"chosen": "released, fine-tuned" if task.fine_tunes else "pretrained"}
 
 
 def tune(

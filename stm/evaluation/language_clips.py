@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stm.config import CaptionChoice, LanguageRun, LanguageTask
+from stm.config import (
+    CaptionChoice,
+    Captioning,
+    LanguageRun,
+    LanguageTask,
+    MultipleChoice,
+    QuestionAnswering,
+    VideoTextRetrieval,
+)
 from stm.data.dataset import ClipDataset, Sample
 from stm.data.geometry import Geometry
 from stm.data.loader import ClipLoader, move
@@ -24,9 +32,19 @@ def load_model(weights: Path, run: LanguageRun, task: LanguageTask, drop_path: f
     """Loads the run's model for the task's clip length, with the position table that the run's settings define for it.
 
     Raises:
-        ValueError: the file cannot be read, contains no text layers, or its architecture differs from the run's.
+        ValueError: the file cannot be read, contains no text layers, lacks a part that the task needs, or its
+            architecture differs from the run's.
     """
-    return load_video_language(weights, drop_path, replace(zoo.describe(run), frames=task.frames or run.frames))
+    model = load_video_language(weights, drop_path, replace(zoo.describe(run), frames=task.frames or run.frames))
+    needed = {"retrieval heads"} if isinstance(task, VideoTextRetrieval | MultipleChoice) else set()
+    if isinstance(task, QuestionAnswering | Captioning) and task.trains:
+        needed = {"language modelling head"}  # which the decoder starts from
+    if lacking := sorted(needed.intersection(model.absent)):
+        raise zoo.WeightsError(
+            f"{weights}: the release that it was made from has no {lacking[0]}, which {task.task} needs; list only other runs "
+            "in the evaluation's `runs`"
+        )
+    return model
 
 
 def open_clips(

@@ -1,5 +1,7 @@
 """The evaluate stage: one evaluation of one run's weights."""
 
+from pathlib import Path
+
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
 
@@ -9,7 +11,7 @@ def _splits(job: Job) -> Files:
     task = job.study.evaluate[job.task]
     data = job.on(task.dataset)
     splits = {use: data.packed(split) for use, split in task.splits.items()}
-    return {**splits, "weights": job.layout.weights(job.run)}
+    return {**splits, "weights": job.layout.weights(job.run), "files": [Path(file) for file in task.user_files]}
 
 
 def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:

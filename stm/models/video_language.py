@@ -21,6 +21,15 @@ from stm.pretrained.hub import ModelError
 EXTRA = "language"
 """Key of the language weights in a weights file."""
 
+ANSWERS = "answers"
+"""Key of the weights of a decoder of answers in a weights file."""
+
+PARTS = {
+    "retrieval heads": ("pool_norm.", "video_projection.", "text_projection.", "matching_head.", "temperature"),
+    "language modelling head": ("language.transform.", "language.word_bias"),
+}
+"""The parts that a fine-tuned release may lack, with the beginnings of their tensors' names."""
+
 TEMPERATURES = (0.001, 0.5)  # UMT's bounds
 _MOST_FEATURES = 2**16  # dimensions of the joint space; headers are untrusted
 
@@ -51,6 +60,7 @@ class VideoLanguageModel(nn.Module):
         self.encoder = encoder
         self.language = language
         self.embedding = embedding
+        self.absent: tuple[str, ...] = ()  # those of `PARTS` that were not trained, because a release lacks them
         self.pool_norm = nn.LayerNorm(width, eps=encoder.architecture.norm_eps)  # [INF] the encoder's epsilon
         self.video_projection = nn.Linear(width, embedding)
         self.text_projection = nn.Linear(width, embedding)
@@ -125,12 +135,15 @@ class VideoLanguageModel(nn.Module):
         self.temperature.clamp_(*TEMPERATURES)
 
     def language_state(self) -> dict[str, Tensor]:
-        """All weights except the encoder's. No tensor appears twice, since safetensors rejects shared tensors."""
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("encoder.")}
+        """All weights except the encoder's and those `absent`. No tensor appears twice, since safetensors rejects shared
+        tensors."""
+        without = ("encoder.", *(start for part in self.absent for start in PARTS[part]))
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(without)}
 
     def describe(self) -> dict[str, Any]:
         """Everything except weights that `load_video_language` needs, as JSON values."""
-        return {**self.language.describe(), "embedding": self.embedding}
+        absent = {"absent": list(self.absent)} if self.absent else {}
+        return {**self.language.describe(), "embedding": self.embedding, **absent}
 
 
 def load_video_language(
@@ -166,7 +179,12 @@ def _rebuild(encoder: VideoEncoder, about: Mapping[str, Any]) -> VideoLanguageMo
     embedding = about.get("embedding")
     if not isinstance(embedding, int) or not 0 < embedding <= _MOST_FEATURES:
         raise ModelError(f"invalid embedding {embedding!r}: must be 1 to {_MOST_FEATURES}")
-    return VideoLanguageModel(encoder, SplitBert.rebuild(about), embedding)
+    model = VideoLanguageModel(encoder, SplitBert.rebuild(about), embedding)
+    absent = about.get("absent", [])
+    if not isinstance(absent, list) or not set(absent) <= PARTS.keys():
+        raise ModelError(f"invalid absent {absent!r}")
+    model.absent = tuple(absent)
+    return model
 
 
 def _to_unit(vectors: Tensor) -> Tensor:

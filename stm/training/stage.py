@@ -38,7 +38,7 @@ def _inputs(job: Job) -> Files:
 
 def _models(job: Job) -> dict[str, list[str | None]]:
     run = _settings(job)
-    return {"init": [None if _starts_from_run(job) else run.init], "teacher": list(run.models)}
+    return {"init": [None if _starts_from_run(job) else run.init, run.release], "teacher": list(run.models)}
 
 
 def _on_nodes(find: Callable[[PretrainRun | LanguageRun], Any]) -> Callable[[Job], Any]:
@@ -47,6 +47,11 @@ def _on_nodes(find: Callable[[PretrainRun | LanguageRun], Any]) -> Callable[[Job
 
 
 def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
+    if _settings(job).release is not None:
+        from stm.training.release import convert_release
+
+        convert_release(_settings(job), outputs["weights"].parent)
+        return
     from stm.training.launch import run_pretraining
 
     run_pretraining(

@@ -7,7 +7,7 @@ EVALUATE = declared("evaluate")
 rule evaluate:
     """Evaluate the weights of one run on one task."""
     input:
-        unpack(EVALUATE.inputs),  # train, validation, test, weights, text_model
+        unpack(EVALUATE.inputs),  # train, validation, test, weights, files, text_model
     output:
         metrics=EVALUATE.output.metrics,  # evaluate/{run}/{task}/metrics.json
     log:

@@ -68,7 +68,7 @@ def _compare(where: str, task: EvaluationTask, run: Run, protocol: Protocol) -> 
         "max_tokens": sizes.max_text_tokens,
         "test_split": protocol.test,
     }
-    if task.fine_tunes:
+    if task.trains:
         required["validation_split"] = protocol.validation
     if protocol.max_answer_tokens is not None:
         required["max_answer_tokens"] = protocol.max_answer_tokens

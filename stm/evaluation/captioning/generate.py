@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stm.config import Captioning, LanguageRun
 from stm.data.dataset import ClipDataset
-from stm.data.loader import ClipLoader, move
+from stm.data.loader import Batch, ClipLoader, move
 from stm.datasets.video_text.cleaning import clean_text
 from stm.distributed.process import Process, choose_device
 from stm.evaluation.captioning.scores import find_programs, score_captions
@@ -45,7 +45,10 @@ def caption(task: Captioning, run: LanguageRun, inputs: EvaluationInputs) -> Non
     train = open_clips(task, run, inputs.train, inputs.seed, True, task.source, CaptionPairs)
     plan, batches = make_tuning("captions", task, run, inputs, train, process)
     length = task.max_caption_tokens
-    batches = with_texts(batches, lambda batch: {"tokens": tokenizer.encode(batch["caption"], length)})
+    def read(batch: Batch) -> dict[str, Tensor]:
+        return {"tokens": tokenizer.encode_targets([clean_text(text) for text in batch["caption"]], length)}
+
+    batches = with_texts(batches, read)
     measure = None
     if inputs.validation:
         validation = open_clips(task, run, inputs.validation, inputs.seed, False, task.source)

@@ -8,24 +8,29 @@ several views per clip after softmax.
 VideoMAE's scripts count clips: their batch of 384 clips with 2 repeats at 5e-4 is a batch of 768 at 2.5e-4 here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 import stm
 from stm.config import FineTune, Run
+from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.distributed.process import Process, choose_device
 from stm.evaluation.classification.clips import LabelledClips, clips_to_test
 from stm.evaluation.classification.mixup import Mixing, mix, soft_targets
 from stm.evaluation.features import average_probabilities, run_over
 from stm.evaluation.inputs import EvaluationInputs
-from stm.evaluation.results import check_labels, load_checked_encoder, write_classification
+from stm.evaluation.results import check_architecture, check_labels, load_checked_encoder, write_classification
 from stm.models.vit import VideoEncoder
 from stm.models.weights import zoo
+from stm.models.weights.checks import build_encoder
 from stm.storage.files import sha256_file
 from stm.training.batches import count_steps, feed, hash_shards
 from stm.training.loop import TrainingPlan, fit
@@ -83,9 +88,13 @@ class Classifier(nn.Module):
 def fine_tune(task: FineTune, run: Run, inputs: EvaluationInputs) -> None:
     """Fine-tunes and tests a classifier; resumes from a checkpoint, as pretraining does. See `stm.evaluation.evaluate`.
 
-    In addition to the results, writes `classifier.safetensors`, which `stm.models.weights.zoo` can read and convert.
+    In addition to the results, writes `classifier.safetensors`, which `stm.models.weights.zoo` can read and convert. With 0
+    epochs, only tests the classifier of a release.
     """
     process, settings = Process(0, 1, choose_device(inputs.device)), task.optimisation
+    if not task.trains:
+        _test_release(task, run, inputs, process)
+        return
     train = LabelledClips(
         inputs.train,
         Geometry.of(run, task),
@@ -120,6 +129,14 @@ def fine_tune(task: FineTune, run: Run, inputs: EvaluationInputs) -> None:
         batches = mixing.mixed(batches, settings.accumulate)
     checkpoints = fit(classifier.train(), batches, plan, inputs.output, process)
     zoo.save(classifier, inputs.output / "classifier.safetensors", labels=train.classes)
+    write_classification(task, run, inputs, test, _classify(classifier, test, task, run, process), train)
+    checkpoints.discard()
+
+
+def _classify(
+    classifier: Classifier, test: ClipDataset, task: FineTune, run: Run, process: Process
+) -> NDArray[np.float32]:
+    """Probabilities [test clips, classes], averaged over views."""
     logits = run_over(
         classifier.eval().classify,
         test,
@@ -128,8 +145,51 @@ def fine_tune(task: FineTune, run: Run, inputs: EvaluationInputs) -> None:
         workers=run.workers,
         precision=task.precision,
     )
-    write_classification(task, run, inputs, test, average_probabilities(logits), train)
-    checkpoints.discard()
+    return average_probabilities(logits)
+
+
+def _test_release(task: FineTune, run: Run, inputs: EvaluationInputs, process: Process) -> None:
+    """Tests the classifier in the run's weights.
+
+    Raises:
+        WeightsError: the weights have no classifier, or its number of classes is not that of the names.
+    """
+    weights = zoo.read(inputs.weights)
+    if weights.kind != "classifier":
+        raise zoo.WeightsError(
+            f"{inputs.weights} has no classifier to test: set optimisation.epochs, or evaluate a run whose `release` is a "
+            "fine-tuned classifier"
+        )
+    names = _class_names(task, weights, clips_to_test(task, run, inputs.test, inputs.seed).classes)
+    test = clips_to_test(task, run, inputs.test, inputs.seed, classes=names)
+    check_labels(test)
+    classifier = Classifier(build_encoder(weights), weights.classes)
+    check_architecture(classifier.encoder, inputs.weights, run)
+    classifier.load_state_dict(dict(weights.tensors))
+    probabilities = _classify(classifier.to(process.device), test, task, run, process)
+    write_classification(task, run, inputs, test, probabilities)
+
+
+def _class_names(task: FineTune, weights: zoo.Weights, labels: Sequence[str]) -> Sequence[str]:
+    """The names of a released classifier's classes, in the order of its logits.
+
+    Args:
+        labels: the labels of the test split, in alphabetical order, which is that of Kinetics and Something-Something.
+
+    Raises:
+        WeightsError: the number of names is not that of the classes, or a name occurs twice.
+    """
+    if task.classes is not None:
+        names: Sequence[str] = [line.strip() for line in Path(task.classes).read_text(encoding="utf-8").splitlines()]
+        origin = task.classes
+    else:
+        names, origin = (weights.labels, "the weights") if weights.labels else (labels, "the labels of the test split")
+    if len(set(names)) != len(names) or len(names) != weights.classes:
+        raise zoo.WeightsError(
+            f"the classifier has {weights.classes} classes, and {origin} {len(names)} names, {len(set(names))} of them "
+            "different: give a file with one name per line, in the order of the logits, as `classes` of the evaluation"
+        )
+    return names
 
 
 def _origin(task: FineTune, run: Run, inputs: EvaluationInputs) -> dict[str, Any]:

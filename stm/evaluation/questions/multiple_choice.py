@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stm.config import LanguageRun, MultipleChoice
 from stm.data.dataset import ClipDataset
 from stm.distributed.process import Process, choose_device
-from stm.evaluation.checkpoint_selection import tune
+from stm.evaluation.checkpoint_selection import tune, untrained
 from stm.evaluation.inputs import EvaluationInputs
 from stm.evaluation.language_clips import CaptionPairs, encode_clips, load_model, open_clips
 from stm.evaluation.metrics import top_accuracy, wilson_interval
@@ -34,9 +34,9 @@ def choose(task: MultipleChoice, run: LanguageRun, inputs: EvaluationInputs) -> 
     process = Process(0, 1, choose_device(inputs.device))
     torch.manual_seed(inputs.seed)
     model = load_model(inputs.weights, run, task, task.drop_path).to(process.device)
-    which, discard = {"chosen": "pretrained"}, None
+    which, discard = untrained(task), None
     scorer = _Scorer(model, task, run, process.device)
-    if task.optimisation is not None:
+    if task.trains:
         train = open_clips(task, run, inputs.train, inputs.seed, True, task.source, CaptionPairs)
         length = text_length(task, run)
         plan, batches = make_tuning("multiple choice", task, run, inputs, train, process)

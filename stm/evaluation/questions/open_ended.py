@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,13 +13,16 @@ from stm.config import LanguageRun, QuestionAnswering
 from stm.data.dataset import ClipDataset
 from stm.data.loader import Batch
 from stm.distributed.process import Process, choose_device
-from stm.evaluation.checkpoint_selection import tune
+from stm.evaluation.checkpoint_selection import tune, untrained
 from stm.evaluation.inputs import EvaluationInputs
 from stm.evaluation.language_clips import QuestionClips, encode_clips, load_model, open_clips
 from stm.evaluation.metrics import wilson_interval
 from stm.evaluation.results import make_evaluation_receipt, write_metrics
 from stm.evaluation.tuning import AnswerTuning, make_tuning, text_length, with_texts
 from stm.jobs.progress import Progress
+from stm.models.video_language import ANSWERS
+from stm.models.weights import zoo
+from stm.models.weights.checks import check_tensors
 from stm.storage.tables import write_table
 
 PREDICTIONS_SCHEMA = pa.schema(
@@ -34,7 +38,10 @@ QUESTIONS_PER_BATCH = 64
 
 
 def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) -> None:
-    """Trains model and decoder on the training questions, then answers the test questions; see `stm.evaluation.evaluate`."""
+    """Trains model and decoder on the training questions, then answers the test questions; see `stm.evaluation.evaluate`.
+
+    With 0 epochs, the decoder is the release's.
+    """
     process = Process(0, 1, choose_device(inputs.device))
     torch.manual_seed(inputs.seed)
     model = load_model(inputs.weights, run, task, task.drop_path)
@@ -43,16 +50,15 @@ def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) 
     assert isinstance(train, QuestionClips)
     counts = count_answers(((question.answer,) for _, question in train.pairs), task.answers)
     answers, tokenizer, length = list(counts), model.language.tokenizer, text_length(task, run)
-    candidates = tokenizer.encode(answers, task.max_answer_tokens)
+    candidates = tokenizer.encode_targets(answers, task.max_answer_tokens)
 
     def read(batch: Batch) -> dict[str, Tensor]:
         questions = [train.pairs[number][1] for number in batch["label"].tolist()]
         return {
             "tokens": tokenizer.encode([question.question for question in questions], length),
-            "answers": tokenizer.encode([question.answer for question in questions], task.max_answer_tokens),
+            "answers": tokenizer.encode_targets([question.answer for question in questions], task.max_answer_tokens),
         }
 
-    plan, batches = make_tuning("questions", task, run, inputs, train, process)
     answerer = _Answerer(module, candidates.to(process.device), answers, task, run, process.device)
     measure = None
     if inputs.validation:
@@ -62,7 +68,12 @@ def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) 
             predicted, rows = answerer.answer(validation)
             return float(open_ended_metrics(predicted, [row["accepted"] for row in rows], answers)["accuracy"])
 
-    which, discard = tune(module, with_texts(batches, read), plan, inputs.output, process, measure)
+    which, discard = untrained(task), None
+    if task.trains:
+        plan, batches = make_tuning("questions", task, run, inputs, train, process)
+        which, discard = tune(module, with_texts(batches, read), plan, inputs.output, process, measure)
+    else:
+        _load_decoder(module, inputs.weights)
     test = open_clips(task, run, inputs.test, inputs.seed, False)
     predicted, rows = answerer.answer(test)
     receipt = make_evaluation_receipt(task, run, inputs, test, train)
@@ -78,7 +89,19 @@ def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) 
     rows = [{**row, "answer": given} for row, given in zip(rows, predicted, strict=True)]
     write_table(inputs.output / "predictions.parquet", pa.Table.from_pylist(rows, schema=PREDICTIONS_SCHEMA), receipt)
     write_metrics(task, inputs, metrics, receipt)
-    discard()
+    if discard is not None:
+        discard()
+
+
+def _load_decoder(module: AnswerTuning, weights: Path) -> None:
+    """Loads the decoder of a release that was fine-tuned on questions.
+
+    Raises:
+        WeightsError: the weights have no decoder of answers, or one of different names or shapes.
+    """
+    tensors, _ = zoo.load_extra(weights, ANSWERS)
+    check_tensors(tensors, module.decoder.weights(), f"{weights} has a decoder of answers")
+    module.decoder.load_weights(tensors)
 
 
 class _Answerer:

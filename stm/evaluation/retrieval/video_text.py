@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stm.config import LanguageRun, VideoTextRetrieval
 from stm.data.dataset import ClipDataset
 from stm.distributed.process import Process, choose_device
-from stm.evaluation.checkpoint_selection import tune
+from stm.evaluation.checkpoint_selection import tune, untrained
 from stm.evaluation.inputs import EvaluationInputs
 from stm.evaluation.language_clips import CaptionPairs, encode_clips, load_model, open_clips, over_rows
 from stm.evaluation.results import make_evaluation_receipt, write_metrics
@@ -43,8 +43,8 @@ def retrieve_texts(task: VideoTextRetrieval, run: LanguageRun, inputs: Evaluatio
     process = Process(0, 1, choose_device(inputs.device))
     torch.manual_seed(inputs.seed)
     model = load_model(inputs.weights, run, task, task.drop_path).to(process.device)
-    which, discard = {"chosen": "pretrained"}, None
-    if task.optimisation is not None:
+    which, discard = untrained(task), None
+    if task.trains:
         which, discard = _tune(task, run, model, inputs, process)
     test = open_clips(task, run, inputs.test, inputs.seed, False, task.source)
     pairs = _Pairs(model.eval(), test, task, run, process.device, inputs.shared_texts)

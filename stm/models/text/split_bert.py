@@ -20,7 +20,7 @@ from stm.config import Language
 from stm.models.text.bert_files import plain_config, read_bert, read_config, rename
 from stm.models.text.small_bert import make_bert
 from stm.models.text.tokenizer import Tokenizer, load_tokenizer
-from stm.pretrained.hub import ModelError, find_model
+from stm.pretrained.hub import ModelError, ModelSource, find_model
 
 __all__ = ["SplitBert", "Tokenizer", "make_bert"]
 
@@ -104,19 +104,33 @@ class SplitBert(nn.Module):
                 `fusion_layer` or `max_tokens`.
         """
         source = find_model(settings.model)
+        model = cls.blank(settings, source)
+        peer, commit = read_bert(source, model.config)
+        # Not strict, because a plain BERT has no cross-attention. The assertion ensures that nothing else is skipped.
+        result = model.load_state_dict(rename(peer.state_dict(), settings.fusion_layer), strict=False)
+        assert not result.unexpected_keys and all(".crossattention." in name for name in result.missing_keys)
+        model.identity = source.identify(commit)
+        return model
+
+    @classmethod
+    def blank(cls, settings: Language, source: ModelSource | None = None) -> "SplitBert":
+        """Build the model of `load` from the BERT's config and tokenizer alone, with randomly initialised weights.
+
+        Args:
+            source: where the files are; by default found from `settings.model`.
+
+        Raises:
+            ModelError: see `load`.
+        """
+        source = source or find_model(settings.model)
         config = read_config(source)
         if settings.max_tokens > config.max_position_embeddings:
             raise ModelError(
                 f"language.max_tokens {settings.max_tokens}: {settings.model!r} reads at most "
                 f"{config.max_position_embeddings} tokens"
             )
-        model = cls(config, settings.fusion_layer, load_tokenizer(source), settings.gradient_checkpointing)
-        peer, commit = read_bert(source, config)
-        # Not strict, because a plain BERT has no cross-attention. The assertion ensures that nothing else is skipped.
-        result = model.load_state_dict(rename(peer.state_dict(), settings.fusion_layer), strict=False)
-        assert not result.unexpected_keys and all(".crossattention." in name for name in result.missing_keys)
-        model.identity = source.identify(commit)
-        return model
+        tokenizer = load_tokenizer(source, settings.tokenization)
+        return cls(config, settings.fusion_layer, tokenizer, settings.gradient_checkpointing)
 
     @classmethod
     def rebuild(cls, values: Mapping[str, Any]) -> "SplitBert":

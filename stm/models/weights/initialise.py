@@ -75,7 +75,7 @@ def _read_checkpoint(path: Path, architecture: Architecture) -> InitialWeights:
     state, kind = find_state(content)
     if kind != "encoder" or HEADER_KEY in content:
         return InitialWeights(parse_checkpoint(content, path))
-    encoder, rest = _pick_encoder(state, path)
+    encoder, rest = pick_encoder(state, path)
     # The number of heads cannot be inferred from weights: use that of VideoMAE's model of this width, else the student's.
     expected = replace(architecture, heads=heads_of_width(architecture.width) or architecture.heads)
     weights = parse_checkpoint({"model": encoder, "args": content.get("args")}, path, expected)
@@ -88,7 +88,7 @@ def _read_checkpoint(path: Path, architecture: Architecture) -> InitialWeights:
     return InitialWeights(weights, tuple(notes))
 
 
-def _pick_encoder(state: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], list[str]]:
+def pick_encoder(state: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], list[str]]:
     """Return the encoder's tensors as "encoder.*", and the names of all other tensors.
 
     The encoder is located by the 3-D convolution that embeds the patches: at the root, under "encoder" in UMT's first stage,

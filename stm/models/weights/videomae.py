@@ -10,6 +10,7 @@ fixed table and not stored. The decoder's outputs are ordered frame, row, column
 import argparse
 import io
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -140,6 +141,11 @@ def parse_checkpoint(content: Mapping[str, Any], path: Path, architecture: Archi
     return Weights(inferred, _from_official(state, blank), parse_labels(labels, classes, str(path)))
 
 
+# The classes besides tensors that checkpoints may contain. Unpickling the first only sets attributes. The second is the
+# dictionary in which UMT's code saves its settings, read as a standard one.
+_ALLOWED: list[Any] = [argparse.Namespace, (OrderedDict, "utils.easydict.EasyDict")]
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Load a `.pth` file's content: tensors, numbers and strings, but nothing that could run code.
 
@@ -147,9 +153,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         WeightsError: it is damaged, contains anything else, or is not a dictionary.
     """
     try:
-        # weights_only rejects every class except tensors. The official files also contain their training arguments as an
-        # argparse.Namespace, which is allowed here because unpickling it only sets attributes and runs no code.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        # weights_only rejects every class except tensors and these, and runs no code.
+        with torch.serialization.safe_globals(_ALLOWED):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile pickle can raise nearly anything
         raise WeightsError(f"{path}: cannot be loaded as a checkpoint: {_explain(str(error))}") from error
