@@ -126,6 +126,7 @@ UMT_RUN: list[Line] = [
     ("language.embedding", 512, "UMT b16_5m"),
     ("language.temperature", 0.07, "UMT b16_5m"),
     ("language.gradient_checkpointing", True, "UMT b16_5m"),
+    ("language.tokenization", "umt", "UMT's tokenization_bert.py: no [SEP] after a single text"),
     ("objectives.contrastive", 1.0, "UMT b16_5m: all losses weigh 1"),
     ("objectives.matching", 1.0, "UMT b16_5m: all losses weigh 1"),
     ("objectives.masked_language", 1.0, "UMT b16_5m: all losses weigh 1"),
