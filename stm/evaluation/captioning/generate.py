@@ -45,6 +45,7 @@ def caption(task: Captioning, run: LanguageRun, inputs: EvaluationInputs) -> Non
     train = open_clips(task, run, inputs.train, inputs.seed, True, task.source, CaptionPairs)
     plan, batches = make_tuning("captions", task, run, inputs, train, process)
     length = task.max_caption_tokens
+
     def read(batch: Batch) -> dict[str, Tensor]:
         return {"tokens": tokenizer.encode_targets([clean_text(text) for text in batch["caption"]], length)}
 
