@@ -38,7 +38,8 @@ def _inputs(job: Job) -> Files:
 
 def _models(job: Job) -> dict[str, list[str | None]]:
     run = _settings(job)
-    return {"init": [None if _starts_from_run(job) else run.init, run.release], "teacher": list(run.models)}
+    init = None if _starts_from_run(job) else run.init
+    return {"init": [init], "release": [run.release], "teacher": list(run.models)}
 
 
 def _on_nodes(find: Callable[[PretrainRun | LanguageRun], Any]) -> Callable[[Job], Any]:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
-from stm.config import ConfigError, LanguageRun, PretrainRun, load_config, parse_config
+from stm.config import ConfigError, EvaluationTask, LanguageRun, PretrainRun, load_config, parse_config
 
 STUDY: dict[str, Any] = {
     "name": "study",
@@ -133,3 +134,35 @@ def test_the_small_configs_share_their_runs():
     assert small.datasets == large.datasets and small.seeds == large.seeds
     assert small.pretrain == {name: run for name, run in large.pretrain.items() if name != "clusterstm"}
     assert small.evaluate == large.evaluate
+
+
+def test_a_release_reads_no_training_data_and_no_teacher() -> None:
+    run = LanguageRun.model_validate(
+        {"method": "umt", "dataset": "clips", "images": {"datasets": ["pictures"]}, "release": "umt.pth"}
+        | {"teacher": {"model": "ViT-B-16@openai"}, "language": {"model": "bert"}}
+    )
+    assert (run.video_sources, run.image_sources, run.models) == ((), (), ("bert",))
+    with pytest.raises(ValueError, match="either `init`, to train from these weights, or `release`"):
+        PretrainRun.model_validate({"init": "a.pth", "release": "b.pth"})
+
+
+def test_a_task_without_epochs_reads_what_it_tests_alone() -> None:
+    splits = {"train_split": "train", "validation_split": "val"}
+    for task, expected in (
+        ({"task": "video_text_retrieval", **splits}, {"test": "test"}),
+        ({"task": "video_text_retrieval", **splits, "optimisation": {"epochs": 0}}, {"test": "test"}),
+        ({"task": "multiple_choice", **splits, "optimisation": {"epochs": 0}}, {"test": "test"}),
+        ({"task": "finetune", "optimisation": {"epochs": 0}}, {"test": "test"}),
+        # The training split's answers are the candidates.
+        ({"task": "question_answering", **splits, "optimisation": {"epochs": 0}}, {"train": "train", "test": "test"}),
+        ({"task": "linear"}, {"train": "train", "test": "test"}),
+        (
+            {"task": "video_text_retrieval", **splits, "optimisation": {}},
+            {"train": "train", "validation": "val", "test": "test"},
+        ),
+    ):
+        assert TypeAdapter(EvaluationTask).validate_python(task).splits == expected
+    with pytest.raises(ValueError, match="no release has a caption decoder"):
+        TypeAdapter(EvaluationTask).validate_python({"task": "captioning", "optimisation": {"epochs": 0}})
+    with pytest.raises(ValueError, match=r"needs optimisation\.epochs: 0"):
+        TypeAdapter(EvaluationTask).validate_python({"task": "finetune", "classes": "names.txt"})

@@ -67,6 +67,7 @@ MASKING: dict[str, Any] = {
     "evaluate": {
         "linear": {"task": "linear"},
         "finetune": {"task": "finetune", "optimisation": OPTIMISATION},
+        "released": {"task": "finetune", "runs": ["tube"], "optimisation": {"epochs": 0}},
         "zero": {"task": "zero_shot"},
         "retrieval": {"task": "retrieval"},
     },
@@ -212,6 +213,7 @@ VALUES: dict[str, list[Any]] = {
     "ExpectedScore.run": ["tube"],
     "FigureSpec.runs": [{"TGM": "tube"}],
     "FigureSpec.tasks": [["finetune"]],
+    "FineTune.classes": ["models/one/start.pth"],
     "BenchmarkDataset.annotations": ["lists-again"],
     "BenchmarkDataset.source": ["hmdb51"],
     "FolderDataset.annotations": ["videos/more.csv"],
@@ -240,6 +242,8 @@ PLACES = {
     "ExpectedCoverage.below": "report.expect.3.below",
     "ExpectedScore.below": "report.expect.1.below",
     "FigureSpec.kind": "figures.clips.kind",
+    "FineTune.classes": "evaluate.released.classes",  # a task without training
+    "PretrainRun.release": "pretrain.tube.release",  # a run without `init`
 }
 
 

@@ -8,7 +8,7 @@ PRETRAIN = declared("pretrain")
 rule pretrain:
     """Pretrain one run: write its weights, resolved config and log of metrics."""
     input:
-        unpack(PRETRAIN.inputs),  # shards, images, init, teacher, masks
+        unpack(PRETRAIN.inputs),  # shards, images, init, release, teacher, masks
     output:
         weights=PRETRAIN.output.weights,  # pretrain/{run}/weights.safetensors
         config=PRETRAIN.output.config,  # pretrain/{run}/config.json

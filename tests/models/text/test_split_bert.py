@@ -328,3 +328,23 @@ def test_the_width_is_berts(tmp_path: Path) -> None:
     write_bert(tmp_path)
     model, _ = read(tmp_path)
     assert model.width == WIDTH and model.identity is not None and model.identity["weights_sha256"]
+
+
+def test_umt_s_tokens_have_no_end_and_its_answers_lose_theirs_if_they_are_too_long(tmp_path: Path) -> None:
+    """As UMT's tokenizer was seen to do: [CLS] and the words, and for answers a [SEP] that is written as a word."""
+    make_bert(tmp_path, ["a red circle moves"], width=8, layers=3, heads=2)
+    settings = ask(tmp_path, tokenization="umt")
+    tokenizer = SplitBert.load(settings).tokenizer
+    pad, cls, sep = tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id
+    a, red, circle, moves = range(5, 9)
+    texts = ["A red circle!", "a red circle moves a red circle", ""]
+    expected = [[cls, a, red, circle, pad], [cls, a, red, circle, moves], [cls, pad, pad, pad, pad]]
+    assert tokenizer.encode(texts, 5).tolist() == expected
+    answers = tokenizer.encode_targets(["red", "a red circle", "a red circle moves"], 5)
+    assert answers.tolist() == [[cls, red, sep, pad, pad], [cls, a, red, circle, sep], [cls, a, red, circle, moves]]
+    again = Tokenizer(**tokenizer.describe())
+    assert torch.equal(again.encode_targets(texts[:2], 4), tokenizer.encode_targets(texts[:2], 4))
+    usual = SplitBert.load(ask(tmp_path)).tokenizer
+    assert usual.encode_targets(["a red circle moves"], 4).tolist() == [[cls, a, red, sep]]
+    with pytest.raises(ModelError, match="unknown tokenization 'other'"):
+        Tokenizer(**{**usual.describe(), "scheme": "other"})
