@@ -150,8 +150,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Load a `.pth` file's content: tensors, numbers and strings, but nothing that could run code.
 
     Raises:
-        WeightsError: it is damaged, contains anything else, or is not a dictionary.
+        WeightsError: it is missing or damaged, contains anything else, or is not a dictionary.
     """
+    if not path.is_file():
+        raise WeightsError(f"{path}: cannot be read: there is no such file (from the working directory {Path.cwd()})")
     try:
         # weights_only rejects every class except tensors and these, and runs no code.
         with torch.serialization.safe_globals(_ALLOWED):

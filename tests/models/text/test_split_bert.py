@@ -332,7 +332,7 @@ def test_the_width_is_berts(tmp_path: Path) -> None:
 
 def test_umt_s_tokens_have_no_end_and_its_answers_lose_theirs_if_they_are_too_long(tmp_path: Path) -> None:
     """As UMT's tokenizer was seen to do: [CLS] and the words, and for answers a [SEP] that is written as a word."""
-    make_bert(tmp_path, ["a red circle moves"], width=8, layers=3, heads=2)
+    make_bert(tmp_path, ["a red circle moves"], width=8, layers=LAYERS, heads=2)
     settings = ask(tmp_path, tokenization="umt")
     tokenizer = SplitBert.load(settings).tokenizer
     pad, cls, sep = tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id

@@ -122,6 +122,11 @@ def test_the_settings_that_umt_saves_are_read_without_its_code(tmp_path: Path, m
     assert torch.equal(release.language["temperature"], state["temp"])
 
 
+def test_a_file_that_was_not_downloaded_yet_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"b16_25m.pth: cannot be read: there is no such file"):
+        read_release(tmp_path / "b16_25m.pth", SHAPE, FUSION)
+
+
 def test_any_other_class_is_refused(tmp_path: Path) -> None:
     torch.save({"model": make_release("retrieval", VOCABULARY), "config": EasyDict(a=1)}, tmp_path / "odd.pth")
     with pytest.raises(WeightsError, match="holds more than weights"):
