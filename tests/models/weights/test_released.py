@@ -101,7 +101,7 @@ def test_a_word_head_of_its_own_is_refused(tmp_path: Path) -> None:
         read(state, tmp_path / "untied.pth")
 
 
-class EasyDict(dict):  # type: ignore[type-arg]
+class EasyDict(dict):
     """As in UMT's code: a dictionary whose entries are attributes, too."""
 
     def __init__(self, **values: Any) -> None:
