@@ -37,6 +37,8 @@ def run_pretraining(
 ) -> None:
     """Pretrains with `run.processes` processes on each of `run.nodes` nodes; see `stm.training.pretrain`.
 
+    The weights of a run with `release` are converted instead, in this process.
+
     Raises:
         ValueError: the run needs several nodes, but this is not a Slurm job.
         RuntimeError: the processes under torchrun ended with an error; their own messages precede it in the log.
@@ -61,6 +63,11 @@ def _run(
     seed: int,
     image_indexes: Sequence[Path],
 ) -> None:
+    if run.release is not None:
+        from stm.training.release import convert_release
+
+        convert_release(run, output)
+        return
     if run.world_size == 1:
         from stm.training.pretraining import pretrain
 

@@ -48,11 +48,6 @@ def _on_nodes(find: Callable[[PretrainRun | LanguageRun], Any]) -> Callable[[Job
 
 
 def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
-    if _settings(job).release is not None:
-        from stm.training.release import convert_release
-
-        convert_release(_settings(job), outputs["weights"].parent)
-        return
     from stm.training.launch import run_pretraining
 
     run_pretraining(
