@@ -39,6 +39,7 @@ from stm.config.language import (
     Language,
     LanguageRun,
     Objectives,
+    PairSettings,
     SpatioTemporal,
 )
 from stm.config.language_tasks import (
@@ -132,6 +133,7 @@ __all__ = [
     "Objectives",
     "Optimisation",
     "Pack",
+    "PairSettings",
     "PretrainRun",
     "Prices",
     "ProtocolSource",

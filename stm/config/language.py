@@ -53,7 +53,26 @@ class Language(Section):
     gradient_checkpointing: bool = field(False, "recompute the BERT's activations in the backward pass, to save memory")
 
 
-class Objectives(Section):
+class PairSettings(Section):
+    """How contrast and matching compare clips and captions. The defaults are those of one joined batch."""
+
+    contrastive_divisor: float = field(
+        1.0,
+        "the gradient that the contrast gives to embeddings is divided by it (the temperature's is not). 1: the gradient of "
+        "the joined batch. UMT's released code loses the other processes' parts, which divides it by their number: on 16 "
+        "GPUs, 16 reproduces it, whatever the number of processes here",
+        ge=1,
+    )
+    negatives_among: int | None = field(
+        None,
+        "matching samples hard negatives within groups of this many pairs, such as those of one GPU of the release; by "
+        "default among all pairs of a process",
+        "pairs",
+        ge=2,
+    )
+
+
+class Objectives(PairSettings):
     """Weights of a run's losses; 0 disables one. The papers use 1 for all."""
 
     alignment: float = field(
@@ -67,6 +86,11 @@ class Objectives(Section):
     matching: float = field(1.0, "video-text matching with hard negatives", ge=0)
     masked_language: float = field(1.0, "masked language modelling conditioned on the video", ge=0)
     mask_probability: Fraction = field(0.5, "masked language modelling: share of the caption's tokens that are masked")
+    shared_texts: bool = field(
+        False,
+        "clips with equal captions are positives of each other, in contrast and matching, and never negatives; false: only "
+        "samples of the same clip, as in UMT's pretraining. Required on benchmarks whose protocol shares texts (SSv2)",
+    )
 
     @property
     def text(self) -> bool:

@@ -6,6 +6,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from stm.config.base import Fraction, Name, field
 from stm.config.evaluation import FineTuneOptimisation, TaskSettings, VideoTask
+from stm.config.language import PairSettings
 from stm.config.training import Augmentation, Crop, Interpolation, Run, Schedule
 
 
@@ -89,7 +90,7 @@ class _LanguageTask(TaskSettings):
         }
 
 
-class VideoTextRetrieval(_LanguageTask):
+class VideoTextRetrieval(_LanguageTask, PairSettings):
     """Text-to-video and video-to-text retrieval by the dual encoder, re-ranked by the matching head (UMT's protocol)."""
 
     benchmark_task = "retrieval"
@@ -100,7 +101,10 @@ class VideoTextRetrieval(_LanguageTask):
 
 
 class QuestionAnswering(_LanguageTask):
-    """Open-ended questions: a decoder on top of the fusion layers ranks all answers of the training split (UMT)."""
+    """Open-ended questions: a decoder on top of the fusion layers ranks the answers of a list (UMT).
+
+    The list is the benchmark's own (`answers` of its file in config/datasets); elsewhere, all answers of the training split.
+    """
 
     benchmark_task = "question_answering"
     task: Literal["question_answering"]
@@ -113,7 +117,9 @@ class QuestionAnswering(_LanguageTask):
     ranking: Literal["sum", "albef"] = field(
         "sum", "`sum`: log-probability of the whole answer; `albef` counts its first token twice, as ALBEF and UMT do"
     )
-    answers: int | None = field(None, "candidate answers: the most frequent ones in training; by default all", ge=1)
+    answers: int | None = field(
+        None, "without a list of the benchmark's own: only the most frequent answers in training; by default all", ge=1
+    )
 
     @property
     def splits(self) -> dict[str, str]:
@@ -124,8 +130,8 @@ class QuestionAnswering(_LanguageTask):
         return {**super().protocol_settings(run), "max_answer_tokens": self.max_answer_tokens}
 
 
-class MultipleChoice(_LanguageTask):
-    """Multiple-choice questions, scored by match probability and cosine similarity (UMT: weights 0.7 and 0.3)."""
+class MultipleChoice(_LanguageTask, PairSettings):
+    """Multiple-choice questions, scored by the probabilities of matching head and contrast (UMT: weights 0.7 and 0.3)."""
 
     benchmark_task = "multiple_choice"
     task: Literal["multiple_choice"]
@@ -134,7 +140,9 @@ class MultipleChoice(_LanguageTask):
         None, "fine-tuning on the training split's captions; none: zero-shot"
     )
     matching_weight: Fraction = field(
-        0.7, "weight of the matching head's probability; the contrast has the remaining weight"
+        0.7,
+        "weight of the matching head's probability; the contrast's softmax over the options, of cosine / temperature, has "
+        "the remaining weight",
     )
 
 

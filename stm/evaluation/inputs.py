@@ -21,6 +21,8 @@ class EvaluationInputs:
         shared_texts: if True, a caption shared by several clips is one query, and each of these clips is correct
             (SSv2); if False, a caption belongs only to its own clip. Defined by the benchmark's protocol; see
             `stm.datasets.video_text.tasks.has_shared_texts`.
+        answers: the benchmark's own list of answers, among which questions are answered; empty: those of the training
+            split (see `stm.datasets.video_text.tasks.candidate_answers`).
         text: the text encoder of the run's captions, for tasks that encode their own texts.
         device: None selects CUDA if available.
     """
@@ -32,5 +34,6 @@ class EvaluationInputs:
     train: Sequence[Path] = ()
     validation: Sequence[Path] = ()
     shared_texts: bool = False
+    answers: tuple[str, ...] = ()
     text: Text | None = None
     device: str | None = None

@@ -1,21 +1,35 @@
 """The evaluate stage: one evaluation of one run's weights."""
 
 from pathlib import Path
+from typing import Any
 
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
 
 
 def _splits(job: Job) -> Files:
-    """The run's weights, and the packed shards of its dataset or of the dataset named by the evaluation."""
+    """The run's weights, the packed shards of its dataset or of the dataset named by the evaluation, and the benchmark's
+    list of answers, if it has one."""
+    from stm.datasets.video_text.tasks import answers_file
+
     task = job.study.evaluate[job.task]
     data = job.on(task.dataset)
     splits = {use: data.packed(split) for use, split in task.splits.items()}
-    return {**splits, "weights": job.layout.weights(job.run), "files": [Path(file) for file in task.user_files]}
+    answers = answers_file(job.study, job.run, job.task)
+    files = [Path(file) for file in task.user_files]
+    given = {**splits, "weights": job.layout.weights(job.run), "files": files}
+    return given | ({} if answers is None else {"answers": answers})
+
+
+def _protocol(job: Job) -> dict[str, Any]:
+    """What the benchmark's protocol says and the config does not; empty where it says nothing."""
+    from stm.datasets.video_text.tasks import has_shared_texts
+
+    return {"shared_texts": True} if has_shared_texts(job.study, job.run, job.task) else {}
 
 
 def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
-    from stm.datasets.video_text.tasks import check_tasks, has_shared_texts
+    from stm.datasets.video_text.tasks import candidate_answers, check_tasks, has_shared_texts
     from stm.evaluation import EvaluationInputs, evaluate
 
     check_tasks(job.study)
@@ -28,6 +42,7 @@ def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
         output=outputs["metrics"].parent,
         seed=job.study.seed if run.seed is None else run.seed,
         shared_texts=has_shared_texts(job.study, job.run, job.task),
+        answers=candidate_answers(job.study, job.run, job.task),
         text=job.config.text,
     )
     evaluate(job.study.evaluate[job.task], run, given)
@@ -42,6 +57,7 @@ EVALUATE = Stage(
     models=lambda job: {"text_model": [job.config.text.model] if job.study.evaluate[job.task].encodes_text else []},
     outputs=lambda job: {"metrics": job.layout.metrics(job.run, job.task)},
     settings=("runs.{run}", "evaluate.{task}", "seed"),
+    facts=_protocol,
     resources={"mem_mb": 32000, "runtime": 1440, "gpu": 1},
     threads=lambda job, cores: max(1, cores // max(1, len(job.study.evaluations()))),
     receipt="metrics",

@@ -1,40 +1,52 @@
 """Fine-tuning for evaluations with text: contrast and matching of pairs, and decoders for answers or captions."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 import stm
-from stm.config import LanguageOptimisation, LanguageRun, LanguageTask, Objectives
+from stm.config import LanguageOptimisation, LanguageRun, LanguageTask, Objectives, PairSettings
 from stm.data.dataset import ClipDataset
 from stm.data.loader import Batch
 from stm.distributed.process import Process
 from stm.evaluation.inputs import EvaluationInputs
-from stm.methods.video_language import EncodedText, compare_pairs
+from stm.methods.video_language import EncodedText, compare_pairs, sample_ids
 from stm.models.text.decoder import TextDecoder
+from stm.models.text.tokenizer import Tokenizer
 from stm.models.video_language import VideoLanguageModel
+from stm.objectives.positives import hash_captions
 from stm.storage.files import sha256_file
 from stm.training.batches import count_steps, feed, hash_shards
 from stm.training.loop import TrainingPlan
-
-_PAIRS = Objectives(alignment=0, relevance=0, masked_language=0)  # UMT fine-tunes without alignment and masked words
 
 
 class PairTuning(nn.Module):
     """Contrast and matching of unmasked clips with captions (UMT's fine-tuning for retrieval)."""
 
-    def __init__(self, model: VideoLanguageModel) -> None:
+    def __init__(
+        self, model: VideoLanguageModel, settings: PairSettings | None = None, shared_texts: bool = False
+    ) -> None:
+        """
+        Args:
+            settings: how pairs are compared; None: the defaults.
+            shared_texts: if True, clips with equal captions are positives of each other; see `EvaluationInputs`.
+        """
         super().__init__()
         self.model = model
+        chosen = (settings or PairSettings()).model_dump(include=set(PairSettings.model_fields))
+        # UMT fine-tunes without alignment and masked words.
+        self.objectives = Objectives(alignment=0, relevance=0, masked_language=0, shared_texts=shared_texts, **chosen)
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Losses of a batch with "video" uint8 [B, T, 3, S, S], "tokens" int64 [B, X], "clip" int64 [B]."""
+        """Losses of a batch with "video" uint8 [B, T, 3, S, S], "tokens" int64 [B, X] and the ids of `sample_ids`."""
         model, video = self.model, batch["video"]
         features = model.encoder(video)
         text = EncodedText(batch["tokens"], model.encode_text(batch["tokens"]))
         clips = model.embed_frames(features, video.shape[1])
-        losses = compare_pairs(model, clips, features, text, batch["clip"], _PAIRS)
+        ids = sample_ids(batch, self.objectives.shared_texts)
+        losses = compare_pairs(model, clips, features, text, ids, self.objectives)
         return {"loss": losses["contrastive"] + losses["matching"], **losses}
 
 
@@ -105,6 +117,7 @@ def make_tuning(
         "data": hash_shards(inputs.train),
         "seed": inputs.seed,
         "stm": stm.__version__,
+        **_benchmark_facts(inputs),
     }
     plan = TrainingPlan(
         name=f"{name} {inputs.output.parent.name}",
@@ -118,6 +131,21 @@ def make_tuning(
         checkpoints_kept=run.checkpoints_kept,
     )
     return plan, feed(train, settings, process, inputs.seed, run.workers)
+
+
+def _benchmark_facts(inputs: EvaluationInputs) -> dict[str, Any]:
+    """What the tuned weights, or their choice, depend on beside the config: present only where the benchmark sets it."""
+    answers = hashlib.sha256("\n".join(inputs.answers).encode()).hexdigest()
+    facts = {"shared_texts": inputs.shared_texts, "answers": answers if inputs.answers else None}
+    return {name: value for name, value in facts.items() if value}
+
+
+def encode_pairs(tokenizer: Tokenizer, length: int) -> Callable[[Batch], dict[str, Tensor]]:
+    """What `with_texts` adds for `PairTuning`: the captions' "tokens", int64 [B, length], and "caption_hash", int64 [B]."""
+    return lambda batch: {
+        "tokens": tokenizer.encode(batch["caption"], length),
+        "caption_hash": hash_captions(batch["caption"]),
+    }
 
 
 def with_texts(

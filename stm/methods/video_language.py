@@ -25,6 +25,7 @@ from stm.models.weights import zoo
 from stm.objectives.contrast import contrast_ids
 from stm.objectives.masked_language import mask_words, masked_language_loss
 from stm.objectives.matching import matching_loss, sample_negatives
+from stm.objectives.positives import hash_captions
 
 
 class MediaMasks:
@@ -75,7 +76,7 @@ class BranchOutput(NamedTuple):
 
 
 def compare_pairs(
-    model: VideoLanguageModel, video: Tensor, tokens: Tensor, text: EncodedText, clips: Tensor, objectives: Objectives
+    model: VideoLanguageModel, video: Tensor, tokens: Tensor, text: EncodedText, ids: Tensor, objectives: Objectives
 ) -> dict[str, Tensor]:
     """The contrastive and matching losses of a batch, also used in fine-tuning; a loss with weight 0 is skipped.
 
@@ -84,8 +85,8 @@ def compare_pairs(
             `embed_frames`).
         tokens: the student's features that the text is compared with, [B, K, W].
         text: the encoded captions; row i belongs to clip i.
-        clips: int64 [B], clip indices; rows with the same index are positives of each other.
-        objectives: the weights of the losses.
+        ids: int64 [B] or [B, I], see `sample_ids`; rows with an id in common are positives of each other.
+        objectives: the weights of the losses and the settings of pairs.
 
     Returns:
         "contrastive" and "matching", unweighted scalars.
@@ -95,18 +96,32 @@ def compare_pairs(
     losses: dict[str, Tensor] = {}
     captions = model.embed_text(text.states)
     if objectives.contrastive:
-        losses["contrastive"] = contrast_ids(video, captions, clips, model.temperature)
+        losses["contrastive"] = contrast_ids(video, captions, ids, model.temperature, objectives.contrastive_divisor)
     if objectives.matching:
         with torch.no_grad():
             similarity = video @ captions.T
-            wrong_text = sample_negatives(similarity, clips, model.temperature)
-            wrong_video = sample_negatives(similarity.T, clips, model.temperature)
+            among = objectives.negatives_among
+            wrong_text = sample_negatives(similarity, ids, model.temperature, among=among)
+            wrong_video = sample_negatives(similarity.T, ids, model.temperature, among=among)
         # UMT's order: the true pairs, each caption with a wrong clip, each clip with a wrong caption. All three share
         # one pass through the fusion layers.
         states = torch.cat([text.states, text.states, text.states[wrong_text]])
         ids = torch.cat([text.tokens, text.tokens, text.tokens[wrong_text]])
         losses["matching"] = matching_loss(model.match(states, ids, torch.cat([tokens, tokens[wrong_video], tokens])))
     return losses
+
+
+def sample_ids(batch: Mapping[str, Any], shared_texts: bool) -> Tensor:
+    """The ids by which the rows of a batch are positives of each other, for `compare_pairs`.
+
+    Args:
+        batch: "clip" int64 [B], clip indices; with `shared_texts` also "caption_hash" int64 [B], see `hash_captions`.
+        shared_texts: whether clips with equal captions share them.
+
+    Returns:
+        int64 [B]; with `shared_texts` [B, 2].
+    """
+    return torch.stack([batch["clip"], batch["caption_hash"]], dim=1) if shared_texts else batch["clip"]
 
 
 class Branch(Protocol):
@@ -163,8 +178,11 @@ class VideoLanguage(Method):
             accept(text_model)
 
     def prepare(self, batch: Batch) -> Batch:
-        """Adds the tokenized captions as "tokens", int64 [B, X], if the model has text."""
-        return {**batch, "tokens": self.encode_captions(batch["caption"])} if self.text else batch
+        """Adds the captions' "tokens", int64 [B, X], and "caption_hash", int64 [B], if the model has text."""
+        if not self.text:
+            return batch
+        captions = batch["caption"]
+        return {**batch, "tokens": self.encode_captions(captions), "caption_hash": hash_captions(captions)}
 
     def parts(self) -> dict[str, Part]:
         """The branch (mask predictor, decoders) for the report, and the text layers and heads for evaluation."""
@@ -178,7 +196,8 @@ class VideoLanguage(Method):
 
         Args:
             batch: "video" uint8 [B, T, 3, S, S] (images: T = 1) and "guides" with "noise" float32 [B, T, N]; with text
-                also "tokens" int64 [B, X] and "clip" int64 [B]; rows with the same index are the same sample.
+                also "tokens" int64 [B, X], "clip" int64 [B] (rows with the same index are of the same clip) and, if
+                clips share captions, "caption_hash" int64 [B].
 
         Returns:
             Float32 scalars: "loss", the weighted sum of the run's losses; each loss by name; and values that are only
@@ -190,7 +209,7 @@ class VideoLanguage(Method):
         output = self.branch(self.model.encoder, batch, teacher_output, text)
         losses = dict(output.losses)
         if text is not None:
-            losses |= self.compare(output.tokens, text, batch["clip"])
+            losses |= self.compare(output.tokens, text, sample_ids(batch, self.objectives.shared_texts))
         weights = {name: getattr(self.objectives, name) for name in losses}
         total = sum(
             (weights[name] * value.float() for name, value in losses.items()),
@@ -214,14 +233,14 @@ class VideoLanguage(Method):
         """Encodes captions, int64 [B, X], with the text layers."""
         return EncodedText(tokens, self._model.encode_text(tokens))
 
-    def compare(self, tokens: Tensor, text: EncodedText, clips: Tensor) -> dict[str, Tensor]:
+    def compare(self, tokens: Tensor, text: EncodedText, ids: Tensor) -> dict[str, Tensor]:
         """The losses of the text objectives with a nonzero weight.
 
         Args:
             tokens: the student's features that the text is compared with, [B, K, W].
-            clips: int64 [B], clip indices; rows with the same index are positives of each other.
+            ids: int64 [B] or [B, I], see `sample_ids`.
         """
-        losses = compare_pairs(self._model, self._model.embed_video(tokens), tokens, text, clips, self.objectives)
+        losses = compare_pairs(self._model, self._model.embed_video(tokens), tokens, text, ids, self.objectives)
         if self.objectives.masked_language:
             losses["masked_language"] = self._predict_masked_words(tokens, text.tokens)
         return losses

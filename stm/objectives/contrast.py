@@ -1,7 +1,7 @@
 """Video-text contrastive losses: InfoNCE over the clips and captions of all processes.
 
 `match_pairs` is TGM's loss (section 3.4): row i of one side belongs to row i of the other. `contrast_ids` is UMT's (VTC):
-all rows of the same sample are positives for one another.
+all rows with an id in common (of a clip, or of a caption that clips share) are positives for one another.
 
 In TGM's loss, two clips with the same caption are negatives for each other, as in the paper. The effect is small: identical
 texts have equal logits, so each of m copies gets at most 1/m of the probability, the loss is bounded below by log(m), and
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from stm.distributed.gather import count_processes, gather, own_rank
+from stm.objectives.positives import find_positives
 
 
 class Match(NamedTuple):
@@ -75,18 +76,24 @@ def _logits(rows: Tensor, columns: Tensor, temperature: float | Tensor, absent: 
     return logits.masked_fill(absent, torch.finfo(logits.dtype).min)
 
 
-def contrast_ids(video: Tensor, text: Tensor, ids: Tensor, temperature: float | Tensor) -> Tensor:
-    """Symmetric contrastive loss in which all rows of the same sample are positives (UMT's VTC).
+def contrast_ids(video: Tensor, text: Tensor, ids: Tensor, temperature: float | Tensor, divisor: float = 1.0) -> Tensor:
+    """Symmetric contrastive loss in which all rows with an id in common are positives (UMT's VTC).
 
     A row's target is distributed equally over its positives. Without repeated ids, this equals the loss of `match_pairs`.
     The negatives of all processes are gathered; each process compares its own rows with all columns, and gradients are
     returned to the process they came from.
 
+    UMT's released code computes the joined loss in each of W processes and returns to each only its own rows' gradient,
+    without the other processes' parts. DDP then averages, so that all weights below the embeddings get 1 / W of the joined
+    batch's gradient, and the temperature, which is not gathered, all of it. `divisor` W has the same gradient with any
+    number of processes.
+
     Args:
         video: unit vectors [B, E]; B is the same on all processes.
         text: unit vectors [B, E]; row i belongs to row i of `video`.
-        ids: int64 [B], sample ids, shared by a sample's views and captions.
+        ids: int64 [B] or [B, I], sample ids, see `find_positives`.
         temperature: positive; may be a learned scalar tensor.
+        divisor: the gradient of `video` and `text` is divided by it; the value of the loss is the same.
 
     Returns:
         Scalar, float32 or wider even under autocast: the mean of the clip-to-caption and caption-to-clip cross entropies.
@@ -95,15 +102,21 @@ def contrast_ids(video: Tensor, text: Tensor, ids: Tensor, temperature: float | 
     Raises:
         ValueError: the shapes differ.
     """
-    if video.shape != text.shape or video.dim() != 2 or ids.shape != video.shape[:1]:
+    if video.shape != text.shape or video.dim() != 2 or ids.shape[:1] != video.shape[:1] or ids.dim() > 2:
         shapes = [tuple(x.shape) for x in (video, text, ids)]
-        raise ValueError(f"video {shapes[0]} and text {shapes[1]} must both be [B, E], and ids {shapes[2]} be [B]")
+        raise ValueError(
+            f"video {shapes[0]} and text {shapes[1]} must both be [B, E], and ids {shapes[2]} be [B] or [B, I]"
+        )
     with torch.autocast(video.device.type, enabled=False):
         dtype = torch.promote_types(video.dtype, torch.float32)
-        video, text = video.to(dtype), text.to(dtype)
-        all_video, all_text = gather(torch.cat([video, text], dim=1)).chunk(2, dim=1)
+        pairs = torch.cat([video, text], dim=1).to(dtype)
+        if divisor != 1:
+            # The difference is 0, so that the value is exactly the same.
+            pairs = pairs.detach() + (pairs - pairs.detach()) / divisor
+        video, text = pairs.chunk(2, dim=1)
+        all_video, all_text = gather(pairs).chunk(2, dim=1)
         # In a separate collective, because float32 cannot represent all ids above 2^24.
-        positive = (ids[:, None] == gather(ids)).to(dtype)  # [B, all]
+        positive = find_positives(ids, gather(ids)).to(dtype)  # [B, all]
         target = positive / positive.sum(dim=1, keepdim=True)
         to_text = cross_entropy(video @ all_text.T / temperature, target)
         to_video = cross_entropy(text @ all_video.T / temperature, target)

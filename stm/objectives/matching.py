@@ -8,14 +8,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from stm.objectives.positives import find_positives
+
 _FLOOR = 1e-4  # added to each negative's softmax weight
 
 
 @torch.no_grad()
 def sample_negatives(
-    similarity: Tensor, ids: Tensor, temperature: float | Tensor = 1.0, noise: Tensor | None = None
+    similarity: Tensor,
+    ids: Tensor,
+    temperature: float | Tensor = 1.0,
+    noise: Tensor | None = None,
+    among: int | None = None,
 ) -> Tensor:
-    """Sample a hard negative per row: a column of a different sample, with more similar ones more likely (UMT's VTM).
+    """Sample a hard negative per row: a column without a common id, with more similar ones more likely (UMT's VTM).
 
     The probability is proportional to softmax(similarity / temperature) + 1e-4. UMT adds the 1e-4 inside the softmax, where
     it has no effect; outside, rows whose negatives all round to 0 can still be sampled [INF]. The noise is converted to an
@@ -25,21 +31,29 @@ def sample_negatives(
     Args:
         similarity: float [B, B], clips (rows) by captions to sample a wrong caption per clip, or the transpose to sample a
             wrong clip per caption. Rows with NaN or infinity sample uniformly from their negatives.
-        ids: int64 [B], sample ids; columns with the row's own id are never sampled.
+        ids: int64 [B] or [B, I], sample ids, see `find_positives`; positives are never sampled.
         temperature: 1 if the similarity is already divided by it.
         noise: uniform in [0, 1), [B, B]; None: from torch's global generator.
+        among: rows are taken in groups of this size, in order, and negatives sampled within a group, as if each group were
+            the batch of one process; None: one group. A row whose group has no negative gets one of another group.
 
     Returns:
         Column indices, int64 [B]. A row without negatives gets a different column of its own sample, or itself if there is
         none: its label will be wrong, but sampling does not fail, unlike in UMT's code.
     """
     dtype = torch.promote_types(similarity.dtype, torch.float32)
-    positive = ids[:, None] == ids
-    weight = (similarity.to(dtype) / temperature).softmax(dim=1) + _FLOOR
+    similarity, excluded = similarity.to(dtype), find_positives(ids, ids)
+    if among is not None:
+        groups = torch.arange(len(ids), device=ids.device) // among
+        outside = groups[:, None] != groups
+        similarity = similarity.masked_fill(outside, -torch.inf)
+        alone = (excluded | outside).all(dim=1, keepdim=True)
+        excluded = torch.where(alone, excluded, excluded | outside)
+    weight = (similarity / temperature).softmax(dim=1) + _FLOOR
     # Any constant works: a row of NaN has it in all columns, which makes the choice uniform.
-    weight = weight.nan_to_num(nan=1e-2).masked_fill(positive, 0)
+    weight = weight.nan_to_num(nan=1e-2).masked_fill(excluded, 0)
     others = ~torch.eye(len(ids), dtype=torch.bool, device=ids.device)
-    weight = torch.where(positive.all(dim=1, keepdim=True), others.to(dtype), weight)
+    weight = torch.where(excluded.all(dim=1, keepdim=True), others.to(dtype), weight)
     noise = torch.rand_like(weight) if noise is None else noise.to(dtype)
     keys = torch.log(-torch.log1p(-noise)) - torch.log(weight)  # logarithms of exponential variates with rate `weight`
     return torch.where(weight > 0, keys, torch.inf).argmin(dim=1)

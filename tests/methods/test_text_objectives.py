@@ -8,9 +8,11 @@ from language_runs import make_batch, make_run, make_small_bert
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from stm.evaluation.tuning import PairTuning, encode_pairs
 from stm.methods import build_method
 from stm.methods.video_language import VideoLanguage, compare_pairs
 from stm.objectives.masked_language import mask_words
+from stm.objectives.matching import sample_negatives
 
 IGNORED = -100
 WRONG_TEXT = torch.tensor([2, 3, 1, 0])  # of each clip
@@ -24,7 +26,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_small_bert(tmp_path_factory.mktemp("bert"))
 
 
-def build(bert: str, **objectives: float) -> VideoLanguage:
+def build(bert: str, **objectives: Any) -> VideoLanguage:
     torch.manual_seed(0)
     weights = {"alignment": 0.0, "contrastive": 0.0, "matching": 0.0, "masked_language": 0.0, **objectives}
     method = build_method(make_run("umt", bert, objectives=weights), 96)
@@ -44,7 +46,7 @@ def draw(method: VideoLanguage) -> tuple[Tensor, Tensor]:
 def test_matching_asks_about_the_pairs_each_caption_with_a_wrong_clip_and_each_clip_with_a_wrong_caption(
     bert: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method = build(bert, matching=1.0).eval()  # without dropout
+    method = build(bert, matching=1.0, negatives_among=2).eval()  # without dropout
     model: Any = method.model
     tokens, features = draw(method)
     video = model.embed_video(features)
@@ -52,8 +54,8 @@ def test_matching_asks_about_the_pairs_each_caption_with_a_wrong_clip_and_each_c
     clips = torch.tensor([4, 5, 6, 7])
     temperatures = []
 
-    def sample_negatives(scores: Tensor, ids: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
-        assert torch.equal(ids, clips)
+    def sample_negatives(scores: Tensor, ids: Tensor, temperature: float | Tensor, among: int | None) -> Tensor:
+        assert torch.equal(ids, clips) and among == 2
         temperatures.append(float(temperature))
         if torch.allclose(scores, similarity):
             return WRONG_TEXT
@@ -73,6 +75,48 @@ def test_matching_asks_about_the_pairs_each_caption_with_a_wrong_clip_and_each_c
     assert len({round(one.item(), 4) for one in losses}) == len(pairs)  # no pair can stand for another
     torch.testing.assert_close(loss, torch.stack(losses).mean())
     assert temperatures == pytest.approx([0.07, 0.07])  # `language.temperature`, at the start of training
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_clips_with_the_same_caption_are_no_negatives_where_texts_are_shared(
+    shared: bool, bert: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In pretraining and in fine-tuning. The loss of the contrast is the same either way, as equal texts have equal logits."""
+    method = build(bert, contrastive=1.0, matching=1.0, shared_texts=shared)
+    batch: dict[str, Any] = make_batch()
+    batch["caption"] = ["a red star", "a blue star", "a red star", "a red star"]
+    drawn: list[tuple[int, int]] = []
+    sample = sample_negatives
+
+    def note(*arguments: Any, **options: Any) -> Tensor:
+        columns = sample(*arguments, **options)
+        drawn.extend(enumerate(columns.tolist()))
+        return columns
+
+    monkeypatch.setattr("stm.methods.video_language.sample_negatives", note)
+    tuning = PairTuning(method.model, None, shared).train()  # type: ignore[arg-type]
+    encoded = encode_pairs(method.model.language.tokenizer, 8)  # type: ignore[union-attr]
+    for step, made in ((method, method.prepare(batch)), (tuning, {**batch, **encoded(batch)})):
+        drawn.clear()
+        with torch.no_grad():
+            for _ in range(10):
+                step(made)
+        assert len(drawn) == 80
+        assert any(batch["caption"][row] == batch["caption"][column] for row, column in drawn) != shared
+        assert all(row != column for row, column in drawn)
+
+
+def test_the_contrast_s_divisor_divides_what_the_encoders_get_but_not_the_temperature_s_gradient(bert: str) -> None:
+    found = []
+    for divisor in (1, 8):
+        method = build(bert, contrastive=1.0, contrastive_divisor=divisor).eval()
+        model: Any = method.model
+        method({**make_batch(), "tokens": draw(method)[0]})["loss"].backward()
+        found.append([model.video_projection.weight.grad, model.text_projection.weight.grad, model.temperature.grad])
+    (video, text, temperature), (less_video, less_text, same) = found
+    torch.testing.assert_close(less_video, video / 8)
+    torch.testing.assert_close(less_text, text / 8)
+    torch.testing.assert_close(same, temperature)
 
 
 def test_hidden_words_are_predicted_from_what_is_left_of_the_caption_and_the_clip(bert: str) -> None:

@@ -61,6 +61,54 @@ def work(rank: int, meeting: str) -> dict[str, Values]:
     return found
 
 
+def measure_weights(rank: int, divisor: int | None) -> Values:
+    """Gradients, averaged over the processes, of a layer below the embeddings and of the temperature.
+
+    Args:
+        divisor: of `contrast_ids`; None: UMT's released code instead, from its description: all rows are gathered, the
+            whole loss is computed in every process, and in the backward pass each keeps its own rows' part of the gradient.
+    """
+    inputs = torch.cat(draw(rank)[:2])
+    generator = torch.Generator().manual_seed(5)
+    layer = torch.randn(WIDTH, WIDTH, generator=generator, dtype=torch.float64).requires_grad_()
+    temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    ids = torch.tensor(IDS["shared"][rank])
+    video, text = normalize(inputs @ layer, dim=1).chunk(2)
+    if divisor is None:
+        loss = release_contrast(rank, video, text, ids, temperature)
+    else:
+        loss = contrast_ids(video, text, ids, temperature, divisor)
+    loss.backward()
+    found = {"loss": loss.detach(), "layer": layer.grad, "temperature": temperature.grad}
+    for value in found.values():
+        assert value is not None
+        torch.distributed.all_reduce(value)
+    return {name: (value / 2).numpy() for name, value in found.items() if value is not None}
+
+
+def release_contrast(rank: int, video: Tensor, text: Tensor, ids: Tensor, temperature: Tensor) -> Tensor:
+    def join(own: Tensor) -> Tensor:
+        parts = [torch.empty_like(own) for _ in range(2)]
+        torch.distributed.all_gather(parts, own.detach())
+        return torch.cat([own if number == rank else part for number, part in enumerate(parts)])
+
+    scores, everyone = join(video) @ join(text).T / temperature, join(ids)
+    target = (everyone[:, None] == everyone).double()
+    target = target / target.sum(dim=1, keepdim=True)
+    return -sum((target * one.log_softmax(dim=1)).sum(dim=1).mean() for one in (scores, scores.T)) / 2
+
+
+def work_on_weights(rank: int, meeting: str) -> dict[str, Values]:
+    """The averaged gradients of one process: the release's, and ours as released and joined."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    found = {
+        name: measure_weights(rank, divisor) for name, divisor in (("release", None), ("divided", 2), ("joined", 1))
+    }
+    torch.distributed.destroy_process_group()
+    return found
+
+
 def run_joined(function: Callable[[int, str], dict[str, Values]], folder: Path) -> list[dict[str, Values]]:
     """What `function` returns in each of two processes, which meet in `folder`."""
     meeting = (folder / "meeting").as_uri()

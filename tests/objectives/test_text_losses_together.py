@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from drawn import CLS, MASK, PAD, WORDS, draw_captions, draw_pairs, rand
-from joined_texts import HIDDEN, IDS, draw, draw_targets, measure, run_joined, work
+from joined_texts import HIDDEN, IDS, draw, draw_targets, measure, run_joined, work, work_on_weights
 from torch import Tensor
 
 from stm.objectives.contrast import contrast_ids
@@ -27,6 +27,18 @@ def test_two_processes_learn_what_one_learns_from_the_joined_batch(tmp_path: Pat
             rows = expected.ndim > 0  # DDP divides what flows on into the weights by the number of processes
             found = np.concatenate(parts) / 2 if rows else np.mean(parts)
             np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15, err_msg=f"{case} {name}")
+
+
+@pytest.mark.slow
+def test_the_contrast_s_gradient_is_that_of_the_joined_batch_or_as_released(tmp_path: Path) -> None:
+    """The release's gradient of all weights is half of the joined one with two processes; the temperature's is whole."""
+    for found in run_joined(work_on_weights, tmp_path):
+        release, divided, joined = found["release"], found["divided"], found["joined"]
+        for name in ("loss", "layer", "temperature"):
+            np.testing.assert_allclose(divided[name], release[name], rtol=1e-12, atol=1e-15, err_msg=name)
+        np.testing.assert_allclose(joined["layer"], 2 * release["layer"], rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(joined["temperature"], release["temperature"], rtol=1e-12)
+        assert np.abs(release["layer"]).max() > 1e-3
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ __all__ = [
     "Protocol",
     "check_language",
     "clean_text",
+    "find_answers",
     "has_images",
     "is_corpus",
     "official_counts",
@@ -86,6 +87,17 @@ def read_answers(dataset: LanguageDataset) -> tuple[str, ...]:
         raise DatasetError(f"{dataset.source} is a corpus; it has no list of answers")
     protocol = read_protocol(dataset.source)
     return benchmarks.read_answers(protocol, Annotations(Path(dataset.annotations), protocol.title, _SUBFOLDERS))
+
+
+def find_answers(dataset: LanguageDataset) -> Path | None:
+    """The file that `read_answers` reads; None if the benchmark has none, or if it is not there (yet)."""
+    protocol = None if dataset.source in CORPORA else read_protocol(dataset.source)
+    if protocol is None or protocol.answers is None:
+        return None
+    try:
+        return Annotations(Path(dataset.annotations), protocol.title, _SUBFOLDERS).find(protocol.answers)
+    except DatasetError:
+        return None
 
 
 def read_language(dataset: LanguageDataset) -> DatasetCopy:

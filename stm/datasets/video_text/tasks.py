@@ -5,22 +5,24 @@ that deviates from the protocol is therefore rejected before anything runs.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from stm.config import Config, EvaluationTask, LanguageDataset, Run
+from stm.config import Config, EvaluationTask, LanguageDataset, LanguageRun, Run
 from stm.datasets.folder import DatasetError
+from stm.datasets.video_text import find_answers, read_answers
 from stm.datasets.video_text.protocol import InputSizes, Protocol, protocol_names, read_protocol
 
 
 def check_tasks(config: Config) -> None:
-    """Checks every evaluation with text on a benchmark that has a protocol.
+    """Checks every evaluation with text, and every pretraining, on a benchmark that has a protocol.
 
     Raises:
         DatasetError: one line per key that deviates from the protocol, with the required value.
     """
-    wrong = list(dict.fromkeys(_differences(config)))
+    wrong = list(dict.fromkeys([*_differences(config), *_unshared_texts(config)]))
     if wrong:
         raise DatasetError(
-            "evaluations that do not follow their benchmark's protocol:\n" + "\n".join(f"  {w}" for w in wrong)
+            "settings that do not follow their benchmark's protocol:\n" + "\n".join(f"  {w}" for w in wrong)
         )
 
 
@@ -36,10 +38,49 @@ def has_shared_texts(config: Config, run: str, task: str) -> bool:
     Raises:
         DatasetError: the protocol cannot be read.
     """
-    dataset = config.of(config.dataset_of(run, task)).dataset
-    if not isinstance(dataset, LanguageDataset) or dataset.source not in protocol_names():
-        return False
-    return read_protocol(dataset.source).several_videos_per_text
+    benchmark = _benchmark(config, config.dataset_of(run, task))
+    return benchmark is not None and read_protocol(benchmark.source).several_videos_per_text
+
+
+def candidate_answers(config: Config, run: str, task: str) -> tuple[str, ...]:
+    """The answers among which a benchmark's questions are answered; empty if it has no such list.
+
+    Raises:
+        DatasetError: the benchmark's file is missing or is not a list of answers.
+    """
+    benchmark = _questions(config, run, task)
+    return () if benchmark is None else read_answers(benchmark)
+
+
+def answers_file(config: Config, run: str, task: str) -> Path | None:
+    """The file with the `candidate_answers`; None if there is none, or none yet."""
+    benchmark = _questions(config, run, task)
+    return None if benchmark is None else find_answers(benchmark)
+
+
+def _questions(config: Config, run: str, task: str) -> LanguageDataset | None:
+    asks = config.evaluate[task].benchmark_task == "question_answering"
+    benchmark = _benchmark(config, config.dataset_of(run, task)) if asks else None
+    return benchmark if benchmark is not None and read_protocol(benchmark.source).answers else None
+
+
+def _benchmark(config: Config, name: str) -> LanguageDataset | None:
+    """A dataset of the config, if it is a benchmark with a protocol: folders of videos and web corpora have none."""
+    dataset = config.of(name).dataset
+    known = isinstance(dataset, LanguageDataset) and dataset.source in protocol_names()
+    return dataset if known and isinstance(dataset, LanguageDataset) else None
+
+
+def _unshared_texts(config: Config) -> Iterator[str]:
+    """Pretraining runs that would take clips with the same caption as negatives on a benchmark that shares captions."""
+    for name, run in config.pretrain.items():
+        if not isinstance(run, LanguageRun) or not run.has_text or run.objectives.shared_texts:
+            continue
+        for source, _ in run.video_sources:
+            benchmark = _benchmark(config, source or config.dataset_of(name))
+            if benchmark is not None and read_protocol(benchmark.source).several_videos_per_text:
+                title = read_protocol(benchmark.source).title
+                yield f"pretrain.{name}.objectives.shared_texts is false, and clips of {title} share captions: set it"
 
 
 def _differences(config: Config) -> Iterator[str]:
@@ -47,11 +88,10 @@ def _differences(config: Config) -> Iterator[str]:
         if task.benchmark_task is None:
             continue
         for run in config.runs_of(name):
-            dataset = config.of(config.dataset_of(run, name)).dataset
-            # Folders of videos and web corpora have no protocol.
-            if not isinstance(dataset, LanguageDataset) or dataset.source not in protocol_names():
+            benchmark = _benchmark(config, config.dataset_of(run, name))
+            if benchmark is None:
                 continue
-            protocol, where = read_protocol(dataset.source), f"evaluate.{name}"
+            protocol, where = read_protocol(benchmark.source), f"evaluate.{name}"
             if task.benchmark_task != protocol.task:
                 yield f"{where}.task is {task.task}, and {protocol.title} is a benchmark of {protocol.task}"
                 continue

@@ -1,4 +1,4 @@
-"""Multiple choice: selects the text that belongs to the clip, by matching and cosine similarity (UMT, MSRVTT-MC)."""
+"""Multiple choice: selects the text that belongs to the clip, by matching and contrast (UMT, MSRVTT-MC)."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from stm.evaluation.inputs import EvaluationInputs
 from stm.evaluation.language_clips import CaptionPairs, encode_clips, load_model, open_clips
 from stm.evaluation.metrics import top_accuracy, wilson_interval
 from stm.evaluation.results import make_evaluation_receipt, write_metrics
-from stm.evaluation.tuning import PairTuning, make_tuning, text_length, with_texts
+from stm.evaluation.tuning import PairTuning, encode_pairs, make_tuning, text_length, with_texts
 from stm.models.video_language import VideoLanguageModel
 from stm.storage.tables import write_table
 
@@ -38,9 +38,8 @@ def choose(task: MultipleChoice, run: LanguageRun, inputs: EvaluationInputs) -> 
     scorer = _Scorer(model, task, run, process.device)
     if task.trains:
         train = open_clips(task, run, inputs.train, inputs.seed, True, task.source, CaptionPairs)
-        length = text_length(task, run)
         plan, batches = make_tuning("multiple choice", task, run, inputs, train, process)
-        batches = with_texts(batches, lambda b: {"tokens": model.language.tokenizer.encode(b["caption"], length)})
+        batches = with_texts(batches, encode_pairs(model.language.tokenizer, text_length(task, run)))
         measure = None
         if inputs.validation:
             validation = open_clips(task, run, inputs.validation, inputs.seed, False)
@@ -49,7 +48,9 @@ def choose(task: MultipleChoice, run: LanguageRun, inputs: EvaluationInputs) -> 
                 scores, right, _rows = scorer.score(validation)
                 return float(multiple_choice_metrics(scores, right)["accuracy"])
 
-        which, discard = tune(PairTuning(model), batches, plan, inputs.output, process, measure)
+        which, discard = tune(
+            PairTuning(model, task, inputs.shared_texts), batches, plan, inputs.output, process, measure
+        )
     test = open_clips(task, run, inputs.test, inputs.seed, False)
     scores, right, rows = scorer.score(test)
     receipt = make_evaluation_receipt(task, run, inputs, test)
@@ -106,7 +107,7 @@ class _Scorer:
             clip = features[number : number + 1].to(self.device).float()
             similarity = model.embed_text(states) @ model.embed_frames(clip, dataset.geometry.frames).T
             logits = model.match(states, tokens, clip)
-            parts.append(choice_scores(similarity.T, logits[None], weight, 1 - weight).cpu())
+            parts.append(choice_scores(similarity.T, logits[None], model.temperature, weight, 1 - weight).cpu())
         right = np.array([question.choices.index(question.answer) for _, question in questions])
         return torch.cat(parts), right, [(dataset.index[number].key, tuple(q.choices)) for number, q in questions]
 
@@ -117,14 +118,17 @@ MATCH_WEIGHT, SIMILARITY_WEIGHT = 0.7, 0.3  # as in UMT's release
 def choice_scores(
     similarity: Tensor,
     match: Tensor,
+    temperature: float | Tensor,
     match_weight: float = MATCH_WEIGHT,
     similarity_weight: float = SIMILARITY_WEIGHT,
 ) -> Tensor:
-    """Scores of the texts of each clip: `match_weight` x probability of a match + `similarity_weight` x cosine.
+    """Scores of the texts of each clip: `match_weight` x probability of a match + `similarity_weight` x softmax over the
+    texts of cosine / temperature.
 
     Args:
         similarity: float [B, A], cosine of each clip with its A texts, not divided by a temperature.
         match: float [B, A, 2], the matching head's logits of the same pairs; index 1 is a match.
+        temperature: the model's learned temperature.
         match_weight, similarity_weight: the defaults are UMT's.
 
     Returns:
@@ -136,7 +140,8 @@ def choice_scores(
     if match.shape != (*similarity.shape, 2) or similarity.dim() != 2:
         raise ValueError(f"similarity {tuple(similarity.shape)} must be [B, A], match {tuple(match.shape)} [B, A, 2]")
     probability = match.float().softmax(dim=-1)[..., 1]
-    return torch.add(match_weight * probability, similarity.float(), alpha=similarity_weight)
+    contrast = (similarity.float() / temperature).softmax(dim=1)
+    return match_weight * probability + similarity_weight * contrast
 
 
 def multiple_choice_metrics(scores: Tensor, right: NDArray) -> dict[str, Any]:

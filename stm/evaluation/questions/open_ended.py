@@ -1,4 +1,4 @@
-"""Open-ended question answering: a decoder ranks the answers of the training split (UMT)."""
+"""Open-ended question answering: a decoder ranks the benchmark's answers, or those of the training split (UMT)."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -30,7 +30,7 @@ PREDICTIONS_SCHEMA = pa.schema(
         pa.field("key", pa.string(), nullable=False),
         pa.field("question", pa.string(), nullable=False),
         pa.field("answer", pa.string(), nullable=False),
-        pa.field("accepted", pa.list_(pa.string()), nullable=False),
+        pa.field("right", pa.string(), nullable=False),
     ]
 )
 
@@ -40,7 +40,9 @@ QUESTIONS_PER_BATCH = 64
 def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) -> None:
     """Trains model and decoder on the training questions, then answers the test questions; see `stm.evaluation.evaluate`.
 
-    With 0 epochs, the decoder is the release's.
+    The candidates are the benchmark's own list (`inputs.answers`); without one, the answers of the training split. Every
+    question counts by itself, also if a clip has the same question twice (as by question id in UMT's release). With 0 epochs,
+    the decoder is the release's.
     """
     process = Process(0, 1, choose_device(inputs.device))
     torch.manual_seed(inputs.seed)
@@ -48,8 +50,9 @@ def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) 
     module = AnswerTuning(model).to(process.device)
     train = open_clips(task, run, inputs.train, inputs.seed, True, kind=QuestionClips)
     assert isinstance(train, QuestionClips)
-    counts = count_answers(((question.answer,) for _, question in train.pairs), task.answers)
-    answers, tokenizer, length = list(counts), model.language.tokenizer, text_length(task, run)
+    counts = count_answers(question.answer for _, question in train.pairs)
+    answers = list(inputs.answers) or list(counts)[: task.answers]
+    tokenizer, length = model.language.tokenizer, text_length(task, run)
     candidates = tokenizer.encode_targets(answers, task.max_answer_tokens)
 
     def read(batch: Batch) -> dict[str, Tensor]:
@@ -66,7 +69,7 @@ def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) 
 
         def measure(_: nn.Module) -> float:
             predicted, rows = answerer.answer(validation)
-            return float(open_ended_metrics(predicted, [row["accepted"] for row in rows], answers)["accuracy"])
+            return float(open_ended_metrics(predicted, [row["right"] for row in rows], answers)["accuracy"])
 
     which, discard = untrained(task), None
     if task.trains:
@@ -77,11 +80,12 @@ def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) 
     test = open_clips(task, run, inputs.test, inputs.seed, False)
     predicted, rows = answerer.answer(test)
     receipt = make_evaluation_receipt(task, run, inputs, test, train)
-    figures = open_ended_metrics(predicted, [row["accepted"] for row in rows], answers)
+    figures = open_ended_metrics(predicted, [row["right"] for row in rows], answers)
     most = max(counts.values()) / sum(counts.values())
     metrics = {
         **figures,
         "answers": len(answers),
+        "answers_from": "benchmark" if inputs.answers else "training split",
         "most_frequent_answer": most,  # its share in the training split: about the accuracy of always predicting it
         "by_question": by_question(predicted, rows),
         "checkpoint": which,
@@ -125,27 +129,19 @@ class _Answerer:
 
     @torch.inference_mode()
     def answer(self, dataset: ClipDataset) -> tuple[list[str], list[dict[str, Any]]]:
-        """The chosen answers, and the "key", "question" and "accepted" answers of each question.
+        """The chosen answers, and the "key", "question" and "right" answer of each question.
 
         Raises:
             ValueError: no clip has a question.
         """
         task, module = self.task, self.module.eval()
-        clips: list[int] = []
-        rows: list[dict[str, Any]] = []
-        for number in range(len(dataset)):
-            clip = dataset.index[number]
-            accepted: dict[str, list[str]] = {}
-            # The manifest has one row per answer: the answers to the same question are alternatives.
-            for question in clip.questions:
-                accepted.setdefault(question.question, []).append(question.answer)
-            clips += [number] * len(accepted)
-            rows += [{"key": clip.key, "question": text, "accepted": answers} for text, answers in accepted.items()]
+        asked = [(number, question) for number in range(len(dataset)) for question in dataset.index[number].questions]
+        rows = [{"key": dataset.index[n].key, "question": q.question, "right": q.answer} for n, q in asked]
         if not rows:
             raise ValueError(f"no clip of {dataset.index.tars[0].parent} has a question")
         tokens = module.model.language.tokenizer.encode([row["question"] for row in rows], text_length(task, self.run))
         features = encode_clips(module.model, dataset, self.device, self.run.workers, task.precision)
-        owners, predicted = torch.tensor(clips), list[str]()
+        owners, predicted = torch.tensor([number for number, _ in asked]), list[str]()
         with Progress("questions", len(rows), "questions") as progress:
             for batch, own in zip(tokens.split(QUESTIONS_PER_BATCH), owners.split(QUESTIONS_PER_BATCH), strict=True):
                 questions = batch.to(self.device)
@@ -163,26 +159,24 @@ def by_question(predicted: list[str], rows: list[dict[str, Any]], most: int = 20
     groups: dict[str, list[bool]] = {}
     for given, row in zip(predicted, rows, strict=True):
         words = " ".join(row["question"].lower().split()[:2])
-        groups.setdefault(words, []).append(given in {normalise(right) for right in row["accepted"]})
+        groups.setdefault(words, []).append(normalise(given) == normalise(row["right"]))
     largest = sorted(groups, key=lambda words: (-len(groups[words]), words))[:most]
     return {words: sum(groups[words]) / len(groups[words]) for words in sorted(largest)}
 
 
-def count_answers(answers: Iterable[Sequence[str]], most: int | None = None) -> dict[str, int]:
-    """The answers of a split and their counts: the most frequent first, ties in alphabetical order.
+def count_answers(answers: Iterable[str]) -> dict[str, int]:
+    """The answers of a split and their counts: the most frequent first, ties in alphabetical order; empty ones excluded.
 
     Args:
-        answers: the answers given to each question, with repetitions.
-        most: maximum number of answers to return; None: all.
+        answers: the answer to each question, with repetitions.
     """
-    counts = Counter(normalise(answer) for given in answers for answer in given)
-    # Empty answers are excluded, both as candidates and as accepted answers.
+    counts = Counter(map(normalise, answers))
     counts.pop("", None)
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most])
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def choose_answer(scores: Tensor, answers: Sequence[str]) -> list[str]:
-    """The answer with the highest score for each question; ties go to the first answer, which is the most frequent.
+    """The answer with the highest score for each question; ties go to the first answer in the list.
 
     Args:
         scores: float [B, A], from `TextDecoder.rank`; minus infinity for an answer that was not ranked.
@@ -204,35 +198,32 @@ def normalise(answer: str) -> str:
     return " ".join(answer.lower().split())
 
 
-def open_ended_metrics(
-    predicted: Sequence[str], accepted: Sequence[Sequence[str]], answers: Iterable[str]
-) -> dict[str, Any]:
+def open_ended_metrics(predicted: Sequence[str], right: Sequence[str], answers: Iterable[str]) -> dict[str, Any]:
     """Exact-match accuracy.
 
     Args:
         predicted: the chosen answer of each question.
-        accepted: the correct answers of each question, at least one.
+        right: the answer of each question.
         answers: all candidate answers.
 
     Returns:
-        `accuracy`, `confidence95` (Wilson interval), `questions`, and `reachable`: the share of questions with an
-        accepted answer among `answers`, which is an upper bound on the accuracy.
+        `accuracy`, `confidence95` (Wilson interval), `questions`, and `reachable`: the share of questions whose answer is
+        among `answers`, which is an upper bound on the accuracy.
 
     Raises:
-        ValueError: the numbers of predictions and questions differ, or a question has no accepted answer.
+        ValueError: the numbers of predictions and questions differ, or a question has no answer.
     """
-    if len(predicted) != len(accepted):
-        raise ValueError(f"{len(predicted)} predictions for {len(accepted)} questions")
-    right = [{normalise(answer) for answer in own} - {""} for own in accepted]
-    if unanswered := sum(not own for own in right):
-        raise ValueError(f"{unanswered} questions have no accepted answer: leave them out")
+    if len(predicted) != len(right):
+        raise ValueError(f"{len(predicted)} predictions for {len(right)} questions")
+    expected = [normalise(answer) for answer in right]
+    if unanswered := expected.count(""):
+        raise ValueError(f"{unanswered} questions have no answer: leave them out")
     known = {normalise(answer) for answer in answers}
-    hits = sum(normalise(answer) in own for answer, own in zip(predicted, right, strict=True))
-    reachable = sum(not own.isdisjoint(known) for own in right)
-    questions = len(right)
+    hits = sum(normalise(given) == answer for given, answer in zip(predicted, expected, strict=True))
+    questions = len(expected)
     return {
         "accuracy": hits / max(questions, 1),
         "confidence95": list(wilson_interval(hits, questions)),
         "questions": questions,
-        "reachable": reachable / max(questions, 1),
+        "reachable": sum(answer in known for answer in expected) / max(questions, 1),
     }

@@ -19,7 +19,7 @@ from stm.evaluation.language_clips import CaptionPairs, encode_clips, load_model
 from stm.evaluation.results import make_evaluation_receipt, write_metrics
 from stm.evaluation.retrieval import DEPTHS
 from stm.evaluation.retrieval.rerank import match_score, rank_scores, rerank, retrieval_metrics
-from stm.evaluation.tuning import PairTuning, make_tuning, text_length, with_texts
+from stm.evaluation.tuning import PairTuning, encode_pairs, make_tuning, text_length, with_texts
 from stm.models.video_language import VideoLanguageModel
 from stm.storage.tables import write_table
 
@@ -153,9 +153,8 @@ def _tune(
     process: Process,
 ) -> tuple[dict[str, Any], Callable[[], None]]:
     train = open_clips(task, run, inputs.train, inputs.seed, True, task.source, CaptionPairs)
-    length, language = text_length(task, run), model.language
     plan, batches = make_tuning("retrieval", task, run, inputs, train, process)
-    batches = with_texts(batches, lambda batch: {"tokens": language.tokenizer.encode(batch["caption"], length)})
+    batches = with_texts(batches, encode_pairs(model.language.tokenizer, text_length(task, run)))
     measure = None
     if inputs.validation:
         validation = open_clips(task, run, inputs.validation, inputs.seed, False, task.source)
@@ -166,4 +165,4 @@ def _tune(
             metrics = retrieval_metrics(pairs.similarity, pairs.right)
             return float(np.mean([metrics[way][f"r{n}"] for way in ("text_to_video", "video_to_text") for n in DEPTHS]))
 
-    return tune(PairTuning(model), batches, plan, inputs.output, process, measure)
+    return tune(PairTuning(model, task, inputs.shared_texts), batches, plan, inputs.output, process, measure)

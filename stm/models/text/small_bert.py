@@ -1,12 +1,24 @@
 """A small BERT with random weights and a given vocabulary, for demos and tests."""
 
 from collections.abc import Iterable
+from math import sqrt
 from pathlib import Path
 
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # in the order of their ids
+
+
+BASE_WIDTH, BASE_RANGE = 768, 0.02  # of BERT-base
+
+
+def scaled_range(width: int) -> float:
+    """The standard deviation of the initial weights that gives layers of this width the same gain as BERT-base's.
+
+    With BERT-base's 0.02 at width 128, a fresh cross-attention hardly changes [CLS], so that matching does not learn.
+    """
+    return BASE_RANGE * sqrt(BASE_WIDTH / width)
 
 
 def make_bert(folder: Path, words: Iterable[str], width: int, layers: int, heads: int, seed: int = 0) -> None:
@@ -39,6 +51,7 @@ def make_bert(folder: Path, words: Iterable[str], width: int, layers: int, heads
         num_hidden_layers=layers,
         num_attention_heads=heads,
         intermediate_size=4 * width,
+        initializer_range=scaled_range(width),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
