@@ -1,5 +1,6 @@
 """Retrieval, questions, multiple choice and captions from shards to metrics, with a small model, fine-tuned for a few steps."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,10 @@ from stm.data.dataset import ClipDataset
 from stm.evaluation import EvaluationInputs, evaluate
 from stm.evaluation.captioning.generate import share_exact
 from stm.evaluation.captioning.scores import NAMES, CaptionScoreError, CaptionScores, find_programs
-from stm.evaluation.language_clips import CaptionPairs, load_model, open_clips
+from stm.evaluation.language_clips import CaptionPairs, encode_clips, load_model, open_clips
+from stm.evaluation.questions.multiple_choice import _Scorer
 from stm.evaluation.retrieval.video_text import gather_queries
+from stm.models.text.decoder import TextDecoder
 from stm.storage.files import read_json, sha256_file
 from stm.storage.tables import read_receipt, read_table, write_table
 from stm.training.pretraining import pretrain
@@ -259,13 +262,112 @@ def test_the_checkpoint_is_chosen_on_validation_or_is_the_last(world, tmp_path):
 def test_questions_are_answered_from_the_training_split_s_answers(world, tmp_path):
     task = QuestionAnswering(task="question_answering", optimisation=TUNING, validation_split="val", depth=3)
     found = do(task, world, tmp_path)
-    assert found["questions"] == 18 and found["answers"] == 6
+    assert found["questions"] == 18 and found["answers"] == 6 and found["answers_from"] == "training split"
     rows = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
     assert {row["answer"] for row in rows} <= {*COLORS, *(f"a {color} star" for color in COLORS)}
-    assert found["accuracy"] == pytest.approx(np.mean([row["answer"] in row["accepted"] for row in rows]))
+    assert found["accuracy"] == pytest.approx(np.mean([row["answer"] == row["right"] for row in rows]))
     assert found["reachable"] == 1
     # Of 24 training answers each color is 4 and each star another 4.
     assert found["headline"]["value"] == found["accuracy"] and found["headline"]["chance"] == pytest.approx(1 / 6)
+
+
+def skip_training(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    monkeypatch.setattr(f"stm.evaluation.{module}.tune", lambda *_: ({"chosen": "last"}, lambda: None))
+
+
+def test_a_benchmark_s_questions_are_answered_from_its_own_list(world, tmp_path, monkeypatch):
+    """Neither from the training answers, nor limited in number by `answers`, which is for those."""
+    skip_training(monkeypatch, "questions.open_ended")
+    task = QuestionAnswering(task="question_answering", optimisation=TUNING, answers=1)
+    found = do(task, world, tmp_path, answers=("circle", "red", "moves"))
+    assert (found["answers"], found["answers_from"]) == (3, "benchmark")
+    rows = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
+    assert {row["answer"] for row in rows} <= {"circle", "red", "moves"}
+    assert found["reachable"] == pytest.approx(3 / 18)  # of nine clips, three are red; no star is in the list
+
+
+def test_equal_questions_of_a_clip_count_one_by_one(world, tmp_path, monkeypatch):
+    """As by question id in UMT's release: three questions with two answers, of which one alone can be given."""
+    skip_training(monkeypatch, "questions.open_ended")
+    folder, splits, run = world
+    index = tmp_path / "test" / "test-00000.parquet"
+    index.parent.mkdir()
+    index.with_suffix(".tar").symlink_to(splits["test"][0].with_suffix(".tar"))
+    table = read_table(splits["test"][0])
+    rows = table.to_pylist()
+    for row in rows:
+        row["questions"] = [{"question": "which", "answer": a, "choices": None} for a in ("red", "red", "blue")]
+    schema = pq.read_schema(splits["test"][0]).remove_metadata()
+    write_table(index, type(table).from_pylist(rows, schema=schema), read_receipt(splits["test"][0]))
+    task = QuestionAnswering(task="question_answering", optimisation=TUNING)
+    found = do(task, (folder, {**splits, "test": [index]}, run), tmp_path / "out", answers=("red",))
+    assert found["questions"] == 27 and found["accuracy"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("ranking", ["sum", "albef"])
+def test_the_configured_ranking_decides(ranking, world, tmp_path, monkeypatch):
+    skip_training(monkeypatch, "questions.open_ended")
+    rankings = []
+    rank = TextDecoder.rank
+
+    def note(self, memory, candidates, depth, ranking, present):
+        rankings.append((depth, ranking))
+        return rank(self, memory, candidates, depth, ranking, present)
+
+    monkeypatch.setattr(TextDecoder, "rank", note)
+    do(
+        QuestionAnswering(task="question_answering", optimisation=TUNING, ranking=ranking, depth=2),
+        world,
+        tmp_path,
+    )
+    assert set(rankings) == {(2, ranking)}
+
+
+def test_choices_are_scored_with_the_model_s_temperature_and_the_task_s_weight(world):
+    folder, splits, run = world
+    task = MultipleChoice(task="multiple_choice", matching_weight=0.4)
+    model = load_model(folder / "run" / "weights.safetensors", run, task).eval()
+    with torch.no_grad():
+        model.temperature.fill_(0.02)
+    test = open_clips(task, run, splits["test"], 0, False)
+    scores, _, rows = _Scorer(model, task, run, torch.device("cpu")).score(test)
+    features = encode_clips(model, test, torch.device("cpu"), 0)
+    for number, (_, choices) in enumerate(rows):
+        tokens = model.language.tokenizer.encode(list(choices), run.language.max_tokens)
+        with torch.no_grad():
+            states = model.encode_text(tokens)
+            clip = features[number : number + 1]
+            cosines = (model.embed_text(states) @ model.embed_frames(clip, run.frames).T)[:, 0].tolist()
+            no_yes = model.match(states, tokens, clip).exp().tolist()
+        powers = [math.exp(cosine / 0.02) for cosine in cosines]
+        expected = [
+            0.4 * yes / (no + yes) + 0.6 * power / sum(powers) for (no, yes), power in zip(no_yes, powers, strict=True)
+        ]
+        assert scores[number].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_fine_tuning_keys_pairs_by_text_and_groups_negatives_as_the_task_and_its_protocol_say(
+    world, tmp_path, monkeypatch
+):
+    """Retrieval and multiple choice hand the task's settings and the protocol's shared texts to their training."""
+    for module, section, name in (
+        ("retrieval.video_text", VideoTextRetrieval, "video_text_retrieval"),
+        ("questions.multiple_choice", MultipleChoice, "multiple_choice"),
+    ):
+        tuned = []
+
+        def note(module, batches, *_, tuned=tuned):
+            tuned.append((module.objectives, next(batches(0))))
+            return {"chosen": "last"}, lambda: None
+
+        monkeypatch.setattr(f"stm.evaluation.{module}.tune", note)
+        task = section(task=name, optimisation=TUNING, contrastive_divisor=8, negatives_among=3)
+        do(task, world, tmp_path / name, shared_texts=True)
+        objectives, batch = tuned[0]
+        assert objectives.shared_texts and (objectives.contrastive_divisor, objectives.negatives_among) == (8, 3)
+        assert (objectives.contrastive, objectives.matching, objectives.masked_language) == (1, 1, 0)
+        equal = batch["caption_hash"][:, None] == batch["caption_hash"]
+        assert equal.tolist() == [[one == other for other in batch["caption"]] for one in batch["caption"]]
 
 
 @pytest.mark.slow

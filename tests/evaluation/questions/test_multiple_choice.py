@@ -10,22 +10,33 @@ from stm.evaluation.metrics import wilson_interval
 from stm.evaluation.questions.multiple_choice import choice_scores, multiple_choice_metrics
 
 
-def test_scores_are_seven_tenths_of_the_match_probability_and_three_of_the_similarity() -> None:
+def test_scores_are_seven_tenths_of_the_match_probability_and_three_of_the_contrast_s() -> None:
+    """UMT's retrieval_mc.py: the contrast's part is a softmax over the options of cosine / temperature."""
     generator = torch.Generator().manual_seed(0)
     similarity, match = torch.rand(4, 5, generator=generator), torch.randn(4, 5, 2, generator=generator)
     for weights in ((0.7, 0.3), (1.0, 0.0), (0.0, 1.0)):
-        found = (
-            choice_scores(similarity, match) if weights == (0.7, 0.3) else choice_scores(similarity, match, *weights)
-        )
-        for row in range(4):
-            for column in range(5):
-                no, yes = (math.exp(value) for value in match[row, column].tolist())
-                expected = weights[0] * yes / (no + yes) + weights[1] * similarity[row, column].item()
-                assert found[row, column].item() == pytest.approx(expected, abs=1e-6)
+        for temperature in (0.07, torch.tensor(0.5)):
+            given = () if weights == (0.7, 0.3) else weights
+            found = choice_scores(similarity, match, temperature, *given)
+            for row in range(4):
+                powers = [math.exp(value / float(temperature)) for value in similarity[row].tolist()]
+                for column in range(5):
+                    no, yes = (math.exp(value) for value in match[row, column].tolist())
+                    expected = weights[0] * yes / (no + yes) + weights[1] * powers[column] / sum(powers)
+                    assert found[row, column].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_temperature_decides_between_match_and_contrast() -> None:
+    """Cosines of 0.30 and 0.20 outweigh a match of 0.4 against 0.6 at temperature 0.03, and do not as plain cosines."""
+    match = torch.tensor([[0.4, 0.6]]).logit()
+    logits = torch.stack([torch.zeros_like(match), match], dim=-1)
+    similarity = torch.tensor([[0.3, 0.2]])
+    assert choice_scores(similarity, logits, 0.03).argmax().item() == 0
+    assert choice_scores(similarity, logits, 1.0).argmax().item() == 1
 
 
 def test_half_precision_is_scored_in_float32() -> None:
-    found = choice_scores(torch.zeros(1, 2, dtype=torch.bfloat16), torch.randn(1, 2, 2).bfloat16())
+    found = choice_scores(torch.zeros(1, 2, dtype=torch.bfloat16), torch.randn(1, 2, 2).bfloat16(), 0.07)
     assert found.dtype == torch.float32
 
 
@@ -47,7 +58,7 @@ def test_a_constant_score_is_at_chance_wherever_the_right_text_stands(place: int
 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"must be \[B, A\]"):
-        choice_scores(torch.zeros(2, 5), torch.zeros(2, 5))
+        choice_scores(torch.zeros(2, 5), torch.zeros(2, 5), 0.07)
     with pytest.raises(ValueError, match="numbers from 0 to 4"):
         multiple_choice_metrics(torch.zeros(2, 5), np.array([0, 5]))
     with pytest.raises(ValueError, match="not all finite"):

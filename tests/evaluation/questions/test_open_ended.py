@@ -13,10 +13,9 @@ from stm.evaluation.questions.open_ended import (
 
 
 def test_answers_are_counted_in_order_of_frequency_and_then_of_the_alphabet() -> None:
-    given = [["Man", "dog"], ["man "], ["two  dogs"], ["cat"], ["cat"], ["dog"], ["cat"], ["  "]]
-    found = count_answers(given)
-    assert list(found.items()) == [("cat", 3), ("dog", 2), ("man", 2), ("two dogs", 1)]
-    assert list(count_answers(given, most=2)) == ["cat", "dog"] and count_answers([]) == {}
+    given = ["Man", "dog", "man ", "two  dogs", "cat", "cat", "dog", "cat", "  "]
+    assert list(count_answers(given).items()) == [("cat", 3), ("dog", 2), ("man", 2), ("two dogs", 1)]
+    assert count_answers([]) == {}
 
 
 def test_the_answer_of_highest_score_is_chosen_and_of_equal_ones_the_first() -> None:
@@ -36,19 +35,19 @@ def test_scores_without_a_choice_are_refused() -> None:
             choose_answer(torch.tensor([[0.0, 1.0], last]), ["a", "b"])
 
 
-def test_accuracy_counts_questions_whose_answer_reads_as_one_of_the_accepted() -> None:
+def test_accuracy_counts_questions_whose_own_answer_was_given() -> None:
     predicted = ["Dog", "cat", "two  dogs", "red", "a man"]
-    accepted = [["dog"], ["dog", "cat"], ["two dogs"], ["blue"], ["man"]]
-    found = open_ended_metrics(predicted, accepted, ["dog", "cat", "two dogs", "red", "man"])
-    assert found["accuracy"] == pytest.approx(3 / 5) and found["questions"] == 5
-    assert found["confidence95"] == list(wilson_interval(3, 5))
+    right = ["dog", "dog", "two dogs", "blue", "man"]
+    found = open_ended_metrics(predicted, right, ["dog", "cat", "two dogs", "red", "man"])
+    assert found["accuracy"] == pytest.approx(2 / 5) and found["questions"] == 5
+    assert found["confidence95"] == list(wilson_interval(2, 5))
     assert found["reachable"] == pytest.approx(4 / 5)  # blue is not among the answers
     assert normalise("  Two\tDogs ") == "two dogs"
 
 
-def test_an_empty_prediction_is_never_right_and_an_empty_question_is_refused() -> None:
-    assert open_ended_metrics([""], [["", "dog"]], ["dog"])["accuracy"] == 0
-    with pytest.raises(ValueError, match="1 questions have no accepted answer"):
-        open_ended_metrics(["a", "b"], [["a"], [" "]], ["a"])
+def test_an_empty_prediction_is_never_right_and_a_question_without_answer_is_refused() -> None:
+    assert open_ended_metrics([""], ["dog"], ["dog"])["accuracy"] == 0
+    with pytest.raises(ValueError, match="1 questions have no answer"):
+        open_ended_metrics(["a", "b"], ["a", " "], ["a"])
     with pytest.raises(ValueError, match="1 predictions for 2 questions"):
-        open_ended_metrics(["a"], [["a"], ["b"]], ["a"])
+        open_ended_metrics(["a"], ["a", "b"], ["a"])
