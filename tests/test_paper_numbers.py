@@ -131,6 +131,7 @@ UMT_RUN: list[Line] = [
     ("objectives.matching", 1.0, "UMT b16_5m: all losses weigh 1"),
     ("objectives.masked_language", 1.0, "UMT b16_5m: all losses weigh 1"),
     ("objectives.mask_probability", 0.5, "UMT b16_5m: half of the words are hidden"),
+    ("objectives.shared_texts", False, "UMT's pretraining: positives by sample, not by caption"),
     ("optimisation.scale_by_batch", False, "UMT: the rate is taken as it is"),
     ("optimisation.schedule", "clamped", "UMT's scheduler.py: max(min_lr_multi, cosine)"),
     ("optimisation.warmup_learning_rate", 0, "UMT's scheduler.py: current_step / num_warmup_steps"),
@@ -203,35 +204,69 @@ CLUSTERSTM_OWN: list[Line] = [
     ("optimisation.epochs", 10, "ClusterSTM: UMT's set-up"),
     ("optimisation.warmup_epochs", 1, "ClusterSTM: UMT's set-up"),
 ]
+# What is of the release's machines, which a config must say and no default can.
+UMT_MACHINES: list[Line] = [
+    ("optimisation.batch_size", 2048, "UMT b16_5m: 2 x 8 x 128"),
+    ("images.batch_size", 2048, "UMT b16_5m: 2 x 8 x 128"),
+    ("objectives.contrastive_divisor", 16, "UMT's allgather_wgrad on 2 x 8 GPUs"),
+    ("objectives.negatives_among", 128, "UMT's vtm_loss: the batch of one GPU"),
+]
+STM_MACHINES: list[Line] = [
+    ("objectives.contrastive_divisor", 8, "STM b16_5m: UMT's allgather_wgrad on 8 GPUs"),
+    ("processes", 8, "STM b16_5m: 8 GPUs, each of which draws negatives from its own batch"),
+    ("objectives.negatives_among", None, "STM b16_5m: the batch of one GPU"),
+]
 LANGUAGE_RUNS: list[tuple[str, str, list[Line]]] = [
-    ("stm.yaml", "umt", UMT_RUN + UMT_OWN),
+    ("stm.yaml", "umt", UMT_RUN + UMT_OWN + UMT_MACHINES),
     (
         "stm.yaml",
         "stm",
-        UMT_RUN + STM_OWN + STM_CODE + [("spatio_temporal.sampling", "log_probability", "STM's intention")],
+        UMT_RUN
+        + STM_OWN
+        + STM_CODE
+        + STM_MACHINES
+        + [("spatio_temporal.sampling", "log_probability", "STM's intention")],
     ),
     (
         "stm.yaml",
         "stm-released",
-        UMT_RUN + STM_OWN + STM_CODE + [("spatio_temporal.sampling", "as_released", "STM's stm.py")],
+        UMT_RUN + STM_OWN + STM_CODE + STM_MACHINES + [("spatio_temporal.sampling", "as_released", "STM's stm.py")],
     ),
-    ("clusterstm.yaml", "umt", UMT_RUN + UMT_OWN),
-    ("clusterstm.yaml", "clusterstm", UMT_RUN + CLUSTERSTM_OWN),
+    ("clusterstm.yaml", "umt", UMT_RUN + UMT_OWN + UMT_MACHINES),
+    ("clusterstm.yaml", "clusterstm", UMT_RUN + CLUSTERSTM_OWN + UMT_MACHINES),
 ]
-# Fine-tuning on texts: UMT's B/16, 5M (its MODEL_ZOO and configs), with the batches of STM's release where it has its own.
-# Task, dataset, rate, epochs, warm-up, drop path, longest text (none: pretraining's 32; questions: 25), batch
-RETRIEVAL: list[tuple[str, str, float, float, float, float, int | None, int]] = [
-    ("msrvtt", "msrvtt", 2e-5, 10, 0, 0.2, None, 224),
-    ("didemo", "didemo", 2e-5, 15, 1, 0.1, 64, 128),
-    ("activitynet", "activitynet", 4e-5, 20, 1, 0.1, 150, 256),
-    ("msvd", "msvd", 1e-5, 5, 0, 0.2, 64, 256),
+# Fine-tuning on texts: UMT's B/16, 5M (its MODEL_ZOO and configs), on 8 GPUs of 32; STM's release has its own batches for three.
+# Task, rate, epochs, warm-up, drop path, longest text (none: pretraining's 32; questions: 25), batch
+Tuning = tuple[str, float, float, float, float, int | None, int]
+RETRIEVAL: list[Tuning] = [
+    ("msrvtt", 2e-5, 10, 0, 0.2, None, 256),
+    ("didemo", 2e-5, 15, 1, 0.1, 64, 256),
+    ("activitynet", 4e-5, 20, 1, 0.1, 150, 256),
+    ("msvd", 1e-5, 5, 0, 0.2, 64, 256),
+    ("lsmdc", 2e-5, 10, 1, 0.2, 96, 256),
+    ("ssv2-label", 5e-5, 10, 0, 0.1, 25, 256),
+    ("ssv2-template", 1e-4, 10, 1, 0.1, 25, 256),
 ]
-QUESTIONS: list[tuple[str, str, float, float, float, float, int | None, int]] = [
-    ("msrvtt-qa", "msrvtt-qa", 2e-5, 8, 1, 0.2, 25, 192),
-    ("msvd-qa", "msvd-qa", 2e-5, 15, 1, 0.2, 25, 256),
-    ("activitynet-qa", "activitynet-qa", 4e-5, 12, 1, 0.2, 25, 256),
+CHOICES: list[Tuning] = [("msrvtt-mc", 8e-5, 5, 0, 0.2, None, 256)]
+QUESTIONS: list[Tuning] = [
+    ("msrvtt-qa", 2e-5, 8, 1, 0.2, 25, 256),
+    ("msvd-qa", 2e-5, 15, 1, 0.2, 25, 256),
+    ("activitynet-qa", 4e-5, 12, 1, 0.2, 25, 256),
 ]
-ZERO_SHOT = [("msrvtt-zero", None), ("didemo-zero", 64), ("activitynet-zero", 150), ("msvd-zero", 64)]
+STM_TUNING: list[Tuning] = [
+    ("msrvtt-stm", 2e-5, 10, 0, 0.2, None, 224),
+    ("didemo-stm", 2e-5, 15, 1, 0.1, 64, 128),
+    ("msrvtt-qa-stm", 2e-5, 8, 1, 0.2, 25, 192),
+]
+TUNINGS = [(file, *tuning) for file in ("stm.yaml", "clusterstm.yaml") for tuning in RETRIEVAL + CHOICES + QUESTIONS]
+TUNINGS += [("stm.yaml", *tuning) for tuning in STM_TUNING]
+ZERO_SHOT = [
+    ("msrvtt-zero", None),
+    ("didemo-zero", 64),
+    ("activitynet-zero", 150),
+    ("msvd-zero", 64),
+    ("lsmdc-zero", 64),
+]
 
 # What a run says that gives nothing but what it must.
 DEFAULTS: list[tuple[type, dict[str, Any], list[Line]]] = [
@@ -406,30 +441,20 @@ def test_pretraining_with_text(file: str, name: str, lines: list[Line]) -> None:
     assert read(file).seed == 42, "UMT b16_5m"
 
 
-@pytest.mark.parametrize("file", ["stm.yaml", "clusterstm.yaml"])
-@pytest.mark.parametrize(
-    ("name", "dataset", "rate", "epochs", "warmup", "drop_path", "tokens", "batch"), RETRIEVAL + QUESTIONS
-)
+@pytest.mark.parametrize(("file", "name", "rate", "epochs", "warmup", "drop_path", "tokens", "batch"), TUNINGS)
 def test_fine_tuning_with_text(
-    file: str,
-    name: str,
-    dataset: str,
-    rate: float,
-    epochs: float,
-    warmup: float,
-    drop_path: float,
-    tokens: int | None,
-    batch: int,
+    file: str, name: str, rate: float, epochs: float, warmup: float, drop_path: float, tokens: int | None, batch: int
 ) -> None:
+    task = read(file).evaluate[name]
     lines: list[Line] = [
-        ("dataset", dataset, "the task's name"),
+        ("dataset", name.removesuffix("-stm"), "the task's name"),
         ("frames", 12, "UMT's fine-tuning"),
         ("drop_path", drop_path, "UMT's B/16, 5M"),
         ("max_tokens", tokens, "UMT's B/16, 5M"),
         ("optimisation.learning_rate", rate, "UMT's B/16, 5M"),
         ("optimisation.epochs", epochs, "UMT's B/16, 5M"),
         ("optimisation.warmup_epochs", warmup, "UMT's B/16, 5M"),
-        ("optimisation.batch_size", batch, "STM's release, or UMT's 8 x 32"),
+        ("optimisation.batch_size", batch, "UMT's 8 x 32, or STM's release"),
         ("optimisation.weight_decay", 0.02, "UMT's fine-tuning"),
         ("optimisation.betas", (0.9, 0.999), "UMT's fine-tuning"),
         ("optimisation.scale_by_batch", False, "UMT: the rate is taken as it is"),
@@ -442,9 +467,51 @@ def test_fine_tuning_with_text(
         ),
         ("test_crop", "whole", "UMT's test_transform: Resize to 224 x 224"),
         ("augmentation.interpolation", "bicubic", "UMT's create_dataset, on tensors"),
-        ("depth", 128, "UMT: k_test"),
     ]
-    assert differences(read(file).evaluate[name], lines) == []
+    pairs: list[Line] = [
+        ("contrastive_divisor", 8, "UMT's allgather_wgrad on 8 GPUs"),
+        ("negatives_among", batch // 8, "UMT's vtm_loss: the batch of one of 8 GPUs"),
+    ]
+    counting: Line = ("ranking", "albef", "UMT's rank_answer adds the first word's probability to the sum that has it")
+    depth: Line = ("depth", 128, "UMT: k_test")
+    lines += {
+        "video_text_retrieval": [*pairs, depth],
+        "multiple_choice": [*pairs, ("matching_weight", 0.7, "UMT's retrieval_mc.py")],
+        "question_answering": [counting, depth],
+    }[task.task]
+    assert differences(task, lines) == []
+
+
+def test_frames_of_short_clips_are_stored_densely_enough_for_12() -> None:
+    """Something-Something V2 has 48 frames at 12 per second, LSMDC 4.8 seconds of 24."""
+    config = read("stm.yaml")
+    assert [config.datasets[name].frames.every for name in ("ssv2-label", "ssv2-template", "lsmdc")] == [1, 1, 2]
+
+
+def test_the_numbers_beside_umt_s_own_rows_are_those_of_its_model_zoo() -> None:
+    zero = {"MSR-VTT": 29.6, "DiDeMo": 33.4, "ActivityNet": 28.3, "MSVD": 36.2, "LSMDC": 16.8}
+    tuned = {"MSR-VTT": 46.3, "DiDeMo": 54.8, "ActivityNet": 52.1, "MSVD": 47.4, "LSMDC": 30.3, "SSv2-label": 63.1}
+    tuned |= {"SSv2-template": 87.3, "MSRVTT-QA": 44.3, "MSVD-QA": 49.1, "ActivityNet-QA": 43.5, "MSRVTT-MC": 95.9}
+    tables = {"stm.yaml": ("stm_table1", "stm_table3"), "clusterstm.yaml": ("clusterstm_table1", "clusterstm_table2")}
+    for file, names in tables.items():
+        for name, expected in zip(names, (zero, tuned), strict=True):
+            table = read(file).tables[name]
+            row = next(row for row in table.rows if row.runs == "umt")
+            assert dict(zip((column.title for column in table.columns), row.paper, strict=True)) == expected
+            # At UMT's own batch of 256 everywhere.
+            tasks = [read(file).evaluate[column.task] for column in table.columns]
+            assert all(
+                getattr(task, "optimisation", None) is None or task.optimisation.batch_size == 256 for task in tasks
+            )
+    # Those beside the columns with STM's batches would be another experiment's.
+    assert not any(row.paper for row in read("stm.yaml").tables["stm_table2"].rows)
+
+
+def test_captioning_is_evaluated_where_clusterstm_is() -> None:
+    config = read("clusterstm.yaml")
+    tasks = [config.evaluate[name] for name in ("msrvtt-captioning", "msvd-captioning")]
+    assert [task.task for task in tasks] == ["captioning"] * 2 and [task.frames for task in tasks] == [12, 12]
+    assert config.tables["clusterstm_table3"].rows[1].paper == (64.4, 145.6)
 
 
 @pytest.mark.parametrize("file", ["stm.yaml", "clusterstm.yaml"])

@@ -11,7 +11,9 @@ from stm.cli import main
 from stm.config import Config, ConfigError, load_config, parse_config
 from stm.datasets import DatasetError
 from stm.datasets.video_text.protocol import protocol_names
-from stm.datasets.video_text.tasks import check_tasks, has_shared_texts
+from stm.datasets.video_text.tasks import answers_file, candidate_answers, check_tasks, has_shared_texts
+from stm.evaluation.stage import EVALUATE
+from stm.stages.jobs import Jobs
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "config"
@@ -68,6 +70,41 @@ def test_the_protocol_alone_says_that_clips_share_texts(tmp_path):
     values["evaluate"]["more"]["shared_texts"] = False
     with pytest.raises(ConfigError, match="shared_texts"):
         parse_config(values)
+
+
+def test_pretraining_on_a_benchmark_that_shares_texts_must_share_them(tmp_path):
+    """Otherwise its 174 templates would be negatives of themselves."""
+    values = with_retrieval("ssv2-template", tmp_path).model_dump(mode="json", exclude_none=True)
+    values["pretrain"]["umt"]["more"] = ["more"]
+    with pytest.raises(DatasetError, match=r"pretrain\.umt\.objectives\.shared_texts is false, and clips of .* share"):
+        check_tasks(parse_config(values))
+    values["pretrain"]["umt"]["objectives"]["shared_texts"] = True
+    check_tasks(parse_config({**values, "evaluate": {}}))
+
+
+def test_a_benchmark_s_questions_are_answered_from_its_own_file(tmp_path, monkeypatch):
+    config = load_config(CONFIGS / "stm.yaml")
+    name = "msrvtt-qa"
+    dataset = config.datasets[name].dataset.model_copy(update={"annotations": str(tmp_path)})
+    corpus = config.datasets[name].model_copy(update={"dataset": dataset})
+    config = config.model_copy(update={"datasets": {**config.datasets, name: corpus}})
+    assert answers_file(config, "umt", name) is None  # a plan needs no data
+    with pytest.raises(DatasetError, match=r"there is no msrvtt_qa_answer_list\.json"):
+        candidate_answers(config, "umt", name)
+    path = tmp_path / "anno_downstream" / "msrvtt_qa_answer_list.json"
+    path.parent.mkdir()
+    path.write_text('["guitar", "man", "a man"]')
+    assert answers_file(config, "umt", name) == path
+    assert candidate_answers(config, "umt", name) == ("guitar", "man", "a man")
+    for other in ("msrvtt", "msrvtt-mc"):  # no questions with a list
+        assert answers_file(config, "umt", other) is None and candidate_answers(config, "umt", other) == ()
+    small = load_config(CONFIGS / "stm-small.yaml")
+    assert candidate_answers(small, "umt", "questions") == ()
+    # The rule reads the file, so that another list runs the evaluation again.
+    monkeypatch.setattr("stm.stages.jobs.Jobs._read_shards", lambda self, _: ["train-0", "val-0", "test-0"])
+    job = Jobs(config).make(dataset="webvid", run="umt", task=name)
+    assert EVALUATE.inputs(job)["answers"] == path
+    assert "answers" not in EVALUATE.inputs(Jobs(config).make(dataset="webvid", run="umt", task="msrvtt"))
 
 
 @pytest.mark.parametrize(("source", "shared"), [("ssv2-template", True), ("msvd", False)])
