@@ -138,7 +138,7 @@ def test_the_cross_attentions_are_fresh_as_bert_makes_them_and_hang_on_the_seed(
             assert (tensor == 0).all()
         else:
             assert not torch.equal(tensor, states[2][name])
-            assert tensor.std().item() == pytest.approx(0.02, rel=0.05)
+            assert tensor.std().item() == pytest.approx(0.02 * 8**0.5, rel=0.05)  # 0.02 at BERT-base's width of 768
     fresh = SplitBert(BertConfig(vocab_size=2000, hidden_size=96, num_attention_heads=4, num_hidden_layers=2), 1)
     words = fresh.embeddings.word_embeddings.weight
     assert (words[0] == 0).all() and words[1:].std().item() == pytest.approx(0.02, rel=0.02)
