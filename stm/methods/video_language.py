@@ -178,11 +178,12 @@ class VideoLanguage(Method):
             accept(text_model)
 
     def prepare(self, batch: Batch) -> Batch:
-        """Adds the captions' "tokens", int64 [B, X], and "caption_hash", int64 [B], if the model has text."""
+        """Adds the captions' "tokens", int64 [B, X], if the model has text, and "caption_hash", int64 [B], if clips share it."""
         if not self.text:
             return batch
         captions = batch["caption"]
-        return {**batch, "tokens": self.encode_captions(captions), "caption_hash": hash_captions(captions)}
+        hashes = {"caption_hash": hash_captions(captions)} if self.objectives.shared_texts else {}
+        return {**batch, "tokens": self.encode_captions(captions), **hashes}
 
     def parts(self) -> dict[str, Part]:
         """The branch (mask predictor, decoders) for the report, and the text layers and heads for evaluation."""
