@@ -8,6 +8,7 @@ import pytest
 
 from stm import evaluation
 from stm.config import EvaluationTask, LinearProbe, PretrainRun, Retrieval, VideoTextRetrieval, ZeroShot
+from stm.config.language_tasks import LanguageOptimisation
 from stm.evaluation import EvaluationInputs, evaluate
 from stm.evaluation.task import Metric, Task, look_up
 from stm.evaluation.tasks import TASKS
@@ -72,9 +73,11 @@ def test_a_run_without_what_the_task_needs_is_refused_by_name(name: str, need: s
 def test_splits_are_those_that_a_task_names() -> None:
     assert ZeroShot(task="zero_shot", test_split="val").splits == {"test": "val"}
     assert LinearProbe(task="linear", train_split="most").splits == {"train": "most", "test": "test"}
-    asked = VideoTextRetrieval(task="video_text_retrieval", validation_split="val")
+    tuned = VideoTextRetrieval(task="video_text_retrieval", optimisation=LanguageOptimisation())
+    assert tuned.splits == {"train": "train", "test": "test"}
+    asked = tuned.model_copy(update={"validation_split": "val"})
     assert asked.splits == {"train": "train", "validation": "val", "test": "test"}
-    assert VideoTextRetrieval(task="video_text_retrieval").splits == {"train": "train", "test": "test"}
+    assert VideoTextRetrieval(task="video_text_retrieval").splits == {"test": "test"}  # zero-shot
 
 
 def test_a_retrieval_says_which_captions_it_asks_with() -> None:

@@ -54,7 +54,7 @@ def _summarise_evaluations(config: Config, groups: Sequence[RunGroup]) -> list[s
 
 def reconstructions(groups: Sequence[RunGroup]) -> str:
     """Say where the colours of the runs' reconstructions come from, by the targets that the runs predict."""
-    targets = {group.settings.reconstruction.target for group in groups}
+    targets = {group.settings.reconstruction.target for group in groups if isinstance(group.settings, PretrainRun)}
     said = "Reconstructions keep the visible patches."
     if "normalised" in targets:
         whose = "Predicted patches" if len(targets) == 1 else "Patches predicted by runs with normalised targets"

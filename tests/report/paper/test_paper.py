@@ -284,7 +284,7 @@ def test_every_mask_is_drawn_and_none_is_missing(page: str) -> None:
         "text_top 0.6",
         "attention 0.8",
     } <= labels
-    not_drawn = section[section.index("Not drawn") :]
+    not_drawn = section[section.rindex("Not drawn") :]
     assert "spatiotemporal" in not_drawn  # learned by runs of the method stm
     assert "cluster" not in not_drawn
 
