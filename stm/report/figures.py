@@ -74,9 +74,9 @@ def name_run(run: RunGroup) -> str:
     return f"{strategy} {ratio:g}" if strategy == run.name else f"{run.name}: {strategy} {ratio:g}"
 
 
-def new_figure(height: float) -> Figure:
-    """Create a figure 7.6 inches wide and `height` inches high, with a transparent background."""
-    figure = Figure(figsize=(7.6, height), layout="constrained")
+def new_figure(height: float, width: float = 7.6) -> Figure:
+    """Create a figure of `width` x `height` inches with a transparent background."""
+    figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0)
     return figure
 
@@ -199,12 +199,15 @@ def running_mean(values: Sequence[float], share: float = 0.05) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def mask_quality_bars(rows: Sequence[MaskQualityRow]) -> Figure:
-    """Draw the hidden fraction of the object's box per mask and camera, with confidence interval and chance level."""
+def mask_quality_bars(rows: Sequence[MaskQualityRow], width: float = 7.6) -> Figure:
+    """Draw the hidden fraction of the object's box per mask and camera, with confidence interval and chance level.
+
+    The chart is `width` inches wide.
+    """
     with mpl.rc_context(STYLE):
         groups = list(dict.fromkeys((row.name, row.ratio) for row in rows))
         cameras = list(dict.fromkeys(row.camera for row in sorted(rows, key=lambda row: row.camera)))
-        figure = new_figure(max(2.0, 0.9 + 0.2 * len(groups) * (len(cameras) + 0.8)))
+        figure = new_figure(max(2.0, 0.9 + 0.2 * len(groups) * (len(cameras) + 0.8)), width)
         axes = figure.add_subplot(facecolor="none")
         thickness = 0.8 / max(1, len(cameras))
         for row in rows:
@@ -235,7 +238,8 @@ def _legend(figure: Figure, cameras: Sequence[str]) -> None:
     handles: list[Any] = [mpl.patches.Patch(color=CAMERAS.get(c, PALETTE[-1]), label=camera_title(c)) for c in cameras]
     handles.append(mpl.lines.Line2D([], [], color=INK, linewidth=1.1, label="95 % interval"))
     handles.append(mpl.lines.Line2D([], [], color=INK, linewidth=1.2, linestyle=(0, (3, 2)), label="Chance"))
-    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), labelcolor=INK, fontsize=9)
+    columns = len(handles) if figure.get_figwidth() > 6 else 2
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns, labelcolor=INK, fontsize=9)
 
 
 def show_message(axes: Any, text: str) -> None:

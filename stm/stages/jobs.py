@@ -1,6 +1,6 @@
 """Jobs of the stages: each combines a config with the dataset, shard, caption source, run or task to process."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -97,6 +97,28 @@ class Job:
         """Return the names of the dataset's shards in one split, or in all splits."""
         return [shard for shard in self.jobs.list_shards(self.dataset) if split in (None, split_of(shard))]
 
+    def check_names(self) -> None:
+        """Check that the config has the job's caption source, run and evaluation, and that the run trains on its dataset.
+
+        Raises:
+            ConfigError: it does not, as for a mistyped file name given to Snakemake.
+        """
+        study = self.study
+        if self.source:
+            _check_known("caption source", self.source, self.config.captions)
+        if self.run:
+            _check_known("run", self.run, study.runs)
+            trained_on = study.dataset_of(self.run)
+            if trained_on != self.dataset:
+                place = self.jobs.layouts[trained_on].pretrain(self.run).parents[1]
+                raise ConfigError(
+                    f"the run {self.run} trains on {trained_on}, not {self.dataset}; its files are under {place}"
+                )
+        if self.task:
+            _check_known("evaluation", self.task, study.evaluate)
+            if (self.run, self.task) not in study.evaluations():
+                raise ConfigError(f"the evaluation {self.task} does not apply to the run {self.run}")
+
     def packed(self, split: str | None = None) -> list[Path]:
         """Return the paths of packed shards' indexes, for one split or all splits; the tars are in the same folder.
 
@@ -132,3 +154,8 @@ class Job:
         if not isinstance(section, Section):
             return section
         return without_folders(section.fingerprint()) if of_dataset else section.fingerprint()
+
+
+def _check_known(what: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise ConfigError(f"the config has no {what} {name!r}; it has: {', '.join(known) or 'none'}")

@@ -70,6 +70,7 @@ class DeclaredRule:
         """Return the input files of a job, including those of the local models that it loads."""
         job, stage = self._job(wildcards), self.stage
         try:
+            job.check_names()
             if stage.check is not None:
                 self._jobs.once(("check", stage.name, job.dataset), partial(stage.check, job))
             models = {name: self._files(models) for name, models in stage.models(job).items()}

@@ -191,6 +191,7 @@ def show_clips(
     rows = [row for clip in clips for row in clip.rows]
     maps = {row.label for row in rows if row.kind == "map"}
     slots = max((len(row.tiles) for row in rows), default=1)
+    masks = [clip for clip in gallery.clips if len(clip.rows) > 1]
     runs = dataset.own_groups(groups)
     return {
         "name": dataset.name,
@@ -204,7 +205,8 @@ def show_clips(
         "reconstructed_runs": len(reconstructed_runs(runs)),
         "runs_with_weights": sum(group.instances[0].weights is not None for group in runs),
         "missing_guides": [label for label, _ in MAPS.values() if label not in maps],
-        "masks": [_show(clip) for clip in gallery.clips if len(clip.rows) > 1],
+        "masks": [_show(clip) for clip in masks],
+        "mask_slots": max((len(row.tiles) for clip in masks for row in clip.rows), default=1),
         "missing_masks": [f"{strategy} ({reason})" for strategy, reason in gallery.missing.items()],
     }
 
@@ -229,6 +231,7 @@ def _show_row(row: Row) -> dict[str, Any]:
         "note": row.note,
         "swatch": None if row.run is None else figures.swatch(row.run),
         "scale": scale,
+        "tiles": len(row.tiles),
         "image": data_url(*film_strips.encode(row.tiles)),
     }
 

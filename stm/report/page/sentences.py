@@ -7,7 +7,7 @@ from typing import Any
 
 from stm.config import Blip2Captions, Config, HumanCaptions, LabelCaptions, LanguageRun, PretrainRun
 from stm.jobs.progress import format_seconds
-from stm.report.comparison import beat_reference
+from stm.report.comparison import beat_reference, list_names
 from stm.report.results.provenance import Provenance, StageUse
 from stm.report.results.records import DatasetResults, Results, RunGroup, Study
 from stm.report.tables import Cell, Table, compare_runs, count, number, text_cell, title
@@ -23,11 +23,21 @@ def chances(groups: Sequence[RunGroup]) -> dict[str, float]:
 def introduce(study: Study, groups: Sequence[RunGroup]) -> list[str]:
     """Return the page's first sentences: the data, the runs, and what the intervals show about pretraining."""
     sentences = [line for dataset in study.datasets if (line := _count_clips(dataset, study.several))]
-    untrained = sum(group.untrained for group in groups)
     if groups:
-        runs = f"{len(groups)} pretraining run{'s' if len(groups) > 1 else ''}"
-        sentences.append(f"{runs}, {untrained} of them untrained, for comparison." if untrained else f"{runs}.")
+        sentences.append(_count_runs(study.config, groups))
     return sentences + _summarise_evaluations(study.config, groups)
+
+
+def _count_runs(config: Config, groups: Sequence[RunGroup]) -> str:
+    """Count the runs, and name the untrained ones: those that are evaluated serve for comparison, others are only drawn."""
+    evaluated = {run for task in config.evaluate for run in config.runs_of(task)}
+    untrained = [group.name for group in groups if group.untrained]
+    compared = [name for name in untrained if name in evaluated]
+    drawn = [name for name in untrained if name not in evaluated]
+    parts = [f"{len(groups)} pretraining run{'s' if len(groups) > 1 else ''}"]
+    parts += [f"{list_names(compared)} untrained, for comparison"] if compared else []
+    parts += [f"{list_names(drawn)} untrained and only drawn"] if drawn else []
+    return "; ".join(parts) + "."
 
 
 def _count_clips(dataset: DatasetResults, several: bool) -> str:

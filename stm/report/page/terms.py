@@ -74,7 +74,7 @@ QUALITY = {
 }
 
 OBJECTIVES = {
-    "reconstruction": "squared error of the predicted pixels of hidden patches, normalised per patch.",
+    "reconstruction": "squared error of the predicted pixels of hidden patches, normalised per patch by default.",
     "contrast": "clips are matched with their own caption's vector among those of the batch.",
     "contrastive": "clips and captions are matched within the batch by their embeddings.",
     "matching": "the model tells true pairs of clip and caption from wrong ones.",

@@ -102,7 +102,8 @@ def write_figures(study: Study, groups: list[RunGroup], strips: Strips, layout: 
         label = f"{figures.title_objective(objective)} of each run by step"
         charts[f"loss-{objective}"] = to_markup(figures.to_svg(panel, f"loss-{objective}", label))
     if study.mask_quality and "mask_quality.png" in drawn:
-        svg = figures.to_svg(drawn["mask_quality.png"], "quality", "Mask quality by guide and camera")
+        chart = figures.mask_quality_bars(study.mask_quality, width=5.0)  # legible on a phone, which scales it down
+        svg = figures.to_svg(chart, "quality", "Mask quality by guide and camera")
         charts["quality"] = to_markup(svg)
     return charts
 

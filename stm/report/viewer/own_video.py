@@ -129,7 +129,8 @@ def _check_kept(video: Path, outcome: Outcome) -> None:
 
 
 def _describe(outcome: Outcome) -> str:
-    return f"{outcome.status.replace('_', ' ')}: {outcome.detail}"
+    status = outcome.status.replace("_", " ")
+    return outcome.detail if outcome.detail.startswith(status) else f"{status}: {outcome.detail}"
 
 
 def _draw(request: ViewRequest, facts: Mapping[str, Any], folder: Path) -> MaskViewer:

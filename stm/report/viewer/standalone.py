@@ -65,5 +65,6 @@ def _show(row: Row) -> dict[str, Any]:
         "kind": row.kind,
         "label": row.label,
         "note": row.note,
+        "tiles": len(row.tiles),
         "image": f"data:{media};base64,{encode_base64(data)}",
     }
