@@ -205,13 +205,15 @@ def mask_quality_bars(rows: Sequence[MaskQualityRow], width: float = 7.6) -> Fig
     The chart is `width` inches wide.
     """
     with mpl.rc_context(STYLE):
-        groups = list(dict.fromkeys((row.name, row.ratio) for row in rows))
+        several_datasets = len({row.dataset for row in rows}) > 1
+        names = [f"{row.dataset}: {row.name}" if several_datasets else row.name for row in rows]
+        groups = list(dict.fromkeys((name, row.ratio) for name, row in zip(names, rows, strict=True)))
         cameras = list(dict.fromkeys(row.camera for row in sorted(rows, key=lambda row: row.camera)))
         figure = new_figure(max(2.0, 0.9 + 0.2 * len(groups) * (len(cameras) + 0.8)), width)
         axes = figure.add_subplot(facecolor="none")
         thickness = 0.8 / max(1, len(cameras))
-        for row in rows:
-            group, camera = groups.index((row.name, row.ratio)), cameras.index(row.camera)
+        for name, row in zip(names, rows, strict=True):
+            group, camera = groups.index((name, row.ratio)), cameras.index(row.camera)
             middle = group - 0.4 + thickness * (camera + 0.5)
             color = CAMERAS.get(row.camera, PALETTE[-1])
             axes.barh(middle, 100 * row.coverage, thickness * 0.88, color=color, linewidth=0)

@@ -133,7 +133,9 @@ def _checked_size(width: int, height: int, settings: Frames) -> tuple[int, int]:
 
 
 def _too_short(video: Video, settings: Frames, stored: int) -> Note:
-    interval = "" if video.start is None and video.end is None else f" from {video.start} to {video.end} s"
+    interval = "" if video.start is None else f" from {video.start}"
+    interval += "" if video.end is None else f" to {video.end}"
+    interval += " s" if interval else ""
     counts = f"{stored} frames to store of {video.decoded} decoded{interval}"
     return Note(Status.TOO_SHORT, f"{counts}; {settings.min_frames} are needed")
 

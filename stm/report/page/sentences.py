@@ -34,10 +34,10 @@ def _count_runs(config: Config, groups: Sequence[RunGroup]) -> str:
     untrained = [group.name for group in groups if group.untrained]
     compared = [name for name in untrained if name in evaluated]
     drawn = [name for name in untrained if name not in evaluated]
-    parts = [f"{len(groups)} pretraining run{'s' if len(groups) > 1 else ''}"]
-    parts += [f"{list_names(compared)} untrained, for comparison"] if compared else []
-    parts += [f"{list_names(drawn)} untrained and only drawn"] if drawn else []
-    return "; ".join(parts) + "."
+    parts = [f"{list_names(compared)}, for comparison"] if compared else []
+    parts += [f"{list_names(drawn)}, only drawn"] if drawn else []
+    runs = f"{len(groups)} pretraining run{'s' if len(groups) > 1 else ''}"
+    return f"{runs} (untrained: {'; '.join(parts)})." if parts else f"{runs}."
 
 
 def _count_clips(dataset: DatasetResults, several: bool) -> str:

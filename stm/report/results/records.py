@@ -204,13 +204,12 @@ class MaskQualityRow:
 
     @property
     def name(self) -> str:
-        name = f"{self.guide} ({self.source})" if self.source else self.guide
-        return f"{self.dataset}: {name}" if self.dataset else name
+        """The guide and its caption source."""
+        return f"{self.guide} ({self.source})" if self.source else self.guide
 
     def entry(self) -> Entry:
         """The coverage as an entry of a column, to be compared with masks of the same ratio and dataset."""
-        name = f"{self.guide} ({self.source})" if self.source else self.guide
-        return Entry(name, self.coverage, self.interval, self.chance)
+        return Entry(self.name, self.coverage, self.interval, self.chance)
 
 
 @dataclass(frozen=True)

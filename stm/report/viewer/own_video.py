@@ -104,8 +104,8 @@ def draw_video(request: ViewRequest) -> MaskViewer:
             return _draw(request, facts, Path(folder))
     except ModelError as error:
         raise ViewError(
-            f"{error}\nName another model with --model, such as one in a local folder (local-dir:FOLDER). Without --caption "
-            "and --model, all strategies that need no model are shown."
+            f"{str(error).replace('similarity.model', 'model', 1)}\nName another model with --model, such as one in a "
+            "local folder (local-dir:FOLDER). Without --caption and --model, all strategies that need no model are shown."
         ) from error
 
 
