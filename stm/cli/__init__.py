@@ -156,6 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in DISK_ERRORS:
             raise
         return _report(parsed.stage, error)
+    except KeyboardInterrupt:
+        print(f"stm {parsed.stage}: interrupted", file=sys.stderr)
+        return 130  # as shells report it
     return 0
 
 

@@ -202,3 +202,29 @@ def test_what_is_asked_for_once_is_found_once() -> None:
     jobs, asked = made_jobs(), []
     for _ in range(3):
         assert jobs.once("listing", lambda: asked.append(1) or len(asked)) == 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "wildcards", "words"),
+    [
+        (
+            "pretrain",
+            {"dataset": "one", "run": "tube-seed0"},
+            "the run tube-seed0 trains on two, not one; its files are under",
+        ),
+        ("pretrain", {"dataset": "two", "run": "cube"}, "no run 'cube'; it has: tube-seed0, tube-seed1, random"),
+        ("evaluate", {"dataset": "one", "run": "random", "task": "linear"}, "linear does not apply to the run random"),
+        ("evaluate", {"dataset": "one", "run": "random", "task": "probe"}, "no evaluation 'probe'; it has: linear"),
+        (
+            "captions",
+            {"dataset": "one", "source": "sad", "shard": "test-00000"},
+            "no caption source 'sad'; it has: said",
+        ),
+    ],
+)
+def test_a_requested_file_that_the_config_has_not_is_one_message(
+    stage: str, wildcards: dict[str, str], words: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        DeclaredRule(all_stages()[stage], made_jobs()).inputs(SimpleNamespace(**wildcards))
+    assert words in str(error.value)

@@ -57,6 +57,8 @@ def draw_clip_strips(
     no_clips: list[ReportClip] = []
     no_cuts: list[Cut] = []
     clips = results.attempt("choice of clips", partial(choose_clips, config, layout, results.shards), no_clips)
+    if not clips:
+        return []  # without loading weights or teachers
     rows: dict[str, list[Row]] = {clip.key: [] for clip in clips}
     captions: dict[str, str] = {}
     numbers = set(reconstructed_runs(runs))

@@ -1,5 +1,6 @@
 """The page that `stm view` writes: one viewer and, below it, still images of every mask at its usual ratio."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,16 @@ def write_view(request: ViewRequest, out: Path) -> str:
     """Write the viewer page of a video, and return a line that says what was written.
 
     Raises:
-        ViewError: see `stm.report.viewer.own_video.draw_video`; or `out` is a folder.
+        ViewError: see `stm.report.viewer.own_video.draw_video`; or `out` is a folder, or cannot be written.
     """
     check_request(request)
     if out.is_dir():
         raise ViewError(f"--out {out} is a folder; name a file in it, such as {out / 'view.html'}")
+    place = next(parent for parent in out.absolute().parents if parent.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise ViewError(
+            f"--out {out} cannot be written: {place} is {'read-only' if place.is_dir() else 'not a folder'}"
+        )
     data = render_view(draw_video(request), request).encode()
     write_bytes(out, data)
     return f"{out} ({len(data) / 1e6:.1f} MB); open it in a browser"
@@ -43,10 +49,9 @@ def render_view(viewer: MaskViewer, request: ViewRequest) -> str:
     style = own_markup(STYLE.read_text(encoding="utf-8"))
     page = make_environment().get_template("standalone.html")
     parts = make_parts({name: viewer})
-    return (
-        page.render(name=name, about=about, style=style, parts=parts, rows=[_show(row) for row in still_rows(viewer)])
-        + "\n"
-    )
+    captions = [cut.caption for cut in viewer.clips[0]]
+    rows = [_show(row) for row in still_rows(viewer)]
+    return page.render(name=name, about=about, style=style, parts=parts, captions=captions, rows=rows) + "\n"
 
 
 def still_rows(viewer: MaskViewer) -> list[Row]:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import simplejpeg
 import yaml
+from browser import run_in_browser
 from report_results import box_of, build_copy, check_report_files, check_same_bytes, make_config, make_frames
 
 from stm.config import Config, load_config, parse_config
@@ -31,7 +32,7 @@ from stm.report.clips.select import choose_clips, choose_split
 from stm.report.names import figure_names
 from stm.report.page import sentences, terms
 from stm.report.page.context import dump_config
-from stm.report.results.collect import collect, find_shards
+from stm.report.results.collect import collect, collect_study, find_shards
 from stm.report.results.provenance import describe_code, find_config_file
 
 ROOT = Path(__file__).parents[3]
@@ -122,6 +123,29 @@ def test_what_came_out_and_masks_come_before_setup_and_receipts(page: Page) -> N
     sections = [name for tag, key, name in page.attributes if tag == "h2" and key == "id"]
     assert sections == ["results", "masks", "clips", "quality", "losses", "setup", "input", "time", "reproduce"]
     assert page.text.index("No pretrained run is better than the untrained network") < page.text.index("Results of all")
+
+
+def test_untrained_runs_are_named_with_what_they_are_for(made_results: Config, page: Page) -> None:
+    assert "3 pretraining runs (untrained: scratch, for comparison)." in page.text
+    evaluate = {"linear": {"task": "linear", "runs": ["tube", "text"]}}
+    config = make_config(Path(made_results.results), evaluate=evaluate)
+    study = collect_study(config, Layout.of(config))
+    assert "3 pretraining runs (untrained: scratch, only drawn)." in sentences.introduce(study, study.groups)
+
+
+def test_charts_and_tiles_fit_a_phone_and_tiles_are_small_on_a_desktop(page: Page, tmp_path: Path) -> None:
+    script = """
+        const width = (name) => document.querySelector(name).getBoundingClientRect().width;
+        const image = document.querySelector(".row.frames img");
+        const tiles = Number(getComputedStyle(image.parentElement).getPropertyValue("--tiles"));
+        const widths = [document.documentElement.scrollWidth, width("#quality ~ figure .chart"), width(".row.frames img")];
+        return [...widths, tiles];
+    """
+    (tmp_path / "phone").mkdir(), (tmp_path / "desktop").mkdir()
+    page_width, chart, image, tiles = run_in_browser(page.source, script, tmp_path / "phone", 390)
+    assert page_width == 390 and chart <= 390 and 300 < image <= 390 and tiles > 1
+    page_width, _, image, tiles = run_in_browser(page.source, script, tmp_path / "desktop", 1440)
+    assert page_width == 1440 and image / tiles <= 150
 
 
 def test_terms_are_explained_in_the_sections_that_use_them(page: Page) -> None:

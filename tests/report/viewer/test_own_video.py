@@ -203,6 +203,26 @@ def test_out_may_not_be_a_folder(video: Path, tmp_path: Path, capsys: pytest.Cap
     assert "is a folder" in capsys.readouterr().err
 
 
+def test_out_is_checked_before_any_work(video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["view", str(video), "--out", str(tmp_path / "file/new/view.html")]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"stm view: --out {tmp_path}/file/new/view.html cannot be written: {tmp_path}/file is not a folder"
+    ]
+
+
+def test_an_interruption_is_one_message(
+    video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stm.report.viewer.own_video.probe_video", interrupt)
+    assert main(["view", str(video), "--out", str(tmp_path / "view.html")]) == 130
+    assert capsys.readouterr().err.splitlines() == ["stm view: interrupted"]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_container_says_what_it_knows(video: Path) -> None:
     facts = probe_video(video)
     assert (facts["frames"], facts["fps"], facts["duration"]) == (48, 25.0, pytest.approx(1.92))
