@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -354,14 +355,15 @@ def test_fine_tuning_keys_pairs_by_text_and_groups_negatives_as_the_task_and_its
         ("retrieval.video_text", VideoTextRetrieval, "video_text_retrieval"),
         ("questions.multiple_choice", MultipleChoice, "multiple_choice"),
     ):
-        tuned = []
+        tuned: list[tuple[Any, Any]] = []
 
         def note(module, batches, *_, tuned=tuned):
             tuned.append((module.objectives, next(batches(0))))
             return {"chosen": "last"}, lambda: None
 
         monkeypatch.setattr(f"stm.evaluation.{module}.tune", note)
-        task = section(task=name, optimisation=TUNING, contrastive_divisor=8, negatives_among=3)
+        settings = {"task": name, "optimisation": TUNING, "contrastive_divisor": 8, "negatives_among": 3}
+        task = section.model_validate(settings)
         do(task, world, tmp_path / name, shared_texts=True)
         objectives, batch = tuned[0]
         assert objectives.shared_texts and (objectives.contrastive_divisor, objectives.negatives_among) == (8, 3)

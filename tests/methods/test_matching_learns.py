@@ -14,7 +14,6 @@ from stm.models.vit import Architecture, VideoEncoder
 
 WIDTH, TOKENS, PAIRS, STEPS = 128, 8, 24, 400
 PLATEAU = 0.6365  # the loss of answering "match" with probability 1/3, whatever the pair
-NO_DECODER = {"decoder_width": 16, "decoder_depth": 0, "decoder_heads": 1}
 WORDS = (list(COLORS), list(TEXTURES), list(SHAPES))
 
 
@@ -33,7 +32,7 @@ def test_matching_leaves_its_plateau_within_a_short_run() -> None:
     """With initial weights of 0.02, those of BERT-base, the loss is still above 0.58 after these steps."""
     torch.manual_seed(0)
     language = SplitBert.load(Language(model="stm/assets/demo-bert", fusion_layer=2, max_tokens=6))
-    unused = VideoEncoder(Architecture(16, 8, tubelet=1, frames=2, width=WIDTH, depth=1, heads=2, **NO_DECODER))
+    unused = VideoEncoder(Architecture(16, 8, 1, 2, WIDTH, 1, 2, decoder_width=16, decoder_depth=0, decoder_heads=1))
     model = VideoLanguageModel(unused, language, embedding=96).train()
     generator = torch.Generator().manual_seed(0)
     meanings = [torch.randn(len(words), WIDTH, generator=generator) for words in WORDS]

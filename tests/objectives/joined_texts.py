@@ -95,7 +95,8 @@ def release_contrast(rank: int, video: Tensor, text: Tensor, ids: Tensor, temper
     scores, everyone = join(video) @ join(text).T / temperature, join(ids)
     target = (everyone[:, None] == everyone).double()
     target = target / target.sum(dim=1, keepdim=True)
-    return -sum((target * one.log_softmax(dim=1)).sum(dim=1).mean() for one in (scores, scores.T)) / 2
+    by_video, by_text = ((target * one.log_softmax(dim=1)).sum(dim=1).mean() for one in (scores, scores.T))
+    return -(by_video + by_text) / 2
 
 
 def work_on_weights(rank: int, meeting: str) -> dict[str, Values]:
