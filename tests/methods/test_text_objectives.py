@@ -95,7 +95,7 @@ def test_clips_with_the_same_caption_are_no_negatives_where_texts_are_shared(
 
     monkeypatch.setattr("stm.methods.video_language.sample_negatives", note)
     tuning = PairTuning(method.model, None, shared).train()  # type: ignore[arg-type]
-    encoded = encode_pairs(method.model.language.tokenizer, 8)  # type: ignore[arg-type, union-attr]
+    encoded = encode_pairs(method.model.language.tokenizer, 8)  # type: ignore[arg-type]
     for step, made in ((method, method.prepare(batch)), (tuning, {**batch, **encoded(batch)})):
         drawn.clear()
         with torch.no_grad():
