@@ -29,6 +29,7 @@ from stm.config.evaluation import (
     LinearProbe,
     MaskQuality,
     Retrieval,
+    VideoRetrieval,
     ZeroShot,
 )
 from stm.config.files import inherit, read_files, read_values, resolve_config
@@ -151,6 +152,7 @@ __all__ = [
     "TableSpec",
     "Teacher",
     "Text",
+    "VideoRetrieval",
     "VideoTextRetrieval",
     "ZeroShot",
     "inherit",

@@ -70,6 +70,7 @@ MASKING: dict[str, Any] = {
         "released": {"task": "finetune", "runs": ["tube"], "optimisation": {"epochs": 0}},
         "zero": {"task": "zero_shot"},
         "retrieval": {"task": "retrieval"},
+        "neighbours": {"task": "video_retrieval", "views": 2},
     },
     "tables": {
         "numbers": {
