@@ -53,7 +53,7 @@ from stm.config.language_tasks import (
     QuestionAnswering,
     VideoTextRetrieval,
 )
-from stm.config.report import FigureSpec, Prices, Report, TableColumn, TableRow, TableSpec
+from stm.config.report import Certainty, FigureSpec, Prices, Report, TableColumn, TableRow, TableSpec
 from stm.config.stages import (
     Blip2Captions,
     CaptionSource,
@@ -94,6 +94,7 @@ __all__ = [
     "CaptionChoice",
     "CaptionSource",
     "Captioning",
+    "Certainty",
     "Cluster",
     "Config",
     "ConfigError",

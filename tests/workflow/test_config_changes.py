@@ -227,6 +227,7 @@ VALUES: dict[str, list[Any]] = {
     "Mask.strategy": ["tube", "random"],
     "MovingShapesDataset.clips": [{"train": 4, "test": 3}],
     "TableColumn.task": ["finetune"],
+    "TableRow.certainty": ["source"],
     "TableRow.paper": [[1.0, 2.0]],
     "TableRow.runs": [["tgm", "tube"]],
     **{f"{section}.dataset": ["others"] for section in ("PretrainRun", "LanguageRun", *TASKS)},
