@@ -281,6 +281,11 @@ class Run(Section):
         return None
 
     @property
+    def trains_encoder(self) -> bool:
+        """Whether the run changes its encoder: not with 0 epochs, nor if only a contrastive head is trained."""
+        return self.optimisation.epochs > 0
+
+    @property
     def models(self) -> tuple[str, ...]:
         """The pretrained models that the run loads in addition to `init`."""
         return ()
@@ -374,8 +379,8 @@ class PretrainRun(Run):
 
     @property
     def trains_encoder(self) -> bool:
-        """Whether an objective trains the encoder; otherwise only the contrastive head is trained."""
-        return self.reconstructs or (self.contrast is not None and self.contrast.weight > 0)
+        objectives = self.reconstructs or (self.contrast is not None and self.contrast.weight > 0)
+        return objectives and super().trains_encoder
 
     @property
     def text_vectors_for(self) -> str | None:

@@ -145,6 +145,7 @@ def test_a_run_without_any_objective_is_refused() -> None:
         make_run(reconstruction={"weight": 0})
     assert not make_run(reconstruction={"weight": 0}, contrast={"weight": 0}).trains_encoder
     assert make_run(reconstruction={"weight": 0}, contrast={}).trains_encoder and make_run().trains_encoder
+    assert not make_run(optimisation={"epochs": 0, "warmup_epochs": 0}).trains_encoder
 
 
 def test_clips_without_a_caption_take_no_part_but_are_reconstructed() -> None:

@@ -16,7 +16,7 @@ from report_study import make_study, make_study_config
 from stm.config import Config, ConfigError
 from stm.layout import Layout
 from stm.report import figures, write_figure, write_table
-from stm.report.names import table_names
+from stm.report.names import table_names, untrained_runs
 from stm.report.page import sentences
 from stm.report.page.context import MAX_EVALUATIONS, split_results
 from stm.report.page.own_tables import show_figures, show_tables
@@ -234,6 +234,20 @@ def test_published_numbers_carry_a_mark_that_the_note_explains(copied: Config) -
     assert table_note(unstated.model_copy(update={"rows": (table.rows[0].model_copy(update={"paper": ()}),)})) == ""
     cells = paper_table(copied.model_copy(update={"tables": {"main": unstated}}), "main").rows
     assert [row[2].note for row in cells] == ["?", "\u25cb"]
+
+
+def test_a_run_that_trains_only_a_head_is_an_untrained_reference(tmp_path: Path) -> None:
+    settings = make_study_config(tmp_path, tables={}, figures={}).model_dump(mode="json")
+    head_only = {**settings["pretrain"]["text"], "reconstruction": {"weight": 0}}
+    head_only["contrast"] = {**head_only["contrast"], "weight": 0}
+    row = {"label": "Tube", "runs": "tube"}
+    config = make_study_config(
+        tmp_path,
+        pretrain={**settings["pretrain"], "head": head_only},
+        tables={"main": {"title": "t", "columns": [{"title": "Linear", "task": "linear"}], "rows": [row]}},
+        figures={},
+    )
+    assert untrained_runs(config, config.tables["main"], 0) == ["scratch", "head"]
 
 
 def test_a_certainty_per_column_needs_one_per_column(tmp_path: Path) -> None:
