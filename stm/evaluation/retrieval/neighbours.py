@@ -13,6 +13,7 @@ the candidates are nor what counts as found. Two readings are offered (`hit`):
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -155,9 +156,11 @@ def search_classes(
         same_split: whether both are the same clips, in which case a clip is no candidate for itself.
     """
     clips, known = (np.flatnonzero([label is not None for label in split]) for split in (labels, candidate_labels))
-    names = np.array([candidate_labels[place] for place in known])
-    members = {label: np.flatnonzero(names == label) for label in {labels[clip] for clip in clips}}
-    right = [members[labels[clip]] for clip in clips]
+    asked = [labels[clip] for clip in clips.tolist()]
+    members: defaultdict[str | None, list[int]] = defaultdict(list)
+    for place, candidate in enumerate(known.tolist()):
+        members[candidate_labels[candidate]].append(place)
+    right = [np.array(members[label], dtype=np.int64) for label in asked]
     left_out = None
     if same_split:
         left_out = np.arange(len(clips))
