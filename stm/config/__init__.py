@@ -29,6 +29,7 @@ from stm.config.evaluation import (
     LinearProbe,
     MaskQuality,
     Retrieval,
+    VideoRetrieval,
     ZeroShot,
 )
 from stm.config.files import inherit, read_files, read_values, resolve_config
@@ -52,7 +53,7 @@ from stm.config.language_tasks import (
     QuestionAnswering,
     VideoTextRetrieval,
 )
-from stm.config.report import FigureSpec, Prices, Report, TableColumn, TableRow, TableSpec
+from stm.config.report import Certainty, FigureSpec, Prices, Report, TableColumn, TableRow, TableSpec
 from stm.config.stages import (
     Blip2Captions,
     CaptionSource,
@@ -93,6 +94,7 @@ __all__ = [
     "CaptionChoice",
     "CaptionSource",
     "Captioning",
+    "Certainty",
     "Cluster",
     "Config",
     "ConfigError",
@@ -151,6 +153,7 @@ __all__ = [
     "TableSpec",
     "Teacher",
     "Text",
+    "VideoRetrieval",
     "VideoTextRetrieval",
     "ZeroShot",
     "inherit",

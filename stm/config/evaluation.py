@@ -189,15 +189,47 @@ class Retrieval(TaskSettings):
         return CaptionChoice(sources=None if self.source is None else (self.source,), count=self.count)
 
 
+class VideoRetrieval(TaskSettings):
+    """Zero-shot video-to-video retrieval: nearest neighbours by the cosine of the frozen encoder's mean-pooled tokens.
+
+    It needs neither training nor text. TGM (Table 3) reports recalls of a zero-shot retrieval without naming candidates
+    or hits; `hit` offers both readings.
+    """
+
+    task: Literal["video_retrieval"]
+    hit: Literal["class", "clip"] = field(
+        "class",
+        "what counts as found. `class`: a training clip with the label of the test clip; `clip`: another window of the "
+        "same test clip, among one window of every test clip (with `views: 2`: the first is the query, the second the "
+        "candidate)",
+    )
+    train_split: Name = field(
+        "train",
+        "`class`: split of the candidates, each with one centre view; if it is the test split, a clip does not find itself",
+    )
+
+    @property
+    def splits(self) -> dict[str, str]:
+        return (
+            {"train": self.train_split, "test": self.test_split} if self.hit == "class" else {"test": self.test_split}
+        )
+
+    @model_validator(mode="after")
+    def _check_windows(self) -> "VideoRetrieval":
+        if self.hit == "clip" and self.views != 2:
+            raise ValueError(f"hit `clip` compares two windows of a clip: set views to 2 instead of {self.views}")
+        return self
+
+
 # The tasks that do not require a run with `language`; all others are `LanguageTask`s. Add a new section to either.
-VideoTask = LinearProbe | FineTune | ZeroShot | Retrieval
+VideoTask = LinearProbe | FineTune | ZeroShot | Retrieval | VideoRetrieval
 
 
 class MaskQuality(Section):
     """The share of the captioned object's true box that each mask hides; requires a dataset with boxes."""
 
     split: Name = "test"
-    text_ratio: float = field(0.6, "mask ratio of the text-guided mask (TGM, Table 6)", gt=0, lt=1)
+    text_ratio: float = field(0.6, "mask ratio of the text-guided mask (TGM, Figure 3a)", gt=0, lt=1)
     motion_ratio: float = field(0.75, "mask ratio of the motion-guided mask (MGM)", gt=0, lt=1)
     crops: int = field(200, "random crops on which cached maps are compared with recomputed ones", "crops", ge=1)
     image_size: int = field(224, "side of these crops after resizing", "pixels", ge=32, le=1024)

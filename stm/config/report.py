@@ -10,6 +10,10 @@ from stm.config.base import Name, Section, field
 # The guides whose masks are measured; see `stm.evaluation.masks.box_coverage.GUIDES`.
 MaskGuide = Literal["text_top", "motion", "motion_minus_camera", "random"]
 
+# Where a published number was read: in the paper, its release or repository (`source`), in notes on the paper
+# (`second_hand`), or on a site that collects results (`aggregator`).
+Certainty = Literal["source", "second_hand", "aggregator"]
+
 
 class TableColumn(Section):
     """A column of a table: one metric of one evaluation."""
@@ -27,6 +31,9 @@ class TableRow(Section):
     label: str
     runs: Name | tuple[Name | None, ...] = field(..., "a pretraining run, or one per column (null: empty cell)")
     paper: tuple[float | None, ...] = field((), "the paper's numbers, one per column, shown beside ours")
+    certainty: Certainty | tuple[Certainty | None, ...] | None = field(
+        None, "where the numbers in `paper` were read, for all or one per column; by default the table's"
+    )
 
     def run_of(self, column: int) -> str | None:
         return self.runs if isinstance(self.runs, str) else self.runs[column]
@@ -38,15 +45,28 @@ class TableSpec(Section):
     title: str
     columns: tuple[TableColumn, ...] = field(..., "columns", min_length=1)
     rows: tuple[TableRow, ...] = field(..., "rows", min_length=1)
+    certainty: Certainty | None = field(
+        None,
+        "where the numbers in `paper` were read: in the `source` (the paper, its release or repository), at `second_hand` (notes "
+        "on the paper), or at an `aggregator` (a site that collects results). A mark beside each number shows it",
+    )
     note: str | None = field(None, "a note below the table, such as which of the paper's numbers are doubtful")
 
     @model_validator(mode="after")
     def _check_row_lengths(self) -> "TableSpec":
         for row in self.rows:
-            for what, values in (("runs", row.runs), ("paper", row.paper)):
-                if not isinstance(values, str) and values and len(values) != len(self.columns):
+            for what, values in (("runs", row.runs), ("paper", row.paper), ("certainty", row.certainty)):
+                if values and not isinstance(values, str) and len(values) != len(self.columns):
                     raise ValueError(f"row {row.label!r} has {len(values)} {what} for {len(self.columns)} columns")
         return self
+
+    def published(self, row: TableRow, column: int) -> tuple[float | None, Certainty | None]:
+        """The paper's number in a cell, and where it was read; both are None if there is no number."""
+        value = row.paper[column] if row.paper else None
+        if value is None:
+            return None, None
+        own = row.certainty if row.certainty is None or isinstance(row.certainty, str) else row.certainty[column]
+        return value, own or self.certainty
 
     def cells(self) -> set[tuple[str, str]]:
         """The (run, evaluation) pairs in the table."""

@@ -107,7 +107,12 @@ class Contrast(Section):
     contrastive batch is smaller than the optimiser's by that factor.
     """
 
-    weight: float = field(1.0, "weight in the loss; 0: only logged, without a gradient to the encoder", ge=0)
+    weight: float = field(
+        1.0,
+        "weight in the loss; 0: only logged, by a head that is trained without a gradient to the encoder. With "
+        "reconstruction.weight 0 too, the encoder stays random: the control of the logged loss",
+        ge=0,
+    )
     # TGM does not report the value; 0.07 is the usual initial value for InfoNCE (MoCo, CLIP).
     temperature: float = field(0.07, "temperature, or its initial value if it is learned", gt=0, le=10)
     learnable: bool = field(False, "learn the temperature, as in CLIP, with a minimum of 0.01")
@@ -276,6 +281,11 @@ class Run(Section):
         return None
 
     @property
+    def trains_encoder(self) -> bool:
+        """Whether the run changes its encoder: not with 0 epochs, nor if only a contrastive head is trained."""
+        return self.optimisation.epochs > 0
+
+    @property
     def models(self) -> tuple[str, ...]:
         """The pretrained models that the run loads in addition to `init`."""
         return ()
@@ -368,6 +378,11 @@ class PretrainRun(Run):
         return self.reconstruction.weight > 0
 
     @property
+    def trains_encoder(self) -> bool:
+        objectives = self.reconstructs or (self.contrast is not None and self.contrast.weight > 0)
+        return objectives and super().trains_encoder
+
+    @property
     def text_vectors_for(self) -> str | None:
         return "has `contrast`" if self.contrast is not None else None
 
@@ -381,6 +396,6 @@ class PretrainRun(Run):
 
     @model_validator(mode="after")
     def _check_objectives(self) -> "PretrainRun":
-        if self.reconstruction.weight == 0 and (self.contrast is None or self.contrast.weight == 0):
-            raise ValueError("both objectives have weight 0; set reconstruction.weight or contrast.weight")
+        if self.reconstruction.weight == 0 and self.contrast is None:
+            raise ValueError("reconstruction.weight is 0 and there is no `contrast`: nothing would be trained")
         return self

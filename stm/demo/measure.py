@@ -13,7 +13,7 @@ from torch.nn import functional
 from stm.demo.frames import NAMED, NOTHING, OTHER, Frame, describes
 
 GRID = 8  # cells along the short side, as in config/demo.yaml
-RATIO = 0.6  # ratio of TGM's text-guided mask (Table 6)
+RATIO = 0.6  # ratio of TGM's text-guided mask (Figure 3a)
 
 Map = npt.NDArray[np.float64]
 Tokenize = Callable[..., Tensor]

@@ -46,7 +46,12 @@ class ContrastHead(nn.Module):
 
     @property
     def observes(self) -> bool:
-        """Whether the contrastive loss is only measured and does not train the encoder (TGM, Figure 4)."""
+        """Whether the contrastive loss is only measured and does not train the encoder (TGM, Figure 4).
+
+        A head learns something even from the features of a random encoder, so that its loss says nothing about the
+        encoder by itself. The control is a run whose reconstruction has weight 0 too: the same head, on an encoder that
+        stays at its random initial weights.
+        """
         return self.settings.weight == 0
 
     def no_weight_decay(self) -> set[str]:

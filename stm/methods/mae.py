@@ -44,7 +44,8 @@ class MAE(Method):
     ) -> None:
         """
         Args:
-            model: encoder and decoder. With a reconstruction weight of 0, the decoder is frozen and does not run.
+            model: encoder and decoder. With a reconstruction weight of 0, the decoder is frozen and does not run; if the
+                contrast has weight 0 as well, the encoder is frozen too, and only the contrastive head is trained.
             strategy: selects the tokens to hide.
             ratio: share of each slot's tokens to hide.
             decode_ratio: share of the hidden tokens to predict; 1 as in VideoMAE.
@@ -65,7 +66,8 @@ class MAE(Method):
                 f"mask.ratio {ratio} hides none of a slot's {tokens} tokens; the minimum is {1 / tokens:.4f}"
             )
         if not self.reconstruction.weight:
-            model.decoder.requires_grad_(False)
+            frozen = model if contrast is not None and contrast.observes else model.decoder
+            frozen.requires_grad_(False)
 
     @property
     def student(self) -> VideoMAE:
@@ -161,9 +163,11 @@ class MAE(Method):
         """Parameters of a contrastive branch with weight 0.
 
         They do not train the other parameters, so their gradients must not count towards the norm for gradient
-        clipping.
+        clipping. If the encoder is frozen, there are no other parameters, and the list is empty.
         """
-        return list(self.contrast.parameters()) if self.contrast is not None and self.contrast.observes else []
+        if self.contrast is None or not self.contrast.observes or not self.reconstruction.weight:
+            return []
+        return list(self.contrast.parameters())
 
     def embed_video(self, video: Tensor, kept: Tensor | None = None) -> Tensor:
         """Embeds clips, from all or the kept tokens, as unit vectors in the text space: float32 [B, text_width].

@@ -112,7 +112,7 @@ def training_stages(config: Config, clips: Mapping[str, Clips]) -> list[Line]:
         optimisation = getattr(task, "optimisation", None)
         epochs, repeats = (optimisation.epochs, getattr(task, "repeats", 1)) if optimisation else (1, 1)
         passes = 3 * repeats if optimisation else 1  # a backward pass costs twice a forward pass
-        train = per_split.get(getattr(task, "train_split", ""), 0) * epochs
+        train = per_split.get(task.splits.get("train", ""), 0) * epochs
         # All crops of a view come from the same decoded frames, so only the number of views multiplies the loading.
         test = per_split.get(task.test_split, 0) * task.views
         flops = encoding_cost(describe(run)) * (train * passes + test * task.crops)
@@ -159,6 +159,8 @@ def _(run: PretrainRun, image: bool = False) -> float:
     per_slot = architecture.tokens // slots
     masked = slots * int(run.mask.ratio * per_slot)
     cost = pretraining_cost(architecture, architecture.tokens - masked, round(masked * run.decode_ratio))
+    if not run.trains_encoder:  # the head's own cost is negligible
+        return cost.encoder
     if run.reconstruction.weight == 0:  # with only the contrastive loss, the decoder does not run
         return cost.step - 3 * cost.decoder
     return cost.step

@@ -61,5 +61,5 @@ def untrained_runs(config: Config, spec: TableSpec, column: int) -> list[str]:
     return [
         run
         for run in config.runs_of(task)
-        if config.pretrain[run].optimisation.epochs == 0 and config.dataset_of(run, task) in datasets
+        if not config.pretrain[run].trains_encoder and config.dataset_of(run, task) in datasets
     ]

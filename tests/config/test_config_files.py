@@ -166,3 +166,13 @@ def test_the_workflow_takes_a_config_that_extends_another(tmp_path):
     output = finished.stdout + finished.stderr
     assert finished.returncode == 0, output[-4000:]
     assert "stm-released-seed5" in output and "-seed0" not in output
+
+
+@pytest.mark.slow
+def test_the_parts_of_a_figure_are_one_target_even_if_they_are_tables(tmp_path):
+    snakemake = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(tmp_path)]
+    command = [*snakemake, "--dry-run", "--cores", "1", "tgm_figure3"]
+    command += ["--configfile", str(ROOT / "config/tgm-small.yaml")]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, (finished.stdout + finished.stderr)[-4000:]
+    assert all(f"tables/tgm_figure3{part}.csv" in finished.stdout + finished.stderr for part in "abc")

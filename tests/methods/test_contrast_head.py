@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from made_batches import draw_batch, make_run
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -116,6 +117,35 @@ def test_contrast_alone_runs_no_decoder_and_trains_none() -> None:
     assert not calls and values.keys() == {"loss", "contrast", "accuracy"}
     assert all(p.grad is None and not p.requires_grad for p in method.model.decoder.parameters())
     assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_the_control_of_an_observed_run_trains_the_same_head_on_a_random_encoder(clip: float | None) -> None:
+    observed, control = make_method({"weight": 0}), make_method({"weight": 0}, reconstruction={"weight": 0})
+    assert same(observed, control)
+    calls = []
+    control.model.decoder.register_forward_hook(lambda *_: calls.append(1))
+    batch = draw_captioned()
+    first = control(batch)
+    # The two start alike; what differs later is the encoder alone.
+    assert torch.equal(first["contrast"], observed(batch)["contrast"])
+    assert first.keys() == {"loss", "contrast", "accuracy"} and first["loss"] == 0
+    train(control, steps=30, clip=clip)
+    assert not calls
+    untouched = make_method({"weight": 0}, reconstruction={"weight": 0})
+    assert same(control.model, untouched.model) and not same(control.contrast, untouched.contrast)
+    # The loss falls although the encoder has learned nothing.
+    assert control(batch)["contrast"] < first["contrast"]
+    assert not any(p.requires_grad for p in control.model.parameters())
+    assert control.observers() == [] and len(observed.observers()) == len(list(observed.contrast.parameters()))
+
+
+def test_a_run_without_any_objective_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"reconstruction.weight is 0 and there is no `contrast`"):
+        make_run(reconstruction={"weight": 0})
+    assert not make_run(reconstruction={"weight": 0}, contrast={"weight": 0}).trains_encoder
+    assert make_run(reconstruction={"weight": 0}, contrast={}).trains_encoder and make_run().trains_encoder
+    assert not make_run(optimisation={"epochs": 0, "warmup_epochs": 0}).trains_encoder
 
 
 def test_clips_without_a_caption_take_no_part_but_are_reconstructed() -> None:

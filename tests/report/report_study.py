@@ -58,8 +58,9 @@ def make_study_config(root: Path, **changes: Any) -> Config:
                 ],
                 "rows": [
                     {"label": "Tube", "runs": ["tube", None, None], "paper": [66.6, None, None]},
-                    {"label": "Text", "runs": "text", "paper": [67.5, 12.0, None]},
+                    {"label": "Text", "runs": "text", "paper": [67.5, 12.0, None], "certainty": ["source", None, None]},
                 ],
+                "certainty": "second_hand",
                 "note": "Numbers of a <paper>.",
             }
         },

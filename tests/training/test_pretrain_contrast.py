@@ -97,6 +97,17 @@ def test_an_observed_run_trains_the_model_of_a_run_without_contrast_to_the_bit(
     assert logs[1]["contrast"] > 0 and "contrast" not in logs[0]
 
 
+def test_a_control_ends_with_its_initial_encoder_and_a_trained_head(shards: list[Path], tmp_path: Path) -> None:
+    control = contrast_run(0.0, reconstruction={"weight": 0})
+    pretrain(control, shards, tmp_path / "control", 7, "cpu")
+    untrained = {"optimisation": {**SETTINGS, "epochs": 0, "warmup_epochs": 0}}
+    pretrain(contrast_run(0.0, **untrained), shards, tmp_path / "start", 7, "cpu")
+    encoders = [model_weights(tmp_path / name) for name in ("control", "start")]
+    assert all(torch.equal(tensor, encoders[1][name]) for name, tensor in encoders[0].items())
+    line = read_log(tmp_path / "control")[-1]
+    assert line["contrast"] > 0 and line["loss"] == 0 and line["gradient_norm"] > 0
+
+
 def test_clips_without_captions_can_be_among_the_others(tmp_path: Path) -> None:
     shard = make_shard(tmp_path / "train" / "train-00000.parquet", COLORS * 2, without_captions=(0, 3, 4))
     mask = {"strategy": "tube", "ratio": 0.5}

@@ -70,6 +70,7 @@ MASKING: dict[str, Any] = {
         "released": {"task": "finetune", "runs": ["tube"], "optimisation": {"epochs": 0}},
         "zero": {"task": "zero_shot"},
         "retrieval": {"task": "retrieval"},
+        "neighbours": {"task": "video_retrieval", "views": 2},
     },
     "tables": {
         "numbers": {
@@ -226,6 +227,7 @@ VALUES: dict[str, list[Any]] = {
     "Mask.strategy": ["tube", "random"],
     "MovingShapesDataset.clips": [{"train": 4, "test": 3}],
     "TableColumn.task": ["finetune"],
+    "TableRow.certainty": ["source"],
     "TableRow.paper": [[1.0, 2.0]],
     "TableRow.runs": [["tgm", "tube"]],
     **{f"{section}.dataset": ["others"] for section in ("PretrainRun", "LanguageRun", *TASKS)},

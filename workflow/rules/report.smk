@@ -82,14 +82,15 @@ rule report:
         "../scripts/stage.py"
 
 
-# Targets such as tgm_table1. The parts of a figure, tgm_figure5a and tgm_figure5b, are also one target, tgm_figure5.
+# Targets such as tgm_table1. The parts of a figure, tgm_figure3a to tgm_figure3c, are also one target, tgm_figure3, even where
+# they are tables.
 TARGETS = {
     **{name: [TABLE.output.csv.format(table=name)] for name in CONFIG.tables},
     **{name: [FIGURE.output.png.format(figure=name)] for name in CONFIG.figures},
 }
-for name in CONFIG.figures:
+for name in [*CONFIG.tables, *CONFIG.figures]:
     if name[-1] in "abcdefgh" and name[-2:-1].isdigit():
-        TARGETS.setdefault(name[:-1], []).append(FIGURE.output.png.format(figure=name))
+        TARGETS.setdefault(name[:-1], []).extend(TARGETS[name])
 
 for name, files in TARGETS.items():
 

@@ -1,6 +1,7 @@
-"""Text-to-video and video-to-text retrieval: zero-shot with TGM's contrastive head, or with video-language models."""
+"""Retrieval: of clips by captions and captions by clips, with TGM's contrastive head or with video-language models, and
+of clips by clips, with the frozen features of any run."""
 
-from stm.config import Retrieval, VideoTextRetrieval
+from stm.config import Retrieval, VideoRetrieval, VideoTextRetrieval
 from stm.evaluation.task import Metric, Task
 
 DEPTHS = (1, 5, 10)  # K of the reported recalls R@K
@@ -25,6 +26,10 @@ def _metrics(part: str = "") -> tuple[Metric, ...]:
     return tuple(metrics)
 
 
+_NEIGHBOURS = tuple(
+    Metric(f"r{depth}", f"video-to-video R@{depth}", f"confidence95.r{depth}", f"chance.r{depth}") for depth in DEPTHS
+)
+
 TASKS = (
     Task(Retrieval, "Retrieval", _metrics(), "stm.evaluation.retrieval.zero_shot:retrieve"),
     Task(
@@ -33,4 +38,5 @@ TASKS = (
         _metrics("reranked.") + _metrics("dual_encoder."),
         "stm.evaluation.retrieval.video_text:retrieve_texts",
     ),
+    Task(VideoRetrieval, "Video retrieval", _NEIGHBOURS, "stm.evaluation.retrieval.neighbours:retrieve_videos"),
 )

@@ -17,7 +17,10 @@ _ROWS = 1024
 
 
 def rank_right(
-    queries: NDArray[np.float32], candidates: NDArray[np.float32], right: Sequence[NDArray[np.integer]]
+    queries: NDArray[np.float32],
+    candidates: NDArray[np.float32],
+    right: Sequence[NDArray[np.integer]],
+    left_out: NDArray[np.integer] | None = None,
 ) -> NDArray[np.float64]:
     """The rank, from 1, of the best correct candidate of each query, by cosine.
 
@@ -28,6 +31,7 @@ def rank_right(
         queries: [Q, D], unit vectors.
         candidates: [C, D], unit vectors.
         right: the indices of the correct candidates of each query (at least one).
+        left_out: [Q], the candidate that each query may not find, such as itself; None: there are none.
 
     Returns:
         Float64 [Q].
@@ -36,6 +40,8 @@ def rank_right(
     # Process queries in blocks: the full similarity matrix may not fit into memory.
     for start in range(0, len(queries), _ROWS):
         scores = queries[start : start + _ROWS] @ candidates.T
+        if left_out is not None:
+            scores[np.arange(len(scores)), left_out[start : start + _ROWS]] = -np.inf
         for number, row in enumerate(scores, start=start):
             ranks[number] = _mean_rank(row, right[number])
     return ranks

@@ -20,7 +20,7 @@ MAX_CLIPS = 2
 USUAL_RATIO = {
     "": 0.9,  # VideoMAE
     "flow": 0.9,  # MGMAE
-    "similarity": 0.6,  # TGM, Table 6
+    "similarity": 0.6,  # TGM, Figure 3a
     "motion": 0.75,  # MGM, as quoted by TGM
     "motion_compensated": 0.75,
     TEACHER_GUIDE: 0.8,  # UMT

@@ -13,7 +13,7 @@ from stm.config import Config
 from stm.layout import Layout
 from stm.report import figures
 from stm.report.clips import film_strips
-from stm.report.paper.tables import paper_table
+from stm.report.paper.tables import paper_table, table_note
 from stm.report.paper.write import draw_figure
 from stm.report.results.evaluations import ReportError
 from stm.report.results.records import Study
@@ -48,7 +48,7 @@ def show_tables(study: Study) -> list[ConfigTable]:
     for name, spec in study.config.tables.items():
         failed: Table | str = "see the problems above"
         table = study.own.attempt(f"table {name}", partial(_table_or_reason, study.config, name), failed)
-        note = spec.note or ""
+        note = table_note(spec)
         if isinstance(table, Table):
             shown.append(ConfigTable(name, spec.title, table, note))
         else:

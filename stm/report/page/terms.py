@@ -13,6 +13,10 @@ TASKS = {
         "each clip gets the class whose sentence is the most similar to it; nothing is trained on labels.",
     ),
     "retrieval": ("Retrieval", "for each caption, all clips are ranked by similarity."),
+    "video_retrieval": (
+        "Video retrieval",
+        "for each clip, all others are ranked by the similarity of frozen features; nothing is trained.",
+    ),
     "video_text_retrieval": (
         "Retrieval",
         "for each caption, all clips are ranked; the best are re-ranked by matching.",
@@ -25,6 +29,10 @@ TASKS = {
 METRICS = {
     "top-1": ("Top-1", "share of clips whose highest-scoring class is the right one."),
     "text-to-video R@1": ("R@1", "recall at 1: share of captions for which the right clip is ranked first."),
+    "video-to-video R@1": (
+        "R@1",
+        "recall at 1: share of clips whose nearest neighbour is right: of the same class, or another window of the same clip.",
+    ),
     "accuracy": ("Accuracy", "share of right answers."),
     "CIDEr": ("CIDEr", "agreement of words and phrases with the reference captions; rare words count more."),
 }

@@ -160,7 +160,7 @@ def _reconstructions(run: FigureRun) -> list[list[Row]]:
 def _attention(run: FigureRun) -> list[list[Row]]:
     """Attention from the centre patch in the encoder's last block, with all tokens visible (TGM, section 4.7)."""
     encoder = _load_encoder(run)
-    untrained = ", untrained" if run.settings.optimisation.epochs == 0 else ""
+    untrained = "" if run.settings.trains_encoder else ", untrained"
     rows = []
     for cut in run.cuts:
         attention = attention_from(encoder, cut.batch["video"])

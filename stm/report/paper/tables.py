@@ -1,14 +1,23 @@
 """Config tables: one row per method and one column per evaluation, alongside the numbers that a paper reports."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from stm.config import Config, TableRow, TableSpec
+from stm.config import Certainty, Config, TableRow, TableSpec
 from stm.report.comparison import Entry, clear_best, describe_column
 from stm.report.names import untrained_runs
 from stm.report.results.evaluations import read_measurement
 from stm.report.results.records import Measurement
 from stm.report.tables import Cell, Table, measurement_cell, number, text_cell
+
+# The mark beside a published number, and what it means: the fuller the circle, the closer to the source.
+MARKS: Mapping[Certainty | None, tuple[str, str]] = {
+    "source": ("\u25cf", "read in the source"),
+    "second_hand": ("\u25d0", "at second hand"),
+    "aggregator": ("\u25cb", "from a site that collects results"),
+    None: ("?", "where it was read is not stated"),
+}
 
 
 def paper_table(config: Config, name: str) -> Table:
@@ -20,18 +29,22 @@ def paper_table(config: Config, name: str) -> Table:
     spec = config.tables[name]
     columns = [""]
     keys = ["row"]
-    quoted = [any(row.paper and row.paper[i] is not None for row in spec.rows) for i in range(len(spec.columns))]
+    quoted = [any(spec.published(row, i)[0] is not None for row in spec.rows) for i in range(len(spec.columns))]
     for column, has_paper in zip(spec.columns, quoted, strict=True):
         stem = re.sub(r"\W+", "_", column.title.lower()).strip("_")
         columns += [column.title] + (["paper"] if has_paper else [])
         keys += [f"{stem}_{part}" for part in ("mean", "deviation", "seeds", "low", "high")]
-        keys += [f"{stem}_paper"] if has_paper else []
+        keys += [f"{stem}_paper", f"{stem}_paper_certainty"] if has_paper else []
     cells = [[_measure_cell(config, row, spec, i) for i in range(len(spec.columns))] for row in spec.rows]
     compared = [_entries(config, spec, [line[i] for line in cells], i) for i in range(len(spec.columns))]
     bold = [clear_best(entries, references) for entries, references in compared]
     rows = [
         _table_row(
-            row, line, [bold[i] is not None and bold[i] is compared[i][0][place] for i in range(len(line))], quoted
+            spec,
+            row,
+            line,
+            [bold[i] is not None and bold[i] is compared[i][0][place] for i in range(len(line))],
+            quoted,
         )
         for place, (row, line) in enumerate(zip(spec.rows, cells, strict=True))
     ]
@@ -40,6 +53,14 @@ def paper_table(config: Config, name: str) -> Table:
         for column, (entries, references) in zip(spec.columns, compared, strict=True)
     ]
     return Table(name, columns, keys, rows, outcomes=outcomes)
+
+
+def table_note(spec: TableSpec) -> str:
+    """The note below a table: the config's own, and what the marks of its published numbers mean; empty without both."""
+    cells = [spec.published(row, i) for row in spec.rows for i in range(len(spec.columns))]
+    used = {certainty for value, certainty in cells if value is not None}
+    legend = "; ".join(f"{mark} {meaning}" for certainty, (mark, meaning) in MARKS.items() if certainty in used)
+    return " ".join(filter(None, (spec.note, f"Published numbers: {legend}." if legend else "")))
 
 
 def _measure_cell(config: Config, row: TableRow, spec: TableSpec, column: int) -> Measurement | None:
@@ -65,11 +86,17 @@ def _entries(
 
 
 def _table_row(
-    row: TableRow, cells: Sequence[Measurement | None], bold: Sequence[bool], quoted: Sequence[bool]
+    spec: TableSpec, row: TableRow, cells: Sequence[Measurement | None], bold: Sequence[bool], quoted: Sequence[bool]
 ) -> list[Cell]:
     line = [text_cell(row.label)]
     for i, cell in enumerate(cells):
         line.append(measurement_cell(cell, bold[i]))
         if quoted[i]:
-            line.append(number(row.paper[i] if row.paper else None, 1))
+            line.append(_published_cell(*spec.published(row, i)))
     return line
+
+
+def _published_cell(value: float | None, certainty: Certainty | None) -> Cell:
+    """A published number with its mark; the CSV contains the number and its certainty."""
+    cell = number(value, 1)
+    return replace(cell, values=(*cell.values, certainty), note="" if value is None else MARKS[certainty][0])

@@ -8,7 +8,7 @@ from stm.config import Config
 from stm.layout import Layout
 from stm.report.figures import to_png
 from stm.report.paper.figures import draw_bars, draw_losses
-from stm.report.paper.tables import paper_table
+from stm.report.paper.tables import paper_table, table_note
 from stm.storage.files import write_bytes
 
 
@@ -22,7 +22,8 @@ def write_table(config: Config, name: str) -> Path:
     folder = Layout.of(config).tables
     spec = config.tables[name]
     write_bytes(folder / f"{name}.csv", table.to_csv().encode())
-    text = f"**{spec.title}**\n\n{table.to_markdown()}" + (f"\n{spec.note}\n" if spec.note else "")
+    note = table_note(spec)
+    text = f"**{spec.title}**\n\n{table.to_markdown()}" + (f"\n{note}\n" if note else "")
     write_bytes(folder / f"{name}.md", text.encode())
     return folder / f"{name}.md"
 

@@ -157,8 +157,8 @@ class RunGroup:
 
     @property
     def untrained(self) -> bool:
-        """Whether its weights are random, because it has 0 epochs."""
-        return self.settings.optimisation.epochs == 0
+        """Whether its encoder is random: it has 0 epochs, or trains only a head."""
+        return not self.settings.trains_encoder
 
     @property
     def final_loss(self) -> Measurement | None:

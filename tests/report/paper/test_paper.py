@@ -16,12 +16,12 @@ from report_study import make_study, make_study_config
 from stm.config import Config, ConfigError
 from stm.layout import Layout
 from stm.report import figures, write_figure, write_table
-from stm.report.names import table_names
+from stm.report.names import table_names, untrained_runs
 from stm.report.page import sentences
 from stm.report.page.context import MAX_EVALUATIONS, split_results
 from stm.report.page.own_tables import show_figures, show_tables
 from stm.report.paper.figures import read_curve
-from stm.report.paper.tables import paper_table
+from stm.report.paper.tables import paper_table, table_note
 from stm.report.results.collect import collect_study
 from stm.report.results.evaluations import ReportError, read_measurement
 from stm.report.results.records import Evaluation, Measurement, Run, RunGroup, Study
@@ -183,6 +183,9 @@ def test_the_table_agrees_with_a_computation_by_hand(config: Config) -> None:
     assert float(text["text_to_video_r_1_deviation"]) == pytest.approx(0.01)
     assert float(text["median_rank_mean"]) == pytest.approx(8.0)
     assert text["text_to_video_r_1_paper"] == "12"
+    # The row's own certainty where it has one, else the table's, and none without a number.
+    assert [row["linear_paper_certainty"] for row in (tube, text)] == ["second_hand", "source"]
+    assert [row["text_to_video_r_1_paper_certainty"] for row in (tube, text)] == ["", "second_hand"]
 
 
 def test_shares_are_percentages_and_ranks_are_not(config: Config) -> None:
@@ -213,6 +216,45 @@ def test_tables_are_written_with_title_note_and_the_same_bytes(copied: Config) -
     assert path == Layout.of(copied).tables / "main.md"
     assert b"**Masks & <more>**" in first and b"Numbers of a <paper>." in first
     assert path.with_suffix(".csv").exists() and write_table(copied, "main").read_bytes() == first
+
+
+def test_published_numbers_carry_a_mark_that_the_note_explains(copied: Config) -> None:
+    text = write_table(copied, "main").read_text(encoding="utf-8")
+    assert "| 66.6 \u25d0 |" in text and "| 67.5 \u25cf |" in text and "| 12.0 \u25d0 |" in text
+    assert text.endswith(
+        "\nNumbers of a <paper>. Published numbers: \u25cf read in the source; \u25d0 at second hand.\n"
+    )
+    table = copied.tables["main"]
+    rows = [row.model_copy(update={"certainty": None}) for row in table.rows]
+    unstated = table.model_copy(update={"rows": (rows[0], rows[1].model_copy(update={"certainty": "aggregator"}))})
+    unstated = unstated.model_copy(update={"certainty": None, "note": None})
+    assert table_note(unstated) == (
+        "Published numbers: \u25cb from a site that collects results; ? where it was read is not stated."
+    )
+    assert table_note(unstated.model_copy(update={"rows": (table.rows[0].model_copy(update={"paper": ()}),)})) == ""
+    cells = paper_table(copied.model_copy(update={"tables": {"main": unstated}}), "main").rows
+    assert [row[2].note for row in cells] == ["?", "\u25cb"]
+
+
+def test_a_run_that_trains_only_a_head_is_an_untrained_reference(tmp_path: Path) -> None:
+    settings = make_study_config(tmp_path, tables={}, figures={}).model_dump(mode="json")
+    head_only = {**settings["pretrain"]["text"], "reconstruction": {"weight": 0}}
+    head_only["contrast"] = {**head_only["contrast"], "weight": 0}
+    row = {"label": "Tube", "runs": "tube"}
+    config = make_study_config(
+        tmp_path,
+        pretrain={**settings["pretrain"], "head": head_only},
+        tables={"main": {"title": "t", "columns": [{"title": "Linear", "task": "linear"}], "rows": [row]}},
+        figures={},
+    )
+    assert untrained_runs(config, config.tables["main"], 0) == ["scratch", "head"]
+
+
+def test_a_certainty_per_column_needs_one_per_column(tmp_path: Path) -> None:
+    columns = [{"title": "Linear", "task": "linear"}]
+    row = {"label": "Tube", "runs": "tube", "paper": [1.0], "certainty": ["source", "source"]}
+    with pytest.raises(ConfigError, match="2 certainty for 1 columns"):
+        make_study_config(tmp_path, tables={"main": {"title": "t", "columns": columns, "rows": [row]}})
 
 
 @pytest.mark.parametrize("name", ["curves", "heights"])
@@ -266,6 +308,7 @@ def test_the_config_s_tables_and_figures_come_first(page: str) -> None:
     assert sorted(order, key=lambda name: page.index(f'id="{name}"')) == order
     assert "Masks &amp; &lt;more&gt;" in page and "Numbers of a &lt;paper&gt;." in page
     assert "Masks & <more>" not in page and "<paper>" not in page
+    assert "66.6 <small>\u25d0</small>" in page and "\u25cf read in the source; \u25d0 at second hand." in page
     assert page.count('class="chart"') == 3  # contrast, bars, the contrast loss; mask quality was not measured
     whole = re.search(r'class="whole" alt="What is hidden" src="data:image/(?:webp|png);base64,', page)
     assert whole is not None
