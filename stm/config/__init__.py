@@ -23,6 +23,7 @@ from stm.config.data import (
 )
 from stm.config.errors import explain_problem
 from stm.config.evaluation import (
+    CropComparison,
     FineTune,
     FineTuneAugmentation,
     FineTuneOptimisation,
@@ -101,6 +102,7 @@ __all__ = [
     "Contrast",
     "Corpus",
     "CorpusSource",
+    "CropComparison",
     "Dataset",
     "EvaluationTask",
     "FigureSpec",

@@ -225,6 +225,24 @@ class VideoRetrieval(TaskSettings):
 VideoTask = LinearProbe | FineTune | ZeroShot | Retrieval | VideoRetrieval
 
 
+class CropComparison(Section):
+    """The comparison of text-guided masks from cached maps with masks from maps that are recomputed on the crop.
+
+    By default it takes the values of `mask_quality` or, without that section, of the dataset's first run with a mask that needs
+    similarity; it is not done if there is neither.
+    """
+
+    split: Name = field("train", "split of the compared clips, of at most four of its shards")
+    ratio: float = field(0.6, "mask ratio (TGM, Table 6)", gt=0, lt=1)
+    crops: int = field(200, "random crops, each of one frame; 0: no comparison", "crops", ge=0)
+    crop: Literal["multi_scale", "random_resized", "center"] = field("multi_scale", "how the crops are sampled")
+    scale: tuple[Fraction, Fraction] = field(
+        (0.5, 1.0), "`random_resized`: range of the crop's share of the frame area"
+    )
+    image_size: int = field(224, "side of the crops after resizing", "pixels", ge=32, le=1024)
+    patch_size: int = field(16, "side of a token", "pixels", ge=4, le=64)
+
+
 class MaskQuality(Section):
     """The share of the captioned object's true box that each mask hides; requires a dataset with boxes."""
 

@@ -1,12 +1,12 @@
 """Settings of the offline stages, from videos to shards."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from stm.config.base import Name, Section, Templates, field
 from stm.config.data import BadInput
-from stm.config.evaluation import MaskQuality
+from stm.config.evaluation import CropComparison, MaskQuality
 from stm.shards.schema import ARRAYS, PackedArray
 
 
@@ -85,9 +85,22 @@ class Similarity(Section):
     batch_size: int = field(1024, "patches per forward pass, filled across frames and clips", "patches", ge=1)
     precision: Literal["float32", "bfloat16", "float16"] = field("float32", "precision of the image tower")
     compile: bool = field(False, "compile the image tower with torch.compile; worthwhile on CUDA, not on CPU")
+    window: int = field(
+        1,
+        "side of a patch; patches of several cells overlap, and tokens of a crop interpolate between them: `grid: 56` with "
+        "`window: 3` follows crops of a 14 x 14 token grid much better than `grid: 14`, for 15 times the work",
+        "cells",
+        ge=1,
+        le=16,
+    )
     keep_embeddings: bool = field(
         False, "also store each patch's embedding (fp16), so that further captions need only a dot product"
     )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the values that results depend on; without the default `window`, so that existing maps stay valid."""
+        values = super().fingerprint()
+        return {key: value for key, value in values.items() if key != "window" or value > 1}
 
 
 class Motion(Section):
@@ -190,11 +203,16 @@ class Stages(Section):
     flow: Flow = Flow()
     pack: Pack = Pack()
     mask_quality: MaskQuality | None = None
+    crop_agreement: CropComparison | None = None
 
     @model_validator(mode="after")
     def _check_pack(self) -> "Stages":
         if getattr(self, "datasets", None):
             return self  # shared defaults may be incomplete; each dataset is checked after its keys are merged in
+        if self.similarity.window > self.grid:
+            raise ValueError(
+                f"similarity.window is {self.similarity.window} cells, but a map may have only {self.grid} (`grid`)"
+            )
         unknown = [source for source in self.pack.sources if source not in self.captions]
         if unknown:
             known = ", ".join(self.captions) or "none"

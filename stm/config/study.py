@@ -7,6 +7,7 @@ from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
 from stm.config.base import Name, field
 from stm.config.data import Dataset
+from stm.config.evaluation import CropComparison
 from stm.config.language import LanguageRun
 from stm.config.language_tasks import EvaluationTask
 from stm.config.report import ExpectedCoverage, ExpectedScore, FigureSpec, Prices, Report, TableSpec
@@ -87,6 +88,11 @@ class Config(Stages):
         for where, stages in self._corpora().items():
             if stages.mask_quality is not None and stages.dataset.source != "moving-shapes":
                 raise ValueError(f"{where}mask_quality needs a dataset with true boxes, which only moving-shapes has")
+            if stages.crop_agreement is not None and not (stages.pack.sources and stages.pack.similarity):
+                raise ValueError(
+                    f"{where}crop_agreement compares packed similarity maps, which `pack` does not include; name a caption "
+                    "source in pack.captions and set pack.similarity"
+                )
         targets = {*self.tables, *self.figures}
         reserved = {
             "expectations",
@@ -264,6 +270,30 @@ class Config(Stages):
         runs = {name: run for name, run in self.pretrain.items() if run.dataset == dataset}
         update |= {"name": dataset, "datasets": {}, "pretrain": runs, "evaluate": {}, "tables": {}, "figures": {}}
         return self.model_copy(update=update)
+
+    @property
+    def crop_comparison(self) -> CropComparison | None:
+        """How cached maps are compared with maps of the crop, in a config of one dataset; None if they are not.
+
+        See `CropComparison` for the defaults.
+        """
+        quality, given = self.mask_quality, self.crop_agreement
+        if not self.pack.sources:
+            return None
+        if given is None and quality is not None:
+            shared = ("split", "crops", "image_size", "patch_size")
+            given = CropComparison(ratio=quality.text_ratio, **{name: getattr(quality, name) for name in shared})
+        for run in self.pretrain.values():
+            if given is None and "similarity" in find_strategy(run.mask.strategy).needs:
+                given = CropComparison(
+                    split=run.split,
+                    ratio=run.mask.ratio,
+                    crop=run.augmentation.crop,
+                    scale=run.augmentation.scale,
+                    image_size=run.image_size,
+                    patch_size=run.patch_size,
+                )
+        return given if given is not None and given.crops > 0 else None
 
     def dataset_of(self, run: str, task: str | None = None) -> str:
         """Return the dataset that a run trains on, or that an evaluation of the run uses.

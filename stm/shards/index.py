@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stm.manifest import Question, read_questions
 from stm.shards.schema import ARRAYS, GRID, PackedArray, later_columns, shard_schema, size_columns
-from stm.storage.tables import LONGEST_SIDE, DamagedError, read_table
+from stm.storage.tables import LONGEST_SIDE, DamagedError, read_receipt, read_table
 
 _COUNTS = ("frames", "width", "height", "rows", "columns")
 _UNREAD = {"video_id", "split", "pts", "json_offset", "json_size", "sha256"}  # columns that training does not need
@@ -43,6 +43,7 @@ class Clip:
     sizes: NDArray[np.int32]  # of each frame's JPEG, in bytes
     arrays: dict[str, tuple[int, int]]  # name -> offset and size in bytes; packed arrays only
     array_sizes: dict[str, int]  # array-specific sizes, such as "flow_cells"; packed arrays only
+    similarity_window: int  # cells per side of the patches whose similarity is packed
 
     def array_shape(self, name: str) -> tuple[int, ...]:
         """The shape of a packed array, see `stm.shards.schema.ARRAYS`."""
@@ -73,6 +74,8 @@ class ClipIndex:
         tables = [_read_index(Path(path), tar) for path, tar in zip(paths, self.tars, strict=True)]
         if sum(table.num_rows for table in tables) == 0:
             raise ValueError(f"no clips in {', '.join(str(path) for path in paths) or 'no shards at all'}")
+        # In the receipts, because a shard's maps are all made with one window, and nearly always with that of one cell.
+        self._windows = [read_receipt(Path(path)).get("similarity_window", 1) for path in paths]
         table = pa.concat_tables(tables)
         self._shards = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
         self._keys = _join(table, "key")
@@ -106,6 +109,7 @@ class ClipIndex:
             sizes=self._sizes[frames],
             arrays={array.name: self._place(array, number) for array in packed},
             array_sizes={name: int(self._numbers[name][number]) for array in packed for name in array.size_columns},
+            similarity_window=self._windows[self._shards[number]],
         )
 
     def _place(self, array: PackedArray, number: int) -> tuple[int, int]:

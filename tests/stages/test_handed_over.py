@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stm.config import parse_config
+from stm.config import CropComparison, parse_config
 from stm.stages.jobs import Jobs
 from stm.stages.journey import all_stages
 
@@ -100,7 +100,9 @@ EXPECTED: dict[str, dict[str, Any]] = {
     },
     "crop_agreement": {
         **{"frames_tars": "tars", "frames_indexes": "frames", "similarity": "similarity", "output": "agreement"},
-        **{"settings": STUDY.similarity, "image_size": 64, "patch_size": 8, "crops": 7, "seed": 11, "ratio": 0.5},
+        **{"settings": STUDY.similarity, "seed": 11},
+        # The values of `mask_quality`.
+        "comparison": CropComparison(split="test", image_size=64, patch_size=8, crops=7, ratio=0.5),
     },
 }
 WILDCARDS = {"dataset": "small", "source": "label", "split": "train", "shard": "train-00000", "run": "random"}

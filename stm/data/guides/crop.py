@@ -3,9 +3,13 @@
 A map is piecewise constant: each of its rows x columns cells covers an equal part of the frame. A token's
 value is the exact mean of that function over the token's rectangle, so a crop along the cells' edges returns the cells, and
 any other crop returns area-weighted means of cells. Rectangles are products of intervals, so two small matrices suffice.
+
+The similarity of overlapping windows is different: a cell has the value of a window that is larger than the cell, about as large
+as a token. A token's value is then that of a window around its centre, interpolated bilinearly between the windows that are
+stored. Their mean over the token would average over nearly twice the token's side (`docs/masking.md` has the difference).
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +37,29 @@ def overlap_matrix(start: float, length: float, total: float, cells: int, tokens
     return shares
 
 
+@lru_cache(maxsize=4096)
+def interpolation_matrix(
+    start: float, length: float, total: float, cells: int, tokens: int, window: int
+) -> NDArray[np.float32]:
+    """The weight of each cell's window in each token along one axis, float32 [tokens, cells], read-only; rows sum to 1.
+
+    A token's centre lies between the centres of two windows, which are weighted linearly; beyond the outermost windows, these
+    count alone.
+
+    Args:
+        start, length, total, cells, tokens: as for `overlap_matrix`.
+        window: cells per window; see `stm.preprocess.similarity.patch_scorer.spread_windows` for their places.
+    """
+    first, last = (window - 1) // 2, cells - 1 - window // 2
+    centres = (start + length * (np.arange(tokens) + 0.5) / tokens) * cells / total
+    places = np.clip(centres - window / 2 + first, first, last)
+    shares = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(cells))).astype(np.float32)
+    shares.flags.writeable = False
+    return shares
+
+
 def crop_map(
-    values: NDArray[np.floating], frame: tuple[int, int], box: Box, side: int, flip: bool
+    values: NDArray[np.floating], frame: tuple[int, int], box: Box, side: int, flip: bool, window: int = 1
 ) -> NDArray[np.float32]:
     """Resample a map of the full frame to the crop's token grid.
 
@@ -44,12 +69,14 @@ def crop_map(
         box: the crop.
         side: tokens per side of the crop.
         flip: whether the crop is mirrored left to right.
+        window: cells per side of the overlapping windows that the values belong to; 1: the values are those of cells.
 
     Returns:
         float32 [..., side, side].
     """
-    rows = overlap_matrix(box.top, box.height, frame[1], values.shape[-2], side)
-    columns = overlap_matrix(box.left, box.width, frame[0], values.shape[-1], side)
+    matrix = overlap_matrix if window == 1 else partial(interpolation_matrix, window=window)
+    rows = matrix(box.top, box.height, frame[1], values.shape[-2], side)
+    columns = matrix(box.left, box.width, frame[0], values.shape[-1], side)
     cropped = rows @ values.astype(np.float32) @ columns.T
     return np.ascontiguousarray(cropped[..., ::-1]) if flip else cropped
 

@@ -38,6 +38,14 @@ def cut_tokens(
     return pool_slots(cropped, geometry.tubelet)
 
 
+def cut_similarity(
+    values: NDArray[np.floating], clip: Clip, box: Box, flip: bool, geometry: Geometry
+) -> NDArray[np.float32]:
+    """`cut_tokens` for similarity, whose values may belong to overlapping windows of cells."""
+    cropped = crop_map(values, (clip.width, clip.height), box, geometry.side, flip, clip.similarity_window)
+    return pool_slots(cropped, geometry.tubelet)
+
+
 def take_frames(stored: Stored) -> NDArray[np.floating]:
     """The stored maps of the sampled frames, unchanged."""
     return stored.values[stored.taken]

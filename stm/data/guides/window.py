@@ -6,14 +6,18 @@ from numpy.typing import NDArray
 from stm.data.crop_boxes import Box
 from stm.data.geometry import Geometry
 from stm.data.guides.flow import FLOW
-from stm.data.guides.maker import GuideMaker, Stored, take_frames
+from stm.data.guides.maker import GuideMaker, Stored, cut_similarity, take_frames
 from stm.data.guides.motion import MOTION
 from stm.shards.index import Clip
 from stm.shards.reader import ShardReader
 from stm.shards.schema import ARRAYS, PackedArray, guide_arrays
 
-# Arrays whose guides are more than the stored values, one per cell. `stm.shards.schema.ARRAYS` lists all arrays.
-MAKERS: dict[str, GuideMaker] = {"flow": FLOW, "motion": MOTION}
+# Arrays whose guides are more than the stored values, one per cell, or are cropped differently. `stm.shards.schema.ARRAYS` lists all arrays.
+MAKERS: dict[str, GuideMaker] = {
+    "flow": FLOW,
+    "motion": MOTION,
+    "similarity": GuideMaker({"similarity": take_frames}, cut=cut_similarity),
+}
 
 # Guides that are never packed: a method computes them from the pixels with its teacher (UMT, ClusterSTM) or mask (STM).
 COMPUTED = ("attention", "features", "spatiotemporal")

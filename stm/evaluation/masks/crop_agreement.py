@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stm.config import Augmentation, Similarity
+from stm.config import Augmentation, CropComparison, Similarity
 from stm.data.crop_boxes import Box, draw_crop
 from stm.data.dataset import cut_frames, make_generator
 from stm.data.guides.crop import crop_map
@@ -30,6 +30,9 @@ from stm.storage.receipts import make_receipt
 from stm.storage.tables import stream_rows
 
 Map = NDArray[np.float32]
+
+# Crops below this share of the largest square are also averaged separately: the others are nearly the frame itself.
+SMALLER = 0.85
 
 
 def overlap(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
@@ -62,13 +65,10 @@ def measure_crop_agreement(
     frames_indexes: Sequence[Path],
     similarity: Sequence[Path],
     settings: Similarity,
-    image_size: int,
-    patch_size: int,
+    comparison: CropComparison,
     output: Path,
     *,
-    crops: int = 200,
     seed: int = 0,
-    ratio: float = 0.6,
     device: str | None = None,
 ) -> None:
     """Compares text-guided masks from cached-then-cropped maps with those from maps computed on the crop.
@@ -76,32 +76,33 @@ def measure_crop_agreement(
     Args:
         frames_tars: `frames/{shard}.tar`, one per entry of `frames_indexes` and `similarity`, in the same order.
         similarity: `similarity/{source}/{shard}.parquet` of one caption source, computed with `settings`.
-        image_size: side of the crop after resizing, in pixels.
-        patch_size: side of a token, in pixels.
+        comparison: number and kind of the crops, each of a random frame and caption of a random clip; tokens and ratio.
         output: JSON file: {"iou" (mean), "low", "high" (95 %, bootstrap over crops), "chance_iou", "correlation"
-            (mean Pearson correlation of the two maps), "crops", "tokens", "ratio", "receipt"}.
-        crops: number of random crops, each of a random frame and caption of a random clip, sampled as in pretraining.
+            (mean Pearson correlation of the two maps), "smaller_iou" (mean over the crops of less than 0.85 of the largest
+            square; null if there are none), "smaller_crops", "crops", "tokens", "ratio", "window", "receipt"}.
 
     Raises:
         ValueError: no clip has a similarity map.
     """
-    side = image_size // patch_size
+    side, ratio = comparison.image_size // comparison.patch_size, comparison.ratio
     # Crops are scored one at a time, so a larger batch would be mostly padding.
     batch = min(settings.batch_size, side * side)
     scorer = PatchScorer(load_clip(settings.model, settings.precision, device), side, batch)
-    samples = _sample_crops(frames_tars, frames_indexes, similarity, crops, seed)
-    overlaps, correlations = [], []
-    with Progress("crop_agreement", crops, "crops") as progress:
+    samples = _sample_crops(frames_tars, frames_indexes, similarity, comparison, seed)
+    overlaps, correlations, areas = [], [], []
+    with Progress("crop_agreement", comparison.crops, "crops") as progress:
         for frame, caption, cached, box, noise_key in samples:
             size = (frame.shape[1], frame.shape[0])
-            resampled = crop_map(cached, size, box, side, False)
-            computed = _score_crop(scorer, frame, box, image_size, caption)
+            resampled = crop_map(cached, size, box, side, False, settings.window)
+            computed = _score_crop(scorer, frame, box, comparison.image_size, caption)
             # Use the same noise for both masks: otherwise ties would count as disagreement.
             noise = make_generator(seed, 0, noise_key, 0).random((side, side), dtype=np.float32)
             overlaps.append(overlap(*(mask_by_text(m, noise, ratio) for m in (resampled, computed))))
             correlations.append(_correlate(resampled, computed))
+            areas.append(box.width * box.height / min(size) ** 2)
             progress.advance()
     low, high = bootstrap_interval(np.array(overlaps))
+    smaller = [iou for iou, area in zip(overlaps, areas, strict=True) if area < SMALLER]
     receipt = make_receipt(
         "crop_agreement", settings, ("torch", "open_clip_torch"), model=scorer.clip.identity, seed=seed
     )
@@ -113,16 +114,19 @@ def measure_crop_agreement(
             "high": high,
             "chance_iou": chance_overlap(side * side, ratio),
             "correlation": float(np.mean(correlations)),
+            "smaller_iou": float(np.mean(smaller)) if smaller else None,
+            "smaller_crops": len(smaller),
             "crops": len(overlaps),
             "tokens": side * side,
             "ratio": ratio,
+            "window": settings.window,
             "receipt": receipt,
         },
     )
 
 
 def _sample_crops(
-    tars: Sequence[Path], indexes: Sequence[Path], similarity: Sequence[Path], crops: int, seed: int
+    tars: Sequence[Path], indexes: Sequence[Path], similarity: Sequence[Path], comparison: CropComparison, seed: int
 ) -> list[tuple[NDArray[np.uint8], str, Map, Box, str]]:
     """For each crop, the frame, the caption, their cached map [R, C], the crop box and the key of the noise."""
     frames = {row["key"]: (tar, row) for tar, index in zip(tars, indexes, strict=True) for row in read_kept(index)}
@@ -136,7 +140,7 @@ def _sample_crops(
     if not usable:
         raise ValueError(f"crop_agreement: none of {', '.join(map(str, similarity))} has a map of a stored clip")
     chosen: dict[str, list[int]] = {}
-    for number, index in enumerate(np.random.default_rng(seed).integers(len(usable), size=crops)):
+    for number, index in enumerate(np.random.default_rng(seed).integers(len(usable), size=comparison.crops)):
         chosen.setdefault(usable[index], []).append(number)
     samples = []
     # Read the tables a second time, so that only the maps of sampled clips are held in memory.
@@ -144,17 +148,18 @@ def _sample_crops(
         for row in stream_rows(path, ("similarity",)):
             for number in chosen.get(row["key"], []):
                 tar, stored = frames[row["key"]]
-                samples.append(_sample_crop(tar, stored, row, f"{row['key']}/{number}", seed))
+                samples.append(_sample_crop(tar, stored, row, f"{row['key']}/{number}", comparison, seed))
     return samples
 
 
 def _sample_crop(
-    tar: Path, stored: Mapping[str, Any], row: Mapping[str, Any], name: str, seed: int
+    tar: Path, stored: Mapping[str, Any], row: Mapping[str, Any], name: str, comparison: CropComparison, seed: int
 ) -> tuple[NDArray[np.uint8], str, Map, Box, str]:
     generator = make_generator(seed, 1, name, 0)
     caption, frame = int(generator.integers(len(row["captions"]))), int(generator.integers(row["frames"]))
+    augmentation = Augmentation(crop=comparison.crop, scale=comparison.scale)
     maps = row["similarity"].reshape(-1, row["frames"], row["rows"], row["columns"])
-    box, _ = draw_crop(generator, Augmentation(), stored["width"], stored["height"])
+    box, _ = draw_crop(generator, augmentation, stored["width"], stored["height"])
     cached = maps[caption, frame].astype(np.float32)
     return load_frame(tar, stored, frame), row["captions"][caption], cached, box, name
 

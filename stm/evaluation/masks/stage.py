@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from stm.config import MaskQuality
+from stm.config import CropComparison, MaskQuality
 from stm.datasets.moving_shapes.stage import GENERATE
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
+
+_COMPARED_SHARDS = 4
 
 
 def _settings(job: Job) -> MaskQuality:
@@ -37,10 +39,17 @@ def _measure_quality(job: Job, inputs: Files, outputs: Files, processes: int) ->
     )
 
 
+def _comparison(job: Job) -> CropComparison:
+    settings = job.config.crop_comparison
+    assert settings is not None, "the stage only applies to datasets whose maps are compared"
+    return settings
+
+
 def _cached(job: Job) -> Files:
-    """The frames of the measured split, and their similarity maps for the first packed caption source."""
+    """The frames of the compared split, and their similarity maps for the first packed caption source."""
     layout, source = job.layout, job.config.pack.sources[0]
-    shards = job.shards(_settings(job).split)
+    # Clips are assigned to shards by a hash: a few shards are a random sample, and a split may have hundreds.
+    shards = job.shards(_comparison(job).split)[:_COMPARED_SHARDS]
     return {
         "tars": [layout.frames_tar(shard) for shard in shards],
         "frames": [layout.frames(shard) for shard in shards],
@@ -51,19 +60,19 @@ def _cached(job: Job) -> Files:
 def _measure_agreement(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
     from stm.evaluation.masks.crop_agreement import measure_crop_agreement
 
-    settings = _settings(job)
     measure_crop_agreement(
         inputs["tars"],
         inputs["frames"],
         inputs["similarity"],
         job.config.similarity,
-        settings.image_size,
-        settings.patch_size,
+        _comparison(job),
         outputs["agreement"],
-        crops=settings.crops,
         seed=job.config.seed,
-        ratio=settings.text_ratio,
     )
+
+
+def _compared(job: Job) -> dict[str, Any]:
+    return {"comparison": _comparison(job).fingerprint(), "source": job.config.pack.sources[0]}
 
 
 def _sources(job: Job) -> dict[str, Any]:
@@ -90,9 +99,11 @@ CROP_AGREEMENT = Stage(
     per=("dataset",),
     inputs=_cached,
     outputs=lambda job: {"agreement": job.layout.crop_agreement},
-    settings=("mask_quality", "similarity", "seed"),
+    settings=("similarity", "seed"),
+    facts=_compared,
     receipt="agreement",
-    applies=lambda config: config.mask_quality is not None and bool(config.pack.sources),
-    otherwise="crop-agreement needs the section mask_quality and a caption source in pack.captions",
+    applies=lambda config: config.crop_comparison is not None,
+    otherwise="crop-agreement needs a caption source in pack.captions, and a run whose mask needs similarity or the section "
+    "crop_agreement or mask_quality",
     run=_measure_agreement,
 )

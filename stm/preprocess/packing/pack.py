@@ -83,6 +83,8 @@ def pack_shard(
     receipt = make_receipt("shards", pack, ("numpy", "pyarrow"), grid=grid, frames=hash_frames(kept))
     receipt |= {"policy": bad_input.model_dump(mode="json")["policy"], "tar_sha256": digest, "clips": len(lines)}
     receipt["text_model"] = _text_model([inputs.of_source("text", name) for name in pack.sources] if pack.text else [])
+    if pack.similarity:
+        receipt |= _similarity_window([inputs.of_source("similarity", name) for name in pack.sources])
     write_table(index, pa.Table.from_pylist(lines, schema=shard_schema()), receipt)
     check_failures(f"shards {tar.stem}", outcomes, bad_input.max_failure_rate)
 
@@ -98,6 +100,19 @@ def _text_model(tables: Sequence[Path]) -> dict[str, str] | None:
         names = " and ".join(str(path) for path in tables)
         raise DamagedError(f"{names} come from different text encoders. Remove them and run the text stage again")
     return models[0] if models else None
+
+
+def _similarity_window(tables: Sequence[Path]) -> dict[str, int]:
+    """Return the window of the packed similarity maps, in cells, for the receipt; empty if patches are single cells.
+
+    Raises:
+        DamagedError: the sources' tables were made with different windows.
+    """
+    windows = {path: read_receipt(path).get("settings", {}).get("window", 1) for path in tables}
+    if len(set(windows.values())) > 1:
+        made = " and ".join(f"{path} ({window})" for path, window in windows.items())
+        raise DamagedError(f"{made} were made with different windows. Remove them and run the similarity stage again")
+    return {"similarity_window": window for window in windows.values() if window > 1}
 
 
 def _pack_clip(writer: TarWriter, clip: Row, row: Row, part: ClipParts, frames_tar: Path, grid: int) -> dict[str, Any]:

@@ -10,6 +10,9 @@ in float32 and clamped to the pixel range; PIL also rounds to integers in betwee
 Cells are normalised before they are enlarged. Resizing is linear with weights that sum to 1, so the result differs from
 normalising afterwards only by rounding, and the large images are written once and clamped once: memory bandwidth is the
 bottleneck here.
+
+A patch is one cell by default. With a window of several cells, patches overlap: a fine grid then gives the positions of
+the patches, and the window their size.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,11 +33,11 @@ from stm.shards.grid import map_shape
 
 
 class Piece(NamedTuple):
-    """Consecutive cells of one frame that form part of a batch."""
+    """Consecutive patches of one frame that form part of a batch."""
 
     frame: np.ndarray  # uint8 [H, W, 3], RGB
-    start: int  # first cell, in row-major order
-    stop: int  # one past the last cell
+    start: int  # first patch, in row-major order
+    stop: int  # one past the last patch
 
 
 @lru_cache(maxsize=64)
@@ -62,35 +65,56 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
     return images if images.shape[-2:] == (height, width) else stretch(images, height, width).clamp_(0, 255)
 
 
-def cut_cells(frame: Tensor, rows: int, columns: int) -> Tensor:
-    """Cut a frame into the cells of its map, in row-major order.
+def cut_windows(frame: Tensor, rows: int, columns: int, window: int = 1) -> Tensor:
+    """Cut a frame into all windows of `window` x `window` cells of its map, in row-major order.
 
     Args:
         frame: uint8 [H, W, 3].
         rows, columns: size of the map, in cells.
+        window: cells per side of a window; 1: the windows are the cells.
 
     Returns:
-        float32 [rows * columns, 3, side, side] in 0 to 255; `side` is the larger cell side in pixels, rounded up.
+        float32 [(rows - window + 1) * (columns - window + 1), 3, window * side, window * side] in 0 to 255; `side` is the
+        larger cell side in pixels, rounded up.
     """
     height, width = frame.shape[:2]
     side = max(-(-height // rows), -(-width // columns))
     pixels = resize(frame.permute(2, 0, 1).float(), rows * side, columns * side)
-    cells = pixels.reshape(3, rows, side, columns, side).permute(1, 3, 0, 2, 4)
-    return cells.reshape(rows * columns, 3, side, side)
+    windows = pixels.unfold(1, window * side, side).unfold(2, window * side, side).permute(1, 2, 0, 3, 4)
+    return windows.flatten(0, 1)
+
+
+def spread_windows(values: np.ndarray, window: int) -> np.ndarray:
+    """Give each cell the value of the window around it; at the frame's edges, of the nearest window inside the frame.
+
+    The centre of a window with an even number of cells is half a cell further right and down than that of its cell.
+
+    Args:
+        values: one value or vector per window: [T, R - window + 1, C - window + 1, D].
+
+    Returns:
+        [T, R, C, D].
+    """
+    before, after = (window - 1) // 2, window // 2
+    return np.pad(values, ((0, 0), (before, after), (before, after), (0, 0)), mode="edge")
 
 
 class PatchScorer:
     """Computes CLIP embeddings of patches and texts, in batches of a fixed shape."""
 
-    def __init__(self, clip: LoadedClip, grid: int, batch_size: int, compile: bool = False) -> None:
+    def __init__(
+        self, clip: LoadedClip, grid: int, batch_size: int, compile: bool = False, window: int = 1
+    ) -> None:
         """
         Args:
             grid: cells along the short side of a map.
             batch_size: patches per forward pass; a smaller batch is padded, so that the model always runs on one shape.
             compile: whether to compile the image tower.
+            window: cells per side of a patch; patches of several cells overlap.
         """
         self.clip = clip
         self.grid = grid
+        self.window = window
         self.batch_size = batch_size
         self._mean = 255 * torch.tensor(clip.mean, device=clip.device).view(3, 1, 1)
         self._std = 255 * torch.tensor(clip.std, device=clip.device).view(3, 1, 1)
@@ -100,6 +124,11 @@ class PatchScorer:
         encode = clip.model.encode_image
         self._encode = torch.compile(encode, dynamic=False) if compile else encode
 
+    def count_patches(self, width: int, height: int) -> tuple[int, int]:
+        """Return the rows and columns of patches of a frame of `width` x `height` pixels."""
+        rows, columns = map_shape(width, height, self.grid)
+        return rows - self.window + 1, columns - self.window + 1
+
     def prepare(self, pieces: Sequence[Piece]) -> Tensor:
         """Return the image tower's input for one batch of cells: [batch_size, 3, height, width], padded with zeros."""
         height, width = self.clip.image_size
@@ -108,10 +137,10 @@ class PatchScorer:
         for frame, start, stop in pieces:
             rows, columns = map_shape(frame.shape[1], frame.shape[0], self.grid)
             pixels = torch.from_numpy(frame).to(self.clip.device, non_blocking=True)
-            cells = (cut_cells(pixels, rows, columns)[start:stop] - self._mean) / self._std
-            target = batch[filled : filled + len(cells)]
-            torch.clamp(stretch(cells, height, width), self._black, self._white, out=target)
-            filled += len(cells)
+            patches = (cut_windows(pixels, rows, columns, self.window)[start:stop] - self._mean) / self._std
+            target = batch[filled : filled + len(patches)]
+            torch.clamp(stretch(patches, height, width), self._black, self._white, out=target)
+            filled += len(patches)
         batch[filled:] = 0  # padding, whose embeddings are dropped
         return batch
 
@@ -139,7 +168,7 @@ class PatchScorer:
             yield previous[0][: previous[1]].cpu().numpy()
 
     def embed_frames(self, frames: Sequence[np.ndarray]) -> np.ndarray:
-        """Embed every cell of equally sized frames.
+        """Embed the patch of every cell of equally sized frames.
 
         Args:
             frames: T frames, uint8 [H, W, 3], RGB. Training crops can be passed as frames.
@@ -148,10 +177,11 @@ class PatchScorer:
             float16 [T, R, C, D], unit length.
         """
         height, width = frames[0].shape[:2]
-        rows, columns = map_shape(width, height, self.grid)
+        rows, columns = self.count_patches(width, height)
         batches = cut_batches([rows * columns] * len(frames), self.batch_size)
         pieces = ([Piece(frames[f], start, stop) for f, start, stop in batch] for batch in batches)
-        return np.concatenate(list(self.embed_batches(pieces))).reshape(len(frames), rows, columns, -1)
+        patches = np.concatenate(list(self.embed_batches(pieces))).reshape(len(frames), rows, columns, -1)
+        return spread_windows(patches, self.window)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embed texts at [EOS], projected, unit length: float32 [K, D]; see `stm.pretrained.clip.embed_texts`."""
@@ -175,20 +205,20 @@ def cosine(embeddings: np.ndarray, texts: np.ndarray) -> np.ndarray:
     return flat.clip(-1, 1).astype(np.float16).reshape(len(texts), *embeddings.shape[:-1])
 
 
-def cut_batches(cells: Sequence[int], batch_size: int) -> list[list[tuple[int, int, int]]]:
-    """Distribute the cells of frames over batches, in order.
+def cut_batches(patches: Sequence[int], batch_size: int) -> list[list[tuple[int, int, int]]]:
+    """Distribute the patches of frames over batches, in order.
 
-    All batches but the last have exactly batch_size cells; a frame may span several batches.
+    All batches but the last have exactly batch_size patches; a frame may span several batches.
 
     Args:
-        cells: number of cells per frame.
+        patches: number of patches per frame.
 
     Returns:
-        per batch, a list of (frame index, first cell, one past the last cell).
+        per batch, a list of (frame index, first patch, one past the last patch).
     """
     batches: list[list[tuple[int, int, int]]] = [[]]
     room = batch_size
-    for frame, count in enumerate(cells):
+    for frame, count in enumerate(patches):
         start = 0
         while start < count:
             if room == 0:
@@ -213,9 +243,9 @@ def embed_clips(
         DamagedError: the tar is damaged or does not belong to the index.
     """
     frames = [(clip, number) for clip, row in enumerate(kept) for number in range(row["frames"])]
-    shapes = [map_shape(row["width"], row["height"], scorer.grid) for row in kept]
-    cells = [shapes[clip][0] * shapes[clip][1] for clip, _ in frames]
-    all_batches = cut_batches(cells, scorer.batch_size)
+    shapes = [scorer.count_patches(row["width"], row["height"]) for row in kept]
+    patches = [shapes[clip][0] * shapes[clip][1] for clip, _ in frames]
+    all_batches = cut_batches(patches, scorer.batch_size)
     batches = [b for b in all_batches if any(kept[frames[f][0]]["key"] not in finished for f, _, _ in b)]
 
     # A frame may span several consecutive batches; it is decoded once for all of them.
@@ -238,6 +268,6 @@ def embed_clips(
             if kept[clip]["key"] in finished:
                 continue
             parts.setdefault(clip, []).append(part)
-            if number == kept[clip]["frames"] - 1 and stop == cells[frame]:
-                whole = np.concatenate(parts.pop(clip))
-                yield kept[clip], whole.reshape(kept[clip]["frames"], *shapes[clip], -1)
+            if number == kept[clip]["frames"] - 1 and stop == patches[frame]:
+                whole = np.concatenate(parts.pop(clip)).reshape(kept[clip]["frames"], *shapes[clip], -1)
+                yield kept[clip], spread_windows(whole, scorer.window)

@@ -73,7 +73,7 @@ def write_embeddings(
     """
     kept = read_kept(frames_index)
     clip = load_clip(settings.model, settings.precision, device)
-    scorer = PatchScorer(clip, grid, settings.batch_size, settings.compile)
+    scorer = PatchScorer(clip, grid, settings.batch_size, settings.compile, settings.window)
     receipt = _make_receipt("embeddings", settings, scorer, kept)
     journal = Journal(output, receipt)
     _fill_journal(scorer, frames_tar, kept, set(), journal, "embeddings", lambda _, embeddings: embeddings)
@@ -112,7 +112,7 @@ def write_similarity(
     captions_by_key = read_captions(captions)
     _check_captions(kept, captions_by_key, captions)
     clip = load_clip(settings.model, settings.precision, device)
-    scorer = PatchScorer(clip, grid, settings.batch_size, settings.compile)
+    scorer = PatchScorer(clip, grid, settings.batch_size, settings.compile, settings.window)
     vectors = _embed_captions(scorer, kept, captions_by_key)
     texts_by_key = {row["key"]: [text for _, text in captions_by_key[row["key"]].texts] for row in kept}
     receipt = _make_receipt("similarity", settings, scorer, kept) | {"captions": hash_receipt(texts_by_key)}
@@ -259,10 +259,10 @@ def _check_captions(kept: Sequence[Row], captions_by_key: Mapping[str, ClipCapti
 
 
 def _check_embeddings(path: Path, expected: Mapping[str, Any]) -> None:
-    """Reject embeddings of different frames, or made with a different model, grid or precision."""
+    """Reject embeddings of different frames, or made with a different model, grid, window or precision."""
     receipt = read_receipt(path)
     different = [key for key in ("model", "grid", "frames") if receipt.get(key) != expected[key]]
-    if receipt.get("settings", {}).get("precision") != expected["settings"]["precision"]:
-        different.append("precision")
+    made, wanted = receipt.get("settings", {}), expected["settings"]
+    different += [key for key in ("precision", "window") if made.get(key) != wanted.get(key)]
     if different:
         raise DamagedError(f"{path}: was made with a different {', '.join(different)}; remove it and run again")

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as vision
 from stm.config import BadInput, HumanCaptions, Similarity
 from stm.preprocess.captions.write import write_captions
 from stm.preprocess.frames.table import load_frame
-from stm.preprocess.similarity.patch_scorer import PatchScorer, Piece, cosine, cut_batches, cut_cells, resize
+from stm.preprocess.similarity.patch_scorer import PatchScorer, Piece, cosine, cut_batches, cut_windows, resize
 from stm.preprocess.similarity.score import write_embeddings, write_similarity
 from stm.pretrained.clip import load_clip
 from stm.pretrained.hub import ModelError
@@ -135,7 +135,7 @@ def test_resize_is_torchs_antialiased_bicubic(source: int, target: int) -> None:
 
 def test_whole_pixel_cells_are_cut_without_resampling() -> None:
     frame = torch.randint(0, 256, (32, 40, 3), dtype=torch.uint8)
-    cells = cut_cells(frame, 4, 5)
+    cells = cut_windows(frame, 4, 5)
     for row, column in np.ndindex(4, 5):
         expected = frame[8 * row : 8 * row + 8, 8 * column : 8 * column + 8].permute(2, 0, 1).float()
         assert torch.equal(cells[5 * row + column], expected)
@@ -145,7 +145,7 @@ def test_the_towers_input_is_resized_then_clamped_then_normalised(model: Path) -
     """The stage computes it in another order; hard edges make bicubic resizing leave the pixel range."""
     scorer = PatchScorer(load_clip(f"local-dir:{model}", device="cpu"), GRID, 20)
     frame = (255 * np.random.default_rng(0).integers(0, 2, (40, 48, 3))).astype(np.uint8)
-    cells = cut_cells(torch.from_numpy(frame), 4, 5)
+    cells = cut_windows(torch.from_numpy(frame), 4, 5)
     large = vision.resize(cells, [24, 24], vision.InterpolationMode.BICUBIC, antialias=True)
     assert large.min() < -10 and large.max() > 265
     mean, std = (torch.tensor(NORMALISATION[name]).view(3, 1, 1) for name in ("mean", "std"))
@@ -172,7 +172,7 @@ def test_cells_of_any_frame_lie_where_the_map_says(width: int, height: int, grid
     ramp = np.zeros((height, width, 3), np.uint8)
     ramp[..., 0] = 2 * np.arange(width)
     ramp[..., 1] = 2 * np.arange(height)[:, None]
-    cells = cut_cells(torch.from_numpy(ramp), rows, columns)
+    cells = cut_windows(torch.from_numpy(ramp), rows, columns)
     assert cells.shape[2] >= max(height / rows, width / columns) > cells.shape[2] - 1  # no pixel is lost
     means = cells.mean((2, 3)).reshape(rows, columns, 3)
     x = 2 * ((np.arange(columns) + 0.5) * width / columns - 0.5)  # pixel i lies at i + 1/2
