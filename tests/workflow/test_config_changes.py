@@ -47,6 +47,7 @@ OFFLINE: dict[str, Any] = {
     # Not in alphabetical order: captions, maps and text embeddings are packed in the order given here.
     "pack": {"captions": ["manual", "label"], "text": True, "flow": True},
     "mask_quality": {},
+    "crop_agreement": {},  # otherwise derived; see tests/evaluation/masks/test_masks_stage.py
     "pretrain": {"tube": RUN},
     "evaluate": {"linear": {"task": "linear"}},
 }
@@ -178,8 +179,9 @@ RERUN: tuple[tuple[str, list[str]], ...] = (
     ("pack.captions", ["shards", "crop_agreement?"]),  # which is measured on the first source
     ("pack.*", ["shards"]),
     # Clips of the other split then need maps of the sources that are not packed.
-    ("mask_quality.split", ["mask_quality", "crop_agreement", "similarity/blip2", "similarity/llm"]),
-    ("mask_quality.*", ["mask_quality", "crop_agreement"]),
+    ("mask_quality.split", ["mask_quality", "similarity/blip2", "similarity/llm"]),
+    ("mask_quality.*", ["mask_quality"]),
+    ("crop_agreement.*", ["crop_agreement"]),
     # Pretraining.
     ("pretrain.*.workers", []),
     ("pretrain.*.kept_gigabytes", []),

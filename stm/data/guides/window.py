@@ -12,7 +12,8 @@ from stm.shards.index import Clip
 from stm.shards.reader import ShardReader
 from stm.shards.schema import ARRAYS, PackedArray, guide_arrays
 
-# Arrays whose guides are more than the stored values, one per cell, or are cropped differently. `stm.shards.schema.ARRAYS` lists all arrays.
+# Arrays whose guides are more than the stored values, one per cell, or are cropped differently. All arrays are listed in
+# `stm.shards.schema.ARRAYS`.
 MAKERS: dict[str, GuideMaker] = {
     "flow": FLOW,
     "motion": MOTION,

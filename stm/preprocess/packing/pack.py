@@ -112,7 +112,8 @@ def _similarity_window(tables: Sequence[Path]) -> dict[str, int]:
     if len(set(windows.values())) > 1:
         made = " and ".join(f"{path} ({window})" for path, window in windows.items())
         raise DamagedError(f"{made} were made with different windows. Remove them and run the similarity stage again")
-    return {"similarity_window": window for window in windows.values() if window > 1}
+    window = max(windows.values(), default=1)
+    return {"similarity_window": window} if window > 1 else {}
 
 
 def _pack_clip(writer: TarWriter, clip: Row, row: Row, part: ClipParts, frames_tar: Path, grid: int) -> dict[str, Any]:

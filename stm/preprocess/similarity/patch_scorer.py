@@ -102,9 +102,7 @@ def spread_windows(values: np.ndarray, window: int) -> np.ndarray:
 class PatchScorer:
     """Computes CLIP embeddings of patches and texts, in batches of a fixed shape."""
 
-    def __init__(
-        self, clip: LoadedClip, grid: int, batch_size: int, compile: bool = False, window: int = 1
-    ) -> None:
+    def __init__(self, clip: LoadedClip, grid: int, batch_size: int, compile: bool = False, window: int = 1) -> None:
         """
         Args:
             grid: cells along the short side of a map.

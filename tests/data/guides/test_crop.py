@@ -51,6 +51,28 @@ def test_a_crop_that_falls_on_the_cells_gives_the_cells_back() -> None:
     np.testing.assert_array_equal(crop_map(values, (80, 64), Box(16, 0, 64, 64), 4, False), values[:, 1:])
 
 
+@pytest.mark.parametrize("window", [2, 3, 4, 5])
+@pytest.mark.parametrize("flip", [False, True])
+def test_values_of_windows_are_interpolated_at_the_tokens_centres(window: int, flip: bool) -> None:
+    """Windows whose value is linear in their centre give every token the value at its centre, or that of the outermost."""
+    frame, cells, box, side = (90, 60), (12, 18), Box(11, 2, 70, 55), 7
+    cell = 5.0  # pixels
+    centres = [(np.arange(count - window + 1) + window / 2) * cell for count in cells]
+    at = [3 * y - 2 * x for y, x in np.array(np.meshgrid(*centres, indexing="ij")).reshape(2, -1).T]
+    windows = np.reshape(at, [len(axis) for axis in centres])
+    # Every cell has the value of the window around it, moved inside the frame.
+    first = (window - 1) // 2
+    places = [np.clip(np.arange(count) - first, 0, count - window) for count in cells]
+    values = windows[np.ix_(*places)].astype(np.float32)
+    y, x = (
+        np.clip(start + length * (np.arange(side) + 0.5) / side, axis[0], axis[-1])
+        for start, length, axis in ((box.top, box.height, centres[0]), (box.left, box.width, centres[1]))
+    )
+    expected = 3 * y[:, None] - 2 * x
+    got = crop_map(values, frame, box, side, flip, window)
+    np.testing.assert_allclose(got, expected[:, ::-1] if flip else expected, atol=1e-3)
+
+
 def test_every_token_is_a_weighted_mean() -> None:
     for start, length, total in [(0, 64, 64), (3, 50, 64), (13, 7, 64), (0, 1, 64), (63, 1, 64)]:
         weights = overlap_matrix(start, length, total, cells=9, tokens=14)

@@ -74,7 +74,9 @@ def make_inputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dic
     def make(window: int) -> dict[str, Any]:
         settings = Similarity(model=f"local-dir:{folder / 'clip'}", batch_size=16, window=window)
         scorer = PatchScorer(load_clip(settings.model, "float32", "cpu"), 4 * window, 16, window=window)
-        maps = cosine(scorer.embed_frames([simplejpeg.decode_jpeg(data) for data in coded]), scorer.embed_texts(CAPTIONS))
+        maps = cosine(
+            scorer.embed_frames([simplejpeg.decode_jpeg(data) for data in coded]), scorer.embed_texts(CAPTIONS)
+        )
         assert maps.shape == (2, 2, 4 * window, 6 * window)
         similarity = {
             "key": ["a"], "video_id": ["a"], "captions": [CAPTIONS], "frames": [2], "rows": [4 * window],
@@ -97,9 +99,15 @@ def compare(crops: int, **values: Any) -> CropComparison:
 
 
 # The whole height at an offset that is a multiple of the cells' side, 12 / window pixels: every token is one stored window.
-@pytest.mark.parametrize(("window", "left"), [(1, 0), (1, 12), (1, 24), (2, 0), (2, 6), (2, 24), (3, 4), (3, 20), (3, 24)])
+@pytest.mark.parametrize(
+    ("window", "left"), [(1, 0), (1, 12), (1, 24), (2, 0), (2, 6), (2, 24), (3, 4), (3, 20), (3, 24)]
+)
 def test_a_crop_along_the_cells_has_the_cached_map_itself(
-    window: int, left: int, make_inputs: Callable[[int], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    window: int,
+    left: int,
+    make_inputs: Callable[[int], dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(crop_agreement, "draw_crop", lambda *_: (Box(left, 0, SIDE, SIDE), False))
     measure_crop_agreement(**make_inputs(window), comparison=compare(6), output=tmp_path / "out.json")

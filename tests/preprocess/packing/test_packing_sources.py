@@ -5,14 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from packing_inputs import EVERYTHING, WIDTH, index_of, make_inputs, member_of, path_of, run
+from packing_inputs import ALL, EVERYTHING, WIDTH, index_of, make_inputs, member_of, path_of, run
 from stage_outputs import Clip
 
 from stm.config import BadInput
+from stm.data.crop_boxes import Box
+from stm.data.geometry import Geometry
+from stm.data.guides.crop import crop_map
+from stm.data.guides.window import cut_maps, read_maps
 from stm.manifest import TooManyFailures
 from stm.preprocess.flow.estimate import FLOW_SCHEMA
+from stm.preprocess.similarity.score import SIMILARITY_SCHEMA
 from stm.preprocess.text.encode import TEXT_SCHEMA
-from stm.storage.tables import read_receipt, read_table, stream_rows, write_rows
+from stm.shards.index import ClipIndex
+from stm.shards.reader import ShardReader
+from stm.storage.tables import DamagedError, read_receipt, read_table, stream_rows, write_rows
 
 
 def test_a_clips_captions_maps_and_vectors_are_those_of_all_sources_in_the_packs_order(tmp_path: Path) -> None:
@@ -69,6 +76,31 @@ def test_the_index_says_which_text_encoder_was_used(tmp_path: Path) -> None:
     write_rows(path, TEXT_SCHEMA, stream_rows(path, ("text",)), {"model": {"model": "other"}}, group=2)
     with pytest.raises(ValueError, match="come from different text encoders"):
         run(made, EVERYTHING)
+
+
+def test_the_window_of_the_patches_is_passed_on_to_the_guides(tmp_path: Path) -> None:
+    made = make_inputs(tmp_path)
+    one = run(made, ALL, name="one").with_suffix(".parquet")
+    assert "similarity_window" not in read_receipt(one)  # shards of cells keep their bytes
+    set_window(path_of(tmp_path, "similarity"), 3)
+    with pytest.raises(DamagedError, match="were made with different windows"):
+        run(made, EVERYTHING)
+    three = run(made, ALL, name="three").with_suffix(".parquet")
+    assert read_receipt(three)["similarity_window"] == 3
+    assert one.with_suffix(".tar").read_bytes() == three.with_suffix(".tar").read_bytes()
+
+    geometry, box = Geometry(image_size=24, patch_size=8, tubelet=1, frames=2, stride=1), Box(3, 2, 24, 25)
+    for path, window in ((one, 1), (three, 3)):
+        index = ClipIndex([path])
+        clip = next(index[number] for number in range(len(index)) if "similarity" in index[number].arrays)
+        maps = read_maps(ShardReader(), clip, ("similarity",), np.arange(2), geometry, caption=0)
+        expected = crop_map(maps["similarity"], (clip.width, clip.height), box, 3, False, window)
+        np.testing.assert_array_equal(cut_maps(maps, clip, box, False, geometry)["similarity"], expected.reshape(2, 9))
+
+
+def set_window(path: Path, window: int) -> None:
+    rows = list(stream_rows(path, ("similarity",)))
+    write_rows(path, SIMILARITY_SCHEMA, rows, {"settings": {"window": window}}, group=2)
 
 
 def test_vectors_of_other_captions_or_another_width_are_refused(tmp_path: Path) -> None:

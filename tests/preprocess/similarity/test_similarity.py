@@ -25,7 +25,7 @@ from stm.pretrained.clip import load_clip
 from stm.pretrained.hub import ModelError
 from stm.pretrained.local_files import hash_weights
 from stm.shards.grid import map_shape
-from stm.storage.tables import read_receipt, read_table
+from stm.storage.tables import DamagedError, read_receipt, read_table
 
 GRID = 4
 KEEP_GOING = BadInput(max_failure_rate=1.0)
@@ -179,6 +179,48 @@ def test_cells_of_any_frame_lie_where_the_map_says(width: int, height: int, grid
     y = 2 * ((np.arange(rows) + 0.5) * height / rows - 0.5)
     np.testing.assert_allclose(means[:, :, 0], np.tile(x, (rows, 1)), atol=0.75)
     np.testing.assert_allclose(means[:, :, 1], np.tile(y[:, None], (1, columns)), atol=0.75)
+
+
+@pytest.mark.parametrize("window", [2, 3])
+def test_windows_of_several_cells_overlap(window: int) -> None:
+    frame = torch.randint(0, 256, (32, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    windows = cut_windows(frame, 4, 5, window)
+    rows, columns = 5 - window, 6 - window
+    assert windows.shape == (rows * columns, 3, 8 * window, 8 * window)
+    for row, column in np.ndindex(rows, columns):
+        expected = frame[8 * row : 8 * (row + window), 8 * column : 8 * (column + window)].permute(2, 0, 1).float()
+        assert torch.equal(windows[columns * row + column], expected)
+
+
+@pytest.mark.parametrize(("window", "starts"), [(1, [0, 1, 2, 3]), (2, [0, 1, 2, 2]), (3, [0, 0, 1, 1])])
+def test_a_cells_patch_is_the_window_around_it_moved_inside_the_frame(
+    model: Path, window: int, starts: list[int]
+) -> None:
+    clip = load_clip(f"local-dir:{model}", device="cpu")
+    frames = list(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8))
+    found = PatchScorer(clip, 4, 7, window=window).embed_frames(frames)
+    alone = PatchScorer(clip, 1, 7)  # a whole image is one patch
+    for number, row, column in np.ndindex(2, 4, 4):
+        top, left = 8 * starts[row], 8 * starts[column]
+        patch = np.ascontiguousarray(frames[number][top : top + 8 * window, left : left + 8 * window])
+        np.testing.assert_allclose(found[number, row, column], alone.embed_frames([patch])[0, 0, 0], atol=2e-3)
+
+
+def test_the_stage_writes_maps_of_windows_with_and_without_embeddings(
+    made: StageOutputs, model: Path, tmp_path: Path
+) -> None:
+    chosen = settings(model, window=2)
+    direct = score(made, tmp_path / "direct.parquet", chosen)
+    embeddings = tmp_path / "embeddings.parquet"
+    write_embeddings(made.tar, made.index, embeddings, chosen, GRID)
+    assert score(made, tmp_path / "stored.parquet", chosen, embeddings).read_bytes() == direct.read_bytes()
+    cells = maps_of(score(made, tmp_path / "cells.parquet", settings(model)))
+    for key, values in maps_of(direct).items():
+        assert values.shape == cells[key].shape and not np.array_equal(values, cells[key])
+    assert read_receipt(direct)["settings"]["window"] == 2
+    assert "window" not in read_receipt(tmp_path / "cells.parquet")["settings"]  # as before the key existed
+    with pytest.raises(DamagedError, match="was made with a different window"):
+        score(made, tmp_path / "other.parquet", settings(model), embeddings)
 
 
 # ------------------------------------------------------------------------------------------------------ batches, journal
