@@ -411,6 +411,7 @@ def test_tgms_frames_and_captions() -> None:
         assert corpus.captions["blip2"].kind == "blip2" and corpus.captions["blip2"].key_frames == 3, "TGM 3.2"
         assert corpus.similarity.model.startswith("ViT-B-32"), "TGM 3.3: CLIP's ViT-B/32"
         assert corpus.grid == 14, "TGM 3.3: 224 / 16 tokens on a side"
+        assert corpus.similarity.window == 1, "TGM 3.3: a patch is a token"
     prompts = ("Describe the action {}.", "What does a person {} look like?", "What does the act of {} look like?")
     assert config.datasets["ssv2"].captions["llm"].prompts == prompts, "TGM Figure 5b"
     assert {config.datasets[name].dataset.fold for name in ("ucf101", "hmdb51")} == {1}, "TGM 4.1: split 1"

@@ -88,10 +88,10 @@ class Config(Stages):
         for where, stages in self._corpora().items():
             if stages.mask_quality is not None and stages.dataset.source != "moving-shapes":
                 raise ValueError(f"{where}mask_quality needs a dataset with true boxes, which only moving-shapes has")
-            if stages.crop_agreement is not None and not (stages.pack.sources and stages.pack.similarity):
+            if stages.crop_agreement is not None and not stages.pack.sources:
                 raise ValueError(
-                    f"{where}crop_agreement compares packed similarity maps, which `pack` does not include; name a caption "
-                    "source in pack.captions and set pack.similarity"
+                    f"{where}crop_agreement compares the similarity maps of the first packed caption source, but pack.captions "
+                    "names none"
                 )
         targets = {*self.tables, *self.figures}
         reserved = {

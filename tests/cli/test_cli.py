@@ -25,7 +25,7 @@ def test_every_rule_of_the_workflow_is_a_stage_by_hand(capsys):
 
 
 def test_a_command_by_its_former_name_runs_and_says_the_new_one(capsys):
-    assert main(["faithfulness", "--config", str(ROOT / "config/folder.yaml")]) == 2
+    assert main(["faithfulness", "--config", str(ROOT / "config/stm-small.yaml")]) == 2
     renamed, refused = capsys.readouterr().err.splitlines()
     assert "stm crop-agreement" in renamed
     assert refused.startswith("stm crop-agreement: ") and "mask_quality" in refused

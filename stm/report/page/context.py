@@ -89,7 +89,11 @@ def make_context(
         "colormap": to_markup(", ".join(film_strips.colormap_stops())),
         "quality": built["mask_quality"],
         "quality_chart": charts.get("quality"),
-        "crop_agreement": [line for dataset in study.datasets if (line := sentences.crop_agreement(dataset.results))],
+        "crop_agreement": [
+            line
+            for dataset in study.datasets
+            if (line := sentences.crop_agreement(dataset.results, dataset.name if study.several else ""))
+        ],
         "bold_rule": BOLD_RULE,
         "mask_rule": MASK_RULE,
         "seeds_rule": SEEDS_RULE,

@@ -78,16 +78,26 @@ def reconstructions(groups: Sequence[RunGroup]) -> str:
     return said
 
 
-def crop_agreement(results: Results) -> str:
-    """Describe the agreement of masks from cached maps with masks from maps of the crop; empty if not measured."""
+def crop_agreement(results: Results, dataset: str = "") -> str:
+    """Describe the agreement of masks from cached maps with masks from maps of the crop; empty if not measured.
+
+    Args:
+        dataset: its name, where the page shows several datasets.
+    """
     agreement = results.crop_agreement
     if agreement is None:
         return ""
     low, high = agreement.interval
+    smaller = (
+        f" ({agreement.smaller_iou:.3f} on the {agreement.smaller_crops} of them with less than 0.85 of the largest "
+        "square's area)"
+        if agreement.smaller_iou is not None
+        else ""
+    )
     return (
-        "Similarity maps are cached for the full frame and cropped in training. On "
+        f"Similarity maps{f' of {dataset}' if dataset else ''} are cached for the full frame and cropped in training. On "
         f"{agreement.crops} random crops, text-guided masks of ratio {agreement.ratio:g} from cropped maps and from maps "
-        f"recomputed on the crop have an intersection over union of {agreement.iou:.3f} [{low:.3f}, {high:.3f}]; "
+        f"recomputed on the crop have an intersection over union of {agreement.iou:.3f} [{low:.3f}, {high:.3f}]{smaller}; "
         f"for two random masks it is {agreement.chance:.3f}."
     )
 

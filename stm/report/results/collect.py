@@ -155,6 +155,9 @@ def _read_crop_agreement(path: Path) -> CropAgreement | None:
         chance=float(values["chance_iou"]),
         crops=int(values["crops"]),
         ratio=float(values["ratio"]),
+        # Results of earlier versions lack these.
+        smaller_iou=None if values.get("smaller_iou") is None else float(values["smaller_iou"]),
+        smaller_crops=int(values.get("smaller_crops", 0)),
     )
 
 

@@ -237,6 +237,10 @@ class CropAgreement:
     chance: float
     crops: int
     ratio: float
+    smaller_iou: float | None = (
+        None  # mean over the crops that are clearly smaller than the frame; None if there are none
+    )
+    smaller_crops: int = 0
 
 
 @dataclass(frozen=True, order=True)
