@@ -6,7 +6,7 @@ any other crop returns area-weighted means of cells. Rectangles are products of 
 
 The similarity of overlapping windows is different: a cell has the value of a window that is larger than the cell, about as large
 as a token. A token's value is then that of a window around its centre, interpolated bilinearly between the windows that are
-stored. Their mean over the token would average over nearly twice the token's side (`docs/masking.md` has the difference).
+stored. Their mean over the token would average over nearly twice the token's side (docs/masking.md has the numbers).
 """
 
 from functools import lru_cache, partial
