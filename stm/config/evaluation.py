@@ -235,7 +235,7 @@ class CropComparison(Section):
     split: Name = field("train", "split of the compared clips, of at most four of its shards")
     ratio: float = field(0.6, "mask ratio (TGM, Table 6)", gt=0, lt=1)
     crops: int = field(200, "random crops, each of one frame; 0: no comparison", "crops", ge=0)
-    crop: Literal["multi_scale", "random_resized", "center"] = field("multi_scale", "how the crops are sampled")
+    crop: Crop = field("multi_scale", "how the crops are sampled")
     scale: tuple[Fraction, Fraction] = field(
         (0.5, 1.0), "`random_resized`: range of the crop's share of the frame area"
     )
