@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from language_runs import make_run, make_small_bert
+from timm.layers import DropPath
 from torch import Tensor, nn
 from training_shards import make_shard
 
@@ -183,6 +184,7 @@ class ScriptedTraining:
         self.states = states
         self.batch: dict[str, Any] = {}
         self.plan: Any = None
+        self.drop_rates: list[float] = []
         self.discarded = False
 
     def __call__(
@@ -196,6 +198,7 @@ class ScriptedTraining:
     ) -> "ScriptedTraining":
         self.plan = plan
         self.batch = dict(next(iter(batches(0))))
+        self.drop_rates = [part.drop_prob or 0.0 for part in module.modules() if isinstance(part, DropPath)]
         for epoch, state in enumerate(self.states, 1):
             assert module.training
             unknown = module.load_state_dict(state, strict=False).unexpected_keys
