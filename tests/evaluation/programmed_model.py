@@ -130,25 +130,30 @@ class Program:
         Args:
             features: [V, L, W], tokens of the clips of a split.
             tokens: int64 [Q, X], its different texts.
-            cosines: [Q, V]; the squares of a text's sum to at most 1.
+            cosines: [Q, V], small enough for texts to be unit vectors.
             logits: [Q, V], of a match (of none: 0).
         """
         model, (texts, clips), width = self.model, cosines.shape, self.model.embedding
         frames = model.encoder.architecture.frames
         pooled = model.pool_norm(features.unflatten(1, (frames, -1)).mean(2)).flatten(0, 1)
         self.clips.append(pooled)
-        self.wanted_clips.append(np.repeat(np.eye(width)[self.axes : self.axes + clips], frames, axis=0))
+        # A clip's vector is the mean of its frames' unit vectors. Of every other clip, half of the frames lie on an axis of
+        # no text: its vector has the length 0.5, which only a mean over frames knows.
+        vectors = np.repeat(np.eye(width)[self.axes : self.axes + clips, None], frames, axis=1)
+        vectors[1::2, ::2] = np.eye(width)[-2]
+        lengths = np.where(np.arange(clips) % 2, 0.5, 1.0)
+        self.wanted_clips.append(vectors.reshape(clips * frames, width))
         states = model.encode_text(tokens)
         self.texts.append(states[:, 0])
         wanted = np.zeros((texts, width))
-        wanted[:, self.axes : self.axes + clips] = cosines
-        wanted[:, -1] = np.sqrt(1 - np.square(cosines).sum(1))  # the rest of a unit vector, on an axis of no clip
+        wanted[:, self.axes : self.axes + clips] = cosines / lengths
+        wanted[:, -1] = np.sqrt(1 - np.square(cosines / lengths).sum(1))  # the rest of a unit vector, on an axis of no clip
         self.wanted_texts.append(wanted)
         for clip in range(clips):
             self.pairs.append(model.fuse(states, tokens, features[clip : clip + 1])[:, 0])
             self.wanted_pairs.append(np.stack([np.zeros(texts), logits[:, clip]], axis=1))
         self.axes += clips
-        assert self.axes < width
+        assert self.axes < width - 2
 
     def solve(self) -> State:
         """The weights of the three heads, by name."""
