@@ -147,7 +147,9 @@ class Program:
         self.texts.append(states[:, 0])
         wanted = np.zeros((texts, width))
         wanted[:, self.axes : self.axes + clips] = cosines / lengths
-        wanted[:, -1] = np.sqrt(1 - np.square(cosines / lengths).sum(1))  # the rest of a unit vector, on an axis of no clip
+        wanted[:, -1] = np.sqrt(
+            1 - np.square(cosines / lengths).sum(1)
+        )  # the rest of a unit vector, on an axis of no clip
         self.wanted_texts.append(wanted)
         for clip in range(clips):
             self.pairs.append(model.fuse(states, tokens, features[clip : clip + 1])[:, 0])

@@ -30,7 +30,13 @@ def build(name: str, bert: str | None, **changes: Any) -> VideoLanguage:
 
 @pytest.mark.parametrize(
     ("name", "objective"),
-    [("umt", "alignment"), ("umt", None), ("clusterstm", "alignment"), ("clusterstm", "relevance"), ("clusterstm", None)],
+    [
+        ("umt", "alignment"),
+        ("umt", None),
+        ("clusterstm", "alignment"),
+        ("clusterstm", "relevance"),
+        ("clusterstm", None),
+    ],
 )
 def test_the_text_meets_the_visible_tokens_as_the_student_encodes_them_alone(
     name: str, objective: str | None, bert: str
@@ -107,7 +113,9 @@ def test_clusters_are_those_of_the_run_s_settings(bert: str) -> None:
     seen = method.teacher(batch["video"])
     kept, _ = method.branch.mask(batch, seen)
     features, noise = normalize(seen.tokens, dim=-1), batch["guides"]["noise"]
-    assert torch.equal(kept, keep_clusters(features, noise, 0.75, make_run("clusterstm", bert, cluster=settings).cluster))
+    assert torch.equal(
+        kept, keep_clusters(features, noise, 0.75, make_run("clusterstm", bert, cluster=settings).cluster)
+    )
     assert not torch.equal(kept, get_strategy("cluster")({"features": features, "noise": noise}, 0.75))
 
 

@@ -64,7 +64,8 @@ def match_score(model: VideoLanguageModel, states: Tensor, tokens: Tensor, featu
 
     @torch.no_grad()
     def score(texts: Tensor, video: int) -> Tensor:
-        parts = (states[texts], tokens[texts], features[video : video + 1])
+        # Features computed in bfloat16 are stored so; the fusion layers are in the states' precision.
+        parts = (states[texts], tokens[texts], features[video : video + 1].to(states.dtype))
         return model.match(*(part.to(device, non_blocking=True) for part in parts))[:, 1].float()
 
     return score

@@ -1,6 +1,8 @@
 """Open-ended questions with known answers: whose answers are the candidates, which weights answer, which clip is asked about."""
 
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +60,7 @@ def states(world: World) -> list[State]:
 def test_the_best_weights_on_validation_answer_the_test_questions(
     world: World, states: list[State], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = ScriptedTraining(states[:2] + [states[0]])
+    training = ScriptedTraining([*states[:2], states[0]])
     monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit", training)
     found, rows = world.evaluate(TASK, tmp_path)
     # Validation: 1 of 4 blue, 2 of 4 red; test: 2 of 5 blue, 1 of 5 red.
@@ -84,7 +86,7 @@ def test_the_candidates_are_the_training_answers_and_no_others(
         ("train", {}, (), ("red", 3)),
         ("frequent", {"answers": 1}, (), ("blue", 1)),  # of blue 3, red 2, wood 1
         ("two", {"answers": 2}, (), ("red", 2)),
-        ("benchmark", {}, ("star", "sand", "red"), ("sand", 3)),
+        ("benchmark", {"answers": 1}, ("star", "sand", "red"), ("sand", 3)),  # the limit is for training answers
     ):
         monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit", ScriptedTraining([states[2]]))
         found, rows = world.evaluate(TASK.model_copy(update=changes), tmp_path / name, answers=answers)
@@ -107,21 +109,24 @@ def test_training_asks_each_question_about_its_own_clip_with_its_own_answer(
     assert sorted(zip(*columns, strict=True)) == sorted(asked)
 
 
-def total(decoder: TextDecoder, memory: Tensor, answer: Tensor, twice: bool) -> float:
-    """Log-probability of an answer's words and [SEP], one question and one answer at a time, without padding."""
-    words = answer[answer != decoder.pad_id][None]
-    with torch.no_grad():
-        logits = decoder.bert(input_ids=words[:, :-1], encoder_hidden_states=memory, use_cache=False).logits
-    each = logits.log_softmax(-1)[0].gather(1, words[0, 1:, None])[:, 0].tolist()
-    return sum(each) + twice * each[0]
+def score(decoder: TextDecoder, memory: Tensor, candidates: Tensor, depth: int, twice: bool) -> list[float]:
+    """Log-probabilities of the answers to one question, one answer at a time, without padding; -inf beyond the depth."""
+    each = []
+    for answer in candidates:
+        words = answer[answer != decoder.pad_id][None]
+        with torch.no_grad():
+            logits = decoder.bert(input_ids=words[:, :-1], encoder_hidden_states=memory, use_cache=False).logits
+        each.append(logits.log_softmax(-1)[0].gather(1, words[0, 1:, None])[:, 0].tolist())
+    first = sorted(range(len(each)), key=lambda number: -each[number][0])[:depth]
+    return [sum(own) + twice * own[0] if number in first else -math.inf for number, own in enumerate(each)]
 
 
-@pytest.mark.parametrize("ranking", ["sum", "albef"])
+@pytest.mark.parametrize(("ranking", "depth"), [("sum", 128), ("albef", 128), ("sum", 2)])
 def test_each_question_is_answered_from_its_own_clip(
-    ranking: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ranking: str, depth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Random weights, strong enough for answers to depend on the clip: one pair after the other gives the same answers."""
-    answers = ("red", "blue", "green", "circle", "square", "star moves", "left", "right", "over", "wood", "sand")
+    answers = ("red", "blue moves over", "green", "circle", "square", "star moves", "left a", "right", "over", "sand")
     questions = [(question, "red", None) for question in ("what color", "what moves", "which star is over the wood")]
     clips = {
         "train": [ClipTexts([], [("what", answer, None)]) for answer in answers],
@@ -129,27 +134,37 @@ def test_each_question_is_answered_from_its_own_clip(
         "test": [ClipTexts([], questions[: 1 + number % 3]) for number in range(6)],
     }
     world = make_world(tmp_path / "world", clips, gain=8)
-    training = ScriptedTraining([])
-    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit", training)
-    task = TASK.model_copy(update={"ranking": ranking})
+    found: list[Tensor] = []
+    rank = TextDecoder.rank
+
+    def note(*arguments: Any) -> Tensor:
+        found.append(rank(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit", ScriptedTraining([]))
+    monkeypatch.setattr(TextDecoder, "rank", note)
+    task = TASK.model_copy(update={"ranking": ranking, "depth": depth, "validation_split": None})
     _, rows = world.evaluate(task, tmp_path / "out", answers=answers)
     features, model = world.features(task, "test"), world.model
     decoder = TextDecoder.of(model.language).eval()
-    expected = []
+    expected, scores = [], []
     for number, clip in enumerate(clips["test"]):
         for question, _, _ in clip.questions:
             tokens = world.tokens([question], 6)
             tokens = tokens[:, tokens[0] != model.language.pad_id]
             with torch.no_grad():
                 memory = model.fuse(model.encode_text(tokens), tokens, features[number : number + 1])
-            scores = [total(decoder, memory, own, ranking == "albef") for own in world.tokens(answers, 5)]
-            expected.append((f"test-{number:03d}", question, answers[scores.index(max(scores))]))
+            scores.append(score(decoder, memory, world.tokens(answers, 5), depth, ranking == "albef"))
+            expected.append((f"test-{number:03d}", question, answers[scores[-1].index(max(scores[-1]))]))
+    torch.testing.assert_close(torch.cat(found), torch.tensor(scores), rtol=1e-3, atol=1e-3)
     assert [(row["key"], row["question"], row["answer"]) for row in rows] == expected
     of_one_question = {answer for _, question, answer in expected if question == "what color"}
     assert len(of_one_question) > 1 and len({answer for _, _, answer in expected}) > 2
 
 
 def test_questions_are_grouped_by_their_first_two_words() -> None:
-    rows = [{"question": text, "right": right} for text, right in (("What is it", "a"), ("what is he", "B"), ("Who", "c"))]
+    rows = [
+        {"question": text, "right": right} for text, right in (("What is it", "a"), ("what is he", "B"), ("Who", "c"))
+    ]
     assert by_question(["a", "b", "d"], rows) == {"what is": 1, "who": 0}
     assert by_question(["a", "x", "d"], rows, most=1) == {"what is": 0.5}

@@ -85,9 +85,7 @@ class Split:
         clips = range(cosines.shape[1])
         owners = [{row for row, (_, right) in enumerate(asked) if clip in right} for clip in clips]
         return {
-            "text_to_video": [
-                rank(cosines[row], logits[row], right, depth) for row, (_, right) in enumerate(asked)
-            ],
+            "text_to_video": [rank(cosines[row], logits[row], right, depth) for row, (_, right) in enumerate(asked)],
             "video_to_text": [rank(cosines[:, clip], logits[:, clip], owners[clip], depth) for clip in clips],
         }
 
