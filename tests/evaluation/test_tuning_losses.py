@@ -1,5 +1,6 @@
-"""The losses of fine-tuning on answers and captions against sums over single words, and the choice of checkpoints."""
+"""The losses of fine-tuning on pairs, answers and captions against plain loops, and the choice of checkpoints."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import torch
 from language_runs import make_run, make_small_bert
 from torch import Tensor, nn
 
+from stm.config import PairSettings
 from stm.distributed.process import Process
 from stm.evaluation.checkpoint_selection import Best, tune
-from stm.evaluation.tuning import AnswerTuning, CaptionTuning
+from stm.evaluation.tuning import AnswerTuning, CaptionTuning, PairTuning, encode_pairs
 from stm.models.text.decoder import TextDecoder
 from stm.models.text.split_bert import SplitBert
 from stm.models.video_language import VideoLanguageModel
@@ -69,6 +71,35 @@ def test_the_loss_of_answers_is_the_mean_over_questions_of_the_sum_over_words(mo
             memory = model.fuse(model.encode_text(alone), alone, model.encoder(video[number : number + 1]))
             sums.append(word_losses(tuning.decoder, answers[number], memory).sum())
     torch.testing.assert_close(loss, torch.stack(sums).mean(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_loss_of_pairs_is_contrast_of_the_frames_mean_plus_matching(
+    shared: bool, model: VideoLanguageModel
+) -> None:
+    """Rows 1 and 2 are captions of one clip; rows 0 and 3 are clips with one caption, which the protocol may share."""
+    tuning = PairTuning(model, PairSettings(), shared).eval()
+    texts = ["a red circle", "star", "the blue square", "a red circle"]
+    batch = {"video": draw_video(), "clip": torch.tensor([4, 6, 6, 9]), "caption": texts}
+    batch |= encode_pairs(model.language.tokenizer, 8)(batch)
+    with torch.no_grad():
+        model.temperature.fill_(0.3)
+        losses = tuning(batch)
+        frames = model.encoder(batch["video"]).unflatten(1, (4, -1)).mean(2)
+        projected = model.video_projection(model.pool_norm(frames))
+        video = (projected / projected.norm(dim=2, keepdim=True)).mean(1)
+        text = model.text_projection(model.encode_text(batch["tokens"])[:, 0])
+        text = text / text.norm(dim=1, keepdim=True)
+    assert (video.norm(dim=1) < 0.99999).all()
+    positives = [{0, 3} if shared else {0}, {1, 2}, {1, 2}, {0, 3} if shared else {3}]
+    total = 0.0
+    for cosines in (video @ text.T, text @ video.T):
+        for row, right in enumerate(positives):
+            powers = [math.exp(value / 0.3) for value in cosines[row].tolist()]
+            total -= sum(math.log(powers[column] / sum(powers)) for column in right) / len(right) / 8
+    assert losses["contrastive"].item() == pytest.approx(total, rel=1e-4)
+    assert losses["matching"] > 0
+    torch.testing.assert_close(losses["loss"], losses["contrastive"] + losses["matching"])
 
 
 class Weight(nn.Module):

@@ -8,6 +8,7 @@ import torch
 from language_runs import make_batch, make_run, make_small_bert
 from torch.nn.functional import normalize
 
+from stm.config import Cluster
 from stm.masking import get_strategy
 from stm.masking.cluster import keep_clusters
 from stm.methods import build_method
@@ -80,7 +81,7 @@ def test_the_contrast_of_a_step_is_that_of_pooled_visible_tokens_with_their_capt
 def test_hidden_words_come_at_the_run_s_share_and_from_its_lengths(bert: str) -> None:
     method = build("umt", bert, objectives={"mask_probability": 0.9}, language={**language_of(bert), "max_tokens": 6})
     tokens = method.prepare({**make_batch(), "caption": ["a red star moves left over the wood"] * 4})["tokens"]
-    assert tokens.shape == (4, 6) and (tokens != method.model.language.pad_id).all()  # type: ignore[union-attr]
+    assert tokens.shape == (4, 6) and (tokens != method.model.language.pad_id).all()
     assert method.objectives.mask_probability == 0.9
 
 
@@ -106,16 +107,14 @@ def test_the_mix_of_stm_s_scores_learns_at_its_own_rate_and_nothing_else_does(be
 
 
 def test_clusters_are_those_of_the_run_s_settings(bert: str) -> None:
-    settings = {"density": "knn", "neighbours": 2, "cutoff": 0.05}
+    settings = Cluster(density="knn", neighbours=2, cutoff=0.05)
     mask = {"strategy": "cluster", "ratio": 0.75}
-    method = build("clusterstm", bert, mask=mask, cluster=settings)
+    method = build("clusterstm", bert, mask=mask, cluster=settings.model_dump())
     batch: dict[str, Any] = method.prepare(make_batch())
     seen = method.teacher(batch["video"])
     kept, _ = method.branch.mask(batch, seen)
     features, noise = normalize(seen.tokens, dim=-1), batch["guides"]["noise"]
-    assert torch.equal(
-        kept, keep_clusters(features, noise, 0.75, make_run("clusterstm", bert, cluster=settings).cluster)
-    )
+    assert torch.equal(kept, keep_clusters(features, noise, 0.75, settings))
     assert not torch.equal(kept, get_strategy("cluster")({"features": features, "noise": noise}, 0.75))
 
 
