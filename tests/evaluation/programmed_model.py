@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 from language_runs import make_run, make_small_bert
 from timm.layers import DropPath
@@ -84,7 +85,9 @@ class World:
             device="cpu",
             **more,
         )
-        evaluate(task, self.run, inputs)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("stm.evaluation.language_clips.CLIPS_PER_BATCH", 2)  # several batches, as of large splits
+            evaluate(task, self.run, inputs)
         return read_json(output / "metrics.json"), pq.read_table(output / "predictions.parquet").to_pylist()
 
 

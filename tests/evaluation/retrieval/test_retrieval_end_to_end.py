@@ -22,7 +22,7 @@ TASK = VideoTextRetrieval(
 )
 # Two clips of a split have the same caption; texts of different splits differ.
 PEOPLE: dict[str, list[list[str]]] = {
-    "train": [["red circle"], ["blue circle", "over the wood"], ["a star"], ["a star"]],
+    "train": [["red circle", "moves"], ["blue circle", "over the wood", "a wood"], ["a star", "left"], ["a star"]],
     "val": [["blue star"], ["green star", "star moves"], ["a red star"], ["a red star"], ["left"]],
     "test": [
         ["blue square"],
@@ -192,7 +192,8 @@ def test_training_pairs_are_the_source_s_captions_with_their_own_clips(
     monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit", training)
     world.evaluate(TASK.model_copy(update={"max_tokens": 6}), tmp_path)
     batch, plan = training.batch, training.plan
-    assert len(batch["caption"]) == 4 and plan.steps_per_epoch == 1 and plan.optimisation == TASK.optimisation
+    assert len(batch["caption"]) == 4 and plan.steps_per_epoch == 2  # eight pairs of four clips
+    assert plan.optimisation == TASK.optimisation
     for clip, caption in zip(batch["clip"].tolist(), batch["caption"], strict=True):
         assert caption in PEOPLE["train"][clip]
     assert batch["tokens"].tolist() == world.tokens(batch["caption"], 6).tolist()
