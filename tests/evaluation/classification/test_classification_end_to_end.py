@@ -15,6 +15,7 @@ from training_shards import make_shard
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.evaluation.classification.clips import clips_to_test
+from stm.evaluation.classification.finetune import Classifier
 from stm.evaluation.classification.mixup import Mixing
 from stm.models.weights import zoo
 from stm.storage.files import sha256_file
@@ -86,7 +87,7 @@ def expect_probabilities(logits_of: Any, test: ClipDataset) -> np.ndarray:
     for number in range(len(test)):
         with torch.inference_mode():
             logits = torch.cat([logits_of(torch.from_numpy(view["video"])[None]) for view in test[number]])
-        assert len(logits) == test.samples_per_clip > 1
+        assert len(logits) == 6  # two views of three crops
         found.append(logits.softmax(1).mean(0).numpy())
         apart = max(apart, float(np.abs(found[-1] - logits.mean(0).softmax(0).numpy()).max()))
     assert apart > 0.05  # averaging before the softmax would be noticed
@@ -230,3 +231,22 @@ def test_the_receipt_names_settings_weights_shards_and_seed(
     shape = {"model", "image_size", "patch_size", "tubelet", "frames", "stride", "sampling", "precision"}
     assert receipt["settings"]["run"] == {key: run[key] for key in shape}
     assert pq.read_schema(tmp_path / "predictions.parquet").metadata
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_tuned_classifier_trains_and_is_tested_in_the_task_s_precision(
+    precision: str, made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run's own is the other one."""
+    training, halved = Tuned(), []
+    classify = Classifier.classify
+
+    def note(self: Classifier, video: Tensor) -> Tensor:
+        halved.append(torch.is_autocast_enabled("cpu"))
+        return classify(self, video)
+
+    monkeypatch.setattr("stm.evaluation.classification.finetune.fit", training)
+    monkeypatch.setattr(Classifier, "classify", note)
+    run = RUN.model_copy(update={"precision": "float32" if precision == "bf16" else "bf16"})
+    run_task(TASK.model_copy(update={"precision": precision}), made, tmp_path, run)
+    assert training.plan.precision == precision and set(halved) == {precision == "bf16"}
