@@ -80,7 +80,7 @@ def test_the_loss_of_pairs_is_contrast_of_the_frames_mean_plus_matching(
     """Rows 1 and 2 are captions of one clip; rows 0 and 3 are clips with one caption, which the protocol may share."""
     tuning = PairTuning(model, PairSettings(), shared).eval()
     texts = ["a red circle", "star", "the blue square", "a red circle"]
-    batch = {"video": draw_video(), "clip": torch.tensor([4, 6, 6, 9]), "caption": texts}
+    batch: dict[str, Any] = {"video": draw_video(), "clip": torch.tensor([4, 6, 6, 9]), "caption": texts}
     batch |= encode_pairs(model.language.tokenizer, 8)(batch)
     with torch.no_grad():
         model.temperature.fill_(0.3)
