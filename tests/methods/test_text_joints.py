@@ -13,6 +13,7 @@ from stm.masking import get_strategy
 from stm.masking.cluster import keep_clusters
 from stm.methods import build_method
 from stm.methods.video_language import VideoLanguage
+from stm.models.feature_decoders import TokenDecoder
 from stm.models.video_language import EXTRA
 from stm.training.optimizer import build_optimizer
 
@@ -138,3 +139,25 @@ def test_all_weights_that_train_are_saved(name: str, bert: str) -> None:
     saved |= {f"branch.{key}" for key in parts["branch"].state}
     saved |= {f"model.{key}" for key in parts[EXTRA].state}
     assert {key for key, _ in method.named_parameters()} <= saved
+
+
+def test_relevance_is_predicted_from_the_last_block_also_where_more_blocks_are_aligned(bert: str) -> None:
+    found = []
+    for alignment in (0, 1):
+        method = build("clusterstm", bert, objectives={"alignment": alignment})
+        found.append(method(method.prepare(make_batch()))["relevance"].item())
+    assert found[0] == pytest.approx(found[1], rel=1e-5) and method.branch.layers > 1
+
+
+def test_pooling_and_depth_of_relevance_are_the_run_s(bert: str) -> None:
+    targets = {}
+    for pooling, window in (("head", 3), ("mean", 3), ("mean", 1), ("head", 1)):
+        settings = {"pooling": pooling, "window": window, "decoder_depth": 3}
+        method = build("clusterstm", bert, cluster=settings)
+        assert isinstance(method.branch.decoder, TokenDecoder) and len(method.branch.decoder.blocks) == 3
+        seen = method.teacher(make_batch()["video"])
+        pool = method.teacher.pool_windows if pooling == "head" else method.teacher.pool_means
+        targets[pooling, window] = method.branch.pool(seen)
+        assert torch.equal(targets[pooling, window], pool(seen, window).flatten(1, 2))
+    kept = list(targets.values())
+    assert not any(torch.allclose(one, other) for n, one in enumerate(kept) for other in kept[:n])

@@ -250,3 +250,18 @@ def test_a_tuned_classifier_trains_and_is_tested_in_the_task_s_precision(
     run = RUN.model_copy(update={"precision": "float32" if precision == "bf16" else "bf16"})
     run_task(TASK.model_copy(update={"precision": precision}), made, tmp_path, run)
     assert training.plan.precision == precision and set(halved) == {precision == "bf16"}
+
+
+def test_each_layer_learns_at_its_own_rate(made: dict[str, Path], tmp_path: Path) -> None:
+    """AdamW's first step is as long as the learning rate, whatever the gradient: it shows each block's share."""
+    steps = {"epochs": 1, "batch_size": 15, "warmup_epochs": 0, "weight_decay": 0.0, "clip_grad": None}
+    task = fine_tuning({"flip": False}, steps, layer_decay=0.5, label_smoothing=0.0)
+    run_task(task, made, tmp_path)
+    before = dict(zoo.load_encoder(made["weights"]).named_parameters())
+    after = dict(zoo.load_encoder(tmp_path / "classifier.safetensors").named_parameters())
+    depth = len({name.split(".")[1] for name in before if name.startswith("blocks.")})
+    moved = [
+        max((after[name] - before[name]).abs().max().item() for name in before if name.startswith(f"blocks.{block}."))
+        for block in range(depth)
+    ]
+    assert moved == pytest.approx([0.05 * 15 / 256 * 0.5 ** (depth - block) for block in range(depth)], rel=0.02)
