@@ -89,8 +89,8 @@ class Augmentation(Section):
 
 Sampling = Literal["dense", "tsn", "sparse"]
 SAMPLING_TEXT = (
-    "`dense`: frames `stride` apart from a random start; `tsn`: one per segment, the views of a test beginning with each segment's "
-    "first frame; `sparse`: the same with views inside the segments, as UMT's classifiers on Kinetics"
+    "`dense`: frames `stride` apart from a random start; `tsn`: one per segment, the views of a test beginning with each "
+    "segment's first frame; `sparse`: the same with views inside the segments, as UMT's classifiers on Kinetics"
 )
 ModelSize = Literal["tiny", "small", "base", "large", "huge"]
 

@@ -52,7 +52,7 @@ def sample_segments(generator: np.random.Generator, frames: int, stored: int) ->
 
 
 def sample_sparse(generator: np.random.Generator, frames: int, stored: int) -> NDArray[np.int64]:
-    """One random frame from each segment, as in UMT on Kinetics: both ends of a segment belong to it, so that neighbours share one."""
+    """One random frame from each segment, as in UMT on Kinetics: neighbouring segments share the frame between them."""
     bounds = _sparse_bounds(frames, stored)
     return generator.integers(bounds[:-1], bounds[1:], endpoint=True)
 

@@ -136,7 +136,7 @@ def fine_tune(task: FineTune, run: Run, inputs: EvaluationInputs) -> None:
 
 
 def load_head(classifier: Classifier, path: Path, labels: Sequence[str]) -> None:
-    """Copies the norm of a released classifier, and the rows of its head that belong to `labels`, into a classifier of these labels.
+    """Copies a released classifier's norm, and the rows of its head that belong to `labels`, into a classifier of these labels.
 
     A release without class names is taken to begin with these classes, as Kinetics-710 does with those of Kinetics-400.
 
