@@ -221,6 +221,21 @@ STM_MACHINES: list[Line] = [
     ("processes", 8, "STM b16_5m: 8 GPUs, each of which draws negatives from its own batch"),
     ("objectives.negatives_among", None, "STM b16_5m: the batch of one GPU"),
 ]
+# UMT's second stage with L/16 (exp/pretraining/l16_5m): what differs from B/16.
+UMT_LARGE: list[Line] = [
+    ("model", "large", "UMT l16_5m"),
+    ("drop_path", 0.2, "UMT l16_5m"),
+    ("teacher.model", "ViT-L-14-quickgelu@openai", "UMT l16_5m: clip_l14"),
+    ("teacher.image_size", 196, "UMT l16_5m: clip_img_size"),
+    ("language.model", "bert-large-uncased", "UMT l16_5m"),
+    ("language.fusion_layer", 19, "UMT's config_bert_large.json"),
+    ("language.embedding", 768, "UMT l16_5m"),
+    ("optimisation.batch_size", 4096, "UMT l16_5m: 4 x 8 x 128"),
+    ("images.batch_size", 4096, "UMT l16_5m: 4 x 8 x 128"),
+    ("objectives.contrastive_divisor", 32, "UMT's allgather_wgrad on 4 x 8 GPUs"),
+    ("objectives.negatives_among", 128, "UMT's vtm_loss: the batch of one GPU"),
+]
+LARGE = {key for key, *_ in UMT_LARGE}
 LANGUAGE_RUNS: list[tuple[str, str, list[Line]]] = [
     ("stm.yaml", "umt", UMT_RUN + UMT_OWN + UMT_MACHINES),
     (
@@ -239,6 +254,68 @@ LANGUAGE_RUNS: list[tuple[str, str, list[Line]]] = [
     ),
     ("clusterstm.yaml", "umt", UMT_RUN + UMT_OWN + UMT_MACHINES),
     ("clusterstm.yaml", "clusterstm", UMT_RUN + CLUSTERSTM_OWN + UMT_MACHINES),
+    ("umt-large.yaml", "umt", [line for line in UMT_RUN + UMT_OWN if line[0] not in LARGE] + UMT_LARGE),
+]
+# UMT's first stage (single_modality/exp/pretraining, {b16,l16}_ptk710_f8_res224.sh).
+UMT_FIRST: list[Line] = [
+    ("method", "umt", "UMT"),
+    ("language", None, "UMT's first stage: video alone"),
+    ("dataset", "k710", "UMT's scripts"),
+    ("image_size", 224, "UMT's scripts"),
+    ("patch_size", 16, "UMT's scripts"),
+    ("tubelet", 1, "UMT's scripts"),
+    ("frames", 8, "UMT's scripts: num_frames"),
+    ("sampling", "tsn", "UMT's scripts: num_segments 8"),
+    ("positions", "joint", "UMT's modeling_pretrain_umt.py: one table over all tokens"),
+    ("position_frames", None, "UMT's scripts: 8 frames from the start"),
+    ("mask.strategy", "attention", "UMT's scripts"),
+    ("mask.ratio", 0.8, "UMT's scripts"),
+    ("teacher.layers", 6, "UMT's scripts: clip_return_layer"),
+    ("teacher.normalisation", "imagenet", "UMT's datasets/build.py: no statistics of CLIP's own"),
+    ("objectives.alignment", 1.0, "UMT's scripts: clip_loss_ratio"),
+    ("objectives.text", False, "UMT's first stage: video alone"),
+    ("optimisation.epochs", 201, "UMT's scripts"),
+    ("optimisation.batch_size", 2048, "UMT's scripts: 32 x 64"),
+    ("optimisation.scale_by_batch", True, "UMT's run_umt_pretraining.py: rate x batch / 256"),
+    ("optimisation.learning_rate", 1.5e-4, "UMT's scripts"),
+    ("optimisation.warmup_epochs", 40, "UMT's scripts"),
+    ("optimisation.warmup_learning_rate", 0, "UMT's run_umt_pretraining.py: start_warmup_value is not given"),
+    ("optimisation.min_learning_rate", 1e-5, "UMT's run_umt_pretraining.py"),
+    ("optimisation.schedule", "interpolated", "UMT's cosine_scheduler"),
+    ("optimisation.weight_decay", 0.05, "UMT's run_umt_pretraining.py"),
+    ("optimisation.betas", (0.9, 0.95), "UMT's scripts"),
+    ("optimisation.clip_grad", None, "UMT's scripts: none"),
+    ("augmentation.crop", "multi_scale", "UMT's datasets/build.py"),
+    ("augmentation.flip", True, "UMT's scripts"),
+    ("augmentation.auto_augment", None, "UMT's datasets/build.py: none"),
+]
+FIRST_STAGE: list[tuple[str, str, float, str, int | None]] = [  # run, model, drop path, teacher, side of its frames
+    ("umt-b16", "base", 0.1, "ViT-B-16-quickgelu@openai", None),
+    ("umt-l16", "large", 0.2, "ViT-L-14-quickgelu@openai", 196),
+]
+# Its fine-tuning (single_modality/exp/finetuning/{k710,k400,ssv2}): task, rate, epochs, warm-up, layer decay, drop path,
+# sampling, and where the head starts.
+UMT_ACTIONS: list[tuple[str, float, int, float, float, float, str, str]] = [
+    ("k710-b16", 2e-4, 35, 2, 0.75, 0.1, "sparse", "fresh"),
+    ("k710-l16", 1e-4, 20, 2, 0.85, 0.2, "sparse", "fresh"),
+    ("k400-b16", 2e-5, 5, 1, 0.75, 0.1, "sparse", "release"),
+    ("k400-l16", 1e-5, 5, 1, 0.85, 0.2, "sparse", "release"),
+    ("ssv2-b16", 2e-4, 30, 5, 0.75, 0.1, "tsn", "fresh"),
+    ("ssv2-l16", 4e-4, 14, 4, 0.85, 0.2, "tsn", "fresh"),
+]
+UMT_TUNING: list[Line] = [
+    ("repeats", 2, "UMT's scripts, and its default: num_sample"),
+    ("optimisation.batch_size", 512, "UMT's scripts: 16 x 16, by num_sample 2"),
+    ("optimisation.scale_by_batch", True, "UMT's run_class_finetuning.py: rate x batch x num_sample / 256"),
+    ("optimisation.warmup_learning_rate", 1e-6, "UMT's run_class_finetuning.py: start_warmup_value=args.warmup_lr"),
+    ("optimisation.min_learning_rate", 1e-6, "UMT's run_class_finetuning.py"),
+    ("optimisation.schedule", "interpolated", "UMT's cosine_scheduler"),
+    ("optimisation.weight_decay", 0.05, "UMT's scripts"),
+    ("optimisation.betas", (0.9, 0.999), "UMT's scripts"),
+    ("views", 4, "UMT's MODEL_ZOO: 8 x 3 x 4"),
+    ("crops", 3, "UMT's MODEL_ZOO: 8 x 3 x 4"),
+    ("head_dropout", 0.0, "UMT's run_class_finetuning.py: fc_drop_rate"),
+    ("label_smoothing", 0.1, "UMT's run_class_finetuning.py"),
 ]
 # Fine-tuning on texts: UMT's B/16, 5M (its MODEL_ZOO and configs), on 8 GPUs of 32; STM's release has its own batches for three.
 # Task, rate, epochs, warm-up, drop path, longest text (none: pretraining's 32; questions: 25), batch
@@ -263,8 +340,22 @@ STM_TUNING: list[Tuning] = [
     ("didemo-stm", 2e-5, 15, 1, 0.1, 64, 128),
     ("msrvtt-qa-stm", 2e-5, 8, 1, 0.2, 25, 192),
 ]
+LARGE_TUNING: list[Tuning] = [  # L/16, 5M: exp/finetuning/*/l16_5m.py
+    ("msrvtt", 2e-5, 7, 1, 0.3, None, 256),
+    ("didemo", 4e-5, 5, 1, 0.3, 64, 256),
+    ("activitynet", 4e-5, 20, 1, 0.2, 150, 256),
+    ("msvd", 1e-5, 3, 0, 0.3, 64, 256),
+    ("lsmdc", 2e-5, 8, 1, 0.2, 96, 256),
+    ("ssv2-label", 5e-5, 10, 0, 0.2, 25, 256),
+    ("ssv2-template", 1e-4, 10, 1, 0.2, 25, 256),
+    ("msrvtt-mc", 4e-5, 5, 0, 0.3, None, 256),
+    ("msrvtt-qa", 2e-5, 8, 1, 0.4, 25, 256),
+    ("msvd-qa", 6e-5, 6, 1, 0.4, 25, 256),
+    ("activitynet-qa", 4e-5, 10, 1, 0.3, 25, 256),
+]
 TUNINGS = [(file, *tuning) for file in ("stm.yaml", "clusterstm.yaml") for tuning in RETRIEVAL + CHOICES + QUESTIONS]
 TUNINGS += [("stm.yaml", *tuning) for tuning in STM_TUNING]
+TUNINGS += [("umt-large.yaml", *tuning) for tuning in LARGE_TUNING]
 ZERO_SHOT = [
     ("msrvtt-zero", None),
     ("didemo-zero", 64),
@@ -548,6 +639,7 @@ def test_fine_tuning_with_text(
         ("dataset", name.removesuffix("-stm"), "the task's name"),
         ("frames", 12, "UMT's fine-tuning"),
         ("drop_path", drop_path, "UMT's B/16, 5M"),
+        ("gradient_checkpointing", True, "UMT's fine-tuning: use_checkpoint, of all blocks"),
         ("max_tokens", tokens, "UMT's B/16, 5M"),
         ("optimisation.learning_rate", rate, "UMT's B/16, 5M"),
         ("optimisation.epochs", epochs, "UMT's B/16, 5M"),
@@ -612,7 +704,72 @@ def test_captioning_is_evaluated_where_clusterstm_is() -> None:
     assert config.tables["clusterstm_table3"].rows[1].paper == (64.4, 145.6)
 
 
-@pytest.mark.parametrize("file", ["stm.yaml", "clusterstm.yaml"])
+@pytest.mark.parametrize(("name", "model", "drop_path", "teacher", "side"), FIRST_STAGE)
+def test_umts_first_stage(name: str, model: str, drop_path: float, teacher: str, side: int | None) -> None:
+    config = read("umt.yaml")
+    own: list[Line] = [
+        ("model", model, "UMT's scripts"),
+        ("drop_path", drop_path, "UMT's scripts"),
+        ("teacher.model", teacher, "UMT's scripts: clip_teacher"),
+        ("teacher.image_size", side, "UMT's scripts: clip_input_resolution"),
+    ]
+    assert differences(config.pretrain[name], UMT_FIRST + own) == []
+    assert config.seed == 0, "UMT's run_umt_pretraining.py"
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "epochs", "warmup", "layer_decay", "drop_path", "sampling", "head"), UMT_ACTIONS
+)
+def test_umts_classifiers(
+    name: str, rate: float, epochs: int, warmup: float, layer_decay: float, drop_path: float, sampling: str, head: str
+) -> None:
+    config = read("umt.yaml")
+    task = config.evaluate[name]
+    assert isinstance(task, FineTune) and task.runs is not None
+    own: list[Line] = [
+        ("optimisation.learning_rate", rate, "UMT's scripts"),
+        ("optimisation.epochs", epochs, "UMT's scripts"),
+        ("optimisation.warmup_epochs", warmup, "UMT's scripts"),
+        ("layer_decay", layer_decay, "UMT's scripts"),
+        ("drop_path", drop_path, "UMT's scripts"),
+        ("sampling", sampling, "UMT's datasets/build.py: kinetics_sparse.py and ssv2.py"),
+        ("initial_head", head, "UMT's run_class_finetuning.py: head.weight[:400] of 710"),
+        ("augmentation.flip", not name.startswith("ssv2"), "UMT's datasets: not on SSV2"),
+    ]
+    mixing = [line for line in TGM_TUNING if line[0].startswith("augmentation.")]  # UMT's defaults are VideoMAE's
+    assert differences(task, UMT_TUNING + mixing + own) == []
+    dataset, size = name.split("-")
+    run = config.pretrain[task.runs[0]]
+    assert config.dataset_of(task.runs[0], name) == dataset
+    assert (run.frames, run.model, run.tubelet) == (8, {"b16": "base", "l16": "large"}[size], 1)
+    assert (run.release is not None) == (dataset == "k400"), "UMT: Kinetics-400 after Kinetics-710"
+
+
+def test_umts_published_numbers_are_those_of_its_model_zoo() -> None:
+    """Top-1 of stage 1; L/16, 5M of stage 2: zero-shot and fine-tuned."""
+    actions = {"K400, B/16": 87.4, "K400, L/16": 90.3, "SSv2, B/16": 70.8, "SSv2, L/16": 74.7}
+    zero = {"MSR-VTT": 33.3, "DiDeMo": 34.0, "ActivityNet": 31.9, "MSVD": 44.4, "LSMDC": 20.0}
+    tuned = {"MSR-VTT": 53.3, "DiDeMo": 59.7, "ActivityNet": 58.1, "LSMDC": 37.7, "MSVD": 53.7, "SSv2-label": 70.5}
+    tuned |= {"SSv2-template": 90.2, "ActivityNet-QA": 45.1, "MSRVTT-QA": 45.5, "MSRVTT-MC": 96.8, "MSVD-QA": 51.3}
+    expected = {
+        ("umt.yaml", "umt_actions"): actions,
+        ("umt.yaml", "umt_k710"): {"B/16": 81.9, "L/16": 86.0},
+        ("umt-large.yaml", "umt_large_table1"): zero,
+        ("umt-large.yaml", "umt_large_table2"): tuned,
+    }
+    for (file, name), numbers in expected.items():
+        table = read(file).tables[name]
+        assert dict(zip((column.title for column in table.columns), table.rows[0].paper, strict=True)) == numbers
+
+
+def test_released_classifiers_are_tested_on_umts_own_views() -> None:
+    tasks = read("released.yaml").evaluate
+    sampling = {name: tasks[name].sampling for name in ("umt-k400", "umt-ssv2", "k400", "ssv2")}
+    # None: as in pretraining, which is VideoMAE's for its runs.
+    assert sampling == {"umt-k400": "sparse", "umt-ssv2": "tsn", "k400": None, "ssv2": None}
+
+
+@pytest.mark.parametrize("file", ["stm.yaml", "clusterstm.yaml", "umt-large.yaml"])
 @pytest.mark.parametrize(("name", "tokens"), ZERO_SHOT)
 def test_zero_shot_retrieval(file: str, name: str, tokens: int | None) -> None:
     lines: list[Line] = [

@@ -41,6 +41,10 @@ class TaskSettings(Section):
         splits = {use: getattr(self, f"{use}_split", None) for use in uses}
         return {use: split for use, split in splits.items() if split is not None}
 
+    def splits_for(self, own_answers: bool) -> dict[str, str]:
+        """`splits` on a benchmark with or without a list of answers of its own."""
+        return self.splits
+
     @property
     def packed_vectors(self) -> CaptionChoice | None:
         """The captions whose packed text vectors the task reads; None: the task reads no text vectors."""
@@ -142,6 +146,12 @@ class FineTune(TaskSettings):
         0.75, "the learning rate of block i is scaled by layer_decay^(depth + 1 - i)", gt=0, le=1
     )
     drop_path: Fraction = field(0.1, "stochastic depth: drop rate of the last block, rising linearly from 0")
+    initial_head: Literal["fresh", "release"] = field(
+        "fresh",
+        "`fresh`: norm and classifier start from scratch; `release`: from those of the run's `release`, a classifier of more "
+        "classes. Its rows are found by the class names in it, or else are the first ones: as in UMT on Kinetics-400, whose "
+        "classes are the first of Kinetics-710",
+    )
     head_dropout: Fraction = field(0.0, "dropout before the classifier; VideoMAE uses 0.5 for ViT-H and for UCF101")
     label_smoothing: Fraction = field(0.1, "label smoothing")
     repeats: int = field(1, "augmented samples per clip and epoch (repeated augmentation)", "samples", ge=1, le=8)

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from stm.config.base import Fraction, Name, Section, field
-from stm.config.training import Mask, MediumSettings, Run, Sampling, Teacher
+from stm.config.training import SAMPLING_TEXT, Mask, MediumSettings, Run, Sampling, Teacher
 
 # Default masks per method. The ratios are from STM's release and from a note on ClusterSTM.
 _DEFAULT_MASKS = {
@@ -203,7 +203,7 @@ class LanguageRun(Run):
         ge=1,
         le=256,
     )
-    sampling: Sampling = field("tsn", "`dense`: frames `stride` apart from a random start; `tsn`: one per segment")
+    sampling: Sampling = field("tsn", SAMPLING_TEXT)
     mask: Mask = Mask(strategy="attention", ratio=0.8)
     teacher: FrameTeacher = field(..., "the frozen teacher")
     language: Language | None = field(None, "the text side; none: video only (UMT stage 1)")

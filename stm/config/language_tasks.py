@@ -1,6 +1,6 @@
 """Evaluation settings for runs with text: retrieval with re-ranking, question answering, multiple choice, captioning."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -60,7 +60,10 @@ class LanguageAugmentation(Augmentation):
 class _LanguageTask(TaskSettings):
     """Common settings. The checkpoint is selected on the validation split, never on the test split."""
 
+    cache_neutral = frozenset({"runs", "dataset", "gradient_checkpointing"})
     needs = "language"
+    # Keys that only scoring reads: they do not change the weights, but which of them the validation split selects.
+    scoring_keys: ClassVar[frozenset[str]] = frozenset()
     train_split: Name = "train"
     validation_split: Name | None = field(
         None,
@@ -80,6 +83,9 @@ class _LanguageTask(TaskSettings):
         None, "maximum length of a caption or question; by default as in pretraining", "tokens", ge=4, le=512
     )
     precision: Literal["float32", "bf16"] = "float32"
+    gradient_checkpointing: bool = field(
+        False, "recompute the student's activations in the backward pass, to save memory; the results are the same"
+    )
 
     def protocol_settings(self, run: Run) -> dict[str, object]:
         return {
@@ -94,6 +100,7 @@ class VideoTextRetrieval(_LanguageTask, PairSettings):
     """Text-to-video and video-to-text retrieval by the dual encoder, re-ranked by the matching head (UMT's protocol)."""
 
     benchmark_task = "retrieval"
+    scoring_keys = frozenset({"depth"})
     task: Literal["video_text_retrieval"]
     source: Name | None = field(None, "packed caption source of the queries; by default the first")
     optimisation: LanguageOptimisation | None = field(None, "fine-tuning on the training split; none: zero-shot")
@@ -107,6 +114,7 @@ class QuestionAnswering(_LanguageTask):
     """
 
     benchmark_task = "question_answering"
+    scoring_keys = frozenset({"depth", "ranking"})
     task: Literal["question_answering"]
     optimisation: LanguageOptimisation = LanguageOptimisation()
     max_tokens: int | None = field(25, "maximum length of a question", "tokens", ge=4, le=512)
@@ -121,10 +129,9 @@ class QuestionAnswering(_LanguageTask):
         None, "without a list of the benchmark's own: only the most frequent answers in training; by default all", ge=1
     )
 
-    @property
-    def splits(self) -> dict[str, str]:
-        # The training split also defines the candidate answers.
-        return {"train": self.train_split, **super().splits}
+    def splits_for(self, own_answers: bool) -> dict[str, str]:
+        # Without a list of the benchmark's own, the training split defines the candidate answers.
+        return self.splits if own_answers else {"train": self.train_split, **self.splits}
 
     def protocol_settings(self, run: Run) -> dict[str, object]:
         return {**super().protocol_settings(run), "max_answer_tokens": self.max_answer_tokens}
@@ -134,6 +141,7 @@ class MultipleChoice(_LanguageTask, PairSettings):
     """Multiple-choice questions, scored by the probabilities of matching head and contrast (UMT: weights 0.7 and 0.3)."""
 
     benchmark_task = "multiple_choice"
+    scoring_keys = frozenset({"matching_weight"})
     task: Literal["multiple_choice"]
     source: Name | None = field(None, "packed caption source for training; by default the first")
     optimisation: LanguageOptimisation | None = field(
@@ -150,6 +158,7 @@ class Captioning(_LanguageTask):
     """Captioning by a decoder on top of the fusion layers with beam search, and the standard metrics."""
 
     benchmark_task = "captioning"
+    scoring_keys = frozenset({"beams", "length_penalty"})
     task: Literal["captioning"]
     source: Name | None = field(None, "packed caption source of the references; by default the first")
     optimisation: LanguageOptimisation = LanguageOptimisation()

@@ -87,7 +87,11 @@ class Augmentation(Section):
         return tuple(key for key, value in enabled.items() if value)
 
 
-Sampling = Literal["dense", "tsn"]
+Sampling = Literal["dense", "tsn", "sparse"]
+SAMPLING_TEXT = (
+    "`dense`: frames `stride` apart from a random start; `tsn`: one per segment, the views of a test beginning with each "
+    "segment's first frame; `sparse`: the same with views inside the segments, as UMT's classifiers on Kinetics"
+)
 ModelSize = Literal["tiny", "small", "base", "large", "huge"]
 
 
@@ -184,7 +188,7 @@ class Run(Section):
     tubelet: int = field(2, "frames per tubelet", "frames", ge=1, le=8)
     frames: int = field(16, "frames per training clip", "stored frames", ge=2, le=256)
     stride: int = field(1, "step between a clip's frames, counted in stored frames", "stored frames", ge=1, le=64)
-    sampling: Sampling = field("dense", "`dense`: frames `stride` apart from a random start; `tsn`: one per segment")
+    sampling: Sampling = field("dense", SAMPLING_TEXT)
     decoder_depth: int | None = field(
         None, "decoder blocks; by default depends on the model size", "blocks", ge=1, le=32
     )

@@ -40,5 +40,5 @@ class Geometry:
         return self.side**2
 
     def step(self, stored: int) -> int:
-        """Stored frames from one sampled frame to the next in a clip of `stored` frames; for `tsn`, the mean."""
+        """Stored frames from one sampled frame to the next in a clip of `stored` frames; for `tsn` and `sparse`, the mean."""
         return self.stride if self.sampling == "dense" else max(1, stored // self.frames)

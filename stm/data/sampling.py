@@ -1,7 +1,8 @@
 """Samples frames of a clip, as positions among its stored frames. All rules apply to clips of any length.
 
 `dense`: frames `stride` apart, as in VideoMAE on Kinetics. `tsn`: the clip is divided into as many equal segments as frames
-are needed, and one frame is sampled from each, as in VideoMAE on Something-Something (after TSN).
+are needed, and one frame is sampled from each, as in VideoMAE on Something-Something (after TSN). `sparse`: likewise, with the
+segments and views of UMT on Kinetics.
 """
 
 from collections.abc import Sequence
@@ -27,10 +28,13 @@ def sample_window(
     """A random window for training, int64 [frames], ascending.
 
     `dense`: VideoMAE's dense sampling, with a uniform start if frames * stride stored frames fit into the clip; in a shorter
-    clip the window starts at 0 and repeats the last reachable frame. `tsn`: see `sample_segments`; `stride` is not used.
+    clip the window starts at 0 and repeats the last reachable frame. `tsn`: see `sample_segments`, `sparse`: see
+    `sample_sparse`; `stride` is not used.
     """
     if sampling == "tsn":
         return sample_segments(generator, frames, stored)
+    if sampling == "sparse":
+        return sample_sparse(generator, frames, stored)
     # frames * stride, not (frames - 1) * stride + 1: in VideoMAE a window includes the stride after its last frame.
     start = int(generator.integers(max(0, stored - frames * stride) + 1))
     return spread_positions(start, frames, stride, stored)
@@ -47,12 +51,25 @@ def sample_segments(generator: np.random.Generator, frames: int, stored: int) ->
     return (np.arange(frames) * stored + generator.integers(stored, size=frames)) // frames
 
 
+def sample_sparse(generator: np.random.Generator, frames: int, stored: int) -> NDArray[np.int64]:
+    """One random frame from each segment, as in UMT on Kinetics: neighbouring segments share the frame between them."""
+    bounds = _sparse_bounds(frames, stored)
+    return generator.integers(bounds[:-1], bounds[1:], endpoint=True)
+
+
+def _sparse_bounds(frames: int, stored: int) -> NDArray[np.int64]:
+    """The ends of `frames` segments of (stored - 1) / frames, rounded: int64 [frames + 1], from 0 to stored - 1."""
+    return np.round((stored - 1) / frames * np.arange(frames + 1)).astype(np.int64)
+
+
 def view_windows(
     views: int, frames: int, stride: int, stored: int, sampling: Sampling = "dense"
 ) -> list[NDArray[np.int64]]:
     """`views` deterministic windows for evaluation, int64 [frames] each."""
     if sampling == "tsn":
         return [segment_window(view, views, frames, stored) for view in range(views)]
+    if sampling == "sparse":
+        return [sparse_window(view, views, frames, stored) for view in range(views)]
     if views == 1:
         last = max(0, stored - 1 - (frames - 1) * stride)
         return [spread_positions(last // 2, frames, stride, stored)]
@@ -77,6 +94,12 @@ def segment_window(view: int, views: int, frames: int, stored: int) -> NDArray[n
     """
     part, parts = (1, 2) if views == 1 else (view, views)
     return stored * (parts * np.arange(frames) + part) // (frames * parts)
+
+
+def sparse_window(view: int, views: int, frames: int, stored: int) -> NDArray[np.int64]:
+    """UMT's test view on Kinetics: the frame at the fraction (view + 1) / (views + 1) of each segment, rounded down."""
+    offset = int((stored - 1) / frames / (views + 1) * (view + 1))
+    return np.minimum(_sparse_bounds(frames, stored)[:-1] + offset, stored - 1)
 
 
 def choose_captions(captions: int, sources: Sequence[str], choice: CaptionChoice) -> list[int]:

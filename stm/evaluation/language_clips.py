@@ -36,6 +36,7 @@ def load_model(weights: Path, run: LanguageRun, task: LanguageTask, drop_path: f
             architecture differs from the run's.
     """
     model = load_video_language(weights, drop_path, replace(zoo.describe(run), frames=task.frames or run.frames))
+    model.encoder.gradient_checkpointing = task.gradient_checkpointing
     needed = {"retrieval heads"} if isinstance(task, VideoTextRetrieval | MultipleChoice) else set()
     if isinstance(task, QuestionAnswering | Captioning) and task.trains:
         needed = {"language modelling head"}  # which the decoder starts from

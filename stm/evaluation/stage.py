@@ -10,11 +10,12 @@ from stm.stages.jobs import Job
 def _splits(job: Job) -> Files:
     """The run's weights, the packed shards of its dataset or of the dataset named by the evaluation, and the benchmark's
     list of answers, if it has one."""
-    from stm.datasets.video_text.tasks import answers_file
+    from stm.datasets.video_text.tasks import answers_file, has_own_answers
 
     task = job.study.evaluate[job.task]
     data = job.on(task.dataset)
-    splits = {use: data.packed(split) for use, split in task.splits.items()}
+    own = has_own_answers(job.study, job.run, job.task)
+    splits = {use: data.packed(split) for use, split in task.splits_for(own).items()}
     answers = answers_file(job.study, job.run, job.task)
     files = [Path(file) for file in task.user_files]
     given = {**splits, "weights": job.layout.weights(job.run), "files": files}

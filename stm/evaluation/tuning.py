@@ -108,8 +108,9 @@ def make_tuning(
     """
     settings = task.optimisation
     assert isinstance(settings, LanguageOptimisation)
-    # Test-only settings do not affect the trained weights. The validation split does, because it selects them.
-    test_only = {"test_split", "depth", "beams", "length_penalty", "matching_weight", "ranking", "runs", "dataset"}
+    # What only the test reads does not affect the trained weights. If a validation split selects them, its clips and how they are
+    # scored do: after a change the scores of earlier epochs are those of something else, so that training starts again.
+    test_only = {"test_split", *task.cache_neutral, *(() if inputs.validation else task.scoring_keys)}
     origin = {
         "task": task.model_dump(mode="json", exclude=test_only),
         "run": run.model_dump(mode="json", include={"frames", "stride", "sampling", "compile"}),
@@ -118,6 +119,8 @@ def make_tuning(
         "seed": inputs.seed,
         "stm": stm.__version__,
         **_benchmark_facts(inputs),
+        # Weights of one's own depend on it; those of a release are the same with another tokenization.
+        **({} if run.release is None or run.language is None else {"language": run.language.fingerprint()}),
     }
     plan = TrainingPlan(
         name=f"{name} {inputs.output.parent.name}",
@@ -134,9 +137,13 @@ def make_tuning(
 
 
 def _benchmark_facts(inputs: EvaluationInputs) -> dict[str, Any]:
-    """What the tuned weights, or their choice, depend on beside the config: present only where the benchmark sets it."""
+    """What the tuned weights, or their choice, depend on beside the config: only what there is."""
     answers = hashlib.sha256("\n".join(inputs.answers).encode()).hexdigest()
-    facts = {"shared_texts": inputs.shared_texts, "answers": answers if inputs.answers else None}
+    facts = {
+        "shared_texts": inputs.shared_texts,
+        "answers": answers if inputs.answers else None,
+        "validation": hash_shards(inputs.validation),
+    }
     return {name: value for name, value in facts.items() if value}
 
 

@@ -13,6 +13,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torch.utils.checkpoint import checkpoint
 
 from stm.tubelets import Normalise, gather_tokens, split_tubelets
 
@@ -169,6 +170,9 @@ class VideoEncoder(nn.Module):
         super().__init__()
         a = architecture
         self.architecture = a
+        self.gradient_checkpointing = (
+            False  # whether each block's activations are recomputed in the backward pass of training
+        )
         self.blocks = make_blocks(a.width, a.depth, a.heads, a.mlp_ratio, a.norm_eps, drop_path)
         self.norm = nn.LayerNorm(a.width, eps=a.norm_eps)
         self.apply(init_weights)
@@ -190,7 +194,7 @@ class VideoEncoder(nn.Module):
         """
         x = self.embed(video, kept)
         for block in self.blocks:
-            x = block(x)
+            x = self._run(block, x)
         return self.norm(x) if final_norm else x
 
     def forward_layers(self, video: Tensor, kept: Tensor | None, layers: int) -> Tensor:
@@ -214,10 +218,17 @@ class VideoEncoder(nn.Module):
             raise ValueError(f"layers {layers} must be 1 to {len(self.blocks)}, the number of the encoder's blocks")
         outputs = []
         for number, block in enumerate(self.blocks):
-            x = block(x)
+            x = self._run(block, x)
             if number >= len(self.blocks) - layers:
                 outputs.append(x)
         return self.norm(torch.stack(outputs))
+
+    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            repeated: Tensor = checkpoint(block, x, use_reentrant=False)
+            return repeated
+        once: Tensor = block(x)
+        return once
 
     def embed(self, video: Tensor, kept: Tensor | None = None) -> Tensor:
         """The first block's input: token embeddings plus position embeddings, [B, K or L, width]."""

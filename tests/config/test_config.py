@@ -43,6 +43,10 @@ CACHE_NEUTRAL = {
     **{name: {"probe_timeout_seconds"} for name in DATASETS},
     **dict.fromkeys(("PretrainRun", "LanguageRun"), RUN),
     **{name: {"runs", "dataset"} for name in TASKS},
+    **{
+        name: {"runs", "dataset", "gradient_checkpointing"}
+        for name in ("VideoTextRetrieval", "QuestionAnswering", "MultipleChoice", "Captioning")
+    },
 }
 
 

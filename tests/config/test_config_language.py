@@ -153,15 +153,18 @@ def test_a_task_without_epochs_reads_what_it_tests_alone() -> None:
         ({"task": "video_text_retrieval", **splits, "optimisation": {"epochs": 0}}, {"test": "test"}),
         ({"task": "multiple_choice", **splits, "optimisation": {"epochs": 0}}, {"test": "test"}),
         ({"task": "finetune", "optimisation": {"epochs": 0}}, {"test": "test"}),
-        # The training split's answers are the candidates.
-        ({"task": "question_answering", **splits, "optimisation": {"epochs": 0}}, {"train": "train", "test": "test"}),
+        ({"task": "question_answering", **splits, "optimisation": {"epochs": 0}}, {"test": "test"}),
         ({"task": "linear"}, {"train": "train", "test": "test"}),
         (
             {"task": "video_text_retrieval", **splits, "optimisation": {}},
             {"train": "train", "validation": "val", "test": "test"},
         ),
     ):
-        assert TypeAdapter(EvaluationTask).validate_python(task).splits == expected
+        settings = TypeAdapter(EvaluationTask).validate_python(task)
+        assert settings.splits == settings.splits_for(own_answers=True) == expected
+        # Without a list of the benchmark's own, the training split's answers are the candidates.
+        more = {"train": "train"} if task["task"] == "question_answering" else {}
+        assert settings.splits_for(own_answers=False) == more | expected
     with pytest.raises(ValueError, match="no release has a caption decoder"):
         TypeAdapter(EvaluationTask).validate_python({"task": "captioning", "optimisation": {"epochs": 0}})
     with pytest.raises(ValueError, match=r"needs optimisation\.epochs: 0"):

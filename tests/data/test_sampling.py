@@ -134,6 +134,38 @@ def test_frames_are_drawn_by_their_share_in_the_segment() -> None:
         assert np.abs(share - 1 / 3).max() < margin
 
 
+def umts_frames(stored: int, frames: int, view: int | None = None, views: int = 1) -> list[tuple[int, int]]:
+    """UMT's rule on Kinetics, frame by frame: the first and the last frame that may be drawn; for a view the same frame twice."""
+    segment = (stored - 1) / frames
+    found = []
+    for number in range(frames):
+        first, last = round(segment * number), round(segment * (number + 1))  # ties to even, like numpy
+        if view is not None:
+            first = last = min(first + int(segment / (views + 1) * (view + 1)), stored - 1)
+        found.append((first, last))
+    return found
+
+
+def test_sparse_windows_are_umts_for_every_length() -> None:
+    for stored in range(1, 401):
+        for frames, views in ((8, 4), (8, 1), (16, 3)):
+            windows = view_windows(views, frames, 1, stored, "sparse")
+            expected = [umts_frames(stored, frames, view, views) for view in range(views)]
+            assert [window.tolist() for window in windows] == [[first for first, _ in one] for one in expected]
+    # Not at the segments' starts, as with `tsn`: of 300 frames in 8 segments, 7 to 29 frames after them.
+    assert [window[0] for window in view_windows(4, 8, 1, 300, "sparse")] == [7, 14, 22, 29]
+    assert [window[0] for window in view_windows(4, 8, 1, 300, "tsn")] == [0, 9, 18, 28]
+
+
+def test_sparse_training_draws_from_all_of_a_segment_and_nothing_else() -> None:
+    generator = np.random.default_rng(5)
+    for stored in (1, 5, 8, 75, 300):
+        windows = np.array([sample_window(generator, 8, 1, stored, "sparse") for _ in range(3_000)])
+        bounds = umts_frames(stored, 8)
+        for column, (first, last) in zip(windows.T, bounds, strict=True):
+            assert set(column.tolist()) == set(range(first, last + 1))
+
+
 def test_a_clip_shorter_than_its_segments_is_shown_as_a_whole() -> None:
     generator = np.random.default_rng(2)
     window = sample_window(generator, 16, 1, 5, "tsn")

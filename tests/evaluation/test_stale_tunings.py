@@ -17,6 +17,7 @@ from stm.models.weights import zoo
 
 # What is done after training, on the test split, and where results lie.
 TESTED = {"task", "runs", "dataset", "test_split"}
+NEUTRAL = {"gradient_checkpointing"}  # memory alone
 FINE_TUNING = fine_tuning()
 OPTIMISED = {"optimisation": {"epochs": 1}}
 LANGUAGE_TASKS: list[tuple[Any, set[str]]] = [
@@ -51,19 +52,38 @@ def language_origin(made: dict[str, Path], task: Any, run: Any = LANGUAGE_RUN, *
         patch.setitem(make_tuning.__globals__, "feed", lambda *_: None)
         unused: Any = None
         train, seed = [made[names["train"]]], more.get("seed", 0)
-        inputs = EvaluationInputs(made[names["weights"]], [made["test"]], Path("run/task"), seed, train=train)
+        held = [made[names["validation"]]] if "validation" in names else []
+        weights = made[names["weights"]]
+        inputs = EvaluationInputs(weights, [made["test"]], Path("run/task"), seed, train=train, validation=held)
         plan, _ = make_tuning("any", task, run, inputs, unused, unused)
     return plan.origin
 
 
-@pytest.mark.parametrize(("task", "tested"), LANGUAGE_TASKS, ids=lambda value: getattr(value, "task", ""))
+@pytest.mark.parametrize("chosen", [False, True], ids=["last", "chosen"])
+@pytest.mark.parametrize(("task", "scored"), LANGUAGE_TASKS, ids=lambda value: getattr(value, "task", ""))
 def test_each_setting_of_a_tuning_with_text_tells_checkpoints_apart(
-    made: dict[str, Path], task: Any, tested: set[str]
+    made: dict[str, Path], task: Any, scored: set[str], chosen: bool
 ) -> None:
-    before = language_origin(made, task)
-    apart = {key for key, changed in changes(task) if language_origin(made, changed) != before}
-    # How a test clip is cut and seen decides what the validation split chooses.
-    assert {key for key, _ in changes(task)} - apart == (TESTED - {"task"}) | tested
+    """How clips are scored does not change the weights, but which of them the validation split chooses, if there is one."""
+    held = {"validation": "other train"} if chosen else {}
+    before = language_origin(made, task, **held)
+    apart = {key for key, changed in changes(task) if language_origin(made, changed, **held) != before}
+    same = (TESTED - {"task"}) | NEUTRAL | (set() if chosen else scored)
+    assert {key for key, _ in changes(task)} - apart == same
+
+
+def test_validation_data_and_a_release_s_tokens_tell_checkpoints_apart(made: dict[str, Path]) -> None:
+    task = LANGUAGE_TASKS[0][0]
+    held = [{}, {"validation": "train"}, {"validation": "other train"}]
+    release = LANGUAGE_RUN.model_copy(update={"release": "umt.pth"})
+    language = LANGUAGE_RUN.language
+    assert language is not None
+    umt = release.model_copy(update={"language": language.model_copy(update={"tokenization": "umt"})})
+    found = [
+        *(language_origin(made, task, **one) for one in held),
+        *(language_origin(made, task, r) for r in (release, umt)),
+    ]
+    assert all(one != other for number, one in enumerate(found) for other in found[:number])
 
 
 def test_weights_data_seed_and_shape_of_a_tuning_with_text_tell_checkpoints_apart(made: dict[str, Path]) -> None:
@@ -111,6 +131,7 @@ def test_what_decides_a_fine_tuning_tells_checkpoints_apart(
         {"drop_path": 0.3},
         {"head_dropout": 0.5},
         {"label_smoothing": 0.0},
+        {"sampling": "sparse"},
         {"repeats": 5},
         {"precision": "bf16"},
         {"sampling": "tsn"},

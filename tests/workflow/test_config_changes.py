@@ -195,6 +195,7 @@ RERUN: tuple[tuple[str, list[str]], ...] = (
     ("pretrain.*.**", ["pretrain/{0}", "evaluate/{0}/*?"]),
     # Evaluation.
     ("evaluate.*.runs", []),  # the metrics of the other runs are unchanged
+    ("evaluate.*.gradient_checkpointing", []),
     ("evaluate.*.**", ["evaluate/*/{0}"]),
     # Tables, figures and the report.
     ("tables.*.**", ["table/{0}", "report"]),

@@ -52,6 +52,11 @@ def candidate_answers(config: Config, run: str, task: str) -> tuple[str, ...]:
     return () if benchmark is None else read_answers(benchmark)
 
 
+def has_own_answers(config: Config, run: str, task: str) -> bool:
+    """Whether the benchmark of a task has a list of `candidate_answers`, downloaded or not."""
+    return _questions(config, run, task) is not None
+
+
 def answers_file(config: Config, run: str, task: str) -> Path | None:
     """The file with the `candidate_answers`; None if there is none, or none yet."""
     benchmark = _questions(config, run, task)

@@ -110,6 +110,8 @@ def fine_tune(task: FineTune, run: Run, inputs: EvaluationInputs) -> None:
     torch.manual_seed(inputs.seed)
     encoder = load_checked_encoder(inputs.weights, run, task.drop_path)
     classifier = Classifier(encoder, len(train.classes), task.label_smoothing, task.head_dropout).to(process.device)
+    if task.initial_head == "release":
+        load_head(classifier, inputs.weights, train.classes)
     plan = TrainingPlan(
         name=f"fine-tune {inputs.output.parent.name}",
         optimisation=settings,
@@ -131,6 +133,29 @@ def fine_tune(task: FineTune, run: Run, inputs: EvaluationInputs) -> None:
     zoo.save(classifier, inputs.output / "classifier.safetensors", labels=train.classes)
     write_classification(task, run, inputs, test, _classify(classifier, test, task, run, process), train)
     checkpoints.discard()
+
+
+def load_head(classifier: Classifier, path: Path, labels: Sequence[str]) -> None:
+    """Copies a released classifier's norm, and the rows of its head that belong to `labels`, into a classifier of these labels.
+
+    A release without class names is taken to begin with these classes, as Kinetics-710 does with those of Kinetics-400.
+
+    Raises:
+        WeightsError: the weights have no classifier, or not all of the classes.
+    """
+    weights = zoo.read(path)
+    if weights.kind != "classifier":
+        raise zoo.WeightsError(f"{path} has no classifier to start from: set initial_head to fresh")
+    names = weights.labels
+    missing = sorted(set(labels) - set(names)) if names else list(labels[weights.classes :])
+    if missing:
+        raise zoo.WeightsError(
+            f"initial_head: the classifier in {path} has {weights.classes} classes, without {len(missing)} of the "
+            f"{len(labels)} training labels, such as {missing[0]!r}: set initial_head to fresh"
+        )
+    rows = [names.index(label) for label in labels] if names else list(range(len(labels)))
+    classifier.fc_norm.load_state_dict({key: weights.tensors[f"fc_norm.{key}"] for key in ("weight", "bias")})
+    classifier.head.load_state_dict({key: weights.tensors[f"head.{key}"][rows] for key in ("weight", "bias")})
 
 
 def _classify(

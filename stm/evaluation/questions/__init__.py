@@ -7,7 +7,7 @@ TASKS = (
     Task(
         QuestionAnswering,
         "Questions",
-        # Chance is approximately the accuracy of always predicting the training split's most frequent answer.
+        # Chance is approximately the accuracy of always predicting the most frequent answer, of the training split if it is read.
         (Metric("accuracy", "accuracy", interval="confidence95", chance="most_frequent_answer"),),
         "stm.evaluation.questions.open_ended:answer",
     ),

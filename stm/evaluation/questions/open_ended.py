@@ -48,14 +48,14 @@ def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) 
     torch.manual_seed(inputs.seed)
     model = load_model(inputs.weights, run, task, task.drop_path)
     module = AnswerTuning(model).to(process.device)
-    train = open_clips(task, run, inputs.train, inputs.seed, True, kind=QuestionClips)
-    assert isinstance(train, QuestionClips)
-    counts = count_answers(question.answer for _, question in train.pairs)
+    train = _open_questions(task, run, inputs)
+    counts = {} if train is None else count_answers(question.answer for _, question in train.pairs)
     answers = list(inputs.answers) or list(counts)[: task.answers]
     tokenizer, length = model.language.tokenizer, text_length(task, run)
     candidates = tokenizer.encode_targets(answers, task.max_answer_tokens)
 
     def read(batch: Batch) -> dict[str, Tensor]:
+        assert train is not None  # it trains
         questions = [train.pairs[number][1] for number in batch["label"].tolist()]
         return {
             "tokens": tokenizer.encode([question.question for question in questions], length),
@@ -73,6 +73,7 @@ def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) 
 
     which, discard = untrained(task), None
     if task.trains:
+        assert train is not None
         plan, batches = make_tuning("questions", task, run, inputs, train, process)
         which, discard = tune(module, with_texts(batches, read), plan, inputs.output, process, measure)
     else:
@@ -81,12 +82,13 @@ def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) 
     predicted, rows = answerer.answer(test)
     receipt = make_evaluation_receipt(task, run, inputs, test, train)
     figures = open_ended_metrics(predicted, [row["right"] for row in rows], answers)
-    most = max(counts.values()) / sum(counts.values())
+    counts = counts or count_answers(row["right"] for row in rows)
     metrics = {
         **figures,
         "answers": len(answers),
         "answers_from": "benchmark" if inputs.answers else "training split",
-        "most_frequent_answer": most,  # its share in the training split: about the accuracy of always predicting it
+        # Its share in the training split: about the accuracy of always predicting it; without one, in the test split.
+        "most_frequent_answer": max(counts.values()) / sum(counts.values()),
         "by_question": by_question(predicted, rows),
         "checkpoint": which,
     }
@@ -95,6 +97,15 @@ def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) 
     write_metrics(task, inputs, metrics, receipt)
     if discard is not None:
         discard()
+
+
+def _open_questions(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) -> QuestionClips | None:
+    """The training questions; None if nothing is trained and the benchmark has a list of answers."""
+    if not inputs.train:
+        return None
+    train = open_clips(task, run, inputs.train, inputs.seed, True, kind=QuestionClips)
+    assert isinstance(train, QuestionClips)
+    return train
 
 
 def _load_decoder(module: AnswerTuning, weights: Path) -> None:

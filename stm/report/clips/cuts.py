@@ -194,7 +194,7 @@ def hidden_share(boxes: NDArray[np.float64], masked: NDArray[np.bool_], tubelet:
 def frames_row(cut: Cut) -> Row:
     """Build the row of frames with the ground-truth box, and note how the frames are sampled."""
     shape = cut.geometry
-    if shape.sampling == "tsn":
+    if shape.sampling != "dense":
         note = f"{shape.frames} frames, one per segment"
     else:
         note = f"{shape.frames} frames" + (f", stride {shape.stride}" if shape.stride > 1 else "")

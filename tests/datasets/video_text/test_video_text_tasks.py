@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "config"
 
 
-@pytest.mark.parametrize("name", ["stm", "clusterstm", "stm-small", "clusterstm-small", "tgm-small"])
+@pytest.mark.parametrize(
+    "name", ["stm", "clusterstm", "umt", "umt-large", "released", "stm-small", "clusterstm-small", "tgm-small"]
+)
 def test_shipped_configs_follow_the_protocols(name):
     check_tasks(load_config(CONFIGS / f"{name}.yaml"))
 
@@ -103,7 +105,14 @@ def test_a_benchmark_s_questions_are_answered_from_its_own_file(tmp_path, monkey
     # The rule reads the file, so that another list runs the evaluation again.
     monkeypatch.setattr("stm.stages.jobs.Jobs._read_shards", lambda self, _: ["train-0", "val-0", "test-0"])
     job = Jobs(config).make(dataset="webvid", run="umt", task=name)
-    assert EVALUATE.inputs(job)["answers"] == path
+    assert EVALUATE.inputs(job)["answers"] == path and "train" in EVALUATE.inputs(job)
+    # A release is not trained: its questions need the training split for nothing but the answers of a benchmark without a list.
+    questions = config.evaluate[name]
+    none = questions.model_copy(update={"optimisation": questions.optimisation.model_copy(update={"epochs": 0})})
+    released = config.model_copy(update={"evaluate": {name: none}})
+    assert EVALUATE.inputs(Jobs(released).make(dataset="webvid", run="umt", task=name)).keys() >= {"test", "answers"}
+    assert "train" not in EVALUATE.inputs(Jobs(released).make(dataset="webvid", run="umt", task=name))
+    assert none.splits_for(own_answers=False) == {"train": "train", "test": "test"}
     assert "answers" not in EVALUATE.inputs(Jobs(config).make(dataset="webvid", run="umt", task="msrvtt"))
 
 

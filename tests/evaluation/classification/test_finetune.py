@@ -17,7 +17,7 @@ from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.data.loader import ClipLoader
 from stm.evaluation.classification.clips import LabelledClips
-from stm.evaluation.classification.finetune import Classifier
+from stm.evaluation.classification.finetune import Classifier, load_head
 from stm.models.vit import VideoEncoder
 from stm.models.weights import zoo
 from stm.training.optimizer import build_optimizer
@@ -166,6 +166,49 @@ def read_classifier(path: Path) -> tuple[list[str], Classifier]:
     classifier.load_state_dict(dict(weights.tensors))
     assert weights.labels is not None
     return list(weights.labels), classifier
+
+
+@pytest.mark.parametrize(
+    ("names", "rows"),
+    [
+        (["green", "black", "blue", "red", "white"], [2, 0, 3]),  # by name
+        (None, [0, 1, 2]),  # a release without names begins with these classes
+    ],
+)
+def test_a_head_starts_from_the_rows_of_a_release(names: list[str] | None, rows: list[int], tmp_path: Path) -> None:
+    release, own = Classifier(encoder_of_run(), 5), Classifier(encoder_of_run(), 3)
+    for parameter in (*release.fc_norm.parameters(), *release.head.parameters()):
+        nn.init.normal_(parameter)
+    zoo.save(release, tmp_path / "classifier.safetensors", labels=names)
+    load_head(own, tmp_path / "classifier.safetensors", ["blue", "green", "red"])
+    assert torch.equal(own.head.weight, release.head.weight[rows]) and torch.equal(
+        own.head.bias, release.head.bias[rows]
+    )
+    assert torch.equal(own.fc_norm.weight, release.fc_norm.weight) and torch.equal(
+        own.fc_norm.bias, release.fc_norm.bias
+    )
+
+
+@pytest.mark.parametrize(("names", "lacking"), [(["green", "black"], "'blue'"), (None, "'red'")])
+def test_a_release_without_all_classes_is_refused(names: list[str] | None, lacking: str, tmp_path: Path) -> None:
+    zoo.save(Classifier(encoder_of_run(), 2), tmp_path / "classifier.safetensors", labels=names)
+    with pytest.raises(zoo.WeightsError, match=f"2 classes, without .* of the 3 training labels, such as {lacking}"):
+        load_head(Classifier(encoder_of_run(), 3), tmp_path / "classifier.safetensors", ["blue", "green", "red"])
+
+
+def test_fine_tuning_starts_from_a_release_s_head(made: dict[str, Path], tmp_path: Path) -> None:
+    """With a rate of almost 0 the classifier stays where it starts."""
+    release = Classifier(zoo.load_encoder(made["weights"]), len(LABELS))
+    nn.init.normal_(release.head.weight)
+    zoo.save(release, tmp_path / "release.safetensors", labels=sorted(LABELS))
+    rates = {"epochs": 1, "learning_rate": 1e-12, "min_learning_rate": 0.0, "warmup_epochs": 0}
+    for initial_head, same in (("release", True), ("fresh", False)):
+        task = fine_tuning(optimisation=rates, initial_head=initial_head)
+        run_task(task, {**made, "weights": tmp_path / "release.safetensors"}, tmp_path / initial_head)
+        head = zoo.read(tmp_path / initial_head / "classifier.safetensors").tensors["head.weight"]
+        assert torch.allclose(head, release.head.weight, atol=1e-6) == same
+    with pytest.raises(zoo.WeightsError, match="no classifier to start from: set initial_head to fresh"):
+        run_task(fine_tuning(initial_head="release"), made, tmp_path / "none")
 
 
 def test_layer_decay_reaches_every_part_of_the_classifier() -> None:
