@@ -81,6 +81,12 @@ class _LanguageTask(TaskSettings):
     )
     precision: Literal["float32", "bf16"] = "float32"
 
+    @model_validator(mode="after")
+    def _check_views(self) -> "_LanguageTask":
+        if (self.views, self.crops) != (1, 1):
+            raise ValueError("`views` and `crops` are not used by tasks with text, which test one view of each clip")
+        return self
+
     def protocol_settings(self, run: Run) -> dict[str, object]:
         return {
             "frames": self.frames or run.frames,
@@ -123,7 +129,7 @@ class QuestionAnswering(_LanguageTask):
 
     @property
     def splits(self) -> dict[str, str]:
-        # The training split also defines the candidate answers.
+        # The training split also defines the candidate answers; see `stm.datasets.video_text.tasks.splits_to_read`.
         return {"train": self.train_split, **super().splits}
 
     def protocol_settings(self, run: Run) -> dict[str, object]:

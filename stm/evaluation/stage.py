@@ -10,11 +10,11 @@ from stm.stages.jobs import Job
 def _splits(job: Job) -> Files:
     """The run's weights, the packed shards of its dataset or of the dataset named by the evaluation, and the benchmark's
     list of answers, if it has one."""
-    from stm.datasets.video_text.tasks import answers_file
+    from stm.datasets.video_text.tasks import answers_file, splits_to_read
 
     task = job.study.evaluate[job.task]
     data = job.on(task.dataset)
-    splits = {use: data.packed(split) for use, split in task.splits.items()}
+    splits = {use: data.packed(split) for use, split in splits_to_read(job.study, job.run, job.task).items()}
     answers = answers_file(job.study, job.run, job.task)
     files = [Path(file) for file in task.user_files]
     given = {**splits, "weights": job.layout.weights(job.run), "files": files}

@@ -136,6 +136,13 @@ def test_the_small_configs_share_their_runs():
     assert small.evaluate == large.evaluate
 
 
+@pytest.mark.parametrize("changes", [{"views": 2}, {"crops": 3}])
+@pytest.mark.parametrize("task", ["video_text_retrieval", "question_answering", "multiple_choice", "captioning"])
+def test_a_task_with_text_refuses_views_and_crops_which_it_does_not_use(task: str, changes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="`views` and `crops` are not used by tasks with text"):
+        TypeAdapter(EvaluationTask).validate_python({"task": task, **changes})
+
+
 def test_a_release_reads_no_training_data_and_no_teacher() -> None:
     run = LanguageRun.model_validate(
         {"method": "umt", "dataset": "clips", "images": {"datasets": ["pictures"]}, "release": "umt.pth"}
@@ -153,7 +160,7 @@ def test_a_task_without_epochs_reads_what_it_tests_alone() -> None:
         ({"task": "video_text_retrieval", **splits, "optimisation": {"epochs": 0}}, {"test": "test"}),
         ({"task": "multiple_choice", **splits, "optimisation": {"epochs": 0}}, {"test": "test"}),
         ({"task": "finetune", "optimisation": {"epochs": 0}}, {"test": "test"}),
-        # The training split's answers are the candidates.
+        # The training split's answers are the candidates, unless the benchmark has a list.
         ({"task": "question_answering", **splits, "optimisation": {"epochs": 0}}, {"train": "train", "test": "test"}),
         ({"task": "linear"}, {"train": "train", "test": "test"}),
         (

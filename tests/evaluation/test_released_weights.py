@@ -92,13 +92,13 @@ def release(folder: Path, kind: str, drop: str | None = None) -> tuple[LanguageR
 
 
 def do(
-    task: Any, run: Any, folder: Path, kind: str, training: bool = False
+    task: Any, run: Any, folder: Path, kind: str, training: bool = False, answers: tuple[str, ...] = ()
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     output = folder / kind / task.task
     train = [folder / "train" / "train-00000.parquet"] if training else []
     test = [folder / "test" / "test-00000.parquet"]
     weights = folder / kind / "weights.safetensors"
-    evaluate(task, run, EvaluationInputs(weights, test, output, 0, train=train, device="cpu"))
+    evaluate(task, run, EvaluationInputs(weights, test, output, 0, train=train, device="cpu", answers=answers))
     return read_json(output / "metrics.json"), pq.read_table(output / "predictions.parquet").to_pylist()
 
 
@@ -146,6 +146,19 @@ def test_answers_are_those_of_the_released_decoder(folder: Path) -> None:
     scores = formulas.answer_scores(questions, features, targets)
     assert [row["answer"] for row in rows] == [answers[best] for best in scores.argmax(1).tolist()]
     assert len({row["answer"] for row in rows}) > 1
+
+
+def test_a_benchmark_s_own_list_needs_no_training_questions(folder: Path) -> None:
+    run, _ = release(folder, "questions")
+    task = QuestionAnswering.model_validate({"task": "question_answering", "optimisation": NONE, "max_tokens": 8})
+    answers = ("a blue star", "a green star", "a red star", "blue", "green", "red")
+    expected, with_training = do(task, run, folder, "questions", training=True, answers=answers)
+    found, rows = do(task, run, folder, "questions", answers=answers)
+    assert rows == with_training and len({row["answer"] for row in rows}) > 1
+    assert found["accuracy"] == expected["accuracy"] and found["answers_from"] == "benchmark"
+    # 18 questions about 9 clips, 3 of each color: every answer is that of 3 questions.
+    assert found["most_frequent_answer"] == found["headline"]["chance"] == 3 / 18
+    assert "train" in expected["receipt"] and "train" not in found["receipt"]
 
 
 def test_choices_are_those_of_the_released_model(folder: Path) -> None:

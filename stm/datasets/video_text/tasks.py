@@ -52,6 +52,14 @@ def candidate_answers(config: Config, run: str, task: str) -> tuple[str, ...]:
     return () if benchmark is None else read_answers(benchmark)
 
 
+def splits_to_read(config: Config, run: str, task: str) -> dict[str, str]:
+    """The splits that an evaluation reads, by use: `task.splits`, but not the training split if nothing is trained and
+    questions are answered from the benchmark's own list."""
+    settings = config.evaluate[task]
+    needless = not settings.trains and _questions(config, run, task) is not None
+    return {use: split for use, split in settings.splits.items() if not (needless and use == "train")}
+
+
 def answers_file(config: Config, run: str, task: str) -> Path | None:
     """The file with the `candidate_answers`; None if there is none, or none yet."""
     benchmark = _questions(config, run, task)

@@ -1,7 +1,7 @@
 """Open-ended question answering: a decoder ranks the benchmark's answers, or those of the training split (UMT)."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from stm.evaluation.metrics import wilson_interval
 from stm.evaluation.results import make_evaluation_receipt, write_metrics
 from stm.evaluation.tuning import AnswerTuning, make_tuning, text_length, with_texts
 from stm.jobs.progress import Progress
+from stm.manifest import Question
+from stm.models.text.tokenizer import Tokenizer
 from stm.models.video_language import ANSWERS
 from stm.models.weights import zoo
 from stm.models.weights.checks import check_tensors
@@ -42,25 +44,18 @@ def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) 
 
     The candidates are the benchmark's own list (`inputs.answers`); without one, the answers of the training split. Every
     question counts by itself, also if a clip has the same question twice (as by question id in UMT's release). With 0 epochs,
-    the decoder is the release's.
+    the decoder is the release's, and with a list the training split is not needed.
     """
     process = Process(0, 1, choose_device(inputs.device))
     torch.manual_seed(inputs.seed)
     model = load_model(inputs.weights, run, task, task.drop_path)
     module = AnswerTuning(model).to(process.device)
-    train = open_clips(task, run, inputs.train, inputs.seed, True, kind=QuestionClips)
-    assert isinstance(train, QuestionClips)
-    counts = count_answers(question.answer for _, question in train.pairs)
+    test = open_clips(task, run, inputs.test, inputs.seed, False)
+    train = _open_training(task, run, inputs)
+    counts = count_answers(question.answer for _, question in (_all_questions(test) if train is None else train.pairs))
     answers = list(inputs.answers) or list(counts)[: task.answers]
     tokenizer, length = model.language.tokenizer, text_length(task, run)
     candidates = tokenizer.encode_targets(answers, task.max_answer_tokens)
-
-    def read(batch: Batch) -> dict[str, Tensor]:
-        questions = [train.pairs[number][1] for number in batch["label"].tolist()]
-        return {
-            "tokens": tokenizer.encode([question.question for question in questions], length),
-            "answers": tokenizer.encode_targets([question.answer for question in questions], task.max_answer_tokens),
-        }
 
     answerer = _Answerer(module, candidates.to(process.device), answers, task, run, process.device)
     measure = None
@@ -73,11 +68,12 @@ def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) 
 
     which, discard = untrained(task), None
     if task.trains:
+        assert train is not None
         plan, batches = make_tuning("questions", task, run, inputs, train, process)
+        read = _encode_questions(train, tokenizer, length, task.max_answer_tokens)
         which, discard = tune(module, with_texts(batches, read), plan, inputs.output, process, measure)
     else:
         _load_decoder(module, inputs.weights)
-    test = open_clips(task, run, inputs.test, inputs.seed, False)
     predicted, rows = answerer.answer(test)
     receipt = make_evaluation_receipt(task, run, inputs, test, train)
     figures = open_ended_metrics(predicted, [row["right"] for row in rows], answers)
@@ -86,7 +82,8 @@ def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) 
         **figures,
         "answers": len(answers),
         "answers_from": "benchmark" if inputs.answers else "training split",
-        "most_frequent_answer": most,  # its share in the training split: about the accuracy of always predicting it
+        # Its share in the training split, or in the test split if no other is read: about the accuracy of always giving it.
+        "most_frequent_answer": most,
         "by_question": by_question(predicted, rows),
         "checkpoint": which,
     }
@@ -95,6 +92,35 @@ def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) 
     write_metrics(task, inputs, metrics, receipt)
     if discard is not None:
         discard()
+
+
+def _open_training(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) -> QuestionClips | None:
+    """The training questions; None if there are none to read, because nothing is trained and the answers are known."""
+    if not inputs.train and inputs.answers and not task.trains:
+        return None
+    train = open_clips(task, run, inputs.train, inputs.seed, True, kind=QuestionClips)
+    assert isinstance(train, QuestionClips)
+    return train
+
+
+def _encode_questions(
+    train: QuestionClips, tokenizer: Tokenizer, length: int, answer_length: int
+) -> Callable[[Batch], dict[str, Tensor]]:
+    """What `with_texts` adds for `AnswerTuning`: "tokens" int64 [B, length] and "answers" int64 [B, answer_length]."""
+
+    def read(batch: Batch) -> dict[str, Tensor]:
+        questions = [train.pairs[number][1] for number in batch["label"].tolist()]
+        return {
+            "tokens": tokenizer.encode([question.question for question in questions], length),
+            "answers": tokenizer.encode_targets([question.answer for question in questions], answer_length),
+        }
+
+    return read
+
+
+def _all_questions(dataset: ClipDataset) -> list[tuple[int, Question]]:
+    """All questions of a split, each with the index of its clip."""
+    return [(number, question) for number in range(len(dataset)) for question in dataset.index[number].questions]
 
 
 def _load_decoder(module: AnswerTuning, weights: Path) -> None:
@@ -135,7 +161,7 @@ class _Answerer:
             ValueError: no clip has a question.
         """
         task, module = self.task, self.module.eval()
-        asked = [(number, question) for number in range(len(dataset)) for question in dataset.index[number].questions]
+        asked = _all_questions(dataset)
         rows = [{"key": dataset.index[n].key, "question": q.question, "right": q.answer} for n, q in asked]
         if not rows:
             raise ValueError(f"no clip of {dataset.index.tars[0].parent} has a question")

@@ -11,7 +11,13 @@ from stm.cli import main
 from stm.config import Config, ConfigError, load_config, parse_config
 from stm.datasets import DatasetError
 from stm.datasets.video_text.protocol import protocol_names
-from stm.datasets.video_text.tasks import answers_file, candidate_answers, check_tasks, has_shared_texts
+from stm.datasets.video_text.tasks import (
+    answers_file,
+    candidate_answers,
+    check_tasks,
+    has_shared_texts,
+    splits_to_read,
+)
 from stm.evaluation.stage import EVALUATE
 from stm.stages.jobs import Jobs
 
@@ -105,6 +111,21 @@ def test_a_benchmark_s_questions_are_answered_from_its_own_file(tmp_path, monkey
     job = Jobs(config).make(dataset="webvid", run="umt", task=name)
     assert EVALUATE.inputs(job)["answers"] == path
     assert "answers" not in EVALUATE.inputs(Jobs(config).make(dataset="webvid", run="umt", task="msrvtt"))
+
+
+def test_training_questions_are_read_only_to_train_or_for_their_answers():
+    tuned = {"train": "train", "validation": "val", "test": "test"}
+    assert splits_to_read(load_config(CONFIGS / "stm.yaml"), "umt", "msrvtt-qa") == tuned
+    released = load_config(CONFIGS / "released.yaml")
+    for task in ("msrvtt-qa", "msvd-qa", "activitynet-qa"):
+        assert splits_to_read(released, released.runs_of(task)[0], task) == {"test": "test"}
+    # Without a list of the benchmark's own, the answers come from the training split.
+    small = load_config(CONFIGS / "stm-small.yaml")
+    untrained = small.evaluate["questions"].model_copy(
+        update={"optimisation": small.evaluate["questions"].optimisation.model_copy(update={"epochs": 0})}
+    )
+    small = small.model_copy(update={"evaluate": {"questions": untrained}})
+    assert splits_to_read(small, "umt", "questions") == {"train": "train", "test": "test"}
 
 
 @pytest.mark.parametrize(("source", "shared"), [("ssv2-template", True), ("msvd", False)])
