@@ -18,6 +18,7 @@ from stm.datasets.video_text.tasks import (
     has_shared_texts,
     splits_to_read,
 )
+from stm.evaluation import EvaluationInputs
 from stm.evaluation.stage import EVALUATE
 from stm.stages.jobs import Jobs
 
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "config"
 
 
-@pytest.mark.parametrize("name", ["stm", "clusterstm", "stm-small", "clusterstm-small", "tgm-small"])
+@pytest.mark.parametrize("name", ["stm", "clusterstm", "released", "stm-small", "clusterstm-small", "tgm-small"])
 def test_shipped_configs_follow_the_protocols(name):
     check_tasks(load_config(CONFIGS / f"{name}.yaml"))
 
@@ -111,6 +112,13 @@ def test_a_benchmark_s_questions_are_answered_from_its_own_file(tmp_path, monkey
     job = Jobs(config).make(dataset="webvid", run="umt", task=name)
     assert EVALUATE.inputs(job)["answers"] == path
     assert "answers" not in EVALUATE.inputs(Jobs(config).make(dataset="webvid", run="umt", task="msrvtt"))
+    # And the stage hands its answers to the evaluation.
+    passed: list[EvaluationInputs] = []
+    monkeypatch.setattr(stm.evaluation, "evaluate", lambda _task, _run, inputs: passed.append(inputs))
+    for task, expected in ((name, ("guitar", "man", "a man")), ("msrvtt", ())):
+        job = Jobs(config).make(dataset="webvid", run="umt", task=task)
+        EVALUATE.run(job, EVALUATE.inputs(job), EVALUATE.outputs(job), 1)
+        assert passed[-1].answers == expected
 
 
 def test_training_questions_are_read_only_to_train_or_for_their_answers():
