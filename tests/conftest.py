@@ -1,5 +1,6 @@
 """Small real videos for the tests of several folders."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from hypothesis import settings
 # Speed is not asserted in tests: an example may take as long as a busy machine needs.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+# As in the workflow's jobs (stm/stages/journey.py): imports create millions of objects that stay alive, and by default
+# Python searches them for garbage again and again.
+gc.set_threshold(10_000)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -87,6 +87,12 @@ class _LanguageTask(TaskSettings):
         False, "recompute the student's activations in the backward pass, to save memory; the results are the same"
     )
 
+    @model_validator(mode="after")
+    def _check_views(self) -> "_LanguageTask":
+        if (self.views, self.crops) != (1, 1):
+            raise ValueError("`views` and `crops` are not used by tasks with text, which test one view of each clip")
+        return self
+
     def protocol_settings(self, run: Run) -> dict[str, object]:
         return {
             "frames": self.frames or run.frames,

@@ -194,6 +194,12 @@ class Config(Stages):
         without = [run for run in task.runs or () if not task.suits(self.pretrain[run])]
         if without:
             raise ValueError(f"evaluate.{name} needs runs with `{task.needs}`; {without[0]} has none")
+        unreleased = [run for run in self.runs_of(name) if self.pretrain[run].release is None]
+        if task.fine_tunes and not task.trains and unreleased:
+            raise ValueError(
+                f"evaluate.{name}.optimisation.epochs is 0, which tests the fine-tuned weights of a `release`, and "
+                f"pretrain.{unreleased[0]} has none: list only runs that have (`runs`), or leave out `optimisation` for zero-shot"
+            )
         if task.packed_vectors is not None:
             self._check_queries(name, task, task.packed_vectors)
 

@@ -25,7 +25,7 @@ from stm.methods.video_language import (
 from stm.models.spatiotemporal.decoder import SpatioTemporalDecoder, gather_visible
 from stm.models.spatiotemporal.mask import SampledMask, SpatioTemporalMask
 from stm.models.teachers.frame_teacher import FrameTeacher, TeacherOutput
-from stm.models.vit import Architecture, VideoEncoder
+from stm.models.vit import Architecture, VideoEncoder, make_positions
 from stm.models.weights import zoo
 from stm.models.weights.checks import check_tensors
 from stm.objectives.alignment import alignment_loss
@@ -62,6 +62,7 @@ class SpatioTemporalBranch(nn.Module):
             side,
             self.settings.features,
             self.settings.decoder == "as_released",
+            make_positions(architecture, architecture.width),
         )
 
     @property

@@ -136,6 +136,24 @@ def test_the_small_configs_share_their_runs():
     assert small.evaluate == large.evaluate
 
 
+@pytest.mark.parametrize("task", ["video_text_retrieval", "multiple_choice", "question_answering", "finetune"])
+def test_without_epochs_only_releases_are_tested(task: str) -> None:
+    """Weights of the run's own would be called fine-tuned, or be refused for want of a head once they are trained."""
+    config = study() | {"evaluate": {"asis": {"task": task, "optimisation": {"epochs": 0}}}}
+    with pytest.raises(ConfigError, match=r"evaluate\.asis\.optimisation\.epochs is 0, .* pretrain\.run has none"):
+        parse_config(config)
+    released = study(release="umt.pth")
+    released["pretrain"]["run"].pop("images")
+    assert parse_config(released | {"evaluate": config["evaluate"]}).runs_of("asis") == ["run"]
+
+
+@pytest.mark.parametrize("changes", [{"views": 2}, {"crops": 3}])
+@pytest.mark.parametrize("task", ["video_text_retrieval", "question_answering", "multiple_choice", "captioning"])
+def test_a_task_with_text_refuses_views_and_crops_which_it_does_not_use(task: str, changes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="`views` and `crops` are not used by tasks with text"):
+        TypeAdapter(EvaluationTask).validate_python({"task": task, **changes})
+
+
 def test_a_release_reads_no_training_data_and_no_teacher() -> None:
     run = LanguageRun.model_validate(
         {"method": "umt", "dataset": "clips", "images": {"datasets": ["pictures"]}, "release": "umt.pth"}

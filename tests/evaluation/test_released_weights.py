@@ -152,6 +152,19 @@ def test_answers_are_those_of_the_released_decoder(own: tuple[str, ...] | None, 
     assert len({row["answer"] for row in rows}) > 1
 
 
+def test_a_benchmark_s_own_list_needs_no_training_questions(folder: Path) -> None:
+    run, _ = release(folder, "questions")
+    task = QuestionAnswering.model_validate({"task": "question_answering", "optimisation": NONE, "max_tokens": 8})
+    answers = ("a blue star", "a green star", "a red star", "blue", "green", "red")
+    expected, with_training = do(task, run, folder, "questions", training=True, answers=answers)
+    found, rows = do(task, run, folder, "questions", answers=answers)
+    assert rows == with_training and len({row["answer"] for row in rows}) > 1
+    assert found["accuracy"] == expected["accuracy"] and found["answers_from"] == "benchmark"
+    # 18 questions about 9 clips, 3 of each color: every answer is that of 3 questions.
+    assert found["most_frequent_answer"] == found["headline"]["chance"] == 3 / 18
+    assert "train" in expected["receipt"] and "train" not in found["receipt"]
+
+
 def test_choices_are_those_of_the_released_model(folder: Path) -> None:
     run, state = release(folder, "retrieval")
     task = MultipleChoice.model_validate({"task": "multiple_choice", "optimisation": NONE, "matching_weight": 1.0})

@@ -1,5 +1,7 @@
 """UMT, STM and ClusterSTM as whole steps: their losses against the formulas, where gradients go, clips and images in turn."""
 
+import math
+
 import open_clip
 import pytest
 import torch
@@ -225,6 +227,26 @@ def test_stm_predicts_all_tokens_and_its_text_meets_the_hidden_ones(bert):
     )
     cosine = (normalize(predicted, dim=-1) * normalize(seen.features, dim=-1)).sum(-1)
     torch.testing.assert_close(output.losses["alignment"], (2 - 2 * cosine).mean(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["umt", "stm"])
+def test_decoders_have_the_positions_of_the_run(name, bert):
+    """Entry by entry: a third of the width, rounded down to an even number, each for row and column, the rest for time."""
+    branch = build(name, bert, positions="separable", position_period=50).branch
+    (table,) = {id(b): b[0] for n, b in branch.named_buffers() if n.endswith("positions")}.values()
+    width = table.shape[1]
+    space = width // 3 // 2 * 2
+    expected = []
+    for token in range(4 * 16):
+        places = ((token // 16, width - 2 * space), (token % 16 // 4, space), (token % 4, space))
+        expected.append(
+            [
+                (math.cos if j % 2 else math.sin)(place / 50 ** (2 * (j // 2) / entries))
+                for place, entries in places
+                for j in range(entries)
+            ]
+        )
+    torch.testing.assert_close(table, torch.tensor(expected))
 
 
 @pytest.mark.parametrize(("text", "tokens"), [("invisible", 44), ("visible", 20), ("all", 64)])

@@ -224,3 +224,9 @@ def test_a_few_steps_on_one_batch_lower_the_loss() -> None:
 def test_a_ratio_that_hides_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"mask\.ratio 0\.05 hides none of a slot's 16 tokens; the minimum is 0\.0625"):
         build_method(make_run(mask={"strategy": "tube", "ratio": 0.05}))
+
+
+def test_stochastic_depth_of_pretraining_reaches_the_encoder() -> None:
+    encoder = zoo.build(make_run(drop_path=0.9)).encoder
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in encoder.blocks]
+    assert rates == pytest.approx([0.9 * number / (len(rates) - 1) for number in range(len(rates))])

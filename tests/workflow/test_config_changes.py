@@ -64,11 +64,15 @@ MASKING: dict[str, Any] = {
     **PACKED,
     "name": "paper",
     "datasets": {"clips": {"dataset": SHAPES, "mask_quality": {}}, "others": {"dataset": {**SHAPES, "label": "color"}}},
-    "pretrain": {"tgm": {**TGM, "dataset": "clips"}, "tube": {**RUN, "dataset": "clips"}},
+    "pretrain": {
+        "tgm": {**TGM, "dataset": "clips"},
+        "tube": {**RUN, "dataset": "clips"},
+        "published": {**RUN, "dataset": "clips", "release": "models/one/start.pth"},
+    },
     "evaluate": {
         "linear": {"task": "linear"},
         "finetune": {"task": "finetune", "optimisation": OPTIMISATION},
-        "released": {"task": "finetune", "runs": ["tube"], "optimisation": {"epochs": 0}},
+        "released": {"task": "finetune", "runs": ["published"], "optimisation": {"epochs": 0}},
         "zero": {"task": "zero_shot"},
         "retrieval": {"task": "retrieval"},
         "neighbours": {"task": "video_retrieval", "views": 2},

@@ -91,6 +91,7 @@ class SpatioTemporalDecoder(nn.Module):
         side: int,
         features: int = FEATURES,
         as_released: bool = False,
+        positions: Tensor | None = None,
     ) -> None:
         """
         Args:
@@ -103,6 +104,7 @@ class SpatioTemporalDecoder(nn.Module):
             side: tokens per side of a frame, at least 2.
             features: channels of the pair features, a multiple of 8.
             as_released: whether to reproduce two slips of the released code, see `stm.config.SpatioTemporal.decoder`.
+            positions: the student's position table, float32 [1, slots * side^2, width]; None: the released one.
         """
         super().__init__()
         self.slots = slots
@@ -113,7 +115,8 @@ class SpatioTemporalDecoder(nn.Module):
         self.layers = nn.ModuleList(
             LayerDecoder(width, feature_width, side, features, as_released) for _ in range(layers)
         )
-        self.register_buffer("positions", position_table(slots * side**2, width), persistent=False)
+        table = position_table(slots * side**2, width) if positions is None else positions
+        self.register_buffer("positions", table, persistent=False)
 
     def forward(self, visible: Tensor, kept: Tensor, text: Tensor | None, frames: int) -> Tensor:
         """Predicts the teacher's features of all tokens.

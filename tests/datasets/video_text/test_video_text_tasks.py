@@ -11,7 +11,13 @@ from stm.cli import main
 from stm.config import Config, ConfigError, load_config, parse_config
 from stm.datasets import DatasetError
 from stm.datasets.video_text.protocol import protocol_names
-from stm.datasets.video_text.tasks import answers_file, candidate_answers, check_tasks, has_shared_texts
+from stm.datasets.video_text.tasks import (
+    answers_file,
+    candidate_answers,
+    check_tasks,
+    has_shared_texts,
+)
+from stm.evaluation import EvaluationInputs
 from stm.evaluation.stage import EVALUATE
 from stm.stages.jobs import Jobs
 
@@ -114,6 +120,13 @@ def test_a_benchmark_s_questions_are_answered_from_its_own_file(tmp_path, monkey
     assert "train" not in EVALUATE.inputs(Jobs(released).make(dataset="webvid", run="umt", task=name))
     assert none.splits_for(own_answers=False) == {"train": "train", "test": "test"}
     assert "answers" not in EVALUATE.inputs(Jobs(config).make(dataset="webvid", run="umt", task="msrvtt"))
+    # And the stage hands its answers to the evaluation.
+    passed: list[EvaluationInputs] = []
+    monkeypatch.setattr(stm.evaluation, "evaluate", lambda _task, _run, inputs: passed.append(inputs))
+    for task, expected in ((name, ("guitar", "man", "a man")), ("msrvtt", ())):
+        job = Jobs(config).make(dataset="webvid", run="umt", task=task)
+        EVALUATE.run(job, EVALUATE.inputs(job), EVALUATE.outputs(job), 1)
+        assert passed[-1].answers == expected
 
 
 @pytest.mark.parametrize(("source", "shared"), [("ssv2-template", True), ("msvd", False)])

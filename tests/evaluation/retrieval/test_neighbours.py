@@ -146,6 +146,16 @@ def test_by_class_end_to_end(made: dict[str, Path], tmp_path: Path) -> None:
     assert metrics["headline"]["name"] == "r1" and metrics["headline"]["chance"] == metrics["chance"]["r1"]
 
 
+def test_clips_with_one_window_are_candidates_but_no_queries(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = np.isin(np.arange(9), (2, 7))
+    monkeypatch.setattr("stm.evaluation.retrieval.neighbours.shared_frames", lambda _: np.where(short, 1.0, 0.5))
+    metrics = run_task(BY_CLIP, made, tmp_path)
+    assert set(ranks_in(tmp_path)) == {f"test-{n:03d}" for n in range(9) if not short[n]}
+    assert (metrics["queries"], metrics["candidates"], metrics["clips_with_one_window"]) == (7, 9, 2)
+
+
 def test_by_clip_end_to_end(made: dict[str, Path], tmp_path: Path) -> None:
     metrics = run_task(BY_CLIP, made, tmp_path)
     test = clips_to_test(BY_CLIP, RUN, [made["test"]], 3)
