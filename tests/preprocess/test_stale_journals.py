@@ -236,7 +236,7 @@ STAGES = {
         run_embeddings,
         Similarity,
         {"model": "one/clip", "grid": 3, **SHARD},
-        {"model": "two/clip", "precision": "bfloat16", "grid": 4, "pictures": 1},
+        {"model": "two/clip", "precision": "bfloat16", "grid": 4, "window": 2, "pictures": 1},
         {"batch_size": ROUNDING, "compile": ROUNDING},
     ),
     "similarity": Stage(
@@ -244,7 +244,7 @@ STAGES = {
         Similarity,
         {"model": "one/clip", "grid": 3, **SHARD},
         {
-            **{"model": "two/clip", "precision": "bfloat16", "grid": 4, "pictures": 1},
+            **{"model": "two/clip", "precision": "bfloat16", "grid": 4, "window": 2, "pictures": 1},
             "said": ["a red square", "what moves"],
         },
         {"batch_size": ROUNDING, "compile": ROUNDING},

@@ -244,8 +244,13 @@ VALUES: dict[str, list[Any]] = {
 }
 SPLITS = ["test", "train"]  # values of keys that name a split
 
+TEXT_TASKS = ("VideoTextRetrieval", "QuestionAnswering", "MultipleChoice", "Captioning")
 # Keys with a single value.
-FIXED = {"LanguageRun.tubelet"}
+FIXED = {
+    "LanguageRun.tubelet",
+    # Tasks with text test one view of each clip.
+    *(f"{task}.{key}" for task in TEXT_TASKS for key in ("views", "crops")),
+}
 # Keys that only some entries can change: the entry to use.
 PLACES = {
     "ExpectedCoverage.below": "report.expect.3.below",
@@ -536,7 +541,7 @@ LOADED_BY = {
     ("masking", "clip"): {"*:similarity/*"},
     ("masking", "text"): {"*:text/*", "*:evaluate/tgm/zero"},  # zero-shot evaluation encodes its sentences
     ("masking", "teacher"): {"*:pretrain/tgm"},
-    ("masking", "start.pth"): {"*:pretrain/tgm"},
+    ("masking", "start.pth"): {"*:pretrain/tgm", "*:pretrain/published"},
     ("language", "teacher"): {"*:pretrain/*"},
     ("language", "bert"): {"*:pretrain/*"},
 }

@@ -193,6 +193,7 @@ def test_the_same_stages_by_hand_give_the_same_bytes(copy, monkeypatch):
         "shards",
         "verify",
         "pretrain",
+        "crop-agreement",
         "report",
     ]
     for stage in stages:
