@@ -7,9 +7,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stm.config import Run
 from stm.data.dataset import ClipDataset
 from stm.data.loader import ClipLoader, move
 from stm.jobs.progress import Progress
+from stm.models.vit import VideoEncoder
 from stm.training.interruption import signals_blocked
 
 VIEWS_PER_BATCH = 64
@@ -53,6 +55,19 @@ def run_over(
             progress.advance(len(values) // views)
     assert outputs is not None  # a dataset is never empty
     return outputs
+
+
+def pooled_features(
+    encoder: VideoEncoder, run: Run, dataset: ClipDataset, device: torch.device, what: str
+) -> NDArray[np.float32]:
+    """Means over all tokens after the encoder's last norm, for all views of all clips: float32 [clips, views, D].
+
+    Args:
+        encoder: the run's frozen encoder, on `device`.
+        what: which clips, for the progress line: `features of the {what}`.
+    """
+    label = f"features of the {what}"
+    return run_over(encoder.forward_features, dataset, device, what=label, workers=run.workers, precision=run.precision)
 
 
 def average_probabilities(logits: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from timm.layers import DropPath
 from torch import nn
+from twin_process import Twin
 
 from stm.config import Optimisation
 from stm.data.loader import Batch
@@ -150,25 +151,6 @@ def test_a_signal_saves_at_the_end_of_the_step_and_leaves_with_a_code(tmp_path: 
     fit(resumed, make_batches(1), make_plan(), tmp_path / "run", CPU)
     assert resumed.calls == STEPS - 7
     assert same_weights(straight, resumed)
-
-
-class Twin(Process):
-    """One of two processes, of which the other does the same."""
-
-    def any(self, flag: bool) -> bool:
-        return flag
-
-    def gather(self, row: torch.Tensor) -> list[torch.Tensor]:
-        return [row, row]
-
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
-        return values
-
-    def wait(self) -> None:
-        pass
-
-    def wrap(self, module: nn.Module) -> nn.Module:
-        return module
 
 
 # The seventh step's batch brings the signal; the log has a line every third step.

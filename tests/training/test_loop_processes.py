@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from twin_process import Twin
 
 from stm.config import Optimisation
 from stm.data.loader import Batch
-from stm.distributed.process import Process
 from stm.training.loop import TrainingPlan, fit
 
 STEPS = 3
@@ -51,19 +51,7 @@ class Wrapped(DistributedDataParallel):
         self.module.synchronised = True
 
 
-class OneOfTwo(Process):
-    def any(self, flag: bool) -> bool:
-        return flag
-
-    def gather(self, row: torch.Tensor) -> list[torch.Tensor]:
-        return [row, row]
-
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
-        return values
-
-    def wait(self) -> None:
-        pass
-
+class OneOfTwo(Twin):
     def wrap(self, module: nn.Module) -> nn.Module:
         assert isinstance(module, Recorded)
         return Wrapped(module)

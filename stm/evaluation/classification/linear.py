@@ -19,7 +19,7 @@ from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.distributed.process import choose_device
 from stm.evaluation.classification.clips import clips_to_test
-from stm.evaluation.features import average_probabilities, run_over
+from stm.evaluation.features import average_probabilities, pooled_features
 from stm.evaluation.inputs import EvaluationInputs
 from stm.evaluation.results import check_labels, load_checked_encoder, write_classification
 from stm.jobs.progress import track
@@ -34,16 +34,7 @@ def probe(task: LinearProbe, run: Run, inputs: EvaluationInputs) -> None:
     check_labels(test, train)
     encoder = load_checked_encoder(inputs.weights, run).to(device).eval()
     features = [
-        torch.from_numpy(
-            run_over(
-                encoder.forward_features,
-                dataset,
-                device,
-                what=f"features of the {name} clips",
-                workers=run.workers,
-                precision=run.precision,
-            )
-        )
+        torch.from_numpy(pooled_features(encoder, run, dataset, device, f"{name} clips"))
         for name, dataset in (("training", train), ("test", test))
     ]
     labelled = np.flatnonzero(train.labels() >= 0)

@@ -27,7 +27,7 @@ from stm.data.geometry import Geometry
 from stm.data.sampling import view_windows
 from stm.distributed.process import choose_device
 from stm.evaluation.classification.clips import clips_to_test
-from stm.evaluation.features import average_vectors, run_over
+from stm.evaluation.features import average_vectors, pooled_features
 from stm.evaluation.inputs import EvaluationInputs
 from stm.evaluation.results import check_labels, load_checked_encoder, make_evaluation_receipt, write_metrics
 from stm.evaluation.retrieval import DEPTHS
@@ -64,14 +64,17 @@ def retrieve_videos(task: VideoRetrieval, run: Run, inputs: EvaluationInputs) ->
     if task.hit == "class":
         train = ClipDataset(inputs.train, Geometry.of(run, task), Augmentation(), inputs.seed, False, guides=())
     test = clips_to_test(task, run, inputs.test, inputs.seed, classes=None if train is None else train.classes)
+    device = choose_device(inputs.device)
+    encoder = load_checked_encoder(inputs.weights, run).to(device).eval()
     if train is None:
         shared = shared_frames(test)
-        vectors = encode(run, inputs, test, "windows")
+        vectors = pooled_features(encoder, run, test, device, "windows")
         search = search_clips(vectors, np.flatnonzero(shared < 1))
         details = {"clips_with_one_window": int((shared == 1).sum()), "shared_frames": float(shared[shared < 1].mean())}
     else:
         check_labels(test, train)
-        vectors, gallery = encode(run, inputs, test, "queries"), encode(run, inputs, train, "candidates")
+        vectors = pooled_features(encoder, run, test, device, "queries")
+        gallery = pooled_features(encoder, run, train, device, "candidates")
         search = search_classes(
             average_vectors(vectors),
             average_vectors(gallery),
@@ -88,20 +91,6 @@ def retrieve_videos(task: VideoRetrieval, run: Run, inputs: EvaluationInputs) ->
     columns = {"key": [test.index[number].key for number in search.clips.tolist()], "rank": ranks}
     write_table(inputs.output / "ranks.parquet", pa.table(columns, schema=RANKS_SCHEMA).sort_by("key"), receipt)
     write_metrics(task, inputs, {**neighbour_metrics(search, ranks), **details}, receipt)
-
-
-def encode(run: Run, inputs: EvaluationInputs, clips: ClipDataset, what: str) -> NDArray[np.float32]:
-    """Pooled features of all views of all clips, float32 [clips, views x crops, D]."""
-    device = choose_device(inputs.device)
-    encoder = load_checked_encoder(inputs.weights, run).to(device).eval()
-    return run_over(
-        encoder.forward_features,
-        clips,
-        device,
-        what=f"features of the {what}",
-        workers=run.workers,
-        precision=run.precision,
-    )
 
 
 def shared_frames(test: ClipDataset) -> NDArray[np.float64]:

@@ -16,8 +16,8 @@ from stm.report.clips.film_strips import Row
 from stm.report.clips.gallery import MaskGallery, ordered_strategies
 from stm.report.clips.run_masks import draws_own_mask, learns_mask
 from stm.report.expectations import count_outcomes
+from stm.report.html import data_url, to_markup
 from stm.report.page import sentences, terms
-from stm.report.page.own_tables import data_url, to_markup
 from stm.report.results.provenance import Provenance, describe_environment, find_config_file
 from stm.report.results.records import DatasetResults, RunGroup, Study
 from stm.report.tables import Table

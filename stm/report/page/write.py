@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -18,9 +17,10 @@ from stm.report.clips import film_strips
 from stm.report.clips.draw import ClipStrips, draw_clip_strips
 from stm.report.clips.gallery import MaskGallery, draw_mask_gallery
 from stm.report.expectations import expectations_table
+from stm.report.html import make_environment, to_markup
 from stm.report.names import clip_name, figure_names, masks_name, table_names
 from stm.report.page import context, sentences
-from stm.report.page.own_tables import show_figures, show_tables, to_markup
+from stm.report.page.own_tables import show_figures, show_tables
 from stm.report.results.collect import collect_study
 from stm.report.results.provenance import collect_provenance
 from stm.report.results.records import RunGroup, Study
@@ -134,12 +134,5 @@ def compose_clips(config: Config, strips: Strips) -> dict[str, Figure]:
 def render(values: Mapping[str, Any]) -> str:
     """Render the page. Everything in its context is escaped except `Markup`."""
     folder = Path(__file__).parent
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     style = to_markup((folder / "style.css").read_text(encoding="utf-8"))
-    return environment.get_template("page.html").render(style=style, **values) + "\n"
+    return make_environment(folder).get_template("page.html").render(style=style, **values) + "\n"

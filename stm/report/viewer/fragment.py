@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
+from stm.report.html import make_environment, to_markup
 from stm.report.viewer.encode import encode_viewer
 from stm.report.viewer.masks import MaskViewer
 
@@ -42,9 +42,9 @@ def make_parts(viewers: Mapping[str, MaskViewer]) -> ViewerParts:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return ViewerParts(
         {name: render_viewer(viewer) for name, viewer in shown.items()},
-        own_markup(_read("viewer.css")),
-        own_markup(script),
-        POLICY + own_markup(f"; script-src 'sha256-{digest}'"),
+        to_markup(_read("viewer.css")),
+        to_markup(script),
+        POLICY + to_markup(f"; script-src 'sha256-{digest}'"),
     )
 
 
@@ -53,22 +53,11 @@ def render_viewer(viewer: MaskViewer) -> Markup:
     missing = [f"{strategy} ({reason})" for strategy, reason in viewer.missing.items()]
     boxes = any(cuts[0].boxes is not None for cuts in viewer.clips)
     html = (
-        make_environment()
+        make_environment(FOLDER)
         .get_template("viewer.html")
         .render(data=to_json(encode_viewer(viewer)), missing=missing, boxes=boxes)
     )
-    return own_markup(html)
-
-
-def make_environment() -> jinja2.Environment:
-    """Return an environment that escapes everything but `Markup`, for the templates of this folder."""
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    return to_markup(html)
 
 
 def to_json(values: Any) -> Markup:
@@ -76,13 +65,8 @@ def to_json(values: Any) -> Markup:
     text = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for letter in "<>&":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
-    return own_markup(text)
+    return to_markup(text)
 
 
 def _read(name: str) -> str:
     return (FOLDER / name).read_text(encoding="utf-8")
-
-
-def own_markup(text: str) -> Markup:
-    """Mark text as safe HTML; only for what this folder's files and functions made, never for text from data."""
-    return Markup(text)  # noqa: S704  this folder's files, and what their template and `to_json` have escaped

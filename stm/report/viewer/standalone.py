@@ -8,8 +8,8 @@ from stm.report.clips import film_strips
 from stm.report.clips.cuts import frames_row, map_row, mask_row
 from stm.report.clips.draw import MAPS
 from stm.report.clips.film_strips import Row
-from stm.report.viewer.encode import encode_base64
-from stm.report.viewer.fragment import make_environment, make_parts, own_markup
+from stm.report.html import data_url, make_environment, to_markup
+from stm.report.viewer.fragment import FOLDER, make_parts
 from stm.report.viewer.masks import MaskViewer
 from stm.report.viewer.own_video import ViewError, ViewRequest, check_request, draw_video
 from stm.storage.files import write_bytes
@@ -46,8 +46,8 @@ def render_view(viewer: MaskViewer, request: ViewRequest) -> str:
     )
     if request.clip_model is not None:
         about += f"; CLIP: {request.clip_model}"
-    style = own_markup(STYLE.read_text(encoding="utf-8"))
-    page = make_environment().get_template("standalone.html")
+    style = to_markup(STYLE.read_text(encoding="utf-8"))
+    page = make_environment(FOLDER).get_template("standalone.html")
     parts = make_parts({name: viewer})
     captions = [cut.caption for cut in viewer.clips[0]]
     rows = [_show(row) for row in still_rows(viewer)]
@@ -65,11 +65,10 @@ def still_rows(viewer: MaskViewer) -> list[Row]:
 
 
 def _show(row: Row) -> dict[str, Any]:
-    media, data = film_strips.encode(row.tiles)
     return {
         "kind": row.kind,
         "label": row.label,
         "note": row.note,
         "tiles": len(row.tiles),
-        "image": f"data:{media};base64,{encode_base64(data)}",
+        "image": data_url(*film_strips.encode(row.tiles)),
     }
