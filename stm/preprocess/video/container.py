@@ -37,9 +37,13 @@ def open_container(path: Path) -> Any:
         raise VideoError(Status.EMPTY_FILE, "the file has no bytes")
     try:
         # `file:` prevents ffmpeg from parsing a colon in the name as a protocol.
-        return av.open(f"file:{path}", **open_arguments(path))
+        container = av.open(f"file:{path}", **open_arguments(path))
     except (av.error.FFmpegError, OSError, UnicodeError) as error:
         raise VideoError(Status.OPEN_FAILED, f"no container that ffmpeg can read ({plain_error(error)})") from None
+    # PyAV asks ffmpeg to invent missing presentation times. It takes the next packet's decoding time, which is wrong for
+    # B-frames, and hides that there is none.
+    container.flags &= ~av.container.Flags.gen_pts.value
+    return container
 
 
 def choose_stream(container: Any) -> Any:

@@ -19,6 +19,7 @@ from stm.preprocess.clip_outcomes import Note
 from stm.preprocess.video.container import VideoError, choose_stream, hidden_frames, open_container, plain_error
 from stm.preprocess.video.orientation import Orientation
 from stm.preprocess.video.problems import DecodeLog
+from stm.preprocess.video.timestamps import FrameTimes, JoinedStreams
 
 # Containers whose index reliably locates a key frame at or before any time. All others are read from the beginning.
 _SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
@@ -155,17 +156,14 @@ class Video:
         self._log.complete = True
 
     def _timed(self) -> Iterator[tuple[av.VideoFrame, float]]:
-        """Yield frames with timestamps in s; a missing one is derived from the previous frame and the frame rate."""
+        """Yield frames with their times in s, which rise."""
         images = self._images()
-        base, step = self._stream.time_base, 1.0 / float(self._stream.average_rate or 25)
+        times, base = FrameTimes(self._container, self._stream), self._stream.time_base
         # Some containers do not start at 0 (MPEG transport streams can start at any value), but clips are annotated in
         # player time.
         origin = (self._container.start_time or 0) / av.time_base
-        seconds = -step
         for image in images:
-            timestamp = image.pts if image.pts is not None else image.dts
-            seconds = float(timestamp * base) - origin if timestamp is not None else seconds + step
-            yield image, seconds
+            yield image, float(times.of(image) * base) - origin
 
     def _images(self) -> Iterator[av.VideoFrame]:
         """Yield frames from a key frame at or before the clip's start, or from the start if seeking is unreliable."""
@@ -208,9 +206,11 @@ class Video:
 
     def _packets(self) -> Iterator[Any]:
         """Yield packets, then None to flush the decoder; also after a read error, for the last intact frames."""
+        joined = JoinedStreams(self._container, self._stream)
         try:
             for packet in self._container.demux(self._stream):
                 if packet.size:  # PyAV ends with an empty packet, which would flush the decoder twice
+                    joined.correct(packet)
                     yield packet
         except av.error.FFmpegError as error:
             self._log.error = plain_error(error)
