@@ -76,8 +76,10 @@ class FrameTimes:
         self._stream = stream
         self._last: int | None = None
         self._step = 1  # ticks from the previous frame to the next, if the next one has no time
-        self._last_pts, self._wrong_pts = None, 0
-        self._last_dts, self._wrong_dts = None, 0
+        self._last_pts: int | None = None
+        self._wrong_pts = 0
+        self._last_dts: int | None = None
+        self._wrong_dts = 0
 
     def of(self, image: Any) -> int:
         """Return the time of the next frame, in ticks."""
