@@ -168,13 +168,17 @@ class Video:
     def _images(self) -> Iterator[av.VideoFrame]:
         """Yield frames from a key frame at or before the clip's start, or from the start if seeking is unreliable."""
         # With an edit list, the times in the container's index are not those that a player shows.
-        if self.start and self.container in _SEEKABLE and not self._log.hidden:
+        if self.start and self.container in _SEEKABLE and not self._log.hidden and not self._may_be_packed():
             images = self._seek(self.start)
             if images is not None:
                 return images
             self._container.close()
             self._open()
         return self._decode()
+
+    def _may_be_packed(self) -> bool:
+        """Whether two MPEG-4 frames may share a packet; their times can only be told by reading from the start."""
+        return self.codec == "mpeg4" and bool(self._stream.codec_context.has_b_frames)
 
     def _seek(self, start: float) -> Iterator[av.VideoFrame] | None:
         """Return the frames after a seek; None if the first is not an intact key frame at or before `start`."""

@@ -16,16 +16,15 @@ _JUMP_BACK = _MICROSECONDS // 10
 
 
 class JoinedStreams:
-    """Shifts packets so that their times continue where the times start again inside a file.
+    """Shifts packets so that their times continue where the times start again inside an MPEG or Ogg stream.
 
-    Recordings that were joined start from their own time each, and times of MPEG streams restart after 26.5 hours (2^33
-    ticks of 90 kHz). A jump back is corrected in every container, a jump ahead only where ffmpeg expects
-    discontinuities, because elsewhere it is a gap in the recording.
+    Recordings that were joined start from their own time each, and the times of MPEG streams restart after 26.5 hours
+    (2^33 ticks of 90 kHz). Packets of other containers are left alone: their decoding times jump at edits.
     """
 
     def __init__(self, container: Any, stream: Any) -> None:
+        self._discontinuous = bool(container.format.flags & av.format.Flags.ts_discont.value)
         self._base = stream.time_base
-        self._jumps_ahead = bool(container.format.flags & av.format.Flags.ts_discont.value)
         self._rate = stream.average_rate
         self._offset = 0  # added to all times, in microseconds, as are the next two
         self._last: int | None = None  # decoding time of the previous packet
@@ -33,27 +32,24 @@ class JoinedStreams:
 
     def correct(self, packet: Any) -> None:
         """Shift the times of the next packet in place."""
-        dts = packet.dts
-        if dts is not None:
-            self._offset += self._discontinuity(self._to_microseconds(dts) + self._offset)
-            if self._offset:
-                shift = self._to_ticks(self._offset)
-                packet.dts = dts + shift
-                packet.pts = None if packet.pts is None else packet.pts + shift
-            self._last = self._to_microseconds(dts) + self._offset
-        elif self._offset and packet.pts is not None:
-            packet.pts += self._to_ticks(self._offset)
-        due = self._last if dts is not None else self._next
-        if due is not None:
-            self._next = due + self._duration(packet)
+        if not self._discontinuous:
+            return
+        if packet.dts is not None:
+            self._offset += self._discontinuity(self._to_microseconds(packet.dts) + self._offset)
+        shift = self._to_ticks(self._offset)
+        packet.pts = None if packet.pts is None else packet.pts + shift
+        if packet.dts is not None:
+            packet.dts += shift
+            self._last = self._next = self._to_microseconds(packet.dts)
+        if self._next is not None:
+            self._next += self._duration(packet)
 
     def _discontinuity(self, dts: int) -> int:
         """Return the shift, in microseconds, that makes a packet with this decoding time follow the previous one."""
         if self._last is None or self._next is None:
             return 0
-        back = dts + _JUMP_BACK < self._last
-        ahead = self._jumps_ahead and abs(dts - self._next) > _JUMP_AHEAD
-        return self._next - dts if back or ahead else 0
+        jumps = dts + _JUMP_BACK < self._last or abs(dts - self._next) > _JUMP_AHEAD
+        return self._next - dts if jumps else 0
 
     def _duration(self, packet: Any) -> int:
         if packet.duration:
@@ -74,8 +70,10 @@ class FrameTimes:
         # Raw streams have no container. The demuxer invents their times, which are those of decoding.
         self._invented = bool(container.format.flags & av.format.Flags.no_timestamps.value)
         self._stream = stream
-        self._last: int | None = None
+        self._time: int | None = None  # of the previous frame, as the ffmpeg program gives it
         self._step = 1  # ticks from the previous frame to the next, if the next one has no time
+        self._offset = 0  # ticks; not 0 after the times have started again
+        self._shown: int | None = None  # the time given to the previous frame
         self._last_pts: int | None = None
         self._wrong_pts = 0
         self._last_dts: int | None = None
@@ -84,12 +82,22 @@ class FrameTimes:
     def of(self, image: Any) -> int:
         """Return the time of the next frame, in ticks."""
         time = None if self._invented else self._more_plausible(image.pts, image.dts)
-        if time is None:
-            time = 0 if self._last is None else self._last + self._step
+        due = 0 if self._time is None else self._time + self._step
+        time = due if time is None else self._continued(time, due)
         self._step = self._next_step(image, time)
-        # Two frames at one time would be indistinguishable to a clip's bounds.
-        self._last = time if self._last is None else max(time, self._last + 1)
-        return self._last
+        self._time = time
+        # The times of badly muxed files may run back by a frame even so. Clip bounds need an order.
+        self._shown = time if self._shown is None else max(time, self._shown + 1)
+        return self._shown
+
+    def _continued(self, stored: int, due: int) -> int:
+        """Return the time of a frame, shifted if the stored times have started again, as in joined Matroska files."""
+        time = stored + self._offset
+        if self._time is not None and (self._time - time) * self._stream.time_base > _JUMP_BACK / _MICROSECONDS:
+            self._offset, time = due - stored, due
+        elif self._offset and abs(stored - due) < abs(time - due):  # only single frames had a wrong time
+            self._offset, time = 0, stored
+        return time
 
     def _more_plausible(self, pts: int | None, dts: int | None) -> int | None:
         """Return the presentation time, or the decoding time if it has run back less often so far."""
@@ -106,7 +114,7 @@ class FrameTimes:
 
     def _next_step(self, image: Any, time: int) -> int:
         """Return the duration of a frame in ticks, by which a following frame without a time is placed."""
-        since = -1 if self._last is None else time - self._last
+        since = -1 if self._time is None else time - self._time
         duration = image.duration or 0
         # ffmpeg sets a duration of 1 tick if the container has none.
         if duration > 0 and not self._invented and not (duration == 1 and since > 2):
