@@ -7,6 +7,7 @@ from typing import Any
 import av
 
 from stm.datasets.folder import IMAGE_ENDINGS
+from stm.datasets.media import is_from_machine, open_media
 from stm.jobs.status import Status
 from stm.storage.files import sha256_file
 
@@ -41,6 +42,9 @@ def probe_file(path: Path, min_side: int, max_side: int) -> Facts:
 
     Returns:
         status, detail and, if known, fps, width, height, codec, frames, duration, bytes, sha256.
+
+    Raises:
+        OSError: the disk or the network fails.
     """
     facts: Facts = {"status": Status.OK, "detail": ""}
     try:
@@ -54,6 +58,8 @@ def probe_file(path: Path, min_side: int, max_side: int) -> Facts:
     except FileNotFoundError:
         return facts | {"status": Status.MISSING_FILE, "detail": "there is no such file"}
     except (av.FFmpegError, OSError, ValueError) as error:
+        if is_from_machine(error):
+            raise
         return facts | {"status": Status.OPEN_FAILED, "detail": f"cannot be opened as a video: {_first_words(error)}"}
     return facts if facts["status"] is not Status.OK else _check_size(facts, min_side, max_side)
 
@@ -88,8 +94,7 @@ def _probe_container(path: Path, max_side: int) -> Facts:
     # PyAV's log hook can deadlock in workers. ffmpeg's own logger writes to stderr, so it is limited to PANIC.
     av.logging.restore_default_callback()
     av.logging.set_libav_level(av.logging.PANIC)
-    # `file:` prevents a colon in a file name from being parsed as a protocol.
-    with av.open(f"file:{path}", metadata_errors="replace", **open_arguments(path)) as container:
+    with open_media(path, metadata_errors="replace", **open_arguments(path)) as container:
         videos = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         if not videos:
             kinds = {s.type for s in container.streams}
@@ -118,7 +123,7 @@ def _displayed_size(container: Any, stream: Any) -> tuple[int, int]:
     """Width and height of the first frame, display matrix applied; from the header if no frame can be decoded."""
     stream.codec_context.thread_count = 1
     width, height, rotation = stream.codec_context.width, stream.codec_context.height, 0
-    with suppress(av.FFmpegError, StopIteration, OSError):
+    with suppress(av.FFmpegError, StopIteration):
         frame = next(container.decode(stream))
         width, height, rotation = frame.width, frame.height, frame.rotation
     return (height, width) if rotation % 180 == 90 else (width, height)

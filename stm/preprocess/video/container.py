@@ -5,6 +5,7 @@ from typing import Any
 
 import av
 
+from stm.datasets.media import is_from_machine, open_media
 from stm.datasets.probe import open_arguments
 from stm.jobs.status import Status
 
@@ -23,22 +24,27 @@ def open_container(path: Path) -> Any:
 
     Raises:
         VideoError: the file is missing, empty or of an unknown format.
+        OSError: the disk or the network fails.
     """
     # ffmpeg's log is switched off, because its Python callback can deadlock a worker.
     av.logging.restore_default_callback()
     av.logging.set_libav_level(av.logging.FATAL)
     try:
         exists = path.is_file()
-    except OSError as error:  # the name is too long: a problem of the clip, not the machine, so the stage must continue
+    except OSError as error:
+        if is_from_machine(error):
+            raise
+        # The name is too long: a problem of the clip, so the stage must continue.
         raise VideoError(Status.MISSING_FILE, f"cannot be looked up: {error.strerror}") from None
     if not exists:
         raise VideoError(Status.MISSING_FILE, "no such file")
     if path.stat().st_size == 0:
         raise VideoError(Status.EMPTY_FILE, "the file has no bytes")
     try:
-        # `file:` prevents ffmpeg from parsing a colon in the name as a protocol.
-        container = av.open(f"file:{path}", **open_arguments(path))
+        container = open_media(path, **open_arguments(path))
     except (av.error.FFmpegError, OSError, UnicodeError) as error:
+        if is_from_machine(error):
+            raise
         raise VideoError(Status.OPEN_FAILED, f"no container that ffmpeg can read ({plain_error(error)})") from None
     # PyAV asks ffmpeg to invent missing presentation times. It takes the next packet's decoding time, which is wrong for
     # B-frames, and hides that there is none.

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from stm.jobs.machine_errors import is_machine_error
+
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -40,7 +42,9 @@ class Orientation:
         try:
             with Image.open(path) as image:  # reads the header only
                 tag = image.getexif().get(_EXIF_ORIENTATION, 1)
-        except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError):
+        except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+            if is_machine_error(error):
+                raise
             tag = 1  # the decoder will report the problem with the file
         return cls(tag in (5, 6, 7, 8), tag in (2, 3, 6, 7), tag in (3, 4, 7, 8))
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import av
 
+from stm.datasets.media import is_from_machine
 from stm.datasets.probe import is_image
 from stm.jobs.status import Status
 from stm.preprocess.clip_outcomes import Note
@@ -139,6 +140,9 @@ class Video:
 
         Args:
             surroundings: whether to also yield the frames decoded before and after the clip, with index -1.
+
+        Raises:
+            OSError: the disk or the network fails.
         """
         for number, (image, seconds) in enumerate(self._timed()):
             if number == 0:
@@ -204,6 +208,8 @@ class Video:
             except av.error.EOFError:
                 return
             except av.error.FFmpegError as error:
+                if is_from_machine(error):
+                    raise
                 timestamp = packet.pts if packet is not None else None
                 self._log.broken.append(None if timestamp is None else float(timestamp * self._stream.time_base))
                 self._log.error = self._log.error or plain_error(error)
@@ -217,6 +223,8 @@ class Video:
                     joined.correct(packet)
                     yield packet
         except av.error.FFmpegError as error:
+            if is_from_machine(error):
+                raise
             self._log.error = plain_error(error)
         yield None
 
