@@ -21,10 +21,15 @@ _LARGEST_ALLOCATION = 2**31 - 1  # bytes; ffmpeg answers larger requests, which 
 class _Source(io.FileIO):
     """A file that PyAV reads; closed with the container, which holds the only reference."""
 
+    failed = False
+
     def read(self, size: int | None = -1, /) -> bytes:
+        if self.failed:  # some demuxers go on reading, but PyAV raises only the first error
+            return b""
         try:
             return super().read(-1 if size is None else size)
         except OSError as error:
+            self.failed = True
             raise OSError(error.errno, error.strerror, self.name) from None
 
     def __del__(self) -> None:
