@@ -69,19 +69,6 @@ def hidden_frames(stream: Any) -> int:
     return sum(entry.is_discard for entry in stream.index_entries)
 
 
-def reported_seconds(stream: Any) -> float | None:
-    """Return the duration of the video stream in seconds, as reported by the container; None if not reported."""
-    # Not the duration of the file, which may be that of the audio stream.
-    if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    text = stream.metadata.get("DURATION", "")  # Matroska: 00:00:04.000000000
-    try:
-        hours, minutes, seconds = text.split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    except ValueError:
-        return None
-
-
 def plain_error(error: BaseException) -> str:
     """Return an error's message without the file path, which differs between machines and would change the tables."""
     return str(getattr(error, "strerror", None) or type(error).__name__)

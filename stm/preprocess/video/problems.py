@@ -8,13 +8,11 @@ import numpy as np
 
 from stm.jobs.status import Status
 from stm.preprocess.clip_outcomes import Note
-from stm.preprocess.video.container import reported_seconds
 
 # Maximum ratio of the longest to the shortest interval between frames; rounding timestamps to milliseconds causes far
 # smaller ratios.
 _MAX_INTERVAL_RATIO = 1.5
-# At most one frame in this many may be missing, because encoders' frame counts are off by one or two at the ends.
-_MISSING_TOLERANCE = 50
+EPSILON = 1e-6  # s; timestamps are rounded to the container's time base
 
 
 @dataclass
@@ -28,6 +26,7 @@ class DecodeLog:
     broken: list[float | None] = field(default_factory=list)
     error: str = ""  # the decoder's first error, or the error that ended reading
     complete: bool = False  # whether the file was read to its end, so that missing frames can be detected
+    cut_off: bool = False  # whether there is evidence that the file continued behind its end
 
     def record(self, seconds: float, corrupt: bool) -> None:
         """Add the next frame of the clip."""
@@ -53,33 +52,23 @@ class DecodeLog:
         return list(_present(self._corrupt(len(broken)), edited, None if broken else self._variable()))
 
     def _truncated(self, stream: Any, start: float | None, end: float | None) -> Note | None:
-        if not self.complete:
+        if not self.complete or not self.cut_off or self._reaches(end):
             return None
-        why = f" ({self.error})" if self.error else ""
         if start or end is not None:
-            return self._truncated_clip(reported_seconds(stream), start or 0.0, end, why)
-        expected = self._expected_frames(stream)
-        if expected - len(self.times) <= max(2, expected // _MISSING_TOLERANCE):
-            return None
-        return Note(Status.TRUNCATED, f"decoding ended after {len(self.times)} of {expected} frames{why}")
+            bounds = f"{start or 0.0:.3f} s to " + ("the end" if end is None else f"{end:.3f} s")
+            last = f"at {self.times[-1]:.3f} s" if self.times else "before the clip"
+            detail = f"the file is cut off: its last frame is {last}; the clip is {bounds}"
+        else:
+            # Only mp4 without fragments has a frame count, and an exact one.
+            expected = f" of {len(stream.index_entries) - self.hidden}" if _has_exact_index(stream) else ""
+            detail = f"the file is cut off: decoding ended after {len(self.times)}{expected} frames"
+        return Note(Status.TRUNCATED, detail + (f" ({self.error})" if self.error else ""))
 
-    def _expected_frames(self, stream: Any) -> int:
-        """Return the number of frames that the file should have; 0 if its container does not report it."""
-        if stream.frames:
-            return int(stream.frames) - self.hidden
-        seconds, rate = reported_seconds(stream), stream.average_rate
-        return round(seconds * float(rate)) if seconds and rate else 0
-
-    def _truncated_clip(self, duration: float | None, start: float, end: float | None, why: str) -> Note | None:
-        """Return the note for a file that ends before the clip, although its container reports a longer duration."""
-        bound = min((t for t in (end, duration) if t is not None), default=None)
-        if bound is None or bound <= start:
-            return None
-        step = float(np.median(np.diff(self.times))) if len(self.times) > 1 else 0.1
-        last = self.times[-1] + step if self.times else start
-        if bound - last <= max(3 * step, (bound - start) / _MISSING_TOLERANCE):
-            return None
-        return Note(Status.TRUNCATED, f"decoding ended at {last:.3f} s, before the clip's end at {bound:.3f} s{why}")
+    def _reaches(self, end: float | None) -> bool:
+        """Whether the next frame would be outside the clip, if it follows after the usual interval."""
+        if end is None or len(self.times) < 2:
+            return False
+        return self.times[-1] + float(np.median(np.diff(self.times))) >= end - EPSILON
 
     def _corrupt(self, broken_packets: int = 0) -> Note | None:
         if not self.damaged and not broken_packets:
@@ -100,6 +89,10 @@ class DecodeLog:
             return None
         interval = f"{steps.min() * 1000:.1f} to {steps.max() * 1000:.1f} ms"
         return Note(Status.VARIABLE_RATE, f"neighbouring frames are {interval} apart")
+
+
+def _has_exact_index(stream: Any) -> bool:
+    return bool(stream.frames) and stream.container.format.name.startswith("mov,")
 
 
 def _present(*notes: Note | None) -> Iterable[Note]:

@@ -19,12 +19,12 @@ from stm.jobs.status import Status
 from stm.preprocess.clip_outcomes import Note
 from stm.preprocess.video.container import VideoError, choose_stream, hidden_frames, open_container, plain_error
 from stm.preprocess.video.orientation import Orientation
-from stm.preprocess.video.problems import DecodeLog
+from stm.preprocess.video.problems import EPSILON, DecodeLog
 from stm.preprocess.video.timestamps import FrameTimes, JoinedStreams
+from stm.preprocess.video.truncation import is_cut_off
 
 # Containers whose index reliably locates a key frame at or before any time. All others are read from the beginning.
 _SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
-_EPSILON = 1e-6  # s; timestamps are rounded to the container's time base
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ class Video:
             self._container.close()
             raise
         self._log = DecodeLog(hidden_frames(self._stream))
+        self._last_packet: int | None = None  # its position in the file, in bytes
 
     def _configure(self, context: Any) -> None:
         if max(context.width, context.height) > self._max_side:
@@ -148,16 +149,17 @@ class Video:
             if number == 0:
                 still = is_image(self._container)
                 self.orientation = Orientation.of_image_file(self.path) if still else Orientation.of(image)
-            if self.end is not None and seconds >= self.end - _EPSILON:
+            if self.end is not None and seconds >= self.end - EPSILON:
                 if not surroundings:
                     return
                 yield DecodedFrame(-1, seconds, image)
-            elif self.start is None or seconds >= self.start - _EPSILON:
+            elif self.start is None or seconds >= self.start - EPSILON:
                 self._log.record(seconds, image.is_corrupt)
                 yield DecodedFrame(self.decoded - 1, seconds, image)
             elif surroundings:
                 yield DecodedFrame(-1, seconds, image)
         self._log.complete = True
+        self._log.cut_off |= is_cut_off(self.path, self.container, self._stream, self._last_packet)
 
     def _timed(self) -> Iterator[tuple[av.VideoFrame, float]]:
         """Yield frames with their times in s, which rise."""
@@ -196,7 +198,7 @@ class Video:
         # A decoder that starts in the middle of a group of pictures outputs damaged frames, or none for a while.
         if first is None or first.pts is None or first.is_corrupt or not first.key_frame:
             return None
-        if float(first.pts * self._stream.time_base) > target / av.time_base + _EPSILON:
+        if float(first.pts * self._stream.time_base) > target / av.time_base + EPSILON:
             return None
         return chain([first], images)
 
@@ -216,16 +218,21 @@ class Video:
 
     def _packets(self) -> Iterator[Any]:
         """Yield packets, then None to flush the decoder; also after a read error, for the last intact frames."""
-        joined = JoinedStreams(self._container, self._stream)
+        joined, incomplete = JoinedStreams(self._container, self._stream), False
         try:
             for packet in self._container.demux(self._stream):
                 if packet.size:  # PyAV ends with an empty packet, which would flush the decoder twice
                     joined.correct(packet)
+                    incomplete = packet.is_corrupt
+                    self._last_packet = packet.pos
                     yield packet
         except av.error.FFmpegError as error:
             if is_from_machine(error):
                 raise
             self._log.error = plain_error(error)
+            self._log.cut_off = True
+        # A packet that the file does not hold whole; in transport streams the mark has other meanings, too.
+        self._log.cut_off |= incomplete and self.container != "mpegts"
         yield None
 
 

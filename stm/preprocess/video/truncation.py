@@ -1,0 +1,192 @@
+"""Evidence that a file was cut off: its own structure places bytes behind its end.
+
+Counts and durations in containers are no evidence. Most are estimates, and they differ from what a player shows in many
+complete files: AVI counts frames that it does not store, Matroska's duration is that of its longest stream.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+_OGG_PAGE = 27 + 255 + 255 * 255  # bytes; the largest page
+_SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675  # in Matroska; their sizes may be unknown
+# Cues, Tags, Chapters, Attachments, SeekHead and Void, which hold no frames.
+_AFTER_CLUSTERS = {0x1C53BB6B, 0x1254C367, 0x1043A770, 0x1941A469, 0x114D9B74, 0xEC}
+_ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
+_MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+_RIFF_SLACK = 8  # bytes; some writers count the header of a chunk as part of it
+
+
+def is_cut_off(path: Path, container: str, stream: Any, last_packet: int | None) -> bool:
+    """Whether the structure of a file extends beyond its end. Call it after reading, when ffmpeg's index is complete.
+
+    Only mp4 tells this for one stream; in other containers, the lost bytes may be those of the sound. A cut between two
+    elements of a stream without an index (MPEG, Ogg, FLV, raw video, fragments) leaves no trace.
+
+    Args:
+        path: the file.
+        container: ffmpeg's name for its container.
+        stream: the PyAV video stream.
+        last_packet: position in bytes of the last packet of the stream that was read.
+
+    Raises:
+        OSError: the disk or the network fails.
+    """
+    size = path.stat().st_size
+    if any(entry.pos + max(entry.size, 1) > size for entry in stream.index_entries):
+        return True
+    if container == _MP4 and not _is_last_sample(stream, last_packet):
+        return True
+    check = _CHECKS.get(container)
+    if check is None:
+        return False
+    with path.open("rb") as file:
+        return check(file, size)
+
+
+def _is_last_sample(stream: Any, position: int | None) -> bool:
+    """Whether a packet is the last of the index. ffmpeg stops reading if a sample of the sound is behind the end."""
+    samples = (entry for entry in reversed(stream.index_entries) if entry.size)
+    last = next(samples, None)
+    return last is None or last.pos == position
+
+
+def _cut_boxes(file: BinaryIO, size: int) -> bool:
+    """Mp4: whether a fragment is incomplete. Without fragments, ffmpeg's index knows every sample."""
+    fragmented = False
+    for kind, end in _boxes(file, size):
+        fragmented |= kind == b"moof"
+        if end > size:
+            return fragmented
+    return False
+
+
+def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
+    """Yield the type of each top-level box and the position of its end."""
+    position = 0
+    while position + 8 <= size:
+        file.seek(position)
+        header = file.read(16)
+        length = int.from_bytes(header[:4], "big")
+        if length == 1 and len(header) == 16:
+            length = int.from_bytes(header[8:], "big")
+        if length < 8:  # 0: up to the end of the file
+            return
+        position += length
+        yield header[4:8], position
+
+
+def _cut_riff(file: BinaryIO, size: int) -> bool:
+    """AVI: whether a list of frames extends beyond the end."""
+    return any(kind == b"movi" and end > size + _RIFF_SLACK for kind, end in _riff_lists(file, size))
+
+
+def _riff_lists(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
+    """Yield the type of each list and the position of its end."""
+    position = 0
+    while position + 12 <= size:
+        file.seek(position)
+        header = file.read(12)
+        length = int.from_bytes(header[4:8], "little")
+        if header[:4] == b"RIFF":
+            position += 12
+            continue
+        if length in (0, 0xFFFFFFFF):  # a recorder that was stopped before it wrote the sizes
+            return
+        position += 8 + length + length % 2
+        if header[:4] == b"LIST":
+            yield header[8:], position
+
+
+def _cut_ebml(file: BinaryIO, size: int) -> bool:
+    """Matroska: whether a cluster is incomplete, or the segment ends before its declared end."""
+    position, segment_end, clusters = 0, 0, 0
+    identifier = 0
+    while position < size:
+        file.seek(position)
+        header = file.read(12)
+        identifier, used = _ebml_number(header, keep_marker=True)
+        length, more = _ebml_number(header[used:], keep_marker=False)
+        if not used or not more:
+            return len(header) < 12  # otherwise not an element: something else was appended
+        position += used + more
+        known = length != (1 << 7 * more) - 1
+        clusters += identifier == _CLUSTER
+        if identifier == _SEGMENT:
+            segment_end = max(segment_end, position + length if known else 0)
+        elif known:
+            position += length
+        elif identifier != _CLUSTER:
+            return False
+    if position > size and clusters and identifier in _AFTER_CLUSTERS:
+        return False
+    return max(position, segment_end) > size
+
+
+def _ebml_number(data: bytes, keep_marker: bool) -> tuple[int, int]:
+    """Return a variable-length number and how many bytes it takes; 0 bytes if there is none."""
+    if not data or not data[0]:
+        return 0, 0
+    count = 9 - data[0].bit_length()
+    if len(data) < count:
+        return 0, 0
+    number = int.from_bytes(data[:count], "big")
+    return (number if keep_marker else number ^ (1 << 7 * count)), count
+
+
+def _cut_mxf(file: BinaryIO, size: int) -> bool:
+    """MXF: whether the footer, whose position the header knows once the file has been closed, is behind the end."""
+    header = file.read(17 + 8 + 40)
+    used = 17 + (header[16] & 0x7F if header[16:17] > b"\x80" else 0)  # a key of 16 bytes, and a length
+    return int.from_bytes(header[used + 24 : used + 32], "big") >= size
+
+
+def _cut_asf(file: BinaryIO, size: int) -> bool:
+    """ASF (wmv): whether the object with the packets extends beyond the end."""
+    position = 0
+    while position + 24 <= size:
+        file.seek(position)
+        header = file.read(24)
+        length = int.from_bytes(header[16:], "little")
+        if not 24 <= length < 1 << 62:  # a broadcast, whose size was not known
+            return False
+        position += length
+        if header[:16] == _ASF_DATA:
+            return position > size
+    return False
+
+
+def _cut_transport(file: BinaryIO, size: int) -> bool:
+    """MPEG transport stream: whether the last packet is incomplete."""
+    for length in (188, 192, 204):
+        file.seek(max(0, size - 8 * length))
+        tail = file.read()
+        for first in range(min(length, len(tail))):
+            if len(tail) > 3 * length and set(tail[first::length]) == {0x47}:
+                before = 4 if length == 192 else 0  # m2ts: each packet follows its arrival time
+                return (len(tail) - first + before) % length != 0
+    return False
+
+
+def _cut_ogg(file: BinaryIO, size: int) -> bool:
+    """Ogg: whether the last page is incomplete."""
+    file.seek(max(0, size - _OGG_PAGE))
+    tail = file.read()
+    start = tail.rfind(b"OggS")
+    if start < 0:
+        return False
+    page = tail[start:]
+    if len(page) < 27 or len(page) < 27 + page[26]:
+        return True
+    return 27 + page[26] + sum(page[27 : 27 + page[26]]) > len(page)
+
+
+_CHECKS: dict[str, Callable[[BinaryIO, int], bool]] = {
+    _MP4: _cut_boxes,
+    "matroska,webm": _cut_ebml,
+    "avi": _cut_riff,
+    "asf": _cut_asf,
+    "mxf": _cut_mxf,
+    "mpegts": _cut_transport,
+    "ogg": _cut_ogg,
+}
