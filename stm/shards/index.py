@@ -222,11 +222,14 @@ def _read_columns(path: Path) -> pa.Table:
     schema = _index_schema()
     try:
         present = pq.read_schema(path).names
-        missing = [name for name in later_columns() if name not in present]
-        if "crc32" not in missing:
-            missing.append("sha256")  # of whole members: needed only if parts have no checksums, and large
     except (OSError, pa.ArrowException):
-        missing = []  # reading the table below raises a descriptive error
+        present = schema.names  # reading the table below raises a descriptive error
+    missing = [name for name in later_columns() if name not in present]
+    if missing and (unknown := [name for name in present if name not in shard_schema().names]):
+        # Parquet has no checksum of its footer: a damaged name must not be taken for an older index without the column.
+        raise DamagedError(f"{path}: has a column {unknown[0]!r} and none `{missing[0]}`. Run the stage `shards` again")
+    if "crc32" not in missing:
+        missing.append("sha256")  # of whole members: needed only if parts have no checksums, and large
     table = read_table(path, [name for name in schema.names if name not in missing], schema)
     # Null columns allow older shards to be read together with new ones.
     for name in missing:
