@@ -7,7 +7,8 @@ Clips of 340 x 256 pixels are encoded by x264 with B-frames, like downloaded vid
 `shards` with their defaults. A visit loads 16 frames, 4 apart, from a random offset. Our loader reads and decodes the JPEGs,
 takes a random crop, resizes it to 224 x 224, flips it and collates clips into batches; decord seeks and decodes the same
 frames of the original file and does nothing else. Both are measured in CPU time of one thread, and so is our loader with
-resizing and flipping left to the device (`resize_on: device`).
+resizing and flipping left to the device (`resize_on: device`). The cost of the checksums of all bytes read is that of the same
+visits with and without them, in turns, for frames alone and with packed motion and flow.
 
 The number of cores that keep a training step supplied follows from that rate. Whether the speed of loading processes adds up
 is measured separately, in wall-clock time.
@@ -18,13 +19,16 @@ import itertools
 import math
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import cv2
 import decord
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -35,11 +39,15 @@ from stm.data.dataset import ClipDataset, Sample
 from stm.data.geometry import Geometry
 from stm.data.loader import ClipLoader, collate
 from stm.manifest import MANIFEST_SCHEMA, make_key
+from stm.preprocess.flow.estimate import FLOW_SCHEMA
 from stm.preprocess.frames.extract import extract_frames
+from stm.preprocess.motion.measure import MOTION_SCHEMA
 from stm.preprocess.packing.pack import pack_shard
-from stm.storage.tables import write_table
+from stm.shards import reader
+from stm.shards.grid import map_shape
+from stm.storage.tables import read_table, write_rows, write_table
 
-FRAMES, SIZE, RATE = 16, 224, 25
+FRAMES, SIZE, RATE, GRID, FLOW_CELLS = 16, 224, 25, 14, 2
 EVERY = Frames().every
 
 
@@ -76,11 +84,51 @@ def make_shard(folder: Path, names: Sequence[str]) -> Path:
     slice_path, tar, index = (folder / name for name in ("slice.parquet", "frames.tar", "frames.parquet"))
     write_table(slice_path, table, {"stage": "split"})
     extract_frames(slice_path, folder / "videos", tar, index, Frames(), BadInput(), 1)
-    pack, shard = Pack(similarity=False, motion=False), folder / "shards/train-00000.parquet"
+    shard = folder / "shards/train-00000.parquet"
     shard.parent.mkdir()
-    packed = shard.with_suffix(".tar")
-    pack_shard(slice_path, tar, index, {}, {}, packed, shard, pack, 14, BadInput())
+    arrays: dict[str, Any] = write_maps(folder, index)
+    pack = Pack(similarity=False, motion=True, flow=True)
+    pack_shard(slice_path, tar, index, {}, arrays, shard.with_suffix(".tar"), shard, pack, GRID, BadInput())
     return shard
+
+
+def write_maps(folder: Path, index: Path) -> dict[str, Path]:
+    """Tables of random motion and flow for the clips of a frames index: their values do not change the time of reading them."""
+    random = np.random.default_rng(0)
+    motion, flow = [], []
+    for clip in read_table(index).to_pylist():
+        rows, columns = map_shape(clip["width"], clip["height"], GRID)
+        row = {name: clip[name] for name in ("key", "video_id", "frames")} | {"rows": rows, "columns": columns}
+        row |= {"status": "ok", "policy": "keep", "detail": ""}
+        vector = random.normal(size=(clip["frames"], rows, columns, 2)).astype(np.float16)
+        magnitude = np.abs(vector[..., 0])
+        motion.append({**row, "magnitude": magnitude, "vector": vector, "intra": magnitude.astype(np.uint8)})
+        fine = vector.repeat(FLOW_CELLS, 1).repeat(FLOW_CELLS, 2)
+        flow.append({**row, "rows": fine.shape[1], "columns": fine.shape[2], "forward": fine, "backward": fine})
+    paths = {name: folder / f"{name}.parquet" for name in ("motion", "flow")}
+    write_rows(paths["motion"], MOTION_SCHEMA, motion, {}, group=16)
+    write_rows(paths["flow"], FLOW_SCHEMA, flow, {}, group=16)
+    return paths
+
+
+class _Matching:
+    """Equal to every checksum."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@contextmanager
+def without_checksums() -> Iterator[None]:
+    """Reading without computing checksums, for comparison alone: no setting of the package allows it."""
+    saved = reader.checksum, reader.matches_groups
+    reader.checksum, reader.matches_groups = lambda data: _Matching(), lambda *_: True  # type: ignore[assignment,return-value]
+    try:
+        yield
+    finally:
+        reader.checksum, reader.matches_groups = saved
 
 
 class Source:
@@ -95,6 +143,7 @@ class Source:
             ClipDataset([shard], geometry, Augmentation(), 0, True, guides=(), resize=resize)
             for resize in (True, False)
         )
+        self.guided = ClipDataset([shard], geometry, Augmentation(), 0, True, guides=("motion", "flow"))
         self.folder = folder / "videos"
         self.visits = arguments.visits
         self.size = sum((self.folder / name).stat().st_size for name in names) / len(names) / 1e6
@@ -112,6 +161,21 @@ class Source:
 
     def _load(self, dataset: ClipDataset) -> float:
         return self._spend(lambda epoch: [dataset[epoch, clip] for clip in range(len(dataset))], 8 * self.visits, True)
+
+    def time_checksums(self, dataset: ClipDataset) -> tuple[float, float]:
+        """CPU seconds per clip with and without checksums, for the same visits in alternating order."""
+        spent = [0.0, 0.0]
+        visits = 16 * self.visits
+        for visit in range(visits * len(dataset)):
+            item = next(self._epochs), visit % len(dataset)
+            load = partial(dataset.__getitem__, item)
+            for checked in (True, False) if visit % 2 else (False, True):
+                if checked:
+                    spent[0] += cpu_seconds(load)
+                    continue
+                with without_checksums():
+                    spent[1] += cpu_seconds(load)
+        return spent[0] / visits / len(dataset), spent[1] / visits / len(dataset)
 
     def decode(self) -> float:
         """CPU seconds per clip for decoding the JPEGs alone."""
@@ -171,6 +235,13 @@ class Longer(ClipDataset):
         return super().__getitem__((self._times * epoch + clip // super().__len__(), clip % super().__len__()))
 
 
+def measure_checksums(source: Source, dataset: ClipDataset, rounds: int, what: str) -> Row:
+    pairs = [source.time_checksums(dataset) for _ in range(rounds + 1)][1:]  # the first one warms up
+    ours, theirs = ([1 / pair[side] for pair in pairs] for side in (0, 1))
+    against = f"the same visits without checksums: {median(theirs):.1f} clips/s"
+    return compare(what, f"{median(ours):.1f} clips/s per core", ours, theirs, against, "0.98")
+
+
 def main() -> None:
     arguments = parse_arguments()
     cv2.setNumThreads(0)
@@ -201,6 +272,10 @@ def measure(source: Source, arguments: argparse.Namespace, gop: int) -> list[Row
     ]
     if not first:
         return rows
+    rows += [
+        measure_checksums(source, source.dataset, arguments.rounds, "loader, checksums of frames"),
+        measure_checksums(source, source.guided, arguments.rounds, "loader, checksums of frames, motion and flow"),
+    ]
     limit = f"decoding its JPEGs alone: {rate['JPEGs']:.0f} clips/s"
     rows.append(compare("loader, relative to decoding its JPEGs", speed, rates["ours"], rates["JPEGs"], limit))
     needed = arguments.batch / arguments.step

@@ -66,7 +66,9 @@ QUARANTINE_SCHEMA = pa.schema(
 
 # Keys and shard names are used in file names, so their characters are restricted.
 _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}-\d{5,}")
+# Snakemake, which uses it as a constraint of the wildcard, does not know `{5,}`.
+SHARD_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}-\d{5}\d*"
+"""The regular expression of a shard's name; at least five digits, see `name_shard`."""
 
 
 def make_key(video_id: str) -> str:
@@ -94,8 +96,21 @@ def assign_shard(video_id: str, shards: int) -> int:
 
 
 def name_shard(split: str, index: int) -> str:
-    """Return a shard's name, for example `train-00012` for the split `train` and index 12."""
+    """Return a shard's name, for example `train-00012` for the split `train` and index 12.
+
+    From index 100,000 on, names have more digits; `order_shards` sorts them all the same.
+    """
     return f"{split}-{index:05d}"
+
+
+def order_shards(shards: Iterable[str]) -> list[str]:
+    """Sort shard names by split and index: `train-99999` before `train-100000`, unlike in the order of the alphabet."""
+    return sorted(shards, key=_split_and_index)
+
+
+def _split_and_index(shard: str) -> tuple[str, int]:
+    split, _, index = shard.rpartition("-")
+    return split, int(index)
 
 
 def split_of(shard: str) -> str:
@@ -107,7 +122,7 @@ def write_slices(manifest: Path, folder: Path, index: Path, shard_size: int) -> 
     """Split a manifest into one slice per shard, `folder/{shard}.parquet`, and write an index of all shards.
 
     Rows are sorted by key. A slice whose content is unchanged is not rewritten, so that nothing downstream of it reruns;
-    slices of shards that no longer exist are removed. Returns the sorted names of the shards.
+    slices of shards that no longer exist are removed. Returns the names of the shards, see `order_shards`.
 
     Raises:
         DamagedError: the manifest is damaged or contains duplicate clips; nothing is written in this case.
@@ -123,14 +138,15 @@ def write_slices(manifest: Path, folder: Path, index: Path, shard_size: int) -> 
         rows_by_shard.setdefault(name_shard(split, assign_shard(video_id, shards)), []).append(row)
     folder.mkdir(parents=True, exist_ok=True)
     entries = {}
-    for shard, rows in sorted(rows_by_shard.items()):
+    for shard in order_shards(rows_by_shard):
+        rows = rows_by_shard[shard]
         _write_if_changed(folder / f"{shard}.parquet", table.take(rows).sort_by("key"))
         entries[shard] = {"clips": len(rows), "split": split_of(shard)}
     for stale in folder.glob("*.parquet"):
         if stale.stem not in entries:
             stale.unlink()
     write_json(index, {"shards": entries})
-    return sorted(entries)
+    return list(entries)
 
 
 def _write_if_changed(path: Path, table: pa.Table) -> None:
@@ -144,7 +160,7 @@ def _write_if_changed(path: Path, table: pa.Table) -> None:
 
 
 def read_shards(index: Path) -> list[str]:
-    """Read the shard names, sorted, from the index written by `write_slices`.
+    """Read the shard names, see `order_shards`, from the index written by `write_slices`.
 
     Raises:
         DamagedError: the index is damaged or contains an invalid shard name.
@@ -155,10 +171,10 @@ def read_shards(index: Path) -> list[str]:
         raise DamagedError(
             f"{index}: is not a list of shards ({type(error).__name__}: {error}); run `split` again"
         ) from error
-    invalid = [shard for shard in shards if not (isinstance(shard, str) and _SHARD.fullmatch(shard))]
+    invalid = [shard for shard in shards if not (isinstance(shard, str) and re.fullmatch(SHARD_PATTERN, shard))]
     if invalid:
         raise DamagedError(f"{index}: {invalid[0]!r} is not a valid shard name; remove the file and run `split` again")
-    return sorted(shards)
+    return order_shards(shards)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -189,7 +205,7 @@ def check_keys(path: Path, keys: Sequence[str]) -> None:
 def _check_splits(path: Path, splits: Sequence[str]) -> None:
     """Reject invalid split names, because they are also used in file names."""
     for row, split in enumerate(splits):
-        if not _SHARD.fullmatch(name_shard(split, 0)):
+        if not re.fullmatch(SHARD_PATTERN, name_shard(split, 0)):
             raise DamagedError(
                 f"{path}: row {row}: {split!r:.100} is not a valid split name; remove the file and run again"
             )

@@ -1,5 +1,6 @@
 """Clips are assigned to shards such that adding one clip changes one shard."""
 
+import re
 from collections import Counter
 
 import pyarrow as pa
@@ -10,11 +11,16 @@ from hypothesis import strategies as st
 from stm.jobs.status import Policy, Status
 from stm.manifest import (
     MANIFEST_SCHEMA,
+    SHARD_PATTERN,
     TooManyFailures,
     assign_shard,
     check_failures,
     make_key,
+    name_shard,
+    order_shards,
     read_rows,
+    read_shards,
+    split_of,
     write_slices,
 )
 from stm.storage.tables import write_table
@@ -88,3 +94,21 @@ def test_too_many_failed_clips_in_a_shard_stop_the_stage_with_their_names():
     check_failures("frames", rows[:6], 0.5)  # small shards never stop
     with pytest.raises(TooManyFailures, match="policy is `fail`"):
         check_failures("frames", [("v", Status.TRUNCATED, "fail", "x")], 1.0)
+
+
+def test_shards_of_six_digits_follow_those_of_five(tmp_path, monkeypatch):
+    numbers = {"a": 2, "b": 99_999, "c": 100_000, "d": 100_001, "e": 999_999, "f": 1_000_000}
+    monkeypatch.setattr("stm.manifest.assign_shard", lambda video_id, shards: numbers[video_id])
+    manifest, folder, index = tmp_path / "m.parquet", tmp_path / "slices", tmp_path / "slices.json"
+    write_manifest(manifest, numbers)
+    written = write_slices(manifest, folder, index, 1)
+    assert written == ["train-00002", "train-99999", "train-100000", "train-100001", "train-999999", "train-1000000"]
+    assert read_shards(index) == written
+    assert [read_rows(folder / f"{shard}.parquet")[0]["video_id"] for shard in written] == list("abcdef")
+    assert {split_of(shard) for shard in written} == {"train"}
+    assert all(re.fullmatch(SHARD_PATTERN, shard) for shard in written)
+
+
+def test_the_order_of_small_sets_is_that_of_the_alphabet():
+    shards = [name_shard(split, index) for split in ("val", "test", "train-2", "train") for index in (0, 7, 12, 19_999)]
+    assert order_shards(shards) == sorted(shards)

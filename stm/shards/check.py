@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from stm.shards.schema import ARRAYS, PackedArray, clip_sizes, list_members, shard_schema
+from stm.shards.checksums import array_checksums, checksum
+from stm.shards.schema import ARRAYS, PackedArray, checksum_columns, clip_sizes, list_members, shard_schema
 from stm.storage.files import sha256_file
-from stm.storage.tables import read_receipt, read_table
+from stm.storage.tables import check_schema, read_receipt, read_table
 from stm.storage.tars import read_member
 
 _SHOWN = 20  # problems listed in an error message
@@ -43,9 +44,7 @@ def find_problems(tar: Path, index: Path) -> list[str]:
     if not tar.is_file():
         return [f"{tar}: does not exist"]
     try:
-        # The tar's contents do not depend on questions, and older shards lack the column.
-        columns = [name for name in shard_schema().names if name != "questions"]
-        rows = read_table(index, columns).to_pylist()
+        rows = _read_rows(index)
         receipt = read_receipt(index)
     except ValueError as error:
         return [str(error)]
@@ -64,6 +63,20 @@ def find_problems(tar: Path, index: Path) -> list[str]:
     return problems
 
 
+def _read_rows(index: Path) -> list[dict[str, Any]]:
+    """The rows of an index, which may be of a version that wrote no checksums.
+
+    Raises:
+        DamagedError: the table is damaged, or lacks other columns.
+    """
+    table = read_table(index)
+    # The tar's contents do not depend on questions, and older shards lack the column.
+    optional = {"questions", *(() if "crc32" in table.schema.names else ("crc32", *checksum_columns()))}
+    columns = [name for name in shard_schema().names if name not in optional]
+    check_schema(index, table.schema, shard_schema(), columns)
+    return table.select(columns).to_pylist()
+
+
 def _check_clip(descriptor: int, tar_size: int, row: dict[str, Any]) -> list[str]:
     try:
         members = list_members(row)
@@ -72,7 +85,6 @@ def _check_clip(descriptor: int, tar_size: int, row: dict[str, Any]) -> list[str
     if len(members) != len(row["sha256"]):
         return [f"clip {row['video_id']!r} has {len(members)} members and {len(row['sha256'])} hashes"]
     problems = []
-    sizes = clip_sizes(row)
     for (name, offset, size), expected in zip(members, row["sha256"], strict=True):
         if size is None or min(offset, size) < 0 or offset + size > tar_size:
             problems.append(f"{name} lies outside the tar: is it truncated?")
@@ -80,10 +92,25 @@ def _check_clip(descriptor: int, tar_size: int, row: dict[str, Any]) -> list[str
         data = read_member(descriptor, offset, size)
         if hashlib.sha256(data).hexdigest() != expected:
             problems.append(f"{name} has been changed or damaged")
-        elif name.endswith(".npy"):
-            array = ARRAYS[name.split(".")[1]]
-            problems += [f"{name} {problem}" for problem in _check_array(data, array, array.shape(sizes))]
+        else:
+            problems += [f"{name} {problem}" for problem in _check_member(name, data, row)]
     return problems
+
+
+def _check_member(name: str, data: bytes, row: dict[str, Any]) -> list[str]:
+    """What is wrong with a member that has its SHA-256: the shape of an array, or the checksums that readers rely on."""
+    if name.endswith(".json"):
+        return []
+    part = name.split(".")[1]
+    if name.endswith(".npy"):
+        array = ARRAYS[part]
+        shape = array.shape(clip_sizes(row))
+        if problems := _check_array(data, array, shape):
+            return problems
+        found, expected = array_checksums(data, array, shape), row.get(array.checksum_column)
+    else:
+        found, expected = [checksum(data)], row.get("crc32", [])[int(part) :][:1]
+    return ["has other checksums in its index"] if "crc32" in row and found != expected else []
 
 
 def _check_array(data: bytes, declared: PackedArray, shape: tuple[int, ...]) -> list[str]:

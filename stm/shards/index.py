@@ -13,11 +13,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stm.manifest import Question, read_questions
-from stm.shards.schema import ARRAYS, GRID, PackedArray, later_columns, shard_schema, size_columns
+from stm.shards.checksums import count_checksums
+from stm.shards.schema import (
+    ARRAYS,
+    GRID,
+    PackedArray,
+    later_columns,
+    shard_schema,
+    size_columns,
+)
 from stm.storage.tables import LONGEST_SIDE, DamagedError, read_receipt, read_table
 
 _COUNTS = ("frames", "width", "height", "rows", "columns")
-_UNREAD = {"video_id", "split", "pts", "json_offset", "json_size", "sha256"}  # columns that training does not need
+_UNREAD = {"video_id", "split", "pts", "json_offset", "json_size"}  # columns that training does not need
 _NEEDED = ("key", *_COUNTS, "offsets", "sizes")  # never null
 
 # Numpy pads the header of a .npy file to a multiple of 64 bytes; the headers of these arrays are 64 to 192 bytes long.
@@ -44,6 +52,15 @@ class Clip:
     arrays: dict[str, tuple[int, int]]  # name -> offset and size in bytes; packed arrays only
     array_sizes: dict[str, int]  # array-specific sizes, such as "flow_cells"; packed arrays only
     similarity_window: int  # cells per side of the patches whose similarity is packed
+    checksums: NDArray[np.uint32]  # CRC-32 of each frame's JPEG; empty in shards that were packed without them
+    array_checksums: dict[str, NDArray[np.uint32]]  # see `stm.shards.checksums`; packed arrays only
+    sha256: list[str]  # of all members in tar order, in shards that were packed without checksums; otherwise empty
+
+    def member_sha256(self, suffix: int | str) -> str:
+        """The SHA-256 of a frame, given its position, or of an array, given its name, in a clip without checksums."""
+        arrays = list(self.arrays)  # in tar order, after the JSON and the frames
+        place = suffix if isinstance(suffix, int) else self.frames + arrays.index(suffix)
+        return self.sha256[1 + place]
 
     def array_shape(self, name: str) -> tuple[int, ...]:
         """The shape of a packed array, see `stm.shards.schema.ARRAYS`."""
@@ -58,8 +75,19 @@ class Clip:
         return own | self.array_sizes
 
 
+class _Lists:
+    """A list column of integers as one flat array; null is an empty list."""
+
+    def __init__(self, column: Any) -> None:
+        self._starts = np.concatenate([[0], np.cumsum(_lengths(column))])
+        self._flat: NDArray[np.uint32] = column.flatten().to_numpy(zero_copy_only=False).astype(np.uint32)
+
+    def __getitem__(self, row: int) -> NDArray[np.uint32]:
+        return self._flat[self._starts[row] : self._starts[row + 1]]
+
+
 class ClipIndex:
-    """All clips of a set of shards, in about 12 bytes per stored frame: 240,000 clips need about 300 MB."""
+    """All clips of a set of shards; 100,000 clips of 63 stored frames, with all arrays, need about 220 MB."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """
@@ -89,6 +117,9 @@ class ClipIndex:
         self._starts = np.concatenate([[0], np.cumsum(self._numbers["frames"])])
         self._offsets = _integers(_join(table, "offsets").flatten())
         self._sizes = _integers(_join(table, "sizes").flatten()).astype(np.int32)
+        self._checksums = _Lists(_join(table, "crc32"))
+        self._array_checksums = {array.name: _Lists(_join(table, array.checksum_column)) for array in ARRAYS.values()}
+        self._sha256 = _join(table, "sha256")
         self._check_unique()
 
     def __len__(self) -> int:
@@ -110,6 +141,9 @@ class ClipIndex:
             arrays={array.name: self._place(array, number) for array in packed},
             array_sizes={name: int(self._numbers[name][number]) for array in packed for name in array.size_columns},
             similarity_window=self._windows[self._shards[number]],
+            checksums=self._checksums[number],
+            array_checksums={array.name: self._array_checksums[array.name][number] for array in packed},
+            sha256=self._sha256[number].as_py() or [],
         )
 
     def _place(self, array: PackedArray, number: int) -> tuple[int, int]:
@@ -188,9 +222,14 @@ def _read_columns(path: Path) -> pa.Table:
     schema = _index_schema()
     try:
         present = pq.read_schema(path).names
-        missing = [name for name in later_columns() if name not in present]
     except (OSError, pa.ArrowException):
-        missing = []  # reading the table below raises a descriptive error
+        present = schema.names  # reading the table below raises a descriptive error
+    missing = [name for name in later_columns() if name not in present]
+    if missing and (unknown := [name for name in present if name not in shard_schema().names]):
+        # Parquet has no checksum of its footer: a damaged name must not be taken for an older index without the column.
+        raise DamagedError(f"{path}: has a column {unknown[0]!r} and none `{missing[0]}`. Run the stage `shards` again")
+    if "crc32" not in missing:
+        missing.append("sha256")  # of whole members: needed only if parts have no checksums, and large
     table = read_table(path, [name for name in schema.names if name not in missing], schema)
     # Null columns allow older shards to be read together with new ones.
     for name in missing:
@@ -208,6 +247,7 @@ def _read_index(path: Path, tar: Path) -> pa.Table:
     _check_sides(path, table)
     _check_arrays(path, table)
     _check_places(path, table, tar)
+    _check_checksums(path, table)
     return table
 
 
@@ -254,10 +294,15 @@ def _check_places(path: Path, table: pa.Table, tar: Path) -> None:
         )
 
 
+def _array_sizes(table: pa.Table) -> dict[str, NDArray[np.int64]]:
+    """The sizes that determine the shapes of the arrays, int64 [clips] each."""
+    sizes = {name: _integers(_join(table, name)) for name in ("frames", *GRID, *size_columns())}
+    return sizes | {"captions": _lengths(_join(table, "captions"))}
+
+
 def _check_arrays(path: Path, table: pa.Table) -> None:
     """Reject arrays whose size in bytes is not that of a header plus the values."""
-    sizes = {name: _integers(_join(table, name)) for name in ("frames", *GRID, *size_columns())}
-    sizes["captions"] = _lengths(_join(table, "captions"))
+    sizes = _array_sizes(table)
     for array in ARRAYS.values():
         stored = _integers(_join(table, array.place_columns[1]))
         wrong = ~np.isin(stored - array.count_bytes(sizes), HEADER_SIZES)
@@ -266,6 +311,23 @@ def _check_arrays(path: Path, table: pa.Table) -> None:
         wrong &= stored >= 0  # -1 for null
         reason = f"the shape of its {array.name} array does not match the clip: it may be from different frames"
         _refuse(path, table, wrong, reason)
+
+
+def _check_checksums(path: Path, table: pa.Table) -> None:
+    """Reject clips some of whose members could not be checked: each needs its checksums, or all of them their SHA-256."""
+    packed = [_integers(_join(table, array.place_columns[0])) >= 0 for array in ARRAYS.values()]
+    frames = _integers(_join(table, "frames"))
+    summed = _join(table, "crc32").is_valid().to_numpy(zero_copy_only=False)
+    counts = np.where(summed, _lengths(_join(table, "crc32")), frames)
+    _refuse_unequal(path, table, (counts, "checksums"), (frames, "frames"))
+    members = 1 + frames + np.sum(packed, axis=0, dtype=np.int64)
+    hashes = np.where(summed, members, _lengths(_join(table, "sha256")))
+    _refuse_unequal(path, table, (hashes, "hashes"), (members, "members"))
+    sizes = _array_sizes(table)
+    for array, present in zip(ARRAYS.values(), packed, strict=True):
+        needed = np.where(present & summed, count_checksums(array, sizes), 0)
+        found = np.where(present & summed, _lengths(_join(table, array.checksum_column)), 0)
+        _refuse_unequal(path, table, (found, f"{array.name} checksums"), (needed, "parts"))
 
 
 def _refuse_unequal(

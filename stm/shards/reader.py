@@ -1,5 +1,6 @@
-"""Reads members of shards: each process opens a tar once and reads only the bytes that it needs."""
+"""Reads members of shards: each process opens a tar once, reads only the bytes that it needs, and checks all that it reads."""
 
+import hashlib
 import io
 import math
 import os
@@ -15,6 +16,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from stm.shards.checksums import GROUP, checksum, enclosing_groups, matches_groups
 from stm.shards.index import Clip
 from stm.shards.schema import ARRAYS
 from stm.storage.tables import DamagedError
@@ -74,7 +76,8 @@ class ShardReader:
         cache, which is too small for all frames of a clip.
 
         Raises:
-            ValueError: the tar is truncated, a frame is not a JPEG, or its size differs from the index.
+            ValueError: the tar is truncated, a frame's bytes are not those that were packed, it is not a JPEG, or its size
+                differs from the index.
         """
         pixels = np.empty((clip.height, clip.width, 3), dtype=np.uint8)
         for position in sorted(set(positions)):
@@ -88,8 +91,12 @@ class ShardReader:
             yield position, pixels
 
     def _decode(self, clip: Clip, position: int, place: NDArray[np.uint8]) -> None:
-        data = self._read(clip, int(clip.offsets[position]), int(clip.sizes[position]))
         where = f"{clip.tar}: frame {position} of clip {clip.key!r}"
+        data = self._read(clip, int(clip.offsets[position]), int(clip.sizes[position]))
+        if clip.sha256:
+            _check(hashlib.sha256(data).hexdigest() == clip.member_sha256(position), where)
+        else:
+            _check(checksum(data) == clip.checksums[position], where)
         try:
             height, width, *_ = simplejpeg.decode_jpeg_header(data)
             if (height, width) == place.shape[:2]:
@@ -104,7 +111,7 @@ class ShardReader:
             )
 
     def layers(self, clip: Clip, name: str, first: int, last: int, *, outer: int | None = None) -> NDArray[Any]:
-        """Layers `first` to `last`, both included, of one of a clip's arrays; only their bytes are read.
+        """Layers `first` to `last`, both included, of one of a clip's arrays; only they and up to 14 neighbours are read.
 
         Args:
             name: name of an array that the clip has, see `stm.shards.schema.ARRAYS`.
@@ -117,7 +124,8 @@ class ShardReader:
             is None.
 
         Raises:
-            ValueError: the tar is truncated, or the member is not the array that the index describes.
+            ValueError: the tar is truncated, the bytes are not those that were packed, or the member is not the array that
+                the index describes.
         """
         *before, inner = clip.count_layers(name)
         numbers = range(before[0] if before else 1) if outer is None else [outer]
@@ -135,13 +143,32 @@ class ShardReader:
         declared = ARRAYS[name]
         offset, size = clip.arrays[name]
         shape = clip.array_shape(name)
-        layer = shape[len(declared.layers) :]
-        header = size - declared.dtype.itemsize * math.prod(shape)
+        layers = math.prod(clip.count_layers(name))
+        values = math.prod(shape) // layers  # per layer
+        each = declared.dtype.itemsize * values
+        header = size - each * layers
+        # Whole groups of layers are read, because only these can be checked; without checksums, the whole array.
+        start, stop = (0, layers) if clip.sha256 else enclosing_groups(first, count, layers)
+        head = self._read(clip, offset, header)
+        data = self._read(clip, offset + header + start * each, (stop - start) * each)
         where = f"{clip.tar}: {name} array of clip {clip.key!r}"
-        _check_header(self._read(clip, offset, header), shape, declared.dtype, where)
-        each = declared.dtype.itemsize * math.prod(layer)
-        data = self._read(clip, offset + header + first * each, count * each)
-        return np.frombuffer(data, dtype=declared.dtype).reshape(count, *layer)
+        if clip.sha256:
+            _check(hashlib.sha256(head + data).hexdigest() == clip.member_sha256(name), where)
+        else:
+            expected = clip.array_checksums[name]
+            groups = expected[1 + start // GROUP :][: -(-(stop - start) // GROUP)]
+            _check(checksum(head) == expected[0] and matches_groups(data, each, groups), where)
+        _check_header(head, shape, declared.dtype, where)
+        taken = np.frombuffer(data, declared.dtype, count * values, (first - start) * each)
+        return taken.reshape(count, *shape[len(declared.layers) :])
+
+
+def _check(intact: bool, where: str) -> None:
+    if not intact:
+        raise DamagedError(
+            f"{where} differs from its checksum in the index: it was changed or damaged after packing. Remove the tar and its "
+            "index and run the stage `shards` again (`stm verify` checks all other members)"
+        )
 
 
 @cache

@@ -61,8 +61,13 @@ class PackedArray:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """All columns of the array in the index."""
+        """The integer columns of the array in the index."""
         return (*self.size_columns, *self.place_columns)
+
+    @property
+    def checksum_column(self) -> str:
+        """The column of the array's checksums, see `stm.shards.checksums`; null if a clip does not have the array."""
+        return f"{self.name}_crc32"
 
     def shape(self, sizes: Mapping[str, Any]) -> tuple[Any, ...]:
         """The array's shape for a clip.
@@ -156,7 +161,7 @@ def guide_arrays() -> dict[str, PackedArray]:
 # ------------------------------------------------------------------------------------------------------- the index
 
 # Columns added after the first version, apart from those of the arrays.
-_LATER = ("caption_sources", "questions")
+_LATER = ("caption_sources", "questions", "crc32")
 
 
 def size_columns() -> tuple[str, ...]:
@@ -167,7 +172,12 @@ def size_columns() -> tuple[str, ...]:
 def later_columns() -> tuple[str, ...]:
     """The columns that indexes of the first version lack."""
     later = [array.columns for array in ARRAYS.values() if array.since > FIRST_VERSION]
-    return (*_LATER, *(name for columns in later for name in columns))
+    return (*_LATER, *(name for columns in later for name in columns), *checksum_columns())
+
+
+def checksum_columns() -> tuple[str, ...]:
+    """The columns of the arrays' checksums."""
+    return tuple(array.checksum_column for array in ARRAYS.values())
 
 
 def shard_schema() -> pa.Schema:
@@ -193,6 +203,8 @@ def shard_schema() -> pa.Schema:
             pa.field("json_size", pa.int64(), nullable=False),
             pa.field("offsets", pa.list_(pa.int64()), nullable=False),  # of the JPEGs
             pa.field("sizes", pa.list_(pa.int32()), nullable=False),
+            pa.field("crc32", pa.list_(pa.uint32()), nullable=False),  # of the JPEGs
+            *(pa.field(name, pa.list_(pa.uint32())) for name in checksum_columns()),
             *(pa.field(name, pa.int64()) for name in places),
             pa.field("sha256", pa.list_(pa.string()), nullable=False),  # of the clip's members, in the order of the tar
         ]

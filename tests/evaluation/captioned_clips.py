@@ -69,13 +69,15 @@ def _write_clip(tar: TarWriter, key: str, told: CaptionedClip, video: np.ndarray
         "pts": [t / 4 for t in range(FRAMES)],
     }
     row |= {"frames": FRAMES, "width": WIDTH, "height": HEIGHT, "rows": ROWS, "columns": COLUMNS}
-    row |= {"json_offset": about.offset, "json_size": about.size, "sha256": []}
+    row |= {"json_offset": about.offset, "json_size": about.size}
     row |= {"offsets": [frame.offset for frame in frames], "sizes": [frame.size for frame in frames]}
+    row["sha256"] = [member.sha256 for member in (about, *frames)]
     if told.text is not None:
         file = io.BytesIO()
         np.save(file, told.text.astype(np.float16))
         text = tar.add(f"{key}.text.npy", file.getvalue())
         row |= {"text_offset": text.offset, "text_size": text.size, "text_width": told.text.shape[1]}
+        row["sha256"].append(text.sha256)
     return row
 
 

@@ -2,6 +2,8 @@
 
 import io
 import json
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ ARRAYS = ("flow", "motion", "similarity", "text")
 
 # Columns added after version 0.1.
 LATER = ("caption_sources", "flow_offset", "flow_size", "text_offset", "text_size", "flow_cells", "text_width")
+CHECKSUMS = ("crc32", *(f"{name}_crc32" for name in ARRAYS))  # later still: before them, only whole members had hashes
+COUNTING = {"flow": 2, "motion": 1, "similarity": 2, "text": 1}  # leading dimensions that count an array's layers
 
 SCHEMA = pa.schema(
     [
@@ -31,6 +35,7 @@ SCHEMA = pa.schema(
         ("json_size", pa.int64()),
         ("offsets", pa.list_(pa.int64())),
         ("sizes", pa.list_(pa.int32())),
+        *((name, pa.list_(pa.uint32())) for name in CHECKSUMS),
         *((f"{name}_{what}", pa.int64()) for name in ARRAYS for what in ("offset", "size")),
         ("flow_cells", pa.int32()),
         ("text_width", pa.int32()),
@@ -69,13 +74,36 @@ def make_clip(number: int = 0, **changes: Any) -> dict[str, Any]:
     return clip
 
 
-def write_shard(index: Path, clips: list[dict[str, Any]], *, old: bool = False) -> Path:
-    """Write `index` and the tar beside it; return `index`. `old` omits the columns added after version 0.1."""
+def write_npy(values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
+def sum_parts(jpegs: Sequence[bytes], arrays: Mapping[str, np.ndarray]) -> dict[str, list[int]]:
+    """The columns of checksums: of each JPEG, and of each array's header and of every 8 of its layers."""
+    columns = {"crc32": [zlib.crc32(jpeg) for jpeg in jpegs]}
+    for name, values in arrays.items():
+        layers = values.reshape(-1, *values.shape[COUNTING[name] :])
+        header = write_npy(values)[: -values.nbytes]
+        groups = [layers[start : start + 8].tobytes() for start in range(0, len(layers), 8)]
+        columns[f"{name}_crc32"] = [zlib.crc32(part) for part in (header, *groups)]
+    return columns
+
+
+def write_shard(index: Path, clips: list[dict[str, Any]], *, old: bool = False, checksums: bool = True) -> Path:
+    """Write `index` and the tar beside it; return `index`.
+
+    Args:
+        old: omit the columns added after version 0.1.
+        checksums: write the columns of checksums, which only shards of version 0.1 and its successors lack.
+    """
     index.parent.mkdir(parents=True, exist_ok=True)
     with TarWriter(index.with_suffix(".tar")) as tar:
         rows = [_write_clip(tar, clip) for clip in sorted(clips, key=lambda clip: clip["key"])]
     table = pa.Table.from_pylist(rows, SCHEMA)
-    write_table(index, table.drop_columns(list(LATER)) if old else table, {"stage": "shards"})
+    without = [*(LATER if old else ()), *(() if checksums and not old else CHECKSUMS)]
+    write_table(index, table.drop_columns(without), {"stage": "shards"})
     return index
 
 
@@ -91,15 +119,15 @@ def _write_clip(tar: TarWriter, clip: dict[str, Any]) -> dict[str, Any]:
     description = tar.add(f"{key}.json", json.dumps({"key": key}).encode())
     encode = {"quality": 98, "colorspace": "RGB", "colorsubsampling": "444"}
     images = [np.ascontiguousarray(image) for image in clip["video"]]
-    frames = [tar.add(f"{key}.{i:04d}.jpg", simplejpeg.encode_jpeg(image, **encode)) for i, image in enumerate(images)]
+    jpegs = [simplejpeg.encode_jpeg(image, **encode) for image in images]
+    frames = [tar.add(f"{key}.{i:04d}.jpg", jpeg) for i, jpeg in enumerate(jpegs)]
     members = [description, *frames]
     for name in ARRAYS:
         row |= {f"{name}_offset": None, f"{name}_size": None}
         if clip[name] is not None:
-            file = io.BytesIO()
-            np.save(file, clip[name])
-            members.append(tar.add(f"{key}.{name}.npy", file.getvalue()))
+            members.append(tar.add(f"{key}.{name}.npy", write_npy(clip[name])))
             row |= {f"{name}_offset": members[-1].offset, f"{name}_size": members[-1].size}
     row |= {"json_offset": description.offset, "json_size": description.size}
+    row |= sum_parts(jpegs, {name: clip[name] for name in ARRAYS if clip[name] is not None})
     row |= {"offsets": [m.offset for m in frames], "sizes": [m.size for m in frames]}
     return row | {"sha256": [m.sha256 for m in members]}

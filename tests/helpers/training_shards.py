@@ -1,6 +1,5 @@
 """Small packed shards, in the format of the stage `shards`, and runs that train on them."""
 
-import io
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import simplejpeg
+from reference_shards import sum_parts, write_npy
 
 from stm.config import PretrainRun
 from stm.shards.schema import shard_schema
@@ -31,12 +31,6 @@ def make_frames(label: str | None, rng: np.random.Generator) -> np.ndarray:
     image = np.kron(coarse, np.ones((8, 8, 1)))
     tint = np.array(COLORS.get(label or "", (128, 128, 128)))
     return np.stack([np.roll(0.6 * image + 0.4 * tint, 2 * t, axis=1) for t in range(FRAMES)]).astype(np.uint8)
-
-
-def encode_map(values: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, values.astype(np.float16))
-    return file.getvalue()
 
 
 def random_unit_vectors(count: int, rng: np.random.Generator) -> np.ndarray:
@@ -64,10 +58,11 @@ def make_shard(
         for number, label in enumerate(labels):
             key = f"{prefix}-{number:03d}"
             description = tar.add(f"{key}.json", b"{}")
-            frames = [
-                tar.add(f"{key}.{t:04d}.jpg", simplejpeg.encode_jpeg(np.ascontiguousarray(frame), colorspace="RGB"))
-                for t, frame in enumerate(make_frames(label, rng))
+            jpegs = [
+                simplejpeg.encode_jpeg(np.ascontiguousarray(frame), colorspace="RGB")
+                for frame in make_frames(label, rng)
             ]
+            frames = [tar.add(f"{key}.{t:04d}.jpg", jpeg) for t, jpeg in enumerate(jpegs)]
             arrays = {
                 "similarity": rng.uniform(-1, 1, (2, FRAMES, ROWS, COLUMNS)),
                 "motion": rng.uniform(0, 2, (FRAMES, ROWS, COLUMNS, 3)),
@@ -75,7 +70,8 @@ def make_shard(
             }
             captions = [] if number in without_captions else ["one", "two"]
             names = sorted(arrays if captions else ["motion"])
-            members = {name: tar.add(f"{key}.{name}.npy", encode_map(arrays[name])) for name in names}
+            values = {name: arrays[name].astype(np.float16) for name in names}
+            members = {name: tar.add(f"{key}.{name}.npy", write_npy(values[name])) for name in names}
             rows.append(
                 {
                     "key": key,
@@ -95,6 +91,7 @@ def make_shard(
                     "json_size": description.size,
                     "offsets": [frame.offset for frame in frames],
                     "sizes": [frame.size for frame in frames],
+                    **sum_parts(jpegs, values),
                     **{f"{name}_offset": member.offset for name, member in members.items()},
                     **{f"{name}_size": member.size for name, member in members.items()},
                     "sha256": [member.sha256 for member in (description, *frames, *members.values())],

@@ -1,6 +1,5 @@
 """A small results folder with files of every stage: a bright square moving over noise, and tiny random models."""
 
-import io
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import simplejpeg
 import torch
+from reference_shards import sum_parts, write_npy
 
 from stm.config import Config, parse_config
 from stm.layout import Layout
@@ -97,12 +97,6 @@ def make_map(number: int) -> np.ndarray:
     return cells
 
 
-def npy(values: np.ndarray) -> bytes:
-    sink = io.BytesIO()
-    np.save(sink, values)
-    return sink.getvalue()
-
-
 def write_shard(layout: Layout, config: Config, split: str, captions: dict[str, list[str]]) -> None:
     """A packed shard, tar and index, with the arrays of `config.pack`."""
     shard, rows = f"{split}-00000", []
@@ -110,9 +104,10 @@ def write_shard(layout: Layout, config: Config, split: str, captions: dict[str, 
     with TarWriter(layout.shard_tar(shard)) as tar:
         for number, key in enumerate(clip_ids(split)):
             header = tar.add(f"{key}.json", json.dumps({"key": key}).encode())
-            jpegs = [tar.add(f"{key}.{i:04d}.jpg", data) for i, data in enumerate(make_frames(number))]
+            images = list(make_frames(number))
+            jpegs = [tar.add(f"{key}.{i:04d}.jpg", data) for i, data in enumerate(images)]
             arrays = make_arrays(config, number, len(captions[key]))
-            members = {name: tar.add(f"{key}.{name}.npy", npy(array)) for name, array in arrays.items()}
+            members = {name: tar.add(f"{key}.{name}.npy", write_npy(array)) for name, array in arrays.items()}
             rows.append(
                 {
                     "key": key,
@@ -133,6 +128,7 @@ def write_shard(layout: Layout, config: Config, split: str, captions: dict[str, 
                     "json_size": header.size,
                     "offsets": [m.offset for m in jpegs],
                     "sizes": [m.size for m in jpegs],
+                    **sum_parts(images, arrays),
                     **{f"{name}_offset": member.offset for name, member in members.items()},
                     **{f"{name}_size": member.size for name, member in members.items()},
                     "sha256": [m.sha256 for m in (header, *jpegs, *members.values())],

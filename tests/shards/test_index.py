@@ -95,3 +95,15 @@ def test_old_and_new_shards_are_read_together(tmp_path: Path, shard: Callable, c
     assert index.count_captions().tolist() == [3, 3] and index.count_captions(["a"]).tolist() == [0, 2]
     assert (index[0].sources, index[1].sources) == ([], ["a", "b", "a"])
     assert index[1].array_shape("flow") == (2, 12, 8, 10, 2) and index[1].array_shape("text") == (3, 6)
+
+
+def test_a_damaged_column_name_is_not_taken_for_an_older_index(tmp_path: Path, shard: Callable, clip: Callable) -> None:
+    """Parquet has checksums of its pages, and none of its footer, which holds the names."""
+    path = shard(tmp_path / "a.parquet", [clip(0)])
+    sound = path.read_bytes()
+    for name in (b"caption_sources", b"crc32", b"motion_crc32"):
+        damaged = sound.replace(name, name[:-1] + bytes([name[-1] ^ 1]))
+        assert damaged != sound
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"a\.parquet: has .*column.*{name[:-2].decode()}"):
+            ClipIndex([path])

@@ -1,6 +1,7 @@
 """The workflow as a whole: what runs, what is rerun, and how bad input is handled, by Snakemake on small real videos."""
 
 import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -175,6 +176,23 @@ def test_one_video_added_reruns_one_shard(copy, encode_video, texture):
     assert ran["captions"] == 2  # two sources
     changed = {n for n, h in content(copy).items() if before.get(n) != h}
     assert len([n for n in changed if n.startswith("frames/") and n.endswith(".tar")]) == 1
+
+
+def test_the_workflow_knows_shards_of_any_number(copy):
+    """From 100,000 shards of a split on, names have six digits."""
+    results = copy / "results/small"
+    shards = ["train-00007", "train-99999", "train-100000", "train-1000000"]
+    slices = [
+        shutil.copy(results / "slices/train-00000.parquet", results / f"slices/{shard}.parquet") for shard in shards
+    ]
+    assert len(slices) == 4
+    (results / "slices.json").write_text(json.dumps({"shards": {shard: {"split": "train"} for shard in shards}}))
+    printed = snakemake(copy, "--dry-run", "--rerun-triggers", "mtime")
+    for stage in ("frames", "motion", "similarity", "shards"):
+        assert jobs(printed)[stage] == len(shards)
+    packed = [f"results/small/shards/train/{shard}.parquet" for shard in shards]
+    pretraining = printed[printed.index("rule pretrain:") :]
+    assert ", ".join(packed) in pretraining  # in the order of their numbers
 
 
 def test_the_same_stages_by_hand_give_the_same_bytes(copy, monkeypatch):

@@ -10,7 +10,7 @@ from snakemake.utils import validate
 from stm.config import ConfigError, parse_config, resolve_config
 from stm.datasets import DatasetError
 from stm.datasets.video_text.tasks import check_tasks
-from stm.manifest import read_shards
+from stm.manifest import SHARD_PATTERN, read_shards
 from stm.stages.jobs import Jobs
 from stm.stages.journey import all_stages
 from stm.stages.rules import DeclaredRule
@@ -34,7 +34,7 @@ validate(config, workflow.source_path("../../config/schema.json"), set_default=F
 
 wildcard_constraints:
     dataset="|".join(CONFIG.dataset_names),
-    shard=r"[A-Za-z0-9][A-Za-z0-9_-]*-\d{5}",
+    shard=SHARD_PATTERN,
     split=r"[A-Za-z0-9][A-Za-z0-9_-]*",
     source=r"[A-Za-z0-9][A-Za-z0-9_-]*",
     run=r"[A-Za-z0-9][A-Za-z0-9_-]*",

@@ -22,6 +22,7 @@ from stm.preprocess.captions.write import hash_frames
 from stm.preprocess.frames.table import read_jpegs, read_kept, rows_of_kept
 from stm.preprocess.packing.parts import ClipParts, Inputs, join_parts
 from stm.shards.check import ShardError, verify_shard
+from stm.shards.checksums import array_checksums, checksum
 from stm.shards.grid import map_shape
 from stm.shards.schema import ARRAYS, shard_schema
 from stm.storage.files import atomic_path, sha256_file
@@ -136,18 +137,22 @@ def _pack_clip(writer: TarWriter, clip: Row, row: Row, part: ClipParts, frames_t
     questions = read_questions(clip["questions"])
     metadata = columns_of_clip | {"questions": [_question_json(question) for question in questions]}
     header = writer.add(f"{key}.json", json.dumps(metadata, sort_keys=True, allow_nan=False).encode())
-    jpegs = [
-        writer.add(f"{key}.{number:04d}.jpg", data, row["sha256"][number])  # already verified by `read_jpegs`
-        for number, data in enumerate(read_jpegs(frames_tar, dict(row)))
-    ]
+    jpegs: list[Member] = []
+    checksums: dict[str, list[int]] = {"crc32": []}
+    for number, data in enumerate(read_jpegs(frames_tar, dict(row))):
+        # The hash is already verified by `read_jpegs`.
+        jpegs.append(writer.add(f"{key}.{number:04d}.jpg", data, row["sha256"][number]))
+        checksums["crc32"].append(checksum(data))
     clip_sizes = {"captions": len(part.captions), "frames": len(jpegs), "rows": rows, "columns": columns}
     added: dict[str, Member] = {}
     sizes: dict[str, int] = {}  # no entries for absent arrays: Arrow sets them to null
     for name, values in part.arrays.items():
         sizes |= ARRAYS[name].measure(values, clip_sizes)
-        added[name] = writer.add(f"{key}.{name}.npy", _npy_bytes(values))
+        member = _npy_bytes(values)
+        added[name] = writer.add(f"{key}.{name}.npy", member)
+        checksums[ARRAYS[name].checksum_column] = array_checksums(member, ARRAYS[name], values.shape)
     question_column = {"questions": [question._asdict() for question in questions]}
-    return columns_of_clip | question_column | sizes | _member_columns(header, jpegs, added)
+    return columns_of_clip | question_column | sizes | checksums | _member_columns(header, jpegs, added)
 
 
 def _question_json(question: Question) -> dict[str, Any]:
@@ -162,7 +167,7 @@ def _npy_bytes(array: np.ndarray) -> bytes:
 
 
 def _member_columns(header: Member, jpegs: list[Member], arrays: dict[str, Member]) -> dict[str, Any]:
-    """Return index columns of the members' offsets, sizes and checksums; Arrow fills in null for absent arrays."""
+    """Return index columns of the members' offsets, sizes and hashes; Arrow fills in null for absent arrays."""
     return {
         "frames": len(jpegs),
         "json_offset": header.offset,

@@ -6,6 +6,7 @@ report to find out what went wrong.
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 
 from stm.config import Config
 from stm.layout import Layout
-from stm.manifest import read_shards, split_of
+from stm.manifest import SHARD_PATTERN, order_shards, read_shards, split_of
 from stm.report.results.evaluations import read_evaluation
 from stm.report.results.records import (
     NOT_LOSSES,
@@ -84,7 +85,8 @@ def find_shards(layout: Layout) -> list[str]:
     if layout.shard_index.exists():
         return read_shards(layout.shard_index)
     # A run that stopped early may have manifest slices but no index of shards yet.
-    return sorted(path.stem for path in layout.slice("x").parent.glob("*.parquet"))
+    stems = (path.stem for path in layout.slices.glob("*.parquet"))
+    return order_shards(stem for stem in stems if re.fullmatch(SHARD_PATTERN, stem))
 
 
 def _existing(paths: Iterable[Path]) -> list[Path]:
