@@ -6,16 +6,18 @@ of a run together see what a single one would.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
 from stm.data.dataset import ClipDataset, Sample
+from stm.data.loading_processes import LoadingContext, share, start_loading
 from stm.data.resizing import join_crops, resize_batch
+from stm.distributed.lifetime import signals_blocked
 
 Batch = dict[str, Any]
 
@@ -43,7 +45,15 @@ def collate(items: list[list[Sample]]) -> Batch:
     if "text" in samples[0]:
         batch["text"] = torch.from_numpy(np.stack([sample["text"] for sample in samples]))
     batch |= {name: torch.tensor([sample[name] for sample in samples]) for name in INTEGERS}
+    batch = _share(batch)
     return batch | {name: [sample[name] for sample in samples] for name in ("key", "caption")}
+
+
+def _share(value: Any) -> Any:
+    """The same nested dicts, with all tensors in shared memory in a loading process; see `share`."""
+    if isinstance(value, dict):
+        return {name: _share(part) for name, part in value.items()}
+    return share(value) if isinstance(value, torch.Tensor) else value
 
 
 def _join_pixels(samples: list[Sample]) -> Batch:
@@ -69,8 +79,10 @@ class _Order(Sampler[list[tuple[int, int]]]):
 class ClipLoader:
     """Batches of a dataset for one process of a run.
 
-    >>> loader = ClipLoader(dataset, batch_size=32, shuffle=True, workers=4)   # doctest: +SKIP
-    >>> for batch in loader.batches(epoch=3, start=1024): ...                  # doctest: +SKIP
+    Its loading processes start with the first batch and end with `close`, or with the block of a `with` statement.
+
+    >>> with ClipLoader(dataset, batch_size=32, shuffle=True, workers=4) as loader:   # doctest: +SKIP
+    ...     for batch in loader.batches(epoch=3, start=1024): ...
     """
 
     def __init__(
@@ -109,21 +121,43 @@ class ClipLoader:
                 f"the data has {len(dataset)} clips, and one batch takes {self.global_batch} "
                 f"({processes} processes x {batch_size}): lower batch_size or add clips"
             )
+        self.workers = workers
         self._order = _Order()
-        self._loader: DataLoader[list[Sample]] = DataLoader(
-            dataset,
+        self._loader: DataLoader[list[Sample]] | None = None  # made when it is used
+        self._iterator: Any = None  # the loader's, which holds the loading processes from epoch to epoch
+
+    def _make_loader(self) -> DataLoader[list[Sample]]:
+        return DataLoader(
+            self.dataset,
             batch_sampler=self._order,
             collate_fn=collate,
-            num_workers=workers,
+            num_workers=self.workers,
+            multiprocessing_context=LoadingContext() if self.workers else None,
             # Copies to the device are asynchronous only from pinned memory.
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_loading,
             # Not the global generator: a DataLoader draws a random number on each start, and a resumed run has more starts.
             generator=torch.Generator(),
             # Workers keep their open tars and cached frames from epoch to epoch.
-            persistent_workers=workers > 0,
-            prefetch_factor=4 if workers > 0 else None,
+            persistent_workers=self.workers > 0,
+            prefetch_factor=4 if self.workers > 0 else None,
         )
+
+    def __enter__(self) -> "ClipLoader":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the loading processes, whatever they are doing; the next call of `batches` starts new ones."""
+        iterator = self._iterator
+        self._iterator = None
+        self._loader = None
+        if self.workers and iterator is not None:
+            # torch has no public way to end them before the last reference is gone, which an error's traceback may hold.
+            with suppress(RuntimeError):  # one was killed meanwhile
+                iterator._shutdown_workers()
 
     @property
     def global_batch(self) -> int:
@@ -146,17 +180,17 @@ class ClipLoader:
         order = permute(clips, self.seed, epoch) if self.shuffle else np.arange(clips)
         # The DataLoader and its workers persist; only the list that its sampler yields changes.
         self._order.batches = self._deal(order[start : self.clips_per_epoch].tolist(), epoch)
-        return iter(self._loader)
+        self._loader = self._loader or self._make_loader()
+        with signals_blocked():  # inherited by the loading processes, which start here
+            self._iterator = iter(self._loader)
+        batches: Iterator[Batch] = self._iterator
+        return batches
 
     def _deal(self, clips: list[int], epoch: int) -> list[list[tuple[int, int]]]:
         """Split the order into steps and each step into one batch per process; return this process's batches."""
         first = self.rank * self.batch_size
         parts = [clips[at + first : at + first + self.batch_size] for at in range(0, len(clips), self.global_batch)]
         return [[(epoch, clip) for clip in part] for part in parts if part]
-
-
-def _start_worker(worker: int) -> None:
-    cv2.setNumThreads(0)  # the workers already use all cores
 
 
 def move(batch: Batch, device: torch.device | str) -> Batch:

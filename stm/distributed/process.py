@@ -91,6 +91,9 @@ def choose_device(name: str | None = None) -> torch.device:
 def join_processes(expected: int, device: str | None = None) -> Iterator[Process]:
     """Join the process group of the processes that torchrun started; leave it at the end of the block.
 
+    After an error the group is not left, because leaving may wait for processes that have ended: the error is to end this
+    process, too.
+
     Raises:
         ValueError: torchrun started a different number of processes than `expected`.
     """
@@ -107,8 +110,6 @@ def join_processes(expected: int, device: str | None = None) -> Iterator[Process
         torch.cuda.set_device(chosen)
     if count > 1:
         torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    try:
-        yield Process(rank, count, chosen)
-    finally:
-        if count > 1:
-            torch.distributed.destroy_process_group()
+    yield Process(rank, count, chosen)
+    if count > 1:
+        torch.distributed.destroy_process_group()

@@ -10,9 +10,9 @@ from torch import Tensor
 from stm.config import Run
 from stm.data.dataset import ClipDataset
 from stm.data.loader import ClipLoader, move
+from stm.data.loading_processes import explain_lost_processes
 from stm.jobs.progress import Progress
 from stm.models.vit import VideoEncoder
-from stm.training.interruption import signals_blocked
 
 VIEWS_PER_BATCH = 64
 
@@ -41,12 +41,14 @@ def run_over(
     """
     views = dataset.samples_per_clip
     # The views of a clip stay in one batch, because an item of the dataset is a clip with all its views.
-    loader = ClipLoader(dataset, max(1, VIEWS_PER_BATCH // views), shuffle=False, workers=workers)
+    clips = max(1, VIEWS_PER_BATCH // views)
     outputs: NDArray[np.float32] | None = None  # allocated once the width is known from the first batch
-    with signals_blocked():
-        batches = loader.batches()
-    with Progress(what, len(dataset), "clips") as progress:
-        for batch in batches:
+    with (
+        explain_lost_processes(),
+        ClipLoader(dataset, clips, shuffle=False, workers=workers) as loader,
+        Progress(what, len(dataset), "clips") as progress,
+    ):
+        for batch in loader.batches():
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 values = function(move(batch, device)["video"])
             if outputs is None:

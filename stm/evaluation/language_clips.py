@@ -20,10 +20,10 @@ from stm.config import (
 from stm.data.dataset import ClipDataset, Sample
 from stm.data.geometry import Geometry
 from stm.data.loader import ClipLoader, move
+from stm.data.loading_processes import explain_lost_processes
 from stm.jobs.progress import Progress
 from stm.models.video_language import VideoLanguageModel, load_video_language
 from stm.models.weights import zoo
-from stm.training.interruption import signals_blocked
 
 CLIPS_PER_BATCH = 32
 
@@ -135,12 +135,13 @@ def encode_clips(
     model: VideoLanguageModel, dataset: ClipDataset, device: torch.device, workers: int, precision: str = "float32"
 ) -> Tensor:
     """Features of all tokens of all clips, [clips, L, W], on the CPU, in the dataset's order; float32, or bfloat16."""
-    loader = ClipLoader(dataset, CLIPS_PER_BATCH, shuffle=False, workers=workers)
     features: Tensor | None = None
-    with signals_blocked():
-        batches = loader.batches()
-    with Progress("clips", len(dataset), "clips") as progress:
-        for batch in batches:
+    with (
+        explain_lost_processes(),
+        ClipLoader(dataset, CLIPS_PER_BATCH, shuffle=False, workers=workers) as loader,
+        Progress("clips", len(dataset), "clips") as progress,
+    ):
+        for batch in loader.batches():
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 tokens = model.encoder(move(batch, device)["video"]).cpu()
             if features is None:

@@ -1,6 +1,7 @@
 """Batches that alternate between media, such as clips and images: each optimiser step sees one medium (UMT, stage 2)."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,6 @@ from stm.data.loader import Batch, ClipLoader
 from stm.distributed.process import Process
 from stm.storage.files import sha256_file
 from stm.storage.tables import read_receipt
-from stm.training.interruption import signals_blocked
 
 
 class Medium(NamedTuple):
@@ -62,7 +62,7 @@ def feed_media(
     """Batches for `fit`: `settings.accumulate` per step, all of one medium, from a given step to the end of the run.
 
     The medium of each step and the order of each medium's clips depend on (seed, epoch) alone, so a resumed run sees
-    exactly the batches that an uninterrupted one would have seen.
+    exactly the batches that an uninterrupted one would have seen. The loading processes end with the iterator.
 
     Raises:
         ValueError: a forward pass would not contain a whole number of clips with all their repeats, or a medium has
@@ -72,19 +72,21 @@ def feed_media(
     loaders = [_make_loader(medium, settings, process, seed, workers) for medium in media]
 
     def batches(step: int) -> Iterator[Batch]:
-        for epoch in range(step // per_epoch, settings.epochs):
-            order = order_steps(media, seed, epoch)
-            done = step % per_epoch if epoch == step // per_epoch else 0
-            # Each medium resumes after the batches that the finished steps of this epoch have used.
-            before = np.bincount(order[:done], minlength=len(media)).tolist()
-            with signals_blocked():  # the loading processes start here and inherit the signal mask
+        with ExitStack() as stack:
+            for loader in loaders:
+                stack.enter_context(loader)
+            for epoch in range(step // per_epoch, settings.epochs):
+                order = order_steps(media, seed, epoch)
+                done = step % per_epoch if epoch == step // per_epoch else 0
+                # Each medium resumes after the batches that the finished steps of this epoch have used.
+                before = np.bincount(order[:done], minlength=len(media)).tolist()
                 streams = [
                     loader.batches(epoch, start=steps * settings.accumulate * loader.global_batch)
                     for loader, steps in zip(loaders, before, strict=True)
                 ]
-            for medium in order[done:].tolist():
-                for _ in range(settings.accumulate):
-                    yield next(streams[medium])
+                for medium in order[done:].tolist():
+                    for _ in range(settings.accumulate):
+                        yield next(streams[medium])
 
     return batches
 

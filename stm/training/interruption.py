@@ -1,4 +1,6 @@
-"""Handles signals that ask a run to stop: it saves at the end of the current step and exits with a dedicated code."""
+"""Handles signals that ask a run to stop: it saves after the current step, or at once if it waits for a batch, and exits
+with a dedicated code.
+"""
 
 import os
 import re
@@ -10,11 +12,12 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from stm.distributed.lifetime import STOP_SIGNALS
 from stm.training.logs import say
 
 
 class Interrupted(SystemExit):
-    """The run was asked to stop and has saved its state. The exit code is 128 + the signal number, so the job is
+    """The run was asked to stop. It has saved its state, if it could. The exit code is 128 + the signal number, so the job is
     retried.
     """
 
@@ -24,42 +27,62 @@ class Interruption:
     Only the main thread may set signal handlers; in other threads, nothing is recorded.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-
     def __init__(self) -> None:
         self.received: int | None = None
+        self._patience: float | None = None  # in seconds, inside `waiting`
         self._before: dict[int, Any] = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        first = self.received is None
         self.received = number
+        if first:
+            self._set_alarm()
 
-    def stop(self, step: int) -> None:
-        """Ends the run by raising `Interrupted`; its state after `step` steps must already be saved."""
+    def _set_alarm(self) -> None:
+        if self._patience is not None:
+            # Repeated, because an error that is raised inside a destructor or a callback of C code is lost.
+            signal.setitimer(signal.ITIMER_REAL, self._patience, 1.0)
+
+    def _give_up(self, number: int, frame: FrameType | None) -> None:
+        if self._patience is not None:
+            raise Interrupted(128 + (self.received or signal.SIGTERM))
+
+    @contextmanager
+    def waiting(self, seconds: float) -> Iterator[None]:
+        """A block that may take long, such as waiting for a batch: a signal ends it after `seconds`.
+
+        Raises:
+            Interrupted: a signal was received before or during the block, which did not end in time. Nothing is saved yet.
+        """
+        self._patience = seconds
+        try:
+            if self.received is not None:
+                self._set_alarm()
+            yield
+        finally:
+            self._patience = None
+            if self.received is not None:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def stop(self, state: str) -> None:
+        """Ends the run by raising `Interrupted`.
+
+        Args:
+            state: what is kept of the run, for the log.
+        """
         number = self.received or signal.SIGTERM
-        say(f"{signal.Signals(number).name}: saved after step {step}; the same command resumes from there")
+        say(f"{signal.Signals(number).name}: {state}")
         raise Interrupted(128 + number)
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+            handlers = {**dict.fromkeys(STOP_SIGNALS, self._note), signal.SIGALRM: self._give_up}
+            self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def signals_blocked() -> Iterator[None]:
-    """Blocks the signals in processes and threads started inside the block, such as loading processes, so that only the
-    training loop handles them: if a signal killed a loading process, the run would end before saving. Signals that arrive
-    during the block are delivered to this process after it.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, Interruption.SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # Time limit of scontrol: waiting for a controller that is down would use up the job's grace time.

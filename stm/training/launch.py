@@ -6,13 +6,17 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, TextIO
 
 from stm.config import AnyRun, Run, parse_run
+from stm.distributed.lifetime import end_with_parent
 from stm.storage.files import read_json, write_json
+
+_TORCHRUN = "torch.distributed.run"
 
 SHUTDOWN_SECONDS = 120
 """How long torchrun waits, after SIGTERM, for its processes to save. Its default of 30 seconds may be shorter than the
@@ -100,7 +104,7 @@ def torchrun_command(run: Run, request: Path) -> list[str]:
     Raises:
         ValueError: the run needs several nodes, but this is not a Slurm job.
     """
-    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={run.nodes}"]
+    torchrun = [sys.executable, "-m", _TORCHRUN, f"--nnodes={run.nodes}"]
     # Slurm's warning signal reaches torchrun as well as its processes; unhandled, it would kill torchrun only.
     torchrun += [f"--nproc-per-node={run.processes}", f"--max-restarts={RESTARTS}"]
     torchrun += ["--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
@@ -137,7 +141,8 @@ def supervise(command: Sequence[str]) -> int:
 
     SIGTERM and SIGUSR1 are forwarded as SIGTERM, unless the command logs that it has received one itself: batch systems
     signal all processes of a job, and on a second signal torchrun abandons its processes while they are still saving. srun
-    gets SIGUSR1 instead, which it forwards to its tasks: on SIGTERM it would kill them.
+    gets SIGUSR1 instead, which it forwards to its tasks: on SIGTERM it would kill them. If this process is killed, so is the
+    command.
 
     Raises:
         Interrupted: such a signal was received, and the command then ended with an error.
@@ -156,7 +161,13 @@ def supervise(command: Sequence[str]) -> int:
         Interruption() as interruption,
         # Through a pipe, because a job's log replaces `sys.stderr`, not the underlying file descriptor.
         subprocess.Popen(  # noqa: S603
-            command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace"
+            command,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            # Safe beside threads: a single call of the kernel.
+            preexec_fn=end_with_parent,
         ) as process,
     ):
         assert process.stderr is not None
@@ -221,5 +232,26 @@ def _worker(path: Path) -> None:
         raise
 
 
+def _main(path: Path) -> None:
+    """Runs `_worker`, and ends with it and with torchrun.
+
+    After an error the process skips the interpreter's clean-up, in which communication between GPUs may wait for processes that
+    have ended. An orphan of a killed torchrun would keep training beside the processes of the next attempt.
+    """
+    end_with_parent()
+    if _TORCHRUN not in Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0"):
+        sys.exit("torchrun has ended")
+    try:
+        _worker(path)
+    except BaseException as error:
+        code = error.code if isinstance(error, SystemExit) else None
+        if not isinstance(code, int):
+            traceback.print_exception(error)
+            code = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
 if __name__ == "__main__":
-    _worker(Path(sys.argv[1]))
+    _main(Path(sys.argv[1]))

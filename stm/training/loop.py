@@ -8,7 +8,7 @@ uninterrupted one, bit for bit on a CPU.
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stm.config import Optimisation
 from stm.data.loader import Batch, move_ahead
+from stm.data.loading_processes import explain_lost_processes
 from stm.distributed.fsdp import average_scalars, find_blocks, load_whole_state, make_whole, shard, whole_state
 from stm.distributed.process import Process
 from stm.jobs.progress import Progress
 from stm.training.checkpoint import Checkpoints, random_state, restore_random_state
-from stm.training.interruption import Interruption
+from stm.training.interruption import Interrupted, Interruption
 from stm.training.logs import Clock, Meter, MetricsLog, say
 from stm.training.optimizer import Schedule, build_optimizer, current_learning_rate
 
@@ -35,6 +36,11 @@ LOG_EVERY = 10
 _LONG_STEP = 1.0
 """In seconds. With longer steps, the processes agree on whether to stop after every step; with shorter ones, only at every
 line of the log, because agreeing waits for the device."""
+
+_PATIENCE_BETWEEN_STEPS = 1.0
+_PATIENCE = 10.0
+"""In seconds: how long a run that was asked to stop still waits for a batch. Longer where its state cannot be saved without
+that batch: in the middle of a step, or if other processes need this one up to the step at which all of them stop."""
 
 
 @dataclass(frozen=True)
@@ -79,31 +85,39 @@ def fit(
         plan: the settings.
         output: folder where `metrics.jsonl`, `tensorboard/` and `checkpoints/` are written.
         after_epoch: called with the number of finished epochs, before the checkpoint of that step is written; it must not
-            change the random state. A resumed run may call it again for an epoch that it repeats.
+            change the random state. A resumed run calls it again for an epoch that it repeats, or whose call was
+            interrupted.
 
     Returns:
         The checkpoints, to be discarded once the final weights have been written.
 
     Raises:
-        Interrupted: after SIGTERM or SIGUSR1; the state is saved.
+        Interrupted: after SIGTERM or SIGUSR1; the state is saved, unless a batch in the middle of a step does not arrive.
         FloatingPointError: the loss is no longer finite.
+        RuntimeError: a loading process was killed.
+        MemoryError: the shared memory through which loading processes pass batches is full.
     """
     run = _Run(module, plan, output, process)
-    stream = move_ahead(batches(run.step), process.device)
     run.settle()
+    stream = move_ahead(batches(run.step), process.device)
     # Only after the checkpoint is loaded: DDP broadcasts the first process's weights when it wraps the module.
     model = module if isinstance(module, FSDPModule) else process.wrap(module)
     optimizer = run.optimizer
     accumulate = plan.optimisation.accumulate
     with (
+        # Explicitly closed, which ends the loading processes: an error's traceback would keep them.
+        closing(stream),
+        explain_lost_processes(),
         MetricsLog(output, run.step, process) as log,
         run.progress() as progress,
         Interruption() as interruption,
     ):
+        run.end_epoch(after_epoch, interruption)  # only if this was interrupted
         while run.step < plan.steps:
             run.schedule.step_update(run.step)
             for part in range(1, accumulate + 1):
-                batch = next(stream)
+                with run.waiting(interruption, between_steps=part == 1):
+                    batch = next(stream)
                 with _gradients_averaged(model, part == accumulate):
                     with _precision(plan.precision, process.device):
                         losses = model(batch)
@@ -116,8 +130,7 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             run.step += 1
             run.write(log)
-            if after_epoch is not None and run.step % plan.steps_per_epoch == 0:
-                after_epoch(run.step // plan.steps_per_epoch)
+            run.end_epoch(after_epoch, interruption)
             run.keep(interruption)
             progress.advance(plan.optimisation.batch_size, run.note)
     make_whole(module, process)
@@ -137,6 +150,7 @@ class _Run:
         self.meter = Meter(process)
         self._clock = Clock()
         self._slow = True  # until the duration of a step is known
+        self._epochs_ended = 0  # epochs for which `after_epoch` has returned
         self.note = ""
         self.checkpoints = Checkpoints(output / "checkpoints", plan.origin, plan.checkpoints_kept)
         newest = self.checkpoints.newest() if process.first else 0
@@ -160,6 +174,7 @@ class _Run:
             torch.manual_seed(self.plan.seed * 1_000_003 + self.process.rank + 1)
             return
         state = self.checkpoints.load(self.step)
+        self._epochs_ended = int(state.get("epochs_ended", state["epoch"]))
         load_whole_state(self.module, self.optimizer, state["model"], state["optimizer"])
         self.meter.restore(state["meter"], self.process.device)
         before, now = len(state["random"]["cpu"]), self.process.count
@@ -200,6 +215,33 @@ class _Run:
         values = {"epoch": epoch, **means, "learning_rate": rate, "clips_per_second": speed}
         log.write(self.step, values)
 
+    def end_epoch(self, after_epoch: Callable[[int], None] | None, interruption: Interruption) -> None:
+        """Calls `after_epoch` if an epoch has ended; a signal ends that, too."""
+        epoch = self.step // max(self.plan.steps_per_epoch, 1)
+        if self.step == epoch * self.plan.steps_per_epoch and epoch > self._epochs_ended:
+            if after_epoch is not None:
+                with self.waiting(interruption, between_steps=True):
+                    after_epoch(epoch)
+            self._epochs_ended = epoch
+
+    @contextmanager
+    def waiting(self, interruption: Interruption, between_steps: bool) -> Iterator[None]:
+        """A block that may take long, which a signal ends: the run then stops.
+
+        Args:
+            between_steps: whether no part of a step has been done, so that a single process can save its state.
+        """
+        can_save = between_steps and self.process.count == 1
+        try:
+            with interruption.waiting(_PATIENCE_BETWEEN_STEPS if can_save else _PATIENCE):
+                yield
+        except Interrupted:
+            if can_save and self.step:
+                self._save()
+                self._stop(interruption)
+            last = self.checkpoints.steps()[-1:] or [0]
+            interruption.stop(f"stopped while waiting for data; the same command resumes from step {last[0]}")
+
     def keep(self, interruption: Interruption) -> None:
         """Writes a checkpoint if one is due or the run has been asked to stop; stops the run in the latter case."""
         stop = interruption.received is not None
@@ -211,7 +253,10 @@ class _Run:
             self._save()
         if stop:
             self.process.wait()  # a process that exits terminates all others, and the first one may still be writing
-            interruption.stop(self.step)
+            self._stop(interruption)
+
+    def _stop(self, interruption: Interruption) -> None:
+        interruption.stop(f"saved after step {self.step}; the same command resumes from there")
 
     def _save(self) -> None:
         # Before saving: a checkpoint with NaN in its weights would make every later attempt fail.
@@ -221,6 +266,7 @@ class _Run:
         state = {
             "samples": self.step * self.plan.optimisation.batch_size,
             "epoch": self.step // self.plan.steps_per_epoch,
+            "epochs_ended": self._epochs_ended,
             "model": model,
             "optimizer": optimizer,
             "meter": self.meter.state(),

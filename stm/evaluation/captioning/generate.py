@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from stm.config import Captioning, LanguageRun
 from stm.data.dataset import ClipDataset
 from stm.data.loader import Batch, ClipLoader, move
+from stm.data.loading_processes import explain_lost_processes
 from stm.datasets.video_text.cleaning import clean_text
 from stm.distributed.process import Process, choose_device
 from stm.evaluation.captioning.scores import find_programs, score_captions
@@ -100,8 +101,11 @@ def generate_captions(
     """
     module.eval()
     generated: dict[int, str] = {}
-    loader = ClipLoader(dataset, CLIPS_PER_BATCH, shuffle=False, workers=run.workers)
-    with Progress("captions", len(dataset), "clips") as progress:
+    with (
+        explain_lost_processes(),
+        ClipLoader(dataset, CLIPS_PER_BATCH, shuffle=False, workers=run.workers) as loader,
+        Progress("captions", len(dataset), "clips") as progress,
+    ):
         for batch in loader.batches():
             with torch.autocast(device.type, torch.bfloat16, enabled=task.precision == "bf16"):
                 memory = module.encoder(move(batch, device)["video"])
