@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stm.datasets.annotations import AnnotatedClip, AnnotationError, BadRow, parse_row, read_annotations
+from stm.datasets.annotations import AnnotatedClip, AnnotationError, parse_row, read_annotations
+from stm.datasets.text_files import BadRow
 from stm.manifest import Question
 
 ROWS: list[dict[str, Any]] = [
