@@ -99,17 +99,17 @@ def _open_text(file: Path) -> TextIO:
 
 def _read_csv(file: Path) -> Iterator[tuple[str, Any]]:
     with _open_text(file) as stream:
-        blank = 0  # lines before the header
+        skipped = 0  # lines before the header
         for header in stream:
-            if header.strip():
+            if header.strip() and not header.startswith("sep="):  # spreadsheets announce their delimiter: `sep=;`
                 break
-            blank += 1
+            skipped += 1
         else:
             raise AnnotationError(f"{file}: its first line has no column `path`: (empty file)")
         delimiter = _find_delimiter(header, _DELIMITERS[file.suffix.lower()])
         names: list[str] = []
         try:
-            for record in read_records(chain([header], stream), delimiter, first_line=blank + 1):
+            for record in read_records(chain([header], stream), delimiter, first_line=skipped + 1):
                 if not names:
                     names = _check_header(file, record)
                 elif isinstance(record.fields, BadRow):
