@@ -279,4 +279,4 @@ def row_of(named: NamedClip, facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_FACTS = ("fps", "width", "height", "codec", "frames", "duration", "bytes", "sha256")
+_FACTS = ("fps", "width", "height", "codec", "frames", "duration", "bytes", "sha256", "ends_hash")

@@ -1,5 +1,6 @@
 """Reads the metadata of a video file from its container and first frame: displayed size, frame rate, codec, hash."""
 
+import errno
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 import av
 
 from stm.datasets.folder import IMAGE_ENDINGS
+from stm.jobs.machine_errors import is_machine_error
 from stm.jobs.status import Status
+from stm.manifest import hash_ends
 from stm.storage.files import sha256_file
 
 # Only these demuxers are allowed. Others accept any text as subtitles or ANSI art, or open other files and URLs (the
@@ -40,7 +43,10 @@ def probe_file(path: Path, min_side: int, max_side: int) -> Facts:
         max_side: pixels; a file with a longer side is `open_failed`.
 
     Returns:
-        status, detail and, if known, fps, width, height, codec, frames, duration, bytes, sha256.
+        status, detail and, if known, fps, width, height, codec, frames, duration, bytes, sha256, ends_hash.
+
+    Raises:
+        OSError: the machine cannot read the file, for instance because its disk fails; this says nothing about the file.
     """
     facts: Facts = {"status": Status.OK, "detail": ""}
     try:
@@ -50,12 +56,26 @@ def probe_file(path: Path, min_side: int, max_side: int) -> Facts:
         if not facts["bytes"]:
             return facts | {"status": Status.EMPTY_FILE, "detail": "the file has no bytes"}
         facts["sha256"] = sha256_file(path)
+        facts["ends_hash"] = hash_ends(path)
         facts |= _probe_container(path, max_side)
     except FileNotFoundError:
         return facts | {"status": Status.MISSING_FILE, "detail": "there is no such file"}
     except (av.FFmpegError, OSError, ValueError) as error:
+        _raise_if_machine(error, path)
         return facts | {"status": Status.OPEN_FAILED, "detail": f"cannot be opened as a video: {_first_words(error)}"}
     return facts if facts["status"] is not Status.OK else _check_size(facts, min_side, max_side)
+
+
+# ffmpeg reports these for damaged files, too: for data that end early, and for sizes in them that are absurd.
+_AMBIGUOUS = frozenset({errno.EIO, errno.ENOMEM, errno.EPIPE, errno.EAGAIN})
+
+
+def _raise_if_machine(error: Exception, path: Path) -> None:
+    """Raise an error that comes from the machine; if ffmpeg leaves that open, reading the file decides it."""
+    if is_machine_error(error) and not (isinstance(error, av.FFmpegError) and error.errno in _AMBIGUOUS):
+        raise error
+    if isinstance(error, av.FFmpegError) and error.errno == errno.EIO:
+        sha256_file(path)
 
 
 def open_arguments(path: Path) -> dict[str, Any]:
