@@ -1,13 +1,16 @@
 """The manifest of a dataset: its clips, the rejected clips with reasons, and the assignment of clips to shards."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from stm.jobs.machine_errors import is_machine_error
 from stm.jobs.status import Policy, Status
 from stm.storage.files import read_json, write_bytes, write_json
 from stm.storage.tables import DamagedError, read_table, write_table
@@ -50,6 +53,7 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("duration", pa.float64()),  # seconds, as reported by the container
         pa.field("bytes", pa.int64()),
         pa.field("sha256", pa.string()),  # of the file
+        pa.field("ends_hash", pa.string()),  # see `hash_ends`; tables of older versions do not have this column
     ]
 )
 
@@ -118,6 +122,57 @@ def split_of(shard: str) -> str:
     return shard.rpartition("-")[0]
 
 
+_END_BYTES = 64 * 1024
+
+
+def hash_ends(path: Path) -> str:
+    """Return a hash of a file's size and of its first and last 64 KiB: 16 hexadecimal digits.
+
+    It takes two short reads, whatever the size, so that each stage that opens a video can check that it is still the one
+    that the manifest describes. Headers and indices are at a file's ends: a replaced or re-encoded video changes them.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        digest = hashlib.sha256(f"{size}\0".encode() + file.read(_END_BYTES))
+        file.seek(max(0, size - _END_BYTES))
+        digest.update(file.read(_END_BYTES))
+    return digest.hexdigest()[:16]
+
+
+class ChangedVideoError(OSError):
+    """A video is no longer the one that the manifest describes; results of both must not be mixed."""
+
+
+def check_unchanged(path: Path, row: Mapping[str, Any]) -> None:
+    """Check that a video is still the one of its row in the manifest; without an `ends_hash`, nothing is known of it.
+
+    A missing or unreadable file passes: opening it gives the clip its status.
+
+    Raises:
+        ChangedVideoError: the video has been replaced; the message names it, and what to do.
+        OSError: the machine cannot read the file.
+    """
+    expected = row.get("ends_hash")
+    if expected is None:
+        return
+    try:
+        found = hash_ends(path)
+    except OSError as error:
+        if is_machine_error(error):
+            raise
+        return
+    if found != expected:
+        size = "" if row.get("bytes") is None else f" of {row['bytes']:,} bytes"
+        raise ChangedVideoError(
+            f"{path} (clip {row['video_id']!r:.100}) is not the video{size} that the manifest describes: it was replaced "
+            "after the manifest was made. Make the manifest again (remove manifest.parquet, or run `stm manifest` and "
+            "`stm split`), so that all stages use the same video"
+        )
+
+
 def write_slices(manifest: Path, folder: Path, index: Path, shard_size: int) -> list[str]:
     """Split a manifest into one slice per shard, `folder/{shard}.parquet`, and write an index of all shards.
 
@@ -127,7 +182,7 @@ def write_slices(manifest: Path, folder: Path, index: Path, shard_size: int) -> 
     Raises:
         DamagedError: the manifest is damaged or contains duplicate clips; nothing is written in this case.
     """
-    table = read_table(manifest, schema=MANIFEST_SCHEMA)
+    table = _read_clips(manifest)
     rows_by_shard: dict[str, list[int]] = {}
     splits = table.column("split").to_pylist()
     check_keys(manifest, table.column("key").to_pylist())
@@ -183,9 +238,19 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         DamagedError: the file is damaged or contains duplicate clips.
     """
-    rows: list[dict[str, Any]] = read_table(path, schema=MANIFEST_SCHEMA).to_pylist()
+    rows: list[dict[str, Any]] = _read_clips(path).to_pylist()
     check_keys(path, [row["key"] for row in rows])
     return rows
+
+
+def _read_clips(path: Path) -> pa.Table:
+    """A slice or a manifest; one of an older version lacks the columns that were added since."""
+    try:
+        names = set(pq.read_schema(path).names)
+    except (OSError, pa.ArrowException):
+        names = set()  # `read_table` raises the error
+    added = {"ends_hash"} - names
+    return read_table(path, schema=pa.schema([field for field in MANIFEST_SCHEMA if field.name not in added]))
 
 
 def check_keys(path: Path, keys: Sequence[str]) -> None:

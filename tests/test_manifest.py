@@ -1,5 +1,6 @@
 """Clips are assigned to shards such that adding one clip changes one shard."""
 
+import hashlib
 import re
 from collections import Counter
 
@@ -12,9 +13,12 @@ from stm.jobs.status import Policy, Status
 from stm.manifest import (
     MANIFEST_SCHEMA,
     SHARD_PATTERN,
+    ChangedVideoError,
     TooManyFailures,
     assign_shard,
     check_failures,
+    check_unchanged,
+    hash_ends,
     make_key,
     name_shard,
     order_shards,
@@ -23,7 +27,7 @@ from stm.manifest import (
     split_of,
     write_slices,
 )
-from stm.storage.tables import write_table
+from stm.storage.tables import DamagedError, read_table, write_table
 
 
 def test_growing_by_one_shard_moves_clips_of_one_shard_only():
@@ -112,3 +116,43 @@ def test_shards_of_six_digits_follow_those_of_five(tmp_path, monkeypatch):
 def test_the_order_of_small_sets_is_that_of_the_alphabet():
     shards = [name_shard(split, index) for split in ("val", "test", "train-2", "train") for index in (0, 7, 12, 19_999)]
     assert order_shards(shards) == sorted(shards)
+
+
+def video_row(path, **more):
+    return {"video_id": "v", "path": path.name, "bytes": path.stat().st_size, "ends_hash": hash_ends(path)} | more
+
+
+@pytest.mark.parametrize("size", [1, 1000, 64 * 1024, 200_000])
+def test_a_file_with_other_ends_or_another_size_is_not_the_video_of_the_manifest(size, tmp_path):
+    path, data = tmp_path / "a.mp4", bytes(range(1, 251)) * (size // 250 + 1)
+    path.write_bytes(data[:size])
+    row = video_row(path)
+    check_unchanged(path, row)
+    changes = [data[: size - 1] + b"\0", b"\0" + data[1:size], data[:size] + b"\0", data[: size - 1]]
+    for change in changes:
+        path.write_bytes(change)
+        with pytest.raises(ChangedVideoError, match=rf"a\.mp4 \(clip 'v'\).*{size:,} bytes.*Make the manifest again"):
+            check_unchanged(path, row)
+        check_unchanged(path, row | {"ends_hash": None})  # from a manifest of an older version
+    path.unlink()
+    check_unchanged(path, row)  # opening it gives the clip its status
+
+
+def test_the_hash_of_a_files_ends_is_the_documented_one(tmp_path):
+    data = bytes(range(256)) * 1000
+    (tmp_path / "a").write_bytes(data)
+    expected = hashlib.sha256(b"256000\0" + data[:65536] + data[-65536:]).hexdigest()[:16]
+    assert hash_ends(tmp_path / "a") == expected
+
+
+def test_a_manifest_of_an_older_version_is_split_as_before(tmp_path):
+    manifest, folder = tmp_path / "m.parquet", tmp_path / "slices"
+    write_manifest(manifest, ["a", "b"])
+    old = read_table(manifest).drop_columns(["ends_hash"])
+    write_table(manifest, old, {})
+    (shard,) = write_slices(manifest, folder, tmp_path / "slices.json", 8)
+    assert read_table(folder / f"{shard}.parquet").schema.names == old.schema.names
+    assert [row["video_id"] for row in read_rows(folder / f"{shard}.parquet")] == ["a", "b"]
+    write_table(manifest, old.drop_columns(["sha256"]), {})
+    with pytest.raises(DamagedError, match="0 columns `sha256`"):
+        write_slices(manifest, folder, tmp_path / "slices.json", 8)

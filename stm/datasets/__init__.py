@@ -15,6 +15,7 @@ import pyarrow as pa
 from stm.config import BenchmarkDataset, Config, Dataset, FolderDataset, LanguageDataset, MovingShapesDataset
 from stm.datasets.actions import check_benchmark, read_benchmark
 from stm.datasets.annotations import AnnotationError, read_annotations
+from stm.datasets.file_lookup import FileLookup
 from stm.datasets.folder import DatasetError, NamedClip, Refused, list_clips, row_of, walk_videos
 from stm.datasets.probe_pool import Facts, probe_files
 from stm.datasets.video_text import check_language, has_images, is_corpus, protocol_settings, read_language
@@ -22,7 +23,6 @@ from stm.jobs.journal import Journal
 from stm.jobs.progress import Progress
 from stm.jobs.status import Policy, Status
 from stm.manifest import MANIFEST_SCHEMA, QUARANTINE_SCHEMA, check_failures, quarantine_row
-from stm.storage.files import safe_join
 from stm.storage.receipts import make_receipt
 from stm.storage.tables import write_table
 
@@ -105,8 +105,11 @@ def _dataset(config: Config) -> Dataset:
 def _list(config: Config, generated: Path | None) -> tuple[Path, list[NamedClip], list[Refused]]:
     dataset = _dataset(config)
     if isinstance(dataset, FolderDataset):
-        annotations = None if dataset.annotations is None else Path(dataset.annotations)
-        return Path(dataset.root), *list_clips(Path(dataset.root), annotations, dataset.extensions, dataset.split)
+        root, annotations = Path(dataset.root), None if dataset.annotations is None else Path(dataset.annotations)
+        listing = list_clips(root, annotations, dataset.extensions, dataset.split)
+        for note in listing.notes:
+            print(f"{annotations or root}: {note}", file=sys.stderr)
+        return root, listing.clips, listing.refused
     if isinstance(dataset, BenchmarkDataset):
         benchmark = read_benchmark(dataset)
         print(check_benchmark(dataset, benchmark).describe(), file=sys.stderr)
@@ -115,7 +118,8 @@ def _list(config: Config, generated: Path | None) -> tuple[Path, list[NamedClip]
         return _list_language(config, dataset)
     if generated is None:
         raise DatasetError("moving-shapes: the folder of the generated dataset is needed; run `stm generate` first")
-    return generated, *list_clips(generated, generated / "annotations.parquet", (".mp4",), "train")
+    listing = list_clips(generated, generated / "annotations.parquet", (".mp4",), "train")
+    return generated, listing.clips, listing.refused
 
 
 def _list_language(config: Config, dataset: LanguageDataset) -> tuple[Path, list[NamedClip], list[Refused]]:
@@ -173,7 +177,8 @@ def _probe(
         known = journal.get(stamp)
         if known is not None:
             facts[path] = json.loads(known)
-    missing = {safe_join(root, path): path for path in stamps if path not in facts}
+    lookup = FileLookup(root)
+    missing = {lookup.join(path): path for path in stamps if path not in facts}
     timeout = _dataset(config).probe_timeout_seconds
     with Progress("manifest", len(stamps), "files") as progress:
         progress.resume(len(facts))
@@ -228,8 +233,10 @@ def list_fingerprint(config: Config) -> str:
             return digest.hexdigest()
     else:
         return digest.hexdigest()
+    lookup = FileLookup(Path(dataset.root))
     for name in files:
-        digest.update(f"{name}\0{_state(dataset.root, name)}\n".encode("utf-8", "surrogatepass"))
+        state = _state(dataset.root, name) or _state(dataset.root, lookup.find(name)[0])
+        digest.update(f"{name}\0{state}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
@@ -246,7 +253,7 @@ def _listed_files(dataset: BenchmarkDataset | LanguageDataset) -> tuple[dict[str
 def _files_of_folder(root: Path, annotations: Path | None, extensions: Sequence[str]) -> Iterable[str]:
     """The files that the manifest reads, relative to the root, sorted."""
     if annotations is None:
-        return sorted(path.relative_to(root).as_posix() for path in walk_videos(root, extensions))
+        return sorted(path for path, _ in walk_videos(root, extensions)) if root.is_dir() else []
     try:
         with warnings.catch_warnings(action="ignore"):  # the manifest stage emits them
             rows = [row for _, row in read_annotations(annotations) if isinstance(row, Mapping)]

@@ -7,29 +7,38 @@ import csv
 import json
 import math
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stm.config import FolderDataset
+from stm.datasets.text_files import (
+    BadRow,
+    BrokenQuotesError,
+    CsvRecord,
+    parse_json,
+    read_records,
+    text_encoding,
+)
 from stm.manifest import Question
 
 COLUMNS = ("path", "video_id", "split", "label", "caption", "captions", "start", "end", "questions")
 _NUMBERED_CAPTION = re.compile(r"caption_\d+")
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # same pattern as `Name` in stm/config/base.py
-_CSV_FIELD_LIMIT = 16 * 2**20  # characters
+# By file extension, the delimiters that are tried; spreadsheets of many countries write semicolons into `.csv`.
+_DELIMITERS = {".csv": ",;\t", ".tsv": "\t,;"}
+_VIDEO_ENDINGS = frozenset(FolderDataset.model_fields["extensions"].default)
 
 
 class AnnotationError(ValueError):
     """An unusable annotation file; the message contains the file and the remedy."""
-
-
-class BadRow(ValueError):
-    """An unusable row; the message contains the reason."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,11 @@ def read_annotations(file: Path) -> list[tuple[str, Any]]:
         raise AnnotationError(f"{file}: unknown format of annotations; use one of {', '.join(sorted(readers))}")
     try:
         rows = list(reader(file))
-    except (OSError, UnicodeError, csv.Error, json.JSONDecodeError, RecursionError, pa.ArrowException) as error:
+    except UnicodeError as error:
+        raise AnnotationError(
+            f"{file}: cannot be read as {file.suffix.lower()[1:]} ({error}); save it as UTF-8"
+        ) from error
+    except (OSError, csv.Error, json.JSONDecodeError, RecursionError, pa.ArrowException) as error:
         raise AnnotationError(f"{file}: cannot be read as {file.suffix.lower()[1:]} ({error})") from error
     columns = {str(key) for _, row in rows if isinstance(row, Mapping) for key in row}
     if rows and "path" not in columns:
@@ -77,31 +90,106 @@ def read_annotations(file: Path) -> list[tuple[str, Any]]:
 _REST = "(more fields than columns)"
 
 
+def _open_text(file: Path) -> TextIO:
+    """Open a text file in its encoding, with its line ends unchanged, as the csv module requires."""
+    with file.open("rb") as stream:
+        encoding = text_encoding(stream.read(4))
+    return file.open(encoding=encoding, newline="")
+
+
 def _read_csv(file: Path) -> Iterator[tuple[str, Any]]:
-    # Python's default limit of 131,072 characters is too small for a column that contains all captions of a clip.
-    csv.field_size_limit(_CSV_FIELD_LIMIT)
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        dialect = csv.excel_tab if file.suffix.lower() == ".tsv" else csv.excel
-        reader = csv.DictReader(stream, dialect=dialect, restkey=_REST)
-        names = [name.strip() for name in reader.fieldnames or []]
-        if "path" not in names or len(set(names)) < len(names):
-            what = "a column name twice" if "path" in names else "no column `path`"
-            raise AnnotationError(f"{file}: its first line has {what}: {', '.join(names) or '(empty file)'}")
-        reader.fieldnames = names
-        for row in reader:
-            # CSV does not distinguish an empty string from a missing value.
-            yield f"line {reader.line_num}", {k: v for k, v in row.items() if v not in (None, "")}
+    with _open_text(file) as stream:
+        skipped = 0  # lines before the header
+        for header in stream:
+            if header.strip() and not header.startswith("sep="):  # spreadsheets announce their delimiter: `sep=;`
+                break
+            skipped += 1
+        else:
+            raise AnnotationError(f"{file}: its first line has no column `path`: (empty file)")
+        delimiter = _find_delimiter(header, _DELIMITERS[file.suffix.lower()])
+        names: list[str] = []
+        try:
+            for record in read_records(chain([header], stream), delimiter, first_line=skipped + 1):
+                if not names:
+                    names = _check_header(file, record)
+                elif isinstance(record.fields, BadRow):
+                    yield f"line {record.line}", record.fields
+                elif any(value.strip() for value in record.fields):
+                    _refuse_swallowed_rows(file, record, names.index("path"), delimiter)
+                    yield f"line {record.line}", _make_mapping(names, record.fields)
+        except BrokenQuotesError as error:
+            raise AnnotationError(f"{file}: {error}") from None
+
+
+def _find_delimiter(header: str, candidates: str) -> str:
+    """The first delimiter with which the header has the column `path`; the usual one if none has."""
+    for delimiter in candidates:
+        if any("path" in (name.strip() for name in row) for row in csv.reader([header], delimiter=delimiter)):
+            return delimiter
+    return candidates[0]
+
+
+def _check_header(file: Path, header: CsvRecord) -> list[str]:
+    """The column names, without surrounding white space."""
+    if isinstance(header.fields, BadRow):
+        raise AnnotationError(f"{file}: line {header.line}: {header.fields}")
+    names = [name.strip() for name in header.fields]
+    if "path" not in names or len(set(names)) < len(names):
+        what = "a column name twice" if "path" in names else "no column `path`"
+        raise AnnotationError(f"{file}: its first line has {what}: {', '.join(names)}")
+    return names
+
+
+def _make_mapping(names: list[str], values: list[str]) -> dict[str, Any]:
+    # CSV does not distinguish an empty string from a missing value.
+    row: dict[str, Any] = {name: value for name, value in zip(names, values, strict=False) if value != ""}
+    if len(values) > len(names):
+        row[_REST] = values[len(names) :]
+    return row
+
+
+def _refuse_swallowed_rows(file: Path, record: CsvRecord, column: int, delimiter: str) -> None:
+    """Reject a field with line breaks that contains what looks like rows: its quotation mark is probably a mistake.
+
+    Such rows would vanish into the text of another one. A row is recognised by its path: an extension of the record's own
+    path or of a video, or a path without extension in a line with all columns.
+
+    Args:
+        column: index of the column `path`.
+    """
+    assert not isinstance(record.fields, BadRow)
+    if record.line == record.last_line:
+        return
+    own = record.fields[column] if column < len(record.fields) else ""
+    endings = {PurePosixPath(own).suffix.lower(), *_VIDEO_ENDINGS} - {""}
+    for field in record.fields:
+        for number, line in enumerate(field.splitlines()[1:], 1):
+            parts = [part.strip(' "') for part in line.split(delimiter)]
+            path = parts[column] if column < len(parts) and len(parts) > min(1, len(record.fields) - 1) else ""
+            bare = not PurePosixPath(own).suffix and len(parts) == len(record.fields) and path and " " not in path
+            if bare or PurePosixPath(path).suffix.lower() in endings or field is own:
+                raise AnnotationError(
+                    f"{file}: line {record.line}: a quoted field spans lines {record.line} to {record.last_line}, and its "
+                    f"{_ordinal(number + 1)} line looks like a row: {_show(line)}. Close the quotation mark, or write a "
+                    'quotation mark that is part of the text as two: "a 5"" screen"'
+                )
+
+
+def _ordinal(number: int) -> str:
+    return {2: "second", 3: "third"}.get(number, f"{number}th")
 
 
 def _read_json(file: Path) -> Iterator[tuple[str, Any]]:
-    text = file.read_text(encoding="utf-8-sig")
+    text = _read_text(file)
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # several values: JSON lines with a .json extension
             yield from _parse_lines(text)
             return
         raise
+    if isinstance(value, BadRow):
+        raise AnnotationError(f"{file}: {value}")
     if isinstance(value, dict) and isinstance(value.get("clips"), list):
         value = value["clips"]
     elif isinstance(value, dict) and "path" in value:
@@ -111,23 +199,31 @@ def _read_json(file: Path) -> Iterator[tuple[str, Any]]:
     yield from ((f"clip {number}", row) for number, row in enumerate(value))
 
 
+def _read_text(file: Path) -> str:
+    with _open_text(file) as stream:
+        return stream.read()
+
+
 def _read_json_lines(file: Path) -> Iterator[tuple[str, Any]]:
-    yield from _parse_lines(file.read_text(encoding="utf-8-sig"))
+    yield from _parse_lines(_read_text(file))
 
 
 def _parse_lines(text: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                yield f"line {number}", json.loads(line)
+                yield f"line {number}", parse_json(line)
             except (json.JSONDecodeError, RecursionError) as error:
                 yield f"line {number}", BadRow(f"not JSON: {error}")
 
 
 def _read_parquet(file: Path) -> Iterator[tuple[str, Any]]:
     table = pq.read_table(file)
-    if "path" not in table.column_names:
-        raise AnnotationError(f"{file}: there is no column `path`; the columns are: {', '.join(table.column_names)}")
+    names = table.column_names
+    if "path" not in names:
+        raise AnnotationError(f"{file}: there is no column `path`; the columns are: {', '.join(names)}")
+    if len(set(names)) < len(names):
+        raise AnnotationError(f"{file}: has a column name twice: {', '.join(names)}")
     yield from ((f"row {number}", row) for number, row in enumerate(table.to_pylist()))
 
 
@@ -158,8 +254,8 @@ def parse_row(row: Any, default_split: str) -> AnnotatedClip:
     return AnnotatedClip(
         path=PurePosixPath(path).as_posix(),  # `./a.mp4` and `a.mp4` are the same file
         split=split,
-        video_id=_text(row, "video_id") or None,
-        label=_text(row, "label"),
+        video_id=_text(row, "video_id"),
+        label=_plain_label(_text(row, "label")),
         captions=tuple(_captions(row)),
         start=start,
         end=end,
@@ -182,7 +278,10 @@ def _check_text(value: str, name: str) -> str:
 
 
 def _text(row: Mapping[str, Any], name: str) -> str | None:
-    """A string, or an integer converted to a string, because labels and ids are often numbers."""
+    """A string without surrounding white space, or an integer as one, because labels and ids are often numbers.
+
+    None if it is missing or blank.
+    """
     value = row.get(name)
     if value is None:
         return None
@@ -190,7 +289,12 @@ def _text(row: Mapping[str, Any], name: str) -> str | None:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise BadRow(f"{name} must be text, is {_show(value)}")
-    return _check_text(str(value), name)
+    return _check_text(str(value).strip(), name) or None
+
+
+def _plain_label(label: str | None) -> str | None:
+    """A label in one spelling: labels that differ only in white space or in the composition of accents are one class."""
+    return None if label is None else unicodedata.normalize("NFC", " ".join(label.split()))
 
 
 def _number(row: Mapping[str, Any], name: str) -> float | None:
@@ -217,7 +321,7 @@ def _captions(row: Mapping[str, Any]) -> list[str]:
     for name in ("captions", "caption", *numbered):
         value = row.get(name)
         if name == "captions" and isinstance(value, str):
-            value = _parse_json(value, name) if value.lstrip().startswith("[") else value.split("|")
+            value = _split_captions(value)
         values += value if isinstance(value, list) else [value]
     captions = [value for value in values if value is not None]
     if not all(isinstance(caption, str) for caption in captions):
@@ -225,9 +329,27 @@ def _captions(row: Mapping[str, Any]) -> list[str]:
     return [_check_text(caption.strip(), "caption") for caption in captions]
 
 
+def _split_captions(text: str) -> list[Any]:
+    """The captions in a text: a JSON list, or captions separated by |. A caption may begin with a bracket: `[Music]`."""
+    if not text.lstrip().startswith("["):
+        return text.split("|")
+    try:
+        value = parse_json(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        # Meant as a list: it begins with a quote (Python's own lists, as pandas writes them, have single quotes), or has
+        # nothing but numbers.
+        if re.match(r"\s*\[\s*([\"']|[-\d.,\s]*$)", text):
+            raise BadRow(f"captions is not valid JSON: {error}; write a list as {_JSON_LIST}") from None
+        return text.split("|")
+    return value if isinstance(value, list) else [value]
+
+
+_JSON_LIST = '["a dog", "a cat"]'
+
+
 def _parse_json(text: str, name: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise BadRow(f"{name} is not valid JSON: {error}") from None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from stm.config import BenchmarkDataset, LanguageDataset
 from stm.datasets.annotations import AnnotatedClip
 from stm.datasets.find_videos import Videos
-from stm.datasets.folder import DatasetError, NamedClip, Refused, drop_duplicates
+from stm.datasets.folder import DatasetError, NamedClip, Refused, describe_others, drop_duplicates, printable
 from stm.jobs.status import Status
 
 _SHOWN = 10
@@ -51,6 +51,7 @@ class CopyReport:
     missing: Mapping[str, int]  # number of clips per missing file, by listed name
     problems: tuple[str, ...] = ()  # unusable lines and links
     linked_folders: tuple[str, ...] = ()  # not searched
+    skipped: tuple[str, ...] = ()  # what else was not looked at; see `describe_skipped`
 
     @property
     def is_official(self) -> bool:
@@ -81,7 +82,7 @@ class CopyReport:
             lines.append(
                 f"Linked folders are not searched: {shown}. Set dataset.root to the folder that they point to."
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.skipped])
 
     def table(self) -> str:
         """The counts per split; `?` for an unknown official number, `~` before a number that is not checked."""
@@ -120,6 +121,13 @@ class MatchedFiles:
     def problems(self) -> tuple[str, ...]:
         """The refusals for reasons other than a missing file."""
         return tuple(f"{one.video_id}: {one.detail}" for one in self.refused if one.path not in self.missing)
+
+
+def describe_skipped(videos: Videos) -> tuple[str, ...]:
+    """A line about the folders that cannot be read, and one about the files that do not have the ending of a video."""
+    shown = ", ".join(f"{printable(folder)} ({reason})" for folder, reason in videos.unreadable[:_SHOWN])
+    folders = [f"{len(videos.unreadable):,} folders cannot be read. The first: {shown}"] if shown else []
+    return (*folders, *describe_others(videos.others, "those of videos"))
 
 
 def match_files(

@@ -1,12 +1,12 @@
 """An index by name of the videos under a folder, built in one directory walk without opening any file."""
 
-import os
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from stm.config import FolderDataset
-from stm.datasets.folder import DatasetError
+from stm.datasets.file_lookup import same_spelling, walk_files
+from stm.datasets.folder import check_root
 from stm.datasets.official_lists import Entry
 from stm.jobs.status import Status
 from stm.storage.files import UnsafePathError, safe_join
@@ -22,17 +22,19 @@ class Videos:
     by_name: dict[str, list[str]] = field(default_factory=dict)  # paths by file name without extension
     links: set[str] = field(default_factory=set)
     linked_folders: list[str] = field(default_factory=list)  # not searched, because links can form cycles
+    unreadable: list[tuple[str, str]] = field(default_factory=list)  # (folder, reason): those that may not be entered
+    others: Counter[str] = field(default_factory=Counter)  # number of other files, by extension
     # UCF101 spells one class in two ways, and some copies change the case of names. Filled on first use.
     _by_folded_name: dict[str, list[str]] = field(default_factory=dict)
 
     def candidates(self, name: str) -> list[str]:
-        """Files with this name or, if none exist, files whose name differs only in case."""
+        """Files with this name or, if none exist, files whose name differs only in case or in how accents are composed."""
         if name in self.by_name:
             return self.by_name[name]
         if not self._by_folded_name:
             for other, paths in self.by_name.items():
-                self._by_folded_name.setdefault(other.casefold(), []).extend(paths)
-        return self._by_folded_name.get(name.casefold(), [])
+                self._by_folded_name.setdefault(same_spelling(other).casefold(), []).extend(paths)
+        return self._by_folded_name.get(same_spelling(name).casefold(), [])
 
     def find(self, entry: Entry, shared: bool) -> str | None:
         """The file of an entry; None if no file matches.
@@ -78,30 +80,16 @@ def list_videos(root: Path) -> Videos:
     Raises:
         DatasetError: `root` is not a folder.
     """
-    if not root.is_dir():
-        raise DatasetError(
-            f"dataset.root: {root} is not a folder; paths in a config are relative to where stm is started"
-        )
+    check_root(root)
     videos = Videos(root)
-    for path, link in walk_files(root, ""):
-        name, _, ending = path.rpartition("/")[2].rpartition(".")
+    for path, link in walk_files(root, videos.unreadable):
+        name, dot, ending = path.rpartition("/")[2].rpartition(".")
         if f".{ending.lower()}" in VIDEO_ENDINGS:
             videos.by_name.setdefault(name, []).append(path)
             if link:
                 videos.links.add(path)
         elif link and (root / path).is_dir():
             videos.linked_folders.append(path)
+        else:
+            videos.others[f".{ending.lower()}" if dot else ""] += 1
     return videos
-
-
-def walk_files(folder: Path, prefix: str) -> Iterator[tuple[str, bool]]:
-    """(relative path, whether it is a link) per file or link, sorted because `scandir` order is machine-dependent."""
-    with os.scandir(folder) as entries:
-        inside = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    for entry in inside:
-        if entry.is_symlink():
-            yield prefix + entry.name, True
-        elif entry.is_dir():
-            yield from walk_files(folder / entry.name, f"{prefix}{entry.name}/")
-        elif entry.is_file():
-            yield prefix + entry.name, False

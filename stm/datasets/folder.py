@@ -1,16 +1,16 @@
 """Lists the clips of a folder of videos, from its annotations or from its files, without opening any video."""
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stm.datasets.annotations import AnnotatedClip, AnnotationError, BadRow, parse_row, read_annotations
+from stm.datasets.annotations import AnnotatedClip, AnnotationError, parse_row, read_annotations
+from stm.datasets.file_lookup import FileLookup, same_spelling, walk_files
+from stm.datasets.text_files import BadRow
 from stm.jobs.status import Status
 from stm.manifest import make_key
-from stm.storage.files import UnsafePathError, safe_join
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")  # extensions of images, which are single-frame clips
 
@@ -37,9 +37,16 @@ class NamedClip:
     clip: AnnotatedClip
 
 
-def list_clips(
-    root: Path, annotations: Path | None, extensions: Sequence[str], split: str
-) -> tuple[list[NamedClip], list[Refused]]:
+@dataclass(frozen=True)
+class Listing:
+    """The clips of a dataset before any video is opened."""
+
+    clips: list[NamedClip]
+    refused: list[Refused]
+    notes: tuple[str, ...] = ()  # what was left out or combined, for the log
+
+
+def list_clips(root: Path, annotations: Path | None, extensions: Sequence[str], split: str) -> Listing:
     """The usable and the refused clips of a folder.
 
     Args:
@@ -50,23 +57,42 @@ def list_clips(
         DatasetError: `root` is not a folder, or it contains no clips.
         AnnotationError: the annotations are unusable.
     """
-    if not root.is_dir():
-        raise DatasetError(
-            f"dataset.root: {root} is not a folder; paths in a config are relative to where stm is started"
-        )
+    check_root(root)
     refused: list[Refused] = []
+    notes: list[str] = []
     if annotations is None:
-        clips = list(_clips_in(root, extensions, split, refused))
+        listed: Iterable[AnnotatedClip] = _clips_in(root, extensions, split, refused, notes)
     else:
-        clips = list(_clips_of(annotations, split, refused))
-    clips = list(_inside(root, clips, refused))
+        listed = _clips_of(annotations, split, refused)
+    clips = list(_inside(root, listed, refused))
     if not clips and not refused:
         missing = f"no file ending in {', '.join(extensions)}" if annotations is None else f"no row in {annotations}"
-        raise DatasetError(f"dataset.root: no clips in {root}: there is {missing}")
-    return list(_named(clips, refused)), refused
+        raise DatasetError("\n".join([f"dataset.root: no clips in {root}: there is {missing}", *notes]))
+    merged = _merge_rows(_with_ids(clips))
+    if len(merged) < len(clips):
+        notes.append(
+            f"{len(clips) - len(merged):,} rows add captions or questions to the clip of an earlier row, which has the same "
+            "video, part, split and label"
+        )
+    return Listing(list(drop_duplicates(merged, refused)), refused, tuple(notes))
+
+
+def check_root(root: Path) -> None:
+    """Check that a dataset's root is a folder.
+
+    Raises:
+        DatasetError: it is not; the message says how the path is understood.
+    """
+    if root.is_dir():
+        return
+    if root.exists():
+        raise DatasetError(f"dataset.root: {root} is not a folder, but a file; name the folder that holds the videos")
+    raise DatasetError(f"dataset.root: {root} is not a folder; paths in a config are relative to where stm is started")
 
 
 def _clips_of(annotations: Path, split: str, refused: list[Refused]) -> Iterator[AnnotatedClip]:
+    if annotations.is_dir():
+        raise AnnotationError(f"dataset.annotations: {annotations} is a folder; name the file with the annotations")
     if not annotations.is_file():
         raise AnnotationError(f"dataset.annotations: there is no file {annotations}")
     for where, row in read_annotations(annotations):
@@ -78,30 +104,77 @@ def _clips_of(annotations: Path, split: str, refused: list[Refused]) -> Iterator
             refused.append(Refused(printable(name), None, Status.BAD_ROW, f"{where}: {error}"))
 
 
-def _clips_in(root: Path, extensions: Sequence[str], split: str, refused: list[Refused]) -> Iterator[AnnotatedClip]:
-    for path in sorted(walk_videos(root, extensions)):
-        relative = path.relative_to(root).as_posix()
+def _clips_in(
+    root: Path, extensions: Sequence[str], split: str, refused: list[Refused], notes: list[str]
+) -> Iterator[AnnotatedClip]:
+    unreadable: list[tuple[str, str]] = []
+    others: Counter[str] = Counter()
+    for relative, link in walk_videos(root, extensions, unreadable, others):
         if printable(relative) != relative:
             detail = "the file's name is not valid UTF-8; rename it"
             refused.append(Refused(printable(relative), printable(relative), Status.BAD_ROW, detail))
-        elif path.is_dir():
+        elif link and (root / relative).is_dir():
             # Its target may be under the root as well, in which case its files would be found twice.
             refused.append(
                 Refused(relative, relative, Status.PATH_OUTSIDE_ROOT, "a linked folder; links are not followed")
             )
         else:
             yield AnnotatedClip(relative, split)
+    refused += refuse_folders(unreadable)
+    notes += describe_others(others, "dataset.extensions")
 
 
-def walk_videos(root: Path, extensions: Sequence[str]) -> Iterator[Path]:
-    """The files under `root` with one of the extensions (in any case), and linked folders; hidden ones are skipped."""
+def refuse_folders(unreadable: Iterable[tuple[str, str]]) -> list[Refused]:
+    """A refusal per subfolder that may not be entered."""
+    return [
+        Refused(
+            printable(folder), printable(folder), Status.OPEN_FAILED,
+            f"a folder that cannot be read ({reason}): videos in it are not in the manifest",
+        )
+        for folder, reason in unreadable
+    ]  # fmt: skip
+
+
+_SHOWN_ENDINGS = 10
+
+
+def describe_others(others: Counter[str], where: str) -> list[str]:
+    """A line that counts the files whose ending is not looked for, by ending; no line if there are none.
+
+    Args:
+        where: what decides the endings.
+    """
+    if not others:
+        return []
+    ordered = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{printable(ending) or '(no ending)'} ({count:,})" for ending, count in ordered[:_SHOWN_ENDINGS]]
+    more = f" and {len(ordered) - _SHOWN_ENDINGS:,} more endings" if len(ordered) > _SHOWN_ENDINGS else ""
+    return [
+        f"{others.total():,} files are ignored, because their endings are not among {where}: {', '.join(shown)}{more}"
+    ]
+
+
+def walk_videos(
+    root: Path,
+    extensions: Sequence[str],
+    unreadable: list[tuple[str, str]] | None = None,
+    others: Counter[str] | None = None,
+) -> Iterator[tuple[str, bool]]:
+    """(relative path, whether it is a link) per file under `root` with one of the extensions, and per linked folder.
+
+    Extensions match in any case; hidden files and folders are skipped.
+
+    Args:
+        unreadable: receives the subfolders that may not be entered; see `walk_files`.
+        others: counts the other files by extension.
+    """
     endings = tuple(ending.lower() for ending in extensions)
-    for folder, folders, files in os.walk(root):
-        here = Path(folder)
-        yield from (here / name for name in folders if not name.startswith(".") and (here / name).is_symlink())
-        # Modified in place, so that `os.walk` descends only into these folders, in this order.
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (here / name for name in files if name.lower().endswith(endings) and not name.startswith("."))
+    for path, link in walk_files(root, [] if unreadable is None else unreadable):
+        name = path.rpartition("/")[2].lower()
+        if name.endswith(endings) or (link and (root / path).is_dir()):
+            yield path, link
+        elif others is not None:
+            others[PurePosixPath(name).suffix] += 1
 
 
 def printable(text: str) -> str:
@@ -109,50 +182,76 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _inside(root: Path, clips: Sequence[AnnotatedClip], refused: list[Refused]) -> Iterator[AnnotatedClip]:
-    """The clips whose path is inside the root and refers to a file."""
+def _inside(root: Path, clips: Iterable[AnnotatedClip], refused: list[Refused]) -> Iterator[AnnotatedClip]:
+    """The clips whose path is inside the root and refers to a file, with the path as on disk."""
+    lookup = FileLookup(root)
+    known: dict[str, tuple[str, Status | None, str]] = {}  # many clips may be parts of one file
     for clip in clips:
-        name = printable(clip.video_id or clip.path)
-        try:
-            path = safe_join(root, clip.path)
-            if path.is_file():
-                yield clip
-            else:
-                what = "it is not a regular file" if path.exists() else "there is no such file"
-                refused.append(Refused(name, printable(clip.path), Status.MISSING_FILE, what))
-        except UnsafePathError:
-            detail = "the path must be relative to dataset.root and stay under it, links resolved"
-            refused.append(Refused(name, printable(clip.path), Status.PATH_OUTSIDE_ROOT, detail))
-        except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, or a symlink loop
-            reason = getattr(error, "strerror", None) or type(error).__name__
-            refused.append(Refused(name, printable(clip.path), Status.MISSING_FILE, f"cannot be looked up: {reason}"))
+        found = known.get(clip.path)
+        if found is None:
+            found = known[clip.path] = lookup.find(clip.path)
+        path, status, detail = found
+        if status is None:
+            yield clip if path == clip.path else replace(clip, path=path)
+        else:
+            refused.append(Refused(printable(clip.video_id or clip.path), printable(clip.path), status, detail))
 
 
-def _named(clips: Sequence[AnnotatedClip], refused: list[Refused]) -> Iterator[NamedClip]:
-    """Assigns ids; only the first of several clips with the same id is kept."""
+def _with_ids(clips: Sequence[AnnotatedClip]) -> Iterator[NamedClip]:
     defaults = _default_ids({clip.path for clip in clips})
-    named = (NamedClip(clip.video_id or defaults[clip.path] + _segment(clip), clip) for clip in clips)
-    return drop_duplicates(named, refused)
+    return (NamedClip(clip.video_id or defaults[clip.path] + _segment(clip), clip) for clip in clips)
+
+
+def _merge_rows(clips: Iterable[NamedClip]) -> list[NamedClip]:
+    """One clip for all rows of a clip that differ only in their texts: many lists have one row per caption.
+
+    Repeated captions are kept, as in the official lists.
+    """
+    merged: list[NamedClip] = []
+    places: dict[str, int] = {}  # index in `merged` of the first row with an id
+    for named in clips:
+        place = places.setdefault(named.video_id, len(merged))
+        if place == len(merged) or not (named.clip.captions or named.clip.questions):
+            merged.append(named)
+            continue
+        first = merged[place].clip
+        if _differences(first, named.clip):
+            merged.append(named)
+            continue
+        captions, questions = first.captions + named.clip.captions, first.questions + named.clip.questions
+        merged[place] = NamedClip(named.video_id, replace(first, captions=captions, questions=questions))
+    return merged
+
+
+def _differences(one: AnnotatedClip, other: AnnotatedClip) -> list[str]:
+    """The names of the values, other than texts, in which two clips differ."""
+    return [name for name in ("path", "start", "end", "split", "label") if getattr(one, name) != getattr(other, name)]
 
 
 def drop_duplicates(clips: Iterable[NamedClip], refused: list[Refused]) -> Iterator[NamedClip]:
-    """The clips without duplicates, that is, without clips that have the id of an earlier clip."""
-    taken: set[str] = set()
+    """The clips without duplicates, that is, without clips that have the id of an earlier clip.
+
+    Ids that differ only in the composition of accents look the same, and count as the same.
+    """
+    taken: dict[str, NamedClip] = {}
     for named in clips:
-        key = make_key(named.video_id)
-        if key in taken:
-            detail = "an earlier clip has this video_id"
-            refused.append(Refused(named.video_id, named.clip.path, Status.DUPLICATE_ID, detail))
+        earlier = taken.setdefault(same_spelling(named.video_id), named)
+        if earlier is named:
+            yield named
             continue
-        taken.add(key)
-        yield named
+        other = ", ".join(_differences(earlier.clip, named.clip))
+        detail = "an earlier clip has this video_id" + (f", and another {other}" if other else "")
+        refused.append(Refused(named.video_id, named.clip.path, Status.DUPLICATE_ID, detail))
 
 
 def _default_ids(paths: set[str]) -> dict[str, str]:
-    """Ids by path: the relative path without its extension, or with it if two ids would otherwise collide."""
-    stems = {path: PurePosixPath(path).with_suffix("").as_posix() for path in paths}
+    """Ids by path: the relative path without its extension, or with it if two ids would otherwise collide.
+
+    In NFC, so that the ids of a dataset do not depend on the file system that it was copied from.
+    """
+    stems = {path: same_spelling(PurePosixPath(path).with_suffix("").as_posix()) for path in paths}
     count: Counter[str] = Counter(stems.values())
-    return {path: stem if count[stem] == 1 else PurePosixPath(path).as_posix() for path, stem in stems.items()}
+    return {path: stem if count[stem] == 1 else same_spelling(path) for path, stem in stems.items()}
 
 
 def _segment(clip: AnnotatedClip) -> str:
@@ -180,4 +279,4 @@ def row_of(named: NamedClip, facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_FACTS = ("fps", "width", "height", "codec", "frames", "duration", "bytes", "sha256")
+_FACTS = ("fps", "width", "height", "codec", "frames", "duration", "bytes", "sha256", "ends_hash")

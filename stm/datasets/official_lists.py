@@ -1,16 +1,18 @@
 """Code shared by all benchmarks: their known properties, and reading their official lists."""
 
-import csv
 import hashlib
 import io
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
-from stm.datasets.annotations import AnnotatedClip, BadRow
+from stm.datasets.annotations import AnnotatedClip
 from stm.datasets.folder import DatasetError
+from stm.datasets.text_files import BadRow, BrokenQuotesError, parse_json, read_records, text_encoding
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Annotations:
             data = path.read_bytes()
             self.hashes[path.relative_to(self.folder)] = hashlib.sha256(data).hexdigest()
             # Published lists may begin with a byte order mark.
-            return data.decode("utf-8-sig")
+            return data.decode(text_encoding(data[:4]))
         except (OSError, UnicodeError) as error:
             raise DatasetError(f"{path}: cannot be read ({error}); download it again, see docs/datasets.md") from error
 
@@ -102,27 +104,37 @@ class Annotations:
         lines = enumerate(self.text(path).splitlines(), 1)
         return [(f"{path.name}, line {number}", line.strip()) for number, line in lines if line.strip()]
 
-    def csv(self, path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-        """(position, values by column) of each row of a file whose header contains `columns`."""
-        # Rows with missing fields are handled by `text_of`, whose error names the row.
-        reader = csv.DictReader(io.StringIO(self.text(path), newline=""), restkey="", restval="")
-        missing = [column for column in columns if column not in (reader.fieldnames or ())]
-        if missing:
-            names = ", ".join(reader.fieldnames or ()) or "none"
-            raise DatasetError(
-                f"{path}: there is no column `{missing[0]}`, the columns are: {names}; is it the official file?"
-            )
+    def csv(self, path: Path, columns: Sequence[str]) -> list[tuple[str, Any]]:
+        """(position, values by column, or BadRow) of each row of a file whose header contains `columns`."""
+        names: list[str] = []
+        rows: list[tuple[str, Any]] = []
         try:
-            return [(f"{path.name}, line {reader.line_num}", row) for row in reader]
-        except csv.Error as error:
+            for record in read_records(io.StringIO(self.text(path), newline=""), ","):
+                where = f"{path.name}, line {record.line}"
+                if record.last_line > record.line:  # no official list has one, so a quotation mark is misplaced
+                    raise BrokenQuotesError(
+                        f"line {record.line}: a quoted field spans the lines {record.line} to {record.last_line}"
+                    )
+                if isinstance(record.fields, BadRow):
+                    rows.append((where, record.fields))
+                elif names:
+                    # Missing fields are handled by `text_of`, whose error names the row.
+                    rows.append((where, dict(zip(names, chain(record.fields, repeat("")), strict=False))))
+                else:
+                    names = record.fields
+                    _check_columns(path, names, columns)
+        except BrokenQuotesError as error:
             raise DatasetError(
                 f"{path}: is not a CSV file ({error}); download it again, see docs/datasets.md"
             ) from error
+        if not names:
+            _check_columns(path, names, columns)
+        return rows
 
     def json(self, path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
         """The contents of a JSON file whose top-level value is a list or an object."""
         try:
-            value = json.loads(self.text(path))
+            value = parse_json(self.text(path))
         except (json.JSONDecodeError, RecursionError) as error:
             raise DatasetError(
                 f"{path}: is not a JSON file ({error}); download it again, see docs/datasets.md"
@@ -135,6 +147,15 @@ class Annotations:
     def json_rows(self, path: Path) -> list[tuple[str, Any]]:
         """(position, row) of each row of a JSON list."""
         return [(f"{path.name}, entry {number}", row) for number, row in enumerate(self.json(path, list))]
+
+
+def _check_columns(path: Path, names: Sequence[str], columns: Sequence[str]) -> None:
+    missing = [column for column in columns if column not in names]
+    if missing:
+        raise DatasetError(
+            f"{path}: there is no column `{missing[0]}`, the columns are: {', '.join(names) or 'none'}; is it the official "
+            "file?"
+        )
 
 
 @dataclass(frozen=True)
@@ -171,11 +192,16 @@ def text_of(row: Any, key: str) -> str:
     """A value of a row as text, without surrounding white space.
 
     Raises:
-        BadRow: the value is missing, or cannot be encoded as UTF-8 (JSON can encode half of a surrogate pair).
+        BadRow: the value is missing, not finite, or cannot be encoded as UTF-8 (JSON can encode half of a surrogate pair);
+            or the row itself is one.
     """
+    if isinstance(row, BadRow):
+        raise row
     value = row.get(key) if isinstance(row, Mapping) else None
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise BadRow(f"has no `{key}`: {str(row)[:80]}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadRow(f"`{key}` is {value!r}")
     text = str(value).strip()
     if not text:
         raise BadRow(f"`{key}` is empty")

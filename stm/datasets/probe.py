@@ -9,6 +9,7 @@ import av
 from stm.datasets.folder import IMAGE_ENDINGS
 from stm.datasets.media import is_from_machine, open_media
 from stm.jobs.status import Status
+from stm.manifest import hash_ends
 from stm.storage.files import sha256_file
 
 # Only these demuxers are allowed. Others accept any text as subtitles or ANSI art, or open other files and URLs (the
@@ -41,10 +42,10 @@ def probe_file(path: Path, min_side: int, max_side: int) -> Facts:
         max_side: pixels; a file with a longer side is `open_failed`.
 
     Returns:
-        status, detail and, if known, fps, width, height, codec, frames, duration, bytes, sha256.
+        status, detail and, if known, fps, width, height, codec, frames, duration, bytes, sha256, ends_hash.
 
     Raises:
-        OSError: the disk or the network fails.
+        OSError: the machine cannot read the file, for instance because its disk fails; this says nothing about the file.
     """
     facts: Facts = {"status": Status.OK, "detail": ""}
     try:
@@ -54,6 +55,7 @@ def probe_file(path: Path, min_side: int, max_side: int) -> Facts:
         if not facts["bytes"]:
             return facts | {"status": Status.EMPTY_FILE, "detail": "the file has no bytes"}
         facts["sha256"] = sha256_file(path)
+        facts["ends_hash"] = hash_ends(path)
         facts |= _probe_container(path, max_side)
     except FileNotFoundError:
         return facts | {"status": Status.MISSING_FILE, "detail": "there is no such file"}

@@ -141,7 +141,7 @@ def _from_folder(dataset: FolderDataset, seed: int, sample: int = 32) -> Clips:
     from stm.preprocess.video.container import VideoError
 
     root, annotations = Path(dataset.root), None if dataset.annotations is None else Path(dataset.annotations)
-    clips = [entry.clip for entry in list_clips(root, annotations, dataset.extensions, dataset.split)[0]]
+    clips = [entry.clip for entry in list_clips(root, annotations, dataset.extensions, dataset.split).clips]
     sizes = []
     for clip in random.Random(seed).sample(clips, min(sample, len(clips))):
         try:

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stm.datasets.annotations import AnnotatedClip, AnnotationError, BadRow, parse_row, read_annotations
+from stm.datasets.annotations import AnnotatedClip, AnnotationError, parse_row, read_annotations
+from stm.datasets.text_files import BadRow
 from stm.manifest import Question
 
 ROWS: list[dict[str, Any]] = [
@@ -80,6 +81,10 @@ def test_every_kind_of_file_says_the_same(name: str, tmp_path: Path) -> None:
         ({"captions": ["b"], "caption": "a", "caption_10": "d", "caption_2": "c"}, ("b", "a", "c", "d")),
         ({"captions": ["", "one", None]}, ("", "one")),
         ({"captions": None}, ()),
+        ({"captions": "[]"}, ()),
+        ({"captions": "[Music] a man plays the guitar"}, ("[Music] a man plays the guitar",)),
+        ({"captions": " [laughter]"}, ("[laughter]",)),
+        ({"captions": "[Music]|[1] a dog"}, ("[Music]", "[1] a dog")),
     ],
 )
 def test_captions_come_in_many_forms(row: dict[str, Any], captions: tuple[str, ...]) -> None:
@@ -123,6 +128,8 @@ def test_numbers_as_ids_and_labels_are_text() -> None:
         ({"label": "\ud800"}, "Unicode"),
         ({"captions": [1]}, "captions"),
         ({"captions": "[1"}, "JSON"),
+        ({"captions": '["a", "b"'}, "JSON"),
+        ({"captions": "['a', 'b']"}, r'write a list as \["a dog", "a cat"\]'),
         ({"questions": "what?"}, "JSON"),
         ({"questions": [{"question": "what?"}]}, "questions"),
         ({"questions": 3}, "questions"),
@@ -191,4 +198,110 @@ def test_unknown_columns_are_ignored_with_a_warning(tmp_path: Path) -> None:
     file.write_text("path,caption_1\na.mp4,x\n")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        read_annotations(file)
+
+
+@pytest.mark.parametrize(
+    ("rows", "line", "words"),
+    [
+        ('a.mp4,a 5" screen\nb.mp4,"a ""b"" c"\nc.mp4,"unclosed\nd.mp4,x\n', 4, "up to line 5"),
+        ('a.mp4,"unclosed\nb.mp4,"x"\nc.mp4,y\n', 2, "up to line 3"),  # closed by accident, and text follows
+        ('a.mp4,"unclosed\nb.mp4,"\nc.mp4,y\n', 2, "second line looks like a row: 'b.mp4,'"),
+        ('a.mp4,"one\ntwo\nB.MP4,"\n', 2, "third line looks like a row"),
+        ('a.mp4,"one\r\nb.mp4,"\r\n', 2, "looks like a row"),
+        ('a.mp4,"one\rb.mp4,"\r', 2, "looks like a row"),
+        ('a.bin,"one\nb.bin,"\n', 2, "looks like a row"),  # the ending of the row's own path
+        ('video1,"one\nvideo2,"\n', 2, "looks like a row"),  # no ending at all
+        ('"a.mp4,one\nb.mp4",x\n', 2, "looks like a row"),
+        ('a.mp4,x\nb.mp4,"unclosed', 3, "it is the last line"),
+    ],
+)
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_quote_that_swallows_rows_is_an_error_at_its_line(
+    rows: str, line: int, words: str, delimiter: str, tmp_path: Path
+) -> None:
+    file = tmp_path / ("a.tsv" if delimiter == "\t" else "a.csv")
+    file.write_bytes(f"path,caption\n{rows}".replace(",", delimiter).encode())
+    with pytest.raises(AnnotationError, match=rf"{file.name}: line {line}: ") as caught:
+        read_annotations(file)
+    assert words.replace("b.mp4,", f"b.mp4{delimiter}".encode("unicode_escape").decode()) in str(caught.value)
+
+
+def test_captions_may_have_line_breaks_and_quotes_of_one_line_cost_one_row(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text(
+        'path,label,caption\na.mp4,x,"First, a man, walking.\nThen, he, sits: see b.mp4"\n'
+        'b.mp4,x,"a" dog\nc.mp4,x,a 5" screen\n,,\n\nd.mp4,x,"a ""b"" c"\n'
+    )
+    rows = read_annotations(file)
+    assert [where for where, _ in rows] == ["line 2", "line 4", "line 5", "line 8"]
+    with pytest.raises(BadRow, match=r'quotation marks do not match.*as two: "a 5"" screen"'):
+        parse_row(rows[1][1], "train")
+    captions = [parse_row(rows[number][1], "train").captions for number in (0, 2, 3)]
+    assert captions == [("First, a man, walking.\nThen, he, sits: see b.mp4",), ('a 5" screen',), ('a "b" c',)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "list.json", "a.jsonl"])
+def test_text_files_are_read_in_every_unicode_encoding_that_is_marked(name: str, encoding: str, tmp_path: Path) -> None:
+    WRITERS[name](tmp_path / name)
+    text = (tmp_path / name).read_text(encoding="utf-8-sig")
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    assert clips_in(tmp_path / name) == CLIPS
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "latin-1"])
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_other_encodings_are_refused_with_the_remedy(name: str, encoding: str, tmp_path: Path) -> None:
+    text = "path,label\né.mp4,x\n" if name == "a.csv" else '{"path": "é.mp4"}\n'
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    with pytest.raises(AnnotationError, match=rf"{name}: cannot be read as .*save it as UTF-8"):
+        read_annotations(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path;label\na,b.mp4;run\n",
+        "sep=;\npath;label\na,b.mp4;run\n",
+        "path\tlabel\na,b.mp4\trun\n",
+        '\n  \n path , label \n"a,b.mp4", run \n',
+        "path;label\r\na,b.mp4;run\r\n",
+        "path;label\ra,b.mp4;run\r",
+    ],
+)
+def test_spreadsheets_write_csv_in_many_ways(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    assert clips_in(tmp_path / "a.csv") == [AnnotatedClip("a,b.mp4", "train", label="run")]
+
+
+def test_labels_that_look_the_same_are_one_class() -> None:
+    labels = ["run café", "run café ", " run café", "run  café", "run\u00a0café", "run cafe\u0301"]
+    clips = [parse_row({"path": "a.mp4", "label": label}, "train") for label in labels]
+    assert {clip.label for clip in clips} == {"run café"}
+    blank = parse_row({"path": "a.mp4", "label": " ", "split": " test ", "video_id": " a "}, "train")
+    assert (blank.label, blank.split, blank.video_id) == (None, "test", "a")
+
+
+@pytest.mark.parametrize("column", ["path", "video_id", "label", "start", "captions", "questions"])
+@pytest.mark.parametrize("name", ["list.json", "a.jsonl"])
+def test_a_number_of_thousands_of_digits_is_a_bad_row(name: str, column: str, tmp_path: Path) -> None:
+    rows = [{"path": "a.mp4", column: 0}, {"path": "b.mp4"}]
+    text = "\n".join(map(json.dumps, rows)) if name == "a.jsonl" else json.dumps(rows)
+    (tmp_path / name).write_text(text.replace(": 0", f": -{'1' * 5000}"))
+    first, second = (row for _, row in read_annotations(tmp_path / name))
+    with pytest.raises(BadRow, match=rf"{column}.*a number of 5,000 digits"):
+        parse_row(first, "train")
+    assert parse_row(second, "train").path == "b.mp4"
+
+
+def test_a_key_that_is_given_twice_is_a_bad_row(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text('[{"path": "a.mp4", "caption": "x", "caption": "y"}, {"path": "b.mp4"}]')
+    first, second = (row for _, row in read_annotations(file))
+    with pytest.raises(BadRow, match="`caption` is given twice"):
+        parse_row(first, "train")
+    assert parse_row(second, "train").path == "b.mp4"
+    file.write_text('{"clips": [{"path": "a.mp4"}], "clips": []}')
+    with pytest.raises(AnnotationError, match=r"a\.json: the key `clips` is given twice"):
         read_annotations(file)

@@ -1,5 +1,6 @@
 """Probing files: each kind of bad file gets its own status, and none takes the others with it."""
 
+import errno
 import os
 import subprocess
 import time
@@ -14,6 +15,7 @@ from stm.datasets.moving_shapes.generate import encode
 from stm.datasets.probe import probe_file
 from stm.datasets.probe_pool import probe_files
 from stm.jobs.status import Status
+from stm.manifest import hash_ends
 from stm.storage.files import sha256_file
 
 LIMITS = {"min_side": 32, "max_side": 4096}
@@ -48,6 +50,7 @@ def test_a_good_file_is_described(tmp_path: Path) -> None:
         "duration": 1.0,
         "bytes": path.stat().st_size,
         "sha256": sha256_file(path),
+        "ends_hash": hash_ends(path),
     }
 
 
@@ -202,3 +205,25 @@ def test_a_colon_in_a_name_is_no_protocol(tmp_path: Path, monkeypatch: pytest.Mo
     make_video(tmp_path / "concat:a.mp4")
     monkeypatch.chdir(tmp_path)
     assert status_of(Path("concat:a.mp4")) is Status.OK
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_a_read_error_of_the_machine_is_not_a_property_of_the_file(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_video(tmp_path / "a.mp4", frames=2)
+    state = path.stat()
+
+    class Failing(PosixPath):
+        def stat(self, **_: Any) -> os.stat_result:
+            return state
+
+        def open(self, *_: Any, **__: Any) -> Any:
+            raise OSError(code, os.strerror(code), str(path))
+
+    with pytest.raises(OSError, match=r"a\.mp4") as caught:
+        probe_file(Failing(path), **LIMITS)
+    assert caught.value.errno == code
+    # A file that may not be read is a property of the file.
+    code = errno.EACCES
+    assert status_of(Failing(path)) is Status.OPEN_FAILED

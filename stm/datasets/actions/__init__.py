@@ -12,9 +12,9 @@ from pkgutil import iter_modules
 
 from stm.config import BenchmarkDataset
 from stm.datasets.annotations import AnnotatedClip
-from stm.datasets.copies import CopyReport, DatasetCopy, SplitCounts, check_copy, match_files
+from stm.datasets.copies import CopyReport, DatasetCopy, SplitCounts, check_copy, describe_skipped, match_files
 from stm.datasets.find_videos import Videos, list_videos
-from stm.datasets.folder import Refused, printable
+from stm.datasets.folder import Refused, printable, refuse_folders
 from stm.datasets.official_lists import Annotations, Benchmark, Entry, Settings, Typical
 from stm.jobs.status import Status
 
@@ -60,9 +60,17 @@ def read_benchmark(dataset: BenchmarkDataset) -> DatasetCopy:
         split: SplitCounts(listed[split], on_disk[split], (official.get(split, 0),)) for split in [*official, *listed]
     }
     report = CopyReport(
-        benchmark.title, "clips", splits, matched.missing, matched.problems, tuple(videos.linked_folders)
+        benchmark.title,
+        "clips",
+        splits,
+        matched.missing,
+        matched.problems,
+        tuple(videos.linked_folders),
+        describe_skipped(videos),
     )
-    return DatasetCopy(matched.clips, matched.refused, report, annotations.hashes)
+    return DatasetCopy(
+        matched.clips, [*matched.refused, *refuse_folders(videos.unreadable)], report, annotations.hashes
+    )
 
 
 def _unusable(entries: Sequence[Entry]) -> Iterator[Refused]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from stm.datasets.annotations import AnnotatedClip, BadRow
+from stm.datasets.annotations import AnnotatedClip
 from stm.datasets.folder import DatasetError
 from stm.datasets.official_lists import (
     Annotations,
@@ -16,6 +16,7 @@ from stm.datasets.official_lists import (
     make_entries,
     text_of,
 )
+from stm.datasets.text_files import BadRow
 
 # The labels of the two test sets were never published. Baradel et al. (ECCV 2018) train on participants 1 to 25 and
 # validate on the others; the dataset's authors refer to this split (epic-kitchens-55-annotations, issue 17).

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
-from stm.datasets.annotations import AnnotatedClip, BadRow
+from stm.datasets.annotations import AnnotatedClip
 from stm.datasets.official_lists import Annotations, Benchmark, Entry, Settings, Typical, make_entries
+from stm.datasets.text_files import BadRow
 
 _SPLITS = {"1": "train", "2": "test"}
 _UNUSED = "0"  # a few clips of each class are in neither split

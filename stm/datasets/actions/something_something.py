@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stm.datasets.annotations import AnnotatedClip, BadRow
+from stm.datasets.annotations import AnnotatedClip
 from stm.datasets.official_lists import Annotations, Benchmark, Entry, Settings, Typical, make_entries, text_of
+from stm.datasets.text_files import BadRow
 
 _LISTS = {"train": "train.json", "val": "validation.json"}
 

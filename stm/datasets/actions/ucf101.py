@@ -3,8 +3,9 @@
 import re
 from collections.abc import Iterator
 
-from stm.datasets.annotations import AnnotatedClip, BadRow
+from stm.datasets.annotations import AnnotatedClip
 from stm.datasets.official_lists import Annotations, Benchmark, Entry, Settings, Typical, make_entries
+from stm.datasets.text_files import BadRow
 
 
 def read(annotations: Annotations, settings: Settings) -> Iterator[Entry]:

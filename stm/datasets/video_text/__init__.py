@@ -12,9 +12,10 @@ from typing import Any
 
 from stm.config import LanguageDataset
 from stm.datasets.annotations import AnnotatedClip
-from stm.datasets.copies import CopyReport, DatasetCopy, SplitCounts, check_copy, match_files
-from stm.datasets.find_videos import Videos, list_videos, walk_files
-from stm.datasets.folder import DatasetError
+from stm.datasets.copies import CopyReport, DatasetCopy, SplitCounts, check_copy, describe_skipped, match_files
+from stm.datasets.file_lookup import same_spelling, walk_files
+from stm.datasets.find_videos import Videos, list_videos
+from stm.datasets.folder import DatasetError, check_root, refuse_folders
 from stm.datasets.official_lists import Annotations, Entry, Typical
 from stm.datasets.video_text import benchmarks
 from stm.datasets.video_text.by_video import ListedVideos, group_by_video
@@ -129,7 +130,7 @@ def _read_corpus(dataset: LanguageDataset) -> DatasetCopy:
     annotations = Annotations(Path(dataset.annotations), corpus.title, _SUBFOLDERS)
     listed = group_by_video(read_corpus(corpus, annotations))
     videos = _list_files(Path(dataset.root))
-    files = ((clip, clip.path if clip.path in videos.by_name else None) for clip in listed.clips)
+    files = ((clip, _find_path(clip.path, videos)) for clip in listed.clips)
     splits = {SPLIT: SplitCounts(published=corpus.published)}
     return _copy(corpus.title, f"{corpus.media}s", annotations, listed, files, videos, splits)
 
@@ -151,18 +152,19 @@ def _copy(
         split: replace(counts, listed=clips[split], found=on_disk[split], texts=listed.texts[split])
         for split, counts in expected.items()
     }
-    report = CopyReport(title, media, splits, matched.missing, matched.problems, tuple(videos.linked_folders))
-    return DatasetCopy(matched.clips, matched.refused, report, annotations.hashes)
+    report = CopyReport(
+        title, media, splits, matched.missing, matched.problems, tuple(videos.linked_folders), describe_skipped(videos)
+    )
+    return DatasetCopy(
+        matched.clips, [*matched.refused, *refuse_folders(videos.unreadable)], report, annotations.hashes
+    )
 
 
 def _list_files(root: Path) -> Videos:
     """All files under a corpus's root by full path, with any extension; hidden files and linked folders are skipped."""
-    if not root.is_dir():
-        raise DatasetError(
-            f"dataset.root: {root} is not a folder; paths in a config are relative to where stm is started"
-        )
+    check_root(root)
     videos = Videos(root)
-    for path, link in walk_files(root, ""):
+    for path, link in walk_files(root, videos.unreadable):
         if link and (root / path).is_dir():
             videos.linked_folders.append(path)
             continue
@@ -170,6 +172,14 @@ def _list_files(root: Path) -> Videos:
         if link:
             videos.links.add(path)
     return videos
+
+
+def _find_path(path: str, videos: Videos) -> str | None:
+    """The file at a listed path, or at one that differs only in how accents are composed."""
+    if path in videos.by_name or path.isascii():
+        return path if path in videos.by_name else None
+    spelt = [other for other in videos.candidates(path) if same_spelling(other) == same_spelling(path)]
+    return spelt[0] if len(spelt) == 1 else None
 
 
 def _find_name(clip: AnnotatedClip, videos: Videos, shared: set[str]) -> str | None:

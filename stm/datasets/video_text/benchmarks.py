@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stm.datasets.annotations import BadRow
 from stm.datasets.folder import DatasetError
 from stm.datasets.official_lists import Annotations, integer_of, text_of
+from stm.datasets.text_files import BadRow
 from stm.datasets.video_text.by_video import AnnotationLine
 from stm.datasets.video_text.protocol import Protocol
 from stm.manifest import Question

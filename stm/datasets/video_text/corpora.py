@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from stm.datasets.annotations import BadRow
 from stm.datasets.official_lists import Annotations, Typical, text_of
+from stm.datasets.text_files import BadRow
 from stm.datasets.video_text.by_video import AnnotationLine
 from stm.datasets.video_text.streams import stream_rows
 from stm.storage.files import sha256_file

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from stm.datasets.folder import DatasetError
+from stm.datasets.text_files import JSON_DECODER, text_encoding
 
 _CHUNK = 1 << 20  # characters
 _LONGEST = 1 << 24  # characters per element; prevents a file that is not a list of captions from exhausting memory
@@ -36,7 +37,9 @@ def stream_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _stream_json(path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open("rb") as start:
+            encoding = text_encoding(start.read(4))
+        with path.open(encoding=encoding) as file:
             for number, row in enumerate(_elements(_Text(file))):
                 yield f"{path.name}, entry {number}", row
     except (OSError, ValueError, RecursionError) as error:
@@ -71,7 +74,6 @@ class _Text:
 
 def _elements(text: _Text) -> Iterator[Any]:
     """The elements of a JSON list."""
-    decoder = json.JSONDecoder()
     if text.peek() != "[":
         raise ValueError("it does not begin with [")
     text.at += 1
@@ -79,7 +81,7 @@ def _elements(text: _Text) -> Iterator[Any]:
         return
     while True:
         text.peek()
-        yield _element(decoder, text)
+        yield _element(text)
         separator = text.peek()
         text.at += 1
         if separator == "]":
@@ -88,11 +90,11 @@ def _elements(text: _Text) -> Iterator[Any]:
             raise ValueError("it ends early" if not separator else f"expected , or ] but found {separator!r}")
 
 
-def _element(decoder: json.JSONDecoder, text: _Text) -> Any:
+def _element(text: _Text) -> Any:
     """The element at the current position; the window grows until it contains the whole element."""
     while True:
         try:
-            value, end = decoder.raw_decode(text.window, text.at)
+            value, end = JSON_DECODER.raw_decode(text.window, text.at)
             if text.ended or text.window[end : end + 1] in _AFTER:  # otherwise a number may continue in the next chunk
                 text.at = end
                 return value

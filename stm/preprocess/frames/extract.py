@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stm.config import BadInput, Frames
 from stm.jobs.journal import Journal
 from stm.jobs.status import Status
-from stm.manifest import check_failures, read_rows
+from stm.manifest import check_failures, check_unchanged, read_rows
 from stm.preprocess.clip_outcomes import Note, name_item, pack_record, run_shard
 from stm.preprocess.frames.table import read_frames, read_jpegs, read_kept, write_frames
 from stm.preprocess.video.container import VideoError
@@ -83,6 +83,7 @@ def extract_clip(task: FrameTask) -> None:
     jpegs: list[bytes] = []
     try:
         path = safe_join(task.root, row["path"])
+        check_unchanged(path, row)
         with Video(path, row["start"], row["end"], max_side=settings.max_side) as video:
             _read_clip(video, settings, header, jpegs)
             notes = video.notes

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from stm.config import BadInput, Motion
 from stm.jobs.journal import Journal
 from stm.jobs.status import Status
-from stm.manifest import check_failures
+from stm.manifest import check_failures, check_unchanged
 from stm.preprocess.clip_outcomes import (
     Note,
     Outcome,
@@ -133,6 +133,7 @@ def extract_clip(task: MotionTask) -> None:
     stored = np.array(task.frames["decode_index"])
     try:
         path = safe_join(task.root, row["path"])
+        check_unchanged(path, row)
         motion = measure_motion(path, row["start"], row["end"], stored, task.shape, task.settings)
         blobs = [part.tobytes() for part in motion]
     except UnsafePathError:

@@ -8,7 +8,7 @@ from benchmark_copies import EPIC_HEADER, Copy, make_copy
 from stm.datasets import DatasetError
 from stm.datasets.actions import check_benchmark, read_benchmark
 from stm.datasets.actions.epic_kitchens import seconds, split_of
-from stm.datasets.annotations import BadRow
+from stm.datasets.text_files import BadRow
 from stm.jobs.status import Status
 
 

@@ -77,3 +77,19 @@ def test_a_list_without_labels_or_with_broken_rows_is_reported(copy: Copy) -> No
     assert "val.csv, line 2" in found.refused[0].detail and "'soon'" in found.refused[0].detail
     with pytest.raises(DatasetError, match=r"1 lines or files cannot be used[^\n]*\n  val\.csv, line 2"):
         check_benchmark(copy.dataset)
+
+
+def test_a_quote_that_swallows_lines_is_an_error_and_one_within_a_line_a_bad_row(copy: Copy) -> None:
+    rows = "label,youtube_id,time_start,time_end,split,is_cc\n{}\neating spaghetti,-0RDtzQ4DwI,1063,1073,train,1\n"
+    write(copy.annotations / "train.csv", rows.format('"testifying,---QUuC4vJs,84,94,train,0\n"x",y,1,2,train,0'))
+    with pytest.raises(DatasetError, match=r"train\.csv: is not a CSV file \(line 2"):
+        read_benchmark(copy.dataset)
+    write(copy.annotations / "train.csv", rows.format('"testifying,---QUuC4vJs,84,94,train,0\nx",y,1,2,train,0'))
+    with pytest.raises(DatasetError, match="line 2: a quoted field spans the lines 2 to 3"):
+        read_benchmark(copy.dataset)
+    write(copy.annotations / "train.csv", rows.format('"testifying" x,---QUuC4vJs,84,94,train,0'))
+    result = read_benchmark(copy.dataset)
+    assert [clip.video_id[:4] for clip in result.clips] == ["-0RD", "--07"]
+    assert result.report.problems == (
+        next(problem for problem in result.report.problems if problem.startswith("train.csv, line 2: ")),
+    )

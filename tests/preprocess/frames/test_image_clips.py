@@ -166,7 +166,8 @@ def test_a_picture_becomes_a_shard_that_training_reads_with_its_questions(made, 
         {"path": "plain.png", "video_id": "p"},
     ]
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    named, refused = list_clips(root, tmp_path / "list.jsonl", (), "train")
+    listing = list_clips(root, tmp_path / "list.jsonl", (), "train")
+    named, refused = listing.clips, listing.refused
     assert refused == []
     rows = [row_of(clip, probe_file(root / clip.clip.path, **LIMITS)) for clip in named]
     slice_path = write_slice(tmp_path / "slice.parquet", rows)
