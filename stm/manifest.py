@@ -46,7 +46,7 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("captions", pa.list_(pa.string())),
         pa.field("questions", QUESTIONS),
         pa.field("fps", pa.float64()),
-        pa.field("width", pa.int32()),  # pixels, as shown (rotation applied)
+        pa.field("width", pa.int32()),  # pixels, as shown: cropped, square, rotated
         pa.field("height", pa.int32()),
         pa.field("codec", pa.string()),
         pa.field("frames", pa.int64()),  # estimate reported by the container; null if it reports none

@@ -1,11 +1,13 @@
 """Reads the metadata of a video file from its container and first frame: displayed size, frame rate, codec, hash."""
 
 from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 
+from stm.datasets.display import PixelAspect, choose_stream, describe_size, read_cropping, shown_size
 from stm.datasets.folder import IMAGE_ENDINGS
 from stm.datasets.media import is_from_machine, open_media
 from stm.jobs.status import Status
@@ -30,6 +32,9 @@ OPEN_OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": 
 # different format.
 _IMAGES = ((0, b"\xff\xd8\xff", "jpeg_pipe"), (0, b"\x89PNG\r\n\x1a\n", "png_pipe"), (8, b"WEBP", "webp_pipe"))
 _IMAGE_FORMATS = {name for _, _, name in _IMAGES}
+# Decoders of video streams: apply a crop in the codec's header exactly, even if the pixels are then not aligned in memory.
+DECODER_OPTIONS = {"flags": "+unaligned"}
+_MAX_PNG_CHUNKS = 1000  # before the pixels; real files have at most a few dozen
 
 Facts = dict[str, Any]
 
@@ -63,22 +68,47 @@ def probe_file(path: Path, min_side: int, max_side: int) -> Facts:
         if is_from_machine(error):
             raise
         return facts | {"status": Status.OPEN_FAILED, "detail": f"cannot be opened as a video: {_first_words(error)}"}
-    return facts if facts["status"] is not Status.OK else _check_size(facts, min_side, max_side)
+    if facts["status"] is not Status.OK:
+        return facts
+    shape = facts["detail"]
+    return _check_size(facts | {"detail": ""}, min_side, max_side, shape)
 
 
 def open_arguments(path: Path) -> dict[str, Any]:
-    """Arguments with which `av.open` opens a file as an image or as one of CONTAINERS.
+    """Arguments with which `av.open` opens a file as an image or as one of CONTAINERS; an animated PNG is a video.
 
     Raises:
+        AnimatedImageError: the file is an animated WebP image.
         OSError: the file cannot be read.
     """
     if path.suffix.lower() in IMAGE_ENDINGS:
         with path.open("rb") as file:
-            start = file.read(16)
+            start = file.read(32)
+            if start[8:16] == b"WEBPVP8X" and start[20] & 2:  # the flag of an animation
+                raise AnimatedImageError("an animated WebP image, which cannot be decoded; convert it to a video")
+            animated = start.startswith(b"\x89PNG") and _is_animated_png(file)
         for offset, mark, name in _IMAGES:
-            if start[offset:].startswith(mark):
+            if start[offset:].startswith(mark) and not animated:
                 return {"format": name, "options": {**OPEN_OPTIONS, "format_whitelist": name}}
     return {"options": OPEN_OPTIONS}
+
+
+class AnimatedImageError(ValueError):
+    """An image file that contains a video, of a format that cannot be decoded."""
+
+
+def _is_animated_png(file: BinaryIO) -> bool:
+    """Whether a PNG file has an animation: the chunk `acTL` before the first pixels."""
+    place = 8
+    for _ in range(_MAX_PNG_CHUNKS):
+        file.seek(place)
+        head = file.read(8)
+        if head[4:] == b"acTL":
+            return True
+        if len(head) < 8 or head[4:] == b"IDAT":
+            return False
+        place += 12 + int.from_bytes(head[:4], "big")  # length, name, content, checksum
+    return False
 
 
 def is_image(container: Any) -> bool:
@@ -88,6 +118,8 @@ def is_image(container: Any) -> bool:
 
 def _first_words(error: Exception) -> str:
     """An error's text without the path, so that quarantine tables do not depend on the location of the dataset."""
+    if isinstance(error, AnimatedImageError):
+        return str(error)
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return f"{type(error).__name__}: {text.splitlines()[0]:.200}"
 
@@ -97,20 +129,12 @@ def _probe_container(path: Path, max_side: int) -> Facts:
     av.logging.restore_default_callback()
     av.logging.set_libav_level(av.logging.PANIC)
     with open_media(path, metadata_errors="replace", **open_arguments(path)) as container:
-        videos = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-        if not videos:
-            kinds = {s.type for s in container.streams}
-            if not kinds & {"audio", "video"}:
-                return {"status": Status.OPEN_FAILED, "detail": "neither video nor audio: is the header cut off?"}
-            detail = f"no video stream; the streams are: {', '.join(sorted(kinds))}"
-            return {"status": Status.NO_VIDEO_STREAM, "detail": detail}
-        stream = videos[0]
-        if stream.codec_context is None:
-            return {"status": Status.OPEN_FAILED, "detail": "its codec is unknown to ffmpeg"}
+        stream = choose_stream(container)
+        if stream is None:
+            return _without_stream(container)
         # A small file can contain an enormous frame, whose size is known only after decoding.
-        stream.codec_context.options = {"max_pixels": str(max_side**2)}
-        width, height = _displayed_size(container, stream)
-        shown = {"width": width, "height": height, "codec": stream.codec_context.name}
+        stream.codec_context.options = {"max_pixels": str(max_side**2), **DECODER_OPTIONS}
+        shown = {**_displayed_size(container, stream), "codec": stream.codec_context.name}
         if is_image(container):  # ffmpeg reports an arbitrary frame rate for images
             return {"fps": None, **shown, "frames": 1, "duration": None}
         return {
@@ -121,14 +145,32 @@ def _probe_container(path: Path, max_side: int) -> Facts:
         }
 
 
-def _displayed_size(container: Any, stream: Any) -> tuple[int, int]:
-    """Width and height of the first frame, display matrix applied; from the header if no frame can be decoded."""
-    stream.codec_context.thread_count = 1
-    width, height, rotation = stream.codec_context.width, stream.codec_context.height, 0
+def _without_stream(container: Any) -> Facts:
+    videos = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    if videos:
+        return {"status": Status.OPEN_FAILED, "detail": "its codec is unknown to ffmpeg"}
+    kinds = {s.type for s in container.streams}
+    if not kinds & {"audio", "video"}:
+        return {"status": Status.OPEN_FAILED, "detail": "neither video nor audio: is the header cut off?"}
+    detail = f"no video stream; the streams are: {', '.join(sorted(kinds))}"
+    return {"status": Status.NO_VIDEO_STREAM, "detail": detail}
+
+
+def _displayed_size(container: Any, stream: Any) -> Facts:
+    """Width and height of the first frame as a player shows it; from the header if no frame can be decoded."""
+    cropping, aspect = read_cropping(container, stream), PixelAspect(stream)
+    context = stream.codec_context
+    context.thread_count = 1
+    width, height, rotation = context.width, context.height, 0
     with suppress(av.FFmpegError, StopIteration):
         frame = next(container.decode(stream))
         width, height, rotation = frame.width, frame.height, frame.rotation
-    return (height, width) if rotation % 180 == 90 else (width, height)
+    width, height = cropping.size(width, height)
+    shape = Fraction(1) if is_image(container) else aspect.now()
+    size = shown_size(width, height, shape)
+    detail = "" if shape == 1 else f" ({describe_size(width, height, shape)})"
+    width, height = size[::-1] if rotation % 180 == 90 else size
+    return {"width": width, "height": height, "detail": detail}
 
 
 def _positive(value: Any) -> float | None:
@@ -142,9 +184,9 @@ def _duration(container: Any, stream: Any) -> float | None:
     return container.duration / av.time_base if container.duration else None
 
 
-def _check_size(facts: Facts, min_side: int, max_side: int) -> Facts:
+def _check_size(facts: Facts, min_side: int, max_side: int, shape: str) -> Facts:
     width, height = facts["width"], facts["height"]
-    shown = f"{width} x {height} pixels"
+    shown = f"{width} x {height} pixels{shape}"
     if min(width, height) <= 0:
         return facts | {"status": Status.OPEN_FAILED, "detail": "no frame size: damaged, or far too large"}
     if max(width, height) > max_side:

@@ -25,6 +25,7 @@ class Status(StrEnum):
     TOO_SHORT = "too_short"
     EDIT_LIST = "edit_list"  # the container hides some of the coded frames
     VARIABLE_RATE = "variable_rate"
+    SIZE_CHANGES = "size_changes"  # the shape of the frames changes within the clip; those after it are not stored
     TIMEOUT = "timeout"
     CRASHED = "crashed"  # the decoder crashed its process
     # Captions, similarity, motion

@@ -162,7 +162,8 @@ def _from_folder(dataset: FolderDataset, seed: int, sample: int = 32) -> Clips:
 
 
 def _read_header(root: Path, clip: AnnotatedClip) -> tuple[float, int, int]:
-    """Return a clip's frame count, width and height, as reported by the container of its file."""
+    """Return a clip's frame count, and its width and height as shown, as reported by the container of its file."""
+    from stm.datasets.display import PixelAspect, read_cropping, shown_size
     from stm.preprocess.video.container import choose_stream, open_container
 
     with open_container(root / clip.path) as container:
@@ -172,4 +173,5 @@ def _read_header(root: Path, clip: AnnotatedClip) -> tuple[float, int, int]:
         frames = video.frames or seconds * rate  # some containers, such as Matroska, do not store a frame count
         if clip.start is not None or clip.end is not None:
             frames = max(0.0, (clip.end or seconds) - (clip.start or 0.0)) * rate
-        return frames, video.codec_context.width, video.codec_context.height
+        size = read_cropping(container, video).size(video.codec_context.width, video.codec_context.height)
+        return frames, *shown_size(*size, PixelAspect(video).now())

@@ -1,10 +1,11 @@
 """The frames stage: store every k-th decoded frame of a shard's clips as a JPEG in one tar, with an offset index."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from stm.jobs.status import Status
 from stm.manifest import check_failures, check_unchanged, read_rows
 from stm.preprocess.clip_outcomes import Note, name_item, pack_record, run_shard
 from stm.preprocess.frames.table import read_frames, read_jpegs, read_kept, write_frames
+from stm.preprocess.sub_clips import read_sequence, run_sequences
 from stm.preprocess.video.container import VideoError
 from stm.preprocess.video.reader import Video
 from stm.preprocess.video.resize import Resizer
@@ -55,6 +57,8 @@ def extract_frames(
     journal = Journal(tar, receipt)
     tasks = [FrameTask(row, root, settings, journal) for row in rows]
     title = f"frames {slice_path.stem}"
+    unfinished = [task for task in tasks if journal.get(task.item) is None]
+    run_sequences(title, extract_sequence, unfinished, processes, settings.timeout_seconds)
     failures = run_shard(title, extract_clip, tasks, journal, processes, settings.timeout_seconds)
     outcomes = write_frames(rows, journal, failures, tar, index, receipt, bad_input)
     check_failures("frames", outcomes, bad_input.max_failure_rate)
@@ -79,57 +83,94 @@ class FrameTask:
 def extract_clip(task: FrameTask) -> None:
     """Decode one clip in a worker process, and write its JPEGs and timestamps to the journal."""
     row, settings = task.row, task.settings
-    header: dict[str, Any] = {"pts": [], "decode_index": []}
-    jpegs: list[bytes] = []
     try:
         path = safe_join(task.root, row["path"])
         check_unchanged(path, row)
         with Video(path, row["start"], row["end"], max_side=settings.max_side) as video:
-            _read_clip(video, settings, header, jpegs)
-            notes = video.notes
-        if len(jpegs) < settings.min_frames:
-            # Inserted first, because the first note decides the status among equal policies.
-            notes.insert(0, _too_short(video, settings, len(jpegs)))
+            record = _decode_clip(video, settings)
     except UnsafePathError:
-        notes = [Note(Status.PATH_OUTSIDE_ROOT, f"{row['path']!r} leaves the dataset's folder")]
+        record = _without_frames(Note(Status.PATH_OUTSIDE_ROOT, f"{row['path']!r} leaves the dataset's folder"))
     except VideoError as error:
-        notes = [Note(error.status, error.detail)]
-    task.journal.put(task.item, pack_record(header, notes, jpegs))
+        record = _without_frames(Note(error.status, error.detail))
+    task.journal.put(task.item, record)
 
 
-def _read_clip(video: Video, settings: Frames, header: dict[str, Any], jpegs: list[bytes]) -> None:
-    """Fill `header` with sizes (pixels) and timestamps (s), and `jpegs` with one JPEG per stored frame."""
+def extract_sequence(tasks: Sequence[FrameTask]) -> None:
+    """Decode clips of one file in one pass, if seeking is not exact, with the same records as `extract_clip`."""
+    settings = tasks[0].settings
+    for task, video in read_sequence(tasks, settings.timeout_seconds, max_side=settings.max_side):
+        task.journal.put(task.item, _decode_clip(video, settings))
+
+
+def _without_frames(note: Note) -> bytes:
+    return pack_record({"pts": [], "decode_index": []}, [note])
+
+
+def _decode_clip(video: Video, settings: Frames) -> bytes:
+    """Return the record of an open clip for the journal."""
+    header: dict[str, Any] = {"pts": [], "decode_index": []}
+    jpegs: list[bytes] = []
+    try:
+        changed = _read_clip(video, settings, header, jpegs)
+    except VideoError as error:
+        return pack_record(header, [Note(error.status, error.detail)], jpegs)
+    notes = video.notes if changed is None else [changed, *video.notes]
+    if len(jpegs) < settings.min_frames:
+        # Inserted first, because the first note decides the status among equal policies.
+        notes.insert(0, _too_short(video, settings, len(jpegs)))
+    return pack_record(header, notes, jpegs)
+
+
+def _read_clip(video: Video, settings: Frames, header: dict[str, Any], jpegs: list[bytes]) -> Note | None:
+    """Fill `header` with sizes (pixels) and timestamps (s), and `jpegs` with one JPEG per stored frame.
+
+    Returns:
+        a note if reading ended because the shape of the frames changes within the clip.
+    """
     resize = Resizer()
+    shape = ""
     for frame in video.frames():
         if frame.index == 0:
-            source_size = video.orientation.size(frame.image.width, frame.image.height)
-            header["source_width"], header["source_height"] = source_size
-            header["width"], header["height"] = _checked_size(*source_size, settings)
+            shape = video.describe_size(frame.image)
+            header["source_width"], header["source_height"] = video.shown_size(frame.image)
+            header["width"], header["height"] = _checked_size(video, frame.image, settings)
+        # A size that changes while the shape of the frame does not, as in adaptive streams, makes no difference.
+        elif (now := video.describe_size(frame.image)) != shape:
+            size = stored_size(*video.shown_size(frame.image), settings.short_side)
+            if size != (header["width"], header["height"]):
+                return Note(
+                    Status.SIZE_CHANGES, f"the frame size changes at {frame.seconds:.3f} s from {shape} to {now}"
+                )
+            shape = now
         # A frame that the decoder marks as damaged still counts, so that all later frames keep their index and time; it
         # is not stored, and `decode_index` shows the gap.
         if frame.index % settings.every or frame.corrupt:
             continue
         if len(jpegs) == settings.max_frames:
-            return
+            return None
         # Resize before rotating: swscale works on the coded orientation, and the smaller frame is cheaper to rotate.
         size = video.orientation.size(header["width"], header["height"])
         image = video.orientation.turn(resize(frame.image, *size))
         jpegs.append(encode_jpeg(image, settings.quality))
         header["pts"].append(frame.seconds)
         header["decode_index"].append(frame.index)
+    return None
 
 
-def _checked_size(width: int, height: int, settings: Frames) -> tuple[int, int]:
-    """Return the stored width and height, in pixels, of a video with this display size.
+def _checked_size(video: Video, image: av.VideoFrame, settings: Frames) -> tuple[int, int]:
+    """Return the stored width and height, in pixels, of the clip that begins with this frame.
 
     Raises:
         VideoError: the video is too small or its stored frames would be too large.
     """
+    width, height = video.shown_size(image)
+    coded = "" if video.pixel_aspect == 1 else f" ({video.describe_size(image)})"
     if min(width, height) < settings.min_side:
-        raise VideoError(Status.TOO_SMALL, f"{width} x {height} pixels; a side is shorter than {settings.min_side}")
+        reason = f"{width} x {height} pixels{coded}; a side is shorter than {settings.min_side}"
+        raise VideoError(Status.TOO_SMALL, reason)
     size = stored_size(width, height, settings.short_side)
     if max(size) > settings.max_side:
-        raise VideoError(Status.OPEN_FAILED, f"stored frames would be {size[0]} x {size[1]} pixels")
+        raise VideoError(Status.OPEN_FAILED, f"stored frames would be {size[0]} x {size[1]} pixels{coded}")
     return size
 
 

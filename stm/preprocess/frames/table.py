@@ -36,7 +36,7 @@ FRAMES_SCHEMA = pa.schema(
         pa.field("frames", pa.int32(), nullable=False),  # stored frames; 0 if not kept
         pa.field("width", pa.int32()),  # pixels of the stored frames; null if nothing was decoded
         pa.field("height", pa.int32()),
-        pa.field("source_width", pa.int32()),  # pixels as displayed (rotation applied)
+        pa.field("source_width", pa.int32()),  # pixels as displayed: cropped, square, rotated
         pa.field("source_height", pa.int32()),
         pa.field("pts", pa.list_(pa.float64()), nullable=False),  # s since the start of the file
         pa.field("decode_index", pa.list_(pa.int32()), nullable=False),  # 0 for the clip's first decoded frame

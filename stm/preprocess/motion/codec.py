@@ -72,7 +72,9 @@ class _ResolvedFrame:
         return position - self.pending.previous_anchor, ahead
 
 
-def read_fields(frames: Iterable[DecodedFrame], codec: str, rows: int, columns: int) -> Iterator[Field]:
+def read_fields(
+    frames: Iterable[DecodedFrame], codec: str, rows: int, columns: int, origin: tuple[int, int] = (0, 0)
+) -> Iterator[Field]:
     """Yield one field per frame of the clip, in order; each is yielded after the next I- or P-frame is decoded.
 
     Args:
@@ -80,17 +82,18 @@ def read_fields(frames: Iterable[DecodedFrame], codec: str, rows: int, columns: 
             clip need the I- or P-frame before the clip.
         codec: ffmpeg's name for the codec.
         rows, columns: size of the map over the frame in its coded orientation, in cells.
+        origin: x and y of the frame's first pixel in the coded frame, from which positions of blocks are counted.
     """
     batch: list[_ResolvedFrame] = []
     for resolved in _resolve(frames, codec):
         inside, size = resolved.pending.index >= 0, resolved.pending.size
         if batch and (_is_full(batch) or not inside or size != batch[0].pending.size):
-            yield from _make_fields(batch, rows, columns)
+            yield from _make_fields(batch, rows, columns, origin)
             batch = []
         if inside:
             batch.append(resolved)
     if batch:
-        yield from _make_fields(batch, rows, columns)
+        yield from _make_fields(batch, rows, columns, origin)
 
 
 def _is_full(batch: Sequence[_ResolvedFrame]) -> bool:
@@ -116,7 +119,7 @@ def _resolve(frames: Iterable[DecodedFrame], codec: str) -> Iterator[_ResolvedFr
     yield from (_ResolvedFrame(entry, None) for entry in pending)  # the stream ends with B-frames
 
 
-def _make_fields(batch: Sequence[_ResolvedFrame], rows: int, columns: int) -> Iterator[Field]:
+def _make_fields(batch: Sequence[_ResolvedFrame], rows: int, columns: int, origin: tuple[int, int]) -> Iterator[Field]:
     """Yield the area-weighted mean of all vectors in each cell, both past and future; all frames have the same size."""
     blocks, frame = _join([r.pending.blocks for r in batch])
     back, ahead = np.array([r.distances for r in batch]).T
@@ -133,7 +136,8 @@ def _make_fields(batch: Sequence[_ResolvedFrame], rows: int, columns: int) -> It
     x = blocks["motion_x"] * scale * (columns / width)
     y = blocks["motion_y"] * scale * (rows / height)
     area = past.astype(np.float64)
-    sums = sum_over_cells(blocks, [x, y, area, 1.0 - area], frame, width, height, (len(batch), rows, columns))
+    shape = (len(batch), rows, columns)
+    sums = sum_over_cells(blocks, [x, y, area, 1.0 - area], frame, width, height, shape, origin)
     total = sums[2] + sums[3]
     vector = (sums[:2] / np.where(total > 0, total, 1.0)).astype(np.float32)
     # A bidirectional block has a vector in each direction, but its area counts only once.
@@ -162,6 +166,7 @@ def sum_over_cells(
     width: int,
     height: int,
     shape: tuple[int, int, int],
+    origin: tuple[int, int] = (0, 0),
 ) -> NDArray[np.float64]:
     """Sum, for each cell, the value of each block times the fraction of the cell's area that the block covers.
 
@@ -171,13 +176,14 @@ def sum_over_cells(
         frame: index of the frame of each block, [blocks].
         width, height: size of the frames, in pixels.
         shape: frames, rows, columns.
+        origin: x and y of the frame's first pixel, in the coordinates of the blocks.
 
     Returns:
         float64 [values, frames, rows, columns].
     """
     frames, rows, columns = shape
-    top, vertical = _spread(blocks["dst_y"], blocks["h"], height, rows)
-    left, horizontal = _spread(blocks["dst_x"], blocks["w"], width, columns)
+    top, vertical = _spread(blocks["dst_y"] - origin[1], blocks["h"], height, rows)
+    left, horizontal = _spread(blocks["dst_x"] - origin[0], blocks["w"], width, columns)
     # Padded with rows and columns after the last ones, where all shares are zero, but whose indices must exist.
     padded_rows, padded_columns = rows + len(vertical), columns + len(horizontal)
     first = (frame * padded_rows + top) * padded_columns + left

@@ -6,7 +6,7 @@ of them use the decoder of the frames stage with the same clip bounds, so that f
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -37,6 +37,7 @@ from stm.preprocess.motion.accumulate import MotionSum
 from stm.preprocess.motion.block_matching import estimate_fields
 from stm.preprocess.motion.codec import EXPORTING_CODECS, Field, read_fields
 from stm.preprocess.motion.transcode import transcode_fields
+from stm.preprocess.sub_clips import read_sequence, run_sequences
 from stm.preprocess.video.container import VideoError
 from stm.preprocess.video.reader import DecodedFrame, Video
 from stm.shards.grid import map_shape
@@ -97,6 +98,8 @@ def extract_motion(
     journal = Journal(output, receipt)
     tasks = [MotionTask(*pair, root, settings, grid, journal) for pair in zip(rows, kept, strict=True)]
     title = f"motion {slice_path.stem}"
+    unfinished = [task for task in tasks if journal.get(task.item) is None]
+    run_sequences(title, extract_sequence, unfinished, processes, settings.timeout_seconds)
     failures = run_shard(title, extract_clip, tasks, journal, processes, settings.timeout_seconds)
     outcomes: list[VideoOutcome] = []
     table = finished_rows(tasks, journal, failures, bad_input, _make_row, outcomes)
@@ -129,18 +132,34 @@ class MotionTask:
 
 def extract_clip(task: MotionTask) -> None:
     """Measure one clip in a worker process, and write its maps to the journal."""
-    row, blobs, notes = task.row, [], []
-    stored = np.array(task.frames["decode_index"])
+    row = task.row
     try:
         path = safe_join(task.root, row["path"])
         check_unchanged(path, row)
-        motion = measure_motion(path, row["start"], row["end"], stored, task.shape, task.settings)
-        blobs = [part.tobytes() for part in motion]
+        with Video(path, row["start"], row["end"], vectors=task.settings.backend == "codec") as video:
+            record = _measure_task(video, task)
     except UnsafePathError:
-        notes = [Note(Status.PATH_OUTSIDE_ROOT, f"{row['path']!r} leaves the dataset's folder")]
+        record = pack_record({}, [Note(Status.PATH_OUTSIDE_ROOT, f"{row['path']!r} leaves the dataset's folder")])
     except VideoError as error:
-        notes = [Note(error.status, error.detail)]
-    task.journal.put(task.item, pack_record({}, notes, blobs))
+        record = pack_record({}, [Note(error.status, error.detail)])
+    task.journal.put(task.item, record)
+
+
+def extract_sequence(tasks: Sequence[MotionTask]) -> None:
+    """Measure clips of one file in one pass, if seeking is not exact, with the same records as `extract_clip`."""
+    settings = tasks[0].settings
+    vectors = settings.backend == "codec"
+    for task, video in read_sequence(tasks, settings.timeout_seconds, vectors=vectors):
+        task.journal.put(task.item, _measure_task(video, task))
+
+
+def _measure_task(video: Video, task: MotionTask) -> bytes:
+    """Return the record of an open clip for the journal."""
+    try:
+        motion = measure_clip(video, np.array(task.frames["decode_index"]), task.shape, task.settings)
+    except VideoError as error:
+        return pack_record({}, [Note(error.status, error.detail)])
+    return pack_record({}, [], [part.tobytes() for part in motion])
 
 
 def _make_row(task: MotionTask, record: Record, outcome: Outcome) -> dict[str, Any]:
@@ -187,14 +206,21 @@ def measure_motion(
     Raises:
         VideoError: the file cannot be read, has no motion vectors, or has fewer frames than when they were stored.
     """
-    total = MotionSum(decode_index, *shape)
     with Video(path, start, end, vectors=settings.backend == "codec") as video:
-        for field in _read_backend(video, shape, settings.backend):
-            if field.index < 0:  # outside the clip
-                continue
-            total.add(_remove_camera(field) if settings.subtract_camera else field)
-            if total.complete:  # frames after the last stored one are not needed
-                break
+        return measure_clip(video, decode_index, shape, settings)
+
+
+def measure_clip(
+    video: Video, decode_index: NDArray[np.integer], shape: tuple[int, int], settings: Motion
+) -> MotionMaps:
+    """Measure the motion of an open clip, with `vectors` for the backend `codec`; otherwise as `measure_motion`."""
+    total = MotionSum(decode_index, *shape)
+    for field in _read_backend(video, shape, settings.backend):
+        if field.index < 0:  # outside the clip
+            continue
+        total.add(_remove_camera(field) if settings.subtract_camera else field)
+        if total.complete:  # frames after the last stored one are not needed
+            break
     _check_complete(total, video, decode_index)
     maps = MotionMaps(total.magnitude.astype(np.float16), total.vector.astype(np.float16), total.intra)
     # The first frame has no previous frame; zero motion would make its content look static to motion-guided masking.
@@ -214,15 +240,15 @@ def _read_backend(video: Video, shape: tuple[int, int], backend: str) -> Iterato
     if first is None:
         return
     rows, columns = video.orientation.size(*shape)  # its inverse swaps rows and columns in the same way
-    for field in _BACKENDS[backend](chain([first], frames), video.codec, rows, columns):
+    for field in _BACKENDS[backend](chain([first], frames), video, rows, columns):
         vector = video.orientation.turn_vectors(field.vector)
         yield Field(field.index, vector, video.orientation.turn(field.covered))
 
 
-_BACKENDS: Mapping[str, Callable[[Iterator[DecodedFrame], str, int, int], Iterator[Field]]] = {
-    "codec": read_fields,
-    "mestimate": lambda frames, codec, rows, columns: estimate_fields(frames, rows, columns),
-    "transcode": lambda frames, codec, rows, columns: transcode_fields(frames, rows, columns),
+_BACKENDS: Mapping[str, Callable[[Iterator[DecodedFrame], Video, int, int], Iterator[Field]]] = {
+    "codec": lambda frames, video, rows, columns: read_fields(frames, video.codec, rows, columns, video.origin),
+    "mestimate": lambda frames, video, rows, columns: estimate_fields(frames, rows, columns),
+    "transcode": lambda frames, video, rows, columns: transcode_fields(frames, rows, columns),
 }
 
 

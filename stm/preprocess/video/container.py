@@ -5,8 +5,9 @@ from typing import Any
 
 import av
 
+from stm.datasets import display
 from stm.datasets.media import is_from_machine, open_media
-from stm.datasets.probe import open_arguments
+from stm.datasets.probe import AnimatedImageError, open_arguments
 from stm.jobs.status import Status
 
 
@@ -42,6 +43,8 @@ def open_container(path: Path) -> Any:
         raise VideoError(Status.EMPTY_FILE, "the file has no bytes")
     try:
         container = open_media(path, **open_arguments(path))
+    except AnimatedImageError as error:
+        raise VideoError(Status.OPEN_FAILED, str(error)) from None
     except (av.error.FFmpegError, OSError, UnicodeError) as error:
         if is_from_machine(error):
             raise
@@ -53,15 +56,15 @@ def open_container(path: Path) -> Any:
 
 
 def choose_stream(container: Any) -> Any:
-    """Return the first video stream that is not a cover image.
+    """Return the video stream that players show; see `stm.datasets.display.choose_stream`.
 
     Raises:
         VideoError: the file has no such stream.
     """
-    for stream in container.streams.video:
-        if av.stream.Disposition.attached_pic not in stream.disposition and stream.codec_context is not None:
-            return stream
-    raise VideoError(Status.NO_VIDEO_STREAM, f"{len(container.streams)} streams, none of them video")
+    stream = display.choose_stream(container)
+    if stream is None:
+        raise VideoError(Status.NO_VIDEO_STREAM, f"{len(container.streams)} streams, none of them video")
+    return stream
 
 
 def hidden_frames(stream: Any) -> int:

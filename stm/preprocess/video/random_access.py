@@ -2,7 +2,8 @@
 
 `pyav` decodes from the start and is correct on every file tested. `decord` (the maintained `decord2`) seeks, and is
 rejected for files on which it silently returned wrong frames: those whose edit list hides frames (it counts them and
-repeats the last frame), and MPEG transport and program streams (index 0 returned frame 225).
+repeats the last frame), MPEG transport and program streams (index 0 returned frame 225), and files whose pixels are not
+square or that have a crop or several video streams (it ignores all three).
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ def read_clip(path: Path, indices: Sequence[int], backend: Backend = "pyav") -> 
         uint8 [T, height, width, 3], RGB.
 
     Raises:
-        VideoError: the file cannot be read, or the backend would return wrong frames.
+        VideoError: the file cannot be read, the shape of its frames changes, or the backend would return wrong frames.
         IndexError: an index is negative or beyond the last frame.
     """
     if min(indices, default=0) < 0:
@@ -48,27 +49,38 @@ def _read_pyav(path: Path, indices: Sequence[int]) -> NDArray[np.uint8]:
     with Video(path) as video:
         for frame in video.frames():
             if frame.index in requested:
-                image = resize(frame.image, frame.image.width, frame.image.height)
+                size = video.orientation.size(*video.shown_size(frame.image))  # back to the coded orientation
+                image = resize(frame.image, *size)
                 images[frame.index] = np.asarray(video.orientation.turn(image), np.uint8)
             if frame.index >= last:
                 break
         decoded = video.decoded
     if last >= decoded:
         raise IndexError(f"{path}: has {decoded} frames; asked for frame {last}")
+    if len({image.shape for image in images.values()}) > 1:
+        raise VideoError(Status.SIZE_CHANGES, f"{path}: the frame size changes within the file")
     return np.stack([images[index] for index in indices]) if indices else np.empty((0, 0, 0, 3), np.uint8)
 
 
 def _read_decord(path: Path, indices: Sequence[int]) -> NDArray[np.uint8]:
     with Video(path) as video:
-        container, hidden = video.container, video.hidden
-    if hidden:
-        reason = f"its edit list hides {hidden} frames, which decord would show"
-    elif container in _DECORD_WRONG:
-        reason = f"decord returns wrong frames in {container} streams"
-    else:
+        next(video.frames(), None)  # the shape of the pixels is known after the first frame
+        reason = _decord_mistake(video)
+    if not reason:
         return _seek_decord(path, indices)
-    status = Status.EDIT_LIST if hidden else Status.OPEN_FAILED
+    status = Status.EDIT_LIST if video.hidden else Status.OPEN_FAILED
     raise VideoError(status, f"{path}: {reason}; use the backend `pyav`")
+
+
+def _decord_mistake(video: Video) -> str:
+    """Return why decord would silently return wrong frames of a file; empty if it would not."""
+    if video.hidden:
+        return f"its edit list hides {video.hidden} frames, which decord would show"
+    if video.container in _DECORD_WRONG:
+        return f"decord returns wrong frames in {video.container} streams"
+    if video.pixel_aspect != 1 or any(video.cropping):
+        return "decord ignores the shape of its pixels and its crop"
+    return "decord may choose another of its video streams" if video.streams > 1 else ""
 
 
 def _seek_decord(path: Path, indices: Sequence[int]) -> NDArray[np.uint8]:
