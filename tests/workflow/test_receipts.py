@@ -139,19 +139,20 @@ def test_the_receipt_changes_with_every_key_that_decides_and_with_no_other(confi
 def changed_together(config: str, keys: list[Key]) -> dict[str, Any]:
     """The config with another value of each key, as far as they are valid together."""
     values: dict[str, Any] = parse_config(CONFIGS[config]).model_dump(mode="json")
+    return with_changes(values, keys)
+
+
+def with_changes(values: dict[str, Any], keys: list[Key]) -> dict[str, Any]:
+    merged = copy.deepcopy(values)
     for key in keys:
-        values = both(values, change(key), key)
-    return values
-
-
-def both(values: dict[str, Any], changed: dict[str, Any], key: Key) -> dict[str, Any]:
-    """The first config with the second one's value of a key, or the first alone if that is invalid."""
-    merged = holder = copy.deepcopy(values)
-    for part in key.path[:-1]:
-        holder, changed = holder[part], changed[part]
-    holder[key.path[-1]] = changed[key.path[-1]]
+        holder, changed = merged, change(key)
+        for part in key.path[:-1]:
+            holder, changed = holder[part], changed[part]
+        holder[key.path[-1]] = changed[key.path[-1]]
     try:
-        Config.model_validate(merged)  # `parse_config` takes a tenth of a second to explain what is invalid
-    except ValidationError:
-        return values
-    return merged
+        Config.model_validate(merged)
+        return merged
+    except (ValidationError, KeyError):
+        # One of them alone is left out; most are valid together.
+        middle = len(keys) // 2
+        return with_changes(with_changes(values, keys[:middle]), keys[middle:]) if middle else values
