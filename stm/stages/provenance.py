@@ -172,7 +172,8 @@ def _compare_hashes(stage: Stage, job: Job, receipt: Mapping[str, Any]) -> Itera
             # Shards without a hash, or that are not there any more, cannot be compared.
             if all(current.values()) and sorted(recorded.values()) != sorted(current.values()):
                 other = [path for path, digest in current.items() if digest not in recorded.values()]
-                yield f"was made from different shards than {(other or files)[0]}"
+                first = next(iter([*other, *files]), "those of the config")
+                yield f"was made from different shards than {first}"
 
 
 def _compare_settings(stage: Stage, job: Job, receipt: Mapping[str, Any]) -> Iterator[str]:
@@ -242,7 +243,7 @@ def _describe(differences: list[Difference]) -> str:
     for difference in differences:
         files.setdefault((difference.stage, difference.problem), []).append(difference.path)
     lines = [
-        f"  {paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''} {problem}"
+        f"  {paths[0]}{f' (and {len(paths) - 1} more)' if len(paths) > 1 else ''} {problem}"
         for (_, problem), paths in files.items()
     ]
     if len(lines) > _LISTED:

@@ -41,7 +41,6 @@ NOT_RECORDED = (
     ("*similarity/*", "similarity.keep_embeddings"),
     ("*similarity/*", "mask_quality.split"),  # other jobs
     ("*flow", "flow.preset"),  # of DIS; the config uses RAFT
-    ("*evaluate/*", "text.model"),
 )
 # Of a run, an evaluation records what it reads itself. All else is in the hash of the weights.
 OF_THE_RUN = ("model", "image_size", "patch_size", "tubelet", "frames", "stride", "sampling", "precision", "seed")
@@ -85,7 +84,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         make_models(folder)
         values = parse_config(CONFIGS[config]).model_dump(mode="json")
         if config == "offline":
-            run_all(values, OFFLINE_STAGES)
+            run_all(values, OFFLINE_STAGES + LEARNING_STAGES)
         else:
             pack_nothing(values)
             run_all(values, LEARNING_STAGES)
