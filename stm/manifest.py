@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from stm.jobs.machine_errors import is_machine_error
 from stm.jobs.status import Policy, Status
 from stm.storage.files import read_json, write_bytes, write_json
+from stm.storage.receipts import make_receipt
 from stm.storage.tables import DamagedError, read_table, write_table
 
 
@@ -200,7 +201,7 @@ def write_slices(manifest: Path, folder: Path, index: Path, shard_size: int) -> 
     for stale in folder.glob("*.parquet"):
         if stale.stem not in entries:
             stale.unlink()
-    write_json(index, {"shards": entries})
+    write_json(index, {"shards": entries, "receipt": make_receipt("split", {"shard_size": shard_size})})
     return list(entries)
 
 

@@ -16,6 +16,7 @@ from stm.cli.view import add_view
 from stm.config import json_schema
 from stm.stages.declaration import Stage
 from stm.stages.journey import all_stages
+from stm.stages.provenance import check_inputs
 from stm.storage.files import DISK_ERRORS
 
 __all__ = ["build_parser", "main"]
@@ -103,6 +104,7 @@ def _add_convert(commands: Any) -> None:
 def _run_stage(stage: Stage, arguments: argparse.Namespace) -> None:
     selection = {name: getattr(arguments, name, None) for name in _SELECTIONS if name in stage.per}
     for job in select_jobs(stage, load(arguments), selection):
+        check_inputs(stage, job, all_stages())
         inputs = {} if stage.partial else stage.inputs(job)
         message = stage.run(job, inputs, stage.outputs(job), getattr(arguments, "processes", 1))
         if message:

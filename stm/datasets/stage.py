@@ -48,6 +48,13 @@ MANIFEST = Stage(
     threads=16,
     processes=True,
     receipt="manifest",
+    records={
+        "settings.dataset": "dataset",
+        "settings.bad_input": "bad_input",
+        "settings.min_side": "frames.min_side",
+        "settings.max_side": "frames.max_side",
+        "seed": "seed",
+    },
     # An unofficial or incomplete copy of a benchmark is rejected before anything runs, rather than after a day.
     check=lambda job: check_copy(job.config),
     cost=lambda job, load: Cost(1, load.clips * 0.02),
@@ -61,6 +68,8 @@ SPLIT = Stage(
     inputs=lambda job: {"manifest": job.layout.manifest},
     outputs=lambda job: {"index": job.layout.shard_index},
     settings=("shard_size",),
+    receipt="index",
+    records={"settings.shard_size": "shard_size"},
     cost=lambda job, load: Cost(1),
     run=_deal,
 )

@@ -16,6 +16,7 @@ from stm.evaluation.metrics import classification_metrics
 from stm.evaluation.tasks import TASKS
 from stm.models.vit import VideoEncoder
 from stm.models.weights import zoo
+from stm.pretrained.local_files import without_folders
 from stm.storage.files import sha256_file, write_json
 from stm.storage.receipts import make_receipt
 from stm.storage.tables import write_table
@@ -165,7 +166,7 @@ def make_evaluation_receipt(
     """The receipt of an evaluation: settings, hashes of weights and shards, versions, seed."""
     settings = {"task": task.fingerprint(), "run": run.model_dump(mode="json", include=_SHAPE)}
     if text is not None:
-        settings["text"] = text.fingerprint()
+        settings["text"] = without_folders(text.fingerprint())
     shards = {name: _hash(dataset) for name, dataset in (("train", train), ("test", test)) if dataset is not None}
     hashes = {"weights": sha256_file(inputs.weights), **shards}
     return make_receipt("evaluate", settings, ("torch", "timm", "numpy"), **hashes, seed=inputs.seed)

@@ -22,6 +22,11 @@ def _splits(job: Job) -> Files:
     return given | ({} if answers is None else {"answers": answers})
 
 
+def _hashed(job: Job) -> Files:
+    """The inputs that the receipt names by their hashes; the validation split only selects a checkpoint."""
+    return {name: files for name, files in _splits(job).items() if name in ("train", "test", "weights")}
+
+
 def _protocol(job: Job) -> dict[str, Any]:
     """What the benchmark's protocol says and the config does not; empty where it says nothing."""
     from stm.datasets.video_text.tasks import has_shared_texts
@@ -62,6 +67,13 @@ EVALUATE = Stage(
     resources={"mem_mb": 32000, "runtime": 1440, "gpu": 1},
     threads=lambda job, cores: max(1, cores // max(1, len(job.study.evaluations()))),
     receipt="metrics",
+    records={
+        "settings.task": "evaluate.{task}",
+        "settings.run": "runs.{run}",
+        "settings.text": "text",
+        "seed": "runs.{run}.seed",
+    },
+    hashed=_hashed,
     otherwise="no evaluation of the config applies to these runs (`runs`, `contrast`)",
     run=_run,
 )

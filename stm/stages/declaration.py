@@ -48,6 +48,14 @@ class Stage:
     processes: bool = False  # whether threads are worker processes, set by `--processes` on the command line
     shared: bool = False  # whether other projects may reuse the results from a cache
     receipt: str | None = None  # name of the output that contains the receipt
+    # Where the receipt contains settings: the config key (see `Job.settings`), or `facts.` and the name of a fact, by
+    # the receipt's dotted entry. `stm.stages.provenance` compares them before a job reads the file.
+    records: Mapping[str, str] = field(default_factory=dict)
+    implied: Mapping[str, Any] = field(default_factory=dict)  # values of settings that a receipt omits
+    # Inputs whose hashes are in the receipt, by its entry: shard indexes, or one file.
+    hashed: Callable[[Job], Files] = _none
+    # Jobs whose receipts are in this stage's receipt, by entry of its `parts`: their files may be removed since.
+    parts: Callable[[Job], "Mapping[str, tuple[Stage, Job]]"] = _none
     # Whether the stage can run with some inputs missing, in which case the command line does not require them all.
     partial: bool = False
     # Whether the stage applies to a dataset, and the message if it applies to no dataset.

@@ -141,19 +141,28 @@ class Job:
             keys: for example `frames` or `frames.min_side`; wildcards, as in `captions.{source}`, are replaced by the
                 job's values; `*` selects the whole config.
         """
-        return {key: self._setting(key.format_map(vars(self))) for key in keys}
+        return {key: self._setting(key) for key in keys}
+
+    def value(self, key: str) -> Any:
+        """Return a section or a value of the config by its dotted key, with the wildcards replaced; `*` is the config."""
+        if key == "*":
+            return self.study
+        first, *rest = key.format_map(vars(self)).split(".")
+        found: Any = getattr(self.config if _is_of_dataset(first) else self.study, first)
+        for name in rest:
+            found = found[name] if isinstance(found, Mapping) else getattr(found, name)
+        return found
 
     def _setting(self, key: str) -> Any:
-        if key == "*":
-            return self.study.fingerprint()
-        first, *rest = key.split(".")
-        of_dataset = first in STAGE_KEYS or first == "dataset"
-        section: Any = getattr(self.config if of_dataset else self.study, first)
-        for name in rest:
-            section = section[name] if isinstance(section, Mapping) else getattr(section, name)
-        if not isinstance(section, Section):
-            return section
-        return without_folders(section.fingerprint()) if of_dataset else section.fingerprint()
+        value = self.value(key)
+        if not isinstance(value, Section):
+            return value
+        return without_folders(value.fingerprint()) if _is_of_dataset(key.split(".")[0]) else value.fingerprint()
+
+
+def _is_of_dataset(key: str) -> bool:
+    """Whether a top-level key of the config can differ between datasets."""
+    return key in STAGE_KEYS or key == "dataset"
 
 
 def _check_known(what: str, name: str, known: Collection[str]) -> None:

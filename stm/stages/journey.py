@@ -15,6 +15,7 @@ from stm.config import parse_config
 from stm.jobs.progress import log_to
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Jobs
+from stm.stages.provenance import check_inputs
 
 JOURNEY = (
     "stm.demo.stage:DEMO_MODELS",
@@ -68,5 +69,7 @@ def run_stage(
     gc.set_threshold(_OBJECTS_PER_COLLECTION)
     job = Jobs(parse_config(config)).make(**wildcards)
     with log_to(log):
-        if message := all_stages()[name].run(job, inputs, outputs, processes):
+        stage = all_stages()[name]
+        check_inputs(stage, job, all_stages())
+        if message := stage.run(job, inputs, outputs, processes):
             print(message)

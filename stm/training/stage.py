@@ -82,5 +82,7 @@ PRETRAIN = Stage(
     # The cores are divided among the runs: small models get slower with more threads, but parallel runs do not.
     threads=lambda job, cores: max(1, cores // max(1, len(job.study.runs)), _settings(job).processes),
     receipt="config",
+    hashed=lambda job: {"data": _inputs(job)["shards"] + _inputs(job)["images"]},
+    records={"settings": "runs.{run}", "seed": "runs.{run}.seed"},
     run=_run,
 )

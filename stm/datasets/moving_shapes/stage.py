@@ -32,6 +32,7 @@ GENERATE = Stage(
     threads=16,
     processes=True,
     receipt="truth",
+    records={"settings": "dataset", "seed": "dataset.seed"},
     applies=lambda config: isinstance(config.dataset, MovingShapesDataset),
     otherwise="dataset.source is not moving-shapes: there is nothing to generate",
     cost=_cost,

@@ -158,7 +158,7 @@ def measure_mask_quality(
             "motion map; give the maps of that split's shards"
         )
     rows = [_make_row(*group, measurements[group]) for group in sorted(measurements, key=_order)]
-    receipt = make_receipt("mask_quality", settings, ("numpy", "torch"))
+    receipt = make_receipt("mask_quality", settings, ("numpy", "torch"), sources=list(similarity))
     write_json(output, {"split": settings.split, "rows": rows, "receipt": receipt})
 
 

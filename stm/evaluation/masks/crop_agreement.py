@@ -103,9 +103,10 @@ def measure_crop_agreement(
             progress.advance()
     low, high = bootstrap_interval(np.array(overlaps))
     smaller = [iou for iou, area in zip(overlaps, areas, strict=True) if area < SMALLER]
-    receipt = make_receipt(
-        "crop_agreement", settings, ("torch", "open_clip_torch"), model=scorer.clip.identity, seed=seed
-    )
+    identity = scorer.clip.identity
+    used = settings.fingerprint() | {"model": identity["model"]}
+    receipt = make_receipt("crop_agreement", used, ("torch", "open_clip_torch"), model=identity, seed=seed)
+    receipt |= {"comparison": comparison.fingerprint(), "source": similarity[0].parent.name}
     write_json(
         output,
         {

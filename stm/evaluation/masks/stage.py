@@ -72,11 +72,11 @@ def _measure_agreement(job: Job, inputs: Files, outputs: Files, processes: int) 
 
 
 def _compared(job: Job) -> dict[str, Any]:
-    return {"comparison": _comparison(job).fingerprint(), "source": job.config.pack.sources[0]}
+    return {"crop_agreement": _comparison(job).fingerprint(), "source": job.config.pack.sources[0]}
 
 
 def _sources(job: Job) -> dict[str, Any]:
-    return {"sources": list(job.config.captions)}
+    return {"captions": list(job.config.captions)}
 
 
 MASK_QUALITY = Stage(
@@ -88,6 +88,7 @@ MASK_QUALITY = Stage(
     settings=("mask_quality",),
     facts=_sources,
     receipt="quality",
+    records={"settings": "mask_quality", "sources": "facts.captions"},
     applies=lambda config: config.mask_quality is not None,
     otherwise="the config has no section mask_quality",
     run=_measure_quality,
@@ -102,6 +103,8 @@ CROP_AGREEMENT = Stage(
     settings=("similarity", "seed"),
     facts=_compared,
     receipt="agreement",
+    records={"settings": "similarity", "seed": "seed", "comparison": "facts.crop_agreement", "source": "facts.source"},
+    implied={"window": 1},  # as in `stm.preprocess.similarity.stage`
     applies=lambda config: config.crop_comparison is not None,
     otherwise="crop-agreement needs a caption source in pack.captions, and a run whose mask needs similarity or the section "
     "crop_agreement or mask_quality",

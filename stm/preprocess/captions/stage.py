@@ -51,6 +51,7 @@ CAPTIONS = Stage(
     resources={"mem_mb": 16000, "runtime": 480, "gpu": 1},
     shared=True,
     receipt="captions",
+    records={"settings": "captions.{source}", "policy": "bad_input.policy"},
     cost=_cost,
     run=_run,
 )

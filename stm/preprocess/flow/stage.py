@@ -44,6 +44,7 @@ FLOW = Stage(
     processes=True,
     shared=True,
     receipt="flow",
+    records={"settings": "flow", "grid": "grid", "policy": "bad_input.policy"},
     cost=_cost,
     run=_run,
 )

@@ -60,7 +60,9 @@ def extract_frames(
     unfinished = [task for task in tasks if journal.get(task.item) is None]
     run_sequences(title, extract_sequence, unfinished, processes, settings.timeout_seconds)
     failures = run_shard(title, extract_clip, tasks, journal, processes, settings.timeout_seconds)
-    outcomes = write_frames(rows, journal, failures, tar, index, receipt, bad_input)
+    # The journal's receipt omits the policy, so that a retry with a different policy does not decode the clips again.
+    policy = {"policy": bad_input.model_dump(mode="json")["policy"]}
+    outcomes = write_frames(rows, journal, failures, tar, index, receipt | policy, bad_input)
     check_failures("frames", outcomes, bad_input.max_failure_rate)
     journal.close()
 

@@ -44,6 +44,7 @@ FRAMES = Stage(
     processes=True,
     shared=True,
     receipt="index",
+    records={"settings": "frames", "policy": "bad_input.policy"},
     cost=_cost,
     run=_run,
 )

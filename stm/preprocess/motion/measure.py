@@ -103,7 +103,8 @@ def extract_motion(
     failures = run_shard(title, extract_clip, tasks, journal, processes, settings.timeout_seconds)
     outcomes: list[VideoOutcome] = []
     table = finished_rows(tasks, journal, failures, bad_input, _make_row, outcomes)
-    write_rows(output, MOTION_SCHEMA, table, receipt, _ROW_GROUP)
+    policy = {"policy": bad_input.model_dump(mode="json")["policy"]}  # affects only statuses, not the journal's items
+    write_rows(output, MOTION_SCHEMA, table, receipt | policy, _ROW_GROUP)
     check_failures("motion", outcomes, bad_input.max_failure_rate)
     journal.close()
 

@@ -44,6 +44,7 @@ MOTION = Stage(
     processes=True,
     shared=True,
     receipt="motion",
+    records={"settings": "motion", "grid": "grid", "policy": "bad_input.policy"},
     cost=_cost,
     run=_run,
 )

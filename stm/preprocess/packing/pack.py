@@ -84,6 +84,8 @@ def pack_shard(
     receipt = make_receipt("shards", pack, ("numpy", "pyarrow"), grid=grid, frames=hash_frames(kept))
     receipt |= {"policy": bad_input.model_dump(mode="json")["policy"], "tar_sha256": digest, "clips": len(lines)}
     receipt["text_model"] = _text_model([inputs.of_source("text", name) for name in pack.sources] if pack.text else [])
+    # The tables may be removed after packing; what they were made with remains known.
+    receipt["parts"] = {"frames": read_receipt(frames_index), **inputs.receipts()}
     if pack.similarity:
         receipt |= _similarity_window([inputs.of_source("similarity", name) for name in pack.sources])
     write_table(index, pa.Table.from_pylist(lines, schema=shard_schema()), receipt)

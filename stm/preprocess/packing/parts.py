@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from stm.jobs.status import Status
 from stm.preprocess.captions.write import read_captions
 from stm.preprocess.clip_outcomes import STRICTNESS, Outcome
 from stm.preprocess.packing.tables import CaptionTable, ClipTable, Row, Values, table_of
-from stm.storage.tables import DamagedError
+from stm.storage.tables import DamagedError, read_receipt
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,16 @@ class Inputs:
         if not isinstance(paths, Mapping) or source not in paths:
             raise _missing(array)
         return paths[source]
+
+    def receipts(self) -> dict[str, dict[str, Any]]:
+        """Return the receipts of all tables, by `{array}`, or by `{array}/{source}` if there is one table per source."""
+        paths = {f"captions/{source}": path for source, path in self.captions.items()}
+        for array, tables in self.arrays.items():
+            if isinstance(tables, Mapping):
+                paths |= {f"{array}/{source}": path for source, path in tables.items()}
+            elif tables is not None:
+                paths[array] = tables
+        return {name: read_receipt(path) for name, path in paths.items()}
 
 
 def _missing(part: str) -> ValueError:

@@ -29,6 +29,17 @@ def _parts(job: Job) -> Files:
     return inputs
 
 
+def _packed(job: Job) -> dict[str, tuple[Stage, Job]]:
+    """Return the stage and job of each part, by its name in the receipt's `parts`; see `stm.preprocess.packing.pack`."""
+    parts = {"frames": (FRAMES, job)}
+    sources = [replace(job, source=source) for source in job.config.pack.sources]
+    parts |= {f"captions/{part.source}": (all_stages()["captions"], part) for part in sources}
+    for array in job.config.pack.arrays:
+        stage, jobs = _made_by(job, array)
+        parts |= {f"{array.name}/{part.source}" if array.per_source else array.name: (stage, part) for part in jobs}
+    return parts
+
+
 def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
     from stm.preprocess.packing.pack import pack_shard
 
@@ -70,6 +81,8 @@ SHARDS = Stage(
     settings=("pack", "grid", "bad_input"),
     resources={"mem_mb": 4000, "runtime": 120},
     receipt="index",
+    parts=_packed,
+    records={"settings": "pack", "grid": "grid", "policy": "bad_input.policy"},
     cost=_cost,
     run=_run,
 )

@@ -64,6 +64,9 @@ def _cost_of_maps(job: Job, load: Workload) -> Cost | None:
     return Cost(scored.shards, flops=flops, gigabytes=maps * 2 / 1e9)
 
 
+# Receipts omit the default, like fingerprints; see `stm.config.Similarity.fingerprint`.
+_IMPLIED = {"window": 1}
+
 EMBEDDINGS = Stage(
     name="embeddings",
     title="patch embeddings, where the config keeps them",
@@ -75,6 +78,8 @@ EMBEDDINGS = Stage(
     resources={"mem_mb": 16000, "runtime": 480, "gpu": 1},
     shared=True,
     receipt="embeddings",
+    records={"settings": "similarity", "grid": "grid"},
+    implied=_IMPLIED,
     cost=_cost_of_embeddings,
     run=_embed,
 )
@@ -90,6 +95,8 @@ SIMILARITY = Stage(
     resources={"mem_mb": 16000, "runtime": 480, "gpu": 1},
     shared=True,
     receipt="similarity",
+    records={"settings": "similarity", "grid": "grid", "policy": "bad_input.policy"},
+    implied=_IMPLIED,
     cost=_cost_of_maps,
     run=_score,
 )

@@ -31,6 +31,7 @@ TEXT = Stage(
     resources={"mem_mb": 8000, "runtime": 120, "gpu": 1},
     shared=True,
     receipt="text",
+    records={"settings": "text", "policy": "bad_input.policy"},
     cost=_cost,
     run=_run,
 )
