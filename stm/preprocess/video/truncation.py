@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 _OGG_PAGE = 27 + 255 + 255 * 255  # bytes; the largest page
-_SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675  # in Matroska; their sizes may be unknown
+_EBML, _SEGMENT, _CLUSTER = 0x1A45DFA3, 0x18538067, 0x1F43B675  # in Matroska; the last two may have no size
+_WITH_FRAMES = {_CLUSTER, 0xA3, 0xA0, 0xE7, 0xAB}  # a cluster and its SimpleBlock, BlockGroup, Timestamp, PrevSize
 # Cues, Tags, Chapters, Attachments, SeekHead and Void, which hold no frames.
 _AFTER_CLUSTERS = {0x1C53BB6B, 0x1254C367, 0x1043A770, 0x1941A469, 0x114D9B74, 0xEC}
 _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
@@ -57,7 +58,7 @@ def _cut_boxes(file: BinaryIO, size: int) -> bool:
     for kind, end in _boxes(file, size):
         fragmented |= kind == b"moof"
         if end > size:
-            return fragmented
+            return fragmented and kind in (b"moof", b"mdat")
     return False
 
 
@@ -100,27 +101,27 @@ def _riff_lists(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
 
 def _cut_ebml(file: BinaryIO, size: int) -> bool:
     """Matroska: whether a cluster is incomplete, or the segment ends before its declared end."""
-    position, segment_end, clusters = 0, 0, 0
-    identifier = 0
+    position, segment_end, clusters, identifier = 0, 0, 0, 0
     while position < size:
         file.seek(position)
         header = file.read(12)
         identifier, used = _ebml_number(header, keep_marker=True)
         length, more = _ebml_number(header[used:], keep_marker=False)
-        if not used or not more:
-            return len(header) < 12  # otherwise not an element: something else was appended
+        if not used or not more or (segment_end and position >= segment_end and identifier != _EBML):
+            break  # something else was appended, or the header of an element is incomplete
         position += used + more
         known = length != (1 << 7 * more) - 1
         clusters += identifier == _CLUSTER
         if identifier == _SEGMENT:
-            segment_end = max(segment_end, position + length if known else 0)
+            segment_end = position + length if known else 0
         elif known:
             position += length
         elif identifier != _CLUSTER:
-            return False
-    if position > size and clusters and identifier in _AFTER_CLUSTERS:
-        return False
-    return max(position, segment_end) > size
+            break
+    if position > size and identifier in _WITH_FRAMES:
+        return True
+    complete = position > size and clusters and identifier in _AFTER_CLUSTERS
+    return not complete and segment_end > size
 
 
 def _ebml_number(data: bytes, keep_marker: bool) -> tuple[int, int]:
@@ -164,7 +165,7 @@ def _cut_transport(file: BinaryIO, size: int) -> bool:
         for first in range(min(length, len(tail))):
             if len(tail) > 3 * length and set(tail[first::length]) == {0x47}:
                 before = 4 if length == 192 else 0  # m2ts: each packet follows its arrival time
-                return (len(tail) - first + before) % length != 0
+                return (len(tail) - first + before) % length > before
     return False
 
 
