@@ -1,5 +1,6 @@
 """Small videos with known content, encoded by the ffmpeg program, for tests of decoding."""
 
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,6 +48,14 @@ def decode_by_program(path: Path, width: int, height: int, *options: str) -> np.
     """The frames that the ffmpeg program decodes: uint8 [F, H, W, 3]."""
     raw = ffmpeg("-i", path, *options, "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
     return np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)
+
+
+def times_by_program(path: Path) -> list[float]:
+    """The times in seconds of the frames that the ffmpeg program decodes."""
+    show = ["-map", "0:v:0", "-vf", "showinfo", "-fps_mode", "passthrough", "-f", "null", "-"]
+    command = [FFMPEG, "-nostdin", "-i", str(path), *show]
+    log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    return [float(time) for time in re.findall(r"pts_time:\s*(-?[\d.]+)", log)]
 
 
 def make_row(path: str, **values: Any) -> dict[str, Any]:

@@ -56,11 +56,14 @@ class JoinedStreams:
             return self._to_microseconds(packet.duration)
         return round(_MICROSECONDS / self._rate) if self._rate else 0
 
+    # In integers, because fractions take longer than all the rest.
     def _to_microseconds(self, ticks: int) -> int:
-        return round(ticks * self._base * _MICROSECONDS)
+        numerator, denominator = self._base.numerator * _MICROSECONDS, self._base.denominator
+        return int(2 * ticks * numerator + denominator) // (2 * denominator)
 
     def _to_ticks(self, microseconds: int) -> int:
-        return round(microseconds / self._base / _MICROSECONDS)
+        numerator, denominator = self._base.numerator * _MICROSECONDS, self._base.denominator
+        return int(2 * microseconds * denominator + numerator) // (2 * numerator)
 
 
 class FrameTimes:
@@ -73,6 +76,7 @@ class FrameTimes:
         self._time: int | None = None  # of the previous frame, as the ffmpeg program gives it
         self._step = 1  # ticks from the previous frame to the next, if the next one has no time
         self._offset = 0  # ticks; not 0 after the times have started again
+        self._jump_back = round(_JUMP_BACK / _MICROSECONDS / stream.time_base)
         self._shown: int | None = None  # the time given to the previous frame
         self._last_pts: int | None = None
         self._wrong_pts = 0
@@ -93,7 +97,7 @@ class FrameTimes:
     def _continued(self, stored: int, due: int) -> int:
         """Return the time of a frame, shifted if the stored times have started again, as in joined Matroska files."""
         time = stored + self._offset
-        if self._time is not None and (self._time - time) * self._stream.time_base > _JUMP_BACK / _MICROSECONDS:
+        if self._time is not None and time < self._time - self._jump_back:
             self._offset, time = due - stored, due
         elif self._offset and abs(stored - due) < abs(time - due):  # only single frames had a wrong time
             self._offset, time = 0, stored
