@@ -32,6 +32,14 @@ class _Source(io.FileIO):
             self.failed = True
             raise OSError(error.errno, error.strerror, self.name) from None
 
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        try:
+            return super().seek(offset, whence)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return -errno.EINVAL  # damaged files point to negative positions; ffmpeg handles this
+
     def __del__(self) -> None:
         self.close()
 

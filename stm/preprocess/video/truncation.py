@@ -53,12 +53,12 @@ def _is_last_sample(stream: Any, position: int | None) -> bool:
 
 
 def _cut_boxes(file: BinaryIO, size: int) -> bool:
-    """Mp4: whether a fragment is incomplete. Without fragments, ffmpeg's index knows every sample."""
+    """Mp4: whether the index or a fragment is incomplete. Without fragments, a complete index knows every sample."""
     fragmented = False
     for kind, end in _boxes(file, size):
         fragmented |= kind == b"moof"
         if end > size:
-            return fragmented and kind in (b"moof", b"mdat")
+            return kind == b"moov" or (fragmented and kind in (b"moof", b"mdat"))
     return False
 
 

@@ -1,5 +1,6 @@
 """`truncated` is evidence that bytes are missing, whatever counts and durations a container estimates."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from synthetic_videos import X264, ffmpeg, make_pan, make_video
 
 from stm.jobs.status import Status
+from stm.preprocess.video.container import VideoError
 from stm.preprocess.video.reader import Video
 
 FRAMES = 40
@@ -81,6 +83,17 @@ def test_an_mp4_is_not_truncated_by_the_loss_of_sound_alone_but_by_that_of_one_f
     _, statuses, detail = read(front)
     assert statuses[0] is Status.TRUNCATED
     assert f"of {FRAMES} frames" in detail
+
+
+def test_a_cut_through_the_index_of_an_mp4_is_refused_or_truncation(frames: np.ndarray, tmp_path: Path) -> None:
+    path = make_video(tmp_path / "front.mp4", frames, CODINGS["front.mp4"])
+    data, opened = path.read_bytes(), 0
+    for length in range(data.index(b"stsc"), data.index(b"mdat"), 4):
+        path.write_bytes(data[:length])
+        with suppress(VideoError):
+            assert read(path)[:2] == (0, [Status.TRUNCATED]), length
+            opened += 1
+    assert opened
 
 
 # ------------------------------------------------------------------------------------------- estimates that mislead
