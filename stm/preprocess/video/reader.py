@@ -274,12 +274,14 @@ class Video:
     def _timed(self) -> Iterator[tuple[av.VideoFrame, float]]:
         """Yield frames with their times in s, which rise."""
         images = self._images()
-        times, base = FrameTimes(self._container, self._stream), self._stream.time_base
-        # Some containers do not start at 0 (MPEG transport streams can start at any value), but clips are annotated in
-        # player time.
-        origin = (self._container.start_time or 0) / av.time_base
+        times = FrameTimes(self._container, self._stream)
         for image in images:
-            yield image, float(times.of(image) * base) - origin
+            yield image, self._seconds(times.of(image))
+
+    def _seconds(self, ticks: int) -> float:
+        """Return a time of the stream in player time, by which clips are annotated."""
+        # Some containers do not start at 0: MPEG transport streams can start at any value.
+        return float(ticks * self._stream.time_base) - (self._container.start_time or 0) / av.time_base
 
     def _images(self) -> Iterator[av.VideoFrame]:
         """Yield frames from a key frame at or before the clip's start, or from the start if seeking is unreliable."""
@@ -330,7 +332,7 @@ class Video:
                 if is_from_machine(error):
                     raise
                 timestamp = packet.pts if packet is not None else None
-                self._log.broken.append(None if timestamp is None else float(timestamp * self._stream.time_base))
+                self._log.broken.append(None if timestamp is None else self._seconds(timestamp))
                 self._log.error = self._log.error or plain_error(error)
 
     def _packets(self) -> Iterator[Any]:
