@@ -4,6 +4,7 @@ Frames are counted as the decoder outputs them, with their own timestamps, becau
 reported by the container are often wrong. PyAV decodes on one thread, because the stages run one clip per core.
 """
 
+import errno
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -348,8 +349,10 @@ class Video:
         except av.error.FFmpegError as error:
             if is_from_machine(error):
                 raise
-            self._log.error = plain_error(error)
-            self._log.cut_off = True
+            # Some demuxers return -1, the number of EPERM, at the end of a complete file.
+            if error.errno != errno.EPERM:
+                self._log.error = plain_error(error)
+                self._log.cut_off = True
         # A packet that the file does not hold whole; in transport streams the mark has other meanings, too.
         self._log.cut_off |= incomplete and self.container != "mpegts"
         yield None

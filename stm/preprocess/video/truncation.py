@@ -34,10 +34,10 @@ def is_cut_off(path: Path, container: str, stream: Any, last_packet: int | None)
         OSError: the disk or the network fails.
     """
     size = path.stat().st_size
-    if any(entry.pos + max(entry.size, 1) > size for entry in stream.index_entries):
-        return True
-    if container == _MP4 and not _is_last_sample(stream, last_packet):
-        return True
+    if container == _MP4:
+        lost = any(entry.pos + entry.size > size for entry in stream.index_entries)
+        if lost or not _is_last_sample(stream, last_packet):
+            return True
     check = _CHECKS.get(container)
     if check is None:
         return False

@@ -99,6 +99,12 @@ def test_a_cut_through_the_index_of_an_mp4_is_refused_or_truncation(frames: np.n
 # ------------------------------------------------------------------------------------------- estimates that mislead
 
 
+def test_a_reader_that_ends_with_an_error_number_has_reached_the_end(frames: np.ndarray, tmp_path: Path) -> None:
+    path = make_video(tmp_path / "material.gxf", frames, ("-c:v", "mpeg2video", "-s", "720x576"))
+    count, statuses, _ = read(path)
+    assert count == FRAMES and Status.TRUNCATED not in statuses
+
+
 def test_null_chunks_of_an_avi_are_no_lost_frames(frames: np.ndarray, tmp_path: Path) -> None:
     options = ("-vf", "select=not(eq(mod(n\\,3)\\,1))", "-fps_mode", "vfr", "-c:v", "mpeg4")
     path = make_video(tmp_path / "dropped.avi", frames, options)
