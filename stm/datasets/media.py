@@ -47,11 +47,13 @@ class _Source(io.FileIO):
 def open_media(path: Path, **arguments: Any) -> Any:
     """Open a file with `av.open(..., **arguments)`. Reading it then raises OSError if the machine fails.
 
+    Titles and other texts in the file may be in any encoding; bytes that are not UTF-8 are replaced.
+
     Raises:
         OSError: the file cannot be opened or read.
         av.FFmpegError: ffmpeg does not recognise it.
     """
-    return av.open(_Source(str(path)), "r", **arguments)
+    return av.open(_Source(str(path)), "r", metadata_errors="replace", **arguments)
 
 
 def is_from_machine(error: BaseException) -> bool:

@@ -128,7 +128,7 @@ def _probe_container(path: Path, max_side: int) -> Facts:
     # PyAV's log hook can deadlock in workers. ffmpeg's own logger writes to stderr, so it is limited to PANIC.
     av.logging.restore_default_callback()
     av.logging.set_libav_level(av.logging.PANIC)
-    with open_media(path, metadata_errors="replace", **open_arguments(path)) as container:
+    with open_media(path, **open_arguments(path)) as container:
         stream = choose_stream(container)
         if stream is None:
             return _without_stream(container)

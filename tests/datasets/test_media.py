@@ -106,6 +106,15 @@ def test_a_position_before_the_file_in_a_damaged_index_is_no_error(tmp_path: Pat
             assert len(list(video.frames())) > 3
 
 
+def test_a_title_that_is_not_utf8_is_no_damage(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.avi", make_pan(3, 0, 0, 64, 48), ("-c:v", "mpeg4", "-metadata", "title=Cafe"))
+    data = path.read_bytes()
+    assert b"Cafe" in data
+    path.write_bytes(data.replace(b"Cafe", "Café".encode("latin-1")))
+    assert len(list(Video(path).frames())) == 3
+    assert probe_file(path, 8, 4096)["status"] == "ok"
+
+
 def test_an_absurd_size_in_a_file_is_not_taken_for_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     refused = av.error.MemoryError(errno.ENOMEM, "Cannot allocate memory")
     assert not is_from_machine(refused)
