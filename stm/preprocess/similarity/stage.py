@@ -43,7 +43,9 @@ def _cost_of_embeddings(job: Job, load: Workload) -> Cost | None:
     if embedded is None or not (config.captions and config.similarity.keep_embeddings):
         return None
     model, patches = config.similarity.model, embedded.clips * load.stored_frames * load.cells
-    return Cost(embedded.shards, flops=patches * clip_image_flops(model), gigabytes=patches * 2 * clip_width(model) / 1e9)
+    return Cost(
+        embedded.shards, flops=patches * clip_image_flops(model), gigabytes=patches * 2 * clip_width(model) / 1e9
+    )
 
 
 def _cost_of_maps(job: Job, load: Workload) -> Cost | None:
