@@ -433,6 +433,13 @@ CHANGES: dict[str, tuple[Callable[[Values, Corpora], None], Moves]] = {
         setting("shard_size", 25),
         {r"(frames|motion|flow|shards|embeddings|captions|similarity|text)/.*": {"jobs": 2}},
     ),
+    "shards that splits do not fill": (
+        setting("shard_size", 60),
+        {  # 7 of train, 2 of val, 4 of test; 5 of the pictures
+            OF_PACKED: {"jobs": 13 / 14},
+            r"(frames|shards)/pictures|(captions|text)/pictures/\w+": {"jobs": 5 / 6},
+        },
+    ),
     "more key frames": (
         setting("captions.blip2.key_frames", 6),
         {
@@ -633,7 +640,8 @@ def test_a_step_with_text_costs_the_passes_of_its_objectives(
 
 
 def test_the_sums_and_the_price_are_those_of_the_lines(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
-    plan = plan_of()
+    many = replace(VIDEOS, per_split={split: 100_000 * count for split, count in VIDEOS.per_split.items()})
+    plan = plan_of(corpora={"videos": many, "pictures": PICTURES})  # so that two decimals show every part
     priced = parse_config(VALUES | {"results": str(tmp_path), "prices": {"cpu_core_hour": 0.25, "gpu_hour": 40.0}})
     printed = describe_plan(plan, priced)
     networks = [line for line in plan.stages if line.stage.partition("/")[0] in NETWORKS and line.gpu_hours]
@@ -645,6 +653,7 @@ def test_the_sums_and_the_price_are_those_of_the_lines(plan_of: Callable[..., Pl
     )
     assert sums is not None
     assert [float(number) for number in sums.groups()] == pytest.approx([without, cores, gpus, size], abs=0.006)
+    assert min(without - cores, gpus - cores, sum(line.loading_hours for line in plan.stages)) > 1  # none is hidden
     price = re.search(r"at the config's prices: (\S+)", printed)
     assert price is not None and float(price[1]) == pytest.approx(0.25 * cores + 40 * gpus, abs=0.006)
     assert f"{sum(line.jobs for line in plan.stages)} jobs" in printed
@@ -659,4 +668,7 @@ def test_the_sums_and_the_price_are_those_of_the_lines(plan_of: Callable[..., Pl
         s.stage for s in plan.stages
     ]
     assert [line["gpu_hours"] for line in written["stages"]] == [line.gpu_hours for line in plan.stages]
-    assert written["datasets"]["videos"]["clips"] == VIDEOS.per_split and written["datasets"]["videos"]["shards"] == 14
+    assert (
+        written["datasets"]["videos"]["clips"] == many.per_split
+        and written["datasets"]["videos"]["shards"] == 14 * 100_000
+    )
