@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import cast
 
-from stm.config import Config, LanguageRun, LanguageTask, PretrainRun, Run, is_language_run
+from stm.config import Augmentation, Config, LanguageRun, LanguageTask, PretrainRun, Run, is_language_run
+from stm.config.strategies import find_strategy
 from stm.plan.clips import Clips
 from stm.pretrained.sizes import clip_image_flops
 from stm.stages.costs import Cost, Workload
@@ -80,6 +81,13 @@ def _loading_hours(config: Config, dataset: str, clips: Clips, frames: float) ->
     return frames * config.of(dataset).frames.short_side ** 2 * long / short * LOAD_SECONDS_PER_PIXEL / 3600
 
 
+def _augmenting_hours(augmentation: Augmentation | None, run: Run, frames: float) -> float:
+    """Estimate the core hours of RandAugment; repeats share the decoded frames, but each of them is augmented separately."""
+    if augmentation is None or augmentation.auto_augment is None:
+        return 0.0
+    return frames * run.image_size**2 * AUGMENT_SECONDS_PER_PIXEL / 3600
+
+
 def training_stages(config: Config, clips: Mapping[str, Clips]) -> list[Line]:
     """Return one line per pretraining run and per evaluation, using the formulas of `stm.models.cost`.
 
@@ -92,14 +100,14 @@ def training_stages(config: Config, clips: Mapping[str, Clips]) -> list[Line]:
     stages = []
     for name, run in config.runs.items():
         flops = loading = 0.0
-        for sources, frames in ((run.video_sources, run.frames), (run.image_sources, 1)):
+        for image, sources, frames in ((False, run.video_sources, run.frames), (True, run.image_sources, 1)):
             for named, split in sources:
                 dataset = named or config.dataset_of(name)
                 per_split = clips[dataset].per_split
                 visits = per_split.get(split, sum(per_split.values())) * run.optimisation.epochs
-                # Single-frame samples are images, unless the run's clips also have a single frame.
-                flops += _step_flops(run, image=frames == 1 < run.frames) * visits * run.repeats
+                flops += _step_flops(run, image=image) * visits * run.repeats
                 loading += _loading_hours(config, dataset, clips[dataset], visits * frames)
+                loading += _augmenting_hours(run.augmentation, run, visits * run.repeats * frames)
         stages.append(replace(_network_line(f"pretrain/{name}", 1, flops), loading_hours=loading))
     for name, task_name in config.evaluations():
         run, task, dataset = config.runs[name], config.evaluate[task_name], config.dataset_of(name, task_name)
@@ -118,10 +126,7 @@ def training_stages(config: Config, clips: Mapping[str, Clips]) -> list[Line]:
         flops = encoding_cost(describe(run)) * (train * passes + test * task.crops)
         stage = _network_line(f"evaluate/{name}/{task_name}", 1, flops)
         loading = _loading_hours(config, dataset, clips[dataset], (train + test) * run.frames)
-        augmentation = getattr(task, "augmentation", None)
-        if augmentation is not None and augmentation.auto_augment is not None:
-            # Repeats share the decoded frames, but each repeat is augmented separately.
-            loading += train * repeats * run.frames * run.image_size**2 * AUGMENT_SECONDS_PER_PIXEL / 3600
+        loading += _augmenting_hours(getattr(task, "augmentation", None), run, train * repeats * run.frames)
         stages.append(replace(stage, loading_hours=loading))
     return stages
 
@@ -132,7 +137,9 @@ def _language_stage(
     from stm.plan.language_costs import language_work
 
     work = language_work(task, run, clips)
-    loading = _loading_hours(config, dataset, clips, work.clips * (task.frames or run.frames))
+    frames = task.frames or run.frames
+    loading = _loading_hours(config, dataset, clips, work.clips * frames)
+    loading += _augmenting_hours(task.augmentation, run, work.trained * frames)
     return replace(_network_line(stage, 1, work.flops), loading_hours=loading)
 
 
@@ -159,8 +166,11 @@ def _(run: PretrainRun, image: bool = False) -> float:
     per_slot = architecture.tokens // slots
     masked = slots * int(run.mask.ratio * per_slot)
     cost = pretraining_cost(architecture, architecture.tokens - masked, round(masked * run.decode_ratio))
+    # Guides that are not packed come from the teacher, which sees every frame of the clip.
+    guided = run.teacher is not None and run.computed_guides & set(find_strategy(run.mask.strategy).needs)
+    teacher = run.frames * clip_image_flops(run.teacher.model) if run.teacher and guided else 0.0
     if not run.trains_encoder:  # the head's own cost is negligible
-        return cost.encoder
+        return teacher + cost.encoder
     if run.reconstruction.weight == 0:  # with only the contrastive loss, the decoder does not run
-        return cost.step - 3 * cost.decoder
-    return cost.step
+        return teacher + cost.step - 3 * cost.decoder
+    return teacher + cost.step

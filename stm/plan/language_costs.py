@@ -85,6 +85,7 @@ class Work(NamedTuple):
 
     flops: float
     clips: float  # number of clips read, over all passes
+    trained: float = 0.0  # those read for training, which are augmented
 
 
 class _Forward:
@@ -137,7 +138,7 @@ def language_work(task: LanguageTask, run: LanguageRun, clips: Clips) -> Work:
         validation = _count(clips, task.validation_split)
         flops += optimisation.epochs * work.validate(task, forward, *validation)
         read += optimisation.epochs * validation[0]
-    return Work(flops, read)
+    return Work(flops, read, samples)
 
 
 def _count(clips: Clips, split: str) -> tuple[int, Texts]:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from stm.config import Config
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -27,6 +29,13 @@ class Workload:
     def of(self, split: str) -> "Workload":
         """Return the workload of a single split."""
         return replace(self, per_split={split: self.per_split.get(split, 0)})
+
+
+def clips_to_process(config: Config, load: Workload, packed: bool) -> Workload | None:
+    """Return the clips of a part of the shards: all if it is packed, otherwise those that mask quality is measured on."""
+    if packed:
+        return load
+    return None if config.mask_quality is None else load.of(config.mask_quality.split)
 
 
 @dataclass(frozen=True)

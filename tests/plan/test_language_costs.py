@@ -77,7 +77,7 @@ def test_pairs_are_those_of_both_directions_and_never_more_than_there_are():
 
 def test_retrieval_reads_every_caption_and_fuses_the_pairs_of_both_directions():
     task = VideoTextRetrieval(task="video_text_retrieval", depth=5)
-    assert language_work(task, RUN, CLIPS) == (20 * encode(8) + 40 * READ + (40 * 5 + 20 * 5) * FUSE, 20)
+    assert language_work(task, RUN, CLIPS) == (20 * encode(8) + 40 * READ + (40 * 5 + 20 * 5) * FUSE, 20, 0)
     deep = language_work(task.model_copy(update={"depth": 128}), RUN, CLIPS)
     assert deep.flops == 20 * encode(8) + 40 * READ + 800 * FUSE
 
@@ -95,14 +95,14 @@ def test_question_answering_is_counted_by_questions():
     training = 3 * 2 * 200 * (encode(8) + READ + FUSE + decode(4, 10))
     asking = READ + FUSE + decode(1, 10) + 16 * decode(4, 10)
     tests = (20 * encode(8) + 80 * asking) + 2 * (10 * encode(8) + 40 * asking)
-    assert language_work(task, RUN, CLIPS) == (training + tests, 2 * 200 + 20 + 2 * 10)
+    assert language_work(task, RUN, CLIPS) == (training + tests, 2 * 200 + 20 + 2 * 10, 2 * 200)
     few = language_work(task.model_copy(update={"answers": 3}), RUN, CLIPS)
     assert training + tests - few.flops == (80 + 2 * 40) * 13 * decode(4, 10)
 
 
 def test_multiple_choice_fuses_every_choice():
     work = language_work(MultipleChoice(task="multiple_choice"), RUN, CLIPS)
-    assert work == (20 * encode(8) + 100 * (READ + FUSE), 20)
+    assert work == (20 * encode(8) + 100 * (READ + FUSE), 20, 0)
 
 
 def test_captions_are_written_by_every_beam():

@@ -182,10 +182,9 @@ def test_the_workflow_knows_shards_of_any_number(copy):
     """From 100,000 shards of a split on, names have six digits."""
     results = copy / "results/small"
     shards = ["train-00007", "train-99999", "train-100000", "train-1000000"]
-    slices = [
-        shutil.copy(results / "slices/train-00000.parquet", results / f"slices/{shard}.parquet") for shard in shards
-    ]
-    assert len(slices) == 4
+    some_slice = next((results / "slices").iterdir())
+    for shard in shards:
+        shutil.copy(some_slice, results / f"slices/{shard}.parquet")
     (results / "slices.json").write_text(json.dumps({"shards": {shard: {"split": "train"} for shard in shards}}))
     printed = snakemake(copy, "--dry-run", "--rerun-triggers", "mtime")
     for stage in ("frames", "motion", "similarity", "shards"):

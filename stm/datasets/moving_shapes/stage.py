@@ -15,9 +15,11 @@ def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
 
 
 def _cost(job: Job, load: Workload) -> Cost | None:
-    if not GENERATE.applies(job.config):
+    dataset = job.config.dataset
+    if not isinstance(dataset, MovingShapesDataset):
         return None
-    return Cost(1, load.clips * load.frames * 4e-8 * load.pixels, gigabytes=load.clips * 5e-5)
+    pixels = dataset.frames * dataset.width * dataset.height  # all of them, also those that `frames` leaves out
+    return Cost(1, load.clips * pixels * 4e-8, gigabytes=load.clips * 5e-5)
 
 
 GENERATE = Stage(

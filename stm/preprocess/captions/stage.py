@@ -3,7 +3,7 @@
 from stm.config import Blip2Captions, CaptionSource, LanguageModelCaptions
 from stm.preprocess.frames.stage import frames_of
 from stm.pretrained.sizes import caption_flops, count_weights
-from stm.stages.costs import Cost, Workload
+from stm.stages.costs import Cost, Workload, clips_to_process
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
 
@@ -27,17 +27,18 @@ def captions_per_clip(source: CaptionSource) -> int:
 
 
 def _cost(job: Job, load: Workload) -> Cost | None:
-    if job.config.mask_quality is None and not job.config.pack.sources:
+    captioned = clips_to_process(job.config, load, packed=job.source in job.config.pack.sources)
+    if captioned is None:
         return None
     source = job.config.captions[job.source]
-    texts, flops, tokens = load.clips * captions_per_clip(source), 0.0, 0.0
+    texts, flops, tokens = captioned.clips * captions_per_clip(source), 0.0, 0.0
     if isinstance(source, Blip2Captions):
         flops, tokens = texts * caption_flops(source.model), texts / source.batch_size * source.max_new_tokens
     elif isinstance(source, LanguageModelCaptions):
         # An upper bound, reached if all clips of a shard have different labels: the model is run once per label.
         flops = texts * 2 * count_weights(source.model) * source.max_new_tokens
         tokens = texts / source.batch_size * source.max_new_tokens
-    return Cost(load.shards, flops=flops, gpu_seconds=tokens * TOKEN_SECONDS)
+    return Cost(captioned.shards, flops=flops, gpu_seconds=tokens * TOKEN_SECONDS)
 
 
 CAPTIONS = Stage(

@@ -1,7 +1,7 @@
 """The motion stage: motion magnitude and mean vector per cell and stored frame."""
 
 from stm.layout import dataset_root
-from stm.stages.costs import Cost, Workload
+from stm.stages.costs import Cost, Workload, clips_to_process
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
 
@@ -27,10 +27,11 @@ def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
 
 
 def _cost(job: Job, load: Workload) -> Cost | None:
-    if not (job.config.pack.motion or job.config.mask_quality is not None):
+    measured = clips_to_process(job.config, load, packed=job.config.pack.motion)
+    if measured is None:
         return None
-    seconds = load.clips * load.frames * (MOTION_SECONDS + MOTION_SECONDS_PER_PIXEL * load.pixels)
-    return Cost(load.shards, seconds, gigabytes=load.clips * load.stored_frames * load.cells * 7 / 1e9)
+    seconds = measured.clips * load.frames * (MOTION_SECONDS + MOTION_SECONDS_PER_PIXEL * load.pixels)
+    return Cost(measured.shards, seconds, gigabytes=measured.clips * load.stored_frames * load.cells * 7 / 1e9)
 
 
 MOTION = Stage(

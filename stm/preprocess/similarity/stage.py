@@ -3,7 +3,7 @@
 from stm.preprocess.captions.stage import captions_per_clip
 from stm.preprocess.frames.stage import frames_of
 from stm.pretrained.sizes import clip_image_flops, clip_width
-from stm.stages.costs import Cost, Workload
+from stm.stages.costs import Cost, Workload, clips_to_process
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
 
@@ -37,25 +37,20 @@ def _similarity_inputs(job: Job) -> Files:
     return {**frames_of(job), "captions": job.layout.captions(job.source, job.shard), **embeddings}
 
 
-def _mapped_clips(job: Job, load: Workload) -> Workload | None:
-    """Return the clips for which a source needs maps: all if its maps are packed, otherwise those for mask quality."""
-    config = job.config
-    if config.pack.similarity and job.source in config.pack.sources:
-        return load
-    return None if config.mask_quality is None else load.of(config.mask_quality.split)
-
-
 def _cost_of_embeddings(job: Job, load: Workload) -> Cost | None:
-    packed = job.config.pack.similarity and job.config.pack.sources
-    scored = job.config.captions and (packed or job.config.mask_quality is not None)
-    if not (scored and job.config.similarity.keep_embeddings):
+    config = job.config
+    embedded = clips_to_process(config, load, packed=config.pack.similarity and bool(config.pack.sources))
+    if embedded is None or not (config.captions and config.similarity.keep_embeddings):
         return None
-    model, patches = job.config.similarity.model, load.clips * load.stored_frames * load.cells
-    return Cost(load.shards, flops=patches * clip_image_flops(model), gigabytes=patches * 2 * clip_width(model) / 1e9)
+    model, patches = config.similarity.model, embedded.clips * load.stored_frames * load.cells
+    return Cost(
+        embedded.shards, flops=patches * clip_image_flops(model), gigabytes=patches * 2 * clip_width(model) / 1e9
+    )
 
 
 def _cost_of_maps(job: Job, load: Workload) -> Cost | None:
-    scored, settings = _mapped_clips(job, load), job.config.similarity
+    pack, settings = job.config.pack, job.config.similarity
+    scored = clips_to_process(job.config, load, packed=pack.similarity and job.source in pack.sources)
     if scored is None:
         return None
     patches = scored.clips * load.stored_frames * load.cells
