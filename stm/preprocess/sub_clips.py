@@ -6,7 +6,6 @@ takes time proportional to the number of clips times their position.
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -54,8 +53,7 @@ def run_sequences(
     if not sequences:
         return
     longest = max(map(len, sequences))
-    # RuntimeError: processes were killed, or did not start; the second pass over the clips then says so.
-    with suppress(RuntimeError), Progress(title, total=len(sequences), unit="sequences of clips") as progress:
+    with Progress(title, total=len(sequences), unit="sequences of clips") as progress:
         for _ in run_isolated(function, sequences, processes, timeout_seconds * longest):
             progress.advance()
 
