@@ -116,10 +116,13 @@ def _decode_clip(video: Video, settings: Frames) -> bytes:
         changed = _read_clip(video, settings, header, jpegs)
     except VideoError as error:
         return pack_record(header, [Note(error.status, error.detail)], jpegs)
-    notes = video.notes if changed is None else [changed, *video.notes]
+    notes = video.notes
+    # Inserted first, because the first note decides the status among equal policies; a change of size is why a clip is
+    # too short.
     if len(jpegs) < settings.min_frames:
-        # Inserted first, because the first note decides the status among equal policies.
         notes.insert(0, _too_short(video, settings, len(jpegs)))
+    if changed is not None:
+        notes.insert(0, changed)
     return pack_record(header, notes, jpegs)
 
 

@@ -100,6 +100,41 @@ def test_a_still_picture_has_no_motion(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_cells_lie_on_the_part_of_the_frame_that_a_crop_leaves(backend: str, tmp_path: Path) -> None:
+    still = np.repeat(make_pan(1, 0, 0, WIDTH, HEIGHT), FRAMES, axis=0)
+    for n in range(FRAMES):
+        still[n, 40:88, 84 + 4 * n : 132 + 4 * n] = still[0, 100:148, :48].copy()  # a block that moves to the right
+    path, cropped = make_video(tmp_path / "a.mp4", still, CODINGS["no_b.mp4"]), tmp_path / "cropped.mp4"
+    ffmpeg("-i", path, "-c", "copy", "-bsf:v", "h264_metadata=crop_left=64:crop_top=32", cropped)
+    chosen = Motion.model_validate({"backend": backend, "subtract_camera": False})
+    whole = measure_motion(path, None, None, STORED, (5, 7), chosen)
+    part = measure_motion(cropped, None, None, STORED, (4, 5), chosen)
+    expected = whole.magnitude[:, 1:, 2:].astype(float)
+    # Cells are 32 pixels in both. Block matching and x264 search from other neighbours at the border.
+    assert np.median(np.abs(part.magnitude - expected)) < 0.01
+    assert np.corrcoef(part.magnitude.ravel(), expected.ravel())[0, 1] > (0.999 if backend == "codec" else 0.9)
+    if backend == "codec":
+        assert np.abs(part.vector - whole.vector[:, 1:, 2:]).max() < 1e-2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_cells_are_square_as_shown_although_pixels_are_not(backend: str, tmp_path: Path) -> None:
+    options = [*CODINGS["no_b.mp4"], "-vf", "setsar=2"]
+    path = make_video(tmp_path / "wide.mp4", make_pan(FRAMES, 4, -3, WIDTH, HEIGHT), options)
+    write_slice(tmp_path / "slice.parquet", [make_row("wide.mp4")])
+    frames = tmp_path / "f.parquet"
+    chosen = Frames(every=EVERY, short_side=64)
+    extract_frames(tmp_path / "slice.parquet", tmp_path, tmp_path / "f.tar", frames, chosen, BadInput(), 1)
+    (stored,) = read_kept(frames)
+    shape = map_shape(stored["width"], stored["height"], GRID)
+    assert shape == (GRID, 2 * SHAPE[1])
+    maps = measure_motion(path, None, None, STORED, shape, Motion.model_validate({"backend": backend}))
+    truth = np.array([2 * 4, -3]) * EVERY / (HEIGHT / GRID)  # as shown, a pixel is twice as wide
+    error = np.linalg.norm(inside(maps.vector) - truth, axis=-1) / np.linalg.norm(truth)
+    assert np.median(error) < (0.12 if backend == "mestimate" else 0.05)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("turn", ["90", "180", "-90"])
 def test_vectors_turn_with_the_picture(turn: str, backend: str, pans: Path, tmp_path: Path) -> None:
     path = tmp_path / "turned.mp4"

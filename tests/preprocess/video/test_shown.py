@@ -1,5 +1,6 @@
 """What is shown of a video: shape of pixels, crops, choice of stream, changes of size; as the ffmpeg program shows it."""
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def test_the_container_overrides_the_codec_and_rotation_comes_last(frames: np.nd
 
 
 def test_absurd_pixels_are_refused_and_the_reason_names_their_shape(frames: np.ndarray, tmp_path: Path) -> None:
-    for aspect, status, name in (("1:8", Status.TOO_SMALL, "thin.mp4"), ("100:1", Status.OPEN_FAILED, "wide.mp4")):
+    for aspect, status, name in (("1:8", Status.TOO_SMALL, "thin.mp4"), ("90:1", Status.OPEN_FAILED, "wide.mp4")):
         ratio = aspect.replace(":", "/")
         path = make_video(tmp_path / name, frames[:2], [*X264, "-vf", f"setsar={ratio}"])
         (note,) = store(path).notes
@@ -167,6 +168,31 @@ def test_a_crop_of_the_container_is_applied_as_the_program_applies_it(
     with Video(path) as video:
         assert video.cropping == crop
         assert [frame.seconds for frame in video.frames()] == pytest.approx([n / 25 for n in range(FRAMES)], abs=2e-3)
+
+
+def crop_mp4(source: Path, path: Path, size: tuple[int, int], offset: tuple[int, int]) -> Path:
+    """Write a clean aperture into an mp4 file: its size, and the offset of its centre, in half pixels."""
+    data = bytearray(source.read_bytes())
+    aperture = struct.pack(">I4s8i", 40, b"clap", size[0], 1, size[1], 1, offset[0], 2, offset[1], 2)
+    place, boxes = 0, []
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1"):
+        place = data.index(name, place)
+        boxes.append(place - 4)
+    end = boxes[-1] + int.from_bytes(data[boxes[-1] : boxes[-1] + 4], "big")
+    data[end:end] = aperture
+    for box in boxes:
+        data[box : box + 4] = (int.from_bytes(data[box : box + 4], "big") + len(aperture)).to_bytes(4, "big")
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(("size", "offset"), [((128, 96), (0, 0)), ((180, 90), (4, -2)), ((176, 96), (16, 0))])
+def test_the_clean_aperture_of_mp4_files_is_applied_as_the_program_applies_it(
+    size: tuple[int, int], offset: tuple[int, int], plain: Path, tmp_path: Path
+) -> None:
+    path = crop_mp4(plain, tmp_path / "aperture.mp4", size, offset)
+    assert np.array_equal(read_clip(path, range(FRAMES)), decode_by_program(path, *size))
+    assert sizes(path)[1:] == (size, size)
 
 
 def test_a_crop_that_leaves_nothing_is_refused(plain: Path, tmp_path: Path) -> None:
@@ -275,6 +301,13 @@ def test_a_clip_whose_size_changes_says_so_and_keeps_what_came_before(tmp_path: 
     assert Status.SIZE_CHANGES.default_policy == "drop"
     with pytest.raises(VideoError, match="size_changes"):
         read_clip(path, [0, 2 * FRAMES - 1])
+
+
+def test_a_clip_with_too_few_frames_before_the_change_names_the_change(tmp_path: Path) -> None:
+    record = store(
+        joined(tmp_path / "resize.ts", [(192, 96), (96, 192)]), SETTINGS.model_copy(update={"min_frames": 20})
+    )
+    assert [note.status for note in record.notes] == [Status.SIZE_CHANGES, Status.TOO_SHORT]
 
 
 def test_a_change_of_resolution_alone_is_none(tmp_path: Path) -> None:
