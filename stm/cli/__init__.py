@@ -18,6 +18,7 @@ from stm.stages.declaration import Stage
 from stm.stages.journey import all_stages
 from stm.stages.provenance import check_inputs
 from stm.storage.files import DISK_ERRORS
+from stm.storage.machine_errors import is_machine_error
 
 __all__ = ["build_parser", "main"]
 
@@ -155,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _report(parsed.stage, error)
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        if error.errno not in DISK_ERRORS and not is_machine_error(error):
             raise
         return _report(parsed.stage, error)
     except KeyboardInterrupt:
