@@ -8,8 +8,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from stage_outputs import Clip, make_stage_outputs
@@ -70,9 +72,8 @@ def jobs(folder: Path) -> dict[str, tuple[Run, list[Path]]]:
     generate(small, 0, folder / "shapes", 1)
     made = folder / "shapes/videos/made.json"
     motion, flow = Motion(backend="mestimate"), Flow()
-    manifest = ("manifest.parquet", "quarantine.parquet")
     return {
-        "manifest": (lambda out: build_manifest(config, None, *(out / n for n in manifest), 1), [annotations]),
+        "manifest": (lambda out: build_manifest(config, None, out / "manifest", out / "quarantine", 1), [annotations]),
         "fingerprint": (lambda out: list_fingerprint(config), [annotations]),
         "shapes": (lambda out: generate(small, 0, folder / "shapes", 1), [made]),
         "split": (lambda out: write_slices(rows, out / "slices", out / "slices.json", 2), [rows]),
@@ -93,30 +94,37 @@ def jobs(folder: Path) -> dict[str, tuple[Run, list[Path]]]:
     }
 
 
+@contextmanager
+def worker_processes(used: bool) -> Iterator[None]:
+    """Process items in this process unless worker processes, which take long to start, are to be used."""
+    with ExitStack() as stack:
+        for module in () if used else (stm.datasets.probe_pool, stm.preprocess.clip_outcomes):
+            stack.enter_context(patch.object(module, "run_isolated", run_here))
+        yield
+
+
 def main(folder: Path) -> None:
     """Run every stage with each of its inputs on a failing disk, and print what happened."""
-    stm.datasets.probe_pool.run_isolated = run_here
-    isolated, stm.preprocess.clip_outcomes.run_isolated = stm.preprocess.clip_outcomes.run_isolated, run_here
     os.environ["FAIL_ERRNO"] = str(errno.EIO)
     found = []
     for name, (run, inputs) in jobs(folder / "inputs").items():
         (folder / "undisturbed" / name).mkdir(parents=True)
-        run(folder / "undisturbed" / name)
+        with worker_processes(False):
+            run(folder / "undisturbed" / name)
         expected = digests(folder / "undisturbed" / name)
-        if name == "flow":  # in worker processes, too
-            stm.preprocess.clip_outcomes.run_isolated = isolated
         for path in inputs:
             out = folder / "out" / name / path.name
             out.mkdir(parents=True)
-            os.environ["FAIL_FILE"] = str(path)
-            try:
+            with worker_processes(name == "flow"):
+                os.environ["FAIL_FILE"] = str(path)
+                try:
+                    run(out)
+                    error = "none"
+                except Exception as problem:
+                    error = f"{type(problem).__name__}: {problem}"
+                os.environ["FAIL_FILE"] = ""
+                left = digests(out)
                 run(out)
-                error = "none"
-            except Exception as problem:
-                error = f"{type(problem).__name__}: {problem}"
-            os.environ["FAIL_FILE"] = ""
-            left = digests(out)
-            run(out)
             found.append([name, path.name, error, left, digests(out) == expected])
     print(json.dumps(found))
 

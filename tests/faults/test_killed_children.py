@@ -34,9 +34,9 @@ PROCESSES = 2
 
 class Inputs(NamedTuple):
     root: Path
-    slice: Path
+    rows: Path
     tar: Path
-    index: Path
+    table: Path
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
         shutil.copy(root / "0.mp4", root / f"{number}.mp4")
     rows = write_slice(folder / "train-00000.parquet", [make_row(f"{number}.mp4") for number in range(12)])
     made = Inputs(root, rows, folder / "frames.tar", folder / "frames.parquet")
-    extract_frames(rows, root, made.tar, made.index, FRAMES, NONE_FAIL, PROCESSES)
+    extract_frames(rows, root, made.tar, made.table, FRAMES, NONE_FAIL, PROCESSES)
     return made
 
 
@@ -57,16 +57,16 @@ FRAMES = Frames(every=2, short_side=64)
 
 
 def frames(inputs: Inputs, out: Path) -> None:
-    extract_frames(inputs.slice, inputs.root, out / "f.tar", out / "f.parquet", FRAMES, NONE_FAIL, PROCESSES)
+    extract_frames(inputs.rows, inputs.root, out / "f.tar", out / "f.parquet", FRAMES, NONE_FAIL, PROCESSES)
 
 
 def motion(inputs: Inputs, out: Path) -> None:
     settings = Motion(backend="transcode")
-    extract_motion(inputs.slice, inputs.root, inputs.index, out / "m.parquet", settings, 5, NONE_FAIL, PROCESSES)
+    extract_motion(inputs.rows, inputs.root, inputs.table, out / "m.parquet", settings, 5, NONE_FAIL, PROCESSES)
 
 
 def flow(inputs: Inputs, out: Path) -> None:
-    write_flow(inputs.tar, inputs.index, out / "flow.parquet", Flow(), 5, NONE_FAIL, PROCESSES)
+    write_flow(inputs.tar, inputs.table, out / "flow.parquet", Flow(), 5, NONE_FAIL, PROCESSES)
 
 
 def manifest(inputs: Inputs, out: Path) -> None:

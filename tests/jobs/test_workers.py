@@ -99,7 +99,7 @@ def test_what_ends_a_process_once_counts_as_nothing(act, tmp_path: Path, way: tu
 
 @pytest.mark.parametrize("item", [("kill", 9), ("kill", 7), ("av", errno.ENOMEM)], ids=str)
 def test_an_item_that_the_machine_ends_twice_stops_the_job_after_all_others(act, item: tuple[str, int]) -> None:
-    outcomes = {}
+    outcomes: dict[int, object] = {}
     with pytest.raises(
         ItemKilledError, match=r"clip 0: .*\nFinished work is kept: run again, with more memory"
     ) as caught:
@@ -126,6 +126,7 @@ def test_a_worker_that_is_killed_between_two_items_is_replaced(act) -> None:
     outcomes = run_isolated(act, [("pid", n) for n in range(4)], processes=1, timeout_seconds=60)
     killed = []
     for _, pid in outcomes:
+        assert isinstance(pid, int)
         killed.append(pid)
         os.kill(pid, signal.SIGKILL)  # it waits for its next item, or has just received it
     assert len(killed) == 4
