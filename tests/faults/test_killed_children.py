@@ -12,17 +12,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import pytest
 from synthetic_videos import make_pan, make_row, make_video, write_slice
 from trial import digests
 
+import stm.preprocess.frames.extract
 from stm.config import BadInput, Flow, Frames, Motion, MovingShapesDataset, parse_config
 from stm.datasets import build_manifest
 from stm.datasets.moving_shapes.generate import generate
 from stm.jobs.workers import ItemKilledError, WorkerStartError
 from stm.preprocess.flow.estimate import write_flow
-from stm.preprocess.frames.extract import extract_frames
+from stm.preprocess.frames.extract import FrameTask, extract_clip, extract_frames
 from stm.preprocess.motion.measure import extract_motion
 
 pytestmark = pytest.mark.slow
@@ -138,3 +140,32 @@ def test_killed_children_change_nothing(stage: Callable[[Inputs, Path], None], i
         assert digests(disturbed) == digests(undisturbed)
     assert len(kills) >= KILLS
     assert all("SIGKILL" in error for error in refused), refused
+
+
+def die_at_seven(task: FrameTask) -> None:
+    """Stands for a clip that does not fit into memory."""
+    if task.row["path"] == "7.mp4":
+        os.kill(os.getpid(), signal.SIGKILL)
+    extract_clip(task)
+
+
+def only_seven(task: FrameTask) -> None:
+    assert task.row["path"] == "7.mp4", "finished by the first attempt"
+    extract_clip(task)
+
+
+def test_a_clip_that_is_killed_twice_stops_the_stage_and_the_next_attempt_does_only_it(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    for name in ("undisturbed", "disturbed"):
+        (tmp_path / name).mkdir()
+    frames(inputs, tmp_path / "undisturbed")
+    with (
+        patch.object(stm.preprocess.frames.extract, "extract_clip", die_at_seven),
+        pytest.raises(ItemKilledError, match=r"  7\.mp4: .* SIGKILL.*\n.*with more memory"),
+    ):
+        frames(inputs, tmp_path / "disturbed")
+    assert digests(tmp_path / "disturbed") == {}
+    with patch.object(stm.preprocess.frames.extract, "extract_clip", only_seven):
+        frames(inputs, tmp_path / "disturbed")
+    assert digests(tmp_path / "disturbed") == digests(tmp_path / "undisturbed")
