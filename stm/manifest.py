@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from stm.jobs.status import Policy, Status
 from stm.storage.files import read_json, write_bytes, write_json
-from stm.storage.machine_errors import is_machine_error
+from stm.storage.machine_errors import is_machine_error, name_file
 from stm.storage.receipts import make_receipt
 from stm.storage.tables import REMOVE, DamagedError, read_table, write_table
 
@@ -135,11 +135,14 @@ def hash_ends(path: Path) -> str:
     Raises:
         OSError: the file cannot be read.
     """
-    with path.open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        digest = hashlib.sha256(f"{size}\0".encode() + file.read(_END_BYTES))
-        file.seek(max(0, size - _END_BYTES))
-        digest.update(file.read(_END_BYTES))
+    try:
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.sha256(f"{size}\0".encode() + file.read(_END_BYTES))
+            file.seek(max(0, size - _END_BYTES))
+            digest.update(file.read(_END_BYTES))
+    except OSError as error:
+        raise name_file(error, path) from error
     return digest.hexdigest()[:16]
 
 

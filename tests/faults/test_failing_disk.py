@@ -13,9 +13,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 from stage_outputs import Clip, make_stage_outputs
-from synthetic_videos import make_pan, make_row, make_video, write_slice
+from synthetic_videos import make_row, make_video, write_slice
 from trial import digests, run_here
 
 import stm.datasets.probe_pool
@@ -49,7 +50,9 @@ def jobs(folder: Path) -> dict[str, tuple[Run, list[Path]]]:
     root = folder / "root"
     root.mkdir()
     for name in ("one.mp4", "two.mp4"):
-        make_video(root / name, make_pan(16, width=96, height=64))
+        noise = np.random.default_rng(0).integers(0, 256, (16, 96, 128, 3), np.uint8)  # takes several reads
+        make_video(root / name, noise)
+    video = root / "one.mp4"
     rows = write_slice(folder / "videos.parquet", [make_row("one.mp4"), make_row("two.mp4")])
     stored = Frames(every=2, short_side=64)
     index = folder / "stored.parquet"
@@ -73,13 +76,22 @@ def jobs(folder: Path) -> dict[str, tuple[Run, list[Path]]]:
     made = folder / "shapes/videos/made.json"
     motion, flow = Motion(backend="mestimate"), Flow()
     return {
-        "manifest": (lambda out: build_manifest(config, None, out / "manifest", out / "quarantine", 1), [annotations]),
+        "manifest": (
+            lambda out: build_manifest(config, None, out / "manifest", out / "quarantine", 1),
+            [annotations, video],
+        ),
         "fingerprint": (lambda out: list_fingerprint(config), [annotations]),
         "shapes": (lambda out: generate(small, 0, folder / "shapes", 1), [made]),
         "split": (lambda out: write_slices(rows, out / "slices", out / "slices.json", 2), [rows]),
         "shard names": (lambda out: read_shards(shards), [shards]),
-        "frames": (lambda out: extract_frames(rows, root, out / "f.tar", out / "f", stored, KEEP_GOING, 1), [rows]),
-        "motion": (lambda out: extract_motion(rows, root, index, out / "m", motion, 5, KEEP_GOING, 1), [rows, index]),
+        "frames": (
+            lambda out: extract_frames(rows, root, out / "f.tar", out / "f", stored, KEEP_GOING, 1),
+            [rows, video],
+        ),
+        "motion": (
+            lambda out: extract_motion(rows, root, index, out / "m", motion, 5, KEEP_GOING, 1),
+            [rows, index, video],
+        ),
         "captions": (
             lambda out: write_captions(files.slice, files.tar, files.index, out / "c", human, KEEP_GOING),
             [files.slice, files.index],
@@ -112,11 +124,14 @@ def main(folder: Path) -> None:
         with worker_processes(False):
             run(folder / "undisturbed" / name)
         expected = digests(folder / "undisturbed" / name)
-        for path in inputs:
-            out = folder / "out" / name / path.name
+        # A video is read several times: for its hash, its header and its frames.
+        for path, reads in [
+            (path, reads) for path in inputs for reads in ((0, 1, 3) if path.suffix == ".mp4" else (0,))
+        ]:
+            out = folder / "out" / name / f"{path.name}-{reads}"
             out.mkdir(parents=True)
             with worker_processes(name == "flow"):
-                os.environ["FAIL_FILE"] = str(path)
+                os.environ["FAIL_FILE"], os.environ["FAIL_AFTER"] = str(path), str(reads)
                 try:
                     run(out)
                     error = "none"
@@ -148,7 +163,7 @@ def test_a_failing_disk_stops_every_stage_and_costs_nothing(tmp_path: Path) -> N
     )
     assert done.returncode == 0, done.stderr[-5000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found) == 20
+    assert len(found) == 29
     wrong = [(stage, file, error) for stage, file, error, *_ in found if "OSError: [Errno 5]" not in error]
     assert not wrong, wrong
     unnamed = [(stage, file, error) for stage, file, error, *_ in found if file not in error]
