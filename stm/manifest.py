@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stm.jobs.machine_errors import is_machine_error
 from stm.jobs.status import Policy, Status
 from stm.storage.files import read_json, write_bytes, write_json
+from stm.storage.machine_errors import is_machine_error, name_file
 from stm.storage.receipts import make_receipt
-from stm.storage.tables import DamagedError, read_table, write_table
+from stm.storage.tables import REMOVE, DamagedError, read_table, write_table
 
 
 class Question(NamedTuple):
@@ -135,11 +135,14 @@ def hash_ends(path: Path) -> str:
     Raises:
         OSError: the file cannot be read.
     """
-    with path.open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        digest = hashlib.sha256(f"{size}\0".encode() + file.read(_END_BYTES))
-        file.seek(max(0, size - _END_BYTES))
-        digest.update(file.read(_END_BYTES))
+    try:
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.sha256(f"{size}\0".encode() + file.read(_END_BYTES))
+            file.seek(max(0, size - _END_BYTES))
+            digest.update(file.read(_END_BYTES))
+    except OSError as error:
+        raise name_file(error, path) from error
     return digest.hexdigest()[:16]
 
 
@@ -224,8 +227,10 @@ def read_shards(index: Path) -> list[str]:
     try:
         shards = list(read_json(index)["shards"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if is_machine_error(error):
+            raise
         raise DamagedError(
-            f"{index}: is not a list of shards ({type(error).__name__}: {error}); run `split` again"
+            f"{index}: is not a list of shards ({type(error).__name__}: {error}); remove it and run `split` again"
         ) from error
     invalid = [shard for shard in shards if not (isinstance(shard, str) and re.fullmatch(SHARD_PATTERN, shard))]
     if invalid:
@@ -233,8 +238,22 @@ def read_shards(index: Path) -> list[str]:
     return order_shards(shards)
 
 
+def read_slice(path: Path) -> list[dict[str, Any]]:
+    """Read the clips of one shard, as written by `write_slices`.
+
+    Raises:
+        DamagedError: the file is missing, damaged or contains duplicate clips.
+    """
+    try:
+        return read_rows(path)
+    except DamagedError as error:
+        # No rule declares a single slice as its output: Snakemake makes them all again, and changes only damaged ones.
+        index = path.parent.with_suffix(".json")
+        raise DamagedError(error.problem, f"remove {index}, the list of the shards, and run again") from error
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read a slice or a manifest as a list of rows.
+    """Read a manifest, or a slice of it, as a list of rows.
 
     Raises:
         DamagedError: the file is damaged or contains duplicate clips.
@@ -264,7 +283,7 @@ def check_keys(path: Path, keys: Sequence[str]) -> None:
     for row, key in enumerate(keys):
         if not _PLAIN.fullmatch(key) or key in earlier:
             problem = "occurs twice" if key in earlier else "is not a valid clip key"
-            raise DamagedError(f"{path}: row {row}: {key!r:.100} {problem}; remove the file and run again")
+            raise DamagedError(f"{path}: row {row}: {key!r:.100} {problem}", REMOVE)
         earlier.add(key)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections import Counter
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -24,6 +25,7 @@ from stm.manifest import (
     order_shards,
     read_rows,
     read_shards,
+    read_slice,
     split_of,
     write_slices,
 )
@@ -156,3 +158,23 @@ def test_a_manifest_of_an_older_version_is_split_as_before(tmp_path):
     write_table(manifest, old.drop_columns(["sha256"]), {})
     with pytest.raises(DamagedError, match="0 columns `sha256`"):
         write_slices(manifest, folder, tmp_path / "slices.json", 8)
+
+
+def test_what_the_message_of_a_damaged_slice_says_to_remove_mends_it(tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.parquet"
+    write_manifest(manifest, [f"clip-{number:02d}" for number in range(40)])
+    folder, index = tmp_path / "slices", tmp_path / "slices.json"
+    shards = write_slices(manifest, folder, index, 10)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    damaged, other, *_ = (folder / f"{shard}.parquet" for shard in shards)
+    for data in (None, b"", before[damaged][:-100], before[damaged][:300] + b"\0" + before[damaged][301:]):
+        damaged.unlink()
+        if data is not None:
+            damaged.write_bytes(data)
+        with pytest.raises(DamagedError, match=f"{damaged}: .*; remove {index}, .* and run again"):
+            read_slice(damaged)
+        index.unlink()  # Snakemake then runs the split stage again
+        write_slices(manifest, folder, index, 10)
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+        assert other.stat().st_mtime_ns == times[other], "the stages of other shards would run again"

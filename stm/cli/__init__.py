@@ -18,6 +18,7 @@ from stm.stages.declaration import Stage
 from stm.stages.journey import all_stages
 from stm.stages.provenance import check_inputs
 from stm.storage.files import DISK_ERRORS
+from stm.storage.machine_errors import is_machine_error
 
 __all__ = ["build_parser", "main"]
 
@@ -148,20 +149,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = build_parser().parse_args(words)
     try:
         parsed.function(parsed)
-    except (ValueError, RuntimeError) as error:
-        # stm's own errors (config, dataset, model, too many failures) have messages written for the user. Any other
-        # error is a bug and needs its traceback.
-        if not type(error).__module__.startswith("stm."):
-            raise
-        return _report(parsed.stage, error)
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
+    except (ValueError, RuntimeError, OSError) as error:
+        if not _speaks_to_user(error):
             raise
         return _report(parsed.stage, error)
     except KeyboardInterrupt:
         print(f"stm {parsed.stage}: interrupted", file=sys.stderr)
         return 130  # as shells report it
     return 0
+
+
+def _speaks_to_user(error: Exception) -> bool:
+    """Whether an error's message says what is wrong and where; any other error is a bug and needs its traceback."""
+    if type(error).__module__.startswith("stm."):  # config, dataset, model, too many failures, ...
+        return True
+    # Named files that cannot be read or written, and errors of the disk or the network.
+    named = isinstance(error, OSError) and error.filename is not None
+    return named or getattr(error, "errno", None) in DISK_ERRORS or is_machine_error(error)
 
 
 def _report(stage: str, error: Exception) -> int:

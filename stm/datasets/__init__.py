@@ -23,6 +23,8 @@ from stm.jobs.journal import Journal
 from stm.jobs.progress import Progress
 from stm.jobs.status import Policy, Status
 from stm.manifest import MANIFEST_SCHEMA, QUARANTINE_SCHEMA, check_failures, quarantine_row
+from stm.storage.files import sha256_file
+from stm.storage.machine_errors import is_machine_error
 from stm.storage.receipts import make_receipt
 from stm.storage.tables import write_table
 
@@ -220,7 +222,7 @@ def list_fingerprint(config: Config) -> str:
     if isinstance(dataset, FolderDataset):
         annotations = None if dataset.annotations is None else Path(dataset.annotations)
         if annotations is not None and annotations.is_file():
-            digest.update(hashlib.sha256(annotations.read_bytes()).digest())
+            digest.update(bytes.fromhex(sha256_file(annotations)))
         files = _files_of_folder(Path(dataset.root), annotations, dataset.extensions)
     elif isinstance(dataset, BenchmarkDataset):
         lists, files = _listed_files(dataset)
@@ -268,7 +270,9 @@ def _state(root: str, name: str) -> str:
     for look in (os.stat, os.lstat):
         try:
             state = look(path)
-        except (OSError, ValueError):  # missing, forbidden, too long, or not a valid name
+        except (OSError, ValueError) as error:  # missing, forbidden, too long, or not a valid name
+            if is_machine_error(error):
+                raise
             continue
         # A folder's modification time changes whenever an entry is added or removed, which is irrelevant here.
         return "folder" if stat.S_ISDIR(state.st_mode) else f"{state.st_size}\0{state.st_mtime_ns}"

@@ -28,6 +28,7 @@ from stm.datasets.text_files import (
     text_encoding,
 )
 from stm.manifest import Question
+from stm.storage.machine_errors import is_machine_error, name_file
 
 COLUMNS = ("path", "video_id", "split", "label", "caption", "captions", "start", "end", "questions")
 _NUMBERED_CAPTION = re.compile(r"caption_\d+")
@@ -76,6 +77,8 @@ def read_annotations(file: Path) -> list[tuple[str, Any]]:
             f"{file}: cannot be read as {file.suffix.lower()[1:]} ({error}); save it as UTF-8"
         ) from error
     except (OSError, csv.Error, json.JSONDecodeError, RecursionError, pa.ArrowException) as error:
+        if is_machine_error(error):
+            raise name_file(error, file) from error
         raise AnnotationError(f"{file}: cannot be read as {file.suffix.lower()[1:]} ({error})") from error
     columns = {str(key) for _, row in rows if isinstance(row, Mapping) for key in row}
     if rows and "path" not in columns:

@@ -6,9 +6,9 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from stm.jobs.machine_errors import is_machine_error
 from stm.jobs.status import Status
 from stm.storage.files import UnsafePathError, safe_join
+from stm.storage.machine_errors import is_machine_error
 
 
 def same_spelling(text: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import av
 
-from stm.jobs.machine_errors import is_machine_error
+from stm.storage.machine_errors import is_machine_error
 
 _LARGEST_ALLOCATION = 2**31 - 1  # bytes; ffmpeg answers larger requests, which damaged files make, with ENOMEM
 

@@ -13,6 +13,7 @@ from typing import Any
 from stm.datasets.annotations import AnnotatedClip
 from stm.datasets.folder import DatasetError
 from stm.datasets.text_files import BadRow, BrokenQuotesError, parse_json, read_records, text_encoding
+from stm.storage.machine_errors import is_machine_error, name_file
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ class Annotations:
             # Published lists may begin with a byte order mark.
             return data.decode(text_encoding(data[:4]))
         except (OSError, UnicodeError) as error:
+            if is_machine_error(error):
+                raise name_file(error, path) from error
             raise DatasetError(f"{path}: cannot be read ({error}); download it again, see docs/datasets.md") from error
 
     def lines(self, path: Path) -> list[tuple[str, str]]:

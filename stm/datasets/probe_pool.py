@@ -24,12 +24,20 @@ def probe_files(
     Args:
         settings: `min_side` and `max_side` of `probe_file`.
         timeout: seconds per file.
+
+    Raises:
+        ItemKilledError: the machine ended the work on some files, twice; all others have been yielded.
+        OSError: an error of the machine, such as a failing disk.
     """
     tasks = [_Task(path, settings) for path in paths]
-    for index, outcome in run_isolated(_probe, tasks, processes, timeout):
+    for index, outcome in run_isolated(_probe, tasks, processes, timeout, _name):
         if isinstance(outcome, Failure):
             outcome = {"status": outcome.status, "detail": outcome.detail}
         yield paths[index], outcome
+
+
+def _name(task: _Task) -> str:
+    return str(task.path)
 
 
 def _probe(task: _Task) -> Facts:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from stm.config import BenchmarkDataset, Config, FolderDataset, LanguageDataset, MovingShapesDataset
 from stm.datasets.annotations import AnnotatedClip
 from stm.layout import Layout
+from stm.storage.machine_errors import is_machine_error
 
 # Choices per question of a multiple-choice benchmark, until its files have been read: the value for MSRVTT-MC.
 CHOICES_PER_QUESTION = 5
@@ -146,7 +147,9 @@ def _from_folder(dataset: FolderDataset, seed: int, sample: int = 32) -> Clips:
     for clip in random.Random(seed).sample(clips, min(sample, len(clips))):
         try:
             sizes.append(_read_header(root, clip))
-        except (VideoError, OSError):
+        except (VideoError, OSError) as error:
+            if is_machine_error(error):
+                raise
             continue  # the manifest will report the error; the plan only needs a mean
     frames, widths, heights = zip(*sizes, strict=True) if sizes else ((), (), ())
     basis = f"{len(clips)} clips, the headers of {len(sizes)} of their files"

@@ -9,6 +9,7 @@ from stm.jobs.journal import Journal
 from stm.jobs.progress import Progress
 from stm.jobs.status import Policy, Status
 from stm.jobs.workers import Failure, run_isolated
+from stm.storage.tables import DamagedError
 
 
 class Note(NamedTuple):
@@ -92,11 +93,17 @@ def unpack_record(data: bytes) -> Record:
 
 
 def read_record(journal: Journal, item: str, failures: Mapping[str, Failure]) -> Record:
-    """Read a clip's record from the journal; if missing, return an empty record with the failure as its only note."""
+    """Read a clip's record from the journal; if missing, return an empty record with the failure as its only note.
+
+    Raises:
+        DamagedError: the clip was finished without a failure, but its record cannot be read.
+    """
     data = journal.get(item)
     if data is not None:
         return unpack_record(data)
-    failure = failures[item]
+    failure = failures.get(item)
+    if failure is None:
+        raise DamagedError(f"{journal.folder}: the record of {item} is damaged or missing; run again")
     return Record({}, [Note(failure.status, failure.detail)], [])
 
 
@@ -111,6 +118,11 @@ class Task(Protocol):
 
     @property
     def item(self) -> str: ...
+
+    @property
+    def name(self) -> str:
+        """The clip's name in error messages."""
+        ...
 
 
 VideoOutcome = tuple[str, Status, Policy, str]  # video id, status, policy, detail, as for `check_failures`
@@ -135,16 +147,26 @@ def run_shard(
 
     Returns:
         the failures by item. They are not written to the journal, so a later attempt retries them.
+
+    Raises:
+        ItemKilledError: the machine ended the work on some clips, twice. The journal keeps all others.
+        OSError: `function` met an error of the machine, such as a full disk.
     """
+    journal.refresh()
     todo = [task for task in tasks if journal.get(task.item) is None]
     failures: dict[str, Failure] = {}
     with Progress(title, total=len(tasks), unit="clips") as progress:
         progress.resume(len(tasks) - len(todo))
-        for index, outcome in run_isolated(function, todo, processes, timeout_seconds):
+        for index, outcome in run_isolated(function, todo, processes, timeout_seconds, _name):
             if isinstance(outcome, Failure):
                 failures[todo[index].item] = outcome
             progress.advance(note=f"{len(failures)} failed" if failures else "")
+    journal.refresh()
     return failures
+
+
+def _name(task: Task) -> str:
+    return task.name
 
 
 def finished_rows(

@@ -54,8 +54,12 @@ def run_sequences(
         return
     longest = max(map(len, sequences))
     with Progress(title, total=len(sequences), unit="sequences of clips") as progress:
-        for _ in run_isolated(function, sequences, processes, timeout_seconds * longest):
+        for _ in run_isolated(function, sequences, processes, timeout_seconds * longest, _name, retry=False):
             progress.advance()
+
+
+def _name(tasks: Sequence[TaskT]) -> str:
+    return f"the clips of {tasks[0].row['path']}"
 
 
 def find_sequences(tasks: Sequence[TaskT]) -> list[list[TaskT]]:

@@ -22,7 +22,7 @@ from stm.shards.schema import (
     shard_schema,
     size_columns,
 )
-from stm.storage.tables import LONGEST_SIDE, DamagedError, read_receipt, read_table
+from stm.storage.tables import LONGEST_SIDE, DamagedError, explain_unreadable, read_receipt, read_table
 
 _COUNTS = ("frames", "width", "height", "rows", "columns")
 _UNREAD = {"video_id", "split", "pts", "json_offset", "json_size"}  # columns that training does not need
@@ -222,12 +222,14 @@ def _read_columns(path: Path) -> pa.Table:
     schema = _index_schema()
     try:
         present = pq.read_schema(path).names
-    except (OSError, pa.ArrowException):
-        present = schema.names  # reading the table below raises a descriptive error
+    except (OSError, pa.ArrowException) as error:
+        raise explain_unreadable(path, error) from error
     missing = [name for name in later_columns() if name not in present]
     if missing and (unknown := [name for name in present if name not in shard_schema().names]):
         # Parquet has no checksum of its footer: a damaged name must not be taken for an older index without the column.
-        raise DamagedError(f"{path}: has a column {unknown[0]!r} and none `{missing[0]}`. Run the stage `shards` again")
+        raise DamagedError(
+            f"{path}: has a column {unknown[0]!r} and none `{missing[0]}`; remove the tar and its index and run again"
+        )
     if "crc32" not in missing:
         missing.append("sha256")  # of whole members: needed only if parts have no checksums, and large
     table = read_table(path, [name for name in schema.names if name not in missing], schema)
@@ -242,7 +244,7 @@ def _read_index(path: Path, tar: Path) -> pa.Table:
     if table.num_rows == 0:
         return table
     if not tar.is_file():
-        raise DamagedError(f"{tar} is missing; {path} is its index. Run the stage `shards` again")
+        raise DamagedError(f"{tar} is missing; remove its index, {path}, and run the stage `shards` again")
     _check_counts(path, table)
     _check_sides(path, table)
     _check_arrays(path, table)
@@ -343,4 +345,6 @@ def _refuse_unequal(
 def _refuse(path: Path, table: pa.Table, wrong: NDArray[np.bool_], reason: str) -> None:
     if wrong.any():
         key = table.column("key")[int(np.flatnonzero(wrong)[0])].as_py()
-        raise DamagedError(f"{path}: clip {key!r} ({wrong.sum()} in all): {reason}. Run the stage `shards` again")
+        raise DamagedError(
+            f"{path}: clip {key!r} ({wrong.sum()} in all): {reason}; remove the tar and its index and run again"
+        )

@@ -63,7 +63,7 @@ class ShardReader:
             return read_member(self._descriptor(clip.tar), offset, size)
         except (FileNotFoundError, ValueError) as error:
             raise DamagedError(
-                f"{clip.tar}: clip {clip.key!r} cannot be read: {error}. Run the stage `shards` again"
+                f"{clip.tar}: clip {clip.key!r} cannot be read: {error}; remove the tar and its index and run again"
             ) from error
         except OSError as error:
             # A disk or network error: the shard may be intact, and a restarted run may be able to read it.
@@ -103,7 +103,7 @@ class ShardReader:
                 simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=place)
         except ValueError as error:
             raise DamagedError(
-                f"{where} is not a JPEG that can be decoded ({error}). Run the stage `shards` again"
+                f"{where} is not a JPEG that can be decoded ({error}); remove the tar and its index and run again"
             ) from error
         if (height, width) != place.shape[:2]:
             raise DamagedError(
@@ -190,9 +190,9 @@ def _check_header(header: bytes, shape: tuple[int, ...], dtype: np.dtype[Any], w
         actual = np.lib.format.read_array_header_1_0(file)
     except (ValueError, SyntaxError, TokenError) as error:  # numpy parses the header as a Python literal
         raise DamagedError(
-            f"{where} is not a .npy file that can be read ({error}). Run the stage `shards` again"
+            f"{where} is not a .npy file that can be read ({error}); remove the tar and its index and run again"
         ) from error
     if actual != (shape, False, dtype):
         raise DamagedError(
-            f"{where} is {actual[0]} {actual[2]}, and {shape} {dtype} is expected. Run the stage `shards` again"
+            f"{where} is {actual[0]} {actual[2]}, and {shape} {dtype} is expected; remove the tar and its index and run again"
         )

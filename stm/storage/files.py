@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from stm.storage.machine_errors import is_machine_error, name_file
+
 _TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.tmp")
 
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
@@ -69,9 +71,11 @@ def name_file_in_disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in DISK_ERRORS or error.filename is not None:
+        full = error.errno in DISK_ERRORS
+        if error.errno is None or error.filename is not None or not (full or is_machine_error(error)):
             raise
-        message = f"{os.strerror(error.errno)}; finished work is kept: make room and run again; while writing"
+        remedy = "make room and run again" if full else "run again once it is mended"
+        message = f"{os.strerror(error.errno)}; finished work is kept: {remedy}; while writing"
         raise OSError(error.errno, message, str(path)) from error
 
 
@@ -101,10 +105,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise name_file(error, path) from error
+    return json.loads(text)
 
 
 def sha256_file(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise name_file(error, path) from error

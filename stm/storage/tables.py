@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stm.storage.files import atomic_path
+from stm.storage.machine_errors import is_machine_error, name_file
 
 RECEIPT_KEY = b"stm.receipt"
 
@@ -49,7 +50,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None, schema: pa.Sche
             check_schema(path, pq.read_schema(path), schema, columns)
         table = pq.read_table(path, columns=None if columns is None else list(columns), page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
-        raise unreadable(path, error) from error
+        raise explain_unreadable(path, error) from error
     if schema is not None:
         check_nulls(path, table, schema)
     return table
@@ -64,13 +65,13 @@ def read_receipt(path: Path) -> dict[str, Any]:
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (OSError, pa.ArrowException) as error:
-        raise unreadable(path, error) from error
+        raise explain_unreadable(path, error) from error
     try:
         receipt = json.loads(metadata.get(RECEIPT_KEY, b"{}"))
     except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{path}: its receipt is not JSON ({error}); remove it and run again") from error
+        raise DamagedError(f"{path}: its receipt is not JSON ({error})", REMOVE) from error
     if not isinstance(receipt, dict):
-        raise DamagedError(f"{path}: its receipt is not a JSON object; remove it and run again")
+        raise DamagedError(f"{path}: its receipt is not a JSON object", REMOVE)
     return receipt
 
 
@@ -78,15 +79,38 @@ LONGEST_SIDE = 65535
 """Maximum side of a stored image in pixels, the limit of JPEG."""
 
 
+REMOVE = "remove it and run again"
+"""What mends a file that is a declared output of a stage: Snakemake makes it again."""
+
+
 class DamagedError(ValueError):
-    """Raised for a stage's output file that is damaged or inconsistent with other files; the message names file and place."""
+    """Raised for a stage's output file that is damaged or inconsistent with other files.
+
+    Args:
+        problem: names the file and the place.
+        remedy: says what to remove and what to run; empty if `problem` does.
+    """
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(f"{problem}; {remedy}" if remedy else problem)
+        self.problem = problem
+        self.remedy = remedy
 
 
-def unreadable(path: Path, error: Exception) -> DamagedError:
-    """Return the error for a file that cannot be read as a Parquet table."""
+def explain_unreadable(path: Path, error: Exception) -> Exception:
+    """Return the error for a file that could not be read as a Parquet table.
+
+    Returns:
+        DamagedError if the file is missing or damaged. An error of the machine and a lack of permission say nothing about
+        the file, so removing it would not help: they remain what they are, with the file's name.
+    """
+    if isinstance(error, FileNotFoundError):
+        return DamagedError(f"{path}: there is no such file", "run the stage that writes it")
+    if is_machine_error(error) or isinstance(error, PermissionError):
+        return name_file(error, path)
     # Some Arrow messages contain details on several lines.
     first_line = f"{error}".strip().split("\n")[0]
-    return DamagedError(f"{path}: cannot be read as a Parquet table ({first_line}); remove it and run again")
+    return DamagedError(f"{path}: cannot be read as a Parquet table ({first_line})", REMOVE)
 
 
 def check_schema(path: Path, actual: pa.Schema, expected: pa.Schema, names: Sequence[str] | None = None) -> None:
@@ -102,11 +126,9 @@ def check_schema(path: Path, actual: pa.Schema, expected: pa.Schema, names: Sequ
         count = actual.names.count(name)
         kind = expected.field(name).type
         if count != 1:
-            raise DamagedError(f"{path}: has {count} columns `{name}`, needs exactly 1; remove it and run again")
+            raise DamagedError(f"{path}: has {count} columns `{name}`, needs exactly 1", REMOVE)
         if not _same_type(actual.field(name).type, kind):
-            raise DamagedError(
-                f"{path}: column `{name}` is {actual.field(name).type}, must be {kind}; remove it and run again"
-            )
+            raise DamagedError(f"{path}: column `{name}` is {actual.field(name).type}, must be {kind}", REMOVE)
 
 
 def _same_type(actual: pa.DataType, expected: pa.DataType) -> bool:
@@ -136,9 +158,9 @@ def check_nulls(path: Path, table: pa.Table | pa.RecordBatch, schema: pa.Schema,
         column = table.column(field.name)
         if not field.nullable and column.null_count:
             row = column.is_null().to_pylist().index(True)
-            raise DamagedError(f"{path}: row {first_row + row} has no `{field.name}`; remove it and run again")
+            raise DamagedError(f"{path}: row {first_row + row} has no `{field.name}`", REMOVE)
         if pa.types.is_list(field.type) and pc.list_flatten(column).null_count:
-            raise DamagedError(f"{path}: a list of `{field.name}` contains nulls; remove it and run again")
+            raise DamagedError(f"{path}: a list of `{field.name}` contains nulls", REMOVE)
 
 
 def write_rows(
@@ -212,4 +234,4 @@ def stream_rows(
                     row |= {name: s.values.to_numpy() if s.is_valid else None for name, s in scalars.items()}
                     yield row
     except (OSError, pa.ArrowException) as error:
-        raise unreadable(path, error) from error
+        raise explain_unreadable(path, error) from error

@@ -96,3 +96,25 @@ def test_an_unknown_name_among_many_is_answered_with_the_closest():
     assert "train-00042" in message and "3,000" in message and len(message) < 200
     with pytest.raises(ConfigError, match="there are: a, b"):
         select("run", ["c"], ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (PermissionError(13, "Permission denied", "/data/a.parquet"), "Permission denied: '/data/a.parquet'"),
+        (OSError(5, "Input/output error; while processing clip 7"), "Input/output error; while processing clip 7"),
+        (OSError("a bug"), None),
+    ],
+    ids=str,
+)
+def test_errors_of_files_and_of_the_machine_are_messages(error, text, monkeypatch, capsys):
+    def fail(arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("stm.cli._print_schema", fail)
+    if text is None:
+        with pytest.raises(OSError, match="a bug"):
+            main(["schema"])
+    else:
+        assert main(["schema"]) == 2
+        assert capsys.readouterr().err == f"stm schema: [Errno {error.errno}] {text}\n"

@@ -6,8 +6,7 @@ object in each frame.
 
 import subprocess
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,9 @@ from stm.datasets.moving_shapes.render import RenderedClip, render_clip
 from stm.datasets.moving_shapes.sentences import appearance_caption, caption_of, phrases, questions_of
 from stm.jobs.journal import Journal
 from stm.jobs.progress import Progress
-from stm.jobs.workers import PlainSpawn
+from stm.jobs.workers import Failure, run_isolated
 from stm.storage.files import atomic_path, read_json, sha256_file, write_json
+from stm.storage.machine_errors import is_machine_error
 from stm.storage.receipts import hash_receipt, make_receipt
 from stm.storage.tables import write_table
 
@@ -183,33 +183,52 @@ def _read_made(path: Path, receipt: str) -> dict[str, str]:
     try:
         made = read_json(path)
         return dict(made["sha256"]) if made["receipt"] == receipt else {}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if is_machine_error(error):
+            raise
         return {}  # missing or damaged: all clips are regenerated
 
 
 def _make_all(
     dataset: MovingShapesDataset, seed: int, folder: Path, clips: list[tuple[str, int]], processes: int
 ) -> Iterator[tuple[str, str]]:
-    make = partial(_make_clip, dataset=dataset, seed=seed, folder=folder)
+    tasks = [_Task(clip, dataset, seed, folder) for clip in clips]
     # Starting processes would take longer than rendering so few clips.
     if processes <= 1 or len(clips) < 2 * processes:
-        yield from map(make, clips)
+        yield from map(_make_clip, tasks)
         return
-    with ProcessPoolExecutor(processes, mp_context=PlainSpawn(), initializer=_use_one_thread) as pool:
-        yield from pool.map(make, clips, chunksize=max(1, min(16, len(clips) // (4 * processes))))
+    for index, made in run_isolated(_make_in_worker, tasks, processes, _TIMEOUT_SECONDS, _name):
+        if isinstance(made, Failure):
+            raise EncodeError(f"{_name(tasks[index])}: {made.detail}")
+        yield made
 
 
-def _use_one_thread() -> None:
+_TIMEOUT_SECONDS = 3600.0  # per clip; generated clips take seconds at most
+
+
+@dataclass(frozen=True)
+class _Task:
+    clip: tuple[str, int]  # split, index
+    dataset: MovingShapesDataset
+    seed: int
+    folder: Path
+
+
+def _name(task: _Task) -> str:
+    return clip_id(*task.clip)
+
+
+def _make_in_worker(task: _Task) -> tuple[str, str]:
     import cv2
 
-    # The processes already use all cores.
-    cv2.setNumThreads(1)
+    cv2.setNumThreads(1)  # the processes already use all cores
+    return _make_clip(task)
 
 
-def _make_clip(clip: tuple[str, int], dataset: MovingShapesDataset, seed: int, folder: Path) -> tuple[str, str]:
+def _make_clip(task: _Task) -> tuple[str, str]:
     """Renders and encodes one clip; returns its id and the SHA-256 of its file."""
-    spec = draw_clip_spec(seed, *clip, dataset)
-    path = folder / video_path(spec.split, spec.video_id)
+    spec = draw_clip_spec(task.seed, *task.clip, task.dataset)
+    path = task.folder / video_path(spec.split, spec.video_id)
     encode(render_clip(spec).frames, spec.fps, path)
     return spec.video_id, sha256_file(path)
 

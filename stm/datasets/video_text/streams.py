@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from stm.datasets.folder import DatasetError
 from stm.datasets.text_files import JSON_DECODER, text_encoding
+from stm.storage.machine_errors import is_machine_error, name_file
 
 _CHUNK = 1 << 20  # characters
 _LONGEST = 1 << 24  # characters per element; prevents a file that is not a list of captions from exhausting memory
@@ -43,6 +44,8 @@ def _stream_json(path: Path) -> Iterator[tuple[str, Any]]:
             for number, row in enumerate(_elements(_Text(file))):
                 yield f"{path.name}, entry {number}", row
     except (OSError, ValueError, RecursionError) as error:
+        if is_machine_error(error):
+            raise name_file(error, path) from error
         raise DatasetError(f"{path}: is not a JSON list ({error}); download it again, see docs/datasets.md") from error
 
 

@@ -18,6 +18,7 @@ from stm.models.teachers.tower import (
     split_heads,
 )
 from stm.pretrained.hub import ModelError, ModelSource, explain_missing, find_model, load_complete
+from stm.storage.machine_errors import is_machine_error
 
 # Maps the model type in a config to the class to load. CLIP needs its projection.
 CLASSES = {
@@ -66,7 +67,9 @@ def _read_statistics(source: ModelSource) -> tuple[tuple[float, ...] | None, tup
     """Mean and standard deviation of the pixels, from the image processor's config next to the weights, if it exists."""
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(**source.arguments)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if is_machine_error(error):
+            raise
         return None, None
     return tuple(processor.image_mean), tuple(processor.image_std)
 

@@ -44,6 +44,11 @@ class FlowTask:
     journal: Journal
 
     @property
+    def name(self) -> str:
+        """The clip's name in error messages."""
+        return str(self.frames["video_id"])
+
+    @property
     def item(self) -> str:
         """The clip's identifier in the journal; it changes when the stored pixels change."""
         return json.dumps([self.frames[name] for name in ("key", "width", "height", "sha256")])

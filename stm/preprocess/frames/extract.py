@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stm.config import BadInput, Frames
 from stm.jobs.journal import Journal
 from stm.jobs.status import Status
-from stm.manifest import check_failures, check_unchanged, read_rows
+from stm.manifest import check_failures, check_unchanged, read_slice
 from stm.preprocess.clip_outcomes import Note, name_item, pack_record, run_shard
 from stm.preprocess.frames.table import read_frames, read_jpegs, read_kept, write_frames
 from stm.preprocess.sub_clips import read_sequence, run_sequences
@@ -51,7 +51,7 @@ def extract_frames(
             keeps the finished clips, so that a retry with a different policy does not decode them again.
         OSError: the disk is full, or a folder is not writable.
     """
-    rows = read_rows(slice_path)
+    rows = read_slice(slice_path)
     # The fingerprint omits the deadline, which does not affect clips that finish in time.
     receipt = make_receipt("frames", settings.fingerprint(), _LIBRARIES)
     journal = Journal(tar, receipt)
@@ -75,6 +75,11 @@ class FrameTask:
     root: Path
     settings: Frames
     journal: Journal
+
+    @property
+    def name(self) -> str:
+        """The clip's name in error messages."""
+        return str(self.row["video_id"])
 
     @property
     def item(self) -> str:

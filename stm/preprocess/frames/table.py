@@ -18,9 +18,10 @@ from stm.config import BadInput
 from stm.jobs.journal import Journal
 from stm.jobs.status import Policy, Status
 from stm.jobs.workers import Failure
-from stm.manifest import check_keys, read_rows
+from stm.manifest import check_keys, read_slice
 from stm.preprocess.clip_outcomes import Record, as_columns, decide, name_item, read_record
 from stm.storage.files import atomic_path, sha256_file
+from stm.storage.machine_errors import name_file
 from stm.storage.tables import LONGEST_SIDE, DamagedError, read_table, write_table
 from stm.storage.tars import TarWriter, read_member
 
@@ -146,12 +147,12 @@ def rows_of_kept(slice_path: Path, kept: Sequence[Mapping[str, Any]]) -> list[di
     Raises:
         DamagedError: the slice is truncated, or lacks a kept clip because the frames come from a different slice.
     """
-    rows = {row["key"]: row for row in read_rows(slice_path)}
+    rows = {row["key"]: row for row in read_slice(slice_path)}
     for row in kept:
         if row["key"] not in rows:
             raise DamagedError(
                 f"{slice_path}: has no clip {row['key']!r}, which the frames stage kept: its frames were made from "
-                "another slice. Remove them and run again"
+                f"another slice. Remove {slice_path.stem}.tar and {slice_path.stem}.parquet from `frames` and run again"
             )
     return [rows[row["key"]] for row in kept]
 
@@ -176,6 +177,8 @@ def read_jpegs(tar: Path, row: Mapping[str, Any], which: Sequence[int] | None = 
             os.close(file)
     except FileNotFoundError as error:
         raise DamagedError(f"{tar}: cannot be read ({error.strerror}); remove its index and run again") from error
+    except OSError as error:
+        raise name_file(error, tar) from error
 
 
 def _read_jpeg(file: int, tar: Path, row: Mapping[str, Any], number: int) -> bytes:

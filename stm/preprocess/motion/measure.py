@@ -121,6 +121,11 @@ class MotionTask:
     journal: Journal
 
     @property
+    def name(self) -> str:
+        """The clip's name in error messages."""
+        return str(self.row["video_id"])
+
+    @property
     def item(self) -> str:
         """The clip's identifier in the journal; it changes with the video and the choice of stored frames."""
         return json.dumps([name_item(self.row), *(self.frames[n] for n in ("width", "height", "decode_index"))])

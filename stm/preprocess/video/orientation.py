@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stm.jobs.machine_errors import is_machine_error
+from stm.storage.machine_errors import is_machine_error
 
 _EXIF_ORIENTATION = 0x0112
 

@@ -13,6 +13,7 @@ from stm.report.clips.cuts import Cut, cut_clips, default_geometry, frames_row, 
 from stm.report.clips.draw import ClipStrips
 from stm.report.clips.select import ReportClip, choose_clips
 from stm.report.results.records import Results
+from stm.storage.machine_errors import is_machine_error
 
 MAX_CLIPS = 2
 
@@ -99,6 +100,8 @@ def draw_mask_gallery(config: Config, layout: Layout, results: Results) -> MaskG
         try:
             results.attempt(f"mask {strategy}", draw, None)
         except Exception as error:  # a user's strategy may raise anything and must not stop the others
+            if isinstance(error, OSError) and is_machine_error(error):
+                raise
             results.problems.append(f"mask {strategy}: {type(error).__name__}: {error}")
     return gallery
 

@@ -11,6 +11,7 @@ from stm.config import Config, LanguageRun, PretrainRun
 from stm.layout import Layout
 from stm.report.comparison import Entry, Interval
 from stm.report.names import shown_datasets
+from stm.storage.machine_errors import is_machine_error
 
 T = TypeVar("T")
 Curve = tuple[list[int], list[float]]  # steps, ascending, and one value per step
@@ -276,10 +277,15 @@ class Results:
         """Return `read()`; if the file is damaged or has a different format, add to `problems` and return `missing`.
 
         The page must be written whatever is broken, because users consult it to find the cause.
+
+        Raises:
+            OSError: the disk or the network fails, which says nothing about the file.
         """
         try:
             return read()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if is_machine_error(error):
+                raise
             self.problems.append(f"{what}: {type(error).__name__}: {error}")
             return missing
 

@@ -22,6 +22,7 @@ from stm.report.clips.gallery import cut_for_all_masks, explain_missing, study_s
 from stm.report.results.records import Results
 from stm.shards.index import ClipIndex
 from stm.shards.reader import ShardReader
+from stm.storage.machine_errors import is_machine_error
 
 GRID = tuple(round(step / 20, 2) for step in range(1, 20))  # 0.05 to 0.95
 CAPTION_GUIDE = "similarity"
@@ -68,6 +69,8 @@ def draw_masks(
         try:
             drawn = _draw_strategy(viewer.clips, strategy, teacher)
         except Exception as error:  # a user's strategy may raise anything and must not stop the others
+            if isinstance(error, OSError) and is_machine_error(error):
+                raise
             viewer.missing[strategy] = f"{type(error).__name__}: {error}"
             continue
         if drawn is None:
