@@ -189,8 +189,8 @@ class _Run:
             say(f"{self.plan.name}: resuming from step {self.step} of {self.plan.steps}{other}")
             if changed := ", ".join(self.checkpoints.changed_versions()):
                 say(
-                    f"{self.plan.name}: warning: the steps up to here were computed with other versions ({changed}), so the result "
-                    "may differ from that of one version alone; its receipt names them (`resumed`)"
+                    f"{self.plan.name}: warning: the steps up to here were computed with other versions ({changed}), so the "
+                    "result may differ from that of one version alone; its receipt names them (`resumed`)"
                 )
 
     def progress(self) -> Progress:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from ending_jobs import damage, members
 from training_shards import make_run, make_shard
 
 from stm.config import PretrainRun
@@ -127,7 +128,8 @@ def test_without_a_signal_the_status_and_the_messages_are_the_command_s(capsys: 
 def start(run: PretrainRun, shard: Path, output: Path) -> "subprocess.Popen[str]":
     """`run_pretraining` in a process of its own."""
     arguments = [run.model_dump_json(), str(output), str(shard)]
-    return subprocess.Popen([sys.executable, "-c", PRETRAIN, *arguments], stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", PRETRAIN, *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +173,63 @@ def test_a_process_that_is_killed_is_started_again_and_the_run_ends_in_the_same_
     weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("straight", "run")]
     assert weights[0] == weights[1]
     assert not (tmp_path / "run" / "launch.json").exists()
+
+
+def end_of(session: int, seconds: float = 15) -> list[int]:
+    """The processes of a session that are left when it had so long to end."""
+    deadline = time.monotonic() + seconds
+    while members(session) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return members(session)
+
+
+@pytest.mark.slow
+def test_no_process_outlives_a_killed_torchrun_or_who_started_it(shard: Path, tmp_path: Path) -> None:
+    """Else two runs would train in one folder. The checkpoints stay, and the run ends in the bytes of an undisturbed one."""
+    run = make_run(processes=2, workers=1, optimisation={"epochs": 12}, checkpoint_every=2)
+    straight = start(run, shard, tmp_path / "straight")
+    assert straight.wait(timeout=300) == 0, straight.communicate()[1]
+    saved = ""
+    for who in ("torchrun", "its parent"):
+        process = start(run, shard, tmp_path / "run")
+        wait_for(process, tmp_path / "run", f"checkpoints/step-*[!{saved[-1:] or 'x'}].pt")
+        torchrun = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
+        assert len(members(process.pid)) == 2 + 2 + 2  # with the trainers and their loading processes
+        os.kill(torchrun if who == "torchrun" else process.pid, signal.SIGKILL)
+        assert end_of(process.pid) == [], who
+        assert process.wait() == (1 if who == "torchrun" else -signal.SIGKILL)
+        saved = max(path.stem for path in (tmp_path / "run/checkpoints").glob("step-*.pt"))
+    assert not (tmp_path / "run/weights.safetensors").exists()
+    last = start(run, shard, tmp_path / "run")
+    assert "resuming from step" in last.communicate(timeout=300)[1]
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("straight", "run")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_sigterm_ends_several_processes_of_which_one_waits_for_a_stuck_loader(shard: Path, tmp_path: Path) -> None:
+    run = make_run(processes=2, workers=1, optimisation={"epochs": 300}, checkpoint_every=5)
+    process = start(run, shard, tmp_path / "run")
+    wait_for(process, tmp_path / "run", "checkpoints/step-*.pt")
+    first = workers_under(process.pid)[0]
+    (loader,) = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+    os.kill(int(loader), signal.SIGSTOP)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, messages
+    assert "SIGTERM: stopped while waiting for data; the same command resumes from step" in messages
+    assert end_of(process.pid) == []
+
+
+@pytest.mark.slow
+def test_an_error_in_one_of_several_processes_ends_all(tmp_path: Path) -> None:
+    shard = damage(make_shard(tmp_path / "train/train-00000.parquet", ["red", "green"] * 4))
+    process = start(make_run(processes=2, workers=1), shard, tmp_path / "run")
+    _, messages = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "clip-007" in messages and "not retried: the error above would recur" in messages
+    assert end_of(process.pid) == []
 
 
 @pytest.mark.slow
