@@ -1,5 +1,6 @@
 """Several processes under torchrun: signals reach them, their messages and their status come back, who dies is replaced."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from ending_jobs import damage, members
+from ending_jobs import damage
 from training_shards import make_run, make_shard
 
 from stm.config import PretrainRun
@@ -128,13 +129,24 @@ def test_without_a_signal_the_status_and_the_messages_are_the_command_s(capsys: 
 def start(run: PretrainRun, shard: Path, output: Path) -> "subprocess.Popen[str]":
     """`run_pretraining` in a process of its own."""
     arguments = [run.model_dump_json(), str(output), str(shard)]
-    command = [sys.executable, "-c", PRETRAIN, *arguments]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen([sys.executable, "-c", PRETRAIN, *arguments], stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shard(tmp_path_factory.mktemp("shards") / "train" / "train-00000.parquet", ["red", "green"] * 4)
+
+
+RUN = make_run(processes=2, workers=1, parallel="fsdp", optimisation={"epochs": 12}, checkpoint_every=2)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shard: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights of RUN."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    process = start(RUN, shard, folder)
+    assert process.wait(timeout=300) == 0, process.communicate()[1]
+    return (folder / "weights.safetensors").read_bytes()
 
 
 @pytest.mark.slow
@@ -159,51 +171,56 @@ def workers_under(pid: int) -> list[int]:
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_is_started_again_and_the_run_ends_in_the_same_bytes(
-    shard: Path, tmp_path: Path
+    shard: Path, undisturbed: bytes, tmp_path: Path
 ) -> None:
-    run = make_run(processes=2, parallel="fsdp", optimisation={"epochs": 8}, checkpoint_every=2)
-    straight = start(run, shard, tmp_path / "straight")
-    assert straight.wait(timeout=300) == 0, straight.communicate()[1]
-    process = start(run, shard, tmp_path / "run")
+    process = start(RUN, shard, tmp_path / "run")
     wait_for(process, tmp_path / "run", "checkpoints/step-*.pt")
     os.kill(workers_under(process.pid)[-1], signal.SIGKILL)
     _, messages = process.communicate(timeout=300)
     assert process.returncode == 0, messages
     assert "resuming from step" in messages  # in the same call: torchrun has started both again
-    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("straight", "run")]
-    assert weights[0] == weights[1]
+    assert (tmp_path / "run" / "weights.safetensors").read_bytes() == undisturbed
     assert not (tmp_path / "run" / "launch.json").exists()
 
 
-def end_of(session: int, seconds: float = 15) -> list[int]:
-    """The processes of a session that are left when it had so long to end."""
+def processes_of(output: Path) -> list[int]:
+    """All processes of a run, which have its folder in their command lines; torchrun starts them in sessions of their own."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            # Empty for one that has ended and was not waited for.
+            if int(path.parent.name) != os.getpid() and str(output).encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+def left_of(output: Path, seconds: float = 15) -> list[int]:
+    """The processes that are left of a run when it had so long to end."""
     deadline = time.monotonic() + seconds
-    while members(session) and time.monotonic() < deadline:
+    while processes_of(output) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return members(session)
+    return processes_of(output)
 
 
 @pytest.mark.slow
-def test_no_process_outlives_a_killed_torchrun_or_who_started_it(shard: Path, tmp_path: Path) -> None:
+def test_no_process_outlives_a_killed_torchrun_or_who_started_it(
+    shard: Path, undisturbed: bytes, tmp_path: Path
+) -> None:
     """Else two runs would train in one folder. The checkpoints stay, and the run ends in the bytes of an undisturbed one."""
-    run = make_run(processes=2, workers=1, optimisation={"epochs": 12}, checkpoint_every=2)
-    straight = start(run, shard, tmp_path / "straight")
-    assert straight.wait(timeout=300) == 0, straight.communicate()[1]
     saved = ""
     for who in ("torchrun", "its parent"):
-        process = start(run, shard, tmp_path / "run")
+        process = start(RUN, shard, tmp_path / "run")
         wait_for(process, tmp_path / "run", f"checkpoints/step-*[!{saved[-1:] or 'x'}].pt")
         torchrun = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
-        assert len(members(process.pid)) == 2 + 2 + 2  # with the trainers and their loading processes
+        assert len(processes_of(tmp_path / "run")) == 2 + 2 + 2  # with the trainers and their loading processes
         os.kill(torchrun if who == "torchrun" else process.pid, signal.SIGKILL)
-        assert end_of(process.pid) == [], who
+        assert left_of(tmp_path / "run") == [], who
         assert process.wait() == (1 if who == "torchrun" else -signal.SIGKILL)
         saved = max(path.stem for path in (tmp_path / "run/checkpoints").glob("step-*.pt"))
     assert not (tmp_path / "run/weights.safetensors").exists()
-    last = start(run, shard, tmp_path / "run")
+    last = start(RUN, shard, tmp_path / "run")
     assert "resuming from step" in last.communicate(timeout=300)[1]
-    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("straight", "run")]
-    assert weights[0] == weights[1]
+    assert (tmp_path / "run/weights.safetensors").read_bytes() == undisturbed
 
 
 @pytest.mark.slow
@@ -219,7 +236,7 @@ def test_sigterm_ends_several_processes_of_which_one_waits_for_a_stuck_loader(sh
     _, messages = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, messages
     assert "SIGTERM: stopped while waiting for data; the same command resumes from step" in messages
-    assert end_of(process.pid) == []
+    assert left_of(tmp_path / "run") == []
 
 
 @pytest.mark.slow
@@ -229,7 +246,7 @@ def test_an_error_in_one_of_several_processes_ends_all(tmp_path: Path) -> None:
     _, messages = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "clip-007" in messages and "not retried: the error above would recur" in messages
-    assert end_of(process.pid) == []
+    assert left_of(tmp_path / "run") == []
 
 
 @pytest.mark.slow
