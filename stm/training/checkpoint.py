@@ -79,10 +79,10 @@ class Checkpoints:
         when the settings changed come back.
         """
         self._clean()
-        self._put_others_aside()
-        if not self.steps():
-            self._bring_back()
-        return max(self.steps(), default=0)
+        if step := self._newest_own():
+            return step
+        self._bring_back()
+        return self._newest_own()
 
     def load(self, step: int) -> State:
         """The state saved after `step` steps, with its tensors on the CPU."""
@@ -145,18 +145,26 @@ class Checkpoints:
             # Its checksum is right, so it was written like this: by another version of the code or of torch.
             return f"unreadable-{sha256_file(self._path(step))[:12]}"
 
-    def _put_others_aside(self) -> None:
+    def _newest_own(self) -> int:
+        """The newest intact checkpoint of this origin in the folder, or 0; what is newer is removed or put aside."""
         own, others = _identify(hash_receipt(self.origin), self.layout), {}
+        newest = 0
         for step in reversed(self.steps()):
             if not _verify(self._path(step)):
                 say(f"{self._path(step)}: corrupt, its checksum does not match; using the previous one, if any")
                 self._remove(step)
             elif (identity := self._identity_of(step)) != own:
                 others[step] = self._aside(identity)
-        if not others:
-            return
+            else:
+                newest = step
+                break
+        if others:
+            self._put_aside(others, with_companions=newest == 0)
+        return newest
+
+    def _put_aside(self, others: Mapping[int, Path], with_companions: bool) -> None:
         changed, newest = self._describe_change(), others[max(others)]
-        if len(others) == len(self.steps()):
+        if with_companions:
             # Before the checkpoints: after a kill in between, these are still found, and the next attempt puts them aside.
             for path in (*map(self.folder.with_name, _COMPANIONS), self._stamp):
                 _move(path, newest / path.name)
