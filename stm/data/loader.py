@@ -180,7 +180,8 @@ class ClipLoader:
         order = permute(clips, self.seed, epoch) if self.shuffle else np.arange(clips)
         # The DataLoader and its workers persist; only the list that its sampler yields changes.
         self._order.batches = self._deal(order[start : self.clips_per_epoch].tolist(), epoch)
-        self._loader = self._loader or self._make_loader()
+        if self._loader is None:
+            self._loader = self._make_loader()
         with signals_blocked():  # inherited by the loading processes, which start here
             self._iterator = iter(self._loader)
         batches: Iterator[Batch] = self._iterator

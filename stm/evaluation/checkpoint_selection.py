@@ -101,7 +101,7 @@ def tune(
             best.update(module, epoch)
 
     checkpoints = fit(module.train(), batches, plan, output, process, after_epoch=after)
-    which = best.load(module)
+    which = {**best.load(module), **checkpoints.resumed()}
     module.eval()
 
     def discard() -> None:

@@ -25,7 +25,7 @@ from stm.data.loading_processes import explain_lost_processes
 from stm.distributed.fsdp import average_scalars, find_blocks, load_whole_state, make_whole, shard, whole_state
 from stm.distributed.process import Process
 from stm.jobs.progress import Progress
-from stm.training.checkpoint import Checkpoints, random_state, restore_random_state
+from stm.training.checkpoint import Checkpoints, describe_layout, random_state, restore_random_state
 from stm.training.interruption import Interrupted, Interruption
 from stm.training.logs import Clock, Meter, MetricsLog, say
 from stm.training.optimizer import Schedule, build_optimizer, current_learning_rate
@@ -98,8 +98,8 @@ def fit(
         MemoryError: the shared memory through which loading processes pass batches is full.
     """
     run = _Run(module, plan, output, process)
-    run.settle()
     stream = move_ahead(batches(run.step), process.device)
+    run.settle()
     # Only after the checkpoint is loaded: DDP broadcasts the first process's weights when it wraps the module.
     model = module if isinstance(module, FSDPModule) else process.wrap(module)
     optimizer = run.optimizer
@@ -152,7 +152,8 @@ class _Run:
         self._slow = True  # until the duration of a step is known
         self._epochs_ended = 0  # epochs for which `after_epoch` has returned
         self.note = ""
-        self.checkpoints = Checkpoints(output / "checkpoints", plan.origin, plan.checkpoints_kept)
+        layout = describe_layout(module.state_dict(), [len(group["params"]) for group in self.optimizer.param_groups])
+        self.checkpoints = Checkpoints(output / "checkpoints", plan.origin, plan.checkpoints_kept, layout)
         newest = self.checkpoints.newest() if process.first else 0
         # The first process decides for all: on a shared disk, others might see a checkpoint that is being written or moved.
         self.step = int(process.gather(torch.tensor([newest]))[0].item())
@@ -186,6 +187,11 @@ class _Run:
         if self.process.first:
             other = f", with {now} processes instead of {before}" if before != now else ""
             say(f"{self.plan.name}: resuming from step {self.step} of {self.plan.steps}{other}")
+            if changed := ", ".join(self.checkpoints.changed_versions()):
+                say(
+                    f"{self.plan.name}: warning: the steps up to here were computed with other versions ({changed}), so the "
+                    "result may differ from that of one version alone; its receipt names them (`resumed`)"
+                )
 
     def progress(self) -> Progress:
         """The progress bar, shown by the first process only."""

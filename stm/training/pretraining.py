@@ -79,7 +79,7 @@ def pretrain(
         checkpoints = fit(method, batches, plan, output, process)
         if process.first:
             write_weights(method, output / "weights.safetensors")
-            write_record(run, plan, output)
+            write_record(run, plan, output, checkpoints.resumed())
             checkpoints.discard()
         process.wait()
 
@@ -214,8 +214,8 @@ def write_weights(method: Method, path: Path) -> None:
     )
 
 
-def write_record(run: Run, plan: TrainingPlan, output: Path) -> None:
-    """Writes `config.json`: the run and the receipt."""
+def write_record(run: Run, plan: TrainingPlan, output: Path, resumed: Mapping[str, Any]) -> None:
+    """Writes `config.json`: the run and the receipt, to which `resumed` adds the versions of earlier steps, if they differ."""
     receipt = make_receipt(
         "pretrain",
         run.model_dump(mode="json", exclude=_CACHE_NEUTRAL),
@@ -223,5 +223,6 @@ def write_record(run: Run, plan: TrainingPlan, output: Path) -> None:
         seed=plan.seed,
         step=plan.steps,
         **{name: value for name, value in plan.origin.items() if name not in ("run", "seed", "stm")},
+        **resumed,
     )
     write_json(output / "config.json", {"run": run.model_dump(mode="json"), "receipt": receipt})

@@ -118,7 +118,7 @@ def score_epochs(monkeypatch: pytest.MonkeyPatch, folder: Path, scores: list[flo
                 module.value.fill_(epoch)
             after_epoch(epoch)
             assert module.training
-        return type("Checkpoints", (), {"discard": lambda self: None})()
+        return type("Checkpoints", (), {"discard": lambda self: None, "resumed": lambda self: {}})()
 
     def measure(measured: nn.Module) -> float:
         assert not measured.training and not torch.is_grad_enabled()

@@ -1,7 +1,9 @@
 """Checkpoints: corrupt ones are noticed, others' are not used, the last few stay."""
 
+import contextlib
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,7 +84,36 @@ def test_checkpoints_of_other_settings_are_moved_aside(tmp_path: Path, capsys: p
     assert other.newest() == 0
     assert "changed: run.mask.ratio" in capsys.readouterr().err
     assert not other.folder.exists()
-    assert (tmp_path / "checkpoints-of-other-settings" / "step-000000005.pt").exists()
+    assert list(tmp_path.glob("checkpoints-of-*/step-000000005.pt"))
+
+
+def test_a_kill_while_checkpoints_are_put_aside_or_brought_back_loses_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at each rename in turn, and then tried again."""
+    other = {**ORIGIN, "seed": 2}
+    for number in range(12):
+        folder = tmp_path / str(number)
+        for step in (5, 10):
+            store(folder).save(step, {"model": torch.full((3,), float(step))})
+        (folder / "metrics.jsonl").write_text("log")
+        for origin, expected in ((other, 0), (ORIGIN, 10)):
+            renames = iter(range(number, -1, -1))
+            replace = Path.replace
+
+            def killed(self: Path, target: Path, renames: Any = renames, replace: Any = replace) -> Path:
+                if next(renames, None) == 0:
+                    raise KeyboardInterrupt
+                return replace(self, target)
+
+            with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+                patch.setattr(Path, "replace", killed)
+                store(folder, origin=origin).newest()
+            assert store(folder, origin=origin).newest() == expected
+        assert store(folder).load(10)["model"][0] == 10
+        assert (folder / "metrics.jsonl").read_text() == "log"
+        kept = [path.name for path in folder.rglob("step-*.pt")]
+        assert sorted(kept) == ["step-000000005.pt", "step-000000010.pt"]
 
 
 def test_loading_runs_no_code_from_the_file(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Several processes under torchrun: signals reach them, their messages and their status come back, who dies is replaced."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from ending_jobs import damage
 from training_shards import make_run, make_shard
 
 from stm.config import PretrainRun
@@ -135,6 +137,18 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shard(tmp_path_factory.mktemp("shards") / "train" / "train-00000.parquet", ["red", "green"] * 4)
 
 
+RUN = make_run(processes=2, workers=1, parallel="fsdp", optimisation={"epochs": 12}, checkpoint_every=2)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shard: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights of RUN."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    process = start(RUN, shard, folder)
+    assert process.wait(timeout=300) == 0, process.communicate()[1]
+    return (folder / "weights.safetensors").read_bytes()
+
+
 @pytest.mark.slow
 def test_sigterm_saves_a_run_of_two_processes(shard: Path, tmp_path: Path) -> None:
     run = make_run(processes=2, optimisation={"epochs": 300}, checkpoint_every=5)
@@ -157,20 +171,82 @@ def workers_under(pid: int) -> list[int]:
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_is_started_again_and_the_run_ends_in_the_same_bytes(
-    shard: Path, tmp_path: Path
+    shard: Path, undisturbed: bytes, tmp_path: Path
 ) -> None:
-    run = make_run(processes=2, parallel="fsdp", optimisation={"epochs": 8}, checkpoint_every=2)
-    straight = start(run, shard, tmp_path / "straight")
-    assert straight.wait(timeout=300) == 0, straight.communicate()[1]
-    process = start(run, shard, tmp_path / "run")
+    process = start(RUN, shard, tmp_path / "run")
     wait_for(process, tmp_path / "run", "checkpoints/step-*.pt")
     os.kill(workers_under(process.pid)[-1], signal.SIGKILL)
     _, messages = process.communicate(timeout=300)
     assert process.returncode == 0, messages
     assert "resuming from step" in messages  # in the same call: torchrun has started both again
-    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("straight", "run")]
-    assert weights[0] == weights[1]
+    assert (tmp_path / "run" / "weights.safetensors").read_bytes() == undisturbed
     assert not (tmp_path / "run" / "launch.json").exists()
+
+
+def processes_of(output: Path) -> list[int]:
+    """All processes of a run, which have its folder in their command lines; torchrun starts them in sessions of their own."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            # Empty for one that has ended and was not waited for.
+            if int(path.parent.name) != os.getpid() and str(output).encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+def left_of(output: Path, seconds: float = 15) -> list[int]:
+    """The processes that are left of a run when it had so long to end."""
+    deadline = time.monotonic() + seconds
+    while processes_of(output) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return processes_of(output)
+
+
+@pytest.mark.slow
+def test_no_process_outlives_a_killed_torchrun_or_who_started_it(
+    shard: Path, undisturbed: bytes, tmp_path: Path
+) -> None:
+    """Else two runs would train in one folder. The checkpoints stay, and the run ends in the bytes of an undisturbed one."""
+    saved = ""
+    for who in ("torchrun", "its parent"):
+        process = start(RUN, shard, tmp_path / "run")
+        wait_for(process, tmp_path / "run", f"checkpoints/step-*[!{saved[-1:] or 'x'}].pt")
+        torchrun = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
+        assert len(processes_of(tmp_path / "run")) == 2 + 2 + 2  # with the trainers and their loading processes
+        os.kill(torchrun if who == "torchrun" else process.pid, signal.SIGKILL)
+        assert left_of(tmp_path / "run") == [], who
+        assert process.wait() == (1 if who == "torchrun" else -signal.SIGKILL)
+        saved = max(path.stem for path in (tmp_path / "run/checkpoints").glob("step-*.pt"))
+    assert not (tmp_path / "run/weights.safetensors").exists()
+    last = start(RUN, shard, tmp_path / "run")
+    assert "resuming from step" in last.communicate(timeout=300)[1]
+    assert (tmp_path / "run/weights.safetensors").read_bytes() == undisturbed
+
+
+@pytest.mark.slow
+def test_sigterm_ends_several_processes_of_which_one_waits_for_a_stuck_loader(shard: Path, tmp_path: Path) -> None:
+    run = make_run(processes=2, workers=1, optimisation={"epochs": 300}, checkpoint_every=5)
+    process = start(run, shard, tmp_path / "run")
+    wait_for(process, tmp_path / "run", "checkpoints/step-*.pt")
+    first = workers_under(process.pid)[0]
+    (loader,) = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+    os.kill(int(loader), signal.SIGSTOP)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, messages
+    assert "SIGTERM: stopped while waiting for data; the same command resumes from step" in messages
+    assert left_of(tmp_path / "run") == []
+
+
+@pytest.mark.slow
+def test_an_error_in_one_of_several_processes_ends_all(tmp_path: Path) -> None:
+    shard = damage(make_shard(tmp_path / "train/train-00000.parquet", ["red", "green"] * 4))
+    process = start(make_run(processes=2, workers=1), shard, tmp_path / "run")
+    _, messages = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "clip-007" in messages and "not retried: the error above would recur" in messages
+    assert left_of(tmp_path / "run") == []
 
 
 @pytest.mark.slow

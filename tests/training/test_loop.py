@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -151,6 +152,71 @@ def test_a_signal_saves_at_the_end_of_the_step_and_leaves_with_a_code(tmp_path: 
     fit(resumed, make_batches(1), make_plan(), tmp_path / "run", CPU)
     assert resumed.calls == STEPS - 7
     assert same_weights(straight, resumed)
+
+
+def stuck_at(number: int, accumulate: int = 1):
+    """Batches of which one brings a signal and does not arrive."""
+
+    def batches(step: int) -> Iterator[Batch]:
+        for at, batch in enumerate(make_batches(accumulate)(step), step * accumulate):
+            if at == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(600)
+            yield batch
+
+    return batches
+
+
+def test_a_signal_while_a_batch_is_waited_for_saves_the_last_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stm.training.loop._PATIENCE_BETWEEN_STEPS", 0.05)
+    straight, resumed = make_module().train(), make_module().train()
+    fit(straight, make_batches(2), make_plan(2), tmp_path / "straight", CPU)
+    with pytest.raises(Interrupted) as stopped:
+        fit(make_module().train(), stuck_at(14, 2), make_plan(2), tmp_path / "run", CPU)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    fit(resumed, make_batches(2), make_plan(2), tmp_path / "run", CPU)
+    assert resumed.calls == 2 * (STEPS - 7) and same_weights(straight, resumed)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(("number", "count", "step"), [(15, 1, 5), (14, 2, 5), (0, 1, 0)])
+def test_in_the_middle_of_a_step_the_last_checkpoint_must_do(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    count: int,
+    step: int,
+) -> None:
+    """Also where other processes would have to save together with this one, and before the first step."""
+    monkeypatch.setattr("stm.training.loop._PATIENCE", 0.05)
+    process = CPU if count == 1 else Twin(0, 2, torch.device("cpu"))
+    with pytest.raises(Interrupted):
+        fit(make_module().train(), stuck_at(number, 2), make_plan(2), tmp_path, process)
+    assert f"stopped while waiting for data; the same command resumes from step {step}\n" in capsys.readouterr().err
+    assert len(list(tmp_path.glob("checkpoints/step-*.pt"))) == (step > 0)
+
+
+def test_a_signal_after_an_epoch_is_not_held_up_and_loses_no_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation takes minutes; its score decides which weights are tested."""
+    monkeypatch.setattr("stm.training.loop._PATIENCE_BETWEEN_STEPS", 0.05)
+    calls: list[int] = []
+
+    def after_epoch(epoch: int) -> None:
+        calls.append(epoch)
+        if calls == [1, 2]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(600)
+
+    with pytest.raises(Interrupted):
+        fit(make_module(), make_batches(1), make_plan(), tmp_path, CPU, after_epoch)
+    resumed = make_module()
+    fit(resumed, make_batches(1), make_plan(), tmp_path, CPU, after_epoch)
+    assert calls == [1, 2, 2, 3] and resumed.calls == 4
 
 
 # The seventh step's batch brings the signal; the log has a line every third step.

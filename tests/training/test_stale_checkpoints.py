@@ -1,7 +1,11 @@
 """Checkpoints of other settings, data, seeds or models are never resumed; those of another division of the work are."""
 
+import hashlib
+import json
 import shutil
 import warnings
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +123,8 @@ def test_a_killed_run_with_another_setting_starts_anew(
     found = train(shard, tmp_path / "killed", **change)
     assert found == train(shard, tmp_path / "clean", **change)
     assert found != unchanged
-    assert (tmp_path / "killed/checkpoints-of-other-settings").exists(), "they are put aside, not thrown away"
+    assert list(tmp_path.glob("killed/checkpoints-of-*/step-*.pt")), "they are put aside, not thrown away"
+    assert train(shard, tmp_path / "killed") == unchanged  # changed back: resumed, as the next test shows
 
 
 def test_a_killed_run_with_nothing_changed_is_resumed(
@@ -128,3 +133,96 @@ def test_a_killed_run_with_nothing_changed_is_resumed(
     shutil.copytree(killed, tmp_path / "killed")
     assert train(shard, tmp_path / "killed") == unchanged
     assert "step 2 of 2" in capsys.readouterr().err
+
+
+def test_a_setting_changed_and_changed_back_loses_no_step(
+    shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three settings in turn, each killed after its training: each resumes with its own checkpoints and its own log."""
+    changes: list[dict[str, Any]] = [{}, {"augmentation": {"flip": False}}, {"optimisation": {"learning_rate": 0.02}}]
+    logs = {}
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setitem(pretrain.__globals__, "write_weights", kill)
+        for number, change in enumerate([*changes, *changes]):
+            with pytest.raises(KeyboardInterrupt):
+                pretrain(make_run(**change), [shard], tmp_path / "run", 7, "cpu")
+            assert ("resuming from step 2 of 2" in capsys.readouterr().err) == (number >= len(changes))
+            log = (tmp_path / "run/metrics.jsonl").read_text()
+            assert logs.setdefault(number % len(changes), log) == log
+            assert len(list((tmp_path / "run/tensorboard").iterdir())) == 1 + number // len(changes)
+    assert len(set(logs.values())) == len(changes)
+    assert train(shard, tmp_path / "run") == train(shard, tmp_path / "clean")
+    assert len(list(tmp_path.glob("run/checkpoints-of-*/step-000000002.pt"))) == 2, "those of the others stay"
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_checkpoint_of_another_layout_is_put_aside_once(
+    shard: Path, killed: Path, unchanged: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As another version of the code would have written it, with the same settings."""
+    damages: dict[str, Callable[[dict[str, Any]], Any]] = {
+        "renamed": lambda s: s["model"].update(other=s["model"].pop(next(iter(s["model"])))),
+        "shape": lambda s: s["model"].update({name: value[None] for name, value in s["model"].items()}),
+        "a part less": lambda s: s.pop("meter"),
+        "another group": lambda s: s["optimizer"]["param_groups"].append(
+            s["optimizer"]["param_groups"].pop(0) | {"params": [0]}
+        ),
+        "no state at all": lambda s: s.clear(),
+    }
+    for name, damage in damages.items():
+        folder = tmp_path / name
+        shutil.copytree(killed, folder)
+        path = folder / "checkpoints/step-000000002.pt"
+        state = torch.load(path, weights_only=True)
+        damage(state)
+        torch.save(state, path)
+        write_sum(path)
+        assert train(shard, folder) == unchanged
+        (aside,) = folder.glob("checkpoints-of-*/step-000000002.pt")
+        messages = capsys.readouterr().err
+        assert str(aside.parent) in messages and "resuming" not in messages
+        assert hashlib.sha256(aside.read_bytes()).hexdigest() in aside.with_name(f"{aside.name}.sha256").read_text()
+
+
+def write_sum(path: Path) -> None:
+    path.with_name(f"{path.name}.sha256").write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
+
+
+def test_checkpoints_of_an_earlier_version_without_history_are_resumed(
+    shard: Path, killed: Path, unchanged: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(killed, tmp_path / "run")
+    path = tmp_path / "run/checkpoints/step-000000002.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save({key: value for key, value in state.items() if key not in ("history", "epochs_ended")}, path)
+    write_sum(path)
+    assert train(shard, tmp_path / "run") == unchanged
+    assert "resuming from step 2 of 2" in capsys.readouterr().err
+
+
+def test_resuming_with_other_versions_is_said_and_kept_in_the_receipt(
+    shard: Path, killed: Path, unchanged: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(killed, tmp_path / "run")
+    path = tmp_path / "run/checkpoints/step-000000002.pt"
+    state = torch.load(path, weights_only=True)
+    state["history"][0]["versions"]["timm"] = "0.9.9"
+    torch.save(state, path)
+    write_sum(path)
+    assert train(shard, tmp_path / "run") == unchanged
+    now = version("timm")
+    assert (
+        f"warning: the steps up to here were computed with other versions (timm 0.9.9 -> {now})"
+        in capsys.readouterr().err
+    )
+    receipt = json.loads((tmp_path / "run/config.json").read_text())["receipt"]
+    assert [(part["step"], part["versions"]["timm"]) for part in receipt["resumed"]] == [(0, "0.9.9"), (2, now)]
+    # A run that was resumed with the same versions has the receipt of one that was not.
+    shutil.copytree(killed, tmp_path / "same")
+    assert train(shard, tmp_path / "same") == unchanged
+    assert "resumed" not in json.loads((tmp_path / "same/config.json").read_text())["receipt"]
+    assert "other versions" not in capsys.readouterr().err

@@ -131,7 +131,8 @@ def fine_tune(task: FineTune, run: Run, inputs: EvaluationInputs) -> None:
         batches = mixing.mixed(batches, settings.accumulate)
     checkpoints = fit(classifier.train(), batches, plan, inputs.output, process)
     zoo.save(classifier, inputs.output / "classifier.safetensors", labels=train.classes)
-    write_classification(task, run, inputs, test, _classify(classifier, test, task, run, process), train)
+    probabilities = _classify(classifier, test, task, run, process)
+    write_classification(task, run, inputs, test, probabilities, train, extra=checkpoints.resumed())
     checkpoints.discard()
 
 
