@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from stm.jobs.machine_errors import is_machine_error
 from stm.jobs.status import Policy, Status
 from stm.storage.files import read_json, write_bytes, write_json
 from stm.storage.receipts import make_receipt
-from stm.storage.tables import DamagedError, read_table, write_table
+from stm.storage.tables import DamagedError, read_table, serialize_table
 
 
 class Question(NamedTuple):
@@ -184,20 +185,26 @@ def write_slices(manifest: Path, folder: Path, index: Path, shard_size: int) -> 
         DamagedError: the manifest is damaged or contains duplicate clips; nothing is written in this case.
     """
     table = _read_clips(manifest)
-    rows_by_shard: dict[str, list[int]] = {}
-    splits = table.column("split").to_pylist()
-    check_keys(manifest, table.column("key").to_pylist())
+    splits, keys = table.column("split").to_pylist(), table.column("key").to_pylist()
+    check_keys(manifest, keys)
     _check_splits(manifest, splits)
-    totals = {split: splits.count(split) for split in set(splits)}
-    for row, (video_id, split) in enumerate(zip(table.column("video_id").to_pylist(), splits, strict=True)):
-        shards = -(-totals[split] // shard_size)  # rounded up
-        rows_by_shard.setdefault(name_shard(split, assign_shard(video_id, shards)), []).append(row)
+    totals = Counter(splits)
+    shard_of_row = [
+        name_shard(split, assign_shard(video_id, -(-totals[split] // shard_size)))  # rounded up
+        for video_id, split in zip(table.column("video_id").to_pylist(), splits, strict=True)
+    ]
+    # Sorted once: to take the rows of each shard from the whole table would go through all of it for each shard.
+    counts = Counter(shard_of_row)
+    shards = order_shards(counts)
+    rank = {shard: number for number, shard in enumerate(shards)}
+    table = table.take(sorted(range(len(keys)), key=lambda row: (rank[shard_of_row[row]], keys[row])))
     folder.mkdir(parents=True, exist_ok=True)
     entries = {}
-    for shard in order_shards(rows_by_shard):
-        rows = rows_by_shard[shard]
-        _write_if_changed(folder / f"{shard}.parquet", table.take(rows).sort_by("key"))
-        entries[shard] = {"clips": len(rows), "split": split_of(shard)}
+    start = 0
+    for shard in shards:
+        _write_if_changed(folder / f"{shard}.parquet", table.slice(start, counts[shard]))
+        entries[shard] = {"clips": counts[shard], "split": split_of(shard)}
+        start += counts[shard]
     for stale in folder.glob("*.parquet"):
         if stale.stem not in entries:
             stale.unlink()
@@ -207,10 +214,7 @@ def write_slices(manifest: Path, folder: Path, index: Path, shard_size: int) -> 
 
 def _write_if_changed(path: Path, table: pa.Table) -> None:
     # Compare bytes and skip unchanged files, so that they keep their modification time, which Snakemake checks.
-    temporary = path.with_name(f".{path.name}.new")
-    write_table(temporary, table, {"stage": "split"})
-    data = temporary.read_bytes()
-    temporary.unlink()
+    data = serialize_table(table, {"stage": "split"})
     if not path.exists() or path.read_bytes() != data:
         write_bytes(path, data)
 

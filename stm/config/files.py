@@ -142,7 +142,7 @@ def parse_yaml(text: str) -> Any:
         ConfigError: a key is given twice.
         yaml.YAMLError, ValueError, RecursionError: the text is not valid YAML.
     """
-    return yaml.load(text, _Loader)  # noqa: S506 (derived from the safe loader)
+    return _Loader(text).get_single_data()
 
 
 def _parse(path: Path) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class AnnotationError(ValueError):
     """An unusable annotation file; the message contains the file and the remedy."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AnnotatedClip:
     """A clip as described in the annotations, before its file is opened."""
 
