@@ -189,22 +189,27 @@ def write_slices(manifest: Path, folder: Path, index: Path, shard_size: int) -> 
     check_keys(manifest, keys)
     _check_splits(manifest, splits)
     totals = Counter(splits)
-    shard_of_row = [
-        name_shard(split, assign_shard(video_id, -(-totals[split] // shard_size)))  # rounded up
-        for video_id, split in zip(table.column("video_id").to_pylist(), splits, strict=True)
-    ]
-    # Sorted once: to take the rows of each shard from the whole table would go through all of it for each shard.
-    counts = Counter(shard_of_row)
-    shards = order_shards(counts)
-    rank = {shard: number for number, shard in enumerate(shards)}
-    table = table.take(sorted(range(len(keys)), key=lambda row: (rank[shard_of_row[row]], keys[row])))
+    rows_by_shard: dict[str, list[int]] = {}
+    for row, (video_id, split) in enumerate(zip(table.column("video_id").to_pylist(), splits, strict=True)):
+        shards = -(-totals[split] // shard_size)  # rounded up
+        rows_by_shard.setdefault(name_shard(split, assign_shard(video_id, shards)), []).append(row)
+    names = order_shards(rows_by_shard)
+    # Sorted once, because taking the rows of each shard from the whole table would go through all of it each time; and one
+    # column after the other, so that only one is in memory twice.
+    order = pa.array([r for name in names for r in sorted(rows_by_shard[name], key=keys.__getitem__)], pa.int64())
+    schema, columns = table.schema, []
+    while table.num_columns:
+        columns.append(table.column(0).take(order))
+        table = table.remove_column(0)
+    table = pa.Table.from_arrays(columns, schema=schema)
     folder.mkdir(parents=True, exist_ok=True)
     entries = {}
     start = 0
-    for shard in shards:
-        _write_if_changed(folder / f"{shard}.parquet", table.slice(start, counts[shard]))
-        entries[shard] = {"clips": counts[shard], "split": split_of(shard)}
-        start += counts[shard]
+    for name in names:
+        clips = len(rows_by_shard[name])
+        _write_if_changed(folder / f"{name}.parquet", table.slice(start, clips))
+        entries[name] = {"clips": clips, "split": split_of(name)}
+        start += clips
     for stale in folder.glob("*.parquet"):
         if stale.stem not in entries:
             stale.unlink()
