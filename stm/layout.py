@@ -4,10 +4,11 @@ With a single dataset, its results are stored in the config's folder. With sever
 after it, which also contains the runs trained on it; the config's folder contains the plan, tables, figures and report.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from stm.config import BenchmarkDataset, Config, FolderDataset, LanguageDataset
+from stm.config import BenchmarkDataset, Config, ConfigError, FolderDataset, LanguageDataset
 from stm.manifest import split_of
 
 
@@ -136,3 +137,18 @@ def dataset_root(config: Config) -> Path:
     if isinstance(config.dataset, FolderDataset | BenchmarkDataset | LanguageDataset):
         return Path(config.dataset.root)
     return Layout.of(config).generated
+
+
+def check_results(config: Config) -> None:
+    """Check that the folder of the results is not a file; it need not exist yet.
+
+    Raises:
+        ConfigError: a file is in its place.
+    """
+    folder = Layout.of(config).root
+    with suppress(OSError):  # a folder that may not be read is reported where something is read from it
+        for place in (folder, *folder.parents):
+            if place.exists():
+                if not place.is_dir():
+                    raise ConfigError(f"results = {config.results!r}: {place} is a file, and results need a folder")
+                return

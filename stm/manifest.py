@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from stm.jobs.status import Policy, Status
 from stm.storage.files import read_json, write_bytes, write_json
 from stm.storage.machine_errors import is_machine_error, name_file
 from stm.storage.receipts import make_receipt
-from stm.storage.tables import REMOVE, DamagedError, read_table, write_table
+from stm.storage.tables import REMOVE, DamagedError, read_table, serialize_table
 
 
 class Question(NamedTuple):
@@ -187,20 +188,31 @@ def write_slices(manifest: Path, folder: Path, index: Path, shard_size: int) -> 
         DamagedError: the manifest is damaged or contains duplicate clips; nothing is written in this case.
     """
     table = _read_clips(manifest)
-    rows_by_shard: dict[str, list[int]] = {}
-    splits = table.column("split").to_pylist()
-    check_keys(manifest, table.column("key").to_pylist())
+    splits, keys = table.column("split").to_pylist(), table.column("key").to_pylist()
+    check_keys(manifest, keys)
     _check_splits(manifest, splits)
-    totals = {split: splits.count(split) for split in set(splits)}
+    totals = Counter(splits)
+    rows_by_shard: dict[str, list[int]] = {}
     for row, (video_id, split) in enumerate(zip(table.column("video_id").to_pylist(), splits, strict=True)):
         shards = -(-totals[split] // shard_size)  # rounded up
         rows_by_shard.setdefault(name_shard(split, assign_shard(video_id, shards)), []).append(row)
+    names = order_shards(rows_by_shard)
+    # Sorted once, because taking the rows of each shard from the whole table would go through all of it each time; and one
+    # column after the other, so that only one is in memory twice.
+    order = pa.array([r for name in names for r in sorted(rows_by_shard[name], key=keys.__getitem__)], pa.int64())
+    schema, columns = table.schema, []
+    while table.num_columns:
+        columns.append(table.column(0).take(order))
+        table = table.remove_column(0)
+    table = pa.Table.from_arrays(columns, schema=schema)
     folder.mkdir(parents=True, exist_ok=True)
     entries = {}
-    for shard in order_shards(rows_by_shard):
-        rows = rows_by_shard[shard]
-        _write_if_changed(folder / f"{shard}.parquet", table.take(rows).sort_by("key"))
-        entries[shard] = {"clips": len(rows), "split": split_of(shard)}
+    start = 0
+    for name in names:
+        clips = len(rows_by_shard[name])
+        _write_if_changed(folder / f"{name}.parquet", table.slice(start, clips))
+        entries[name] = {"clips": clips, "split": split_of(name)}
+        start += clips
     for stale in folder.glob("*.parquet"):
         if stale.stem not in entries:
             stale.unlink()
@@ -210,10 +222,7 @@ def write_slices(manifest: Path, folder: Path, index: Path, shard_size: int) -> 
 
 def _write_if_changed(path: Path, table: pa.Table) -> None:
     # Compare bytes and skip unchanged files, so that they keep their modification time, which Snakemake checks.
-    temporary = path.with_name(f".{path.name}.new")
-    write_table(temporary, table, {"stage": "split"})
-    data = temporary.read_bytes()
-    temporary.unlink()
+    data = serialize_table(table, {"stage": "split"})
     if not path.exists() or path.read_bytes() != data:
         write_bytes(path, data)
 

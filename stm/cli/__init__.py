@@ -4,6 +4,7 @@ It reads and writes the same paths as the workflow's rules, with the same bytes.
 """
 
 import argparse
+import errno
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import stm
-from stm.cli.common import load, select_jobs
+from stm.cli.common import load, positive, select_jobs
 from stm.cli.view import add_view
 from stm.config import json_schema
+from stm.jobs.machine_errors import is_machine_error
 from stm.stages.declaration import Stage
 from stm.stages.journey import all_stages
 from stm.stages.provenance import check_inputs
@@ -62,7 +64,7 @@ def _add_stage(commands: Any, stage: Stage) -> None:
         command, [name for name in stage.per if name in _SELECTIONS and not (name == "dataset" and "run" in stage.per)]
     )
     if stage.processes:
-        command.add_argument("--processes", type=int, default=1, help="number of worker processes; default: 1")
+        command.add_argument("--processes", type=positive, default=1, help="number of worker processes; default: 1")
 
 
 def _add(
@@ -149,25 +151,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = build_parser().parse_args(words)
     try:
         parsed.function(parsed)
-    except (ValueError, RuntimeError, OSError) as error:
-        if not _speaks_to_user(error):
+    except (ValueError, RuntimeError) as error:
+        # stm's own errors (config, dataset, model, too many failures) have messages written for the user. Any other
+        # error is a bug and needs its traceback.
+        if not type(error).__module__.startswith("stm."):
             raise
         return _report(parsed.stage, error)
+    except OSError as error:
+        text = _describe(error)
+        if text is None:
+            raise
+        return _report(parsed.stage, text)
     except KeyboardInterrupt:
         print(f"stm {parsed.stage}: interrupted", file=sys.stderr)
         return 130  # as shells report it
     return 0
 
 
-def _speaks_to_user(error: Exception) -> bool:
-    """Whether an error's message says what is wrong and where; any other error is a bug and needs its traceback."""
-    if type(error).__module__.startswith("stm."):  # config, dataset, model, too many failures, ...
-        return True
-    # Named files that cannot be read or written, and errors of the disk or the network.
-    named = isinstance(error, OSError) and error.filename is not None
-    return named or getattr(error, "errno", None) in DISK_ERRORS or is_machine_error(error)
-
-
-def _report(stage: str, error: Exception) -> int:
-    print(f"stm {stage}: {error}", file=sys.stderr)
+def _report(stage: str, text: object) -> int:
+    print(f"stm {stage}: {text}", file=sys.stderr)
     return 2
+
+
+_HINTS = {
+    errno.EACCES: "you may not read or write it",
+    errno.EPERM: "you may not read or write it",
+    errno.EISDIR: "it is a folder, not a file",
+    errno.ENOTDIR: "a part of its path is a file, not a folder",
+    errno.ENOENT: "it does not exist",
+    errno.EROFS: "its file system is read-only; set `results` to a folder on another",
+    errno.ELOOP: "its links form a circle",
+    errno.ENAMETOOLONG: "its name is too long",
+}
+
+
+def _describe(error: OSError) -> str | None:
+    """The message for an error of a file or of the machine; None if it names no file, and so may be a bug."""
+    if type(error).__module__.startswith("stm.") or (error.errno in DISK_ERRORS and error.errno not in _HINTS):
+        return str(error)
+    if error.filename is not None:
+        reason = _HINTS.get(error.errno or 0)
+        return f"{error.filename}: {error.strerror}" + (f": {reason}" if reason else "")
+    # Without a code, the message was written for the user; see `run_isolated` and `ChangedVideoError`.
+    return str(error) if error.errno is None or is_machine_error(error) else None

@@ -8,6 +8,8 @@ from typing import Any
 import yaml
 
 from stm.config import Config, ConfigError, merge, parse_config, read_files
+from stm.config.files import parse_yaml
+from stm.layout import check_results
 from stm.stages.declaration import Stage
 from stm.stages.jobs import Job, Jobs
 
@@ -21,16 +23,35 @@ def load(arguments: argparse.Namespace) -> Config:
     values = read_files(arguments.config)
     for override in arguments.set:
         key, separator, text = override.partition("=")
-        if not separator:
+        if not separator or not all(key.split(".")):
             raise ConfigError(f"--set {override}: write key=value, for instance --set motion.backend=codec")
         try:
-            value: Any = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            value: Any = parse_yaml(text)
+        except ConfigError as error:
+            raise ConfigError(f"--set {override}: {error}") from None
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(f"--set {override}: the value is not valid YAML ({error})") from error
         for part_name in reversed(key.split(".")):
             value = {part_name: value}
         values = merge(values, value)
-    return parse_config(values, ", ".join(arguments.config))
+    config = parse_config(values, ", ".join(arguments.config))
+    check_results(config)
+    return config
+
+
+def positive(text: str) -> int:
+    """Parse a positive integer of the command line.
+
+    Raises:
+        ArgumentTypeError: it is not one.
+    """
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, is {text!r:.40}")
+    return number
 
 
 _LISTED = 20  # maximum number of names in an error message

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from stm.cli.common import positive
+
 _TEXT = "write a page on which a video of your own plays under every masking strategy, at any ratio"
 
 
@@ -32,9 +34,9 @@ def add_view(commands: Any) -> None:
         ("patch-size", 16, "side of a token, in pixels"),
         ("tubelet", 2, "frames per token"),
     ):
-        command.add_argument(f"--{name}", type=int, default=default, help=f"{text}; default: {default}")
+        command.add_argument(f"--{name}", type=positive, default=default, help=f"{text}; default: {default}")
     command.add_argument(
-        "--every", type=int, help="use every k-th frame of the video; default: 4, or fewer if the video is short"
+        "--every", type=positive, help="use every k-th frame of the video; default: 4, or fewer if the video is short"
     )
     command.add_argument(
         "--start", type=float, help="where the shown part starts, in seconds; default: the middle of the video is shown"

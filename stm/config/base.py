@@ -38,6 +38,40 @@ def check_templates(templates: tuple[str, ...]) -> tuple[str, ...]:
     return templates
 
 
+def check_path(path: str) -> str:
+    """Return a path if it names a place as it is written; `~` and variables are not expanded.
+
+    Raises:
+        ValueError: it is empty, begins with `~`, has blanks at its ends, or has line breaks or other control characters.
+    """
+    if not path.strip():
+        raise ValueError("must not be empty; `.` is the folder in which stm is started")
+    if path.startswith("~"):
+        raise ValueError("`~` is not expanded; write the whole path, such as /home/name/videos")
+    if path.startswith("$"):
+        raise ValueError("variables are not expanded; write the whole path")
+    if path != path.strip():
+        raise ValueError("has white space at its ends; remove it, or rename the file or folder")
+    if not path.isprintable() and any(ord(character) < 32 for character in path):
+        raise ValueError("must not contain line breaks, tabs or other control characters")
+    return path
+
+
+def check_pattern_free(path: str) -> str:
+    """Return a path of the workflow's own files if Snakemake does not take a part of it for a wildcard.
+
+    Raises:
+        ValueError: it has braces.
+    """
+    if "{" in path or "}" in path:
+        raise ValueError(
+            "must not contain braces, which are wildcards in the workflow's paths; rename the file or folder"
+        )
+    return path
+
+
+Place = Annotated[str, AfterValidator(check_path)]  # a file or folder that is only read
+WorkflowPlace = Annotated[Place, AfterValidator(check_pattern_free)]  # one that rules name as an input or output
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Templates = Annotated[tuple[str, ...], AfterValidator(check_templates)]

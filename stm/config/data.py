@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stm.config.base import Fraction, Name, Section, field
+from stm.config.base import Fraction, Name, Place, Section, WorkflowPlace, field
 from stm.jobs.status import Policy, Status
 
 
@@ -13,8 +13,8 @@ class FolderDataset(Section):
 
     cache_neutral = frozenset({"probe_timeout_seconds"})
     source: Literal["folder"]
-    root: str = field(..., "folder of the videos; all paths in the annotations are relative to it")
-    annotations: str | None = field(
+    root: Place = field(..., "folder of the videos; all paths in the annotations are relative to it")
+    annotations: WorkflowPlace | None = field(
         None,
         "CSV, JSON or Parquet table with a column `path` and optionally `video_id`, `split`, `label`, `caption` or "
         "`captions`, `start`, `end` (seconds), `questions`; videos that it does not list are ignored",
@@ -58,8 +58,8 @@ class BenchmarkDataset(Section):
 
     cache_neutral = frozenset({"probe_timeout_seconds"})
     source: BenchmarkSource
-    root: str = field(..., "folder of the videos")
-    annotations: str = field(..., "folder of the official annotation files")
+    root: Place = field(..., "folder of the videos")
+    annotations: Place = field(..., "folder of the official annotation files")
     fold: int = field(1, "split number of UCF101 and HMDB51; the papers use 1", ge=1, le=3)
     label: Literal["action", "verb", "noun"] = field("action", "EPIC-Kitchens: what the classes are")
     partial: bool = field(
@@ -99,8 +99,8 @@ class LanguageDataset(Section):
 
     cache_neutral = frozenset({"probe_timeout_seconds"})
     source: CorpusSource | ProtocolSource
-    root: str = field(..., "folder of the videos or images")
-    annotations: str = field(..., "folder of the annotation files")
+    root: Place = field(..., "folder of the videos or images")
+    annotations: Place = field(..., "folder of the annotation files")
     partial: bool = field(
         False,
         "benchmarks: accept an incomplete copy and use the available clips; web corpora are never complete and are always "

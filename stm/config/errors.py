@@ -18,9 +18,20 @@ def explain_problem(problem: Any, schema: dict[str, Any]) -> str:
         return f"{key}: this key is required"
     _, unit = _allowed(location, schema)
     value = problem["input"]
-    shown = "" if isinstance(value, dict) else f" = {value!r}"  # a whole section would clutter the message
+    shown = "" if isinstance(value, dict) else f" = {_show(value)}"  # a whole section would clutter the message
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return f"{key}{shown}: {message}" + (f" (unit: {unit})" if unit else "")
+
+
+_LONGEST = 200  # characters of a value
+
+
+def _show(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write integers of thousands of digits
+        return f"a number of {value.bit_length():,} bits" if isinstance(value, int) else f"a {type(value).__name__}"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text):,} characters)"
 
 
 def _allowed(location: tuple[Any, ...], schema: dict[str, Any]) -> tuple[list[str], str | None]:

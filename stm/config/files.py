@@ -53,9 +53,11 @@ def resolve_config(
     Raises:
         ConfigError: a file or an entry extends itself or one that does not exist.
     """
+    # Read in any case: Snakemake does not notice a key that is given twice.
+    values = read_files(files)
     if "extends" in config:
         # Snakemake keeps only the `extends` of the last file, so the files are read and merged again.
-        config = merge(read_files(files), overrides)
+        config = merge(values, overrides)
     return inherit(config)
 
 
@@ -115,17 +117,57 @@ def _read(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
     return merge(values, own)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, with an error for a key that is given twice, of which YAML silently takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Construct a mapping; keys merged by `<<` may be given again, which overrides them."""
+        first: dict[tuple[str, str], yaml.Node] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            other = first.setdefault((key.tag, key.value), key)
+            if other is not key and key.start_mark.index != other.start_mark.index:
+                raise ConfigError(
+                    f"line {key.start_mark.line + 1}: the key `{key.value:.100}` is given twice; "
+                    f"its first value is in line {other.start_mark.line + 1}"
+                )
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the value of a YAML text.
+
+    Raises:
+        ConfigError: a key is given twice.
+        yaml.YAMLError, ValueError, RecursionError: the text is not valid YAML.
+    """
+    return _Loader(text).get_single_data()
+
+
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder; name a YAML file") from None
+    except FileNotFoundError:
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise ConfigError(f"{path}: there is no such file{where}") from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: invalid UTF-8 or an invalid date
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}; save it as UTF-8") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date, or a number of thousands of digits
+        hint = "; YAML is indented with blanks, not tabs" if "'\\t'" in str(error) else ""
+        raise ConfigError(f"{path}: not valid YAML: {error}{hint}") from error
     except RecursionError:
         raise ConfigError(f"{path}: not valid YAML: nested too deeply") from None
+    if values is None:
+        raise ConfigError(f"{path}: has no keys; it must be a mapping of keys to values")
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: must be a mapping of keys to values")
+        raise ConfigError(f"{path}: must be a mapping of keys to values, is {type(values).__name__} {values!r:.60}")
     if _is_huge(values):
         raise ConfigError(f"{path}: has more than {_MAX_VALUES} values, counting values repeated by aliases (`*name`)")
     return values

@@ -5,7 +5,7 @@ from typing import Annotated, Any, TypeGuard, get_args
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
-from stm.config.base import Name, field
+from stm.config.base import Name, WorkflowPlace, field
 from stm.config.data import Dataset
 from stm.config.evaluation import CropComparison
 from stm.config.language import LanguageRun
@@ -47,7 +47,7 @@ class Config(Stages):
     """A whole config: one file of `config/`."""
 
     name: Name = field(..., "results are written to {results}/{name}")
-    results: str = field("results", "folder for all outputs")
+    results: WorkflowPlace = field("results", "folder for all outputs")
     seed: int = field(0, "seed of all random numbers", ge=0, lt=2**31)
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = field(
         (), "repeat each pretraining run and its evaluations with each of these seeds"

@@ -6,7 +6,8 @@ import os
 import stat
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +56,16 @@ def build_manifest(config: Config, generated: Path | None, manifest: Path, quara
     # File metadata do not depend on the policies, so a run with different policies resumes from the same journal.
     journal = Journal(manifest, make_receipt("probe", _limits(config), ("av",)))
     facts = _probe(config, root, clips, journal, processes)
-    rows, outcomes, quarantined = [], [], []
+    kept, outcomes, quarantined = [], [], []
     for clip in clips:
         fact = facts[clip.clip.path]
         status, detail = Status(fact["status"]), str(fact["detail"])
         policy: Policy = config.bad_input.action(status)
-        row = row_of(clip, fact)
         outcomes.append((clip.video_id, status, policy, detail))
         if policy == "keep":
-            rows.append(row)
+            kept.append(clip)
         if status is not Status.OK:
-            quarantined.append(quarantine_row("manifest", row, status, policy, detail))
+            quarantined.append(quarantine_row("manifest", row_of(clip, fact), status, policy, detail))
     for refusal in refused:
         policy = _policy_of_refused(config, refusal.status)
         # Missing files are expected in a partial copy: they are quarantined but not counted as failures.
@@ -73,10 +73,13 @@ def build_manifest(config: Config, generated: Path | None, manifest: Path, quara
             outcomes.append((refusal.video_id, refusal.status, policy, refusal.detail))
         values = {"video_id": refusal.video_id, "path": refusal.path}
         quarantined.append(quarantine_row("manifest", values, refusal.status, policy, refusal.detail))
-    _write(manifest, rows, MANIFEST_SCHEMA, receipt)
-    _write(quarantine, quarantined, QUARANTINE_SCHEMA, receipt)
+    # The bytes of a table must not depend on the order of the annotations or of directory listings.
+    kept.sort(key=lambda clip: (clip.video_id, clip.clip.path))
+    quarantined.sort(key=lambda row: (row["video_id"], row["path"] or "", row["detail"] or ""))
+    _write(manifest, (row_of(clip, facts[clip.clip.path]) for clip in kept), MANIFEST_SCHEMA, receipt)
+    _write(quarantine, iter(quarantined), QUARANTINE_SCHEMA, receipt)
     check_failures("manifest", outcomes, config.bad_input.max_failure_rate)
-    if not rows:
+    if not kept:
         first = "\n".join(f"  {video_id}: {status}: {detail}" for video_id, status, _, detail in outcomes[:10])
         raise DatasetError(f"dataset.root: none of the clips in {root} can be used; the first:\n{first}")
     journal.close()
@@ -199,10 +202,14 @@ def _stamp(root: Path, path: str) -> str:
     return f"{path}\0{state.st_size}\0{state.st_mtime_ns}"
 
 
-def _write(path: Path, rows: list[dict[str, Any]], schema: pa.Schema, receipt: dict[str, Any]) -> None:
-    # The bytes of a table must not depend on the order of the annotations or of directory listings.
-    ordered = sorted(rows, key=lambda row: (row["video_id"], row["path"] or "", row.get("detail") or ""))
-    write_table(path, pa.Table.from_pylist(ordered, schema=schema), receipt)
+_CHUNK = 1 << 16  # rows; a multiple of a row group, so that the bytes are those of a table made at once
+
+
+def _write(path: Path, rows: Iterator[dict[str, Any]], schema: pa.Schema, receipt: dict[str, Any]) -> None:
+    # In chunks: the rows of a large dataset take several times as much memory as its table.
+    chunks = iter(lambda: list(islice(rows, _CHUNK)), [])
+    tables = [pa.Table.from_pylist(chunk, schema=schema) for chunk in chunks]
+    write_table(path, pa.concat_tables([schema.empty_table(), *tables]), receipt)
 
 
 def list_fingerprint(config: Config) -> str:

@@ -42,7 +42,7 @@ class AnnotationError(ValueError):
     """An unusable annotation file; the message contains the file and the remedy."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AnnotatedClip:
     """A clip as described in the annotations, before its file is opened."""
 
@@ -86,7 +86,7 @@ def read_annotations(file: Path) -> list[tuple[str, Any]]:
         raise AnnotationError(f"{file}: there is no column `path`; the columns are: {names}")
     unknown = sorted(c for c in columns if c not in COLUMNS and not _NUMBERED_CAPTION.fullmatch(c) and c != _REST)
     if unknown:
-        warnings.warn(f"{file}: unused columns: {', '.join(unknown)}", stacklevel=2)
+        warnings.warn(f"{file}: unused columns: {', '.join(c or '(no name)' for c in unknown)}", stacklevel=2)
     return rows
 
 
@@ -137,7 +137,8 @@ def _check_header(file: Path, header: CsvRecord) -> list[str]:
     if isinstance(header.fields, BadRow):
         raise AnnotationError(f"{file}: line {header.line}: {header.fields}")
     names = [name.strip() for name in header.fields]
-    if "path" not in names or len(set(names)) < len(names):
+    named = [name for name in names if name]  # spreadsheets may add columns without a name
+    if "path" not in named or len(set(named)) < len(named):
         what = "a column name twice" if "path" in names else "no column `path`"
         raise AnnotationError(f"{file}: its first line has {what}: {', '.join(names)}")
     return names

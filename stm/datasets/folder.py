@@ -19,7 +19,7 @@ class DatasetError(ValueError):
     """An unusable dataset; the message contains the location of the problem and the remedy."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Refused:
     """A clip that cannot enter the manifest, with the reason."""
 
@@ -29,7 +29,7 @@ class Refused:
     detail: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class NamedClip:
     """A clip with its id; `clip.path` is relative to the root, with forward slashes."""
 
@@ -95,7 +95,10 @@ def _clips_of(annotations: Path, split: str, refused: list[Refused]) -> Iterator
         raise AnnotationError(f"dataset.annotations: {annotations} is a folder; name the file with the annotations")
     if not annotations.is_file():
         raise AnnotationError(f"dataset.annotations: there is no file {annotations}")
-    for where, row in read_annotations(annotations):
+    rows = read_annotations(annotations)
+    rows.reverse()
+    while rows:
+        where, row = rows.pop()  # freed one by one, because the rows of a large file need as much memory as its clips
         try:
             yield parse_row(row, split)
         except BadRow as error:

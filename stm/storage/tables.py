@@ -18,18 +18,29 @@ RECEIPT_KEY = b"stm.receipt"
 
 def write_table(path: Path, table: pa.Table, receipt: Mapping[str, Any], *, row_group_size: int = 1024) -> None:
     """Atomically write a Parquet file (zstd) with the receipt in its schema metadata."""
+    with atomic_path(path) as temporary:
+        _write_parquet(table, temporary, receipt, row_group_size)
+
+
+def serialize_table(table: pa.Table, receipt: Mapping[str, Any]) -> bytes:
+    """Return the bytes of the file that `write_table` writes."""
+    sink = pa.BufferOutputStream()
+    _write_parquet(table, sink, receipt, 1024)
+    return sink.getvalue().to_pybytes()
+
+
+def _write_parquet(table: pa.Table, sink: Any, receipt: Mapping[str, Any], row_group_size: int) -> None:
     metadata = {RECEIPT_KEY: json.dumps(receipt, sort_keys=True).encode()}
     # Dictionary encoding pays off for strings, which repeat; maps and vectors hardly ever do.
     strings = [field.name for field in table.schema if pa.types.is_string(field.type)]
-    with atomic_path(path) as temporary:
-        pq.write_table(
-            table.replace_schema_metadata(metadata),
-            temporary,
-            compression="zstd",
-            use_dictionary=strings,
-            row_group_size=row_group_size,
-            write_page_checksum=True,
-        )
+    pq.write_table(
+        table.replace_schema_metadata(metadata),
+        sink,
+        compression="zstd",
+        use_dictionary=strings,
+        row_group_size=row_group_size,
+        write_page_checksum=True,
+    )
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:

@@ -1,13 +1,16 @@
 """The command line reports mistakes in one message, and covers every stage of the workflow."""
 
+import errno
 import re
 from pathlib import Path
 
 import pytest
 
+import stm.cli
 from stm.cli import main
 from stm.cli.common import select
 from stm.config import ConfigError
+from stm.manifest import ChangedVideoError
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,6 +66,24 @@ def test_the_options_of_a_command_are_what_tells_its_jobs_apart(command, options
         (["plan", "--config", "CONFIG", "--set", "motion"], ["key=value"]),
         (["plan", "--config", "CONFIG", "--set", "frames=[1"], ["frames=[1", "YAML"]),
         (["manifest", "--config", "FOLDER", "--set", "dataset.root=nowhere"], ["nowhere is not a folder"]),
+        (
+            ["manifest", "--config", "FOLDER", "--set", "dataset.root=~/videos"],
+            ["dataset.folder.root", "~", "whole path"],
+        ),
+        (
+            ["manifest", "--config", "FOLDER", "--set", f"dataset.root={__file__}"],
+            ["test_cli.py is not a folder, but a file"],
+        ),
+        (["plan", "--config", "CONFIG", "--set", "results=out{x}"], ["results = 'out{x}'", "braces"]),
+        (["plan", "--config", "CONFIG", "--set", f"results={__file__}"], ["results = ", "test_cli.py is a file"]),
+        (["plan", "--config", "tests"], ["tests: is a folder; name a YAML file"]),
+        (["plan", "--config", "CONFIG", "--set", "=3"], ["--set =3", "key=value"]),
+        (["plan", "--config", "CONFIG", "--set", "a..b=3"], ["--set a..b=3", "key=value"]),
+        (
+            ["plan", "--config", "CONFIG", "--set", "frames={every: 1, every: 2}"],
+            ["--set frames", "`every` is given twice"],
+        ),
+        (["plan", "--config", "CONFIG", "--set", f"seed={'1' * 5000}"], ["seed=", "not valid YAML", "5000 digits"]),
         (["pretrain", "--config", "CONFIG", "--set", "results=none"], ["stm manifest", "stm split"]),
         (["mask-quality", "--config", "CONFIG", "--set", "results=none"], ["stm manifest", "stm split"]),
         (["frames", "--config", "CONFIG", "--set", "results=none"], ["stm manifest", "stm split"]),
@@ -81,6 +102,62 @@ def test_mistakes_are_one_message_not_a_traceback(arguments, words, capsys):
     message = capsys.readouterr().err
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "x", "1.5", ""])
+@pytest.mark.parametrize(
+    "option", [["manifest", "--processes"], ["view", "a.mp4", "--frames"], ["view", "a.mp4", "--every"]]
+)
+def test_counts_of_the_command_line_are_positive(option, count, capsys):
+    with pytest.raises(SystemExit):
+        main([*option, count])
+    assert f"{option[-1]}: must be a positive integer, is {count!r}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/x"),
+            "/x: Permission denied: you may not read or write it",
+        ),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "/x"), "/x: Is a directory: it is a folder, not a file"),
+        (
+            NotADirectoryError(errno.ENOTDIR, "Not a directory", "/x"),
+            "/x: Not a directory: a part of its path is a file",
+        ),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "/x"),
+            "/x: No such file or directory: it does not",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "/x"),
+            "/x: Read-only file system: its file system is read-only",
+        ),
+        (OSError(errno.EIO, "Input/output error", "/x"), "/x: Input/output error\n"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+        (ChangedVideoError("/x is not the video of the manifest"), "/x is not the video of the manifest\n"),
+    ],
+)
+def test_errors_of_files_and_machines_are_one_message(error, message, monkeypatch, capsys):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(stm.cli, "json_schema", fail)
+    assert main(["schema"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("stm schema: ") and printed.count("\n") == 1
+    assert message in printed
+
+
+def test_an_error_that_names_no_file_keeps_its_traceback(monkeypatch):
+    def fail():
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(stm.cli, "json_schema", fail)
+    with pytest.raises(OSError, match="Invalid argument"):
+        main(["schema"])
 
 
 def test_the_schema_is_printed(capsys):

@@ -248,3 +248,52 @@ def test_the_header_of_a_shipped_config_states_what_it_reproduces():
         header = path.read_text().split("\n\nname:")[0]
         for word in ("Data", "Hardware", "Time", "Expect", "Source"):
             assert f"# {word} " in header, f"the header of {path.name} lacks {word}"
+
+
+BAD_PLACES = {
+    "": "must not be empty",
+    "  ": "must not be empty",
+    "~": "`~` is not expanded; write the whole path",
+    "~/videos": "`~` is not expanded",
+    "$HOME/videos": "variables are not expanded",
+    "videos ": "has white space at its ends",
+    "\tvideos": "has white space at its ends",
+    "a\nb": "must not contain line breaks",
+    "a\0b": "must not contain line breaks",
+}
+
+
+@pytest.mark.parametrize("place", BAD_PLACES)
+@pytest.mark.parametrize("key", ["results", "dataset.root", "dataset.annotations"])
+def test_paths_that_name_no_place_are_refused(key, place):
+    values = {"name": "x", "dataset": {"source": "folder", "root": "videos"}}
+    section = values["dataset"] if "." in key else values
+    section[key.rpartition(".")[2]] = place
+    with pytest.raises(ConfigError) as caught:
+        parse_config(values)
+    message = str(caught.value)
+    assert f"{key.rpartition('.')[2]} = {place!r}: {BAD_PLACES[place]}" in message
+
+
+@pytest.mark.parametrize("place", ["out{x}", "{}", "a}"])
+def test_braces_are_refused_in_the_paths_of_the_workflow_only(place):
+    folder = {"source": "folder", "root": place}
+    assert parse_config({"name": "x", "dataset": folder}).dataset.root == place
+    for values in ({"results": place, "dataset": folder}, {"dataset": {**folder, "annotations": place}}):
+        with pytest.raises(ConfigError, match="must not contain braces, which are wildcards"):
+            parse_config({"name": "x", **values})
+
+
+@pytest.mark.parametrize(
+    ("seed", "shown"),
+    [
+        (16**5000, "a number of 20,001 bits: should be less than 2147483648"),
+        ("9" * 5000, "... (5,002 characters): "),
+        ([1] * 5000, "... (15,000 characters): "),
+    ],
+    ids=["number", "text", "list"],
+)
+def test_an_enormous_value_does_not_fill_the_message(seed, shown):
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"name": "x", "dataset": {"source": "moving-shapes"}, "seed": seed})
+    assert shown in str(caught.value) and len(str(caught.value)) < 500

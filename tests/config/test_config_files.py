@@ -73,6 +73,83 @@ def test_the_error_names_a_file_that_cannot_be_extended(tmp_path, files, words):
         assert word in str(caught.value)
 
 
+BROKEN_FILES: dict[str, tuple[bytes, str]] = {
+    "a key twice": (
+        b"name: a\nseed: 1\nname: b\n",
+        "line 3: the key `name` is given twice; its first value is in line 1",
+    ),
+    "a nested key twice": (b"frames:\n  every: 1\n  grid: 2\n  every: 1\n", "line 4: the key `every` is given twice"),
+    "a key twice in one line": (b"frames: {every: 1, every: 2}\n", "line 1: the key `every` is given twice"),
+    "a key twice in a list": (b"seeds: [{a: 1, a: 1}]\n", "line 1: the key `a` is given twice"),
+    "tabs": (b"frames:\n\tevery: 1\n", "indented with blanks, not tabs"),
+    "no bytes": (b"", "has no keys"),
+    "comments": (b"# name: a\n---\n", "has no keys"),
+    "a list": (b"- a\n", "must be a mapping of keys to values, is list ['a']"),
+    "text": (b"name\n", "must be a mapping of keys to values, is str 'name'"),
+    "two documents": (b"name: a\n---\nname: b\n", "not valid YAML"),
+    "Latin-1": ("# \u00e9\nname: a\n".encode("latin-1"), "save it as UTF-8"),
+    "UTF-16": ("name: a\n".encode("utf-16"), "save it as UTF-8"),
+    "a date that is none": (b"name: 2024-13-45\n", "month must be in 1..12"),
+    "a number of 5,000 digits": (b"seed: " + b"1" * 5000, "not valid YAML: Exceeds the limit"),
+    "a Python object": (b"name: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_FILES)
+def test_a_file_that_is_no_config_is_named_with_the_reason(kind, tmp_path):
+    path = tmp_path / "mine.yaml"
+    content, reason = BROKEN_FILES[kind]
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_values(path)
+    assert str(caught.value).startswith(f"{path}: ") and reason in str(caught.value)
+
+
+def test_a_key_may_override_the_one_that_an_alias_merges(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("a: &a {x: 1, y: 2}\nb: &b {y: 3}\nc: {<<: *a, x: 4}\nd: {<<: [*a, *b], y: 5}\n")
+    assert read_values(path)["c"] == {"x": 4, "y": 2} and read_values(path)["d"] == {"x": 1, "y": 5}
+
+
+def test_byte_order_marks_and_line_ends_of_other_systems_do_no_harm(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"\xef\xbb\xbfname: a\r\nframes:\r\n  every: 2\r\n")
+    assert read_values(path) == {"name": "a", "frames": {"every": 2}}
+
+
+def test_folders_and_missing_files_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop.yaml").symlink_to(tmp_path / "loop.yaml")
+    reasons = {
+        str(tmp_path): "is a folder; name a YAML file",
+        "none.yaml": f"there is no such file in {tmp_path}",
+        str(tmp_path / "none.yaml"): "there is no such file",
+        "loop.yaml": "cannot be read (Too many levels of symbolic links)",
+    }
+    for path, reason in reasons.items():
+        with pytest.raises(ConfigError) as caught:
+            read_values(path)
+        assert str(caught.value) == f"{path}: {reason}"
+
+
+def test_the_workflow_refuses_a_key_that_is_given_twice(tmp_path):
+    (tmp_path / "mine.yaml").write_text("name: a\nname: b\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: line 2: the key `name` is given twice"):
+        merge_by_snakemake([tmp_path / "mine.yaml"], {})
+
+
+@pytest.mark.slow
+def test_the_workflow_names_a_file_in_the_place_of_the_results(tmp_path):
+    snakemake = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(tmp_path)]
+    (tmp_path / "out").touch()
+    values = {"name": "a", "results": str(tmp_path / "out"), "dataset": {"source": "moving-shapes"}}
+    command = [*snakemake, "--dry-run", "--cores", "1", "--configfile", str(write(tmp_path, mine=values))]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    output = finished.stdout + finished.stderr
+    assert finished.returncode == 1 and "Traceback" not in output
+    assert f"{tmp_path / 'out'} is a file, and results need a folder" in output
+
+
 def test_an_entry_inherits_missing_keys_from_the_one_that_it_extends():
     runs = {
         "a": RUN,

@@ -10,6 +10,7 @@ from snakemake.utils import validate
 from stm.config import ConfigError, parse_config, resolve_config
 from stm.datasets import DatasetError
 from stm.datasets.video_text.tasks import check_tasks
+from stm.layout import check_results
 from stm.manifest import SHARD_PATTERN, read_shards
 from stm.stages.jobs import Jobs
 from stm.stages.journey import all_stages
@@ -23,6 +24,7 @@ try:
     config.clear()
     config.update(resolved)
     CONFIG = parse_config(config, ", ".join(map(str, workflow.configfiles)) or "config")
+    check_results(CONFIG)
     check_tasks(CONFIG)
 except (ConfigError, DatasetError) as error:
     raise WorkflowError(str(error)) from None
