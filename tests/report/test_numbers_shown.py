@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.figure import Figure
 from report_results import RUN
 
 from stm.config import Config, parse_config
@@ -132,7 +131,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A results folder of metrics, logs and mask quality, and its report."""
     folder = tmp_path_factory.mktemp("numbers")
     columns = [{"title": name, "task": task, **({"metric": m} if m else {})} for name, task, m in COLUMNS]
-    rows = [{"label": f"Row {run}", "runs": run, "paper": [10.5 + i, None, 20.5 + i, None, None, None]} for i, run in enumerate(RUNS)]
+    rows = [
+        {"label": f"Row {run}", "runs": run, "paper": [10.5 + i, None, 20.5 + i, None, None, None]}
+        for i, run in enumerate(RUNS)
+    ]
     values: dict[str, Any] = {
         "name": "numbers",
         "results": str(folder),
@@ -192,9 +194,7 @@ class Tables(HTMLParser):
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
-        if tag == "figcaption":
-            self._caption, self._part = "", tag
-        elif tag == "summary":
+        if tag in ("figcaption", "summary"):
             self._caption, self._part = "", tag
         elif tag == "tr":
             self.found.setdefault(self._caption, []).append([])
@@ -358,7 +358,7 @@ def test_expectations_show_both_numbers_and_what_came_out(config: Config) -> Non
 
 
 def test_bars_have_the_heights_of_the_means_and_the_lines_of_the_intervals(config: Config) -> None:
-    (axes,) = draw_bars(config, "bars").axes
+    axes: Any = draw_bars(config, "bars").axes[0]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["probe", "ask"]
     bars = [(task, run) for task in ("probe", "ask") for run in ("seeded", "best")]
     heights = [100 * statistics.fmean(HEADLINES[task][i] / 1000 for i in INSTANCES[run]) for task, run in bars]
@@ -380,7 +380,7 @@ def to_hex(color: tuple[float, ...]) -> str:
 
 
 def test_curves_are_the_named_loss_of_the_named_runs(config: Config) -> None:
-    (axes,) = draw_losses(config, "losses").axes
+    axes: Any = draw_losses(config, "losses").axes[0]
     numbers = {instance: number for number, instance in enumerate(HEADLINES["probe"])}
     for label, run in (("S", "seeded"), ("B", "best")):
         (line,) = [line for line in axes.lines if line.get_label() == label]
@@ -390,8 +390,7 @@ def test_curves_are_the_named_loss_of_the_named_runs(config: Config) -> None:
 
 def test_the_chart_of_masks_has_their_coverage_interval_and_chance(config: Config) -> None:
     study = collect_study(config, Layout.of(config))
-    chart: Figure = figures.mask_quality_bars(study.mask_quality)
-    (axes,) = chart.axes
+    axes: Any = figures.mask_quality_bars(study.mask_quality).axes[0]
     assert [patch.get_width() for patch in axes.patches] == pytest.approx([100 * row[4] for row in MASKS])
     spans = [list(line.get_xdata()) for line in axes.lines]
     for _, _, _, _, value, chance in MASKS:
