@@ -15,7 +15,6 @@ import stm
 from stm.cli.common import load, positive, select_jobs
 from stm.cli.view import add_view
 from stm.config import json_schema
-from stm.jobs.machine_errors import is_machine_error
 from stm.stages.declaration import Stage
 from stm.stages.journey import all_stages
 from stm.stages.provenance import check_inputs
