@@ -5,7 +5,7 @@ batches that an uninterrupted run would have seen. The number of worker processe
 of a run together see what a single one would.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -199,7 +199,7 @@ def move(batch: Batch, device: torch.device | str) -> Batch:
     return {name: _move_value(value, torch.device(device)) for name, value in batch.items()}
 
 
-def move_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+def move_ahead(batches: Iterator[Batch], device: torch.device) -> Generator[Batch, None, None]:
     """Move batches to `device`, and resize crops there unless they already are. On CUDA the next batch is copied on a
     separate stream while the device processes the current one."""
     if device.type != "cuda":

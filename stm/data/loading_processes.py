@@ -44,7 +44,7 @@ class _LoadingProcess(ForkProcess):
 class LoadingContext(ForkContext):
     """A multiprocessing context for torch's DataLoader whose processes can always be ended."""
 
-    Process = _LoadingProcess  # type: ignore[assignment]
+    Process = _LoadingProcess
 
 
 def start_loading(worker: int) -> None:

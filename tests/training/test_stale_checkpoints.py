@@ -140,7 +140,7 @@ def test_a_setting_changed_and_changed_back_loses_no_step(
 ) -> None:
     """Three settings in turn, each killed after its training: each resumes with its own checkpoints and its own log."""
     changes: list[dict[str, Any]] = [{}, {"augmentation": {"flip": False}}, {"optimisation": {"learning_rate": 0.02}}]
-    logs = {}
+    logs: dict[int, str] = {}
 
     def kill(*_: object) -> None:
         raise KeyboardInterrupt
