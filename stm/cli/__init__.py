@@ -150,13 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = build_parser().parse_args(words)
     try:
         parsed.function(parsed)
-    except (ValueError, RuntimeError) as error:
-        # stm's own errors (config, dataset, model, too many failures) have messages written for the user. Any other
-        # error is a bug and needs its traceback.
-        if not type(error).__module__.startswith("stm."):
-            raise
-        return _report(parsed.stage, error)
-    except OSError as error:
+    except (ValueError, RuntimeError, OSError) as error:
         text = _describe(error)
         if text is None:
             raise
@@ -167,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _report(stage: str, text: object) -> int:
+def _report(stage: str, text: str) -> int:
     print(f"stm {stage}: {text}", file=sys.stderr)
     return 2
 
@@ -184,12 +178,11 @@ _HINTS = {
 }
 
 
-def _describe(error: OSError) -> str | None:
-    """The message for an error of a file or of the machine; None if it names no file, and so may be a bug."""
-    if type(error).__module__.startswith("stm.") or (error.errno in DISK_ERRORS and error.errno not in _HINTS):
+def _describe(error: Exception) -> str | None:
+    """The message of an error that says what is wrong and where; None for any other, a bug that needs its traceback."""
+    if type(error).__module__.startswith("stm."):  # config, dataset, model, too many failures, ...
         return str(error)
-    if error.filename is not None:
-        reason = _HINTS.get(error.errno or 0)
-        return f"{error.filename}: {error.strerror}" + (f": {reason}" if reason else "")
-    # Without a code, the message was written for the user; see `run_isolated` and `ChangedVideoError`.
-    return str(error) if error.errno is None or is_machine_error(error) else None
+    code = getattr(error, "errno", None)
+    if isinstance(error, OSError) and error.filename is not None and (code in _HINTS or code not in DISK_ERRORS):
+        return f"{error.filename}: {error.strerror}" + (f": {_HINTS[code]}" if code in _HINTS else "")
+    return str(error) if code in DISK_ERRORS or is_machine_error(error) else None
