@@ -40,7 +40,7 @@ UMT = {
     "language": {"model": BERT, "fusion_layer": 1, "max_tokens": 10},
     "optimisation": OPTIMISATION,
 }
-STAGES = {
+STAGES: dict[str, Any] = {
     "shard_size": 50,
     "grid": 8,
     "frames": {"every": 4, "short_side": 64},

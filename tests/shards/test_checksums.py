@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,16 @@ def packed(request: pytest.FixtureRequest, tmp_path: Path, shard: Callable, clip
 
 def reads_of(clip: Clip) -> dict[str, tuple[tuple[int, int], Callable[[ShardReader], Any]]]:
     """Each member's place in the tar, and how its content is read, by the words that an error names it with."""
-    found: dict[str, tuple[tuple[int, int], Callable[[ShardReader], Any]]] = {}
-    for frame in range(clip.frames):
-        place = int(clip.offsets[frame]), int(clip.sizes[frame])
-        found[f"frame {frame}"] = (place, lambda reader, frame=frame: list(reader.frames(clip, [frame])))
-    for name, place in clip.arrays.items():
-        last = clip.count_layers(name)[-1] - 1
-        found[f"{name} array"] = (place, lambda reader, name=name, last=last: reader.layers(clip, name, 0, last))
-    return found
+
+    def read_frame(frame: int, reader: ShardReader) -> Any:
+        return list(reader.frames(clip, [frame]))
+
+    def read_array(name: str, reader: ShardReader) -> Any:
+        return reader.layers(clip, name, 0, clip.count_layers(name)[-1] - 1)
+
+    places = zip(clip.offsets.tolist(), clip.sizes.tolist(), strict=True)
+    frames = {f"frame {frame}": (place, partial(read_frame, frame)) for frame, place in enumerate(places)}
+    return frames | {f"{name} array": (place, partial(read_array, name)) for name, place in clip.arrays.items()}
 
 
 def test_every_flipped_bit_is_noticed_and_named_when_its_member_is_read(packed: Path) -> None:
