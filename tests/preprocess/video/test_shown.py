@@ -195,6 +195,14 @@ def test_the_clean_aperture_of_mp4_files_is_applied_as_the_program_applies_it(
     assert sizes(path)[1:] == (size, size)
 
 
+def test_a_title_that_looks_like_a_crop_crops_nothing(plain: Path, tmp_path: Path) -> None:
+    path = tmp_path / "titled.mkv"
+    text = "Stream #0:0\n    Frame Cropping: 32/32/0/0"
+    ffmpeg("-i", plain, "-c", "copy", "-metadata", f"title={text}", "-metadata:s:v", f"Frame Cropping={text}", path)
+    with Video(path) as video:
+        assert not any(video.cropping)
+
+
 def test_a_crop_that_leaves_nothing_is_refused(plain: Path, tmp_path: Path) -> None:
     path = crop_matroska(plain, tmp_path / "cropped.mkv", (100, 92, 0, 0))
     (note,) = store(path).notes
