@@ -11,7 +11,7 @@ _DEFAULT_BONUS = 5_000_000
 # Codecs of single images. A stream of them whose container reports no frame count, beside a stream of another codec, is a
 # thumbnail that the file does not mark as one.
 _IMAGE_CODECS = frozenset(["mjpeg", "png", "apng", "bmp", "gif", "webp", "tiff", "jpeg2000", "jpegxl"])
-_STREAM = re.compile(r"  Stream #\d+:(\d+)")
+_STREAM = re.compile(r"\s+Stream #\d+:(\d+)")
 _CROPPING = re.compile(r"\s+Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)")
 
 

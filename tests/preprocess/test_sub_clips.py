@@ -2,6 +2,7 @@
 
 import os
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,7 +20,7 @@ from stm.preprocess import sub_clips
 from stm.preprocess.clip_outcomes import unpack_record
 from stm.preprocess.frames import extract
 from stm.preprocess.motion import measure
-from stm.preprocess.sub_clips import find_sequences, run_sequences
+from stm.preprocess.sub_clips import find_sequences, read_sequence, run_sequences
 from stm.preprocess.video.reader import Video
 from stm.storage.files import sha256_file
 
@@ -184,6 +185,7 @@ def test_the_stage_reads_each_file_once_and_writes_the_same_bytes(
     left: list[int] = []
 
     def run_shard(title: str, function: Any, tasks: Sequence[Any], journal: Any, *more: Any) -> Any:
+        journal.refresh()
         left.append(sum(journal.get(task.item) is None for task in tasks))
         return original(title, function, tasks, journal, *more)
 
@@ -205,3 +207,16 @@ def crash(tasks: Sequence[Task]) -> None:
 def test_a_sequence_that_crashes_or_fails_is_left_to_its_clips() -> None:
     rows = [make_row(path, video_id=f"{path}{n}", start=n, end=n + 1) for path in ("crash", "fail") for n in range(3)]
     run_sequences("frames", crash, list(map(Task, rows)), 1, 60.0)
+
+
+def hang(tasks: Sequence[Task]) -> None:
+    for _ in read_sequence(tasks, timeout_seconds=0.5):
+        time.sleep(600)
+
+
+@pytest.mark.slow
+def test_a_sequence_that_hangs_is_ended_at_the_deadline_of_one_clip(root: Path) -> None:
+    rows = [make_row("h264.ts", video_id=f"{n}", start=n * 0.1, end=n * 0.1 + 0.1) for n in range(20)]
+    start = time.monotonic()
+    run_sequences("frames", hang, [Task(row, root) for row in rows], 1, timeout_seconds=30.0)
+    assert time.monotonic() - start < 60  # 20 clips may take 600 s

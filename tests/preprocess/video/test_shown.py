@@ -195,6 +195,14 @@ def test_the_clean_aperture_of_mp4_files_is_applied_as_the_program_applies_it(
     assert sizes(path)[1:] == (size, size)
 
 
+def test_a_title_that_looks_like_a_crop_crops_nothing(plain: Path, tmp_path: Path) -> None:
+    path = tmp_path / "titled.mkv"
+    text = "Stream #0:0\n    Frame Cropping: 32/32/0/0"
+    ffmpeg("-i", plain, "-c", "copy", "-metadata", f"title={text}", "-metadata:s:v", f"Frame Cropping={text}", path)
+    with Video(path) as video:
+        assert not any(video.cropping)
+
+
 def test_a_crop_that_leaves_nothing_is_refused(plain: Path, tmp_path: Path) -> None:
     path = crop_matroska(plain, tmp_path / "cropped.mkv", (100, 92, 0, 0))
     (note,) = store(path).notes
@@ -224,7 +232,7 @@ def test_the_default_stream_is_shown_and_among_equals_the_largest(
     plain: Path, frames: np.ndarray, tmp_path: Path
 ) -> None:
     preview = make_video(tmp_path / "preview.mp4", frames[::-1, ::2, ::2])
-    both = ("-i", preview, "-i", plain, "-map", 0, "-map", 1, "-c", "copy")
+    both = ("-i", preview, "-i", plain, "-map", "0", "-map", "1", "-c", "copy")
     expected = {"second.mkv": ("0", "default", 1), "none.mkv": ("0", "0", 1), "first.mkv": ("default", "0", 0)}
     for name, (first, second, index) in expected.items():
         path = tmp_path / name
@@ -245,7 +253,7 @@ def test_a_thumbnail_is_not_the_video_although_it_is_larger_and_not_marked(
     ffmpeg("-f", "lavfi", "-i", "testsrc=s=640x320", "-frames:v", "1", thumbnail)
     path = tmp_path / name
     marks = ("-disposition:v:0", "default", "-disposition:v:1", "default")
-    ffmpeg("-i", thumbnail, "-i", plain, "-map", 0, "-map", 1, "-c", "copy", *marks, path)
+    ffmpeg("-i", thumbnail, "-i", plain, "-map", "0", "-map", "1", "-c", "copy", *marks, path)
     assert np.array_equal(read_clip(path, range(FRAMES)), read_clip(plain, range(FRAMES)))
     assert probe_file(path, 16, 4096)["codec"] == "h264"
     record = store(path)
@@ -257,7 +265,7 @@ def test_a_thumbnail_is_not_the_video_although_it_is_larger_and_not_marked(
 
 def test_a_default_audio_stream_or_an_unknown_codec_does_not_matter(plain: Path, tmp_path: Path) -> None:
     path = tmp_path / "sound.mp4"
-    ffmpeg("-f", "lavfi", "-i", "sine=d=0.4", "-i", plain, "-map", 0, "-map", 1, "-c:v", "copy", path)
+    ffmpeg("-f", "lavfi", "-i", "sine=d=0.4", "-i", plain, "-map", "0", "-map", "1", "-c:v", "copy", path)
     with av.open(str(path)) as container:
         stream = choose_stream(container)
         assert stream is not None and stream.index == 1
