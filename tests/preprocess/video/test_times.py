@@ -1,6 +1,7 @@
 """Times of frames: rising, those of the ffmpeg program, and the same for a clip as for the whole file."""
 
 import struct
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -80,7 +81,7 @@ def test_a_clip_of_decoding_times_has_its_frames(frames: np.ndarray, tmp_path: P
 
 
 def times_of_stamps(
-    stamps: list[tuple[int | None, int | None]], duration: int = 1, invented: bool = False, rate: int | None = 25
+    stamps: Sequence[tuple[int | None, int | None]], duration: int = 1, invented: bool = False, rate: int | None = 25
 ) -> list[int]:
     """Times in ticks of 40 ms that frames with these presentation and decoding times are given."""
     flags = av.format.Flags.no_timestamps.value if invented else 0

@@ -174,7 +174,8 @@ def _end_of_frame(path: Path, number: int) -> int:
     """The position of the byte after a frame in a file without B-frames."""
     with av.open(str(path)) as container:
         packet = [packet for packet in container.demux(video=0) if packet.size][number]
-        return int(packet.pos) + packet.size
+        assert packet.pos is not None
+        return packet.pos + packet.size
 
 
 def test_a_clip_that_ends_with_the_last_frame_before_the_cut_is_complete(frames: np.ndarray, tmp_path: Path) -> None:
