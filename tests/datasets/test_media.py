@@ -5,12 +5,14 @@ from pathlib import Path
 
 import av
 import pytest
+from PIL import Image
 from synthetic_videos import X264, make_pan, make_video
 
 from stm.datasets import media
 from stm.datasets.media import is_from_machine, open_media
 from stm.datasets.probe import probe_file
 from stm.preprocess.video.container import VideoError
+from stm.preprocess.video.orientation import Orientation
 from stm.preprocess.video.reader import Video
 
 FRAMES = 40
@@ -80,6 +82,15 @@ def test_too_many_open_files_is_an_error_of_the_machine(tmp_path: Path, monkeypa
     for read in (lambda: Video(path), lambda: probe_file(path, 8, 4096)):
         with pytest.raises(OSError, match="planted"):
             read()
+
+
+def test_a_failing_disk_does_not_leave_an_image_upright(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "planted")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(OSError, match="planted"):
+        Orientation.of_image_file(tmp_path / "a.jpg")
 
 
 def test_a_file_that_was_cut_off_is_not_taken_for_a_failing_disk(tmp_path: Path) -> None:

@@ -1,14 +1,19 @@
 """Times of frames: rising, those of the ffmpeg program, and the same for a clip as for the whole file."""
 
 import struct
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 from synthetic_videos import X264, ffmpeg, make_pan, make_video, times_by_program
 
 from stm.jobs.status import Status
 from stm.preprocess.video.reader import Video
+from stm.preprocess.video.timestamps import FrameTimes
 
 FRAMES = 40
 B_FRAMES = (*X264, "-bf", "3", "-b_strategy", "0", "-g", "20")
@@ -40,7 +45,7 @@ def assert_clips_are_parts_of_the_whole(path: Path, times: list[float]) -> None:
 CODINGS = {
     "decoding_times_only.avi": B_FRAMES,
     "packed.avi": ("-c:v", "libxvid", "-bf", "2", "-g", "20"),  # a B-frame shares the packet of the P-frame before it
-    "packed.mkv": ("-c:v", "libxvid", "-bf", "2", "-g", "20"),
+    "packed.mkv": ("-c:v", "libxvid", "-bf", "2", "-g", "12"),
     "b_frames.avi": ("-c:v", "mpeg4", "-bf", "2", "-g", "20"),
     "null_chunks.avi": ("-vf", "select=not(eq(mod(n\\,3)\\,1))", "-fps_mode", "vfr", *B_FRAMES),
     "b_frames.mkv": B_FRAMES,
@@ -73,6 +78,39 @@ def test_a_clip_of_decoding_times_has_its_frames(frames: np.ndarray, tmp_path: P
     assert times_of(path) == pytest.approx(whole)
     assert times_of(path, 0.79, 1.17) == pytest.approx(whole[18:28])
     assert statuses(path) == []
+
+
+def times_of_stamps(
+    stamps: Sequence[tuple[int | None, int | None]], duration: int = 1, invented: bool = False, rate: int | None = 25
+) -> list[int]:
+    """Times in ticks of 40 ms that frames with these presentation and decoding times are given."""
+    flags = av.format.Flags.no_timestamps.value if invented else 0
+    stream = SimpleNamespace(time_base=Fraction(1, 25), codec_context=SimpleNamespace(framerate=rate))
+    times = FrameTimes(SimpleNamespace(format=SimpleNamespace(flags=flags)), stream)
+    return [times.of(SimpleNamespace(pts=pts, dts=dts, duration=duration)) for pts, dts in stamps]
+
+
+def test_the_decoding_times_are_used_once_the_presentation_times_have_run_back_more_often() -> None:
+    assert times_of_stamps([(0, 0), (3, 1), (2, 2), (9, 3), (20, 6)]) == [0, 3, 4, 5, 6]
+    assert times_of_stamps([(0, 0), (1, 0), (2, 0), (3, 0)]) == [0, 1, 2, 3]
+    assert times_of_stamps([(None, 2), (None, 3), (None, None), (None, None)]) == [2, 3, 4, 5]
+
+
+def test_a_frame_without_a_time_follows_after_the_usual_interval() -> None:
+    # A duration of one tick is ffmpeg's guess if the frames are further apart.
+    assert times_of_stamps([(0, 0), (4, 4), (8, 8), (None, None)]) == [0, 4, 8, 12]
+    assert times_of_stamps([(0, 0), (2, 2), (None, None)], duration=2) == [0, 2, 4]
+    # A raw stream has only the rate in its headers.
+    assert times_of_stamps([(7, 7), (9, 9), (90, 90)], duration=3, invented=True) == [0, 1, 2]
+    assert times_of_stamps([(7, 7), (9, 9), (90, 90)], duration=3, invented=True, rate=None) == [0, 3, 6]
+
+
+def test_one_wrong_time_does_not_shift_the_rest() -> None:
+    wrong = [(n, n) for n in range(50)]
+    wrong[30] = (2, 2)
+    assert times_of_stamps(wrong) == list(range(50))
+    again = [(n % 25, n % 25) for n in range(50)]
+    assert times_of_stamps(again) == list(range(50))
 
 
 # -------------------------------------------------------------------------------------- times that start again

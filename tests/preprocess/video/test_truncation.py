@@ -3,6 +3,7 @@
 from contextlib import suppress
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from synthetic_videos import X264, ffmpeg, make_pan, make_video
@@ -96,13 +97,40 @@ def test_a_cut_through_the_index_of_an_mp4_is_refused_or_truncation(frames: np.n
     assert opened
 
 
+def test_an_avi_cut_between_two_frames_is_truncated(frames: np.ndarray, tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.avi", frames, CODINGS["mpeg4.avi"])
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"00dc", len(data) // 2)])
+    assert read(path)[1][0] is Status.TRUNCATED
+
+
+def test_a_matroska_file_that_lacks_the_end_of_its_index_has_all_its_frames(frames: np.ndarray, tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.mkv", frames, X264)
+    path.write_bytes(path.read_bytes()[:-5])
+    assert read(path)[:2] == (FRAMES, [])
+
+
+def test_frames_that_are_not_read_because_of_lost_sound_are_noticed(frames: np.ndarray, tmp_path: Path) -> None:
+    silent, path = make_video(tmp_path / "silent.mp4", frames), tmp_path / "sound.mp4"
+    ffmpeg("-i", silent, "-f", "lavfi", "-i", "sine=d=1.6", "-c:v", "copy", "-c:a", "aac", path)
+    data = bytearray(path.read_bytes())
+    table = data.rindex(b"stco")  # where the chunks of the sound begin
+    count = int.from_bytes(data[table + 8 : table + 12], "big")
+    data[table + 12 : table + 12 + 4 * count] = (len(data) + 1000).to_bytes(4, "big") * count
+    path.write_bytes(data)
+    read_frames, statuses, _ = read(path)
+    assert read_frames < FRAMES
+    assert statuses == [Status.TRUNCATED]
+
+
 # ------------------------------------------------------------------------------------------- estimates that mislead
 
 
 def test_a_reader_that_ends_with_an_error_number_has_reached_the_end(frames: np.ndarray, tmp_path: Path) -> None:
-    path = make_video(tmp_path / "material.gxf", frames, ("-c:v", "mpeg2video", "-s", "720x576"))
+    longer = np.concatenate([frames, frames[:20]])
+    path = make_video(tmp_path / "material.gxf", longer, ("-c:v", "mpeg2video", "-s", "720x576"))
     count, statuses, _ = read(path)
-    assert count == FRAMES and Status.TRUNCATED not in statuses
+    assert count == len(longer) and Status.TRUNCATED not in statuses
 
 
 def test_null_chunks_of_an_avi_are_no_lost_frames(frames: np.ndarray, tmp_path: Path) -> None:
@@ -142,12 +170,23 @@ def test_an_annotated_end_behind_that_of_the_file_is_no_truncation(
     assert read(path, 25.0, 30.0)[:2] == (0, [])
 
 
+def _end_of_frame(path: Path, number: int) -> int:
+    """The position of the byte after a frame in a file without B-frames."""
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][number]
+        assert packet.pos is not None
+        return packet.pos + packet.size
+
+
 def test_a_clip_that_ends_with_the_last_frame_before_the_cut_is_complete(frames: np.ndarray, tmp_path: Path) -> None:
     whole = make_video(tmp_path / "whole.mp4", frames, (*X264, "-bf", "0", "-g", "10", "-movflags", "+faststart"))
     path = tmp_path / "cut.mp4"
     path.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
     with Video(path) as video:
         last = max(frame.seconds for frame in video.frames() if not frame.corrupt)
+        end = last + 0.04
+    path.write_bytes(whole.read_bytes()[: _end_of_frame(whole, round(last / 0.04))])
+    assert Status.TRUNCATED not in read(path, 0.0, end)[1]
     assert Status.TRUNCATED not in read(path, 0.0, last - 0.04)[1]
     assert read(path, 0.0, last + 0.2)[1][0] is Status.TRUNCATED
     count, statuses, detail = read(path, last + 0.3, last + 0.5)
