@@ -1,11 +1,9 @@
 """Journals: the finished items of an unfinished job, from which a restarted job resumes."""
 
 import hashlib
-import shutil
 import struct
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import cache
 from os import getpid
 from pathlib import Path
@@ -79,11 +77,7 @@ class Journal:
         self._writer.close()
         self._close_reader()
         self._parts.clear()
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self._lock.release()
-        # A network file system keeps deleted files in their folder while they are open, as the lock was.
-        with suppress(OSError):
-            self.folder.rmdir()
+        self._lock.remove()
 
     def _open(self, path: Path) -> BinaryIO:
         # Opening a file for each item would be slow, and keeping all open too many: each killed worker has left one.

@@ -3,16 +3,31 @@
 import errno
 import fcntl
 import os
+import shutil
 import socket
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, ClassVar, Self
 from weakref import WeakValueDictionary
 
-from stm.storage.files import name_file_in_disk_errors
-
 # Raised by file systems without locks, such as Lustre mounted without the option `flock` or NFS without its lock service.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+@contextmanager
+def only_job(output: Path) -> Iterator[None]:
+    """Hold a lock on `output` during the block; for stages without a journal.
+
+    Raises:
+        JobRunningError: another process is writing the same output.
+    """
+    lock = FolderLock.acquire(output.with_name(f".{output.name}.lock"), output)
+    try:
+        yield
+    finally:
+        lock.remove()
 
 
 class JobRunningError(RuntimeError):
@@ -56,16 +71,20 @@ class FolderLock:
             lock._lock(output)
             if lock._is_current():
                 break
-            lock.release()
-        with name_file_in_disk_errors(path):
+            lock._file.close()
+        with suppress(OSError):  # only for the message; on a full disk, the job itself says what it could not write
             os.ftruncate(lock._file.fileno(), 0)
             os.write(lock._file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         cls._held[path] = lock
         return lock
 
-    def release(self) -> None:
-        """Let other processes acquire the lock."""
+    def remove(self) -> None:
+        """Delete the folder with all that is in it, and release the lock."""
+        shutil.rmtree(self.path.parent, ignore_errors=True)
         self._file.close()
+        # A network file system keeps deleted files in their folder while they are open, as the lock was.
+        with suppress(OSError):
+            self.path.parent.rmdir()
 
     def _lock(self, output: Path) -> None:
         try:

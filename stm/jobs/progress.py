@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import TextIO, TypeVar
 
@@ -62,8 +62,13 @@ class Progress:
         remaining = format_seconds((self.total - self.done) / rate) if rate > 0 else "?"
         line = f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, {remaining} left"
         line += f", {note}" if note else ""
-        self._stream.write(f"\r\x1b[2K{line}" if self._terminal else f"{line}\n")
-        self._stream.flush()
+        self._write(f"\r\x1b[2K{line}" if self._terminal else f"{line}\n")
+
+    def _write(self, text: str) -> None:
+        # If the log is on a full disk, the job itself says so; an error raised here would hide that message.
+        with suppress(OSError):
+            self._stream.write(text)
+            self._stream.flush()
 
     def __enter__(self) -> "Progress":
         return self
@@ -74,8 +79,7 @@ class Progress:
         line = (
             f"{self.what}: {self.done}/{self.total} {self.unit} in {format_seconds(elapsed)}, {rate:.1f} {self.unit}/s"
         )
-        self._stream.write(f"\r\x1b[2K{line}\n" if self._terminal else f"{line}\n")
-        self._stream.flush()
+        self._write(f"\r\x1b[2K{line}\n" if self._terminal else f"{line}\n")
 
 
 def track(items: Iterable[T], what: str, total: int, unit: str) -> Iterator[T]:

@@ -125,13 +125,12 @@ def main(folder: Path) -> None:
             run(folder / "undisturbed" / name)
         expected = digests(folder / "undisturbed" / name)
         # A video is read several times: for its hash, its header and its frames.
-        for path, reads in [
-            (path, reads) for path in inputs for reads in ((0, 1, 3) if path.suffix == ".mp4" else (0,))
-        ]:
-            out = folder / "out" / name / f"{path.name}-{reads}"
+        cases = [(path, reads) for path in inputs for reads in ((0, 1, 3) if path.suffix == ".mp4" else (0,))]
+        for file, reads in cases:
+            out = folder / "out" / name / f"{file.name}-{reads}"
             out.mkdir(parents=True)
             with worker_processes(name == "flow"):
-                os.environ["FAIL_FILE"], os.environ["FAIL_AFTER"] = str(path), str(reads)
+                os.environ["FAIL_FILE"], os.environ["FAIL_AFTER"] = str(file), str(reads)
                 try:
                     run(out)
                     error = "none"
@@ -140,7 +139,7 @@ def main(folder: Path) -> None:
                 os.environ["FAIL_FILE"] = ""
                 left = digests(out)
                 run(out)
-            found.append([name, path.name, error, left, digests(out) == expected])
+            found.append([name, file.name, error, left, digests(out) == expected])
     print(json.dumps(found))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from stm.jobs.journal import Journal
-from stm.jobs.lock import JobRunningError
+from stm.jobs.lock import JobRunningError, only_job
 
 ROOT = Path(__file__).parents[2]
 RECEIPT = {"stage": "frames"}
@@ -130,6 +130,17 @@ def test_a_second_job_on_the_same_output_ends_and_names_the_first(tmp_path: Path
         first.send_signal(signal.SIGKILL)
     Journal(tmp_path / "out", RECEIPT).close()  # a dead process holds no lock
     assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_without_a_journal_holds_a_lock_while_it_writes(tmp_path: Path) -> None:
+    with only_job(tmp_path / "out"):
+        code = f"from stm.jobs.lock import only_job\nwith only_job(Path({str(tmp_path)!r}) / 'out'): pass"
+        with start(code, tmp_path / "other") as other:
+            assert other.stderr is not None
+            assert f"process {os.getpid()} on {socket.gethostname()} is writing it" in other.stderr.read()
+    with start(code, tmp_path / "other") as other:
+        assert other.wait() == 0
+    assert not list(tmp_path.glob(".out*"))
 
 
 def test_a_job_can_be_repeated_in_its_process_and_leaves_the_lock_to_others(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from stm.config import BadInput, Pack
+from stm.jobs.lock import only_job
 from stm.jobs.progress import Progress
 from stm.jobs.status import Policy, Status
 from stm.manifest import Question, check_failures, read_questions
@@ -66,30 +67,34 @@ def pack_shard(
         ValueError: the table of a packed part is missing.
         TooManyFailures: more clips are omitted than the config allows.
         DamagedError: the inputs are damaged or do not belong together.
+        JobRunningError: another process is packing the same shard.
     """
-    kept = read_kept(frames_index)
-    clips = rows_of_kept(slice_path, kept)
-    inputs = Inputs(captions, arrays)
-    parts = join_parts(kept, inputs, pack, grid, bad_input)
-    lines: list[dict[str, Any]] = []
-    outcomes: list[tuple[str, Status, Policy, str]] = []
-    with atomic_path(tar) as temporary:
-        with TarWriter(temporary) as writer, Progress(f"shards {tar.stem}", len(kept), "clips") as progress:
-            for clip, row, part in zip(clips, kept, parts, strict=True):
-                outcomes.append((row["video_id"], *part.outcome))
-                if part.outcome.policy != "drop":
-                    lines.append(_pack_clip(writer, clip, row, part, frames_tar, grid))
-                progress.advance()
-        digest = sha256_file(temporary)
-    receipt = make_receipt("shards", pack, ("numpy", "pyarrow"), grid=grid, frames=hash_frames(kept))
-    receipt |= {"policy": bad_input.model_dump(mode="json")["policy"], "tar_sha256": digest, "clips": len(lines)}
-    receipt["text_model"] = _text_model([inputs.of_source("text", name) for name in pack.sources] if pack.text else [])
-    # The tables may be removed after packing; what they were made with remains known.
-    receipt["parts"] = {"frames": read_receipt(frames_index), **inputs.receipts()}
-    if pack.similarity:
-        receipt |= _similarity_window([inputs.of_source("similarity", name) for name in pack.sources])
-    write_table(index, pa.Table.from_pylist(lines, schema=shard_schema()), receipt)
-    check_failures(f"shards {tar.stem}", outcomes, bad_input.max_failure_rate)
+    with only_job(tar):
+        kept = read_kept(frames_index)
+        clips = rows_of_kept(slice_path, kept)
+        inputs = Inputs(captions, arrays)
+        parts = join_parts(kept, inputs, pack, grid, bad_input)
+        lines: list[dict[str, Any]] = []
+        outcomes: list[tuple[str, Status, Policy, str]] = []
+        with atomic_path(tar) as temporary:
+            with TarWriter(temporary) as writer, Progress(f"shards {tar.stem}", len(kept), "clips") as progress:
+                for clip, row, part in zip(clips, kept, parts, strict=True):
+                    outcomes.append((row["video_id"], *part.outcome))
+                    if part.outcome.policy != "drop":
+                        lines.append(_pack_clip(writer, clip, row, part, frames_tar, grid))
+                    progress.advance()
+            digest = sha256_file(temporary)
+        receipt = make_receipt("shards", pack, ("numpy", "pyarrow"), grid=grid, frames=hash_frames(kept))
+        receipt |= {"policy": bad_input.model_dump(mode="json")["policy"], "tar_sha256": digest, "clips": len(lines)}
+        receipt["text_model"] = _text_model(
+            [inputs.of_source("text", name) for name in pack.sources] if pack.text else []
+        )
+        # The tables may be removed after packing; what they were made with remains known.
+        receipt["parts"] = {"frames": read_receipt(frames_index), **inputs.receipts()}
+        if pack.similarity:
+            receipt |= _similarity_window([inputs.of_source("similarity", name) for name in pack.sources])
+        write_table(index, pa.Table.from_pylist(lines, schema=shard_schema()), receipt)
+        check_failures(f"shards {tar.stem}", outcomes, bad_input.max_failure_rate)
 
 
 def _text_model(tables: Sequence[Path]) -> dict[str, str] | None:
