@@ -2,7 +2,7 @@
 
 While Snakemake's own records exist, they answer this. They do not travel with results that are copied to another folder,
 and commands by hand do not read them; the receipts in the files always do. Every receipt is read once per process, and of a
-packed shard only its own, which contains those of its parts: about 0.5 ms per shard on a local disk.
+packed shard only its own, which contains those of its parts: about 1.5 ms per shard on a local disk.
 """
 
 import json
@@ -95,8 +95,13 @@ def _files(find: Callable[[Job], Files], job: Job) -> Files:
 
 def _find_maker(path: Path, jobs: Jobs, stages: Mapping[str, Stage]) -> Maker | None:
     """Return the stage and job that make a file; None for files that the workflow does not make."""
-    for name, pattern in jobs.once("output patterns", lambda: list(_patterns(jobs, stages))):
+    patterns = jobs.once("output patterns", lambda: list(_patterns(jobs, stages)))
+    # Most files have a neighbour that was found before: with 10,000 shards, trying all patterns for each takes a minute.
+    found: list[tuple[str, re.Pattern[str]]] = jobs.once(("pattern", path.parent), lambda: [])
+    for name, pattern in [*found, *patterns]:
         if match := pattern.fullmatch(path.as_posix()):
+            if (name, pattern) not in found:
+                found.append((name, pattern))
             stage = stages[name]
             return stage, jobs.make(**{key: value for key, value in match.groupdict().items() if key in stage.per})
     return None
@@ -182,17 +187,21 @@ def _compare_settings(stage: Stage, job: Job, receipt: Mapping[str, Any]) -> Ite
         for part in entry.split("."):
             made = made.get(part, _ABSENT) if isinstance(made, Mapping) else _ABSENT
         if made is not _ABSENT:
-            yield from _differences(_display(job, key), made, *_wanted(stage, job, key), stage.implied)
+            # The shard is left out, because all shards of a dataset and source have the same settings.
+            wanted = ("wanted", stage.name, key, job.dataset, job.source, job.run, job.task)
+            value, section = job.jobs.once(wanted, partial(_wanted, stage, job, key))
+            if made != value:
+                yield from _differences(_display(job, key), made, value, section, stage.implied)
 
 
 def _wanted(stage: Stage, job: Job, key: str) -> tuple[Any, bool]:
-    """Return the config's value of a recorded entry, and whether it is a section, of which a receipt may omit keys."""
+    """Return the config's JSON value of a recorded entry, and whether it is a section, of which a receipt may omit keys."""
     if key.startswith(_FACT):
-        return stage.facts(job)[key.removeprefix(_FACT)], True
+        return json.loads(json.dumps(stage.facts(job)[key.removeprefix(_FACT)])), True
     value = job.value(key)
     if key.endswith(".seed") and value is None:
         return job.study.seed, False
-    return job.settings([key])[key], isinstance(value, Section)
+    return json.loads(json.dumps(job.settings([key])[key])), isinstance(value, Section)
 
 
 def _display(job: Job, key: str) -> str:
@@ -204,7 +213,6 @@ def _display(job: Job, key: str) -> str:
 
 
 def _differences(key: str, made: Any, wanted: Any, section: bool, implied: Mapping[str, Any]) -> Iterator[str]:
-    wanted = json.loads(json.dumps(wanted))
     if not section or not isinstance(made, Mapping):
         yield from _leaves(key, made, wanted)
         return

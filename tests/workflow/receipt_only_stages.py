@@ -109,7 +109,7 @@ def _without_work(into: Path) -> Iterator[list[Any]]:
         plan = make_plan(run, 1, seed, hash_shards([*shards, *image_indexes]), None, None, output)
         journals.append(plan.origin)
         touch(output / "weights.safetensors")
-        write_record(run, plan, output)
+        write_record(run, plan, output, {})
 
     def evaluate(task: Any, run: Any, given: Any) -> None:
         test, train = (_dataset(files) for files in (given.test, given.train))

@@ -99,6 +99,9 @@ FURTHER_DOWN = [
     ({"evaluate": {"linear": {"epochs": 3}}}, "report", "evaluate.linear.epochs"),
     ({"mask_quality": {"text_ratio": 0.5}}, "report", "mask_quality.text_ratio"),
     ({"crop_agreement": {"crops": 7}}, "report", "crop_agreement.crops"),
+    # Mask quality compares all sources, and agreement is measured on the first packed one.
+    ({"captions": {"more": {"kind": "human"}}}, "report", "captions"),
+    ({"pack": {"captions": ["label", "manual"]}}, "report", "pack.captions"),
 ]
 
 

@@ -27,6 +27,7 @@ __all__ = ["small_lists"]  # a fixture
 
 STAGES = {"offline": OFFLINE_STAGES, "masking": LEARNING_STAGES, "language": LEARNING_STAGES}
 JOBS = [(config, name) for config, stages in STAGES.items() for name in stages]
+SEED = Key("offline", ("seed",), Config)  # among `KEYS` only for the runs
 # Keys that change which jobs there are, and where their results are written.
 OF_THE_JOBS = (
     ("*", "name"),
@@ -120,7 +121,7 @@ def test_the_receipt_changes_with_every_key_that_decides_and_with_no_other(confi
         def run(values: dict[str, Any], job: str = job) -> Receipts:
             return run_one(*first_jobs(values, (stage,))[job], Path("changed"))
 
-        keys = [key for key in KEYS if key.config == config and not listed(OF_THE_JOBS, job, key)]
+        keys = [key for key in (*KEYS, SEED) if key.config == config and not listed(OF_THE_JOBS, job, key)]
         deciding = [key for key in keys if decides(key, job)]
         assert deciding
         for key in deciding:

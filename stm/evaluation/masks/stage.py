@@ -72,7 +72,7 @@ def _measure_agreement(job: Job, inputs: Files, outputs: Files, processes: int) 
 
 
 def _compared(job: Job) -> dict[str, Any]:
-    return {"crop_agreement": _comparison(job).fingerprint(), "source": job.config.pack.sources[0]}
+    return {"crop_agreement": _comparison(job).fingerprint(), "pack.captions": job.config.pack.sources[0]}
 
 
 def _sources(job: Job) -> dict[str, Any]:
@@ -103,7 +103,12 @@ CROP_AGREEMENT = Stage(
     settings=("similarity", "seed"),
     facts=_compared,
     receipt="agreement",
-    records={"settings": "similarity", "seed": "seed", "comparison": "facts.crop_agreement", "source": "facts.source"},
+    records={
+        "settings": "similarity",
+        "seed": "seed",
+        "comparison": "facts.crop_agreement",
+        "source": "facts.pack.captions",
+    },
     implied={"window": 1},  # as in `stm.preprocess.similarity.stage`
     applies=lambda config: config.crop_comparison is not None,
     otherwise="crop-agreement needs a caption source in pack.captions, and a run whose mask needs similarity or the section "
