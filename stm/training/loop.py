@@ -175,7 +175,7 @@ class _Run:
             torch.manual_seed(self.plan.seed * 1_000_003 + self.process.rank + 1)
             return
         state = self.checkpoints.load(self.step)
-        self._epochs_ended = state.get("epochs_ended", state["epoch"])
+        self._epochs_ended = state["epochs_ended"] if "epochs_ended" in state else state["epoch"]
         load_whole_state(self.module, self.optimizer, state["model"], state["optimizer"])
         self.meter.restore(state["meter"], self.process.device)
         before, now = len(state["random"]["cpu"]), self.process.count

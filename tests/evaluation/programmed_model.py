@@ -216,5 +216,8 @@ class ScriptedTraining:
             after_epoch(epoch)
         return self
 
+    def resumed(self) -> dict[str, Any]:
+        return {}
+
     def discard(self) -> None:
         self.discarded = True

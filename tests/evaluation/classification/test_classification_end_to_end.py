@@ -140,6 +140,9 @@ class Tuned:
         module.train()
         return self
 
+    def resumed(self) -> dict[str, Any]:
+        return {}
+
     def discard(self) -> None:
         pass
 
