@@ -239,7 +239,8 @@ def _main(path: Path) -> None:
     have ended. An orphan of a killed torchrun would keep training beside the processes of the next attempt.
     """
     end_with_parent()
-    if _TORCHRUN not in Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0"):
+    parent = Path(f"/proc/{os.getppid()}/cmdline")
+    if parent.exists() and _TORCHRUN not in parent.read_text().split("\0"):
         sys.exit("torchrun has ended")
     try:
         _worker(path)

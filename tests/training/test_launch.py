@@ -324,6 +324,12 @@ def test_an_error_of_the_data_is_not_tried_again(tmp_path: Path) -> None:
         _worker(request)
 
 
+def test_a_process_whose_torchrun_has_ended_before_it_began_ends(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "stm.training.launch", str(tmp_path / "launch.json")]
+    orphan = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (orphan.returncode, orphan.stderr) == (1, "torchrun has ended\n")
+
+
 def test_an_error_in_the_processes_is_an_error_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stm.training.launch.supervise", lambda command: 1)
     with pytest.raises(RuntimeError, match=r"status 1; the processes' messages are above"):
