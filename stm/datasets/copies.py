@@ -1,14 +1,15 @@
 """The local copy of a public dataset: the listed clips whose files exist, and a comparison with the official counts."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from stm.config import BenchmarkDataset, LanguageDataset
 from stm.datasets.annotations import AnnotatedClip
+from stm.datasets.file_names import describe_similar, printable
 from stm.datasets.find_videos import Videos
-from stm.datasets.folder import DatasetError, NamedClip, Refused, describe_others, drop_duplicates, printable
+from stm.datasets.folder import DatasetError, NamedClip, Refused, describe_others, drop_duplicates
 from stm.jobs.status import Status
 
 _SHOWN = 10
@@ -50,6 +51,7 @@ class CopyReport:
     splits: Mapping[str, SplitCounts]
     missing: Mapping[str, int]  # number of clips per missing file, by listed name
     problems: tuple[str, ...] = ()  # unusable lines and links
+    similar: Mapping[str, Sequence[str]] = field(default_factory=dict)  # files that may be missing ones, by listed name
     linked_folders: tuple[str, ...] = ()  # not searched
     skipped: tuple[str, ...] = ()  # what else was not looked at; see `describe_skipped`
 
@@ -73,7 +75,8 @@ class CopyReport:
             clips = sum(self.missing.values())
             lines.append(f"{clips:,} {self.media} have no file. The first of {len(self.missing):,} missing files:")
             for name, count in list(self.missing.items())[:_SHOWN]:
-                lines.append(f"  {name}" + (f" ({count:,} {self.media})" if count > 1 else ""))
+                clips_of_file = f" ({count:,} {self.media})" if count > 1 else ""
+                lines.append(f"  {printable(name)}{clips_of_file}{describe_similar(self.similar.get(name, ()))}")
         if self.problems:
             lines.append(f"{len(self.problems):,} lines or files cannot be used. The first:")
             lines += [f"  {problem}" for problem in self.problems[:_SHOWN]]
@@ -120,14 +123,34 @@ class MatchedFiles:
     @property
     def problems(self) -> tuple[str, ...]:
         """The refusals for reasons other than a missing file."""
-        return tuple(f"{one.video_id}: {one.detail}" for one in self.refused if one.path not in self.missing)
+        refused = [one for one in self.refused if one.path not in self.missing]
+        # A line that cannot be read is named after its place, with which its detail begins.
+        return tuple(
+            one.detail if one.detail.startswith(f"{one.video_id}: ") else f"{one.video_id}: {one.detail}"
+            for one in refused
+        )
 
 
-def describe_skipped(videos: Videos) -> tuple[str, ...]:
-    """A line about the folders that cannot be read, and one about the files that do not have the ending of a video."""
+def report_copy(
+    title: str, media: str, splits: Mapping[str, SplitCounts], matched: MatchedFiles, videos: Videos
+) -> CopyReport:
+    """The report of the listed clips that have been matched with the files of a folder."""
+    similar = videos.similar(list(matched.missing)[:_SHOWN])
+    skipped = _describe_skipped(videos, [named.clip.path for named in matched.clips])
+    linked = tuple(videos.linked_folders)
+    return CopyReport(title, media, splits, matched.missing, matched.problems, similar, linked, skipped)
+
+
+def _describe_skipped(videos: Videos, used: Iterable[str]) -> tuple[str, ...]:
+    """Lines about folders that cannot be read, files that do not have the ending of a video, and archives."""
     shown = ", ".join(f"{printable(folder)} ({reason})" for folder, reason in videos.unreadable[:_SHOWN])
     folders = [f"{len(videos.unreadable):,} folders cannot be read. The first: {shown}"] if shown else []
-    return (*folders, *describe_others(videos.others, "those of videos"))
+    archives = [
+        f"{len(videos.archives):,} archives are not read; unpack them below dataset.root: "
+        f"{', '.join(map(printable, videos.archives[:_SHOWN]))}"
+    ]
+    others = describe_others(videos.count_others(used), "those of videos")
+    return (*folders, *others, *(archives if videos.archives else ()))
 
 
 def match_files(

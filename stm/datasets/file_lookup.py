@@ -2,18 +2,13 @@
 
 import os
 import stat
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
+from stm.datasets.file_names import SimilarNames, same_spelling
 from stm.jobs.status import Status
 from stm.storage.files import UnsafePathError, safe_join
 from stm.storage.machine_errors import is_machine_error
-
-
-def same_spelling(text: str) -> str:
-    """Text in one Unicode form (NFC): a name may be stored with composed or decomposed accents, which look the same."""
-    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def walk_files(root: Path, unreadable: list[tuple[str, str]]) -> Iterator[tuple[str, bool]]:
@@ -57,6 +52,7 @@ class FileLookup:
         self.root = root
         self._safe_folders: set[str] = set()
         self._names: dict[str, dict[str, list[str]]] = {}  # by folder: names that are not ASCII, by their NFC form
+        self._similar: dict[str, SimilarNames] = {}  # by folder
 
     def find(self, path: str) -> tuple[str, Status | None, str]:
         """(path as on disk, why it is unusable, detail); the status is None if the file is usable.
@@ -121,6 +117,24 @@ class FileLookup:
                 return None
             found += names
         return "/".join(found)
+
+    def similar(self, path: str) -> list[str]:
+        """The names in the same folder under which a missing file may be there, for messages."""
+        folder, _, name = path.strip().rpartition("/")
+        if folder not in self._similar:
+            self._similar[folder] = SimilarNames(self._list(folder))
+        return [other for other in self._similar[folder].find(name) if other != name]
+
+    def _list(self, folder: str) -> list[str]:
+        """The names in a folder; empty if it does not exist or lies outside the root."""
+        try:
+            return os.listdir(self.join(f"{folder}/x").parent)  # noqa: PTH208 (names suffice)
+        except UnsafePathError:
+            return []
+        except (OSError, ValueError) as error:
+            if is_machine_error(error):
+                raise
+            return []
 
     def _names_in(self, folder: str) -> dict[str, list[str]]:
         if folder not in self._names:

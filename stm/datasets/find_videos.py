@@ -1,17 +1,18 @@
 """An index by name of the videos under a folder, built in one directory walk without opening any file."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
-from stm.config import FolderDataset
-from stm.datasets.file_lookup import same_spelling, walk_files
+from stm.datasets.file_lookup import walk_files
+from stm.datasets.file_names import ARCHIVE_ENDINGS, COPY_ENDINGS, SimilarNames, bare_name, folded
 from stm.datasets.folder import check_root
 from stm.datasets.official_lists import Entry
 from stm.jobs.status import Status
 from stm.storage.files import UnsafePathError, safe_join
-
-VIDEO_ENDINGS = tuple(FolderDataset.model_fields["extensions"].default)
 
 
 @dataclass
@@ -23,18 +24,25 @@ class Videos:
     links: set[str] = field(default_factory=set)
     linked_folders: list[str] = field(default_factory=list)  # not searched, because links can form cycles
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # (folder, reason): those that may not be entered
-    others: Counter[str] = field(default_factory=Counter)  # number of other files, by extension
-    # UCF101 spells one class in two ways, and some copies change the case of names. Filled on first use.
-    _by_folded_name: dict[str, list[str]] = field(default_factory=dict)
+    others: dict[str, list[str]] = field(default_factory=dict)  # paths of all other files, by their whole name
 
     def candidates(self, name: str) -> list[str]:
-        """Files with this name or, if none exist, files whose name differs only in case or in how accents are composed."""
+        """Files with this name; else files whose name differs only in case or in how accents are composed; else files
+        whose name also differs in the endings of videos, such as `x.mov.mp4` for `x`.
+        """
         if name in self.by_name:
             return self.by_name[name]
-        if not self._by_folded_name:
-            for other, paths in self.by_name.items():
-                self._by_folded_name.setdefault(same_spelling(other).casefold(), []).extend(paths)
-        return self._by_folded_name.get(same_spelling(name).casefold(), [])
+        names = self._by_bare_name.get(folded(bare_name(name)), [])
+        same = [other for other in names if folded(other) == folded(name)]
+        return [path for other in same or names for path in self.by_name[other]]
+
+    @cached_property
+    def _by_bare_name(self) -> dict[str, list[str]]:
+        """The keys of `by_name`, by their folded name without any endings of videos."""
+        names: dict[str, list[str]] = {}
+        for name in self.by_name:
+            names.setdefault(folded(bare_name(name)), []).append(name)
+        return names
 
     def find(self, entry: Entry, shared: bool) -> str | None:
         """The file of an entry; None if no file matches.
@@ -42,8 +50,10 @@ class Videos:
         Args:
             shared: whether entries in other folders have the same file name, so that the folder must match as well.
         """
-        for name in (entry.name, *entry.other_names):
-            paths = self.candidates(name)
+        whole = entry.clip.path.rpartition("/")[2]
+        by_name = (self.candidates(name) for name in (entry.name, *entry.other_names))
+        # A file that has exactly the listed name is used whatever its ending.
+        for paths in chain(by_name, (self.others.get(name, []) for name in (whole, bare_name(whole)))):
             if shared:
                 paths = [path for path in paths if entry.folders[-1] in path.split("/")[:-1]]
             if len(paths) == 1:
@@ -51,6 +61,27 @@ class Videos:
             if paths:
                 return min(paths, key=lambda path: self._rank(path, entry.folders))
         return None
+
+    def similar(self, names: Iterable[str]) -> dict[str, list[str]]:
+        """By listed name: the files under which a missing one may be there; for messages."""
+        names = list(names)
+        every = SimilarNames(chain.from_iterable((*self.by_name.values(), *self.others.values()))) if names else None
+        return {name: found for name in names if every is not None and (found := every.find(name))}
+
+    def count_others(self, used: Iterable[str] = ()) -> Counter[str]:
+        """Number of files that are not videos by their ending, by ending.
+
+        Args:
+            used: paths of files that were found all the same, by their whole name.
+        """
+        found = set(used)
+        paths = (path for path in chain.from_iterable(self.others.values()) if path not in found)
+        return Counter(ending_of(path) for path in paths)
+
+    @property
+    def archives(self) -> list[str]:
+        """Archives, whose contents cannot be found."""
+        return [path for path in chain.from_iterable(self.others.values()) if ending_of(path) in ARCHIVE_ENDINGS]
 
     def _rank(self, path: str, folders: tuple[str, ...]) -> tuple[bool, list[bool], str]:
         """Sort key: files before links, then files in the preferred folders first."""
@@ -84,12 +115,20 @@ def list_videos(root: Path) -> Videos:
     videos = Videos(root)
     for path, link in walk_files(root, videos.unreadable):
         name, dot, ending = path.rpartition("/")[2].rpartition(".")
-        if f".{ending.lower()}" in VIDEO_ENDINGS:
+        if dot and f".{ending.lower()}" in COPY_ENDINGS:
             videos.by_name.setdefault(name, []).append(path)
             if link:
                 videos.links.add(path)
         elif link and (root / path).is_dir():
             videos.linked_folders.append(path)
         else:
-            videos.others[f".{ending.lower()}" if dot else ""] += 1
+            videos.others.setdefault(path.rpartition("/")[2], []).append(path)
+            if link:
+                videos.links.add(path)
     return videos
+
+
+def ending_of(path: str) -> str:
+    """The ending of a file's name in lower case, with its dot; empty if it has none."""
+    _, dot, ending = path.rpartition("/")[2].rpartition(".")
+    return f"{dot}{ending.lower()}" if dot else ""

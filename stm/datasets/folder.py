@@ -7,7 +7,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stm.datasets.annotations import AnnotatedClip, AnnotationError, parse_row, read_annotations
-from stm.datasets.file_lookup import FileLookup, same_spelling, walk_files
+from stm.datasets.file_lookup import FileLookup, walk_files
+from stm.datasets.file_names import describe_similar, printable, same_spelling
 from stm.datasets.text_files import BadRow
 from stm.jobs.status import Status
 from stm.manifest import make_key
@@ -180,11 +181,6 @@ def walk_videos(
             others[PurePosixPath(name).suffix] += 1
 
 
-def printable(text: str) -> str:
-    """Text that can be encoded as UTF-8; undecodable bytes of file names are escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 def _inside(root: Path, clips: Iterable[AnnotatedClip], refused: list[Refused]) -> Iterator[AnnotatedClip]:
     """The clips whose path is inside the root and refers to a file, with the path as on disk."""
     lookup = FileLookup(root)
@@ -197,6 +193,8 @@ def _inside(root: Path, clips: Iterable[AnnotatedClip], refused: list[Refused]) 
         if status is None:
             yield clip if path == clip.path else replace(clip, path=path)
         else:
+            if status is Status.MISSING_FILE:
+                detail += describe_similar(lookup.similar(clip.path))
             refused.append(Refused(printable(clip.video_id or clip.path), printable(clip.path), status, detail))
 
 

@@ -4,15 +4,19 @@ import hashlib
 import io
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, repeat
+from functools import cached_property
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
 from stm.datasets.annotations import AnnotatedClip
+from stm.datasets.file_names import SimilarNames, bare_name, describe_similar
 from stm.datasets.folder import DatasetError
 from stm.datasets.text_files import BadRow, BrokenQuotesError, parse_json, read_records, text_encoding
+from stm.storage.files import sha256_file
 from stm.storage.machine_errors import is_machine_error, name_file
 
 
@@ -41,8 +45,8 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """The official file name without folders and extension."""
-        return self.clip.path.rpartition("/")[2].rpartition(".")[0]
+        """The official file name without folders and extension; lists may leave the extension out."""
+        return bare_name(self.clip.path.rpartition("/")[2])
 
 
 @dataclass(frozen=True)
@@ -59,37 +63,66 @@ class Annotations:
 
     folder: Path
     title: str
+    lists_from: str  # where the files can be had, for messages
     subfolders: tuple[str, ...] = ()  # subfolders used by the dataset's archives
     hashes: dict[Path, str] = field(default_factory=dict)  # SHA-256 of the files read, by path relative to the folder
 
     def find(self, *names: str) -> Path:
-        """The first of these files that exists.
+        """The first of these files that exists, in the folder, a known subfolder or another one at most two levels down.
 
         Raises:
-            DatasetError: none of the files exists.
+            DatasetError: none of the files exists, or several other subfolders have one and these differ.
         """
-        if not self.folder.is_dir():
-            raise DatasetError(
-                f"dataset.annotations: {self.folder} is not a folder; it must hold the lists of {self.title}"
-            )
-        for subfolder in ("", *self.subfolders):
-            for name in names:
-                if (self.folder / subfolder / name).is_file():
-                    return self.folder / subfolder / name
-        places = " or ".join(["it", *(f"{subfolder}/" for subfolder in self.subfolders)])
-        missing = f"none of {', '.join(names)}" if len(names) > 1 else f"no {names[0]}"
-        raise DatasetError(
-            f"dataset.annotations: {self.folder} must hold {self.title}'s official lists, but there is {missing} in "
-            f"{places}; docs/datasets.md says where to get it"
-        )
+        found = self._search(lambda folder: next(([folder / n] for n in names if (folder / n).is_file()), []))
+        if not found:
+            raise self._missing(names)
+        return found[0]
 
     def find_all(self, pattern: str) -> list[Path]:
-        """The files that match a pattern in the first folder that has any, sorted."""
+        """The files that match a pattern in the first folder that has any, sorted; searched as in `find`."""
+        found = self._search(lambda folder: sorted(folder.glob(pattern)))
+        if not found:
+            raise self._missing((pattern,))
+        return found
+
+    def _search(self, look: Callable[[Path], list[Path]]) -> list[Path]:
+        """What `look` finds in the first folder in which it finds anything."""
         for subfolder in ("", *self.subfolders):
-            paths = sorted((self.folder / subfolder).glob(pattern)) if self.folder.is_dir() else []
-            if paths:
-                return paths
-        return [self.find(pattern)]  # raises the error
+            if found := look(self.folder / subfolder):
+                return found
+        # An archive unpacked in another way: GitHub's, for instance, make a folder that is named after a branch.
+        for level in self._levels:
+            places = [found for folder in level if (found := look(folder))]
+            if len({tuple((path.name, sha256_file(path)) for path in found) for found in places}) > 1:
+                shown = ", ".join(f"{found[0].parent.relative_to(self.folder)}/" for found in places)
+                raise DatasetError(
+                    f"dataset.annotations: {self.folder} has different files called {places[0][0].name} in {shown}; name the "
+                    f"folder with the lists of {self.title}"
+                )
+            if places:
+                return places[0]
+        return []
+
+    @cached_property
+    def _levels(self) -> list[list[Path]]:
+        """The subfolders, and their subfolders, sorted and without hidden ones."""
+        first = _subfolders(self.folder)
+        return [first, [below for folder in first for below in _subfolders(folder)]]
+
+    def _missing(self, names: Sequence[str]) -> DatasetError:
+        if not self.folder.is_dir():
+            return DatasetError(
+                f"dataset.annotations: {self.folder} is not a folder; it must hold the lists of {self.title}"
+            )
+        missing = f"none of {', '.join(names)}" if len(names) > 1 else f"no {names[0]}"
+        folders = [self.folder, *chain.from_iterable(self._levels)]
+        files = (path for folder in folders for path in folder.glob(f"*{Path(names[0]).suffix}"))
+        similar = SimilarNames((path.relative_to(self.folder).as_posix() for path in islice(files, 1000)), fuzzy=True)
+        found = list(dict.fromkeys(path for name in names for path in similar.find(name)))
+        return DatasetError(
+            f"dataset.annotations: {self.folder} must hold {self.title}'s official lists, but there is {missing} in it or up to "
+            f"two levels below{describe_similar(found)}. Get it from {self.lists_from} (docs/datasets.md)"
+        )
 
     def text(self, path: Path) -> str:
         try:
@@ -150,6 +183,16 @@ class Annotations:
     def json_rows(self, path: Path) -> list[tuple[str, Any]]:
         """(position, row) of each row of a JSON list."""
         return [(f"{path.name}, entry {number}", row) for number, row in enumerate(self.json(path, list))]
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    except OSError as error:
+        if is_machine_error(error):
+            raise
+        return []
 
 
 def _check_columns(path: Path, names: Sequence[str], columns: Sequence[str]) -> None:

@@ -12,9 +12,10 @@ from pkgutil import iter_modules
 
 from stm.config import BenchmarkDataset
 from stm.datasets.annotations import AnnotatedClip
-from stm.datasets.copies import CopyReport, DatasetCopy, SplitCounts, check_copy, describe_skipped, match_files
+from stm.datasets.copies import CopyReport, DatasetCopy, SplitCounts, check_copy, match_files, report_copy
+from stm.datasets.file_names import printable
 from stm.datasets.find_videos import Videos, list_videos
-from stm.datasets.folder import Refused, printable, refuse_folders
+from stm.datasets.folder import Refused, refuse_folders
 from stm.datasets.official_lists import Annotations, Benchmark, Entry, Settings, Typical
 from stm.jobs.status import Status
 
@@ -49,7 +50,7 @@ def read_benchmark(dataset: BenchmarkDataset) -> DatasetCopy:
         DatasetError: a folder or list is missing, or does not have the expected format.
     """
     benchmark = BENCHMARKS[dataset.source]
-    annotations = Annotations(Path(dataset.annotations), benchmark.title, benchmark.subfolders)
+    annotations = Annotations(Path(dataset.annotations), benchmark.title, benchmark.lists_from, benchmark.subfolders)
     entries = list(benchmark.read(annotations, Settings(dataset.fold, dataset.label)))
     videos = list_videos(Path(dataset.root))
     matched = match_files(_with_files(entries, videos), videos, _unusable(entries))
@@ -59,15 +60,7 @@ def read_benchmark(dataset: BenchmarkDataset) -> DatasetCopy:
     splits = {
         split: SplitCounts(listed[split], on_disk[split], (official.get(split, 0),)) for split in [*official, *listed]
     }
-    report = CopyReport(
-        benchmark.title,
-        "clips",
-        splits,
-        matched.missing,
-        matched.problems,
-        tuple(videos.linked_folders),
-        describe_skipped(videos),
-    )
+    report = report_copy(benchmark.title, "clips", splits, matched, videos)
     return DatasetCopy(
         matched.clips, [*matched.refused, *refuse_folders(videos.unreadable)], report, annotations.hashes
     )

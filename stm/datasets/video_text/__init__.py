@@ -12,15 +12,16 @@ from typing import Any
 
 from stm.config import LanguageDataset
 from stm.datasets.annotations import AnnotatedClip
-from stm.datasets.copies import CopyReport, DatasetCopy, SplitCounts, check_copy, describe_skipped, match_files
-from stm.datasets.file_lookup import same_spelling, walk_files
-from stm.datasets.find_videos import Videos, list_videos
+from stm.datasets.copies import CopyReport, DatasetCopy, SplitCounts, check_copy, match_files, report_copy
+from stm.datasets.file_lookup import walk_files
+from stm.datasets.file_names import ARCHIVE_ENDINGS, same_spelling
+from stm.datasets.find_videos import Videos, ending_of, list_videos
 from stm.datasets.folder import DatasetError, check_root, refuse_folders
 from stm.datasets.official_lists import Annotations, Entry, Typical
 from stm.datasets.video_text import benchmarks
 from stm.datasets.video_text.by_video import ListedVideos, group_by_video
 from stm.datasets.video_text.cleaning import clean_text
-from stm.datasets.video_text.corpora import CORPORA, SPLIT, read_corpus
+from stm.datasets.video_text.corpora import CORPORA, SPLIT, PretrainingCorpus, read_corpus
 from stm.datasets.video_text.protocol import Protocol, protocol_names, read_protocol
 
 __all__ = [
@@ -78,6 +79,10 @@ def protocol_settings(source: str) -> dict[str, Any]:
     return read_protocol(source).model_dump(mode="json", include=shaping)
 
 
+def _annotations(dataset: LanguageDataset, about: Protocol | PretrainingCorpus) -> Annotations:
+    return Annotations(Path(dataset.annotations), about.title, about.lists_from, _SUBFOLDERS)
+
+
 def read_answers(dataset: LanguageDataset) -> tuple[str, ...]:
     """The unmodified answer list of a question answering benchmark.
 
@@ -87,7 +92,7 @@ def read_answers(dataset: LanguageDataset) -> tuple[str, ...]:
     if dataset.source in CORPORA:
         raise DatasetError(f"{dataset.source} is a corpus; it has no list of answers")
     protocol = read_protocol(dataset.source)
-    return benchmarks.read_answers(protocol, Annotations(Path(dataset.annotations), protocol.title, _SUBFOLDERS))
+    return benchmarks.read_answers(protocol, _annotations(dataset, protocol))
 
 
 def find_answers(dataset: LanguageDataset) -> Path | None:
@@ -96,7 +101,7 @@ def find_answers(dataset: LanguageDataset) -> Path | None:
     if protocol is None or protocol.answers is None:
         return None
     try:
-        return Annotations(Path(dataset.annotations), protocol.title, _SUBFOLDERS).find(protocol.answers)
+        return _annotations(dataset, protocol).find(protocol.answers)
     except DatasetError:
         return None
 
@@ -112,12 +117,12 @@ def read_language(dataset: LanguageDataset) -> DatasetCopy:
     if dataset.source in CORPORA:
         return _read_corpus(dataset)
     protocol = read_protocol(dataset.source)
-    annotations = Annotations(Path(dataset.annotations), protocol.title, _SUBFOLDERS)
+    annotations = _annotations(dataset, protocol)
     lines = benchmarks.read_lists(protocol, annotations)
     listed = group_by_video(lines, end=protocol.trim_seconds, paragraph=protocol.paragraph)
     videos = list_videos(Path(dataset.root))
     shared = _shared_names(listed.clips)
-    files = ((clip, _find_name(clip, videos, shared)) for clip in listed.clips)
+    files = ((clip, _find_name(clip, videos, shared, protocol.optional_prefix)) for clip in listed.clips)
     splits = {
         split: SplitCounts(official=protocol.sizes(split), official_texts=protocol.texts[split])
         for split in protocol.files
@@ -127,10 +132,11 @@ def read_language(dataset: LanguageDataset) -> DatasetCopy:
 
 def _read_corpus(dataset: LanguageDataset) -> DatasetCopy:
     corpus = CORPORA[dataset.source]
-    annotations = Annotations(Path(dataset.annotations), corpus.title, _SUBFOLDERS)
+    annotations = _annotations(dataset, corpus)
     listed = group_by_video(read_corpus(corpus, annotations))
     videos = _list_files(Path(dataset.root))
-    files = ((clip, _find_path(clip.path, videos)) for clip in listed.clips)
+    by_name = _by_unique_name(listed.clips, videos) if corpus.unique_names else {}
+    files = ((clip, _find_path(clip.path, videos) or by_name.get(clip.path)) for clip in listed.clips)
     splits = {SPLIT: SplitCounts(published=corpus.published)}
     return _copy(corpus.title, f"{corpus.media}s", annotations, listed, files, videos, splits)
 
@@ -152,21 +158,25 @@ def _copy(
         split: replace(counts, listed=clips[split], found=on_disk[split], texts=listed.texts[split])
         for split, counts in expected.items()
     }
-    report = CopyReport(
-        title, media, splits, matched.missing, matched.problems, tuple(videos.linked_folders), describe_skipped(videos)
-    )
+    report = report_copy(title, media, splits, matched, videos)
     return DatasetCopy(
         matched.clips, [*matched.refused, *refuse_folders(videos.unreadable)], report, annotations.hashes
     )
 
 
 def _list_files(root: Path) -> Videos:
-    """All files under a corpus's root by full path, with any extension; hidden files and linked folders are skipped."""
+    """All files under a corpus's root by full path, with any extension; hidden files and linked folders are skipped.
+
+    Archives are listed as well, for the message: `img2dataset`, for instance, writes tar files.
+    """
     check_root(root)
     videos = Videos(root)
     for path, link in walk_files(root, videos.unreadable):
         if link and (root / path).is_dir():
             videos.linked_folders.append(path)
+            continue
+        if ending_of(path) in ARCHIVE_ENDINGS:
+            videos.others[path] = [path]
             continue
         videos.by_name[path] = [path]
         if link:
@@ -182,12 +192,31 @@ def _find_path(path: str, videos: Videos) -> str | None:
     return spelt[0] if len(spelt) == 1 else None
 
 
-def _find_name(clip: AnnotatedClip, videos: Videos, shared: set[str]) -> str | None:
-    """Finds a file by its name without extension, so that converted files and names listed without extension match."""
+def _by_unique_name(clips: list[AnnotatedClip], videos: Videos) -> dict[str, str]:
+    """By listed path: the only file with its name, in a copy that has other folders than the list and not one of its paths.
+
+    WebVid's own download, for instance, sorts the videos into folders that the shared lists do not have.
+    """
+    if any(clip.path in videos.by_name for clip in clips):
+        return {}
+    files: defaultdict[str, list[str]] = defaultdict(list)
+    for path in videos.by_name:
+        files[path.rpartition("/")[2]].append(path)
+    listed = Counter(clip.path.rpartition("/")[2] for clip in clips)
+    names = ((clip.path, clip.path.rpartition("/")[2]) for clip in clips)
+    return {path: files[name][0] for path, name in names if listed[name] == 1 and len(files.get(name, ())) == 1}
+
+
+def _find_name(clip: AnnotatedClip, videos: Videos, shared: set[str], prefix: str) -> str | None:
+    """Finds a file by its name without extension, so that converted files and names listed without extension match.
+
+    Args:
+        prefix: beginning of the names that some copies have and others do not; may be empty.
+    """
     *folders, _ = clip.path.split("/")
     name = _name_of(clip)
-    # `Entry.name` removes an extension, and the names themselves may contain dots, so an extension is appended.
-    return videos.find(Entry(replace(clip, path=f"{name}.mp4"), folders=tuple(folders[-1:])), name in shared)
+    other = name.removeprefix(prefix) if name.startswith(prefix) else prefix + name
+    return videos.find(Entry(clip, (other,) if prefix else (), tuple(folders[-1:])), name in shared)
 
 
 def _name_of(clip: AnnotatedClip) -> str:

@@ -7,8 +7,8 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from stm.datasets.annotations import AnnotatedClip
-from stm.datasets.find_videos import VIDEO_ENDINGS
-from stm.datasets.folder import IMAGE_ENDINGS, Refused, printable
+from stm.datasets.file_names import bare_name, printable
+from stm.datasets.folder import IMAGE_ENDINGS, Refused
 from stm.jobs.status import Status
 from stm.manifest import Question
 
@@ -74,6 +74,13 @@ def group_by_video(
 
 
 def make_id(path: str) -> str:
-    """A file's path without its video or image extension; other dots, as in LSMDC's names, are kept."""
-    stem, dot, ending = path.rpartition(".")
-    return stem if f"{dot}{ending.lower()}" in (*VIDEO_ENDINGS, *IMAGE_ENDINGS) and stem else path
+    """A file's path without its video or image extension; other dots, as in LSMDC's names, are kept.
+
+    Lists of DiDeMo call a video `x.mov`, `x.mov.mp4` or `x.mp4`: its id is `x` in all of them.
+    """
+    folder, slash, name = path.rpartition("/")
+    bare = bare_name(name)
+    stem, dot, ending = name.rpartition(".")
+    if bare == name and stem and f"{dot}{ending.lower()}" in IMAGE_ENDINGS:
+        bare = stem
+    return f"{folder}{slash}{bare}"

@@ -25,6 +25,8 @@ class PretrainingCorpus:
     names: tuple[str, ...]  # possible names of the list file, without extension
     published: int  # number of videos or images according to the authors; never checked
     typical: Typical
+    unique_names: bool = False  # the file names are the publisher's ids, so that folders do not matter
+    lists_from: str = "VindLU's shared annotations, https://github.com/klauscc/VindLU (folder anno_pretrain)"
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -37,8 +39,8 @@ _WEBVID = Typical(450, 596, 336, "13,000 hours of 2.5 million videos (Bain et al
 
 CORPORA: dict[str, PretrainingCorpus] = {
     # Bain et al. 2021, Frozen in Time: 2.5 million; project page: 10.7 million. Both rounded.
-    "webvid-2m": PretrainingCorpus("WebVid-2M", "video", ("webvid_train",), 2_500_000, _WEBVID),
-    "webvid-10m": PretrainingCorpus("WebVid-10M", "video", ("webvid_10m_train",), 10_700_000, _WEBVID),
+    "webvid-2m": PretrainingCorpus("WebVid-2M", "video", ("webvid_train",), 2_500_000, _WEBVID, True),
+    "webvid-10m": PretrainingCorpus("WebVid-10M", "video", ("webvid_10m_train",), 10_700_000, _WEBVID, True),
     # Sharma et al. 2018, training links. Early copies have 2.9 million; in 2022 1.9 to 2.2 were still available.
     "cc3m": PretrainingCorpus("Conceptual Captions 3M", "image", ("cc3m_train",), 3_318_333, _IMAGE),
     # Changpinyo et al. 2021.

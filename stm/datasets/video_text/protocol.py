@@ -53,6 +53,7 @@ class Protocol(Section):
     paragraph: bool = False  # join the captions of a video into its only text query
     # Several captions per video: `join` into a paragraph, `explode` into one training pair each, `keep` all as correct.
     several_captions: dict[Name, Rule] = Field({})
+    optional_prefix: str = ""  # beginning of the file names that some copies lack
     several_videos_per_text: bool = False  # videos with equal captions are all correct for that caption
     trim_seconds: Annotated[float, Field(gt=0)] | None = None  # seconds from the start of each video that are used
     fine_tuned: InputSizes
