@@ -13,6 +13,7 @@ from stm.datasets.folder import DatasetError, NamedClip, Refused, describe_other
 from stm.jobs.status import Status
 
 _SHOWN = 10
+_MOST_INDEXED = 1_000_000  # files
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,9 @@ def report_copy(
     title: str, media: str, splits: Mapping[str, SplitCounts], matched: MatchedFiles, videos: Videos
 ) -> CopyReport:
     """The report of the listed clips that have been matched with the files of a folder."""
-    similar = videos.similar(list(matched.missing)[:_SHOWN])
+    # An index of the names of millions of files takes gigabytes: only if the copy is of no use without the hint.
+    hints = not matched.clips or len(videos.by_name) < _MOST_INDEXED
+    similar = videos.similar(list(matched.missing)[:_SHOWN] if hints else [])
     skipped = _describe_skipped(videos, [named.clip.path for named in matched.clips])
     linked = tuple(videos.linked_folders)
     return CopyReport(title, media, splits, matched.missing, matched.problems, similar, linked, skipped)

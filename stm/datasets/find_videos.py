@@ -69,14 +69,14 @@ class Videos:
         return {name: found for name in names if every is not None and (found := every.find(name))}
 
     def count_others(self, used: Iterable[str] = ()) -> Counter[str]:
-        """Number of files that are not videos by their ending, by ending.
+        """Number of files that are neither videos nor archives by their ending, by ending.
 
         Args:
             used: paths of files that were found all the same, by their whole name.
         """
         found = set(used)
         paths = (path for path in chain.from_iterable(self.others.values()) if path not in found)
-        return Counter(ending_of(path) for path in paths)
+        return Counter(ending for path in paths if (ending := ending_of(path)) not in ARCHIVE_ENDINGS)
 
     @property
     def archives(self) -> list[str]:

@@ -167,22 +167,37 @@ class Annotations:
             _check_columns(path, names, columns)
         return rows
 
-    def json(self, path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
-        """The contents of a JSON file whose top-level value is a list or an object."""
+    def json(
+        self,
+        path: Path,
+        kind: type[list[Any]] | type[dict[str, Any]],
+        recognise: Callable[[Any], str] = lambda value: "",
+    ) -> Any:
+        """The contents of a JSON file whose top-level value is a list or an object.
+
+        Args:
+            recognise: returns whose format the contents have instead of the expected one; empty if none is known.
+        """
         try:
             value = parse_json(self.text(path))
         except (json.JSONDecodeError, RecursionError) as error:
             raise DatasetError(
                 f"{path}: is not a JSON file ({error}); download it again, see docs/datasets.md"
             ) from error
+        if whose := recognise(value):
+            raise DatasetError(
+                f"{path}: is in the format of {whose}, not in that of {self.title}'s lists. Get them from {self.lists_from} "
+                "(docs/datasets.md)"
+            )
         if not isinstance(value, kind):
             what = "a list" if kind is list else "an object"
             raise DatasetError(f"{path}: must hold {what}, holds {str(value)[:60]!r}; is it the official file?")
         return value
 
-    def json_rows(self, path: Path) -> list[tuple[str, Any]]:
-        """(position, row) of each row of a JSON list."""
-        return [(f"{path.name}, entry {number}", row) for number, row in enumerate(self.json(path, list))]
+    def json_rows(self, path: Path, recognise: Callable[[Any], str] = lambda value: "") -> list[tuple[str, Any]]:
+        """(position, row) of each row of a JSON list; see `json`."""
+        rows = self.json(path, list, recognise)
+        return [(f"{path.name}, entry {number}", row) for number, row in enumerate(rows)]
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -64,7 +64,9 @@ BENCHMARK = Benchmark(
     title="Diving48 V2",
     # Reported by users of the two lists; the accuracies of MTEB's Diving48 V2 are integer multiples of 1/1970.
     counts={1: {"train": 15_027, "test": 1_970}},
-    typical=Typical(160, 1280, 720, "assumed"),
+    typical=Typical(
+        157, 640, 480, "mean length and size in the metadata of one public copy; the size of others is assumed"
+    ),
     lists_from=(
         "http://www.svcl.ucsd.edu/projects/resound/dataset.html (Diving48_V2_train.json, Diving48_V2_test.json, "
         "Diving48_vocab.json; the lists without V2 are the first version's)"

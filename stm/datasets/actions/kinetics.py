@@ -31,10 +31,11 @@ def read(annotations: Annotations, settings: Settings) -> Iterator[Entry]:
 
 def _make(row: Any, split: str) -> Entry:
     youtube_id, label = text_of(row, "youtube_id"), text_of(row, "label")
-    video = f"{youtube_id}_{integer_of(row, 'time_start'):06d}_{integer_of(row, 'time_end'):06d}"
+    start, end = integer_of(row, "time_start"), integer_of(row, "time_end")
+    video = f"{youtube_id}_{start:06d}_{end:06d}"
     clip = AnnotatedClip(path=f"{video}.mp4", split=split, video_id=video, label=label)
     # Some copies use the id alone as the file name; it is unique.
-    return Entry(clip, other_names=(youtube_id,), folders=(_REPLACED, split, label))
+    return Entry(clip, other_names=(f"{youtube_id}_{start}_{end}", youtube_id), folders=(_REPLACED, split, label))
 
 
 BENCHMARK = Benchmark(

@@ -10,20 +10,37 @@ from stm.datasets.text_files import BadRow
 
 def read(annotations: Annotations, settings: Settings) -> Iterator[Entry]:
     """Reads both lists of a split. Lines: `ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1`; test lists omit the 1."""
-    classes = {line.split()[-1] for _, line in annotations.lines(annotations.find("classInd.txt"))}
+    lines = annotations.lines(annotations.find("classInd.txt"))
+    classes = {_official_class(line.split()[-1]) for _, line in lines}
 
     def make(line: str, split: str) -> Entry:
         path = line.split()[0]
         folders, _, file = path.rpartition("/")
-        action = folders.rpartition("/")[2]
+        folder = folders.rpartition("/")[2]
+        action = _official_class(folder)
         if action not in classes:
-            raise BadRow(f"the class {action!r} is not in classInd.txt")
-        clip = AnnotatedClip(path, split, video_id=file.rpartition(".")[0], label=spell_out(action))
-        return Entry(clip, folders=(action,))
+            raise BadRow(f"the class {folder!r} is not in classInd.txt")
+        clip = AnnotatedClip(path, split, video_id=_official_name(file), label=spell_out(action))
+        return Entry(clip, folders=(folder,))
 
     for split in ("train", "test"):
         lines = annotations.lines(annotations.find(f"{split}list{settings.fold:02d}.txt"))
         yield from make_entries(split, lines, make)
+
+
+# The official lists spell one class in two ways, `HandstandPushups/v_HandStandPushups_g01_c01.avi`, and some copies spell
+# both in the one way or the other: ids and labels must not depend on it.
+_CLASS, _FILE = "HandstandPushups", "v_HandStandPushups_"
+
+
+def _official_class(name: str) -> str:
+    return _CLASS if name.lower() == _CLASS.lower() else name
+
+
+def _official_name(file: str) -> str:
+    """A file's name without its ending, in the official spelling."""
+    name = file.rpartition(".")[0]
+    return _FILE + name[len(_FILE) :] if name.lower().startswith(_FILE.lower()) else name
 
 
 def spell_out(name: str) -> str:

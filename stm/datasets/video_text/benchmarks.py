@@ -10,6 +10,7 @@ from stm.datasets.official_lists import Annotations, integer_of, text_of
 from stm.datasets.text_files import BadRow
 from stm.datasets.video_text.by_video import AnnotationLine
 from stm.datasets.video_text.protocol import Protocol
+from stm.datasets.video_text.releases import recognise_release
 from stm.manifest import Question
 
 _MSRVTT_SPLITS = {"val": "validate"}  # if the release uses a different name
@@ -27,7 +28,7 @@ def read_lists(protocol: Protocol, annotations: Annotations) -> Iterator[Annotat
             yield from _read_videodatainfo(annotations, path, split)
             continue
         kind = protocol.text_kind(split)
-        for where, row in annotations.json_rows(path):
+        for where, row in annotations.json_rows(path, recognise_release):
             try:
                 yield from _LINES[kind](split, where, row)
             except BadRow as error:
