@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from stm.config import BenchmarkDataset, Config, Dataset, FolderDataset, LanguageDataset, MovingShapesDataset
+from stm.datasets import actions, video_text
 from stm.datasets.actions import check_benchmark, read_benchmark
 from stm.datasets.annotations import AnnotationError, read_annotations
 from stm.datasets.file_lookup import FileLookup
@@ -29,7 +30,7 @@ from stm.storage.machine_errors import is_machine_error
 from stm.storage.receipts import make_receipt
 from stm.storage.tables import write_table
 
-__all__ = ["DatasetError", "build_manifest", "check_copy", "list_fingerprint"]
+__all__ = ["DatasetError", "build_manifest", "check_copy", "list_fingerprint", "official_clips"]
 
 # Clips that never enter the manifest, whatever the policy: their file is missing or ambiguous.
 _UNUSABLE = {Status.BAD_ROW, Status.DUPLICATE_ID, Status.PATH_OUTSIDE_ROOT, Status.MISSING_FILE}
@@ -96,6 +97,13 @@ def check_copy(config: Config) -> None:
         check_language(dataset)
     elif isinstance(dataset, BenchmarkDataset):
         check_benchmark(dataset)
+
+
+def official_clips(dataset: Dataset) -> dict[str, int]:
+    """Clips per split of a complete copy of a public dataset; for a corpus, about as many as were published; else empty."""
+    if isinstance(dataset, BenchmarkDataset):
+        return actions.official_counts(dataset.source, dataset.fold)
+    return video_text.official_counts(dataset.source) if isinstance(dataset, LanguageDataset) else {}
 
 
 def _dataset(config: Config) -> Dataset:

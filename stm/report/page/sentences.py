@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stm.config import Blip2Captions, Config, HumanCaptions, LabelCaptions, LanguageRun, PretrainRun
+from stm.datasets import official_clips
 from stm.jobs.progress import format_seconds
+from stm.jobs.status import Status
 from stm.report.comparison import beat_reference, list_names
 from stm.report.results.provenance import Provenance, StageUse
 from stm.report.results.records import DatasetResults, Results, RunGroup, Study
@@ -258,6 +260,21 @@ def count_statuses(results: Results) -> str:
         listed = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
         parts.append(f"{stage}: {listed} ({dropped[stage]} dropped)")
     return "; ".join(parts)
+
+
+def describe_copy(dataset: DatasetResults) -> str:
+    """Compare the clips of a public dataset with its official lists; empty for other datasets and without a manifest."""
+    assert dataset.config.dataset is not None, "the config is that of one dataset"
+    official = sum(official_clips(dataset.config.dataset).values())
+    listed = sum(split.listed for split in dataset.results.splits)
+    if not official or not listed:
+        return ""
+    refused = [refusal for refusal in dataset.results.refusals if refusal.stage == "manifest" and not refusal.kept]
+    missing = sum(refusal.status == Status.MISSING_FILE for refusal in refused)
+    return (
+        f"Of {official:,} official clips, {listed:,} are in the manifest; {missing:,} have no file in this copy, and "
+        f"{len(refused) - missing:,} were refused for other reasons."
+    )
 
 
 def show_receipts(provenance: Provenance) -> list[tuple[str, str]]:
