@@ -7,11 +7,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from html.parser import HTMLParser
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ from stm.report.page import sentences, terms
 from stm.report.page.context import dump_config
 from stm.report.results.collect import collect, collect_study, find_shards
 from stm.report.results.provenance import describe_code, find_config_file
+from stm.report.results.records import DatasetResults, Refusal, Results, Split
 
 ROOT = Path(__file__).parents[3]
 VOID = {"meta", "link", "br", "img", "wbr", "input"}
@@ -369,6 +371,27 @@ def _stored_crop() -> film_strips.Tiles:
     """The first clip's frames 0 and 4, the central square: the middle window of 4 frames with stride 2 starts at 0."""
     frames = [simplejpeg.decode_jpeg(data, colorspace="RGB") for data in make_frames(0)]
     return np.stack([frames[i][:, 8:40] for i in (0, 4)])
+
+
+def test_a_copy_of_a_public_dataset_is_compared_with_its_official_size() -> None:
+    def describe(dataset: dict[str, Any], statuses: Sequence[tuple[str, str, str]], listed: int = 260_000) -> str:
+        refusals = [
+            Refusal(stage, f"{n}", "x.mp4", status, policy, "") for n, (stage, status, policy) in enumerate(statuses)
+        ]
+        results = Results(splits=[Split("train", listed, None, None)] if listed else [], refusals=refusals)
+        config = parse_config({"name": "test", "dataset": dataset})
+        return sentences.describe_copy(DatasetResults("x", config, Layout.of(config), results))
+
+    k400 = {"source": "kinetics-400", "root": "videos", "annotations": "lists", "partial": True}
+    statuses = [("manifest", "missing_file", "drop")] * 3 + [("manifest", "truncated", "keep")]
+    statuses += [("manifest", "empty_file", "drop"), ("frames", "crashed", "drop")]
+    assert describe(k400, statuses) == (
+        "Of 266,440 official clips, 260,000 are in the manifest; 3 have no file in this copy, and 1 were refused for other "
+        "reasons."
+    )
+    assert describe({**k400, "source": "msrvtt"}, []).startswith("Of 10,000 official clips")
+    assert describe(k400, statuses, listed=0) == ""
+    assert describe({"source": "folder", "root": "videos"}, statuses) == ""
 
 
 @pytest.mark.parametrize(("step", "ordinal"), [(1, "every"), (2, "every 2nd"), (11, "every 11th"), (21, "every 21st")])
