@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 from stm.jobs.status import Status
 from stm.storage.machine_errors import is_machine_error, is_out_of_memory
+from stm.storage.tables import DamagedError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -67,7 +68,7 @@ class _Unfinished:
 
 @dataclass(frozen=True)
 class _MachineError:
-    """An error of the machine, raised by the function: it ends the job."""
+    """An error of the machine or of a stage's output, raised by the function: it ends the job."""
 
     error: Exception
 
@@ -91,8 +92,9 @@ def run_isolated(
 ) -> Iterator[tuple[int, Result | Failure]]:
     """Yield `(index of the item, function(item) or Failure)` in the order in which items finish.
 
-    An exception in `function` becomes a `crashed` Failure, except for OSError and the errors of `is_machine_error`, which
-    are raised here: they indicate a problem with the machine (a full disk, a lost mount) rather than with the item.
+    An exception in `function` becomes a `crashed` Failure, except for OSError, DamagedError and the errors of
+    `is_machine_error`, which are raised here: they indicate a problem with the machine (a full disk, a lost mount) or with
+    a stage's output rather than with the item.
 
     An item whose process was killed or crashed, ran out of memory or reached the deadline is tried again after all others,
     alone. If the second attempt has a result, the first counts as nothing.
@@ -106,7 +108,7 @@ def run_isolated(
         retry: whether to try such items again; if not, their first attempts are their Failures.
 
     Raises:
-        OSError: raised by `function`.
+        OSError, DamagedError: raised by `function`.
         ItemKilledError: the second attempts at some items were killed from outside or ran out of memory, too; raised
             after all other items.
         WorkerStartError: the processes cannot be started.
@@ -293,7 +295,7 @@ def _attempt(function: Callable[[Any], Any], item: Any) -> Any:
         text = f"{type(error).__name__}: {error}"
         if is_out_of_memory(error):
             return _Unfinished(Failure(Status.CRASHED, text), by_machine=True)
-        if isinstance(error, OSError) or is_machine_error(error):
+        if isinstance(error, (OSError, DamagedError)) or is_machine_error(error):
             return _MachineError(error if _can_travel(error) else OSError(text))
         return Failure(Status.CRASHED, text)
 

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from stm.config import Flow
 from stm.jobs.journal import Journal
-from stm.jobs.status import Status
-from stm.jobs.workers import Failure
 from stm.preprocess.clip_outcomes import pack_record
 from stm.preprocess.flow.cells import to_cells
 from stm.preprocess.frames.table import load_frame
@@ -74,27 +72,21 @@ class FlowTask:
         self.journal.put(self.item, pack_record({}, [], [part.tobytes() for part in maps]))
 
 
-def corrupt_frames_failure(error: ValueError) -> Failure:
-    """Return the failure of a clip whose stored frames cannot be read."""
-    # Not recorded in the journal, because the clip must be retried if the tar is rewritten.
-    return Failure(Status.CORRUPT_FRAMES, str(error))
+def extract_clip(task: FlowTask) -> None:
+    """Estimate the flow of one clip in a worker process, and write it to the journal.
 
-
-def extract_clip(task: FlowTask) -> Failure | None:
-    """Estimate the flow of one clip in a worker process, and write it to the journal."""
+    Raises:
+        DamagedError: the stored frames cannot be read.
+    """
     cv2.setNumThreads(1)  # there is already one process per core, and a single thread always sums in the same order
     estimate: Any = cv2.DISOpticalFlow.create(_PRESETS[task.settings.preset])
     maps = task.empty()
     shape = (*task.map_shape, task.settings.cells)
     previous: NDArray[np.uint8] | None = None
     for number in range(task.frames["frames"]):
-        try:
-            frame = load_frame(task.tar, task.frames, number, "GRAY")[..., 0]
-        except ValueError as error:
-            return corrupt_frames_failure(error)
+        frame = load_frame(task.tar, task.frames, number, "GRAY")[..., 0]
         if previous is not None:
             maps.forward[number - 1] = to_cells(estimate.calc(previous, frame, None), *shape)
             maps.backward[number] = to_cells(estimate.calc(frame, previous, None), *shape)
         previous = frame
     task.finish(maps)
-    return None

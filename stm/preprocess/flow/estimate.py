@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from stm.config import BadInput, Flow
 from stm.jobs.journal import Journal
+from stm.jobs.workers import Failure
 from stm.manifest import check_failures
 from stm.preprocess.captions.write import hash_frames
 from stm.preprocess.clip_outcomes import Outcome, Record, VideoOutcome, as_columns, finished_rows, run_shard
@@ -64,7 +65,7 @@ def write_flow(
     Raises:
         TooManyFailures: more clips lack flow than `bad_input` allows; raised after `output` is written.
         ModelError: RAFT's weights cannot be loaded.
-        ValueError: the frames index is missing or truncated.
+        DamagedError: the stored frames or their index are missing or damaged. Finished clips stay in the journal.
     """
     kept = read_kept(frames_index)
     # The other backend's settings do not affect this table, so changing them must not invalidate it.
@@ -79,7 +80,8 @@ def write_flow(
         receipt |= {"model": raft.identity}
         journal = Journal(output, receipt)
         tasks = _make_tasks(kept, frames_tar, settings, grid, journal)
-        failures = run_raft(raft, title, tasks)
+        failures: dict[str, Failure] = {}
+        run_raft(raft, title, tasks)
     else:
         journal = Journal(output, receipt)
         tasks = _make_tasks(kept, frames_tar, settings, grid, journal)

@@ -14,10 +14,9 @@ from torchvision.models.optical_flow import raft_small
 
 from stm.distributed.process import choose_device
 from stm.jobs.progress import Progress
-from stm.jobs.workers import Failure
 from stm.preprocess.batches import prefetch
 from stm.preprocess.flow.cells import to_cells
-from stm.preprocess.flow.dis import FlowMaps, FlowTask, corrupt_frames_failure
+from stm.preprocess.flow.dis import FlowMaps, FlowTask
 from stm.preprocess.frames.table import load_frame
 from stm.pretrained.hub import ModelError, exact_convolutions
 from stm.storage.files import sha256_file
@@ -96,41 +95,32 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def run_raft(raft: Raft, title: str, tasks: Sequence[FlowTask]) -> dict[str, Failure]:
+def run_raft(raft: Raft, title: str, tasks: Sequence[FlowTask]) -> None:
     """Estimate the flow of every clip that is not yet in the journal, in this process.
 
     Each clip is processed a few frames at a time, so that memory use does not grow with its length; meanwhile, a thread
     decodes the next frames.
 
-    Returns:
-        the failures of clips whose stored frames cannot be read, by journal item.
+    Raises:
+        DamagedError: the stored frames cannot be read.
     """
     todo = [task for task in tasks if task.journal.get(task.item) is None]
     chunks = [(task, start) for task in todo for start in range(0, max(task.frames["frames"] - 1, 1), _STEPS)]
-    failures: dict[str, Failure] = {}
     with Progress(title, total=len(tasks), unit="clips") as progress:
         progress.resume(len(tasks) - len(todo))
         for (task, start), frames in zip(chunks, prefetch(partial(_load, *chunk) for chunk in chunks), strict=True):
             if start == 0:
                 maps = task.empty()
-            if isinstance(frames, Failure):
-                failures.setdefault(task.item, frames)
-            else:
-                _measure(raft, task, start, frames, maps)
+            _measure(raft, task, start, frames, maps)
             if start + _STEPS >= task.frames["frames"] - 1:
-                if task.item not in failures:
-                    task.finish(maps)
-                progress.advance(note=f"{len(failures)} failed" if failures else "")
-    return failures
+                task.finish(maps)
+                progress.advance()
 
 
-def _load(task: FlowTask, start: int) -> NDArray[np.uint8] | Failure:
+def _load(task: FlowTask, start: int) -> NDArray[np.uint8]:
     """Load the frames of the next _STEPS pairs, starting at frame `start`: one more frame than pairs."""
     numbers = range(start, min(start + _STEPS + 1, task.frames["frames"]))
-    try:
-        return np.stack([load_frame(task.tar, task.frames, number) for number in numbers])
-    except ValueError as error:
-        return corrupt_frames_failure(error)
+    return np.stack([load_frame(task.tar, task.frames, number) for number in numbers])
 
 
 def _measure(raft: Raft, task: FlowTask, start: int, frames: NDArray[np.uint8], maps: FlowMaps) -> None:

@@ -24,6 +24,8 @@ class DecodeLog:
     damaged: list[int] = field(default_factory=list)  # decode indices of frames that the decoder marked as damaged
     # Timestamps, in s, of packets that could not be decoded; None for a packet without a timestamp.
     broken: list[float | None] = field(default_factory=list)
+    # Timestamps, in s, of packets behind which a part of the file could not be read; None as above.
+    skipped: list[float | None] = field(default_factory=list)
     error: str = ""  # the decoder's first error, or the error that ended reading
     complete: bool = False  # whether the file was read to its end, so that missing frames can be detected
     cut_off: bool = False  # whether there is evidence that the file continued behind its end
@@ -47,9 +49,12 @@ class DecodeLog:
             # The last frames of a truncated file have gaps, so their intervals do not reflect the frame rate.
             return [truncated, *_present(self._corrupt(), edited)]
         # Packets are read ahead of the frames that the decoder outputs; broken packets after the clip do not affect it.
-        broken = [t for t in self.broken if t is None or end is None or t < end]
+        broken, skipped = (
+            sum(t is None or end is None or t < end for t in times) for times in (self.broken, self.skipped)
+        )
         # The interval across a missing frame does not reflect the frame rate.
-        return list(_present(self._corrupt(len(broken)), edited, None if broken else self._variable()))
+        variable = None if broken or skipped else self._variable()
+        return list(_present(self._corrupt(broken, skipped), edited, variable))
 
     def _truncated(self, stream: Any, start: float | None, end: float | None) -> Note | None:
         if not self.complete or not self.cut_off or self._reaches(end):
@@ -70,12 +75,13 @@ class DecodeLog:
             return False
         return self.times[-1] + float(np.median(np.diff(self.times))) >= end - EPSILON
 
-    def _corrupt(self, broken_packets: int = 0) -> Note | None:
-        if not self.damaged and not broken_packets:
+    def _corrupt(self, broken_packets: int = 0, skipped_parts: int = 0) -> Note | None:
+        if not self.damaged and not broken_packets and not skipped_parts:
             return None
         first = f", the first at {self.times[self.damaged[0]]:.3f} s" if self.damaged else ""
         packets = f"; {broken_packets} packets could not be decoded" if broken_packets else ""
-        detail = f"{len(self.damaged)} of {len(self.times)} frames are marked damaged{first}{packets}"
+        parts = f"; {skipped_parts} parts of the file between frames could not be read" if skipped_parts else ""
+        detail = f"{len(self.damaged)} of {len(self.times)} frames are marked damaged{first}{packets}{parts}"
         return Note(Status.CORRUPT_FRAMES, detail)
 
     def _edited(self) -> Note | None:

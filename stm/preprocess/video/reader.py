@@ -28,7 +28,8 @@ from stm.preprocess.video.orientation import Orientation
 from stm.preprocess.video.problems import EPSILON, DecodeLog
 from stm.preprocess.video.resize import Cropper
 from stm.preprocess.video.timestamps import FrameTimes, JoinedStreams
-from stm.preprocess.video.truncation import is_cut_off
+from stm.preprocess.video.truncation import Progress, is_cut_off
+from stm.preprocess.video.unread import UnreadParts
 
 # Containers whose index reliably locates a key frame at or before any time. All others are read from the beginning.
 _SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
@@ -114,7 +115,8 @@ class Video:
             self._container.close()
             raise
         self._log = DecodeLog(hidden_frames(self._stream))
-        self._last_packet: int | None = None  # its position in the file, in bytes
+        self._last_packet: int | None = None  # the last known position of a packet in the file, in bytes
+        self._unread = UnreadParts(self.path, self._container)
         self._sought = False
 
     def _configure(self, context: Any) -> None:
@@ -213,7 +215,8 @@ class Video:
             elif surroundings:
                 yield DecodedFrame(-1, seconds, image)
         self._log.complete = True
-        self._log.cut_off |= is_cut_off(self.path, self.container, self._stream, self._last_packet)
+        progress = Progress(self._last_packet, self._unread.end)
+        self._log.cut_off |= is_cut_off(self.path, self.container, self._stream, progress)
 
     def continue_with(self, start: float | None, end: float | None) -> bool:
         """Move on to a clip that begins at or after the end of the current one; the file must be read as a `whole`.
@@ -338,14 +341,21 @@ class Video:
 
     def _packets(self) -> Iterator[Any]:
         """Yield packets, then None to flush the decoder; also after a read error, for the last intact frames."""
-        joined, incomplete = JoinedStreams(self._container, self._stream), False
+        joined, incomplete, skipped = JoinedStreams(self._container, self._stream), False, False
+        previous: int | None = None
         try:
-            for packet in self._container.demux(self._stream):
-                if packet.size:  # PyAV ends with an empty packet, which would flush the decoder twice
-                    joined.correct(packet)
-                    incomplete = packet.is_corrupt
-                    self._last_packet = packet.pos
-                    yield packet
+            for packet in self._container.demux(self._unread.streams or self._stream):
+                skipped |= self._unread.before(packet)
+                # PyAV ends with an empty packet, which would flush the decoder twice.
+                if not packet.size or packet.stream_index != self._stream.index:
+                    continue
+                joined.correct(packet)
+                if skipped:
+                    self._log.skipped.append(None if previous is None else self._seconds(previous))
+                skipped, previous = False, packet.pts
+                incomplete = packet.is_corrupt
+                self._last_packet = self._last_packet if packet.pos is None else packet.pos
+                yield packet
         except av.error.FFmpegError as error:
             if is_from_machine(error):
                 raise

@@ -1,6 +1,5 @@
-"""The flow stage: known displacements by DIS, and the rows of damaged clips."""
+"""The flow stage: known displacements by DIS, and damaged inputs."""
 
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -13,14 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stage_outputs import Clip, make_stage_outputs
 
-from stm.config import BadInput, Flow
-from stm.manifest import TooManyFailures
+from stm.config import Flow
 from stm.preprocess.flow.cells import average_weights, to_cells
 from stm.preprocess.flow.estimate import FLOW_SCHEMA
 from stm.preprocess.frames.table import FRAMES_SCHEMA, read_kept
 from stm.shards.grid import map_shape
 from stm.storage.files import sha256_file
-from stm.storage.tables import read_receipt, read_table, write_table
+from stm.storage.tables import DamagedError, read_receipt, read_table, write_table
 
 
 @pytest.fixture(scope="module")
@@ -137,30 +135,28 @@ def test_a_table_says_what_made_it_and_no_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", ["dis", "raft"])
-def test_damaged_frames_cost_their_clip_only_until_they_are_mended(tmp_path: Path, weights: Path, backend: str) -> None:
+def test_damaged_frames_end_the_job_and_name_what_to_remove(tmp_path: Path, weights: Path, backend: str) -> None:
     made = make_stage_outputs(tmp_path, [Clip(key, frames=2) for key in "abc"], GRID)
-    settings = DIS if backend == "dis" else raft(weights)
-    go = partial(run, (made.tar, made.index), tmp_path / "out.parquet", settings)
+    output, settings = tmp_path / "out.parquet", DIS if backend == "dis" else raft(weights)
     row, sound = read_kept(made.index)[1], made.tar.read_bytes()
     damaged = bytearray(sound)
     damaged[row["offsets"][1] : row["offsets"][1] + 20] = bytes(20)
     made.tar.write_bytes(damaged)
-    with pytest.raises(TooManyFailures, match="stored frame 1 of clip 'b': is not what its index says"):
-        go(bad_input=BadInput.model_validate({"policy": {"corrupt_frames": "fail"}}))
-    found = rows_of(go())
-    assert [found[key]["status"] for key in "abc"] == ["ok", "corrupt_frames", "ok"]
-    assert (found["b"]["policy"], found["b"]["forward"]) == ("drop", None)
-    with pytest.raises(TooManyFailures):
-        go(bad_input=BadInput.model_validate({"policy": {"corrupt_frames": "fail"}}))
+    with pytest.raises(DamagedError, match=r"stored frame 1 of clip 'b'.*Remove the tar and its index and run again"):
+        run((made.tar, made.index), output, settings)
+    assert not output.exists()
     made.tar.write_bytes(sound)
-    assert rows_of(go(bad_input=BadInput.model_validate({"policy": {"corrupt_frames": "fail"}})))["b"]["status"] == "ok"
+    assert {row["status"] for row in rows_of(run((made.tar, made.index), output, settings)).values()} == {"ok"}
 
 
-def test_a_torn_tar_or_index_is_named(tmp_path: Path) -> None:
+def test_a_torn_or_missing_tar_or_index_is_named(tmp_path: Path) -> None:
     made = make_stage_outputs(tmp_path, [Clip("a", frames=2)], GRID)
     made.tar.write_bytes(made.tar.read_bytes()[:1500])
-    row = rows_of(run((made.tar, made.index), tmp_path / "out.parquet"))["a"]
-    assert row["status"] == "corrupt_frames" and "truncated file" in row["detail"] and row["forward"] is None
+    with pytest.raises(DamagedError, match=rf"{made.tar}.*truncated file.*Remove the tar and its index"):
+        run((made.tar, made.index), tmp_path / "out.parquet")
+    made.tar.unlink()
+    with pytest.raises(DamagedError, match=rf"{made.tar}.*remove its index and run again"):
+        run((made.tar, made.index), tmp_path / "out.parquet")
     made.index.write_bytes(b"PAR1")
     with pytest.raises(ValueError, match="cannot be read as a Parquet table"):
         run((made.tar, made.index), tmp_path / "out.parquet")
@@ -170,5 +166,5 @@ def test_frames_of_another_size_than_the_index_says_are_refused(tmp_path: Path) 
     made = make_stage_outputs(tmp_path, [Clip("a", frames=2)], GRID)
     rows = read_table(made.index).to_pylist()
     write_table(made.index, pa.Table.from_pylist([rows[0] | {"width": 9000}], FRAMES_SCHEMA), {})
-    row = rows_of(run((made.tar, made.index), tmp_path / "out.parquet"))["a"]
-    assert row["status"] == "corrupt_frames" and "the index says 9000 x 32" in row["detail"]
+    with pytest.raises(DamagedError, match="the index says 9000 x 32"):
+        run((made.tar, made.index), tmp_path / "out.parquet")

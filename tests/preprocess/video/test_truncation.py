@@ -47,6 +47,9 @@ CODINGS = {
     "windows.wmv": ("-c:v", "wmv2"),
     "theora.ogv": ("-c:v", "libtheora"),
     "flash.flv": ("-c:v", "flv"),
+    "h264.flv": X264,
+    "program.mpg": ("-c:v", "mpeg2video"),
+    "animation.gif": (),
     "material.mxf": ("-c:v", "mpeg2video"),
 }
 
@@ -57,7 +60,7 @@ def test_a_file_is_truncated_where_it_was_cut_and_only_then(name: str, frames: n
     path = make(tmp_path / name, frames)
     data = path.read_bytes()
     assert read(path)[:2] == (FRAMES, [])
-    for junk in (b"\n", bytes(1000), b"<html>404</html>" * 9):
+    for junk in (b"\n", bytes(1000), bytes(9000), b"<html>404</html>" * 9):
         path.write_bytes(data + junk)
         assert read(path)[:2] == (FRAMES, [])
     for share in (0.46, 0.501, 0.55, 0.71):
@@ -67,6 +70,87 @@ def test_a_file_is_truncated_where_it_was_cut_and_only_then(name: str, frames: n
         assert statuses[0] is Status.TRUNCATED, share
         assert Status.VARIABLE_RATE not in statuses
         assert detail.startswith("the file is cut off: decoding ended after")
+
+
+LOST = ["fragments.mp4", "h264.mkv", "vp9.webm", "streamed.webm", "mpeg4.avi", "h264.ts", "h264.m2ts", "theora.ogv"]
+
+
+@pytest.fixture(scope="module")
+def large() -> np.ndarray:
+    """Frames whose files are far larger than the zeros that are searched for."""
+    return np.random.default_rng(1).integers(0, 256, (FRAMES, 96, 128, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", [*LOST, "front.mp4", "windows.wmv", "h264.flv", "program.mpg", "material.mxf"])
+def test_a_download_that_reserved_its_space_and_was_not_finished_is_truncated(
+    name: str, large: np.ndarray, tmp_path: Path
+) -> None:
+    make = make_streamed if name == "streamed.webm" else lambda path, images: make_video(path, images, CODINGS[name])
+    path = make(tmp_path / name, large)
+    data = path.read_bytes()
+    for share in (0.463, 0.712):
+        received = round(len(data) * share)
+        path.write_bytes(data[:received] + bytes(len(data) - received))
+        count, statuses, _ = read(path)
+        assert count < FRAMES
+        assert statuses[0] is Status.TRUNCATED, share
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_a_hole_in_a_file_is_no_property_of_its_frame_rate(name: str, large: np.ndarray, tmp_path: Path) -> None:
+    make = make_streamed if name == "streamed.webm" else lambda path, images: make_video(path, images, CODINGS[name])
+    path = make(tmp_path / name, large)
+    data = path.read_bytes()
+    hole = len(data) // 4
+    for share in (0.33, 0.52):
+        begin = round(len(data) * share)
+        path.write_bytes(data[:begin] + bytes(hole) + data[begin + hole :])
+        _, statuses, _ = read(path)
+        assert statuses[0] in (Status.TRUNCATED, Status.CORRUPT_FRAMES), share
+        assert Status.VARIABLE_RATE not in statuses
+
+
+@pytest.mark.parametrize("name", ["vp9.webm", "h264.mkv"])
+def test_damage_at_which_the_reader_of_a_matroska_file_gives_up_is_noticed(
+    name: str, large: np.ndarray, tmp_path: Path
+) -> None:
+    path = make_video(tmp_path / name, large, (*CODINGS[name], "-g", "10", "-cluster_time_limit", "400"))
+    data = path.read_bytes()
+    for share in (0.31, 0.52, 0.77):
+        begin = round(len(data) * share)
+        noise = np.random.default_rng(2).integers(0, 256, len(data) // 5).astype(np.uint8).tobytes()
+        path.write_bytes(data[:begin] + noise + data[begin + len(noise) :])
+        count, statuses, _ = read(path)
+        assert count < FRAMES
+        assert statuses[0] in (Status.TRUNCATED, Status.CORRUPT_FRAMES), share
+        assert Status.VARIABLE_RATE not in statuses
+        # Clips before the damage are not affected.
+        assert read(path, 0.0, 0.2)[:2] == (5, [])
+
+
+def test_transparency_beside_the_blocks_is_no_damage(large: np.ndarray, tmp_path: Path) -> None:
+    path, rgba = tmp_path / "alpha.webm", np.concatenate([large, large[..., :1]], -1)
+    raw = ("-f", "rawvideo", "-pix_fmt", "rgba", "-s", "128x96", "-r", "25", "-i", "-")
+    ffmpeg(*raw, *VP9, "-pix_fmt", "yuva420p", path, data=rgba.tobytes())
+    assert read(path)[:2] == (FRAMES, [])
+
+
+def test_black_frames_without_compression_are_no_lost_bytes(tmp_path: Path) -> None:
+    black = np.zeros((FRAMES, 96, 128, 3), np.uint8)
+    for name in ("black.mov", "black.avi", "black.mkv"):
+        path = tmp_path / name
+        raw = ("-f", "rawvideo", "-pix_fmt", "bgr24", "-s", "128x96", "-r", "25", "-i", "-")
+        codec = ("-c:v", "rawvideo", *(("-pix_fmt", "rgb24") if name == "black.mov" else ()))
+        ffmpeg(
+            *raw,
+            *codec,
+            *(("-allow_raw_vfw", "1") if name == "black.mkv" else ()),
+            "-movflags",
+            "+faststart",
+            path,
+            data=black.tobytes(),
+        )
+        assert read(path)[:2] == (FRAMES, []), name
 
 
 def test_an_mp4_is_not_truncated_by_the_loss_of_sound_alone_but_by_that_of_one_frame(
