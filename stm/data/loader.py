@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 from stm.data.dataset import ClipDataset, Sample
 from stm.data.loading_processes import LoadingContext, share, start_loading
 from stm.data.resizing import join_crops, resize_batch
-from stm.distributed.lifetime import signals_blocked
+from stm.jobs.lifetime import signals_blocked
 
 Batch = dict[str, Any]
 

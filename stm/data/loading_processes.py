@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import torch
 
-from stm.distributed.lifetime import end_with_parent
+from stm.jobs.lifetime import end_with_parent
 
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 (where torch passes tensors between processes)
 

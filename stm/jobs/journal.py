@@ -23,7 +23,8 @@ class Journal:
     """The finished items of an unfinished job, stored next to its output.
 
     Snakemake deletes the declared outputs of a failed or killed job. Finished items are therefore stored in an undeclared
-    folder and reused when the job is restarted with the same receipt. A journal with a different receipt is deleted.
+    folder and reused when the job is restarted with the same receipt. Items of other receipts stay beside them, so that a
+    setting that is changed and changed back loses no work; all are deleted once the output is complete.
 
     Each process appends records to a file of its own: there are as many files as processes, whatever the number of items,
     and nothing is ever written after a record that a killed process left incomplete. A file is read up to such a record.
@@ -44,9 +45,6 @@ class Journal:
         self._lock = FolderLock.acquire(self.folder, output)
         self._parts: dict[Path, _Part] = {}
         self._reading: BinaryIO | None = None
-        for path in self.folder.iterdir():
-            if path.name != self._lock.path.name and not path.name.startswith(self._writer.receipt):
-                path.unlink()
         self.refresh()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -73,7 +71,7 @@ class Journal:
         self._parts.setdefault(path, _Part(path)).offsets[_digest(item.encode())] = offset
 
     def close(self) -> None:
-        """Delete the journal; call this once the output is complete."""
+        """Delete the journal, including the items of other receipts; call this once the output is complete."""
         self._writer.close()
         self._close_reader()
         self._parts.clear()

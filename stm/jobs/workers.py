@@ -7,6 +7,7 @@ The machine ends processes, too: when it is out of memory, or when somebody kill
 survive is therefore tried again with no other worker beside it, and the second attempt decides.
 """
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
+from stm.jobs.lifetime import end_with_parent
 from stm.jobs.status import Status
 from stm.storage.machine_errors import is_machine_error, is_out_of_memory
 from stm.storage.tables import DamagedError
@@ -29,7 +31,8 @@ from stm.storage.tables import DamagedError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# If its parent was killed, nothing enforces a worker's deadline: the worker then ends itself this long after the deadline.
+# Where the kernel does not end workers with their parent (see `end_with_parent`), nothing enforces the deadlines of a killed
+# parent's workers: they then end themselves this long after it.
 _ORPHAN_GRACE_SECONDS = 30.0
 # If so many processes in a row end before they start any work, the environment is broken: it takes more if they are
 # killed from outside than if they end by themselves.
@@ -269,7 +272,9 @@ def _describe_end(code: int) -> _Unfinished:
 
 
 def _serve(pipe: Connection, function: Callable[[Any], Any], timeout: float) -> None:
-    """Process items in a worker until its parent has no more or has ended."""
+    """Process items in a worker until its parent has no more."""
+    parent = multiprocessing.parent_process()
+    end_with_parent(None if parent is None else parent.pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the parent ends its workers
     # The default action of an alarm kills the process even inside native code.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

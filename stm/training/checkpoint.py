@@ -79,10 +79,8 @@ class Checkpoints:
         when the settings changed come back.
         """
         self._clean()
-        if step := self._newest_own():
-            return step
-        self._bring_back()
-        return self._newest_own()
+        newest = self._newest_own()
+        return self._newest_own() if self._bring_back(begun=newest > 0) else newest
 
     def load(self, step: int) -> State:
         """The state saved after `step` steps, with its tensors on the CPU."""
@@ -165,8 +163,9 @@ class Checkpoints:
     def _put_aside(self, others: Mapping[int, Path], with_companions: bool) -> None:
         changed, newest = self._describe_change(), others[max(others)]
         if with_companions:
-            # Before the checkpoints: after a kill in between, these are still found, and the next attempt puts them aside.
-            for path in (*map(self.folder.with_name, _COMPANIONS), self._stamp):
+            # Before the checkpoints: after a kill in between, these are still found, and the next attempt continues: it puts
+            # them aside, too, or brings the companions back.
+            for path in self._companions():
                 _move(path, newest / path.name)
         for step, aside in others.items():
             _move_checkpoint(self._path(step), aside)
@@ -177,22 +176,33 @@ class Checkpoints:
             "they come back when that run is started again. If it never will be, delete that folder to free the disk"
         )
 
-    def _bring_back(self) -> None:
-        """Moves the checkpoints of this origin back from where they were put aside."""
+    def _bring_back(self, begun: bool) -> bool:
+        """Moves the checkpoints of this origin back from where they were put aside; returns whether there were any.
+
+        Args:
+            begun: whether the folder has checkpoints of this origin, because an attempt to move them was killed.
+        """
         aside = self._aside(_identify(hash_receipt(self.origin), self.layout))
-        # The newest first, so that a kill in between leaves the one to resume from.
-        checkpoints = sorted(aside.glob("step-*.pt"), reverse=True)
-        if not checkpoints:
-            return
-        # What is there instead is from a run that has no checkpoint yet.
-        shutil.rmtree(self.folder.with_name("tensorboard"), ignore_errors=True)
-        for path in (*map(self.folder.with_name, _COMPANIONS), self._stamp):
-            _move(aside / path.name, path)
-        for path in checkpoints:
+        if not aside.is_dir():
+            return False
+        if not begun:  # what is there instead is from a run that has no checkpoint yet
+            for path in self._companions():
+                _delete(path)
+        # Before their companions: after a kill in between, an attempt with other settings finds them and puts all aside.
+        for path in sorted(aside.glob("step-*.pt")):
             _move_checkpoint(path, self.folder)
+        for path in self._companions():
+            _move(aside / path.name, path)
+        for pattern in ("*.sha256", ".*.tmp"):  # left by kills
+            for path in aside.glob(pattern):
+                path.unlink()
         if not any(aside.iterdir()):
             aside.rmdir()
         say(f"{self.folder}: moved back from {aside}")
+        return True
+
+    def _companions(self) -> list[Path]:
+        return [*map(self.folder.with_name, _COMPANIONS), self._stamp]
 
     def _describe_change(self) -> str:
         """The settings in which the checkpoints in the folder differ from this run."""
@@ -235,12 +245,22 @@ def _move_checkpoint(path: Path, folder: Path) -> None:
     _sum_of(path).unlink()
 
 
+def _delete(path: Path) -> None:
+    """Deletes a file or a folder, if it exists."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _move(source: Path, target: Path) -> None:
-    """Moves a file, or the files of a folder, if it exists."""
+    """Moves a file, or the files of a folder, if it exists. A file that is there already has been moved before, and stays."""
     if source.is_dir():
         for path in source.iterdir():
             _move(path, target / path.name)
         source.rmdir()
+    elif target.exists():
+        _delete(source)
     elif source.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         source.replace(target)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from stm.distributed.lifetime import STOP_SIGNALS
+from stm.jobs.lifetime import STOP_SIGNALS
 from stm.training.logs import say
 
 

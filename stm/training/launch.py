@@ -13,7 +13,7 @@ from threading import Event, Thread
 from typing import Any, TextIO
 
 from stm.config import AnyRun, Run, parse_run
-from stm.distributed.lifetime import end_with_parent
+from stm.jobs.lifetime import end_with_parent
 from stm.storage.files import read_json, write_json
 
 _TORCHRUN = "torch.distributed.run"
@@ -230,6 +230,8 @@ def _worker(path: Path) -> None:
     except (ValueError, ArithmeticError):
         path.unlink(missing_ok=True)
         raise
+    # Not left to the parent alone: torchrun takes seconds to end, and a job killed in that time is not run again.
+    path.unlink(missing_ok=True)
 
 
 def _main(path: Path) -> None:

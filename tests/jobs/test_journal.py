@@ -119,6 +119,23 @@ def test_a_worker_that_outlives_its_job_does_not_write_for_one_with_other_settin
     assert other.get("a") is None
 
 
+def test_a_setting_changed_and_changed_back_loses_no_work_and_the_finished_output_leaves_none(tmp_path: Path) -> None:
+    receipts = [{"every": number} for number in (1, 2, 3)]
+    for _ in range(2):
+        for receipt in receipts:
+            journal = Journal(tmp_path / "out", receipt)
+            found = journal.get("a")
+            assert found in (None, str(receipt).encode())
+            if found is None:
+                journal.put("a", str(receipt).encode())
+            del journal
+            gc.collect()
+    journal = Journal(tmp_path / "out", receipts[0])
+    assert len(parts(journal)) == len(receipts), "each item was made once"
+    journal.close()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_second_job_on_the_same_output_ends_and_names_the_first(tmp_path: Path) -> None:
     with start("print('go', flush=True); time.sleep(600)", tmp_path / "out") as first:
         assert first.stdout is not None and first.stdout.readline() == "go\n"

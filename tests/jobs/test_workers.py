@@ -169,7 +169,7 @@ def test_a_script_without_a_main_guard_is_not_run_again_in_the_workers(act, tmp_
         print(sorted(run_isolated(acts_for_workers.act, [("square", 3)], 1, 60)), flush=True)
         """)
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])}
     completed = subprocess.run(
         [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=60
     )
@@ -186,17 +186,18 @@ def test_a_function_of_the_main_script_is_rejected_with_a_reason() -> None:
 
 
 @pytest.mark.slow
-def test_workers_end_when_their_parent_is_killed(act, tmp_path: Path) -> None:
+def test_workers_end_when_their_parent_is_killed_even_in_the_middle_of_an_item(act, tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
-        "import time, acts_for_workers\nfrom stm.jobs.workers import run_isolated\n"
-        "for _, pid in run_isolated(acts_for_workers.act, [('pid', 0), ('square', 0)], 1, 600):\n"
-        "    print(pid, flush=True)\n    time.sleep(600)\n"
+        "import acts_for_workers\nfrom stm.jobs.workers import run_isolated\n"
+        "for _, pid in run_isolated(acts_for_workers.act, [('pid', 0), ('hang', 0)], 1, 600):\n"
+        "    print(pid, flush=True)\n"
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])}
     with subprocess.Popen([sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
+        time.sleep(0.5)
         parent.send_signal(signal.SIGKILL)
     deadline = time.monotonic() + 20
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:

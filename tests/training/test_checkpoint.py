@@ -1,10 +1,12 @@
 """Checkpoints: corrupt ones are noticed, others' are not used, the last few stay."""
 
 import contextlib
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -114,6 +116,70 @@ def test_a_kill_while_checkpoints_are_put_aside_or_brought_back_loses_none(
         assert (folder / "metrics.jsonl").read_text() == "log"
         kept = [path.name for path in folder.rglob("step-*.pt")]
         assert sorted(kept) == ["step-000000005.pt", "step-000000010.pt"]
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """What lies beside the checkpoints of a run and belongs to them."""
+    paths = [*folder.glob("metrics.jsonl"), *folder.glob("best.*"), *folder.glob("tensorboard/*")]
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in paths}
+
+
+def write_files(folder: Path, seed: int, step: int) -> dict[str, str]:
+    (folder / "tensorboard").mkdir(parents=True, exist_ok=True)
+    for name in ("metrics.jsonl", "best.json", "best.safetensors", f"tensorboard/events.{seed}.{step}"):
+        (folder / name).write_text(f"of seed {seed}, step {step}")
+    return files_of(folder)
+
+
+@pytest.mark.parametrize("walk", range(2))
+def test_settings_changed_to_and_fro_with_kills_at_any_moment_mix_nothing(
+    tmp_path: Path, walk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill while checkpoints are moved, and the next attempt has other settings, or the same."""
+    rng = np.random.default_rng(walk)
+    saved: dict[int, tuple[int, dict[str, str]]] = {}  # by seed: the newest step and the files at that time
+    killed = 0
+    changes = {name: getattr(Path, name) for name in ("replace", "unlink", "rmdir")}
+
+    def kill_at(number: int) -> None:
+        """Have the next attempt killed before one of its changes to the disk."""
+        left = iter(range(number, -1, -1))
+
+        def wrap(change: Any) -> Any:
+            def changed(*arguments: Any, **options: Any) -> Any:
+                if next(left, None) == 0:
+                    raise KeyboardInterrupt
+                return change(*arguments, **options)
+
+            return changed
+
+        for name, change in changes.items():
+            monkeypatch.setattr(Path, name, wrap(change))
+
+    for _ in range(150):
+        seed = int(rng.integers(3))
+        checkpoints = store(tmp_path, origin={**ORIGIN, "seed": seed})
+        if rng.random() < 0.7:
+            kill_at(int(rng.integers(25)))
+        try:
+            newest = checkpoints.newest()
+        except KeyboardInterrupt:
+            killed += 1
+            continue
+        finally:
+            monkeypatch.undo()
+        step, files = saved.get(seed, (0, {}))
+        assert newest == step
+        if step:
+            assert files_of(tmp_path) == files
+        else:  # as the log of a new run
+            shutil.rmtree(tmp_path / "tensorboard", ignore_errors=True)
+        if rng.random() < 0.5:
+            checkpoints.save(step + 5, {})
+            saved[seed] = (step + 5, write_files(tmp_path, seed, step + 5))
+        elif not step:
+            write_files(tmp_path, seed, 0)  # killed before its first checkpoint
+    assert killed > 20 and len(saved) == 3
 
 
 def test_loading_runs_no_code_from_the_file(tmp_path: Path) -> None:

@@ -324,6 +324,16 @@ def test_an_error_of_the_data_is_not_tried_again(tmp_path: Path) -> None:
         _worker(request)
 
 
+def test_a_finished_process_deletes_the_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun takes seconds to end, and whoever is killed in that time deletes nothing."""
+    request = tmp_path / "launch.json"
+    values = {"shard_indexes": [], "image_indexes": [], "output": str(tmp_path), "seed": 7}
+    write_json(request, {"run": make_run(processes=2).model_dump(mode="json"), **values})
+    monkeypatch.setattr("stm.training.pretraining.pretrain", lambda *_, **__: None)
+    _worker(request)
+    assert not request.exists()
+
+
 def test_a_process_whose_torchrun_has_ended_before_it_began_ends(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stm.training.launch", str(tmp_path / "launch.json")]
     orphan = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,6 +1,7 @@
 """The whole workflow, killed at random times and restarted, yields the same bytes as an uninterrupted run.
 
-`pytest tests/workflow/test_kills.py --kills 30` kills it 30 times.
+So does one of which single processes are killed, torchrun among them. `pytest tests/workflow/test_kills.py --kills 30` kills it
+30 times.
 """
 
 import hashlib
@@ -22,7 +23,15 @@ CONFIG = {
     "name": "killed",
     "dataset": {**CLIPS, "clips": {"train": 12}},
     "mask_quality": {"split": "train"},
-    "pretrain": {"tgm": {**RUN, "optimisation": {**RUN["optimisation"], "epochs": 4}, "checkpoint_every": 2}},
+    "pretrain": {
+        "tgm": {
+            **RUN,
+            "optimisation": {**RUN["optimisation"], "epochs": 4},
+            "checkpoint_every": 2,
+            "processes": 2,
+            "workers": 1,
+        }
+    },
     "evaluate": {
         "linear": {"task": "linear", "test_split": "train", "epochs": 2, "learning_rates": [0.01]},
     },
@@ -74,6 +83,26 @@ def kill(workflow: subprocess.Popen[bytes], folder: Path) -> None:
         time.sleep(0.05)
 
 
+def kill_one(workflow: subprocess.Popen[bytes], folder: Path, rng: np.random.Generator) -> str:
+    """Kill torchrun, if it runs, in half of the cases, and else any process but Snakemake; return what was killed."""
+    others = {}
+    for pid in alive(folder):
+        try:
+            others[pid] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+        except OSError:  # it has ended
+            continue
+    others.pop(workflow.pid, None)
+    torchrun = [pid for pid, line in others.items() if "torch.distributed.run" in line]
+    if not others:
+        return ""
+    pid = int(rng.choice(torchrun if torchrun and rng.random() < 0.5 else sorted(others)))
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return ""
+    return others[pid]
+
+
 def content(folder: Path) -> dict[str, str]:
     """SHA-256 of every result by path, hidden files included."""
     results = folder / "results/killed"
@@ -106,25 +135,44 @@ def test_a_killed_workflow_ends_in_the_same_bytes(
     } <= expected.keys()
     done = 0
     runs = 0
+    killed: list[str] = []  # single processes
     while done < kills:
         folder = begin(tmp_path / f"run{runs}")
         runs += 1
-        while done < kills:
+        code = None
+        while done < kills and code != 0:
             workflow = start(folder)
-            try:
-                # Short enough that each run is killed several times, from its first imports on.
-                code = workflow.wait(timeout=rng.uniform(0.02, 0.25) * seconds)
-            except subprocess.TimeoutExpired:
-                kill(workflow, folder)
-                done += 1
-                finish(folder, "--unlock")
-                with capsys.disabled():
-                    print(f"kill {done} of {kills}, in run {runs}: {len(content(folder))} results")
-                continue
-            assert code == 0, (folder / "printed").read_text()[-6000:]
-            break
+            before = len(killed)
+            code = None
+            while code is None and done < kills:
+                try:
+                    # Short enough that each run is killed several times, from its first imports on.
+                    code = workflow.wait(timeout=rng.uniform(0.02, 0.25) * seconds)
+                except subprocess.TimeoutExpired:
+                    if rng.random() < 0.5:
+                        if one := kill_one(workflow, folder, rng):
+                            killed.append(one)
+                            done += 1
+                        continue
+                    done += 1
+                    kill(workflow, folder)
+                    finish(folder, "--unlock")
+                    with capsys.disabled():
+                        print(f"kill {done} of {kills}, in run {runs}: {len(content(folder))} results", len(killed))
+                    break
+            if code is None and workflow.poll() is None:
+                code = workflow.wait()
+            if code:
+                assert len(killed) > before, (folder / "printed").read_text()[-6000:]
+                assert not alive(folder), "processes outlive the workflow"
         finish(folder)
         found = content(folder)
         assert found == expected, {
             name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
         }
+    with capsys.disabled():
+        print(
+            f"{done} kills in {runs} runs, {len(killed)} of them of single processes",
+            *(k[-200:] for k in killed),
+            sep="\n",
+        )
