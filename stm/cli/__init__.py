@@ -6,10 +6,13 @@ It reads and writes the same paths as the workflow's rules, with the same bytes.
 import argparse
 import errno
 import json
+import os
+import select
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import stm
 from stm.cli.common import load, positive, select_jobs
@@ -141,6 +144,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command-line arguments after `stm`; None: those of the process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if sys.stdout is None:  # closed by the caller; Python then ignores what is printed
+        return _run(words)
+    try:
+        try:
+            return _run(words)
+        finally:
+            sys.stdout.flush()  # otherwise the interpreter does it at its end, where errors cannot be handled
+    except BrokenPipeError:
+        if not _has_no_reader(sys.stdout):
+            raise
+        # The program that reads the output has ended, as in `stm schema | head -1`; what is left is not needed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE  # as shells report it
+
+
+def _has_no_reader(stream: TextIO) -> bool:
+    poll = select.poll()
+    poll.register(stream, 0)  # reports errors only
+    return bool(poll.poll(0))
+
+
+def _run(words: list[str]) -> int:
     if words and words[0] in _RENAMED:
         print(
             f"stm {words[0]} is now stm {_RENAMED[words[0]]}; the old name will be removed in the next version",
@@ -151,6 +176,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         parsed.function(parsed)
     except (ValueError, RuntimeError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _has_no_reader(sys.stdout):
+            raise
         text = _describe(error)
         if text is None:
             raise

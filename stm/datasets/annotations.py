@@ -9,7 +9,7 @@ import math
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -31,7 +31,7 @@ from stm.manifest import Question
 from stm.storage.machine_errors import is_machine_error, name_file
 
 COLUMNS = ("path", "video_id", "split", "label", "caption", "captions", "start", "end", "questions")
-_NUMBERED_CAPTION = re.compile(r"caption_\d+")
+_NUMBERED_CAPTION = re.compile(r"caption_\d{1,9}")
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # same pattern as `Name` in stm/config/base.py
 # By file extension, the delimiters that are tried; spreadsheets of many countries write semicolons into `.csv`.
 _DELIMITERS = {".csv": ",;\t", ".tsv": "\t,;"}
@@ -81,13 +81,27 @@ def read_annotations(file: Path) -> list[tuple[str, Any]]:
             raise name_file(error, file) from error
         raise AnnotationError(f"{file}: cannot be read as {file.suffix.lower()[1:]} ({error})") from error
     columns = {str(key) for _, row in rows if isinstance(row, Mapping) for key in row}
+    if rows and not columns:
+        where, first = rows[0]
+        reason = first if isinstance(first, BadRow) else f"must be an object with a `path`, is {_show(first)}"
+        raise AnnotationError(f"{file}: no row can be used; the first, {where}: {reason}")
     if rows and "path" not in columns:
-        names = ", ".join(sorted(columns)) or "none"
-        raise AnnotationError(f"{file}: there is no column `path`; the columns are: {names}")
+        raise AnnotationError(f"{file}: there is no column `path`; the columns are: {_list_names(columns)}")
     unknown = sorted(c for c in columns if c not in COLUMNS and not _NUMBERED_CAPTION.fullmatch(c) and c != _REST)
     if unknown:
-        warnings.warn(f"{file}: unused columns: {', '.join(c or '(no name)' for c in unknown)}", stacklevel=2)
+        warnings.warn(f"{file}: unused columns: {_list_names(unknown)}", stacklevel=2)
     return rows
+
+
+_LISTED = 20  # column names in a message
+_LONGEST = 80  # characters of a name or value in a message
+
+
+def _list_names(names: Iterable[str]) -> str:
+    """The first of some column names, sorted; a table may have thousands, or names of thousands of characters."""
+    shown = [name[:_LONGEST] or "(no name)" for name in sorted(names)]
+    more = f", and {len(shown) - _LISTED:,} more" if len(shown) > _LISTED else ""
+    return ", ".join(shown[:_LISTED]) + more
 
 
 _REST = "(more fields than columns)"
@@ -222,13 +236,16 @@ def _parse_lines(text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _read_parquet(file: Path) -> Iterator[tuple[str, Any]]:
-    table = pq.read_table(file)
-    names = table.column_names
+    names = pq.read_schema(file).names
     if "path" not in names:
-        raise AnnotationError(f"{file}: there is no column `path`; the columns are: {', '.join(names)}")
+        raise AnnotationError(f"{file}: there is no column `path`; the columns are: {_list_names(names)}")
     if len(set(names)) < len(names):
-        raise AnnotationError(f"{file}: has a column name twice: {', '.join(names)}")
-    yield from ((f"row {number}", row) for number, row in enumerate(table.to_pylist()))
+        raise AnnotationError(f"{file}: has a column name twice: {_list_names(names)}")
+    # Other columns may be large, or hold values that Python cannot represent, such as times with nanoseconds.
+    unused = {name: None for name in names if name not in COLUMNS and not _NUMBERED_CAPTION.fullmatch(name)}
+    table = pq.read_table(file, columns=[name for name in names if name not in unused])
+    for number, row in enumerate(table.to_pylist()):
+        yield f"row {number}", row if number else unused | row
 
 
 # ------------------------------------------------------------------------------------------------------- rows
@@ -269,7 +286,7 @@ def parse_row(row: Any, default_split: str) -> AnnotatedClip:
 
 def _show(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def _check_text(value: str, name: str) -> str:

@@ -58,7 +58,22 @@ def check_inputs(stage: Stage, job: Job, stages: Mapping[str, Stage]) -> None:
     """
     differences = [found for maker in _ancestors(stage, job, stages) for found in _compare(*maker)]
     if differences:
-        raise StaleInputError(_describe(differences))
+        raise StaleInputError(_describe(differences, "the results that this job reads"))
+
+
+def check_finished(stage: Stage, job: Job, stages: Mapping[str, Stage]) -> None:
+    """Compare the receipt of a job's own files with the config, for files of which Snakemake has no record.
+
+    Raises:
+        StaleInputError: they were made with a different value of a key, or from other inputs; the message names all results
+            of the config of which this is true, so that one command makes them again.
+    """
+    own = list(_compare(stage, job))
+    if own:
+        # Fresh jobs: listing the shards must not make Snakemake wait for them.
+        page = Jobs(job.study).make()
+        others = [found for maker in _ancestors(stages["report"], page, stages) for found in _compare(*maker)]
+        raise StaleInputError(_describe([*others, *own], "finished results"))
 
 
 def _ancestors(stage: Stage, job: Job, stages: Mapping[str, Stage]) -> Iterator[Maker]:
@@ -246,13 +261,13 @@ def _show(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
-def _describe(differences: list[Difference]) -> str:
-    files: dict[tuple[str, str], list[Path]] = {}
+def _describe(differences: list[Difference], what: str) -> str:
+    files: dict[str, dict[Path, None]] = {}
     for difference in differences:
-        files.setdefault((difference.stage, difference.problem), []).append(difference.path)
+        files.setdefault(difference.problem, {})[difference.path] = None
     lines = [
-        f"  {paths[0]}{f' (and {len(paths) - 1} more)' if len(paths) > 1 else ''} {problem}"
-        for (_, problem), paths in files.items()
+        f"  {next(iter(paths))}{f' (and {len(paths) - 1} more)' if len(paths) > 1 else ''} {problem}"
+        for problem, paths in files.items()
     ]
     if len(lines) > _LISTED:
         lines = [*lines[:_LISTED], f"  and {len(lines) - _LISTED} more differences"]
@@ -260,7 +275,7 @@ def _describe(differences: list[Difference]) -> str:
     remedy = f"snakemake --forcerun {' '.join(stages)}"
     return "\n".join(
         [
-            "the results that this job reads do not belong to this config:",
+            f"{what} do not belong to this config:",
             *lines,
             f"To make them and all that follows again: {remedy} (before --configfile); to keep them, restore these keys",
         ]

@@ -10,6 +10,8 @@ from typing import Any
 from stm.pretrained.local_files import local_model_files
 from stm.stages.declaration import Resource, Stage
 from stm.stages.jobs import Job, Jobs
+from stm.stages.journey import all_stages
+from stm.stages.provenance import check_finished
 from stm.storage.receipts import library_versions
 
 # Libraries whose versions affect the bytes of shared results.
@@ -26,6 +28,7 @@ class DeclaredRule:
         refuse: converts an error in the config or dataset into one that the workflow shows without a traceback.
         cores: number of cores of this machine; None on a cluster, where the profile sets the threads.
         sharing: whether results are shared with other projects (`--cache`).
+        unrecorded: whether the workflow's own records lack a finished file, so that they cannot say whether it is up to date.
 
     Attributes:
         inputs, settings, made_with, threads: functions of the wildcards, or plain values.
@@ -40,10 +43,12 @@ class DeclaredRule:
         refuse: Callable[[Exception], Exception] = lambda error: error,
         cores: int | None = None,
         sharing: bool = False,
+        unrecorded: Callable[[Path], bool] = lambda path: False,
     ) -> None:
         self.stage = stage
         self._jobs = jobs
         self._refuse = refuse
+        self._unrecorded = unrecorded
         pattern = jobs.make(**{name: f"{{{name}}}" for name in stage.per})
         self.output = SimpleNamespace(**_as_text(stage.outputs(pattern)))
         names = [name for name in stage.per if name != "dataset"]
@@ -73,6 +78,7 @@ class DeclaredRule:
             job.check_names()
             if stage.check is not None:
                 self._jobs.once(("check", stage.name, job.dataset), partial(stage.check, job))
+            self._check_finished(job)
             models = {name: self._files(models) for name, models in stage.models(job).items()}
             return models | _as_text(stage.inputs(job))
         except ValueError as error:
@@ -80,6 +86,13 @@ class DeclaredRule:
             if not type(error).__module__.startswith("stm."):
                 raise
             raise self._refuse(error) from None
+
+    def _check_finished(self, job: Job) -> None:
+        """Check the receipt of results that were copied without the workflow's records, as from another folder."""
+        if self.stage.receipt is not None:
+            path: Path = self.stage.outputs(job)[self.stage.receipt]
+            if path.exists() and self._unrecorded(path):
+                check_finished(self.stage, job, all_stages())
 
     def _files(self, models: Sequence[str | None]) -> list[str]:
         """Return the files of local models. Every job needs them, so each folder is listed only once."""

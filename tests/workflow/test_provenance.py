@@ -5,12 +5,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from receipt_only_stages import first_jobs
+from small_workflow import snakemake
 from test_config_changes import CONFIGS, KEYS, Key, change, small_lists
 from test_receipts import OF_THE_JOBS, decides, listed, world
 
@@ -19,6 +21,7 @@ from stm.config import merge, parse_config
 from stm.stages.jobs import Jobs
 from stm.stages.journey import all_stages, run_stage
 from stm.stages.provenance import StaleInputError, check_inputs
+from stm.stages.rules import DeclaredRule
 from stm.storage.tables import RECEIPT_KEY, read_receipt
 
 __all__ = ["small_lists", "world"]  # fixtures
@@ -135,6 +138,39 @@ def test_a_job_of_the_workflow_refuses(results: dict[str, Any], tmp_path: Path) 
     with pytest.raises(StaleInputError, match=r"frames[.]every = 4"):
         run_stage("report", merge(results, EVERY_2), {}, {}, {}, 1, log)
     assert "frames.every = 4, the config says 2" in log.read_text()
+
+
+def test_the_workflow_refuses_finished_results_of_which_snakemake_has_no_record(results: dict[str, Any]) -> None:
+    def dry_run(values: dict[str, Any], *arguments: str, fails: bool = False) -> str:
+        Path("config.yaml").write_text(yaml.safe_dump(values))
+        return snakemake(Path.cwd(), "--dry-run", *arguments, fails=fails)
+
+    for update, made_with in (
+        (EVERY_2, "frames.every = 4, the config says 2"),
+        ({"shard_size": 3}, "shard_size = "),
+        ({"dataset": {"fps": 8}}, "dataset.fps = "),
+    ):
+        printed = dry_run(merge(results, update), fails=True)
+        assert f"was made with {made_with}" in printed
+        assert "Traceback" not in printed
+    # The command that the message names, and the unchanged config, are accepted.
+    assert "StaleInputError" not in dry_run(merge(results, EVERY_2), "--forcerun", "frames")
+    dry_run(results)
+
+
+def test_a_rule_checks_only_finished_results_without_a_record(results: dict[str, Any]) -> None:
+    def inputs(shard: str, unrecorded: bool) -> None:
+        jobs = Jobs(parse_config(merge(results, EVERY_2)))
+        rule = DeclaredRule(all_stages()["frames"], jobs, unrecorded=lambda path: unrecorded)
+        rule.inputs(SimpleNamespace(dataset="small", shard=shard))
+
+    with pytest.raises(StaleInputError) as error:
+        inputs("test-00000", True)
+    # All of them, so that one command makes all of them again.
+    assert MADE_WITH_4.format(shard="test", more=" (and 3 more)") in str(error.value)
+    inputs("test-00000", False)  # its settings tell Snakemake to make it again
+    Path("results/small/frames/test-00000.parquet").unlink()
+    inputs("test-00000", True)
 
 
 def test_numbers_of_weights_and_shards_that_were_replaced_are_refused(results: dict[str, Any]) -> None:

@@ -1,10 +1,12 @@
 # Shared by all rules: the validated config, the paths of results, and the declarations of stages.
 
 import os
+import sys
 from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.io import IOFile
 from snakemake.utils import validate
 
 from stm.config import ConfigError, parse_config, resolve_config
@@ -14,6 +16,7 @@ from stm.layout import check_results
 from stm.manifest import SHARD_PATTERN, read_shards
 from stm.stages.jobs import Jobs
 from stm.stages.journey import all_stages
+from stm.stages.provenance import StaleInputError
 from stm.stages.rules import DeclaredRule
 
 try:
@@ -73,12 +76,31 @@ def list_shards(dataset):
 JOBS = Jobs(CONFIG, list_shards)
 
 
+def unrecorded(path):
+    """Whether Snakemake has no record of a file. Forced jobs check what they read when they start, as all jobs do."""
+    forced = workflow.dag_settings.forcerun or workflow.dag_settings.forceall
+    return (
+        not forced
+        and workflow.is_main_process
+        and workflow.persistence.metadata(IOFile(path.as_posix())) is None
+    )
+
+
+def refuse(error):
+    """Convert an error into one that is shown without a traceback, or exit."""
+    if isinstance(error, StaleInputError):
+        # Snakemake ignores exceptions of rules whose outputs exist.
+        sys.exit(str(error))
+    return WorkflowError(str(error))
+
+
 def declared(name):
     """The declaration of a stage in terms of a rule; see `stm.stages.rules.DeclaredRule`."""
     return DeclaredRule(
         all_stages()[name],
         JOBS,
-        refuse=lambda error: WorkflowError(str(error)),
+        refuse=refuse,
         cores=workflow.resource_settings.cores,
         sharing=SHARED,
+        unrecorded=unrecorded,
     )
