@@ -169,8 +169,19 @@ class Report(Section):
     split: Name = field("test", "split that the shown clips come from; if it has no clips, the first split that does")
 
 
-class Prices(Section):
-    """Prices of machine time, for the plan."""
+GpuName = Literal["b200", "h200", "h100", "h100-pcie", "a100", "a100-40gb", "l40s", "rtx-4090"]
 
+
+class Prices(Section):
+    """The hardware that the plan assumes, and prices of machine time."""
+
+    gpu: GpuName = field("h200", "GPU for which hours and memory are estimated; stm/plan/hardware.py has their peaks")
+    gpu_share: float = field(
+        0.32, "assumed share of the GPU's published peak that networks reach; small ones reach less", gt=0, le=1
+    )
+    gpus: int | None = field(
+        None, "GPUs that all jobs share, for the wall-clock; by default as many as the largest run uses", "GPUs", ge=1
+    )
+    cores: int = field(64, "CPU cores that all jobs share, for the wall-clock", "cores", ge=1)
     cpu_core_hour: float = field(0.0, "price per core-hour", "currency", ge=0)
     gpu_hour: float = field(0.0, "price per GPU-hour", "currency", ge=0)

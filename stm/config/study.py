@@ -191,6 +191,11 @@ class Config(Stages):
         unknown = [run for run in task.runs or () if run not in self.pretrain]
         if unknown:
             raise ValueError(f"evaluate.{name}.runs names {unknown[0]!r}; pretrain has: {', '.join(self.pretrain)}")
+        if self.pretrain and not self.runs_of(name):
+            raise ValueError(
+                f"evaluate.{name} needs runs with `{task.needs}`, and no run of `pretrain` has it; remove the evaluation, or "
+                "add such a run"
+            )
         without = [run for run in task.runs or () if not task.suits(self.pretrain[run])]
         if without:
             raise ValueError(f"evaluate.{name} needs runs with `{task.needs}`; {without[0]} has none")

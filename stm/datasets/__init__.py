@@ -93,6 +93,8 @@ def check_copy(config: Config) -> None:
         DatasetError: the copy is not official or not complete; the message contains the counts and the remedy.
     """
     dataset = config.dataset
+    if isinstance(dataset, FolderDataset) and not Path(dataset.root).is_dir():
+        raise DatasetError(f"dataset.root {dataset.root!r}: no such folder")
     if isinstance(dataset, LanguageDataset):
         check_language(dataset)
     elif isinstance(dataset, BenchmarkDataset):

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from stm.config import FolderDataset
+from stm.config import ConfigError, FolderDataset
 from stm.datasets import build_manifest, check_copy, list_fingerprint
 from stm.datasets.moving_shapes.stage import GENERATE
 from stm.manifest import write_slices
 from stm.stages.costs import Cost
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
+from stm.stages.journey import missing_models
 
 
 def annotation_files(job: Job) -> list[Path]:
@@ -25,6 +26,13 @@ def listing(job: Job) -> str:
 def _sources(job: Job) -> Files:
     generated = GENERATE.applies(job.config)
     return {"annotations": [GENERATE.outputs(job)["annotations"]] if generated else annotation_files(job)}
+
+
+def _check(job: Job) -> None:
+    """Reject what fails after a day before anything runs: an unofficial or incomplete copy, and models that are not there."""
+    check_copy(job.config)
+    if missing := job.jobs.once("missing models", lambda: missing_models(job.study)):
+        raise ConfigError("models that the config names are not there:\n" + "\n".join(f"  {line}" for line in missing))
 
 
 def _build(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
@@ -55,8 +63,7 @@ MANIFEST = Stage(
         "settings.max_side": "frames.max_side",
         "seed": "seed",
     },
-    # An unofficial or incomplete copy of a benchmark is rejected before anything runs, rather than after a day.
-    check=lambda job: check_copy(job.config),
+    check=_check,
     cost=lambda job, load: Cost(1, load.clips * 0.02),
     run=_build,
 )

@@ -24,6 +24,10 @@ _BUFFERS_EACH_PASS = next(
 )
 
 
+# Values of CUDA_VISIBLE_DEVICES that hide all GPUs; Slurm sets the last one for jobs without any.
+_NO_DEVICES = ("", "-1", "NoDevFiles")
+
+
 @dataclass(frozen=True)
 class Process:
     """One process of a run: its rank, the number of processes and its device."""
@@ -82,7 +86,18 @@ class Process:
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """Return the named device; by default CUDA if available, else the CPU. `cuda` refers to this process's own GPU."""
+    """Return the named device; by default CUDA if available, else the CPU. `cuda` refers to this process's own GPU.
+
+    Raises:
+        ValueError: CUDA is asked for, by name or because GPUs are assigned to this process, and there is none.
+    """
+    assigned = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if not torch.cuda.is_available() and (name == "cuda" or (name is None and assigned not in _NO_DEVICES)):
+        reason = "the device is `cuda`" if name == "cuda" else f"CUDA_VISIBLE_DEVICES is {assigned!r}"
+        raise ValueError(
+            f"{reason}, but torch {torch.__version__} finds no usable GPU: `nvidia-smi` and `python -c 'import torch; "
+            "torch.zeros(1).cuda()'` say why (the driver, or a torch without CUDA). To run on the CPU, unset the variable"
+        )
     kind = name or ("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device(kind)
 

@@ -1,4 +1,4 @@
-"""Costs of the stages: jobs, hours and gigabytes, computed from counts and shapes.
+"""Costs of the stages: jobs, hours, gigabytes and memory, computed from counts and shapes.
 
 Rates are either measured, with their source stated, or marked as assumed.
 """
@@ -8,21 +8,32 @@ from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import cast
 
-from stm.config import Augmentation, Config, LanguageRun, LanguageTask, PretrainRun, Run, is_language_run
+from stm.config import (
+    Augmentation,
+    Config,
+    EvaluationTask,
+    LanguageRun,
+    LanguageTask,
+    PretrainRun,
+    Run,
+    Teacher,
+    is_language_run,
+)
 from stm.config.strategies import find_strategy
+from stm.evaluation.stage import EVALUATE
 from stm.plan.clips import Clips
-from stm.pretrained.sizes import clip_image_flops
+from stm.plan.hardware import CORE_FLOPS, Hardware
+from stm.plan.memory import evaluation_memory, pretraining_memory
+from stm.pretrained.sizes import clip_image_flops, clip_tower
 from stm.stages.costs import Cost, Workload
-from stm.stages.jobs import Jobs
+from stm.stages.declaration import Stage
+from stm.stages.jobs import Job, Jobs
 from stm.stages.journey import all_stages
 
-# Measured on an AMD EPYC (AVX-512) with torch in float32: 11 ViT-B/32 images per second per core, and a ViT-B training
-# step, both correspond to 90 GFLOP/s. Small models achieve less.
-CORE_FLOPS = 90e9
-# Assumed: 40 % of the 790 TFLOP/s that bf16 matrix multiplication reaches on an H200.
-GPU_FLOPS = 316e12
-# Measured on the same machine: decoding 16 JPEGs of 340x256 takes 3.4 ms and cropping them 2.2 ms.
-LOAD_SECONDS_PER_PIXEL = 4e-9
+# Core seconds of the loader per pixel of a stored frame: reading, decoding, cropping and resizing. Measured on the same machine
+# (benchmarks/results/2026-11-26-cpu.md): 63 clips of 16 frames of 340x256 per second and core, 95 with resizing left to the
+# device.
+LOAD_SECONDS_PER_PIXEL = {"loader": 1.13e-8, "device": 7.5e-9}
 # Measured on the same machine: timm's rand-m7-n4-mstd0.5-inc1 takes 1.43 ms per 224x224 frame.
 AUGMENT_SECONDS_PER_PIXEL = 2.9e-8
 # Measured: starting a Python process, importing torch and loading a model.
@@ -31,17 +42,26 @@ JOB_SECONDS = 5.0
 
 @dataclass
 class Line:
-    """One line of the plan."""
+    """One line of the plan: all jobs of a stage, or one run or evaluation."""
 
     stage: str
     jobs: int
     cpu_hours: float  # core hours without a GPU
-    gpu_hours: float = 0.0  # with a GPU, replacing the core hours; 0 for stages that do not use one
+    gpu_hours: float = 0.0  # of computation with GPUs, replacing the core hours; 0 for stages that do not use one
     gigabytes: float = 0.0  # written to disk
     loading_hours: float = 0.0  # core hours of reading and augmenting clips while the GPU works
+    gpus: int = 0  # that a job holds
+    cores: float = 1.0  # that a job keeps busy on average
+    job_hours: float = 0.0  # wall-clock of one job on the planned hardware
+    memory: float = 0.0  # gigabytes on each GPU; 0 if it is not estimated
+
+    @property
+    def held_hours(self) -> float:
+        """The GPU hours for which GPUs are held, including the time that they wait for the loader."""
+        return self.jobs * self.gpus * self.job_hours
 
 
-def dataset_lines(config: Config, dataset: str, load: Workload) -> list[Line]:
+def dataset_lines(config: Config, dataset: str, load: Workload, hardware: Hardware) -> list[Line]:
     """Return one line per offline stage (and caption source) of a dataset, in stage order, from the stage's cost."""
     jobs = Jobs(config)
     lines = []
@@ -52,33 +72,66 @@ def dataset_lines(config: Config, dataset: str, load: Workload) -> list[Line]:
             cost = stage.cost(jobs.make(dataset=dataset, source=source), load)
             if cost is not None:
                 parts = [stage.name, dataset if config.datasets else "", source]
-                lines.append(_offline_line("/".join(filter(None, parts)), cost))
+                lines.append(_offline_line("/".join(filter(None, parts)), cost, stage, hardware))
     return lines
 
 
-def _offline_line(name: str, cost: Cost) -> Line:
+def _offline_line(name: str, cost: Cost, stage: Stage, hardware: Hardware) -> Line:
     if cost.flops is None:
-        return Line(name, cost.jobs, cost.core_seconds / 3600, gigabytes=cost.gigabytes)
-    line = _network_line(name, cost.jobs, cost.flops, cost.gigabytes)
-    return replace(line, gpu_hours=line.gpu_hours + cost.gpu_seconds / 3600)
+        # Only a declared number of threads is that of worker processes.
+        cores = min(stage.threads if stage.processes and isinstance(stage.threads, int) else 1, hardware.cores)
+        hours = cost.core_seconds / 3600
+        return Line(name, cost.jobs, hours, 0.0, cost.gigabytes, cores=cores, job_hours=_per(hours, cost.jobs * cores))
+    line = _network_line(name, cost.jobs, cost.flops, cost.precision, hardware, cost.gigabytes)
+    if not line.gpu_hours:
+        return line
+    gpu_hours = line.gpu_hours + cost.gpu_seconds / 3600
+    return replace(line, gpu_hours=gpu_hours, gpus=1, job_hours=_per(gpu_hours, cost.jobs))
 
 
-def _network_line(stage: str, jobs: int, flops: float, gigabytes: float = 0.0) -> Line:
+def _per(hours: float, parts: float) -> float:
+    return hours / parts if parts else 0.0
+
+
+def _network_line(
+    stage: str, jobs: int, flops: float, precision: str, hardware: Hardware, gigabytes: float = 0.0
+) -> Line:
     """The line of a stage that runs a network, on CPU cores or on a GPU."""
     start = jobs * JOB_SECONDS
-    return Line(
-        stage,
-        jobs,
-        (flops / CORE_FLOPS + start) / 3600,
-        (flops / GPU_FLOPS + start) / 3600 if flops else 0.0,
-        gigabytes,
+    cpu_hours = (flops / CORE_FLOPS + start) / 3600
+    gpu_hours = (flops / hardware.gpu_rate(precision) + start) / 3600 if flops else 0.0
+    return Line(stage, jobs, cpu_hours, gpu_hours, gigabytes, job_hours=_per(cpu_hours, jobs))
+
+
+def _run_line(line: Line, loading: float, gpus: int, workers: int, memory: float, hardware: Hardware) -> Line:
+    """Complete the line of a run or an evaluation, whose GPUs wait if the loading processes are slower.
+
+    Args:
+        loading: core hours of all loading processes.
+        workers: loading processes per GPU; 0: the training process loads the clips itself.
+        memory: bytes on each GPU.
+    """
+    if not line.gpu_hours:
+        return replace(line, loading_hours=loading)
+    loaders = min(max(1, workers) * gpus, hardware.cores)
+    computing, feeding = line.gpu_hours / gpus, loading / loaders
+    hours = max(computing, feeding) if workers else computing + feeding
+    busy = gpus + loading / hours  # cores: one per process, and those of the loading processes on average
+    return replace(
+        line,
+        loading_hours=loading,
+        gpus=gpus,
+        cores=min(busy, hardware.cores),
+        job_hours=hours,
+        memory=memory / 1e9,
     )
 
 
-def _loading_hours(config: Config, dataset: str, clips: Clips, frames: float) -> float:
-    """Estimate the core hours needed to read `frames` frames of a dataset."""
+def _loading_hours(config: Config, dataset: str, clips: Clips, frames: float, place: str = "loader") -> float:
+    """Estimate the core hours needed to read `frames` frames of a dataset; `place` is the run's `resize_on`."""
     short, long = sorted((clips.width, clips.height))
-    return frames * config.of(dataset).frames.short_side ** 2 * long / short * LOAD_SECONDS_PER_PIXEL / 3600
+    pixels = config.of(dataset).frames.short_side ** 2 * long / short
+    return frames * pixels * LOAD_SECONDS_PER_PIXEL[place] / 3600
 
 
 def _augmenting_hours(augmentation: Augmentation | None, run: Run, frames: float) -> float:
@@ -88,59 +141,76 @@ def _augmenting_hours(augmentation: Augmentation | None, run: Run, frames: float
     return frames * run.image_size**2 * AUGMENT_SECONDS_PER_PIXEL / 3600
 
 
-def training_stages(config: Config, clips: Mapping[str, Clips]) -> list[Line]:
+def training_lines(config: Config, clips: Mapping[str, Clips], hardware: Hardware) -> list[Line]:
     """Return one line per pretraining run and per evaluation, using the formulas of `stm.models.cost`.
 
     Args:
         clips: the clip counts of each dataset.
     """
+    lines = [_pretraining_line(config, name, run, clips, hardware) for name, run in config.runs.items()]
+    return lines + [_evaluation_line(config, *names, clips, hardware) for names in config.evaluations()]
+
+
+def _pretraining_line(config: Config, name: str, run: Run, clips: Mapping[str, Clips], hardware: Hardware) -> Line:
+    flops = loading = 0.0
+    for image, sources, frames in ((False, run.video_sources, run.frames), (True, run.image_sources, 1)):
+        for named, split in sources:
+            dataset = named or config.dataset_of(name)
+            per_split = clips[dataset].per_split
+            visits = per_split.get(split, sum(per_split.values())) * run.optimisation.epochs
+            flops += _step_flops(run, image=image) * visits * run.repeats
+            loading += _loading_hours(config, dataset, clips[dataset], visits * frames, run.resize_on)
+            loading += _augmenting_hours(run.augmentation, run, visits * run.repeats * frames)
+    line = _network_line(f"pretrain/{name}", 1, flops, run.precision, hardware)
+    return _run_line(line, loading, run.world_size, run.workers, pretraining_memory(run).total, hardware)
+
+
+def _evaluation_line(config: Config, name: str, task_name: str, clips: Mapping[str, Clips], hardware: Hardware) -> Line:
+    run, task, dataset = config.runs[name], config.evaluate[task_name], config.dataset_of(name, task_name)
+    if task.needs == "language":
+        assert is_language_run(run)  # checked when the config was parsed
+        flops, loading = _language_work(config, cast(LanguageTask, task), run, dataset, clips[dataset])
+    else:
+        flops, loading = _video_work(config, task, run, dataset, clips[dataset])
+    gpus = evaluation_gpus(Jobs(config).make(dataset=config.dataset_of(name), run=name, task=task_name))
+    # Tasks that train have a precision of their own; the others encode clips in that of the run.
+    precision = getattr(task, "precision", run.precision)
+    line = _network_line(f"evaluate/{name}/{task_name}", 1, flops, precision, hardware)
+    return _run_line(line, loading, gpus, run.workers, evaluation_memory(run, task, gpus).total, hardware)
+
+
+def evaluation_gpus(job: Job) -> int:
+    """Return the number of GPUs that an evaluation requests."""
+    resource = EVALUATE.resources["gpu"]
+    return int(resource if isinstance(resource, int) else resource(job))
+
+
+def _video_work(config: Config, task: EvaluationTask, run: Run, dataset: str, clips: Clips) -> tuple[float, float]:
+    """The FLOPs, and the core hours of loading, of an evaluation without text."""
     from stm.models.cost import encoding_cost
     from stm.models.weights.zoo import describe
 
-    stages = []
-    for name, run in config.runs.items():
-        flops = loading = 0.0
-        for image, sources, frames in ((False, run.video_sources, run.frames), (True, run.image_sources, 1)):
-            for named, split in sources:
-                dataset = named or config.dataset_of(name)
-                per_split = clips[dataset].per_split
-                visits = per_split.get(split, sum(per_split.values())) * run.optimisation.epochs
-                flops += _step_flops(run, image=image) * visits * run.repeats
-                loading += _loading_hours(config, dataset, clips[dataset], visits * frames)
-                loading += _augmenting_hours(run.augmentation, run, visits * run.repeats * frames)
-        stages.append(replace(_network_line(f"pretrain/{name}", 1, flops), loading_hours=loading))
-    for name, task_name in config.evaluations():
-        run, task, dataset = config.runs[name], config.evaluate[task_name], config.dataset_of(name, task_name)
-        if task.needs == "language":
-            assert is_language_run(run)  # checked when the config was parsed
-            line, settings = f"evaluate/{name}/{task_name}", cast(LanguageTask, task)
-            stages.append(_language_stage(config, line, settings, run, dataset, clips[dataset]))
-            continue
-        per_split = clips[dataset].per_split
-        optimisation = getattr(task, "optimisation", None)
-        epochs, repeats = (optimisation.epochs, getattr(task, "repeats", 1)) if optimisation else (1, 1)
-        passes = 3 * repeats if optimisation else 1  # a backward pass costs twice a forward pass
-        train = per_split.get(task.splits.get("train", ""), 0) * epochs
-        # All crops of a view come from the same decoded frames, so only the number of views multiplies the loading.
-        test = per_split.get(task.test_split, 0) * task.views
-        flops = encoding_cost(describe(run)) * (train * passes + test * task.crops)
-        stage = _network_line(f"evaluate/{name}/{task_name}", 1, flops)
-        loading = _loading_hours(config, dataset, clips[dataset], (train + test) * run.frames)
-        loading += _augmenting_hours(getattr(task, "augmentation", None), run, train * repeats * run.frames)
-        stages.append(replace(stage, loading_hours=loading))
-    return stages
+    optimisation = getattr(task, "optimisation", None)
+    epochs, repeats = (optimisation.epochs, getattr(task, "repeats", 1)) if optimisation else (1, 1)
+    passes = 3 * repeats if optimisation else 1  # a backward pass costs twice a forward pass
+    train = clips.per_split.get(task.splits.get("train", ""), 0) * epochs
+    # All crops of a view come from the same decoded frames, so only the number of views multiplies the loading.
+    test = clips.per_split.get(task.test_split, 0) * task.views
+    flops = encoding_cost(describe(run)) * (train * passes + test * task.crops)
+    loading = _loading_hours(config, dataset, clips, (train + test) * run.frames)
+    return flops, loading + _augmenting_hours(getattr(task, "augmentation", None), run, train * repeats * run.frames)
 
 
-def _language_stage(
-    config: Config, stage: str, task: LanguageTask, run: LanguageRun, dataset: str, clips: Clips
-) -> Line:
+def _language_work(
+    config: Config, task: LanguageTask, run: LanguageRun, dataset: str, clips: Clips
+) -> tuple[float, float]:
+    """The same of an evaluation with text."""
     from stm.plan.language_costs import language_work
 
     work = language_work(task, run, clips)
     frames = task.frames or run.frames
     loading = _loading_hours(config, dataset, clips, work.clips * frames)
-    loading += _augmenting_hours(task.augmentation, run, work.trained * frames)
-    return replace(_network_line(stage, 1, work.flops), loading_hours=loading)
+    return work.flops, loading + _augmenting_hours(task.augmentation, run, work.trained * frames)
 
 
 @singledispatch
@@ -151,9 +221,10 @@ def _step_flops(run: Run, image: bool = False) -> float:
 
 @_step_flops.register
 def _(run: LanguageRun, image: bool = False) -> float:
+    from stm.models.weights.zoo import describe
     from stm.plan.language_costs import language_step_flops
 
-    return language_step_flops(run, clip_image_flops(run.teacher.model), image)
+    return language_step_flops(run, _teacher_flops(run.teacher, describe(run).slot_tokens), image)
 
 
 @_step_flops.register
@@ -168,9 +239,18 @@ def _(run: PretrainRun, image: bool = False) -> float:
     cost = pretraining_cost(architecture, architecture.tokens - masked, round(masked * run.decode_ratio))
     # Guides that are not packed come from the teacher, which sees every frame of the clip.
     guided = run.teacher is not None and run.computed_guides & set(find_strategy(run.mask.strategy).needs)
-    teacher = run.frames * clip_image_flops(run.teacher.model) if run.teacher and guided else 0.0
+    teacher = run.frames * _teacher_flops(run.teacher, per_slot) if run.teacher and guided else 0.0
     if not run.trains_encoder:  # the head's own cost is negligible
         return teacher + cost.encoder
     if run.reconstruction.weight == 0:  # with only the contrastive loss, the decoder does not run
         return teacher + cost.step - 3 * cost.decoder
     return teacher + cost.step
+
+
+def _teacher_flops(teacher: Teacher, slot_tokens: int) -> float:
+    """FLOPs of a teacher's pass over one frame: by default it has as many patches as a slot has tokens."""
+    tower = clip_tower(teacher.model)
+    if tower is None:
+        return clip_image_flops(teacher.model)
+    patches = slot_tokens if teacher.image_size is None else (teacher.image_size // tower.patch) ** 2
+    return clip_image_flops(teacher.model, patches)

@@ -3,10 +3,8 @@
 Values that depend on the data (tied candidates, text lengths) are upper bounds.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from stm.config import Captioning, LanguageRun, LanguageTask, MultipleChoice, QuestionAnswering, VideoTextRetrieval
@@ -14,12 +12,9 @@ from stm.models.cost import blocks_cost, encoding_cost
 from stm.models.sizes import SIZES
 from stm.models.vit import Architecture
 from stm.models.weights.zoo import describe
+from stm.plan.bert_shape import read_bert
+from stm.plan.branches import branch_of
 from stm.plan.clips import Clips, Texts
-from stm.pretrained.local_files import local_model_files
-
-# BERT layers per student size: UMT pairs ViT-B with bert-base and ViT-L with bert-large, which have equal widths.
-_BERT_DEPTH = {"tiny": 4, "small": 12, "base": 12, "large": 24, "huge": 24}
-_BERT_VOCABULARY = 30522
 
 
 def language_step_flops(run: LanguageRun, teacher_image: float, image: bool = False) -> float:
@@ -36,9 +31,17 @@ def language_step_flops(run: LanguageRun, teacher_image: float, image: bool = Fa
     masked = frames * int(mask.ratio * shape.slot_tokens)
     kept = frames * shape.slot_tokens - masked
     student = _encoder(shape, kept) + (_encoder(shape, masked) if run.method == "stm" else 0)
-    # As in the released code, STM's text attends to the masked tokens.
-    clip_tokens = masked if run.method == "stm" else kept
-    return 3 * (student + _text(run, clip_tokens)) + frames * teacher_image
+    # Backward costs twice as much as forward; what is recomputed costs another forward pass.
+    text = 3 + (run.language is not None and run.language.gradient_checkpointing)
+    student += branch_of(run, frames, kept, masked).flops
+    return 3 * student + text * _text(run, tokens_of_text(run, kept, masked)) + frames * teacher_image
+
+
+def tokens_of_text(run: LanguageRun, kept: int, masked: int) -> int:
+    """Number of a clip's tokens that the text attends to."""
+    if run.spatio_temporal is None:
+        return kept
+    return {"invisible": masked, "visible": kept, "all": kept + masked}[run.spatio_temporal.text]
 
 
 def _encoder(shape: Architecture, tokens: int) -> float:
@@ -54,7 +57,7 @@ def _text(run: LanguageRun, clip_tokens: int) -> float:
     tokens = run.language.max_tokens
     objectives = run.objectives
     text_pass = blocks_cost(tokens, width, run.language.fusion_layer, 4.0)
-    fusion_pass = fusion_flops(width, tokens, clip_tokens, _read_bert(run)[0])
+    fusion_pass = fusion_flops(width, tokens, clip_tokens, read_bert(run).fusion_layers)
     text_passes = 1 + bool(objectives.masked_language)
     # Matching compares three pairs: the positive one, and one hard negative per modality.
     fusion_passes = 3 * bool(objectives.matching) + bool(objectives.masked_language)
@@ -65,19 +68,6 @@ def fusion_flops(width: int, tokens: int, memory: int, layers: int) -> float:
     """Forward FLOPs of fusion layers on a text of `tokens` tokens that cross-attends to `memory` tokens."""
     cross_attention = 2 * (2 * tokens * width**2 + 2 * memory * width**2) + 4 * tokens * memory * width
     return blocks_cost(tokens, width, layers, 4.0) + layers * cross_attention
-
-
-def _read_bert(run: LanguageRun) -> tuple[int, int]:
-    """Return the fusion layer count and the vocabulary size; for a local BERT, both come from its `config.json`."""
-    assert run.language is not None
-    layers = _BERT_DEPTH[run.model]
-    vocabulary = _BERT_VOCABULARY
-    for path in local_model_files(run.language.model):
-        if Path(path).name == "config.json":
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-            layers = int(values["num_hidden_layers"])
-            vocabulary = int(values["vocab_size"])
-    return max(1, layers - run.language.fusion_layer), vocabulary
 
 
 class Work(NamedTuple):
@@ -97,7 +87,8 @@ class _Forward:
         self.clip_tokens = shape.tokens
         self.text_tokens = task.max_tokens or run.language.max_tokens
         self.width = shape.width
-        self.layers, self.vocabulary = _read_bert(run)
+        bert = read_bert(run)
+        self.layers, self.vocabulary = bert.fusion_layers, bert.vocabulary
         self.clip = encoding_cost(shape)
         self.text = blocks_cost(self.text_tokens, self.width, run.language.fusion_layer, 4.0)
         self.fusion = fusion_flops(self.width, self.text_tokens, self.clip_tokens, self.layers)  # of one text and clip
@@ -133,12 +124,19 @@ def language_work(task: LanguageTask, run: LanguageRun, clips: Clips) -> Work:
         return Work(flops, read)
     samples = optimisation.epochs * work.samples(_count(clips, task.train_split)[1])
     flops += 3 * samples * work.train(task, forward)  # a backward pass costs twice a forward pass
+    if task.gradient_checkpointing:
+        flops += samples * forward.clip
     read += samples
     if task.validation_split is not None:
         validation = _count(clips, task.validation_split)
         flops += optimisation.epochs * work.validate(task, forward, *validation)
         read += optimisation.epochs * validation[0]
     return Work(flops, read, samples)
+
+
+def training_samples(task: LanguageTask, texts: Texts) -> float:
+    """Return the samples per training epoch of a split with these texts."""
+    return _WORK[task.task].samples(texts)
 
 
 def _count(clips: Clips, split: str) -> tuple[int, Texts]:

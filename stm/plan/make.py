@@ -8,7 +8,9 @@ from pathlib import Path
 
 from stm.config import Config
 from stm.plan.clips import Clips, count_clips
-from stm.plan.costs import CORE_FLOPS, GPU_FLOPS, Line, dataset_lines, training_stages
+from stm.plan.costs import Line, dataset_lines, training_lines
+from stm.plan.hardware import CORE_FLOPS, Hardware
+from stm.plan.schedule import estimate_hours
 from stm.stages.costs import Workload
 from stm.storage.files import write_json
 
@@ -29,8 +31,10 @@ class Plan:
     """The estimated cost of a run."""
 
     name: str
+    hardware: Hardware
     datasets: dict[str, DatasetPlan] = field(default_factory=dict)
     stages: list[Line] = field(default_factory=list)
+    hours: float = 0.0  # wall-clock on the hardware
 
     @property
     def jobs(self) -> int:
@@ -39,8 +43,8 @@ class Plan:
 
 def make_plan(config: Config) -> Plan:
     """Create the plan of a config; only the headers of videos are read."""
-    plan = Plan(config.name)
-    clips = {}
+    hardware = Hardware.of(config)
+    plan, clips = Plan(config.name, hardware), {}
     for name in config.dataset_names:
         corpus = config.of(name)
         clips[name] = count_clips(corpus)
@@ -48,8 +52,9 @@ def make_plan(config: Config) -> Plan:
         plan.datasets[name] = DatasetPlan(
             clips[name].per_split, round(load.frames, 1), round(load.stored_frames, 1), load.shards, clips[name].basis
         )
-        plan.stages += dataset_lines(config, name, load)
-    plan.stages += training_stages(config, clips)
+        plan.stages += dataset_lines(config, name, load, hardware)
+    plan.stages += training_lines(config, clips, hardware)
+    plan.hours = estimate_hours(config, plan.stages, clips, hardware)
     return plan
 
 
@@ -83,24 +88,53 @@ def describe_plan(plan: Plan, config: Config | None = None) -> str:
             f"{dataset.shards} shards"
         )
     lines.append(f"{plan.jobs} jobs")
-    lines.append(f"{'stage':44} {'jobs':>6} {'core hours':>11} {'or GPU hours':>13} {'+ loading':>10} {'GB':>9}")
-    for s in plan.stages:
-        gpu = f"{s.gpu_hours:.3f}" if s.gpu_hours else "-"
-        loading = f"{s.loading_hours:.2f}" if s.loading_hours else "-"
-        lines.append(f"{s.stage:44} {s.jobs:>6} {s.cpu_hours:>11.3f} {gpu:>13} {loading:>10} {s.gigabytes:>9.3f}")
-    cores_alone = sum(s.cpu_hours for s in plan.stages)
+    lines.append(_COLUMNS)
+    lines += [_format_line(line) for line in plan.stages]
+    lines += _sums(plan, config)
+    return "\n".join(lines)
+
+
+_COLUMNS = (
+    f"{'stage':44} {'jobs':>6} {'core hours':>11} {'or GPU hours':>13} {'+ loading':>10} {'GB':>9} "
+    f"{'GPUs':>5} {'wall-clock':>10} {'GB/GPU':>7}"
+)
+
+
+def _format_line(line: Line) -> str:
+    gpu = f"{line.gpu_hours:.3f}" if line.gpu_hours else "-"
+    loading = f"{line.loading_hours:.2f}" if line.loading_hours else "-"
+    memory = f"{line.memory:.1f}" if line.memory else "-"
+    return (
+        f"{line.stage:44} {line.jobs:>6} {line.cpu_hours:>11.3f} {gpu:>13} {loading:>10} {line.gigabytes:>9.3f} "
+        f"{line.gpus or '-':>5} {line.job_hours:>10.3f} {memory:>7}"
+    )
+
+
+def _sums(plan: Plan, config: Config | None) -> list[str]:
+    stages, hardware = plan.stages, plan.hardware
+    cores_alone = sum(s.cpu_hours for s in stages)
     # If a GPU is used, the CPU cores only run the remaining stages and load clips for the GPU.
-    cores = sum(s.cpu_hours for s in plan.stages if not s.gpu_hours) + sum(s.loading_hours for s in plan.stages)
-    gpus = sum(s.gpu_hours for s in plan.stages)
-    size = sum(s.gigabytes for s in plan.stages)
-    lines.append(
+    cores = sum(s.cpu_hours for s in stages if not s.gpu_hours) + sum(s.loading_hours for s in stages)
+    gpus, held = sum(s.gpu_hours for s in stages), sum(s.held_hours for s in stages)
+    size = sum(s.gigabytes for s in stages)
+    lines = [
         f"without a GPU: {cores_alone:.2f} core hours; with a GPU: {cores:.2f} core hours and {gpus:.2f} GPU hours; "
         f"{size:.2f} GB"
-    )
+    ]
+    if gpus:
+        lines.append(
+            f"wall-clock: {plan.hours:.2f} hours ({plan.hours / 24:.1f} days) on {hardware.gpus} {hardware.name} and "
+            f"{hardware.cores} cores, of which GPUs are held for {held:.2f} GPU hours: beside computing, they wait for the loader"
+        )
     if config is not None and (config.prices.cpu_core_hour or config.prices.gpu_hour):
-        price = cores * config.prices.cpu_core_hour + gpus * config.prices.gpu_hour
+        price = cores * config.prices.cpu_core_hour + held * config.prices.gpu_hour
         lines.append(f"with GPUs, at the config's prices: {price:.2f}")
     lines.append(
-        f"assumed: {GPU_FLOPS / 1e12:.0f} TFLOP/s per GPU, {CORE_FLOPS / 1e9:.0f} GFLOP/s per core; small models reach less"
+        f"assumed: {hardware.share:.0%} of the {hardware.name}'s published peak, which is "
+        f"{hardware.gpu_rate('bf16') / 1e12:.0f} TFLOP/s per GPU in 16 bits and {hardware.gpu_rate('float32') / 1e12:.0f} in "
+        f"float32; {CORE_FLOPS / 1e9:.0f} GFLOP/s per core; small models reach less"
     )
-    return "\n".join(lines)
+    lines.append(
+        "wall-clock of a line: one of its jobs, in hours; GB/GPU: weights, optimiser and activations of a step"
+    )
+    return lines

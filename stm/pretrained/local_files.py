@@ -8,6 +8,7 @@ from typing import Any
 from stm.storage.files import sha256_file
 
 ACTION_CLIP = "actionclip:"  # precedes the file of an ActionCLIP checkpoint
+_WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _PREFIXES = ("local-dir:", "transformers:", ACTION_CLIP)
 
 
@@ -36,6 +37,25 @@ def local_model_files(model: str | None) -> list[str]:
     if path.is_file():
         return [path.as_posix()]
     return sorted(p.as_posix() for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+
+
+def find_missing(model: str | None) -> str | None:
+    """Return the path of a model id that can only name a local file or folder and does not exist; None for all others.
+
+    `owner/name` may be a hub id, and is not refused.
+    """
+    if not model or model.startswith("hf-hub:") or _find_local(model) is not None:
+        return None
+    prefix = next((known for known in (*_PREFIXES, "clip:") if model.startswith(known)), "")
+    name = model.removeprefix(prefix)
+    if prefix == "clip:":
+        return find_missing(name)
+    if prefix in ("local-dir:", ACTION_CLIP):
+        return name
+    _, _, checkpoint = name.partition("@")
+    path = checkpoint or name
+    is_path = path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith(("/", *_WEIGHT_SUFFIXES))
+    return path if is_path else None
 
 
 def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,32 +3,60 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stm.pretrained.local_files import ACTION_CLIP, local_model_files
 
 # BLIP-2 with OPT-2.7b, from its parameter counts: image tower 1.0e9 weights x 257 tokens, language model 2.7e9 x 62 tokens.
-HUB_CAPTION_FLOPS = 2 * (1.0e9 * 257 + 2.7e9 * 62)
+HUB_IMAGE_FLOPS = 2 * 1.0e9 * 257
+HUB_CAPTION_FLOPS = 2 * 2.7e9 * 62
 # CLIP ViT-B/32's text tower: 12 blocks of width 512 on 77 tokens, 38 million weights.
 TEXT_FLOPS = 5.9e9
 
 
-def clip_image_flops(model: str) -> float:
+def clip_image_flops(model: str, patches: int | None = None) -> float:
     """FLOPs per image of a CLIP image tower, for blocks and projections; a multiply-add counts as two.
 
     Read from the architecture's config; unknown models are counted as ViT-B/32, 8.8 GFLOP.
+
+    Args:
+        patches: patches per image, if it does not have the model's own size.
     """
+    tower = clip_tower(model)
+    if tower is None:
+        return 8.8e9
+    tokens = (tower.patches if patches is None else patches) + 1
+    width = tower.width
+    return float(
+        tower.layers * (2 * tokens * width**2 * (4 + 2 * tower.mlp_ratio) + 4 * tokens**2 * width)
+        + 2 * tokens * 3 * tower.patch**2 * width
+    )
+
+
+class Tower(NamedTuple):
+    """The shape of a CLIP's image tower."""
+
+    width: int
+    layers: int
+    patch: int  # pixels
+    patches: int  # per image of the model's own size
+    mlp_ratio: float
+
+    @property
+    def weights(self) -> float:
+        """Approximate number of weights: those of the blocks and of the patches' projection."""
+        return self.layers * self.width**2 * (4 + 2 * self.mlp_ratio) + 3 * self.patch**2 * self.width
+
+
+def clip_tower(model: str) -> Tower | None:
+    """Read the shape of a CLIP's image tower from its config; None for a ResNet, which none of our configs uses."""
     vision = _clip_config(model).get("vision_cfg", {})
     width, layers, patch = vision.get("width", 768), vision.get("layers", 12), vision.get("patch_size", 32)
     if match := re.search(r"patch(\d+)", str(vision.get("timm_model_name", ""))):  # for example SigLIP
         patch = int(match[1])
-    if not isinstance(layers, int):  # ResNet towers have a list of stages; none of our configs uses one
-        return 8.8e9
-    tokens = (vision.get("image_size", 224) // patch) ** 2 + 1
-    ratio = vision.get("mlp_ratio", 4.0)
-    return float(
-        layers * (2 * tokens * width**2 * (4 + 2 * ratio) + 4 * tokens**2 * width) + 2 * tokens * 3 * patch**2 * width
-    )
+    if not isinstance(layers, int):  # ResNet towers have a list of stages
+        return None
+    return Tower(width, layers, patch, (vision.get("image_size", 224) // patch) ** 2, vision.get("mlp_ratio", 4.0))
 
 
 def clip_width(model: str) -> int:
@@ -56,7 +84,10 @@ def count_weights(model: str) -> float:
     return sum(sizes) / 2 if sizes else 7e9
 
 
-def caption_flops(model: str) -> float:
-    """FLOPs per image caption with BLIP-2."""
-    # Each weight is used once for each of about 64 tokens: BLIP-2's 32 image queries and the words.
-    return 2 * count_weights(model) * 64 if local_model_files(model) else HUB_CAPTION_FLOPS
+def caption_flops(model: str, beams: int = 1) -> float:
+    """FLOPs per image caption with BLIP-2; each beam passes through the language model."""
+    if not local_model_files(model):
+        return HUB_IMAGE_FLOPS + beams * HUB_CAPTION_FLOPS
+    # Each weight is used once for each of about 64 tokens: BLIP-2's 32 image queries and the words. Which weights are the
+    # language model's is unknown, so that all are counted per beam.
+    return beams * 2 * count_weights(model) * 64

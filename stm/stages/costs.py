@@ -45,5 +45,6 @@ class Cost:
     jobs: int
     core_seconds: float = 0.0
     flops: float | None = None  # of the network, on CPU cores or a GPU; None if the stage runs no network
+    precision: str = "float32"  # of the network, as the config names it
     gpu_seconds: float = 0.0  # GPU time in addition to that of `flops`
     gigabytes: float = 0.0  # written to disk

@@ -11,8 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from stm.config import parse_config
+from stm.config import Config, parse_config
 from stm.jobs.progress import log_to
+from stm.pretrained.local_files import find_missing
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Jobs
 from stm.stages.provenance import check_inputs
@@ -52,6 +53,21 @@ def all_stages() -> dict[str, Stage]:
         module, _, name = entry.partition(":")
         stages.append(getattr(import_module(module), name))
     return {stage.name: stage for stage in stages}
+
+
+def missing_models(study: Config) -> list[str]:
+    """Return one line per local model of any stage that does not exist: the path, and the first job that needs it."""
+    jobs = Jobs(study, lambda dataset: ["any-00000"])  # a stage's jobs on different shards have the same models
+    found: dict[str, str] = {}
+    for stage in all_stages().values():
+        for dataset in study.dataset_names if "dataset" in stage.per else [""]:
+            for job in stage.each(jobs, dataset):
+                for model in (model for models in stage.models(job).values() for model in models):
+                    path = find_missing(model)
+                    if path is not None:
+                        parts = (stage.name, "" if job.run else job.dataset, job.source, job.run, job.task)
+                        found.setdefault(path, "/".join(filter(None, parts)))
+    return [f"{path} (no such file or folder; for {job})" for path, job in found.items()]
 
 
 def run_stage(

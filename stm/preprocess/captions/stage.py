@@ -33,12 +33,17 @@ def _cost(job: Job, load: Workload) -> Cost | None:
     source = job.config.captions[job.source]
     texts, flops, tokens = captioned.clips * captions_per_clip(source), 0.0, 0.0
     if isinstance(source, Blip2Captions):
-        flops, tokens = texts * caption_flops(source.model), texts / source.batch_size * source.max_new_tokens
+        # Beams share the passes through the weights, which determine the time of a token.
+        flops, tokens = (
+            texts * caption_flops(source.model, source.beams),
+            texts / source.batch_size * source.max_new_tokens,
+        )
     elif isinstance(source, LanguageModelCaptions):
         # An upper bound, reached if all clips of a shard have different labels: the model is run once per label.
         flops = texts * 2 * count_weights(source.model) * source.max_new_tokens
         tokens = texts / source.batch_size * source.max_new_tokens
-    return Cost(captioned.shards, flops=flops, gpu_seconds=tokens * TOKEN_SECONDS)
+    precision = getattr(source, "precision", "float32")
+    return Cost(captioned.shards, flops=flops, precision=precision, gpu_seconds=tokens * TOKEN_SECONDS)
 
 
 CAPTIONS = Stage(

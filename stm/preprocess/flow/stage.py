@@ -5,9 +5,13 @@ from stm.stages.costs import Cost, Workload
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
 
-# Measured on the same machine as the frames stage: OpenCV's DIS with preset medium took 11.3 ms per frame at 340x256
-# for both directions.
-FLOW_SECONDS_PER_PIXEL = 1.3e-7
+# Core seconds of OpenCV's DIS per pixel, both directions. Measured on the same machine as the frames stage: 11.3 ms per frame
+# at 340x256 with preset medium; the other presets by the ratios of docs/data.md.
+DIS_SECONDS_PER_PIXEL = {"medium": 1.3e-7, "fast": 3.6e-8, "ultrafast": 2.5e-8}
+# FLOPs of torchvision's RAFT-small per pixel and direction, counted by torch's FlopCounterMode at 344x256: encoders, and each
+# refinement.
+RAFT_FLOPS_PER_PIXEL = 24_000
+RAFT_FLOPS_PER_REFINEMENT = 27_400
 
 
 def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
@@ -27,9 +31,12 @@ def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
 def _cost(job: Job, load: Workload) -> Cost | None:
     if not job.config.pack.flow:
         return None
-    stored = load.clips * load.stored_frames
-    gigabytes = stored * load.cells * job.config.flow.cells**2 * 8 / 1e9
-    return Cost(load.shards, stored * FLOW_SECONDS_PER_PIXEL * load.stored_pixels, gigabytes=gigabytes)
+    settings, stored = job.config.flow, load.clips * load.stored_frames
+    pixels, gigabytes = stored * load.stored_pixels, stored * load.cells * settings.cells**2 * 8 / 1e9
+    if settings.backend == "raft":
+        directions = 2 * (RAFT_FLOPS_PER_PIXEL + RAFT_FLOPS_PER_REFINEMENT * settings.iterations)
+        return Cost(load.shards, flops=pixels * directions, gigabytes=gigabytes)
+    return Cost(load.shards, pixels * DIS_SECONDS_PER_PIXEL[settings.preset], gigabytes=gigabytes)
 
 
 FLOW = Stage(

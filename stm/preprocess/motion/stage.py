@@ -5,10 +5,11 @@ from stm.stages.costs import Cost, Workload, clips_to_process
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
 
-# Measured on the same machine as the frames stage, at the same two sizes: `mestimate` processed 1103 and 255 frames/s,
-# decoding included.
-MOTION_SECONDS = 5.9e-4
-MOTION_SECONDS_PER_PIXEL = 3.62e-9
+# Seconds per frame and per pixel of a frame, decoding included, on one core. `mestimate` was measured on the same machine as
+# the frames stage, at the same two sizes: 1103 and 255 frames/s. The others differ from it as in one run on generated clips of
+# both sizes (`benchmarks/motion.py`: codec 2550 and 463, transcode 571 and 231, mestimate 1081 and 357 frames/s).
+MOTION_SECONDS = {"codec": 7.0e-5, "transcode": 1.34e-3, "mestimate": 5.9e-4}
+MOTION_SECONDS_PER_PIXEL = {"codec": 3.49e-9, "transcode": 4.46e-9, "mestimate": 3.62e-9}
 
 
 def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
@@ -30,7 +31,8 @@ def _cost(job: Job, load: Workload) -> Cost | None:
     measured = clips_to_process(job.config, load, packed=job.config.pack.motion)
     if measured is None:
         return None
-    seconds = measured.clips * load.frames * (MOTION_SECONDS + MOTION_SECONDS_PER_PIXEL * load.pixels)
+    backend = job.config.motion.backend
+    seconds = measured.clips * load.frames * (MOTION_SECONDS[backend] + MOTION_SECONDS_PER_PIXEL[backend] * load.pixels)
     return Cost(measured.shards, seconds, gigabytes=measured.clips * load.stored_frames * load.cells * 7 / 1e9)
 
 

@@ -44,7 +44,10 @@ def _cost_of_embeddings(job: Job, load: Workload) -> Cost | None:
         return None
     model, patches = config.similarity.model, embedded.clips * load.stored_frames * load.cells
     return Cost(
-        embedded.shards, flops=patches * clip_image_flops(model), gigabytes=patches * 2 * clip_width(model) / 1e9
+        embedded.shards,
+        flops=patches * clip_image_flops(model),
+        precision=config.similarity.precision,
+        gigabytes=patches * 2 * clip_width(model) / 1e9,
     )
 
 
@@ -56,7 +59,7 @@ def _cost_of_maps(job: Job, load: Workload) -> Cost | None:
     patches = scored.clips * load.stored_frames * load.cells
     flops = 0.0 if settings.keep_embeddings else patches * clip_image_flops(settings.model)
     maps = patches * captions_per_clip(job.config.captions[job.source])
-    return Cost(scored.shards, flops=flops, gigabytes=maps * 2 / 1e9)
+    return Cost(scored.shards, flops=flops, precision=settings.precision, gigabytes=maps * 2 / 1e9)
 
 
 # Receipts omit the default, like fingerprints; see `stm.config.Similarity.fingerprint`.

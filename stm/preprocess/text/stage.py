@@ -17,7 +17,8 @@ def _cost(job: Job, load: Workload) -> Cost | None:
     if not (job.config.pack.text and job.source in job.config.pack.sources):
         return None
     texts = load.clips * captions_per_clip(job.config.captions[job.source])
-    return Cost(load.shards, flops=texts * TEXT_FLOPS, gigabytes=texts * 1e-6)  # about 1 kB per vector
+    gigabytes = texts * 1e-6  # about 1 kB per vector
+    return Cost(load.shards, flops=texts * TEXT_FLOPS, precision=job.config.text.precision, gigabytes=gigabytes)
 
 
 TEXT = Stage(

@@ -1,0 +1,114 @@
+"""Refuses a plan whose jobs must fail, before any of them has run."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import cast
+
+from stm.config import Config, ConfigError, FolderDataset, LanguageTask
+from stm.layout import Layout
+from stm.plan.clips import Clips, count_clips
+from stm.plan.costs import evaluation_gpus
+from stm.plan.hardware import Hardware
+from stm.plan.language_costs import training_samples
+from stm.plan.memory import Memory, evaluation_memory, pretraining_memory
+from stm.stages.jobs import Jobs
+
+
+def check_plan(config: Config, clips: Mapping[str, Clips] | None = None) -> None:
+    """Check that batches fit the data, splits have clips, and runs the GPUs.
+
+    Args:
+        clips: the clip counts of each dataset; by default they are counted, without opening a video.
+
+    Raises:
+        ConfigError: one line per run or evaluation that must fail.
+    """
+    counted = clips or {name: _count(config.of(name)) for name in config.dataset_names}
+    wrong = [*_runs(config, counted), *_evaluations(config, counted), *_misfits(config)]
+    if wrong:
+        raise ConfigError("jobs that must fail:\n" + "\n".join(f"  {line}" for line in wrong))
+
+
+def _count(config: Config) -> Clips:
+    """Count the clips per split; from a manifest without its texts, because it may have millions of rows."""
+    manifest = Layout.of(config).manifest
+    if manifest.exists():
+        import pyarrow.parquet as pq
+
+        splits = Counter(pq.read_table(manifest, columns=["split"])["split"].to_pylist())
+        return Clips(dict(splits), 0, 0, 0, "the manifest")
+    if isinstance(config.dataset, FolderDataset) and not Path(config.dataset.root).is_dir():
+        raise ConfigError(f"dataset.root {config.dataset.root!r}: no such folder")
+    return count_clips(config)
+
+
+def _runs(config: Config, clips: Mapping[str, Clips]) -> Iterator[str]:
+    for name, run in config.pretrain.items():
+        if run.release is not None:
+            continue
+        for medium in run.media:
+            samples = 0
+            for named, split in medium.sources:
+                dataset = named or config.dataset_of(name)
+                samples += clips[dataset].per_split.get(split, 0)
+                if not clips[dataset].per_split.get(split):
+                    yield f"pretrain.{name}: {_without(dataset, split, clips)}"
+            enough = samples * run.repeats >= medium.batch_size
+            if samples and run.optimisation.epochs and not enough:
+                yield (
+                    f"pretrain.{name}.{medium.key} is {medium.batch_size}, but an epoch has {samples * run.repeats:,} samples "
+                    f"({samples:,} {medium.name} x {run.repeats} repeats)"
+                )
+
+
+def _evaluations(config: Config, clips: Mapping[str, Clips]) -> Iterator[str]:
+    for name, task in config.evaluate.items():
+        optimisation = getattr(task, "optimisation", None)
+        for dataset in dict.fromkeys(config.dataset_of(run, name) for run in config.runs_of(name)):
+            counted = clips[dataset]
+            empty = [split for split in task.splits.values() if not counted.per_split.get(split)]
+            if empty:
+                yield f"evaluate.{name}: {_without(dataset, empty[0], clips)}"
+            elif task.trains and optimisation is not None:
+                split = task.splits["train"]
+                samples = counted.per_split[split] * getattr(task, "repeats", 1)
+                if task.needs == "language":
+                    if split not in counted.texts:  # one sample per text, whose number is unknown
+                        continue
+                    samples = int(training_samples(cast(LanguageTask, task), counted.texts[split]))
+                if samples < optimisation.batch_size:
+                    yield (
+                        f"evaluate.{name}.optimisation.batch_size is {optimisation.batch_size}, but an epoch of the split "
+                        f"{split!r} of {dataset} has {samples:,} samples"
+                    )
+
+
+def _without(dataset: str, split: str, clips: Mapping[str, Clips]) -> str:
+    known = ", ".join(name for name, count in clips[dataset].per_split.items() if count) or "none"
+    return f"{dataset} has no clips of the split {split!r}; it has: {known}"
+
+
+def _misfits(config: Config) -> Iterator[str]:
+    """Runs and evaluations that need more GPUs, or more memory on one of them, than `prices` names."""
+    hardware, jobs = Hardware.of(config), Jobs(config)
+    for name in config.pretrain:
+        instance = config.instances(name)[0]
+        run = config.runs[instance]
+        if run.world_size > hardware.gpus:
+            yield f"pretrain.{name} uses {run.world_size} GPUs, and prices.gpus is {hardware.gpus}"
+        remedy = "raise `accumulate` or `processes`, or use `parallel: fsdp`"
+        yield from _too_large(f"pretrain.{name}", pretraining_memory(run), hardware, remedy)
+    for instance, name in config.evaluations():
+        job = jobs.make(dataset=config.dataset_of(instance), run=instance, task=name)
+        memory = evaluation_memory(config.runs[instance], config.evaluate[name], evaluation_gpus(job))
+        yield from _too_large(f"evaluate.{name} of {instance}", memory, hardware, "raise `accumulate`")
+
+
+def _too_large(what: str, memory: Memory, hardware: Hardware, remedy: str) -> Iterator[str]:
+    needed, activations, available = memory.total / 1e9, memory.activations / 1e9, hardware.gpu.gigabytes
+    if needed > available:
+        yield (
+            f"{what} needs about {needed:.0f} GB on each GPU ({activations:.0f} GB of them activations), and the "
+            f"{hardware.name} of prices.gpu has {available:g} GB; {remedy}"
+        )
