@@ -63,8 +63,8 @@ class Annotations:
 
     folder: Path
     title: str
-    lists_from: str  # where the files can be had, for messages
     subfolders: tuple[str, ...] = ()  # subfolders used by the dataset's archives
+    lists_from: str = "its publisher"  # download location, for messages
     hashes: dict[Path, str] = field(default_factory=dict)  # SHA-256 of the files read, by path relative to the folder
 
     def find(self, *names: str) -> Path:

@@ -50,7 +50,7 @@ def read_benchmark(dataset: BenchmarkDataset) -> DatasetCopy:
         DatasetError: a folder or list is missing, or does not have the expected format.
     """
     benchmark = BENCHMARKS[dataset.source]
-    annotations = Annotations(Path(dataset.annotations), benchmark.title, benchmark.lists_from, benchmark.subfolders)
+    annotations = Annotations(Path(dataset.annotations), benchmark.title, benchmark.subfolders, benchmark.lists_from)
     entries = list(benchmark.read(annotations, Settings(dataset.fold, dataset.label)))
     videos = list_videos(Path(dataset.root))
     matched = match_files(_with_files(entries, videos), videos, _unusable(entries))

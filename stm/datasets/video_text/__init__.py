@@ -80,7 +80,7 @@ def protocol_settings(source: str) -> dict[str, Any]:
 
 
 def _annotations(dataset: LanguageDataset, about: Protocol | PretrainingCorpus) -> Annotations:
-    return Annotations(Path(dataset.annotations), about.title, about.lists_from, _SUBFOLDERS)
+    return Annotations(Path(dataset.annotations), about.title, _SUBFOLDERS, about.lists_from)
 
 
 def read_answers(dataset: LanguageDataset) -> tuple[str, ...]:
