@@ -181,7 +181,7 @@ def show_dataset(dataset: DatasetResults, several: bool) -> dict[str, Any]:
         "quarantine": tables.quarantine_table(refusals[:MAX_REFUSALS]),
         "hidden_refusals": max(0, len(refusals) - MAX_REFUSALS),
         "statuses": sentences.count_statuses(dataset.results),
-        "copy": sentences.describe_copy(dataset),
+        "completeness": sentences.describe_copy(dataset),
     }
 
 

@@ -394,6 +394,10 @@ def test_a_copy_of_a_public_dataset_is_compared_with_its_official_size() -> None
     assert describe({"source": "folder", "root": "videos"}, statuses) == ""
 
 
+def test_a_page_of_generated_clips_compares_them_with_nothing(page: Page) -> None:
+    assert "official clips" not in page.source and "built-in method" not in page.source
+
+
 @pytest.mark.parametrize(("step", "ordinal"), [(1, "every"), (2, "every 2nd"), (11, "every 11th"), (21, "every 21st")])
 def test_steps_read_as_english(step: int, ordinal: str, made_results: Config) -> None:
     config = make_config(Path(made_results.results), frames={"every": step})
