@@ -339,12 +339,19 @@ class Video:
                 self._log.broken.append(None if timestamp is None else self._seconds(timestamp))
                 self._log.error = self._log.error or plain_error(error)
 
+    def _demux(self) -> Iterator[Any]:
+        """Yield the packets of the stream, or of all streams if parts of the file that are not read can be found."""
+        try:
+            yield from self._container.demux(self._unread.streams or self._stream)
+        except IndexError:
+            return  # PyAV ends each stream with an empty packet, and fails for those that appeared while it was reading
+
     def _packets(self) -> Iterator[Any]:
         """Yield packets, then None to flush the decoder; also after a read error, for the last intact frames."""
         joined, incomplete, skipped = JoinedStreams(self._container, self._stream), False, False
         previous: int | None = None
         try:
-            for packet in self._container.demux(self._unread.streams or self._stream):
+            for packet in self._demux():
                 skipped |= self._unread.before(packet)
                 # PyAV ends with an empty packet, which would flush the decoder twice.
                 if not packet.size or packet.stream_index != self._stream.index:

@@ -88,6 +88,9 @@ class FrameTimes:
         time = None if self._invented else self._more_plausible(image.pts, image.dts)
         due = 0 if self._time is None else self._time + self._step
         time = due if time is None else self._continued(time, due)
+        # The last frames, which the decoder returns at the end, have no decoding times, by which those before were placed.
+        if image.dts is None and self._wrong_pts > self._wrong_dts and time < due:
+            time = due
         self._step = self._next_step(image, time)
         self._time = time
         # The times of badly muxed files may run back by a frame even so. Clip bounds need an order.

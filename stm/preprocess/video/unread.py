@@ -26,20 +26,21 @@ class UnreadParts:
         self._format = container.format.name
         self.streams = container.streams.get() if self._format in (_MATROSKA, _AVI, *_IN_PIECES) else None
         self.end = 0
+        self._expected = LEAST_UNREAD  # bytes between the positions of packets that need no explanation
 
     def before(self, packet: Any) -> bool:
         """Add the next packet, and return whether a part of the file between it and those before could not be read."""
         if self.streams is None or packet.pos is None:
             return False
-        skipped = 0 < self.end < packet.pos - LEAST_UNREAD and self._is_damaged(self.end, packet.pos)
-        self.end = max(self.end, packet.pos + self._length(packet))
-        return skipped
-
-    def _length(self, packet: Any) -> int:
-        """Return how many bytes belong to a packet from its position on, as far as this is known."""
+        skipped = 0 < self.end < packet.pos - self._expected and self._is_damaged(self.end, packet.pos)
         if self._format in _IN_PIECES:
-            return 0
-        return int(packet.size + (_BLOCK_HEADER if self._format == _MATROSKA else packet.size % 2))
+            # Files are read again only where a part is larger than the pieces of a packet in it can explain.
+            self._expected = FEWEST_ZEROS + packet.size * 5 // 4
+            self.end = max(self.end, packet.pos)
+        else:
+            header = _BLOCK_HEADER if self._format == _MATROSKA else packet.size % 2
+            self.end = max(self.end, packet.pos + packet.size + header)
+        return skipped
 
     def _is_damaged(self, start: int, end: int) -> bool:
         """Whether a part of the file that holds no packet, or one in pieces, is damaged."""

@@ -1,7 +1,8 @@
 """Decoding: the frames that ffmpeg shows, with their timestamps, and a note for each problem of a file."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -250,3 +251,27 @@ def test_decord_is_refused_where_it_is_silently_wrong(plain: Path, tmp_path: Pat
         with pytest.raises(VideoError, match=word):
             read_clip(path, [0], backend="decord")
         assert np.array_equal(read_clip(path, [0, 5]), read_all(path)[0][[0, 5]])
+
+
+class _LateStreams:
+    """An open file as PyAV shows it if streams appear while it is read: ending the unknown streams fails."""
+
+    def __init__(self, container: Any) -> None:
+        self._container = container
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._container, name)
+
+    def demux(self, *streams: Any) -> Iterator[Any]:
+        for packet in self._container.demux(*streams):
+            if not packet.size:
+                raise IndexError("list index out of range")
+            yield packet
+
+
+def test_streams_that_appear_while_a_file_is_read_do_not_matter(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.mkv", make_pan(12, 1, 1, 64, 48))
+    with Video(path) as video:
+        video._container = _LateStreams(video._container)
+        assert len(list(video.frames())) == 12
+        assert not video.notes

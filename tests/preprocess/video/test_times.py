@@ -192,3 +192,19 @@ def test_an_edit_list_of_two_parts_is_complete_and_its_times_follow_each_other(
     assert times == pytest.approx(times_by_program(path), abs=2e-3)
     assert times == pytest.approx(np.arange(25) * 0.04, abs=2e-3)
     assert statuses(path) == [Status.EDIT_LIST]
+
+
+def test_the_last_frames_of_joined_streams_follow_the_others(frames: np.ndarray, tmp_path: Path) -> None:
+    parts = [
+        make_video(tmp_path / "b_frames.ts", frames[:20], B_FRAMES),
+        make_video(tmp_path / "fast.ts", frames[:20], (*X264, "-profile:v", "baseline"), rate=50),
+        make_video(tmp_path / "late.ts", frames[:20], (*X264, "-bf", "0", "-output_ts_offset", "100")),
+    ]
+    path = tmp_path / "joined.ts"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    times = times_of(path)
+    assert len(times) == 60
+    assert np.diff(times)[40:] == pytest.approx(np.full(19, 0.04), abs=2e-3)
+    program = times_by_program(path)
+    assert times[:58] == pytest.approx(program[:58], abs=2e-3)
+    assert program[58] < program[57]  # the program's last times run back
