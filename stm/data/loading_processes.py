@@ -1,5 +1,6 @@
 """The processes that load batches: how they start, how they end, and what their failures mean."""
 
+import errno
 import multiprocessing
 import multiprocessing.queues
 import os
@@ -63,6 +64,10 @@ def _give_up(error: BaseException, batch: Any) -> None:
     os._exit(1)
 
 
+_CODE = re.compile(r"\((\d+)\)\s*$")
+"""The errno at the end of torch's messages about shared memory."""
+
+
 def share(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor, in shared memory if this is a loading process.
 
@@ -70,15 +75,19 @@ def share(tensor: torch.Tensor) -> torch.Tensor:
 
     Raises:
         MemoryError: shared memory is full.
+        OSError: a file of shared memory cannot be made, for instance because too many are open.
     """
     if torch.utils.data.get_worker_info() is None:
         return tensor
     try:
         return tensor.share_memory_()
     except RuntimeError as error:
-        if "shared memory" not in str(error):
+        code = _CODE.search(str(error))
+        if code is None:
             raise
-        raise MemoryError(_describe_shared_memory()) from error
+        if int(code[1]) == errno.ENOSPC:
+            raise MemoryError(_describe_shared_memory()) from error
+        raise OSError(f"{SHARED_MEMORY}: {error}") from error
 
 
 def _describe_shared_memory() -> str:

@@ -12,7 +12,7 @@ from typing import TextIO
 import torch
 
 from stm.distributed.process import Process
-from stm.storage.files import write_bytes
+from stm.storage.files import name_file_in_disk_errors, write_bytes
 
 
 def say(message: str) -> None:
@@ -100,6 +100,7 @@ class MetricsLog:
 
     def __init__(self, folder: Path, step: int, process: Process) -> None:
         self._file: TextIO | None = None
+        self._folder = folder
         if not process.first:
             return
         # Imported here: it takes a second, and only the first process of a training run needs it.
@@ -117,11 +118,13 @@ class MetricsLog:
         if self._file is None:
             return
         rounded = {name: _round(value) for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **rounded}, allow_nan=False) + "\n")
-        self._file.flush()
-        for name, value in rounded.items():
-            self._board.add_scalar(name, value, step)
-        self._board.flush()
+        with name_file_in_disk_errors(self._folder / "metrics.jsonl"):
+            self._file.write(json.dumps({"step": step, **rounded}, allow_nan=False) + "\n")
+            self._file.flush()
+        with name_file_in_disk_errors(self._folder / "tensorboard"):
+            for name, value in rounded.items():
+                self._board.add_scalar(name, value, step)
+            self._board.flush()
 
     def __enter__(self) -> "MetricsLog":
         return self

@@ -15,6 +15,7 @@ from stm.config import Augmentation
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.data.loader import ClipLoader, move, move_ahead, permute
+from stm.data.loading_processes import share
 
 GEOMETRY = Geometry(image_size=16, patch_size=8, tubelet=2, frames=2)
 
@@ -222,3 +223,34 @@ def test_moving_ahead_gives_the_device_the_same_batches(data: ClipDataset) -> No
     loader = ClipLoader(data, 3, shuffle=True, seed=5)
     moved = move_ahead(loader.batches(1), torch.device("cuda"))
     assert all(equal(a, move(b, "cuda")) for a, b in zip(moved, loader.batches(1), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "text"),
+    [
+        (
+            "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)",
+            MemoryError,
+            "is full",
+        ),
+        ("unable to resize file </torch_1> to the right size: No space left on device (28)", MemoryError, "--shm-size"),
+        (
+            "unable to open shared memory object </torch_1> in read-write mode: Too many open files (24)",
+            OSError,
+            "Too many",
+        ),
+        ("unable to resize file </torch_1> to the right size: Input/output error (5)", OSError, "/dev/shm: unable to"),
+        ("some other error", RuntimeError, "some other error"),
+    ],
+)
+def test_only_a_full_shared_memory_is_called_full(
+    message: str, kind: type[Exception], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(tensor: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: "a loading process")
+    monkeypatch.setattr(torch.Tensor, "share_memory_", fail)
+    with pytest.raises(kind, match=text) as caught:
+        share(torch.zeros(3))
+    assert kind is MemoryError or "is full" not in str(caught.value)
