@@ -3,20 +3,22 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING
 
-from stm.config import Config, ConfigError, FolderDataset, LanguageTask
+from stm.config import Config, ConfigError, FolderDataset
 from stm.layout import Layout
 from stm.plan.clips import Clips, count_clips
-from stm.plan.costs import evaluation_gpus
 from stm.plan.hardware import Hardware
-from stm.plan.language_costs import training_samples
-from stm.plan.memory import Memory, evaluation_memory, pretraining_memory
 from stm.stages.jobs import Jobs
+
+if TYPE_CHECKING:
+    from stm.plan.memory import Memory
 
 
 def check_plan(config: Config, clips: Mapping[str, Clips] | None = None) -> None:
-    """Check that batches fit the data, splits have clips, and runs the GPUs.
+    """Check that batches are no larger than the data, that splits have clips, and that there are GPUs for each run.
+
+    It does not import torch, so that dry runs are quick; see also `check_memory`.
 
     Args:
         clips: the clip counts of each dataset; by default they are counted, without opening a video.
@@ -25,7 +27,32 @@ def check_plan(config: Config, clips: Mapping[str, Clips] | None = None) -> None
         ConfigError: one line per run or evaluation that must fail.
     """
     counted = clips or {name: _count(config.of(name)) for name in config.dataset_names}
-    wrong = [*_runs(config, counted), *_evaluations(config, counted), *_misfits(config)]
+    _refuse([*_runs(config, counted), *_evaluations(config, counted), *_missing_gpus(config)])
+
+
+def check_memory(config: Config) -> None:
+    """Check that runs and evaluations fit into the memory of the GPU that `prices` names.
+
+    Raises:
+        ConfigError: one line per run or evaluation that does not.
+    """
+    from stm.plan.costs import evaluation_gpus
+    from stm.plan.memory import evaluation_memory, pretraining_memory
+
+    hardware, jobs = Hardware.of(config), Jobs(config)
+    wrong: list[str] = []
+    for name in config.pretrain:
+        memory = pretraining_memory(config.runs[config.instances(name)[0]])
+        remedy = "raise `accumulate` or `processes`, or use `parallel: fsdp`"
+        wrong += _too_large(f"pretrain.{name}", memory, hardware, remedy)
+    for run, name in config.evaluations():
+        job = jobs.make(dataset=config.dataset_of(run), run=run, task=name)
+        memory = evaluation_memory(config.runs[run], config.evaluate[name], evaluation_gpus(job))
+        wrong += _too_large(f"evaluate.{name} of {run}", memory, hardware, "raise `accumulate`")
+    _refuse(wrong)
+
+
+def _refuse(wrong: list[str]) -> None:
     if wrong:
         raise ConfigError("jobs that must fail:\n" + "\n".join(f"  {line}" for line in wrong))
 
@@ -76,7 +103,8 @@ def _evaluations(config: Config, clips: Mapping[str, Clips]) -> Iterator[str]:
                 if task.needs == "language":
                     if split not in counted.texts:  # one sample per text, whose number is unknown
                         continue
-                    samples = int(training_samples(cast(LanguageTask, task), counted.texts[split]))
+                    texts = counted.texts[split]
+                    samples = int(texts.questions if task.benchmark_task == "question_answering" else texts.captions)
                 if samples < optimisation.batch_size:
                     yield (
                         f"evaluate.{name}.optimisation.batch_size is {optimisation.batch_size}, but an epoch of the split "
@@ -89,23 +117,14 @@ def _without(dataset: str, split: str, clips: Mapping[str, Clips]) -> str:
     return f"{dataset} has no clips of the split {split!r}; it has: {known}"
 
 
-def _misfits(config: Config) -> Iterator[str]:
-    """Runs and evaluations that need more GPUs, or more memory on one of them, than `prices` names."""
-    hardware, jobs = Hardware.of(config), Jobs(config)
-    for name in config.pretrain:
-        instance = config.instances(name)[0]
-        run = config.runs[instance]
-        if run.world_size > hardware.gpus:
-            yield f"pretrain.{name} uses {run.world_size} GPUs, and prices.gpus is {hardware.gpus}"
-        remedy = "raise `accumulate` or `processes`, or use `parallel: fsdp`"
-        yield from _too_large(f"pretrain.{name}", pretraining_memory(run), hardware, remedy)
-    for instance, name in config.evaluations():
-        job = jobs.make(dataset=config.dataset_of(instance), run=instance, task=name)
-        memory = evaluation_memory(config.runs[instance], config.evaluate[name], evaluation_gpus(job))
-        yield from _too_large(f"evaluate.{name} of {instance}", memory, hardware, "raise `accumulate`")
+def _missing_gpus(config: Config) -> Iterator[str]:
+    gpus = Hardware.of(config).gpus
+    for name, run in config.pretrain.items():
+        if run.world_size > gpus:
+            yield f"pretrain.{name} uses {run.world_size} GPUs, and prices.gpus is {gpus}"
 
 
-def _too_large(what: str, memory: Memory, hardware: Hardware, remedy: str) -> Iterator[str]:
+def _too_large(what: str, memory: "Memory", hardware: Hardware, remedy: str) -> Iterator[str]:
     needed, activations, available = memory.total / 1e9, memory.activations / 1e9, hardware.gpu.gigabytes
     if needed > available:
         yield (

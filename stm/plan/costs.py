@@ -23,7 +23,6 @@ from stm.config.strategies import find_strategy
 from stm.evaluation.stage import EVALUATE
 from stm.plan.clips import Clips
 from stm.plan.hardware import CORE_FLOPS, Hardware
-from stm.plan.memory import evaluation_memory, pretraining_memory
 from stm.pretrained.sizes import clip_image_flops, clip_tower
 from stm.stages.costs import Cost, Workload
 from stm.stages.declaration import Stage
@@ -152,6 +151,8 @@ def training_lines(config: Config, clips: Mapping[str, Clips], hardware: Hardwar
 
 
 def _pretraining_line(config: Config, name: str, run: Run, clips: Mapping[str, Clips], hardware: Hardware) -> Line:
+    from stm.plan.memory import pretraining_memory
+
     flops = loading = 0.0
     for image, sources, frames in ((False, run.video_sources, run.frames), (True, run.image_sources, 1)):
         for named, split in sources:
@@ -166,6 +167,8 @@ def _pretraining_line(config: Config, name: str, run: Run, clips: Mapping[str, C
 
 
 def _evaluation_line(config: Config, name: str, task_name: str, clips: Mapping[str, Clips], hardware: Hardware) -> Line:
+    from stm.plan.memory import evaluation_memory
+
     run, task, dataset = config.runs[name], config.evaluate[task_name], config.dataset_of(name, task_name)
     if task.needs == "language":
         assert is_language_run(run)  # checked when the config was parsed

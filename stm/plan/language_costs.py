@@ -134,11 +134,6 @@ def language_work(task: LanguageTask, run: LanguageRun, clips: Clips) -> Work:
     return Work(flops, read, samples)
 
 
-def training_samples(task: LanguageTask, texts: Texts) -> float:
-    """Return the samples per training epoch of a split with these texts."""
-    return _WORK[task.task].samples(texts)
-
-
 def _count(clips: Clips, split: str) -> tuple[int, Texts]:
     """Return the clips and texts of a split; if the texts are unknown, assume one caption and one question per clip."""
     count = clips.per_split.get(split, 0)

@@ -7,10 +7,11 @@ from stm.stages.journey import missing_models
 
 
 def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> str:
-    from stm.plan.check import check_plan
+    from stm.plan.check import check_memory, check_plan
     from stm.plan.make import describe_plan, make_plan, write_plan
 
     check_plan(job.study)
+    check_memory(job.study)
     plan = make_plan(job.study)
     write_plan(plan, outputs["plan"])
     missing = missing_models(job.study)

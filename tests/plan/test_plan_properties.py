@@ -133,6 +133,9 @@ def encode(tokens: int, values: int) -> float:
 
 
 IMAGE = 2 * 16 * 3 * 12**2 * 128 + 2 * 3 * 12**2 * 128 + blocks(17)  # of the small CLIP
+LARGE_IMAGE = 2 * 64 * 3 * 12**2 * 128 + 2 * 3 * 12**2 * 128 + blocks(65)
+BF16 = 67 / 989.5  # of the time in float32, on an H200
+RAFT = 2 * 7000 * STORED_PIXELS * (24_000 + 6 * 27_400)  # both directions of all stored frames
 DECODE = 2 * 16 * 128 * 64 + blocks(64, 64, 2) + 2 * 48 * 64 * 384  # 16 visible and 48 hidden tokens
 # Forward, and twice as much backward, except for the input that needs no gradient.
 MAE_STEP = 3 * (encode(16, 384) + DECODE) - 2 * 16 * 384 * 128
@@ -288,6 +291,19 @@ Moves = dict[str, dict[str, Factor]]  # regular expression of lines -> factors o
 WORK: dict[str, Factor] = {"cpu": 2, "gpu": 2}
 RUN: dict[str, Factor] = {**WORK, "loading": 2}
 SHARDED: dict[str, Factor] = {**WORK, "jobs": 2, "gb": 2}
+
+
+def slower(factor: float) -> Moves:
+    """A slower GPU: of the captions that a language model generates, only the arithmetic takes longer, not the tokens' passes."""
+
+    def without(line: str, tokens: float) -> Factor:
+        return lambda base, quantity: tokens + (base[line][quantity] - tokens) * factor
+
+    return {
+        r"embeddings/.*|text/.*|pretrain/.*|evaluate/.*": {"gpu": factor},
+        "captions/videos/blip2": {"gpu": without("captions/videos/blip2", 105)},
+        "captions/videos/llm": {"gpu": without("captions/videos/llm", 6.25)},
+    }
 
 
 def setting(path: str, value: Any) -> Callable[[Values, Corpora], None]:
@@ -504,6 +520,70 @@ CHANGES: dict[str, tuple[Callable[[Values, Corpora], None], Moves]] = {
     "another learning rate": (setting("pretrain.tube.optimisation.learning_rate", 0.1), NOTHING),
     "another stride": (setting("pretrain.tube.stride", 2), NOTHING),
     "the quality of JPEGs": (setting("frames.quality", 50), NOTHING),
+    "motion vectors of the stream": (
+        setting("motion.backend", "codec"),
+        {"motion/videos": {"cpu": (7e-5 + 3.49e-9 * 160 * 128) / (1.34e-3 + 4.46e-9 * 160 * 128)}},
+    ),
+    "motion by block matching": (
+        setting("motion.backend", "mestimate"),
+        {"motion/videos": {"cpu": (5.9e-4 + 3.62e-9 * 160 * 128) / (1.34e-3 + 4.46e-9 * 160 * 128)}},
+    ),
+    "faster flow": (setting("flow.preset", "fast"), {"flow/videos": {"cpu": 3.6 / 13}}),
+    "flow by RAFT": (
+        setting("flow", {"cells": 2, "backend": "raft", "weights": "raft.pth", "iterations": 6}),
+        {
+            "flow/videos": {
+                "cpu": lambda base, quantity: RAFT / CORE + START * 14,  # a job that loads a network
+                "gpu": lambda base, quantity: RAFT / GPU + START * 14,
+            }
+        },
+    ),
+    "beams of captions": (  # the image is encoded once, and the passes through the weights take as long
+        setting("captions.blip2.beams", 3),
+        {
+            "captions/videos/blip2": {
+                "cpu": lambda base, quantity: 2100 * 2 * (1.0e9 * 257 + 3 * 2.7e9 * 62) / CORE,
+                "gpu": lambda base, quantity: base["captions/videos/blip2"][quantity] + 2100 * 2 * 2 * 2.7e9 * 62 / GPU,
+            }
+        },
+    ),
+    "captions in 16 bits": (
+        setting("captions.blip2.precision", "bfloat16"),
+        {
+            "captions/videos/blip2": {
+                "gpu": lambda base, quantity: 105 + (base["captions/videos/blip2"][quantity] - 105) * BF16
+            }
+        },
+    ),
+    "patches in 16 bits": (setting("similarity.precision", "float16"), {"embeddings/videos": {"gpu": BF16}}),
+    "texts in 16 bits": (setting("text.precision", "bfloat16"), {"text/.*": {"gpu": BF16}}),
+    "training in 16 bits": (  # and what encodes clips in the precision of the run
+        setting("pretrain.tube.precision", "bf16"),
+        {"pretrain/tube": {"gpu": BF16}, "evaluate/tube/(linear|neighbours)": {"gpu": BF16}},
+    ),
+    "fine-tuning in 16 bits": (
+        setting("evaluate.finetune.precision", "bf16"),
+        {"evaluate/tube/finetune": {"gpu": BF16}},
+    ),
+    "another GPU": (setting("prices", {"gpu": "a100"}), slower(67 / 19.5)),
+    "half of the share": (setting("prices", {"gpu_share": 0.16}), slower(2)),
+    "other prices": (setting("prices", {"cpu_core_hour": 1, "gpu_hour": 2, "cores": 4, "gpus": 3}), NOTHING),
+    "resizing on the device": (
+        setting("pretrain.tube.resize_on", "device"),
+        {"pretrain/tube": {"loading": 7.5 / 11.3}},
+    ),
+    "recomputed activations of the BERT": (
+        setting("pretrain.umt.language", UMT["language"] | {"gradient_checkpointing": True}),
+        {"pretrain/umt": dict.fromkeys(WORK, (CLIP_STEP + text_side(4 * 4)) / CLIP_STEP)},
+    ),
+    "recomputed activations in fine-tuning": (
+        setting("evaluate.rerank.gradient_checkpointing", True),
+        {"evaluate/umt/rerank": dict.fromkeys(WORK, 1 + 2 * 800 * encode(64, 192) / rerank())},
+    ),
+    "larger frames of the teacher": (  # 8 x 8 patches of 12 pixels instead of the student's 4 x 4
+        setting("pretrain.guided.teacher", {"model": CLIP, "image_size": 96}),
+        {"pretrain/guided": dict.fromkeys(WORK, (MAE_STEP + 8 * LARGE_IMAGE) / (MAE_STEP + 8 * IMAGE))},
+    ),
     "another split": (setting("pretrain.tube.split", "val"), {"pretrain/tube": dict.fromkeys(RUN, 1 / 4)}),
     "more frames of a task": (
         setting("evaluate.rerank.frames", 8),

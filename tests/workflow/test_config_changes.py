@@ -30,7 +30,7 @@ from stm.datasets.actions import BENCHMARKS
 CLIP = "local-dir:models/one/clip"
 OPTIMISATION = {"epochs": 2, "warmup_epochs": 1, "batch_size": 8}
 RUN: dict[str, Any] = {"model": "tiny", "image_size": 32, "patch_size": 8, "frames": 4, "optimisation": OPTIMISATION}
-SHAPES: dict[str, Any] = {"source": "moving-shapes", "clips": {"train": 4, "test": 2}}
+SHAPES: dict[str, Any] = {"source": "moving-shapes", "clips": {"train": 16, "test": 16}}
 
 # Every offline stage, on one dataset. Of this config the keys of `Corpus` and `dataset` are tested.
 OFFLINE: dict[str, Any] = {
