@@ -65,3 +65,5 @@ rule all:
     input:
         PLAN.output.plan,
         REPORT.output.page,
+        # A job learns of one unfinished checkpoint at a time: without these, datasets would be listed one after the other.
+        expand(SPLIT.output.index, dataset=CONFIG.dataset_names),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stm.config import LanguageRun, Run
+from stm.config import Language, LanguageRun, Run
 from stm.models.vit import Architecture, VideoEncoder
 from stm.models.weights import zoo
 from stm.models.weights.checks import Weights, gather_weights, outline
@@ -21,6 +21,14 @@ from stm.storage.files import write_bytes
 _CHECKPOINTS = (".pth", ".pt", ".bin", ".ckpt")
 _CLIP_FRAMES = 77  # rows of ActionCLIP's table of frame positions: CLIP's context length
 _PATCH = 16
+# The release's names of our tensors outside the encoder and the text models.
+_NAMES = {
+    "vision_encoder.pool_norm.": "pool_norm.",
+    "vision_proj.": "video_projection.",
+    "text_proj.": "text_projection.",
+    "itm_head.": "matching_head.",
+    "temp": "temperature",
+}
 
 
 def write_initial(path: Path, run: Run) -> None:
@@ -36,11 +44,16 @@ def write_initial(path: Path, run: Run) -> None:
         write_transformers(weights, path)
 
 
-def write_release(path: Path, run: Run) -> None:
-    """Write published weights of a run: a classifier, or a video-language model of UMT's second stage or STM."""
+def write_release(path: Path, run: Run, folder: Path) -> None:
+    """Write published weights of a run: a classifier, or a video-language model of UMT's second stage or STM.
+
+    Args:
+        folder: to which the path of the run's BERT is relative; it must have been written.
+    """
     torch.manual_seed(0)
     if isinstance(run, LanguageRun) and run.language is not None:
-        _save(path, {"model": _language_release(run)})
+        language = run.language.model_copy(update={"model": str(folder / run.language.model)})
+        _save(path, {"model": _language_release(zoo.describe(run), language)})
         return
     weights = _fill(zoo.describe(run), CLASSES)
     if path.suffix == ".safetensors":
@@ -96,8 +109,36 @@ def _draw(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.randn(shape) * 0.02
 
 
-def _language_release(run: LanguageRun) -> dict[str, Tensor]:
-    raise ValueError(run)
+def _language_release(architecture: Architecture, language: Language) -> dict[str, Tensor]:
+    """A model under the names of UMT's second stage, with all heads and a decoder of answers."""
+    from stm.models.text.decoder import TextDecoder
+    from stm.models.text.split_bert import SplitBert
+    from stm.models.video_language import VideoLanguageModel
+
+    encoder = VideoEncoder(architecture)
+    model = VideoLanguageModel(encoder, SplitBert.blank(language), language.embedding)
+    state = {f"vision_encoder.{name}": tensor for name, tensor in to_official(gather_weights(encoder)).items()}
+    for name, tensor in model.language_state().items():
+        state[_release_name(name, language.fusion_layer)] = tensor.detach().clone()
+    for name, tensor in TextDecoder.of(model.language).weights().items():
+        state[f"text_decoder.{name}"] = tensor.detach().clone()
+    return state
+
+
+def _release_name(name: str, fusion_layer: int) -> str:
+    """The name that UMT's second stage gives to one of our tensors outside the encoder."""
+    for theirs, ours in _NAMES.items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    name = name.removeprefix("language.")
+    for ours, theirs in (("transform.", "cls.predictions.transform."), ("word_bias", "cls.predictions.bias")):
+        if name.startswith(ours):
+            return f"text_encoder.{theirs}{name.removeprefix(ours)}"
+    for part, first in (("text_layers.", 0), ("fusion_layers.", fusion_layer)):
+        if name.startswith(part):
+            number, _, inner = name.removeprefix(part).partition(".")
+            return f"text_encoder.bert.encoder.layer.{first + int(number)}.{inner}"
+    return f"text_encoder.bert.{name}"
 
 
 def _save(path: Path, content: Any) -> None:

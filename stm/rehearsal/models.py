@@ -20,6 +20,7 @@ from stm.rehearsal.videos import KINDS, describe_clip
 _ASSETS = Path(stm.__file__).parent / "assets"
 _OWN_BYTES = 64 * 2**20  # local models of up to this size are used as they are
 _HEADS = 2
+_PATCH = 16  # pixels, where the name of a model does not tell
 
 
 def is_small(model: str) -> bool:
@@ -78,13 +79,6 @@ def write_clip(model: str, folder: Path) -> None:
     if "hf_tokenizer_name" in config["text_cfg"]:
         for file in (_ASSETS / "demo-clip").glob("tokenizer*.json"):
             shutil.copyfile(file, folder / file.name)
-
-
-def clip_patch(model: str) -> int:
-    """Return the patch size, in pixels, of the image tower of an open_clip model."""
-    import open_clip
-
-    return int(open_clip.get_model_config(_find_architecture(model)[0])["vision_cfg"].get("patch_size", 16))
 
 
 def _find_architecture(model: str) -> tuple[str, str]:
@@ -163,6 +157,22 @@ def write_text_encoder(folder: Path, pooling: str) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def write_image_text_model(folder: Path, model: str) -> None:
+    """Save a small CLIP or, by the model's name, SigLIP of transformers, with its preprocessor's statistics."""
+    from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
+
+    size: dict[str, Any] = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_attention_heads": _HEADS}
+    vision = {**size, "num_hidden_layers": LAYERS, "image_size": 2 * _PATCH, "patch_size": _PATCH}
+    text = {**size, "num_hidden_layers": 2, "vocab_size": 100}
+    torch.manual_seed(0)
+    if "siglip" in model.lower():
+        SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
+    else:
+        CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH)).save_pretrained(folder)
+    statistics = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(statistics))
+
+
 def _make_tokenizer(texts: list[str]) -> Any:
     """A fast tokenizer of whole words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -179,7 +189,9 @@ def _make_tokenizer(texts: list[str]) -> Any:
 
 
 def write_bert(folder: Path, fusion_layer: int) -> None:
-    """Save a small BERT with its tokenizer, with a third more layers than `fusion_layer`, as the papers' have."""
+    """Save a small BERT with its tokenizer, as wide as the student, with a third more layers than `fusion_layer`."""
+    from stm.models.sizes import SIZES
     from stm.models.text.small_bert import make_bert
 
-    make_bert(folder, words(), width=WIDTH, layers=fusion_layer + max(1, fusion_layer // 3), heads=_HEADS)
+    size = SIZES["tiny"]
+    make_bert(folder, words(), size.width, layers=fusion_layer + max(1, fusion_layer // 3), heads=size.heads)

@@ -26,7 +26,7 @@ def write_stand_ins(full: Config, small: Config, folder: Path) -> list[str]:
     Local models that are small, such as the demo's, are copied; so are the user's own Python files.
     """
     own, written = [], set[str]()
-    for stand_in in _list(full, small):
+    for stand_in in _list(full, small, folder):
         if stand_in.place in written:
             continue
         written.add(stand_in.place)
@@ -39,12 +39,12 @@ def write_stand_ins(full: Config, small: Config, folder: Path) -> list[str]:
     return own
 
 
-def _list(full: Config, small: Config) -> Iterator[StandIn]:
+def _list(full: Config, small: Config, folder: Path) -> Iterator[StandIn]:
     for name in full.dataset_names:
         yield from _of_dataset(full.of(name), small.of(name))
     weights = {Layout.of(small, small.dataset_of(run)).weights(run).as_posix() for run in small.runs}
     for name, run in full.pretrain.items():
-        yield from _of_run(run, small.pretrain[name], weights)
+        yield from _of_run(run, small.pretrain[name], weights, folder)
     for name, task in full.evaluate.items():
         other = small.evaluate[name]
         if isinstance(task, FineTune) and task.classes is not None and isinstance(other, FineTune):
@@ -70,30 +70,38 @@ def _of_dataset(full: Config, small: Config) -> Iterator[StandIn]:
         yield StandIn(str(full.flow.weights), small.flow.weights, checkpoints.write_raft)
 
 
-def _of_run(full: Run, small: Run, weights: set[str]) -> Iterator[StandIn]:
+def _of_run(full: Run, small: Run, weights: set[str], folder: Path) -> Iterator[StandIn]:
     for file in full.mask_files:
         if not Path(file).is_absolute():
             yield StandIn(file, file, _refuse(file))
-    if full.init is not None and small.init is not None and small.init not in weights:
-        if full.init.startswith("clip:"):
-            yield _clip(full.init.removeprefix("clip:"), small.init.removeprefix("clip:"))
-        else:
-            yield StandIn("", small.init, lambda path: checkpoints.write_initial(path, small))
-    if small.release is not None:
-        yield StandIn("", small.release, lambda path: checkpoints.write_release(path, small))
-        return
-    teacher, other = getattr(full, "teacher", None), getattr(small, "teacher", None)
-    if teacher is not None and other is not None:
-        if teacher.model.startswith(ACTION_CLIP):
-            yield StandIn("", _path(other.model), checkpoints.write_action_clip)
-        else:
-            yield _clip(teacher.model, other.model)
-        fusion = getattr(other, "temporal_fusion", None)
-        if fusion is not None:
-            yield StandIn("", fusion, checkpoints.write_action_clip)
     if isinstance(full, LanguageRun) and full.language and isinstance(small, LanguageRun) and small.language:
         layer = full.language.fusion_layer
         yield StandIn(full.language.model, small.language.model, lambda path: models.write_bert(path, layer))
+    if small.release is not None:
+        yield StandIn("", small.release, lambda path: checkpoints.write_release(path, small, folder))
+        return
+    if full.init is not None and small.init is not None and small.init not in weights:
+        yield _initial(full.init, small.init, small)
+    teacher, other = getattr(full, "teacher", None), getattr(small, "teacher", None)
+    if teacher is not None and other is not None:
+        yield _teacher(teacher.model, other.model)
+        fusion = getattr(other, "temporal_fusion", None)
+        if fusion is not None:
+            yield StandIn("", fusion, checkpoints.write_action_clip)
+
+
+def _initial(full: str, small: str, run: Run) -> StandIn:
+    if full.startswith("clip:"):
+        return _clip(full.removeprefix("clip:"), small.removeprefix("clip:"))
+    return StandIn("", small, lambda path: checkpoints.write_initial(path, run))
+
+
+def _teacher(full: str, small: str) -> StandIn:
+    if full.startswith(ACTION_CLIP):
+        return StandIn("", _path(small), checkpoints.write_action_clip)
+    if full.startswith("transformers:"):
+        return StandIn(full, _path(small), lambda path: models.write_image_text_model(path, full))
+    return _clip(full, small)
 
 
 def _clip(full: str, small: str) -> StandIn:

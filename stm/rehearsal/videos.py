@@ -1,7 +1,8 @@
 """Small generated clips in the codec and container that a file's name suggests, and small images."""
 
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache, lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,12 @@ _SPEC = MovingShapesDataset(
 # (codec, container) by ending, as in the official copies: UCF101 and HMDB51 are MPEG-4 in AVI, SSv2 is VP9 in WebM.
 _FORMATS = {".avi": ("mpeg4", "avi"), ".webm": ("libvpx-vp9", "webm"), ".mkv": ("libx264", "matroska")}
 _DEFAULT = ("libx264", "mp4")
-_BROKEN_SHARE = 0.4  # of a broken file's bytes that are there
+_BROKEN_BYTES = 64  # of a broken file
 
 
 def describe_clip(kind: int) -> tuple[str, list[dict[str, str]]]:
     """Return the caption of a kind of clip, and questions about it."""
-    spec = _draw(kind)
-    return caption_of(spec), questions_of(spec)
+    return _describe(kind % KINDS)
 
 
 def write_media(path: Path, kind: int, seconds: float, broken: bool = False) -> None:
@@ -40,17 +40,23 @@ def write_media(path: Path, kind: int, seconds: float, broken: bool = False) -> 
     Args:
         kind: which of the `KINDS` clips; taken modulo their number.
         seconds: length of the video; the clip is repeated until it is reached.
-        broken: cut the file short, as an interrupted download leaves it.
+        broken: cut the file short, as a download that was interrupted at once leaves it.
     """
     ending = path.suffix.lower()
     image = ending in IMAGE_ENDINGS
     data = _encode_image(kind % KINDS, ending) if image else _encode(kind % KINDS, ending, round(seconds * FPS))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, data[: int(len(data) * _BROKEN_SHARE)] if broken else data)
+    write_bytes(path, data[:_BROKEN_BYTES] if broken else data)
 
 
+@lru_cache(maxsize=KINDS)
 def _draw(kind: int) -> ClipSpec:
-    return draw_clip_spec(0, "rehearsal", kind % KINDS, _SPEC)
+    return draw_clip_spec(0, "rehearsal", kind, _SPEC)
+
+
+@lru_cache(maxsize=KINDS)
+def _describe(kind: int) -> tuple[str, list[dict[str, str]]]:
+    return caption_of(_draw(kind)), questions_of(_draw(kind))
 
 
 @lru_cache(maxsize=KINDS)
@@ -59,16 +65,14 @@ def _render(kind: int) -> npt.NDArray[np.uint8]:
     return render_clip(_draw(kind)).frames
 
 
-@lru_cache(maxsize=None)
+@cache
 def _encode_image(kind: int, ending: str) -> bytes:
     image = cv2.cvtColor(_render(kind)[0], cv2.COLOR_RGB2BGR)
     return bytes(cv2.imencode(ending, image)[1])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _encode(kind: int, ending: str, length: int) -> bytes:
-    from io import BytesIO
-
     codec, container = _FORMATS.get(ending, _DEFAULT)
     rendered, buffer = _render(kind), BytesIO()
     with av.open(buffer, "w", format=container) as output:

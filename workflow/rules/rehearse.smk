@@ -11,7 +11,6 @@ rule rehearse:
         record=REHEARSE.output.record,  # rehearsal/rehearsal.json
     log:
         REHEARSE.log,
-    priority: 100
     conda:
         "../../environment.yml"
     threads: REHEARSE.threads
