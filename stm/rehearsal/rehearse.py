@@ -24,7 +24,9 @@ def rehearse(config: Config, folder: Path, record: Path, cores: int, targets: Se
     """
     small = shrink(config)
     differences = list_differences(config, small)
-    print(f"The rehearsal of {config.name} differs from the full run in:\n{describe_differences(differences)}", flush=True)
+    print(
+        f"The rehearsal of {config.name} differs from the full run in:\n{describe_differences(differences)}", flush=True
+    )
     folder.mkdir(parents=True, exist_ok=True)
     copies = {}
     for name in config.dataset_names:

@@ -4,7 +4,7 @@ A rule per section of the config says which of its fields become smaller. Whatev
 sampling, masks, ratios, objectives, tasks, views, frames, seeds, tables and figures.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
@@ -20,7 +20,6 @@ from stm.config import (
     Flow,
     FolderDataset,
     Frames,
-    Images,
     Language,
     LanguageDataset,
     LanguageModelCaptions,

@@ -57,8 +57,7 @@ def _of_dataset(full: Config, small: Config) -> Iterator[StandIn]:
         if isinstance(captions, Blip2Captions) and isinstance(other, Blip2Captions):
             yield StandIn(captions.model, other.model, models.write_blip2)
         elif isinstance(captions, LanguageModelCaptions) and isinstance(other, LanguageModelCaptions):
-            prompts = captions.prompts
-            yield StandIn(captions.model, other.model, lambda path, p=prompts: models.write_language_model(path, p))
+            yield _language_model(captions, other)
     yield _clip(full.similarity.model, small.similarity.model)
     pooling = full.text.pooling
     if full.text.model.startswith("transformers:"):
@@ -102,6 +101,10 @@ def _teacher(full: str, small: str) -> StandIn:
     if full.startswith("transformers:"):
         return StandIn(full, _path(small), lambda path: models.write_image_text_model(path, full))
     return _clip(full, small)
+
+
+def _language_model(full: LanguageModelCaptions, small: LanguageModelCaptions) -> StandIn:
+    return StandIn(full.model, small.model, lambda path: models.write_language_model(path, full.prompts))
 
 
 def _clip(full: str, small: str) -> StandIn:

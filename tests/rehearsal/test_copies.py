@@ -78,7 +78,7 @@ def test_the_copy_of_an_action_benchmark_is_official_and_partial(
 def test_the_copy_of_a_video_text_dataset_is_official_and_partial(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_lists: None
 ) -> None:
-    small, made = laid_out(make_config(source, tmp_path), tmp_path / "out", monkeypatch)
+    small, _ = laid_out(make_config(source, tmp_path), tmp_path / "out", monkeypatch)
     check_copy(small)
     copy = read_language(small.dataset)  # type: ignore[arg-type]
     assert copy.report.is_official and not copy.report.is_complete and not copy.report.problems

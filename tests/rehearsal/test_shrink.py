@@ -17,7 +17,18 @@ SIZES = {"grid", "window", "short_side", "image_size", "width", "features", "hid
 SIZES |= {"decoder_depth", "kept_gigabytes", "crops", "clips", "neighbours", "negatives_among", "train", "val", "test"}
 STEPS = {"epochs", "warmup_epochs", "batch_size", "accumulate", "iterations", "beams", "max_new_tokens"}
 STEPS |= {"max_caption_tokens", "workers", "processes", "nodes", "compile"}
-PLACES = {"model", "root", "annotations", "partial", "init", "release", "temporal_fusion", "results", "weights", "classes"}
+PLACES = {
+    "model",
+    "root",
+    "annotations",
+    "partial",
+    "init",
+    "release",
+    "temporal_fusion",
+    "results",
+    "weights",
+    "classes",
+}
 
 configs = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 

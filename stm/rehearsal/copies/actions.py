@@ -55,9 +55,7 @@ def _something(dataset: BenchmarkDataset, folder: Path, counts: Mapping[str, int
         for index in range(counts[split]):
             template, number = templates[index % 174], number + 1
             label = template.replace("[something]", "a red circle").lower()
-            rows.append(
-                {"id": str(number), "label": label, "template": template, "placeholders": ["a red circle"]}
-            )
+            rows.append({"id": str(number), "label": label, "template": template, "placeholders": ["a red circle"]})
         _write_json(folder / f"labels/{name}.json", rows)
     _write_json(folder / "labels/test.json", [{"id": str(number + 1)}])
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from stm.datasets.annotations import AnnotatedClip
 
 TRAIN_CLIPS, OTHER_CLIPS, CLASSES = 8, 4, 4
-_ENOUGH = 100_000  # clips that are looked at where nothing has a label
 
 
 def choose_clips(clips: Iterable[AnnotatedClip]) -> list[AnnotatedClip]:
@@ -15,10 +14,8 @@ def choose_clips(clips: Iterable[AnnotatedClip]) -> list[AnnotatedClip]:
     The first split gets one clip more than it needs, because one of its files is broken.
     """
     by_split: defaultdict[str, list[AnnotatedClip]] = defaultdict(list)
-    for number, clip in enumerate(clips):
+    for clip in clips:
         by_split[clip.split].append(clip)
-        if number >= _ENOUGH and clip.label is None:
-            break
     classes = _shared_classes(by_split.values())
     chosen = []
     for number, members in enumerate(by_split.values()):

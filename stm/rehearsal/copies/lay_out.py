@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from stm.config import BenchmarkDataset, Config, Dataset, FolderDataset, LanguageDataset
+from stm.config import BenchmarkDataset, Config, FolderDataset, LanguageDataset
 from stm.datasets import check_copy
 from stm.datasets.actions import BENCHMARKS, read_benchmark
 from stm.datasets.annotations import AnnotatedClip, AnnotationError, BadRow, parse_row, read_annotations
@@ -206,13 +206,23 @@ def _generated_rows(splits: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def _link_all(source: Path, names: Sequence[Path], target: Path) -> None:
-    """Link files into another folder under the same names, or copy them where the disk cannot link."""
+    """Link files into another folder under the same names, or copy them where the disk cannot link.
+
+    They replace what an earlier rehearsal generated.
+    """
     for name in names:
-        place = target / name
-        if place.exists():
-            continue
+        own, place = (source / name).resolve(), target / name
         place.parent.mkdir(parents=True, exist_ok=True)
+        if place.exists() and _same(own, place):
+            continue
+        place.unlink(missing_ok=True)
         try:
-            os.link((source / name).resolve(), place)
+            os.link(own, place)
         except OSError:
-            shutil.copyfile(source / name, place)
+            shutil.copy2(own, place)
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether one file is a link to the other, or a copy of it."""
+    states = one.stat(), other.stat()
+    return one.samefile(other) or len({(state.st_size, state.st_mtime_ns) for state in states}) == 1

@@ -92,9 +92,7 @@ def _write_release(protocol: Protocol, splits: list[tuple[str, list[str]]], fold
     files: dict[str, dict[str, list[dict[str, str]]]] = {}
     for split, names in splits:
         content = files.setdefault(protocol.files[split][0], {"videos": [], "sentences": []})
-        for number, (name, count) in enumerate(
-            zip(names, _texts_per_video(protocol, split, len(names)), strict=True)
-        ):
+        for number, (name, count) in enumerate(zip(names, _texts_per_video(protocol, split, len(names)), strict=True)):
             video = name.rpartition(".")[0]
             content["videos"].append({"video_id": video, "split": "validate" if split == "val" else split})
             sentence = {"video_id": video, "caption": describe_clip(number % KINDS)[0]}
