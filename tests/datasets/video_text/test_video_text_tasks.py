@@ -159,3 +159,12 @@ def test_command_and_workflow_pass_on_splits_seed_and_what_the_protocol_says(sou
         assert all(path.parents[2].name == "more" for path in (*inputs.train, *inputs.validation, *inputs.test))
     for task, run, _ in passed:
         assert (task, run) == (config.evaluate["more"], config.runs["stm"])
+
+
+def test_packing_captions_of_a_benchmark_of_questions_is_refused_before_every_clip_is_dropped():
+    config = load_config(CONFIGS / "stm.yaml")
+    corpus = config.datasets["msvd-qa"]
+    changed = corpus.model_copy(update={"pack": corpus.pack.model_copy(update={"captions": "human"})})
+    config = config.model_copy(update={"datasets": {**config.datasets, "msvd-qa": changed}})
+    with pytest.raises(DatasetError, match=r"datasets\.msvd-qa\.pack\.captions is human, and MSVD-QA has questions"):
+        check_tasks(config)
