@@ -52,7 +52,7 @@ def splits_of(config: Config, dataset: str) -> list[str]:
         sources = (*run.video_sources, *run.image_sources)
         splits += [split for source, split in sources if (source or config.dataset_of(name)) == dataset]
     for name, task in config.evaluate.items():
-        if any(config._dataset_of(config.pretrain[run], task) == dataset for run in config.runs_of(name)):
+        if any(config.dataset_of(run, name) == dataset for run in config.runs_of(name)):
             splits += task.splits.values()
     return list(dict.fromkeys(splits))
 
