@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from stm.config import Blip2Captions, Config, FineTune, LanguageModelCaptions, LanguageRun, Run
+from stm.config import Blip2Captions, Config, ConfigError, FineTune, LanguageModelCaptions, LanguageRun, Run
 from stm.layout import Layout
 from stm.pretrained.local_files import ACTION_CLIP
 from stm.rehearsal import checkpoints, models
@@ -119,6 +119,6 @@ def _path(model: str) -> str:
 
 def _refuse(name: str) -> Callable[[Path], None]:
     def refuse(path: Path) -> None:
-        raise FileNotFoundError(f"{name}: the config names this file, and it does not exist")
+        raise ConfigError(f"{name}: the config names this file, and it does not exist")
 
     return refuse
