@@ -9,13 +9,15 @@ from typing import Any, get_args
 import pytest
 
 import stm.datasets
-from stm.config import BenchmarkSource, Config, CorpusSource, ProtocolSource, parse_config
+from stm.config import BenchmarkSource, Config, CorpusSource, FolderDataset, ProtocolSource, parse_config
 from stm.datasets import build_manifest, check_copy, video_text
 from stm.datasets.actions import BENCHMARKS, read_benchmark
 from stm.datasets.probe import probe_file
 from stm.datasets.video_text import read_answers, read_language
 from stm.datasets.video_text.protocol import read_protocol
 from stm.manifest import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
+from stm.rehearsal.copies import lay_out as layouts
+from stm.rehearsal.copies import video_text as written_lists
 from stm.rehearsal.copies.lay_out import LaidOut, lay_out
 from stm.rehearsal.shrink import shrink
 from stm.storage.tables import read_table
@@ -49,7 +51,7 @@ def short_lists(monkeypatch: pytest.MonkeyPatch) -> None:
         texts = {split: 60 if _one_text_per_video(protocol, split) and size else size for split, size in texts.items()}
         return protocol.model_copy(update={"videos": videos, "texts": texts, "about": {}})
 
-    for module in (video_text, stm.rehearsal.copies.video_text, stm.rehearsal.copies.lay_out):
+    for module in (video_text, written_lists, layouts):
         monkeypatch.setattr(module, "read_protocol", read_short)
 
 
@@ -138,9 +140,11 @@ def test_the_first_rows_of_an_own_folder_are_used(tmp_path: Path, monkeypatch: p
     data = {"source": "folder", "root": str(tmp_path / "videos"), "annotations": str(tmp_path / "clips.csv")}
     small, made = laid_out(parse_config({"name": "own", "dataset": data}), tmp_path / "out", monkeypatch)
     assert made.own_files == 9 + 4
-    rows = json.loads(Path(small.dataset.annotations).read_text())  # type: ignore[union-attr, arg-type]
+    dataset = small.dataset
+    assert isinstance(dataset, FolderDataset) and dataset.annotations is not None
+    rows = json.loads(Path(dataset.annotations).read_text())
     assert rows[0] == {"path": "train-1.mp4", "split": "train", "label": "a", "end": "1.5"}
-    assert all((Path(small.dataset.root) / row["path"]).is_file() for row in rows)  # type: ignore[union-attr]
+    assert all((Path(dataset.root) / row["path"]).is_file() for row in rows)
 
 
 @pytest.mark.parametrize("source", get_args(CorpusSource))

@@ -54,7 +54,7 @@ def write_lists(dataset: LanguageDataset, folder: Path) -> None:
 
 
 def _name(source: str, number: int) -> str:
-    family = next(name for name in _NAMES if source.startswith(name))
+    family = next((name for name in _NAMES if source.startswith(name)), "msrvtt")
     return _NAMES[family].format(number)
 
 
