@@ -10,7 +10,7 @@ from stm.config import BenchmarkDataset, Config, FolderDataset, LanguageDataset
 from stm.datasets import check_copy
 from stm.datasets.actions import BENCHMARKS, read_benchmark
 from stm.datasets.annotations import AnnotatedClip, AnnotationError, BadRow, parse_row, read_annotations
-from stm.datasets.find_videos import VIDEO_ENDINGS
+from stm.datasets.file_names import VIDEO_ENDINGS
 from stm.datasets.folder import IMAGE_ENDINGS, DatasetError, NamedClip, walk_videos
 from stm.datasets.official_lists import Annotations, Settings
 from stm.datasets.video_text import CORPORA, find_answers, has_images, read_language, read_protocol
