@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # Neither the demo nor the tests may download from a model hub: they have to work without a network.
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: demo test test-quick test-slurm lint install benchmarks lock schema clean
+.PHONY: demo test test-quick rehearsals test-slurm lint install benchmarks lock schema clean
 
 demo: $(READY)
 	$(OFFLINE) $(BIN)/snakemake --cores $(CORES)
@@ -20,6 +20,10 @@ test: $(READY)
 
 test-quick: $(READY)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) -m "not slow"
+
+# Every job of the full-size configs, with small models and a few clips; too long for the tests, which rehearse a small config.
+rehearsals: $(READY)
+	set -e; for name in tgm stm clusterstm umt; do $(OFFLINE) $(BIN)/snakemake rehearse --cores $(CORES) --configfile config/$$name.yaml; done
 
 # Starts a temporary Slurm; needs no root, but Debian's packages: apt-get install munge slurm-wlm. -rP shows its accounting.
 test-slurm: $(READY)

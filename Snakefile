@@ -17,6 +17,7 @@
 #   snakemake --cores 2                                             the demo
 #   snakemake --cores 8 --configfile config/folder.yaml             your own videos
 #   snakemake plan --cores 1 --configfile config/folder.yaml        estimates what the run will cost
+#   snakemake rehearse --cores 2 --configfile config/tgm.yaml       everything in it, with small models and a few clips
 #   snakemake tgm_table1 --cores 64 --configfile config/tgm.yaml    one table of a paper, and everything it needs
 #   snakemake --workflow-profile workflow/profiles/slurm ...        the same on a cluster
 #
@@ -34,6 +35,7 @@ if not workflow.overwrite_configfiles:
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/plan.smk"
+include: "workflow/rules/rehearse.smk"
 include: "workflow/rules/manifest.smk"
 include: "workflow/rules/split.smk"
 include: "workflow/rules/frames.smk"
@@ -63,3 +65,5 @@ rule all:
     input:
         PLAN.output.plan,
         REPORT.output.page,
+        # A job learns of one unfinished checkpoint at a time: without these, datasets would be listed one after the other.
+        expand(SPLIT.output.index, dataset=CONFIG.dataset_names),

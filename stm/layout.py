@@ -110,6 +110,11 @@ class Layout:
         return self.root / "plan.json"
 
     @property
+    def rehearsal(self) -> Path:
+        """Folder in which the workflow is rehearsed, with data, models and results of its own."""
+        return self.root / "rehearsal"
+
+    @property
     def tables(self) -> Path:
         return self.root / "tables"
 

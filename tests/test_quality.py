@@ -38,7 +38,7 @@ ORDER += (
     "plan",
     "report",
 )
-ORDER += ("demo", "cli")
+ORDER += ("demo", "rehearsal", "cli")
 # What must not know each other although one stands before the other, and what nothing may import.
 FORBIDDEN_IMPORTS = {"models": {"objectives", "preprocess"}, "data": {"preprocess"}, "methods": {"preprocess"}}
 BESIDE_THE_ROAD = {"demo"}

@@ -21,6 +21,7 @@ from stm.stages.provenance import check_inputs
 JOURNEY = (
     "stm.demo.stage:DEMO_MODELS",
     "stm.plan.stage:PLAN",
+    "stm.rehearsal.stage:REHEARSE",
     "stm.datasets.moving_shapes.stage:GENERATE",
     "stm.datasets.stage:MANIFEST",
     "stm.datasets.stage:SPLIT",

@@ -38,6 +38,7 @@ def test_a_command_by_its_former_name_runs_and_says_the_new_one(capsys):
     ("command", "options"),
     [
         ("plan", set()),
+        ("rehearse", {"processes"}),
         ("manifest", {"dataset", "processes"}),
         ("split", {"dataset"}),
         ("frames", {"dataset", "shard", "processes"}),

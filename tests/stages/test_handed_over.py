@@ -137,7 +137,7 @@ def test_a_stage_passes_on_its_settings_and_files(name: str, monkeypatch: pytest
 
 
 def test_every_stage_of_the_data_and_of_learning_is_tested() -> None:
-    untested = {"plan", "table", "figure", "report", "demo_models"}  # they get the whole config
+    untested = {"plan", "rehearse", "table", "figure", "report", "demo_models"}  # they get the whole config
     assert set(WORK) == set(EXPECTED) | {"evaluate"} == set(all_stages()) - untested
 
 

@@ -23,6 +23,7 @@ NETWORKS = {"torch", "timm"}  # timm imports torchvision, and with it torch's co
 HEAVY_OF: dict[str, set[str]] = {
     "demo_models": {"torch", "cv2", "open_clip", "transformers"},
     "plan": set(),
+    "rehearse": {"av", "cv2", "timm", "torch"},
     "generate": {"cv2"},
     "manifest": set(),
     "split": set(),

@@ -7,7 +7,7 @@ that deviates from the protocol is therefore rejected before anything runs.
 from collections.abc import Iterator
 from pathlib import Path
 
-from stm.config import Config, EvaluationTask, LanguageDataset, LanguageRun, Run
+from stm.config import Config, EvaluationTask, HumanCaptions, LanguageDataset, LanguageRun, Run
 from stm.datasets.folder import DatasetError
 from stm.datasets.video_text import find_answers, read_answers
 from stm.datasets.video_text.protocol import InputSizes, Protocol, protocol_names, read_protocol
@@ -19,7 +19,7 @@ def check_tasks(config: Config) -> None:
     Raises:
         DatasetError: one line per key that deviates from the protocol, with the required value.
     """
-    wrong = list(dict.fromkeys([*_differences(config), *_unshared_texts(config)]))
+    wrong = list(dict.fromkeys([*_differences(config), *_unshared_texts(config), *_absent_captions(config)]))
     if wrong:
         raise DatasetError(
             "settings that do not follow their benchmark's protocol:\n" + "\n".join(f"  {w}" for w in wrong)
@@ -86,6 +86,19 @@ def _unshared_texts(config: Config) -> Iterator[str]:
             if benchmark is not None and read_protocol(benchmark.source).several_videos_per_text:
                 title = read_protocol(benchmark.source).title
                 yield f"pretrain.{name}.objectives.shared_texts is false, and clips of {title} share captions: set it"
+
+
+def _absent_captions(config: Config) -> Iterator[str]:
+    """Datasets that would pack the captions of a benchmark that has only questions: every clip would be dropped."""
+    for name in config.dataset_names:
+        benchmark, corpus = _benchmark(config, name), config.of(name)
+        if benchmark is None or read_protocol(benchmark.source).task != "question_answering":
+            continue
+        for source in corpus.pack.sources:
+            if isinstance(corpus.captions[source], HumanCaptions):
+                where = f"datasets.{name}.pack" if config.datasets else "pack"
+                title = read_protocol(benchmark.source).title
+                yield f"{where}.captions is {source}, and {title} has questions but no captions: set it to null"
 
 
 def _differences(config: Config) -> Iterator[str]:

@@ -62,7 +62,7 @@ def test_a_benchmark_of_another_task_is_refused():
 
 def with_retrieval(source: str, results: Path) -> Config:
     """config/stm.yaml with one more evaluation, on a benchmark of that name."""
-    values = load_config(CONFIGS / "stm.yaml").model_dump(mode="json", exclude_none=True) | {"results": str(results)}
+    values = load_config(CONFIGS / "stm.yaml").model_dump(mode="json") | {"results": str(results)}
     values["datasets"]["more"] = {"dataset": {"source": source, "root": "videos", "annotations": "lists"}}
     task = {"task": "video_text_retrieval", "dataset": "more", "frames": 12, "max_tokens": 25, "optimisation": {}}
     task |= {"train_split": "learn", "validation_split": "held", "test_split": "asked"}
@@ -74,7 +74,7 @@ def test_the_protocol_alone_says_that_clips_share_texts(tmp_path):
     shared = {name for name in protocol_names() if has_shared_texts(with_retrieval(name, tmp_path), "stm", "more")}
     assert shared == {"ssv2-template", "ssv2-label"}  # VindLU's `has_multi_vision_gt`
     assert not has_shared_texts(load_config(CONFIGS / "stm-small.yaml"), "stm", "retrieval")
-    values = with_retrieval("ssv2-template", tmp_path).model_dump(mode="json", exclude_none=True)
+    values = with_retrieval("ssv2-template", tmp_path).model_dump(mode="json")
     values["evaluate"]["more"]["shared_texts"] = False
     with pytest.raises(ConfigError, match="shared_texts"):
         parse_config(values)
@@ -82,7 +82,7 @@ def test_the_protocol_alone_says_that_clips_share_texts(tmp_path):
 
 def test_pretraining_on_a_benchmark_that_shares_texts_must_share_them(tmp_path):
     """Otherwise its 174 templates would be negatives of themselves."""
-    values = with_retrieval("ssv2-template", tmp_path).model_dump(mode="json", exclude_none=True)
+    values = with_retrieval("ssv2-template", tmp_path).model_dump(mode="json")
     values["pretrain"]["umt"]["more"] = ["more"]
     with pytest.raises(DatasetError, match=r"pretrain\.umt\.objectives\.shared_texts is false, and clips of .* share"):
         check_tasks(parse_config(values))
@@ -159,3 +159,12 @@ def test_command_and_workflow_pass_on_splits_seed_and_what_the_protocol_says(sou
         assert all(path.parents[2].name == "more" for path in (*inputs.train, *inputs.validation, *inputs.test))
     for task, run, _ in passed:
         assert (task, run) == (config.evaluate["more"], config.runs["stm"])
+
+
+def test_packing_captions_of_a_benchmark_of_questions_is_refused_before_every_clip_is_dropped():
+    config = load_config(CONFIGS / "stm.yaml")
+    corpus = config.datasets["msvd-qa"]
+    changed = corpus.model_copy(update={"pack": corpus.pack.model_copy(update={"captions": "human"})})
+    config = config.model_copy(update={"datasets": {**config.datasets, "msvd-qa": changed}})
+    with pytest.raises(DatasetError, match=r"datasets\.msvd-qa\.pack\.captions is human, and MSVD-QA has questions"):
+        check_tasks(config)
