@@ -177,7 +177,11 @@ def test_a_csv_row_with_too_many_fields_is_a_bad_row(tmp_path: Path) -> None:
         ("a.xlsx", b"", "unknown format"),
         ("a.jsonl", b'[{"path": "a.mp4"}]', "no row can be used; the first, line 1: must be an object"),
         ("a.jsonl", b'{"path": "a.mp4"} {"path": "b.mp4"}', "no row can be used; the first, line 1: not JSON"),
-        ("a.csv", ",".join(f"c{i}" for i in range(10_000)).encode(), "no column `path`: c0, c1, c2,.{,150}, and 9,980 more$"),
+        (
+            "a.csv",
+            ",".join(f"c{i}" for i in range(10_000)).encode(),
+            "no column `path`: c0, c1, c2,.{,150}, and 9,980 more$",
+        ),
     ],
 )
 def test_a_bad_file_is_an_error_that_names_it(name: str, content: bytes, message: str, tmp_path: Path) -> None:
