@@ -91,10 +91,11 @@ def unrecorded(path):
 
 
 def refuse(error):
-    """Convert an error into one that is shown without a traceback, or exit."""
+    """Convert an error into one that is shown without a traceback, or show it and exit."""
     if isinstance(error, StaleInputError):
-        # Snakemake ignores exceptions of rules whose outputs exist.
-        sys.exit(str(error))
+        # Snakemake ignores exceptions of rules whose outputs exist; and prints none that it meets after a checkpoint.
+        print(error, file=sys.stderr)
+        sys.exit(1)
     return WorkflowError(str(error))
 
 
