@@ -86,7 +86,7 @@ def read_annotations(file: Path) -> list[tuple[str, Any]]:
         reason = first if isinstance(first, BadRow) else f"must be an object with a `path`, is {_show(first)}"
         raise AnnotationError(f"{file}: no row can be used; the first, {where}: {reason}")
     if rows and "path" not in columns:
-        raise AnnotationError(f"{file}: there is no column `path`; the columns are: {_list_names(columns)}")
+        raise AnnotationError(f"{file}: there is no column `path`; the columns are: {_list_names(sorted(columns))}")
     unknown = sorted(c for c in columns if c not in COLUMNS and not _NUMBERED_CAPTION.fullmatch(c) and c != _REST)
     if unknown:
         warnings.warn(f"{file}: unused columns: {_list_names(unknown)}", stacklevel=2)
@@ -98,8 +98,8 @@ _LONGEST = 80  # characters of a name or value in a message
 
 
 def _list_names(names: Iterable[str]) -> str:
-    """The first of some column names, sorted; a table may have thousands, or names of thousands of characters."""
-    shown = [name[:_LONGEST] or "(no name)" for name in sorted(names)]
+    """The first of some column names; a table may have thousands, or names of thousands of characters."""
+    shown = [name[:_LONGEST] or "(no name)" for name in names]
     more = f", and {len(shown) - _LISTED:,} more" if len(shown) > _LISTED else ""
     return ", ".join(shown[:_LISTED]) + more
 
@@ -154,13 +154,15 @@ def _check_header(file: Path, header: CsvRecord) -> list[str]:
     named = [name for name in names if name]  # spreadsheets may add columns without a name
     if "path" not in named or len(set(named)) < len(named):
         what = "a column name twice" if "path" in names else "no column `path`"
-        raise AnnotationError(f"{file}: its first line has {what}: {', '.join(names)}")
+        raise AnnotationError(f"{file}: its first line has {what}: {_list_names(names)}")
     return names
 
 
 def _make_mapping(names: list[str], values: list[str]) -> dict[str, Any]:
-    # CSV does not distinguish an empty string from a missing value.
-    row: dict[str, Any] = {name: value for name, value in zip(names, values, strict=False) if value != ""}
+    # CSV does not distinguish an empty string from a missing value. Every row has a path, if only an empty one.
+    row: dict[str, Any] = {
+        name: value for name, value in zip(names, values, strict=False) if value != "" or name == "path"
+    }
     if len(values) > len(names):
         row[_REST] = values[len(names) :]
     return row

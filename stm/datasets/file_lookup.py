@@ -11,36 +11,41 @@ from stm.storage.files import UnsafePathError, safe_join
 from stm.storage.machine_errors import is_machine_error
 
 
-def walk_files(root: Path, unreadable: list[tuple[str, str]]) -> Iterator[tuple[str, bool]]:
+def walk_files(
+    root: Path, unreadable: list[tuple[str, str]], hidden: list[str] | None = None
+) -> Iterator[tuple[str, bool]]:
     """(relative path, whether it is a link) per file or link, sorted because `scandir` order is machine-dependent.
 
     Hidden files and folders are skipped, and linked folders are not entered.
 
     Args:
         unreadable: receives (relative path, reason) of each subfolder that may not be entered.
+        hidden: receives the relative paths of what is skipped; those of folders end with /.
 
     Raises:
         OSError: a folder cannot be read for another reason, such as a failing disk, or `root` may not be entered.
     """
-    yield from _walk(root, "", unreadable)
+    yield from _walk(root, "", unreadable, [] if hidden is None else hidden)
 
 
-def _walk(folder: Path, prefix: str, unreadable: list[tuple[str, str]]) -> Iterator[tuple[str, bool]]:
+def _walk(
+    folder: Path, prefix: str, unreadable: list[tuple[str, str]], hidden: list[str]
+) -> Iterator[tuple[str, bool]]:
     try:
         with os.scandir(folder) as entries:
-            inside = sorted(
-                (entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name
-            )
+            inside = sorted(entries, key=lambda entry: entry.name)
     except PermissionError as error:
         if not prefix:
             raise
         unreadable.append((prefix.removesuffix("/"), error.strerror or "permission denied"))
         return
     for entry in inside:
-        if entry.is_symlink():
+        if entry.name.startswith("."):
+            hidden.append(f"{prefix}{entry.name}{'/' if entry.is_dir() else ''}")
+        elif entry.is_symlink():
             yield prefix + entry.name, True
         elif entry.is_dir():
-            yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", unreadable)
+            yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", unreadable, hidden)
         else:
             yield prefix + entry.name, False
 

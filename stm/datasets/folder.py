@@ -113,7 +113,8 @@ def _clips_in(
 ) -> Iterator[AnnotatedClip]:
     unreadable: list[tuple[str, str]] = []
     others: Counter[str] = Counter()
-    for relative, link in walk_videos(root, extensions, unreadable, others):
+    hidden: list[str] = []
+    for relative, link in walk_videos(root, extensions, unreadable, others, hidden):
         if printable(relative) != relative:
             detail = "the file's name is not valid UTF-8; rename it"
             refused.append(Refused(printable(relative), printable(relative), Status.BAD_ROW, detail))
@@ -126,6 +127,7 @@ def _clips_in(
             yield AnnotatedClip(relative, split)
     refused += refuse_folders(unreadable)
     notes += describe_others(others, "dataset.extensions")
+    notes += _describe_hidden(hidden, extensions)
 
 
 def refuse_folders(unreadable: Iterable[tuple[str, str]]) -> list[Refused]:
@@ -158,11 +160,23 @@ def describe_others(others: Counter[str], where: str) -> list[str]:
     ]
 
 
+def _describe_hidden(hidden: Iterable[str], extensions: Sequence[str]) -> list[str]:
+    """A line that counts the hidden folders, and the hidden files with one of the extensions; no line if there are none."""
+    endings = ("/", *(ending.lower() for ending in extensions))
+    paths = [path for path in hidden if path.lower().endswith(endings)]
+    if not paths:
+        return []
+    shown = ", ".join(printable(path) for path in paths[:_SHOWN_ENDINGS])
+    more = f" and {len(paths) - _SHOWN_ENDINGS:,} more" if len(paths) > _SHOWN_ENDINGS else ""
+    return [f"{len(paths):,} videos and folders are ignored, because they are hidden: {shown}{more}"]
+
+
 def walk_videos(
     root: Path,
     extensions: Sequence[str],
     unreadable: list[tuple[str, str]] | None = None,
     others: Counter[str] | None = None,
+    hidden: list[str] | None = None,
 ) -> Iterator[tuple[str, bool]]:
     """(relative path, whether it is a link) per file under `root` with one of the extensions, and per linked folder.
 
@@ -171,9 +185,10 @@ def walk_videos(
     Args:
         unreadable: receives the subfolders that may not be entered; see `walk_files`.
         others: counts the other files by extension.
+        hidden: receives the hidden files and folders; see `walk_files`.
     """
     endings = tuple(ending.lower() for ending in extensions)
-    for path, link in walk_files(root, [] if unreadable is None else unreadable):
+    for path, link in walk_files(root, [] if unreadable is None else unreadable, hidden):
         name = path.rpartition("/")[2].lower()
         if name.endswith(endings) or (link and (root / path).is_dir()):
             yield path, link

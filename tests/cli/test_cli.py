@@ -1,7 +1,10 @@
 """The command line reports mistakes in one message, and covers every stage of the workflow."""
 
 import errno
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -164,6 +167,28 @@ def test_an_error_that_names_no_file_keeps_its_traceback(monkeypatch):
 def test_the_schema_is_printed(capsys):
     assert main(["schema"]) == 0
     assert capsys.readouterr().out == (ROOT / "config/schema.json").read_text()
+
+
+# argparse itself ignores errors while it writes the help.
+@pytest.mark.parametrize(("arguments", "status"), [(["schema"], 141), (["--help"], 0)])
+def test_a_reader_that_ends_early_ends_the_command_quietly(arguments, status):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "stm.cli", *arguments]
+    finished = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False, cwd=ROOT)
+    os.close(writing)
+    assert (finished.returncode, finished.stderr) == (status, b"")
+
+
+def test_a_broken_pipe_to_another_process_is_an_error(monkeypatch, capfd):
+    def fail():
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(stm.cli, "json_schema", fail)
+    with Path(os.devnull).open("w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert main(["schema"]) == 2
+    assert "Broken pipe" in capfd.readouterr().err
 
 
 def test_an_unknown_name_among_many_is_answered_with_the_closest():

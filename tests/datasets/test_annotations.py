@@ -175,6 +175,13 @@ def test_a_csv_row_with_too_many_fields_is_a_bad_row(tmp_path: Path) -> None:
         ("a.json", b"[" * 100_000, "cannot be read as json"),
         ("a.parquet", b"PAR1 not really", "cannot be read as parquet"),
         ("a.xlsx", b"", "unknown format"),
+        ("a.jsonl", b'[{"path": "a.mp4"}]', "no row can be used; the first, line 1: must be an object"),
+        ("a.jsonl", b'{"path": "a.mp4"} {"path": "b.mp4"}', "no row can be used; the first, line 1: not JSON"),
+        (
+            "a.csv",
+            ",".join(f"c{i}" for i in range(10_000)).encode(),
+            "no column `path`: c0, c1, c2,.{,150}, and 9,980 more$",
+        ),
     ],
 )
 def test_a_bad_file_is_an_error_that_names_it(name: str, content: bytes, message: str, tmp_path: Path) -> None:
@@ -188,6 +195,25 @@ def test_parquet_without_a_path_is_an_error(tmp_path: Path) -> None:
     pq.write_table(pa.table({"video": ["a.mp4"]}), tmp_path / "a.parquet")
     with pytest.raises(AnnotationError, match="no column `path`; the columns are: video"):
         read_annotations(tmp_path / "a.parquet")
+
+
+@pytest.mark.filterwarnings("ignore:.*unused columns")
+def test_unused_columns_of_parquet_are_not_read(tmp_path: Path) -> None:
+    nanoseconds = pa.array([1, 2], pa.timestamp("ns", tz="Europe/Nowhere"))
+    offsets, invalid = pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")
+    columns = {"path": ["a.mp4", "b.mp4"], "when": nanoseconds, "caption_2": ["x", "y"]}
+    columns["notes"] = pa.StringArray.from_buffers(2, offsets, invalid)
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    assert [(clip.path, clip.captions) for clip in clips_in(tmp_path / "a.parquet")] == [
+        ("a.mp4", ("x",)),
+        ("b.mp4", ("y",)),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:.*unused columns")
+def test_a_column_with_a_huge_number_is_unused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"path,caption_{'1' * 5000}\na.mp4,x\n")
+    assert clips_in(tmp_path / "a.csv") == [AnnotatedClip("a.mp4", "train")]
 
 
 def test_unknown_columns_are_ignored_with_a_warning(tmp_path: Path) -> None:

@@ -1,12 +1,17 @@
 """Listing a folder's clips: every row and every file is found, or reported with the reason."""
 
+import csv
 import errno
+import json
 import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from benchmark_copies import make_copy
+from hypothesis import HealthCheck, given, settings, strategies
 from language_copies import make_dataset, write_list
 
 from stm.config import parse_config
@@ -132,6 +137,98 @@ def test_files_with_other_endings_are_counted(tmp_path: Path) -> None:
         (tmp_path / "root" / name).unlink()
     with pytest.raises(DatasetError, match=r"no file ending in \.mp4, \.avi\n4 files are ignored.*\.mpg2 \(2\)"):
         listing_of(tmp_path, [])
+
+
+def test_hidden_videos_and_folders_are_counted(tmp_path: Path) -> None:
+    files = ["a.mp4", ".b.mp4", "c/._D.AVI", ".e.txt", ".f/g.mp4"]
+    (note,) = listing_of(tmp_path, files).notes
+    assert note == "3 videos and folders are ignored, because they are hidden: .b.mp4, .f/, c/._D.AVI"
+    # Annotations may name hidden files.
+    assert len(listing_of(tmp_path, [], "path\n.b.mp4\n.f/g.mp4\n").clips) == 2
+
+
+PATHS = [
+    "a.mp4",
+    "./b.mp4",
+    " c.mp4 ",
+    "sub/d.avi",
+    "A.MP4",
+    "sub\\d.avi",
+    "a%20b.mp4",
+    ".hidden.mp4",
+    "link.mp4",
+    "out.mp4",
+]
+PATHS += [
+    "../x.mp4",
+    "/x.mp4",
+    "missing.mp4",
+    "sub",
+    "x" * 300 + ".mp4",
+    "n\x00l.mp4",
+    "https://a/b.mp4",
+    "#.mp4",
+    "caf\u00e9.mp4",
+]
+VALUES: dict[str, list[Any]] = {
+    "path": [*PATHS, *PATHS[:4], "", "  ", None, 5, ["a.mp4"]],
+    "video_id": [None, "", "x", "x ", 7, "../x", "y" * 1000, "a\x00", True],
+    "split": [None, "", "train", "test", "va/l", "s" * 65],
+    "label": [None, "", "nan", float("nan"), 1, 1.0, 1.5, "run ", "Caf\u00e9", ["x"], 10**500],
+    "caption": [None, "", 'a dog; a cat, "x"', "line\nbreak", "\ufeffx", "x" * 200_000, "=1+1", 5],
+    "captions": [None, "", "a|b||c", "[Music]", "[]", "['a', 'b']", '["a", null]', "[1]", ["a", "b"], [], {"a": 1}],
+    "start": [None, 0, -1, 1, "1,5", "inf", float("nan"), True, "1e400"],
+    "end": [None, 2, 0, "00:00:02", "2.5"],
+    "questions": [None, "[]", "{", '[{"question": "q", "answer": "a"}]', 3],
+    "unused": ["", None, "a,b\t;", 1],
+}
+ROWS = strategies.lists(
+    strategies.fixed_dictionaries({name: strategies.sampled_from(values) for name, values in VALUES.items()}),
+    min_size=1,
+    max_size=8,
+)
+
+
+def write_rows(file: Path, rows: list[dict[str, Any]], encoding: str) -> None:
+    if file.suffix == ".parquet":
+        texts = [{name: None if value is None else str(value) for name, value in row.items()} for row in rows]
+        pq.write_table(pa.Table.from_pylist(texts), file)
+    elif file.suffix == ".json":
+        file.write_text(json.dumps(rows), encoding=encoding)
+    elif file.suffix == ".jsonl":
+        file.write_text("\n".join(json.dumps(row) for row in rows), encoding=encoding)
+    else:
+        with file.open("w", newline="", encoding=encoding) as stream:
+            writer = csv.writer(stream, delimiter="\t" if file.suffix == ".tsv" else ",")
+            writer.writerow(VALUES)
+            writer.writerows([row[name] for name in VALUES] for row in rows)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=ROWS,
+    ending=strategies.sampled_from(["csv", "tsv", "json", "jsonl", "parquet"]),
+    encoding=strategies.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+)
+@pytest.mark.filterwarnings("ignore:.*unused columns")
+def test_every_row_is_a_clip_a_refused_clip_or_counted(
+    rows: list[dict[str, Any]], ending: str, encoding: str, tmp_path: Path
+) -> None:
+    root, file = tmp_path / "root", tmp_path / f"a.{ending}"
+    if not root.exists():
+        (root / "sub").mkdir(parents=True)
+        for name in ("a.mp4", "b.mp4", "c.mp4", "sub/d.avi", "#.mp4", ".hidden.mp4", "cafe\u0301.mp4"):
+            (root / name).touch()
+        (root / "link.mp4").symlink_to("a.mp4")
+        (root / "out.mp4").symlink_to("/dev/null")
+    if ending in ("csv", "tsv"):  # which cannot hold a row without any value
+        rows = [row for row in rows if any(str("" if value is None else value).strip() for value in row.values())]
+    rows = [{**dict.fromkeys(VALUES), "path": "a.mp4"}, *rows]
+    write_rows(file, rows, encoding)
+    listing = list_clips(root, file, EXTENSIONS, "train")
+    counted = sum(int(note.split(" rows add captions")[0].replace(",", "")) for note in listing.notes)
+    assert len(listing.clips) + len(listing.refused) + counted == len(rows)
+    assert all(refused.detail for refused in listing.refused)
 
 
 def test_a_benchmark_counts_files_with_other_endings_and_lists_unreadable_folders(

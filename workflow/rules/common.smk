@@ -33,8 +33,12 @@ except (ConfigError, DatasetError) as error:
     raise WorkflowError(str(error)) from None
 
 # The schema is generated from the same classes. Those set the defaults, because jsonschema would fill in those of the wrong
-# source.
-validate(config, workflow.source_path("../../config/schema.json"), set_default=False)
+# source; and the types, because Snakemake passes the 2 of `--config 'frames={every: 2}'` as text.
+validate(
+    CONFIG.model_dump(mode="json", exclude_unset=True),
+    workflow.source_path("../../config/schema.json"),
+    set_default=False,
+)
 
 
 wildcard_constraints:
@@ -87,10 +91,11 @@ def unrecorded(path):
 
 
 def refuse(error):
-    """Convert an error into one that is shown without a traceback, or exit."""
+    """Convert an error into one that is shown without a traceback, or show it and exit."""
     if isinstance(error, StaleInputError):
-        # Snakemake ignores exceptions of rules whose outputs exist.
-        sys.exit(str(error))
+        # Snakemake ignores exceptions of rules whose outputs exist; and prints none that it meets after a checkpoint.
+        print(error, file=sys.stderr)
+        sys.exit(1)
     return WorkflowError(str(error))
 
 

@@ -2,7 +2,10 @@
 
 import json
 from pathlib import Path
+from shutil import rmtree
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from report_results import copy_results
 
@@ -11,6 +14,7 @@ from stm.layout import Layout
 from stm.report.results.collect import collect, collect_study
 from stm.report.results.provenance import collect_provenance
 from stm.report.results.records import Run
+from stm.storage.files import write_json
 
 
 @pytest.fixture
@@ -23,6 +27,25 @@ def test_clips_are_counted_at_each_stage(made_results: Config) -> None:
     results = collect(made_results, Layout.of(made_results))
     assert [(s.name, s.listed, s.kept, s.packed) for s in results.splits] == [("test", 5, 5, 5), ("train", 3, 3, 3)]
     assert results.problems == []
+
+
+def test_clips_lost_at_a_stage_are_not_counted_there(copied: Config) -> None:
+    layout = Layout.of(copied)
+    rmtree(layout.root)
+    lost = {"train-00000": (3, 2, 1), "train-00001": (4, 4, 3), "test-00000": (2, 1, 0)}  # listed, kept, packed
+    splits = [split for split, listed in (("train", 3), ("train", 4), ("test", 2)) for _ in range(listed)]
+    tables = {layout.manifest: pa.table({"split": splits})}
+    for shard, (listed, kept, packed) in lost.items():
+        tables[layout.frames(shard)] = pa.table({"kept": [number < kept for number in range(listed)]})
+        tables[layout.shard(shard)] = pa.table(
+            {"key": pa.array([str(number) for number in range(packed)], pa.string())}
+        )
+    for path, table in tables.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, path)
+    write_json(layout.shard_index, {"shards": dict.fromkeys(lost)})
+    results = collect(copied, layout)
+    assert [(s.name, s.listed, s.kept, s.packed) for s in results.splits] == [("test", 2, 1, 0), ("train", 7, 6, 4)]
 
 
 def test_final_loss_is_the_mean_of_the_last_twentieth(made_results: Config) -> None:
