@@ -2,8 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from stm.config import Config, ConfigError, FolderDataset
 from stm.layout import Layout
@@ -26,8 +30,11 @@ def check_plan(config: Config, clips: Mapping[str, Clips] | None = None) -> None
     Raises:
         ConfigError: one line per run or evaluation that must fail.
     """
-    counted = clips or {name: _count(config.of(name)) for name in config.dataset_names}
-    _refuse([*_runs(config, counted), *_evaluations(config, counted), *_missing_gpus(config)])
+    wrong = list(_missing_gpus(config))
+    with suppress(pa.ArrowInvalid):  # a damaged manifest, which its readers explain
+        counted = clips or {name: _count(config.of(name)) for name in config.dataset_names}
+        wrong += [*_runs(config, counted), *_evaluations(config, counted)]
+    _refuse(wrong)
 
 
 def check_memory(config: Config) -> None:
@@ -61,8 +68,6 @@ def _count(config: Config) -> Clips:
     """Count the clips per split; from a manifest without its texts, because it may have millions of rows."""
     manifest = Layout.of(config).manifest
     if manifest.exists():
-        import pyarrow.parquet as pq
-
         splits = Counter(pq.read_table(manifest, columns=["split"])["split"].to_pylist())
         return Clips(dict(splits), 0, 0, 0, "the manifest")
     if isinstance(config.dataset, FolderDataset) and not Path(config.dataset.root).is_dir():
@@ -79,7 +84,7 @@ def _runs(config: Config, clips: Mapping[str, Clips]) -> Iterator[str]:
             for named, split in medium.sources:
                 dataset = named or config.dataset_of(name)
                 samples += clips[dataset].per_split.get(split, 0)
-                if not clips[dataset].per_split.get(split):
+                if clips[dataset].total and not clips[dataset].per_split.get(split):
                     yield f"pretrain.{name}: {_without(dataset, split, clips)}"
             enough = samples * run.repeats >= medium.batch_size
             if samples and run.optimisation.epochs and not enough:
@@ -94,6 +99,8 @@ def _evaluations(config: Config, clips: Mapping[str, Clips]) -> Iterator[str]:
         optimisation = getattr(task, "optimisation", None)
         for dataset in dict.fromkeys(config.dataset_of(run, name) for run in config.runs_of(name)):
             counted = clips[dataset]
+            if not counted.total:  # which its manifest refuses
+                continue
             empty = [split for split in task.splits.values() if not counted.per_split.get(split)]
             if empty:
                 yield f"evaluate.{name}: {_without(dataset, empty[0], clips)}"

@@ -12,7 +12,7 @@ from sharded import LANGUAGE, RUNS, STEPS, run_of, train, train_until_killed, tr
 from two_processes import Values, run_in_two_processes
 
 from stm.distributed.fsdp import find_blocks
-from stm.distributed.process import Process
+from stm.distributed.process import Process, choose_device
 from stm.methods import build_method
 from stm.models.vit import VideoEncoder
 
@@ -118,3 +118,17 @@ def test_the_blocks_are_the_layers_of_all_transformers(tmp_path: Path) -> None:
     kinds = [type(block).__name__ for block in find_blocks(method)]
     assert kinds.count("Block") == len(encoder.blocks)
     assert kinds.count("BertLayer") == 3 and len(kinds) == kinds.count("Block") + 3
+
+
+@pytest.mark.parametrize("name", [None, "cuda"])
+def test_gpus_that_are_assigned_and_unusable_are_not_replaced_by_the_cpu(
+    name: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for hidden in ("", "-1", "NoDevFiles"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert choose_device().type == "cpu"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert choose_device("cpu").type == "cpu"
+    with pytest.raises(ValueError, match=r"torch .* finds no usable GPU"):
+        choose_device(name)

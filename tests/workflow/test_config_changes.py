@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -223,6 +223,7 @@ VALUES: dict[str, list[Any]] = {
     "FigureSpec.runs": [{"TGM": "tube"}],
     "FigureSpec.tasks": [["finetune"]],
     "FineTune.classes": ["models/one/start.pth"],
+    "FolderDataset.root": ["videos-again"],
     "BenchmarkDataset.annotations": ["lists-again"],
     "BenchmarkDataset.source": ["hmdb51"],
     "FolderDataset.annotations": ["videos/more.csv"],
@@ -413,14 +414,15 @@ def expected(key: Key, names: frozenset[str]) -> set[str]:
 
 def make_models(folder: Path) -> None:
     """Create placeholder files for models, which are never loaded here."""
-    for place in ("one", "two"):
+    for place, end in product(("one", "two"), ("", "x")):  # `x` is what `others` appends
         for model in ("clip", "blip2", "llm", "bert", "text", "teacher"):
-            touch(folder / "models" / place / model / "weights.bin")
+            touch(folder / "models" / place / f"{model}{end}" / "weights.bin")
         for file in ("raft.pth", "start.pth"):
-            touch(folder / "models" / place / file)
+            touch(folder / "models" / place / f"{file}{end}")
     touch(folder / "videos/clips.csv")
     for name in ("clips.csv", "more.csv"):
         (folder / "videos" / name).write_text("path,caption\na.mp4,a cat\n")
+    (folder / "videos-again").mkdir()
     for again in ("", "-again"):
         make_lists(folder / f"lists{again}")
         for file in ("actions/YoYo/v_YoYo_g01_c01.avi", "actions/clap/v_YoYo_g02_c01.avi", "corpus/1.mp4"):
