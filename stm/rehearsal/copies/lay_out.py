@@ -169,8 +169,9 @@ def _lay_out_folder(full: FolderDataset, small: FolderDataset, folder: Path, spl
 def _own_rows(dataset: FolderDataset) -> Iterator[Mapping[str, Any]]:
     """The annotations of the first few clips of each split that have a file."""
     if dataset.annotations is None:
-        files = sorted(walk_videos(Path(dataset.root), dataset.extensions))[:TRAIN_CLIPS]
-        yield from ({"path": file.relative_to(dataset.root).as_posix()} for file in files)
+        root = Path(dataset.root)
+        files = sorted(path for path, _ in walk_videos(root, dataset.extensions) if (root / path).is_file())
+        yield from ({"path": path} for path in files[:TRAIN_CLIPS])
         return
     try:
         rows = [row for _, row in read_annotations(Path(dataset.annotations))]
