@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stm.jobs.status import Policy, Status
@@ -279,7 +280,18 @@ def _read_clips(path: Path) -> pa.Table:
     except (OSError, pa.ArrowException):
         names = set()  # `read_table` raises the error
     added = {"ends_hash"} - names
-    return read_table(path, schema=pa.schema([field for field in MANIFEST_SCHEMA if field.name not in added]))
+    table = read_table(path, schema=pa.schema([field for field in MANIFEST_SCHEMA if field.name not in added]))
+    if not added:
+        _check_ends_hashes(path, table)
+    return table
+
+
+def _check_ends_hashes(path: Path, table: pa.Table) -> None:
+    """Reject values that `hash_ends` cannot return: a damaged table must not be taken for a replaced video."""
+    valid = pc.match_substring_regex(table.column("ends_hash"), r"^[0-9a-f]{16}$")
+    row = pc.index(pc.fill_null(valid, True), False).as_py()
+    if row >= 0:
+        raise DamagedError(f"{path}: row {row}: its `ends_hash` is not a hash", REMOVE)
 
 
 def check_keys(path: Path, keys: Sequence[str]) -> None:

@@ -245,12 +245,20 @@ def _read_index(path: Path, tar: Path) -> pa.Table:
         return table
     if not tar.is_file():
         raise DamagedError(f"{tar} is missing; remove its index, {path}, and run the stage `shards` again")
+    _check_order(path, table)
     _check_counts(path, table)
     _check_sides(path, table)
     _check_arrays(path, table)
     _check_places(path, table, tar)
     _check_checksums(path, table)
     return table
+
+
+def _check_order(path: Path, table: pa.Table) -> None:
+    """Reject clips in another order than that of their keys, in which they are packed: it decides what a batch contains."""
+    keys = _join(table, "key")
+    behind = pc.less(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)
+    _refuse(path, table, np.concatenate([[False], behind]), "it is not in the order of the keys")
 
 
 def _check_counts(path: Path, table: pa.Table) -> None:

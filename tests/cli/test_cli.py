@@ -169,15 +169,15 @@ def test_the_schema_is_printed(capsys):
     assert capsys.readouterr().out == (ROOT / "config/schema.json").read_text()
 
 
-# argparse itself ignores errors while it writes the help.
-@pytest.mark.parametrize(("arguments", "status"), [(["schema"], 141), (["--help"], 0)])
-def test_a_reader_that_ends_early_ends_the_command_quietly(arguments, status):
+# argparse itself ignores errors while it writes the help, unless it all fits into the buffer.
+@pytest.mark.parametrize(("arguments", "statuses"), [(["schema"], {141}), (["--help"], {0, 141})])
+def test_a_reader_that_ends_early_ends_the_command_quietly(arguments, statuses):
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "stm.cli", *arguments]
     finished = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False, cwd=ROOT)
     os.close(writing)
-    assert (finished.returncode, finished.stderr) == (status, b"")
+    assert finished.returncode in statuses and finished.stderr == b""
 
 
 def test_a_broken_pipe_to_another_process_is_an_error(monkeypatch, capfd):

@@ -236,6 +236,7 @@ def test_the_papers_settings_survive_the_merge():
 @pytest.mark.slow
 def test_the_workflow_takes_a_config_that_extends_another(tmp_path):
     """The jobs come from a run and an evaluation that only the extended file has."""
+    (tmp_path / "stm").symlink_to(ROOT / "stm")  # the config's models lie there, relative to the working folder
     snakemake = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(tmp_path)]
     files = ["--configfile", str(ROOT / "config/stm-small.yaml"), str(write(tmp_path, mine={"seeds": [5]}))]
     command = [*snakemake, "--dry-run", "--cores", "1", "stm_table1", *files]
@@ -247,6 +248,7 @@ def test_the_workflow_takes_a_config_that_extends_another(tmp_path):
 
 @pytest.mark.slow
 def test_the_parts_of_a_figure_are_one_target_even_if_they_are_tables(tmp_path):
+    (tmp_path / "stm").symlink_to(ROOT / "stm")  # the config's models lie there, relative to the working folder
     snakemake = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(tmp_path)]
     command = [*snakemake, "--dry-run", "--cores", "1", "tgm_figure3"]
     command += ["--configfile", str(ROOT / "config/tgm-small.yaml")]

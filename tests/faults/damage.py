@@ -116,6 +116,8 @@ HOSTILE = (
     "%s%n",
     "مرحبا\u202e",
 )
+# Tables that earlier versions wrote lack these columns and are read without them.
+ABSENT_IN_OLDER_TABLES = ("ends_hash",)
 ABSURD = (-1, 0, 2**31 - 1, -(2**31), 65536, 10**9)
 
 
@@ -125,7 +127,8 @@ def damage_table(data: bytes) -> list[Damage]:
     damages = []
     for number, field in enumerate(table.schema):
         column = table.column(number)
-        damages.append(Damage(f"no column {field.name}", _store(table.remove_column(number))))
+        without = _store(table.remove_column(number))
+        damages.append(Damage(f"no column {field.name}", without, field.name not in ABSENT_IN_OLDER_TABLES))
         for other in _other_types(column):
             name = f"{field.name} as {other.type}"
             damages.append(Damage(name, _store(table.set_column(number, field.name, other))))

@@ -73,6 +73,7 @@ def pack_shard(
         kept = read_kept(frames_index)
         clips = rows_of_kept(slice_path, kept)
         inputs = Inputs(captions, arrays)
+        made = _read_receipts(frames_index, inputs, pack)
         parts = join_parts(kept, inputs, pack, grid, bad_input)
         lines: list[dict[str, Any]] = []
         outcomes: list[tuple[str, Status, Policy, str]] = []
@@ -86,15 +87,18 @@ def pack_shard(
             digest = sha256_file(temporary)
         receipt = make_receipt("shards", pack, ("numpy", "pyarrow"), grid=grid, frames=hash_frames(kept))
         receipt |= {"policy": bad_input.model_dump(mode="json")["policy"], "tar_sha256": digest, "clips": len(lines)}
-        receipt["text_model"] = _text_model(
-            [inputs.of_source("text", name) for name in pack.sources] if pack.text else []
-        )
-        # The tables may be removed after packing; what they were made with remains known.
-        receipt["parts"] = {"frames": read_receipt(frames_index), **inputs.receipts()}
-        if pack.similarity:
-            receipt |= _similarity_window([inputs.of_source("similarity", name) for name in pack.sources])
+        receipt |= made
         write_table(index, pa.Table.from_pylist(lines, schema=shard_schema()), receipt)
         check_failures(f"shards {tar.stem}", outcomes, bad_input.max_failure_rate)
+
+
+def _read_receipts(frames_index: Path, inputs: Inputs, pack: Pack) -> dict[str, Any]:
+    """Return what the shard's receipt says of its parts. They may be removed after packing; what made them remains known."""
+    made: dict[str, Any] = {"parts": {"frames": read_receipt(frames_index), **inputs.receipts()}}
+    made["text_model"] = _text_model([inputs.of_source("text", name) for name in pack.sources] if pack.text else [])
+    if pack.similarity:
+        made |= _similarity_window([inputs.of_source("similarity", name) for name in pack.sources])
+    return made
 
 
 def _text_model(tables: Sequence[Path]) -> dict[str, str] | None:
