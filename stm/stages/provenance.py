@@ -248,11 +248,13 @@ def _leaves(key: str, made: Any, wanted: Any) -> Iterator[str]:
 
 def _same_model(made: Any, wanted: Any) -> bool:
     """Whether two model ids differ only in a local folder, which receipts do not contain."""
-    return _base_name(wanted) == made or _base_name(made) == wanted
+    return _base_name(wanted) == str(made).removeprefix("local:") or _base_name(made) == wanted
 
 
 def _base_name(model: Any) -> str:
-    prefix, name = _MODEL.fullmatch(str(model)).groups(default="")  # type: ignore[union-attr]
+    # Receipts of captions mark a local folder, see `stm.pretrained.hub`; the config does not.
+    name = str(model).removeprefix("local:")
+    prefix, name = _MODEL.fullmatch(name).groups(default="")  # type: ignore[union-attr]
     return f"{prefix}{name.rstrip('/').rpartition('/')[2]}"
 
 
