@@ -18,7 +18,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stm.config import FolderDataset
+from stm.datasets.file_names import VIDEO_ENDINGS
 from stm.datasets.text_files import (
     BadRow,
     BrokenQuotesError,
@@ -35,7 +35,6 @@ _NUMBERED_CAPTION = re.compile(r"caption_\d{1,9}")
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # same pattern as `Name` in stm/config/base.py
 # By file extension, the delimiters that are tried; spreadsheets of many countries write semicolons into `.csv`.
 _DELIMITERS = {".csv": ",;\t", ".tsv": "\t,;"}
-_VIDEO_ENDINGS = frozenset(FolderDataset.model_fields["extensions"].default)
 
 
 class AnnotationError(ValueError):
@@ -181,7 +180,7 @@ def _refuse_swallowed_rows(file: Path, record: CsvRecord, column: int, delimiter
     if record.line == record.last_line:
         return
     own = record.fields[column] if column < len(record.fields) else ""
-    endings = {PurePosixPath(own).suffix.lower(), *_VIDEO_ENDINGS} - {""}
+    endings = {PurePosixPath(own).suffix.lower(), *VIDEO_ENDINGS} - {""}
     for field in record.fields:
         for number, line in enumerate(field.splitlines()[1:], 1):
             parts = [part.strip(' "') for part in line.split(delimiter)]

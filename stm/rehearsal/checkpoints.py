@@ -11,6 +11,7 @@ from stm.config import Language, LanguageRun, Run
 from stm.models.vit import Architecture, VideoEncoder
 from stm.models.weights import zoo
 from stm.models.weights.checks import Weights, gather_weights, outline
+from stm.models.weights.released import RELEASE_NAMES
 from stm.models.weights.safetensors import write_own
 from stm.models.weights.transformers import write_transformers
 from stm.models.weights.videomae import to_official
@@ -21,14 +22,6 @@ from stm.storage.files import write_bytes
 _CHECKPOINTS = (".pth", ".pt", ".bin", ".ckpt")
 _CLIP_FRAMES = 77  # rows of ActionCLIP's table of frame positions: CLIP's context length
 _PATCH = 16
-# The release's names of our tensors outside the encoder and the text models.
-_NAMES = {
-    "vision_encoder.pool_norm.": "pool_norm.",
-    "vision_proj.": "video_projection.",
-    "text_proj.": "text_projection.",
-    "itm_head.": "matching_head.",
-    "temp": "temperature",
-}
 
 
 def write_initial(path: Path, run: Run) -> None:
@@ -127,7 +120,7 @@ def _language_release(architecture: Architecture, language: Language) -> dict[st
 
 def _release_name(name: str, fusion_layer: int) -> str:
     """The name that UMT's second stage gives to one of our tensors outside the encoder."""
-    for theirs, ours in _NAMES.items():
+    for theirs, ours in RELEASE_NAMES.items():
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
     name = name.removeprefix("language.")

@@ -27,7 +27,7 @@ from stm.models.weights.initialise import pick_encoder
 from stm.models.weights.videomae import find_state, load_checkpoint, parse_checkpoint
 
 # Our names for those outside the encoder and the text models.
-_NAMES = {
+RELEASE_NAMES = {
     "vision_encoder.pool_norm.": "pool_norm.",
     "vision_proj.": "video_projection.",
     "text_proj.": "text_projection.",
@@ -103,7 +103,7 @@ def _training_part(name: str) -> str | None:
 
 
 def _own_name(name: str) -> str | None:
-    for theirs, ours in _NAMES.items():
+    for theirs, ours in RELEASE_NAMES.items():
         if name == theirs or (theirs.endswith(".") and name.startswith(theirs)):
             return ours + name.removeprefix(theirs)
     return None
