@@ -11,7 +11,6 @@ from stm.config import Language, LanguageRun, Run
 from stm.models.vit import Architecture, VideoEncoder
 from stm.models.weights import zoo
 from stm.models.weights.checks import Weights, gather_weights, outline
-from stm.models.weights.released import RELEASE_NAMES
 from stm.models.weights.safetensors import write_own
 from stm.models.weights.transformers import write_transformers
 from stm.models.weights.videomae import to_official
@@ -120,6 +119,8 @@ def _language_release(architecture: Architecture, language: Language) -> dict[st
 
 def _release_name(name: str, fusion_layer: int) -> str:
     """The name that UMT's second stage gives to one of our tensors outside the encoder."""
+    from stm.models.weights.released import RELEASE_NAMES  # imports transformers
+
     for theirs, ours in RELEASE_NAMES.items():
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
