@@ -200,7 +200,7 @@ class Source:
 
     def _windows(self, epoch: int) -> list[tuple[int, list[int]]]:
         clips = range(len(self.dataset))
-        return [(clip, self.dataset._windows(self.dataset.index[clip], epoch)[0].tolist()) for clip in clips]
+        return [(clip, self.dataset.samples.windows(self.dataset.index[clip], epoch)[0].tolist()) for clip in clips]
 
     def _spend(self, visit: Callable[[int], Any], visits: int, join: bool = False) -> float:
         def work() -> None:

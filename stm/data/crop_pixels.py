@@ -58,17 +58,19 @@ def cut_frames(frames: list[Frame], box: Box, size: int, flip: bool) -> NDArray[
 
 
 def cut_clip(
-    frames: Decoded, windows: Sequence[NDArray[np.int64]], cuts: Sequence[FrameTransform], size: int
-) -> NDArray[np.uint8]:
-    """Cut the windows of several samples from frames that are decoded once -> uint8 [samples, T, 3, size, size].
+    frames: Decoded,
+    windows: Sequence[NDArray[np.int64]],
+    cuts: Sequence[FrameTransform],
+    videos: NDArray[np.uint8],
+) -> None:
+    """Cut the windows of several samples from frames that are decoded once.
 
     Args:
         windows: the positions of each sample's frames, all of the same length.
         cuts: the transform of each sample's frames.
+        videos: where to write them, uint8 [samples, T, 3, size, size].
     """
-    video = np.empty((len(windows), len(windows[0]), 3, size, size), dtype=np.uint8)
-    _write_windows(frames, windows, [cut.write for cut in cuts], video)
-    return video
+    _write_windows(frames, windows, [cut.write for cut in cuts], videos)
 
 
 def copy_clip(

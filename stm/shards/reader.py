@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from tokenize import TokenError
 from typing import Any
 
@@ -80,27 +81,47 @@ class ShardReader:
                 differs from the index.
         """
         pixels = np.empty((clip.height, clip.width, 3), dtype=np.uint8)
-        for position in sorted(set(positions)):
+        wanted = sorted(set(positions))
+        jpegs = self.jpegs(clip, [position for position in wanted if (clip.key, position) not in self._kept])
+        for position in wanted:
             if (kept := self._kept.get((clip.key, position))) is not None:
                 yield position, kept
                 continue
-            self._decode(clip, position, pixels)
+            self._decode(clip, position, jpegs[position], pixels)
             if self._room >= pixels.nbytes:
                 self._kept[clip.key, position] = pixels.copy()
                 self._room -= pixels.nbytes
             yield position, pixels
 
-    def _decode(self, clip: Clip, position: int, place: NDArray[np.uint8]) -> None:
-        where = f"{clip.tar}: frame {position} of clip {clip.key!r}"
-        data = self._read(clip, int(clip.offsets[position]), int(clip.sizes[position]))
+    def jpegs(self, clip: Clip, positions: Iterable[int]) -> dict[int, memoryview]:
+        """The JPEG of each distinct position, ascending, compared with its checksum.
+
+        Raises:
+            ValueError: the tar is truncated, or a frame's bytes are not those that were packed.
+        """
+        found = {}
+        for run in _split_runs(clip, sorted(set(positions))):
+            start = int(clip.offsets[run[0]])
+            data = memoryview(self._read(clip, start, int(clip.offsets[run[-1]] + clip.sizes[run[-1]]) - start))
+            for position in run:
+                first = int(clip.offsets[position]) - start
+                found[position] = jpeg = data[first : first + int(clip.sizes[position])]
+                self._check_frame(clip, position, jpeg)
+        return found
+
+    def _check_frame(self, clip: Clip, position: int, jpeg: memoryview) -> None:
         if clip.sha256:
-            _check(hashlib.sha256(data).hexdigest() == clip.member_sha256(position), where)
+            intact = hashlib.sha256(jpeg).hexdigest() == clip.member_sha256(position)
         else:
-            _check(checksum(data) == clip.checksums[position], where)
+            intact = checksum(jpeg) == clip.checksums[position]
+        _check(intact, _name_frame(clip, position))
+
+    def _decode(self, clip: Clip, position: int, jpeg: memoryview, place: NDArray[np.uint8]) -> None:
+        where = _name_frame(clip, position)
         try:
-            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+            height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
             if (height, width) == place.shape[:2]:
-                simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=place)
+                simplejpeg.decode_jpeg(jpeg, colorspace="RGB", buffer=place)
         except ValueError as error:
             raise DamagedError(
                 f"{where} is not a JPEG that can be decoded ({error}); remove the tar and its index and run again"
@@ -161,6 +182,25 @@ class ShardReader:
         _check_header(head, shape, declared.dtype, where)
         taken = np.frombuffer(data, declared.dtype, count * values, (first - start) * each)
         return taken.reshape(count, *shape[len(declared.layers) :])
+
+
+def _split_runs(clip: Clip, positions: Sequence[int]) -> list[list[int]]:
+    """Ascending positions as runs of frames that lie side by side in the tar, each of which is one read."""
+    runs: list[list[int]] = []
+    end = None
+    for position in positions:
+        start = int(clip.offsets[position])
+        # Between two members there are at most the padding of one and the header of the other.
+        if end is not None and 0 <= start - end < 2 * BLOCKSIZE:
+            runs[-1].append(position)
+        else:
+            runs.append([position])
+        end = start + int(clip.sizes[position])
+    return runs
+
+
+def _name_frame(clip: Clip, position: int) -> str:
+    return f"{clip.tar}: frame {position} of clip {clip.key!r}"
 
 
 def _check(intact: bool, where: str) -> None:

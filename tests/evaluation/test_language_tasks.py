@@ -178,7 +178,7 @@ def test_validation_and_test_see_the_whole_frame_unless_told_otherwise(world):
         videos[name] = data[0][0]["video"]
         height, width = data.index[0].height, data.index[0].width
         left = (width - height) // 2 if name == "center" else 0
-        positions = data._windows(data.index[0], 0)[0].tolist()
+        positions = data.samples.windows(data.index[0], 0)[0].tolist()
         frames = [frame.copy() for _, frame in data._reader.frames(data.index[0], positions)]
         expected = torch.from_numpy(np.stack(frames))[:, :, left : width - left].permute(0, 3, 1, 2)
         expected = torch.nn.functional.interpolate(

@@ -1,5 +1,7 @@
 """The guides of one window of a clip: read once for the whole frame, then cropped for each sample."""
 
+from typing import Any, Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,7 +11,6 @@ from stm.data.guides.flow import FLOW
 from stm.data.guides.maker import GuideMaker, Stored, cut_similarity, take_frames
 from stm.data.guides.motion import MOTION
 from stm.shards.index import Clip
-from stm.shards.reader import ShardReader
 from stm.shards.schema import ARRAYS, PackedArray, guide_arrays
 
 # Arrays whose guides are more than the stored values, one per cell, or are cropped differently. All arrays are listed in
@@ -26,13 +27,19 @@ COMPUTED = ("attention", "features", "spatiotemporal")
 Maps = dict[str, NDArray[np.floating]]
 
 
+class ArrayReader(Protocol):
+    """Reads layers of a clip's packed arrays, as `stm.shards.reader.ShardReader` does."""
+
+    def layers(self, clip: Clip, name: str, first: int, last: int, *, outer: int | None = None) -> NDArray[Any]: ...
+
+
 def maker_of(array: PackedArray) -> GuideMaker:
     """How an array's guides are computed; by default, each is the stored map of the sampled frames."""
     return MAKERS.get(array.name) or GuideMaker(dict.fromkeys(array.guides, take_frames))
 
 
 def read_maps(
-    reader: ShardReader,
+    reader: ArrayReader,
     clip: Clip,
     guides: tuple[str, ...],
     window: NDArray[np.int64],
