@@ -220,6 +220,12 @@ class Run(Section):
         "only if a GPU waits for loading processes that keep all cores busy, because it transfers larger frames. Pixels "
         "differ by at most one grey level; not with augmentation.auto_augment or augmentation.erasing",
     )
+    decode_on: Literal["loader", "device"] = field(
+        "loader",
+        "where the JPEGs of training clips are decoded: in the data loading processes, or on the device (nvJPEG on CUDA), "
+        "which also crops and then needs resize_on: device. One core then feeds 5 to 10 times as many clips. nvJPEG's "
+        "rounding differs from the loader's; not with kept_gigabytes",
+    )
     seed: int | None = field(
         None, "this run's own seed; by default the config's seed, or each of its seeds", ge=0, lt=2**31
     )
@@ -347,6 +353,16 @@ class Run(Section):
         if self.resize_on == "device" and (conflicts := self.augmentation.after_resizing):
             keys = " and ".join(f"augmentation.{key}" for key in conflicts)
             raise ValueError(f"{keys} change resized pixels in the loader: remove them, or set resize_on to loader")
+        return self
+
+    @model_validator(mode="after")
+    def _check_decoding(self) -> "Run":
+        if self.decode_on == "device" and self.resize_on == "loader":
+            raise ValueError("decode_on: device needs resize_on: device, too: what the device decodes stays there")
+        if self.decode_on == "device" and self.kept_gigabytes:
+            raise ValueError(
+                "kept_gigabytes keeps frames that the loader has decoded: set it to 0, or decode_on to loader"
+            )
         return self
 
     @model_validator(mode="after")

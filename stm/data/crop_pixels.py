@@ -12,7 +12,13 @@ from stm.config import Interpolation
 from stm.data.crop_boxes import Box
 
 Frame = NDArray[np.uint8]
+Allocate = Callable[[tuple[int, ...]], NDArray[np.uint8]]  # returns memory for pixels of a shape, not initialised
 Decoded = Iterable[tuple[int, Frame]]  # (position, frame) pairs of all windows together
+
+
+def allocate_pixels(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Memory of its own for the pixels of some samples."""
+    return np.empty(shape, dtype=np.uint8)
 
 
 class FrameTransform(NamedTuple):

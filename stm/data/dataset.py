@@ -9,10 +9,10 @@ from torch.utils.data import Dataset
 
 from stm.config import Augmentation, CaptionChoice
 from stm.data.augment import RandAugment
-from stm.data.crop_pixels import cut_frames
+from stm.data.crop_pixels import Allocate, allocate_pixels, cut_frames
 from stm.data.geometry import Geometry
 from stm.data.guides.window import COMPUTED
-from stm.data.samples import ALL_CAPTIONS, Allocate, Sample, SampleMaker, allocate_pixels, make_generator
+from stm.data.samples import ALL_CAPTIONS, Sample, SampleMaker, make_generator
 from stm.shards.index import ClipIndex
 from stm.shards.reader import ShardReader
 from stm.shards.schema import PackedArray, guide_arrays

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
+from stm.data.batch_memory import Arena, BatchMemory, receive
 from stm.data.dataset import ClipDataset, Sample
+from stm.data.decoding import decode_batch, join_jpegs
 from stm.data.loading_processes import LoadingContext, share, start_loading
 from stm.data.resizing import join_crops, resize_batch
 from stm.jobs.lifetime import signals_blocked
@@ -29,17 +31,22 @@ def permute(clips: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(clips)
 
 
-def collate(items: list[list[Sample]]) -> Batch:
+def collate(items: list[list[Sample]], arena: Arena | None = None) -> Batch:
     """Stacks the samples of several clips, clip by clip, into one batch.
+
+    Args:
+        items: the samples of each clip.
+        arena: the memory for their pixels, in which videos may already be.
 
     Returns:
         "video" uint8 [B, T, 3, S, S]; "guides" {"noise" and maps: float32 [B, slots, N], "flow": float32
         [B, 2, T, R, C, 2]}; "text" float32 [B, D] if the dataset reads it; "label", "clip", "view", "caption_index" int64 [B];
         "key", "caption" lists of B strings. B counts samples: clips x repeats (or views x crops). For samples that are not
-        resized yet, "crops" (see `join_crops`) instead of "video".
+        resized yet, "crops" (see `join_crops`) instead of "video"; for those that are not decoded yet, "jpegs" (see
+        `join_jpegs`). In a loading process, pixels may be on their way through shared memory (see `receive`).
     """
     samples = [sample for item in items for sample in item]
-    batch: Batch = _join_pixels(samples)
+    batch: Batch = _join_pixels(items, Arena() if arena is None else arena)
     names = samples[0]["guides"]
     batch["guides"] = {n: torch.from_numpy(np.stack([s["guides"][n] for s in samples])) for n in names}
     if "text" in samples[0]:
@@ -56,11 +63,35 @@ def _share(value: Any) -> Any:
     return share(value) if isinstance(value, torch.Tensor) else value
 
 
-def _join_pixels(samples: list[Sample]) -> Batch:
+def _join_pixels(items: list[list[Sample]], arena: Arena) -> Batch:
+    samples = [sample for item in items for sample in item]
     if "video" in samples[0]:
-        return {"video": torch.from_numpy(np.stack([sample["video"] for sample in samples]))}
+        return {"video": arena.hand_over(arena.join([sample["video"] for sample in samples]))}
+    if "jpegs" in samples[0]:
+        data, rest = join_jpegs(items, arena.allocate)
+        return {"jpegs": {"data": arena.hand_over(data), **rest}}
     crops, flips = [sample["crop"] for sample in samples], [sample["flip"] for sample in samples]
-    return {"crops": join_crops(crops, flips, samples[0]["image_size"], samples[0]["interpolation"])}
+    joined = join_crops(crops, flips, samples[0]["image_size"], samples[0]["interpolation"], arena.allocate)
+    return {"crops": {**joined, "pixels": arena.hand_over(joined["pixels"].numpy())}}
+
+
+class _Batches(Dataset[Batch]):
+    """Batches of a dataset's clips, each given by its (epoch, clip) pairs."""
+
+    def __init__(self, dataset: ClipDataset) -> None:
+        self.dataset = dataset
+        self._memory = BatchMemory()
+
+    def __getitem__(self, clips: list[tuple[int, int]]) -> Batch:
+        arena = self._memory.open()
+        self.dataset.allocate = arena.allocate
+        batch = collate([self.dataset[clip] for clip in clips], arena)
+        self._memory.close(arena)
+        return batch
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 class _Order(Sampler[list[tuple[int, int]]]):
@@ -123,14 +154,15 @@ class ClipLoader:
             )
         self.workers = workers
         self._order = _Order()
-        self._loader: DataLoader[list[Sample]] | None = None  # made when it is used
+        self._loader: DataLoader[Batch] | None = None  # made when it is used
         self._iterator: Any = None  # the loader's, which holds the loading processes from epoch to epoch
 
-    def _make_loader(self) -> DataLoader[list[Sample]]:
+    def _make_loader(self) -> DataLoader[Batch]:
         return DataLoader(
-            self.dataset,
-            batch_sampler=self._order,
-            collate_fn=collate,
+            _Batches(self.dataset),
+            batch_size=None,  # the sampler's items are whole batches
+            sampler=self._order,
+            collate_fn=_as_it_is,
             num_workers=self.workers,
             multiprocessing_context=LoadingContext() if self.workers else None,
             # Copies to the device are asynchronous only from pinned memory.
@@ -184,8 +216,7 @@ class ClipLoader:
             self._loader = self._make_loader()
         with signals_blocked():  # inherited by the loading processes, which start here
             self._iterator = iter(self._loader)
-        batches: Iterator[Batch] = self._iterator
-        return batches
+        return map(receive, self._iterator)
 
     def _deal(self, clips: list[int], epoch: int) -> list[list[tuple[int, int]]]:
         """Split the order into steps and each step into one batch per process; return this process's batches."""
@@ -200,22 +231,26 @@ def move(batch: Batch, device: torch.device | str) -> Batch:
 
 
 def move_ahead(batches: Iterator[Batch], device: torch.device) -> Generator[Batch, None, None]:
-    """Move batches to `device`, and resize crops there unless they already are. On CUDA the next batch is copied on a
-    separate stream while the device processes the current one."""
+    """Move batches to `device`, and decode JPEGs and resize crops there unless they already are. On CUDA this is done for the
+    next batch on a separate stream while the device processes the current one."""
     if device.type != "cuda":
-        yield from (resize_batch(move(batch, device)) for batch in batches)
+        yield from (_finish(batch, device) for batch in batches)
         return
     side = torch.cuda.Stream(device)
     while True:
         with torch.cuda.stream(side):
             batch = next(batches, None)
-            moved = None if batch is None else resize_batch(move(batch, device))
+            moved = None if batch is None else _finish(batch, device)
         if moved is None:
             return
         current = torch.cuda.current_stream(device)
         current.wait_stream(side)
         _hold(moved, current)
         yield moved
+
+
+def _finish(batch: Batch, device: torch.device) -> Batch:
+    return resize_batch(move(decode_batch(batch, device), device))
 
 
 def _hold(value: Any, stream: torch.cuda.Stream) -> None:

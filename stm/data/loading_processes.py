@@ -1,6 +1,7 @@
 """The processes that load batches: how they start, how they end, and what their failures mean."""
 
 import errno
+import gc
 import multiprocessing
 import multiprocessing.queues
 import os
@@ -51,6 +52,7 @@ class LoadingContext(ForkContext):
 def start_loading(worker: int) -> None:
     """Prepares a loading process; the `worker_init_fn` of a DataLoader."""
     cv2.setNumThreads(0)  # the loading processes already use all cores
+    gc.freeze()  # what was there before is not garbage: looking through it again and again costs time and copies its memory
     parent = multiprocessing.parent_process()
     end_with_parent(None if parent is None else parent.pid)
     # The default prints the error and drops the batch, for which the training process would wait forever.
@@ -68,6 +70,11 @@ _CODE = re.compile(r"\((\d+)\)\s*$")
 """The errno at the end of torch's messages about shared memory."""
 
 
+def is_loading_process() -> bool:
+    """Whether this process loads batches for another one."""
+    return torch.utils.data.get_worker_info() is not None
+
+
 def share(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor, in shared memory if this is a loading process.
 
@@ -77,7 +84,7 @@ def share(tensor: torch.Tensor) -> torch.Tensor:
         MemoryError: shared memory is full.
         OSError: a file of shared memory cannot be made, for instance because too many are open.
     """
-    if torch.utils.data.get_worker_info() is None:
+    if not is_loading_process():
         return tensor
     try:
         return tensor.share_memory_()

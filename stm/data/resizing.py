@@ -14,15 +14,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stm.config import Interpolation
+from stm.data.crop_pixels import Allocate, allocate_pixels
 
 # Parameter of the cubic convolution kernel in OpenCV and torch.
 _CUBIC = -0.75
 
 
 def join_crops(
-    crops: Sequence[NDArray[np.uint8]], flips: Sequence[bool], size: int, interpolation: Interpolation = "area"
+    crops: Sequence[NDArray[np.uint8]],
+    flips: Sequence[bool],
+    size: int,
+    interpolation: Interpolation = "area",
+    allocate: Allocate = allocate_pixels,
 ) -> dict[str, Any]:
-    """Pad samples' crops, uint8 [T, height, width, 3] of any sizes, to a batch.
+    """Pad samples' crops, uint8 [T, height, width, 3] of any sizes, to a batch, whose pixels are in memory from `allocate`.
 
     Returns:
         "pixels" uint8 [B, T, H, W, 3], padded at the bottom and right to the height of the tallest and the width of the widest
@@ -30,9 +35,12 @@ def join_crops(
         after resizing; "interpolation".
     """
     sides = np.array([crop.shape[1:3] for crop in crops], dtype=np.int64)
-    pixels = np.zeros((len(crops), len(crops[0]), *sides.max(axis=0), 3), dtype=np.uint8)
+    pixels = allocate((len(crops), len(crops[0]), *sides.max(axis=0).tolist(), 3))
     for place, crop in zip(pixels, crops, strict=True):
-        place[:, : crop.shape[1], : crop.shape[2]] = crop
+        height, width = crop.shape[1:3]
+        place[:, :height, :width] = crop
+        place[:, height:] = 0
+        place[:, :height, width:] = 0
     parts = {"pixels": torch.from_numpy(pixels), "sides": torch.from_numpy(sides), "flip": torch.tensor(flips)}
     return {**parts, "size": size, "interpolation": interpolation}
 
@@ -47,12 +55,16 @@ def resize_batch(batch: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def resize_crops(
-    pixels: Tensor, sides: Tensor, flip: Tensor, size: int, interpolation: Interpolation = "area"
+    pixels: Tensor | Sequence[Tensor],
+    sides: Tensor,
+    flip: Tensor,
+    size: int,
+    interpolation: Interpolation = "area",
 ) -> Tensor:
     """Resize and mirror crops like `stm.data.crop_pixels.FrameTransform`, to within one grey level: OpenCV rounds differently.
 
     Args:
-        pixels: uint8 [B, T, H, W, 3]; the padding outside a crop's sides is ignored.
+        pixels: uint8 [B, T, H, W, 3]; the padding outside a crop's sides is ignored. Or B crops uint8 [T, height, width, 3].
         sides: height and width of each crop, int64 [B, 2].
         flip: which crops are mirrored left to right, bool [B].
         size: S, side of the result, in pixels.
@@ -61,19 +73,22 @@ def resize_crops(
     Returns:
         uint8 [B, T, 3, S, S].
     """
+    # Of the largest crop; smaller ones use the first columns of their matrices.
+    largest = [max(crop.shape[1 + axis] for crop in pixels) for axis in (0, 1)]
     if interpolation == "bicubic":
-        rows, columns = (weigh_cubic(sides[:, axis], size, pixels.shape[2 + axis]) for axis in (0, 1))
+        rows, columns = (weigh_cubic(sides[:, axis], size, largest[axis]) for axis in (0, 1))
     else:
         shrinks = (sides >= size).all(dim=1)
-        rows, columns = (weigh_pixels(sides[:, axis], size, pixels.shape[2 + axis], shrinks) for axis in (0, 1))
+        rows, columns = (weigh_pixels(sides[:, axis], size, largest[axis], shrinks) for axis in (0, 1))
     columns = torch.where(flip[:, None, None], columns.flip(1), columns)
     # bf16 cannot distinguish adjacent grey levels.
-    with torch.autocast(pixels.device.type, enabled=False):
+    with torch.autocast(columns.device.type, enabled=False):
         # One clip at a time: all clips in float32 at once would need gigabytes.
         return torch.stack([_resize_clip(*clip) for clip in zip(pixels, rows, columns, strict=True)])
 
 
 def _resize_clip(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    rows, columns = rows[:, : pixels.shape[1]], columns[:, : pixels.shape[2]]
     frames = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     # Clamped, because the cubic kernel has negative weights.
     return (rows @ (frames @ columns.T)).round_().clamp_(0, 255).to(torch.uint8)

@@ -5,7 +5,7 @@ order, the number of worker processes and the other clips. So a resumed run sees
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 from stm.config import Augmentation, CaptionChoice
 from stm.data.augment import RandAugment, draw_erased, erase
 from stm.data.crop_boxes import draw_crop, side_crops, whole_frame
-from stm.data.crop_pixels import Decoded, FrameTransform, copy_clip, cut_clip
+from stm.data.crop_pixels import Allocate, Decoded, FrameTransform, allocate_pixels, copy_clip, cut_clip
 from stm.data.geometry import Geometry
 from stm.data.guides.window import ArrayReader, Maps, cut_maps, read_maps
 from stm.data.sampling import choose_captions, sample_window, view_windows
 from stm.shards.index import Clip
 
 Sample = dict[str, Any]
-Allocate = Callable[[tuple[int, ...]], NDArray[np.uint8]]
 
 ALL_CAPTIONS = CaptionChoice()
 
@@ -48,11 +47,6 @@ def make_generator(seed: int, epoch: int, key: str, repeat: int) -> np.random.Ge
     # A hash, not a sum: similar keys and adjacent epochs must yield unrelated random numbers.
     digest = hashlib.blake2b(f"{seed}/{epoch}/{repeat}/{key}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
-
-
-def allocate_pixels(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Memory of its own for the pixels of some samples."""
-    return np.empty(shape, dtype=np.uint8)
 
 
 class SampleRecipe(NamedTuple):

@@ -117,6 +117,7 @@ def open_clips(run: AnyRun, indexes: Sequence[Path], seed: int, frames: int | No
         captions=run.captions,
         kept_gigabytes=run.kept_gigabytes,
         resize=run.resize_on == "loader",
+        decode=run.decode_on == "loader",
     )
     if run.has_text:
         check_has_captions(dataset, run.captions.sources)

@@ -118,6 +118,16 @@ def demo_with(path: str, value: object) -> dict:
             ["pretrain.text", "augmentation.auto_augment and augmentation.erasing", "set resize_on to loader"],
         ),
         ("pretrain.text.resize_on", "gpu", ["pretrain.text.resize_on = 'gpu'", "loader", "device"]),
+        (
+            "pretrain.text.decode_on",
+            "device",
+            ["pretrain.text", "decode_on: device needs resize_on: device"],
+        ),
+        (
+            "pretrain.text",
+            {**DEMO["pretrain"]["text"], "decode_on": "device", "resize_on": "device", "kept_gigabytes": 1},
+            ["pretrain.text", "set it to 0, or decode_on to loader"],
+        ),
         ("pretrain.text.seeds", [0, 0], ["pretrain.text", "lists a seed twice"]),
         ("evaluate.retrieval.source", "label", ["evaluate.retrieval.source", "'label'", "blip2"]),
     ],

@@ -1,6 +1,7 @@
 """Samples: pixels and guides of one crop, from one seed."""
 
 import copy
+import dataclasses
 import errno
 import io
 import os
@@ -10,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 
 from stm.config import Augmentation
 from stm.data.crop_boxes import draw_crop
 from stm.data.dataset import ClipDataset, make_generator
 from stm.data.geometry import Geometry
+from stm.shards import reader
 
 GEOMETRY = Geometry(image_size=32, patch_size=8, tubelet=2, frames=4, stride=2)
 
@@ -273,3 +276,32 @@ def test_frames_kept_in_memory_change_nothing_but_how_often_files_are_read(
     kept = sum(pixels.nbytes for pixels in keeping._reader._kept.values())
     assert 0 < kept <= gigabytes * 1e9
     assert (len(keeping._reader._kept) == len(decoded) - 3 * 3 * 4) == (gigabytes == 1.0)
+
+
+@pytest.mark.parametrize(("stride", "reads"), [(1, 1), (2, 4)])
+def test_frames_that_lie_side_by_side_are_one_read(
+    open_clips: Callable, clip: Callable, stride: int, reads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spans = []
+    read = reader.read_member
+    monkeypatch.setattr(reader, "read_member", lambda *a: spans.append(a[1:]) or read(*a))
+    geometry = dataclasses.replace(GEOMETRY, stride=stride)
+    data = open_clips([clip(0)], geometry=geometry, guides=())
+    window = data.samples.windows(data.index[0], 0)[0].tolist()
+    frames = [frame.copy() for _, frame in data._reader.frames(data.index[0], window)]
+    assert len(spans) == reads and len(frames) == len(window) == 4
+    whole = data.index[0].tar.read_bytes()
+    for position, frame in zip(window, frames, strict=True):
+        jpeg = whole[data.index[0].offsets[position] :][: data.index[0].sizes[position]]
+        assert np.array_equal(frame, simplejpeg.decode_jpeg(jpeg))
+
+
+def test_damage_inside_of_a_read_names_its_frame(open_clips: Callable, clip: Callable) -> None:
+    data = open_clips([clip(0)], guides=())
+    entry = data.index[0]
+    with entry.tar.open("r+b") as tar:
+        tar.seek(int(entry.offsets[2]) + 40)
+        tar.write(bytes(8))
+    with pytest.raises(ValueError, match="frame 2 of clip 'clip-000' differs from its checksum"):
+        data._reader.jpegs(entry, [1, 2, 3])
+    assert list(data._reader.jpegs(entry, [3, 1])) == [1, 3]

@@ -122,7 +122,7 @@ def killed(folder: Path, shard: Path) -> None:
 
 def not_sendable(folder: Path, shard: Path) -> None:
     collate = stm.data.loader.collate
-    stm.data.loader.collate = lambda items: {**collate(items), "key": lambda: None}
+    stm.data.loader.collate = lambda *items: {**collate(*items), "key": lambda: None}
     run_stage(folder, shard)
 
 

@@ -98,18 +98,21 @@ def test_neither_workers_nor_checkpoints_change_a_byte(shards: list[Path], tmp_p
 
 def test_resizing_on_the_device_is_the_same_training_but_for_rounding(shards: list[Path], tmp_path: Path) -> None:
     """Crops of these shards are smaller than the model's pictures: all are enlarged."""
-    for name, changes in {"loader": {}, "device": {"resize_on": "device"}}.items():
+    places = {"video": {}, "crop": {"resize_on": "device"}, "jpegs": {"resize_on": "device", "decode_on": "device"}}
+    for name, changes in places.items():
         run = make_run(**changes)
-        assert ("video" in open_clips(run, shards, 7)[0][0]) == (name == "loader")
+        assert name in open_clips(run, shards, 7)[0][0]
         pretrain(run, shards, tmp_path / name, 7, "cpu")
-    losses = [read_log(tmp_path / name)[-1]["loss"] for name in ("loader", "device")]
+    losses = [read_log(tmp_path / name)[-1]["loss"] for name in places]
     assert losses[0] == pytest.approx(losses[1], rel=0.01)
+    assert weights(tmp_path / "crop") == weights(tmp_path / "jpegs")  # on a CPU both are decoded by libjpeg-turbo
 
 
-def test_a_stopped_run_that_resizes_on_the_device_ends_in_the_same_bytes(
+def test_a_stopped_run_that_decodes_and_resizes_on_the_device_ends_in_the_same_bytes(
     shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = make_run(resize_on="device", checkpoint_every=1)
+    device: dict[str, Any] = {"resize_on": "device", "decode_on": "device"}
+    run = make_run(**device, checkpoint_every=1)
 
     def stopping(*arguments: Any) -> Callable[[int], Iterator[Batch]]:
         return lambda step: islice(feed_media(*arguments)(step), 3)  # the fourth step finds no batch
@@ -120,7 +123,7 @@ def test_a_stopped_run_that_resizes_on_the_device_ends_in_the_same_bytes(
             pretrain(run, shards, tmp_path / "stopped", 7, "cpu")
     assert (tmp_path / "stopped" / "checkpoints" / "step-000000003.pt").exists()
     pretrain(run, shards, tmp_path / "stopped", 7, "cpu")
-    pretrain(make_run(resize_on="device", workers=2), shards, tmp_path / "straight", 7, "cpu")
+    pretrain(make_run(**device, workers=2), shards, tmp_path / "straight", 7, "cpu")
     assert weights(tmp_path / "stopped") == weights(tmp_path / "straight")
 
 
