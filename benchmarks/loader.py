@@ -1,4 +1,4 @@
-"""Speed of loading training clips from shards, compared with decord at random offsets of the original files.
+"""Speed of loading training clips from shards, compared with what people use on the same JPEGs, and with decord on the files.
 
     python -m benchmarks.loader
     python -m benchmarks.loader --gop 12 --batch 32 --step 0.25
@@ -6,8 +6,10 @@
 Clips of 340 x 256 pixels are encoded by x264 with B-frames, like downloaded videos, and processed by the stages `frames` and
 `shards` with their defaults. A visit loads 16 frames, 4 apart, from a random offset. Our loader reads and decodes the JPEGs,
 takes a random crop, resizes it to 224 x 224, flips it and collates clips into batches; decord seeks and decodes the same
-frames of the original file and does nothing else. Both are measured in CPU time of one thread, and so is our loader with
-resizing and flipping left to the device (`resize_on: device`). The cost of the checksums of all bytes read is that of the same
+frames of the original file and does nothing else. webdataset, litdata and MosaicML's streaming make the same batches from the
+same JPEGs (`benchmarks.loader_peers`); those that are not installed are left out. All are measured in CPU time of one process,
+and so is our loader with resizing and flipping left to the device (`resize_on: device`), and with decoding, too (`decode_on:
+device`): of these, the part that the CPU does. The cost of the checksums of all bytes read is that of the same
 visits with and without them, in turns, for frames alone and with packed motion and flow.
 
 The number of cores that keep a training step supplied follows from that rate. Whether the speed of loading processes adds up
@@ -16,7 +18,6 @@ is measured separately, in wall-clock time.
 
 import argparse
 import itertools
-import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -32,12 +33,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from benchmarks import loader_peers
 from benchmarks._table import Row, compare, cpu_seconds, report, take_turns, wall_seconds
 from benchmarks.motion import encode, make_clip
 from stm.config import Augmentation, BadInput, Frames, Pack
 from stm.data.dataset import ClipDataset, Sample
 from stm.data.geometry import Geometry
-from stm.data.loader import ClipLoader, collate
+from stm.data.loader import ClipLoader
 from stm.manifest import MANIFEST_SCHEMA, make_key
 from stm.preprocess.flow.estimate import FLOW_SCHEMA
 from stm.preprocess.frames.extract import extract_frames
@@ -61,6 +63,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--batch", type=int, default=32, help="clips per training step")
     parser.add_argument("--step", type=float, default=0.25, help="seconds per training step")
+    parser.add_argument("--gpu", type=float, default=1560, help="clips per second of one H200, by the plan of tgm.yaml")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="loading processes, measured together")
     parser.add_argument("--rounds", type=int, default=5)
     return parser.parse_args()
@@ -139,10 +142,11 @@ class Source:
         names = make_videos(folder / "videos", arguments.clips, arguments.seconds, gop)
         geometry = Geometry(SIZE, 16, 2, FRAMES, 1)
         shard = make_shard(folder, names)
-        self.dataset, self.unresized = (
-            ClipDataset([shard], geometry, Augmentation(), 0, True, guides=(), resize=resize)
-            for resize in (True, False)
+        self.dataset, self.unresized, self.undecoded = (
+            ClipDataset([shard], geometry, Augmentation(), 0, True, guides=(), resize=resize, decode=decode)
+            for resize, decode in ((True, True), (False, True), (False, False))
         )
+        self.shard = shard.with_suffix(".tar")
         self.guided = ClipDataset([shard], geometry, Augmentation(), 0, True, guides=("motion", "flow"))
         self.folder = folder / "videos"
         self.visits = arguments.visits
@@ -159,8 +163,31 @@ class Source:
         """CPU seconds per clip, from the shard to a batch whose crops the device resizes."""
         return self._load(self.unresized)
 
+    def load_undecoded(self) -> float:
+        """CPU seconds per clip, from the shard to a batch of JPEGs that the device decodes."""
+        return self._load(self.undecoded)
+
     def _load(self, dataset: ClipDataset) -> float:
-        return self._spend(lambda epoch: [dataset[epoch, clip] for clip in range(len(dataset))], 8 * self.visits, True)
+        repeated = Longer(dataset, 8 * self.visits)
+        loader = ClipLoader(repeated, len(dataset), shuffle=True)
+        epoch = next(self._epochs)
+        return cpu_seconds(lambda: [None for _ in loader.batches(epoch)]) / len(repeated)
+
+    def peers(self) -> dict[str, Callable[[], float]]:
+        """For each peer that is installed, what measures its CPU seconds per clip, from the JPEGs to a batch."""
+        make = partial(loader_peers.make_clip, window=FRAMES, size=SIZE, generator=np.random.default_rng(0))
+        found = {"webdataset": loader_peers.over_webdataset(self.shard, make)}
+        others = {"litdata": loader_peers.over_litdata, "streaming": loader_peers.over_streaming}
+        for name, open_peer in others.items():
+            if why := loader_peers.missing(name):
+                print(why)
+                continue
+            found[name] = open_peer(self.shard, self.folder.with_name(name), make)
+        return {name: partial(self._load_peer, load) for name, load in found.items()}
+
+    def _load_peer(self, load: Callable[[int], object]) -> float:
+        clips = len(self.dataset)
+        return cpu_seconds(lambda: [load(clips) for _ in range(2 * self.visits)]) / (2 * self.visits * clips)
 
     def time_checksums(self, dataset: ClipDataset) -> tuple[float, float]:
         """CPU seconds per clip with and without checksums, for the same visits in alternating order."""
@@ -202,14 +229,8 @@ class Source:
         clips = range(len(self.dataset))
         return [(clip, self.dataset.samples.windows(self.dataset.index[clip], epoch)[0].tolist()) for clip in clips]
 
-    def _spend(self, visit: Callable[[int], Any], visits: int, join: bool = False) -> float:
-        def work() -> None:
-            for _ in range(visits):
-                items = visit(next(self._epochs))
-                if join:
-                    collate(items)
-
-        return cpu_seconds(work) / visits / len(self.dataset)
+    def _spend(self, visit: Callable[[int], object], visits: int) -> float:
+        return cpu_seconds(lambda: [visit(next(self._epochs)) for _ in range(visits)]) / visits / len(self.dataset)
 
     def stream(self, workers: int) -> float:
         """Clips per wall-clock second from loading processes that are already running."""
@@ -253,36 +274,61 @@ def main() -> None:
     report(rows)
 
 
+PLACES = {
+    "ours": "loader",
+    "unresized": "loader, resizing left to the device",
+    "undecoded": "loader, decoding left to the device",
+}
+"""The three measurements of our loader, by the name of their rows."""
+
+
 def measure(source: Source, arguments: argparse.Namespace, gop: int) -> list[Row]:
     first = gop == arguments.gop[0]
     # Measured before decord starts threads: loading processes are forked from this one and would not have them.
     streams = [source.stream(arguments.workers) for _ in range(max(1, arguments.rounds // 2))] if first else []
-    work = {"ours": source.load, "unresized": source.load_unresized, "JPEGs": source.decode, "decord": source.seek}
+    work = {"ours": source.load, "unresized": source.load_unresized, "undecoded": source.load_undecoded}
+    peers = source.peers() if first else {}
+    work |= {"JPEGs": source.decode, **peers, "decord": source.seek}
     seconds = take_turns(work, arguments.rounds)
     rates = {name: [1 / value for value in values] for name, values in seconds.items()}
     rate = {name: median(values) for name, values in rates.items()}
     print(f"key frame every {gop} frames, {source.size:.2f} MB per video: ", end="")
     print(", ".join(f"{name} {value:.1f} clips/s per core" for name, value in rate.items()), flush=True)
     against = f"decord {decord.__version__}, decoding alone: {rate['decord']:.1f} clips/s"
-    speed, unresized = (f"{rate[name]:.0f} clips/s per core" for name in ("ours", "unresized"))
-    what, left = f"loader, key frame every {gop}", ", resizing left to the device"
+    speeds = {name: f"{rate[name]:.0f} clips/s per core" for name in PLACES}
     rows = [
-        compare(what, speed, rates["ours"], rates["decord"], against, "5"),
-        compare(what + left, unresized, rates["unresized"], rates["decord"], against, "5"),
+        compare(f"{what}, key frame every {gop}", speeds[name], rates[name], rates["decord"], against, "5")
+        for name, what in PLACES.items()
     ]
     if not first:
         return rows
+    for peer in peers:
+        against = f"{peer} {loader_peers.version(peer)}: {rate[peer]:.1f} clips/s"
+        rows += [
+            compare(f"{what}, beside {peer}", speeds[name], rates[name], rates[peer], against, "1.5")
+            for name, what in PLACES.items()
+        ]
     rows += [
         measure_checksums(source, source.dataset, arguments.rounds, "loader, checksums of frames"),
         measure_checksums(source, source.guided, arguments.rounds, "loader, checksums of frames, motion and flow"),
     ]
     limit = f"decoding its JPEGs alone: {rate['JPEGs']:.0f} clips/s"
-    rows.append(compare("loader, relative to decoding its JPEGs", speed, rates["ours"], rates["JPEGs"], limit))
-    needed = arguments.batch / arguments.step
-    shares = [value / needed for value in rates["ours"]]
-    cores = f"{math.ceil(needed / rate['ours'])} cores"
-    against = f"a step of {arguments.step:g} s with {arguments.batch} clips, {needed:g} clips/s: the share that one core supplies"
-    rows.append(Row("loader, cores to supply a step", cores, median(shares), min(shares), max(shares), against))
+    for name in ("ours", "unresized"):
+        rows.append(
+            compare(
+                f"{PLACES[name]}, relative to decoding its JPEGs",
+                speeds[name],
+                rates[name],
+                rates["JPEGs"],
+                limit,
+                "0.8",
+            )
+        )
+    against = f"a step of {arguments.step:g} s with {arguments.batch} clips: the share that one core supplies"
+    rows.append(count_cores("loader, cores to supply a step", rates["ours"], arguments.batch / arguments.step, against))
+    for name, what in PLACES.items():
+        against = f"{arguments.gpu:g} clips/s: the share that one core supplies"
+        rows.append(count_cores(f"{what}, cores for an H200", rates[name], arguments.gpu, against, "0.125"))
     # From one core's rate: what as many processes would reach if they did not slow each other down.
     ideal = [arguments.workers * rate["ours"]] * len(streams)
     what, against = (
@@ -290,6 +336,13 @@ def measure(source: Source, arguments: argparse.Namespace, gop: int) -> list[Row
         f"{arguments.workers} times the rate of one core",
     )
     return [*rows, compare(what, f"{median(streams):.0f} clips/s", streams, ideal, against)]
+
+
+def count_cores(what: str, rates: Sequence[float], needed: float, against: str, aim: str = "") -> Row:
+    """The cores that supply so many clips per second."""
+    shares = [value / needed for value in rates]
+    cores = f"{needed / median(rates):.1f} cores"
+    return Row(what, cores, median(shares), min(shares), max(shares), against, aim)
 
 
 if __name__ == "__main__":

@@ -29,10 +29,11 @@ from stm.stages.declaration import Stage
 from stm.stages.jobs import Job, Jobs
 from stm.stages.journey import all_stages
 
-# Core seconds of the loader per pixel of a stored frame: reading, decoding, cropping and resizing. Measured on the same machine
-# (benchmarks/results/2026-11-26-cpu.md): 63 clips of 16 frames of 340x256 per second and core, 95 with resizing left to the
-# device.
-LOAD_SECONDS_PER_PIXEL = {"loader": 1.13e-8, "device": 7.5e-9}
+# Core seconds of the loading processes per pixel of a stored frame, by what they do: read, decode and resize; leave resizing to
+# the device; leave decoding to it, too, and hand over bytes. Measured by benchmarks/loader.py relative to decoding the JPEGs
+# alone, at the speed of that on the machine of the other rates (125 clips/s per core, benchmarks/results/2026-11-26-cpu.md):
+# 81, 104 and 1,100 clips of 16 frames of 340x256 per second and core. The device's time for decoding is not known.
+LOAD_SECONDS_PER_PIXEL = {"resize": 8.9e-9, "decode": 6.9e-9, "read": 6.5e-10}
 # Measured on the same machine: timm's rand-m7-n4-mstd0.5-inc1 takes 1.43 ms per 224x224 frame.
 AUGMENT_SECONDS_PER_PIXEL = 2.9e-8
 # Measured: starting a Python process, importing torch and loading a model.
@@ -126,11 +127,16 @@ def _run_line(line: Line, loading: float, gpus: int, workers: int, memory: float
     )
 
 
-def _loading_hours(config: Config, dataset: str, clips: Clips, frames: float, place: str = "loader") -> float:
-    """Estimate the core hours needed to read `frames` frames of a dataset; `place` is the run's `resize_on`."""
+def _loading_hours(config: Config, dataset: str, clips: Clips, frames: float, place: str = "resize") -> float:
+    """Estimate the core hours needed to read `frames` frames of a dataset; for `place` see `LOAD_SECONDS_PER_PIXEL`."""
     short, long = sorted((clips.width, clips.height))
     pixels = config.of(dataset).frames.short_side ** 2 * long / short
     return frames * pixels * LOAD_SECONDS_PER_PIXEL[place] / 3600
+
+
+def _loading_place(run: Run) -> str:
+    """What a run's loading processes do, as a key of `LOAD_SECONDS_PER_PIXEL`."""
+    return "read" if run.decode_on == "device" else "decode" if run.resize_on == "device" else "resize"
 
 
 def _augmenting_hours(augmentation: Augmentation | None, run: Run, frames: float) -> float:
@@ -160,7 +166,7 @@ def _pretraining_line(config: Config, name: str, run: Run, clips: Mapping[str, C
             per_split = clips[dataset].per_split
             visits = per_split.get(split, sum(per_split.values())) * run.optimisation.epochs
             flops += _step_flops(run, image=image) * visits * run.repeats
-            loading += _loading_hours(config, dataset, clips[dataset], visits * frames, run.resize_on)
+            loading += _loading_hours(config, dataset, clips[dataset], visits * frames, _loading_place(run))
             loading += _augmenting_hours(run.augmentation, run, visits * run.repeats * frames)
     line = _network_line(f"pretrain/{name}", 1, flops, run.precision, hardware)
     return _run_line(line, loading, run.world_size, run.workers, pretraining_memory(run).total, hardware)

@@ -30,12 +30,16 @@ def run(name: str, *arguments: str, folder: Path) -> dict[str, dict]:
 
 
 @pytest.mark.slow
-def test_the_loader_is_compared_with_decord(tmp_path: Path) -> None:
+def test_the_loader_is_compared_with_decord_and_with_other_loaders(tmp_path: Path) -> None:
     toy = ("--clips", "1", "--seconds", "3", "--visits", "1", "--workers", "1", "--gop", "12")
     rows = run("loader", *toy, folder=tmp_path)
     assert "decord" in rows["loader, key frame every 12"]["against"]
+    peers = [what for what in rows if what.startswith("loader, beside ")]
+    assert "loader, beside webdataset" in peers  # litdata and streaming if they are installed
     cores = rows["loader, cores to supply a step"]
-    assert cores["speed"] == f"{-(-1 // cores['ratio']):.0f} cores"
+    assert cores["speed"] == f"{1 / cores['ratio']:.1f} cores"
+    decoded, jpegs = (rows[f"loader{place}, cores for an H200"] for place in ("", ", decoding left to the device"))
+    assert jpegs["ratio"] > 3 * decoded["ratio"]
 
 
 @pytest.mark.slow
