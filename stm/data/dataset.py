@@ -36,7 +36,7 @@ class ClipDataset(Dataset[list[Sample]]):
 
     def __init__(
         self,
-        indexes: Sequence[Path],
+        indexes: Sequence[Path] | ClipIndex,
         geometry: Geometry,
         augmentation: Augmentation,
         seed: int,
@@ -56,7 +56,7 @@ class ClipDataset(Dataset[list[Sample]]):
     ) -> None:
         """
         Args:
-            indexes: shard indexes (Parquet), each next to its tar.
+            indexes: shard indexes (Parquet), each next to its tar; or the index read from them.
             augmentation: used if `train`; otherwise only its interpolation: `crops` and `whole` determine the crops, and
                 nothing is flipped.
             train: sample windows and crops at random; otherwise spread them evenly.
@@ -82,7 +82,7 @@ class ClipDataset(Dataset[list[Sample]]):
             raise ValueError(
                 f"augmentation: {' and '.join(late)} operate on resized pixels, but resizing is done on the device"
             )
-        self.index = ClipIndex(indexes)
+        self.index = indexes if isinstance(indexes, ClipIndex) else ClipIndex(indexes)
         self.geometry = geometry
         self.augmentation = augmentation
         self.seed = seed

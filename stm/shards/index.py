@@ -89,17 +89,20 @@ class _Lists:
 class ClipIndex:
     """All clips of a set of shards; 100,000 clips of 63 stored frames, with all arrays, need about 220 MB."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], *, streamed: bool = False) -> None:
         """
         Args:
             paths: shard indexes (Parquet); each is next to its tar, which has the suffix `.tar`.
+            streamed: whether the tars are elsewhere: neither their presence nor their size is checked.
 
         Raises:
             ValueError: an index is unreadable, its tar is missing, a clip's arrays have the wrong size, a clip occurs twice,
                 or there are no clips at all.
         """
         self.tars = [Path(path).with_suffix(".tar") for path in paths]
-        tables = [_read_index(Path(path), tar) for path, tar in zip(paths, self.tars, strict=True)]
+        tables = [
+            _read_index(Path(path), None if streamed else tar) for path, tar in zip(paths, self.tars, strict=True)
+        ]
         if sum(table.num_rows for table in tables) == 0:
             raise ValueError(f"no clips in {', '.join(str(path) for path in paths) or 'no shards at all'}")
         # In the receipts, because a shard's maps are all made with one window, and nearly always with that of one cell.
@@ -177,6 +180,10 @@ class ClipIndex:
         clips = pc.list_parent_indices(self._sources).to_numpy(zero_copy_only=False)
         return np.bincount(clips[counted.to_numpy(zero_copy_only=False)], minlength=len(self))
 
+    def count_clips(self) -> NDArray[np.int64]:
+        """The number of clips of each shard, int64 [shards]."""
+        return np.bincount(self._shards, minlength=len(self.tars))
+
     def labels(self) -> list[str | None]:
         """The label of each clip."""
         return self._labels.to_pylist()
@@ -239,17 +246,18 @@ def _read_columns(path: Path) -> pa.Table:
     return table.select(schema.names)
 
 
-def _read_index(path: Path, tar: Path) -> pa.Table:
+def _read_index(path: Path, tar: Path | None) -> pa.Table:
     table = _read_columns(path)
     if table.num_rows == 0:
         return table
-    if not tar.is_file():
+    if tar is not None and not tar.is_file():
         raise DamagedError(f"{tar} is missing; remove its index, {path}, and run the stage `shards` again")
     _check_order(path, table)
     _check_counts(path, table)
     _check_sides(path, table)
     _check_arrays(path, table)
-    _check_places(path, table, tar)
+    if tar is not None:
+        _check_places(path, table, tar)
     _check_checksums(path, table)
     return table
 
