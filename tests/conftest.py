@@ -22,6 +22,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=2, help="how often tests/workflow/test_kills.py kills the workflow")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda"):
+        import torch  # not for tests that need none of it: it takes seconds
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA GPU")
+
+
 def encode(path: Path, frames: np.ndarray, codec: str = "libx264", fps: int = 10, **options: str) -> Path:
     """Write uint8 [F, H, W, 3] frames as a video and return its path; `options` are passed to the encoder."""
     path.parent.mkdir(parents=True, exist_ok=True)

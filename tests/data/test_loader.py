@@ -218,7 +218,7 @@ def test_moving_ahead_changes_no_batch_and_no_order(data: ClipDataset) -> None:
     assert all(map(equal, move_ahead(loader.batches(1), torch.device("cpu")), plain))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="copies ahead are made on CUDA alone")
+@pytest.mark.cuda
 def test_moving_ahead_gives_the_device_the_same_batches(data: ClipDataset) -> None:
     loader = ClipLoader(data, 3, shuffle=True, seed=5)
     moved = move_ahead(loader.batches(1), torch.device("cuda"))

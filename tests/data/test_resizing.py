@@ -170,7 +170,7 @@ def test_what_changes_resized_pixels_is_refused(open_clips: Callable, late: dict
         open_clips(augmentation=Augmentation(**late), resize=False)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+@pytest.mark.cuda
 def test_cuda_resizes_to_a_grey_level_as_a_cpu_does() -> None:
     crops = join_crops([noise(2, 256, 340), noise(2, 168, 192)], [True, False], 224)
     on_cuda = resize_crops(**{**crops, **{name: crops[name].cuda() for name in ("pixels", "sides", "flip")}}).cpu()
