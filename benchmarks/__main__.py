@@ -3,6 +3,7 @@
     python -m benchmarks                         # all; prints an estimate of the time first
     python -m benchmarks --only loader,motion --rounds 3
     python -m benchmarks --quick                 # small sizes, minutes: checks that everything runs
+    python -m benchmarks gpu                     # one GPU in under ten minutes, see benchmarks/gpu.py
 
 The table is written to `benchmarks/results/{date}-{cpu or gpu}.md`, with the machine and the versions, and as JSON. A part that
 is run again on the same day replaces its earlier rows; a part that fails is named, and the others still run.
@@ -25,7 +26,8 @@ from benchmarks._machine import describe
 from benchmarks._table import ROWS, Row, render
 
 FOLDER = Path(__file__).parent
-AVAILABLE = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
+GPU = "gpu"  # a run of its own, with its own arguments and table
+AVAILABLE = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_") and path.stem != GPU)
 
 
 class Part(NamedTuple):
@@ -81,6 +83,11 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(given: Sequence[str] | None = None) -> int:
+    given = sys.argv[1:] if given is None else given
+    if given[:1] == [GPU]:
+        from benchmarks import gpu
+
+        return gpu.main(given[1:])
     arguments = parse_arguments(given)
     device = arguments.device or _find_device()
     if device == "cpu":

@@ -23,8 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks._table import Row, compare, report, wall_seconds
-from benchmarks.loader import make_shard, make_videos
-from benchmarks.similarity import save_clip
 from stm.config import Augmentation, LanguageRun, Optimisation, PretrainRun
 from stm.data.dataset import ClipDataset, Sample
 from stm.data.geometry import Geometry
@@ -119,27 +117,30 @@ def make_jobs(folder: Path, a: argparse.Namespace) -> Iterator[Job]:
         run = PretrainRun.model_validate({"frames": 16, **size, "mask": {"ratio": ratio}, "precision": "bf16"})
         runs.append((f"MAE {ratio:g}", run, mae_flop(run)))
     teacher = TOY_TEACHER if a.toy else TEACHER
-    umt = LanguageRun.model_validate(
-        {
-            "frames": 8,
-            **size,
-            "method": "umt",
-            "patch_size": teacher["patch"] if a.toy else 16,
-            "precision": "bf16",
-            "mask": {"strategy": "attention", "ratio": 0.8},
-            "objectives": {"contrastive": 0, "matching": 0, "masked_language": 0},
-            "teacher": {
-                "model": save_teacher(folder / "teacher", teacher, size["image_size"]),
-                "layers": teacher["aligned"],
-            },
-        }
-    )
+    umt = umt_run(folder, teacher, size["model"], size["image_size"])
     runs.append(("UMT 0.8", umt, umt_flop(umt, teacher)))
     for name, run_config, flop in runs:
         for batch in a.batches:
             for compiled in (False, True):
                 title = f"{name}, batch {batch}{', compiled' if compiled else ''}"
                 yield Job(title, run_config.model_copy(update={"compile": compiled}), batch, flop)
+
+
+def umt_run(folder: Path, teacher: dict[str, int], model: str, image_size: int, frames: int = 8) -> LanguageRun:
+    """UMT's first stage, with a teacher of random weights that is saved in `folder`."""
+    return LanguageRun.model_validate(
+        {
+            "model": model,
+            "image_size": image_size,
+            "frames": frames,
+            "method": "umt",
+            "patch_size": teacher["patch"],
+            "precision": "bf16",
+            "mask": {"strategy": "attention", "ratio": 0.8},
+            "objectives": {"contrastive": 0, "matching": 0, "masked_language": 0},
+            "teacher": {"model": save_teacher(folder / "teacher", teacher, image_size), "layers": teacher["aligned"]},
+        }
+    )
 
 
 def save_teacher(folder: Path, teacher: dict[str, int], image_size: int) -> str:
@@ -150,6 +151,8 @@ def save_teacher(folder: Path, teacher: dict[str, int], image_size: int) -> str:
         "patch_size": teacher["patch"],
     }
     vision["head_width"] = min(64, teacher["width"])
+    from benchmarks.similarity import save_clip  # needs open_clip, which MAE does not
+
     return save_clip(folder, {"embed_dim": teacher["embed_dim"], "vision_cfg": vision, "text_cfg": TEXT})
 
 
@@ -207,7 +210,7 @@ def draw_batch(job: Job, device: torch.device) -> dict[str, Any]:
 
 def measure(job: Job, device: torch.device, a: argparse.Namespace) -> tuple[list[float], float] | None:
     """Seconds per step, by round, and peak memory in GB; None if the job does not fit."""
-    with _reset(device):
+    with reset(device):
         try:
             step, batch = build_step(job, device), draw_batch(job, device)
             for _ in range(3):  # compiles and initialises the optimiser's state
@@ -220,7 +223,7 @@ def measure(job: Job, device: torch.device, a: argparse.Namespace) -> tuple[list
 
 
 @contextlib.contextmanager
-def _reset(device: torch.device) -> Iterator[None]:
+def reset(device: torch.device) -> Iterator[None]:
     """Free what earlier jobs left in the caches of the device and of the compiler."""
     torch._dynamo.reset()
     if device.type == "cuda":
@@ -247,6 +250,8 @@ class Repeated(torch.utils.data.Dataset[list[Sample]]):
 
 def loader_row(job: Job, in_memory: float, folder: Path, device: torch.device, a: argparse.Namespace) -> Row:
     """The row of the same steps with batches from the loader; `in_memory` is the rate with a batch in memory, clips/s."""
+    from benchmarks.loader import make_shard, make_videos  # need decord and PyAV, which the other rows do not
+
     shards = folder / "videos of the loader"
     if not shards.exists():
         shards.mkdir()
@@ -258,7 +263,7 @@ def loader_row(job: Job, in_memory: float, folder: Path, device: torch.device, a
     dataset = ClipDataset([index], geometry, Augmentation(), 0, True, guides=())
     repeated = cast(ClipDataset, Repeated(dataset, job.batch * (steps + 3)))
     loader = ClipLoader(repeated, job.batch, shuffle=True, workers=a.workers)
-    with _reset(device):
+    with reset(device):
         step = build_step(job, device)
         batches = move_ahead(loader.batches(0), device)
         for _ in range(3):

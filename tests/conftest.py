@@ -4,7 +4,6 @@ import gc
 from collections.abc import Callable
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -32,6 +31,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def encode(path: Path, frames: np.ndarray, codec: str = "libx264", fps: int = 10, **options: str) -> Path:
     """Write uint8 [F, H, W, 3] frames as a video and return its path; `options` are passed to the encoder."""
+    import av  # not for tests without videos: a GPU machine may lack it
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps, options=options)
