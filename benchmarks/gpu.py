@@ -443,7 +443,7 @@ def write_shard(index: Path, clips: tuple[int, int]) -> Path:
             texture = random.integers(0, 256, (32, 54, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
             video = [np.ascontiguousarray(texture[:, shift : shift + 340]) for shift in range(64)]
             jpegs = [simplejpeg.encode_jpeg(image, quality=90) for image in video]
-            members.append([tar.add(f"{clip:05d}.{n:04d}.jpg", jpeg) for n, jpeg in enumerate(jpegs)])
+            members.append([tar.add(f"{clip:07d}.{n:04d}.jpg", jpeg) for n, jpeg in enumerate(jpegs)])
             sums.append([checksum(jpeg) for jpeg in jpegs])
     rows = [
         {
