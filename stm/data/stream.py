@@ -13,7 +13,7 @@ import random
 import re
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,6 +33,7 @@ from stm.data.loading_processes import LoadingContext, start_loading
 from stm.jobs.lifetime import signals_blocked
 from stm.shards.index import Clip, ClipIndex
 from stm.shards.reader import ShardReader
+from stm.shards.schema import guide_arrays
 from stm.storage.remote import PIPE, Access, fetch, open_url, show_url
 from stm.storage.tables import DamagedError
 
@@ -72,13 +73,13 @@ def open_stream(
         batch_size: clips per batch of this process.
         rank: this process's index among `processes`.
         workers: number of loading processes, at most one per shard; 0 loads in this process.
-        buffer: clips among which each loading process shuffles, with `train`; they are kept as they are stored.
+        buffer: clips among which each loading process shuffles, with `train`; it holds the stored bytes that samples need.
         indexes: the shards' indexes, as paths or URLs in the same order; by default `.parquet` in place of the tar's `.tar`
             at the end of its path. Needed for commands and for signed URLs.
         storage_options: options of fsspec's file system, such as the key; for http(s), `headers`.
         attempts: how often a shard is opened or read on after an error of the server or the network.
         pause: seconds before the second attempt; doubled before each further one.
-        options: keyword arguments of `ClipDataset`: `views`, `repeats`, `guides`, `classes`, `text`, `captions`, ...
+        options: keyword arguments of `ClipDataset` that define samples: `repeats`, `guides`, `classes`, `text`, ...
 
     Raises:
         FileNotFoundError, PermissionError: an index is not there, or may not be read.
@@ -90,12 +91,10 @@ def open_stream(
     places = [_index_url(tar) for tar in tars] if indexes is None else _expand(indexes)
     if len(places) != len(tars):
         raise ValueError(f"{len(tars)} shards and {len(places)} indexes were given: one index per shard is needed")
-    reader = _MemberReader()
     with tempfile.TemporaryDirectory() as folder, _shown(folder, tars, places):
         paths = _fetch_indexes(places, access, Path(folder))
-        index = ClipIndex(paths, streamed=True)
-        dataset = ClipDataset(index, geometry, augmentation, seed, train, reader=reader, **options)
-    shards = _Shards(tars, folder, places, access, dataset, reader, buffer)
+        dataset = ClipDataset(ClipIndex(paths, streamed=True), geometry, augmentation, seed, train, **options)
+    shards = _Shards(tars, access, dataset, buffer, (folder, tars, places))
     return ClipStream(shards, batch_size, rank, processes, workers)
 
 
@@ -138,39 +137,25 @@ def _shown(folder: str, tars: Sequence[str], places: Sequence[str]) -> Iterator[
         raise (DamagedError if isinstance(error, DamagedError) else ValueError)(message) from error.__cause__
 
 
-class _MemberReader(ShardReader):
-    """Reads the members of one clip, which were read from the stream before."""
+class _StreamedMembers(ShardReader):
+    """Reads the members of one clip, which were taken from the stream before."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._key = ""
         self._start = 0
         self._data = b""
 
-    def hold(self, clip: Clip, members: Mapping[str, bytes]) -> None:
-        """Take the clip's members, by suffix (`0000.jpg`, `motion.npy`).
-
-        Raises:
-            DamagedError: one is missing or has another size than in the index.
-        """
-        places = {f"{n:04d}.jpg": place for n, place in enumerate(zip(clip.offsets, clip.sizes, strict=True))}
-        places |= {f"{name}.npy": place for name, place in clip.arrays.items()}
+    def hold(self, members: Mapping[int, bytes]) -> None:
+        """Take a clip's members, by their offset in the tar."""
         pieces: list[bytes] = []
-        self._start = position = int(clip.offsets[0])
-        for suffix, (offset, size) in sorted(places.items(), key=lambda item: item[1]):
-            data = members.get(suffix)
-            if data is None or len(data) != size:
-                found = "is missing" if data is None else f"has {len(data)} bytes, and {size} in the index"
-                raise DamagedError(f"{clip.tar}: {clip.key}.{suffix} {found}: is the index that of another shard?")
-            # The space between members, so that the offsets are those of the tar.
-            pieces += [bytes(int(offset) - position), data]
-            position = int(offset) + len(data)
-        self._key = clip.key
+        self._start = position = min(members)
+        for offset, data in sorted(members.items()):
+            # The space between members, so that neighbours can be read together as from a tar.
+            pieces += [bytes(offset - position), data]
+            position = offset + len(data)
         self._data = b"".join(pieces)
 
     def _read(self, clip: Clip, offset: int, size: int) -> bytes:
-        if clip.key != self._key:
-            raise ValueError(f"{clip.tar}: clip {clip.key!r} cannot be read by its number: the shard is streamed")
         start = offset - self._start
         return self._data[start : start + size]
 
@@ -181,61 +166,72 @@ class _Shards:
     def __init__(
         self,
         tars: Sequence[str],
-        folder: str,
-        places: Sequence[str],
         access: Access,
         dataset: ClipDataset,
-        reader: _MemberReader,
         buffer: int,
+        shown: tuple[str, Sequence[str], Sequence[str]],
     ) -> None:
         self.dataset = dataset
         self.sizes: list[int] = dataset.index.count_clips().tolist()
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)]).tolist()  # each shard's first clip
         self._tars = tars
-        self._shown = (folder, tars, places)
         self._access = access
-        self._reader = reader
         self._buffer = buffer
+        self._shown = shown
+        self._reader = _StreamedMembers()
+        arrays = {guide_arrays()[guide].name for guide in dataset.guides}
+        self._arrays = arrays | {"text"} if dataset.text_width is not None else arrays
 
-    def samples(self, shards: Iterable[int], epoch: int) -> Iterator[list[Sample]]:
-        """The samples of each clip of the given shards, in the shuffled order of this reader with `train`."""
-        order = list(shards)
-        clips: Iterator[tuple[int, Mapping[str, bytes]]] = (clip for shard in order for clip in self._clips(shard))
-        if self.dataset.train and order:
-            rng = random.Random(f"{self.dataset.seed}/{epoch}/{order}")
+    def samples(self, shards: Sequence[int], epoch: int) -> Iterator[list[Sample]]:
+        """The samples of each clip of the given shards; with `train`, in a shuffled order."""
+        clips = (clip for shard in shards for clip in self._clips(shard, epoch))
+        if self.dataset.train:
+            rng = random.Random(f"{self.dataset.seed}/{epoch}/{shards}")
             clips = webdataset.shuffle(self._buffer, initial=self._buffer, rng=rng)(clips)
         for number, members in clips:
             with _shown(*self._shown):
-                self._reader.hold(self.dataset.index[number], members)
-                item = self.dataset[epoch, number]
-            yield item
+                self._reader.hold(members)
+                samples = self.dataset.samples.make(self.dataset.index[number], self._reader, epoch)
+            yield [{**sample, "clip": number} for sample in samples]
 
-    def _clips(self, shard: int) -> Iterator[tuple[int, Mapping[str, bytes]]]:
-        """Each clip's index in the dataset, and its members by suffix, in the order of the tar.
+    def _clips(self, shard: int, epoch: int) -> Iterator[tuple[int, dict[int, bytes]]]:
+        """Each clip's index in the dataset, and the members that its samples need, by offset, in the order of the tar.
 
         Raises:
             DamagedError: the tar is damaged, or does not contain the clips of the index.
         """
         shown = show_url(self._tars[shard])
-        key = ""
+        numbers = range(self.starts[shard], self.starts[shard + 1])
+        places = {clip.key: self._places(clip, epoch) for clip in map(self.dataset.index.__getitem__, numbers)}
         with open_url(self._tars[shard], self._access) as stream:
-            samples = _split(stream, shown)
-            for number in range(self.starts[shard], self.starts[shard + 1]):
-                previous, key = key, self.dataset.index[number].key
+            samples = _split(stream, shown, places)
+            previous = ""
+            for number, (key, needed) in zip(numbers, places.items(), strict=True):
                 members = _next(samples, shown, previous)
                 if members is None or members["__key__"] != key:
-                    after = f" after clip {previous!r}" if previous else ""
                     found = "the tar ends" if members is None else f"there is clip {members['__key__']!r}"
                     raise DamagedError(
-                        f"{shown}: {found}{after}, where its index has clip {key!r}: the tar is truncated or damaged, or "
-                        "that of another index; copy both again"
+                        f"{shown}: {found}{_after(previous)}, where its index has clip {key!r}: the tar is truncated or "
+                        "damaged, or that of another index; copy both again"
                     )
-                yield number, members
+                yield number, {needed[name][0]: _pick(members, key, name, needed[name][1], shown) for name in needed}
+                previous = key
+
+    def _places(self, clip: Clip, epoch: int) -> dict[str, tuple[int, int]]:
+        """Offset and size of each member that the samples of a clip need, by suffix."""
+        frames = np.unique(np.concatenate(self.dataset.samples.windows(clip, epoch))).tolist()
+        places = {f"{n:04d}.jpg": (int(clip.offsets[n]), int(clip.sizes[n])) for n in frames}
+        return places | {f"{name}.npy": place for name, place in clip.arrays.items() if name in self._arrays}
 
 
-def _split(stream: Any, shown: str) -> Iterator[dict[str, Any]]:
-    """The clips of a tar: their members by suffix, and `__key__`."""
-    files = webdataset.tariterators.tar_file_expander([{"url": shown, "stream": stream}])
+def _split(stream: Any, shown: str, places: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The clips of a tar: those of their members that are in `places`, by suffix, and `__key__`."""
+
+    def needed(name: str) -> bool:
+        key, _, suffix = name.partition(".")
+        return key not in places or suffix in places[key]
+
+    files = webdataset.tariterators.tar_file_expander([{"url": shown, "stream": stream}], select_files=needed)
     samples: Iterator[dict[str, Any]] = webdataset.tariterators.group_by_keys(files)
     return samples
 
@@ -244,8 +240,21 @@ def _next(samples: Iterator[dict[str, Any]], shown: str, previous: str) -> dict[
     try:
         return next(samples, None)
     except (tarfile.TarError, EOFError, ValueError) as error:
-        after = f" after clip {previous!r}" if previous else ""
-        raise DamagedError(f"{shown}: not a tar that can be read{after}; copy it again ({error.args[0]})") from None
+        raise DamagedError(
+            f"{shown}: not a tar that can be read{_after(previous)}; copy it again ({error.args[0]})"
+        ) from None
+
+
+def _after(previous: str) -> str:
+    return f" after clip {previous!r}" if previous else ""
+
+
+def _pick(members: Mapping[str, bytes], key: str, suffix: str, size: int, shown: str) -> bytes:
+    data = members.get(suffix)
+    if data is None or len(data) != size:
+        found = "is missing" if data is None else f"has {len(data)} bytes, and {size} in the index"
+        raise DamagedError(f"{shown}: {key}.{suffix} {found}: the tar is damaged, or that of another index")
+    return data
 
 
 class ClipStream:
@@ -268,6 +277,8 @@ class ClipStream:
         self.epoch = 0  # that of the next batch
         self._finished: set[int] = set()  # shards of this epoch all of whose clips were in a batch
         self._shards = shards
+        self._train = shards.dataset.train
+        self._seed = shards.dataset.seed
         self._loader_iterator: Any = None
         filled = len(self._remaining(set()))
         if filled < processes:
@@ -275,16 +286,21 @@ class ClipStream:
                 f"there are {filled} shards with clips for {processes} processes, and each needs one: pack smaller shards "
                 "(config: shard_size) or use fewer processes"
             )
-        if self.dataset.train and not len(self):
+        if self._train and not len(self):
             raise ValueError(
-                f"the {filled} shards have {len(self.dataset)} clips: too few for a batch of {batch_size} clips in each of "
+                f"the {filled} shards have {len(self.index)} clips: too few for a batch of {batch_size} clips in each of "
                 f"{processes} processes; lower batch_size or add clips"
             )
 
     @property
-    def dataset(self) -> ClipDataset:
-        """The clips as a dataset: its `classes`, `labels()`, `index`, ...; its items cannot be read, only streamed."""
-        return self._shards.dataset
+    def index(self) -> ClipIndex:
+        """All clips, in the order of the batches' "clip": their keys, labels and captions."""
+        return self._shards.dataset.index
+
+    @property
+    def classes(self) -> list[str]:
+        """Labels in the order of their class indices."""
+        return self._shards.dataset.classes
 
     def __len__(self) -> int:
         """Batches of a whole epoch; with `train`, the same number in each process and epoch."""
@@ -334,7 +350,7 @@ class ClipStream:
 
     def _digest(self) -> str:
         """A hash of the first clip's key and the number of clips of each shard; unlike URLs, these stay the same."""
-        index, shards = self.dataset.index, self._shards
+        index, shards = self.index, self._shards
         firsts = [index[shards.starts[shard]].key for shard in self._remaining(set())]
         return hashlib.sha256(repr((firsts, shards.sizes)).encode()).hexdigest()
 
@@ -343,13 +359,13 @@ class ClipStream:
 
     def _deal(self, remaining: list[int], epoch: int) -> list[int]:
         """This process's shards, in the order in which its loading processes take turns at them."""
-        if self.dataset.train:
-            remaining = [remaining[n] for n in permute(len(remaining), self.dataset.seed, epoch)]
+        if self._train:
+            remaining = [remaining[n] for n in permute(len(remaining), self._seed, epoch)]
         return remaining[self.rank :: self.processes]
 
     def _count_batches(self, remaining: list[int], epoch: int) -> int:
         sizes = [self._shards.sizes[shard] for shard in remaining]
-        if not self.dataset.train:
+        if not self._train:
             return -(-sum(self._shards.sizes[shard] for shard in self._deal(remaining, epoch)) // self.batch_size)
         # Shards are not divided, so one process may have more clips than another, and other ones in each epoch. All take as
         # many batches as the smallest shards would fill, so that none waits for a gradient that never comes.

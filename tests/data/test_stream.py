@@ -72,7 +72,7 @@ def test_shards_come_from_object_stores_commands_and_folders_alike(folder: Path,
     memory = fsspec.filesystem("memory")
     memory.put(f"{folder}/", "/streamed/", recursive=True)
     expected = keys(open_shards(server.url))
-    assert keys(open_shards(folder)) == keys(open_shards("memory://streamed")) == expected
+    assert keys(open_shards(folder)) == keys(open_shards("memory://streamed", workers=1)) == expected
     commands = [f"pipe:cat '{folder}/train-{n:05d}.tar'" for n in range(len(SIZES))]
     indexes = f"{folder}/train-{{00000..00006}}.parquet"
     options: dict[str, Any] = {"batch_size": 2, "buffer": 4}
@@ -273,9 +273,13 @@ def test_errors_of_indexes_name_their_urls(folder: Path, tmp_path: Path) -> None
         open_shards(folder, guides=("flow",))
 
 
-def test_single_clips_cannot_be_read(folder: Path) -> None:
-    with pytest.raises(ValueError, match="cannot be read by its number"):
-        open_shards(folder).dataset[0]
+def test_only_what_samples_need_is_held_in_memory(folder: Path) -> None:
+    index = ClipDataset([folder / "train-00000.parquet"], GEOMETRY, Augmentation(), 1, True).index
+    stream = open_shards(folder, guides=("motion",))
+    for number, members in stream._shards._clips(0, epoch=0):
+        clip = index[number]
+        assert len(members) == 3 and members.keys() < {*clip.offsets.tolist(), clip.arrays["motion"][0]}
+        assert clip.arrays["motion"][0] in members
 
 
 def test_batches_are_those_of_the_loader(folder: Path) -> None:
