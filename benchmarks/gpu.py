@@ -16,6 +16,7 @@ written after each measurement; a section that fails, runs out of time or lacks 
 """
 
 import argparse
+import copy
 import datetime
 import importlib.util
 import json
@@ -414,7 +415,7 @@ def _load(run: Any, media: Any, every: int, process: Any) -> Iterator[Record]:
 
     batches = feed_media(media, run.optimisation, process, 0, run.workers)
     with closing(cast("Generator[Record, None, None]", batches(0))) as loaded:
-        first = next(loaded)
+        first = copy.deepcopy(next(loaded))  # not in the memory of processes that end here
     for _ in range(every):
         yield dict(first)
     yield from batches(0)

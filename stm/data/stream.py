@@ -240,9 +240,8 @@ def _next(samples: Iterator[dict[str, Any]], shown: str, previous: str) -> dict[
     try:
         return next(samples, None)
     except (tarfile.TarError, EOFError, ValueError) as error:
-        raise DamagedError(
-            f"{shown}: not a tar that can be read{_after(previous)}; copy it again ({error.args[0]})"
-        ) from None
+        reason = str(error.args[0]).partition(" @ ")[0]  # webdataset adds the stream
+        raise DamagedError(f"{shown}: not a tar that can be read{_after(previous)} ({reason}); copy it again") from None
 
 
 def _after(previous: str) -> str:
