@@ -2,12 +2,16 @@
 
 import base64
 import errno
+import io
 import os
+import sys
 from pathlib import Path
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
 from file_server import serve
+from fsspec.implementations.memory import MemoryFileSystem
 
 from stm.storage.remote import Access, fetch, open_url, show_url
 
@@ -74,6 +78,53 @@ def test_user_password_and_headers_reach_the_server(tmp_path: Path, content: byt
         headers = server.requests[0][1]
     assert headers["X-Key"] == "token" and "token" not in repr(access)
     assert base64.b64decode(headers["Authorization"].removeprefix("Basic ")) == b"alice:hunter@2"
+
+
+class UnreliableFile(io.BytesIO):
+    def read(self, size: int | None = -1) -> bytes:
+        UnreliableStore.fail()
+        return super().read(size)
+
+
+class UnreliableStore(MemoryFileSystem):
+    """An object store in memory; opening a file and each read of it raise the next of the faults."""
+
+    protocol = "unreliable"
+    faults: ClassVar[list[Exception | None]] = []
+
+    @classmethod
+    def fail(cls) -> None:
+        if cls.faults and (fault := cls.faults.pop(0)) is not None:
+            raise fault
+
+    def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        self.fail()
+        file = super().open(path, mode, **options)
+        return UnreliableFile(file.getvalue()) if mode == "rb" else file
+
+
+def test_errors_of_an_object_store_are_retried_and_not_repeated(content: bytes) -> None:
+    fsspec.register_implementation("unreliable", UnreliableStore, clobber=True)
+    UnreliableStore().pipe("unreliable://remote/b.tar", content)
+    secret = "https://bucket/remote/b.tar?signature=hunter2"
+    cut = OSError(errno.ECONNRESET, f"reset: {secret}")
+    UnreliableStore.faults = [cut, None, None, cut, TimeoutError(secret), None, None]
+    assert fetch("unreliable://remote/b.tar", QUICK) == content and not UnreliableStore.faults
+    UnreliableStore.faults = [cut] * 3
+    assert "cannot be read (ConnectionResetError: Connection reset by peer)" in refused(
+        "unreliable://alice@remote/b.tar", OSError
+    )
+    UnreliableStore.faults = [RuntimeError(secret)]
+    assert "cannot be opened (RuntimeError): 'unreliable://remote/b.tar'" in refused(
+        "unreliable://remote/b.tar", OSError
+    )
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # as if it was not installed
+    assert "s3://b/a.tar: fsspec needs another package for this protocol: Install s3fs" in refused(
+        "s3://alice:hunter2@b/a.tar", ModuleNotFoundError
+    )
 
 
 def test_a_command_that_fails_is_an_error_after_what_it_printed(tmp_path: Path) -> None:
