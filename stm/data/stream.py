@@ -23,9 +23,12 @@ import numpy as np
 import torch
 import webdataset
 from braceexpand import braceexpand
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset
 
 from stm.config import Augmentation
+from stm.data.batch_memory import BatchMemory, receive
+from stm.data.crop_pixels import Allocate, allocate_pixels
 from stm.data.dataset import ClipDataset, Sample
 from stm.data.geometry import Geometry
 from stm.data.loader import Batch, collate, permute
@@ -182,8 +185,14 @@ class _Shards:
         arrays = {guide_arrays()[guide].name for guide in dataset.guides}
         self._arrays = arrays | {"text"} if dataset.text_width is not None else arrays
 
-    def samples(self, shards: Sequence[int], epoch: int) -> Iterator[list[Sample]]:
-        """The samples of each clip of the given shards; with `train`, in a shuffled order."""
+    def samples(
+        self, shards: Sequence[int], epoch: int, allocate: Allocate = allocate_pixels
+    ) -> Iterator[list[Sample]]:
+        """The samples of each clip of the given shards; with `train`, in a shuffled order.
+
+        Args:
+            allocate: memory for the pixels of a clip's samples.
+        """
         clips = (clip for shard in shards for clip in self._clips(shard, epoch))
         if self.dataset.train:
             rng = random.Random(f"{self.dataset.seed}/{epoch}/{shards}")
@@ -191,7 +200,7 @@ class _Shards:
         for number, members in clips:
             with _shown(*self._shown):
                 self._reader.hold(members)
-                samples = self.dataset.samples.make(self.dataset.index[number], self._reader, epoch)
+                samples = self.dataset.samples.make(self.dataset.index[number], self._reader, epoch, allocate)
             yield [{**sample, "clip": number} for sample in samples]
 
     def _clips(self, shard: int, epoch: int) -> Iterator[tuple[int, dict[int, bytes]]]:
@@ -421,7 +430,7 @@ class ClipStream:
         left: list[list[Sample]] = []
         for part in self._loader_iterator:
             if isinstance(part, dict):
-                yield part
+                yield receive(part)
                 continue
             left += part
             while len(left) >= self.batch_size:
@@ -443,14 +452,27 @@ class _Reading(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         worker = torch.utils.data.get_worker_info()
         own = self._numbers if worker is None else self._numbers[worker.id :: worker.num_workers]
+        memory = BatchMemory()
+        arena = memory.open()
+
+        def allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+            return arena.allocate(shape)  # that of the batch at this moment
+
         items: list[list[Sample]] = []
-        for item in self._shards.samples(own, self._epoch):
+        for item in self._shards.samples(own, self._epoch, allocate):
             items.append(item)
             if len(items) == self._batch_size:
-                yield collate(items)
+                yield collate(items, arena)
+                memory.close(arena)
+                arena = memory.open()
                 items = []
         if items:
-            yield items
+            yield [[_copy(sample) for sample in item] for item in items]
+
+
+def _copy(sample: Sample) -> Sample:
+    """A sample that can be sent to the training process on its own."""
+    return sample | {"jpegs": [bytes(jpeg) for jpeg in sample["jpegs"]]} if "jpegs" in sample else sample
 
 
 def _unchanged(part: Any) -> Any:

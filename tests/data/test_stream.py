@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from file_server import FileServer, serve
 from stm.config import Augmentation
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
+from stm.data.loader import ClipLoader
 from stm.data.stream import ClipStream, open_stream
 from stm.storage.tables import DamagedError
 
@@ -83,7 +85,7 @@ def test_shards_come_from_object_stores_commands_and_folders_alike(folder: Path,
         open_stream(commands, GEOMETRY, Augmentation(), 1, True, indexes=indexes[:-22] + "0.parquet", **options)
 
 
-@pytest.mark.parametrize("processes, workers", [(1, 0), (1, 3), (2, 2), (3, 4), (7, 1)])
+@pytest.mark.parametrize("processes, workers", [(1, 0), (1, 3), (2, 2), (3, 0), (7, 0)])
 def test_every_clip_is_seen_once_by_all_processes_and_workers_together(
     folder: Path, processes: int, workers: int
 ) -> None:
@@ -102,10 +104,12 @@ def test_training_takes_equal_numbers_of_full_batches_in_all_processes(
     folder: Path, processes: int, batch_size: int
 ) -> None:
     ranks = [
-        open_shards(folder, rank=rank, processes=processes, workers=rank % 2 * 2, batch_size=batch_size)
+        open_shards(
+            folder, rank=rank, processes=processes, workers=2 * (rank == 1 == processes - 1), batch_size=batch_size
+        )
         for rank in range(processes)
     ]
-    for epoch in range(3):
+    for epoch in range(2):
         batches = [[batch["key"] for batch in stream.batches(epoch)] for stream in ranks]
         assert {len(each) for each in batches} == {len(ranks[0])} and len(ranks[0]) >= 1
         assert {len(batch) for each in batches for batch in each} == {batch_size}
@@ -282,13 +286,25 @@ def test_only_what_samples_need_is_held_in_memory(folder: Path) -> None:
         assert clip.arrays["motion"][0] in members
 
 
-def test_batches_are_those_of_the_loader(folder: Path) -> None:
-    from stm.data.loader import ClipLoader
+def tensors(batch: dict[str, Any], name: str = "") -> dict[str, Any]:
+    """The values of nested dicts by their path."""
+    pairs = [(f"{name}/{key}", value) for key, value in batch.items()]
+    return {
+        path: leaf
+        for key, value in pairs
+        for path, leaf in (tensors(value, key) if isinstance(value, dict) else {key: value}).items()
+    }
 
-    local = ClipDataset(sorted(folder.glob("*.parquet")), GEOMETRY, Augmentation(), 1, False)
-    pairs = zip(
-        ClipLoader(local, 5, shuffle=False).batches(0), open_shards(folder, False, batch_size=5).batches(0), strict=True
-    )
-    for ours, streamed in pairs:
-        assert ours.keys() == streamed.keys() and torch.equal(ours["video"], streamed["video"])
-        assert ours["key"] == streamed["key"] and torch.equal(ours["clip"], streamed["clip"])
+
+@pytest.mark.parametrize("options", [{}, {"resize": False}, {"decode": False}])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_are_those_of_the_loader(folder: Path, options: dict[str, bool], workers: int) -> None:
+    local = ClipDataset(sorted(folder.glob("*.parquet")), GEOMETRY, Augmentation(), 1, False, **options)
+    expected = list(ClipLoader(local, 5, shuffle=False).batches(0))
+    with open_shards(folder, False, batch_size=5, workers=workers, **options) as stream:
+        for ours, theirs in zip(stream.batches(0), expected, strict=True):
+            first, second = tensors(ours), tensors(theirs)
+            assert first.keys() == second.keys()
+            for name, value in first.items():
+                same = torch.equal if isinstance(value, torch.Tensor) else eq
+                assert same(value, second[name]), name
