@@ -81,6 +81,8 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--peak", type=float, default=0.0, help=argparse.SUPPRESS)  # FLOP/s, as measured before
     arguments = parser.parse_args(given)
     arguments.names = [name for name in (arguments.only or "").split(",") if name] or list(SECTIONS)
+    if arguments.device == "cpu" and not arguments.quick:
+        parser.error("--device cpu needs --quick: at the full sizes a processor would take hours")
     if unknown := set(arguments.names) - set(SECTIONS):
         parser.error(f"unknown section {', '.join(sorted(unknown))}; available: {', '.join(SECTIONS)}")
     return arguments
@@ -385,7 +387,6 @@ def describe_training(job: Any, rates: Sequence[float], memory: float | None, pe
 def measure_loader(a: argparse.Namespace, folder: Path) -> Iterator[Record]:
     """MAE 0.9 from generated shards, with one setting of where frames are decoded and resized after the other."""
     from benchmarks import training_sweep as sweep
-    from stm.config import PretrainRun
     from stm.training.pretraining import open_media
 
     batch, workers = (TINY_BATCH, 0) if a.quick else (LOADER_BATCH, a.workers)
@@ -393,9 +394,7 @@ def measure_loader(a: argparse.Namespace, folder: Path) -> Iterator[Record]:
     every = max(EVERY, workers)
     clips = (4, 4 * LINES) if a.quick else (64, every * LINES * batch)
     index = write_shard(folder / "shards/train-00000.parquet", clips)
-    settings: list[dict[str, str]] = [{}, {"resize_on": "device"}]
-    if "decode_on" in PretrainRun.model_fields:
-        settings.append({"decode_on": "device"})
+    settings: Sequence[dict[str, str]] = ({}, {"resize_on": "device"}, {"decode_on": "device", "resize_on": "device"})
     for changes in settings:
         optimisation = {"batch_size": batch, "epochs": 1, "warmup_epochs": 0}
         run = mae_run(0.9, not a.quick, a, optimisation=optimisation, workers=workers, **changes)

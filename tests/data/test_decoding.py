@@ -109,7 +109,7 @@ def test_what_changes_resized_pixels_is_refused(open_clips: Callable, late: dict
         open_clips(augmentation=Augmentation(**late), decode=False)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+@pytest.mark.cuda
 def test_cuda_decodes_nearly_as_a_cpu_does(open_clips: Callable) -> None:
     data = open_clips(decode=False)
     batch = collate([data[number] for number in range(6)])
