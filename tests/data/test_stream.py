@@ -298,7 +298,7 @@ def tensors(batch: dict[str, Any], name: str = "") -> dict[str, Any]:
 
 @pytest.mark.parametrize("options", [{}, {"resize": False}, {"decode": False}])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_batches_are_those_of_the_loader(folder: Path, options: dict[str, bool], workers: int) -> None:
+def test_batches_are_those_of_the_loader(folder: Path, options: dict[str, Any], workers: int) -> None:
     local = ClipDataset(sorted(folder.glob("*.parquet")), GEOMETRY, Augmentation(), 1, False, **options)
     expected = list(ClipLoader(local, 5, shuffle=False).batches(0))
     with open_shards(folder, False, batch_size=5, workers=workers, **options) as stream:
