@@ -7,7 +7,7 @@ Clips of 340 x 256 pixels are encoded by x264 with B-frames, like downloaded vid
 `shards` with their defaults. A visit loads 16 frames, 4 apart, from a random offset. Our loader reads and decodes the JPEGs,
 takes a random crop, resizes it to 224 x 224, flips it and collates clips into batches; decord seeks and decodes the same
 frames of the original file and does nothing else. webdataset, litdata and MosaicML's streaming make the same batches from the
-same JPEGs (`benchmarks.loader_peers`); those that are not installed are left out. All are measured in CPU time of one process,
+same JPEGs (`benchmarks._loader_peers`); those that are not installed are left out. All are measured in CPU time of one process,
 and so is our loader with resizing and flipping left to the device (`resize_on: device`), and with decoding, too (`decode_on:
 device`): of these, the part that the CPU does. The cost of the checksums of all bytes read is that of the same
 visits with and without them, in turns, for frames alone and with packed motion and flow.
@@ -33,7 +33,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from benchmarks import loader_peers
+from benchmarks import _loader_peers
 from benchmarks._table import Row, compare, cpu_seconds, report, take_turns, wall_seconds
 from benchmarks.motion import encode, make_clip
 from stm.config import Augmentation, BadInput, Frames, Pack
@@ -175,11 +175,11 @@ class Source:
 
     def peers(self) -> dict[str, Callable[[], float]]:
         """For each peer that is installed, what measures its CPU seconds per clip, from the JPEGs to a batch."""
-        make = partial(loader_peers.make_clip, window=FRAMES, size=SIZE, generator=np.random.default_rng(0))
-        found = {"webdataset": loader_peers.over_webdataset(self.shard, make)}
-        others = {"litdata": loader_peers.over_litdata, "streaming": loader_peers.over_streaming}
+        make = partial(_loader_peers.make_clip, window=FRAMES, size=SIZE, generator=np.random.default_rng(0))
+        found = {"webdataset": _loader_peers.over_webdataset(self.shard, make)}
+        others = {"litdata": _loader_peers.over_litdata, "streaming": _loader_peers.over_streaming}
         for name, open_peer in others.items():
-            if why := loader_peers.missing(name):
+            if why := _loader_peers.missing(name):
                 print(why)
                 continue
             found[name] = open_peer(self.shard, self.folder.with_name(name), make)
@@ -303,7 +303,7 @@ def measure(source: Source, arguments: argparse.Namespace, gop: int) -> list[Row
     if not first:
         return rows
     for peer in peers:
-        against = f"{peer} {loader_peers.version(peer)}: {rate[peer]:.1f} clips/s"
+        against = f"{peer} {_loader_peers.version(peer)}: {rate[peer]:.1f} clips/s"
         rows += [
             compare(f"{what}, beside {peer}", speeds[name], rates[name], rates[peer], against, "1.5")
             for name, what in PLACES.items()
