@@ -242,6 +242,7 @@ class CropComparison(Section):
     similarity; it is not done if there is neither.
     """
 
+    shards: ClassVar[int] = 4  # of the split whose crops are compared, at most
     split: Name = field("train", "split of the compared clips, of at most four of its shards")
     ratio: float = field(0.6, "mask ratio (TGM, Table 6)", gt=0, lt=1)
     crops: int = field(200, "random crops, each of one frame; 0: no comparison", "crops", ge=0)

@@ -1,5 +1,6 @@
 """Settings of the offline stages, from videos to shards."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -11,19 +12,79 @@ from stm.shards.schema import ARRAYS, PackedArray
 
 
 class Frames(Section):
-    """The frames stage: stores every k-th decoded frame as a JPEG."""
+    """The frames stage: stores every k-th decoded frame, or a number of frames spread over the clip, as JPEGs."""
 
-    cache_neutral = frozenset({"timeout_seconds"})
-    every: int = field(4, "store every k-th decoded frame; training strides count stored frames", "frames", ge=1, le=64)
+    cache_neutral = frozenset({"timeout_seconds", "keep", "from_dataset"})
+    every: int | None = field(
+        4,
+        "store every k-th decoded frame; training strides count stored frames. None with `count`",
+        "frames",
+        ge=1,
+        le=64,
+    )
+    count: int | None = field(
+        None,
+        "instead of `every`: store this many frames, each in the middle of one of as many equal segments of the clip, and all "
+        "frames of a shorter clip. For runs that sample one frame per segment (`sampling: tsn` or `sparse`): their random "
+        "frame is one of the stored ones, so use a multiple of their `frames`. Neither motion nor flow can be packed",
+        "stored frames",
+        ge=1,
+        le=1024,
+    )
     short_side: int = field(256, "short side of the stored frames", "pixels", ge=32, le=2160)
     quality: int = field(90, "JPEG quality", "percent", ge=1, le=100)
     min_frames: int = field(2, "clips with fewer stored frames get the status `too_short`", "stored frames", ge=1)
     max_frames: int = field(4096, "maximum stored frames per clip, counted from its start", "stored frames", ge=1)
     min_side: int = field(32, "videos whose short side is smaller get the status `too_small`", "pixels", ge=1)
     max_side: int = field(16384, "videos whose long side is larger get the status `open_failed`", "pixels", ge=64)
+    keep: bool = field(
+        True,
+        "keep the frames beside the shards that are packed with them; otherwise a shard's frames are removed once it is "
+        "packed, and decoded again if a changed setting needs them",
+    )
+    from_dataset: Name | None = field(
+        None,
+        "take the frames of clips that this dataset of the config has, too, from it, instead of decoding their videos again; "
+        "it must have the same folder of videos and the same settings of frames",
+    )
     timeout_seconds: float = field(
         600.0, "decoding is killed after this time, and the clip gets the status `timeout`", "seconds", gt=0
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_frames(cls, values: Any) -> Any:
+        """`count` replaces the default of `every`."""
+        if isinstance(values, Mapping) and values.get("count") is not None and "every" not in values:
+            return {**values, "every": None}
+        return values
+
+    @model_validator(mode="after")
+    def _check_frames(self) -> "Frames":
+        if (self.every is None) == (self.count is None):
+            raise ValueError("give either `every` or `count`; to replace an inherited one, set it to null")
+        if self.count is not None and not self.min_frames <= self.count <= self.max_frames:
+            raise ValueError(
+                f"count is {self.count}, but must be at least min_frames, which is {self.min_frames}, and at most "
+                f"max_frames, which is {self.max_frames}"
+            )
+        return self
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the values that results depend on: of `every` and `count` only the one that is set."""
+        values = super().fingerprint()
+        return {key: value for key, value in values.items() if value is not None}
+
+    def decoded_frames(self, frames: float) -> float:
+        """Return how many frames of a clip of `frames` are decoded: none follows the last stored one."""
+        return frames if self.every is None else min(frames, self.max_frames * self.every)
+
+    def stored_frames(self, frames: float) -> float:
+        """Return how many frames of a clip of `frames` are stored; a fraction if `frames` is a mean over clips."""
+        if self.every is None:
+            assert self.count is not None
+            return min(frames, self.count)
+        return max(1.0, self.decoded_frames(frames) / self.every)
 
 
 class Blip2Captions(Section):
@@ -213,6 +274,7 @@ class Stages(Section):
             raise ValueError(
                 f"similarity.window is {self.similarity.window} cells, but a map may have only {self.grid} (`grid`)"
             )
+        self._check_spread_frames()
         unknown = [source for source in self.pack.sources if source not in self.captions]
         if unknown:
             known = ", ".join(self.captions) or "none"
@@ -220,6 +282,18 @@ class Stages(Section):
         if self.pack.text and not self.pack.sources:
             raise ValueError("pack.text packs vectors of captions, but pack.captions names no source")
         return self
+
+    def _check_spread_frames(self) -> None:
+        """Reject measures of motion on frames that lie seconds apart, at another distance in each clip."""
+        measured = [name for name in ("motion", "flow") if getattr(self.pack, name)]
+        if self.frames.count is None or not (measured or self.mask_quality is not None):
+            return
+        what = f"pack.{measured[0]}" if measured else "mask_quality"
+        remedy = f"set {what} to false" if measured else "remove mask_quality"
+        raise ValueError(
+            f"frames.count spreads the stored frames over the clip, and {what} measures motion from one stored frame to the "
+            f"next, which is then seconds away, and further in longer clips: {remedy}, or use frames.every"
+        )
 
     @property
     def packed_guides(self) -> set[str]:

@@ -68,13 +68,14 @@ class Config(Stages):
     def _share_stages(cls, values: Any) -> Any:
         """Merge the keys of each dataset over the shared defaults, which are top-level keys next to `datasets`.
 
-        A caption source of a different kind replaces the shared one, because different kinds have different keys.
+        A caption source of a different kind replaces the shared one, because different kinds have different keys; likewise, a
+        dataset's `frames.count` replaces a shared `frames.every`, and the reverse.
         """
         if not isinstance(values, Mapping) or not isinstance(values.get("datasets"), Mapping) or not values["datasets"]:
             return values
         shared = {key: value for key, value in values.items() if key in STAGE_KEYS}
         datasets = {
-            name: merge(shared, own, kind="kind") if isinstance(own, Mapping) else own
+            name: merge(_without_replaced(shared, own), own, kind="kind") if isinstance(own, Mapping) else own
             for name, own in values["datasets"].items()
         }
         return {**values, "datasets": datasets}
@@ -93,6 +94,7 @@ class Config(Stages):
                     f"{where}crop_agreement compares the similarity maps of the first packed caption source, but pack.captions "
                     "names none"
                 )
+            self._check_shared_frames(where, stages)
         targets = {*self.tables, *self.figures}
         reserved = {
             "expectations",
@@ -124,6 +126,32 @@ class Config(Stages):
             else:
                 self._check_expected_coverage(f"report.expect.{number}", expected)
         return self
+
+    def _check_shared_frames(self, where: str, corpus: Any) -> None:
+        """Check that a dataset would store the same frames as the one from which it takes them."""
+        name = corpus.frames.from_dataset
+        if name is None:
+            return
+        key = f"{where}frames.from_dataset"
+        if not self.datasets:
+            raise ValueError(f"{key} is {name!r}, but there is only one dataset")
+        self._check_dataset(f"{where}frames.from_dataset", name, needed=True)
+        lender = self.datasets[name]
+        if lender.frames.from_dataset is not None:
+            raise ValueError(
+                f"{key} is {name!r}, which takes its own frames from {lender.frames.from_dataset!r}: name that one"
+            )
+        roots = [getattr(one.dataset, "root", None) for one in (corpus, lender)]
+        if roots[0] is None or roots[0] != roots[1]:
+            raise ValueError(f"{key} is {name!r}, but their videos are not in the same folder (`dataset.root`)")
+        own, other = corpus.frames.fingerprint(), lender.frames.fingerprint()
+        own["bad_input.policy"], other["bad_input.policy"] = corpus.bad_input.policy, lender.bad_input.policy
+        for setting in own | other:
+            if own.get(setting) != other.get(setting):
+                raise ValueError(
+                    f"{key} is {name!r}, whose {setting.removeprefix('bad_input.')} of frames is {other.get(setting)}, not "
+                    f"{own.get(setting)}: frames can be shared only if they are stored with the same settings"
+                )
 
     def _corpora(self) -> dict[str, Any]:
         return {f"datasets.{name}.": corpus for name, corpus in self.datasets.items()} or {"": self}
@@ -164,6 +192,17 @@ class Config(Stages):
                 if run.text_vectors_for is not None and not corpus.pack.text:
                     raise ValueError(f"{where} {run.text_vectors_for}, but pack.text{suffix} is not set")
                 self._check_captions(where, run.captions, corpus)
+        for name, _ in run.video_sources:
+            self._check_sampling(where, run.sampling, name)
+
+    def _check_sampling(self, where: str, sampling: str, dataset: str | None) -> None:
+        corpus, suffix = (self.datasets[dataset], f" of {dataset}") if self.datasets and dataset else (self, "")
+        if corpus.frames.count is not None and sampling == "dense":
+            raise ValueError(
+                f"{where} samples frames `stride` apart (`sampling: dense`), and frames.count{suffix} stores "
+                f"{corpus.frames.count} frames spread over the clip, at another distance in each: use `sampling: tsn` or "
+                "`sparse`, or frames.every"
+            )
 
     def _check_mask(self, where: str, mask: Mask, corpus: Stages, computed: frozenset[str]) -> None:
         available = corpus.packed_guides | computed
@@ -207,6 +246,10 @@ class Config(Stages):
             )
         if task.packed_vectors is not None:
             self._check_queries(name, task, task.packed_vectors)
+        for settings in (self.pretrain[run] for run in self.runs_of(name)):
+            self._check_sampling(
+                f"evaluate.{name}", task.sampling or settings.sampling, self._dataset_of(settings, task)
+            )
 
     def _check_queries(self, name: str, task: EvaluationTask, queries: CaptionChoice) -> None:
         """Check, before days of pretraining, that query vectors are packed for each dataset of a retrieval task."""
@@ -387,6 +430,16 @@ def merge(base: Mapping[str, Any], update: Mapping[str, Any], kind: str | None =
         else:
             merged[key] = value
     return merged
+
+
+def _without_replaced(shared: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Remove `frames.every` from the defaults of a dataset that sets `frames.count`, and the reverse."""
+    frames, mine = shared.get("frames"), own.get("frames")
+    if not isinstance(frames, Mapping) or not isinstance(mine, Mapping):
+        return shared
+    replaced = {"every": "count", "count": "every"}
+    kept = {key: value for key, value in frames.items() if key in mine or mine.get(replaced.get(key, "")) is None}
+    return {**shared, "frames": kept}
 
 
 def _same_kind(one: Mapping[str, Any], other: Mapping[str, Any], kind: str | None) -> bool:

@@ -49,6 +49,7 @@ class Line:
     cpu_hours: float  # core hours without a GPU
     gpu_hours: float = 0.0  # of computation with GPUs, replacing the core hours; 0 for stages that do not use one
     gigabytes: float = 0.0  # written to disk
+    removed: float = 0.0  # gigabytes of these that are removed during the run
     loading_hours: float = 0.0  # core hours of reading and augmenting clips while the GPU works
     gpus: int = 0  # that a job holds
     cores: float = 1.0  # that a job keeps busy on average
@@ -72,7 +73,8 @@ def dataset_lines(config: Config, dataset: str, load: Workload, hardware: Hardwa
             cost = stage.cost(jobs.make(dataset=dataset, source=source), load)
             if cost is not None:
                 parts = [stage.name, dataset if config.datasets else "", source]
-                lines.append(_offline_line("/".join(filter(None, parts)), cost, stage, hardware))
+                line = _offline_line("/".join(filter(None, parts)), cost, stage, hardware)
+                lines.append(replace(line, removed=cost.removed))
     return lines
 
 

@@ -59,14 +59,13 @@ def make_plan(config: Config) -> Plan:
 
 
 def _workload(config: Config, clips: Clips) -> Workload:
-    # The frames stage stops decoding a clip after its last stored frame.
-    frames = min(clips.frames, config.frames.max_frames * config.frames.every)
+    frames = config.frames.decoded_frames(clips.frames)
     short, long = sorted((clips.width, clips.height))
     return Workload(
         per_split=clips.per_split,
         shard_size=config.shard_size,
         frames=frames,
-        stored_frames=max(1.0, frames / config.frames.every),
+        stored_frames=config.frames.stored_frames(clips.frames),
         pixels=clips.width * clips.height,
         stored_pixels=config.frames.short_side**2 * long / short,
         cells=config.grid * max(config.grid, round(config.grid * long / short)),
@@ -121,6 +120,11 @@ def _sums(plan: Plan, config: Config | None) -> list[str]:
         f"without a GPU: {cores_alone:.2f} core hours; with a GPU: {cores:.2f} core hours and {gpus:.2f} GPU hours; "
         f"{size:.2f} GB"
     ]
+    if removed := sum(s.removed for s in stages):
+        lines.append(
+            f"disk: {size - removed:.2f} GB at the end, and little more before: the frames of each shard, together "
+            f"{removed:.2f} GB, are removed once it is packed"
+        )
     if gpus:
         lines.append(
             f"wall-clock: {plan.hours:.2f} hours ({plan.hours / 24:.1f} days) on {hardware.gpus} {hardware.name} and "

@@ -48,3 +48,4 @@ class Cost:
     precision: str = "float32"  # of the network, as the config names it
     gpu_seconds: float = 0.0  # GPU time in addition to that of `flops`
     gigabytes: float = 0.0  # written to disk
+    removed: float = 0.0  # gigabytes of these that are removed during the run

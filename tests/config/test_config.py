@@ -37,7 +37,8 @@ TASKS = [section.__name__ for section in get_args(get_args(EvaluationTask)[0])]
 RUN = {"workers", "kept_gigabytes", "checkpoint_every", "checkpoints_kept", "dataset", "seeds"}
 # Written out, because adding a key to these changes what is rerun, which must not happen unnoticed.
 CACHE_NEUTRAL = {
-    **{name: {"timeout_seconds"} for name in ("Frames", "Motion", "Flow")},
+    "Frames": {"timeout_seconds", "keep", "from_dataset"},
+    **{name: {"timeout_seconds"} for name in ("Motion", "Flow")},
     "Similarity": {"keep_embeddings"},
     "BadInput": {"max_failure_rate"},
     **{name: {"probe_timeout_seconds"} for name in DATASETS},
@@ -61,7 +62,8 @@ def test_a_fingerprint_excludes_exactly_the_cache_neutral_keys():
     for section in (config.frames, config.motion, config.dataset, config.bad_input, config.pretrain["tube"]):
         excluded = CACHE_NEUTRAL[type(section).__name__]
         assert excluded <= set(type(section).model_fields)
-        assert set(section.fingerprint()) == set(type(section).model_fields) - excluded
+        without = {"count"} if section is config.frames else set()  # the frames are stored at a step
+        assert set(section.fingerprint()) == set(type(section).model_fields) - excluded - without
 
 
 def test_the_schema_in_the_repository_is_the_generated_one():
@@ -186,6 +188,79 @@ def test_a_dataset_can_replace_a_shared_caption_source_by_one_of_another_kind():
     values = two_datasets(captions=shared)
     values["datasets"]["first"]["captions"] = {"texts": {"key_frames": 1}}
     assert parse_config(values).of("first").captions["texts"].key_frames == 1, "keys of the same kind are merged"
+
+
+VIDEOS = {"source": "folder", "root": "videos"}
+FRAMES_ONLY = {"similarity": False, "motion": False}
+
+
+def parse_frames(*frames, shared=None, roots=("videos", "videos", "videos"), **keys):
+    """A config with a dataset per section of `frames`: a, b, c."""
+    datasets = {
+        name: {"dataset": {**VIDEOS, "root": root}, "frames": own}
+        for name, root, own in zip("abc", roots, frames, strict=False)
+    }
+    return parse_config({"name": "all", "frames": shared or {}, "pack": FRAMES_ONLY, "datasets": datasets, **keys})
+
+
+def test_frames_are_stored_at_a_step_or_by_their_number():
+    config = parse_frames({"count": 16}, {}, {"every": 1}, shared={"every": 6})
+    assert [(c.frames.every, c.frames.count) for c in config.datasets.values()] == [(None, 16), (6, None), (1, None)]
+    assert parse_frames({"every": 1}, {}, shared={"count": 8}).of("a").frames.count is None
+    assert parse_config(config.model_dump(mode="json")) == config
+    # Results from before there was a number keep their receipts.
+    assert "count" not in config.of("b").frames.fingerprint() and "every" not in config.of("a").frames.fingerprint()
+    assert [config.of(name).frames.stored_frames(450) for name in "abc"] == [16, 75, 450]
+    for wrong in (
+        {"count": 8, "every": 2},
+        {"every": None},
+        {"count": 8, "min_frames": 9},
+        {"count": 9, "max_frames": 8},
+    ):
+        with pytest.raises(ConfigError, match=r"every|at least min_frames"):
+            parse_frames(wrong)
+
+
+@pytest.mark.parametrize("name", ["motion", "flow"])
+def test_motion_is_not_measured_between_frames_spread_over_a_clip(name):
+    with pytest.raises(ConfigError, match=rf"pack\.{name} measures motion .*set pack\.{name} to false"):
+        parse_frames({"count": 8}, pack={**FRAMES_ONLY, name: True})
+
+
+def test_dense_sampling_needs_frames_at_a_step():
+    run = {
+        "model": "tiny",
+        "dataset": "a",
+        "frames": 4,
+        "optimisation": {"epochs": 2, "warmup_epochs": 1, "batch_size": 8},
+    }
+    task = {"task": "linear", "dataset": "b"}
+    with pytest.raises(ConfigError, match=r"pretrain\.mae samples frames `stride` apart.*of a stores 8 frames"):
+        parse_frames({"count": 8}, {}, pretrain={"mae": run})
+    with pytest.raises(ConfigError, match=r"evaluate\.linear samples frames `stride` apart.*of b stores 8 frames"):
+        parse_frames({}, {"count": 8}, pretrain={"mae": run}, evaluate={"linear": task})
+    sparse = {"linear": {**task, "sampling": "sparse"}}
+    assert parse_frames({}, {"count": 8}, pretrain={"mae": run}, evaluate=sparse)
+    assert parse_frames({"count": 8}, {"count": 8}, pretrain={"mae": {**run, "sampling": "tsn"}}, evaluate=sparse)
+
+
+@pytest.mark.parametrize(
+    ("frames", "roots", "words"),
+    [
+        (({}, {"from_dataset": "z"}), "vv", "datasets has: a, b"),
+        (({}, {"from_dataset": "b"}), "vv", "takes its own frames from 'b'"),
+        (({}, {"from_dataset": "a"}, {"from_dataset": "b"}), "vvv", "takes its own frames from 'a'"),
+        (({}, {"from_dataset": "a"}), "vw", "not in the same folder"),
+        (({}, {"from_dataset": "a", "every": 2}), "vv", "every of frames is 4, not 2"),
+        (({"count": 8}, {"from_dataset": "a"}), "vv", "every of frames is None, not 4"),
+    ],
+)
+def test_frames_are_shared_by_datasets_with_the_same_videos_and_settings(frames, roots, words):
+    with pytest.raises(ConfigError, match=words):
+        parse_frames(*frames, roots=roots)
+    assert parse_frames({}, {"from_dataset": "a"}).of("b").frames.from_dataset == "a"
+    with pytest.raises(ConfigError, match="only one dataset"):
+        parse_config({"name": "one", "dataset": VIDEOS, "frames": {"from_dataset": "a"}})
 
 
 def test_no_two_runs_write_to_the_same_folder():

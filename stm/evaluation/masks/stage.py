@@ -1,5 +1,6 @@
 """Two stages that measure masks: coverage of the true boxes, and agreement of cached maps with maps of the crop."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,6 @@ from stm.config import CropComparison, MaskQuality
 from stm.datasets.moving_shapes.stage import GENERATE
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
-
-_COMPARED_SHARDS = 4
 
 
 def _settings(job: Job) -> MaskQuality:
@@ -45,11 +44,15 @@ def _comparison(job: Job) -> CropComparison:
     return settings
 
 
+def _compared_shards(job: Job) -> list[str]:
+    # Clips are assigned to shards by a hash: a few shards are a random sample, and a split may have hundreds.
+    return job.shards(_comparison(job).split)[: CropComparison.shards]
+
+
 def _cached(job: Job) -> Files:
     """The frames of the compared split, and their similarity maps for the first packed caption source."""
     layout, source = job.layout, job.config.pack.sources[0]
-    # Clips are assigned to shards by a hash: a few shards are a random sample, and a split may have hundreds.
-    shards = job.shards(_comparison(job).split)[:_COMPARED_SHARDS]
+    shards = _compared_shards(job)
     return {
         "tars": [layout.frames_tar(shard) for shard in shards],
         "frames": [layout.frames(shard) for shard in shards],
@@ -59,7 +62,10 @@ def _cached(job: Job) -> Files:
 
 def _measure_agreement(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
     from stm.evaluation.masks.crop_agreement import measure_crop_agreement
+    from stm.preprocess.frames.removal import restore_frames
 
+    for shard in _compared_shards(job):
+        restore_frames(replace(job, shard=shard), processes)
     measure_crop_agreement(
         inputs["tars"],
         inputs["frames"],

@@ -15,18 +15,14 @@ from stm.jobs.progress import Progress
 from stm.jobs.status import Status
 from stm.preprocess.batches import generate_texts
 from stm.preprocess.captions.templates import ClipCaptions, collect
+from stm.preprocess.frames.spread import spread_frames
 from stm.preprocess.frames.table import load_frame
 from stm.pretrained.hub import PRECISIONS, ModelError, explain_missing, find_model, load_complete
 
 
 def choose_key_frames(stored: int, count: int) -> list[int]:
-    """Return the indices of the stored frames at the centres of `count` equal segments of a clip of `stored` frames.
-
-    Segment i spans [i, i + 1) * stored / count; its centre lies in frame floor((i + 1/2) * stored / count). For a clip
-    with fewer frames than segments, each frame is returned once.
-    """
-    # Integer arithmetic, because floating-point rounding could move a centre into the previous frame.
-    return sorted({(2 * i + 1) * stored // (2 * count) for i in range(count)})
+    """Return the indices of the stored frames at the centres of `count` equal segments of a clip of `stored` frames."""
+    return spread_frames(stored, count)
 
 
 class Blip2Captioner:

@@ -14,8 +14,11 @@ TOKEN_SECONDS = 0.025
 
 def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
     from stm.preprocess.captions.write import write_captions
+    from stm.preprocess.frames.removal import restore_frames
 
     source = job.config.captions[job.source]
+    if isinstance(source, Blip2Captions):  # the only source that looks at frames
+        restore_frames(job, processes)
     write_captions(inputs["slice"], inputs["tar"], inputs["frames"], outputs["captions"], source, job.config.bad_input)
 
 

@@ -16,7 +16,9 @@ RAFT_FLOPS_PER_REFINEMENT = 27_400
 
 def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
     from stm.preprocess.flow.estimate import write_flow
+    from stm.preprocess.frames.removal import restore_frames
 
+    restore_frames(job, processes)
     write_flow(
         inputs["tar"],
         inputs["frames"],

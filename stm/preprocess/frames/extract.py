@@ -1,4 +1,7 @@
-"""The frames stage: store every k-th decoded frame of a shard's clips as a JPEG in one tar, with an offset index."""
+"""The frames stage: store frames of a shard's clips as JPEGs in one tar, with an offset index.
+
+Which frames: every k-th decoded one, or a number of them spread over the clip.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +18,13 @@ from stm.jobs.journal import Journal
 from stm.jobs.status import Status
 from stm.manifest import check_failures, check_unchanged, read_slice
 from stm.preprocess.clip_outcomes import Note, name_item, pack_record, run_shard
+from stm.preprocess.frames.lenders import borrow_frames
+from stm.preprocess.frames.spread import choose_candidates, spread_frames
+from stm.preprocess.frames.stage import Lender
 from stm.preprocess.frames.table import read_frames, read_jpegs, read_kept, write_frames
 from stm.preprocess.sub_clips import read_sequence, run_sequences
 from stm.preprocess.video.container import VideoError
-from stm.preprocess.video.reader import Video
+from stm.preprocess.video.reader import DecodedFrame, Video
 from stm.preprocess.video.resize import Resizer
 from stm.storage.files import UnsafePathError, safe_join
 from stm.storage.receipts import make_receipt
@@ -36,8 +42,9 @@ def extract_frames(
     settings: Frames,
     bad_input: BadInput,
     processes: int,
+    lenders: Sequence[Lender] = (),
 ) -> None:
-    """Write `tar` and `index` of one shard; their bytes do not depend on `processes`.
+    """Write `tar` and `index` of one shard; their bytes do not depend on `processes`, nor on `lenders`.
 
     Args:
         slice_path: the shard's clips (MANIFEST_SCHEMA, sorted by key).
@@ -45,6 +52,7 @@ def extract_frames(
         tar: output with `{key}.json`, `{key}.0000.jpg`, ... per kept clip, sorted by key.
         index: output with one row per clip of the slice, kept or not; see `table.FRAMES_SCHEMA`.
         processes: number of clips decoded in parallel.
+        lenders: shards of another dataset with the same folder and settings: the clips that they have are not decoded.
 
     Raises:
         TooManyFailures: more clips were dropped than `bad_input` allows. Both files have been written, and the journal
@@ -58,6 +66,7 @@ def extract_frames(
     tasks = [FrameTask(row, root, settings, journal) for row in rows]
     title = f"frames {slice_path.stem}"
     unfinished = [task for task in tasks if journal.get(task.item) is None]
+    unfinished = borrow_frames(title, unfinished, lenders, journal)
     run_sequences(title, extract_sequence, unfinished, processes, settings.timeout_seconds)
     failures = run_shard(title, extract_clip, tasks, journal, processes, settings.timeout_seconds)
     # The journal's receipt omits the policy, so that a retry with a different policy does not decode the clips again.
@@ -89,55 +98,130 @@ class FrameTask:
 
 def extract_clip(task: FrameTask) -> None:
     """Decode one clip in a worker process, and write its JPEGs and timestamps to the journal."""
-    row, settings = task.row, task.settings
     try:
-        path = safe_join(task.root, row["path"])
-        check_unchanged(path, row)
-        with Video(path, row["start"], row["end"], max_side=settings.max_side) as video:
-            record = _decode_clip(video, settings)
+        path = safe_join(task.root, task.row["path"])
+        check_unchanged(path, task.row)
+        record = _extract(path, task)
     except UnsafePathError:
-        record = _without_frames(Note(Status.PATH_OUTSIDE_ROOT, f"{row['path']!r} leaves the dataset's folder"))
+        detail = f"{task.row['path']!r} leaves the dataset's folder"
+        record = _without_frames(Note(Status.PATH_OUTSIDE_ROOT, detail))
     except VideoError as error:
         record = _without_frames(Note(error.status, error.detail))
     task.journal.put(task.item, record)
+
+
+def _extract(path: Path, task: FrameTask) -> bytes:
+    """Read the clip, and again if it has another number of frames than its manifest says and other frames are stored."""
+    row, settings = task.row, task.settings
+    decoded: int | None = None
+    while True:
+        with Video(path, row["start"], row["end"], max_side=settings.max_side) as video:
+            clip = StoredClip(settings, choose_candidates(settings, row, decoded))
+            record = _decode_clip(video, clip)
+        if record is not None:
+            return record
+        decoded = clip.decoded
 
 
 def extract_sequence(tasks: Sequence[FrameTask]) -> None:
     """Decode clips of one file in one pass, if seeking is not exact, with the same records as `extract_clip`."""
     settings = tasks[0].settings
     for task, video in read_sequence(tasks, settings.timeout_seconds, max_side=settings.max_side):
-        task.journal.put(task.item, _decode_clip(video, settings))
+        record = _decode_clip(video, StoredClip(settings, choose_candidates(settings, task.row)))
+        if record is not None:  # otherwise it is read alone
+            task.journal.put(task.item, record)
 
 
 def _without_frames(note: Note) -> bytes:
     return pack_record({"pts": [], "decode_index": []}, [note])
 
 
-def _decode_clip(video: Video, settings: Frames) -> bytes:
-    """Return the record of an open clip for the journal."""
-    header: dict[str, Any] = {"pts": [], "decode_index": []}
-    jpegs: list[bytes] = []
+class StoredClip:
+    """The frames of a clip that are stored, while it is being read.
+
+    Args:
+        candidates: the decode indices that may be stored; None: every k-th.
+
+    Attributes:
+        header: sizes (pixels) and timestamps (s) for the journal.
+        jpegs: one JPEG per stored frame.
+        decoded: number of frames of the clip that were read.
+    """
+
+    def __init__(self, settings: Frames, candidates: frozenset[int] | None) -> None:
+        self.settings = settings
+        self.header: dict[str, Any] = {"pts": [], "decode_index": []}
+        self.jpegs: list[bytes] = []
+        self.decoded = 0
+        self._candidates = candidates
+        self._resize = Resizer()
+
+    @property
+    def full(self) -> bool:
+        """Whether no further frame is stored."""
+        return self._candidates is None and len(self.jpegs) == self.settings.max_frames
+
+    def takes(self, index: int) -> bool:
+        """Whether the frame with this decode index may be stored."""
+        if self._candidates is not None:
+            return index in self._candidates
+        return index % (self.settings.every or 1) == 0
+
+    def add(self, frame: DecodedFrame, video: Video) -> None:
+        """Store a frame."""
+        # Resize before rotating: swscale works on the coded orientation, and the smaller frame is cheaper to rotate.
+        size = video.orientation.size(self.header["width"], self.header["height"])
+        image = video.orientation.turn(self._resize(frame.image, *size))
+        self.jpegs.append(encode_jpeg(image, self.settings.quality))
+        self.header["pts"].append(frame.seconds)
+        self.header["decode_index"].append(frame.index)
+
+    def finish(self) -> bool:
+        """Keep only the frames that are spread over the clip, whose length is known now.
+
+        Returns:
+            False if some of them were not among the candidates, so that the clip has to be read again.
+        """
+        if self.settings.count is None or self._candidates is None:
+            return True
+        chosen = set(spread_frames(self.decoded, self.settings.count))
+        if not chosen <= self._candidates:
+            return False
+        kept = [place for place, index in enumerate(self.header["decode_index"]) if index in chosen]
+        self.jpegs = [self.jpegs[place] for place in kept]
+        for name in ("pts", "decode_index"):
+            self.header[name] = [self.header[name][place] for place in kept]
+        return True
+
+
+def _decode_clip(video: Video, clip: StoredClip) -> bytes | None:
+    """Return the record of an open clip for the journal; None if it has to be read again, see `StoredClip.finish`."""
+    failure = changed = None
     try:
-        changed = _read_clip(video, settings, header, jpegs)
+        changed = _read_clip(video, clip)
     except VideoError as error:
-        return pack_record(header, [Note(error.status, error.detail)], jpegs)
+        failure = Note(error.status, error.detail)
+    if not clip.finish():
+        return None
+    if failure is not None:
+        return pack_record(clip.header, [failure], clip.jpegs)
     notes = video.notes
     # Inserted first, because the first note decides the status among equal policies; a change of size is why a clip is
     # too short.
-    if len(jpegs) < settings.min_frames:
-        notes.insert(0, _too_short(video, settings, len(jpegs)))
+    if len(clip.jpegs) < clip.settings.min_frames:
+        notes.insert(0, _too_short(video, clip.settings, len(clip.jpegs)))
     if changed is not None:
         notes.insert(0, changed)
-    return pack_record(header, notes, jpegs)
+    return pack_record(clip.header, notes, clip.jpegs)
 
 
-def _read_clip(video: Video, settings: Frames, header: dict[str, Any], jpegs: list[bytes]) -> Note | None:
-    """Fill `header` with sizes (pixels) and timestamps (s), and `jpegs` with one JPEG per stored frame.
+def _read_clip(video: Video, clip: StoredClip) -> Note | None:
+    """Read the frames of a clip and store those that it takes.
 
     Returns:
         a note if reading ended because the shape of the frames changes within the clip.
     """
-    resize = Resizer()
+    header, settings = clip.header, clip.settings
     shape = ""
     for frame in video.frames():
         if frame.index == 0:
@@ -152,18 +236,14 @@ def _read_clip(video: Video, settings: Frames, header: dict[str, Any], jpegs: li
                     Status.SIZE_CHANGES, f"the frame size changes at {frame.seconds:.3f} s from {shape} to {now}"
                 )
             shape = now
+        clip.decoded = frame.index + 1
         # A frame that the decoder marks as damaged still counts, so that all later frames keep their index and time; it
         # is not stored, and `decode_index` shows the gap.
-        if frame.index % settings.every or frame.corrupt:
+        if not clip.takes(frame.index) or frame.corrupt:
             continue
-        if len(jpegs) == settings.max_frames:
+        if clip.full:
             return None
-        # Resize before rotating: swscale works on the coded orientation, and the smaller frame is cheaper to rotate.
-        size = video.orientation.size(header["width"], header["height"])
-        image = video.orientation.turn(resize(frame.image, *size))
-        jpegs.append(encode_jpeg(image, settings.quality))
-        header["pts"].append(frame.seconds)
-        header["decode_index"].append(frame.index)
+        clip.add(frame, video)
     return None
 
 

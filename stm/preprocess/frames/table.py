@@ -4,13 +4,14 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import simplejpeg
 from numpy.typing import NDArray
 
@@ -47,7 +48,7 @@ FRAMES_SCHEMA = pa.schema(
     ]
 )
 _LISTS = ("pts", "decode_index", "offsets", "sizes", "sha256")
-_SIZES = ("width", "height", "source_width", "source_height")
+FRAME_SIZES = ("width", "height", "source_width", "source_height")
 
 
 def write_frames(
@@ -84,7 +85,7 @@ def _write_clip(writer: TarWriter, row: Mapping[str, Any], record: Record, bad_i
     header = record.header
     outcome = decide(record.notes, bad_input, usable=bool(record.blobs))
     identity = {name: row[name] for name in ("key", "video_id", "path")}
-    sizes = {name: header.get(name) for name in _SIZES}
+    sizes = {name: header.get(name) for name in FRAME_SIZES}
     times = {name: header[name] if outcome.kept else [] for name in ("pts", "decode_index")}
     members = []
     if outcome.kept:
@@ -104,13 +105,19 @@ def _write_clip(writer: TarWriter, row: Mapping[str, Any], record: Record, bad_i
     }
 
 
-def read_kept(index: Path) -> list[dict[str, Any]]:
+def read_kept(index: Path, only: Collection[str] | None = None) -> list[dict[str, Any]]:
     """Read the rows of the clips that the frames stage kept, sorted by key.
+
+    Args:
+        only: keys of the clips to read; None for all of them.
 
     Raises:
         DamagedError: the index is missing, truncated or inconsistent.
     """
-    rows: list[dict[str, Any]] = read_table(index, schema=FRAMES_SCHEMA).to_pylist()
+    table = read_table(index, schema=FRAMES_SCHEMA)
+    if only is not None:
+        table = table.filter(pc.is_in(table["key"], pa.array(only, pa.string())))
+    rows: list[dict[str, Any]] = table.to_pylist()
     keys = [row["key"] for row in rows]
     check_keys(index, keys)
     if keys != sorted(keys):
@@ -187,6 +194,11 @@ def _read_jpeg(file: int, tar: Path, row: Mapping[str, Any], number: int) -> byt
         problem = "" if hashlib.sha256(data).hexdigest() == row["sha256"][number] else "is not what its index says"
     except DamagedError as error:
         problem = str(error)
+    if problem and os.fstat(file).st_size == 0:
+        raise DamagedError(
+            f"{tar}: the frames were removed once they were packed (frames.keep: false)",
+            "the stages make them again when they need them; run this one with `snakemake` or `stm`",
+        )
     if problem:
         raise DamagedError(
             f"{tar}: stored frame {number} of clip {row['video_id']!r}: {problem}; the file is damaged or of another "

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from stm.preprocess.frames.stage import FRAMES, frames_of
+from stm.preprocess.frames.stage import FRAMES, frames_of, removes_frames
 from stm.shards.schema import PackedArray
 from stm.stages.costs import Cost, Workload
 from stm.stages.declaration import Files, Stage
@@ -41,8 +41,10 @@ def _packed(job: Job) -> dict[str, tuple[Stage, Job]]:
 
 
 def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
+    from stm.preprocess.frames.removal import remove_frames, restore_frames
     from stm.preprocess.packing.pack import pack_shard
 
+    restore_frames(job, processes)
     pack = job.config.pack
     arrays = {
         array.name: dict(zip(pack.sources, inputs[array.name], strict=True)) if array.per_source else inputs[array.name]
@@ -60,6 +62,8 @@ def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
         job.config.grid,
         job.config.bad_input,
     )
+    if removes_frames(job):
+        remove_frames(inputs["tar"])
 
 
 def _cost(job: Job, load: Workload) -> Cost:

@@ -9,15 +9,20 @@ from stm.stages.jobs import Job
 
 
 def _embed(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
+    from stm.preprocess.frames.removal import restore_frames
     from stm.preprocess.similarity.score import write_embeddings
 
+    restore_frames(job, processes)
     config = job.config
     write_embeddings(inputs["tar"], inputs["frames"], outputs["embeddings"], config.similarity, config.grid)
 
 
 def _score(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
+    from stm.preprocess.frames.removal import restore_frames
     from stm.preprocess.similarity.score import write_similarity
 
+    if "embeddings" not in inputs:
+        restore_frames(job, processes)
     write_similarity(
         inputs["tar"],
         inputs["frames"],

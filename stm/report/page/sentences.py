@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from stm.config import Blip2Captions, Config, HumanCaptions, LabelCaptions, LanguageRun, PretrainRun
+from stm.config import Blip2Captions, Config, Frames, HumanCaptions, LabelCaptions, LanguageRun, PretrainRun
 from stm.datasets import official_clips
 from stm.jobs.progress import format_seconds
 from stm.jobs.status import Status
@@ -133,7 +133,7 @@ def dataset_facts(config: Config) -> list[tuple[str, str]]:
     captions = ", ".join(sources) + (f"; {', '.join(pack.sources)} for training" if pack.sources else "")
     lines = [
         ("Dataset", titles.get(data.source, data.source)),
-        ("Frames", f"{_every(frames.every)} frame, short side {frames.short_side} px, JPEG quality {frames.quality}"),
+        ("Frames", f"{_stored(frames)}, short side {frames.short_side} px, JPEG quality {frames.quality}"),
         ("Captions", captions if sources != list(pack.sources) else ", ".join(sources) or "none"),
         ("Similarity", config.similarity.model if "similarity" in packed or config.mask_quality else ""),
         ("Motion", config.motion.backend + (", camera subtracted" if config.motion.subtract_camera else "")),
@@ -157,6 +157,13 @@ def _every(step: int) -> str:
         return "every"
     ending = "th" if step % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(step % 10, "th")
     return f"every {step}{ending}"
+
+
+def _stored(frames: Frames) -> str:
+    """Say which frames are stored: `every 4th frame`, `16 frames per clip, in the middle of equal segments`."""
+    if frames.every is None:
+        return f"{frames.count} frames per clip, in the middle of equal segments"
+    return f"{_every(frames.every)} frame"
 
 
 def splits_table(study: Study) -> Table:
