@@ -136,11 +136,13 @@ LANGUAGE: dict[str, Any] = {
     },
 }
 # Datasets with official lists.
+CORPUS = {"source": "webvid-2m", "root": "corpus", "annotations": "lists"}
 LISTS: dict[str, Any] = {
     "name": "paper",
     "datasets": {
         "actions": {"dataset": {"source": "ucf101", "root": "actions", "annotations": "lists"}},
-        "corpus": {"dataset": {"source": "webvid-2m", "root": "corpus", "annotations": "lists"}},
+        "again": {"dataset": CORPUS, "frames": {"count": 8}},
+        "corpus": {"dataset": CORPUS, "frames": {"count": 8}},
     },
     "pack": {"motion": False},
 }
@@ -167,6 +169,7 @@ RERUN: tuple[tuple[str, list[str]], ...] = (
         ["manifest", "frames", "captions/*", "similarity/*", "text/*", "motion", "flow", "shards"],
     ),
     ("frames.timeout_seconds", []),
+    ("frames.keep", []),
     ("frames.min_side", ["manifest", "frames"]),
     ("frames.max_side", ["manifest", "frames"]),
     ("frames.*", ["frames"]),
@@ -223,6 +226,7 @@ VALUES: dict[str, list[Any]] = {
     "FigureSpec.runs": [{"TGM": "tube"}],
     "FigureSpec.tasks": [["finetune"]],
     "FineTune.classes": ["models/one/start.pth"],
+    "Frames.from_dataset": ["again"],
     "FolderDataset.root": ["videos-again"],
     "BenchmarkDataset.annotations": ["lists-again"],
     "BenchmarkDataset.source": ["hmdb51"],
@@ -259,6 +263,9 @@ PLACES = {
     "ExpectedScore.below": "report.expect.1.below",
     "FigureSpec.kind": "figures.clips.kind",
     "FineTune.classes": "evaluate.released.classes",  # a task without training
+    # A dataset without motion, and another one with the same videos.
+    "Frames.count": "frames.count",
+    "Frames.from_dataset": "frames.from_dataset",
     "PretrainRun.release": "pretrain.tube.release",  # a run without `init`
 }
 

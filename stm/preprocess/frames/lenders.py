@@ -1,8 +1,8 @@
-"""Frames of clips that another dataset of the config has stored already (`frames.from_dataset`)."""
+"""Frames of clips that are stored already: by another dataset (`frames.from_dataset`), or in a packed shard."""
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 from stm.jobs.journal import Journal
@@ -10,7 +10,8 @@ from stm.jobs.status import Status
 from stm.manifest import read_slice
 from stm.preprocess.clip_outcomes import Note, pack_record
 from stm.preprocess.frames.stage import Lender
-from stm.preprocess.frames.table import FRAME_SIZES, read_jpegs, read_kept
+from stm.preprocess.frames.table import FRAME_SIZES, are_removed, read_jpegs, read_kept
+from stm.storage.tables import DamagedError, read_table
 
 
 class BorrowTask(Protocol):
@@ -46,14 +47,15 @@ def borrow_frames(title: str, tasks: Sequence[TaskT], lenders: Sequence[Lender],
     taken = 0
     for lender in lenders:
         keys = {clip["key"]: clip for clip in read_slice(lender.slice) if _identify(clip) in wanted}
+        packed = _PackedFrames(lender)
         for row in read_kept(lender.index, keys) if keys else ():
-            same = wanted.pop(_identify(keys[row["key"]]), [])
-            record = _make_record(lender.tar, row) if same else b""
-            for task in same:
-                journal.put(task.item, record)
-            taken += len(same)
+            clip = _identify(keys[row["key"]])
+            if clip in wanted and (jpegs := _read_jpegs(lender, packed, row)) is not None:
+                for task in wanted[clip]:
+                    journal.put(task.item, _make_record(row, jpegs))
+                taken += len(wanted.pop(clip))
     if lenders:
-        print(f"{title}: {taken} of {len(tasks)} clips have their frames from another dataset", file=sys.stderr)
+        print(f"{title}: {taken} of {len(tasks)} clips have frames that are stored already", file=sys.stderr)
     return [task for same in wanted.values() for task in same]
 
 
@@ -62,10 +64,48 @@ def _identify(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row.get(name) for name in ("path", "start", "end", "ends_hash"))
 
 
-def _make_record(tar: Path, row: Mapping[str, Any]) -> bytes:
+def _read_jpegs(lender: Lender, packed: "_PackedFrames", row: Mapping[str, Any]) -> list[bytes] | None:
+    """Read a clip's frames, or those that were packed if they were removed; None if they cannot be had from there."""
+    try:
+        if not are_removed(lender.tar):
+            return read_jpegs(lender.tar, row)
+    except DamagedError:
+        if not are_removed(lender.tar):  # which may happen at any moment
+            raise
+    return packed.read(row)
+
+
+class _PackedFrames:
+    """The frames in a packed shard."""
+
+    def __init__(self, lender: Lender) -> None:
+        self._tar = lender.packed_tar
+        self._index = lender.packed_index
+
+    @cached_property
+    def _places(self) -> dict[str, dict[str, Any]]:
+        """Offsets and sizes of the frames by key; empty without a readable shard."""
+        try:
+            rows = read_table(self._index, ["key", "offsets", "sizes"]).to_pylist()
+        except DamagedError:
+            return {}
+        return {row["key"]: row for row in rows}
+
+    def read(self, row: Mapping[str, Any]) -> list[bytes] | None:
+        """Read a clip's frames; None if the shard does not have them as the frames stage made them."""
+        place = self._places.get(row["key"])
+        if place is None or len(place["offsets"]) != row["frames"]:
+            return None
+        try:
+            return read_jpegs(self._tar, {**row, **place})
+        except DamagedError:
+            return None
+
+
+def _make_record(row: Mapping[str, Any], jpegs: Sequence[bytes]) -> bytes:
     """Return the record of a kept clip, from its row of the index."""
     header = {name: row[name] for name in (*FRAME_SIZES, "pts", "decode_index")}
     status = Status(row["status"])
     # Of several problems, `detail` has those that did not decide the status, too.
     notes = [] if status == Status.OK else [Note(status, row["detail"])]
-    return pack_record(header, notes, read_jpegs(tar, row))
+    return pack_record(header, notes, jpegs)

@@ -2,7 +2,8 @@
 
 Snakemake's `temp()` is not used: when it makes a removed file again, it also repeats every job that has ever read the file, and
 all that follows. A changed caption source would thus train all runs again. Instead, an empty file of the same modification time
-stays in place of the tar, and the job that needs the frames fills it again; nothing else is repeated.
+stays in place of the tar, and the job that needs the frames fills it again; nothing else is repeated. The frames come from the
+packed shard while that exists; otherwise, the videos are decoded again.
 """
 
 import os
@@ -14,17 +15,13 @@ from pathlib import Path
 from stm.jobs.lock import JobRunningError
 from stm.layout import dataset_root
 from stm.preprocess.frames.extract import extract_frames
-from stm.preprocess.frames.stage import find_lenders
+from stm.preprocess.frames.stage import Lender, find_lenders
+from stm.preprocess.frames.table import are_removed
 from stm.stages.jobs import Job
 from stm.storage.files import atomic_path
 from stm.storage.tables import DamagedError, read_receipt
 
 _WAIT_SECONDS = 2.0  # between looks at another job that decodes the same shard
-
-
-def are_removed(tar: Path) -> bool:
-    """Whether the frames of a shard were removed after packing."""
-    return not tar.exists() or tar.stat().st_size == 0
 
 
 def remove_frames(tar: Path) -> None:
@@ -66,7 +63,7 @@ def _extract_again(job: Job, tar: Path, index: Path, processes: int) -> None:
         config.frames,
         config.bad_input,
         processes,
-        find_lenders(job),
+        [Lender.of(job.layout, job.shard), *find_lenders(job)],
     )
     expected, found = read_receipt(index), read_receipt(table)
     if found["tar_sha256"] != expected.get("tar_sha256"):

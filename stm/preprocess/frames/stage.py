@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stm.config import CropComparison
-from stm.layout import dataset_root
+from stm.layout import Layout, dataset_root
 from stm.stages.costs import Cost, Workload
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
@@ -36,11 +36,23 @@ def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
 
 @dataclass(frozen=True)
 class Lender:
-    """The files of a shard of the dataset that has the frames."""
+    """The files of a shard that has the frames: those of the frames stage or, once they were removed, packed ones."""
 
     slice: Path
     tar: Path
     index: Path
+    packed_tar: Path
+    packed_index: Path
+
+    @classmethod
+    def of(cls, layout: Layout, shard: str) -> "Lender":
+        return cls(
+            layout.slice(shard),
+            layout.frames_tar(shard),
+            layout.frames(shard),
+            layout.shard_tar(shard),
+            layout.shard(shard),
+        )
 
 
 def find_lenders(job: Job) -> list[Lender]:
@@ -48,10 +60,7 @@ def find_lenders(job: Job) -> list[Lender]:
     name = job.config.frames.from_dataset
     if name is None:
         return []
-    layout = job.jobs.layouts[name]
-    return [
-        Lender(layout.slice(shard), layout.frames_tar(shard), layout.frames(shard)) for shard in job.on(name).shards()
-    ]
+    return [Lender.of(job.jobs.layouts[name], shard) for shard in job.on(name).shards()]
 
 
 def _inputs(job: Job) -> Files:
@@ -80,8 +89,7 @@ def removes_frames(job: Job) -> bool:
 
 
 def _may_remove(job: Job) -> bool:
-    lends = any(other.frames.from_dataset == job.dataset for other in job.study.datasets.values())
-    return not (job.config.frames.keep or lends or job.config.mask_quality is not None)
+    return not job.config.frames.keep and job.config.mask_quality is None
 
 
 def _share_removed(job: Job, load: Workload) -> float:

@@ -164,6 +164,11 @@ def rows_of_kept(slice_path: Path, kept: Sequence[Mapping[str, Any]]) -> list[di
     return [rows[row["key"]] for row in kept]
 
 
+def are_removed(tar: Path) -> bool:
+    """Whether the frames of a shard were removed after packing."""
+    return not tar.exists() or tar.stat().st_size == 0
+
+
 def read_jpegs(tar: Path, row: Mapping[str, Any], which: Sequence[int] | None = None) -> list[bytes]:
     """Read the JPEGs of a clip's stored frames.
 
@@ -194,7 +199,7 @@ def _read_jpeg(file: int, tar: Path, row: Mapping[str, Any], number: int) -> byt
         problem = "" if hashlib.sha256(data).hexdigest() == row["sha256"][number] else "is not what its index says"
     except DamagedError as error:
         problem = str(error)
-    if problem and os.fstat(file).st_size == 0:
+    if problem and are_removed(tar):
         raise DamagedError(
             f"{tar}: the frames were removed once they were packed (frames.keep: false)",
             "the stages make them again when they need them; run this one with `snakemake` or `stm`",

@@ -11,11 +11,12 @@ import pytest
 from synthetic_videos import X264, make_pan, make_row, make_video, write_slice
 
 from stm.config import parse_config
-from stm.preprocess.frames import extract, removal
-from stm.preprocess.frames.removal import are_removed, remove_frames, restore_frames
+from stm.preprocess.frames import extract, removal, stage
+from stm.preprocess.frames.removal import remove_frames, restore_frames
 from stm.preprocess.frames.stage import FRAMES, Lender, find_lenders, removes_frames
-from stm.preprocess.frames.table import read_jpegs, read_kept
+from stm.preprocess.frames.table import are_removed, read_jpegs, read_kept
 from stm.stages.jobs import Job, Jobs
+from stm.stages.journey import all_stages
 from stm.storage.files import sha256_file
 from stm.storage.tables import DamagedError
 
@@ -62,6 +63,13 @@ def run(job: Job) -> tuple[Path, Path]:
     return outputs["tar"], outputs["index"]
 
 
+def pack(job: Job) -> None:
+    shards = all_stages()["shards"]
+    outputs = shards.outputs(job)
+    outputs["tar"].parent.mkdir(parents=True, exist_ok=True)
+    shards.run(job, shards.inputs(job), outputs, 1)
+
+
 @pytest.fixture(scope="module")
 def stored(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     job = make_job(tmp_path_factory.mktemp("stored"), videos, {"keep": False})
@@ -69,19 +77,26 @@ def stored(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     return job
 
 
-def test_removed_frames_come_back_with_the_same_bytes_and_time(stored: Job) -> None:
+def test_removed_frames_come_back_with_the_same_bytes_and_time(stored: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     tar, index = stored.layout.frames_tar(stored.shard), stored.layout.frames(stored.shard)
     before, modified, table = tar.read_bytes(), tar.stat().st_mtime_ns, sha256_file(index)
-    remove_frames(tar)
+    pack(stored)
     assert (tar.stat().st_size, tar.stat().st_mtime_ns) == (0, modified), "nothing that Snakemake would see"
     with pytest.raises(DamagedError, match=r"removed once they were packed \(frames\.keep: false\)"):
         read_jpegs(tar, read_kept(index)[0])
+    decoded: list[str] = []
+    monkeypatch.setattr(extract, "run_shard", note_tasks(extract.run_shard, decoded))
     restore_frames(stored, 1)
+    assert decoded == ["no.mp4"], "the others come from the packed shard"
     assert tar.read_bytes() == before and tar.stat().st_mtime_ns == modified and sha256_file(index) == table
     assert sorted(path.name for path in tar.parent.iterdir()) == [index.name, tar.name]
+    packed = stored.layout.shard_tar(stored.shard)
+    packed.write_bytes(packed.read_bytes()[:2000])
     tar.unlink()  # by hand
     restore_frames(stored, 1)
-    assert tar.read_bytes() == before
+    assert tar.read_bytes() == before and set(decoded) == {"a.mp4", "part", "b.mp4", "no.mp4"}
+    for path in packed.parent.iterdir():
+        path.unlink()
 
 
 def test_jobs_that_need_the_same_frames_decode_them_once(stored: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,8 +177,7 @@ def test_taken_frames_are_those_that_would_be_decoded(stored: Job, videos: Path,
     alone = run(make_job(tmp_path / "alone", videos, {}, rows))
     job = make_job(tmp_path / "shared", videos, {}, rows)
     tar, index = job.layout.frames_tar(job.shard), job.layout.frames(job.shard)
-    layout = stored.layout
-    lender = Lender(layout.slice(stored.shard), layout.frames_tar(stored.shard), layout.frames(stored.shard))
+    lender = Lender.of(stored.layout, stored.shard)
     tar.parent.mkdir(parents=True)
     arguments = (job.layout.slice(job.shard), videos, tar, index, job.config.frames, job.config.bad_input, 1)
     opened: list[str] = []
@@ -171,7 +185,7 @@ def test_taken_frames_are_those_that_would_be_decoded(stored: Job, videos: Path,
         patch.setattr("sys.stderr", said)
         patch.setattr(extract, "run_shard", note_tasks(extract.run_shard, opened))
         extract.extract_frames(*arguments, lenders=[lender])
-        assert "3 of 6 clips have their frames from another dataset" in said.getvalue()
+        assert "3 of 6 clips have frames that are stored already" in said.getvalue()
     assert sorted(opened) == ["c.mp4", "no.mp4", "other part"], "the others are not decoded"
     assert [tar.read_bytes(), index.read_bytes()] == [path.read_bytes() for path in alone]
     assert {row["video_id"]: row["status"] for row in read_kept(index)}["b.mp4"] == "truncated"
@@ -187,15 +201,28 @@ def note_tasks(run_shard: Any, opened: list[str]) -> Any:
 
 
 def test_a_replaced_video_is_not_taken(stored: Job, videos: Path, tmp_path: Path) -> None:
-    layout = stored.layout
-    lender = Lender(layout.slice(stored.shard), layout.frames_tar(stored.shard), layout.frames(stored.shard))
+    lender = Lender.of(stored.layout, stored.shard)
     task = extract.FrameTask(make_row("a.mp4", ends_hash="0" * 16), videos, stored.config.frames, {})  # type: ignore[arg-type]
     assert extract.borrow_frames("frames", [task], [lender], {}) == [task]  # type: ignore[arg-type]
 
 
-def test_a_dataset_that_lends_keeps_its_frames_and_is_done_first(videos: Path, tmp_path: Path) -> None:
+def test_packed_frames_can_be_taken_as_well(stored: Job, videos: Path, tmp_path: Path) -> None:
+    restore_frames(stored, 1)
+    pack(stored)
+    opened: list[str] = []
+    job = make_job(tmp_path, videos, {}, [make_row("a.mp4", video_id="question"), make_row("b.mp4")])
+    lender = Lender.of(stored.layout, stored.shard)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "find_lenders", lambda job: [lender])
+        patch.setattr(extract, "run_shard", note_tasks(extract.run_shard, opened))
+        tar, _ = run(job)
+    assert opened == [] and are_removed(lender.tar)
+    assert [row["frames"] for row in read_kept(job.layout.frames(job.shard))] == [5, 6]
+    assert [len(read_jpegs(tar, row)) for row in read_kept(job.layout.frames(job.shard))] == [5, 6]
+
+
+def test_a_dataset_that_lends_is_done_first(videos: Path, tmp_path: Path) -> None:
     job = make_job(tmp_path, videos, {"keep": False, "from_dataset": "two"}, two={"keep": False})
-    assert removes_frames(job) and not removes_frames(job.on("two"))
     inputs, lender = FRAMES.inputs(job), job.jobs.layouts["two"]
     assert inputs["lenders"] == [lender.frames("train-00000")]
     assert [one.tar for one in find_lenders(job)] == [lender.frames_tar("train-00000")]
