@@ -1,4 +1,5 @@
-# Stage 2: every k-th frame, its short side resized, as JPEGs in a tar.
+# Stage 2: every k-th frame, or a number of them, the short side resized, as JPEGs in a tar. The tar is not `temp()`: what replaces
+# it says stm/preprocess/frames/removal.py.
 
 
 FRAMES = declared("frames")
@@ -7,7 +8,7 @@ FRAMES = declared("frames")
 rule frames:
     """Sample frames of a shard's clips and store them as JPEGs."""
     input:
-        unpack(FRAMES.inputs),  # slice
+        unpack(FRAMES.inputs),  # slice; lenders, if frames are taken from another dataset
     output:
         tar=FRAMES.output.tar,  # frames/{shard}.tar
         index=FRAMES.output.index,  # frames/{shard}.parquet
