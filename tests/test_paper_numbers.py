@@ -672,10 +672,16 @@ def test_fine_tuning_with_text(
     assert differences(task, lines) == []
 
 
-def test_frames_of_short_clips_are_stored_densely_enough_for_12() -> None:
-    """Something-Something V2 has 48 frames at 12 per second, LSMDC 4.8 seconds of 24."""
-    config = read("stm.yaml")
-    assert [config.datasets[name].frames.every for name in ("ssv2-label", "ssv2-template", "lsmdc")] == [1, 1, 2]
+def test_frames_are_stored_densely_enough_for_what_samples_them() -> None:
+    """Something-Something V2 has 48 frames at 12 per second, LSMDC 4.8 seconds of 24; others more than 60."""
+    config = read("clusterstm.yaml")
+    frames = {name: corpus.frames for name, corpus in config.datasets.items()}
+    assert [frames.pop(name).every for name in ("ssv2-label", "ssv2-template", "cc3m")] == [1, 1, 1]
+    # Pretraining takes 4 frames, one of 4 each; fine-tuning 12, one of 5 each, and of an odd number tests take the middle one.
+    assert config.pretrain["umt"].frames == 4 and frames.pop("webvid").count == 4 * 4
+    sampled = {task.frames for task in config.evaluate.values() if isinstance(task, VideoTextRetrieval)}
+    assert sampled == {4, 12} and all(60 % (2 * taken) == taken for taken in sampled), "an odd multiple"
+    assert {name: each.count for name, each in frames.items()} == dict.fromkeys(frames, 60)
 
 
 def test_the_numbers_beside_umt_s_own_rows_are_those_of_its_model_zoo() -> None:

@@ -49,6 +49,35 @@ def test_annotated_splits_and_segments_are_planned_as_such(tmp_path, encode_vide
     assert clips.frames < 24
 
 
+def test_frames_that_are_spread_removed_and_shared_are_planned_as_such(tmp_path):
+    folders = {"root": str(tmp_path / "videos"), "annotations": str(tmp_path / "lists")}
+    values = {
+        "name": "x",
+        "results": str(tmp_path),
+        "frames": {"count": 16, "short_side": 240, "keep": False},
+        "pack": {"similarity": False, "motion": False},
+        "datasets": {
+            "retrieval": {"dataset": {"source": "msrvtt", **folders}},
+            "questions": {"dataset": {"source": "msrvtt-qa", **folders}, "frames": {"from_dataset": "retrieval"}},
+            "images": {"dataset": {"source": "cc3m", **folders}, "frames": {"every": 1, "min_frames": 1, "keep": True}},
+        },
+    }
+    plan = make_plan(parse_config(values))
+    assert [dataset.stored_frames for dataset in plan.datasets.values()] == [16, 16, 1]
+    lines = {line.stage: line for line in plan.stages}
+    gigabytes = 10_000 * 16 * 320 * 240 * 0.25 / 1e9  # both lists have all 10,000 videos
+    for name in ("frames/retrieval", "shards/retrieval", "frames/questions", "shards/questions"):
+        assert lines[name].gigabytes == pytest.approx(gigabytes)
+        assert lines[name].removed == pytest.approx(gigabytes if name.startswith("frames") else 0)
+    assert lines["frames/questions"].cpu_hours == pytest.approx(gigabytes * 8.5 / 3600)
+    assert lines["frames/retrieval"].cpu_hours > 20 * lines["frames/questions"].cpu_hours
+    left = 2 * gigabytes + lines["frames/images"].gigabytes + lines["shards/images"].gigabytes
+    said = describe_plan(plan)
+    assert f"disk: {left:.2f} GB at the end" in said and f"together {2 * gigabytes:.2f} GB, are removed" in said
+    del values["frames"]["keep"]
+    assert "removed" not in describe_plan(make_plan(parse_config(values)))
+
+
 def test_twice_the_clips_cost_twice_the_work(tmp_path):
     values = demo_values() | {"results": str(tmp_path)}
     written = []

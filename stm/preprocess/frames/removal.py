@@ -14,7 +14,6 @@ from pathlib import Path
 
 from stm.jobs.lock import JobRunningError
 from stm.layout import dataset_root
-from stm.preprocess.frames.extract import extract_frames
 from stm.preprocess.frames.stage import Lender, find_lenders
 from stm.preprocess.frames.table import are_removed
 from stm.stages.jobs import Job
@@ -50,6 +49,9 @@ def restore_frames(job: Job, processes: int) -> None:
 
 
 def _extract_again(job: Job, tar: Path, index: Path, processes: int) -> None:
+    # Jobs that find their frames need no decoder.
+    from stm.preprocess.frames.extract import extract_frames
+
     print(f"frames {tar.stem}: were removed after packing, and are made again", file=sys.stderr)
     folder = tar.with_name(f".{tar.stem}.again")
     made, table = folder / tar.name, folder / index.name
