@@ -1,4 +1,4 @@
-"""Frames that are removed once their shard is packed (`frames.keep: false`), and decoded again when a job needs them.
+"""Frames that are removed once their shard is packed (`frames.keep: false`), and made again when a job needs them.
 
 Snakemake's `temp()` is not used: when it makes a removed file again, it also repeats every job that has ever read the file, and
 all that follows. A changed caption source would thus train all runs again. Instead, an empty file of the same modification time
@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from stm.jobs.lock import JobRunningError
+from stm.jobs.lock import JobRunningError, only_job
 from stm.layout import dataset_root
 from stm.preprocess.frames.stage import Lender, find_lenders
 from stm.preprocess.frames.table import are_removed
@@ -43,7 +43,9 @@ def restore_frames(job: Job, processes: int) -> None:
     tar, index = job.layout.frames_tar(job.shard), job.layout.frames(job.shard)
     while index.exists() and are_removed(tar):
         try:
-            _extract_again(job, tar, index, processes)
+            with only_job(tar):
+                if are_removed(tar):
+                    _extract_again(job, tar, index, processes)
         except JobRunningError:  # for instance that of another caption source, which needs them, too
             time.sleep(_WAIT_SECONDS)
 

@@ -1,8 +1,8 @@
 """Frames that are removed once packed, and those that are taken from another dataset: the same bytes as without."""
 
 import io
-import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,29 +99,23 @@ def test_removed_frames_come_back_with_the_same_bytes_and_time(stored: Job, monk
         path.unlink()
 
 
-def test_jobs_that_need_the_same_frames_decode_them_once(stored: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    tar, calls, begun, other = stored.layout.frames_tar(stored.shard), [], threading.Event(), threading.Event()
+def test_a_job_waits_for_another_one_that_makes_the_same_frames(stored: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    tar, calls = stored.layout.frames_tar(stored.shard), 0
     remove_frames(tar)
-    again = removal._extract_again
 
-    def slow(*arguments: Any) -> None:
-        calls.append(arguments)
-        if len(calls) == 1:
-            begun.set()
-            other.wait(10)
-            again(*arguments)
-        else:
-            other.set()
-            raise removal.JobRunningError("as if it were another process, which holds the lock")
+    @contextmanager
+    def locked(path: Path) -> Iterator[None]:
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # the other process has finished
+            removal._extract_again(stored, tar, stored.layout.frames(stored.shard), 1)
+        raise removal.JobRunningError(f"another process is writing {path}")
+        yield
 
-    monkeypatch.setattr(removal, "_extract_again", slow)
-    monkeypatch.setattr(removal, "_WAIT_SECONDS", 0.05)
-    first = threading.Thread(target=restore_frames, args=(stored, 1))
-    first.start()
-    begun.wait(10)
+    monkeypatch.setattr(removal, "only_job", locked)
+    monkeypatch.setattr(removal, "_WAIT_SECONDS", 0.01)
     restore_frames(stored, 1)
-    first.join()
-    assert not are_removed(tar) and len(calls) >= 2
+    assert calls == 3 and not are_removed(tar)
 
 
 def test_frames_that_come_out_differently_are_refused(stored: Job, videos: Path, tmp_path: Path) -> None:
