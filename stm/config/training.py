@@ -223,7 +223,7 @@ class Run(Section):
     decode_on: Literal["loader", "device"] = field(
         "loader",
         "where the JPEGs of training clips are decoded: in the data loading processes, or on the device (nvJPEG on CUDA), "
-        "which also crops and then needs resize_on: device. One core then feeds 5 to 10 times as many clips. nvJPEG's "
+        "which also crops and then needs resize_on: device. One core then feeds more than ten times as many clips. nvJPEG's "
         "rounding differs from the loader's; not with kept_gigabytes",
     )
     seed: int | None = field(

@@ -30,9 +30,9 @@ from stm.stages.jobs import Job, Jobs
 from stm.stages.journey import all_stages
 
 # Core seconds of the loading processes per pixel of a stored frame, by what they do: read, decode and resize; leave resizing to
-# the device; leave decoding to it, too, and hand over bytes. Measured by benchmarks/loader.py relative to decoding the JPEGs
-# alone, at the speed of that on the machine of the other rates (125 clips/s per core, benchmarks/results/2026-11-26-cpu.md):
-# 81, 104 and 1,100 clips of 16 frames of 340x256 per second and core. The device's time for decoding is not known.
+# the device; leave decoding to it, too, and hand over bytes. 0.65, 0.83 and (with the hand-over) 8.8 times the rate of decoding
+# the JPEGs alone (benchmarks/results/2026-11-30-loader.txt), which is 125 clips of 16 frames of 340x256 per second and core on
+# the machine of the other rates (2026-11-26-cpu.md). The device's time for decoding is not known.
 LOAD_SECONDS_PER_PIXEL = {"resize": 8.9e-9, "decode": 6.9e-9, "read": 6.5e-10}
 # Measured on the same machine: timm's rand-m7-n4-mstd0.5-inc1 takes 1.43 ms per 224x224 frame.
 AUGMENT_SECONDS_PER_PIXEL = 2.9e-8

@@ -67,7 +67,7 @@ MASKING: dict[str, Any] = {
     "datasets": {"clips": {"dataset": SHAPES, "mask_quality": {}}, "others": {"dataset": {**SHAPES, "label": "color"}}},
     "pretrain": {
         "tgm": {**TGM, "dataset": "clips"},
-        "tube": {**RUN, "dataset": "clips"},
+        "tube": {**RUN, "dataset": "clips", "resize_on": "device"},
         "published": {**RUN, "dataset": "clips", "release": "models/one/start.pth"},
     },
     "evaluate": {
@@ -126,7 +126,7 @@ LANGUAGE: dict[str, Any] = {
     "pretrain": {
         "umt": {**WITH_TEACHER, "method": "umt", "images": {"datasets": ["images"], "batch_size": 8}},
         "stm": {**WITH_TEACHER, "method": "stm", "spatio_temporal": {}},
-        "clusterstm": {**WITH_TEACHER, "method": "clusterstm", "cluster": {}},
+        "clusterstm": {**WITH_TEACHER, "method": "clusterstm", "resize_on": "device", "cluster": {}},
     },
     "evaluate": {
         "ranks": {"task": "video_text_retrieval", **PAIRS},
@@ -266,6 +266,8 @@ PLACES = {
     # A dataset without motion, and another one with the same videos.
     "Frames.count": "frames.count",
     "Frames.from_dataset": "frames.from_dataset",
+    "LanguageRun.decode_on": "pretrain.clusterstm.decode_on",  # runs that resize on the device
+    "PretrainRun.decode_on": "pretrain.tube.decode_on",
     "PretrainRun.release": "pretrain.tube.release",  # a run without `init`
 }
 
