@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from stm.data.crop_pixels import Allocate, allocate_pixels
 from stm.data.resizing import resize_crops
@@ -73,6 +72,8 @@ def _decode_videos(
     keys: list[str],
     device: torch.device,
 ) -> Tensor:
+    from torchvision.io import ImageReadMode, decode_jpeg
+
     # torchvision takes their bytes from the CPU, whatever the device.
     jpegs = [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
     try:
