@@ -12,8 +12,10 @@ from snakemake.utils import validate
 from stm.config import ConfigError, parse_config, resolve_config
 from stm.datasets import DatasetError
 from stm.datasets.video_text.tasks import check_tasks
+from stm.jobs.gpus import POOL, share_gpus
 from stm.layout import check_results
 from stm.manifest import SHARD_PATTERN, read_shards
+from stm.plan.requests import Requests
 from stm.stages.jobs import Jobs
 from stm.stages.journey import all_stages
 from stm.stages.provenance import StaleInputError
@@ -80,6 +82,40 @@ def list_shards(dataset):
 JOBS = Jobs(CONFIG, list_shards)
 
 
+# A cluster's scheduler assigns GPUs. On one machine jobs choose among those that this process finds (`stm.jobs.gpus`), and no more
+# are started than there are. Processes that run single jobs are told by their environment where they are.
+GPUS = 0
+if workflow.is_main_process:
+    LOCAL = workflow.resource_settings.nodes is None
+    os.environ.pop(POOL, None)
+    if LOCAL:
+        GPUS = share_gpus(
+            workflow.global_resources["gpu"].value
+            if "gpu" in workflow.global_resources
+            else None
+        )
+    if GPUS:
+        workflow.register_resource("gpu", GPUS)
+    if not LOCAL and workflow.resource_settings.cores == 1:
+        # The default of dry runs, which would show all jobs of a cluster with one thread.
+        workflow.register_resource("_cores", None)
+else:
+    LOCAL = POOL in os.environ
+
+REQUESTS = None if LOCAL else Requests(JOBS, planned=workflow.is_main_process)
+
+
+def limit_of(resource):
+    """The most that the profile's default resources allow a job to request, such as `max_runtime`; empty without them."""
+    found = dict(workflow.resource_settings._parsed_default_resources.items()).get(
+        f"max_{resource}"
+    )
+    return {} if found is None else {resource: int(found.value)}
+
+
+LIMITS = limit_of("runtime") | limit_of("mem_mb")
+
+
 def unrecorded(path):
     """Whether Snakemake has no record of a file. Forced jobs check what they read when they start, as all jobs do."""
     forced = workflow.dag_settings.forcerun or workflow.dag_settings.forceall
@@ -108,4 +144,7 @@ def declared(name):
         cores=workflow.resource_settings.cores,
         sharing=SHARED,
         unrecorded=unrecorded,
+        gpus=GPUS,
+        requests=REQUESTS,
+        limits=LIMITS,
     )
