@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
-from stm.config import ConfigError
+from stm.config import Config, ConfigError
 from stm.pretrained.local_files import local_model_files
 from stm.stages.declaration import Requests, Resource, Stage
 from stm.stages.jobs import Job, Jobs
@@ -166,6 +166,18 @@ class DeclaredRule:
 
     def _amount(self, wildcards: Any, resource: Resource) -> Any:
         return resource if isinstance(resource, int) else resource(self._job(wildcards))
+
+
+def check_targets(config: Config) -> None:
+    """Check that no table or figure, each of which is a target of the workflow, is named like a rule.
+
+    Raises:
+        ConfigError: one is.
+    """
+    for section in ("tables", "figures"):
+        for name in getattr(config, section):
+            if name in {*all_stages(), "all"}:
+                raise ConfigError(f"{section}.{name}: the workflow has a rule {name!r}; rename this entry of {section}")
 
 
 def cache_signature(function: Callable[..., Any]) -> Callable[..., Any]:

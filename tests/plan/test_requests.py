@@ -87,7 +87,7 @@ def test_evaluations_request_by_their_own_processes(name: str) -> None:
     job, stage = jobs.make(dataset="webvid", run="umt", task="msrvtt"), STAGES["evaluate"]
     task = jobs.study.evaluate["msrvtt"]
     processes = getattr(task, "processes", 1)
-    optimisation = task.optimisation  # type: ignore[union-attr]
+    optimisation = task.optimisation
     clips = max(32, optimisation.batch_size // optimisation.accumulate // processes)
     batch = clips * 12 * 3 * 224 * 224 / 1e6
     assert requests.threads(stage, job) == processes * 13

@@ -14,7 +14,7 @@ from stm.config import Config, ConfigError, load_config, parse_config
 from stm.stages.declaration import Stage
 from stm.stages.jobs import Job, Jobs
 from stm.stages.journey import all_stages
-from stm.stages.rules import DeclaredRule
+from stm.stages.rules import DeclaredRule, check_targets
 
 ROOT = Path(__file__).parents[2]
 STAGES = list(all_stages().values())
@@ -209,6 +209,16 @@ def test_memory_grows_with_each_attempt_and_threads_are_shared_among_runs() -> N
     assert (rule.threads(small), rule.threads(large)) == (2, 4)  # eight cores, four runs
     assert rule.resource.mem_mb(large, attempt=1) == 80000
     assert (rule.resource.gpu(large), rule.resource.nodes(large)) == (4, None)
+
+
+@pytest.mark.parametrize(
+    ("section", "name"), [("tables", "pretrain"), ("figures", "all"), ("tables", "crop_agreement")]
+)
+def test_a_table_or_figure_named_like_a_rule_is_refused(section: str, name: str) -> None:
+    (entry,) = SHOWN[section].values()
+    check_targets(made_jobs({**SEVERAL, **SHOWN}).study)
+    with pytest.raises(ConfigError, match=f"{section}.{name}: the workflow has a rule '{name}'; rename"):
+        check_targets(made_jobs({**SEVERAL, **SHOWN, section: {name: entry}}).study)
 
 
 def test_a_split_without_clips_is_refused_with_both_names() -> None:

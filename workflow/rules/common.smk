@@ -19,7 +19,7 @@ from stm.plan.requests import Requests
 from stm.stages.jobs import Jobs
 from stm.stages.journey import all_stages
 from stm.stages.provenance import StaleInputError
-from stm.stages.rules import DeclaredRule
+from stm.stages.rules import DeclaredRule, check_targets
 
 try:
     # `extends` is a feature of stm, not of Snakemake: it is resolved here, once, for all rules and scripts.
@@ -31,6 +31,7 @@ try:
     CONFIG = parse_config(config, ", ".join(map(str, workflow.configfiles)) or "config")
     check_results(CONFIG)
     check_tasks(CONFIG)
+    check_targets(CONFIG)
 except (ConfigError, DatasetError) as error:
     raise WorkflowError(str(error)) from None
 
