@@ -26,7 +26,7 @@
 
 from snakemake.utils import min_version
 
-min_version("9.16")
+min_version("9.22")
 
 if not workflow.overwrite_configfiles:
 

@@ -90,11 +90,8 @@ if workflow.is_main_process:
     LOCAL = workflow.resource_settings.nodes is None
     os.environ.pop(POOL, None)
     if LOCAL:
-        GPUS = share_gpus(
-            workflow.global_resources["gpu"].value
-            if "gpu" in workflow.global_resources
-            else None
-        )
+        offered = workflow.global_resources.get("gpu")
+        GPUS = share_gpus(offered.value if offered else None)
     if GPUS:
         workflow.register_resource("gpu", GPUS)
     if not LOCAL and workflow.resource_settings.cores == 1:
@@ -106,15 +103,17 @@ else:
 REQUESTS = None if LOCAL else Requests(JOBS, planned=workflow.is_main_process)
 
 
-def limit_of(resource):
-    """The most that the profile's default resources allow a job to request, such as `max_runtime`; empty without them."""
-    found = dict(workflow.resource_settings._parsed_default_resources.items()).get(
-        f"max_{resource}"
-    )
-    return {} if found is None else {resource: int(found.value)}
+def limits(*resources):
+    """The most that jobs may request, where the profile's default resources say so, as `max_runtime` does."""
+    defaults = workflow.resource_settings._parsed_default_resources
+    return {
+        name: defaults[f"max_{name}"].value
+        for name in resources
+        if f"max_{name}" in defaults
+    }
 
 
-LIMITS = limit_of("runtime") | limit_of("mem_mb")
+LIMITS = limits("runtime", "mem_mb")
 
 
 def unrecorded(path):
