@@ -179,7 +179,8 @@ def _installed() -> list[list[str]]:
     except FileNotFoundError:
         return []
     except (OSError, subprocess.SubprocessError) as error:
-        print(f"nvidia-smi does not list the GPUs ({error}): jobs are not given different ones", file=sys.stderr)
+        if _has_driver():
+            print(f"nvidia-smi does not list the GPUs ({error}): torch counts them", file=sys.stderr)
         return []
     found: list[tuple[str, list[str]]] = []
     for kind, uuid in re.findall(r"(?m)^\s*(GPU|MIG) .*\(UUID: ([^)]+)\)", command.stdout):
@@ -190,9 +191,13 @@ def _installed() -> list[list[str]]:
     return [parts or [uuid] for uuid, parts in found]
 
 
+def _has_driver() -> bool:
+    return any(map(os.path.exists, _DRIVERS))
+
+
 def _counted() -> list[list[str]]:
     """Numbers of the GPUs that torch finds; it is asked only where a driver is, as it takes seconds to load."""
-    if not any(map(os.path.exists, _DRIVERS)):
+    if not _has_driver():
         return []
     command = subprocess.run([sys.executable, "-c", _COUNT], capture_output=True, text=True, check=False)  # noqa: S603
     count = command.stdout.strip()

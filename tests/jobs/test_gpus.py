@@ -109,12 +109,16 @@ def test_the_parts_of_a_divided_gpu_are_devices(
     assert list_gpus() == (expected if isinstance(expected, list) else [expected])
 
 
-def test_a_driver_that_does_not_answer_is_reported(
+def test_torch_counts_the_gpus_that_nvidia_smi_does_not_list(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install(tmp_path, monkeypatch, "", status=9)
-    assert list_gpus() == []
-    assert "nvidia-smi" in capsys.readouterr().err
+    monkeypatch.setattr("stm.jobs.gpus._COUNT", "print(2)")
+    monkeypatch.setattr("stm.jobs.gpus._DRIVERS", ())  # a machine without GPUs, on which the program is installed
+    assert list_gpus() == [] and capsys.readouterr().err == ""
+    monkeypatch.setattr("stm.jobs.gpus._DRIVERS", (str(tmp_path),))
+    assert list_gpus() == ["0", "1"]
+    assert "nvidia-smi does not list the GPUs" in capsys.readouterr().err
 
 
 def test_the_workflow_starts_no_more_jobs_than_there_are_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

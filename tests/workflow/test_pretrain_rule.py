@@ -112,7 +112,7 @@ def test_a_machine_offers_the_gpus_that_it_has(folder, tmp_path, monkeypatch):
 def test_a_cluster_is_asked_for_what_the_run_needs(folder):
     targets = [f"results/small/pretrain/{run}/weights.safetensors" for run in ("two", "nodes")]
     found = jobs(folder, *targets, "--workflow-profile", str(PROFILE))
-    # Two processes with two loading processes each need six cores, and `--cores` allows four; half an hour, and seconds of training.
+    # Two processes with two loading processes each request six cores, of which `--cores` allows four.
     for block in found.values():
         assert "threads: 4" in block and "runtime=40" in block and "slurm_partition=gpu" in block
         assert "mem_mb=37000" in block  # 16,000 + 2 x (8,000 + 2 x 1,000) and the batches
