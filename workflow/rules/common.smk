@@ -90,8 +90,8 @@ if workflow.is_main_process:
     LOCAL = workflow.resource_settings.nodes is None
     os.environ.pop(POOL, None)
     if LOCAL:
-        offered = workflow.global_resources.get("gpu")
-        GPUS = share_gpus(offered.value if offered else None)
+        offered = workflow.global_resources
+        GPUS = share_gpus(offered["gpu"].value if "gpu" in offered else None)
     if GPUS:
         workflow.register_resource("gpu", GPUS)
     if not LOCAL and workflow.resource_settings.cores == 1:
@@ -106,11 +106,17 @@ REQUESTS = None if LOCAL else Requests(JOBS, planned=workflow.is_main_process)
 def limits(*resources):
     """The most that jobs may request, where the profile's default resources say so, as `max_runtime` does."""
     defaults = workflow.resource_settings._parsed_default_resources
-    return {
-        name: defaults[f"max_{name}"].value
-        for name in resources
-        if f"max_{name}" in defaults
-    }
+    found = {}
+    for name in resources:
+        if f"max_{name}" not in defaults:
+            continue
+        most = defaults[f"max_{name}"]
+        if most.is_evaluable() or not isinstance(most.value, int):
+            raise WorkflowError(
+                f"default-resources: max_{name} must be a plain number (max_runtime: minutes, max_mem_mb: megabytes)"
+            )
+        found[name] = most.value
+    return found
 
 
 LIMITS = limits("runtime", "mem_mb")
