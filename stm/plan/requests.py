@@ -115,25 +115,26 @@ def _processes(stage: Stage, job: Job) -> int:
 def _batch_megabytes(stage: Stage, job: Job) -> float:
     """The largest batch that a loading process hands to its training process: pixels, as bytes."""
     run = job.study.runs[job.run]
-    side = run.image_size**2
+    pixels = run.image_size**2  # of a frame
     if stage.name == "pretrain":
         if run.resize_on == "device":  # crops, which are no larger than the stored frames
-            side = ceil(job.config.frames.short_side**2 * 4 / 3)
+            pixels = ceil(job.config.frames.short_side**2 * 4 / 3)
         parts = run.optimisation.accumulate * run.world_size
-        values = max(medium.batch_size // parts * medium.frames for medium in run.media)
+        frames = max(medium.batch_size // parts * medium.frames for medium in run.media)
     else:
         task = job.study.evaluate[job.task]
         optimisation = getattr(task, "optimisation", None)
         batch = optimisation.batch_size // (optimisation.accumulate * _processes(stage, job)) if optimisation else 0
-        values = max(batch, _CLIPS_WITHOUT_TRAINING) * (getattr(task, "frames", None) or run.frames)
-    return values * side * 3 / 1e6
+        frames = max(batch, _CLIPS_WITHOUT_TRAINING) * (getattr(task, "frames", None) or run.frames)
+    return frames * pixels * 3 / 1e6
 
 
 def _hours(line: Line, stage: Stage, job: Job, threads: int) -> float:
     """The planned wall-clock of one job of a line with `threads` cores on each of its nodes."""
+    jobs = max(1, line.jobs)
     if not line.gpus:
-        return line.cpu_hours / line.jobs / (threads if stage.processes else 1)
-    computing = line.gpu_hours / line.jobs / line.gpus
+        return line.cpu_hours / jobs / (threads if stage.processes else 1)
+    computing = line.gpu_hours / jobs / line.gpus
     if not line.loading_hours:
         return computing
     run = job.study.runs[job.run]
