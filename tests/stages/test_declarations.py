@@ -208,7 +208,7 @@ def test_memory_grows_with_each_attempt_and_threads_are_shared_among_runs() -> N
     small, large = (SimpleNamespace(dataset="one", run=run) for run in ("random", "two"))
     assert (rule.threads(small), rule.threads(large)) == (2, 4)  # eight cores, four runs
     assert rule.resource.mem_mb(large, attempt=1) == 80000
-    assert (rule.resource.gpu(large), rule.resource.nodes(large)) == (4, None)
+    assert (rule.resource.gpu(large), rule.resource.nodes(large)) == (4, 1)
 
 
 @pytest.mark.parametrize(
