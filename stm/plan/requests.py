@@ -17,8 +17,10 @@ TIME_MARGIN = 2.0
 """Requested hours per planned hour: rates are assumed, and other jobs share file systems and networks."""
 START_MINUTES = 30
 """In addition: imports, model files over a network, compilation."""
-PREFETCHED_BATCHES = 4
-"""Batches that each loading process holds ready; as in `stm.data.loader.ClipLoader`."""
+HELD_BATCHES = 5
+"""Batches in the memory of each loading process: those held ready by `stm.data.loader.ClipLoader`, and one in the making."""
+JPEG_SHARE = 0.2
+"""Bytes of a JPEG per byte of its pixels, at most."""
 
 # Megabytes. Measured (maximum resident set size): 165 for a process that decodes 1080p, and 575 for a loading process without
 # batches, most of it torch. The rest are margins for larger frames, CUDA, and the files that the system caches for a job.
@@ -51,7 +53,7 @@ class Requests:
         """Return the memory per node in megabytes: of worker processes, or of a run's processes, loaders and batches."""
         if stage.name in ("pretrain", "evaluate"):
             run = job.study.runs[job.run]
-            loader = _LOADING_PROCESS + 1000 * run.kept_gigabytes + PREFETCHED_BATCHES * _batch_megabytes(stage, job)
+            loader = _LOADING_PROCESS + 1000 * run.kept_gigabytes + HELD_BATCHES * _batch_megabytes(stage, job)
             each = _TRAINING_PROCESS + _loaders(stage, job) * loader
             return _round_up(_JOB + _processes(stage, job) * each, 1000)
         if stage.processes and isinstance(stage.resources.get("mem_mb"), int):
@@ -113,12 +115,15 @@ def _processes(stage: Stage, job: Job) -> int:
 
 
 def _batch_megabytes(stage: Stage, job: Job) -> float:
-    """The largest batch that a loading process hands to its training process: pixels, as bytes."""
+    """The largest batch that a loading process hands to its training process: pixels as bytes, or JPEGs."""
     run = job.study.runs[job.run]
     pixels = run.image_size**2  # of a frame
+    share = 1.0
     if stage.name == "pretrain":
         if run.resize_on == "device":  # crops, which are no larger than the stored frames
             pixels = ceil(job.config.frames.short_side**2 * 4 / 3)
+        if run.decode_on == "device":
+            share = JPEG_SHARE
         parts = run.optimisation.accumulate * run.world_size
         frames = max(medium.batch_size // parts * medium.frames for medium in run.media)
     else:
@@ -126,7 +131,7 @@ def _batch_megabytes(stage: Stage, job: Job) -> float:
         optimisation = getattr(task, "optimisation", None)
         batch = optimisation.batch_size // (optimisation.accumulate * _processes(stage, job)) if optimisation else 0
         frames = max(batch, _CLIPS_WITHOUT_TRAINING) * (getattr(task, "frames", None) or run.frames)
-    return frames * pixels * 3 / 1e6
+    return share * frames * pixels * 3 / 1e6
 
 
 def _hours(line: Line, stage: Stage, job: Job, threads: int) -> float:
