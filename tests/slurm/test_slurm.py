@@ -253,7 +253,9 @@ def test_what_no_node_can_give_is_refused_before_anything_waits_for_it(copy, clu
     printed = run.printed()
     assert run.process.returncode != 0
     assert "pretrain" in printed and "Requested node configuration is not available" in printed
-    assert submitted(cluster, known) == []
+    # Slurm remembers the refused submissions, which had neither a node nor a second.
+    refused = {(job["node"], job["elapsed"], job["state"]) for job in submitted(cluster, known)}
+    assert refused == {("", "0:00", "FAILED")}
 
 
 def test_a_cluster_makes_the_same_bytes_as_one_process(finished, local):
