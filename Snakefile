@@ -21,12 +21,12 @@
 #   snakemake tgm_table1 --cores 64 --configfile config/tgm.yaml    one table of a paper, and everything it needs
 #   snakemake --workflow-profile workflow/profiles/slurm ...        the same on a cluster
 #
-# Targets go before `--configfile`, which takes every word after it as a file. With `--resources gpu=1`, GPU jobs run one at a
-# time.
+# Targets go before `--configfile`, which takes every word after it as a file. Jobs of one machine share its GPUs, each on its own;
+# `--resources gpu=1` uses one at a time, and CUDA_VISIBLE_DEVICES says which.
 
 from snakemake.utils import min_version
 
-min_version("9.16")
+min_version("9.22")
 
 if not workflow.overwrite_configfiles:
 
@@ -55,6 +55,18 @@ include: "workflow/rules/demo_models.smk"
 for cached in workflow.rules:
     if cached.cache and cached.cache.output:
         cached._benchmark = None
+
+
+# Training resumes from its checkpoints: a run that takes longer than the longest job of the cluster is started again, as often as
+# that takes, besides the retries for failures.
+onstart:
+    if REQUESTS and workflow.is_main_process and "runtime" in LIMITS:
+        for stage in ("pretrain", "evaluate"):
+            workflow.get_rule(stage).restart_times += REQUESTS.further_attempts(
+                all_stages()[stage],
+                LIMITS["runtime"],
+                workflow.resource_settings.max_threads,
+            )
 
 
 report: "workflow/report/workflow.rst"

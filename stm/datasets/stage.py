@@ -53,6 +53,7 @@ MANIFEST = Stage(
     outputs=lambda job: {"manifest": job.layout.manifest, "quarantine": job.layout.quarantine},
     settings=("dataset", "bad_input", "frames.min_side", "frames.max_side"),
     facts=lambda job: {"listing": listing(job)},
+    resources={"mem_mb": 4000, "runtime": 120},
     threads=16,
     processes=True,
     receipt="manifest",

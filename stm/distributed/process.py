@@ -15,6 +15,8 @@ import torch.distributed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from stm.jobs.gpus import NO_DEVICES
+
 # DDP's argument for broadcasting buffers in each forward pass: the second name is the older one, which newer versions of
 # torch deprecate with a warning.
 _BUFFERS_EACH_PASS = next(
@@ -22,10 +24,6 @@ _BUFFERS_EACH_PASS = next(
     for name in ("forward_sync_buffers", "broadcast_buffers")
     if name in inspect.signature(DistributedDataParallel).parameters
 )
-
-
-# Values of CUDA_VISIBLE_DEVICES that hide all GPUs; Slurm sets the last one for jobs without any.
-_NO_DEVICES = ("", "-1", "NoDevFiles")
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def choose_device(name: str | None = None) -> torch.device:
         ValueError: CUDA is asked for, by name or because GPUs are assigned to this process, and there is none.
     """
     assigned = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    if not torch.cuda.is_available() and (name == "cuda" or (name is None and assigned not in _NO_DEVICES)):
+    if not torch.cuda.is_available() and (name == "cuda" or (name is None and assigned not in NO_DEVICES)):
         reason = "the device is `cuda`" if name == "cuda" else f"CUDA_VISIBLE_DEVICES is {assigned!r}"
         raise ValueError(
             f"{reason}, but torch {torch.__version__} finds no usable GPU: `nvidia-smi` and `python -c 'import torch; "

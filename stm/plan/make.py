@@ -109,6 +109,14 @@ def _format_line(line: Line) -> str:
     )
 
 
+def _assumed(config: Config | None) -> str:
+    """Note which of the hardware is assumed because the config does not name it."""
+    if config is None:
+        return ""
+    silent = [key for key in ("gpu", "gpus", "cores") if key not in config.prices.model_fields_set]
+    return f" (assumed: the config does not name {', '.join(silent)})" if silent else ""
+
+
 def _sums(plan: Plan, config: Config | None) -> list[str]:
     stages, hardware = plan.stages, plan.hardware
     cores_alone = sum(s.cpu_hours for s in stages)
@@ -126,9 +134,11 @@ def _sums(plan: Plan, config: Config | None) -> list[str]:
             f"{removed:.2f} GB, are removed once it is packed"
         )
     if gpus:
+        number = "1 GPU" if hardware.gpus == 1 else f"{hardware.gpus} GPUs"
         lines.append(
-            f"wall-clock: {plan.hours:.2f} hours ({plan.hours / 24:.1f} days) on {hardware.gpus} {hardware.name} and "
-            f"{hardware.cores} cores, of which GPUs are held for {held:.2f} GPU hours: beside computing, they wait for the loader"
+            f"wall-clock: {plan.hours:.2f} hours ({plan.hours / 24:.1f} days) on {number} "
+            f"({hardware.name}) and {hardware.cores} cores{_assumed(config)}; GPUs are held for {held:.2f} GPU hours: beside "
+            "computing, they wait for the loader"
         )
     if config is not None and (config.prices.cpu_core_hour or config.prices.gpu_hour):
         price = cores * config.prices.cpu_core_hour + held * config.prices.gpu_hour

@@ -87,15 +87,15 @@ def _dependencies(config: Config, clips: Mapping[str, Clips]) -> dict[str, set[s
     for stage in all_stages().values():
         for dataset in config.dataset_names if "dataset" in stage.per else [""]:
             for job in stage.each(jobs, dataset):
-                line = _line_of(stage.name, job, config)
+                line = line_of(stage.name, job, config)
                 made |= dict.fromkeys(_paths(stage.outputs(job)), line)
                 with suppress(ConfigError):  # a split without clips, which `stm.plan.check` refuses
                     read.setdefault(line, set()).update(_paths(stage.inputs(job)))
     return {line: {made[path] for path in paths if path in made} - {line} for line, paths in read.items()}
 
 
-def _line_of(stage: str, job: Job, config: Config) -> str:
-    """The name of the plan's line that a job belongs to; see `stm.plan.costs`."""
+def line_of(stage: str, job: Job, config: Config) -> str:
+    """Return the name of the plan's line that a job belongs to; see `stm.plan.costs`."""
     if job.run:
         return "/".join(filter(None, (stage, job.run, job.task)))
     return "/".join(filter(None, (stage, job.dataset if config.datasets else "", job.source)))

@@ -23,6 +23,19 @@ class Run(Protocol):
         """Read `inputs` and write `outputs`; return a human-readable result for the command line, or None."""
 
 
+class Requests(Protocol):
+    """Computes what jobs request on a cluster; None where the declaration holds. See `stm.plan.requests`."""
+
+    def threads(self, stage: "Stage", job: Job) -> int | None:
+        """Return the cores of a job on each of its nodes."""
+
+    def memory(self, stage: "Stage", job: Job, threads: int) -> int | None:
+        """Return the megabytes of a job's first attempt on each of its nodes."""
+
+    def minutes(self, stage: "Stage", job: Job, threads: int) -> int | None:
+        """Return the time of a job's first attempt."""
+
+
 def _none(job: Job) -> dict[str, Any]:
     return {}
 
@@ -42,7 +55,8 @@ class Stage:
     # What the results depend on: config keys (see `Job.settings`), and other facts, such as a folder's state.
     settings: tuple[str, ...] = ()
     facts: Callable[[Job], dict[str, Any]] = _none
-    # By Snakemake's resource names. Memory is for the first attempt; retries request more, to avoid being killed again.
+    # By Snakemake's resource names. Memory is for the first attempt; retries request more, to avoid being killed again. On a
+    # cluster, `Requests` replaces memory and time where it has numbers.
     resources: Mapping[str, Resource] = field(default_factory=dict)
     threads: int | Callable[[Job, int], int] = 1  # or computed from the job and this machine's core count
     processes: bool = False  # whether threads are worker processes, set by `--processes` on the command line

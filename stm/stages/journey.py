@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stm.config import Config, parse_config
+from stm.jobs.gpus import claim_gpus
 from stm.jobs.progress import log_to
 from stm.pretrained.local_files import find_missing
 from stm.stages.declaration import Files, Stage
@@ -72,7 +73,14 @@ def missing_models(study: Config) -> list[str]:
 
 
 def run_stage(
-    name: str, config: Any, wildcards: Mapping[str, str], inputs: Files, outputs: Files, processes: int, log: Path
+    name: str,
+    config: Any,
+    wildcards: Mapping[str, str],
+    inputs: Files,
+    outputs: Files,
+    processes: int,
+    log: Path,
+    gpus: int = 0,
 ) -> None:
     """Run one job of the workflow.
 
@@ -80,6 +88,7 @@ def run_stage(
         config: the config as passed by Snakemake, in plain Python types.
         inputs, outputs: paths by name, as declared by the stage.
         log: file that receives the stage's standard error, and the traceback if the stage fails.
+        gpus: GPUs that the job requests; see `stm.jobs.gpus.claim_gpus`.
     """
     # Importing torch, timm or transformers creates millions of objects that all stay alive. By default Python searches them for
     # garbage after every 700 new objects, which takes up to a sixth of the time of these imports.
@@ -88,5 +97,6 @@ def run_stage(
     with log_to(log):
         stage = all_stages()[name]
         check_inputs(stage, job, all_stages())
+        claim_gpus(gpus, "/".join([name, *wildcards.values()]))
         if message := stage.run(job, inputs, outputs, processes):
             print(message)

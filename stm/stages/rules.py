@@ -4,11 +4,12 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
+from stm.config import Config, ConfigError
 from stm.pretrained.local_files import local_model_files
-from stm.stages.declaration import Resource, Stage
+from stm.stages.declaration import Requests, Resource, Stage
 from stm.stages.jobs import Job, Jobs
 from stm.stages.journey import all_stages
 from stm.stages.provenance import check_finished
@@ -29,6 +30,9 @@ class DeclaredRule:
         cores: number of cores of this machine; None on a cluster, where the profile sets the threads.
         sharing: whether results are shared with other projects (`--cache`).
         unrecorded: whether the workflow's own records lack a finished file, so that they cannot say whether it is up to date.
+        gpus: number of GPUs that the jobs of this machine share; 0 without any, and on a cluster.
+        requests: computes what jobs request on a cluster; None on one machine.
+        limits: the most that a job may request of `mem_mb` and `runtime`.
 
     Attributes:
         inputs, settings, made_with, threads: functions of the wildcards, or plain values.
@@ -44,8 +48,14 @@ class DeclaredRule:
         cores: int | None = None,
         sharing: bool = False,
         unrecorded: Callable[[Path], bool] = lambda path: False,
+        gpus: int = 0,
+        requests: Requests | None = None,
+        limits: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.stage = stage
+        self._gpus = gpus
+        self._requests = requests
+        self._limits = limits
         self._jobs = jobs
         self._refuse = refuse
         self._unrecorded = unrecorded
@@ -108,21 +118,66 @@ class DeclaredRule:
         return self._jobs.once(("settings", key), lambda: job.settings(self.stage.settings) | self.stage.facts(job))
 
     def _threads(self, cores: int) -> int | Callable[..., int]:
-        threads = self.stage.threads
+        threads, requests = self.stage.threads, self._requests
         if isinstance(threads, int):
             return threads
-        return cache_signature(lambda wildcards: threads(self._job(wildcards), cores))
+        if requests is None:
+            return cache_signature(lambda wildcards: threads(self._job(wildcards), cores))
+
+        def requested(wildcards: Any) -> int:
+            job = self._job(wildcards)
+            return requests.threads(self.stage, job) or threads(job, cores)
+
+        return cache_signature(requested)
 
     def _resource(self, name: str, resource: Resource) -> Any:
-        # A job that ran out of memory is retried with more memory; the signature must contain `attempt`.
-        if name == "mem_mb":
-            return cache_signature(lambda wildcards, attempt: self._amount(wildcards, resource) * attempt)
+        # A job that ran out of memory or time is retried with more; the signature must contain `attempt` and `threads`.
+        if name == "mem_mb" or (name == "runtime" and self._requests is not None):
+            return cache_signature(
+                lambda wildcards, attempt, threads=1: self._growing(name, resource, wildcards, attempt, threads)
+            )
+        if name == "gpu" and self._gpus:
+            return cache_signature(lambda wildcards: self._gpus_of(wildcards, resource))
         if isinstance(resource, int):
             return resource
         return cache_signature(lambda wildcards: self._amount(wildcards, resource))
 
+    def _growing(self, name: str, resource: Resource, wildcards: Any, attempt: int, threads: int) -> int:
+        """Return what an attempt of a job on a cluster requests: the first attempt's amount once more with each."""
+        amount = None
+        if self._requests is not None:
+            compute = self._requests.memory if name == "mem_mb" else self._requests.minutes
+            amount = compute(self.stage, self._job(wildcards), threads)
+        first: int = self._amount(wildcards, resource) if amount is None else amount
+        return min(first * attempt, self._limits.get(name, first * attempt))
+
+    def _gpus_of(self, wildcards: Any, resource: Resource) -> int | None:
+        """Return the GPUs of a job. Snakemake would lower a number that is too large, and the job fail when it runs."""
+        count: int | None = self._amount(wildcards, resource)
+        if (count or 0) > self._gpus:
+            job = "/".join(getattr(wildcards, name) for name in self.stage.per)
+            raise self._refuse(
+                ConfigError(
+                    f"{self.stage.name} {job} uses {count} GPUs, one per process, and the workflow may use {self._gpus} of this "
+                    "machine's: lower `processes`, or offer more (CUDA_VISIBLE_DEVICES, --resources gpu=N)"
+                )
+            )
+        return count
+
     def _amount(self, wildcards: Any, resource: Resource) -> Any:
         return resource if isinstance(resource, int) else resource(self._job(wildcards))
+
+
+def check_targets(config: Config) -> None:
+    """Check that no table or figure, each of which is a target of the workflow, is named like a rule.
+
+    Raises:
+        ConfigError: one is.
+    """
+    for section in ("tables", "figures"):
+        for name in getattr(config, section):
+            if name in {*all_stages(), "all"}:
+                raise ConfigError(f"{section}.{name}: the workflow has a rule {name!r}; rename this entry of {section}")
 
 
 def cache_signature(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -74,7 +74,8 @@ PRETRAIN = Stage(
         # One GPU per process. On several nodes, GPUs are requested per node (`gres`).
         "gpu": lambda job: _settings(job).processes if _settings(job).nodes == 1 else None,
         "mpi": _on_nodes(lambda run: "srun"),
-        "nodes": _on_nodes(lambda run: run.nodes),
+        # Of one node, too: Slurm would collect its GPUs from several.
+        "nodes": lambda job: _settings(job).nodes,
         "tasks": _on_nodes(lambda run: run.nodes),
         "tasks_per_gpu": _on_nodes(lambda run: 0),
         "gres": _on_nodes(lambda run: f"gpu:{run.processes}"),

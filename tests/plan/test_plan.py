@@ -137,5 +137,8 @@ def test_the_description_names_what_is_assumed_and_prices_only_when_there_are_so
     text = describe_plan(make_plan(config), config)
     assert "assumed" in text
     assert "prices" not in text
+    assert "on 1 GPU (h200) and 64 cores (assumed: the config does not name gpu, gpus, cores)" in text
+    named = parse_config(config.model_dump(mode="json") | {"prices": {"gpu": "a100", "gpus": 4, "cores": 32}})
+    assert "on 4 GPUs (a100) and 32 cores; " in describe_plan(make_plan(named), named)
     values = config.model_dump(mode="json") | {"prices": {"cpu_core_hour": 0.05, "gpu_hour": 2.0}}
     assert "prices" in describe_plan(make_plan(config), parse_config(values))

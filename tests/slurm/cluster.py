@@ -68,6 +68,8 @@ JobAcctGatherFrequency=task=1
 AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/filetxt
 JobCompLoc={folder}/completed.txt
+# Jobs are to run on the CPU, and not to find that the GPU which they are given is unusable.
+TaskProlog={folder}/bin/prolog
 # squeue is asked for the state of finished jobs, so they are remembered.
 MinJobAge=86400
 SchedulerParameters=sched_interval=1,bf_interval=1
@@ -104,6 +106,9 @@ class Cluster:
             program = folder / "bin" / name
             program.write_text(f'#!/bin/sh\nSLURM_CONF={conf} exec {shutil.which(name, path=PATH)} "$@"\n')
             program.chmod(0o755)
+        prolog = folder / "bin/prolog"
+        prolog.write_text("#!/bin/sh\necho unset CUDA_VISIBLE_DEVICES\n")
+        prolog.chmod(0o755)
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._peaks: dict[str, float] = {}
         self._stopped = Event()

@@ -88,7 +88,7 @@ SMALL += [f"{rule}=1" for rule in ("generate", "manifest", "frames", "motion", "
 SMALL += [f"{rule}=1" for rule in ("similarity", "pretrain", "evaluate")]
 WEIGHTS = "results/micro/pretrain/text/weights.safetensors"
 ACCOUNT = "vision-lab"
-GPU_RULES = {"captions", "embeddings", "similarity", "text", "pretrain", "evaluate"}
+GPU_RULES = {"captions", "embeddings", "similarity", "text", "pretrain", "evaluate", "crop_agreement"}
 
 
 # The jobs that it takes: frames, motion and flow of a shard are one, and so are the tables, the figures and the page.
@@ -156,13 +156,17 @@ class Run:
         """Waits for the end of the run, which must be a good one."""
         with self:
             self.process.wait(RUN_SECONDS)
-        assert self.process.returncode == 0, self._printed.read_text()[-8000:]
+        assert self.process.returncode == 0, self.printed()[-8000:]
+
+    def printed(self) -> str:
+        """What the run has printed so far."""
+        return self._printed.read_text()
 
     def wait_for(self, condition: Callable[[], object]) -> None:
         """Waits until something holds, which must be before the end of the run."""
         deadline = time.monotonic() + RUN_SECONDS
         while not condition():
-            assert self.process.poll() is None, self._printed.read_text()[-8000:]
+            assert self.process.poll() is None, self.printed()[-8000:]
             assert time.monotonic() < deadline
             time.sleep(0.1)
 
@@ -236,8 +240,22 @@ def test_jobs_ask_for_what_profile_and_rules_say(finished):
         assert job["account"] == ACCOUNT, job
     asked = {job["rule"]: (job["memory"], job["limit"]) for job in finished[1]}
     assert asked["split"] == ("4000M", "2:00:00")  # the profile's
-    assert asked["captions"] == ("16000M", "8:00:00")
-    assert asked["pretrain"] == ("32000M", "2-00:00:00")
+    # Half an hour, and twice the planned seconds. The run: one process, which loads its tiny batches itself.
+    assert asked["captions"] == ("16000M", "40:00")
+    assert asked["pretrain"] == ("26000M", "40:00")
+
+
+def test_what_no_node_can_give_is_refused_before_anything_waits_for_it(copy, cluster):
+    shutil.rmtree(copy / "results/micro/pretrain")
+    known = cluster.jobs()
+    with Run(copy, WEIGHTS, cluster=cluster, processes=2) as run:  # nodes have one GPU
+        run.process.wait(RUN_SECONDS)
+    printed = run.printed()
+    assert run.process.returncode != 0
+    assert "pretrain" in printed and "Requested node configuration is not available" in printed
+    # Slurm remembers the refused submissions, which had neither a node nor a second.
+    refused = {(job["node"], job["elapsed"], job["state"]) for job in submitted(cluster, known)}
+    assert refused == {("", "0:00", "FAILED")}
 
 
 def test_a_cluster_makes_the_same_bytes_as_one_process(finished, local):
@@ -297,8 +315,9 @@ def interrupt_pretraining(copy: Path, cluster: Cluster, **pretraining: int) -> l
         ("FAILED", "0"),
         ("COMPLETED", "1"),
     ]
-    # Memory grows with each attempt.
-    assert [job["memory"] for job in attempts()] == ["32000M", "64000M", "96000M"]
+    # Memory and time grow with each attempt.
+    assert [job["memory"] for job in attempts()] == ["26000M", "52000M", "78000M"]
+    assert [job["limit"] for job in attempts()] == ["40:00", "1:20:00", "2:00:00"]
     return [next((copy / ".snakemake/slurm_logs").rglob(f"{job['id']}.log")).read_text() for job in attempts()]
 
 

@@ -14,7 +14,7 @@ from stm.config import Config, ConfigError, load_config, parse_config
 from stm.stages.declaration import Stage
 from stm.stages.jobs import Job, Jobs
 from stm.stages.journey import all_stages
-from stm.stages.rules import DeclaredRule
+from stm.stages.rules import DeclaredRule, check_targets
 
 ROOT = Path(__file__).parents[2]
 STAGES = list(all_stages().values())
@@ -110,15 +110,53 @@ def test_every_output_of_a_job_fits_its_rules_pattern(stage: Stage) -> None:
             assert patterns[key].format(**wildcards) == found.as_posix()
 
 
-def test_the_slurm_profile_asks_for_what_the_stages_declare() -> None:
-    """The profile's numbers override those of the rules; users may change them, and as shipped both are equal."""
-    profile = yaml.safe_load((ROOT / "workflow/profiles/slurm/config.yaml").read_text())
-    for stage in STAGES:
-        shipped = profile["set-resources"].get(stage.name, {})
-        for resource, amount in stage.resources.items():
-            if isinstance(amount, int):
-                expected = f"attempt * {amount}" if resource == "mem_mb" else amount
-                assert shipped[resource] == expected, (stage.name, resource)
+def test_the_slurm_profile_names_a_partition_for_every_stage_on_gpus_and_leaves_amounts_to_the_rules() -> None:
+    shipped = yaml.safe_load((ROOT / "workflow/profiles/slurm/config.yaml").read_text())["set-resources"]
+    on_gpus = {stage.name for stage in STAGES if "gpu" in stage.resources}
+    cores_only = {name for name, values in shipped.items() if values.get("gpu") == 0}
+    assert {name for name, values in shipped.items() if values.get("slurm_partition") == "gpu"} == on_gpus - cores_only
+    assert not any({"mem_mb", "runtime"} & set(values) for values in shipped.values())
+
+
+class FixedRequests:
+    """What a plan would say: 50 minutes with four cores, and a gigabyte per core."""
+
+    def threads(self, stage: Stage, job: Job) -> int | None:
+        return 6 if job.run == "random" else None
+
+    def memory(self, stage: Stage, job: Job, threads: int) -> int | None:
+        return 1000 * threads if job.run else None
+
+    def minutes(self, stage: Stage, job: Job, threads: int) -> int | None:
+        return 200 // threads if job.run else None
+
+
+def test_jobs_on_a_cluster_request_what_is_computed_growing_up_to_the_limit() -> None:
+    jobs, stages = made_jobs(), all_stages()
+    limits = {"runtime": 120, "mem_mb": 10000}
+    rule = DeclaredRule(stages["pretrain"], jobs, requests=FixedRequests(), limits=limits)
+    run = SimpleNamespace(dataset="one", run="random")
+    assert rule.threads(run) == 6
+    assert [rule.resource.mem_mb(run, attempt=n, threads=4) for n in (1, 2, 3)] == [4000, 8000, 10000]
+    assert [rule.resource.runtime(run, attempt=n, threads=4) for n in (1, 2, 3)] == [50, 100, 120]
+    # Nothing is computed for these, so that the declaration holds: 16 GB and eight hours.
+    rule = DeclaredRule(stages["captions"], jobs, requests=FixedRequests())
+    shard = SimpleNamespace(dataset="one", source="said", shard="train-00000")
+    assert rule.resource.mem_mb(shard, attempt=2, threads=8) == 32000
+    assert rule.resource.runtime(shard, attempt=2, threads=8) == 960
+
+
+def test_a_run_with_more_processes_than_there_are_gpus_is_refused() -> None:
+    class Shown(Exception):
+        pass
+
+    config = {**SEVERAL, "pretrain": {**SEVERAL["pretrain"], "two": {**RUN, "dataset": "one", "processes": 4}}}
+    run = SimpleNamespace(dataset="one", run="two")
+    stage, jobs = all_stages()["pretrain"], made_jobs(config)
+    rule = DeclaredRule(stage, jobs, refuse=lambda error: Shown(str(error)), gpus=2)
+    with pytest.raises(Shown, match="pretrain one/two uses 4 GPUs, one per process, and the workflow may use 2"):
+        rule.resource.gpu(run)
+    assert DeclaredRule(stage, jobs, gpus=4).resource.gpu(run) == 4
 
 
 def test_jobs_are_told_apart_by_dataset_source_shard_run_and_task() -> None:
@@ -170,7 +208,17 @@ def test_memory_grows_with_each_attempt_and_threads_are_shared_among_runs() -> N
     small, large = (SimpleNamespace(dataset="one", run=run) for run in ("random", "two"))
     assert (rule.threads(small), rule.threads(large)) == (2, 4)  # eight cores, four runs
     assert rule.resource.mem_mb(large, attempt=1) == 80000
-    assert (rule.resource.gpu(large), rule.resource.nodes(large)) == (4, None)
+    assert (rule.resource.gpu(large), rule.resource.nodes(large)) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("section", "name"), [("tables", "pretrain"), ("figures", "all"), ("tables", "crop_agreement")]
+)
+def test_a_table_or_figure_named_like_a_rule_is_refused(section: str, name: str) -> None:
+    (entry,) = SHOWN[section].values()
+    check_targets(made_jobs({**SEVERAL, **SHOWN}).study)
+    with pytest.raises(ConfigError, match=f"{section}.{name}: the workflow has a rule '{name}'; rename"):
+        check_targets(made_jobs({**SEVERAL, **SHOWN, section: {name: entry}}).study)
 
 
 def test_a_split_without_clips_is_refused_with_both_names() -> None:

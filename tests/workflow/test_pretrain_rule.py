@@ -19,6 +19,12 @@ RUN = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine has."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A folder in which the split stage has run, so that Snakemake knows all jobs."""
@@ -45,6 +51,9 @@ def folder(tmp_path_factory) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     snakemake(folder, "results/small/slices.json", cores=4)
     return folder
+
+
+PROFILE = Path(__file__).parents[2] / "workflow/profiles/slurm"
 
 
 def jobs(folder: Path, *arguments: str) -> dict[str, str]:
@@ -83,4 +92,28 @@ def test_a_run_on_two_nodes_asks_for_a_task_and_gpus_on_each(folder):
     blocks = jobs(folder, *[f"results/small/pretrain/{run}/weights.safetensors" for run in ("two", "nodes")])
     requested = ("gres=gpu:2", "mpi=srun", "nodes=2", "tasks=2", "tasks_per_gpu=0")
     assert all(word in blocks["nodes"] for word in requested) and "threads: 2" in blocks["nodes"]
-    assert "nodes=" not in blocks["two"] and "mpi=" not in blocks["two"]
+    # One node, because Slurm would collect two GPUs from two nodes of one each.
+    assert "nodes=1" in blocks["two"] and "mpi=" not in blocks["two"]
+
+
+def test_a_machine_offers_the_gpus_that_it_has(folder, tmp_path, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-a1)'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    targets = [f"results/small/pretrain/{run}/weights.safetensors" for run in ("first", "two")]
+    printed = snakemake(folder, "--dry-run", *targets, cores=4, fails=True)
+    assert "pretrain small/two uses 2 GPUs, one per process, and the workflow may use 1 of this machine's" in printed
+    # Hidden, they change nothing.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "gpu=2" in jobs(folder, *targets)["two"]
+
+
+def test_a_cluster_is_asked_for_what_the_run_needs(folder):
+    targets = [f"results/small/pretrain/{run}/weights.safetensors" for run in ("two", "nodes")]
+    found = jobs(folder, *targets, "--workflow-profile", str(PROFILE))
+    # Two processes with two loading processes each request six cores, of which `--cores` allows four.
+    for block in found.values():
+        assert "threads: 4" in block and "runtime=40" in block and "slurm_partition=gpu" in block
+        assert "mem_mb=37000" in block  # 16,000 + 2 x (8,000 + 2 x 1,000) and the batches

@@ -12,12 +12,14 @@ from snakemake.utils import validate
 from stm.config import ConfigError, parse_config, resolve_config
 from stm.datasets import DatasetError
 from stm.datasets.video_text.tasks import check_tasks
+from stm.jobs.gpus import POOL, share_gpus
 from stm.layout import check_results
 from stm.manifest import SHARD_PATTERN, read_shards
+from stm.plan.requests import Requests
 from stm.stages.jobs import Jobs
 from stm.stages.journey import all_stages
 from stm.stages.provenance import StaleInputError
-from stm.stages.rules import DeclaredRule
+from stm.stages.rules import DeclaredRule, check_targets
 
 try:
     # `extends` is a feature of stm, not of Snakemake: it is resolved here, once, for all rules and scripts.
@@ -29,6 +31,7 @@ try:
     CONFIG = parse_config(config, ", ".join(map(str, workflow.configfiles)) or "config")
     check_results(CONFIG)
     check_tasks(CONFIG)
+    check_targets(CONFIG)
 except (ConfigError, DatasetError) as error:
     raise WorkflowError(str(error)) from None
 
@@ -80,6 +83,45 @@ def list_shards(dataset):
 JOBS = Jobs(CONFIG, list_shards)
 
 
+# A cluster's scheduler assigns GPUs. On one machine jobs choose among those that this process finds (`stm.jobs.gpus`), and no more
+# are started than there are. Processes that run single jobs are told by their environment where they are.
+GPUS = 0
+if workflow.is_main_process:
+    LOCAL = workflow.resource_settings.nodes is None
+    os.environ.pop(POOL, None)
+    if LOCAL:
+        offered = workflow.global_resources
+        GPUS = share_gpus(offered["gpu"].value if "gpu" in offered else None)
+    if GPUS:
+        workflow.register_resource("gpu", GPUS)
+    if not LOCAL and workflow.resource_settings.cores == 1:
+        # The default of dry runs, which would show all jobs of a cluster with one thread.
+        workflow.register_resource("_cores", None)
+else:
+    LOCAL = POOL in os.environ
+
+REQUESTS = None if LOCAL else Requests(JOBS, planned=workflow.is_main_process)
+
+
+def limits(*resources):
+    """The most that jobs may request, where the profile's default resources say so, as `max_runtime` does."""
+    defaults = workflow.resource_settings._parsed_default_resources
+    found = {}
+    for name in resources:
+        if f"max_{name}" not in defaults:
+            continue
+        most = defaults[f"max_{name}"]
+        if most.is_evaluable() or not isinstance(most.value, int):
+            raise WorkflowError(
+                f"default-resources: max_{name} must be a plain number (max_runtime: minutes, max_mem_mb: megabytes)"
+            )
+        found[name] = most.value
+    return found
+
+
+LIMITS = limits("runtime", "mem_mb")
+
+
 def unrecorded(path):
     """Whether Snakemake has no record of a file. Forced jobs check what they read when they start, as all jobs do."""
     forced = workflow.dag_settings.forcerun or workflow.dag_settings.forceall
@@ -108,4 +150,7 @@ def declared(name):
         cores=workflow.resource_settings.cores,
         sharing=SHARED,
         unrecorded=unrecorded,
+        gpus=GPUS,
+        requests=REQUESTS,
+        limits=LIMITS,
     )

@@ -63,6 +63,10 @@ rule crop_agreement:
         CROP_AGREEMENT.benchmark
     conda:
         "../../environment.yml"
+    resources:
+        mem_mb=CROP_AGREEMENT.resource.mem_mb,
+        runtime=CROP_AGREEMENT.resource.runtime,
+        gpu=CROP_AGREEMENT.resource.gpu,
     params:
         settings=CROP_AGREEMENT.settings,
     script:

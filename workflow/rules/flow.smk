@@ -21,6 +21,7 @@ rule flow:
     resources:
         mem_mb=FLOW.resource.mem_mb,
         runtime=FLOW.resource.runtime,
+        gpu=FLOW.resource.gpu,
     params:
         settings=FLOW.settings,
         made_with=FLOW.made_with,

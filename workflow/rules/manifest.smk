@@ -39,6 +39,9 @@ rule manifest:
     conda:
         "../../environment.yml"
     threads: MANIFEST.threads
+    resources:
+        mem_mb=MANIFEST.resource.mem_mb,
+        runtime=MANIFEST.resource.runtime,
     params:
         settings=MANIFEST.settings,
     script:

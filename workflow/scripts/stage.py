@@ -18,4 +18,5 @@ run_stage(
     paths(snakemake.output),
     snakemake.threads,
     Path(snakemake.log[0]),
+    snakemake.resources.get("gpu", 0),
 )

@@ -115,6 +115,7 @@ CROP_AGREEMENT = Stage(
         "comparison": "facts.crop_agreement",
         "source": "facts.pack.captions",
     },
+    resources={"mem_mb": 16000, "runtime": 480, "gpu": 1},
     implied={"window": 1},  # as in `stm.preprocess.similarity.stage`
     applies=lambda config: config.crop_comparison is not None,
     otherwise="crop-agreement needs a caption source in pack.captions, and a run whose mask needs similarity or the section "

@@ -49,7 +49,7 @@ FLOW = Stage(
     models=lambda job: {"model": [job.config.flow.weights]},
     outputs=lambda job: {"flow": job.layout.flow(job.shard)},
     settings=("flow", "grid", "bad_input"),
-    resources={"mem_mb": 4000, "runtime": 240},
+    resources={"mem_mb": 4000, "runtime": 240, "gpu": lambda job: 1 if job.config.flow.backend == "raft" else None},
     processes=True,
     shared=True,
     receipt="flow",
