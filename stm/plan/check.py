@@ -129,6 +129,9 @@ def _missing_gpus(config: Config) -> Iterator[str]:
     for name, run in config.pretrain.items():
         if run.world_size > gpus:
             yield f"pretrain.{name} uses {run.world_size} GPUs, and prices.gpus is {gpus}"
+    for name, task in config.evaluate.items():
+        if task.world_size > gpus:
+            yield f"evaluate.{name} uses {task.world_size} GPUs, and prices.gpus is {gpus}"
 
 
 def _too_large(what: str, memory: "Memory", hardware: Hardware, remedy: str) -> Iterator[str]:

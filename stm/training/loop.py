@@ -55,6 +55,9 @@ class TrainingPlan:
     precision: str = "float32"
     compile: bool = False
     parallel: str = "ddp"  # across several processes: "ddp", or "fsdp" (stm/distributed/fsdp.py)
+    # Whether all processes draw the same random numbers, those of one process with the joint batch, and use those of their own
+    # rows (stm/distributed/shares.py); otherwise each has noise of its own.
+    shared_noise: bool = False
     layer_decay: float = 1.0
     depth: int = 0  # blocks of the encoder; needed with `layer_decay`
     checkpoint_every: int = 200  # steps
@@ -171,19 +174,19 @@ class _Run:
         """Loads the state of the newest checkpoint; a new run only seeds its random numbers."""
         self._clock.read()  # preparation does not count as training time
         if self.step == 0:
-            # Each process has its own noise, independent of how many random numbers initialising the weights consumed.
-            torch.manual_seed(self.plan.seed * 1_000_003 + self.process.rank + 1)
+            # Independent of how many random numbers initialising the weights consumed.
+            torch.manual_seed(self.plan.seed * 1_000_003 + self._stream + 1)
             return
         state = self.checkpoints.load(self.step)
         self._epochs_ended = state["epochs_ended"] if "epochs_ended" in state else state["epoch"]
         load_whole_state(self.module, self.optimizer, state["model"], state["optimizer"])
         self.meter.restore(state["meter"], self.process.device)
         before, now = len(state["random"]["cpu"]), self.process.count
-        if before == now:
-            restore_random_state(state["random"], self.process)
+        if before == now or self.plan.shared_noise:
+            restore_random_state(state["random"], self.process, self._stream)
         else:
             # The states do not fit a different number of processes: reseed, by step, so as not to repeat earlier noise.
-            torch.manual_seed((self.plan.seed * 1_000_003 + self.step) * 1_000_003 + self.process.rank + 1)
+            torch.manual_seed((self.plan.seed * 1_000_003 + self.step) * 1_000_003 + self._stream + 1)
         if self.process.first:
             other = f", with {now} processes instead of {before}" if before != now else ""
             say(f"{self.plan.name}: resuming from step {self.step} of {self.plan.steps}{other}")
@@ -192,6 +195,11 @@ class _Run:
                     f"{self.plan.name}: warning: the steps up to here were computed with other versions ({changed}), so the "
                     "result may differ from that of one version alone; its receipt names them (`resumed`)"
                 )
+
+    @property
+    def _stream(self) -> int:
+        """The number of the stream of random numbers that this process draws from."""
+        return 0 if self.plan.shared_noise else self.process.rank
 
     def progress(self) -> Progress:
         """The progress bar, shown by the first process only."""

@@ -114,7 +114,7 @@ def fine_tuning_origin(made: dict[str, Path], folder: Path, task: Any = FINE_TUN
         patch.setitem(fine_tune.__globals__, "fit", stop)
         run = RUN.model_copy(update=more.get("run", {}))
         seed = more.get("seed", 0)
-        fine_tune(task, run, EvaluationInputs(weights, [made["test"]], folder, seed, train=[train], device="cpu"))
+        fine_tune(task, run, EvaluationInputs(weights, [made["test"]], folder, seed, train=[train]), ALONE)
     return plans[0].origin
 
 

@@ -102,7 +102,7 @@ def test_a_clip_s_caption_is_written_from_its_own_tokens_as_the_task_says(
 
     monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit", ScriptedTraining([]))
     monkeypatch.setattr(TextDecoder, "generate", generate)
-    monkeypatch.setattr("stm.evaluation.captioning.generate.CLIPS_PER_BATCH", 2)
+    monkeypatch.setattr("stm.evaluation.language_clips.CLIPS_PER_BATCH", 2)
     _, rows = world.evaluate(TASK.model_copy(update={"validation_split": None}), tmp_path)
     assert [(row["key"], row["caption"]) for row in rows] == [
         (f"test-{clip:03d}", words[clip]) for clip, own in enumerate(PEOPLE["test"]) if own
