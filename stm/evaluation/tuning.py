@@ -102,6 +102,8 @@ class CaptionTuning(Tuning):
     is initialised from the fusion layers, which have learned to attend to clips.
     """
 
+    has_unused_parameters = False
+
     def __init__(self, model: VideoLanguageModel, process: Process | None = None) -> None:
         super().__init__(model, process)
         self.encoder = model.encoder

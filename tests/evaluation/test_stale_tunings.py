@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from changed_settings import changes
 from color_clips import LABELS, RUN, fine_tuning, make_splits
 from training_shards import make_shard
 
 from stm.config import Captioning, LanguageRun, MultipleChoice, QuestionAnswering, VideoTextRetrieval
+from stm.distributed.process import Process
 from stm.evaluation import EvaluationInputs
 from stm.evaluation.classification.finetune import fine_tune
 from stm.evaluation.tuning import make_tuning
@@ -114,7 +116,12 @@ def fine_tuning_origin(made: dict[str, Path], folder: Path, task: Any = FINE_TUN
         patch.setitem(fine_tune.__globals__, "fit", stop)
         run = RUN.model_copy(update=more.get("run", {}))
         seed = more.get("seed", 0)
-        fine_tune(task, run, EvaluationInputs(weights, [made["test"]], folder, seed, train=[train]), ALONE)
+        fine_tune(
+            task,
+            run,
+            EvaluationInputs(weights, [made["test"]], folder, seed, train=[train]),
+            Process(0, 1, torch.device("cpu")),
+        )
     return plans[0].origin
 
 
