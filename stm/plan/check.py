@@ -55,7 +55,7 @@ def check_memory(config: Config) -> None:
     for run, name in config.evaluations():
         job = jobs.make(dataset=config.dataset_of(run), run=run, task=name)
         memory = evaluation_memory(config.runs[run], config.evaluate[name], evaluation_gpus(job))
-        wrong += _too_large(f"evaluate.{name} of {run}", memory, hardware, "raise `accumulate`")
+        wrong += _too_large(f"evaluate.{name} of {run}", memory, hardware, "raise `accumulate` or `processes`")
     _refuse(wrong)
 
 

@@ -294,7 +294,7 @@ def test_a_table_and_a_figure_cannot_be_one_target():
         parse_config(DEMO | {"tables": {"both": table}, "figures": {"both": figure}})
 
 
-def test_fine_tuning_at_full_size_takes_the_papers_steps_on_one_gpu():
+def test_fine_tuning_at_full_size_takes_the_papers_steps_on_eight_gpus():
     config = load_config(ROOT / "config/tgm.yaml")
     for name, rate in (
         ("finetune-ssv2", 5e-4),
@@ -307,7 +307,8 @@ def test_fine_tuning_at_full_size_takes_the_papers_steps_on_one_gpu():
         # VideoMAE scales the minimum with the batch size, too, and starts the warm-up at 0.
         assert o.warmup_learning_rate == 0
         assert o.min_learning_rate * scale == pytest.approx(1e-6 * 384 / 256)
-        assert o.batch_size / o.accumulate <= 64, "one process runs all passes"
+        assert task.processes == 8 and o.batch_size / o.accumulate / task.processes <= 64, "samples of a GPU in a pass"
+        assert o.accumulate * 48 * task.repeats == o.batch_size, "as many mixtures as GPUs of 48 clips"
 
 
 def test_strategies_parsed_from_source_match_the_registered_ones():

@@ -19,7 +19,7 @@ from stm.models.weights import zoo
 
 # What is done after training, on the test split, and where results lie.
 TESTED = {"task", "runs", "dataset", "test_split"}
-NEUTRAL = {"gradient_checkpointing"}  # memory alone
+NEUTRAL = {"gradient_checkpointing", "processes", "nodes"}  # memory and the division of the work
 FINE_TUNING = fine_tuning()
 OPTIMISED = {"optimisation": {"epochs": 1}}
 LANGUAGE_TASKS: list[tuple[Any, set[str]]] = [
