@@ -36,7 +36,7 @@ class TaskSettings(Section):
     processes: int = field(
         1,
         "processes per node, one per GPU, that share the clips and the batches; the numbers are those of one process up to "
-        "rounding (docs/reproducibility.md)",
+        "rounding (docs/cluster.md)",
         "processes",
         ge=1,
         le=64,

@@ -8,6 +8,7 @@ from typing import get_args
 import jsonschema
 import pytest
 from demo_config import demo_values
+from pydantic import TypeAdapter, ValidationError
 
 from stm.config import (
     ConfigError,
@@ -292,6 +293,36 @@ def test_a_table_and_a_figure_cannot_be_one_target():
     figure = {"title": "", "kind": "losses", "runs": {"Tube": "tube"}}
     with pytest.raises(ConfigError, match="'both' is the name of a table and of a figure"):
         parse_config(DEMO | {"tables": {"both": table}, "figures": {"both": figure}})
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        (
+            {"optimisation": {"batch_size": 24, "accumulate": 2}, "repeats": 2},
+            "accumulate x processes x repeats = 2 x 8 x 2",
+        ),
+        ({"optimisation": {"batch_size": 24}}, "3 clips per pass, which must be even"),
+        ({"optimisation": {"batch_size": 24}, "augmentation": {"mixup": 0, "cutmix": 0}}, None),
+        ({"optimisation": {"epochs": 0}}, None),
+        (
+            {"task": "multiple_choice", "optimisation": {"batch_size": 256}},
+            "negatives_among None does not divide the 32",
+        ),
+        ({"task": "multiple_choice", "negatives_among": 64, "optimisation": {"batch_size": 256}}, "negatives_among 64"),
+        ({"task": "multiple_choice", "negatives_among": 16, "optimisation": {"batch_size": 256}}, None),
+        ({"task": "multiple_choice"}, None),
+        ({"task": "captioning", "optimisation": {"batch_size": 20}}, "accumulate x processes x repeats = 1 x 8 x 1"),
+    ],
+)
+def test_the_batch_of_an_evaluation_is_divided_among_its_processes(task, words):
+    values = {"task": "finetune", "processes": 4, "nodes": 2, **task}
+    parse = TypeAdapter(EvaluationTask).validate_python
+    if words is None:
+        assert parse(values).world_size == 8
+        return
+    with pytest.raises(ValidationError, match=words):
+        parse(values)
 
 
 def test_fine_tuning_at_full_size_takes_the_papers_steps_on_eight_gpus():
