@@ -51,7 +51,6 @@ STEPS = {"batch_size": 16, "accumulate": 2, "epochs": 3, "learning_rate": 0.02}
 
 COLOR: dict[str, EvaluationTask] = {
     "linear": LinearProbe(task="linear", epochs=5, batch_size=8, views=2),
-    "one rate": LinearProbe(task="linear", epochs=5, batch_size=8, learning_rates=(1e-3,)),
     "fine-tuning": fine_tuning(RANDOM, STEPS, **RECIPE),
     "same class": VideoRetrieval(task="video_retrieval"),
     "same clip": VideoRetrieval(task="video_retrieval", hit="clip", views=2),
@@ -69,7 +68,7 @@ LANGUAGE: dict[str, EvaluationTask] = {
 }
 ALL = {**COLOR, **CONTRAST, **LANGUAGE}
 # Test clips are as few as can be: of two processes one has none.
-FEW = ("linear", "zero-shot", "retrieval, zero-shot", "multiple choice", "captions")
+FEW = ("linear", "retrieval, zero-shot", "multiple choice", "captions")
 
 
 def prepare(folder: Path) -> None:

@@ -12,6 +12,7 @@ from two_processes import run_in_two_processes
 
 from stm.distributed.process import Process
 
+pytestmark = pytest.mark.slow
 NAMES = [*ALL, *(f"{name} | few" for name in FEW)]
 # Sums over a batch are added in another order, in float32 of 2^-24 relative rounding, and AdamW divides by gradients near 0.
 # Where nothing is trained, nothing differs: a clip is in the same batch of the network, whichever process computes it.
@@ -54,6 +55,5 @@ def test_two_processes_give_the_numbers_of_one(name: str, folder: Path) -> None:
     }
     assert max(weights.values(), default=0.0) < TOLERANCE
     found = differences(one, two)
-    print(name, max(found.items(), key=lambda item: item[1]), max(weights.values(), default=0.0))
     assert max(found.values()) <= (TOLERANCE if one["log"] else 0.0)
     assert found

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -34,6 +33,7 @@ inputs = EvaluationInputs(Path(weights), [Path(test)], Path(output), 3, train=[P
 run_evaluation(FineTune.model_validate_json(task), PretrainRun.model_validate_json(run), inputs)
 """
 RUN = make_run(optimisation={"epochs": 0}, checkpoint_every=3)
+EPOCHS = 60  # of one step each; long enough to be stopped
 NOISE = {"auto_augment": None, "mixup": 0.8, "cutmix": 1.0, "erasing": 0.5}
 
 
@@ -53,11 +53,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"train": train, "test": test, "weights": folder / "run/weights.safetensors"}
 
 
-def evaluate_alone(settings: FineTune, made: dict[str, Path], output: Path) -> dict[str, Any]:
+def evaluate_alone(settings: FineTune, made: dict[str, Path], output: Path) -> None:
     evaluate(
         settings, RUN, EvaluationInputs(made["weights"], [made["test"]], output, 3, train=[made["train"]], device="cpu")
     )
-    return json.loads((output / "metrics.json").read_text())
 
 
 def start(settings: FineTune, made: dict[str, Path], output: Path) -> "subprocess.Popen[str]":
@@ -67,8 +66,16 @@ def start(settings: FineTune, made: dict[str, Path], output: Path) -> "subproces
     return subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], stderr=subprocess.PIPE, text=True)
 
 
-def check_same(folder: Path, expected: dict[str, Any], reference: Path) -> None:
-    found = json.loads((folder / "metrics.json").read_text())
+@pytest.fixture(scope="module")
+def reference(made: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process writes."""
+    folder = tmp_path_factory.mktemp("one")
+    evaluate_alone(task(1, EPOCHS), made, folder)
+    return folder
+
+
+def check_same(folder: Path, reference: Path) -> None:
+    found, expected = (json.loads((path / "metrics.json").read_text()) for path in (folder, reference))
     for metrics in (found, expected):
         for settings in (metrics["settings"], metrics["receipt"]["settings"]["task"]):
             settings.pop("processes")
@@ -80,30 +87,28 @@ def check_same(folder: Path, expected: dict[str, Any], reference: Path) -> None:
 
 
 def test_a_process_that_is_killed_is_started_again_and_the_numbers_are_those_of_one(
-    made: dict[str, Path], tmp_path: Path
+    made: dict[str, Path], reference: Path, tmp_path: Path
 ) -> None:
-    expected = evaluate_alone(task(1, 30), made, tmp_path / "one")
-    process = start(task(2, 30), made, tmp_path / "two")
+    process = start(task(2, EPOCHS), made, tmp_path / "two")
     wait_for(process, tmp_path / "two", "checkpoints/step-*.pt")
     os.kill(workers_under(process.pid)[-1], signal.SIGKILL)
     _, messages = process.communicate(timeout=300)
     assert process.returncode == 0, messages
     assert "resuming from step" in messages
-    check_same(tmp_path / "two", expected, tmp_path / "one")
+    check_same(tmp_path / "two", reference)
 
 
-def test_two_processes_stop_at_a_signal_and_one_goes_on(made: dict[str, Path], tmp_path: Path) -> None:
+def test_two_processes_stop_at_a_signal_and_one_goes_on(made: dict[str, Path], reference: Path, tmp_path: Path) -> None:
     """With the same random numbers: those of the joint batch."""
-    expected = evaluate_alone(task(1, 60), made, tmp_path / "one")
-    process = start(task(2, 60), made, tmp_path / "two")
+    process = start(task(2, EPOCHS), made, tmp_path / "two")
     wait_for(process, tmp_path / "two", "checkpoints/step-*.pt")
     process.send_signal(signal.SIGTERM)
     _, messages = process.communicate(timeout=150)
     assert process.returncode == 128 + signal.SIGTERM, messages
     assert messages.count("SIGTERM: saved after step") == 1
     assert left_of(tmp_path / "two") == [] and not (tmp_path / "two/metrics.json").exists()
-    evaluate_alone(task(1, 60), made, tmp_path / "two")
-    check_same(tmp_path / "two", expected, tmp_path / "one")
+    evaluate_alone(task(1, EPOCHS), made, tmp_path / "two")
+    check_same(tmp_path / "two", reference)
 
 
 def test_an_error_in_the_test_of_one_process_ends_all_within_seconds(made: dict[str, Path], tmp_path: Path) -> None:
