@@ -7,6 +7,8 @@ from pydantic import model_validator
 from stm.config.base import Fraction, Name, Section, Templates, field
 from stm.config.training import Augmentation, CaptionChoice, Crop, Optimisation, Run, Sampling
 
+Parallel = Literal["ddp", "fsdp"]
+
 
 class TaskSettings(Section):
     """Settings of all evaluations: runs, clips and views.
@@ -190,6 +192,7 @@ class FineTune(TaskSettings):
     label_smoothing: Fraction = field(0.1, "label smoothing")
     repeats: int = field(1, "augmented samples per clip and epoch (repeated augmentation)", "samples", ge=1, le=8)
     precision: Literal["float32", "bf16"] = "float32"
+    parallel: Parallel = field("ddp", "how several `processes` train; as in pretraining")
 
     @property
     def user_files(self) -> tuple[str, ...]:

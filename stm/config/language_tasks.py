@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from stm.config.base import Fraction, Name, field
-from stm.config.evaluation import FineTuneOptimisation, TaskSettings, VideoTask, check_shares
+from stm.config.evaluation import FineTuneOptimisation, Parallel, TaskSettings, VideoTask, check_shares
 from stm.config.language import PairSettings
 from stm.config.training import Augmentation, Crop, Interpolation, Run, Schedule
 
@@ -83,6 +83,7 @@ class _LanguageTask(TaskSettings):
         None, "maximum length of a caption or question; by default as in pretraining", "tokens", ge=4, le=512
     )
     precision: Literal["float32", "bf16"] = "float32"
+    parallel: Parallel = field("ddp", "how several `processes` train; as in pretraining")
     gradient_checkpointing: bool = field(
         False, "recompute the student's activations in the backward pass, to save memory; the results are the same"
     )

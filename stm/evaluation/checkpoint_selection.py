@@ -14,7 +14,7 @@ from stm.distributed.process import Process
 from stm.storage.files import read_json, write_bytes, write_json
 from stm.storage.receipts import hash_receipt
 from stm.training.logs import say
-from stm.training.loop import TrainingPlan, fit
+from stm.training.loop import TrainingPlan, fit_to_test
 
 Measure = Callable[[nn.Module], float]
 """A module in eval mode -> its score on the validation split; higher is better."""
@@ -105,7 +105,7 @@ def tune(
         with torch.inference_mode():
             best.update(module, epoch)
 
-    checkpoints = fit(module.train(), batches, plan, output, process, after_epoch=after)
+    checkpoints = fit_to_test(module.train(), batches, plan, output, process, after_epoch=after)
     process.wait()  # for the first one to have written the best weights
     which = {**best.load(module), **checkpoints.resumed()}
     module.eval()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stm.config import Text
 
-DIVISION = {"processes", "nodes"}
+DIVISION = {"processes", "nodes", "parallel"}
 """How the work is divided affects results only through rounding, and a fine-tuning may be resumed with a different division."""
 
 

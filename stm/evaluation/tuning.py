@@ -156,6 +156,7 @@ def make_tuning(
         origin=origin,
         precision=task.precision,
         compile=run.compile,
+        parallel=task.parallel,
         checkpoint_every=run.checkpoint_every,
         checkpoints_kept=run.checkpoints_kept,
         shared_noise=True,

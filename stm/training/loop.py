@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,16 @@ from torch.nn.parallel import DistributedDataParallel
 from stm.config import Optimisation
 from stm.data.loader import Batch, move_ahead
 from stm.data.loading_processes import explain_lost_processes
-from stm.distributed.fsdp import average_scalars, find_blocks, load_whole_state, make_whole, shard, whole_state
+from stm.distributed.fsdp import (
+    average_scalars,
+    copy_whole,
+    find_blocks,
+    load_whole_state,
+    make_whole,
+    shard,
+    spread_whole,
+    whole_state,
+)
 from stm.distributed.process import Process
 from stm.jobs.progress import Progress
 from stm.training.checkpoint import Checkpoints, describe_layout, random_state, restore_random_state
@@ -138,6 +148,32 @@ def fit(
             progress.advance(plan.optimisation.batch_size, run.note)
     make_whole(module, process)
     return run.checkpoints
+
+
+def fit_to_test(
+    module: nn.Module,
+    batches: Callable[[int], Iterator[Batch]],
+    plan: TrainingPlan,
+    output: Path,
+    process: Process,
+    after_epoch: Callable[[int], None] | None = None,
+) -> Checkpoints:
+    """`fit`, for a module that every process runs as a whole after training and in `after_epoch`.
+
+    With FSDP a copy is trained, because a sharded module can only be called as in training; `module` gets its weights.
+    """
+    if plan.parallel != "fsdp" or process.count == 1:
+        return fit(module, batches, plan, output, process, after_epoch)
+    trained = deepcopy(module)
+
+    def test(epoch: int) -> None:
+        assert after_epoch is not None
+        copy_whole(trained, module)
+        after_epoch(epoch)
+
+    checkpoints = fit(trained, batches, plan, output, process, None if after_epoch is None else test)
+    spread_whole(trained, module, process)
+    return checkpoints
 
 
 class _Run:

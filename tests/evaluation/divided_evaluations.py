@@ -67,6 +67,8 @@ LANGUAGE: dict[str, EvaluationTask] = {
     "captions": Captioning(task="captioning", beams=2, max_caption_tokens=6, **CHOSEN),
 }
 ALL = {**COLOR, **CONTRAST, **LANGUAGE}
+# The same with the model divided among the processes.
+SHARDED = ("fine-tuning", "retrieval", "captions")
 # Test clips are as few as can be: of two processes one has none.
 FEW = ("linear", "retrieval, zero-shot", "multiple choice", "captions")
 
@@ -119,7 +121,7 @@ def language_run(folder: Path) -> Any:
 
 
 def describe(name: str, folder: Path) -> tuple[EvaluationTask, Run, EvaluationInputs]:
-    """An evaluation by its name in `ALL`; with ` | few` behind it, on a single test clip after a single epoch."""
+    """An evaluation by its name in `ALL`, with ` | few` on a single test clip after a single epoch, with ` | fsdp` by FSDP."""
     case, _, few = name.partition(" | ")
     kind = next(k for k, tasks in (("color", COLOR), ("contrast", CONTRAST), ("language", LANGUAGE)) if case in tasks)
     data = folder / ("contrast" if kind == "contrast" else "color")
@@ -127,7 +129,7 @@ def describe(name: str, folder: Path) -> tuple[EvaluationTask, Run, EvaluationIn
     run = {"color": COLOR_RUN, "contrast": CONTRAST_RUN}.get(kind) or language_run(folder)
     inputs = EvaluationInputs(
         folder / kind / "run/weights.safetensors",
-        splits["few" if few else "test"],
+        splits["few" if few == "few" else "test"],
         folder / "unset",
         3,
         train=splits["train"],
@@ -135,6 +137,8 @@ def describe(name: str, folder: Path) -> tuple[EvaluationTask, Run, EvaluationIn
         text=TEXT,
         device="cpu",
     )
+    if few == "fsdp":
+        return ALL[case].model_copy(update={"parallel": "fsdp"}), run, inputs
     if few and "optimisation" in type(ALL[case]).model_fields and ALL[case].trains:
         tuning = TUNING.model_copy(update={"epochs": 1})
         return ALL[case].model_copy(update={"optimisation": tuning}), run, replace(inputs, validation=[])

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from divided_evaluations import ALL, FEW, evaluate_all, evaluate_as, prepare, read_results
+from divided_evaluations import ALL, FEW, SHARDED, evaluate_all, evaluate_as, prepare, read_results
 from two_processes import run_in_two_processes
 
 from stm.distributed.process import Process
 
 pytestmark = pytest.mark.slow
-NAMES = [*ALL, *(f"{name} | few" for name in FEW)]
+NAMES = [*ALL, *(f"{name} | few" for name in FEW), *(f"{name} | fsdp" for name in SHARDED)]
 # Sums over a batch are added in another order, in float32 of 2^-24 relative rounding, and AdamW divides by gradients near 0.
 # Where nothing is trained, nothing differs: a clip is in the same batch of the network, whichever process computes it.
 TOLERANCE = 1e-4

@@ -19,7 +19,7 @@ from stm.models.weights import zoo
 
 # What is done after training, on the test split, and where results lie.
 TESTED = {"task", "runs", "dataset", "test_split"}
-NEUTRAL = {"gradient_checkpointing", "processes", "nodes"}  # memory and the division of the work
+NEUTRAL = {"gradient_checkpointing", "processes", "nodes", "parallel"}  # memory and the division of the work
 FINE_TUNING = fine_tuning()
 OPTIMISED = {"optimisation": {"epochs": 1}}
 LANGUAGE_TASKS: list[tuple[Any, set[str]]] = [
@@ -113,7 +113,7 @@ def fine_tuning_origin(made: dict[str, Path], folder: Path, task: Any = FINE_TUN
 
     weights, train = made[more.get("weights", "weights")], made[more.get("train", "train")]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Planned):
-        patch.setitem(fine_tune.__globals__, "fit", stop)
+        patch.setitem(fine_tune.__globals__, "fit_to_test", stop)
         run = RUN.model_copy(update=more.get("run", {}))
         seed = more.get("seed", 0)
         fine_tune(

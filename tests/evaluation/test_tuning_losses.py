@@ -124,7 +124,7 @@ def score_epochs(monkeypatch: pytest.MonkeyPatch, folder: Path, scores: list[flo
         assert not measured.training and not torch.is_grad_enabled()
         return scores[int(module.value) - 1]
 
-    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit", fit)
+    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit_to_test", fit)
     settings = TrainingPlan("any", None, 1, 0, **plan)  # type: ignore[arg-type]
     which, discard = tune(module, lambda step: iter(()), settings, folder, CPU, measure)
     assert not module.training

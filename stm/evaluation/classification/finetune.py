@@ -34,7 +34,7 @@ from stm.models.weights import zoo
 from stm.models.weights.checks import build_encoder
 from stm.storage.files import sha256_file
 from stm.training.batches import count_steps, feed, hash_shards
-from stm.training.loop import TrainingPlan, fit
+from stm.training.loop import TrainingPlan, fit_to_test
 from stm.tubelets import to_unit
 
 HEAD_SCALE = 1e-3
@@ -123,6 +123,7 @@ def fine_tune(task: FineTune, run: Run, inputs: EvaluationInputs, process: Proce
         origin=_origin(task, run, inputs),
         precision=task.precision,
         compile=run.compile,
+        parallel=task.parallel,
         layer_decay=task.layer_decay,
         depth=encoder.architecture.depth,
         checkpoint_every=run.checkpoint_every,
@@ -132,7 +133,7 @@ def fine_tune(task: FineTune, run: Run, inputs: EvaluationInputs, process: Proce
     batches = feed(train, settings, process, inputs.seed, run.workers, paired=task.augmentation.mixes)
     if task.augmentation.mixes:
         batches = Mixing(task.augmentation, inputs.seed).mixed(batches, settings.accumulate)
-    checkpoints = fit(classifier.train(), batches, plan, inputs.output, process)
+    checkpoints = fit_to_test(classifier.train(), batches, plan, inputs.output, process)
     if process.first:
         zoo.save(classifier, inputs.output / "classifier.safetensors", labels=train.classes)
     probabilities = _classify(classifier, test, task, run, process)
