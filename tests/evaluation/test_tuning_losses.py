@@ -156,6 +156,6 @@ def test_a_resumed_run_remembers_its_best_epoch_and_another_run_does_not(
 
 
 def test_without_a_measure_nothing_is_stored_and_the_last_weights_stay(tmp_path: Path) -> None:
-    best, module = Best(tmp_path, None, "any"), Weight()
+    best, module = Best(tmp_path, None, "any", CPU), Weight()
     best.update(module, 1)
     assert best.load(module)["chosen"] == "last" and not list(tmp_path.iterdir())
