@@ -7,6 +7,8 @@ from pydantic import model_validator
 from stm.config.base import Fraction, Name, Section, Templates, field
 from stm.config.training import Augmentation, CaptionChoice, Crop, Optimisation, Run, Sampling
 
+Parallel = Literal["ddp", "fsdp"]
+
 
 class TaskSettings(Section):
     """Settings of all evaluations: runs, clips and views.
@@ -33,6 +35,20 @@ class TaskSettings(Section):
     )
     views: int = field(1, "temporal views per test clip, averaged after softmax", "views", ge=1, le=32)
     crops: Literal[1, 3] = field(1, "square crops per temporal view: the centre, or three along the long side")
+    processes: int = field(
+        1,
+        "processes per node, one per GPU, that share the clips and the batches; the numbers are those of one process up to "
+        "rounding (docs/cluster.md)",
+        "processes",
+        ge=1,
+        le=64,
+    )
+    nodes: int = field(1, "number of machines; more than one only in a Slurm job", "nodes", ge=1, le=1024)
+
+    @property
+    def world_size(self) -> int:
+        """Total number of processes across all nodes."""
+        return self.processes * self.nodes
 
     @property
     def splits(self) -> dict[str, str]:
@@ -112,6 +128,21 @@ class FineTuneOptimisation(Optimisation):
     betas: tuple[Fraction, Fraction] = field((0.9, 0.999), "AdamW's betas")
 
 
+def check_shares(optimisation: Optimisation, processes: int, repeats: int = 1) -> int:
+    """Return the clips of a process in a forward pass.
+
+    Raises:
+        ValueError: the batch cannot be divided like that.
+    """
+    parts = optimisation.accumulate * processes * repeats
+    if optimisation.batch_size % parts:
+        raise ValueError(
+            f"batch_size {optimisation.batch_size} is not a multiple of accumulate x processes x repeats = "
+            f"{optimisation.accumulate} x {processes} x {repeats}"
+        )
+    return optimisation.batch_size // parts
+
+
 class FineTuneAugmentation(Augmentation):
     """Augmentation for fine-tuning; defaults of VideoMAE."""
 
@@ -127,6 +158,11 @@ class FineTuneAugmentation(Augmentation):
     cutmix: float = field(1.0, "cutmix's alpha; 0: off", ge=0)
     mix_probability: Fraction = field(1.0, "probability that a batch is mixed")
     mix_switch: Fraction = field(0.5, "probability of cutmix rather than mixup if both are on")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether clips are mixed in pairs."""
+        return max(self.mixup, self.cutmix) > 0 and self.mix_probability > 0
 
 
 class FineTune(TaskSettings):
@@ -156,6 +192,7 @@ class FineTune(TaskSettings):
     label_smoothing: Fraction = field(0.1, "label smoothing")
     repeats: int = field(1, "augmented samples per clip and epoch (repeated augmentation)", "samples", ge=1, le=8)
     precision: Literal["float32", "bf16"] = "float32"
+    parallel: Parallel = field("ddp", "how several `processes` train; as in pretraining")
 
     @property
     def user_files(self) -> tuple[str, ...]:
@@ -168,9 +205,15 @@ class FineTune(TaskSettings):
         return self
 
     @model_validator(mode="after")
-    def _check_repeats(self) -> "FineTune":
-        if self.optimisation.batch_size % self.repeats:
-            raise ValueError(f"batch_size {self.optimisation.batch_size} is not a multiple of repeats {self.repeats}")
+    def _check_batch(self) -> "FineTune":
+        if not self.trains:
+            return self
+        clips = check_shares(self.optimisation, self.world_size, self.repeats)
+        if self.world_size > 1 and self.augmentation.mixes and clips % 2:
+            raise ValueError(
+                f"batch_size {self.optimisation.batch_size} gives each process {clips} clips per pass, which must be even: mixup "
+                "and cutmix mix pairs of clips, and a pair is in one process"
+            )
         return self
 
 

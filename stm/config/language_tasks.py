@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from stm.config.base import Fraction, Name, field
-from stm.config.evaluation import FineTuneOptimisation, TaskSettings, VideoTask
+from stm.config.evaluation import FineTuneOptimisation, Parallel, TaskSettings, VideoTask, check_shares
 from stm.config.language import PairSettings
 from stm.config.training import Augmentation, Crop, Interpolation, Run, Schedule
 
@@ -83,6 +83,7 @@ class _LanguageTask(TaskSettings):
         None, "maximum length of a caption or question; by default as in pretraining", "tokens", ge=4, le=512
     )
     precision: Literal["float32", "bf16"] = "float32"
+    parallel: Parallel = field("ddp", "how several `processes` train; as in pretraining")
     gradient_checkpointing: bool = field(
         False, "recompute the student's activations in the backward pass, to save memory; the results are the same"
     )
@@ -91,6 +92,20 @@ class _LanguageTask(TaskSettings):
     def _check_views(self) -> "_LanguageTask":
         if (self.views, self.crops) != (1, 1):
             raise ValueError("`views` and `crops` are not used by tasks with text, which test one view of each clip")
+        return self
+
+    @model_validator(mode="after")
+    def _check_batch(self) -> "_LanguageTask":
+        optimisation = getattr(self, "optimisation", None)
+        if optimisation is None or not self.trains:
+            return self
+        pairs = check_shares(optimisation, self.world_size)
+        if self.world_size > 1 and isinstance(self, PairSettings) and pairs % (self.negatives_among or pairs + 1):
+            raise ValueError(
+                f"negatives_among {self.negatives_among} does not divide the {pairs} pairs of each of the {self.world_size} "
+                f"processes in a pass: hard negatives are sampled within a process; set it to {pairs} or a divisor, or use one "
+                "process"
+            )
         return self
 
     def protocol_settings(self, run: Run) -> dict[str, object]:

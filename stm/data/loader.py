@@ -127,6 +127,7 @@ class ClipLoader:
         rank: int = 0,
         processes: int = 1,
         workers: int = 0,
+        paired: bool = False,
     ) -> None:
         """
         Args:
@@ -136,6 +137,8 @@ class ClipLoader:
             drop_last: drop the clips that do not fill a batch of all processes; on by default when shuffling.
             rank: this process's index among `processes`.
             workers: number of loading processes; 0 loads in this process.
+            paired: whether clip i and clip C - 1 - i of the C clips of a step are in one process, at mirrored places of its
+                batch, for `batch_size` even. By default a process's clips lie side by side in the step.
 
         Raises:
             ValueError: with `drop_last`, there are fewer clips than one batch.
@@ -147,6 +150,7 @@ class ClipLoader:
         self.drop_last = shuffle if drop_last is None else drop_last
         self.rank = rank
         self.processes = processes
+        self.paired = paired and processes > 1
         if self.drop_last and len(dataset) < self.global_batch:
             raise ValueError(
                 f"the data has {len(dataset)} clips, and one batch takes {self.global_batch} "
@@ -202,6 +206,11 @@ class ClipLoader:
         clips = len(self.dataset)
         return clips // self.global_batch * self.global_batch if self.drop_last else clips
 
+    @property
+    def clips_of_process(self) -> int:
+        """Clips per epoch of this process."""
+        return sum(map(len, self._deal(list(range(self.clips_per_epoch)), 0)))
+
     def __len__(self) -> int:
         """This process's batches per epoch; without `drop_last` the last processes may have one fewer."""
         return -(-max(self.clips_per_epoch - self.rank * self.batch_size, 0) // self.global_batch)
@@ -220,9 +229,15 @@ class ClipLoader:
 
     def _deal(self, clips: list[int], epoch: int) -> list[list[tuple[int, int]]]:
         """Split the order into steps and each step into one batch per process; return this process's batches."""
-        first = self.rank * self.batch_size
-        parts = [clips[at + first : at + first + self.batch_size] for at in range(0, len(clips), self.global_batch)]
-        return [[(epoch, clip) for clip in part] for part in parts if part]
+        steps = [clips[at : at + self.global_batch] for at in range(0, len(clips), self.global_batch)]
+        return [[(epoch, clip) for clip in part] for part in map(self._own_part, steps) if part]
+
+    def _own_part(self, step: list[int]) -> list[int]:
+        """This process's clips of a step."""
+        if not self.paired:
+            return step[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
+        half, end = self.batch_size // 2, len(step) - self.rank * (self.batch_size // 2)
+        return step[self.rank * half : (self.rank + 1) * half] + step[end - half : end]
 
 
 def move(batch: Batch, device: torch.device | str) -> Batch:

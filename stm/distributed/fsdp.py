@@ -103,6 +103,35 @@ def make_whole(module: nn.Module, process: Process) -> None:
         module.get_submodule(parent).register_parameter(own, whole)
 
 
+@torch.no_grad()
+def copy_whole(module: nn.Module, target: nn.Module) -> None:
+    """Copy the weights of a sharded module into a whole one of the same structure, on every process.
+
+    All processes must call it. One tensor is whole at a time, beside those of `target`.
+    """
+    tensors = _tensors(target)
+    for name, value in _tensors(module).items():
+        tensors[name].copy_(value.full_tensor() if isinstance(value, DTensor) else value)
+
+
+@torch.no_grad()
+def spread_whole(module: nn.Module, target: nn.Module, process: Process) -> None:
+    """Copy the weights that `make_whole` has left on the first process into a whole module of every process.
+
+    All processes must call it.
+    """
+    whole = _tensors(module) if process.first else {}
+    for name, tensor in _tensors(target).items():
+        if process.first:
+            tensor.copy_(whole[name])
+        torch.distributed.broadcast(tensor, 0)
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers, each once: of tied ones, a sharded module's other names keep what `make_whole` has replaced."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
 def _gather(value: Any) -> Any:
     if not isinstance(value, DTensor):
         return value

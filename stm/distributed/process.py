@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -77,6 +78,12 @@ class Process:
         torch.distributed.all_gather(rows, row.to(self.device))
         return [r.cpu() for r in rows]
 
+    def share(self, value: float) -> float:
+        """Return the first process's value; all processes must call it together."""
+        if self.count == 1:
+            return value
+        return float(self.gather(torch.tensor([value], dtype=torch.float64))[0].item())
+
     def wait(self) -> None:
         """Block until all processes have called it."""
         if self.count > 1:
@@ -101,11 +108,17 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 @contextmanager
-def join_processes(expected: int, device: str | None = None) -> Iterator[Process]:
+def join_processes(expected: int, device: str | None = None, patience: timedelta | None = None) -> Iterator[Process]:
     """Join the process group of the processes that torchrun started; leave it at the end of the block.
 
     After an error the group is not left, because leaving may wait for processes that have ended: the error is to end this
     process, too.
+
+    Args:
+        expected: the number of processes.
+        device: see `choose_device`.
+        patience: how long a process waits for the others, such as for the first one to compute metrics; by default torch's
+            10 minutes (gloo: 30). A process that ends with an error ends the others at once.
 
     Raises:
         ValueError: torchrun started a different number of processes than `expected`.
@@ -114,15 +127,15 @@ def join_processes(expected: int, device: str | None = None) -> Iterator[Process
     rank = int(os.environ.get("RANK", "0"))
     if count != expected:
         raise ValueError(
-            f"the run is configured for {expected} processes (processes x nodes), but {count} were started. `stm pretrain` "
+            f"the config says {expected} processes (processes x nodes), but {count} were started. `stm pretrain`, `stm evaluate` "
             "and the workflow start the right number; by hand, use `torchrun --standalone --nproc-per-node "
-            f"{expected}` with a program that calls stm.training.pretrain"
+            f"{expected}` with a program that calls stm.training.pretrain or stm.evaluation.evaluate"
         )
     chosen = choose_device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if count > 1:
-        torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=patience)
     yield Process(rank, count, chosen)
     if count > 1:
         torch.distributed.destroy_process_group()

@@ -14,7 +14,7 @@ from stm.distributed.process import Process
 from stm.storage.files import read_json, write_bytes, write_json
 from stm.storage.receipts import hash_receipt
 from stm.training.logs import say
-from stm.training.loop import TrainingPlan, fit
+from stm.training.loop import TrainingPlan, fit_to_test
 
 Measure = Callable[[nn.Module], float]
 """A module in eval mode -> its score on the validation split; higher is better."""
@@ -23,25 +23,30 @@ Measure = Callable[[nn.Module], float]
 class Best:
     """The best weights so far, stored next to the checkpoints so that a resumed run can load them."""
 
-    def __init__(self, folder: Path, measure: Measure | None, origin: str) -> None:
+    def __init__(self, folder: Path, measure: Measure | None, origin: str, process: Process) -> None:
         """
         Args:
             measure: scores the module on the validation split; None if there is no such split, so that the last weights
                 are tested.
             origin: hash of everything that the run depends on; files of a run with a different origin are ignored.
+            process: all processes measure; the first one decides and writes.
         """
         self.weights = folder / "best.safetensors"
         self.record = folder / "best.json"
         self.measure = measure
         self.origin = origin
+        self.process = process
 
     def update(self, module: nn.Module, epoch: int) -> None:
         """Scores the module after an epoch and stores its weights if the score is a new best; ties keep the earlier ones."""
-        if self.measure is None or epoch <= self._last_epoch():
+        # The first process decides for all: on a shared disk, others might see a file that is being written.
+        if self.measure is None or epoch <= self.process.share(self._last_epoch() if self.process.first else 0):
             return
         training = module.training
         score = self.measure(module.eval())
         module.train(training)
+        if not self.process.first:
+            return
         best = self._read()
         if best is None or score > best["score"]:
             tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
@@ -94,13 +99,14 @@ def tune(
         A description of these weights for `metrics.json`, and a function that removes the checkpoints, to be called
         once all results are written.
     """
-    best = Best(output, measure, hash_receipt(dict(plan.origin)))
+    best = Best(output, measure, hash_receipt(dict(plan.origin)), process)
 
     def after(epoch: int) -> None:
         with torch.inference_mode():
             best.update(module, epoch)
 
-    checkpoints = fit(module.train(), batches, plan, output, process, after_epoch=after)
+    checkpoints = fit_to_test(module.train(), batches, plan, output, process, after_epoch=after)
+    process.wait()  # for the first one to have written the best weights
     which = {**best.load(module), **checkpoints.resumed()}
     module.eval()
 

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from stm.config import Text
 
+DIVISION = {"processes", "nodes", "parallel"}
+"""How the work is divided affects results only through rounding, and a fine-tuning may be resumed with a different division."""
+
 
 @dataclass(frozen=True)
 class EvaluationInputs:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from stm.data.dataset import ClipDataset, Sample
 from stm.data.geometry import Geometry
 from stm.data.loader import ClipLoader, move
 from stm.data.loading_processes import explain_lost_processes
+from stm.distributed.process import Process
 from stm.jobs.progress import Progress
 from stm.models.video_language import VideoLanguageModel, load_video_language
 from stm.models.weights import zoo
@@ -130,27 +131,58 @@ class QuestionClips(ClipDataset):
         return [{**sample, "label": number} for sample in super().__getitem__((epoch, self.pairs[number][0]))]
 
 
+class EncodedClips(NamedTuple):
+    """The clips that a process has encoded.
+
+    Attributes:
+        clips: int64 [n], their indices, ascending.
+        features: [n, L, W], the features of all tokens of each, on the CPU, float32 or bfloat16; None without clips.
+    """
+
+    clips: Tensor
+    features: Tensor | None
+
+    def of(self, clips: Tensor) -> Tensor:
+        """The features of some of the process's clips, [m, L, W]."""
+        assert self.features is not None
+        return self.features[torch.searchsorted(self.clips, clips)]
+
+
 @torch.inference_mode()
 def encode_clips(
-    model: VideoLanguageModel, dataset: ClipDataset, device: torch.device, workers: int, precision: str = "float32"
-) -> Tensor:
-    """Features of all tokens of all clips, [clips, L, W], on the CPU, in the dataset's order; float32, or bfloat16."""
+    model: VideoLanguageModel, dataset: ClipDataset, process: Process, workers: int, precision: str = "float32"
+) -> EncodedClips:
+    """Encodes this process's share of the clips. They stay there: the tokens of a whole split may be tens of gigabytes."""
+    device, numbers = process.device, torch.tensor(deal_clips(dataset, process), dtype=torch.int64)
     features: Tensor | None = None
+    done = 0
     with (
         explain_lost_processes(),
-        ClipLoader(dataset, CLIPS_PER_BATCH, shuffle=False, workers=workers) as loader,
-        Progress("clips", len(dataset), "clips") as progress,
+        make_test_loader(dataset, process, workers) as loader,
+        Progress("clips", len(numbers), "clips") as progress,
     ):
         for batch in loader.batches():
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 tokens = model.encoder(move(batch, device)["video"]).cpu()
             if features is None:
-                # Stored on the CPU: the tokens of a whole test split do not fit into GPU memory.
-                features = torch.empty(len(dataset), *tokens.shape[1:], dtype=tokens.dtype)
-            features[batch["clip"]] = tokens
+                # Stored on the CPU: they do not fit into GPU memory. Allocated at once, not to need twice the memory.
+                features = torch.empty(len(numbers), *tokens.shape[1:], dtype=tokens.dtype)
+            features[done : done + len(tokens)] = tokens
+            done += len(tokens)
             progress.advance(len(tokens))
-    assert features is not None  # a dataset is never empty
-    return features
+    return EncodedClips(numbers, features)
+
+
+def make_test_loader(dataset: ClipDataset, process: Process, workers: int) -> ClipLoader:
+    """The batches of a process's share of the clips; those of one process, dealt in turn."""
+    return ClipLoader(
+        dataset, CLIPS_PER_BATCH, shuffle=False, workers=workers, rank=process.rank, processes=process.count
+    )
+
+
+def deal_clips(dataset: ClipDataset, process: Process) -> list[int]:
+    """The indices of a process's share of the clips, ascending; see `make_test_loader`."""
+    return [clip for clip in range(len(dataset)) if clip // CLIPS_PER_BATCH % process.count == process.rank]
 
 
 @torch.inference_mode()

@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from stm.config import EvaluationTask
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
+from stm.training.launch import request_gpus
 
 
 def _splits(job: Job) -> Files:
@@ -34,9 +36,14 @@ def _protocol(job: Job) -> dict[str, Any]:
     return {"shared_texts": True} if has_shared_texts(job.study, job.run, job.task) else {}
 
 
+def _task(job: Job) -> EvaluationTask:
+    return job.study.evaluate[job.task]
+
+
 def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
     from stm.datasets.video_text.tasks import candidate_answers, check_tasks, has_shared_texts
-    from stm.evaluation import EvaluationInputs, evaluate
+    from stm.evaluation.inputs import EvaluationInputs
+    from stm.evaluation.launch import run_evaluation
 
     check_tasks(job.study)
     run = job.study.runs[job.run]
@@ -51,7 +58,7 @@ def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
         answers=candidate_answers(job.study, job.run, job.task),
         text=job.config.text,
     )
-    evaluate(job.study.evaluate[job.task], run, given)
+    run_evaluation(job.study.evaluate[job.task], run, given)
 
 
 EVALUATE = Stage(
@@ -64,8 +71,13 @@ EVALUATE = Stage(
     outputs=lambda job: {"metrics": job.layout.metrics(job.run, job.task)},
     settings=("runs.{run}", "evaluate.{task}", "seed"),
     facts=_protocol,
-    resources={"mem_mb": 32000, "runtime": 1440, "gpu": 1},
-    threads=lambda job, cores: max(1, cores // max(1, len(job.study.evaluations()))),
+    # As in pretraining, threads and memory are per node.
+    resources={
+        "mem_mb": lambda job: 16000 * (1 + _task(job).processes),
+        "runtime": 1440,
+        **request_gpus(_task),
+    },
+    threads=lambda job, cores: max(1, cores // max(1, len(job.study.evaluations())), _task(job).processes),
     receipt="metrics",
     records={
         "settings.task": "evaluate.{task}",

@@ -69,7 +69,7 @@ class Task:
         title: human-readable name, for evaluations that are named after the task.
         metrics: the headline first; any undeclared number in `metrics.json` is shown as a percentage, where
             higher is better.
-        function: `module:name` of its implementation, (settings, run, `EvaluationInputs`) -> None. It is imported on
+        function: `module:name` of its implementation, (settings, run, `EvaluationInputs`, `Process`) -> None. It is imported on
             first use, so that importing the declarations does not import torch.
     """
 

@@ -10,8 +10,10 @@ import stm
 from stm.config import LanguageOptimisation, LanguageRun, LanguageTask, Objectives, PairSettings
 from stm.data.dataset import ClipDataset
 from stm.data.loader import Batch
+from stm.distributed.gather import count_processes, gather
 from stm.distributed.process import Process
-from stm.evaluation.inputs import EvaluationInputs
+from stm.distributed.shares import Share, share_noise
+from stm.evaluation.inputs import DIVISION, EvaluationInputs
 from stm.methods.video_language import EncodedText, compare_pairs, sample_ids
 from stm.models.text.decoder import TextDecoder
 from stm.models.text.tokenizer import Tokenizer
@@ -22,18 +24,38 @@ from stm.training.batches import count_steps, feed, hash_shards
 from stm.training.loop import TrainingPlan
 
 
-class PairTuning(nn.Module):
+class Tuning(nn.Module):
+    """A model that is fine-tuned.
+
+    With several processes it has the noise and the loss of their joint batch. The exception is the dropout inside a BERT, which
+    each process draws for its own rows.
+    """
+
+    has_unused_parameters = True  # such as those that predict masked words
+
+    def __init__(self, model: VideoLanguageModel, process: Process | None = None) -> None:
+        super().__init__()
+        self.share = Share() if process is None else Share(process.rank, process.count)
+        share_noise(model.encoder, self.share)
+
+
+class PairTuning(Tuning):
     """Contrast and matching of unmasked clips with captions (UMT's fine-tuning for retrieval)."""
 
     def __init__(
-        self, model: VideoLanguageModel, settings: PairSettings | None = None, shared_texts: bool = False
+        self,
+        model: VideoLanguageModel,
+        settings: PairSettings | None = None,
+        shared_texts: bool = False,
+        process: Process | None = None,
     ) -> None:
         """
         Args:
             settings: how pairs are compared; None: the defaults.
             shared_texts: if True, clips with equal captions are positives of each other; see `EvaluationInputs`.
+            process: one of several; None: the only one.
         """
-        super().__init__()
+        super().__init__(model, process)
         self.model = model
         chosen = (settings or PairSettings()).model_dump(include=set(PairSettings.model_fields))
         # UMT fine-tunes without alignment and masked words.
@@ -46,15 +68,15 @@ class PairTuning(nn.Module):
         text = EncodedText(batch["tokens"], model.encode_text(batch["tokens"]))
         clips = model.embed_frames(features, video.shape[1])
         ids = sample_ids(batch, self.objectives.shared_texts)
-        losses = compare_pairs(model, clips, features, text, ids, self.objectives)
+        losses = compare_pairs(model, clips, features, text, ids, self.objectives, self.share)
         return {"loss": losses["contrastive"] + losses["matching"], **losses}
 
 
-class AnswerTuning(nn.Module):
+class AnswerTuning(Tuning):
     """A decoder that answers questions, attending to the question's states fused with the clip (UMT)."""
 
-    def __init__(self, model: VideoLanguageModel) -> None:
-        super().__init__()
+    def __init__(self, model: VideoLanguageModel, process: Process | None = None) -> None:
+        super().__init__(model, process)
         self.model = model
         self.decoder = TextDecoder.of(model.language)
 
@@ -73,23 +95,27 @@ class AnswerTuning(nn.Module):
         return {"loss": self.decoder(batch["answers"], memory, present=self.is_word(tokens)).mean()}
 
 
-class CaptionTuning(nn.Module):
+class CaptionTuning(Tuning):
     """A decoder that generates captions, attending to the clip's tokens.
 
     UMT does not include captioning. This is our interpretation of ClusterSTM's, whose settings are unknown: the decoder
     is initialised from the fusion layers, which have learned to attend to clips.
     """
 
-    def __init__(self, model: VideoLanguageModel) -> None:
-        super().__init__()
+    has_unused_parameters = False
+
+    def __init__(self, model: VideoLanguageModel, process: Process | None = None) -> None:
+        super().__init__(model, process)
         self.encoder = model.encoder
         self.decoder = TextDecoder.of(model.language)
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The loss of a batch with "video" and "tokens" (the captions), averaged over tokens."""
+        """The loss of a batch with "video" and "tokens" (the captions), averaged over the tokens of all processes."""
         tokens = batch["tokens"]
         losses = self.decoder(tokens, self.encoder(batch["video"]))
-        return {"loss": losses.sum() / (tokens[:, 1:] != self.decoder.pad_id).sum().clamp(min=1)}
+        words = gather((tokens[:, 1:] != self.decoder.pad_id).sum()[None]).sum()
+        # The mean over processes, which have different numbers of tokens, is that of the joint batch.
+        return {"loss": losses.sum() * count_processes() / words.clamp(min=1)}
 
 
 def make_tuning(
@@ -110,7 +136,7 @@ def make_tuning(
     assert isinstance(settings, LanguageOptimisation)
     # What only the test reads does not affect the trained weights. If a validation split selects them, its clips and how they are
     # scored do: after a change the scores of earlier epochs are those of something else, so that training starts again.
-    test_only = {"test_split", *task.cache_neutral, *(() if inputs.validation else task.scoring_keys)}
+    test_only = {"test_split", *DIVISION, *task.cache_neutral, *(() if inputs.validation else task.scoring_keys)}
     origin = {
         "task": task.model_dump(mode="json", exclude=test_only),
         "run": run.model_dump(mode="json", include={"frames", "stride", "sampling", "compile"}),
@@ -130,8 +156,10 @@ def make_tuning(
         origin=origin,
         precision=task.precision,
         compile=run.compile,
+        parallel=task.parallel,
         checkpoint_every=run.checkpoint_every,
         checkpoints_kept=run.checkpoints_kept,
+        shared_noise=True,
     )
     return plan, feed(train, settings, process, inputs.seed, run.workers)
 

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from stm.config import LanguageRun, Mask, Objectives
 from stm.data.loader import Batch
+from stm.distributed.shares import Share
 from stm.masking import Guides, get_strategy
 from stm.masking.cluster import make_cluster_strategy
 from stm.methods.base import Method, Part
@@ -76,7 +77,13 @@ class BranchOutput(NamedTuple):
 
 
 def compare_pairs(
-    model: VideoLanguageModel, video: Tensor, tokens: Tensor, text: EncodedText, ids: Tensor, objectives: Objectives
+    model: VideoLanguageModel,
+    video: Tensor,
+    tokens: Tensor,
+    text: EncodedText,
+    ids: Tensor,
+    objectives: Objectives,
+    share: Share | None = None,
 ) -> dict[str, Tensor]:
     """The contrastive and matching losses of a batch, also used in fine-tuning; a loss with weight 0 is skipped.
 
@@ -87,6 +94,7 @@ def compare_pairs(
         text: the encoded captions; row i belongs to clip i.
         ids: int64 [B] or [B, I], see `sample_ids`; rows with an id in common are positives of each other.
         objectives: the weights of the losses and the settings of pairs.
+        share: the rows of the joint batch, whose noise is drawn; None: each process has noise of its own.
 
     Returns:
         "contrastive" and "matching", unweighted scalars.
@@ -101,14 +109,25 @@ def compare_pairs(
         with torch.no_grad():
             similarity = video @ captions.T
             among = objectives.negatives_among
-            wrong_text = sample_negatives(similarity, ids, model.temperature, among=among)
-            wrong_video = sample_negatives(similarity.T, ids, model.temperature, among=among)
+            wrong_text, wrong_video = (
+                sample_negatives(values, ids, model.temperature, _pair_noise(values, share), among)
+                for values in (similarity, similarity.T)
+            )
         # UMT's order: the true pairs, each caption with a wrong clip, each clip with a wrong caption. All three share
         # one pass through the fusion layers.
         states = torch.cat([text.states, text.states, text.states[wrong_text]])
         ids = torch.cat([text.tokens, text.tokens, text.tokens[wrong_text]])
         losses["matching"] = matching_loss(model.match(states, ids, torch.cat([tokens, tokens[wrong_video], tokens])))
     return losses
+
+
+def _pair_noise(similarity: Tensor, share: Share | None) -> Tensor | None:
+    """A process's block of the noise of all pairs of the joint batch, [B, B]; None: to be drawn where it is used."""
+    if share is None or share.count == 1:
+        return None
+    pairs = len(similarity) * share.count
+    dtype = torch.promote_types(similarity.dtype, torch.float32)
+    return share.take(share.take(torch.rand(pairs, pairs, dtype=dtype, device=similarity.device)), dim=1)
 
 
 def sample_ids(batch: Mapping[str, Any], shared_texts: bool) -> Tensor:

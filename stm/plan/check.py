@@ -55,7 +55,7 @@ def check_memory(config: Config) -> None:
     for run, name in config.evaluations():
         job = jobs.make(dataset=config.dataset_of(run), run=run, task=name)
         memory = evaluation_memory(config.runs[run], config.evaluate[name], evaluation_gpus(job))
-        wrong += _too_large(f"evaluate.{name} of {run}", memory, hardware, "raise `accumulate`")
+        wrong += _too_large(f"evaluate.{name} of {run}", memory, hardware, "raise `accumulate` or `processes`")
     _refuse(wrong)
 
 
@@ -129,6 +129,9 @@ def _missing_gpus(config: Config) -> Iterator[str]:
     for name, run in config.pretrain.items():
         if run.world_size > gpus:
             yield f"pretrain.{name} uses {run.world_size} GPUs, and prices.gpus is {gpus}"
+    for name, task in config.evaluate.items():
+        if task.world_size > gpus:
+            yield f"evaluate.{name} uses {task.world_size} GPUs, and prices.gpus is {gpus}"
 
 
 def _too_large(what: str, memory: "Memory", hardware: Hardware, remedy: str) -> Iterator[str]:

@@ -20,7 +20,6 @@ from stm.config import (
     is_language_run,
 )
 from stm.config.strategies import find_strategy
-from stm.evaluation.stage import EVALUATE
 from stm.plan.clips import Clips
 from stm.plan.hardware import CORE_FLOPS, Hardware
 from stm.pretrained.sizes import clip_image_flops, clip_tower
@@ -191,9 +190,8 @@ def _evaluation_line(config: Config, name: str, task_name: str, clips: Mapping[s
 
 
 def evaluation_gpus(job: Job) -> int:
-    """Return the number of GPUs that an evaluation requests."""
-    resource = EVALUATE.resources["gpu"]
-    return int(resource if isinstance(resource, int) else resource(job))
+    """Return the number of GPUs that an evaluation uses: one per process."""
+    return job.study.evaluate[job.task].world_size
 
 
 def _video_work(config: Config, task: EvaluationTask, run: Run, dataset: str, clips: Clips) -> tuple[float, float]:

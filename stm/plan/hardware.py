@@ -48,9 +48,9 @@ class Hardware:
 
     @classmethod
     def of(cls, config: Config) -> "Hardware":
-        """Return the hardware of `prices`; without `prices.gpus`, the GPUs of the largest run."""
+        """Return the hardware of `prices`; without `prices.gpus`, the GPUs of the largest run or evaluation."""
         prices = config.prices
-        largest = max((run.world_size for run in config.runs.values()), default=1)
+        largest = max((work.world_size for work in (*config.runs.values(), *config.evaluate.values())), default=1)
         return cls(prices.gpu, GPUS[prices.gpu], prices.gpu_share, prices.gpus or largest, prices.cores)
 
     def gpu_rate(self, precision: str) -> float:

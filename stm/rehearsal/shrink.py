@@ -37,6 +37,7 @@ from stm.config import (
     Text,
     parse_config,
 )
+from stm.config.evaluation import TaskSettings
 from stm.config.stages import Stages
 from stm.datasets.video_text import is_corpus
 from stm.layout import Layout
@@ -267,12 +268,17 @@ def _linear(task: LinearProbe) -> dict[str, Any]:
 
 def _finetune(task: FineTune) -> dict[str, Any]:
     classes = None if task.classes is None else place(task.classes)
-    return {"optimisation": _with_batch(task.optimisation, task.repeats), "classes": classes}
+    shares = min(task.processes, 2) * task.repeats
+    return {"optimisation": _with_batch(task.optimisation, shares), "classes": classes}
 
 
 def _language_task(task: LanguageTask) -> dict[str, Any]:
-    optimisation = task.optimisation
-    return {} if optimisation is None else {"optimisation": _with_batch(optimisation, 1, samples=4)}
+    processes = min(task.processes, 2)
+    return {"optimisation": task.optimisation and _with_batch(task.optimisation, processes, samples=4 // processes)}
+
+
+def _task(task: TaskSettings) -> dict[str, Any]:
+    return {"processes": min(task.processes, 2), "nodes": 1}
 
 
 def _captioning(task: Captioning) -> dict[str, Any]:
@@ -305,5 +311,6 @@ _RULES: dict[Any, Callable[[Any], dict[str, Any]]] = {
     FineTune: _finetune,
     LanguageTask: _language_task,
     Captioning: _captioning,
+    TaskSettings: _task,
     Run: _run,
 }

@@ -57,19 +57,27 @@ def count_media_steps(media: Sequence[Medium]) -> int:
 
 
 def feed_media(
-    media: Sequence[Medium], settings: Optimisation, process: Process, seed: int, workers: int
+    media: Sequence[Medium],
+    settings: Optimisation,
+    process: Process,
+    seed: int,
+    workers: int,
+    paired: bool = False,
 ) -> Callable[[int], Iterator[Batch]]:
     """Batches for `fit`: `settings.accumulate` per step, all of one medium, from a given step to the end of the run.
 
     The medium of each step and the order of each medium's clips depend on (seed, epoch) alone, so a resumed run sees
     exactly the batches that an uninterrupted one would have seen. The loading processes end with the iterator.
 
+    Args:
+        paired: see `ClipLoader`.
+
     Raises:
         ValueError: a forward pass would not contain a whole number of clips with all their repeats, or a medium has
             fewer samples than one batch needs.
     """
     per_epoch = count_media_steps(media)
-    loaders = [_make_loader(medium, settings, process, seed, workers) for medium in media]
+    loaders = [_make_loader(medium, settings, process, seed, workers, paired) for medium in media]
 
     def batches(step: int) -> Iterator[Batch]:
         with ExitStack() as stack:
@@ -91,7 +99,9 @@ def feed_media(
     return batches
 
 
-def _make_loader(medium: Medium, settings: Optimisation, process: Process, seed: int, workers: int) -> ClipLoader:
+def _make_loader(
+    medium: Medium, settings: Optimisation, process: Process, seed: int, workers: int, paired: bool
+) -> ClipLoader:
     parts = settings.accumulate * process.count
     # A batch counts samples, a loader counts clips: all repeats of a clip are in the same forward pass.
     clips, rest = divmod(medium.batch_size, parts * medium.dataset.samples_per_clip)
@@ -108,6 +118,7 @@ def _make_loader(medium: Medium, settings: Optimisation, process: Process, seed:
         rank=process.rank,
         processes=process.count,
         workers=workers,
+        paired=paired,
     )
 
 
@@ -154,7 +165,7 @@ def count_steps(dataset: ClipDataset, settings: Optimisation) -> int:
 
 
 def feed(
-    dataset: ClipDataset, settings: Optimisation, process: Process, seed: int, workers: int
+    dataset: ClipDataset, settings: Optimisation, process: Process, seed: int, workers: int, paired: bool = False
 ) -> Callable[[int], Iterator[Batch]]:
     """Batches for `fit` from a single dataset of clips; see `feed_media`."""
-    return feed_media([Medium("clips", dataset, settings.batch_size)], settings, process, seed, workers)
+    return feed_media([Medium("clips", dataset, settings.batch_size)], settings, process, seed, workers, paired)

@@ -302,8 +302,10 @@ def random_state(process: Process) -> dict[str, list[torch.Tensor]]:
     return state
 
 
-def restore_random_state(state: Mapping[str, list[torch.Tensor]], process: Process) -> None:
-    """Restores this process's random number generators from the result of `random_state`."""
-    torch.set_rng_state(state["cpu"][process.rank])
+def restore_random_state(state: Mapping[str, list[torch.Tensor]], process: Process, rank: int | None = None) -> None:
+    """Restores this process's random number generators from the result of `random_state`: those of process `rank`, by default
+    its own."""
+    rank = process.rank if rank is None else rank
+    torch.set_rng_state(state["cpu"][rank])
     if "cuda" in state and process.device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"][process.rank], process.device)
+        torch.cuda.set_rng_state(state["cuda"][rank], process.device)

@@ -1,4 +1,4 @@
-"""Starts a pretraining run: in this process, or in several under torchrun, on one node or on all nodes of a Slurm job."""
+"""Starts training and evaluations: in this process, or in several under torchrun, on one node or on all nodes of a Slurm job."""
 
 import os
 import signal
@@ -7,13 +7,15 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, TextIO
+from typing import Any, Literal, Protocol, TextIO
 
-from stm.config import AnyRun, Run, parse_run
+from stm.config import AnyRun, parse_run
 from stm.jobs.lifetime import end_with_parent
+from stm.stages.jobs import Job
 from stm.storage.files import read_json, write_json
 
 _TORCHRUN = "torch.distributed.run"
@@ -28,8 +30,46 @@ _GRACE_SECONDS = 1.0
 # also logged after an error.)
 _SIGNAL_RECEIVED = "death signal"
 
+_WORK = {
+    "pretrain": "stm.training.launch:pretrain_as_requested",
+    "evaluate": "stm.evaluation.launch:evaluate_as_requested",
+}
+"""The functions that do the work in one of several processes. By name, because evaluations are above training."""
+
 RESTARTS = 3
 """How many times torchrun restarts all processes, from the last checkpoint, after one of them has died."""
+
+
+class Division(Protocol):
+    """How the work is divided: a run's section of the config, or an evaluation's."""
+
+    @property
+    def processes(self) -> int:
+        """Processes per node."""
+
+    @property
+    def nodes(self) -> int:
+        """Machines."""
+
+
+def request_gpus(division: Callable[[Job], Division]) -> dict[str, Callable[[Job], Any]]:
+    """The resources that a stage's jobs request for their processes: one GPU each.
+
+    On several nodes, GPUs are requested per node (`gres`). The Slurm executor runs the script on the first node (`mpi`), and the
+    script starts one task per node with srun; `tasks_per_gpu` keeps the executor from requesting one task per GPU.
+    """
+
+    def on_nodes(find: Callable[[Division], Any]) -> Callable[[Job], Any]:
+        return lambda job: find(division(job)) if division(job).nodes > 1 else None
+
+    return {
+        "gpu": lambda job: division(job).processes if division(job).nodes == 1 else None,
+        "mpi": on_nodes(lambda work: "srun"),
+        "nodes": lambda job: division(job).nodes,  # one, too: Slurm would collect the GPUs of one job from several
+        "tasks": on_nodes(lambda work: work.nodes),
+        "tasks_per_gpu": on_nodes(lambda work: 0),
+        "gres": on_nodes(lambda work: f"gpu:{work.processes}"),
+    }
 
 
 def run_pretraining(
@@ -49,10 +89,67 @@ def run_pretraining(
         stm.training.interruption.Interrupted: after SIGTERM or SIGUSR1. The state is saved, the exit code is not 0, and a
             Slurm job that is being preempted is back in the queue.
     """
+    if run.release is not None:
+        from stm.training.release import convert_release
+
+        convert_release(run, output)
+        return
+    arguments = {
+        "run": run.model_dump(mode="json"),
+        "shard_indexes": [str(path) for path in shard_indexes],
+        "output": str(output),
+        "seed": seed,
+        "image_indexes": [str(path) for path in image_indexes],
+    }
+
+    def alone() -> None:
+        from stm.training.pretraining import pretrain
+
+        pretrain(run, shard_indexes, output, seed, image_indexes=image_indexes)
+
+    launch("pretrain", alone, arguments, run, output)
+
+
+def pretrain_as_requested(request: Mapping[str, Any]) -> None:
+    """Pretrains as one of a run's processes; the request is from `run_pretraining`."""
+    from stm.training.pretraining import pretrain
+
+    pretrain(
+        parse_run(request["run"]),
+        [Path(name) for name in request["shard_indexes"]],
+        Path(request["output"]),
+        int(request["seed"]),
+        image_indexes=[Path(name) for name in request["image_indexes"]],
+    )
+
+
+def launch(
+    work: Literal["pretrain", "evaluate"],
+    alone: Callable[[], None],
+    arguments: Mapping[str, Any],
+    division: Division,
+    folder: Path,
+) -> None:
+    """Does a job's work in several processes, or in this one.
+
+    Args:
+        work: what is done in several processes, see `_WORK`.
+        alone: does it in this process.
+        arguments: JSON values that describe the work to the processes.
+        folder: where a file with the arguments is while the processes run.
+
+    Raises:
+        ValueError: several nodes are needed, but this is not a Slurm job.
+        RuntimeError: the processes under torchrun ended with an error; their own messages precede it in the log.
+        stm.training.interruption.Interrupted: after SIGTERM or SIGUSR1.
+    """
     from stm.training.interruption import Interrupted, requeue_if_preempted
 
     try:
-        _run(run, shard_indexes, output, seed, image_indexes)
+        if division.processes * division.nodes == 1:
+            alone()
+        else:
+            _run_processes(work, arguments, division, folder)
     except (Interrupted, RuntimeError):
         # On several nodes Slurm signals srun's tasks but not the batch script, which only sees them fail: so RuntimeError is
         # handled, too.
@@ -60,36 +157,11 @@ def run_pretraining(
         raise
 
 
-def _run(
-    run: AnyRun,
-    shard_indexes: Sequence[Path],
-    output: Path,
-    seed: int,
-    image_indexes: Sequence[Path],
-) -> None:
-    if run.release is not None:
-        from stm.training.release import convert_release
-
-        convert_release(run, output)
-        return
-    if run.world_size == 1:
-        from stm.training.pretraining import pretrain
-
-        pretrain(run, shard_indexes, output, seed, image_indexes=image_indexes)
-        return
+def _run_processes(work: str, arguments: Mapping[str, Any], division: Division, folder: Path) -> None:
     # In a file, because many shard names may exceed the length limit of a command line; other nodes read it, too.
-    request = output / "launch.json"
-    command = torchrun_command(run, request)
-    write_json(
-        request,
-        {
-            "run": run.model_dump(mode="json"),
-            "shard_indexes": [str(path) for path in shard_indexes],
-            "output": str(output),
-            "seed": seed,
-            "image_indexes": [str(path) for path in image_indexes],
-        },
-    )
+    request = folder / "launch.json"
+    command = torchrun_command(division, request)
+    write_json(request, {"work": work, "arguments": arguments})
     try:
         status = supervise(command)
     finally:
@@ -98,26 +170,26 @@ def _run(
         raise RuntimeError(f"torchrun ended with status {status}; the processes' messages are above")
 
 
-def torchrun_command(run: Run, request: Path) -> list[str]:
-    """The command that starts the run's processes: torchrun, or srun with one torchrun per node, which meet on the first node.
+def torchrun_command(division: Division, request: Path) -> list[str]:
+    """The command that starts the processes: torchrun, or srun with one torchrun per node, which meet on the first node.
 
     Raises:
-        ValueError: the run needs several nodes, but this is not a Slurm job.
+        ValueError: several nodes are needed, but this is not a Slurm job.
     """
-    torchrun = [sys.executable, "-m", _TORCHRUN, f"--nnodes={run.nodes}"]
+    torchrun = [sys.executable, "-m", _TORCHRUN, f"--nnodes={division.nodes}"]
     # Slurm's warning signal reaches torchrun as well as its processes; unhandled, it would kill torchrun only.
-    torchrun += [f"--nproc-per-node={run.processes}", f"--max-restarts={RESTARTS}"]
+    torchrun += [f"--nproc-per-node={division.processes}", f"--max-restarts={RESTARTS}"]
     torchrun += ["--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
     program = ["-m", "stm.training.launch", str(request)]
-    if run.nodes == 1:
+    if division.nodes == 1:
         return [*torchrun, "--standalone", *program]
     job = os.environ.get("SLURM_JOB_ID", "")
     if not job.isdecimal():
         raise ValueError(
-            f"nodes = {run.nodes}: srun starts the processes of several nodes, and this is not a Slurm job. Use the "
+            f"nodes = {division.nodes}: srun starts the processes of several nodes, and this is not a Slurm job. Use the "
             "profile workflow/profiles/slurm, or call `stm pretrain` in a job of as many nodes (sbatch, salloc)"
         )
-    srun = ["srun", f"--nodes={run.nodes}", f"--ntasks={run.nodes}", "--ntasks-per-node=1"]
+    srun = ["srun", f"--nodes={division.nodes}", f"--ntasks={division.nodes}", "--ntasks-per-node=1"]
     # No CPU binding, because each node's single task starts all of the node's processes. --kill-on-bad-exit, because the
     # other nodes would wait for one that has failed.
     srun += ["--cpu-bind=none", "--kill-on-bad-exit=1"]
@@ -208,7 +280,7 @@ def _copy(messages: TextIO, received: Event) -> None:
 
 
 def _worker(path: Path) -> None:
-    """One process of the run described by the request file at `path`.
+    """One process of those that the request file at `path` describes.
 
     An error in the settings or the data would recur, so the process then deletes the request, and torchrun's further
     attempts end at once.
@@ -217,16 +289,9 @@ def _worker(path: Path) -> None:
         request: Any = read_json(path)
     except FileNotFoundError:
         sys.exit("not retried: the error above would recur")
-    from stm.training.pretraining import pretrain
-
+    module, _, name = _WORK[request["work"]].partition(":")
     try:
-        pretrain(
-            parse_run(request["run"]),
-            [Path(name) for name in request["shard_indexes"]],
-            Path(request["output"]),
-            int(request["seed"]),
-            image_indexes=[Path(name) for name in request["image_indexes"]],
-        )
+        getattr(import_module(module), name)(request["arguments"])
     except (ValueError, ArithmeticError):
         path.unlink(missing_ok=True)
         raise

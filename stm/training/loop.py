@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,16 @@ from torch.nn.parallel import DistributedDataParallel
 from stm.config import Optimisation
 from stm.data.loader import Batch, move_ahead
 from stm.data.loading_processes import explain_lost_processes
-from stm.distributed.fsdp import average_scalars, find_blocks, load_whole_state, make_whole, shard, whole_state
+from stm.distributed.fsdp import (
+    average_scalars,
+    copy_whole,
+    find_blocks,
+    load_whole_state,
+    make_whole,
+    shard,
+    spread_whole,
+    whole_state,
+)
 from stm.distributed.process import Process
 from stm.jobs.progress import Progress
 from stm.training.checkpoint import Checkpoints, describe_layout, random_state, restore_random_state
@@ -55,6 +65,9 @@ class TrainingPlan:
     precision: str = "float32"
     compile: bool = False
     parallel: str = "ddp"  # across several processes: "ddp", or "fsdp" (stm/distributed/fsdp.py)
+    # Whether all processes draw the same random numbers, those of one process with the joint batch, and use those of their own
+    # rows (stm/distributed/shares.py); otherwise each has noise of its own.
+    shared_noise: bool = False
     layer_decay: float = 1.0
     depth: int = 0  # blocks of the encoder; needed with `layer_decay`
     checkpoint_every: int = 200  # steps
@@ -137,6 +150,32 @@ def fit(
     return run.checkpoints
 
 
+def fit_to_test(
+    module: nn.Module,
+    batches: Callable[[int], Iterator[Batch]],
+    plan: TrainingPlan,
+    output: Path,
+    process: Process,
+    after_epoch: Callable[[int], None] | None = None,
+) -> Checkpoints:
+    """`fit`, for a module that every process runs as a whole after training and in `after_epoch`.
+
+    With FSDP a copy is trained, because a sharded module can only be called as in training; `module` gets its weights.
+    """
+    if plan.parallel != "fsdp" or process.count == 1:
+        return fit(module, batches, plan, output, process, after_epoch)
+    trained = deepcopy(module)
+
+    def test(epoch: int) -> None:
+        assert after_epoch is not None
+        copy_whole(trained, module)
+        after_epoch(epoch)
+
+    checkpoints = fit(trained, batches, plan, output, process, None if after_epoch is None else test)
+    spread_whole(trained, module, process)
+    return checkpoints
+
+
 class _Run:
     """Everything that changes during training."""
 
@@ -171,19 +210,19 @@ class _Run:
         """Loads the state of the newest checkpoint; a new run only seeds its random numbers."""
         self._clock.read()  # preparation does not count as training time
         if self.step == 0:
-            # Each process has its own noise, independent of how many random numbers initialising the weights consumed.
-            torch.manual_seed(self.plan.seed * 1_000_003 + self.process.rank + 1)
+            # Independent of how many random numbers initialising the weights consumed.
+            torch.manual_seed(self.plan.seed * 1_000_003 + self._stream + 1)
             return
         state = self.checkpoints.load(self.step)
         self._epochs_ended = state["epochs_ended"] if "epochs_ended" in state else state["epoch"]
         load_whole_state(self.module, self.optimizer, state["model"], state["optimizer"])
         self.meter.restore(state["meter"], self.process.device)
         before, now = len(state["random"]["cpu"]), self.process.count
-        if before == now:
-            restore_random_state(state["random"], self.process)
+        if before == now or self.plan.shared_noise:
+            restore_random_state(state["random"], self.process, self._stream)
         else:
             # The states do not fit a different number of processes: reseed, by step, so as not to repeat earlier noise.
-            torch.manual_seed((self.plan.seed * 1_000_003 + self.step) * 1_000_003 + self.process.rank + 1)
+            torch.manual_seed((self.plan.seed * 1_000_003 + self.step) * 1_000_003 + self._stream + 1)
         if self.process.first:
             other = f", with {now} processes instead of {before}" if before != now else ""
             say(f"{self.plan.name}: resuming from step {self.step} of {self.plan.steps}{other}")
@@ -192,6 +231,11 @@ class _Run:
                     f"{self.plan.name}: warning: the steps up to here were computed with other versions ({changed}), so the "
                     "result may differ from that of one version alone; its receipt names them (`resumed`)"
                 )
+
+    @property
+    def _stream(self) -> int:
+        """The number of the stream of random numbers that this process draws from."""
+        return 0 if self.plan.shared_noise else self.process.rank
 
     def progress(self) -> Progress:
         """The progress bar, shown by the first process only."""

@@ -1,12 +1,12 @@
 """The pretrain stage: one run of `pretrain`, with one seed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from stm.config import LanguageRun, PretrainRun
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
+from stm.training.launch import request_gpus
 
 
 def weights_of(job: Job, run: str) -> Path:
@@ -42,11 +42,6 @@ def _models(job: Job) -> dict[str, list[str | None]]:
     return {"init": [init], "release": [run.release], "teacher": list(run.models)}
 
 
-def _on_nodes(find: Callable[[PretrainRun | LanguageRun], Any]) -> Callable[[Job], Any]:
-    """A resource that only runs on several nodes request."""
-    return lambda job: find(_settings(job)) if _settings(job).nodes > 1 else None
-
-
 def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
     from stm.training.launch import run_pretraining
 
@@ -66,19 +61,11 @@ PRETRAIN = Stage(
         "config": job.layout.pretrain(job.run) / "config.json",
     },
     settings=("runs.{run}", "seed"),
-    # Threads and memory are per node. On several nodes the Slurm executor runs the script on the first node (`mpi`), and the
-    # script starts one task per node with srun; `tasks_per_gpu` keeps the executor from requesting one task per GPU.
+    # Threads and memory are per node.
     resources={
         "mem_mb": lambda job: 16000 * (1 + _settings(job).processes),
         "runtime": 2880,
-        # One GPU per process. On several nodes, GPUs are requested per node (`gres`).
-        "gpu": lambda job: _settings(job).processes if _settings(job).nodes == 1 else None,
-        "mpi": _on_nodes(lambda run: "srun"),
-        # Of one node, too: Slurm would collect its GPUs from several.
-        "nodes": lambda job: _settings(job).nodes,
-        "tasks": _on_nodes(lambda run: run.nodes),
-        "tasks_per_gpu": _on_nodes(lambda run: 0),
-        "gres": _on_nodes(lambda run: f"gpu:{run.processes}"),
+        **request_gpus(_settings),
     },
     # The cores are divided among the runs: small models get slower with more threads, but parallel runs do not.
     threads=lambda job, cores: max(1, cores // max(1, len(job.study.runs)), _settings(job).processes),

@@ -8,6 +8,7 @@ from typing import get_args
 import jsonschema
 import pytest
 from demo_config import demo_values
+from pydantic import TypeAdapter, ValidationError
 
 from stm.config import (
     ConfigError,
@@ -294,7 +295,37 @@ def test_a_table_and_a_figure_cannot_be_one_target():
         parse_config(DEMO | {"tables": {"both": table}, "figures": {"both": figure}})
 
 
-def test_fine_tuning_at_full_size_takes_the_papers_steps_on_one_gpu():
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        (
+            {"optimisation": {"batch_size": 24, "accumulate": 2}, "repeats": 2},
+            "accumulate x processes x repeats = 2 x 8 x 2",
+        ),
+        ({"optimisation": {"batch_size": 24}}, "3 clips per pass, which must be even"),
+        ({"optimisation": {"batch_size": 24}, "augmentation": {"mixup": 0, "cutmix": 0}}, None),
+        ({"optimisation": {"epochs": 0}}, None),
+        (
+            {"task": "multiple_choice", "optimisation": {"batch_size": 256}},
+            "negatives_among None does not divide the 32",
+        ),
+        ({"task": "multiple_choice", "negatives_among": 64, "optimisation": {"batch_size": 256}}, "negatives_among 64"),
+        ({"task": "multiple_choice", "negatives_among": 16, "optimisation": {"batch_size": 256}}, None),
+        ({"task": "multiple_choice"}, None),
+        ({"task": "captioning", "optimisation": {"batch_size": 20}}, "accumulate x processes x repeats = 1 x 8 x 1"),
+    ],
+)
+def test_the_batch_of_an_evaluation_is_divided_among_its_processes(task, words):
+    values = {"task": "finetune", "processes": 4, "nodes": 2, **task}
+    parse = TypeAdapter(EvaluationTask).validate_python
+    if words is None:
+        assert parse(values).world_size == 8
+        return
+    with pytest.raises(ValidationError, match=words):
+        parse(values)
+
+
+def test_fine_tuning_at_full_size_takes_the_papers_steps_on_eight_gpus():
     config = load_config(ROOT / "config/tgm.yaml")
     for name, rate in (
         ("finetune-ssv2", 5e-4),
@@ -307,7 +338,8 @@ def test_fine_tuning_at_full_size_takes_the_papers_steps_on_one_gpu():
         # VideoMAE scales the minimum with the batch size, too, and starts the warm-up at 0.
         assert o.warmup_learning_rate == 0
         assert o.min_learning_rate * scale == pytest.approx(1e-6 * 384 / 256)
-        assert o.batch_size / o.accumulate <= 64, "one process runs all passes"
+        assert task.processes == 8 and o.batch_size / o.accumulate / task.processes <= 64, "samples of a GPU in a pass"
+        assert o.accumulate * 48 * task.repeats == o.batch_size, "as many mixtures as GPUs of 48 clips"
 
 
 def test_strategies_parsed_from_source_match_the_registered_ones():

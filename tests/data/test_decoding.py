@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from simplejpeg import encode_jpeg
 
 from stm.config import Augmentation
@@ -70,9 +71,9 @@ def test_images_and_evaluation_s_crops_are_decoded_alike(open_clips: Callable) -
 
 def test_frames_that_samples_share_are_decoded_once(open_clips: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
-    decode = decoding.decode_jpeg
+    decode = torchvision.io.decode_jpeg
     monkeypatch.setattr(
-        decoding, "decode_jpeg", lambda jpegs, **rest: counts.append(len(jpegs)) or decode(jpegs, **rest)
+        torchvision.io, "decode_jpeg", lambda jpegs, **rest: counts.append(len(jpegs)) or decode(jpegs, **rest)
     )
     data = open_clips(decode=False, repeats=4)
     batch = collate([data[number] for number in range(6)])

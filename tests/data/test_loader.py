@@ -105,6 +105,16 @@ def test_processes_take_together_what_one_would(data: ClipDataset) -> None:
     assert [first + second for first, second in zip(*parts, strict=True)] == alone
 
 
+def test_paired_clips_are_in_one_process_at_mirrored_places(data: ClipDataset) -> None:
+    alone = keys(ClipLoader(data, 8, shuffle=True, seed=5), epoch=1)
+    parts = [keys(ClipLoader(data, 4, shuffle=True, seed=5, rank=r, processes=2, paired=True), epoch=1) for r in (0, 1)]
+    for step, *own in zip(alone, *parts, strict=True):
+        partner = dict(zip(step, reversed(step), strict=True))
+        assert sorted(own[0] + own[1]) == sorted(step)
+        for batch in own:
+            assert [partner[key] for key in batch] == list(reversed(batch))
+
+
 def test_processes_share_the_last_clips_in_evaluation(data: ClipDataset) -> None:
     parts = [keys(ClipLoader(data, 4, shuffle=False, rank=r, processes=2)) for r in (0, 1)]
     seen = [key for part in parts for batch in part for key in batch[::2]]

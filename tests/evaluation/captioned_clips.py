@@ -13,6 +13,7 @@ import torch
 from training_shards import COLUMNS, FRAMES, HEIGHT, ROWS, WIDTH, make_frames, make_run
 
 from stm.config import Contrast, PretrainRun
+from stm.distributed.process import Process
 from stm.evaluation.classification.clips import clips_to_test
 from stm.evaluation.features import run_over
 from stm.methods.contrast_head import EXTRA, ContrastHead
@@ -91,7 +92,9 @@ def save_fitted(path: Path, task: Any, indexes: Sequence[Path], wanted: np.ndarr
     torch.manual_seed(0)
     model = zoo.build(run).eval()
     clips = clips_to_test(task, run, indexes, 0)
-    features = run_over(model.encoder.forward_features, clips, torch.device("cpu"), what="features")[:, 0]
+    features = run_over(model.encoder.forward_features, clips, Process(0, 1, torch.device("cpu")), what="features")[
+        :, 0
+    ]
     inputs = np.concatenate([features, np.ones((len(features), 1))], axis=1)
     solution = np.linalg.lstsq(inputs, wanted, rcond=1e-4)[0]
     assert isinstance(run.contrast, Contrast)

@@ -68,7 +68,7 @@ def tune_and_test(world: World, task: LanguageTask, output: Path, monkeypatch: p
     monkeypatch.setattr("stm.evaluation.captioning.generate.find_programs", lambda: None)
     monkeypatch.setattr("stm.evaluation.captioning.generate.score_captions", lambda *_: scores)
     training = ScriptedTraining([])
-    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit", training)
+    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit_to_test", training)
     other = World(world.folder, world.splits, world.run.model_copy(update=run), world.weights, world.model)
     return other.evaluate(task, output)[0], training
 

@@ -20,6 +20,7 @@ from stm.config import (
     VideoTextRetrieval,
 )
 from stm.data.dataset import ClipDataset
+from stm.distributed.process import Process
 from stm.evaluation import EvaluationInputs, evaluate
 from stm.evaluation.captioning.generate import share_exact
 from stm.evaluation.captioning.scores import NAMES, CaptionScoreError, CaptionScores, find_programs
@@ -31,6 +32,7 @@ from stm.storage.files import read_json, sha256_file
 from stm.storage.tables import read_receipt, read_table, write_table
 from stm.training.pretraining import pretrain
 
+ALONE = Process(0, 1, torch.device("cpu"))
 COLORS = ["red", "blue", "green"]
 TUNING = LanguageOptimisation(epochs=2, batch_size=6, learning_rate=1e-3, warmup_epochs=0)
 
@@ -331,8 +333,8 @@ def test_choices_are_scored_with_the_model_s_temperature_and_the_task_s_weight(w
     with torch.no_grad():
         model.temperature.fill_(0.02)
     test = open_clips(task, run, splits["test"], 0, False)
-    scores, _, rows = _Scorer(model, task, run, torch.device("cpu")).score(test)
-    features = encode_clips(model, test, torch.device("cpu"), 0)
+    scores, _, rows = _Scorer(model, task, run, ALONE).score(test)
+    features = encode_clips(model, test, ALONE, 0).features
     for number, (_, choices) in enumerate(rows):
         tokens = model.language.tokenizer.encode(list(choices), run.language.max_tokens)
         with torch.no_grad():

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from changed_settings import changes
 from color_clips import LABELS, RUN, fine_tuning, make_splits
 from training_shards import make_shard
 
 from stm.config import Captioning, LanguageRun, MultipleChoice, QuestionAnswering, VideoTextRetrieval
+from stm.distributed.process import Process
 from stm.evaluation import EvaluationInputs
 from stm.evaluation.classification.finetune import fine_tune
 from stm.evaluation.tuning import make_tuning
@@ -17,7 +19,7 @@ from stm.models.weights import zoo
 
 # What is done after training, on the test split, and where results lie.
 TESTED = {"task", "runs", "dataset", "test_split"}
-NEUTRAL = {"gradient_checkpointing"}  # memory alone
+NEUTRAL = {"gradient_checkpointing", "processes", "nodes", "parallel"}  # memory and the division of the work
 FINE_TUNING = fine_tuning()
 OPTIMISED = {"optimisation": {"epochs": 1}}
 LANGUAGE_TASKS: list[tuple[Any, set[str]]] = [
@@ -111,10 +113,15 @@ def fine_tuning_origin(made: dict[str, Path], folder: Path, task: Any = FINE_TUN
 
     weights, train = made[more.get("weights", "weights")], made[more.get("train", "train")]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Planned):
-        patch.setitem(fine_tune.__globals__, "fit", stop)
+        patch.setitem(fine_tune.__globals__, "fit_to_test", stop)
         run = RUN.model_copy(update=more.get("run", {}))
         seed = more.get("seed", 0)
-        fine_tune(task, run, EvaluationInputs(weights, [made["test"]], folder, seed, train=[train], device="cpu"))
+        fine_tune(
+            task,
+            run,
+            EvaluationInputs(weights, [made["test"]], folder, seed, train=[train]),
+            Process(0, 1, torch.device("cpu")),
+        )
     return plans[0].origin
 
 

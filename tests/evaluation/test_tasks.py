@@ -23,9 +23,9 @@ def test_every_task_of_the_config_is_declared_with_its_section() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SECTIONS))
-def test_a_declared_function_takes_settings_run_and_inputs(name: str) -> None:
+def test_a_declared_function_takes_settings_run_inputs_and_process(name: str) -> None:
     code = TASKS[name].load().__code__
-    assert code.co_varnames[: code.co_argcount] == ("task", "run", "inputs")
+    assert code.co_varnames[: code.co_argcount] == ("task", "run", "inputs", "process")
 
 
 @pytest.mark.parametrize("name", sorted(SECTIONS))
@@ -41,7 +41,8 @@ def test_a_task_calls_its_own_function_with_what_it_was_given(tmp_path: Path, mo
     inputs = EvaluationInputs(tmp_path / "weights", [], tmp_path, 7)
     task, run = LinearProbe(task="linear"), PretrainRun()
     evaluate(task, run, inputs)
-    assert called == [(task, run, inputs)]
+    ((*given, process),) = called
+    assert given == [task, run, inputs] and (process.rank, process.count) == (0, 1)
 
 
 def test_a_new_task_needs_a_section_and_a_declaration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +57,7 @@ def test_a_new_task_needs_a_section_and_a_declaration(tmp_path: Path, monkeypatc
     assert (tmp_path / "out" / "count").read_text() == "2"
 
 
-def count_shards(task: Any, run: Any, inputs: EvaluationInputs) -> None:
+def count_shards(task: Any, run: Any, inputs: EvaluationInputs, process: Any) -> None:
     inputs.output.mkdir()
     (inputs.output / "count").write_text(str(len(inputs.test)))
 

@@ -124,7 +124,7 @@ def score_epochs(monkeypatch: pytest.MonkeyPatch, folder: Path, scores: list[flo
         assert not measured.training and not torch.is_grad_enabled()
         return scores[int(module.value) - 1]
 
-    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit", fit)
+    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit_to_test", fit)
     settings = TrainingPlan("any", None, 1, 0, **plan)  # type: ignore[arg-type]
     which, discard = tune(module, lambda step: iter(()), settings, folder, CPU, measure)
     assert not module.training
@@ -156,6 +156,6 @@ def test_a_resumed_run_remembers_its_best_epoch_and_another_run_does_not(
 
 
 def test_without_a_measure_nothing_is_stored_and_the_last_weights_stay(tmp_path: Path) -> None:
-    best, module = Best(tmp_path, None, "any"), Weight()
+    best, module = Best(tmp_path, None, "any", CPU), Weight()
     best.update(module, 1)
     assert best.load(module)["chosen"] == "last" and not list(tmp_path.iterdir())

@@ -22,6 +22,7 @@ from stm.config import Augmentation, Flow, Frames, HumanCaptions, LinearProbe, M
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.data.loader import ClipLoader
+from stm.distributed.process import Process
 from stm.evaluation.classification.clips import clips_to_test
 from stm.evaluation.features import run_over
 from stm.manifest import write_slices
@@ -202,7 +203,7 @@ def evaluation(folder: Path) -> Stage:
     def evaluate(output: Path) -> None:
         encoder = zoo.load_encoder(weights).eval()
         clips = clips_to_test(LinearProbe(task="linear"), run, [index], 0)
-        features = run_over(encoder.forward_features, clips, torch.device("cpu"), what="features")
+        features = run_over(encoder.forward_features, clips, Process(0, 1, torch.device("cpu")), what="features")
         np.save(output / "features.npy", features)
 
     inputs = {"tar": index.with_suffix(".tar"), "index": index, "weights": weights}

@@ -44,6 +44,10 @@ def test_a_batch_of_all_clips_is_accepted(tmp_path: Path) -> None:
         ({"evaluate": {"tune": TUNED | {"test_split": "val"}}}, ["evaluate.tune", "'val'", "train, test"]),
         ({"pretrain": {"a": RUN | {"processes": 4}}, "prices": {"gpus": 2}}, ["pretrain.a uses 4 GPUs", "is 2"]),
         (
+            {"evaluate": {"tune": TUNED | {"test_split": "test", "processes": 4}}, "prices": {"gpus": 2}},
+            ["evaluate.tune uses 4 GPUs"],
+        ),
+        (
             {
                 "dataset": {"source": "moving-shapes", "clips": {"train": 4000, "test": 8}},
                 "pretrain": {"a": larger(RUN, batch_size=2048) | {"model": "large"}},

@@ -221,6 +221,16 @@ def test_a_table_or_figure_named_like_a_rule_is_refused(section: str, name: str)
         check_targets(made_jobs({**SEVERAL, **SHOWN, section: {name: entry}}).study)
 
 
+def test_an_evaluation_requests_a_gpu_and_a_core_for_each_process_and_nodes_as_pretraining_does() -> None:
+    values = {**SEVERAL, "evaluate": {"one": {"task": "linear", "processes": 3}, "two": {"task": "linear", "nodes": 2}}}
+    rule = DeclaredRule(all_stages()["evaluate"], made_jobs(values), cores=2)
+    one, two = (SimpleNamespace(dataset="two", run="tube-seed0", task=task) for task in ("one", "two"))
+    names = ("gpu", "nodes", "tasks", "gres", "mpi", "tasks_per_gpu")
+    assert [getattr(rule.resource, name)(one) for name in names] == [3, None, None, None, None, None]
+    assert [getattr(rule.resource, name)(two) for name in names] == [None, 2, 2, "gpu:1", "srun", 0]
+    assert (rule.threads(one), rule.resource.mem_mb(one, attempt=1)) == (3, 64000)
+
+
 def test_a_split_without_clips_is_refused_with_both_names() -> None:
     class Shown(Exception):
         pass

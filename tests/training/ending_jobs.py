@@ -27,6 +27,7 @@ import stm.training.loop
 from stm.config import Augmentation, LinearProbe
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
+from stm.distributed.process import Process
 from stm.evaluation import EvaluationInputs, evaluate
 from stm.evaluation.language_clips import encode_clips
 from stm.training.pretraining import pretrain
@@ -158,7 +159,7 @@ def probe(folder: Path, shard: Path) -> None:
 def language(folder: Path, shard: Path) -> None:
     data = ClipDataset([damage(shard)], Geometry(32, 16, 2, 4), Augmentation(), 0, False)
     model: Any = SimpleNamespace(encoder=lambda video: video.float().flatten(2)[..., :8])
-    encode_clips(model, data, torch.device("cpu"), 2)
+    encode_clips(model, data, Process(0, 1, torch.device("cpu")), 2)
 
 
 def large_batches(folder: Path, shard: Path) -> None:

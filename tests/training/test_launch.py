@@ -317,7 +317,7 @@ def test_an_error_of_the_data_is_not_tried_again(tmp_path: Path) -> None:
     request = tmp_path / "launch.json"
     run = make_run(processes=2, optimisation={"epochs": 1})
     values = {"shard_indexes": [], "image_indexes": [], "output": str(tmp_path), "seed": 7}
-    write_json(request, {"run": run.model_dump(mode="json"), **values})
+    write_json(request, {"work": "pretrain", "arguments": {"run": run.model_dump(mode="json"), **values}})
     with pytest.raises(ValueError, match="but 1 were started"):  # torchrun has not started this one
         _worker(request)
     with pytest.raises(SystemExit, match="not retried"):
@@ -328,7 +328,8 @@ def test_a_finished_process_deletes_the_request(tmp_path: Path, monkeypatch: pyt
     """torchrun takes seconds to end, and whoever is killed in that time deletes nothing."""
     request = tmp_path / "launch.json"
     values = {"shard_indexes": [], "image_indexes": [], "output": str(tmp_path), "seed": 7}
-    write_json(request, {"run": make_run(processes=2).model_dump(mode="json"), **values})
+    values["run"] = make_run(processes=2).model_dump(mode="json")
+    write_json(request, {"work": "pretrain", "arguments": values})
     monkeypatch.setattr("stm.training.pretraining.pretrain", lambda *_, **__: None)
     _worker(request)
     assert not request.exists()

@@ -129,9 +129,10 @@ LANGUAGE: dict[str, Any] = {
         "clusterstm": {**WITH_TEACHER, "method": "clusterstm", "resize_on": "device", "cluster": {}},
     },
     "evaluate": {
-        "ranks": {"task": "video_text_retrieval", **PAIRS},
+        # With groups of pairs, without which they run in one process alone.
+        "ranks": {"task": "video_text_retrieval", "negatives_among": 2, **PAIRS},
         "answers": {"task": "question_answering", **PAIRS},
-        "choices": {"task": "multiple_choice", **PAIRS},
+        "choices": {"task": "multiple_choice", "negatives_among": 2, **PAIRS},
         "sentences": {"task": "captioning", **PAIRS},
     },
 }

@@ -21,6 +21,11 @@ rule evaluate:
         mem_mb=EVALUATE.resource.mem_mb,
         gpu=EVALUATE.resource.gpu,
         runtime=EVALUATE.resource.runtime,
+        mpi=EVALUATE.resource.mpi,
+        nodes=EVALUATE.resource.nodes,
+        tasks=EVALUATE.resource.tasks,
+        tasks_per_gpu=EVALUATE.resource.tasks_per_gpu,
+        gres=EVALUATE.resource.gres,
     params:
         settings=EVALUATE.settings,
     script:

@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 from stm.config import Captioning, LanguageRun
 from stm.data.dataset import ClipDataset
-from stm.data.loader import Batch, ClipLoader, move
+from stm.data.loader import Batch, move
 from stm.data.loading_processes import explain_lost_processes
 from stm.datasets.video_text.cleaning import clean_text
-from stm.distributed.process import Process, choose_device
+from stm.distributed.process import Process
+from stm.distributed.shares import join_rows
 from stm.evaluation.captioning.scores import find_programs, score_captions
 from stm.evaluation.checkpoint_selection import tune
 from stm.evaluation.inputs import EvaluationInputs
-from stm.evaluation.language_clips import CLIPS_PER_BATCH, CaptionPairs, load_model, open_clips
+from stm.evaluation.language_clips import CaptionPairs, deal_clips, load_model, make_test_loader, open_clips
 from stm.evaluation.results import make_evaluation_receipt, write_metrics
 from stm.evaluation.tuning import CaptionTuning, make_tuning, with_texts
 from stm.jobs.progress import Progress
@@ -32,17 +33,16 @@ PREDICTIONS_SCHEMA = pa.schema(
 )
 
 
-def caption(task: Captioning, run: LanguageRun, inputs: EvaluationInputs) -> None:
+def caption(task: Captioning, run: LanguageRun, inputs: EvaluationInputs, process: Process) -> None:
     """Trains encoder and decoder on the training captions, then captions the test split; see `stm.evaluation.evaluate`.
 
     Raises:
         CaptionScoreError: Java or pycocoevalcap is missing.
     """
     find_programs()  # fail before hours of training rather than after
-    process = Process(0, 1, choose_device(inputs.device))
     torch.manual_seed(inputs.seed)
     model = load_model(inputs.weights, run, task, task.drop_path)
-    tokenizer, module = model.language.tokenizer, CaptionTuning(model).to(process.device)
+    tokenizer, module = model.language.tokenizer, CaptionTuning(model, process).to(process.device)
     train = open_clips(task, run, inputs.train, inputs.seed, True, task.source, CaptionPairs)
     plan, batches = make_tuning("captions", task, run, inputs, train, process)
     length = task.max_caption_tokens
@@ -56,13 +56,15 @@ def caption(task: Captioning, run: LanguageRun, inputs: EvaluationInputs) -> Non
         validation = open_clips(task, run, inputs.validation, inputs.seed, False, task.source)
 
         def measure(_: nn.Module) -> float:
-            """CIDEr, the usual metric for checkpoint selection."""
-            _keys, captions, references = generate_captions(module, tokenizer, validation, task, run, process.device)
-            return score_captions(captions, references).figures["cider"]
+            """CIDEr, the usual metric for checkpoint selection; computed by the first process, which is the one that chooses."""
+            _keys, captions, references = generate_captions(module, tokenizer, validation, task, run, process)
+            return score_captions(captions, references).figures["cider"] if process.first else 0.0
 
     which, discard = tune(module, batches, plan, inputs.output, process, measure)
     test = open_clips(task, run, inputs.test, inputs.seed, False, task.source)
-    keys, captions, references = generate_captions(module, tokenizer, test, task, run, process.device)
+    keys, captions, references = generate_captions(module, tokenizer, test, task, run, process)
+    if not process.first:
+        return
     scores = score_captions(captions, references)
     receipt = make_evaluation_receipt(task, run, inputs, test, train)
     metrics = {
@@ -92,26 +94,29 @@ def generate_captions(
     dataset: ClipDataset,
     task: Captioning,
     run: LanguageRun,
-    device: torch.device,
+    process: Process,
 ) -> tuple[list[str], list[str], list[list[str]]]:
-    """Keys, generated captions and references of the clips that have references.
+    """Keys, generated captions and references of the clips that have references; the processes share the clips.
 
     Raises:
         ValueError: no clip has a reference.
     """
     module.eval()
-    generated: dict[int, str] = {}
+    device, own = process.device, torch.tensor(deal_clips(dataset, process), dtype=torch.int64)
+    texts: list[list[int]] = []
     with (
         explain_lost_processes(),
-        ClipLoader(dataset, CLIPS_PER_BATCH, shuffle=False, workers=run.workers) as loader,
-        Progress("captions", len(dataset), "clips") as progress,
+        make_test_loader(dataset, process, run.workers) as loader,
+        Progress("captions", len(own), "clips") as progress,
     ):
         for batch in loader.batches():
             with torch.autocast(device.type, torch.bfloat16, enabled=task.precision == "bf16"):
                 memory = module.encoder(move(batch, device)["video"])
-                texts = module.decoder.generate(memory, task.beams, task.max_caption_tokens, task.length_penalty)
-            generated |= dict(zip(batch["clip"].tolist(), map(tokenizer.decode, texts), strict=True))
-            progress.advance(len(texts))
+                texts += module.decoder.generate(memory, task.beams, task.max_caption_tokens, task.length_penalty)
+            progress.advance(len(batch["clip"]))
+    rows = torch.tensor([[len(text), *text, *[0] * (task.max_caption_tokens - len(text))] for text in texts])
+    joined = join_rows(process, own, rows, len(dataset)).tolist()
+    generated = [tokenizer.decode(text[:length]) for length, *text in joined]
     chosen = [number for number in range(len(dataset)) if dataset.caption_numbers(number)]
     if not chosen:
         raise ValueError(

@@ -22,18 +22,19 @@ import stm
 from stm.config import FineTune, Run
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
-from stm.distributed.process import Process, choose_device
+from stm.distributed.process import Process
+from stm.distributed.shares import Share, share_noise
 from stm.evaluation.classification.clips import LabelledClips, clips_to_test
 from stm.evaluation.classification.mixup import Mixing, mix, soft_targets
 from stm.evaluation.features import average_probabilities, run_over
-from stm.evaluation.inputs import EvaluationInputs
+from stm.evaluation.inputs import DIVISION, EvaluationInputs
 from stm.evaluation.results import check_architecture, check_labels, load_checked_encoder, write_classification
 from stm.models.vit import VideoEncoder
 from stm.models.weights import zoo
 from stm.models.weights.checks import build_encoder
 from stm.storage.files import sha256_file
 from stm.training.batches import count_steps, feed, hash_shards
-from stm.training.loop import TrainingPlan, fit
+from stm.training.loop import TrainingPlan, fit_to_test
 from stm.tubelets import to_unit
 
 HEAD_SCALE = 1e-3
@@ -85,13 +86,13 @@ class Classifier(nn.Module):
         return {"loss": loss, "top1": (logits.argmax(1) == label).float().mean()}
 
 
-def fine_tune(task: FineTune, run: Run, inputs: EvaluationInputs) -> None:
+def fine_tune(task: FineTune, run: Run, inputs: EvaluationInputs, process: Process) -> None:
     """Fine-tunes and tests a classifier; resumes from a checkpoint, as pretraining does. See `stm.evaluation.evaluate`.
 
     In addition to the results, writes `classifier.safetensors`, which `stm.models.weights.zoo` can read and convert. With 0
     epochs, only tests the classifier of a release.
     """
-    process, settings = Process(0, 1, choose_device(inputs.device)), task.optimisation
+    settings = task.optimisation
     if not task.trains:
         _test_release(task, run, inputs, process)
         return
@@ -112,6 +113,8 @@ def fine_tune(task: FineTune, run: Run, inputs: EvaluationInputs) -> None:
     classifier = Classifier(encoder, len(train.classes), task.label_smoothing, task.head_dropout).to(process.device)
     if task.initial_head == "release":
         load_head(classifier, inputs.weights, train.classes)
+    # A pair of clips that are mixed is in one process.
+    share_noise(classifier, Share(process.rank, process.count, paired=task.augmentation.mixes))
     plan = TrainingPlan(
         name=f"fine-tune {inputs.output.parent.name}",
         optimisation=settings,
@@ -120,20 +123,23 @@ def fine_tune(task: FineTune, run: Run, inputs: EvaluationInputs) -> None:
         origin=_origin(task, run, inputs),
         precision=task.precision,
         compile=run.compile,
+        parallel=task.parallel,
         layer_decay=task.layer_decay,
         depth=encoder.architecture.depth,
         checkpoint_every=run.checkpoint_every,
         checkpoints_kept=run.checkpoints_kept,
+        shared_noise=True,
     )
-    batches = feed(train, settings, process, inputs.seed, run.workers)
-    mixing = Mixing(task.augmentation, inputs.seed)
-    if mixing.on:
-        batches = mixing.mixed(batches, settings.accumulate)
-    checkpoints = fit(classifier.train(), batches, plan, inputs.output, process)
-    zoo.save(classifier, inputs.output / "classifier.safetensors", labels=train.classes)
+    batches = feed(train, settings, process, inputs.seed, run.workers, paired=task.augmentation.mixes)
+    if task.augmentation.mixes:
+        batches = Mixing(task.augmentation, inputs.seed).mixed(batches, settings.accumulate)
+    checkpoints = fit_to_test(classifier.train(), batches, plan, inputs.output, process)
+    if process.first:
+        zoo.save(classifier, inputs.output / "classifier.safetensors", labels=train.classes)
     probabilities = _classify(classifier, test, task, run, process)
-    write_classification(task, run, inputs, test, probabilities, train, extra=checkpoints.resumed())
-    checkpoints.discard()
+    if process.first:
+        write_classification(task, run, inputs, test, probabilities, train, extra=checkpoints.resumed())
+        checkpoints.discard()
 
 
 def load_head(classifier: Classifier, path: Path, labels: Sequence[str]) -> None:
@@ -166,7 +172,7 @@ def _classify(
     logits = run_over(
         classifier.eval().classify,
         test,
-        process.device,
+        process,
         what="test clips",
         workers=run.workers,
         precision=task.precision,
@@ -193,7 +199,8 @@ def _test_release(task: FineTune, run: Run, inputs: EvaluationInputs, process: P
     check_architecture(classifier.encoder, inputs.weights, run)
     classifier.load_state_dict(dict(weights.tensors))
     probabilities = _classify(classifier.to(process.device), test, task, run, process)
-    write_classification(task, run, inputs, test, probabilities)
+    if process.first:
+        write_classification(task, run, inputs, test, probabilities)
 
 
 def _class_names(task: FineTune, weights: zoo.Weights, labels: Sequence[str]) -> Sequence[str]:
@@ -219,8 +226,8 @@ def _class_names(task: FineTune, weights: zoo.Weights, labels: Sequence[str]) ->
 
 
 def _origin(task: FineTune, run: Run, inputs: EvaluationInputs) -> dict[str, Any]:
-    # Settings that affect only the test: changing them must not discard a checkpoint.
-    test_only = {"test_split", "views", "crops", *task.cache_neutral}
+    # Settings that affect only the test, or the division of the work: changing them must not discard a checkpoint.
+    test_only = {"test_split", "views", "crops", *DIVISION, *task.cache_neutral}
     return {
         "task": task.model_dump(mode="json", exclude=test_only),
         "run": run.model_dump(mode="json", include={"frames", "stride", "sampling", "compile"}),

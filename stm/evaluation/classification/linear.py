@@ -6,6 +6,9 @@ Neither TGM nor MGM describes its linear probe, so the recipe is a common one in
 that features are computed once; the optimiser is AdamW instead of LARS; and the learning rate is selected on a fifth of
 the TRAINING clips, never on the test split. The features are the mean over all tokens after the encoder's last norm,
 because VideoMAE has no class token.
+
+Several processes share the clips, whose features each of them then has, and the learning rates, which each trains as a whole: the
+batch norm sees whole batches, and the classifier is the one that a single process trains.
 """
 
 import numpy as np
@@ -17,7 +20,8 @@ from torch.nn import functional
 from stm.config import Augmentation, LinearProbe, Run
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
-from stm.distributed.process import choose_device
+from stm.distributed.process import Process
+from stm.distributed.shares import join_rows
 from stm.evaluation.classification.clips import clips_to_test
 from stm.evaluation.features import average_probabilities, pooled_features
 from stm.evaluation.inputs import EvaluationInputs
@@ -26,15 +30,15 @@ from stm.jobs.progress import track
 from stm.training.logs import say
 
 
-def probe(task: LinearProbe, run: Run, inputs: EvaluationInputs) -> None:
+def probe(task: LinearProbe, run: Run, inputs: EvaluationInputs, process: Process) -> None:
     """Trains and tests a linear probe; see `stm.evaluation.evaluate`."""
-    device = choose_device(inputs.device)
+    device = process.device
     train = ClipDataset(inputs.train, Geometry.of(run, task), Augmentation(), inputs.seed, False, guides=())
     test = clips_to_test(task, run, inputs.test, inputs.seed, classes=train.classes)
     check_labels(test, train)
     encoder = load_checked_encoder(inputs.weights, run).to(device).eval()
     features = [
-        torch.from_numpy(pooled_features(encoder, run, dataset, device, f"{name} clips"))
+        torch.from_numpy(pooled_features(encoder, run, dataset, process, f"{name} clips"))
         for name, dataset in (("training", train), ("test", test))
     ]
     labelled = np.flatnonzero(train.labels() >= 0)
@@ -43,9 +47,11 @@ def probe(task: LinearProbe, run: Run, inputs: EvaluationInputs) -> None:
     classes = len(train.classes)
     rates, best = {}, task.learning_rates[0]
     if len(task.learning_rates) > 1:
-        rates = try_learning_rates(vectors, targets, classes, task, inputs.seed)
+        rates = try_learning_rates(vectors, targets, classes, task, inputs.seed, process)
         best = max(task.learning_rates, key=lambda rate: rates[rate])
         say(f"linear probe: learning rate {best:g} is best on held-out training clips")
+    if not process.first:
+        return
     head = train_head(vectors, targets, classes, best, task, inputs.seed)
     with torch.inference_mode():
         logits = head(features[1].to(device).flatten(0, 1)).unflatten(0, features[1].shape[:2])
@@ -76,22 +82,25 @@ def hold_out(targets: NDArray[np.integer], seed: int) -> NDArray[np.bool_]:
 
 
 def try_learning_rates(
-    features: Tensor, targets: Tensor, classes: int, task: LinearProbe, seed: int
+    features: Tensor, targets: Tensor, classes: int, task: LinearProbe, seed: int, process: Process
 ) -> dict[float, tuple[float, float]]:
-    """Top-1 accuracy and negative loss on the held-out fifth, for each learning rate.
+    """Top-1 accuracy and negative loss on the held-out fifth, for each learning rate; the processes share the rates.
 
     The greatest pair is best: the loss breaks ties in top-1 accuracy.
     """
     held = torch.from_numpy(hold_out(targets.cpu().numpy(), seed)).to(targets.device)
-    results = {}
-    rates = track(task.learning_rates, "linear probe", len(task.learning_rates), "learning rates")
-    for rate in rates:
+    numbers = list(range(process.rank, len(task.learning_rates), process.count))
+    results = []
+    for number in track(numbers, "linear probe", len(numbers), "learning rates"):
+        rate = task.learning_rates[number]
         head = train_head(features[~held], targets[~held], classes, rate, task, seed)
         with torch.inference_mode():
             logits = head(features[held])
         top1 = (logits.argmax(1) == targets[held]).double().mean().item()
-        results[rate] = (top1, -functional.cross_entropy(logits, targets[held]).item())
-    return results
+        results.append([top1, -functional.cross_entropy(logits, targets[held]).item()])
+    rows = torch.tensor(results, dtype=torch.float64) if results else None
+    scores = join_rows(process, torch.tensor(numbers, dtype=torch.int64), rows, len(task.learning_rates)).tolist()
+    return {rate: (top1, loss) for rate, (top1, loss) in zip(task.learning_rates, scores, strict=True)}
 
 
 def train_head(

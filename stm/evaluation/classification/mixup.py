@@ -41,10 +41,6 @@ class Mixing:
     settings: FineTuneAugmentation
     seed: int
 
-    @property
-    def on(self) -> bool:
-        return max(self.settings.mixup, self.settings.cutmix) > 0 and self.settings.mix_probability > 0
-
     def draw(self, number: int, size: int) -> Draw:
         """Samples the mixing parameters of forward pass `number`, for frames of `size` x `size` pixels.
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stm.config import Run, ZeroShot
+from stm.distributed.process import Process
 from stm.evaluation.classification.clips import clips_to_test
 from stm.evaluation.features import average_probabilities, average_vectors
 from stm.evaluation.inputs import EvaluationInputs
@@ -21,20 +22,22 @@ from stm.pretrained.text_encoder import TextEncoder
 _INNER_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
-def classify_by_sentences(task: ZeroShot, run: Run, inputs: EvaluationInputs) -> None:
+def classify_by_sentences(task: ZeroShot, run: Run, inputs: EvaluationInputs, process: Process) -> None:
     """Classifies the test split's clips into the split's labels; see `stm.evaluation.evaluate`."""
     if inputs.text is None:
         raise ValueError("zero-shot classification requires the text encoder used for the captions (config: text)")
     test = clips_to_test(task, run, inputs.test, inputs.seed)
     check_labels(test)
     embedder = load_checked_embedder(inputs.weights, run)
-    encoder = TextEncoder.load(inputs.text, inputs.device)
+    encoder = TextEncoder.load(inputs.text, process.device.type)
     check_encoder(embedder, encoder.identity, "the labels' sentences are encoded by")
     labels = embed_labels(test.classes, task.templates, encoder)
     check_width(embedder, labels.shape[1], f"{inputs.text.model}: its vectors have")
     # Use the training temperature: it leaves the ranking within a view unchanged but weights the views in their mean.
     temperature = float(embedder.branch.temperature)
-    cosines = embed_clips(embedder, run, test, inputs.device) @ labels.T
+    cosines = embed_clips(embedder, run, test, process) @ labels.T
+    if not process.first:
+        return
     probabilities = average_probabilities(cosines / temperature)
     spelt = {label: spell(label) for label in test.classes}
     extra = {"temperature": temperature, "text_model": inputs.text.model, "spelt": spelt}

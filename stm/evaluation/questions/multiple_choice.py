@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from stm.config import LanguageRun, MultipleChoice
 from stm.data.dataset import ClipDataset
-from stm.distributed.process import Process, choose_device
+from stm.distributed.process import Process
+from stm.distributed.shares import join_rows
 from stm.evaluation.checkpoint_selection import tune, untrained
 from stm.evaluation.inputs import EvaluationInputs
 from stm.evaluation.language_clips import CaptionPairs, encode_clips, load_model, open_clips
@@ -29,13 +30,12 @@ PREDICTIONS_SCHEMA = pa.schema(
 )
 
 
-def choose(task: MultipleChoice, run: LanguageRun, inputs: EvaluationInputs) -> None:
+def choose(task: MultipleChoice, run: LanguageRun, inputs: EvaluationInputs, process: Process) -> None:
     """Fine-tunes on captions if the task has `optimisation`, then answers questions; see `stm.evaluation.evaluate`."""
-    process = Process(0, 1, choose_device(inputs.device))
     torch.manual_seed(inputs.seed)
     model = load_model(inputs.weights, run, task, task.drop_path).to(process.device)
     which, discard = untrained(task), None
-    scorer = _Scorer(model, task, run, process.device)
+    scorer = _Scorer(model, task, run, process)
     if task.trains:
         train = open_clips(task, run, inputs.train, inputs.seed, True, task.source, CaptionPairs)
         plan, batches = make_tuning("multiple choice", task, run, inputs, train, process)
@@ -49,10 +49,12 @@ def choose(task: MultipleChoice, run: LanguageRun, inputs: EvaluationInputs) -> 
                 return float(multiple_choice_metrics(scores, right)["accuracy"])
 
         which, discard = tune(
-            PairTuning(model, task, inputs.shared_texts), batches, plan, inputs.output, process, measure
+            PairTuning(model, task, inputs.shared_texts, process), batches, plan, inputs.output, process, measure
         )
     test = open_clips(task, run, inputs.test, inputs.seed, False)
     scores, right, rows = scorer.score(test)
+    if not process.first:
+        return
     receipt = make_evaluation_receipt(task, run, inputs, test)
     metrics = {
         **multiple_choice_metrics(scores, right),
@@ -72,15 +74,17 @@ def choose(task: MultipleChoice, run: LanguageRun, inputs: EvaluationInputs) -> 
 class _Scorer:
     """Scores the choices of every question of a split."""
 
-    def __init__(self, model: VideoLanguageModel, task: MultipleChoice, run: LanguageRun, device: torch.device) -> None:
+    def __init__(self, model: VideoLanguageModel, task: MultipleChoice, run: LanguageRun, process: Process) -> None:
         self.model = model
         self.task = task
         self.run = run
-        self.device = device
+        self.process = process
 
     @torch.inference_mode()
     def score(self, dataset: ClipDataset) -> tuple[Tensor, np.ndarray, list[tuple[str, tuple[str, ...]]]]:
         """Scores float32 [Q, A], the indices of the correct choices [Q], and each question's clip key and choices.
+
+        The processes share the questions by clip.
 
         Raises:
             ValueError: no question has choices, or the numbers of choices differ.
@@ -99,17 +103,22 @@ class _Scorer:
                 f"{dataset.index.tars[0].parent} has {what}; all must have the same number (annotations: `choices`)"
             )
         length, weight = text_length(self.task, self.run), self.task.matching_weight
-        features = encode_clips(model, dataset, self.device, self.run.workers, self.task.precision)
+        device = self.process.device
+        encoded = encode_clips(model, dataset, self.process, self.run.workers, self.task.precision)
+        own = set(encoded.clips.tolist())
+        asked = [place for place, (number, _) in enumerate(questions) if number in own]
         parts = []
-        for number, question in questions:
-            tokens = model.language.tokenizer.encode(list(question.choices), length).to(self.device)
+        for number, question in map(questions.__getitem__, asked):
+            tokens = model.language.tokenizer.encode(list(question.choices), length).to(device)
             states = model.encode_text(tokens)
-            clip = features[number : number + 1].to(self.device).float()
+            clip = encoded.of(torch.tensor([number])).to(device).float()
             similarity = model.embed_text(states) @ model.embed_frames(clip, dataset.geometry.frames).T
             logits = model.match(states, tokens, clip)
             parts.append(choice_scores(similarity.T, logits[None], model.temperature, weight, 1 - weight).cpu())
         right = np.array([question.choices.index(question.answer) for _, question in questions])
-        return torch.cat(parts), right, [(dataset.index[number].key, tuple(q.choices)) for number, q in questions]
+        rows = torch.cat(parts) if parts else None
+        scores = join_rows(self.process, torch.tensor(asked, dtype=torch.int64), rows, len(questions))
+        return scores, right, [(dataset.index[number].key, tuple(q.choices)) for number, q in questions]
 
 
 MATCH_WEIGHT, SIMILARITY_WEIGHT = 0.7, 0.3  # as in UMT's release

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from stm.config import LanguageRun, QuestionAnswering
 from stm.data.dataset import ClipDataset
 from stm.data.loader import Batch
-from stm.distributed.process import Process, choose_device
+from stm.distributed.process import Process
+from stm.distributed.shares import join_rows
 from stm.evaluation.checkpoint_selection import tune, untrained
 from stm.evaluation.inputs import EvaluationInputs
 from stm.evaluation.language_clips import QuestionClips, encode_clips, load_model, open_clips
@@ -37,17 +38,16 @@ PREDICTIONS_SCHEMA = pa.schema(
 QUESTIONS_PER_BATCH = 64
 
 
-def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) -> None:
+def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs, process: Process) -> None:
     """Trains model and decoder on the training questions, then answers the test questions; see `stm.evaluation.evaluate`.
 
     The candidates are the benchmark's own list (`inputs.answers`); without one, the answers of the training split. Every
     question counts by itself, also if a clip has the same question twice (as by question id in UMT's release). With 0 epochs,
     the decoder is the release's.
     """
-    process = Process(0, 1, choose_device(inputs.device))
     torch.manual_seed(inputs.seed)
     model = load_model(inputs.weights, run, task, task.drop_path)
-    module = AnswerTuning(model).to(process.device)
+    module = AnswerTuning(model, process).to(process.device)
     train = _open_questions(task, run, inputs)
     counts = {} if train is None else count_answers(question.answer for _, question in train.pairs)
     answers = list(inputs.answers) or list(counts)[: task.answers]
@@ -62,7 +62,7 @@ def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) 
             "answers": tokenizer.encode_targets([question.answer for question in questions], task.max_answer_tokens),
         }
 
-    answerer = _Answerer(module, candidates.to(process.device), answers, task, run, process.device)
+    answerer = _Answerer(module, candidates.to(process.device), answers, task, run, process)
     measure = None
     if inputs.validation:
         validation = open_clips(task, run, inputs.validation, inputs.seed, False)
@@ -80,6 +80,8 @@ def answer(task: QuestionAnswering, run: LanguageRun, inputs: EvaluationInputs) 
         _load_decoder(module, inputs.weights)
     test = open_clips(task, run, inputs.test, inputs.seed, False)
     predicted, rows = answerer.answer(test)
+    if not process.first:
+        return
     receipt = make_evaluation_receipt(task, run, inputs, test, train)
     figures = open_ended_metrics(predicted, [row["right"] for row in rows], answers)
     counts = counts or count_answers(row["right"] for row in rows)
@@ -129,18 +131,19 @@ class _Answerer:
         answers: list[str],
         task: QuestionAnswering,
         run: LanguageRun,
-        device: torch.device,
+        process: Process,
     ) -> None:
         self.module = module
         self.candidates = candidates
         self.answers = answers
         self.task = task
         self.run = run
-        self.device = device
+        self.process = process
 
     @torch.inference_mode()
     def answer(self, dataset: ClipDataset) -> tuple[list[str], list[dict[str, Any]]]:
-        """The chosen answers, and the "key", "question" and "right" answer of each question.
+        """The chosen answers, and the "key", "question" and "right" answer of each question. The processes share the questions
+        by clip.
 
         Raises:
             ValueError: no clip has a question.
@@ -151,18 +154,21 @@ class _Answerer:
         if not rows:
             raise ValueError(f"no clip of {dataset.index.tars[0].parent} has a question")
         tokens = module.model.language.tokenizer.encode([row["question"] for row in rows], text_length(task, self.run))
-        features = encode_clips(module.model, dataset, self.device, self.run.workers, task.precision)
-        owners, predicted = torch.tensor([number for number, _ in asked]), list[str]()
-        with Progress("questions", len(rows), "questions") as progress:
-            for batch, own in zip(tokens.split(QUESTIONS_PER_BATCH), owners.split(QUESTIONS_PER_BATCH), strict=True):
-                questions = batch.to(self.device)
-                memory = module.encode_questions(questions, features[own].to(self.device).float())
+        device, owners = self.process.device, torch.tensor([number for number, _ in asked])
+        encoded = encode_clips(module.model, dataset, self.process, self.run.workers, task.precision)
+        places = torch.isin(owners, encoded.clips).nonzero()[:, 0]
+        predicted = list[int]()
+        with Progress("questions", len(places), "questions") as progress:
+            for batch in places.split(QUESTIONS_PER_BATCH) if len(places) else ():
+                questions = tokens[batch].to(device)
+                memory = module.encode_questions(questions, encoded.of(owners[batch]).to(device).float())
                 scores = module.decoder.rank(
                     memory, self.candidates, task.depth, task.ranking, module.is_word(questions)
                 )
                 predicted += choose_answer(scores.cpu(), self.answers)
                 progress.advance(len(batch))
-        return predicted, rows
+        numbers = join_rows(self.process, places, torch.tensor(predicted, dtype=torch.int64), len(rows))
+        return [self.answers[number] for number in numbers.tolist()], rows
 
 
 def by_question(predicted: list[str], rows: list[dict[str, Any]], most: int = 20) -> dict[str, float]:
@@ -186,8 +192,8 @@ def count_answers(answers: Iterable[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def choose_answer(scores: Tensor, answers: Sequence[str]) -> list[str]:
-    """The answer with the highest score for each question; ties go to the first answer in the list.
+def choose_answer(scores: Tensor, answers: Sequence[str]) -> list[int]:
+    """The index of the answer with the highest score for each question; ties go to the first answer in the list.
 
     Args:
         scores: float [B, A], from `TextDecoder.rank`; minus infinity for an answer that was not ranked.
@@ -201,7 +207,8 @@ def choose_answer(scores: Tensor, answers: Sequence[str]) -> list[str]:
     ordered, numbers = scores.sort(dim=1, descending=True, stable=True)  # NaN sorts first
     if not bool(ordered[:, :1].isfinite().all()):
         raise ValueError("a question has no answer with a finite score: were the weights trained to the end?")
-    return [answers[number] for number in numbers[:, 0].tolist()]
+    best: list[int] = numbers[:, 0].tolist()
+    return best
 
 
 def normalise(answer: str) -> str:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from stm.config import Run
 from stm.data.dataset import ClipDataset
-from stm.distributed.process import choose_device
+from stm.distributed.process import Process
 from stm.evaluation.features import run_over
 from stm.evaluation.results import check_architecture
 from stm.methods.contrast_head import VideoEmbedder, load_embedder
@@ -25,14 +25,10 @@ def load_checked_embedder(weights: Path, run: Run) -> VideoEmbedder:
     return embedder
 
 
-def embed_clips(
-    embedder: VideoEmbedder, run: Run, clips: ClipDataset, device: str | None = None
-) -> NDArray[np.float32]:
+def embed_clips(embedder: VideoEmbedder, run: Run, clips: ClipDataset, process: Process) -> NDArray[np.float32]:
     """Unit vectors of all views of all clips, float32 [clips, views, D], computed from all tokens."""
-    target = choose_device(device)
-    return run_over(
-        embedder.to(target), clips, target, what="clips embedded", workers=run.workers, precision=run.precision
-    )
+    embedder = embedder.to(process.device)
+    return run_over(embedder, clips, process, what="clips embedded", workers=run.workers, precision=run.precision)
 
 
 def check_encoder(embedder: VideoEmbedder, encoder: Mapping[str, str | None] | None, what: str) -> None:

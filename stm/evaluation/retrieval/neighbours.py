@@ -25,7 +25,7 @@ from stm.config import Augmentation, Run, VideoRetrieval
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.data.sampling import view_windows
-from stm.distributed.process import choose_device
+from stm.distributed.process import Process
 from stm.evaluation.classification.clips import clips_to_test
 from stm.evaluation.features import average_vectors, pooled_features
 from stm.evaluation.inputs import EvaluationInputs
@@ -53,7 +53,7 @@ class Search(NamedTuple):
     left_out: NDArray[np.int64] | None = None  # [Q], the candidate that is the query's own clip
 
 
-def retrieve_videos(task: VideoRetrieval, run: Run, inputs: EvaluationInputs) -> None:
+def retrieve_videos(task: VideoRetrieval, run: Run, inputs: EvaluationInputs, process: Process) -> None:
     """Ranks clips for clips; see `stm.evaluation.evaluate`.
 
     Raises:
@@ -64,17 +64,16 @@ def retrieve_videos(task: VideoRetrieval, run: Run, inputs: EvaluationInputs) ->
     if task.hit == "class":
         train = ClipDataset(inputs.train, Geometry.of(run, task), Augmentation(), inputs.seed, False, guides=())
     test = clips_to_test(task, run, inputs.test, inputs.seed, classes=None if train is None else train.classes)
-    device = choose_device(inputs.device)
-    encoder = load_checked_encoder(inputs.weights, run).to(device).eval()
+    encoder = load_checked_encoder(inputs.weights, run).to(process.device).eval()
     if train is None:
         shared = shared_frames(test)
-        vectors = pooled_features(encoder, run, test, device, "windows")
+        vectors = pooled_features(encoder, run, test, process, "windows")
         search = search_clips(vectors, np.flatnonzero(shared < 1))
         details = {"clips_with_one_window": int((shared == 1).sum()), "shared_frames": float(shared[shared < 1].mean())}
     else:
         check_labels(test, train)
-        vectors = pooled_features(encoder, run, test, device, "queries")
-        gallery = pooled_features(encoder, run, train, device, "candidates")
+        vectors = pooled_features(encoder, run, test, process, "queries")
+        gallery = pooled_features(encoder, run, train, process, "candidates")
         search = search_classes(
             average_vectors(vectors),
             average_vectors(gallery),
@@ -86,6 +85,8 @@ def retrieve_videos(task: VideoRetrieval, run: Run, inputs: EvaluationInputs) ->
             "unlabelled_clips": len(test) - len(search.clips),
             "without_candidate": sum(not len(right) for right in search.right),
         }
+    if not process.first:
+        return
     ranks = rank_search(search)
     receipt = make_evaluation_receipt(task, run, inputs, test, train)
     columns = {"key": [test.index[number].key for number in search.clips.tolist()], "rank": ranks}

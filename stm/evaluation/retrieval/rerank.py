@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stm.distributed.process import Process
+from stm.distributed.shares import join_rows
 from stm.evaluation.retrieval.ranking import TIED, recall_intervals, recall_metrics
 from stm.jobs.progress import Progress
 from stm.models.video_language import VideoLanguageModel
@@ -71,7 +73,14 @@ def match_score(model: VideoLanguageModel, states: Tensor, tokens: Tensor, featu
     return score
 
 
-def rerank(similarity: NDArray[np.floating], score: Score, depth: int = DEPTH, batch: int = 64) -> Reranked:
+def rerank(
+    similarity: NDArray[np.floating],
+    score: Score,
+    depth: int = DEPTH,
+    batch: int = 64,
+    process: Process | None = None,
+    videos: Sequence[int] | None = None,
+) -> Reranked:
     """Scores each text's `depth` most similar videos, and each video's most similar texts, with the matching head.
 
     Candidates that tie with the last of these are also scored (see `shortlist`): otherwise their position in the list
@@ -82,6 +91,8 @@ def rerank(similarity: NDArray[np.floating], score: Score, depth: int = DEPTH, b
         score: see `Score`; each pair is scored once, one video at a time.
         depth: candidates per query, at least 1.
         batch: pairs per call of `score`.
+        process: one of several that share the videos and have the same similarity; None: the only one.
+        videos: those that this process scores; None: all.
 
     Raises:
         ValueError: a similarity or a logit is not finite, or `score` returned a different shape.
@@ -90,13 +101,17 @@ def rerank(similarity: NDArray[np.floating], score: Score, depth: int = DEPTH, b
     by_video = shortlist(similarity.T, depth).T
     pairs = by_text | by_video
     logits = np.full(similarity.shape, UNRANKED, dtype=np.float32)
-    with Progress("re-ranking", total=int(pairs.sum()), unit="pairs") as progress:
+    own = list(range(similarity.shape[1]) if videos is None else videos)
+    with Progress("re-ranking", total=int(pairs[:, own].sum()), unit="pairs") as progress:
         # Iterate over videos instead of texts: a video has more tokens to move and to project than a text.
-        for video in range(similarity.shape[1]):
+        for video in own:
             texts = np.flatnonzero(pairs[:, video])
             for part in np.split(texts, range(batch, len(texts), batch)):
                 logits[part, video] = _ask(score, part, video)
                 progress.advance(len(part))
+    if process is not None:
+        columns = torch.from_numpy(np.ascontiguousarray(logits[:, own].T))
+        logits = join_rows(process, torch.tensor(own, dtype=torch.int64), columns, len(logits.T)).numpy().T
     return Reranked(np.where(by_text, logits, UNRANKED), np.where(by_video, logits, UNRANKED))
 
 

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from stm.config import LanguageRun, VideoTextRetrieval
 from stm.data.dataset import ClipDataset
-from stm.distributed.process import Process, choose_device
+from stm.distributed.process import Process
+from stm.distributed.shares import join_rows
 from stm.evaluation.checkpoint_selection import tune, untrained
 from stm.evaluation.inputs import EvaluationInputs
 from stm.evaluation.language_clips import CaptionPairs, encode_clips, load_model, open_clips, over_rows
 from stm.evaluation.results import make_evaluation_receipt, write_metrics
 from stm.evaluation.retrieval import DEPTHS
-from stm.evaluation.retrieval.rerank import match_score, rank_scores, rerank, retrieval_metrics
+from stm.evaluation.retrieval.rerank import Reranked, match_score, rank_scores, rerank, retrieval_metrics
 from stm.evaluation.tuning import PairTuning, encode_pairs, make_tuning, text_length, with_texts
 from stm.models.video_language import VideoLanguageModel
 from stm.storage.tables import write_table
@@ -33,22 +34,23 @@ PREDICTIONS_SCHEMA = pa.schema(
 )
 
 
-def retrieve_texts(task: VideoTextRetrieval, run: LanguageRun, inputs: EvaluationInputs) -> None:
+def retrieve_texts(task: VideoTextRetrieval, run: LanguageRun, inputs: EvaluationInputs, process: Process) -> None:
     """Fine-tunes if the task has `optimisation`, then retrieves in both directions; see `stm.evaluation.evaluate`.
 
     Every caption of a clip is a query, and any of them is correct for the clip (MSVD). If the benchmark's clips share
     captions, each distinct text is one query, and any of its clips is correct (SSv2). Clips without a caption are
     excluded.
     """
-    process = Process(0, 1, choose_device(inputs.device))
     torch.manual_seed(inputs.seed)
     model = load_model(inputs.weights, run, task, task.drop_path).to(process.device)
     which, discard = untrained(task), None
     if task.trains:
         which, discard = _tune(task, run, model, inputs, process)
     test = open_clips(task, run, inputs.test, inputs.seed, False, task.source)
-    pairs = _Pairs(model.eval(), test, task, run, process.device, inputs.shared_texts)
-    reranked = rerank(pairs.similarity, match_score(model, pairs.states, pairs.tokens, pairs.features), task.depth)
+    pairs = _Pairs(model.eval(), test, task, run, process, inputs.shared_texts)
+    reranked = pairs.rerank(model, process)
+    if not process.first:
+        return
     receipt = make_evaluation_receipt(task, run, inputs, test)
     clips = len(pairs.clips)
     metrics = {
@@ -77,15 +79,16 @@ def retrieve_texts(task: VideoTextRetrieval, run: LanguageRun, inputs: Evaluatio
 
 
 class _Pairs:
-    """The encoded clips and captions of a split, and their similarity.
+    """The encoded clips and captions of a split, and their similarity. The processes share the clips and have all captions.
 
     Attributes:
         clips: int64 [V], indices of the clips that have captions.
+        own: int64 [n], places in `clips` of the process's clips.
         texts: the Q query texts.
         right: the correct clips of each query; see `gather_queries`.
         tokens: int64 [Q, X], tokens of the queries.
         states: float32 [Q, X, W], encoded queries, on the CPU.
-        features: [V, L, W], token features of the clips, on the CPU.
+        features: [n, L, W], token features of the process's clips, on the CPU; None without clips.
         similarity: float32 [Q, V], cosines.
     """
 
@@ -95,9 +98,11 @@ class _Pairs:
         dataset: ClipDataset,
         task: VideoTextRetrieval,
         run: LanguageRun,
-        device: torch.device,
+        process: Process,
         shared: bool,
     ) -> None:
+        device = process.device
+        self.depth = task.depth
         numbers = [dataset.caption_numbers(clip) for clip in range(len(dataset))]
         self.clips: NDArray[np.int64] = np.array([c for c, own in enumerate(numbers) if own], dtype=np.int64)
         if not len(self.clips):
@@ -109,14 +114,31 @@ class _Pairs:
         self.tokens = model.language.tokenizer.encode(self.texts, text_length(task, run))
         # Stored for the matching head: re-encoding a text for each of its pairs would dominate the cost of re-ranking.
         self.states = over_rows(model.encode_text, self.tokens, device=device)
-        self.features = encode_clips(model, dataset, device, run.workers, task.precision)[torch.from_numpy(self.clips)]
+        encoded, clips = (
+            encode_clips(model, dataset, process, run.workers, task.precision),
+            torch.from_numpy(self.clips),
+        )
+        self.own = torch.isin(clips, encoded.clips).nonzero()[:, 0]
+        self.features = encoded.of(clips[self.own]) if len(self.own) else None
         frames = dataset.geometry.frames
 
         def embed(features: Tensor) -> Tensor:
             return model.embed_frames(features.to(self.states.dtype), frames)
 
-        texts = over_rows(model.embed_text, self.states, device=device)
-        self.similarity = (texts @ over_rows(embed, self.features, device=device).T).numpy()
+        # The first process's, so that all have the same similarities and short lists.
+        texts = process.gather(over_rows(model.embed_text, self.states, device=device))[0]
+        videos = None if self.features is None else over_rows(embed, self.features, device=device)
+        self.similarity = (texts @ join_rows(process, self.own, videos, len(clips)).T).numpy()
+
+    def rerank(self, model: VideoLanguageModel, process: Process) -> Reranked:
+        """The logits of the matching head, which each process computes for its own clips."""
+        place = {video: number for number, video in enumerate(self.own.tolist())}
+
+        def score(texts: Tensor, video: int) -> Tensor:
+            assert self.features is not None  # for a process without clips nothing is scored
+            return match_score(model, self.states, self.tokens, self.features)(texts, place[video])
+
+        return rerank(self.similarity, score, self.depth, process=process, videos=list(place))
 
 
 def gather_queries(captions: Sequence[Sequence[str]], shared: bool) -> tuple[list[str], list[NDArray[np.int64]]]:
@@ -161,8 +183,8 @@ def _tune(
 
         def measure(module: nn.Module) -> float:
             """Mean of the dual encoder's R@1, R@5 and R@10 in both directions: re-ranking after each epoch is too slow."""
-            pairs = _Pairs(model, validation, task, run, process.device, inputs.shared_texts)
+            pairs = _Pairs(model, validation, task, run, process, inputs.shared_texts)
             metrics = retrieval_metrics(pairs.similarity, pairs.right)
             return float(np.mean([metrics[way][f"r{n}"] for way in ("text_to_video", "video_to_text") for n in DEPTHS]))
 
-    return tune(PairTuning(model, task, inputs.shared_texts), batches, plan, inputs.output, process, measure)
+    return tune(PairTuning(model, task, inputs.shared_texts, process), batches, plan, inputs.output, process, measure)

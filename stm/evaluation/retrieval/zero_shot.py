@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stm.config import Retrieval, Run
+from stm.distributed.process import Process
 from stm.evaluation.classification.clips import clips_to_test
 from stm.evaluation.features import average_vectors
 from stm.evaluation.inputs import EvaluationInputs
@@ -36,7 +37,7 @@ RANKS_SCHEMA = pa.schema(
 )
 
 
-def retrieve(task: Retrieval, run: Run, inputs: EvaluationInputs) -> None:
+def retrieve(task: Retrieval, run: Run, inputs: EvaluationInputs, process: Process) -> None:
     """Ranks clips for captions and captions for clips; see `stm.evaluation.evaluate`.
 
     Clips without a caption from the source are excluded, both as queries and as candidates.
@@ -49,7 +50,9 @@ def retrieve(task: Retrieval, run: Run, inputs: EvaluationInputs) -> None:
     check_encoder(
         embedder, read_text_model(inputs.test), f"{test.index.tars[0].parent}: its captions' vectors come from"
     )
-    vectors = average_vectors(embed_clips(embedder, run, test, inputs.device))[captioned]
+    vectors = average_vectors(embed_clips(embedder, run, test, process))[captioned]
+    if not process.first:
+        return
     ranks = rank_queries(queries, vectors)
     receipt = make_evaluation_receipt(task, run, inputs, test)
     metrics = {

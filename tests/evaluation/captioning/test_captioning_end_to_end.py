@@ -71,7 +71,7 @@ def test_the_best_weights_on_validation_write_the_test_captions(
     world: World, scored: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = ScriptedTraining([always(world, word) for word in ("blue", "red", "blue")])
-    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit", training)
+    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit_to_test", training)
     # One word instead of the same one up to the maximum length.
     monkeypatch.setattr(TextDecoder, "_without_special", lambda self, tokens: tokens[:1])
     found, rows = world.evaluate(TASK, tmp_path)
@@ -100,9 +100,9 @@ def test_a_clip_s_caption_is_written_from_its_own_tokens_as_the_task_says(
         nearest = torch.cdist(memory.flatten(1), features.flatten(1)).argmin(dim=1)
         return [[int(world.tokens([words[int(clip)]])[0, 1])] for clip in nearest]
 
-    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit", ScriptedTraining([]))
+    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit_to_test", ScriptedTraining([]))
     monkeypatch.setattr(TextDecoder, "generate", generate)
-    monkeypatch.setattr("stm.evaluation.captioning.generate.CLIPS_PER_BATCH", 2)
+    monkeypatch.setattr("stm.evaluation.language_clips.CLIPS_PER_BATCH", 2)
     _, rows = world.evaluate(TASK.model_copy(update={"validation_split": None}), tmp_path)
     assert [(row["key"], row["caption"]) for row in rows] == [
         (f"test-{clip:03d}", words[clip]) for clip, own in enumerate(PEOPLE["test"]) if own
@@ -114,7 +114,7 @@ def test_training_pairs_are_the_source_s_captions_with_their_own_clips(
     world: World, scored: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = ScriptedTraining([])
-    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit", training)
+    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit_to_test", training)
     world.evaluate(TASK.model_copy(update={"validation_split": None}), tmp_path)
     pairs = [(clip, text) for clip, own in enumerate(PEOPLE["train"]) for text in own]
     rows = zip(training.batch["clip"].tolist(), training.batch["tokens"].tolist(), strict=True)

@@ -15,6 +15,7 @@ from training_shards import make_run, make_shard
 from stm.config import Augmentation, LinearProbe
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
+from stm.distributed.process import Process
 from stm.evaluation.classification.linear import hold_out, train_head
 from stm.evaluation.features import run_over
 from stm.models.weights import zoo
@@ -95,7 +96,7 @@ def test_the_probe_learns_from_training_clips_alone(made: dict[str, Path], tmp_p
 def test_features_are_the_mean_over_all_tokens_of_each_view(made: dict[str, Path]) -> None:
     encoder = zoo.load_encoder(made["weights"]).eval()
     dataset = ClipDataset([made["test"]], Geometry.of(RUN), Augmentation(), 0, False, 3, guides=())
-    found = run_over(encoder.forward_features, dataset, torch.device("cpu"), what="features")
+    found = run_over(encoder.forward_features, dataset, Process(0, 1, torch.device("cpu")), what="features")
     assert found.shape == (9, 3, encoder.architecture.width)
     sample = dataset[4][2]
     with torch.inference_mode():

@@ -122,8 +122,9 @@ def test_the_stream_numbers_forward_passes_from_any_step() -> None:
 
 
 def test_without_alphas_or_probability_nothing_is_mixed() -> None:
-    assert make_mixing().on
-    assert not make_mixing(mixup=0.0, cutmix=0.0).on and not make_mixing(mix_probability=0.0).on
+    assert make_mixing().settings.mixes
+    for changes in ({"mixup": 0.0, "cutmix": 0.0}, {"mix_probability": 0.0}):
+        assert not make_mixing(**changes).settings.mixes
     assert Draw().weights(3).tolist() == [[[1.0] * 3] * 3, [[0.0] * 3] * 3]
 
 

@@ -108,7 +108,7 @@ def test_the_best_weights_on_validation_answer_the_test_questions(
     weight: float, world: World, states: list[State], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = ScriptedTraining(states)
-    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit", training)
+    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit_to_test", training)
     found, rows = world.evaluate(TASK.model_copy(update={"matching_weight": weight}), tmp_path)
     scores = [SPLITS["val"].accuracy(epoch, weight) for epoch in range(3)]
     best = int(np.argmax(scores))
@@ -131,7 +131,7 @@ def test_weights_splits_epochs_and_temperatures_differ() -> None:
 
 
 def test_zero_shot_asks_the_pretrained_weights(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit", None)  # would fail
+    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit_to_test", None)  # would fail
     found, rows = world.evaluate(TASK.model_copy(update={"optimisation": None}), tmp_path)
     assert found["checkpoint"] == {"chosen": "pretrained"} and len(rows) == 5
 
@@ -140,7 +140,7 @@ def test_training_pairs_are_the_source_s_captions_with_their_own_clips(
     world: World, states: list[State], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = ScriptedTraining(states)
-    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit", training)
+    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit_to_test", training)
     world.evaluate(TASK.model_copy(update={"max_tokens": 6}), tmp_path)
     captions = ("left", "right", "a wood", "sand")
     assert sorted(training.batch["clip"].tolist()) == [0, 1, 2, 3]

@@ -61,7 +61,7 @@ def test_the_best_weights_on_validation_answer_the_test_questions(
     world: World, states: list[State], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = ScriptedTraining([*states[:2], states[0]])
-    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit", training)
+    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit_to_test", training)
     found, rows = world.evaluate(TASK, tmp_path)
     # Validation: 1 of 4 blue, 2 of 4 red; test: 2 of 5 blue, 1 of 5 red.
     assert found["checkpoint"] == {"chosen": "validation", "epoch": 2, "score": 0.5}
@@ -88,7 +88,7 @@ def test_the_candidates_are_the_training_answers_and_no_others(
         ("two", {"answers": 2}, (), ("red", 2)),
         ("benchmark", {"answers": 1}, ("star", "sand", "red"), ("sand", 3)),  # the limit is for training answers
     ):
-        monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit", ScriptedTraining([states[2]]))
+        monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit_to_test", ScriptedTraining([states[2]]))
         found, rows = world.evaluate(TASK.model_copy(update=changes), tmp_path / name, answers=answers)
         assert ({row["answer"] for row in rows}, found["answers"]) == ({expected[0]}, expected[1])
 
@@ -97,7 +97,7 @@ def test_training_asks_each_question_about_its_own_clip_with_its_own_answer(
     world: World, states: list[State], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = ScriptedTraining(states)
-    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit", training)
+    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit_to_test", training)
     world.evaluate(TASK.model_copy(update={"max_answer_tokens": 4}), tmp_path)
     batch = training.batch
     asked = [
@@ -141,7 +141,7 @@ def test_each_question_is_answered_from_its_own_clip(
         found.append(rank(*arguments))
         return found[-1]
 
-    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit", ScriptedTraining([]))
+    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit_to_test", ScriptedTraining([]))
     monkeypatch.setattr(TextDecoder, "rank", note)
     task = TASK.model_copy(update={"ranking": ranking, "depth": depth, "validation_split": None})
     _, rows = world.evaluate(task, tmp_path / "out", answers=answers)

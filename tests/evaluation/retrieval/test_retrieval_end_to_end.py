@@ -163,7 +163,7 @@ def test_the_best_weights_on_validation_are_tested_on_the_test_clips(
     assert np.argmax(scores["val"]) == 1 and np.argmax(scores["test"]) == 2
     assert score(VAL, 1, shared) != score(VAL, 1, not shared)
     training = ScriptedTraining(states)
-    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit", training)
+    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit_to_test", training)
     found, rows = world.evaluate(TASK, tmp_path, shared_texts=shared)
     assert found["checkpoint"] == {"chosen": "validation", "epoch": 2, "score": pytest.approx(scores["val"][1])}
     check_metrics(found, rows, 1, shared, DEPTH)
@@ -173,7 +173,7 @@ def test_the_best_weights_on_validation_are_tested_on_the_test_clips(
 def test_without_validation_the_last_weights_are_tested(
     world: World, states: list[State], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit", ScriptedTraining(states))
+    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit_to_test", ScriptedTraining(states))
     deep = TASK.model_copy(update={"validation_split": None, "depth": 128})
     found, rows = world.evaluate(deep, tmp_path)
     assert found["checkpoint"]["chosen"] == "last"
@@ -189,7 +189,7 @@ def test_training_pairs_are_the_source_s_captions_with_their_own_clips(
     world: World, states: list[State], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = ScriptedTraining(states)
-    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit", training)
+    monkeypatch.setattr("stm.evaluation.checkpoint_selection.fit_to_test", training)
     world.evaluate(TASK.model_copy(update={"max_tokens": 6}), tmp_path)
     batch, plan = training.batch, training.plan
     assert len(batch["caption"]) == 4 and plan.steps_per_epoch == 2  # eight pairs of four clips
