@@ -132,6 +132,7 @@ class FineTuneAugmentation(Augmentation):
 class FineTune(TaskSettings):
     """End-to-end training on the action labels."""
 
+    cache_neutral = frozenset({"runs", "dataset", "gradient_checkpointing"})
     per_class = True
     task: Literal["finetune"]
     train_split: Name = "train"
@@ -156,6 +157,11 @@ class FineTune(TaskSettings):
     label_smoothing: Fraction = field(0.1, "label smoothing")
     repeats: int = field(1, "augmented samples per clip and epoch (repeated augmentation)", "samples", ge=1, le=8)
     precision: Literal["float32", "bf16"] = "float32"
+    gradient_checkpointing: Literal["none", "video"] = field(
+        "none",
+        "`video`: the activations of the student's blocks are computed again in the backward pass, to save memory; the results "
+        "are the same",
+    )
 
     @property
     def user_files(self) -> tuple[str, ...]:

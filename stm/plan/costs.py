@@ -12,6 +12,7 @@ from stm.config import (
     Augmentation,
     Config,
     EvaluationTask,
+    FineTune,
     LanguageRun,
     LanguageTask,
     PretrainRun,
@@ -201,7 +202,9 @@ def _video_work(config: Config, task: EvaluationTask, run: Run, dataset: str, cl
 
     optimisation = getattr(task, "optimisation", None)
     epochs, repeats = (optimisation.epochs, getattr(task, "repeats", 1)) if optimisation else (1, 1)
-    passes = 3 * repeats if optimisation else 1  # a backward pass costs twice a forward pass
+    # A backward pass costs twice a forward pass; what is computed again costs another.
+    again = isinstance(task, FineTune) and task.gradient_checkpointing != "none"
+    passes = (3 + again) * repeats if optimisation else 1
     train = clips.per_split.get(task.splits.get("train", ""), 0) * epochs
     # All crops of a view come from the same decoded frames, so only the number of views multiplies the loading.
     test = clips.per_split.get(task.test_split, 0) * task.views
@@ -251,9 +254,10 @@ def _(run: PretrainRun, image: bool = False) -> float:
     teacher = run.frames * _teacher_flops(run.teacher, per_slot) if run.teacher and guided else 0.0
     if not run.trains_encoder:  # the head's own cost is negligible
         return teacher + cost.encoder
+    again = run.gradient_checkpointing != "none"  # another forward pass
     if run.reconstruction.weight == 0:  # with only the contrastive loss, the decoder does not run
-        return teacher + cost.step - 3 * cost.decoder
-    return teacher + cost.step
+        return teacher + cost.step - 3 * cost.decoder + again * cost.encoder
+    return teacher + cost.step + again * cost.forward
 
 
 def _teacher_flops(teacher: Teacher, slot_tokens: int) -> float:
