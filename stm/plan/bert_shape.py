@@ -48,7 +48,7 @@ class BertShape:
 
     def predict(self, width: int, tokens: int, value: int) -> Phase:
         """The logits of all words for `tokens` tokens, and their loss, which is computed in float32."""
-        # The transform's input and output and its norm's input; log-probabilities, and in the backward pass two gradients of them.
+        # The head's inputs and its norm's; log-probabilities, and, in passing, two tensors of their size.
         return Phase(tokens * width * (2 * value + 4) + 4 * tokens * self.vocabulary, 8 * tokens * self.vocabulary)
 
 

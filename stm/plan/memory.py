@@ -30,7 +30,7 @@ from stm.plan.bert_shape import read_bert
 from stm.plan.branches import branch_of
 from stm.plan.language_costs import tokens_of_text
 from stm.plan.phases import Phase, peak
-from stm.pretrained.sizes import clip_tower
+from stm.pretrained.sizes import clip_tower, clip_width
 
 CLIPS_WITHOUT_TRAINING = 32  # clips per forward pass of evaluations; see stm.evaluation.features and language_clips
 
@@ -198,34 +198,39 @@ def _step_activations(run: Run, frames: int, batch: int) -> float:
     else:
         phases.append(_encode(shape, kept, value, _recomputes("video", run.gradient_checkpointing)))
     if isinstance(run, PretrainRun) and run.reconstruction.weight > 0:
-        phases.append(_reconstruction(run, shape, kept, masked, value))
+        phases += _reconstruction(run, shape, kept, masked, value)
     return batch * peak(phases)
 
 
-def _reconstruction(run: PretrainRun, shape: Architecture, kept: int, masked: int, value: int) -> Phase:
+def _reconstruction(run: PretrainRun, shape: Architecture, kept: int, masked: int, value: int) -> list[Phase]:
+    """The decoder, and the loss of the predicted pixels."""
     decoded = round(masked * run.decode_ratio)
     tokens, width = kept + decoded, shape.decoder_width
     ends = kept * shape.width * value + decoded * width * (4 + value)  # input projection; norm and head
-    # The predicted pixels, and their difference to the true ones.
-    pixels = decoded * shape.token_values * (4 + value)
     checkpointed = _recomputes("video", run.gradient_checkpointing)
-    return _blocks(tokens, width, shape.decoder_depth, value, shape.mlp_ratio, checkpointed).plus(ends + pixels)
+    decoder = _blocks(tokens, width, shape.decoder_depth, value, shape.mlp_ratio, checkpointed).plus(ends)
+    # The predictions, and their difference to the true pixels; two more copies while targets are made, and of gradients.
+    pixels = decoded * shape.token_values
+    return [decoder, Phase(pixels * (4 + value), pixels * 2 * 4)]
 
 
 def _guided(run: LanguageRun, shape: Architecture, frames: int, kept: int, masked: int, value: int) -> list[Phase]:
-    """The teacher's features, the text, the student's passes (STM has one over the masked tokens), and the objectives."""
+    """The teacher's pass, the text, the student's passes (STM has one over the masked tokens), and the objectives."""
     parts = run.gradient_checkpointing
     video, text = _recomputes("video", parts), _recomputes("text", parts)
-    phases = [_encode(shape, kept, value, video)]
+    student = [_encode(shape, kept, value, video)]
     if run.method == "stm":
-        phases.append(_encode(shape, masked, value, video))
-    phases.append(Phase(_aligned(run, shape, frames, kept) + branch_of(run, frames, kept, masked).kept * value))
+        student.append(_encode(shape, masked, value, video))
+    student.append(Phase(branch_of(run, frames, kept, masked).kept * value))
+    if run.objectives.alignment:
+        student.append(_align(run, shape, kept, frames * shape.slot_tokens))
+    phases = [_teach(run, shape, frames * shape.slot_tokens), *student]
     if run.language is None:
         return phases
     bert, tokens, memory = read_bert(run), run.language.max_tokens, tokens_of_text(run, kept, masked)
     read = bert.read(shape.width, tokens, value, text)
     fused = bert.fuse(shape.width, tokens, memory, value, text)
-    phases.insert(0, read)
+    phases.append(read)
     if run.objectives.matching:
         phases.append(fused.times(_PAIRS).plus(_PAIRS * memory * shape.width * 4))
     if run.objectives.masked_language:
@@ -233,16 +238,22 @@ def _guided(run: LanguageRun, shape: Architecture, frames: int, kept: int, maske
     return phases
 
 
-def _aligned(run: LanguageRun, shape: Architecture, frames: int, kept: int) -> float:
-    """The teacher's features of the aligned layers; the student's, and their heads' outputs."""
-    if not run.objectives.alignment:
-        return 0.0
-    teacher = clip_tower(run.teacher.model)
-    features = frames * shape.slot_tokens * (teacher.width if teacher else shape.width)
-    return float(run.teacher.layers * (features + 3 * kept * shape.width) * 4)
+def _teach(run: LanguageRun, shape: Architecture, tokens: int) -> Phase:
+    """The teacher's float32 outputs, held by the forward pass: features of its last layers, its tokens and its embeddings."""
+    tower = clip_tower(run.teacher.model)
+    width, joint, layers = tower.width if tower else shape.width, clip_width(run.teacher.model), run.teacher.layers
+    # Before that, the states of these layers and a copy of the features.
+    return Phase(tokens * (layers * joint + 2 * width) * 4, tokens * layers * (joint + width) * 4)
 
 
-_PAIRS = 3  # that matching compares per sample, in one pass: the true one, and one with a wrong text and clip each; copies of both
+def _align(run: LanguageRun, shape: Architecture, kept: int, tokens: int) -> Phase:
+    """The student's features of the aligned layers, their heads' outputs, and the unit vectors that the loss compares."""
+    compared = tokens if run.method == "stm" else kept
+    layers = run.teacher.layers
+    return Phase(3 * layers * kept * shape.width * 4, 5 * layers * compared * clip_width(run.teacher.model) * 4)
+
+
+_PAIRS = 3  # that matching fuses per sample, in one pass over copies: the true pair, one with a wrong text, one with a wrong clip
 
 
 def _language_evaluation(run: LanguageRun, task: LanguageTask, processes: int) -> Memory:
