@@ -49,7 +49,7 @@ def test_a_batch_of_all_clips_is_accepted(tmp_path: Path) -> None:
                 "pretrain": {"a": larger(RUN, batch_size=2048) | {"model": "large"}},
                 "prices": {"gpu": "rtx-4090"},
             },
-            ["pretrain.a needs about", "rtx-4090", "24 GB", "accumulate"],
+            ["pretrain.a needs about", "rtx-4090", "24 GB", "set `gradient_checkpointing`, raise `accumulate`"],
         ),
         (
             {
@@ -57,7 +57,7 @@ def test_a_batch_of_all_clips_is_accepted(tmp_path: Path) -> None:
                 "pretrain": {"a": RUN | {"model": "large"}},
                 "evaluate": {"tune": larger(TUNED, batch_size=2048)},
             },
-            ["evaluate.tune of a needs about", "h200", "141 GB"],
+            ["evaluate.tune of a needs about", "h200", "141 GB", "set `gradient_checkpointing`"],
         ),
     ],
 )

@@ -77,7 +77,8 @@ class TextDecoder(Checkpointed):
 
     def recompute(self, on: bool) -> None:
         super().recompute(on)
-        for layer in self.bert.bert.encoder.layer:  # which transformers runs, not `run_block`
+        layers: Any = self.bert.bert.encoder.layer
+        for layer in layers:  # which transformers runs, not `run_block`
             layer.gradient_checkpointing = on
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
