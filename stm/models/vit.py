@@ -5,7 +5,6 @@ predict. The blocks are timm's, which are equivalent to VideoMAE's (pre-norm, jo
 so published weights can be loaded. All gathers have fixed shapes, so the forward pass compiles to a single graph.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -14,49 +13,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from stm.models.architecture import Architecture as Architecture
 from stm.models.checkpointing import Checkpointed
 from stm.tubelets import Normalise, gather_tokens, split_tubelets
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Everything that determines a model's shapes and positions; stored in the metadata of its weights."""
-
-    image_size: int  # pixels
-    patch_size: int  # pixels
-    tubelet: int  # frames
-    frames: int
-    width: int
-    depth: int  # blocks
-    heads: int
-    decoder_width: int
-    decoder_depth: int  # blocks
-    decoder_heads: int
-    mlp_ratio: float = 4.0
-    norm_eps: float = 1e-6  # VideoMAE's; 1e-12 in transformers' configs
-    decoder_norm_eps: float = 1e-6  # of the decoder's last norm; 1e-5 in transformers
-    positions: str = "joint"  # joint: one table over token indices (VideoMAE's); separable: time, row, column
-    position_period: float = 10000.0  # VideoMAE's
-    position_frames: int | None = None  # clip length that the table is computed for, then interpolated; None: `frames`
-
-    @property
-    def slots(self) -> int:
-        return self.frames // self.tubelet
-
-    @property
-    def slot_tokens(self) -> int:
-        """Tokens per time slot, N."""
-        return (self.image_size // self.patch_size) ** 2
-
-    @property
-    def tokens(self) -> int:
-        """Tokens per clip, L = slots x N."""
-        return self.slots * self.slot_tokens
-
-    @property
-    def token_values(self) -> int:
-        """Values per token: 3 colours x frames x pixels of its tubelet."""
-        return 3 * self.tubelet * self.patch_size**2
 
 
 def position_table(positions: int, width: int, period: float = 10000.0) -> Tensor:

@@ -7,9 +7,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from stm.config import LanguageRun
+from stm.models.architecture import Architecture, describe
 from stm.models.cost import blocks_cost
-from stm.models.vit import Architecture
-from stm.models.weights.zoo import describe
 from stm.pretrained.sizes import clip_tower, clip_width
 
 

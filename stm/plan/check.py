@@ -38,7 +38,7 @@ def check_plan(config: Config, clips: Mapping[str, Clips] | None = None) -> None
 
 
 def check_memory(config: Config) -> None:
-    """Check that runs and evaluations fit into the memory of the GPU that `prices` names.
+    """Check that runs and evaluations fit into the memory of the GPU that `prices` names, without torch as well.
 
     Raises:
         ConfigError: one line per run or evaluation that does not.

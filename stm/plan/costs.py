@@ -197,8 +197,8 @@ def evaluation_gpus(job: Job) -> int:
 
 def _video_work(config: Config, task: EvaluationTask, run: Run, dataset: str, clips: Clips) -> tuple[float, float]:
     """The FLOPs, and the core hours of loading, of an evaluation without text."""
+    from stm.models.architecture import describe
     from stm.models.cost import encoding_cost
-    from stm.models.weights.zoo import describe
 
     optimisation = getattr(task, "optimisation", None)
     epochs, repeats = (optimisation.epochs, getattr(task, "repeats", 1)) if optimisation else (1, 1)
@@ -233,7 +233,7 @@ def _step_flops(run: Run, image: bool = False) -> float:
 
 @_step_flops.register
 def _(run: LanguageRun, image: bool = False) -> float:
-    from stm.models.weights.zoo import describe
+    from stm.models.architecture import describe
     from stm.plan.language_costs import language_step_flops
 
     return language_step_flops(run, _teacher_flops(run.teacher, describe(run).slot_tokens), image)
@@ -241,8 +241,8 @@ def _(run: LanguageRun, image: bool = False) -> float:
 
 @_step_flops.register
 def _(run: PretrainRun, image: bool = False) -> float:
+    from stm.models.architecture import describe
     from stm.models.cost import pretraining_cost
-    from stm.models.weights.zoo import describe
 
     architecture = describe(run)
     slots = run.frames // run.tubelet

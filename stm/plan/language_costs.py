@@ -8,10 +8,9 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from stm.config import Captioning, LanguageRun, LanguageTask, MultipleChoice, QuestionAnswering, VideoTextRetrieval
+from stm.models.architecture import Architecture, describe
 from stm.models.cost import blocks_cost, encoding_cost
 from stm.models.sizes import SIZES
-from stm.models.vit import Architecture
-from stm.models.weights.zoo import describe
 from stm.plan.bert_shape import read_bert
 from stm.plan.branches import branch_of
 from stm.plan.clips import Clips, Texts

@@ -23,9 +23,8 @@ from stm.config import (
     VideoTextRetrieval,
     is_language_run,
 )
+from stm.models.architecture import Architecture, describe
 from stm.models.sizes import SIZES
-from stm.models.vit import Architecture
-from stm.models.weights.zoo import describe
 from stm.plan.bert_shape import read_bert
 from stm.plan.branches import branch_of
 from stm.plan.language_costs import tokens_of_text
