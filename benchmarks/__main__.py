@@ -59,6 +59,7 @@ PARTS = {
         ("--step-batch", "32", "--precision", "bf16"),
         ("--batch", "2", "--step-batch", "1", "--rounds", "1"),
     ),
+    "memory": Part(4, quick=("--config", "tgm", "--names", "tube-k400")),
     "language_masking": Part(
         12, ("--rounds", "2"), ("--step-batch", "32", "--precision", "bf16"), ("--batch", "2", "--rounds", "1")
     ),

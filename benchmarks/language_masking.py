@@ -30,6 +30,7 @@ from stm.masking import complement
 from stm.methods.clusterstm import ClusterWise
 from stm.methods.stm import SpatioTemporalBranch
 from stm.methods.video_language import VideoLanguage
+from stm.models.checkpointing import set_checkpointing
 from stm.models.teachers.frame_teacher import FrameTeacher, TeacherOutput
 from stm.models.teachers.open_clip import make_tower
 from stm.models.teachers.temporal_fusion import TemporalFusion
@@ -69,7 +70,7 @@ def make_language(run: LanguageRun) -> SplitBert:
     backend = BertTokenizer(vocab={word: number for number, word in enumerate(words)}).backend_tokenizer
     special = {"pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
     tokenizer = Tokenizer(backend.to_str(), special)
-    return SplitBert(config, run.language.fusion_layer, tokenizer, run.language.gradient_checkpointing)
+    return SplitBert(config, run.language.fusion_layer, tokenizer)
 
 
 def make_teacher(run: LanguageRun, side: int) -> FrameTeacher:
@@ -89,6 +90,7 @@ def make_method(run: LanguageRun, device: str) -> VideoLanguage:
     model = VideoLanguageModel(zoo.VideoEncoder(architecture), make_language(run), run.language.embedding)
     branch = SpatioTemporalBranch if run.method == "stm" else ClusterWise
     method = VideoLanguage(model, branch(run, architecture, teacher), teacher, run).to(device)
+    set_checkpointing(method, run.gradient_checkpointing)
     return method.train()
 
 

@@ -72,6 +72,7 @@ from stm.config.study import AnyRun, Config, Corpus, instance_name, is_language_
 from stm.config.training import (
     Augmentation,
     CaptionChoice,
+    Checkpointing,
     Contrast,
     Interpolation,
     Mask,
@@ -96,6 +97,7 @@ __all__ = [
     "CaptionSource",
     "Captioning",
     "Certainty",
+    "Checkpointing",
     "Cluster",
     "Config",
     "ConfigError",

@@ -168,6 +168,7 @@ class FineTuneAugmentation(Augmentation):
 class FineTune(TaskSettings):
     """End-to-end training on the action labels."""
 
+    cache_neutral = frozenset({"runs", "dataset", "gradient_checkpointing"})
     per_class = True
     task: Literal["finetune"]
     train_split: Name = "train"
@@ -193,6 +194,11 @@ class FineTune(TaskSettings):
     repeats: int = field(1, "augmented samples per clip and epoch (repeated augmentation)", "samples", ge=1, le=8)
     precision: Literal["float32", "bf16"] = "float32"
     parallel: Parallel = field("ddp", "how several `processes` train; as in pretraining")
+    gradient_checkpointing: Literal["none", "video"] = field(
+        "none",
+        "`video`: the activations of the student's blocks are computed again in the backward pass, to save memory; the results "
+        "are the same",
+    )
 
     @property
     def user_files(self) -> tuple[str, ...]:

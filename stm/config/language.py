@@ -50,7 +50,6 @@ class Language(Section):
     temperature: float = field(
         0.07, "initial temperature of the contrast; learned, clamped to [0.001, 0.5]", gt=0, le=0.5
     )
-    gradient_checkpointing: bool = field(False, "recompute the BERT's activations in the backward pass, to save memory")
 
 
 class PairSettings(Section):

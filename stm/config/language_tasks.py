@@ -7,7 +7,15 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from stm.config.base import Fraction, Name, field
 from stm.config.evaluation import FineTuneOptimisation, Parallel, TaskSettings, VideoTask, check_shares
 from stm.config.language import PairSettings
-from stm.config.training import Augmentation, Crop, Interpolation, Run, Schedule
+from stm.config.training import (
+    CHECKPOINTING_TEXT,
+    Augmentation,
+    Checkpointing,
+    Crop,
+    Interpolation,
+    Run,
+    Schedule,
+)
 
 
 class LanguageOptimisation(FineTuneOptimisation):
@@ -84,9 +92,7 @@ class _LanguageTask(TaskSettings):
     )
     precision: Literal["float32", "bf16"] = "float32"
     parallel: Parallel = field("ddp", "how several `processes` train; as in pretraining")
-    gradient_checkpointing: bool = field(
-        False, "recompute the student's activations in the backward pass, to save memory; the results are the same"
-    )
+    gradient_checkpointing: Checkpointing = field("none", CHECKPOINTING_TEXT)
 
     @model_validator(mode="after")
     def _check_views(self) -> "_LanguageTask":

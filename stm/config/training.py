@@ -93,6 +93,12 @@ SAMPLING_TEXT = (
     "segment's first frame; `sparse`: the same with views inside the segments, as UMT's classifiers on Kinetics"
 )
 ModelSize = Literal["tiny", "small", "base", "large", "huge"]
+Checkpointing = Literal["none", "video", "text", "all"]
+CHECKPOINTING_TEXT = (
+    "which activations are computed again in the backward pass, to save memory, block by block and with the same results: "
+    "`video`: those of the student's encoder and decoder; `text`: of the BERT and of a decoder of answers or captions; `all`: "
+    "both"
+)
 
 
 class Reconstruction(Section):
@@ -165,7 +171,17 @@ class Run(Section):
     The properties answer questions about a run, so that other stages need not know its method.
     """
 
-    cache_neutral = frozenset({"workers", "kept_gigabytes", "checkpoint_every", "checkpoints_kept", "dataset", "seeds"})
+    cache_neutral = frozenset(
+        {
+            "workers",
+            "kept_gigabytes",
+            "checkpoint_every",
+            "checkpoints_kept",
+            "dataset",
+            "seeds",
+            "gradient_checkpointing",
+        }
+    )
     dataset: Name | None = field(None, "which of `datasets` to train on; required if there are several")
     split: Name = field("train", "split to train on")
     init: str | None = field(
@@ -208,6 +224,7 @@ class Run(Section):
     precision: Literal["float32", "bf16"] = field(
         "float32", "precision of forward and backward passes; weights stay float32"
     )
+    gradient_checkpointing: Checkpointing = field("none", CHECKPOINTING_TEXT)
     compile: bool = field(False, "use torch.compile; worthwhile on CUDA, not on CPU")
     repeats: int = field(1, "augmented views per clip and epoch (repeated augmentation)", "views", ge=1, le=8)
     workers: int = field(2, "data loading processes", "processes", ge=0, le=256)
@@ -346,6 +363,12 @@ class Run(Section):
             raise ValueError(
                 "give either `init`, to train from these weights, or `release`, to evaluate them as they are"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_checkpointing(self) -> "Run":
+        if self.gradient_checkpointing == "text" and not self.has_text:
+            raise ValueError("gradient_checkpointing is `text`, and the run has no text side: set it to video or none")
         return self
 
     @model_validator(mode="after")

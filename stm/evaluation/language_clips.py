@@ -23,6 +23,7 @@ from stm.data.loader import ClipLoader, move
 from stm.data.loading_processes import explain_lost_processes
 from stm.distributed.process import Process
 from stm.jobs.progress import Progress
+from stm.models.checkpointing import set_checkpointing
 from stm.models.video_language import VideoLanguageModel, load_video_language
 from stm.models.weights import zoo
 
@@ -37,7 +38,7 @@ def load_model(weights: Path, run: LanguageRun, task: LanguageTask, drop_path: f
             architecture differs from the run's.
     """
     model = load_video_language(weights, drop_path, replace(zoo.describe(run), frames=task.frames or run.frames))
-    model.encoder.gradient_checkpointing = task.gradient_checkpointing
+    set_checkpointing(model, task.gradient_checkpointing)
     needed = {"retrieval heads"} if isinstance(task, VideoTextRetrieval | MultipleChoice) else set()
     if isinstance(task, QuestionAnswering | Captioning) and task.trains:
         needed = {"language modelling head"}  # which the decoder starts from

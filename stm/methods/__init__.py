@@ -17,6 +17,7 @@ from stm.config import AnyRun
 from stm.data.guides.window import COMPUTED
 from stm.masking import get_strategy
 from stm.methods.base import TEACHER_GUIDE, Method, Part, Reconstructing
+from stm.models.checkpointing import set_checkpointing
 
 __all__ = [
     "TEACHER_GUIDE",
@@ -59,6 +60,7 @@ def build_method(run: AnyRun, text_width: int | None = None) -> Method:
             width is missing.
     """
     method: Method = _import_method(run).build(run, text_width)
+    set_checkpointing(method, run.gradient_checkpointing)
     return method
 
 

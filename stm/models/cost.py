@@ -6,7 +6,7 @@ attention on the CPU, so the benchmarks and the plan use this formula; a test co
 
 from typing import NamedTuple
 
-from stm.models.vit import Architecture
+from stm.models.architecture import Architecture
 
 
 class ClipFlops(NamedTuple):

@@ -5,7 +5,6 @@ predict. The blocks are timm's, which are equivalent to VideoMAE's (pre-norm, jo
 so published weights can be loaded. All gathers have fixed shapes, so the forward pass compiles to a single graph.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -13,50 +12,10 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from torch.utils.checkpoint import checkpoint
 
+from stm.models.architecture import Architecture as Architecture
+from stm.models.checkpointing import Checkpointed
 from stm.tubelets import Normalise, gather_tokens, split_tubelets
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Everything that determines a model's shapes and positions; stored in the metadata of its weights."""
-
-    image_size: int  # pixels
-    patch_size: int  # pixels
-    tubelet: int  # frames
-    frames: int
-    width: int
-    depth: int  # blocks
-    heads: int
-    decoder_width: int
-    decoder_depth: int  # blocks
-    decoder_heads: int
-    mlp_ratio: float = 4.0
-    norm_eps: float = 1e-6  # VideoMAE's; 1e-12 in transformers' configs
-    decoder_norm_eps: float = 1e-6  # of the decoder's last norm; 1e-5 in transformers
-    positions: str = "joint"  # joint: one table over token indices (VideoMAE's); separable: time, row, column
-    position_period: float = 10000.0  # VideoMAE's
-    position_frames: int | None = None  # clip length that the table is computed for, then interpolated; None: `frames`
-
-    @property
-    def slots(self) -> int:
-        return self.frames // self.tubelet
-
-    @property
-    def slot_tokens(self) -> int:
-        """Tokens per time slot, N."""
-        return (self.image_size // self.patch_size) ** 2
-
-    @property
-    def tokens(self) -> int:
-        """Tokens per clip, L = slots x N."""
-        return self.slots * self.slot_tokens
-
-    @property
-    def token_values(self) -> int:
-        """Values per token: 3 colours x frames x pixels of its tubelet."""
-        return 3 * self.tubelet * self.patch_size**2
 
 
 def position_table(positions: int, width: int, period: float = 10000.0) -> Tensor:
@@ -161,18 +120,16 @@ class TubeletEmbedding(nn.Module):
         return self.projection(self.normalise(tubelets).flatten(2))
 
 
-class VideoEncoder(nn.Module):
+class VideoEncoder(Checkpointed):
     """Computes features from the pixels of all or only the kept tokens; this is the part used after pretraining."""
 
+    side = "video"
     positions: Tensor
 
     def __init__(self, architecture: Architecture, drop_path: float = 0.0) -> None:
         super().__init__()
         a = architecture
         self.architecture = a
-        self.gradient_checkpointing = (
-            False  # whether each block's activations are recomputed in the backward pass of training
-        )
         self.blocks = make_blocks(a.width, a.depth, a.heads, a.mlp_ratio, a.norm_eps, drop_path)
         self.norm = nn.LayerNorm(a.width, eps=a.norm_eps)
         self.apply(init_weights)
@@ -194,7 +151,7 @@ class VideoEncoder(nn.Module):
         """
         x = self.embed(video, kept)
         for block in self.blocks:
-            x = self._run(block, x)
+            x = self.run_block(block, x)
         return self.norm(x) if final_norm else x
 
     def forward_layers(self, video: Tensor, kept: Tensor | None, layers: int) -> Tensor:
@@ -218,17 +175,10 @@ class VideoEncoder(nn.Module):
             raise ValueError(f"layers {layers} must be 1 to {len(self.blocks)}, the number of the encoder's blocks")
         outputs = []
         for number, block in enumerate(self.blocks):
-            x = self._run(block, x)
+            x = self.run_block(block, x)
             if number >= len(self.blocks) - layers:
                 outputs.append(x)
         return self.norm(torch.stack(outputs))
-
-    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
-        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            repeated: Tensor = checkpoint(block, x, use_reentrant=False)
-            return repeated
-        once: Tensor = block(x)
-        return once
 
     def embed(self, video: Tensor, kept: Tensor | None = None) -> Tensor:
         """The first block's input: token embeddings plus position embeddings, [B, K or L, width]."""
@@ -245,9 +195,10 @@ class VideoEncoder(nn.Module):
         return self.forward(video, None, final_norm).mean(dim=1)
 
 
-class VideoDecoder(nn.Module):
+class VideoDecoder(Checkpointed):
     """Predicts the pixels of hidden tokens from the encoder's features of the kept ones."""
 
+    side = "video"
     positions: Tensor
 
     def __init__(self, architecture: Architecture) -> None:
@@ -283,7 +234,7 @@ class VideoDecoder(nn.Module):
         # Attention is permutation-equivariant, so no unshuffling is needed, and the last M outputs are the predictions.
         x = torch.cat([visible, hidden], dim=1)
         for block in self.blocks:
-            x = block(x)
+            x = self.run_block(block, x)
         return self.head(self.norm(x[:, kept.shape[1] :]))
 
 

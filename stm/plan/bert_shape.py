@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stm.config import LanguageRun
+from stm.plan.phases import Phase
 from stm.pretrained.local_files import local_model_files
 
 # BERT layers per student size: UMT pairs ViT-B with bert-base and ViT-L with bert-large, which have equal widths.
@@ -34,38 +35,21 @@ class BertShape:
         embeddings = (self.vocabulary + _POSITIONS + 2) * width + 2 * width
         return embeddings + width**2 + width + 2 * width + self.vocabulary
 
-    def activations(
-        self,
-        width: int,
-        tokens: int,
-        memory: int,
-        value: int,
-        text_passes: int,
-        fusion_passes: int,
-        checkpointed: bool = False,
-    ) -> float:
-        """Bytes kept per sample.
+    def read(self, width: int, tokens: int, value: int, checkpointed: bool) -> Phase:
+        """One pass of a text of `tokens` tokens through the text layers."""
+        return _stack(self.text_layers, _layer(tokens, width, value), tokens * width * 4, checkpointed)
 
-        Args:
-            tokens: of a text.
-            memory: tokens of a clip, which the fusion layers attend to.
-            value: bytes per value that a matrix product reads.
-            text_passes, fusion_passes: passes per sample through the text layers and through the fusion layers.
-            checkpointed: whether layers keep their inputs alone, and one layer at a time its activations.
-        """
-        text = _layer(tokens, width, value)
-        fusion = text + _cross(tokens, memory, width, value)
-        # Pairs of a clip and another text, or the reverse, are copies of both.
-        copies = max(0, fusion_passes - 1) * memory * width * 4
-        if checkpointed:
-            kept = (text_passes * self.text_layers + fusion_passes * self.fusion_layers) * tokens * width * 4
-            return copies + kept + max(text_passes * text, fusion_passes * fusion)
-        return copies + text_passes * self.text_layers * text + fusion_passes * self.fusion_layers * fusion
+    def fuse(self, width: int, tokens: int, memory: int, value: int, checkpointed: bool) -> Phase:
+        """One pass through the fusion layers, which attend to the `memory` tokens of a clip."""
+        layer = _layer(tokens, width, value)
+        cross = _cross(tokens, memory, width, value)
+        both = Phase(layer.kept + cross.kept, max(layer.passing, cross.passing))
+        return _stack(self.fusion_layers, both, tokens * width * 4, checkpointed)
 
-    def decoding(self, width: int, tokens: int, memory: int, value: int) -> float:
-        """Bytes kept per sample by a decoder of `tokens` tokens that attends to `memory` tokens, with its logits."""
-        layer = _layer(tokens, width, value) + _cross(tokens, memory, width, value)
-        return self.fusion_layers * layer + tokens * self.vocabulary * (value + 4)
+    def predict(self, width: int, tokens: int, value: int) -> Phase:
+        """The logits of all words for `tokens` tokens, and their loss, which is computed in float32."""
+        # The head's inputs and its norm's; log-probabilities, and, in passing, two tensors of their size.
+        return Phase(tokens * width * (2 * value + 4) + 4 * tokens * self.vocabulary, 8 * tokens * self.vocabulary)
 
 
 def read_bert(run: LanguageRun) -> BertShape:
@@ -90,14 +74,25 @@ def _cross_weights(width: int) -> float:
     return 4 * width**2 + 4 * width + 2 * width
 
 
-def _layer(tokens: int, width: int, value: int) -> float:
+def _stack(layers: int, layer: Phase, states: float, checkpointed: bool) -> Phase:
+    """Layers that keep their activations, or the `states` that they start from and one layer's activations at a time."""
+    return (
+        Phase(layers * states, layer.kept + layer.passing)
+        if checkpointed
+        else Phase(layers * layer.kept, layer.passing)
+    )
+
+
+def _layer(tokens: int, width: int, value: int) -> Phase:
     """What a layer keeps: as a vision block, and dropout's masks; in 16 bits, three copies of its input, one per projection."""
     inputs = 1 if value == 4 else 3
-    return tokens * ((5 * width + inputs * width + 2 * 4 * width) * value + 2 * width * 4 + 2 * width)
+    kept = tokens * ((5 * width + inputs * width + 2 * 4 * width) * value + 2 * width * 4 + 2 * width)
+    return Phase(kept, tokens * 5 * width * value)
 
 
-def _cross(tokens: int, memory: int, width: int, value: int) -> float:
+def _cross(tokens: int, memory: int, width: int, value: int) -> Phase:
     """What cross-attention keeps: queries, their input and the weighted mean, a norm's input; keys and values of the memory."""
     copies = 0 if value == 4 else 2  # of the memory, for the keys and for the values
     of_text = tokens * (3 * width * value + width * 4 + width)
-    return of_text + memory * (2 + copies) * width * value
+    # The gradients of keys and values, and of the memory: one of this layer and the sum of the later ones.
+    return Phase(of_text + memory * (2 + copies) * width * value, memory * width * (2 * value + 2 * 4))

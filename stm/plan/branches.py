@@ -7,9 +7,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from stm.config import LanguageRun
+from stm.models.architecture import Architecture, describe
 from stm.models.cost import blocks_cost
-from stm.models.vit import Architecture
-from stm.models.weights.zoo import describe
 from stm.pretrained.sizes import clip_tower, clip_width
 
 
@@ -34,18 +33,22 @@ def branch_of(run: LanguageRun, frames: int, kept: int, masked: int) -> Part:
         decoder = _layer_decoder(shape, run.spatio_temporal.features, joint, frames).times(run.teacher.layers)
         return decoder.plus(_mask(run, shape, frames))
     if run.cluster is not None and run.objectives.relevance:
-        return _token_decoder(replace(shape, decoder_depth=run.cluster.decoder_depth), joint, kept, masked)
+        checkpointed = run.gradient_checkpointing in ("video", "all")
+        shape = replace(shape, decoder_depth=run.cluster.decoder_depth)
+        return _token_decoder(shape, joint, kept, masked, checkpointed)
     return Part(0)
 
 
-def _token_decoder(shape: Architecture, joint: int, kept: int, masked: int) -> Part:
+def _token_decoder(shape: Architecture, joint: int, kept: int, masked: int, checkpointed: bool) -> Part:
     """ClusterSTM's blocks over visible and masked tokens, and a projection to the teacher's joint space."""
     width, tokens, hidden = shape.decoder_width, kept + masked, int(shape.decoder_width * shape.mlp_ratio)
     depth = shape.decoder_depth
     weights = shape.width * width + depth * (4 * width**2 + 2 * width * hidden) + width * joint
     ends = 2 * kept * shape.width * width + 2 * masked * width * joint
     # As in `stm.plan.memory`: the norms' inputs, of eight values at most, are counted at the precision of the others.
-    values = depth * tokens * (8 * width + 2 * hidden) + kept * shape.width + masked * (2 * width + 2 * joint)
+    block = tokens * (8 * width + 2 * hidden)
+    blocks = depth * tokens * width + block if checkpointed else depth * block
+    values = blocks + kept * shape.width + masked * (2 * width + 2 * joint)
     return Part(weights, blocks_cost(tokens, width, depth, shape.mlp_ratio) + ends, values)
 
 

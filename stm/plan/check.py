@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stm.config import Config, ConfigError, FolderDataset
+from stm.config import Checkpointing, Config, ConfigError, FineTune, FolderDataset, LanguageTask
 from stm.layout import Layout
 from stm.plan.clips import Clips, count_clips
 from stm.plan.hardware import Hardware
@@ -38,7 +38,7 @@ def check_plan(config: Config, clips: Mapping[str, Clips] | None = None) -> None
 
 
 def check_memory(config: Config) -> None:
-    """Check that runs and evaluations fit into the memory of the GPU that `prices` names.
+    """Check that runs and evaluations fit into the memory of the GPU that `prices` names, without torch as well.
 
     Raises:
         ConfigError: one line per run or evaluation that does not.
@@ -49,14 +49,23 @@ def check_memory(config: Config) -> None:
     hardware, jobs = Hardware.of(config), Jobs(config)
     wrong: list[str] = []
     for name in config.pretrain:
-        memory = pretraining_memory(config.runs[config.instances(name)[0]])
-        remedy = "raise `accumulate` or `processes`, or use `parallel: fsdp`"
-        wrong += _too_large(f"pretrain.{name}", memory, hardware, remedy)
+        first = config.runs[config.instances(name)[0]]
+        remedy = _remedy(first.gradient_checkpointing, "raise `accumulate` or `processes`, or use `parallel: fsdp`")
+        wrong += _too_large(f"pretrain.{name}", pretraining_memory(first), hardware, remedy)
     for run, name in config.evaluations():
         job = jobs.make(dataset=config.dataset_of(run), run=run, task=name)
-        memory = evaluation_memory(config.runs[run], config.evaluate[name], evaluation_gpus(job))
-        wrong += _too_large(f"evaluate.{name} of {run}", memory, hardware, "raise `accumulate` or `processes`")
+        task = config.evaluate[name]
+        memory = evaluation_memory(config.runs[run], task, evaluation_gpus(job))
+        remedy = "raise `accumulate` or `processes`"
+        if isinstance(task, FineTune | LanguageTask):
+            remedy = _remedy(task.gradient_checkpointing, remedy)
+        wrong += _too_large(f"evaluate.{name} of {run}", memory, hardware, remedy)
     _refuse(wrong)
+
+
+def _remedy(parts: Checkpointing, others: str) -> str:
+    """What makes a job smaller; first what changes neither the number of GPUs nor of passes."""
+    return f"set `gradient_checkpointing`, {others}" if parts == "none" else others
 
 
 def _refuse(wrong: list[str]) -> None:

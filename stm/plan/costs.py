@@ -12,6 +12,7 @@ from stm.config import (
     Augmentation,
     Config,
     EvaluationTask,
+    FineTune,
     LanguageRun,
     LanguageTask,
     PretrainRun,
@@ -196,12 +197,14 @@ def evaluation_gpus(job: Job) -> int:
 
 def _video_work(config: Config, task: EvaluationTask, run: Run, dataset: str, clips: Clips) -> tuple[float, float]:
     """The FLOPs, and the core hours of loading, of an evaluation without text."""
+    from stm.models.architecture import describe
     from stm.models.cost import encoding_cost
-    from stm.models.weights.zoo import describe
 
     optimisation = getattr(task, "optimisation", None)
     epochs, repeats = (optimisation.epochs, getattr(task, "repeats", 1)) if optimisation else (1, 1)
-    passes = 3 * repeats if optimisation else 1  # a backward pass costs twice a forward pass
+    # A backward pass costs twice a forward pass; what is computed again costs another.
+    again = isinstance(task, FineTune) and task.gradient_checkpointing != "none"
+    passes = (3 + again) * repeats if optimisation else 1
     train = clips.per_split.get(task.splits.get("train", ""), 0) * epochs
     # All crops of a view come from the same decoded frames, so only the number of views multiplies the loading.
     test = clips.per_split.get(task.test_split, 0) * task.views
@@ -230,7 +233,7 @@ def _step_flops(run: Run, image: bool = False) -> float:
 
 @_step_flops.register
 def _(run: LanguageRun, image: bool = False) -> float:
-    from stm.models.weights.zoo import describe
+    from stm.models.architecture import describe
     from stm.plan.language_costs import language_step_flops
 
     return language_step_flops(run, _teacher_flops(run.teacher, describe(run).slot_tokens), image)
@@ -238,8 +241,8 @@ def _(run: LanguageRun, image: bool = False) -> float:
 
 @_step_flops.register
 def _(run: PretrainRun, image: bool = False) -> float:
+    from stm.models.architecture import describe
     from stm.models.cost import pretraining_cost
-    from stm.models.weights.zoo import describe
 
     architecture = describe(run)
     slots = run.frames // run.tubelet
@@ -251,9 +254,10 @@ def _(run: PretrainRun, image: bool = False) -> float:
     teacher = run.frames * _teacher_flops(run.teacher, per_slot) if run.teacher and guided else 0.0
     if not run.trains_encoder:  # the head's own cost is negligible
         return teacher + cost.encoder
+    again = run.gradient_checkpointing != "none"  # another forward pass
     if run.reconstruction.weight == 0:  # with only the contrastive loss, the decoder does not run
-        return teacher + cost.step - 3 * cost.decoder
-    return teacher + cost.step
+        return teacher + cost.step - 3 * cost.decoder + again * cost.encoder
+    return teacher + cost.step + again * cost.forward
 
 
 def _teacher_flops(teacher: Teacher, slot_tokens: int) -> float:

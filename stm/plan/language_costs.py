@@ -8,10 +8,9 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from stm.config import Captioning, LanguageRun, LanguageTask, MultipleChoice, QuestionAnswering, VideoTextRetrieval
+from stm.models.architecture import Architecture, describe
 from stm.models.cost import blocks_cost, encoding_cost
 from stm.models.sizes import SIZES
-from stm.models.vit import Architecture
-from stm.models.weights.zoo import describe
 from stm.plan.bert_shape import read_bert
 from stm.plan.branches import branch_of
 from stm.plan.clips import Clips, Texts
@@ -31,10 +30,13 @@ def language_step_flops(run: LanguageRun, teacher_image: float, image: bool = Fa
     masked = frames * int(mask.ratio * shape.slot_tokens)
     kept = frames * shape.slot_tokens - masked
     student = _encoder(shape, kept) + (_encoder(shape, masked) if run.method == "stm" else 0)
-    # Backward costs twice as much as forward; what is recomputed costs another forward pass.
-    text = 3 + (run.language is not None and run.language.gradient_checkpointing)
-    student += branch_of(run, frames, kept, masked).flops
-    return 3 * student + text * _text(run, tokens_of_text(run, kept, masked)) + frames * teacher_image
+    text = _text(run, tokens_of_text(run, kept, masked))
+    # Backward costs twice as much as forward; what is computed again costs another forward pass.
+    again = (student if run.gradient_checkpointing in ("video", "all") else 0.0) + (
+        text if run.gradient_checkpointing in ("text", "all") else 0.0
+    )
+    branch = branch_of(run, frames, kept, masked).flops
+    return 3 * (student + branch + text) + again + frames * teacher_image
 
 
 def tokens_of_text(run: LanguageRun, kept: int, masked: int) -> int:
@@ -123,9 +125,10 @@ def language_work(task: LanguageTask, run: LanguageRun, clips: Clips) -> Work:
     if optimisation is None:
         return Work(flops, read)
     samples = optimisation.epochs * work.samples(_count(clips, task.train_split)[1])
-    flops += 3 * samples * work.train(task, forward)  # a backward pass costs twice a forward pass
-    if task.gradient_checkpointing:
-        flops += samples * forward.clip
+    trained = work.train(task, forward)
+    again = {"none": 0.0, "video": forward.clip, "text": trained - forward.clip, "all": trained}
+    # A backward pass costs twice a forward pass; what is computed again costs another.
+    flops += samples * (3 * trained + again[task.gradient_checkpointing])
     read += samples
     if task.validation_split is not None:
         validation = _count(clips, task.validation_split)

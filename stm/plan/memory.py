@@ -1,16 +1,19 @@
 """Memory per GPU of runs and evaluations, by arithmetic on shapes.
 
-Counted are weights, gradients, AdamW's state and the activations that a step keeps for its backward pass; without training,
-the weights and the largest intermediate results. Not counted: CUDA's own gigabyte, fragmentation, and what torch.compile saves
-by recomputing. `tests/plan/test_memory.py` compares the numbers with what torch keeps on small models.
+Counted are weights, gradients, AdamW's state and the most that a step holds of activations and their gradients; without training,
+the weights and the largest intermediate results. Not counted: CUDA's own gigabyte, fragmentation, workspaces of kernels, and what
+torch.compile saves by recomputing. `tests/plan/test_memory.py` compares the numbers with what torch allocates for small models,
+and `python -m benchmarks.memory` with what it would allocate at full size.
 """
 
 from dataclasses import replace
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 from stm.config import (
     Captioning,
+    Checkpointing,
     EvaluationTask,
+    FineTune,
     LanguageRun,
     LanguageTask,
     MultipleChoice,
@@ -20,13 +23,13 @@ from stm.config import (
     VideoTextRetrieval,
     is_language_run,
 )
+from stm.models.architecture import Architecture, describe
 from stm.models.sizes import SIZES
-from stm.models.vit import Architecture
-from stm.models.weights.zoo import describe
 from stm.plan.bert_shape import read_bert
 from stm.plan.branches import branch_of
 from stm.plan.language_costs import tokens_of_text
-from stm.pretrained.sizes import clip_tower
+from stm.plan.phases import Phase, peak
+from stm.pretrained.sizes import clip_tower, clip_width
 
 CLIPS_WITHOUT_TRAINING = 32  # clips per forward pass of evaluations; see stm.evaluation.features and language_clips
 
@@ -64,15 +67,19 @@ def evaluation_memory(run: Run, task: EvaluationTask, processes: int) -> Memory:
     if task.needs == "language":
         assert is_language_run(run)  # checked when the config was parsed
         return _language_evaluation(run, cast(LanguageTask, task), processes)
-    shape, width = describe(run), _bytes_of(getattr(task, "precision", run.precision))
-    weights = _encoder_weights(shape)
-    optimisation = getattr(task, "optimisation", None)
-    if optimisation is None or not task.trains:
-        return _inference(weights, shape, width)
-    batch = optimisation.batch_size // (optimisation.accumulate * processes)
-    checkpointed = bool(getattr(task, "gradient_checkpointing", False))
-    kept = batch * (_pixels(shape) + _encode(shape, shape.tokens, width, checkpointed))
-    return _trained(weights, kept, width)
+    shape, weights = describe(run), _encoder_weights(describe(run))
+    if not isinstance(task, FineTune) or not task.trains:
+        return _inference(weights, shape, _bytes_of(run.precision))
+    width, batch = _bytes_of(task.precision), task.optimisation.batch_size // (task.optimisation.accumulate * processes)
+    phases = [
+        Phase(_pixels(shape)),
+        _encode(shape, shape.tokens, width, _recomputes("video", task.gradient_checkpointing)),
+    ]
+    return _trained(weights, batch * peak(phases), width)
+
+
+def _recomputes(side: Literal["video", "text"], parts: Checkpointing) -> bool:
+    return parts in (side, "all")
 
 
 def _bytes_of(precision: str) -> int:
@@ -159,10 +166,11 @@ def _block(tokens: float, width: int, value: int, mlp_ratio: float = 4.0) -> flo
     return tokens * ((6 * width + 2 * int(width * mlp_ratio)) * value + 2 * width * 4)
 
 
-def _blocks(tokens: float, width: int, depth: int, value: int, mlp_ratio: float, checkpointed: bool = False) -> float:
-    """What a stack of blocks keeps; with checkpointing, each block's input, and one block's activations at a time."""
+def _blocks(tokens: float, width: int, depth: int, value: int, mlp_ratio: float, checkpointed: bool) -> Phase:
+    """A stack of blocks; with checkpointing, it keeps each block's input, and one block's activations at a time."""
     one = _block(tokens, width, value, mlp_ratio)
-    return depth * tokens * width * value + one if checkpointed else depth * one
+    gradients = tokens * (int(width * mlp_ratio) + width) * value  # of the MLP's hidden layer and of the block's output
+    return Phase(depth * tokens * width * value, one + gradients) if checkpointed else Phase(depth * one, gradients)
 
 
 def _pixels(shape: Architecture) -> float:
@@ -170,10 +178,10 @@ def _pixels(shape: Architecture) -> float:
     return shape.frames * 3 * shape.image_size**2
 
 
-def _encode(shape: Architecture, tokens: float, value: int, checkpointed: bool = False) -> float:
+def _encode(shape: Architecture, tokens: float, value: int, checkpointed: bool) -> Phase:
     """The encoder's blocks, the embedding's input, and the final norm's input and output."""
     ends = tokens * (shape.token_values * value + shape.width * (4 + value))
-    return ends + _blocks(tokens, shape.width, shape.depth, value, shape.mlp_ratio, checkpointed)
+    return _blocks(tokens, shape.width, shape.depth, value, shape.mlp_ratio, checkpointed).plus(ends)
 
 
 def _step_activations(run: Run, frames: int, batch: int) -> float:
@@ -183,46 +191,68 @@ def _step_activations(run: Run, frames: int, batch: int) -> float:
     slots = max(1, frames // run.tubelet)
     masked = slots * int(mask.ratio * shape.slot_tokens)
     kept = slots * shape.slot_tokens - masked
-    checkpointed = bool(getattr(run, "gradient_checkpointing", False))
-    sample = _pixels(replace(shape, frames=frames)) + _encode(shape, kept, value, checkpointed)
-    if isinstance(run, PretrainRun):
-        sample += _reconstruction(run, shape, kept, masked, value)
-    elif isinstance(run, LanguageRun):
-        sample += _guided(run, shape, frames, kept, masked, value)
-    return batch * sample
+    phases = [Phase(_pixels(replace(shape, frames=frames)))]
+    if isinstance(run, LanguageRun):
+        phases += _guided(run, shape, frames, kept, masked, value)
+    else:
+        phases.append(_encode(shape, kept, value, _recomputes("video", run.gradient_checkpointing)))
+    if isinstance(run, PretrainRun) and run.reconstruction.weight > 0:
+        phases += _reconstruction(run, shape, kept, masked, value)
+    return batch * peak(phases)
 
 
-def _reconstruction(run: PretrainRun, shape: Architecture, kept: int, masked: int, value: int) -> float:
-    if run.reconstruction.weight == 0:
-        return 0.0
+def _reconstruction(run: PretrainRun, shape: Architecture, kept: int, masked: int, value: int) -> list[Phase]:
+    """The decoder, and the loss of the predicted pixels."""
     decoded = round(masked * run.decode_ratio)
     tokens, width = kept + decoded, shape.decoder_width
     ends = kept * shape.width * value + decoded * width * (4 + value)  # input projection; norm and head
-    # The predicted pixels, and their difference to the true ones.
-    pixels = decoded * shape.token_values * (4 + value)
-    return ends + pixels + _blocks(tokens, width, shape.decoder_depth, value, shape.mlp_ratio)
+    checkpointed = _recomputes("video", run.gradient_checkpointing)
+    decoder = _blocks(tokens, width, shape.decoder_depth, value, shape.mlp_ratio, checkpointed).plus(ends)
+    # The predictions, and their difference to the true pixels; two more copies while targets are made, and of gradients.
+    pixels = decoded * shape.token_values
+    return [decoder, Phase(pixels * (4 + value), pixels * 2 * 4)]
 
 
-def _guided(run: LanguageRun, shape: Architecture, frames: int, kept: int, masked: int, value: int) -> float:
-    """The teacher's features, the masked tokens' own pass (STM), and the text side."""
-    teacher = clip_tower(run.teacher.model)
-    features: float = run.teacher.layers * frames * shape.slot_tokens * (teacher.width if teacher else shape.width) * 4
-    # The student's features of the aligned layers, and their heads' outputs.
-    aligned: float = run.teacher.layers * kept * shape.width * 4 * 3
-    if not run.objectives.alignment:
-        features = aligned = 0.0
-    student = _encode(shape, masked, value) if run.method == "stm" else 0.0
+def _guided(run: LanguageRun, shape: Architecture, frames: int, kept: int, masked: int, value: int) -> list[Phase]:
+    """The teacher's pass, the text, the student's passes (STM has one over the masked tokens), and the objectives."""
+    parts = run.gradient_checkpointing
+    video, text = _recomputes("video", parts), _recomputes("text", parts)
+    student = [_encode(shape, kept, value, video)]
+    if run.method == "stm":
+        student.append(_encode(shape, masked, value, video))
+    student.append(Phase(branch_of(run, frames, kept, masked).kept * value))
+    if run.objectives.alignment:
+        student.append(_align(run, shape, kept, frames * shape.slot_tokens))
+    phases = [_teach(run, shape, frames * shape.slot_tokens), *student]
     if run.language is None:
-        return features + aligned + student + branch_of(run, frames, kept, masked).kept * value
-    memory = tokens_of_text(run, kept, masked)
-    objectives = run.objectives
-    passes = 1 + bool(objectives.masked_language), 3 * bool(objectives.matching) + bool(objectives.masked_language)
-    text = read_bert(run).activations(
-        shape.width, run.language.max_tokens, memory, value, *passes, checkpointed=run.language.gradient_checkpointing
-    )
-    words = run.language.max_tokens * read_bert(run).vocabulary * (4 + value) if objectives.masked_language else 0
-    branch = branch_of(run, frames, kept, masked).kept * value
-    return features + aligned + student + branch + text + words
+        return phases
+    bert, tokens, memory = read_bert(run), run.language.max_tokens, tokens_of_text(run, kept, masked)
+    read = bert.read(shape.width, tokens, value, text)
+    fused = bert.fuse(shape.width, tokens, memory, value, text)
+    phases.append(read)
+    if run.objectives.matching:
+        phases.append(fused.times(_PAIRS).plus(_PAIRS * memory * shape.width * 4))
+    if run.objectives.masked_language:
+        phases += [read, fused, bert.predict(shape.width, tokens, value)]
+    return phases
+
+
+def _teach(run: LanguageRun, shape: Architecture, tokens: int) -> Phase:
+    """The teacher's float32 outputs, held by the forward pass: features of its last layers, its tokens and its embeddings."""
+    tower = clip_tower(run.teacher.model)
+    width, joint, layers = tower.width if tower else shape.width, clip_width(run.teacher.model), run.teacher.layers
+    # Before that, the states of these layers and a copy of the features.
+    return Phase(tokens * (layers * joint + 2 * width) * 4, tokens * layers * (joint + width) * 4)
+
+
+def _align(run: LanguageRun, shape: Architecture, kept: int, tokens: int) -> Phase:
+    """The student's features of the aligned layers, their heads' outputs, and the unit vectors that the loss compares."""
+    compared = tokens if run.method == "stm" else kept
+    layers = run.teacher.layers
+    return Phase(3 * layers * kept * shape.width * 4, 5 * layers * compared * clip_width(run.teacher.model) * 4)
+
+
+_PAIRS = 3  # that matching fuses per sample, in one pass over copies: the true pair, one with a wrong text, one with a wrong clip
 
 
 def _language_evaluation(run: LanguageRun, task: LanguageTask, processes: int) -> Memory:
@@ -235,14 +265,18 @@ def _language_evaluation(run: LanguageRun, task: LanguageTask, processes: int) -
         return _inference(weights, shape, value)
     batch = optimisation.batch_size // (optimisation.accumulate * processes)
     tokens = task.max_tokens or run.language.max_tokens
-    sample = _pixels(shape) + _encode(shape, shape.tokens, value, task.gradient_checkpointing)
+    parts, width = task.gradient_checkpointing, shape.width
+    video, text = _recomputes("video", parts), _recomputes("text", parts)
+    phases = [Phase(_pixels(shape)), _encode(shape, shape.tokens, value, video)]
+    read, fused = bert.read(width, tokens, value, text), bert.fuse(width, tokens, shape.tokens, value, text)
     if isinstance(task, VideoTextRetrieval | MultipleChoice):
-        sample += bert.activations(shape.width, tokens, shape.tokens, value, 1, 3)
+        phases += [read, fused.times(_PAIRS).plus(_PAIRS * shape.tokens * width * 4)]
     elif isinstance(task, QuestionAnswering):
-        sample += bert.activations(shape.width, tokens, shape.tokens, value, 1, 1)
-        sample += bert.decoding(shape.width, task.max_answer_tokens - 1, tokens, value)
-        weights += bert.decoder_weights(shape.width)
+        answer = task.max_answer_tokens - 1
+        phases += [read, fused, bert.fuse(width, answer, tokens, value, text), bert.predict(width, answer, value)]
+        weights += bert.decoder_weights(width)
     elif isinstance(task, Captioning):  # which trains without the BERT, once the decoder is copied from it
-        sample += bert.decoding(shape.width, task.max_caption_tokens - 1, shape.tokens, value)
-        weights = _encoder_weights(shape) + bert.decoder_weights(shape.width)
-    return _trained(weights, batch * sample, value)
+        caption = task.max_caption_tokens - 1
+        phases += [bert.fuse(width, caption, shape.tokens, value, text), bert.predict(width, caption, value)]
+        weights = _encoder_weights(shape) + bert.decoder_weights(width)
+    return _trained(weights, batch * peak(phases), value)

@@ -20,9 +20,10 @@ def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> str:
 
 
 def _check(job: Job) -> None:
-    from stm.plan.check import check_plan
+    from stm.plan.check import check_memory, check_plan
 
     check_plan(job.study)
+    check_memory(job.study)
 
 
 PLAN = Stage(

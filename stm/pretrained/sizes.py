@@ -2,6 +2,8 @@
 
 import json
 import re
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,11 +73,19 @@ def _clip_config(model: str) -> dict[str, Any]:
             return dict(json.loads(Path(path).read_text())["model_cfg"])
     if model.startswith(("local-dir:", "hf-hub:")):
         return {}
-    import open_clip
-
     # Costs are estimated before any weights are there: STM's ActionCLIP is a ViT-B/16.
-    architecture = "ViT-B-16" if model.startswith(ACTION_CLIP) else model.partition("@")[0]
-    return dict(open_clip.get_model_config(architecture) or {})
+    return _read_open_clip("ViT-B-16" if model.startswith(ACTION_CLIP) else model.partition("@")[0])
+
+
+@cache
+def _read_open_clip(architecture: str) -> dict[str, Any]:
+    """Read open_clip's own file of an architecture, because a dry run must not wait for its import, and torch's."""
+    package = find_spec("open_clip")
+    for folder in (package and package.submodule_search_locations) or ():
+        path = Path(folder) / "model_configs" / f"{architecture}.json"
+        if path.is_file():
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+    return {}
 
 
 def count_weights(model: str) -> float:

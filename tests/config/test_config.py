@@ -35,7 +35,15 @@ def test_every_shipped_config_is_valid_for_parser_and_schema(path):
 
 DATASETS = ("FolderDataset", "MovingShapesDataset", "BenchmarkDataset", "LanguageDataset")
 TASKS = [section.__name__ for section in get_args(get_args(EvaluationTask)[0])]
-RUN = {"workers", "kept_gigabytes", "checkpoint_every", "checkpoints_kept", "dataset", "seeds"}
+RUN = {
+    "workers",
+    "kept_gigabytes",
+    "checkpoint_every",
+    "checkpoints_kept",
+    "dataset",
+    "seeds",
+    "gradient_checkpointing",
+}
 # Written out, because adding a key to these changes what is rerun, which must not happen unnoticed.
 CACHE_NEUTRAL = {
     "Frames": {"timeout_seconds", "keep", "from_dataset"},
@@ -47,7 +55,7 @@ CACHE_NEUTRAL = {
     **{name: {"runs", "dataset"} for name in TASKS},
     **{
         name: {"runs", "dataset", "gradient_checkpointing"}
-        for name in ("VideoTextRetrieval", "QuestionAnswering", "MultipleChoice", "Captioning")
+        for name in ("FineTune", "VideoTextRetrieval", "QuestionAnswering", "MultipleChoice", "Captioning")
     },
 }
 

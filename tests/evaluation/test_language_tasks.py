@@ -326,6 +326,14 @@ def test_the_configured_ranking_decides(ranking, world, tmp_path, monkeypatch):
     assert set(rankings) == {(2, ranking)}
 
 
+@pytest.mark.parametrize(("parts", "sides"), [("none", (0, 0)), ("video", (1, 0)), ("text", (0, 1)), ("all", (1, 1))])
+def test_a_task_says_whose_activations_are_computed_again(world, parts, sides):
+    folder, _, run = world
+    task = VideoTextRetrieval(task="video_text_retrieval", gradient_checkpointing=parts)
+    model = load_model(folder / "run" / "weights.safetensors", run, task)
+    assert (model.encoder.gradient_checkpointing, model.language.gradient_checkpointing) == sides
+
+
 def test_choices_are_scored_with_the_model_s_temperature_and_the_task_s_weight(world):
     folder, splits, run = world
     task = MultipleChoice(task="multiple_choice", matching_weight=0.4)

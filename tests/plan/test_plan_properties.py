@@ -149,13 +149,21 @@ def text_side(memory: int) -> float:
     return 2 * blocks(10, depth=1) + 4 * fusion  # contrast, words; three pairs of matching, words
 
 
+def pair(tokens: int) -> float:
+    layers = BERT_LAYERS - 1
+    return blocks(10, depth=layers) + layers * 2 * (2 * 10 * 128**2 + 2 * tokens * 128**2 + 2 * 10 * tokens * 128)
+
+
+def pass_of_tuning(frames: int = 4) -> float:
+    """Forward: a clip, a caption and three pairs."""
+    return encode(frames * 16, 192) + blocks(10, depth=1) + 3 * pair(frames * 16)
+
+
 def rerank(tests: int = 200, frames: int = 4) -> float:
     """Fine-tuning for 2 epochs with validation, and a test with 4 candidates per query; all clips have 400 captions in test."""
-    layers, tokens = BERT_LAYERS - 1, frames * 16
-    clip, text = encode(tokens, 192), blocks(10, depth=1)
-    pair = blocks(10, depth=layers) + layers * 2 * (2 * 10 * 128**2 + 2 * tokens * 128**2 + 2 * 10 * tokens * 128)
-    tuning = 2 * 800 * 3 * (clip + text + 3 * pair) + 2 * (100 * clip + 100 * text)
-    return tuning + tests * clip + 400 * text + (400 * 4 + tests * 4) * pair
+    clip, text = encode(frames * 16, 192), blocks(10, depth=1)
+    tuning = 2 * 800 * 3 * pass_of_tuning(frames) + 2 * (100 * clip + 100 * text)
+    return tuning + tests * clip + 400 * text + (400 * 4 + tests * 4) * pair(frames * 16)
 
 
 CLIP_STEP = 3 * (encode(4 * 4, 192) + text_side(4 * 4)) + 4 * IMAGE
@@ -577,12 +585,28 @@ CHANGES: dict[str, tuple[Callable[[Values, Corpora], None], Moves]] = {
         {"pretrain/tube": {"loading": 0.65 / 8.9}},
     ),
     "recomputed activations of the BERT": (
-        setting("pretrain.umt.language", UMT["language"] | {"gradient_checkpointing": True}),
+        setting("pretrain.umt.gradient_checkpointing", "text"),
         {"pretrain/umt": dict.fromkeys(WORK, (CLIP_STEP + text_side(4 * 4)) / CLIP_STEP)},
     ),
-    "recomputed activations in fine-tuning": (
-        setting("evaluate.rerank.gradient_checkpointing", True),
+    "recomputed activations of the student and the BERT": (
+        setting("pretrain.umt.gradient_checkpointing", "all"),
+        {"pretrain/umt": dict.fromkeys(WORK, 1 + (CLIP_STEP - 4 * IMAGE) / 3 / CLIP_STEP)},
+    ),
+    "recomputed activations of encoder and decoder": (
+        setting("pretrain.tube.gradient_checkpointing", "video"),
+        {"pretrain/tube": dict.fromkeys(WORK, 1 + (encode(16, 384) + DECODE) / MAE_STEP)},
+    ),
+    "recomputed activations in fine-tuning with labels": (
+        setting("evaluate.finetune.gradient_checkpointing", "video"),
+        {"evaluate/tube/finetune": dict.fromkeys(WORK, (400 * 5 * 4 + 200 * 2) / (400 * 5 * 3 + 200 * 2))},
+    ),
+    "recomputed activations of the student in fine-tuning with text": (
+        setting("evaluate.rerank.gradient_checkpointing", "video"),
         {"evaluate/umt/rerank": dict.fromkeys(WORK, 1 + 2 * 800 * encode(64, 192) / rerank())},
+    ),
+    "recomputed activations of both in fine-tuning with text": (
+        setting("evaluate.rerank.gradient_checkpointing", "all"),
+        {"evaluate/umt/rerank": dict.fromkeys(WORK, 1 + 2 * 800 * pass_of_tuning() / rerank())},
     ),
     "larger frames of the teacher": (  # 8 x 8 patches of 12 pixels instead of the student's 4 x 4
         setting("pretrain.guided.teacher", {"model": CLIP, "image_size": 96}),

@@ -226,7 +226,7 @@ def test_an_evaluation_requests_a_gpu_and_a_core_for_each_process_and_nodes_as_p
     rule = DeclaredRule(all_stages()["evaluate"], made_jobs(values), cores=2)
     one, two = (SimpleNamespace(dataset="two", run="tube-seed0", task=task) for task in ("one", "two"))
     names = ("gpu", "nodes", "tasks", "gres", "mpi", "tasks_per_gpu")
-    assert [getattr(rule.resource, name)(one) for name in names] == [3, None, None, None, None, None]
+    assert [getattr(rule.resource, name)(one) for name in names] == [3, 1, None, None, None, None]
     assert [getattr(rule.resource, name)(two) for name in names] == [None, 2, 2, "gpu:1", "srun", 0]
     assert (rule.threads(one), rule.resource.mem_mb(one, attempt=1)) == (3, 64000)
 

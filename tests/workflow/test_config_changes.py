@@ -196,6 +196,7 @@ RERUN: tuple[tuple[str, list[str]], ...] = (
     ("pretrain.*.kept_gigabytes", []),
     ("pretrain.*.checkpoint_every", []),
     ("pretrain.*.checkpoints_kept", []),
+    ("pretrain.*.gradient_checkpointing", []),
     (
         "pretrain.*.dataset",
         ["pretrain/{0}", "evaluate/{0}/*?", "table/*?", "figure/*?"],

@@ -29,6 +29,7 @@ from stm.evaluation.classification.mixup import Mixing, mix, soft_targets
 from stm.evaluation.features import average_probabilities, run_over
 from stm.evaluation.inputs import DIVISION, EvaluationInputs
 from stm.evaluation.results import check_architecture, check_labels, load_checked_encoder, write_classification
+from stm.models.checkpointing import set_checkpointing
 from stm.models.vit import VideoEncoder
 from stm.models.weights import zoo
 from stm.models.weights.checks import build_encoder
@@ -110,6 +111,7 @@ def fine_tune(task: FineTune, run: Run, inputs: EvaluationInputs, process: Proce
     check_labels(test, train)
     torch.manual_seed(inputs.seed)
     encoder = load_checked_encoder(inputs.weights, run, task.drop_path)
+    set_checkpointing(encoder, task.gradient_checkpointing)
     classifier = Classifier(encoder, len(train.classes), task.label_smoothing, task.head_dropout).to(process.device)
     if task.initial_head == "release":
         load_head(classifier, inputs.weights, train.classes)

@@ -6,14 +6,17 @@ cross-attends to the question's fused states, for captions to the clip's tokens.
 
 from collections.abc import Mapping
 from copy import deepcopy
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
+from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertLMHeadModel, GenerationConfig
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
+from stm.models.checkpointing import Checkpointed
 from stm.models.text.split_bert import SplitBert
 
 DEPTH = 128
@@ -25,8 +28,10 @@ _PREDICTED = 4096
 _TIED = "cls.predictions.decoder."
 
 
-class TextDecoder(nn.Module):
+class TextDecoder(Checkpointed):
     """A causal BERT with cross-attention and a language modelling head."""
+
+    side = "text"
 
     def __init__(self, config: BertConfig, pad_id: int, cls_id: int, sep_id: int) -> None:
         """Builds a newly initialised decoder; `of` builds one from a split BERT.
@@ -50,6 +55,8 @@ class TextDecoder(nn.Module):
     def of(cls, language: SplitBert) -> "TextDecoder":
         """Build a decoder from copies of a split BERT's fusion layers, embeddings and language modelling head.
 
+        It recomputes its activations if the split BERT does.
+
         Raises:
             ModelError: the BERT has no tokenizer, which defines a text's first and last token.
         """
@@ -65,7 +72,15 @@ class TextDecoder(nn.Module):
             f"{place}{name}": tensor for place, part in parts.items() for name, tensor in part.state_dict().items()
         }
         decoder.load_weights({**weights, "cls.predictions.bias": language.word_bias.detach()})
+        decoder.recompute(language.gradient_checkpointing)
         return decoder
+
+    def recompute(self, on: bool) -> None:
+        super().recompute(on)
+        layers: Any = self.bert.bert.encoder.layer
+        for layer in layers:  # which transformers runs, not `run_block`
+            layer.gradient_checkpointing = on
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
     def weights(self) -> dict[str, Tensor]:
         """The state dict without the head's matrix, which is tied to the embeddings; safetensors rejects shared tensors."""

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer, BertPredictionHeadTransform
 
 from stm.config import Language
+from stm.models.checkpointing import Checkpointed
 from stm.models.text.bert_files import plain_config, read_bert, read_config, rename
 from stm.models.text.small_bert import make_bert
 from stm.models.text.tokenizer import Tokenizer, load_tokenizer
@@ -44,23 +44,18 @@ _OTHERS = (
 )
 
 
-class SplitBert(nn.Module):
+class SplitBert(Checkpointed):
     """Text layers, fusion layers, and a masked language modelling head."""
 
-    def __init__(
-        self,
-        config: BertConfig,
-        fusion_layer: int,
-        tokenizer: Tokenizer | None = None,
-        gradient_checkpointing: bool = False,
-    ) -> None:
+    side = "text"
+
+    def __init__(self, config: BertConfig, fusion_layer: int, tokenizer: Tokenizer | None = None) -> None:
         """Builds a model with BERT's random initialisation; seed torch first for reproducible weights.
 
         Args:
             config: a BERT config; `num_hidden_layers` counts text and fusion layers.
             fusion_layer: number of text layers.
             tokenizer: the BERT's tokenizer; required for encoding texts.
-            gradient_checkpointing: whether each layer's activations are recomputed in the backward pass of training.
 
         Raises:
             ModelError: one of the two parts would have no layers, or the tokenizer's vocabulary is larger than the BERT's.
@@ -78,7 +73,6 @@ class SplitBert(nn.Module):
             )
         self.config = plain_config(config)
         self.fusion_layer = fusion_layer
-        self.gradient_checkpointing = gradient_checkpointing
         self.identity: dict[str, str | None] | None = None  # for receipts: model and hash, if loaded from files
         self._tokenizer = tokenizer
         fusion = deepcopy(self.config)
@@ -130,7 +124,7 @@ class SplitBert(nn.Module):
                 f"{config.max_position_embeddings} tokens"
             )
         tokenizer = load_tokenizer(source, settings.tokenization)
-        return cls(config, settings.fusion_layer, tokenizer, settings.gradient_checkpointing)
+        return cls(config, settings.fusion_layer, tokenizer)
 
     @classmethod
     def rebuild(cls, values: Mapping[str, Any]) -> "SplitBert":
@@ -212,7 +206,7 @@ class SplitBert(nn.Module):
         """Encodes only the text: int64 [B, X] -> [B, X, W], the output of the last text layer."""
         states, mask = self.embeddings(tokens), self._mask(tokens)
         for layer in self.text_layers:
-            states = self._run(layer, states, mask)
+            states = self.run_block(layer, states, mask)
         return states
 
     def fuse(self, states: Tensor, tokens: Tensor, memory: Tensor) -> Tensor:
@@ -228,7 +222,7 @@ class SplitBert(nn.Module):
         """
         mask = self._mask(tokens)
         for layer in self.fusion_layers:
-            states = self._run(layer, states, mask, memory)
+            states = self.run_block(layer, states, mask, memory)
         return states
 
     def predict_words(self, fused: Tensor) -> Tensor:
@@ -239,10 +233,3 @@ class SplitBert(nn.Module):
     def _mask(self, tokens: Tensor) -> Tensor:
         """Bool [B, 1, 1, X], True for tokens to attend to; never None, which would make a fusion layer causal."""
         return (tokens != self.pad_id)[:, None, None]
-
-    def _run(self, layer: nn.Module, *inputs: Tensor) -> Tensor:
-        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            repeated: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
-            return repeated
-        once: Tensor = layer(*inputs)
-        return once

@@ -10,8 +10,9 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from stm.config import Run
+from stm.models.architecture import Architecture, describe
 from stm.models.sizes import SIZES, Size
-from stm.models.vit import Architecture, VideoEncoder, VideoMAE
+from stm.models.vit import VideoEncoder, VideoMAE
 from stm.models.weights.checks import Weights, WeightsError, adapt, build_encoder, build_module, gather_weights, outline
 from stm.models.weights.safetensors import HEADER_KEY, load_extra, read_own, save, write_own
 from stm.models.weights.timm import to_timm
@@ -50,23 +51,6 @@ __all__ = [
 
 Format = Literal["stm", "official", "transformers"]
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
-
-
-def describe(run: Run) -> Architecture:
-    """Return the architecture that a run's config describes."""
-    size = SIZES[run.model]
-    if run.decoder_depth is not None:
-        size = size._replace(decoder_depth=run.decoder_depth)
-    return Architecture(
-        run.image_size,
-        run.patch_size,
-        run.tubelet,
-        run.frames,
-        **size._asdict(),
-        positions=run.positions,
-        position_period=run.position_period,
-        position_frames=run.position_table_frames,
-    )
 
 
 def build(run: Run) -> VideoMAE:
