@@ -1,7 +1,7 @@
 """Settings of the offline stages, from videos to shards."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -136,14 +136,26 @@ CaptionSource = Annotated[
 
 
 class Similarity(Section):
-    """Patch-text similarity (TGM, section 3.3): each patch resized to CLIP's full input."""
+    """Patch-text similarity (TGM, section 3.3): each patch resized to CLIP's full input, or a cheaper deviation."""
 
     cache_neutral = frozenset({"keep_embeddings"})
+    implied: ClassVar[dict[str, Any]] = {"method": "patches", "window": 1}  # defaults that fingerprints omit
+    method: Literal["patches", "dense"] = field(
+        "patches",
+        "`patches`: each patch resized to CLIP's full input, as in TGM. `dense`, a deviation from the paper: one forward pass per "
+        "frame, with the value of each token in the last block (MaskCLIP), for 50 to 200 times less work of the image tower; only "
+        "for a ViT of open_clip's own. docs/masking.md has its agreement with `patches`",
+    )
     model: str = field(
         "ViT-B-32-quickgelu@openai",
         "`architecture@pretrained tag or checkpoint file`, `hf-hub:owner/name`, or `local-dir:folder` (open_clip)",
     )
-    batch_size: int = field(1024, "patches per forward pass, filled across frames and clips", "patches", ge=1)
+    batch_size: int = field(
+        1024,
+        "patches per forward pass, filled across frames and clips; `dense`: whole frames of at most this many, at least one",
+        "patches",
+        ge=1,
+    )
     precision: Literal["float32", "bfloat16", "float16"] = field("float32", "precision of the image tower")
     compile: bool = field(False, "compile the image tower with torch.compile; worthwhile on CUDA, not on CPU")
     window: int = field(
@@ -159,9 +171,18 @@ class Similarity(Section):
     )
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return the values that results depend on; without the default `window`, so that existing maps stay valid."""
+        """Return the values that results depend on; without two defaults, so that maps from before these keys stay valid."""
         values = super().fingerprint()
-        return {key: value for key, value in values.items() if key != "window" or value > 1}
+        return {key: value for key, value in values.items() if self.implied.get(key) != value}
+
+    @model_validator(mode="after")
+    def _check_window(self) -> "Similarity":
+        if self.method == "dense" and self.window > 1:
+            raise ValueError(
+                f"window is {self.window}, but the patches of method `dense` are single cells; remove `window`, and make `grid` "
+                "finer for finer maps"
+            )
+        return self
 
 
 class Motion(Section):

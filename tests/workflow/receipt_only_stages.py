@@ -144,6 +144,7 @@ def _without_work(into: Path) -> Iterator[list[Any]]:
         (language_model.LanguageModel, "__init__", load),
         (score, "load_clip", _load_clip),
         (score, "PatchScorer", lambda clip, grid, *_: SimpleNamespace(clip=clip, grid=grid)),
+        (score, "DenseScorer", lambda clip, grid, *_: SimpleNamespace(clip=clip, grid=grid)),
         (score, "_embed_captions", lambda *_: {}),
         (score, "embed_clips", lambda *_: iter(())),
         (score, "_check_embeddings", lambda *_: None),

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stm.config import CropComparison, MaskQuality
+from stm.config import CropComparison, MaskQuality, Similarity
 from stm.datasets.moving_shapes.stage import GENERATE
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
@@ -116,7 +116,7 @@ CROP_AGREEMENT = Stage(
         "source": "facts.pack.captions",
     },
     resources={"mem_mb": 16000, "runtime": 480, "gpu": 1},
-    implied={"window": 1},  # as in `stm.preprocess.similarity.stage`
+    implied=Similarity.implied,
     applies=lambda config: config.crop_comparison is not None,
     otherwise="crop-agreement needs a caption source in pack.captions, and a run whose mask needs similarity or the section "
     "crop_agreement or mask_quality",

@@ -127,6 +127,14 @@ class PatchScorer:
         rows, columns = map_shape(width, height, self.grid)
         return rows - self.window + 1, columns - self.window + 1
 
+    def cut(self, shapes: Sequence[tuple[int, int]]) -> list[list[tuple[int, int, int]]]:
+        """Distribute the patches of frames over batches; see `cut_batches`.
+
+        Args:
+            shapes: rows and columns of patches, per frame.
+        """
+        return cut_batches([rows * columns for rows, columns in shapes], self.batch_size)
+
     def prepare(self, pieces: Sequence[Piece]) -> Tensor:
         """Return the image tower's input for one batch of cells: [batch_size, 3, height, width], padded with zeros."""
         height, width = self.clip.image_size
@@ -176,7 +184,7 @@ class PatchScorer:
         """
         height, width = frames[0].shape[:2]
         rows, columns = self.count_patches(width, height)
-        batches = cut_batches([rows * columns] * len(frames), self.batch_size)
+        batches = self.cut([(rows, columns)] * len(frames))
         pieces = ([Piece(frames[f], start, stop) for f, start, stop in batch] for batch in batches)
         patches = np.concatenate(list(self.embed_batches(pieces))).reshape(len(frames), rows, columns, -1)
         return spread_windows(patches, self.window)
@@ -243,7 +251,7 @@ def embed_clips(
     frames = [(clip, number) for clip, row in enumerate(kept) for number in range(row["frames"])]
     shapes = [scorer.count_patches(row["width"], row["height"]) for row in kept]
     patches = [shapes[clip][0] * shapes[clip][1] for clip, _ in frames]
-    all_batches = cut_batches(patches, scorer.batch_size)
+    all_batches = scorer.cut([shapes[clip] for clip, _ in frames])
     batches = [b for b in all_batches if any(kept[frames[f][0]]["key"] not in finished for f, _, _ in b)]
 
     # A frame may span several consecutive batches; it is decoded once for all of them.

@@ -15,6 +15,7 @@ from stm.manifest import check_failures
 from stm.preprocess.captions.templates import ClipCaptions
 from stm.preprocess.captions.write import check_has_captions, hash_frames, read_captions
 from stm.preprocess.frames.table import read_kept
+from stm.preprocess.similarity.dense_scorer import DenseScorer
 from stm.preprocess.similarity.patch_scorer import PatchScorer, cosine, embed_clips
 from stm.pretrained.clip import load_clip
 from stm.shards.grid import map_shape
@@ -52,6 +53,22 @@ _CLIPS_PER_ROW_GROUP = 16  # for maps; embeddings take megabytes per clip and ha
 Row = Mapping[str, Any]
 
 
+def load_scorer(settings: Similarity, grid: int, device: str | None = None) -> PatchScorer:
+    """Load the config's CLIP, to embed the cells of frames with the config's method.
+
+    Args:
+        grid: cells along the short side of a map.
+        device: defaults to CUDA if available.
+
+    Raises:
+        ModelError: it cannot be loaded, or the method does not apply to it.
+    """
+    clip = load_clip(settings.model, settings.precision, device)
+    if settings.method == "dense":
+        return DenseScorer(clip, grid, settings.batch_size, settings.compile)
+    return PatchScorer(clip, grid, settings.batch_size, settings.compile, settings.window)
+
+
 def write_embeddings(
     frames_tar: Path,
     frames_index: Path,
@@ -72,8 +89,7 @@ def write_embeddings(
         ModelError: the config's model cannot be loaded.
     """
     kept = read_kept(frames_index)
-    clip = load_clip(settings.model, settings.precision, device)
-    scorer = PatchScorer(clip, grid, settings.batch_size, settings.compile, settings.window)
+    scorer = load_scorer(settings, grid, device)
     receipt = _make_receipt("embeddings", settings, scorer, kept)
     journal = Journal(output, receipt)
     _fill_journal(scorer, frames_tar, kept, set(), journal, "embeddings", lambda _, embeddings: embeddings)
@@ -111,8 +127,7 @@ def write_similarity(
     kept = read_kept(frames_index)
     captions_by_key = read_captions(captions)
     _check_captions(kept, captions_by_key, captions)
-    clip = load_clip(settings.model, settings.precision, device)
-    scorer = PatchScorer(clip, grid, settings.batch_size, settings.compile, settings.window)
+    scorer = load_scorer(settings, grid, device)
     vectors = _embed_captions(scorer, kept, captions_by_key)
     texts_by_key = {row["key"]: [text for _, text in captions_by_key[row["key"]].texts] for row in kept}
     receipt = _make_receipt("similarity", settings, scorer, kept) | {"captions": hash_receipt(texts_by_key)}
@@ -263,6 +278,6 @@ def _check_embeddings(path: Path, expected: Mapping[str, Any]) -> None:
     receipt = read_receipt(path)
     different = [key for key in ("model", "grid", "frames") if receipt.get(key) != expected[key]]
     made, wanted = receipt.get("settings", {}), expected["settings"]
-    different += [key for key in ("precision", "window") if made.get(key) != wanted.get(key)]
+    different += [key for key in ("precision", "window", "method") if made.get(key) != wanted.get(key)]
     if different:
         raise DamagedError(f"{path}: was made with a different {', '.join(different)}; remove it and run again")

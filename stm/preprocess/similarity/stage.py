@@ -1,5 +1,6 @@
 """The similarity stage (patch-text similarity maps) and the embeddings stage (patch embeddings, if kept)."""
 
+from stm.config import Similarity
 from stm.preprocess.captions.stage import captions_per_clip
 from stm.preprocess.frames.stage import frames_of
 from stm.pretrained.sizes import clip_image_flops, clip_width
@@ -67,9 +68,6 @@ def _cost_of_maps(job: Job, load: Workload) -> Cost | None:
     return Cost(scored.shards, flops=flops, precision=settings.precision, gigabytes=maps * 2 / 1e9)
 
 
-# Receipts omit the default, like fingerprints; see `stm.config.Similarity.fingerprint`.
-_IMPLIED = {"window": 1}
-
 EMBEDDINGS = Stage(
     name="embeddings",
     title="patch embeddings, where the config keeps them",
@@ -82,7 +80,7 @@ EMBEDDINGS = Stage(
     shared=True,
     receipt="embeddings",
     records={"settings": "similarity", "grid": "grid"},
-    implied=_IMPLIED,
+    implied=Similarity.implied,  # as fingerprints do
     cost=_cost_of_embeddings,
     run=_embed,
 )
@@ -99,7 +97,7 @@ SIMILARITY = Stage(
     shared=True,
     receipt="similarity",
     records={"settings": "similarity", "grid": "grid", "policy": "bad_input.policy"},
-    implied=_IMPLIED,
+    implied=Similarity.implied,  # as fingerprints do
     cost=_cost_of_maps,
     run=_score,
 )
