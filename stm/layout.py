@@ -64,6 +64,10 @@ class Layout:
     def embeddings(self, shard: str) -> Path:
         return self.table("embeddings", shard)
 
+    def joint_similarity(self, shard: str) -> Path:
+        """Return the path of the maps of all caption sources of a shard, from which `similarity` takes those of each source."""
+        return self.table("joint_similarity", shard)
+
     def similarity(self, source: str, shard: str) -> Path:
         return self.table("similarity", shard, source)
 

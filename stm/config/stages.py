@@ -142,9 +142,9 @@ class Similarity(Section):
     implied: ClassVar[dict[str, Any]] = {"method": "patches", "window": 1}  # defaults that fingerprints omit
     method: Literal["patches", "dense"] = field(
         "patches",
-        "`patches`: each patch resized to CLIP's full input, as in TGM. `dense`, a deviation from the paper: one forward pass per "
-        "frame, with the value of each token in the last block (MaskCLIP), for 50 to 200 times less work of the image tower; only "
-        "for a ViT of open_clip's own. docs/masking.md has its agreement with `patches`",
+        "`patches`: each patch resized to CLIP's full input, as in TGM. `dense`, a deviation from the paper: one forward pass "
+        "per frame, with each token's value in the last block (MaskCLIP), for 50 to 200 times less work; only for a ViT of "
+        "open_clip's own. Measure its agreement with `patches` (`crop_agreement`) before using it: docs/masking.md",
     )
     model: str = field(
         "ViT-B-32-quickgelu@openai",
@@ -241,6 +241,8 @@ class Flow(Section):
 class Pack(Section):
     """The packing stage: the contents of the training shards."""
 
+    # Which shards have guides is recorded in each shard, by the other keys: they are all off in one without guides.
+    cache_neutral = frozenset({"more_splits"})
     captions: Name | tuple[Name, ...] | None = field(
         None, "caption source, or sources, to pack; none by default. Each run can select some of them"
     )
@@ -248,6 +250,12 @@ class Pack(Section):
     motion: bool = field(True, "pack the motion maps")
     flow: bool = field(False, "pack the optical flow, for MGMAE's masks")
     text: bool = field(False, "pack the text vectors of those sources, for contrast and retrieval")
+    more_splits: tuple[Name, ...] = field(
+        (),
+        "splits that are packed with captions and maps although nothing in the config reads them. Without this, shards of a "
+        "split that no run trains on and of which no evaluation reads captions hold frames and labels alone, but for the "
+        "first 512 clips, of which the page can show some",
+    )
 
     @field_validator("captions")
     @classmethod
@@ -262,6 +270,10 @@ class Pack(Section):
         if self.captions is None:
             return ()
         return (self.captions,) if isinstance(self.captions, str) else self.captions
+
+    def without_guides(self) -> "Pack":
+        """Return the same with neither captions nor arrays."""
+        return self.model_copy(update={"captions": None, **dict.fromkeys(ARRAYS, False)})
 
     @property
     def arrays(self) -> tuple[PackedArray, ...]:

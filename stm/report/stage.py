@@ -1,5 +1,6 @@
 """Stages of the report: the config's tables and figures, and the page."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from stm.config import FigureSpec, TableSpec
@@ -44,7 +45,8 @@ def _of_dataset(job: Job) -> list[Path]:
     inputs = [layout.quarantine, *(layout.frames(shard) for shard in shards)]
     # A dataset used only for transfer neither packs nor needs captions.
     sources = config.captions if MASK_QUALITY.applies(config) or config.pack.sources else ()
-    inputs += [layout.captions(source, shard) for source in sources for shard in shards]
+    guided = [shard for shard in shards if replace(job, shard=shard).guided]
+    inputs += [layout.captions(source, shard) for source in sources for shard in guided]
     for stage in (MASK_QUALITY, CROP_AGREEMENT):
         inputs += list(stage.outputs(job).values()) if stage.applies(config) else []
     return inputs + job.packed()

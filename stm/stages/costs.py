@@ -1,9 +1,10 @@
 """The cost of a stage on one dataset, derived from counts and shapes. The plan converts it to hours."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import inf
 
-from stm.config import Config
+from stm.stages.jobs import Job
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,24 @@ class Workload:
     def shards(self) -> int:
         return sum(-(-count // self.shard_size) for count in self.per_split.values())
 
-    def of(self, split: str) -> "Workload":
-        """Return the workload of a single split."""
-        return replace(self, per_split={split: self.per_split.get(split, 0)})
+    def first(self, shards: Callable[[str], float]) -> "Workload | None":
+        """Return the workload of the first shards of each split, whose number `shards` returns; None if they have no clips."""
+        limits = {split: min(count, shards(split) * self.shard_size) for split, count in self.per_split.items()}
+        per_split = {split: int(count) for split, count in limits.items() if count}
+        return replace(self, per_split=per_split) if per_split else None
 
 
-def clips_to_process(config: Config, load: Workload, packed: bool) -> Workload | None:
-    """Return the clips of a part of the shards: all if it is packed, otherwise those that mask quality is measured on."""
+def guided_clips(job: Job, load: Workload) -> Workload | None:
+    """Return the clips of the shards of which something reads captions or guides; None if there are none."""
+    return load.first(lambda split: job.jobs.guided_shards(job.dataset, split))
+
+
+def clips_to_process(job: Job, load: Workload, packed: bool) -> Workload | None:
+    """Return the clips of a part of the shards: those with guides if it is packed, or those that mask quality is measured on."""
     if packed:
-        return load
-    return None if config.mask_quality is None else load.of(config.mask_quality.split)
+        return guided_clips(job, load)
+    quality = job.config.mask_quality
+    return None if quality is None else load.first(lambda split: inf if split == quality.split else 0)
 
 
 @dataclass(frozen=True)

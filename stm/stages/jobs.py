@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import ceil, inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,10 @@ from stm.manifest import read_shards, split_of
 from stm.pretrained.local_files import without_folders
 
 T = TypeVar("T")
+
+# Clips of each split that have guides in any case. The page shows up to 64 and chooses from eight times as many; what it shows
+# must not decide what shards hold, because all that reads a shard is repeated when it changes.
+SHOWN_CLIPS = 512
 
 
 class Jobs:
@@ -33,6 +38,23 @@ class Jobs:
         self.layouts = {name: Layout.of(study, name) for name in study.dataset_names}
         self.list_shards = list_shards or self._read_shards
         self._cache: dict[Any, Any] = {}
+        self._unread = {
+            name: config.model_copy(update={"pack": config.pack.without_guides()})
+            for name, config in self.configs.items()
+        }
+        self._guided = {name: study.guided_splits(name) for name in study.dataset_names}
+
+    def guided_shards(self, dataset: str, split: str) -> float:
+        """Return how many of a split's first shards hold captions and guides; infinity: all. The others hold frames and labels.
+
+        Of a split that nothing else reads, a few clips can be shown.
+        """
+        guided = self._guided[dataset]
+        return inf if guided is None or split in guided else ceil(SHOWN_CLIPS / self.configs[dataset].shard_size)
+
+    def config_of(self, dataset: str, guided: bool) -> Config:
+        """Return the config reduced to a dataset, as it is for shards with or without guides."""
+        return self.configs[dataset] if guided else self._unread[dataset]
 
     def make(self, **wildcards: str) -> "Job":
         """Return the job for these wildcards; a job without a dataset processes the whole config."""
@@ -72,9 +94,18 @@ class Job:
         return self.jobs.study
 
     @cached_property
+    def guided(self) -> bool:
+        """Whether the job's shard holds captions and guides; true for a job without a shard."""
+        if not self.shard or self.dataset not in self.jobs.configs:
+            return True
+        split, _, number = self.shard.rpartition("-")
+        return int(number) < self.jobs.guided_shards(self.dataset, split)
+
+    @cached_property
     def config(self) -> Config:
-        """The config reduced to the job's dataset."""
-        return self.jobs.configs.get(self.dataset, self.study)
+        """The config reduced to the job's dataset; `pack` names none for a shard without guides."""
+        known = self.dataset in self.jobs.configs
+        return self.jobs.config_of(self.dataset, self.guided) if known else self.study
 
     @cached_property
     def layout(self) -> Layout:

@@ -29,6 +29,7 @@ JOURNEY = (
     "stm.preprocess.frames.stage:FRAMES",
     "stm.preprocess.captions.stage:CAPTIONS",
     "stm.preprocess.similarity.stage:EMBEDDINGS",
+    "stm.preprocess.similarity.stage:JOINT_SIMILARITY",
     "stm.preprocess.similarity.stage:SIMILARITY",
     "stm.preprocess.text.stage:TEXT",
     "stm.preprocess.motion.stage:MOTION",

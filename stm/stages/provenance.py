@@ -202,8 +202,8 @@ def _compare_settings(stage: Stage, job: Job, receipt: Mapping[str, Any]) -> Ite
         for part in entry.split("."):
             made = made.get(part, _ABSENT) if isinstance(made, Mapping) else _ABSENT
         if made is not _ABSENT:
-            # The shard is left out, because all shards of a dataset and source have the same settings.
-            wanted = ("wanted", stage.name, key, job.dataset, job.source, job.run, job.task)
+            # The shard is left out, because all shards with guides have the same settings, and all without.
+            wanted = ("wanted", stage.name, key, job.dataset, job.source, job.guided, job.run, job.task)
             value, section = job.jobs.once(wanted, partial(_wanted, stage, job, key))
             if made != value:
                 yield from _differences(_display(job, key), made, value, section, stage.implied)

@@ -113,8 +113,8 @@ class DeclaredRule:
     def _settings(self, wildcards: Any) -> dict[str, Any]:
         """Return the settings that affect a job's results."""
         job = self._job(wildcards)
-        # The key omits the shard, because all shards of a dataset and source have the same settings.
-        key = (self.stage.name, job.dataset, job.source, job.run, job.task, job.table, job.figure)
+        # The key omits the shard, because all shards with guides of a dataset and source have the same settings, and all without.
+        key = (self.stage.name, job.dataset, job.source, job.guided, job.run, job.task, job.table, job.figure)
         return self._jobs.once(("settings", key), lambda: job.settings(self.stage.settings) | self.stage.facts(job))
 
     def _threads(self, cores: int) -> int | Callable[..., int]:

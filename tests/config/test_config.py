@@ -49,6 +49,7 @@ CACHE_NEUTRAL = {
     "Frames": {"timeout_seconds", "keep", "from_dataset"},
     **{name: {"timeout_seconds"} for name in ("Motion", "Flow")},
     "Similarity": {"keep_embeddings"},
+    "Pack": {"more_splits"},
     "BadInput": {"max_failure_rate"},
     **{name: {"probe_timeout_seconds"} for name in DATASETS},
     **dict.fromkeys(("PretrainRun", "LanguageRun"), RUN),

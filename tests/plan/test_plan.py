@@ -142,3 +142,22 @@ def test_the_description_names_what_is_assumed_and_prices_only_when_there_are_so
     assert "on 4 GPUs (a100) and 32 cores; " in describe_plan(make_plan(named), named)
     values = config.model_dump(mode="json") | {"prices": {"cpu_core_hour": 0.05, "gpu_hour": 2.0}}
     assert "prices" in describe_plan(make_plan(config), parse_config(values))
+
+
+def test_splits_that_nothing_reads_are_not_scored(tmp_path):
+    """Only the first 512 of their clips, of which the page can show some."""
+    values = demo_values() | {"results": str(tmp_path), "shard_size": 100, "mask_quality": None}
+    values["dataset"]["clips"] = {"train": 2000, "val": 2000, "test": 2000}
+    values["evaluate"] = {"linear": {"task": "linear", "runs": ["tube"], "test_split": "val"}}
+
+    def clips(line: str) -> float:
+        per_clip = 8 * 8 * 10 * 3 * 2 / 1e9  # frames, cells, captions, bytes
+        return round(lines(values)[line].gigabytes / per_clip)
+
+    assert clips("similarity/blip2") == 2000 + 2 * 600
+    assert {lines(values)[line].jobs for line in ("captions/blip2", "text/blip2", "motion", "flow")} == {20 + 2 * 6}
+    assert lines(values)["shards"].jobs == lines(values)["frames"].jobs == 60
+    values["pack"]["more_splits"] = ["val"]
+    assert clips("similarity/blip2") == 2 * 2000 + 600
+    values["evaluate"]["retrieval"] = {"task": "retrieval"}
+    assert clips("similarity/blip2") == 3 * 2000

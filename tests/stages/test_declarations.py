@@ -286,3 +286,77 @@ def test_a_requested_file_that_the_config_has_not_is_one_message(
     with pytest.raises(ConfigError) as error:
         DeclaredRule(all_stages()[stage], made_jobs()).inputs(SimpleNamespace(**wildcards))
     assert words in str(error.value)
+
+
+def test_shards_that_nothing_reads_guides_of_need_none() -> None:
+    """A split that no run trains on has guides in its first shards alone, for the page; and what is read has them all."""
+    captions = {"said": {"kind": "human"}, "label": {"kind": "label"}}
+    values = {
+        **{"name": "one", "dataset": SHAPES, "shard_size": 256, "grid": 8, "captions": captions},
+        **{"pack": {"captions": ["said", "label"], "text": True, "flow": True}},
+        "pretrain": {"tube": {**RUN, "contrast": {}}},
+        "evaluate": {"linear": {"task": "linear", "test_split": "val"}},
+    }
+    everything = {"slice", "tar", "frames", "captions", "similarity", "text", "motion", "flow"}
+    unread = {"slice", "tar", "frames"}
+
+    def parts(values: dict[str, Any]) -> list[set[str]]:
+        """The inputs of the shards stage that are there: of a training shard, the first, second and third of `val`."""
+        jobs = Jobs(parse_config(values), lambda dataset: shards)
+        made = [all_stages()["shards"].inputs(jobs.make(dataset="one", shard=shard)) for shard in shards]
+        return [{name for name, files in inputs.items() if files} for inputs in made]
+
+    shards = ["train-00007", "val-00000", "val-00001", "val-00002"]
+    assert parts(values) == [everything, everything, everything, unread]
+    assert parts({**values, "pack": values["pack"] | {"more_splits": ["val"]}}) == [everything] * 4
+    assert parts({**values, "evaluate": {"retrieval": {"task": "retrieval", "test_split": "val"}}}) == [everything] * 4
+    assert parts({**values, "crop_agreement": {"split": "val"}}) == [everything] * 4
+    assert (
+        parts({key: value for key, value in values.items() if key not in ("pretrain", "evaluate")}) == [everything] * 4
+    )
+
+    jobs = Jobs(parse_config(values), lambda dataset: shards)
+    report = all_stages()["report"].inputs(jobs.make())["datasets"]
+    captioned = {path.stem for path in report if "captions" in path.parts}
+    assert captioned == {"train-00007", "val-00000", "val-00001"}
+
+
+def test_what_a_shard_holds_decides_its_settings() -> None:
+    """Shards with and without guides are made by one rule, and each is up to date with its own settings."""
+    values = {
+        **{"name": "one", "dataset": SHAPES, "shard_size": 1000, "captions": {"said": {"kind": "human"}}},
+        **{"pack": {"captions": "said", "more_splits": ["test"]}, "pretrain": {"tube": RUN}},
+    }
+    jobs = Jobs(parse_config(values), lambda dataset: [])
+    rule = DeclaredRule(all_stages()["shards"], jobs)
+
+    def pack(split: str, number: int) -> dict[str, Any]:
+        wildcards = SimpleNamespace(dataset="one", split=split, shard=f"{split}-{number:05d}")
+        settings: dict[str, Any] = rule.settings(wildcards)["pack"]
+        return settings
+
+    assert pack("train", 9) == pack("val", 0) == pack("test", 1) == parse_config(values).pack.fingerprint()
+    assert pack("val", 1) == {**pack("train", 9), "captions": None, "similarity": False, "motion": False}
+
+
+def test_the_sources_of_a_shard_are_scored_in_one_job() -> None:
+    captions = {"said": {"kind": "human"}, "label": {"kind": "label"}, "third": {"kind": "label"}}
+    values = {
+        **{"name": "one", "dataset": SHAPES, "captions": captions, "pack": {"captions": ["label", "said"]}},
+        **{"pretrain": {"tube": RUN}, "mask_quality": {"split": "test"}},
+    }
+
+    def maps(values: dict[str, Any], source: str, shard: str) -> list[str]:
+        job = Jobs(parse_config(values), lambda dataset: []).make(dataset="one", source=source, shard=shard)
+        return sorted(name for name, files in all_stages()["similarity"].inputs(job).items() if files)
+
+    direct, taken = ["captions", "frames", "tar"], ["captions", "frames", "maps"]
+    assert maps(values, "said", "train-00000") == maps(values, "third", "test-00000") == taken
+    assert maps(values, "third", "train-00000") == direct  # which nothing reads; someone asked for it
+    assert maps({**values, "pack": {"captions": "said"}}, "said", "train-00000") == direct
+    assert maps({**values, "pack": {"captions": "said"}}, "said", "test-00000") == taken  # with those of mask_quality
+    kept = {**values, "similarity": {"keep_embeddings": True}}
+    assert maps(kept, "said", "train-00000") == ["captions", "embeddings", "frames", "tar"]
+    jobs = Jobs(parse_config(values), lambda dataset: [])
+    read = all_stages()["joint_similarity"].inputs(jobs.make(dataset="one", shard="test-00000"))["captions"]
+    assert [path.parent.name for path in read] == ["said", "label", "third"]

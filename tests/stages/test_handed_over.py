@@ -45,6 +45,7 @@ WORK = {
     "frames": "preprocess.frames.extract:extract_frames",
     "captions": "preprocess.captions.write:write_captions",
     "embeddings": "preprocess.similarity.score:write_embeddings",
+    "joint_similarity": "preprocess.similarity.score:write_joint_similarity",
     "similarity": "preprocess.similarity.score:write_similarity",
     "text": "preprocess.text.encode:write_text",
     "motion": "preprocess.motion.measure:extract_motion",
@@ -70,6 +71,11 @@ EXPECTED: dict[str, dict[str, Any]] = {
         **{"slice_path": "slice", "output": "captions", "source": STUDY.captions["label"], "bad_input": FAILURES},
     },
     "embeddings": {**FRAMES, "output": "embeddings", "settings": STUDY.similarity, "grid": 5},
+    "joint_similarity": {
+        **FRAMES,
+        "captions": {s: Path(f"results/small/captions/{s}/train-00000.parquet") for s in ("manual", "label")},
+        **{"output": "maps", "settings": STUDY.similarity, "grid": 5},
+    },
     "similarity": {
         **FRAMES,
         **{"captions": "captions", "embeddings": "embeddings", "output": "similarity"},

@@ -30,6 +30,7 @@ HEAVY_OF: dict[str, set[str]] = {
     "frames": {"av"},
     "captions": set(),
     "embeddings": {"torch", "open_clip"},
+    "joint_similarity": {"torch", "open_clip"},
     "similarity": {"torch", "open_clip"},
     "text": {"torch", "open_clip", "transformers"},
     "motion": {"av"},

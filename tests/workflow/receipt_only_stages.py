@@ -20,6 +20,7 @@ import stm.evaluation.masks.crop_agreement as crop_agreement
 import stm.preprocess.captions.blip2 as blip2
 import stm.preprocess.captions.language_model as language_model
 import stm.preprocess.flow.raft as raft
+import stm.preprocess.similarity.dense_scorer as dense_scorer
 import stm.preprocess.similarity.score as score
 import stm.preprocess.text.encode as encode
 import stm.training.launch
@@ -144,10 +145,10 @@ def _without_work(into: Path) -> Iterator[list[Any]]:
         (language_model.LanguageModel, "__init__", load),
         (score, "load_clip", _load_clip),
         (score, "PatchScorer", lambda clip, grid, *_: SimpleNamespace(clip=clip, grid=grid)),
-        (score, "DenseScorer", lambda clip, grid, *_: SimpleNamespace(clip=clip, grid=grid)),
-        (score, "_embed_captions", lambda *_: {}),
+        (dense_scorer, "DenseScorer", lambda clip, grid, *_: SimpleNamespace(clip=clip, grid=grid)),
+        (score._Captions, "embed", lambda *_: None),
         (score, "embed_clips", lambda *_: iter(())),
-        (score, "_check_embeddings", lambda *_: None),
+        (score, "_check_made", lambda *_: None),
         (encode.TextEncoder, "load", staticmethod(_load_text)),
         (raft, "Raft", lambda path, *_: SimpleNamespace(identity={"model": path.name})),
         (run_shard.__globals__, "run_isolated", lambda *_: iter(())),

@@ -185,6 +185,7 @@ RERUN: tuple[tuple[str, list[str]], ...] = (
     ("motion.*", ["motion"]),
     ("flow.timeout_seconds", []),
     ("flow.*", ["flow"]),
+    ("pack.more_splits", []),  # shards of a split that these datasets lack
     ("pack.captions", ["shards", "crop_agreement?"]),  # which is measured on the first source
     ("pack.*", ["shards"]),
     # Clips of the other split then need maps of the sources that are not packed.
@@ -241,6 +242,7 @@ VALUES: dict[str, list[Any]] = {
     "LanguageRun.more": [["others"]],
     "Mask.strategy": ["tube", "random"],
     "MovingShapesDataset.clips": [{"train": 4, "test": 3}],
+    "Pack.more_splits": [["val"]],
     "TableColumn.task": ["finetune"],
     "TableRow.certainty": ["source"],
     "TableRow.paper": [[1.0, 2.0]],

@@ -1,5 +1,5 @@
-# Stage 4: patch-text similarity, one map per caption and frame. Where the config keeps patch embeddings, a rule of their own
-# writes them.
+# Stage 4: patch-text similarity, one map per caption and frame. A shard with several caption sources is scored once for all of
+# them; where the config keeps patch embeddings, a rule of their own writes them instead.
 
 
 EMBEDDINGS = declared("embeddings")
@@ -30,13 +30,39 @@ rule embeddings:
         "../scripts/stage.py"
 
 
+JOINT_SIMILARITY = declared("joint_similarity")
+
+
+rule joint_similarity:
+    """Score every patch of a shard's frames against the captions of all sources, in one pass of the image tower."""
+    input:
+        unpack(JOINT_SIMILARITY.inputs),  # tar, frames, captions of each source, model
+    output:
+        maps=temp(JOINT_SIMILARITY.output.maps),  # joint_similarity/{shard}.parquet
+    log:
+        JOINT_SIMILARITY.log,
+    benchmark:
+        JOINT_SIMILARITY.benchmark
+    conda:
+        "../../environment.yml"
+    threads: JOINT_SIMILARITY.threads
+    resources:
+        mem_mb=JOINT_SIMILARITY.resource.mem_mb,
+        gpu=JOINT_SIMILARITY.resource.gpu,
+        runtime=JOINT_SIMILARITY.resource.runtime,
+    params:
+        settings=JOINT_SIMILARITY.settings,
+    script:
+        "../scripts/stage.py"
+
+
 SIMILARITY = declared("similarity")
 
 
 rule similarity:
     """Score every patch of a shard's frames against each caption of its clip: patch-text similarity maps."""
     input:
-        unpack(SIMILARITY.inputs),  # tar, frames, captions, model, embeddings if kept
+        unpack(SIMILARITY.inputs),  # frames, captions, model; tar and embeddings if kept, or maps of all sources
     output:
         similarity=SIMILARITY.output.similarity,  # similarity/{source}/{shard}.parquet
     log:

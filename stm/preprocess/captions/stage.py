@@ -30,7 +30,7 @@ def captions_per_clip(source: CaptionSource) -> int:
 
 
 def _cost(job: Job, load: Workload) -> Cost | None:
-    captioned = clips_to_process(job.config, load, packed=job.source in job.config.pack.sources)
+    captioned = clips_to_process(job, load, packed=job.source in job.config.pack.sources)
     if captioned is None:
         return None
     source = job.config.captions[job.source]

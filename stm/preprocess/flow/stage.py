@@ -1,7 +1,7 @@
 """The flow stage: optical flow between stored frames."""
 
 from stm.preprocess.frames.stage import frames_of
-from stm.stages.costs import Cost, Workload
+from stm.stages.costs import Cost, Workload, guided_clips
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
 
@@ -33,12 +33,15 @@ def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
 def _cost(job: Job, load: Workload) -> Cost | None:
     if not job.config.pack.flow:
         return None
-    settings, stored = job.config.flow, load.clips * load.stored_frames
+    packed = guided_clips(job, load)
+    if packed is None:
+        return None
+    settings, stored = job.config.flow, packed.clips * load.stored_frames
     pixels, gigabytes = stored * load.stored_pixels, stored * load.cells * settings.cells**2 * 8 / 1e9
     if settings.backend == "raft":
         directions = 2 * (RAFT_FLOPS_PER_PIXEL + RAFT_FLOPS_PER_REFINEMENT * settings.iterations)
-        return Cost(load.shards, flops=pixels * directions, gigabytes=gigabytes)
-    return Cost(load.shards, pixels * DIS_SECONDS_PER_PIXEL[settings.preset], gigabytes=gigabytes)
+        return Cost(packed.shards, flops=pixels * directions, gigabytes=gigabytes)
+    return Cost(packed.shards, pixels * DIS_SECONDS_PER_PIXEL[settings.preset], gigabytes=gigabytes)
 
 
 FLOW = Stage(

@@ -28,7 +28,7 @@ def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
 
 
 def _cost(job: Job, load: Workload) -> Cost | None:
-    measured = clips_to_process(job.config, load, packed=job.config.pack.motion)
+    measured = clips_to_process(job, load, packed=job.config.pack.motion)
     if measured is None:
         return None
     backend = job.config.motion.backend

@@ -85,7 +85,7 @@ def pack_shard(
                         lines.append(_pack_clip(writer, clip, row, part, frames_tar, grid))
                     progress.advance()
             digest = sha256_file(temporary)
-        receipt = make_receipt("shards", pack, ("numpy", "pyarrow"), grid=grid, frames=hash_frames(kept))
+        receipt = make_receipt("shards", pack.fingerprint(), ("numpy", "pyarrow"), grid=grid, frames=hash_frames(kept))
         receipt |= {"policy": bad_input.model_dump(mode="json")["policy"], "tar_sha256": digest, "clips": len(lines)}
         receipt |= made
         write_table(index, pa.Table.from_pylist(lines, schema=shard_schema()), receipt)

@@ -2,7 +2,7 @@
 
 from stm.preprocess.captions.stage import captions_per_clip
 from stm.pretrained.sizes import TEXT_FLOPS
-from stm.stages.costs import Cost, Workload
+from stm.stages.costs import Cost, Workload, guided_clips
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
 
@@ -16,9 +16,12 @@ def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
 def _cost(job: Job, load: Workload) -> Cost | None:
     if not (job.config.pack.text and job.source in job.config.pack.sources):
         return None
-    texts = load.clips * captions_per_clip(job.config.captions[job.source])
+    packed = guided_clips(job, load)
+    if packed is None:
+        return None
+    texts = packed.clips * captions_per_clip(job.config.captions[job.source])
     gigabytes = texts * 1e-6  # about 1 kB per vector
-    return Cost(load.shards, flops=texts * TEXT_FLOPS, precision=job.config.text.precision, gigabytes=gigabytes)
+    return Cost(packed.shards, flops=texts * TEXT_FLOPS, precision=job.config.text.precision, gigabytes=gigabytes)
 
 
 TEXT = Stage(

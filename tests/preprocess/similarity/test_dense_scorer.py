@@ -151,7 +151,7 @@ def test_other_towers_are_refused_by_name() -> None:
     with pytest.raises(ModelError, match=r"a ViT with an attention pooler .* `method: patches` takes any model"):
         check_tower(pooled.model.visual)
     resnet = made_clip(layers=[1, 1, 1, 1], width=16, image_size=64, head_width=16)
-    with pytest.raises(ModelError, match="similarity.model has a ModifiedResNet as its image tower"):
+    with pytest.raises(ModelError, match=r"similarity\.model has a ModifiedResNet as its image tower"):
         check_tower(resnet.model.visual)
 
 

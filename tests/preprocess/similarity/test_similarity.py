@@ -16,11 +16,16 @@ from stage_outputs import Clip, StageOutputs, make_stage_outputs
 from torch._dynamo.utils import counters
 from torchvision.transforms.v2 import functional as vision
 
-from stm.config import BadInput, HumanCaptions, Similarity
+from stm.config import BadInput, HumanCaptions, LabelCaptions, Similarity
 from stm.preprocess.captions.write import write_captions
 from stm.preprocess.frames.table import load_frame
 from stm.preprocess.similarity.patch_scorer import PatchScorer, Piece, cosine, cut_batches, cut_windows, resize
-from stm.preprocess.similarity.score import write_embeddings, write_similarity
+from stm.preprocess.similarity.score import (
+    take_similarity,
+    write_embeddings,
+    write_joint_similarity,
+    write_similarity,
+)
 from stm.pretrained.clip import load_clip
 from stm.pretrained.hub import ModelError
 from stm.pretrained.local_files import hash_weights
@@ -314,6 +319,88 @@ def test_a_journal_of_other_inputs_is_not_used(
 def test_repeated_work_gives_the_same_bytes(made: StageOutputs, model: Path, tmp_path: Path) -> None:
     first = score(made, tmp_path / "first.parquet", settings(model)).read_bytes()
     assert score(made, tmp_path / "second.parquet", settings(model)).read_bytes() == first
+
+
+# -------------------------------------------------------------------------------------------------- several caption sources
+
+
+@pytest.fixture(scope="module")
+def sources(made: StageOutputs) -> dict[str, Path]:
+    """Captions of three sources, of which `human` has none of clip c."""
+    found = {"human": made.folder / "captions.parquet"}
+    for name, templates in (("label", ["{}", "someone is {}"]), ("more", ["a video of {}."])):
+        found[name] = made.folder / f"{name}.parquet"
+        source = LabelCaptions(kind="label", templates=templates)
+        write_captions(made.slice, made.tar, made.index, found[name], source, KEEP_GOING)
+    return found
+
+
+def score_all(made: StageOutputs, sources: dict[str, Path], settings: Similarity, folder: Path) -> dict[str, bytes]:
+    """The maps of each source, from one pass for all of them."""
+    joint = folder / "joint.parquet"
+    write_joint_similarity(made.tar, made.index, sources, joint, settings, GRID, device="cpu")
+    return {name: take(made, sources, name, settings, folder).read_bytes() for name in sources}
+
+
+def take(made: StageOutputs, sources: dict[str, Path], name: str, settings: Similarity, folder: Path) -> Path:
+    output = folder / f"taken-{name}.parquet"
+    joint = folder / "joint.parquet"
+    take_similarity(joint, name, made.index, sources[name], output, settings, GRID, KEEP_GOING)
+    return output
+
+
+def count_passes(monkeypatch: pytest.MonkeyPatch, dies_at: int = 0) -> list[int]:
+    """Count the forward passes of the image tower from now on, and die at one of them."""
+    passes: list[int] = []
+    encode = PatchScorer.encode
+
+    def counted(self: PatchScorer, batch: torch.Tensor) -> torch.Tensor:
+        passes.append(len(batch))
+        if len(passes) == dies_at:
+            raise Killed
+        return encode(self, batch)
+
+    monkeypatch.setattr(PatchScorer, "encode", counted)
+    return passes
+
+
+def test_three_sources_take_one_pass_and_have_the_bytes_of_three(
+    made: StageOutputs, sources: dict[str, Path], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = {}
+    for name, captions in sources.items():
+        output = tmp_path / f"{name}.parquet"
+        write_similarity(made.tar, made.index, captions, output, settings(model), GRID, KEEP_GOING, device="cpu")
+        alone[name] = output.read_bytes()
+    assert len(set(alone.values())) == 3
+    passes = count_passes(monkeypatch)
+    assert score_all(made, sources, settings(model), tmp_path) == alone
+    assert len(passes) == -(-(3 * 20 + 2 * 20 + 20 + 4 * 24) // 7)  # all patches of the shard once, in batches of 7
+    without = {row["key"] for row in read_table(tmp_path / "taken-human.parquet").to_pylist() if not row["captions"]}
+    assert without == {"c"}  # which the other sources describe
+
+
+def test_a_killed_pass_for_all_sources_continues_with_the_same_bytes(
+    made: StageOutputs, sources: dict[str, Path], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "whole").mkdir()
+    expected = score_all(made, sources, settings(model), tmp_path / "whole")
+    passes = count_passes(monkeypatch, dies_at=13)
+    with pytest.raises(Killed):
+        score_all(made, sources, settings(model), tmp_path)
+    assert score_all(made, sources, settings(model), tmp_path) == expected
+    assert 13 < len(passes) < 13 + 31  # clip a is not computed again
+    assert not list(tmp_path.glob(".*.journal"))
+
+
+def test_maps_of_other_captions_or_settings_are_refused(
+    made: StageOutputs, sources: dict[str, Path], model: Path, tmp_path: Path
+) -> None:
+    score_all(made, sources, settings(model), tmp_path)
+    with pytest.raises(DamagedError, match=r"joint.parquet: was made with different captions than .*more.parquet"):
+        take(made, {"label": sources["more"]}, "label", settings(model), tmp_path)
+    with pytest.raises(DamagedError, match="was made with a different precision"):
+        take(made, sources, "label", settings(model, precision="bfloat16"), tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------------ kept embeddings
