@@ -19,7 +19,10 @@ from stm.shards.schema import PackedArray, guide_arrays
 
 __all__ = ["ClipDataset", "Sample", "cut_frames", "make_generator"]
 
-_PACK_IT = "pack it (config: pack) or choose a masking strategy that does not need it"
+_PACK_IT = (
+    "pack it (config: pack; `pack.more_splits` for a split that no run trains on) or choose a masking strategy that does not "
+    "need it"
+)
 
 
 class ClipDataset(Dataset[list[Sample]]):

@@ -91,5 +91,8 @@ def collect_queries(index: ClipIndex, source: str | None, count: int) -> tuple[Q
         captioned.append(number)
     if not captioned:
         known = ", ".join(index.sources()) or "none"
-        raise ValueError(f"no clip of the test split has a caption of the source {source!r}; packed sources: {known}")
+        raise ValueError(
+            f"no clip of the test split has a caption of the source {source!r}; packed sources: {known}. Splits that "
+            "the config reads no captions of are packed without them, unless `pack.more_splits` names them"
+        )
     return Queries(captions, np.array(owners), np.concatenate(vectors)), np.array(captioned)
