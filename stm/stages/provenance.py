@@ -9,7 +9,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -202,11 +202,17 @@ def _compare_settings(stage: Stage, job: Job, receipt: Mapping[str, Any]) -> Ite
         for part in entry.split("."):
             made = made.get(part, _ABSENT) if isinstance(made, Mapping) else _ABSENT
         if made is not _ABSENT:
-            # The shard is left out, because all shards with guides have the same settings, and all without.
-            wanted = ("wanted", stage.name, key, job.dataset, job.source, job.guided, job.run, job.task)
-            value, section = job.jobs.once(wanted, partial(_wanted, stage, job, key))
-            if made != value:
-                yield from _differences(_display(job, key), made, value, section, stage.implied)
+            problems = _compare_value(stage, job, key, made)
+            # A shard may hold guides that nothing reads any more.
+            if problems and (job.guided or _compare_value(stage, replace(job, shard=""), key, made)):
+                yield from problems
+
+
+def _compare_value(stage: Stage, job: Job, key: str, made: Any) -> list[str]:
+    # The shard is left out, because all shards with guides have the same settings, and all without.
+    wanted = ("wanted", stage.name, key, job.dataset, job.source, job.guided, job.run, job.task)
+    value, section = job.jobs.once(wanted, partial(_wanted, stage, job, key))
+    return [] if made == value else list(_differences(_display(job, key), made, value, section, stage.implied))
 
 
 def _wanted(stage: Stage, job: Job, key: str) -> tuple[Any, bool]:

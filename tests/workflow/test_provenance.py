@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -20,9 +21,9 @@ from stm.cli import main
 from stm.config import merge, parse_config
 from stm.stages.jobs import Jobs
 from stm.stages.journey import all_stages, run_stage
-from stm.stages.provenance import StaleInputError, check_inputs
+from stm.stages.provenance import StaleInputError, check_finished, check_inputs
 from stm.stages.rules import DeclaredRule
-from stm.storage.tables import RECEIPT_KEY, read_receipt
+from stm.storage.tables import RECEIPT_KEY, read_receipt, write_table
 
 __all__ = ["small_lists", "world"]  # fixtures
 
@@ -66,6 +67,33 @@ def results(world: Any, tmp_path: Path) -> Iterator[dict[str, Any]]:
     os.chdir(tmp_path / "clone")
     yield CONFIGS["offline"]
     os.chdir(before)
+
+
+def test_guides_that_nothing_reads_are_accepted_and_needed_by_no_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard of a split that only tests a classifier: packed with guides by an earlier version, without, or otherwise."""
+    monkeypatch.chdir(tmp_path)
+    values = {
+        **{"name": "small", "dataset": {"source": "moving-shapes", "clips": {"train": 8}}, "shard_size": 1000},
+        **{"captions": {"human": {"kind": "human"}}, "pack": {"captions": "human"}},
+        "pretrain": {"tube": {"model": "tiny", "image_size": 32, "patch_size": 8, "frames": 4}},
+        "evaluate": {"linear": {"task": "linear", "test_split": "val"}},
+    }
+    pack = parse_config(values).pack
+    jobs = Jobs(parse_config(values), lambda dataset: ["val-00003"])
+    path = jobs.layouts["small"].shard("val-00003")
+    other = pack.model_copy(update={"flow": True})
+    for packed, refused in ((pack, False), (pack.without_guides(), False), (other, True)):
+        write_table(path, pa.table({"key": pa.array([], pa.string())}), {"settings": packed.fingerprint(), "grid": 14})
+        fresh = Jobs(parse_config(values), lambda dataset: ["val-00003"])
+        try:
+            check_finished(
+                all_stages()["shards"], fresh.make(dataset="small", split="val", shard="val-00003"), all_stages()
+            )
+            assert not refused
+        except StaleInputError as error:
+            assert refused and "was made with pack.flow = true, the config says false" in str(error)
 
 
 EVERY_2 = {"frames": {"every": 2}}
