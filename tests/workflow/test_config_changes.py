@@ -176,8 +176,8 @@ RERUN: tuple[tuple[str, list[str]], ...] = (
     ("frames.*", ["frames"]),
     ("captions.*.kind", ["captions/{0}"]),
     ("captions.*.*", ["captions/{0}"]),
-    # Keeping embeddings changes no map, but it changes the inputs of the maps.
-    ("similarity.keep_embeddings", ["similarity/*"]),
+    # Keeping embeddings changes no map, but it changes the inputs of the maps, which all sources make together without them.
+    ("similarity.keep_embeddings", ["joint_similarity", "similarity/*"]),
     ("similarity.*", ["embeddings", "similarity/*", "crop_agreement?"]),
     ("text.model", ["text/*", "evaluate/*/zero?"]),  # zero-shot evaluation encodes its sentences with this model
     ("text.*", ["text/*"]),
