@@ -26,6 +26,7 @@ from stm.config import (
     Flow,
     Frames,
     HumanCaptions,
+    LabelCaptions,
     LanguageModelCaptions,
     Motion,
     MovingShapesDataset,
@@ -42,7 +43,7 @@ from stm.preprocess.clip_outcomes import run_shard
 from stm.preprocess.flow.estimate import write_flow
 from stm.preprocess.frames.extract import extract_frames
 from stm.preprocess.motion.measure import extract_motion
-from stm.preprocess.similarity.score import write_embeddings, write_similarity
+from stm.preprocess.similarity.score import write_embeddings, write_joint_similarity, write_similarity
 from stm.preprocess.text.encode import write_text
 from stm.storage.files import sha256_file
 from stm.storage.tables import read_table, write_table
@@ -135,6 +136,15 @@ def run_similarity(world: Path, folder: Path, values: Values) -> None:
     captions, chosen = folder / "captions.parquet", similarity(world, values)
     write_captions(rows, tar, index, captions, HumanCaptions(kind="human"), KEEP_GOING)
     write_similarity(tar, index, captions, folder / "out.parquet", chosen, values["grid"], KEEP_GOING, device="cpu")
+
+
+def run_joint_similarity(world: Path, folder: Path, values: Values) -> None:
+    rows, tar, index = write_shard(folder, values)
+    captions = {"human": folder / "human.parquet", "label": folder / "label.parquet"}
+    write_captions(rows, tar, index, captions["human"], HumanCaptions(kind="human"), KEEP_GOING)
+    write_captions(rows, tar, index, captions["label"], LabelCaptions(kind="label"), KEEP_GOING)
+    chosen, output = similarity(world, values), folder / "out.parquet"
+    write_joint_similarity(tar, index, captions, output, chosen, values["grid"], device="cpu")
 
 
 def similarity(world: Path, values: Values) -> Similarity:
@@ -236,15 +246,25 @@ STAGES = {
         run_embeddings,
         Similarity,
         {"model": "one/clip", "grid": 3, **SHARD},
-        {"model": "two/clip", "precision": "bfloat16", "grid": 4, "window": 2, "pictures": 1},
+        {"model": "two/clip", "precision": "bfloat16", "grid": 4, "window": 2, "method": "dense", "pictures": 1},
         {"batch_size": ROUNDING, "compile": ROUNDING},
+    ),
+    "joint similarity": Stage(
+        run_joint_similarity,
+        Similarity,
+        {"model": "one/clip", "grid": 3, **SHARD},
+        {"model": "two/clip", "method": "dense", "said": ["a red square", "what moves"], "label": "square"},
+        {
+            **{"precision": "as in similarity", "window": "as in similarity"},
+            **{"batch_size": ROUNDING, "compile": ROUNDING},
+        },
     ),
     "similarity": Stage(
         run_similarity,
         Similarity,
         {"model": "one/clip", "grid": 3, **SHARD},
         {
-            **{"model": "two/clip", "precision": "bfloat16", "grid": 4, "window": 2, "pictures": 1},
+            **{"model": "two/clip", "precision": "bfloat16", "grid": 4, "window": 2, "method": "dense", "pictures": 1},
             "said": ["a red square", "what moves"],
         },
         {"batch_size": ROUNDING, "compile": ROUNDING},
