@@ -81,8 +81,8 @@ def prepare(folder: Path) -> None:
         CaptionedClip(LABELS[n % 3], [f"a {LABELS[n % 3]} square", "a clip"], ["a", "a"], np.eye(4, 96)[[n % 3, 3]])
         for n in range(7)
     ]
-    for name, clips in (("test", told), ("few", [*told[:1], told[1]])):
-        write_captioned(folder / "contrast" / name / f"{name}-00000.parquet", clips)
+    for name, shown in (("test", told), ("few", told[:2])):
+        write_captioned(folder / "contrast" / name / f"{name}-00000.parquet", shown)
     run = language_run(folder)
     train = folder / "color/train/train-00000.parquet"
     pretrain(COLOR_RUN, [train], folder / "color/run", 3, "cpu")
@@ -148,7 +148,7 @@ def describe(name: str, folder: Path) -> tuple[EvaluationTask, Run, EvaluationIn
 def score_by_words(captions: list[str], references: list[list[str]]) -> CaptionScores:
     """Stands for the scores that Java computes: the share of words that are in the first reference."""
     shares = [
-        np.mean([w in own[0].split() for w in c.split()] or [0]) for c, own in zip(captions, references, strict=True)
+        np.mean([w in own[0].split() for w in c.split()] or [False]) for c, own in zip(captions, references, strict=True)
     ]
     clips = {name: np.array(shares, dtype=np.float64) for name in NAMES}
     return CaptionScores({name: float(np.mean(shares)) for name in NAMES}, clips)
