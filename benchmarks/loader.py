@@ -50,7 +50,7 @@ from stm.shards.grid import map_shape
 from stm.storage.tables import read_table, write_rows, write_table
 
 FRAMES, SIZE, RATE, GRID, FLOW_CELLS = 16, 224, 25, 14, 2
-EVERY = Frames().every
+EVERY = 4
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -86,7 +86,7 @@ def make_shard(folder: Path, names: Sequence[str]) -> Path:
     table = pa.Table.from_pylist(sorted(rows, key=lambda row: str(row["key"])), schema=MANIFEST_SCHEMA)
     slice_path, tar, index = (folder / name for name in ("slice.parquet", "frames.tar", "frames.parquet"))
     write_table(slice_path, table, {"stage": "split"})
-    extract_frames(slice_path, folder / "videos", tar, index, Frames(), BadInput(), 1)
+    extract_frames(slice_path, folder / "videos", tar, index, Frames(every=EVERY), BadInput(), 1)
     shard = folder / "shards/train-00000.parquet"
     shard.parent.mkdir()
     arrays: dict[str, Any] = write_maps(folder, index)

@@ -148,7 +148,8 @@ def describe(name: str, folder: Path) -> tuple[EvaluationTask, Run, EvaluationIn
 def score_by_words(captions: list[str], references: list[list[str]]) -> CaptionScores:
     """Stands for the scores that Java computes: the share of words that are in the first reference."""
     shares = [
-        np.mean([w in own[0].split() for w in c.split()] or [False]) for c, own in zip(captions, references, strict=True)
+        np.mean([w in own[0].split() for w in c.split()] or [False])
+        for c, own in zip(captions, references, strict=True)
     ]
     clips = {name: np.array(shares, dtype=np.float64) for name in NAMES}
     return CaptionScores({name: float(np.mean(shares)) for name in NAMES}, clips)

@@ -1,5 +1,7 @@
 """The plan counts the jobs of the workflow, and its FLOPs are those of the models."""
 
+from typing import Any
+
 import open_clip
 import pytest
 from demo_config import demo_values
@@ -51,7 +53,7 @@ def test_annotated_splits_and_segments_are_planned_as_such(tmp_path, encode_vide
 
 def test_frames_that_are_spread_removed_and_shared_are_planned_as_such(tmp_path):
     folders = {"root": str(tmp_path / "videos"), "annotations": str(tmp_path / "lists")}
-    values = {
+    values: dict[str, Any] = {
         "name": "x",
         "results": str(tmp_path),
         "frames": {"count": 16, "short_side": 240, "keep": False},
