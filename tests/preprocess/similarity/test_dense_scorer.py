@@ -33,10 +33,8 @@ def made_clip(seed: int = 0, **vision_cfg: Any) -> LoadedClip:
     with torch.no_grad():
         for parameter in model.visual.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    statistics = {name: tuple(values) for name, values in NORMALISATION.items()}
-    return LoadedClip(
-        model, None, (24, 24), statistics["mean"], statistics["std"], torch.float32, torch.device("cpu"), {}
-    )
+    mean, std = ((values[0], values[1], values[2]) for values in (NORMALISATION["mean"], NORMALISATION["std"]))
+    return LoadedClip(model, None, (24, 24), mean, std, torch.float32, torch.device("cpu"), {})
 
 
 def plain_norm(norm: Any, token: torch.Tensor) -> torch.Tensor:
@@ -190,7 +188,8 @@ def score(files: SimpleNamespace, output: Path, embeddings: Path | None = None, 
 
 
 def settings(files: SimpleNamespace, method: str) -> Similarity:
-    return Similarity(model=f"local-dir:{files.model}", batch_size=50, method=method)
+    values = {"model": f"local-dir:{files.model}", "batch_size": 50, "method": method}
+    return Similarity.model_validate(values)
 
 
 def test_a_killed_job_continues_with_the_same_bytes(
