@@ -362,26 +362,6 @@ class Config(Stages):
     def _dataset_of(self, run: Run, task: EvaluationTask | None) -> str:
         return (task.dataset if task is not None else None) or run.dataset or self.name
 
-    def guided_splits(self, dataset: str) -> frozenset[str] | None:
-        """Return the splits of a dataset of which something reads captions or guides; None: any, for no run says more.
-
-        Runs read the splits that they train on, some evaluations the captions of those that they test on, and measurements of
-        masks theirs. Called on the whole config, not on that of one dataset.
-        """
-        if not self.pretrain:
-            return None
-        corpus = self.of(dataset)
-        readers = set(corpus.pack.more_splits)
-        for run in self.pretrain.values():
-            readers |= {split for name, split in (*run.video_sources, *run.image_sources) if name in (dataset, None)}
-        for name, task in self.evaluate.items():
-            used = {self._dataset_of(self.pretrain[run], task) for run in self.runs_of(name)}
-            if dataset in used and (task.needs == "language" or task.packed_vectors is not None):
-                readers |= {*task.splits.values(), *task.splits_for(False).values()}
-        return frozenset(
-            readers | {part.split for part in (corpus.mask_quality, corpus.crop_comparison) if part is not None}
-        )
-
     def _seeds_of(self, run: Run) -> tuple[int | None, ...]:
         """Return one seed per repetition of a run; None for a single run, with the run's `seed` or the config's."""
         # A run that sets `seed` is not repeated, even if the config sets `seeds`.

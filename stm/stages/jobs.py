@@ -42,7 +42,7 @@ class Jobs:
             name: config.model_copy(update={"pack": config.pack.without_guides()})
             for name, config in self.configs.items()
         }
-        self._guided = {name: study.guided_splits(name) for name in study.dataset_names}
+        self._guided = {name: _guided_splits(study, name) for name in study.dataset_names}
 
     def guided_shards(self, dataset: str, split: str) -> float:
         """Return how many of a split's first shards hold captions and guides; infinity: all. The others hold frames and labels.
@@ -189,6 +189,27 @@ class Job:
         if not isinstance(value, Section):
             return value
         return without_folders(value.fingerprint()) if _is_of_dataset(key.split(".")[0]) else value.fingerprint()
+
+
+def _guided_splits(study: Config, dataset: str) -> frozenset[str] | None:
+    """Return the splits of a dataset of which something reads captions or guides; None: any, for no run says more.
+
+    Runs read the splits that they train on, some evaluations the captions of those that they test on, and measurements of
+    masks theirs.
+    """
+    if not study.pretrain:
+        return None
+    corpus = study.of(dataset)
+    readers = set(corpus.pack.more_splits)
+    for run in study.pretrain.values():
+        readers |= {split for name, split in (*run.video_sources, *run.image_sources) if name in (dataset, None)}
+    for name, task in study.evaluate.items():
+        used = {study.dataset_of(run, name) for run in study.runs_of(name)}
+        if dataset in used and (task.needs == "language" or task.packed_vectors is not None):
+            readers |= {*task.splits.values(), *task.splits_for(False).values()}
+    return frozenset(
+        readers | {part.split for part in (corpus.mask_quality, corpus.crop_comparison) if part is not None}
+    )
 
 
 def _is_of_dataset(key: str) -> bool:

@@ -33,7 +33,7 @@ def made_clip(seed: int = 0, **vision_cfg: Any) -> LoadedClip:
     with torch.no_grad():
         for parameter in model.visual.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    mean, std = ((a, b, c) for a, b, c in (NORMALISATION["mean"], NORMALISATION["std"]))
+    mean, std = ((values[0], values[1], values[2]) for values in (NORMALISATION["mean"], NORMALISATION["std"]))
     return LoadedClip(model, None, (24, 24), mean, std, torch.float32, torch.device("cpu"), {})
 
 
@@ -187,8 +187,9 @@ def score(files: SimpleNamespace, output: Path, embeddings: Path | None = None, 
     return output.read_bytes()
 
 
-def settings(files: SimpleNamespace, method: Any) -> Similarity:
-    return Similarity(model=f"local-dir:{files.model}", batch_size=50, method=method)
+def settings(files: SimpleNamespace, method: str) -> Similarity:
+    values = {"model": f"local-dir:{files.model}", "batch_size": 50, "method": method}
+    return Similarity.model_validate(values)
 
 
 def test_a_killed_job_continues_with_the_same_bytes(

@@ -328,7 +328,8 @@ def test_repeated_work_gives_the_same_bytes(made: StageOutputs, model: Path, tmp
 def sources(made: StageOutputs) -> dict[str, Path]:
     """Captions of three sources, of which `human` has none of clip c."""
     found = {"human": made.folder / "captions.parquet"}
-    for name, templates in (("label", ("{}", "someone is {}")), ("more", ("a video of {}.",))):
+    wordings: dict[str, tuple[str, ...]] = {"label": ("{}", "someone is {}"), "more": ("a video of {}.",)}
+    for name, templates in wordings.items():
         found[name] = made.folder / f"{name}.parquet"
         source = LabelCaptions(kind="label", templates=templates)
         write_captions(made.slice, made.tar, made.index, found[name], source, KEEP_GOING)
