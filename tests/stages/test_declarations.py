@@ -360,3 +360,8 @@ def test_the_sources_of_a_shard_are_scored_in_one_job() -> None:
     jobs = Jobs(parse_config(values), lambda dataset: [])
     read = all_stages()["joint_similarity"].inputs(jobs.make(dataset="one", shard="test-00000"))["captions"]
     assert [path.parent.name for path in read] == ["said", "label", "third"]
+    rule = DeclaredRule(all_stages()["similarity"], jobs)
+    scored, taken_from = (
+        SimpleNamespace(dataset="one", source="third", shard=f"{split}-00000") for split in ("train", "test")
+    )
+    assert (rule.resource.gpu(scored), rule.resource.gpu(taken_from)) == (1, None)

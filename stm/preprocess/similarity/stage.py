@@ -213,7 +213,11 @@ SIMILARITY = Stage(
     models=lambda job: {"model": [job.config.similarity.model]},
     outputs=lambda job: {"similarity": job.layout.similarity(job.source, job.shard)},
     settings=("similarity", "grid", "bad_input"),
-    resources={"mem_mb": 16000, "runtime": 480, "gpu": 1},
+    resources={
+        "mem_mb": 16000,
+        "runtime": 480,
+        "gpu": lambda job: None if _is_joint(job) else 1,
+    },  # made maps are only copied
     shared=True,
     receipt="similarity",
     records={"settings": "similarity", "grid": "grid", "policy": "bad_input.policy"},
