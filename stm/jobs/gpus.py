@@ -121,7 +121,7 @@ def _try_to_take(pool: Sequence[str], count: int, folder: Path) -> tuple[dict[st
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             taken[gpu] = lock
         except BlockingIOError:
-            owners[gpu] = os.pread(lock, 1000, 0).decode(errors="replace") or "another process"
+            owners[gpu] = os.read(lock, 1000).decode(errors="replace") or "another process"
             os.close(lock)
     if len(taken) < count:
         for lock in taken.values():
