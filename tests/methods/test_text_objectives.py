@@ -54,8 +54,10 @@ def test_matching_asks_about_the_pairs_each_caption_with_a_wrong_clip_and_each_c
     clips = torch.tensor([4, 5, 6, 7])
     temperatures = []
 
-    def sample_negatives(scores: Tensor, ids: Tensor, temperature: float | Tensor, among: int | None) -> Tensor:
-        assert torch.equal(ids, clips) and among == 2
+    def sample_negatives(
+        scores: Tensor, ids: Tensor, temperature: float | Tensor, noise: Tensor | None, among: int | None
+    ) -> Tensor:
+        assert torch.equal(ids, clips) and noise is None and among == 2
         temperatures.append(float(temperature))
         if torch.allclose(scores, similarity):
             return WRONG_TEXT

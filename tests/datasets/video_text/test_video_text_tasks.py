@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 
-import stm.evaluation
 from stm.cli import main
 from stm.config import Config, ConfigError, load_config, parse_config
 from stm.datasets import DatasetError
@@ -122,7 +121,7 @@ def test_a_benchmark_s_questions_are_answered_from_its_own_file(tmp_path, monkey
     assert "answers" not in EVALUATE.inputs(Jobs(config).make(dataset="webvid", run="umt", task="msrvtt"))
     # And the stage hands its answers to the evaluation.
     passed: list[EvaluationInputs] = []
-    monkeypatch.setattr(stm.evaluation, "evaluate", lambda _task, _run, inputs: passed.append(inputs))
+    monkeypatch.setattr("stm.evaluation.launch.run_evaluation", lambda _task, _run, inputs: passed.append(inputs))
     for task, expected in ((name, ("guitar", "man", "a man")), ("msrvtt", ())):
         job = Jobs(config).make(dataset="webvid", run="umt", task=task)
         EVALUATE.run(job, EVALUATE.inputs(job), EVALUATE.outputs(job), 1)
@@ -132,7 +131,7 @@ def test_a_benchmark_s_questions_are_answered_from_its_own_file(tmp_path, monkey
 @pytest.mark.parametrize(("source", "shared"), [("ssv2-template", True), ("msvd", False)])
 def test_command_and_workflow_pass_on_splits_seed_and_what_the_protocol_says(source, shared, tmp_path, monkeypatch):
     config, passed = with_retrieval(source, tmp_path), []
-    monkeypatch.setattr(stm.evaluation, "evaluate", lambda *given: passed.append(given))
+    monkeypatch.setattr("stm.evaluation.launch.run_evaluation", lambda *given: passed.append(given))
     splits = ("learn", "held", "asked")
     monkeypatch.setattr("stm.stages.jobs.Jobs._read_shards", lambda self, _: [f"{split}-00000" for split in splits])
     monkeypatch.setattr("stm.cli.load", lambda _: config)
@@ -148,6 +147,7 @@ def test_command_and_workflow_pass_on_splits_seed_and_what_the_protocol_says(sou
         input={"weights": "w", **files},
         output={"metrics": str(tmp_path / "metrics.json")},
         threads=1,
+        resources={"gpu": 1},
         log=[str(tmp_path / "log.txt")],
     )
     runpy.run_path(str(ROOT / "workflow/scripts/stage.py"), {"snakemake": job})
