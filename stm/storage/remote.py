@@ -8,6 +8,7 @@ import base64
 import errno
 import io
 import os
+import re
 import ssl
 import time
 import urllib.error
@@ -79,6 +80,10 @@ def fetch(url: str, access: Access) -> bytes:
     """The whole content of a file; see `open_url`."""
     with open_url(url, access) as file:
         return file.read()
+
+
+class _Unusable(Exception):
+    """An answer of a server that cannot be used; its text contains no URL."""
 
 
 class _Transient(Exception):
@@ -160,6 +165,8 @@ def _translate(error: Exception, url: str) -> Exception:
     shown = show_url(url)
     if url.startswith(PIPE):
         return _Transient("the command failed")
+    if isinstance(error, _Unusable):
+        return OSError(errno.EINVAL, str(error), shown)
     if isinstance(error, urllib.error.HTTPError):
         if error.code in _TRANSIENT:
             return _Transient(f"HTTP status {error.code}")
@@ -172,7 +179,10 @@ def _translate(error: Exception, url: str) -> Exception:
     if isinstance(error, ImportError):
         return ModuleNotFoundError(f"{shown}: fsspec needs another package for this protocol: {error.msg}")
     if isinstance(error, ValueError | InvalidURL):
-        return ValueError(f"{shown}: not a valid URL, or no file system of fsspec has its protocol")
+        return ValueError(
+            f"{shown}: not a valid URL, or no file system of fsspec has its protocol; spaces and letters beyond ASCII must be "
+            "percent-encoded, as in a%20b"
+        )
     if isinstance(error, OSError | HTTPException | EOFError):
         return _Transient(_describe(error))
     return OSError(errno.EINVAL, f"cannot be opened ({type(error).__name__})", shown)
@@ -194,7 +204,7 @@ def _open_at(url: str, offset: int, access: Access) -> tuple[Any, int | None]:
         return webdataset.gopen(url), None
     if not separator:
         return Path(url).open("rb"), None
-    if scheme in _HTTP:
+    if scheme.lower() in _HTTP:
         return _open_http(url, offset, access)
     system, path = fsspec.url_to_fs(url, **access.options)
     stream = system.open(path, "rb", block_size=8 * _CHUNK)
@@ -214,12 +224,25 @@ def _open_http(url: str, offset: int, access: Access) -> tuple[Any, int | None]:
     if offset:
         request.add_header("Range", f"bytes={offset}-")
     response = urllib.request.urlopen(request, timeout=access.timeout)  # noqa: S310 (the scheme is checked)
+    coding = response.headers.get("Content-Encoding", "identity")
+    if coding.lower() != "identity":
+        # Not what was asked for, and of a compressed file neither the size nor the byte to go on from is known.
+        raise _Unusable(
+            f"the server sends it compressed (Content-Encoding: {coding}): let it send the file as it is stored"
+        )
     length = response.headers.get("Content-Length")
     size = int(length) if length and length.isdecimal() else None
-    if response.status == 206:
-        return response, None if size is None else offset + size
-    _skip(response, offset)  # the server sends the whole file again
-    return response, size
+    first = _first_byte(response, offset) if response.status == 206 else 0
+    if first > offset:
+        raise _Unusable(f"the server sends it from byte {first} on instead of byte {offset}")
+    _skip(response, offset - first)  # some servers send the whole file again
+    return response, None if size is None else first + size
+
+
+def _first_byte(response: Any, asked: int) -> int:
+    """The first byte of a partial answer; the one that was asked for if the server does not say."""
+    found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    return asked if found is None else int(found[1])
 
 
 def _skip(stream: Any, count: int) -> None:

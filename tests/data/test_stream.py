@@ -172,6 +172,29 @@ def test_the_last_batch_ends_the_epoch_and_training_goes_on_where_it_was(folder:
     assert keys(resumed, resumed.epoch) == keys(stream, 1)
 
 
+def test_an_epoch_that_is_started_again_is_whole_in_all_processes(folder: Path) -> None:
+    ranks = [open_shards(folder, False, rank=rank, processes=2, batch_size=1) for rank in range(2)]
+    seen = Counter[str]()
+    for stream in ranks:
+        first = stream.batches(0)
+        while not stream.state_dict()["finished"]:
+            next(first)
+        batches = list(stream.batches(0))
+        assert len(batches) == len(stream) > 1
+        seen.update(key for batch in batches for key in batch["key"])
+    assert len(seen) == sum(SIZES) and set(seen.values()) == {1}
+
+
+def test_a_second_iterator_outlives_the_first(folder: Path) -> None:
+    with open_shards(folder, workers=1, shards=2) as stream:
+        first = stream.batches(0)
+        next(first)
+        second = stream.batches(0)
+        taken = [next(second)]
+        first.close()  # type: ignore[attr-defined]
+        assert len([*taken, *second]) == len(stream)
+
+
 def test_states_of_other_shards_or_of_some_processes_are_refused(folder: Path) -> None:
     states = [open_shards(folder, rank=rank, processes=2).state_dict() for rank in range(2)]
     stream = open_shards(folder)
@@ -186,6 +209,8 @@ def test_states_of_other_shards_or_of_some_processes_are_refused(folder: Path) -
 def test_too_few_shards_or_clips_are_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="2 shards with clips for 3 processes"):
         open_shards(folder, shards=2, processes=3)
+    with pytest.raises(ValueError, match="rank is 2, and must be from 0 to 1 for 2 processes"):
+        open_shards(folder, rank=2, processes=2)
     with pytest.raises(ValueError, match="have 24 clips: too few for a batch of 9 clips in each of 2"):
         open_shards(folder, processes=2, batch_size=9)
 

@@ -1,5 +1,6 @@
 """A web server of a folder's files that fails as it is told to."""
 
+import gzip
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ from typing import Any
 class FileServer:
     """Its address, the requests so far, and what to do to the next requests of a file.
 
-    `faults[name]` lists, for the next requests: a status to answer with, or `cut` to close the connection in the middle.
+    `faults[name]` lists, for the next requests: a status to answer with; `cut` to close the connection in the middle; `gzip`
+    to send it compressed; `whole` to send all bytes as the part that was asked for.
     """
 
     def __init__(self, folder: Path, ranges: bool) -> None:
@@ -41,8 +43,13 @@ def serve(folder: Path, ranges: bool = True) -> Iterator[FileServer]:
                 self.send_error(fault if isinstance(fault, int) else 404)
                 return
             start, data = self.headers.get("Range") if state.ranges else None, path.read_bytes()
-            first = int(start.removeprefix("bytes=").removesuffix("-")) if start else 0
+            first = int(start.removeprefix("bytes=").removesuffix("-")) if start and fault != "whole" else 0
+            data = gzip.compress(data) if fault == "gzip" else data
             self.send_response(206 if start else 200)
+            if fault == "gzip":
+                self.send_header("Content-Encoding", "gzip")
+            if start:
+                self.send_header("Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}")
             self.send_header("Content-Length", str(len(data) - first))
             self.end_headers()
             end = first + (len(data) - first) // 2 if fault == "cut" else len(data)

@@ -53,6 +53,15 @@ def test_a_connection_that_is_cut_goes_on_at_its_byte(tmp_path: Path, content: b
         assert starts[0] is None and starts[1] == starts[2] == f"bytes={len(content) // 2}-" and len(starts) == 4
 
 
+def test_answers_that_are_not_what_was_asked_for(tmp_path: Path, content: bytes) -> None:
+    with serve(tmp_path) as server:
+        server.faults["a.tar"] = ["cut", "whole"]
+        assert fetch(server.url.replace("http", "HTTP") + "/a.tar", QUICK) == content
+        server.faults["a.tar"] = ["gzip"]
+        assert "compressed (Content-Encoding: gzip)" in refused(f"{server.url}/a.tar", OSError)
+        assert len(server.requests) == 3
+
+
 def test_an_error_that_stays_is_raised_after_all_attempts(tmp_path: Path, content: bytes) -> None:
     with serve(tmp_path) as server:
         server.faults["a.tar"] = [503, 429, 500, 200]

@@ -5,7 +5,7 @@ shards that are finished.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -36,14 +36,18 @@ class ClipStream:
     def __init__(self, shards: StreamedShards, batch_size: int, rank: int, processes: int, workers: int) -> None:
         """
         Raises:
-            ValueError: there are fewer shards than processes, or, with `train`, fewer clips than a batch of all processes.
+            ValueError: there are fewer shards than processes, or, with `train`, fewer clips than a batch of all processes; or
+                `rank` is not one of the processes.
         """
+        if not 0 <= rank < processes:
+            raise ValueError(f"rank is {rank}, and must be from 0 to {processes - 1} for {processes} processes")
         self.batch_size = batch_size
         self.rank = rank
         self.processes = processes
         self.workers = workers
         self.epoch = 0  # that of the next batch
         self._finished: set[int] = set()  # shards of this epoch all of whose clips were in a batch
+        self._resumed: set[int] = set()  # those of the earlier run, of all processes
         self._shards = shards
         self._train = shards.dataset.train
         self._seed = shards.dataset.seed
@@ -83,6 +87,9 @@ class ClipStream:
     def close(self) -> None:
         """Ends the loading processes, whatever they are doing."""
         iterator, self._loader_iterator = self._loader_iterator, None
+        self._end(iterator)
+
+    def _end(self, iterator: Any) -> None:
         if self.workers and iterator is not None:
             with suppress(RuntimeError):  # one was killed meanwhile
                 iterator._shutdown_workers()
@@ -115,6 +122,7 @@ class ClipStream:
             raise ValueError("the state to resume from belongs to other shards, or to the same in another order")
         self.epoch = states[0]["epoch"]
         self._finished = {shard for state in states for shard in state["finished"]}
+        self._resumed = set(self._finished)
 
     def _digest(self) -> str:
         """A hash of the first clip's key and the number of clips of each shard; unlike URLs, these stay the same."""
@@ -142,6 +150,8 @@ class ClipStream:
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch; after `load_state_dict`, those of the remaining shards of the state's epoch.
 
+        An epoch that was left unfinished starts again when it is asked for again.
+
         Returns:
             Batches as those of `ClipLoader`.
 
@@ -150,7 +160,9 @@ class ClipStream:
             OSError: a shard cannot be opened or read, after all attempts.
         """
         if epoch != self.epoch:
-            self.epoch, self._finished = epoch, set()
+            self._start(epoch)
+        # Not those that were finished meanwhile: only this process knows them, and all must deal out the same shards.
+        self._finished = set(self._resumed)
         remaining = self._remaining(self._finished)
         left = {shard: self._shards.sizes[shard] for shard in remaining}
         count = self._count_batches(remaining, epoch)
@@ -164,14 +176,19 @@ class ClipStream:
                     if not left[shard]:
                         self._finished.add(shard)
                 if number + 1 == count:
-                    self.epoch, self._finished = epoch + 1, set()
+                    self._start(epoch + 1)
                 yield batch
         finally:
-            self.close()
+            loaded.close()
         if not count:
-            self.epoch, self._finished = epoch + 1, set()
+            self._start(epoch + 1)
 
-    def _load(self, shards: list[int], epoch: int) -> Iterator[Batch]:
+    def _start(self, epoch: int) -> None:
+        self.epoch = epoch
+        self._finished = set()
+        self._resumed = set()
+
+    def _load(self, shards: list[int], epoch: int) -> Generator[Batch, None, None]:
         """Batches from this process's shards, the last ones from what is left in each loading process."""
         workers = min(self.workers, len(shards))
         loader = DataLoader(
@@ -186,18 +203,21 @@ class ClipStream:
             prefetch_factor=4 if workers else None,
         )
         with signals_blocked():  # inherited by the loading processes, which start here
-            self._loader_iterator = iter(loader)
+            iterator = self._loader_iterator = iter(loader)
         left: list[list[Sample]] = []
-        for part in self._loader_iterator:
-            if isinstance(part, dict):
-                yield receive(part)
-                continue
-            left += part
-            while len(left) >= self.batch_size:
-                yield collate(left[: self.batch_size])
-                del left[: self.batch_size]
-        if left:
-            yield collate(left)
+        try:
+            for part in iterator:
+                if isinstance(part, dict):
+                    yield receive(part)
+                    continue
+                left += part
+                while len(left) >= self.batch_size:
+                    yield collate(left[: self.batch_size])
+                    del left[: self.batch_size]
+            if left:
+                yield collate(left)
+        finally:
+            self._end(iterator)
 
 
 class _Reading(IterableDataset[Any]):

@@ -20,7 +20,7 @@ _FETCHES = 8  # indexes at a time
 
 
 def open_stream(
-    urls: str | Sequence[str],
+    urls: str | Path | Sequence[str | Path],
     geometry: Geometry,
     augmentation: Augmentation,
     seed: int,
@@ -31,7 +31,7 @@ def open_stream(
     processes: int = 1,
     workers: int = 0,
     buffer: int = 100,
-    indexes: str | Sequence[str] | None = None,
+    indexes: str | Path | Sequence[str | Path] | None = None,
     storage_options: Mapping[str, Any] | None = None,
     attempts: int = 5,
     pause: float = 1.0,
@@ -59,7 +59,8 @@ def open_stream(
     Raises:
         FileNotFoundError, PermissionError: an index is not there, or may not be read.
         OSError: a server failed in all attempts.
-        ValueError: there are fewer shards than processes, or fewer clips than a batch; see also `ClipDataset`.
+        ValueError: there are fewer shards than processes, or fewer clips than a batch; `rank` is not one of the processes; see
+            also `ClipDataset`.
     """
     access = Access(storage_options or {}, attempts, pause)
     tars = _expand(urls)
@@ -73,8 +74,8 @@ def open_stream(
     return ClipStream(shards, batch_size, rank, processes, workers)
 
 
-def _expand(urls: str | Sequence[str]) -> list[str]:
-    given = [urls] if isinstance(urls, str) else [str(url) for url in urls]
+def _expand(urls: str | Path | Sequence[str | Path]) -> list[str]:
+    given = [str(urls)] if isinstance(urls, str | Path) else [str(url) for url in urls]
     # Braces in commands belong to the shell.
     return [each for url in given for each in ([url] if url.startswith(PIPE) else braceexpand(url))]
 

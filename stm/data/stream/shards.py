@@ -16,7 +16,7 @@ from stm.shards.index import Clip
 from stm.shards.reader import ShardReader
 from stm.shards.schema import guide_arrays
 from stm.storage.remote import Access, open_url, show_url
-from stm.storage.tables import DamagedError
+from stm.storage.tables import REMOVE, DamagedError
 
 
 class Urls(NamedTuple):
@@ -38,6 +38,7 @@ def name_urls(urls: Urls) -> Iterator[None]:
         yield
     except ValueError as error:
         message = re.sub(rf"{re.escape(urls.folder)}/(\d+)\.(tar|parquet)", show, str(error))
+        message = message.replace(REMOVE, "copy it again")
         raise (DamagedError if isinstance(error, DamagedError) else ValueError)(message) from error.__cause__
 
 
