@@ -462,14 +462,17 @@ def write_shard(index: Path, clips: tuple[int, int]) -> Path:
 
 
 def measure_similarity(a: argparse.Namespace, folder: Path) -> Iterator[Record]:
-    """The stage's patches per second, and the image tower's alone (see `benchmarks.similarity`)."""
+    """The stage's patches per second by both methods, and the image tower's alone (see `benchmarks.similarity`)."""
     from benchmarks import similarity
 
-    for compiled in (False,) if a.quick else (False, True):
-        place = folder / f"compiled {compiled}"
+    # Dense maps take so much less time that compiling does not pay; a frame is 266 patches of a batch.
+    for method, compiled, batch in [("patches", False, 1024), ("patches", True, 1024), ("dense", False, 8192)]:
+        if a.quick and compiled:
+            continue
+        place = folder / f"{method} {compiled}"
         place.mkdir()
-        options = {"model": None, "small": a.quick, "compile": compiled, "grid": 3 if a.quick else 14}
-        options |= {"precision": "float32" if a.quick else "bfloat16", "batch_size": 8 if a.quick else 1024}
+        options = {"model": None, "small": a.quick, "compile": compiled, "grid": 3 if a.quick else 14, "method": method}
+        options |= {"precision": "float32" if a.quick else "bfloat16", "batch_size": 8 if a.quick else batch}
         options |= {"clips": 1 if a.quick else 32, "rounds": 1 if a.quick else 3, "device": a.device}
         row = similarity.measure(place, argparse.Namespace(**options))[0]
         yield {"what": row.what, "remark": f"{row.speed}, {row.ratio:.2f} of {row.against}", "aims": row.aim}

@@ -9,7 +9,8 @@ takes a random crop, resizes it to 224 x 224, flips it and collates clips into b
 frames of the original file and does nothing else. webdataset, litdata and MosaicML's streaming make the same batches from the
 same JPEGs (`benchmarks._loader_peers`); those that are not installed are left out. All are measured in CPU time of one process,
 and so is our loader with resizing and flipping left to the device (`resize_on: device`), and with decoding, too (`decode_on:
-device`): of these, the part that the CPU does. The cost of the checksums of all bytes read is that of the same
+device`): of these, the part that the CPU does. The stream of whole shards (`stm.data.stream`) reads the same shard from its path,
+so a network adds its own time. The cost of the checksums of all bytes read is that of the same
 visits with and without them, in turns, for frames alone and with packed motion and flow.
 
 The number of cores that keep a training step supplied follows from that rate. Whether the speed of loading processes adds up
@@ -40,6 +41,7 @@ from stm.config import Augmentation, BadInput, Frames, Pack
 from stm.data.dataset import ClipDataset, Sample
 from stm.data.geometry import Geometry
 from stm.data.loader import ClipLoader
+from stm.data.stream import open_stream
 from stm.manifest import MANIFEST_SCHEMA, make_key
 from stm.preprocess.flow.estimate import FLOW_SCHEMA
 from stm.preprocess.frames.extract import extract_frames
@@ -167,6 +169,15 @@ class Source:
         """CPU seconds per clip, from the shard to a batch of JPEGs that the device decodes."""
         return self._load(self.undecoded)
 
+    def load_streamed(self) -> float:
+        """CPU seconds per clip, from the shard read from start to end to a batch."""
+        stream = open_stream(
+            str(self.shard), self.dataset.geometry, Augmentation(), 0, True, batch_size=len(self.dataset), guides=()
+        )
+        epochs = [next(self._epochs) for _ in range(8 * self.visits)]
+        seconds = cpu_seconds(lambda: [None for epoch in epochs for _ in stream.batches(epoch)])
+        return seconds / len(epochs) / len(self.dataset)
+
     def _load(self, dataset: ClipDataset) -> float:
         repeated = Longer(dataset, 8 * self.visits)
         loader = ClipLoader(repeated, len(dataset), shuffle=True)
@@ -288,6 +299,7 @@ def measure(source: Source, arguments: argparse.Namespace, gop: int) -> list[Row
     streams = [source.stream(arguments.workers) for _ in range(max(1, arguments.rounds // 2))] if first else []
     work = {"ours": source.load, "unresized": source.load_unresized, "undecoded": source.load_undecoded}
     peers = source.peers() if first else {}
+    work |= {"streamed": source.load_streamed} if first else {}
     work |= {"JPEGs": source.decode, **peers, "decord": source.seek}
     seconds = take_turns(work, arguments.rounds)
     rates = {name: [1 / value for value in values] for name, values in seconds.items()}
@@ -312,6 +324,15 @@ def measure(source: Source, arguments: argparse.Namespace, gop: int) -> list[Row
         measure_checksums(source, source.dataset, arguments.rounds, "loader, checksums of frames"),
         measure_checksums(source, source.guided, arguments.rounds, "loader, checksums of frames, motion and flow"),
     ]
+    rows.append(
+        compare(
+            "loader, stream of whole shards",
+            f"{rate['streamed']:.0f} clips/s per core",
+            rates["streamed"],
+            rates["ours"],
+            f"the loader: {rate['ours']:.0f} clips/s",
+        )
+    )
     limit = f"decoding its JPEGs alone: {rate['JPEGs']:.0f} clips/s"
     for name in ("ours", "unresized"):
         rows.append(

@@ -5,6 +5,7 @@ the ratio shows the cost of reading, decoding, cropping, resizing and copying. T
 
     python -m benchmarks.similarity                                  # CLIP's ViT-B/32 with random weights
     python -m benchmarks.similarity --small                          # a sixteenth of the arithmetic
+    python -m benchmarks.similarity --method dense                   # whole frames instead of patches
     python -m benchmarks.similarity --precision bfloat16 --batch-size 1024 --clips 32 --compile     # on a GPU
 """
 
@@ -24,6 +25,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks._table import Row, compare, cpu_seconds, report, wall_seconds
+from stm.preprocess.similarity.dense_scorer import DenseScorer
 from stm.preprocess.similarity.patch_scorer import PatchScorer, Piece, embed_clips
 from stm.pretrained.clip import load_clip
 from stm.shards.grid import map_shape
@@ -55,8 +57,11 @@ def main() -> None:
     parser.add_argument("--model", help="as similarity.model in a config; default: ViT-B/32 with random weights")
     parser.add_argument("--small", action="store_true", help="use a small model with random weights")
     parser.add_argument("--compile", action="store_true", help="compile the tower, in both measurements")
+    parser.add_argument(
+        "--method", default="patches", choices=["patches", "dense"], help="as similarity.method in a config"
+    )
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--batch-size", type=int, default=64, help="patches per forward pass")
+    parser.add_argument("--batch-size", type=int, default=64, help="patches (of frames, with dense) per forward pass")
     parser.add_argument("--clips", type=int, default=1, help="clips of 4 stored frames, 340 x 256 pixels")
     parser.add_argument("--grid", type=int, default=14)
     parser.add_argument("--rounds", type=int, default=3)
@@ -70,10 +75,11 @@ def measure(folder: Path, arguments: argparse.Namespace) -> list[Row]:
     """Patches per second of the stage and of the tower alone, measured in turns."""
     name = arguments.model or save_clip(folder / "clip", SMALL_CLIP if arguments.small else BASE_CLIP)
     clip = load_clip(name, arguments.precision, arguments.device)
-    scorer = PatchScorer(clip, arguments.grid, arguments.batch_size, arguments.compile)
+    kind = DenseScorer if arguments.method == "dense" else PatchScorer
+    scorer = kind(clip, arguments.grid, arguments.batch_size, arguments.compile)
     rows = write_frames(folder / "frames.tar", arguments.clips)
-    cells = sum(row["frames"] * np.prod(map_shape(row["width"], row["height"], arguments.grid)) for row in rows)
-    batches = -(-int(cells) // arguments.batch_size)
+    shapes = [map_shape(row["width"], row["height"], arguments.grid) for row in rows for _ in range(row["frames"])]
+    batches = len(scorer.cut(shapes))
     batch = prepare_batch(scorer)
 
     @torch.inference_mode()
@@ -85,15 +91,17 @@ def measure(folder: Path, arguments: argparse.Namespace) -> list[Row]:
         for _ in embed_clips(scorer, folder / "frames.tar", rows, set()):
             pass
 
-    bare()  # warm up
-    encoded, needed = batches * arguments.batch_size, int(cells)
+    with torch.inference_mode():
+        filled = len(scorer.encode(batch))  # patches per forward pass; this also warms up
+    encoded, needed = batches * filled, int(np.prod(shapes, axis=1).sum())
     rates: dict[str, list[tuple[float, float]]] = {"tower": [], "stage": []}
     for _ in range(arguments.rounds):
         for kind, work, count in (("tower", bare, encoded), ("stage", stage, needed)):
             wall, cpu = seconds(work)
             rates[kind].append((count / wall, count / cpu))
     where = "GPU" if clip.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    geometry = f"{arguments.precision}, batch {arguments.batch_size}{', compiled' if arguments.compile else ''}"
+    method = "" if arguments.method == "patches" else f"{arguments.method}, "
+    geometry = f"{method}{arguments.precision}, batch {arguments.batch_size}{', compiled' if arguments.compile else ''}"
     print(f"{clip.identity['model']}, {geometry}, {needed} patches, {where}")
     table = []
     for number, clock in enumerate(("wall-clock", "CPU time")):

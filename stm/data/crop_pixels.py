@@ -105,4 +105,5 @@ def _write_windows(
         for sample, (first, *others) in takers[position].items():
             video = videos[sample]
             writers[sample](frame, video[first])
-            video[others] = video[first]  # a short clip repeats its last frame
+            if others:  # a short clip repeats its last frame
+                video[others] = video[first]

@@ -40,8 +40,9 @@ def test_training_is_measured_by_the_loops_own_log_with_and_without_the_loader(t
 
 @pytest.mark.slow
 def test_the_similarity_stage_and_the_peak_are_measured(tmp_path: Path) -> None:
-    (row,) = measure("similarity", tmp_path)
-    assert "patches/s" in row["remark"] and "image tower alone" in row["remark"]
+    rows = measure("similarity", tmp_path)
+    assert [row["what"].split(", ")[1] for row in rows] == ["float32", "dense"]
+    assert all("patches/s" in row["remark"] and "image tower alone" in row["remark"] for row in rows)
     (peak,) = measure("peak", tmp_path)
     assert peak["flops"] > 0
 
