@@ -171,9 +171,8 @@ class Source:
 
     def load_streamed(self) -> float:
         """CPU seconds per clip, from the shard read from start to end to a batch."""
-        stream = open_stream(
-            str(self.shard), self.dataset.geometry, Augmentation(), 0, True, batch_size=len(self.dataset), guides=()
-        )
+        # Batches of one clip: an epoch is one shard here, and memory for pixels is used again from its second batch on.
+        stream = open_stream(self.shard, self.dataset.geometry, Augmentation(), 0, True, batch_size=1, guides=())
         epochs = [next(self._epochs) for _ in range(8 * self.visits)]
         seconds = cpu_seconds(lambda: [None for epoch in epochs for _ in stream.batches(epoch)])
         return seconds / len(epochs) / len(self.dataset)
