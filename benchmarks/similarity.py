@@ -75,8 +75,8 @@ def measure(folder: Path, arguments: argparse.Namespace) -> list[Row]:
     """Patches per second of the stage and of the tower alone, measured in turns."""
     name = arguments.model or save_clip(folder / "clip", SMALL_CLIP if arguments.small else BASE_CLIP)
     clip = load_clip(name, arguments.precision, arguments.device)
-    kind = DenseScorer if arguments.method == "dense" else PatchScorer
-    scorer = kind(clip, arguments.grid, arguments.batch_size, arguments.compile)
+    method = DenseScorer if arguments.method == "dense" else PatchScorer
+    scorer = method(clip, arguments.grid, arguments.batch_size, arguments.compile)
     rows = write_frames(folder / "frames.tar", arguments.clips)
     shapes = [map_shape(row["width"], row["height"], arguments.grid) for row in rows for _ in range(row["frames"])]
     batches = len(scorer.cut(shapes))
@@ -100,8 +100,8 @@ def measure(folder: Path, arguments: argparse.Namespace) -> list[Row]:
             wall, cpu = seconds(work)
             rates[kind].append((count / wall, count / cpu))
     where = "GPU" if clip.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    method = "" if arguments.method == "patches" else f"{arguments.method}, "
-    geometry = f"{method}{arguments.precision}, batch {arguments.batch_size}{', compiled' if arguments.compile else ''}"
+    prefix = "" if arguments.method == "patches" else f"{arguments.method}, "
+    geometry = f"{prefix}{arguments.precision}, batch {arguments.batch_size}{', compiled' if arguments.compile else ''}"
     print(f"{clip.identity['model']}, {geometry}, {needed} patches, {where}")
     table = []
     for number, clock in enumerate(("wall-clock", "CPU time")):
