@@ -107,7 +107,8 @@ def test_no_folder_of_the_package_is_crowded():
 
 def test_import_stm_is_light():
     heavy = "('torch', 'av', 'cv2', 'transformers', 'matplotlib', 'open_clip')"
-    code = "import sys, stm, stm.config, stm.layout, stm.manifest, stm.cli, stm.datasets, stm.report;"
+    code = "import sys, stm, stm.config, stm.layout, stm.manifest, stm.cli, stm.datasets, stm.report,"
+    code += "stm.training.launch, stm.evaluation.launch;"  # whoever only starts processes needs no torch
     code += f"print([m for m in {heavy} if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert loaded.strip() == "[]"

@@ -17,6 +17,7 @@ from stm.config import BenchmarkDataset, Config, Dataset, FolderDataset, Languag
 from stm.datasets import actions, video_text
 from stm.datasets.actions import check_benchmark, read_benchmark
 from stm.datasets.annotations import AnnotationError, read_annotations
+from stm.datasets.copies import DatasetCopy
 from stm.datasets.file_lookup import FileLookup
 from stm.datasets.folder import DatasetError, NamedClip, Refused, list_clips, row_of, walk_videos
 from stm.datasets.probe_pool import Facts, probe_files
@@ -86,8 +87,22 @@ def build_manifest(config: Config, generated: Path | None, manifest: Path, quara
     journal.close()
 
 
-def check_copy(config: Config) -> None:
+def read_copy(config: Config) -> DatasetCopy | None:
+    """Reads the lists of a public dataset and searches for its files; None for other datasets.
+
+    Raises:
+        DatasetError: see `read_language` and `read_benchmark`.
+    """
+    if isinstance(config.dataset, LanguageDataset):
+        return read_language(config.dataset)
+    return read_benchmark(config.dataset) if isinstance(config.dataset, BenchmarkDataset) else None
+
+
+def check_copy(config: Config, copy: DatasetCopy | None = None) -> None:
     """Runs the check of `build_manifest` that a benchmark's copy is official and complete, without opening a video.
+
+    Args:
+        copy: from `read_copy`; by default it is read here.
 
     Raises:
         DatasetError: the copy is not official or not complete; the message contains the counts and the remedy.
@@ -96,9 +111,9 @@ def check_copy(config: Config) -> None:
     if isinstance(dataset, FolderDataset) and not Path(dataset.root).is_dir():
         raise DatasetError(f"dataset.root {dataset.root!r}: no such folder")
     if isinstance(dataset, LanguageDataset):
-        check_language(dataset)
+        check_language(dataset, copy)
     elif isinstance(dataset, BenchmarkDataset):
-        check_benchmark(dataset)
+        check_benchmark(dataset, copy)
 
 
 def official_clips(dataset: Dataset) -> dict[str, int]:
@@ -222,7 +237,7 @@ def _write(path: Path, rows: Iterator[dict[str, Any]], schema: pa.Schema, receip
     write_table(path, pa.concat_tables([schema.empty_table(), *tables]), receipt)
 
 
-def list_fingerprint(config: Config) -> str:
+def list_fingerprint(config: Config, copy: DatasetCopy | None = None) -> str:
     """A hash of everything that the manifest reads, so that the workflow detects added, removed and changed files.
 
     - A folder: the bytes of the annotations, and the name, size and modification time of each file that they list or,
@@ -232,6 +247,9 @@ def list_fingerprint(config: Config) -> str:
     - moving-shapes: the dataset's settings and the seed.
 
     No video is opened. A missing folder also has a fingerprint; the manifest stage raises the error.
+
+    Args:
+        copy: from `read_copy`; by default it is read here. The lists of a large corpus take minutes to read.
     """
     digest = hashlib.sha256()
     dataset = _dataset(config)
@@ -242,10 +260,10 @@ def list_fingerprint(config: Config) -> str:
             digest.update(bytes.fromhex(sha256_file(annotations)))
         files = _files_of_folder(Path(dataset.root), annotations, dataset.extensions)
     elif isinstance(dataset, BenchmarkDataset):
-        lists, files = _listed_files(dataset)
+        lists, files = _listed_files(config, copy)
         digest.update(json.dumps(lists, sort_keys=True).encode())
     elif isinstance(dataset, LanguageDataset):
-        lists, files = _listed_files(dataset)
+        lists, files = _listed_files(config, copy)
         digest.update(json.dumps([lists, protocol_settings(dataset.source)], sort_keys=True).encode())
         if is_corpus(dataset.source):
             digest.update("\n".join(files).encode("utf-8", "surrogatepass"))
@@ -259,11 +277,13 @@ def list_fingerprint(config: Config) -> str:
     return digest.hexdigest()
 
 
-def _listed_files(dataset: BenchmarkDataset | LanguageDataset) -> tuple[dict[str, str], list[str]]:
-    """The hashes of the lists, and the existing listed files, sorted."""
+def _listed_files(config: Config, copy: DatasetCopy | None) -> tuple[dict[str, str], list[str]]:
+    """The hashes of the lists, and the existing listed files, sorted; nothing if the copy cannot be read."""
     try:
-        copy = read_language(dataset) if isinstance(dataset, LanguageDataset) else read_benchmark(dataset)
+        copy = copy or read_copy(config)
     except DatasetError:
+        return {}, []
+    if copy is None:
         return {}, []
     lists = {path.as_posix(): sha256 for path, sha256 in copy.annotations.items()}
     return lists, sorted({named.clip.path for named in copy.clips})

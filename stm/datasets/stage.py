@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from stm.config import ConfigError, FolderDataset
-from stm.datasets import build_manifest, check_copy, list_fingerprint
+from stm.datasets import build_manifest, check_copy, list_fingerprint, read_copy
 from stm.datasets.moving_shapes.stage import GENERATE
 from stm.manifest import write_slices
 from stm.stages.costs import Cost
@@ -30,7 +30,10 @@ def _sources(job: Job) -> Files:
 
 def _check(job: Job) -> None:
     """Reject what fails after a day before anything runs: an unofficial or incomplete copy, and models that are not there."""
-    check_copy(job.config)
+    copy = read_copy(job.config)
+    check_copy(job.config, copy)
+    # Here, because the lists are read already, and too large to be kept until the settings of the job are needed.
+    job.jobs.once(("listing", job.dataset), lambda: list_fingerprint(job.config, copy))
     if missing := job.jobs.once("missing models", lambda: missing_models(job.study)):
         raise ConfigError("models that the config names are not there:\n" + "\n".join(f"  {line}" for line in missing))
 

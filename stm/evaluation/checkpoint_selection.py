@@ -11,9 +11,9 @@ from torch import nn
 from stm.config.evaluation import TaskSettings
 from stm.data.loader import Batch
 from stm.distributed.process import Process
+from stm.jobs.progress import say
 from stm.storage.files import read_json, write_bytes, write_json
 from stm.storage.receipts import hash_receipt
-from stm.training.logs import say
 from stm.training.loop import TrainingPlan, fit_to_test
 
 Measure = Callable[[nn.Module], float]

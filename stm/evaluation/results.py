@@ -14,6 +14,7 @@ from stm.data.dataset import ClipDataset
 from stm.evaluation.inputs import EvaluationInputs
 from stm.evaluation.metrics import classification_metrics
 from stm.evaluation.tasks import TASKS
+from stm.jobs.progress import say
 from stm.models.vit import VideoEncoder
 from stm.models.weights import zoo
 from stm.pretrained.local_files import without_folders
@@ -21,7 +22,6 @@ from stm.storage.files import sha256_file, write_json
 from stm.storage.receipts import make_receipt
 from stm.storage.tables import write_table
 from stm.training.batches import hash_shards
-from stm.training.logs import say
 
 PREDICTIONS_SCHEMA = pa.schema(
     [

@@ -66,6 +66,7 @@ EVALUATE = Stage(
     title="evaluate the pretrained weights",
     per=("dataset", "run", "task"),
     inputs=_splits,
+    runs=lambda job: [job.run],
     # Label sentences need the captions' text encoder: the contrastive head maps clips to its embedding space.
     models=lambda job: {"text_model": [job.config.text.model] if job.study.evaluate[job.task].encodes_text else []},
     outputs=lambda job: {"metrics": job.layout.metrics(job.run, job.task)},

@@ -16,6 +16,12 @@ from typing import TextIO, TypeVar
 T = TypeVar("T")
 
 
+def say(message: str) -> None:
+    """Print one line to standard error."""
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+
+
 def format_seconds(seconds: float) -> str:
     """Format a duration: `3725` -> `1h02m`, `65` -> `1m05s`, `4.2` -> `4s`."""
     whole = round(seconds)

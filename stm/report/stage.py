@@ -28,10 +28,14 @@ def _cells(job: Job, spec: TableSpec | FigureSpec) -> list[Path]:
     return [_metrics_of(job, instance, task) for run, task in sorted(cells) for instance in job.study.instances(run)]
 
 
+def _drawn_runs(job: Job) -> list[str]:
+    return [run for name in job.study.figures[job.figure].runs.values() for run in job.study.instances(name)]
+
+
 def _drawn(job: Job) -> Files:
     """Inputs of a figure: weights and clips, logs, or evaluation results."""
     spec, study = job.study.figures[job.figure], job.study
-    instances = [run for name in spec.runs.values() for run in study.instances(name)]
+    instances = _drawn_runs(job)
     inputs = {"weights": [weights_of(job, run) for run in instances], "cells": _cells(job, spec)}
     if spec.kind == "clips":
         datasets = sorted({study.dataset_of(run) for run in instances})
@@ -104,6 +108,7 @@ FIGURE = Stage(
     title="a figure of a paper",
     per=("figure",),
     inputs=_drawn,
+    runs=lambda job: _drawn_runs(job) if job.study.figures[job.figure].kind == "clips" else (),
     outputs=lambda job: {"png": job.layout.figures / f"{job.figure}.png"},
     settings=("figures.{figure}",),
     partial=True,

@@ -1,6 +1,6 @@
 """Jobs of the stages: each combines a config with the dataset, shard, caption source, run or task to process."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil, inf
@@ -55,6 +55,23 @@ class Jobs:
     def config_of(self, dataset: str, guided: bool) -> Config:
         """Return the config reduced to a dataset, as it is for shards with or without guides."""
         return self.configs[dataset] if guided else self._unread[dataset]
+
+    def datasets_behind(self, runs: Iterable[str]) -> list[str]:
+        """Return the datasets that these runs, and those from which they are initialised, train on.
+
+        Args:
+            runs: names in `Config.runs`.
+        """
+        study, found = self.study, dict[str, None]()
+        weights = {self.layouts[study.dataset_of(name)].weights(name): name for name in study.runs}
+        waiting = list(runs)
+        for name in waiting:
+            run, own = study.runs[name], study.dataset_of(name)
+            found |= {source or own: None for source, _ in (*run.video_sources, *run.image_sources)}
+            before = weights.get(Path(run.init)) if run.init else None
+            if before is not None and before not in waiting:
+                waiting.append(before)
+        return list(found)
 
     def make(self, **wildcards: str) -> "Job":
         """Return the job for these wildcards; a job without a dataset processes the whole config."""

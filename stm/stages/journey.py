@@ -45,7 +45,7 @@ JOURNEY = (
 )
 
 # Large enough for imports, and small enough that decoders in reference cycles are still released promptly.
-_OBJECTS_PER_COLLECTION = 10_000
+OBJECTS_PER_COLLECTION = 10_000
 
 
 @cache
@@ -93,7 +93,7 @@ def run_stage(
     """
     # Importing torch, timm or transformers creates millions of objects that all stay alive. By default Python searches them for
     # garbage after every 700 new objects, which takes up to a sixth of the time of these imports.
-    gc.set_threshold(_OBJECTS_PER_COLLECTION)
+    gc.set_threshold(OBJECTS_PER_COLLECTION)
     job = Jobs(parse_config(config)).make(**wildcards)
     with log_to(log):
         stage = all_stages()[name]

@@ -90,7 +90,12 @@ class DeclaredRule:
                 self._jobs.once(("check", stage.name, job.dataset), partial(stage.check, job))
             self._check_finished(job)
             models = {name: self._files(models) for name, models in stage.models(job).items()}
-            return models | _as_text(stage.inputs(job))
+            inputs = stage.inputs(job)
+            # Snakemake updates the jobs that wait for a finished checkpoint, but not those that join the DAG by such an update: if
+            # they wait for another finished one, they are run without inputs. So the first job waits for all of them.
+            for dataset in self._jobs.datasets_behind(stage.runs(job)):
+                self._jobs.list_shards(dataset)
+            return models | _as_text(inputs)
         except ValueError as error:
             # Errors of this package's own types are human-readable; others are bugs, and keep their traceback.
             if not type(error).__module__.startswith("stm."):

@@ -22,9 +22,9 @@ import torch
 
 import stm
 from stm.distributed.process import Process
+from stm.jobs.progress import say
 from stm.storage.files import atomic_path, read_json, sha256_file, write_bytes, write_json
 from stm.storage.receipts import hash_receipt, library_versions
-from stm.training.logs import say
 
 State = dict[str, Any]
 _NAME = re.compile(r"step-(\d{9})\.pt")

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from stm.jobs.progress import say
 from stm.models.vit import VideoEncoder, VideoMAE
 from stm.models.weights.checks import DECODER_FIELDS
 from stm.models.weights.initialise import read_initial
-from stm.training.logs import say
 
 
 @dataclass(frozen=True)

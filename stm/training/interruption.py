@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from stm.jobs.lifetime import STOP_SIGNALS
-from stm.training.logs import say
+from stm.jobs.progress import say
 
 
 class Interrupted(SystemExit):

@@ -1,5 +1,6 @@
 """Starts training and evaluations: in this process, or in several under torchrun, on one node or on all nodes of a Slurm job."""
 
+import gc
 import os
 import signal
 import socket
@@ -16,7 +17,9 @@ from typing import Any, Literal, Protocol, TextIO
 from stm.config import AnyRun, parse_run
 from stm.jobs.lifetime import end_with_parent
 from stm.stages.jobs import Job
+from stm.stages.journey import OBJECTS_PER_COLLECTION
 from stm.storage.files import read_json, write_json
+from stm.training.interruption import Interrupted, Interruption, requeue_if_preempted
 
 _TORCHRUN = "torch.distributed.run"
 
@@ -86,7 +89,7 @@ def run_pretraining(
     Raises:
         ValueError: the run needs several nodes, but this is not a Slurm job.
         RuntimeError: the processes under torchrun ended with an error; their own messages precede it in the log.
-        stm.training.interruption.Interrupted: after SIGTERM or SIGUSR1. The state is saved, the exit code is not 0, and a
+        Interrupted: after SIGTERM or SIGUSR1. The state is saved, the exit code is not 0, and a
             Slurm job that is being preempted is back in the queue.
     """
     if run.release is not None:
@@ -141,10 +144,8 @@ def launch(
     Raises:
         ValueError: several nodes are needed, but this is not a Slurm job.
         RuntimeError: the processes under torchrun ended with an error; their own messages precede it in the log.
-        stm.training.interruption.Interrupted: after SIGTERM or SIGUSR1.
+        Interrupted: after SIGTERM or SIGUSR1.
     """
-    from stm.training.interruption import Interrupted, requeue_if_preempted
-
     try:
         if division.processes * division.nodes == 1:
             alone()
@@ -219,8 +220,6 @@ def supervise(command: Sequence[str]) -> int:
     Raises:
         Interrupted: such a signal was received, and the command then ended with an error.
     """
-    from stm.training.interruption import Interrupted, Interruption
-
     # Restarted processes need a separate rendezvous store: in torchrun's, they may read the address of a dead process and
     # wait for it forever.
     fresh = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
@@ -306,6 +305,7 @@ def _main(path: Path) -> None:
     have ended. An orphan of a killed torchrun would keep training beside the processes of the next attempt.
     """
     end_with_parent()
+    gc.set_threshold(OBJECTS_PER_COLLECTION)
     parent = Path(f"/proc/{os.getppid()}/cmdline")
     if parent.exists() and _TORCHRUN not in parent.read_text().split("\0"):
         sys.exit("torchrun has ended")

@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +12,6 @@ import torch
 
 from stm.distributed.process import Process
 from stm.storage.files import name_file_in_disk_errors, write_bytes
-
-
-def say(message: str) -> None:
-    """Prints one line to standard error."""
-    sys.stderr.write(f"{message}\n")
-    sys.stderr.flush()
 
 
 class Meter:

@@ -34,10 +34,10 @@ from stm.distributed.fsdp import (
     whole_state,
 )
 from stm.distributed.process import Process
-from stm.jobs.progress import Progress
+from stm.jobs.progress import Progress, say
 from stm.training.checkpoint import Checkpoints, describe_layout, random_state, restore_random_state
 from stm.training.interruption import Interrupted, Interruption
-from stm.training.logs import Clock, Meter, MetricsLog, say
+from stm.training.logs import Clock, Meter, MetricsLog
 from stm.training.optimizer import Schedule, build_optimizer, current_learning_rate
 
 LOG_EVERY = 10

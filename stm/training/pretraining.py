@@ -13,6 +13,7 @@ from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.data.loader import Batch
 from stm.distributed.process import Process, join_processes
+from stm.jobs.progress import say
 from stm.masking import start_checks, strategy_digests
 from stm.methods import Method, build_method, dataset_needs
 from stm.models.weights import zoo
@@ -20,7 +21,6 @@ from stm.storage.files import write_json
 from stm.storage.receipts import make_receipt
 from stm.training.batches import Medium, count_media_steps, feed_media, hash_shards, read_text_model
 from stm.training.initialise import Start, start_from
-from stm.training.logs import say
 from stm.training.loop import TrainingPlan, fit
 
 # Settings that do not affect the result. The seed is recorded separately, because a run without one uses the study's.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from stm.config import LanguageRun, PretrainRun
+from stm.jobs.progress import say
 from stm.models.text.decoder import TextDecoder
 from stm.models.text.split_bert import SplitBert
 from stm.models.video_language import ANSWERS, EXTRA, PARTS, VideoLanguageModel
@@ -17,7 +18,6 @@ from stm.models.weights.released import Release, read_release
 from stm.models.weights.safetensors import write_own
 from stm.storage.files import sha256_file, write_json
 from stm.storage.receipts import make_receipt
-from stm.training.logs import say
 
 
 def convert_release(run: PretrainRun | LanguageRun, output: Path) -> None:

@@ -55,6 +55,7 @@ PRETRAIN = Stage(
     title="pretrain the runs of the config",
     per=("dataset", "run"),
     inputs=_inputs,
+    runs=lambda job: [job.run],
     models=_models,
     outputs=lambda job: {
         "weights": job.layout.weights(job.run),

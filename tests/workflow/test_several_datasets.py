@@ -2,10 +2,12 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from recorded_runs import finish
 from small_workflow import CLIPS, RUN, STAGES, snakemake
 
 pytestmark = pytest.mark.slow
@@ -93,6 +95,37 @@ def test_another_seed_trains_that_seed_alone(folder):
     printed = snakemake(folder, "--dry-run", "paper_table1")
     assert printed.count("rule pretrain:") == 1  # seed 2 of the only run with several seeds
     assert "rule frames:" not in printed and "rule shards:" not in printed
+
+
+def test_a_lost_run_is_trained_again_from_the_shards_of_other_datasets_than_the_evaluation_reads(tmp_path):
+    """All datasets are split already, and each is met by a job that another one's split brings."""
+    for name in ("lender", "borrower"):
+        (tmp_path / f"{name}.csv").write_text("path,label\n0.mp4,one\n")
+    (tmp_path / "videos").mkdir()
+    files = {"source": "folder", "root": "videos"}
+    packs = {"pack": {"captions": None, "similarity": False, "motion": False, "flow": False, "text": False}}
+    datasets = {
+        "shapes": {"dataset": SHAPES},
+        "lender": {"dataset": {**files, "annotations": "lender.csv"}, **packs},
+        "borrower": {
+            "dataset": {**files, "annotations": "borrower.csv"},
+            "frames": {"from_dataset": "lender"},
+            **packs,
+        },
+    }
+    linear = {"task": "linear", "dataset": "borrower", "epochs": 2, "learning_rates": [0.01]}
+    values = {**STAGES, "name": "paper", "datasets": datasets, "pretrain": {"tgm": TGM}, "evaluate": {"linear": linear}}
+    finish(tmp_path, values)
+    target, train = "results/shapes/evaluate/tgm/linear/metrics.json", "train-00000.parquet"
+    packed = f"results/borrower/shards/train/{train}"
+    for lost in (target, "results/shapes/pretrain/tgm/weights.safetensors", packed, f"results/borrower/frames/{train}"):
+        (tmp_path / lost).unlink()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    printed = snakemake(tmp_path, "--dry-run", target)
+    assert "<TBD>" not in printed
+    inputs = dict(re.findall(r"^(?:local)?rule (\w+):\n +input: (.*)", printed, re.M))
+    assert f"results/lender/frames/{train}" in inputs["frames"]
+    assert f"results/shapes/shards/train/{train}" in inputs["pretrain"]
 
 
 def test_a_wrong_copy_of_a_benchmark_is_said_before_anything_runs(folder, tmp_path):

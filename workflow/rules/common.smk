@@ -75,6 +75,10 @@ def read_index(path, modified):
 
 def list_shards(dataset):
     """The shards of a dataset, which are known after the checkpoint `split`."""
+    # First those of the dataset that its frames come from: see `DeclaredRule`.
+    lender = JOBS.configs[dataset].frames.from_dataset
+    if lender is not None:
+        list_shards(lender)
     index = Path(checkpoints.split.get(dataset=dataset).output.index)
     return read_index(index, index.stat().st_mtime_ns)
 

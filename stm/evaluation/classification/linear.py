@@ -26,8 +26,7 @@ from stm.evaluation.classification.clips import clips_to_test
 from stm.evaluation.features import average_probabilities, pooled_features
 from stm.evaluation.inputs import EvaluationInputs
 from stm.evaluation.results import check_labels, load_checked_encoder, write_classification
-from stm.jobs.progress import track
-from stm.training.logs import say
+from stm.jobs.progress import say, track
 
 
 def probe(task: LinearProbe, run: Run, inputs: EvaluationInputs, process: Process) -> None:

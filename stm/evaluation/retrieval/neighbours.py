@@ -32,8 +32,8 @@ from stm.evaluation.inputs import EvaluationInputs
 from stm.evaluation.results import check_labels, load_checked_encoder, make_evaluation_receipt, write_metrics
 from stm.evaluation.retrieval import DEPTHS
 from stm.evaluation.retrieval.ranking import rank_right, recall_intervals
+from stm.jobs.progress import say
 from stm.storage.tables import write_table
-from stm.training.logs import say
 
 RANKS_SCHEMA = pa.schema(
     [

@@ -23,9 +23,9 @@ from stm.evaluation.retrieval import DEPTHS
 from stm.evaluation.retrieval.embed import check_encoder, check_width, embed_clips, load_checked_embedder
 from stm.evaluation.retrieval.queries import Queries, collect_queries, first_source
 from stm.evaluation.retrieval.ranking import rank_right, recall_intervals, recall_metrics
+from stm.jobs.progress import say
 from stm.storage.tables import write_table
 from stm.training.batches import read_text_model
-from stm.training.logs import say
 
 RANKS_SCHEMA = pa.schema(
     [
