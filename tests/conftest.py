@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,31 @@ gc.set_threshold(10_000)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=2, help="how often tests/workflow/test_kills.py kills the workflow")
+
+
+@pytest.hookimpl(trylast=True)  # after `-m` and `-k` have chosen
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In several processes, each begins with files of slow tests, and the run ends with short ones, for which none waits long.
+
+    `--dist worksteal` gives each process an equal part of the list, and whoever is done takes from the end of another's
+    part. So files of slow tests, whose fixtures are costly too, are not divided either.
+    """
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    if workers == 1:
+        return
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    slow = [tests for tests in files.values() if any(test.get_closest_marker("slow") for test in tests)]
+    quick = [test for tests in files.values() if tests not in slow for test in tests]
+    arranged: list[pytest.Item] = []
+    for worker in range(workers):
+        arranged += chain.from_iterable(slow[worker::workers])
+        end = len(items) * (worker + 1) // workers
+        missing = max(0, end - len(arranged)) if worker < workers - 1 else len(quick)
+        arranged += quick[:missing]
+        del quick[:missing]
+    items[:] = arranged
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

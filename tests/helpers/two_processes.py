@@ -2,10 +2,13 @@
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed
@@ -19,7 +22,11 @@ from stm.methods import build_method
 from stm.methods.mae import MAE
 from stm.models.head import GlobalBatchNorm
 from stm.objectives.contrast import match_pairs
+from stm.training.pretraining import pretrain
 
+# New processes are copies of one that has imported, once for all tests, what takes each of them seconds.
+PREPARED = get_context("forkserver")
+PREPARED.set_forkserver_preload(["stm.training.pretraining", "stm.models.text.split_bert", "torch.distributed.fsdp"])
 PROCESSES = 2
 ROWS = 5
 WIDTH = 7
@@ -38,11 +45,10 @@ Values = dict[str, Any]
 
 def run_in_two_processes(function: Callable[[int], Values], folder: Path) -> list[Values]:
     """Run `function(rank)` in each process and return the results by rank; `folder` holds the file for the rendezvous."""
-    context = get_context("spawn")
-    results: Queue[tuple[int, Values]] = context.Queue()
+    results: Queue[tuple[int, Values]] = PREPARED.Queue()
     rendezvous = (folder / "rendezvous").as_uri()
     arguments = (rendezvous, results, function)
-    processes = [context.Process(target=_run_rank, args=(rank, *arguments)) for rank in range(PROCESSES)]
+    processes = [PREPARED.Process(target=_run_rank, args=(rank, *arguments)) for rank in range(PROCESSES)]
     for process in processes:
         process.start()
     # Before joining: a process does not end while its result is in the queue.
@@ -68,6 +74,19 @@ def _run_rank(
         results.put((rank, {"error": repr(error)}))
     finally:
         torch.distributed.destroy_process_group()
+
+
+def pretrain_in_two_processes(run: PretrainRun, shards: list[Path], output: Path, seed: int) -> None:
+    """As `pretrain` under torchrun, without torchrun's start; see tests/training/test_launch.py for that."""
+    output.mkdir(parents=True)
+    run_in_two_processes(partial(_pretrain_as, run=run, shards=shards, output=output, seed=seed), output)
+
+
+def _pretrain_as(rank: int, run: PretrainRun, shards: list[Path], output: Path, seed: int) -> Values:
+    joined = Process(rank, PROCESSES, torch.device("cpu"))
+    with patch("stm.training.pretraining.join_processes", lambda *_: nullcontext(joined)):
+        pretrain(run, shards, output, seed, "cpu")
+    return {}
 
 
 def random_pairs(rank: int) -> tuple[torch.Tensor, torch.Tensor]:

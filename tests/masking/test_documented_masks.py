@@ -7,12 +7,16 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from training_shards import make_shard
+
+from stm.cli import main
+from stm.masking import registry
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = {"README.md": "## A masking strategy of your own", "docs/masking.md": "## A strategy of your own"}
@@ -54,18 +58,39 @@ def pretrain(project: Path, config: str, package: Path = ROOT) -> subprocess.Com
 def trained(project: Path, finished: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """The record of a run that must have ended well."""
     assert finished.returncode == 0, finished.stderr[-3000:]
+    return record_of(project)
+
+
+def record_of(project: Path) -> dict[str, Any]:
     assert (project / "results/made/pretrain/mine/weights.safetensors").is_file()
     record: dict[str, Any] = json.loads((project / "results/made/pretrain/mine/config.json").read_text())
     assert record["receipt"]["step"] == 2
     return record
 
 
+@pytest.fixture
+def pretrain_here(project: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], int]:
+    """The same command in this process, as if no strategy had been looked up before; returns its status."""
+
+    def pretrain_with(config: str) -> int:
+        (project / "own.yaml").write_text(config)
+        return main(["pretrain", "--config", "small.yaml", "own.yaml"])
+
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(registry, "_found", {})
+    return pretrain_with
+
+
 @pytest.mark.parametrize("file", SECTIONS)
-def test_the_documented_strategy_trains_from_a_file_of_the_users_own(project: Path, file: str) -> None:
+def test_the_documented_strategy_trains_from_a_file_of_the_users_own(
+    project: Path, file: str, pretrain_here: Callable[[str], int]
+) -> None:
     (code,), config = blocks(file, "python"), blocks(file, "yaml")[0]
     (project / "masks").mkdir()
     (project / "masks/top_rows.py").write_text(code)
-    record = trained(project, pretrain(project, config))
+    assert pretrain_here(config) == 0
+    record = record_of(project)
     name = "masks/top_rows.py:top_rows"
     assert record["run"]["mask"] == {"strategy": name, "ratio": 0.75}
     assert record["receipt"]["masks"] == {name: hashlib.sha256(code.encode()).hexdigest()}
@@ -82,22 +107,27 @@ def test_the_documented_strategy_trains_from_the_packages_folder(project: Path, 
     assert "masks" not in record["receipt"]
 
 
-def test_a_strategy_that_hides_too_little_stops_in_the_first_step(project: Path) -> None:
+def test_a_strategy_that_hides_too_little_stops_in_the_first_step(
+    project: Path, pretrain_here: Callable[[str], int], capfd: pytest.CaptureFixture[str]
+) -> None:
     wrong = (
         '@register("half")\ndef half(guides, ratio):\n    return hide_highest(guides["noise"], guides["noise"], 0.5)\n'
     )
     (project / "half.py").write_text(f"from stm.masking import hide_highest, register\n\n{wrong}")
-    finished = pretrain(project, "pretrain: {mine: {mask: {strategy: 'half.py:half', ratio: 0.75}}}")
-    assert finished.returncode != 0
-    assert "'half.py:half' at ratio 0.75 must return 4 kept tokens of 16 in each of 2 slots" in finished.stderr
-    assert "hides 0.5" in finished.stderr
+    assert pretrain_here("pretrain: {mine: {mask: {strategy: 'half.py:half', ratio: 0.75}}}") != 0
+    errors = capfd.readouterr().err
+    assert "'half.py:half' at ratio 0.75 must return 4 kept tokens of 16 in each of 2 slots" in errors
+    assert "hides 0.5" in errors
     assert not (project / "results/made/pretrain/mine/weights.safetensors").exists()
 
 
-def test_a_file_that_does_not_exist_stops_before_anything_runs(project: Path) -> None:
-    finished = pretrain(project, "pretrain: {mine: {mask: {strategy: 'masks/gone.py:gone'}}}")
-    assert finished.returncode != 0 and "Traceback" not in finished.stderr
-    assert "pretrain.mine.mask.strategy = 'masks/gone.py:gone': masks/gone.py does not exist" in finished.stderr
+def test_a_file_that_does_not_exist_stops_before_anything_runs(
+    pretrain_here: Callable[[str], int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert pretrain_here("pretrain: {mine: {mask: {strategy: 'masks/gone.py:gone'}}}") != 0
+    errors = capfd.readouterr().err
+    assert "Traceback" not in errors
+    assert "pretrain.mine.mask.strategy = 'masks/gone.py:gone': masks/gone.py does not exist" in errors
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 from torch.nn.functional import normalize
+from two_processes import PREPARED
 
 from stm.objectives.contrast import contrast_ids
 from stm.objectives.masked_language import mask_words, masked_language_loss
@@ -113,6 +113,6 @@ def work_on_weights(rank: int, meeting: str) -> dict[str, Values]:
 def run_joined(function: Callable[[int, str], dict[str, Values]], folder: Path) -> list[dict[str, Values]]:
     """What `function` returns in each of two processes, which meet in `folder`."""
     meeting = (folder / "meeting").as_uri()
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(2, mp_context=PREPARED) as pool:
         waiting = [pool.submit(function, rank, meeting) for rank in range(2)]
         return [result.result(timeout=300) for result in waiting]

@@ -7,8 +7,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ending_jobs import damage
@@ -50,9 +51,10 @@ run_pretraining(PretrainRun.model_validate_json(run), [Path(s) for s in shards],
 """
 
 
-def wait_for(process: subprocess.Popen[str], folder: Path, pattern: str) -> None:
+def wait_for(process: subprocess.Popen[str], folder: Path, pattern: str, known: Collection[Path] = ()) -> None:
+    """Wait for a file that is not among the known ones."""
     deadline = time.monotonic() + 120
-    while not list(folder.glob(pattern)):
+    while not set(folder.glob(pattern)).difference(known):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
         time.sleep(0.01)
 
@@ -137,7 +139,8 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shard(tmp_path_factory.mktemp("shards") / "train" / "train-00000.parquet", ["red", "green"] * 4)
 
 
-RUN = make_run(processes=2, workers=1, parallel="fsdp", optimisation={"epochs": 12}, checkpoint_every=2)
+SETTINGS: dict[str, Any] = {"workers": 1, "parallel": "fsdp", "optimisation": {"epochs": 16}, "checkpoint_every": 2}
+RUN = make_run(processes=2, **SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -169,20 +172,6 @@ def workers_under(pid: int) -> list[int]:
     ]
 
 
-@pytest.mark.slow
-def test_a_process_that_is_killed_is_started_again_and_the_run_ends_in_the_same_bytes(
-    shard: Path, undisturbed: bytes, tmp_path: Path
-) -> None:
-    process = start(RUN, shard, tmp_path / "run")
-    wait_for(process, tmp_path / "run", "checkpoints/step-*.pt")
-    os.kill(workers_under(process.pid)[-1], signal.SIGKILL)
-    _, messages = process.communicate(timeout=300)
-    assert process.returncode == 0, messages
-    assert "resuming from step" in messages  # in the same call: torchrun has started both again
-    assert (tmp_path / "run" / "weights.safetensors").read_bytes() == undisturbed
-    assert not (tmp_path / "run" / "launch.json").exists()
-
-
 def processes_of(output: Path) -> list[int]:
     """All processes of a run, which have its folder in their command lines; torchrun starts them in sessions of their own."""
     found = []
@@ -203,24 +192,29 @@ def left_of(output: Path, seconds: float = 15) -> list[int]:
 
 
 @pytest.mark.slow
-def test_no_process_outlives_a_killed_torchrun_or_who_started_it(
+def test_whichever_process_is_killed_none_outlives_it_and_the_run_ends_in_the_same_bytes(
     shard: Path, undisturbed: bytes, tmp_path: Path
 ) -> None:
-    """Else two runs would train in one folder. The checkpoints stay, and the run ends in the bytes of an undisturbed one."""
-    saved = ""
+    """Else two runs would train in one folder. The checkpoints stay; a trainer that is killed is started again at once."""
+    saved: list[Path] = []
     for who in ("torchrun", "its parent"):
         process = start(RUN, shard, tmp_path / "run")
-        wait_for(process, tmp_path / "run", f"checkpoints/step-*[!{saved[-1:] or 'x'}].pt")
+        wait_for(process, tmp_path / "run", "checkpoints/step-*.pt", saved)
         torchrun = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
         assert len(processes_of(tmp_path / "run")) == 2 + 2 + 2  # with the trainers and their loading processes
         os.kill(torchrun if who == "torchrun" else process.pid, signal.SIGKILL)
         assert left_of(tmp_path / "run") == [], who
         assert process.wait() == (1 if who == "torchrun" else -signal.SIGKILL)
-        saved = max(path.stem for path in (tmp_path / "run/checkpoints").glob("step-*.pt"))
+        saved = list((tmp_path / "run/checkpoints").glob("step-*.pt"))
     assert not (tmp_path / "run/weights.safetensors").exists()
     last = start(RUN, shard, tmp_path / "run")
-    assert "resuming from step" in last.communicate(timeout=300)[1]
+    wait_for(last, tmp_path / "run", "checkpoints/step-*.pt", saved)
+    os.kill(workers_under(last.pid)[-1], signal.SIGKILL)
+    _, messages = last.communicate(timeout=300)
+    assert last.returncode == 0, messages
+    assert messages.count("resuming from step") == 2  # in the same call: torchrun has started both again
     assert (tmp_path / "run/weights.safetensors").read_bytes() == undisturbed
+    assert not (tmp_path / "run/launch.json").exists()
 
 
 @pytest.mark.slow
@@ -250,19 +244,15 @@ def test_an_error_in_one_of_several_processes_ends_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_nodes_train_as_two_processes_of_one(shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_nodes_train_as_two_processes_of_one(
+    shard: Path, undisturbed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The command that srun would run on each node, run twice on this one."""
-    settings = {"optimisation": {"epochs": 1}}
-    two = make_run(nodes=2, **settings)
     monkeypatch.setenv("SLURM_JOB_ID", str(os.getpid()))
     monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)
     monkeypatch.setattr("stm.training.launch.supervise", run_everywhere)
-    run_pretraining(two, [shard], tmp_path / "nodes", 7)
-    run = make_run(processes=2, **settings)
-    process = start(run, shard, tmp_path / "processes")
-    assert process.wait(timeout=300) == 0, process.communicate()[1]
-    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("nodes", "processes")]
-    assert weights[0] == weights[1]
+    run_pretraining(make_run(nodes=2, **SETTINGS), [shard], tmp_path, 7)
+    assert (tmp_path / "weights.safetensors").read_bytes() == undisturbed
 
 
 def run_everywhere(command: Sequence[str]) -> int:

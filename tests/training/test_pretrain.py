@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch._dynamo.utils import counters
 from training_shards import make_run, make_shard
+from two_processes import pretrain_in_two_processes
 
 from stm.config import PretrainRun
 from stm.data.loader import Batch
@@ -257,19 +258,10 @@ def test_sigterm_to_the_whole_group_saves_and_leaves_with_a_code(shards: list[Pa
     assert weights(tmp_path / "run") == weights(tmp_path / "straight")
 
 
-def torchrun(run: PretrainRun, shards: list[Path], output: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={run.processes}"]
-    arguments = [run.model_dump_json(), str(output), *map(str, shards)]
-    finished = subprocess.run(
-        [*command, "--no-python", sys.executable, "-c", PROGRAM, *arguments], check=False, capture_output=True
-    )
-    assert finished.returncode == 0, finished.stderr.decode()
-
-
 @pytest.mark.slow
 def test_two_processes_train_as_two_accumulated_passes(shards: list[Path], tmp_path: Path) -> None:
     settings = {"epochs": 1, "warmup_epochs": 0, "learning_rate": 1e-3}
-    torchrun(make_run(processes=2, optimisation=settings), shards, tmp_path / "two")
+    pretrain_in_two_processes(make_run(processes=2, optimisation=settings), shards, tmp_path / "two", 7)
     pretrain(make_run(optimisation={**settings, "accumulate": 2}), shards, tmp_path / "one", 7, "cpu")
     one, two = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
     for name, value in one.items():

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_pretrain import COLORS, read_log, torchrun, weights
+from test_pretrain import COLORS, read_log, weights
 from training_shards import TEXT_WIDTH, make_run, make_shard
+from two_processes import pretrain_in_two_processes
 
 from stm.config import PretrainRun
 from stm.methods import build_method
@@ -118,7 +119,7 @@ def test_clips_without_captions_can_be_among_the_others(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_on_the_joined_batch(shards: list[Path], tmp_path: Path) -> None:
-    torchrun(contrast_run(processes=2), shards, tmp_path / "two")
+    pretrain_in_two_processes(contrast_run(processes=2), shards, tmp_path / "two", 7)
     pretrain(contrast_run(), shards, tmp_path / "one", 7, "cpu")
     one, two = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
