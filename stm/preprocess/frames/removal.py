@@ -3,7 +3,8 @@
 Snakemake's `temp()` is not used: when it makes a removed file again, it also repeats every job that has ever read the file, and
 all that follows. A changed caption source would thus train all runs again. Instead, an empty file of the same modification time
 stays in place of the tar, and the job that needs the frames fills it again; nothing else is repeated. The frames come from the
-packed shard while that exists; otherwise, the videos are decoded again.
+packed shard while that exists; otherwise, the videos are decoded again. The rule `shards` therefore updates its outputs: by
+default, Snakemake would delete the shard before the job that packs it again, and the only copy of its frames.
 """
 
 import os
