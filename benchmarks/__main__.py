@@ -49,6 +49,7 @@ PARTS = {
     ),
     "loader": Part(3, quick=("--clips", "1", "--seconds", "4", "--visits", "1")),
     "motion": Part(4, quick=("--clips", "1", "--frames", "48")),
+    "dense": Part(5, quick=("--clips", "2", "--crops", "4")),
     "captions": Part(1, quick=("--clips", "4")),
     "dag": Part(12, quick=("--videos", "1000", "--rounds", "1")),
     "growth": Part(16, quick=("--clips", "2", "--stages", "frames", "motion")),

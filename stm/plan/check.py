@@ -13,6 +13,7 @@ from stm.config import Checkpointing, Config, ConfigError, FineTune, FolderDatas
 from stm.layout import Layout
 from stm.plan.clips import Clips, count_clips
 from stm.plan.hardware import Hardware
+from stm.pretrained.sizes import refused_by_dense
 from stm.stages.jobs import Jobs
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def check_plan(config: Config, clips: Mapping[str, Clips] | None = None) -> None:
-    """Check that batches are no larger than the data, that splits have clips, and that there are GPUs for each run.
+    """Check that batches fit the data, that splits have clips, that dense maps can be made, and that runs have GPUs.
 
     It does not import torch, so that dry runs are quick; see also `check_memory`.
 
@@ -28,9 +29,9 @@ def check_plan(config: Config, clips: Mapping[str, Clips] | None = None) -> None
         clips: the clip counts of each dataset; by default they are counted, without opening a video.
 
     Raises:
-        ConfigError: one line per run or evaluation that must fail.
+        ConfigError: one line per run, evaluation or dataset that must fail.
     """
-    wrong = list(_missing_gpus(config))
+    wrong = [*_missing_gpus(config), *_towers(config)]
     with suppress(pa.ArrowInvalid):  # a damaged manifest, which its readers explain
         counted = clips or {name: _count(config.of(name)) for name in config.dataset_names}
         wrong += [*_runs(config, counted), *_evaluations(config, counted)]
@@ -131,6 +132,19 @@ def _evaluations(config: Config, clips: Mapping[str, Clips]) -> Iterator[str]:
 def _without(dataset: str, split: str, clips: Mapping[str, Clips]) -> str:
     known = ", ".join(name for name, count in clips[dataset].per_split.items() if count) or "none"
     return f"{dataset} has no clips of the split {split!r}; it has: {known}"
+
+
+def _towers(config: Config) -> Iterator[str]:
+    for name in config.dataset_names:
+        corpus = config.of(name)
+        settings, pack = corpus.similarity, corpus.pack
+        scored = (pack.similarity and pack.sources) or corpus.mask_quality is not None
+        kind = refused_by_dense(settings.model) if scored and settings.method == "dense" else None
+        if kind is not None:
+            yield (
+                f"similarity.method of {name} is dense, and the image tower of {settings.model} is {kind}: choose a ViT of "
+                "open_clip's own, or `method: patches`"
+            )
 
 
 def _missing_gpus(config: Config) -> Iterator[str]:

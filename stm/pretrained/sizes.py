@@ -61,6 +61,16 @@ def clip_tower(model: str) -> Tower | None:
     return Tower(width, layers, patch, (vision.get("image_size", 224) // patch) ** 2, vision.get("mlp_ratio", 4.0))
 
 
+def refused_by_dense(model: str) -> str | None:
+    """Return the kind of a CLIP's image tower, from its config, if `similarity.method: dense` does not take it; else None."""
+    vision = _clip_config(model).get("vision_cfg", {})
+    if vision.get("timm_model_name"):  # for example SigLIP
+        return "a timm tower"
+    if not isinstance(vision.get("layers", 12), int):
+        return "a ResNet"
+    return "a ViT with an attention pooler" if vision.get("attentional_pool") else None
+
+
 def clip_width(model: str) -> int:
     """Embedding width of a CLIP; 512 for unknown models."""
     return int(_clip_config(model).get("embed_dim", 512))

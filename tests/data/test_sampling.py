@@ -157,6 +157,17 @@ def test_sparse_windows_are_umts_for_every_length() -> None:
     assert [window[0] for window in view_windows(4, 8, 1, 300, "tsn")] == [0, 9, 18, 28]
 
 
+def test_every_fourth_frame_gives_views_near_umts() -> None:
+    """docs/datasets.md: of frames 4 apart, the four views are at most 6 frames from UMT's in 300 frames, 7 in 240 to 300."""
+
+    def distances(decoded: int) -> list[int]:
+        views = [(umts_frames(decoded, 8, view, 4), umts_frames(-(-decoded // 4), 8, view, 4)) for view in range(4)]
+        return [abs(one[0] - 4 * other[0]) for pair in views for one, other in zip(*pair, strict=True)]
+
+    assert max(distances(300)) == 6 and np.mean(distances(300)) == pytest.approx(3.4, abs=0.05)
+    assert max(max(distances(decoded)) for decoded in range(240, 301)) == 7
+
+
 def test_sparse_training_draws_from_all_of_a_segment_and_nothing_else() -> None:
     generator = np.random.default_rng(5)
     for stored in (1, 5, 8, 75, 300):

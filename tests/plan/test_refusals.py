@@ -22,6 +22,7 @@ VALUES: dict[str, Any] = {
     "pretrain": {"a": RUN},
     "evaluate": {"tune": TUNED},
 }
+DENSE: dict[str, Any] = {"captions": {"human": {"kind": "human"}}, "pack": {"captions": "human", "motion": False}}
 
 
 def changed(tmp_path: Path, **values: Any) -> Any:
@@ -34,6 +35,8 @@ def larger(section: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 def test_a_batch_of_all_clips_is_accepted(tmp_path: Path) -> None:
     check_plan(changed(tmp_path))
+    check_plan(changed(tmp_path, **DENSE, similarity={"method": "dense", "model": "ViT-B-16-quickgelu@openai"}))
+    check_plan(changed(tmp_path, similarity={"method": "dense", "model": "RN50@openai"}))  # nothing is scored
     check_plan(changed(tmp_path, pretrain={"a": larger(RUN, batch_size=80) | {"repeats": 2}}))
     check_plan(changed(tmp_path, pretrain={"a": larger(RUN, batch_size=80, epochs=0)}))
 
@@ -49,6 +52,14 @@ def test_a_batch_of_all_clips_is_accepted(tmp_path: Path) -> None:
         (
             {"evaluate": {"tune": TUNED | {"test_split": "test", "processes": 4}}, "prices": {"gpus": 2}},
             ["evaluate.tune uses 4 GPUs"],
+        ),
+        *(
+            ({**DENSE, "similarity": {"method": "dense", "model": model}}, ["similarity.method of x is dense", kind])
+            for model, kind in (
+                ("ViT-B-16-SigLIP@webli", "a timm tower"),
+                ("RN50@openai", "a ResNet"),
+                ("coca_ViT-B-32@laion2b_s13b_b90k", "a ViT with an attention pooler"),
+            )
         ),
         (
             {

@@ -76,3 +76,10 @@ def test_frames_are_stored_once_removed_and_made_again_only_where_they_are_neede
     assert frames.stat().st_mtime_ns == index
     assert (tmp_path / TARGET).with_suffix(".tar").read_bytes() != packed
     assert "Nothing to be done" in snakemake(tmp_path, TARGET, "--dry-run")
+
+    # A shard that is packed again lends its own frames, although Snakemake deletes outputs before a job.
+    write_config(tmp_path, similarity={"model": CLIP, "window": 2}, grid=8)
+    assert jobs_of(snakemake(tmp_path, TARGET.replace("questions", "retrieval"))) == {"shards": 1}
+    log = (results / "retrieval/logs/shards/train/train-00000.log").read_text()
+    assert "3 of 3 clips have frames" in log
+    assert tars["retrieval"].stat().st_size == 0

@@ -2,6 +2,12 @@
 
 
 SHARDS = declared("shards")
+REMOVES_FRAMES = not all(one.frames.keep for one in JOBS.configs.values())
+
+
+def packed(path):
+    """A packed file. Snakemake deletes outputs before a job, but removed frames are taken from the shard that it replaces."""
+    return update(path) if REMOVES_FRAMES else path
 
 
 rule shards:
@@ -9,8 +15,8 @@ rule shards:
     input:
         unpack(SHARDS.inputs),  # slice, tar, frames, captions, similarity, text, motion, flow
     output:
-        tar=SHARDS.output.tar,  # shards/{split}/{shard}.tar
-        index=SHARDS.output.index,  # shards/{split}/{shard}.parquet
+        tar=packed(SHARDS.output.tar),  # shards/{split}/{shard}.tar
+        index=packed(SHARDS.output.index),  # shards/{split}/{shard}.parquet
     log:
         SHARDS.log,
     benchmark:

@@ -3,7 +3,8 @@
 Snakemake's `temp()` is not used: when it makes a removed file again, it also repeats every job that has ever read the file, and
 all that follows. A changed caption source would thus train all runs again. Instead, an empty file of the same modification time
 stays in place of the tar, and the job that needs the frames fills it again; nothing else is repeated. The frames come from the
-packed shard while that exists; otherwise, the videos are decoded again.
+packed shard while that exists; otherwise, the videos are decoded again. The rule `shards` therefore updates its outputs: by
+default, Snakemake would delete the shard before the job that packs it again, and the only copy of its frames.
 """
 
 import os
@@ -18,7 +19,7 @@ from stm.preprocess.frames.stage import Lender, find_lenders
 from stm.preprocess.frames.table import are_removed
 from stm.stages.jobs import Job
 from stm.storage.files import atomic_path
-from stm.storage.tables import DamagedError, read_receipt
+from stm.storage.tables import DamagedError, read_receipt, read_table
 
 _WAIT_SECONDS = 2.0  # between looks at another job that decodes the same shard
 
@@ -72,13 +73,26 @@ def _extract_again(job: Job, tar: Path, index: Path, processes: int) -> None:
     expected, found = read_receipt(index), read_receipt(table)
     if found["tar_sha256"] != expected.get("tar_sha256"):
         changed = found["versions"] != expected.get("versions")
-        why = f"made with {expected.get('versions')}, now {found['versions']}" if changed else "the videos have changed"
+        why = (
+            f"made with {expected.get('versions')}, now {found['versions']}" if changed else _find_change(index, table)
+        )
         shutil.rmtree(folder)
         raise DamagedError(
             f"{tar}: its frames were removed after packing (frames.keep: false), and come out differently now: {why}",
-            "make the frames of all shards again (--forcerun frames)",
+            "bring the videos back as they were, or make the frames of all shards again (--forcerun frames)",
         )
     modified = (tar if tar.exists() else index).stat().st_mtime_ns
     os.utime(made, ns=(modified, modified))
     made.replace(tar)
     shutil.rmtree(folder)
+
+
+def _find_change(index: Path, table: Path) -> str:
+    """Say which clips of an index are other ones in a table that was made again, and what became of the first."""
+    before, now = ({row["key"]: row for row in read_table(path).to_pylist()} for path in (index, table))
+    changed = [key for key in before if now.get(key, {}).get("sha256") != before[key]["sha256"]]
+    if not changed:
+        return "the videos have changed"
+    first, row = before[changed[0]], now.get(changed[0])
+    became = "is no longer in the slice" if row is None else "has other frames" if row["kept"] else row["detail"]
+    return f"{len(changed)} of {len(before)} clips have changed, for instance {first['video_id']!r} ({first['path']}): {became}"

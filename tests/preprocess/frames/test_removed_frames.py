@@ -123,7 +123,11 @@ def test_frames_that_come_out_differently_are_refused(stored: Job, videos: Path,
     tar, index = run(job)
     remove_frames(tar)
     write_slice(job.layout.slice(job.shard), [make_row("c.mp4", video_id="a.mp4")])
-    with pytest.raises(DamagedError, match=r"come out differently now: the videos have changed.*--forcerun frames"):
+    why = r"differently now: 1 of 1 clips have changed, for instance 'a.mp4' \(a.mp4\): has other frames.*--forcerun frames"
+    with pytest.raises(DamagedError, match=why):
+        restore_frames(job, 1)
+    write_slice(job.layout.slice(job.shard), [make_row("gone.mp4", video_id="a.mp4")])
+    with pytest.raises(DamagedError, match=r"'a.mp4' \(a.mp4\): no such file; bring the videos back"):
         restore_frames(job, 1)
     assert are_removed(tar) and index.exists() and len(list(tar.parent.iterdir())) == 2
 
