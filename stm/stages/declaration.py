@@ -52,7 +52,7 @@ class Stage:
     inputs: Callable[[Job], Files] = _none
     # Model ids by input name. The input lists the files of local models, so that changed weights cause a rerun.
     models: Callable[[Job], Mapping[str, Sequence[str | None]]] = _none
-    # The runs that a job trains or whose weights it reads, if it lists shards: it waits until their datasets' shards are known, too.
+    # The runs that a job trains or whose weights it reads, if it lists shards: it waits for their datasets' shards, too.
     runs: Callable[[Job], Sequence[str]] = lambda job: ()
     # What the results depend on: config keys (see `Job.settings`), and other facts, such as a folder's state.
     settings: tuple[str, ...] = ()

@@ -91,8 +91,8 @@ class DeclaredRule:
             self._check_finished(job)
             models = {name: self._files(models) for name, models in stage.models(job).items()}
             inputs = stage.inputs(job)
-            # Snakemake updates the jobs that wait for a finished checkpoint, but not those that join the DAG by such an update: if
-            # they wait for another finished one, they are run without inputs. So the first job waits for all of them.
+            # Snakemake updates the jobs that wait for a finished checkpoint, but not those that join the DAG by such an update:
+            # if they wait for another finished one, they are run without inputs. So the first job waits for all of them.
             for dataset in self._jobs.datasets_behind(stage.runs(job)):
                 self._jobs.list_shards(dataset)
             return models | _as_text(inputs)
