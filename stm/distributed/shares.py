@@ -5,6 +5,8 @@ process, from equal states of the generator, and each process uses those of its 
 it is divided.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -119,10 +121,35 @@ class SharedDropout(nn.Module):
         return x * self.share.take(nn.functional.dropout(whole, self.probability))
 
 
+class OwnNoise(nn.Module):
+    """Base class of modules whose dropout each process draws for its own rows: kernels of attention cannot be told their noise."""
+
+    share = Share()
+
+    @contextmanager
+    def own_noise(self, device: torch.device) -> Iterator[None]:
+        """A block of the forward pass with random numbers of this process's own; a single process draws as without it.
+
+        Their seed is drawn from the shared ones, which are the same in all processes after the block: the noise depends on the
+        seed, step and rank, and a resumed run repeats it.
+        """
+        if self.share.count == 1 or not self.training:
+            yield
+            return
+        seed = int(torch.randint(2**31, ()))
+        generator = torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+        state = generator.get_state()
+        generator.manual_seed(seed + self.share.rank)
+        try:
+            yield
+        finally:
+            generator.set_state(state)
+
+
 def share_noise(module: nn.Module, share: Share) -> None:
     """Let stochastic depth and the dropout of `module` itself draw the noise of the joint batch; in place.
 
-    Dropout inside other modules, such as a BERT's, is not replaced.
+    Dropout inside other modules is not replaced; that of `OwnNoise` is drawn independently by each process.
     """
     if share.count == 1:
         return
@@ -132,3 +159,5 @@ def share_noise(module: nn.Module, share: Share) -> None:
             setattr(module.get_submodule(parent), own, SharedDropPath(part.drop_prob or 0.0, share))
         elif isinstance(part, nn.Dropout) and not parent:
             setattr(module, own, SharedDropout(part.p, share))
+        elif isinstance(part, OwnNoise) and any(isinstance(p, nn.Dropout) and p.p for p in part.modules()):
+            part.share = share  # without dropout, no random number is drawn, not even a seed

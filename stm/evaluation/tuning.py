@@ -28,7 +28,7 @@ class Tuning(nn.Module):
     """A model that is fine-tuned.
 
     With several processes it has the noise and the loss of their joint batch. The exception is the dropout inside a BERT, which
-    each process draws for its own rows.
+    each process draws for its own rows, independently of the others.
     """
 
     has_unused_parameters = True  # such as those that predict masked words
@@ -36,7 +36,7 @@ class Tuning(nn.Module):
     def __init__(self, model: VideoLanguageModel, process: Process | None = None) -> None:
         super().__init__()
         self.share = Share() if process is None else Share(process.rank, process.count)
-        share_noise(model.encoder, self.share)
+        share_noise(model, self.share)
 
 
 class PairTuning(Tuning):

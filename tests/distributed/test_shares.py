@@ -9,7 +9,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from stm.distributed.process import Process
-from stm.distributed.shares import Share, SharedDropout, SharedDropPath, join_rows, share_noise
+from stm.distributed.shares import OwnNoise, Share, SharedDropout, SharedDropPath, join_rows, share_noise
 
 CPU = torch.device("cpu")
 
@@ -79,3 +79,33 @@ def test_dropout_of_a_module_itself_is_shared_and_that_of_its_parts_is_not() -> 
     share_noise(alone, Share())
     assert [type(part) for part in module.modules()][1:] == [SharedDropout, nn.ModuleList, SharedDropPath, nn.Dropout]
     assert [type(part) for part in alone.modules()][1:] == [nn.Dropout, nn.ModuleList, DropPath, nn.Dropout]
+
+
+class Text(OwnNoise):
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(probability)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.own_noise(x.device):
+            return self.dropout(x)  # type: ignore[no-any-return]
+
+
+def test_dropout_of_a_text_is_independent_in_each_process_and_the_shared_numbers_stay_equal() -> None:
+    def draw(rank: int, count: int, probability: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
+        text = Text(probability)
+        share_noise(nn.ModuleDict({"text": text}), Share(rank, count))
+        torch.manual_seed(1)
+        return text(torch.ones(20_000)), text(torch.ones(20_000)), torch.rand(3)
+
+    alone, first, second = draw(0, 1), draw(0, 2), draw(1, 2)
+    torch.manual_seed(1)
+    assert torch.equal(alone[0], nn.Dropout(0.5)(torch.ones(20_000)))
+    masks = [*first[:2], *second[:2]]  # of two passes in two processes
+    agreement = [(a == b).float().mean().item() for n, a in enumerate(masks) for b in masks[:n]]
+    assert agreement == pytest.approx([0.5] * 6, abs=0.02)
+    assert torch.equal(first[2], second[2])
+    assert torch.equal(torch.stack(draw(1, 2)[:2]), torch.stack(second[:2]))
+    found = draw(1, 2, probability=0)[2]
+    torch.manual_seed(1)
+    assert torch.equal(found, torch.rand(3))  # without dropout, the numbers of one process

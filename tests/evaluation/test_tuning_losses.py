@@ -1,6 +1,8 @@
 """The losses of fine-tuning on pairs, answers and captions against plain loops, and the choice of checkpoints."""
 
 import math
+from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,23 @@ def test_the_loss_of_pairs_is_contrast_of_the_frames_mean_plus_matching(
     assert losses["contrastive"].item() == pytest.approx(total, rel=1e-4)
     assert losses["matching"] > 0
     torch.testing.assert_close(losses["loss"], losses["contrastive"] + losses["matching"])
+
+
+@pytest.mark.parametrize("kind", [PairTuning, AnswerTuning, CaptionTuning])
+def test_dropout_inside_the_bert_differs_between_processes(
+    kind: Callable[..., nn.Module], model: VideoLanguageModel
+) -> None:
+    """Given equal rows and without stochastic depth, all else that is random is equal."""
+    tokens = model.language.tokenizer.encode(TEXTS, 8)
+    batch = {"video": draw_video(), "tokens": tokens, "answers": tokens[:, :5], "clip": torch.arange(4)}
+    losses, states = [], []
+    for rank in (0, 1, 1):
+        module = kind(deepcopy(model), process=Process(rank, 2, torch.device("cpu"))).train()
+        torch.manual_seed(1)
+        losses.append(module(batch)["loss"].item())
+        states.append(torch.get_rng_state())
+    assert losses[0] != losses[1] == losses[2]
+    assert torch.equal(states[0], states[1])
 
 
 class Weight(nn.Module):

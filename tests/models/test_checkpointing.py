@@ -1,5 +1,6 @@
 """With activation checkpointing, whatever trains has the losses and gradients that it has without, bit for bit."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -108,12 +109,16 @@ def make_model(bert: str) -> VideoLanguageModel:
 
 
 @pytest.mark.parametrize("tuning", [PairTuning, AnswerTuning, CaptionTuning])
-def test_fine_tuning_with_text_has_the_same_losses_and_gradients(tuning: type[nn.Module], bert: str) -> None:
+@pytest.mark.parametrize("rank", [None, 1])  # the only process, or the second of two
+def test_fine_tuning_with_text_has_the_same_losses_and_gradients(
+    rank: int | None, tuning: Callable[..., nn.Module], bert: str
+) -> None:
+    process = None if rank is None else Process(rank, 2, torch.device("cpu"))
     results = []
     for setting in ("none", *SETTINGS):
         model = make_model(bert)
         set_checkpointing(model, setting)
-        module = tuning(model).train()
+        module = tuning(model, process=process).train()
         tokens = model.language.tokenizer.encode(make_batch()["caption"], 8)
         results.append(read_gradients(module, {**make_batch(), "tokens": tokens, "answers": tokens[:, :5]}))
         decoders = [part for part in module.modules() if isinstance(part, TextDecoder)]

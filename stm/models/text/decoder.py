@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertLMHeadModel, GenerationConfig
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
+from stm.distributed.shares import OwnNoise
 from stm.models.checkpointing import Checkpointed
 from stm.models.text.split_bert import SplitBert
 
@@ -28,7 +29,7 @@ _PREDICTED = 4096
 _TIED = "cls.predictions.decoder."
 
 
-class TextDecoder(Checkpointed):
+class TextDecoder(Checkpointed, OwnNoise):
     """A causal BERT with cross-attention and a language modelling head."""
 
     side = "text"
@@ -55,7 +56,7 @@ class TextDecoder(Checkpointed):
     def of(cls, language: SplitBert) -> "TextDecoder":
         """Build a decoder from copies of a split BERT's fusion layers, embeddings and language modelling head.
 
-        It recomputes its activations if the split BERT does.
+        It recomputes its activations if the split BERT does, and draws noise as that does.
 
         Raises:
             ModelError: the BERT has no tokenizer, which defines a text's first and last token.
@@ -73,6 +74,7 @@ class TextDecoder(Checkpointed):
         }
         decoder.load_weights({**weights, "cls.predictions.bias": language.word_bias.detach()})
         decoder.recompute(language.gradient_checkpointing)
+        decoder.share = language.share
         return decoder
 
     def recompute(self, on: bool) -> None:
@@ -127,9 +129,10 @@ class TextDecoder(Checkpointed):
 
     def _predict(self, tokens: Tensor, memory: Tensor, present: Tensor | None) -> Tensor:
         """Next-token logits, float32 (or wider) [B, X, V]."""
-        logits: Tensor = self.bert(
-            input_ids=tokens, encoder_hidden_states=memory, encoder_attention_mask=present, use_cache=False
-        ).logits
+        with self.own_noise(tokens.device):
+            logits: Tensor = self.bert(
+                input_ids=tokens, encoder_hidden_states=memory, encoder_attention_mask=present, use_cache=False
+            ).logits
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     @torch.no_grad()

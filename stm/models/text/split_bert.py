@@ -16,6 +16,7 @@ from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer, BertPredictionHeadTransform
 
 from stm.config import Language
+from stm.distributed.shares import OwnNoise
 from stm.models.checkpointing import Checkpointed
 from stm.models.text.bert_files import plain_config, read_bert, read_config, rename
 from stm.models.text.small_bert import make_bert
@@ -44,7 +45,7 @@ _OTHERS = (
 )
 
 
-class SplitBert(Checkpointed):
+class SplitBert(Checkpointed, OwnNoise):
     """Text layers, fusion layers, and a masked language modelling head."""
 
     side = "text"
@@ -204,9 +205,11 @@ class SplitBert(Checkpointed):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Encodes only the text: int64 [B, X] -> [B, X, W], the output of the last text layer."""
-        states, mask = self.embeddings(tokens), self._mask(tokens)
-        for layer in self.text_layers:
-            states = self.run_block(layer, states, mask)
+        mask = self._mask(tokens)
+        with self.own_noise(tokens.device):
+            states: Tensor = self.embeddings(tokens)
+            for layer in self.text_layers:
+                states = self.run_block(layer, states, mask)
         return states
 
     def fuse(self, states: Tensor, tokens: Tensor, memory: Tensor) -> Tensor:
@@ -221,8 +224,9 @@ class SplitBert(Checkpointed):
             [B, X, W], the output of the last layer.
         """
         mask = self._mask(tokens)
-        for layer in self.fusion_layers:
-            states = self.run_block(layer, states, mask, memory)
+        with self.own_noise(tokens.device):
+            for layer in self.fusion_layers:
+                states = self.run_block(layer, states, mask, memory)
         return states
 
     def predict_words(self, fused: Tensor) -> Tensor:
