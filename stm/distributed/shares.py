@@ -122,7 +122,7 @@ class SharedDropout(nn.Module):
 
 
 class OwnNoise(nn.Module):
-    """Base class of modules whose dropout each process draws for its own rows: kernels of attention cannot be told their noise."""
+    """Base class of modules whose dropout each process draws for its own rows: a kernel of attention takes no noise."""
 
     share = Share()
 

@@ -75,7 +75,7 @@ def evaluation_memory(run: Run, task: EvaluationTask, processes: int) -> Memory:
         Phase(_pixels(shape)),
         _encode(shape, shape.tokens, width, _recomputes("video", task.gradient_checkpointing)),
     ]
-    return _trained(weights, batch * peak(phases), width)
+    return _tuned(weights, batch * peak(phases), width, task.parallel, processes)
 
 
 def _recomputes(side: Literal["video", "text"], parts: Checkpointing) -> bool:
@@ -96,6 +96,14 @@ def _trained(weights: float, activations: float, width: int, shared: int = 1, fr
     return Memory(
         4 * (weights / shared + frozen) + copies / shared, 4 * weights / shared, 8 * weights / shared, activations
     )
+
+
+def _tuned(weights: float, activations: float, width: int, parallel: str, processes: int) -> Memory:
+    """The memory of fine-tuning, by default with the whole model in each process; with `fsdp`, beside the parts that are trained,
+    each holds a copy for tests (see `stm.training.loop.fit_to_test`)."""
+    if parallel != "fsdp" or processes == 1:
+        return _trained(weights, activations, width)
+    return _trained(weights, activations, width, processes, frozen=weights)
 
 
 def _inference(weights: float, shape: Architecture, width: int) -> Memory:
@@ -279,4 +287,4 @@ def _language_evaluation(run: LanguageRun, task: LanguageTask, processes: int) -
         caption = task.max_caption_tokens - 1
         phases += [bert.fuse(width, caption, shape.tokens, value, text), bert.predict(width, caption, value)]
         weights = _encoder_weights(shape) + bert.decoder_weights(width)
-    return _trained(weights, batch * peak(phases), value)
+    return _tuned(weights, batch * peak(phases), value, task.parallel, processes)

@@ -6,8 +6,8 @@ The plan assumes the hardware of `prices`. A request has a margin over it, and g
 import sys
 from math import ceil
 
-from stm.config import AnyRun
-from stm.plan.costs import Line, evaluation_gpus
+from stm.config import AnyRun, EvaluationTask
+from stm.plan.costs import Line
 from stm.plan.make import make_plan
 from stm.plan.schedule import line_of
 from stm.stages.declaration import Stage
@@ -47,7 +47,7 @@ class Requests:
         """Return the cores, per node, of a run or an evaluation: each process, and its loading processes, on one."""
         if stage.name not in ("pretrain", "evaluate"):
             return None
-        return _processes(stage, job) * (1 + _loaders(stage, job))
+        return _work(stage, job).processes * (1 + _loaders(stage, job))
 
     def memory(self, stage: Stage, job: Job, threads: int) -> int | None:
         """Return the memory per node in megabytes: of worker processes, or of a run's processes, loaders and batches."""
@@ -55,7 +55,7 @@ class Requests:
             run = job.study.runs[job.run]
             loader = _LOADING_PROCESS + 1000 * run.kept_gigabytes + HELD_BATCHES * _batch_megabytes(stage, job)
             each = _TRAINING_PROCESS + _loaders(stage, job) * loader
-            return _round_up(_JOB + _processes(stage, job) * each, 1000)
+            return _round_up(_JOB + _work(stage, job).processes * each, 1000)
         if stage.processes and isinstance(stage.resources.get("mem_mb"), int):
             return 1000 + _WORKER * threads
         return None
@@ -109,9 +109,9 @@ def _loaders(stage: Stage, job: Job) -> int:
     return max(1, run.workers) if stage.name == "evaluate" or _trains(run) else 0
 
 
-def _processes(stage: Stage, job: Job) -> int:
-    """The processes of a run or an evaluation on one node."""
-    return job.study.runs[job.run].processes if stage.name == "pretrain" else evaluation_gpus(job)
+def _work(stage: Stage, job: Job) -> AnyRun | EvaluationTask:
+    """The section of the config that says how a job's work is divided: into `processes` on each of `nodes`."""
+    return job.study.runs[job.run] if stage.name == "pretrain" else job.study.evaluate[job.task]
 
 
 def _batch_megabytes(stage: Stage, job: Job) -> float:
@@ -129,7 +129,7 @@ def _batch_megabytes(stage: Stage, job: Job) -> float:
     else:
         task = job.study.evaluate[job.task]
         optimisation = getattr(task, "optimisation", None)
-        batch = optimisation.batch_size // (optimisation.accumulate * _processes(stage, job)) if optimisation else 0
+        batch = optimisation.batch_size // (optimisation.accumulate * task.world_size) if optimisation else 0
         frames = max(batch, _CLIPS_WITHOUT_TRAINING) * (getattr(task, "frames", None) or run.frames)
     return share * frames * pixels * 3 / 1e6
 
@@ -143,7 +143,7 @@ def _hours(line: Line, stage: Stage, job: Job, threads: int) -> float:
     if not line.loading_hours:
         return computing
     run = job.study.runs[job.run]
-    nodes = run.nodes if stage.name == "pretrain" else 1
+    nodes = _work(stage, job).nodes
     if not run.workers:
         return computing + line.loading_hours / line.gpus
     cores = max(1, threads - line.gpus // nodes) * nodes

@@ -138,3 +138,17 @@ def test_processes_share_a_batch_and_checkpointing_saves_most_of_it(tmp_path: Pa
     assert shared.activations == pytest.approx(alone.activations / 8) and shared[:3] == alone[:3]
     again = evaluation_memory(run, task.model_copy(update={"gradient_checkpointing": "all"}), 1)
     assert again.activations < alone.activations / 2 and again[:3] == alone[:3]
+
+
+@pytest.mark.parametrize("name", ["finetune", "video_text_retrieval"])
+def test_fully_sharded_fine_tuning_divides_all_but_the_copy_for_tests(name: str, tmp_path: Path) -> None:
+    run = make_run("umt", make_small_bert(tmp_path), image_size=64, patch_size=8)
+    values = {"task": name, "optimisation": {"batch_size": 64}}
+    task = (FineTune if name == "finetune" else VideoTextRetrieval).model_validate(values)
+    whole, divided = (evaluation_memory(run, task.model_copy(update={"parallel": p}), 8) for p in ("ddp", "fsdp"))
+    copies = whole.weights - whole.gradients  # in 16 bits, for the backward pass
+    assert divided.weights == pytest.approx(whole.gradients * 9 / 8 + copies / 8)
+    assert (divided.gradients, divided.optimiser) == pytest.approx((whole.gradients / 8, whole.optimiser / 8))
+    assert divided.activations == whole.activations
+    alone = [evaluation_memory(run, task.model_copy(update={"parallel": p}), 1) for p in ("ddp", "fsdp")]
+    assert alone[0] == alone[1]

@@ -82,19 +82,22 @@ def test_a_run_longer_than_the_longest_job_is_started_again(tgm: tuple[Requests,
     assert requests.further_attempts(stage, longest, cores=8) > 0  # no core is left for loading
 
 
-@pytest.mark.parametrize("name", ["stm", "clusterstm"])
-def test_evaluations_request_by_their_own_processes(name: str) -> None:
+@pytest.mark.parametrize(("name", "nodes"), [("stm", 1), ("clusterstm", 1), ("stm", 2)])
+def test_evaluations_request_by_their_own_processes(name: str, nodes: int) -> None:
+    """What a node needs is requested per node."""
     requests, jobs = made(name)
     job, stage = jobs.make(dataset="webvid", run="umt", task="msrvtt"), STAGES["evaluate"]
     task = jobs.study.evaluate["msrvtt"]
-    processes = getattr(task, "processes", 1)
+    assert (task.processes, task.nodes) == (8, 1)
+    processes = 8 // nodes
+    jobs.study.evaluate["msrvtt"] = task.model_copy(update={"processes": processes, "nodes": nodes})
     optimisation = task.optimisation
-    clips = max(32, optimisation.batch_size // optimisation.accumulate // processes)
+    clips = max(32, optimisation.batch_size // optimisation.accumulate // 8)
     batch = clips * 12 * 3 * 224 * 224 / 1e6
     assert requests.threads(stage, job) == processes * 13
     assert requests.memory(stage, job, 13) == thousands(16_000 + processes * (8_000 + 12 * (1_000 + 5 * batch)))
     line = next(line for line in make_plan(jobs.study).stages if line.stage == "evaluate/umt/msrvtt")
-    hours = max(line.gpu_hours / processes, line.loading_hours / (12 * processes))
+    hours = max(line.gpu_hours / 8, line.loading_hours / (12 * 8))
     assert requests.minutes(stage, job, 13 * processes) == tens(30 + 120 * hours)
     run = jobs.make(dataset="webvid", run="umt")
     # Images: 2,048 frames of a step on eight GPUs; videos: as many clips of four frames.
