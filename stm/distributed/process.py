@@ -96,7 +96,7 @@ def choose_device(name: str | None = None) -> torch.device:
     Raises:
         ValueError: CUDA is asked for, by name or because GPUs are assigned to this process, and there is none.
     """
-    assigned = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    assigned = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
     if not torch.cuda.is_available() and (name == "cuda" or (name is None and assigned not in NO_DEVICES)):
         reason = "the device is `cuda`" if name == "cuda" else f"CUDA_VISIBLE_DEVICES is {assigned!r}"
         raise ValueError(

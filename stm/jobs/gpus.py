@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 
 POOL = "STM_GPUS"
@@ -61,8 +62,9 @@ def list_gpus() -> list[str]:
     if visible is None:
         return [device for devices in installed or _counted() for device in devices]
     names = [name.strip() for name in visible.split(",")]
-    chosen = names if not installed else [device for name in names if (device := _find(name, installed))]
-    return list(dict.fromkeys(chosen))
+    # As in CUDA, a name of no GPU hides those that follow: `0,-1,1` is GPU 0.
+    chosen = [_find(name, installed) or "" if installed else name for name in names]
+    return list(dict.fromkeys(takewhile(lambda device: device not in NO_DEVICES, chosen)))
 
 
 def claim_gpus(count: int, job: str) -> None:
@@ -75,7 +77,7 @@ def claim_gpus(count: int, job: str) -> None:
         job: human-readable, for the messages of jobs that wait for this one.
 
     Raises:
-        GpuError: the pool is smaller.
+        GpuError: the pool is smaller, or nothing can be locked.
     """
     pool = list(filter(None, os.environ.get(POOL, "").split(",")))
     if not pool:
@@ -85,7 +87,13 @@ def claim_gpus(count: int, job: str) -> None:
             f"{job} requests {count} GPUs, and this machine offers {len(pool)} ({', '.join(pool)}): lower `processes`, or "
             f"offer more ({_VISIBLE})"
         )
-    os.environ[_VISIBLE] = ",".join(_take(pool, count, job) if count else [])
+    try:
+        os.environ[_VISIBLE] = ",".join(_take(pool, count, job) if count else [])
+    except OSError as error:
+        raise GpuError(
+            f"{job} cannot lock the GPUs that it claims ({error}): set TMPDIR to a folder that you may write to, on a file "
+            "system with locks"
+        ) from error
 
 
 def _take(pool: Sequence[str], count: int, job: str) -> list[str]:
@@ -151,8 +159,9 @@ def _claiming(folder: Path) -> Iterator[None]:
 def _lock_folder() -> Path:
     """The folder of locks of this user on this machine. The name of the machine is in it, as the folder may be shared."""
     folder = Path(tempfile.gettempdir()) / f"stm-gpus-{socket.gethostname()}-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.getuid():
         raise GpuError(f"{folder}: this folder must belong to you, for the locks of GPUs; remove it, or set TMPDIR")
     # systemd removes old files from temporary folders, except from those that are locked.
     lock = os.open(folder, os.O_RDONLY)

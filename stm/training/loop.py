@@ -97,9 +97,9 @@ def fit(
             the run: `accumulate` of them per step, on the CPU.
         plan: the settings.
         output: folder where `metrics.jsonl`, `tensorboard/` and `checkpoints/` are written.
-        after_epoch: called with the number of finished epochs, before the checkpoint of that step is written; it must not
-            change the random state. A resumed run calls it again for an epoch that it repeats, or whose call was
-            interrupted.
+        after_epoch: called with the number of finished epochs, before the checkpoint of that step is written (by several
+            processes, before and after); it must not change the random state. A resumed run calls it again for an epoch that
+            it repeats, or whose call was interrupted.
 
     Returns:
         The checkpoints, to be discarded once the final weights have been written.
@@ -196,6 +196,7 @@ class _Run:
         newest = self.checkpoints.newest() if process.first else 0
         # The first process decides for all: on a shared disk, others might see a checkpoint that is being written or moved.
         self.step = int(process.gather(torch.tensor([newest]))[0].item())
+        self._saved = self.step  # step of the newest checkpoint
 
     def _prepare(self) -> None:
         sharded = self.plan.parallel == "fsdp" and self.process.count > 1
@@ -270,16 +271,23 @@ class _Run:
         epoch = self.step // max(self.plan.steps_per_epoch, 1)
         if self.step == epoch * self.plan.steps_per_epoch and epoch > self._epochs_ended:
             if after_epoch is not None:
-                with self.waiting(interruption, between_steps=True):
+                if self.process.count > 1 and self._saved < self.step:
+                    # In the middle of it they could not save, as each is at a different place.
+                    self._save()
+                    self.process.wait()
+                with self.waiting(interruption, between_steps=True, what="validating"):
                     after_epoch(epoch)
             self._epochs_ended = epoch
 
     @contextmanager
-    def waiting(self, interruption: Interruption, between_steps: bool) -> Iterator[None]:
+    def waiting(
+        self, interruption: Interruption, between_steps: bool, what: str = "waiting for data"
+    ) -> Iterator[None]:
         """A block that may take long, which a signal ends: the run then stops.
 
         Args:
             between_steps: whether no part of a step has been done, so that a single process can save its state.
+            what: what the run does meanwhile, for the log.
         """
         can_save = between_steps and self.process.count == 1
         try:
@@ -290,7 +298,7 @@ class _Run:
                 self._save()
                 self._stop(interruption)
             last = self.checkpoints.steps()[-1:] or [0]
-            interruption.stop(f"stopped while waiting for data; the same command resumes from step {last[0]}")
+            interruption.stop(f"stopped while {what}; the same command resumes from step {last[0]}")
 
     def keep(self, interruption: Interruption) -> None:
         """Writes a checkpoint if one is due or the run has been asked to stop; stops the run in the latter case."""
@@ -324,6 +332,7 @@ class _Run:
         }
         if self.process.first:
             self.checkpoints.save(self.step, state)
+        self._saved = self.step
 
     def _check_finite(self, broken: bool) -> None:
         if broken:

@@ -1,7 +1,9 @@
 """GPUs dealt out to jobs: with a stand-in for nvidia-smi, and real processes that claim them."""
 
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -85,6 +87,8 @@ def line(process: "subprocess.Popen[str]") -> str:
         ("GPU-b1", ["GPU-b1"]),
         ("GPU-b, GPU-c", ["GPU-b1", "GPU-c1"]),  # CUDA accepts the start of a UUID
         ("1,1,7", ["GPU-b1"]),
+        ("0,-1,1", ["GPU-a1"]),  # as in CUDA, a name of no GPU hides those that follow
+        ("7,0", []),
         ("", []),
         ("-1", []),
         ("NoDevFiles", []),
@@ -118,6 +122,8 @@ def test_torch_counts_the_gpus_that_nvidia_smi_does_not_list(
     assert list_gpus() == [] and capsys.readouterr().err == ""
     monkeypatch.setattr("stm.jobs.gpus._DRIVERS", (str(tmp_path),))
     assert list_gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", " 1, 0,,2")
+    assert list_gpus() == ["1", "0"]
     assert "nvidia-smi does not list the GPUs" in capsys.readouterr().err
 
 
@@ -181,6 +187,20 @@ def test_more_gpus_than_there_are_is_an_error_and_not_a_wait() -> None:
     ):
         claim_gpus(5, "pretrain/large")
     assert time.monotonic() - begin < 1
+
+
+@pytest.mark.parametrize("kind", ["file", "link to nowhere", "no lock"])
+def test_what_cannot_be_locked_is_named(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / f"stm-gpus-{socket.gethostname()}-{os.getuid()}"
+    if kind == "file":
+        folder.touch()
+    elif kind == "link to nowhere":
+        folder.symlink_to(tmp_path / "nowhere")
+    else:
+        (folder / "GPU-a1").mkdir(parents=True)  # which cannot be opened as a file
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(GpuError, match=f"{re.escape(str(folder))}.*TMPDIR"):
+        claim_gpus(1, "pretrain/large")
 
 
 def test_a_job_without_gpus_sees_none_and_without_a_pool_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,11 +199,13 @@ def test_in_the_middle_of_a_step_the_last_checkpoint_must_do(
     assert len(list(tmp_path.glob("checkpoints/step-*.pt"))) == (step > 0)
 
 
-def test_a_signal_after_an_epoch_is_not_held_up_and_loses_no_call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("process", [CPU, Twin(0, 2, torch.device("cpu"))])
+def test_a_signal_after_an_epoch_is_not_held_up_and_loses_neither_call_nor_step(
+    process: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Validation takes minutes; its score decides which weights are tested."""
-    monkeypatch.setattr("stm.training.loop._PATIENCE_BETWEEN_STEPS", 0.05)
+    for patience in ("_PATIENCE_BETWEEN_STEPS", "_PATIENCE"):
+        monkeypatch.setattr(f"stm.training.loop.{patience}", 0.05)
     calls: list[int] = []
 
     def after_epoch(epoch: int) -> None:
@@ -213,9 +215,9 @@ def test_a_signal_after_an_epoch_is_not_held_up_and_loses_no_call(
             time.sleep(600)
 
     with pytest.raises(Interrupted):
-        fit(make_module(), make_batches(1), make_plan(), tmp_path, CPU, after_epoch)
+        fit(make_module(), make_batches(1), make_plan(checkpoint_every=1000), tmp_path, process, after_epoch)
     resumed = make_module()
-    fit(resumed, make_batches(1), make_plan(), tmp_path, CPU, after_epoch)
+    fit(resumed, make_batches(1), make_plan(checkpoint_every=1000), tmp_path, process, after_epoch)
     assert calls == [1, 2, 2, 3] and resumed.calls == 4
 
 
