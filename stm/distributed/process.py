@@ -94,7 +94,8 @@ def choose_device(name: str | None = None) -> torch.device:
     """Return the named device; by default CUDA if available, else the CPU. `cuda` refers to this process's own GPU.
 
     Raises:
-        ValueError: CUDA is asked for, by name or because GPUs are assigned to this process, and there is none.
+        ValueError: CUDA is asked for, by name or because GPUs are assigned to this process, and there is none; or there are
+            fewer GPUs than processes on this machine.
     """
     assigned = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
     if not torch.cuda.is_available() and (name == "cuda" or (name is None and assigned not in NO_DEVICES)):
@@ -104,7 +105,15 @@ def choose_device(name: str | None = None) -> torch.device:
             "torch.zeros(1).cuda()'` say why (the driver, or a torch without CUDA). To run on the CPU, unset the variable"
         )
     kind = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device(kind)
+    if kind != "cuda":
+        return torch.device(kind)
+    index, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if index >= gpus:
+        raise ValueError(
+            f"process {index + 1} of this machine has no GPU, because torch finds {gpus}, and each process needs its own: lower "
+            "`processes`, or offer more (CUDA_VISIBLE_DEVICES)"
+        )
+    return torch.device("cuda", index)
 
 
 @contextmanager

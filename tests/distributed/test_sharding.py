@@ -125,10 +125,22 @@ def test_gpus_that_are_assigned_and_unusable_are_not_replaced_by_the_cpu(
     name: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    for hidden in ("", "-1", "NoDevFiles"):
+    for hidden in ("", " ", "-1", "NoDevFiles"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
         assert choose_device().type == "cpu"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert choose_device("cpu").type == "cpu"
     with pytest.raises(ValueError, match=r"torch .* finds no usable GPU"):
         choose_device(name)
+
+
+def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`stm pretrain` with more processes than GPUs; in the workflow, a dry run refuses it."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose_device() == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match=r"process 3 .* finds 2, .*`processes`"):
+        choose_device()
+    assert choose_device("cpu").type == "cpu"
