@@ -136,14 +136,26 @@ class OwnNoise(nn.Module):
         if self.share.count == 1 or not self.training:
             yield
             return
-        seed = int(torch.randint(2**31, ()))
-        generator = torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
-        state = generator.get_state()
-        generator.manual_seed(seed + self.share.rank)
+        generator, state = _seed_own(device, self.share.rank)
         try:
             yield
         finally:
-            generator.set_state(state)
+            _restore(generator, state)
+
+
+@torch.compiler.disable
+def _seed_own(device: torch.device, rank: int) -> tuple[torch.Generator, Tensor]:
+    """Seed a device's random numbers for this process alone; return their generator, and its state before."""
+    seed = int(torch.randint(2**31, ()))
+    generator = torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+    state = generator.get_state()
+    generator.manual_seed(seed + rank)
+    return generator, state
+
+
+@torch.compiler.disable
+def _restore(generator: torch.Generator, state: Tensor) -> None:
+    generator.set_state(state)
 
 
 def share_noise(module: nn.Module, share: Share) -> None:
