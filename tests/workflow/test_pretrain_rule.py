@@ -110,6 +110,12 @@ def test_a_machine_offers_the_gpus_that_it_has(folder, tmp_path, monkeypatch):
     assert "gpu=2" in jobs(folder, *targets)["two"]
 
 
+def test_the_profile_replaces_no_number_of_runs_and_evaluations():
+    """It would replace that of all of them, such as `nodes: 1` that of an evaluation on two nodes."""
+    replaced = yaml.safe_load((PROFILE / "config.yaml").read_text())["set-resources"]
+    assert set(replaced["pretrain"]) == set(replaced["evaluate"]) == {"slurm_partition"}
+
+
 def test_a_cluster_is_asked_for_what_the_run_needs(folder):
     targets = [f"results/small/pretrain/{run}/weights.safetensors" for run in ("two", "nodes")]
     found = jobs(folder, *targets, "--workflow-profile", str(PROFILE))
