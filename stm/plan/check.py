@@ -51,22 +51,23 @@ def check_memory(config: Config) -> None:
     wrong: list[str] = []
     for name in config.pretrain:
         first = config.runs[config.instances(name)[0]]
-        remedy = _remedy(first.gradient_checkpointing, "raise `accumulate` or `processes`, or use `parallel: fsdp`")
+        remedy = _remedy(first.gradient_checkpointing, first.parallel)
         wrong += _too_large(f"pretrain.{name}", pretraining_memory(first), hardware, remedy)
     for run, name in config.evaluations():
         job = jobs.make(dataset=config.dataset_of(run), run=run, task=name)
         task = config.evaluate[name]
         memory = evaluation_memory(config.runs[run], task, evaluation_gpus(job))
-        remedy = "raise `accumulate` or `processes`"
-        if isinstance(task, FineTune | LanguageTask):
-            remedy = _remedy(task.gradient_checkpointing, remedy)
+        remedy = "choose a larger GPU"
+        if isinstance(task, FineTune | LanguageTask) and task.trains:
+            remedy = _remedy(task.gradient_checkpointing, task.parallel)
         wrong += _too_large(f"evaluate.{name} of {run}", memory, hardware, remedy)
     _refuse(wrong)
 
 
-def _remedy(parts: Checkpointing, others: str) -> str:
-    """What makes a job smaller; first what changes neither the number of GPUs nor of passes."""
-    return f"set `gradient_checkpointing`, {others}" if parts == "none" else others
+def _remedy(parts: Checkpointing, parallel: str) -> str:
+    """What makes training smaller; first what changes neither the number of GPUs nor of passes."""
+    first = "set `gradient_checkpointing`, " if parts == "none" else ""
+    return f"{first}raise `accumulate` or `processes`" + (", or use `parallel: fsdp`" if parallel == "ddp" else "")
 
 
 def _refuse(wrong: list[str]) -> None:
