@@ -188,7 +188,7 @@ def torchrun_command(division: Division, request: Path) -> list[str]:
     if not job.isdecimal():
         raise ValueError(
             f"nodes = {division.nodes}: srun starts the processes of several nodes, and this is not a Slurm job. Use the "
-            "profile workflow/profiles/slurm, or call `stm pretrain` in a job of as many nodes (sbatch, salloc)"
+            "profile workflow/profiles/slurm, or call `stm pretrain` or `stm evaluate` in a job of as many nodes (sbatch, salloc)"
         )
     srun = ["srun", f"--nodes={division.nodes}", f"--ntasks={division.nodes}", "--ntasks-per-node=1"]
     # No CPU binding, because each node's single task starts all of the node's processes. --kill-on-bad-exit, because the
