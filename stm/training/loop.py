@@ -223,7 +223,7 @@ class _Run:
             restore_random_state(state["random"], self.process, self._stream)
         else:
             # The states do not fit a different number of processes: reseed, by step, so as not to repeat earlier noise.
-            torch.manual_seed((self.plan.seed * 1_000_003 + self.step) * 1_000_003 + self._stream + 1)
+            torch.manual_seed(((self.plan.seed * 1_000_003 + self.step) * 1_000_003 + self._stream + 1) % 2**64)
         if self.process.first:
             other = f", with {now} processes instead of {before}" if before != now else ""
             say(f"{self.plan.name}: resuming from step {self.step} of {self.plan.steps}{other}")

@@ -221,6 +221,16 @@ def test_a_signal_after_an_epoch_is_not_held_up_and_loses_neither_call_nor_step(
     assert calls == [1, 2, 2, 3] and resumed.calls == 4
 
 
+def test_a_run_with_the_largest_seed_resumes_with_another_number_of_processes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = make_plan(seed=2**31 - 1)
+    with pytest.raises(Interrupted):
+        fit(make_module(), make_batches(1, signal_at=6), plan, tmp_path, Twin(0, 2, torch.device("cpu")))
+    fit(make_module(), make_batches(1), plan, tmp_path, CPU)
+    assert "with 1 processes instead of 2" in capsys.readouterr().err
+
+
 # The seventh step's batch brings the signal; the log has a line every third step.
 @pytest.mark.parametrize(("long_step", "done"), [(0.0, 7), (60.0, 9)])
 def test_processes_agree_to_stop_after_a_long_step_or_with_the_log(
