@@ -88,7 +88,8 @@ class Text(OwnNoise):
 
     def forward(self, x: Tensor) -> Tensor:
         with self.own_noise(x.device):
-            return self.dropout(x)  # type: ignore[no-any-return]
+            dropped: Tensor = self.dropout(x)
+        return dropped
 
 
 def test_dropout_of_a_text_is_independent_in_each_process_and_the_shared_numbers_stay_equal() -> None:
