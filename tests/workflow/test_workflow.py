@@ -268,7 +268,7 @@ def test_bad_files_are_listed_with_their_reason_and_nothing_else_is_lost(copy, e
     lines = (videos / "clips.csv").read_text().splitlines()[1:]
     known = [f"{line.split('.')[0]},{line.rsplit(',', 1)[0]}" for line in lines]
     (videos / "clips.csv").write_text("\n".join(["video_id,path,caption", *known, *rows]) + "\n")
-    write_config(copy, captions={"human": {"kind": "human"}}, shard_size=2 * CLIPS)
+    write_config(copy, captions={"human": {"kind": "human"}}, shard_size=CLIPS)
     snakemake(copy)
     table = (copy / "results/small/tables/quarantine.csv").read_text()
     reasons = {
