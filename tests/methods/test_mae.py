@@ -93,7 +93,7 @@ def test_parity_holds_for_masks_that_differ_from_slot_to_slot(strategy: str) -> 
 
 @pytest.mark.slow
 def test_forward_loss_and_gradients_equal_transformers_at_vit_b() -> None:
-    check_parity(PretrainRun(image_size=112), batch_size=1)  # a quarter of the tokens, all of the weights
+    check_parity(PretrainRun(), batch_size=1)
 
 
 @pytest.mark.parametrize("decode_ratio", [1.0, 0.5])
