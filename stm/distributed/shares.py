@@ -90,35 +90,38 @@ class Share:
         return torch.cat([whole.narrow(dim, self.rank * half, half), whole.narrow(dim, end - half, half)], dim)
 
 
-class SharedDropPath(nn.Module):
+class _SharedNoise(nn.Module):
+    """Multiplies by a process's part of the joint batch's noise in training."""
+
+    def __init__(self, probability: float, share: Share) -> None:
+        super().__init__()
+        self.probability = probability
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.probability == 0:
+            return x
+        return x * self.share.take(self._draw(x))
+
+    def _draw(self, x: Tensor) -> Tensor:
+        """Factors for all rows of the joint batch: 0 with the probability, otherwise what keeps the mean."""
+        raise NotImplementedError
+
+
+class SharedDropPath(_SharedNoise):
     """timm's stochastic depth, with a process's part of the joint batch's noise."""
 
-    def __init__(self, probability: float, share: Share) -> None:
-        super().__init__()
-        self.probability = probability
-        self.share = share
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.probability == 0:
-            return x
+    def _draw(self, x: Tensor) -> Tensor:
         keep = 1 - self.probability
-        noise = x.new_empty((len(x) * self.share.count, *[1] * (x.dim() - 1))).bernoulli_(keep)
-        return x * (self.share.take(noise) / keep)
+        return x.new_empty((len(x) * self.share.count, *[1] * (x.dim() - 1))).bernoulli_(keep) / keep
 
 
-class SharedDropout(nn.Module):
+class SharedDropout(_SharedNoise):
     """torch's dropout, with a process's part of the joint batch's noise."""
 
-    def __init__(self, probability: float, share: Share) -> None:
-        super().__init__()
-        self.probability = probability
-        self.share = share
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.probability == 0:
-            return x
+    def _draw(self, x: Tensor) -> Tensor:
         whole = torch.ones_like(x).repeat(self.share.count, *[1] * (x.dim() - 1))
-        return x * self.share.take(nn.functional.dropout(whole, self.probability))
+        return nn.functional.dropout(whole, self.probability)
 
 
 class OwnNoise(nn.Module):

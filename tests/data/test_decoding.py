@@ -1,43 +1,22 @@
 """JPEGs that the device decodes, and the memory in which batches reach it."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from reference_shards import same
 from simplejpeg import encode_jpeg
 
 from stm.config import Augmentation
 from stm.data import decoding
 from stm.data.batch_memory import BatchMemory, Parcel, Received, receive
-from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.data.loader import ClipLoader, collate, move_ahead
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def open_clips(tmp_path: Path, shard: Callable, clip: Callable) -> Callable[..., ClipDataset]:
-    """Opens a data set of broad, high and short clips."""
-    shapes = [{"width": 80, "height": 64}, {"width": 48, "height": 72}, {"width": 64, "height": 64, "frames": 3}]
-    path = shard(tmp_path / "train-00000.parquet", [clip(n, **shapes[n % 3]) for n in range(6)])
-
-    def build(**changes: Any) -> ClipDataset:
-        augmentation = Augmentation(crop="random_resized", scale=(0.1, 1.0))
-        arguments = {"geometry": Geometry(32, 8, 2, 4, 2), "augmentation": augmentation, "seed": 3, "train": True}
-        return ClipDataset([path], **{**arguments, "repeats": 2, **changes})
-
-    return build
-
-
-def same(first: Any, second: Any) -> bool:
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[name], second[name]) for name in first)
-    return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
 
 
 @pytest.mark.parametrize("workers", [0, 2])

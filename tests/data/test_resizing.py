@@ -1,12 +1,12 @@
 """Crops resized on the device: the loader's to a grey level, from the same draws."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from reference_shards import same
 from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as torchvision
@@ -14,7 +14,6 @@ from torchvision.transforms import functional as torchvision
 from stm.config import Augmentation
 from stm.data.crop_boxes import Box
 from stm.data.crop_pixels import FrameTransform, cut_frames
-from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.data.loader import ClipLoader, collate, move_ahead
 from stm.data.resizing import join_crops, resize_batch, resize_crops
@@ -108,26 +107,6 @@ def test_a_step_in_half_precision_resizes_in_full() -> None:
     expected = resize_crops(**crops)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(resize_crops(**crops), expected)
-
-
-@pytest.fixture
-def open_clips(tmp_path: Path, shard: Callable, clip: Callable) -> Callable[..., ClipDataset]:
-    """Opens a data set of broad, high and short clips."""
-    shapes = [{"width": 80, "height": 64}, {"width": 48, "height": 72}, {"width": 64, "height": 64, "frames": 3}]
-    path = shard(tmp_path / "train-00000.parquet", [clip(n, **shapes[n % 3]) for n in range(6)])
-
-    def build(**changes: Any) -> ClipDataset:
-        augmentation = Augmentation(crop="random_resized", scale=(0.1, 1.0))
-        arguments = {"geometry": Geometry(32, 8, 2, 4, 2), "augmentation": augmentation, "seed": 3, "train": True}
-        return ClipDataset([path], **{**arguments, "repeats": 2, **changes})
-
-    return build
-
-
-def same(first: Any, second: Any) -> bool:
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[name], second[name]) for name in first)
-    return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
 
 
 def test_batches_differ_from_the_loader_s_in_the_rounding_of_pixels_alone(open_clips: Callable) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import simplejpeg
+import torch
 
 from stm.storage.tables import write_table
 from stm.storage.tars import TarWriter
@@ -131,3 +132,10 @@ def _write_clip(tar: TarWriter, clip: dict[str, Any]) -> dict[str, Any]:
     row |= sum_parts(jpegs, {name: clip[name] for name in ARRAYS if clip[name] is not None})
     row |= {"offsets": [m.offset for m in frames], "sizes": [m.size for m in frames]}
     return row | {"sha256": [m.sha256 for m in members]}
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether two batches, or parts of them, are equal in every bit."""
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[name], second[name]) for name in first)
+    return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second

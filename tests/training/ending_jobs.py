@@ -52,6 +52,7 @@ def run_stage(folder: Path, shard: Path, run: Mapping[str, Any] | None = None) -
         input={"shards": [str(shard)], "images": [], "init": [], "masks": []},
         output={"weights": str(folder / "run/weights.safetensors"), "config": str(folder / "run/config.json")},
         threads=1,
+        resources={"gpu": 1},
         log=[str(folder / "log.txt")],
     )
     runpy.run_path(str(STAGE), {"snakemake": job})

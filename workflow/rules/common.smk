@@ -87,6 +87,14 @@ def list_shards(dataset):
 JOBS = Jobs(CONFIG, list_shards)
 
 
+REMOVES_FRAMES = not all(one.frames.keep for one in JOBS.configs.values())
+
+
+def packed(path):
+    """A packed file. Snakemake deletes outputs before a job, but removed frames are taken from the shard that it replaces."""
+    return update(path) if REMOVES_FRAMES else path
+
+
 # A cluster's scheduler assigns GPUs. On one machine jobs choose among those that this process finds (`stm.jobs.gpus`), and no more
 # are started than there are. Processes that run single jobs are told by their environment where they are.
 GPUS = 0

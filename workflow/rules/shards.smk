@@ -2,12 +2,6 @@
 
 
 SHARDS = declared("shards")
-REMOVES_FRAMES = not all(one.frames.keep for one in JOBS.configs.values())
-
-
-def packed(path):
-    """A packed file. Snakemake deletes outputs before a job, but removed frames are taken from the shard that it replaces."""
-    return update(path) if REMOVES_FRAMES else path
 
 
 rule shards:
