@@ -84,6 +84,8 @@ def slice_in(world: Path, folder: Path, values: Values) -> Path:
 
 def run_frames(world: Path, folder: Path, values: Values) -> None:
     rows, root = slice_in(world, folder, values), world / values["video"]
+    if "count" in values:  # which replaces the step
+        values = {name: value for name, value in values.items() if name != "every"}
     extract_frames(
         rows, root, folder / "out.tar", folder / "out.parquet", settings_of(Frames, values), KEEP_GOING, processes=1
     )
@@ -201,7 +203,7 @@ STAGES = {
         Frames,
         {"every": 4, "short_side": 64, **CLIP_PART},
         {
-            **{"every": 2, "short_side": 48, "quality": 30, "min_frames": 5, "max_frames": 2},
+            **{"every": 2, "count": 2, "short_side": 48, "quality": 30, "min_frames": 5, "max_frames": 2},
             **{"min_side": 65, "max_side": 80, "video": "two", "start": 0.2, "end": 0.2},
         },
     ),

@@ -18,9 +18,9 @@ from stm.config import LanguageRun, PretrainRun
 from stm.training.initialise import Start, hash_tensors
 from stm.training.pretraining import make_plan, pretrain
 
-# How fast, how safely and where a run is done; how its work is divided, by which a cluster may resume it otherwise.
+# How fast, how safely, with how much memory and where a run is done; how its work is divided, which a cluster may change.
 NO_RESULT = {"workers", "kept_gigabytes", "checkpoint_every", "checkpoints_kept", "dataset", "seeds"}
-NO_RESULT |= {"processes", "nodes", "parallel"}
+NO_RESULT |= {"processes", "nodes", "parallel", "gradient_checkpointing"}
 TOLD_APART = {"seed"}  # what holds is the seed that the run is given
 
 MASKED = PretrainRun.model_validate({"teacher": {"model": "any"}, "contrast": {}})

@@ -14,7 +14,7 @@ from recorded_runs import touch
 import stm.datasets
 import stm.datasets.moving_shapes.generate as generate
 import stm.datasets.stage
-import stm.evaluation
+import stm.evaluation.launch
 import stm.evaluation.masks.box_coverage as box_coverage
 import stm.evaluation.masks.crop_agreement as crop_agreement
 import stm.preprocess.captions.blip2 as blip2
@@ -163,7 +163,7 @@ def _without_work(into: Path) -> Iterator[list[Any]]:
         (crop_agreement, "overlap", lambda *_: 1.0),
         (crop_agreement, "_score_crop", lambda *_: np.zeros((4, 4))),
         (stm.training.launch, "run_pretraining", train),
-        (stm.evaluation, "evaluate", evaluate),
+        (stm.evaluation.launch, "run_evaluation", evaluate),
     ]
     with ExitStack() as stack:
         for owner, name, replacement in replaced:

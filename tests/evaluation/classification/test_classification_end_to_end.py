@@ -164,7 +164,7 @@ TASK = fine_tuning(
 def tuned(made: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Tuned, Path]:
     folder, training = tmp_path_factory.mktemp("tuned"), Tuned()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stm.evaluation.classification.finetune.fit", training)
+        patch.setattr("stm.evaluation.classification.finetune.fit_to_test", training)
         run_task(TASK, {**made, "train": made["uneven"]}, folder, RUN.model_copy(update={"checkpoint_every": 7}))
     return training, folder
 
@@ -222,7 +222,7 @@ def test_training_batches_have_the_task_s_repeats_crops_and_mixing(
 def test_the_receipt_names_settings_weights_shards_and_seed(
     task: Any, made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stm.evaluation.classification.finetune.fit", Tuned())
+    monkeypatch.setattr("stm.evaluation.classification.finetune.fit_to_test", Tuned())
     metrics = run_task(task, made, tmp_path, seed=5)
     receipt = metrics["receipt"]
     assert receipt["stage"] == "evaluate" and receipt["seed"] == 5
@@ -248,7 +248,7 @@ def test_a_tuned_classifier_trains_and_is_tested_in_the_task_s_precision(
         halved.append(torch.is_autocast_enabled("cpu"))
         return classify(self, video)
 
-    monkeypatch.setattr("stm.evaluation.classification.finetune.fit", training)
+    monkeypatch.setattr("stm.evaluation.classification.finetune.fit_to_test", training)
     monkeypatch.setattr(Classifier, "classify", note)
     run = RUN.model_copy(update={"precision": "float32" if precision == "bf16" else "bf16"})
     run_task(TASK.model_copy(update={"precision": precision}), made, tmp_path, run)
