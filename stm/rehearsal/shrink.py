@@ -16,6 +16,7 @@ from stm.config import (
     Config,
     Contrast,
     CropComparison,
+    EvaluationTask,
     FineTune,
     Flow,
     FolderDataset,
@@ -56,7 +57,7 @@ _T = TypeVar("_T", bound=Section)
 
 def shrink(config: Config) -> Config:
     """Return the config at rehearsal size; its paths are relative, for a working directory of its own."""
-    small = _shrink_section(config)
+    small = _shrink_section(config.model_copy(update={"evaluate": _divide_one_of_each(config)}))
     runs = {name: _place_init(run, config) for name, run in small.pretrain.items()}
     small = small.model_copy(update={"results": place(config.results), "pretrain": runs})
     return parse_config(small.model_dump(mode="json"), f"the rehearsal of {config.name}")
@@ -275,6 +276,18 @@ def _finetune(task: FineTune) -> dict[str, Any]:
 def _language_task(task: LanguageTask) -> dict[str, Any]:
     processes = min(task.processes, 2)
     return {"optimisation": task.optimisation and _with_batch(task.optimisation, processes, samples=4 // processes)}
+
+
+def _divide_one_of_each(config: Config) -> dict[str, EvaluationTask]:
+    """Leave several processes to the first evaluation of each task: starting them takes longer than their small work."""
+    divided = set[str]()
+    tasks: dict[str, EvaluationTask] = {}
+    for name, task in config.evaluate.items():
+        again = task.processes * task.nodes > 1 and task.task in divided
+        tasks[name] = task.model_copy(update={"processes": 1, "nodes": 1}) if again else task
+        if task.processes * task.nodes > 1:
+            divided.add(task.task)
+    return tasks
 
 
 def _task(task: TaskSettings) -> dict[str, Any]:

@@ -65,6 +65,17 @@ def test_a_run_keeps_what_its_processes_gather_in_two_processes_of_two_clips_per
     assert shrink(untrained).pretrain["random"].optimisation.epochs == 0
 
 
+def test_the_first_evaluation_of_each_task_keeps_two_processes() -> None:
+    tasks: dict[str, Any] = {
+        "whole": {"task": "linear"},
+        "first": {"task": "linear", "processes": 8},
+        "second": {"task": "linear", "processes": 8},
+        "tuned": {"task": "finetune", "processes": 4, "optimisation": {"batch_size": 512}},
+    }
+    small = shrink(tiny(evaluate=tasks)).evaluate
+    assert {name: task.processes for name, task in small.items()} == {"whole": 1, "first": 2, "second": 1, "tuned": 2}
+
+
 def test_a_run_that_starts_from_another_run_starts_from_the_rehearsed_one(tmp_path: Path) -> None:
     results = f"{tmp_path}/results"
     first = f"{results}/own/pretrain/tube/weights.safetensors"
