@@ -5,6 +5,7 @@ process, from equal states of the generator, and each process uses those of its 
 it is divided.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ class Share:
         return torch.cat([whole.narrow(dim, self.rank * half, half), whole.narrow(dim, end - half, half)], dim)
 
 
-class _SharedNoise(nn.Module):
+class _SharedNoise(nn.Module, ABC):
     """Multiplies by a process's part of the joint batch's noise in training."""
 
     def __init__(self, probability: float, share: Share) -> None:
@@ -103,9 +104,9 @@ class _SharedNoise(nn.Module):
             return x
         return x * self.share.take(self._draw(x))
 
+    @abstractmethod
     def _draw(self, x: Tensor) -> Tensor:
         """Factors for all rows of the joint batch: 0 with the probability, otherwise what keeps the mean."""
-        raise NotImplementedError
 
 
 class SharedDropPath(_SharedNoise):

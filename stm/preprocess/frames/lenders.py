@@ -65,7 +65,7 @@ def _identify(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _read_jpegs(lender: Lender, packed: "_PackedFrames", row: Mapping[str, Any]) -> list[bytes] | None:
-    """Read a clip's frames, or those that were packed if they were removed; None if they cannot be had from there."""
+    """Read a clip's frames, or those that were packed if they were removed; None if neither can be read."""
     try:
         if not are_removed(lender.tar):
             return read_jpegs(lender.tar, row)
