@@ -47,7 +47,7 @@ $(READY): requirements.lock pyproject.toml
 
 # For maintainers: regenerate the lock file and the schema.
 lock:
-	uv pip compile --universal --generate-hashes --no-annotate --no-header --extra dev --extra captions --python-version 3.11 \
+	uv pip compile --universal --generate-hashes --no-annotate --no-header --extra dev --extra captions --extra docs --extra trackers --python-version 3.11 \
 		--constraint config/constraints.txt pyproject.toml --output-file requirements.lock
 
 schema: $(READY)
