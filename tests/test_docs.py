@@ -18,7 +18,7 @@ from stm.config import load_config
 
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "stm/assets/README.md")]
-DOCS += sorted((ROOT / "docs").glob("*.md"))
+DOCS += sorted((ROOT / "docs").rglob("*.md"))
 
 FOLDERS = "stm|docs|tests|config|workflow|benchmarks"
 FILES = re.compile(r"\.(py|md|ya?ml|json|toml|smk|parquet|safetensors|tar|csv|html|npy|jpg|pth|db)$")
