@@ -1,7 +1,9 @@
 """Draws clips of a batch with their masks and guides, as the report's page does, as an image for a notebook."""
 
+import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,32 @@ from stm.report.clips.film_strips import GAP, Row, Scale
 
 ALIASES = {"text": "similarity"}  # what people call a guide
 UNITS = {"similarity": "cosine", "motion": "cells per frame"}
-LABEL_WIDTH, HEADING_HEIGHT, MARGIN = 118, 22, 6  # pixels
-FONT_SIZE = 12  # pixels
+LABEL_WIDTH, HEADING_HEIGHT, MARGIN = 158, 22, 6  # pixels; `motion_compensated_box` fits
+FONT_SIZE = 11  # pixels
+JPEG_QUALITY = 80
+
+
+@dataclass(frozen=True)
+class ClipImage:
+    """An image that a notebook displays.
+
+    It is displayed as a JPEG, because the PNG of textured frames is five times as large and a notebook keeps it; `image` has
+    the exact pixels.
+    """
+
+    image: Image.Image  # RGB
+
+    def save(self, path: str | Path) -> None:
+        """Write the image to a file, in the format of its suffix."""
+        self.image.save(path)
+
+    def _repr_jpeg_(self) -> bytes:
+        sink = io.BytesIO()
+        self.image.save(sink, "JPEG", quality=JPEG_QUALITY, subsampling=0, optimize=True)
+        return sink.getvalue()
+
+    def __repr__(self) -> str:
+        return f"<image of {self.image.width} x {self.image.height} pixels>"
 
 
 def show(
@@ -32,7 +58,7 @@ def show(
     guide: str | Sequence[str] = (),
     clips: int | Sequence[int] = 4,
     frames: int | None = None,
-) -> Image.Image:
+) -> ClipImage:
     """Draw clips with their masks and guides: one row each, one column per frame.
 
     >>> stm.show(batch, kept)   # doctest: +SKIP
@@ -47,8 +73,8 @@ def show(
         frames: columns; by default at most 8, one per slot if there are many.
 
     Returns:
-        An RGB image, which a notebook displays; `save` writes it to a file. Frames of 96 to 160 pixels keep their size, others
-        are resized to 128.
+        An image that a notebook displays; `save` writes it to a file. Frames of 96 to 160 pixels keep their size, others are
+        resized to 128.
 
     Raises:
         ValueError: a mask does not belong to the batch, the batch has no such guide, or there are no such clips.
@@ -64,7 +90,7 @@ def show(
         (_heading(batch, clip), _draw_rows(batch, clip, shape, columns, guides, booleans))
         for clip in _choose_clips(clips, len(batch["video"]))
     ]
-    return _compose(drawn)
+    return ClipImage(_compose(drawn))
 
 
 def _spread(count: int, frames: int) -> list[int]:

@@ -1,6 +1,7 @@
 """The image of a batch: grey where tokens are hidden, the frame's own pixels where they are kept, colours of a guide."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 import stm
-from stm.api.images import GAP, HEADING_HEIGHT, LABEL_WIDTH
+from stm.api.images import GAP, HEADING_HEIGHT, LABEL_WIDTH, ClipImage
 
 SIDE, PATCH, FRAMES, TUBELET = 96, 24, 8, 2  # 96 pixels are drawn as they are
 GREY = 140
@@ -26,12 +27,12 @@ def batch() -> dict[str, Any]:
     return {"video": video, "guides": guides, "caption": ["a red square", "", "a" * 500], "key": ["x", "y", "z"]}
 
 
-def tile(image: Image.Image, line: int, column: int, clip: int = 0, rows: int = 2) -> np.ndarray:
+def tile(drawn: ClipImage, line: int, column: int, clip: int = 0, rows: int = 2) -> np.ndarray:
     """The pixels of one tile, found from the layout: rows below a heading per clip, columns right of the labels."""
     step = SIDE + GAP
     top = clip * (HEADING_HEIGHT + rows * step) + HEADING_HEIGHT + line * step
     left = LABEL_WIDTH + column * step
-    return np.asarray(image)[top : top + SIDE, left : left + SIDE]
+    return np.asarray(drawn.image)[top : top + SIDE, left : left + SIDE]
 
 
 @pytest.mark.parametrize("boolean", [False, True])
@@ -68,19 +69,27 @@ def test_several_masks_and_guides_are_one_row_each(batch: dict[str, Any]) -> Non
 
 
 def test_columns_clips_and_formats(batch: dict[str, Any]) -> None:
-    assert stm.show(batch, clips=1).width == LABEL_WIDTH + 4 * (SIDE + GAP) - GAP + 6
+    assert stm.show(batch, clips=1).image.width == LABEL_WIDTH + 4 * (SIDE + GAP) - GAP + 6
     image = stm.show(batch, clips=2, frames=8)
     for frame in range(8):
         assert (tile(image, 0, frame, 1, rows=1) == batch["video"][1, frame].permute(1, 2, 0).numpy()).all()
-    sink = io.BytesIO(image._repr_png_())  # what a notebook displays
-    assert (np.asarray(Image.open(sink)) == np.asarray(image)).all()
+
+
+def test_a_notebook_displays_a_jpeg_and_files_have_the_exact_pixels(batch: dict[str, Any], tmp_path: Path) -> None:
+    drawn = stm.show(batch, clips=1)
+    drawn.save(tmp_path / "clips.png")
+    assert (np.asarray(Image.open(tmp_path / "clips.png")) == np.asarray(drawn.image)).all()
+    displayed = Image.open(io.BytesIO(drawn._repr_jpeg_()))
+    assert displayed.format == "JPEG" and displayed.size == drawn.image.size
+    assert np.abs(np.asarray(displayed).astype(int) - np.asarray(drawn.image)).mean() < 8
+    assert [name for name in dir(drawn) if name.startswith("_repr_")] == ["_repr_jpeg_"]  # a notebook keeps one format
 
 
 def test_headings_are_captions_or_keys_and_never_wider_than_the_image(batch: dict[str, Any]) -> None:
     image = stm.show(batch)
     step = HEADING_HEIGHT + SIDE + GAP
     for clip in range(3):
-        heading = np.asarray(image)[clip * step : clip * step + HEADING_HEIGHT]
+        heading = np.asarray(image.image)[clip * step : clip * step + HEADING_HEIGHT]
         assert (heading[:, LABEL_WIDTH:] < 128).any()  # something is written
         assert (heading[:, -4:] == 255).all()
 
@@ -88,7 +97,7 @@ def test_headings_are_captions_or_keys_and_never_wider_than_the_image(batch: dic
 def test_other_sizes_are_resized_and_single_frames_drawn() -> None:
     video = torch.zeros(1, 1, 3, 32, 32, dtype=torch.uint8)
     image = stm.show({"video": video, "guides": {"noise": torch.zeros(1, 1, 4)}})
-    assert image.width == LABEL_WIDTH + 128 + 6
+    assert image.image.width == LABEL_WIDTH + 128 + 6
 
 
 def test_what_cannot_be_drawn_is_explained(batch: dict[str, Any]) -> None:
