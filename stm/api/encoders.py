@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,15 @@ from stm.models.weights import zoo
 from stm.models.weights.checks import Weights, WeightsError, adapt, build_encoder
 
 CLASSIFIER = "classifier.safetensors"  # what fine-tuning writes
+
+
+class ClipSizes(TypedDict):
+    """The sizes of an encoder's clips, as arguments of `open_shards`."""
+
+    frames: int
+    image_size: int  # pixels
+    patch_size: int  # pixels
+    tubelet: int  # frames
 
 
 class Features(NamedTuple):
@@ -39,10 +48,10 @@ class Encoder(nn.Module):
         self.eval()
 
     @property
-    def geometry(self) -> dict[str, int]:
+    def geometry(self) -> ClipSizes:
         """The sizes of its clips as arguments: `stm.open_shards(folder, **encoder.geometry)`."""
         a = self.architecture
-        return {name: getattr(a, name) for name in ("frames", "image_size", "patch_size", "tubelet")}
+        return ClipSizes(frames=a.frames, image_size=a.image_size, patch_size=a.patch_size, tubelet=a.tubelet)
 
     @torch.no_grad()
     def forward(self, video: Tensor, kept: Tensor | None = None) -> Features:

@@ -17,7 +17,7 @@ LEARNED = "spatiotemporal"  # the guide that only a trained run computes
 
 
 class GuideError(ValueError):
-    """A batch without the guides of a strategy; the message contains what is missing and what the batch allows."""
+    """A batch without the guides of a strategy, or without any; the message contains what is missing and what is possible."""
 
 
 def mask(
@@ -43,6 +43,7 @@ def mask(
         ModelError: the teacher cannot be loaded.
         ValueError: the ratio is not from 0 up to 1.
     """
+    check_batch(batch)
     chosen = get_strategy(strategy)
     share = usual_ratio(strategy) if ratio is None else ratio
     if not 0 <= share < 1:
@@ -70,12 +71,27 @@ def hidden(batch: Mapping[str, Any], kept: Tensor) -> Tensor:
     return to_boolean(kept, shape.slots, shape.tokens).unflatten(-1, (shape.side, shape.side))
 
 
+def check_batch(batch: Mapping[str, Any]) -> None:
+    """Reject what is not a batch of clips with guides.
+
+    Raises:
+        GuideError: it lacks "video" or the noise.
+    """
+    if not isinstance(batch, Mapping) or "video" not in batch or "noise" not in batch.get("guides", ()):
+        found = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
+        raise GuideError(
+            'a batch with "video" and "guides", among them "noise", is needed, as open_shards(...).batch() and its loaders '
+            f"return it; got {found or 'an empty one'}"
+        )
+
+
 def geometry_of(batch: Mapping[str, Any]) -> Geometry:
     """Return the sizes of a batch's clips in pixels, frames and tokens.
 
     Args:
         batch: "video" [B, T, 3, S, S] and "guides", of which "noise" is [B, slots, N].
     """
+    check_batch(batch)
     frames, _, _, size = batch["video"].shape[1:]
     slots, tokens = batch["guides"]["noise"].shape[1:]
     return Geometry(size, size // find_side(tokens), frames // slots, frames)

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from stm.config import Augmentation, CaptionChoice, Sampling
+from pydantic import ValidationError
+
+from stm.config import Augmentation, CaptionChoice, Sampling, Section
+from stm.config.errors import explain_problem
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.data.loader import Batch, ClipLoader, collate
@@ -14,6 +17,7 @@ from stm.storage.remote import PIPE, show_url
 from stm.storage.tables import read_receipt
 
 Source = str | Path | Sequence[str | Path]
+SectionType = TypeVar("SectionType", bound=Section)
 
 USUAL_SIDE = 224  # pixels; VideoMAE's image size
 USUAL_FRAMES = 16  # VideoMAE's clip length
@@ -71,8 +75,8 @@ def open_shards(
         ValueError: a shard cannot be used, or lacks what is asked of it; see `ClipDataset`.
         OSError: a server failed.
     """
-    settings = (Augmentation(**augmentation or {}), seed, train)
-    options["captions"] = CaptionChoice(**captions or {})
+    settings = (_read_section(Augmentation, "augmentation", augmentation), seed, train)
+    options["captions"] = _read_section(CaptionChoice, "captions", captions)
     urls = _list_urls(source)
     if urls:
         own = {name: value for name, value in options.items() if name not in STREAM_OPTIONS}
@@ -85,6 +89,16 @@ def open_shards(
     index = ClipIndex(indexes)
     geometry = _choose_geometry(index, frames, image_size, patch_size, tubelet, stride, sampling)
     return OpenShards(ClipDataset(index, geometry, *settings, **options), _describe_files(indexes), others)
+
+
+def _read_section(kind: type[SectionType], name: str, values: Mapping[str, Any] | None) -> SectionType:
+    """Validate keywords that are keys of a section of the config."""
+    try:
+        return kind.model_validate(dict(values or {}))
+    except ValidationError as error:
+        schema = kind.model_json_schema()
+        problems = [f"{name}.{explain_problem(problem, schema)}" for problem in error.errors()]
+        raise ShardsError("; ".join(problems)) from None
 
 
 class OpenShards:
@@ -168,7 +182,9 @@ class OpenShards:
 
     def __repr__(self) -> str:
         data, shape = self._dataset, self.geometry
-        clip = f"{shape.frames} frames of {shape.image_size} x {shape.image_size} pixels"
+        clip = (
+            f"{shape.frames} frame{'s' if shape.frames > 1 else ''} of {shape.image_size} x {shape.image_size} pixels"
+        )
         tokens = f"{shape.slots} x {shape.side} x {shape.side} tokens"
         lines = [
             f"{len(self)} clips in {self._where}"

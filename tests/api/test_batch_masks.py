@@ -79,6 +79,13 @@ def test_a_missing_guide_is_named_with_the_strategies_that_remain(results: Path)
         stm.mask(batch, "text_top", 0.6, teacher="local-dir:nowhere")
 
 
+def test_what_is_no_batch_is_explained(batch: Batch) -> None:
+    for wrong, found in (({}, "an empty one"), (batch["video"], "Tensor"), ({"video": batch["video"]}, "video")):
+        for use in (lambda b: stm.mask(b, "random", 0.5), stm.show, lambda b: stm.hidden(b, torch.zeros(1))):
+            with pytest.raises(GuideError, match=f"its loaders return it; got {found}$"):
+                use(wrong)
+
+
 @pytest.mark.parametrize("ratio", [1.0, -0.1, float("nan")])
 def test_impossible_ratios_are_refused(batch: Batch, ratio: float) -> None:
     with pytest.raises(ValueError, match="the mask ratio must be from 0 up to"):

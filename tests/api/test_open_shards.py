@@ -132,6 +132,15 @@ def test_sizes_that_do_not_fit_are_refused(results: Path, given: dict[str, int],
         stm.open_shards(results, **given)  # type: ignore[arg-type]
 
 
+def test_misspelt_keys_and_missing_sources_are_explained(results: Path) -> None:
+    with pytest.raises(ShardsError, match=r"augmentation\.flop: no such key; did you mean `flip`"):
+        stm.open_shards(results, augmentation={"flop": False})
+    with pytest.raises(ShardsError, match=r"captions\.count = 0: should be greater than or equal to 1"):
+        stm.open_shards(results, captions={"count": 0})
+    with pytest.raises(ValueError, match="no clip has captions of people; packed sources: made"):
+        stm.open_shards(results, captions={"sources": ["people"]})
+
+
 def test_what_is_no_folder_of_shards_is_explained(results: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for place, split, message in (
@@ -166,7 +175,7 @@ def test_clips_that_do_not_exist_are_refused(results: Path) -> None:
     data = stm.open_shards(results, "test")
     for clips in (4, 0, [3], [-1], []):
         with pytest.raises(ShardsError, match="there are 3 clips, with numbers from 0 to 2"):
-            data.batch(clips)  # type: ignore[arg-type]
+            data.batch(clips)
 
 
 def test_one_frame_per_clip_is_one_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

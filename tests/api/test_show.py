@@ -116,4 +116,4 @@ def test_what_cannot_be_drawn_is_explained(batch: dict[str, Any]) -> None:
         ({"frames": 0}, "frames must be a positive integer"),
     ):
         with pytest.raises(ValueError, match=message):
-            stm.show(batch, **arguments)  # type: ignore[arg-type]
+            stm.show(batch, **arguments)
