@@ -52,8 +52,13 @@ def mask(
     if missing and (teacher is None or not set(missing) <= set(COMPUTED) - {LEARNED}):
         raise GuideError(_explain_missing(strategy, missing, batch["guides"]))
     settings = Teacher(model=teacher) if isinstance(teacher, str) else teacher
-    guides = compute_guides(batch, missing, settings) if missing else batch["guides"]
-    assert guides is not None
+    guides = dict(batch["guides"])
+    if missing:
+        computed = compute_guides(
+            {**batch, "video": batch["video"].cpu()}, missing, settings
+        )  # the teacher is on the CPU
+        assert computed is not None
+        guides |= {guide: computed[guide].to(guides["noise"].device) for guide in missing}
     return chosen(guides, share)
 
 

@@ -21,7 +21,7 @@ def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook,
-        timeout=600,  # seconds per cell
+        timeout=1800,  # seconds per cell, on a busy machine
         kernel_name="python3",
         record_timing=False,
         coalesce_streams=True,
