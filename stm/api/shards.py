@@ -175,10 +175,13 @@ class OpenShards:
         Raises:
             ShardsError: there are fewer clips.
         """
+        return collate([self._dataset[number] for number in self._number_clips(clips)])
+
+    def _number_clips(self, clips: int | Sequence[int]) -> list[int]:
         numbers = list(range(clips)) if isinstance(clips, int) else list(clips)
         if not numbers or min(numbers) < 0 or max(numbers) >= len(self):
             raise ShardsError(f"batch({clips}): there are {len(self)} clips, with numbers from 0 to {len(self) - 1}")
-        return collate([self._dataset[number] for number in numbers])
+        return numbers
 
     def __repr__(self) -> str:
         data, shape = self._dataset, self.geometry
@@ -238,7 +241,7 @@ class StreamedShards(OpenShards):
         """Load one batch of the first `clips` clips of the stream."""
         if not isinstance(clips, int):
             raise ShardsError(f"{self._where}: shards at URLs are read from start to end: give a number of clips")
-        with self.loader(clips) as stream:
+        with self.loader(len(self._number_clips(clips))) as stream:
             return next(stream.batches(0))
 
 

@@ -198,6 +198,8 @@ def test_shards_at_urls_give_the_batches_of_local_ones(results: Path) -> None:
             data.dataset  # noqa: B018
         with pytest.raises(ShardsError, match="give a number of clips"):
             data.batch([1, 2])
+        with pytest.raises(ShardsError, match="there are 7 clips"):
+            data.batch(8)
         with pytest.raises(ShardsError, match="shuffled if opened with train=True"):
             data.loader(shuffle=True)
     assert f"7 clips in {server.url}" in repr(data) and os.fspath(results) not in repr(data)
