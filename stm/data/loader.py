@@ -158,6 +158,7 @@ class ClipLoader:
             )
         self.workers = workers
         self._order = _Order()
+        self._epoch = 0  # that of the next loop over the loader
         self._loader: DataLoader[Batch] | None = None  # made when it is used
         self._iterator: Any = None  # the loader's, which holds the loading processes from epoch to epoch
 
@@ -214,6 +215,12 @@ class ClipLoader:
     def __len__(self) -> int:
         """This process's batches per epoch; without `drop_last` the last processes may have one fewer."""
         return -(-max(self.clips_per_epoch - self.rank * self.batch_size, 0) // self.global_batch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of an epoch: of epoch 0 in the first loop over the loader, and of the next one in each further loop."""
+        epoch = self._epoch
+        self._epoch += 1
+        return self.batches(epoch)
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """The epoch's batches after the first `start` clips, counted over all processes."""

@@ -188,6 +188,10 @@ class ClipIndex:
         """The label of each clip."""
         return self._labels.to_pylist()
 
+    def captions(self) -> list[list[str]]:
+        """The captions of each clip, from all sources."""
+        return [captions or [] for captions in self._captions.to_pylist()]
+
     def _check_unique(self) -> None:
         key, count = Counter(self._keys.to_pylist()).most_common(1)[0]
         if count > 1:

@@ -147,6 +147,10 @@ class ClipStream:
         # many batches as the smallest shards would fill, so that none waits for a gradient that never comes.
         return sum(sorted(sizes)[: len(remaining) // self.processes]) // self.batch_size
 
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of `epoch`: those of the next epoch after a whole loop, of the same one after a loop that was left."""
+        return self.batches(self.epoch)
+
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch; after `load_state_dict`, those of the remaining shards of the state's epoch.
 

@@ -18,7 +18,7 @@ from stm.data.crop_boxes import center_crop
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.data.sampling import view_windows
-from stm.masking import get_strategy, to_boolean
+from stm.masking import find_side, get_strategy, to_boolean
 from stm.methods import TEACHER_GUIDE
 from stm.report.clips import film_strips
 from stm.report.clips.film_strips import Row, Scale
@@ -136,27 +136,35 @@ def load_frame_teacher(settings: Teacher, side: int, layers: int = 1) -> "FrameT
     return FrameTeacher.load(FrameTeacherSettings(**shared, layers=layers) if layers else Teacher(**shared), side)
 
 
-def _compute_features(teacher: Teacher, cut: Cut) -> Tensor:
-    """Return the teacher's tokens, averaged over each tubelet's frames, as unit vectors [1, slots, N, D]."""
-    tokens = load_frame_teacher(teacher, cut.geometry.side)(cut.batch["video"]).tokens
-    return normalize(tokens.unflatten(1, (-1, cut.geometry.tubelet)).mean(dim=2), dim=-1)
+def _compute_features(teacher: Teacher, video: Tensor, tubelet: int, side: int) -> Tensor:
+    """Return the teacher's tokens, averaged over each tubelet's frames, as unit vectors [B, slots, N, D]."""
+    tokens = load_frame_teacher(teacher, side)(video).tokens
+    return normalize(tokens.unflatten(1, (-1, tubelet)).mean(dim=2), dim=-1)
 
 
-def compute_guides(cut: Cut, needs: Iterable[str], teacher: Teacher | None) -> Mapping[str, Tensor] | None:
-    """Return the guides that a strategy needs, both packed and computed by the teacher; None if any is missing."""
-    guides = dict(cut.batch["guides"])
+def compute_guides(
+    batch: Mapping[str, Any], needs: Iterable[str], teacher: Teacher | None
+) -> Mapping[str, Tensor] | None:
+    """Return the guides that a strategy needs, both packed and computed by the teacher; None if any is missing.
+
+    Args:
+        batch: "video" uint8 [B, T, 3, S, S] and "guides", of which "noise" is [B, slots, N].
+    """
+    guides = dict(batch["guides"])
+    slots, tokens = guides["noise"].shape[1:]
+    side, tubelet = find_side(tokens), batch["video"].shape[1] // slots
     if TEACHER_GUIDE in needs and teacher is not None:
-        attention_teacher = load_frame_teacher(teacher, cut.geometry.side, layers=0)
-        guides[TEACHER_GUIDE] = attention_teacher.attend(cut.batch["video"], cut.geometry.tubelet)
+        attention_teacher = load_frame_teacher(teacher, side, layers=0)
+        guides[TEACHER_GUIDE] = attention_teacher.attend(batch["video"], tubelet)
     if "features" in needs and teacher is not None:
-        guides["features"] = _compute_features(teacher, cut)
+        guides["features"] = _compute_features(teacher, batch["video"], tubelet, side)
     return None if any(guide not in guides for guide in needs) else guides
 
 
 def mask_cut(cut: Cut, strategy: str, ratio: float, teacher: Teacher | None = None) -> NDArray[np.bool_] | None:
     """Compute a strategy's mask, bool [slots, side, side], True: hidden; None if a guide is missing."""
     draw_mask = get_strategy(strategy)
-    guides = compute_guides(cut, draw_mask.needs, teacher)
+    guides = compute_guides(cut.batch, draw_mask.needs, teacher)
     if guides is None:
         return None
     shape = cut.geometry

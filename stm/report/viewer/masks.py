@@ -97,7 +97,7 @@ def _draw_strategy(clips: Sequence[Sequence[Cut]], strategy: str, teacher: Teach
 def draw_ratios(cut: Cut, strategy: str, ratios: Sequence[float], teacher: Teacher | None) -> Masks | None:
     """Draw a strategy's masks of one cut, bool [ratios, slots, side, side]; None if a guide is missing."""
     draw_mask = get_strategy(strategy)
-    guides = compute_guides(cut, draw_mask.needs, teacher)
+    guides = compute_guides(cut.batch, draw_mask.needs, teacher)
     if guides is None:
         return None
     shape = cut.geometry

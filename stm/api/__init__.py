@@ -1,0 +1,1 @@
+"""The library as a notebook uses it; its functions are attributes of `stm` itself."""
