@@ -143,8 +143,9 @@ def loading_blocks(weights: Weights, name: str, format: str) -> list[tuple[str, 
         (title.format(**values), _fence(text.format(**values), "python", code.format(**values)))
         for title, text, code in templates
     ]
-    if format in ("stm", "videomae"):
-        code = _FINE_TUNING.format(name=name, geometry=_geometry(weights))
+    geometry = _geometry(weights)
+    if format in ("stm", "videomae") and geometry is not None:
+        code = _FINE_TUNING.format(name=name, geometry=geometry)
         blocks.append(("Fine-tuning", _fence(_FINE_TUNING_TEXT, "yaml", code)))
     return blocks
 
@@ -160,10 +161,13 @@ def _result(weights: Weights, format: str) -> str:
     return f"features = {features}[1, {weights.architecture.width}]"
 
 
-def _geometry(weights: Weights) -> str:
-    """The keys of a run whose student has this architecture, where they differ from the defaults."""
+def _geometry(weights: Weights) -> str | None:
+    """The keys of a run whose student has this architecture, where they differ from the defaults; None if no run has it."""
     a = weights.architecture
-    size = next((name for name, size in SIZES.items() if size.width == a.width and size.depth == a.depth), "base")
+    shape = (a.width, a.depth, a.heads)
+    size = next((name for name, size in SIZES.items() if (size.width, size.depth, size.heads) == shape), None)
+    if size is None or a.position_frames is not None:
+        return None
     values = {
         "model": (size, "base"),
         "image_size": (a.image_size, 224),

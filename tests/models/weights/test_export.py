@@ -15,6 +15,7 @@ from model_parts import TINY, Head, disturb, draw
 from torch import nn
 
 import stm
+from stm.config import PretrainRun, parse_config
 from stm.models.vit import VideoEncoder, VideoMAE
 from stm.models.weights import zoo
 from stm.models.weights.export import FILES
@@ -67,7 +68,7 @@ def test_a_card_tells_how_the_weights_were_made_and_how_good_they_are(tmp_path: 
     weights = make_run(tmp_path / "results/shapes", VideoMAE(TINY))
     folder = zoo.convert(weights, tmp_path / "my-model", format, license="cc-by-nc-4.0")
     front, text = read_card(folder)
-    assert {path.name for path in folder.iterdir()} == FILES[format]  # type: ignore[index]
+    assert {path.name for path in folder.iterdir()} == FILES[format]
     assert front == {
         "license": "cc-by-nc-4.0",
         "library_name": format,
@@ -159,8 +160,18 @@ def test_the_card_s_code_runs_and_computes_what_the_model_does(
             for n, p in names["classifier"].named_parameters()
             if n.endswith("1.mlp.fc2.weight") or "layer.1.output" in n
         ]
-        assert any(torch.equal(p, encoder.blocks[1].mlp.fc2.weight) for p in kept)
+        assert any(torch.equal(p, encoder.get_parameter("blocks.1.mlp.fc2.weight")) for p in kept)
         assert [p.shape[0] for p in names["classifier"].parameters()][-1] == 10
+
+
+def test_the_card_s_config_is_of_the_exported_architecture(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"image_size": 32, "patch_size": 4, "tubelet": 4, "frames": 8, "position_period": 50.0}
+    architecture = zoo.describe(PretrainRun(model="tiny", positions="separable", **keys))
+    zoo.save(VideoEncoder(architecture), tmp_path / "a.safetensors")
+    text = read_card(zoo.convert(tmp_path / "a.safetensors", tmp_path / "peer", "stm"))[1]
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    run = parse_config(yaml.safe_load(block), "the card").runs["given"]
+    assert zoo.describe(run) == architecture and run.init == "peer" and run.optimisation.epochs == 0
 
 
 def test_folders_load_where_stm_is_not_installed(tmp_path: Path) -> None:

@@ -269,4 +269,4 @@ def test_folders_and_files_of_no_known_kind_are_errors_that_say_so(tmp_path: Pat
         with pytest.raises(zoo.WeightsError, match=rf"{name}: .*{message}"):
             zoo.load_any(tmp_path / name)
     with pytest.raises(zoo.WeightsError, match="unknown format 'keras'; there are: stm, videomae, transformers, timm"):
-        zoo.convert(tmp_path / "run", tmp_path / "x", "keras")  # type: ignore[arg-type]
+        zoo.convert(tmp_path / "run", tmp_path / "x", "keras")
