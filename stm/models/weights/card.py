@@ -31,6 +31,7 @@ _OBJECTIVES = {
     "matching": "video-text matching",
     "relevance": "video-text relevance",
 }
+_WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _FEW_CLIPS = 10_000
 _MEASURED = """\
 Measured by stm before the export, with all parts of the model. For a task with training, such as a probe or fine-tuning, the
@@ -201,10 +202,12 @@ def _teacher(facts: Provenance) -> str:
 
 
 def _base_name(model: str) -> str:
-    """A model's id without the folders of a local path, which mean nothing on another machine."""
-    prefix, colon, rest = model.rpartition(":")
-    is_path = rest.count("/") > 1 or colon or Path(rest).suffix
-    return f"{prefix}{colon}{Path(rest).name}" if is_path and prefix != "hf-hub" else model
+    """A model's id, but for a local path only its last part: folders mean nothing on another machine, or too much."""
+    prefix, colon, path = model.rpartition(":")
+    if prefix.endswith("hf-hub"):
+        return model
+    local = path.startswith(("/", ".", "~")) or path.count("/") > 1 or path.endswith(_WEIGHT_SUFFIXES)
+    return f"{prefix}{colon}{Path(path).name}" if local or prefix.endswith("local-dir") else model
 
 
 # -------------------------------------------------------------------------------------------------------
@@ -212,7 +215,10 @@ def _base_name(model: str) -> str:
 
 
 def _numbers(facts: Provenance) -> str:
-    rows = [_number(name, metrics) for name, metrics in facts.evaluations.items() if metrics.get("headline")]
+    evaluations = facts.evaluations.items()
+    rows = [
+        _number(name, metrics) for name, metrics in evaluations if get_nested(metrics, "headline", "value") is not None
+    ]
     if not rows:
         return "No evaluation of these weights was found beside them: unknown.\n"
     return _MEASURED + _table(("evaluation", "task", "metric", "value", "95 % interval", "chance"), rows)

@@ -74,12 +74,20 @@ def _of_run(name: str, layout: Layout, run: str, file: Path) -> Provenance:
 
 def _of_classifier(name: str, layout: Layout, run: str, folder: Path) -> Provenance:
     metrics = _read(folder / "metrics.json")
-    return _with_data(name, layout, run, tuning=metrics.get("settings", {}), evaluations={folder.name: metrics})
+    parts: dict[str, Any] = {
+        "tuning": metrics.get("settings", {}),
+        "evaluations": {folder.name: metrics} if metrics else {},
+    }
+    pretrained = layout.weights(run)
+    # The run may have been repeated since, with other settings.
+    if not pretrained.is_file() or sha256_file(pretrained) != get_nested(metrics, "receipt", "weights"):
+        return Provenance(name, **parts)
+    return _with_data(name, layout, run, **parts)
 
 
 def _with_data(name: str, layout: Layout, run: str, **parts: Any) -> Provenance:
     clips: dict[str, int] = {}
-    for shard in (get_nested(_read(layout.shard_index), "shards") or {}).values():
+    for shard in (_read(layout.shard_index).get("shards") or {}).values():
         clips[shard["split"]] = clips.get(shard["split"], 0) + shard["clips"]
     receipt = read_receipt(layout.manifest) if layout.manifest.is_file() else {}
     return Provenance(

@@ -218,12 +218,14 @@ def to_timm(model: nn.Module | Weights) -> ClipTransformer:
 def write_timm(weights: Weights, folder: Path, license: str | None = None) -> list[str]:
     """Write a folder for `timm.create_model("local-dir:...")`, deterministically; returns notes on what differs."""
     a = weights.architecture
+    arguments = timm_arguments(a, weights.kind, weights.classes)
+    del arguments["num_classes"]  # timm takes it from below; transformers' wrapper of timm would give it twice
     config: dict[str, Any] = {
         "architecture": _entry_point(a),
         "num_classes": weights.classes,
         "num_features": a.width,
         "global_pool": "avg",
-        "model_args": timm_arguments(a, weights.kind, weights.classes),
+        "model_args": arguments,
         "pretrained_cfg": pretrained_cfg(weights, license),
         HEADER_KEY: {"architecture": asdict(a)},  # ignored by timm; `read_timm` needs it
     }

@@ -225,7 +225,12 @@ def write_transformers(weights: Weights, folder: Path) -> list[str]:
     # One file for AutoImageProcessor, one for AutoVideoProcessor, which only falls back on the first in some versions.
     processor = _preprocessor(weights.architecture)
     image = {"image_processor_type": "VideoMAEImageProcessor"}
-    video = {"video_processor_type": "VideoMAEVideoProcessor", "do_convert_rgb": True, "do_sample_frames": False}
+    video = {
+        "video_processor_type": "VideoMAEVideoProcessor",
+        "do_convert_rgb": True,
+        "do_sample_frames": False,  # clips; with `do_sample_frames=True`, whole videos
+        "num_frames": weights.architecture.frames,
+    }
     write_json(folder / "preprocessor_config.json", processor | image)
     write_json(folder / "video_preprocessor_config.json", processor | video)
     write_json(folder / "config.json", config)

@@ -19,7 +19,7 @@ from stm.config import PretrainRun, parse_config
 from stm.models.vit import VideoEncoder, VideoMAE
 from stm.models.weights import zoo
 from stm.models.weights.export import FILES
-from stm.storage.files import sha256_file, write_json
+from stm.storage.files import read_json, sha256_file, write_json
 from stm.storage.tables import write_table
 
 ROOT = Path(__file__).parents[3]
@@ -114,17 +114,21 @@ def test_a_card_says_what_is_unknown(tmp_path: Path) -> None:
 
 
 def test_a_classifier_s_card_has_its_own_number_and_the_run_s_training(tmp_path: Path) -> None:
-    make_run(tmp_path / "results/shapes", VideoMAE(TINY))
+    run = make_run(tmp_path / "results/shapes", VideoMAE(TINY))
     folder = tmp_path / "results/shapes/evaluate/mine/actions"
     zoo.save(Head(VideoEncoder(TINY), 2), folder / "classifier.safetensors", labels=["run", "a|b"])
     headline = {"label": "top-1", "scale": 100.0, "unit": "%", "value": 0.5, "chance": None, "interval": None}
     settings = {"train_split": "tune", "optimisation": {"epochs": 3, "batch_size": 16}}
-    write_json(folder / "metrics.json", {"task": "finetune", "headline": headline, "settings": settings})
+    metrics = {"task": "finetune", "headline": headline, "settings": settings, "receipt": {"weights": sha256_file(run)}}
+    write_json(folder / "metrics.json", metrics)
     front, text = read_card(zoo.convert(folder / "classifier.safetensors", tmp_path / "peer", "timm"))
     assert front["pipeline_tag"] == "video-classification"
     assert "| Classes | run, a\\|b |\n" in text and "| Steps | 345 |\n" in text
     assert "| Fine-tuning | 3 epochs, batch 16, split `tune` |\n" in text
     assert "| `actions` | finetune | top-1 | 50.0 % | - | - |\n" in text and "linear" not in text
+    zoo.save(disturb(VideoMAE(TINY)), run)  # trained again since, so that the classifier is of other weights
+    text = read_card(zoo.convert(folder / "classifier.safetensors", tmp_path / "peer", "timm"))[1]
+    assert "345" not in text and "| Data | unknown |\n" in text and "| Fine-tuning | 3 epochs" in text
 
 
 def test_the_hub_s_library_reads_the_card(tmp_path: Path) -> None:
@@ -134,6 +138,26 @@ def test_the_hub_s_library_reads_the_card(tmp_path: Path) -> None:
     data = ModelCard.load(folder / "README.md").data
     assert (data.license, data.library_name, data.pipeline_tag) == ("unknown", "transformers", "feature-extraction")
     assert data.datasets == ["moving-shapes"] and data.metrics == ["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("model", "shown"),
+    [
+        ("ViT-B-16-quickgelu@openai", "ViT-B-16-quickgelu@openai"),
+        ("local-dir:/home/someone/clip", "local-dir:clip"),
+        ("clip:ViT-B-16@/home/someone/b16.pt", "clip:b16.pt"),
+        ("~/weights/b16.pth", "b16.pth"),
+        ("owner/model-v1.5", "owner/model-v1.5"),
+        ("clip:hf-hub:owner/model", "clip:hf-hub:owner/model"),
+    ],
+)
+def test_a_card_names_models_without_the_folders_of_this_machine(tmp_path: Path, model: str, shown: str) -> None:
+    weights = make_run(tmp_path / "results/shapes", VideoEncoder(TINY))
+    record = read_json(weights.with_name("config.json"))
+    record["receipt"]["settings"]["init"] = model
+    write_json(weights.with_name("config.json"), record)
+    text = read_card(zoo.convert(weights, tmp_path / "peer", "timm"))[1]
+    assert f"| Initialised from | `{shown}` |\n" in text
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -13,6 +13,7 @@ from timm.data import resolve_model_data_config
 from timm.models import PretrainedCfg, save_for_hf
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_layer_decay
+from transformers import AutoModelForImageClassification
 
 from stm.models.vit import VideoEncoder, VideoMAE
 from stm.models.weights import zoo
@@ -131,6 +132,8 @@ def test_a_classifier_s_folder_has_its_labels_and_can_be_tuned_for_others(tmp_pa
     again = zoo.load_classifier(folder)
     assert again.labels == ("run", "jump", "sit")
     torch.testing.assert_close(again.eval()(video), model(video), rtol=1e-6, atol=1e-6)
+    wrapped = AutoModelForImageClassification.from_pretrained(folder).eval()  # transformers' wrapper of timm
+    torch.testing.assert_close(wrapped(arrange(clip.float())).logits, model(video), rtol=1e-5, atol=1e-5)
     other = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=7, drop_path_rate=0.1)
     assert other(arrange(clip.float())).shape == (2, 7)
     assert torch.equal(*(m.get_parameter("blocks.1.mlp.fc2.weight") for m in (other, model.encoder)))
@@ -146,10 +149,9 @@ def test_the_folder_s_config_is_what_timm_itself_would_write(tmp_path: Path) -> 
     ):
         save_for_hf(peer, str(tmp_path / f"{number}"), safe_serialization=True)
         theirs = json.loads((tmp_path / f"{number}/config.json").read_text())
-        assert {key: ours[key] for key in theirs if key != "pretrained_cfg"} == {
-            key: value for key, value in theirs.items() if key != "pretrained_cfg"
-        }
-        cfg = theirs["pretrained_cfg"]
+        cfg = theirs.pop("pretrained_cfg")
+        assert theirs["model_args"].pop("num_classes") == theirs["num_classes"]  # named twice
+        assert theirs == {key: ours[key] for key in theirs}
         assert cfg.pop("custom_load") is False
         assert cfg == {key: value for key, value in ours["pretrained_cfg"].items() if key in cfg}
         saved = timm.create_model(f"local-dir:{tmp_path / str(number)}", pretrained=True).state_dict()

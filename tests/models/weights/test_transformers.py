@@ -158,6 +158,15 @@ def test_the_folder_s_processors_make_the_pixels_that_the_encoder_sees(tmp_path:
         torch.testing.assert_close(pixels.pixel_values, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_the_video_processor_takes_whole_videos_if_asked(tmp_path: Path) -> None:
+    from transformers import AutoVideoProcessor
+
+    processor = AutoVideoProcessor.from_pretrained(export(VideoMAE(TINY), tmp_path))
+    video = torch.arange(8, dtype=torch.uint8)[:, None, None, None].expand(8, 3, 32, 32)
+    pixels = processor(video, do_sample_frames=True, return_tensors="pt").pixel_values
+    assert pixels.shape == (1, TINY.frames, 3, 32, 32) and (pixels[0, :, 0, 0, 0].diff() > 0).all()
+
+
 def test_a_frame_of_another_size_is_nearly_what_ours_is(tmp_path: Path) -> None:
     """transformers resizes with an antialiased linear filter, stm by averaging areas: they agree on smooth frames."""
     from transformers import AutoVideoProcessor
