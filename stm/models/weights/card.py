@@ -1,7 +1,6 @@
 """Model cards: the README.md of an exported folder, with the hub's metadata, from what is known about the weights."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -31,7 +30,6 @@ _OBJECTIVES = {
     "matching": "video-text matching",
     "relevance": "video-text relevance",
 }
-_WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _FEW_CLIPS = 10_000
 _MEASURED = """\
 Measured by stm before the export, with all parts of the model. For a task with training, such as a probe or fine-tuning, the
@@ -85,8 +83,8 @@ def _metadata(weights: Weights, facts: Provenance, format: Format, license: str)
         "pipeline_tag": "video-classification" if weights.kind == "classifier" else "feature-extraction",
         "tags": list(dict.fromkeys(tags)),
     }
-    if facts.dataset.get("source"):
-        data["datasets"] = [str(facts.dataset["source"])]
+    if facts.dataset:
+        data["datasets"] = [facts.dataset]
     tasks = (str(e.get("task")) for e in facts.evaluations.values())
     metrics = dict.fromkeys(_METRICS[task] for task in tasks if task in _METRICS)
     return data | ({"metrics": list(metrics)} if metrics else {})
@@ -114,12 +112,12 @@ def _summary(weights: Weights, facts: Provenance) -> str:
 
 def _training(weights: Weights, facts: Provenance, license: str) -> Iterator[tuple[str, str]]:
     yield "Licence of the weights", license
-    yield "Data", _data(facts)
+    yield "Pretraining data", _data(facts)
     yield from _method(facts)
     if facts.tuning:
         tuned = get_nested(facts.tuning, "optimisation") or {}
-        length = f"{tuned.get('epochs', UNKNOWN)} epochs, batch {tuned.get('batch_size', UNKNOWN)}"
-        yield "Fine-tuning", f"{length}, split `{facts.tuning.get('train_split', UNKNOWN)}`"
+        length = f"epochs: {tuned.get('epochs', UNKNOWN)}, batch: {tuned.get('batch_size', UNKNOWN)} clips"
+        yield "Fine-tuning", f"on the classes below, {length}"
     if weights.labels:
         yield "Classes", ", ".join(weights.labels[:20]) + (", …" if len(weights.labels) > 20 else "")
     versions = get_nested(facts.receipt, "versions") or {}
@@ -132,7 +130,7 @@ def _method(facts: Provenance) -> Iterator[tuple[str, str]]:
     step = facts.receipt.get("step")
     release = facts.setting("release")
     if release:
-        yield "Training", f"none here: published weights, taken from `{_base_name(release)}`"
+        yield "Training", f"none here: published weights, taken from `{release}`"
         return
     yield "Method", f"`{facts.setting('method')}`" if facts.setting("method") else UNKNOWN
     yield "Mask", _mask(facts.setting("mask")) + _image_mask(facts)
@@ -141,7 +139,7 @@ def _method(facts: Provenance) -> Iterator[tuple[str, str]]:
     initial = facts.setting("init")
     yield (
         "Initialised from",
-        f"`{_base_name(initial)}`" if initial else ("random weights" if facts.receipt else UNKNOWN),
+        f"`{initial}`" if initial else ("random weights" if facts.receipt else UNKNOWN),
     )
     if facts.receipt:
         images = facts.setting("images", "batch_size")
@@ -156,12 +154,11 @@ def _method(facts: Provenance) -> Iterator[tuple[str, str]]:
 
 
 def _data(facts: Provenance) -> str:
-    source, split = facts.dataset.get("source"), facts.setting("split")
-    if not source:
-        return UNKNOWN
-    clips = facts.clips.get(str(split))
-    parts = [f"`{source}`" + (" (generated)" if source == "moving-shapes" else ""), f"split `{split}`"]
-    parts += [f"{clips:,} clips"] if clips else []
+    if not facts.dataset:
+        return "none: not pretrained by this run" if facts.setting("optimisation", "epochs") == 0 else UNKNOWN
+    generated = " (generated)" if facts.dataset == "moving-shapes" else ""
+    parts = [f"`{facts.dataset}`{generated}", f"split `{facts.setting('split')}`"]
+    parts += [f"{facts.clips:,} clips"] if facts.clips else []
     images = facts.setting("images", "datasets")
     parts += [f"and images of {', '.join(f'`{name}`' for name in images)}"] if images else []
     return ", ".join(parts)
@@ -171,9 +168,7 @@ def _mask(mask: Any) -> str:
     strategy, ratio = get_nested(mask, "strategy"), get_nested(mask, "ratio")
     if strategy is None:
         return UNKNOWN
-    file, colon, own = str(strategy).rpartition(":")
-    name = f"`{own}` (a strategy in {Path(file).name})" if colon else f"`{strategy}`"
-    return f"{name}, ratio {ratio}"
+    return f"`{strategy}`, ratio {ratio}"
 
 
 def _image_mask(facts: Provenance) -> str:
@@ -198,16 +193,7 @@ def _teacher(facts: Provenance) -> str:
     if not facts.receipt:
         return UNKNOWN
     model = facts.setting("teacher", "model")
-    return f"`{_base_name(model)}`" if model else "none"
-
-
-def _base_name(model: str) -> str:
-    """A model's id, but for a local path only its last part: folders mean nothing on another machine, or too much."""
-    prefix, colon, path = model.rpartition(":")
-    if prefix.endswith("hf-hub"):
-        return model
-    local = path.startswith(("/", ".", "~")) or path.count("/") > 1 or path.endswith(_WEIGHT_SUFFIXES)
-    return f"{prefix}{colon}{Path(path).name}" if local or prefix.endswith("local-dir") else model
+    return f"`{model}`" if model else "none"
 
 
 # -------------------------------------------------------------------------------------------------------
@@ -241,19 +227,18 @@ def _number(name: str, metrics: Mapping[str, Any]) -> tuple[str, ...]:
 def _limits(weights: Weights, facts: Provenance, omitted: Sequence[str]) -> Iterator[str]:
     if facts.rehearsal:
         yield "Made by a rehearsal, from generated stand-ins for data and models: the weights and numbers mean nothing"
-    if facts.dataset.get("source") == "moving-shapes":
-        yield "Trained on generated videos of moving shapes: good for trying the software, not for real videos"
-    clips = facts.clips.get(str(facts.setting("split")), 0)
-    if 0 < clips < _FEW_CLIPS:
-        yield f"Trained on {clips:,} clips only"
+    if facts.dataset == "moving-shapes":
+        yield "Pretrained on generated videos of moving shapes: good for trying the software, not for real videos"
+    if 0 < facts.clips < _FEW_CLIPS:
+        yield f"Pretrained on {facts.clips:,} clips only"
     if weights.architecture.width < 384:
         yield "A model far smaller than ViT-S"
     if weights.kind == "classifier":
         yield "Probabilities are not calibrated, and a clip of none of the classes still gets one of them"
-    elif facts.setting("optimisation", "epochs") == 0:
+    elif facts.setting("optimisation", "epochs") == 0 and not facts.setting("release"):
         yield "Not trained: the weights are the initial ones"
     if not facts.dataset:
-        yield "The training data is unknown, and so are its licence and its biases"
+        yield "The pretraining data is unknown or none; if unknown, so are its licence and its biases"
     yield "The number of frames and the image size are fixed; other sizes are cropped and resized first"
     yield from omitted
 

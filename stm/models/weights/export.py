@@ -85,7 +85,8 @@ def export(
     if format == "stm":
         write_own(weights, target if single else target / OWN_NAME, extras.states, extras.header)
         if not single and facts.receipt:
-            write_json(target / "config.json", {"receipt": facts.receipt})
+            record = {"receipt": facts.receipt, "dataset": facts.dataset, "clips": facts.clips}
+            write_json(target / "config.json", record)
     elif format == "videomae":
         write_official(weights, target if single else target / CHECKPOINT_NAME)
     elif format == "timm":

@@ -1,5 +1,6 @@
 """What is known about weights from the files of the run beside them: its receipt, data and measured numbers."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +16,13 @@ OWN_NAME = "weights.safetensors"
 
 @dataclass(frozen=True)
 class Provenance:
-    """Empty values are unknown."""
+    """Empty values are unknown. Files are named without their folders, since the values are for other machines."""
 
     source: str  # the file's or folder's name, or the hub id
     receipt: Mapping[str, Any] = field(default_factory=dict)  # of the pretraining
     tuning: Mapping[str, Any] = field(default_factory=dict)  # settings of the evaluation that trained a classifier
-    dataset: Mapping[str, Any] = field(default_factory=dict)  # the config's `dataset`
-    clips: Mapping[str, int] = field(default_factory=dict)  # by split
+    dataset: str = ""  # of the pretraining: the config's `dataset.source`
+    clips: int = 0  # of the pretraining's split
     evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # each one's metrics.json, by name
     rehearsal: bool = False  # whether the run was made from stand-in data by `stm rehearse`
 
@@ -51,7 +52,8 @@ def find_provenance(source: str | Path) -> Provenance:
     Raises:
         WeightsError: a file beside the weights is damaged.
     """
-    name = str(source) if own_file(source) is None and not Path(source).exists() else Path(source).name
+    path = Path(source).expanduser()
+    name = path.name if path.exists() else str(source)
     file = own_file(source)
     if file is None:
         return Provenance(name)
@@ -60,7 +62,8 @@ def find_provenance(source: str | Path) -> Provenance:
         return _of_run(name, Layout(folder.parent.parent), folder.name, file)
     if folder.parent.parent.name == "evaluate":
         return _of_classifier(name, Layout(folder.parent.parent.parent), folder.parent.name, folder)
-    return Provenance(name, receipt=_read(folder / "config.json").get("receipt", {}))
+    record = _read(folder / "config.json")
+    return Provenance(name, **{key: record[key] for key in ("receipt", "dataset", "clips") if key in record})
 
 
 def _of_run(name: str, layout: Layout, run: str, file: Path) -> Provenance:
@@ -86,18 +89,38 @@ def _of_classifier(name: str, layout: Layout, run: str, folder: Path) -> Provena
 
 
 def _with_data(name: str, layout: Layout, run: str, **parts: Any) -> Provenance:
-    clips: dict[str, int] = {}
-    for shard in (_read(layout.shard_index).get("shards") or {}).values():
-        clips[shard["split"]] = clips.get(shard["split"], 0) + shard["clips"]
-    receipt = read_receipt(layout.manifest) if layout.manifest.is_file() else {}
-    return Provenance(
-        name,
-        receipt=_read(layout.pretrain(run) / "config.json").get("receipt", {}),
-        dataset=get_nested(receipt, "settings", "dataset") or {},
-        clips=clips,
-        rehearsal="rehearsal" in layout.root.parts,
-        **parts,
-    )
+    receipt = strip_folders(_read(layout.pretrain(run) / "config.json").get("receipt", {}))
+    if layout.manifest.is_file() and is_trained(receipt):
+        parts["dataset"] = get_nested(read_receipt(layout.manifest), "settings", "dataset", "source") or ""
+        shards = (_read(layout.shard_index).get("shards") or {}).values()
+        split = get_nested(receipt, "settings", "split")
+        parts["clips"] = sum(shard["clips"] for shard in shards if shard["split"] == split)
+    return Provenance(name, receipt=receipt, rehearsal="rehearsal" in layout.root.parts, **parts)
+
+
+def is_trained(receipt: Mapping[str, Any]) -> bool:
+    """Whether a run trained on its dataset, rather than taking a release or initial weights as they are."""
+    settings = receipt.get("settings")
+    return get_nested(settings, "release") is None and get_nested(settings, "optimisation", "epochs") != 0
+
+
+_LOCAL = re.compile(r"[/.~].*|.*/.*/.*|.*/.*\.(safetensors|pth|pt|bin|ckpt|py)")
+
+
+def strip_folders(value: Any) -> Any:
+    """Copy JSON values, with local paths reduced to their last part: in `local-dir:/data/clip`, `clip:ViT-B-16@/data/b16.pt`
+    and `masks/rows.py:name`, but not in `owner/name`, an id of the hub."""
+    if isinstance(value, Mapping):
+        return {key: strip_folders(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [strip_folders(part) for part in value]
+    if not isinstance(value, str):
+        return value
+    parts = re.split("([:@])", value)
+    for place, part in enumerate(parts):
+        if _LOCAL.fullmatch(part) or parts[max(place - 2, 0)] == "local-dir":
+            parts[place] = Path(part).name
+    return "".join(parts)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[3]
 FORMATS = ("stm", "videomae", "transformers", "timm")
 SETTINGS = {
     "method": "mae",
-    "mask": {"strategy": "masks/rows.py:top_rows", "ratio": 0.75},
+    "mask": {"strategy": "/home/someone/masks/rows.py:top_rows", "ratio": 0.75},
     "reconstruction": {"target": "normalised", "weight": 1.0},
     "contrast": {"weight": 0.5},
     "teacher": {"model": "local-dir:/home/someone/models/clip"},
@@ -78,8 +78,8 @@ def test_a_card_tells_how_the_weights_were_made_and_how_good_they_are(tmp_path: 
         "metrics": ["accuracy"],
     }
     for row in [
-        "Data | `moving-shapes` (generated), split `train`, 1,234 clips",
-        "Mask | `top_rows` (a strategy in rows.py), ratio 0.75",
+        "Pretraining data | `moving-shapes` (generated), split `train`, 1,234 clips",
+        "Mask | `rows.py:top_rows`, ratio 0.75",
         "Objectives | reconstruction of normalised pixels (weight 1); masked video-text contrast (weight 0.5)",
         "Teacher | `local-dir:clip`",
         "Steps | 345",
@@ -91,7 +91,7 @@ def test_a_card_tells_how_the_weights_were_made_and_how_good_they_are(tmp_path: 
     ]:
         assert f"| {row} |\n" in text
     assert "99.9" not in text and "/home/someone" not in text
-    assert "not for real videos" in text and "Trained on 1,234 clips only" in text
+    assert "not for real videos" in text and "Pretrained on 1,234 clips only" in text
     assert f"version = {{{stm.__version__}}}" in text
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["title"] in text
 
@@ -102,7 +102,7 @@ def test_a_card_says_what_is_unknown(tmp_path: Path) -> None:
     assert front["license"] == "unknown" and "datasets" not in front and "metrics" not in front
     for row in (
         "Licence of the weights",
-        "Data",
+        "Pretraining data",
         "Mask",
         "Objectives",
         "Teacher",
@@ -118,17 +118,21 @@ def test_a_classifier_s_card_has_its_own_number_and_the_run_s_training(tmp_path:
     folder = tmp_path / "results/shapes/evaluate/mine/actions"
     zoo.save(Head(VideoEncoder(TINY), 2), folder / "classifier.safetensors", labels=["run", "a|b"])
     headline = {"label": "top-1", "scale": 100.0, "unit": "%", "value": 0.5, "chance": None, "interval": None}
-    settings = {"train_split": "tune", "optimisation": {"epochs": 3, "batch_size": 16}}
+    settings = {"optimisation": {"epochs": 3, "batch_size": 16}}
     metrics = {"task": "finetune", "headline": headline, "settings": settings, "receipt": {"weights": sha256_file(run)}}
     write_json(folder / "metrics.json", metrics)
     front, text = read_card(zoo.convert(folder / "classifier.safetensors", tmp_path / "peer", "timm"))
     assert front["pipeline_tag"] == "video-classification"
     assert "| Classes | run, a\\|b |\n" in text and "| Steps | 345 |\n" in text
-    assert "| Fine-tuning | 3 epochs, batch 16, split `tune` |\n" in text
+    assert "| Fine-tuning | on the classes below, epochs: 3, batch: 16 clips |\n" in text
     assert "| `actions` | finetune | top-1 | 50.0 % | - | - |\n" in text and "linear" not in text
     zoo.save(disturb(VideoMAE(TINY)), run)  # trained again since, so that the classifier is of other weights
     text = read_card(zoo.convert(folder / "classifier.safetensors", tmp_path / "peer", "timm"))[1]
-    assert "345" not in text and "| Data | unknown |\n" in text and "| Fine-tuning | 3 epochs" in text
+    assert (
+        "345" not in text
+        and "| Pretraining data | unknown |\n" in text
+        and "| Fine-tuning | on the classes below, epochs: 3" in text
+    )
 
 
 def test_the_hub_s_library_reads_the_card(tmp_path: Path) -> None:
@@ -141,11 +145,35 @@ def test_the_hub_s_library_reads_the_card(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("change", "data", "row"),
+    [
+        (
+            {"release": "/home/someone/vit_b.pth"},
+            "unknown",
+            "Training | none here: published weights, taken from `vit_b.pth`",
+        ),
+        ({"optimisation": {"epochs": 0}}, "none: not pretrained by this run", "Epochs | 0"),
+    ],
+)
+def test_weights_that_were_not_trained_do_not_claim_the_dataset(
+    tmp_path: Path, change: dict[str, Any], data: str, row: str
+) -> None:
+    weights = make_run(tmp_path / "results/shapes", VideoEncoder(TINY))
+    record = read_json(weights.with_name("config.json"))
+    record["receipt"]["settings"] |= change
+    write_json(weights.with_name("config.json"), record)
+    front, text = read_card(zoo.convert(weights, tmp_path / "peer", "timm"))
+    assert f"| Pretraining data | {data} |\n" in text and f"| {row} |\n" in text
+    assert "datasets" not in front and "moving-shapes" not in text and "1,234" not in text
+
+
+@pytest.mark.parametrize(
     ("model", "shown"),
     [
         ("ViT-B-16-quickgelu@openai", "ViT-B-16-quickgelu@openai"),
         ("local-dir:/home/someone/clip", "local-dir:clip"),
-        ("clip:ViT-B-16@/home/someone/b16.pt", "clip:b16.pt"),
+        ("clip:ViT-B-16@/home/someone/b16.pt", "clip:ViT-B-16@b16.pt"),
+        ("local-dir:models/clip", "local-dir:clip"),
         ("~/weights/b16.pth", "b16.pth"),
         ("owner/model-v1.5", "owner/model-v1.5"),
         ("clip:hf-hub:owner/model", "clip:hf-hub:owner/model"),
@@ -231,7 +259,9 @@ def test_stm_s_own_format_keeps_the_modules_saved_with_a_model(tmp_path: Path) -
     tensors, about = zoo.load_extra(folder / "weights.safetensors", "language")
     assert torch.equal(tensors["w"], torch.ones(2)) and about == {"vocab": 3}
     # The copy knows how it was made, and so does the card of what is converted from it.
-    assert "| Steps | 345 |\n" in read_card(zoo.convert(folder, tmp_path / "peer", "timm", encoder_only=True))[1]
+    text = read_card(zoo.convert(folder, tmp_path / "peer", "timm", encoder_only=True))[1]
+    assert "| Steps | 345 |\n" in text and "`moving-shapes` (generated), split `train`, 1,234 clips" in text
+    assert "/home/someone" not in (folder / "config.json").read_text()
 
 
 @pytest.mark.parametrize("format", ["transformers", "timm", "videomae"])
