@@ -132,15 +132,15 @@ def _method(facts: Provenance) -> Iterator[tuple[str, str]]:
     if release:
         yield "Training", f"none here: published weights, taken from `{release}`"
         return
+    if facts.setting("optimisation", "epochs") == 0:
+        yield "Training", "none here: 0 epochs"
+        yield from _start(facts)
+        return
     yield "Method", f"`{facts.setting('method')}`" if facts.setting("method") else UNKNOWN
     yield "Mask", _mask(facts.setting("mask")) + _image_mask(facts)
     yield "Objectives", _objectives(facts) or UNKNOWN
     yield "Teacher", _teacher(facts)
-    initial = facts.setting("init")
-    yield (
-        "Initialised from",
-        f"`{initial}`" if initial else ("random weights" if facts.receipt else UNKNOWN),
-    )
+    yield from _start(facts)
     if facts.receipt:
         images = facts.setting("images", "batch_size")
         batch = f"{optimisation.get('batch_size', UNKNOWN)} clips" + (f" and {images} images" if images else "")
@@ -148,14 +148,21 @@ def _method(facts: Provenance) -> Iterator[tuple[str, str]]:
         yield "Epochs", str(optimisation.get("epochs", UNKNOWN))
         yield "Batch", batch
         yield "Precision", str(facts.setting("precision") or UNKNOWN)
-        yield "Seed", str(facts.receipt.get("seed", UNKNOWN))
     else:
         yield "Steps and batch", UNKNOWN
 
 
+def _start(facts: Provenance) -> Iterator[tuple[str, str]]:
+    """The initial weights, and the seed of those that are random."""
+    initial = facts.setting("init")
+    yield "Initialised from", f"`{initial}`" if initial else ("random weights" if facts.receipt else UNKNOWN)
+    if facts.receipt:
+        yield "Seed", str(facts.receipt.get("seed", UNKNOWN))
+
+
 def _data(facts: Provenance) -> str:
     if not facts.dataset:
-        return "none: not pretrained by this run" if facts.setting("optimisation", "epochs") == 0 else UNKNOWN
+        return "none here" if facts.setting("optimisation", "epochs") == 0 else UNKNOWN
     generated = " (generated)" if facts.dataset == "moving-shapes" else ""
     parts = [f"`{facts.dataset}`{generated}", f"split `{facts.setting('split')}`"]
     parts += [f"{facts.clips:,} clips"] if facts.clips else []
@@ -225,6 +232,7 @@ def _number(name: str, metrics: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _limits(weights: Weights, facts: Provenance, omitted: Sequence[str]) -> Iterator[str]:
+    untrained = facts.setting("optimisation", "epochs") == 0 and not facts.setting("release")
     if facts.rehearsal:
         yield "Made by a rehearsal, from generated stand-ins for data and models: the weights and numbers mean nothing"
     if facts.dataset == "moving-shapes":
@@ -235,10 +243,10 @@ def _limits(weights: Weights, facts: Provenance, omitted: Sequence[str]) -> Iter
         yield "A model far smaller than ViT-S"
     if weights.kind == "classifier":
         yield "Probabilities are not calibrated, and a clip of none of the classes still gets one of them"
-    elif facts.setting("optimisation", "epochs") == 0 and not facts.setting("release"):
-        yield "Not trained: the weights are the initial ones"
-    if not facts.dataset:
-        yield "The pretraining data is unknown or none; if unknown, so are its licence and its biases"
+    elif untrained:
+        yield "Not trained here: the weights are the initial ones"
+    if not facts.dataset and (facts.setting("init") or not untrained):
+        yield "The pretraining data is unknown, and so are its licence and its biases"
     yield "The number of frames and the image size are fixed; other sizes are cropped and resized first"
     yield from omitted
 

@@ -152,7 +152,7 @@ def test_the_hub_s_library_reads_the_card(tmp_path: Path) -> None:
             "unknown",
             "Training | none here: published weights, taken from `vit_b.pth`",
         ),
-        ({"optimisation": {"epochs": 0}}, "none: not pretrained by this run", "Epochs | 0"),
+        ({"optimisation": {"epochs": 0}}, "none here", "Training | none here: 0 epochs"),
     ],
 )
 def test_weights_that_were_not_trained_do_not_claim_the_dataset(
