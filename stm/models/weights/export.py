@@ -109,7 +109,7 @@ def _check_folder(target: Path, source: str | Path, format: Format) -> None:
         ending = f", or a file that ends in {' or '.join(suffixes)}" if suffixes else ""
         raise WeightsError(f"{target}: is a file, but the format {format} is a folder{ending}")
     file = own_file(source)
-    if file is not None and file.resolve().parent == target.resolve():
+    if file is not None and file.parent.resolve() == target.resolve():
         raise WeightsError(f"{target}: is the folder of the weights to convert; give a new folder")
     others = sorted(
         path.name for path in target.glob("[!.]*") if path.name not in FILES[format]

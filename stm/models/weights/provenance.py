@@ -57,7 +57,7 @@ def find_provenance(source: str | Path) -> Provenance:
     file = own_file(source)
     if file is None:
         return Provenance(name)
-    folder = file.resolve().parent
+    folder = file.absolute().parent  # not resolved: in a cache of the hub, files are links to elsewhere
     if folder.parent.name == "pretrain":
         return _of_run(name, Layout(folder.parent.parent), folder.name, file)
     if folder.parent.parent.name == "evaluate":

@@ -187,6 +187,8 @@ def convert(
         WeightsError: the source cannot be read, or the format cannot represent it.
     """
     checked = check_format(format)
+    if checked != format:
+        say(f"the format {format} is now called {checked}; the old name will be removed in the next version")
     weights, path = read(source, architecture, encoder_only), Path(target)
     for note in export(weights, source, path, checked, encoder_only, license):
         say(f"{path}: {note}")

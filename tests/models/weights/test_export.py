@@ -262,6 +262,11 @@ def test_stm_s_own_format_keeps_the_modules_saved_with_a_model(tmp_path: Path) -
     text = read_card(zoo.convert(folder, tmp_path / "peer", "timm", encoder_only=True))[1]
     assert "| Steps | 345 |\n" in text and "`moving-shapes` (generated), split `train`, 1,234 clips" in text
     assert "/home/someone" not in (folder / "config.json").read_text()
+    (tmp_path / "snapshot").mkdir()
+    for file in folder.iterdir():  # as in the hub's cache
+        (tmp_path / "snapshot" / file.name).symlink_to(file.rename(tmp_path / f"blob-{file.name}"))
+    again = zoo.convert(tmp_path / "snapshot", tmp_path / "third", "stm")
+    assert (again / "config.json").read_bytes() == (tmp_path / "blob-config.json").read_bytes()
 
 
 @pytest.mark.parametrize("format", ["transformers", "timm", "videomae"])
