@@ -11,11 +11,11 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TextIO
 
 import stm
 from stm.cli.common import load, positive, select_jobs
+from stm.cli.convert import add_convert
 from stm.cli.view import add_view
 from stm.config import json_schema
 from stm.stages.declaration import Stage
@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
             verify = _add(commands, "verify", "check packed shards against their hashes", _verify)
             _add_selections(verify, ("dataset", "shard"))
     _add(commands, "schema", "print the JSON schema of the config", _print_schema)
-    _add_convert(commands)
+    add_convert(commands)
     add_view(commands)
     return parser
 
@@ -95,17 +95,6 @@ def _add_selections(command: argparse.ArgumentParser, names: Sequence[str]) -> N
         command.add_argument(f"--{name}", nargs="+", help=_SELECTIONS[name])
 
 
-def _add_convert(commands: Any) -> None:
-    text = "convert weights between stm's files, official VideoMAE checkpoints and transformers folders"
-    command = commands.add_parser("convert", help=text, description=text)
-    command.set_defaults(function=_convert)
-    command.add_argument("weights", help="a safetensors file of stm, an official .pth, or a transformers folder")
-    command.add_argument("target", help="the file or folder to write")
-    command.add_argument(
-        "--format", choices=("stm", "official", "transformers"), default="stm", help="format to write; default: stm"
-    )
-
-
 def _run_stage(stage: Stage, arguments: argparse.Namespace) -> None:
     selection = {name: getattr(arguments, name, None) for name in _SELECTIONS if name in stage.per}
     for job in select_jobs(stage, load(arguments), selection):
@@ -128,13 +117,6 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 def _print_schema(arguments: argparse.Namespace) -> None:
     print(json.dumps(json_schema(), indent=2))
-
-
-def _convert(arguments: argparse.Namespace) -> None:
-    from stm.models.weights.zoo import convert
-
-    convert(Path(arguments.weights), Path(arguments.target), arguments.format)
-    print(arguments.target)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -119,10 +119,14 @@ def _without_copies(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
     for copy, original in _TIED.items():
         for name in [name for name in kept if name.endswith(f"predictions.{copy}")]:
             source = next((other for other in kept if other.endswith(original)), None)
-            if source is None or not torch.equal(kept[name], kept[source]):
+            if source is None or not _is_equal(kept[name], kept[source]):
                 raise WeightsError(f"{path}: {name} is not the same as the {original} that BERT ties it to")
             del kept[name]
     return kept
+
+
+def _is_equal(copy: Any, original: Any) -> bool:
+    return isinstance(copy, Tensor) and isinstance(original, Tensor) and torch.equal(copy, original)
 
 
 def _to_float(state: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -88,6 +88,16 @@ def load_extra(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]
     return state, _extras(header)[name]
 
 
+def read_extra_names(path: Path) -> tuple[str, ...]:
+    """The names of the modules that were saved with the model; empty if the file is not stm's."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get(HEADER_KEY, "{}"))
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise WeightsError(f"{path}: cannot be read as safetensors ({error})") from error
+    return tuple(_extras(header)) if isinstance(header, dict) else ()
+
+
 def _extras(header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     extras = header.get("extra", {})
     return extras if isinstance(extras, dict) and all(isinstance(about, dict) for about in extras.values()) else {}

@@ -35,7 +35,8 @@ CLASSES: Mapping[Kind, str] = {
     "classifier": "VideoMAEForVideoClassification",
 }
 EMBEDDING = "embeddings.patch_embeddings.projection.weight"
-DECODER_NORM_EPS = 1e-5  # hard-coded in transformers' VideoMAEDecoder
+_BILINEAR = 2  # PIL.Image.Resampling.BILINEAR
+FIXED_EPS = 1e-5  # hard-coded in transformers' VideoMAEDecoder and VideoMAEForVideoClassification
 
 # -------------------------------------------------------------------------------------------------------
 # names
@@ -175,19 +176,25 @@ def _parse_config(config: Any, what: str) -> tuple[Architecture, Kind]:
         "decoder_heads": config.decoder_num_attention_heads,
         "mlp_ratio": config.intermediate_size / config.hidden_size,
         "norm_eps": config.layer_norm_eps,
-        "decoder_norm_eps": DECODER_NORM_EPS,
+        "decoder_norm_eps": FIXED_EPS,
     }
     return parse_architecture(values, what), kind
 
 
 def _preprocessor(a: Architecture) -> dict[str, Any]:
-    """Config for transformers' VideoMAEImageProcessor with the same pixel normalisation as our encoder."""
+    """Settings of transformers' processors with our test crop and normalisation.
+
+    Frames whose shorter side is `image_size` give our pixels exactly. Others are resized: by an antialiased linear filter
+    there, by area averaging here.
+    """
     return {
-        "image_processor_type": "VideoMAEImageProcessor",
         "do_resize": True,
+        "resample": _BILINEAR,
         "size": {"shortest_edge": a.image_size},
         "do_center_crop": True,
         "crop_size": {"height": a.image_size, "width": a.image_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": list(IMAGENET_MEAN),
         "image_std": list(IMAGENET_STD),
@@ -198,8 +205,8 @@ def _preprocessor(a: Architecture) -> dict[str, Any]:
 # folders
 
 
-def write_transformers(weights: Weights, folder: Path) -> None:
-    """Write a folder for `from_pretrained` of `CLASSES[weights.kind]`, deterministically."""
+def write_transformers(weights: Weights, folder: Path) -> list[str]:
+    """Write a folder for `from_pretrained` of `CLASSES[weights.kind]`, deterministically; returns notes on what differs."""
     if folder.exists() and not folder.is_dir():
         raise WeightsError(f"{folder}: is a file; transformers' format is a folder")
     config = transformers_config(weights.architecture, weights.kind)
@@ -215,8 +222,33 @@ def write_transformers(weights: Weights, folder: Path) -> None:
         config["id2label"] = {str(number): label for number, label in enumerate(labels)}
         config["label2id"] = {label: number for number, label in enumerate(labels)}
     write_bytes(folder / "model.safetensors", serialise(state, {"format": "pt"}))
-    write_json(folder / "preprocessor_config.json", _preprocessor(weights.architecture))
+    # One file for AutoImageProcessor, one for AutoVideoProcessor, which only falls back on the first in some versions.
+    processor = _preprocessor(weights.architecture)
+    image = {"image_processor_type": "VideoMAEImageProcessor"}
+    video = {
+        "video_processor_type": "VideoMAEVideoProcessor",
+        "do_convert_rgb": True,
+        "do_sample_frames": False,  # clips; with `do_sample_frames=True`, whole videos
+        "num_frames": weights.architecture.frames,
+    }
+    write_json(folder / "preprocessor_config.json", processor | image)
+    write_json(folder / "video_preprocessor_config.json", processor | video)
     write_json(folder / "config.json", config)
+    return _describe_epsilon(weights)
+
+
+def _describe_epsilon(weights: Weights) -> list[str]:
+    """A note on the norm whose epsilon transformers' code fixes, unless it is the same."""
+    a = weights.architecture
+    name, ours = {"classifier": ("fc_norm", a.norm_eps), "pretraining": ("decoder.norm", a.decoder_norm_eps)}.get(
+        weights.kind, ("", FIXED_EPS)
+    )
+    if ours == FIXED_EPS:
+        return []
+    return [
+        f"`{name}` has an epsilon of {FIXED_EPS:g} in transformers instead of {ours:g}: outputs differ by about half of that, "
+        f"relative to the variance of what it normalises; `model.{name}.eps = {ours:g}` makes them equal"
+    ]
 
 
 def read_transformers(source: ModelSource) -> Weights:

@@ -34,6 +34,7 @@ from stm.models.weights.checks import (
 from stm.storage.files import write_bytes
 
 HEADER_KEY = "stm"
+CHECKPOINT_NAME = "checkpoint.pth"  # in a folder with a model card
 EMBEDDING = "patch_embed.proj.weight"
 
 # -------------------------------------------------------------------------------------------------------

@@ -1,29 +1,26 @@
 """Builds models from configs, and is the single entry point for reading and writing weights in any format.
 
-`safetensors`, `videomae` and `transformers` handle one format each; `timm` exports timm models.
+`safetensors`, `videomae`, `transformers` and `timm` handle one format each; `export` writes folders with model cards.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args
 
 from torch import Tensor, nn
 
 from stm.config import Run
+from stm.jobs.progress import say
 from stm.models.architecture import Architecture, describe
 from stm.models.sizes import SIZES, Size
 from stm.models.vit import VideoEncoder, VideoMAE
-from stm.models.weights.checks import Weights, WeightsError, adapt, build_encoder, build_module, gather_weights, outline
-from stm.models.weights.safetensors import HEADER_KEY, load_extra, read_own, save, write_own
-from stm.models.weights.timm import to_timm
-from stm.models.weights.transformers import (
-    from_transformers_state,
-    read_transformers,
-    to_transformers_state,
-    transformers_config,
-    write_transformers,
-)
-from stm.models.weights.videomae import read_official, write_official
+from stm.models.weights.card import UNKNOWN, Format
+from stm.models.weights.checks import Weights, WeightsError, adapt, build_encoder, build_module, gather_weights
+from stm.models.weights.classifier import VideoClassifier
+from stm.models.weights.export import check_format, export
+from stm.models.weights.provenance import OWN_NAME
+from stm.models.weights.safetensors import HEADER_KEY, load_extra, read_own, save
+from stm.models.weights.timm import read_timm, read_timm_config, to_timm
+from stm.models.weights.transformers import read_transformers, to_transformers_state, transformers_config
+from stm.models.weights.videomae import CHECKPOINT_NAME, read_official
 from stm.pretrained.hub import ModelError, ModelSource, find_model
 
 __all__ = [
@@ -37,9 +34,9 @@ __all__ = [
     "convert",
     "count_parameters",
     "describe",
-    "from_transformers",
     "load",
     "load_any",
+    "load_classifier",
     "load_encoder",
     "load_extra",
     "read",
@@ -49,7 +46,6 @@ __all__ = [
     "transformers_config",
 ]
 
-Format = Literal["stm", "official", "transformers"]
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
@@ -82,8 +78,8 @@ def read(source: str | Path, architecture: Architecture | None = None, encoder_o
     """Read weights from any supported source, under our names.
 
     Args:
-        source: our safetensors file; a VideoMAE `.pth`; a transformers folder; a folder with our
-            `weights.safetensors`. A string that is not a local path may be a hub repository
+        source: our safetensors file; a VideoMAE `.pth`; a transformers folder; a timm folder that stm wrote; a folder with
+            our `weights.safetensors` or VideoMAE's `checkpoint.pth`. A string that is not a local path may be a hub repository
             (`owner/name`), which transformers then downloads.
         architecture: the architecture of the target model. Its clip length and image size may differ from the
             source's; everything that the weights determine must match. Required only for a `.pth` whose width is not one
@@ -100,12 +96,7 @@ def read(source: str | Path, architecture: Architecture | None = None, encoder_o
 def _read_any(source: str | Path, architecture: Architecture | None) -> Weights:
     path = Path(source).expanduser()
     if path.is_dir():
-        own = path / "weights.safetensors"
-        if own.is_file():
-            return read_own(own)
-        if (path / "config.json").is_file():
-            return read_transformers(ModelSource(str(source), path))
-        raise WeightsError(f"{path}: this folder has neither stm's weights.safetensors nor transformers' config.json")
+        return _read_folder(path, str(source), architecture)
     if path.is_file():
         return _read_file(path, architecture)
     # A mistyped file name must not be looked up on the hub.
@@ -115,6 +106,22 @@ def _read_any(source: str | Path, architecture: Architecture | None) -> Weights:
         return read_transformers(find_model(source))
     except ModelError as error:
         raise WeightsError(str(error)) from error
+
+
+def _read_folder(path: Path, name: str, architecture: Architecture | None) -> Weights:
+    if (path / OWN_NAME).is_file():
+        return read_own(path / OWN_NAME)
+    if (path / CHECKPOINT_NAME).is_file():
+        return read_official(path / CHECKPOINT_NAME, architecture)
+    config = read_timm_config(path)
+    if config is not None:
+        return read_timm(path, config)
+    if (path / "config.json").is_file():
+        return read_transformers(ModelSource(name, path))
+    raise WeightsError(
+        f"{path}: this folder has neither stm's {OWN_NAME} nor VideoMAE's {CHECKPOINT_NAME}, nor a config.json of "
+        "transformers or timm"
+    )
 
 
 def _read_file(path: Path, architecture: Architecture | None) -> Weights:
@@ -140,54 +147,56 @@ def load_encoder(source: str | Path, drop_path: float = 0.0, architecture: Archi
     return build_encoder(read(source, architecture, encoder_only=True), drop_path)
 
 
+def load_classifier(source: str | Path) -> VideoClassifier:
+    """Load a fine-tuned classifier from any source (see `read`).
+
+    Raises:
+        WeightsError: the source cannot be read, or has no classifier.
+    """
+    weights = read(source)
+    if weights.kind != "classifier":
+        raise WeightsError(f"{source}: has no classifier, but weights of kind {weights.kind}: `load_any` reads them")
+    return VideoClassifier(weights)
+
+
 def convert(
     source: str | Path,
     target: str | Path,
-    format: Format,
+    format: str,
     architecture: Architecture | None = None,
     encoder_only: bool = False,
+    license: str = UNKNOWN,
 ) -> Path:
-    """Convert the weights of any source (see `read`) to the given format.
+    """Convert the weights of any source (see `read`) to the given format, with a model card.
 
     Args:
         source: as in `read`.
-        target: a file, or a folder for transformers.
-        format: "stm", "official" (VideoMAE's `.pth`) or "transformers".
+        target: the folder to write. For "stm" and "videomae" it may also be a file (`.safetensors`, `.pth`), without a card.
+        format: "stm", "transformers", "timm" or "videomae" (VideoMAE's `.pth`, formerly "official").
         architecture: as in `read`; the target is written for this architecture.
-        encoder_only: whether to drop the decoder or the classifier's head; in transformers, this is a `VideoMAEModel`.
+        encoder_only: whether to drop the decoder or the classifier's head, and modules saved with the model; in
+            transformers, this is a `VideoMAEModel`.
+        license: the weights' licence as the hub abbreviates it, such as `apache-2.0`, for the card.
 
-    Modules saved with the model (see `load_extra`) are not converted.
+    Modules saved with the model (see `load_extra`) are only kept in stm's own format; what is left out is logged.
 
     Returns:
         `target`.
+
+    Raises:
+        WeightsError: the source cannot be read, or the format cannot represent it.
     """
-    if format not in get_args(Format):
-        raise WeightsError(f"unknown format {format!r}; there are: {', '.join(get_args(Format))}")
+    checked = check_format(format)
+    if checked != format:
+        say(f"the format {format} is now called {checked}; the old name will be removed in the next version")
     weights, path = read(source, architecture, encoder_only), Path(target)
-    writers = {"stm": write_own, "official": write_official, "transformers": write_transformers}
-    writers[format](weights, path)
+    for note in export(weights, source, path, checked, encoder_only, license):
+        say(f"{path}: {note}")
     return path
 
 
 # -------------------------------------------------------------------------------------------------------
-# state dicts of transformers
-
-
-def from_transformers(state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
-    """Convert a state dict of transformers' VideoMAEForPreTraining to one of `VideoMAE`, exactly.
-
-    The config must have had `use_mean_pooling=False`: with its default, True, transformers drops the encoder's final
-    norm even in pretraining. Set `norm_eps=config.layer_norm_eps, decoder_norm_eps=1e-5` in the architecture.
-
-    Raises:
-        WeightsError: weights are missing, unexpected, or of the wrong shape.
-    """
-    blank = Weights(architecture, outline(architecture, "pretraining"))
-    what = (
-        "this is read as a VideoMAEForPreTraining without mean pooling, with "
-        f"{architecture.depth} + {architecture.decoder_depth} blocks"
-    )
-    return from_transformers_state(state, blank, what)
+# transformers
 
 
 def to_transformers(model: nn.Module) -> dict[str, Tensor]:

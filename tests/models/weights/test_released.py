@@ -101,6 +101,15 @@ def test_a_word_head_of_its_own_is_refused(tmp_path: Path) -> None:
         read(state, tmp_path / "untied.pth")
 
 
+@pytest.mark.parametrize("name", ["text_decoder.cls.predictions.decoder.bias", "text_decoder.cls.predictions.bias"])
+def test_a_tied_value_that_is_no_tensor_is_refused(name: str, tmp_path: Path) -> None:
+    state = make_release("questions", VOCABULARY)
+    bias = {"text_decoder.cls.predictions.bias": torch.zeros(VOCABULARY)}
+    bias["text_decoder.cls.predictions.decoder.bias"] = bias["text_decoder.cls.predictions.bias"]
+    with pytest.raises(WeightsError, match=r"decoder\.bias is not the same as the predictions\.bias"):
+        read(state | bias | {name: 3}, tmp_path / "untied.pth")
+
+
 class EasyDict(dict):
     """As in UMT's code: a dictionary whose entries are attributes, too."""
 

@@ -9,11 +9,14 @@ import torch
 from model_parts import TINY, Head, disturb, double, draw, numbers
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.functional import avg_pool2d
 
 from stm.models.vit import VideoEncoder, VideoMAE
 from stm.models.weights import zoo
+from stm.models.weights.export import FILES
 from stm.models.weights.transformers import read_transformers
 from stm.pretrained.hub import ModelSource
+from stm.tubelets import IMAGENET_MEAN, IMAGENET_STD
 
 CLEAN: dict[str, Any] = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
 
@@ -130,20 +133,52 @@ def test_a_folder_has_the_same_bytes_each_time(tmp_path: Path) -> None:
     model = disturb(VideoMAE(TINY))
     for name in ("a", "b"):
         export(model, tmp_path / name)
-    for file in ("model.safetensors", "config.json", "preprocessor_config.json"):
+    files = {path.name for path in (tmp_path / "a/peer").iterdir()}
+    assert files == FILES["transformers"]
+    for file in files:
         assert (tmp_path / "a/peer" / file).read_bytes() == (tmp_path / "b/peer" / file).read_bytes()
 
 
-def test_the_folder_s_processor_makes_the_pixels_that_the_encoder_sees(tmp_path: Path) -> None:
-    from transformers import AutoVideoProcessor, VideoMAEImageProcessor
+@pytest.mark.parametrize("size", [(32, 32), (45, 32), (32, 57)])
+def test_the_folder_s_processors_make_the_pixels_that_the_encoder_sees(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Frames whose shorter side is the image size: the centre crop, rescaled and normalised."""
+    from transformers import AutoImageProcessor, AutoVideoProcessor, VideoMAEImageProcessor, VideoMAEVideoProcessor
 
     folder = export(VideoMAE(TINY), tmp_path)
-    video, clip, _ = draw(TINY, batch=1)
-    frames = [frame.permute(1, 2, 0).numpy() for frame in video[0]]
-    pixels = VideoMAEImageProcessor.from_pretrained(folder)(frames, return_tensors="pt").pixel_values
-    torch.testing.assert_close(pixels, clip.transpose(1, 2).float(), atol=1e-5, rtol=1e-5)
-    pixels = AutoVideoProcessor.from_pretrained(folder)(video, return_tensors="pt").pixel_values
-    torch.testing.assert_close(pixels, clip.transpose(1, 2).float(), atol=1e-5, rtol=1e-5)
+    height, width = size
+    video = torch.randint(0, 256, (4, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    top, left = (height - 32) // 2, (width - 32) // 2
+    crop = video[:, :, top : top + 32, left : left + 32].double() / 255
+    mean, deviation = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    expected = ((crop - mean) / deviation).float()[None]
+    images, videos = (auto.from_pretrained(folder) for auto in (AutoImageProcessor, AutoVideoProcessor))
+    assert isinstance(images, VideoMAEImageProcessor) and isinstance(videos, VideoMAEVideoProcessor)
+    frames = [frame.permute(1, 2, 0).numpy() for frame in video]
+    for pixels in (images(frames, return_tensors="pt"), videos(video, return_tensors="pt")):
+        torch.testing.assert_close(pixels.pixel_values, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_video_processor_takes_whole_videos_if_asked(tmp_path: Path) -> None:
+    from transformers import AutoVideoProcessor
+
+    processor = AutoVideoProcessor.from_pretrained(export(VideoMAE(TINY), tmp_path))
+    video = torch.arange(8, dtype=torch.uint8)[:, None, None, None].expand(8, 3, 32, 32)
+    pixels = processor(video, do_sample_frames=True, return_tensors="pt").pixel_values
+    assert pixels.shape == (1, TINY.frames, 3, 32, 32) and (pixels[0, :, 0, 0, 0].diff() > 0).all()
+
+
+def test_a_frame_of_another_size_is_nearly_what_ours_is(tmp_path: Path) -> None:
+    """transformers resizes with an antialiased linear filter, stm by averaging areas: they agree on smooth frames."""
+    from transformers import AutoVideoProcessor
+
+    rows, columns = torch.meshgrid(torch.arange(96.0), torch.arange(128.0), indexing="ij")
+    waves = (110 * ((rows / 17).sin() * (columns / 23).cos()) + 128).to(torch.uint8).expand(4, 3, -1, -1)
+    pixels = AutoVideoProcessor.from_pretrained(export(VideoMAE(TINY), tmp_path))(
+        waves, return_tensors="pt"
+    ).pixel_values
+    deviation, mean = (torch.tensor(v)[:, None, None] for v in (IMAGENET_STD, IMAGENET_MEAN))
+    averaged = avg_pool2d(waves[..., 16:112].float(), 3)
+    assert ((pixels[0] * deviation + mean) * 255 - averaged).abs().mean() < 1.5
 
 
 @pytest.mark.parametrize(
@@ -196,7 +231,7 @@ def test_only_a_text_that_can_be_no_path_reaches_the_hub(tmp_path: Path, monkeyp
 
 def test_transformers_format_needs_a_folder(tmp_path: Path) -> None:
     zoo.save(VideoMAE(TINY), tmp_path / "a.safetensors")
-    with pytest.raises(zoo.WeightsError, match=r"a\.safetensors: is a file; transformers' format is a folder"):
+    with pytest.raises(zoo.WeightsError, match=r"a\.safetensors: is a file, but the format transformers is a folder"):
         zoo.convert(tmp_path / "a.safetensors", tmp_path / "a.safetensors", "transformers")
 
 

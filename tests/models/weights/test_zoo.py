@@ -17,8 +17,11 @@ from torch import nn
 from stm.config import PretrainRun
 from stm.models.vit import Architecture, VideoEncoder, VideoMAE
 from stm.models.weights import zoo
+from stm.models.weights.checks import outline
+from stm.models.weights.transformers import from_transformers_state
 
 README = Path(__file__).parents[3] / "README.md"
+DOCUMENT = README.parent / "docs/weights.md"
 TINY = PretrainRun(model="tiny", image_size=32, patch_size=8, frames=4)
 
 
@@ -99,9 +102,13 @@ def test_weights_of_another_shape_than_the_header_says_are_an_error(tmp_path: Pa
         zoo.load(tmp_path / "a.safetensors")
 
 
+def blank(architecture: Architecture) -> zoo.Weights:
+    return zoo.Weights(architecture, outline(architecture, "pretraining"))
+
+
 def test_weights_go_to_transformers_and_back_unchanged() -> None:
     model = zoo.build(TINY)
-    back = zoo.from_transformers(zoo.to_transformers(model), model.architecture)
+    back = from_transformers_state(zoo.to_transformers(model), blank(model.architecture), "a state")
     assert back.keys() == model.state_dict().keys()
     assert all(torch.equal(tensor, back[name]) for name, tensor in model.state_dict().items())
 
@@ -116,14 +123,17 @@ def test_the_export_loads_into_transformers_without_a_key_missing_or_left_over()
 
 
 def snippets() -> list[Any]:
-    """The python blocks on weights, of the README's section and of docs/weights.md's section on timm and transformers."""
-    found = []
-    for file, title in [(README, "## Weights"), (README.parent / "docs/weights.md", "## In timm and transformers")]:
-        section = file.read_text(encoding="utf-8").partition(title)[2].partition("\n## ")[0]
-        blocks = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
-        assert blocks, file.name
-        found += [pytest.param(code, id=f"{file.name}-{number}") for number, code in enumerate(blocks)]
-    return found
+    """The python blocks on weights: of docs/weights.md's section on timm and transformers, and of the README, if any."""
+    section = DOCUMENT.read_text(encoding="utf-8").partition("## In timm and transformers")[2].partition("\n## ")[0]
+    ours, others = (
+        re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+        for text in (section, README.read_text(encoding="utf-8"))
+    )
+    assert ours
+    named = {"weights.md": ours, "README": [code for code in others if "stm.models.weights" in code]}
+    return [
+        pytest.param(code, id=f"{name}-{number}") for name, codes in named.items() for number, code in enumerate(codes)
+    ]
 
 
 @pytest.mark.parametrize("code", snippets())
@@ -147,20 +157,20 @@ def test_the_documents_lines_on_weights_work_as_they_stand(
 
 
 def test_the_snippets_for_timm_s_and_transformers_users_have_three_lines() -> None:
-    codes = [parameter.values[0] for parameter in snippets() if parameter.id.startswith("weights.md")]
+    codes = [parameter.values[0] for parameter in snippets() if str(parameter.id).startswith("weights.md")]
     assert [len(ast.parse(code).body) for code in codes] == [3, 3]
 
 
-def test_a_checkpoint_with_mean_pooling_or_other_depth_is_an_error() -> None:
+def test_a_state_without_the_final_norm_or_of_other_depth_is_an_error() -> None:
     model = zoo.build(TINY)
     state = zoo.to_transformers(model)
     del state["videomae.layernorm.weight"]
-    with pytest.raises(ValueError, match=r"without mean pooling.*1 missing: videomae\.layernorm\.weight"):
-        zoo.from_transformers(state, model.architecture)
+    with pytest.raises(ValueError, match=r"a state.*1 missing: videomae\.layernorm\.weight"):
+        from_transformers_state(state, blank(model.architecture), "a state")
     depth = model.architecture.depth
     deeper = Architecture(**{**vars(model.architecture), "depth": depth + 1})
-    with pytest.raises(ValueError, match=rf"{depth + 1} \+ 2 blocks.*layer\.{depth}"):
-        zoo.from_transformers(zoo.to_transformers(model), deeper)
+    with pytest.raises(ValueError, match=rf"a state.*layer\.{depth}"):
+        from_transformers_state(zoo.to_transformers(model), blank(deeper), "a state")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +215,7 @@ def test_an_encoder_and_a_classifier_have_files_too(tmp_path: Path) -> None:
         zoo.save(Head(model.encoder, 3), tmp_path / "b.safetensors", labels=["a", "b"])
 
 
-@pytest.mark.parametrize("format", ["stm", "official", "transformers"])
+@pytest.mark.parametrize("format", ["stm", "videomae", "transformers"])
 def test_weights_go_into_a_model_of_other_clips_and_pictures(tmp_path: Path, format: zoo.Format) -> None:
     zoo.save(zoo.build(TINY), tmp_path / "a.safetensors")
     path = zoo.convert(tmp_path / "a.safetensors", tmp_path / "converted", format)
@@ -220,7 +230,7 @@ def test_weights_go_into_a_model_of_other_clips_and_pictures(tmp_path: Path, for
     assert torch.equal(fresh.positions, model.encoder.positions)
 
 
-@pytest.mark.parametrize("format", ["stm", "official", "transformers"])
+@pytest.mark.parametrize("format", ["stm", "videomae", "transformers"])
 def test_other_architectures_are_errors_that_say_the_difference(tmp_path: Path, format: zoo.Format) -> None:
     zoo.save(zoo.build(TINY), tmp_path / "a.safetensors")
     path = zoo.convert(tmp_path / "a.safetensors", tmp_path / "converted", format)
@@ -233,15 +243,15 @@ def test_other_architectures_are_errors_that_say_the_difference(tmp_path: Path, 
     assert zoo.load_encoder(path, architecture=deeper).architecture == deeper
 
 
-@pytest.mark.parametrize("format", ["stm", "official", "transformers"])
+@pytest.mark.parametrize("format", ["stm", "videomae", "official", "transformers", "timm"])
 @pytest.mark.parametrize("encoder_only", [False, True])
-def test_conversion_gives_back_what_it_was_given(tmp_path: Path, format: zoo.Format, encoder_only: bool) -> None:
+def test_conversion_gives_back_what_it_was_given(tmp_path: Path, format: str, encoder_only: bool) -> None:
     model = zoo.build(TINY)
     zoo.save(model, tmp_path / "a.safetensors")
     zoo.convert(tmp_path / "a.safetensors", tmp_path / "there", format, encoder_only=encoder_only)
     zoo.convert(tmp_path / "there", tmp_path / "back.safetensors", "stm")
     weights = zoo.read(tmp_path / "back.safetensors")
-    assert weights.kind == ("encoder" if encoder_only else "pretraining")
+    assert weights.kind == ("encoder" if encoder_only or format == "timm" else "pretraining")
     state = model.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in weights.tensors.items())
 
@@ -258,5 +268,5 @@ def test_folders_and_files_of_no_known_kind_are_errors_that_say_so(tmp_path: Pat
     ]:
         with pytest.raises(zoo.WeightsError, match=rf"{name}: .*{message}"):
             zoo.load_any(tmp_path / name)
-    with pytest.raises(zoo.WeightsError, match="unknown format 'keras'; there are: stm, official, transformers"):
-        zoo.convert(tmp_path / "run", tmp_path / "x", "keras")  # type: ignore[arg-type]
+    with pytest.raises(zoo.WeightsError, match="unknown format 'keras'; there are: stm, videomae, transformers, timm"):
+        zoo.convert(tmp_path / "run", tmp_path / "x", "keras")
