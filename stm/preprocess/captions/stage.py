@@ -2,7 +2,7 @@
 
 from stm.config import Blip2Captions, CaptionSource, LanguageModelCaptions, VisionLanguageCaptions
 from stm.preprocess.frames.stage import frames_of
-from stm.pretrained.sizes import caption_flops, count_weights
+from stm.pretrained.sizes import answer_flops, caption_flops, count_weights
 from stm.stages.costs import Cost, Workload, clips_to_process
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
@@ -46,6 +46,12 @@ def _cost(job: Job, load: Workload) -> Cost | None:
     elif isinstance(source, LanguageModelCaptions):
         # An upper bound, reached if all clips of a shard have different labels: the model is run once per label.
         flops = texts * 2 * count_weights(source.model) * source.max_new_tokens
+        tokens = texts / source.batch_size * source.max_new_tokens
+    elif isinstance(source, VisionLanguageCaptions):
+        shown = 1 if source.input == "key_frames" else min(source.frames, captioned.stored_frames)
+        flops = texts * answer_flops(
+            source.model, shown, captioned.stored_pixels, source.input == "video", source.max_new_tokens
+        )
         tokens = texts / source.batch_size * source.max_new_tokens
     precision = getattr(source, "precision", "float32")
     return Cost(captioned.shards, flops=flops, precision=precision, gpu_seconds=tokens * TOKEN_SECONDS)
