@@ -248,6 +248,8 @@ VALUES: dict[str, list[Any]] = {
     "TableRow.certainty": ["source"],
     "TableRow.paper": [[1.0, 2.0]],
     "TableRow.runs": [["tgm", "tube"]],
+    "VisionLanguageCaptions.processor": [{"size": 224}],
+    "VisionLanguageCaptions.template": [{"enable_thinking": False}],
     **{f"{section}.dataset": ["others"] for section in ("PretrainRun", "LanguageRun", *TASKS)},
     **{f"{section}.runs": [["tgm"], ["umt"]] for section in TASKS},
     **{f"{section}.source": ["manual"] for section in TASKS},
