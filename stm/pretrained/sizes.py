@@ -38,6 +38,10 @@ def clip_image_flops(model: str, patches: int | None = None) -> float:
     )
 
 
+# Width and depth of timm's ViTs, by their names; the MLP of `so400m` is 3.7 times as wide, not 4 times.
+_TIMM_SIZES = {"large": (1024, 24), "so400m": (1152, 27), "giantopt": (1536, 40)}
+
+
 class Tower(NamedTuple):
     """The shape of a CLIP's image tower."""
 
@@ -57,8 +61,12 @@ def clip_tower(model: str) -> Tower | None:
     """Read the shape of a CLIP's image tower from its config; None for a ResNet, which none of our configs uses."""
     vision = _clip_config(model).get("vision_cfg", {})
     width, layers, patch = vision.get("width", 768), vision.get("layers", 12), vision.get("patch_size", 32)
-    if match := re.search(r"patch(\d+)", str(vision.get("timm_model_name", ""))):  # for example SigLIP
+    timm_name = str(vision.get("timm_model_name", ""))
+    if match := re.search(r"patch(\d+)", timm_name):  # for example SigLIP
         patch = int(match[1])
+        width, layers = next(
+            (size for part, size in _TIMM_SIZES.items() if f"vit_{part}_" in timm_name), (width, layers)
+        )
     if not isinstance(layers, int):  # ResNet towers have a list of stages
         return None
     return Tower(width, layers, patch, (vision.get("image_size", 224) // patch) ** 2, vision.get("mlp_ratio", 4.0))
@@ -67,8 +75,9 @@ def clip_tower(model: str) -> Tower | None:
 def refused_by_dense(model: str) -> str | None:
     """Return the kind of a CLIP's image tower, from its config, if `similarity.method: dense` does not take it; else None."""
     vision = _clip_config(model).get("vision_cfg", {})
-    if vision.get("timm_model_name"):  # for example SigLIP
-        return "a timm tower"
+    if timm_name := vision.get("timm_model_name"):
+        pooled_by_head = "siglip" in timm_name and vision.get("timm_pool") == "map"
+        return None if pooled_by_head else "a timm tower without SigLIP's pooling head"
     if not isinstance(vision.get("layers", 12), int):
         return "a ResNet"
     return "a ViT with an attention pooler" if vision.get("attentional_pool") else None
