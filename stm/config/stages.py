@@ -153,7 +153,7 @@ class VisionLanguageCaptions(Section):
         "images of one question; `key_frames`: each frame is asked about alone, as BLIP-2's key frames are",
     )
     frames: int = field(8, "frames shown per clip, at the centres of equal segments", "stored frames", ge=1, le=256)
-    batch_size: int = field(8, "answers per forward pass, filled across clips", "captions", ge=1)
+    batch_size: int = field(16, "answers per forward pass, filled across clips", "captions", ge=1)
     max_new_tokens: int = field(
         60, "maximum length of an answer, including the reasoning of models that reason", "tokens", ge=1, le=8192
     )

@@ -119,12 +119,13 @@ def _assumed(config: Config | None) -> str:
     return f" (assumed: the config does not name {', '.join(silent)})" if silent else ""
 
 
-def _captioners(config: Config | None) -> Iterator[str]:
+def _captioners(plan: Plan, config: Config | None) -> Iterator[str]:
     """Note from what the costs of vision-language models are estimated, which depends on models that may not be here yet."""
     sources: dict[str, tuple[VisionLanguageCaptions, float]] = {}
+    captioned = {line.stage.rpartition("/")[2] for line in plan.stages if line.stage.startswith("captions/")}
     for corpus in [] if config is None else [config.of(name) for name in config.dataset_names]:
         for name, source in corpus.captions.items():
-            if isinstance(source, VisionLanguageCaptions):
+            if isinstance(source, VisionLanguageCaptions) and name in captioned:
                 sources[name] = (source, corpus.frames.short_side**2 * 4 / 3)
     for name, (source, pixels) in sources.items():
         weights, basis = weights_and_basis(source.model)
@@ -166,7 +167,7 @@ def _sums(plan: Plan, config: Config | None) -> list[str]:
         f"{hardware.gpu_rate('bf16') / 1e12:.0f} TFLOP/s per GPU in 16 bits and {hardware.gpu_rate('float32') / 1e12:.0f} in "
         f"float32; {CORE_FLOPS / 1e9:.0f} GFLOP/s per core; small models reach less"
     )
-    lines += _captioners(config)
+    lines += _captioners(plan, config)
     lines.append(
         "wall-clock of a line: one of its jobs, in hours; GB/GPU: weights, optimiser and activations of a step"
     )

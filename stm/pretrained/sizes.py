@@ -135,13 +135,14 @@ class VisionFamily(NamedTuple):
     weights: float  # of the image tower
     token_pixels: int = 0
     joined: int = 1  # frames of a video that share tokens
+    least_pixels: int = 0  # of a video's frame: smaller frames are enlarged
 
 
 # From the models' papers and the defaults of their processors in transformers; not measured. Cut-outs of large images, which some
 # processors add, are not counted.
 VISION_FAMILIES = (
     VisionFamily("qwen3", 0, 4, 0.5e9, 32 * 32, joined=2),
-    VisionFamily("qwen", 0, 4, 0.67e9, 28 * 28, joined=2),
+    VisionFamily("qwen", 0, 4, 0.67e9, 28 * 28, joined=2, least_pixels=128 * 28 * 28),
     VisionFamily("smolvlm", 81, 9, 0.43e9),
     VisionFamily("internvl", 256, 4, 0.3e9),
     VisionFamily("gemma", 256, 16, 0.42e9),
@@ -169,7 +170,7 @@ def frame_tokens(model: str, pixels: float, as_video: bool) -> float:
         as_video: whether frames are shown as a video, of which some models join neighbouring frames.
     """
     family = vision_family(model, as_video)
-    tokens = family.tokens or pixels / family.token_pixels
+    tokens = family.tokens or max(pixels, family.least_pixels if as_video else 0) / family.token_pixels
     return tokens / (family.joined if as_video else 1)
 
 
