@@ -1,5 +1,8 @@
 """Captions by vision-language models, compared with transformers' own pipeline and with prompts written by hand."""
 
+import io
+import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,16 +12,18 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
-from small_models import save_blip2
+from small_models import save_blip2, save_clip
 from small_vlms import save_vlm
 from stage_outputs import Clip, StageOutputs, make_stage_outputs
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 from transformers.video_utils import VideoMetadata
 
-from stm.config import BadInput, VisionLanguageCaptions
-from stm.preprocess.captions.vision_language import VisionLanguageModel, _without_reasoning
+from stm.config import BadInput, Pack, Similarity, VisionLanguageCaptions
+from stm.preprocess.captions.vision_language import Question, VisionLanguageModel, _without_reasoning
 from stm.preprocess.captions.write import write_captions
 from stm.preprocess.frames.table import load_frame
+from stm.preprocess.packing.pack import pack_shard
+from stm.preprocess.similarity.score import write_similarity
 from stm.pretrained.hub import ModelError
 from stm.pretrained.local_files import hash_weights
 from stm.storage.tables import read_receipt, read_table
@@ -170,8 +175,6 @@ def test_captions_do_not_depend_on_the_batch(
 
 
 def test_times_reach_the_prompt(vlm: Callable[[str], Path]) -> None:
-    from stm.preprocess.captions.vision_language import Question
-
     model = VisionLanguageModel(make_source(vlm("qwen3_vl")), "cpu")
     frames = [np.zeros((32, 40, 3), np.uint8)] * 4
     [group] = model.prepare([Question(frames, [0.0, 0.5, 2.04, 7.96], 8.0, "describe")])
@@ -181,8 +184,6 @@ def test_times_reach_the_prompt(vlm: Callable[[str], Path]) -> None:
 
 
 def test_batches_are_padded_on_the_left_and_group_clips_with_as_many_frames(vlm: Callable[[str], Path]) -> None:
-    from stm.preprocess.captions.vision_language import Question
-
     model = VisionLanguageModel(make_source(vlm("llava_onevision")), "cpu")
     frame = np.zeros((32, 40, 3), np.uint8)
     asked = [
@@ -193,6 +194,28 @@ def test_batches_are_padded_on_the_left_and_group_clips_with_as_many_frames(vlm:
     mask = groups[0].inputs["attention_mask"]
     assert mask[0].all() and mask[1].tolist() == [0, 0] + [1] * (mask.shape[1] - 2)
     assert len(model.answer(groups)) == 3
+
+
+def test_captions_are_scored_and_packed(vlm: Callable[[str], Path], made: StageOutputs, tmp_path: Path) -> None:
+    rows = run(made, make_source(vlm("llava_onevision")), tmp_path / "captions.parquet")
+    settings, maps = Similarity(model=f"local-dir:{save_clip(tmp_path / 'clip')}"), tmp_path / "maps.parquet"
+    write_similarity(made.tar, made.index, tmp_path / "captions.parquet", maps, settings, 4, BadInput(), device="cpu")
+    shard, pack = tmp_path / "shard.tar", Pack(captions="vlm", similarity=True, motion=False)
+    captions = {"vlm": tmp_path / "captions.parquet"}
+    arrays = {"similarity": {"vlm": maps}}
+    parts = (made.slice, made.tar, made.index, captions, arrays)
+    pack_shard(*parts, shard, tmp_path / "shard.parquet", pack, 4, BadInput())
+    with tarfile.open(shard) as packed:
+        files = {name: packed.extractfile(name) for name in packed.getnames()}
+        described = {name: json.load(file) for name, file in files.items() if name.endswith(".json") and file}
+        scores = {
+            name: np.load(io.BytesIO(file.read())) for name, file in files.items() if "similarity" in name and file
+        }
+    assert len(described) == len(scores) == len(CLIPS)
+    for clip in CLIPS:
+        texts = [row["caption"] for row in rows if row["key"] == clip.key]
+        assert described[f"{clip.key}.json"]["captions"] == texts and len(texts) == 2
+        assert scores[f"{clip.key}.similarity.npy"].shape[:2] == (2, clip.frames)
 
 
 class Killed(BaseException):
@@ -234,8 +257,6 @@ def test_the_receipt_names_weights_and_template_and_no_path(
 
 
 def test_settings_of_the_template_and_the_processor_are_applied(vlm: Callable[[str], Path]) -> None:
-    from stm.preprocess.captions.vision_language import Question
-
     question = Question([np.zeros((64, 64, 3), np.uint8)], [0.0], 1.0, "describe")
     source = make_source(vlm("qwen2_5_vl"), input="images")
     more = {"template": {"thinking": True}, "processor": {"size": {"shortest_edge": 784, "longest_edge": 4 * 784}}}
