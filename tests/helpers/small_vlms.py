@@ -47,7 +47,7 @@ def save_vlm(folder: Path, kind: str, seed: int = 0, **processor: Any) -> Path:
     model, processing = _MAKERS[kind](**processor)
     with torch.no_grad():
         for parameter in model.parameters():  # large enough for the answers to depend on the frames
-            parameter.add_(0.2 * torch.randn_like(parameter))
+            parameter.add_(0.6 * torch.randn_like(parameter))
         # Logits of other tokens are 0, below the largest of the words', so that no answer is empty.
         words = processing.tokenizer.convert_tokens_to_ids(WORDS)
         others = [number for number in range(len(processing.tokenizer)) if number not in words]

@@ -256,7 +256,7 @@ STAGES = {
     "captions, VLM": Stage(
         run_captions,
         VisionLanguageCaptions,
-        {"kind": "vlm", "model": "one/vlm", "max_new_tokens": 6, "frames": 4, "pace": 0.25, **SHARD},
+        {"kind": "vlm", "model": "one/vlm", "max_new_tokens": 16, "frames": 4, "pace": 0.25, **SHARD},
         {
             **{
                 "model": "two/vlm",
@@ -266,7 +266,7 @@ STAGES = {
                 "input": "images",
             },
             **{"template": {"thinking": True}, "processor": {"size": {"shortest_edge": 3136, "longest_edge": 12544}}},
-            **{"pace": 30.0, "pictures": 1},
+            **{"pace": 9.0, "pictures": 1},
         },
         {
             **{"batch_size": ROUNDING, "precision": ROUNDING, "kind": "another stage"},
