@@ -309,6 +309,19 @@ def test_models_without_a_chat_template_are_refused(tmp_path: Path) -> None:
         VisionLanguageModel(make_source(save_blip2(tmp_path / "blip2"), input="images"), "cpu")
 
 
+def test_a_hub_model_is_loaded_at_its_revision_and_never_with_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def refuse(**arguments: Any) -> None:
+        asked.append(arguments)
+        raise OSError("no network")
+
+    monkeypatch.setattr(AutoProcessor, "from_pretrained", refuse)
+    with pytest.raises(ModelError, match=r"'owner/model' cannot be loaded from the hub.*no network"):
+        VisionLanguageModel(make_source(Path("owner/model"), revision="0a1b2c"), "cpu")
+    assert asked[0]["revision"] == "0a1b2c" and asked[0]["trust_remote_code"] is False
+
+
 def test_the_config_refuses_settings_of_frames() -> None:
     with pytest.raises(ValidationError, match=r"processor\.fps is set by this stage"):
         make_source(Path("owner/model"), processor={"fps": 2})
