@@ -67,6 +67,7 @@ from stm.config.stages import (
     Pack,
     Similarity,
     Text,
+    VisionLanguageCaptions,
 )
 from stm.config.study import AnyRun, Config, Corpus, instance_name, is_language_run, merge, parse_run
 from stm.config.training import (
@@ -159,6 +160,7 @@ __all__ = [
     "Text",
     "VideoRetrieval",
     "VideoTextRetrieval",
+    "VisionLanguageCaptions",
     "ZeroShot",
     "inherit",
     "instance_name",

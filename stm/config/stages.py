@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from stm.config.base import Name, Section, Templates, field
 from stm.config.data import BadInput
@@ -130,8 +130,61 @@ class LanguageModelCaptions(Section):
     precision: Literal["float32", "bfloat16", "float16"] = field("float32", "precision of the model")
 
 
+class VisionLanguageCaptions(Section):
+    """Answers of a vision-language model that is shown frames of the clip, with its chat template (ours; TGM uses BLIP-2)."""
+
+    kind: Literal["vlm"]
+    model: str = field(
+        ...,
+        "hub id or local folder of an image-text-to-text model of transformers whose processor has a chat template, for example "
+        "Qwen/Qwen2.5-VL-7B-Instruct. Code of the model's repository is never run",
+    )
+    revision: str | None = field(
+        None, "commit, tag or branch of a hub model; by default the newest. The receipt states the commit that was used"
+    )
+    prompts: tuple[Annotated[str, Field(min_length=1)], ...] = field(
+        ("Describe this video in one sentence.",),
+        "what the model is asked about the frames; one caption per prompt",
+        min_length=1,
+    )
+    input: Literal["video", "images", "key_frames"] = field(
+        "video",
+        "`video`: the frames as one video, with their times, for models that take videos; `images`: the frames as that many "
+        "images of one question; `key_frames`: each frame is asked about alone, as BLIP-2's key frames are",
+    )
+    frames: int = field(8, "frames shown per clip, at the centres of equal segments", "stored frames", ge=1, le=256)
+    batch_size: int = field(16, "answers per forward pass, filled across clips", "captions", ge=1)
+    max_new_tokens: int = field(
+        60, "maximum length of an answer, including the reasoning of models that reason", "tokens", ge=1, le=8192
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = field("float32", "precision of the model")
+    template: dict[str, bool | int | float | str] = field(
+        {}, "variables of the chat template, for example `{enable_thinking: false}`"
+    )
+    processor: dict[str, JsonValue] = field(
+        {},
+        "settings of the image processor (`input: video`: of the video processor) that replace those of the model's files, for "
+        "example `{size: {shortest_edge: 3136, longest_edge: 100352}}` or `{do_image_splitting: false}`",
+    )
+
+    @property
+    def images_per_prompt(self) -> int:
+        """How many captions a prompt has: one per frame, or one for all of them."""
+        return self.frames if self.input == "key_frames" else 1
+
+    @model_validator(mode="after")
+    def _check_processor(self) -> "VisionLanguageCaptions":
+        ours = sorted(
+            {"do_sample_frames", "num_frames", "fps", "video_metadata", "return_tensors"} & set(self.processor)
+        )
+        if ours:
+            raise ValueError(f"processor.{ours[0]} is set by this stage, which chooses the frames: use `frames`")
+        return self
+
+
 CaptionSource = Annotated[
-    Blip2Captions | HumanCaptions | LabelCaptions | LanguageModelCaptions, Field(discriminator="kind")
+    Blip2Captions | HumanCaptions | LabelCaptions | LanguageModelCaptions | VisionLanguageCaptions,
+    Field(discriminator="kind"),
 ]
 
 

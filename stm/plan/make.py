@@ -3,14 +3,16 @@
 The report compares the plan with the run's actual usage.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from stm.config import Config
+from stm.config import Config, VisionLanguageCaptions
 from stm.plan.clips import Clips, count_clips
 from stm.plan.costs import Line, dataset_lines, training_lines
 from stm.plan.hardware import CORE_FLOPS, Hardware
 from stm.plan.schedule import estimate_hours
+from stm.pretrained.sizes import frame_tokens, weights_and_basis
 from stm.stages.costs import Workload
 from stm.storage.files import write_json
 
@@ -117,6 +119,23 @@ def _assumed(config: Config | None) -> str:
     return f" (assumed: the config does not name {', '.join(silent)})" if silent else ""
 
 
+def _captioners(plan: Plan, config: Config | None) -> Iterator[str]:
+    """Note from what the costs of vision-language models are estimated, which depends on models that may not be here yet."""
+    sources: dict[str, tuple[VisionLanguageCaptions, float]] = {}
+    captioned = {line.stage.rpartition("/")[2] for line in plan.stages if line.stage.startswith("captions/")}
+    for corpus in [] if config is None else [config.of(name) for name in config.dataset_names]:
+        for name, source in corpus.captions.items():
+            if isinstance(source, VisionLanguageCaptions) and name in captioned:
+                sources[name] = (source, corpus.frames.short_side**2 * 4 / 3)
+    for name, (source, pixels) in sources.items():
+        weights, basis = weights_and_basis(source.model)
+        tokens = frame_tokens(source.model, pixels, source.input == "video")
+        yield (
+            f"captions of {name}: {weights / 1e9:.1f} billion weights ({basis}), about {tokens:.0f} tokens per 4:3 frame (by the "
+            f"family of models, not measured), and up to {source.max_new_tokens} new tokens per caption"
+        )
+
+
 def _sums(plan: Plan, config: Config | None) -> list[str]:
     stages, hardware = plan.stages, plan.hardware
     cores_alone = sum(s.cpu_hours for s in stages)
@@ -148,6 +167,7 @@ def _sums(plan: Plan, config: Config | None) -> list[str]:
         f"{hardware.gpu_rate('bf16') / 1e12:.0f} TFLOP/s per GPU in 16 bits and {hardware.gpu_rate('float32') / 1e12:.0f} in "
         f"float32; {CORE_FLOPS / 1e9:.0f} GFLOP/s per core; small models reach less"
     )
+    lines += _captioners(plan, config)
     lines.append(
         "wall-clock of a line: one of its jobs, in hours; GB/GPU: weights, optimiser and activations of a step"
     )

@@ -10,6 +10,7 @@ from stm.config import AnyRun, EvaluationTask
 from stm.plan.costs import Line
 from stm.plan.make import make_plan
 from stm.plan.schedule import line_of
+from stm.pretrained.sizes import count_weights
 from stm.stages.declaration import Stage
 from stm.stages.jobs import Job, Jobs
 
@@ -50,12 +51,14 @@ class Requests:
         return _work(stage, job).processes * (1 + _loaders(stage, job))
 
     def memory(self, stage: Stage, job: Job, threads: int) -> int | None:
-        """Return the memory per node in megabytes: of worker processes, or of a run's processes, loaders and batches."""
+        """Return the memory per node in megabytes: of worker processes, a captioner, or a run with its loaders and batches."""
         if stage.name in ("pretrain", "evaluate"):
             run = job.study.runs[job.run]
             loader = _LOADING_PROCESS + 1000 * run.kept_gigabytes + HELD_BATCHES * _batch_megabytes(stage, job)
             each = _TRAINING_PROCESS + _loaders(stage, job) * loader
             return _round_up(_JOB + _work(stage, job).processes * each, 1000)
+        if stage.name == "captions":
+            return _captioner_megabytes(job)
         if stage.processes and isinstance(stage.resources.get("mem_mb"), int):
             return 1000 + _WORKER * threads
         return None
@@ -107,6 +110,16 @@ def _loaders(stage: Stage, job: Job) -> int:
     """The loading processes per process; one that loads its clips itself counts as one more."""
     run = job.study.runs[job.run]
     return max(1, run.workers) if stage.name == "evaluate" or _trains(run) else 0
+
+
+def _captioner_megabytes(job: Job) -> int | None:
+    """The memory of a job that captions with a large model, which is loaded there before it is moved to a GPU."""
+    source = job.config.captions[job.source]
+    model = getattr(source, "model", None)
+    if model is None:
+        return None
+    megabytes = count_weights(model) * (4 if getattr(source, "precision", "") == "float32" else 2) / 1e6
+    return _round_up(_JOB + megabytes, 1000) if megabytes > _JOB / 2 else None
 
 
 def _work(stage: Stage, job: Job) -> AnyRun | EvaluationTask:

@@ -1,5 +1,6 @@
 """Loads a CLIP and its input statistics with open_clip, from a model string, and embeds texts."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -18,6 +19,7 @@ from stm.pretrained.local_files import hash_weights
 from stm.storage.files import sha256_file
 
 _HUB, _FOLDER = "hf-hub:", "local-dir:"
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.spm")
 _ENDINGS = (".safetensors", ".pt", ".pth", ".bin")
 
 
@@ -120,6 +122,16 @@ def _find_folder(name: str) -> _ClipSource:
         raise ModelError(
             f"{folder} has no open_clip_config.json (paths are relative to the working directory {Path.cwd()})"
         )
+    try:
+        config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{folder / 'open_clip_config.json'} is not valid JSON: {error}") from error
+    own_tokenizer = config.get("model_cfg", {}).get("text_cfg", {}).get("hf_tokenizer_name")
+    if own_tokenizer and not any(file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern)):
+        raise ModelError(
+            f"{folder} has no tokenizer files, which its open_clip_config.json asks for: copy tokenizer.json and "
+            f"tokenizer_config.json of {own_tokenizer} into it"
+        )
     return _ClipSource(f"{_FOLDER}{folder}", None, {}, f"{_FOLDER}{folder.resolve().name}", hash_weights(folder))
 
 
@@ -178,7 +190,7 @@ TEXT_BATCH = 64  # texts per forward pass; the text tower's cost is negligible n
 
 @torch.inference_mode()
 def embed_texts(clip: LoadedClip, texts: Sequence[str], batch_size: int = TEXT_BATCH) -> np.ndarray:
-    """Return projected, normalised embeddings of texts, taken at [EOS], float32 [K, D].
+    """Return projected, normalised embeddings of texts, float32 [K, D]; CLIP takes them at [EOS], SigLIP at the last position.
 
     The model's tokenizer truncates texts longer than its context. The last batch is padded with empty texts to a full batch
     or to the next multiple of TEXT_BATCH: matrix products can differ in the last bit depending on the number of rows, and

@@ -14,6 +14,9 @@ HUB_IMAGE_FLOPS = 2 * 1.0e9 * 257
 HUB_CAPTION_FLOPS = 2 * 2.7e9 * 62
 # CLIP ViT-B/32's text tower: 12 blocks of width 512 on 77 tokens, 38 million weights.
 TEXT_FLOPS = 5.9e9
+# Numbers of weights in names: `7B`, `2.2B`, `256M`; of a mixture of experts also of those that each token uses: `30B-A3B`.
+_WEIGHTS = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([bBmM])(?![A-Za-z0-9])")
+_ACTIVE = re.compile(r"-A(\d+(?:\.\d+)?)B(?![A-Za-z0-9])")
 
 
 def clip_image_flops(model: str, patches: int | None = None) -> float:
@@ -35,6 +38,10 @@ def clip_image_flops(model: str, patches: int | None = None) -> float:
     )
 
 
+# Width and depth of timm's ViTs, by their names; the MLP of `so400m` is 3.7 times as wide, not 4 times.
+_TIMM_SIZES = {"large": (1024, 24), "so400m": (1152, 27), "giantopt": (1536, 40)}
+
+
 class Tower(NamedTuple):
     """The shape of a CLIP's image tower."""
 
@@ -54,8 +61,12 @@ def clip_tower(model: str) -> Tower | None:
     """Read the shape of a CLIP's image tower from its config; None for a ResNet, which none of our configs uses."""
     vision = _clip_config(model).get("vision_cfg", {})
     width, layers, patch = vision.get("width", 768), vision.get("layers", 12), vision.get("patch_size", 32)
-    if match := re.search(r"patch(\d+)", str(vision.get("timm_model_name", ""))):  # for example SigLIP
+    timm_name = str(vision.get("timm_model_name", ""))
+    if match := re.search(r"patch(\d+)", timm_name):  # for example SigLIP
         patch = int(match[1])
+        width, layers = next(
+            (size for part, size in _TIMM_SIZES.items() if f"vit_{part}_" in timm_name), (width, layers)
+        )
     if not isinstance(layers, int):  # ResNet towers have a list of stages
         return None
     return Tower(width, layers, patch, (vision.get("image_size", 224) // patch) ** 2, vision.get("mlp_ratio", 4.0))
@@ -64,8 +75,9 @@ def clip_tower(model: str) -> Tower | None:
 def refused_by_dense(model: str) -> str | None:
     """Return the kind of a CLIP's image tower, from its config, if `similarity.method: dense` does not take it; else None."""
     vision = _clip_config(model).get("vision_cfg", {})
-    if vision.get("timm_model_name"):  # for example SigLIP
-        return "a timm tower"
+    if timm_name := vision.get("timm_model_name"):
+        pooled_by_head = "siglip" in timm_name and vision.get("timm_pool") == "map"
+        return None if pooled_by_head else "a timm tower without SigLIP's pooling head"
     if not isinstance(vision.get("layers", 12), int):
         return "a ResNet"
     return "a ViT with an attention pooler" if vision.get("attentional_pool") else None
@@ -99,9 +111,80 @@ def _read_open_clip(architecture: str) -> dict[str, Any]:
 
 
 def count_weights(model: str) -> float:
-    """Number of weights of a local model, from file sizes at two bytes per weight; 7e9 (assumed) for hub models."""
+    """Number of weights: of a local model from file sizes at two bytes per weight; of a hub model by its name, such as `7B`."""
+    return weights_and_basis(model)[0]
+
+
+def weights_and_basis(model: str) -> tuple[float, str]:
+    """Return the number of a model's weights, and how it is known; 7e9 (assumed) if it is not."""
     sizes = [Path(path).stat().st_size for path in local_model_files(model) if path.endswith(".safetensors")]
-    return sum(sizes) / 2 if sizes else 7e9
+    if sizes:
+        return sum(sizes) / 2, "by the size of its files"
+    named = _WEIGHTS.search(model)
+    if named:
+        return float(named[1]) * (1e9 if named[2] in "bB" else 1e6), "by its name"
+    return 7e9, "assumed"
+
+
+class VisionFamily(NamedTuple):
+    """How vision-language models of a family see a frame."""
+
+    name: str  # part of the model's name, or of `model_type` in its config.json, in lower case
+    tokens: float  # of the language model, per frame; 0: one per `token_pixels`
+    patches: float  # of the image tower, per token
+    weights: float  # of the image tower
+    token_pixels: int = 0
+    joined: int = 1  # frames of a video that share tokens
+    least_pixels: int = 0  # of a video's frame: smaller frames are enlarged
+
+
+# From the models' papers and the defaults of their processors in transformers; not measured. Cut-outs of large images, which some
+# processors add, are not counted.
+VISION_FAMILIES = (
+    VisionFamily("qwen3", 0, 4, 0.5e9, 32 * 32, joined=2),
+    VisionFamily("qwen", 0, 4, 0.67e9, 28 * 28, joined=2, least_pixels=128 * 28 * 28),
+    VisionFamily("smolvlm", 81, 9, 0.43e9),
+    VisionFamily("internvl", 256, 4, 0.3e9),
+    VisionFamily("gemma", 256, 16, 0.42e9),
+    VisionFamily("", 256, 4, 0.43e9),  # any other
+)
+_ONEVISION = {True: VisionFamily("onevision", 196, 3.7, 0.43e9), False: VisionFamily("onevision", 730, 1, 0.43e9)}
+
+
+def vision_family(model: str, as_video: bool) -> VisionFamily:
+    """Return the family of a vision-language model, by the `model_type` of a local folder or else by its name."""
+    kinds = [
+        json.loads(Path(path).read_text()) for path in local_model_files(model) if Path(path).name == "config.json"
+    ]
+    name = str(kinds[0].get("model_type", "") if kinds else model).lower().replace("_", "")
+    if "onevision" in name:
+        return _ONEVISION[as_video]
+    return next(family for family in VISION_FAMILIES if family.name in name)
+
+
+def frame_tokens(model: str, pixels: float, as_video: bool) -> float:
+    """Return the tokens of a frame in a vision-language model.
+
+    Args:
+        pixels: of a stored frame.
+        as_video: whether frames are shown as a video, of which some models join neighbouring frames.
+    """
+    family = vision_family(model, as_video)
+    tokens = family.tokens or max(pixels, family.least_pixels if as_video else 0) / family.token_pixels
+    return tokens / (family.joined if as_video else 1)
+
+
+def answer_flops(model: str, frames: float, pixels: float, as_video: bool, new_tokens: int) -> float:
+    """FLOPs of one answer of a vision-language model, with about 40 tokens of a prompt; for other arguments see `frame_tokens`.
+
+    Args:
+        frames: shown per answer.
+        new_tokens: of the answer, at most.
+    """
+    active = _ACTIVE.search(model)  # of a mixture of experts
+    weights = float(active[1]) * 1e9 if active else count_weights(model)
+    family, tokens = vision_family(model, as_video), frames * frame_tokens(model, pixels, as_video)
+    return 2 * family.weights * tokens * family.patches + 2 * weights * (tokens + 40 + new_tokens)
 
 
 def caption_flops(model: str, beams: int = 1) -> float:

@@ -123,6 +123,11 @@ def _choose_class(settings: Text, config: Any) -> tuple[Any, dict[str, Any]]:
         ModelError: the model does not support this pooling.
     """
     kind = config.model_type
+    if kind.startswith("siglip"):
+        raise ModelError(
+            f"text.model {settings.model!r}: SigLIP's text tower, which has a pooling of its own, is read by open_clip: "
+            "write for instance ViT-B-16-SigLIP2@webli, or local-dir: and a folder of open_clip"
+        )
     if settings.pooling == "projected":
         if kind in ("clip", "clip_text_model"):
             return CLIPTextModelWithProjection, {}

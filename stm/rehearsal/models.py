@@ -6,7 +6,7 @@ transformers, or a checkpoint (`checkpoints.py`).
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def write_language_model(folder: Path, prompts: tuple[str, ...]) -> None:
     """Save a small causal language model with a tokenizer that has a chat template, as instruction-tuned ones have."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    tokenizer = _make_tokenizer([*words(), *prompts, "user assistant"])
+    tokenizer = make_tokenizer([*words(), *prompts, "user assistant"])
     tokenizer.chat_template = (
         "{% for message in messages %}{{ message['role'] }} {{ message['content'] }} {% endfor %}assistant"
     )
@@ -145,7 +145,7 @@ def write_text_encoder(folder: Path, pooling: str) -> None:
     """Save a small text encoder of transformers: CLIP's text tower, or a BERT for the other ways of pooling."""
     from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModelWithProjection
 
-    tokenizer = _make_tokenizer(words())
+    tokenizer = make_tokenizer(words())
     sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH}
     sizes |= {"num_hidden_layers": 2, "num_attention_heads": _HEADS}
     torch.manual_seed(0)
@@ -173,19 +173,19 @@ def write_image_text_model(folder: Path, model: str) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(statistics))
 
 
-def _make_tokenizer(texts: list[str]) -> Any:
-    """A fast tokenizer of whole words."""
+def make_tokenizer(texts: list[str], marks: Sequence[str] = ()) -> Any:
+    """A fast tokenizer of whole words; `marks` are further special tokens."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     splitter = pre_tokenizers.Whitespace()
     pieces = [piece for text in texts for piece, _ in splitter.pre_tokenize_str(text)]
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    special = ["<s>", "<pad>", "</s>", "<unk>", *marks]
     vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys([*special, *pieces]))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106
     tokenizer.pre_tokenizer = splitter
     names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=list(marks), **names)
 
 
 def write_bert(folder: Path, fusion_layer: int) -> None:

@@ -36,6 +36,7 @@ from stm.config import (
     SpatioTemporal,
     Teacher,
     Text,
+    VisionLanguageCaptions,
     parse_config,
 )
 from stm.config.evaluation import TaskSettings
@@ -152,6 +153,16 @@ def _language_model(captions: LanguageModelCaptions) -> dict[str, Any]:
         "model": place(captions.model),
         "batch_size": min(captions.batch_size, 8),
         "max_new_tokens": min(captions.max_new_tokens, TOKENS),
+    }
+
+
+def _vision_language_model(captions: VisionLanguageCaptions) -> dict[str, Any]:
+    return {
+        "model": place(captions.model),
+        "revision": None,  # a folder has none
+        "batch_size": min(captions.batch_size, 8),
+        "max_new_tokens": min(captions.max_new_tokens, TOKENS),
+        "processor": {},  # what the processor of the small model takes is another matter
     }
 
 
@@ -308,6 +319,7 @@ _RULES: dict[Any, Callable[[Any], dict[str, Any]]] = {
     LanguageDataset: _language_dataset,
     Blip2Captions: _blip2,
     LanguageModelCaptions: _language_model,
+    VisionLanguageCaptions: _vision_language_model,
     Similarity: _similarity,
     Text: _text,
     Flow: _flow,

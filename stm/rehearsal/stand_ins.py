@@ -4,10 +4,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from stm.config import Blip2Captions, Config, ConfigError, FineTune, LanguageModelCaptions, LanguageRun, Run
+from stm.config import (
+    Blip2Captions,
+    Config,
+    ConfigError,
+    FineTune,
+    LanguageModelCaptions,
+    LanguageRun,
+    Run,
+    VisionLanguageCaptions,
+)
 from stm.layout import Layout
 from stm.pretrained.local_files import ACTION_CLIP
-from stm.rehearsal import checkpoints, models
+from stm.rehearsal import checkpoints, models, vision_language
 
 _PREFIXES = ("clip:", "local-dir:", "transformers:", ACTION_CLIP)
 
@@ -58,6 +67,8 @@ def _of_dataset(full: Config, small: Config) -> Iterator[StandIn]:
             yield StandIn(captions.model, other.model, models.write_blip2)
         elif isinstance(captions, LanguageModelCaptions) and isinstance(other, LanguageModelCaptions):
             yield _language_model(captions, other)
+        elif isinstance(captions, VisionLanguageCaptions) and isinstance(other, VisionLanguageCaptions):
+            yield _vision_language_model(captions, other)
     yield _clip(full.similarity.model, small.similarity.model)
     pooling = full.text.pooling
     if full.text.model.startswith("transformers:"):
@@ -105,6 +116,13 @@ def _teacher(full: str, small: str) -> StandIn:
 
 def _language_model(full: LanguageModelCaptions, small: LanguageModelCaptions) -> StandIn:
     return StandIn(full.model, small.model, lambda path: models.write_language_model(path, full.prompts))
+
+
+def _vision_language_model(full: VisionLanguageCaptions, small: VisionLanguageCaptions) -> StandIn:
+    def write(path: Path) -> None:
+        vision_language.write_vision_language_model(path, full.prompts, list(full.template))
+
+    return StandIn(full.model, small.model, write)
 
 
 def _clip(full: str, small: str) -> StandIn:

@@ -1,15 +1,24 @@
 """The plan counts the jobs of the workflow, and its FLOPs are those of the models."""
 
+from argparse import Namespace
+from itertools import product
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 from demo_config import demo_values
 
+from stm.cli.common import load
 from stm.config import parse_config
 from stm.plan.clips import count_clips
+from stm.plan.costs import dataset_lines
+from stm.plan.hardware import Hardware
 from stm.plan.make import describe_plan, make_plan
-from stm.pretrained.sizes import clip_image_flops
+from stm.pretrained.sizes import answer_flops, clip_image_flops, frame_tokens, weights_and_basis
+from stm.stages.costs import Workload
+from stm.stages.jobs import Jobs
+from stm.stages.journey import all_stages
 
 
 def test_clips_and_shards_of_the_generated_dataset_come_from_the_config(tmp_path):
@@ -110,6 +119,70 @@ def test_generating_text_takes_the_time_of_its_tokens_not_of_its_arithmetic_alon
     more = lines(values)["captions/blip2"].gpu_hours - before
     passes = sum(values["dataset"]["clips"].values()) * source["key_frames"] / source["batch_size"]
     assert more == pytest.approx(passes * (source["max_new_tokens"] / 2) * 0.025 / 3600)
+
+
+VLM = {"kind": "vlm", "model": "Qwen/Qwen2.5-VL-7B-Instruct", "precision": "bfloat16"}
+
+
+def test_answers_about_frames_cost_their_tokens_and_a_pass_per_new_token(tmp_path):
+    values = demo_values() | {"results": str(tmp_path), "captions": {"vlm": VLM}, "pack": {"captions": "vlm"}}
+    values |= {"pretrain": {}, "evaluate": {}, "tables": {}, "figures": {}, "report": {}}
+    values.pop("mask_quality", None)
+
+    def hours(**more: Any) -> float:
+        line = lines(values | {"captions": {"vlm": VLM | more}})["captions/vlm"]
+        return line.gpu_hours - line.jobs * 5 / 3600
+
+    assert hours(batch_size=10**9, prompts=["what?", "where?"]) == pytest.approx(2 * hours(batch_size=10**9), rel=1e-3)
+    clips = sum(values["dataset"]["clips"].values())
+    more = hours(batch_size=4) - hours(batch_size=8)
+    assert more == pytest.approx(clips * (1 / 4 - 1 / 8) * 60 * 0.025 / 3600)
+    # Asked about each frame alone, the model reads as many frames, and writes as many answers as there are frames.
+    assert hours(input="key_frames", frames=4) > 3 * hours(frames=4)
+    text = describe_plan(make_plan(parse_config(values)), parse_config(values))
+    assert "captions of vlm: 7.0 billion weights (by its name), about" in text
+
+
+@pytest.mark.parametrize(("model", "processor"), [("Qwen2.5-VL-7B", "Qwen2VL"), ("Qwen3-VL-8B", "Qwen3VL")])
+def test_tokens_of_a_video_are_those_of_its_processor(model, processor):
+    import transformers
+
+    video = np.zeros((8, 256, 340, 3), np.uint8)
+    processing = getattr(transformers, f"{processor}VideoProcessor")()
+    grid = processing([video], do_sample_frames=False, return_tensors="pt")["video_grid_thw"]
+    tokens = int(grid.prod()) / processing.merge_size**2
+    assert 8 * frame_tokens(f"Qwen/{model}-Instruct", 256 * 340, True) == pytest.approx(tokens, rel=0.2)
+
+
+def test_weights_are_counted_by_name_if_there_are_no_files():
+    found = {name: weights_and_basis(name)[0] / 1e9 for name in (
+        "Qwen/Qwen2.5-VL-7B-Instruct", "HuggingFaceTB/SmolVLM2-256M-Video-Instruct", "Qwen/Qwen3-VL-30B-A3B-Instruct",
+        "llava-hf/llava-onevision-qwen2-0.5b-ov-hf", "owner/model-v2",
+    )}  # fmt: skip
+    assert list(found.values()) == [7, 0.256, 30, 0.5, 7] and weights_and_basis("owner/model-v2")[1] == "assumed"
+    dense, mixture = (answer_flops(f"Qwen/Qwen3-VL-{size}-Instruct", 8, 87040, True, 60) for size in ("30B", "30B-A3B"))
+    assert mixture < dense / 5  # each token passes through 3 billion weights
+
+
+def test_newer_captions_for_tgm_are_one_line_that_leaves_frames_and_motion_as_they_are():
+    plain, other = (load(Namespace(config=["config/tgm.yaml"], set=more)) for more in ([], ["pack.captions=vlm"]))
+    assert other.of("k400").pack.sources == ("vlm",) and plain.of("k400").pack.sources == ("blip2",)
+    load_of = Workload({"train": 1000}, 1000, 75, 75, 87040, 87040, 14 * 19)
+    captioned = [
+        {line.stage for line in dataset_lines(config, "k400", load_of, Hardware.of(config)) if "captions" in line.stage}
+        for config in (plain, other)
+    ]
+    assert captioned == [{"captions/k400/blip2"}, {"captions/k400/vlm"}]
+    changed = set()
+    for dataset, stage in product(plain.dataset_names, all_stages().values()):
+        if "run" not in stage.per and "dataset" in stage.per:
+            one, two = (Jobs(c).make(dataset=dataset, source="vlm", shard="train-00000") for c in (plain, other))
+            if "source" in stage.per and dataset not in ("k400", "ssv2"):
+                continue
+            if one.settings(stage.settings) != two.settings(stage.settings):
+                changed.add((dataset, stage.name))
+    assert ("k400", "shards") in changed and {dataset for dataset, _ in changed} == {"k400"}
+    assert not changed & {("k400", name) for name in ("manifest", "frames", "motion")}
 
 
 def test_augmentation_of_fine_tuning_is_counted_for_each_repeat(tmp_path):

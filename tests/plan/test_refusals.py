@@ -56,7 +56,7 @@ def test_a_batch_of_all_clips_is_accepted(tmp_path: Path) -> None:
         *(
             ({**DENSE, "similarity": {"method": "dense", "model": model}}, ["similarity.method of x is dense", kind])
             for model, kind in (
-                ("ViT-B-16-SigLIP@webli", "a timm tower"),
+                ("convnext_base@laion400m_s13b_b51k", "a timm tower without SigLIP's pooling head"),
                 ("RN50@openai", "a ResNet"),
                 ("coca_ViT-B-32@laion2b_s13b_b90k", "a ViT with an attention pooler"),
             )

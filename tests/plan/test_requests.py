@@ -46,6 +46,15 @@ def test_a_run_requests_cores_and_memory_for_its_processes_loaders_and_batches(t
     assert requests.memory(stage, job, 72) == thousands(expected) == 162_000
 
 
+def test_captions_by_a_large_model_request_the_memory_of_its_weights(tgm: tuple[Requests, Jobs]) -> None:
+    requests, jobs = tgm
+    found = {
+        source: requests.memory(STAGES["captions"], jobs.make(dataset="ssv2", source=source), 1)
+        for source in ("blip2", "label", "llm", "vlm")
+    }
+    assert found == {"blip2": None, "label": None, "llm": 30_000, "vlm": 30_000}  # 7 billion weights of two bytes
+
+
 def test_a_run_without_steps_requests_no_loading_processes(tgm: tuple[Requests, Jobs]) -> None:
     requests, jobs = tgm
     job, stage = jobs.make(dataset="k400", run="random-k400"), STAGES["pretrain"]

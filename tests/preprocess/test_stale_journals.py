@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 import torch
 from small_models import save_blip2, save_clip, save_language_model, save_text_encoder
+from small_vlms import save_vlm
 from stage_outputs import Clip, make_stage_outputs
 from synthetic_videos import make_pan, make_row, make_video, write_slice
 from torchvision.models.optical_flow import raft_small
@@ -33,6 +34,7 @@ from stm.config import (
     Section,
     Similarity,
     Text,
+    VisionLanguageCaptions,
     parse_config,
 )
 from stm.datasets.moving_shapes.generate import generate
@@ -62,6 +64,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_clip(folder / name / "clip", seed=number)
         save_blip2(folder / name / "blip2", seed=number)
         save_language_model(folder / name / "llm", seed=number)
+        save_vlm(folder / name / "vlm", "qwen2_5_vl", seed=number)
         save_text_encoder(folder / name / "bert", "bert", seed=number)
         torch.manual_seed(number)
         torch.save(raft_small(weights=None).state_dict(), folder / name / "raft.pth")
@@ -124,8 +127,14 @@ def write_shard(folder: Path, values: Values) -> tuple[Path, Path, Path]:
 
 def run_captions(world: Path, folder: Path, values: Values) -> None:
     kinds: dict[str, type[Section]] = {"blip2": Blip2Captions, "llm": LanguageModelCaptions}
+    kinds["vlm"] = VisionLanguageCaptions
     source = settings_of(kinds[values["kind"]], {**values, "model": str(world / values["model"])})
-    write_captions(*write_shard(folder, values), folder / "out.parquet", source, KEEP_GOING, device="cpu")
+    rows, tar, index = write_shard(folder, values)
+    if "pace" in values:  # seconds between stored frames
+        stored = read_table(index)
+        timed = [{**row, "pts": [values["pace"] * i for i in range(row["frames"])]} for row in stored.to_pylist()]
+        write_table(index, pa.Table.from_pylist(timed, stored.schema), {})
+    write_captions(rows, tar, index, folder / "out.parquet", source, KEEP_GOING, device="cpu")
 
 
 def run_embeddings(world: Path, folder: Path, values: Values) -> None:
@@ -243,6 +252,26 @@ STAGES = {
         {"kind": "llm", "model": "one/llm", "max_new_tokens": 6, **SHARD},
         {"model": "two/llm", "max_new_tokens": 4, "prompts": ["describe the {}"], "label": "square"},
         {"batch_size": ROUNDING, "precision": ROUNDING, "kind": "another stage"},
+    ),
+    "captions, VLM": Stage(
+        run_captions,
+        VisionLanguageCaptions,
+        {"kind": "vlm", "model": "one/vlm", "max_new_tokens": 16, "frames": 4, "pace": 0.25, **SHARD},
+        {
+            **{
+                "model": "two/vlm",
+                "max_new_tokens": 4,
+                "frames": 3,
+                "prompts": ["describe the video"],
+                "input": "images",
+            },
+            **{"template": {"thinking": True}, "processor": {"size": {"shortest_edge": 3136, "longest_edge": 12544}}},
+            **{"pace": 9.0, "pictures": 1},
+        },
+        {
+            **{"batch_size": ROUNDING, "precision": ROUNDING, "kind": "another stage"},
+            "revision": "a folder has none",
+        },
     ),
     "embeddings": Stage(
         run_embeddings,

@@ -14,6 +14,7 @@ from stm.config import (
     LanguageModelCaptions,
     LanguageRun,
     Text,
+    VisionLanguageCaptions,
     parse_config,
 )
 from stm.models.teachers.frame_teacher import FrameTeacher as Teacher
@@ -21,6 +22,7 @@ from stm.models.text.split_bert import SplitBert
 from stm.models.weights import zoo
 from stm.models.weights.initialise import read_initial
 from stm.preprocess.captions.language_model import LanguageModel
+from stm.preprocess.captions.vision_language import Question, VisionLanguageModel
 from stm.pretrained.clip import load_clip
 from stm.pretrained.text_encoder import TextEncoder
 from stm.rehearsal.shrink import shrink
@@ -69,6 +71,25 @@ def test_language_model_and_text_encoder_answer_and_embed(tmp_path: Path, monkey
     assert small.text == Text(model="transformers:owner/encoder", pooling="mean")
     vectors = TextEncoder.load(small.text, device="cpu").encode(["a red circle", "a blue square"])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("given", ["video", "images"])
+def test_vision_language_model_answers_about_frames(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = {"template": {"enable_thinking": False}, "processor": {"do_image_splitting": False}, "revision": "main"}
+    captions = {"vlm": {"kind": "vlm", "model": "Owner/VL-7B", "input": given, "frames": 4, **more}}
+    full = parse_config({**STUDY, "captions": captions, "pack": {"captions": "vlm", "text": True}})
+    small = shrink(full)
+    assert write_stand_ins(full, small, tmp_path) == []
+    monkeypatch.chdir(tmp_path)
+    source = small.captions["vlm"]
+    assert isinstance(source, VisionLanguageCaptions)
+    assert (source.frames, source.prompts) == (4, full.captions["vlm"].prompts)
+    frames = [np.full((64, 80, 3), 50 * number, np.uint8) for number in range(4)]
+    model = VisionLanguageModel(source, device="cpu")
+    question = Question(frames, [0.0, 0.5, 1.0, 1.5], 2.0, source.prompts[0])
+    assert len(model.answer(model.prepare([question, question]))) == 2
 
 
 def test_teacher_bert_and_initial_weights_fit_the_small_student(

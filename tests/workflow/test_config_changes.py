@@ -41,6 +41,7 @@ OFFLINE: dict[str, Any] = {
         "label": {"kind": "label"},
         "blip2": {"kind": "blip2", "model": "models/one/blip2"},
         "llm": {"kind": "llm", "model": "models/one/llm"},
+        "vlm": {"kind": "vlm", "model": "models/one/vlm"},
     },
     "similarity": {"model": CLIP, "keep_embeddings": True},
     "text": {"model": CLIP},
@@ -189,7 +190,7 @@ RERUN: tuple[tuple[str, list[str]], ...] = (
     ("pack.captions", ["shards", "crop_agreement?"]),  # which is measured on the first source
     ("pack.*", ["shards"]),
     # Clips of the other split then need maps of the sources that are not packed.
-    ("mask_quality.split", ["mask_quality", "similarity/blip2", "similarity/llm"]),
+    ("mask_quality.split", ["mask_quality", "similarity/blip2", "similarity/llm", "similarity/vlm"]),
     ("mask_quality.*", ["mask_quality"]),
     ("crop_agreement.*", ["crop_agreement"]),
     # Pretraining.
@@ -247,6 +248,8 @@ VALUES: dict[str, list[Any]] = {
     "TableRow.certainty": ["source"],
     "TableRow.paper": [[1.0, 2.0]],
     "TableRow.runs": [["tgm", "tube"]],
+    "VisionLanguageCaptions.processor": [{"size": 224}],
+    "VisionLanguageCaptions.template": [{"enable_thinking": False}],
     **{f"{section}.dataset": ["others"] for section in ("PretrainRun", "LanguageRun", *TASKS)},
     **{f"{section}.runs": [["tgm"], ["umt"]] for section in TASKS},
     **{f"{section}.source": ["manual"] for section in TASKS},
@@ -428,7 +431,7 @@ def expected(key: Key, names: frozenset[str]) -> set[str]:
 def make_models(folder: Path) -> None:
     """Create placeholder files for models, which are never loaded here."""
     for place, end in product(("one", "two"), ("", "x")):  # `x` is what `others` appends
-        for model in ("clip", "blip2", "llm", "bert", "text", "teacher"):
+        for model in ("clip", "blip2", "llm", "vlm", "bert", "text", "teacher"):
             touch(folder / "models" / place / f"{model}{end}" / "weights.bin")
         for file in ("raft.pth", "start.pth"):
             touch(folder / "models" / place / f"{file}{end}")
@@ -554,6 +557,7 @@ LOADED_BY = {
     ("offline", "clip"): {"embeddings", "similarity/*", "text/*"},
     ("offline", "blip2"): {"captions/blip2"},
     ("offline", "llm"): {"captions/llm"},
+    ("offline", "vlm"): {"captions/vlm"},
     ("offline", "raft.pth"): {"flow"},
     ("masking", "clip"): {"*:similarity/*"},
     ("masking", "text"): {"*:text/*", "*:evaluate/tgm/zero"},  # zero-shot evaluation encodes its sentences

@@ -1,8 +1,8 @@
 """The captions stage: captions of each clip, by source."""
 
-from stm.config import Blip2Captions, CaptionSource, LanguageModelCaptions
+from stm.config import Blip2Captions, CaptionSource, LanguageModelCaptions, VisionLanguageCaptions
 from stm.preprocess.frames.stage import frames_of
-from stm.pretrained.sizes import caption_flops, count_weights
+from stm.pretrained.sizes import answer_flops, caption_flops, count_weights
 from stm.stages.costs import Cost, Workload, clips_to_process
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
@@ -17,7 +17,7 @@ def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
     from stm.preprocess.frames.removal import restore_frames
 
     source = job.config.captions[job.source]
-    if isinstance(source, Blip2Captions):  # the only source that looks at frames
+    if isinstance(source, Blip2Captions | VisionLanguageCaptions):  # the others do not look at frames
         restore_frames(job, processes)
     write_captions(inputs["slice"], inputs["tar"], inputs["frames"], outputs["captions"], source, job.config.bad_input)
 
@@ -26,6 +26,8 @@ def captions_per_clip(source: CaptionSource) -> int:
     """Return a source's maximum number of captions per clip; 1 for manifest captions, whose number is unknown."""
     if isinstance(source, Blip2Captions):
         return source.key_frames
+    if isinstance(source, VisionLanguageCaptions):
+        return len(source.prompts) * source.images_per_prompt
     return len(source.prompts if isinstance(source, LanguageModelCaptions) else getattr(source, "templates", [1]))
 
 
@@ -44,6 +46,12 @@ def _cost(job: Job, load: Workload) -> Cost | None:
     elif isinstance(source, LanguageModelCaptions):
         # An upper bound, reached if all clips of a shard have different labels: the model is run once per label.
         flops = texts * 2 * count_weights(source.model) * source.max_new_tokens
+        tokens = texts / source.batch_size * source.max_new_tokens
+    elif isinstance(source, VisionLanguageCaptions):
+        shown = 1 if source.input == "key_frames" else min(source.frames, captioned.stored_frames)
+        flops = texts * answer_flops(
+            source.model, shown, captioned.stored_pixels, source.input == "video", source.max_new_tokens
+        )
         tokens = texts / source.batch_size * source.max_new_tokens
     precision = getattr(source, "precision", "float32")
     return Cost(captioned.shards, flops=flops, precision=precision, gpu_seconds=tokens * TOKEN_SECONDS)

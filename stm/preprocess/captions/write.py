@@ -14,6 +14,7 @@ from stm.config import (
     HumanCaptions,
     LabelCaptions,
     LanguageModelCaptions,
+    VisionLanguageCaptions,
 )
 from stm.jobs.journal import Journal
 from stm.jobs.status import Status
@@ -35,6 +36,7 @@ CAPTIONS_SCHEMA = pa.schema(
         pa.field("detail", pa.string(), nullable=False),
     ]
 )
+ModelCaptions = Blip2Captions | LanguageModelCaptions | VisionLanguageCaptions
 MODEL_LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "simplejpeg", "pyarrow")
 
 
@@ -84,7 +86,7 @@ def _model_captions(
     kept: list[dict[str, Any]],
     frames_tar: Path,
     output: Path,
-    source: Blip2Captions | LanguageModelCaptions,
+    source: ModelCaptions,
     device: str | None,
 ) -> tuple[dict[str, ClipCaptions], dict[str, Any], Journal]:
     """Return a model's captions by key, with the receipt and the journal, which is still open."""
@@ -96,6 +98,16 @@ def _model_captions(
         receipt = _model_receipt(source, captioner.identity)
         journal = Journal(output, receipt | {"frames": hash_frames(kept)})
         return captioner.caption_clips(kept, frames_tar, journal), receipt, journal
+    if isinstance(source, VisionLanguageCaptions):
+        from stm.preprocess.captions.vision_language import VisionLanguageModel
+
+        answering = VisionLanguageModel(source, device)
+        receipt = _model_receipt(source, answering.identity)
+        times = hash_receipt(
+            {row["key"]: row["pts"] for row in kept}
+        )  # videos are shown with the times of their frames
+        journal = Journal(output, receipt | {"frames": hash_frames(kept), "times": times})
+        return answering.caption_clips(kept, frames_tar, journal), receipt, journal
     from stm.preprocess.captions.language_model import LanguageModel
 
     model = LanguageModel(source, device)
@@ -104,9 +116,10 @@ def _model_captions(
     return model.describe_clips(rows, journal, output.stem), receipt, journal
 
 
-def _model_receipt(source: Blip2Captions | LanguageModelCaptions, identity: Mapping[str, Any]) -> dict[str, Any]:
+def _model_receipt(source: ModelCaptions, identity: Mapping[str, Any]) -> dict[str, Any]:
     settings = source.model_dump(mode="json") | {"model": identity["model"]}
-    return make_receipt("captions", settings, MODEL_LIBRARIES, model=dict(identity))
+    resizing = ("torchvision", "pillow") if isinstance(source, VisionLanguageCaptions) else ()
+    return make_receipt("captions", settings, MODEL_LIBRARIES + resizing, model=dict(identity))
 
 
 def hash_frames(kept: Sequence[Mapping[str, Any]]) -> str:

@@ -11,18 +11,25 @@ Values alone are what attention returns if each token attends to itself alone, s
 holds for every kind of attention in open_clip and needs none of its parts. It also computes queries and keys that have no
 effect, about 1 % of the work.
 
+SigLIP pools its tokens by attention with a learned query, after all blocks. Here each token is pooled alone: as before, what is
+left of the attention is its value and its projection, and the head's norm and MLP follow, as they do for the image. MaskCLIP
+does the same to the pooling head of CLIP's ResNets.
+
 A cell is a token here: the frame is resized so that the tower's patches form the grid of the map, and the position
 embedding is interpolated to it. Unlike in `patch_scorer`, a cell's embedding depends on the whole frame, through the blocks
 before the last.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from operator import itemgetter
+from typing import Any, NamedTuple
 
 import torch
+from open_clip.timm_model import TimmModel
 from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock, VisionTransformer
-from timm.layers import resample_abs_pos_embed
+from timm.layers import AttentionPoolLatent, resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer as TimmTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -30,6 +37,17 @@ from stm.preprocess.similarity.patch_scorer import PatchScorer, Piece, stretch
 from stm.pretrained.clip import LoadedClip
 from stm.pretrained.hub import ModelError, exact_convolutions
 from stm.shards.grid import map_shape
+
+
+class DenseTower(NamedTuple):
+    """An image tower whose tokens can be brought into the space of its image embedding."""
+
+    network: Any  # open_clip's ViT, or a TimmModel
+    patch_size: tuple[int, int]  # height and width, in pixels
+    positions: Tensor  # [prefix + rows * columns of the grid, width]
+    grid: tuple[int, int]
+    prefix: int  # tokens before those of patches
+    embed: Callable[[Any, Tensor, Tensor], Tensor]  # of the network, pixels and positions; as `embed_dense`
 
 
 class DenseScorer(PatchScorer):
@@ -43,12 +61,12 @@ class DenseScorer(PatchScorer):
             compile: whether to compile the image tower, once per size of a map.
 
         Raises:
-            ModelError: the image tower is not a ViT of open_clip's own, or has an attention pooler.
+            ModelError: the image tower is neither a ViT of open_clip's own without an attention pooler nor SigLIP's.
         """
         super().__init__(clip, grid, batch_size)
         self._tower = check_tower(clip.model.visual)
         self._positions: dict[tuple[int, int], Tensor] = {}
-        self._embed_dense = torch.compile(embed_dense, dynamic=False) if compile else embed_dense
+        self._embed_dense = torch.compile(self._tower.embed, dynamic=False) if compile else self._tower.embed
 
     def cut(self, shapes: Sequence[tuple[int, int]]) -> list[list[tuple[int, int, int]]]:
         """Distribute frames over batches, in order; a batch has frames with maps of one size."""
@@ -79,17 +97,19 @@ class DenseScorer(PatchScorer):
         patch_height, patch_width = self._tower.patch_size
         positions = self._resize_positions(batch.shape[2] // patch_height, batch.shape[3] // patch_width)
         with exact_convolutions(self.clip.device):
-            features = self._embed_dense(self._tower, batch, positions).flatten(0, 1)
+            features = self._embed_dense(self._tower.network, batch, positions).flatten(0, 1)
         return functional.normalize(features.float(), dim=-1).half()
 
     def _count_frames(self, rows: int, columns: int) -> int:
         return max(1, self.batch_size // (rows * columns))
 
     def _resize_positions(self, rows: int, columns: int) -> Tensor:
-        """The position embedding for a grid of tokens, bicubic without antialiasing, as MaskCLIP: [1 + rows * columns, D]."""
+        """The position embedding for a grid of tokens, bicubic without antialiasing, as MaskCLIP: [prefix + N, width]."""
         if (rows, columns) not in self._positions:
-            table, grid = self._tower.positional_embedding, list(self._tower.grid_size)
-            resized = resample_abs_pos_embed(table[None], [rows, columns], grid, num_prefix_tokens=1, antialias=False)
+            table, grid, prefix = self._tower.positions, list(self._tower.grid), self._tower.prefix
+            resized = resample_abs_pos_embed(
+                table[None], [rows, columns], grid, num_prefix_tokens=prefix, antialias=False
+            )
             self._positions[rows, columns] = resized[0]
         return self._positions[rows, columns]
 
@@ -122,16 +142,42 @@ def attend(block: ResidualAttentionBlock | CustomResidualAttentionBlock, states:
     return block.ls_1(block.ln_attn(block.attn(normal)) if custom else block.attention(normal))
 
 
-def check_tower(tower: nn.Module) -> VisionTransformer:
+def embed_dense_by_head(model: TimmModel, pixels: Tensor, positions: Tensor) -> Tensor:
+    """Return the embedding of each patch of images by SigLIP's pooling head, to which each token is shown alone.
+
+    Arguments and result as for `embed_dense`; there is no class token.
+    """
+    trunk: Any = model.trunk
+    patches = trunk.patch_embed.proj(pixels).flatten(2).transpose(1, 2)
+    states = trunk.norm(trunk.blocks(trunk.norm_pre(patches + positions.to(patches.dtype))))
+    tokens = model.head(trunk.forward_head(states.flatten(0, 1)[:, None]))
+    return tokens.unflatten(0, (len(patches), -1))
+
+
+def check_tower(tower: nn.Module) -> DenseTower:
     """Return an image tower whose tokens share the space of its image embedding.
 
     Raises:
         ModelError: it is of another kind; the message says of which.
     """
     if isinstance(tower, VisionTransformer) and tower.attn_pool is None:
-        return tower
+        return DenseTower(tower, tower.patch_size, tower.positional_embedding, tower.grid_size, 1, embed_dense)
+    if isinstance(tower, TimmModel) and _has_head(tower.trunk):
+        embedding: Any = tower.trunk.patch_embed
+        positions: Any = tower.trunk.pos_embed
+        return DenseTower(tower, embedding.patch_size, positions[0], embedding.grid_size, 0, embed_dense_by_head)
     kind = "a ViT with an attention pooler" if isinstance(tower, VisionTransformer) else f"a {type(tower).__name__}"
+    if isinstance(tower, TimmModel):
+        kind = f"timm's {type(tower.trunk).__name__}, without SigLIP's pooling head,"
     raise ModelError(
         f"similarity.model has {kind} as its image tower; `method: dense` needs a ViT of open_clip's own with a class token or "
-        "average pooling, for instance ViT-B-16-quickgelu@openai. `method: patches` takes any model"
+        "average pooling, for instance ViT-B-16-quickgelu@openai, or a SigLIP. `method: patches` takes any model"
     )
+
+
+def _has_head(trunk: nn.Module) -> bool:
+    """Whether a network of timm is SigLIP's: a ViT without class token whose tokens a learned query pools."""
+    if not isinstance(trunk, TimmTransformer) or not isinstance(trunk.attn_pool, AttentionPoolLatent):
+        return False
+    plain = trunk.attn_pool.pos_embed is None and isinstance(trunk.patch_embed.norm, nn.Identity)
+    return plain and trunk.pos_embed is not None and not trunk.num_prefix_tokens

@@ -151,7 +151,7 @@ class PatchScorer:
         return batch
 
     def encode(self, batch: Tensor) -> Tensor:
-        """Return projected unit-length CLS embeddings of a prepared batch: float16 [batch_size, D] on the device."""
+        """Return unit-length image embeddings of a prepared batch, pooled by the model: float16 [batch_size, D] on the device."""
         with exact_convolutions(self.clip.device):
             features = self._encode(batch)
         # Normalise in float32, because a sum of squares in half precision loses accuracy.
@@ -190,7 +190,7 @@ class PatchScorer:
         return spread_windows(patches, self.window)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embed texts at [EOS], projected, unit length: float32 [K, D]; see `stm.pretrained.clip.embed_texts`."""
+        """Embed texts, unit length: float32 [K, D]; see `stm.pretrained.clip.embed_texts`."""
         return embed_texts(self.clip, texts)
 
 

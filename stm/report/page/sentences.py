@@ -5,7 +5,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from stm.config import Blip2Captions, Config, Frames, HumanCaptions, LabelCaptions, LanguageRun, PretrainRun
+from stm.config import (
+    Blip2Captions,
+    Config,
+    Frames,
+    HumanCaptions,
+    LabelCaptions,
+    LanguageRun,
+    PretrainRun,
+    VisionLanguageCaptions,
+)
 from stm.datasets import official_clips
 from stm.jobs.progress import format_seconds
 from stm.jobs.status import Status
@@ -252,6 +261,8 @@ def _kind(source: Any) -> str:
         return "from the dataset"
     if isinstance(source, LabelCaptions):
         return "templates filled with the action label"
+    if isinstance(source, VisionLanguageCaptions):
+        return f"vision-language model, {source.frames} frames per clip ({source.input}), {source.model}"
     return f"language model, {source.model}"
 
 
