@@ -6,6 +6,7 @@ resumes after the last finished video.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,12 @@ from numpy.typing import NDArray
 from stm.distributed.process import choose_device
 from stm.features.batches import ClipBatches
 from stm.features.cutting import Restart, Summary, Window
+from stm.features.decoding import RefusedTask, Task, decode_task
 from stm.features.inputs import Source
 from stm.features.model import ClipModel
 from stm.features.settings import ClipPlan, ClipSettings
-from stm.features.shards import ShardTask, read_packed
-from stm.features.videos import VideoTask, decode_video
+from stm.features.shards import ShardTask
+from stm.features.videos import VideoTask
 from stm.jobs.journal import Journal
 from stm.jobs.progress import Progress
 from stm.jobs.streams import Turn, stream_isolated
@@ -81,11 +83,14 @@ class Engine:
     def run(self, sources: Sequence[Source]) -> Iterator[Values]:
         """Compute all values that the journal does not have; then yield those of each source, in order."""
         self._sources = sources
-        with Progress(self._what, len(sources), "videos") as progress:
-            done = [self._journal.get(source.item) is not None for source in sources]
+        done = [self._journal.get(source.item) is not None for source in sources]
+        tasks = [self._task(source) for source, known in zip(sources, done, strict=True) if not known]
+        options = self._settings.processes, self._settings.timeout_seconds, _name
+        with (
+            closing(stream_isolated(decode_task, tasks, *options)) as stream,
+            Progress(self._what, len(sources), "videos") as progress,
+        ):
             progress.resume(sum(done))
-            todo = [number for number, known in enumerate(done) if not known]
-            stream = self._decode(todo)
             for number, source in enumerate(sources):
                 if done[number]:
                     self._batches.skip(len(self._read_summary(source).frames) * self._plan.clips_per_window)
@@ -93,8 +98,7 @@ class Engine:
                     self._take(number, stream, progress)
             self._batches.flush(end=True)
             self._finish()
-            for _ in stream:  # lets it raise what only its end shows
-                pass
+            next(stream, None)  # raises what only its end shows
         return (self._collect(source) for source in sources)
 
     def seed(self, source: Source, summary: Summary, windows: Sequence[NDArray[Any]]) -> None:
@@ -103,14 +107,7 @@ class Engine:
             self._journal.put(f"{source.item}/{number}", values.astype(self._dtype).tobytes())
         self._journal.put(source.item, json.dumps(summary).encode())
 
-    def _decode(self, todo: Sequence[int]) -> Iterator[tuple[int, Any]]:
-        tasks = [self._task(self._sources[number]) for number in todo]
-        stream = stream_isolated(
-            decode_task, tasks, self._settings.processes, self._settings.timeout_seconds, lambda task: task.name
-        )
-        return ((todo[index], part) for index, part in stream)
-
-    def _task(self, source: Source) -> "VideoTask | ShardTask | RefusedTask":
+    def _task(self, source: Source) -> Task:
         plan = self._plan
         if source.refused is not None:
             return RefusedTask(source.video, str(source.refused[0]), source.refused[1])
@@ -187,17 +184,5 @@ class Engine:
         return data
 
 
-@dataclass(frozen=True)
-class RefusedTask:
-    """A source that cannot be read, as is known before it is opened."""
-
-    name: str
-    status: str
-    detail: str
-
-
-def decode_task(task: VideoTask | ShardTask | RefusedTask) -> Iterator[Any]:
-    """Yield the windows of a source, then their summary, in a worker process."""
-    if isinstance(task, RefusedTask):
-        return iter([Summary([], [], task.status, task.detail)])
-    return read_packed(task) if isinstance(task, ShardTask) else decode_video(task)
+def _name(task: Task) -> str:
+    return task.name

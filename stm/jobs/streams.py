@@ -48,7 +48,7 @@ def stream_isolated(
     name: Callable[[Item], str] = str,
     *,
     ahead: int = 64,
-) -> Iterator[tuple[int, Any]]:
+) -> Generator[tuple[int, Any], None, None]:
     """Yield `(index of the item, part)` for each part that `function(item)` yields, item by item.
 
     After an item's parts comes `Turn.FINISHED`, a Failure if it raised an exception, crashed or reached a deadline, or

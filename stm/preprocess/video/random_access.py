@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import av
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -174,7 +175,10 @@ class ClipReader:
         if not self.short_side:
             return image
         height, width = image.shape[:2]
-        return self._resize(av.VideoFrame.from_ndarray(image, format="rgb24"), *self._size(width, height))
+        size = self._size(width, height)
+        # Not by swscale, which would halve the colours' resolution on the way from RGB to RGB.
+        kind = cv2.INTER_AREA if size[0] * size[1] < width * height else cv2.INTER_CUBIC
+        return np.asarray(cv2.resize(image, size, interpolation=kind), np.uint8)
 
 
 def _is_inside(seconds: float, start: float | None, end: float | None) -> bool:
