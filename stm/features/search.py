@@ -134,11 +134,15 @@ def _update_index(towers: TwoTowers, weights: str | Path, sources: Sequence[Sour
         towers.video, plan, towers.settings, {"dtype": "float32", "pool": "text"}, sources, path, dated=True
     )
     known = _read_known(path, writer.receipt | {"average": False})
+    reused = 0
     for source in sources:
-        if (old := known.get((source.video, source.printable_path, source.bytes, source.modified))) is not None:
+        old = known.get((source.video, source.printable_path, source.bytes, source.modified))
+        # Of a part of a video, the table does not say which part it is.
+        if old is not None and source.start is None and source.end is None and source.clip is None:
             writer.engine.seed(source, *old)
+            reused += 1
     extracted = writer.write()
-    say(f"retrieve: {path}: {extracted.videos} videos, {len(known)} of which were known")
+    say(f"retrieve: {path}: {extracted.videos} videos, {reused} of which were known")
     return read_features(path)
 
 

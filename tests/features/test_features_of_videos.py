@@ -102,7 +102,7 @@ def test_neither_processes_nor_an_interruption_change_a_byte(
     # The first batch again, of which only the window of c.mp4 is needed.
     assert calls == [4, 4, 1]
     assert out.read_bytes() == table.read_bytes()
-    assert [path.name for path in tmp_path.iterdir()] == ["two.parquet", "interrupted.parquet"]
+    assert {path.name for path in tmp_path.iterdir()} == {"two.parquet", "interrupted.parquet"}
 
 
 def test_tokens_and_means_over_windows(weights: Path, folder: Path, table: Path, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_list_names_parts_of_videos(weights: Path, folder: Path, tmp_path: Pat
     assert rows["a.mp4"]["status"] == "bad_row" and rows["not-there.mp4"]["status"] == "missing_file"
 
 
-@pytest.mark.parametrize("settings", [{"windows": 2}, {"windows": 2, "crops": 3}, {"windows": 1}])
+@pytest.mark.parametrize("settings", [{"windows": 2, "crops": 3}, {"windows": 1}])
 def test_packed_clips_are_seen_as_evaluations_see_them(weights: Path, tmp_path: Path, settings: dict[str, int]) -> None:
     index = make_shard(tmp_path / "shards/test/test-00000.parquet", ["red", None, "blue"])
     extract(weights, [tmp_path], tmp_path / "out.parquet", ClipSettings(**settings, device="cpu"))  # type: ignore[arg-type]
