@@ -35,6 +35,10 @@ class Window(NamedTuple):
     video: NDArray[np.uint8]  # [crops, T, 3, S, S]
 
 
+class Pulse(NamedTuple):
+    """Decoding goes on, although no window is complete."""
+
+
 class Restart(NamedTuple):
     """The file has other frames than its container says: windows sent so far are void."""
 

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stm.distributed.process import choose_device
 from stm.features.batches import ClipBatches
-from stm.features.cutting import Restart, Summary, Window
+from stm.features.cutting import Pulse, Restart, Summary, Window
 from stm.features.decoding import RefusedTask, Task, decode_task
 from stm.features.inputs import Source
-from stm.features.model import ClipModel
+from stm.features.model import ClipModel, find_device
 from stm.features.settings import ClipPlan, ClipSettings
 from stm.features.shards import ShardTask
 from stm.features.videos import VideoTask
@@ -70,7 +69,7 @@ class Engine:
         self._dtype = np.dtype(dtype)
         self._what = what
         self._failures: dict[str, Failure] = {}
-        device = choose_device(settings.device)
+        device = find_device(settings)
         model.module.to(device)
         self._batches = ClipBatches(model, settings.batch_size, device, self._deliver, settings.precision)
         self._sources: Sequence[Source] = ()
@@ -124,6 +123,8 @@ class Engine:
             if isinstance(part, Window):
                 for crop, clip in enumerate(part.video):
                     self._batches.add(number, part.number * self._plan.clips_per_window + crop, clip)
+                progress.advance(0, self._note())
+            elif isinstance(part, Pulse):
                 progress.advance(0, self._note())
             elif isinstance(part, Restart) or part is Turn.RESTARTED:
                 self._forget(number)

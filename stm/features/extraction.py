@@ -32,7 +32,7 @@ class Extracted:
 
 def extract(
     weights: str | Path,
-    inputs: Sequence[str | Path],
+    inputs: str | Path | Sequence[str | Path],
     out: str | Path,
     settings: ClipSettings | None = None,
     *,

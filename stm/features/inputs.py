@@ -14,7 +14,7 @@ from stm.features.settings import FeatureError
 from stm.jobs.status import Status
 from stm.shards.index import Clip, ClipIndex
 from stm.storage.machine_errors import is_machine_error
-from stm.storage.tables import read_table
+from stm.storage.tables import DamagedError, read_table
 
 LIST_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 
@@ -44,7 +44,7 @@ class Source:
         return json.dumps([self.video, self.path, self.start, self.end, self.bytes, self.modified])
 
 
-def collect_sources(inputs: Sequence[str | Path], root: Path | None = None) -> list[Source]:
+def collect_sources(inputs: str | Path | Sequence[str | Path], root: Path | None = None) -> list[Source]:
     """List the videos and packed clips of the inputs, in their order; those of a folder by name.
 
     Args:
@@ -57,7 +57,7 @@ def collect_sources(inputs: Sequence[str | Path], root: Path | None = None) -> l
         AnnotationError: a list cannot be read.
     """
     sources: list[Source] = []
-    for each in inputs:
+    for each in [inputs] if isinstance(inputs, str | Path) else inputs:
         path = Path(each).expanduser()
         found = list(_collect(path, root))
         if not found:
@@ -99,7 +99,12 @@ def _is_index(path: Path) -> bool:
 
 
 def _packed(indexes: Sequence[Path]) -> Iterator[Source]:
-    index = ClipIndex(indexes)
+    try:
+        index = ClipIndex(indexes)
+    except DamagedError:
+        raise
+    except ValueError as error:
+        raise FeatureError(str(error)) from error
     rows = {}
     for path in indexes:
         for row in read_table(path, ["key", "video_id", "pts"]).to_pylist():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stm.config import Sampling
+from stm.distributed.process import choose_device
 from stm.evaluation.classification.finetune import Classifier
 from stm.features.settings import ClipSettings, FeatureError, Protocol
 from stm.models.architecture import Architecture
@@ -37,6 +38,18 @@ class ClipModel:
     def identity(self) -> dict[str, Any]:
         """The model in a receipt."""
         return {"sha256": self.sha256, "kind": self.kind, "architecture": asdict(self.architecture)}
+
+
+def find_device(settings: ClipSettings) -> torch.device:
+    """Return the device of the settings; by default CUDA if available.
+
+    Raises:
+        FeatureError: there is no such device.
+    """
+    try:
+        return choose_device(settings.device)
+    except (ValueError, RuntimeError) as error:
+        raise FeatureError(f"device: {error}") from error
 
 
 def find_weights(source: str | Path) -> str | Path:

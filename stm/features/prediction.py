@@ -55,7 +55,7 @@ class Prediction:
 
 def predict(
     weights: str | Path,
-    inputs: Sequence[str | Path],
+    inputs: str | Path | Sequence[str | Path],
     out: str | Path | None = None,
     settings: ClipSettings | None = None,
     *,

@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stm.config import Text
-from stm.distributed.process import choose_device
 from stm.evaluation.features import average_vectors
 from stm.evaluation.retrieval.embed import check_encoder, check_width
 from stm.features.cutting import Summary
 from stm.features.extraction import TableWriter, make_plan
 from stm.features.inputs import Source, collect_sources
-from stm.features.model import ClipModel, find_weights, hash_source, read_config, read_weights
+from stm.features.model import ClipModel, find_device, find_weights, hash_source, read_config, read_weights
 from stm.features.settings import ClipSettings, FeatureError
 from stm.features.table import FeatureTable, read_features
 from stm.jobs.progress import say
@@ -60,8 +59,8 @@ class TwoTowers:
 
 def retrieve(
     weights: str | Path,
-    texts: Sequence[str],
-    inputs: Sequence[str | Path],
+    texts: str | Sequence[str],
+    inputs: str | Path | Sequence[str | Path],
     settings: ClipSettings | None = None,
     *,
     top: int = 5,
@@ -92,11 +91,12 @@ def retrieve(
     """
     settings = settings or ClipSettings()
     settings.check()
+    texts = [texts] if isinstance(texts, str) else texts
     if not texts or not all(text.strip() for text in texts):
         raise FeatureError("a text is empty; describe what the videos show")
     sources = collect_sources(inputs, None if root is None else Path(root))
     towers = load_towers(weights, settings, text_model, text_pooling)
-    first = Path(inputs[0]).expanduser().resolve()
+    first = Path(inputs if isinstance(inputs, str | Path) else inputs[0]).expanduser().resolve()
     table = _update_index(
         towers,
         weights,
@@ -195,7 +195,7 @@ def _load_language(path: Path, weights: Weights, settings: ClipSettings) -> TwoT
         raise FeatureError(
             f"{path}: the release that it was made from has no retrieval heads: take one fine-tuned for retrieval"
         )
-    device = choose_device(settings.device)
+    device = find_device(settings)
     language = read_config(path).get("language") or {}
     length = language.get("max_tokens") or _MAX_TOKENS
 
@@ -233,9 +233,11 @@ def _load_contrast(
             f"{error}\nTexts are encoded by the model of the run's captions, {trained.get('model')}: say where it is with "
             "--text-model"
         ) from error
-    check_encoder(embedder, encoder.identity, f"{path}: texts are encoded by")
-    vectors = encoder.encode([])
-    check_width(embedder, vectors.shape[1], f"{name}: its vectors have")
+    try:
+        check_encoder(embedder, encoder.identity, f"{path}: texts are encoded by")
+        check_width(embedder, encoder.encode([]).shape[1], f"{name}: its vectors have")
+    except ValueError as error:
+        raise FeatureError(f"{error}. Name the right one with --text-model") from error
     shape = (embedder.branch.text_width,)
     model = ClipModel(embedder, embedder, shape, weights.architecture, hash_source(path, weights), "contrast")
     return TwoTowers(model, encoder.encode, average_vectors, settings)

@@ -1,6 +1,7 @@
 """How clips are taken from videos and put through a model: what the commands and functions have in common."""
 
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from stm.config import Frames, Interpolation, Sampling
 from stm.features.cutting import CropPlan
@@ -59,6 +60,13 @@ class ClipSettings:
             raise FeatureError(
                 f"windows of the sampling {self.sampling} cover the whole video and cannot slide: use windows"
             )
+        for name, known in (("backend", get_args(Backend)), ("sampling", (None, *get_args(Sampling)))):
+            if getattr(self, name) not in known:
+                raise FeatureError(
+                    f"{name} must be one of {', '.join(filter(None, known))}, is {getattr(self, name)!r}"
+                )
+        if not self.timeout_seconds > 0:
+            raise FeatureError(f"timeout must be a positive number of seconds, is {self.timeout_seconds}")
         if self.crops not in (None, 1, 3):
             raise FeatureError(f"crops must be 1 or 3, is {self.crops}")
         if self.short_side is not None and not 32 <= self.short_side <= 2160:

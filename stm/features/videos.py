@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from stm.config import BadInput
-from stm.features.cutting import CropPlan, Restart, Summary, Window, WindowCutter
+from stm.features.cutting import CropPlan, Pulse, Restart, Summary, Window, WindowCutter
 from stm.features.windows import Grid, WindowPlan
 from stm.jobs.status import Status
 from stm.preprocess.clip_outcomes import Note, decide
@@ -15,8 +15,12 @@ from stm.preprocess.video.container import VideoError
 from stm.preprocess.video.random_access import Backend, ClipReader, list_times
 
 _PASSES = 3  # a file that is read differently each time is given up
+# Deadlines are per part, and the first window of a long video may take hours of decoding: of a video of up to so many frames,
+# every so manieth one says that decoding goes on.
+_PULSE = 250
+_LONGEST = 10_000_000
 
-Part = Window | Restart | Summary
+Part = Window | Pulse | Restart | Summary
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,7 @@ def decode_video(task: VideoTask) -> Iterator[Part]:
             windows = task.windows.cut(grid)
             if len(windows) == len(expected) and all(map(np.array_equal, windows, expected)) and windows:
                 outcome = decide(clip.notes, BadInput(), usable=True)
-                status = outcome.status if outcome.kept else Status.OPEN_FAILED
-                yield Summary.of(windows, grid, str(status), outcome.detail)
+                yield Summary.of(windows, grid, str(outcome.status), outcome.detail)
                 return
             if not windows:
                 raise VideoError(*_without_frames(clip))
@@ -76,8 +79,13 @@ def _without_frames(clip: ClipReader) -> tuple[Status, str]:
     return notes[0].status, f"no frame{interval} can be decoded{reason}"
 
 
-def _decode(task: VideoTask, clip: ClipReader, grid: Grid) -> Iterator[Window]:
+def _decode(task: VideoTask, clip: ClipReader, grid: Grid) -> Iterator[Window | Pulse]:
     cutter = WindowCutter(task.windows.cut(grid), task.crops)
     places = {grid.indices[position]: position for position in cutter.positions}
-    for frame in clip.read(places.keys()):
-        yield from cutter.add(places[frame.index], frame.image)
+    # decord would have to seek to them.
+    pulses = set(range(0, _LONGEST, _PULSE)) if task.backend == "pyav" else set()
+    for frame in clip.read(pulses.union(places)):
+        if frame.index in places:
+            yield from cutter.add(places[frame.index], frame.image)
+        else:
+            yield Pulse()

@@ -106,10 +106,10 @@ def test_weights_that_are_no_classifier_or_have_no_text_are_refused_with_a_remed
         predict(weights, [folder], "out.txt", SETTINGS)
 
 
-def save_contrast_run(path: Path, width: int) -> VideoEmbedder:
+def save_contrast_run(path: Path, width: int, sha256: str) -> VideoEmbedder:
     torch.manual_seed(2)
     branch = ContrastHead(SMALL.width, width, Contrast(hidden=16))
-    branch.text_model = {"model": CLIP}
+    branch.text_model = {"model": CLIP, "weights_sha256": sha256}
     embedder = VideoEmbedder(VideoEncoder(SMALL), branch).eval()
     zoo.save(embedder.encoder, path, extra={"contrast": branch.state_dict()}, header={"contrast": branch.describe()})
     return embedder
@@ -123,7 +123,11 @@ def test_a_run_with_contrast_finds_videos_and_keeps_their_vectors(
     encoder = TextEncoder.load(Text(model=CLIP), "cpu")
     texts = ["a red circle", "a blue square"]
     vectors = encoder.encode(texts)
-    embedder = save_contrast_run(tmp_path / "weights.safetensors", vectors.shape[1])
+    save_contrast_run(tmp_path / "weights.safetensors", vectors.shape[1], "0" * 64)
+    with pytest.raises(FeatureError, match="their weights differ"):
+        retrieve(tmp_path, texts, videos, SETTINGS)
+    sha256 = str(encoder.identity["weights_sha256"])
+    embedder = save_contrast_run(tmp_path / "weights.safetensors", vectors.shape[1], sha256)
     found = retrieve(tmp_path, texts, [videos], SETTINGS)
     expected = {}
     for video in ("a.mp4", "b.mp4"):
