@@ -70,7 +70,7 @@ def add_clip_options(command: argparse.ArgumentParser, windows: str, crops: str 
         metavar="PIXELS",
         help="to which frames are resized before cropping; default: 256",
     )
-    add("--backend", choices=("pyav", "decord"), default="pyav", help="decoding library; default: pyav")
+    add("--backend", choices=("pyav", "pyav-seek", "decord"), default="pyav", help="how videos are read; default: pyav")
     add("--root", type=Path, help="folder to which the paths in lists are relative; default: that of the list")
     add("--processes", type=positive, default=1, help="decoding processes; default: 1")
     add("--batch-size", type=positive, default=16, help="clips per batch; default: 16")

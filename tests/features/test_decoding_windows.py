@@ -1,7 +1,10 @@
 """The pixels of a window are those that the ffmpeg program decodes, in one pass, for every kind of file."""
 
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,6 +15,9 @@ from synthetic_videos import X264, decode_by_program, ffmpeg, make_pan, make_vid
 from stm.features.cutting import CropPlan, Restart, Summary, Window
 from stm.features.videos import VideoTask, decode_video
 from stm.features.windows import WindowPlan
+from stm.preprocess.video import random_access
+from stm.preprocess.video.container import VideoError
+from stm.preprocess.video.reader import DecodedFrame, Video
 
 WIDTH, HEIGHT, SHORT = 128, 96, 48
 COUNT = 30
@@ -92,6 +98,64 @@ def test_decord_reads_the_frames_that_the_program_converts_by_default(video: Pat
         assert np.array_equal(window[0], crop_by_hand(shrunk)[[index // 2 for index in frames]])
     part = read(video, backend="decord", start=0.4, end=0.8)
     assert part[1][:2] == read(video, start=0.4, end=0.8)[1][:2]
+
+
+def test_seeking_decodes_less_with_the_same_windows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_video(
+        folder / "long.mp4", make_pan(600, dx=0.2, width=WIDTH, height=HEIGHT), [*X264, "-bf", "2", "-g", "25"]
+    )
+    ffmpeg("-i", path, "-c", "copy", folder / "long.ts")
+    decoded: list[int] = []
+    frames = Video.frames
+
+    def count(self: Video, **options: bool) -> Iterator[DecodedFrame]:
+        yield from frames(self, **options)
+        decoded.append(self.decoded)
+
+    monkeypatch.setattr(Video, "frames", count)
+    plan = WindowPlan(4, 2, count=4)
+    whole, whole_summary, _ = read(path, windows=plan)
+    assert decoded == [600]
+    decoded.clear()
+    sparse, summary, restarts = read(path, windows=plan, backend="pyav-seek")
+    assert (summary, restarts) == (whole_summary, 0) and decoded == [7] * 4
+    assert all(map(np.array_equal, sparse, whole))
+    part = read(path, windows=plan, backend="pyav-seek", start=8.0, end=16.0)
+    expected = read(path, windows=plan, start=8.0, end=16.0)
+    assert part[1] == expected[1] and all(map(np.array_equal, part[0], expected[0]))
+    # Transport streams cannot be sought exactly, and are read as a whole.
+    stream = read(folder / "long.ts", windows=plan, backend="pyav-seek")
+    assert stream[1].frames == summary.frames and all(map(np.array_equal, stream[0], whole))
+
+
+def test_decord_is_asked_again_where_it_gives_up_seeking(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, times: int) -> list[int]:
+        calls: list[int] = []
+        opened = random_access._open_decord
+
+        class Reader:
+            def __init__(self) -> None:
+                self.reader = opened(path)
+
+            def __len__(self) -> int:
+                return len(self.reader)
+
+            def get_batch(self, numbers: list[int]) -> Any:
+                calls.append(len(numbers))
+                if len(calls) <= times:
+                    os.write(2, b"[12:00:00] video_reader.cc:711: Failed to skip frames effectively at frame 9.")
+                return self.reader.get_batch(numbers)
+
+        monkeypatch.setattr(random_access, "_open_decord", lambda path: Reader())
+        return calls
+
+    calls = fail(video, 1)
+    images = random_access.read_clip(video, [3], backend="decord")
+    assert len(calls) == 2 and images.shape == (1, HEIGHT, WIDTH, 3)
+    monkeypatch.undo()
+    fail(video, 99)
+    with pytest.raises(VideoError, match="gave up seeking to frame 3 3 times"):
+        random_access.read_clip(video, [3], backend="decord")
 
 
 @pytest.mark.parametrize("frames", [1, 3])

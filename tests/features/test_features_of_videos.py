@@ -167,7 +167,7 @@ def test_the_command_says_by_its_status_whether_all_videos_were_read(
         ({"crops": 3}, {"pool": "none"}, "pool none with crops 1"),
         ({}, {"out": "features.csv"}, "ends in .parquet"),
         ({"crops": 2}, {}, "1 or 3"),
-        ({"backend": "opencv"}, {}, "backend must be one of pyav, decord"),
+        ({"backend": "opencv"}, {}, "backend must be one of pyav, pyav-seek, decord"),
         ({"device": "abacus"}, {}, "device: "),
     ],
 )

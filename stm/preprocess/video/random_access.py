@@ -1,15 +1,22 @@
 """Random access to the frames of source videos by index, for features of whole videos. Training never reads videos.
 
-`pyav` decodes from the start and is correct on every file tested. `decord` (the maintained `decord2`) seeks, and is
+`pyav` decodes from the start and is correct on every file tested. `pyav-seek` decodes only what is needed, from key frames
+before it, in containers whose index is reliable; of other files it reads all. It compares the times of the frames with those
+listed in the container, and does not notice damage elsewhere. `decord` (the maintained `decord2`) seeks, and is
 rejected for files on which it silently returned wrong frames: those whose edit list hides frames (it counts them and
 repeats the last frame), MPEG transport and program streams (index 0 returned frame 225), and files whose pixels are not
 square or that have a crop or several video streams (it ignores all three). Nor is it used where it counts other frames than
-the container has.
+the container has. On a busy machine it gives up seeking and returns a frame before the right one, with no more than a line in
+its log, which is therefore read.
 """
 
+import os
+import sys
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal
 
 import av
@@ -27,9 +34,12 @@ from stm.preprocess.video.reader import Video
 from stm.preprocess.video.resize import Resizer
 from stm.preprocess.video.timestamps import JoinedStreams
 
-Backend = Literal["pyav", "decord"]
+Backend = Literal["pyav", "pyav-seek", "decord"]
 _DECORD_WRONG = ("mpegts", "mpegtsraw", "mpeg", "mpegvideo", "h264", "hevc", "m4v")
 _MAX_SIDE = 16384  # pixels, of a resized frame
+_LONGEST_GAP = 64  # frames that are not needed and decoded all the same rather than seeking behind them
+_DECORD_GIVES_UP = b"Failed to skip frames"
+_DECORD_ATTEMPTS = 3
 _DECORD_BATCH = 8  # frames of full size in memory at a time
 
 
@@ -122,7 +132,41 @@ class ClipReader:
         """
         self.seconds.clear()
         self.damaged.clear()
-        yield from self._read_decord(indices) if self.backend == "decord" else self._read_pyav(indices, to_end)
+        if self.backend == "decord":
+            yield from self._read_decord(indices)
+        elif self.backend == "pyav-seek":
+            yield from self._read_seeking(indices)
+        else:
+            yield from self._read_pyav(indices, to_end)
+
+    def _read_seeking(self, indices: Collection[int]) -> Iterator[ReadFrame]:
+        seconds = list_times(self.path, self.start, self.end)
+        wanted = sorted(index for index in indices if index < len(seconds))
+        if not wanted or not self._seeks(seconds[wanted[-1]]):
+            yield from self._read_pyav(indices, True)
+            return
+        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) > _LONGEST_GAP) + 1)
+        for run in runs:
+            first, last = int(run[0]), int(run[-1])
+            end = seconds[last + 1] if last + 1 < len(seconds) else self.end
+            part = ClipReader(self.path, seconds[first], end, short_side=self.short_side)
+            for frame in part.read((run - first).tolist()):
+                if abs(frame.seconds - seconds[first + frame.index]) > EPSILON:
+                    break
+                yield ReadFrame(first + frame.index, frame.seconds, frame.image)
+            if part.decoded != last + 1 - first:
+                detail = f"other frames than its container lists from {seconds[first]:.3f} s; use the backend `pyav`"
+                raise VideoError(Status.CORRUPT_FRAMES, detail)
+            self.damaged |= {first + index for index in part.damaged}
+            self.size_change = self.size_change or part.size_change
+        self.seconds.extend(seconds)
+        if self.damaged:
+            self.notes = [Note(Status.CORRUPT_FRAMES, f"{len(self.damaged)} frames are marked damaged")]
+
+    def _seeks(self, seconds: float) -> bool:
+        """Whether frames at a time are found by seeking."""
+        with Video(self.path, seconds) as video:
+            return video.seeks()
 
     def _read_pyav(self, indices: Collection[int], to_end: bool) -> Iterator[ReadFrame]:
         last, size, shape = max(indices, default=-1), (0, 0), ""
@@ -168,7 +212,7 @@ class ClipReader:
         numbers = sorted(index for index in indices if index < len(inside))
         for at in range(0, len(numbers), _DECORD_BATCH):
             batch = numbers[at : at + _DECORD_BATCH]
-            for index, image in zip(batch, _decode_decord(reader, [inside[n] for n in batch]), strict=True):
+            for index, image in zip(batch, _decode_decord(self.path, reader, [inside[n] for n in batch]), strict=True):
                 yield ReadFrame(index, self.seconds[index], self._shrink(image))
 
     def _shrink(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -231,10 +275,36 @@ def _open_decord(path: Path) -> Any:
         raise VideoError(Status.OPEN_FAILED, f"decord cannot read it ({plain_error(error)})") from error
 
 
-def _decode_decord(reader: Any, numbers: Sequence[int]) -> NDArray[np.uint8]:
+def _decode_decord(path: Path, reader: Any, numbers: Sequence[int]) -> NDArray[np.uint8]:
     import decord
 
-    try:
-        return np.asarray(reader.get_batch(list(numbers)).asnumpy(), np.uint8)
-    except (RuntimeError, decord.DECORDError) as error:
-        raise VideoError(Status.CORRUPT_FRAMES, f"decord cannot decode it ({plain_error(error)})") from error
+    for _ in range(_DECORD_ATTEMPTS):
+        try:
+            with _read_log() as log:
+                images = np.asarray(reader.get_batch(list(numbers)).asnumpy(), np.uint8)
+        except (RuntimeError, decord.DECORDError) as error:
+            raise VideoError(Status.CORRUPT_FRAMES, f"decord cannot decode it ({plain_error(error)})") from error
+        if not any(_DECORD_GIVES_UP in text for text in log):
+            return images
+        reader = _open_decord(path)
+    detail = f"decord gave up seeking to frame {min(numbers)} {_DECORD_ATTEMPTS} times"
+    raise VideoError(Status.OPEN_FAILED, f"{detail}; use the backend `pyav` or `pyav-seek`")
+
+
+@contextmanager
+def _read_log() -> Iterator[list[bytes]]:
+    """Collect what native code writes to standard error meanwhile; all else of it is written there afterwards."""
+    log: list[bytes] = []
+    sys.stderr.flush()
+    with TemporaryFile() as file:
+        original = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield log
+        finally:
+            os.dup2(original, 2)
+            os.close(original)
+            file.seek(0)
+            log.append(file.read())
+            if log[0] and _DECORD_GIVES_UP not in log[0]:
+                os.write(2, log[0])
