@@ -24,8 +24,8 @@ from stm.methods.contrast_head import EXTRA as CONTRAST
 from stm.methods.contrast_head import VideoEmbedder, load_contrast_head
 from stm.models.video_language import EXTRA as LANGUAGE
 from stm.models.video_language import load_video_language
-from stm.models.weights.checks import Weights, build_encoder
-from stm.models.weights.safetensors import list_extras
+from stm.models.weights.checks import Weights, WeightsError, build_encoder
+from stm.models.weights.safetensors import read_extra_names
 from stm.pretrained.hub import ModelError
 from stm.pretrained.text_encoder import TextEncoder
 
@@ -179,7 +179,10 @@ def load_towers(
     path = Path(find_weights(source))
     weights = read_weights(source, settings)
     own = path / "weights.safetensors" if path.is_dir() else path
-    extras = list_extras(own) if own.is_file() else ()
+    try:
+        extras = read_extra_names(own) if own.is_file() else ()
+    except WeightsError:  # of another format, which has no text
+        extras = ()
     if LANGUAGE in extras:
         return _load_language(own, weights, settings)
     if CONTRAST in extras:
