@@ -45,7 +45,7 @@ def read(path: Path, **changes: object) -> tuple[list[np.ndarray], Summary, int]
             windows.append(part.video)
         elif isinstance(part, Restart):
             windows, restarts = [], restarts + 1
-        else:
+        elif isinstance(part, Summary):
             summary = part
     return windows, summary, restarts
 

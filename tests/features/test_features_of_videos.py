@@ -132,7 +132,7 @@ def test_a_list_names_parts_of_videos(weights: Path, folder: Path, tmp_path: Pat
 @pytest.mark.parametrize("settings", [{"windows": 2, "crops": 3}, {"windows": 1}])
 def test_packed_clips_are_seen_as_evaluations_see_them(weights: Path, tmp_path: Path, settings: dict[str, int]) -> None:
     index = make_shard(tmp_path / "shards/test/test-00000.parquet", ["red", None, "blue"])
-    extract(weights, [tmp_path], tmp_path / "out.parquet", ClipSettings(**settings, device="cpu"))  # type: ignore[arg-type]
+    extract(weights, [tmp_path], tmp_path / "out.parquet", ClipSettings(**settings, device="cpu"))
     rows, features, _ = read_features(tmp_path / "out.parquet")
     assert rows.column("video").to_pylist() == [f"clip-{n:03d}" for n in range(3) for _ in range(settings["windows"])]
     views, crops = settings["windows"], settings.get("crops", 1)
