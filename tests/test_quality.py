@@ -35,6 +35,7 @@ ORDER += (
     "methods",
     "training",
     "evaluation",
+    "features",
     "plan",
     "report",
 )

@@ -16,6 +16,9 @@ from typing import Any, TextIO
 import stm
 from stm.cli.common import load, positive, select_jobs
 from stm.cli.convert import add_convert
+from stm.cli.features import add_features
+from stm.cli.predict import add_predict
+from stm.cli.retrieve import add_retrieve
 from stm.cli.view import add_view
 from stm.config import json_schema
 from stm.stages.declaration import Stage
@@ -44,7 +47,7 @@ _RENAMED = {"faithfulness": "crop-agreement"}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the argument parser: one subcommand per stage, plus `verify`, `schema`, `convert` and `view`."""
+    """Build the argument parser: one subcommand per stage, and those that need no config, such as `view`."""
     parser = argparse.ArgumentParser(prog="stm", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"stm {stm.__version__}")
     commands = parser.add_subparsers(dest="stage", required=True, metavar="stage")
@@ -56,6 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add(commands, "schema", "print the JSON schema of the config", _print_schema)
     add_convert(commands)
     add_view(commands)
+    add_features(commands)
+    add_predict(commands)
+    add_retrieve(commands)
     return parser
 
 
@@ -156,7 +162,7 @@ def _run(words: list[str]) -> int:
         words[0] = _RENAMED[words[0]]
     parsed = build_parser().parse_args(words)
     try:
-        parsed.function(parsed)
+        status = parsed.function(parsed)
     except (ValueError, RuntimeError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _has_no_reader(sys.stdout):
             raise
@@ -167,7 +173,7 @@ def _run(words: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"stm {parsed.stage}: interrupted", file=sys.stderr)
         return 130  # as shells report it
-    return 0
+    return status or 0
 
 
 def _report(stage: str, text: str) -> int:

@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 
 # Where the kernel does not end workers with their parent (see `end_with_parent`), nothing enforces the deadlines of a killed
 # parent's workers: they then end themselves this long after it.
-_ORPHAN_GRACE_SECONDS = 30.0
+ORPHAN_GRACE_SECONDS = 30.0
 # If so many processes in a row end before they start any work, the environment is broken: it takes more if they are
 # killed from outside than if they end by themselves.
 _MAX_FAILED_STARTS = 5
@@ -62,7 +62,7 @@ class WorkerStartError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class _Unfinished:
+class Unfinished:
     """An attempt that says nothing about the item unless it repeats."""
 
     failure: Failure
@@ -70,7 +70,7 @@ class _Unfinished:
 
 
 @dataclass(frozen=True)
-class _MachineError:
+class MachineError:
     """An error of the machine or of a stage's output, raised by the function: it ends the job."""
 
     error: Exception
@@ -123,9 +123,9 @@ def run_isolated(
         )
     again: list[int] = []
     for index, outcome in _run_pool(function, items, range(len(items)), processes, timeout_seconds):
-        if isinstance(outcome, _Unfinished) and retry:
+        if isinstance(outcome, Unfinished) and retry:
             again.append(index)
-        elif isinstance(outcome, _Unfinished):
+        elif isinstance(outcome, Unfinished):
             yield index, outcome.failure
         else:
             yield index, _raise_machine_error(outcome, items[index], name)
@@ -134,12 +134,21 @@ def run_isolated(
     killed: list[str] = []
     for index in sorted(again):
         for _, outcome in _run_pool(function, items, [index], 1, timeout_seconds):
-            if not isinstance(outcome, _Unfinished):
+            if not isinstance(outcome, Unfinished):
                 yield index, _raise_machine_error(outcome, items[index], name)
             elif outcome.by_machine:
                 killed.append(f"{name(items[index])}: {outcome.failure.detail}")
             else:
                 yield index, outcome.failure
+    raise_killed(killed)
+
+
+def raise_killed(killed: Sequence[str]) -> None:
+    """Raise ItemKilledError if there are such items.
+
+    Args:
+        killed: the name of each, and how its second attempt ended.
+    """
     if killed:
         raise ItemKilledError(
             "not finished, although tried a second time with no other worker beside it:\n"
@@ -149,18 +158,20 @@ def run_isolated(
 
 
 def _raise_machine_error(outcome: Any, item: Item, name: Callable[[Item], str]) -> Any:
-    if isinstance(outcome, _MachineError):
+    if isinstance(outcome, MachineError):
         raise outcome.explain(name(item))
     return outcome
 
 
-class _Worker:
+class Worker:
     """A process with a pipe of its own: killed at any moment, it holds nothing that other workers wait for."""
 
-    def __init__(self, function: Callable[[Any], Any], timeout: float) -> None:
+    def __init__(
+        self, function: Callable[[Any], Any], timeout: float, serve: Callable[..., None] | None = None
+    ) -> None:
         context = PlainSpawn()
         self.pipe, end = context.Pipe()
-        self._process = context.Process(target=_serve, args=(end, function, timeout), daemon=True)
+        self._process = context.Process(target=serve or _serve, args=(end, function, timeout), daemon=True)
         self._process.start()
         end.close()
         self.ready = False  # whether the process has started
@@ -192,25 +203,25 @@ def _run_pool(
 ) -> Iterator[tuple[int, Any]]:
     """Yield `(index, outcome)` of one attempt at each item of `todo`, in the order in which they end."""
     waiting = deque(todo)
-    workers: list[_Worker] = []
+    workers: list[Worker] = []
     failed_starts = 0
     try:
         while waiting or any(worker.index is not None for worker in workers):
             busy = sum(worker.index is not None for worker in workers)
             while len(workers) < max(1, min(processes, len(waiting) + busy)):
-                workers.append(_Worker(function, timeout))
+                workers.append(Worker(function, timeout))
             for worker in workers:
                 idle = worker.ready and worker.index is None
                 if idle and waiting and worker.give(waiting[0], items[waiting[0]], timeout):
                     waiting.popleft()
-            for worker in _wait(workers):
+            for worker in wait_for(workers):
                 was_ready, index = worker.ready, worker.index
                 outcome, alive = _receive(worker, timeout)
                 if not alive:
                     workers.remove(worker)
                 failed_starts = 0 if worker.ready else failed_starts + 1
                 if failed_starts:
-                    _check_starts(failed_starts, outcome)
+                    check_starts(failed_starts, outcome)
                 if was_ready and index is not None:
                     yield index, outcome
     finally:
@@ -218,7 +229,8 @@ def _run_pool(
             worker.end()
 
 
-def _check_starts(failed: int, last: _Unfinished) -> None:
+def check_starts(failed: int, last: Unfinished) -> None:
+    """Raise WorkerStartError if too many processes in a row ended before they started any work."""
     if failed >= (_MAX_KILLED_STARTS if last.by_machine else _MAX_FAILED_STARTS):
         raise WorkerStartError(
             f"{failed} worker processes ended before they started any work, the last because {last.failure.detail}; see "
@@ -226,7 +238,7 @@ def _check_starts(failed: int, last: _Unfinished) -> None:
         )
 
 
-def _wait(workers: Sequence[_Worker]) -> list[_Worker]:
+def wait_for(workers: Sequence[Worker]) -> list[Worker]:
     """Return the workers that have sent a message, have ended or have reached their deadline, as soon as there are any."""
     remaining = min(worker.deadline for worker in workers) - time.monotonic()
     readable = wait([worker.pipe for worker in workers], None if remaining == float("inf") else max(0.0, remaining))
@@ -234,45 +246,61 @@ def _wait(workers: Sequence[_Worker]) -> list[_Worker]:
     return [worker for worker in workers if worker.pipe in readable or worker.deadline <= now]
 
 
-def _receive(worker: _Worker, timeout: float) -> tuple[Any, bool]:
+def _receive(worker: Worker, timeout: float) -> tuple[Any, bool]:
     """Return a worker's outcome, and whether it can work on; its message that it is ready is no outcome."""
     if not worker.pipe.poll():
         worker.end()
-        return _timed_out(timeout), False
+        return timed_out(timeout), False
     try:
         outcome = worker.pipe.recv()
     except (EOFError, OSError):  # OSError: killed in the middle of a message
         code = worker.end(grace=5.0)
         # A function may set alarms for parts of its work, as `stm.preprocess.sub_clips` does.
-        return _timed_out(timeout) if code == -signal.SIGALRM else _describe_end(code), False
+        return timed_out(timeout) if code == -signal.SIGALRM else describe_end(code), False
     worker.ready = True
     worker.index = None
     worker.deadline = float("inf")
-    if isinstance(outcome, _Unfinished):  # out of memory: only the end of the process surely frees it
+    if isinstance(outcome, Unfinished):  # out of memory: only the end of the process surely frees it
         worker.end()
         return outcome, False
     return outcome, True
 
 
-def _timed_out(timeout: float) -> _Unfinished:
+def timed_out(timeout: float) -> Unfinished:
+    """Describe the end of a process that was killed at its deadline."""
     detail = f"not finished after {timeout:g} s; its process was killed"
-    return _Unfinished(Failure(Status.TIMEOUT, detail), by_machine=False)
+    return Unfinished(Failure(Status.TIMEOUT, detail), by_machine=False)
 
 
-def _describe_end(code: int) -> _Unfinished:
+def describe_end(code: int) -> Unfinished:
     """Describe the end of a process by its exit code, or by the negative number of the signal that ended it."""
     if code >= 0:
-        return _Unfinished(Failure(Status.CRASHED, f"its process ended with exit code {code}"), by_machine=False)
+        return Unfinished(Failure(Status.CRASHED, f"its process ended with exit code {code}"), by_machine=False)
     try:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
     hint = "; the machine may be out of memory" if name == "SIGKILL" else ""
-    return _Unfinished(Failure(Status.CRASHED, f"its process was ended by {name}{hint}"), -code not in _CRASHES)
+    return Unfinished(Failure(Status.CRASHED, f"its process was ended by {name}{hint}"), -code not in _CRASHES)
 
 
 def _serve(pipe: Connection, function: Callable[[Any], Any], timeout: float) -> None:
     """Process items in a worker until its parent has no more."""
+    prepare_worker()
+    try:
+        pipe.send(None)
+        while True:
+            item = pipe.recv()
+            signal.setitimer(signal.ITIMER_REAL, timeout + ORPHAN_GRACE_SECONDS)
+            outcome = attempt(function, item)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            pipe.send(outcome)
+    except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent has ended
+        return
+
+
+def prepare_worker() -> None:
+    """Make the process end with its parent, at an alarm, and when its parent ends it, but not on Ctrl-C."""
     parent = multiprocessing.parent_process()
     end_with_parent(None if parent is None else parent.pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the parent ends its workers
@@ -281,27 +309,18 @@ def _serve(pipe: Connection, function: Callable[[Any], Any], timeout: float) -> 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # A parent that defers signals passes on its mask.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM, signal.SIGTERM})
-    try:
-        pipe.send(None)
-        while True:
-            item = pipe.recv()
-            signal.setitimer(signal.ITIMER_REAL, timeout + _ORPHAN_GRACE_SECONDS)
-            outcome = _attempt(function, item)
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            pipe.send(outcome)
-    except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent has ended
-        return
 
 
-def _attempt(function: Callable[[Any], Any], item: Any) -> Any:
+def attempt(function: Callable[[Any], Any], item: Any) -> Any:
+    """Return `function(item)`, or its error as an `Unfinished`, `MachineError` or `Failure`."""
     try:
         return function(item)
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         if is_out_of_memory(error):
-            return _Unfinished(Failure(Status.CRASHED, text), by_machine=True)
+            return Unfinished(Failure(Status.CRASHED, text), by_machine=True)
         if isinstance(error, (OSError, DamagedError)) or is_machine_error(error):
-            return _MachineError(error if _can_travel(error) else OSError(text))
+            return MachineError(error if _can_travel(error) else OSError(text))
         return Failure(Status.CRASHED, text)
 
 
