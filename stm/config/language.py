@@ -114,10 +114,14 @@ class SpatioTemporal(Section):
     sampling: Literal["as_released", "log_probability"] = field(
         "log_probability",
         "`log_probability` samples hidden tokens in proportion to their score; `as_released` adds the noise to the score "
-        "itself, as STM's code does, and the noise dominates: the mask is nearly uniform",
+        "itself and ranks by a softmax that underflows, as STM's code does: the scores hardly matter, and the top of a frame is "
+        "hidden more often than its bottom",
     )
     temperature: float = field(
-        0.05, "temperature of the straight-through gradient; it does not change which tokens are sampled", gt=0
+        0.05,
+        "temperature of the straight-through gradient; it does not change which tokens are sampled, except for "
+        "`sampling: as_released`, which ranks at this temperature",
+        gt=0,
     )
     mix: Fraction = field(
         0.5, "initial value of the learned weight of the temporal score; the remaining weight is the attention's"
