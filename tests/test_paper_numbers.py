@@ -215,11 +215,13 @@ UMT_MACHINES: list[Line] = [
     ("images.batch_size", 2048, "UMT b16_5m: 2 x 8 x 128"),
     ("objectives.contrastive_divisor", 16, "UMT's allgather_wgrad on 2 x 8 GPUs"),
     ("objectives.negatives_among", 128, "UMT's vtm_loss: the batch of one GPU"),
+    ("objectives.word_average", "group", "UMT's xbert.py: CrossEntropyLoss on each GPU, whose gradients DDP averages"),
 ]
 STM_MACHINES: list[Line] = [
     ("objectives.contrastive_divisor", 8, "STM b16_5m: UMT's allgather_wgrad on 8 GPUs"),
     ("processes", 8, "STM b16_5m: 8 GPUs, each of which draws negatives from its own batch"),
     ("objectives.negatives_among", None, "STM b16_5m: the batch of one GPU"),
+    ("objectives.word_average", "group", "STM b16_5m: UMT's loss, averaged over the GPUs"),
 ]
 # UMT's second stage with L/16 (exp/pretraining/l16_5m): what differs from B/16.
 UMT_LARGE: list[Line] = [
@@ -234,6 +236,7 @@ UMT_LARGE: list[Line] = [
     ("images.batch_size", 4096, "UMT l16_5m: 4 x 8 x 128"),
     ("objectives.contrastive_divisor", 32, "UMT's allgather_wgrad on 4 x 8 GPUs"),
     ("objectives.negatives_among", 128, "UMT's vtm_loss: the batch of one GPU"),
+    ("objectives.word_average", "group", "UMT's xbert.py: CrossEntropyLoss on each GPU, whose gradients DDP averages"),
 ]
 LARGE = {key for key, *_ in UMT_LARGE}
 LANGUAGE_RUNS: list[tuple[str, str, list[Line]]] = [
@@ -662,6 +665,8 @@ def test_fine_tuning_with_text(
         ("test_crop", "whole", "UMT's test_transform: Resize to 224 x 224"),
         ("augmentation.interpolation", "bicubic", "UMT's create_dataset, on tensors"),
     ]
+    every = "intervals" if name.startswith("ssv2") else None
+    lines.append(("sampling", every, "UMT's get_frame_indices, where all frames are stored"))
     pairs: list[Line] = [
         ("contrastive_divisor", 8, "UMT's allgather_wgrad on 8 GPUs"),
         ("negatives_among", batch // 8, "UMT's vtm_loss: the batch of one of 8 GPUs"),
@@ -777,6 +782,7 @@ def test_released_classifiers_are_tested_on_umts_own_views() -> None:
     sampling = {name: tasks[name].sampling for name in ("umt-k400", "umt-ssv2", "k400", "ssv2")}
     # None: as in pretraining, which is VideoMAE's for its runs.
     assert sampling == {"umt-k400": "sparse", "umt-ssv2": "tsn", "k400": None, "ssv2": None}
+    assert {tasks[name].sampling for name in ("ssv2-label", "ssv2-template")} == {"intervals"}, "UMT's get_frame_indices"
 
 
 @pytest.mark.parametrize("file", ["stm.yaml", "clusterstm.yaml", "umt-large.yaml"])

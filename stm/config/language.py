@@ -85,6 +85,11 @@ class Objectives(PairSettings):
     matching: float = field(1.0, "video-text matching with hard negatives", ge=0)
     masked_language: float = field(1.0, "masked language modelling conditioned on the video", ge=0)
     mask_probability: Fraction = field(0.5, "masked language modelling: share of the caption's tokens that are masked")
+    word_average: Literal["batch", "group"] = field(
+        "batch",
+        "masked language modelling: average over all masked words of a batch, or, as in the release of UMT, over those of each "
+        "group of `negatives_among` captions (by default a process's), and then over the groups",
+    )
     shared_texts: bool = field(
         False,
         "clips with equal captions are positives of each other, in contrast and matching, and never negatives; false: only "
