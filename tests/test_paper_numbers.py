@@ -30,9 +30,9 @@ Line = tuple[str, Any, str]  # key below the section, number, where it stands
 # Text-Guided Video Masked Autoencoder: what all of its pretraining runs share.
 TGM_RUN: list[Line] = [
     ("model", "base", "TGM 4.2: ViT-B"),
-    ("image_size", 224, "TGM Table 8"),
-    ("patch_size", 16, "TGM 4.2: cubes of 2 x 16 x 16"),
-    ("tubelet", 2, "TGM 4.2: cubes of 2 x 16 x 16"),
+    ("image_size", 224, "VideoMAE's scripts, which TGM 4.2 follows; the number in its text is lost"),
+    ("patch_size", 16, "VideoMAE's scripts, which TGM 4.2 follows; the number in its text is lost"),
+    ("tubelet", 2, "VideoMAE's scripts, which TGM 4.2 follows; the number in its text is lost"),
     ("frames", 16, "TGM 4.2"),
     ("sampling", "dense", "VideoMAE 4.2: consecutive frames of the stride"),
     ("optimisation.batch_size", 512, "TGM Table 8"),
@@ -59,7 +59,7 @@ TGM_RUN: list[Line] = [
 ]
 TUBE, MGM, TGM = (("tube", 0.9), ("motion", 0.75), ("text_top", 0.6))  # TGM 4.6: the best ratio of each
 ABLATIONS: list[tuple[str, str, float, int, float | None, float]] = [
-    # run, mask, ratio, epochs (TGM 4.3: 200; Table 7), weight of the contrast (none: not there), of the reconstruction
+    # run, mask, ratio, epochs (TGM 4.6: 200; Table 7), weight of the contrast (none: not there), of the reconstruction
     ("tube-k400", *TUBE, 200, None, 1),
     ("mgm-k400", *MGM, 200, None, 1),
     ("tgm-k400", *TGM, 200, None, 1),
@@ -235,6 +235,7 @@ UMT_LARGE: list[Line] = [
     ("optimisation.batch_size", 4096, "UMT l16_5m: 4 x 8 x 128"),
     ("images.batch_size", 4096, "UMT l16_5m: 4 x 8 x 128"),
     ("objectives.contrastive_divisor", 32, "UMT's allgather_wgrad on 4 x 8 GPUs"),
+    ("objectives.word_average", "group", "UMT's xbert.py, as for B/16"),
     ("objectives.negatives_among", 128, "UMT's vtm_loss: the batch of one GPU"),
     ("objectives.word_average", "group", "UMT's xbert.py: CrossEntropyLoss on each GPU, whose gradients DDP averages"),
 ]
@@ -481,7 +482,7 @@ def test_tgms_pretraining(
     own: list[Line] = [
         ("mask.strategy", mask, "TGM 4.6"),
         ("mask.ratio", ratio, "TGM 4.6"),
-        ("optimisation.epochs", epochs, "TGM 4.3 and Table 7"),
+        ("optimisation.epochs", epochs, "TGM 4.6 and Table 7"),
         ("reconstruction.weight", pixels, "TGM Table 2"),
         ("dataset", dataset, "TGM 4.1"),
         ("augmentation.flip", dataset == "k400", "TGM Table 8"),
