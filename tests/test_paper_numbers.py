@@ -783,7 +783,9 @@ def test_released_classifiers_are_tested_on_umts_own_views() -> None:
     sampling = {name: tasks[name].sampling for name in ("umt-k400", "umt-ssv2", "k400", "ssv2")}
     # None: as in pretraining, which is VideoMAE's for its runs.
     assert sampling == {"umt-k400": "sparse", "umt-ssv2": "tsn", "k400": None, "ssv2": None}
-    assert {tasks[name].sampling for name in ("ssv2-label", "ssv2-template")} == {"intervals"}, "UMT's get_frame_indices"
+    assert {tasks[name].sampling for name in ("ssv2-label", "ssv2-template")} == {"intervals"}, (
+        "UMT's get_frame_indices"
+    )
 
 
 @pytest.mark.parametrize("file", ["stm.yaml", "clusterstm.yaml", "umt-large.yaml"])

@@ -1,6 +1,7 @@
 """Which frames are taken, against VideoMAE's rules spelled out step by step."""
 
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -181,7 +182,7 @@ def intervals_of(stored: int, frames: int) -> list[list[int]]:
     """The frames of each of UMT's intervals of a video with texts, in integers."""
     taken = min(frames, stored)
     ends = [stored * number // taken for number in range(taken + 1)]
-    return [list(range(*pair)) for pair in zip(ends, ends[1:], strict=False)]
+    return [list(range(*pair)) for pair in pairwise(ends)]
 
 
 def test_interval_windows_are_the_middle_frames_for_every_length() -> None:
