@@ -30,9 +30,9 @@ Line = tuple[str, Any, str]  # key below the section, number, where it stands
 # Text-Guided Video Masked Autoencoder: what all of its pretraining runs share.
 TGM_RUN: list[Line] = [
     ("model", "base", "TGM 4.2: ViT-B"),
-    ("image_size", 224, "TGM Table 8"),
-    ("patch_size", 16, "TGM 4.2: cubes of 2 x 16 x 16"),
-    ("tubelet", 2, "TGM 4.2: cubes of 2 x 16 x 16"),
+    ("image_size", 224, "VideoMAE's scripts, which TGM 4.2 follows; the number in its text is lost"),
+    ("patch_size", 16, "VideoMAE's scripts, which TGM 4.2 follows; the number in its text is lost"),
+    ("tubelet", 2, "VideoMAE's scripts, which TGM 4.2 follows; the number in its text is lost"),
     ("frames", 16, "TGM 4.2"),
     ("sampling", "dense", "VideoMAE 4.2: consecutive frames of the stride"),
     ("optimisation.batch_size", 512, "TGM Table 8"),
@@ -59,7 +59,7 @@ TGM_RUN: list[Line] = [
 ]
 TUBE, MGM, TGM = (("tube", 0.9), ("motion", 0.75), ("text_top", 0.6))  # TGM 4.6: the best ratio of each
 ABLATIONS: list[tuple[str, str, float, int, float | None, float]] = [
-    # run, mask, ratio, epochs (TGM 4.3: 200; Table 7), weight of the contrast (none: not there), of the reconstruction
+    # run, mask, ratio, epochs (TGM 4.6: 200; Table 7), weight of the contrast (none: not there), of the reconstruction
     ("tube-k400", *TUBE, 200, None, 1),
     ("mgm-k400", *MGM, 200, None, 1),
     ("tgm-k400", *TGM, 200, None, 1),
@@ -215,11 +215,13 @@ UMT_MACHINES: list[Line] = [
     ("images.batch_size", 2048, "UMT b16_5m: 2 x 8 x 128"),
     ("objectives.contrastive_divisor", 16, "UMT's allgather_wgrad on 2 x 8 GPUs"),
     ("objectives.negatives_among", 128, "UMT's vtm_loss: the batch of one GPU"),
+    ("objectives.word_average", "group", "UMT's xbert.py: CrossEntropyLoss on each GPU, whose gradients DDP averages"),
 ]
 STM_MACHINES: list[Line] = [
     ("objectives.contrastive_divisor", 8, "STM b16_5m: UMT's allgather_wgrad on 8 GPUs"),
     ("processes", 8, "STM b16_5m: 8 GPUs, each of which draws negatives from its own batch"),
     ("objectives.negatives_among", None, "STM b16_5m: the batch of one GPU"),
+    ("objectives.word_average", "group", "STM b16_5m: UMT's loss, averaged over the GPUs"),
 ]
 # UMT's second stage with L/16 (exp/pretraining/l16_5m): what differs from B/16.
 UMT_LARGE: list[Line] = [
@@ -233,7 +235,9 @@ UMT_LARGE: list[Line] = [
     ("optimisation.batch_size", 4096, "UMT l16_5m: 4 x 8 x 128"),
     ("images.batch_size", 4096, "UMT l16_5m: 4 x 8 x 128"),
     ("objectives.contrastive_divisor", 32, "UMT's allgather_wgrad on 4 x 8 GPUs"),
+    ("objectives.word_average", "group", "UMT's xbert.py, as for B/16"),
     ("objectives.negatives_among", 128, "UMT's vtm_loss: the batch of one GPU"),
+    ("objectives.word_average", "group", "UMT's xbert.py: CrossEntropyLoss on each GPU, whose gradients DDP averages"),
 ]
 LARGE = {key for key, *_ in UMT_LARGE}
 LANGUAGE_RUNS: list[tuple[str, str, list[Line]]] = [
@@ -478,7 +482,7 @@ def test_tgms_pretraining(
     own: list[Line] = [
         ("mask.strategy", mask, "TGM 4.6"),
         ("mask.ratio", ratio, "TGM 4.6"),
-        ("optimisation.epochs", epochs, "TGM 4.3 and Table 7"),
+        ("optimisation.epochs", epochs, "TGM 4.6 and Table 7"),
         ("reconstruction.weight", pixels, "TGM Table 2"),
         ("dataset", dataset, "TGM 4.1"),
         ("augmentation.flip", dataset == "k400", "TGM Table 8"),
@@ -662,6 +666,8 @@ def test_fine_tuning_with_text(
         ("test_crop", "whole", "UMT's test_transform: Resize to 224 x 224"),
         ("augmentation.interpolation", "bicubic", "UMT's create_dataset, on tensors"),
     ]
+    every = "intervals" if name.startswith("ssv2") else None
+    lines.append(("sampling", every, "UMT's get_frame_indices, where all frames are stored"))
     pairs: list[Line] = [
         ("contrastive_divisor", 8, "UMT's allgather_wgrad on 8 GPUs"),
         ("negatives_among", batch // 8, "UMT's vtm_loss: the batch of one of 8 GPUs"),
@@ -777,6 +783,9 @@ def test_released_classifiers_are_tested_on_umts_own_views() -> None:
     sampling = {name: tasks[name].sampling for name in ("umt-k400", "umt-ssv2", "k400", "ssv2")}
     # None: as in pretraining, which is VideoMAE's for its runs.
     assert sampling == {"umt-k400": "sparse", "umt-ssv2": "tsn", "k400": None, "ssv2": None}
+    assert {tasks[name].sampling for name in ("ssv2-label", "ssv2-template")} == {"intervals"}, (
+        "UMT's get_frame_indices"
+    )
 
 
 @pytest.mark.parametrize("file", ["stm.yaml", "clusterstm.yaml", "umt-large.yaml"])

@@ -85,6 +85,11 @@ class Objectives(PairSettings):
     matching: float = field(1.0, "video-text matching with hard negatives", ge=0)
     masked_language: float = field(1.0, "masked language modelling conditioned on the video", ge=0)
     mask_probability: Fraction = field(0.5, "masked language modelling: share of the caption's tokens that are masked")
+    word_average: Literal["batch", "group"] = field(
+        "batch",
+        "masked language modelling: average over all masked words of a batch, or, as in the release of UMT, over those of each "
+        "group of `negatives_among` captions (by default a process's), and then over the groups",
+    )
     shared_texts: bool = field(
         False,
         "clips with equal captions are positives of each other, in contrast and matching, and never negatives; false: only "
@@ -114,10 +119,14 @@ class SpatioTemporal(Section):
     sampling: Literal["as_released", "log_probability"] = field(
         "log_probability",
         "`log_probability` samples hidden tokens in proportion to their score; `as_released` adds the noise to the score "
-        "itself, as STM's code does, and the noise dominates: the mask is nearly uniform",
+        "itself and ranks by a softmax that underflows, as STM's code does: the scores hardly matter, and the top of a frame is "
+        "hidden more often than its bottom",
     )
     temperature: float = field(
-        0.05, "temperature of the straight-through gradient; it does not change which tokens are sampled", gt=0
+        0.05,
+        "temperature of the straight-through gradient; it does not change which tokens are sampled, except for "
+        "`sampling: as_released`, which ranks at this temperature",
+        gt=0,
     )
     mix: Fraction = field(
         0.5, "initial value of the learned weight of the temporal score; the remaining weight is the attention's"

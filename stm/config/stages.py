@@ -25,7 +25,7 @@ class Frames(Section):
     count: int | None = field(
         None,
         "instead of `every`: store this many frames, each in the middle of one of as many equal segments of the clip, and all "
-        "frames of a shorter clip. For runs that sample one frame per segment (`sampling: tsn` or `sparse`): their random "
+        "frames of a shorter clip. For runs that sample one frame per segment (`sampling: tsn`, `sparse`): their random "
         "frame is one of the stored ones, so use a multiple of their `frames`. Neither motion nor flow can be packed",
         "stored frames",
         ge=1,

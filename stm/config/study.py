@@ -200,8 +200,8 @@ class Config(Stages):
         if corpus.frames.count is not None and sampling == "dense":
             raise ValueError(
                 f"{where} samples frames `stride` apart (`sampling: dense`), and frames.count{suffix} stores "
-                f"{corpus.frames.count} frames spread over the clip, at another distance in each: use `sampling: tsn` or "
-                "`sparse`, or frames.every"
+                f"{corpus.frames.count} frames spread over the clip, at another distance in each: use `sampling: tsn`, "
+                "`sparse` or `intervals`, or frames.every"
             )
 
     def _check_mask(self, where: str, mask: Mask, corpus: Stages, computed: frozenset[str]) -> None:

@@ -87,10 +87,11 @@ class Augmentation(Section):
         return tuple(key for key, value in enabled.items() if value)
 
 
-Sampling = Literal["dense", "tsn", "sparse"]
+Sampling = Literal["dense", "tsn", "sparse", "intervals"]
 SAMPLING_TEXT = (
     "`dense`: frames `stride` apart from a random start; `tsn`: one per segment, the views of a test beginning with each "
-    "segment's first frame; `sparse`: the same with views inside the segments, as UMT's classifiers on Kinetics"
+    "segment's first frame; `sparse`: the same with views inside the segments, as UMT's classifiers on Kinetics; `intervals`: "
+    "as UMT on videos with texts, which in training never samples the last frame of a segment (for `frames.every: 1`)"
 )
 ModelSize = Literal["tiny", "small", "base", "large", "huge"]
 Checkpointing = Literal["none", "video", "text", "all"]

@@ -40,5 +40,5 @@ class Geometry:
         return self.side**2
 
     def step(self, stored: int) -> int:
-        """Stored frames from one sampled frame to the next in a clip of `stored` frames; for `tsn` and `sparse`, the mean."""
+        """Stored frames from one sampled frame to the next in a clip of `stored` frames; the mean unless `dense`."""
         return self.stride if self.sampling == "dense" else max(1, stored // self.frames)

@@ -2,7 +2,7 @@
 
 `dense`: frames `stride` apart, as in VideoMAE on Kinetics. `tsn`: the clip is divided into as many equal segments as frames
 are needed, and one frame is sampled from each, as in VideoMAE on Something-Something (after TSN). `sparse`: likewise, with the
-segments and views of UMT on Kinetics.
+segments and views of UMT on Kinetics. `intervals`: likewise, as UMT on videos with texts.
 """
 
 from collections.abc import Sequence
@@ -29,12 +29,14 @@ def sample_window(
 
     `dense`: VideoMAE's dense sampling, with a uniform start if frames * stride stored frames fit into the clip; in a shorter
     clip the window starts at 0 and repeats the last reachable frame. `tsn`: see `sample_segments`, `sparse`: see
-    `sample_sparse`; `stride` is not used.
+    `sample_sparse`, `intervals`: see `sample_intervals`; `stride` is not used.
     """
     if sampling == "tsn":
         return sample_segments(generator, frames, stored)
     if sampling == "sparse":
         return sample_sparse(generator, frames, stored)
+    if sampling == "intervals":
+        return sample_intervals(generator, frames, stored)
     # frames * stride, not (frames - 1) * stride + 1: in VideoMAE a window includes the stride after its last frame.
     start = int(generator.integers(max(0, stored - frames * stride) + 1))
     return spread_positions(start, frames, stride, stored)
@@ -57,6 +59,32 @@ def sample_sparse(generator: np.random.Generator, frames: int, stored: int) -> N
     return generator.integers(bounds[:-1], bounds[1:], endpoint=True)
 
 
+def sample_intervals(generator: np.random.Generator, frames: int, stored: int) -> NDArray[np.int64]:
+    """One random frame from each interval, as in UMT on videos with texts: never an interval's last frame.
+
+    If an interval has a single frame, the frames are sampled from the whole clip instead, without replacement. A clip with
+    fewer than `frames` frames is shown as a whole, and its last frame repeated.
+    """
+    taken = min(frames, stored)
+    bounds = _interval_bounds(taken, stored)
+    lengths = np.diff(bounds)
+    if lengths.min() > 1:
+        chosen = bounds[:-1] + generator.integers(lengths - 1)
+    else:
+        chosen = np.sort(generator.choice(stored, taken, replace=False))
+    return _repeat_last(chosen, frames)
+
+
+def _interval_bounds(intervals: int, stored: int) -> NDArray[np.int64]:
+    """The starts of `intervals` intervals of stored / intervals, rounded down, and the clip's end: int64 [intervals + 1]."""
+    return np.linspace(0, stored, intervals + 1).astype(np.int64)
+
+
+def _repeat_last(positions: NDArray[np.int64], frames: int) -> NDArray[np.int64]:
+    """`frames` positions: the given ones, and the last of them repeated."""
+    return positions[np.minimum(np.arange(frames), len(positions) - 1)]
+
+
 def _sparse_bounds(frames: int, stored: int) -> NDArray[np.int64]:
     """The ends of `frames` segments of (stored - 1) / frames, rounded: int64 [frames + 1], from 0 to stored - 1."""
     return np.round((stored - 1) / frames * np.arange(frames + 1)).astype(np.int64)
@@ -70,6 +98,8 @@ def view_windows(
         return [segment_window(view, views, frames, stored) for view in range(views)]
     if sampling == "sparse":
         return [sparse_window(view, views, frames, stored) for view in range(views)]
+    if sampling == "intervals":
+        return [interval_window(view, views, frames, stored) for view in range(views)]
     if views == 1:
         last = max(0, stored - 1 - (frames - 1) * stride)
         return [spread_positions(last // 2, frames, stride, stored)]
@@ -100,6 +130,16 @@ def sparse_window(view: int, views: int, frames: int, stored: int) -> NDArray[np
     """UMT's test view on Kinetics: the frame at the fraction (view + 1) / (views + 1) of each segment, rounded down."""
     offset = int((stored - 1) / frames / (views + 1) * (view + 1))
     return np.minimum(_sparse_bounds(frames, stored)[:-1] + offset, stored - 1)
+
+
+def interval_window(view: int, views: int, frames: int, stored: int) -> NDArray[np.int64]:
+    """UMT's test on videos with texts, which has one view: the middle frame of each interval, the earlier one of two.
+
+    Several views lie in the middle of equal parts of each interval. A clip with fewer than `frames` frames repeats its last.
+    """
+    bounds = _interval_bounds(min(frames, stored), stored)
+    last = np.diff(bounds) - 1
+    return _repeat_last(bounds[:-1] + last * (2 * view + 1) // (2 * views), frames)
 
 
 def choose_captions(captions: int, sources: Sequence[str], choice: CaptionChoice) -> list[int]:

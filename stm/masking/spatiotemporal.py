@@ -7,8 +7,8 @@ the weight are in stm/models/spatiotemporal/mask.py; this module contains the st
 functions.
 
 This is a reimplementation of the formulas of the released code. Two of its peculiarities are kept and documented: the constant
-added to a blob (`draw_blobs`), and the last frame's blob (`merge_pairs`). Others are options, `as_released` (`perturb`; see
-`stm.config.SpatioTemporal`).
+added to a blob (`draw_blobs`), and the last frame's blob (`merge_pairs`). Others are options, `as_released` (`perturb`,
+`rank_as_released`; see `stm.config.SpatioTemporal`).
 """
 
 import math
@@ -94,7 +94,7 @@ def mixture_probability(mixture: Tensor, sampling: Sampling) -> Tensor:
     """Normalise the mixture of temporal and spatial scores to a probability per token of a frame.
 
     Args:
-        mixture: float [..., N], non-negative, with any sum.
+        mixture: float [..., N], with any sum; non-negative for `log_probability`.
         sampling: `as_released` applies a softmax to the mixture, although it already consists of probabilities;
             `log_probability` divides by the sum.
 
@@ -111,7 +111,8 @@ def perturb(probability: Tensor, noise: Tensor, sampling: Sampling) -> Tensor:
 
     With `log_probability` (which we infer to be intended) the top k are k samples without replacement in proportion to the
     probabilities, as from `torch.multinomial`. With `as_released`, noise with a standard deviation of 1.28 is added to
-    probabilities of about 1/196, so that the mask is nearly uniform whatever the network predicts: see `divergence`.
+    probabilities of about 1/196, so that the scores hardly matter: see `divergence`. The released ranking of the noisy
+    scores is `rank_as_released`.
 
     Args:
         probability: float [..., N], from `mixture_probability` with the same sampling.
@@ -127,6 +128,26 @@ def perturb(probability: Tensor, noise: Tensor, sampling: Sampling) -> Tensor:
     return (probability if sampling == "as_released" else _log(probability)) + gumbel
 
 
+def rank_as_released(score: Tensor, temperature: float) -> Tensor:
+    """Lower the scores that the released code cannot tell apart, so that their ranking is the released one.
+
+    That code ranks the softmax of score / temperature in float32, where tokens about 5.2 below the highest score (at a
+    temperature of 0.05) underflow to 0. They are half of 196 tokens, and in three of four frames more than ratio 0.7 keeps.
+    `torch.topk` takes equal values in the order of their index on CUDA, so the first of them are hidden: the top of a frame
+    more often than its bottom [INF: read in PyTorch's kernel, not run].
+
+    Args:
+        score: float [..., N], from `perturb` with `as_released`.
+        temperature: above 0; 0.05 in the released code.
+
+    Returns:
+        [..., N], finite: `score`, but for tokens that underflow, below all others and descending with the index.
+    """
+    underflows = (score.detach().float() / temperature).softmax(dim=-1) == 0
+    index = torch.arange(1, score.shape[-1] + 1, device=score.device, dtype=score.dtype)
+    return torch.where(underflows, score.detach().amin(dim=-1, keepdim=True) - index, score)
+
+
 def straight_through(score: Tensor, noise: Tensor, ratio: float, temperature: float) -> Tensor:
     """Return the mask as floats with a gradient: 1 where `spatiotemporal` hides a token, else 0.
 
@@ -134,7 +155,7 @@ def straight_through(score: Tensor, noise: Tensor, ratio: float, temperature: fl
     temperature affects this gradient but not the mask.
 
     Args:
-        score: float [B, T, N], from `perturb`.
+        score: float [B, T, N], from `perturb`, or `rank_as_released` of it.
         noise: float [B, T, N], the noise that the strategy gets.
         ratio: share of a frame's tokens to hide.
         temperature: above 0; 0.05 in the released code.

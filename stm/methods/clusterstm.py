@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stm.config import Cluster, LanguageRun
 from stm.masking import complement
-from stm.methods.umt import gather_layers
+from stm.methods.umt import gather_layers, make_decoders
 from stm.methods.video_language import (
     BranchOutput,
     EncodedText,
@@ -67,7 +67,7 @@ class ClusterWise(nn.Module):
         if run.objectives.alignment:
             check_aligned_layers(run, architecture, teacher)
             self.layers = teacher.layers
-            self.alignment = LinearDecoders(architecture, teacher.feature_width, teacher.layers)
+            self.alignment = make_decoders(run, architecture, teacher)
 
     def forward(
         self, encoder: VideoEncoder, batch: Mapping[str, Any], teacher_output: TeacherOutput, text: EncodedText | None

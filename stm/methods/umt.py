@@ -39,9 +39,7 @@ class UnmaskedTeacher(nn.Module):
         self.tokens = architecture.slot_tokens
         self.decoders: LinearDecoders | None = None
         if run.objectives.alignment:
-            # The first stage, without text, passes its own epsilon; the second leaves torch's default.
-            norm_eps = 1e-6 if run.language is None else 1e-5
-            self.decoders = LinearDecoders(architecture, teacher.feature_width, teacher.layers, norm_eps)
+            self.decoders = make_decoders(run, architecture, teacher)
 
     def forward(
         self, encoder: VideoEncoder, batch: Mapping[str, Any], teacher_output: TeacherOutput, text: EncodedText | None
@@ -58,6 +56,13 @@ class UnmaskedTeacher(nn.Module):
         """Kept tokens, int64 [B, K], and masked tokens, int64 [B, L - K], both sorted."""
         kept = self.masks.keep(batch, teacher_output)
         return kept, complement(kept, batch["video"].shape[1] * self.tokens)
+
+
+def make_decoders(run: LanguageRun, architecture: Architecture, teacher: FrameTeacher) -> LinearDecoders:
+    """The linear decoders of the teacher's layers, with the epsilon of the run's stage: UMT's first stage, without text, passes
+    1e-6, and its second leaves torch's default."""
+    norm_eps = 1e-6 if run.language is None else 1e-5
+    return LinearDecoders(architecture, teacher.feature_width, teacher.layers, norm_eps)
 
 
 def gather_layers(features: Tensor, index: Tensor) -> Tensor:

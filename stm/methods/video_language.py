@@ -278,7 +278,9 @@ class VideoLanguage(Method):
         )
         # Encode the masked captions in a second pass: the states of the full captions would leak the masked words.
         fused = model.fuse(model.encode_text(masked), masked, tokens)
-        return masked_language_loss(model.predict_words(fused), targets)
+        objectives = self.objectives
+        words = model.predict_words(fused)
+        return masked_language_loss(words, targets, objectives.word_average, objectives.negatives_among)
 
 
 def build_video_language(

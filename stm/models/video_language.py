@@ -61,7 +61,7 @@ class VideoLanguageModel(nn.Module):
         self.language = language
         self.embedding = embedding
         self.absent: tuple[str, ...] = ()  # those of `PARTS` that were not trained, because a release lacks them
-        self.pool_norm = nn.LayerNorm(width, eps=encoder.architecture.norm_eps)  # [INF] the encoder's epsilon
+        self.pool_norm = nn.LayerNorm(width, eps=encoder.architecture.norm_eps)  # UMT's vit.py: 1e-6
         self.video_projection = nn.Linear(width, embedding)
         self.text_projection = nn.Linear(width, embedding)
         self.matching_head = nn.Linear(width, 2)

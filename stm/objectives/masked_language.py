@@ -1,10 +1,14 @@
 """Masked language modelling conditioned on the video (UMT, second stage: MLM)."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from stm.distributed.gather import count_processes, gather
+
+WordAverage = Literal["batch", "group"]
 
 IGNORED = -100  # target of words that are not predicted
 
@@ -45,20 +49,31 @@ def mask_words(
     return torch.where(chosen, replaced, tokens), torch.where(chosen, tokens, IGNORED)
 
 
-def masked_language_loss(logits: Tensor, targets: Tensor) -> Tensor:
+def masked_language_loss(
+    logits: Tensor, targets: Tensor, average: WordAverage = "batch", among: int | None = None
+) -> Tensor:
     """Cross entropy of the hidden words (MLM).
 
     Args:
         logits: [B, X, V].
         targets: int64 [B, X], from `mask_words`.
+        average: `batch`: the mean over the hidden words of all processes, so that the mean over processes equals the loss of
+            the concatenated batch. `group`: the mean over groups of captions of the mean over a group's hidden words, as in
+            UMT, where a word counts more on a GPU with fewer hidden words.
+        among: captions per group, taken in order; None: all captions of the process are one group.
 
     Returns:
-        Scalar, float32 or wider: the mean over hidden words; 0 if there are none. With several processes, the mean over
-        processes equals the loss of the concatenated batch. (UMT averages within each process, so a word counts more in
-        a process with fewer hidden words.)
+        Scalar, float32 or wider. A batch or group without hidden words counts as 0 (in UMT, as NaN).
     """
     with torch.autocast(logits.device.type, enabled=False):
         exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if average == "group":
+            each = cross_entropy(exact.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+            size = among or len(targets)
+            sums = each.view(targets.shape).sum(dim=1).split(size)
+            counts = (targets != IGNORED).sum(dim=1).split(size)
+            groups = zip(sums, counts, strict=True)
+            return torch.stack([words.sum() / count.sum().clamp(min=1) for words, count in groups]).mean()
         total = cross_entropy(exact.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
         hidden = gather((targets != IGNORED).sum()[None]).sum()
         return total * count_processes() / hidden.clamp(min=1)

@@ -10,8 +10,6 @@ from torch.nn.functional import cross_entropy
 
 from stm.objectives.positives import find_positives
 
-_FLOOR = 1e-4  # added to each negative's softmax weight
-
 
 @torch.no_grad()
 def sample_negatives(
@@ -23,14 +21,15 @@ def sample_negatives(
 ) -> Tensor:
     """Sample a hard negative per row: a column without a common id, with more similar ones more likely (UMT's VTM).
 
-    The probability is proportional to softmax(similarity / temperature) + 1e-4. UMT adds the 1e-4 inside the softmax, where
-    it has no effect; outside, rows whose negatives all round to 0 can still be sampled [INF]. The noise is converted to an
-    exponentially distributed key per column, whose rate is the column's weight w. The column with the smallest key is
+    The probability is proportional to exp(similarity / temperature) over the row's negatives. UMT adds 1e-4 to the similarity,
+    which no softmax sees; as a floor of the probabilities, it would outweigh what a trained model leaves to its negatives.
+    Weights are logarithms here, so that none rounds to 0: where all of a row's do, UMT's code fails. The noise is converted
+    to an exponentially distributed key per column, whose rate is the column's weight w. The column with the smallest key is
     chosen, which selects column i with probability w_i / sum w.
 
     Args:
         similarity: float [B, B], clips (rows) by captions to sample a wrong caption per clip, or the transpose to sample a
-            wrong clip per caption. Rows with NaN or infinity sample uniformly from their negatives.
+            wrong clip per caption. Rows with NaN or infinity among their negatives sample uniformly from them.
         ids: int64 [B] or [B, I], sample ids, see `find_positives`; positives are never sampled.
         temperature: 1 if the similarity is already divided by it.
         noise: uniform in [0, 1), [B, B]; None: from torch's global generator.
@@ -46,17 +45,15 @@ def sample_negatives(
     if among is not None:
         groups = torch.arange(len(ids), device=ids.device) // among
         outside = groups[:, None] != groups
-        similarity = similarity.masked_fill(outside, -torch.inf)
         alone = (excluded | outside).all(dim=1, keepdim=True)
         excluded = torch.where(alone, excluded, excluded | outside)
-    weight = (similarity / temperature).softmax(dim=1) + _FLOOR
-    # Any constant works: a row of NaN has it in all columns, which makes the choice uniform.
-    weight = weight.nan_to_num(nan=1e-2).masked_fill(excluded, 0)
     others = ~torch.eye(len(ids), dtype=torch.bool, device=ids.device)
-    weight = torch.where(excluded.all(dim=1, keepdim=True), others.to(dtype), weight)
-    noise = torch.rand_like(weight) if noise is None else noise.to(dtype)
-    keys = torch.log(-torch.log1p(-noise)) - torch.log(weight)  # logarithms of exponential variates with rate `weight`
-    return torch.where(weight > 0, keys, torch.inf).argmin(dim=1)
+    allowed = torch.where(excluded.all(dim=1, keepdim=True), others, ~excluded)
+    log_weight = (similarity / temperature).masked_fill(~allowed, -torch.inf).log_softmax(dim=1)
+    log_weight = torch.where(log_weight.isnan(), 0, log_weight)  # any constant makes the choice uniform
+    noise = torch.rand_like(log_weight) if noise is None else noise.to(dtype)
+    keys = torch.log(-torch.log1p(-noise)) - log_weight  # logarithms of exponential variates with these rates
+    return torch.where(allowed & (log_weight > -torch.inf), keys, torch.inf).argmin(dim=1)
 
 
 def matching_loss(logits: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Which frames are taken, against VideoMAE's rules spelled out step by step."""
 
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -175,6 +176,49 @@ def test_sparse_training_draws_from_all_of_a_segment_and_nothing_else() -> None:
         bounds = umts_frames(stored, 8)
         for column, (first, last) in zip(windows.T, bounds, strict=True):
             assert set(column.tolist()) == set(range(first, last + 1))
+
+
+def intervals_of(stored: int, frames: int) -> list[list[int]]:
+    """The frames of each of UMT's intervals of a video with texts, in integers."""
+    taken = min(frames, stored)
+    ends = [stored * number // taken for number in range(taken + 1)]
+    return [list(range(*pair)) for pair in pairwise(ends)]
+
+
+def test_interval_windows_are_the_middle_frames_for_every_length() -> None:
+    for frames in (4, 12):
+        for stored in range(1, 200):
+            middles = [part[(len(part) - 1) // 2] for part in intervals_of(stored, frames)]
+            [window] = view_windows(1, frames, 1, stored, "intervals")
+            assert window.tolist() == middles + middles[-1:] * (frames - len(middles))
+    # Stored as config/base/video-language.yaml does, the middle frames are those of `tsn`; of 48 frames they are not.
+    for frames, stored in ((4, 60), (12, 60)):
+        assert view_windows(1, frames, 1, stored, "tsn")[0].tolist() == [
+            part[len(part) // 2] for part in intervals_of(stored, frames)
+        ]
+    assert view_windows(1, 12, 1, 48, "intervals")[0].tolist() == list(range(1, 48, 4))
+    assert view_windows(1, 12, 1, 48, "tsn")[0].tolist() == list(range(2, 48, 4))
+    parts = view_windows(2, 4, 1, 40, "intervals")
+    assert [window.tolist() for window in parts] == [[2, 12, 22, 32], [6, 16, 26, 36]]
+
+
+@pytest.mark.parametrize("stored", [24, 30, 45, 48, 61])
+def test_interval_training_never_draws_the_last_frame_of_an_interval(stored: int) -> None:
+    generator = np.random.default_rng(6)
+    windows = np.array([sample_window(generator, 12, 1, stored, "intervals") for _ in range(300)])
+    for column, part in zip(windows.T, intervals_of(stored, 12), strict=True):
+        assert set(column.tolist()) == set(part[:-1])
+
+
+def test_interval_training_draws_from_the_whole_clip_if_an_interval_has_one_frame() -> None:
+    generator = np.random.default_rng(7)
+    windows = np.array([sample_window(generator, 12, 1, 20, "intervals") for _ in range(600)])
+    assert (np.diff(windows, axis=1) > 0).all()
+    share = np.bincount(windows.ravel(), minlength=20) / 600
+    assert np.abs(share - 12 / 20).max() < 5 * np.sqrt(0.6 * 0.4 / 600)
+    for stored in (1, 5, 12):
+        whole = [*range(stored), *[stored - 1] * (12 - stored)]
+        assert sample_window(generator, 12, 1, stored, "intervals").tolist() == whole
 
 
 def test_a_clip_shorter_than_its_segments_is_shown_as_a_whole() -> None:

@@ -96,6 +96,8 @@ def test_umt_s_decoders_have_the_epsilon_of_their_stage(bert):
     """The first stage passes 1e-6 (modeling_pretrain_umt.py), the second keeps torch's 1e-5 (multi_modality's vit.py)."""
     for text, eps in ((None, 1e-6), (bert, 1e-5)):
         assert {norm.eps for norm in build("umt", text).branch.decoders.norms} == {eps}
+    aligned = build("clusterstm", bert, objectives={"alignment": 1.0})
+    assert {norm.eps for norm in aligned.branch.alignment.norms} == {1e-5}  # "as UMT"
     assert {layer.norm.eps for layer in build("stm", bert).branch.decoder.layers} == {1e-5}
 
 

@@ -12,7 +12,7 @@ from stm.models.text.split_bert import SplitBert
 from stm.models.video_language import VideoLanguageModel
 from stm.models.vit import Architecture, VideoEncoder
 
-WIDTH, TOKENS, PAIRS, STEPS = 128, 8, 24, 400
+WIDTH, TOKENS, PAIRS, STEPS = 128, 8, 24, 200
 PLATEAU = 0.6365  # the loss of answering "match" with probability 1/3, whatever the pair
 WORDS = (list(COLORS), list(TEXTURES), list(SHAPES))
 
@@ -29,7 +29,11 @@ def draw_pairs(generator: torch.Generator, meanings: list[Tensor], common: Tenso
 
 @pytest.mark.slow
 def test_matching_leaves_its_plateau_within_a_short_run() -> None:
-    """With initial weights of 0.02, those of BERT-base, the loss is still above 0.58 after these steps."""
+    """With initial weights of 0.02, those of BERT-base, the loss is still above 0.54 after these steps.
+
+    Matching alone: beside the contrast, which makes the negatives harder and harder, it takes 600 steps, and 1,000 do not
+    suffice with weights of 0.02.
+    """
     torch.manual_seed(0)
     language = SplitBert.load(Language(model="stm/assets/demo-bert", fusion_layer=2, max_tokens=6))
     unused = VideoEncoder(Architecture(16, 8, 1, 2, WIDTH, 1, 2, decoder_width=16, decoder_depth=0, decoder_heads=1))
@@ -39,7 +43,7 @@ def test_matching_leaves_its_plateau_within_a_short_run() -> None:
     common = torch.randn(WIDTH, generator=generator)
     learned = [parameter for name, parameter in model.named_parameters() if not name.startswith("encoder.")]
     optimiser = torch.optim.AdamW(learned, lr=1e-3, weight_decay=0.02)
-    objectives, losses = Objectives(alignment=0, masked_language=0), []
+    objectives, losses = Objectives(alignment=0, contrastive=0, masked_language=0), []
     for step in range(STEPS):
         optimiser.param_groups[0]["lr"] = 1e-3 * min(1.0, (step + 1) / 40)
         features, captions = draw_pairs(generator, meanings, common)
@@ -47,7 +51,7 @@ def test_matching_leaves_its_plateau_within_a_short_run() -> None:
         text = EncodedText(tokens, model.encode_text(tokens))
         parts = compare_pairs(model, model.embed_video(features), features, text, torch.arange(PAIRS), objectives)
         optimiser.zero_grad()
-        (parts["contrastive"] + parts["matching"]).backward()
+        parts["matching"].backward()
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimiser.step()
         losses.append(parts["matching"].item())

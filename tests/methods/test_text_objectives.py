@@ -79,6 +79,23 @@ def test_matching_asks_about_the_pairs_each_caption_with_a_wrong_clip_and_each_c
     assert temperatures == pytest.approx([0.07, 0.07])  # `language.temperature`, at the start of training
 
 
+@pytest.mark.parametrize(("settings", "expected"), [({}, ("batch", None)), ({"word_average": "group"}, ("group", 3))])
+def test_hidden_words_are_averaged_as_the_settings_say(
+    settings: dict[str, Any], expected: tuple[str, int | None], bert: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = build(bert, masked_language=1.0, negatives_among=expected[1], **settings)
+    given = []
+
+    def note(logits: Tensor, targets: Tensor, average: str, among: int | None) -> Tensor:
+        given.append((average, among))
+        return logits.sum() * 0
+
+    monkeypatch.setattr("stm.methods.video_language.masked_language_loss", note)
+    tokens, features = draw(method)
+    method.compare(features, method.read(tokens), torch.tensor([4, 5, 6, 7]))
+    assert given == [expected]
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_clips_with_the_same_caption_are_no_negatives_where_texts_are_shared(
     shared: bool, bert: str, monkeypatch: pytest.MonkeyPatch
@@ -143,7 +160,7 @@ def test_all_words_and_sep_may_be_hidden_but_neither_cls_nor_padding(
     tokens, features = draw(method)
     seen: list[Tensor] = []
 
-    def masked_language_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    def masked_language_loss(logits: Tensor, targets: Tensor, *_: Any) -> Tensor:
         seen.append(targets)
         return logits.sum()
 

@@ -73,6 +73,29 @@ def test_the_loss_of_hidden_words_is_their_mean_cross_entropy() -> None:
     assert loss.item() == pytest.approx(cross_entropy(logits.flatten(0, 1), targets.flatten()).item(), rel=1e-12)
 
 
+@pytest.mark.parametrize(("among", "groups"), [(2, [(0, 2), (2, 4), (4, 5)]), (5, [(0, 5)]), (None, [(0, 5)])])
+def test_by_group_the_loss_is_the_mean_of_each_group_s_own(among: int | None, groups: list[tuple[int, int]]) -> None:
+    logits = 4 * rand(5, 6, 9) - 2
+    targets = torch.full((5, 6), IGNORED)
+    targets[0, 1], targets[0, 3], targets[1, 2], targets[2, 0], targets[4, 5] = 7, 0, 8, 3, 3
+    own = [
+        cross_entropy(logits[a:b].flatten(0, 1), targets[a:b].flatten(), ignore_index=IGNORED).item() for a, b in groups
+    ]
+    found = masked_language_loss(logits, targets, "group", among).item()
+    assert found == pytest.approx(math.fsum(own) / len(own), rel=1e-12)
+    assert (found == pytest.approx(masked_language_loss(logits, targets).item(), rel=1e-9)) == (len(groups) == 1)
+
+
+def test_by_group_one_without_hidden_words_counts_as_zero() -> None:
+    logits = rand(4, 3, 9).requires_grad_()
+    targets = torch.full((4, 3), IGNORED)
+    targets[0, 1] = 4
+    loss = masked_language_loss(logits, targets, "group", 2)
+    loss.backward()
+    assert loss.item() == pytest.approx(masked_language_loss(logits, targets).item() / 2)
+    assert logits.grad is not None and logits.grad.isfinite().all()
+
+
 def test_without_hidden_words_the_loss_and_its_gradient_are_zero() -> None:
     logits = torch.randn(2, 3, 9).requires_grad_()
     loss = masked_language_loss(logits, torch.full((2, 3), IGNORED))

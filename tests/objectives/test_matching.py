@@ -18,7 +18,7 @@ def weigh(similarity: Tensor, ids: Tensor, temperature: float) -> np.ndarray:
         total = sum(math.exp(similarity[i, j].item() / temperature) for j in range(rows))
         for j in range(rows):
             if ids[i] != ids[j]:
-                found[i, j] = math.exp(similarity[i, j].item() / temperature) / total + 1e-4
+                found[i, j] = math.exp(similarity[i, j].item() / temperature) / total
     return found / found.sum(axis=1, keepdims=True)
 
 
@@ -55,12 +55,24 @@ def test_without_noise_torchs_generator_draws() -> None:
     assert torch.equal(sample_negatives(similarity, ids), first) and not torch.equal(first, second)
 
 
-def test_a_row_whose_negatives_all_round_to_nothing_is_drawn_evenly() -> None:
-    similarity = torch.eye(5) * 2 - 1  # at temperature 0.001 the softmax of all negatives is 0 in float32
-    found = torch.stack([sample_negatives(similarity, torch.arange(5), 0.001, n) for n in rand(2000, 5, 5).float()])
+def test_a_row_whose_negatives_all_round_to_nothing_is_drawn_as_any_other() -> None:
+    """At temperature 0.001 the softmax of all negatives is 0 in float32, and UMT's draw fails."""
+    similarity = torch.eye(5) * 2 - 1
+    similarity[0, 1:] += torch.tensor([1e-3, 0, 0, 0])  # one negative e times as likely as each of the others
+    found = torch.stack([sample_negatives(similarity, torch.arange(5), 0.001, n) for n in rand(4000, 5, 5).float()])
     counts = torch.nn.functional.one_hot(found, 5).float().mean(dim=0)
     assert (counts.diagonal() == 0).all()
-    assert ((counts - 0.25).abs()[~torch.eye(5, dtype=torch.bool)] < 0.04).all()
+    expected = torch.full((5, 5), 0.25)
+    expected[0, 1:] = torch.tensor([math.e, 1, 1, 1]) / (math.e + 3)
+    assert ((counts - expected).abs()[~torch.eye(5, dtype=torch.bool)] < 0.04).all()
+
+
+def test_no_floor_evens_out_negatives_beside_a_certain_positive() -> None:
+    """One of 63 negatives is e**2 times as likely as each of the others, and together they have 1e-5 of the softmax."""
+    similarity = torch.full((64, 64), -20.0).fill_diagonal_(0.0)
+    similarity[:, 0] += 2.0
+    drawn = torch.cat([sample_negatives(similarity, torch.arange(64), 1.0, n)[1:] for n in rand(200, 64, 64)])
+    assert (drawn == 0).double().mean().item() == pytest.approx(math.e**2 / (math.e**2 + 62), abs=0.01)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

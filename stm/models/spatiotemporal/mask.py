@@ -17,6 +17,7 @@ from stm.masking.spatiotemporal import (
     merge_pairs,
     mixture_probability,
     perturb,
+    rank_as_released,
     straight_through,
 )
 from stm.models.spatiotemporal.pair_predictor import PairPredictor, Pairs
@@ -55,8 +56,9 @@ class SpatioTemporalMask(nn.Module):
     def forward(self, stem: Tensor, attention: Tensor, noise: Tensor, ratio: float) -> SampledMask:
         """Samples a mask for each clip.
 
-        In training, the mix is first clamped in place to [0, 1], since the last optimiser step may have moved it outside: a
-        differentiable clamp has zero gradient outside the range, so the mix would never return.
+        With `log_probability`, the mix is clamped in place to [0, 1] before each training step, since the last optimiser step
+        may have moved it outside: a negative mixture has no logarithm, and a differentiable clamp has zero gradient outside
+        the range, so the mix would never return. The released code does not bound it, nor does `as_released`.
 
         Args:
             stem: the teacher's patch embeddings before position embeddings, float [B, T * N, stem_width].
@@ -73,7 +75,7 @@ class SpatioTemporalMask(nn.Module):
                 f"attention [B, {frames}, {tokens}] and stem [B, {stem.shape[1]}, width] must have at least 2 frames, "
                 f"each of {self.side} x {self.side} tokens"
             )
-        if self.training:
+        if self.training and self.settings.sampling == "log_probability":
             with torch.no_grad():
                 self.mix.clamp_(0, 1)
         pairs = self.compare(stem, frames)
@@ -95,9 +97,11 @@ class SpatioTemporalMask(nn.Module):
         first, second = (average_blobs(points, self.side, spread) for points in (former, latter))
         # Blob values are 1 to 4 per token; the softmax brings them to the scale of the attention, which sums to about 1.
         blobs = merge_pairs(first, second, last="former").softmax(dim=-1)
-        mix = self.mix.clamp(0, 1)
+        mix = self.mix if sampling == "as_released" else self.mix.clamp(0, 1)
         probability = mixture_probability(mix * blobs + (1 - mix) * attention, sampling)
         score = perturb(probability, noise, sampling)
+        if sampling == "as_released":
+            score = rank_as_released(score, self.settings.temperature)
         return SampledMask(
             score=score,
             probability=probability,

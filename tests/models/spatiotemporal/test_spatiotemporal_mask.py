@@ -204,6 +204,26 @@ def test_the_mix_is_held_between_its_ends_and_still_learns_there() -> None:
     torch.testing.assert_close(drawn.probability, drawn.blobs)
 
 
+def test_as_released_the_mix_may_leave_its_range_as_in_the_released_code() -> None:
+    mask = build("as_released")
+    for outside in (3.0, -0.5):
+        with torch.no_grad():
+            mask.mix.fill_(outside)
+        stem, attention, noise = draw_inputs()
+        drawn = mask(stem, attention, noise, 0.7)
+        assert mask.mix.item() == outside
+        expected = (outside * drawn.blobs + (1 - outside) * attention).softmax(dim=-1)
+        torch.testing.assert_close(drawn.probability, expected)
+
+
+def test_as_released_ranks_what_underflows_by_index() -> None:
+    stem, attention, noise = draw_inputs(side=14)
+    released = build("as_released", side=14)(stem, attention, noise, 0.7)
+    assert (released.weight.sum(dim=2) == 137).all()
+    rows = released.weight.view(2, -1, 14, 14).mean(dim=(0, 1, 3))
+    assert rows[:4].mean() > rows[-4:].mean() + 0.25
+
+
 def test_the_mix_starts_and_learns_as_the_settings_say() -> None:
     mask = build(mix=0.25, mix_learning_rate=20.0)
     assert mask.mix.item() == 0.25 and mask.learning_rate_factors == {"mix": 20.0}
