@@ -89,7 +89,7 @@ def _qwen(processors: tuple[Any, Any, Any], make_config: Any, model: Any, **more
     template = _template(*(f"<|vision_start|> {pad} <|vision_end|>" for pad in _QWEN_MARKS[:2]))
     parts = image_class(size=size, **more), words, video_class(size=size, **more)
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    marks = dict(zip(names, words.convert_tokens_to_ids(list(_QWEN_MARKS)), strict=True))
+    marks = {name: words.vocab[mark] for name, mark in zip(names, _QWEN_MARKS, strict=True)}
     return model(make_config(len(words), marks)), processor_class(*parts, chat_template=template)
 
 
@@ -97,7 +97,7 @@ def _qwen2_5(**processor: Any) -> tuple[Any, Any]:
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 32}
 
-    def config(vocabulary: int, marks: dict[str, int]) -> Qwen2_5_VLConfig:
+    def config(vocabulary: int, marks: dict[str, Any]) -> Qwen2_5_VLConfig:
         return Qwen2_5_VLConfig(
             text_config={**_TEXT, "vocab_size": vocabulary, "rope_parameters": rope},
             vision_config={**vision, "window_size": 56, "fullatt_block_indexes": [1]},
@@ -112,7 +112,7 @@ def _qwen3(**processor: Any) -> tuple[Any, Any]:
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 32}
 
-    def config(vocabulary: int, marks: dict[str, int]) -> Qwen3VLConfig:
+    def config(vocabulary: int, marks: dict[str, Any]) -> Qwen3VLConfig:
         return Qwen3VLConfig(
             text_config={**_TEXT, "vocab_size": vocabulary, "rope_parameters": rope, "head_dim": 16},
             vision_config={**vision, "patch_size": 14, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
@@ -129,8 +129,8 @@ def _onevision(**processor: Any) -> tuple[Any, Any]:
     config = LlavaOnevisionConfig(
         vision_config=SiglipVisionConfig(**_LAYERS, image_size=32, patch_size=8),
         text_config=Qwen2Config(**_TEXT, vocab_size=len(words)),
-        image_token_index=words.convert_tokens_to_ids("<image>"),
-        video_token_index=words.convert_tokens_to_ids("<video>"),
+        image_token_index=words.vocab["<image>"],
+        video_token_index=words.vocab["<video>"],
         image_grid_pinpoints=grid,
     )
     parts = (
@@ -149,15 +149,14 @@ def _onevision(**processor: Any) -> tuple[Any, Any]:
 
 def _idefics3(**processor: Any) -> tuple[Any, Any]:
     words = _tokenizer("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<row_1_col_1>")
-    image = words.convert_tokens_to_ids("<image>")
+    image = words.vocab["<image>"]
     config = Idefics3Config(
         vision_config={**_LAYERS, "image_size": 32, "patch_size": 8},
         text_config=LlamaConfig(**_TEXT, vocab_size=len(words)),
         scale_factor=2,
         image_token_id=image,
-        pad_token_id=1,
     )
-    settings = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}, "do_image_splitting": False}
+    settings: dict[str, Any] = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}, "do_image_splitting": False}
     processing = Idefics3Processor(
         Idefics3ImageProcessor(**settings | processor), words, image_seq_len=4, chat_template=_template("<image>")
     )

@@ -51,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> StageOutputs:
 
 
 def make_source(folder: Path, **more: Any) -> VisionLanguageCaptions:
-    values = {
+    values: dict[str, Any] = {
         "kind": "vlm",
         "model": str(folder),
         "prompts": PROMPTS,
@@ -86,7 +86,7 @@ def test_images_are_captioned_as_by_the_pipeline_one_clip_at_a_time(
     kind: str, vlm: Callable[[str], Path], made: StageOutputs, tmp_path: Path
 ) -> None:
     rows = run(made, make_source(vlm(kind), input="images"), tmp_path / "captions.parquet")
-    generate = pipeline("image-text-to-text", model=str(vlm(kind)), device="cpu")
+    generate: Any = pipeline("image-text-to-text", model=str(vlm(kind)), device="cpu")
     expected = {}
     for key in SHOWN:
         images = [{"type": "image", "image": Image.fromarray(frame)} for frame in read_frames(made, key)[0]]
