@@ -156,7 +156,11 @@ def _idefics3(**processor: Any) -> tuple[Any, Any]:
         scale_factor=2,
         image_token_id=image,
     )
-    settings: dict[str, Any] = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}, "do_image_splitting": False}
+    settings: dict[str, Any] = {
+        "size": {"longest_edge": 64},
+        "max_image_size": {"longest_edge": 32},
+        "do_image_splitting": False,
+    }
     processing = Idefics3Processor(
         Idefics3ImageProcessor(**settings | processor), words, image_seq_len=4, chat_template=_template("<image>")
     )
