@@ -13,7 +13,8 @@ from typing import Any
 
 from stm.config import Config, parse_config
 from stm.jobs.gpus import claim_gpus
-from stm.jobs.progress import log_to
+from stm.jobs.messages import configure_messages
+from stm.jobs.progress import log_duration, log_to
 from stm.pretrained.local_files import find_missing
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Jobs
@@ -95,7 +96,8 @@ def run_stage(
     # garbage after every 700 new objects, which takes up to a sixth of the time of these imports.
     gc.set_threshold(OBJECTS_PER_COLLECTION)
     job = Jobs(parse_config(config)).make(**wildcards)
-    with log_to(log):
+    configure_messages()
+    with log_to(log), log_duration("/".join([name, *wildcards.values()])):
         stage = all_stages()[name]
         check_inputs(stage, job, all_stages())
         claim_gpus(gpus, "/".join([name, *wildcards.values()]))

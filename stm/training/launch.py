@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, TextIO
 
 from stm.config import AnyRun, parse_run
 from stm.jobs.lifetime import end_with_parent
+from stm.jobs.messages import inherit_messages
 from stm.stages.jobs import Job
 from stm.stages.journey import OBJECTS_PER_COLLECTION
 from stm.storage.files import read_json, write_json
@@ -305,6 +306,7 @@ def _main(path: Path) -> None:
     have ended. An orphan of a killed torchrun would keep training beside the processes of the next attempt.
     """
     end_with_parent()
+    inherit_messages()
     gc.set_threshold(OBJECTS_PER_COLLECTION)
     parent = Path(f"/proc/{os.getppid()}/cmdline")
     if parent.exists() and _TORCHRUN not in parent.read_text().split("\0"):

@@ -6,6 +6,7 @@ uninterrupted one, bit for bit on a CPU.
 """
 
 import io
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -34,11 +35,13 @@ from stm.distributed.fsdp import (
     whole_state,
 )
 from stm.distributed.process import Process
-from stm.jobs.progress import Progress, say
+from stm.jobs.progress import Progress
 from stm.training.checkpoint import Checkpoints, describe_layout, random_state, restore_random_state
 from stm.training.interruption import Interrupted, Interruption
 from stm.training.logs import Clock, Meter, MetricsLog
 from stm.training.optimizer import Schedule, build_optimizer, current_learning_rate
+
+_log = logging.getLogger(__name__)
 
 LOG_EVERY = 10
 """Steps between two lines of the log. The loop waits for the device only at these lines."""
@@ -226,11 +229,11 @@ class _Run:
             torch.manual_seed(((self.plan.seed * 1_000_003 + self.step) * 1_000_003 + self._stream + 1) % 2**64)
         if self.process.first:
             other = f", with {now} processes instead of {before}" if before != now else ""
-            say(f"{self.plan.name}: resuming from step {self.step} of {self.plan.steps}{other}")
+            _log.info(f"{self.plan.name}: resuming from step {self.step} of {self.plan.steps}{other}")
             if changed := ", ".join(self.checkpoints.changed_versions()):
-                say(
-                    f"{self.plan.name}: warning: the steps up to here were computed with other versions ({changed}), so the "
-                    "result may differ from that of one version alone; its receipt names them (`resumed`)"
+                _log.warning(
+                    f"the steps up to here were computed with other versions ({changed}), so the result of {self.plan.name} may "
+                    "differ from that of one version alone; its receipt names them (`resumed`)"
                 )
 
     @property

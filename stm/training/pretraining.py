@@ -1,5 +1,6 @@
 """Pretraining: from shards and a run's config to weights, for all methods."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +14,6 @@ from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.data.loader import Batch
 from stm.distributed.process import Process, join_processes
-from stm.jobs.progress import say
 from stm.masking import start_checks, strategy_digests
 from stm.methods import Method, build_method, dataset_needs
 from stm.models.weights import zoo
@@ -22,6 +22,8 @@ from stm.storage.receipts import make_receipt
 from stm.training.batches import Medium, count_media_steps, feed_media, hash_shards, read_text_model
 from stm.training.initialise import Start, start_from
 from stm.training.loop import TrainingPlan, fit
+
+_log = logging.getLogger(__name__)
 
 # Settings that do not affect the result. The seed is recorded separately, because a run without one uses the study's.
 _CACHE_NEUTRAL = {*Run.cache_neutral, "seed"}
@@ -198,7 +200,7 @@ def introduce(plan: TrainingPlan, media: Sequence[Medium], method: Method, proce
     """Logs the size of the model, the data and the run."""
     if process.first:
         clips = " and ".join(f"{len(medium.dataset)} {medium.name}" for medium in media)
-        say(
+        _log.info(
             f"{plan.name}: {zoo.count_parameters(method) / 1e6:.1f} million parameters, {clips}, "
             f"{plan.optimisation.epochs} epochs of {plan.steps_per_epoch} steps, {process.count} x {process.device}"
         )
