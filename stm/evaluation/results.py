@@ -22,6 +22,7 @@ from stm.storage.files import sha256_file, write_json
 from stm.storage.receipts import make_receipt
 from stm.storage.tables import write_table
 from stm.training.batches import hash_shards
+from stm.training.trackers import log_result
 
 _log = logging.getLogger(__name__)
 
@@ -147,10 +148,15 @@ def write_classification(
 def write_metrics(
     task: EvaluationTask, inputs: EvaluationInputs, metrics: Mapping[str, Any], receipt: Mapping[str, Any]
 ) -> None:
-    """Writes `metrics.json`: `task`, `headline` (see `Metric.read`), the metrics, `settings` and `receipt`."""
+    """Writes `metrics.json`: `task`, `headline` (see `Metric.read`), the metrics, `settings` and `receipt`.
+
+    Trackers get the headline, too.
+    """
     headline = TASKS[task.task].headline.read(metrics)
     content = {"task": task.task, "headline": headline, **metrics, "settings": task.fingerprint(), "receipt": receipt}
     write_json(inputs.output / "metrics.json", content)
+    title = f"{task.task} {inputs.output.parent.name}"
+    log_result(inputs.trackers, inputs.output, title, content["settings"], {headline["name"]: headline["value"]})
 
 
 # Run settings that evaluations depend on directly; all others affect only the weights, which are hashed.

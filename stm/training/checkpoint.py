@@ -25,13 +25,14 @@ import stm
 from stm.distributed.process import Process
 from stm.storage.files import atomic_path, read_json, sha256_file, write_bytes, write_json
 from stm.storage.receipts import hash_receipt, library_versions
+from stm.training.trackers import IDS
 
 _log = logging.getLogger(__name__)
 
 State = dict[str, Any]
 _NAME = re.compile(r"step-(\d{9})\.pt")
 
-_COMPANIONS = ("metrics.jsonl", "tensorboard", "best.safetensors", "best.json")
+_COMPANIONS = ("metrics.jsonl", "tensorboard", IDS, "best.safetensors", "best.json")
 """What belongs to the checkpoints and lies beside their folder."""
 
 _PARTS = {"epoch", "model", "optimizer", "meter", "random"}  # of the state of a training run

@@ -8,7 +8,7 @@ uninterrupted one, bit for bit on a CPU.
 import io
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -40,6 +40,7 @@ from stm.training.checkpoint import Checkpoints, describe_layout, random_state, 
 from stm.training.interruption import Interrupted, Interruption
 from stm.training.logs import Clock, Meter, MetricsLog
 from stm.training.optimizer import Schedule, build_optimizer, current_learning_rate
+from stm.training.trackers import TENSORBOARD
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class TrainingPlan:
     checkpoint_every: int = 200  # steps
     checkpoints_kept: int = 2
     log_every: int = LOG_EVERY  # steps
+    trackers: Sequence[str] = TENSORBOARD  # as in the config
 
     @property
     def steps(self) -> int:
@@ -99,7 +101,7 @@ def fit(
         batches: `batches(step)` returns the forward passes' batches from optimiser step `step` (from 0) to the end of
             the run: `accumulate` of them per step, on the CPU.
         plan: the settings.
-        output: folder where `metrics.jsonl`, `tensorboard/` and `checkpoints/` are written.
+        output: folder where `metrics.jsonl`, `checkpoints/`, and what belongs to the trackers are written.
         after_epoch: called with the number of finished epochs, before the checkpoint of that step is written (by several
             processes, before and after); it must not change the random state. A resumed run calls it again for an epoch that
             it repeats, or whose call was interrupted.
@@ -124,7 +126,7 @@ def fit(
         # Explicitly closed, which ends the loading processes: an error's traceback would keep them.
         closing(stream),
         explain_lost_processes(),
-        MetricsLog(output, run.step, process) as log,
+        MetricsLog(output, run.step, process, plan.trackers, plan.name, plan.origin) as log,
         run.progress() as progress,
         Interruption() as interruption,
     ):

@@ -20,6 +20,7 @@ from stm.stages.jobs import Jobs
 from stm.stages.journey import all_stages
 from stm.stages.provenance import StaleInputError
 from stm.stages.rules import DeclaredRule, check_targets
+from stm.training.trackers import check_trackers
 
 try:
     # `extends` is a feature of stm, not of Snakemake: it is resolved here, once, for all rules and scripts.
@@ -32,6 +33,7 @@ try:
     check_results(CONFIG)
     check_tasks(CONFIG)
     check_targets(CONFIG)
+    check_trackers(CONFIG.trackers)
 except (ConfigError, DatasetError) as error:
     raise WorkflowError(str(error)) from None
 
