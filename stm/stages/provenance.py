@@ -245,11 +245,18 @@ def _differences(key: str, made: Any, wanted: Any, section: bool, implied: Mappi
 
 def _leaves(key: str, made: Any, wanted: Any) -> Iterator[str]:
     """Yield one line per innermost key with different values."""
+    for name, before, now in changed_leaves(key, made, wanted):
+        if not (name.endswith(".model") and _same_model(before, now)):
+            yield f"was made with {name} = {show(before)}, the config says {show(now)}"
+
+
+def changed_leaves(key: str, made: Any, wanted: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the innermost keys under `key` with different values, and both values; see `show` for one that is absent."""
     if isinstance(made, Mapping) and isinstance(wanted, Mapping):
         for name in {**made, **wanted}:
-            yield from _leaves(f"{key}.{name}", made.get(name, _ABSENT), wanted.get(name, _ABSENT))
-    elif made != wanted and not (key.endswith(".model") and _same_model(made, wanted)):
-        yield f"was made with {key} = {_show(made)}, the config says {_show(wanted)}"
+            yield from changed_leaves(f"{key}.{name}", made.get(name, _ABSENT), wanted.get(name, _ABSENT))
+    elif made != wanted:
+        yield key, made, wanted
 
 
 def _same_model(made: Any, wanted: Any) -> bool:
@@ -264,7 +271,8 @@ def _base_name(model: Any) -> str:
     return f"{prefix}{name.rstrip('/').rpartition('/')[2]}"
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """Return a value of the config as a message shows it."""
     text = "nothing" if value is _ABSENT else json.dumps(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 

@@ -135,7 +135,9 @@ class WandB:
         # Offline, each attempt has a folder of its own, into which all lines are logged.
         self.stored = self._run.starting_step - 1 if mode == "online" and self._run.starting_step else 0
         self._offline = Path(self._run.dir).parent if mode == "offline" else None
-        where = f"offline in {self._offline}; WANDB_MODE=online uploads it" if mode == "offline" else self._run.url or mode
+        where = (
+            f"offline in {self._offline}; WANDB_MODE=online uploads it" if mode == "offline" else self._run.url or mode
+        )
         _log.info(f"{name}: W&B run {self.id}, {where}")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile
+from snakemake.logging import logger
+from snakemake.persistence import ParamsChange
 from snakemake.utils import validate
 
 from stm.config import ConfigError, parse_config, resolve_config
@@ -19,6 +21,7 @@ from stm.plan.requests import Requests
 from stm.stages.jobs import Jobs
 from stm.stages.journey import all_stages
 from stm.stages.provenance import StaleInputError
+from stm.stages.reasons import describe_change, shorten_lists
 from stm.stages.rules import DeclaredRule, check_targets
 from stm.training.trackers import check_trackers
 
@@ -55,6 +58,11 @@ wildcard_constraints:
     task=r"[A-Za-z0-9][A-Za-z0-9_-]*",
     table="|".join(CONFIG.tables) or "-",
     figure="|".join(CONFIG.figures) or "-",
+
+
+# Lines of dry runs stay readable: see stm/stages/reasons.py.
+ParamsChange.__str__ = lambda change: describe_change(change.only_old, change.only_new)
+logger.addFilter(shorten_lists)
 
 
 # Whether results are shared with other projects (`--cache`).
