@@ -1,5 +1,6 @@
 # Shared by all rules: the validated config, the paths of results, and the declarations of stages.
 
+import logging
 import os
 import sys
 from functools import cache
@@ -15,6 +16,7 @@ from stm.config import ConfigError, parse_config, resolve_config
 from stm.datasets import DatasetError
 from stm.datasets.video_text.tasks import check_tasks
 from stm.jobs.gpus import POOL, share_gpus
+from stm.jobs.messages import LogLevelError, configure_messages
 from stm.layout import check_results
 from stm.manifest import SHARD_PATTERN, read_shards
 from stm.plan.requests import Requests
@@ -22,8 +24,13 @@ from stm.stages.jobs import Jobs
 from stm.stages.journey import all_stages
 from stm.stages.provenance import StaleInputError
 from stm.stages.reasons import describe_change, shorten_lists
-from stm.stages.rules import DeclaredRule, check_targets
+from stm.stages.rules import DeclaredRule, check_targets, describe_shared_cores
 from stm.training.trackers import check_trackers
+
+try:
+    configure_messages()
+except LogLevelError as error:
+    raise WorkflowError(str(error)) from None
 
 try:
     # `extends` is a feature of stm, not of Snakemake: it is resolved here, once, for all rules and scripts.
@@ -121,6 +128,10 @@ if workflow.is_main_process:
         workflow.register_resource("_cores", None)
 else:
     LOCAL = POOL in os.environ
+
+if workflow.is_main_process and LOCAL and not GPUS:
+    if shared_cores := describe_shared_cores(CONFIG):
+        logging.getLogger("stm.workflow").warning(shared_cores)
 
 REQUESTS = None if LOCAL else Requests(JOBS, planned=workflow.is_main_process)
 
