@@ -5,6 +5,7 @@ package that may import this module.
 """
 
 import gc
+import logging
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
@@ -19,6 +20,8 @@ from stm.pretrained.local_files import find_missing
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Jobs
 from stm.stages.provenance import check_inputs
+
+_log = logging.getLogger(__name__)
 
 JOURNEY = (
     "stm.demo.stage:DEMO_MODELS",
@@ -99,7 +102,16 @@ def run_stage(
     configure_messages()
     with log_to(log), log_duration("/".join([name, *wildcards.values()])):
         stage = all_stages()[name]
+        _log_files("input", inputs)
+        _log_files("output", outputs)
         check_inputs(stage, job, all_stages())
         claim_gpus(gpus, "/".join([name, *wildcards.values()]))
         if message := stage.run(job, inputs, outputs, processes):
             print(message)
+
+
+def _log_files(what: str, files: Files) -> None:
+    for name, value in files.items():
+        paths = [value] if isinstance(value, Path) else list(value)
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        _log.debug(f"{what} {name}: {paths[0] if paths else 'none'}{more}")

@@ -6,6 +6,7 @@ packed shard only its own, which contains those of its parts: about 1.5 ms per s
 """
 
 import json
+import logging
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,8 @@ from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job, Jobs
 from stm.storage.files import read_json, sha256_file
 from stm.storage.tables import DamagedError, read_receipt
+
+_log = logging.getLogger(__name__)
 
 _LISTED = 10  # differences in a message
 _LONGEST = 80  # characters of a value in a message
@@ -56,7 +59,9 @@ def check_inputs(stage: Stage, job: Job, stages: Mapping[str, Stage]) -> None:
         StaleInputError: a file was made with a different value of a key, or from inputs that have been replaced since; the
             message names files, keys, both values and the remedy.
     """
-    differences = [found for maker in _ancestors(stage, job, stages) for found in _compare(*maker)]
+    makers = list(_ancestors(stage, job, stages))
+    differences = [found for maker in makers for found in _compare(*maker)]
+    _log.debug(f"{stage.name}: compared the receipts of {len(makers)} jobs with the config: {len(differences)} differ")
     if differences:
         raise StaleInputError(_describe(differences, "the results that this job reads"))
 

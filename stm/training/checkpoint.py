@@ -89,6 +89,7 @@ class Checkpoints:
         """The state saved after `step` steps, with its tensors on the CPU."""
         # Loaded on the CPU: on the device, the checkpoint would need memory in addition to the model it is copied into.
         state: State = torch.load(self._path(step), map_location="cpu", weights_only=True)
+        _log.debug(f"checkpoint: {self._path(step)}: loaded")
         self.history = state.get("history", self.history)
         if self.history[-1]["versions"] != _versions():
             self.history = [*self.history, {"step": step, "versions": _versions()}]

@@ -35,7 +35,7 @@ from stm.distributed.fsdp import (
     whole_state,
 )
 from stm.distributed.process import Process
-from stm.jobs.progress import Progress
+from stm.jobs.progress import Progress, log_duration
 from stm.training.checkpoint import Checkpoints, describe_layout, random_state, restore_random_state
 from stm.training.interruption import Interrupted, Interruption
 from stm.training.logs import Clock, Meter, MetricsLog
@@ -336,7 +336,8 @@ class _Run:
             "random": random_state(self.process),
         }
         if self.process.first:
-            self.checkpoints.save(self.step, state)
+            with log_duration(f"{self.plan.name}: checkpoint of step {self.step}"):
+                self.checkpoints.save(self.step, state)
         self._saved = self.step
 
     def _check_finite(self, broken: bool) -> None:
