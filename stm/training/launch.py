@@ -128,7 +128,7 @@ def pretrain_as_requested(request: Mapping[str, Any]) -> None:
         Path(request["output"]),
         int(request["seed"]),
         image_indexes=[Path(name) for name in request["image_indexes"]],
-        trackers=request["trackers"],
+        trackers=request.get("trackers", TENSORBOARD),
     )
 
 
