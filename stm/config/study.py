@@ -62,9 +62,7 @@ class Config(Stages):
     tables: dict[Name, TableSpec] = field({}, "tables by name; each is a target of the workflow")
     figures: dict[Name, FigureSpec] = field({}, "figures by name; each is a target of the workflow")
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = field(
-        ("tensorboard",),
-        "where losses are shown while a run trains: `tensorboard`, `wandb` (Weights & Biases), `mlflow`; the last two with "
-        "pip install 'stm-video[trackers]'",
+        ("tensorboard",), "where losses are shown: `tensorboard`, `wandb`, `mlflow`; see docs/config.md"
     )
     report: Report = Report()
     prices: Prices = Prices()
