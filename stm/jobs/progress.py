@@ -55,6 +55,8 @@ class Progress:
         """Start from `done` items finished by an earlier attempt; they do not count towards the rate."""
         self.done = done
         self._start_done = done
+        if done:
+            _log.debug(f"{self.what}: {done} of {self.total} {self.unit} are kept from an earlier attempt")
 
     def advance(self, items: int = 1, note: str = "") -> None:
         """Count finished items, and print a line if the last line was printed long enough ago."""
