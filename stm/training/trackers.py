@@ -118,7 +118,8 @@ class WandB:
         # Neither git's remote, which may hold a password, nor the command line, nor the output of the process is recorded.
         wanted: dict[str, Any] = {"silent": True, "console": "off", "disable_git": True, "disable_code": True}
         wanted |= {"x_disable_meta": True, "x_disable_machine_info": True, "x_save_requirements": False}
-        wanted |= {"init_timeout": _SECONDS, "finish_timeout": _SECONDS, "x_transaction_log_flush_interval": 1.0}
+        wanted |= dict.fromkeys(("init_timeout", "login_timeout", "finish_timeout"), _SECONDS)
+        wanted["x_transaction_log_flush_interval"] = 1.0  # seconds: what a kill may lose
         known = wandb.Settings.model_fields  # of the version that is installed
         settings = wandb.Settings(**{key: value for key, value in wanted.items() if key in known})
         self._run = wandb.init(
