@@ -20,6 +20,11 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
+def say(message: str) -> None:
+    """Log one line at the level info."""
+    _log.info(message)
+
+
 def format_seconds(seconds: float) -> str:
     """Format a duration: `3725` -> `1h02m`, `65` -> `1m05s`, `4.2` -> `4s`."""
     whole = round(seconds)
