@@ -73,6 +73,7 @@ report: "workflow/report/workflow.rst"
 
 
 rule all:
+    """Everything of the config: the plan, and the report page with all that it shows."""
     default_target: True
     input:
         PLAN.output.plan,

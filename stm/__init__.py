@@ -2,9 +2,10 @@
 
 What a notebook needs is here: `open_shards`, `mask`, `hidden`, `show` and `load`, from `stm.api`. Importing `stm` is light all
 the same: these names are imported when they are first used, and torch, PyAV, transformers and their like by the modules that
-use them.
+use them. Messages go to the logger `stm`, which prints nothing unless the importing program has it do so (`stm.jobs.messages`).
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from stm.api.shards import open_shards
 
 __version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __all__ = ["__version__", "hidden", "load", "mask", "open_shards", "show"]
 

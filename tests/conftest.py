@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from stm.jobs.messages import configure_messages
+
 # Speed is not asserted in tests: an example may take as long as a busy machine needs.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
@@ -16,6 +18,10 @@ settings.load_profile("no deadline")
 # As in the workflow's jobs (stm/stages/journey.py): imports create millions of objects that stay alive, and by default
 # Python searches them for garbage again and again.
 gc.set_threshold(10_000)
+
+
+# As the command line and jobs do: tests read what these print.
+configure_messages()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

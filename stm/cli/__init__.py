@@ -6,6 +6,7 @@ It reads and writes the same paths as the workflow's rules, with the same bytes.
 import argparse
 import errno
 import json
+import logging
 import os
 import select
 import signal
@@ -21,6 +22,8 @@ from stm.cli.predict import add_predict
 from stm.cli.retrieve import add_retrieve
 from stm.cli.view import add_view
 from stm.config import json_schema
+from stm.jobs.messages import configure_messages
+from stm.jobs.progress import log_duration
 from stm.stages.declaration import Stage
 from stm.stages.journey import all_stages
 from stm.stages.provenance import check_inputs
@@ -28,6 +31,8 @@ from stm.storage.files import DISK_ERRORS
 from stm.storage.machine_errors import is_machine_error
 
 __all__ = ["build_parser", "main"]
+
+_log = logging.getLogger(__name__)
 
 _DESCRIPTION = (
     "Run one stage of the workflow without Snakemake. Each command reads and writes the same files, with the same bytes, "
@@ -62,7 +67,19 @@ def build_parser() -> argparse.ArgumentParser:
     add_features(commands)
     add_predict(commands)
     add_retrieve(commands)
+    for each in (parser, *commands.choices.values()):
+        _add_levels(each)
+    parser.set_defaults(verbose=False, quiet=False)
     return parser
+
+
+def _add_levels(parser: argparse.ArgumentParser) -> None:
+    """Add -v and -q, which are given before or after the name of a command."""
+    levels = parser.add_mutually_exclusive_group()
+    more = "also print which files are read, from where, and how long it takes (STM_LOG=debug)"
+    levels.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help=more)
+    less = "print warnings and errors only, and no progress (STM_LOG=warning)"
+    levels.add_argument("-q", "--quiet", action="store_true", default=argparse.SUPPRESS, help=less)
 
 
 def _add_stage(commands: Any, stage: Stage) -> None:
@@ -106,7 +123,8 @@ def _run_stage(stage: Stage, arguments: argparse.Namespace) -> None:
     for job in select_jobs(stage, load(arguments), selection):
         check_inputs(stage, job, all_stages())
         inputs = {} if stage.partial else stage.inputs(job)
-        message = stage.run(job, inputs, stage.outputs(job), getattr(arguments, "processes", 1))
+        with log_duration("/".join(filter(None, [stage.name, *(getattr(job, name) for name in stage.per)]))):
+            message = stage.run(job, inputs, stage.outputs(job), getattr(arguments, "processes", 1))
         if message:
             print(message)
 
@@ -154,14 +172,15 @@ def _has_no_reader(stream: TextIO) -> bool:
 
 
 def _run(words: list[str]) -> int:
-    if words and words[0] in _RENAMED:
-        print(
-            f"stm {words[0]} is now stm {_RENAMED[words[0]]}; the old name will be removed in the next version",
-            file=sys.stderr,
-        )
+    old, renamed = words[0] if words else "", ""
+    if old in _RENAMED:
         words[0] = _RENAMED[words[0]]
+        renamed = f"stm {old} is now stm {words[0]}; the old name will be removed in the next version"
     parsed = build_parser().parse_args(words)
     try:
+        configure_messages("debug" if parsed.verbose else "warning" if parsed.quiet else None)
+        if renamed:
+            _log.warning(renamed)
         status = parsed.function(parsed)
     except (ValueError, RuntimeError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _has_no_reader(sys.stdout):

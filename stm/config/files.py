@@ -6,6 +6,7 @@ like `use rule b from a with` in a Snakefile. An entry whose name begins with a 
 extended.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import yaml
 
 from stm.config.base import ConfigError
 from stm.config.study import merge
+
+_log = logging.getLogger(__name__)
 
 _KINDS = ("pretrain", "evaluate", "tables", "figures")  # sections whose entries can extend each other
 _MAX_VALUES = 100_000  # far more than any real config has
@@ -148,6 +151,7 @@ def parse_yaml(text: str) -> Any:
 def _parse(path: Path) -> dict[str, Any]:
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
+        _log.debug(f"config: {path.absolute()}")
     except IsADirectoryError:
         raise ConfigError(f"{path}: is a folder; name a YAML file") from None
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """The whole config: one or more datasets, pretraining runs and evaluations on them, tables and figures."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeGuard, get_args
+from typing import Annotated, Any, Literal, TypeGuard, get_args
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
@@ -46,6 +46,7 @@ STAGE_KEYS = tuple(Stages.model_fields)
 class Config(Stages):
     """A whole config: one file of `config/`."""
 
+    cache_neutral = frozenset({"trackers"})
     name: Name = field(..., "results are written to {results}/{name}")
     results: WorkflowPlace = field("results", "folder for all outputs")
     seed: int = field(0, "seed of all random numbers", ge=0, lt=2**31)
@@ -60,6 +61,9 @@ class Config(Stages):
     evaluate: dict[Name, EvaluationTask] = field({}, "evaluations by name; each is done for all runs that it lists")
     tables: dict[Name, TableSpec] = field({}, "tables by name; each is a target of the workflow")
     figures: dict[Name, FigureSpec] = field({}, "figures by name; each is a target of the workflow")
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = field(
+        ("tensorboard",), "where losses are shown: `tensorboard`, `wandb`, `mlflow`; see docs/config.md"
+    )
     report: Report = Report()
     prices: Prices = Prices()
 

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
+import logging
 import os
 import stat
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -30,6 +30,8 @@ from stm.storage.files import sha256_file
 from stm.storage.machine_errors import is_machine_error
 from stm.storage.receipts import make_receipt
 from stm.storage.tables import write_table
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["DatasetError", "build_manifest", "check_copy", "list_fingerprint", "official_clips"]
 
@@ -138,11 +140,11 @@ def _list(config: Config, generated: Path | None) -> tuple[Path, list[NamedClip]
         root, annotations = Path(dataset.root), None if dataset.annotations is None else Path(dataset.annotations)
         listing = list_clips(root, annotations, dataset.extensions, dataset.split)
         for note in listing.notes:
-            print(f"{annotations or root}: {note}", file=sys.stderr)
+            _log.warning(f"{annotations or root}: {note}")
         return root, listing.clips, listing.refused
     if isinstance(dataset, BenchmarkDataset):
         benchmark = read_benchmark(dataset)
-        print(check_benchmark(dataset, benchmark).describe(), file=sys.stderr)
+        _log.info(check_benchmark(dataset, benchmark).describe())
         return Path(dataset.root), benchmark.clips, benchmark.refused
     if isinstance(dataset, LanguageDataset):
         return _list_language(config, dataset)
@@ -159,7 +161,7 @@ def _list_language(config: Config, dataset: LanguageDataset) -> tuple[Path, list
             "each: set it to 1"
         )
     copy = read_language(dataset)
-    print(check_language(dataset, copy).describe(), file=sys.stderr)
+    _log.info(check_language(dataset, copy).describe())
     return Path(dataset.root), copy.clips, copy.refused
 
 

@@ -4,6 +4,7 @@ torchrun starts the processes, on one node or several, and sets their rank and w
 """
 
 import inspect
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from stm.jobs.gpus import NO_DEVICES
+
+_log = logging.getLogger(__name__)
 
 # DDP's argument for broadcasting buffers in each forward pass: the second name is the older one, which newer versions of
 # torch deprecate with a warning.
@@ -145,6 +148,12 @@ def join_processes(expected: int, device: str | None = None, patience: timedelta
         torch.cuda.set_device(chosen)
     if count > 1:
         torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=patience)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+    if here > 1 and chosen.type == "cpu" and rank == 0:
+        _log.warning(
+            f"{here} processes on a CPU share its cores, each holds the whole model and waits for the others: one process that "
+            "uses all cores needs less memory and is usually as fast (`processes: 1`)"
+        )
     yield Process(rank, count, chosen)
     if count > 1:
         torch.distributed.destroy_process_group()

@@ -1,5 +1,6 @@
 """Fine-tuning with checkpoint selection on the validation split, never on the test split."""
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from torch import nn
 from stm.config.evaluation import TaskSettings
 from stm.data.loader import Batch
 from stm.distributed.process import Process
-from stm.jobs.progress import say
 from stm.storage.files import read_json, write_bytes, write_json
 from stm.storage.receipts import hash_receipt
 from stm.training.loop import TrainingPlan, fit_to_test
+
+_log = logging.getLogger(__name__)
 
 Measure = Callable[[nn.Module], float]
 """A module in eval mode -> its score on the validation split; higher is better."""
@@ -54,7 +56,7 @@ class Best:
             best = {"score": score, "epoch": epoch}
         # Record that the epoch has been scored: a resumed run may reach it again, with the same weights.
         write_json(self.record, {**best, "seen": epoch, "origin": self.origin})
-        say(f"validation after epoch {epoch}: {score:.4f}; best: epoch {best['epoch']}, {best['score']:.4f}")
+        _log.info(f"validation after epoch {epoch}: {score:.4f}; best: epoch {best['epoch']}, {best['score']:.4f}")
 
     def _read(self) -> dict[str, Any] | None:
         if not (self.record.is_file() and self.weights.is_file()):

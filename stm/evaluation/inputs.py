@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stm.config import Text
+from stm.training.trackers import TENSORBOARD
 
 DIVISION = {"processes", "nodes", "parallel"}
 """How the work is divided affects results only through rounding, and a fine-tuning may be resumed with a different division."""
@@ -28,6 +29,7 @@ class EvaluationInputs:
             split (see `stm.datasets.video_text.tasks.candidate_answers`).
         text: the text encoder of the run's captions, for tasks that encode their own texts.
         device: None selects CUDA if available.
+        trackers: where the values of a training and the headline are shown, as in the config.
     """
 
     weights: Path
@@ -40,3 +42,4 @@ class EvaluationInputs:
     answers: tuple[str, ...] = ()
     text: Text | None = None
     device: str | None = None
+    trackers: tuple[str, ...] = TENSORBOARD

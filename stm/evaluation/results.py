@@ -1,5 +1,6 @@
 """Shared by all evaluations: checks of labels and weights, and writing `metrics.json` and `predictions.parquet`."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,6 @@ from stm.data.dataset import ClipDataset
 from stm.evaluation.inputs import EvaluationInputs
 from stm.evaluation.metrics import classification_metrics
 from stm.evaluation.tasks import TASKS
-from stm.jobs.progress import say
 from stm.models.vit import VideoEncoder
 from stm.models.weights import zoo
 from stm.pretrained.local_files import without_folders
@@ -22,6 +22,9 @@ from stm.storage.files import sha256_file, write_json
 from stm.storage.receipts import make_receipt
 from stm.storage.tables import write_table
 from stm.training.batches import hash_shards
+from stm.training.trackers import log_result
+
+_log = logging.getLogger(__name__)
 
 PREDICTIONS_SCHEMA = pa.schema(
     [
@@ -78,14 +81,14 @@ def check_labels(test: ClipDataset, train: ClipDataset | None = None) -> None:
                 "in the annotations (`label`), or remove the task from `evaluate`"
             )
         if missing:
-            say(f"{missing} of {len(labels)} clips of the {name} split have no label and are left out")
+            _log.warning(f"{missing} of {len(labels)} clips of the {name} split have no label and are left out")
     name, known = next(iter(splits.items()))
     if len(known.classes) < 2:
         raise ValueError(
             f"all {name} clips have the label {known.classes[0]!r}; classification needs at least two labels"
         )
     if unseen := unseen_labels(test):
-        say(f"test labels that no training clip has, counted as wrong: {', '.join(unseen)}")
+        _log.warning(f"test labels that no training clip has, counted as wrong: {', '.join(unseen)}")
 
 
 def unseen_labels(test: ClipDataset) -> list[str]:
@@ -145,10 +148,15 @@ def write_classification(
 def write_metrics(
     task: EvaluationTask, inputs: EvaluationInputs, metrics: Mapping[str, Any], receipt: Mapping[str, Any]
 ) -> None:
-    """Writes `metrics.json`: `task`, `headline` (see `Metric.read`), the metrics, `settings` and `receipt`."""
+    """Writes `metrics.json`: `task`, `headline` (see `Metric.read`), the metrics, `settings` and `receipt`.
+
+    Trackers get the headline, too.
+    """
     headline = TASKS[task.task].headline.read(metrics)
     content = {"task": task.task, "headline": headline, **metrics, "settings": task.fingerprint(), "receipt": receipt}
     write_json(inputs.output / "metrics.json", content)
+    title = f"{task.task} {inputs.output.parent.name}"
+    log_result(inputs.trackers, inputs.output, title, content["settings"], {headline["name"]: headline["value"]})
 
 
 # Run settings that evaluations depend on directly; all others affect only the weights, which are hashed.

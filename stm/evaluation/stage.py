@@ -57,6 +57,7 @@ def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
         shared_texts=has_shared_texts(job.study, job.run, job.task),
         answers=candidate_answers(job.study, job.run, job.task),
         text=job.config.text,
+        trackers=job.study.trackers,
     )
     run_evaluation(job.study.evaluate[job.task], run, given)
 

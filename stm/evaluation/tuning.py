@@ -160,6 +160,7 @@ def make_tuning(
         checkpoint_every=run.checkpoint_every,
         checkpoints_kept=run.checkpoints_kept,
         shared_noise=True,
+        trackers=inputs.trackers,
     )
     return plan, feed(train, settings, process, inputs.seed, run.workers)
 

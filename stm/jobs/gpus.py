@@ -6,6 +6,7 @@ share the locks, so that two side by side use different GPUs, too. On a cluster 
 """
 
 import fcntl
+import logging
 import os
 import re
 import socket
@@ -17,6 +18,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
+
+_log = logging.getLogger(__name__)
 
 POOL = "STM_GPUS"
 """Environment variable by which the workflow tells its jobs the GPUs that they share, separated by commas."""
@@ -108,7 +111,7 @@ def _take(pool: Sequence[str], count: int, job: str) -> list[str]:
             return list(taken)
         waiting = "; ".join(f"{gpu}: {owner}" for gpu, owner in owners.items())
         if waiting != reported:
-            print(f"{job}: waiting for {count} of {len(pool)} GPUs, of which others use: {waiting}", file=sys.stderr)
+            _log.info(f"{job}: waiting for {count} of {len(pool)} GPUs, of which others use: {waiting}")
             reported = waiting
         time.sleep(_POLL_SECONDS)
 
@@ -189,7 +192,7 @@ def _installed() -> list[list[str]]:
         return []
     except (OSError, subprocess.SubprocessError) as error:
         if _has_driver():
-            print(f"nvidia-smi does not list the GPUs ({error}): torch counts them", file=sys.stderr)
+            _log.warning(f"nvidia-smi does not list the GPUs ({error}): torch counts them")
         return []
     found: list[tuple[str, list[str]]] = []
     for kind, uuid in re.findall(r"(?m)^\s*(GPU|MIG) .*\(UUID: ([^)]+)\)", command.stdout):

@@ -1,10 +1,11 @@
 """Progress of long jobs: finished items, rate and remaining time.
 
 On a terminal the line is redrawn; in a log file, such as that of a workflow job, a plain line is printed every few
-seconds, so that progress can be followed with `tail -f`.
+seconds, so that progress can be followed with `tail -f`. It is a message of the level info: see `stm.jobs.messages`.
 """
 
 import io
+import logging
 import sys
 import time
 import traceback
@@ -13,13 +14,15 @@ from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import TextIO, TypeVar
 
+from stm.jobs.messages import is_configured
+
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 def say(message: str) -> None:
-    """Print one line to standard error."""
-    sys.stderr.write(f"{message}\n")
-    sys.stderr.flush()
+    """Log one line at the level info."""
+    _log.info(message)
 
 
 def format_seconds(seconds: float) -> str:
@@ -42,8 +45,12 @@ class Progress:
         self.total = total
         self.unit = unit
         self.done = 0
-        self._stream = stream or sys.stderr
-        self._terminal = self._stream.isatty()
+        self._stream = stream
+        # Only the command line and jobs draw on the terminal; whoever imports `stm` gets messages, if any.
+        drawn = stream or (sys.stderr if is_configured() and _log.isEnabledFor(logging.INFO) else None)
+        self._terminal = drawn is not None and drawn.isatty()
+        if self._terminal:
+            self._stream = drawn
         self._every = 0.2 if self._terminal else every
         self._start = time.monotonic()
         self._last = self._start
@@ -53,6 +60,8 @@ class Progress:
         """Start from `done` items finished by an earlier attempt; they do not count towards the rate."""
         self.done = done
         self._start_done = done
+        if done:
+            _log.debug(f"{self.what}: {done} of {self.total} {self.unit} are kept from an earlier attempt")
 
     def advance(self, items: int = 1, note: str = "") -> None:
         """Count finished items, and print a line if the last line was printed long enough ago."""
@@ -68,12 +77,16 @@ class Progress:
         remaining = format_seconds((self.total - self.done) / rate) if rate > 0 else "?"
         line = f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, {remaining} left"
         line += f", {note}" if note else ""
-        self._write(f"\r\x1b[2K{line}" if self._terminal else f"{line}\n")
+        self._write(line, end="")
 
-    def _write(self, text: str) -> None:
+    def _write(self, line: str, end: str = "\n") -> None:
+        """Write a line; `end` is what follows it on a terminal, where the next one may replace it."""
+        if self._stream is None:
+            _log.info(line)
+            return
         # If the log is on a full disk, the job itself says so; an error raised here would hide that message.
         with suppress(OSError):
-            self._stream.write(text)
+            self._stream.write(f"\r\x1b[2K{line}{end}" if self._terminal else f"{line}\n")
             self._stream.flush()
 
     def __enter__(self) -> "Progress":
@@ -85,7 +98,7 @@ class Progress:
         line = (
             f"{self.what}: {self.done}/{self.total} {self.unit} in {format_seconds(elapsed)}, {rate:.1f} {self.unit}/s"
         )
-        self._write(f"\r\x1b[2K{line}\n" if self._terminal else f"{line}\n")
+        self._write(line)
 
 
 def track(items: Iterable[T], what: str, total: int, unit: str) -> Iterator[T]:
@@ -120,3 +133,13 @@ def log_to(path: str | Path) -> Iterator[None]:
         except BaseException:  # also KeyboardInterrupt and SystemExit: the log must show why a job ended
             traceback.print_exc(file=log)
             raise
+
+
+@contextmanager
+def log_duration(what: str) -> Iterator[None]:
+    """Log, at the level debug, how long the block took."""
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        _log.debug(f"{what}: took {time.monotonic() - start:.1f} s")

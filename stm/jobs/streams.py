@@ -4,8 +4,8 @@ The order makes what is computed from the parts independent of the number of pro
 ahead of the item whose turn it is waits once enough parts are kept for later. Isolation is that of `stm.jobs.workers`.
 """
 
+import logging
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -28,6 +28,8 @@ from stm.jobs.workers import (
     timed_out,
     wait_for,
 )
+
+_log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
@@ -75,7 +77,7 @@ def stream_isolated(
         for index, item in enumerate(items):
             outcome = yield from pool.run(index)
             if isinstance(outcome, Unfinished):
-                print(f"{name(item)}: {outcome.failure.detail}; tried again, alone", file=sys.stderr)
+                _log.warning(f"{name(item)}: {outcome.failure.detail}; tried again, alone")
                 yield index, Turn.RESTARTED
                 pool.end()
                 outcome = yield from pool.run(index, alone=True)

@@ -7,6 +7,7 @@ The machine ends processes, too: when it is out of memory, or when somebody kill
 survive is therefore tried again with no other worker beside it, and the second attempt decides.
 """
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -24,9 +25,12 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
 from stm.jobs.lifetime import end_with_parent
+from stm.jobs.messages import inherit_messages
 from stm.jobs.status import Status
 from stm.storage.machine_errors import is_machine_error, is_out_of_memory
 from stm.storage.tables import DamagedError
+
+_log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -130,7 +134,7 @@ def run_isolated(
         else:
             yield index, _raise_machine_error(outcome, items[index], name)
     if again:
-        print(f"{len(again)} whose process was killed, crashed or timed out: tried again, one by one", file=sys.stderr)
+        _log.warning(f"{len(again)} whose process was killed, crashed or timed out: tried again, one by one")
     killed: list[str] = []
     for index in sorted(again):
         for _, outcome in _run_pool(function, items, [index], 1, timeout_seconds):
@@ -300,7 +304,8 @@ def _serve(pipe: Connection, function: Callable[[Any], Any], timeout: float) -> 
 
 
 def prepare_worker() -> None:
-    """Make the process end with its parent, at an alarm, and when its parent ends it, but not on Ctrl-C."""
+    """Make the process end with its parent, at an alarm, and when its parent ends it, but not on Ctrl-C; print its messages."""
+    inherit_messages()
     parent = multiprocessing.parent_process()
     end_with_parent(None if parent is None else parent.pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the parent ends its workers

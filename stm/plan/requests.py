@@ -3,7 +3,7 @@
 The plan assumes the hardware of `prices`. A request has a margin over it, and grows with each attempt.
 """
 
-import sys
+import logging
 from math import ceil
 
 from stm.config import AnyRun, EvaluationTask
@@ -13,6 +13,8 @@ from stm.plan.schedule import line_of
 from stm.pretrained.sizes import count_weights
 from stm.stages.declaration import Stage
 from stm.stages.jobs import Job, Jobs
+
+_log = logging.getLogger(__name__)
 
 TIME_MARGIN = 2.0
 """Requested hours per planned hour: rates are assumed, and other jobs share file systems and networks."""
@@ -93,7 +95,7 @@ class Requests:
         try:
             return {line.stage: line for line in make_plan(self._jobs.study).stages}
         except (ValueError, OSError) as error:  # the rule `plan` fails with it
-            print(f"the plan cannot be made, so that jobs request the declared times: {error}", file=sys.stderr)
+            _log.warning(f"the plan cannot be made, so that jobs request the declared times: {error}")
             return {}
 
 

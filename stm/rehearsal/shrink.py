@@ -60,7 +60,10 @@ def shrink(config: Config) -> Config:
     """Return the config at rehearsal size; its paths are relative, for a working directory of its own."""
     small = _shrink_section(config.model_copy(update={"evaluate": _divide_one_of_each(config)}))
     runs = {name: _place_init(run, config) for name, run in small.pretrain.items()}
-    small = small.model_copy(update={"results": place(config.results), "pretrain": runs})
+    # Trackers of others are for results, of which a rehearsal has none.
+    small = small.model_copy(
+        update={"results": place(config.results), "pretrain": runs, "trackers": Config.model_fields["trackers"].default}
+    )
     return parse_config(small.model_dump(mode="json"), f"the rehearsal of {config.name}")
 
 

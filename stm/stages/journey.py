@@ -5,6 +5,7 @@ package that may import this module.
 """
 
 import gc
+import logging
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
@@ -13,11 +14,14 @@ from typing import Any
 
 from stm.config import Config, parse_config
 from stm.jobs.gpus import claim_gpus
-from stm.jobs.progress import log_to
+from stm.jobs.messages import configure_messages
+from stm.jobs.progress import log_duration, log_to
 from stm.pretrained.local_files import find_missing
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Jobs
 from stm.stages.provenance import check_inputs
+
+_log = logging.getLogger(__name__)
 
 JOURNEY = (
     "stm.demo.stage:DEMO_MODELS",
@@ -95,9 +99,19 @@ def run_stage(
     # garbage after every 700 new objects, which takes up to a sixth of the time of these imports.
     gc.set_threshold(OBJECTS_PER_COLLECTION)
     job = Jobs(parse_config(config)).make(**wildcards)
-    with log_to(log):
+    configure_messages()
+    with log_to(log), log_duration("/".join([name, *wildcards.values()])):
         stage = all_stages()[name]
+        _log_files("input", inputs)
+        _log_files("output", outputs)
         check_inputs(stage, job, all_stages())
         claim_gpus(gpus, "/".join([name, *wildcards.values()]))
         if message := stage.run(job, inputs, outputs, processes):
             print(message)
+
+
+def _log_files(what: str, files: Files) -> None:
+    for name, value in files.items():
+        paths = [value] if isinstance(value, Path) else list(value)
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        _log.debug(f"{what} {name}: {paths[0] if paths else 'none'}{more}")

@@ -6,6 +6,7 @@ packed shard only its own, which contains those of its parts: about 1.5 ms per s
 """
 
 import json
+import logging
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,8 @@ from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job, Jobs
 from stm.storage.files import read_json, sha256_file
 from stm.storage.tables import DamagedError, read_receipt
+
+_log = logging.getLogger(__name__)
 
 _LISTED = 10  # differences in a message
 _LONGEST = 80  # characters of a value in a message
@@ -56,7 +59,9 @@ def check_inputs(stage: Stage, job: Job, stages: Mapping[str, Stage]) -> None:
         StaleInputError: a file was made with a different value of a key, or from inputs that have been replaced since; the
             message names files, keys, both values and the remedy.
     """
-    differences = [found for maker in _ancestors(stage, job, stages) for found in _compare(*maker)]
+    makers = list(_ancestors(stage, job, stages))
+    differences = [found for maker in makers for found in _compare(*maker)]
+    _log.debug(f"{stage.name}: compared the receipts of {len(makers)} jobs with the config: {len(differences)} differ")
     if differences:
         raise StaleInputError(_describe(differences, "the results that this job reads"))
 
@@ -245,11 +250,18 @@ def _differences(key: str, made: Any, wanted: Any, section: bool, implied: Mappi
 
 def _leaves(key: str, made: Any, wanted: Any) -> Iterator[str]:
     """Yield one line per innermost key with different values."""
+    for name, before, now in changed_leaves(key, made, wanted):
+        if not (name.endswith(".model") and _same_model(before, now)):
+            yield f"was made with {name} = {show(before)}, the config says {show(now)}"
+
+
+def changed_leaves(key: str, made: Any, wanted: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the innermost keys under `key` with different values, and both values; see `show` for one that is absent."""
     if isinstance(made, Mapping) and isinstance(wanted, Mapping):
         for name in {**made, **wanted}:
-            yield from _leaves(f"{key}.{name}", made.get(name, _ABSENT), wanted.get(name, _ABSENT))
-    elif made != wanted and not (key.endswith(".model") and _same_model(made, wanted)):
-        yield f"was made with {key} = {_show(made)}, the config says {_show(wanted)}"
+            yield from changed_leaves(f"{key}.{name}", made.get(name, _ABSENT), wanted.get(name, _ABSENT))
+    elif made != wanted:
+        yield key, made, wanted
 
 
 def _same_model(made: Any, wanted: Any) -> bool:
@@ -264,7 +276,8 @@ def _base_name(model: Any) -> str:
     return f"{prefix}{name.rstrip('/').rpartition('/')[2]}"
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """Return a value of the config as a message shows it."""
     text = "nothing" if value is _ABSENT else json.dumps(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 

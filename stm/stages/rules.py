@@ -185,6 +185,21 @@ def check_targets(config: Config) -> None:
                 raise ConfigError(f"{section}.{name}: the workflow has a rule {name!r}; rename this entry of {section}")
 
 
+def describe_shared_cores(config: Config) -> str:
+    """Say what happens where work that is divided among processes runs on a machine without GPUs; empty if none is."""
+    work = {f"pretrain.{name}": run.processes for name, run in config.pretrain.items()}
+    work |= {f"evaluate.{name}": task.processes for name, task in config.evaluate.items()}
+    divided = [f"{name} ({processes})" for name, processes in work.items() if processes > 1]
+    if not divided:
+        return ""
+    more = f" and {len(divided) - 3} more" if len(divided) > 3 else ""
+    return (
+        f"no GPU is offered here, and `processes` is above 1: {', '.join(divided[:3])}{more}. On a CPU they share its cores, "
+        "each holds the whole model and waits for the others: one process that uses all cores needs less memory and is usually "
+        "as fast. Set `processes: 1`, or run where there are GPUs; numbers change by rounding and random numbers only"
+    )
+
+
 def cache_signature(function: Callable[..., Any]) -> Callable[..., Any]:
     """Cache a function's signature on it. Inspecting the signature for every job took 10 % of a large dry run."""
     function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ made them, `checkpoints-of-{origin}`. They come back when the settings do, and a
 """
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,14 +23,16 @@ import torch
 
 import stm
 from stm.distributed.process import Process
-from stm.jobs.progress import say
 from stm.storage.files import atomic_path, read_json, sha256_file, write_bytes, write_json
 from stm.storage.receipts import hash_receipt, library_versions
+from stm.training.trackers import IDS
+
+_log = logging.getLogger(__name__)
 
 State = dict[str, Any]
 _NAME = re.compile(r"step-(\d{9})\.pt")
 
-_COMPANIONS = ("metrics.jsonl", "tensorboard", "best.safetensors", "best.json")
+_COMPANIONS = ("metrics.jsonl", "tensorboard", IDS, "best.safetensors", "best.json")
 """What belongs to the checkpoints and lies beside their folder."""
 
 _PARTS = {"epoch", "model", "optimizer", "meter", "random"}  # of the state of a training run
@@ -86,6 +89,7 @@ class Checkpoints:
         """The state saved after `step` steps, with its tensors on the CPU."""
         # Loaded on the CPU: on the device, the checkpoint would need memory in addition to the model it is copied into.
         state: State = torch.load(self._path(step), map_location="cpu", weights_only=True)
+        _log.debug(f"checkpoint: {self._path(step)}: loaded")
         self.history = state.get("history", self.history)
         if self.history[-1]["versions"] != _versions():
             self.history = [*self.history, {"step": step, "versions": _versions()}]
@@ -149,7 +153,9 @@ class Checkpoints:
         newest = 0
         for step in reversed(self.steps()):
             if not _verify(self._path(step)):
-                say(f"{self._path(step)}: corrupt, its checksum does not match; using the previous one, if any")
+                _log.warning(
+                    f"{self._path(step)}: corrupt, its checksum does not match; using the previous one, if any"
+                )
                 self._remove(step)
             elif (identity := self._identity_of(step)) != own:
                 others[step] = self._aside(identity)
@@ -171,7 +177,7 @@ class Checkpoints:
             _move_checkpoint(self._path(step), aside)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
-        say(
+        _log.warning(
             f"{self.folder}: from a run with other settings (changed: {changed}); not resumed, moved to {newest}, from where "
             "they come back when that run is started again. If it never will be, delete that folder to free the disk"
         )
@@ -198,7 +204,7 @@ class Checkpoints:
                 path.unlink()
         if not any(aside.iterdir()):
             aside.rmdir()
-        say(f"{self.folder}: moved back from {aside}")
+        _log.info(f"{self.folder}: moved back from {aside}")
         return True
 
     def _companions(self) -> list[Path]:

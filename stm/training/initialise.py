@@ -1,15 +1,17 @@
 """Initialises a run with the weights of an existing model (`init`)."""
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from stm.jobs.progress import say
 from stm.models.vit import VideoEncoder, VideoMAE
 from stm.models.weights.checks import DECODER_FIELDS
 from stm.models.weights.initialise import read_initial
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ def start_from(model: VideoMAE | VideoEncoder, source: str) -> Start:
     """
     weights, notes = read_initial(source, model.architecture)
     for note in notes:
-        say(f"init: {source}: {note}")
+        _log.info(f"init: {source}: {note}")
     taken = dict(weights.encoder().tensors)
     encoder = model if isinstance(model, VideoEncoder) else model.encoder
     encoder.load_state_dict(_inside(taken, "encoder."))
@@ -48,7 +50,7 @@ def start_from(model: VideoMAE | VideoEncoder, source: str) -> Start:
         model.decoder.load_state_dict(_inside(taken, "decoder."))
     else:
         why = "its decoder differs" if weights.kind == "pretraining" else "it has no decoder"
-        say(f"init: {source}: {why}; the run's decoder is freshly initialised")
+        _log.info(f"init: {source}: {why}; the run's decoder is freshly initialised")
     return Start(hash_tensors(taken), decoder)
 
 

@@ -2,6 +2,7 @@
 with a dedicated code.
 """
 
+import logging
 import os
 import re
 import signal
@@ -13,7 +14,8 @@ from types import FrameType
 from typing import Any
 
 from stm.jobs.lifetime import STOP_SIGNALS
-from stm.jobs.progress import say
+
+_log = logging.getLogger(__name__)
 
 
 class Interrupted(SystemExit):
@@ -71,7 +73,7 @@ class Interruption:
             state: what is kept of the run, for the log.
         """
         number = self.received or signal.SIGTERM
-        say(f"{signal.Signals(number).name}: {state}")
+        _log.warning(f"{signal.Signals(number).name}: {state}")
         raise Interrupted(128 + number)
 
     def __enter__(self) -> "Interruption":
@@ -107,7 +109,7 @@ def requeue_if_preempted() -> bool:
     if state is None or preempted is None or state[1] != "RUNNING" or not preempted[1][0].isdigit():
         return False
     # Logged first: the job's processes end while Slurm requeues it.
-    say(f"Slurm is preempting job {job}: requeueing it")
+    _log.info(f"Slurm is preempting job {job}: requeueing it")
     _scontrol("requeue", job)
     return True
 
@@ -123,6 +125,6 @@ def _scontrol(*words: str) -> str:
             timeout=_ANSWER_SECONDS,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        say(f"scontrol {words[0]}: {getattr(error, 'stderr', None) or error}".strip())
+        _log.warning(f"scontrol {words[0]}: {getattr(error, 'stderr', None) or error}".strip())
         return ""
     return done.stdout

@@ -16,10 +16,12 @@ from typing import Any, Literal, Protocol, TextIO
 
 from stm.config import AnyRun, parse_run
 from stm.jobs.lifetime import end_with_parent
+from stm.jobs.messages import inherit_messages
 from stm.stages.jobs import Job
 from stm.stages.journey import OBJECTS_PER_COLLECTION
 from stm.storage.files import read_json, write_json
 from stm.training.interruption import Interrupted, Interruption, requeue_if_preempted
+from stm.training.trackers import TENSORBOARD, check_trackers
 
 _TORCHRUN = "torch.distributed.run"
 
@@ -81,13 +83,14 @@ def run_pretraining(
     output: Path,
     seed: int,
     image_indexes: Sequence[Path] = (),
+    trackers: Sequence[str] = TENSORBOARD,
 ) -> None:
     """Pretrains with `run.processes` processes on each of `run.nodes` nodes; see `stm.training.pretrain`.
 
     The weights of a run with `release` are converted instead, in this process.
 
     Raises:
-        ValueError: the run needs several nodes, but this is not a Slurm job.
+        ValueError: the run needs several nodes, but this is not a Slurm job; or a tracker is not installed.
         RuntimeError: the processes under torchrun ended with an error; their own messages precede it in the log.
         Interrupted: after SIGTERM or SIGUSR1. The state is saved, the exit code is not 0, and a
             Slurm job that is being preempted is back in the queue.
@@ -97,18 +100,20 @@ def run_pretraining(
 
         convert_release(run, output)
         return
+    check_trackers(trackers)
     arguments = {
         "run": run.model_dump(mode="json"),
         "shard_indexes": [str(path) for path in shard_indexes],
         "output": str(output),
         "seed": seed,
         "image_indexes": [str(path) for path in image_indexes],
+        "trackers": list(trackers),
     }
 
     def alone() -> None:
         from stm.training.pretraining import pretrain
 
-        pretrain(run, shard_indexes, output, seed, image_indexes=image_indexes)
+        pretrain(run, shard_indexes, output, seed, image_indexes=image_indexes, trackers=trackers)
 
     launch("pretrain", alone, arguments, run, output)
 
@@ -123,6 +128,7 @@ def pretrain_as_requested(request: Mapping[str, Any]) -> None:
         Path(request["output"]),
         int(request["seed"]),
         image_indexes=[Path(name) for name in request["image_indexes"]],
+        trackers=request.get("trackers", TENSORBOARD),
     )
 
 
@@ -305,6 +311,7 @@ def _main(path: Path) -> None:
     have ended. An orphan of a killed torchrun would keep training beside the processes of the next attempt.
     """
     end_with_parent()
+    inherit_messages()
     gc.set_threshold(OBJECTS_PER_COLLECTION)
     parent = Path(f"/proc/{os.getppid()}/cmdline")
     if parent.exists() and _TORCHRUN not in parent.read_text().split("\0"):

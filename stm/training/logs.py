@@ -1,17 +1,17 @@
-"""Logging of a run: running means of its losses, `metrics.jsonl`, TensorBoard."""
+"""Logging of a run: running means of its losses, `metrics.jsonl`, and the trackers that show its values."""
 
 import json
 import math
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 
 from stm.distributed.process import Process
 from stm.storage.files import name_file_in_disk_errors, write_bytes
+from stm.training.trackers import TENSORBOARD, Line, Tracker, open_trackers
 
 
 class Meter:
@@ -71,41 +71,55 @@ class Clock:
         return rate
 
 
-def cut_lines(path: Path, step: int) -> None:
-    """Drops the lines of a `metrics.jsonl` after `step`, so that a resumed run's log equals an uninterrupted one's."""
+def cut_lines(path: Path, step: int) -> list[Line]:
+    """Drops the lines of a `metrics.jsonl` after `step`, so that a resumed run's log equals an uninterrupted one's.
+
+    Returns:
+        The lines that are kept.
+    """
     kept = []
+    lines: list[Line] = []
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
         try:
-            if json.loads(line)["step"] <= step and line.endswith(b"\n"):
+            values = json.loads(line)
+            if values["step"] <= step and line.endswith(b"\n"):
                 kept.append(line)
+                lines.append((values.pop("step"), values))
         except (ValueError, KeyError):  # the last line of a run that was killed while writing it
             break
     write_bytes(path, b"".join(kept))
+    return lines
 
 
 class MetricsLog:
-    """Writes `metrics.jsonl` (flushed line by line) and TensorBoard events, in the first process only.
+    """Writes `metrics.jsonl` (flushed line by line) and logs to the trackers, in the first process only.
 
     Args:
-        folder: where `metrics.jsonl` and `tensorboard/` are written.
+        folder: where `metrics.jsonl` is written, and what belongs to the trackers.
         step: number of finished steps; entries that an earlier attempt wrote for later steps are removed.
+        trackers: names as in the config's `trackers`.
+        title: the name of the run, for trackers.
+        config: the settings of the run as JSON values, for trackers.
     """
 
-    def __init__(self, folder: Path, step: int, process: Process) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        step: int,
+        process: Process,
+        trackers: Sequence[str] = TENSORBOARD,
+        title: str = "",
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         self._file: TextIO | None = None
+        self._trackers: list[Tracker] = []
         self._folder = folder
         if not process.first:
             return
-        # Imported here: it takes a second, and only the first process of a training run needs it.
-        from torch.utils.tensorboard.writer import SummaryWriter
-
         folder.mkdir(parents=True, exist_ok=True)
-        cut_lines(folder / "metrics.jsonl", step)
+        lines = cut_lines(folder / "metrics.jsonl", step)
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        if step == 0:
-            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        # With `purge_step`, TensorBoard hides the events that an earlier attempt wrote for later steps.
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        self._trackers = open_trackers(trackers, folder, title, config or {}, step, lines)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         if self._file is None:
@@ -114,10 +128,8 @@ class MetricsLog:
         with name_file_in_disk_errors(self._folder / "metrics.jsonl"):
             self._file.write(json.dumps({"step": step, **rounded}, allow_nan=False) + "\n")
             self._file.flush()
-        with name_file_in_disk_errors(self._folder / "tensorboard"):
-            for name, value in rounded.items():
-                self._board.add_scalar(name, value, step)
-            self._board.flush()
+        for tracker in self._trackers:
+            tracker.log(step, rounded)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -125,7 +137,8 @@ class MetricsLog:
     def __exit__(self, *exception: object) -> None:
         if self._file is not None:
             self._file.close()
-            self._board.close()
+        for tracker in self._trackers:
+            tracker.close(finished=exception[0] is None)
 
 
 def _round(value: float, digits: int = 7) -> float:

@@ -6,8 +6,9 @@ uninterrupted one, bit for bit on a CPU.
 """
 
 import io
+import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -34,11 +35,14 @@ from stm.distributed.fsdp import (
     whole_state,
 )
 from stm.distributed.process import Process
-from stm.jobs.progress import Progress, say
+from stm.jobs.progress import Progress, log_duration
 from stm.training.checkpoint import Checkpoints, describe_layout, random_state, restore_random_state
 from stm.training.interruption import Interrupted, Interruption
 from stm.training.logs import Clock, Meter, MetricsLog
 from stm.training.optimizer import Schedule, build_optimizer, current_learning_rate
+from stm.training.trackers import TENSORBOARD
+
+_log = logging.getLogger(__name__)
 
 LOG_EVERY = 10
 """Steps between two lines of the log. The loop waits for the device only at these lines."""
@@ -73,6 +77,7 @@ class TrainingPlan:
     checkpoint_every: int = 200  # steps
     checkpoints_kept: int = 2
     log_every: int = LOG_EVERY  # steps
+    trackers: Sequence[str] = TENSORBOARD  # as in the config
 
     @property
     def steps(self) -> int:
@@ -96,7 +101,7 @@ def fit(
         batches: `batches(step)` returns the forward passes' batches from optimiser step `step` (from 0) to the end of
             the run: `accumulate` of them per step, on the CPU.
         plan: the settings.
-        output: folder where `metrics.jsonl`, `tensorboard/` and `checkpoints/` are written.
+        output: folder where `metrics.jsonl`, `checkpoints/`, and what belongs to the trackers are written.
         after_epoch: called with the number of finished epochs, before the checkpoint of that step is written (by several
             processes, before and after); it must not change the random state. A resumed run calls it again for an epoch that
             it repeats, or whose call was interrupted.
@@ -121,7 +126,7 @@ def fit(
         # Explicitly closed, which ends the loading processes: an error's traceback would keep them.
         closing(stream),
         explain_lost_processes(),
-        MetricsLog(output, run.step, process) as log,
+        MetricsLog(output, run.step, process, plan.trackers, plan.name, plan.origin) as log,
         run.progress() as progress,
         Interruption() as interruption,
     ):
@@ -226,11 +231,11 @@ class _Run:
             torch.manual_seed(((self.plan.seed * 1_000_003 + self.step) * 1_000_003 + self._stream + 1) % 2**64)
         if self.process.first:
             other = f", with {now} processes instead of {before}" if before != now else ""
-            say(f"{self.plan.name}: resuming from step {self.step} of {self.plan.steps}{other}")
+            _log.info(f"{self.plan.name}: resuming from step {self.step} of {self.plan.steps}{other}")
             if changed := ", ".join(self.checkpoints.changed_versions()):
-                say(
-                    f"{self.plan.name}: warning: the steps up to here were computed with other versions ({changed}), so the "
-                    "result may differ from that of one version alone; its receipt names them (`resumed`)"
+                _log.warning(
+                    f"the steps up to here were computed with other versions ({changed}), so the result of {self.plan.name} may "
+                    "differ from that of one version alone; its receipt names them (`resumed`)"
                 )
 
     @property
@@ -331,7 +336,8 @@ class _Run:
             "random": random_state(self.process),
         }
         if self.process.first:
-            self.checkpoints.save(self.step, state)
+            with log_duration(f"{self.plan.name}: checkpoint of step {self.step}"):
+                self.checkpoints.save(self.step, state)
         self._saved = self.step
 
     def _check_finite(self, broken: bool) -> None:

@@ -1,5 +1,6 @@
 """Pretraining: from shards and a run's config to weights, for all methods."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +14,6 @@ from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.data.loader import Batch
 from stm.distributed.process import Process, join_processes
-from stm.jobs.progress import say
 from stm.masking import start_checks, strategy_digests
 from stm.methods import Method, build_method, dataset_needs
 from stm.models.weights import zoo
@@ -22,6 +22,9 @@ from stm.storage.receipts import make_receipt
 from stm.training.batches import Medium, count_media_steps, feed_media, hash_shards, read_text_model
 from stm.training.initialise import Start, start_from
 from stm.training.loop import TrainingPlan, fit
+from stm.training.trackers import TENSORBOARD
+
+_log = logging.getLogger(__name__)
 
 # Settings that do not affect the result. The seed is recorded separately, because a run without one uses the study's.
 _CACHE_NEUTRAL = {*Run.cache_neutral, "seed"}
@@ -41,6 +44,7 @@ def pretrain(
     seed: int,
     device: str | None = None,
     image_indexes: Sequence[Path] = (),
+    trackers: Sequence[str] = TENSORBOARD,
 ) -> None:
     """Pretrains a model and writes its weights; resumes from the newest checkpoint if an earlier attempt was stopped.
 
@@ -51,9 +55,10 @@ def pretrain(
         run: the settings. Its own seed overrides `seed`; with 0 epochs the initial weights are saved.
         shard_indexes: `shards/{split}/{shard}.parquet` of the training split; each tar is next to its index.
         output: folder for `weights.safetensors`, `config.json` (the run and the receipt), `metrics.jsonl`
-            (a line every ten steps), `tensorboard/`, and, until the weights are written, `checkpoints/`.
+            (a line every ten steps), what belongs to the trackers, and, until the weights are written, `checkpoints/`.
         device: `cuda` or `cpu`; by default CUDA if available.
         image_indexes: the shard indexes of the image datasets, for a run with `images`.
+        trackers: as in the config.
 
     Raises:
         ValueError: the data does not match the settings, or a model cannot be loaded; the message names the cause.
@@ -74,6 +79,7 @@ def pretrain(
         method.to(process.device)
         steps = count_media_steps(media) if run.optimisation.epochs else 0
         plan = make_plan(run, steps, seed, hash_shards(indexes), start, method.teacher_identity, output)
+        plan = replace(plan, trackers=trackers)
         introduce(plan, media, method, process)
         batches = make_batches(run, media, method, seed, process) if plan.steps else no_batches
         checkpoints = fit(method, batches, plan, output, process)
@@ -198,7 +204,7 @@ def introduce(plan: TrainingPlan, media: Sequence[Medium], method: Method, proce
     """Logs the size of the model, the data and the run."""
     if process.first:
         clips = " and ".join(f"{len(medium.dataset)} {medium.name}" for medium in media)
-        say(
+        _log.info(
             f"{plan.name}: {zoo.count_parameters(method) / 1e6:.1f} million parameters, {clips}, "
             f"{plan.optimisation.epochs} epochs of {plan.steps_per_epoch} steps, {process.count} x {process.device}"
         )

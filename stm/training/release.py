@@ -1,5 +1,6 @@
 """Converts published weights (`release`) to the weights of a run, which evaluations then test as they are."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,7 +8,6 @@ import torch
 from torch import Tensor
 
 from stm.config import LanguageRun, PretrainRun
-from stm.jobs.progress import say
 from stm.models.text.decoder import TextDecoder
 from stm.models.text.split_bert import SplitBert
 from stm.models.video_language import ANSWERS, EXTRA, PARTS, VideoLanguageModel
@@ -18,6 +18,8 @@ from stm.models.weights.released import Release, read_release
 from stm.models.weights.safetensors import write_own
 from stm.storage.files import sha256_file, write_json
 from stm.storage.receipts import make_receipt
+
+_log = logging.getLogger(__name__)
 
 
 def convert_release(run: PretrainRun | LanguageRun, output: Path) -> None:
@@ -50,7 +52,7 @@ def _convert_classifier(run: PretrainRun | LanguageRun, path: Path, target: Path
         raise WeightsError(
             f"release: {path} has no classifier, but is a model for {weights.kind}; to probe or fine-tune it, give it as `init`"
         )
-    say(f"release: {path}: encoder and classifier of {weights.classes} classes")
+    _log.info(f"release: {path}: encoder and classifier of {weights.classes} classes")
     write_own(weights, target)
 
 
@@ -67,7 +69,7 @@ def _convert_language(run: LanguageRun, path: Path, target: Path) -> None:
     if release.decoder:
         check_tensors(release.decoder, answers, f"{what} with a decoder of answers")
     for note in _describe(release, model.absent):
-        say(f"release: {path}: {note}")
+        _log.info(f"release: {path}: {note}")
     parts = {EXTRA: release.language} | ({ANSWERS: release.decoder} if release.decoder else {})
     zoo.save(build_encoder(release.encoder), target, extra=parts, header={EXTRA: model.describe()})
 

@@ -46,7 +46,12 @@ def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
     from stm.training.launch import run_pretraining
 
     run_pretraining(
-        _settings(job), inputs["shards"], outputs["weights"].parent, job.study.seed, image_indexes=inputs["images"]
+        _settings(job),
+        inputs["shards"],
+        outputs["weights"].parent,
+        job.study.seed,
+        image_indexes=inputs["images"],
+        trackers=job.study.trackers,
     )
 
 

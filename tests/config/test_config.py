@@ -46,6 +46,7 @@ RUN = {
 }
 # Written out, because adding a key to these changes what is rerun, which must not happen unnoticed.
 CACHE_NEUTRAL = {
+    "Config": {"trackers"},
     "Frames": {"timeout_seconds", "keep", "from_dataset"},
     **{name: {"timeout_seconds"} for name in ("Motion", "Flow")},
     "Similarity": {"keep_embeddings"},

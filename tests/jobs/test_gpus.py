@@ -22,6 +22,8 @@ PARTS = "  MIG 1g.18gb     Device  0: (UUID: MIG-p)\n  MIG 2g.35gb     Device  1
 JOB = """
 import os, sys
 from stm.jobs.gpus import claim_gpus
+from stm.jobs.messages import configure_messages
+configure_messages()
 claim_gpus(int(sys.argv[1]), sys.argv[2])
 print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
 sys.stdin.readline()

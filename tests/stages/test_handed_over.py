@@ -35,7 +35,8 @@ CONFIG: dict[str, Any] = {
         "sentences": {"task": "captioning", "runs": ["umt"], "validation_split": "val"},
     },
 }
-STUDY = parse_config(CONFIG)
+TRACKERS = ("tensorboard", "mlflow")
+STUDY = parse_config({**CONFIG, "trackers": list(TRACKERS)})
 FAILURES = STUDY.bad_input
 # The function that does each stage's work, in the module where the stage looks it up.
 WORK = {
@@ -97,7 +98,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     },
     "pretrain": {
         **{"run": STUDY.runs["random"], "seed": 11, "shard_indexes": "shards", "image_indexes": "images"},
-        "output": Path("results/small/pretrain/random"),
+        **{"output": Path("results/small/pretrain/random"), "trackers": TRACKERS},
     },
     "mask_quality": {
         **{"frames_indexes": "frames", "motion": "motion", "truth": "truth", "output": "quality"},
@@ -163,6 +164,7 @@ def test_an_evaluation_gets_its_splits_and_the_seed_of_its_run(
 ) -> None:
     arguments, _ = work("evaluate", monkeypatch, run=run, task=task)
     given = arguments["inputs"]
+    assert given.trackers == TRACKERS
     assert (arguments["task"], arguments["run"]) == (STUDY.evaluate[task], STUDY.runs[run])
     assert (given.seed, given.text, given.output) == (seed, STUDY.text, Path(f"results/small/evaluate/{run}/{task}"))
     assert given.weights == Path(f"results/small/pretrain/{run}/weights.safetensors")

@@ -105,7 +105,7 @@ def _without_work(into: Path) -> Iterator[list[Any]]:
         journals.append(dict(receipt))
         start(self, output, receipt)
 
-    def train(run: Any, shards: list[Path], output: Path, seed: int, image_indexes: list[Path]) -> None:
+    def train(run: Any, shards: list[Path], output: Path, seed: int, image_indexes: list[Path], **others: Any) -> None:
         seed = seed if run.seed is None else run.seed
         plan = make_plan(run, 1, seed, hash_shards([*shards, *image_indexes]), None, None, output)
         journals.append(plan.origin)

@@ -214,6 +214,7 @@ RERUN: tuple[tuple[str, list[str]], ...] = (
     ("figures.*.**", ["figure/{0}", "report"]),
     ("report.**", ["report"]),
     ("prices.*", ["plan", "report"]),
+    ("trackers", []),
 )
 ALWAYS_ALLOWED = {"plan", "report"}
 
@@ -244,6 +245,7 @@ VALUES: dict[str, list[Any]] = {
     "Mask.strategy": ["tube", "random"],
     "MovingShapesDataset.clips": [{"train": 4, "test": 3}],
     "Pack.more_splits": [["val"]],
+    "Config.trackers": [["tensorboard", "wandb"]],
     "TableColumn.task": ["finetune"],
     "TableRow.certainty": ["source"],
     "TableRow.paper": [[1.0, 2.0]],
@@ -652,3 +654,7 @@ def test_snakemake_on_the_command_line_agrees(
     assert planned - ALWAYS_ALLOWED == rules
     rerun = jobs.changed.union(*(jobs.following[name] for name in jobs.changed))
     assert planned == {name.split("/")[0] for name in rerun}
+    # Of settings that have changed, only these keys are printed, and of long lists their beginnings.
+    assert all(len(line) < 1000 for line in printed.splitlines())
+    if "flow" in changes:
+        assert re.search(r"Params have changed since last execution: flow\.cells: \d+ -> 4$", printed, re.M)

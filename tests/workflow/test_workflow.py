@@ -322,6 +322,16 @@ def test_a_wrong_key_stops_before_anything_runs(copy):
     assert "Traceback" not in finished.stderr
 
 
+def test_every_rule_and_target_is_explained():
+    """In a line of `--list-rules`: also the tables, figures and groups of these that a config names."""
+    command = [sys.executable, "-m", "snakemake", "--list-rules", "--cores", "1", "--configfile", "config/tgm.yaml"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    rules = dict(re.fullmatch(r"(\w+)(?: \((.+)\))?", line).groups() for line in listed)
+    assert {"all", "pretrain", "report", "tgm_table1", "tgm_figure3", "tgm_figure3a"} <= rules.keys()
+    assert [name for name, text in rules.items() if not text] == []
+    assert len(set(rules.values())) == len(rules)
+
+
 def test_the_plan_names_every_stage_that_runs(copy):
     plan = yaml.safe_load((copy / "results/small/plan.json").read_text())
     stages = {stage["stage"].split("/")[0] for stage in plan["stages"]}

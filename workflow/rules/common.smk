@@ -1,5 +1,6 @@
 # Shared by all rules: the validated config, the paths of results, and the declarations of stages.
 
+import logging
 import os
 import sys
 from functools import cache
@@ -7,19 +8,29 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile
+from snakemake.logging import logger
+from snakemake.persistence import ParamsChange
 from snakemake.utils import validate
 
 from stm.config import ConfigError, parse_config, resolve_config
 from stm.datasets import DatasetError
 from stm.datasets.video_text.tasks import check_tasks
 from stm.jobs.gpus import POOL, share_gpus
+from stm.jobs.messages import LogLevelError, configure_messages
 from stm.layout import check_results
 from stm.manifest import SHARD_PATTERN, read_shards
 from stm.plan.requests import Requests
 from stm.stages.jobs import Jobs
 from stm.stages.journey import all_stages
 from stm.stages.provenance import StaleInputError
-from stm.stages.rules import DeclaredRule, check_targets
+from stm.stages.reasons import describe_change, shorten_lists
+from stm.stages.rules import DeclaredRule, check_targets, describe_shared_cores
+from stm.training.trackers import check_trackers
+
+try:
+    configure_messages()
+except LogLevelError as error:
+    raise WorkflowError(str(error)) from None
 
 try:
     # `extends` is a feature of stm, not of Snakemake: it is resolved here, once, for all rules and scripts.
@@ -32,6 +43,7 @@ try:
     check_results(CONFIG)
     check_tasks(CONFIG)
     check_targets(CONFIG)
+    check_trackers(CONFIG.trackers)
 except (ConfigError, DatasetError) as error:
     raise WorkflowError(str(error)) from None
 
@@ -53,6 +65,11 @@ wildcard_constraints:
     task=r"[A-Za-z0-9][A-Za-z0-9_-]*",
     table="|".join(CONFIG.tables) or "-",
     figure="|".join(CONFIG.figures) or "-",
+
+
+# Lines of dry runs stay readable: see stm/stages/reasons.py.
+ParamsChange.__str__ = lambda change: describe_change(change.only_old, change.only_new)
+logger.addFilter(shorten_lists)
 
 
 # Whether results are shared with other projects (`--cache`).
@@ -111,6 +128,10 @@ if workflow.is_main_process:
         workflow.register_resource("_cores", None)
 else:
     LOCAL = POOL in os.environ
+
+if workflow.is_main_process and LOCAL and not GPUS:
+    if shared_cores := describe_shared_cores(CONFIG):
+        logging.getLogger("stm.workflow").warning(shared_cores)
 
 REQUESTS = None if LOCAL else Requests(JOBS, planned=workflow.is_main_process)
 

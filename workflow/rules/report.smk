@@ -92,6 +92,10 @@ for name in [*CONFIG.tables, *CONFIG.figures]:
     if name[-1] in "abcdefgh" and name[-2:-1].isdigit():
         TARGETS.setdefault(name[:-1], []).extend(TARGETS[name])
 
+TITLES = {
+    name: spec.title for name, spec in {**CONFIG.tables, **CONFIG.figures}.items()
+}
+
 for name, files in TARGETS.items():
 
     rule:
@@ -99,3 +103,8 @@ for name, files in TARGETS.items():
             name
         input:
             files,
+
+    # The line of `--list-rules`: a docstring would be the same for all.
+    workflow.get_rule(name).docstring = TITLES.get(
+        name, f"All parts of {name}, and everything they need."
+    )

@@ -131,6 +131,7 @@ def fine_tune(task: FineTune, run: Run, inputs: EvaluationInputs, process: Proce
         checkpoint_every=run.checkpoint_every,
         checkpoints_kept=run.checkpoints_kept,
         shared_noise=True,
+        trackers=inputs.trackers,
     )
     batches = feed(train, settings, process, inputs.seed, run.workers, paired=task.augmentation.mixes)
     if task.augmentation.mixes:

@@ -11,6 +11,8 @@ Several processes share the clips, whose features each of them then has, and the
 batch norm sees whole batches, and the classifier is the one that a single process trains.
 """
 
+import logging
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,7 +28,9 @@ from stm.evaluation.classification.clips import clips_to_test
 from stm.evaluation.features import average_probabilities, pooled_features
 from stm.evaluation.inputs import EvaluationInputs
 from stm.evaluation.results import check_labels, load_checked_encoder, write_classification
-from stm.jobs.progress import say, track
+from stm.jobs.progress import track
+
+_log = logging.getLogger(__name__)
 
 
 def probe(task: LinearProbe, run: Run, inputs: EvaluationInputs, process: Process) -> None:
@@ -48,7 +52,7 @@ def probe(task: LinearProbe, run: Run, inputs: EvaluationInputs, process: Proces
     if len(task.learning_rates) > 1:
         rates = try_learning_rates(vectors, targets, classes, task, inputs.seed, process)
         best = max(task.learning_rates, key=lambda rate: rates[rate])
-        say(f"linear probe: learning rate {best:g} is best on held-out training clips")
+        _log.info(f"linear probe: learning rate {best:g} is best on held-out training clips")
     if not process.first:
         return
     head = train_head(vectors, targets, classes, best, task, inputs.seed)

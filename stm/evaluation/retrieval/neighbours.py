@@ -12,6 +12,7 @@ the candidates are nor what counts as found. Two readings are offered (`hit`):
   candidates, and the one of the same clip is correct. With the sampling `tsn` the two windows interleave, which is easy.
 """
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -32,8 +33,9 @@ from stm.evaluation.inputs import EvaluationInputs
 from stm.evaluation.results import check_labels, load_checked_encoder, make_evaluation_receipt, write_metrics
 from stm.evaluation.retrieval import DEPTHS
 from stm.evaluation.retrieval.ranking import rank_right, recall_intervals
-from stm.jobs.progress import say
 from stm.storage.tables import write_table
+
+_log = logging.getLogger(__name__)
 
 RANKS_SCHEMA = pa.schema(
     [
@@ -113,7 +115,7 @@ def shared_frames(test: ClipDataset) -> NDArray[np.float64]:
             f"{g.stride}: use `hit: class`, a smaller stride, or store more frames (config: frames.every)"
         )
     if short := shares.count(1):
-        say(f"{short} of {len(shares)} clips are too short for two different windows and are no queries")
+        _log.warning(f"{short} of {len(shares)} clips are too short for two different windows and are no queries")
     return np.array(shares)
 
 

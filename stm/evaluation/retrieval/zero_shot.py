@@ -6,6 +6,7 @@ identical, in which case even a perfect model cannot identify the correct clip. 
 number of clips that share a caption, and the recalls if each of these counts as correct (`same_text`).
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +24,10 @@ from stm.evaluation.retrieval import DEPTHS
 from stm.evaluation.retrieval.embed import check_encoder, check_width, embed_clips, load_checked_embedder
 from stm.evaluation.retrieval.queries import Queries, collect_queries, first_source
 from stm.evaluation.retrieval.ranking import rank_right, recall_intervals, recall_metrics
-from stm.jobs.progress import say
 from stm.storage.tables import write_table
 from stm.training.batches import read_text_model
+
+_log = logging.getLogger(__name__)
 
 RANKS_SCHEMA = pa.schema(
     [
@@ -114,5 +116,5 @@ def rank_queries(queries: Queries, clips: NDArray[np.float32]) -> Ranks:
         },
     }
     if shared:
-        say(f"retrieval: {len(shared)} of {len(clips)} clips share a caption with another; see `same_text`")
+        _log.info(f"retrieval: {len(shared)} of {len(clips)} clips share a caption with another; see `same_text`")
     return Ranks(clip_ranks, caption_ranks, metrics)

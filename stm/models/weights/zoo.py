@@ -3,6 +3,7 @@
 `safetensors`, `videomae`, `transformers` and `timm` handle one format each; `export` writes folders with model cards.
 """
 
+import logging
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from stm.models.weights.timm import read_timm, read_timm_config, to_timm
 from stm.models.weights.transformers import read_transformers, to_transformers_state, transformers_config
 from stm.models.weights.videomae import CHECKPOINT_NAME, read_official
 from stm.pretrained.hub import ModelError, ModelSource, find_model
+
+_log = logging.getLogger(__name__)
 
 __all__ = [
     "HEADER_KEY",
@@ -90,6 +93,7 @@ def read(source: str | Path, architecture: Architecture | None = None, encoder_o
         WeightsError: the source cannot be read or does not match; the message describes the source.
     """
     weights = _read_any(source, architecture)
+    _log.debug(f"weights: {source}: {len(weights.tensors)} tensors for {weights.kind}")
     return adapt(weights.encoder() if encoder_only else weights, architecture, str(source))
 
 

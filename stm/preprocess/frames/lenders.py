@@ -1,6 +1,6 @@
 """Frames of clips that are stored already: by another dataset (`frames.from_dataset`), or in a packed shard."""
 
-import sys
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
@@ -12,6 +12,8 @@ from stm.preprocess.clip_outcomes import Note, pack_record
 from stm.preprocess.frames.stage import Lender
 from stm.preprocess.frames.table import FRAME_SIZES, are_removed, read_jpegs, read_kept
 from stm.storage.tables import DamagedError, read_table
+
+_log = logging.getLogger(__name__)
 
 
 class BorrowTask(Protocol):
@@ -55,7 +57,7 @@ def borrow_frames(title: str, tasks: Sequence[TaskT], lenders: Sequence[Lender],
                     journal.put(task.item, _make_record(row, jpegs))
                 taken += len(wanted.pop(clip))
     if lenders:
-        print(f"{title}: {taken} of {len(tasks)} clips have frames that are stored already", file=sys.stderr)
+        _log.info(f"{title}: {taken} of {len(tasks)} clips have frames that are stored already")
     return [task for same in wanted.values() for task in same]
 
 

@@ -7,9 +7,9 @@ packed shard while that exists; otherwise, the videos are decoded again. The rul
 default, Snakemake would delete the shard before the job that packs it again, and the only copy of its frames.
 """
 
+import logging
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from stm.preprocess.frames.table import are_removed
 from stm.stages.jobs import Job
 from stm.storage.files import atomic_path
 from stm.storage.tables import DamagedError, read_receipt, read_table
+
+_log = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 2.0  # between looks at another job that decodes the same shard
 
@@ -55,7 +57,7 @@ def _extract_again(job: Job, tar: Path, index: Path, processes: int) -> None:
     # Jobs that find their frames need no decoder.
     from stm.preprocess.frames.extract import extract_frames
 
-    print(f"frames {tar.stem}: were removed after packing, and are made again", file=sys.stderr)
+    _log.info(f"frames {tar.stem}: were removed after packing, and are made again")
     folder = tar.with_name(f".{tar.stem}.again")
     made, table = folder / tar.name, folder / index.name
     folder.mkdir(exist_ok=True)

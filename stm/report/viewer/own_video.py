@@ -1,7 +1,7 @@
 """The viewer for a video of the user's own: the offline stages run on it in a temporary folder, with the study's own code."""
 
+import logging
 import math
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,8 @@ from stm.report.viewer.masks import CAPTION_GUIDE, MaskViewer, draw_masks
 from stm.stages.jobs import Jobs
 from stm.stages.journey import all_stages
 from stm.storage.tables import read_table, write_table
+
+_log = logging.getLogger(__name__)
 
 EVERY = 4  # decoded frames from one frame to the next, as in TGM, section 4.2
 PROBE_SECONDS = 60.0
@@ -217,7 +219,7 @@ def _run_stages(config: Config, video: Path) -> tuple[Config, dict[str, str]]:
         stage = all_stages()[name]
         if name in ("captions", "similarity") and not config.pack.sources:
             continue
-        print(f"view: {stage.title}", file=sys.stderr)  # a stage counts clips, so that it is silent during the only one
+        _log.info(f"view: {stage.title}")  # a stage counts clips, so that it is silent during the only one
         for job in stage.each(jobs, config.name):
             outputs = stage.outputs(job)
             stage.run(job, stage.inputs(job), outputs, 1)
