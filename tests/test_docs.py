@@ -124,7 +124,7 @@ def papers() -> set[str]:
 
 @docs
 def test_rules_that_snakemake_is_asked_for_exist(path):
-    sources = [ROOT / "Snakefile", *(ROOT / "workflow/rules").glob("*.smk")]
+    sources = [ROOT / "workflow/Snakefile", *(ROOT / "workflow/rules").glob("*.smk")]
     rules = {name for file in sources for name in re.findall(r"^(?:rule|checkpoint) (\w+)", file.read_text(), re.M)}
     assert named(path, r"\bsnakemake ([a-z]\w*)(?![\w/.-])") <= rules | papers()
 
