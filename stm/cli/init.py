@@ -34,7 +34,7 @@ _HEADER = """\
 #   snakemake --cores 8             the study; on a cluster with --workflow-profile {profiles}/slurm
 #
 # Paths are relative to the folder in which snakemake runs. Any key can be set here, for example
-#   pretrain: {{{run}: {{optimisation: {{epochs: 20}}}}}}
+#   pretrain: {{{run}: {{workers: 8}}}}
 
 extends: {package}{name}.yaml
 """

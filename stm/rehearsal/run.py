@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -39,7 +40,10 @@ def run_workflow(config: Config, folder: Path, cores: int, targets: Sequence[str
 
     Raises:
         RehearsalError: a job failed.
+        ModuleNotFoundError: Snakemake is not installed.
     """
+    if find_spec("snakemake") is None:
+        raise ModuleNotFoundError("No module named 'snakemake'", name="snakemake")
     path = folder / CONFIG
     path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     command = [sys.executable, "-m", "snakemake", "-s", str(shipped("workflow/Snakefile"))]

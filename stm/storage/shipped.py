@@ -45,4 +45,6 @@ def model_path(name: str) -> Path:
 
     It need not exist.
     """
-    return _MODELS / name.removeprefix(PACKAGE) if name.startswith(PACKAGE) else Path(name).expanduser()
+    if not name.startswith(PACKAGE):
+        return Path(name).expanduser()
+    return _MODELS / (name.removeprefix(PACKAGE) or "none")
