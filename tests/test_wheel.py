@@ -15,10 +15,18 @@ from stm.cli.extras import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("stm", "config", "workflow", "pyproject.toml", "setup.py", "README.md", "LICENSE", "environment.yml")
-# What needs no extra: shards, masks, encoders and their weights, training on shards, videos, the command line.
+# What needs no extra: shards, masks, encoders and their weights, training on shards, pages, videos, the command line.
 CORE = (
-    *("stm.cli", "stm.data.loader", "stm.data.stream.opening", "stm.masking", "stm.models.vit", "stm.models.weights.zoo"),
-    *("stm.methods.mae", "stm.training.pretraining", "stm.preprocess.video.random_access", "stm.preprocess.frames.extract"),
+    *(
+        "stm.cli",
+        "stm.data.loader",
+        "stm.data.stream.opening",
+        "stm.masking",
+        "stm.models.vit",
+        "stm.models.weights.zoo",
+    ),
+    *("stm.methods.mae", "stm.training.pretraining", "stm.evaluation.classification.linear", "stm.report.page.write"),
+    *("stm.report.viewer.own_video", "stm.preprocess.video.random_access", "stm.preprocess.frames.extract"),
 )
 STUDY = {
     "name": "study",
@@ -29,7 +37,9 @@ STUDY = {
     "text": {"model": "package:demo-clip"},
     "captions": {"blip2": {"kind": "blip2", "model": "package:demo-blip2", "key_frames": 1, "max_new_tokens": 4}},
     "pack": {"captions": "blip2", "similarity": False, "motion": False},
-    "pretrain": {"tube": {"model": "tiny", "image_size": 32, "patch_size": 8, "frames": 4, "init": "clip:package:demo-clip"}},
+    "pretrain": {
+        "tube": {"model": "tiny", "image_size": 32, "patch_size": 8, "frames": 4, "init": "clip:package:demo-clip"}
+    },
 }
 STAGES = """
 import sys
@@ -74,7 +84,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Environment:
         else:
             shutil.copy(ROOT / name, source / name)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", ".", "--no-deps", "--no-build-isolation", "--wheel-dir", "wheel"], cwd=source, check=True)
+    subprocess.run(
+        [*pip, "wheel", ".", "--no-deps", "--no-build-isolation", "--wheel-dir", "wheel"], cwd=source, check=True
+    )
     venv.create(folder, with_pip=False)
     made = Environment(folder)
     # Python reads no .pth files there, so that an editable installation of the checkout is not found.

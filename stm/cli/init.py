@@ -102,9 +102,11 @@ def _paths_of(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _describe(folder: Path, name: str) -> str:
+    extended = shipped("config") / f"{name}.yaml"
+    has_data = bool(_paths(read_values(extended)))
     lines = [
-        f"{folder} has {CONFIG}, which extends {shipped('config') / f'{name}.yaml'}, {SNAKEFILE} and {PROFILES}/.",
-        f"Say in {CONFIG} where your data lies, and then:",
+        f"{folder} has {CONFIG}, which extends {extended}, {SNAKEFILE} and {PROFILES}/.",
+        f"Say in {CONFIG} where your data lies, and then:" if has_data else "Next:",
         f"  cd {shlex.quote(str(folder))}",
         "  snakemake plan --cores 1        # what it will cost",
         "  snakemake rehearse --cores 2    # all of it in minutes, at small size",

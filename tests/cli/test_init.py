@@ -53,7 +53,9 @@ def test_profiles_are_copied_and_nothing_is_overwritten(tmp_path: Path, capsys: 
     assert {path: path.read_text() for path in folder.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize(("name", "word"), [("tmg", "tgm"), ("base/video-language", "stm-small"), ("constraints.txt", "demo")])
+@pytest.mark.parametrize(
+    ("name", "word"), [("tmg", "tgm"), ("base/video-language", "stm-small"), ("constraints.txt", "demo")]
+)
 def test_a_config_that_does_not_exist_names_those_that_do(
     name: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
