@@ -43,7 +43,7 @@ def test_the_shipped_clip_is_the_same_as_a_copy_of_it() -> None:
 
 def test_text_encoders_and_berts_take_shipped_models() -> None:
     for name, pooling in (("package:demo-clip", "projected"), ("transformers:package:demo-bert", "cls")):
-        encoder = TextEncoder.load(Text(model=name, pooling=pooling), device="cpu")
+        encoder = TextEncoder.load(Text.model_validate({"model": name, "pooling": pooling}), device="cpu")
         assert encoder.identity["model"] == name
         assert np.isfinite(encoder.encode(["a red ball"])).all()
     assert SplitBert.load(Language(model="package:demo-bert", fusion_layer=2, max_tokens=6)).width == 128
