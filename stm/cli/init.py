@@ -55,7 +55,7 @@ def add_init(commands: Any) -> None:
 
 
 def _init(arguments: argparse.Namespace) -> None:
-    name = str(arguments.config).removesuffix(".yaml")
+    name = str(arguments.config).removeprefix(PACKAGE).removesuffix(".yaml")
     if name not in shipped_configs():
         raise ConfigError(f"--config {arguments.config}: must be one of {', '.join(shipped_configs())}")
     files = dict(_files(name))
