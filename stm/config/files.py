@@ -191,7 +191,8 @@ def _parse(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is a folder; name a YAML file") from None
     except FileNotFoundError:
         where = "" if path.is_absolute() else f" in {Path.cwd()}"
-        raise ConfigError(f"{path}: there is no such file{where}") from None
+        own = f"; the config that comes with stm is {PACKAGE}{path.name}" if path.stem in shipped_configs() else ""
+        raise ConfigError(f"{path}: there is no such file{where}{own}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
     except UnicodeError as error:
