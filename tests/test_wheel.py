@@ -17,16 +17,11 @@ ROOT = Path(__file__).parents[1]
 SOURCES = ("stm", "config", "workflow", "pyproject.toml", "setup.py", "README.md", "LICENSE", "environment.yml")
 # What needs no extra: shards, masks, encoders and their weights, training on shards, pages, videos, the command line.
 CORE = (
-    *(
-        "stm.cli",
-        "stm.data.loader",
-        "stm.data.stream.opening",
-        "stm.masking",
-        "stm.models.vit",
-        "stm.models.weights.zoo",
-    ),
-    *("stm.methods.mae", "stm.training.pretraining", "stm.evaluation.classification.linear", "stm.report.page.write"),
-    *("stm.report.viewer.own_video", "stm.preprocess.video.random_access", "stm.preprocess.frames.extract"),
+    *("stm.cli", "stm.data.loader", "stm.data.stream.opening", "stm.masking", "stm.models.vit"),
+    *("stm.models.weights.zoo", "stm.methods.mae", "stm.training.pretraining", "stm.evaluation.classification.linear"),
+    *("stm.report.page.write", "stm.report.viewer.own_video", "stm.preprocess.frames.extract"),
+    *("stm.preprocess.video.random_access", "stm.features.extraction", "stm.features.prediction"),
+    *("stm.api.encoders", "stm.api.images", "stm.api.masks", "stm.api.shards"),
 )
 STUDY = {
     "name": "study",
