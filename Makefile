@@ -30,7 +30,7 @@ test-slurm: $(READY)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rsP tests/slurm
 
 lint: $(READY)
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/snakefmt --check Snakefile workflow && $(BIN)/codespell
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/snakefmt --check workflow && $(BIN)/codespell
 	$(BIN)/mypy && $(BIN)/snakemake --lint
 
 benchmarks: $(READY)
@@ -47,7 +47,8 @@ $(READY): requirements.lock pyproject.toml
 
 # For maintainers: regenerate the lock file and the schema.
 lock:
-	uv pip compile --universal --generate-hashes --no-annotate --no-header --extra dev --extra captions --extra docs --extra trackers --python-version 3.11 \
+	uv pip compile --universal --generate-hashes --no-annotate --no-header --python-version 3.11 \
+		--extra workflow --extra decord --extra captions --extra trackers --extra docs --extra dev \
 		--constraint config/constraints.txt pyproject.toml --output-file requirements.lock
 
 schema: $(READY)

@@ -171,7 +171,7 @@ def snakemake(folder: Path, *arguments: str, program: tuple[str, ...] = ()) -> t
         sys.executable,
         *(program or SNAKEMAKE[1:]),
         "--snakefile",
-        str(ROOT / "Snakefile"),
+        str(ROOT / "workflow/Snakefile"),
         "--cores",
         "1",
         *arguments,

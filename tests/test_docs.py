@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from stm.cli import build_parser
+from stm.cli.init import CONFIG
 from stm.config import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +22,7 @@ DOCS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md",
 DOCS += sorted((ROOT / "docs").rglob("*.md"))
 
 FOLDERS = "stm|docs|tests|config|workflow|benchmarks"
+NEW_STUDY = {CONFIG}  # files that `stm init` writes, not of the repository
 FILES = re.compile(r"\.(py|md|ya?ml|json|toml|smk|parquet|safetensors|tar|csv|html|npy|jpg|pth|db)$")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 
@@ -73,7 +75,7 @@ def test_imports_in_examples_work(path):
 
 @docs
 def test_paths_of_the_repository_exist(path):
-    names = named(path, rf"(?<![\w./{{}}~-])((?:{FOLDERS})/[\w./*{{}},-]*)")
+    names = named(path, rf"(?<![\w./{{}}~-])((?:{FOLDERS})/[\w./*{{}},-]*)") - NEW_STUDY
     # `{source}` and `NAME` stand for any name.
     patterns = {name: re.sub(r"\{[^}]*\}|\bNAME\b", "*", name.rstrip(".,/")) for name in names}
     assert {name for name, pattern in patterns.items() if not list(ROOT.glob(pattern))} == set()
@@ -124,7 +126,7 @@ def papers() -> set[str]:
 
 @docs
 def test_rules_that_snakemake_is_asked_for_exist(path):
-    sources = [ROOT / "Snakefile", *(ROOT / "workflow/rules").glob("*.smk")]
+    sources = [ROOT / "workflow/Snakefile", *(ROOT / "workflow/rules").glob("*.smk")]
     rules = {name for file in sources for name in re.findall(r"^(?:rule|checkpoint) (\w+)", file.read_text(), re.M)}
     assert named(path, r"\bsnakemake ([a-z]\w*)(?![\w/.-])") <= rules | papers()
 

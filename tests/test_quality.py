@@ -61,7 +61,7 @@ def test_ruff_would_format_nothing():
 
 
 def test_snakefmt_would_format_nothing():
-    run("snakefmt", "--check", "Snakefile", "workflow")
+    run("snakefmt", "--check", "workflow")
 
 
 def test_codespell_finds_nothing():

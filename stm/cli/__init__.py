@@ -17,7 +17,9 @@ from typing import Any, TextIO
 import stm
 from stm.cli.common import load, positive, select_jobs
 from stm.cli.convert import add_convert
+from stm.cli.extras import explain_missing_library
 from stm.cli.features import add_features
+from stm.cli.init import add_init
 from stm.cli.predict import add_predict
 from stm.cli.retrieve import add_retrieve
 from stm.cli.view import add_view
@@ -67,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_features(commands)
     add_predict(commands)
     add_retrieve(commands)
+    add_init(commands)
     for each in (parser, *commands.choices.values()):
         _add_levels(each)
     parser.set_defaults(verbose=False, quiet=False)
@@ -100,8 +103,9 @@ def _add(
     command.add_argument(
         "--config",
         nargs="+",
-        default=["config/demo.yaml"],
-        help="YAML files, later ones override earlier ones; default: config/demo.yaml",
+        metavar="FILE",
+        help="YAML files, later ones override earlier ones; package:NAME.yaml is one that comes with stm; "
+        "default: config/demo.yaml, or config/mine.yaml, which `stm init` writes",
     )
     command.add_argument(
         "--set",
@@ -189,6 +193,11 @@ def _run(words: list[str]) -> int:
         if text is None:
             raise
         return _report(parsed.stage, text)
+    except ModuleNotFoundError as error:
+        advice = explain_missing_library(error)
+        if advice is None:
+            raise
+        return _report(parsed.stage, advice)
     except KeyboardInterrupt:
         print(f"stm {parsed.stage}: interrupted", file=sys.stderr)
         return 130  # as shells report it

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from stm.config import Config, ConfigError, merge, parse_config, read_files
-from stm.config.files import parse_yaml
+from stm.config.files import default_file, parse_yaml
 from stm.layout import check_results
 from stm.stages.declaration import Stage
 from stm.stages.jobs import Job, Jobs
@@ -20,7 +20,8 @@ def load(arguments: argparse.Namespace) -> Config:
     Raises:
         ConfigError: an override is malformed, or the merged config is invalid.
     """
-    values = read_files(arguments.config)
+    files = arguments.config or [default_file("--config")]
+    values = read_files(files)
     for override in arguments.set:
         key, separator, text = override.partition("=")
         if not separator or not all(key.split(".")):
@@ -34,7 +35,7 @@ def load(arguments: argparse.Namespace) -> Config:
         for part_name in reversed(key.split(".")):
             value = {part_name: value}
         values = merge(values, value)
-    config = parse_config(values, ", ".join(arguments.config))
+    config = parse_config(values, ", ".join(files))
     check_results(config)
     return config
 

@@ -25,8 +25,8 @@ def add_view(commands: Any) -> None:
     )
     command.add_argument(
         "--model",
-        help="CLIP for captions and for the attention strategies: architecture@tag, architecture@file, hf-hub:owner/name or "
-        "local-dir:folder; default: similarity.model's (downloaded once), or none without --caption",
+        help="CLIP for captions and for the attention strategies: architecture@tag, architecture@file, hf-hub:owner/name, "
+        "local-dir:folder or package:demo-clip; default: similarity.model's (downloaded once), or none without --caption",
     )
     for name, default, text in (
         ("frames", 16, "frames to show"),

@@ -4,6 +4,8 @@
 an evaluation, a table or a figure, `extends` refers to another entry of the same kind and overrides some of its keys,
 like `use rule b from a with` in a Snakefile. An entry whose name begins with a dot is a template: it can only be
 extended.
+
+`package:NAME.yaml` is a config that comes with the package, wherever a file may be named.
 """
 
 import logging
@@ -15,20 +17,42 @@ import yaml
 
 from stm.config.base import ConfigError
 from stm.config.study import merge
+from stm.storage.shipped import PACKAGE, shipped, shipped_configs
 
 _log = logging.getLogger(__name__)
 
 _KINDS = ("pretrain", "evaluate", "tables", "figures")  # sections whose entries can extend each other
 _MAX_VALUES = 100_000  # far more than any real config has
+_DEFAULTS = ("config/demo.yaml", "config/mine.yaml")  # of a checkout; of a folder that `stm init` wrote
+
+
+def default_file(option: str) -> str:
+    """Return the config to use where none is named: the working directory's `config/demo.yaml`, or else `config/mine.yaml`.
+
+    Args:
+        option: the option that names a config, for the error message.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    found = next((file for file in _DEFAULTS if Path(file).is_file()), None)
+    if found is None:
+        raise ConfigError(
+            f"no config is named, and {Path.cwd()} has neither {' nor '.join(_DEFAULTS)}: name one with {option} FILE. "
+            "`stm init FOLDER` writes one to start from"
+        )
+    return found
 
 
 def read_values(path: str | Path) -> dict[str, Any]:
     """Read a YAML file, merged over the files that it extends (paths relative to the file), without validation.
 
+    `package:NAME.yaml` is a config that comes with the package.
+
     Raises:
         ConfigError: a file is missing, not valid YAML, not a mapping, far too large for a config, or extends itself.
     """
-    return _read(Path(path), ())
+    return _read(_find(path) or Path(path), ())
 
 
 def read_files(paths: Iterable[str | Path]) -> dict[str, Any]:
@@ -109,7 +133,7 @@ def _read(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path}: extends = {names!r}: must be the path of a config file, or a list of such paths")
     values: dict[str, Any] = {}
     for name in names:
-        base = path.parent / name
+        base = _find(name) or path.parent / name
         if base.resolve() in (path.resolve(), *(above.resolve() for above in extending)):
             raise ConfigError(f"{path}: extends {name}, which extends it in turn")
         if not base.is_file():
@@ -118,6 +142,17 @@ def _read(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
             )
         values = merge(values, _read(base, (*extending, path)))
     return merge(values, own)
+
+
+def _find(name: str | Path) -> Path | None:
+    """Return the path of a shipped config; None if `name` is a path."""
+    if not str(name).startswith(PACKAGE):
+        return None
+    path = shipped("config") / str(name).removeprefix(PACKAGE)
+    if path.is_file():
+        return path
+    known = ", ".join(f"{PACKAGE}{one}.yaml" for one in shipped_configs())
+    raise ConfigError(f"{name}: no config of this name comes with the package; it has {known}")
 
 
 class _Loader(yaml.SafeLoader):
@@ -156,7 +191,8 @@ def _parse(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is a folder; name a YAML file") from None
     except FileNotFoundError:
         where = "" if path.is_absolute() else f" in {Path.cwd()}"
-        raise ConfigError(f"{path}: there is no such file{where}") from None
+        own = f"; the config that comes with stm is {PACKAGE}{path.name}" if path.stem in shipped_configs() else ""
+        raise ConfigError(f"{path}: there is no such file{where}{own}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
     except UnicodeError as error:

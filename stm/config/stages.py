@@ -201,7 +201,8 @@ class Similarity(Section):
     )
     model: str = field(
         "ViT-B-32-quickgelu@openai",
-        "`architecture@pretrained tag or checkpoint file`, `hf-hub:owner/name`, or `local-dir:folder` (open_clip)",
+        "`architecture@pretrained tag or checkpoint file`, `hf-hub:owner/name`, `local-dir:folder`, or "
+        "`package:name` of a model that comes with stm (open_clip)",
     )
     batch_size: int = field(
         1024,

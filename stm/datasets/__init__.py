@@ -149,7 +149,9 @@ def _list(config: Config, generated: Path | None) -> tuple[Path, list[NamedClip]
     if isinstance(dataset, LanguageDataset):
         return _list_language(config, dataset)
     if generated is None:
-        raise DatasetError("moving-shapes: the folder of the generated dataset is needed; run `stm generate` first")
+        raise DatasetError(
+            "moving-shapes: the folder of the generated dataset is needed; run `stm generate` first, with the same --config"
+        )
     listing = list_clips(generated, generated / "annotations.parquet", (".mp4",), "train")
     return generated, listing.clips, listing.refused
 

@@ -1,6 +1,7 @@
 """How clips are taken from videos and put through a model: what the commands and functions have in common."""
 
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import get_args
 
 from stm.config import Frames, Interpolation, Sampling
@@ -65,6 +66,10 @@ class ClipSettings:
                 raise FeatureError(
                     f"{name} must be one of {', '.join(filter(None, known))}, is {getattr(self, name)!r}"
                 )
+        if self.backend == "decord" and find_spec("decord") is None:  # otherwise an error of each video
+            raise FeatureError(
+                "the backend decord needs a library that is not installed: pip install 'stm-video[decord]'"
+            )
         if not self.timeout_seconds > 0:
             raise FeatureError(f"timeout must be a positive number of seconds, is {self.timeout_seconds}")
         if self.crops not in (None, 1, 3):

@@ -15,8 +15,9 @@ from torch.nn import functional
 
 from stm.distributed.process import choose_device
 from stm.pretrained.hub import PRECISIONS, ModelError
-from stm.pretrained.local_files import hash_weights
+from stm.pretrained.local_files import explain_unknown, hash_weights
 from stm.storage.files import sha256_file
+from stm.storage.shipped import PACKAGE, model_path
 
 _HUB, _FOLDER = "hf-hub:", "local-dir:"
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.spm")
@@ -54,8 +55,9 @@ def load_clip(
     """Load the CLIP that a config names.
 
     Args:
-        name: `architecture@pretrained tag`, `architecture@checkpoint file`, `hf-hub:owner/name` or `local-dir:folder`.
-            Files and folders are relative to the working directory. Only tags and `hf-hub:` can trigger downloads.
+        name: `architecture@pretrained tag`, `architecture@checkpoint file`, `hf-hub:owner/name`, `local-dir:folder`, or
+            `package:name` of a model that comes with the package. Files and folders are relative to the working
+            directory. Only tags and `hf-hub:` can trigger downloads.
         precision: the image tower's precision: float32, bfloat16 or float16.
         device: by default CUDA where available.
         setting: the config key of the model, for error messages.
@@ -101,7 +103,7 @@ def load_clip(
 
 def _find(name: str) -> _ClipSource:
     """Resolve a model string; its errors complete a sentence that the caller starts with the setting and the name."""
-    if name.startswith(_FOLDER):
+    if name.startswith((_FOLDER, PACKAGE)):
         return _find_folder(name)
     if name.startswith(_HUB):
         weights = _download(lambda: download_pretrained_from_hf(name.removeprefix(_HUB)))
@@ -117,7 +119,9 @@ def _find(name: str) -> _ClipSource:
 
 
 def _find_folder(name: str) -> _ClipSource:
-    folder = Path(name.removeprefix(_FOLDER)).expanduser()
+    folder = model_path(name.removeprefix(_FOLDER))
+    if name.startswith(PACKAGE) and not folder.is_dir():
+        raise ModelError(explain_unknown(name))
     if not (folder / "open_clip_config.json").is_file():
         raise ModelError(
             f"{folder} has no open_clip_config.json (paths are relative to the working directory {Path.cwd()})"
@@ -132,7 +136,8 @@ def _find_folder(name: str) -> _ClipSource:
             f"{folder} has no tokenizer files, which its open_clip_config.json asks for: copy tokenizer.json and "
             f"tokenizer_config.json of {own_tokenizer} into it"
         )
-    return _ClipSource(f"{_FOLDER}{folder}", None, {}, f"{_FOLDER}{folder.resolve().name}", hash_weights(folder))
+    label = name if name.startswith(PACKAGE) else f"{_FOLDER}{folder.resolve().name}"
+    return _ClipSource(f"{_FOLDER}{folder}", None, {}, label, hash_weights(folder))
 
 
 def _check_architecture(architecture: str) -> None:
@@ -143,7 +148,7 @@ def _check_architecture(architecture: str) -> None:
     hint = f"; similar names: {', '.join(close)}" if close else ""
     raise ModelError(
         f"open_clip has no architecture {architecture!r}{hint}. Allowed forms: "
-        "architecture@tag, architecture@file, hf-hub:owner/name, local-dir:folder"
+        "architecture@tag, architecture@file, hf-hub:owner/name, local-dir:folder, package:name"
     )
 
 

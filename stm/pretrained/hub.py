@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stm.pretrained.local_files import hash_weights
+from stm.pretrained.local_files import explain_unknown, hash_weights
+from stm.storage.shipped import PACKAGE, model_path
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -23,7 +24,7 @@ def exact_convolutions(device: torch.device) -> AbstractContextManager[None]:
 
 
 class ModelSource(NamedTuple):
-    """A hub id or a local folder."""
+    """A hub id, a local folder, or a model that comes with the package (`package:name`)."""
 
     name: str
     folder: Path | None
@@ -41,7 +42,9 @@ class ModelSource(NamedTuple):
     @property
     def label(self) -> str:
         """The name for receipts, which contain no local paths: a folder is reduced to its base name."""
-        return self.name if self.folder is None else f"local:{self.folder.resolve().name}"
+        return (
+            self.name if self.folder is None or self.name.startswith(PACKAGE) else f"local:{self.folder.resolve().name}"
+        )
 
     def identify(self, commit: str | None) -> dict[str, str | None]:
         """The identity for receipts: a folder's hash, or the hub's commit."""
@@ -51,17 +54,19 @@ class ModelSource(NamedTuple):
 
 
 def find_model(name: str) -> ModelSource:
-    """Distinguish a local folder from a hub id (`name` or `owner/name`).
+    """Distinguish a local folder, a model that comes with the package (`package:name`), and a hub id (`name` or `owner/name`).
 
     Relative paths are resolved against the working directory. A name that can only be a path must exist, so that a mistyped
     folder is never looked up on the hub.
 
     Raises:
-        ModelError: the name is a path, but not a folder.
+        ModelError: the name is a path, but not a folder, or the package has no such model.
     """
-    folder = Path(name).expanduser()
+    folder = model_path(name)
     if folder.is_dir():
         return ModelSource(name, folder)
+    if name.startswith(PACKAGE):
+        raise ModelError(f"model {name!r}: {explain_unknown(name)}")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
         raise ModelError(f"model {name!r}: no such folder (paths are relative to the working directory {Path.cwd()})")
     return ModelSource(name, None)

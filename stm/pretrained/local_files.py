@@ -1,4 +1,4 @@
-"""Lists and hashes the files of model ids that name local folders or files."""
+"""Lists and hashes the files of model ids that name local folders or files, or models that come with the package."""
 
 import hashlib
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stm.storage.files import sha256_file
+from stm.storage.shipped import PACKAGE, model_path, shipped_models
 
 ACTION_CLIP = "actionclip:"  # precedes the file of an ActionCLIP checkpoint
 _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
@@ -26,7 +27,7 @@ def hash_weights(path: Path) -> str:
 def local_model_files(model: str | None) -> list[str]:
     """List the files of a model id from the config if it is local; hub ids have none.
 
-    Accepts a folder, `local-dir:folder`, `transformers:folder`, `actionclip:checkpoint-file` or
+    Accepts a folder, `package:name`, `local-dir:folder`, `transformers:folder`, `actionclip:checkpoint-file` or
     `architecture@checkpoint-file`. The workflow declares the files as inputs, so that changed weights trigger a rerun of the
     stages that depend on them.
     """
@@ -50,7 +51,7 @@ def find_missing(model: str | None) -> str | None:
     name = model.removeprefix(prefix)
     if prefix == "clip:":
         return find_missing(name)
-    if prefix in ("local-dir:", ACTION_CLIP):
+    if prefix in ("local-dir:", ACTION_CLIP) or name.startswith(PACKAGE):
         return name
     _, _, checkpoint = name.partition("@")
     path = checkpoint or name
@@ -58,15 +59,22 @@ def find_missing(model: str | None) -> str | None:
     return path if is_path else None
 
 
+def explain_unknown(model: str) -> str:
+    """Return the end of a message about a model `package:NAME` that the package does not have."""
+    return (
+        f"no model of this name comes with the package; it has {', '.join(PACKAGE + name for name in shipped_models())}"
+    )
+
+
 def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Reduce a local `model` or `weights` in a stage's settings to its base name, without parent folders.
 
-    `local-dir:/data/clip` becomes `local-dir:clip`; hub ids are left unchanged.
+    `local-dir:/data/clip` becomes `local-dir:clip`; hub ids and shipped models are left unchanged.
     """
     plain = dict(settings)
     for key in ("model", "weights"):
         local = _find_local(plain.get(key) or "")
-        if local is not None:
+        if local is not None and PACKAGE not in plain[key]:
             before, path = local
             plain[key] = f"{before}{path.resolve().name}"
     return plain
@@ -78,6 +86,6 @@ def _find_local(model: str) -> tuple[str, Path] | None:
     name = model.removeprefix(prefix)
     architecture, sign, checkpoint = name.partition("@")
     for before, path in ((prefix, name), (f"{prefix}{architecture}{sign}", checkpoint)):
-        if path and (Path(path).expanduser().is_dir() or Path(path).expanduser().is_file()):
-            return before, Path(path).expanduser()
+        if path and (model_path(path).is_dir() or model_path(path).is_file()):
+            return before, model_path(path)
     return None

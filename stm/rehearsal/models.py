@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 
-import stm
 from stm.pretrained.local_files import local_model_files
 from stm.rehearsal.shrink import LAYERS, WIDTH
 from stm.rehearsal.videos import KINDS, describe_clip
+from stm.storage.shipped import PACKAGE, model_path
 
-_ASSETS = Path(stm.__file__).parent / "assets"
 _OWN_BYTES = 64 * 2**20  # local models of up to this size are used as they are
 _HEADS = 2
 _PATCH = 16  # pixels, where the name of a model does not tell
@@ -77,7 +76,7 @@ def write_clip(model: str, folder: Path) -> None:
     content = {"model_cfg": config, "preprocess_cfg": statistics}
     (folder / "open_clip_config.json").write_text(json.dumps(content))
     if "hf_tokenizer_name" in config["text_cfg"]:
-        for file in (_ASSETS / "demo-clip").glob("tokenizer*.json"):
+        for file in model_path(f"{PACKAGE}demo-clip").glob("tokenizer*.json"):
             shutil.copyfile(file, folder / file.name)
 
 
@@ -99,7 +98,9 @@ def _shrink_clip(config: dict[str, Any]) -> dict[str, Any]:
     text |= {"width": WIDTH, "heads": _HEADS, "layers": 2}
     if "hf_tokenizer_name" in text:
         # The tokenizer of the demo's CLIP, which needs no hub.
-        demo = json.loads((_ASSETS / "demo-clip/open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
+        demo = json.loads((model_path(f"{PACKAGE}demo-clip") / "open_clip_config.json").read_text())["model_cfg"][
+            "text_cfg"
+        ]
         text |= {"hf_tokenizer_name": "local", "vocab_size": demo["vocab_size"]}
         text.pop("tokenizer_kwargs", None)
     return {**config, "embed_dim": width, "vision_cfg": vision, "text_cfg": text}
@@ -114,7 +115,7 @@ def _half(tensor: torch.Tensor) -> torch.Tensor:
 
 def write_blip2(folder: Path) -> None:
     """Save the demo's BLIP-2, a Blip2ForConditionalGeneration with its processor."""
-    shutil.copytree(_ASSETS / "demo-blip2", folder, dirs_exist_ok=True)
+    shutil.copytree(model_path(f"{PACKAGE}demo-blip2"), folder, dirs_exist_ok=True)
 
 
 def write_language_model(folder: Path, prompts: tuple[str, ...]) -> None:

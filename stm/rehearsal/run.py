@@ -6,16 +6,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import yaml
 
-import stm
 from stm.config import Config
+from stm.storage.shipped import shipped
 
 CONFIG, LOG = "config.yaml", "snakemake.log"
-_ROOT = Path(stm.__file__).parents[1]
 _STEPS = re.compile(r"(\d+) of (\d+) steps \(\S+\) done")
 _FAILED = re.compile(r"Error in rule (\w+):")
 
@@ -40,11 +40,15 @@ def run_workflow(config: Config, folder: Path, cores: int, targets: Sequence[str
 
     Raises:
         RehearsalError: a job failed.
+        ModuleNotFoundError: Snakemake is not installed.
     """
+    if find_spec("snakemake") is None:
+        raise ModuleNotFoundError("No module named 'snakemake'", name="snakemake")
     path = folder / CONFIG
     path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    command = [sys.executable, "-m", "snakemake", "-s", str(_ROOT / "Snakefile"), "--directory", str(folder.resolve())]
-    command += ["--workflow-profile", str(_ROOT / "workflow/profiles/default"), "--cores", str(cores), *targets]
+    command = [sys.executable, "-m", "snakemake", "-s", str(shipped("workflow/Snakefile"))]
+    command += ["--directory", str(folder.resolve()), "--workflow-profile", str(shipped("workflow/profiles/default"))]
+    command += ["--cores", str(cores), *targets]
     command += ["--configfile", str(path.resolve())]
     # On the CPU: the processes of a small run must not share a GPU, and the machine may have none.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}

@@ -44,6 +44,7 @@ from stm.config.stages import Stages
 from stm.datasets.video_text import is_corpus
 from stm.layout import Layout
 from stm.pretrained.local_files import ACTION_CLIP
+from stm.storage.shipped import PACKAGE
 
 STAND_INS = "stand-ins"  # where a model or file goes whose own path is not a relative one
 SIDE = 4  # tokens per side of a frame, and cells per side of a map
@@ -77,6 +78,8 @@ def place(path: str) -> str:
 
 def place_clip(model: str) -> str:
     """Return the open_clip model that takes the place of another, in the syntax of `similarity.model`."""
+    if model.startswith(PACKAGE):
+        return model
     prefix, colon, folder = model.partition(":")
     if colon and prefix == "local-dir":
         return f"local-dir:{place(folder)}"

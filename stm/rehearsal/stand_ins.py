@@ -17,6 +17,7 @@ from stm.config import (
 from stm.layout import Layout
 from stm.pretrained.local_files import ACTION_CLIP
 from stm.rehearsal import checkpoints, models, vision_language
+from stm.storage.shipped import PACKAGE
 
 _PREFIXES = ("clip:", "local-dir:", "transformers:", ACTION_CLIP)
 
@@ -32,13 +33,16 @@ class StandIn(NamedTuple):
 def write_stand_ins(full: Config, small: Config, folder: Path) -> list[str]:
     """Write all models and files that the rehearsed config names, once each; return those used as they are.
 
-    Local models that are small, such as the demo's, are copied; so are the user's own Python files.
+    Local models that are small are copied; so are the user's own Python files. Those that come with the package stay there.
     """
     own, written = [], set[str]()
     for stand_in in _list(full, small, folder):
         if stand_in.place in written:
             continue
         written.add(stand_in.place)
+        if stand_in.place.startswith(PACKAGE):
+            own.append(stand_in.full)
+            continue
         target = folder / stand_in.place
         if models.is_small(stand_in.full):
             models.copy_model(_path(stand_in.full), target)

@@ -87,7 +87,9 @@ class Jobs:
     def _read_shards(self, dataset: str) -> list[str]:
         path = self.layouts[dataset].shard_index
         if not path.exists():
-            raise ConfigError(f"{path} does not exist yet; run `stm manifest` and `stm split` first")
+            raise ConfigError(
+                f"{path} does not exist yet; run `stm manifest` and `stm split` first, with the same --config"
+            )
         return self.once(("shards", dataset), lambda: read_shards(path))
 
 

@@ -140,7 +140,15 @@ def test_the_workflow_refuses_a_key_that_is_given_twice(tmp_path):
 
 @pytest.mark.slow
 def test_the_workflow_names_a_file_in_the_place_of_the_results(tmp_path):
-    snakemake = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(tmp_path)]
+    snakemake = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "-s",
+        str(ROOT / "workflow/Snakefile"),
+        "--directory",
+        str(tmp_path),
+    ]
     (tmp_path / "out").touch()
     values = {"name": "a", "results": str(tmp_path / "out"), "dataset": {"source": "moving-shapes"}}
     command = [*snakemake, "--dry-run", "--cores", "1", "--configfile", str(write(tmp_path, mine=values))]
@@ -237,7 +245,15 @@ def test_the_papers_settings_survive_the_merge():
 def test_the_workflow_takes_a_config_that_extends_another(tmp_path):
     """The jobs come from a run and an evaluation that only the extended file has."""
     (tmp_path / "stm").symlink_to(ROOT / "stm")  # the config's models lie there, relative to the working folder
-    snakemake = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(tmp_path)]
+    snakemake = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "-s",
+        str(ROOT / "workflow/Snakefile"),
+        "--directory",
+        str(tmp_path),
+    ]
     files = ["--configfile", str(ROOT / "config/stm-small.yaml"), str(write(tmp_path, mine={"seeds": [5]}))]
     command = [*snakemake, "--dry-run", "--cores", "1", "stm_table1", *files]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -249,7 +265,15 @@ def test_the_workflow_takes_a_config_that_extends_another(tmp_path):
 @pytest.mark.slow
 def test_the_parts_of_a_figure_are_one_target_even_if_they_are_tables(tmp_path):
     (tmp_path / "stm").symlink_to(ROOT / "stm")  # the config's models lie there, relative to the working folder
-    snakemake = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(tmp_path)]
+    snakemake = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "-s",
+        str(ROOT / "workflow/Snakefile"),
+        "--directory",
+        str(tmp_path),
+    ]
     command = [*snakemake, "--dry-run", "--cores", "1", "tgm_figure3"]
     command += ["--configfile", str(ROOT / "config/tgm-small.yaml")]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -219,3 +219,9 @@ def test_neither_the_package_nor_its_workers_load_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
     with pytest.raises(AttributeError):
         stm.features.nothing  # noqa: B018
+
+
+def test_a_backend_that_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "decord", None)
+    with pytest.raises(FeatureError, match=r"pip install 'stm-video\[decord\]'"):
+        ClipSettings(backend="decord").check()

@@ -38,7 +38,7 @@ STUDY: dict[str, Any] = {
 @pytest.mark.slow
 def test_every_job_of_a_config_is_rehearsed_in_a_folder_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(STUDY))
-    command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(tmp_path)]
+    command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "workflow/Snakefile"), "--directory", str(tmp_path)]
     command += ["rehearse", "--cores", "1", "--configfile", str(tmp_path / "config.yaml")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]

@@ -91,6 +91,8 @@ def test_relative_paths_stay_and_all_others_go_to_the_stand_ins() -> None:
     assert place("../clips") == "stand-ins/clips"
     assert place_clip("ViT-B-16-SigLIP@webli") == "local-dir:stand-ins/ViT-B-16-SigLIP-webli"
     assert place_clip("local-dir:stm/assets/demo-clip") == "local-dir:stm/assets/demo-clip"
+    assert place_clip("package:demo-clip") == place("package:demo-clip") == "package:demo-clip"
+    assert place_model("transformers:package:demo-bert") == "transformers:package:demo-bert"
     assert place_model("actionclip:weights/a.pt") == "actionclip:weights/a.pt"
 
 

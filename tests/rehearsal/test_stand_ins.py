@@ -128,6 +128,9 @@ def test_own_small_models_are_used_and_files_that_do_not_exist_are_named(
     full = parse_config({**STUDY, "text": {"model": "local-dir:stm/assets/demo-clip"}})
     assert write_stand_ins(full, shrink(full), tmp_path) == ["local-dir:stm/assets/demo-clip"]
     assert (tmp_path / "stm/assets/demo-clip/open_clip_config.json").is_file()
+    shipped = parse_config({**STUDY, "text": {"model": "package:demo-clip"}})
+    assert write_stand_ins(shipped, shrink(shipped), tmp_path / "other") == ["package:demo-clip"]
+    assert not list((tmp_path / "other").glob("*package*"))
     task = {"task": "finetune", "classes": "classes.txt", "optimisation": {"epochs": 0, "warmup_epochs": 0}}
     run = {"tubelet": 1, "release": "weights/a.pth"}
     missing = parse_config({**STUDY, "pretrain": {"a": run}, "evaluate": {"b": task}})

@@ -125,7 +125,15 @@ class Run:
     def __init__(self, folder: Path, *arguments: str, cluster: Cluster | None = None, **pretraining: int) -> None:
         run = CONFIG["pretrain"]["text"] | pretraining
         (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG | {"pretrain": {"text": run}}))
-        command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "snakemake",
+            "-s",
+            str(ROOT / "workflow/Snakefile"),
+            "--directory",
+            str(folder),
+        ]
         if cluster is None:
             command += ["--cores", "1"]
         else:

@@ -113,7 +113,10 @@ def _workflow(folder: Path, values: dict[str, Any]) -> Iterator[tuple[Any, Any]]
     quiet = OutputSettings(quiet=frozenset([Quietness.ALL]))
     with patch("snakemake.workflow.parse", _parse_once), SnakemakeApi(quiet) as api:
         loaded = api.workflow(
-            ResourceSettings(cores=1), ConfigSettings(configfiles=[file]), snakefile=ROOT / "Snakefile", workdir=folder
+            ResourceSettings(cores=1),
+            ConfigSettings(configfiles=[file]),
+            snakefile=ROOT / "workflow/Snakefile",
+            workdir=folder,
         )
         loaded.dag(DAGSettings(targets=_targets(config)))
         workflow = loaded._workflow_store

@@ -31,7 +31,7 @@ RUN: dict[str, Any] = {
 
 def command(folder: Path, *arguments: str, cores: int = 1) -> list[str]:
     """The command that runs the workflow in `folder`, with its `config.yaml`."""
-    snakemake = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(folder)]
+    snakemake = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "workflow/Snakefile"), "--directory", str(folder)]
     return [*snakemake, "--cores", str(cores), *arguments, "--configfile", str(folder / "config.yaml")]
 
 

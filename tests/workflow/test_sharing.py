@@ -31,7 +31,7 @@ def write_project(folder: Path, name: str, models: Path, **captions: object) -> 
 
 
 def snakemake(folder: Path, name: str, cache: Path | None, *arguments: str, fails: bool = False) -> str:
-    command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(folder)]
+    command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "workflow/Snakefile"), "--directory", str(folder)]
     command += ["--cores", "1", *(["--cache"] if cache else []), *arguments]
     command += [
         "--configfile",

@@ -49,7 +49,7 @@ def write_annotations(folder: Path, rows: list[tuple[str, str]]) -> None:
 
 def snakemake(folder: Path, *arguments: str) -> str:
     """Run the workflow in `folder` and return everything that it printed."""
-    command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(folder)]
+    command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "workflow/Snakefile"), "--directory", str(folder)]
     command += ["--cores", "1", "--configfile", str(folder / "config.yaml"), *arguments]
     finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     printed = finished.stdout + finished.stderr
@@ -309,7 +309,7 @@ def test_a_wrong_key_stops_before_anything_runs(copy):
         "-m",
         "snakemake",
         "-s",
-        str(ROOT / "Snakefile"),
+        str(ROOT / "workflow/Snakefile"),
         "--directory",
         str(copy),
         "--dry-run",

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-import stm
 from stm.config.base import Name, Section
 from stm.datasets.folder import DatasetError
+from stm.storage.shipped import NotShippedError, shipped
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.json$")]
 Count = Annotated[int, Field(ge=1)]
@@ -101,18 +101,15 @@ class Protocol(Section):
 
 
 def protocol_folder() -> Path:
-    """The folder of the protocols: config/datasets next to the package.
+    """Return the folder of the protocols, config/datasets.
 
     Raises:
-        DatasetError: the folder does not exist, for instance because the package is installed without its repository.
+        DatasetError: it does not exist.
     """
-    folder = Path(stm.__file__).parents[1] / "config" / "datasets"
-    if not folder.is_dir():
-        raise DatasetError(
-            f"there is no folder {folder}: the protocols of the benchmarks are in the repository next to the package. "
-            "Install it from a checkout with `pip install -e .`"
-        )
-    return folder
+    try:
+        return shipped("config/datasets")
+    except NotShippedError as error:
+        raise DatasetError(str(error)) from None
 
 
 def protocol_names() -> list[str]:

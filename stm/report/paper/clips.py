@@ -192,5 +192,7 @@ def mark_query(tiles: film_strips.Tiles, cut: Cut, token: int) -> film_strips.Ti
 
 def _find_weights(run: FigureRun) -> Path:
     if not run.weights.exists():
-        raise ReportError(f"{run.weights} is missing; run `stm pretrain --run {run.instance}`, or the workflow")
+        raise ReportError(
+            f"{run.weights} is missing; run `stm pretrain --run {run.instance}` with the same --config, or the workflow"
+        )
     return run.weights

@@ -32,7 +32,9 @@ def read_curve(config: Config, instance: str, metric: str) -> Curve:
     """
     path = Layout.of(config, config.dataset_of(instance)).pretrain(instance) / "metrics.jsonl"
     if not path.exists():
-        raise ReportError(f"{path} is missing; run `stm pretrain --run {instance}`, or the workflow")
+        raise ReportError(
+            f"{path} is missing; run `stm pretrain --run {instance}` with the same --config, or the workflow"
+        )
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     # A resumed run may repeat a step; only the later result affected the weights.
     by_step = {int(line["step"]): float(line[metric]) for line in lines if metric in line}

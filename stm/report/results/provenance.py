@@ -23,6 +23,7 @@ from stm.stages.jobs import Jobs
 from stm.stages.journey import all_stages
 from stm.storage.files import read_json, sha256_file
 from stm.storage.receipts import library_versions
+from stm.storage.shipped import shipped
 from stm.storage.tables import read_receipt
 
 
@@ -83,7 +84,7 @@ def collect_provenance(study: Study, layout: Layout) -> Provenance:
 
 def describe_environment() -> list[tuple[str, str]]:
     """Return what this page was made with, as (name, value) pairs: code, Python, torch, platform and locked packages."""
-    root = Path(stm.__file__).parents[1]
+    root = shipped()
     lock = root / "requirements.lock"
     locked = (
         f"requirements.lock, SHA-256 {sha256_file(lock)}" if lock.exists() else "requirements.lock is not available"

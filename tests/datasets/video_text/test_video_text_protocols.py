@@ -7,7 +7,6 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-import stm
 from stm.config import ConfigError, CorpusSource, LanguageDataset, ProtocolSource, parse_config
 from stm.datasets.folder import DatasetError
 from stm.datasets.video_text import CORPORA, official_counts, protocol_names, read_protocol, typical
@@ -100,8 +99,8 @@ def test_a_protocol_that_contradicts_itself_is_refused(changes: dict[str, Any], 
 def test_a_missing_folder_or_protocol_is_a_readable_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DatasetError, match=r"no protocol '\.\./demo'; config/datasets has: activitynet"):
         read_protocol("../demo")
-    monkeypatch.setattr(stm, "__file__", str(tmp_path / "site" / "stm" / "__init__.py"))
-    with pytest.raises(DatasetError, match="in the repository next to the package"):
+    monkeypatch.setattr("stm.storage.shipped._FOLDER", tmp_path / "site" / "stm")
+    with pytest.raises(DatasetError, match="Install it with pip"):
         module.protocol_folder()
     folder = tmp_path / "site" / "config" / "datasets"
     folder.mkdir(parents=True)

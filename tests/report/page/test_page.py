@@ -232,7 +232,7 @@ def test_the_printed_commands_run(built: Config, page: Page, tmp_path: Path) -> 
             "--directory",
             str(tmp_path),
             "-s",
-            str(ROOT / "Snakefile"),
+            str(ROOT / "workflow/Snakefile"),
         ]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
