@@ -252,7 +252,9 @@ def package_rows() -> list[tuple[list[str], str]]:
 
 def required_packages() -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = {name: packages for name, packages in project["optional-dependencies"].items() if name not in ("dev", "docs")}
+    extras = {
+        name: packages for name, packages in project["optional-dependencies"].items() if name not in ("dev", "docs")
+    }
     lines = [*project["dependencies"], *(line for packages in extras.values() for line in packages)]
     return {re.split(r"[\[<>=~!; ]", line)[0] for line in lines} - {project["name"]}
 

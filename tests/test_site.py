@@ -1,4 +1,4 @@
-"""The documentation as a site: built strictly without a network, every link and anchor leads somewhere, nothing is loaded from elsewhere."""
+"""The documentation as a site, built strictly and without a network: links lead somewhere, nothing comes from elsewhere."""
 
 import os
 import re
@@ -62,7 +62,7 @@ class Links(HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    nowhere = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "all_proxy")}
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
     built = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
         cwd=ROOT,
@@ -110,8 +110,12 @@ def test_links_to_other_servers_are_well_formed_and_known(pages):
 
 
 def test_pages_load_nothing_from_other_servers(site, pages):
-    assert {f"{page.name}: {source}" for page, found in pages.items() for source in found.loaded & external(found)} == set()
-    styles = [path for path in site.rglob("*.css") if re.search(r"(?:@import|url\()\s*['\"]?(?:https?:)?//", path.read_text())]
+    assert {
+        f"{page.name}: {source}" for page, found in pages.items() for source in found.loaded & external(found)
+    } == set()
+    styles = [
+        path for path in site.rglob("*.css") if re.search(r"(?:@import|url\()\s*['\"]?(?:https?:)?//", path.read_text())
+    ]
     assert styles == []
 
 
@@ -128,12 +132,14 @@ def test_linked_files_of_the_repository_become_pages(site):
     shown = re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8"))
     first = (ROOT / "config/folder.yaml").read_text().splitlines()[0]
     assert first in shown
-    assert "repository/config/folder.yaml.html" in {link for link in Links((site / "index.html").read_text()).links}
+    assert "repository/config/folder.yaml.html" in Links((site / "index.html").read_text()).links
 
 
 def test_the_checks_notice_broken_links(tmp_path):
     page = tmp_path / "page.html"
-    page.write_text('<a href="gone.html">a</a><a href="#gone">b</a><a href="#here" id="here">c</a><img src="//cdn.org/x.js">')
+    page.write_text(
+        '<a href="gone.html">a</a><a href="#gone">b</a><a href="#here" id="here">c</a><img src="//cdn.org/x.js">'
+    )
     pages = {page: Links(page.read_text())}
     assert set(broken_links(pages)) == {"page.html: gone.html", "page.html: #gone"}
     assert external(pages[page]) == {"//cdn.org/x.js"}
