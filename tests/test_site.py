@@ -135,6 +135,11 @@ def test_linked_files_of_the_repository_become_pages(site):
     assert "repository/config/folder.yaml.html" in Links((site / "index.html").read_text()).links
 
 
+def test_the_picture_of_masks_is_small():
+    """It is in the repository and in every visit of README; docs/images/draw_masks.py makes it."""
+    assert (ROOT / "docs/images/masks.png").stat().st_size < 150_000
+
+
 def test_the_checks_notice_broken_links(tmp_path):
     page = tmp_path / "page.html"
     page.write_text(
