@@ -94,7 +94,8 @@ def broken_links(pages: dict[Path, Links]) -> Iterator[str]:
 
 
 def external(found: Links) -> set[str]:
-    return {link for link in found.links | found.loaded if urlsplit(link).scheme or urlsplit(link).netloc}
+    parts = {link: urlsplit(link) for link in found.links | found.loaded}
+    return {link for link, part in parts.items() if (part.scheme or part.netloc) and part.scheme != "data"}
 
 
 def test_links_of_the_site_lead_to_pages_and_anchors(pages):
