@@ -5,6 +5,7 @@ import ast
 import importlib
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from stm.config import load_config
 
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "stm/assets/README.md")]
-DOCS += sorted((ROOT / "docs").rglob("*.md"))
+DOCS += [ROOT / "config/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 FOLDERS = "stm|docs|tests|config|workflow|benchmarks"
 NEW_STUDY = {CONFIG}  # files that `stm init` writes, not of the repository
@@ -230,3 +231,63 @@ def test_the_checks_notice_what_does_not_exist(tmp_path):
     for check in checks:
         with pytest.raises(AssertionError):
             check(document)
+
+
+# Packages whose import names differ from their own.
+IMPORTED_AS = {
+    "decord2": "decord",
+    "ffmpeg-python": "ffmpeg",
+    "imageio-ffmpeg": "imageio_ffmpeg",
+    "mlflow-skinny": "mlflow",
+    "open_clip_torch": "open_clip",
+    "opencv-python-headless": "cv2",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+}
+
+
+def package_rows() -> list[tuple[list[str], str]]:
+    """The packages and the places of each row of docs/packages.md."""
+    rows = re.findall(r"^\| ([a-z][^|]+) \| [^|]+ \| ([^|]*) ?\|$", (ROOT / "docs/packages.md").read_text(), re.M)
+    return [(re.findall(r"[\w-]+", re.sub(r"\([^)]*\)", "", names)), places) for names, places in rows[1:]]
+
+
+def required_packages() -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {
+        name: packages for name, packages in project["optional-dependencies"].items() if name not in ("dev", "docs")
+    }
+    lines = [*project["dependencies"], *(line for packages in extras.values() for line in packages)]
+    return {re.split(r"[\[<>=~!; ]", line)[0] for line in lines} - {project["name"]}
+
+
+@cache
+def importers() -> dict[str, set[str]]:
+    """For each top-level module, the files of stm/ that import it, apart from those that make small models (see the page)."""
+    found: dict[str, set[str]] = {}
+    for path in (ROOT / "stm").rglob("*.py"):
+        if path.relative_to(ROOT / "stm").parts[0] in ("demo", "rehearsal"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            for name in names:
+                found.setdefault(name.split(".")[0], set()).add(path.relative_to(ROOT).as_posix())
+    return found
+
+
+def test_every_required_package_is_explained():
+    explained = {name for names, _ in package_rows() for name in names}
+    assert required_packages() - explained == {"s3fs"}  # which fsspec imports, and whose row names it
+    assert explained - required_packages() == set()
+
+
+@pytest.mark.parametrize(("names", "places"), [row for row in package_rows() if "everywhere" not in row[1]])
+def test_packages_are_imported_where_the_docs_say_and_nowhere_else(names, places):
+    named = set(re.findall(r"`(stm/[\w./]*)`", places))
+    for name in names:
+        files = importers().get(IMPORTED_AS.get(name, name), set())
+        assert {file for file in files if not any(file.startswith(place) for place in named)} == set(), name
+    if any(importers().get(IMPORTED_AS.get(name, name)) for name in names):
+        used = {file for name in names for file in importers().get(IMPORTED_AS.get(name, name), set())}
+        assert {place for place in named if not any(file.startswith(place) for file in used)} == set()
