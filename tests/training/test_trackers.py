@@ -37,8 +37,9 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def read_wandb(path: Path) -> Iterator[Any]:
     """The records of a file of W&B: LevelDB's log format, in blocks of 32 KiB after a header of 7 bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
 
+    messages: Any = wandb_internal_pb2  # its classes are made at import
     data, position, part = path.read_bytes(), 7, b""
     while position + 7 <= len(data):
         if (left := 32768 - position % 32768) < 7:
@@ -48,7 +49,7 @@ def read_wandb(path: Path) -> Iterator[Any]:
         part += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # whole, or the last of several parts
-            yield Record.FromString(part)
+            yield messages.Record.FromString(part)
             part = b""
 
 

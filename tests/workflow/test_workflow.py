@@ -326,7 +326,8 @@ def test_every_rule_and_target_is_explained():
     """In a line of `--list-rules`: also the tables, figures and groups of these that a config names."""
     command = [sys.executable, "-m", "snakemake", "--list-rules", "--cores", "1", "--configfile", "config/tgm.yaml"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    rules = dict(re.fullmatch(r"(\w+)(?: \((.+)\))?", line).groups() for line in listed)
+    parts = [re.fullmatch(r"(\w+)(?: \((.+)\))?", line) for line in listed]
+    rules = {part[1]: part[2] for part in parts}
     assert {"all", "pretrain", "report", "tgm_table1", "tgm_figure3", "tgm_figure3a"} <= rules.keys()
     assert [name for name, text in rules.items() if not text] == []
     assert len(set(rules.values())) == len(rules)
