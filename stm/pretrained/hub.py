@@ -100,4 +100,10 @@ def explain_missing(source: ModelSource, error: Exception) -> ModelError:
     """Return the error for a model that transformers could not load."""
     where = "the hub" if source.folder is None else f"the folder {source.folder}"
     hint = "" if source.folder is not None else f"; there is no local folder {source.name!r} either"
-    return ModelError(f"model {source.name!r} cannot be loaded from {where}{hint}: {error}")
+    # torch's and transformers' messages say how to load such files all the same, by running their code.
+    reason = str(error)
+    if "weights_only" in reason:
+        reason = "its file of weights holds more than weights, and loading it could run code, so stm refuses to"
+    if "trust_remote_code" in reason:
+        reason = "it comes with code of its own, which would have to be run, so stm refuses to"
+    return ModelError(f"model {source.name!r} cannot be loaded from {where}{hint}: {reason}")

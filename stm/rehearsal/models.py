@@ -15,10 +15,12 @@ import torch
 from stm.pretrained.local_files import local_model_files
 from stm.rehearsal.shrink import LAYERS, WIDTH
 from stm.rehearsal.videos import KINDS, describe_clip
+from stm.storage.files import write_json
 from stm.storage.shipped import PACKAGE, model_path
 
 _OWN_BYTES = 64 * 2**20  # local models of up to this size are used as they are
 _HEADS = 2
+_TOWER = "tower"  # where timm finds the sizes of an image tower, in the folder of its model
 _PATCH = 16  # pixels, where the name of a model does not tell
 
 
@@ -52,23 +54,32 @@ def _texts(questions: list[dict[str, str]]) -> Iterator[str]:
 # --------------------------------------------------------------------------------------------------- open_clip
 
 
-def write_clip(model: str, folder: Path) -> None:
+def write_clip(model: str, folder: Path, place: str) -> None:
     """Save a small CLIP or SigLIP in the place of an open_clip model, with its patch size, activation and tokenizer.
 
     Args:
         model: as in `similarity.model`; one whose architecture is unknown is taken for ViT-B-32.
+        place: the path of `folder` from the working directory of those who load it.
     """
     import open_clip
     from safetensors.torch import save_file
 
     architecture, tag = _find_architecture(model)
     config = _shrink_clip(open_clip.get_model_config(architecture))
+    tower = _shrink_tower(config["vision_cfg"])
+    if tower is not None:
+        write_json(folder / _TOWER / "config.json", tower)
+        side = tower["model_args"]["img_size"]
+        given = {"timm_model_name": f"local-dir:{folder / _TOWER}", "image_size": side}
+        config |= {"embed_dim": WIDTH, "vision_cfg": config["vision_cfg"] | given}
     arguments = {key: value for key, value in config.items() if key != "custom_text"}
     kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
     torch.manual_seed(0)
     network = kind(**arguments)
+    if tower is not None:
+        config["vision_cfg"]["timm_model_name"] = f"local-dir:{place}/{_TOWER}"
     folder.mkdir(parents=True, exist_ok=True)
-    # In half precision, because SigLIP's image tower keeps its size.
+    # In half precision, because some image towers of timm keep their size.
     state = {name: _half(tensor) for name, tensor in network.state_dict().items()}
     save_file(state, folder / "open_clip_model.safetensors")
     known = open_clip.get_pretrained_cfg(architecture, tag) or {}
@@ -89,7 +100,7 @@ def _find_architecture(model: str) -> tuple[str, str]:
 
 
 def _shrink_clip(config: dict[str, Any]) -> dict[str, Any]:
-    """An architecture with small towers. timm's towers have fixed sizes: only the text tower becomes smaller."""
+    """An architecture with small towers; for an image tower of timm, see `_shrink_tower`."""
     vision, text = dict(config["vision_cfg"]), dict(config["text_cfg"])
     width = config["embed_dim"] if "timm_model_name" in vision else WIDTH
     if "timm_model_name" not in vision:
@@ -104,6 +115,23 @@ def _shrink_clip(config: dict[str, Any]) -> dict[str, Any]:
         text |= {"hf_tokenizer_name": "local", "vocab_size": demo["vocab_size"]}
         text.pop("tokenizer_kwargs", None)
     return {**config, "embed_dim": width, "vision_cfg": vision, "text_cfg": text}
+
+
+def _shrink_tower(vision: dict[str, Any]) -> dict[str, Any] | None:
+    """A folder's config for timm of a small ViT with the same pooling and patches; None for towers of other kinds."""
+    import timm
+    from timm.models.vision_transformer import VisionTransformer
+
+    if "timm_model_name" not in vision:
+        return None
+    with torch.device("meta"):
+        full = timm.create_model(vision["timm_model_name"])
+    if not isinstance(full, VisionTransformer):
+        return None
+    side = 2 * full.patch_embed.patch_size[0]
+    sizes = {"embed_dim": WIDTH, "depth": LAYERS, "num_heads": _HEADS, "img_size": side}
+    pretrained = {"input_size": [3, side, side], "num_classes": 0}
+    return {"architecture": vision["timm_model_name"], "model_args": sizes, "pretrained_cfg": pretrained}
 
 
 def _half(tensor: torch.Tensor) -> torch.Tensor:

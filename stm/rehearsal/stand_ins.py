@@ -130,7 +130,8 @@ def _vision_language_model(full: VisionLanguageCaptions, small: VisionLanguageCa
 
 
 def _clip(full: str, small: str) -> StandIn:
-    return StandIn(full, _path(small), lambda path: models.write_clip(full, path))
+    place = _path(small)
+    return StandIn(full, place, lambda path: models.write_clip(full, path, place))
 
 
 def _path(model: str) -> str:

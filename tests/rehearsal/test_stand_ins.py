@@ -23,6 +23,7 @@ from stm.models.weights import zoo
 from stm.models.weights.initialise import read_initial
 from stm.preprocess.captions.language_model import LanguageModel
 from stm.preprocess.captions.vision_language import Question, VisionLanguageModel
+from stm.preprocess.similarity.dense_scorer import check_tower
 from stm.pretrained.clip import load_clip
 from stm.pretrained.text_encoder import TextEncoder
 from stm.rehearsal.shrink import shrink
@@ -60,6 +61,21 @@ def test_clip_has_the_published_one_s_patches_activation_and_tokenizer(
     assert "QuickGELU" in str(clip.model.visual)
     assert clip.tokenizer(["a red circle"]).shape == (1, 77)
     assert clip.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP@webli", "hf-hub:timm/ViT-SO400M-14-SigLIP2"])
+def test_siglip_is_small_and_keeps_its_patches_and_pooling(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = parse_config({**STUDY, "similarity": {"model": name, "method": "dense"}})
+    small = shrink(full)
+    write_stand_ins(full, small, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    clip = load_clip(small.similarity.model, device="cpu")
+    tower = check_tower(clip.model.visual)
+    assert tower.prefix == 0 and tower.grid == (2, 2) and tower.patch_size == ((16, 16) if "-16" in name else (14, 14))
+    assert sum(parameter.numel() for parameter in clip.model.visual.parameters()) < 1e6
+    assert clip.image_size == (2 * tower.patch_size[0], 2 * tower.patch_size[1])
 
 
 def test_language_model_and_text_encoder_answer_and_embed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,7 +193,8 @@ def _objectives(facts: Provenance) -> str:
         "masked video-text contrast": facts.setting("contrast", "weight"),
     }
     weighted |= {text: facts.setting("objectives", key) for key, text in _OBJECTIVES.items()}
-    return "; ".join(f"{name} (weight {weight:g})" for name, weight in weighted.items() if weight)
+    numbers = {name: weight for name, weight in weighted.items() if isinstance(weight, int | float) and weight}
+    return "; ".join(f"{name} (weight {weight:g})" for name, weight in numbers.items())
 
 
 def _teacher(facts: Provenance) -> str:
@@ -247,6 +248,16 @@ def _limits(weights: Weights, facts: Provenance, omitted: Sequence[str]) -> Iter
         yield "Not trained here: the weights are the initial ones"
     if not facts.dataset and (facts.setting("init") or not untrained):
         yield "The pretraining data is unknown, and so are its licence and its biases"
+    if facts.origin_license:
+        yield (
+            "Started from VideoMAE's weights, which are licensed CC BY-NC 4.0, not for commercial use: that holds for these "
+            "weights, too"
+        )
+    elif facts.origin:
+        yield (
+            f"The licence of `{facts.origin}`, from which the weights started, holds for them, too (VideoMAE's "
+            "published weights: CC BY-NC 4.0)"
+        )
     yield "The number of frames and the image size are fixed; other sizes are cropped and resized first"
     yield from omitted
 
@@ -257,4 +268,9 @@ def _bullets(lines: Iterator[str]) -> str:
 
 def _table(header: Sequence[str], rows: Any) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in row)} |\n" for row in lines)
+    return "".join(f"| {' | '.join(map(_cell, row))} |\n" for row in lines)
+
+
+def _cell(value: object) -> str:
+    """A table's cell, on a single line, such as a class's name with line breaks."""
+    return " ".join(str(value).split()).replace("|", "\\|")

@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+import torch
 from torch import Tensor
 
 from stm.models.weights.card import UNKNOWN, Format, write_card
@@ -74,6 +76,7 @@ def export(
     """
     if not _LICENSE.fullmatch(license):
         raise WeightsError(f"license {license!r}: give the hub's abbreviation, such as apache-2.0 or cc-by-nc-4.0")
+    weights = _own_tensors(weights)
     extras, notes = _keep_extras(weights, source, format, encoder_only)
     if format == "timm" and weights.kind == "pretraining":
         weights = weights.encoder()
@@ -82,11 +85,19 @@ def export(
     if not single:
         _check_folder(target, source, format)
     facts = find_provenance(source)  # before writing, since the target may be the source's folder
+    if facts.origin_license:
+        if license not in (UNKNOWN, facts.origin_license):
+            notes.append(
+                f"The licence is given as {license}, but VideoMAE's weights, from which these started, are CC BY-NC 4.0"
+            )
+        license = facts.origin_license if license == UNKNOWN else license
     if format == "stm":
         write_own(weights, target if single else target / OWN_NAME, extras.states, extras.header)
-        if not single and facts.receipt:
-            record = {"receipt": facts.receipt, "dataset": facts.dataset, "clips": facts.clips}
-            write_json(target / "config.json", record)
+        if not single and (facts.receipt or facts.origin):
+            kept = ("receipt", "dataset", "clips", "origin", "origin_license")
+            write_json(target / "config.json", {key: getattr(facts, key) for key in kept})
+        elif not single:
+            (target / "config.json").unlink(missing_ok=True)  # of an earlier export, of other weights
     elif format == "videomae":
         write_official(weights, target if single else target / CHECKPOINT_NAME)
     elif format == "timm":
@@ -96,6 +107,12 @@ def export(
     if not single:
         _write_card(weights, facts, target, format, license, notes)
     return notes
+
+
+def _own_tensors(weights: Weights) -> Weights:
+    """The weights in float32, which all libraries compute with; each tensor has memory of its own, as safetensors needs."""
+    tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in weights.tensors.items()}
+    return replace(weights, tensors=tensors)
 
 
 def _check_folder(target: Path, source: str | Path, format: Format) -> None:

@@ -12,6 +12,8 @@ from stm.storage.files import read_json, sha256_file
 from stm.storage.tables import read_receipt
 
 OWN_NAME = "weights.safetensors"
+VIDEOMAE_LICENSE = "cc-by-nc-4.0"  # of VideoMAE's published weights
+_VIDEOMAE_OWNER = "MCG-NJU/"  # on the hub
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Provenance:
     dataset: str = ""  # of the pretraining: the config's `dataset.source`
     clips: int = 0  # of the pretraining's split
     evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # each one's metrics.json, by name
+    origin: str = ""  # the file or hub id of others that the weights started from, or were converted from
+    origin_license: str = ""  # VideoMAE's, if the origin is one of its published weights
     rehearsal: bool = False  # whether the run was made from stand-in data by `stm rehearse`
 
     def setting(self, *keys: str) -> Any:
@@ -56,14 +60,17 @@ def find_provenance(source: str | Path) -> Provenance:
     name = path.name if path.exists() else str(source)
     file = own_file(source)
     if file is None:
-        return Provenance(name)
+        known = VIDEOMAE_LICENSE if str(source).startswith(_VIDEOMAE_OWNER) else ""
+        return Provenance(name, origin=strip_folders(str(source)), origin_license=known)
     folder = file.absolute().parent  # not resolved: in a cache of the hub, files are links to elsewhere
     if folder.parent.name == "pretrain":
         return _of_run(name, Layout(folder.parent.parent), folder.name, file)
     if folder.parent.parent.name == "evaluate":
         return _of_classifier(name, Layout(folder.parent.parent.parent), folder.parent.name, folder)
     record = _read(folder / "config.json")
-    return Provenance(name, **{key: record[key] for key in ("receipt", "dataset", "clips") if key in record})
+    kinds = {"receipt": dict, "dataset": str, "clips": int, "origin": str, "origin_license": str}
+    parts: dict[str, Any] = {key: record[key] for key, kind in kinds.items() if isinstance(record.get(key), kind)}
+    return Provenance(name, **parts)
 
 
 def _of_run(name: str, layout: Layout, run: str, file: Path) -> Provenance:
@@ -89,13 +96,26 @@ def _of_classifier(name: str, layout: Layout, run: str, folder: Path) -> Provena
 
 
 def _with_data(name: str, layout: Layout, run: str, **parts: Any) -> Provenance:
-    receipt = strip_folders(_read(layout.pretrain(run) / "config.json").get("receipt", {}))
+    receipt = _read(layout.pretrain(run) / "config.json").get("receipt", {})
+    origin = _find_origin(receipt)
+    # Names are all there is to go by; docs and configs name such files videomae.
+    known = VIDEOMAE_LICENSE if origin.startswith(_VIDEOMAE_OWNER) or "videomae" in origin.lower() else ""
+    parts |= {"origin": strip_folders(origin), "origin_license": known}
+    receipt = strip_folders(receipt)
     if layout.manifest.is_file() and is_trained(receipt):
         parts["dataset"] = get_nested(read_receipt(layout.manifest), "settings", "dataset", "source") or ""
         shards = (_read(layout.shard_index).get("shards") or {}).values()
         split = get_nested(receipt, "settings", "split")
         parts["clips"] = sum(shard["clips"] for shard in shards if shard["split"] == split)
     return Provenance(name, receipt=receipt, rehearsal="rehearsal" in layout.root.parts, **parts)
+
+
+def _find_origin(receipt: Mapping[str, Any], depth: int = 10) -> str:
+    """What a run started from: a release or initial weights, through at most `depth` runs; empty for random weights."""
+    settings = receipt.get("settings")
+    first = str(get_nested(settings, "release") or get_nested(settings, "init") or "")
+    before = _read(Path(first).parent / "config.json").get("receipt") if Path(first).name == OWN_NAME else None
+    return _find_origin(before, depth - 1) if isinstance(before, Mapping) and depth else first
 
 
 def is_trained(receipt: Mapping[str, Any]) -> bool:

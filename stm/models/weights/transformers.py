@@ -26,7 +26,7 @@ from stm.models.weights.checks import (
     raise_differences,
 )
 from stm.pretrained.hub import ModelSource, explain_missing
-from stm.storage.files import write_bytes, write_json
+from stm.storage.files import read_json, write_bytes, write_json
 from stm.tubelets import IMAGENET_MEAN, IMAGENET_STD
 
 CLASSES: Mapping[Kind, str] = {
@@ -265,6 +265,7 @@ def read_transformers(source: ModelSource) -> Weights:
         if config.model_type != "videomae":
             raise WeightsError(f"{source.name} is a transformers model of type {config.model_type}, not videomae")
         architecture, kind = _parse_config(config, what)
+        _check_shards(source)
         # With its class, which supports older weight names, sharded files, and `.bin` files.
         model, report = getattr(transformers, CLASSES[kind]).from_pretrained(
             **source.arguments,
@@ -282,6 +283,17 @@ def read_transformers(source: ModelSource) -> Weights:
     labels = tuple(config.id2label[number] for number in range(config.num_labels)) if kind == "classifier" else None
     blank = Weights(architecture, outline(architecture, kind, config.num_labels if kind == "classifier" else 0))
     return Weights(architecture, from_transformers_state(state, blank, what), labels)
+
+
+def _check_shards(source: ModelSource) -> None:
+    """Raise WeightsError if the index of a folder's sharded weights names files outside of the folder."""
+    for path in sorted(source.folder.glob("*.index.json")) if source.folder is not None else ():
+        content = read_json(path)
+        shards = content.get("weight_map") if isinstance(content, dict) else None
+        names = shards.values() if isinstance(shards, dict) else ()
+        outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+        if outside:
+            raise WeightsError(f"{path}: names {outside[0]!r}, which is not a file of this folder")
 
 
 def _check_report(report: Mapping[str, Any], what: str) -> None:

@@ -27,6 +27,8 @@ from stm.pretrained.hub import PRECISIONS, ModelError, ModelSource, explain_miss
 
 # Times are given to processors as frame numbers of a video of this rate: exact for any frame rate, and for changing ones.
 _TICKS = 1000
+# What processors call the texts that they replace by the tokens of images and videos.
+_PLACEHOLDERS = ("image_token", "video_token", "boi_token", "start_image_token")
 _THINKING, _ANSWERING = "<think>", "</think>"
 
 
@@ -113,8 +115,10 @@ class VisionLanguageModel:
         answers: dict[int, str] = {}
         for positions, prepared in groups:
             inputs = self._move(prepared)
+            # The model's own settings may ask for several answers, or for more than tokens.
+            one = {"num_return_sequences": 1, "return_dict_in_generate": False}
             tokens = self._model.generate(
-                **inputs, do_sample=False, num_beams=1, max_new_tokens=self._source.max_new_tokens
+                **inputs, do_sample=False, num_beams=1, max_new_tokens=self._source.max_new_tokens, **one
             )
             # Decoders return the prompt, too.
             prompts = inputs["input_ids"]
@@ -215,7 +219,7 @@ def _pin(source: VisionLanguageCaptions, location: ModelSource) -> dict[str, str
 
 
 def _check_processor(source: VisionLanguageCaptions, processor: Any) -> None:
-    """Check that a processor has a chat template, takes the source's input, and knows its settings.
+    """Check that a processor has a chat template, takes the source's input and prompts, and knows its settings.
 
     Raises:
         ModelError: says what is missing, and what can be done.
@@ -232,6 +236,14 @@ def _check_processor(source: VisionLanguageCaptions, processor: Any) -> None:
         )
     if getattr(processor, part, None) is None:
         raise ModelError(f"{name}: its processor takes no videos; set input to `images` or `key_frames`")
+    placeholders = {getattr(part, name, None) for part in (processor, processor.tokenizer) for name in _PLACEHOLDERS}
+    for prompt in source.prompts:
+        taken = sorted(mark for mark in placeholders if isinstance(mark, str) and mark and mark in prompt)
+        if taken:
+            raise ModelError(
+                f"{name}: the prompt {prompt!r} contains {taken[0]}, which stands for an image or video to this model; frames "
+                "are added by themselves: remove it"
+            )
     # transformers only warns about settings that it does not know, and ignores them.
     known = set(getattr(processor, part).valid_kwargs.__annotations__)
     unknown = sorted(set(source.processor) - known)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pytest
@@ -18,7 +18,8 @@ import stm
 from stm.config import PretrainRun, parse_config
 from stm.models.vit import VideoEncoder, VideoMAE
 from stm.models.weights import zoo
-from stm.models.weights.export import FILES
+from stm.models.weights.card import Format
+from stm.models.weights.export import FILES, export
 from stm.storage.files import read_json, sha256_file, write_json
 from stm.storage.tables import write_table
 
@@ -38,11 +39,18 @@ SETTINGS = {
 }
 
 
-def make_run(root: Path, model: nn.Module, dataset: str = "moving-shapes", **extra: Any) -> Path:
+def make_run(
+    root: Path, model: nn.Module, dataset: str = "moving-shapes", init: str | None = None, **extra: Any
+) -> Path:
     """The weights of a run, with all that lies beside them, of which one evaluation is of other weights."""
     weights = root / "pretrain/mine/weights.safetensors"
     zoo.save(model, weights, **extra)
-    receipt = {"settings": SETTINGS, "step": 345, "seed": 8, "versions": {"stm": "0.1.0", "torch": "2.13.0"}}
+    receipt = {
+        "settings": SETTINGS | {"init": init},
+        "step": 345,
+        "seed": 8,
+        "versions": {"stm": "0.1.0", "torch": "2.13.0"},
+    }
     write_json(weights.with_name("config.json"), {"receipt": receipt, "run": {"init": "/home/someone"}})
     slices = {"train-00000": {"clips": 1000, "split": "train"}, "train-00001": {"clips": 234, "split": "train"}}
     write_json(root / "slices.json", {"shards": slices | {"test-00000": {"clips": 7, "split": "test"}}})
@@ -96,6 +104,46 @@ def test_a_card_tells_how_the_weights_were_made_and_how_good_they_are(tmp_path: 
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["title"] in text
 
 
+@pytest.mark.parametrize("first", ["MCG-NJU/videomae-base", "/home/someone/weights/videomae/b.pth", "umt.pth"])
+def test_weights_that_started_from_videomae_s_have_its_licence(tmp_path: Path, first: str) -> None:
+    """Also through a run between, and after a conversion to stm's format, which keeps the record."""
+    started = make_run(tmp_path / "results/first", VideoMAE(TINY), init=first)
+    weights = make_run(tmp_path / "results/second", VideoMAE(TINY), init=str(started))
+    own = zoo.convert(weights, tmp_path / "own", "stm")
+    front, text = read_card(zoo.convert(own, tmp_path / "peer", "timm", encoder_only=True))
+    theirs = "videomae" in first
+    assert front["license"] == ("cc-by-nc-4.0" if theirs else "unknown")
+    assert ("which are licensed CC BY-NC 4.0, not for commercial use" in text) is theirs
+    assert ("The licence of `umt.pth`" in text) is not theirs and "/home/someone" not in text
+    assert read_json(tmp_path / "peer/config.json")["pretrained_cfg"].get("license") == (
+        "cc-by-nc-4.0" if theirs else None
+    )
+    given, text = read_card(zoo.convert(weights, tmp_path / "given", "timm", license="apache-2.0"))
+    assert given["license"] == "apache-2.0" and ("given as apache-2.0, but VideoMAE's" in text) is theirs
+
+
+def test_a_half_precision_file_with_shared_tensors_is_exported(tmp_path: Path) -> None:
+    state = {name: tensor.bfloat16() for name, tensor in disturb(VideoMAE(TINY)).state_dict().items()}
+    zoo.save(VideoMAE(TINY), tmp_path / "a.safetensors")
+    weights = replace(zoo.read(tmp_path / "a.safetensors"), tensors=state)
+    state["encoder.norm.bias"] = state["encoder.norm.weight"]
+    for format in get_args(Format):
+        assert export(weights, "elsewhere", tmp_path / format, format) is not None
+        read = zoo.read(tmp_path / format).tensors
+        assert {tensor.dtype for tensor in read.values()} == {torch.float32}
+        torch.testing.assert_close(read["encoder.norm.bias"], state["encoder.norm.weight"].float(), rtol=0, atol=0)
+
+
+def test_an_export_over_another_leaves_nothing_of_it(tmp_path: Path) -> None:
+    zoo.convert(make_run(tmp_path / "results/shapes", VideoMAE(TINY)), tmp_path / "peer", "stm")
+    zoo.save(VideoMAE(TINY), tmp_path / "found.safetensors")
+    zoo.convert(tmp_path / "found.safetensors", tmp_path / "peer", "stm")
+    assert "| Mask | unknown |" in read_card(zoo.convert(tmp_path / "peer", tmp_path / "timm", "timm"))[1]
+    record = {"receipt": {"settings": {"objectives": {"matching": "much"}}}, "clips": "many", "dataset": [1]}
+    write_json(tmp_path / "peer/config.json", record)
+    assert "Pretraining data | unknown" in read_card(zoo.convert(tmp_path / "peer", tmp_path / "timm", "timm"))[1]
+
+
 def test_a_card_says_what_is_unknown(tmp_path: Path) -> None:
     zoo.save(VideoEncoder(TINY), tmp_path / "found.safetensors")
     front, text = read_card(zoo.convert(tmp_path / "found.safetensors", tmp_path / "peer", "transformers"))
@@ -116,14 +164,14 @@ def test_a_card_says_what_is_unknown(tmp_path: Path) -> None:
 def test_a_classifier_s_card_has_its_own_number_and_the_run_s_training(tmp_path: Path) -> None:
     run = make_run(tmp_path / "results/shapes", VideoMAE(TINY))
     folder = tmp_path / "results/shapes/evaluate/mine/actions"
-    zoo.save(Head(VideoEncoder(TINY), 2), folder / "classifier.safetensors", labels=["run", "a|b"])
+    zoo.save(Head(VideoEncoder(TINY), 2), folder / "classifier.safetensors", labels=["run", "a|\nb"])
     headline = {"label": "top-1", "scale": 100.0, "unit": "%", "value": 0.5, "chance": None, "interval": None}
     settings = {"optimisation": {"epochs": 3, "batch_size": 16}}
     metrics = {"task": "finetune", "headline": headline, "settings": settings, "receipt": {"weights": sha256_file(run)}}
     write_json(folder / "metrics.json", metrics)
     front, text = read_card(zoo.convert(folder / "classifier.safetensors", tmp_path / "peer", "timm"))
     assert front["pipeline_tag"] == "video-classification"
-    assert "| Classes | run, a\\|b |\n" in text and "| Steps | 345 |\n" in text
+    assert "| Classes | run, a\\| b |\n" in text and "| Steps | 345 |\n" in text
     assert "| Fine-tuning | on the classes below, epochs: 3, batch: 16 clips |\n" in text
     assert "| `actions` | finetune | top-1 | 50.0 % | - | - |\n" in text and "linear" not in text
     zoo.save(disturb(VideoMAE(TINY)), run)  # trained again since, so that the classifier is of other weights

@@ -229,6 +229,27 @@ def test_only_a_text_that_can_be_no_path_reaches_the_hub(tmp_path: Path, monkeyp
     assert asked == ["owner/name"]
 
 
+def test_shards_come_from_the_folder_and_hold_weights_alone(tmp_path: Path) -> None:
+    """No message passes on a library's advice to run a file's code."""
+    folder = export(VideoMAE(TINY), tmp_path)
+    (folder / "model.safetensors").rename(tmp_path / "all.safetensors")
+    names = load_file(tmp_path / "all.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "../all.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(zoo.WeightsError, match=r"names '\.\./all\.safetensors', which is not a file of this folder"):
+        zoo.read(folder)
+    index["weight_map"] = dict.fromkeys(names, "all.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "all.safetensors").rename(folder / "all.safetensors")
+    assert zoo.read(folder).kind == "pretraining"
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    torch.save({"mask_token": print}, folder / "pytorch_model.bin")
+    with pytest.raises(zoo.WeightsError, match="so stm refuses to") as caught:
+        zoo.read(folder)
+    assert "weights_only" not in str(caught.value)
+
+
 def test_transformers_format_needs_a_folder(tmp_path: Path) -> None:
     zoo.save(VideoMAE(TINY), tmp_path / "a.safetensors")
     with pytest.raises(zoo.WeightsError, match=r"a\.safetensors: is a file, but the format transformers is a folder"):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -270,6 +271,17 @@ def test_settings_of_the_template_and_the_processor_are_applied(vlm: Callable[[s
     assert ((plain_text == image).sum(), (other == image).sum()) == (4, 4)
 
 
+def test_settings_that_a_model_brings_along_do_not_change_how_it_is_asked(
+    vlm: Callable[[str], Path], made: StageOutputs, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(vlm("idefics3"), tmp_path / "model"))
+    expected = run(made, make_source(folder, input="images"), tmp_path / "captions.parquet")
+    path = folder / "generation_config.json"
+    settings = {"do_sample": True, "num_return_sequences": 2, "return_dict_in_generate": True, "max_length": 3}
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    assert run(made, make_source(folder, input="images"), tmp_path / "other.parquet") == expected
+
+
 @pytest.mark.parametrize(
     ("prompt", "answer", "caption"),
     [
@@ -295,6 +307,8 @@ def test_reasoning_is_not_part_of_a_caption(prompt: str, answer: str, caption: s
         ),
         ("qwen2_5_vl", {"template": {"enable_thinking": False}}, "no variable 'enable_thinking'"),
         ("qwen2_5_vl", {"revision": "main"}, "a local folder, which has no revisions"),
+        ("qwen2_5_vl", {"prompts": ["what <|image_pad|> is"]}, r"contains <\|image_pad\|>, which stands for an image"),
+        ("llava_onevision", {"input": "images", "prompts": ["is", "a <video> ?"]}, "'a <video> [?]' contains <video>"),
     ],
 )
 def test_what_a_model_does_not_take_is_refused(
