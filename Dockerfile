@@ -6,7 +6,7 @@
 #   instm stm init my-study                                                                             # a study of your own
 #   docker build --build-arg JAVA=1 --tag stm .                                                         # with the metrics of captions
 #
-# CPU or CUDA: the lock's torch is PyPI's standard build, which contains CUDA and also runs without a GPU; the image has about 8 GB. Loading processes
+# CPU or CUDA: the lock's torch is PyPI's standard build, which contains CUDA and also runs without a GPU; the image takes about 7 GB. Loading processes
 # pass batches through /dev/shm, of which a container has 64 MB by default: hence --shm-size (docs/cluster.md). `compile: true` needs a C compiler: gcc.
 # In a cluster without Docker: apptainer build stm.sif docker-daemon://stm:latest
 

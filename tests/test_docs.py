@@ -118,6 +118,10 @@ def test_commands_exist(path):
     assert named(path, r"(?:^|(?<=[\s/]))stm ([a-z][a-z_-]*)") <= commands()
 
 
+def test_every_command_is_documented():
+    assert commands() == named(ROOT / "docs/commands.md", r"^stm ([a-z][a-z-]*)")
+
+
 @cache
 def papers() -> set[str]:
     """The tables and figures of the configs, which are targets by their names."""

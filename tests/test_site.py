@@ -128,6 +128,13 @@ def test_every_page_of_the_docs_is_in_the_navigation(site):
     assert len(list(site.rglob("*.html"))) >= len(names)
 
 
+def test_examples_of_docstrings_are_shown_as_code(site):
+    """A doctest outside of a section `Examples` would become three nested quotations."""
+    text = (site / "api.html").read_text(encoding="utf-8")
+    assert "<blockquote>" not in text and "doctest" not in text
+    assert text.count("&gt;&gt;&gt;") >= 5
+
+
 def test_linked_files_of_the_repository_become_pages(site):
     page = site / "repository/config/folder.yaml.html"
     shown = re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8"))

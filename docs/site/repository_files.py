@@ -15,7 +15,8 @@ from mkdocs.structure.pages import Page
 FOLDER = "repository"  # of the site
 ALWAYS = ("CONTRIBUTING.md", "CHANGELOG.md")  # in the navigation
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)")  # the path in [text](path#anchor)
-LANGUAGES = {".yaml": "yaml", ".yml": "yaml", ".py": "python", ".json": "json", ".toml": "toml", ".smk": "python"}
+# Not JSON: the schema of the config would be five times as large in colours.
+LANGUAGES = {".yaml": "yaml", ".yml": "yaml", ".py": "python", ".toml": "toml", ".smk": "python"}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -68,4 +69,7 @@ def _content(path: str, text: str) -> str:
     if path.endswith(".md"):
         return text
     language = LANGUAGES.get(Path(path).suffix, "text")
-    return f"# {path}\n\n````{language}\n{text}\n````\n"
+    unsearched = (
+        "---\nsearch: {exclude: true}\n---\n"  # searches should lead to the docs, not to every file that they link to
+    )
+    return f"{unsearched}# {path}\n\n````{language}\n{text}\n````\n"

@@ -147,8 +147,9 @@ class Classifier(Encoder):
 def load(weights: str | Path, *, frames: int | None = None, image_size: int | None = None) -> Encoder:
     """Load the encoder of any weights, on the CPU; those of a fine-tuned classifier are loaded as a `Classifier`.
 
-    >>> encoder = stm.load("results/shapes/pretrain/text")   # doctest: +SKIP
-    >>> encoder(batch["video"]).pooled   # doctest: +SKIP
+    Examples:
+        >>> encoder = stm.load("results/shapes/pretrain/text")  # doctest: +SKIP
+        >>> encoder(batch["video"]).pooled  # doctest: +SKIP
 
     Args:
         weights: a file of stm (safetensors), an official VideoMAE `.pth`, a transformers folder, the folder of a run or of a

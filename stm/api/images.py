@@ -61,8 +61,9 @@ def show(
 ) -> ClipImage:
     """Draw clips with their masks and guides: one row each, one column per frame.
 
-    >>> stm.show(batch, kept)   # doctest: +SKIP
-    >>> stm.show(batch, {"text": kept, "tube": stm.mask(batch, "tube", 0.6)}, guide="text", clips=1)   # doctest: +SKIP
+    Examples:
+        >>> stm.show(batch, kept)  # doctest: +SKIP
+        >>> stm.show(batch, {"text": kept, "tube": stm.mask(batch, "tube", 0.6)}, guide="text", clips=1)  # doctest: +SKIP
 
     Args:
         batch: "video" uint8 [B, T, 3, S, S] and "guides", as loaders return them; "caption" if there are captions.

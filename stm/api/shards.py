@@ -47,9 +47,10 @@ def open_shards(
 ) -> "OpenShards":
     """Open packed shards, to look at, to train on or to compute features from.
 
-    >>> data = stm.open_shards("results/shapes")   # doctest: +SKIP
-    >>> for batch in data.loader(batch_size=8):   # doctest: +SKIP
-    ...     kept = stm.mask(batch, "text_top", 0.6)
+    Examples:
+        >>> data = stm.open_shards("results/shapes")  # doctest: +SKIP
+        >>> for batch in data.loader(batch_size=8):  # doctest: +SKIP
+        ...     kept = stm.mask(batch, "text_top", 0.6)
 
     Args:
         source: a dataset's folder of results (`results/NAME`), its `shards`, the folder of one split, a tar, or a list of tars.

@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
@@ -20,6 +21,7 @@ from stm.cli.convert import add_convert
 from stm.cli.extras import explain_missing_library
 from stm.cli.features import add_features
 from stm.cli.init import add_init
+from stm.cli.overview import describe_commands
 from stm.cli.predict import add_predict
 from stm.cli.retrieve import add_retrieve
 from stm.cli.view import add_view
@@ -37,8 +39,8 @@ __all__ = ["build_parser", "main"]
 _log = logging.getLogger(__name__)
 
 _DESCRIPTION = (
-    "Run one stage of the workflow without Snakemake. Each command reads and writes the same files, with the same bytes, "
-    "as the workflow's rule of that name. `stm STAGE --help` lists the options of a stage."
+    "Masked video and video-language pretraining, and what its weights are good for. A stage does the work of the workflow's "
+    "rule of that name without Snakemake, with the same bytes. `stm COMMAND --help` lists the options of a command."
 )
 _SELECTIONS = {
     "dataset": "only these datasets of a config with several; default: all",
@@ -55,9 +57,13 @@ _RENAMED = {"faithfulness": "crop-agreement"}
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the argument parser: one subcommand per stage, and those that need no config, such as `view`."""
-    parser = argparse.ArgumentParser(prog="stm", description=_DESCRIPTION)
+    parser = argparse.ArgumentParser(
+        prog="stm",
+        description=textwrap.fill(_DESCRIPTION, 80),
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # keeps the lines of the epilog
+    )
     parser.add_argument("--version", action="version", version=f"stm {stm.__version__}")
-    commands = parser.add_subparsers(dest="stage", required=True, metavar="stage")
+    commands = parser.add_subparsers(dest="stage", required=True, metavar="COMMAND", help="one of those below")
     for stage in all_stages().values():
         _add_stage(commands, stage)
         if stage.name == "shards":
@@ -72,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_init(commands)
     for each in (parser, *commands.choices.values()):
         _add_levels(each)
+    parser.epilog = describe_commands(commands.choices)
     parser.set_defaults(verbose=False, quiet=False)
     return parser
 
@@ -98,7 +105,7 @@ def _add_stage(commands: Any, stage: Stage) -> None:
 def _add(
     commands: Any, name: str, text: str, function: Callable[[argparse.Namespace], None]
 ) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    command: argparse.ArgumentParser = commands.add_parser(name, description=text)
     command.set_defaults(function=function)
     command.add_argument(
         "--config",

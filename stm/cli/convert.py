@@ -11,7 +11,7 @@ _FORMATS = ("stm", "transformers", "timm", "videomae")
 
 def add_convert(commands: Any) -> None:
     """Add the command and its options to the parser's subcommands."""
-    command = commands.add_parser("convert", help=_TEXT, description=_TEXT)
+    command = commands.add_parser("convert", description=_TEXT)
     command.set_defaults(function=_convert)
     command.add_argument(
         "weights",

@@ -17,7 +17,7 @@ _INPUTS = (
 
 def add_features(commands: Any) -> None:
     """Add the command and its options to the parser's subcommands."""
-    command = commands.add_parser("features", help=_TEXT, description=_TEXT)
+    command = commands.add_parser("features", description=_TEXT)
     command.set_defaults(function=_features)
     add_inputs(command)
     command.add_argument(

@@ -43,7 +43,7 @@ extends: {package}{name}.yaml
 def add_init(commands: Any) -> None:
     """Add the command to the parser of `stm`."""
     text = "write a config, a Snakefile and profiles into a folder, to start a study of your own from"
-    command = commands.add_parser("init", help=text, description=text)
+    command = commands.add_parser("init", description=text)
     command.set_defaults(function=_init)
     command.add_argument("folder", type=Path, help="the folder; it may exist, and no file in it is overwritten")
     command.add_argument(
@@ -105,7 +105,7 @@ def _describe(folder: Path, name: str) -> str:
     extended = shipped("config") / f"{name}.yaml"
     has_data = bool(_paths(read_values(extended)))
     lines = [
-        f"{folder} has {CONFIG}, which extends {extended}, {SNAKEFILE} and {PROFILES}/.",
+        f"{folder} has {CONFIG}, which extends stm's own {name}.yaml ({extended}), {SNAKEFILE} and {PROFILES}/.",
         f"Say in {CONFIG} where your data lies, and then:" if has_data else "Next:",
         f"  cd {shlex.quote(str(folder))}",
         "  snakemake plan --cores 1        # what it will cost",

@@ -12,7 +12,7 @@ _TEXT = "print the most probable classes of videos, or of packed clips, by a fin
 
 def add_predict(commands: Any) -> None:
     """Add the command and its options to the parser's subcommands."""
-    command = commands.add_parser("predict", help=_TEXT, description=_TEXT)
+    command = commands.add_parser("predict", description=_TEXT)
     command.set_defaults(function=_predict)
     add_inputs(command)
     command.add_argument("--top", type=positive, default=5, help="classes per video; default: 5")

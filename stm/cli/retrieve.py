@@ -12,7 +12,7 @@ _TEXT = "print the videos of a folder that fit a text best, by a run that was tr
 
 def add_retrieve(commands: Any) -> None:
     """Add the command and its options to the parser's subcommands."""
-    command = commands.add_parser("retrieve", help=_TEXT, description=_TEXT)
+    command = commands.add_parser("retrieve", description=_TEXT)
     command.set_defaults(function=_retrieve)
     command.add_argument("weights", help="a run's folder or weights.safetensors, with `language` or `contrast`")
     command.add_argument("text", help="what the videos show")

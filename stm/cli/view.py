@@ -11,7 +11,7 @@ _TEXT = "write a page on which a video of your own plays under every masking str
 
 def add_view(commands: Any) -> None:
     """Add the command and its options to the parser's subcommands."""
-    command = commands.add_parser("view", help=_TEXT, description=_TEXT)
+    command = commands.add_parser("view", description=_TEXT)
     command.set_defaults(function=_view)
     command.add_argument("video", type=Path, help="a video file")
     command.add_argument(

@@ -112,8 +112,9 @@ class ClipLoader:
 
     Its loading processes start with the first batch and end with `close`, or with the block of a `with` statement.
 
-    >>> with ClipLoader(dataset, batch_size=32, shuffle=True, workers=4) as loader:   # doctest: +SKIP
-    ...     for batch in loader.batches(epoch=3, start=1024): ...
+    Examples:
+        >>> with ClipLoader(dataset, batch_size=32, shuffle=True, workers=4) as loader:  # doctest: +SKIP
+        ...     for batch in loader.batches(epoch=3, start=1024): ...
     """
 
     def __init__(

@@ -1,8 +1,9 @@
 """Features, predictions and retrieval for videos of one's own, without a study: `stm features`, `stm predict`, `stm retrieve`.
 
->>> import stm.features                                                                    # doctest: +SKIP
->>> stm.features.extract("weights.safetensors", ["videos/"], "features.parquet")           # doctest: +SKIP
->>> rows, features, _ = stm.features.read_features("features.parquet")                     # doctest: +SKIP
+Examples:
+    >>> import stm.features  # doctest: +SKIP
+    >>> stm.features.extract("weights.safetensors", ["videos/"], "features.parquet")  # doctest: +SKIP
+    >>> rows, features, _ = stm.features.read_features("features.parquet")  # doctest: +SKIP
 """
 
 from importlib import import_module

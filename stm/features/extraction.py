@@ -1,5 +1,6 @@
 """`stm features`: features of videos and packed clips as a table."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ from stm.features.model import ClipModel, Pool, find_protocol, find_weights, loa
 from stm.features.settings import ClipPlan, ClipSettings, FeatureError
 from stm.features.table import features_schema, write_features
 from stm.jobs.journal import Journal
-from stm.jobs.progress import say
 from stm.storage.receipts import make_receipt
+
+_log = logging.getLogger(__name__)
 
 _LIBRARIES = ("torch", "timm", "numpy", "opencv-python-headless")
 
@@ -132,9 +134,9 @@ class TableWriter:
         write_features(self._out, self._schema, self._rows(values, average), receipt)
         self._journal.close()
         for video, reason in self._failed[:20]:
-            say(f"features: {video}: {reason}")
+            _log.warning(f"features: {video}: {reason}")
         if len(self._failed) > 20:
-            say(f"features: and {len(self._failed) - 20} more; the column `detail` has all reasons")
+            _log.warning(f"features: and {len(self._failed) - 20} more; the column `detail` has all reasons")
         done = len(self._sources) - len(self._failed)
         return Extracted(self._out, done, self._windows, tuple(self._failed))
 

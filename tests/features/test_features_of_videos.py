@@ -149,7 +149,7 @@ def test_the_command_says_by_its_status_whether_all_videos_were_read(
 ) -> None:
     out = tmp_path / "by-command.parquet"
     options = ["--windows", "3", "--every", "2", "--short-side", str(SHORT), "--batch-size", "4", "--device", "cpu"]
-    assert main(["features", str(weights), str(folder), "--out", str(out), *options]) == 1
+    assert main(["-q", "features", str(weights), str(folder), "--out", str(out), *options]) == 1
     assert "9 windows of 3 videos; 1 without features" in (said := capsys.readouterr()).out
     assert "b.mp4: no_video_stream" in said.err
     assert out.read_bytes() == table.read_bytes()

@@ -28,9 +28,10 @@ State = dict[str, Any]
 class ClipStream:
     """Batches of the clips of a set of shards that are read from start to end, for one process of a run.
 
-    >>> with open_stream("s3://bucket/train-{00000..00239}.tar", ..., batch_size=32, workers=8) as stream:  # doctest: +SKIP
-    ...     for epoch in range(stream.epoch, 800):
-    ...         for batch in stream.batches(epoch): ...
+    Examples:
+        >>> with open_stream("s3://bucket/train-{00000..00239}.tar", ..., batch_size=32, workers=8) as stream:  # doctest: +SKIP
+        ...     for epoch in range(stream.epoch, 800):
+        ...         for batch in stream.batches(epoch): ...
     """
 
     def __init__(self, shards: StreamedShards, batch_size: int, rank: int, processes: int, workers: int) -> None:
