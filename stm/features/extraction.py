@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stm.features.engine import Engine, Values
-from stm.features.inputs import Source, collect_sources
-from stm.features.model import ClipModel, Pool, find_protocol, find_weights, load_features
+from stm.features.inputs import Source, check_output, collect_sources
+from stm.features.model import ClipModel, Pool, find_device, find_protocol, find_weights, load_features
 from stm.features.settings import ClipPlan, ClipSettings, FeatureError
 from stm.features.table import features_schema, write_features
 from stm.jobs.journal import Journal
@@ -65,8 +65,7 @@ def extract(
     out, source = Path(out), find_weights(weights)
     if pool == "none" and (settings.crops or 1) > 1:
         raise FeatureError("tokens of different crops are of different places: use pool none with crops 1")
-    if out.suffix != ".parquet":
-        raise FeatureError(f"{out}: features are written as Parquet: give a name that ends in .parquet")
+    check_output(out, [".parquet"], inputs)
     sources = collect_sources(inputs, None if root is None else Path(root))
     model = load_features(source, settings, pool)
     plan = make_plan(model, settings, source, windows=1, crops=1 if pool == "none" else None)
@@ -120,7 +119,7 @@ class TableWriter:
         self._out = out
         self._dtype = form["dtype"]
         self._schema = features_schema(int(np.prod(model.shape)), self._dtype, dated)
-        self._journal = Journal(out, self.receipt)
+        self._journal = Journal(out, self.receipt | {"device": find_device(settings).type})  # devices round differently
         self.engine = Engine(model, plan, settings, self._journal, mean_of_crops, self._dtype, "features")
         self._failed: list[tuple[str, str]] = []
         self._windows = 0

@@ -47,17 +47,15 @@ def find_device(settings: ClipSettings) -> torch.device:
         FeatureError: there is no such device.
     """
     try:
-        return choose_device(settings.device)
-    except (ValueError, RuntimeError) as error:
+        device = choose_device(settings.device)
+        torch.zeros(1, device=device).cpu()  # `cuda:7` and `meta` can be named, too
+    except (ValueError, RuntimeError, AssertionError) as error:
         raise FeatureError(f"device: {error}") from error
+    return device
 
 
 def find_weights(source: str | Path) -> str | Path:
-    """Return what `zoo.read` reads: for a folder of an evaluation, its classifier.
-
-    Raises:
-        FeatureError: there is no such folder or file, and the name cannot be one of the hub.
-    """
+    """Return what `zoo.read` reads: for a folder of an evaluation, its classifier."""
     path = Path(source).expanduser()
     classifier = path / "classifier.safetensors"
     if path.is_dir() and classifier.is_file() and not (path / "weights.safetensors").is_file():

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from stm.features.engine import Engine, Values
 from stm.features.extraction import describe_plan, libraries_of, make_plan
-from stm.features.inputs import collect_sources
-from stm.features.model import find_weights, load_classifier
+from stm.features.inputs import check_output, collect_sources
+from stm.features.model import find_device, find_weights, load_classifier
 from stm.features.settings import ClipSettings, FeatureError
 from stm.jobs.journal import Journal
 from stm.jobs.progress import say
@@ -82,8 +82,8 @@ def predict(
     settings.check()
     if top < 1:
         raise FeatureError(f"top must be at least 1, is {top}")
-    if out is not None and Path(out).suffix.lower() not in ENDINGS:
-        raise FeatureError(f"{out}: predictions are written as {', '.join(ENDINGS)}")
+    if out is not None:
+        check_output(Path(out), ENDINGS, inputs)
     source = find_weights(weights)
     sources = collect_sources(inputs, None if root is None else Path(root))
     model = load_classifier(source, settings, None if classes is None else Path(classes))
@@ -94,7 +94,8 @@ def predict(
     form = {"labels": list(labels), "top": top}
     receipt = make_receipt("predict", describe_plan(plan, settings), libraries_of(settings), weights=model.identity)
     with TemporaryDirectory(prefix="stm-predict-") as folder:
-        journal = Journal(Path(folder) / "predictions" if out is None else Path(out), receipt)
+        place = Path(folder) / "predictions" if out is None else Path(out)
+        journal = Journal(place, receipt | {"device": find_device(settings).type})  # devices round differently
         engine = Engine(model, plan, settings, journal, softmax_mean, "float64", "predictions")
         predictions = [_rank(values, labels, top) for values in engine.run(sources)]
         if out is not None:

@@ -15,7 +15,7 @@ from stm.evaluation.features import average_vectors
 from stm.evaluation.retrieval.embed import check_encoder, check_width
 from stm.features.cutting import Summary
 from stm.features.extraction import TableWriter, make_plan
-from stm.features.inputs import Source, collect_sources
+from stm.features.inputs import Source, check_output, collect_sources
 from stm.features.model import ClipModel, find_device, find_weights, hash_source, read_config, read_weights
 from stm.features.settings import ClipSettings, FeatureError
 from stm.features.table import FeatureTable, read_features
@@ -95,14 +95,11 @@ def retrieve(
     if not texts or not all(text.strip() for text in texts):
         raise FeatureError("a text is empty; describe what the videos show")
     sources = collect_sources(inputs, None if root is None else Path(root))
-    towers = load_towers(weights, settings, text_model, text_pooling)
     first = Path(inputs if isinstance(inputs, str | Path) else inputs[0]).expanduser().resolve()
-    table = _update_index(
-        towers,
-        weights,
-        sources,
-        first.with_name(f"{first.name}.stm-retrieve.parquet") if index is None else Path(index),
-    )
+    place = first.parent / f"{first.name}.stm-retrieve.parquet" if index is None else Path(index)
+    check_output(place, [".parquet"], inputs)
+    towers = load_towers(weights, settings, text_model, text_pooling)
+    table = _update_index(towers, weights, sources, place)
     videos, vectors = _average(towers, table, {source.video for source in sources})
     if not videos:
         raise FeatureError("none of the videos can be read")

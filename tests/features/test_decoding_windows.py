@@ -195,7 +195,10 @@ def test_transport_streams_and_edit_lists_are_read_by_pyav_and_refused_by_decord
     ffmpeg("-ss", "0.5", "-i", video, "-c", "copy", edited)
     check(stream)
     check(edited, status="edit_list")
-    for path, word in ((stream, "mpegts"), (edited, "edit list")):
+    undated = folder / "undated.avi"  # its packets have times of decoding only
+    ffmpeg("-i", video, "-c", "copy", undated)
+    assert read(undated)[1].seconds[0][0] == pytest.approx(0.08)
+    for path, word in ((stream, "mpegts"), (edited, "edit list"), (undated, "first frame at 0.080 s")):
         _, summary, _ = read(path, backend="decord")
         assert not summary.frames and word in summary.detail and str(folder) not in summary.detail
 
