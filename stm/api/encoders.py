@@ -7,6 +7,7 @@ from typing import NamedTuple, TypedDict
 import torch
 from torch import Tensor, nn
 
+from stm.api.masks import check_kept
 from stm.data.crop_boxes import center_crop
 from stm.data.resizing import resize_crops
 from stm.evaluation.classification.finetune import Classifier as Head
@@ -16,6 +17,7 @@ from stm.models.weights import zoo
 from stm.models.weights.checks import Weights, WeightsError, adapt, build_encoder
 
 CLASSIFIER = "classifier.safetensors"  # what fine-tuning writes
+_OVERSHOOT = 0.25  # by which resized float clips may leave [0, 1]
 
 
 class ClipSizes(TypedDict):
@@ -90,6 +92,12 @@ class Encoder(nn.Module):
                 f"the encoder takes clips of {frames} frames, and these have {video.shape[1]}; open shards with "
                 f"**encoder.geometry, or load the weights with frames={video.shape[1]}"
             )
+        if kept is not None:
+            check_kept(kept, len(video), self.architecture.tokens)
+        if video.is_floating_point() and video.numel() and not -_OVERSHOOT <= video.min() <= video.max() <= 1 + _OVERSHOOT:
+            raise ValueError(
+                f"float clips must be in [0, 1], not normalised; these are in [{video.min():.3g}, {video.max():.3g}]"
+            )
         video = video.to(self._device)
         if video.shape[3:] == (size, size) and (video.dtype == torch.uint8 or video.is_floating_point()):
             return video
@@ -161,7 +169,11 @@ def load(weights: str | Path, *, frames: int | None = None, image_size: int | No
     """
     read = zoo.read(_find_file(weights))
     own = read.architecture
-    architecture = replace(own, frames=frames or own.frames, image_size=image_size or own.image_size)
+    architecture = replace(
+        own,
+        frames=own.frames if frames is None else frames,
+        image_size=own.image_size if image_size is None else image_size,
+    )
     _check_sizes(architecture, str(weights))
     read = adapt(read, architecture, str(weights))
     if read.kind != "classifier":
@@ -177,8 +189,8 @@ def _find_file(weights: str | Path) -> str | Path:
 
 def _check_sizes(a: Architecture, source: str) -> None:
     for whole, size, part in (("frames", a.frames, a.tubelet), ("image_size", a.image_size, a.patch_size)):
-        if size < 1 or size % part:
-            raise WeightsError(f"{source}: {whole}={size} is not a positive multiple of {part}, the size of its tokens")
+        if not isinstance(size, int) or size < 1 or size % part:
+            raise WeightsError(f"{source}: {whole}={size!r} is not a positive multiple of {part}, the size of its tokens")
 
 
 def _build_classifier(weights: Weights) -> Head:

@@ -50,7 +50,7 @@ def find_device(settings: ClipSettings) -> torch.device:
         device = choose_device(settings.device)
         torch.zeros(1, device=device).cpu()  # `cuda:7` and `meta` can be named, too
     except (ValueError, RuntimeError, AssertionError) as error:
-        raise FeatureError(f"device: {error}") from error
+        raise FeatureError(f"device: {str(error).splitlines()[0]}") from error  # torch lists all its kernels below
     return device
 
 

@@ -264,7 +264,7 @@ def _decord_mistake(video: Video) -> str:
         return f"its edit list hides {video.hidden} frames, which decord would show"
     if video.container in _DECORD_WRONG:
         return f"decord returns wrong frames in {video.container} streams"
-    if video.pixel_aspect != 1 or any(video.cropping):
+    if video.pixel_aspect != 1 or any((*video.cropping, *video.origin)):
         return "decord ignores the shape of its pixels and its crop"
     return "decord may choose another of its video streams" if video.streams > 1 else ""
 
