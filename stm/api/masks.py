@@ -87,9 +87,9 @@ def check_kept(kept: Any, clips: int, tokens: int) -> None:
     Raises:
         ValueError: it is not.
     """
-    if isinstance(kept, Tensor) and kept.dtype == torch.int64 and kept.dim() == 2 and len(kept) == clips:
-        if not kept.numel() or 0 <= kept.min() <= kept.max() < tokens:
-            return
+    whole = isinstance(kept, Tensor) and kept.dtype == torch.int64 and kept.dim() == 2 and len(kept) == clips
+    if whole and (not kept.numel() or 0 <= kept.min() <= kept.max() < tokens):
+        return
     found = f"{str(kept.dtype).removeprefix('torch.')} {list(kept.shape)}" if isinstance(kept, Tensor) else type(kept)
     raise ValueError(
         f"{found} is not a mask of this batch. Kept tokens are int64 [{clips}, K] with numbers from 0 to {tokens - 1}"

@@ -215,7 +215,9 @@ def _inside(root: Path, clips: Iterable[AnnotatedClip], refused: list[Refused]) 
 
 def _with_ids(clips: Sequence[AnnotatedClip]) -> Iterator[NamedClip]:
     defaults = _default_ids({clip.path for clip in clips})
-    return (NamedClip(clip.video_id or defaults[clip.path] + segment_suffix(clip.start, clip.end), clip) for clip in clips)
+    return (
+        NamedClip(clip.video_id or defaults[clip.path] + segment_suffix(clip.start, clip.end), clip) for clip in clips
+    )
 
 
 def _merge_rows(clips: Iterable[NamedClip]) -> list[NamedClip]:

@@ -145,7 +145,7 @@ def _in_folder(folder: Path) -> Iterator[Source]:
     videos = list_videos(folder)
     linked = "a linked folder; it is not followed"
     refused = {path: (Status.OPEN_FAILED, f"a folder that cannot be read ({why})") for path, why in videos.unreadable}
-    refused |= {path: (Status.PATH_OUTSIDE_ROOT, linked) for path in videos.linked_folders}
+    refused |= dict.fromkeys(videos.linked_folders, (Status.PATH_OUTSIDE_ROOT, linked))
     for path in sorted([*chain.from_iterable(videos.by_name.values()), *refused]):
         source = Source(printable(path), str(folder / path), refused=refused.get(path))
         yield source if source.refused else _of_file(source)
