@@ -7,15 +7,16 @@ from typing import NamedTuple, TypedDict
 import torch
 from torch import Tensor, nn
 
+from stm.api.masks import check_kept
 from stm.data.crop_boxes import center_crop
 from stm.data.resizing import resize_crops
-from stm.evaluation.classification.finetune import Classifier as Head
 from stm.models.architecture import Architecture
 from stm.models.sizes import SIZES
 from stm.models.weights import zoo
-from stm.models.weights.checks import Weights, WeightsError, adapt, build_encoder
+from stm.models.weights.checks import WeightsError, adapt, build_encoder
+from stm.models.weights.classifier import VideoClassifier
 
-CLASSIFIER = "classifier.safetensors"  # what fine-tuning writes
+_OVERSHOOT = 0.25  # by which resized float clips may leave [0, 1]
 
 
 class ClipSizes(TypedDict):
@@ -90,6 +91,16 @@ class Encoder(nn.Module):
                 f"the encoder takes clips of {frames} frames, and these have {video.shape[1]}; open shards with "
                 f"**encoder.geometry, or load the weights with frames={video.shape[1]}"
             )
+        if kept is not None:
+            check_kept(kept, len(video), self.architecture.tokens)
+        if (
+            video.is_floating_point()
+            and video.numel()
+            and not -_OVERSHOOT <= video.min() <= video.max() <= 1 + _OVERSHOOT
+        ):
+            raise ValueError(
+                f"float clips must be in [0, 1], not normalised; these are in [{video.min():.3g}, {video.max():.3g}]"
+            )
         video = video.to(self._device)
         if video.shape[3:] == (size, size) and (video.dtype == torch.uint8 or video.is_floating_point()):
             return video
@@ -125,11 +136,11 @@ class Classifier(Encoder):
     their mean after the head's own norm.
     """
 
-    model: Head
+    model: VideoClassifier
 
-    def __init__(self, model: Head, architecture: Architecture, source: str, labels: tuple[str, ...] | None) -> None:
+    def __init__(self, model: VideoClassifier, architecture: Architecture, source: str) -> None:
         super().__init__(model, architecture, source)
-        self.labels = labels  # in the order of the classes; None: the weights do not name them
+        self.labels = model.labels  # in the order of the classes; None: the weights do not name them
 
     def _compute(self, video: Tensor, kept: Tensor | None) -> Features:
         tokens = self.model.encoder(video, kept, final_norm=False)
@@ -138,10 +149,10 @@ class Classifier(Encoder):
     @torch.no_grad()
     def probabilities(self, video: Tensor) -> Tensor:
         """Clips, as in `forward` -> the probability of each class, float32 [B, classes]."""
-        return self.model.classify(self._prepare(video)).float().softmax(dim=1)
+        return self.model(self._prepare(video)).float().softmax(dim=1)
 
     def _describe_head(self) -> str:
-        return f"; {self.model.classes} classes"
+        return f"; {self.model.head.out_features} classes"
 
 
 def load(weights: str | Path, *, frames: int | None = None, image_size: int | None = None) -> Encoder:
@@ -160,32 +171,26 @@ def load(weights: str | Path, *, frames: int | None = None, image_size: int | No
     Raises:
         WeightsError: the weights cannot be read, or the sizes do not fit them.
     """
-    read = zoo.read(_find_file(weights))
+    read = zoo.read(weights)
     own = read.architecture
-    architecture = replace(own, frames=frames or own.frames, image_size=image_size or own.image_size)
+    architecture = replace(
+        own,
+        frames=own.frames if frames is None else frames,
+        image_size=own.image_size if image_size is None else image_size,
+    )
     _check_sizes(architecture, str(weights))
     read = adapt(read, architecture, str(weights))
     if read.kind != "classifier":
         return Encoder(build_encoder(read), architecture, str(weights))
-    return Classifier(_build_classifier(read), architecture, str(weights), read.labels)
-
-
-def _find_file(weights: str | Path) -> str | Path:
-    """The classifier in the folder of a fine-tuning; everything else is found by `zoo.read`."""
-    file = Path(weights).expanduser() / CLASSIFIER
-    return file if file.is_file() else weights
+    return Classifier(VideoClassifier(read), architecture, str(weights))
 
 
 def _check_sizes(a: Architecture, source: str) -> None:
     for whole, size, part in (("frames", a.frames, a.tubelet), ("image_size", a.image_size, a.patch_size)):
-        if size < 1 or size % part:
-            raise WeightsError(f"{source}: {whole}={size} is not a positive multiple of {part}, the size of its tokens")
-
-
-def _build_classifier(weights: Weights) -> Head:
-    classifier = Head(build_encoder(weights), weights.classes)
-    classifier.load_state_dict(dict(weights.tensors))
-    return classifier
+        if not isinstance(size, int) or size < 1 or size % part:
+            raise WeightsError(
+                f"{source}: {whole}={size!r} is not a positive multiple of {part}, the size of its tokens"
+            )
 
 
 def _cut_center(video: Tensor, size: int) -> Tensor:

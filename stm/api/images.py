@@ -82,7 +82,7 @@ def show(
     """
     shape = geometry_of(batch)
     columns = choose_frames(shape) if frames is None else _spread(frames, shape.frames)
-    named = {"mask": masks} if isinstance(masks, Tensor) else dict(masks or {})
+    named = dict(masks) if isinstance(masks, Mapping) else {} if masks is None else {"mask": masks}
     booleans = {label: _to_hidden(batch, label, each) for label, each in named.items()}
     guides = [ALIASES.get(name, name) for name in ([guide] if isinstance(guide, str) else guide)]
     for name in guides:
@@ -112,17 +112,12 @@ def _to_hidden(batch: Mapping[str, Any], label: str, tokens: Tensor) -> NDArray[
     """A mask given as kept tokens or as booleans, as bool [B, slots, side, side]."""
     shape, clips = geometry_of(batch), len(batch["video"])
     full = (clips, shape.slots, shape.side, shape.side)
-    tokens = tokens.detach().cpu()
-    if tokens.dtype == torch.bool and tokens.numel() == math.prod(full):
-        return tokens.reshape(full).numpy()
-    last = shape.slots * shape.tokens - 1
-    whole = tokens.dtype == torch.int64 and tokens.dim() == 2 and len(tokens) == clips
-    if not whole or (tokens.numel() and not 0 <= tokens.min() <= tokens.max() <= last):
-        raise ValueError(
-            f"{label}: {str(tokens.dtype).removeprefix('torch.')} {list(tokens.shape)} is not a mask of this batch. Kept tokens "
-            f"are int64 [{clips}, K] with numbers from 0 to {last}; a boolean mask is {list(full)}"
-        )
-    return hidden(batch, tokens).numpy()
+    if isinstance(tokens, Tensor) and tokens.dtype == torch.bool and tokens.numel() == math.prod(full):
+        return tokens.cpu().reshape(full).numpy()
+    try:
+        return hidden(batch, tokens).cpu().numpy()
+    except ValueError as error:
+        raise ValueError(f"{label}: {error}; a boolean mask is {list(full)}") from None
 
 
 def _check_guide(batch: Mapping[str, Any], name: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from stm.config import Teacher
@@ -45,7 +46,7 @@ def mask(
     """
     check_batch(batch)
     chosen = get_strategy(strategy)
-    share = usual_ratio(strategy) if ratio is None else ratio
+    share = usual_ratio(strategy) if ratio is None else float(ratio)
     if not 0 <= share < 1:
         raise ValueError(f"the mask ratio must be from 0 up to, but not including, 1, is {share:g}")
     missing = [guide for guide in chosen.needs if guide not in batch["guides"]]
@@ -71,9 +72,28 @@ def hidden(batch: Mapping[str, Any], kept: Tensor) -> Tensor:
 
     Returns:
         bool [B, slots, side, side], True where a token is hidden.
+
+    Raises:
+        ValueError: they cannot belong to the batch.
     """
     shape = geometry_of(batch)
+    check_kept(kept, len(batch["video"]), shape.slots * shape.tokens)
     return to_boolean(kept, shape.slots, shape.tokens).unflatten(-1, (shape.side, shape.side))
+
+
+def check_kept(kept: Any, clips: int, tokens: int) -> None:
+    """Reject what cannot be kept tokens, int64 [B, K], of B clips of some tokens each.
+
+    Raises:
+        ValueError: it is not.
+    """
+    whole = isinstance(kept, Tensor) and kept.dtype == torch.int64 and kept.dim() == 2 and len(kept) == clips
+    if whole and (not kept.numel() or 0 <= kept.min() <= kept.max() < tokens):
+        return
+    found = f"{str(kept.dtype).removeprefix('torch.')} {list(kept.shape)}" if isinstance(kept, Tensor) else type(kept)
+    raise ValueError(
+        f"{found} is not a mask of this batch. Kept tokens are int64 [{clips}, K] with numbers from 0 to {tokens - 1}"
+    )
 
 
 def check_batch(batch: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
@@ -86,6 +86,8 @@ def open_shards(
         geometry = _choose_geometry(index, frames, image_size, patch_size, tubelet, stride, sampling)
         return StreamedShards(ClipDataset(index, geometry, *settings, **own), _describe_urls(urls), urls, options)
     indexes, others = _find_indexes(source, split)
+    if not indexes:
+        raise ShardsError("an empty list of shards: name at least one tar")
     _check_stage(indexes[0])
     index = ClipIndex(indexes)
     geometry = _choose_geometry(index, frames, image_size, patch_size, tubelet, stride, sampling)
@@ -100,6 +102,11 @@ def _read_section(kind: type[SectionType], name: str, values: Mapping[str, Any] 
         schema = kind.model_json_schema()
         problems = [f"{name}.{explain_problem(problem, schema)}" for problem in error.errors()]
         raise ShardsError("; ".join(problems)) from None
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ShardsError(f"batch_size must be a positive integer, is {batch_size}")
 
 
 class OpenShards:
@@ -117,7 +124,11 @@ class OpenShards:
 
     @property
     def dataset(self) -> ClipDataset:
-        """The clips as samples, by number."""
+        """The clips by number, each a list of samples, one per view and crop.
+
+        >>> from stm.data.loader import collate   # doctest: +SKIP
+        >>> torch.utils.data.DataLoader(data.dataset, batch_size=8, collate_fn=collate)   # doctest: +SKIP
+        """
         return self._dataset
 
     @property
@@ -161,8 +172,10 @@ class OpenShards:
             options: further arguments of `ClipLoader`: `drop_last`, `rank`, `processes`.
 
         Raises:
+            ShardsError: the batch size is not positive.
             ValueError: there are fewer clips than one batch, which is dropped when shuffling; pass `drop_last=False`.
         """
+        _check_batch_size(batch_size)
         data = self._dataset
         chosen = data.train if shuffle is None else shuffle
         return ClipLoader(data, batch_size, **{"shuffle": chosen, "seed": data.seed, "workers": workers, **options})
@@ -226,6 +239,7 @@ class StreamedShards(OpenShards):
         self, batch_size: int = 8, *, shuffle: bool | None = None, workers: int = 0, **options: Any
     ) -> ClipStream:
         """Make a loader of batches; see `open_stream` for further arguments. Training streams are always shuffled."""
+        _check_batch_size(batch_size)
         data = self._dataset
         if shuffle not in (None, data.train):
             raise ShardsError(f"{self._where}: streams are shuffled if opened with train=True, and only then")
@@ -340,8 +354,10 @@ def _choose_geometry(
     """
     given = {"frames": frames, "image_size": image_size, "patch_size": patch_size, "tubelet": tubelet, "stride": stride}
     for name, size in given.items():
-        if size is not None and size < 1:
-            raise ShardsError(f"{name} must be a positive integer, is {size}")
+        if size is not None and (not isinstance(size, int) or size < 1):
+            raise ShardsError(f"{name} must be a positive integer, is {size!r}")
+    if sampling not in get_args(Sampling):
+        raise ShardsError(f"sampling must be one of {', '.join(get_args(Sampling))}, is {sampling!r}")
     side = min(USUAL_SIDE, *index.values("width"), *index.values("height"))
     cells = min(index.values("rows") + index.values("columns"))
     shortest = min(index.values("frames"))

@@ -9,8 +9,9 @@ import math
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
@@ -55,8 +56,11 @@ class AnnotatedClip:
     questions: tuple[Question, ...] = ()
 
 
-def read_annotations(file: Path) -> list[tuple[str, Any]]:
+def read_annotations(file: Path, more: Collection[str] = ()) -> list[tuple[str, Any]]:
     """Reads a file's rows without validating them.
+
+    Args:
+        more: columns that are used besides `COLUMNS`.
 
     Returns:
         (position of the row, for messages; its values, a mapping in a valid file) per row.
@@ -64,8 +68,14 @@ def read_annotations(file: Path) -> list[tuple[str, Any]]:
     Raises:
         AnnotationError: the file is missing or damaged, its format is unknown, or it has no column `path`.
     """
-    readers = {".csv": _read_csv, ".tsv": _read_csv, ".json": _read_json, ".jsonl": _read_json_lines}
-    readers |= {".ndjson": _read_json_lines, ".parquet": _read_parquet}
+    readers: dict[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {
+        ".csv": _read_csv,
+        ".tsv": _read_csv,
+        ".json": _read_json,
+        ".jsonl": _read_json_lines,
+        ".ndjson": _read_json_lines,
+        ".parquet": partial(_read_parquet, more=more),
+    }
     reader = readers.get(file.suffix.lower())
     if reader is None:
         raise AnnotationError(f"{file}: unknown format of annotations; use one of {', '.join(sorted(readers))}")
@@ -86,7 +96,7 @@ def read_annotations(file: Path) -> list[tuple[str, Any]]:
         raise AnnotationError(f"{file}: no row can be used; the first, {where}: {reason}")
     if rows and "path" not in columns:
         raise AnnotationError(f"{file}: there is no column `path`; the columns are: {_list_names(sorted(columns))}")
-    unknown = sorted(c for c in columns if c not in COLUMNS and not _NUMBERED_CAPTION.fullmatch(c) and c != _REST)
+    unknown = sorted(name for name in columns if not _is_used(name, more) and name != _REST)
     if unknown:
         warnings.warn(f"{file}: unused columns: {_list_names(unknown)}", stacklevel=2)
     return rows
@@ -236,14 +246,18 @@ def _parse_lines(text: str) -> Iterator[tuple[str, Any]]:
                 yield f"line {number}", BadRow(f"not JSON: {error}")
 
 
-def _read_parquet(file: Path) -> Iterator[tuple[str, Any]]:
+def _is_used(name: str, more: Collection[str]) -> bool:
+    return name in COLUMNS or name in more or _NUMBERED_CAPTION.fullmatch(name) is not None
+
+
+def _read_parquet(file: Path, more: Collection[str]) -> Iterator[tuple[str, Any]]:
     names = pq.read_schema(file).names
     if "path" not in names:
         raise AnnotationError(f"{file}: there is no column `path`; the columns are: {_list_names(names)}")
     if len(set(names)) < len(names):
         raise AnnotationError(f"{file}: has a column name twice: {_list_names(names)}")
     # Other columns may be large, or hold values that Python cannot represent, such as times with nanoseconds.
-    unused = {name: None for name in names if name not in COLUMNS and not _NUMBERED_CAPTION.fullmatch(name)}
+    unused = {name: None for name in names if not _is_used(name, more)}
     table = pq.read_table(file, columns=[name for name in names if name not in unused])
     for number, row in enumerate(table.to_pylist()):
         yield f"row {number}", row if number else unused | row

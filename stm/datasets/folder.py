@@ -215,7 +215,9 @@ def _inside(root: Path, clips: Iterable[AnnotatedClip], refused: list[Refused]) 
 
 def _with_ids(clips: Sequence[AnnotatedClip]) -> Iterator[NamedClip]:
     defaults = _default_ids({clip.path for clip in clips})
-    return (NamedClip(clip.video_id or defaults[clip.path] + _segment(clip), clip) for clip in clips)
+    return (
+        NamedClip(clip.video_id or defaults[clip.path] + segment_suffix(clip.start, clip.end), clip) for clip in clips
+    )
 
 
 def _merge_rows(clips: Iterable[NamedClip]) -> list[NamedClip]:
@@ -270,12 +272,12 @@ def _default_ids(paths: set[str]) -> dict[str, str]:
     return {path: stem if count[stem] == 1 else same_spelling(path) for path, stem in stems.items()}
 
 
-def _segment(clip: AnnotatedClip) -> str:
-    """The id suffix of a segment of a video: `@1.5-4` for seconds 1.5 to 4."""
-    if clip.start is None and clip.end is None:
+def segment_suffix(start: float | None, end: float | None) -> str:
+    """The id suffix of a segment of a video: `@1.5-4` for seconds 1.5 to 4; empty for a whole video."""
+    if start is None and end is None:
         return ""
-    end = "" if clip.end is None else f"{clip.end!r}".removesuffix(".0")
-    return f"@{clip.start or 0.0!r}".removesuffix(".0") + f"-{end}"
+    until = "" if end is None else f"{end!r}".removesuffix(".0")
+    return f"@{start or 0.0!r}".removesuffix(".0") + f"-{until}"
 
 
 def row_of(named: NamedClip, facts: dict[str, Any]) -> dict[str, Any]:

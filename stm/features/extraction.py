@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stm.features.engine import Engine, Values
-from stm.features.inputs import Source, collect_sources
-from stm.features.model import ClipModel, Pool, find_protocol, find_weights, load_features
+from stm.features.inputs import Source, check_output, collect_sources
+from stm.features.model import ClipModel, Pool, find_device, find_protocol, load_features
 from stm.features.settings import ClipPlan, ClipSettings, FeatureError
 from stm.features.table import features_schema, write_features
 from stm.jobs.journal import Journal
@@ -49,7 +49,7 @@ def extract(
     reason.
 
     Args:
-        weights: as in `stm.models.weights.zoo.read`, or a folder of an evaluation with a classifier.
+        weights: as in `stm.models.weights.zoo.read`.
         inputs: see `stm.features.inputs.collect_sources`.
         out: the Parquet file to write.
         settings: which windows, and how they are computed; by default the one in the middle.
@@ -64,14 +64,13 @@ def extract(
     """
     settings = settings or ClipSettings()
     settings.check()
-    out, source = Path(out), find_weights(weights)
+    out = Path(out)
     if pool == "none" and (settings.crops or 1) > 1:
         raise FeatureError("tokens of different crops are of different places: use pool none with crops 1")
-    if out.suffix != ".parquet":
-        raise FeatureError(f"{out}: features are written as Parquet: give a name that ends in .parquet")
+    check_output(out, [".parquet"], inputs)
     sources = collect_sources(inputs, None if root is None else Path(root))
-    model = load_features(source, settings, pool)
-    plan = make_plan(model, settings, source, windows=1, crops=1 if pool == "none" else None)
+    model = load_features(weights, settings, pool)
+    plan = make_plan(model, settings, weights, windows=1, crops=1 if pool == "none" else None)
     dtype = dtype or ("float16" if pool == "none" else "float32")
     table = TableWriter(model, plan, settings, {"pool": pool, "dtype": dtype}, sources, out)
     return table.write(average)
@@ -122,7 +121,7 @@ class TableWriter:
         self._out = out
         self._dtype = form["dtype"]
         self._schema = features_schema(int(np.prod(model.shape)), self._dtype, dated)
-        self._journal = Journal(out, self.receipt)
+        self._journal = Journal(out, self.receipt | {"device": find_device(settings).type})  # devices round differently
         self.engine = Engine(model, plan, settings, self._journal, mean_of_crops, self._dtype, "features")
         self._failed: list[tuple[str, str]] = []
         self._windows = 0

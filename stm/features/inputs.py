@@ -2,13 +2,15 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from stm.datasets.annotations import parse_row, read_annotations
 from stm.datasets.file_names import printable
 from stm.datasets.find_videos import list_videos
+from stm.datasets.folder import segment_suffix
 from stm.datasets.text_files import BadRow
 from stm.features.settings import FeatureError
 from stm.jobs.status import Status
@@ -68,6 +70,21 @@ def collect_sources(inputs: str | Path | Sequence[str | Path], root: Path | None
     return _with_unique_ids(sources)
 
 
+def check_output(out: Path, endings: Sequence[str], inputs: str | Path | Sequence[str | Path]) -> None:
+    """Check, before any work is done, that a table can take its place.
+
+    Raises:
+        FeatureError: it has another ending, is a folder, or would replace an input.
+    """
+    if out.suffix.lower() not in endings:
+        raise FeatureError(f"{out}: give a name that ends in {' or '.join(endings)}")
+    if out.is_dir():
+        raise FeatureError(f"{out}: a folder has this name; give the table another")
+    for each in [inputs] if isinstance(inputs, str | Path) else inputs:
+        if Path(each).expanduser().resolve() == out.resolve():
+            raise FeatureError(f"{out}: the table would replace an input; give it another name")
+
+
 def _collect(path: Path, root: Path | None) -> Iterator[Source]:
     if not path.exists():
         raise FeatureError(f"{path}: there is no such file or folder (from the working directory {Path.cwd()})")
@@ -124,30 +141,29 @@ def _packed(indexes: Sequence[Path]) -> Iterator[Source]:
 
 
 def _in_folder(folder: Path) -> Iterator[Source]:
+    """The videos of a folder by name; links to files are followed, those to folders may form cycles and are not."""
     videos = list_videos(folder)
-    refused = [(path, (Status.OPEN_FAILED, f"a folder that cannot be read ({why})")) for path, why in videos.unreadable]
-    refused += [
-        (path, (Status.PATH_OUTSIDE_ROOT, "a linked folder; it is not followed")) for path in videos.linked_folders
-    ]
-    found = [(path, videos.refuse(path)) for paths in videos.by_name.values() for path in paths]
-    for path, reason in sorted([*found, *refused], key=lambda pair: pair[0]):
-        source = Source(printable(path), str(folder / path), refused=reason)
-        yield source if reason else _of_file(source)
+    linked = "a linked folder; it is not followed"
+    refused = {path: (Status.OPEN_FAILED, f"a folder that cannot be read ({why})") for path, why in videos.unreadable}
+    refused |= dict.fromkeys(videos.linked_folders, (Status.PATH_OUTSIDE_ROOT, linked))
+    for path in sorted([*chain.from_iterable(videos.by_name.values()), *refused]):
+        source = Source(printable(path), str(folder / path), refused=refused.get(path))
+        yield source if source.refused else _of_file(source)
 
 
 def _in_list(file: Path, root: Path) -> Iterator[Source]:
-    for where, row in read_annotations(file):
-        name = row.get("path") if isinstance(row, Mapping) else None
+    for where, row in read_annotations(file, ["id"]):
         try:
             clip = parse_row(row, "test")
         except BadRow as error:
-            text = printable(name) if isinstance(name, str) and name else where
-            yield Source(text, text, refused=(Status.BAD_ROW, f"{where}: {error}"))
+            name = row.get("path") if isinstance(row, Mapping) else None
+            path = printable(name) if isinstance(name, str) else ""
+            yield Source(printable(f"{file}: {where}"), path, refused=(Status.BAD_ROW, str(error)))
             continue
-        given = clip.video_id or (str(row["id"]) if row.get("id") not in (None, "") else None)
-        path = root / Path(clip.path).expanduser()
-        own_id = given or printable(clip.path) + _name_part(clip.start, clip.end)
-        yield _of_file(Source(own_id, str(path), clip.start, clip.end))
+        given = clip.video_id or (printable(str(row["id"])) if row.get("id") not in (None, "") else None)
+        path = str(root / Path(clip.path).expanduser())
+        own_id = given or printable(clip.path) + segment_suffix(clip.start, clip.end)
+        yield _of_file(Source(own_id, path, clip.start, clip.end))
 
 
 def _of_file(source: Source) -> Source:
@@ -164,22 +180,19 @@ def _of_file(source: Source) -> Source:
     return replace(source, bytes=facts.st_size, modified=facts.st_mtime_ns)
 
 
-def _with_unique_ids(sources: Sequence[Source]) -> list[Source]:
-    """Replace ids that occur several times by paths, and leave out what was named twice."""
+def _with_unique_ids(sources: Iterable[Source]) -> list[Source]:
+    """Leave out what was named twice, and replace ids that occur several times by paths."""
+    sources = _distinct(sources)
     count = Counter(source.video for source in sources)
-    named = [
+    return _distinct(
         source if count[source.video] == 1 or source.clip else replace(source, video=_long_id(source))
         for source in sources
-    ]
-    return list({(source.video, source.path): source for source in named}.values())
+    )
+
+
+def _distinct(sources: Iterable[Source]) -> list[Source]:
+    return list({source.item: source for source in sources}.values())
 
 
 def _long_id(source: Source) -> str:
-    return printable(source.path) + _name_part(source.start, source.end)
-
-
-def _name_part(start: float | None, end: float | None) -> str:
-    """What is appended to the id of a part of a video: `@1.5-4` for seconds 1.5 to 4."""
-    if start is None and end is None:
-        return ""
-    return f"@{start or 0:g}-" + ("" if end is None else f"{end:g}")
+    return printable(source.path) + segment_suffix(source.start, source.end)

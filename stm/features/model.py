@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from stm.config import Sampling
 from stm.distributed.process import choose_device
-from stm.evaluation.classification.finetune import Classifier
 from stm.features.settings import ClipSettings, FeatureError, Protocol
 from stm.models.architecture import Architecture
 from stm.models.weights import zoo
 from stm.models.weights.checks import Weights, adapt, build_encoder
+from stm.models.weights.classifier import VideoClassifier
+from stm.models.weights.provenance import own_file
 from stm.pretrained.local_files import hash_weights
 from stm.storage.files import read_json, sha256_file
 
@@ -47,22 +48,11 @@ def find_device(settings: ClipSettings) -> torch.device:
         FeatureError: there is no such device.
     """
     try:
-        return choose_device(settings.device)
-    except (ValueError, RuntimeError) as error:
-        raise FeatureError(f"device: {error}") from error
-
-
-def find_weights(source: str | Path) -> str | Path:
-    """Return what `zoo.read` reads: for a folder of an evaluation, its classifier.
-
-    Raises:
-        FeatureError: there is no such folder or file, and the name cannot be one of the hub.
-    """
-    path = Path(source).expanduser()
-    classifier = path / "classifier.safetensors"
-    if path.is_dir() and classifier.is_file() and not (path / "weights.safetensors").is_file():
-        return classifier
-    return path if path.exists() else source
+        device = choose_device(settings.device)
+        torch.zeros(1, device=device).cpu()  # `cuda:7` and `meta` can be named, too
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise FeatureError(f"device: {str(error).splitlines()[0]}") from error  # torch lists all its kernels below
+    return device
 
 
 def read_weights(source: str | Path, settings: ClipSettings) -> Weights:
@@ -87,24 +77,16 @@ def load_features(source: str | Path, settings: ClipSettings, pool: Pool) -> Cli
     its last layer sees: the mean without that norm, which it does not have, after its own. Per token: [slots, N, width].
     """
     weights = read_weights(source, settings)
-    a, kind, encoder = weights.architecture, weights.kind, build_encoder(weights).eval()
-    final_norm = kind != "classifier"
-    module: nn.Module = encoder
-    if pool == "none":
+    a, kind, sha256 = weights.architecture, weights.kind, hash_source(source, weights)
+    if pool == "mean":
+        module = VideoClassifier(weights).eval() if kind == "classifier" else build_encoder(weights).eval()
+        return ClipModel(module, module.forward_features, (a.width,), a, sha256, kind)
+    encoder = build_encoder(weights).eval()
 
-        def function(video: Tensor) -> Tensor:
-            return encoder(video, None, final_norm).unflatten(1, (a.slots, a.slot_tokens))
+    def function(video: Tensor) -> Tensor:
+        return encoder(video, None, kind != "classifier").unflatten(1, (a.slots, a.slot_tokens))
 
-    elif kind == "classifier":
-        module = classifier = _build_classifier(weights)
-
-        def function(video: Tensor) -> Tensor:
-            return classifier.fc_norm(classifier.encoder.forward_features(video, final_norm=False))
-
-    else:
-        function = encoder.forward_features
-    shape = (a.width,) if pool == "mean" else (a.slots, a.slot_tokens, a.width)
-    return ClipModel(module, function, shape, a, hash_source(source, weights), kind)
+    return ClipModel(encoder, function, (a.slots, a.slot_tokens, a.width), a, sha256, kind)
 
 
 def load_classifier(source: str | Path, settings: ClipSettings, classes: Path | None) -> ClipModel:
@@ -128,15 +110,8 @@ def load_classifier(source: str | Path, settings: ClipSettings, classes: Path | 
         raise FeatureError(
             f"{classes}: {len(labels)} names for the {weights.classes} classes of {source}: one name per line"
         )
-    model = _build_classifier(weights)
-    sha256 = hash_source(source, weights)
-    return ClipModel(model, model.classify, (weights.classes,), weights.architecture, sha256, "classifier", labels)
-
-
-def _build_classifier(weights: Weights) -> Classifier:
-    classifier = Classifier(build_encoder(weights), weights.classes)
-    classifier.load_state_dict(dict(weights.tensors))
-    return classifier.eval()
+    model, sha256 = VideoClassifier(weights).eval(), hash_source(source, weights)
+    return ClipModel(model, model, (weights.classes,), weights.architecture, sha256, "classifier", labels)
 
 
 def _read_names(path: Path) -> list[str]:
@@ -150,9 +125,9 @@ def _read_names(path: Path) -> list[str]:
 def hash_source(source: str | Path, weights: Weights) -> str:
     """Return the SHA-256 of a weights file, or of a run's in its folder; of a model from elsewhere, that of its tensors."""
     path = Path(source).expanduser()
-    own = path / "weights.safetensors"
-    if path.is_file() or own.is_file():
-        return sha256_file(path if path.is_file() else own)
+    file = path if path.is_file() else own_file(path)
+    if file is not None:
+        return sha256_file(file)
     if path.is_dir():
         return hash_weights(path)
     return digest_tensors(weights.tensors)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from stm.features.engine import Engine, Values
 from stm.features.extraction import describe_plan, libraries_of, make_plan
-from stm.features.inputs import collect_sources
-from stm.features.model import find_weights, load_classifier
+from stm.features.inputs import check_output, collect_sources
+from stm.features.model import find_device, load_classifier
 from stm.features.settings import ClipSettings, FeatureError
 from stm.jobs.journal import Journal
 from stm.jobs.progress import say
@@ -66,7 +66,7 @@ def predict(
     """Classify videos: probabilities are the mean over windows and crops of the softmax, as in VideoMAE's test.
 
     Args:
-        weights: a fine-tuned classifier, in any format of `stm.models.weights.zoo.read`, or the folder of its evaluation.
+        weights: a fine-tuned classifier, in any format of `stm.models.weights.zoo.read`.
         inputs: see `stm.features.inputs.collect_sources`.
         out: a file to write, by its ending CSV, Parquet or JSON; then an interrupted call resumes if it is repeated.
         settings: which windows; by default those of the classifier's evaluation, or `WINDOWS` and `CROPS`.
@@ -82,19 +82,19 @@ def predict(
     settings.check()
     if top < 1:
         raise FeatureError(f"top must be at least 1, is {top}")
-    if out is not None and Path(out).suffix.lower() not in ENDINGS:
-        raise FeatureError(f"{out}: predictions are written as {', '.join(ENDINGS)}")
-    source = find_weights(weights)
+    if out is not None:
+        check_output(Path(out), ENDINGS, inputs)
     sources = collect_sources(inputs, None if root is None else Path(root))
-    model = load_classifier(source, settings, None if classes is None else Path(classes))
+    model = load_classifier(weights, settings, None if classes is None else Path(classes))
     if model.labels is None:
-        say(f"{source}: these weights have no class names: classes are shown by number. Give them with --classes FILE")
+        say(f"{weights}: these weights have no class names: classes are shown by number. Give them with --classes FILE")
     labels = model.labels or tuple(map(str, range(model.shape[0])))
-    plan = make_plan(model, settings, source, WINDOWS, CROPS)
+    plan = make_plan(model, settings, weights, WINDOWS, CROPS)
     form = {"labels": list(labels), "top": top}
     receipt = make_receipt("predict", describe_plan(plan, settings), libraries_of(settings), weights=model.identity)
     with TemporaryDirectory(prefix="stm-predict-") as folder:
-        journal = Journal(Path(folder) / "predictions" if out is None else Path(out), receipt)
+        place = Path(folder) / "predictions" if out is None else Path(out)
+        journal = Journal(place, receipt | {"device": find_device(settings).type})  # devices round differently
         engine = Engine(model, plan, settings, journal, softmax_mean, "float64", "predictions")
         predictions = [_rank(values, labels, top) for values in engine.run(sources)]
         if out is not None:

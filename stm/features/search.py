@@ -15,8 +15,8 @@ from stm.evaluation.features import average_vectors
 from stm.evaluation.retrieval.embed import check_encoder, check_width
 from stm.features.cutting import Summary
 from stm.features.extraction import TableWriter, make_plan
-from stm.features.inputs import Source, collect_sources
-from stm.features.model import ClipModel, find_device, find_weights, hash_source, read_config, read_weights
+from stm.features.inputs import Source, check_output, collect_sources
+from stm.features.model import ClipModel, find_device, hash_source, read_config, read_weights
 from stm.features.settings import ClipSettings, FeatureError
 from stm.features.table import FeatureTable, read_features
 from stm.jobs.progress import say
@@ -24,7 +24,8 @@ from stm.methods.contrast_head import EXTRA as CONTRAST
 from stm.methods.contrast_head import VideoEmbedder, load_contrast_head
 from stm.models.video_language import EXTRA as LANGUAGE
 from stm.models.video_language import load_video_language
-from stm.models.weights.checks import Weights, WeightsError, build_encoder
+from stm.models.weights.checks import Weights, build_encoder
+from stm.models.weights.provenance import own_file
 from stm.models.weights.safetensors import read_extra_names
 from stm.pretrained.hub import ModelError
 from stm.pretrained.text_encoder import TextEncoder
@@ -95,14 +96,11 @@ def retrieve(
     if not texts or not all(text.strip() for text in texts):
         raise FeatureError("a text is empty; describe what the videos show")
     sources = collect_sources(inputs, None if root is None else Path(root))
-    towers = load_towers(weights, settings, text_model, text_pooling)
     first = Path(inputs if isinstance(inputs, str | Path) else inputs[0]).expanduser().resolve()
-    table = _update_index(
-        towers,
-        weights,
-        sources,
-        first.with_name(f"{first.name}.stm-retrieve.parquet") if index is None else Path(index),
-    )
+    place = first.parent / f"{first.name}.stm-retrieve.parquet" if index is None else Path(index)
+    check_output(place, [".parquet"], inputs)
+    towers = load_towers(weights, settings, text_model, text_pooling)
+    table = _update_index(towers, weights, sources, place)
     videos, vectors = _average(towers, table, {source.video for source in sources})
     if not videos:
         raise FeatureError("none of the videos can be read")
@@ -129,7 +127,7 @@ def _average(
 
 def _update_index(towers: TwoTowers, weights: str | Path, sources: Sequence[Source], path: Path) -> FeatureTable:
     """Compute the vectors that the table does not have, and write it."""
-    plan = make_plan(towers.video, towers.settings, find_weights(weights), windows=1)
+    plan = make_plan(towers.video, towers.settings, weights, windows=1)
     writer = TableWriter(
         towers.video, plan, towers.settings, {"dtype": "float32", "pool": "text"}, sources, path, dated=True
     )
@@ -176,17 +174,13 @@ def load_towers(
         FeatureError: the weights have no text.
         ModelError: the text encoder of a run with `contrast` cannot be loaded.
     """
-    path = Path(find_weights(source))
-    weights = read_weights(source, settings)
-    own = path / "weights.safetensors" if path.is_dir() else path
-    try:
-        extras = read_extra_names(own) if own.is_file() else ()
-    except WeightsError:  # of another format, which has no text
-        extras = ()
-    if LANGUAGE in extras:
-        return _load_language(own, weights, settings)
-    if CONTRAST in extras:
-        return _load_contrast(own, weights, settings, text_model, text_pooling)
+    weights, file = read_weights(source, settings), own_file(source)
+    if file is not None:  # other formats have no text
+        extras = read_extra_names(file)
+        if LANGUAGE in extras:
+            return _load_language(file, weights, settings)
+        if CONTRAST in extras:
+            return _load_contrast(file, weights, settings, text_model, text_pooling)
     raise FeatureError(f"{source}: {_NO_TEXT}")
 
 

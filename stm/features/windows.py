@@ -63,9 +63,8 @@ class WindowPlan:
         """Return the first position at or after each multiple of the stride, as far as a whole window fits."""
         last = max(0, len(grid.indices) - self.frames)
         if self.stride_seconds is not None:
-            places: Sequence[float] = [time - grid.seconds[0] + _EPSILON for time in grid.seconds[: last + 1]]
-            stride = self.stride_seconds
+            places = np.array(grid.seconds[: last + 1]) - grid.seconds[0] + _EPSILON
+            due = places // self.stride_seconds
         else:
-            places, stride = grid.indices[: last + 1], float(self.stride_frames or 1)
-        due = np.arange(int(places[-1] / stride) + 1) * stride
-        return np.unique(np.searchsorted(places, due)).tolist()
+            due = np.array(grid.indices[: last + 1]) // (self.stride_frames or 1)
+        return [0, *(np.flatnonzero(np.diff(due)) + 1).tolist()]

@@ -129,6 +129,7 @@ class ClipIndex:
         return len(self._shards)
 
     def __getitem__(self, number: int) -> Clip:
+        number = range(len(self))[number]  # negative numbers count from the end, as in a list
         frames = slice(self._starts[number], self._starts[number + 1])
         packed = [array for array in ARRAYS.values() if self.packed(array.name, number)]
         return Clip(

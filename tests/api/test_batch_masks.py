@@ -51,6 +51,12 @@ def test_hidden_is_true_where_no_kept_token_is(batch: Batch) -> None:
         assert visible == {(k // 16, k % 16 // 4, k % 4) for k in kept[clip].tolist()}
 
 
+@pytest.mark.parametrize("kept", [[[0]], [[48], [0], [0]], [[-1], [0], [0]]])
+def test_hidden_refuses_tokens_of_another_batch(batch: Batch, kept: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match=r"is not a mask of this batch. Kept tokens are int64 \[3, K\]"):
+        stm.hidden(batch, torch.tensor(kept))
+
+
 def test_a_strategy_of_a_users_file_is_used(batch: Batch, tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(

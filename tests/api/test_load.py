@@ -144,10 +144,14 @@ def test_clips_and_weights_that_do_not_fit_are_explained(weights: Path, video: T
         (video[..., :16] / 255, None, "only uint8 clips are resized here"),
         (video[..., :16], torch.zeros(2, 1, dtype=torch.int64), "kept tokens belong to clips of 32 x 32"),
         (video.int(), None, "torch.int32 of 32 x 32"),
+        (video.float(), None, r"float clips must be in \[0, 1\]"),
+        (video, torch.zeros(1, 1, dtype=torch.int64), r"int64 \[1, 1\] is not a mask of this batch"),
     ):
         with pytest.raises(ValueError, match=message):
             encoder(clips, kept)
     with pytest.raises(ValueError, match="got dict"):
         encoder({"video": video})
+    with pytest.raises(WeightsError, match="frames=0 is not a positive multiple"):
+        stm.load(weights, frames=0)
     with pytest.raises(WeightsError, match="there is no such file"):
         stm.load(tmp_path / "nothing.safetensors")

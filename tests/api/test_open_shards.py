@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from file_server import serve
+from torch.utils.data import DataLoader
 from training_shards import make_shard
 
 import stm
@@ -15,7 +16,7 @@ from stm.api.shards import ShardsError
 from stm.config import Augmentation
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
-from stm.data.loader import ClipLoader
+from stm.data.loader import ClipLoader, collate
 from stm.storage.receipts import make_receipt
 from stm.storage.tables import read_table, write_table
 
@@ -125,11 +126,13 @@ def test_sizes_that_are_not_given_fit_the_shards(results: Path, given: dict[str,
         ({"frames": 3, "tubelet": 2}, "frames 3 is not divisible by tubelet 2; give both"),
         ({"patch_size": 0}, "patch_size must be a positive integer, is 0"),
         ({"stride": 0}, "stride must be a positive integer, is 0"),
+        ({"frames": "8"}, "frames must be a positive integer, is '8'"),
+        ({"sampling": "dnse"}, "sampling must be one of dense, tsn, "),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(results: Path, given: dict[str, int], message: str) -> None:
+def test_sizes_that_do_not_fit_are_refused(results: Path, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ShardsError, match=message):
-        stm.open_shards(results, **given)  # type: ignore[arg-type]
+        stm.open_shards(results, **given)
 
 
 def test_misspelt_keys_and_missing_sources_are_explained(results: Path) -> None:
@@ -176,6 +179,17 @@ def test_clips_that_do_not_exist_are_refused(results: Path) -> None:
     for clips in (4, 0, [3], [-1], []):
         with pytest.raises(ShardsError, match="there are 3 clips, with numbers from 0 to 2"):
             data.batch(clips)
+    with pytest.raises(ShardsError, match="batch_size must be a positive integer, is 0"):
+        data.loader(0)
+    with pytest.raises(ShardsError, match="name at least one tar"):
+        stm.open_shards([])
+
+
+def test_torchs_own_loader_reads_the_dataset_in_spawned_workers(results: Path) -> None:
+    data = stm.open_shards(results, "test")
+    loader = DataLoader(data.dataset, 3, num_workers=1, multiprocessing_context="spawn", collate_fn=collate)
+    assert torch.equal(next(iter(loader))["video"], data.batch(3)["video"])
+    assert data.dataset[-1][0]["key"] == data.dataset[2][0]["key"]
 
 
 def test_one_frame_per_clip_is_one_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

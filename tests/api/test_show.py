@@ -106,6 +106,7 @@ def test_what_cannot_be_drawn_is_explained(batch: dict[str, Any]) -> None:
             {"masks": torch.zeros(3, 4)},
             r"mask: float32 \[3, 4\] is not a mask of this batch. Kept tokens are int64 \[3, K\]",
         ),
+        ({"masks": np.zeros((3, 4))}, "ndarray'> is not a mask of this batch"),
         ({"masks": {"mine": torch.zeros(2, 4, dtype=torch.int64)}}, r"mine: int64 \[2, 4\]"),
         ({"masks": torch.full((3, 4), 64)}, "with numbers from 0 to 63"),
         ({"masks": torch.zeros(3, 5, dtype=torch.bool)}, r"a boolean mask is \[3, 4, 4, 4\]"),

@@ -195,7 +195,13 @@ def test_transport_streams_and_edit_lists_are_read_by_pyav_and_refused_by_decord
     ffmpeg("-ss", "0.5", "-i", video, "-c", "copy", edited)
     check(stream)
     check(edited, status="edit_list")
-    for path, word in ((stream, "mpegts"), (edited, "edit list")):
+    undated = folder / "undated.avi"  # its packets have times of decoding only
+    ffmpeg("-i", video, "-c", "copy", undated)
+    assert read(undated)[1].seconds[0][0] == pytest.approx(0.08)
+    cropped = folder / "cropped.mp4"
+    ffmpeg("-i", video, "-c", "copy", "-bsf:v", "h264_metadata=crop_left=32", cropped)
+    reasons = {stream: "mpegts", edited: "edit list", undated: "first frame at 0.080 s", cropped: "its crop"}
+    for path, word in reasons.items():
         _, summary, _ = read(path, backend="decord")
         assert not summary.frames and word in summary.detail and str(folder) not in summary.detail
 

@@ -1,11 +1,14 @@
 """`stm features` from files to the table: the values are those of clips cut and encoded by hand."""
 
+import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -19,6 +22,7 @@ from stm.config import Augmentation
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.features import ClipSettings, FeatureError, batches, extract, read_features
+from stm.features.inputs import collect_sources
 from stm.storage.files import sha256_file
 
 WIDTH, HEIGHT, SHORT = 128, 96, 48
@@ -118,15 +122,39 @@ def test_tokens_and_means_over_windows(weights: Path, folder: Path, table: Path,
 
 
 def test_a_list_names_parts_of_videos(weights: Path, folder: Path, tmp_path: Path) -> None:
-    listed = tmp_path / "list.csv"
-    listed.write_text("path,start,end,id\na.mp4,0.2,0.6,first\nmore/d.mp4,,,\nnot-there.mp4,,,\na.mp4,5,1,\n")
-    with pytest.warns(UserWarning, match="unused columns: id"):
-        done = extract(weights, [listed], tmp_path / "out.parquet", SETTINGS, root=folder)
+    listed, lines = tmp_path / "list.csv", ("a.mp4,0.2,0.6,first", "more/d.mp4,,,", "not-there.mp4,,,", "a.mp4,5,1,")
+    listed.write_text("\n".join(["path,start,end,id", *lines, "a.mp4,-1,1,"]))
+    done = extract(weights, [listed], tmp_path / "out.parquet", SETTINGS, root=folder)
     rows = {row["video"]: row for row in pq.read_table(tmp_path / "out.parquet").to_pylist()}
-    assert list(rows) == ["first", "more/d.mp4", "not-there.mp4", "a.mp4"]
+    bad = [f"{listed}: line 5", f"{listed}: line 6"]
+    assert list(rows) == ["first", "more/d.mp4", "not-there.mp4", *bad]
     assert rows["first"]["start"] >= 0.2 and rows["first"]["end"] < 0.6 and rows["first"]["frames"][0] > 0
-    assert [video for video, _ in done.failed] == ["not-there.mp4", "a.mp4"]
-    assert rows["a.mp4"]["status"] == "bad_row" and rows["not-there.mp4"]["status"] == "missing_file"
+    assert [video for video, _ in done.failed] == ["not-there.mp4", *bad]
+    assert rows["not-there.mp4"]["status"] == "missing_file"
+    assert [rows[row]["status"] for row in bad] == ["bad_row"] * 2 and rows[bad[0]]["path"] == "a.mp4"
+
+
+def test_no_row_of_a_list_vanishes_and_ids_come_from_every_format(folder: Path, tmp_path: Path) -> None:
+    rows = [{"path": "a.mp4", "start": start, "end": 2.0, "id": name} for start, name in ((0.1000001, "x"), (0.1, "y"))]
+    for name in ("list.parquet", "list.json"):
+        if name.endswith("parquet"):
+            pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+        else:
+            (tmp_path / name).write_text(json.dumps(rows))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert [source.video for source in collect_sources(tmp_path / name, folder)] == ["x", "y"]
+    (tmp_path / "list.json").write_text(json.dumps([{**row, "id": None} for row in [*rows, rows[0]]]))
+    near = [source.video for source in collect_sources(tmp_path / "list.json", folder)]
+    assert near == ["a.mp4@0.1000001-2", "a.mp4@0.1-2"]
+
+
+def test_linked_videos_are_read_and_linked_folders_are_not(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").symlink_to(folder / "a.mp4")
+    (tmp_path / "b.mp4").symlink_to("b.mp4")
+    (tmp_path / "more").symlink_to(tmp_path)
+    found = {source.video: source.refused and source.refused[0] for source in collect_sources(tmp_path)}
+    assert found == {"a.mp4": None, "b.mp4": "missing_file", "more": "path_outside_root"}
 
 
 @pytest.mark.parametrize("settings", [{"windows": 2, "crops": 3}, {"windows": 1}])
@@ -169,14 +197,19 @@ def test_the_command_says_by_its_status_whether_all_videos_were_read(
         ({"crops": 2}, {}, "1 or 3"),
         ({"backend": "opencv"}, {}, "backend must be one of pyav, pyav-seek, decord"),
         ({"device": "abacus"}, {}, "device: "),
+        ({"device": "meta"}, {}, "device: "),
+        ({}, {"out": "folder.parquet"}, "a folder has this name"),
+        ({}, {"out": "list.parquet"}, "would replace an input"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(
     weights: Path, folder: Path, tmp_path: Path, settings: dict[str, Any], options: dict[str, Any], message: str
 ) -> None:
-    out = tmp_path / options.pop("out", "features.parquet")
+    out, listed = tmp_path / options.pop("out", "features.parquet"), tmp_path / "list.parquet"
+    (tmp_path / "folder.parquet").mkdir()
+    pq.write_table(pa.table({"path": ["a.mp4"]}), listed)
     with pytest.raises(FeatureError, match=message):
-        extract(weights, [folder], out, ClipSettings(**settings), **options)
+        extract(weights, [folder, listed], out, ClipSettings(**settings), root=folder, **options)
 
 
 def test_a_clips_place_in_its_batch_follows_from_the_clips_before_it() -> None:

@@ -102,7 +102,7 @@ def test_weights_that_are_no_classifier_or_have_no_text_are_refused_with_a_remed
         retrieve(weights, ["a dog"], [folder], SETTINGS)
     with pytest.raises(FeatureError, match="text is empty"):
         retrieve(weights, [" "], [folder], SETTINGS)
-    with pytest.raises(FeatureError, match="predictions are written as"):
+    with pytest.raises(FeatureError, match=r"ends in \.csv or \.parquet or \.json"):
         predict(weights, [folder], "out.txt", SETTINGS)
 
 

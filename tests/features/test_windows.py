@@ -45,6 +45,10 @@ def test_sliding_windows_are_whole_and_start_at_multiples_of_the_stride() -> Non
     assert as_frames(WindowPlan(4, 2, stride_seconds=1.0).cut(grid(3, 2)), on) == [[0, 2, 2, 2]]
 
 
+def test_a_wrong_time_far_away_costs_no_memory() -> None:
+    assert len(WindowPlan(2, stride_seconds=1.0).cut(Grid([0, 4, 8], [0.0, 1e14, 2e14]))) == 2
+
+
 def test_damaged_frames_are_not_on_the_grid_and_no_frames_are_no_windows() -> None:
     assert Grid.every([0.0, 0.1, 0.2, 0.3, 0.4], 2, frozenset({2})).indices == [0, 4]
     assert WindowPlan(4).cut(grid(0)) == []

@@ -23,4 +23,8 @@ class VideoClassifier(nn.Module):
 
     def forward(self, video: Tensor) -> Tensor:
         """Video [B, T, 3, S, S], uint8 or float in [0, 1] -> logits [B, classes]."""
-        return self.head(self.fc_norm(self.encoder.forward_features(video, final_norm=False)))
+        return self.head(self.forward_features(video))
+
+    def forward_features(self, video: Tensor) -> Tensor:
+        """Return what the head sees, [B, width]: the mean of the tokens, without the encoder's norm and after the head's."""
+        return self.fc_norm(self.encoder.forward_features(video, final_norm=False))

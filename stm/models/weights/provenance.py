@@ -11,7 +11,8 @@ from stm.models.weights.checks import WeightsError
 from stm.storage.files import read_json, sha256_file
 from stm.storage.tables import read_receipt
 
-OWN_NAME = "weights.safetensors"
+OWN_NAME = "weights.safetensors"  # in the folder of a run
+CLASSIFIER_NAME = "classifier.safetensors"  # in that of a fine-tuning
 VIDEOMAE_LICENSE = "cc-by-nc-4.0"  # of VideoMAE's published weights
 _VIDEOMAE_OWNER = "MCG-NJU/"  # on the hub
 
@@ -43,10 +44,10 @@ def get_nested(values: Any, *keys: str) -> Any:
 
 
 def own_file(source: str | Path) -> Path | None:
-    """The safetensors file that a source names; None for other formats."""
+    """The safetensors file that a source names, such as the folder of a run or of a fine-tuning; None for other formats."""
     path = Path(source).expanduser()
     if path.is_dir():
-        path = path / OWN_NAME
+        path = path / (OWN_NAME if (path / OWN_NAME).is_file() else CLASSIFIER_NAME)
     return path if path.suffix == ".safetensors" and path.is_file() else None
 
 

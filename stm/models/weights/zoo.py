@@ -17,7 +17,7 @@ from stm.models.weights.card import UNKNOWN, Format
 from stm.models.weights.checks import Weights, WeightsError, adapt, build_encoder, build_module, gather_weights
 from stm.models.weights.classifier import VideoClassifier
 from stm.models.weights.export import check_format, export
-from stm.models.weights.provenance import OWN_NAME
+from stm.models.weights.provenance import CLASSIFIER_NAME, OWN_NAME, own_file
 from stm.models.weights.safetensors import HEADER_KEY, load_extra, read_own, save
 from stm.models.weights.timm import read_timm, read_timm_config, to_timm
 from stm.models.weights.transformers import read_transformers, to_transformers_state, transformers_config
@@ -81,9 +81,9 @@ def read(source: str | Path, architecture: Architecture | None = None, encoder_o
     """Read weights from any supported source, under our names.
 
     Args:
-        source: our safetensors file; a VideoMAE `.pth`; a transformers folder; a timm folder that stm wrote; a folder with
-            our `weights.safetensors` or VideoMAE's `checkpoint.pth`. A string that is not a local path may be a hub repository
-            (`owner/name`), which transformers then downloads.
+        source: our safetensors file; a VideoMAE `.pth`; a transformers folder; a timm folder that stm wrote; a folder with our
+            `weights.safetensors` or `classifier.safetensors`, or VideoMAE's `checkpoint.pth`. A string that is not a local path
+            may be a hub repository (`owner/name`), which transformers then downloads.
         architecture: the architecture of the target model. Its clip length and image size may differ from the
             source's; everything that the weights determine must match. Required only for a `.pth` whose width is not one
             of VideoMAE's sizes.
@@ -113,8 +113,8 @@ def _read_any(source: str | Path, architecture: Architecture | None) -> Weights:
 
 
 def _read_folder(path: Path, name: str, architecture: Architecture | None) -> Weights:
-    if (path / OWN_NAME).is_file():
-        return read_own(path / OWN_NAME)
+    if (own := own_file(path)) is not None:
+        return read_own(own)
     if (path / CHECKPOINT_NAME).is_file():
         return read_official(path / CHECKPOINT_NAME, architecture)
     config = read_timm_config(path)
@@ -123,8 +123,8 @@ def _read_folder(path: Path, name: str, architecture: Architecture | None) -> We
     if (path / "config.json").is_file():
         return read_transformers(ModelSource(name, path))
     raise WeightsError(
-        f"{path}: this folder has neither stm's {OWN_NAME} nor VideoMAE's {CHECKPOINT_NAME}, nor a config.json of "
-        "transformers or timm"
+        f"{path}: this folder has neither stm's {OWN_NAME} or {CLASSIFIER_NAME} nor VideoMAE's {CHECKPOINT_NAME}, nor a "
+        "config.json of transformers or timm"
     )
 
 

@@ -199,13 +199,16 @@ class ClipReader:
 
     def _read_decord(self, indices: Collection[int]) -> Iterator[ReadFrame]:
         with Video(self.path) as video:
-            next(video.frames(), None)  # the shape of the pixels is known after the first frame
+            first = next(video.frames(), None)  # only now the shape of the pixels is known
             if reason := _decord_mistake(video):
                 status = Status.EDIT_LIST if video.hidden else Status.OPEN_FAILED
                 raise VideoError(status, f"{reason}; use the backend `pyav`")
         reader, seconds = _open_decord(self.path), list_times(self.path)
         if len(reader) != len(seconds):
             detail = f"decord counts {len(reader)} frames, and the container has {len(seconds)}"
+            raise VideoError(Status.OPEN_FAILED, f"{detail}; use the backend `pyav`")
+        if first and seconds and abs(first.seconds - seconds[0]) > EPSILON:  # as in AVI files with B-frames
+            detail = f"its container lists {seconds[0]:.3f} s for a first frame at {first.seconds:.3f} s"
             raise VideoError(Status.OPEN_FAILED, f"{detail}; use the backend `pyav`")
         inside = [number for number, time in enumerate(seconds) if _is_inside(time, self.start, self.end)]
         self.seconds.extend(seconds[number] for number in inside)
@@ -261,7 +264,7 @@ def _decord_mistake(video: Video) -> str:
         return f"its edit list hides {video.hidden} frames, which decord would show"
     if video.container in _DECORD_WRONG:
         return f"decord returns wrong frames in {video.container} streams"
-    if video.pixel_aspect != 1 or any(video.cropping):
+    if video.pixel_aspect != 1 or any((*video.cropping, *video.origin)):
         return "decord ignores the shape of its pixels and its crop"
     return "decord may choose another of its video streams" if video.streams > 1 else ""
 
@@ -272,7 +275,8 @@ def _open_decord(path: Path) -> Any:
     try:
         return decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
     except (RuntimeError, decord.DECORDError) as error:
-        raise VideoError(Status.OPEN_FAILED, f"decord cannot read it ({plain_error(error)})") from error
+        detail = f"decord cannot read it ({plain_error(error)}); use the backend `pyav`"
+        raise VideoError(Status.OPEN_FAILED, detail) from error
 
 
 def _decode_decord(path: Path, reader: Any, numbers: Sequence[int]) -> NDArray[np.uint8]:
@@ -283,7 +287,8 @@ def _decode_decord(path: Path, reader: Any, numbers: Sequence[int]) -> NDArray[n
             with _read_log() as log:
                 images = np.asarray(reader.get_batch(list(numbers)).asnumpy(), np.uint8)
         except (RuntimeError, decord.DECORDError) as error:
-            raise VideoError(Status.CORRUPT_FRAMES, f"decord cannot decode it ({plain_error(error)})") from error
+            detail = f"decord cannot decode it ({plain_error(error)}); use the backend `pyav`"
+            raise VideoError(Status.CORRUPT_FRAMES, detail) from error
         if not any(_DECORD_GIVES_UP in text for text in log):
             return images
         reader = _open_decord(path)
