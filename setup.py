@@ -23,7 +23,7 @@ class BuildWithWorkflow(build_py):
         target = Path(self.build_lib) / "stm/shipped"
         shutil.rmtree(target, ignore_errors=True)  # an earlier build may have left files that no longer exist
         for folder in FOLDERS:
-            shutil.copytree(folder, target / folder, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(folder, target / folder, ignore=shutil.ignore_patterns("__pycache__", ".*"))
         for file in FILES:
             shutil.copy2(file, target / file)
 

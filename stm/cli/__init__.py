@@ -222,7 +222,7 @@ _HINTS = {
     errno.EISDIR: "it is a folder, not a file",
     errno.ENOTDIR: "a part of its path is a file, not a folder",
     errno.ENOENT: "it does not exist",
-    errno.EROFS: "its file system is read-only; set `results` to a folder on another",
+    errno.EROFS: "its file system is read-only; name a folder on another (in a config: `results`)",
     errno.ELOOP: "its links form a circle",
     errno.ENAMETOOLONG: "its name is too long",
 }

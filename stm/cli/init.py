@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import os
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -60,7 +61,8 @@ def _init(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--config {arguments.config}: must be one of {', '.join(shipped_configs())}")
     files = dict(_files(name))
     # Snakemake prefers a Snakefile in the folder itself to the one in workflow/.
-    taken = [str(path) for file in ("Snakefile", *files) if (path := arguments.folder / file).exists()]
+    # A link counts even if it leads nowhere: the file would be written where it leads.
+    taken = [str(path) for file in ("Snakefile", *files) if os.path.lexists(path := arguments.folder / file)]
     if taken:
         raise ConfigError(f"{', '.join(taken)}: exists already, and nothing is overwritten; name another folder")
     for file, text in files.items():
@@ -107,7 +109,7 @@ def _describe(folder: Path, name: str) -> str:
     lines = [
         f"{folder} has {CONFIG}, which extends stm's own {name}.yaml ({extended}), {SNAKEFILE} and {PROFILES}/.",
         f"Say in {CONFIG} where your data lies, and then:" if has_data else "Next:",
-        f"  cd {shlex.quote(str(folder))}",
+        *([] if folder.resolve() == Path.cwd() else [f"  cd {shlex.quote(str(folder))}"]),
         "  snakemake plan --cores 1        # what it will cost",
         "  snakemake rehearse --cores 2    # all of it in minutes, at small size",
         "  snakemake --cores 8             # the study",

@@ -148,8 +148,9 @@ def _find(name: str | Path) -> Path | None:
     """Return the path of a shipped config; None if `name` is a path."""
     if not str(name).startswith(PACKAGE):
         return None
-    path = shipped("config") / str(name).removeprefix(PACKAGE)
-    if path.is_file():
+    folder = shipped("config")
+    path = folder / str(name).removeprefix(PACKAGE)
+    if path in folder.rglob("*.yaml"):  # a path, such as `package:../other.yaml`, would lead out of the package
         return path
     known = ", ".join(f"{PACKAGE}{one}.yaml" for one in shipped_configs())
     raise ConfigError(f"{name}: no config of this name comes with the package; it has {known}")

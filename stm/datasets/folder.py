@@ -95,7 +95,9 @@ def _clips_of(annotations: Path, split: str, refused: list[Refused]) -> Iterator
     if annotations.is_dir():
         raise AnnotationError(f"dataset.annotations: {annotations} is a folder; name the file with the annotations")
     if not annotations.is_file():
-        raise AnnotationError(f"dataset.annotations: there is no file {annotations}")
+        raise AnnotationError(
+            f"dataset.annotations: there is no file {annotations}; for a folder of videos without annotations, set it to null"
+        )
     rows = read_annotations(annotations)
     rows.reverse()
     while rows:

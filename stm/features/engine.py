@@ -147,7 +147,9 @@ class Engine:
         self._crops = {key: crops for key, crops in self._crops.items() if key[0] != number}
 
     def _note(self) -> str:
-        return f"{self._computed} windows" + (f", {len(self._failures)} failed" if self._failures else "")
+        """What the progress says besides videos; windows wait until their batch is full."""
+        counts = {"windows": self._computed, "failed": len(self._failures)}
+        return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
     def _finish(self) -> None:
         """Mark the sources as finished whose values are all in the journal."""

@@ -81,6 +81,8 @@ def load_clip(
             **arguments,
         )
         tokenizer = open_clip.get_tokenizer(source.architecture)
+    except ModuleNotFoundError:
+        raise  # the command line names the extra that installs the library
     except Exception as error:  # open_clip raises many exception types, including pickle's
         raise ModelError(f"{setting} {name!r} cannot be loaded: {error}") from error
     model = model.to(place).eval().requires_grad_(False)

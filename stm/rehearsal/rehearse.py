@@ -7,7 +7,7 @@ from typing import Any
 from stm.config import Config
 from stm.rehearsal.copies.lay_out import LaidOut, lay_out
 from stm.rehearsal.differences import Difference, describe_differences, list_differences
-from stm.rehearsal.run import run_workflow
+from stm.rehearsal.run import check_snakemake, run_workflow
 from stm.rehearsal.shrink import shrink
 from stm.rehearsal.stand_ins import write_stand_ins
 from stm.storage.files import write_json
@@ -21,7 +21,9 @@ def rehearse(config: Config, folder: Path, record: Path, cores: int, targets: Se
 
     Raises:
         RehearsalError: a job failed.
+        ModuleNotFoundError: Snakemake is not installed.
     """
+    check_snakemake()
     small = shrink(config)
     differences = list_differences(config, small)
     print(

@@ -31,6 +31,16 @@ class Rehearsed(NamedTuple):
     seconds: float
 
 
+def check_snakemake() -> None:
+    """Check that Snakemake is installed, before any work is done.
+
+    Raises:
+        ModuleNotFoundError: it is not.
+    """
+    if find_spec("snakemake") is None:
+        raise ModuleNotFoundError("No module named 'snakemake'", name="snakemake")
+
+
 def run_workflow(config: Config, folder: Path, cores: int, targets: Sequence[str]) -> Rehearsed:
     """Run Snakemake in `folder` on the config, printing its progress; its whole output is in `folder/snakemake.log`.
 
@@ -40,10 +50,7 @@ def run_workflow(config: Config, folder: Path, cores: int, targets: Sequence[str
 
     Raises:
         RehearsalError: a job failed.
-        ModuleNotFoundError: Snakemake is not installed.
     """
-    if find_spec("snakemake") is None:
-        raise ModuleNotFoundError("No module named 'snakemake'", name="snakemake")
     path = folder / CONFIG
     path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     command = [sys.executable, "-m", "snakemake", "-s", str(shipped("workflow/Snakefile"))]

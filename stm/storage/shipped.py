@@ -47,4 +47,6 @@ def model_path(name: str) -> Path:
     """
     if not name.startswith(PACKAGE):
         return Path(name).expanduser()
-    return _MODELS / (name.removeprefix(PACKAGE) or "none")
+    plain = name.removeprefix(PACKAGE)
+    # A path, such as `package:../../models` or `package:/models`, would lead out of the package.
+    return _MODELS / (plain if plain in shipped_models() else "none")

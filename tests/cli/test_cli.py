@@ -82,6 +82,8 @@ def test_the_options_of_a_command_are_what_tells_its_jobs_apart(command, options
         (["plan", "--config", "CONFIG", "--set", f"results={__file__}"], ["results = ", "test_cli.py is a file"]),
         (["plan", "--config", "nowhere/tgm.yaml"], ["there is no such file in", "comes with stm is package:tgm.yaml"]),
         (["plan", "--config", "package:tmg.yaml"], ["package:tmg.yaml", "package:tgm.yaml", "package:folder.yaml"]),
+        (["plan", "--config", "package:../config/demo.yaml"], ["no config of this name", "package:demo.yaml"]),
+        (["plan", "--config", f"package:{ROOT}/environment.yml"], ["no config of this name", "package:demo.yaml"]),
         (["plan", "--config", "tests"], ["tests: is a folder; name a YAML file"]),
         (["plan", "--config", "CONFIG", "--set", "=3"], ["--set =3", "key=value"]),
         (["plan", "--config", "CONFIG", "--set", "a..b=3"], ["--set a..b=3", "key=value"]),

@@ -52,6 +52,10 @@ def test_profiles_are_copied_and_nothing_is_overwritten(tmp_path: Path, capsys: 
     assert main(["init", str(folder), "--config", "tgm"]) == 2
     assert "config/mine.yaml" in (message := capsys.readouterr().err) and "nothing is overwritten" in message
     assert {path: path.read_text() for path in folder.rglob("*") if path.is_file()} == before
+    (linked := tmp_path / "linked/config").mkdir(parents=True)
+    (linked / "mine.yaml").symlink_to(tmp_path / "elsewhere.yaml")
+    assert main(["init", str(linked.parent)]) == 2
+    assert not (tmp_path / "elsewhere.yaml").exists()
 
 
 @pytest.mark.parametrize(

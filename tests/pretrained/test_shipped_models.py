@@ -49,7 +49,16 @@ def test_text_encoders_and_berts_take_shipped_models() -> None:
     assert SplitBert.load(Language(model="package:demo-bert", fusion_layer=2, max_tokens=6)).width == 128
 
 
-@pytest.mark.parametrize("name", ["package:demo-clap", "package:", "package:demo-clip/other"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "package:demo-clap",
+        "package:",
+        "package:demo-clip/other",
+        "package:../assets/demo-clip",
+        f"package:{ASSETS}/demo-clip",
+    ],
+)
 def test_a_name_that_the_package_does_not_have_is_refused_with_those_that_it_has(name: str) -> None:
     assert find_missing(name) == name and local_model_files(name) == []
     for load in (find_model, load_clip):

@@ -6,6 +6,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import snakemake.jobs
 from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile
 from snakemake.logging import logger
@@ -25,6 +26,7 @@ from stm.stages.journey import all_stages
 from stm.stages.provenance import StaleInputError
 from stm.stages.reasons import describe_change, shorten_lists
 from stm.stages.rules import DeclaredRule, check_targets, describe_shared_cores
+from stm.storage.shipped import shipped
 from stm.training.trackers import check_trackers
 
 try:
@@ -65,6 +67,14 @@ wildcard_constraints:
     task=r"[A-Za-z0-9][A-Za-z0-9_-]*",
     table="|".join(CONFIG.tables) or "-",
     figure="|".join(CONFIG.figures) or "-",
+
+
+# Snakemake reruns jobs whose script is newer than their outputs, as it is after each `pip install` and `git clone`, even of the same
+# version. The script only calls stm; what changes results is in the params and inputs of the rules.
+SCRIPT = shipped("workflow/scripts/stage.py").resolve()
+snakemake.jobs.get_script_mtime = lambda path: (
+    0.0 if Path(path).resolve() == SCRIPT else os.lstat(path).st_mtime
+)
 
 
 # Lines of dry runs stay readable: see stm/stages/reasons.py.

@@ -255,9 +255,16 @@ def read_transformers(source: ModelSource) -> Weights:
     """Read a folder or a hub repository with transformers, in float32.
 
     Raises:
-        WeightsError: it cannot be loaded, is not a VideoMAE, or is not equivalent to our model.
+        WeightsError: it cannot be loaded, is not a VideoMAE, or is not equivalent to our model; or transformers is not installed.
     """
-    import transformers
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        # Any name that is not a local path is one of the hub, also a mistyped one.
+        unknown = "" if source.folder else "there is no such file or folder, and "
+        raise WeightsError(
+            f"{source.name}: {unknown}models of transformers need the library {error.name}: pip install 'stm-video[language]'"
+        ) from error
 
     what = f"{source.name} is a transformers VideoMAE"
     try:

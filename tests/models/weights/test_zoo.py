@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -270,3 +271,17 @@ def test_folders_and_files_of_no_known_kind_are_errors_that_say_so(tmp_path: Pat
             zoo.load_any(tmp_path / name)
     with pytest.raises(zoo.WeightsError, match="unknown format 'keras'; there are: stm, videomae, transformers, timm"):
         zoo.convert(tmp_path / "run", tmp_path / "x", "keras")
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_without_transformers_a_message_says_what_its_models_need(
+    folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    (tmp_path / "config.json").write_text('{"model_type": "videomae"}')
+    name = str(tmp_path) if folder else "mistyped"
+    with pytest.raises(
+        zoo.WeightsError, match=r"need the library transformers: pip install 'stm-video\[language\]'"
+    ) as caught:
+        zoo.read(name)
+    assert ("there is no such file or folder" in str(caught.value)) != folder
