@@ -7,12 +7,23 @@ every file of a job, of which a run or a page has thousands. Records stay as the
 import ast
 import logging
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from hashlib import sha256
+from importlib import import_module
 from typing import Any
 
 from stm.stages.provenance import changed_leaves, show
 
 _MOST = 6  # entries of a list that are printed, or all if there are at most two more
+
+
+def name_changed_keys() -> None:
+    """Let Snakemake print `describe_change` of changed settings; a version with other names prints its own text instead."""
+    with suppress(ImportError, AttributeError):
+        change = import_module("snakemake.persistence").ParamsChange
+        known = change()
+        if isinstance(known.only_old, Collection) and isinstance(known.only_new, Collection):
+            change.__str__ = lambda change: describe_change(change.only_old, change.only_new)
 
 
 def describe_change(before: Collection[str], now: Collection[str]) -> str:

@@ -1,12 +1,14 @@
 """What dry runs print: changed keys instead of whole settings, and the beginnings of long lists."""
 
 import logging
+import sys
 from typing import Any
 
 import pytest
+from snakemake.persistence import ParamsChange
 
 from stm.config import Config
-from stm.stages.reasons import describe_change, shorten_lists
+from stm.stages.reasons import describe_change, name_changed_keys, shorten_lists
 from stm.stages.rules import describe_shared_cores
 
 MADE: dict[str, Any] = {
@@ -39,6 +41,27 @@ def test_texts_that_are_no_settings_are_hashed() -> None:
     described = describe_change({"<object>" * 1000}, {repr(MADE)})
     assert described.startswith("settings ") and len(described) < 40
     assert describe_change(set(), {repr(MADE)}).startswith("settings none -> ")
+
+
+def test_snakemake_names_the_changed_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = type("ParamsChange", (ParamsChange,), {})
+    monkeypatch.setattr("snakemake.persistence.ParamsChange", changed)
+    name_changed_keys()
+    assert str(changed({repr(MADE)}, {repr({**MADE, "seed": 1})})) == "seed: 0 -> 1"
+
+
+def test_a_snakemake_with_other_names_prints_its_own_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Renamed:
+        def __str__(self) -> str:
+            return "its own"
+
+    monkeypatch.setattr("snakemake.persistence.ParamsChange", Renamed)
+    name_changed_keys()
+    assert str(Renamed()) == "its own"
+    monkeypatch.delattr("snakemake.persistence.ParamsChange")
+    name_changed_keys()
+    monkeypatch.setitem(sys.modules, "snakemake.persistence", None)  # type: ignore[arg-type]
+    name_changed_keys()
 
 
 def test_long_lists_are_shortened() -> None:

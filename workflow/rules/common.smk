@@ -9,7 +9,6 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile
 from snakemake.logging import logger
-from snakemake.persistence import ParamsChange
 from snakemake.utils import validate
 
 from stm.config import ConfigError, parse_config, resolve_config
@@ -23,7 +22,7 @@ from stm.plan.requests import Requests
 from stm.stages.jobs import Jobs
 from stm.stages.journey import all_stages
 from stm.stages.provenance import StaleInputError
-from stm.stages.reasons import describe_change, shorten_lists
+from stm.stages.reasons import name_changed_keys, shorten_lists
 from stm.stages.rules import DeclaredRule, check_targets, describe_shared_cores
 from stm.training.trackers import check_trackers
 
@@ -68,7 +67,7 @@ wildcard_constraints:
 
 
 # Lines of dry runs stay readable: see stm/stages/reasons.py.
-ParamsChange.__str__ = lambda change: describe_change(change.only_old, change.only_new)
+name_changed_keys()
 logger.addFilter(shorten_lists)
 
 
