@@ -8,7 +8,7 @@ import pytest
 from snakemake.persistence import ParamsChange
 
 from stm.config import Config
-from stm.stages.reasons import describe_change, name_changed_keys, shorten_lists
+from stm.stages.reasons import describe_change, list_failures, name_changed_keys, shorten_lists
 from stm.stages.rules import describe_shared_cores
 
 MADE: dict[str, Any] = {
@@ -79,6 +79,33 @@ def test_long_lists_are_shortened() -> None:
     assert values["input"] == [*files[:6], "and 9994 more"] and values["output"] == files[:8]
     assert values["reason"] == f"Missing output files: {', '.join(files[:6])}, and 9994 more; {changed}"
     assert shorten_lists(logging.makeLogRecord({"msg": "no job"}))
+
+
+FAILURES = """
+[Mon Nov 30 21:10:33 2026]
+Error in rule manifest:
+    message: None
+    jobid: 0
+    input: videos/a.csv
+    log: results/shapes/logs/manifest.log (check log file(s) for error details)
+[Mon Nov 30 21:10:34 2026]
+Error in rule own:
+    output: bad.txt
+    shell:
+        echo log: "no (check"
+MissingOutputException in rule many in file "Snakefile", line 19:
+Job 3  completed successfully, but some output files are missing.
+Error in rule frames:
+    log: logs/frames/a.log (check log file(s) for error details)
+Error in rule frames:
+    log: logs/frames/a.log (check log file(s) for error details)
+"""
+
+
+def test_failed_jobs_are_listed_once_with_their_logs() -> None:
+    listed = "manifest (results/shapes/logs/manifest.log), own, many, frames (logs/frames/a.log)"
+    assert list_failures(FAILURES) == f"Failed: {listed}"
+    assert list_failures("3 of 3 steps (100%) done\n") == ""
 
 
 def test_processes_that_share_a_cpu_are_named() -> None:
