@@ -115,6 +115,13 @@ def test_an_unknown_level_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert capsys.readouterr().err == "stm schema: STM_LOG is 'loud'; it must be one of debug, info, warning\n"
 
 
+@pytest.mark.parametrize("words", [["-v", "-q", "schema"], ["-v", "schema", "-q"], ["-q", "schema", "-v"]])
+def test_both_levels_at_once_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "chosen"), [(["-v", "schema"], "debug"), (["schema", "-q"], "warning"), (["schema"], "info")]
 )
