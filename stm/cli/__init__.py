@@ -187,7 +187,10 @@ def _run(words: list[str]) -> int:
     if old in _RENAMED:
         words[0] = _RENAMED[words[0]]
         renamed = f"stm {old} is now stm {words[0]}; the old name will be removed in the next version"
-    parsed = build_parser().parse_args(words)
+    parser = build_parser()
+    parsed = parser.parse_args(words)
+    if parsed.verbose and parsed.quiet:  # one before the command, one after
+        parser.error("argument -q/--quiet: not allowed with argument -v/--verbose")
     try:
         configure_messages("debug" if parsed.verbose else "warning" if parsed.quiet else None)
         if renamed:

@@ -3,6 +3,12 @@
 from difflib import get_close_matches
 from typing import Any
 
+# Pydantic's messages name Python's types.
+_AS_IN_YAML = {
+    "tuple_type": "should be a list, such as [a, b]",
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "should be a mapping of keys to values"),
+}
+
 
 def explain_problem(problem: Any, schema: dict[str, Any]) -> str:
     """Return one line for an entry of pydantic's `ValidationError.errors()`, using the config's JSON schema."""
@@ -19,7 +25,7 @@ def explain_problem(problem: Any, schema: dict[str, Any]) -> str:
     _, unit = _allowed(location, schema)
     value = problem["input"]
     shown = "" if isinstance(value, dict) else f" = {_show(value)}"  # a whole section would clutter the message
-    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = _AS_IN_YAML.get(problem["type"]) or problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return f"{key}{shown}: {message}" + (f" (unit: {unit})" if unit else "")
 
 

@@ -41,8 +41,9 @@ class _Messages(logging.Handler):
             return
         if sys.stderr is None:  # closed by the caller
             return
-        # If the log is on a full disk, the job itself says so; an error raised here would hide that message.
-        with suppress(OSError):
+        # If the log is on a full disk, the job itself says so; an error raised here would hide that message. A thread may also
+        # outlive the log (ValueError).
+        with suppress(OSError, ValueError):
             sys.stderr.write(f"{text}\n")
             sys.stderr.flush()
 

@@ -126,7 +126,8 @@ class _Tee(io.TextIOBase):
 def log_to(path: str | Path) -> Iterator[None]:
     """Copy the block's standard error, including warnings and a final traceback, into a log file."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with Path(path).open("w", encoding="utf-8") as log:
+    # Names of files need not be valid text.
+    with Path(path).open("w", encoding="utf-8", errors="backslashreplace") as log:
         try:
             with redirect_stderr(_Tee(log, sys.stderr)):
                 yield

@@ -6,13 +6,29 @@ every file of a job, of which a run or a page has thousands. Records stay as the
 
 import ast
 import logging
+import re
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from hashlib import sha256
+from importlib import import_module
 from typing import Any
 
 from stm.stages.provenance import changed_leaves, show
 
+# The log, if a job has one, is among the indented lines that follow.
+_FAILED = re.compile(
+    r"^(?:Error|\w+Exception) in rule (\w+)(?:.*\n(?: +(?!log: ).*\n)* +log: (.*?)(?: \(check .*)?$)?", re.M
+)
 _MOST = 6  # entries of a list that are printed, or all if there are at most two more
+
+
+def name_changed_keys() -> None:
+    """Let Snakemake print `describe_change` of changed settings; a version with other names prints its own text instead."""
+    with suppress(ImportError, AttributeError):
+        change = import_module("snakemake.persistence").ParamsChange
+        known = change()
+        if isinstance(known.only_old, Collection) and isinstance(known.only_new, Collection):
+            change.__str__ = lambda change: describe_change(change.only_old, change.only_new)
 
 
 def describe_change(before: Collection[str], now: Collection[str]) -> str:
@@ -46,6 +62,16 @@ def _parse(text: str) -> dict[str, Any] | None:
 
 def _hash(texts: Collection[str]) -> str:
     return sha256("\n".join(sorted(texts)).encode()).hexdigest()[:8] if texts else "none"
+
+
+def list_failures(messages: str) -> str:
+    """Return a line with the rules and logs of failed jobs: others go on, so that an error may be far above the end.
+
+    Args:
+        messages: all that Snakemake has printed.
+    """
+    failed = dict.fromkeys(f"{rule} ({log})" if log else rule for rule, log in _FAILED.findall(messages))
+    return f"Failed: {', '.join(_shorten(list(failed)))}" if failed else ""
 
 
 def shorten_lists(record: logging.LogRecord) -> bool:

@@ -7,15 +7,17 @@ its checkpoints: lines of `metrics.jsonl` that a kill kept from them, or from be
 none twice. An error of W&B or MLflow never ends a run: after a warning, it goes on without.
 """
 
+import io
 import json
 import logging
 import math
 import os
 import secrets
 import shutil
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -122,17 +124,18 @@ class WandB:
         wanted["x_transaction_log_flush_interval"] = 1.0  # seconds: what a kill may lose
         known = wandb.Settings.model_fields  # of the version that is installed
         settings = wandb.Settings(**{key: value for key, value in wanted.items() if key in known})
-        self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT") or _PROJECT,
-            dir=os.environ.get("WANDB_DIR") or str(folder),
-            id=self.id,
-            name=name if identity is None else None,
-            config=dict(config),
-            mode=mode,
-            resume="allow" if mode == "online" else None,
-            reinit="finish_previous",
-            settings=settings,
-        )
+        with _no_terminal():
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT") or _PROJECT,
+                dir=os.environ.get("WANDB_DIR") or str(folder),
+                id=self.id,
+                name=name if identity is None else None,
+                config=dict(config),
+                mode=mode,
+                resume="allow" if mode == "online" else None,
+                reinit="finish_previous",
+                settings=settings,
+            )
         # Offline, each attempt has a folder of its own, into which all lines are logged.
         self.stored = self._run.starting_step - 1 if mode == "online" and self._run.starting_step else 0
         self._offline = Path(self._run.dir).parent if mode == "offline" else None
@@ -156,6 +159,16 @@ class WandB:
 
     def close(self, finished: bool) -> None:
         self._run.finish(exit_code=0 if finished else 1)
+
+
+@contextmanager
+def _no_terminal() -> Iterator[None]:
+    """Make questions fail: on a terminal, W&B asks for an account that it lacks and waits for the answer, however long."""
+    terminal, sys.stdin = sys.stdin, io.StringIO()
+    try:
+        yield
+    finally:
+        sys.stdin = terminal
 
 
 class MLflow:

@@ -413,6 +413,21 @@ def test_braces_are_refused_in_the_paths_of_the_workflow_only(place):
 
 
 @pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"trackers": "wandb"}, "trackers = 'wandb': should be a list, such as [a, b]"),
+        ({"tables": "x"}, "tables = 'x': should be a mapping of keys to values"),
+        ({"pretrain": {"tube": 3}}, "pretrain.tube = 3: should be a mapping of keys to values"),
+        ({"captions": {"human": 3}}, "captions.human = 3: should be a mapping of keys to values"),
+    ],
+)
+def test_types_are_named_as_in_yaml(values, message):
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"name": "x", "dataset": {"source": "moving-shapes"}, **values})
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("seed", "shown"),
     [
         (16**5000, "a number of 20,001 bits: should be less than 2147483648"),

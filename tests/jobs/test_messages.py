@@ -15,7 +15,7 @@ import pytest
 
 from stm.cli import main
 from stm.jobs.messages import LogLevelError, configure_messages, is_configured
-from stm.jobs.progress import Progress, log_to
+from stm.jobs.progress import Progress, log_to, say
 from stm.jobs.workers import run_isolated
 
 LOG = logging.getLogger("stm.somewhere")
@@ -113,6 +113,21 @@ def test_an_unknown_level_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         configure_messages()
     assert main(["schema"]) == 2
     assert capsys.readouterr().err == "stm schema: STM_LOG is 'loud'; it must be one of debug, info, warning\n"
+
+
+def test_any_name_of_a_file_can_be_logged(tmp_path: Path) -> None:
+    """Names on a disk are bytes, which Python turns into characters that UTF-8 cannot encode."""
+    configure_messages("info")
+    with log_to(tmp_path / "job.log"):
+        say("clip \udcff 100%s.mp4\nis short")
+    assert (tmp_path / "job.log").read_text() == "clip \\udcff 100%s.mp4\nis short\n"
+
+
+@pytest.mark.parametrize("words", [["-v", "-q", "schema"], ["-v", "schema", "-q"], ["-q", "schema", "-v"]])
+def test_both_levels_at_once_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "not allowed with argument" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """What dry runs print: changed keys instead of whole settings, and the beginnings of long lists."""
 
 import logging
+import sys
 from typing import Any
 
 import pytest
+from snakemake.persistence import ParamsChange
 
 from stm.config import Config
-from stm.stages.reasons import describe_change, shorten_lists
+from stm.stages.reasons import describe_change, list_failures, name_changed_keys, shorten_lists
 from stm.stages.rules import describe_shared_cores
 
 MADE: dict[str, Any] = {
@@ -41,6 +43,27 @@ def test_texts_that_are_no_settings_are_hashed() -> None:
     assert describe_change(set(), {repr(MADE)}).startswith("settings none -> ")
 
 
+def test_snakemake_names_the_changed_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = type("ParamsChange", (ParamsChange,), {})
+    monkeypatch.setattr("snakemake.persistence.ParamsChange", changed)
+    name_changed_keys()
+    assert str(changed({repr(MADE)}, {repr({**MADE, "seed": 1})})) == "seed: 0 -> 1"
+
+
+def test_a_snakemake_with_other_names_prints_its_own_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Renamed:
+        def __str__(self) -> str:
+            return "its own"
+
+    monkeypatch.setattr("snakemake.persistence.ParamsChange", Renamed)
+    name_changed_keys()
+    assert str(Renamed()) == "its own"
+    monkeypatch.delattr("snakemake.persistence.ParamsChange")
+    name_changed_keys()
+    monkeypatch.setitem(sys.modules, "snakemake.persistence", None)  # type: ignore[arg-type]
+    name_changed_keys()
+
+
 def test_long_lists_are_shortened() -> None:
     files = [f"shards/train-{n:05d}.parquet" for n in range(10_000)]
     changed = f"Params have changed since last execution: a: [{'1, ' * 20}] -> []"
@@ -56,6 +79,33 @@ def test_long_lists_are_shortened() -> None:
     assert values["input"] == [*files[:6], "and 9994 more"] and values["output"] == files[:8]
     assert values["reason"] == f"Missing output files: {', '.join(files[:6])}, and 9994 more; {changed}"
     assert shorten_lists(logging.makeLogRecord({"msg": "no job"}))
+
+
+FAILURES = """
+[Mon Nov 30 21:10:33 2026]
+Error in rule manifest:
+    message: None
+    jobid: 0
+    input: videos/a.csv
+    log: results/shapes/logs/manifest.log (check log file(s) for error details)
+[Mon Nov 30 21:10:34 2026]
+Error in rule own:
+    output: bad.txt
+    shell:
+        echo log: "no (check"
+MissingOutputException in rule many in file "Snakefile", line 19:
+Job 3  completed successfully, but some output files are missing.
+Error in rule frames:
+    log: logs/frames/a.log (check log file(s) for error details)
+Error in rule frames:
+    log: logs/frames/a.log (check log file(s) for error details)
+"""
+
+
+def test_failed_jobs_are_listed_once_with_their_logs() -> None:
+    listed = "manifest (results/shapes/logs/manifest.log), own, many, frames (logs/frames/a.log)"
+    assert list_failures(FAILURES) == f"Failed: {listed}"
+    assert list_failures("3 of 3 steps (100%) done\n") == ""
 
 
 def test_processes_that_share_a_cpu_are_named() -> None:

@@ -1,5 +1,6 @@
 """W&B and MLflow, for real and offline: what they hold of a run that was killed and resumed, and of runs without them."""
 
+import io
 import json
 import os
 import struct
@@ -98,6 +99,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_one_run_with_each_step_once(tmp_path: Path) -> None:
     """Killed after step 4 with a checkpoint of step 2, in a process whose buffers are lost; then resumed."""
     folder = tmp_path / "run"
@@ -170,6 +172,22 @@ def test_an_error_of_a_tracker_is_one_warning(
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
     warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert len(warned) == 1 and "does not take the values of this run, which goes on without" in warned[0]
+
+
+def test_a_missing_account_is_not_asked_for_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody may be there to answer, and W&B would wait for ever."""
+    import wandb
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    asked: list[bool] = []
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdin", terminal)
+    monkeypatch.setattr(wandb, "init", lambda **_: asked.append(sys.stdin.isatty()) or 1 / 0)
+    External("wandb", tmp_path, "any", {}, fresh=True)
+    assert asked == [False] and sys.stdin is terminal
 
 
 class Flaky:

@@ -19,6 +19,7 @@ import stm.evaluation.masks.box_coverage as box_coverage
 import stm.evaluation.masks.crop_agreement as crop_agreement
 import stm.preprocess.captions.blip2 as blip2
 import stm.preprocess.captions.language_model as language_model
+import stm.preprocess.captions.vision_language as vision_language
 import stm.preprocess.flow.raft as raft
 import stm.preprocess.similarity.dense_scorer as dense_scorer
 import stm.preprocess.similarity.score as score
@@ -143,6 +144,7 @@ def _without_work(into: Path) -> Iterator[list[Any]]:
         (stm.datasets, "_stamp", lambda root, path: path),
         (blip2.Blip2Captioner, "__init__", load),
         (language_model.LanguageModel, "__init__", load),
+        (vision_language.VisionLanguageModel, "__init__", load),
         (score, "load_clip", _load_clip),
         (score, "PatchScorer", lambda clip, grid, *_: SimpleNamespace(clip=clip, grid=grid)),
         (dense_scorer, "DenseScorer", lambda clip, grid, *_: SimpleNamespace(clip=clip, grid=grid)),

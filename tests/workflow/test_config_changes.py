@@ -658,3 +658,14 @@ def test_snakemake_on_the_command_line_agrees(
     assert all(len(line) < 1000 for line in printed.splitlines())
     if "flow" in changes:
         assert re.search(r"Params have changed since last execution: flow\.cells: \d+ -> 4$", printed, re.M)
+
+
+@pytest.mark.slow
+def test_results_that_are_older_than_the_installation_are_kept(folders: Callable[[str], Path]) -> None:
+    """An upgrade or a fresh clone dates the script of all rules."""
+    folder = folders("offline")
+    find_jobs(folder, OFFLINE)
+    for path in folder.rglob("*"):
+        os.utime(path, (path.stat().st_mtime - 20 * 365 * 86400,) * 2)
+    assert "Nothing to be done" in snakemake(folder, "--dry-run")
+    assert "Code has changed" in snakemake(folder, "--dry-run", "--rerun-triggers", "code")

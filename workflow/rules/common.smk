@@ -6,11 +6,9 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import snakemake.jobs
 from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile
 from snakemake.logging import logger
-from snakemake.persistence import ParamsChange
 from snakemake.utils import validate
 
 from stm.config import ConfigError, parse_config, resolve_config
@@ -24,9 +22,8 @@ from stm.plan.requests import Requests
 from stm.stages.jobs import Jobs
 from stm.stages.journey import all_stages
 from stm.stages.provenance import StaleInputError
-from stm.stages.reasons import describe_change, shorten_lists
+from stm.stages.reasons import name_changed_keys, shorten_lists
 from stm.stages.rules import DeclaredRule, check_targets, describe_shared_cores
-from stm.storage.shipped import shipped
 from stm.training.trackers import check_trackers
 
 try:
@@ -69,16 +66,8 @@ wildcard_constraints:
     figure="|".join(CONFIG.figures) or "-",
 
 
-# Snakemake reruns jobs whose script is newer than their outputs, as it is after each `pip install` and `git clone`, even of the same
-# version. The script only calls stm; what changes results is in the params and inputs of the rules.
-SCRIPT = shipped("workflow/scripts/stage.py").resolve()
-snakemake.jobs.get_script_mtime = lambda path: (
-    0.0 if Path(path).resolve() == SCRIPT else os.lstat(path).st_mtime
-)
-
-
 # Lines of dry runs stay readable: see stm/stages/reasons.py.
-ParamsChange.__str__ = lambda change: describe_change(change.only_old, change.only_new)
+name_changed_keys()
 logger.addFilter(shorten_lists)
 
 
