@@ -1,7 +1,9 @@
 """Small real videos for the tests of several folders."""
 
 import gc
-from collections.abc import Callable
+import logging
+import os
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from stm.jobs.messages import configure_messages
+from stm.jobs.messages import VARIABLE, configure_messages
 
 # Speed is not asserted in tests: an example may take as long as a busy machine needs.
 settings.register_profile("no deadline", deadline=None)
@@ -22,6 +24,14 @@ gc.set_threshold(10_000)
 
 # As the command line and jobs do: tests read what these print.
 configure_messages()
+
+
+@pytest.fixture(autouse=True)
+def level_of_messages() -> Iterator[None]:
+    """Tests that run a command with `-q` do not silence those after them."""
+    yield
+    if logging.getLogger("stm").level != logging.INFO or os.environ.get(VARIABLE) != "info":
+        configure_messages("info")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -108,7 +108,8 @@ def test_a_new_study_is_planned_and_its_jobs_are_listed_with_the_installed_workf
     arguments = ("plan", "-s", snakefile, "--directory", "elsewhere", "--configfile", "mine/config/mine.yaml")
     printed = installed.snakemake(tmp_path, *arguments)
     assert (tmp_path / "elsewhere/results/moving-shapes/plan.json").is_file()
-    assert "workflow/profiles/default" in printed and str(ROOT) not in printed
+    ours = printed.replace(sys.prefix, "")  # Snakemake prints where it is installed, which may be in the checkout
+    assert "workflow/profiles/default" in ours and str(ROOT) not in ours
 
 
 @pytest.mark.slow

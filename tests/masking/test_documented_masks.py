@@ -19,7 +19,8 @@ from stm.cli import main
 from stm.masking import registry
 
 ROOT = Path(__file__).parents[2]
-SECTIONS = {"README.md": "## A masking strategy of your own", "docs/masking.md": "## A strategy of your own"}
+SECTIONS = {"README.md": "## Your own videos, a paper, a mask", "docs/masking.md": "## A strategy of your own"}
+NAMES = {"README.md": "masks/still.py:still", "docs/masking.md": "masks/top_rows.py:top_rows"}
 SMALL = {
     "model": "tiny",
     "image_size": 32,
@@ -82,16 +83,20 @@ def pretrain_here(project: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[s
     return pretrain_with
 
 
+def write_strategy(project: Path, name: str, code: str) -> None:
+    (project / "masks").mkdir()
+    (project / name.partition(":")[0]).write_text(code)
+
+
 @pytest.mark.parametrize("file", SECTIONS)
 def test_the_documented_strategy_trains_from_a_file_of_the_users_own(
     project: Path, file: str, pretrain_here: Callable[[str], int]
 ) -> None:
     (code,), config = blocks(file, "python"), blocks(file, "yaml")[0]
-    (project / "masks").mkdir()
-    (project / "masks/top_rows.py").write_text(code)
+    name = NAMES[file]
+    write_strategy(project, name, code)
     assert pretrain_here(config) == 0
     record = record_of(project)
-    name = "masks/top_rows.py:top_rows"
     assert record["run"]["mask"] == {"strategy": name, "ratio": 0.75}
     assert record["receipt"]["masks"] == {name: hashlib.sha256(code.encode()).hexdigest()}
 
@@ -133,7 +138,6 @@ def test_a_file_that_does_not_exist_stops_before_anything_runs(
 @pytest.mark.slow
 def test_the_file_reaches_several_processes_under_torchrun(project: Path) -> None:
     (code,) = blocks("README.md", "python")
-    (project / "masks").mkdir()
-    (project / "masks/top_rows.py").write_text(code)
-    mine = "{mask: {strategy: 'masks/top_rows.py:top_rows', ratio: 0.75}, processes: 2}"
+    write_strategy(project, NAMES["README.md"], code)
+    mine = f"{{mask: {{strategy: '{NAMES['README.md']}', ratio: 0.75}}, processes: 2}}"
     trained(project, pretrain(project, f"pretrain: {{mine: {mine}}}"))

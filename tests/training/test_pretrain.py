@@ -30,8 +30,10 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from stm.config import PretrainRun
+from stm.jobs.messages import configure_messages
 from stm.training.pretraining import pretrain
 
+configure_messages()
 run, output, *shards = sys.argv[1:]
 pretrain(PretrainRun.model_validate_json(run), [Path(s) for s in shards], Path(output), 7, "cpu")
 """

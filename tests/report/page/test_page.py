@@ -160,7 +160,7 @@ def test_every_task_strategy_and_headline_has_a_term() -> None:
     assert set(terms.TASKS) == set(TASKS)
     assert set(terms.STRATEGIES) == set(strategy_names())
     assert {task.headline.label for task in TASKS.values()} == set(terms.METRICS)
-    settings = {"mask_probability", "shared_texts", *PairSettings.model_fields}  # of losses, not losses
+    settings = {"mask_probability", "shared_texts", "word_average", *PairSettings.model_fields}  # of losses, not losses
     assert set(Objectives.model_fields) - settings <= set(terms.OBJECTIVES)
 
 
