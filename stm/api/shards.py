@@ -126,8 +126,9 @@ class OpenShards:
     def dataset(self) -> ClipDataset:
         """The clips by number, each a list of samples, one per view and crop.
 
-        >>> from stm.data.loader import collate   # doctest: +SKIP
-        >>> torch.utils.data.DataLoader(data.dataset, batch_size=8, collate_fn=collate)   # doctest: +SKIP
+        Examples:
+            >>> from stm.data.loader import collate  # doctest: +SKIP
+            >>> torch.utils.data.DataLoader(data.dataset, batch_size=8, collate_fn=collate)  # doctest: +SKIP
         """
         return self._dataset
 

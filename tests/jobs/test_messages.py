@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+import stm
 from stm.cli import main
 from stm.jobs.messages import LogLevelError, configure_messages, is_configured
-from stm.jobs.progress import Progress, log_to, say
+from stm.jobs.progress import Progress, log_to
 from stm.jobs.workers import run_isolated
 
 LOG = logging.getLogger("stm.somewhere")
@@ -117,9 +118,14 @@ def test_an_unknown_level_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 def test_any_name_of_a_file_can_be_logged(tmp_path: Path) -> None:
     """Names on a disk are bytes, which Python turns into characters that UTF-8 cannot encode."""
-    configure_messages("info")
-    with log_to(tmp_path / "job.log"):
-        say("clip \udcff 100%s.mp4\nis short")
+    # In a process of its own: pytest-xdist cannot send what pytest records of such a message.
+    code = (
+        "from stm.jobs.messages import configure_messages; from stm.jobs.progress import log_to, say\n"
+        "configure_messages('info')\n"
+        "with log_to('job.log'): say('clip \\udcff 100%s.mp4\\nis short')"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(stm.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True)
     assert (tmp_path / "job.log").read_text() == "clip \\udcff 100%s.mp4\nis short\n"
 
 

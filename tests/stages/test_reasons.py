@@ -60,7 +60,7 @@ def test_a_snakemake_with_other_names_prints_its_own_text(monkeypatch: pytest.Mo
     assert str(Renamed()) == "its own"
     monkeypatch.delattr("snakemake.persistence.ParamsChange")
     name_changed_keys()
-    monkeypatch.setitem(sys.modules, "snakemake.persistence", None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "snakemake.persistence", None)
     name_changed_keys()
 
 
