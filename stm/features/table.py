@@ -1,18 +1,15 @@
 """The tables of features: one row per window, or per video, written as a stream of row groups."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stm.features.settings import FeatureError
-from stm.storage.files import atomic_path
-from stm.storage.tables import RECEIPT_KEY, read_receipt, read_table
+from stm.storage.tables import read_receipt, read_table, write_rows
 
 _GROUP_BYTES = 2**24  # of features per row group
 _GROUP_ROWS = 1024
@@ -47,45 +44,9 @@ def write_features(
     path: Path, schema: pa.Schema, rows: Iterable[Mapping[str, Any]], receipt: Mapping[str, Any]
 ) -> None:
     """Atomically write rows, whose `feature` is an array or None, to a Parquet file, some megabytes at a time."""
-    full = schema.with_metadata({RECEIPT_KEY: json.dumps(receipt, sort_keys=True).encode()})
     kind = schema.field("feature").type
-    each = kind.list_size * kind.value_type.bit_width // 8
-    size = max(1, min(_GROUP_ROWS, _GROUP_BYTES // each))
-    strings = [field.name for field in schema if pa.types.is_string(field.type)]
-    with (
-        atomic_path(path) as temporary,
-        pq.ParquetWriter(
-            temporary, full, compression="zstd", use_dictionary=strings, write_page_checksum=True
-        ) as writer,
-    ):
-        group: list[Mapping[str, Any]] = []
-        for row in rows:
-            group.append(row)
-            if len(group) == size:
-                writer.write_table(_make_table(full, group))
-                group = []
-        if group:
-            writer.write_table(_make_table(full, group))
-
-
-def _make_table(schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    columns = [
-        _make_features(field.type, [row[field.name] for row in rows])
-        if field.name == "feature"
-        else pa.array([row[field.name] for row in rows], field.type)
-        for field in schema
-    ]
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _make_features(kind: pa.DataType, values: Sequence[NDArray[Any] | None]) -> pa.Array:
-    dtype = kind.value_type.to_pandas_dtype()
-    flat = np.zeros((len(values), kind.list_size), dtype)
-    for place, value in zip(flat, values, strict=True):
-        if value is not None:
-            place[:] = value.reshape(-1)
-    missing = pa.array([value is None for value in values])
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), type=kind, mask=missing)
+    size = kind.list_size * kind.value_type.bit_width // 8
+    write_rows(path, schema, rows, receipt, max(1, min(_GROUP_ROWS, _GROUP_BYTES // size)))
 
 
 class FeatureTable(NamedTuple):

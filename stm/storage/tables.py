@@ -210,6 +210,8 @@ def _make_table(schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> pa.Tabl
 def _make_column(field: pa.Field, values: list[Any]) -> pa.Array:
     if not any(isinstance(value, np.ndarray) for value in values):
         return pa.array(values, field.type)
+    if pa.types.is_fixed_size_list(field.type):
+        return _make_fixed_lists(field.type, values)
     # Built from offsets and one flat buffer: `pa.array` would convert every value of a map to a Python object.
     flat = [None if value is None else np.ascontiguousarray(value).reshape(-1) for value in values]
     lengths = [0 if value is None else len(value) for value in flat]
@@ -217,6 +219,15 @@ def _make_column(field: pa.Field, values: list[Any]) -> pa.Array:
     numbers = pa.array(np.concatenate([value for value in flat if value is not None]), field.type.value_type)
     missing = pa.array([value is None for value in flat])
     return pa.ListArray.from_arrays(offsets, numbers, type=field.type, mask=missing)
+
+
+def _make_fixed_lists(kind: pa.DataType, values: list[Any]) -> pa.Array:
+    flat = np.zeros((len(values), kind.list_size), kind.value_type.to_pandas_dtype())
+    for place, value in zip(flat, values, strict=True):
+        if value is not None:
+            place[:] = value.reshape(-1)
+    missing = pa.array([value is None for value in values])
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), type=kind, mask=missing)
 
 
 def stream_rows(

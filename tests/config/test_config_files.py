@@ -14,6 +14,7 @@ from stm.cli.common import load
 from stm.config import ConfigError, LanguageRun, inherit, load_config, parse_config, read_values, resolve_config
 
 ROOT = Path(__file__).parents[2]
+SNAKEMAKE = (sys.executable, "-m", "snakemake", "-s", str(ROOT / "workflow/Snakefile"))
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
 FRAMES = {"every": 4, "short_side": 64}
 RUN = {"frames": 8, "optimisation": {"epochs": 3, "betas": [0.9, 0.95], "warmup_epochs": 1}}
@@ -140,15 +141,7 @@ def test_the_workflow_refuses_a_key_that_is_given_twice(tmp_path):
 
 @pytest.mark.slow
 def test_the_workflow_names_a_file_in_the_place_of_the_results(tmp_path):
-    snakemake = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "-s",
-        str(ROOT / "workflow/Snakefile"),
-        "--directory",
-        str(tmp_path),
-    ]
+    snakemake = [*SNAKEMAKE, "--directory", str(tmp_path)]
     (tmp_path / "out").touch()
     values = {"name": "a", "results": str(tmp_path / "out"), "dataset": {"source": "moving-shapes"}}
     command = [*snakemake, "--dry-run", "--cores", "1", "--configfile", str(write(tmp_path, mine=values))]
@@ -245,15 +238,7 @@ def test_the_papers_settings_survive_the_merge():
 def test_the_workflow_takes_a_config_that_extends_another(tmp_path):
     """The jobs come from a run and an evaluation that only the extended file has."""
     (tmp_path / "stm").symlink_to(ROOT / "stm")  # the config's models lie there, relative to the working folder
-    snakemake = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "-s",
-        str(ROOT / "workflow/Snakefile"),
-        "--directory",
-        str(tmp_path),
-    ]
+    snakemake = [*SNAKEMAKE, "--directory", str(tmp_path)]
     files = ["--configfile", str(ROOT / "config/stm-small.yaml"), str(write(tmp_path, mine={"seeds": [5]}))]
     command = [*snakemake, "--dry-run", "--cores", "1", "stm_table1", *files]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -265,15 +250,7 @@ def test_the_workflow_takes_a_config_that_extends_another(tmp_path):
 @pytest.mark.slow
 def test_the_parts_of_a_figure_are_one_target_even_if_they_are_tables(tmp_path):
     (tmp_path / "stm").symlink_to(ROOT / "stm")  # the config's models lie there, relative to the working folder
-    snakemake = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "-s",
-        str(ROOT / "workflow/Snakefile"),
-        "--directory",
-        str(tmp_path),
-    ]
+    snakemake = [*SNAKEMAKE, "--directory", str(tmp_path)]
     command = [*snakemake, "--dry-run", "--cores", "1", "tgm_figure3"]
     command += ["--configfile", str(ROOT / "config/tgm-small.yaml")]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
