@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stm.datasets.moving_shapes.backgrounds import draw_background
-from stm.datasets.moving_shapes.clip_spec import COLORS, ClipSpec, ObjectSpec, true_boxes
+from stm.datasets.moving_shapes.clip_spec import COLORS, BackgroundPart, ClipSpec, ObjectSpec, true_boxes
 from stm.datasets.moving_shapes.motions import camera_track, track
 from stm.datasets.moving_shapes.outlines import RING_HOLE, outline
 
@@ -23,7 +23,7 @@ _DARK = 0.38  # brightness of a texture's second tone
 
 @dataclass(frozen=True)
 class RenderedClip:
-    """The frames of a clip and the ground-truth boxes of its objects. F: frames, M: distractors."""
+    """The frames of a clip and the ground-truth boxes of its objects. F: frames, M: distractors, a companion first."""
 
     frames: npt.NDArray[np.uint8]  # [F, H, W, 3] RGB
     boxes: npt.NDArray[np.float32]  # [F, 4] of the named object: x0, y0, x1, y1 in pixels, clipped to the frame
@@ -38,7 +38,9 @@ def render_clip(spec: ClipSpec, which: Sequence[int] | None = None) -> RenderedC
     """
     numbers = np.arange(spec.frames) if which is None else np.asarray(which, np.int64)
     camera = camera_track(spec.camera, spec.frames)[numbers]
-    frames = _pan(spec, camera)
+    frames = _pan(spec, spec.background_seed, camera, spec.camera.amplitude)
+    if spec.part is not None:
+        _paint_part(frames, spec, spec.part, camera, camera_track(spec.part.sway, spec.frames)[numbers])
     for item in (*spec.distractors, spec.named):  # the named object last, so that nothing occludes it
         places = track(item.path, spec.frames)
         # The sprite's resolution is derived from the whole clip, so that a frame rendered alone is identical.
@@ -51,13 +53,31 @@ def render_clip(spec: ClipSpec, which: Sequence[int] | None = None) -> RenderedC
     return RenderedClip(frames, true_boxes(spec.named, spec)[numbers], distractor_boxes)
 
 
-def _pan(spec: ClipSpec, camera: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    """[F, H, W, 3]: the background seen by the camera, cropped from a larger one that covers the camera's motion."""
-    margin = [int(np.ceil(a)) + 2 for a in spec.camera.amplitude]
+def _paint_part(
+    frames: npt.NDArray[np.uint8],
+    spec: ClipSpec,
+    part: BackgroundPart,
+    camera: npt.NDArray[np.float64],
+    sway: npt.NDArray[np.float64],
+) -> None:
+    """Paints the moving part of the background into each frame. camera, sway: [F, 2] displacements in pixels."""
+    reach = tuple(a + b for a, b in zip(spec.camera.amplitude, part.sway.amplitude, strict=True))
+    texture = _pan(spec, part.seed, camera + sway, reach)
+    for frame, moved, (x, y) in zip(frames, texture, np.array([part.x, part.y]) - camera, strict=True):
+        inside = np.zeros(frame.shape[:2], np.uint8)
+        cv2.ellipse(inside, ((x - 0.5, y - 0.5), (2 * part.radius_x, 2 * part.radius_y), 0), 1, cv2.FILLED)
+        np.copyto(frame, moved, where=inside[..., None].astype(bool))
+
+
+def _pan(spec: ClipSpec, seed: int, camera: npt.NDArray[np.float64], reach: tuple[float, ...]) -> npt.NDArray[np.uint8]:
+    """[F, H, W, 3]: a background seen by the camera, cropped from a larger one that covers the camera's motion.
+
+    Args:
+        reach: the camera's largest displacement along x and y, in pixels.
+    """
+    margin = [int(np.ceil(a)) + 2 for a in reach]
     unit = min(spec.width, spec.height) / 10
-    world = draw_background(
-        spec.background, spec.background_seed, spec.width + 2 * margin[0], spec.height + 2 * margin[1], unit
-    )
+    world = draw_background(spec.background, seed, spec.width + 2 * margin[0], spec.height + 2 * margin[1], unit)
     frames = np.empty((len(camera), spec.height, spec.width, 3), np.uint8)
     for frame, (right, down) in zip(frames, camera, strict=True):
         shift = np.array([[1, 0, margin[0] + right], [0, 1, margin[1] + down]])
