@@ -73,7 +73,8 @@ class MovingShapesDataset(Section):
     background_context: Fraction = field(
         0.0,
         "how far the background tells the motion: this share of clips has the background that belongs to the motion, of which "
-        "opposite motions share one; in the other clips it is drawn independently",
+        "opposite motions share one, and the moving part, if there is one, moves in step with the named object; in the other "
+        "clips both are drawn independently",
     )
     companion: Fraction | None = field(
         None,
@@ -81,7 +82,8 @@ class MovingShapesDataset(Section):
         "at its side; in the other clips it is one more distractor. null: no such object",
     )
     moving_background: Fraction = field(
-        0.0, "share of clips in which a part of the background moves: an ellipse in which the texture sways"
+        0.0,
+        "share of clips in which a part of the background moves: an ellipse in which the texture moves as an object does",
     )
     caption: Literal["full", "action", "appearance"] = field(
         "full",

@@ -46,7 +46,6 @@ _COMPANION_DISTANCE = (
     0.6  # from the named object to a companion at its side, as a share of the sum of their median sides
 )
 _PART_RADIUS = (0.2, 0.35)  # radii of a moving part of the background, as shares of the frame's sides
-_PART_AMPLITUDE = (0.09, 0.16)  # of its texture along each axis, as a share of the short side
 
 Companion = Literal["in step", "independent"]
 
@@ -67,14 +66,15 @@ class ObjectSpec:
 
 @dataclass(frozen=True)
 class BackgroundPart:
-    """An ellipse of the background, at rest relative to it, in which a texture of the same kind sways; in pixels."""
+    """An ellipse of the background, at rest relative to it, in which a texture of the same kind moves.
 
-    x: float
-    y: float
-    radius_x: float
+    The ellipse is centred at `path.x` and `path.y`. The texture moves, turns and scales as an object with this path.
+    """
+
+    radius_x: float  # pixels
     radius_y: float
     seed: int
-    sway: CameraSpec
+    path: PathSpec
 
 
 @dataclass(frozen=True)
@@ -126,13 +126,15 @@ def draw_clip_spec(seed: int, split: str, index: int, dataset: MovingShapesDatas
         distractors += (_distractor(rng, _draw_size(sizes, dataset), (named, *distractors), dataset),)
     background = str(rng.choice(BACKGROUNDS))
     background_seed = int(rng.integers(2**31))
-    if scene.random() < dataset.background_context:
+    goes_along = scene.random() < dataset.background_context
+    if goes_along:
         background = BACKGROUND_OF[label]
     companion = None
     if dataset.companion is not None:
         companion, item = _draw_companion(beside, (named, *distractors), size, dataset.companion, dataset)
         distractors = (item, *distractors)
-    part = _draw_part(within, dataset) if within.random() < dataset.moving_background else None
+    moves = bool(within.random() < dataset.moving_background)
+    part = _draw_part(within, named.path if goes_along else None, dataset) if moves else None
     return ClipSpec(
         video_id=clip_id(split, index),
         split=split,
@@ -231,20 +233,28 @@ def _draw_companion(
         return "independent", _distractor(rng, its_size, others, dataset)
     appearance = _appearance(rng, unlike=named)
     its_size *= DISTRACTOR_SCALE
-    path = _scaled(draw_path(rng, named.motion, dataset.width, dataset.height), its_size)
+    path = _scaled(_path_in_step(rng, named.path, dataset), its_size)
     distance = _COMPANION_DISTANCE * SIDE * min(dataset.width, dataset.height) * (size + its_size)
     angle = rng.uniform(0, 2 * np.pi)
     x, y = named.path.x + distance * float(np.cos(angle)), named.path.y + distance * float(np.sin(angle))
-    path = replace(path, x=x, y=y, travel=named.path.travel, phase=named.path.phase)
-    return "in step", ObjectSpec(*appearance, path)
+    return "in step", ObjectSpec(*appearance, replace(path, x=x, y=y))
 
 
-def _draw_part(rng: np.random.Generator, dataset: MovingShapesDataset) -> BackgroundPart:
+def _path_in_step(rng: np.random.Generator, path: PathSpec, dataset: MovingShapesDataset) -> PathSpec:
+    """Another path of the same motion, as far and at the same time."""
+    other = draw_path(rng, path.motion, dataset.width, dataset.height)
+    return replace(other, travel=path.travel, phase=path.phase)
+
+
+def _draw_part(rng: np.random.Generator, along: PathSpec | None, dataset: MovingShapesDataset) -> BackgroundPart:
+    """A moving part of the background, in step with the path `along`, or with a motion of its own."""
     size = np.array([dataset.width, dataset.height])
     x, y = rng.uniform(0.2, 0.8, 2) * size
     radius_x, radius_y = rng.uniform(*_PART_RADIUS, 2) * size
-    sway = draw_camera(rng, dataset.width, dataset.height, _PART_AMPLITUDE)
-    return BackgroundPart(float(x), float(y), float(radius_x), float(radius_y), int(rng.integers(2**31)), sway)
+    seed = int(rng.integers(2**31))
+    own = draw_path(rng, str(rng.choice(list(MOTIONS))), dataset.width, dataset.height)
+    path = own if along is None else _path_in_step(rng, along, dataset)
+    return BackgroundPart(float(radius_x), float(radius_y), seed, replace(path, x=float(x), y=float(y)))
 
 
 def part_boxes(spec: ClipSpec) -> npt.NDArray[np.float32]:
@@ -252,7 +262,7 @@ def part_boxes(spec: ClipSpec) -> npt.NDArray[np.float32]:
     if spec.part is None:
         return np.zeros((0, 4), np.float32)
     part, size = spec.part, [spec.width, spec.height]
-    middle = np.array([part.x, part.y]) - camera_track(spec.camera, spec.frames)
+    middle = np.array([part.path.x, part.path.y]) - camera_track(spec.camera, spec.frames)
     radii = np.array([part.radius_x, part.radius_y])
     return np.clip(np.hstack([middle - radii, middle + radii]), 0, [*size, *size]).astype(np.float32)
 

@@ -88,7 +88,12 @@ TRUTH_SCHEMA = pa.schema(
 
 # Columns of options, which are left out without the option.
 COMPANION = pa.field("companion", pa.string())  # in step | independent
-PART_BOXES = pa.field("moving_background_boxes", pa.list_(pa.float32()))  # [F, 4] flattened; [0, 4] if nothing moves
+MOVING_BACKGROUND = (
+    pa.field("background_motion", pa.string()),  # of the moving part; null: there is none
+    pa.field(
+        "background_boxes", pa.list_(pa.float32())
+    ),  # of the moving part, [F, 4] flattened; [0, 4] if there is none
+)
 
 # H.264 with B-frames and sparse keyframes, as in downloaded datasets, so that the offline stages are tested on it.
 # One thread and the bitexact flags make the bytes reproducible.
@@ -246,7 +251,7 @@ def _write_tables(specs: list[ClipSpec], dataset: MovingShapesDataset, folder: P
     if dataset.companion is not None:
         schema = schema.append(COMPANION)
     if dataset.moving_background:
-        schema = schema.append(PART_BOXES)
+        schema = pa.schema([*schema, *MOVING_BACKGROUND])
     write_table(folder / "truth.parquet", pa.Table.from_pylist(truth, schema), receipt)
     write_table(folder / "annotations.parquet", pa.Table.from_pylist(annotations, ANNOTATION_SCHEMA), receipt)
 
@@ -281,5 +286,6 @@ def _truth(spec: ClipSpec) -> dict[str, Any]:
         "height": spec.height,
         "frames": spec.frames,
         COMPANION.name: spec.companion,
-        PART_BOXES.name: part_boxes(spec).ravel(),
+        MOVING_BACKGROUND[0].name: spec.part and spec.part.path.motion,
+        MOVING_BACKGROUND[1].name: part_boxes(spec).ravel(),
     }

@@ -78,7 +78,7 @@ class PathSpec:
 
 @dataclass(frozen=True)
 class CameraSpec:
-    """A camera, or a part of the background, that sways smoothly along both axes; all values are zero for a fixed camera."""
+    """A camera that sways smoothly along both axes; all values are zero for a fixed camera."""
 
     amplitude: tuple[float, float] = (0.0, 0.0)  # pixels
     cycles: tuple[float, float] = (0.0, 0.0)  # per clip

@@ -202,19 +202,21 @@ QUICK = {"moving_camera": 0.0, "distractors": 0, "frames": 8}  # draws fast, and
 
 @pytest.mark.parametrize("strength", [0.0, 0.5])
 def test_what_the_context_alone_tells_of_the_motion(strength: float) -> None:
-    """Oracles that know the background or the companion's motion, by counting, against their accuracy in closed form.
+    """Oracles that know the background, its moving part or the companion, by counting, against their accuracy in closed form.
 
     Two of 12 motions share each of 6 backgrounds. A clip has its motion's own background with probability s + (1 - s) / 6, and an
-    oracle takes one of two motions: (s + (1 - s) / 6) / 2 = (1 + 5 s) / 12. A companion moves as the named object with a probability of
-    s + (1 - s) / 12 = (1 + 11 s) / 12.
+    oracle takes one of two motions: (s + (1 - s) / 6) / 2 = (1 + 5 s) / 12. A part or a companion moves as the named object with
+    probability s + (1 - s) / 12 = (1 + 11 s) / 12.
     """
-    drawn = specs(960, background_context=strength, companion=strength, **QUICK)
+    drawn = specs(960, background_context=strength, companion=strength, moving_background=1.0, **QUICK)
     labels = [spec.label for spec in drawn]
     backgrounds = [spec.background for spec in drawn]
     motions = [spec.distractors[0].motion for spec in drawn]
-    expected = {"background": (1 + 5 * strength) / 12, "companion": (1 + 11 * strength) / 12}
+    parts = [spec.part.path.motion for spec in drawn if spec.part is not None]
+    moving = (1 + 11 * strength) / 12
+    expected = {"background": (1 + 5 * strength) / 12, "companion": moving, "part": moving}
     half = len(drawn) // 2
-    for name, context in {"background": backgrounds, "companion": motions}.items():
+    for name, context in {"background": backgrounds, "companion": motions, "part": parts}.items():
         found = best_guesses(context[:half], labels[:half], context[half:], labels[half:])
         error = 4 * np.sqrt(expected[name] * (1 - expected[name]) / half)
         assert found == pytest.approx(expected[name], abs=error), name
@@ -312,15 +314,19 @@ def test_a_camera_of_the_wanted_amplitude_keeps_the_named_object_in_view() -> No
         assert seen.min() >= MIN_VISIBLE * 0.34 / 0.6 and max(spec.camera.amplitude) > 0.05 * 128
 
 
-def test_moving_parts_of_the_background_are_a_share_and_sway() -> None:
-    drawn = specs(300, moving_background=0.3, **QUICK)
+def test_moving_parts_of_the_background_are_a_share_and_in_step_where_the_background_is_the_motions() -> None:
+    drawn = specs(300, moving_background=0.3, **{**QUICK, "moving_camera": 0.5})
     parts = [spec.part for spec in drawn if spec.part is not None]
     assert len(parts) == pytest.approx(90, abs=32)
     for spec in drawn:
         boxes = part_boxes(spec)
         assert boxes.shape == ((spec.frames, 4) if spec.part else (0, 4))
         assert (boxes >= 0).all() and (boxes <= [160, 128, 160, 128]).all()
-    assert all(part.sway.moving for part in parts)
+    assert len({part.path.motion for part in parts}) == len(MOTIONS)
+    for spec in specs(24, moving_background=1.0, background_context=1.0, **QUICK):
+        assert spec.part is not None
+        moved = [track(path, 8) - track(path, 8)[:1] for path in (spec.named.path, spec.part.path)]
+        np.testing.assert_allclose(moved[1][:, [0, 1, 3]], moved[0][:, [0, 1, 3]], atol=1e-9)
 
 
 def test_captions_name_what_is_asked_for() -> None:

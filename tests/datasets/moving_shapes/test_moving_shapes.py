@@ -77,8 +77,9 @@ def test_tables_of_options_have_their_truth_and_others_do_not(tmp_path: Path) ->
         spec = draw_clip_spec(1, "train", index, options)
         boxes = np.float32(row["distractor_boxes"]).reshape(row["distractors"], 12, 4)
         np.testing.assert_array_equal(boxes[0], true_boxes(spec.distractors[0], spec))
-        np.testing.assert_array_equal(np.float32(row["moving_background_boxes"]).reshape(-1, 4), part_boxes(spec))
-    assert {len(row["moving_background_boxes"]) for row in truth} == {0, 48}
+        np.testing.assert_array_equal(np.float32(row["background_boxes"]).reshape(-1, 4), part_boxes(spec))
+        assert row["background_motion"] == (spec.part.path.motion if spec.part else None)
+    assert {len(row["background_boxes"]) for row in truth} == {0, 48}
     assert not any(
         "background" in row["captions"][0] for row in read_table(tmp_path / "options/annotations.parquet").to_pylist()
     )

@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
 from stm.config import MovingShapesDataset
-from stm.datasets.moving_shapes.clip_spec import ClipSpec, part_boxes
+from stm.datasets.moving_shapes.clip_spec import BackgroundPart, ClipSpec, part_boxes
 from stm.datasets.moving_shapes.generate import BACKGROUNDS, draw_clip_spec, render_clip
+from stm.datasets.moving_shapes.motions import PathSpec, track
 
 DATASET = MovingShapesDataset(source="moving-shapes", moving_camera=0.5)
 
@@ -64,8 +66,25 @@ def test_a_moving_part_changes_only_its_own_box_and_moves_while_the_rest_stands(
         assert found[0] >= x0 - 1 and found[1] >= y0 - 1 and found[2] <= x1 + 1 and found[3] <= y1 + 1
         np.testing.assert_allclose(found, [x0, y0, x1, y1], atol=6)  # the texture may be alike at the rim
         assert (np.diff(without.astype(int), axis=0) == 0).all()
-        moves = np.abs(np.diff(with_part.astype(int), axis=0)).max(axis=3) > 8
-        assert moves.mean() > 0.01
+        changes = np.abs(np.diff(with_part.astype(int), axis=0)).max(axis=3) > 8
+        assert changes.mean() > 0.01
+
+
+@pytest.mark.parametrize("motion", ["drift_right", "grow", "spin_clockwise"])
+def test_the_texture_of_a_moving_part_moves_as_an_object_does(motion: str) -> None:
+    """The last frame, taken back along the path by the inverse of the object's own motion, shows the first one."""
+    path = PathSpec(motion, x=80, y=64, side=0.34 * 128, angle=0.3, travel=25, phase=0.0)
+    plain = without_named(clip(0, moving_camera=0.0, distractors=0, frames=8))
+    spec = replace(plain, background="stone", part=BackgroundPart(70.0, 60.0, 1, path))
+    frames = render_clip(spec).frames.astype(np.float32)
+    (x0, y0, side0, angle0), (x1, y1, side1, angle1) = track(path, 8)[[3, 4]]
+    turn = cv2.getRotationMatrix2D((x0 - 0.5, y0 - 0.5), -np.degrees(angle1 - angle0), side1 / side0)
+    turn[:, 2] += [x1 - x0, y1 - y0]
+    moved = cv2.warpAffine(frames[3], turn, (160, 128))
+    inner = (slice(44, 84), slice(60, 100))
+    agreement = np.corrcoef(moved[inner].ravel(), frames[4][inner].ravel())[0, 1]
+    unmoved = np.corrcoef(frames[3][inner].ravel(), frames[4][inner].ravel())[0, 1]
+    assert agreement > 0.95 > 0.8 > unmoved
 
 
 def test_boxes_are_clipped_and_their_shapes_are_as_stated() -> None:
