@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 import stm
-from stm.cli.common import load, positive, select_jobs
+from stm.cli.common import add_config, load, positive, select_jobs
 from stm.cli.convert import add_convert
 from stm.cli.difference import add_difference
 from stm.cli.extras import explain_missing_library
@@ -109,20 +109,7 @@ def _add(
 ) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(name, description=text)
     command.set_defaults(function=function)
-    command.add_argument(
-        "--config",
-        nargs="+",
-        metavar="FILE",
-        help="YAML files, later ones override earlier ones; package:NAME.yaml is one that comes with stm; "
-        "default: config/demo.yaml, or config/mine.yaml, which `stm init` writes",
-    )
-    command.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override one key of the config, for example frames.every=2; may be repeated",
-    )
+    add_config(command)
     return command
 
 

@@ -1,10 +1,9 @@
 """`stm difference`: whether two runs of a study differ, on the same test clips."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from stm.cli.common import positive
+from stm.cli.common import add_config, load, positive
 
 _TEXT = "the difference of two runs in a classification, with its paired 95 % interval over seeds and test clips"
 
@@ -13,9 +12,9 @@ def add_difference(commands: Any) -> None:
     """Add the command and its options to the parser's subcommands."""
     command = commands.add_parser("difference", help=_TEXT, description=_TEXT)
     command.set_defaults(function=_difference)
-    command.add_argument("results", type=Path, help="folder of the study: results/NAME")
+    add_config(command)
     command.add_argument(
-        "task", help="an evaluation of its config: a linear probe, fine-tuning or zero-shot classification"
+        "task", help="an evaluation of the config: a linear probe, fine-tuning or zero-shot classification"
     )
     command.add_argument("first", help="a run, with all of its seeds (tube) or with one (tube-seed0)")
     command.add_argument("second", help="the run that is subtracted")
@@ -30,7 +29,7 @@ def add_difference(commands: Any) -> None:
 def _difference(arguments: argparse.Namespace) -> None:
     from stm.report.pairs import compare_runs, detectable
 
-    found = compare_runs(arguments.results, arguments.task, arguments.first, arguments.second)
+    found = compare_runs(load(arguments), arguments.task, arguments.first, arguments.second)
     print(f"{arguments.first} - {arguments.second}, {arguments.task}: {found.describe()}")
     seeds, clips = arguments.seeds or found.seeds, arguments.clips or found.clips
     told = 100 * detectable(found.spread, seeds, clips)

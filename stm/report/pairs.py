@@ -12,7 +12,6 @@ variance of both accuracies instead of that of the difference.
 """
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from stm.config import Config, ConfigError
+from stm.layout import Layout
 from stm.report.results.evaluations import ReportError
 from stm.report.results.records import student_quantile
 from stm.storage.tables import DamagedError, read_table
@@ -141,36 +142,37 @@ def read_correct(files: Sequence[Path]) -> tuple[list[str], NDArray[np.bool_]]:
     return keys, np.array(correct, bool)
 
 
-def compare_runs(results: Path, task: str, first: str, second: str) -> Difference:
-    """The difference of two runs in a classification, over the seeds that both have been tested with.
+def compare_runs(config: Config, task: str, first: str, second: str) -> Difference:
+    """The difference of two runs of a study in a classification, over the seeds that both have.
 
     Args:
-        results: the folder of the study, `results/{name}`.
-        first, second: names of runs, with or without their seeds (`tube` or `tube-seed0`).
+        task: a name in `evaluate`.
+        first, second: names in `pretrain`, for all of their seeds, or of instances with one seed (`tube-seed0`).
 
     Raises:
+        ConfigError: the study has no such task or run, or the task does not evaluate it.
         ReportError: predictions are missing or have different clips, or no seed is common to both runs.
     """
-    files = [_predictions(results, run, task) for run in (first, second)]
-    common = sorted(files[0].keys() & files[1].keys())
-    if not common and len(files[0]) == len(files[1]) == 1:
-        pairs = [list(found.values()) for found in files]  # two runs of one seed each
-    else:
-        pairs = [[found[seed] for seed in common] for found in files]
-    if not pairs[0]:
-        folder = results / "evaluate"
-        raise ReportError(f"{folder}: {first} and {second} have no seed in common with predictions of {task}")
-    (keys, one), (others, other) = (read_correct(paths) for paths in pairs)
+    files = [_predictions(config, task, run) for run in (first, second)]
+    common = [seed for seed in files[0] if seed in files[1]]
+    if not common:
+        raise ReportError(f"{first} and {second} have no seed in common")
+    (keys, one), (others, other) = (read_correct([found[seed] for seed in common]) for found in files)
     if keys != others:
         raise ReportError(f"{task}: {first} and {second} have different test clips")
     return paired_difference(one, other)
 
 
-def _predictions(results: Path, run: str, task: str) -> dict[int, Path]:
-    """The predictions of a run by seed; those of a run without a seed as seed -1."""
+def _predictions(config: Config, task: str, run: str) -> dict[int | None, Path]:
+    """The files of a run's predictions by seed."""
+    evaluated = [instance for instance, name in config.evaluations() if name == task]
+    if not evaluated:
+        raise ConfigError(f"no such evaluation: {task}; there are: {', '.join(config.evaluate)}")
+    instances = config.instances(run) if run in config.pretrain else [run]
     found = {}
-    for path in (results / "evaluate").glob(f"{run}*/{task}/predictions.parquet"):
-        match = re.fullmatch(rf"{re.escape(run)}(?:-seed(\d+))?", path.parents[1].name)
-        if match:
-            found[-1 if match[1] is None else int(match[1])] = path
+    for instance in instances:
+        if instance not in evaluated:
+            raise ConfigError(f"{task} does not evaluate {instance}; it evaluates: {', '.join(evaluated)}")
+        folder = Layout.of(config, config.dataset_of(instance)).evaluate(instance, task)
+        found[config.runs[instance].seed] = folder / "predictions.parquet"
     return found

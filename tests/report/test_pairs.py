@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 
 from stm.cli import main
+from stm.config import load_config
 from stm.report.pairs import Spread, compare_runs, detectable, expected_spread, paired_difference
-from stm.report.results.evaluations import ReportError
 from stm.storage.tables import write_table
 
 
@@ -82,40 +83,77 @@ def test_intervals_hold_the_truth_and_the_planned_difference_is_told(
     assert holds > 0.93 and 0.65 < told < 0.95
 
 
-def write_predictions(folder: Path, correct: np.ndarray, run: str, first_key: int = 0) -> None:
+CONFIG = {
+    "name": "study",
+    "seeds": [0, 1, 2, 3, 4],
+    "captions": {"human": {"kind": "human"}},
+    "pack": {"captions": None, "similarity": False, "motion": False},
+    "datasets": {
+        name: {"dataset": {"source": "moving-shapes", "clips": {"train": 8, "test": 8}}} for name in ("clips", "others")
+    },
+    "pretrain": {
+        "tgm": {"dataset": "clips", "model": "tiny", "image_size": 32, "patch_size": 4, "mask": {"strategy": "tube"}},
+        "tube": {"dataset": "others", "model": "tiny", "image_size": 32, "patch_size": 4, "mask": {"strategy": "tube"}},
+        "once": {"dataset": "clips", "model": "tiny", "image_size": 32, "patch_size": 4, "seeds": [7]},
+    },
+    "evaluate": {
+        "finetune": {"task": "finetune", "dataset": "clips"},
+        "linear": {"task": "linear", "dataset": "clips", "runs": ["tgm"]},
+    },
+}
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """The config of a study, whose results are beside it."""
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**CONFIG, "results": str(tmp_path / "results")}))
+    return path
+
+
+def write_predictions(study: Path, dataset: str, run: str, correct: np.ndarray, first_key: int = 0) -> None:
     rows = [
         {"key": f"clip-{first_key + i:03d}", "label": "up", "prediction": "up" if right else "down"}
         for i, right in enumerate(correct)
     ]
-    path = folder / "evaluate" / run / "finetune" / "predictions.parquet"
+    path = study.parent / "results" / dataset / "evaluate" / run / "finetune" / "predictions.parquet"
     path.parent.mkdir(parents=True)
     write_table(path, pa.Table.from_pylist(rows[::-1]), {})
 
 
-def test_runs_are_paired_by_seed_and_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_are_paired_by_seed_and_clip(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     tgm, tube = rng.random((5, 200)) < 0.7, rng.random((5, 200)) < 0.3
     for seed in range(5):
-        write_predictions(tmp_path, tgm[seed], f"tgm-seed{seed}")
-        write_predictions(tmp_path, tube[seed], f"tube-seed{seed}")
-    write_predictions(tmp_path, tube[0], "tgm-seed7")  # of no tube run
-    write_predictions(tmp_path, tube[0], "tgm-contrast-seed0")  # another run
-    found = compare_runs(tmp_path, "finetune", "tgm", "tube")
+        write_predictions(study, "clips", f"tgm-seed{seed}", tgm[seed])
+        write_predictions(study, "others", f"tube-seed{seed}", tube[seed])
+    config = load_config(study)
+    found = compare_runs(config, "finetune", "tgm", "tube")
     assert found == paired_difference(tgm, tube) and found.seeds == 5
-    assert compare_runs(tmp_path, "finetune", "tgm-seed1", "tube-seed1").value == pytest.approx(
-        tgm[1].mean() - tube[1].mean()
-    )
-    assert main(["difference", str(tmp_path), "finetune", "tgm", "tube", "--seeds", "6", "--clips", "2000"]) == 0
+    one = compare_runs(config, "finetune", "tgm-seed1", "tube-seed1")
+    assert one.seeds == 1 and one.value == pytest.approx(tgm[1].mean() - tube[1].mean())
+    options = ["--config", str(study), "--seeds", "6", "--clips", "2000"]
+    assert main(["difference", "finetune", "tgm", "tube", *options]) == 0
     printed = capsys.readouterr().out
     assert "the first is better. 5 seeds, 200 clips" in printed and "6 seeds and 2000 test clips tell" in printed
 
 
-def test_runs_that_cannot_be_paired_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_predictions(tmp_path, np.ones(9, bool), "tgm-seed0")
-    write_predictions(tmp_path, np.ones(9, bool), "tube-seed0", first_key=1)
-    with pytest.raises(ReportError, match="different test clips"):
-        compare_runs(tmp_path, "finetune", "tgm", "tube")
-    with pytest.raises(ReportError, match="no seed in common"):
-        compare_runs(tmp_path, "linear", "tgm", "tube")
-    assert main(["difference", str(tmp_path), "linear", "tgm", "tube"]) == 2
-    assert "no seed in common with predictions of linear" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("task", "first", "second", "message"),
+    [
+        ("finetune", "tgm-seed0", "tube-seed0", "different test clips"),
+        ("finetune", "tgm-seed0", "tube-seed1", "no seed in common"),
+        ("finetune", "tgm", "tube", "tgm-seed1/finetune/predictions.parquet"),
+        ("finetune", "tgm", "once", "no seed in common"),
+        ("linear", "tgm", "tube", "linear does not evaluate tube-seed0"),
+        ("probe", "tgm", "tube", "no such evaluation: probe; there are: finetune, linear"),
+        ("finetune", "tgm", "tub", "finetune does not evaluate tub"),
+    ],
+)
+def test_runs_that_cannot_be_paired_are_refused(
+    study: Path, capsys: pytest.CaptureFixture[str], task: str, first: str, second: str, message: str
+) -> None:
+    write_predictions(study, "clips", "tgm-seed0", np.ones(9, bool))
+    write_predictions(study, "others", "tube-seed0", np.ones(9, bool), first_key=1)
+    assert main(["difference", task, first, second, "--config", str(study)]) == 2
+    assert message in capsys.readouterr().err
