@@ -1,5 +1,6 @@
 """Differences of two runs on the same test clips: closed forms, coverage and power by simulation, files and command."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,19 @@ def test_the_plan_of_a_study_in_closed_form() -> None:
     assert detectable(spread, 5, 1920) > detectable(spread, 5, 3840) > detectable(spread, 10, 3840)
     only_seeds = Spread(0.0002, 0.0, 0.0)
     assert detectable(only_seeds, 5, 10) == pytest.approx(detectable(only_seeds, 5, 10_000))
+
+
+def test_the_plan_in_the_header_of_tgm_small_is_the_formulas() -> None:
+    header = (Path(__file__).parents[2] / "config/tgm-small.yaml").read_text().split("\nname:")[0]
+    titles = re.search(r"seeds, clips((?:   \d+ seeds?, \d+)+)", header)
+    assert titles
+    sizes = [(int(seeds), int(clips)) for seeds, clips in re.findall(r"(\d+) seeds?, (\d+)", titles[1])]
+    rows = re.findall(r"^#   (0\.\d+), (0\.\d+) +([\d. ]+)$", header, re.M)
+    assert len(rows) == 3
+    for deviation, discordant, numbers in rows:
+        spread = expected_spread(float(discordant), 0.1, float(deviation))
+        points = [100 * detectable(spread, *size) for size in sizes]
+        assert [float(number) for number in numbers.split()] == pytest.approx(points, abs=0.051)
 
 
 def simulate(spread_of_seeds: float, spread_of_clips: float, difference: float, seeds: int, clips: int) -> tuple:

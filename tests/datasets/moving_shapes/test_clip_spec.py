@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from stm.config import MovingShapesDataset
-from stm.datasets.moving_shapes.clip_spec import BACKGROUNDS, COLORS, MIN_VISIBLE, ClipSpec, part_boxes, visible_share
+from stm.datasets.moving_shapes.clip_spec import (
+    BACKGROUND_OF,
+    BACKGROUNDS,
+    COLORS,
+    MIN_VISIBLE,
+    ClipSpec,
+    part_boxes,
+    visible_share,
+)
 from stm.datasets.moving_shapes.generate import appearance_caption, caption_of, draw_clip_spec, phrases, questions_of
 from stm.datasets.moving_shapes.motions import MOTIONS, ZOOM, PathSpec, camera_track, draw_path, track
 from stm.datasets.moving_shapes.sentences import captioned
@@ -182,6 +190,10 @@ def test_an_option_changes_only_what_it_names() -> None:
         assert replace(spec, background=before.background) == before
     for spec, before in zip(specs(24, companion=0.5), plain, strict=True):
         assert replace(spec, distractors=spec.distractors[1:], companion=None) == before
+    weak, strong = (specs(24, companion=share, background_context=share, distractors=0) for share in (0.3, 0.7))
+    for one, other in zip(weak, strong, strict=True):  # what goes along at 0.3 does so at 0.7
+        assert one.companion != "in step" or one.distractors == other.distractors
+        assert one.background == other.background or one.background != BACKGROUND_OF[one.label]
     for spec, before in zip(specs(24, moving_background=1.0), plain, strict=True):
         assert spec.part is not None and replace(spec, part=None) == before
     for spec, before in zip(specs(24, object_size=(0.2, 0.5), moving_camera=0.0), plain, strict=True):
