@@ -18,6 +18,13 @@ def add_difference(commands: Any) -> None:
     )
     command.add_argument("first", help="a run, with all of its seeds (tube) or with one (tube-seed0)")
     command.add_argument("second", help="the run that is subtracted")
+    command.add_argument(
+        "--beyond",
+        nargs=2,
+        default=[],
+        metavar="RUN",
+        help="two more runs, whose difference is subtracted from that of the first two",
+    )
     for name, text in (("seeds", "seeds"), ("clips", "test clips")):
         command.add_argument(
             f"--{name}",
@@ -29,8 +36,9 @@ def add_difference(commands: Any) -> None:
 def _difference(arguments: argparse.Namespace) -> None:
     from stm.report.pairs import compare_runs, detectable
 
-    found = compare_runs(load(arguments), arguments.task, arguments.first, arguments.second)
-    print(f"{arguments.first} - {arguments.second}, {arguments.task}: {found.describe()}")
+    found = compare_runs(load(arguments), arguments.task, [arguments.first, arguments.second, *arguments.beyond])
+    beyond = " - ({} - {})".format(*arguments.beyond) if arguments.beyond else ""
+    print(f"{arguments.first} - {arguments.second}{beyond}, {arguments.task}: {found.describe()}")
     seeds, clips = arguments.seeds or found.seeds, arguments.clips or found.clips
     told = 100 * detectable(found.spread, seeds, clips)
     print(f"{seeds} seeds and {clips} test clips tell a difference of {told:.1f} points in 80 % of studies.")

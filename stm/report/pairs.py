@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from stm.config import Config, ConfigError
 from stm.layout import Layout
+from stm.report.comparison import list_names
 from stm.report.results.evaluations import ReportError
 from stm.report.results.records import student_quantile
 from stm.storage.tables import DamagedError, read_table
@@ -45,18 +46,18 @@ class Difference:
     low: float  # 95 %
     high: float
     spread: Spread
-    discordant: float  # share of clips about which only one of the two runs is right
+    discordant: float  # share of clips about which the runs differ
     seeds: int
     clips: int
 
     def describe(self) -> str:
-        """`2.1 points [0.4, 3.8]: the first is better. ...`, with what the interval comes from."""
+        """`2.1 points [0.4, 3.8], above 0. ...`, with what the interval comes from."""
         low, high = 100 * self.low, 100 * self.high
-        outcome = "not told apart" if low <= 0 <= high else f"the {'first' if low > 0 else 'second'} is better"
+        outcome = "not told from 0" if low <= 0 <= high else "above 0" if low > 0 else "below 0"
         parts = ((self.spread.seeds, "seeds"), (self.spread.clips, "clips"), (self.spread.rest, "rest"))
         variances = ", ".join(f"{name} {value:.2g}" for value, name in parts)
         return (
-            f"{100 * self.value:.1f} points [{low:.1f}, {high:.1f}]: {outcome}. {self.seeds} seeds, {self.clips} clips, "
+            f"{100 * self.value:.1f} points [{low:.1f}, {high:.1f}], {outcome}. {self.seeds} seeds, {self.clips} clips, "
             f"{100 * self.discordant:.0f} % discordant; variances: {variances}."
         )
 
@@ -83,14 +84,22 @@ def detectable(spread: Spread, seeds: int, clips: int) -> float:
 
 
 def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Difference:
-    """The difference of two runs, and its 95 % interval over seeds and clips.
+    """The difference of two runs, and its 95 % interval over seeds and clips; see `mean_of`.
+
+    Args:
+        first, second: [S, n] whether a run is right, by seed and clip.
+    """
+    return mean_of(first.astype(np.float64) - second)
+
+
+def mean_of(x: NDArray[np.float64]) -> Difference:
+    """The mean of x, and its 95 % interval over seeds and clips.
 
     With a single seed the interval says nothing about other seeds.
 
     Args:
-        first, second: [S, n] whether a run is right, by seed and clip; n is at least 2.
+        x: [S, n] by seed and clip; n is at least 2.
     """
-    x = first.astype(np.float64) - second
     seeds, clips = x.shape
     mean, rows, columns = x.mean(), x.mean(1), x.mean(0)
     of_clips = seeds * columns.var(ddof=1)
@@ -142,25 +151,27 @@ def read_correct(files: Sequence[Path]) -> tuple[list[str], NDArray[np.bool_]]:
     return keys, np.array(correct, bool)
 
 
-def compare_runs(config: Config, task: str, first: str, second: str) -> Difference:
+def compare_runs(config: Config, task: str, runs: Sequence[str]) -> Difference:
     """The difference of two runs of a study in a classification, over the seeds that both have.
 
     Args:
         task: a name in `evaluate`.
-        first, second: names in `pretrain`, for all of their seeds, or of instances with one seed (`tube-seed0`).
+        runs: names in `pretrain`, for all of their seeds, or of instances with one seed (`tube-seed0`). Two: the second is subtracted
+            from the first; four: the difference of the last two is subtracted from that of the first two.
 
     Raises:
         ConfigError: the study has no such task or run, or the task does not evaluate it.
-        ReportError: predictions are missing or have different clips, or no seed is common to both runs.
+        ReportError: predictions are missing or have different clips, or no seed is common to all runs.
     """
-    files = [_predictions(config, task, run) for run in (first, second)]
-    common = [seed for seed in files[0] if seed in files[1]]
+    files = [_predictions(config, task, run) for run in runs]
+    common = [seed for seed in files[0] if all(seed in found for found in files)]
     if not common:
-        raise ReportError(f"{first} and {second} have no seed in common")
-    (keys, one), (others, other) = (read_correct([found[seed] for seed in common]) for found in files)
-    if keys != others:
-        raise ReportError(f"{task}: {first} and {second} have different test clips")
-    return paired_difference(one, other)
+        raise ReportError(f"{list_names(runs)} have no seed in common")
+    found = [read_correct([by_seed[seed] for seed in common]) for by_seed in files]
+    if any(keys != found[0][0] for keys, _ in found):
+        raise ReportError(f"{task}: {list_names(runs)} have different test clips")
+    signs = (1, -1, -1, 1)[: len(runs)]  # a - b - (c - d)
+    return mean_of(np.tensordot(signs, np.stack([correct for _, correct in found]).astype(np.float64), 1))
 
 
 def _predictions(config: Config, task: str, run: str) -> dict[int | None, Path]:

@@ -142,14 +142,19 @@ def test_runs_are_paired_by_seed_and_clip(study: Path, capsys: pytest.CaptureFix
         write_predictions(study, "clips", f"tgm-seed{seed}", tgm[seed])
         write_predictions(study, "others", f"tube-seed{seed}", tube[seed])
     config = load_config(study)
-    found = compare_runs(config, "finetune", "tgm", "tube")
+    found = compare_runs(config, "finetune", ["tgm", "tube"])
     assert found == paired_difference(tgm, tube) and found.seeds == 5
-    one = compare_runs(config, "finetune", "tgm-seed1", "tube-seed1")
+    one = compare_runs(config, "finetune", ["tgm-seed1", "tube-seed1"])
     assert one.seeds == 1 and one.value == pytest.approx(tgm[1].mean() - tube[1].mean())
     options = ["--config", str(study), "--seeds", "6", "--clips", "2000"]
     assert main(["difference", "finetune", "tgm", "tube", *options]) == 0
     printed = capsys.readouterr().out
-    assert "the first is better. 5 seeds, 200 clips" in printed and "6 seeds and 2000 test clips tell" in printed
+    assert "above 0. 5 seeds, 200 clips" in printed and "6 seeds and 2000 test clips tell" in printed
+    # A difference of differences: that of the same runs leaves nothing, the opposite one doubles it.
+    for beyond, value in ((["tgm", "tube"], 0.0), (["tube", "tgm"], 2 * found.value)):
+        assert compare_runs(config, "finetune", ["tgm", "tube", *beyond]).value == pytest.approx(value, abs=1e-12)
+    assert main(["difference", "finetune", "tgm", "tube", "--beyond", "tgm", "tube", *options]) == 0
+    assert "tgm - tube - (tgm - tube), finetune: 0.0 points [0.0, 0.0], not told from 0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
