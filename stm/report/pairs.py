@@ -156,8 +156,8 @@ def compare_runs(config: Config, task: str, runs: Sequence[str]) -> Difference:
 
     Args:
         task: a name in `evaluate`.
-        runs: names in `pretrain`, for all of their seeds, or of instances with one seed (`tube-seed0`). Two: the second is subtracted
-            from the first; four: the difference of the last two is subtracted from that of the first two.
+        runs: names in `pretrain`, for all of their seeds, or of instances with one seed (`tube-seed0`). Of two, the second is
+            subtracted from the first; of four, the difference of the last two from that of the first two.
 
     Raises:
         ConfigError: the study has no such task or run, or the task does not evaluate it.
@@ -170,8 +170,8 @@ def compare_runs(config: Config, task: str, runs: Sequence[str]) -> Difference:
     found = [read_correct([by_seed[seed] for seed in common]) for by_seed in files]
     if any(keys != found[0][0] for keys, _ in found):
         raise ReportError(f"{task}: {list_names(runs)} have different test clips")
-    signs = (1, -1, -1, 1)[: len(runs)]  # a - b - (c - d)
-    return mean_of(np.tensordot(signs, np.stack([correct for _, correct in found]).astype(np.float64), 1))
+    signs = np.array([1.0, -1.0, -1.0, 1.0])[: len(runs)]  # a - b - (c - d)
+    return mean_of(np.einsum("r,rsn->sn", signs, np.stack([correct for _, correct in found])))
 
 
 def _predictions(config: Config, task: str, run: str) -> dict[int | None, Path]:
