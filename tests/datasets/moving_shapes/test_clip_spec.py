@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -366,6 +367,6 @@ def test_captions_name_what_is_asked_for() -> None:
         {"caption": "everything"},
     ],
 )
-def test_options_out_of_range_are_refused(changes: dict[str, object]) -> None:
+def test_options_out_of_range_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         MovingShapesDataset(source="moving-shapes", **changes)
