@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 import stm
-from stm.cli.common import load, positive, select_jobs
+from stm.cli.common import add_config, load, positive, select_jobs
 from stm.cli.convert import add_convert
+from stm.cli.difference import add_difference
 from stm.cli.extras import explain_missing_library
 from stm.cli.features import add_features
 from stm.cli.init import add_init
@@ -76,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_predict(commands)
     add_retrieve(commands)
     add_init(commands)
+    add_difference(commands)
     for each in (parser, *commands.choices.values()):
         _add_levels(each)
     parser.epilog = describe_commands(commands.choices)
@@ -107,20 +109,7 @@ def _add(
 ) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(name, description=text)
     command.set_defaults(function=function)
-    command.add_argument(
-        "--config",
-        nargs="+",
-        metavar="FILE",
-        help="YAML files, later ones override earlier ones; package:NAME.yaml is one that comes with stm; "
-        "default: config/demo.yaml, or config/mine.yaml, which `stm init` writes",
-    )
-    command.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override one key of the config, for example frames.every=2; may be repeated",
-    )
+    add_config(command)
     return command
 
 

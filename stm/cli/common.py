@@ -14,6 +14,24 @@ from stm.stages.declaration import Stage
 from stm.stages.jobs import Job, Jobs
 
 
+def add_config(command: argparse.ArgumentParser) -> None:
+    """Add the options that `load` reads."""
+    command.add_argument(
+        "--config",
+        nargs="+",
+        metavar="FILE",
+        help="YAML files, later ones override earlier ones; package:NAME.yaml is one that comes with stm; "
+        "default: config/demo.yaml, or config/mine.yaml, which `stm init` writes",
+    )
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one key of the config, for example frames.every=2; may be repeated",
+    )
+
+
 def load(arguments: argparse.Namespace) -> Config:
     """Load and merge the files of `--config`, later ones taking precedence, then apply the `--set` overrides.
 

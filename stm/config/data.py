@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from stm.config.base import Fraction, Name, Place, Section, WorkflowPlace, field
 from stm.jobs.status import Policy, Status
@@ -29,8 +29,22 @@ class FolderDataset(Section):
     )
 
 
+def _check_range(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError("the first number is the minimum and the second one the maximum")
+    return bounds
+
+
+Size = Annotated[float, Field(ge=0.08, le=0.7)]
+Amplitude = Annotated[float, Field(ge=0.01, le=0.4)]
+
+
 class MovingShapesDataset(Section):
-    """The generated dataset: textured shapes moving over textured backgrounds, as real H.264 files."""
+    """The generated dataset: textured shapes moving over textured backgrounds, as real H.264 files.
+
+    By default the context says nothing about the named object. `background_context`, `companion`, `object_size`,
+    `camera_amplitude`, `moving_background` and `caption` add what real videos have (docs/data.md).
+    """
 
     cache_neutral = frozenset({"probe_timeout_seconds"})
     source: Literal["moving-shapes"]
@@ -45,9 +59,45 @@ class MovingShapesDataset(Section):
     )
     seed: int | None = field(None, "seed of the clips; by default the config's", ge=0, lt=2**31)
     moving_camera: Fraction = field(0.5, "share of clips with a moving camera")
+    camera_amplitude: Annotated[tuple[Amplitude, Amplitude], AfterValidator(_check_range)] = field(
+        (0.09, 0.16),
+        "range of a moving camera's amplitude along each axis; reduced where the named object would leave the frame",
+        "share of the short side",
+    )
+    object_size: Annotated[tuple[Size, Size], AfterValidator(_check_range)] = field(
+        (0.34, 0.34),
+        "range of the objects' median sides, drawn log-uniformly per object; other objects than the named one have 0.85 times "
+        "that. Growing and shrinking objects pass through 0.75 to 1.34 times the median, all others keep one of these sides",
+        "share of the short side",
+    )
+    background_context: Fraction = field(
+        0.0,
+        "how far the background tells the motion: this share of clips has the background that belongs to the motion, of which "
+        "opposite motions share one, and the moving part, if there is one, moves in step with the named object; in the other "
+        "clips both are drawn independently",
+    )
+    companion: Fraction | None = field(
+        None,
+        "adds an object to every clip, besides the distractors: in this share of clips it moves in step with the named object, "
+        "at its side; in the other clips it is one more distractor. null: no such object",
+    )
+    moving_background: Fraction = field(
+        0.0,
+        "share of clips in which a part of the background moves: an ellipse in which the texture moves as an object does",
+    )
+    caption: Literal["full", "action", "appearance"] = field(
+        "full",
+        "what a clip's caption names. `full`: what moves, how and where; `action`: what and how; `appearance`: what and where",
+    )
     probe_timeout_seconds: float = field(
         60.0, "files that take longer to open get the status `timeout`", "seconds", gt=0
     )
+
+    @model_validator(mode="after")
+    def _check_objects(self) -> "MovingShapesDataset":
+        if self.companion is not None and self.distractors > 7:
+            raise ValueError("`companion` is one of at most 8 other objects: set `distractors` to at most 7")
+        return self
 
 
 BenchmarkSource = Literal["kinetics-400", "something-something-v2", "ucf101", "hmdb51", "diving48", "epic-kitchens-55"]

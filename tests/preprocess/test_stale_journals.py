@@ -316,10 +316,11 @@ STAGES = {
     "generate": Stage(
         run_generate,
         MovingShapesDataset,
-        {**SMALL_SHAPES, "seed": 0, "moving_camera": 0.0},
+        {**SMALL_SHAPES, "seed": 0, "moving_camera": 1.0},
         {
-            **{"frames": 9, "fps": 9, "height": 66, "width": 66, "distractors": 0, "seed": 1, "moving_camera": 1.0},
-            **{"label": "color", "clips": {"train": 2}},
+            **{"frames": 9, "fps": 9, "height": 66, "width": 66, "distractors": 0, "seed": 1, "moving_camera": 0.0},
+            **{"label": "color", "clips": {"train": 2}, "caption": "action", "object_size": [0.2, 0.5]},
+            **{"background_context": 1.0, "companion": 0.5, "moving_background": 1.0, "camera_amplitude": [0.3, 0.3]},
         },
         {"source": "another stage"},
     ),

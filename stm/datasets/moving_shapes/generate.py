@@ -23,12 +23,13 @@ from stm.datasets.moving_shapes.clip_spec import (
     ClipSpec,
     clip_id,
     draw_clip_spec,
+    part_boxes,
     true_boxes,
 )
 from stm.datasets.moving_shapes.motions import MOTIONS
 from stm.datasets.moving_shapes.outlines import SHAPES
 from stm.datasets.moving_shapes.render import RenderedClip, render_clip
-from stm.datasets.moving_shapes.sentences import appearance_caption, caption_of, phrases, questions_of
+from stm.datasets.moving_shapes.sentences import appearance_caption, caption_of, captioned, phrases, questions_of
 from stm.jobs.journal import Journal
 from stm.jobs.progress import Progress
 from stm.jobs.workers import Failure, run_isolated
@@ -77,12 +78,21 @@ TRUTH_SCHEMA = pa.schema(
         ("background", pa.string()),
         ("camera", pa.string()),  # fixed | moving
         ("boxes", pa.list_(pa.float32())),  # [F, 4] flattened: x0, y0, x1, y1 of the named object in pixels
-        ("distractor_boxes", pa.list_(pa.float32())),  # [M, F, 4] flattened
+        ("distractor_boxes", pa.list_(pa.float32())),  # [M, F, 4] flattened; a companion is the first
         ("distractors", pa.int32()),  # M
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("frames", pa.int32()),  # F
     ]
+)
+
+# Columns of options, which are left out without the option.
+COMPANION = pa.field("companion", pa.string())  # in step | independent
+MOVING_BACKGROUND = (
+    pa.field("background_motion", pa.string()),  # of the moving part; null: there is none
+    pa.field(
+        "background_boxes", pa.list_(pa.float32())
+    ),  # of the moving part, [F, 4] flattened; [0, 4] if there is none
 )
 
 # H.264 with B-frames and sparse keyframes, as in downloaded datasets, so that the offline stages are tested on it.
@@ -151,7 +161,7 @@ def generate(dataset: MovingShapesDataset, seed: int, folder: Path, processes: i
             finished[video_id] = digest
             progress.advance()
     specs = [draw_clip_spec(seed, split, index, dataset) for split, index in clips]
-    _write_tables(specs, dataset.label, folder, make_receipt("generate", dataset.fingerprint(), _LIBRARIES, seed=seed))
+    _write_tables(specs, dataset, folder, make_receipt("generate", dataset.fingerprint(), _LIBRARIES, seed=seed))
     write_json(folder / "videos" / "made.json", {"receipt": hash_receipt(receipt), "sha256": finished})
     journal.close()
 
@@ -161,7 +171,7 @@ _LIBRARIES = ("numpy", "opencv-python-headless", "imageio-ffmpeg")
 
 def _clip_receipt(dataset: MovingShapesDataset, seed: int) -> dict[str, Any]:
     """The receipt of the settings that the bytes of a single clip depend on; the number of clips is not among them."""
-    settings = dataset.model_dump(mode="json", exclude={"clips", "label", "seed", "probe_timeout_seconds"})
+    settings = dataset.model_dump(mode="json", exclude={"clips", "label", "caption", "seed", "probe_timeout_seconds"})
     return make_receipt("generate", settings, _LIBRARIES, seed=seed, encoder={k: str(v) for k, v in _ENCODER.items()})
 
 
@@ -233,22 +243,27 @@ def _make_clip(task: _Task) -> tuple[str, str]:
     return spec.video_id, sha256_file(path)
 
 
-def _write_tables(specs: list[ClipSpec], label: str, folder: Path, receipt: dict[str, Any]) -> None:
+def _write_tables(specs: list[ClipSpec], dataset: MovingShapesDataset, folder: Path, receipt: dict[str, Any]) -> None:
     specs = sorted(specs, key=lambda spec: spec.video_id)
-    annotations = [_annotation(spec, label) for spec in specs]
+    annotations = [_annotation(spec, dataset) for spec in specs]
     truth = [_truth(spec) for spec in specs]
-    write_table(folder / "truth.parquet", pa.Table.from_pylist(truth, TRUTH_SCHEMA), receipt)
+    schema = TRUTH_SCHEMA
+    if dataset.companion is not None:
+        schema = schema.append(COMPANION)
+    if dataset.moving_background:
+        schema = pa.schema([*schema, *MOVING_BACKGROUND])
+    write_table(folder / "truth.parquet", pa.Table.from_pylist(truth, schema), receipt)
     write_table(folder / "annotations.parquet", pa.Table.from_pylist(annotations, ANNOTATION_SCHEMA), receipt)
 
 
-def _annotation(spec: ClipSpec, label: str) -> dict[str, Any]:
-    """A row of the annotations; `label` is the property of the named object that serves as the class."""
+def _annotation(spec: ClipSpec, dataset: MovingShapesDataset) -> dict[str, Any]:
+    """A row of the annotations; `dataset.label` is the property of the named object that serves as the class."""
     return {
         "path": video_path(spec.split, spec.video_id),
         "video_id": spec.video_id,
         "split": spec.split,
-        "label": getattr(spec.named, label),
-        "captions": [caption_of(spec)],
+        "label": getattr(spec.named, dataset.label),
+        "captions": [captioned(spec, dataset.caption)],
         "questions": questions_of(spec),
     }
 
@@ -270,4 +285,7 @@ def _truth(spec: ClipSpec) -> dict[str, Any]:
         "width": spec.width,
         "height": spec.height,
         "frames": spec.frames,
+        COMPANION.name: spec.companion,
+        MOVING_BACKGROUND[0].name: spec.part and spec.part.path.motion,
+        MOVING_BACKGROUND[1].name: part_boxes(spec).ravel(),
     }

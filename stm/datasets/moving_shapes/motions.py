@@ -58,8 +58,8 @@ TURN = 1.9  # amplitude of the angle in radians: a spin turns by 218 degrees
 MIN_RADIUS = 0.6  # smallest radius of a circle, as a share of the travel
 SPREAD = 0.08  # maximum distance of a path's centre from the frame's centre, as a share of the short side
 
-# With 32 frames of 128 pixels, the camera moves by 1 to 5 pixels per frame along each axis, a drifting object by 2.
-SWAY = (0.09, 0.16)  # amplitude of a moving camera along each axis, as a share of the short side
+# With 32 frames of 128 pixels, a camera of the default amplitude moves by 1 to 5 pixels per frame along each axis, a drifting
+# object by 2.
 SWAY_CYCLES = (1.0, 2.0)  # per clip
 
 
@@ -141,9 +141,11 @@ def _triangle(turns: Array) -> Array:
     return 4 * np.abs(turns - np.floor(turns + 0.5)) - 1
 
 
-def draw_camera(rng: np.random.Generator, width: int, height: int, scale: float = 1.0) -> CameraSpec:
-    """Samples a moving camera; `scale` reduces its amplitude."""
-    amplitude = rng.uniform(*SWAY, 2) * min(width, height) * scale
+def draw_camera(
+    rng: np.random.Generator, width: int, height: int, amplitude_range: tuple[float, float], scale: float = 1.0
+) -> CameraSpec:
+    """Samples a moving camera; `amplitude_range` is in shares of the short side, and `scale` reduces the amplitude."""
+    amplitude = rng.uniform(*amplitude_range, 2) * min(width, height) * scale
     cycles, phase = rng.uniform(*SWAY_CYCLES, 2), rng.random(2)
     return CameraSpec(_pair(amplitude), _pair(cycles), _pair(phase))
 

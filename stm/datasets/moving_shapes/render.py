@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stm.datasets.moving_shapes.backgrounds import draw_background
-from stm.datasets.moving_shapes.clip_spec import COLORS, ClipSpec, ObjectSpec, true_boxes
-from stm.datasets.moving_shapes.motions import camera_track, track
+from stm.datasets.moving_shapes.clip_spec import COLORS, BackgroundPart, ClipSpec, ObjectSpec, true_boxes
+from stm.datasets.moving_shapes.motions import SIDE, ZOOM, camera_track, track
 from stm.datasets.moving_shapes.outlines import RING_HOLE, outline
 
 _WARP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -23,7 +23,7 @@ _DARK = 0.38  # brightness of a texture's second tone
 
 @dataclass(frozen=True)
 class RenderedClip:
-    """The frames of a clip and the ground-truth boxes of its objects. F: frames, M: distractors."""
+    """The frames of a clip and the ground-truth boxes of its objects. F: frames, M: distractors, a companion first."""
 
     frames: npt.NDArray[np.uint8]  # [F, H, W, 3] RGB
     boxes: npt.NDArray[np.float32]  # [F, 4] of the named object: x0, y0, x1, y1 in pixels, clipped to the frame
@@ -39,6 +39,8 @@ def render_clip(spec: ClipSpec, which: Sequence[int] | None = None) -> RenderedC
     numbers = np.arange(spec.frames) if which is None else np.asarray(which, np.int64)
     camera = camera_track(spec.camera, spec.frames)[numbers]
     frames = _pan(spec, camera)
+    if spec.part is not None:
+        _paint_part(frames, spec, spec.part, track(spec.part.path, spec.frames)[numbers], camera)
     for item in (*spec.distractors, spec.named):  # the named object last, so that nothing occludes it
         places = track(item.path, spec.frames)
         # The sprite's resolution is derived from the whole clip, so that a frame rendered alone is identical.
@@ -51,12 +53,48 @@ def render_clip(spec: ClipSpec, which: Sequence[int] | None = None) -> RenderedC
     return RenderedClip(frames, true_boxes(spec.named, spec)[numbers], distractor_boxes)
 
 
+def _paint_part(
+    frames: npt.NDArray[np.uint8],
+    spec: ClipSpec,
+    part: BackgroundPart,
+    places: npt.NDArray[np.float64],
+    camera: npt.NDArray[np.float64],
+) -> None:
+    """Paints the moving part of the background into each frame.
+
+    Args:
+        places: [F, 4] x, y, side, angle of the texture, for a fixed camera; the texture is unscaled at an object's median side.
+        camera: [F, 2] displacement in pixels.
+    """
+    texture, median = _part_texture(spec, part), SIDE * min(spec.width, spec.height)
+    height, width = frames.shape[1:3]
+    y, x = np.mgrid[:height, :width].astype(np.float32) + np.float32(0.5)
+    for frame, place, moved in zip(frames, places, camera, strict=True):
+        middle = np.array([part.path.x, part.path.y]) - moved
+        inside = ((x - middle[0]) / part.radius_x) ** 2 + ((y - middle[1]) / part.radius_y) ** 2 < 1
+        cos, sin = np.cos(place[3]), np.sin(place[3])
+        turn = np.array([[cos, sin], [-sin, cos]]) * median / place[2]
+        inverse = np.column_stack([turn, (len(texture) - 1) / 2 - turn @ (place[:2] - moved - 0.5)])
+        np.copyto(frame, cv2.warpAffine(texture, inverse, (width, height), flags=_WARP), where=inside[..., None])
+
+
+def _part_texture(spec: ClipSpec, part: BackgroundPart) -> npt.NDArray[np.uint8]:
+    """[S, S, 3]: a texture that fills the part wherever its path takes it."""
+    reach = (max(part.radius_x, part.radius_y) + np.sqrt(2) * part.path.travel) * np.exp(ZOOM)
+    side = 2 * int(np.ceil(reach)) + 4
+    return draw_background(spec.background, part.seed, side, side, _unit(spec))
+
+
+def _unit(spec: ClipSpec) -> float:
+    """Feature size of the background in pixels."""
+    return min(spec.width, spec.height) / 10
+
+
 def _pan(spec: ClipSpec, camera: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
     """[F, H, W, 3]: the background seen by the camera, cropped from a larger one that covers the camera's motion."""
     margin = [int(np.ceil(a)) + 2 for a in spec.camera.amplitude]
-    unit = min(spec.width, spec.height) / 10
     world = draw_background(
-        spec.background, spec.background_seed, spec.width + 2 * margin[0], spec.height + 2 * margin[1], unit
+        spec.background, spec.background_seed, spec.width + 2 * margin[0], spec.height + 2 * margin[1], _unit(spec)
     )
     frames = np.empty((len(camera), spec.height, spec.width, 3), np.uint8)
     for frame, (right, down) in zip(frames, camera, strict=True):

@@ -1,5 +1,7 @@
 """Captions, phrases and questions about a clip of `moving-shapes`."""
 
+from typing import Literal
+
 from stm.datasets.moving_shapes.clip_spec import ClipSpec
 from stm.datasets.moving_shapes.motions import MOTIONS
 
@@ -8,12 +10,22 @@ COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine"
 
 def caption_of(spec: ClipSpec) -> str:
     """The full caption: `a red striped circle bounces up and down over a brick background`."""
-    return f"{_with_article(name_of(spec))} {MOTIONS[spec.label]} over a {spec.background} background"
+    return f"{action_caption(spec)} over a {spec.background} background"
 
 
 def appearance_caption(spec: ClipSpec) -> str:
     """The caption without the motion, as visible in a single frame: `a red striped circle over a brick background`."""
     return f"{_with_article(name_of(spec))} over a {spec.background} background"
+
+
+def action_caption(spec: ClipSpec) -> str:
+    """The caption without the background: `a red striped circle bounces up and down`."""
+    return f"{_with_article(name_of(spec))} {MOTIONS[spec.label]}"
+
+
+def captioned(spec: ClipSpec, names: Literal["full", "action", "appearance"]) -> str:
+    """The caption that names what `dataset.caption` asks for."""
+    return {"full": caption_of, "action": action_caption, "appearance": appearance_caption}[names](spec)
 
 
 def _with_article(name: str) -> str:

@@ -76,6 +76,11 @@ class Measurement:
         return Entry(name, self.mean, self.interval, self.chance, untrained, self.higher_is_better)
 
 
+def student_quantile(freedom: float) -> float:
+    """The 97.5 % quantile of Student's t distribution; above 30 degrees of freedom, that of 30, which is larger."""
+    return _T_QUANTILES[min(int(freedom), 30) - 1]
+
+
 def over_seeds(numbers: Sequence[MetricValue]) -> Measurement:
     """Combine the values of one metric over all seeds.
 
@@ -88,7 +93,7 @@ def over_seeds(numbers: Sequence[MetricValue]) -> Measurement:
     if len(numbers) == 1:
         interval = first.interval
     else:
-        half = _T_QUANTILES[min(len(values) - 1, 30) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+        half = student_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
         low, high = statistics.fmean(values) - half, statistics.fmean(values) + half
         if len(bounds) == len(numbers):
             low = min(low, statistics.fmean(bound[0] for bound in bounds))

@@ -8,7 +8,8 @@ import pytest
 
 from stm.config import MovingShapesDataset
 from stm.datasets.moving_shapes import generate as moving_shapes
-from stm.datasets.moving_shapes.generate import draw_clip_spec, encode, generate, render_clip
+from stm.datasets.moving_shapes.clip_spec import part_boxes, true_boxes
+from stm.datasets.moving_shapes.generate import TRUTH_SCHEMA, draw_clip_spec, encode, generate, render_clip
 from stm.storage.files import sha256_file
 from stm.storage.tables import read_receipt, read_table
 
@@ -63,6 +64,27 @@ def test_tables_say_what_the_clips_show(tmp_path: Path) -> None:
         np.testing.assert_array_equal(boxes, rendered.distractor_boxes)
         assert len(note["captions"]) == 1 and len(note["questions"]) == 7
     assert read_receipt(tmp_path / "truth.parquet")["seed"] == 1
+
+
+def test_tables_of_options_have_their_truth_and_others_do_not(tmp_path: Path) -> None:
+    options = SMALL.model_copy(
+        update={"companion": 0.5, "moving_background": 0.5, "caption": "action", "clips": {"train": 6}}
+    )
+    generate(options, 1, tmp_path / "options", processes=1)
+    truth = read_table(tmp_path / "options/truth.parquet").to_pylist()
+    assert {row["companion"] for row in truth} == {"in step", "independent"}
+    for index, row in enumerate(truth):
+        spec = draw_clip_spec(1, "train", index, options)
+        boxes = np.float32(row["distractor_boxes"]).reshape(row["distractors"], 12, 4)
+        np.testing.assert_array_equal(boxes[0], true_boxes(spec.distractors[0], spec))
+        np.testing.assert_array_equal(np.float32(row["background_boxes"]).reshape(-1, 4), part_boxes(spec))
+        assert row["background_motion"] == (spec.part.path.motion if spec.part else None)
+    assert {len(row["background_boxes"]) for row in truth} == {0, 48}
+    assert not any(
+        "background" in row["captions"][0] for row in read_table(tmp_path / "options/annotations.parquet").to_pylist()
+    )
+    generate(SMALL.model_copy(update={"clips": {"train": 1}}), 1, tmp_path / "plain", processes=1)
+    assert read_table(tmp_path / "plain/truth.parquet").column_names == TRUTH_SCHEMA.names
 
 
 @pytest.fixture

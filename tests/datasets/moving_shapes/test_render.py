@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
 from stm.config import MovingShapesDataset
-from stm.datasets.moving_shapes.clip_spec import ClipSpec
+from stm.datasets.moving_shapes.clip_spec import BackgroundPart, ClipSpec, part_boxes
 from stm.datasets.moving_shapes.generate import BACKGROUNDS, draw_clip_spec, render_clip
+from stm.datasets.moving_shapes.motions import PathSpec, track
 
 DATASET = MovingShapesDataset(source="moving-shapes", moving_camera=0.5)
 
@@ -30,6 +32,59 @@ def test_boxes_hold_exactly_the_pixels_that_the_named_object_changes(index: int)
         rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
         measured = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
         np.testing.assert_allclose(measured, shown.boxes[frame], atol=2.0)
+
+
+def pixels_changed(one: np.ndarray, other: np.ndarray, threshold: int = 24) -> list[int]:
+    """The box around the pixels in which two frames differ: x0, y0, x1, y1."""
+    changed = np.abs(one.astype(int) - other).max(axis=2) > threshold
+    rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+    return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+
+
+REAL = {"companion": 1.0, "object_size": (0.12, 0.6), "moving_camera": 1.0, "distractors": 0}
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_the_boxes_of_a_companion_are_those_of_the_companion_rendered_alone(index: int) -> None:
+    spec = clip(index, **REAL, moving_background=0.5)
+    shown = render_clip(spec, which=[0, 15, 31])
+    alone = render_clip(replace(without_named(spec)), which=[0, 15, 31])
+    bare = render_clip(replace(without_named(spec), distractors=()), which=[0, 15, 31])
+    assert shown.distractor_boxes.shape == (1, 3, 4)
+    for frame, box in enumerate(shown.distractor_boxes[0]):
+        if (box[2:] - box[:2] > 4).all():  # in view
+            np.testing.assert_allclose(pixels_changed(alone.frames[frame], bare.frames[frame]), box, atol=2.0)
+
+
+def test_a_moving_part_changes_only_its_own_box_and_moves_while_the_rest_stands() -> None:
+    for index in range(6):
+        spec = clip(index, moving_background=1.0, moving_camera=0.0, distractors=0)
+        plain = replace(without_named(spec), part=None)
+        with_part, without = render_clip(replace(plain, part=spec.part)).frames, render_clip(plain).frames
+        x0, y0, x1, y1 = part_boxes(spec)[0]
+        found = pixels_changed(with_part[0], without[0], threshold=0)
+        assert found[0] >= x0 - 1 and found[1] >= y0 - 1 and found[2] <= x1 + 1 and found[3] <= y1 + 1
+        np.testing.assert_allclose(found, [x0, y0, x1, y1], atol=6)  # the texture may be alike at the rim
+        assert (np.diff(without.astype(int), axis=0) == 0).all()
+        changes = np.abs(np.diff(with_part.astype(int), axis=0)).max(axis=3) > 8
+        assert changes.mean() > 0.01
+
+
+@pytest.mark.parametrize("motion", ["drift_right", "grow", "spin_clockwise"])
+def test_the_texture_of_a_moving_part_moves_as_an_object_does(motion: str) -> None:
+    """The last frame, taken back along the path by the inverse of the object's own motion, shows the first one."""
+    path = PathSpec(motion, x=80, y=64, side=0.34 * 128, angle=0.3, travel=25, phase=0.0)
+    plain = without_named(clip(0, moving_camera=0.0, distractors=0, frames=8))
+    spec = replace(plain, background="stone", part=BackgroundPart(70.0, 60.0, 1, path))
+    frames = render_clip(spec).frames.astype(np.float32)
+    (x0, y0, side0, angle0), (x1, y1, side1, angle1) = track(path, 8)[[3, 4]]
+    turn = cv2.getRotationMatrix2D((x0 - 0.5, y0 - 0.5), -np.degrees(angle1 - angle0), side1 / side0)
+    turn[:, 2] += [x1 - x0, y1 - y0]
+    moved = cv2.warpAffine(frames[3], turn, (160, 128))
+    inner = (slice(44, 84), slice(60, 100))
+    agreement = np.corrcoef(moved[inner].ravel(), frames[4][inner].ravel())[0, 1]
+    unmoved = np.corrcoef(frames[3][inner].ravel(), frames[4][inner].ravel())[0, 1]
+    assert agreement > 0.95 > 0.8 > unmoved
 
 
 def test_boxes_are_clipped_and_their_shapes_are_as_stated() -> None:

@@ -1,0 +1,44 @@
+"""`stm difference`: whether two runs of a study differ, on the same test clips."""
+
+import argparse
+from typing import Any
+
+from stm.cli.common import add_config, load, positive
+
+_TEXT = "the difference of two runs in a classification, with its paired 95 % interval over seeds and test clips"
+
+
+def add_difference(commands: Any) -> None:
+    """Add the command and its options to the parser's subcommands."""
+    command = commands.add_parser("difference", help=_TEXT, description=_TEXT)
+    command.set_defaults(function=_difference)
+    add_config(command)
+    command.add_argument(
+        "task", help="an evaluation of the config: a linear probe, fine-tuning or zero-shot classification"
+    )
+    command.add_argument("first", help="a run, with all of its seeds (tube) or with one (tube-seed0)")
+    command.add_argument("second", help="the run that is subtracted")
+    command.add_argument(
+        "--beyond",
+        nargs=2,
+        default=[],
+        metavar="RUN",
+        help="two more runs, whose difference is subtracted from that of the first two",
+    )
+    for name, text in (("seeds", "seeds"), ("clips", "test clips")):
+        command.add_argument(
+            f"--{name}",
+            type=positive,
+            help=f"{text} of a study to plan, whose runs and clips vary as here; default: as many as here",
+        )
+
+
+def _difference(arguments: argparse.Namespace) -> None:
+    from stm.report.pairs import compare_runs, detectable
+
+    found = compare_runs(load(arguments), arguments.task, [arguments.first, arguments.second, *arguments.beyond])
+    beyond = " - ({} - {})".format(*arguments.beyond) if arguments.beyond else ""
+    print(f"{arguments.first} - {arguments.second}{beyond}, {arguments.task}: {found.describe()}")
+    seeds, clips = arguments.seeds or found.seeds, arguments.clips or found.clips
+    told = 100 * detectable(found.spread, seeds, clips)
+    print(f"{seeds} seeds and {clips} test clips tell a difference of {told:.1f} points in 80 % of studies.")

@@ -1,0 +1,189 @@
+"""Two runs on the same test clips: their difference with a paired interval, and what difference a study can tell.
+
+Both runs are tested on the same clips with several seeds. x[s, i] is 1 where, with seed s, the first run alone is right about
+clip i, -1 where the second one alone is, and 0 elsewhere: McNemar's pairs. Seeds and clips are crossed:
+
+    x[s, i] = difference + seed[s] + clip[i] + rest[s, i]
+    variance of the mean over S seeds and n clips = V_seed / S + V_clip / n + V_rest / (S n)
+
+V_seed: another initialisation and order of the data; V_clip: clips about which one run is right whatever the seed; V_rest: all
+else. An interval of the seeds' accuracies alone omits V_clip, a binomial interval V_seed, and one that is not paired has the
+variance of both accuracies instead of that of the difference.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stm.config import Config, ConfigError
+from stm.layout import Layout
+from stm.report.comparison import list_names
+from stm.report.results.evaluations import ReportError
+from stm.report.results.records import student_quantile
+from stm.storage.tables import DamagedError, read_table
+
+_POWER_QUANTILE = 0.841621  # of the standard normal distribution, at 80 %: how often a difference `detectable` is told
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The variances of the difference of two runs: between seeds, between clips, and the rest."""
+
+    seeds: float
+    clips: float
+    rest: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The accuracy of one run minus that of another one on the same clips."""
+
+    value: float
+    low: float  # 95 %
+    high: float
+    spread: Spread
+    discordant: float  # share of clips about which the runs differ
+    seeds: int
+    clips: int
+
+    def describe(self) -> str:
+        """`2.1 points [0.4, 3.8], above 0. ...`, with what the interval comes from."""
+        low, high = 100 * self.low, 100 * self.high
+        outcome = "not told from 0" if low <= 0 <= high else "above 0" if low > 0 else "below 0"
+        parts = ((self.spread.seeds, "seeds"), (self.spread.clips, "clips"), (self.spread.rest, "rest"))
+        variances = ", ".join(f"{name} {value:.2g}" for value, name in parts)
+        return (
+            f"{100 * self.value:.1f} points [{low:.1f}, {high:.1f}], {outcome}. {self.seeds} seeds, {self.clips} clips, "
+            f"{100 * self.discordant:.0f} % discordant; variances: {variances}."
+        )
+
+
+def expected_spread(discordant: float, systematic: float, deviation: float) -> Spread:
+    """The spread to plan a study with, for accuracies that hardly differ.
+
+    Args:
+        discordant: share of clips about which only one of the two runs is right with the same seed; this is the variance of one
+            clip's x.
+        systematic: share of that variance which is the clips' own, the same with every seed.
+        deviation: standard deviation of a run's accuracy between seeds, without that of its test clips.
+    """
+    return Spread(2 * deviation**2, systematic * discordant, (1 - systematic) * discordant)
+
+
+def detectable(spread: Spread, seeds: int, clips: int) -> float:
+    """The difference whose 95 % interval excludes 0 with a probability of about 80 %, as a share."""
+    squares = clips * spread.seeds + spread.rest, seeds * spread.clips + spread.rest, spread.rest
+    deviation, freedom = _standard_error(*squares, seeds, clips)
+    # Student's quantile at 80 %, from the normal one by the first term of Cornish and Fisher.
+    power = _POWER_QUANTILE * (1 + (_POWER_QUANTILE**2 + 1) / (4 * freedom))
+    return (student_quantile(freedom) + power) * deviation
+
+
+def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Difference:
+    """The difference of two runs, and its 95 % interval over seeds and clips; see `mean_of`.
+
+    Args:
+        first, second: [S, n] whether a run is right, by seed and clip.
+    """
+    return mean_of(first.astype(np.float64) - second)
+
+
+def mean_of(x: NDArray[np.float64]) -> Difference:
+    """The mean of x, and its 95 % interval over seeds and clips.
+
+    With a single seed the interval says nothing about other seeds.
+
+    Args:
+        x: [S, n] by seed and clip; n is at least 2.
+    """
+    seeds, clips = x.shape
+    mean, rows, columns = x.mean(), x.mean(1), x.mean(0)
+    of_clips = seeds * columns.var(ddof=1)
+    if seeds == 1:
+        of_seeds = rest = of_clips
+    else:
+        of_seeds = clips * rows.var(ddof=1)
+        rest = ((x - rows[:, None] - columns + mean) ** 2).sum() / ((seeds - 1) * (clips - 1))
+    deviation, freedom = _standard_error(of_seeds, of_clips, rest, seeds, clips)
+    half = student_quantile(freedom) * deviation
+    spread = Spread(max(0.0, (of_seeds - rest) / clips), max(0.0, (of_clips - rest) / seeds), float(rest))
+    discordant = float((x != 0).mean())
+    return Difference(float(mean), float(mean - half), float(mean + half), spread, discordant, seeds, clips)
+
+
+def _standard_error(of_seeds: float, of_clips: float, rest: float, seeds: int, clips: int) -> tuple[float, float]:
+    """Standard error of the mean from the mean squares, and its degrees of freedom (Satterthwaite).
+
+    The estimate (of_seeds + of_clips - rest) / (S n) may come out below what seeds or clips alone say; then the larger counts.
+    """
+    count = seeds * clips
+    variance = max(of_seeds + of_clips - rest, of_seeds, of_clips) / count
+    if seeds == 1 or variance == 0:
+        return math.sqrt(variance), clips - 1
+    parts = ((of_seeds, seeds - 1), (of_clips, clips - 1), (rest, (seeds - 1) * (clips - 1)))
+    freedom = variance**2 / sum((square / count) ** 2 / number for square, number in parts)
+    return math.sqrt(variance), max(1.0, freedom)
+
+
+def read_correct(files: Sequence[Path]) -> tuple[list[str], NDArray[np.bool_]]:
+    """The keys of the test clips, and [S, n] whether each is classified right, from one `predictions.parquet` per seed.
+
+    Raises:
+        ReportError: a file is missing, is not of a classification, or has other clips than the first one.
+    """
+    keys: list[str] = []
+    correct = []
+    for path in files:
+        try:
+            table = read_table(path, ("key", "label", "prediction"))
+        except DamagedError as error:
+            raise ReportError(f"no predictions of a classification: {error}") from error
+        rows = sorted(zip(*(table[name].to_pylist() for name in ("key", "label", "prediction")), strict=True))
+        found = [key for key, _, _ in rows]
+        if keys and found != keys:
+            raise ReportError(f"{path} and {files[0]} have different test clips")
+        keys = found
+        correct.append([label == prediction for _, label, prediction in rows])
+    return keys, np.array(correct, bool)
+
+
+def compare_runs(config: Config, task: str, runs: Sequence[str]) -> Difference:
+    """The difference of two runs of a study in a classification, over the seeds that both have.
+
+    Args:
+        task: a name in `evaluate`.
+        runs: names in `pretrain`, for all of their seeds, or of instances with one seed (`tube-seed0`). Of two, the second is
+            subtracted from the first; of four, the difference of the last two from that of the first two.
+
+    Raises:
+        ConfigError: the study has no such task or run, or the task does not evaluate it.
+        ReportError: predictions are missing or have different clips, or no seed is common to all runs.
+    """
+    files = [_predictions(config, task, run) for run in runs]
+    common = [seed for seed in files[0] if all(seed in found for found in files)]
+    if not common:
+        raise ReportError(f"{list_names(runs)} have no seed in common")
+    found = [read_correct([by_seed[seed] for seed in common]) for by_seed in files]
+    if any(keys != found[0][0] for keys, _ in found):
+        raise ReportError(f"{task}: {list_names(runs)} have different test clips")
+    signs = np.array([1.0, -1.0, -1.0, 1.0])[: len(runs)]  # a - b - (c - d)
+    return mean_of(np.einsum("r,rsn->sn", signs, np.stack([correct for _, correct in found])))
+
+
+def _predictions(config: Config, task: str, run: str) -> dict[int | None, Path]:
+    """The files of a run's predictions by seed."""
+    evaluated = [instance for instance, name in config.evaluations() if name == task]
+    if not evaluated:
+        raise ConfigError(f"no such evaluation: {task}; there are: {', '.join(config.evaluate)}")
+    instances = config.instances(run) if run in config.pretrain else [run]
+    found = {}
+    for instance in instances:
+        if instance not in evaluated:
+            raise ConfigError(f"{task} does not evaluate {instance}; it evaluates: {', '.join(evaluated)}")
+        folder = Layout.of(config, config.dataset_of(instance)).evaluate(instance, task)
+        found[config.runs[instance].seed] = folder / "predictions.parquet"
+    return found
