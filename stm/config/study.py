@@ -124,6 +124,10 @@ class Config(Stages):
         for what, specs in (("tables", self.tables), ("figures", self.figures)):
             for name, spec in specs.items():
                 self._check_cells(f"{what}.{name}", spec)
+        for name, figure in self.figures.items():
+            others = [task for task in figure.tasks if self.evaluate[task].task != "mask_persistence"]
+            if figure.kind == "persistence" and others:
+                raise ValueError(f"figures.{name} shows how long objects stay kept, which {others[0]} does not measure")
         for number, expected in enumerate(self.report.expect):
             if isinstance(expected, ExpectedScore):
                 self._check_expected_score(f"report.expect.{number}", expected)
@@ -248,12 +252,29 @@ class Config(Stages):
                 f"evaluate.{name}.optimisation.epochs is 0, which tests the fine-tuned weights of a `release`, and "
                 f"pretrain.{unreleased[0]} has none: list only runs that have (`runs`), or leave out `optimisation` for zero-shot"
             )
+        if task.reads_boxes:
+            self._check_boxes(name, task)
         if task.packed_vectors is not None:
             self._check_queries(name, task, task.packed_vectors)
         for settings in (self.pretrain[run] for run in self.runs_of(name)):
             self._check_sampling(
                 f"evaluate.{name}", task.sampling or settings.sampling, self._dataset_of(settings, task)
             )
+
+    def _check_boxes(self, name: str, task: EvaluationTask) -> None:
+        for run in (self.pretrain[run] for run in self.runs_of(name)):
+            dataset = self._dataset_of(run, task)
+            if self.of(dataset).dataset.source != "moving-shapes":
+                raise ValueError(
+                    f"evaluate.{name} needs a dataset with true boxes, which only moving-shapes has; {dataset} is another: name "
+                    "one as its `dataset`, or leave the runs out (`runs`)"
+                )
+            frames = getattr(task, "frames", None) or run.frames
+            if frames % run.tubelet or frames < 2 * run.tubelet:
+                raise ValueError(
+                    f"evaluate.{name} compares slots of {run.tubelet} frames: frames {frames} must be a multiple of it, and at "
+                    "least two of them"
+                )
 
     def _check_queries(self, name: str, task: EvaluationTask, queries: CaptionChoice) -> None:
         """Check, before days of pretraining, that query vectors are packed for each dataset of a retrieval task."""

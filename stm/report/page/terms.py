@@ -23,6 +23,10 @@ TASKS = {
     ),
     "question_answering": ("Questions", "the model answers questions about a clip."),
     "multiple_choice": ("Multiple choice", "the model chooses the caption of a clip among several."),
+    "mask_persistence": (
+        "Mask persistence",
+        "share of the time that the captioned object is in view in which a patch that the mask keeps lies on it.",
+    ),
     "captioning": ("Captions", "the model writes a caption, which is compared with those of people."),
 }
 
