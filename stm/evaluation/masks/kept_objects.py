@@ -5,12 +5,14 @@ wherever it has moved: what is hidden is then not shown by a neighbouring frame.
 frames, with the noise of the clips' own samples, so that runs of one geometry are compared on the same noise.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stm.config import Augmentation, LanguageRun, MaskPersistence, Run
@@ -50,7 +52,6 @@ COUNTS_SCHEMA = pa.schema(
 Masker = Callable[[Batch], Tensor]  # a batch -> the hidden tokens, bool [B, slots, N]
 
 
-@torch.inference_mode()
 def measure_persistence(task: MaskPersistence, run: Run, inputs: EvaluationInputs, process: Process) -> None:
     """Writes `metrics.json` and `kept.parquet`; see `stm.evaluation.evaluate`.
 
@@ -63,41 +64,19 @@ def measure_persistence(task: MaskPersistence, run: Run, inputs: EvaluationInput
     """
     if not process.first:
         return
-    assert inputs.truth is not None, "checked by the config"
     run = run.model_copy(update={"mask": run.mask.model_copy(update={"ratio": task.ratio or run.mask.ratio})})
     geometry = Geometry.of(run, task)
     guides = dataset_needs(run).guides
     clips = ClipDataset(inputs.test, geometry, Augmentation(), inputs.seed, False, whole=True, guides=guides)
-    boxes = {key: clip.boxes for key, clip in read_truth(inputs.frames, inputs.truth, task.test_split).items()}
-    if unknown := [clips.index[i].key for i in range(len(clips)) if clips.index[i].key not in boxes]:
-        raise ValueError(
-            f"{inputs.truth}: has no boxes of {len(unknown)} clips of split {task.test_split!r}, such as {unknown[0]!r}; they "
-            "come from different videos"
-        )
+    boxes = _read_boxes(task, inputs, clips)
     draw = make_masker(run, inputs.weights, geometry, process.device)
-    counts: dict[str, ClipCounts] = {}
-    expected: list[ClipCounts] = []
-    kept_tokens = geometry.tokens - count_masked(geometry.tokens, run.mask.ratio)
-    with (
-        explain_lost_processes(),
-        ClipLoader(clips, CLIPS_PER_BATCH, shuffle=False, workers=run.workers) as loader,
-        Progress("mask persistence", len(clips), "clips") as progress,
-    ):
-        for batch in loader.batches():
-            hidden = draw(move(batch, process.device)).cpu().numpy()
-            for number, mask in zip(batch["clip"].tolist(), hidden, strict=True):
-                clip = clips.index[number]
-                window = view_windows(1, geometry.frames, geometry.stride, clip.frames, geometry.sampling)[0]
-                on = object_tokens(boxes[clip.key][window], geometry.side, geometry.tubelet)
-                found, chance = count_kept(on, mask), expect_random(on, kept_tokens)
-                if found is not None and chance is not None:
-                    counts[clip.key] = found
-                    expected.append(chance)
-            progress.advance(len(hidden))
+    counts = _count_clips(clips, boxes, draw, run.workers, process.device)
     if not counts:
         raise ValueError(
             f"none of the {len(clips)} clips of split {task.test_split!r} shows its object in the sampled frames"
         )
+    kept_tokens = geometry.tokens - count_masked(geometry.tokens, run.mask.ratio)
+    expected = [chance for key in counts if (chance := expect_random(boxes[key], kept_tokens)) is not None]
     receipt = make_evaluation_receipt(task, run, inputs, clips)
     columns = {
         "key": list(counts),
@@ -109,9 +88,52 @@ def measure_persistence(task: MaskPersistence, run: Run, inputs: EvaluationInput
     write_metrics(task, inputs, {**_summarise(list(counts.values()), expected), **sizes}, receipt)
 
 
+def _read_boxes(task: MaskPersistence, inputs: EvaluationInputs, clips: ClipDataset) -> dict[str, NDArray[np.bool_]]:
+    """The tokens that lie on the object of each clip, bool [slots, N], by key."""
+    assert inputs.truth is not None, "the stage gives it to tasks that read boxes"
+    truth = read_truth(inputs.frames, inputs.truth, task.test_split)
+    keys = [clips.index[number].key for number in range(len(clips))]
+    if unknown := [key for key in keys if key not in truth]:
+        raise ValueError(
+            f"{inputs.truth}: has no boxes of {len(unknown)} clips of split {task.test_split!r}, such as {unknown[0]!r}; they "
+            "come from different videos"
+        )
+    g = clips.geometry
+    return {
+        key: object_tokens(
+            truth[key].boxes[view_windows(1, g.frames, g.stride, clips.index[number].frames, g.sampling)[0]],
+            g.side,
+            g.tubelet,
+        )
+        for number, key in enumerate(keys)
+    }
+
+
+@torch.inference_mode()
+def _count_clips(
+    clips: ClipDataset, on: Mapping[str, NDArray[np.bool_]], draw: Masker, workers: int, device: torch.device
+) -> dict[str, ClipCounts]:
+    """The counts of the clips that show their object, by key."""
+    counts: dict[str, ClipCounts] = {}
+    with (
+        explain_lost_processes(),
+        ClipLoader(clips, CLIPS_PER_BATCH, shuffle=False, workers=workers) as loader,
+        Progress("mask persistence", len(clips), "clips") as progress,
+    ):
+        for batch in loader.batches():
+            hidden = draw(move(batch, device)).cpu().numpy()
+            for number, mask in zip(batch["clip"].tolist(), hidden, strict=True):
+                key = clips.index[number].key
+                counted = count_kept(on[key], mask)
+                if counted is not None:
+                    counts[key] = counted
+            progress.advance(len(hidden))
+    return counts
+
+
 def _summarise(counts: list[ClipCounts], expected: list[ClipCounts]) -> dict[str, Any]:
     found, chance = average(counts), average(expected)
-    shares = torch.tensor([clip.share for clip in counts], dtype=torch.float64).numpy()
+    shares = np.array([clip.share for clip in counts])
     interval = bootstrap_ratio(counts)
     return {
         "kept_share": found.kept_share,
