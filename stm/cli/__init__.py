@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 import stm
 from stm.cli.common import load, positive, select_jobs
+from stm.cli.compare import add_compare
 from stm.cli.convert import add_convert
 from stm.cli.extras import explain_missing_library
 from stm.cli.features import add_features
@@ -76,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_predict(commands)
     add_retrieve(commands)
     add_init(commands)
+    add_compare(commands)
     for each in (parser, *commands.choices.values()):
         _add_levels(each)
     parser.epilog = describe_commands(commands.choices)
