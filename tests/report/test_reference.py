@@ -16,6 +16,7 @@ from stm.layout import Layout
 from stm.report import build_report, reference, write_table
 from stm.report.compare import Difference, Number, compare, config_differences, read_numbers
 from stm.report.reference import ComparisonError, keep_reference, shape_problems
+from stm.storage.files import write_json
 from stm.storage.shipped import shipped
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +27,9 @@ KEPT = sorted(path.parent for path in (ROOT / "results/reference").glob("*/prove
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """The config of a results folder with its report; read-only."""
     config = make_study(tmp_path_factory.mktemp("study"), figures={}, report={"clips": 0})
+    row = {"guide": "text_top", "source": "human", "ratio": 0.6, "chance": 0.6, "clips": 3}
+    rows = [{**row, "camera": camera, "coverage": 0.9, "low": 0.85, "high": 0.94} for camera in ("fixed", "moving")]
+    write_json(Layout.of(config).mask_quality, {"rows": rows})
     build_report(config, Layout.of(config))
     write_table(config, "main")
     return config
@@ -180,8 +184,11 @@ def test_numbers_are_those_with_an_interval(kept: Path) -> None:
     assert numbers["main", "Tube", "linear"].value == 0.5
     assert ("results", "chance", "linear_top1") not in numbers  # which is exact
     assert not any(table in ("quarantine", "per_class") for table, _, _ in numbers)
-    quality = [place for place in numbers if place[0] == "mask_quality"]
-    assert ("mask_quality", "text human 0.6", "fixed_coverage") in quality
+    quality = {place: number for place, number in numbers.items() if place[0] == "mask_quality"}
+    assert quality == {
+        ("mask_quality", "text_top human 0.6", f"{camera}_coverage"): Number(0.9, 0.85, 0.94, None)
+        for camera in ("fixed", "moving")
+    }
 
 
 def test_a_run_of_the_same_config_agrees(mine: Path, kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
