@@ -22,6 +22,7 @@ from stm.models.weights.checks import WeightsError
 from stm.pretrained.hub import ModelError
 from stm.pretrained.local_files import ACTION_CLIP
 from stm.storage.files import sha256_file
+from stm.storage.shipped import model_path
 from stm.tubelets import IMAGENET_MEAN, IMAGENET_STD, to_unit
 
 TRANSFORMERS = "transformers:"
@@ -113,7 +114,7 @@ class FrameTeacher(nn.Module):
         if isinstance(settings, FeatureSettings):
             layers = settings.layers
             if settings.temporal_fusion is not None:
-                path = Path(settings.temporal_fusion).expanduser()
+                path = model_path(settings.temporal_fusion)
                 fusion = _load_fusion(path)
                 identity["temporal_fusion_sha256"] = sha256_file(path)
         mean, deviation = _choose_statistics(settings, loaded)
