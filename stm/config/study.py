@@ -264,7 +264,9 @@ class Config(Stages):
     def _check_boxes(self, name: str, task: EvaluationTask) -> None:
         for run in (self.pretrain[run] for run in self.runs_of(name)):
             dataset = self._dataset_of(run, task)
-            if self.of(dataset).dataset.source != "moving-shapes":
+            source = self.of(dataset).dataset
+            assert source is not None, "each dataset of a config has one"
+            if source.source != "moving-shapes":
                 raise ValueError(
                     f"evaluate.{name} needs a dataset with true boxes, which only moving-shapes has; {dataset} is another: name "
                     "one as its `dataset`, or leave the runs out (`runs`)"

@@ -106,7 +106,8 @@ def _read_row(header: Sequence[str], row: Sequence[str]) -> Iterator[tuple[str, 
         if header[at] == f"{stem}_seeds":
             seeds, at = int(row[at] or 0), at - 2  # before the seeds: the deviation
         if row[at] and row[place] and row[place + 1]:
-            yield header[at].removesuffix("_mean"), Number(*map(float, (row[at], row[place], row[place + 1])), seeds)
+            value, low, high = (float(row[column]) for column in (at, place, place + 1))
+            yield header[at].removesuffix("_mean"), Number(value, low, high, seeds)
 
 
 def compare(mine: Mapping[Place, Number], reference: Mapping[Place, Number]) -> list[Difference]:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stm.config import Augmentation, LanguageRun, MaskPersistence, Run
+from stm.config import AnyRun, Augmentation, LanguageRun, MaskPersistence, Run
 from stm.data.dataset import ClipDataset
 from stm.data.geometry import Geometry
 from stm.data.loader import Batch, ClipLoader, move
@@ -52,7 +52,7 @@ COUNTS_SCHEMA = pa.schema(
 Masker = Callable[[Batch], Tensor]  # a batch -> the hidden tokens, bool [B, slots, N]
 
 
-def measure_persistence(task: MaskPersistence, run: Run, inputs: EvaluationInputs, process: Process) -> None:
+def measure_persistence(task: MaskPersistence, run: AnyRun, inputs: EvaluationInputs, process: Process) -> None:
     """Writes `metrics.json` and `kept.parquet`; see `stm.evaluation.evaluate`.
 
     `metrics.json` contains `kept_share`, `persistence` and `by_lag` (see `stm.evaluation.masks.persistence.Persistence`), their

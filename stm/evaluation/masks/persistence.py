@@ -65,7 +65,7 @@ def count_kept(on: Flags, hidden: Flags) -> ClipCounts | None:
     Returns:
         The counts; None if no slot shows the object.
     """
-    return _count((on & ~hidden).any(axis=1).astype(np.float64), on.any(axis=1))
+    return _count(_any(on & ~hidden).astype(np.float64), _any(on))
 
 
 def expect_random(on: Flags, kept_tokens: int) -> ClipCounts | None:
@@ -75,7 +75,12 @@ def expect_random(on: Flags, kept_tokens: int) -> ClipCounts | None:
     """
     tokens = on.shape[1]
     ways = comb(tokens, kept_tokens)
-    return _count(np.array([1 - comb(tokens - int(n), kept_tokens) / ways for n in on.sum(axis=1)]), on.any(axis=1))
+    return _count(np.array([1 - comb(tokens - int(n), kept_tokens) / ways for n in on.sum(axis=1)]), _any(on))
+
+
+def _any(flags: Flags) -> Flags:
+    """Whether any token of each slot is flagged: [S, N] -> [S]."""
+    return np.asarray(flags.any(axis=1))
 
 
 def _count(kept: Counts, visible: Flags) -> ClipCounts | None:

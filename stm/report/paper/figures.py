@@ -119,17 +119,17 @@ def draw_persistence(config: Config, name: str) -> Figure:
         figure = new_figure(3.4)
         panels = figure.subplots(1, len(spec.tasks), sharey=True, squeeze=False)[0]
         for axes, task in zip(panels, spec.tasks, strict=True):
-            ratios: set[float] = set()
-            for label, run in spec.runs.items():
-                measured = read_all_metrics(config, run, task)
-                lags = list(range(min(len(metrics["by_lag"]) for metrics in measured)))
-                values = [[_percent(metrics["by_lag"][lag]) for lag in lags] for metrics in measured]
-                plot_mean_and_range(axes, lags, values, label, 1.6, style_of(config, run))
-                chance = [_percent(measured[0]["chance"]["by_lag"][lag]) for lag in lags]
-                if not ratios:  # the clips and the boxes are those of all runs, and so is chance at equal ratios
-                    axes.plot(lags[1:], chance[1:], color=INK, linewidth=0.9, linestyle=":", label="random, expected")
-                ratios.add(float(measured[0]["ratio"]))
-            axes.set_title(f"ratio {' or '.join(f'{ratio:g}' for ratio in sorted(ratios))}", fontsize=8.5, loc="left")
+            measured = {label: read_all_metrics(config, run, task) for label, run in spec.runs.items()}
+            ratios = sorted({float(seed["ratio"]) for seeds in measured.values() for seed in seeds})
+            lags = list(range(min(len(seed["by_lag"]) for seeds in measured.values() for seed in seeds)))
+            for label, seeds in measured.items():
+                values = [[_percent(seed["by_lag"][lag]) for lag in lags] for seed in seeds]
+                plot_mean_and_range(axes, lags, values, label, 1.6, style_of(config, spec.runs[label]))
+            for ratio in ratios:  # the clips are those of all runs, and so is chance at equal ratios
+                first = next(seed for seeds in measured.values() for seed in seeds if seed["ratio"] == ratio)
+                chance = [_percent(first["chance"]["by_lag"][lag]) for lag in lags[1:]]
+                axes.plot(lags[1:], chance, color=INK, linewidth=0.9, linestyle=":", label="random, expected")
+            axes.set_title(f"ratio {' or '.join(f'{ratio:g}' for ratio in ratios)}", fontsize=8.5, loc="left")
             axes.set(xlabel="Slots later")
             axes.set_xticks(lags)
             axes.grid(axis="y")
