@@ -15,8 +15,7 @@ from typing import Any
 
 import yaml
 
-from stm.config.base import ConfigError
-from stm.config.study import merge
+from stm.config.base import ConfigError, merge
 from stm.storage.shipped import PACKAGE, shipped, shipped_configs
 
 _log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, TypeGuard, get_args
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
-from stm.config.base import Name, WorkflowPlace, field
+from stm.config.base import Name, WorkflowPlace, field, merge
 from stm.config.data import Dataset
 from stm.config.evaluation import CropComparison
 from stm.config.language import LanguageRun
@@ -252,8 +252,7 @@ class Config(Stages):
                 f"evaluate.{name}.optimisation.epochs is 0, which tests the fine-tuned weights of a `release`, and "
                 f"pretrain.{unreleased[0]} has none: list only runs that have (`runs`), or leave out `optimisation` for zero-shot"
             )
-        if task.reads_boxes:
-            self._check_boxes(name, task)
+        self._check_boxes(name, task)
         if task.packed_vectors is not None:
             self._check_queries(name, task, task.packed_vectors)
         for settings in (self.pretrain[run] for run in self.runs_of(name)):
@@ -262,11 +261,9 @@ class Config(Stages):
             )
 
     def _check_boxes(self, name: str, task: EvaluationTask) -> None:
-        for run in (self.pretrain[run] for run in self.runs_of(name)):
+        for run in (self.pretrain[run] for run in self.runs_of(name) if task.reads_boxes):
             dataset = self._dataset_of(run, task)
-            source = self.of(dataset).dataset
-            assert source is not None, "each dataset of a config has one"
-            if source.source != "moving-shapes":
+            if getattr(self.of(dataset).dataset, "source", None) != "moving-shapes":
                 raise ValueError(
                     f"evaluate.{name} needs a dataset with true boxes, which only moving-shapes has; {dataset} is another: name "
                     "one as its `dataset`, or leave the runs out (`runs`)"
@@ -443,22 +440,6 @@ def instance_name(run: str, seed: int | None) -> str:
     return run if seed is None else f"{run}-seed{seed}"
 
 
-def merge(base: Mapping[str, Any], update: Mapping[str, Any], kind: str | None = None) -> dict[str, Any]:
-    """Merge `update` into `base` recursively: nested mappings are merged, other values are overwritten by `update`.
-
-    Args:
-        kind: key that contains the type of a mapping; mappings of different types are replaced rather than merged.
-    """
-    merged = dict(base)
-    for key, value in update.items():
-        old = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(old, Mapping) and _same_kind(old, value, kind):
-            merged[key] = merge(old, value, kind)
-        else:
-            merged[key] = value
-    return merged
-
-
 def _without_replaced(shared: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
     """Remove `frames.every` from the defaults of a dataset that sets `frames.count`, and the reverse."""
     frames, mine = shared.get("frames"), own.get("frames")
@@ -467,7 +448,3 @@ def _without_replaced(shared: Mapping[str, Any], own: Mapping[str, Any]) -> Mapp
     replaced = {"every": "count", "count": "every"}
     kept = {key: value for key, value in frames.items() if key in mine or mine.get(replaced.get(key, "")) is None}
     return {**shared, "frames": kept}
-
-
-def _same_kind(one: Mapping[str, Any], other: Mapping[str, Any], kind: str | None) -> bool:
-    return kind is None or kind not in one or kind not in other or one[kind] == other[kind]

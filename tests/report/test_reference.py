@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def test_a_reference_has_the_tables_that_its_config_makes_today(folder: Path) ->
         set(provenance["environment"]) >= {"Python", "torch", "Platform", "Packages", "Cores"}
         and provenance["versions"]
     )
-    assert not any(word in (folder / "provenance.json").read_text() for word in ("/home/", "/root/", "/tmp/"))
+    assert not re.search(r'"[/~]', (folder / "provenance.json").read_text())  # no string is a path of the machine
 
 
 # ------------------------------------------------------------------------------------------------ what is kept
