@@ -9,8 +9,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from stm.config import Config, parse_config
 from stm.layout import Layout
+from stm.report.clips.film_strips import encode_image
 from stm.report.names import table_names
 from stm.report.paper.tables import csv_header
 from stm.report.results.provenance import write_provenance
@@ -20,6 +23,7 @@ from stm.storage.shipped import NotShippedError, shipped
 
 FOLDER = "results/reference"
 FIGURE_BYTES = 1_000_000  # of all figures of a reference together
+LARGE = 200_000  # bytes from which a figure, of clips, is kept at half its size and without losses that can be seen
 
 
 class ComparisonError(ValueError):
@@ -92,16 +96,32 @@ def keep_reference(results: Path, target: Path | None = None) -> Path:
     if target.exists():
         read_provenance(target)  # raises if it is not a reference
         shutil.rmtree(target)
-    figures = sorted(Layout(results).figures.glob("*.png"), key=lambda path: path.stat().st_size)
-    kept: list[Path] = []
-    for path in figures:
-        if sum(one.stat().st_size for one in (*kept, path)) <= FIGURE_BYTES:
-            kept.append(path)
-    for path in (*sorted(Layout(results).tables.iterdir()), *kept):
-        write_bytes(target / path.parent.name / path.name, path.read_bytes())
-    left_out = sorted(path.name for path in figures if path not in kept)
+    for path in sorted(Layout(results).tables.iterdir()):
+        write_bytes(target / "tables" / path.name, path.read_bytes())
+    figures = sorted(
+        map(_shrink, Layout(results).figures.glob("*.png")), key=lambda figure: (len(figure[1]), figure[0])
+    )
+    total, left_out = 0, []
+    for name, data in figures:
+        total += len(data)
+        if total > FIGURE_BYTES:
+            left_out.append(name)
+        else:
+            write_bytes(target / "figures" / name, data)
     write_provenance(Layout(target).provenance, {**provenance, **({"figures_left_out": left_out} if left_out else {})})
     return target
+
+
+def _shrink(path: Path) -> tuple[str, bytes]:
+    """Return the name and the bytes of a figure; a large one is halved, and encoded as the page's images are."""
+    if path.stat().st_size <= LARGE:
+        return path.name, path.read_bytes()
+    with Image.open(path) as image:
+        half = image.convert("RGB").resize(
+            (max(1, image.width // 2), max(1, image.height // 2)), Image.Resampling.LANCZOS
+        )
+    media_type, data = encode_image(half)
+    return f"{path.stem}.{media_type.removeprefix('image/')}", data
 
 
 def shape_problems(folder: Path, config: Config) -> list[str]:
