@@ -193,6 +193,7 @@ def describe(differences: Sequence[Difference]) -> str:
     lines += [
         (*each.place, _text(each.mine), _text(each.reference), _difference(each), _verdict(each))
         for each in differences
+        if each.verdict != "new"
     ]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     aligned = [
@@ -231,6 +232,8 @@ def summarise(differences: Sequence[Difference]) -> str:
         sentences.append(f"{counts['far']} differ by more than chance explains (far).")
     if counts["missing"]:
         sentences.append(f"{counts['missing']} numbers of the reference are missing here.")
+    if counts["new"]:
+        sentences.append(f"{counts['new']} numbers here are not in the reference.")
     return " ".join(sentences)
 
 

@@ -23,7 +23,7 @@ from stm.storage.shipped import NotShippedError, shipped
 
 FOLDER = "results/reference"
 FIGURE_BYTES = 1_000_000  # of all figures of a reference together
-LARGE = 200_000  # bytes from which a figure, of clips, is kept at half its size and without losses that can be seen
+LARGE = 200_000  # bytes of a figure above which it is kept at half its width and height: only figures of clips are
 
 
 class ComparisonError(ValueError):
@@ -82,8 +82,8 @@ def keep_reference(results: Path, target: Path | None = None) -> Path:
         target: the folder to write; by default `reference/{name}` beside the results.
 
     Returns:
-        The folder. If the figures are larger than `FIGURE_BYTES` together, the largest are left out and listed in its
-        `provenance.json` as `figures_left_out`.
+        The folder. Figures of clips are halved; if all are larger than `FIGURE_BYTES` together, the largest are left out and
+        listed in its `provenance.json` as `figures_left_out`.
 
     Raises:
         ComparisonError: results are missing, or the target is something else.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from report_study import make_study
 
 from stm.cli import main
@@ -96,13 +97,24 @@ def test_tables_figures_and_provenance_are_kept(finished: Config, kept: Path) ->
 
 
 def test_the_largest_figures_are_left_out(finished: Config, mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (mine / "figures/large.png").write_bytes(bytes(50_000))
+    shutil.rmtree(mine / "figures")
+    (mine / "figures").mkdir()
     (mine / "figures/small.png").write_bytes(bytes(100))
+    (mine / "figures/chart.png").write_bytes(bytes(150))
     monkeypatch.setattr(reference, "FIGURE_BYTES", 200)
     kept = keep_reference(mine)
     assert kept == mine.parent / "reference/made"
     assert [path.name for path in kept.glob("figures/*")] == ["small.png"]
-    assert "large.png" in json.loads((kept / "provenance.json").read_text())["figures_left_out"]
+    assert json.loads((kept / "provenance.json").read_text())["figures_left_out"] == ["chart.png"]
+
+
+def test_figures_of_clips_are_halved(mine: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(mine / "figures/clips.png")
+    assert (mine / "figures/clips.png").stat().st_size > reference.LARGE
+    [figure] = (keep_reference(mine) / "figures").glob("clips.*")
+    with Image.open(figure) as image:
+        assert image.size == (200, 150) and figure.suffix == f".{(image.format or '').lower()}"
 
 
 def test_a_reference_is_replaced_and_nothing_else_is(mine: Path, kept: Path, tmp_path: Path) -> None:
