@@ -13,7 +13,7 @@ _REFERENCE = "keep tables, figures and provenance of finished results, to compar
 
 def add_compare(commands: Any) -> None:
     """Add both commands and their options to the parser's subcommands."""
-    command = commands.add_parser("compare", help=_COMPARE, description=_COMPARE)
+    command = commands.add_parser("compare", description=_COMPARE)
     command.set_defaults(function=_compare)
     command.add_argument("results", type=Path, help="the results folder of a config, such as results/moving-shapes")
     command.add_argument(
@@ -25,7 +25,7 @@ def add_compare(commands: Any) -> None:
     command.add_argument(
         "--other-config", action="store_true", help="compare results of different configs, where they have equal names"
     )
-    command = commands.add_parser("reference", help=_REFERENCE, description=_REFERENCE)
+    command = commands.add_parser("reference", description=_REFERENCE)
     command.set_defaults(function=_reference)
     command.add_argument("results", type=Path, help="the results folder of a config, with its report")
     command.add_argument("--out", type=Path, help="the folder to write; default: reference/NAME beside the results")
