@@ -30,8 +30,8 @@ class FrameTeacher(Teacher):
     )
     temporal_fusion: str | None = field(
         None,
-        "STM: an ActionCLIP checkpoint (.pt, .pth, .safetensors; `package:NAME/FILE` comes with stm), whose temporal transformer "
-        "is applied to the features; in STM it is the file that `model` names",
+        "STM: an ActionCLIP checkpoint (.pt, .pth, .safetensors), or a folder with a model.safetensors, such as "
+        "`package:demo-fusion`, whose temporal transformer is applied to the features; in STM it is the file that `model` names",
     )
 
 

@@ -22,10 +22,9 @@ from stm.demo.frames import TRAIN_SPLIT
 from stm.demo.optimizer import MuonAdamW
 from stm.jobs.progress import Progress, track
 from stm.models.teachers.frame_teacher import FrameTeacher
-from stm.models.teachers.temporal_fusion import TemporalFusion
+from stm.models.teachers.temporal_fusion import FOLDER_FILE, TemporalFusion
 from stm.storage.files import write_bytes
 
-FILE = "fusion.safetensors"
 SIDE, STUDENT_PATCH = 6, 8  # tokens per side, and pixels per token, of the small studies' clips
 STORED, CLIP_FRAMES = 8, 4  # stored frames per clip, and frames of a training sample
 TABLE, LAYERS, HEADS = 8, 2, 2  # frames that the table of positions has; blocks; heads, for a width of 96
@@ -50,7 +49,7 @@ def make_demo_fusion(folder: Path, clip: str, seed: int = 0, clips: int = 3000, 
     width = teacher.feature_width
     fusion = TemporalFusion(width, TABLE, HEADS, LAYERS)
     accuracy = train_fusion(fusion, features, labels, steps, seed)
-    write_bytes(folder / FILE, save({name: tensor.contiguous() for name, tensor in fusion.state_dict().items()}))
+    write_bytes(folder / FOLDER_FILE, save({name: tensor.contiguous() for name, tensor in fusion.state_dict().items()}))
     return accuracy
 
 

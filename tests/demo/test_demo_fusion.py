@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from stm.config import FrameTeacher as TeacherSettings
-from stm.demo.fusion import FILE, STORED, TABLE, make_demo_fusion, train_fusion
+from stm.demo.fusion import STORED, TABLE, make_demo_fusion, train_fusion
 from stm.models.teachers.frame_teacher import FrameTeacher
 from stm.models.teachers.temporal_fusion import TemporalFusion
 
@@ -24,7 +24,7 @@ def test_it_learns_the_order_of_frames() -> None:
 def test_its_file_is_read_as_action_clips(tmp_path: Path) -> None:
     accuracy = make_demo_fusion(tmp_path, CLIP, clips=4, steps=2)
     assert 0 <= accuracy <= 1
-    settings = TeacherSettings(model=CLIP, layers=2, temporal_fusion=str(tmp_path / FILE), normalisation="own")
+    settings = TeacherSettings(model=CLIP, layers=2, temporal_fusion=str(tmp_path), normalisation="own")
     video = torch.randint(0, 256, (1, 4, 3, 48, 48), dtype=torch.uint8)
     fused = FrameTeacher.load(settings, 6)(video)
     plain = FrameTeacher.load(settings.model_copy(update={"temporal_fusion": None}), 6)(video)
