@@ -182,7 +182,7 @@ def test_the_interval_of_a_difference_covers_it_as_often_as_it_says() -> None:
     for first, second in rng.binomial(200, 0.3, (trials, 2)) / 200:
         halves = [1.96 * math.sqrt(p * (1 - p) / 200) for p in (first, second)]
         numbers = [Number(p, p - half, p + half, 1) for p, half in zip((first, second), halves, strict=True)]
-        low, high = Difference(("t", "r", "c"), *numbers).interval
+        low, high = Difference(("t", "r", "c"), numbers[0], numbers[1]).interval
         inside += low <= 0 <= high
     assert inside / trials == pytest.approx(0.95, abs=0.015)
 
