@@ -55,4 +55,5 @@ schema: $(READY)
 	$(BIN)/stm schema > config/schema.json
 
 clean:
-	rm -rf results .snakemake
+	find results -mindepth 1 -maxdepth 1 ! -name reference -exec rm -rf {} +
+	rm -rf .snakemake

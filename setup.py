@@ -1,4 +1,4 @@
-"""Puts the workflow and the configs, which lie beside the package, into `stm/shipped/` of a wheel; see `stm.storage.shipped`.
+"""Puts the workflow, the configs and the reference results into `stm/shipped/` of a wheel; see `stm.storage.shipped`.
 
 Everything else about the package is in pyproject.toml. An editable installation uses the files of the checkout.
 """
@@ -10,6 +10,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 FOLDERS, FILES = ("config", "workflow"), ("environment.yml",)  # rules name environment.yml as their software
+REFERENCE = "results/reference"
 
 
 class BuildWithWorkflow(build_py):
@@ -24,6 +25,8 @@ class BuildWithWorkflow(build_py):
         shutil.rmtree(target, ignore_errors=True)  # an earlier build may have left files that no longer exist
         for folder in FOLDERS:
             shutil.copytree(folder, target / folder, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        # Reference results, which `stm compare` reads, without their figures.
+        shutil.copytree(REFERENCE, target / REFERENCE, ignore=shutil.ignore_patterns("figures"))
         for file in FILES:
             shutil.copy2(file, target / file)
 

@@ -114,6 +114,11 @@ class Layout:
         return self.root / "plan.json"
 
     @property
+    def provenance(self) -> Path:
+        """Config, code, machine and library versions behind the tables and figures; see `stm.report.reference`."""
+        return self.root / "provenance.json"
+
+    @property
     def rehearsal(self) -> Path:
         """Folder in which the workflow is rehearsed, with data, models and results of its own."""
         return self.root / "rehearsal"

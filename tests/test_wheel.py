@@ -14,7 +14,17 @@ import yaml
 from stm.cli.extras import EXTRAS
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("stm", "config", "workflow", "pyproject.toml", "setup.py", "README.md", "LICENSE", "environment.yml")
+SOURCES = (
+    "stm",
+    "config",
+    "workflow",
+    "results/reference",
+    "pyproject.toml",
+    "setup.py",
+    "README.md",
+    "LICENSE",
+    "environment.yml",
+)
 # What needs no extra: shards, masks, encoders and their weights, training on shards, pages, videos, the command line.
 CORE = (
     *("stm.cli", "stm.data.loader", "stm.data.stream.opening", "stm.masking", "stm.models.vit"),

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 import stm
 from stm.cli.common import add_config, load, positive, select_jobs
+from stm.cli.compare import add_compare
 from stm.cli.convert import add_convert
 from stm.cli.difference import add_difference
 from stm.cli.extras import explain_missing_library
@@ -78,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_retrieve(commands)
     add_init(commands)
     add_difference(commands)
+    add_compare(commands)
     for each in (parser, *commands.choices.values()):
         _add_levels(each)
     parser.epilog = describe_commands(commands.choices)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from stm.config.base import ConfigError, Fraction, Name, Section
+from stm.config.base import ConfigError, Fraction, Name, Section, merge
 from stm.config.data import (
     BadInput,
     BenchmarkDataset,
@@ -28,6 +28,7 @@ from stm.config.evaluation import (
     FineTuneAugmentation,
     FineTuneOptimisation,
     LinearProbe,
+    MaskPersistence,
     MaskQuality,
     Retrieval,
     VideoRetrieval,
@@ -69,7 +70,7 @@ from stm.config.stages import (
     Text,
     VisionLanguageCaptions,
 )
-from stm.config.study import AnyRun, Config, Corpus, instance_name, is_language_run, merge, parse_run
+from stm.config.study import AnyRun, Config, Corpus, instance_name, is_language_run, parse_run
 from stm.config.training import (
     Augmentation,
     CaptionChoice,
@@ -130,6 +131,7 @@ __all__ = [
     "LanguageTask",
     "LinearProbe",
     "Mask",
+    "MaskPersistence",
     "MaskQuality",
     "MediumSettings",
     "ModelSize",

@@ -1,5 +1,6 @@
-"""Base class and shared types of all config sections."""
+"""Base class and shared types of all config sections, and how configs are merged."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -75,3 +76,23 @@ WorkflowPlace = Annotated[Place, AfterValidator(check_pattern_free)]  # one that
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Templates = Annotated[tuple[str, ...], AfterValidator(check_templates)]
+
+
+def merge(base: Mapping[str, Any], update: Mapping[str, Any], kind: str | None = None) -> dict[str, Any]:
+    """Merge `update` into `base` recursively: nested mappings are merged, other values are overwritten by `update`.
+
+    Args:
+        kind: key that contains the type of a mapping; mappings of different types are replaced rather than merged.
+    """
+    merged = dict(base)
+    for key, value in update.items():
+        old = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping) and _same_kind(old, value, kind):
+            merged[key] = merge(old, value, kind)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _same_kind(one: Mapping[str, Any], other: Mapping[str, Any], kind: str | None) -> bool:
+    return kind is None or kind not in one or kind not in other or one[kind] == other[kind]

@@ -24,6 +24,8 @@ class TaskSettings(Section):
     per_class: ClassVar[bool] = False
     # Whether the task encodes additional texts with the dataset's text encoder.
     encodes_text: ClassVar[bool] = False
+    # Whether the task compares with the true boxes of the clips' objects, which only moving-shapes has.
+    reads_boxes: ClassVar[bool] = False
     # The task's name in the benchmark protocols (`stm.datasets.video_text.protocol`); None: no protocol covers it.
     benchmark_task: ClassVar[str | None] = None
     runs: tuple[Name, ...] | None = field(None, "pretraining runs to evaluate; by default all suitable ones")
@@ -280,8 +282,26 @@ class VideoRetrieval(TaskSettings):
         return self
 
 
+class MaskPersistence(TaskSettings):
+    """How long a run's masks keep the captioned object of generated clips (ClusterSTM, Figure 2); nothing is trained.
+
+    Masks are drawn as in training, for whole frames.
+    """
+
+    reads_boxes = True
+    task: Literal["mask_persistence"]
+    ratio: float | None = field(None, "mask ratio; by default the run's own", gt=0, lt=1)
+    frames: int | None = field(None, "frames per clip; by default as in pretraining", "stored frames", ge=2, le=256)
+
+    @model_validator(mode="after")
+    def _check_views(self) -> "MaskPersistence":
+        if (self.views, self.crops) != (1, 1):
+            raise ValueError("`views` and `crops` are not used by mask_persistence, which draws masks of whole frames")
+        return self
+
+
 # The tasks that do not require a run with `language`; all others are `LanguageTask`s. Add a new section to either.
-VideoTask = LinearProbe | FineTune | ZeroShot | Retrieval | VideoRetrieval
+VideoTask = LinearProbe | FineTune | ZeroShot | Retrieval | VideoRetrieval | MaskPersistence
 
 
 class CropComparison(Section):

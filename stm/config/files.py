@@ -3,7 +3,7 @@
 `extends` at the top of a file lists its base files, which are merged as Snakemake merges `--configfile a b`. In a run,
 an evaluation, a table or a figure, `extends` refers to another entry of the same kind and overrides some of its keys,
 like `use rule b from a with` in a Snakefile. An entry whose name begins with a dot is a template: it can only be
-extended.
+extended. An entry, or a dataset, that is set to null is left out.
 
 `package:NAME.yaml` is a config that comes with the package, wherever a file may be named.
 """
@@ -15,8 +15,7 @@ from typing import Any
 
 import yaml
 
-from stm.config.base import ConfigError
-from stm.config.study import merge
+from stm.config.base import ConfigError, merge
 from stm.storage.shipped import PACKAGE, shipped, shipped_configs
 
 _log = logging.getLogger(__name__)
@@ -89,7 +88,7 @@ def resolve_config(
 
 
 def inherit(values: Any) -> Any:
-    """Merge each entry over the entry that it extends, and drop the templates, whose names begin with a dot.
+    """Merge each entry over the entry that it extends; drop templates, whose names begin with a dot, and what is null.
 
     Raises:
         ConfigError: an entry extends itself or one that does not exist.
@@ -97,8 +96,12 @@ def inherit(values: Any) -> Any:
     if not isinstance(values, Mapping):
         return values  # reported by validation
     resolved = dict(values)
-    for kind in _KINDS:
+    for kind in (*_KINDS, "datasets"):
         entries = values.get(kind)
+        if isinstance(entries, Mapping):
+            resolved[kind] = {name: entry for name, entry in entries.items() if entry is not None}
+    for kind in _KINDS:
+        entries = resolved.get(kind)
         if isinstance(entries, Mapping):
             resolved[kind] = {
                 name: _resolve_entry(kind, name, entries, ()) for name in entries if not str(name).startswith(".")

@@ -30,8 +30,8 @@ class FrameTeacher(Teacher):
     )
     temporal_fusion: str | None = field(
         None,
-        "STM: an ActionCLIP checkpoint (.pt, .pth, .safetensors), whose temporal transformer is applied to the features; in "
-        "STM it is the file that `model` names",
+        "STM: an ActionCLIP checkpoint (.pt, .pth, .safetensors), or a folder with a model.safetensors, such as "
+        "`package:demo-fusion`, whose temporal transformer is applied to the features; in STM it is the file that `model` names",
     )
 
 
@@ -153,6 +153,12 @@ class SpatioTemporal(Section):
         "linear_start",
         "`linear_start`: the decoder starts as a linear head, as STM's code intends; `as_released`: that code overwrites the "
         "start, and adds a term of value 0 whose gradient reaches visible tokens at the wrong places",
+    )
+
+    compares: Literal["learned_mask", "always"] = field(
+        "learned_mask",
+        "when the decoder of clips compares adjacent frames and reads the text: with the learned mask alone, as in STM's code, "
+        "or `always`, so that masks can be compared with one decoder",
     )
 
     @model_validator(mode="after")

@@ -78,9 +78,10 @@ class FigureSpec(Section):
     """A figure of a paper; `snakemake <its name>` makes it with everything it depends on."""
 
     title: str
-    kind: Literal["clips", "losses", "bars"] = field(
+    kind: Literal["clips", "losses", "bars", "persistence"] = field(
         ...,
-        "`clips`: frames of clips, with the rows in `show`; `losses`: curves of `metric`; `bars`: metrics of `tasks`",
+        "`clips`: frames of clips, with the rows in `show`; `losses`: curves of `metric`; `bars`: metrics of `tasks`; "
+        "`persistence`: how long objects stay kept, a panel for each of `tasks`, which are evaluations of mask_persistence",
     )
     runs: dict[str, Name] = field(..., "pretraining runs by their label in the figure", min_length=1)
     show: tuple[Literal["frames", "similarity", "guides", "masks", "reconstructions", "attention"], ...] = field(
@@ -90,12 +91,14 @@ class FigureSpec(Section):
     )
     clips: int = field(2, "`clips`: number of clips", "clips", ge=1, le=16)
     metric: str = field("loss", "`losses`: a metric in metrics.jsonl, such as loss, reconstruction or contrast")
-    tasks: tuple[Name, ...] = field((), "`bars`: names of evaluations")
+    tasks: tuple[Name, ...] = field((), "`bars`, `persistence`: names of evaluations")
 
     @model_validator(mode="after")
     def _check_tasks(self) -> "FigureSpec":
-        if (self.kind == "bars") != bool(self.tasks):
-            raise ValueError("kind `bars` requires at least one of `tasks`; other kinds do not take `tasks`")
+        if (self.kind in ("bars", "persistence")) != bool(self.tasks):
+            raise ValueError(
+                "the kinds `bars` and `persistence` require at least one of `tasks`; other kinds do not take `tasks`"
+            )
         return self
 
     def cells(self) -> set[tuple[str, str]]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, TypeGuard, get_args
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
-from stm.config.base import Name, WorkflowPlace, field
+from stm.config.base import Name, WorkflowPlace, field, merge
 from stm.config.data import Dataset
 from stm.config.evaluation import CropComparison
 from stm.config.language import LanguageRun
@@ -124,6 +124,10 @@ class Config(Stages):
         for what, specs in (("tables", self.tables), ("figures", self.figures)):
             for name, spec in specs.items():
                 self._check_cells(f"{what}.{name}", spec)
+        for name, figure in self.figures.items():
+            others = [task for task in figure.tasks if self.evaluate[task].task != "mask_persistence"]
+            if figure.kind == "persistence" and others:
+                raise ValueError(f"figures.{name} shows how long objects stay kept, which {others[0]} does not measure")
         for number, expected in enumerate(self.report.expect):
             if isinstance(expected, ExpectedScore):
                 self._check_expected_score(f"report.expect.{number}", expected)
@@ -248,12 +252,28 @@ class Config(Stages):
                 f"evaluate.{name}.optimisation.epochs is 0, which tests the fine-tuned weights of a `release`, and "
                 f"pretrain.{unreleased[0]} has none: list only runs that have (`runs`), or leave out `optimisation` for zero-shot"
             )
+        self._check_boxes(name, task)
         if task.packed_vectors is not None:
             self._check_queries(name, task, task.packed_vectors)
         for settings in (self.pretrain[run] for run in self.runs_of(name)):
             self._check_sampling(
                 f"evaluate.{name}", task.sampling or settings.sampling, self._dataset_of(settings, task)
             )
+
+    def _check_boxes(self, name: str, task: EvaluationTask) -> None:
+        for run in (self.pretrain[run] for run in self.runs_of(name) if task.reads_boxes):
+            dataset = self._dataset_of(run, task)
+            if getattr(self.of(dataset).dataset, "source", None) != "moving-shapes":
+                raise ValueError(
+                    f"evaluate.{name} needs a dataset with true boxes, which only moving-shapes has; {dataset} is another: name "
+                    "one as its `dataset`, or leave the runs out (`runs`)"
+                )
+            frames = getattr(task, "frames", None) or run.frames
+            if frames % run.tubelet or frames < 2 * run.tubelet:
+                raise ValueError(
+                    f"evaluate.{name} compares slots of {run.tubelet} frames: frames {frames} must be a multiple of it, and at "
+                    "least two of them"
+                )
 
     def _check_queries(self, name: str, task: EvaluationTask, queries: CaptionChoice) -> None:
         """Check, before days of pretraining, that query vectors are packed for each dataset of a retrieval task."""
@@ -420,22 +440,6 @@ def instance_name(run: str, seed: int | None) -> str:
     return run if seed is None else f"{run}-seed{seed}"
 
 
-def merge(base: Mapping[str, Any], update: Mapping[str, Any], kind: str | None = None) -> dict[str, Any]:
-    """Merge `update` into `base` recursively: nested mappings are merged, other values are overwritten by `update`.
-
-    Args:
-        kind: key that contains the type of a mapping; mappings of different types are replaced rather than merged.
-    """
-    merged = dict(base)
-    for key, value in update.items():
-        old = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(old, Mapping) and _same_kind(old, value, kind):
-            merged[key] = merge(old, value, kind)
-        else:
-            merged[key] = value
-    return merged
-
-
 def _without_replaced(shared: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
     """Remove `frames.every` from the defaults of a dataset that sets `frames.count`, and the reverse."""
     frames, mine = shared.get("frames"), own.get("frames")
@@ -444,7 +448,3 @@ def _without_replaced(shared: Mapping[str, Any], own: Mapping[str, Any]) -> Mapp
     replaced = {"every": "count", "count": "every"}
     kept = {key: value for key, value in frames.items() if key in mine or mine.get(replaced.get(key, "")) is None}
     return {**shared, "frames": kept}
-
-
-def _same_kind(one: Mapping[str, Any], other: Mapping[str, Any], kind: str | None) -> bool:
-    return kind is None or kind not in one or kind not in other or one[kind] == other[kind]

@@ -27,6 +27,8 @@ class EvaluationInputs:
             `stm.datasets.video_text.tasks.has_shared_texts`.
         answers: the benchmark's own list of answers, among which questions are answered; empty: those of the training
             split (see `stm.datasets.video_text.tasks.candidate_answers`).
+        truth: `generated/truth.parquet` of the test split's dataset, for tasks that compare with true boxes; None for others.
+        frames: `frames/{shard}.parquet` of the test split's shards, for the same tasks: which frames are stored.
         text: the text encoder of the run's captions, for tasks that encode their own texts.
         device: None selects CUDA if available.
         trackers: where the values of a training and the headline are shown, as in the config.
@@ -40,6 +42,8 @@ class EvaluationInputs:
     validation: Sequence[Path] = ()
     shared_texts: bool = False
     answers: tuple[str, ...] = ()
+    truth: Path | None = None
+    frames: Sequence[Path] = ()
     text: Text | None = None
     device: str | None = None
     trackers: tuple[str, ...] = TENSORBOARD

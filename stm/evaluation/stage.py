@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from stm.config import EvaluationTask
+from stm.datasets.moving_shapes.stage import GENERATE
 from stm.stages.declaration import Files, Stage
 from stm.stages.jobs import Job
 from stm.training.launch import request_gpus
@@ -20,8 +21,16 @@ def _splits(job: Job) -> Files:
     splits = {use: data.packed(split) for use, split in task.splits_for(own).items()}
     answers = answers_file(job.study, job.run, job.task)
     files = [Path(file) for file in task.user_files]
-    given = {**splits, "weights": job.layout.weights(job.run), "files": files}
+    given = {**splits, "weights": job.layout.weights(job.run), "files": files, **_boxes(data, task)}
     return given | ({} if answers is None else {"answers": answers})
+
+
+def _boxes(data: Job, task: EvaluationTask) -> Files:
+    """The true boxes of the test split's objects, and which frames are stored, for a task that reads them."""
+    if not task.reads_boxes:
+        return {}
+    frames = [data.layout.frames(shard) for shard in data.shards(task.test_split)]
+    return {"truth": GENERATE.outputs(data)["truth"], "frames": frames}
 
 
 def _hashed(job: Job) -> Files:
@@ -56,6 +65,8 @@ def _run(job: Job, inputs: Files, outputs: Files, processes: int) -> None:
         seed=job.study.seed if run.seed is None else run.seed,
         shared_texts=has_shared_texts(job.study, job.run, job.task),
         answers=candidate_answers(job.study, job.run, job.task),
+        truth=inputs.get("truth"),
+        frames=inputs.get("frames", []),
         text=job.config.text,
         trackers=job.study.trackers,
     )

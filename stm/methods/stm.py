@@ -79,7 +79,8 @@ class SpatioTemporalBranch(nn.Module):
         kept, hidden = self._split(batch, teacher_output, sampled)
         weight = None if sampled is None else sampled.weight
         layers = self._encode(encoder, video, kept, weight, self.layers)
-        sentence = None if text is None or sampled is None else text.states[:, 0]
+        compares = sampled is not None or self.settings.compares == "always"
+        sentence = text.states[:, 0] if text is not None and compares else None
         predicted = self.decoder(layers, kept, sentence, video.shape[1])
         losses = {"alignment": alignment_loss(predicted, teacher_output.features)}
         # The visible tokens are already encoded; any other choice needs a second pass through the student.

@@ -11,7 +11,7 @@ from stm.layout import Layout
 
 
 def build_report(config: Config, layout: Layout) -> None:
-    """Read all results and write `tables/*`, `figures/*` and the page `report.html` into `layout`, the config's folder.
+    """Read all results and write `tables/*`, `figures/*`, `provenance.json` and the page `report.html` into `layout`.
 
     Missing or damaged results are listed on the page and never abort the report.
     """

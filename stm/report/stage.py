@@ -122,6 +122,7 @@ REPORT = Stage(
     inputs=_shown,
     outputs=lambda job: {
         "page": job.layout.report,
+        "provenance": job.layout.provenance,
         "figures": [job.layout.figures / name for name in figure_names(job.study)],
         "tables": [job.layout.tables / name for name in table_names(job.study)],
     },

@@ -1,6 +1,7 @@
-"""Files that come with the package: the workflow, the configs, the protocols of the benchmarks, and small models.
+"""Files that come with the package: the workflow, the configs, the benchmarks' protocols, reference results, small models.
 
-In a checkout, `workflow/` and `config/` lie beside the package; a wheel has them inside it, in `stm/shipped/` (`setup.py`).
+In a checkout, `workflow/`, `config/` and `results/reference/` lie beside the package; a wheel has them inside it, in
+`stm/shipped/` (`setup.py`).
 """
 
 from pathlib import Path

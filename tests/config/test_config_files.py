@@ -170,6 +170,18 @@ def test_an_entry_whose_name_begins_with_a_dot_is_a_template(kind):
     assert inherit({kind: entries}) == {kind: {"one": {"title": "T", "clips": 3}}}
 
 
+def test_an_entry_or_a_dataset_that_is_null_is_left_out():
+    values = {
+        "pretrain": {"a": RUN, "b": None, "c": {"extends": "a"}},
+        "datasets": {"one": None, "two": {}},
+        "seeds": None,
+    }
+    expected = {"pretrain": {"a": RUN, "c": RUN}, "datasets": {"two": {}}, "seeds": None}
+    assert inherit(values) == expected
+    with pytest.raises(ConfigError, match=r"pretrain\.c\.extends = 'b': must be one of a"):
+        inherit({"pretrain": {"a": RUN, "b": None, "c": {"extends": "b"}}})
+
+
 @pytest.mark.parametrize(
     ("runs", "words"),
     [

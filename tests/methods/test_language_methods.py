@@ -231,6 +231,26 @@ def test_stm_predicts_all_tokens_and_its_text_meets_the_hidden_ones(bert):
     torch.testing.assert_close(output.losses["alignment"], (2 - 2 * cosine).mean(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("strategy", ["tube", "attention_hidden"])
+def test_stm_s_decoder_compares_frames_under_any_mask_where_asked(strategy, bert):
+    """Otherwise it is a linear head under other masks, which sees no text: as in the release."""
+    losses = {}
+    for compares in ("learned_mask", "always"):
+        settings = {"compares": compares, "decoder": "as_released"}  # which does not start as a linear head
+        method = build("stm", bert, mask={"strategy": strategy, "ratio": 0.7}, spatio_temporal=settings)
+        batch = batch_for(method)
+        seen = method.teacher(batch["video"])
+        kept, _ = method.branch.mask(batch, seen)
+        text = method.read(batch["tokens"])
+        layers = method.model.encoder.forward_layers(batch["video"], kept, 2)
+        sentence = text.states[:, 0] if compares == "always" else None
+        predicted = method.branch.decoder(layers, kept, sentence, 4)
+        cosine = (normalize(predicted, dim=-1) * normalize(seen.features, dim=-1)).sum(-1)
+        losses[compares] = method.branch(method.model.encoder, batch, seen, text).losses["alignment"]
+        torch.testing.assert_close(losses[compares], (2 - 2 * cosine).mean(), atol=1e-5, rtol=1e-5)
+    assert abs(losses["always"] - losses["learned_mask"]) > 1e-3
+
+
 @pytest.mark.parametrize("name", ["umt", "stm"])
 def test_decoders_have_the_positions_of_the_run(name, bert):
     """Entry by entry: a third of the width, rounded down to an even number, each for row and column, the rest for time."""

@@ -78,6 +78,7 @@ MASKING: dict[str, Any] = {
         "zero": {"task": "zero_shot"},
         "retrieval": {"task": "retrieval"},
         "neighbours": {"task": "video_retrieval", "views": 2},
+        "kept": {"task": "mask_persistence"},
     },
     "tables": {
         "numbers": {
@@ -259,12 +260,12 @@ VALUES: dict[str, list[Any]] = {
 }
 SPLITS = ["test", "train"]  # values of keys that name a split
 
-TEXT_TASKS = ("VideoTextRetrieval", "QuestionAnswering", "MultipleChoice", "Captioning")
+ONE_VIEW = ("VideoTextRetrieval", "QuestionAnswering", "MultipleChoice", "Captioning", "MaskPersistence")
 # Keys with a single value.
 FIXED = {
     "LanguageRun.tubelet",
-    # Tasks with text test one view of each clip.
-    *(f"{task}.{key}" for task in TEXT_TASKS for key in ("views", "crops")),
+    # Tasks with text, and of masks, test one view of each clip.
+    *(f"{task}.{key}" for task in ONE_VIEW for key in ("views", "crops")),
 }
 # Keys that only some entries can change: the entry to use.
 PLACES = {

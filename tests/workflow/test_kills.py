@@ -44,6 +44,7 @@ TIMED: tuple[str, ...] = (
     "pretrain/tgm/tensorboard/",
     "pretrain/tgm/metrics.jsonl",
     "report.html",
+    "provenance.json",
     "plan.json",
 )
 TIMED += ("tables/stages.csv", "tables/plan.csv")

@@ -74,6 +74,7 @@ def content(folder: Path) -> dict[str, str]:
         "pretrain/text/tensorboard",
         "pretrain/text/checkpoints",
         "report.html",
+        "provenance.json",
         "plan.json",
     )
     found = {}

@@ -61,6 +61,7 @@ rule report:
             caption="../report/page.rst",
             category="Report",
         ),
+        provenance=REPORT.output.provenance,  # provenance.json
         figures=report(
             REPORT.output.figures,
             caption="../report/figures.rst",

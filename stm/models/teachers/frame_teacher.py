@@ -16,12 +16,13 @@ from torch.nn import functional
 from stm.config import FrameTeacher as FeatureSettings
 from stm.config import Teacher as Settings
 from stm.data.guides.crop import overlap_matrix
-from stm.models.teachers.temporal_fusion import TemporalFusion
+from stm.models.teachers.temporal_fusion import FOLDER_FILE, TemporalFusion
 from stm.models.teachers.tower import LoadedTower, Tower
 from stm.models.weights.checks import WeightsError
 from stm.pretrained.hub import ModelError
 from stm.pretrained.local_files import ACTION_CLIP
 from stm.storage.files import sha256_file
+from stm.storage.shipped import model_path
 from stm.tubelets import IMAGENET_MEAN, IMAGENET_STD, to_unit
 
 TRANSFORMERS = "transformers:"
@@ -113,7 +114,8 @@ class FrameTeacher(nn.Module):
         if isinstance(settings, FeatureSettings):
             layers = settings.layers
             if settings.temporal_fusion is not None:
-                path = Path(settings.temporal_fusion).expanduser()
+                path = model_path(settings.temporal_fusion)
+                path = path / FOLDER_FILE if path.is_dir() else path
                 fusion = _load_fusion(path)
                 identity["temporal_fusion_sha256"] = sha256_file(path)
         mean, deviation = _choose_statistics(settings, loaded)

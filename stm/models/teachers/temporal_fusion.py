@@ -20,6 +20,7 @@ from stm.models.weights.videomae import load_checkpoint
 POSITIONS = "frame_position_embeddings.weight"
 NEST = "fusion_model_state_dict"  # the key in ActionCLIP's checkpoints, which also contain the CLIP
 HEAD_WIDTH = 64  # ActionCLIP's
+FOLDER_FILE = "model.safetensors"  # the weights of a model that is a folder, such as the demo's
 
 
 class TemporalFusion(nn.Module):

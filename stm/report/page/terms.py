@@ -23,6 +23,10 @@ TASKS = {
     ),
     "question_answering": ("Questions", "the model answers questions about a clip."),
     "multiple_choice": ("Multiple choice", "the model chooses the caption of a clip among several."),
+    "mask_persistence": (
+        "Mask persistence",
+        "the run's masks are drawn on clips whose objects are known: how long they keep the captioned one; nothing is trained.",
+    ),
     "captioning": ("Captions", "the model writes a caption, which is compared with those of people."),
 }
 
@@ -34,6 +38,7 @@ METRICS = {
         "recall at 1: share of clips whose nearest neighbour is right: of the same class, or another window of the same clip.",
     ),
     "accuracy": ("Accuracy", "share of right answers."),
+    "object kept": ("Object kept", "share of the slots that show the object in which a kept patch lies on it."),
     "CIDEr": ("CIDEr", "agreement of words and phrases with the reference captions; rare words count more."),
 }
 

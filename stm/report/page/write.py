@@ -22,7 +22,7 @@ from stm.report.names import clip_name, figure_names, masks_name, table_names
 from stm.report.page import context, sentences
 from stm.report.page.own_tables import show_figures, show_tables
 from stm.report.results.collect import collect_study
-from stm.report.results.provenance import collect_provenance
+from stm.report.results.provenance import collect_provenance, describe_results, write_provenance
 from stm.report.results.records import RunGroup, Study
 from stm.report.tables import Table
 from stm.report.viewer.fragment import make_parts
@@ -40,7 +40,7 @@ class Strips:
 
 
 def write_report(config: Config, layout: Layout) -> None:
-    """Write all files listed by `table_names` and `figure_names`, and the page."""
+    """Write all files listed by `table_names` and `figure_names`, the page, and where the results come from."""
     with Progress("report", total=5, unit="parts") as progress:
         study = collect_study(config, layout)
         groups = study.groups
@@ -56,6 +56,7 @@ def write_report(config: Config, layout: Layout) -> None:
         own["viewer"] = make_parts(strips.viewers)
         values = context.make_context(study, groups, provenance, built, charts, strips.clips, strips.masks)
         # The problems are read last, because all of the steps above may add to them.
+        write_provenance(layout.provenance, describe_results(config, provenance))
         write_bytes(layout.report, render(values | own | {"problems": study.problems}).encode())
         progress.advance(note=str(layout.report))
 

@@ -1,4 +1,4 @@
-"""Config figures of kinds `losses` and `bars`: loss curves and evaluation results over seeds."""
+"""Config figures of the kinds `losses`, `bars` and `persistence`: curves and evaluation results over seeds."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from stm.report.figures import (
     running_mean,
     show_message,
 )
-from stm.report.results.evaluations import ReportError, read_measurement
+from stm.report.results.evaluations import ReportError, read_all_metrics, read_measurement
 from stm.report.results.records import NOT_LOSSES, Curve, Measurement
 
 
@@ -108,6 +108,39 @@ def draw_bars(config: Config, name: str) -> Figure:
         axes.set_axisbelow(True)
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), labelcolor=INK, fontsize=8.5)
     return figure
+
+
+def draw_persistence(config: Config, name: str) -> Figure:
+    """Draw the figure `name`: of the slots that show an object some slots after one in which it is kept, the share in which it is
+    kept; for each run the mean and the range over its seeds, one panel per evaluation, and random masks of its ratio.
+    """
+    spec = config.figures[name]
+    with mpl.rc_context(STYLE):
+        figure = new_figure(3.4)
+        panels = figure.subplots(1, len(spec.tasks), sharey=True, squeeze=False)[0]
+        for axes, task in zip(panels, spec.tasks, strict=True):
+            measured = {label: read_all_metrics(config, run, task) for label, run in spec.runs.items()}
+            ratios = sorted({float(seed["ratio"]) for seeds in measured.values() for seed in seeds})
+            lags = list(range(min(len(seed["by_lag"]) for seeds in measured.values() for seed in seeds)))
+            for label, seeds in measured.items():
+                values = [[_percent(seed["by_lag"][lag]) for lag in lags] for seed in seeds]
+                plot_mean_and_range(axes, lags, values, label, 1.6, style_of(config, spec.runs[label]))
+            for ratio in ratios:  # the clips are those of all runs, and so is chance at equal ratios
+                first = next(seed for seeds in measured.values() for seed in seeds if seed["ratio"] == ratio)
+                chance = [_percent(first["chance"]["by_lag"][lag]) for lag in lags[1:]]
+                axes.plot(lags[1:], chance, color=INK, linewidth=0.9, linestyle=":", label="random, expected")
+            axes.set_title(f"ratio {' or '.join(f'{ratio:g}' for ratio in ratios)}", fontsize=8.5, loc="left")
+            axes.set(xlabel="Slots later")
+            axes.set_xticks(lags)
+            axes.grid(axis="y")
+        panels[0].set(ylabel="Object kept again, %", ylim=(0, 103))
+        panels[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), labelcolor=INK, fontsize=8.5)
+        figure.suptitle(spec.title, fontsize=10, x=0.01, ha="left")
+    return figure
+
+
+def _percent(share: float | None) -> float:
+    return math.nan if share is None else 100 * share
 
 
 def _name_headlines(measurements: Mapping[str, Mapping[str, Measurement]]) -> str:

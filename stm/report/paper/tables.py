@@ -28,13 +28,9 @@ def paper_table(config: Config, name: str) -> Table:
     """
     spec = config.tables[name]
     columns = [""]
-    keys = ["row"]
-    quoted = [any(spec.published(row, i)[0] is not None for row in spec.rows) for i in range(len(spec.columns))]
+    quoted = _quoted_columns(spec)
     for column, has_paper in zip(spec.columns, quoted, strict=True):
-        stem = re.sub(r"\W+", "_", column.title.lower()).strip("_")
         columns += [column.title] + (["paper"] if has_paper else [])
-        keys += [f"{stem}_{part}" for part in ("mean", "deviation", "seeds", "low", "high")]
-        keys += [f"{stem}_paper", f"{stem}_paper_certainty"] if has_paper else []
     cells = [[_measure_cell(config, row, spec, i) for i in range(len(spec.columns))] for row in spec.rows]
     compared = [_entries(config, spec, [line[i] for line in cells], i) for i in range(len(spec.columns))]
     bold = [clear_best(entries, references) for entries, references in compared]
@@ -52,7 +48,22 @@ def paper_table(config: Config, name: str) -> Table:
         (column.title, describe_column([entry for entry in entries if entry is not None] + references, "row", "rows"))
         for column, (entries, references) in zip(spec.columns, compared, strict=True)
     ]
-    return Table(name, columns, keys, rows, outcomes=outcomes)
+    return Table(name, columns, csv_header(spec), rows, outcomes=outcomes)
+
+
+def csv_header(spec: TableSpec) -> list[str]:
+    """Return the columns of a table's CSV, which only depend on the config."""
+    keys = ["row"]
+    for column, has_paper in zip(spec.columns, _quoted_columns(spec), strict=True):
+        stem = re.sub(r"\W+", "_", column.title.lower()).strip("_")
+        keys += [f"{stem}_{part}" for part in ("mean", "deviation", "seeds", "low", "high")]
+        keys += [f"{stem}_paper", f"{stem}_paper_certainty"] if has_paper else []
+    return keys
+
+
+def _quoted_columns(spec: TableSpec) -> list[bool]:
+    """Whether each column has a published number."""
+    return [any(spec.published(row, i)[0] is not None for row in spec.rows) for i in range(len(spec.columns))]
 
 
 def table_note(spec: TableSpec) -> str:

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from stm.config import Config
 from stm.layout import Layout
 from stm.report.figures import to_png
-from stm.report.paper.figures import draw_bars, draw_losses
+from stm.report.paper.figures import draw_bars, draw_losses, draw_persistence
 from stm.report.paper.tables import paper_table, table_note
 from stm.storage.files import write_bytes
 
@@ -46,4 +46,4 @@ def draw_figure(config: Config, name: str) -> Figure:
         from stm.report.paper.clips import draw_clips  # needs torch, which takes seconds to import
 
         return draw_clips(config, name)
-    return draw_losses(config, name) if kind == "losses" else draw_bars(config, name)
+    return {"losses": draw_losses, "bars": draw_bars, "persistence": draw_persistence}[kind](config, name)

@@ -1,6 +1,6 @@
 """Read `metrics.json`: the headline metric for the page, any metric for the config's tables and figures."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,24 @@ def read_measurement(config: Config, run: str, task: str, metric: str | None = N
     Raises:
         ReportError: an evaluation is missing, cannot be read, or lacks the metric.
     """
-    values = []
+    return over_seeds([_read_metric(metrics, metric, path) for path, metrics in _read_seeds(config, run, task)])
+
+
+def read_all_metrics(config: Config, run: str, task: str) -> list[Mapping[str, Any]]:
+    """Read the metrics.json of an evaluation for all instances of a run.
+
+    Raises:
+        ReportError: as `read_measurement`.
+    """
+    return [metrics for _, metrics in _read_seeds(config, run, task)]
+
+
+def _read_seeds(config: Config, run: str, task: str) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     for instance in config.instances(run):
         path = Layout.of(config, config.dataset_of(instance)).evaluate(instance, task) / "metrics.json"
         if not path.exists():
             raise ReportError(f"{path} is missing; run `{_command(instance, task)}`, or the workflow")
-        values.append(_read_metric(_read_metrics(path, instance, task), metric, path))
-    return over_seeds(values)
+        yield path, _read_metrics(path, instance, task)
 
 
 def read_evaluation(path: Path, instance: str, task: str) -> Evaluation:

@@ -5,7 +5,9 @@ Receipts record the model, its hash and the library versions behind a stage's fi
 """
 
 import csv
+import json
 import math
+import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +23,7 @@ from stm.pretrained.local_files import hash_weights
 from stm.report.results.records import DatasetResults, Study
 from stm.stages.jobs import Jobs
 from stm.stages.journey import all_stages
-from stm.storage.files import read_json, sha256_file
+from stm.storage.files import read_json, sha256_file, write_bytes
 from stm.storage.receipts import library_versions
 from stm.storage.shipped import shipped
 from stm.storage.tables import read_receipt
@@ -82,6 +84,30 @@ def collect_provenance(study: Study, layout: Layout) -> Provenance:
     return Provenance(stages, models, _merge_versions(receipts), receipts)
 
 
+def describe_results(config: Config, provenance: Provenance) -> dict[str, Any]:
+    """Return what a later comparison must know of results: the config, what they were made with, and how long it took.
+
+    `file` is the name of the config that comes with stm, if it is one.
+    """
+    file = find_config_file(config, shipped("config"))
+    return {
+        "config": config.model_dump(mode="json"),
+        "file": None if file is None else file.stem,
+        "environment": {**dict(describe_environment()), "Cores": str(os.cpu_count())},
+        "versions": provenance.versions,
+        "stages": [
+            {"name": stage.name, "jobs": stage.jobs, "seconds": stage.seconds, "cpu_seconds": stage.cpu_seconds}
+            for stage in provenance.stages
+            if stage.jobs is not None
+        ],
+    }
+
+
+def write_provenance(path: Path, described: Mapping[str, Any]) -> None:
+    """Write what `describe_results` returned as JSON, in its order: that of runs and evaluations is the order of tables."""
+    write_bytes(path, (json.dumps(described, indent=2, allow_nan=False) + "\n").encode())
+
+
 def describe_environment() -> list[tuple[str, str]]:
     """Return what this page was made with, as (name, value) pairs: code, Python, torch, platform and locked packages."""
     root = shipped()
@@ -126,7 +152,7 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def find_config_file(config: Config, folder: Path = Path("config")) -> Path | None:
-    """Return the file in `folder`, relative to the working directory, that contains exactly this config, or None."""
+    """Return the file in `folder` that contains exactly this config, or None."""
     for path in sorted(folder.glob("*.yaml")):
         try:
             if load_config(path) == config:

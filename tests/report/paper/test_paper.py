@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from report_results import build_copy, check_report_files, copy_results, make_config
 from report_study import make_study, make_study_config
@@ -22,10 +23,12 @@ from stm.report.page.context import MAX_EVALUATIONS, split_results
 from stm.report.page.own_tables import show_figures, show_tables
 from stm.report.paper.figures import read_curve
 from stm.report.paper.tables import paper_table, table_note
+from stm.report.paper.write import draw_figure
 from stm.report.results.collect import collect_study
 from stm.report.results.evaluations import ReportError, read_measurement
 from stm.report.results.records import Evaluation, Measurement, Run, RunGroup, Study
 from stm.report.tables import measurement_cell, per_class_table, results_table
+from stm.storage.files import write_json
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +265,29 @@ def test_charts_have_the_same_bytes_twice(name: str, copied: Config) -> None:
     first = write_figure(copied, name).read_bytes()
     assert first.startswith(b"\x89PNG") and len(first) > 5000
     assert write_figure(copied, name).read_bytes() == first
+
+
+def write_persistence(config: Config, run: str, by_lag: Sequence[float | None]) -> None:
+    metrics = {"headline": {}, "ratio": 0.75, "by_lag": by_lag, "chance": {"by_lag": [1.0, 0.25, 0.25]}}
+    write_json(Layout.of(config).metrics(run, "kept"), metrics)
+
+
+def test_the_figure_of_persistence_has_a_curve_per_run_and_that_of_random_masks(tmp_path: Path) -> None:
+    """The mean over seeds in per cent, by lag; gaps where no pair of slots is that far apart."""
+    figure = {"title": "Kept", "kind": "persistence", "tasks": ["kept"], "runs": {"Tube": "tube", "Text": "text"}}
+    kept = {"kept": {"task": "mask_persistence", "runs": ["tube", "text"]}}
+    config = make_study_config(tmp_path, evaluate=kept, tables={}, figures={"kept_again": figure})
+    for seed, later in enumerate([0.5, 0.6, 0.7]):
+        write_persistence(config, f"tube-seed{seed}", [1.0, later, None])
+        write_persistence(config, f"text-seed{seed}", [1.0, 0.2, 0.1])
+    [axes] = draw_figure(config, "kept_again").axes
+    lines = {line.get_label(): np.asarray(line.get_ydata(), float) for line in axes.lines}
+    np.testing.assert_allclose(lines["Tube"], [100, 60, np.nan])
+    np.testing.assert_allclose(lines["Text"], [100, 20, 10])
+    np.testing.assert_allclose(lines["random, expected"], [25, 25])
+    assert axes.get_title(loc="left") == "ratio 0.75"
+    with pytest.raises(ConfigError, match="objects stay kept, which linear does not"):
+        make_study_config(tmp_path, tables={}, figures={"kept_again": {**figure, "tasks": ["linear"]}})
 
 
 def test_missing_results_are_named_with_the_command_that_makes_them(copied: Config) -> None:
