@@ -215,6 +215,7 @@ UMT_MACHINES: list[Line] = [
     ("images.batch_size", 2048, "UMT b16_5m: 2 x 8 x 128"),
     ("objectives.contrastive_divisor", 16, "UMT's allgather_wgrad on 2 x 8 GPUs"),
     ("objectives.negatives_among", 128, "UMT's vtm_loss: the batch of one GPU"),
+    ("objectives.hard_negatives", True, "UMT b16_5m: vtm_hard_neg"),
     ("objectives.word_average", "group", "UMT's xbert.py: CrossEntropyLoss on each GPU, whose gradients DDP averages"),
 ]
 STM_MACHINES: list[Line] = [
@@ -237,6 +238,7 @@ UMT_LARGE: list[Line] = [
     ("objectives.contrastive_divisor", 32, "UMT's allgather_wgrad on 4 x 8 GPUs"),
     ("objectives.word_average", "group", "UMT's xbert.py, as for B/16"),
     ("objectives.negatives_among", 128, "UMT's vtm_loss: the batch of one GPU"),
+    ("objectives.hard_negatives", True, "UMT b16_5m: vtm_hard_neg"),
     ("objectives.word_average", "group", "UMT's xbert.py: CrossEntropyLoss on each GPU, whose gradients DDP averages"),
 ]
 LARGE = {key for key, *_ in UMT_LARGE}

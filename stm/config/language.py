@@ -69,6 +69,11 @@ class PairSettings(Section):
         "pairs",
         ge=2,
     )
+    hard_negatives: bool = field(
+        True,
+        "matching samples negatives that the contrast finds similar more often (UMT's `vtm_hard_neg`); false: all equally often, "
+        "which a short training from scratch learns from sooner",
+    )
 
 
 class Objectives(PairSettings):
@@ -82,7 +87,7 @@ class Objectives(PairSettings):
     )
     relevance: float = field(1.0, "masked relevance of tokens to the text (ClusterSTM)", ge=0)
     contrastive: float = field(1.0, "video-text contrast with negatives from all processes", ge=0)
-    matching: float = field(1.0, "video-text matching with hard negatives", ge=0)
+    matching: float = field(1.0, "video-text matching, by default with hard negatives", ge=0)
     masked_language: float = field(1.0, "masked language modelling conditioned on the video", ge=0)
     mask_probability: Fraction = field(0.5, "masked language modelling: share of the caption's tokens that are masked")
     word_average: Literal["batch", "group"] = field(

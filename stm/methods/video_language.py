@@ -108,6 +108,8 @@ def compare_pairs(
     if objectives.matching:
         with torch.no_grad():
             similarity = video @ captions.T
+            if not objectives.hard_negatives:
+                similarity = torch.zeros_like(similarity)
             among = objectives.negatives_among
             wrong_text, wrong_video = (
                 sample_negatives(values, ids, model.temperature, _pair_noise(values, share), among)

@@ -43,6 +43,33 @@ def draw(method: VideoLanguage) -> tuple[Tensor, Tensor]:
     return method.encode_captions([" ".join(caption) for caption in words]), features
 
 
+@pytest.mark.parametrize("hard", [True, False])
+def test_negatives_of_matching_are_hard_ones_or_all_equally_often(
+    bert: str, monkeypatch: pytest.MonkeyPatch, hard: bool
+) -> None:
+    method = build(bert, matching=1.0, hard_negatives=hard).eval()
+    model: Any = method.model
+    drawn: list[Tensor] = []
+
+    def remember(*arguments: Any) -> Tensor:
+        drawn.append(sample_negatives(*arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr("stm.methods.video_language.sample_negatives", remember)
+    tokens, features = draw(method)
+    # Of caption 0's wrong clips, 3 is by far the most similar one.
+    video = -model.embed_text(method.read(tokens).states).detach()
+    video[3] = -video[0]
+    for _ in range(100):
+        compare_pairs(model, video, features, method.read(tokens), torch.arange(4), method.objectives)
+    of_caption_0 = torch.stack(drawn[1::2])[:, 0].bincount(minlength=4).tolist()  # wrong clips follow wrong texts
+    assert of_caption_0[0] == 0
+    if hard:
+        assert of_caption_0[3] > 95
+    else:
+        assert min(of_caption_0[1:]) > 15  # 33 expected, with a deviation of 4.7
+
+
 def test_matching_asks_about_the_pairs_each_caption_with_a_wrong_clip_and_each_clip_with_a_wrong_caption(
     bert: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

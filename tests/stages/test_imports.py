@@ -21,7 +21,7 @@ HEAVY |= {"torchvision", "transformers"}
 NETWORKS = {"torch", "timm"}  # timm imports torchvision, and with it torch's compiler
 # By stage: the heavy packages that each of its jobs imports. open_clip imports transformers, too.
 HEAVY_OF: dict[str, set[str]] = {
-    "demo_models": {"torch", "cv2", "open_clip", "transformers"},
+    "demo_models": {*NETWORKS, "cv2", "open_clip", "transformers"},
     "plan": set(),
     "rehearse": {"av", "cv2", "timm", "torch"},
     "generate": {"cv2"},

@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -345,11 +345,12 @@ def test_moving_parts_of_the_background_are_a_share_and_in_step_where_the_backgr
 def test_captions_name_what_is_asked_for() -> None:
     spec = specs(1)[0]
     parts = phrases(spec)
-    for names, wanted in {
+    wanted_of: dict[Literal["full", "action", "appearance"], tuple[str, ...]] = {
         "full": ("object", "motion", "background"),
         "action": ("object", "motion"),
         "appearance": ("object", "background"),
-    }.items():
+    }
+    for names, wanted in wanted_of.items():
         caption = captioned(spec, names)
         assert [part for part in ("object", "motion", "background") if parts[part] in caption] == list(wanted)
         assert set(caption.split()) <= set(caption_of(spec).split())  # no other words
