@@ -1,4 +1,4 @@
-"""Classification metrics: accuracies, their confidence intervals, and accuracy per class."""
+"""Classification metrics: accuracies, their confidence intervals, and accuracy per class; when two answers are equal."""
 
 import math
 from collections.abc import Sequence
@@ -75,3 +75,8 @@ def classification_metrics(
         "confidence95": list(wilson_interval(int(correct.sum()), len(targets))),
         "per_class": per_class,
     }
+
+
+def normalise(answer: str) -> str:
+    """Normalises an answer to a question for comparison: lower case, single spaces."""
+    return " ".join(answer.lower().split())
