@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from stm.evaluation.metrics import normalise
@@ -24,50 +25,68 @@ class _Source:
     """Where a metric's parts are: the table, its columns (that of the clip first), and what a row adds to both sums."""
 
     file: str
-    columns: tuple[str, ...]
+    columns: pa.Schema
     count: Callable[..., tuple[float, float]]
 
 
-def _hit(depth: int) -> Callable[[float], tuple[float, float]]:
-    return lambda rank: (rank <= depth, 1)
-
-
-_CLASSIFICATION = {
-    "top1": _Source(
-        "predictions.parquet", ("key", "label", "prediction"), lambda label, prediction: (label == prediction, 1)
+def _columns(key: str, kind: pa.DataType, *names: str) -> pa.Schema:
+    """The column of the clip's key, and columns of one type, without nulls."""
+    return pa.schema(
+        [pa.field(key, _KEYS[key], nullable=False), *(pa.field(name, kind, nullable=False) for name in names)]
     )
-}
+
+
+_KEYS = {"key": pa.string(), "keys": pa.list_(pa.string())}
+
+
+def _recalls(prefix: str, file: str, key: str, column: str) -> dict[str, _Source]:
+    """R@K by the column of ranks."""
+
+    def hit(depth: int) -> Callable[[float], tuple[float, float]]:
+        return lambda rank: (rank <= depth, 1)
+
+    columns = _columns(key, pa.float64(), column)
+    return {f"{prefix}r{depth}": _Source(file, columns, hit(depth)) for depth in DEPTHS}
+
+
+_TOP1 = _Source(
+    "predictions.parquet",
+    _columns("key", pa.string(), "label", "prediction"),
+    lambda label, prediction: (label == prediction, 1),
+)
 # By task and metric. A query of `video_text_retrieval` may have several correct clips, which count together.
 _SOURCES: Mapping[str, Mapping[str, _Source]] = {
-    "linear": _CLASSIFICATION,
-    "finetune": _CLASSIFICATION,
-    "zero_shot": _CLASSIFICATION,
-    "retrieval": {
-        f"text_to_video.r{depth}": _Source("ranks.parquet", ("key", "rank"), _hit(depth)) for depth in DEPTHS
-    },
-    "video_retrieval": {f"r{depth}": _Source("ranks.parquet", ("key", "rank"), _hit(depth)) for depth in DEPTHS},
-    "video_text_retrieval": {
-        f"{part}.text_to_video.r{depth}": _Source("predictions.parquet", ("keys", column), _hit(depth))
-        for part, column in (("reranked", "reranked"), ("dual_encoder", "rank"))
-        for depth in DEPTHS
-    },
+    "linear": {"top1": _TOP1},
+    "finetune": {"top1": _TOP1},
+    "zero_shot": {"top1": _TOP1},
+    "retrieval": _recalls("text_to_video.", "ranks.parquet", "key", "rank"),
+    "video_retrieval": _recalls("", "ranks.parquet", "key", "rank"),
+    "video_text_retrieval": _recalls("reranked.text_to_video.", "predictions.parquet", "keys", "reranked")
+    | _recalls("dual_encoder.text_to_video.", "predictions.parquet", "keys", "rank"),
     "question_answering": {
         "accuracy": _Source(
             "predictions.parquet",
-            ("key", "answer", "right"),
+            _columns("key", pa.string(), "answer", "right"),
             lambda answer, right: (normalise(answer) == normalise(right), 1),
         )
     },
     "multiple_choice": {
-        "accuracy": _Source("predictions.parquet", ("key", "correct"), lambda correct: (correct, 1)),
+        "accuracy": _Source(
+            "predictions.parquet", _columns("key", pa.float64(), "correct"), lambda correct: (correct, 1)
+        )
     },
     # BLEU-4 and METEOR are of the whole split instead of means over clips.
     "captioning": {
-        name: _Source("predictions.parquet", ("key", name), lambda score: (score, 1)) for name in ("cider", "rouge_l")
+        name: _Source("predictions.parquet", _columns("key", pa.float64(), name), lambda score: (score, 1))
+        for name in ("cider", "rouge_l")
     },
     "mask_persistence": {
-        "kept_share": _Source("kept.parquet", ("key", "kept", "visible"), lambda kept, visible: (kept / visible, 1)),
-        "persistence": _Source("kept.parquet", ("key", "again", "before"), lambda again, before: (again, before)),
+        "kept_share": _Source(
+            "kept.parquet", _columns("key", pa.int32(), "kept", "visible"), lambda kept, visible: (kept / visible, 1)
+        ),
+        "persistence": _Source(
+            "kept.parquet", _columns("key", pa.int32(), "again", "before"), lambda again, before: (again, before)
+        ),
     },
 }
 
@@ -99,9 +118,9 @@ def read_clip_values(folder: Path, task: str, metric: str) -> dict[str, float]:
     """
     source = _SOURCES[task][metric]
     path = clip_file(folder, task, metric)
-    table = read_table(path, source.columns)
+    table = read_table(path, schema=source.columns)
     sums: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(2))
-    for key, *values in zip(*(table[name].to_pylist() for name in source.columns), strict=True):
+    for key, *values in zip(*(table[name].to_pylist() for name in source.columns.names), strict=True):
         sums[key if isinstance(key, str) else "\n".join(key)] += source.count(*values)
     keys = sorted(sums)
     part, whole = np.array([sums[key] for key in keys]).reshape(-1, 2).T

@@ -167,7 +167,7 @@ def read_values(folders: Sequence[Path], task: str, metric: str) -> tuple[list[s
         missing = not path.exists()
         try:
             found.append(read_clip_values(folder, task, metric))
-        except ValueError as error:
+        except (ValueError, PermissionError) as error:
             reason = "no results per clip" if missing else UNREADABLE
             raise NotPairedError(f"no {metric} per test clip: {error}", reason) from error
         if found[-1].keys() != found[0].keys():

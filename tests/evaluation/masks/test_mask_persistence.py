@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from clip_metrics import check_clip_values
 from language_runs import make_batch
 from language_runs import make_run as language_run
 from training_shards import make_run, make_shard
@@ -191,6 +192,7 @@ def measure(folder: Path, run: PretrainRun, **task: object) -> dict:
     # The weights are not read, but hashed for the receipt.
     inputs.weights.write_bytes(b"")
     evaluate(MaskPersistence.model_validate({"task": "mask_persistence", **task}), run, inputs)
+    check_clip_values(folder / "out")
     return json.loads((folder / "out/metrics.json").read_text())
 
 
