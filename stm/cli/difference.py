@@ -5,7 +5,7 @@ from typing import Any
 
 from stm.cli.common import add_config, load, positive
 
-_TEXT = "the difference of two runs in a classification, with its paired 95 % interval over seeds and test clips"
+_TEXT = "the difference of two runs in an evaluation, with its paired 95 % interval over seeds and test clips"
 
 
 def add_difference(commands: Any) -> None:
@@ -13,11 +13,12 @@ def add_difference(commands: Any) -> None:
     command = commands.add_parser("difference", help=_TEXT, description=_TEXT)
     command.set_defaults(function=_difference)
     add_config(command)
-    command.add_argument(
-        "task", help="an evaluation of the config: a linear probe, fine-tuning or zero-shot classification"
-    )
+    command.add_argument("task", help="an evaluation of the config")
     command.add_argument("first", help="a run, with all of its seeds (tube) or with one (tube-seed0)")
     command.add_argument("second", help="the run that is subtracted")
+    command.add_argument(
+        "--metric", metavar="KEY", help="in metrics.json, such as reranked.text_to_video.r5; default: the headline"
+    )
     command.add_argument(
         "--beyond",
         nargs=2,
@@ -36,9 +37,11 @@ def add_difference(commands: Any) -> None:
 def _difference(arguments: argparse.Namespace) -> None:
     from stm.report.pairs import compare_runs, detectable
 
-    found = compare_runs(load(arguments), arguments.task, [arguments.first, arguments.second, *arguments.beyond])
+    runs = [arguments.first, arguments.second, *arguments.beyond]
+    found = compare_runs(load(arguments), arguments.task, runs, arguments.metric)
     beyond = " - ({} - {})".format(*arguments.beyond) if arguments.beyond else ""
-    print(f"{arguments.first} - {arguments.second}{beyond}, {arguments.task}: {found.describe()}")
+    what = " ".join(filter(None, (arguments.task, arguments.metric)))
+    print(f"{arguments.first} - {arguments.second}{beyond}, {what}: {found.describe()}")
     seeds, clips = arguments.seeds or found.seeds, arguments.clips or found.clips
     told = 100 * detectable(found.spread, seeds, clips)
     print(f"{seeds} seeds and {clips} test clips tell a difference of {told:.1f} points in 80 % of studies.")

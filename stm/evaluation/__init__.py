@@ -16,7 +16,8 @@ def evaluate(task: EvaluationTask, run: Run, inputs: EvaluationInputs) -> None:
     """Evaluates a pretraining run's weights on one task.
 
     Writes `metrics.json`, with the task's headline (see `Metric.read`), and `predictions.parquet` (`ranks.parquet` for
-    zero-shot retrieval). For tasks with text, `checkpoint` in `metrics.json` records which weights were tested: the
+    zero-shot retrieval, `kept.parquet` for masks): what each test clip, caption or question counts in the metrics (see
+    `stm.evaluation.clip_values`). For tasks with text, `checkpoint` in `metrics.json` records which weights were tested: the
     pretrained weights, the final fine-tuned weights, or the best weights on the validation split. Weights are never
     selected on the test split.
 

@@ -1,4 +1,4 @@
-"""Classification metrics: accuracies, their confidence intervals, and accuracy per class."""
+"""Classification metrics: accuracies, their confidence intervals, and accuracy per class; when two answers are equal."""
 
 import math
 from collections.abc import Sequence
@@ -30,14 +30,18 @@ def top_accuracy(probabilities: NDArray[np.floating], targets: NDArray[np.intege
 
     If classes tie for the last ranks, a clip counts as the probability that its class is among them in a random order.
     """
-    if not len(targets):
-        return 0.0
+    return float(top_shares(probabilities, targets, top).mean()) if len(targets) else 0.0
+
+
+def top_shares(probabilities: NDArray[np.floating], targets: NDArray[np.integer], top: int) -> NDArray[np.float64]:
+    """What each clip counts in `top_accuracy`: 1, 0, or a probability if classes tie; float64 `[n]`."""
     top = min(top, probabilities.shape[1])
     known = targets != UNSEEN
     correct = probabilities[np.arange(len(targets)), np.where(known, targets, 0)][:, None]
     above = (probabilities > correct).sum(1)
     tied = (probabilities == correct).sum(1)
-    return float((np.clip((top - above) / tied, 0.0, 1.0) * known).mean())
+    shares: NDArray[np.float64] = np.clip((top - above) / tied, 0.0, 1.0) * known
+    return shares
 
 
 def classification_metrics(
@@ -71,3 +75,8 @@ def classification_metrics(
         "confidence95": list(wilson_interval(int(correct.sum()), len(targets))),
         "per_class": per_class,
     }
+
+
+def normalise(answer: str) -> str:
+    """Normalises an answer to a question for comparison: lower case, single spaces."""
+    return " ".join(answer.lower().split())

@@ -1,7 +1,8 @@
 """Which numbers differ: decided here once, for bold cells, the sentences below tables, and the config's expectations.
 
 Two numbers differ if their 95 % intervals do not touch. A chance level, or a number given in the config, is an interval of
-no width.
+no width. Two runs that the config's expectations compare differ if the interval of their paired difference excludes 0
+(`stm.report.pairs`), where their results are kept per test clip.
 """
 
 from collections.abc import Callable, Iterable, Sequence

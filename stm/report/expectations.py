@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stm.config import Config
 from stm.config.report import ExpectedCoverage, ExpectedScore
 from stm.report.comparison import Entry, side
+from stm.report.pairs import UNREADABLE, Difference, NotPairedError, compare_runs, seed_of
 from stm.report.results.records import RunGroup, Study
 from stm.report.tables import MISSING, Cell, Table, camera_title, column_title, headline_of, text_cell
 
@@ -23,29 +23,40 @@ class Comparison:
     limit: str  # the name of the number that it is compared with; empty if the config gives the number
     bound: Entry | None  # that number; chance and numbers of the config have intervals of no width
     above: bool  # whether the measured number is expected above the bound, or below it
+    pairs: Difference | None = None  # of two runs: measured minus bound on the same test clips; None: not paired
+    unpaired: str = ""  # of two runs: why not, in few words
 
     @property
     def outcome(self) -> str:
         """One of `OUTCOMES`.
 
-        The expectation held if the measured 95 % interval lies wholly on the expected side of the bound's; it did not hold
-        if it lies wholly on the other side. Numbers whose intervals touch, or that have none, are not told apart.
+        Two runs are compared by the 95 % interval of their difference, if they are paired: the expectation held if it lies
+        wholly on the expected side of 0; it did not hold if it lies wholly on the other side. Otherwise, the measured interval
+        and the bound's are compared in the same way. Runs whose difference may be 0, and numbers whose intervals touch, or that
+        have none, are not told apart.
         """
         if self.measured is None or self.bound is None:
             return "not measured"
-        difference = side(self.measured.interval, self.bound.interval)
-        if difference == 0:
+        sign = side(self.measured.interval, self.bound.interval) if self.pairs is None else self.pairs.sign
+        if sign == 0:
             return "not told apart"
-        return "held" if (difference > 0) == self.above else "did not hold"
+        return "held" if (sign > 0) == self.above else "did not hold"
+
+    @property
+    def decided_by(self) -> str:
+        """What decides the outcome: `pairs` or `intervals`; empty if nothing was measured."""
+        if self.measured is None or self.bound is None:
+            return ""
+        return "intervals" if self.pairs is None else "pairs"
 
 
 def expectations_table(study: Study, groups: Sequence[RunGroup]) -> Table:
-    """Build the table of expectations: the sentence, both numbers with their 95 % intervals, and the outcome."""
+    """Build the table of expectations: the sentence, the outcome, both numbers and their difference with 95 % intervals."""
     by_name = {group.name: group for group in groups}
     rows = []
     for expected in study.config.report.expect:
         if isinstance(expected, ExpectedScore):
-            found = _compare_scores(study.config, by_name, expected)
+            found = _compare_scores(study, by_name, expected)
         else:
             found = _compare_coverage(study, expected)
         bound = _number_cell(found.bound, found.scale)
@@ -57,13 +68,15 @@ def expectations_table(study: Study, groups: Sequence[RunGroup]) -> Table:
                 text_cell(found.outcome),
                 _number_cell(found.measured, found.scale),
                 Cell(words, (direction, found.limit, *bound.values), bound.note),
+                _difference_cell(found),
                 text_cell(found.what),
             ]
         )
-    columns = ["Expected", "Outcome", "Came out", "Expected to be", "Number"]
+    columns = ["Expected", "Outcome", "Came out", "Expected to be", "Difference", "Number"]
     keys = ["expected", "outcome", "value", "low", "high", "direction", "bound"]
     keys += [f"bound_{part}" for part in ("value", "low", "high")]
-    return Table("expectations", columns, [*keys, "number"], rows)
+    keys += ["difference", "difference_low", "difference_high", "decided_by", "number"]
+    return Table("expectations", columns, keys, rows)
 
 
 def count_outcomes(table: Table) -> str:
@@ -78,10 +91,11 @@ def count_outcomes(table: Table) -> str:
     return f"Of {total} expectation{'s' if total > 1 else ''}, {', '.join(parts)}." if parts else ""
 
 
-def _compare_scores(config: Config, groups: Mapping[str, RunGroup], expected: ExpectedScore) -> Comparison:
-    task = expected.evaluation
+def _compare_scores(study: Study, groups: Mapping[str, RunGroup], expected: ExpectedScore) -> Comparison:
+    config, task = study.config, expected.evaluation
     limit = expected.above if expected.below is None else expected.below
     score = groups[expected.run].score(task) if expected.run in groups else None
+    pairs, unpaired = None, ""
     bound: Entry | None
     if not isinstance(limit, str):
         bound = _fixed(limit)
@@ -90,6 +104,8 @@ def _compare_scores(config: Config, groups: Mapping[str, RunGroup], expected: Ex
     else:
         other = groups[limit].score(task) if limit in groups else None
         bound = other.entry(limit) if other else None
+        if score and other:
+            pairs, unpaired = _pair(study, task, groups[expected.run], groups[limit])
     return Comparison(
         what=f"{expected.run}: {column_title(config, task)}",
         scale=headline_of(config, task).scale,
@@ -97,7 +113,29 @@ def _compare_scores(config: Config, groups: Mapping[str, RunGroup], expected: Ex
         limit=limit if isinstance(limit, str) else "",
         bound=bound,
         above=expected.below is None,
+        pairs=pairs,
+        unpaired=unpaired,
     )
+
+
+def _pair(study: Study, task: str, first: RunGroup, second: RunGroup) -> tuple[Difference | None, str]:
+    """The paired difference of two measured runs; None, and why not in few words, if they cannot be paired.
+
+    Of runs with several seeds, at least two must be common: one says nothing about other seeds, unlike the runs' intervals.
+    """
+    config = study.config
+    seeds = [
+        {seed_of(config, run.name) for run in group.instances if task in run.evaluations} for group in (first, second)
+    ]
+    common = seeds[0] & seeds[1]
+    if len(common) < min(2, max(map(len, seeds))):
+        return None, f"{len(common) or 'no'} common seed"
+    try:
+        return compare_runs(config, task, [first.name, second.name], seeds=common), ""
+    except NotPairedError as error:
+        if error.reason == UNREADABLE:
+            study.own.problems.append(f"{task} of {first.name} and {second.name}: {error}")
+        return None, error.reason
 
 
 def _compare_coverage(study: Study, expected: ExpectedCoverage) -> Comparison:
@@ -133,6 +171,17 @@ def _compare_coverage(study: Study, expected: ExpectedCoverage) -> Comparison:
 
 def _fixed(value: float | None) -> Entry | None:
     return None if value is None else Entry("", value, (value, value))
+
+
+def _difference_cell(found: Comparison) -> Cell:
+    pairs, scale = found.pairs, found.scale
+    if pairs is None:
+        note = f"not paired: {found.unpaired}" if found.unpaired else ""
+        return Cell(MISSING, (None, None, None, found.decided_by), note, numeric=True)
+    seeds = f"{pairs.seeds} seed{'s' if pairs.seeds > 1 else ''}"
+    note = f"[{scale * pairs.low:.1f}, {scale * pairs.high:.1f}] paired, {seeds}"
+    values = pairs.value, pairs.low, pairs.high, found.decided_by
+    return Cell(f"{scale * pairs.value:+.1f}", values, note, numeric=True)
 
 
 def _number_cell(entry: Entry | None, scale: float) -> Cell:

@@ -1,18 +1,19 @@
 """Two runs on the same test clips: their difference with a paired interval, and what difference a study can tell.
 
 Both runs are tested on the same clips with several seeds. x[s, i] is 1 where, with seed s, the first run alone is right about
-clip i, -1 where the second one alone is, and 0 elsewhere: McNemar's pairs. Seeds and clips are crossed:
+clip i, -1 where the second one alone is, and 0 elsewhere: McNemar's pairs. It lies between where a clip has several captions or
+questions, or shares (`stm.evaluation.clip_values`). Seeds and clips are crossed:
 
     x[s, i] = difference + seed[s] + clip[i] + rest[s, i]
     variance of the mean over S seeds and n clips = V_seed / S + V_clip / n + V_rest / (S n)
 
 V_seed: another initialisation and order of the data; V_clip: clips about which one run is right whatever the seed; V_rest: all
 else. An interval of the seeds' accuracies alone omits V_clip, a binomial interval V_seed, and one that is not paired has the
-variance of both accuracies instead of that of the difference.
+variance of both accuracies instead of that of the difference. Clips that a retrieval searches are taken as given.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stm.config import Config, ConfigError
+from stm.evaluation.clip_values import clip_file, metrics_by_clip, read_clip_values
+from stm.evaluation.tasks import TASKS
 from stm.layout import Layout
-from stm.report.comparison import list_names
+from stm.report.comparison import list_names, side
 from stm.report.results.evaluations import ReportError
 from stm.report.results.records import student_quantile
-from stm.storage.tables import DamagedError, read_table
+
+UNREADABLE = "results per clip unreadable"
+"""The reason of a `NotPairedError` that is due to a damaged file."""
 
 _POWER_QUANTILE = 0.841621  # of the standard normal distribution, at 80 %: how often a difference `detectable` is told
 
@@ -40,20 +45,25 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """The accuracy of one run minus that of another one on the same clips."""
+    """A metric of one run, such as the accuracy, minus that of another one on the same clips."""
 
     value: float
     low: float  # 95 %
     high: float
     spread: Spread
-    discordant: float  # share of clips about which the runs differ
+    discordant: float  # share of clips, of all seeds, whose values differ
     seeds: int
     clips: int
+
+    @property
+    def sign(self) -> int:
+        """1 if the interval lies wholly above 0, -1 if wholly below; 0: the runs are not told apart."""
+        return side((self.low, self.high), 0.0)
 
     def describe(self) -> str:
         """`2.1 points [0.4, 3.8], above 0. ...`, with what the interval comes from."""
         low, high = 100 * self.low, 100 * self.high
-        outcome = "not told from 0" if low <= 0 <= high else "above 0" if low > 0 else "below 0"
+        outcome = {0: "not told from 0", 1: "above 0", -1: "below 0"}[self.sign]
         parts = ((self.spread.seeds, "seeds"), (self.spread.clips, "clips"), (self.spread.rest, "rest"))
         variances = ", ".join(f"{name} {value:.2g}" for value, name in parts)
         return (
@@ -129,53 +139,92 @@ def _standard_error(of_seeds: float, of_clips: float, rest: float, seeds: int, c
     return math.sqrt(variance), max(1.0, freedom)
 
 
-def read_correct(files: Sequence[Path]) -> tuple[list[str], NDArray[np.bool_]]:
-    """The keys of the test clips, and [S, n] whether each is classified right, from one `predictions.parquet` per seed.
+class NotPairedError(ReportError):
+    """Two runs cannot be paired.
+
+    Args:
+        message: names the files, and what to run.
+        reason: the same in few words, for a table.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def read_values(folders: Sequence[Path], task: str, metric: str) -> tuple[list[str], NDArray[np.float64]]:
+    """The keys of the test clips, and [S, n] their values (see `read_clip_values`), from one folder of results per seed.
+
+    Args:
+        task: the kind of evaluation, such as `finetune`.
 
     Raises:
-        ReportError: a file is missing, is not of a classification, or has other clips than the first one.
+        NotPairedError: a table is missing or damaged, or has other clips than the first one.
     """
-    keys: list[str] = []
-    correct = []
-    for path in files:
+    found: list[dict[str, float]] = []
+    for folder in folders:
+        path = clip_file(folder, task, metric)
+        missing = not path.exists()
         try:
-            table = read_table(path, ("key", "label", "prediction"))
-        except DamagedError as error:
-            raise ReportError(f"no predictions of a classification: {error}") from error
-        rows = sorted(zip(*(table[name].to_pylist() for name in ("key", "label", "prediction")), strict=True))
-        found = [key for key, _, _ in rows]
-        if keys and found != keys:
-            raise ReportError(f"{path} and {files[0]} have different test clips")
-        keys = found
-        correct.append([label == prediction for _, label, prediction in rows])
-    return keys, np.array(correct, bool)
+            found.append(read_clip_values(folder, task, metric))
+        except (ValueError, PermissionError) as error:
+            reason = "no results per clip" if missing else UNREADABLE
+            raise NotPairedError(f"no {metric} per test clip: {error}", reason) from error
+        if found[-1].keys() != found[0].keys():
+            raise NotPairedError(f"{path} and {folders[0] / path.name} have different test clips", "other test clips")
+    return list(found[0]), np.array([list(values.values()) for values in found])
 
 
-def compare_runs(config: Config, task: str, runs: Sequence[str]) -> Difference:
-    """The difference of two runs of a study in a classification, over the seeds that both have.
+def compare_runs(
+    config: Config,
+    task: str,
+    runs: Sequence[str],
+    metric: str | None = None,
+    seeds: Container[int] | None = None,
+) -> Difference:
+    """The difference of two runs of a study in an evaluation, over the seeds that both have.
 
     Args:
         task: a name in `evaluate`.
         runs: names in `pretrain`, for all of their seeds, or of instances with one seed (`tube-seed0`). Of two, the second is
             subtracted from the first; of four, the difference of the last two from that of the first two.
+        metric: dotted key in metrics.json; None: the headline.
+        seeds: those to use, if the runs have them; None: all.
 
     Raises:
         ConfigError: the study has no such task or run, or the task does not evaluate it.
-        ReportError: predictions are missing or have different clips, or no seed is common to all runs.
+        NotPairedError: the metric is not kept per clip, results are missing or have different clips, or no seed is common to
+            all runs.
     """
-    files = [_predictions(config, task, run) for run in runs]
-    common = [seed for seed in files[0] if all(seed in found for found in files)]
+    folders = [_folders(config, task, run) for run in runs]
+    kind = config.evaluate[task].task
+    metric = metric or TASKS[kind].headline.name
+    if metric not in (known := metrics_by_clip(kind)):
+        shown = f"kept are: {', '.join(known)}" if known else f"no metric of {kind} is"
+        raise NotPairedError(f"{task}: {metric} is not kept per test clip; {shown}", "no results per clip")
+    common = [
+        seed for seed in folders[0] if all(seed in found for found in folders) and (seeds is None or seed in seeds)
+    ]
     if not common:
-        raise ReportError(f"{list_names(runs)} have no seed in common")
-    found = [read_correct([by_seed[seed] for seed in common]) for by_seed in files]
-    if any(keys != found[0][0] for keys, _ in found):
-        raise ReportError(f"{task}: {list_names(runs)} have different test clips")
+        raise NotPairedError(f"{list_names(runs)} have no seed in common", "no common seed")
+    found = [read_values([by_seed[seed] for seed in common], kind, metric) for by_seed in folders]
+    keys = found[0][0]
+    if any(others != keys for others, _ in found):
+        raise NotPairedError(f"{task}: {list_names(runs)} have different test clips", "other test clips")
+    if len(keys) < 2:
+        raise NotPairedError(f"{task}: an interval needs two test clips at least", "one test clip")
     signs = np.array([1.0, -1.0, -1.0, 1.0])[: len(runs)]  # a - b - (c - d)
-    return mean_of(np.einsum("r,rsn->sn", signs, np.stack([correct for _, correct in found])))
+    return mean_of(np.einsum("r,rsn->sn", signs, np.stack([values for _, values in found])))
 
 
-def _predictions(config: Config, task: str, run: str) -> dict[int | None, Path]:
-    """The files of a run's predictions by seed."""
+def seed_of(config: Config, instance: str) -> int:
+    """The seed of an instance of a run, a name in `runs`."""
+    seed = config.runs[instance].seed
+    return config.seed if seed is None else seed
+
+
+def _folders(config: Config, task: str, run: str) -> dict[int, Path]:
+    """The folders of a run's results by seed."""
     evaluated = [instance for instance, name in config.evaluations() if name == task]
     if not evaluated:
         raise ConfigError(f"no such evaluation: {task}; there are: {', '.join(config.evaluate)}")
@@ -184,6 +233,5 @@ def _predictions(config: Config, task: str, run: str) -> dict[int | None, Path]:
     for instance in instances:
         if instance not in evaluated:
             raise ConfigError(f"{task} does not evaluate {instance}; it evaluates: {', '.join(evaluated)}")
-        folder = Layout.of(config, config.dataset_of(instance)).evaluate(instance, task)
-        found[config.runs[instance].seed] = folder / "predictions.parquet"
+        found[seed_of(config, instance)] = Layout.of(config, config.dataset_of(instance)).evaluate(instance, task)
     return found

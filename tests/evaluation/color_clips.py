@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from clip_metrics import check_clip_values
 from training_shards import make_run, make_shard
 
 from stm.config import FineTune, LinearProbe, PretrainRun
@@ -28,6 +29,7 @@ def run_task(
 ) -> dict[str, Any]:
     inputs = EvaluationInputs(made["weights"], [made["test"]], output, seed, train=[made["train"]], device="cpu")
     evaluate(task, run, inputs)
+    check_clip_values(output)
     return json.loads((output / "metrics.json").read_text())
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from clip_metrics import check_clip_values
 from language_runs import make_run, make_small_bert
 from timm.layers import DropPath
 from torch import Tensor, nn
@@ -88,6 +89,7 @@ class World:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("stm.evaluation.language_clips.CLIPS_PER_BATCH", 2)  # several batches, as of large splits
             evaluate(task, self.run, inputs)
+        check_clip_values(output)
         return read_json(output / "metrics.json"), pq.read_table(output / "predictions.parquet").to_pylist()
 
 

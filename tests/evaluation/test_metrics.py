@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stm.evaluation.metrics import UNSEEN, classification_metrics, top_accuracy, wilson_interval
+from stm.evaluation.metrics import UNSEEN, classification_metrics, top_accuracy, top_shares, wilson_interval
 
 
 @given(st.integers(1, 500), st.data())
@@ -42,7 +42,9 @@ def test_top_accuracy_is_brute_force_without_ties(seed: int, classes: int, top: 
 @pytest.mark.parametrize("top", [1, 2, 5])
 def test_a_constant_model_is_at_chance(top: int) -> None:
     targets = np.arange(10) % 7
-    assert top_accuracy(np.full((10, 7), 1 / 7), targets, top) == pytest.approx(top / 7)
+    constant = np.full((10, 7), 1 / 7)
+    assert top_accuracy(constant, targets, top) == pytest.approx(top / 7)
+    assert top_shares(constant, targets, top) == pytest.approx([top / 7] * 10)
 
 
 def test_figures_of_a_small_case() -> None:

@@ -4,8 +4,10 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
-from report_results import copy_results, make_config
+from report_results import RUN, copy_results, make_config, make_headline
 
 from stm.config import Config, ConfigError
 from stm.config.report import MaskGuide
@@ -15,6 +17,8 @@ from stm.report.expectations import count_outcomes, expectations_table
 from stm.report.names import table_names
 from stm.report.results.collect import collect_study
 from stm.report.tables import Table
+from stm.storage.files import write_json
+from stm.storage.tables import write_table
 
 
 def expect(config: Config, *expected: dict[str, Any]) -> Table:
@@ -56,6 +60,95 @@ def test_bounds_are_shown_with_their_intervals(made_results: Config) -> None:
         ("below 90.0", ""),
     ]
     assert count_outcomes(table) == "Of 3 expectations, 2 held, 1 is not told apart."
+
+
+def write_answers(config: Config, instance: str, correct: np.ndarray, first_clip: int = 0) -> None:
+    """The predictions of fine-tuning: whether each clip is classified correctly."""
+    clips = range(first_clip, first_clip + len(correct))
+    rows = {"key": [f"clip-{n:03d}" for n in clips], "label": ["up"] * len(correct)}
+    table = pa.table({**rows, "prediction": np.where(correct, "up", "down").tolist()})
+    write_table(Layout.of(config).evaluate(instance, "finetune") / "predictions.parquet", table, {})
+
+
+def answers(first_alone: int, second_alone: int, both: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    """Whether two runs are right about 100 clips."""
+    place = np.arange(100)
+    shared = place >= 100 - both
+    return (place < first_alone) | shared, ((place >= first_alone) & (place < first_alone + second_alone)) | shared
+
+
+@pytest.mark.parametrize(
+    ("first_alone", "second_alone", "outcome"),
+    [(20, 5, "held"), (5, 20, "did not hold"), (15, 10, "not told apart"), (0, 0, "not told apart")],
+)
+def test_runs_are_compared_by_the_difference_on_the_same_clips(
+    made_results: Config, tmp_path: Path, first_alone: int, second_alone: int, outcome: str
+) -> None:
+    """Though the intervals of the two numbers touch: McNemar's pairs in closed form."""
+    config = copy_results(made_results, tmp_path / "copy")
+    for run, correct in zip(("text", "tube"), answers(first_alone, second_alone), strict=True):
+        write_answers(config, run, correct)
+    table = expect(config, {**SCORE, "above": "tube"}, {"run": "tube", "evaluation": "finetune", "below": "text"})
+    assert [row[1].text for row in table.rows] == [outcome] * 2
+    value = (first_alone - second_alone) / 100
+    half = 2.042 * np.sqrt(((first_alone + second_alone) / 100 - value**2) / 99)
+    first, second = csv.DictReader(table.to_csv().splitlines())
+    for row, sign in ((first, 1), (second, -1)):
+        found = [float(row[key]) for key in ("difference", "difference_low", "difference_high")]
+        assert found == pytest.approx([sign * value, sign * value - half, sign * value + half], abs=1e-6)
+        assert (row["decided_by"], row["value"]) == ("pairs", "0.6" if sign > 0 else "0.5")
+    cell = table.rows[0][4]
+    bounds = f"[{100 * (value - half):.1f}, {100 * (value + half):.1f}]"
+    assert (cell.text, cell.note) == (f"{100 * value:+.1f}", f"{bounds} paired, 1 seed")
+
+
+def test_runs_without_pairs_are_compared_by_their_intervals_and_the_page_says_why(
+    made_results: Config, tmp_path: Path
+) -> None:
+    config = copy_results(made_results, tmp_path / "copy")
+    changed = make_config(Path(config.results), report={"expect": [{"says": "x", **SCORE, "above": "tube"}]})
+    file = Layout.of(config).evaluate("tube", "finetune") / "predictions.parquet"
+
+    def decide() -> tuple[str, str, str, list[str]]:
+        study = collect_study(changed, Layout.of(changed))
+        (row,) = expectations_table(study, study.groups).rows
+        return row[1].text, row[4].note, str(row[4].values[-1]), study.own.problems
+
+    assert decide() == ("not told apart", "not paired: no results per clip", "intervals", [])
+    first, second = answers(30, 5)
+    write_answers(config, "text", first)
+    assert decide() == ("not told apart", "not paired: no results per clip", "intervals", [])
+    write_answers(config, "tube", second, first_clip=1)
+    assert decide() == ("not told apart", "not paired: other test clips", "intervals", [])
+    file.write_bytes(file.read_bytes()[:-9])
+    *decided, problems = decide()
+    assert decided == ["not told apart", "not paired: results per clip unreadable", "intervals"]
+    assert len(problems) == 1 and str(file) in problems[0]
+    write_answers(config, "tube", second)
+    # 0.25 and 2.042 sqrt((0.35 - 0.25²) / 99) to both sides
+    assert decide() == ("held", "[14.0, 36.0] paired, 1 seed", "pairs", [])
+
+
+def test_only_common_seeds_are_paired_and_of_several_two_at_least(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    seeds = {"tube": [0, 1, 2], "text": [1, 2, 3], "scratch": [3, 4]}
+    runs = {name: {**RUN, "mask": {"strategy": "tube", "ratio": 0.75}, "seeds": own} for name, own in seeds.items()}
+    expected = [{"says": "x", **SCORE, "above": name} for name in ("tube", "scratch", "chance")]
+    config = make_config(tmp_path, pretrain=runs, report={"expect": expected})
+    right = {}
+    for name, own in seeds.items():
+        for seed in own:
+            right[name, seed] = rng.random(150) < (0.8 if name == "text" else 0.2)
+            write_answers(config, f"{name}-seed{seed}", right[name, seed])
+            headline = make_headline("top1", "top-1", float(right[name, seed].mean()), None, 0.25)
+            write_json(Layout.of(config).metrics(f"{name}-seed{seed}", "finetune"), {"headline": headline})
+    study = collect_study(config, Layout.of(config))
+    paired, unpaired, chance = expectations_table(study, study.groups).rows
+    difference = np.mean([right["text", seed].mean() - right["tube", seed].mean() for seed in (1, 2)])
+    assert paired[4].values[0] == pytest.approx(difference) and paired[4].note.endswith("paired, 2 seeds")
+    assert paired[2].values[0] == pytest.approx(np.mean([right["text", seed].mean() for seed in (1, 2, 3)]))
+    assert (unpaired[4].note, unpaired[4].values[-1]) == ("not paired: 1 common seed", "intervals")
+    assert (chance[4].note, chance[4].values[-1]) == ("", "intervals")
 
 
 @pytest.fixture

@@ -113,6 +113,7 @@ CONFIG = {
     "evaluate": {
         "finetune": {"task": "finetune", "dataset": "clips"},
         "linear": {"task": "linear", "dataset": "clips", "runs": ["tgm"]},
+        "find": {"task": "video_retrieval", "dataset": "clips"},
     },
 }
 
@@ -133,6 +134,25 @@ def write_predictions(study: Path, dataset: str, run: str, correct: np.ndarray, 
     path = study.parent / "results" / dataset / "evaluate" / run / "finetune" / "predictions.parquet"
     path.parent.mkdir(parents=True)
     write_table(path, pa.Table.from_pylist(rows[::-1]), {})
+
+
+def test_recalls_are_compared_at_any_depth(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One seed: Student's t of the clips' differences. Ranks with ties lie between."""
+    rng = np.random.default_rng(3)
+    ranks = {run: rng.integers(2, 16, 60) / 2 for run in ("tgm", "tube")}
+    for run, dataset in (("tgm", "clips"), ("tube", "others")):
+        path = study.parent / "results" / dataset / "evaluate" / f"{run}-seed0/find/ranks.parquet"
+        path.parent.mkdir(parents=True)
+        write_table(path, pa.table({"key": [f"clip-{n}" for n in range(60)], "rank": ranks[run]}), {})
+    runs = ["tgm-seed0", "tube-seed0"]
+    for depth, options in ((1, []), (5, ["--metric", "r5"])):
+        x = 1.0 * (ranks["tgm"] <= depth) - 1.0 * (ranks["tube"] <= depth)
+        half = 2.042 * x.std(ddof=1) / np.sqrt(60)
+        bounds = f"{100 * x.mean():.1f} points [{100 * (x.mean() - half):.1f}, {100 * (x.mean() + half):.1f}]"
+        assert main(["difference", "find", *runs, "--config", str(study), *options]) == 0
+        assert f"find{' r5' if options else ''}: {bounds}" in capsys.readouterr().out
+    assert main(["difference", "find", *runs, "--config", str(study), "--metric", "r3"]) == 2
+    assert "find: r3 is not kept per test clip; kept are: r1, r5, r10" in capsys.readouterr().err
 
 
 def test_runs_are_paired_by_seed_and_clip(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,7 +185,7 @@ def test_runs_are_paired_by_seed_and_clip(study: Path, capsys: pytest.CaptureFix
         ("finetune", "tgm", "tube", "tgm-seed1/finetune/predictions.parquet"),
         ("finetune", "tgm", "once", "no seed in common"),
         ("linear", "tgm", "tube", "linear does not evaluate tube-seed0"),
-        ("probe", "tgm", "tube", "no such evaluation: probe; there are: finetune, linear"),
+        ("probe", "tgm", "tube", "no such evaluation: probe; there are: find, finetune, linear"),
         ("finetune", "tgm", "tub", "finetune does not evaluate tub"),
     ],
 )

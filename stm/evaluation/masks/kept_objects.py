@@ -46,6 +46,9 @@ COUNTS_SCHEMA = pa.schema(
         pa.field("key", pa.string(), nullable=False),
         pa.field("visible", pa.int32(), nullable=False),  # slots that show the object
         pa.field("kept", pa.int32(), nullable=False),  # of these, slots in which a kept token lies on it
+        # Pairs of slots that show the object, which is kept in the earlier one; and those of them in which it is kept in both.
+        pa.field("before", pa.int32(), nullable=False),
+        pa.field("again", pa.int32(), nullable=False),
     ]
 )
 
@@ -82,6 +85,8 @@ def measure_persistence(task: MaskPersistence, run: AnyRun, inputs: EvaluationIn
         "key": list(counts),
         "visible": [clip.visible for clip in counts.values()],
         "kept": [int(clip.kept) for clip in counts.values()],
+        "before": [int(clip.before[1:].sum()) for clip in counts.values()],
+        "again": [int(clip.again[1:].sum()) for clip in counts.values()],
     }
     write_table(inputs.output / "kept.parquet", pa.table(columns, schema=COUNTS_SCHEMA).sort_by("key"), receipt)
     sizes = {"ratio": run.mask.ratio, "slots": geometry.slots, "clips": len(counts)}

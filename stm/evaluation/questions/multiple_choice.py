@@ -15,7 +15,7 @@ from stm.distributed.shares import join_rows
 from stm.evaluation.checkpoint_selection import tune, untrained
 from stm.evaluation.inputs import EvaluationInputs
 from stm.evaluation.language_clips import CaptionPairs, encode_clips, load_model, open_clips
-from stm.evaluation.metrics import top_accuracy, wilson_interval
+from stm.evaluation.metrics import top_accuracy, top_shares, wilson_interval
 from stm.evaluation.results import make_evaluation_receipt, write_metrics
 from stm.evaluation.tuning import PairTuning, encode_pairs, make_tuning, text_length, with_texts
 from stm.models.video_language import VideoLanguageModel
@@ -26,6 +26,7 @@ PREDICTIONS_SCHEMA = pa.schema(
         pa.field("key", pa.string(), nullable=False),
         pa.field("choice", pa.string(), nullable=False),
         pa.field("right", pa.string(), nullable=False),
+        pa.field("correct", pa.float64(), nullable=False),  # 1, 0, or a probability if choices tie; see `top_shares`
     ]
 )
 
@@ -61,9 +62,10 @@ def choose(task: MultipleChoice, run: LanguageRun, inputs: EvaluationInputs, pro
         "checkpoint": which,
     }
     chosen = scores.argmax(dim=1).tolist()
+    shares = top_shares(scores.cpu().numpy(), right, 1).tolist()
     table = [
-        {"key": key, "choice": choices[number], "right": choices[answer]}
-        for (key, choices), number, answer in zip(rows, chosen, right.tolist(), strict=True)
+        {"key": key, "choice": choices[number], "right": choices[answer], "correct": share}
+        for (key, choices), number, answer, share in zip(rows, chosen, right.tolist(), shares, strict=True)
     ]
     write_table(inputs.output / "predictions.parquet", pa.Table.from_pylist(table, schema=PREDICTIONS_SCHEMA), receipt)
     write_metrics(task, inputs, metrics, receipt)

@@ -17,7 +17,7 @@ from stm.distributed.shares import join_rows
 from stm.evaluation.checkpoint_selection import tune, untrained
 from stm.evaluation.inputs import EvaluationInputs
 from stm.evaluation.language_clips import QuestionClips, encode_clips, load_model, open_clips
-from stm.evaluation.metrics import wilson_interval
+from stm.evaluation.metrics import normalise, wilson_interval
 from stm.evaluation.results import make_evaluation_receipt, write_metrics
 from stm.evaluation.tuning import AnswerTuning, make_tuning, text_length, with_texts
 from stm.jobs.progress import Progress
@@ -209,11 +209,6 @@ def choose_answer(scores: Tensor, answers: Sequence[str]) -> list[int]:
         raise ValueError("a question has no answer with a finite score: were the weights trained to the end?")
     best: list[int] = numbers[:, 0].tolist()
     return best
-
-
-def normalise(answer: str) -> str:
-    """Normalises an answer for comparison: lower case, single spaces."""
-    return " ".join(answer.lower().split())
 
 
 def open_ended_metrics(predicted: Sequence[str], right: Sequence[str], answers: Iterable[str]) -> dict[str, Any]:

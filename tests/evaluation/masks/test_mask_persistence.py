@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from clip_metrics import check_clip_values
 from language_runs import make_batch
 from language_runs import make_run as language_run
 from training_shards import make_run, make_shard
@@ -190,6 +192,7 @@ def measure(folder: Path, run: PretrainRun, **task: object) -> dict:
     # The weights are not read, but hashed for the receipt.
     inputs.weights.write_bytes(b"")
     evaluate(MaskPersistence.model_validate({"task": "mask_persistence", **task}), run, inputs)
+    check_clip_values(folder / "out")
     return json.loads((folder / "out/metrics.json").read_text())
 
 
@@ -204,6 +207,16 @@ def test_a_run_s_masks_are_measured_at_any_ratio(tmp_path: Path) -> None:
     assert found["chance"]["kept_share"] == pytest.approx(1 - comb(tokens - on, kept) / comb(tokens, kept))
     assert found["headline"]["chance"] == found["chance"]["kept_share"]
     assert {"task", "settings", "receipt"} <= set(found)
+
+
+def test_counts_of_clips_give_the_metrics(tmp_path: Path) -> None:
+    found = measure(tmp_path, make_run(mask={"strategy": "random", "ratio": 0.5}), ratio=0.7)
+    table = {
+        name: np.array(column) for name, column in pq.read_table(tmp_path / "out/kept.parquet").to_pydict().items()
+    }
+    assert table["key"].tolist() == [f"test-{number:03d}" for number in range(5)]
+    assert found["kept_share"] == np.mean(table["kept"] / table["visible"])
+    assert found["persistence"] == table["again"].sum() / table["before"].sum() and 0 < found["persistence"] < 1
 
 
 def test_a_mask_that_hides_less_keeps_everything(tmp_path: Path) -> None:

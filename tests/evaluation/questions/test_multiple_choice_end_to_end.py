@@ -98,7 +98,12 @@ def states(world: World) -> list[State]:
 def expected_rows(epoch: int, weight: float) -> list[dict[str, Any]]:
     split = SPLITS["test"]
     return [
-        {"key": f"test-{clip:03d}", "choice": options[chosen], "right": options[right]}
+        {
+            "key": f"test-{clip:03d}",
+            "choice": options[chosen],
+            "right": options[right],
+            "correct": float(chosen == right),
+        }
         for (clip, options, right), chosen in zip(split.questions, split.choices(epoch, weight), strict=True)
     ]
 
@@ -115,6 +120,7 @@ def test_the_best_weights_on_validation_answer_the_test_questions(
     assert found["checkpoint"] == {"chosen": "validation", "epoch": best + 1, "score": pytest.approx(scores[best])}
     assert rows == expected_rows(best, weight)
     assert found["accuracy"] == found["headline"]["value"] == pytest.approx(SPLITS["test"].accuracy(best, weight))
+    assert found["accuracy"] == np.mean([row["correct"] for row in rows])
     assert (found["questions"], found["headline"]["chance"]) == (5, pytest.approx(1 / 3))
     assert training.discarded and max(training.drop_rates, default=0) == pytest.approx(0.9)
 

@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from stm.evaluation.metrics import wilson_interval
+from stm.evaluation.metrics import normalise, wilson_interval
 from stm.evaluation.questions.open_ended import (
     choose_answer,
     count_answers,
-    normalise,
     open_ended_metrics,
 )
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from clip_metrics import check_clip_values
 from color_clips import LABELS, RUN, make_splits
 from pydantic import ValidationError
 from training_shards import FRAMES, make_run, make_shard
@@ -114,6 +115,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def run_task(task: VideoRetrieval, made: dict[str, Path], output: Path, run: PretrainRun = RUN) -> dict[str, Any]:
     train = [made["train"]] if task.hit == "class" else []
     evaluate(task, run, EvaluationInputs(made["weights"], [made["test"]], output, 3, train=train, device="cpu"))
+    check_clip_values(output)
     return json.loads((output / "metrics.json").read_text())
 
 

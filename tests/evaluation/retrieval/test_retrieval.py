@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from captioned_clips import RUN, CaptionedClip, save_fitted, write_captioned
+from clip_metrics import check_clip_values
 from training_shards import make_run
 
 from stm.config import PretrainRun, Retrieval
@@ -161,6 +162,7 @@ def run_task(
 ) -> dict[str, Any]:
     run = run.model_copy(update=changes)
     evaluate(task, run, EvaluationInputs(made["weights"], [made["index"]], output, 3, device="cpu"))
+    check_clip_values(output)
     return json.loads((output / "metrics.json").read_text())
 
 
