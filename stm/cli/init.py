@@ -94,7 +94,8 @@ def _paths(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of a config that say where the data of its datasets lies."""
     if "dataset" in values:
         return _paths_of(values)
-    datasets = {name: paths for name, one in values["datasets"].items() if (paths := _paths_of(one))}
+    # A dataset that is set to null is left out of an extended config.
+    datasets = {name: paths for name, one in values["datasets"].items() if one and (paths := _paths_of(one))}
     return {"datasets": datasets} if datasets else {}
 
 

@@ -23,7 +23,7 @@ def without(run: Any, *keys: str) -> dict[str, Any]:
     return values
 
 
-@pytest.mark.parametrize(("name", "learned"), [("stm-argument-small", "spatiotemporal-{}"), ("stm-argument", "stm{}")])
+@pytest.mark.parametrize(("name", "learned"), [("stm-small", "spatiotemporal-{}"), ("stm-argument", "stm{}")])
 def test_stm_s_six_runs_are_three_masks_by_two_targets(name: str, learned: str) -> None:
     runs = load(name).pretrain
     own = (
@@ -48,24 +48,22 @@ def test_stm_s_six_runs_are_three_masks_by_two_targets(name: str, learned: str) 
 
 
 def test_clusterstm_s_masks_differ_in_strategy_and_ratio_alone() -> None:
-    runs = load("clusterstm-argument-small").pretrain
+    compared = ("cluster-75", "cluster-90", "attention-85", "tube-85", "random-85")
+    runs = load("clusterstm-small").pretrain
     first = without(runs["cluster-85"], "mask")
-    for mask in ("cluster", "attention", "tube", "random"):
-        for ratio in (75, 85, 90):
-            run = runs[f"{mask}-{ratio}"]
-            assert (run.mask.strategy, run.mask.ratio, run.method) == (mask, ratio / 100, "clusterstm")
-            assert without(run, "mask") == first
+    for name in ("cluster-85", *compared):
+        run = runs[name]
+        assert f"{run.mask.strategy}-{100 * run.mask.ratio:.0f}" == name and run.method == "clusterstm"
+        assert without(run, "mask") == first
     full = load("clusterstm-argument").pretrain
     first = without(full["clusterstm"], "mask", "images.mask")
-    for name in ("cluster-75", "cluster-90", "attention-85", "tube-85", "random-85"):
+    for name in compared:
         run = full[name]
         assert f"{run.mask.strategy}-{100 * run.mask.ratio:.0f}" == name and run.images.mask.ratio == run.mask.ratio
         assert without(run, "mask", "images.mask") == first
 
 
-@pytest.mark.parametrize(
-    ("name", "own"), [("clusterstm-argument-small", "cluster-85"), ("clusterstm-argument", "clusterstm")]
-)
+@pytest.mark.parametrize(("name", "own"), [("clusterstm-small", "cluster-85"), ("clusterstm-argument", "clusterstm")])
 def test_clusterstm_s_objectives_are_relevance_and_alignment_on_and_off(name: str, own: str) -> None:
     runs = load(name).pretrain
     weights = {
@@ -80,7 +78,7 @@ def test_clusterstm_s_objectives_are_relevance_and_alignment_on_and_off(name: st
     assert umt.teacher == runs[own].teacher and umt.method == "umt" and umt.mask.strategy == "attention"
 
 
-@pytest.mark.parametrize("name", ["clusterstm-argument-small", "clusterstm-argument"])
+@pytest.mark.parametrize("name", ["clusterstm-small", "clusterstm-argument"])
 def test_persistence_is_measured_for_four_masks_of_one_teacher_at_three_ratios(name: str) -> None:
     config = load(name)
     runs = {config.pretrain[r].mask.strategy: config.pretrain[r] for r in config.evaluate["kept-75"].runs or ()}
@@ -91,21 +89,26 @@ def test_persistence_is_measured_for_four_masks_of_one_teacher_at_three_ratios(n
     assert [config.evaluate[f"kept-{ratio}"].ratio for ratio in (75, 85, 90)] == [0.75, 0.85, 0.9]
 
 
-def test_full_size_runs_that_other_configs_have_are_shared() -> None:
-    for argument, paper, shared in (
-        ("stm-argument", "stm", ("umt", "stm")),
-        ("clusterstm-argument", "clusterstm", ("umt", "clusterstm")),
-    ):
-        one, other = load(argument), load(paper)
-        assert all(one.pretrain[run] == other.pretrain[run] for run in shared)
-        assert all(one.datasets[name] == other.datasets[name] for name in one.datasets if name in other.datasets)
-        tasks = [task for task in one.evaluate if task in other.evaluate]
-        assert tasks and all(one.evaluate[t].fingerprint() == other.evaluate[t].fingerprint() for t in tasks)
-
-
 @pytest.mark.parametrize(
-    "name", ["stm-argument", "clusterstm-argument", "stm-argument-small", "clusterstm-argument-small"]
+    ("name", "other", "shared"),
+    [
+        ("stm-argument", "stm", {"umt", "stm"}),
+        ("clusterstm-argument", "clusterstm", {"umt", "clusterstm"}),
+        ("stm-small", "clusterstm-small", {"umt", "scratch"}),
+    ],
 )
+def test_runs_that_two_studies_have_are_shared(name: str, other: str, shared: set[str]) -> None:
+    """They write to the same folder, so entries of the same name must be equal, and are made once."""
+    one, two = load(name), load(other)
+    assert (one.results, one.seeds) == (two.results, two.seeds)
+    assert one.pretrain.keys() & two.pretrain.keys() == shared
+    assert all(one.pretrain[run] == two.pretrain[run] for run in shared)
+    assert all(one.datasets[dataset] == two.datasets[dataset] for dataset in one.datasets if dataset in two.datasets)
+    tasks = [task for task in one.evaluate if task in two.evaluate]
+    assert tasks and all(one.evaluate[task].fingerprint() == two.evaluate[task].fingerprint() for task in tasks)
+
+
+@pytest.mark.parametrize("name", ["stm-argument", "clusterstm-argument", "stm-small", "clusterstm-small"])
 def test_predictions_are_in_the_header_and_are_checked(name: str) -> None:
     header = (ROOT / f"config/{name}.yaml").read_text().partition("\nextends:")[0]
     predicted = header.partition("Predicted")[2].partition("Enough" if "Enough" in header else "Expect")[0]

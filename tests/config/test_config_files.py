@@ -240,7 +240,7 @@ def test_the_papers_settings_survive_the_merge():
     assert run.teacher.model == f"actionclip:{run.teacher.temporal_fusion}" and run.teacher.layers == 6
     assert other.teacher.model == "ViT-B-16-SigLIP@webli" and other.teacher.layers == 6
     assert not stm.pack.text and clusterstm.pack.text and stm.pack.sources == clusterstm.pack.sources == ("human",)
-    small = load_config(ROOT / "config/clusterstm-small.yaml")
+    small = load_config(ROOT / "config/stm-small.yaml")
     released = small.pretrain["stm-released"]
     assert isinstance(released, LanguageRun) and released.spatio_temporal is not None
     assert (released.spatio_temporal.sampling, released.spatio_temporal.width) == ("as_released", 64)
@@ -248,15 +248,15 @@ def test_the_papers_settings_survive_the_merge():
 
 @pytest.mark.slow
 def test_the_workflow_takes_a_config_that_extends_another(tmp_path):
-    """The jobs come from a run and an evaluation that only the extended file has."""
+    """The jobs come from a run and evaluations that only the extended file has."""
     (tmp_path / "stm").symlink_to(ROOT / "stm")  # the config's models lie there, relative to the working folder
     snakemake = [*SNAKEMAKE, "--directory", str(tmp_path)]
-    files = ["--configfile", str(ROOT / "config/stm-small.yaml"), str(write(tmp_path, mine={"seeds": [5]}))]
-    command = [*snakemake, "--dry-run", "--cores", "1", "stm_table1", *files]
+    files = ["--configfile", str(ROOT / "config/clusterstm-small.yaml"), str(write(tmp_path, mine={"seeds": [5]}))]
+    command = [*snakemake, "--dry-run", "--cores", "1", "clusterstm_table1", *files]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     output = finished.stdout + finished.stderr
     assert finished.returncode == 0, output[-4000:]
-    assert "stm-released-seed5" in output and "-seed0" not in output
+    assert "umt-seed5" in output and "-seed0" not in output
 
 
 @pytest.mark.slow

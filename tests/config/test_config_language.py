@@ -1,13 +1,12 @@
 """Runs with text: default masks, required packed arrays, and the keys of each method."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
 
-from stm.config import ConfigError, EvaluationTask, LanguageRun, PretrainRun, load_config, parse_config
+from stm.config import ConfigError, EvaluationTask, LanguageRun, PretrainRun, parse_config
 
 STUDY: dict[str, Any] = {
     "name": "study",
@@ -125,15 +124,6 @@ def test_text_evaluations_cover_only_runs_with_text():
     config["evaluate"]["find"]["runs"] = ["mae"]
     with pytest.raises(ConfigError, match="needs runs with `language`; mae has none"):
         parse_config(config)
-
-
-def test_the_small_configs_share_their_runs():
-    """They write to the same folder, so entries of the same name must be equal."""
-    folder = Path(__file__).parents[2] / "config"
-    small, large = (load_config(folder / f"{name}-small.yaml") for name in ("stm", "clusterstm"))
-    assert small.datasets == large.datasets and small.seeds == large.seeds
-    assert small.pretrain == {name: run for name, run in large.pretrain.items() if name != "clusterstm"}
-    assert small.evaluate == large.evaluate
 
 
 @pytest.mark.parametrize("task", ["video_text_retrieval", "multiple_choice", "question_answering", "finetune"])

@@ -69,6 +69,22 @@ def test_the_plan_in_the_header_of_tgm_small_is_the_formulas() -> None:
         assert [float(number) for number in numbers.split()] == pytest.approx(points, abs=0.051)
 
 
+def test_the_plan_of_the_small_studies_of_stm_and_clusterstm_is_what_its_lines_print(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = Path(__file__).parents[2] / "config/base/video-language-small.yaml"
+    header = base.read_text().split("\nresults:")[0]
+    plan = [line.removeprefix("#").removeprefix(" " * 14) for line in header.splitlines()]
+    rows = [numbers for line in plan if len(numbers := re.findall(r"  (\d+\.\d)\b", line)) == 3]
+    first = next(number for number, line in enumerate(plan) if line.startswith("from stm"))
+    exec("\n".join(plan[first : plan.index("", first)]), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(rows) == 6 and rows[0] == ["0.5", "1.0", "2.0"]
+    for row, line in zip(rows[1:], lines, strict=True):
+        printed = [float(number) for number in re.findall(r"\d+\.\d+", line)]
+        assert [float(number) for number in row] == pytest.approx(printed, abs=0.051)
+
+
 def simulate(spread_of_seeds: float, spread_of_clips: float, difference: float, seeds: int, clips: int) -> tuple:
     """Share of 300 studies whose interval holds the difference, share that tells it from 0, and the mean spread."""
     rng = np.random.default_rng(1)

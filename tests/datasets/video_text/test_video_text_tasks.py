@@ -72,7 +72,7 @@ def with_retrieval(source: str, results: Path) -> Config:
 def test_the_protocol_alone_says_that_clips_share_texts(tmp_path):
     shared = {name for name in protocol_names() if has_shared_texts(with_retrieval(name, tmp_path), "stm", "more")}
     assert shared == {"ssv2-template", "ssv2-label"}  # VindLU's `has_multi_vision_gt`
-    assert not has_shared_texts(load_config(CONFIGS / "stm-small.yaml"), "stm", "retrieval")
+    assert not has_shared_texts(load_config(CONFIGS / "stm-small.yaml"), "umt", "retrieval")
     values = with_retrieval("ssv2-template", tmp_path).model_dump(mode="json")
     values["evaluate"]["more"]["shared_texts"] = False
     with pytest.raises(ConfigError, match="shared_texts"):
