@@ -38,7 +38,13 @@ def page(built: Config) -> str:
 def test_all_declared_files_are_written_into_the_config_s_own_folder(built: Config) -> None:
     check_report_files(built)
     layout = Layout.of(built)
-    assert {path.name for path in layout.root.iterdir()} == {"report.html", "tables", "figures", "plan.json"}
+    assert {path.name for path in layout.root.iterdir()} == {
+        "report.html",
+        "tables",
+        "figures",
+        "plan.json",
+        "provenance.json",
+    }
     assert not (Layout.of(built, "near").root / "report.html").exists()
 
 
