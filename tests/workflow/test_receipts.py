@@ -51,7 +51,8 @@ NOT_IN_THE_JOURNAL = (
     ("manifest", "dataset.*"),
     ("manifest", "seed"),
     ("generate", "dataset.clips"),  # further clips do not change the others
-    ("generate", "dataset.label"),
+    ("generate", "dataset.label"),  # of the annotations, as the caption is: not of the video
+    ("generate", "dataset.caption"),
     ("*pretrain/*", "pretrain.*.processes"),  # a cluster does not always allocate the same nodes
     ("*pretrain/*", "pretrain.*.nodes"),
     ("*pretrain/*", "pretrain.*.parallel"),
