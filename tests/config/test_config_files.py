@@ -15,7 +15,7 @@ from stm.config import ConfigError, LanguageRun, inherit, load_config, parse_con
 
 ROOT = Path(__file__).parents[2]
 SNAKEMAKE = (sys.executable, "-m", "snakemake", "-s", str(ROOT / "workflow/Snakefile"))
-CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
+CONFIGS = sorted(p for folder in ("config", "config/pilots") for p in (ROOT / folder).glob("*.yaml"))
 FRAMES = {"every": 4, "short_side": 64}
 RUN = {"frames": 8, "optimisation": {"epochs": 3, "betas": [0.9, 0.95], "warmup_epochs": 1}}
 
