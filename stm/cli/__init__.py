@@ -48,7 +48,7 @@ _SELECTIONS = {
     "dataset": "only these datasets of a config with several; default: all",
     "shard": "only these shards, for example train-00000; default: all",
     "source": "only these caption sources; default: all",
-    "run": "only these pretraining runs; default: all",
+    "run": "only these pretraining runs, with all of their seeds (tube) or with one (tube-seed0); default: all",
     "task": "only these evaluations; default: all",
     "table": "only these tables; default: all",
     "figure": "only these figures; default: all",

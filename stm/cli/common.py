@@ -101,12 +101,16 @@ def select_jobs(stage: Stage, config: Config, selection: Mapping[str, Sequence[s
     """Yield the jobs of a stage that the command line selects; all by default.
 
     Args:
-        selection: the selected names per wildcard (dataset, shard, source, ...); None or a missing key selects all.
+        selection: the selected names per wildcard (dataset, shard, source, ...); None or a missing key selects all. A run
+            with several seeds is named with one of them (`tube-seed0`), or without, for all (`tube`).
 
     Raises:
         ConfigError: a name is unknown, or no job of the stage matches the selection.
     """
     jobs = Jobs(config)
+    if runs := selection.get("run"):
+        seeds = [config.instances(name) if name in config.pretrain else [name] for name in runs]
+        selection = {**selection, "run": [name for names in seeds for name in names]}
     known: dict[str, Iterable[str]] = {
         "run": config.runs,
         "task": config.evaluate,

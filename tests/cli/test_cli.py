@@ -11,9 +11,10 @@ import pytest
 
 import stm.cli
 from stm.cli import main
-from stm.cli.common import select
-from stm.config import ConfigError
+from stm.cli.common import select, select_jobs
+from stm.config import ConfigError, parse_config
 from stm.manifest import ChangedVideoError
+from stm.stages.journey import all_stages
 
 ROOT = Path(__file__).parents[2]
 
@@ -193,6 +194,22 @@ def test_a_broken_pipe_to_another_process_is_an_error(monkeypatch, capfd):
         monkeypatch.setattr(sys, "stdout", output)
         assert main(["schema"]) == 2
     assert "Broken pipe" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("named", "selected"),
+    [
+        (["tube"], ["tube-seed0", "tube-seed3"]),
+        (["text", "tube-seed3"], ["tube-seed3", "text"]),
+        (["tube-seed0"], ["tube-seed0"]),
+        ([], ["tube-seed0", "tube-seed3", "text"]),
+    ],
+)
+def test_a_run_is_named_with_all_of_its_seeds_or_with_one(named, selected):
+    mask = {"strategy": "tube", "ratio": 0.9}
+    runs = {"tube": {"mask": mask, "seeds": [0, 3]}, "text": {"mask": {"strategy": "text_top", "ratio": 0.6}}}
+    config = parse_config({"name": "seeds", "dataset": {"source": "moving-shapes"}, "pretrain": runs})
+    assert [job.run for job in select_jobs(all_stages()["pretrain"], config, {"run": named})] == selected
 
 
 def test_an_unknown_name_among_many_is_answered_with_the_closest():
