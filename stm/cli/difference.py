@@ -5,7 +5,7 @@ from typing import Any
 
 from stm.cli.common import add_config, load, positive
 
-_TEXT = "the difference of two runs in an evaluation, with its paired 95 % interval over seeds and test clips"
+_TEXT = "the difference of two runs in an evaluation, with its paired interval over seeds and test clips"
 
 
 def add_difference(commands: Any) -> None:

@@ -207,7 +207,7 @@ def test_a_broken_pipe_to_another_process_is_an_error(monkeypatch, capfd):
 )
 def test_a_run_is_named_with_all_of_its_seeds_or_with_one(named, selected):
     mask = {"strategy": "tube", "ratio": 0.9}
-    runs = {"tube": {"mask": mask, "seeds": [0, 3]}, "text": {"mask": {"strategy": "text_top", "ratio": 0.6}}}
+    runs = {"tube": {"mask": mask, "seeds": [0, 3]}, "text": {"mask": {"strategy": "random", "ratio": 0.6}}}
     config = parse_config({"name": "seeds", "dataset": {"source": "moving-shapes"}, "pretrain": runs})
     assert [job.run for job in select_jobs(all_stages()["pretrain"], config, {"run": named})] == selected
 
