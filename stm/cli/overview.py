@@ -9,7 +9,7 @@ _GROUPS = {
     "videos and weights, without a config": ("view", "features", "predict", "retrieve", "convert"),
     "a study, before it runs": ("init", "plan", "rehearse"),
     "stages of a study, in the order of the data": (),  # all that are in no other group
-    "a study, when it is done": ("compare", "reference"),
+    "a study, when it is done": ("compare", "difference", "reference"),
     "for development": ("schema", "demo-models"),
 }
 _NAME_WIDTH = 18
