@@ -1,8 +1,8 @@
 """Dataset sources, and policies for damaged clips."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from stm.config.base import Fraction, Name, Place, Section, WorkflowPlace, field
 from stm.jobs.status import Policy, Status
@@ -33,6 +33,13 @@ def _check_range(bounds: tuple[float, float]) -> tuple[float, float]:
     if bounds[0] > bounds[1]:
         raise ValueError("the first number is the minimum and the second one the maximum")
     return bounds
+
+
+def _check_not_switch(value: Any) -> Any:
+    # `false` would read as 0.0, and add the object that it is meant to leave out.
+    if isinstance(value, bool):
+        raise ValueError("must be a share from 0 to 1, or null for no such object")
+    return value
 
 
 Size = Annotated[float, Field(ge=0.08, le=0.7)]
@@ -76,10 +83,10 @@ class MovingShapesDataset(Section):
         "opposite motions share one, and the moving part, if there is one, moves in step with the named object; in the other "
         "clips both are drawn independently",
     )
-    companion: Fraction | None = field(
+    companion: Annotated[Fraction | None, BeforeValidator(_check_not_switch)] = field(
         None,
         "adds an object to every clip, besides the distractors: in this share of clips it moves in step with the named object, "
-        "at its side; in the other clips it is one more distractor. null: no such object",
+        "at its side; in the other clips it is one more distractor, in all clips with 0. null: no such object",
     )
     moving_background: Fraction = field(
         0.0,

@@ -22,7 +22,7 @@ from stm.demo.frames import TRAIN_SPLIT
 from stm.demo.optimizer import MuonAdamW
 from stm.jobs.progress import Progress, track
 from stm.models.teachers.frame_teacher import FrameTeacher
-from stm.models.teachers.temporal_fusion import FOLDER_FILE, TemporalFusion
+from stm.models.teachers.temporal_fusion import FOLDER_FILE, HEADS_KEY, TemporalFusion
 from stm.storage.files import write_bytes
 
 SIDE, STUDENT_PATCH = 6, 8  # tokens per side, and pixels per token, of the small studies' clips
@@ -49,7 +49,8 @@ def make_demo_fusion(folder: Path, clip: str, seed: int = 0, clips: int = 3000, 
     width = teacher.feature_width
     fusion = TemporalFusion(width, TABLE, HEADS, LAYERS)
     accuracy = train_fusion(fusion, features, labels, steps, seed)
-    write_bytes(folder / FOLDER_FILE, save({name: tensor.contiguous() for name, tensor in fusion.state_dict().items()}))
+    state = {name: tensor.contiguous() for name, tensor in fusion.state_dict().items()}
+    write_bytes(folder / FOLDER_FILE, save(state, {HEADS_KEY: str(HEADS)}))
     return accuracy
 
 

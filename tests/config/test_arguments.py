@@ -87,6 +87,9 @@ def test_persistence_is_measured_for_four_masks_of_one_teacher_at_three_ratios(n
         r.trains_encoder for r in runs.values()
     )
     assert [config.evaluate[f"kept-{ratio}"].ratio for ratio in (75, 85, 90)] == [0.75, 0.85, 0.9]
+    # "at each ratio", says the header
+    asked = {(e.evaluation, e.above) for e in config.report.expect if getattr(e, "run", None) == "kept-cluster"}
+    assert asked == {(f"kept-{r}", f"kept-{m}") for r in (75, 85, 90) for m in ("attention", "tube", "random")}
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ from pathlib import Path
 import torch
 
 from stm.config import FrameTeacher as TeacherSettings
-from stm.demo.fusion import STORED, TABLE, make_demo_fusion, train_fusion
+from stm.demo.fusion import HEADS, STORED, TABLE, make_demo_fusion, train_fusion
 from stm.models.teachers.frame_teacher import FrameTeacher
-from stm.models.teachers.temporal_fusion import TemporalFusion
+from stm.models.teachers.temporal_fusion import FOLDER_FILE, TemporalFusion
+from stm.storage.shipped import model_path
 
 CLIP = "package:demo-clip"
 
@@ -31,3 +32,10 @@ def test_its_file_is_read_as_action_clips(tmp_path: Path) -> None:
     assert fused.features.shape == plain.features.shape == (2, 1, 144, 96)
     assert not torch.allclose(fused.features, plain.features)
     torch.testing.assert_close(fused.attention, plain.attention)  # masks are made from the same attention
+
+
+def test_it_is_read_with_the_heads_that_it_was_trained_with(tmp_path: Path) -> None:
+    make_demo_fusion(tmp_path, CLIP, clips=4, steps=1)
+    for folder in (tmp_path, model_path("package:demo-fusion")):
+        blocks = TemporalFusion.load(folder / FOLDER_FILE).transformer.resblocks
+        assert {block.attn.num_heads for block in blocks} == {HEADS}

@@ -222,8 +222,9 @@ def _draw_companion(
 ) -> tuple[Companion, ObjectSpec]:
     """A companion of `others[0]`: with probability `share` one at its side that moves as it does, else one more distractor.
 
-    Direction and distance to the named object do not depend on its motion, so that a single frame tells the motion as little as
-    without a companion. The companion may therefore be partly out of view.
+    Direction and distance to the named object do not depend on its motion, so that a single frame does not tell it by them. The
+    companion may therefore be partly out of view. Growing and shrinking objects keep the ratio of their sizes, which tells them
+    from others if `dataset.object_size` is a single size.
 
     Args:
         size: median side of `others[0]`, in units of the standard one.

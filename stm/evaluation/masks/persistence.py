@@ -19,7 +19,8 @@ Counts = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 COVERED = 0.5  # share of a token from which it lies on the object
-_ROUNDING = 1e-9
+# Boxes are stored as float32: of two tokens that a small object covers alike, one in each frame of a slot, both count.
+_ROUNDING = 1e-5
 
 
 def object_tokens(boxes: Counts, side: int, tubelet: int = 1) -> Flags:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -21,6 +21,7 @@ POSITIONS = "frame_position_embeddings.weight"
 NEST = "fusion_model_state_dict"  # the key in ActionCLIP's checkpoints, which also contain the CLIP
 HEAD_WIDTH = 64  # ActionCLIP's
 FOLDER_FILE = "model.safetensors"  # the weights of a model that is a folder, such as the demo's
+HEADS_KEY = "heads"  # metadata of a safetensors file: heads per block, which the shapes of the tensors do not tell
 
 
 class TemporalFusion(nn.Module):
@@ -75,6 +76,8 @@ class TemporalFusion(nn.Module):
     def load(cls, path: Path) -> "TemporalFusion":
         """Reads ActionCLIP's weights: its checkpoint, only the fusion's state dict (.pth, .pt), or that as safetensors.
 
+        Blocks have ActionCLIP's heads, one per 64 features, unless the metadata of a safetensors file says otherwise.
+
         Raises:
             WeightsError: the file cannot be read, is not safe to load, or contains no such transformer.
         """
@@ -88,7 +91,7 @@ class TemporalFusion(nn.Module):
             )
         frames, width = table.shape
         with torch.device("meta"):
-            fusion = cls(width, frames, layers=blocks)
+            fusion = cls(width, frames, _read_heads(path, width), blocks)
         check_tensors(state, fusion.state_dict(), f"{path} is a temporal transformer of ActionCLIP")
         fusion.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
         return fusion
@@ -114,6 +117,19 @@ def read_state(path: Path, nest: str) -> Mapping[str, Any]:
     content = load_checkpoint(path)
     nested = content.get(nest, content)
     return nested if isinstance(nested, dict) else content
+
+
+def _read_heads(path: Path, width: int) -> int | None:
+    """Read the heads per block from the metadata of a safetensors file; None if it does not say."""
+    if path.suffix != ".safetensors":
+        return None
+    with safe_open(path, "pt") as file:
+        heads = (file.metadata() or {}).get(HEADS_KEY)
+    if heads is None:
+        return None
+    if not heads.isdecimal() or not int(heads) or width % int(heads):
+        raise WeightsError(f"{path}: the metadata says {heads!r} heads, which must divide the width of {width}")
+    return int(heads)
 
 
 def _strip(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from stm.config import MovingShapesDataset
+from stm.config import ConfigError, MovingShapesDataset, parse_config
 from stm.datasets.moving_shapes.clip_spec import (
     BACKGROUND_OF,
     BACKGROUNDS,
@@ -371,3 +371,20 @@ def test_captions_name_what_is_asked_for() -> None:
 def test_options_out_of_range_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         MovingShapesDataset(source="moving-shapes", **changes)
+
+
+@pytest.mark.parametrize("switch", [True, False])
+def test_a_companion_is_a_share_and_no_switch(switch: bool) -> None:
+    """`false` would be 0.0, which adds an object to every clip."""
+    with pytest.raises(
+        ConfigError, match=r"companion = (True|False): must be a share from 0 to 1, or null for no such object"
+    ):
+        parse_config(
+            {
+                "name": "mine",
+                "dataset": {"source": "moving-shapes", "companion": switch},
+                "pretrain": {"tube": {"model": "tiny", "image_size": 32, "patch_size": 8, "frames": 4}},
+            }
+        )
+    assert [len(spec.distractors) for spec in specs(3, companion=0.0, **QUICK)] == [1, 1, 1]
+    assert [len(spec.distractors) for spec in specs(3, companion=None, **QUICK)] == [0, 0, 0]

@@ -78,6 +78,15 @@ def test_a_slot_of_several_frames_counts_their_mean() -> None:
     assert [np.flatnonzero(row).tolist() for row in on] == [[0, 1], [0], [1]]
 
 
+def test_tokens_that_float32_boxes_cover_alike_lie_on_the_object_alike() -> None:
+    """A small object inside another token in each frame of a slot: both tokens, whatever rounding makes of its sides."""
+    rng = np.random.default_rng(0)
+    for left, top in rng.uniform(0, 0.05, (20, 2)):
+        boxes = np.array([[0.25 + left, 0.25 + top, 0.42 + left, 0.42 + top], [0.5, 0.5, 0.67, 0.67]], dtype=np.float64)
+        boxes = (160 * boxes).astype(np.float32).astype(np.float64) / 160
+        assert np.flatnonzero(object_tokens(boxes, 4, tubelet=2)[0]).tolist() == [5, 10]
+
+
 # --------------------------------------------------------------------------------------------------- closed forms
 
 

@@ -141,3 +141,22 @@ def test_missing_and_torn_files_are_named(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"PK\x03\x04 torn")
         with pytest.raises(WeightsError, match=name):
             TemporalFusion.load(tmp_path / name)
+
+
+@torch.no_grad()
+def test_heads_are_those_of_the_file_s_metadata(tmp_path: Path) -> None:
+    """The tensors' shapes do not tell: with other heads the same weights compute something else."""
+    path = tmp_path / "model.safetensors"
+    torch.manual_seed(0)
+    four = TemporalFusion(128, 5, 4, 2).eval()
+    save_file(four.state_dict(), path, {"heads": "4"})
+    read = TemporalFusion.load(path).eval()
+    torch.testing.assert_close(read(features(), 3), four(features(), 3))
+    save_file(four.state_dict(), path)  # ActionCLIP's: one per 64 features
+    assert {block.attn.num_heads for block in TemporalFusion.load(path).transformer.resblocks} == {2}
+    for wrong in ("5", "0", "two"):
+        save_file(four.state_dict(), path, {"heads": wrong})
+        with pytest.raises(
+            WeightsError, match=f"model.safetensors: the metadata says '{wrong}' heads, which must divide"
+        ):
+            TemporalFusion.load(path)
