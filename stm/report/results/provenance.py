@@ -87,7 +87,8 @@ def collect_provenance(study: Study, layout: Layout) -> Provenance:
 def describe_results(config: Config, provenance: Provenance) -> dict[str, Any]:
     """Return what a later comparison must know of results: the config, what they were made with, and how long it took.
 
-    `file` is the name of the config that comes with stm, if it is one.
+    `environment` is that of the report: stages may have run earlier, with other code, or on other machines; `versions` are those
+    in the stages' receipts. `file` is the name of the config that comes with stm, if it is one.
     """
     file = find_config_file(config, shipped("config"))
     return {
@@ -132,7 +133,8 @@ def describe_code(root: Path) -> str:
     if not commit:
         return f"{version}, not from a git checkout"
     changes = _git(root, "status", "--porcelain", "--untracked-files=no")
-    return f"{version}, commit {commit}" + (", with uncommitted changes" if changes else "")
+    state = ", with unknown changes" if changes is None else ", with uncommitted changes" if changes else ""
+    return f"{version}, commit {commit}{state}"
 
 
 def _git(root: Path, *arguments: str) -> str | None:
