@@ -36,8 +36,9 @@ def _compare(arguments: argparse.Namespace) -> int:
     from stm.report.reference import ComparisonError, find_reference
 
     mine = read_numbers(arguments.results)
-    # Not the target's name of a link, such as that of `results/NAME` to a larger disk.
-    reference = find_reference(arguments.reference or arguments.results.absolute().name)
+    # `absolute` keeps the name of a link, such as `results/NAME` on a larger disk.
+    name = arguments.reference or arguments.results.absolute().name
+    reference = find_reference(name, folders=arguments.reference is not None)
     if reference.resolve() == arguments.results.resolve():
         raise ComparisonError(f"{arguments.results} is the reference itself; name another folder with --with")
     if not arguments.other_config:

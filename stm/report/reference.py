@@ -95,8 +95,11 @@ def references() -> dict[str, Path]:
     return found | {file: folder for folder, file in files.items() if isinstance(file, str)}
 
 
-def find_reference(name: str) -> Path:
+def find_reference(name: str, folders: bool = True) -> Path:
     """Return the folder of a reference, given its name or its path.
+
+    Args:
+        folders: whether the name may be a path.
 
     Raises:
         ComparisonError: there is none of this name.
@@ -104,7 +107,7 @@ def find_reference(name: str) -> Path:
     known = references()
     if name in known:
         return known[name]
-    if Path(name).is_dir():
+    if folders and Path(name).is_dir():
         return Path(name)
     raise ComparisonError(
         f"no reference results of {name!r}; there are: {', '.join(known) or 'none'}. Name one of them, or a results folder, "

@@ -19,9 +19,10 @@ from stm.layout import Layout
 from stm.report import build_report, reference, write_table
 from stm.report.compare import Difference, Number, agrees, compare, config_differences, read_numbers
 from stm.report.reference import ComparisonError, keep_reference, shape_problems
+from stm.report.results import provenance as described_results
 from stm.report.results.records import MetricValue, over_seeds
 from stm.storage.files import write_json
-from stm.storage.shipped import shipped
+from stm.storage.shipped import NotShippedError, shipped
 
 ROOT = Path(__file__).parents[2]
 KEPT = sorted(path.parent for path in (ROOT / "results/reference").glob("*/provenance.json"))
@@ -235,6 +236,21 @@ def test_the_shape_of_tables_follows_the_config(finished: Config, kept: Path) ->
     )
 
 
+def test_results_are_described_without_the_files_that_come_with_stm(
+    finished: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the package was copied by hand: its configs cannot be searched for this one."""
+
+    def missing(name: str = "") -> Path:
+        if name:
+            raise NotShippedError(name)
+        return ROOT
+
+    monkeypatch.setattr(described_results, "shipped", missing)
+    described = described_results.describe_results(finished, described_results.Provenance([], [], {}, {}))
+    assert described["file"] is None and described["config"] == finished.model_dump(mode="json")
+
+
 # ------------------------------------------------------------------------------------------------- comparing
 
 
@@ -409,6 +425,14 @@ def test_equal_studies_agree(seeds: int) -> None:
 def test_a_reference_is_not_compared_with_itself(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(mine), "--with", str(mine / "../made")]) == 2
     assert "is the reference itself" in capsys.readouterr().err
+
+
+def test_results_are_not_taken_for_their_own_reference(
+    mine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(mine.parent)
+    assert main(["compare", "made"]) == 2
+    assert "no reference results of 'made'" in capsys.readouterr().err
 
 
 def test_what_is_missing_is_said_with_what_to_do(

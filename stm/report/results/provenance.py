@@ -25,7 +25,7 @@ from stm.stages.jobs import Jobs
 from stm.stages.journey import all_stages
 from stm.storage.files import read_json, sha256_file, write_bytes
 from stm.storage.receipts import library_versions
-from stm.storage.shipped import shipped
+from stm.storage.shipped import NotShippedError, shipped
 from stm.storage.tables import read_receipt
 
 
@@ -90,7 +90,10 @@ def describe_results(config: Config, provenance: Provenance) -> dict[str, Any]:
     `environment` is that of the report: stages may have run earlier, with other code, or on other machines; `versions` are those
     in the stages' receipts. `file` is the name of the config that comes with stm, if it is one.
     """
-    file = find_config_file(config, shipped("config"))
+    try:
+        file = find_config_file(config, shipped("config"))
+    except NotShippedError:  # which is no reason to have no report
+        file = None
     return {
         "config": config.model_dump(mode="json"),
         "file": None if file is None else file.stem,
