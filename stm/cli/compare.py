@@ -33,10 +33,14 @@ def add_compare(commands: Any) -> None:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from stm.report.compare import agrees, check_configs, compare, describe, read_numbers
-    from stm.report.reference import find_reference
+    from stm.report.reference import ComparisonError, find_reference
 
     mine = read_numbers(arguments.results)
-    reference = find_reference(arguments.reference or arguments.results.resolve().name)
+    # `absolute` keeps the name of a link, such as `results/NAME` on a larger disk.
+    name = arguments.reference or arguments.results.absolute().name
+    reference = find_reference(name, folders=arguments.reference is not None)
+    if reference.resolve() == arguments.results.resolve():
+        raise ComparisonError(f"{arguments.results} is the reference itself; name another folder with --with")
     if not arguments.other_config:
         check_configs(arguments.results, reference)
     differences = compare(mine, read_numbers(reference))

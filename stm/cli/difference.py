@@ -35,13 +35,11 @@ def add_difference(commands: Any) -> None:
 
 
 def _difference(arguments: argparse.Namespace) -> None:
-    from stm.report.pairs import compare_runs, detectable
+    from stm.report.pairs import compare_runs, plan
 
     runs = [arguments.first, arguments.second, *arguments.beyond]
     found = compare_runs(load(arguments), arguments.task, runs, arguments.metric)
     beyond = " - ({} - {})".format(*arguments.beyond) if arguments.beyond else ""
     what = " ".join(filter(None, (arguments.task, arguments.metric)))
     print(f"{arguments.first} - {arguments.second}{beyond}, {what}: {found.describe()}")
-    seeds, clips = arguments.seeds or found.seeds, arguments.clips or found.clips
-    told = 100 * detectable(found.spread, seeds, clips)
-    print(f"{seeds} seeds and {clips} test clips tell a difference of {told:.1f} points in 80 % of studies.")
+    print(plan(found, arguments.seeds, arguments.clips))

@@ -6,6 +6,7 @@ clips is the metric exactly, and varies as the ratio does if other clips are dra
 the same, it is the clip's own ratio, such as 1 for a clip that is classified correctly.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from stm.evaluation.metrics import normalise
 from stm.evaluation.retrieval import DEPTHS
-from stm.storage.tables import read_table
+from stm.storage.tables import REMOVE, DamagedError, read_table
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,19 @@ _SOURCES: Mapping[str, Mapping[str, _Source]] = {
     },
     "mask_persistence": {
         "kept_share": _Source(
-            "kept.parquet", _columns("key", pa.int32(), "kept", "visible"), lambda kept, visible: (kept / visible, 1)
+            "kept.parquet",
+            _columns("key", pa.int32(), "kept", "visible"),
+            lambda kept, visible: (_divide(kept, visible), 1),
         ),
         "persistence": _Source(
             "kept.parquet", _columns("key", pa.int32(), "again", "before"), lambda again, before: (again, before)
         ),
     },
 }
+
+
+def _divide(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
 
 
 def metrics_by_clip(task: str) -> tuple[str, ...]:
@@ -113,7 +120,8 @@ def read_clip_values(folder: Path, task: str, metric: str) -> dict[str, float]:
         The values by the clip's key, sorted. Queries with several correct clips have the keys of all of them.
 
     Raises:
-        DamagedError: the table is missing or damaged, or an earlier version wrote it without these values.
+        DamagedError: the table is missing or damaged, a value is not a finite number, or an earlier version wrote it without
+            these values.
         ValueError: the metric has no value, such as a persistence of objects that are never kept.
     """
     source = _SOURCES[task][metric]
@@ -124,6 +132,8 @@ def read_clip_values(folder: Path, task: str, metric: str) -> dict[str, float]:
         sums[key if isinstance(key, str) else "\n".join(key)] += source.count(*values)
     keys = sorted(sums)
     part, whole = np.array([sums[key] for key in keys]).reshape(-1, 2).T
+    if not (np.isfinite(part) & np.isfinite(whole)).all():
+        raise DamagedError(f"{path}: the {metric} of a clip is not a finite number", REMOVE)
     if not whole.any():
         raise ValueError(f"{path}: there is nothing of which {metric} could be a share")
     return dict(zip(keys, spread_ratio(part, whole).tolist(), strict=True))

@@ -6,10 +6,9 @@ the interval wider than it must be: a difference that is found is one. Of many n
 most; `far` are those that differ even if the interval is widened for the number of comparisons (Bonferroni).
 """
 
-import csv
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -17,13 +16,14 @@ from typing import Any
 
 from stm.config import Section
 from stm.layout import Layout
-from stm.report.reference import ComparisonError, read_provenance
+from stm.report.pairs import count
+from stm.report.reference import ComparisonError, read_provenance, read_rows, without_folders
+from stm.stages.provenance import show
 
 # What identifies a row of a table; rows of the config's own tables are identified by their label.
 _ROW_KEYS = {
     "results": ("run", "dataset"),
     "mask_quality": ("dataset", "guide", "source", "ratio"),
-    "expectations": ("expected",),
 }
 # Which compare numbers of other tables, or hold none with an interval.
 _LEFT_OUT = ("expectations", "per_class", "quarantine")
@@ -75,7 +75,7 @@ def read_numbers(folder: Path) -> dict[Place, Number]:
     """Read all numbers with an interval from the tables of a results folder.
 
     Raises:
-        ComparisonError: there are no tables.
+        ComparisonError: there are no tables, or one is damaged.
     """
     paths = sorted(Layout(folder).tables.glob("*.csv"))
     if not paths:
@@ -86,17 +86,27 @@ def read_numbers(folder: Path) -> dict[Place, Number]:
     numbers: dict[Place, Number] = {}
     for path in paths:
         if path.stem not in _LEFT_OUT:
-            with path.open(encoding="utf-8", newline="") as file:
-                header, *rows = list(csv.reader(file)) or [[]]
+            header, rows = read_rows(path)
+            found: Counter[str] = Counter()
             for row in rows:
                 cells = dict(zip(header, row, strict=True))
                 name = " ".join(cells[key] for key in _ROW_KEYS.get(path.stem, ("row",)) if cells.get(key))
-                numbers |= {(path.stem, name, column): number for column, number in _read_row(header, row)}
+                found[name] += 1
+                if found[name] > 1:  # rows of a config's table may have equal labels
+                    name = f"{name} ({found[name]})"
+                try:
+                    numbers |= {(path.stem, name, column): number for column, number in _read_row(header, row)}
+                except ValueError as error:
+                    raise ComparisonError(f"{path}: row {name!r}: {error}; make the report again") from error
     return numbers
 
 
 def _read_row(header: Sequence[str], row: Sequence[str]) -> Iterator[tuple[str, Number]]:
-    """Yield the numbers of a row with an interval: X, [X_deviation, X_seeds,] X_low and X_high follow each other."""
+    """Yield the numbers of a row with an interval: X, [X_deviation, X_seeds,] X_low and X_high follow each other.
+
+    Raises:
+        ValueError: a cell is not a finite number.
+    """
     for place, key in enumerate(header):
         stem = key.removesuffix("_low")
         if stem == key or f"{stem}_high" not in header[place + 1 : place + 2]:
@@ -104,10 +114,20 @@ def _read_row(header: Sequence[str], row: Sequence[str]) -> Iterator[tuple[str, 
         seeds = None
         at = place - 1
         if header[at] == f"{stem}_seeds":
-            seeds, at = int(row[at] or 0), at - 2  # before the seeds: the deviation
+            seeds, at = int(_finite(header[at], row[at] or "0")), at - 2  # before the seeds: the deviation
         if row[at] and row[place] and row[place + 1]:
-            value, low, high = (float(row[column]) for column in (at, place, place + 1))
+            value, low, high = (_finite(header[column], row[column]) for column in (at, place, place + 1))
             yield header[at].removesuffix("_mean"), Number(value, low, high, seeds)
+
+
+def _finite(column: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{column} is {text!r} instead of a finite number")
+    return value
 
 
 def compare(mine: Mapping[Place, Number], reference: Mapping[Place, Number]) -> list[Difference]:
@@ -138,26 +158,32 @@ def _judge(pair: Difference, widening: float) -> str:
 def config_differences(mine: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str]:
     """List the keys that both configs have and on which numbers depend, with both values, where they differ.
 
+    Keys that only one has are of another version, or of runs and evaluations that the other lacks. Of paths, the last names
+    are compared.
+
     Args:
         mine, reference: the configs as in `provenance.json`.
     """
-    own, other = dict(_flatten(mine)), dict(_flatten(reference))
-    return [
-        f"{key} is {own[key]}, in the reference {other[key]}" for key in own if other.get(key, own[key]) != own[key]
-    ]
+    neutral = _neutral_keys()
+    found: list[tuple[str, Any, Any]] = []
+    for key in [key for key in mine if key in reference and key not in {*neutral, *_NOT_DECISIVE}]:
+        found += _changed(key, without_folders(mine[key]), without_folders(reference[key]), neutral)
+    return [f"{key} is {show(own)}, in the reference {show(other)}" for key, own, other in found]
 
 
-def _flatten(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        neutral = _neutral_keys() | (set(_NOT_DECISIVE) if not path else set())
-        for key, part in value.items():
-            if key not in neutral:
-                yield from _flatten(part, (*path, str(key)))
-    elif isinstance(value, list) and any(isinstance(part, Mapping) for part in value):
-        for number, part in enumerate(value):
-            yield from _flatten(part, (*path, str(number)))
-    else:
-        yield ".".join(path), value
+def _changed(path: str, own: Any, other: Any, neutral: Container[str]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the innermost keys with different values; a section that only one of both has is such a value."""
+    if isinstance(own, Mapping) and isinstance(other, Mapping):
+        for key in own:
+            if key in other and key not in neutral:
+                yield from _changed(f"{path}.{key}", own[key], other[key], neutral)
+    elif isinstance(own, list) and isinstance(other, list) and any(isinstance(part, Mapping) for part in own + other):
+        if len(own) != len(other):
+            yield path, own, other
+        for number, (part, theirs) in enumerate(zip(own, other, strict=False)):
+            yield from _changed(f"{path}.{number}", part, theirs, neutral)
+    elif own != other:
+        yield path, own, other
 
 
 def _neutral_keys() -> set[str]:
@@ -216,7 +242,8 @@ def _difference(each: Difference) -> str:
 def _verdict(each: Difference) -> str:
     if each.mine is None or each.reference is None or each.mine.seeds == each.reference.seeds:
         return each.verdict
-    return f"{each.verdict} ({each.mine.seeds} seeds, in the reference {each.reference.seeds})"
+    seeds = count(each.mine.seeds or 0, "seed")
+    return f"{each.verdict} ({seeds}, in the reference {each.reference.seeds})"
 
 
 def summarise(differences: Sequence[Difference]) -> str:
@@ -234,6 +261,12 @@ def summarise(differences: Sequence[Difference]) -> str:
         sentences.append(f"{counts['missing']} numbers of the reference are missing here.")
     if counts["new"]:
         sentences.append(f"{counts['new']} numbers here are not in the reference.")
+    seeds = [(each.mine.seeds, each.reference.seeds) for each in differences if each.mine and each.reference]
+    if single := sum(1 in pair for pair in seeds):
+        sentences.append(
+            f"{single} {'comes' if single == 1 else 'come'} from one seed, whose interval does not contain how trainings vary: "
+            "another seed, or rounding on another machine, may make more of them differ."
+        )
     return " ".join(sentences)
 
 

@@ -1,5 +1,6 @@
 """Values per clip of metrics that are ratios of sums: their mean and their variance."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +66,12 @@ def test_a_table_of_an_earlier_version_is_named(tmp_path: Path) -> None:
     write_table(tmp_path / "predictions.parquet", table, {})
     with pytest.raises(DamagedError, match="0 columns `correct`, needs exactly 1"):
         read_clip_values(tmp_path, "multiple_choice", "accuracy")
+
+
+@pytest.mark.parametrize(("task", "metric"), [("captioning", "cider"), ("mask_persistence", "kept_share")])
+def test_values_that_are_no_numbers_are_named(tmp_path: Path, task: str, metric: str) -> None:
+    write_table(tmp_path / "predictions.parquet", pa.table({"key": ["a", "b"], "cider": [0.5, math.nan]}), {})
+    numbers = {name: pa.array(values, pa.int32()) for name, values in {"kept": [1, 1], "visible": [2, 0]}.items()}
+    write_table(tmp_path / "kept.parquet", pa.table({"key": ["a", "b"], **numbers}), {})
+    with pytest.raises(DamagedError, match=f"the {metric} of a clip is not a finite number; remove it"):
+        read_clip_values(tmp_path, task, metric)

@@ -13,13 +13,16 @@ from PIL import Image
 from report_study import make_study
 
 from stm.cli import main
-from stm.config import Config, load_config
+from stm.config import Config, load_config, parse_config
+from stm.evaluation.metrics import wilson_interval
 from stm.layout import Layout
 from stm.report import build_report, reference, write_table
-from stm.report.compare import Difference, Number, compare, config_differences, read_numbers
+from stm.report.compare import Difference, Number, agrees, compare, config_differences, read_numbers
 from stm.report.reference import ComparisonError, keep_reference, shape_problems
+from stm.report.results import provenance as described_results
+from stm.report.results.records import MetricValue, over_seeds
 from stm.storage.files import write_json
-from stm.storage.shipped import shipped
+from stm.storage.shipped import NotShippedError, shipped
 
 ROOT = Path(__file__).parents[2]
 KEPT = sorted(path.parent for path in (ROOT / "results/reference").glob("*/provenance.json"))
@@ -91,7 +94,12 @@ def test_tables_figures_and_provenance_are_kept(finished: Config, kept: Path) ->
             path.name: path.read_bytes() for path in (results / folder).iterdir()
         }
     provenance = json.loads((kept / "provenance.json").read_text())
-    assert provenance["config"] == finished.model_dump(mode="json") and provenance["file"] is None
+    config = json.dumps(finished.model_dump(mode="json"))
+    # The two paths of this machine, which are not published.
+    for folder in (results.parents[1], ROOT / "stm/assets"):
+        assert f"{folder}/" in config
+        config = config.replace(f"{folder}/", "")
+    assert provenance["config"] == json.loads(config) and provenance["file"] is None
     assert {"Code", "Python", "torch", "Platform", "Packages", "Cores"} == set(provenance["environment"])
     assert sorted(path.name for path in kept.iterdir()) == ["figures", "provenance.json", "tables"]
 
@@ -126,6 +134,81 @@ def test_a_reference_is_replaced_and_nothing_else_is(mine: Path, kept: Path, tmp
         keep_reference(mine, tmp_path / "papers")
 
 
+def test_no_other_results_are_replaced(mine: Path, kept: Path, tmp_path: Path) -> None:
+    """Another study's results, which have a provenance, too, and the results and the reference themselves."""
+    other = shutil.copytree(mine, tmp_path / "other")
+    (other / "pretrain").mkdir(exist_ok=True)
+    files = sorted(path for folder in (other, mine, kept) for path in folder.rglob("*"))
+    for results, target in (
+        (mine, other),
+        (mine, mine),
+        (mine, mine / "../made"),
+        (kept, kept),
+        (mine, mine / "report.html"),
+    ):
+        with pytest.raises(ComparisonError, match="name another"):
+            keep_reference(results, target)
+    assert sorted(path for folder in (other, mine, kept) for path in folder.rglob("*")) == files
+    assert (keep_reference(kept, tmp_path / "again") / "provenance.json").read_bytes() == (
+        kept / "provenance.json"
+    ).read_bytes()
+
+
+def test_an_old_reference_stays_if_the_new_one_cannot_be_made(mine: Path, kept: Path) -> None:
+    (mine / "figures/damaged.png").write_bytes(bytes(reference.LARGE + 1))
+    with pytest.raises(OSError, match=r"damaged\.png"):
+        keep_reference(mine, kept)
+    assert shape_problems(kept, load_provenance_config(kept)) == []
+
+
+def test_a_reference_of_the_current_folder_is_beside_it(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(mine)
+    assert keep_reference(Path()) == mine.parent / "reference/made"
+
+
+def test_tables_of_an_earlier_config_are_not_kept(mine: Path) -> None:
+    (mine / "tables/earlier.csv").write_text("row\n")
+    (mine / "tables/notes").mkdir()
+    names = {path.name for path in (keep_reference(mine) / "tables").iterdir()}
+    assert "main.csv" in names and not names & {"earlier.csv", "notes"}
+
+
+def test_no_folder_of_the_machine_is_kept(mine: Path) -> None:
+    path = mine / "provenance.json"
+    provenance = json.loads(path.read_text())
+    provenance["config"] |= {"results": "/home/me/results", "text": {"model": "local-dir:~/models/clip"}}
+    path.write_text(json.dumps(provenance))
+    table = mine / "tables/quarantine.csv"
+    table.write_text(table.read_text() + "frames,a,a.mp4,unreadable,drop,false,cannot open '/home/me/a.mp4'\n")
+    kept = keep_reference(mine)
+    texts = [path.read_text() for path in (kept / "provenance.json", *kept.glob("tables/*"))]
+    assert not any("/home" in text or "~/" in text for text in texts)
+    config = json.loads(texts[0])["config"]
+    assert (config["results"], config["text"]["model"]) == ("results", "local-dir:clip")
+    assert "cannot open 'a.mp4'" in (kept / "tables/quarantine.csv").read_text()
+    assert main(["compare", str(mine), "--with", str(kept)]) == 0  # elsewhere, the same folder is at another place
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("/data/ssv2", "ssv2"),
+        ("file:///home/me/x", "file:x"),
+        ("ViT-B-16@/home/me/My Models/w.pt", "ViT-B-16@My Models/w.pt"),
+        *(
+            (text, text)
+            for text in ("models/clip", "top-1/top-5", "a / b", "</b>", "https://arxiv.org/abs/1", "../videos")
+        ),
+    ],
+)
+def test_paths_are_reduced_to_their_last_name(text: str, same: str) -> None:
+    assert reference.without_folders({"key": [text]}) == {"key": [same]}
+
+
+def load_provenance_config(folder: Path) -> Config:
+    return parse_config(json.loads((folder / "provenance.json").read_text())["config"])
+
+
 def test_incomplete_results_are_no_reference(mine: Path) -> None:
     change(mine, "results", "tube", linear_seeds=2)
     with pytest.raises(ComparisonError, match="tube has 2 instead of 3 linear_seeds"):
@@ -151,6 +234,21 @@ def test_the_shape_of_tables_follows_the_config(finished: Config, kept: Path) ->
     assert any(
         "main.csv: its rows are Tube, Text instead of Random, Text" in line for line in shape_problems(kept, rows)
     )
+
+
+def test_results_are_described_without_the_files_that_come_with_stm(
+    finished: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the package was copied by hand: its configs cannot be searched for this one."""
+
+    def missing(name: str = "") -> Path:
+        if name:
+            raise NotShippedError(name)
+        return ROOT
+
+    monkeypatch.setattr(described_results, "shipped", missing)
+    described = described_results.describe_results(finished, described_results.Provenance([], [], {}, {}))
+    assert described["file"] is None and described["config"] == finished.model_dump(mode="json")
 
 
 # ------------------------------------------------------------------------------------------------- comparing
@@ -228,7 +326,7 @@ def test_fewer_seeds_and_missing_numbers_are_said(mine: Path, kept: Path, capsys
     (mine / "tables/main.csv").unlink()
     assert main(["compare", str(mine), "--with", str(kept)]) == 1
     printed = capsys.readouterr().out
-    assert "agrees (1 seeds, in the reference 3)" in printed and "numbers of the reference are missing here" in printed
+    assert "agrees (1 seed, in the reference 3)" in printed and "numbers of the reference are missing here" in printed
 
 
 def test_another_config_is_an_error_that_names_the_keys(
@@ -251,6 +349,90 @@ def test_keys_that_change_no_number_are_the_same_config(finished: Config) -> Non
     del other["prices"]  # an older version had no such key
     other["pretrain"]["tube"]["seeds"] = [5]
     assert config_differences(other, config) == ["pretrain.tube.seeds is [5], in the reference []"]
+
+
+def test_a_section_that_one_config_lacks_is_another_config() -> None:
+    base = {"pretrain": {"tube": {"contrast": None, "mask": {"ratio": 0.9}, "stages": [{"size": 1}]}}, "seed": 0}
+    changed = {"pretrain": {"tube": {"contrast": {"weight": 1.0}, "mask": {"ratio": 0.9}, "stages": []}}, "seed": 1}
+    assert config_differences(base, changed) == [
+        'pretrain.tube.contrast is null, in the reference {"weight": 1.0}',
+        'pretrain.tube.stages is [{"size": 1}], in the reference []',
+        "seed is 0, in the reference 1",
+    ]
+    assert config_differences({"text": {"model": "/a/clip"}}, {"text": {"model": "/b/clip"}}) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "results.csv: is empty"),
+        ("run,a,a_low,a_high\ntube,1,0\n", "results.csv: line 2 has 3 cells instead of 4"),
+        ("run,a,a_low,a_high\ntube,nan,0,1\n", "results.csv: row 'tube': a is 'nan' instead of a finite number"),
+        ("run,a,a_low,a_high\ntube,1,zero,1\n", "results.csv: row 'tube': a_low is 'zero' instead of"),
+        ("run,a,a_deviation,a_seeds,a_low,a_high\ntube,1,0,x,0,2\n", "row 'tube': a_seeds is 'x' instead of"),
+        ('run,a,a_low,a_high\n"tube,1,0,1\n', "results.csv: is not a CSV table"),
+        (b"run,a\n\xff,1\n", "results.csv: is not a CSV table in UTF-8"),
+    ],
+)
+def test_damaged_tables_are_named(
+    mine: Path, kept: Path, capsys: pytest.CaptureFixture[str], text: str | bytes, message: str
+) -> None:
+    (mine / "tables/results.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert main(["compare", str(mine), "--with", str(kept)]) == 2
+    assert message in capsys.readouterr().err
+    assert main(["reference", str(mine)]) == 2
+    assert "results.csv" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"config": 1}', '{"config": {}}'])
+def test_a_damaged_provenance_is_named(mine: Path, kept: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    (mine / "provenance.json").write_text(text)
+    for command in (["compare", str(mine), "--with", str(kept)], ["reference", str(mine)]):
+        assert main(command) == 2
+        assert "made/provenance.json: " in (printed := capsys.readouterr().err) and "make the report again" in printed
+
+
+def test_rows_of_equal_labels_are_all_compared(mine: Path) -> None:
+    (mine / "tables/main.csv").write_text("row,a,a_low,a_high\nTube,1,0,2\nTube,3,2,4\n")
+    numbers = read_numbers(mine)
+    assert (numbers["main", "Tube", "a"].value, numbers["main", "Tube (2)", "a"].value) == (1, 3)
+
+
+def test_numbers_of_one_seed_are_said_to_be(mine: Path, kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in (mine, kept):
+        change(folder, "results", "tube", linear_seeds=1)
+    assert main(["compare", str(mine), "--with", str(kept)]) == 0
+    assert "1 comes from one seed, whose interval does not contain how trainings vary" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_equal_studies_agree(seeds: int) -> None:
+    """Of 60 pairs of studies with 30 numbers, whose seeds and clips differ, at most one in twenty is told to differ."""
+    rng, alarms = np.random.default_rng(0), 0
+
+    def draw() -> Number:
+        values = rng.binomial(300, np.clip(rng.normal(0.4, 0.03, seeds), 0, 1)) / 300
+        measured = over_seeds([MetricValue("top-1", p, wilson_interval(300 * p, 300), 0.1) for p in values])
+        low, high = measured.interval or (0.0, 0.0)
+        return Number(measured.mean, low, high, seeds)
+
+    for _ in range(60):
+        studies = [{("results", "run", str(number)): draw() for number in range(30)} for _ in range(2)]
+        alarms += not agrees(compare(*studies))
+    assert alarms / 60 <= 0.05
+
+
+def test_a_reference_is_not_compared_with_itself(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(mine), "--with", str(mine / "../made")]) == 2
+    assert "is the reference itself" in capsys.readouterr().err
+
+
+def test_results_are_not_taken_for_their_own_reference(
+    mine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(mine.parent)
+    assert main(["compare", "made"]) == 2
+    assert "no reference results of 'made'" in capsys.readouterr().err
 
 
 def test_what_is_missing_is_said_with_what_to_do(

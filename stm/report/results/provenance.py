@@ -25,7 +25,7 @@ from stm.stages.jobs import Jobs
 from stm.stages.journey import all_stages
 from stm.storage.files import read_json, sha256_file, write_bytes
 from stm.storage.receipts import library_versions
-from stm.storage.shipped import shipped
+from stm.storage.shipped import NotShippedError, shipped
 from stm.storage.tables import read_receipt
 
 
@@ -87,9 +87,13 @@ def collect_provenance(study: Study, layout: Layout) -> Provenance:
 def describe_results(config: Config, provenance: Provenance) -> dict[str, Any]:
     """Return what a later comparison must know of results: the config, what they were made with, and how long it took.
 
-    `file` is the name of the config that comes with stm, if it is one.
+    `environment` is that of the report: stages may have run earlier, with other code, or on other machines; `versions` are those
+    in the stages' receipts. `file` is the name of the config that comes with stm, if it is one.
     """
-    file = find_config_file(config, shipped("config"))
+    try:
+        file = find_config_file(config, shipped("config"))
+    except NotShippedError:  # which is no reason to have no report
+        file = None
     return {
         "config": config.model_dump(mode="json"),
         "file": None if file is None else file.stem,
@@ -132,7 +136,8 @@ def describe_code(root: Path) -> str:
     if not commit:
         return f"{version}, not from a git checkout"
     changes = _git(root, "status", "--porcelain", "--untracked-files=no")
-    return f"{version}, commit {commit}" + (", with uncommitted changes" if changes else "")
+    state = ", with unknown changes" if changes is None else ", with uncommitted changes" if changes else ""
+    return f"{version}, commit {commit}{state}"
 
 
 def _git(root: Path, *arguments: str) -> str | None:

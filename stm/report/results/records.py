@@ -77,8 +77,16 @@ class Measurement:
 
 
 def student_quantile(freedom: float) -> float:
-    """The 97.5 % quantile of Student's t distribution; above 30 degrees of freedom, that of 30, which is larger."""
-    return _T_QUANTILES[min(int(freedom), 30) - 1]
+    """The 97.5 % quantile of Student's t distribution; above 30 degrees of freedom, that of 30, which is larger.
+
+    Args:
+        freedom: degrees of freedom, at least 1; between two integers, the quantile is interpolated over their reciprocals.
+    """
+    below = min(int(freedom), 30)
+    if below == 30 or below == freedom:
+        return _T_QUANTILES[below - 1]
+    weight = (1 / below - 1 / freedom) * below * (below + 1)
+    return (1 - weight) * _T_QUANTILES[below - 1] + weight * _T_QUANTILES[below]
 
 
 def over_seeds(numbers: Sequence[MetricValue]) -> Measurement:

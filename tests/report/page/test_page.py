@@ -206,6 +206,8 @@ def test_code_is_named_by_its_commit_and_changes_are_admitted(tmp_path: Path) ->
     assert describe_code(tmp_path).endswith(f"commit {commit}")
     (tmp_path / "file").write_text("2")
     assert describe_code(tmp_path).endswith(f"commit {commit}, with uncommitted changes")
+    (tmp_path / ".git/index").write_bytes(b"damaged")  # `git status` fails, as it does when it takes too long
+    assert describe_code(tmp_path).endswith(f"commit {commit}, with unknown changes")
 
 
 @pytest.mark.slow
