@@ -96,9 +96,9 @@ def test_tables_figures_and_provenance_are_kept(finished: Config, kept: Path) ->
     provenance = json.loads((kept / "provenance.json").read_text())
     config = json.dumps(finished.model_dump(mode="json"))
     # The two paths of this machine, which are not published.
-    for folder in (results.parents[1], ROOT / "stm/assets"):
-        assert f"{folder}/" in config
-        config = config.replace(f"{folder}/", "")
+    for place in (results.parents[1], ROOT / "stm/assets"):
+        assert f"{place}/" in config
+        config = config.replace(f"{place}/", "")
     assert provenance["config"] == json.loads(config) and provenance["file"] is None
     assert {"Code", "Python", "torch", "Platform", "Packages", "Cores"} == set(provenance["environment"])
     assert sorted(path.name for path in kept.iterdir()) == ["figures", "provenance.json", "tables"]
