@@ -125,15 +125,6 @@ def detectable(spread: Spread, seeds: int, clips: int) -> float:
     return (quantile * (1 - 1 / (4 * freedom)) + _POWER_QUANTILE * width) * deviation
 
 
-def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Difference:
-    """The difference of two runs, and its 95 % interval over seeds and clips; see `mean_of`.
-
-    Args:
-        first, second: [S, n] whether a run is right, by seed and clip.
-    """
-    return mean_of(first.astype(np.float64) - second)
-
-
 def mean_of(x: NDArray[np.float64]) -> Difference:
     """The mean of x, and its 95 % interval over seeds and clips.
 

@@ -10,7 +10,7 @@ import yaml
 
 from stm.cli import main
 from stm.config import load_config
-from stm.report.pairs import Spread, compare_runs, detectable, expected_spread, mean_of, paired_difference, plan
+from stm.report.pairs import Difference, Spread, compare_runs, detectable, expected_spread, mean_of, plan
 from stm.report.results.evaluations import ReportError
 from stm.report.results.records import student_quantile
 from stm.storage.tables import write_table
@@ -21,6 +21,11 @@ def answers(first_alone: int, second_alone: int, both: int, neither: int) -> tup
     first = [1] * first_alone + [0] * second_alone + [1] * both + [0] * neither
     second = [0] * first_alone + [1] * second_alone + [1] * both + [0] * neither
     return np.array([first], bool), np.array([second], bool)
+
+
+def paired_difference(first: np.ndarray, second: np.ndarray) -> Difference:
+    """The difference of two runs, [S, n] whether each is right."""
+    return mean_of(first.astype(np.float64) - second)
 
 
 def test_one_seed_is_the_interval_of_mcnemars_pairs() -> None:
