@@ -90,7 +90,11 @@ class FigureSpec(Section):
         "is computed from, such as STM's points and blobs",
     )
     clips: int = field(2, "`clips`: number of clips", "clips", ge=1, le=16)
-    metric: str = field("loss", "`losses`: a metric in metrics.jsonl, such as loss, reconstruction or contrast")
+    metric: str | None = field(
+        None,
+        "`losses`: a metric in metrics.jsonl, such as reconstruction or contrast, by default loss; `bars`: a metric in the "
+        "evaluations' metrics.json, by default the tasks' headline metrics",
+    )
     tasks: tuple[Name, ...] = field((), "`bars`, `persistence`: names of evaluations")
 
     @model_validator(mode="after")
@@ -120,10 +124,14 @@ class _Expectation(Section):
 
 
 class ExpectedScore(_Expectation):
-    """An expected headline metric of an evaluation of a run."""
+    """An expected metric of an evaluation of a run."""
 
     run: Name = field(..., "a pretraining run")
-    evaluation: Name = field(..., "an evaluation of the run, of which the headline metric is taken")
+    evaluation: Name = field(..., "an evaluation of the run")
+    metric: str | None = field(
+        None,
+        "a metric in its metrics.json, such as dual_encoder.text_to_video.r10; by default the task's headline metric",
+    )
     above: float | Name | None = field(
         None, "lower bound: `chance`, another run, or a number as in metrics.json (0.3 for 30 %)"
     )

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from stm.config.report import ExpectedCoverage, ExpectedScore
 from stm.report.comparison import Entry, side
 from stm.report.pairs import UNREADABLE, Difference, NotPairedError, compare_runs, seed_of
-from stm.report.results.records import RunGroup, Study
-from stm.report.tables import MISSING, Cell, Table, camera_title, column_title, headline_of, text_cell
+from stm.report.results.evaluations import ReportError, read_measurement
+from stm.report.results.records import Measurement, RunGroup, Study
+from stm.report.tables import MISSING, Cell, Table, camera_title, column_title, metric_of, text_cell
 
 OUTCOMES = ("held", "not told apart", "did not hold", "not measured")
 
@@ -94,7 +95,7 @@ def count_outcomes(table: Table) -> str:
 def _compare_scores(study: Study, groups: Mapping[str, RunGroup], expected: ExpectedScore) -> Comparison:
     config, task = study.config, expected.evaluation
     limit = expected.above if expected.below is None else expected.below
-    score = groups[expected.run].score(task) if expected.run in groups else None
+    score = _measure(study, groups, expected.run, expected)
     pairs, unpaired = None, ""
     bound: Entry | None
     if not isinstance(limit, str):
@@ -102,13 +103,14 @@ def _compare_scores(study: Study, groups: Mapping[str, RunGroup], expected: Expe
     elif limit == "chance":
         bound = _fixed(score.chance if score else None)
     else:
-        other = groups[limit].score(task) if limit in groups else None
+        other = _measure(study, groups, limit, expected)
         bound = other.entry(limit) if other else None
         if score and other:
-            pairs, unpaired = _pair(study, task, groups[expected.run], groups[limit])
+            pairs, unpaired = _pair(study, expected, groups[expected.run], groups[limit])
+    metric = metric_of(config, task, expected.metric)
     return Comparison(
-        what=f"{expected.run}: {column_title(config, task)}",
-        scale=headline_of(config, task).scale,
+        what=f"{expected.run}: {column_title(config, task, expected.metric)}",
+        scale=metric.scale,
         measured=score.entry(expected.run) if score else None,
         limit=limit if isinstance(limit, str) else "",
         bound=bound,
@@ -118,12 +120,27 @@ def _compare_scores(study: Study, groups: Mapping[str, RunGroup], expected: Expe
     )
 
 
-def _pair(study: Study, task: str, first: RunGroup, second: RunGroup) -> tuple[Difference | None, str]:
+def _measure(study: Study, groups: Mapping[str, RunGroup], run: str, expected: ExpectedScore) -> Measurement | None:
+    """A run's number over the seeds that have been evaluated; None if none has, or if they lack the metric."""
+    task = expected.evaluation
+    evaluated = (
+        [instance.name for instance in groups[run].instances if task in instance.evaluations] if run in groups else []
+    )
+    if not evaluated:
+        return None
+    try:
+        return read_measurement(study.config, run, task, expected.metric, evaluated)
+    except ReportError as error:
+        study.own.problems.append(f"{task} of {run}: {error}")
+        return None
+
+
+def _pair(study: Study, expected: ExpectedScore, first: RunGroup, second: RunGroup) -> tuple[Difference | None, str]:
     """The paired difference of two measured runs; None, and why not in few words, if they cannot be paired.
 
     Of runs with several seeds, at least two must be common: one says nothing about other seeds, unlike the runs' intervals.
     """
-    config = study.config
+    config, task = study.config, expected.evaluation
     seeds = [
         {seed_of(config, run.name) for run in group.instances if task in run.evaluations} for group in (first, second)
     ]
@@ -131,7 +148,7 @@ def _pair(study: Study, task: str, first: RunGroup, second: RunGroup) -> tuple[D
     if len(common) < min(2, max(map(len, seeds))):
         return None, f"{len(common) or 'no'} common seed"
     try:
-        return compare_runs(config, task, [first.name, second.name], seeds=common), ""
+        return compare_runs(config, task, [first.name, second.name], expected.metric, common), ""
     except NotPairedError as error:
         if error.reason == UNREADABLE:
             study.own.problems.append(f"{task} of {first.name} and {second.name}: {error}")

@@ -235,10 +235,15 @@ def headline_of(config: Config, task: str) -> Metric:
     return TASKS[config.evaluate[task].task].headline
 
 
-def column_title(config: Config, task: str) -> str:
-    """Return a column title such as `Linear probe, top-1 %`."""
-    headline = headline_of(config, task)
-    return f"{title(task)}, {headline.label} {headline.unit}".rstrip()
+def metric_of(config: Config, task: str, name: str | None) -> Metric:
+    """Return a metric of an evaluation's task by its dotted key in metrics.json; None: the headline."""
+    return headline_of(config, task) if name is None else TASKS[config.evaluate[task].task].metric(name)
+
+
+def column_title(config: Config, task: str, metric: str | None = None) -> str:
+    """Return a column title such as `Linear probe, top-1 %`; the metric is the headline, or named as for `metric_of`."""
+    shown = metric_of(config, task, metric)
+    return f"{title(task)}, {shown.label} {shown.unit}".rstrip()
 
 
 def per_class_table(config: Config, groups: Sequence[RunGroup]) -> Table:

@@ -62,6 +62,17 @@ def test_bounds_are_shown_with_their_intervals(made_results: Config) -> None:
     assert count_outcomes(table) == "Of 3 expectations, 2 held, 1 is not told apart."
 
 
+def test_another_metric_than_the_headline_can_be_expected(made_results: Config) -> None:
+    """As in a table's column; one that the evaluation lacks is a problem that the page lists."""
+    (row,) = expect(made_results, {**SCORE, "metric": "top5", "above": 0.9}).rows
+    assert (row[2].text, row[-1].text) == ("100.0", "text: Fine-tuning, top-5 %")
+    entries = [{"says": "x", **SCORE, "metric": "top9", "above": "tube"}]
+    config = make_config(Path(made_results.results), report={"expect": entries})
+    study = collect_study(config, Layout.of(config))
+    (row,) = expectations_table(study, study.groups).rows
+    assert row[1].text == "not measured" and len(study.own.problems) == 2 and "has no top9" in study.own.problems[0]
+
+
 def write_answers(config: Config, instance: str, correct: np.ndarray, first_clip: int = 0) -> None:
     """The predictions of fine-tuning: whether each clip is classified correctly."""
     clips = range(first_clip, first_clip + len(correct))

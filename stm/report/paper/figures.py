@@ -46,8 +46,9 @@ def read_curve(config: Config, instance: str, metric: str) -> Curve:
 def draw_losses(config: Config, name: str) -> Figure:
     """Draw the figure `name`: for each run, the mean curve and the range over its seeds."""
     spec = config.figures[name]
+    metric = spec.metric or "loss"
     curves = {
-        label: [read_curve(config, instance, spec.metric) for instance in config.instances(run)]
+        label: [read_curve(config, instance, metric) for instance in config.instances(run)]
         for label, run in spec.runs.items()
     }
     with mpl.rc_context(STYLE):
@@ -63,7 +64,7 @@ def draw_losses(config: Config, name: str) -> Figure:
             values = [running_mean([logged[step] for step in steps], 0.02) for logged in by_step]
             plot_mean_and_range(axes, steps, values, label, 1.6, style_of(config, spec.runs[label]))
             smoothed += values
-        axes.set(xlabel="Optimiser step", ylabel=_name_metric(spec.metric) + fit_axis(axes, smoothed))
+        axes.set(xlabel="Optimiser step", ylabel=_name_metric(metric) + fit_axis(axes, smoothed))
         axes.set_title(spec.title, fontsize=10, loc="left")
         axes.grid(axis="y")
         axes.margins(x=0.01)
@@ -92,7 +93,8 @@ def draw_bars(config: Config, name: str) -> Figure:
     """
     spec = config.figures[name]
     measurements = {
-        task: {label: read_measurement(config, run, task) for label, run in spec.runs.items()} for task in spec.tasks
+        task: {label: read_measurement(config, run, task, spec.metric) for label, run in spec.runs.items()}
+        for task in spec.tasks
     }
     with mpl.rc_context(STYLE):
         figure = new_figure(3.4)
@@ -101,7 +103,7 @@ def draw_bars(config: Config, name: str) -> Figure:
             styles = {label: style_of(config, run) for label, run in spec.runs.items()}
             _draw_group(axes, group, bars, styles, named=group == 0)
         axes.set_xticks(range(len(measurements)), list(measurements))
-        axes.set(ylabel=_name_headlines(measurements))
+        axes.set(ylabel=_name_metrics(measurements))
         axes.set_title(spec.title, fontsize=10, loc="left")
         axes.tick_params(axis="x", length=0, labelcolor=INK)
         axes.grid(axis="y")
@@ -143,8 +145,8 @@ def _percent(share: float | None) -> float:
     return math.nan if share is None else 100 * share
 
 
-def _name_headlines(measurements: Mapping[str, Mapping[str, Measurement]]) -> str:
-    """Return an axis label such as `Top-1, %`; lists every headline metric if the evaluations have different ones."""
+def _name_metrics(measurements: Mapping[str, Mapping[str, Measurement]]) -> str:
+    """Return an axis label such as `Top-1, %`; lists every metric if the evaluations have different ones."""
     first = [next(iter(bars.values())) for bars in measurements.values()]
     names = dict.fromkeys(", ".join(filter(None, (bar.label, bar.unit))) for bar in first)
     return " or ".join(name[:1].upper() + name[1:] for name in names)

@@ -1,6 +1,6 @@
 """Read `metrics.json`: the headline metric for the page, any metric for the config's tables and figures."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,23 @@ class ReportError(ValueError):
     """A result is missing or cannot be shown; the message names the file and the command that creates it."""
 
 
-def read_measurement(config: Config, run: str, task: str, metric: str | None = None) -> Measurement:
-    """Read one metric of an evaluation for all instances of a run.
+def read_measurement(
+    config: Config, run: str, task: str, metric: str | None = None, instances: Sequence[str] | None = None
+) -> Measurement:
+    """Read one metric of an evaluation over the instances of a run.
 
     Args:
         config: the study's config.
         run: name in the config's `pretrain`.
         task: name in the config's `evaluate`.
         metric: dotted key in metrics.json, such as `top5` or `text_to_video.r1`; None: the headline.
+        instances: those to read, at least one; None: all.
 
     Raises:
         ReportError: an evaluation is missing, cannot be read, or lacks the metric.
     """
-    return over_seeds([_read_metric(metrics, metric, path) for path, metrics in _read_seeds(config, run, task)])
+    read = _read_seeds(config, run, task, instances)
+    return over_seeds([_read_metric(metrics, metric, path) for path, metrics in read])
 
 
 def read_all_metrics(config: Config, run: str, task: str) -> list[Mapping[str, Any]]:
@@ -39,8 +43,10 @@ def read_all_metrics(config: Config, run: str, task: str) -> list[Mapping[str, A
     return [metrics for _, metrics in _read_seeds(config, run, task)]
 
 
-def _read_seeds(config: Config, run: str, task: str) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    for instance in config.instances(run):
+def _read_seeds(
+    config: Config, run: str, task: str, instances: Sequence[str] | None = None
+) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    for instance in config.instances(run) if instances is None else instances:
         path = Layout.of(config, config.dataset_of(instance)).evaluate(instance, task) / "metrics.json"
         if not path.exists():
             raise ReportError(f"{path} is missing; run `{_command(instance, task)}`, or the workflow")

@@ -56,6 +56,7 @@ def config(tmp_path: Path) -> Config:
         {"title": "Headline", "task": "captions"},
     ]
     rows = [{"label": name, "runs": name} for name in ("a", "b")]
+    bars = {"title": "Bars", "kind": "bars", "tasks": ["find"], "runs": {"A": "a", "B": "b"}}
     config = make_study_config(
         tmp_path,
         seeds=[],
@@ -66,7 +67,7 @@ def config(tmp_path: Path) -> Config:
             "captions": {"task": "captioning"},
         },
         tables={"both": {"title": "Both", "columns": columns, "rows": rows}},
-        figures={"bars": {"title": "Bars", "kind": "bars", "tasks": ["find"], "runs": {"A": "a", "B": "b"}}},
+        figures={"bars": bars, "dual_encoder": {**bars, "metric": "dual_encoder.text_to_video.r1"}},
     )
     for name, shift in (("a", 0.0), ("b", 0.1)):
         best = headline("reranked.text_to_video.r1", "text-to-video R@1", 0.5 + shift, interval=[0.4, 0.7], chance=0.2)
@@ -111,6 +112,8 @@ def test_tables_know_interval_and_direction_of_each_number(config: Config) -> No
 def test_bars_show_the_headline_by_its_name(config: Config) -> None:
     svg = to_svg(draw_bars(config, "bars"), "bars", "Bars")
     assert "Text-to-video R@1, %" in svg and ">60.0<" in svg
+    svg = to_svg(draw_bars(config, "dual_encoder"), "dual_encoder", "Bars")
+    assert ">20.0<" in svg and ">60.0<" not in svg
 
 
 def test_a_lower_headline_is_the_better_one_where_the_file_says_so(config: Config) -> None:
