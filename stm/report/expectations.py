@@ -122,12 +122,11 @@ def _compare_scores(study: Study, groups: Mapping[str, RunGroup], expected: Expe
 
 def _measure(study: Study, groups: Mapping[str, RunGroup], run: str, expected: ExpectedScore) -> Measurement | None:
     """A run's number over the seeds that have been evaluated; None if none has, or if they lack the metric."""
-    task = expected.evaluation
-    evaluated = (
-        [instance.name for instance in groups[run].instances if task in instance.evaluations] if run in groups else []
-    )
-    if not evaluated:
-        return None
+    group, task = groups.get(run), expected.evaluation
+    headline = group.score(task) if group else None
+    if group is None or headline is None or expected.metric is None:
+        return headline
+    evaluated = [instance.name for instance in group.instances if task in instance.evaluations]
     try:
         return read_measurement(study.config, run, task, expected.metric, evaluated)
     except ReportError as error:
